@@ -1,0 +1,81 @@
+# `make` alone prints this file's help. CI runs `make check` and nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Where pip finds torch. On a Linux machine without a GPU, the CPU wheel saves gigabytes:
+#   make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+CONFIG ?= training/demo/config.toml
+RUN ?= build/run
+BUNDLE ?= build/bundle
+LISTEN ?= 127.0.0.1:50051
+SOURCES := client/polyhead_client export/polyhead_export server/polyhead_server training/polyhead_training
+STUBS := proto/gen
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup proto train export serve test check bench lint format types contracts lint-proto package clean
+
+help:  ## print this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The stamp is newer than everything that decides what is installed, or the installation is done again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH_VERSION)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,training,export,client,demo,dev]'
+	touch $@
+
+setup: $(VENV)/.installed  ## make .venv and install everything, exactly as locked
+
+proto: setup  ## generate the committed stubs from proto/polyhead/v1
+	$(BIN)/python proto/generate.py $(STUBS)
+
+# A run is trained again only when its configuration or data changed; `make train` always trains.
+$(RUN)/run.json: $(CONFIG) $(wildcard $(dir $(CONFIG))*.jsonl) | setup
+	$(BIN)/polyhead-train $(CONFIG) --output-dir $(RUN)
+
+$(BUNDLE)/bundle.json: $(RUN)/run.json | setup
+	$(BIN)/polyhead-export $(RUN) $(BUNDLE)
+
+train: setup  ## train CONFIG (default: the demo model) into RUN
+	$(BIN)/polyhead-train $(CONFIG) --output-dir $(RUN)
+
+export: $(RUN)/run.json  ## export RUN into the verified bundle BUNDLE
+	$(BIN)/polyhead-export $(RUN) $(BUNDLE)
+
+serve: $(BUNDLE)/bundle.json  ## serve BUNDLE on LISTEN; installs, trains and exports first what is missing
+	exec $(BIN)/polyhead-serve $(BUNDLE) --listen $(LISTEN)
+
+test: setup  ## run the tests
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+check: lint types contracts test package  ## everything that CI runs
+
+lint: setup lint-proto  ## ruff, and buf on the contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lint-proto: setup
+	$(BIN)/python proto/generate.py --lint
+
+types: setup  ## mypy --strict on source and tests
+	$(BIN)/mypy $(SOURCES) tests bench proto/generate.py
+
+contracts: setup  ## import-linter: who may import what
+	$(BIN)/lint-imports
+
+package: setup  ## build the wheel, and check that each extra installs what it promises
+	$(BIN)/python -m build --wheel --outdir build/dist
+
+bench: setup  ## run the benchmarks
+	$(BIN)/python bench/serving.py --bundle $(BUNDLE)
+
+format: setup  ## let ruff format and mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what was built; keeps .venv
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

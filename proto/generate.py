@@ -1,0 +1,67 @@
+"""Generates the Python stubs from ``proto/polyhead/v1``, or lints the contract.
+
+Both go through the same protoc and the google.rpc definitions that ``googleapis-common-protos`` installs, so neither
+needs a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# COMMENTS beyond STANDARD: every element of the contract is documented. google/ is not ours.
+LINT = {"version": "v2", "lint": {"use": ["STANDARD", "COMMENTS"], "ignore": ["google"]}}
+
+
+def main() -> int:
+    """Runs the command line; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, nargs="?", help="folder for the stubs, such as proto/gen")
+    parser.add_argument("--lint", action="store_true", help="lint with buf instead of generating")
+    arguments = parser.parse_args()
+    if arguments.lint:
+        return lint()
+    if arguments.output is None:
+        parser.error("name the folder for the stubs, or --lint")
+    generate(arguments.output)
+    return 0
+
+
+def generate(output: Path) -> None:
+    """Writes ``*_pb2.py``, ``*_pb2.pyi``, ``*_pb2_grpc.py`` and ``*_pb2_grpc.pyi`` under ``output``."""
+    package = output / "polyhead"
+    shutil.rmtree(package, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    protoc("--python_out", "--grpc_python_out", "--mypy_out", "--mypy_grpc_out", output=output)
+    (package / "py.typed").touch()
+
+
+def lint() -> int:
+    """Holds the contract against buf's STANDARD and COMMENTS rules; returns buf's exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "image.binpb"
+        protoc("--include_imports", "--include_source_info", f"--descriptor_set_out={image}")
+        buf = Path(sys.executable).with_name("buf")
+        return subprocess.run([buf, "lint", image, "--config", json.dumps(LINT)], cwd=folder, check=False).returncode
+
+
+def protoc(*flags: str, output: Path | None = None) -> None:
+    """Runs protoc over all our files; a flag without a value is given ``output``."""
+    includes = [HERE, Path(str(metadata.distribution("googleapis-common-protos").locate_file("")))]
+    sources = sorted(str(path.relative_to(HERE)) for path in HERE.glob("polyhead/v1/*.proto"))
+    arguments = [f"{flag}={output}" if flag.endswith("_out") else flag for flag in flags]
+    command = [sys.executable, "-m", "grpc_tools.protoc", *(f"-I{path}" for path in includes), *arguments, *sources]
+    # protoc finds the mypy plug-ins beside the interpreter.
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    subprocess.run(command, check=True, env={"PATH": path})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
