@@ -1,0 +1,80 @@
+"""The command ``polyhead-serve``: flags and environment to settings, settings to a server."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import StartupError
+from .settings import Settings
+
+_HELP = """Serve BUNDLE over gRPC: an embedding, a class and a sentiment for each text, from one pass.
+
+\b
+  polyhead-serve build/bundle
+  polyhead-serve build/bundle --listen 0.0.0.0:50051 --device cuda
+  POLYHEAD_ENGINE=torch polyhead-serve build/bundle
+
+The server listens at once, and its health service says NOT_SERVING until the bundle's golden texts were answered right
+on the engine and device that will serve. SIGTERM and SIGINT drain: accepted items are answered, then the server exits.
+
+\b
+--engine auto and --device auto try, in this order:
+  onnx on cuda (where the installed onnxruntime has CUDA), onnx on cpu, torch on cuda, torch on cpu
+What was chosen, and why not what came before, is in the log, in `polyhead info` and in the metrics.
+
+Exit codes: 0 stopped as told, 1 the server failed, 2 it cannot start as it was told to.
+"""
+
+
+def _options(command: Any) -> Any:
+    """One option, with an environment variable, for each field of ``Settings`` that has a help text."""
+    for field in reversed(dataclasses.fields(Settings)):
+        if "help" in field.metadata:
+            name = field.name.replace("_", "-")
+            choices = field.metadata["choices"]
+            command = click.option(
+                f"--{name}",
+                default=field.default,
+                type=click.Choice(choices) if choices else type(field.default),
+                help=field.metadata["help"],
+                show_default=True,
+                show_envvar=True,
+            )(command)
+    return command
+
+
+@click.command(help=_HELP, context_settings={"auto_envvar_prefix": "POLYHEAD", "max_content_width": 120})
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_options
+@click.version_option(package_name="polyhead")
+def main(**values: Any) -> None:
+    """Runs the command line."""
+    settings = Settings(**values)
+    logging.basicConfig(
+        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    # The log is ours; what libraries say below a warning is noise to an operator.
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    try:
+        _run(settings)
+    except StartupError as error:
+        click.echo(f"polyhead-serve: {error}", err=True)
+        sys.exit(2)
+
+
+def _run(settings: Settings) -> None:
+    from .lifecycle import serve
+
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(serve(settings))
+    else:
+        uvloop.run(serve(settings))

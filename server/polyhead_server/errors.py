@@ -1,0 +1,100 @@
+"""What can go wrong with an item, a call or the server. Nothing here knows gRPC; ``statuses`` maps these to codes.
+
+::
+
+    ServerError
+    +-- InvalidRequest     the client must change what it sends
+    |   +-- TextTooLong    only under TRUNCATION_POLICY_ERROR
+    +-- Expired            the caller's deadline passed before the answer was computed
+    +-- Overloaded         too much is waiting; try again after ``retry_after_s``
+    +-- NotReady           the model is still being loaded, or could not be
+    +-- Draining           the server is shutting down; another one may answer
+    +-- InternalError      our fault; carries an id that stands in the log
+    +-- StartupError       the server cannot start as it was told to; never sent to a client
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+logger = logging.getLogger(__name__)
+
+
+class ServerError(Exception):
+    """Base of all errors of the server."""
+
+
+class InvalidRequest(ServerError):
+    """The client must change what it sends.
+
+    Attributes:
+        reason: A constant for programs, such as ``TEXT_NOT_UTF8``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class TextTooLong(InvalidRequest):
+    """The text has more tokens than the model reads, and the client asked not to truncate."""
+
+    def __init__(self, tokens: int, max_tokens: int) -> None:
+        super().__init__("TEXT_TOO_LONG", f"the text has {tokens} tokens; the model reads {max_tokens}")
+
+
+class Expired(ServerError):
+    """The caller's deadline passed before the answer was computed; nothing was computed for it."""
+
+    def __init__(self) -> None:
+        super().__init__("the deadline passed while the item was waiting")
+
+
+class Overloaded(ServerError):
+    """Too much is waiting already.
+
+    Attributes:
+        retry_after_s: Seconds after which trying again makes sense.
+    """
+
+    def __init__(self, wait_s: float, limit_s: float) -> None:
+        super().__init__(f"the expected wait is {wait_s:.2f} s, the limit for this item {limit_s:.2f} s")
+        self.retry_after_s = max(wait_s - limit_s, 0.01)
+
+
+class NotReady(ServerError):
+    """The model is not ready to answer."""
+
+    def __init__(self) -> None:
+        super().__init__("the model is being loaded")
+
+
+class Draining(ServerError):
+    """The server is shutting down; every item that it accepted before was answered."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; items without an answer were not accepted")
+
+
+class InternalError(ServerError):
+    """Something failed that is not the client's fault.
+
+    Attributes:
+        incident: The id under which the log tells what happened.
+    """
+
+    def __init__(self, incident: str) -> None:
+        super().__init__(f"internal error, incident {incident}")
+        self.incident = incident
+
+    @classmethod
+    def logged(cls, what: str, cause: BaseException | None = None) -> InternalError:
+        """Logs ``what`` happened, with the traceback of ``cause``, once, and returns the error to send."""
+        incident = uuid.uuid4().hex[:12]
+        logger.error("incident %s: %s", incident, what, exc_info=cause)
+        return cls(incident)
+
+
+class StartupError(ServerError):
+    """The server cannot start as it was told to."""

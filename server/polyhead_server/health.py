@@ -1,0 +1,22 @@
+"""The standard health service: NOT_SERVING until the golden texts were answered right, and again from SIGTERM on."""
+
+from __future__ import annotations
+
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from .service import NAME
+
+
+class Health:
+    """What load balancers and probes ask: of the whole server (""), and of the inference service by its name."""
+
+    def __init__(self, server: aio.Server) -> None:
+        self._servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def set(self, *, serving: bool) -> None:
+        """Says from now on whether the server answers."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", NAME):
+            await self._servicer.set(name, status)

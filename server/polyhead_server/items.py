@@ -1,0 +1,117 @@
+"""What the steps of the server hand to each other: items, what is wished for them, and their results."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InvalidRequest, ServerError
+
+
+class Task(enum.Enum):
+    """One kind of answer."""
+
+    EMBEDDING = 1
+    CLASSIFICATION = 2
+    SENTIMENT = 3
+
+
+class Encoding(enum.Enum):
+    """Layout of an embedding's bytes; the value is numpy's name for it."""
+
+    FLOAT32_LE = "<f4"
+    FLOAT16_LE = "<f2"
+
+
+ALL_TASKS = frozenset(Task)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One text with the id that its answer must carry."""
+
+    item_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class BadItem:
+    """An item that could not be read, with the reason; it is answered like any other."""
+
+    item_id: str
+    error: InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a message asks for all of its items."""
+
+    tasks: frozenset[Task] = ALL_TASKS
+    encoding: Encoding = Encoding.FLOAT32_LE
+    truncate: bool = True
+    timings: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A request message after reading. ``in_order`` is None when the message does not say."""
+
+    items: tuple[Item | BadItem, ...]
+    wishes: Wishes
+    in_order: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A text as the model reads it.
+
+    Attributes:
+        ids: Token ids with special tokens, at most the model's limit.
+        seen: Number of tokens before truncation.
+        cut_at: Code point where the unread part begins; None when all was read.
+    """
+
+    ids: list[int]
+    seen: int
+    cut_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where an item's time went, in nanoseconds, and the size of the pass that it rode in."""
+
+    tokenization_ns: int
+    queue_ns: int
+    compute_ns: int
+    total_ns: int
+    batch_items: int
+    batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """One item's row of what the engine and the heads made of its batch.
+
+    Attributes:
+        embedding: (dimensions,) float32.
+        probabilities: For each head in the model's order: (labels,) float32, or (1,) for a sigmoid head.
+    """
+
+    embedding: NDArray[np.float32]
+    probabilities: tuple[NDArray[np.float32], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one item is answered with."""
+
+    numbers: Numbers
+    tokens: Tokens
+    timings: Timings
+
+
+# What becomes of an item: errors are values here, so that one item's never disturbs another's.
+Outcome = Result | ServerError

@@ -1,0 +1,124 @@
+"""From a bundle to a model that has answered its golden texts right, on the engine and device that will serve."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from polyhead_export import bundle
+
+from . import engines
+from .engines import Engine, EngineError, Runtime
+from .errors import StartupError
+from .items import Tokens
+from .settings import Settings
+from .tokenization import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A verified model, ready to answer.
+
+    Attributes:
+        source: The bundle it came from.
+        tokenizer: Texts to token ids.
+        engine: Token ids to numbers.
+        fallback_reasons: Why each choice that was preferred to ``engine`` is not used.
+    """
+
+    source: bundle.Bundle
+    tokenizer: Tokenizer
+    engine: Engine
+    fallback_reasons: tuple[str, ...]
+
+    @property
+    def fingerprints(self) -> bundle.Fingerprints:
+        """Fingerprints of what answers."""
+        return self.source.manifest.variants[self.engine.runtime.variant].fingerprints
+
+
+def load(settings: Settings) -> Model:
+    """Verifies the bundle, opens the best engine that works, and holds it against the golden texts.
+
+    Raises:
+        StartupError: The bundle is damaged, the variant unknown, or no engine answered right.
+    """
+    try:
+        source = bundle.load(settings.bundle)
+        manifest = source.manifest
+        max_characters = manifest.max_tokens * settings.max_characters_per_token
+        tokenizer = Tokenizer(source.file("tokenizer.json"), manifest.max_tokens, max_characters)
+    except bundle.BundleError as error:
+        raise StartupError(str(error)) from error
+    variant = _choose_variant(source, settings.variant)
+    pairs = engines.preference(settings.engine, settings.device, onnx_has_cuda=engines.onnx_has_cuda())
+    reasons: list[str] = []
+    for name, device in pairs:
+        try:
+            engine = engines.open_engine(source, name, device, variant)
+            self_test(source, tokenizer, engine)
+        except EngineError as error:
+            reasons.append(f"{name} on {device}: {error}")
+            logger.warning("not used: %s", reasons[-1])
+            continue
+        if missed := engines.missed_chance(engine.runtime):
+            logger.warning(missed)
+        return Model(source, tokenizer, engine, tuple(reasons))
+    raise StartupError("no engine can serve this bundle:\n  " + "\n  ".join(reasons))
+
+
+def _choose_variant(source: bundle.Bundle, wanted: str) -> str:
+    variants = source.manifest.variants
+    if wanted == "auto":
+        # Only what answers the same alone and in any batch is chosen without being asked for.
+        wanted = next((name for name, variant in variants.items() if variant.batch_invariant), "")
+    if wanted not in variants:
+        raise StartupError(f"{source.path}: has no variant {wanted!r}; it has {', '.join(variants)}")
+    return wanted
+
+
+def pad(batch: list[list[int]], pad_token_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids of B texts as two (B, T) arrays: ids filled up to the longest text, and the mask of real tokens."""
+    width = max(map(len, batch))
+    input_ids = np.full((len(batch), width), pad_token_id, dtype=np.int64)  # (B, T)
+    attention_mask = np.zeros((len(batch), width), dtype=np.int64)  # (B, T)
+    for row, ids in enumerate(batch):
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+    return input_ids, attention_mask
+
+
+def self_test(source: bundle.Bundle, tokenizer: Tokenizer, engine: Engine) -> None:
+    """Lets the engine answer every golden text alone and holds the answers against the trained model's.
+
+    Raises:
+        EngineError: An answer is further off than the variant's tolerance, or is not a number.
+    """
+    manifest = source.manifest
+    tolerance = manifest.variants[engine.runtime.variant].golden_tolerance
+    tokens: list[Tokens] = tokenizer.encode([golden.text for golden in manifest.golden])
+    worst = 0.0
+    for golden, one in zip(manifest.golden, tokens, strict=True):
+        expected = [golden.embedding, *(golden.logits[head.name] for head in manifest.heads)]
+        try:
+            outputs = engine.run(*pad([one.ids], manifest.pad_token_id))
+        except Exception as error:  # whatever it is: this engine does not serve
+            raise EngineError(f"it cannot run the model: {error}") from error
+        for values, wanted in zip(outputs, expected, strict=True):
+            difference = float(np.abs(values[0] - np.asarray(wanted, dtype=np.float32)).max())
+            # Written so that NaN fails.
+            if not difference <= tolerance:
+                raise EngineError(
+                    f"it answers golden texts wrongly: off by {difference:.2g}, tolerance {tolerance:.2g}"
+                )
+            worst = max(worst, difference)
+    logger.info("self-test of %s passed: %d texts, off by at most %.2g", engine.runtime, len(tokens), worst)
+
+
+def describe(runtime: Runtime, threads: int) -> str:
+    """One line for the log."""
+    return f"engine {runtime.engine} on {runtime.device}, variant {runtime.variant}, {threads} compute threads"

@@ -1,0 +1,219 @@
+"""The RPCs: messages in, answers out. Everything in between is the pipeline's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from importlib import metadata
+from typing import Any
+
+import grpc
+from grpc import aio
+from polyhead.v1 import inference_service_pb2, item_pb2, model_pb2
+from polyhead_export import bundle
+
+from .errors import Draining, InvalidRequest, NotReady
+from .items import ALL_TASKS, BadItem, Message, Task
+from .pipeline import Pipeline
+from .settings import Settings
+from .window import Pending, Window
+from .wire_in import Reader
+from .wire_out import Writer
+
+NAME = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+
+# A response is written when it has this many bytes, well below the 4 MiB that clients accept unless told otherwise.
+_RESPONSE_BYTES = 2**20
+
+_STREAMS: dict[str, frozenset[Task]] = {
+    "StreamAnalyze": ALL_TASKS,
+    "StreamEmbed": frozenset({Task.EMBEDDING}),
+    "StreamClassify": frozenset({Task.CLASSIFICATION}),
+    "StreamSentiment": frozenset({Task.SENTIMENT}),
+}
+
+
+class InferenceService:
+    """``polyhead.v1.InferenceService`` over one pipeline, which comes when the model is ready."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pipeline: Pipeline | None = None
+        self._writer: Writer | None = None
+        self._readers: set[asyncio.Task[None]] = set()
+        self._draining = False
+
+    def serve(self, pipeline: Pipeline) -> None:
+        """Answers with this pipeline from now on."""
+        model = pipeline.model
+        self._pipeline, self._writer = pipeline, Writer(model.source.manifest, model.fingerprints)
+
+    def drain(self) -> None:
+        """Takes nothing in any more: streams end with UNAVAILABLE after their last accepted item was answered."""
+        self._draining = True
+        for reader in self._readers:
+            reader.cancel()
+
+    async def analyze(self, message: Message, context: _Context) -> Any:
+        """The unary call: every item of one message."""
+        pipeline, writer = self._ready()
+        futures = await pipeline.submit(message, _deadline(context))
+        try:
+            outcomes = await asyncio.gather(*futures)
+        except asyncio.CancelledError:
+            for future in futures:
+                future.cancel()
+            raise
+        pairs = zip(message.items, outcomes, strict=True)
+        return inference_service_pb2.AnalyzeResponse(
+            answers=[writer.answer(item.item_id, outcome, message.wishes) for item, outcome in pairs]
+        )
+
+    async def stream(
+        self, response_type: Callable[..., Any], messages: AsyncIterator[Message], context: _Context
+    ) -> None:
+        """A bidirectional stream: one task reads and submits, this one writes whatever is ready."""
+        pipeline, writer = self._ready()
+        window = Window(self._settings.stream_window)
+        reader = asyncio.create_task(self._read(pipeline, messages, window, _deadline(context)))
+        self._readers.add(reader)
+        try:
+            while pendings := await window.ready():
+                answers = (writer.answer(one.item_id, one.future.result(), one.wishes) for one in pendings)
+                for chunk in _chunks(answers):
+                    await context.write(response_type(answers=chunk))
+        finally:
+            self._readers.discard(reader)
+            reader.cancel()
+            window.cancel()
+
+    async def get_model_info(self, _: Any, __: _Context) -> Any:
+        """Describes the model."""
+        pipeline, writer = self._ready()
+        return inference_service_pb2.GetModelInfoResponse(model=describe(pipeline, writer, self._settings))
+
+    def _ready(self) -> tuple[Pipeline, Writer]:
+        if self._draining:
+            raise Draining
+        if self._pipeline is None or self._writer is None:
+            raise NotReady
+        return self._pipeline, self._writer
+
+    async def _read(
+        self, pipeline: Pipeline, messages: AsyncIterator[Message], window: Window, deadline: float | None
+    ) -> None:
+        """Submits the stream's items until the client has no more, or the server drains."""
+        first = True
+        try:
+            async for message in messages:
+                if first and message.in_order is not None:
+                    window.in_order = message.in_order
+                first = False
+                accepted = message if message.in_order in {None, window.in_order} else _refuse_order(message)
+                futures = await pipeline.submit(accepted, deadline)
+                for item, future in zip(accepted.items, futures, strict=True):
+                    window.add(Pending(item.item_id, accepted.wishes, future))
+                await window.room()
+                await pipeline.room()
+            window.close()
+        except asyncio.CancelledError:
+            window.close(Draining())
+        except Exception as error:  # noqa: BLE001 - raised again by the writer, which is the RPC
+            window.close(error)
+
+
+_Context = aio.ServicerContext[Any, Any]
+
+
+def handler(service: InferenceService) -> grpc.GenericRpcHandler:
+    """All RPCs of the service, with deserializers that answer what they cannot read instead of ending the call."""
+    pb2 = inference_service_pb2
+    handlers: dict[str, Any] = {
+        "Analyze": grpc.unary_unary_rpc_method_handler(
+            service.analyze, Reader(pb2.AnalyzeRequest), pb2.AnalyzeResponse.SerializeToString
+        ),
+        "GetModelInfo": grpc.unary_unary_rpc_method_handler(
+            service.get_model_info,
+            pb2.GetModelInfoRequest.FromString,
+            pb2.GetModelInfoResponse.SerializeToString,
+        ),
+    }
+    for name, tasks in _STREAMS.items():
+        response_type = getattr(pb2, f"{name}Response")
+        handlers[name] = grpc.stream_stream_rpc_method_handler(
+            _stream_method(service, response_type),
+            Reader(getattr(pb2, f"{name}Request"), tasks),
+            response_type.SerializeToString,
+        )
+    return grpc.method_handlers_generic_handler(NAME, handlers)
+
+
+def _stream_method(service: InferenceService, response_type: Callable[..., Any]) -> Callable[..., Any]:
+    async def method(messages: AsyncIterator[Message], context: _Context) -> None:
+        await service.stream(response_type, messages, context)
+
+    return method
+
+
+def _deadline(context: _Context) -> float | None:
+    left_s = context.time_remaining()
+    return None if left_s is None else time.monotonic() + left_s
+
+
+def _refuse_order(message: Message) -> Message:
+    error = InvalidRequest("ORDER_CHANGED", "the order of the answers is fixed by the first message of the stream")
+    return Message(tuple(BadItem(item.item_id, error) for item in message.items), message.wishes)
+
+
+def _chunks(answers: Iterator[item_pb2.Answer]) -> Iterator[list[item_pb2.Answer]]:
+    """Answers grouped into responses of about ``_RESPONSE_BYTES``."""
+    chunk: list[item_pb2.Answer] = []
+    size = 0
+    for answer in answers:
+        chunk.append(answer)
+        size += answer.ByteSize()
+        if size >= _RESPONSE_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def describe(pipeline: Pipeline, writer: Writer, settings: Settings) -> model_pb2.ModelInfo:
+    """What ``GetModelInfo`` answers."""
+    model = pipeline.model
+    manifest, runtime = model.source.manifest, model.engine.runtime
+    return model_pb2.ModelInfo(
+        model_id=model.source.model_id,
+        heads=[
+            model_pb2.HeadInfo(
+                name=head.name,
+                kind=model_pb2.HeadKind.Value(f"HEAD_KIND_{head.kind.upper()}"),
+                labels=head.labels,
+                temperature=head.temperature,
+                threshold=head.threshold,
+            )
+            for head in manifest.heads
+        ],
+        embedding=model_pb2.EmbeddingInfo(
+            dimensions=manifest.embedding.dimensions,
+            pooling=manifest.embedding.pooling,
+            normalized=manifest.embedding.normalized,
+        ),
+        limits=model_pb2.Limits(
+            max_tokens=manifest.max_tokens,
+            max_characters=manifest.max_tokens * settings.max_characters_per_token,
+            max_items_per_message=settings.max_items_per_message,
+            max_message_bytes=settings.max_message_bytes,
+        ),
+        fingerprints=writer.fingerprints,
+        runtime=model_pb2.RuntimeInfo(
+            engine=runtime.engine,
+            device=runtime.device,
+            variant=runtime.variant,
+            fallback_reasons=model.fallback_reasons,
+        ),
+        bundle_format_version=bundle.FORMAT_VERSION,
+        server_version=metadata.version("polyhead"),
+    )

@@ -1,0 +1,59 @@
+"""The server's settings: one frozen object, built once at the edge from flags and environment."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+
+def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the server was told. Each field's ``help`` is the text that ``polyhead-serve --help`` shows."""
+
+    bundle: Path
+    listen: str = _option("127.0.0.1:50051", "HOST:PORT to listen on. Beyond loopback there is no encryption yet.")
+    engine: str = _option("auto", "auto takes onnx, and torch where onnx cannot be used.", ("auto", "onnx", "torch"))
+    device: str = _option(
+        "auto", "auto takes cuda where the engine can use it, otherwise cpu.", ("auto", "cpu", "cuda")
+    )
+    variant: str = _option("auto", "Variant of the bundle's graph for the onnx engine; auto takes fp32.")
+    threads: int = _option(0, "Threads that compute; 0 takes every core that this process may use.")
+    max_batch_tokens: int = _option(256, "Tokens in one pass, padding included; a longer item goes alone.")
+    max_padding: float = _option(0.12, "Padding that a pass may add, as a share of its real tokens.")
+    max_queue_s: float = _option(
+        30.0, "Seconds of expected wait from which on unary items are refused and streams wait."
+    )
+    max_items_per_message: int = _option(1024, "Items that one message may carry.")
+    max_message_bytes: int = _option(16 * 2**20, "Bytes of one request message.")
+    max_characters_per_token: int = _option(
+        250, "Times the model's token limit: the code points of a text that are read."
+    )
+    stream_window: int = _option(512, "Items of one stream that may be in the server before it stops reading.")
+    drain_s: float = _option(30.0, "Seconds that accepted work is given to finish after SIGTERM.")
+    metrics_listen: str = _option("", "HOST:PORT for Prometheus metrics over HTTP; empty for none.")
+    log_level: str = _option("info", "Least important messages to log.", ("debug", "info", "warning", "error"))
+
+    def compute_threads(self) -> int:
+        """The number of threads that compute, resolved."""
+        return self.threads or usable_cores()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, bounded by the cgroup's CPU quota. At least 1."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CGROUP_CPU_MAX.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    if quota == "max":
+        return cores
+    return max(1, min(cores, math.ceil(int(quota) / int(period))))

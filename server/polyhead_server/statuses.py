@@ -1,0 +1,39 @@
+"""The one table that says which status and reason an error has on the wire, and the status message itself."""
+
+from __future__ import annotations
+
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from . import errors
+
+DOMAIN = "polyhead"
+
+# The most special class that fits an error decides.
+TABLE: dict[type[errors.ServerError], tuple[int, str]] = {
+    errors.InvalidRequest: (code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST"),
+    errors.TextTooLong: (code_pb2.OUT_OF_RANGE, "TEXT_TOO_LONG"),
+    errors.Expired: (code_pb2.DEADLINE_EXCEEDED, "EXPIRED"),
+    errors.Overloaded: (code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED"),
+    errors.NotReady: (code_pb2.UNAVAILABLE, "NOT_READY"),
+    errors.Draining: (code_pb2.UNAVAILABLE, "DRAINING"),
+    errors.InternalError: (code_pb2.INTERNAL, "INTERNAL"),
+}
+
+
+def status(error: errors.ServerError) -> status_pb2.Status:
+    """The error as a ``google.rpc.Status`` with ErrorInfo, and RetryInfo where trying again later makes sense."""
+    code, reason = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
+    info = error_details_pb2.ErrorInfo(reason=getattr(error, "reason", reason), domain=DOMAIN)
+    details = [info]
+    if isinstance(error, errors.Overloaded):
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return status_pb2.Status(code=code, message=str(error), details=[_pack(detail) for detail in details])
+
+
+def _pack(detail: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed

@@ -1,0 +1,103 @@
+"""Wire out: outcomes to the answers of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from google.protobuf import duration_pb2
+from polyhead.v1 import item_pb2
+from polyhead_export import bundle
+
+from .errors import ServerError
+from .items import Encoding, Outcome, Result, Task, Timings, Wishes
+from .statuses import status
+
+_ENCODING_NUMBERS = {
+    Encoding.FLOAT32_LE: item_pb2.EMBEDDING_ENCODING_FLOAT32_LE,
+    Encoding.FLOAT16_LE: item_pb2.EMBEDDING_ENCODING_FLOAT16_LE,
+}
+
+
+class Writer:
+    """Writes the answers of one model."""
+
+    def __init__(self, manifest: bundle.Manifest, fingerprints: bundle.Fingerprints) -> None:
+        self._heads = manifest.heads
+        self._dimensions = manifest.embedding.dimensions
+        self.fingerprints = item_pb2.Fingerprints(
+            embedding_space=fingerprints.embedding_space,
+            heads=[
+                item_pb2.HeadFingerprint(head=head.name, fingerprint=fingerprints.heads[head.name])
+                for head in self._heads
+            ],
+        )
+
+    def answer(self, item_id: str, outcome: Outcome, wishes: Wishes) -> item_pb2.Answer:
+        """One item's answer."""
+        if isinstance(outcome, ServerError):
+            return item_pb2.Answer(item_id=item_id, error=status(outcome))
+        return item_pb2.Answer(item_id=item_id, result=self._result(outcome, wishes))
+
+    def _result(self, result: Result, wishes: Wishes) -> item_pb2.Result:
+        tokens = result.tokens
+        wire = item_pb2.Result(
+            truncation=item_pb2.Truncation(
+                truncated=tokens.cut_at is not None,
+                tokens_seen=tokens.seen,
+                tokens_used=len(tokens.ids),
+                cut_at_code_point=tokens.cut_at,
+            ),
+            fingerprints=self.fingerprints,
+            timings=_timings(result.timings) if wishes.timings else None,
+        )
+        if Task.EMBEDDING in wishes.tasks:
+            wire.embedding.values = result.numbers.embedding.astype(wishes.encoding.value, copy=False).tobytes()
+            wire.embedding.encoding = _ENCODING_NUMBERS[wishes.encoding]
+            wire.embedding.dimensions = self._dimensions
+        if Task.CLASSIFICATION in wishes.tasks:
+            _put_first_and_rest(wire.classification, wire.further_classifications, self._classifications(result))
+        if Task.SENTIMENT in wishes.tasks:
+            _put_first_and_rest(wire.sentiment, wire.further_sentiments, self._sentiments(result))
+        return wire
+
+    def _classifications(self, result: Result) -> Iterable[item_pb2.Classification]:
+        for head, probabilities in zip(self._heads, result.numbers.probabilities, strict=True):
+            if head.kind == "softmax":
+                best_first = np.argsort(-probabilities, kind="stable").tolist()
+                values = probabilities.tolist()
+                scores = [item_pb2.LabelScore(label=head.labels[i], probability=values[i]) for i in best_first]
+                yield item_pb2.Classification(head=head.name, scores=scores)
+
+    def _sentiments(self, result: Result) -> Iterable[item_pb2.Sentiment]:
+        for head, probabilities in zip(self._heads, result.numbers.probabilities, strict=True):
+            if head.kind == "sigmoid" and head.threshold is not None:
+                probability = float(probabilities[0])
+                label = head.labels[probability >= head.threshold]
+                yield item_pb2.Sentiment(head=head.name, probability=probability, label=label)
+
+
+def _put_first_and_rest(first: Any, rest: Any, answers: Iterable[Any]) -> None:
+    for index, answer in enumerate(answers):
+        if index == 0:
+            first.CopyFrom(answer)
+        else:
+            rest.append(answer)
+
+
+def _timings(timings: Timings) -> item_pb2.Timings:
+    return item_pb2.Timings(
+        tokenization=_duration(timings.tokenization_ns),
+        queue=_duration(timings.queue_ns),
+        compute=_duration(timings.compute_ns),
+        total=_duration(timings.total_ns),
+        batch_items=timings.batch_items,
+        batch_tokens=timings.batch_tokens,
+    )
+
+
+def _duration(nanoseconds: int) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromNanoseconds(nanoseconds)
+    return duration

@@ -1,0 +1,125 @@
+"""A model of a few numbers: a word-level tokenizer, and an engine whose answers prove which text they belong to."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from numpy.typing import NDArray
+from polyhead_export import bundle
+from polyhead_server.engines import Runtime
+from polyhead_server.loading import Model
+from polyhead_server.settings import Settings
+from polyhead_server.tokenization import Tokenizer
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "poison", *(f"w{number}" for number in range(200))]
+MAX_TOKENS = 16
+
+
+class FakeEngine:
+    """Embeds a text as (sum of its ids, number of its tokens) and answers every head from the sum.
+
+    Attributes:
+        passes: The (B, T) shape of every pass, in order.
+        gate: Passes wait here while it is not set.
+        fails: Raised in place of an answer, when it is set and the batch holds the word "poison".
+    """
+
+    def __init__(self) -> None:
+        self.runtime = Runtime("fake", "cpu", "fp32")
+        self.passes: list[tuple[int, ...]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fails: BaseException | None = None
+        self._entered = threading.Event()
+
+    async def hold(self) -> None:
+        """Waits until a pass stands before the closed gate."""
+        assert await asyncio.to_thread(self._entered.wait, 30)
+
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        self._entered.set()
+        assert self.gate.wait(30)
+        self.passes.append(input_ids.shape)
+        sums = (input_ids * attention_mask).sum(axis=1).astype(np.float32)  # (B,)
+        counts = attention_mask.sum(axis=1).astype(np.float32)  # (B,)
+        if self.fails and (input_ids == WORDS.index("poison")).any():
+            raise self.fails
+        logits = np.stack([sums, np.zeros_like(sums), -sums], axis=1) / 100  # (B, 3)
+        return [np.stack([sums, counts], axis=1), logits, (sums / 100)[:, None]]
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = tokenizers.models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(words)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        "[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
+    # As published tokenizers come: the server must switch both off.
+    tokenizer.enable_padding(length=12)
+    tokenizer.enable_truncation(max_length=12)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture
+def tokenizer(tokenizer_file: Path) -> Tokenizer:
+    return Tokenizer(tokenizer_file, MAX_TOKENS, max_characters=1000)
+
+
+@pytest.fixture
+def manifest() -> bundle.Manifest:
+    heads = (
+        bundle.Head("topic", "softmax", "logits", ("a", "b", "c")),
+        bundle.Head("sentiment", "sigmoid", "sentiment_logits", ("negative", "positive"), threshold=0.5),
+    )
+    fingerprints = bundle.Fingerprints("e" * 16, {"topic": "t" * 16, "sentiment": "s" * 16})
+    return bundle.Manifest(
+        name="fake",
+        files={},
+        inputs=(),
+        outputs=(),
+        embedding=bundle.Embedding("sentence_embedding", 2, "mean", normalized=False),
+        heads=heads,
+        max_tokens=MAX_TOKENS,
+        pad_token_id=0,
+        variants={"fp32": bundle.Variant("model.onnx", True, 1e-3, fingerprints, ())},
+        golden=(),
+        built_with={},
+    )
+
+
+@pytest.fixture
+def model(manifest: bundle.Manifest, tokenizer: Tokenizer, engine: FakeEngine) -> Model:
+    source = bundle.Bundle(Path("fake"), manifest, "d" * 64)
+    return Model(source, tokenizer, engine, ())
+
+
+@pytest.fixture
+def settings() -> Callable[..., Settings]:
+    """Settings with one compute thread unless told otherwise."""
+
+    def make(**values: object) -> Settings:
+        return Settings(**{"bundle": Path("fake"), "threads": 1, **values})  # type: ignore[arg-type]
+
+    return make
+
+
+def embedding_of(text: str) -> list[float]:
+    """What the fake engine must answer for a text of known words."""
+    ids = [WORDS.index("[CLS]"), *(WORDS.index(word) for word in text.split()), WORDS.index("[SEP]")]
+    return [float(sum(ids)), float(len(ids))]

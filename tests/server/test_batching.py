@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterable
+
+import pytest
+from polyhead_server.batching import Batch, BatchLimits, BatchQueue, Entry
+from polyhead_server.items import Outcome, Tokens
+
+
+@pytest.fixture
+async def queue() -> BatchQueue:
+    return BatchQueue(BatchLimits(max_tokens=100, max_padding=0.12))
+
+
+_clock = iter(range(1_000_000))
+
+
+def entry(length: int, deadline: float | None = None) -> Entry:
+    """An entry that is younger than all before it."""
+    future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    return Entry(Tokens([7] * length, length), future, deadline, 0, next(_clock), 0)
+
+
+def lengths(batch: Batch | None) -> list[int]:
+    assert batch is not None
+    return [entry.length for entry in batch.entries]
+
+
+def drain(queue: BatchQueue) -> Iterable[list[int]]:
+    queue.close()
+    while (batch := queue.take()) is not None:
+        yield lengths(batch)
+
+
+async def test_batch_holds_the_oldest_entry_and_its_nearest_neighbours(queue: BatchQueue) -> None:
+    queue.put([entry(20), entry(50), entry(21), entry(19)])
+    assert sorted(lengths(queue.take())) == [19, 20, 21]
+    assert lengths(queue.take()) == [50]
+
+
+async def test_batch_keeps_the_token_budget_with_padding(queue: BatchQueue) -> None:
+    queue.put([entry(30), entry(31), entry(32), entry(33)])
+    assert [len(batch) for batch in drain(queue)] == [3, 1]
+
+
+async def test_batch_keeps_the_padding_limit(queue: BatchQueue) -> None:
+    queue.put([entry(10), entry(14)])
+    assert list(drain(queue)) == [[10], [14]]
+
+
+async def test_entry_longer_than_the_budget_goes_alone(queue: BatchQueue) -> None:
+    queue.put([entry(5), entry(500), entry(5)])
+    assert list(drain(queue)) == [[5, 5], [500]]
+
+
+async def test_oldest_entry_is_never_passed_over(queue: BatchQueue) -> None:
+    queue.put([entry(90)])
+    queue.put([entry(10) for _ in range(50)])
+    assert lengths(queue.take()) == [90]
+
+
+async def test_expired_entries_are_returned_and_not_computed(queue: BatchQueue) -> None:
+    late = entry(10, deadline=time.monotonic() - 1)
+    queue.put([late, entry(10)])
+    batch = queue.take()
+    assert batch is not None
+    assert batch.expired == [late]
+    assert lengths(batch) == [10]
+    assert queue.waiting_tokens == 0
+
+
+async def test_cancelled_entries_vanish(queue: BatchQueue) -> None:
+    gone, kept = entry(10), entry(10)
+    gone.future.cancel()
+    queue.put([gone, kept])
+    batch = queue.take()
+    assert batch == Batch([kept], [])
+    assert queue.waiting_tokens == 0
+
+
+async def test_waiting_tokens_follow_every_change(queue: BatchQueue) -> None:
+    queue.put([entry(10), entry(40)])
+    assert queue.waiting_tokens == 50
+    queue.take()
+    assert queue.waiting_tokens == 40
+
+
+async def test_two_idle_workers_share_what_is_there(queue: BatchQueue) -> None:
+    taken: list[list[int]] = []
+
+    def work() -> None:
+        batch = queue.take()
+        taken.append(lengths(batch))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while queue._idle_workers < 2:
+        await asyncio.sleep(0)
+    queue.put([entry(10) for _ in range(4)])
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 10)
+    assert taken == [[10, 10], [10, 10]]
+
+
+async def test_closed_queue_is_emptied_first(queue: BatchQueue) -> None:
+    queue.put([entry(10)])
+    queue.close()
+    assert lengths(queue.take()) == [10]
+    assert queue.take() is None

@@ -1,0 +1,121 @@
+"""Which engine is chosen, when each may fail in its own way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from polyhead_export import bundle
+from polyhead_server import engines, loading
+from polyhead_server.engines import EngineError
+from polyhead_server.errors import StartupError
+from polyhead_server.loading import pad
+from polyhead_server.settings import Settings
+from polyhead_server.tokenization import Tokenizer
+
+from .conftest import FakeEngine
+
+
+class NanEngine(FakeEngine):
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        return [values * np.float32("nan") for values in super().run(input_ids, attention_mask)]
+
+
+class RaisingEngine(FakeEngine):
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        raise MemoryError("no memory")
+
+
+def golden(manifest: bundle.Manifest, tokenizer: Tokenizer, *texts: str) -> tuple[bundle.Golden, ...]:
+    """What the fake engine answers."""
+    rows = [
+        [values[0].tolist() for values in FakeEngine().run(*pad([one.ids], 0))] for one in tokenizer.encode([*texts])
+    ]
+    return tuple(
+        bundle.Golden(text, tuple(embedding), {"topic": tuple(topic), "sentiment": tuple(sentiment)})
+        for text, (embedding, topic, sentiment) in zip(texts, rows, strict=True)
+    )
+
+
+Load = Callable[..., loading.Model]
+
+
+@pytest.fixture
+def load(
+    manifest: bundle.Manifest,
+    tokenizer: Tokenizer,
+    tokenizer_file: Path,
+    settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Load:
+    """Loads with engines by their name, such as ``onnx/cpu``; what is not named is not installed."""
+
+    def run(
+        opened: dict[str, FakeEngine], expected: tuple[bundle.Golden, ...] | None = None, **values: str
+    ) -> loading.Model:
+        whole = dataclasses.replace(
+            manifest,
+            files={"tokenizer.json": bundle.FileEntry("", 0)},
+            golden=golden(manifest, tokenizer, "", "w1 w2") if expected is None else expected,
+        )
+
+        def open_engine(source: bundle.Bundle, name: str, device: str, variant: str) -> FakeEngine:
+            if f"{name}/{device}" not in opened:
+                raise EngineError("it is not installed")
+            return opened[f"{name}/{device}"]
+
+        monkeypatch.setattr(bundle, "load", lambda _: bundle.Bundle(tokenizer_file.parent, whole, "d" * 64))
+        monkeypatch.setattr(engines, "open_engine", open_engine)
+        monkeypatch.setattr(engines, "onnx_has_cuda", lambda: False)
+        return loading.load(settings(**values))
+
+    return run
+
+
+def test_first_choice_leaves_no_reasons(load: Load) -> None:
+    engine = FakeEngine()
+    model = load({"onnx/cpu": engine, "torch/cpu": FakeEngine()})
+    assert model.engine is engine
+    assert model.fallback_reasons == ()
+
+
+@pytest.mark.parametrize("broken", [NanEngine, RaisingEngine])
+def test_engine_that_fails_its_self_test_is_not_used(load: Load, broken: type[FakeEngine]) -> None:
+    engine = FakeEngine()
+    model = load({"onnx/cpu": broken(), "torch/cpu": engine})
+    assert model.engine is engine
+    assert [reason.split(":")[0] for reason in model.fallback_reasons] == ["onnx on cpu", "torch on cuda"]
+
+
+def test_wrong_answer_is_found(load: Load, manifest: bundle.Manifest, tokenizer: Tokenizer) -> None:
+    (right,) = golden(manifest, tokenizer, "w1")
+    wrong = dataclasses.replace(right, logits={**right.logits, "sentiment": (right.logits["sentiment"][0] + 0.002,)})
+    assert load({"onnx/cpu": FakeEngine()}, (right,)).engine.runtime.engine == "fake"
+    with pytest.raises(StartupError, match=r"off by 0\.002, tolerance 0\.001"):
+        load({"onnx/cpu": FakeEngine()}, (wrong,))
+
+
+def test_engine_that_was_asked_for_is_not_replaced(load: Load) -> None:
+    with pytest.raises(StartupError, match="onnx on cpu: it is not installed"):
+        load({"torch/cpu": FakeEngine()}, engine="onnx")
+
+
+def test_unknown_variant_names_those_that_exist(load: Load) -> None:
+    with pytest.raises(StartupError, match="no variant 'int3'; it has fp32"):
+        load({"onnx/cpu": FakeEngine()}, variant="int3")
+
+
+def test_directory_that_is_no_bundle_is_refused(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="not a bundle"):
+        loading.load(settings(bundle=tmp_path))
+
+
+def test_padding_is_masked() -> None:
+    ids, mask = pad([[5, 6, 7], [8]], pad_token_id=9)
+    assert ids.tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert ids.dtype == mask.dtype == np.int64

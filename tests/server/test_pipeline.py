@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import tokenizers
+from polyhead_server import batching
+from polyhead_server.errors import Expired, InternalError, InvalidRequest, TextTooLong
+from polyhead_server.items import BadItem, Item, Message, Outcome, Result, Wishes
+from polyhead_server.loading import Model
+from polyhead_server.pipeline import Pipeline
+from polyhead_server.settings import Settings
+
+from .conftest import FakeEngine, embedding_of
+
+
+@pytest.fixture
+async def pipeline(model: Model, settings: Callable[..., Settings]) -> AsyncIterator[Pipeline]:
+    pipeline = Pipeline(model, settings(max_items_per_message=50))
+    pipeline.start()
+    yield pipeline
+    await pipeline.close()
+
+
+def message(*texts: str, wishes: Wishes | None = None) -> Message:
+    return Message(tuple(Item(text, text) for text in texts), wishes or Wishes())
+
+
+async def outcomes(pipeline: Pipeline, message: Message, deadline: float | None = None) -> list[Outcome]:
+    return await asyncio.wait_for(asyncio.gather(*await pipeline.submit(message, deadline)), 30)
+
+
+def embedding(outcome: Outcome) -> list[float]:
+    assert isinstance(outcome, Result)
+    return [float(value) for value in outcome.numbers.embedding]
+
+
+async def test_every_text_gets_its_own_answer(pipeline: Pipeline) -> None:
+    texts = [" ".join(f"w{(start + step) % 200}" for step in range(start % 9)) for start in range(40)]
+    answers = await outcomes(pipeline, message(*texts))
+    assert [embedding(answer) for answer in answers] == [embedding_of(text) for text in texts]
+
+
+async def test_waiting_items_of_many_messages_share_a_pass(pipeline: Pipeline, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    first = await pipeline.submit(message("w1"), None)
+    await engine.hold()
+    rest = [await pipeline.submit(message("w2"), None) for _ in range(5)]
+    engine.gate.set()
+    await asyncio.gather(*first, *(future for futures in rest for future in futures))
+    assert engine.passes == [(1, 3), (5, 3)]
+
+
+async def test_unreadable_item_is_answered_with_its_error(pipeline: Pipeline) -> None:
+    error = InvalidRequest("TEXT_NOT_UTF8", "no")
+    mixed = Message((BadItem("x", error), Item("y", "w1")), Wishes())
+    bad, good = await outcomes(pipeline, mixed)
+    assert bad is error
+    assert embedding(good) == embedding_of("w1")
+
+
+async def test_message_with_too_many_items_is_refused_item_by_item(pipeline: Pipeline) -> None:
+    answers = await outcomes(pipeline, message(*["w1"] * 51))
+    assert {getattr(answer, "reason", None) for answer in answers} == {"TOO_MANY_ITEMS"}
+    assert len(answers) == 51
+
+
+async def test_long_text_is_refused_only_when_asked(pipeline: Pipeline) -> None:
+    texts = ("w1", "w1 " * 30)
+    good, refused = await outcomes(pipeline, message(*texts, wishes=Wishes(truncate=False)))
+    assert embedding(good) == embedding_of("w1")
+    assert isinstance(refused, TextTooLong)
+    assert all(isinstance(answer, Result) for answer in await outcomes(pipeline, message(*texts)))
+
+
+async def test_expired_item_is_answered_and_not_computed(
+    pipeline: Pipeline, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.gate.clear()
+    running = await pipeline.submit(message("w1"), None)
+    await engine.hold()
+    waiting = await pipeline.submit(message("w2"), time.monotonic() + 1000)
+    monkeypatch.setattr(batching, "time", FakeClock(time.monotonic() + 2000))
+    engine.gate.set()
+    assert isinstance(await waiting[0], Expired)
+    assert isinstance(await running[0], Result)
+    assert engine.passes == [(1, 3)]
+
+
+class FakeClock:
+    """Stands in the place of ``time``."""
+
+    def __init__(self, now: float) -> None:
+        self.monotonic = lambda: now
+
+
+async def test_cancelled_item_is_not_computed(pipeline: Pipeline, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    running = await pipeline.submit(message("w1"), None)
+    await engine.hold()
+    (waiting,) = await pipeline.submit(message("w2"), None)
+    (kept,) = await pipeline.submit(message("w3"), None)
+    waiting.cancel()
+    engine.gate.set()
+    assert embedding(await kept) == embedding_of("w3")
+    await running[0]
+    assert engine.passes == [(1, 3), (1, 3)]
+
+
+class Panic(BaseException):
+    """Like a Rust panic: no Exception."""
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("secret"), Panic("secret")])
+async def test_failing_pass_answers_its_items_and_the_next_pass_works(
+    pipeline: Pipeline, engine: FakeEngine, failure: BaseException
+) -> None:
+    engine.fails = failure
+    (bad,) = await outcomes(pipeline, message("poison"))
+    assert isinstance(bad, InternalError)
+    assert "secret" not in str(bad)
+    (good,) = await outcomes(pipeline, message("w1"))
+    assert embedding(good) == embedding_of("w1")
+
+
+async def test_failing_tokenizer_answers_its_items(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def encode_batch_fast(self, texts: list[str]) -> list[tokenizers.Encoding]:
+            raise Panic
+
+    monkeypatch.setattr(pipeline.model.tokenizer, "_tokenizer", Broken())
+    (bad,) = await outcomes(pipeline, message("w1"))
+    assert isinstance(bad, InternalError)
+
+
+async def test_timings_add_up(pipeline: Pipeline) -> None:
+    (answer,) = await outcomes(pipeline, message("w1"))
+    assert isinstance(answer, Result)
+    timings = answer.timings
+    assert timings.total_ns >= timings.tokenization_ns + timings.queue_ns + timings.compute_ns
+    assert (timings.batch_items, timings.batch_tokens) == (1, 3)
+
+
+async def test_closing_answers_what_was_accepted(model: Model, settings: Callable[..., Settings]) -> None:
+    pipeline = Pipeline(model, settings())
+    pipeline.start()
+    futures = await pipeline.submit(message(*["w1"] * 30), None)
+    await asyncio.wait_for(pipeline.close(), 30)
+    assert all(isinstance(outcome, Result) for outcome in await asyncio.gather(*futures))

@@ -1,0 +1,261 @@
+"""The RPCs over a real socket, with the fake engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import status_pb2
+from grpc import aio
+from polyhead.v1 import inference_service_pb2 as pb2
+from polyhead.v1 import inference_service_pb2_grpc, item_pb2
+from polyhead_server.interceptors import ErrorInterceptor
+from polyhead_server.loading import Model
+from polyhead_server.pipeline import Pipeline
+from polyhead_server.service import NAME, InferenceService, handler
+from polyhead_server.settings import Settings
+
+from .conftest import FakeEngine, embedding_of
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class Running:
+    """A server with its service and a channel to it."""
+
+    def __init__(self, service: InferenceService, channel: aio.Channel) -> None:
+        self.service = service
+        self.channel = channel
+        self.stub: Any = inference_service_pb2_grpc.InferenceServiceStub(channel)
+
+    def raw_stream(self, name: str = "StreamAnalyze") -> Any:
+        """A stream whose requests are bytes."""
+        response_type = getattr(pb2, f"{name}Response")
+        return self.channel.stream_stream(f"/{NAME}/{name}", lambda data: data, response_type.FromString)()
+
+
+@pytest.fixture
+async def bare(settings: Callable[..., Settings]) -> AsyncIterator[Running]:
+    """A server whose model is not loaded yet."""
+    service = InferenceService(settings(stream_window=8))
+    server = aio.server(interceptors=[ErrorInterceptor(NAME)])
+    server.add_generic_rpc_handlers((handler(service),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Running(service, channel)
+    await server.stop(None)
+
+
+@pytest.fixture
+async def running(bare: Running, model: Model, settings: Callable[..., Settings]) -> AsyncIterator[Running]:
+    pipeline = Pipeline(model, settings())
+    pipeline.start()
+    bare.service.serve(pipeline)
+    yield bare
+    await pipeline.close()
+
+
+def items(texts: Iterable[str]) -> list[item_pb2.Item]:
+    return [item_pb2.Item(item_id=text, text=text) for text in texts]
+
+
+async def collect(call: Any) -> list[item_pb2.Answer]:
+    answers: list[item_pb2.Answer] = []
+    await collect_into(answers, call)
+    return answers
+
+
+async def collect_into(answers: list[item_pb2.Answer], call: Any) -> None:
+    async for response in call:
+        answers.extend(response.answers)
+
+
+def embedding(answer: item_pb2.Answer) -> list[float]:
+    import numpy as np
+
+    return [float(value) for value in np.frombuffer(answer.result.embedding.values, "<f4")]
+
+
+TEXTS = [f"w{number % 200} w1" if number % 3 else f"w{number % 200}" for number in range(100)]
+
+
+async def test_call_before_the_model_is_ready_is_unavailable(bare: Running) -> None:
+    for call in (bare.stub.GetModelInfo(pb2.GetModelInfoRequest()), bare.stub.Analyze(pb2.AnalyzeRequest())):
+        with pytest.raises(aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    details = dict(caught.value.trailing_metadata() or ())["grpc-status-details-bin"]
+    assert status_pb2.Status.FromString(details).code == 14
+
+
+async def test_unary_call_answers_in_request_order(running: Running) -> None:
+    response = await running.stub.Analyze(pb2.AnalyzeRequest(items=items(TEXTS)))
+    assert [answer.item_id for answer in response.answers] == TEXTS
+    assert [embedding(answer) for answer in response.answers] == [embedding_of(text) for text in TEXTS]
+
+
+@pytest.mark.parametrize("per_message", [1, 7, 100])
+async def test_stream_answers_every_item_in_request_order(running: Running, per_message: int) -> None:
+    requests = (
+        pb2.StreamAnalyzeRequest(items=items(TEXTS[start : start + per_message]))
+        for start in range(0, len(TEXTS), per_message)
+    )
+    answers = await collect(running.stub.StreamAnalyze(requests))
+    assert [(answer.item_id, embedding(answer)) for answer in answers] == [(text, embedding_of(text)) for text in TEXTS]
+
+
+async def test_stream_answers_as_finished_when_asked(running: Running, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    call = running.stub.StreamAnalyze()
+    await call.write(pb2.StreamAnalyzeRequest(items=items(["w1"]), order=item_pb2.ANSWER_ORDER_FINISHED))
+    bad = item_pb2.Item(item_id="b" * 300, text="")
+    await call.write(pb2.StreamAnalyzeRequest(items=[bad]))
+    first = await call.read()
+    assert [answer.WhichOneof("outcome") for answer in first.answers] == ["error"]
+    engine.gate.set()
+    second = await call.read()
+    assert [answer.item_id for answer in second.answers] == ["w1"]
+    await call.done_writing()
+    assert await call.read() is aio.EOF
+
+
+async def test_order_cannot_change_within_a_stream(running: Running) -> None:
+    requests = [
+        pb2.StreamAnalyzeRequest(items=items(["w1"])),
+        pb2.StreamAnalyzeRequest(items=items(["w2"]), order=item_pb2.ANSWER_ORDER_FINISHED),
+        pb2.StreamAnalyzeRequest(items=items(["w3"]), order=item_pb2.ANSWER_ORDER_REQUEST),
+    ]
+    answers = await collect(running.stub.StreamAnalyze(iter(requests)))
+    assert [answer.error.code for answer in answers] == [0, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("StreamEmbed", "embedding"), ("StreamClassify", "classification"), ("StreamSentiment", "sentiment")],
+)
+async def test_view_answers_its_task_alone(running: Running, name: str, field: str) -> None:
+    request = getattr(pb2, f"{name}Request")(items=items(TEXTS))
+    answers = await collect(getattr(running.stub, name)(iter([request])))
+    assert [answer.item_id for answer in answers] == TEXTS
+    for answer in answers:
+        tasks = {descriptor.name for descriptor, _ in answer.result.ListFields()}
+        assert tasks == {field, "truncation", "fingerprints"}
+
+
+async def test_rubbish_is_answered_and_the_stream_lives_on(running: Running) -> None:
+    call = running.raw_stream()
+    broken = (
+        pb2.StreamAnalyzeRequest(items=items(["w1", "wXX", "w2"])).SerializeToString().replace(b"wXX", b"w\xff\xff")
+    )
+    for data in (broken, b"\x0a\xff", pb2.StreamAnalyzeRequest(items=items(["w3"])).SerializeToString()):
+        await call.write(data)
+    await call.done_writing()
+    answers = await collect(call)
+    assert [answer.error.code for answer in answers] == [0, 3, 0, 3, 0]
+    assert [embedding(answers[index]) for index in (0, 2, 4)] == [embedding_of(text) for text in ("w1", "w2", "w3")]
+
+
+async def test_stream_takes_in_no_more_than_its_window(running: Running, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    seen = 0
+
+    async def requests() -> AsyncIterator[pb2.StreamAnalyzeRequest]:
+        nonlocal seen
+        for text in TEXTS:
+            yield pb2.StreamAnalyzeRequest(items=items([text]))
+            seen += 1
+
+    window = asyncio.ensure_future(collect(running.stub.StreamAnalyze(requests())))
+    pipeline = running.service._pipeline
+    assert pipeline is not None
+    while pipeline._queue.waiting_tokens < 7 * 3:
+        await asyncio.sleep(0.001)
+    other = await running.stub.GetModelInfo(pb2.GetModelInfoRequest())
+    assert other.model.runtime.engine == "fake"
+    # One text is in the engine, and the rest of the window of 8 in the queue.
+    assert sum(map(len, pipeline._queue._lanes.values())) <= 8
+    engine.gate.set()
+    assert len(await window) == len(TEXTS) == seen
+
+
+async def test_cancelled_stream_is_not_computed(running: Running, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    first = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
+    await engine.hold()
+    pipeline = running.service._pipeline
+    assert pipeline is not None
+    call = running.stub.StreamAnalyze()
+    await call.write(pb2.StreamAnalyzeRequest(items=items(["w2", "w3"])))
+    while pipeline._queue.waiting_tokens < 6:
+        await asyncio.sleep(0.001)
+    call.cancel()
+    while not all(entry.future.cancelled() for lane in pipeline._queue._lanes.values() for entry in lane):
+        await asyncio.sleep(0.001)
+    engine.gate.set()
+    await first
+    (answer,) = (await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w4"])))).answers
+    assert embedding(answer) == embedding_of("w4")
+    assert engine.passes == [(1, 3), (1, 3)]
+
+
+async def test_draining_stream_answers_what_it_accepted_and_then_ends(running: Running, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    call = running.stub.StreamAnalyze()
+    await call.write(pb2.StreamAnalyzeRequest(items=items(["w1", "w2"])))
+    await engine.hold()
+    running.service.drain()
+    engine.gate.set()
+    answers: list[item_pb2.Answer] = []
+    with pytest.raises(aio.AioRpcError) as caught:
+        await collect_into(answers, call)
+    assert [answer.item_id for answer in answers] == ["w1", "w2"]
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(aio.AioRpcError, match="shutting down"):
+        await running.stub.Analyze(pb2.AnalyzeRequest())
+
+
+async def test_deadline_of_the_call_reaches_its_items(running: Running, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    call = running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"])), timeout=0.2)
+    late = running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w2"])), timeout=0.2)
+    for one in (call, late):
+        with pytest.raises(aio.AioRpcError) as caught:
+            await one
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    engine.gate.set()
+    (answer,) = (await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w4"])))).answers
+    assert embedding(answer) == embedding_of("w4")
+    assert len(engine.passes) == 2
+
+
+async def test_unexpected_error_tells_nothing_of_our_internals(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a secret of ours")
+
+    monkeypatch.setattr(running.service._writer, "answer", broken)
+    with pytest.raises(aio.AioRpcError) as caught:
+        await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"])))
+    assert caught.value.code() == grpc.StatusCode.INTERNAL
+    assert "secret" not in str(caught.value.details())
+    incident = str(caught.value.details()).rpartition(" ")[2]
+    assert incident in caplog.text
+
+
+async def test_model_info_tells_everything_about_the_model(running: Running) -> None:
+    info = (await running.stub.GetModelInfo(pb2.GetModelInfoRequest())).model
+    assert info.model_id == f"fake-{'d' * 12}"
+    assert [(head.name, list(head.labels)) for head in info.heads] == [
+        ("topic", ["a", "b", "c"]),
+        ("sentiment", ["negative", "positive"]),
+    ]
+    assert not info.heads[0].HasField("threshold")
+    assert info.heads[1].threshold == 0.5
+    assert (info.runtime.engine, info.runtime.device, info.runtime.variant) == ("fake", "cpu", "fp32")
+    assert info.fingerprints.embedding_space == "e" * 16
+    assert (info.limits.max_tokens, info.embedding.dimensions) == (16, 2)

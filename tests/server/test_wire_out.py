@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from polyhead.v1 import item_pb2
+from polyhead_export import bundle
+from polyhead_server.errors import Expired
+from polyhead_server.items import Encoding, Numbers, Result, Task, Timings, Tokens, Wishes
+from polyhead_server.wire_out import Writer
+
+EMBEDDING = np.array([0.1, -2.5], dtype=np.float32)
+
+
+def result(*probabilities: list[float], tokens: Tokens | None = None) -> Result:
+    rows = tuple(np.array(row, dtype=np.float32) for row in probabilities)
+    return Result(Numbers(EMBEDDING, rows), tokens or Tokens([2, 7, 3], 3), Timings(1, 2, 3, 7, 4, 5))
+
+
+@pytest.fixture
+def writer(manifest: bundle.Manifest) -> Writer:
+    return Writer(manifest, manifest.variants["fp32"].fingerprints)
+
+
+def test_answer_holds_everything_that_was_asked_for(writer: Writer) -> None:
+    answer = writer.answer("id", result([0.2, 0.7, 0.1], [0.25]), Wishes())
+    assert answer.item_id == "id"
+    assert np.frombuffer(answer.result.embedding.values, "<f4").tolist() == EMBEDDING.tolist()
+    assert (answer.result.embedding.encoding, answer.result.embedding.dimensions) == (
+        item_pb2.EMBEDDING_ENCODING_FLOAT32_LE,
+        2,
+    )
+    scores = answer.result.classification.scores
+    assert [(score.label, round(score.probability, 3)) for score in scores] == [("b", 0.7), ("a", 0.2), ("c", 0.1)]
+    assert (answer.result.sentiment.label, answer.result.sentiment.probability) == ("negative", 0.25)
+    assert answer.result.fingerprints.embedding_space == "e" * 16
+    assert [one.head for one in answer.result.fingerprints.heads] == ["topic", "sentiment"]
+    assert answer.result.HasField("truncation")
+    assert not answer.result.HasField("timings")
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_answer_holds_nothing_that_was_not_asked_for(writer: Writer, task: Task) -> None:
+    answer = writer.answer("", result([0.2, 0.7, 0.1], [0.25]), Wishes(tasks=frozenset({task})))
+    present = {name for name in ("embedding", "classification", "sentiment") if answer.result.HasField(name)}
+    assert present == {task.name.lower()}
+
+
+def test_probability_at_the_threshold_is_positive(writer: Writer) -> None:
+    assert writer.answer("", result([1, 0, 0], [0.5]), Wishes()).result.sentiment.label == "positive"
+
+
+def test_half_precision_embedding_is_rounded(writer: Writer) -> None:
+    answer = writer.answer("", result([1, 0, 0], [0]), Wishes(encoding=Encoding.FLOAT16_LE))
+    assert np.frombuffer(answer.result.embedding.values, "<f2").tolist() == EMBEDDING.astype("<f2").tolist()
+    assert answer.result.embedding.encoding == item_pb2.EMBEDDING_ENCODING_FLOAT16_LE
+
+
+def test_further_heads_come_after_the_first(manifest: bundle.Manifest) -> None:
+    more = dataclasses.replace(
+        manifest,
+        heads=(
+            *manifest.heads,
+            bundle.Head("urgency", "softmax", "urgency_logits", ("low", "high")),
+            bundle.Head("spam", "sigmoid", "spam_logits", ("ham", "spam"), threshold=0.9),
+        ),
+    )
+    names = {head.name: "f" * 16 for head in more.heads}
+    writer = Writer(more, bundle.Fingerprints("e" * 16, names))
+    answer = writer.answer("", result([1, 0, 0], [0.6], [0.3, 0.7], [0.6]), Wishes()).result
+    assert (answer.classification.head, answer.sentiment.head) == ("topic", "sentiment")
+    assert [(one.head, one.scores[0].label) for one in answer.further_classifications] == [("urgency", "high")]
+    assert [(one.head, one.label) for one in answer.further_sentiments] == [("spam", "ham")]
+
+
+def test_truncation_and_timings_are_reported(writer: Writer) -> None:
+    cut = result([1, 0, 0], [0], tokens=Tokens([2, 7, 3], seen=9, cut_at=4))
+    answer = writer.answer("", cut, Wishes(timings=True)).result
+    assert (answer.truncation.truncated, answer.truncation.tokens_seen, answer.truncation.tokens_used) == (True, 9, 3)
+    assert answer.truncation.cut_at_code_point == 4
+    assert answer.timings.queue.ToNanoseconds() == 2
+    whole = writer.answer("", result([1, 0, 0], [0]), Wishes()).result
+    assert not whole.truncation.HasField("cut_at_code_point")
+
+
+def test_error_is_an_answer(writer: Writer) -> None:
+    answer = writer.answer("id", Expired(), Wishes())
+    assert answer.WhichOneof("outcome") == "error"
+    assert answer.error.code == 4
