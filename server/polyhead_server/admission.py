@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from .errors import Expired, Overloaded
+from .errors import ExpiredError, OverloadedError
 
 # Weight of the newest pass in the moving average of the rate: about the last 20 passes count.
 _NEWEST = 0.1
@@ -43,15 +43,15 @@ class Admission:
             deadline: ``time.monotonic()`` second after which the answer is worthless.
 
         Raises:
-            Expired: The deadline has passed.
-            Overloaded: The expected wait is longer than the server's limit or the time that is left.
+            ExpiredError: The deadline has passed.
+            OverloadedError: The expected wait is longer than the server's limit or the time that is left.
         """
         left_s = float("inf") if deadline is None else deadline - time.monotonic()
         if left_s <= 0:
-            raise Expired
+            raise ExpiredError
         wait_s = self.expected_wait_s(waiting_tokens)
         if wait_s > min(self._max_queue_s, left_s):
-            raise Overloaded(wait_s, min(self._max_queue_s, left_s))
+            raise OverloadedError(wait_s, min(self._max_queue_s, left_s))
 
     async def room(self, waiting_tokens: int) -> None:
         """Waits until the expected wait is within the server's limit."""

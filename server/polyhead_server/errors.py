@@ -3,14 +3,14 @@
 ::
 
     ServerError
-    +-- InvalidRequest     the client must change what it sends
-    |   +-- TextTooLong    only under TRUNCATION_POLICY_ERROR
-    +-- Expired            the caller's deadline passed before the answer was computed
-    +-- Overloaded         too much is waiting; try again after ``retry_after_s``
-    +-- NotReady           the model is still being loaded, or could not be
-    +-- Draining           the server is shutting down; another one may answer
-    +-- InternalError      our fault; carries an id that stands in the log
-    +-- StartupError       the server cannot start as it was told to; never sent to a client
+    +-- InvalidRequestError     the client must change what it sends
+    |   +-- TextTooLongError    only under TRUNCATION_POLICY_ERROR
+    +-- ExpiredError            the caller's deadline passed before the answer was computed
+    +-- OverloadedError         too much is waiting; try again after ``retry_after_s``
+    +-- NotReadyError           the model is still being loaded
+    +-- DrainingError           the server is shutting down; another one may answer
+    +-- InternalError           our fault; carries an id that stands in the log
+    +-- StartupError            the server cannot start as it was told to; never sent to a client
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ServerError(Exception):
     """Base of all errors of the server."""
 
 
-class InvalidRequest(ServerError):
+class InvalidRequestError(ServerError):
     """The client must change what it sends.
 
     Attributes:
@@ -37,21 +37,21 @@ class InvalidRequest(ServerError):
         self.reason = reason
 
 
-class TextTooLong(InvalidRequest):
+class TextTooLongError(InvalidRequestError):
     """The text has more tokens than the model reads, and the client asked not to truncate."""
 
     def __init__(self, tokens: int, max_tokens: int) -> None:
         super().__init__("TEXT_TOO_LONG", f"the text has {tokens} tokens; the model reads {max_tokens}")
 
 
-class Expired(ServerError):
+class ExpiredError(ServerError):
     """The caller's deadline passed before the answer was computed; nothing was computed for it."""
 
     def __init__(self) -> None:
         super().__init__("the deadline passed while the item was waiting")
 
 
-class Overloaded(ServerError):
+class OverloadedError(ServerError):
     """Too much is waiting already.
 
     Attributes:
@@ -63,14 +63,14 @@ class Overloaded(ServerError):
         self.retry_after_s = max(wait_s - limit_s, 0.01)
 
 
-class NotReady(ServerError):
+class NotReadyError(ServerError):
     """The model is not ready to answer."""
 
     def __init__(self) -> None:
         super().__init__("the model is being loaded")
 
 
-class Draining(ServerError):
+class DrainingError(ServerError):
     """The server is shutting down; every item that it accepted before was answered."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from . import heads
 from .admission import Admission
 from .batching import Batch, BatchLimits, BatchQueue, Entry
-from .errors import Expired, InternalError, InvalidRequest, ServerError, TextTooLong
+from .errors import ExpiredError, InternalError, InvalidRequestError, ServerError, TextTooLongError
 from .items import BadItem, Item, Message, Outcome, Result, Timings
 from .loading import Model, pad
 from .settings import Settings
@@ -84,7 +84,7 @@ class Pipeline:
             return item.error
         limit = self._settings.max_items_per_message
         if count > limit:
-            return InvalidRequest("TOO_MANY_ITEMS", f"the message has {count} items; at most {limit} are allowed")
+            return InvalidRequestError("TOO_MANY_ITEMS", f"the message has {count} items; at most {limit} are allowed")
         try:
             self._admission.admit(self._queue.waiting_tokens, deadline)
         except ServerError as error:
@@ -112,7 +112,7 @@ class Pipeline:
         entries = []
         for (_, future), tokens in zip(good, tokenized, strict=True):
             if tokens.cut_at is not None and not message.wishes.truncate:
-                future.set_result(TextTooLong(tokens.seen, self.model.source.manifest.max_tokens))
+                future.set_result(TextTooLongError(tokens.seen, self.model.source.manifest.max_tokens))
             else:
                 entries.append(Entry(tokens, future, deadline, arrived_ns, now_ns, now_ns - started_ns))
         self._queue.put(entries)
@@ -156,7 +156,7 @@ class Pipeline:
     def _deliver(self, batch: Batch, outcomes: list[Outcome], compute_s: float) -> None:
         """Hands every entry of a batch its outcome, on the event loop."""
         for entry in batch.expired:
-            _resolve(entry.future, Expired())
+            _resolve(entry.future, ExpiredError())
         for entry, outcome in zip(batch.entries, outcomes, strict=True):
             _resolve(entry.future, outcome)
         if batch.entries:

@@ -13,7 +13,7 @@ from grpc import aio
 from polyhead.v1 import inference_service_pb2, item_pb2, model_pb2
 from polyhead_export import bundle
 
-from .errors import Draining, InvalidRequest, NotReady
+from .errors import DrainingError, InvalidRequestError, NotReadyError
 from .items import ALL_TASKS, BadItem, Message, Task
 from .pipeline import Pipeline
 from .settings import Settings
@@ -95,9 +95,9 @@ class InferenceService:
 
     def _ready(self) -> tuple[Pipeline, Writer]:
         if self._draining:
-            raise Draining
+            raise DrainingError
         if self._pipeline is None or self._writer is None:
-            raise NotReady
+            raise NotReadyError
         return self._pipeline, self._writer
 
     async def _read(
@@ -118,7 +118,7 @@ class InferenceService:
                 await pipeline.room()
             window.close()
         except asyncio.CancelledError:
-            window.close(Draining())
+            window.close(DrainingError())
         except Exception as error:  # noqa: BLE001 - raised again by the writer, which is the RPC
             window.close(error)
 
@@ -162,7 +162,7 @@ def _deadline(context: _Context) -> float | None:
 
 
 def _refuse_order(message: Message) -> Message:
-    error = InvalidRequest("ORDER_CHANGED", "the order of the answers is fixed by the first message of the stream")
+    error = InvalidRequestError("ORDER_CHANGED", "the order of the answers is fixed by the first message of the stream")
     return Message(tuple(BadItem(item.item_id, error) for item in message.items), message.wishes)
 
 

@@ -11,12 +11,12 @@ DOMAIN = "polyhead"
 
 # The most special class that fits an error decides.
 TABLE: dict[type[errors.ServerError], tuple[int, str]] = {
-    errors.InvalidRequest: (code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST"),
-    errors.TextTooLong: (code_pb2.OUT_OF_RANGE, "TEXT_TOO_LONG"),
-    errors.Expired: (code_pb2.DEADLINE_EXCEEDED, "EXPIRED"),
-    errors.Overloaded: (code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED"),
-    errors.NotReady: (code_pb2.UNAVAILABLE, "NOT_READY"),
-    errors.Draining: (code_pb2.UNAVAILABLE, "DRAINING"),
+    errors.InvalidRequestError: (code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST"),
+    errors.TextTooLongError: (code_pb2.OUT_OF_RANGE, "TEXT_TOO_LONG"),
+    errors.ExpiredError: (code_pb2.DEADLINE_EXCEEDED, "EXPIRED"),
+    errors.OverloadedError: (code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED"),
+    errors.NotReadyError: (code_pb2.UNAVAILABLE, "NOT_READY"),
+    errors.DrainingError: (code_pb2.UNAVAILABLE, "DRAINING"),
     errors.InternalError: (code_pb2.INTERNAL, "INTERNAL"),
 }
 
@@ -26,7 +26,7 @@ def status(error: errors.ServerError) -> status_pb2.Status:
     code, reason = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
     info = error_details_pb2.ErrorInfo(reason=getattr(error, "reason", reason), domain=DOMAIN)
     details = [info]
-    if isinstance(error, errors.Overloaded):
+    if isinstance(error, errors.OverloadedError):
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))

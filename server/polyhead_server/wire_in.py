@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 from polyhead.v1 import inference_service_pb2, item_pb2
 
-from .errors import InvalidRequest
+from .errors import InvalidRequestError
 from .items import ALL_TASKS, BadItem, Encoding, Item, Message, Task, Wishes
 
 MAX_ITEM_ID_BYTES = 256
@@ -60,7 +60,7 @@ class Reader:
         try:
             return self._read(self._lenient.FromString(data))
         except message.DecodeError:
-            error = InvalidRequest(
+            error = InvalidRequestError(
                 "MALFORMED_MESSAGE", "the message is no protobuf message of this RPC; nothing of it was read"
             )
             return Message((BadItem("", error),), Wishes())
@@ -70,7 +70,7 @@ class Reader:
         try:
             in_order = _known(_IN_ORDER, getattr(request, "order", 0), "order")
             return Message(items, self._wishes(request), in_order)
-        except InvalidRequest as error:
+        except InvalidRequestError as error:
             return Message(tuple(BadItem(item.item_id, error) for item in items), Wishes())
 
     def _wishes(self, request: Any) -> Wishes:
@@ -86,7 +86,7 @@ class Reader:
 
 def _known(table: dict[Any, Any], number: int, field: str) -> Any:
     if number not in table:
-        raise InvalidRequest(f"UNKNOWN_{field.upper()}", f"{field} {number} is not known to this server")
+        raise InvalidRequestError(f"UNKNOWN_{field.upper()}", f"{field} {number} is not known to this server")
     return table[number]
 
 
@@ -94,14 +94,16 @@ def _read_item(item_id: str | bytes, text: str | bytes) -> Item | BadItem:
     """An item; its fields are bytes when the message holds text that is not UTF-8."""
     identity = item_id if isinstance(item_id, str) else item_id.decode(errors="replace")
     if isinstance(item_id, bytes) and identity.encode() != item_id:
-        return BadItem(identity, InvalidRequest("ITEM_ID_NOT_UTF8", "item_id is not valid UTF-8"))
+        return BadItem(identity, InvalidRequestError("ITEM_ID_NOT_UTF8", "item_id is not valid UTF-8"))
     if len(identity.encode()) > MAX_ITEM_ID_BYTES:
-        return BadItem(identity, InvalidRequest("ITEM_ID_TOO_LONG", f"item_id has more than {MAX_ITEM_ID_BYTES} bytes"))
+        return BadItem(
+            identity, InvalidRequestError("ITEM_ID_TOO_LONG", f"item_id has more than {MAX_ITEM_ID_BYTES} bytes")
+        )
     try:
         return Item(identity, text if isinstance(text, str) else text.decode())
     except UnicodeDecodeError as error:
         problem = f"text is not valid UTF-8: {error.reason} at byte {error.start}"
-        return BadItem(identity, InvalidRequest("TEXT_NOT_UTF8", problem))
+        return BadItem(identity, InvalidRequestError("TEXT_NOT_UTF8", problem))
 
 
 def _lenient_types() -> dict[str, type[message.Message]]:

@@ -17,12 +17,12 @@ def test_every_error_that_reaches_a_client_is_in_the_table() -> None:
 
 
 EXAMPLES = [
-    (errors.InvalidRequest("TEXT_NOT_UTF8", "no"), 3, "TEXT_NOT_UTF8"),
-    (errors.TextTooLong(10, 5), 11, "TEXT_TOO_LONG"),
-    (errors.Expired(), 4, "EXPIRED"),
-    (errors.Overloaded(3.0, 1.0), 8, "OVERLOADED"),
-    (errors.NotReady(), 14, "NOT_READY"),
-    (errors.Draining(), 14, "DRAINING"),
+    (errors.InvalidRequestError("TEXT_NOT_UTF8", "no"), 3, "TEXT_NOT_UTF8"),
+    (errors.TextTooLongError(10, 5), 11, "TEXT_TOO_LONG"),
+    (errors.ExpiredError(), 4, "EXPIRED"),
+    (errors.OverloadedError(3.0, 1.0), 8, "OVERLOADED"),
+    (errors.NotReadyError(), 14, "NOT_READY"),
+    (errors.DrainingError(), 14, "DRAINING"),
     (errors.InternalError("abc"), 13, "INTERNAL"),
 ]
 
@@ -41,6 +41,6 @@ def test_error_has_its_code_and_reason(error: errors.ServerError, code: int, rea
 
 def test_overload_says_when_to_try_again_and_never_at_once() -> None:
     retry = error_details_pb2.RetryInfo()
-    assert status(errors.Overloaded(3.0, 1.0)).details[1].Unpack(retry)
+    assert status(errors.OverloadedError(3.0, 1.0)).details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 2000
-    assert errors.Overloaded(1.0, 1.0).retry_after_s > 0
+    assert errors.OverloadedError(1.0, 1.0).retry_after_s > 0

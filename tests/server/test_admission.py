@@ -5,7 +5,7 @@ import time
 
 import pytest
 from polyhead_server.admission import Admission
-from polyhead_server.errors import Expired, Overloaded
+from polyhead_server.errors import ExpiredError, OverloadedError
 
 
 @pytest.fixture
@@ -32,18 +32,18 @@ def test_everything_is_admitted_before_the_first_pass() -> None:
 
 def test_item_is_refused_when_the_wait_exceeds_the_limit(admission: Admission) -> None:
     admission.admit(3999, deadline=None)
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(OverloadedError) as caught:
         admission.admit(8000, deadline=None)
     assert caught.value.retry_after_s == pytest.approx(2.0)
 
 
 def test_item_is_refused_when_the_wait_exceeds_its_deadline(admission: Admission) -> None:
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         admission.admit(2000, deadline=time.monotonic() + 0.5)
 
 
 def test_item_whose_deadline_passed_is_expired(admission: Admission) -> None:
-    with pytest.raises(Expired):
+    with pytest.raises(ExpiredError):
         admission.admit(0, deadline=time.monotonic() - 0.001)
 
 

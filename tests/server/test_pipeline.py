@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import tokenizers
 from polyhead_server import batching
-from polyhead_server.errors import Expired, InternalError, InvalidRequest, TextTooLong
+from polyhead_server.errors import ExpiredError, InternalError, InvalidRequestError, TextTooLongError
 from polyhead_server.items import BadItem, Item, Message, Outcome, Result, Wishes
 from polyhead_server.loading import Model
 from polyhead_server.pipeline import Pipeline
@@ -54,7 +54,7 @@ async def test_waiting_items_of_many_messages_share_a_pass(pipeline: Pipeline, e
 
 
 async def test_unreadable_item_is_answered_with_its_error(pipeline: Pipeline) -> None:
-    error = InvalidRequest("TEXT_NOT_UTF8", "no")
+    error = InvalidRequestError("TEXT_NOT_UTF8", "no")
     mixed = Message((BadItem("x", error), Item("y", "w1")), Wishes())
     bad, good = await outcomes(pipeline, mixed)
     assert bad is error
@@ -71,7 +71,7 @@ async def test_long_text_is_refused_only_when_asked(pipeline: Pipeline) -> None:
     texts = ("w1", "w1 " * 30)
     good, refused = await outcomes(pipeline, message(*texts, wishes=Wishes(truncate=False)))
     assert embedding(good) == embedding_of("w1")
-    assert isinstance(refused, TextTooLong)
+    assert isinstance(refused, TextTooLongError)
     assert all(isinstance(answer, Result) for answer in await outcomes(pipeline, message(*texts)))
 
 
@@ -84,7 +84,7 @@ async def test_expired_item_is_answered_and_not_computed(
     waiting = await pipeline.submit(message("w2"), time.monotonic() + 1000)
     monkeypatch.setattr(batching, "time", FakeClock(time.monotonic() + 2000))
     engine.gate.set()
-    assert isinstance(await waiting[0], Expired)
+    assert isinstance(await waiting[0], ExpiredError)
     assert isinstance(await running[0], Result)
     assert engine.passes == [(1, 3)]
 

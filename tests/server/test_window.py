@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from polyhead_server.errors import Draining, Expired
+from polyhead_server.errors import DrainingError, ExpiredError
 from polyhead_server.items import Outcome, Wishes
 from polyhead_server.window import Pending, Window
 
@@ -15,7 +15,7 @@ def pending(name: str) -> Pending:
 
 def finish(*items: Pending) -> None:
     for item in items:
-        item.future.set_result(Expired())
+        item.future.set_result(ExpiredError())
 
 
 async def names(window: Window) -> list[str]:
@@ -75,10 +75,10 @@ async def test_error_is_raised_after_the_last_answer() -> None:
     window = Window(limit=10)
     a = pending("a")
     window.add(a)
-    window.close(Draining())
+    window.close(DrainingError())
     finish(a)
     assert await names(window) == ["a"]
-    with pytest.raises(Draining):
+    with pytest.raises(DrainingError):
         await window.ready()
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import item_pb2
-from polyhead_server.errors import InvalidRequest
+from polyhead_server.errors import InvalidRequestError
 from polyhead_server.items import ALL_TASKS, BadItem, Encoding, Item, Message, Task, Wishes
 from polyhead_server.wire_in import MAX_ITEM_ID_BYTES, Reader
 
@@ -94,4 +94,4 @@ def test_unknown_number_is_refused_for_every_item(fields: dict[str, object], rea
     message = read_analyze(request(item_pb2.Item(item_id="1"), item_pb2.Item(item_id="2"), **fields))
     assert reasons(message) == [reason, reason]
     assert isinstance(message.items[0], BadItem)
-    assert isinstance(message.items[0].error, InvalidRequest)
+    assert isinstance(message.items[0].error, InvalidRequestError)

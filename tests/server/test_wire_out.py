@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from polyhead.v1 import item_pb2
 from polyhead_export import bundle
-from polyhead_server.errors import Expired
+from polyhead_server.errors import ExpiredError
 from polyhead_server.items import Encoding, Numbers, Result, Task, Timings, Tokens, Wishes
 from polyhead_server.wire_out import Writer
 
@@ -85,6 +85,6 @@ def test_truncation_and_timings_are_reported(writer: Writer) -> None:
 
 
 def test_error_is_an_answer(writer: Writer) -> None:
-    answer = writer.answer("id", Expired(), Wishes())
+    answer = writer.answer("id", ExpiredError(), Wishes())
     assert answer.WhichOneof("outcome") == "error"
     assert answer.error.code == 4

@@ -1,0 +1,114 @@
+"""A small real server for the client's tests, and both clients behind one face."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Iterator
+from concurrent import futures
+from typing import Any, Protocol
+
+import grpc
+import pytest
+from polyhead.v1 import inference_service_pb2_grpc as service_grpc
+from polyhead_client import Answer, AsyncClient, Client, ModelInfo, Text
+
+from .fake_server import FakeServicer
+
+
+@pytest.fixture
+def servicer() -> Iterator[FakeServicer]:
+    """A servicer behind a real server on a free port of the loopback; ``servicer.target`` says which."""
+    servicer = FakeServicer()
+    # 16 MiB as of the real server; the port must be ours alone.
+    options = [("grpc.max_receive_message_length", 16 * 2**20), ("grpc.so_reuseport", 0)]
+    server = grpc.server(futures.ThreadPoolExecutor(8), options=options)
+    service_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+    servicer.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield servicer
+    servicer.gate.set()
+    server.stop(None).wait()
+
+
+class Face(Protocol):
+    """What the tests ask of a client, sync or asyncio."""
+
+    def analyze(self, texts: Iterable[Text], **options: Any) -> list[Answer]: ...
+
+    def stream(self, texts: Iterable[Text], method: str = "stream", **options: Any) -> Iterator[Answer]: ...
+
+    def info(self) -> ModelInfo: ...
+
+    def close(self) -> None: ...
+
+
+class SyncFace:
+    def __init__(self, target: str, **options: Any) -> None:
+        self.client = Client(target, **options)
+        self.analyze = self.client.analyze
+        self.info = self.client.info
+        self.close = self.client.close
+
+    def stream(self, texts: Iterable[Text], method: str = "stream", **options: Any) -> Iterator[Answer]:
+        answers: Iterator[Answer] = getattr(self.client, method)(texts, **options)
+        return answers
+
+
+class AsyncFace:
+    """Runs the event loop while, and only while, a call is waited for."""
+
+    def __init__(self, target: str, **options: Any) -> None:
+        self.runner = asyncio.Runner()
+        self.client = self.runner.run(self._connected(target, options))
+
+    async def _connected(self, target: str, options: dict[str, Any]) -> AsyncClient:
+        return AsyncClient(target, **options)
+
+    def analyze(self, texts: Iterable[Text], **options: Any) -> list[Answer]:
+        return self.runner.run(self.client.analyze(texts, **options))
+
+    def info(self) -> ModelInfo:
+        return self.runner.run(self.client.info())
+
+    def stream(self, texts: Iterable[Text], method: str = "stream", **options: Any) -> Iterator[Answer]:
+        given = texts if isinstance(texts, list | str) else _async(texts)
+        return self._iterate(getattr(self.client, method)(given, **options))
+
+    def _iterate(self, answers: Any) -> Iterator[Answer]:
+        async def following() -> Answer | None:
+            return await anext(answers, None)
+
+        try:
+            while (answer := self.runner.run(following())) is not None:
+                yield answer
+        finally:
+            self.runner.run(answers.aclose())
+
+    def close(self) -> None:
+        self.runner.run(self.client.close())
+
+
+async def _async(texts: Iterable[Text]) -> AsyncIterator[Text]:
+    for text in texts:
+        yield text
+
+
+@pytest.fixture(params=[SyncFace, AsyncFace])
+def connect(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Makes a client: ``connect(target, **options) -> Face``."""
+    with contextlib.ExitStack() as opened:
+
+        def connected(target: str, **options: Any) -> Face:
+            face: Face = request.param(target, **options)
+            opened.callback(face.close)
+            return face
+
+        yield connected
+
+
+@pytest.fixture
+def client(connect: Any, servicer: FakeServicer) -> Face:
+    """A client of the server."""
+    face: Face = connect(servicer.target)
+    return face

@@ -1,0 +1,174 @@
+"""A servicer whose answers prove which text they saw, and which fails when a text tells it to."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from polyhead.v1 import inference_service_pb2 as pb2
+from polyhead.v1 import inference_service_pb2_grpc, item_pb2, model_pb2
+
+# A text that begins with this is answered with an error.
+ERROR = "error:"
+# Texts that end the whole call: with INTERNAL, or as if it were over.
+BREAK, END = "break", "end"
+
+
+class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
+    """Answers a text with itself as its label, and with the code points of its beginning as its embedding."""
+
+    def __init__(self) -> None:
+        self.target = ""
+        self.requests: list[Any] = []
+        self.calls: list[str] = []
+        self.refusals: list[grpc.StatusCode] = []  # what the next unary calls fail with
+        self.gate = threading.Event()  # closed, it holds every answer back
+        self.gate.set()
+        self.answer_every = 1  # items to collect before any of them is answered
+        self.most_in_flight = 0
+        self.ended = threading.Event()  # the last stream is over, for whatever reason
+
+    def Analyze(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._begin("Analyze", context)
+        self.requests.append(request)
+        return pb2.AnalyzeResponse(answers=[_answer(item, request) for item in request.items])
+
+    def GetModelInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._begin("GetModelInfo", context)
+        return pb2.GetModelInfoResponse(model=MODEL)
+
+    def StreamAnalyze(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        return self._stream("StreamAnalyze", pb2.StreamAnalyzeResponse, request_iterator, context)
+
+    def StreamEmbed(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        return self._stream("StreamEmbed", pb2.StreamEmbedResponse, request_iterator, context)
+
+    def StreamClassify(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        return self._stream("StreamClassify", pb2.StreamClassifyResponse, request_iterator, context)
+
+    def StreamSentiment(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        return self._stream("StreamSentiment", pb2.StreamSentimentResponse, request_iterator, context)
+
+    def _begin(self, call: str, context: Any) -> None:
+        self.calls.append(call)
+        if self.refusals:
+            context.abort(self.refusals.pop(0), "told to fail")
+        self.gate.wait()
+
+    def _stream(self, call: str, response_type: Any, requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        self.calls.append(call)
+        self.ended.clear()
+        context.add_callback(self.ended.set)
+        arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        in_flight = _Counter(self)
+        threading.Thread(target=self._drain, args=(requests, arrived, in_flight), daemon=True).start()
+        collected: list[item_pb2.Answer] = []
+        while (request := arrived.get()) is not None:
+            for item in request.items:
+                if item.text == END:
+                    return
+                if item.text == BREAK:
+                    context.abort(grpc.StatusCode.INTERNAL, "told to break")
+                collected.append(_answer(item, request))
+            if len(collected) >= self.answer_every:
+                yield from self._response(response_type, collected, request, in_flight)
+                collected = []
+        if collected:
+            yield from self._response(response_type, collected, None, in_flight)
+
+    def _drain(self, requests: Iterator[Any], arrived: queue.SimpleQueue[Any], in_flight: _Counter) -> None:
+        try:
+            for request in requests:
+                in_flight.add(len(request.items))
+                self.requests.append(request)
+                arrived.put(request)
+        except Exception:  # noqa: BLE001  what gRPC raises when the call was cancelled
+            self.ended.set()
+        finally:
+            arrived.put(None)
+
+    def _response(self, response_type: Any, answers: list[Any], request: Any, in_flight: _Counter) -> Iterator[Any]:
+        self.gate.wait()
+        in_flight.add(-len(answers))
+        finished = request is not None and request.order == item_pb2.ANSWER_ORDER_FINISHED
+        yield response_type(answers=reversed(answers) if finished else answers)
+
+
+class _Counter:
+    """Counts the items of a stream that came and were not answered yet."""
+
+    def __init__(self, servicer: FakeServicer) -> None:
+        self._servicer = servicer
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def add(self, items: int) -> None:
+        with self._lock:
+            self._count += items
+            self._servicer.most_in_flight = max(self._servicer.most_in_flight, self._count)
+
+
+def embedding_of(text: str) -> list[float]:
+    """What the server says is the embedding of ``text``. (3,)"""
+    return [float(ord(character)) / 1024 for character in text[:3].ljust(3, "\0")]
+
+
+def _answer(item: item_pb2.Item, request: Any) -> item_pb2.Answer:
+    if item.text.startswith(ERROR):
+        info = any_pb2.Any()
+        info.Pack(error_details_pb2.ErrorInfo(reason="TOLD_TO", domain="polyhead"))
+        status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=item.text, details=[info])
+        return item_pb2.Answer(item_id=item.item_id, error=status)
+    result = item_pb2.Result(
+        classification=item_pb2.Classification(
+            head="topic",
+            scores=[
+                item_pb2.LabelScore(label=item.text, probability=0.9),
+                item_pb2.LabelScore(label="other", probability=0.1),
+            ],
+        ),
+        sentiment=item_pb2.Sentiment(head="mood", probability=0.75, label=item.text),
+        truncation=item_pb2.Truncation(tokens_seen=len(item.text), tokens_used=len(item.text)),
+        fingerprints=MODEL.fingerprints,
+    )
+    options = getattr(request, "embedding_options", item_pb2.EmbeddingOptions())
+    half = options.encoding == item_pb2.EMBEDDING_ENCODING_FLOAT16_LE
+    values = np.array(embedding_of(item.text), "<f2" if half else "<f4").tobytes()
+    encoding = item_pb2.EMBEDDING_ENCODING_FLOAT16_LE if half else item_pb2.EMBEDDING_ENCODING_FLOAT32_LE
+    result.embedding.CopyFrom(item_pb2.Embedding(values=values, encoding=encoding, dimensions=3))
+    if request.options.include_timings:
+        result.timings.total.FromMilliseconds(1500)
+    return item_pb2.Answer(item_id=item.item_id, result=result)
+
+
+MODEL = model_pb2.ModelInfo(
+    model_id="fake-0123456789ab",
+    heads=[
+        model_pb2.HeadInfo(
+            name="topic", kind=model_pb2.HEAD_KIND_SOFTMAX, labels=["account", "billing"], temperature=1.5
+        ),
+        model_pb2.HeadInfo(
+            name="mood", kind=model_pb2.HEAD_KIND_SIGMOID, labels=["bad", "good"], temperature=1, threshold=0.5
+        ),
+    ],
+    embedding=model_pb2.EmbeddingInfo(dimensions=3, pooling="mean", normalized=True),
+    limits=model_pb2.Limits(
+        max_tokens=256, max_characters=64_000, max_items_per_message=1024, max_message_bytes=16 * 2**20
+    ),
+    fingerprints=item_pb2.Fingerprints(
+        embedding_space="00112233445566aa",
+        heads=[
+            item_pb2.HeadFingerprint(head="topic", fingerprint="0123456789abcdef"),
+            item_pb2.HeadFingerprint(head="mood", fingerprint="fedcba9876543210"),
+        ],
+    ),
+    runtime=model_pb2.RuntimeInfo(engine="onnx", device="cpu", variant="fp32", fallback_reasons=["no cuda here"]),
+    bundle_format_version=1,
+    server_version="0.1.0",
+)

@@ -1,0 +1,291 @@
+"""Streams, of both clients, against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from polyhead_client import (
+    Client,
+    DeadlineExceededError,
+    InvalidRequestError,
+    ItemFailedError,
+    ServerError,
+    UnavailableError,
+)
+
+from .conftest import AsyncFace, Face
+from .fake_server import BREAK, END, ERROR, FakeServicer, embedding_of
+
+UNICODE = [
+    "",
+    " ",
+    "naïve café",
+    "日本語のテキスト",
+    "שלום",
+    "👩‍👩‍👧‍👦🏳️‍🌈",
+    "a\0b",
+    "line\nbreak\u2028here",
+    "e\u0301",
+    "\U0010ffff",
+]
+
+
+def label(answer: Any) -> str:
+    """The text that the server saw."""
+    return str(answer.unwrap().classification.best.label)
+
+
+def test_answers_come_in_request_order_with_running_ids(client: Face) -> None:
+    texts = [f"text {number}" for number in range(1000)]
+    answers = list(client.stream(iter(texts)))
+    assert [label(answer) for answer in answers] == texts
+    assert [answer.item_id for answer in answers] == [str(number) for number in range(1000)]
+
+
+def test_plain_list_is_streamed_like_an_iterator(client: Face) -> None:
+    assert [label(answer) for answer in client.stream(["one", "two"])] == ["one", "two"]
+
+
+def test_ids_of_the_caller_come_back(client: Face) -> None:
+    answers = list(client.stream(iter([("é", "one"), ("é", "two"), "three"])))
+    assert [(answer.item_id, label(answer)) for answer in answers] == [("é", "one"), ("é", "two"), ("2", "three")]
+
+
+def test_every_kind_of_text_arrives_unchanged(client: Face) -> None:
+    assert [label(answer) for answer in client.stream(iter(UNICODE))] == UNICODE
+
+
+def test_input_without_texts_has_no_answers(client: Face) -> None:
+    assert list(client.stream(iter([]))) == []
+
+
+def test_what_waits_is_gathered_into_one_message(client: Face, servicer: FakeServicer) -> None:
+    servicer.gate.clear()
+    servicer.answer_every = 4
+
+    def texts() -> Iterator[str]:
+        for number in range(40):
+            if number == 20:  # by now many wait, and no more than 4 were sent
+                servicer.gate.set()
+            yield str(number)
+
+    answers = list(client.stream(texts(), max_in_flight=4))
+    sizes = [len(request.items) for request in servicer.requests]
+    first_four = list(itertools.accumulate(sizes)).index(4)
+    assert [label(answer) for answer in answers] == [str(number) for number in range(40)]
+    assert sizes[first_four + 1] == 4
+
+
+def test_message_has_at_most_32_items(client: Face, servicer: FakeServicer) -> None:
+    list(client.stream([str(number) for number in range(300)]))
+    sizes = [len(request.items) for request in servicer.requests]
+    assert sum(sizes) == 300
+    assert max(sizes) <= 32
+
+
+def test_large_texts_do_not_share_a_message(client: Face, servicer: FakeServicer) -> None:
+    texts = ["x" * 200_000, "y" * 200_000, "z" * 3_000_000]
+    assert [label(answer) for answer in client.stream(texts)] == texts
+    assert [len(request.items) for request in servicer.requests] == [1, 1, 1]
+
+
+def test_window_is_filled_and_never_exceeded(client: Face, servicer: FakeServicer) -> None:
+    servicer.answer_every = 8  # would wait for ever for a client that keeps fewer in flight
+    taken = 0
+    furthest_ahead = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        for taken in itertools.count(1):
+            yield str(taken)
+
+    answers = client.stream(endless(), max_in_flight=8)
+    for number, answer in enumerate(itertools.islice(answers, 400), start=1):
+        assert label(answer) == str(number)
+        furthest_ahead = max(furthest_ahead, taken - number)
+    answers.close()  # type: ignore[attr-defined]
+    assert servicer.most_in_flight == 8
+    # In flight, one message more, one text in the reader's hand, and what was handed over at once.
+    assert furthest_ahead <= 8 + 32 + 1 + 8
+
+
+def test_answer_comes_before_the_next_text_is_there(client: Face) -> None:
+    texts: queue.SimpleQueue[str] = queue.SimpleQueue()
+    texts.put("0")
+    seen = []
+    for answer in client.stream(iter(texts.get, "stop")):
+        seen.append(label(answer))
+        texts.put(str(len(seen)) if len(seen) < 5 else "stop")
+    assert seen == ["0", "1", "2", "3", "4"]
+
+
+def test_closing_early_cancels_the_call_and_leaves_nothing_running(client: Face, servicer: FakeServicer) -> None:
+    answers = client.stream(map(str, itertools.count()), max_in_flight=4)
+    assert label(next(answers)) == "0"
+    assert not servicer.ended.is_set()
+    running = [thread for thread in threading.enumerate() if thread.name.startswith("polyhead")]
+    answers.close()  # type: ignore[attr-defined]
+    assert servicer.ended.wait(10)
+    for thread in running:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in running)
+    if isinstance(client, AsyncFace):
+        assert [task for task in asyncio.all_tasks(client.runner.get_loop()) if not task.done()] == []
+    assert [label(answer) for answer in client.stream(["after"])] == ["after"]
+
+
+def test_closing_the_client_ends_its_streams(client: Face, servicer: FakeServicer) -> None:
+    answers = client.stream(map(str, itertools.count()), max_in_flight=4)
+    next(answers)
+    client.close()
+    with pytest.raises(UnavailableError):
+        list(answers)
+    assert servicer.ended.wait(10)
+
+
+def test_error_of_the_input_ends_the_call_with_that_error(client: Face, servicer: FakeServicer) -> None:
+    class BrokenInputError(Exception):
+        pass
+
+    def texts() -> Iterator[str]:
+        yield "one"
+        raise BrokenInputError
+
+    with pytest.raises(BrokenInputError):
+        list(client.stream(texts()))
+    assert servicer.ended.wait(10) or not servicer.calls
+
+
+def test_error_of_one_item_ends_nothing(client: Face) -> None:
+    good, bad, after = client.stream(["good", ERROR + "no", "after"])
+    assert (label(good), label(after)) == ("good", "after")
+    assert bad.result is None
+    assert bad.error is not None
+    assert (bad.error.code, bad.error.reason, bad.error.message) == ("INVALID_ARGUMENT", "TOLD_TO", "error:no")
+    with pytest.raises(ItemFailedError, match="error:no"):
+        bad.unwrap()
+
+
+@pytest.mark.parametrize("order", ["request", "finished"])
+def test_text_that_cannot_be_sent_is_answered_in_its_turn(client: Face, order: str) -> None:
+    texts = ["\udcff", "one", "half an emoji \ud83d", "x" * 17_000_000, "two", "\ud800"]
+    answers = list(client.stream(texts, order=order))
+    reasons = {answer.item_id: answer.error.reason for answer in answers if answer.error}
+    assert reasons == {"0": "TEXT_NOT_UTF8", "2": "TEXT_NOT_UTF8", "3": "ITEM_TOO_LARGE", "5": "TEXT_NOT_UTF8"}
+    assert {label(answer) for answer in answers if answer.result} == {"one", "two"}
+    assert order == "finished" or [answer.item_id for answer in answers] == list("012345")
+
+
+def test_text_that_cannot_be_sent_is_answered_without_waiting_for_more(client: Face) -> None:
+    texts: queue.SimpleQueue[str] = queue.SimpleQueue()
+    texts.put("\ud800")
+    answers = client.stream(iter(texts.get, "stop"))
+    assert next(answers).error is not None
+    texts.put("stop")
+    assert list(answers) == []
+
+
+def test_many_texts_that_cannot_be_sent_do_not_block_those_that_can(client: Face) -> None:
+    answers = list(client.stream(["first", *["\ud800"] * 500, "last"], max_in_flight=2))
+    assert [answer.item_id for answer in answers] == [str(number) for number in range(502)]
+    assert label(answers[-1]) == "last"
+
+
+def test_broken_stream_raises_after_the_answers_that_came(client: Face) -> None:
+    texts: queue.SimpleQueue[str] = queue.SimpleQueue()
+    texts.put("one")
+    answers = client.stream(iter(texts.get, "stop"))
+    assert label(next(answers)) == "one"
+    texts.put(BREAK)
+    with pytest.raises(ServerError, match="told to break") as caught:
+        next(answers)
+    texts.put("stop")
+    assert caught.value.code == "INTERNAL"
+
+
+def test_stream_that_ends_with_items_unanswered_raises(client: Face) -> None:
+    with pytest.raises(ServerError, match="unanswered"):
+        list(client.stream([END]))
+
+
+def test_unreachable_server_raises_unavailable(connect: Any) -> None:
+    with pytest.raises(UnavailableError):
+        list(connect("127.0.0.1:1").stream(["text"]))
+
+
+def test_deadline_ends_the_stream(client: Face, servicer: FakeServicer) -> None:
+    servicer.gate.clear()
+    with pytest.raises(DeadlineExceededError):
+        list(client.stream(["held back"], deadline_s=0.2))
+
+
+def test_closed_client_refuses_a_stream(client: Face) -> None:
+    client.close()
+    with pytest.raises(InvalidRequestError, match="closed"):
+        list(client.stream(["text"]))
+
+
+def test_wishes_reach_the_server(client: Face, servicer: FakeServicer) -> None:
+    options = {"tasks": ["sentiment", "embedding"], "order": "finished", "truncation": "error"}
+    (answer,) = client.stream(["abc"], include_timings=True, encoding="float16", **options)
+    request = servicer.requests[0]
+    assert (list(request.tasks), request.order, request.options.truncation) == ([3, 1], 2, 2)
+    result = answer.unwrap()
+    assert result.timings is not None
+    assert result.timings.total_s == 1.5
+    assert result.embedding is not None
+    assert result.embedding.dtype == np.float32
+    np.testing.assert_array_equal(result.embedding, np.array(embedding_of("abc"), np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("method", "call"),
+    [
+        ("stream", "StreamAnalyze"),
+        ("embed", "StreamEmbed"),
+        ("classify", "StreamClassify"),
+        ("sentiment", "StreamSentiment"),
+    ],
+)
+def test_each_method_has_its_own_call(client: Face, servicer: FakeServicer, method: str, call: str) -> None:
+    (answer,) = client.stream(["abc"], method, truncation="error", order="finished", include_timings=True)
+    request = servicer.requests[0]
+    assert servicer.calls == [call]
+    assert label(answer) == "abc"
+    assert (request.options.truncation, request.options.include_timings, request.order) == (2, True, 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"tasks": ["poetry"]}, {"order": "random"}, {"truncation": "maybe"}, {"encoding": "int3"}, {"max_in_flight": 0}],
+)
+def test_option_that_is_not_known_is_refused_at_once(client: Face, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match=next(iter(options))):
+        client.stream(["text"], **options)
+
+
+def test_lone_str_is_refused_instead_of_split_into_characters(client: Face) -> None:
+    with pytest.raises(InvalidRequestError, match=r"write \[text\]"):
+        client.stream("text")
+
+
+def test_threads_share_one_client(servicer: FakeServicer) -> None:
+    seen: dict[int, list[str]] = {}
+
+    def ask(client: Client, number: int) -> None:
+        seen[number] = [label(answer) for answer in client.stream(f"{number}-{index}" for index in range(200))]
+
+    with Client(servicer.target) as client:
+        threads = [threading.Thread(target=ask, args=(client, number)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert seen == {number: [f"{number}-{index}" for index in range(200)] for number in range(6)}

@@ -1,0 +1,168 @@
+"""The same text gets the same answer: from torch, from onnxruntime, alone, in any batch, through any stream."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from polyhead_client import Answer, Client, Result
+from polyhead_export import bundle
+from polyhead_export.golden import GOLDEN_TEXTS as TEXTS
+from polyhead_training.model import PolyheadModel
+from polyhead_training.tokenization import encode, load_tokenizer
+
+from .conftest import Server, Start
+
+pytestmark = pytest.mark.model
+
+# Against torch in float32, through a different engine.
+ENGINE_TOLERANCE = 1e-4
+# Against itself, whatever rides in the same batch.
+BATCH_TOLERANCE = 1e-5
+
+HOSTILE = [
+    "",
+    " ",
+    "\x00",
+    "\u202etxet desrever",
+    "a" * 100_000,
+    "word " * 5_000,
+    "[CLS] [SEP] [MASK] </s> <pad>",
+    "😀" * 3_000,
+    "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢L̠ͨͧͩ͘G̴̻͈͍͔̹̑͗̎̅͛́Ǫ̵̹̻̝̳͂̌̌͘!͖̬̰̙̗̿̋ͥͥ̂ͣ̐́́͜͞",
+    "ﷺ" * 500,
+    "田中さんにあげて下さい",
+    "'; DROP TABLE users; --",
+    "<script>alert(1)</script>",
+]
+
+
+def naughty_strings() -> list[str]:
+    """The list of naughty strings, where the development data lie."""
+    folder = os.environ.get("POLYHEAD_DATA")
+    path = Path(folder or "", "blns.txt")
+    lines = path.read_text(encoding="utf-8").split("\n") if folder and path.exists() else []
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [*TEXTS, *HOSTILE, *naughty_strings()]
+
+
+@pytest.fixture(scope="module", params=["onnx", "torch"])
+def server(request: pytest.FixtureRequest, start: Start, demo_bundle: Path) -> Server:
+    server = start(demo_bundle, "--engine", request.param, "--device", "cpu")
+    server.wait_until_serving()
+    return server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.target) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def reference(demo_bundle: Path, texts: list[str]) -> list[list[float]]:
+    """The trained model's answers, each text alone: embedding, probabilities by label order, probability."""
+    manifest = bundle.load(demo_bundle).manifest
+    model = PolyheadModel.from_pretrained(demo_bundle / "torch").eval()
+    tokenizer = load_tokenizer(demo_bundle / "tokenizer.json")
+    topic, sentiment = manifest.heads
+    rows = []
+    for ids in encode(tokenizer, texts, manifest.max_tokens):
+        with torch.inference_mode():
+            outputs = model(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.int64))
+        topics = torch.softmax(outputs.logits[topic.name] / topic.temperature, dim=-1)
+        positive = torch.sigmoid(outputs.logits[sentiment.name] / sentiment.temperature)
+        rows.append(torch.cat([outputs.sentence_embedding, topics, positive], dim=-1)[0].tolist())
+    return rows
+
+
+def numbers(answer: Answer) -> list[float]:
+    """An answer as one row, in the layout of ``reference``."""
+    result: Result = answer.unwrap()
+    assert result.embedding is not None
+    assert result.classification is not None
+    assert result.sentiment is not None
+    scores = sorted(result.classification.scores, key=lambda score: score.label)
+    return [*result.embedding.tolist(), *(score.probability for score in scores), result.sentiment.probability]
+
+
+def largest_difference(left: list[list[float]], right: list[list[float]]) -> float:
+    assert len(left) == len(right)
+    return max(float(np.abs(np.subtract(one, other)).max()) for one, other in zip(left, right, strict=True))
+
+
+def test_streamed_answers_are_those_of_the_trained_model(
+    client: Client, texts: list[str], reference: list[list[float]]
+) -> None:
+    answers = [numbers(answer) for answer in client.stream(texts)]
+    assert largest_difference(answers, reference) <= ENGINE_TOLERANCE
+
+
+def test_answer_is_the_same_alone_and_in_any_batch(client: Client, texts: list[str]) -> None:
+    alone = {text: numbers(client.analyze([text])[0]) for text in TEXTS}
+    for seed in range(5):
+        neighbours = random.Random(seed).sample(texts, k=min(40, len(texts)))
+        mixed = [*TEXTS, *neighbours]
+        random.Random(seed).shuffle(mixed)
+        for text, answer in zip(mixed, client.analyze(mixed), strict=True):
+            if text in alone:
+                assert largest_difference([numbers(answer)], [alone[text]]) <= BATCH_TOLERANCE
+
+
+def test_every_view_gives_what_the_whole_analysis_gives(client: Client) -> None:
+    whole = client.analyze(TEXTS)
+    embedded, classified, judged = map(list, (client.embed(TEXTS), client.classify(TEXTS), client.sentiment(TEXTS)))
+    for one, embedding, classification, sentiment in zip(whole, embedded, classified, judged, strict=True):
+        result = one.unwrap()
+        assert result.embedding is not None
+        np.testing.assert_allclose(embedding.unwrap().embedding, result.embedding, atol=BATCH_TOLERANCE)
+        assert classification.unwrap().classification is not None
+        assert sentiment.unwrap().sentiment is not None
+        assert classification.unwrap().embedding is None
+        assert sentiment.unwrap().sentiment.label == result.sentiment.label  # type: ignore[union-attr]
+
+
+def test_long_texts_say_where_they_were_cut(client: Client) -> None:
+    text = "a fine parcel " * 2_000
+    result = client.analyze([text])[0].unwrap()
+    assert result.truncation.truncated
+    assert result.truncation.cut_at_code_point is not None
+    kept = client.analyze([text[: result.truncation.cut_at_code_point]])[0].unwrap()
+    assert not kept.truncation.truncated
+    assert kept.truncation.tokens_used == result.truncation.tokens_used
+    np.testing.assert_allclose(kept.embedding, result.embedding, atol=BATCH_TOLERANCE)  # type: ignore[arg-type]
+    (refused,) = client.analyze([text], truncation="error")
+    assert refused.error is not None
+    assert (refused.error.code, refused.error.reason) == ("OUT_OF_RANGE", "TEXT_TOO_LONG")
+
+
+def test_plain_customer_texts_are_understood(client: Client) -> None:
+    good, bad = client.analyze(
+        [
+            "The courier was friendly and the box arrived a day early, brilliant!",
+            "I was charged twice and nobody refunds me.",
+        ]
+    )
+    assert (_topic(good), _sentiment(good)) == ("delivery", "positive")
+    assert (_topic(bad), _sentiment(bad)) == ("billing", "negative")
+
+
+def _topic(answer: Answer) -> str:
+    classification = answer.unwrap().classification
+    assert classification is not None
+    return classification.best.label
+
+
+def _sentiment(answer: Answer) -> str:
+    sentiment = answer.unwrap().sentiment
+    assert sentiment is not None
+    return sentiment.label

@@ -1,0 +1,158 @@
+"""The server process: how it starts, what it says of itself, how it counts, how it stops."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from polyhead_client import Answer, Client, UnavailableError
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import BIN
+
+from .conftest import START_S, Server, Start, free_port
+
+pytestmark = pytest.mark.model
+
+NOT_SERVING, SERVING = health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.fixture
+def server(start: Start, demo_bundle: Path) -> Server:
+    server = start(demo_bundle)
+    server.wait_until_serving()
+    return server
+
+
+def test_health_says_not_serving_until_the_model_is_ready(start: Start, demo_bundle: Path) -> None:
+    assert start(demo_bundle).wait_until_serving() == [NOT_SERVING, SERVING]
+
+
+@pytest.mark.parametrize(("engine", "has_torch"), [("onnx", False), ("torch", True)])
+def test_only_the_torch_engine_loads_torch(start: Start, demo_bundle: Path, engine: str, has_torch: bool) -> None:
+    server = start(demo_bundle, "--engine", engine)
+    server.wait_until_serving()
+    with Client(server.target) as client:
+        client.analyze(["one text"])
+        assert client.info().runtime.engine == engine
+    mapped = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert ("libtorch" in mapped) == has_torch
+
+
+def test_torch_answers_where_onnxruntime_cannot_be_used(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('broken installation')\n")
+    server = start(demo_bundle, environment={"PYTHONPATH": str(tmp_path)})
+    server.wait_until_serving()
+    with Client(server.target) as client:
+        runtime = client.info().runtime
+        assert client.analyze(["one text"])[0].result is not None
+    assert (runtime.engine, runtime.device) == ("torch", "cpu")
+    assert "broken installation" in runtime.fallback_reasons[0]
+    assert "broken installation" in server.log.read_text()
+
+
+def test_second_server_on_the_port_is_refused(server: Server, start: Start, demo_bundle: Path) -> None:
+    second = start(demo_bundle, target=server.target)
+    assert second.process.wait(START_S) == 2
+    assert f"cannot listen on {server.target}" in second.log.read_text()
+
+
+def test_damaged_bundle_is_not_served(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(demo_bundle, tmp_path / "bundle")
+    data = bytearray((damaged / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (damaged / "model.onnx").write_bytes(data)
+    server = start(damaged)
+    assert server.process.wait(START_S) == 2
+    (line,) = server.log.read_text().splitlines()
+    assert "model.onnx: was changed" in line
+
+
+def test_reflection_names_our_service(server: Server) -> None:
+    with grpc.insecure_channel(server.target) as channel:
+        requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        (answer,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(requests, timeout=START_S)
+    names = {service.name for service in answer.list_services_response.service}
+    assert {"polyhead.v1.InferenceService", "grpc.health.v1.Health"} <= names
+
+
+def scrape(port: int) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=START_S) as response:
+        text = response.read().decode()
+    return {
+        sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples
+    } | {
+        f"{sample.name}:{sample.labels['engine']}": sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if "engine" in sample.labels
+    }
+
+
+def test_three_tasks_run_the_backbone_once(start: Start, demo_bundle: Path) -> None:
+    port = free_port()
+    server = start(demo_bundle, "--metrics-listen", f"127.0.0.1:{port}")
+    server.wait_until_serving()
+    with Client(server.target) as client:
+        before = scrape(port)
+        result = client.analyze(["one text"], tasks=["embedding", "classification", "sentiment"])[0].unwrap()
+        assert None not in (result.embedding, result.classification, result.sentiment)
+        after = scrape(port)
+        assert after["polyhead_pass_items_count"] - before["polyhead_pass_items_count"] == 1
+        assert after["polyhead_items_total"] - before["polyhead_items_total"] == 1
+        list(client.classify(["one text"]))
+        assert scrape(port)["polyhead_pass_items_count"] - after["polyhead_pass_items_count"] == 1
+    assert after["polyhead_runtime_info:onnx"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_answers_what_was_accepted(server: Server, number: int) -> None:
+    released = threading.Event()
+    answers: list[Answer] = []
+
+    def texts() -> Iterator[str]:
+        for index in range(100):
+            yield f"text number {index}"
+        released.wait(START_S)
+
+    with Client(server.target) as client:
+        stream = client.stream(texts())
+        answers.append(next(stream))
+        server.process.send_signal(number)
+        with pytest.raises(UnavailableError):
+            answers.extend(stream)
+        released.set()
+    assert server.process.wait(START_S) == 0
+    assert all(answer.result is not None for answer in answers)
+    assert [answer.item_id for answer in answers] == [str(index) for index in range(len(answers))]
+
+
+def test_stopping_while_loading_is_quick(start: Start, demo_bundle: Path) -> None:
+    server = start(demo_bundle)
+    with grpc.insecure_channel(server.target) as channel:
+        grpc.channel_ready_future(channel).result(START_S)
+    assert server.stop() == 0
+
+
+def test_help_tells_every_flag_and_its_variable() -> None:
+    text = subprocess.run([BIN / "polyhead-serve", "--help"], check=True, capture_output=True, text=True).stdout
+    for flag in ("listen", "engine", "device", "variant"):
+        assert f"--{flag}" in text
+        assert f"POLYHEAD_{flag.upper()}" in text
+
+
+def test_settings_come_from_the_environment(start: Start, demo_bundle: Path) -> None:
+    server = start(demo_bundle, environment={"POLYHEAD_ENGINE": "torch", "POLYHEAD_MAX_ITEMS_PER_MESSAGE": "3"})
+    server.wait_until_serving()
+    with Client(server.target) as client:
+        info = client.info()
+    assert (info.runtime.engine, info.limits.max_items_per_message) == ("torch", 3)
