@@ -18,6 +18,9 @@ from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
+# A worker that does not end by then hangs in its engine; it is a daemon and keeps nobody from leaving.
+_JOIN_S = 10.0
+
 
 class Pipeline:
     """Answers items with one model: one queue for everything, and one worker thread for each core."""
@@ -50,7 +53,7 @@ class Pipeline:
         """Finishes what is in the queue and ends the workers."""
         self._queue.close()
         for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(thread.join, _JOIN_S)
 
     async def room(self) -> None:
         """Waits until the queue is short enough for more."""

@@ -1,0 +1,93 @@
+"""The commands as a user types them, against a real server and a real model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import BIN, ROOT
+
+from .conftest import Server, Start, free_port
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def server(start: Start, demo_bundle: Path) -> Server:
+    server = start(demo_bundle)
+    server.wait_until_serving()
+    return server
+
+
+def polyhead(server: Server, *arguments: str, stdin: bytes = b"") -> tuple[int, list[dict[str, Any]], str]:
+    """Runs the command; returns its exit code, the JSON lines of its standard output, and its standard error."""
+    command = [str(BIN / "polyhead"), *arguments, "--target", server.target]
+    done = subprocess.run(command, input=stdin, capture_output=True, timeout=120, check=False)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr.decode()
+
+
+def test_arguments_are_answered_in_order(server: Server) -> None:
+    code, answers, _ = polyhead(server, "analyze", "my parcel never came", "love this kettle")
+    assert code == 0
+    assert [answer["id"] for answer in answers] == ["0", "1"]
+    assert [answer["classification"]["scores"][0]["label"] for answer in answers] == ["delivery", "product"]
+    assert [answer["sentiment"]["label"] for answer in answers] == ["negative", "positive"]
+    assert [len(answer["embedding"]) for answer in answers] == [384, 384]
+
+
+def test_line_that_is_not_utf8_costs_no_other_line(server: Server) -> None:
+    code, answers, _ = polyhead(server, "sentiment", stdin=b"good\n\xff\xfe\nbad\n")
+    assert code == 1
+    assert [answer.get("error", {}).get("reason") for answer in answers] == [None, "TEXT_NOT_UTF8", None]
+
+
+def test_info_names_what_really_runs(server: Server) -> None:
+    code, (info,), _ = polyhead(server, "info", "--json")
+    assert code == 0
+    assert (info["runtime"]["engine"], info["runtime"]["device"], info["runtime"]["variant"]) == ("onnx", "cpu", "fp32")
+    assert [head["name"] for head in info["heads"]] == ["topic", "sentiment"]
+
+
+def test_server_that_is_not_there_is_one_clear_line() -> None:
+    target = f"127.0.0.1:{free_port()}"
+    command = [str(BIN / "polyhead"), "classify", "text", "--target", target]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert target in done.stderr
+
+
+def test_bundle_verifies_again(demo_bundle: Path) -> None:
+    done = subprocess.run([BIN / "polyhead-export", "verify", demo_bundle], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(demo_bundle)
+
+
+def test_bundle_says_nothing_about_the_machine_that_built_it(demo_bundle: Path, demo_run: Path) -> None:
+    traces = [str(path).encode() for path in (ROOT, demo_run.parent, Path(sys.prefix), Path.home())]
+    for path in demo_bundle.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert [trace for trace in traces if len(trace) > 5 and trace in content] == [], path
+
+
+def test_demo_model_is_far_better_than_the_majority(demo_run: Path) -> None:
+    evaluation = json.loads((demo_run / "evaluation.json").read_text())["test"]
+    for head, baseline in (("topic", 1 / 6), ("sentiment", 1 / 2)):
+        assert evaluation[head]["majority_baseline"] == pytest.approx(baseline, abs=0.01)
+        assert evaluation[head]["accuracy"] > 0.75
+
+
+def test_loading_on_onnxruntime_imports_no_torch(demo_bundle: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; import polyhead_server.lifecycle as _; from polyhead_server import loading;"
+        "from polyhead_server.settings import Settings; model = loading.load(Settings(bundle=Path(sys.argv[1])));"
+        "assert model.engine.runtime.engine == 'onnx';"
+        "print(sorted({'torch', 'transformers', 'polyhead_training'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, demo_bundle], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
