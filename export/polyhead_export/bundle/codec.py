@@ -1,0 +1,128 @@
+"""``bundle.json`` to and from ``Manifest``: one canonical spelling, strict reading, errors that name the field."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import FormatError
+from .manifest import FORMAT_VERSION, Manifest, check_manifest
+
+
+def render(manifest: Manifest) -> bytes:
+    """The manifest's only spelling: sorted keys, two spaces, a final newline, and a digest over all the rest.
+
+    Raises:
+        ValueError: A number is infinite or not a number.
+    """
+    body = {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)}
+    return _canonical({**body, "digest": hashlib.sha256(_canonical(body)).hexdigest()})
+
+
+def _canonical(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode()
+
+
+def parse(path: Path) -> tuple[Manifest, str]:
+    """Reads ``bundle.json`` strictly.
+
+    Returns:
+        The manifest, free of contradictions, and its digest (64 hexadecimal digits).
+
+    Raises:
+        FormatError: The file is not the one spelling of a manifest of a known format version.
+    """
+    raw = path.read_bytes()
+    try:
+        document = json.loads(raw, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(path, f"is not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise FormatError(path, "must hold a JSON object")
+    version = document.pop("format_version", None)
+    # true and 1.0 equal 1 to Python, not to JSON.
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise FormatError(path, f"has format_version {version!r}; this release reads {FORMAT_VERSION}")
+    digest = document.pop("digest", None)
+    try:
+        _check_digest(raw, {"format_version": version, **document}, digest)
+        manifest = typing.cast(Manifest, _decode(Manifest, document, "bundle.json"))
+        check_manifest(manifest)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise FormatError(path, str(error)) from None
+    return manifest, typing.cast(str, digest)
+
+
+def _check_digest(raw: bytes, body: Mapping[str, Any], digest: object) -> None:
+    if digest != hashlib.sha256(_canonical(body)).hexdigest() or raw != _canonical({**body, "digest": digest}):
+        raise ValueError("was changed: its digest does not match its content")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"a key stands twice among {sorted(keys)}")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    """Python reads 1e999 as infinity."""
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"{digits} is too large for a number")
+    return value
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """Builds a value of a declared type from JSON; unknown, missing and ill-typed fields are errors that name them."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where}: {value!r} is not one of {list(arguments)}")
+        return value
+    if origin is types.UnionType or origin is typing.Union:
+        return _decode_union(arguments, value, where)
+    if origin is tuple:
+        items = _require(list, value, where)
+        return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(items))
+    if origin is dict:
+        entries = _require(dict, value, where)
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in entries.items()}
+    return float(_require((int, float), value, where)) if kind is float else _require(kind, value, where)
+
+
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
+    entries = _require(dict, value, where)
+    hints = typing.get_type_hints(kind)
+    if set(entries) != set(hints):
+        unknown, missing = sorted(set(entries) - set(hints)), sorted(set(hints) - set(entries))
+        raise ValueError(f"{where}: unknown fields {unknown}, missing fields {missing}")
+    return kind(**{key: _decode(hints[key], item, f"{where}.{key}") for key, item in entries.items()})
+
+
+def _decode_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+    for option in arguments:
+        try:
+            return None if option is types.NoneType and value is None else _decode(option, value, where)
+        except ValueError:
+            continue
+    raise ValueError(f"{where}: {value!r} has the wrong type")
+
+
+def _require(kind: Any, value: Any, where: str) -> Any:
+    # bool is an int to Python, not to JSON.
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where}: {value!r:.60} has the wrong type")
+    return value

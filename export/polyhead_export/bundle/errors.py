@@ -1,0 +1,34 @@
+"""What can be wrong with a bundle.
+
+Errors::
+
+    BundleError
+    +-- FormatError      bundle.json is not a manifest of a known format version
+    +-- IntegrityError   a file is missing, extra, changed, or not a plain file of its own
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class BundleError(Exception):
+    """A directory cannot be used as a bundle.
+
+    Attributes:
+        path: The file or directory at fault.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class FormatError(BundleError):
+    """``bundle.json`` is not a manifest of a known format version."""
+
+
+class IntegrityError(BundleError):
+    """A file of the bundle is missing, extra, changed, or not a plain file of its own."""

@@ -1,0 +1,63 @@
+"""Names of what answers, taken from everything that an answer depends on and from nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from polyhead_training.model import PolyheadConfig, PolyheadModel
+
+from .bundle import Fingerprints, Head, fingerprint
+
+# Where a configuration came from, not what it computes.
+_PROVENANCE = frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"})
+
+
+def take_fingerprints(model: PolyheadModel, heads: Sequence[Head], tokenizer: bytes, precision: str) -> Fingerprints:
+    """Fingerprints of one variant of a model.
+
+    Training only the heads of a model changes their fingerprints and leaves that of the embedding space, unless the
+    embedding is shared with the heads.
+
+    Args:
+        model: The trained model.
+        heads: Its heads with their calibration.
+        tokenizer: The bytes of its ``tokenizer.json``.
+        precision: The variant's numeric precision, such as ``fp32``.
+    """
+    config, weights = model.config, model.state_dict()
+    space = fingerprint(
+        _hash_weights(weights, ("backbone", "embedding_pooling", *_shared(config))),
+        _canonical({key: value for key, value in config.backbone.items() if key not in _PROVENANCE}),
+        tokenizer,
+        _canonical([config.embedding_pooling, *(config.pooling for _ in _shared(config)), config.normalize]),
+        _canonical([config.max_tokens, config.pad_token_id, precision]),
+    )
+    return Fingerprints(space, {head.name: _head(space, config, weights, head) for head in heads})
+
+
+def _head(space: str, config: PolyheadConfig, weights: Mapping[str, torch.Tensor], head: Head) -> str:
+    answer = [config.pooling, head.kind, head.labels, head.temperature, head.threshold]
+    return fingerprint(space, _hash_weights(weights, ("pooling", f"heads.{head.name}")), _canonical(answer))
+
+
+def _shared(config: PolyheadConfig) -> list[str]:
+    """The heads' pooling, where it makes the embedding too."""
+    return ["pooling"] if config.embedding_pooling == "shared" else []
+
+
+def _hash_weights(weights: Mapping[str, torch.Tensor], modules: Iterable[str]) -> str:
+    """SHA-256 over name, type, shape and bytes of every tensor of the modules, sorted by name."""
+    digest = hashlib.sha256()
+    prefixes = tuple(f"{module}." for module in modules)
+    for name in sorted(name for name in weights if name.startswith(prefixes)):
+        values = weights[name].contiguous().numpy()
+        digest.update(f"{name} {values.dtype} {values.shape} ".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,41 @@
+"""Texts whose right answers travel with every bundle: whoever loads it can see that it answers as it was trained to.
+
+All of them were written for this purpose. None comes from anybody's data, which may be private.
+"""
+
+from __future__ import annotations
+
+GOLDEN_TEXTS = (
+    "",
+    "Thanks",
+    "where is my refund??",
+    "The parcel came two days early and nothing was broken.",
+    "Lovely fabric and a perfect fit, but the zip jammed on the first evening, so back it goes.",
+    (
+        "I have been a customer for six years and have hardly ever had a reason to write. Last week the app logged me "
+        "out in the middle of a payment, the amount was taken twice, and the code that should have let me back in "
+        "never came. The man on the phone was patient, found the second charge at once and had it sent back before we "
+        "hung up. I would still like to know why it could happen at all."
+    ),
+    "Crème brûlée à l'arrivée, naïve façade, Łódź, smørrebrød 🙂👍🏽 👩‍👩‍👧",
+    "配送很快,包装也很好。 Доставка пришла вовремя. التوصيل سريع جدا",
+    "[SEP] [CLS] [PAD] [MASK] </s> <s> <pad> <mask> ##ing",
+    "Order no. 4711-0815: 3 x 19.99 = 59.97; paid 60.00 (!), 100% sure... #1 @ 24/7 ~ ^_^ \\ | {} <> \"'`",
+    "first line\n\n\tindented second line\r\nthird   line \u00a0with odd\u200bspaces ",
+)
+
+_LONG_SENTENCE = "The courier rang twice, nobody was at home, and so the box went back to the depot once more. "
+
+
+def golden_texts(max_tokens: int) -> tuple[str, ...]:
+    """The golden texts for a model that reads ``max_tokens`` tokens of a text; the last one is longer than that.
+
+    Args:
+        max_tokens: The model's limit, in tokens, special tokens included.
+
+    Returns:
+        A dozen texts.
+    """
+    # No tokenizer of the families that are supported makes fewer tokens than one a word.
+    words = len(_LONG_SENTENCE.split())
+    return (*GOLDEN_TEXTS, (_LONG_SENTENCE * (max_tokens // words + 1)).strip())

@@ -1,0 +1,56 @@
+"""Two ways to run one batch: the trained model in PyTorch, and a graph in onnxruntime, both on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from polyhead_training.model import PolyheadModel
+
+from .errors import GraphError
+from .graph import EMBEDDING_OUTPUT, INPUT_NAMES
+
+# Answers to a batch of B texts by the name of the output: (B, H) or (B, outputs) each.
+Answers = dict[str, NDArray[np.float32]]
+# Takes input_ids and attention_mask, (B, T) each.
+Pass = Callable[[NDArray[np.int64], NDArray[np.int64]], Answers]
+
+
+def torch_pass(model: PolyheadModel) -> Pass:
+    """Runs the trained model itself, in fp32; it is put into evaluation mode."""
+    model.eval()
+    names = model.config.output_names()
+
+    def run(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Answers:
+        with torch.inference_mode():
+            embedding, logits = model(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
+        answers = {EMBEDDING_OUTPUT: embedding, **{names[head]: values for head, values in logits.items()}}
+        return {name: values.numpy() for name, values in answers.items()}
+
+    return run
+
+
+def onnx_pass(path: Path) -> Pass:
+    """Runs an ONNX file as stock onnxruntime does.
+
+    Raises:
+        GraphError: onnxruntime cannot load the file.
+    """
+    options = onnxruntime.SessionOptions()
+    # Errors only: what a graph optimizer could not do is of no use to whoever exports.
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own types, one for each of its status codes
+        raise GraphError(f"onnxruntime cannot load it: {error}") from error
+    outputs = [output.name for output in session.get_outputs()]
+
+    def run(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Answers:
+        feeds = dict(zip(INPUT_NAMES, (input_ids, attention_mask), strict=True))
+        return dict(zip(outputs, session.run(outputs, feeds), strict=True))
+
+    return run

@@ -1,0 +1,53 @@
+"""The model card says what the model answers, how well, and how to serve it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from polyhead_export import bundle
+from polyhead_export.card import render_card
+from polyhead_training.checkpoint import Run, load_run
+from polyhead_training.errors import RunError
+
+
+def _run(run_dir: Path, evaluation: str | None, tmp_path: Path) -> Run:
+    if evaluation is not None:
+        (tmp_path / "evaluation.json").write_text(evaluation)
+    return dataclasses.replace(load_run(run_dir), path=tmp_path)
+
+
+def test_card_in_the_bundle_shows_heads_scores_and_gate(bundle_dir: Path) -> None:
+    card = (bundle_dir / "README.md").read_text("utf-8")
+    assert card.startswith("# tiny\n")
+    assert "- Embedding: 32 numbers, pooling `mean`, scaled to length 1." in card
+    assert "- Reads the first 48 tokens of a text" in card
+    assert "| `topic` | softmax | `app`, `billing`, `support` | 1 |  |" in card
+    assert "| `sentiment` | sigmoid | `negative`, `positive` | 1 | 0.5 |" in card
+    assert "| test | `topic` | 120 | 0.9500 | 0.2500 |" in card
+    assert "| `padded_or_not` |" in card
+    assert "polyhead-serve" in card
+
+
+def test_card_leaves_out_scores_without_rows(bundle_dir: Path) -> None:
+    assert "| test | `sentiment` |" not in (bundle_dir / "README.md").read_text("utf-8")
+
+
+def test_card_of_a_run_without_evaluation_has_no_such_section(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    card = render_card(_run(run_dir, None, tmp_path), bundle.load(bundle_dir).manifest)
+    assert "## Evaluation" not in card
+    assert "## Gate" in card
+
+
+@pytest.mark.parametrize("evaluation", ["{", "[]", '{"test": 1}', '{"test": {"topic": {}}}'])
+def test_damaged_evaluation_is_the_runs_fault(run_dir: Path, bundle_dir: Path, tmp_path: Path, evaluation: str) -> None:
+    with pytest.raises(RunError, match=r"evaluation\.json: is not what polyhead-train writes"):
+        render_card(_run(run_dir, evaluation, tmp_path), bundle.load(bundle_dir).manifest)
+
+
+def test_label_with_a_bar_stays_in_its_cell(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    manifest = bundle.load(bundle_dir).manifest
+    head = dataclasses.replace(manifest.heads[0], labels=("a|b", "c", "d"))
+    card = render_card(_run(run_dir, None, tmp_path), dataclasses.replace(manifest, heads=(head, manifest.heads[1])))
+    assert "`a\\|b`" in card

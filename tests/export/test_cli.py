@@ -1,0 +1,103 @@
+"""``polyhead-export`` teaches its two forms, answers on stdout, explains on stderr, and exits as it promises."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from polyhead_export import gate
+from polyhead_export.bundle import Check
+from polyhead_export.cli import main
+
+
+def _call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def _one_line(result: Result) -> str:
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["verify", "--help"]])
+def test_help_teaches_both_forms(arguments: list[str]) -> None:
+    result = _call(*arguments)
+    assert result.exit_code == 0
+    starts = [line.strip() for line in result.stdout.splitlines()]
+    assert any(line.startswith("polyhead-export RUN_DIR OUTPUT_DIR  ") for line in starts)
+    assert any(line.startswith("polyhead-export verify BUNDLE  ") for line in starts)
+    assert "polyhead-export runs/tickets bundles/tickets" in starts
+    assert "Exit codes" in result.stdout
+
+
+def test_help_does_not_load_torch() -> None:
+    program = "import sys, polyhead_export.cli; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("arguments", [[], ["runs/tickets"], ["verify"], ["a", "b", "c"]])
+def test_wrong_command_line_is_the_users_mistake(arguments: list[str]) -> None:
+    assert _call(*arguments).exit_code == 2
+
+
+def test_export_is_quiet_but_for_its_own_lines(run_dir: Path, tmp_path: Path) -> None:
+    program = "from polyhead_export.cli import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program, run_dir, tmp_path / "tiny"], check=True, capture_output=True, text=True
+    )
+    assert result.stdout == f"{tmp_path / 'tiny'}\n"
+    first, second, header, *checks, writing, done = result.stderr.splitlines()
+    assert first == "tiny: exporting the graph"
+    assert second == "gate: the graph against the trained model"
+    assert header.split() == ["check", "value", "limit"]
+    assert len(checks) == 9
+    assert all(line.endswith("  ok") for line in checks)
+    assert writing == f"writing {tmp_path / 'tiny'}"
+    assert done.startswith("done in ")
+
+
+def test_verify_prints_the_bundles_path_alone(bundle_dir: Path) -> None:
+    result = _call("verify", bundle_dir)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"{bundle_dir}\n"
+
+
+def test_directory_that_is_no_run_is_the_users_mistake(tmp_path: Path) -> None:
+    result = _call(tmp_path / "nothing", tmp_path / "bundle")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "is not a run directory" in _one_line(result)
+
+
+def test_directory_that_is_no_bundle_is_the_users_mistake(tmp_path: Path) -> None:
+    result = _call("verify", tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "this directory is not a bundle" in _one_line(result)
+
+
+def test_damaged_bundle_is_the_users_mistake(bundle_dir: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(bundle_dir, tmp_path / "damaged"))
+    (damaged / "model.onnx").write_bytes(b"")
+    result = _call("verify", damaged)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "model.onnx: has 0 bytes" in _one_line(result)
+
+
+def test_failed_gate_is_a_failure(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "measure", lambda *_: (Check("padded_or_not", 0.5, 1e-5),))
+    result = _call("verify", bundle_dir)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "padded_or_not is 0.5 (limit 1e-05)" in result.stderr.splitlines()[-1]
+
+
+def test_disk_that_is_full_is_a_failure_on_one_line(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gate, "measure", fail)
+    result = _call("verify", bundle_dir)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1] == "polyhead-export: [Errno 28] No space left on device"

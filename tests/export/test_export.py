@@ -1,0 +1,153 @@
+"""A run becomes a bundle that holds everything that serving needs and nothing of the machine it came from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from polyhead_export import bundle
+from polyhead_export import export as export_module
+from polyhead_export.bundle import BundleError, Head
+from polyhead_export.errors import ValuesError
+from polyhead_export.export import export
+from polyhead_export.golden import golden_texts
+from polyhead_export.graph import export_graph
+from polyhead_training.errors import RunError
+from polyhead_training.model import PolyheadModel
+from polyhead_training.tokenization import encode, load_tokenizer, pad
+
+FILES = {"model.onnx", "tokenizer.json", "torch/config.json", "torch/model.safetensors", "README.md"}
+
+
+@pytest.fixture
+def own_run(run_dir: Path, tmp_path: Path) -> Path:
+    """A run directory to spoil."""
+    return Path(shutil.copytree(run_dir, tmp_path / "run"))
+
+
+def _ignore(line: str) -> None:
+    pass
+
+
+def test_bundle_holds_what_serving_needs(bundle_dir: Path) -> None:
+    manifest = bundle.load(bundle_dir).manifest
+    assert set(manifest.files) == FILES
+    assert manifest.name == "tiny"
+    assert (manifest.max_tokens, manifest.pad_token_id) == (48, 0)
+    assert manifest.embedding == bundle.Embedding("sentence_embedding", 32, "mean", normalized=True)
+    assert manifest.heads == (
+        Head("topic", "softmax", "logits", ("app", "billing", "support")),
+        Head("sentiment", "sigmoid", "sentiment_logits", ("negative", "positive"), threshold=0.5),
+    )
+    assert [tensor.name for tensor in manifest.inputs] == ["input_ids", "attention_mask"]
+    assert {"torch", "onnx", "onnxruntime"} <= set(manifest.built_with)
+    variant = manifest.variants["fp32"]
+    assert (variant.file, variant.batch_invariant) == ("model.onnx", True)
+    assert len(variant.gate) == 9
+
+
+def test_golden_answers_are_the_trained_models(bundle_dir: Path, model: PolyheadModel) -> None:
+    found = bundle.load(bundle_dir)
+    texts = [golden.text for golden in found.manifest.golden]
+    assert texts == list(golden_texts(48))
+    tokenizer = load_tokenizer(found.file("tokenizer.json"))
+    for golden, ids in zip(found.manifest.golden, encode(tokenizer, texts, 48), strict=True):
+        input_ids, mask = map(torch.from_numpy, pad([ids], 0))
+        with torch.inference_mode():
+            embedding, logits = model(input_ids, mask)
+        np.testing.assert_allclose(golden.embedding, embedding[0], atol=1e-6)
+        np.testing.assert_allclose(golden.logits["topic"], logits["topic"][0], atol=1e-6)
+
+
+def test_weights_are_those_of_the_run(bundle_dir: Path, run_dir: Path) -> None:
+    ours, theirs = bundle_dir / "torch" / "model.safetensors", run_dir / "model" / "model.safetensors"
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert (bundle_dir / "tokenizer.json").read_bytes() == (run_dir / "tokenizer.json").read_bytes()
+
+
+def test_progress_shows_the_table_of_checks(bundle_dir: Path, progress: list[str]) -> None:
+    assert any("alone_or_batched" in line and "limit" in line for line in progress)
+
+
+def test_no_file_says_where_it_came_from(bundle_dir: Path, run_dir: Path) -> None:
+    assert b"/remembered/by/transformers" in (run_dir / "model" / "config.json").read_bytes()
+    for name in (*FILES, "bundle.json"):
+        content = (bundle_dir / name).read_bytes()
+        for trace in (
+            run_dir.parent,
+            bundle_dir.parent,
+            Path.cwd(),
+            Path.home(),
+            sys.prefix,
+            "private.jsonl",
+            "remembered",
+        ):
+            assert str(trace).encode() not in content, (name, trace)
+
+
+def test_same_run_gives_the_same_bundle(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    assert export(run_dir, tmp_path / "again", _ignore).digest == bundle.load(bundle_dir).digest
+
+
+def test_graph_that_is_off_is_not_written(
+    run_dir: Path, tmp_path: Path, make_model: Callable[..., PolyheadModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export_another(model: PolyheadModel, path: Path) -> None:
+        other = make_model()
+        with torch.no_grad():
+            other.get_parameter("heads.topic.layers.4.bias").add_(1e-3)
+        export_graph(other, path)
+
+    monkeypatch.setattr(export_module, "export_graph", export_another)
+    said: list[str] = []
+    with pytest.raises(ValuesError, match=r"difference\.logits is 0\.001 \(limit 0\.0001\)"):
+        export(run_dir, tmp_path / "bundle", said.append)
+    assert any("FAILED" in line for line in said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_directory_that_is_no_bundle_is_refused_before_the_work(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "thesis.txt").write_text("ten years of work")
+    monkeypatch.delattr(export_module, "load_run")
+    with pytest.raises(BundleError, match="was left alone"):
+        export(run_dir, tmp_path, _ignore)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_run_whose_parts_disagree_is_refused(own_run: Path, tmp_path: Path) -> None:
+    content = json.loads((own_run / "run.json").read_bytes())
+    content["heads"][0]["labels"].reverse()
+    (own_run / "run.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match="describe different heads"):
+        export(own_run, tmp_path / "bundle", _ignore)
+
+
+def test_run_with_an_incomplete_head_is_refused(own_run: Path, tmp_path: Path) -> None:
+    content = json.loads((own_run / "run.json").read_bytes())
+    del content["heads"][1]["threshold"]
+    (own_run / "run.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match="one has no field 'threshold'"):
+        export(own_run, tmp_path / "bundle", _ignore)
+
+
+def test_run_with_a_damaged_tokenizer_is_refused(own_run: Path, tmp_path: Path) -> None:
+    (own_run / "tokenizer.json").write_text("{}")
+    with pytest.raises(RunError, match="is no tokenizer"):
+        export(own_run, tmp_path / "bundle", _ignore)
+
+
+def test_graph_of_the_bundle_is_the_exported_one(bundle_dir: Path) -> None:
+    assert [value.name for value in onnx.load(bundle_dir / "model.onnx").graph.output] == [
+        "sentence_embedding",
+        "logits",
+        "sentiment_logits",
+    ]

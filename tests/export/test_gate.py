@@ -1,0 +1,214 @@
+"""A graph that is off in any way fails its gate, with the error and the number that say how."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from polyhead_export import gate
+from polyhead_export.bundle import Check, Head
+from polyhead_export.errors import DimsError, GateError, InvarianceError, NamesError, ValuesError
+from polyhead_export.graph import describe_graph, export_graph, signature
+from polyhead_training.model import PolyheadModel, Pooling
+
+HEADS = (
+    Head("topic", "softmax", "logits", ("app", "billing", "support")),
+    Head("sentiment", "sigmoid", "sentiment_logits", ("negative", "positive"), threshold=0.5),
+)
+GOLDEN = [[2, 3], [2, 9, 10, 3], [2, *range(20, 50), 3]]
+
+
+def _values(checks: tuple[Check, ...]) -> dict[str, float]:
+    return {check.name: check.value for check in checks}
+
+
+def _failed(checks: tuple[Check, ...]) -> set[str]:
+    return {check.name for check in checks if not check.passed}
+
+
+def _shifted(graph_file: Path, path: Path, output: str, amount: float) -> Path:
+    """The graph with ``amount`` added to the first number of an output."""
+    proto = onnx.load(graph_file)
+    (node,) = [node for node in proto.graph.node if output in node.output]
+    node.output[0] = "before"
+    width = {tensor.name: tensor.dims[1] for tensor in describe_graph(proto)[1]}[output]
+    shift = np.asarray([amount, 0, 0][: int(width)], dtype=np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(shift, "shift"))
+    proto.graph.node.append(onnx.helper.make_node("Add", ["before", "shift"], [output]))
+    onnx.save(proto, path)
+    return path
+
+
+def test_exported_graph_passes_every_check(model: PolyheadModel, graph_file: Path) -> None:
+    checks = gate.measure(graph_file, model, GOLDEN, HEADS)
+    gate.require_passed("fp32", checks)
+    assert [check.name for check in checks] == [
+        "names",
+        "dims",
+        "difference.sentence_embedding",
+        "difference.logits",
+        "difference.sentiment_logits",
+        "cosine_distance",
+        "other_labels",
+        "alone_or_batched",
+        "padded_or_not",
+    ]
+    assert 0 < _values(checks)["difference.sentence_embedding"] < 1e-5
+
+
+def test_same_graph_gets_the_same_numbers(model: PolyheadModel, graph_file: Path) -> None:
+    assert gate.measure(graph_file, model, GOLDEN, HEADS)[6:] == gate.measure(graph_file, model, GOLDEN, HEADS)[6:]
+
+
+def test_graph_that_is_off_fails_by_that_amount(tmp_path: Path, model: PolyheadModel, graph_file: Path) -> None:
+    path = _shifted(graph_file, tmp_path / "model.onnx", "logits", 2e-4)
+    checks = gate.measure(path, model, GOLDEN, HEADS)
+    assert _failed(checks) == {"difference.logits"}
+    assert _values(checks)["difference.logits"] == pytest.approx(2e-4, rel=0.01)
+    with pytest.raises(
+        ValuesError, match=r"fp32 did not pass its gate: difference.logits is 0\.0002 \(limit 0\.0001\)"
+    ):
+        gate.require_passed("fp32", checks)
+
+
+@pytest.mark.parametrize("output", ["logits", "sentiment_logits"])
+def test_graph_with_other_labels_counts_them(
+    tmp_path: Path, model: PolyheadModel, graph_file: Path, output: str
+) -> None:
+    counts = []
+    for amount in (-100, 100):
+        path = _shifted(graph_file, tmp_path / "model.onnx", output, amount)
+        counts.append(_values(gate.measure(path, model, GOLDEN, HEADS))["other_labels"])
+    # Whatever label a text had, at least one of the two shifts takes it away.
+    assert sum(counts) >= len(GOLDEN)
+
+
+def test_answer_that_is_no_number_fails(tmp_path: Path, model: PolyheadModel, graph_file: Path) -> None:
+    path = _shifted(graph_file, tmp_path / "model.onnx", "sentiment_logits", float("nan"))
+    checks = gate.measure(path, model, GOLDEN, HEADS)
+    assert {"difference.sentiment_logits", "alone_or_batched", "padded_or_not"} <= _failed(checks)
+
+
+def _pooling_over_padding(self: Pooling, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """What a tokenizer that pads, or a forgotten mask, does to the mean."""
+    return hidden.mean(dim=1)
+
+
+def test_answer_that_depends_on_padding_fails_the_invariance_alone(
+    tmp_path: Path, make_model: Callable[..., PolyheadModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pooling, "forward", _pooling_over_padding)
+    export_graph(model := make_model(), tmp_path / "model.onnx")
+    checks = gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)
+    assert _failed(checks) == {"alone_or_batched", "padded_or_not"}
+    with pytest.raises(InvarianceError, match=r"alone_or_batched is .*, padded_or_not is"):
+        gate.require_passed("fp32", checks)
+
+
+def _pooling_over_the_batch(self: Pooling, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """What per-tensor dynamic quantization does: every text of the batch moves the scale."""
+    return hidden[:, 0] + 1e-3 * hidden[:, 0].mean(dim=0, keepdim=True)
+
+
+def test_answer_that_depends_on_the_batch_fails_the_invariance_alone(
+    tmp_path: Path, make_model: Callable[..., PolyheadModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pooling, "forward", _pooling_over_the_batch)
+    export_graph(model := make_model(), tmp_path / "model.onnx")
+    assert _failed(gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)) == {"alone_or_batched"}
+
+
+def _rename_output(proto: onnx.ModelProto) -> None:
+    (node,) = [node for node in proto.graph.node if "logits" in node.output]
+    node.output[list(node.output).index("logits")] = proto.graph.output[1].name = "classes"
+
+
+def _swap_outputs(proto: onnx.ModelProto) -> None:
+    first, second, third = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in proto.graph.output]
+    del proto.graph.output[:]
+    proto.graph.output.extend([first, third, second])
+
+
+def _drop_output(proto: onnx.ModelProto) -> None:
+    del proto.graph.output[2]
+
+
+def _fix_batch(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+
+
+def _change_type(proto: onnx.ModelProto) -> None:
+    proto.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.INT32
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        (_rename_output, (NamesError, 1, 0)),
+        (_swap_outputs, (NamesError, 2, 0)),
+        (_drop_output, (NamesError, 1, 0)),
+        (_fix_batch, (DimsError, 0, 1)),
+        (_change_type, (DimsError, 0, 1)),
+    ],
+)
+def test_graph_with_another_signature_is_compared_no_further(
+    tmp_path: Path,
+    model: PolyheadModel,
+    graph_file: Path,
+    change: Callable[[onnx.ModelProto], None],
+    verdict: tuple[type[GateError], int, int],
+) -> None:
+    proto = onnx.load(graph_file)
+    assert describe_graph(proto) == signature(model.config)
+    change(proto)
+    onnx.save(proto, tmp_path / "model.onnx")
+    checks = gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)
+    error, names, dims = verdict
+    assert [(check.name, check.value) for check in checks] == [("names", names), ("dims", dims)]
+    with pytest.raises(error):
+        gate.require_passed("fp32", checks)
+
+
+def test_most_important_failure_names_the_error_and_all_are_told() -> None:
+    checks = [Check("padded_or_not", 1.0, 1e-5), Check("difference.logits", 2.0, 1e-4), Check("names", 0, 0)]
+    with pytest.raises(ValuesError) as caught:
+        gate.require_passed("int8", checks)
+    assert caught.value.variant == "int8"
+    assert [check.name for check in caught.value.failed] == ["difference.logits", "padded_or_not"]
+
+
+def test_value_on_its_limit_passes() -> None:
+    gate.require_passed("fp32", [Check("cosine_distance", 1e-6, 1e-6)])
+
+
+def test_table_shows_value_limit_and_verdict() -> None:
+    lines = gate.table([Check("names", 0, 0), Check("difference.logits", 0.25, 1e-4)]).splitlines()
+    assert [line.split() for line in lines] == [
+        ["check", "value", "limit"],
+        ["names", "0", "0", "ok"],
+        ["difference.logits", "0.25", "0.0001", "FAILED"],
+    ]
+
+
+def test_probabilities_survive_large_logits() -> None:
+    softmax, sigmoid = HEADS
+    with np.errstate(all="raise", under="ignore"):
+        assert gate._probabilities(softmax, _logits(-95, 3, -1e30)).tolist() == pytest.approx([0, 1, 0])
+        assert gate._probabilities(sigmoid, _logits(1e30)).tolist() == [1]
+        assert gate._probabilities(sigmoid, _logits(-1e30)).tolist() == [0]
+
+
+def test_probabilities_follow_the_temperature() -> None:
+    warm = dataclasses.replace(HEADS[1], temperature=2.0)
+    assert gate._probabilities(warm, _logits(3)) == gate._probabilities(HEADS[1], _logits(1.5))
+
+
+def _logits(*values: float) -> NDArray[np.float32]:
+    return np.asarray(values, dtype=np.float32)
