@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
-
 from polyhead_training.config import Config
 from polyhead_training.config_file import read_config
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
 
 SENTENCES = [
     "The parcel came two days late and the box was wet.",
@@ -28,8 +28,9 @@ LABELS = ["delivery", "product", "account", "support", "billing", "app"]
 WriteConfig = Callable[..., Config]
 
 
-def _wordpiece() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
+@functools.cache  # Trained anew, it would number its tokens in another order.
+def _wordpiece() -> str:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -38,7 +39,7 @@ def _wordpiece() -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    return tokenizer
+    return tokenizer.to_str()
 
 
 def _byte_pairs() -> Tokenizer:
@@ -55,7 +56,7 @@ def _byte_pairs() -> Tokenizer:
 
 
 def _bert(folder: Path) -> None:
-    tokenizer = _wordpiece()
+    tokenizer = Tokenizer.from_str(_wordpiece())
     # As in all-MiniLM-L6-v2: a tokenizer that pads and truncates on its own.
     tokenizer.enable_padding(length=128)
     tokenizer.enable_truncation(128)
@@ -76,13 +77,19 @@ def _roberta(folder: Path) -> None:
 
 
 def _distilbert(folder: Path) -> None:
-    vocabulary = _wordpiece().get_vocab()
+    vocabulary = Tokenizer.from_str(_wordpiece()).get_vocab()
     # No tokenizer.json: an older checkpoint, of which the tokenizer has to be converted.
     (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)) + "\n")
     config = DistilBertConfig(
         vocab_size=len(vocabulary), max_position_embeddings=40, dim=32, n_layers=2, n_heads=2, hidden_dim=64
     )
     DistilBertModel(config).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def single_thread() -> None:
+    """Models this small spend their time on waking threads, the more so when the machine is busy."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from polyhead_training.checkpoint import load_run, staged_run
+from polyhead_training.config import Config
+from polyhead_training.errors import RunError
+from polyhead_training.train import train
+
+
+@pytest.fixture
+def run_directory(configure: Callable[..., Config], tmp_path: Path) -> Path:
+    """A run of one step."""
+    train(configure(), tmp_path / "runs" / "tiny", max_steps=1, say=lambda line: None)
+    return tmp_path / "runs" / "tiny"
+
+
+def test_staged_run_appears_whole(tmp_path: Path) -> None:
+    with staged_run(tmp_path / "a" / "run") as folder:
+        (folder / "run.json").write_text("{}")
+        assert not (tmp_path / "a" / "run").exists()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["run"]
+    assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == ["run.json"]
+
+
+def interrupted(folder: Path) -> None:
+    """Writes half a run."""
+    (folder / "run.json").write_text("new")
+    raise KeyboardInterrupt
+
+
+def test_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), staged_run(tmp_path / "run") as folder:
+        interrupted(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_leaves_the_old_run_as_it_was(tmp_path: Path) -> None:
+    old = tmp_path / "run" / "run.json"
+    old.parent.mkdir()
+    old.write_text("old")
+    with pytest.raises(KeyboardInterrupt), staged_run(tmp_path / "run") as folder:
+        interrupted(folder)
+    assert old.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
+def test_rename_that_fails_puts_the_old_run_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "run" / "run.json"
+    old.parent.mkdir()
+    old.write_text("old")
+    rename = Path.rename
+
+    def fail_for_the_new_run(self: Path, target: Path) -> Path:
+        if self.name.startswith(".run.tmp-") and not self.name.endswith(".old"):
+            raise OSError("disk on fire")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_run)
+    with pytest.raises(OSError, match="disk on fire"), staged_run(tmp_path / "run") as folder:
+        (folder / "run.json").write_text("new")
+    assert old.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
+def test_old_run_is_replaced(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with staged_run(tmp_path / "run") as folder:
+            (folder / "run.json").write_text(content)
+            (folder / content).touch()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["new", "run.json"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
+@pytest.mark.parametrize("content", [None, "precious.txt"])
+def test_directory_that_is_no_run_is_left_alone(tmp_path: Path, content: str | None) -> None:
+    (tmp_path / "mine").mkdir()
+    if content:
+        (tmp_path / "mine" / content).touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunError, match="exists and is not a run"), staged_run(tmp_path / "mine"):
+        pytest.fail("the block must not run")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_parent_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot be written"), staged_run(tmp_path / "file" / "run"):
+        pytest.fail("the block must not run")
+
+
+def test_run_directory_holds_what_the_export_reads(run_directory: Path, tmp_path: Path) -> None:
+    names = sorted(path.relative_to(run_directory).as_posix() for path in run_directory.rglob("*") if path.is_file())
+    assert names == [
+        "evaluation.json",
+        "metrics.jsonl",
+        "model/config.json",
+        "model/model.safetensors",
+        "run.json",
+        "tokenizer.json",
+    ]
+    run = load_run(run_directory)
+    assert (run.name, run.content["format_version"]) == ("tiny", 1)
+    assert run.heads[0]["labels"] == ["account", "app", "billing", "delivery", "product", "support"]
+    assert [(head["temperature"], head["threshold"]) for head in run.heads] == [(1.0, None), (1.0, 0.5)]
+    assert {"python", "torch", "transformers"} <= set(run.content["built_with"])
+    assert Config.model_validate(run.content["config"]).training.batch_size == 4
+    assert not run.model.training
+    tokenizer = json.loads(run.tokenizer_path.read_text())
+    assert (tokenizer["padding"], tokenizer["truncation"]) == (None, None)
+
+
+def test_model_folder_names_no_path_of_this_machine(run_directory: Path, checkpoints: dict[str, Path]) -> None:
+    for path in (run_directory / "model").iterdir():
+        assert str(checkpoints["bert"].parent).encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "has format_version None; this release reads 1"),
+        ('{"format_version": 2}', "has format_version 2"),
+        ('{"format_version": 1, "name": "a"}', "has no field 'heads'"),
+    ],
+)
+def test_run_json_that_is_not_ours_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunError, match=message):
+        load_run(tmp_path)
+
+
+def test_missing_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is not a run directory"):
+        load_run(tmp_path / "nowhere")
+
+
+def test_damaged_model_is_refused(run_directory: Path) -> None:
+    weights = run_directory / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(RunError, match="cannot be loaded"):
+        load_run(run_directory)
+
+
+def test_missing_tokenizer_is_refused(run_directory: Path) -> None:
+    (run_directory / "tokenizer.json").unlink()
+    with pytest.raises(RunError, match=r"tokenizer\.json: is missing"):
+        load_run(run_directory)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from polyhead_training import train as train_module
+from polyhead_training.cli import main
+from polyhead_training.errors import HubError
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_run_prints_its_directory_and_nothing_else_to_stdout(config_file: Path, tmp_path: Path) -> None:
+    result = invoke(config_file, "--output-dir", tmp_path / "out", "--max-steps", "1")
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'out'}\n")
+    assert (tmp_path / "out" / "run.json").is_file()
+    assert "validation" in result.stderr
+    assert "majority" in result.stderr
+
+
+def test_default_directory_is_named_after_the_run(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke(config_file, "--max-steps", "1", "--set", "name=other", "--set", "training.seed=4")
+    assert result.stdout == "runs/other\n"
+    assert json.loads((tmp_path / "runs/other/run.json").read_text())["config"]["training"]["seed"] == 4
+
+
+def test_help_teaches() -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    assert "Examples:" in result.stdout
+    assert "--set KEY=VALUE" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "training.batch_size=0"], "training.batch_size: 0"),
+        (["--set", "data.train=${NO_SUCH_VARIABLE}/a.jsonl"], "NO_SUCH_VARIABLE, which is not set"),
+        (["--set", "model.backbone=./nowhere"], "is neither a folder nor a hub id"),
+        (["--output-dir", "."], "is not a run"),
+    ],
+)
+def test_mistake_of_the_user_is_one_line_and_exit_code_2(
+    config_file: Path, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke(config_file, *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("polyhead-train: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_bad_rows_are_named_with_exit_code_2(
+    config_file: Path, rows: list[dict[str, Any]], write_jsonl: Callable[[str, Sequence[object]], Path]
+) -> None:
+    path = write_jsonl("train.jsonl", [*rows, {"text": "a", "sentiment": "maybe"}])
+    result = invoke(config_file)
+    assert result.exit_code == 2
+    assert f"{path}:25: field 'sentiment': 'maybe' is no label" in result.stderr
+
+
+def test_missing_file_is_exit_code_2(tmp_path: Path) -> None:
+    assert invoke(tmp_path / "nowhere.toml").exit_code == 2
+
+
+def test_failure_that_is_nobodys_mistake_is_exit_code_1(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise HubError("someone/some-bert", "the hub did not hand it over")
+
+    monkeypatch.setattr(train_module, "train", fail)
+    result = invoke(config_file)
+    assert result.exit_code == 1
+    assert result.stderr == "polyhead-train: backbone someone/some-bert: the hub did not hand it over\n"

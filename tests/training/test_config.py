@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from polyhead_training.config import Config, DataConfig, HeadConfig, ModelConfig, StageConfig, TrainingConfig
+from polyhead_training.errors import ConfigError
+from pydantic import ValidationError
+
+MINIMAL = {"name": "tickets", "data": {"train": "rows.jsonl"}}
+
+
+def test_config_has_a_topic_and_a_sentiment_head_by_default() -> None:
+    heads = Config.model_validate(MINIMAL).model.heads
+    assert [(head.name, head.kind, head.field) for head in heads] == [
+        ("topic", "softmax", "label"),
+        ("sentiment", "sigmoid", "sentiment"),
+    ]
+
+
+def test_config_trains_heads_first_by_default() -> None:
+    stages = Config.model_validate(MINIMAL).training.stages
+    assert [stage.train for stage in stages] == [("heads",), ("pooling", "heads", "layers:2")]
+
+
+def test_config_survives_a_round_trip_through_json() -> None:
+    config = Config.model_validate(MINIMAL)
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_every_field_has_a_description() -> None:
+    for section in (HeadConfig, ModelConfig, DataConfig, StageConfig, TrainingConfig):
+        assert [name for name, field in section.model_fields.items() if not field.description] == []
+
+
+def test_config_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Config.model_validate(MINIMAL).name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ([{"name": "a", "kind": "sigmoid"}], "kind 'sigmoid' and labels None"),
+        ([{"name": "a", "kind": "sigmoid", "labels": ["x", "y", "z"]}], "name two labels"),
+        ([{"name": "a", "kind": "softmax", "labels": ["x", "x"]}], "all different"),
+        ([{"name": "a", "kind": "softmax"}, {"name": "a", "kind": "softmax"}], "rename one"),
+        ([{"name": "type", "kind": "softmax"}], "torch uses it itself"),
+        ([{"name": "Topic", "kind": "softmax"}], "match pattern"),
+        (
+            [
+                {"name": "urgent", "kind": "sigmoid", "labels": ["no", "yes"]},
+                {"name": "sentiment", "kind": "sigmoid", "labels": ["no", "yes"]},
+            ],
+            "the same output",
+        ),
+        ([], "at least 1 item"),
+        ([{"name": "text", "kind": "softmax"}], "data.text and a head's field are both 'text'"),
+    ],
+)
+def test_heads_that_cannot_work_are_refused(heads: list[dict[str, object]], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Config.model_validate(MINIMAL | {"model": {"heads": heads}})
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        (
+            "data",
+            {"train": "a.jsonl", "validation": "b.jsonl", "validation_fraction": 0.2},
+            "validation and validation_fraction contradict",
+        ),
+        ("training", {"loss_weights": {"mood": 2.0}}, "training.loss_weights.mood names the head 'mood', model.heads"),
+        (
+            "training",
+            {"stages": [{"name": "one", "train": ["head:mood"], "learning_rate": 1e-3}]},
+            "training.stages.0.train names the head 'mood', model.heads",
+        ),
+        ("training", {"stages": [{"name": "one", "train": ["heads"], "learning_rate": 1e-3}] * 2}, "its own"),
+        ("training", {"stages": [{"name": "one", "train": ["layers:0"], "learning_rate": 1e-3}]}, "match pattern"),
+    ],
+)
+def test_contradictions_are_refused(section: str, values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Config.model_validate(MINIMAL | {section: values})
+
+
+def test_resolve_starts_at_the_folder_of_the_file() -> None:
+    assert Config.model_validate(MINIMAL).resolve("data.train", "rows.jsonl") == Path("rows.jsonl")
+
+
+def test_resolve_expands_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_FOLDER", "/somewhere")
+    resolved = Config.model_validate(MINIMAL).resolve("data.train", "${SOME_FOLDER}/rows.jsonl")
+    assert resolved == Path("/somewhere/rows.jsonl")
+
+
+def test_resolve_names_a_variable_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOME_FOLDER", raising=False)
+    with pytest.raises(ConfigError, match=r"data\.train: .*environment variable SOME_FOLDER, which is not set"):
+        Config.model_validate(MINIMAL).resolve("data.train", "${SOME_FOLDER}/rows.jsonl")

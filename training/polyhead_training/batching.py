@@ -1,0 +1,91 @@
+"""Encoded rows, and batches of rows of like length."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from .config import HeadConfig
+from .data import Row
+from .loss import UNLABELLED
+from .tokenization import encode, pad
+
+# Batches that are sorted by length together: more pad less, fewer mix the rows better.
+_WINDOW = 32
+
+
+class Batch(NamedTuple):
+    """Some rows as the model takes them.
+
+    Attributes:
+        input_ids: (B, T) int64 token ids.
+        attention_mask: (B, T) int64, 1 for the text's tokens and 0 for padding.
+        labels: (B, heads) int64 index of each head's label, ``UNLABELLED`` where the row has none.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows as numbers.
+
+    Attributes:
+        ids: Token ids of each row, special tokens included.
+        labels: (rows, heads) int64 index of each head's label, ``UNLABELLED`` where the row has none.
+        pad_token_id: What fills up the shorter rows of a batch.
+    """
+
+    ids: list[list[int]]
+    labels: Tensor
+    pad_token_id: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, rows: Sequence[int], device: torch.device) -> Batch:
+        """The rows with these numbers, padded to the longest of them, on a device."""
+        input_ids, attention_mask = pad([self.ids[row] for row in rows], self.pad_token_id)
+        tensors = torch.from_numpy(input_ids), torch.from_numpy(attention_mask), self.labels[list(rows)]
+        return Batch(*(tensor.to(device) for tensor in tensors))
+
+    def shuffled(self, size: int, chooser: random.Random) -> list[list[int]]:
+        """An epoch: every row once, in batches of ``size`` of like length, in random order."""
+        order = list(range(len(self)))
+        chooser.shuffle(order)
+        batches = []
+        for start in range(0, len(order), size * _WINDOW):
+            window = sorted(order[start : start + size * _WINDOW], key=self._length, reverse=True)
+            batches += [window[place : place + size] for place in range(0, len(window), size)]
+        chooser.shuffle(batches)
+        return batches
+
+    def by_length(self, size: int) -> list[list[int]]:
+        """Every row once, in batches of ``size``, the longest first."""
+        order = sorted(range(len(self)), key=self._length, reverse=True)
+        return [order[place : place + size] for place in range(0, len(order), size)]
+
+    def _length(self, row: int) -> int:
+        return len(self.ids[row])
+
+
+def encode_rows(
+    rows: Sequence[Row], heads: Sequence[HeadConfig], tokenizer: Tokenizer, max_tokens: int, pad_token_id: int
+) -> EncodedRows:
+    """Turns texts into token ids, cut to ``max_tokens``, and labels into their indices."""
+    places = [{label: index for index, label in enumerate(head.labels or ())} for head in heads]
+    labels = torch.full((len(rows), len(heads)), UNLABELLED)  # (rows, heads)
+    for number, row in enumerate(rows):
+        for column, label in enumerate(row.labels):
+            if label is not None:
+                labels[number, column] = places[column][label]
+    ids = list(encode(tokenizer, [row.text for row in rows], max_tokens))
+    return EncodedRows(ids, labels, pad_token_id)

@@ -1,0 +1,117 @@
+"""What can go wrong between a configuration file and a run directory.
+
+Errors::
+
+    TrainingError
+    +-- ConfigError       the configuration does not fit itself, the data or the backbone; mend the file
+    +-- DataError         labelled files have rows that cannot be read; mend the rows
+    +-- BackboneError     the checkpoint cannot be used as a backbone; choose another
+    |   +-- HubError      the hub did not hand it over; try again, or use a folder
+    +-- RunError          a directory is not a run, or must not be replaced by one
+    +-- DivergenceError   the loss is no longer a number; lower a learning rate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class TrainingError(Exception):
+    """Base of everything that this room raises on purpose."""
+
+
+class ConfigError(TrainingError):
+    """A field of the configuration cannot be used.
+
+    Attributes:
+        path: The configuration file.
+        field: Dotted name of the field, ``training.batch_size``; empty when the whole file is at fault.
+        reason: What is wrong, and the mend.
+    """
+
+    def __init__(self, path: Path, field: str, reason: str) -> None:
+        super().__init__(f"{path}: {field}: {reason}" if field else f"{path}: {reason}")
+        self.path = path
+        self.field = field
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row that cannot be read.
+
+    Attributes:
+        path: The file.
+        line: Line of the file, or row of a Parquet file, counted from 1; 0 when the whole file is at fault.
+        reason: What is wrong, with the field and the value, and the mend.
+    """
+
+    path: Path
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.reason}" if self.line else f"{self.path}: {self.reason}"
+
+
+class DataError(TrainingError):
+    """Labelled files have rows that cannot be read; none of them was dropped.
+
+    Attributes:
+        problems: The rows at fault, the first ones where there are many.
+        complete: Whether these are all of them.
+    """
+
+    def __init__(self, problems: Sequence[Problem], complete: bool = True) -> None:
+        more = [] if complete else ["more rows are at fault; these are the first ones"]
+        super().__init__("\n".join([*map(str, problems), *more]))
+        self.problems = tuple(problems)
+        self.complete = complete
+
+
+class BackboneError(TrainingError):
+    """A checkpoint cannot be used as a backbone.
+
+    Attributes:
+        reference: The folder or hub id that was asked for.
+        reason: What is wrong, and the mend.
+    """
+
+    def __init__(self, reference: str, reason: str) -> None:
+        super().__init__(f"backbone {reference}: {reason}")
+        self.reference = reference
+        self.reason = reason
+
+
+class HubError(BackboneError):
+    """The hub did not hand the checkpoint over."""
+
+
+class RunError(TrainingError):
+    """A directory is not a run, or must not be replaced by one.
+
+    Attributes:
+        path: The directory or the file in it.
+        reason: What is wrong, and the mend.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class DivergenceError(TrainingError):
+    """The loss is no longer a finite number.
+
+    Attributes:
+        stage: Name of the stage.
+        step: Step of the run, counted from 1.
+    """
+
+    def __init__(self, stage: str, step: int) -> None:
+        super().__init__(f"stage {stage!r}, step {step}: the loss is not finite; lower the stage's learning_rate")
+        self.stage = stage
+        self.step = step

@@ -1,0 +1,228 @@
+"""The model: one backbone, a sentence embedding, and a list of heads that all read the same pass.
+
+Shapes: B texts, T tokens, H hidden size::
+
+    input_ids (B, T) --backbone--> hidden (B, T, H) --embedding pooling--> sentence_embedding (B, H)
+                                                    --head pooling--> features (B, H) --each head--> logits (B, outputs)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+HeadKind = Literal["softmax", "sigmoid"]
+PoolingKind = Literal["cls", "mean", "cls_mean"]
+# "shared": the embedding is what the heads read, with everything that training does to it.
+EmbeddingPoolingKind = Literal["cls", "mean", "shared"]
+
+
+class Outputs(NamedTuple):
+    """What one pass answers.
+
+    Attributes:
+        sentence_embedding: (B, H) float, of Euclidean length 1 when the configuration says ``normalize``.
+        logits: For each head by its name, (B, number of labels), or (B, 1) for a sigmoid head.
+    """
+
+    sentence_embedding: Tensor
+    logits: dict[str, Tensor]
+
+
+class PolyheadConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is not typed
+    """What ``PolyheadModel`` is built from; ``config.json`` of a run and of a bundle's ``torch/`` folder.
+
+    Args:
+        backbone: The backbone's own configuration, ``model_type`` included.
+        pooling: How the heads' features are made from the token vectors.
+        embedding_pooling: How the sentence embedding is made from them.
+        normalize: Whether the sentence embedding is scaled to Euclidean length 1.
+        heads: One dictionary a head: ``name``, ``kind``, ``labels`` (ordered), ``hidden_size``, ``dropout``.
+        max_tokens: Tokens of a text that the model reads, special tokens included.
+        pad_token_id: Token that fills up the shorter texts of a batch.
+    """
+
+    model_type = "polyhead"
+
+    def __init__(
+        self,
+        *,
+        backbone: dict[str, Any] | None = None,
+        pooling: PoolingKind = "cls_mean",
+        embedding_pooling: EmbeddingPoolingKind = "mean",
+        normalize: bool = True,
+        heads: list[dict[str, Any]] | None = None,
+        max_tokens: int = 256,
+        pad_token_id: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.backbone = backbone or {"model_type": "bert"}
+        self.pooling = pooling
+        self.embedding_pooling = embedding_pooling
+        self.normalize = normalize
+        self.heads = heads or []
+        self.max_tokens = max_tokens
+        self.pad_token_id = pad_token_id
+
+    def backbone_config(self) -> PreTrainedConfig:
+        """The backbone's configuration as an object of its own class."""
+        values = dict(self.backbone)
+        return cast(PreTrainedConfig, AutoConfig.for_model(values.pop("model_type"), **values))
+
+    def output_names(self) -> dict[str, str]:
+        """Name of each head's logits in an exported graph, by head, in order.
+
+        The first softmax head's are ``logits``, the first sigmoid head's ``sentiment_logits``, any other's
+        ``<name>_logits``.
+        """
+        names: dict[str, str] = {}
+        for head in self.heads:
+            first = "logits" if head["kind"] == "softmax" else "sentiment_logits"
+            names[head["name"]] = f"{head['name']}_logits" if first in names.values() else first
+        return names
+
+
+class Pooling(nn.Module):
+    """Makes one vector of a text from its token vectors.
+
+    ``cls`` takes the first token's, ``mean`` the mean over the text's tokens. ``cls_mean`` reads both: the mean is the
+    residual branch, a linear layer over both is added to it, and LayerNorm comes last, as in a transformer's own
+    sub-layers. The linear layer starts at zero, so that training starts from the normalised mean.
+    """
+
+    def __init__(self, kind: PoolingKind, hidden_size: int) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "cls_mean":
+            self.mix = nn.Linear(2 * hidden_size, hidden_size)
+            self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T, H) token vectors and the (B, T) mask of real tokens to (B, H)."""
+        cls = hidden[:, 0]  # (B, H)
+        if self.kind == "cls":
+            return cls
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
+        mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)  # (B, H)
+        if self.kind == "mean":
+            return mean
+        return cast(Tensor, self.norm(mean + self.mix(torch.cat([cls, mean], dim=-1))))  # (B, H)
+
+
+class Head(nn.Module):
+    """One answer: dropout, linear, ReLU, dropout, linear to one logit a label (to one logit for a sigmoid head)."""
+
+    def __init__(self, kind: HeadKind, labels: int, in_size: int, hidden_size: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(in_size, hidden_size),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_size, 1 if kind == "sigmoid" else labels),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, H) features to (B, outputs) logits."""
+        return cast(Tensor, self.layers(features))
+
+
+class PolyheadModel(PreTrainedModel):  # type: ignore[misc]  # transformers is not typed
+    """A backbone with hard parameter sharing: every head and the embedding read the same token vectors.
+
+    ``save_pretrained`` and ``from_pretrained`` write and read ``config.json`` and ``model.safetensors``.
+    """
+
+    config_class = PolyheadConfig
+    base_model_prefix = "polyhead"
+    _supports_sdpa = True
+    config: PolyheadConfig
+
+    def __init__(self, config: PolyheadConfig) -> None:
+        super().__init__(config)
+        self.backbone = AutoModel.from_config(config.backbone_config())
+        # BERT's own pooler belongs to next-sentence prediction; nothing here reads it.
+        self.backbone.pooler = None
+        hidden_size = int(self.backbone.config.hidden_size)
+        self.pooling = Pooling(config.pooling, hidden_size)
+        self.embedding_pooling = None if config.embedding_pooling == "shared" else Pooling(config.embedding_pooling, 0)
+        self.heads = nn.ModuleDict(
+            {
+                head["name"]: Head(
+                    head["kind"],
+                    len(head["labels"]),
+                    hidden_size,
+                    head.get("hidden_size") or hidden_size,
+                    head["dropout"],
+                )
+                for head in config.heads
+            }
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Weights that no checkpoint brings: small normal ones, as in BERT."""
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+
+    @classmethod
+    def from_backbone(cls, folder: Path, **settings: Any) -> PolyheadModel:
+        """A model with a pretrained backbone and fresh heads.
+
+        Args:
+            folder: A transformers checkpoint with ``config.json`` and safetensors weights.
+            **settings: Fields of ``PolyheadConfig`` other than ``backbone``.
+
+        Raises:
+            OSError: The folder has no safetensors weights, or some are missing. Pickled weights are never read.
+        """
+        backbone, report = AutoModel.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        # transformers only warns, and would train on from random weights.
+        missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+        if missing:
+            raise OSError(f"{folder} lacks {len(missing)} of the backbone's weights, {missing[0]} among them")
+        model = cls(PolyheadConfig(backbone=backbone.config.to_diff_dict(), **settings))
+        backbone.pooler = None
+        model.backbone.load_state_dict(backbone.state_dict())
+        if model.config.pooling == "cls_mean":
+            nn.init.zeros_(model.pooling.mix.weight)
+        return model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Outputs:
+        """Answers a batch in one pass.
+
+        Args:
+            input_ids: (B, T) int64 token ids.
+            attention_mask: (B, T) int64, 1 for the text's tokens and 0 for padding.
+
+        Returns:
+            The sentence embedding and every head's logits.
+        """
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, H)
+        features = self.pooling(hidden, attention_mask)  # (B, H)
+        embedding = features if self.embedding_pooling is None else self.embedding_pooling(hidden, attention_mask)
+        if self.config.normalize:
+            embedding = nn.functional.normalize(embedding, dim=-1)  # (B, H)
+        return Outputs(embedding, {name: head(features) for name, head in self.heads.items()})
+
+
+AutoConfig.register("polyhead", PolyheadConfig)
+AutoModel.register(PolyheadConfig, PolyheadModel)
