@@ -42,13 +42,15 @@ class Face(Protocol):
 
     def close(self) -> None: ...
 
+    def dispose(self) -> None: ...
+
 
 class SyncFace:
     def __init__(self, target: str, **options: Any) -> None:
         self.client = Client(target, **options)
         self.analyze = self.client.analyze
         self.info = self.client.info
-        self.close = self.client.close
+        self.close = self.dispose = self.client.close
 
     def stream(self, texts: Iterable[Text], method: str = "stream", **options: Any) -> Iterator[Answer]:
         answers: Iterator[Answer] = getattr(self.client, method)(texts, **options)
@@ -88,9 +90,14 @@ class AsyncFace:
     def close(self) -> None:
         self.runner.run(self.client.close())
 
+    def dispose(self) -> None:
+        self.close()
+        self.runner.close()
+
 
 async def _async(texts: Iterable[Text]) -> AsyncIterator[Text]:
-    for text in texts:
+    remaining = iter(texts)
+    while (text := await asyncio.to_thread(next, remaining, None)) is not None:
         yield text
 
 
@@ -101,7 +108,7 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Any]:
 
         def connected(target: str, **options: Any) -> Face:
             face: Face = request.param(target, **options)
-            opened.callback(face.close)
+            opened.callback(face.dispose)
             return face
 
         yield connected

@@ -17,6 +17,7 @@ from polyhead_client import (
     InvalidRequestError,
     ItemFailedError,
     ServerError,
+    Text,
     UnavailableError,
 )
 
@@ -54,7 +55,8 @@ def test_plain_list_is_streamed_like_an_iterator(client: Face) -> None:
 
 
 def test_ids_of_the_caller_come_back(client: Face) -> None:
-    answers = list(client.stream(iter([("é", "one"), ("é", "two"), "three"])))
+    texts: list[Text] = [("é", "one"), ("é", "two"), "three"]
+    answers = list(client.stream(iter(texts)))
     assert [(answer.item_id, label(answer)) for answer in answers] == [("é", "one"), ("é", "two"), ("2", "three")]
 
 
@@ -154,13 +156,19 @@ def test_error_of_the_input_ends_the_call_with_that_error(client: Face, servicer
     class BrokenInputError(Exception):
         pass
 
+    answered = threading.Event()
+
     def texts() -> Iterator[str]:
         yield "one"
+        answered.wait()
         raise BrokenInputError
 
+    answers = client.stream(texts())
+    assert label(next(answers)) == "one"
+    answered.set()
     with pytest.raises(BrokenInputError):
-        list(client.stream(texts()))
-    assert servicer.ended.wait(10) or not servicer.calls
+        next(answers)
+    assert servicer.ended.wait(10)
 
 
 def test_error_of_one_item_ends_nothing(client: Face) -> None:
@@ -233,7 +241,7 @@ def test_closed_client_refuses_a_stream(client: Face) -> None:
 
 
 def test_wishes_reach_the_server(client: Face, servicer: FakeServicer) -> None:
-    options = {"tasks": ["sentiment", "embedding"], "order": "finished", "truncation": "error"}
+    options: dict[str, Any] = {"tasks": ["sentiment", "embedding"], "order": "finished", "truncation": "error"}
     (answer,) = client.stream(["abc"], include_timings=True, encoding="float16", **options)
     request = servicer.requests[0]
     assert (list(request.tasks), request.order, request.options.truncation) == ([3, 1], 2, 2)

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -38,8 +39,8 @@ class Server:
         """Follows the health service until it says SERVING; returns every status that it said on the way."""
         seen: list[int] = []
         with grpc.insecure_channel(self.target) as channel:
-            request = health_pb2.HealthCheckRequest()
-            for answer in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=START_S, wait_for_ready=True):
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            for answer in stub.Watch(health_pb2.HealthCheckRequest(), timeout=START_S, wait_for_ready=True):
                 seen.append(answer.status)
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
                     return seen
@@ -70,7 +71,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     ) -> Server:
         log = tmp_path_factory.mktemp("server") / "log"
         address = target or f"127.0.0.1:{free_port()}"
-        command = [BIN / "polyhead-serve", bundle, "--listen", address, *flags]
+        command = [str(BIN / "polyhead-serve"), str(bundle), "--listen", address, *flags]
         with log.open("wb") as stderr:
             process = subprocess.Popen(command, stderr=stderr, env={**os.environ, **(environment or {})})
         servers.append(Server(process, address, log))

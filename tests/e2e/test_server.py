@@ -9,6 +9,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -80,22 +81,18 @@ def test_damaged_bundle_is_not_served(start: Start, demo_bundle: Path, tmp_path:
 def test_reflection_names_our_service(server: Server) -> None:
     with grpc.insecure_channel(server.target) as channel:
         requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-        (answer,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(requests, timeout=START_S)
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        (answer,) = stub.ServerReflectionInfo(requests, timeout=START_S)
     names = {service.name for service in answer.list_services_response.service}
     assert {"polyhead.v1.InferenceService", "grpc.health.v1.Health"} <= names
 
 
 def scrape(port: int) -> dict[str, float]:
+    """The server's metrics; that of the runtime has its engine in its name."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=START_S) as response:
-        text = response.read().decode()
-    return {
-        sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples
-    } | {
-        f"{sample.name}:{sample.labels['engine']}": sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if "engine" in sample.labels
-    }
+        families = list(text_string_to_metric_families(response.read().decode()))
+    samples = [sample for family in families for sample in family.samples]
+    return {":".join([sample.name, *filter(None, [sample.labels.get("engine")])]): sample.value for sample in samples}
 
 
 def test_three_tasks_run_the_backbone_once(start: Start, demo_bundle: Path) -> None:

@@ -1,0 +1,65 @@
+"""A client for a polyhead server: ``Client`` for threads, ``AsyncClient`` for asyncio, and the ``polyhead`` command.
+
+::
+
+    cli --> client, aio --> calls --> flow --> conversion --> results, model_info, errors
+"""
+
+from .aio import AsyncClient
+from .client import Client
+from .conversion import Encoding, Order, Task, TruncationPolicy
+from .errors import (
+    AccessDeniedError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    ItemFailedError,
+    PolyheadError,
+    ServerError,
+    TooMuchError,
+    UnavailableError,
+)
+from .flow import Text
+from .model_info import EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
+from .results import (
+    Answer,
+    Classification,
+    Fingerprints,
+    ItemError,
+    LabelScore,
+    Result,
+    Sentiment,
+    Timings,
+    Truncation,
+)
+
+__all__ = [
+    "AccessDeniedError",
+    "Answer",
+    "AsyncClient",
+    "Classification",
+    "Client",
+    "DeadlineExceededError",
+    "EmbeddingInfo",
+    "Encoding",
+    "Fingerprints",
+    "HeadInfo",
+    "InvalidRequestError",
+    "ItemError",
+    "ItemFailedError",
+    "LabelScore",
+    "Limits",
+    "ModelInfo",
+    "Order",
+    "PolyheadError",
+    "Result",
+    "RuntimeInfo",
+    "Sentiment",
+    "ServerError",
+    "Task",
+    "Text",
+    "Timings",
+    "TooMuchError",
+    "Truncation",
+    "TruncationPolicy",
+    "UnavailableError",
+]

@@ -1,0 +1,247 @@
+"""The ``polyhead`` command: texts in, JSON lines out, over one stream."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NoReturn, TypeVar, get_args
+
+import click
+
+from . import json_lines
+from .calls import DEFAULT_TARGET
+from .client import Client
+from .conversion import Encoding, Order, Task, TruncationPolicy
+from .errors import AccessDeniedError, InvalidRequestError, PolyheadError, UnavailableError
+from .flow import Text
+from .model_info import ModelInfo
+from .results import Answer
+
+CommandT = TypeVar("CommandT", bound=Callable[..., None])
+
+_FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
+# Errors that whoever typed the command can mend.
+_MISTAKES = (AccessDeniedError, InvalidRequestError, UnavailableError)
+
+_target = click.option(
+    "--target",
+    metavar="HOST:PORT",
+    default=DEFAULT_TARGET,
+    envvar="POLYHEAD_TARGET",
+    show_default=True,
+    show_envvar=True,
+    help="The server to ask.",
+)
+_encoding = click.option(
+    "--encoding",
+    type=click.Choice(get_args(Encoding)),
+    default="float32",
+    show_default=True,
+    help="Of embeddings on the wire; float16 takes half the bytes and keeps 3 digits.",
+)
+
+
+def _texts(command: CommandT) -> CommandT:
+    """Adds what all commands that answer texts share."""
+    options = [
+        click.argument("texts", metavar="[TEXT]...", nargs=-1),
+        _target,
+        click.option("--jsonl", is_flag=True, help='Read {"id": ..., "text": ...} objects from stdin, one a line.'),
+        click.option(
+            "--truncation",
+            type=click.Choice(get_args(TruncationPolicy)),
+            default="truncate",
+            show_default=True,
+            help="What to do with a text that is too long for the model.",
+        ),
+        click.option(
+            "--order",
+            type=click.Choice(get_args(Order)),
+            default="request",
+            show_default=True,
+            help="Of the answers: that of the input, or each as soon as it is finished.",
+        ),
+        click.option("--timings", "include_timings", is_flag=True, help="Say where the time went, in seconds."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Ask a polyhead server about texts.
+
+    Texts are arguments, or stdin, one a line. Every answer is one line of JSON on stdout, in the order of the texts,
+    and comes as soon as it is there.
+
+    \b
+      polyhead analyze "The parcel came late, but the quality is great."
+      polyhead sentiment < reviews.txt | jq -r .sentiment.label
+      tail -f app.log | polyhead classify
+      polyhead embed --jsonl < texts.jsonl > vectors.jsonl
+      polyhead info
+
+    Exit code: 0, 1 when an item has an error (its line says which) or the call failed, 2 when the command or the target
+    is wrong.
+    """  # noqa: D301  the backspace tells click to keep the lines as they are
+
+
+@main.command()
+@_texts
+@_encoding
+@click.option(
+    "--tasks",
+    metavar="TASK[,TASK...]",
+    help=f"Answers to give, of {', '.join(get_args(Task))}.  [default: all that the model has]",
+)
+def analyze(texts: tuple[str, ...], target: str, jsonl: bool, tasks: str | None, **options: Any) -> None:
+    """Give every answer that the model has about each TEXT, or about each line of stdin.
+
+    \b
+      polyhead analyze "Where is my refund?"
+      polyhead analyze --tasks classification,sentiment < reviews.txt
+    """  # noqa: D301  the backspace tells click to keep the lines as they are
+    chosen = [task.strip() for task in tasks.split(",")] if tasks else []
+    _run(target, texts, jsonl, lambda client, items: client.stream(items, tasks=chosen, **options))  # type: ignore[arg-type]
+
+
+@main.command()
+@_texts
+@_encoding
+def embed(texts: tuple[str, ...], target: str, jsonl: bool, **options: Any) -> None:
+    """Give the embedding of each TEXT, or of each line of stdin.
+
+    \b
+      polyhead embed "Where is my refund?" | jq -c .embedding
+    """  # noqa: D301  the backspace tells click to keep the lines as they are
+    _run(target, texts, jsonl, lambda client, items: client.embed(items, **options))
+
+
+@main.command()
+@_texts
+def classify(texts: tuple[str, ...], target: str, jsonl: bool, **options: Any) -> None:
+    """Give the class of each TEXT, or of each line of stdin.
+
+    \b
+      polyhead classify < questions.txt | jq -r .classification.scores[0].label
+    """  # noqa: D301  the backspace tells click to keep the lines as they are
+    _run(target, texts, jsonl, lambda client, items: client.classify(items, **options))
+
+
+@main.command()
+@_texts
+def sentiment(texts: tuple[str, ...], target: str, jsonl: bool, **options: Any) -> None:
+    """Give the sentiment of each TEXT, or of each line of stdin.
+
+    \b
+      polyhead sentiment "Never again." | jq .sentiment.probability
+    """  # noqa: D301  the backspace tells click to keep the lines as they are
+    _run(target, texts, jsonl, lambda client, items: client.sentiment(items, **options))
+
+
+@main.command()
+@_target
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def info(target: str, as_json: bool) -> None:
+    """Describe the model behind the server: heads, labels, limits, fingerprints, engine, device."""
+    with _ended_well(target), Client(target) as client:
+        model = client.info()
+        click.echo(json.dumps(dataclasses.asdict(model), ensure_ascii=False) if as_json else _readable(model))
+
+
+def _run(
+    target: str, texts: tuple[str, ...], jsonl: bool, ask: Callable[[Client, Iterable[Text]], Iterator[Answer]]
+) -> None:
+    """Streams the input to the server and the answers to stdout."""
+    if texts and jsonl:
+        raise click.UsageError("--jsonl reads stdin; give it no TEXT")
+    source = _Input(texts or (json_lines.items_of if jsonl else json_lines.texts_of)(_stdin()))
+    stdout = sys.stdout.buffer
+    failed = False
+    with _ended_well(target), Client(target) as client:
+        for answer in ask(client, source):
+            failed = failed or answer.error is not None
+            stdout.write(json_lines.line_of(answer))
+            stdout.flush()
+    if source.error is not None:
+        _fail(_MISUSED, str(source.error))
+    if failed:
+        sys.exit(_FAILED)
+
+
+class _Input:
+    """Texts up to the first line that is not what was promised, so that those before it are still answered."""
+
+    def __init__(self, texts: Iterable[Text]) -> None:
+        self._texts = texts
+        self.error: json_lines.LineError | None = None
+
+    def __iter__(self) -> Iterator[Text]:
+        try:
+            yield from self._texts
+        except json_lines.LineError as error:
+            self.error = error
+
+
+def _stdin() -> BinaryIO:
+    """Stdin as bytes, in a file object of its own.
+
+    The thread that reads may still be blocked in it when the process ends: Python aborts when that is ``sys.stdin``.
+    """
+    stdin = sys.stdin
+    try:
+        return open(stdin.fileno(), "rb", closefd=False)
+    except io.UnsupportedOperation:
+        return stdin.buffer
+
+
+@contextmanager
+def _ended_well(target: str) -> Iterator[None]:
+    """Ends the process with one line on stderr when the call failed, and quietly when its reader or user is gone."""
+    try:
+        yield
+    except PolyheadError as error:
+        hint = " (is a server running there? see polyhead-serve --help)" if isinstance(error, UnavailableError) else ""
+        _fail(_MISUSED if isinstance(error, _MISTAKES) else _FAILED, f"{target}: {error}{hint}")
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+
+
+def _fail(code: int, message: str) -> NoReturn:
+    click.echo(f"polyhead: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def _readable(model: ModelInfo) -> str:
+    embedding, limits, runtime = model.embedding, model.limits, model.runtime
+    rows = [
+        ("model", model.model_id),
+        ("runs on", f"{runtime.engine}, {runtime.device}, {runtime.variant}"),
+        *(("", f"not the first choice: {reason}") for reason in runtime.fallback_reasons),
+        ("embedding", f"{embedding.dimensions} dimensions, {embedding.pooling} pooling"),
+        ("", "length 1" if embedding.normalized else "not normalized"),
+        ("", f"space {model.fingerprints.embedding_space}"),
+    ]
+    for head in model.heads:
+        rows.append(("head", f"{head.name} ({head.kind}), fingerprint {model.fingerprints.heads.get(head.name, '?')}"))
+        threshold = "" if head.threshold is None else f", threshold {head.threshold:g}"
+        rows.append(("", f"{', '.join(head.labels)}; temperature {head.temperature:g}{threshold}"))
+    rows += [
+        ("limits", f"{limits.max_tokens:,} tokens a text, {limits.max_characters:,} characters of it looked at"),
+        ("", f"{limits.max_items_per_message:,} items and {limits.max_message_bytes:,} bytes a message"),
+        ("server", f"{model.server_version}, bundle format {model.bundle_format_version}"),
+    ]
+    return "\n".join(f"{name:<10}  {value}" for name, value in rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Lines in, JSON lines out: what the ``polyhead`` command reads and writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .flow import Text
+from .results import Answer, Classification, Result, Sentiment
+
+
+class LineError(Exception):
+    """A line of the input is not what was promised.
+
+    Attributes:
+        line: Its number, 1 first.
+    """
+
+    def __init__(self, line: int, problem: str) -> None:
+        super().__init__(f"input, line {line}: {problem}")
+        self.line = line
+
+
+def texts_of(lines: Iterable[bytes]) -> Iterator[Text]:
+    """One text a line.
+
+    Bytes that are not UTF-8 become lone surrogates, which the client refuses, so that such a line is answered with an
+    error in its turn like any other item.
+    """
+    for line in lines:
+        yield _decoded(line)
+
+
+def items_of(lines: Iterable[bytes]) -> Iterator[Text]:
+    """One ``{"id": ..., "text": ...}`` a line.
+
+    Raises:
+        LineError: A line is no such object.
+    """
+    for number, line in enumerate(lines, start=1):
+        try:
+            item = json.loads(_decoded(line))
+        except ValueError as error:
+            raise LineError(number, f'not JSON ({error}); write one {{"id": ..., "text": ...}} a line') from error
+        if not isinstance(item, dict) or not isinstance(item.get("id"), str) or not isinstance(item.get("text"), str):
+            raise LineError(number, 'not an object {"id": ..., "text": ...} with two strings')
+        yield item["id"], item["text"]
+
+
+def line_of(answer: Answer) -> bytes:
+    """An answer as one line of JSON, in UTF-8."""
+    record: dict[str, Any] = {"id": answer.item_id}
+    if answer.result is not None:
+        record |= _record(answer.result)
+    elif answer.error is not None:
+        record["error"] = dataclasses.asdict(answer.error)
+    # A lone surrogate has no UTF-8; with a backslash it is JSON's own escape for it.
+    return json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+
+
+def _decoded(line: bytes) -> str:
+    return line.removesuffix(b"\n").removesuffix(b"\r").decode(errors="surrogateescape")
+
+
+def _record(result: Result) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    if result.embedding is not None:
+        record["embedding"] = [_short(number) for number in result.embedding]
+    if result.classification is not None:
+        record["classification"] = _classification(result.classification)
+    if result.sentiment is not None:
+        record["sentiment"] = _sentiment(result.sentiment)
+    if result.further_classifications:
+        record["further_classifications"] = [_classification(further) for further in result.further_classifications]
+    if result.further_sentiments:
+        record["further_sentiments"] = [_sentiment(further) for further in result.further_sentiments]
+    record["truncation"] = dataclasses.asdict(result.truncation)
+    if result.timings is not None:
+        record["timings"] = dataclasses.asdict(result.timings)
+    return record
+
+
+def _classification(classification: Classification) -> dict[str, Any]:
+    scores = [{"label": score.label, "probability": _short(score.probability)} for score in classification.scores]
+    return {"head": classification.head, "scores": scores}
+
+
+def _sentiment(sentiment: Sentiment) -> dict[str, Any]:
+    return {"head": sentiment.head, "probability": _short(sentiment.probability), "label": sentiment.label}
+
+
+def _short(number: float | np.float32) -> float:
+    """A float32 with its own shortest digits: 0.9, not the 0.8999999761581421 of the float64 that equals it."""
+    return float(str(np.float32(number)))
