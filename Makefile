@@ -8,8 +8,10 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 CONFIG ?= training/demo/config.toml
-RUN ?= build/run
-BUNDLE ?= build/bundle
+# Each configuration has a run and a bundle of its own, under the name that it gives itself.
+NAME := $(shell sed -n 's/^name = "\(.*\)"/\1/p' $(CONFIG))
+RUN ?= build/$(NAME)/run
+BUNDLE ?= build/$(NAME)/bundle
 LISTEN ?= 127.0.0.1:50051
 SOURCES := client/polyhead_client export/polyhead_export server/polyhead_server training/polyhead_training
 STUBS := proto/gen
@@ -62,15 +64,22 @@ lint-proto: setup
 	$(BIN)/python proto/generate.py --lint
 
 types: setup  ## mypy --strict on source and tests
-	$(BIN)/mypy $(SOURCES) tests bench proto/generate.py
+	$(BIN)/mypy $(SOURCES) tests proto/generate.py
+	MYPYPATH=bench $(BIN)/mypy bench
 
 contracts: setup  ## import-linter: who may import what
 	$(BIN)/lint-imports
 
-package: setup  ## build the wheel, and check that each extra installs what it promises
-	$(BIN)/python -m build --wheel --outdir build/dist
+package: setup  ## build the wheel; check that [server] installs, starts and has no torch
+	rm -rf build/dist build/server-only
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/dist .
+	$(PYTHON) -m venv build/server-only
+	build/server-only/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  "$$(ls build/dist/polyhead-*.whl)[server]"
+	build/server-only/bin/polyhead-serve --help > build/server-only/help
+	! build/server-only/bin/pip freeze | grep -iE '^(torch|transformers)=='
 
-bench: setup  ## run the benchmarks
+bench: $(BUNDLE)/bundle.json  ## measure the server against bare onnxruntime
 	$(BIN)/python bench/serving.py --bundle $(BUNDLE)
 
 format: setup  ## let ruff format and mend

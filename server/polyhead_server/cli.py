@@ -56,14 +56,13 @@ def _options(command: Any) -> Any:
 @click.version_option(package_name="polyhead")
 def main(**values: Any) -> None:
     """Runs the command line."""
-    settings = Settings(**values)
     logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=values["log_level"].upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     # The log is ours; what libraries say below a warning is noise to an operator.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
-        _run(settings)
+        _run(Settings(**values))
     except StartupError as error:
         click.echo(f"polyhead-serve: {error}", err=True)
         sys.exit(2)

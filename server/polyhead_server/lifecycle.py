@@ -8,8 +8,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import signal
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from grpc import aio
 from grpc_reflection.v1alpha import reflection
@@ -24,6 +28,10 @@ from .service import NAME, InferenceService, handler
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+# Seconds for the last answers to leave after the last of our calls has ended.
+_FLUSH_S = 1.0
 
 
 async def serve(settings: Settings) -> None:
@@ -53,7 +61,11 @@ async def serve(settings: Settings) -> None:
         logger.info("draining for at most %g s", settings.drain_s)
         await health.set(serving=False)
         service.drain()
-        await server.stop(settings.drain_s)
+        if not await service.idle(settings.drain_s):
+            logger.warning("calls are still running; they are ended")
+        # Only now: a server that stops answers CANCELLED to calls that it has not looked at yet. The grace lets the
+        # last answers leave, and is all that others' endless streams get, such as Watch of the health service.
+        await server.stop(_FLUSH_S)
         await pipeline.close()
         logger.info("stopped")
     finally:
@@ -65,10 +77,13 @@ async def _load(settings: Settings, stop: asyncio.Event) -> Pipeline | None:
     metrics = Metrics()
     if settings.metrics_listen:
         host, port = split_address(settings.metrics_listen)
-        metrics.listen(host, port)
-    loaded = asyncio.create_task(asyncio.to_thread(loading.load, settings))
+        try:
+            metrics.listen(host, port)
+        except OSError as error:
+            raise StartupError(f"cannot listen on {settings.metrics_listen}: {error}") from error
+    loaded = _in_daemon(lambda: loading.load(settings))
     stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait({loaded, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([loaded, cast(Any, stopped)], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     if not loaded.done():
         return None
@@ -78,6 +93,20 @@ async def _load(settings: Settings, stop: asyncio.Event) -> Pipeline | None:
     pipeline = Pipeline(model, settings, metrics.observe)
     pipeline.start()
     return pipeline
+
+
+def _in_daemon(work: Callable[[], _T]) -> asyncio.Future[_T]:
+    """Runs ``work`` in a thread that keeps nobody from leaving, unlike those of asyncio's executor."""
+    outcome: concurrent.futures.Future[_T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - the edge of a thread: the waiter raises it
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return asyncio.wrap_future(outcome)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from . import heads
 from .admission import Admission
 from .batching import Batch, BatchLimits, BatchQueue, Entry
-from .errors import ExpiredError, InternalError, InvalidRequestError, ServerError, TextTooLongError
-from .items import BadItem, Item, Message, Outcome, Result, Timings
+from .errors import ExpiredError, InternalError, ServerError, TextTooLongError
+from .items import BadItem, Item, Message, Numbers, Outcome, Result, Timings
 from .loading import Model, pad
 from .settings import Settings
 
@@ -37,7 +37,9 @@ class Pipeline:
         self._settings = settings
         self._observe = observe
         self._queue = BatchQueue(BatchLimits(settings.max_batch_tokens, settings.max_padding))
-        self._admission = Admission(settings.compute_threads(), settings.max_queue_s)
+        self._admission = Admission(
+            settings.compute_threads(), settings.max_queue_s, lambda: self._queue.waiting_tokens
+        )
         self._threads = [
             threading.Thread(target=self._work, name=f"compute-{number}", daemon=True)
             for number in range(settings.compute_threads())
@@ -57,14 +59,17 @@ class Pipeline:
 
     async def room(self) -> None:
         """Waits until the queue is short enough for more."""
-        await self._admission.room(self._queue.waiting_tokens)
+        await self._admission.room()
 
-    async def submit(self, message: Message, deadline: float | None) -> list[asyncio.Future[Outcome]]:
+    async def submit(
+        self, message: Message, deadline: float | None, *, may_refuse: bool = True
+    ) -> list[asyncio.Future[Outcome]]:
         """Takes the items of a message in.
 
         Args:
             message: Items and what is wished for them.
             deadline: ``time.monotonic()`` second after which the answers are worthless.
+            may_refuse: False for streams, which wait for ``room`` instead of being refused.
 
         Returns:
             One future for each item, in order. A future holds the item's outcome and never an exception; cancelling it
@@ -73,26 +78,29 @@ class Pipeline:
         arrived_ns = time.monotonic_ns()
         futures: list[asyncio.Future[Outcome]] = [self._loop.create_future() for _ in message.items]
         good: list[tuple[Item, asyncio.Future[Outcome]]] = []
+        reserved = 0
         for item, future in zip(message.items, futures, strict=True):
-            if refusal := self._refusal(item, len(message.items), deadline):
-                future.set_result(refusal)
-            elif isinstance(item, Item):
+            if isinstance(item, BadItem):
+                future.set_result(item.error)
+                continue
+            tokens = self._guess_tokens(item.text)
+            try:
+                self._admission.admit(deadline, tokens, may_refuse=may_refuse)
+            except ServerError as error:
+                future.set_result(error)
+            else:
+                reserved += tokens
                 good.append((item, future))
-        if good:
-            await self._enqueue(good, message, deadline, arrived_ns)
+        try:
+            if good:
+                await self._enqueue(good, message, deadline, arrived_ns)
+        finally:
+            self._admission.release(reserved)
         return futures
 
-    def _refusal(self, item: Item | BadItem, count: int, deadline: float | None) -> ServerError | None:
-        if isinstance(item, BadItem):
-            return item.error
-        limit = self._settings.max_items_per_message
-        if count > limit:
-            return InvalidRequestError("TOO_MANY_ITEMS", f"the message has {count} items; at most {limit} are allowed")
-        try:
-            self._admission.admit(self._queue.waiting_tokens, deadline)
-        except ServerError as error:
-            return error
-        return None
+    def _guess_tokens(self, text: str) -> int:
+        """About how many tokens a text has, before it is tokenized: English has 4 characters a token."""
+        return min(len(text) // 4 + 2, self.model.source.manifest.max_tokens)
 
     async def _enqueue(
         self,
@@ -135,8 +143,13 @@ class Pipeline:
                 [entry.tokens.ids for entry in entries], manifest.pad_token_id
             )  # (B, T) x 2
             rows = heads.answer(manifest.heads, self.model.engine.run(input_ids, attention_mask))
+            return self._results(entries, rows, started_ns, input_ids.size)
         except BaseException as error:  # noqa: BLE001 - the thread must live on, and nobody may be left waiting
             return [InternalError.logged(f"a pass over {len(entries)} texts failed", error)] * len(entries)
+
+    def _results(
+        self, entries: list[Entry], rows: list[Numbers | None], started_ns: int, batch_tokens: int
+    ) -> list[Outcome]:
         finished_ns = time.monotonic_ns()
         return [
             Result(
@@ -148,7 +161,7 @@ class Pipeline:
                     compute_ns=finished_ns - started_ns,
                     total_ns=finished_ns - entry.arrived_ns,
                     batch_items=len(entries),
-                    batch_tokens=input_ids.size,
+                    batch_tokens=batch_tokens,
                 ),
             )
             if row is not None
@@ -163,10 +176,10 @@ class Pipeline:
         for entry, outcome in zip(batch.entries, outcomes, strict=True):
             _resolve(entry.future, outcome)
         if batch.entries:
-            tokens = sum(entry.length for entry in batch.entries)
-            self._admission.observe(tokens, compute_s, self._queue.waiting_tokens)
-            if self._observe:
-                self._observe(batch, compute_s)
+            self._admission.learn(sum(entry.length for entry in batch.entries), compute_s)
+        self._admission.wake()
+        if self._observe:
+            self._observe(batch, compute_s)
 
 
 def _resolve(future: asyncio.Future[Outcome], outcome: Outcome) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import metadata
@@ -38,11 +39,15 @@ class InferenceService:
     """``polyhead.v1.InferenceService`` over one pipeline, which comes when the model is ready."""
 
     def __init__(self, settings: Settings) -> None:
+        self.max_items = settings.max_items_per_message
         self._settings = settings
         self._pipeline: Pipeline | None = None
         self._writer: Writer | None = None
         self._readers: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def serve(self, pipeline: Pipeline) -> None:
         """Answers with this pipeline from now on."""
@@ -55,50 +60,64 @@ class InferenceService:
         for reader in self._readers:
             reader.cancel()
 
+    async def idle(self, timeout_s: float) -> bool:
+        """Waits until no call of ours is running, at most so long; returns whether that came true."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
     async def analyze(self, message: Message, context: _Context) -> Any:
         """The unary call: every item of one message."""
-        pipeline, writer = self._ready()
-        futures = await pipeline.submit(message, _deadline(context))
-        try:
-            outcomes = await asyncio.gather(*futures)
-        except asyncio.CancelledError:
-            for future in futures:
-                future.cancel()
-            raise
-        pairs = zip(message.items, outcomes, strict=True)
-        return inference_service_pb2.AnalyzeResponse(
-            answers=[writer.answer(item.item_id, outcome, message.wishes) for item, outcome in pairs]
-        )
+        with self._call() as (pipeline, writer):
+            futures = await pipeline.submit(message, _deadline(context))
+            # Cancelling gather cancels the futures, which takes their items out of the queue.
+            pairs = zip(message.items, await asyncio.gather(*futures), strict=True)
+            return inference_service_pb2.AnalyzeResponse(
+                answers=[writer.answer(item.item_id, outcome, message.wishes) for item, outcome in pairs]
+            )
 
     async def stream(
         self, response_type: Callable[..., Any], messages: AsyncIterator[Message], context: _Context
     ) -> None:
         """A bidirectional stream: one task reads and submits, this one writes whatever is ready."""
-        pipeline, writer = self._ready()
-        window = Window(self._settings.stream_window)
-        reader = asyncio.create_task(self._read(pipeline, messages, window, _deadline(context)))
-        self._readers.add(reader)
-        try:
-            while pendings := await window.ready():
-                answers = (writer.answer(one.item_id, one.future.result(), one.wishes) for one in pendings)
-                for chunk in _chunks(answers):
-                    await context.write(response_type(answers=chunk))
-        finally:
-            self._readers.discard(reader)
-            reader.cancel()
-            window.cancel()
+        with self._call() as (pipeline, writer):
+            window = Window(self._settings.stream_window)
+            reader = asyncio.create_task(self._read(pipeline, messages, window, _deadline(context)))
+            # A task that is cancelled before its first step never runs, and would leave the window open.
+            reader.add_done_callback(lambda task: window.close(DrainingError()) if task.cancelled() else None)
+            self._readers.add(reader)
+            try:
+                while pendings := await window.ready():
+                    answers = (writer.answer(one.item_id, one.future.result(), one.wishes) for one in pendings)
+                    for chunk in _chunks(answers):
+                        await context.write(response_type(answers=chunk))
+            finally:
+                self._readers.discard(reader)
+                reader.cancel()
+                window.cancel()
 
     async def get_model_info(self, _: Any, __: _Context) -> Any:
         """Describes the model."""
-        pipeline, writer = self._ready()
-        return inference_service_pb2.GetModelInfoResponse(model=describe(pipeline, writer, self._settings))
+        with self._call() as (pipeline, writer):
+            return inference_service_pb2.GetModelInfoResponse(model=describe(pipeline, writer, self._settings))
 
-    def _ready(self) -> tuple[Pipeline, Writer]:
+    @contextlib.contextmanager
+    def _call(self) -> Iterator[tuple[Pipeline, Writer]]:
+        """A call of ours, for as long as it lasts."""
         if self._draining:
             raise DrainingError
         if self._pipeline is None or self._writer is None:
             raise NotReadyError
-        return self._pipeline, self._writer
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield self._pipeline, self._writer
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
 
     async def _read(
         self, pipeline: Pipeline, messages: AsyncIterator[Message], window: Window, deadline: float | None
@@ -111,14 +130,12 @@ class InferenceService:
                     window.in_order = message.in_order
                 first = False
                 accepted = message if message.in_order in {None, window.in_order} else _refuse_order(message)
-                futures = await pipeline.submit(accepted, deadline)
-                for item, future in zip(accepted.items, futures, strict=True):
-                    window.add(Pending(item.item_id, accepted.wishes, future))
                 await window.room()
                 await pipeline.room()
+                futures = await pipeline.submit(accepted, deadline, may_refuse=False)
+                for item, future in zip(accepted.items, futures, strict=True):
+                    window.add(Pending(item.item_id, accepted.wishes, future))
             window.close()
-        except asyncio.CancelledError:
-            window.close(DrainingError())
         except Exception as error:  # noqa: BLE001 - raised again by the writer, which is the RPC
             window.close(error)
 
@@ -128,14 +145,15 @@ _Context = aio.ServicerContext[Any, Any]
 
 def handler(service: InferenceService) -> grpc.GenericRpcHandler:
     """All RPCs of the service, with deserializers that answer what they cannot read instead of ending the call."""
-    pb2 = inference_service_pb2
+    pb2, max_items = inference_service_pb2, service.max_items
     handlers: dict[str, Any] = {
         "Analyze": grpc.unary_unary_rpc_method_handler(
-            service.analyze, Reader(pb2.AnalyzeRequest), pb2.AnalyzeResponse.SerializeToString
+            service.analyze, Reader(pb2.AnalyzeRequest, max_items), pb2.AnalyzeResponse.SerializeToString
         ),
         "GetModelInfo": grpc.unary_unary_rpc_method_handler(
             service.get_model_info,
-            pb2.GetModelInfoRequest.FromString,
+            # It has no fields, and a deserializer that raises would show its own text to the client.
+            lambda _: None,
             pb2.GetModelInfoResponse.SerializeToString,
         ),
     }
@@ -143,7 +161,7 @@ def handler(service: InferenceService) -> grpc.GenericRpcHandler:
         response_type = getattr(pb2, f"{name}Response")
         handlers[name] = grpc.stream_stream_rpc_method_handler(
             _stream_method(service, response_type),
-            Reader(getattr(pb2, f"{name}Request"), tasks),
+            Reader(getattr(pb2, f"{name}Request"), max_items, tasks),
             response_type.SerializeToString,
         )
     return grpc.method_handlers_generic_handler(NAME, handlers)

@@ -8,7 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .errors import StartupError
+
 CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+
+_LEAST = {
+    "threads": 0,
+    "max_batch_tokens": 1,
+    "max_padding": 0,
+    "max_queue_s": 0,
+    "max_items_per_message": 1,
+    "max_message_bytes": 1024,
+    "max_characters_per_token": 1,
+    "stream_window": 1,
+    "drain_s": 0,
+}
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -41,6 +56,17 @@ class Settings:
     drain_s: float = _option(30.0, "Seconds that accepted work is given to finish after SIGTERM.")
     metrics_listen: str = _option("", "HOST:PORT for Prometheus metrics over HTTP; empty for none.")
     log_level: str = _option("info", "Least important messages to log.", ("debug", "info", "warning", "error"))
+
+    def __post_init__(self) -> None:
+        """Refuses numbers with which nothing could work.
+
+        Raises:
+            StartupError: Names the setting.
+        """
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                flag = name.replace("_", "-")
+                raise StartupError(f"--{flag} {getattr(self, name)} is less than {least}, the least that makes sense")
 
     def compute_threads(self) -> int:
         """The number of threads that compute, resolved."""

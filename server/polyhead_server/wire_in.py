@@ -14,6 +14,8 @@ from .errors import InvalidRequestError
 from .items import ALL_TASKS, BadItem, Encoding, Item, Message, Task, Wishes
 
 MAX_ITEM_ID_BYTES = 256
+# Code points of an unusable id that come back: enough to find it, too few to make the answer too large for the client.
+_SHOWN = 64
 
 _TASKS = {
     item_pb2.TASK_EMBEDDING: Task.EMBEDDING,
@@ -40,15 +42,17 @@ _IN_ORDER = {
 class Reader:
     """Reads request messages of one type; used as gRPC's deserializer."""
 
-    def __init__(self, request_type: type[message.Message], tasks: frozenset[Task] = ALL_TASKS) -> None:
+    def __init__(self, request_type: type[message.Message], max_items: int, tasks: frozenset[Task] = ALL_TASKS) -> None:
         """Prepares to read.
 
         Args:
             request_type: The generated class.
+            max_items: Items that a message may carry; a message with more is answered once, as a whole.
             tasks: What is asked for when the message does not say, or cannot.
         """
         self._strict = request_type
         self._lenient = _LENIENT_TYPES[request_type.DESCRIPTOR.name]
+        self._max_items = max_items
         self._tasks = tasks
 
     def __call__(self, data: bytes) -> Message:
@@ -60,12 +64,15 @@ class Reader:
         try:
             return self._read(self._lenient.FromString(data))
         except message.DecodeError:
-            error = InvalidRequestError(
+            return _unread(
                 "MALFORMED_MESSAGE", "the message is no protobuf message of this RPC; nothing of it was read"
             )
-            return Message((BadItem("", error),), Wishes())
 
     def _read(self, request: Any) -> Message:
+        if len(request.items) > self._max_items:
+            # One answer for all: an answer for each of millions of empty items would cost more than they did.
+            problem = f"the message has {len(request.items)} items; at most {self._max_items} are allowed"
+            return _unread("TOO_MANY_ITEMS", problem)
         items = tuple(_read_item(item.item_id, item.text) for item in request.items)
         try:
             in_order = _known(_IN_ORDER, getattr(request, "order", 0), "order")
@@ -84,6 +91,11 @@ class Reader:
         )
 
 
+def _unread(reason: str, problem: str) -> Message:
+    """Stands for a message of which no item was read."""
+    return Message((BadItem("", InvalidRequestError(reason, problem)),), Wishes())
+
+
 def _known(table: dict[Any, Any], number: int, field: str) -> Any:
     if number not in table:
         raise InvalidRequestError(f"UNKNOWN_{field.upper()}", f"{field} {number} is not known to this server")
@@ -94,11 +106,10 @@ def _read_item(item_id: str | bytes, text: str | bytes) -> Item | BadItem:
     """An item; its fields are bytes when the message holds text that is not UTF-8."""
     identity = item_id if isinstance(item_id, str) else item_id.decode(errors="replace")
     if isinstance(item_id, bytes) and identity.encode() != item_id:
-        return BadItem(identity, InvalidRequestError("ITEM_ID_NOT_UTF8", "item_id is not valid UTF-8"))
+        return BadItem(identity[:_SHOWN], InvalidRequestError("ITEM_ID_NOT_UTF8", "item_id is not valid UTF-8"))
     if len(identity.encode()) > MAX_ITEM_ID_BYTES:
-        return BadItem(
-            identity, InvalidRequestError("ITEM_ID_TOO_LONG", f"item_id has more than {MAX_ITEM_ID_BYTES} bytes")
-        )
+        problem = f"item_id has more than {MAX_ITEM_ID_BYTES} bytes"
+        return BadItem(identity[:_SHOWN], InvalidRequestError("ITEM_ID_TOO_LONG", problem))
     try:
         return Item(identity, text if isinstance(text, str) else text.decode())
     except UnicodeDecodeError as error:

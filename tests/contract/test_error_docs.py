@@ -20,7 +20,7 @@ def documented() -> set[str]:
 def raised() -> set[str]:
     """Reasons written in the sources: literals, and those that ``_known`` makes of a field's name."""
     text = "\n".join(path.read_text() for path in SOURCES.glob("*.py"))
-    literal = set(re.findall(r"InvalidRequestError\(\s*\"([A-Z0-9_]+)\"", text))
+    literal = set(re.findall(r"(?:InvalidRequestError|_unread)\(\s*\"([A-Z0-9_]+)\"", text))
     fields = set(re.findall(rf"{_known.__name__}\(.*?\"(\w+)\"\)", text))
     table = {reason for _, reason in TABLE.values()} - {"INVALID_REQUEST"}
     return literal | table | {f"UNKNOWN_{field.upper()}" for field in fields}

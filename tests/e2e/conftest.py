@@ -38,7 +38,9 @@ class Server:
     def wait_until_serving(self) -> list[int]:
         """Follows the health service until it says SERVING; returns every status that it said on the way."""
         seen: list[int] = []
-        with grpc.insecure_channel(self.target) as channel:
+        # Often enough to see every status: a server that listens is soon ready.
+        backoff = [(f"grpc.{name}_reconnect_backoff_ms", 50) for name in ("initial", "min", "max")]
+        with grpc.insecure_channel(self.target, backoff) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             for answer in stub.Watch(health_pb2.HealthCheckRequest(), timeout=START_S, wait_for_ready=True):
                 seen.append(answer.status)

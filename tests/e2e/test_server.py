@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from polyhead_client import Answer, Client, UnavailableError
 from prometheus_client.parser import text_string_to_metric_families
@@ -112,13 +113,13 @@ def test_three_tasks_run_the_backbone_once(start: Start, demo_bundle: Path) -> N
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopping_answers_what_was_accepted(server: Server, number: int) -> None:
+def test_stopping_ends_a_stream_after_its_last_answer(server: Server, number: int) -> None:
     released = threading.Event()
     answers: list[Answer] = []
 
     def texts() -> Iterator[str]:
-        for index in range(100):
-            yield f"text number {index}"
+        for index in range(200):
+            yield f"text number {index} " + "and some more words " * 10
         released.wait(START_S)
 
     with Client(server.target) as client:
@@ -133,11 +134,24 @@ def test_stopping_answers_what_was_accepted(server: Server, number: int) -> None
     assert [answer.item_id for answer in answers] == [str(index) for index in range(len(answers))]
 
 
-def test_stopping_while_loading_is_quick(start: Start, demo_bundle: Path) -> None:
-    server = start(demo_bundle)
+def test_stopping_while_loading_is_quick(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime.py").write_text("import time; time.sleep(1000)\n")
+    server = start(demo_bundle, environment={"PYTHONPATH": str(tmp_path)})
     with grpc.insecure_channel(server.target) as channel:
         grpc.channel_ready_future(channel).result(START_S)
     assert server.stop() == 0
+
+
+def test_watcher_of_the_health_does_not_hold_up_the_end(server: Server) -> None:
+    with grpc.insecure_channel(server.target) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        statuses = stub.Watch(health_pb2.HealthCheckRequest(), timeout=START_S)
+        assert next(statuses).status == SERVING
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert next(statuses).status == NOT_SERVING
+    # Far below the 30 s that calls of ours would be given.
+    assert time.monotonic() - began < 15
 
 
 def test_help_tells_every_flag_and_its_variable() -> None:

@@ -18,7 +18,7 @@ from .conftest import FakeEngine, embedding_of
 
 @pytest.fixture
 async def pipeline(model: Model, settings: Callable[..., Settings]) -> AsyncIterator[Pipeline]:
-    pipeline = Pipeline(model, settings(max_items_per_message=50))
+    pipeline = Pipeline(model, settings())
     pipeline.start()
     yield pipeline
     await pipeline.close()
@@ -59,12 +59,6 @@ async def test_unreadable_item_is_answered_with_its_error(pipeline: Pipeline) ->
     bad, good = await outcomes(pipeline, mixed)
     assert bad is error
     assert embedding(good) == embedding_of("w1")
-
-
-async def test_message_with_too_many_items_is_refused_item_by_item(pipeline: Pipeline) -> None:
-    answers = await outcomes(pipeline, message(*["w1"] * 51))
-    assert {getattr(answer, "reason", None) for answer in answers} == {"TOO_MANY_ITEMS"}
-    assert len(answers) == 51
 
 
 async def test_long_text_is_refused_only_when_asked(pipeline: Pipeline) -> None:
@@ -111,6 +105,38 @@ async def test_cancelled_item_is_not_computed(pipeline: Pipeline, engine: FakeEn
 
 class Panic(BaseException):
     """Like a Rust panic: no Exception."""
+
+
+async def test_engine_that_loses_a_row_answers_its_items_and_the_next_pass_works(
+    pipeline: Pipeline, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = engine.run
+    monkeypatch.setattr(engine, "run", lambda ids, mask: [values[1:] for values in whole(ids, mask)])
+    (bad,) = await outcomes(pipeline, message("w1"))
+    assert isinstance(bad, InternalError)
+    monkeypatch.setattr(engine, "run", whole)
+    (good,) = await outcomes(pipeline, message("w1"))
+    assert embedding(good) == embedding_of("w1")
+
+
+async def test_stream_that_waits_for_room_is_woken_when_the_queue_was_cancelled(
+    model: Model, engine: FakeEngine, settings: Callable[..., Settings]
+) -> None:
+    pipeline = Pipeline(model, settings(max_queue_s=0.0))
+    pipeline.start()
+    await outcomes(pipeline, message("w1"))
+    engine.gate.clear()
+    running = await pipeline.submit(message("w1"), None, may_refuse=False)
+    await engine.hold()
+    waiting = await pipeline.submit(message("w2"), None, may_refuse=False)
+    room = asyncio.ensure_future(pipeline.room())
+    await asyncio.sleep(0)
+    assert not room.done()
+    for future in [*running, *waiting]:
+        future.cancel()
+    engine.gate.set()
+    await asyncio.wait_for(room, 30)
+    await pipeline.close()
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("secret"), Panic("secret")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ from grpc import aio
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_server.interceptors import ErrorInterceptor
+from polyhead_server.items import Message
 from polyhead_server.loading import Model
 from polyhead_server.pipeline import Pipeline
 from polyhead_server.service import NAME, InferenceService, handler
@@ -218,18 +220,44 @@ async def test_draining_stream_answers_what_it_accepted_and_then_ends(running: R
         await running.stub.Analyze(pb2.AnalyzeRequest())
 
 
-async def test_deadline_of_the_call_reaches_its_items(running: Running, engine: FakeEngine) -> None:
+async def test_deadline_of_the_call_reaches_its_items(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = running.service._pipeline
+    assert pipeline is not None
+    deadlines: list[float | None] = []
+    submit = pipeline.submit
+
+    async def spy(message: Message, deadline: float | None, **options: bool) -> Any:
+        deadlines.append(deadline)
+        return await submit(message, deadline, **options)
+
+    monkeypatch.setattr(pipeline, "submit", spy)
+    request = pb2.StreamAnalyzeRequest(items=items(["w1"]))
+    before = time.monotonic()
+    for timeout in (50, None):
+        await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"])), timeout=timeout)
+        await collect(running.stub.StreamAnalyze(iter([request]), timeout=timeout))
+    unary, stream, *without = deadlines
+    assert without == [None, None]
+    for deadline in (unary, stream):
+        assert deadline is not None
+        assert before < deadline < time.monotonic() + 60
+
+
+async def test_server_is_idle_only_between_calls(running: Running, engine: FakeEngine) -> None:
+    assert await running.service.idle(0.0) or await running.service.idle(10)
     engine.gate.clear()
-    call = running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"])), timeout=0.2)
-    late = running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w2"])), timeout=0.2)
-    for one in (call, late):
-        with pytest.raises(aio.AioRpcError) as caught:
-            await one
-        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    call = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
+    await engine.hold()
+    assert not await running.service.idle(0.01)
     engine.gate.set()
-    (answer,) = (await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w4"])))).answers
-    assert embedding(answer) == embedding_of("w4")
-    assert len(engine.passes) == 2
+    await call
+    assert await running.service.idle(10)
+
+
+async def test_message_with_too_many_items_is_answered_once(bare: Running, running: Running) -> None:
+    response = await running.stub.Analyze(pb2.AnalyzeRequest(items=[item_pb2.Item()] * (bare.service.max_items + 1)))
+    (answer,) = response.answers
+    assert (answer.item_id, answer.error.code) == ("", 3)
 
 
 async def test_unexpected_error_tells_nothing_of_our_internals(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from polyhead_server import settings
+from polyhead_server.errors import StartupError
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,12 @@ def test_cores_are_bounded_by_the_quota(
 def test_cores_without_a_cgroup_are_those_of_the_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "CGROUP_CPU_MAX", tmp_path / "missing")
     assert settings.usable_cores() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("name", "value"), [("threads", -1), ("stream_window", 0), ("max_batch_tokens", 0)])
+def test_number_with_which_nothing_works_is_refused(name: str, value: int) -> None:
+    with pytest.raises(StartupError, match=name.replace("_", "-")):
+        settings.Settings(bundle=Path("x"), **{name: value})  # type: ignore[arg-type]
 
 
 def test_threads_that_were_asked_for_are_taken() -> None:

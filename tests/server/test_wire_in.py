@@ -7,7 +7,9 @@ from polyhead_server.errors import InvalidRequestError
 from polyhead_server.items import ALL_TASKS, BadItem, Encoding, Item, Message, Task, Wishes
 from polyhead_server.wire_in import MAX_ITEM_ID_BYTES, Reader
 
-read_analyze = Reader(pb2.StreamAnalyzeRequest)
+MAX_ITEMS = 5
+
+read_analyze = Reader(pb2.StreamAnalyzeRequest, MAX_ITEMS)
 
 
 def request(*items: item_pb2.Item, **fields: object) -> bytes:
@@ -48,7 +50,7 @@ def test_wishes_are_read() -> None:
 )
 def test_view_asks_for_its_task_alone(request_type: type[pb2.StreamEmbedRequest], task: Task) -> None:
     data = request_type(items=[item_pb2.Item(text="x")]).SerializeToString()
-    assert Reader(request_type, frozenset({task}))(data).wishes.tasks == {task}
+    assert Reader(request_type, MAX_ITEMS, frozenset({task}))(data).wishes.tasks == {task}
 
 
 @pytest.mark.parametrize("request_type", [pb2.AnalyzeRequest, pb2.StreamAnalyzeRequest, pb2.StreamEmbedRequest])
@@ -56,7 +58,7 @@ def test_text_that_is_not_utf8_costs_no_other_item(request_type: type[pb2.Analyz
     items = [item_pb2.Item(item_id=name, text=f"text {name}") for name in "abc"]
     options = item_pb2.ItemOptions(include_timings=True)
     data = request_type(items=items, options=options).SerializeToString().replace(b"text b", b"tex\xff b")
-    message = Reader(request_type)(data)
+    message = Reader(request_type, MAX_ITEMS)(data)
     assert reasons(message) == [None, "TEXT_NOT_UTF8", None]
     assert [item.item_id for item in message.items] == ["a", "b", "c"]
     assert message.items[2] == Item("c", "text c")
@@ -78,6 +80,18 @@ def test_message_that_is_none_is_answered_once(data: bytes) -> None:
     message = read_analyze(data)
     assert reasons(message) == ["MALFORMED_MESSAGE"]
     assert message.items[0].item_id == ""
+
+
+@pytest.mark.parametrize(("count", "expected"), [(MAX_ITEMS, [None] * MAX_ITEMS), (MAX_ITEMS + 1, ["TOO_MANY_ITEMS"])])
+def test_message_with_too_many_items_is_answered_once(count: int, expected: list[str | None]) -> None:
+    assert reasons(read_analyze(request(*[item_pb2.Item(item_id="1")] * count))) == expected
+
+
+@pytest.mark.parametrize("item_id", [b"i" * 10_000, b"\xff" * 10_000])
+def test_unusable_id_comes_back_cut(item_id: bytes) -> None:
+    data = request(item_pb2.Item(item_id="x" * 10_000)).replace(b"x" * 10_000, item_id)
+    (item,) = read_analyze(data).items
+    assert len(item.item_id) == 64
 
 
 @pytest.mark.parametrize(

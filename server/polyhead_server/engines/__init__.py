@@ -47,16 +47,20 @@ def open_engine(source: bundle.Bundle, engine: str, device: str, variant: str) -
             return OnnxEngine(source, variant, device)
         from .pytorch import TorchEngine
 
-        return TorchEngine(source, device)
+        return TorchEngine(source, variant, device)
+    except EngineError:
+        raise
     except ImportError as error:
         raise EngineError(f"it is not installed: {error}") from error
+    except Exception as error:  # a broken driver or a full GPU has many types, and the next engine may work
+        raise EngineError(f"it cannot be opened: {error}") from error
 
 
 def onnx_has_cuda() -> bool:
     """Whether the installed onnxruntime was built with CUDA."""
     try:
         import onnxruntime
-    except ImportError:
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, opening the engine will say so
         return False
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 

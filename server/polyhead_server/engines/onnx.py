@@ -31,6 +31,8 @@ class OnnxEngine:
             self._session = onnxruntime.InferenceSession(str(path), _options(), [self._provider_options()])
         except Exception as error:  # onnxruntime raises its own types, one for each of its status codes
             raise EngineError(f"onnxruntime cannot load {path.name}: {error}") from error
+        # Otherwise a run that fails on CUDA is repeated on the CPU, and every later one runs there, in silence.
+        self._session.disable_fallback()
         # A provider that fails to start is left out of the session in silence.
         if self._session.get_providers()[0] != self._provider:
             raise EngineError(f"onnxruntime did not start {self._provider}; it offers {self._session.get_providers()}")

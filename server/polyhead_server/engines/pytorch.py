@@ -17,12 +17,14 @@ from .base import EngineError, Runtime
 class TorchEngine:
     """Runs the model of the bundle's ``torch/`` folder in float32."""
 
-    def __init__(self, source: bundle.Bundle, device: str) -> None:
+    def __init__(self, source: bundle.Bundle, variant: str, device: str) -> None:
         """Loads the weights.
 
         Raises:
-            EngineError: There is no such device, or the weights do not fit the model.
+            EngineError: There is no such device or variant, or the weights do not fit the model.
         """
+        if variant != "fp32":
+            raise EngineError(f"PyTorch runs fp32 alone, not {variant}")
         if device == "cuda" and not torch.cuda.is_available():
             raise EngineError("PyTorch finds no CUDA device")
         transformers_logging.disable_progress_bar()

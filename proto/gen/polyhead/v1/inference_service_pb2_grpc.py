@@ -29,8 +29,8 @@ class InferenceServiceStub:
     """InferenceService answers texts with an embedding, a class and a sentiment.
 
     Messages carry one or more items in both directions; sending what is waiting in one message is much cheaper than one
-    message an item. Every item gets exactly one Answer: a bad item, even one whose text is not valid UTF-8, is answered
-    with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
+    message an item. Every item that is read gets exactly one Answer: a bad item, even one whose text is not valid UTF-8,
+    is answered with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
 
     A whole call fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
     down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes), UNAUTHENTICATED, CANCELLED, INTERNAL.
@@ -78,8 +78,8 @@ class InferenceServiceServicer:
     """InferenceService answers texts with an embedding, a class and a sentiment.
 
     Messages carry one or more items in both directions; sending what is waiting in one message is much cheaper than one
-    message an item. Every item gets exactly one Answer: a bad item, even one whose text is not valid UTF-8, is answered
-    with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
+    message an item. Every item that is read gets exactly one Answer: a bad item, even one whose text is not valid UTF-8,
+    is answered with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
 
     A whole call fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
     down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes), UNAUTHENTICATED, CANCELLED, INTERNAL.
@@ -172,8 +172,8 @@ class InferenceService:
     """InferenceService answers texts with an embedding, a class and a sentiment.
 
     Messages carry one or more items in both directions; sending what is waiting in one message is much cheaper than one
-    message an item. Every item gets exactly one Answer: a bad item, even one whose text is not valid UTF-8, is answered
-    with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
+    message an item. Every item that is read gets exactly one Answer: a bad item, even one whose text is not valid UTF-8,
+    is answered with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
 
     A whole call fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
     down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes), UNAUTHENTICATED, CANCELLED, INTERNAL.

@@ -130,7 +130,8 @@ class Item(_message.Message):
     ITEM_ID_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
-    """item_id comes back in the item's Answer, unchanged. Chosen by the client, at most 256 bytes; empty when absent.
+    """item_id comes back in the item's Answer, unchanged. Chosen by the client, at most 256 bytes; empty when absent. An
+    item with a longer one is refused, and its answer holds the first 64 code points.
     The server does not ask it to be unique, but without unique ids ANSWER_ORDER_FINISHED cannot be told apart.
     """
     text: _builtins.str
@@ -209,7 +210,9 @@ class Answer(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
-    """item_id is that of the item, unchanged. Empty when the message that held the item could not be read at all."""
+    """item_id is that of the item, unchanged. Empty when none of the message's items was read, because it is malformed or
+    has more items than Limits.max_items_per_message: then one answer stands for all of them.
+    """
     @_builtins.property
     def result(self) -> Global___Result:
         """result holds what was asked."""
