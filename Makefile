@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 CONFIG ?= training/demo/config.toml
 # Each configuration has a run and a bundle of its own, under the name that it gives itself.
-NAME := $(shell sed -n 's/^name = "\(.*\)"/\1/p' $(CONFIG))
+NAME := $(shell sed -n '/^name = /{s/^name = "\(.*\)"/\1/p;q}' $(CONFIG))
 RUN ?= build/$(NAME)/run
 BUNDLE ?= build/$(NAME)/bundle
 LISTEN ?= 127.0.0.1:50051
