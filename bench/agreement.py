@@ -75,6 +75,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def trained_model(path: Path, manifest: bundle.Manifest, texts: Sequence[str]) -> Rows:
     """The reference: every text alone through PyTorch."""
+    # Texts alone are too small to share between threads.
+    torch.set_num_threads(1)
     model = PolyheadModel.from_pretrained(path / "torch").eval()
     rows = []
     for ids in tqdm(encode(load_tokenizer(path / "tokenizer.json"), texts, manifest.max_tokens), "torch", len(texts)):

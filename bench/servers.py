@@ -8,10 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from polyhead_client import Client
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 BIN = Path(sys.executable).parent
+_START_S = 120
 
 
 @contextlib.contextmanager
@@ -23,9 +26,17 @@ def serving(bundle: Path, *flags: str) -> Iterator[str]:
     command = [str(BIN / "polyhead-serve"), str(bundle), "--listen", target, "--log-level", "warning", *flags]
     process = subprocess.Popen(command)
     try:
-        with Client(target, wait_for_ready=True) as client:
-            client.analyze(["ready?"], deadline_s=120)
+        _wait_until_serving(target)
         yield target
     finally:
         process.terminate()
         process.wait(60)
+
+
+def _wait_until_serving(target: str) -> None:
+    with grpc.insecure_channel(target) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        for answer in stub.Watch(health_pb2.HealthCheckRequest(), timeout=_START_S, wait_for_ready=True):
+            if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                return
+    raise SystemExit(f"the server on {target} ended before it was ready")

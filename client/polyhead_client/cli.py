@@ -107,7 +107,7 @@ def analyze(texts: tuple[str, ...], target: str, jsonl: bool, tasks: str | None,
       polyhead analyze "Where is my refund?"
       polyhead analyze --tasks classification,sentiment < reviews.txt
     """  # noqa: D301  the backspace tells click to keep the lines as they are
-    chosen = [task.strip() for task in tasks.split(",")] if tasks else []
+    chosen = [] if tasks is None else [task.strip() for task in tasks.split(",")]
     _run(target, texts, jsonl, lambda client, items: client.stream(items, tasks=chosen, **options))  # type: ignore[arg-type]
 
 

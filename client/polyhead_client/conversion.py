@@ -14,12 +14,12 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from google.protobuf import duration_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import code_pb2, status_pb2
 from numpy.typing import NDArray
 from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2, model_pb2
 
-from .errors import InvalidRequestError, ServerError
+from .errors import InvalidRequestError, ServerError, reason_of
 from .model_info import EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
 from .results import (
     Answer,
@@ -139,9 +139,7 @@ def _answer(answer: item_pb2.Answer) -> Answer:
 
 def _item_error(status: status_pb2.Status) -> ItemError:
     code = code_pb2.Code.Name(status.code) if status.code in code_pb2.Code.values() else "UNKNOWN"
-    info = error_details_pb2.ErrorInfo()
-    reasons = [info.reason for detail in status.details if detail.Unpack(info)]
-    return ItemError(code, reasons[0] if reasons else "", status.message)
+    return ItemError(code, reason_of(status), status.message)
 
 
 def _result(result: item_pb2.Result) -> Result:

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
+from google.rpc import error_details_pb2, status_pb2
 
 
 class PolyheadError(Exception):
@@ -26,12 +28,14 @@ class PolyheadError(Exception):
     Attributes:
         code: The name of the gRPC status code, such as ``"UNAVAILABLE"``.
         message: What happened, for people.
+        reason: What happened, for programs: one of those in docs/errors.md, or empty when the server gave none.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, reason: str = "") -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+        self.reason = reason
 
 
 class UnavailableError(PolyheadError):
@@ -63,14 +67,15 @@ class ItemFailedError(PolyheadError):
 
     Attributes:
         item_id: The id of the item.
-        reason: The machine-readable reason, such as ``"TEXT_TOO_LONG"``; empty when the server gave none.
     """
 
-    def __init__(self, item_id: str, code: str, reason: str, message: str) -> None:
-        super().__init__(code, f"item {item_id!r}: {message}")
+    def __init__(self, item_id: str, code: str, message: str, reason: str = "") -> None:
+        super().__init__(code, f"item {item_id!r}: {message}", reason)
         self.item_id = item_id
-        self.reason = reason
 
+
+# The name under which every gRPC library sends the details of a status.
+_DETAILS_KEY = "grpc-status-details-bin"
 
 # CANCELLED stands beside UNAVAILABLE: a server that stops answers it to the calls that it has not looked at yet.
 _BY_CODE: dict[grpc.StatusCode, type[PolyheadError]] = {
@@ -93,9 +98,10 @@ _BY_CODE: dict[grpc.StatusCode, type[PolyheadError]] = {
 }
 
 
-def error_of(code: grpc.StatusCode, message: str) -> PolyheadError:
-    """The error of this tree for a gRPC status."""
-    return _BY_CODE[code](code.name, message or "no message came with it")
+def reason_of(status: status_pb2.Status) -> str:
+    """The machine-readable reason in the details of a status; empty when there is none."""
+    info = error_details_pb2.ErrorInfo()
+    return next((info.reason for detail in status.details if detail.Unpack(info)), "")
 
 
 @contextmanager
@@ -104,8 +110,12 @@ def translated() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        # Both kinds of call raise something that also is a grpc.Call; the type RpcError itself says nothing about it.
-        code, details = getattr(error, "code", None), getattr(error, "details", None)
-        if code is None or details is None:
-            raise ServerError("UNKNOWN", str(error)) from error
-        raise error_of(code(), details()) from error
+        raise _translation(error) from error
+
+
+def _translation(error: Any) -> PolyheadError:
+    """The error for what a call raised, which has these methods though its type, RpcError, does not say so."""
+    code, message = error.code(), error.details() or "no message came with it"
+    details = [value for key, value in error.trailing_metadata() or () if key == _DETAILS_KEY]
+    reason = reason_of(status_pb2.Status.FromString(details[0])) if details else ""
+    return _BY_CODE[code](code.name, message, reason)

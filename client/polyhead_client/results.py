@@ -166,4 +166,4 @@ class Answer:
         if self.result is not None:
             return self.result
         error = self.error or ItemError("UNKNOWN", "", "the server sent neither a result nor an error")
-        raise ItemFailedError(self.item_id, error.code, error.reason, error.message)
+        raise ItemFailedError(self.item_id, error.code, error.message, error.reason)

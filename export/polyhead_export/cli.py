@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,8 @@ def main(source: str, target: Path) -> None:
 
     Exit codes: 0 done, 1 the model did not pass, 2 the command line, the run directory or the bundle is at fault.
     """  # noqa: D301 (click reads the \b)
+    # Without this a SIGTERM ends the process at once and leaves the half-written bundle behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     # PyTorch takes seconds to import; --help needs none of it.
     from polyhead_training.errors import TrainingError
 

@@ -23,18 +23,14 @@ from polyhead_training.model import PolyheadModel
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 
 from . import bundle, gate
-from .bundle import Bundle, Check, Embedding, Golden, Head, Manifest, Variant
+from .bundle import Bundle, Check, Golden, Head, Manifest, Variant
 from .card import render_card
 from .fingerprints import take_fingerprints
 from .golden import golden_texts
-from .graph import EMBEDDING_OUTPUT, describe_graph, export_graph
+from .graph import EMBEDDING_OUTPUT, describe_embedding, describe_graph, export_graph
 from .layout import CARD, CONFIG, GRAPH, TOKENIZER, WEIGHTS
 from .passes import torch_pass
 
-# How far an engine's golden answers may be off wherever the bundle is served, fp32 with TF32 off: ten times the gate's
-# limit, because GPUs and other CPUs add up in other orders. Chosen with room to spare (the CPU shows 4e-7) and not
-# measured on a GPU.
-_GOLDEN_TOLERANCE = 1e-3
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "polyhead", "tokenizers", "torch", "transformers")
 _PRECISION = "fp32"
 
@@ -115,14 +111,13 @@ def _describe(
 ) -> Manifest:
     config = run.model.config
     inputs, outputs = describe_graph(onnx.load(str(graph)))
-    pooling = config.pooling if config.embedding_pooling == "shared" else config.embedding_pooling
     fingerprints = take_fingerprints(run.model, heads, run.tokenizer_path.read_bytes(), _PRECISION)
     return Manifest(
         name=run.name,
         files={},
         inputs=inputs,
         outputs=outputs,
-        embedding=Embedding(EMBEDDING_OUTPUT, int(outputs[0].dims[1]), pooling, config.normalize),
+        embedding=describe_embedding(config),
         heads=heads,
         max_tokens=config.max_tokens,
         pad_token_id=config.pad_token_id,
@@ -130,7 +125,7 @@ def _describe(
             _PRECISION: Variant(
                 file=GRAPH,
                 batch_invariant=True,
-                golden_tolerance=_GOLDEN_TOLERANCE,
+                golden_tolerance=gate.GOLDEN_TOLERANCE,
                 fingerprints=fingerprints,
                 gate=checks,
             )

@@ -21,7 +21,7 @@ from polyhead_training.model import PolyheadConfig, PolyheadModel
 from torch import nn
 from torch.export import Dim
 
-from .bundle import Tensor
+from .bundle import Embedding, Tensor
 from .errors import GraphError
 
 INPUT_NAMES = ("input_ids", "attention_mask")
@@ -29,8 +29,8 @@ EMBEDDING_OUTPUT = "sentence_embedding"
 
 # LayerNormalization came with 17 and Gelu with 20; every onnxruntime that we support reads 20.
 _OPSET = 20
-# A path of two folders or more, a Python file, a line of a stack trace.
-_LOCAL_TRACE = re.compile(rb'(?:/[\w.+@-]+){2,}|[A-Za-z]:\\[\w.\\-]+|[\w-]+\.py\b|File "')
+# A path of two folders or more, a Python file (a head may be called py: heads.py.layers), a line of a stack trace.
+_LOCAL_TRACE = re.compile(rb'(?:/[\w.+@-]+){2,}|[A-Za-z]:\\[\w.\\-]+|[\w-]+\.py(?![\w.])|File "')
 
 
 class _FlatModel(nn.Module):
@@ -52,6 +52,12 @@ def signature(config: PolyheadConfig) -> tuple[tuple[Tensor, ...], tuple[Tensor,
     answers = {EMBEDDING_OUTPUT: int(config.backbone_config().hidden_size)}
     answers |= {output: widths[head] for head, output in config.output_names().items()}
     return inputs, tuple(Tensor(name, "float32", ("batch", width)) for name, width in answers.items())
+
+
+def describe_embedding(config: PolyheadConfig) -> Embedding:
+    """The sentence embedding of such a model."""
+    pooling = config.pooling if config.embedding_pooling == "shared" else config.embedding_pooling
+    return Embedding(EMBEDDING_OUTPUT, int(config.backbone_config().hidden_size), pooling, config.normalize)
 
 
 def export_graph(model: PolyheadModel, path: Path) -> None:

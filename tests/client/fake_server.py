@@ -28,7 +28,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self.requests: list[Any] = []
         self.calls: list[str] = []
         self.refusals: list[grpc.StatusCode] = []  # what the next unary calls fail with
-        self.gate = threading.Event()  # closed, it holds every answer back
+        self.gate = threading.Event()  # closed, it holds every answer back, and the end of a stream
         self.gate.set()
         self.answer_every = 1  # items to collect before any of them is answered
         self.most_in_flight = 0
@@ -58,6 +58,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     def _begin(self, call: str, context: Any) -> None:
         self.calls.append(call)
         if self.refusals:
+            context.set_trailing_metadata((("grpc-status-details-bin", _status(0, "").SerializeToString()),))
             context.abort(self.refusals.pop(0), "told to fail")
         self.gate.wait()
 
@@ -81,6 +82,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
                 collected = []
         if collected:
             yield from self._response(response_type, collected, None, in_flight)
+        self.gate.wait()
 
     def _drain(self, requests: Iterator[Any], arrived: queue.SimpleQueue[Any], in_flight: _Counter) -> None:
         try:
@@ -119,12 +121,15 @@ def embedding_of(text: str) -> list[float]:
     return [float(ord(character)) / 1024 for character in text[:3].ljust(3, "\0")]
 
 
+def _status(code: int, message: str) -> status_pb2.Status:
+    info = any_pb2.Any()
+    info.Pack(error_details_pb2.ErrorInfo(reason="TOLD_TO", domain="polyhead"))
+    return status_pb2.Status(code=code, message=message, details=[info])
+
+
 def _answer(item: item_pb2.Item, request: Any) -> item_pb2.Answer:
     if item.text.startswith(ERROR):
-        info = any_pb2.Any()
-        info.Pack(error_details_pb2.ErrorInfo(reason="TOLD_TO", domain="polyhead"))
-        status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=item.text, details=[info])
-        return item_pb2.Answer(item_id=item.item_id, error=status)
+        return item_pb2.Answer(item_id=item.item_id, error=_status(code_pb2.INVALID_ARGUMENT, item.text))
     result = item_pb2.Result(
         classification=item_pb2.Classification(
             head="topic",

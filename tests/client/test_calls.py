@@ -14,6 +14,7 @@ from polyhead_client import (
     DeadlineExceededError,
     HeadInfo,
     InvalidRequestError,
+    PolyheadError,
     ServerError,
     TooMuchError,
     UnavailableError,
@@ -88,12 +89,12 @@ def test_call_is_retried_when_the_server_is_away(client: Face, servicer: FakeSer
     ],
 )
 def test_status_of_a_call_becomes_one_of_our_errors(
-    client: Face, servicer: FakeServicer, code: grpc.StatusCode, kind: type[Exception]
+    client: Face, servicer: FakeServicer, code: grpc.StatusCode, kind: type[PolyheadError]
 ) -> None:
     servicer.refusals = [code]
     with pytest.raises(kind, match="told to fail") as caught:
         client.analyze(["text"])
-    assert getattr(caught.value, "code", "") == code.name
+    assert (caught.value.code, caught.value.reason) == (code.name, "TOLD_TO")
     assert servicer.calls == ["Analyze"]
 
 

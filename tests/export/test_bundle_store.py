@@ -215,22 +215,26 @@ def test_interrupted_write_leaves_the_old_bundle_and_nothing_else(
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("after", [True, False], ids=["after the first", "instead of the second"])
 def test_interrupted_rename_puts_the_old_bundle_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, after: bool
 ) -> None:
     old, rename, calls = written(tmp_path), Path.rename, []
 
-    def fail_the_second_time(self: Path, target: Path) -> Path:
+    def interrupt(self: Path, target: Path) -> Path:
         calls.append(target)
-        if len(calls) == 2:
+        if len(calls) == 2 and not after:
             raise error
-        return rename(self, target)
+        found = rename(self, target)
+        if len(calls) == 1 and after:
+            raise error
+        return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", fail_the_second_time)
+        patch.setattr(Path, "rename", interrupt)
         with pytest.raises(type(error)):
             written(tmp_path, changed(name="second"))
-    assert len(calls) == 3
+    assert len(calls) == (2 if after else 3)
     assert bundle.load(old.path) == old
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "sources"]
 

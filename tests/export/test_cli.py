@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from polyhead_export import gate
-from polyhead_export.bundle import Check
+from polyhead_export import bundle, export, gate
+from polyhead_export.bundle import Bundle, Check, store
 from polyhead_export.cli import main
 
 
@@ -101,3 +103,32 @@ def test_disk_that_is_full_is_a_failure_on_one_line(bundle_dir: Path, monkeypatc
     result = _call("verify", bundle_dir)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines()[-1] == "polyhead-export: [Errno 28] No space left on device"
+
+
+@pytest.fixture
+def no_handler() -> Iterator[None]:
+    """Ignores SIGTERM, which would otherwise end the tests if the command did not handle it."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("no_handler")
+def test_sigterm_leaves_no_half_written_bundle(
+    bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged: list[Path] = []
+
+    def write_again(run_dir: Path, output_dir: Path, say: object) -> Bundle:
+        manifest = bundle.load(bundle_dir).manifest
+        return bundle.write(output_dir, manifest, {name: bundle_dir / name for name in manifest.files})
+
+    def terminate(staging: Path) -> None:
+        staged.extend(tmp_path.iterdir())
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(export, "export", write_again)
+    monkeypatch.setattr(store, "_sync_tree", terminate)
+    result = _call("run", tmp_path / "bundle")
+    assert (result.exit_code, len(staged)) == (128 + signal.SIGTERM, 1)
+    assert list(tmp_path.iterdir()) == []

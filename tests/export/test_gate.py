@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from polyhead_export import gate
 from polyhead_export.bundle import Check, Head
 from polyhead_export.errors import DimsError, GateError, InvarianceError, NamesError, ValuesError
 from polyhead_export.graph import describe_graph, export_graph, signature
+from polyhead_training.model import Head as ModelHead
 from polyhead_training.model import PolyheadModel, Pooling
 
 HEADS = (
@@ -123,6 +125,25 @@ def test_answer_that_depends_on_the_batch_fails_the_invariance_alone(
     monkeypatch.setattr(Pooling, "forward", _pooling_over_the_batch)
     export_graph(model := make_model(), tmp_path / "model.onnx")
     assert _failed(gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)) == {"alone_or_batched"}
+
+
+def _logits_that_shift_together(self: ModelHead, features: torch.Tensor) -> torch.Tensor:
+    """What no softmax shows: every logit of a text moves alike with the others of its batch."""
+    logits = cast(torch.Tensor, self.layers(features))
+    return logits + 1e-2 * features[:, :1].mean(dim=0) if logits.shape[1] > 1 else logits
+
+
+def test_logits_that_depend_on_the_batch_fail_where_probabilities_do_not(
+    tmp_path: Path, make_model: Callable[..., PolyheadModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelHead, "forward", _logits_that_shift_together)
+    export_graph(model := make_model(), tmp_path / "model.onnx")
+    assert _failed(gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)) == {"alone_or_batched"}
+
+
+def test_difference_of_a_number_above_1_is_a_share_of_it() -> None:
+    alone, company = np.asarray([0.5, -100.0]), np.asarray([0.6, -101.0])
+    assert gate._apart(company, alone).tolist() == pytest.approx([0.1, 0.01])
 
 
 def _rename_output(proto: onnx.ModelProto) -> None:

@@ -92,6 +92,12 @@ def test_every_kind_of_trace_is_found(graph_file: Path, trace: str) -> None:
         graph.require_no_local_trace(proto)
 
 
+def test_head_that_is_called_py_is_no_trace(graph_file: Path) -> None:
+    proto = onnx.load(graph_file)
+    proto.graph.node[0].name = "model.heads.py.layers.1.weight"
+    graph.require_no_local_trace(proto)
+
+
 def test_model_in_training_mode_gives_the_same_bytes_without_dropout(
     tmp_path: Path, make_model: Callable[..., PolyheadModel], graph_file: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -122,6 +123,48 @@ def test_golden_answers_of_another_model_are_found(forge: Forge) -> None:
 
     with pytest.raises(ValuesError, match=r"golden is .* \(limit 0\.001\)"):
         verify(forge(manifest=swap), _ignore)
+
+
+def _head(manifest: Manifest, **fields: Any) -> Manifest:
+    first, *others = manifest.heads
+    return dataclasses.replace(manifest, heads=(dataclasses.replace(first, **fields), *others))
+
+
+def _variant(manifest: Manifest, **fields: Any) -> Manifest:
+    return dataclasses.replace(manifest, variants={"fp32": dataclasses.replace(manifest.variants["fp32"], **fields)})
+
+
+LIES: dict[str, Callable[[Manifest], Manifest]] = {
+    "heads": lambda manifest: _head(manifest, labels=manifest.heads[0].labels[::-1]),
+    "embedding": lambda manifest: dataclasses.replace(
+        manifest, embedding=dataclasses.replace(manifest.embedding, pooling="cls")
+    ),
+    "max_tokens": lambda manifest: dataclasses.replace(manifest, max_tokens=47),
+    "pad_token_id": lambda manifest: dataclasses.replace(manifest, pad_token_id=1),
+    # The labels stay the same, so that nothing but the fingerprints can tell.
+    "variants.fp32.fingerprints": lambda manifest: _head(manifest, temperature=2.0),
+}
+
+
+@pytest.mark.parametrize("field", LIES)
+def test_manifest_that_describes_another_model_is_found(forge: Forge, field: str) -> None:
+    with pytest.raises(ContentError, match=rf"bundle\.json: {field}: is .*"):
+        verify(forge(manifest=LIES[field]), _ignore)
+
+
+def test_tolerance_that_lets_anything_pass_is_not_believed(forge: Forge) -> None:
+    def forgive(manifest: Manifest) -> Manifest:
+        first, *others = manifest.golden
+        shifted = dataclasses.replace(first, embedding=tuple(value + 0.01 for value in first.embedding))
+        return _variant(dataclasses.replace(manifest, golden=(shifted, *others)), golden_tolerance=1.0)
+
+    with pytest.raises(ValuesError, match=r"golden is 0\.01 \(limit 0\.001\)"):
+        verify(forge(manifest=forgive), _ignore)
+
+
+def test_stricter_tolerance_is_kept(forge: Forge) -> None:
+    with pytest.raises(ValuesError, match=r"golden is .* \(limit 1e-12\)"):
+        verify(forge(manifest=lambda manifest: _variant(manifest, golden_tolerance=1e-12)), _ignore)
 
 
 def test_torch_weights_of_another_model_are_found(bundle_dir: Path, forge: Forge, tmp_path: Path) -> None:

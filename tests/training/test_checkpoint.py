@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from polyhead_training.checkpoint import load_run, staged_run
 from polyhead_training.config import Config
 from polyhead_training.errors import RunError
 from polyhead_training.train import train
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -48,31 +50,85 @@ def test_failure_leaves_the_old_run_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "run"]
 
 
-def test_rename_that_fails_puts_the_old_run_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError("disk on fire"), KeyboardInterrupt(), SystemExit(143)])
+@pytest.mark.parametrize("after", [True, False], ids=["after the first", "instead of the second"])
+def test_interrupted_rename_puts_the_old_run_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, after: bool
+) -> None:
     old = tmp_path / "run" / "run.json"
     old.parent.mkdir()
     old.write_text("old")
     rename = Path.rename
 
-    def fail_for_the_new_run(self: Path, target: Path) -> Path:
-        if self.name.startswith(".run.tmp-") and not self.name.endswith(".old"):
-            raise OSError("disk on fire")
-        return rename(self, target)
+    def interrupt(self: Path, target: Path) -> Path:
+        if target.name == "run" and not after and not self.name.endswith(".old"):
+            raise error
+        found = rename(self, target)
+        if self.name == "run" and after:
+            raise error
+        return found
 
-    monkeypatch.setattr(Path, "rename", fail_for_the_new_run)
-    with pytest.raises(OSError, match="disk on fire"), staged_run(tmp_path / "run") as folder:
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(type(error)), staged_run(tmp_path / "run") as folder:
         (folder / "run.json").write_text("new")
     assert old.read_text() == "old"
     assert list(tmp_path.iterdir()) == [tmp_path / "run"]
 
 
 def test_old_run_is_replaced(tmp_path: Path) -> None:
-    for content in ("old", "new"):
+    for content, other in (("old", "metrics.jsonl"), ("new", "evaluation.json")):
         with staged_run(tmp_path / "run") as folder:
             (folder / "run.json").write_text(content)
-            (folder / content).touch()
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["new", "run.json"]
+            (folder / other).touch()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["evaluation.json", "run.json"]
+    assert (tmp_path / "run" / "run.json").read_text() == "new"
     assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
+def test_whole_run_is_replaced(run_directory: Path) -> None:
+    with staged_run(run_directory) as folder:
+        (folder / "run.json").touch()
+    assert [path.name for path in run_directory.iterdir()] == ["run.json"]
+
+
+def test_run_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "run").mkdir(parents=True)
+    (tmp_path / "disk" / "run" / "run.json").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "run")
+    with staged_run(tmp_path / "link") as folder:
+        (folder / "run.json").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert [path.read_text() for path in (tmp_path / "disk").rglob("*") if path.is_file()] == ["new"]
+
+
+def test_run_in_the_working_directory_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("old")
+    monkeypatch.chdir(tmp_path / "run")
+    with staged_run(Path()) as folder:
+        (folder / "run.json").write_text("new")
+    assert (tmp_path / "run" / "run.json").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "model/thesis.txt", "run"])
+def test_run_with_foreign_notes_is_left_alone(run_directory: Path, name: str) -> None:
+    (run_directory / name).write_text("ten years of work")
+    before = sorted(run_directory.parent.rglob("*"))
+    with pytest.raises(RunError, match=f"holds '{name}', which is no part of a run"), staged_run(run_directory):
+        pytest.fail("the block must not run")
+    assert sorted(run_directory.parent.rglob("*")) == before
+
+
+def test_what_appears_during_training_is_left_alone(tmp_path: Path) -> None:
+    def occupy(folder: Path) -> None:
+        (folder / "run.json").touch()
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "thesis.txt").write_text("ten years of work")
+
+    with pytest.raises(RunError, match="exists and is not a run"), staged_run(tmp_path / "run") as folder:
+        occupy(folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "thesis.txt"]
 
 
 @pytest.mark.parametrize("content", [None, "precious.txt"])
@@ -142,6 +198,19 @@ def test_damaged_model_is_refused(run_directory: Path) -> None:
     weights = run_directory / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(RunError, match="cannot be loaded"):
+        load_run(run_directory)
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected"])
+def test_weights_of_another_model_are_refused(run_directory: Path, fault: str) -> None:
+    path, name = run_directory / "model" / "model.safetensors", "heads.topic.layers.4.bias"
+    weights = load_file(path)
+    if fault == "missing":
+        del weights[name]
+    else:
+        weights[name := "heads.other.bias"] = torch.zeros(3)
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(RunError, match=rf"cannot be loaded \(.*{name} is {fault}\); train again"):
         load_run(run_directory)
 
 

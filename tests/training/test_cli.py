@@ -10,6 +10,13 @@ from click.testing import CliRunner, Result
 from polyhead_training import train as train_module
 from polyhead_training.cli import main
 from polyhead_training.errors import HubError
+from safetensors import SafetensorError
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the default run directory, runs/<name>, out of the project's folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -24,10 +31,7 @@ def test_run_prints_its_directory_and_nothing_else_to_stdout(config_file: Path, 
     assert "majority" in result.stderr
 
 
-def test_default_directory_is_named_after_the_run(
-    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_default_directory_is_named_after_the_run(config_file: Path, tmp_path: Path) -> None:
     result = invoke(config_file, "--max-steps", "1", "--set", "name=other", "--set", "training.seed=4")
     assert result.stdout == "runs/other\n"
     assert json.loads((tmp_path / "runs/other/run.json").read_text())["config"]["training"]["seed"] == 4
@@ -37,6 +41,7 @@ def test_help_teaches() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
     assert "Examples:" in result.stdout
+    assert "each label of a row may be absent or null" in result.stdout
     assert "--set KEY=VALUE" in result.stdout
 
 
@@ -49,10 +54,7 @@ def test_help_teaches() -> None:
         (["--output-dir", "."], "is not a run"),
     ],
 )
-def test_mistake_of_the_user_is_one_line_and_exit_code_2(
-    config_file: Path, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_mistake_of_the_user_is_one_line_and_exit_code_2(config_file: Path, arguments: list[str], message: str) -> None:
     result = invoke(config_file, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
@@ -82,3 +84,16 @@ def test_failure_that_is_nobodys_mistake_is_exit_code_1(config_file: Path, monke
     result = invoke(config_file)
     assert result.exit_code == 1
     assert result.stderr == "polyhead-train: backbone someone/some-bert: the hub did not hand it over\n"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_disk_that_is_full_is_a_failure_on_one_line(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(train_module, "train", fail)
+    result = invoke(config_file)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"polyhead-train: {error}\n"

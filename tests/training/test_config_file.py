@@ -10,6 +10,9 @@ from polyhead_training.errors import ConfigError
 MINIMAL = 'name = "tickets"\n[data]\ntrain = "rows.jsonl"\n'
 WITH_STAGE = MINIMAL + '[[training.stages]]\nname = "one"\ntrain = ["heads"]\nlearning_rate = 2e-3\n'
 
+TRAINING = Path(__file__).resolve().parents[2] / "training"
+SHIPPED = [TRAINING / "demo" / "config.toml", *sorted((TRAINING / "configs").glob("*.toml"))]
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -86,3 +89,13 @@ def test_override_without_a_place_is_refused(path: Path, override: str, message:
     path.write_text(WITH_STAGE)
     with pytest.raises(ConfigError, match=message):
         read_config(path, [override])
+
+
+@pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_shipped_config_is_read(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYHEAD_DATA", "/data")
+    config = read_config(shipped)
+    for split in ("train", "validation", "test"):
+        for text in getattr(config.data, split):
+            path = config.resolve(f"data.{split}", text)
+            assert path.is_file() or path.parent == Path("/data")

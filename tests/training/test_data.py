@@ -38,6 +38,17 @@ def test_bad_labels_are_collected_with_their_lines(write_jsonl: WriteJsonl) -> N
     assert caught.value.complete
 
 
+def test_half_a_surrogate_pair_is_told_by_line_and_field(write_jsonl: WriteJsonl) -> None:
+    rows = [{"text": "\ud83d\ude42 whole"}, {"text": "half \ud83d"}, {"text": "a", "label": "\ude42"}]
+    path = write_jsonl("a.jsonl", [*rows, {"text": "a", "note": "\ud83d"}])
+    heads = (HeadConfig(name="topic", kind="softmax", field="label"),)
+    with pytest.raises(DataError) as caught:
+        read_split([path], "text", heads)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(rf"{path}:2: field 'text': '\ud83d' is half of a surrogate pair; write the whole")
+    assert second.startswith(rf"{path}:3: field 'label': '\ude42' is half of a surrogate pair")
+
+
 def test_problems_of_several_files_come_together(write_jsonl: WriteJsonl) -> None:
     paths = [write_jsonl(name, [{"text": "a", "label": "no"}]) for name in ("a.jsonl", "b.jsonl")]
     with pytest.raises(DataError) as caught:

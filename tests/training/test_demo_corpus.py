@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +34,27 @@ def read_split(split: str) -> list[Row]:
     return [json.loads(line) for line in (DEMO / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@functools.cache
 def normalise(text: str) -> str:
     """Lower case, words and digits only, one space between them."""
     return " ".join(re.findall(r"[^\W_]+", text.lower()))
 
 
-def near_duplicates(left: list[str], right: list[str]) -> list[tuple[str, str]]:
-    """Pairs with the same opening, or whose word sets have a Jaccard similarity of MAX_JACCARD or more."""
-    left_words = [(text, normalise(text)) for text in left]
-    right_words = [(text, normalise(text), frozenset(normalise(text).split())) for text in right]
-    pairs = []
-    for text, normal in left_words:
-        words = frozenset(normal.split())
-        for other, other_normal, other_words in right_words:
-            shared = len(words & other_words)
-            union = len(words) + len(other_words) - shared
-            if shared >= MAX_JACCARD * union or normal[:OPENING_CHARS] == other_normal[:OPENING_CHARS]:
-                pairs.append((text, other))
-    return pairs
+@functools.cache
+def word_set(text: str) -> frozenset[str]:
+    return frozenset(normalise(text).split())
+
+
+def near_duplicates(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those with the same opening, or whose word sets have a Jaccard similarity of MAX_JACCARD or more."""
+    found = []
+    for text, other in pairs:
+        words, other_words = word_set(text), word_set(other)
+        shared = len(words & other_words)
+        union = len(words) + len(other_words) - shared
+        if shared >= MAX_JACCARD * union or normalise(text)[:OPENING_CHARS] == normalise(other)[:OPENING_CHARS]:
+            found.append((text, other))
+    return found
 
 
 def personal_data(text: str) -> list[str]:
@@ -101,7 +106,12 @@ def test_no_text_occurs_twice(corpus: dict[str, list[Row]]) -> None:
 def test_no_near_duplicates_across_splits(corpus: dict[str, list[Row]], left: str, right: str) -> None:
     left_texts = [row["text"] for row in corpus[left]]
     right_texts = [row["text"] for row in corpus[right]]
-    assert near_duplicates(left_texts, right_texts) == []
+    assert near_duplicates(itertools.product(left_texts, right_texts)) == []
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_near_duplicates_within_a_split(corpus: dict[str, list[Row]], split: str) -> None:
+    assert near_duplicates(itertools.combinations([row["text"] for row in corpus[split]], 2)) == []
 
 
 @pytest.mark.parametrize(
@@ -116,7 +126,8 @@ def test_no_near_duplicates_across_splits(corpus: dict[str, list[Row]], left: st
     ids=["same words", "same opening"],
 )
 def test_near_duplicates_finds_a_planted_pair(text: str, other: str) -> None:
-    assert near_duplicates([text, "locked out again"], ["crashes all day", other]) == [(text, other)]
+    pairs = itertools.product([text, "locked out again"], ["crashes all day", other])
+    assert near_duplicates(pairs) == [(text, other)]
 
 
 def test_texts_hold_no_personal_data(corpus: dict[str, list[Row]]) -> None:

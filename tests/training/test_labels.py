@@ -39,6 +39,7 @@ def test_softmax_label_may_be_a_whole_number() -> None:
         (TOPIC, "WORLD", "did you mean 'World'"),
         (TOPIC, "", "the label is empty"),
         (TOPIC, "zebra", r"head 'topic': \(labels: Sports, World\)"),
+        (OPEN, "good \ud83d", r"field 'label': '\\ud83d' is half of a surrogate pair; write the whole character"),
         (OPEN, 1.5, "1.5 is a float"),
         (OPEN, True, "True is a bool"),
         (OPEN, ["Sports"], "is a list"),

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from polyhead_training import tokenization
 from polyhead_training.backbone import open_backbone
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 from tokenizers import Tokenizer
@@ -48,3 +50,35 @@ def test_pad_fills_up_on_the_right() -> None:
 
 def test_pad_takes_no_texts_at_all() -> None:
     assert pad([], pad_token_id=0)[0].shape == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"model": {}},
+        # At this the library does not raise an Exception but panics.
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    ],
+    ids=["no model", "panic"],
+)
+def test_file_that_is_no_tokenizer_is_a_value_error(
+    checkpoints: dict[str, Path], tmp_path: Path, damage: dict[str, object]
+) -> None:
+    content = json.loads((checkpoints["bert"] / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | damage))
+    with pytest.raises(ValueError, match=r"."):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_interruption_of_reading_a_tokenizer_is_not_swallowed(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    class Interrupted:
+        @staticmethod
+        def from_file(path: str) -> Tokenizer:
+            raise error
+
+    monkeypatch.setattr(tokenization, "Tokenizer", Interrupted)
+    with pytest.raises(error):
+        load_tokenizer(Path("tokenizer.json"))

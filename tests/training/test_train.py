@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from polyhead_training import loop
 from polyhead_training.backbone import find_backbone
 from polyhead_training.batching import encode_rows
 from polyhead_training.checkpoint import load_run
@@ -15,6 +17,7 @@ from polyhead_training.config import Config
 from polyhead_training.data import read_data
 from polyhead_training.errors import BackboneError, ConfigError, DivergenceError, RunError
 from polyhead_training.evaluate import predict, score
+from polyhead_training.loss import total_loss
 from polyhead_training.stages import units
 from polyhead_training.train import build_model, train
 
@@ -92,13 +95,15 @@ def test_rows_with_one_label_each_train_both_heads(
     write_jsonl: Callable[[str, Sequence[object]], Path],
     tmp_path: Path,
 ) -> None:
-    half = [row | ({"label": None} if number % 2 else {"sentiment": None}) for number, row in enumerate(rows)]
-    write_jsonl("train.jsonl", half[:-1] + [row | {"sentiment": number % 2} for number, row in enumerate(rows)])
-    scores = train(configure(), tmp_path / "run", say=silent)
-    assert scores["validation"]["topic"].rows < 12
-    assert scores["validation"]["sentiment"].rows < 12
-    losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert all(line["loss"] == line["loss"] for line in losses if "loss" in line)
+    write_jsonl("train.jsonl", [row | {missing: None} for row in rows for missing in ("label", "sentiment")])
+    config = configure()
+    scores = train(config, tmp_path / "run", say=silent)["validation"]
+    assert scores["topic"].rows > 0
+    assert scores["sentiment"].rows > 0
+    assert scores["topic"].rows + scores["sentiment"].rows == len(read_data(config).validation) == 12
+    before, after = weights(config, tmp_path / "run")
+    for name in ("head:topic", "head:sentiment"):
+        assert not [key for key, value in before[name].items() if torch.equal(value, after[name][key])], name
 
 
 def test_metrics_have_a_line_for_logged_steps_and_epochs(configure: Configure, tmp_path: Path) -> None:
@@ -106,6 +111,8 @@ def test_metrics_have_a_line_for_logged_steps_and_epochs(configure: Configure, t
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["stage"]) for line in lines if "loss" in line] == [(10, "first"), (20, "second")]
     assert [(line["step"], line["epoch"]) for line in lines if "epoch" in line] == [(5, 1), (10, 2), (15, 3), (20, 1)]
+    # The last step's own rate, not the 0 that comes after it; 2 of the first stage's 15 steps are its warmup.
+    assert [line["learning_rate"] for line in lines if "loss" in line] == pytest.approx([0.01 * 6 / 13, 0.001 / 5])
     assert set(lines[-1]["validation_accuracy"]) == {"topic", "sentiment"}
 
 
@@ -131,6 +138,35 @@ def test_loss_that_is_not_finite_stops_the_run_and_leaves_nothing(configure: Con
     with pytest.raises(DivergenceError, match=r"stage 'first', step [23]: .*lower the stage's learning_rate"):
         train(configure(*overrides), tmp_path / "runs" / "run", say=silent)
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_gradient_that_is_not_finite_stops_the_run(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steep(*arguments: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The same finite loss, with a gradient that is not a number."""
+        loss, losses = total_loss(*arguments)
+        return loss + (loss * 0).sqrt(), losses
+
+    monkeypatch.setattr(loop, "total_loss", steep)
+    with pytest.raises(DivergenceError, match="stage 'first', step 1: the loss or its gradient is not finite"):
+        train(configure(), tmp_path / "run", say=silent)
+    assert not (tmp_path / "run").exists()
+
+
+def test_stage_forgets_the_optimizers_of_earlier_ones(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[int] = []
+
+    def prepare(self: Accelerator, *parts: Any) -> Any:
+        known.append(len(self._optimizers))
+        return whole(self, *parts)
+
+    whole = Accelerator.prepare
+    monkeypatch.setattr(Accelerator, "prepare", prepare)
+    train(configure(), tmp_path / "run", say=silent)
+    assert known == [0, 0]
 
 
 def test_destination_is_checked_before_anything_is_read(configure: Configure, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 
 from .config import Config, HeadConfig
 from .errors import RunError
-from .model import PolyheadModel
+from .model import PolyheadModel, load_model
 
 FORMAT_VERSION = 1
 METRICS_NAME = "metrics.jsonl"
@@ -36,6 +36,17 @@ EVALUATION_NAME = "evaluation.json"
 _RUN_NAME = "run.json"
 _MODEL_NAME = "model"
 _TOKENIZER_NAME = "tokenizer.json"
+_OWN_NAMES = frozenset(
+    {
+        _RUN_NAME,
+        _TOKENIZER_NAME,
+        METRICS_NAME,
+        EVALUATION_NAME,
+        _MODEL_NAME,
+        f"{_MODEL_NAME}/config.json",
+        f"{_MODEL_NAME}/model.safetensors",
+    }
+)
 _PACKAGES = ("accelerate", "polyhead", "safetensors", "tokenizers", "torch", "transformers")
 
 
@@ -74,7 +85,8 @@ def staged_run(destination: Path) -> Iterator[Path]:
     """A folder to write a run into, which becomes ``destination`` when the block ends well and vanishes when not.
 
     Args:
-        destination: The run directory. A run that stands there already is replaced; anything else is not.
+        destination: The run directory. A run that stands there already is replaced, as long as nothing but a run's
+            own files is with it; anything else is not.
 
     Yields:
         An empty folder beside ``destination``.
@@ -82,18 +94,21 @@ def staged_run(destination: Path) -> Iterator[Path]:
     Raises:
         RunError: ``destination`` exists and is not a run, or its parent cannot be written to.
     """
-    if destination.exists() and not (destination / _RUN_NAME).is_file():
-        raise RunError(destination, "exists and is not a run; it was left untouched. Choose another --output-dir")
+    # A link's target is what gets replaced, and "." has no name to put a temporary one beside.
+    target = destination.resolve()
+    _require_replaceable(target)
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.tmp-", dir=destination.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
     except OSError as error:
-        raise RunError(destination, f"cannot be written: {error.strerror}. Choose another --output-dir") from None
+        raise RunError(target, f"cannot be written: {error.strerror}. Choose another --output-dir") from None
     try:
         yield staging
         staging.chmod(0o755)
         _sync_tree(staging)
-        _replace_directory(staging, destination)
+        # Training takes hours, in which somebody may have put something there.
+        _require_replaceable(target)
+        _replace_directory(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -144,11 +159,23 @@ def load_run(path: Path) -> Run:
         raise RunError(path / _TOKENIZER_NAME, "is missing; train again")
     folder = path / _MODEL_NAME
     try:
-        model = PolyheadModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        model = load_model(folder)
     # Damaged weights raise whatever the library at fault calls it.
     except Exception as error:
         raise RunError(folder, f"cannot be loaded ({error}); train again") from error
-    return Run(path=path, content=content, model=model.eval())
+    return Run(path=path, content=content, model=model)
+
+
+def _require_replaceable(destination: Path) -> None:
+    """Refuses to write over anything but a run. Replacing deletes: so everything there must be a run's own."""
+    if not destination.exists():
+        return
+    mend = "it was left untouched. Choose another --output-dir"
+    if not (destination / _RUN_NAME).is_file():
+        raise RunError(destination, f"exists and is not a run; {mend}")
+    names = {path.relative_to(destination).as_posix() for path in destination.rglob("*")}
+    if strangers := sorted(names - _OWN_NAMES):
+        raise RunError(destination, f"holds {strangers[0]!r}, which is no part of a run; {mend}")
 
 
 def _read_content(path: Path) -> dict[str, Any]:
@@ -203,12 +230,12 @@ def _sync(path: Path) -> None:
 def _replace_directory(staging: Path, destination: Path) -> None:
     """Puts ``staging`` in the place of ``destination``; the old run is moved aside first and deleted last."""
     retired = staging.with_name(staging.name + ".old")
-    if destination.exists():
-        destination.rename(retired)
     try:
+        if destination.exists():
+            destination.rename(retired)
         staging.rename(destination)
-    except OSError:
-        if retired.exists():
+    except BaseException:
+        if retired.exists() and not destination.exists():
             retired.rename(destination)
         raise
     _sync(destination.parent)

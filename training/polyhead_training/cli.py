@@ -23,7 +23,7 @@ def main(config_path: Path, output_dir: Path | None, max_steps: int | None, over
     directory already is replaced, once the new one is complete. Export it with polyhead-export.
 
     \b
-    The smallest configuration; each field of a row may be absent or null:
+    The smallest configuration; each label of a row may be absent or null:
       name = "tickets"
       [data]
       train = "tickets.jsonl"      # {"text": "...", "label": "billing", "sentiment": 1}
@@ -42,6 +42,8 @@ def main(config_path: Path, output_dir: Path | None, max_steps: int | None, over
     # Without this a SIGTERM ends the process at once and leaves the half-written run behind.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     # Half of what training needs takes seconds to import; --help needs none of it.
+    from safetensors import SafetensorError
+
     from .config_file import read_config
     from .errors import DivergenceError, HubError, TrainingError
     from .evaluate import table
@@ -56,6 +58,10 @@ def main(config_path: Path, output_dir: Path | None, max_steps: int | None, over
     except TrainingError as error:
         _say(f"polyhead-train: {error}")
         sys.exit(1 if isinstance(error, DivergenceError | HubError) else 2)
+    # A full disk, which the library that writes the weights reports in its own way.
+    except (OSError, SafetensorError) as error:
+        _say(f"polyhead-train: {error}")
+        sys.exit(1)
     for line in table(scores):
         _say(line)
     _say(f"done in {time.monotonic() - began:.0f} s")

@@ -17,7 +17,7 @@ from pathlib import Path
 from .config import Config, HeadConfig
 from .errors import DataError, Problem
 from .labels import read_label
-from .rows import RawRow, read_rows
+from .rows import RawRow, read_rows, require_unicode
 
 # Enough to see a pattern, few enough to read.
 _MAX_PROBLEMS = 20
@@ -156,6 +156,7 @@ def _row(raw: RawRow, text_field: str, heads: Sequence[HeadConfig]) -> Row | Pro
     if not isinstance(text, str) or not text.strip():
         return raw.problem(f"field {text_field!r}: {text!r} is no text; fill it in or remove the row")
     try:
+        require_unicode(text_field, text)
         return Row(text, tuple(read_label(head, raw.values.get(head.field)) for head in heads))
     except ValueError as error:
         return raw.problem(str(error))

@@ -8,7 +8,7 @@ Errors::
     +-- BackboneError     the checkpoint cannot be used as a backbone; choose another
     |   +-- HubError      the hub did not hand it over; try again, or use a folder
     +-- RunError          a directory is not a run, or must not be replaced by one
-    +-- DivergenceError   the loss is no longer a number; lower a learning rate
+    +-- DivergenceError   the loss or its gradient is no longer a number; lower a learning rate
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class RunError(TrainingError):
 
 
 class DivergenceError(TrainingError):
-    """The loss is no longer a finite number.
+    """The loss or its gradient is no longer finite.
 
     Attributes:
         stage: Name of the stage.
@@ -112,6 +112,7 @@ class DivergenceError(TrainingError):
     """
 
     def __init__(self, stage: str, step: int) -> None:
-        super().__init__(f"stage {stage!r}, step {step}: the loss is not finite; lower the stage's learning_rate")
+        reason = "the loss or its gradient is not finite; lower the stage's learning_rate"
+        super().__init__(f"stage {stage!r}, step {step}: {reason}")
         self.stage = stage
         self.step = step

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 from .config import HeadConfig
+from .rows import require_unicode
 
 # How files spell the two labels of a sigmoid head, besides their names.
 _BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
@@ -34,6 +35,7 @@ def read_label(head: HeadConfig, value: object) -> str | None:
         reason = f"{value!r} is a {type(value).__name__}; labels are texts or whole numbers"
         raise ValueError(f"field {head.field!r}: {reason}")  # noqa: TRY004 - one class for every bad label
     name = str(value)
+    require_unicode(head.field, name)
     if not name:
         raise ValueError(f"field {head.field!r}: the label is empty; write null, or leave the field out, for no label")
     if head.labels is not None and name not in head.labels:

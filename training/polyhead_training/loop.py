@@ -74,7 +74,7 @@ class Loop:
             The validation scores of the trained model.
 
         Raises:
-            DivergenceError: The loss is no longer finite.
+            DivergenceError: The loss or its gradient is no longer finite.
         """
         scores: Scores = {}
         for stage in self.config.stages:
@@ -91,6 +91,8 @@ class Loop:
             self.say(line)
         optimizer = build_optimizer(self.model, stage.learning_rate, self.config.weight_decay)
         schedule = build_schedule(optimizer, steps, self.config.warmup)
+        # It would unscale the gradients of every optimizer that it knows, an earlier stage's too, and keep their state.
+        self.accelerator.free_memory()
         optimizer, schedule = self.accelerator.prepare(optimizer, schedule)
         scores: Scores = {}
         with tqdm(total=steps, desc=stage.name, unit="step", disable=None, leave=False) as progress:
@@ -122,12 +124,16 @@ class Loop:
             if not torch.isfinite(loss):
                 raise DivergenceError(stage.name, self.steps)
             self.accelerator.backward(loss)
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+            # With fp16 it is the scaler's business: it leaves the step out and scales less.
+            if self.config.mixed_precision != "fp16" and not torch.isfinite(norm):
+                raise DivergenceError(stage.name, self.steps)
+            learning_rate = schedule.get_last_lr()[0]
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             if self.steps % _LOG_EVERY == 0:
-                self._log_step(stage, loss, losses, schedule.get_last_lr()[0])
+                self._log_step(stage, loss, losses, learning_rate)
             yield float(loss.detach())
 
     def _forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

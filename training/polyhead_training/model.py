@@ -224,5 +224,25 @@ class PolyheadModel(PreTrainedModel):  # type: ignore[misc]  # transformers is n
         return Outputs(embedding, {name: head(features) for name, head in self.heads.items()})
 
 
+def load_model(folder: Path) -> PolyheadModel:
+    """The model that ``save_pretrained`` wrote, in fp32, in evaluation mode, on the CPU.
+
+    Args:
+        folder: ``model/`` of a run, or ``torch/`` of a bundle.
+
+    Raises:
+        ValueError: A weight is missing, or one is there that the model does not have.
+        Exception: The files are missing or damaged; each library at fault has classes of its own for that.
+    """
+    model, report = PolyheadModel.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+    )
+    # transformers only warns, draws the missing ones at random and leaves the others unread.
+    for fault in ("missing", "unexpected"):
+        if names := sorted(report[f"{fault}_keys"]):
+            raise ValueError(f"the weights do not fit the model: {names[0]} is {fault}")
+    return cast(PolyheadModel, model.eval())
+
+
 AutoConfig.register("polyhead", PolyheadConfig)
 AutoModel.register(PolyheadConfig, PolyheadModel)

@@ -65,6 +65,19 @@ def read_rows(path: Path) -> Iterator[RawRow | Problem]:
         raise DataError([Problem(path, 0, f"is damaged or not what its ending says: {error}")]) from None
 
 
+def require_unicode(field: str, text: str) -> None:
+    """Refuses half a surrogate pair, which JSON can spell but neither a tokenizer nor a file in UTF-8 takes.
+
+    Raises:
+        ValueError: Names the field, the half and the mend.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        reason = f"{text[error.start]!r} is half of a surrogate pair; write the whole character, or remove the half"
+        raise ValueError(f"field {field!r}: {reason}") from None
+
+
 def _open(path: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 

@@ -18,6 +18,24 @@ from tokenizers import Encoding, Tokenizer
 _CHUNK = 1024
 
 
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Reads a ``tokenizer.json`` as it is.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: The file is missing or is no tokenizer.
+    """
+    try:
+        return Tokenizer.from_file(str(path))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # The library raises plain Exception, and panics, which is none, over some damages.
+    except BaseException as error:
+        raise ValueError(str(error)) from error
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """Reads a ``tokenizer.json`` and switches off whatever padding and truncation it brings.
 
@@ -25,9 +43,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
         path: The file.
 
     Raises:
-        Exception: The file is missing or is no tokenizer; ``tokenizers`` has no class of its own for that.
+        ValueError: The file is missing or is no tokenizer.
     """
-    return configured(Tokenizer.from_file(str(path)))
+    return configured(read_tokenizer(path))
 
 
 def configured(tokenizer: Tokenizer) -> Tokenizer:

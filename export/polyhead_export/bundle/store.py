@@ -213,9 +213,9 @@ def _sync(path: Path) -> None:
 def _replace_directory(staging: Path, destination: Path) -> None:
     """Puts ``staging`` in the place of ``destination``; the old bundle is moved aside first and deleted last."""
     retired = staging.with_name(staging.name + ".old")
-    if destination.exists():
-        destination.rename(retired)
     try:
+        if destination.exists():
+            destination.rename(retired)
         staging.rename(destination)
     except BaseException:
         if retired.exists() and not destination.exists():

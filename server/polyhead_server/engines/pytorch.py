@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from polyhead_export import bundle
-from polyhead_training.model import PolyheadModel
+from polyhead_training.model import load_model
 from transformers.utils import logging as transformers_logging
 
 from .base import EngineError, Runtime
@@ -32,13 +30,7 @@ class TorchEngine:
         torch.set_num_threads(1)
         self._device = torch.device(device)
         self._heads = [head.name for head in source.manifest.heads]
-        try:
-            model = PolyheadModel.from_pretrained(
-                source.file("torch/model.safetensors").parent, use_safetensors=True, local_files_only=True
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise EngineError(f"PyTorch cannot load torch/model.safetensors: {error}") from error
-        self._model = cast(PolyheadModel, model.to(self._device).eval())
+        self._model = load_model(source.file("torch/model.safetensors").parent).to(self._device)
         self.runtime = Runtime("torch", device, "fp32")
 
     @torch.inference_mode()

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from google.protobuf import duration_pb2
+from google.rpc import status_pb2
+from polyhead.v1 import inference_service_pb2 as service_pb2
+from polyhead.v1 import item_pb2, model_pb2
+from polyhead_client import Answer, ServerError, conversion
+
+NUMBERS = [0.1, -2.5, 3e-5, 65504.0]
+
+
+def converted(**result: object) -> Answer:
+    answer = item_pb2.Answer(item_id="7", result=item_pb2.Result(**result))  # type: ignore[arg-type]
+    return conversion.answers_of(service_pb2.AnalyzeResponse(answers=[answer]))[0]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "dtype"),
+    [(item_pb2.EMBEDDING_ENCODING_FLOAT32_LE, "<f4"), (item_pb2.EMBEDDING_ENCODING_FLOAT16_LE, "<f2")],
+)
+def test_embedding_becomes_float32_whatever_its_encoding(
+    encoding: item_pb2.EmbeddingEncoding.ValueType, dtype: str
+) -> None:
+    values = np.array(NUMBERS, dtype)
+    wire = item_pb2.Embedding(values=values.tobytes(), encoding=encoding, dimensions=4)
+    embedding = converted(embedding=wire).unwrap().embedding
+    assert embedding is not None
+    assert embedding.dtype == np.float32
+    assert (embedding.shape, embedding.flags.writeable) == ((4,), False)
+    np.testing.assert_array_equal(embedding, values.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("wire", "problem"),
+    [
+        (item_pb2.Embedding(values=b"1234567", encoding=1, dimensions=2), "7 bytes are no 2 numbers"),  # type: ignore[arg-type]
+        (item_pb2.Embedding(values=b"1234", encoding=99, dimensions=4), "encoding 99 is not known"),  # type: ignore[arg-type]
+        (item_pb2.Embedding(values=b"", dimensions=0), "encoding 0 is not known"),
+    ],
+)
+def test_embedding_that_cannot_be_read_is_the_servers_fault(wire: item_pb2.Embedding, problem: str) -> None:
+    with pytest.raises(ServerError, match=problem):
+        converted(embedding=wire)
+
+
+def test_answer_without_an_outcome_is_the_servers_fault() -> None:
+    with pytest.raises(ServerError, match="neither"):
+        conversion.answers_of(service_pb2.AnalyzeResponse(answers=[item_pb2.Answer(item_id="7")]))
+
+
+def test_what_was_not_asked_for_is_none() -> None:
+    result = converted().unwrap()
+    assert (result.embedding, result.classification, result.sentiment, result.timings) == (None, None, None, None)
+
+
+def test_further_heads_are_kept_in_order() -> None:
+    result = converted(
+        further_classifications=[item_pb2.Classification(head="a"), item_pb2.Classification(head="b")],
+        further_sentiments=[item_pb2.Sentiment(head="c", probability=0.25, label="no")],
+    ).unwrap()
+    assert [further.head for further in result.further_classifications] == ["a", "b"]
+    assert [(further.head, further.probability, further.label) for further in result.further_sentiments] == [
+        ("c", 0.25, "no")
+    ]
+
+
+def test_truncation_tells_a_cut_at_the_beginning_from_none() -> None:
+    cut = item_pb2.Truncation(truncated=True, tokens_seen=9, tokens_used=2, cut_at_code_point=0)
+    assert converted(truncation=cut).unwrap().truncation.cut_at_code_point == 0
+    assert converted(truncation=item_pb2.Truncation()).unwrap().truncation.cut_at_code_point is None
+
+
+def test_timings_are_seconds() -> None:
+    wire = item_pb2.Timings(
+        tokenization=duration_pb2.Duration(nanos=1_500),
+        queue=duration_pb2.Duration(nanos=250_000_000),
+        compute=duration_pb2.Duration(seconds=1, nanos=500_000_000),
+        total=duration_pb2.Duration(seconds=2),
+        batch_items=3,
+        batch_tokens=64,
+    )
+    timings = converted(timings=wire).unwrap().timings
+    assert timings is not None
+    assert (timings.tokenization_s, timings.queue_s) == pytest.approx((1.5e-6, 0.25))
+    assert (timings.compute_s, timings.total_s) == (1.5, 2.0)
+    assert (timings.batch_items, timings.batch_tokens) == (3, 64)
+
+
+def test_error_with_a_code_nobody_knows_is_unknown() -> None:
+    wire = item_pb2.Answer(item_id="7", error=status_pb2.Status(code=99, message="odd"))
+    (answer,) = conversion.answers_of(service_pb2.AnalyzeResponse(answers=[wire]))
+    assert answer.error is not None
+    assert (answer.error.code, answer.error.reason, answer.error.message) == ("UNKNOWN", "", "odd")
+
+
+def test_head_of_a_kind_that_a_newer_server_has_is_unknown() -> None:
+    model = model_pb2.ModelInfo(heads=[model_pb2.HeadInfo(name="new", kind=99)])  # type: ignore[arg-type]
+    assert conversion.model_info_of(service_pb2.GetModelInfoResponse(model=model)).heads[0].kind == "unknown"
+
+
+def test_message_is_its_template_with_items() -> None:
+    template = service_pb2.AnalyzeRequest(tasks=conversion.task_numbers(["sentiment"]))
+    message = conversion.with_items(template, [item_pb2.Item(item_id="1", text="one")])
+    assert (list(message.tasks), [item.text for item in message.items]) == ([3], ["one"])
+    assert len(template.items) == 0
