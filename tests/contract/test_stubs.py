@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import filecmp
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -20,3 +22,13 @@ def test_committed_stubs_are_fresh(tmp_path: Path) -> None:
     assert files(tmp_path) == files(committed)
     _, changed, unreadable = filecmp.cmpfiles(tmp_path, committed, sorted(files(tmp_path)), shallow=False)
     assert (changed, unreadable) == ([], []), "run `make proto` and commit what it writes"
+
+
+def test_stubs_run_on_the_oldest_versions_that_are_allowed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    stubs = ROOT / "proto/gen/polyhead/v1"
+    grpc = re.search(r"GRPC_GENERATED_VERSION = '(.+)'", (stubs / "inference_service_pb2_grpc.py").read_text())
+    protobuf = re.search(r"# Protobuf Python Version: (.+)", (stubs / "item_pb2.py").read_text())
+    assert grpc is not None
+    assert protobuf is not None
+    assert {f"grpcio>={grpc[1]},<2", f"protobuf>={protobuf[1]},<8"} <= set(project["dependencies"])
