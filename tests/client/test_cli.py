@@ -186,7 +186,10 @@ def process(servicer: FakeServicer) -> Iterator[subprocess.Popen[bytes]]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop("PYTHONUNBUFFERED", None)
     pipe = subprocess.PIPE
+    # A shell's background job ignores SIGINT, and so would every process that it starts.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, bufsize=0) as process:
+        signal.signal(signal.SIGINT, previous)
         yield process
         process.kill()
 

@@ -103,7 +103,7 @@ def test_three_tasks_run_the_backbone_once(start: Start, demo_bundle: Path) -> N
     with Client(server.target) as client:
         before = scrape(port)
         result = client.analyze(["one text"], tasks=["embedding", "classification", "sentiment"])[0].unwrap()
-        assert None not in (result.embedding, result.classification, result.sentiment)
+        assert all(part is not None for part in (result.embedding, result.classification, result.sentiment))
         after = scrape(port)
         assert after["polyhead_pass_items_count"] - before["polyhead_pass_items_count"] == 1
         assert after["polyhead_items_total"] - before["polyhead_items_total"] == 1
