@@ -74,7 +74,7 @@ def test_parquet_nulls_are_missing(tmp_path: Path) -> None:
     [
         ("a.txt", b"one", "has no known ending"),
         ("a.jsonl.gz", b"not gzip", "cannot be read: Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "one"}\n')[:-6], "is damaged"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "one"}\n', mtime=0)[:-6], "is damaged"),
         ("a.csv", b"text\n\xff\n", "is damaged"),
         ("a.csv", b"text,text\n1,2\n", "two columns of one name"),
         ("a.csv", b'text\n"one"two\n', "a.csv:2: is not CSV"),
