@@ -70,6 +70,8 @@ class Admission:
     def release(self, tokens: int) -> None:
         """Gives reserved places back: their items are in the queue, or gone."""
         self._reserved_tokens -= tokens
+        # They may have been all that was in the way, and when they are gone no pass will come to wake anybody.
+        self.wake()
 
     async def room(self) -> None:
         """Waits until the expected wait is within the server's limit."""

@@ -27,7 +27,7 @@ on the engine and device that will serve. SIGTERM and SIGINT drain: accepted ite
 \b
 --engine auto and --device auto try, in this order:
   onnx on cuda (where the installed onnxruntime has CUDA), onnx on cpu, torch on cuda, torch on cpu
-What was chosen, and why not what came before, is in the log, in `polyhead info` and in the metrics.
+What was chosen is in the log, in `polyhead info` and in the metrics; why not what came before, in the first two.
 
 Exit codes: 0 stopped as told, 1 the server failed, 2 it cannot start as it was told to.
 """

@@ -89,6 +89,15 @@ async def test_stream_waits_for_room_and_is_let_in(admission: Admission, queue: 
     await asyncio.wait_for(waiting, 10)
 
 
+async def test_stream_is_let_in_when_what_was_in_its_way_never_reached_the_queue(admission: Admission) -> None:
+    admission.admit(None, 8000, may_refuse=True)
+    waiting = asyncio.ensure_future(admission.room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    admission.release(8000)
+    await asyncio.wait_for(waiting, 10)
+
+
 async def test_streams_that_wake_together_look_again(admission: Admission, queue: Queue) -> None:
     queue.tokens = 8000
 
