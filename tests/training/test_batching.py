@@ -16,35 +16,7 @@ from polyhead_training.tokenization import load_tokenizer
 def encoded() -> EncodedRows:
     lengths = random.Random(3).choices(range(1, 60), k=1000)
     ids = [[number] * length for number, length in enumerate(lengths)]
-    return EncodedRows(ids, torch.arange(1000).unsqueeze(-1), pad_token_id=0)
-
-
-def padding(encoded: EncodedRows, batches: list[list[int]]) -> float:
-    """Share of the tokens of all batches that is padding."""
-    used = sum(len(encoded.ids[row]) for batch in batches for row in batch)
-    return 1 - used / sum(len(batch) * max(len(encoded.ids[row]) for row in batch) for batch in batches)
-
-
-def test_epoch_holds_every_row_once(encoded: EncodedRows) -> None:
-    batches = encoded.shuffled(16, random.Random(0))
-    assert sorted(row for batch in batches for row in batch) == list(range(1000))
-    assert max(map(len, batches)) == 16
-
-
-def test_epoch_puts_like_lengths_together_in_random_order(encoded: EncodedRows) -> None:
-    batches = encoded.shuffled(16, random.Random(0))
-    one_by_one = [list(range(start, min(start + 16, 1000))) for start in range(0, 1000, 16)]
-    assert padding(encoded, batches) < 0.06
-    assert padding(encoded, one_by_one) > 0.3
-    longest = [max(len(encoded.ids[row]) for row in batch) for batch in batches]
-    assert longest not in (sorted(longest), sorted(longest, reverse=True))
-
-
-def test_epochs_differ_and_repeat_with_the_seed(encoded: EncodedRows) -> None:
-    chooser = random.Random(5)
-    first, second = encoded.shuffled(16, chooser), encoded.shuffled(16, chooser)
-    assert first != second
-    assert encoded.shuffled(16, random.Random(5)) == first
+    return EncodedRows(ids, torch.arange(1000).unsqueeze(-1), pad_token_id=0, entries=[0] * 1000, tokens=[])
 
 
 def test_by_length_holds_every_row_once_longest_first(encoded: EncodedRows) -> None:
@@ -65,8 +37,25 @@ def test_encode_rows_turns_labels_into_indices(checkpoints: dict[str, Path]) -> 
         HeadConfig(name="topic", kind="softmax", labels=("app", "billing")),
         HeadConfig(name="sentiment", kind="sigmoid", labels=("negative", "positive")),
     )
-    rows = [Row("the parcel", ("billing", None)), Row("soup " * 90, (None, "negative"))]
+    texts = {"the parcel": ("billing", None), "soup " * 90: (None, "negative")}
+    rows = [Row(text, labels, Path("a.jsonl"), 1, entry) for entry, (text, labels) in enumerate(texts.items())]
     tokenizer = load_tokenizer(checkpoints["bert"] / "tokenizer.json")
     encoded = encode_rows(rows, heads, tokenizer, max_tokens=16, pad_token_id=0)
     assert encoded.labels.tolist() == [[1, UNLABELLED], [UNLABELLED, 0]]
     assert [len(ids) for ids in encoded.ids] == [4, 16]
+    assert encoded.tokens == [4, 92]
+    assert encoded.entries == [0, 1]
+
+
+def test_digest_sees_ids_labels_and_their_order() -> None:
+    def digest(ids: list[list[int]], labels: list[list[int]]) -> str:
+        return EncodedRows(ids, torch.tensor(labels), pad_token_id=0, entries=[0] * len(ids), tokens=[]).digest()
+
+    found = {
+        digest([[1, 2], [3]], [[0], [1]]),
+        digest([[1], [2, 3]], [[0], [1]]),
+        digest([[3], [1, 2]], [[0], [1]]),
+        digest([[1, 2], [3]], [[1], [1]]),
+    }
+    assert len(found) == 4
+    assert digest([[1, 2], [3]], [[0], [1]]) in found

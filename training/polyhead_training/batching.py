@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import random
+import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,10 +15,7 @@ from torch import Tensor
 from .config import HeadConfig
 from .data import Row
 from .loss import UNLABELLED
-from .tokenization import encode, pad
-
-# Batches that are sorted by length together: more pad less, fewer mix the rows better.
-_WINDOW = 32
+from .tokenization import encode_counted, pad
 
 
 class Batch(NamedTuple):
@@ -42,11 +40,15 @@ class EncodedRows:
         ids: Token ids of each row, special tokens included.
         labels: (rows, heads) int64 index of each head's label, ``UNLABELLED`` where the row has none.
         pad_token_id: What fills up the shorter rows of a batch.
+        entries: For each row, the entry of data.train that it came from.
+        tokens: For each row, its number of tokens before it was cut.
     """
 
     ids: list[list[int]]
     labels: Tensor
     pad_token_id: int
+    entries: list[int]
+    tokens: list[int]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,21 +59,22 @@ class EncodedRows:
         tensors = torch.from_numpy(input_ids), torch.from_numpy(attention_mask), self.labels[list(rows)]
         return Batch(*(tensor.to(device) for tensor in tensors))
 
-    def shuffled(self, size: int, chooser: random.Random) -> list[list[int]]:
-        """An epoch: every row once, in batches of ``size`` of like length, in random order."""
-        order = list(range(len(self)))
-        chooser.shuffle(order)
-        batches = []
-        for start in range(0, len(order), size * _WINDOW):
-            window = sorted(order[start : start + size * _WINDOW], key=self._length, reverse=True)
-            batches += [window[place : place + size] for place in range(0, len(window), size)]
-        chooser.shuffle(batches)
-        return batches
-
     def by_length(self, size: int) -> list[list[int]]:
         """Every row once, in batches of ``size``, the longest first."""
         order = sorted(range(len(self)), key=self._length, reverse=True)
         return [order[place : place + size] for place in range(0, len(order), size)]
+
+    def labelled(self) -> list[int]:
+        """For each row, a number that is the same for rows with labels for the same heads."""
+        bits = 2 ** torch.arange(self.labels.shape[1])  # (heads,)
+        return [int(number) for number in ((self.labels != UNLABELLED) * bits).sum(dim=1)]
+
+    def digest(self) -> str:
+        """SHA-256 over the ids and labels, in order."""
+        found = hashlib.sha256(self.labels.numpy().tobytes())
+        for ids in self.ids:
+            found.update(array("q", [len(ids), *ids]))
+        return found.hexdigest()
 
     def _length(self, row: int) -> int:
         return len(self.ids[row])
@@ -87,5 +90,11 @@ def encode_rows(
         for column, label in enumerate(row.labels):
             if label is not None:
                 labels[number, column] = places[column][label]
-    ids = list(encode(tokenizer, [row.text for row in rows], max_tokens))
-    return EncodedRows(ids, labels, pad_token_id)
+    counted = list(encode_counted(tokenizer, [row.text for row in rows], max_tokens))
+    return EncodedRows(
+        ids=[ids for ids, _ in counted],
+        labels=labels,
+        pad_token_id=pad_token_id,
+        entries=[row.entry for row in rows],
+        tokens=[tokens for _, tokens in counted],
+    )

@@ -27,8 +27,11 @@ def read_label(head: HeadConfig, value: object) -> str | None:
     Raises:
         ValueError: The value is no label of the head; the message names the field, the value and the labels.
     """
-    if value is None:
+    # Tables that know no missing whole number write one as a float, and a missing one as NaN.
+    if value is None or value != value:  # noqa: PLR0124
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if head.kind == "sigmoid":
         return _read_binary(head, value)
     if isinstance(value, bool) or not isinstance(value, str | int):

@@ -2,7 +2,7 @@
 
 ::
 
-    .jsonl .csv (.gz) .parquet --read_rows--> RawRow (field -> value) or Problem --data.py--> Row
+    .jsonl .csv (.gz) .parquet, hub:... --read_rows--> RawRow (field -> value) or Problem --data.py--> Row
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ from .errors import DataError, Problem
 
 # Rows of a Parquet file held at once.
 _PARQUET_BATCH = 1024
+# What the name of a hub dataset starts with.
+HUB_PREFIX = "hub:"
+
+# A file, or the name of a hub dataset.
+Source = Path
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,22 @@ class RawRow:
         return Problem(self.path, self.line, reason)
 
 
-def read_rows(path: Path) -> Iterator[RawRow | Problem]:
+def read_rows(path: Source) -> Iterator[RawRow | Problem]:
     """Reads a file row by row; a row that cannot be read becomes a ``Problem`` in its place.
 
     Args:
-        path: A ``.jsonl``, ``.csv`` (either also ``.gz``) or ``.parquet`` file.
+        path: A ``.jsonl``, ``.csv`` (either also ``.gz``) or ``.parquet`` file, or ``hub:...``.
 
     Raises:
         DataError: The file as a whole cannot be read.
+        HubError: The hub did not hand the dataset over.
     """
+    if str(path).startswith(HUB_PREFIX):
+        from .hub_datasets import read_dataset
+
+        for line, values in enumerate(read_dataset(str(path)), start=1):
+            yield RawRow(path, line, values)
+        return
     reader = _READERS.get(path.name.removesuffix(".gz").rpartition(".")[2].lower())
     if reader is None:
         raise DataError([Problem(path, 0, "has no known ending: use .jsonl, .csv (either also .gz) or .parquet")])

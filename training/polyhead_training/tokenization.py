@@ -64,12 +64,17 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> Itera
         texts: N texts.
         max_tokens: Longest list of ids, at least the number of special tokens.
 
-    Yields:
+    Returns:
         N lists of ids, in the order of the texts.
     """
+    return (ids for ids, _ in encode_counted(tokenizer, texts, max_tokens))
+
+
+def encode_counted(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> Iterator[tuple[list[int], int]]:
+    """The same, each with the number of tokens that the text has before it is cut."""
     for start in range(0, len(texts), _CHUNK):
         for encoding in tokenizer.encode_batch_fast(list(texts[start : start + _CHUNK])):
-            yield _cut(encoding, max_tokens)
+            yield _cut(encoding, max_tokens), len(encoding)
 
 
 def pad(ids: Sequence[Sequence[int]], pad_token_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
