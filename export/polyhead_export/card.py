@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from polyhead_training.checkpoint import EVALUATION_NAME, Run
-from polyhead_training.errors import RunError
+from polyhead_training.card import code, figures, table
+from polyhead_training.results import read_evaluation
+from polyhead_training.run_directory import EVALUATION_NAME, Run
 
 from .bundle import Head, Manifest
 from .layout import CARD, CONFIG, GRAPH, TOKENIZER, WEIGHTS
@@ -51,36 +50,23 @@ def _introduction(manifest: Manifest) -> list[str]:
 def _heads(heads: Sequence[Head]) -> list[str]:
     rows = [
         [
-            f"`{head.name}`",
+            code(head.name),
             head.kind,
-            ", ".join(f"`{label}`" for label in head.labels),
-            f"{head.temperature:g}",
+            ", ".join(map(code, head.labels)),
+            f"{head.temperature:.4g}",
             "" if head.threshold is None else f"{head.threshold:g}",
         ]
         for head in heads
     ]
-    return ["## Heads", "", *_table(["head", "kind", "labels", "temperature", "threshold"], rows)]
+    return ["## Heads", "", *table(["head", "kind", "labels", "temperature", "threshold"], rows)]
 
 
 def _evaluation(run: Run) -> list[str]:
     path = run.path / EVALUATION_NAME
     if not path.is_file():
         return []
-    try:
-        rows = list(_scores(json.loads(path.read_bytes())))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(path, f"is not what polyhead-train writes ({error!r}); train again") from None
-    header = ["split", "head", "rows", "accuracy", "commonest label alone"]
-    return ["## Evaluation", "", *_table(header, rows)]
-
-
-def _scores(evaluation: dict[str, Any]) -> Iterator[list[str]]:
-    for split, heads in evaluation.items():
-        for head, score in heads.items():
-            # A split without labels for a head has no accuracy.
-            if score["rows"]:
-                figures = [f"{score[key]:.4f}" for key in ("accuracy", "majority_baseline")]
-                yield [split, f"`{head}`", f"{score['rows']:,}", *figures]
+    splits = read_evaluation(path)
+    return figures(splits, splits.pop("similarity", None))
 
 
 def _gate(manifest: Manifest) -> list[str]:
@@ -92,7 +78,7 @@ def _gate(manifest: Manifest) -> list[str]:
     ]
     for name, variant in manifest.variants.items():
         rows = [[f"`{check.name}`", f"{check.value:.2g}", f"{check.limit:.2g}"] for check in variant.gate]
-        lines += ["", f"Variant `{name}` (`{variant.file}`):", "", *_table(["check", "value", "limit"], rows)]
+        lines += ["", f"Variant `{name}` (`{variant.file}`):", "", *table(["check", "value", "limit"], rows)]
     return lines
 
 
@@ -112,9 +98,3 @@ def _usage() -> list[str]:
         'polyhead analyze "The parcel came two days early."',
         "```",
     ]
-
-
-def _table(header: list[str], rows: Sequence[list[str]]) -> list[str]:
-    # A bar inside a label would end its cell.
-    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return ["| " + " | ".join(line) + " |" for line in lines]

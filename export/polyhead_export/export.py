@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from polyhead_training.checkpoint import Run, load_run
 from polyhead_training.errors import RunError
 from polyhead_training.model import PolyheadModel
+from polyhead_training.run_directory import Run, load_run
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 
 from . import bundle, gate

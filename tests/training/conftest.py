@@ -15,6 +15,8 @@ from polyhead_training.config_file import read_config
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
 
+from .finished_run import write_finished_run
+
 SENTENCES = [
     "The parcel came two days late and the box was wet.",
     "Lovely soup, my children asked for more!",
@@ -170,3 +172,9 @@ def configure(config_file: Path) -> WriteConfig:
         return read_config(config_file, overrides)
 
     return read
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path) -> Path:
+    """A finished run without a model, hostile texts in its data."""
+    return write_finished_run(tmp_path)

@@ -1,0 +1,189 @@
+"""Charts as SVG: made here, because a library's would be ten times the size and need its own fonts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+# Okabe and Ito's colours, which colour-blind people can tell apart, the darker ones first.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b4a9c", "#444444")
+# More points than these are means of neighbours: a line of noise shows nothing.
+_MAX_POINTS = 120
+_LABELLED_TICKS = 5
+# With more of them dots hide the line.
+_DOTTED_POINTS = 12
+_KEY: dict[str, Any] = {"width": 22, "height": 8, "aria_hidden": "true"}
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart.
+
+    Attributes:
+        name: What the legend calls it.
+        points: Its points, from left to right.
+        color: Number of its colour.
+        dashed: Whether it is dashed.
+    """
+
+    name: str
+    points: Sequence[Point]
+    color: int = 0
+    dashed: bool = False
+
+
+class _Frame(NamedTuple):
+    """Where values come to lie in the drawing, whose unit is about a pixel."""
+
+    low: Point
+    high: Point
+    left: float = 46
+    right: float = 414
+    top: float = 20
+    bottom: float = 206
+
+    def x(self, value: float) -> float:
+        return round(self.left + (value - self.low[0]) / (self.high[0] - self.low[0]) * (self.right - self.left), 1)
+
+    def y(self, value: float) -> float:
+        return round(self.bottom - (value - self.low[1]) / (self.high[1] - self.low[1]) * (self.bottom - self.top), 1)
+
+
+def line_chart(title: str, series: Sequence[Series], marks: Sequence[tuple[float, str]] = ()) -> Markup:
+    """Lines over the steps of a run.
+
+    Args:
+        title: What the chart shows.
+        series: The lines; those without points are left out.
+        marks: Steps at which something begins, and what.
+    """
+    drawn = [Series(one.name, _thin(one.points), one.color, one.dashed) for one in series if one.points]
+    values = [y for one in drawn for _, y in one.points] or [0.0]
+    ticks = _ticks(min(values), max(values))
+    steps = _ticks(0, max([x for one in drawn for x, _ in one.points] or [1]))
+    frame = _Frame((0, ticks[0]), (steps[-1], ticks[-1]))
+    parts = [
+        *_axes(frame, steps, ticks, "step"),
+        *(_mark(frame, place, name) for place, name in marks),
+        *(_line(frame, one) for one in drawn),
+    ]
+    return _figure(title, parts, drawn if len(drawn) > 1 else [])
+
+
+def reliability_chart(title: str, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> Markup:
+    """Accuracy over confidence, by bin, before and after calibration; on the diagonal both are the same.
+
+    Args:
+        title: What the chart shows.
+        before: The bins of ``evaluation.json`` at temperature 1.
+        after: The bins at the fitted temperature, whose dots are the larger the more rows they have.
+    """
+    frame, ticks = _Frame((0.0, 0.0), (1.0, 1.0), right=232), [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    lines = [
+        Series(name, [(one["confidence"], one["accuracy"]) for one in bins if one["count"]], color, dashed=color > 0)
+        for name, bins, color in (("calibrated", after, 0), ("as trained", before, 1))
+    ]
+    rows = sum(one["count"] for one in after)
+    dots = [
+        _dot(frame, (one["confidence"], one["accuracy"]), 2 + 8 * math.sqrt(one["count"] / rows), COLORS[0])
+        for one in after
+        if one["count"]
+    ]
+    diagonal = _rule("diagonal", frame.left, frame.bottom, frame.right, frame.top)
+    parts = [*_axes(frame, ticks, ticks, "confidence"), diagonal, *(_line(frame, one) for one in lines), *dots]
+    return _figure(title, parts, lines, width=250)
+
+
+def strip(value: float, interval: Sequence[float], baseline: float) -> Markup:
+    """A figure between 0 and 1 with its interval, beside what the commonest label alone would reach."""
+    at, low, high, base = (round(4 + 252 * share, 1) for share in (value, *interval, baseline))
+    parts = [
+        _rule("rail", 4, 11, 256, 11),
+        _rule("gain", base, 11, at, 11),
+        _element("rect", class_="range", x=low, y=6, width=round(max(high - low, 1), 1), height=10, rx=2),
+        _rule("base", base, 3, base, 19),
+        _element("circle", class_="dot", cx=at, cy=11, r=3.5),
+    ]
+    spoken = f"{value:.1%}, the commonest label alone {baseline:.1%}"
+    return _element("svg", *parts, class_="strip", viewBox="0 0 260 22", role="img", aria_label=spoken)
+
+
+def _figure(title: str, parts: Sequence[Markup], legend: Sequence[Series], width: int = 430) -> Markup:
+    keys = [
+        _element("span", _element("svg", _element("line", x1=1, y1=4, x2=21, y2=4, **_stroke(one)), **_KEY), one.name)
+        for one in legend
+    ]
+    drawing = _element("svg", *parts, viewBox=f"0 0 {width} 244", role="img", aria_label=title)
+    return _element("figure", _element("figcaption", title), drawing, _element("div", *keys, class_="legend"))
+
+
+def _axes(frame: _Frame, across: Sequence[float], up: Sequence[float], name: str) -> list[Markup]:
+    rules = [_rule("rule", frame.left, frame.y(tick), frame.right, frame.y(tick)) for tick in up]
+    left = [_text(_number(tick), frame.left - 6, frame.y(tick) + 4, "end") for tick in up]
+    below = [_text(_number(tick), frame.x(tick), frame.bottom + 16, "middle") for tick in across]
+    return [*rules, *left, *below, _text(name, (frame.left + frame.right) / 2, frame.bottom + 33, "middle")]
+
+
+def _mark(frame: _Frame, place: float, name: str) -> Markup:
+    x = frame.x(place)
+    return _rule("mark", x, frame.top - 12, x, frame.bottom) + _text(name, x + 4, frame.top - 4, "start")
+
+
+def _line(frame: _Frame, series: Series) -> Markup:
+    points = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in series.points)
+    dots = series.points if len(series.points) <= _DOTTED_POINTS else []
+    drawn = _element("polyline", points=points, fill="none", **_stroke(series))
+    return drawn + Markup("").join(_dot(frame, point, 2.4, _color(series)) for point in dots)
+
+
+def _dot(frame: _Frame, point: Point, radius: float, color: str) -> Markup:
+    place = {"cx": frame.x(point[0]), "cy": frame.y(point[1]), "r": round(radius, 1)}
+    return _element("circle", **place, fill=color, fill_opacity=0.6)
+
+
+def _rule(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+    return _element("line", class_=kind, x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def _text(text: str, x: float, y: float, anchor: str) -> Markup:
+    return _element("text", text, x=x, y=y, text_anchor=anchor)
+
+
+def _element(name: str, *children: str, **attributes: str | float) -> Markup:
+    """An element of SVG or HTML; text is escaped. ``class_`` and ``text_anchor`` mean class and text-anchor."""
+    written = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items()
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(name, written, Markup("").join(children))
+
+
+def _color(series: Series) -> str:
+    return COLORS[series.color % len(COLORS)]
+
+
+def _stroke(series: Series) -> dict[str, Any]:
+    return {"stroke": _color(series), "stroke_width": 1.8, **({"stroke_dasharray": "5 4"} if series.dashed else {})}
+
+
+def _thin(points: Sequence[Point]) -> list[Point]:
+    size = math.ceil(len(points) / _MAX_POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), size)] if points else []
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers, evenly apart, from one at or below ``low`` to one at or above ``high``."""
+    width = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(width / _LABELLED_TICKS))
+    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if width / step <= _LABELLED_TICKS)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
