@@ -97,3 +97,49 @@ def test_disk_that_is_full_is_a_failure_on_one_line(
     result = invoke(config_file)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == f"polyhead-train: {error}\n"
+
+
+def test_check_only_describes_the_data_and_trains_nothing(config_file: Path, tmp_path: Path) -> None:
+    result = invoke(config_file, "--check-only")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "tokens in the median" in result.stderr
+    assert "warning: test: rows that train has as well" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_check_only_finds_a_stage_that_does_not_fit(config_file: Path) -> None:
+    result = invoke(config_file, "--check-only", "--set", "training.stages.1.train=['layers:3']")
+    assert result.exit_code == 2
+    assert "'layers:3' is more than the backbone's 2 layers" in result.stderr
+
+
+def test_check_only_names_every_bad_row_with_exit_code_2(
+    config_file: Path, rows: list[dict[str, Any]], write_jsonl: Callable[[str, Sequence[object]], Path]
+) -> None:
+    train = write_jsonl("train.jsonl", [*rows, {"text": "a", "sentiment": "positve"}, {"text": ""}])
+    test = write_jsonl("test.jsonl", [{"text": "b", "label": 4.5}])
+    labels = "model.heads.0.labels=['account', 'app', 'billing', 'delivery', 'product', 'support']"
+    sentiment = "{name='sentiment', kind='sigmoid', labels=['negative', 'positive']}"
+    heads = f"model.heads=[{{name='topic', kind='softmax', field='label'}}, {sentiment}]"
+    result = invoke(config_file, "--check-only", "--set", heads, "--set", labels)
+    assert result.exit_code == 2
+    assert (
+        f"{train}:25: field 'sentiment': 'positve' is no label of the head 'sentiment': did you mean 'positive'?"
+        in (result.stderr)
+    )
+    assert f"{train}:26: field 'text': '' is no text" in result.stderr
+    assert f"{test}:1: field 'label': 4.5 is a float" in result.stderr
+
+
+def test_unfinished_run_is_a_mistake_to_be_decided(config_file: Path, tmp_path: Path) -> None:
+    invoke(config_file, "--output-dir", tmp_path / "out", "--max-steps", "1")
+    (tmp_path / "out").rename(tmp_path / "out.unfinished")
+    (tmp_path / "out.unfinished" / "identity.json").write_text("{}")
+    (tmp_path / "out.unfinished" / "last.safetensors").write_text("")
+    result = invoke(config_file, "--output-dir", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "go on with it with --resume, or discard it with --restart" in result.stderr
+    assert invoke(config_file, "--output-dir", tmp_path / "out", "--max-steps", "1", "--restart").exit_code == 0
+    again = invoke(config_file, "--output-dir", tmp_path / "out", "--max-steps", "1", "--resume")
+    assert again.exit_code == 0
+    assert "is complete: there is nothing to resume" in again.stderr

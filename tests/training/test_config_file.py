@@ -35,7 +35,7 @@ def test_file_becomes_a_config_that_knows_it(path: Path) -> None:
         ('name = "x"\n', "data", "is missing"),
         (MINIMAL + "[training]\nbatch_sise = 4\n", "training.batch_sise", "did you mean batch_size"),
         (MINIMAL + "[training]\nzzz = 4\n", "training.zzz", "the fields are seed, batch_size"),
-        (MINIMAL + "[training]\nbatch_size = 0\n", "training.batch_size", r"^0: .*greater than.*Texts in a step"),
+        (MINIMAL + "[training]\nbatch_size = 0\n", "training.batch_size", r"^0: .*greater than.*Texts in one pass"),
         (MINIMAL + '[[model.heads]]\nname = "a"\n', "model.heads.0.kind", "is missing: softmax .one label"),
         (MINIMAL + '[model]\npooling = "max"\n', "model.pooling", "'max': Input should be 'cls', 'mean'"),
         (WITH_STAGE + "epochs = 0\n", "training.stages.0.epochs", "Passes over the training rows"),
@@ -94,6 +94,7 @@ def test_override_without_a_place_is_refused(path: Path, override: str, message:
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_shipped_config_is_read(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYHEAD_DATA", "/data")
+    monkeypatch.setenv("POLYHEAD_SPLIT", "/data")
     config = read_config(shipped)
     for split in ("train", "validation", "test"):
         for text in getattr(config.data, split):

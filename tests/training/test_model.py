@@ -9,6 +9,7 @@ from polyhead_training.backbone import open_backbone
 from polyhead_training.model import PolyheadConfig, PolyheadModel, Pooling
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModel
 
 HEADS = [
     {"name": "topic", "kind": "softmax", "labels": ["a", "b", "c"], "hidden_size": None, "dropout": 0.1},
@@ -124,3 +125,31 @@ def test_checkpoint_that_lacks_weights_is_refused(checkpoints: dict[str, Path], 
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(OSError, match="lacks 1 of the backbone's weights"):
         PolyheadModel.from_backbone(tmp_path, heads=HEADS)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_auto_model_reads_back_what_save_pretrained_wrote(build: Build, family: str, tmp_path: Path) -> None:
+    model = build(family).eval()
+    model.save_pretrained(tmp_path / "first")
+    again = AutoModel.from_pretrained(tmp_path / "first").eval()
+    again.save_pretrained(tmp_path / "second")
+    assert type(again) is PolyheadModel
+    ids, mask = ragged(model, [5, 3], width=6)
+    first, second = model(ids, mask), again(ids, mask)
+    assert torch.equal(first.sentence_embedding, second.sentence_embedding)
+    assert all(torch.equal(first.logits[name], second.logits[name]) for name in first.logits)
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_trained_backbone_is_a_checkpoint_to_train_on(
+    build: Build, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """The way of a domain checkpoint: what was trained here, or elsewhere, is a backbone for the next model."""
+    build("bert").backbone.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((checkpoints["bert"] / "tokenizer.json").read_bytes())
+    found = open_backbone(str(tmp_path), None, tmp_path)
+    model = PolyheadModel.from_backbone(found.folder, heads=[])
+    theirs, ours = AutoModel.from_pretrained(tmp_path).state_dict(), model.backbone.state_dict()
+    assert ours.keys() <= theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())

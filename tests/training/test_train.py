@@ -9,15 +9,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from polyhead_training import loop
 from polyhead_training.backbone import find_backbone
 from polyhead_training.batching import encode_rows
-from polyhead_training.checkpoint import load_run
 from polyhead_training.config import Config
 from polyhead_training.data import read_data
 from polyhead_training.errors import BackboneError, ConfigError, DivergenceError, RunError
-from polyhead_training.evaluate import predict, score
-from polyhead_training.loss import total_loss
+from polyhead_training.evaluate import Evaluation
+from polyhead_training.loss import Losses, Objective
+from polyhead_training.model import PolyheadModel
+from polyhead_training.predict import embed, predict
+from polyhead_training.run_directory import load_run
+from polyhead_training.scores import HeadScore, score
 from polyhead_training.stages import units
 from polyhead_training.train import build_model, train
 
@@ -26,6 +28,11 @@ Configure = Callable[..., Config]
 
 def silent(line: str) -> None:
     pass
+
+
+def scores_of(evaluation: Evaluation | None, split: str) -> dict[str, HeadScore]:
+    assert evaluation is not None
+    return {name: found.score for name, found in evaluation.splits[split].items()}
 
 
 def weights(config: Config, folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], ...]:
@@ -40,13 +47,16 @@ def test_every_family_trains_and_comes_back(
     configure: Configure, checkpoints: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
     config = configure(f"model.backbone={checkpoints[family]}", "training.stages.0.train=['all']")
-    scores = train(config, tmp_path / "run", max_steps=2, say=silent)
+    evaluation = train(config, tmp_path / "run", max_steps=2, say=silent)
     run = load_run(tmp_path / "run")
     data, backbone = read_data(config), find_backbone(config)
     rows = encode_rows(data.test, data.heads, backbone.tokenizer, 32, backbone.pad_token_id)
-    logits = predict(run.model, rows, 4)
-    for column, head in enumerate(data.heads):
-        assert score(head.kind, logits[head.name], rows.labels[:, column]) == scores["test"][head.name]
+    logits = predict(run.model, rows, 4, Accelerator(cpu=True))
+    for column, (head, written) in enumerate(zip(data.heads, run.heads, strict=True)):
+        found = scores_of(evaluation, "test")[head.name]
+        assert written["temperature"] == found.temperature
+        again = score(head.kind, head.labels or (), logits[head.name], rows.labels[:, column].numpy())
+        assert (again.accuracy, again.confusion) == (found.accuracy, found.confusion)
     before, after = weights(config, tmp_path / "run")
     for name, unit in before.items():
         changed = [key for key, value in unit.items() if not torch.equal(value, after[name][key])]
@@ -56,7 +66,11 @@ def test_every_family_trains_and_comes_back(
 def test_frozen_tensors_are_bit_equal_after_a_run_and_unfrozen_ones_are_not(
     configure: Configure, tmp_path: Path
 ) -> None:
-    config = configure("training.stages.1.train=['layers:1', 'head:topic']", "training.stages.0.train=['head:topic']")
+    config = configure(
+        "training.stages.1.train=['layers:1', 'head:topic']",
+        "training.stages.0.train=['head:topic']",
+        "training.select=last",
+    )
     train(config, tmp_path / "run", say=silent)
     before, after = weights(config, tmp_path / "run")
     for name in ("embeddings", "layer:1", "pooling", "head:sentiment"):
@@ -72,7 +86,7 @@ def test_training_learns_its_rows(configure: Configure, tmp_path: Path) -> None:
         "data={train='train.jsonl', validation='train.jsonl'}",
         "training.stages=[{name='all', train=['all'], epochs=30, learning_rate=0.003}]",
     )
-    scores = train(config, tmp_path / "run", say=silent)["validation"]
+    scores = scores_of(train(config, tmp_path / "run", say=silent), "validation")
     assert scores["topic"].accuracy == 1.0
     assert scores["sentiment"].accuracy == 1.0
     assert scores["topic"].majority_baseline == pytest.approx(1 / 6)
@@ -97,7 +111,7 @@ def test_rows_with_one_label_each_train_both_heads(
 ) -> None:
     write_jsonl("train.jsonl", [row | {missing: None} for row in rows for missing in ("label", "sentiment")])
     config = configure()
-    scores = train(config, tmp_path / "run", say=silent)["validation"]
+    scores = scores_of(train(config, tmp_path / "run", say=silent), "validation")
     assert scores["topic"].rows > 0
     assert scores["sentiment"].rows > 0
     assert scores["topic"].rows + scores["sentiment"].rows == len(read_data(config).validation) == 12
@@ -113,15 +127,29 @@ def test_metrics_have_a_line_for_logged_steps_and_epochs(configure: Configure, t
     assert [(line["step"], line["epoch"]) for line in lines if "epoch" in line] == [(5, 1), (10, 2), (15, 3), (20, 1)]
     # The last step's own rate, not the 0 that comes after it; 2 of the first stage's 15 steps are its warmup.
     assert [line["learning_rate"] for line in lines if "loss" in line] == pytest.approx([0.01 * 6 / 13, 0.001 / 5])
-    assert set(lines[-1]["validation_accuracy"]) == {"topic", "sentiment"}
+    assert set(lines[-1]["validation"]) == {"topic", "sentiment"}
+    assert set(lines[-1]["validation"]["topic"]) == {"accuracy", "macro_f1", "nll"}
+    # The embedding is only held to what it was where it may move.
+    assert ["distillation" in line for line in lines if "loss" in line] == [False, True]
 
 
-def test_evaluation_file_says_what_training_returned(configure: Configure, tmp_path: Path) -> None:
-    scores = train(configure(), tmp_path / "run", max_steps=1, say=silent)
+def test_run_holds_everything_that_was_found_out(
+    configure: Configure, write_jsonl: Callable[[str, Sequence[object]], Path], tmp_path: Path
+) -> None:
+    texts = ["The parcel is late.", "The parcel is very late.", "Lovely soup!", "I cannot log in."]
+    pairs = [{"a": texts[0], "b": text, "score": 5 - place} for place, text in enumerate(texts)]
+    write_jsonl("pairs.jsonl", pairs)
+    evaluation = train(configure("data.similarity=pairs.jsonl"), tmp_path / "run", max_steps=7, say=silent)
+    assert evaluation is not None
     written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert written == {split: {name: vars(score) for name, score in heads.items()} for split, heads in scores.items()}
-    assert list(written) == ["validation", "test"]
+    assert written == json.loads(json.dumps(evaluation.to_json()))
+    assert list(written) == ["validation", "test", "similarity"]
     assert written["test"]["topic"]["rows"] == 6
+    assert written["similarity"]["pairs"] == 4
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["splits"]["test"]["rows"] == 6
+    assert "<html" in (tmp_path / "run" / "report.html").read_text()
+    assert (tmp_path / "run" / "README.md").read_text().startswith("---")
+    assert not (tmp_path / "run.unfinished").exists()
 
 
 def test_max_steps_ends_the_run_early(configure: Configure, tmp_path: Path) -> None:
@@ -133,22 +161,90 @@ def test_max_steps_ends_the_run_early(configure: Configure, tmp_path: Path) -> N
     ]
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_leaves_nothing(configure: Configure, tmp_path: Path) -> None:
+def test_max_steps_may_end_before_the_last_stage(configure: Configure, tmp_path: Path) -> None:
+    said: list[str] = []
+    train(configure(), tmp_path / "run", max_steps=2, say=said.append)
+    assert [line for line in said if line.startswith("stage")] == ["stage first: 2 steps, learning rate up to 0.01"]
+
+
+def test_run_without_stages_is_the_backbone_as_it_was(configure: Configure, tmp_path: Path) -> None:
+    assert train(configure("training.stages=[]"), tmp_path / "run", say=silent)
+    before, after = weights(configure(), tmp_path / "run")
+    assert all(torch.equal(value, after[name][key]) for name, unit in before.items() for key, value in unit.items())
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_distillation_keeps_the_embedding_near(configure: Configure, tmp_path: Path) -> None:
+    stage = "training.stages=[{name='all', train=['all'], epochs=10, learning_rate=0.01}]"
+    moved = {}
+    for weight in (0.0, 10.0):
+        config = configure(stage, f"training.distillation={weight}", "training.select=last")
+        train(config, tmp_path / str(weight), say=silent)
+        data, backbone = read_data(config), find_backbone(config)
+        rows = encode_rows(data.test, data.heads, backbone.tokenizer, 32, backbone.pad_token_id)
+        fresh, trained = build_model(config, backbone, data.heads), load_run(tmp_path / str(weight)).model
+        before, after = (embed(model, rows, 4, Accelerator(cpu=True)) for model in (fresh, trained))
+        moved[weight] = float((1 - (before * after).sum(axis=1)).mean())
+    assert moved[10.0] < 0.2 * moved[0.0]
+
+
+def test_configured_trackers_get_the_metrics(configure: Configure, tmp_path: Path) -> None:
+    train(configure("training.trackers=['tensorboard']"), tmp_path / "run", say=silent)
+    assert list((tmp_path / "run" / "trackers").rglob("events.out.tfevents.*"))
+    # It is a run's own: it can be replaced.
+    train(configure(), tmp_path / "run", max_steps=1, say=silent)
+    assert not (tmp_path / "run" / "trackers").exists()
+
+
+def test_tracker_that_is_not_there_is_refused(configure: Configure, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.trackers: 'tensorbord' is no tracker that is installed"):
+        train(configure("training.trackers=['tensorbord']"), tmp_path / "run", say=silent)
+
+
+def test_class_weight_of_a_label_that_is_not_there_is_refused(configure: Configure, tmp_path: Path) -> None:
+    head = "{name='topic', kind='softmax', field='label', class_weights={delivry=2.0}}"
+    with pytest.raises(ConfigError, match=r"model\.heads\.0\.class_weights: 'delivry' is the label of no training row"):
+        train(configure(f"model.heads=[{head}]"), tmp_path / "run", say=silent)
+
+
+def test_loss_that_is_not_finite_stops_the_run(configure: Configure, tmp_path: Path) -> None:
     overrides = ["training.stages.0.learning_rate=1e30", "training.stages.0.train=['all']", "training.warmup=0"]
     with pytest.raises(DivergenceError, match=r"stage 'first', step [23]: .*lower the stage's learning_rate"):
         train(configure(*overrides), tmp_path / "runs" / "run", say=silent)
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert not (tmp_path / "runs" / "run").exists()
+
+
+def test_rows_that_have_no_finite_loss_are_named(
+    configure: Configure, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(model: PolyheadModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        outputs = whole(model, input_ids, attention_mask)
+        for row in range(len(input_ids)):
+            if input_ids[row].tolist()[: len(poison)] == poison:
+                outputs.logits["topic"].data[row] = float("nan")
+        return outputs
+
+    config = configure()
+    poison = find_backbone(config).tokenizer.encode(str(rows[1]["text"])).ids[:6]
+    whole = PolyheadModel.forward
+    monkeypatch.setattr(PolyheadModel, "forward", poisoned)
+    with pytest.raises(DivergenceError, match="not finite") as caught:
+        train(config, tmp_path / "run", say=silent)
+    assert len(caught.value.rows) == 1
+    assert "train.jsonl:" in caught.value.rows[0]
+    assert "Lovely soup" in caught.value.rows[0]
 
 
 def test_gradient_that_is_not_finite_stops_the_run(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def steep(*arguments: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def steep(*arguments: Any) -> Losses:
         """The same finite loss, with a gradient that is not a number."""
-        loss, losses = total_loss(*arguments)
-        return loss + (loss * 0).sqrt(), losses
+        found: Losses = whole(*arguments)
+        return found._replace(total=found.total + (found.total * 0).sqrt())
 
-    monkeypatch.setattr(loop, "total_loss", steep)
+    whole = Objective.forward
+    monkeypatch.setattr(Objective, "forward", steep)
     with pytest.raises(DivergenceError, match="stage 'first', step 1: the loss or its gradient is not finite"):
         train(configure(), tmp_path / "run", say=silent)
     assert not (tmp_path / "run").exists()

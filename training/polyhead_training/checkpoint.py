@@ -1,225 +1,145 @@
-"""Run directories: written whole or not at all, and read back.
+"""Checkpoints of a run that is under way: one file each, replaced in one go, so that a crash leaves the one before.
 
 ::
 
-    run.json         name, heads with their ordered labels, the resolved configuration, versions
-    model/           config.json and model.safetensors
-    tokenizer.json   padding and truncation off
-    metrics.jsonl    one JSON object a line for each logged step and each epoch
-    evaluation.json  scores by split and head
+    RUN_DIR.unfinished/last.safetensors   weights, optimizer, random states, progress: what a resumed run goes on from
+    RUN_DIR.unfinished/best.safetensors   the weights of the best epoch so far
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from .config import Config, HeadConfig
-from .errors import RunError
-from .model import PolyheadModel, load_model
+from .errors import ResumeError
 
-FORMAT_VERSION = 1
-METRICS_NAME = "metrics.jsonl"
-EVALUATION_NAME = "evaluation.json"
-_RUN_NAME = "run.json"
-_MODEL_NAME = "model"
-_TOKENIZER_NAME = "tokenizer.json"
-_OWN_NAMES = frozenset(
-    {
-        _RUN_NAME,
-        _TOKENIZER_NAME,
-        METRICS_NAME,
-        EVALUATION_NAME,
-        _MODEL_NAME,
-        f"{_MODEL_NAME}/config.json",
-        f"{_MODEL_NAME}/model.safetensors",
-    }
-)
-_PACKAGES = ("accelerate", "polyhead", "safetensors", "tokenizers", "torch", "transformers")
+LAST_NAME = "last.safetensors"
+BEST_NAME = "best.safetensors"
+_MODULE = "module."
+_OPTIMIZER = "optimizer."
+_RANDOM = "random."
+_PROGRESS = "progress"
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run directory that was read back.
+@dataclass
+class Progress:
+    """How far a run has come.
 
     Attributes:
-        path: The directory.
-        content: What ``run.json`` says.
-        model: The model, in evaluation mode, on the CPU.
+        stage: Stages that are over.
+        stage_step: Steps of the stage that is under way.
+        steps: Steps of the run.
+        best: Best mean of the heads' macro-F1 on validation after an epoch; None before the first.
+        seconds: Time spent training, in seconds.
+        metrics_bytes: Size of the metrics file.
+        scaler: State of the gradient scaler, for fp16.
     """
 
-    path: Path
-    content: dict[str, Any]
-    model: PolyheadModel
-
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        return str(self.content["name"])
-
-    @property
-    def heads(self) -> list[dict[str, Any]]:
-        """The heads, in order: ``name``, ``kind``, ``labels``, ``temperature``, ``threshold``."""
-        return list(self.content["heads"])
-
-    @property
-    def tokenizer_path(self) -> Path:
-        """The tokenizer's file."""
-        return self.path / _TOKENIZER_NAME
+    stage: int = 0
+    stage_step: int = 0
+    steps: int = 0
+    best: float | None = None
+    seconds: float = 0.0
+    metrics_bytes: int = 0
+    scaler: dict[str, float] | None = None
 
 
-@contextmanager
-def staged_run(destination: Path) -> Iterator[Path]:
-    """A folder to write a run into, which becomes ``destination`` when the block ends well and vanishes when not.
-
-    Args:
-        destination: The run directory. A run that stands there already is replaced, as long as nothing but a run's
-            own files is with it; anything else is not.
-
-    Yields:
-        An empty folder beside ``destination``.
-
-    Raises:
-        RunError: ``destination`` exists and is not a run, or its parent cannot be written to.
-    """
-    # A link's target is what gets replaced, and "." has no name to put a temporary one beside.
-    target = destination.resolve()
-    _require_replaceable(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
-    except OSError as error:
-        raise RunError(target, f"cannot be written: {error.strerror}. Choose another --output-dir") from None
-    try:
-        yield staging
-        staging.chmod(0o755)
-        _sync_tree(staging)
-        # Training takes hours, in which somebody may have put something there.
-        _require_replaceable(target)
-        _replace_directory(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def write_run(
-    folder: Path, config: Config, heads: Sequence[HeadConfig], model: PolyheadModel, tokenizer: Tokenizer
+def save_last(
+    folder: Path,
+    progress: Progress,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    accelerator: Accelerator,
 ) -> None:
-    """Writes what the export needs: ``run.json``, the model, the tokenizer.
+    """Writes everything that a resumed run needs; every process takes part, the main one writes.
 
     Args:
-        folder: A folder from ``staged_run``.
-        config: The configuration.
-        heads: The heads with their labels.
-        model: The model.
-        tokenizer: Its tokenizer, with padding and truncation off.
+        folder: The run's folder.
+        progress: How far the run has come.
+        module: Everything with weights that train.
+        optimizer: That of the stage under way; None between stages.
+        accelerator: The processes, whose random states go along.
     """
-    model.save_pretrained(folder / _MODEL_NAME)
-    tokenizer.save(str(folder / _TOKENIZER_NAME))
-    write_json(
-        folder / _RUN_NAME,
-        {
-            "format_version": FORMAT_VERSION,
-            "name": config.name,
-            "heads": [_describe(head) for head in heads],
-            "config": config.model_dump(mode="json"),
-            "built_with": {"python": platform.python_version(), **_versions()},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
-    )
+    tensors = {_MODULE + name: tensor for name, tensor in module.state_dict().items()}
+    tensors |= _optimizer_tensors(optimizer) if optimizer else {}
+    for name, state in _random_states(accelerator).items():
+        tensors[_RANDOM + name] = accelerator.gather(state[None].to(accelerator.device))  # (processes, bytes)
+    if accelerator.is_main_process:
+        save_tensors(folder / LAST_NAME, tensors, {_PROGRESS: json.dumps(asdict(progress))})
 
 
-def write_json(path: Path, content: object) -> None:
-    """Writes JSON for people and programs: indented, in UTF-8."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def load_run(path: Path) -> Run:
-    """Reads a run directory.
+def load_last(folder: Path, module: nn.Module) -> Progress | None:
+    """Reads the progress and the weights of the last checkpoint.
 
     Args:
-        path: What ``polyhead-train`` wrote.
+        folder: The run's folder.
+        module: What ``save_last`` was given; it takes the weights.
+
+    Returns:
+        The progress; None where no checkpoint was written yet.
 
     Raises:
-        RunError: It is not a run directory, of an unknown format version, or one of its files is missing or damaged.
+        ResumeError: The checkpoint is damaged, or of another model.
     """
-    content = _read_content(path)
-    if not (path / _TOKENIZER_NAME).is_file():
-        raise RunError(path / _TOKENIZER_NAME, "is missing; train again")
-    folder = path / _MODEL_NAME
+    path = folder / LAST_NAME
+    if not path.exists():
+        return None
     try:
-        model = load_model(folder)
-    # Damaged weights raise whatever the library at fault calls it.
-    except Exception as error:
-        raise RunError(folder, f"cannot be loaded ({error}); train again") from error
-    return Run(path=path, content=content, model=model)
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(_MODULE)]  # noqa: SIM118 - it is no dictionary
+            module.load_state_dict({name.removeprefix(_MODULE): file.get_tensor(name) for name in names})
+            return Progress(**json.loads((file.metadata() or {})[_PROGRESS]))
+    except (SafetensorError, RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ResumeError(path, f"cannot be read ({error}); start again with --restart") from error
 
 
-def _require_replaceable(destination: Path) -> None:
-    """Refuses to write over anything but a run. Replacing deletes: so everything there must be a run's own."""
-    if not destination.exists():
-        return
-    mend = "it was left untouched. Choose another --output-dir"
-    if not (destination / _RUN_NAME).is_file():
-        raise RunError(destination, f"exists and is not a run; {mend}")
-    names = {path.relative_to(destination).as_posix() for path in destination.rglob("*")}
-    if strangers := sorted(names - _OWN_NAMES):
-        raise RunError(destination, f"holds {strangers[0]!r}, which is no part of a run; {mend}")
+def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Gives an optimizer the state that the last checkpoint has of it."""
+    with safe_open(folder / LAST_NAME, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no dictionary
+            if name.startswith(_OPTIMIZER):
+                number, key = name.removeprefix(_OPTIMIZER).split(".")
+                parameter = _parameters(optimizer)[int(number)]
+                optimizer.state[parameter][key] = file.get_tensor(name).to(parameter.device)
 
 
-def _read_content(path: Path) -> dict[str, Any]:
-    file = path / _RUN_NAME
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError:
-        raise RunError(path, f"is not a run directory: it has no {_RUN_NAME}; polyhead-train writes one") from None
-    except ValueError as error:
-        raise RunError(file, f"is not JSON: {error}") from None
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise RunError(
-            file, f"has format_version {version!r}; this release reads {FORMAT_VERSION}: train again with it"
-        )
-    missing = [key for key in ("name", "heads", "config") if key not in content]
-    if missing:
-        raise RunError(file, f"has no field {missing[0]!r}; train again")
-    return dict(content)
+def restore_random_states(folder: Path, accelerator: Accelerator) -> None:
+    """Sets this process's random generators as they were at the last checkpoint."""
+    with safe_open(folder / LAST_NAME, framework="pt") as file:
+        for name in _random_states(accelerator):
+            state = file.get_tensor(_RANDOM + name)[accelerator.process_index]
+            if name == "cpu":
+                torch.set_rng_state(state)
+            else:
+                torch.cuda.set_rng_state(state, accelerator.device)
 
 
-def _describe(head: HeadConfig) -> dict[str, Any]:
-    threshold = 0.5 if head.kind == "sigmoid" else None
-    labels = list(head.labels or ())
-    return {"name": head.name, "kind": head.kind, "labels": labels, "temperature": 1.0, "threshold": threshold}
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file in the place of the one that may be there, in one go and to the disk."""
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial, metadata)
+    replace_file(partial, path)
 
 
-def _versions() -> dict[str, str]:
-    installed = {}
-    for package in _PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return installed
+def replace_file(partial: Path, path: Path) -> None:
+    """Gives a file that was written under another name its own, once it is on the disk."""
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)
 
 
-def _sync_tree(root: Path) -> None:
-    for directory, _, files in os.walk(root, topdown=False):
-        for path in [*(Path(directory) / file for file in files), Path(directory)]:
-            _sync(path)
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Has the disk hold what was written to a file, or the names in a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -227,16 +147,22 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _replace_directory(staging: Path, destination: Path) -> None:
-    """Puts ``staging`` in the place of ``destination``; the old run is moved aside first and deleted last."""
-    retired = staging.with_name(staging.name + ".old")
-    try:
-        if destination.exists():
-            destination.rename(retired)
-        staging.rename(destination)
-    except BaseException:
-        if retired.exists() and not destination.exists():
-            retired.rename(destination)
-        raise
-    _sync(destination.parent)
-    shutil.rmtree(retired, ignore_errors=True)
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state: dict[Any, dict[str, Tensor]] = optimizer.state
+    return {
+        f"{_OPTIMIZER}{number}.{key}": value
+        for number, parameter in enumerate(_parameters(optimizer))
+        # A parameter that did not train yet has none.
+        for key, value in state.get(parameter, {}).items()
+    }
+
+
+def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return states

@@ -43,6 +43,14 @@ class HeadConfig(_Section):
     """Width of the head's hidden layer, in units; the backbone's hidden size when absent."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of the units that dropout zeroes while the head trains, 0 to 1."""
+    class_weights: Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0)]] = "none"
+    """Factor of a row's loss by its label: none (1 for all), balanced (inversely as often as the label occurs in the
+    training rows), or a table of labels and factors, 1 for those that it does not name."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread over all labels, 0 to 1."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["best"] = 0.5
+    """Probability from which on a sigmoid head answers its second label; best is the one that gives the highest
+    macro-F1 on validation."""
 
     @model_validator(mode="before")
     @classmethod
@@ -56,6 +64,12 @@ class HeadConfig(_Section):
             raise ValueError(f"kind 'sigmoid' and labels {labels}: name two labels, the one of 0 and the one of 1")
         if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels) or "" in labels):
             raise ValueError(f"labels {labels}: name at least two, all different, none of them empty")
+        if self.kind == "softmax" and self.threshold != 0.5:
+            raise ValueError(f"threshold {self.threshold}: a softmax head answers its likeliest label: remove it")
+        if isinstance(self.class_weights, dict) and labels is not None:
+            for label in self.class_weights:
+                if label not in labels:
+                    raise ValueError(f"class_weights names the label {label!r}, labels has only {', '.join(labels)}")
         return self
 
 
@@ -99,9 +113,10 @@ class ModelConfig(_Section):
 
 
 class DataConfig(_Section):
-    """The labelled files: .jsonl, .csv (either also .gz) or .parquet.
+    """The labelled files: .jsonl, .csv (either also .gz) or .parquet; or hub datasets.
 
-    Paths are relative to the configuration file; ``${VARIABLE}`` in one is expanded from the environment.
+    Paths are relative to the configuration file; ``${VARIABLE}`` in one is expanded from the environment. A hub
+    dataset is written ``hub:OWNER/NAME[@REVISION][:CONFIGURATION]#SPLIT``.
     """
 
     train: tuple[str, ...] = Field(min_length=1)
@@ -114,8 +129,19 @@ class DataConfig(_Section):
     """Field that holds the text."""
     validation_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Share of train that becomes validation when there is no validation file, 0 to 1; 0.1 when absent."""
+    similarity: tuple[str, ...] = ()
+    """Path, or list of paths, of pairs of texts with a score of how alike they are, as in STS-B: what the sentence
+    embedding is worth is measured on them, before and after training."""
+    similarity_fields: tuple[str, str, str] = ("a", "b", "score")
+    """Fields of similarity that hold the first text, the second text and the score."""
+    sampling: Literal["proportional", "temperature", "round_robin"] = "proportional"
+    """How often rows of each entry of train come: proportional (every row once an epoch), temperature (an entry of n
+    rows in proportion to n ** (1 / sampling_temperature)), round_robin (all entries equally often). An epoch has as
+    many rows as train; rows of an entry repeat only after all of its rows came."""
+    sampling_temperature: float = Field(default=2.0, ge=1)
+    """Temperature of sampling: 1 is proportional, more raises small entries."""
 
-    @field_validator("train", "validation", "test", mode="before")
+    @field_validator("train", "validation", "test", "similarity", mode="before")
     @classmethod
     def _one_path_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
@@ -139,6 +165,14 @@ class StageConfig(_Section):
     """Passes over the training rows."""
     learning_rate: float = Field(gt=0)
     """Highest learning rate of the stage, reached after the warmup."""
+    learning_rates: dict[PartName, Annotated[float, Field(gt=0)]] = {}
+    """Highest learning rate of single parts of the stage, by part; learning_rate for the others."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the learning rate from one layer of the backbone to the one below it; the embeddings are below the
+    first layer. 1 for the same everywhere, about 0.9 for 6 layers, 0.95 for 12."""
+    unfreeze_over: float = Field(default=0.0, ge=0, le=1)
+    """Share of the stage's steps over which its layers join one after the other, from the top, the embeddings last;
+    0 lets all of them train from the first step."""
 
 
 _DEFAULT_STAGES = (
@@ -153,7 +187,9 @@ class TrainingConfig(_Section):
     seed: int = Field(default=0, ge=0)
     """Seed of the heads' first weights, of dropout, of the order of rows and of the validation split."""
     batch_size: int = Field(default=32, ge=1)
-    """Texts in a step."""
+    """Texts in one pass of one process."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Passes of each process in a step."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's weight decay; biases and LayerNorm have none."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -164,8 +200,20 @@ class TrainingConfig(_Section):
     """Number format of the matrix products while training; fp16 needs a GPU."""
     loss_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Factor of a head's loss by the head's name; 1 when absent."""
-    stages: tuple[StageConfig, ...] = Field(default=_DEFAULT_STAGES, min_length=1)
-    """The stages, in order."""
+    loss_weighting: Literal["fixed", "uncertainty"] = "fixed"
+    """fixed (loss_weights alone), or uncertainty (a learned factor for each head, Kendall et al., arXiv 1705.07115)."""
+    distillation: float = Field(default=0.2, ge=0)
+    """Weight of the loss that keeps the sentence embedding where the backbone had it before training, 1 - cosine; it
+    counts in stages that train something the embedding is made of. 0 for none."""
+    select: Literal["best", "last"] = "best"
+    """Which weights the run keeps: those of the epoch with the best mean of the heads' macro-F1 on validation, or the
+    last ones."""
+    checkpoint_steps: int = Field(default=500, ge=1)
+    """Steps between two checkpoints; the end of an epoch and a signal write one as well."""
+    trackers: tuple[str, ...] = ()
+    """Trackers that the metrics go to besides metrics.jsonl, by accelerate's names: tensorboard, wandb, mlflow, ..."""
+    stages: tuple[StageConfig, ...] = _DEFAULT_STAGES
+    """The stages, in order; none leaves the whole model as it is, a feature extractor."""
 
     @field_validator("stages")
     @classmethod
@@ -217,7 +265,7 @@ class Config(_Section):
         names = {head.name for head in self.model.heads}
         asked = {f"training.loss_weights.{name}": name for name in self.training.loss_weights}
         for index, stage in enumerate(self.training.stages):
-            parts = [part for part in stage.train if part.startswith("head:")]
+            parts = [part for part in (*stage.train, *stage.learning_rates) if part.startswith("head:")]
             asked |= {f"training.stages.{index}.train": part.removeprefix("head:") for part in parts}
         for field, name in asked.items():
             if name not in names:

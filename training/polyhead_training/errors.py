@@ -6,9 +6,11 @@ Errors::
     +-- ConfigError       the configuration does not fit itself, the data or the backbone; mend the file
     +-- DataError         labelled files have rows that cannot be read; mend the rows
     +-- BackboneError     the checkpoint cannot be used as a backbone; choose another
-    |   +-- HubError      the hub did not hand it over; try again, or use a folder
+    |   +-- HubError      the hub did not hand a checkpoint or dataset over; try again, or use a folder
     +-- RunError          a directory is not a run, or must not be replaced by one
-    +-- DivergenceError   the loss or its gradient is no longer a number; lower a learning rate
+    |   +-- ResumeError   an unfinished run cannot be gone on with; start again, or train elsewhere
+    +-- DivergenceError   the loss or its gradient is no longer a number; mend the rows or lower a learning rate
+    +-- StoppedError      a signal asked for the end; resume
 """
 
 from __future__ import annotations
@@ -61,14 +63,14 @@ class DataError(TrainingError):
 
     Attributes:
         problems: The rows at fault, the first ones where there are many.
-        complete: Whether these are all of them.
+        found: Number of rows at fault.
     """
 
-    def __init__(self, problems: Sequence[Problem], complete: bool = True) -> None:
-        more = [] if complete else ["more rows are at fault; these are the first ones"]
-        super().__init__("\n".join([*map(str, problems), *more]))
+    def __init__(self, problems: Sequence[Problem], found: int | None = None) -> None:
         self.problems = tuple(problems)
-        self.complete = complete
+        self.found = len(problems) if found is None else found
+        more = [f"{self.found:,} rows are at fault; these are the first ones"] if self.found > len(problems) else []
+        super().__init__("\n".join([*map(str, problems), *more]))
 
 
 class BackboneError(TrainingError):
@@ -80,7 +82,10 @@ class BackboneError(TrainingError):
     """
 
     def __init__(self, reference: str, reason: str) -> None:
-        super().__init__(f"backbone {reference}: {reason}")
+        # A hub dataset says itself what it is.
+        super().__init__(
+            f"{reference}: {reason}" if reference.startswith("hub:") else f"backbone {reference}: {reason}"
+        )
         self.reference = reference
         self.reason = reason
 
@@ -103,16 +108,36 @@ class RunError(TrainingError):
         self.reason = reason
 
 
+class ResumeError(RunError):
+    """An unfinished run cannot be gone on with, or stands in the way of a new one."""
+
+
 class DivergenceError(TrainingError):
     """The loss or its gradient is no longer finite.
 
     Attributes:
         stage: Name of the stage.
-        step: Step of the run, counted from 1.
+        step: Step of the stage, counted from 1.
+        rows: Where the rows stand that have no finite loss or gradient on their own, each with its text.
     """
 
-    def __init__(self, stage: str, step: int) -> None:
+    def __init__(self, stage: str, step: int, rows: Sequence[str]) -> None:
         reason = "the loss or its gradient is not finite; lower the stage's learning_rate"
-        super().__init__(f"stage {stage!r}, step {step}: {reason}")
+        lines = [f"stage {stage!r}, step {step}: {reason}, and start again with --restart"]
+        lines += ["rows of the step that are at fault on their own:", *(f"  {row}" for row in rows)] if rows else []
+        super().__init__("\n".join(lines))
         self.stage = stage
+        self.step = step
+        self.rows = tuple(rows)
+
+
+class StoppedError(TrainingError):
+    """A signal asked for the end of training; everything up to it is in a checkpoint.
+
+    Attributes:
+        step: Steps that were taken.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step:,}; everything up to it is saved")
         self.step = step

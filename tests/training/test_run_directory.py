@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from polyhead_training.checkpoint import load_run, staged_run
 from polyhead_training.config import Config
 from polyhead_training.errors import RunError
+from polyhead_training.run_directory import load_run, staged_run
 from polyhead_training.train import train
 from safetensors.torch import load_file, save_file
 
@@ -151,17 +151,21 @@ def test_parent_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_run_directory_holds_what_the_export_reads(run_directory: Path, tmp_path: Path) -> None:
     names = sorted(path.relative_to(run_directory).as_posix() for path in run_directory.rglob("*") if path.is_file())
     assert names == [
+        "README.md",
+        "data.json",
         "evaluation.json",
         "metrics.jsonl",
         "model/config.json",
         "model/model.safetensors",
+        "report.html",
         "run.json",
         "tokenizer.json",
     ]
     run = load_run(run_directory)
     assert (run.name, run.content["format_version"]) == ("tiny", 1)
     assert run.heads[0]["labels"] == ["account", "app", "billing", "delivery", "product", "support"]
-    assert [(head["temperature"], head["threshold"]) for head in run.heads] == [(1.0, None), (1.0, 0.5)]
+    assert [head["threshold"] for head in run.heads] == [None, 0.5]
+    assert all(0.05 <= head["temperature"] <= 20 for head in run.heads)
     assert {"python", "torch", "transformers"} <= set(run.content["built_with"])
     assert Config.model_validate(run.content["config"]).training.batch_size == 4
     assert not run.model.training
