@@ -1,0 +1,121 @@
+"""Kills training with SIGKILL at random moments, resumes it, and compares the weights with those of a run left alone.
+
+    python bench/resume.py training/demo/config.toml --tiny [--kills 30] [--output FILE]
+
+With ``--tiny`` the backbone is a small random BERT, so that a run takes seconds; everything else is the same. Each run
+is killed once, at a moment drawn evenly from the time that the whole run took, and resumed until it is done. Control:
+the same run with another seed has other weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from servers import BIN
+from tqdm import tqdm
+
+
+def main() -> None:
+    """Kills, resumes, compares, prints and writes the figures; ends with 1 where weights differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="configuration of a short run")
+    parser.add_argument("--tiny", action="store_true", help="train on a small random backbone")
+    parser.add_argument("--kills", type=int, default=30, help="runs that are killed (default: 30)")
+    parser.add_argument("--max-steps", type=int, default=12, help="steps of a run (default: 12)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: 0)")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="override a field, key=value")
+    parser.add_argument("--output", type=Path, default=Path("bench/results/resume.json"), help="JSON to write")
+    arguments = parser.parse_args()
+    flags = ["--max-steps", str(arguments.max_steps)]
+    with TemporaryDirectory() as folder:
+        tiny = [f"model.backbone={_tiny_backbone(Path(folder) / 'backbone')}"] if arguments.tiny else []
+        # The last stage trains layers that a small backbone does not have.
+        tiny += ["training.stages.1.train=['all']", "training.stages.1.unfreeze_over=0.5"] if arguments.tiny else []
+        for override in [*tiny, *arguments.overrides, "training.checkpoint_steps=2"]:
+            flags += ["--set", override]
+        figures = measure([str(arguments.config), *flags], arguments.kills, random.Random(arguments.seed), Path(folder))
+    figures["command"] = " ".join(["python", *sys.argv])
+    arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=2))
+    sys.exit(figures["bit_equal"] < arguments.kills or not figures["control_differs"])
+
+
+def measure(command: Sequence[str], kills: int, chooser: random.Random, folder: Path) -> dict[str, Any]:
+    """Runs once undisturbed, once as the control, and once a kill."""
+    began = time.monotonic()
+    _train(command, folder / "whole")
+    seconds = time.monotonic() - began
+    expected = _digest(folder / "whole")
+    _train([*command, "--set", "training.seed=12345"], folder / "other")
+    found: list[tuple[str, bool]] = []
+    with tqdm(total=kills, unit="kill") as bar:
+        while len(found) < kills:
+            destination = folder / "killed"
+            began = time.monotonic()
+            state = _killed(command, destination, chooser.uniform(0, seconds))
+            if destination.exists():
+                # It was over before the moment came: that is no kill, and runs take less time than was thought.
+                seconds = min(seconds, time.monotonic() - began)
+            else:
+                _train([*command, "--resume"], destination)
+                found.append((state, _digest(destination) == expected))
+                bar.update()
+            shutil.rmtree(destination)
+    return {
+        "kills": kills,
+        "seconds_of_a_run": round(seconds, 1),
+        "killed": dict(Counter(state for state, _ in found)),
+        "bit_equal": sum(equal for _, equal in found),
+        "control_differs": _digest(folder / "other") != expected,
+    }
+
+
+def _tiny_backbone(folder: Path) -> Path:
+    """A random BERT of two small layers, with the tokenizer of the default backbone."""
+    from polyhead_training.backbone import open_backbone
+    from transformers import BertConfig, BertModel
+
+    known = open_backbone("sentence-transformers/all-MiniLM-L6-v2", None, Path())
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=known.tokenizer.get_vocab_size(), **sizes)).save_pretrained(folder)
+    known.tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def _killed(command: Sequence[str], destination: Path, after_s: float) -> str:
+    """Kills a run; says how far it had come."""
+    arguments = [str(BIN / "polyhead-train"), *command, "--output-dir", str(destination)]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(timeout=after_s)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    unfinished = destination.with_name(destination.name + ".unfinished")
+    return "after a checkpoint" if (unfinished / "last.safetensors").exists() else "before a checkpoint"
+
+
+def _train(command: Sequence[str], destination: Path) -> None:
+    arguments = [str(BIN / "polyhead-train"), *command, "--output-dir", str(destination)]
+    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _digest(run: Path) -> str:
+    return hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    main()
