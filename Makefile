@@ -27,7 +27,7 @@ help:  ## print this help
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH_VERSION)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,training,export,client,demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,training,export,hub,tensorboard,client,demo,dev]'
 	touch $@
 
 setup: $(VENV)/.installed  ## make .venv and install everything, exactly as locked
@@ -37,7 +37,7 @@ proto: setup  ## generate the committed stubs from proto/polyhead/v1
 
 # A run is trained again only when its configuration or data changed; `make train` always trains.
 $(RUN)/run.json: $(CONFIG) $(wildcard $(dir $(CONFIG))*.jsonl) | setup
-	$(BIN)/polyhead-train $(CONFIG) --output-dir $(RUN)
+	$(BIN)/polyhead-train $(CONFIG) --output-dir $(RUN) --resume
 
 $(BUNDLE)/bundle.json: $(RUN)/run.json | setup
 	$(BIN)/polyhead-export $(RUN) $(BUNDLE)
