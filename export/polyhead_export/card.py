@@ -30,7 +30,7 @@ def render_card(run: Run, manifest: Manifest) -> str:
     Raises:
         RunError: ``evaluation.json`` is not what ``polyhead-train`` writes.
     """
-    sections = [_introduction(manifest), _heads(manifest.heads), _evaluation(run), _gate(manifest), _usage()]
+    sections = [_introduction(manifest), _heads(manifest.heads), _evaluation(run), _gate(manifest), _usage(manifest)]
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 
@@ -73,20 +73,23 @@ def _gate(manifest: Manifest) -> list[str]:
     lines = [
         "## Gate",
         "",
-        "The graph against the trained model, on golden texts and on ragged random batches. A value above its limit",
-        "would have stopped the export.",
+        "Each graph against the trained model, on golden texts, ragged random batches and held-out labelled rows where",
+        "they were given. A variant with a value above its limit would not be here.",
     ]
     for name, variant in manifest.variants.items():
         rows = [[f"`{check.name}`", f"{check.value:.2g}", f"{check.limit:.2g}"] for check in variant.gate]
-        lines += ["", f"Variant `{name}` (`{variant.file}`):", "", *table(["check", "value", "limit"], rows)]
+        company = "" if variant.batch_invariant else "; an answer depends on the other texts of its batch"
+        lines += ["", f"Variant `{name}` (`{variant.file}`{company}):", ""]
+        lines += table(["check", "value", "limit"], rows)
     return lines
 
 
-def _usage() -> list[str]:
+def _usage(manifest: Manifest) -> list[str]:
     return [
         "## Files",
         "",
         *(f"- `{name}`: {content}" for name, content in _FILES.items()),
+        *(f"- `{variant.file}`: the same, {name}" for name, variant in manifest.variants.items() if name != "fp32"),
         "",
         "A bundle is closed: a changed, missing or added file is refused. Copy the directory as a whole.",
         "",

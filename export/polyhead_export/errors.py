@@ -4,11 +4,16 @@ Errors::
 
     ExportError
     +-- GraphError            the model does not become an ONNX graph that may leave this machine
+    |   +-- FusionError       a part of the graph that was expected to become one operator did not
+    +-- SettingsError         the export's configuration or what it names cannot be used; mend the file
     +-- ContentError          a bundle is whole, but what is in its files is not what its manifest says
     +-- GateError             a graph does not answer as the trained model does; nothing was written
         +-- NamesError        its inputs or outputs have other names
         +-- DimsError         its inputs or outputs have other dimensions or types
         +-- ValuesError       its answers differ from the trained model's
+        +-- LabelsError       it gives other labels
+        +-- AccuracyError     it is right less often on the labelled rows
+        +-- CalibrationError  its probabilities mean something else than the trained model's
         +-- InvarianceError   its answer to a text depends on the padding or on the other texts of the batch
 """
 
@@ -26,6 +31,24 @@ class ExportError(Exception):
 
 class GraphError(ExportError):
     """The model does not become an ONNX graph that may leave this machine."""
+
+
+class FusionError(GraphError):
+    """A part of the graph that was expected to become one operator did not."""
+
+
+class SettingsError(ExportError):
+    """The export's configuration cannot be used.
+
+    Attributes:
+        path: The configuration file, or the file that an option names.
+        reason: What is wrong with it, and the mend.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
 
 
 class ContentError(ExportError):
@@ -67,6 +90,18 @@ class DimsError(GateError):
 
 class ValuesError(GateError):
     """The graph's answers differ from the trained model's."""
+
+
+class LabelsError(GateError):
+    """The graph gives texts other labels than the model."""
+
+
+class AccuracyError(GateError):
+    """The graph is right less often on the labelled rows than the model."""
+
+
+class CalibrationError(GateError):
+    """The graph's probabilities mean something else than the model's."""
 
 
 class InvarianceError(GateError):

@@ -2,9 +2,10 @@
 
 ::
 
-    RUN_DIR --load_run--> model --export_graph--> model.onnx --gate--> checks --+
-                          model --golden texts--> answers ---------------------+--> Manifest --write--> OUTPUT_DIR
-                          weights, tokenizer, heads --> fingerprints ----------+
+    RUN_DIR --load_run--> model --export_graph--> model.onnx --make_variant--> a graph a variant --gate--> checks --+
+                          each variant's graph --golden texts--> answers ------------------------------------------+
+                          weights, tokenizer, heads --> fingerprints ----------------------------------------------+
+    all of it --> Manifest --write--> OUTPUT_DIR
 """
 
 from __future__ import annotations
@@ -18,38 +19,48 @@ from typing import Any
 
 import onnx
 from polyhead_training.errors import RunError
-from polyhead_training.model import PolyheadModel
+from polyhead_training.model import PolyheadConfig
 from polyhead_training.run_directory import Run, load_run
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 
 from . import bundle, gate
-from .bundle import Bundle, Check, Golden, Head, Manifest, Variant
+from .bundle import Bundle, Golden, Head, Manifest, Variant
 from .card import render_card
+from .errors import GateError, GraphError
 from .fingerprints import take_fingerprints
+from .fusion import operators, summary
 from .golden import golden_texts
 from .graph import EMBEDDING_OUTPUT, describe_embedding, describe_graph, export_graph
+from .labelled import Labelled, read_rows
 from .layout import CARD, CONFIG, GRAPH, TOKENIZER, WEIGHTS
-from .passes import torch_pass
+from .passes import Pass, onnx_pass, torch_pass
+from .settings import BATCH_INVARIANT, Limits, Settings, VariantName
+from .variants import make_variant
 
+DEFAULT_SETTINGS = Settings()
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "polyhead", "tokenizers", "torch", "transformers")
-_PRECISION = "fp32"
 
 
-def export(run_dir: Path, output_dir: Path, say: Callable[[str], None]) -> Bundle:
-    """Exports a trained model, holds the graph against it, and writes the bundle when every check passed.
+def export(
+    run_dir: Path, output_dir: Path, say: Callable[[str], None], settings: Settings = DEFAULT_SETTINGS
+) -> Bundle:
+    """Exports a trained model, holds each variant's graph against it, and writes the bundle with those that passed.
 
     Args:
         run_dir: What ``polyhead-train`` wrote.
         output_dir: The bundle's directory; a bundle that stands there is replaced, anything else is not.
         say: Takes each line of progress.
+        settings: Which variants to make, and what each may be off by.
 
     Returns:
-        The bundle.
+        The bundle; a variant other than fp32 that did not pass is not in it.
 
     Raises:
         RunError: ``run_dir`` is not a run, or its parts contradict each other.
         GraphError: The model does not become a graph.
-        GateError: The graph does not answer as the model does; nothing was written.
+        DataError: A labelled file has rows that cannot be read.
+        SettingsError: A labelled file is missing, or has no labels.
+        GateError: The fp32 graph does not answer as the model does; nothing was written.
         BundleError: ``output_dir`` holds something that is not a bundle.
     """
     # Before the minutes of work, not after them.
@@ -59,15 +70,52 @@ def export(run_dir: Path, output_dir: Path, say: Callable[[str], None]) -> Bundl
     ids = _encode_golden(run)
     with tempfile.TemporaryDirectory(prefix="polyhead-export-") as folder:
         say(f"{run.name}: exporting the graph")
+        labelled = read_rows(run, heads, settings.labelled_files) if settings.labelled else None
+        if labelled is None:
+            say("gate: no labelled file, so nothing is said about accuracy and calibration; give one with --labelled")
         graph = Path(folder) / GRAPH
         export_graph(run.model, graph)
-        say("gate: the graph against the trained model")
-        checks = gate.measure(graph, run.model, ids, heads)
-        say(gate.table(checks))
-        gate.require_passed(_PRECISION, checks)
-        manifest = _describe(run, heads, graph, ids, checks)
+        variants: dict[str, Variant] = {}
+        for name in settings.wanted:
+            try:
+                variants[name] = _make(name, run, graph, heads, ids, labelled, settings.limits_of(name), say)
+            except (GateError, GraphError) as error:
+                if name == "fp32":
+                    raise
+                say(f"variant {name} is left out: {error}")
+        manifest = _describe(run, heads, graph, variants)
         say(f"writing {output_dir}")
         return bundle.write(output_dir, manifest, _collect(run, Path(folder), manifest))
+
+
+def _make(  # noqa: PLR0917
+    name: VariantName,
+    run: Run,
+    plain: Path,
+    heads: tuple[Head, ...],
+    ids: Sequence[Sequence[int]],
+    labelled: Labelled | None,
+    limits: Limits,
+    say: Callable[[str], None],
+) -> Variant:
+    """One variant, written beside the plain graph and passed through the gate."""
+    path = make_variant(name, plain, run.model.config, ids, say)
+    counted = operators(onnx.load(str(path), load_external_data=False))
+    say(f"variant {name}: {summary(counted)}")
+    checks = gate.measure(path, run.model, ids, heads, limits, labelled)
+    say(gate.table(checks))
+    gate.require_passed(name, checks)
+    # fp32 is held to the trained model's own answers wherever it runs, the others to those that passed here.
+    answer = torch_pass(run.model) if name == "fp32" else onnx_pass(path)
+    return Variant(
+        file=path.name,
+        batch_invariant=name in BATCH_INVARIANT,
+        golden_tolerance=limits.golden,
+        fingerprints=take_fingerprints(run.model, heads, run.tokenizer_path.read_bytes(), name),
+        gate=checks,
+        golden=_answer_golden(answer, run.model.config, heads, ids),
+        operators=counted,
+    )
 
 
 def read_heads(run: Run) -> tuple[Head, ...]:
@@ -106,12 +154,9 @@ def _encode_golden(run: Run) -> list[list[int]]:
     return list(encode(tokenizer, golden_texts(run.model.config.max_tokens), run.model.config.max_tokens))
 
 
-def _describe(
-    run: Run, heads: tuple[Head, ...], graph: Path, ids: Sequence[Sequence[int]], checks: tuple[Check, ...]
-) -> Manifest:
+def _describe(run: Run, heads: tuple[Head, ...], graph: Path, variants: dict[str, Variant]) -> Manifest:
     config = run.model.config
-    inputs, outputs = describe_graph(onnx.load(str(graph)))
-    fingerprints = take_fingerprints(run.model, heads, run.tokenizer_path.read_bytes(), _PRECISION)
+    inputs, outputs = describe_graph(onnx.load(str(graph), load_external_data=False))
     return Manifest(
         name=run.name,
         files={},
@@ -121,31 +166,23 @@ def _describe(
         heads=heads,
         max_tokens=config.max_tokens,
         pad_token_id=config.pad_token_id,
-        variants={
-            _PRECISION: Variant(
-                file=GRAPH,
-                batch_invariant=True,
-                golden_tolerance=gate.GOLDEN_TOLERANCE,
-                fingerprints=fingerprints,
-                gate=checks,
-            )
-        },
-        golden=_answer_golden(run.model, heads, ids),
+        variants=variants,
         built_with=_versions(),
     )
 
 
-def _answer_golden(model: PolyheadModel, heads: Sequence[Head], ids: Sequence[Sequence[int]]) -> tuple[Golden, ...]:
-    """The trained model's own answers, each text alone."""
-    run = torch_pass(model)
-    answers = [run(*pad([one], model.config.pad_token_id)) for one in ids]
+def _answer_golden(
+    run: Pass, config: PolyheadConfig, heads: Sequence[Head], ids: Sequence[Sequence[int]]
+) -> tuple[Golden, ...]:
+    """The answers to the golden texts, each text alone."""
+    answers = [run(*pad([one], config.pad_token_id)) for one in ids]
     return tuple(
         Golden(
             text=text,
             embedding=tuple(answer[EMBEDDING_OUTPUT][0].tolist()),
             logits={head.name: tuple(answer[head.output][0].tolist()) for head in heads},
         )
-        for text, answer in zip(golden_texts(model.config.max_tokens), answers, strict=True)
+        for text, answer in zip(golden_texts(config.max_tokens), answers, strict=True)
     )
 
 
@@ -155,8 +192,11 @@ def _collect(run: Run, folder: Path, manifest: Manifest) -> dict[str, Path]:
     config = json.loads((source / "config.json").read_bytes())
     (folder / "config.json").write_text(json.dumps(_without_paths(config), indent=2, sort_keys=True) + "\n", "utf-8")
     (folder / CARD).write_text(render_card(run, manifest), "utf-8")
+    graphs = [variant.file for variant in manifest.variants.values()]
+    # A graph that is too large for one file has its weights beside it.
+    weights = [f"{name}.data" for name in graphs if (folder / f"{name}.data").exists()]
     return {
-        GRAPH: folder / GRAPH,
+        **{name: folder / name for name in (*graphs, *weights)},
         TOKENIZER: run.tokenizer_path,
         CONFIG: folder / "config.json",
         WEIGHTS: source / "model.safetensors",

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
@@ -21,9 +20,20 @@ from polyhead_training.model import PolyheadModel
 from polyhead_training.tokenization import pad
 
 from .bundle import Check, Head, Manifest, Tensor
-from .errors import DimsError, GateError, InvarianceError, NamesError, ValuesError
+from .errors import (
+    AccuracyError,
+    CalibrationError,
+    DimsError,
+    GateError,
+    InvarianceError,
+    LabelsError,
+    NamesError,
+    ValuesError,
+)
 from .graph import EMBEDDING_OUTPUT, describe_graph, signature
+from .labelled import Labelled, labels_of
 from .passes import Answers, Pass, onnx_pass, torch_pass
+from .settings import Limits, Settings
 
 Ids = Sequence[int]
 
@@ -34,7 +44,10 @@ _ERRORS: dict[str, type[GateError]] = {
     "golden": ValuesError,
     "difference": ValuesError,
     "cosine_distance": ValuesError,
-    "other_labels": ValuesError,
+    "other_labels": LabelsError,
+    "accuracy_drop": AccuracyError,
+    "macro_f1_drop": AccuracyError,
+    "calibration": CalibrationError,
     "alone_or_batched": InvarianceError,
     "padded_or_not": InvarianceError,
 }
@@ -42,32 +55,18 @@ _ERRORS: dict[str, type[GateError]] = {
 _NEIGHBOURS = 7
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a graph may be off by. A value on its limit passes."""
-
-    # Any output. Engines add up in another order: all-MiniLM-L6-v2 shows 5e-7. 1e-4 is what users are promised.
-    difference: float = 1e-4
-    # 1e-4 in each of 384 dimensions could add up to another direction; this cannot. all-MiniLM-L6-v2 shows 3e-12.
-    cosine_distance: float = 1e-6
-    # Nobody accepts another label for the same text.
-    other_labels: float = 0
-    # Any answer to one text, alone, among others or padded; of a number above 1, as a share of it. It is what users
-    # are promised; a trained all-MiniLM-L6-v2 shows 2.4e-7.
-    invariance: float = 1e-5
-
-
-DEFAULT_LIMITS = Limits()
-# How far an engine's golden answers may be off wherever the bundle is served, fp32 with TF32 off: ten times the gate's
-# limit, because GPUs and other CPUs add up in other orders. Chosen with room to spare (the CPU shows 4e-7) and not
-# measured on a GPU.
-GOLDEN_TOLERANCE = 1e-3
+DEFAULT_LIMITS = Settings().limits_of("fp32")
 
 
 # A graph may answer with what is no number. The checks say so, numpy's warnings need not.
 @np.errstate(invalid="ignore", divide="ignore")
-def measure(
-    path: Path, model: PolyheadModel, golden: Sequence[Ids], heads: Sequence[Head], limits: Limits = DEFAULT_LIMITS
+def measure(  # noqa: PLR0917
+    path: Path,
+    model: PolyheadModel,
+    golden: Sequence[Ids],
+    heads: Sequence[Head],
+    limits: Limits = DEFAULT_LIMITS,
+    labelled: Labelled | None = None,
 ) -> tuple[Check, ...]:
     """Holds a graph against the trained model.
 
@@ -77,6 +76,7 @@ def measure(
         golden: Token ids of the golden texts, special tokens included.
         heads: The heads with their calibration, in the model's order.
         limits: What the graph may be off by.
+        labelled: Held-out rows; without them nothing is said about accuracy and calibration.
 
     Returns:
         Every check, failed ones too; only ``names`` and ``dims`` when these failed, since nothing else can be compared.
@@ -89,27 +89,29 @@ def measure(
     texts: list[list[Ids]] = [[ids] for ids in golden]
     batches = [pad(batch, model.config.pad_token_id) for batch in [*texts, *neighbours.ragged_batches()]]
     pairs = [(graph(*batch), reference(*batch)) for batch in batches]
-    others = sum(_labels(ours, heads) != _labels(theirs, heads) for ours, theirs in pairs[: len(golden)])
+    rows = labelled.answer(graph) if labelled else None
     return (
         *checks,
-        *_compare_values(pairs, limits),
-        Check("other_labels", others, limits.other_labels),
+        *_compare_values(pairs, labelled, rows, limits),
+        Check("other_labels", _other_labels(pairs[: len(golden)], labelled, rows, heads), limits.other_labels),
+        *(_compare_scores(labelled, rows, heads, limits) if labelled and rows else ()),
         *_compare_company(graph, golden, neighbours, heads, limits),
     )
 
 
-def compare_golden(path: Path, manifest: Manifest, golden: Sequence[Ids], tolerance: float) -> Check:
+def compare_golden(path: Path, manifest: Manifest, variant: str, golden: Sequence[Ids], tolerance: float) -> Check:
     """Check ``golden``: the largest difference of any answer to a golden text from the one in the manifest.
 
     Args:
-        path: The ONNX file, whose outputs are those of the manifest.
+        path: The variant's ONNX file, whose outputs are those of the manifest.
         manifest: The manifest with the golden answers.
+        variant: Name of the variant.
         golden: Token ids of its golden texts, in order.
         tolerance: The limit.
     """
     graph = onnx_pass(path)
     differences = []
-    for expected, ids in zip(manifest.golden, golden, strict=True):
+    for expected, ids in zip(manifest.variants[variant].golden, golden, strict=True):
         answers = graph(*pad([ids], manifest.pad_token_id))
         differences.append(np.abs(answers[manifest.embedding.output][0] - np.asarray(expected.embedding)))
         differences += [
@@ -173,13 +175,43 @@ class _Neighbours:
             yield [*self.texts(count - 1, longest), longest_text]
 
 
-def _compare_values(pairs: Sequence[tuple[Answers, Answers]], limits: Limits) -> list[Check]:
-    worst = {name: _worst([np.abs(ours[name] - theirs[name]) for ours, theirs in pairs]) for name in pairs[0][1]}
-    distances = [_cosine_distance(ours[EMBEDDING_OUTPUT], theirs[EMBEDDING_OUTPUT]) for ours, theirs in pairs]
+def _compare_values(
+    pairs: Sequence[tuple[Answers, Answers]], labelled: Labelled | None, rows: Answers | None, limits: Limits
+) -> list[Check]:
+    both = [*pairs, (rows, labelled.reference)] if labelled and rows else list(pairs)
+    worst = {name: _worst([np.abs(ours[name] - theirs[name]) for ours, theirs in both]) for name in pairs[0][1]}
+    distances = [_cosine_distance(ours[EMBEDDING_OUTPUT], theirs[EMBEDDING_OUTPUT]) for ours, theirs in both]
+    allowed = {EMBEDDING_OUTPUT: limits.difference}
     return [
-        *(Check(f"difference.{name}", value, limits.difference) for name, value in worst.items()),
-        Check("cosine_distance", _worst(distances), limits.cosine_distance),
+        *(
+            Check(f"difference.{name}", value, allowed.get(name, limits.logit_difference))
+            for name, value in worst.items()
+        ),
+        Check("cosine_distance.mean", float(np.mean(np.concatenate(distances))), limits.cosine_mean),
+        Check("cosine_distance.worst", _worst(distances), limits.cosine_worst),
     ]
+
+
+def _other_labels(
+    golden: Sequence[tuple[Answers, Answers]], labelled: Labelled | None, rows: Answers | None, heads: Sequence[Head]
+) -> float:
+    """Share of the answers that have another label."""
+    both = [*golden, (rows, labelled.reference)] if labelled and rows else golden
+    others = [labels_of(ours, head) != labels_of(theirs, head) for ours, theirs in both for head in heads]
+    return float(np.concatenate(others).mean()) if heads else 0.0
+
+
+def _compare_scores(labelled: Labelled, rows: Answers, heads: Sequence[Head], limits: Limits) -> Iterator[Check]:
+    """What each head loses on the labelled rows, and how far its calibration moves."""
+    for column, head in enumerate(heads):
+        if not labelled.known(column):
+            continue
+        ours, theirs = labelled.score(rows, head, column), labelled.score(labelled.reference, head, column)
+        drops = (("accuracy", limits.accuracy_drop), ("macro_f1", limits.macro_f1_drop))
+        for measure_name, limit in drops:
+            drop = getattr(theirs, measure_name) - getattr(ours, measure_name)
+            yield Check(f"{measure_name}_drop.{head.name}", max(0.0, drop), limit)
+        yield Check(f"calibration.{head.name}", abs((ours.ece or 0.0) - (theirs.ece or 0.0)), limits.calibration)
 
 
 def _compare_company(
@@ -210,16 +242,6 @@ def _answer(answers: Answers, heads: Sequence[Head], row: int) -> NDArray[np.flo
 def _apart(ours: NDArray[np.float64], alone: NDArray[np.float64]) -> NDArray[np.float64]:
     """How far each number is from the one of the text alone; logits have no bounds, so above 1 it is a share."""
     return np.asarray(np.abs(ours - alone) / np.maximum(1, np.abs(alone)))
-
-
-def _labels(answers: Answers, heads: Sequence[Head]) -> list[str]:
-    """The label that each head gives to the first text."""
-    labels = []
-    for head in heads:
-        probabilities = _probabilities(head, answers[head.output][0])  # (outputs,)
-        positive = head.threshold is not None and probabilities[0] >= head.threshold
-        labels.append(head.labels[int(positive) if head.kind == "sigmoid" else int(probabilities.argmax())])
-    return labels
 
 
 def _probabilities(head: Head, logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import onnx
 import torch
 from polyhead_training.model import PolyheadConfig, PolyheadModel
@@ -29,6 +30,10 @@ EMBEDDING_OUTPUT = "sentence_embedding"
 
 # LayerNormalization came with 17 and Gelu with 20; every onnxruntime that we support reads 20.
 _OPSET = 20
+# protobuf reads no message above 2 GiB; some room for names and for the skeleton.
+_LARGEST_FILE = 2**31 - 2**26
+_SMALL_TENSOR = 1024
+_LONGEST_RANDOM = 256
 # A path of two folders or more, a Python file (a head may be called py: heads.py.layers), a line of a stack trace.
 _LOCAL_TRACE = re.compile(rb'(?:/[\w.+@-]+){2,}|[A-Za-z]:\\[\w.\\-]+|[\w-]+\.py(?![\w.])|File "')
 
@@ -79,7 +84,29 @@ def export_graph(model: PolyheadModel, path: Path) -> None:
     proto = _trace(flat, model.config)
     _strip(proto)
     require_no_local_trace(proto)
-    onnx.save_model(proto, str(path))
+    save_graph(proto, path)
+
+
+def save_graph(proto: onnx.ModelProto, path: Path) -> None:
+    """Writes a graph as one file, or, where that would be too large for protobuf, with its weights in ``NAME.data``."""
+    data = path.with_name(f"{path.name}.data")
+    # onnx appends to a file that is there.
+    data.unlink(missing_ok=True)
+    size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    if size < _LARGEST_FILE:
+        onnx.save_model(proto, str(path))
+    else:
+        onnx.save_model(proto, str(path), save_as_external_data=True, location=data.name, size_threshold=_SMALL_TENSOR)
+
+
+def random_texts(config: PolyheadConfig, count: int) -> list[list[int]]:
+    """Texts of random tokens and of all lengths, the same ones in every run, for what must be measured without data."""
+    chooser = np.random.default_rng(1)
+    vocabulary = np.arange(config.backbone_config().vocab_size)
+    # RoBERTa takes padding inside a text for the end of it, whatever the mask says.
+    vocabulary = vocabulary[vocabulary != config.pad_token_id]
+    lengths = chooser.integers(1, min(config.max_tokens, _LONGEST_RANDOM), size=count, endpoint=True)
+    return [chooser.choice(vocabulary, size=length).tolist() for length in lengths]
 
 
 def describe_graph(proto: onnx.ModelProto) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -119,7 +146,7 @@ def _trace(flat: _FlatModel, config: PolyheadConfig) -> onnx.ModelProto:
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])  # (B, T)
     dims = {0: Dim("batch"), 1: Dim("sequence", max=config.max_tokens)}
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), _plain_attention(flat.model), torch.no_grad():
             program = torch.onnx.export(
                 flat,
                 (ids, mask),
@@ -150,6 +177,18 @@ def _describe(value: onnx.ValueInfoProto) -> Tensor:
     tensor = value.type.tensor_type
     dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     return Tensor(value.name, dtype, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim))
+
+
+@contextmanager
+def _plain_attention(model: PolyheadModel) -> Iterator[None]:
+    """PyTorch's own attention would be exported with a guard against rows that are all padding, which no text is."""
+    config = model.backbone.config
+    chosen = config._attn_implementation
+    config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = chosen
 
 
 @contextmanager

@@ -10,6 +10,12 @@ from polyhead_training.model import load_model as load_trained_model
 from .errors import ContentError
 
 GRAPH = "model.onnx"
+GRAPHS = {
+    "fp32": GRAPH,
+    "int8": "model.int8.onnx",
+    "int8-dynamic": "model.int8-dynamic.onnx",
+    "fp16": "model.fp16.onnx",
+}
 TOKENIZER = "tokenizer.json"
 CONFIG = "torch/config.json"
 WEIGHTS = "torch/model.safetensors"

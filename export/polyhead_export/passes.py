@@ -40,13 +40,7 @@ def onnx_pass(path: Path) -> Pass:
     Raises:
         GraphError: onnxruntime cannot load the file.
     """
-    options = onnxruntime.SessionOptions()
-    # Errors only: what a graph optimizer could not do is of no use to whoever exports.
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises its own types, one for each of its status codes
-        raise GraphError(f"onnxruntime cannot load it: {error}") from error
+    session = session_on_cpu(path)
     outputs = [output.name for output in session.get_outputs()]
 
     def run(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Answers:
@@ -54,3 +48,18 @@ def onnx_pass(path: Path) -> Pass:
         return dict(zip(outputs, session.run(outputs, feeds), strict=True))
 
     return run
+
+
+def session_on_cpu(path: Path) -> onnxruntime.InferenceSession:
+    """A session of stock onnxruntime on the CPU.
+
+    Raises:
+        GraphError: onnxruntime cannot load the file.
+    """
+    options = onnxruntime.SessionOptions()
+    # Errors only: what a graph optimizer could not do is of no use to whoever exports.
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own types, one for each of its status codes
+        raise GraphError(f"onnxruntime cannot load it: {error}") from error

@@ -21,18 +21,21 @@ from .bundle import MANIFEST_NAME, Bundle, Manifest
 from .errors import ContentError, GraphError
 from .fingerprints import take_fingerprints
 from .graph import describe_embedding, describe_graph, require_no_local_trace
-from .layout import CONFIG, TOKENIZER, load_model
+from .layout import CONFIG, TOKENIZER, WEIGHTS, load_model
+from .settings import VARIANTS, Limits, Settings
 
+DEFAULT_SETTINGS = Settings()
 # The standard's operators, and those that every onnxruntime brings along.
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 
 
-def verify(path: Path, say: Callable[[str], None]) -> Bundle:
+def verify(path: Path, say: Callable[[str], None], settings: Settings = DEFAULT_SETTINGS) -> Bundle:
     """Re-checks everything about a bundle that can be checked on this machine.
 
     Args:
         path: The bundle's directory.
         say: Takes each line of the report.
+        settings: What each variant may be off by; what the manifest says of it is not believed.
 
     Returns:
         The bundle.
@@ -50,17 +53,20 @@ def verify(path: Path, say: Callable[[str], None]) -> Bundle:
     for file in files.values():
         require_graph(file, manifest)
     say("tokenizer and graphs are what the manifest says")
+    # transformers would also follow an index of weights to files that no hash covers.
+    found.file(WEIGHTS)
     model = load_model(found.file(CONFIG).parent)
     require_described(found, model.config)
-    ids = list(
-        encode(load_tokenizer(found.file(TOKENIZER)), [one.text for one in manifest.golden], manifest.max_tokens)
-    )
+    tokenizer = load_tokenizer(found.file(TOKENIZER))
     for name, file in files.items():
+        limits = _limits_of(found, name, settings)
+        texts = [one.text for one in manifest.variants[name].golden]
+        ids = list(encode(tokenizer, texts, manifest.max_tokens))
         try:
             # A manifest may promise more than an export does, not less.
-            tolerance = min(manifest.variants[name].golden_tolerance, gate.GOLDEN_TOLERANCE)
-            golden = gate.compare_golden(file, manifest, ids, tolerance)
-            checks = (golden, *gate.measure(file, model, ids, manifest.heads))
+            tolerance = min(manifest.variants[name].golden_tolerance, limits.golden)
+            golden = gate.compare_golden(file, manifest, name, ids, tolerance)
+            checks = (golden, *gate.measure(file, model, ids, manifest.heads, limits))
         except GraphError as error:
             raise ContentError(file, str(error)) from error
         say(f"variant {name}:\n{gate.table(checks)}")
@@ -91,12 +97,12 @@ def require_graph(path: Path, manifest: Manifest) -> None:
     """
     try:
         proto = onnx.load(str(path), load_external_data=False)
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(str(path))
         require_no_local_trace(proto)
     except Exception as error:  # protobuf's and the checker's own errors
         raise ContentError(path, f"is no graph that can be used: {error}") from error
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(proto.graph)):
-        raise ContentError(path, "keeps weights in a file outside of it")
+    if outside := sorted(_external_files(proto.graph) - set(manifest.files)):
+        raise ContentError(path, f"keeps weights in {outside[0]!r}, which is not a file of the bundle")
     if strangers := {entry.domain for entry in proto.opset_import} - _KNOWN_DOMAINS:
         raise ContentError(path, f"needs operators that stock onnxruntime does not have: {sorted(strangers)}")
     if proto.functions:
@@ -136,6 +142,20 @@ def require_fingerprints(found: Bundle, variant: str, model: PolyheadModel) -> N
     true = take_fingerprints(model, found.manifest.heads, found.file(TOKENIZER).read_bytes(), variant)
     if said != true:
         raise ContentError(found.path / MANIFEST_NAME, f"variants.{variant}.fingerprints: is {said}, should be {true}")
+
+
+def _limits_of(found: Bundle, variant: str, settings: Settings) -> Limits:
+    if variant not in VARIANTS:
+        known = ", ".join(VARIANTS)
+        raise ContentError(found.path / MANIFEST_NAME, f"variants: {variant!r} is none of {known}")
+    return settings.limits_of(variant)
+
+
+def _external_files(graph: onnx.GraphProto) -> set[str]:
+    """Names of the files that a graph's weights stand in, besides its own."""
+    external = [tensor for tensor in _tensors(graph) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    entries = [{entry.key: entry.value for entry in tensor.external_data} for tensor in external]
+    return {one.get("location", "") for one in entries}
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,18 +52,21 @@ def load(settings: Settings) -> Model:
         source = bundle.load(settings.bundle)
         manifest = source.manifest
         max_characters = manifest.max_tokens * settings.max_characters_per_token
-        tokenizer = Tokenizer(source.file("tokenizer.json"), manifest.max_tokens, max_characters)
+        path = source.file("tokenizer.json")
     except bundle.BundleError as error:
         raise StartupError(str(error)) from error
-    variant = _choose_variant(source, settings.variant)
+    try:
+        tokenizer = Tokenizer(path, manifest.max_tokens, max_characters)
+    except Exception as error:  # the library has no class of its own
+        raise StartupError(f"{path}: is no tokenizer that can be used: {error}") from error
     pairs = engines.preference(settings.engine, settings.device, onnx_has_cuda=engines.onnx_has_cuda())
     reasons: list[str] = []
-    for name, device in pairs:
+    for name, device, variant in _choices(source, pairs, settings.variant):
         try:
             engine = engines.open_engine(source, name, device, variant)
             self_test(source, tokenizer, engine)
         except EngineError as error:
-            reasons.append(f"{name} on {device}: {error}")
+            reasons.append(f"{name} on {device}, {variant}: {error}")
             logger.warning("not used: %s", reasons[-1])
             continue
         if missed := engines.missed_chance(engine.runtime):
@@ -71,14 +75,17 @@ def load(settings: Settings) -> Model:
     raise StartupError("no engine can serve this bundle:\n  " + "\n  ".join(reasons))
 
 
-def _choose_variant(source: bundle.Bundle, wanted: str) -> str:
+def _choices(source: bundle.Bundle, pairs: list[tuple[str, str]], wanted: str) -> Iterator[tuple[str, str, str]]:
+    """Engine, device and variant, best first; ``auto`` takes int8 on a CPU where it is there and answers right."""
     variants = source.manifest.variants
-    if wanted == "auto":
-        # Only what answers the same alone and in any batch is chosen without being asked for.
-        wanted = next((name for name, variant in variants.items() if variant.batch_invariant), "")
-    if wanted not in variants:
+    if wanted not in {"auto", *variants}:
         raise StartupError(f"{source.path}: has no variant {wanted!r}; it has {', '.join(variants)}")
-    return wanted
+    for name, device in pairs:
+        preferred = ("int8", "fp32") if (name, device) == ("onnx", "cpu") else ("fp32",)
+        # Only what answers the same alone and in any batch is chosen without being asked for.
+        safe = [one for one in preferred if one in variants and variants[one].batch_invariant]
+        for variant in safe if wanted == "auto" else [wanted]:
+            yield name, device, variant
 
 
 def pad(batch: list[list[int]], pad_token_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -93,22 +100,25 @@ def pad(batch: list[list[int]], pad_token_id: int) -> tuple[NDArray[np.int64], N
 
 
 def self_test(source: bundle.Bundle, tokenizer: Tokenizer, engine: Engine) -> None:
-    """Lets the engine answer every golden text alone and holds the answers against the trained model's.
+    """Lets the engine answer every golden text alone and holds the answers against the variant's.
 
     Raises:
         EngineError: An answer is further off than the variant's tolerance, or is not a number.
     """
     manifest = source.manifest
-    tolerance = manifest.variants[engine.runtime.variant].golden_tolerance
-    tokens: list[Tokens] = tokenizer.encode([golden.text for golden in manifest.golden])
+    variant = manifest.variants[engine.runtime.variant]
+    tolerance = variant.golden_tolerance
+    tokens: list[Tokens] = tokenizer.encode([golden.text for golden in variant.golden])
     worst = 0.0
-    for golden, one in zip(manifest.golden, tokens, strict=True):
+    for golden, one in zip(variant.golden, tokens, strict=True):
         expected = [golden.embedding, *(golden.logits[head.name] for head in manifest.heads)]
         try:
             outputs = engine.run(*pad([one.ids], manifest.pad_token_id))
         except Exception as error:  # whatever it is: this engine does not serve
             raise EngineError(f"it cannot run the model: {error}") from error
         for values, wanted in zip(outputs, expected, strict=True):
+            if values.shape != (1, len(wanted)):
+                raise EngineError(f"it answers with {values.shape[-1]} numbers, the bundle says {len(wanted)}")
             difference = float(np.abs(values[0] - np.asarray(wanted, dtype=np.float32)).max())
             # Written so that NaN fails.
             if not difference <= tolerance:

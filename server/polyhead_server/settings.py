@@ -40,7 +40,9 @@ class Settings:
     device: str = _option(
         "auto", "auto takes cuda where the engine can use it, otherwise cpu.", ("auto", "cpu", "cuda")
     )
-    variant: str = _option("auto", "Variant of the bundle's graph for the onnx engine; auto takes fp32.")
+    variant: str = _option(
+        "auto", "Variant of the bundle's graph; auto takes int8 on a CPU where the bundle has it, else fp32."
+    )
     threads: int = _option(0, "Threads that compute; 0 takes every core that this process may use.")
     max_batch_tokens: int = _option(256, "Tokens in one pass, padding included; a longer item goes alone.")
     max_padding: float = _option(0.12, "Padding that a pass may add, as a share of its real tokens.")

@@ -16,7 +16,7 @@ from polyhead_export.bundle import FormatError, Manifest, codec
 from .small_bundle import HEADS, MANIFEST, changed, rewrite_manifest, written
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "unknown format version": (lambda d: d.update(format_version=2), "format_version 2; this release reads 1"),
+    "unknown format version": (lambda d: d.update(format_version=1), "format_version 1; this release reads 2"),
     "format version of another type": (lambda d: d.update(format_version=True), "format_version True"),
     "unknown field": (lambda d: d.update(extra=1), "unknown fields \\['extra'\\]"),
     "missing field": (lambda d: d.pop("pad_token_id"), "missing fields \\['pad_token_id'\\]"),
@@ -83,9 +83,11 @@ def test_file_that_is_no_manifest_is_refused(tmp_path: Path, content: bytes) -> 
 def test_every_text_and_number_survives_the_round_trip(
     tmp_path: Path, text: str, values: tuple[float, float], temperature: float
 ) -> None:
-    golden = (dataclasses.replace(MANIFEST.golden[0], text=text, embedding=values),)
+    (first,) = MANIFEST.variants["fp32"].golden
+    golden = (dataclasses.replace(first, text=text, embedding=values),)
     heads = (dataclasses.replace(HEADS[0], temperature=temperature), HEADS[1])
-    manifest = changed(golden=golden, heads=heads)
+    variant = dataclasses.replace(MANIFEST.variants["fp32"], golden=golden)
+    manifest = changed(variants={"fp32": variant}, heads=heads)
     (tmp_path / "bundle.json").write_bytes(codec.render(manifest_with_files := _with_files(manifest)))
     assert codec.parse(tmp_path / "bundle.json")[0] == manifest_with_files
 

@@ -47,9 +47,9 @@ CONTRADICTIONS = {
     ),
     "no room for text": (changed(max_tokens=2), "leaves no room"),
     "padding with no token": (changed(pad_token_id=-1), "pad_token_id"),
-    "no golden text": (changed(golden=()), "must not be empty"),
+    "no golden text": (_variant(golden=()), "golden: is empty"),
     "golden answer of another size": (
-        changed(golden=(Golden("x", (0.6, -0.8), {"topic": (0.1,), "sentiment": (0.1,)}),)),
+        _variant(golden=(Golden("x", (0.6, -0.8), {"topic": (0.1,), "sentiment": (0.1,)}),)),
         "does not answer every output",
     ),
     "variant without a gate": (_variant(gate=()), "gate: is empty"),
@@ -60,7 +60,7 @@ CONTRADICTIONS = {
     "tolerance of zero": (_variant(golden_tolerance=0.0), "golden_tolerance"),
     "fingerprint of a head missing": (_variant(fingerprints=Fingerprints("0" * 16, {})), "must name every head"),
     "golden answer that is no number": (
-        changed(golden=(dataclasses.replace(MANIFEST.golden[0], embedding=(float("nan"), 0.0)),)),
+        _variant(golden=(dataclasses.replace(MANIFEST.variants["fp32"].golden[0], embedding=(float("nan"), 0.0)),)),
         "not JSON compliant",
     ),
 }

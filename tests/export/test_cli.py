@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from polyhead_export import bundle, export, gate
 from polyhead_export.bundle import Bundle, Check, store
 from polyhead_export.cli import main
@@ -25,8 +27,8 @@ def _one_line(result: Result) -> str:
     return line
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["verify", "--help"]])
-def test_help_teaches_both_forms(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"]])
+def test_help_teaches_the_forms(arguments: list[str]) -> None:
     result = _call(*arguments)
     assert result.exit_code == 0
     starts = [line.strip() for line in result.stdout.splitlines()]
@@ -34,6 +36,45 @@ def test_help_teaches_both_forms(arguments: list[str]) -> None:
     assert any(line.startswith("polyhead-export verify BUNDLE  ") for line in starts)
     assert "polyhead-export runs/tickets bundles/tickets" in starts
     assert "Exit codes" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["verify", "sign", "import", "export"])
+def test_every_command_has_its_own_help(command: str) -> None:
+    result = _call(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout
+
+
+def test_variant_that_was_asked_for_and_failed_shows_in_the_exit_code(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "export.toml").write_text("[limits.int8]\ncosine_worst = 1e-9\n")
+    result = _call(run_dir, tmp_path / "bundle", "--variant", "int8", "--config", tmp_path / "export.toml")
+    assert (result.exit_code, result.stdout) == (3, f"{tmp_path / 'bundle'}\n")
+    assert "variant int8 is left out: variant int8 did not pass its gate: cosine_distance.worst is" in result.stderr
+
+
+def test_neighbours_folder_is_written_beside_the_bundle(run_dir: Path, tmp_path: Path) -> None:
+    result = _call(run_dir, tmp_path / "bundle", "--also", "sentence-transformers")
+    assert result.stdout.split() == [str(tmp_path / "bundle"), str(tmp_path / "bundle-sentence-transformers")]
+    assert (tmp_path / "bundle-sentence-transformers" / "modules.json").is_file()
+
+
+def test_signature_is_written_beside_the_bundle_and_checked_first(bundle_dir: Path, tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    (tmp_path / "key.pem").write_bytes(private)
+    (tmp_path / "key.pub").write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    signed = Path(shutil.copytree(bundle_dir, tmp_path / "signed"))
+    assert _call("sign", signed, tmp_path / "key.pem").stdout == f"{tmp_path / 'signed.sig'}\n"
+    assert _call("verify", signed, "--public-key", tmp_path / "key.pub").exit_code == 0
+    (tmp_path / "signed.sig").write_text("{}")
+    assert _call("verify", signed, "--public-key", tmp_path / "key.pub").exit_code == 2
+    assert _call("verify", signed, "--signature", tmp_path / "signed.sig").exit_code == 2
+
+
+def test_checkpoint_that_is_none_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    result = _call("import", tmp_path / "nothing", tmp_path / "run")
+    assert (result.exit_code, result.stdout) == (2, "")
 
 
 def test_help_does_not_load_torch() -> None:
@@ -52,11 +93,12 @@ def test_export_is_quiet_but_for_its_own_lines(run_dir: Path, tmp_path: Path) ->
         [sys.executable, "-c", program, run_dir, tmp_path / "tiny"], check=True, capture_output=True, text=True
     )
     assert result.stdout == f"{tmp_path / 'tiny'}\n"
-    first, second, header, *checks, writing, done = result.stderr.splitlines()
+    first, second, third, header, *checks, writing, done = result.stderr.splitlines()
     assert first == "tiny: exporting the graph"
-    assert second == "gate: the graph against the trained model"
+    assert second.startswith("gate: no labelled file")
+    assert third.startswith("variant fp32: ")
     assert header.split() == ["check", "value", "limit"]
-    assert len(checks) == 9
+    assert len(checks) == 10
     assert all(line.endswith("  ok") for line in checks)
     assert writing == f"writing {tmp_path / 'tiny'}"
     assert done.startswith("done in ")
@@ -119,7 +161,7 @@ def test_sigterm_leaves_no_half_written_bundle(
 ) -> None:
     staged: list[Path] = []
 
-    def write_again(run_dir: Path, output_dir: Path, say: object) -> Bundle:
+    def write_again(run_dir: Path, output_dir: Path, say: object, settings: object) -> Bundle:
         manifest = bundle.load(bundle_dir).manifest
         return bundle.write(output_dir, manifest, {name: bundle_dir / name for name in manifest.files})
 

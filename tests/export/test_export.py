@@ -50,15 +50,16 @@ def test_bundle_holds_what_serving_needs(bundle_dir: Path) -> None:
     assert {"torch", "onnx", "onnxruntime"} <= set(manifest.built_with)
     variant = manifest.variants["fp32"]
     assert (variant.file, variant.batch_invariant) == ("model.onnx", True)
-    assert len(variant.gate) == 9
+    assert len(variant.gate) == 10
+    assert variant.operators["LayerNormalization"] == 6
 
 
 def test_golden_answers_are_the_trained_models(bundle_dir: Path, model: PolyheadModel) -> None:
     found = bundle.load(bundle_dir)
-    texts = [golden.text for golden in found.manifest.golden]
+    texts = [golden.text for golden in found.manifest.variants["fp32"].golden]
     assert texts == list(golden_texts(48))
     tokenizer = load_tokenizer(found.file("tokenizer.json"))
-    for golden, ids in zip(found.manifest.golden, encode(tokenizer, texts, 48), strict=True):
+    for golden, ids in zip(found.manifest.variants["fp32"].golden, encode(tokenizer, texts, 48), strict=True):
         input_ids, mask = map(torch.from_numpy, pad([ids], 0))
         with torch.inference_mode():
             embedding, logits = model(input_ids, mask)

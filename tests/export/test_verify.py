@@ -114,12 +114,12 @@ def test_graph_with_other_dims_than_the_manifest_is_found(proto: onnx.ModelProto
 
 def test_golden_answers_of_another_model_are_found(forge: Forge) -> None:
     def swap(manifest: Manifest) -> Manifest:
-        first, second, *others = manifest.golden
+        first, second, *others = manifest.variants["fp32"].golden
         swapped = (
             dataclasses.replace(first, embedding=second.embedding),
             dataclasses.replace(second, embedding=first.embedding),
         )
-        return dataclasses.replace(manifest, golden=(*swapped, *others))
+        return _variant(manifest, golden=(*swapped, *others))
 
     with pytest.raises(ValuesError, match=r"golden is .* \(limit 0\.001\)"):
         verify(forge(manifest=swap), _ignore)
@@ -154,9 +154,9 @@ def test_manifest_that_describes_another_model_is_found(forge: Forge, field: str
 
 def test_tolerance_that_lets_anything_pass_is_not_believed(forge: Forge) -> None:
     def forgive(manifest: Manifest) -> Manifest:
-        first, *others = manifest.golden
+        first, *others = manifest.variants["fp32"].golden
         shifted = dataclasses.replace(first, embedding=tuple(value + 0.01 for value in first.embedding))
-        return _variant(dataclasses.replace(manifest, golden=(shifted, *others)), golden_tolerance=1.0)
+        return _variant(manifest, golden=(shifted, *others), golden_tolerance=1.0)
 
     with pytest.raises(ValuesError, match=r"golden is 0\.01 \(limit 0\.001\)"):
         verify(forge(manifest=forgive), _ignore)

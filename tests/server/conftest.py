@@ -97,8 +97,7 @@ def manifest() -> bundle.Manifest:
         heads=heads,
         max_tokens=MAX_TOKENS,
         pad_token_id=0,
-        variants={"fp32": bundle.Variant("model.onnx", True, 1e-3, fingerprints, ())},
-        golden=(),
+        variants={"fp32": bundle.Variant("model.onnx", True, 1e-3, fingerprints, (), (), {})},
         built_with={},
     )
 

@@ -60,7 +60,12 @@ def load(
         whole = dataclasses.replace(
             manifest,
             files={"tokenizer.json": bundle.FileEntry("", 0)},
-            golden=golden(manifest, tokenizer, "", "w1 w2") if expected is None else expected,
+            variants={
+                name: dataclasses.replace(
+                    variant, golden=golden(manifest, tokenizer, "", "w1 w2") if expected is None else expected
+                )
+                for name, variant in manifest.variants.items()
+            },
         )
 
         def open_engine(source: bundle.Bundle, name: str, device: str, variant: str) -> FakeEngine:
@@ -88,7 +93,7 @@ def test_engine_that_fails_its_self_test_is_not_used(load: Load, broken: type[Fa
     engine = FakeEngine()
     model = load({"onnx/cpu": broken(), "torch/cpu": engine})
     assert model.engine is engine
-    assert [reason.split(":")[0] for reason in model.fallback_reasons] == ["onnx on cpu", "torch on cuda"]
+    assert [reason.split(":")[0] for reason in model.fallback_reasons] == ["onnx on cpu, fp32", "torch on cuda, fp32"]
 
 
 def test_wrong_answer_is_found(load: Load, manifest: bundle.Manifest, tokenizer: Tokenizer) -> None:
@@ -100,13 +105,35 @@ def test_wrong_answer_is_found(load: Load, manifest: bundle.Manifest, tokenizer:
 
 
 def test_engine_that_was_asked_for_is_not_replaced(load: Load) -> None:
-    with pytest.raises(StartupError, match="onnx on cpu: it is not installed"):
+    with pytest.raises(StartupError, match="onnx on cpu, fp32: it is not installed"):
         load({"torch/cpu": FakeEngine()}, engine="onnx")
 
 
 def test_unknown_variant_names_those_that_exist(load: Load) -> None:
     with pytest.raises(StartupError, match="no variant 'int3'; it has fp32"):
         load({"onnx/cpu": FakeEngine()}, variant="int3")
+
+
+def _choices(manifest: bundle.Manifest, *variants: str, wanted: str = "auto") -> list[str]:
+    (one,) = manifest.variants.values()
+    several = {name: dataclasses.replace(one, batch_invariant=name != "int8-dynamic") for name in variants}
+    source = bundle.Bundle(Path("fake"), dataclasses.replace(manifest, variants=several), "d" * 64)
+    pairs = [("onnx", "cuda"), ("onnx", "cpu"), ("torch", "cpu")]
+    return [f"{engine}/{device}/{variant}" for engine, device, variant in loading._choices(source, pairs, wanted)]
+
+
+def test_auto_takes_int8_on_the_cpu_and_fp32_where_that_fails(manifest: bundle.Manifest) -> None:
+    assert _choices(manifest, "fp32", "int8", "fp16", "int8-dynamic") == [
+        "onnx/cuda/fp32",
+        "onnx/cpu/int8",
+        "onnx/cpu/fp32",
+        "torch/cpu/fp32",
+    ]
+
+
+def test_variant_whose_answers_depend_on_the_batch_must_be_asked_for(manifest: bundle.Manifest) -> None:
+    assert not any("dynamic" in one for one in _choices(manifest, "int8-dynamic", "fp32"))
+    assert _choices(manifest, "int8-dynamic", "fp32", wanted="int8-dynamic")[1] == "onnx/cpu/int8-dynamic"
 
 
 def test_directory_that_is_no_bundle_is_refused(settings: Callable[..., Settings], tmp_path: Path) -> None:

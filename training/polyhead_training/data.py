@@ -112,6 +112,23 @@ def read_data(config: Config) -> Data:
     return Data(heads, tuple(train), tuple(validation), tuple(test), tuple(similarity), fields)
 
 
+def read_labelled(paths: Sequence[Source], text: str, heads: Sequence[HeadConfig]) -> list[Row]:
+    """Reads labelled files for heads whose labels are known.
+
+    Args:
+        paths: The files.
+        text: Field that holds the text.
+        heads: The heads with their labels.
+
+    Raises:
+        DataError: Rows cannot be read; it counts those of all files and lists the first 100.
+    """
+    reader = _Reader()
+    rows = reader.rows(paths, text, heads)
+    reader.raise_problems()
+    return rows
+
+
 def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Splits rows so that every combination of labels is shared out alike.
 

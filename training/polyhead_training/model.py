@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 HeadKind = Literal["softmax", "sigmoid"]
+# What training makes has ReLU; imported classifiers of BERT and RoBERTa have tanh.
+ActivationKind = Literal["relu", "tanh"]
 PoolingKind = Literal["cls", "mean", "cls_mean"]
 # "shared": the embedding is what the heads read, with everything that training does to it.
 EmbeddingPoolingKind = Literal["cls", "mean", "shared"]
@@ -41,7 +43,8 @@ class PolyheadConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is
         pooling: How the heads' features are made from the token vectors.
         embedding_pooling: How the sentence embedding is made from them.
         normalize: Whether the sentence embedding is scaled to Euclidean length 1.
-        heads: One dictionary a head: ``name``, ``kind``, ``labels`` (ordered), ``hidden_size``, ``dropout``.
+        heads: One dictionary a head: ``name``, ``kind``, ``labels`` (ordered), ``hidden_size``, ``dropout``,
+            ``activation`` (``relu`` when absent).
         max_tokens: Tokens of a text that the model reads, special tokens included.
         pad_token_id: Token that fills up the shorter texts of a batch.
     """
@@ -115,14 +118,22 @@ class Pooling(nn.Module):
 
 
 class Head(nn.Module):
-    """One answer: dropout, linear, ReLU, dropout, linear to one logit a label (to one logit for a sigmoid head)."""
+    """One answer: dropout, linear, activation, dropout, linear to one logit a label (to one for a sigmoid head)."""
 
-    def __init__(self, kind: HeadKind, labels: int, in_size: int, hidden_size: int, dropout: float) -> None:
+    def __init__(  # noqa: PLR0917
+        self,
+        kind: HeadKind,
+        labels: int,
+        in_size: int,
+        hidden_size: int,
+        dropout: float,
+        activation: ActivationKind = "relu",
+    ) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Dropout(dropout),
             nn.Linear(in_size, hidden_size),
-            nn.ReLU(),
+            nn.Tanh() if activation == "tanh" else nn.ReLU(),
             nn.Dropout(dropout),
             nn.Linear(hidden_size, 1 if kind == "sigmoid" else labels),
         )
@@ -159,6 +170,7 @@ class PolyheadModel(PreTrainedModel):  # type: ignore[misc]  # transformers is n
                     hidden_size,
                     head.get("hidden_size") or hidden_size,
                     head["dropout"],
+                    head.get("activation", "relu"),
                 )
                 for head in config.heads
             }

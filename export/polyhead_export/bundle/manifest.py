@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "bundle.json"
 
 # Plain names, at most one folder deep: nothing that any file system could read as a way out of the bundle.
@@ -80,11 +80,21 @@ class Fingerprints:
 
 
 @dataclass(frozen=True)
+class Golden:
+    """A text and the right answer to it: the embedding, and the logits of every head by its name."""
+
+    text: str
+    embedding: tuple[float, ...]
+    logits: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
 class Variant:
     """One form of the model's graph, with the proof that it answers as the trained model does.
 
-    ``golden_tolerance`` is the largest difference from the golden answers, on any output, that this variant may show on
-    whatever engine and device it runs.
+    ``batch_invariant``: the answer to a text does not depend on the other texts of its batch. ``golden`` are texts with
+    this variant's own answers, each text alone; ``golden_tolerance`` is the largest difference from them, on any
+    output, that it may show on whatever engine and device it runs. ``operators`` counts the operators of the graph.
     """
 
     file: str
@@ -92,15 +102,8 @@ class Variant:
     golden_tolerance: float
     fingerprints: Fingerprints
     gate: tuple[Check, ...]
-
-
-@dataclass(frozen=True)
-class Golden:
-    """A text and the trained model's answer: the embedding, and the logits of every head by its name."""
-
-    text: str
-    embedding: tuple[float, ...]
-    logits: dict[str, tuple[float, ...]]
+    golden: tuple[Golden, ...]
+    operators: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,6 @@ class Manifest:
     max_tokens: int
     pad_token_id: int
     variants: dict[str, Variant]
-    golden: tuple[Golden, ...]
     built_with: dict[str, str]
 
 
@@ -133,15 +135,12 @@ def check_manifest(manifest: Manifest) -> None:
         raise ValueError(f"max_tokens: {manifest.max_tokens} leaves no room for a token of text")
     if manifest.pad_token_id < 0:
         raise ValueError(f"pad_token_id: {manifest.pad_token_id} is not a token")
-    if not manifest.variants or not manifest.golden:
-        raise ValueError("variants and golden must not be empty")
+    if not manifest.variants:
+        raise ValueError("variants must not be empty")
     widths = {head.name: _width(head) for head in manifest.heads}
     for key, variant in manifest.variants.items():
         _check_variant(key, variant, manifest.files, set(widths))
-    for index, golden in enumerate(manifest.golden):
-        answered = {head: len(logits) for head, logits in golden.logits.items()}
-        if len(golden.embedding) != manifest.embedding.dimensions or answered != widths:
-            raise ValueError(f"golden[{index}]: does not answer every output of the model")
+        _check_golden(f"variants.{key}.golden", variant.golden, manifest.embedding.dimensions, widths)
 
 
 def check_file_name(name: str) -> None:
@@ -208,3 +207,12 @@ def _check_variant(key: str, variant: Variant, files: Mapping[str, FileEntry], h
     failed = [check.name for check in variant.gate if not check.passed]
     if failed or not variant.gate:
         raise ValueError(f"variants.{key}.gate: {'did not pass ' + ', '.join(failed) if failed else 'is empty'}")
+
+
+def _check_golden(where: str, golden: tuple[Golden, ...], dimensions: int, widths: Mapping[str, int]) -> None:
+    if not golden:
+        raise ValueError(f"{where}: is empty")
+    for index, one in enumerate(golden):
+        answered = {head: len(logits) for head, logits in one.logits.items()}
+        if len(one.embedding) != dimensions or answered != widths:
+            raise ValueError(f"{where}[{index}]: does not answer every output of the model")

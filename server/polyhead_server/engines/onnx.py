@@ -10,6 +10,9 @@ from polyhead_export import bundle
 from .base import EngineError, Runtime
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# On a CPU the fused operator is slower than the addition and the normalization on their own: without it a whole pass of
+# all-MiniLM-L6-v2 is 1.08 to 1.14 times as fast in fp32, 1.2 to 1.3 times in int8-dynamic.
+_DISABLED = ["SkipLayerNormFusion"]
 
 
 class OnnxEngine:
@@ -28,7 +31,9 @@ class OnnxEngine:
         self._outputs = [manifest.embedding.output, *(head.output for head in manifest.heads)]
         path = source.file(manifest.variants[variant].file)
         try:
-            self._session = onnxruntime.InferenceSession(str(path), _options(), [self._provider_options()])
+            self._session = onnxruntime.InferenceSession(
+                str(path), _options(), [self._provider_options()], disabled_optimizers=_DISABLED
+            )
         except Exception as error:  # onnxruntime raises its own types, one for each of its status codes
             raise EngineError(f"onnxruntime cannot load {path.name}: {error}") from error
         # Otherwise a run that fails on CUDA is repeated on the CPU, and every later one runs there, in silence.

@@ -1,0 +1,131 @@
+"""The forms of a model's graph.
+
+::
+
+    model --export_graph--> fp32 --+-- fuse, fold, calibrate, quantize --> int8           integers, batch-invariant
+                                   +-- onnxruntime's dynamic quantizer --> int8-dynamic   faster, batch-dependent
+                                   +-- onnxruntime's converter -----------> fp16          for GPUs
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from polyhead_training.model import PolyheadConfig
+from polyhead_training.tokenization import pad
+
+from .errors import GraphError
+from .fusion import fuse_attention
+from .graph import EMBEDDING_OUTPUT, random_texts, save_graph
+from .layout import GRAPHS
+from .passes import onnx_pass
+from .quantize import LINEARS_A_LAYER, fold_biases, largest_values, quantize
+from .settings import VariantName
+
+Ids = Sequence[int]
+
+# Tried for SmoothQuant's alpha; the best on texts that the calibration did not see is taken.
+_SMOOTHINGS = (0.5, 0.6, 0.7, 0.8)
+_CALIBRATION_TEXTS = 96
+_JUDGING_TEXTS = 48
+
+
+def make_variant(
+    name: VariantName, plain: Path, config: PolyheadConfig, golden: Sequence[Ids], say: Callable[[str], None]
+) -> Path:
+    """Writes one variant beside the plain graph.
+
+    Args:
+        name: The variant.
+        plain: The fp32 graph.
+        config: The model's configuration.
+        golden: Token ids of the golden texts.
+        say: Takes each line of progress.
+
+    Returns:
+        The variant's file.
+
+    Raises:
+        GraphError: The graph cannot be turned into it.
+    """
+    target = plain.with_name(GRAPHS[name])
+    if name == "int8":
+        _make_int8(plain, target, config, golden, say)
+    elif name == "int8-dynamic":
+        _make_dynamic(plain, target)
+    elif name == "fp16":
+        _make_fp16(plain, target)
+    return target
+
+
+def _make_int8(
+    plain: Path, target: Path, config: PolyheadConfig, golden: Sequence[Ids], say: Callable[[str], None]
+) -> None:
+    """int8 needs no data: activations of random tokens and of the golden texts have the ranges of real ones."""
+    layers = int(config.backbone_config().num_hidden_layers)
+    fused = fold_biases(fuse_attention(onnx.load(str(plain)), layers))
+    random = random_texts(config, _CALIBRATION_TEXTS + _JUDGING_TEXTS)
+    seen, unseen = [*golden[::2], *random[_JUDGING_TEXTS:]], [*golden[1::2], *random[:_JUDGING_TEXTS]]
+    scratch = target.with_name(f"{target.name}.scratch")
+    largest = largest_values(scratch, fused, seen)
+    wanted = _embeddings(plain, unseen, config.pad_token_id)
+    best = (-np.inf, 0.0)
+    for smoothing in _SMOOTHINGS:
+        save_graph(quantize(fused, largest, smoothing, layers * LINEARS_A_LAYER), scratch)
+        cosine = float((_embeddings(scratch, unseen, config.pad_token_id) * wanted).sum(axis=1).mean())
+        best = max(best, (cosine, smoothing))
+    for path in scratch.parent.glob(f"{scratch.name}*"):
+        path.unlink()
+    say(f"int8: smoothing {best[1]} of {', '.join(map(str, _SMOOTHINGS))}, mean cosine {best[0]:.5f} on unseen texts")
+    save_graph(quantize(fused, largest, best[1], layers * LINEARS_A_LAYER), target)
+
+
+def _embeddings(
+    graph: Path, texts: Sequence[Ids], pad_token_id: int
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Embeddings of length 1, each text alone, (texts, H)."""
+    run = onnx_pass(graph)
+    found = np.stack([run(*pad([ids], pad_token_id))[EMBEDDING_OUTPUT][0] for ids in texts]).astype(np.float64)
+    return cast("np.ndarray[tuple[int, int], np.dtype[np.float64]]", found / np.linalg.norm(found, axis=1)[:, None])
+
+
+def _make_dynamic(plain: Path, target: Path) -> None:
+    external = plain.with_name(f"{plain.name}.data").exists()
+    logger = logging.getLogger()
+    level = logger.level
+    # It advises to run its own shape inference first, which changes nothing here.
+    logger.setLevel(logging.ERROR)
+    try:
+        quantize_dynamic(
+            plain,
+            target,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=external,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+    except Exception as error:  # whatever the library raises
+        raise GraphError(f"onnxruntime cannot quantize the graph: {error}") from error
+    finally:
+        logger.setLevel(level)
+    save_graph(onnx.load(str(target)), target)
+
+
+def _make_fp16(plain: Path, target: Path) -> None:
+    try:
+        # It prints what it truncates.
+        with redirect_stdout(StringIO()):
+            proto = convert_float_to_float16(onnx.load(str(plain)), keep_io_types=True)
+    except Exception as error:  # whatever the library raises
+        raise GraphError(f"onnxruntime cannot turn the graph into fp16: {error}") from error
+    save_graph(proto, target)

@@ -1,0 +1,41 @@
+"""What is sent to the hub is the bundle, in one commit; a refusal is said in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from polyhead_export import bundle, hub
+from polyhead_export.hub import PushError, push_bundle
+
+
+def test_bundle_goes_up_as_one_private_commit(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    class Api:
+        def create_repo(self, repository: str, **fields: Any) -> None:
+            calls.append((repository, fields))
+
+        def upload_folder(self, **fields: Any) -> SimpleNamespace:
+            calls.append((fields.pop("repo_id"), fields))
+            return SimpleNamespace(commit_url="https://hub/commit")
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    found = bundle.load(bundle_dir)
+    assert push_bundle(found, "me/tiny") == "https://hub/commit"
+    (first, made), (second, sent) = calls
+    assert first == second == "me/tiny"
+    assert made["private"] is True
+    assert (sent["folder_path"], sent["commit_message"]) == (bundle_dir, found.model_id)
+
+
+def test_refusal_is_one_line_with_the_repository(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Api:
+        def create_repo(self, repository: str, **fields: Any) -> None:
+            raise OSError("no network\nat all")
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    with pytest.raises(PushError, match=r"^me/tiny: the hub did not take the bundle \(no network\)"):
+        push_bundle(bundle.load(bundle_dir), "me/tiny")
