@@ -320,6 +320,7 @@ def _multiply(graph: Graph, linear: Linear, quantized: _Quantized, smooth: NDArr
         one = graph.constant("one", np.float32(1))
         inputs, product = [quantized.values, integers, one, scales_name, quantized.zero], f"{node.output[0]}.unscaled"
         after = [helper.make_node("Mul", [product, quantized.scale], [node.output[0]])]
+        _move_bias_to_residual(graph, linear)
     else:
         inputs, product, after = (
             [quantized.values, integers, quantized.scale, scales_name, quantized.zero],
@@ -336,6 +337,22 @@ def _multiply(graph: Graph, linear: Linear, quantized: _Quantized, smooth: NDArr
     place = graph.nodes.index(node)
     graph.nodes[place : place + 1] = [*before, made, *after]
     graph.index()
+
+
+def _move_bias_to_residual(graph: Graph, linear: Linear) -> None:
+    """A bias that would be added to ``x + residual`` anyhow becomes part of the LayerNorm that makes the residual."""
+    if linear.bias is None or len(readers := graph.readers[_output(linear)]) != 1:
+        return
+    added = [name for name in readers[0].input if name != _output(linear)]
+    source = graph.maker.get(added[0]) if readers[0].op_type == "Add" and len(added) == 1 else None
+    # By now the quantized branch has a LayerNormalization of its own.
+    if source is None or source.op_type != "LayerNormalization" or len(graph.readers[added[0]]) != 1:
+        return
+    name = graph.bias_name(linear)
+    both = graph.constants[source.input[2]] + graph.constants[name]
+    source.input[2] = graph.constant(f"{source.output[0]}.with.{name}", both)
+    graph.replace_value(_output(linear), linear.node.output[0])
+    graph.nodes.remove(linear.bias)
 
 
 def _keep_apart(graph: Graph) -> None:

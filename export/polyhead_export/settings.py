@@ -84,7 +84,7 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "accuracy_drop": 0.01,
         "macro_f1_drop": 0.01,
         "calibration": 0.02,
-        "invariance": 1.0,
+        "invariance": 10.0,
         "golden": 0.05,
     },
     "fp16": {

@@ -55,7 +55,7 @@ def main(  # noqa: PLR0917 - click passes them by name
     max_steps: int | None,
     overrides: tuple[str, ...],
 ) -> None:
-    r"""Train a model from labelled texts, as a TOML file says, and write a run directory with report.html.
+    """Train a model from labelled texts, as a TOML file says, and write a run directory with report.html.
 
     The directory's path is printed to stdout; what happens meanwhile goes to stderr. A run that stands in the output
     directory already is replaced, once the new one is complete. Export it with polyhead-export.
@@ -83,7 +83,7 @@ def main(  # noqa: PLR0917 - click passes them by name
       1    training failed
       2    the command line, the configuration or the data is at fault
       130  stopped by SIGINT, 143 by SIGTERM; everything up to there is saved
-    """
+    """  # noqa: D301 (click reads the \b)
     # Threads that spin while they wait make training several times slower where the cores are shared. OpenMP reads
     # this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
