@@ -57,7 +57,7 @@ def main() -> None:
     \b
     Examples:
       polyhead-export runs/tickets bundles/tickets
-      polyhead-export runs/tickets bundles/tickets --variant int8 --labelled data/test.jsonl
+      polyhead-export runs/tickets bundles/tickets --variant int8 --variant fp16 --labelled data/test.jsonl
       polyhead-export verify bundles/tickets
       polyhead-serve "$(polyhead-export runs/tickets bundles/tickets)"
 
@@ -76,7 +76,7 @@ def main() -> None:
     "variants",
     multiple=True,
     type=click.Choice(_VARIANTS),
-    help="Make this one besides fp32; may be repeated.",
+    help="Make this one besides fp32; may be repeated. The configuration's without it.  [default: int8]",
 )
 @click.option("--labelled", multiple=True, type=_PATH, help="Held-out labelled file for the gate; may be repeated.")
 @_CONFIG
@@ -123,7 +123,7 @@ def export_command(  # noqa: PLR0917
             from .hub import push_bundle
 
             _say(push_bundle(found, push_to_hub))
-        left_out = set(settings.wanted) - set(found.manifest.variants)
+        left_out = set(settings.required) - set(found.manifest.variants)
     for path in written:
         click.echo(path)
     if left_out:

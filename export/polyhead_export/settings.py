@@ -109,7 +109,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    variants: tuple[VariantName, ...] = ("fp32",)
+    variants: tuple[VariantName, ...] = ("fp32", "int8")
     """Variants to make; a bundle always has fp32."""
     labelled: tuple[str, ...] = ()
     """Held-out labelled files, in the form that training reads, relative to this file."""
@@ -122,15 +122,22 @@ class Settings(BaseModel):
         return Limits.model_validate({**_DEFAULTS[variant], **self.limits.get(variant, {})})
 
     def extended(self, variants: Iterable[str], labelled: Iterable[Path]) -> Settings:
-        """The same with more variants and labelled files; the paths are relative to the working directory."""
+        """The same with these variants, if any, and more labelled files, relative to the working directory."""
         files = [*self.labelled_files, *labelled]
-        more = {"variants": (*self.variants, *variants), "labelled": tuple(str(path.absolute()) for path in files)}
-        return self.model_validate({**self.model_dump(), **more})
+        more = {"labelled": tuple(str(path.absolute()) for path in files)}
+        if chosen := tuple(variants):
+            more["variants"] = chosen
+        return self.model_validate({**self.model_dump(exclude_unset=True), **more})
 
     @property
     def wanted(self) -> tuple[VariantName, ...]:
         """The variants to make, fp32 first."""
         return tuple(name for name in VARIANTS if name == "fp32" or name in self.variants)
+
+    @property
+    def required(self) -> tuple[VariantName, ...]:
+        """Those of them that were asked for, by name: what is made by default may be left out."""
+        return self.wanted if "variants" in self.model_fields_set else ("fp32",)
 
     @property
     def labelled_files(self) -> tuple[Path, ...]:

@@ -12,6 +12,7 @@ import tokenizers
 import torch
 from polyhead_export.export import export
 from polyhead_export.graph import export_graph
+from polyhead_export.settings import Settings
 from polyhead_training.config import Config, DataConfig, HeadConfig
 from polyhead_training.model import PolyheadConfig, PolyheadModel
 from polyhead_training.run_directory import EVALUATION_NAME, write_json, write_run
@@ -130,4 +131,5 @@ def progress() -> list[str]:
 @pytest.fixture(scope="session")
 def bundle_dir(run_dir: Path, progress: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle to look at; whoever damages one writes a copy first."""
-    return export(run_dir, tmp_path_factory.mktemp("bundles") / "tiny", progress.append).path
+    fp32 = Settings(variants=("fp32",))
+    return export(run_dir, tmp_path_factory.mktemp("bundles") / "tiny", progress.append, fp32).path

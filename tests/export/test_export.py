@@ -19,6 +19,7 @@ from polyhead_export.errors import ValuesError
 from polyhead_export.export import export
 from polyhead_export.golden import golden_texts
 from polyhead_export.graph import export_graph
+from polyhead_export.settings import Settings
 from polyhead_training.errors import RunError
 from polyhead_training.model import PolyheadModel
 from polyhead_training.tokenization import encode, load_tokenizer, pad
@@ -94,7 +95,8 @@ def test_no_file_says_where_it_came_from(bundle_dir: Path, run_dir: Path) -> Non
 
 
 def test_same_run_gives_the_same_bundle(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
-    assert export(run_dir, tmp_path / "again", _ignore).digest == bundle.load(bundle_dir).digest
+    fp32 = Settings(variants=("fp32",))
+    assert export(run_dir, tmp_path / "again", _ignore, fp32).digest == bundle.load(bundle_dir).digest
 
 
 def test_graph_that_is_off_is_not_written(

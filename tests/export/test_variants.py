@@ -203,12 +203,24 @@ def test_configuration_that_cannot_be_used_is_named(tmp_path: Path, content: str
         read_settings(tmp_path / "export.toml")
 
 
+def test_int8_is_made_by_default_and_may_be_left_out() -> None:
+    assert Settings().wanted == ("fp32", "int8")
+    assert Settings().required == ("fp32",)
+    assert Settings().extended((), [Path("test.jsonl")]).required == ("fp32",)
+
+
+def test_variants_of_the_command_line_take_the_place_of_the_others() -> None:
+    assert Settings().extended(["fp32"], []).wanted == ("fp32",)
+    chosen = Settings(variants=("int8-dynamic",)).extended(["fp16", "int8"], [])
+    assert chosen.wanted == chosen.required == ("fp32", "int8", "fp16")
+
+
 def test_configuration_is_read(tmp_path: Path) -> None:
     (tmp_path / "export.toml").write_text(
         'variants = ["int8"]\nlabelled = ["test.jsonl"]\n[limits.int8]\ncosine_mean = 0.5\n'
     )
     settings = read_settings(tmp_path / "export.toml")
-    assert settings.wanted == ("fp32", "int8")
+    assert settings.wanted == settings.required == ("fp32", "int8")
     assert settings.labelled_files == (tmp_path / "test.jsonl",)
     assert settings.limits_of("int8").cosine_mean == 0.5
     assert settings.limits_of("int8").cosine_worst == 0.03
