@@ -63,6 +63,7 @@ class AsyncClient(StreamCalls[Texts, AsyncIterator[Answer]]):
         truncation: TruncationPolicy = "truncate",
         include_timings: bool = False,
         encoding: Encoding = "float32",
+        dimensions: int | None = None,
         deadline_s: float | None = DEFAULT_DEADLINE_S,
     ) -> list[Answer]:
         """Answers a batch of texts, in order. Arguments, result and errors as for ``Client.analyze``."""
@@ -73,6 +74,7 @@ class AsyncClient(StreamCalls[Texts, AsyncIterator[Answer]]):
             truncation=truncation,
             include_timings=include_timings,
             encoding=encoding,
+            dimensions=dimensions,
             deadline_s=deadline_s,
         )
         for request in analysis.requests():

@@ -50,13 +50,14 @@ class Analysis:
         truncation: TruncationPolicy,
         include_timings: bool,
         encoding: Encoding,
+        dimensions: int | None,
         deadline_s: float | None,
     ) -> None:
         _require_several(texts)
         self._template = service_pb2.AnalyzeRequest(
             tasks=conversion.task_numbers(tasks),
             options=conversion.item_options(truncation, include_timings),
-            embedding_options=conversion.embedding_options(encoding),
+            embedding_options=conversion.embedding_options(encoding, dimensions),
         )
         self._flow = Flow("request", sys.maxsize, _UNARY_ITEMS, _UNARY_BYTES)
         for text in texts:
@@ -116,6 +117,7 @@ class StreamCalls(ABC, Generic[TextsT, AnswersT]):
         truncation: TruncationPolicy = "truncate",
         include_timings: bool = False,
         encoding: Encoding = "float32",
+        dimensions: int | None = None,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         deadline_s: float | None = None,
     ) -> AnswersT:
@@ -127,7 +129,9 @@ class StreamCalls(ABC, Generic[TextsT, AnswersT]):
             order: Of the answers: ``"request"``, or ``"finished"`` to have each as soon as it is done.
             truncation: ``"truncate"`` reads the beginning of a text that is too long, ``"error"`` refuses it.
             include_timings: Whether to say where the time went.
-            encoding: Of embeddings on the wire: ``"float32"``, or ``"float16"`` for half the bytes.
+            encoding: Of embeddings on the wire: ``"float32"``, ``"float16"`` for half the bytes, ``"int8"`` for a
+                quarter, ``"binary"`` for the signs alone, which come as -1 and 1.
+            dimensions: Of embeddings: the first so many; None for all.
             max_in_flight: Items that may be sent and not yet answered.
             deadline_s: Seconds for the whole stream; None for no limit.
 
@@ -141,7 +145,7 @@ class StreamCalls(ABC, Generic[TextsT, AnswersT]):
         request = service_pb2.StreamAnalyzeRequest(
             tasks=conversion.task_numbers(tasks),
             options=conversion.item_options(truncation, include_timings),
-            embedding_options=conversion.embedding_options(encoding),
+            embedding_options=conversion.embedding_options(encoding, dimensions),
             order=conversion.answer_order(order),
         )
         return self._checked("StreamAnalyze", request, stream_flow(order, max_in_flight), texts, deadline_s)
@@ -154,13 +158,14 @@ class StreamCalls(ABC, Generic[TextsT, AnswersT]):
         truncation: TruncationPolicy = "truncate",
         include_timings: bool = False,
         encoding: Encoding = "float32",
+        dimensions: int | None = None,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         deadline_s: float | None = None,
     ) -> AnswersT:
         """Streams texts, and their embeddings. Arguments and errors as in ``stream``."""
         request = service_pb2.StreamEmbedRequest(
             options=conversion.item_options(truncation, include_timings),
-            embedding_options=conversion.embedding_options(encoding),
+            embedding_options=conversion.embedding_options(encoding, dimensions),
             order=conversion.answer_order(order),
         )
         return self._checked("StreamEmbed", request, stream_flow(order, max_in_flight), texts, deadline_s)

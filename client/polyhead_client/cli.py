@@ -42,7 +42,10 @@ _encoding = click.option(
     type=click.Choice(get_args(Encoding)),
     default="float32",
     show_default=True,
-    help="Of embeddings on the wire; float16 takes half the bytes and keeps 3 digits.",
+    help="Of embeddings on the wire; float16 takes half the bytes, int8 a quarter, binary keeps the signs alone.",
+)
+_dimensions = click.option(
+    "--dimensions", type=click.IntRange(min=1), help="First numbers of each embedding to give.  [default: all]"
 )
 
 
@@ -95,6 +98,7 @@ def main() -> None:
 @main.command()
 @_texts
 @_encoding
+@_dimensions
 @click.option(
     "--tasks",
     metavar="TASK[,TASK...]",
@@ -114,6 +118,7 @@ def analyze(texts: tuple[str, ...], target: str, jsonl: bool, tasks: str | None,
 @main.command()
 @_texts
 @_encoding
+@_dimensions
 def embed(texts: tuple[str, ...], target: str, jsonl: bool, **options: Any) -> None:
     """Give the embedding of each TEXT, or of each line of stdin.
 

@@ -61,6 +61,7 @@ class Client(StreamCalls[Iterable[Text], Iterator[Answer]]):
         truncation: TruncationPolicy = "truncate",
         include_timings: bool = False,
         encoding: Encoding = "float32",
+        dimensions: int | None = None,
         deadline_s: float | None = DEFAULT_DEADLINE_S,
     ) -> list[Answer]:
         """Answers a batch of texts, in order; a large batch takes several calls. Retried while the server is away.
@@ -70,7 +71,9 @@ class Client(StreamCalls[Iterable[Text], Iterator[Answer]]):
             tasks: Any of ``"embedding"``, ``"classification"``, ``"sentiment"``; none means all that the model has.
             truncation: ``"truncate"`` reads the beginning of a text that is too long, ``"error"`` refuses it.
             include_timings: Whether to say where the time went.
-            encoding: Of embeddings on the wire: ``"float32"``, or ``"float16"`` for half the bytes.
+            encoding: Of embeddings on the wire: ``"float32"``, ``"float16"`` for half the bytes, ``"int8"`` for a
+                quarter, ``"binary"`` for the signs alone, which come as -1 and 1.
+            dimensions: Of embeddings: the first so many; None for all.
             deadline_s: Seconds for the whole batch; None for no limit.
 
         Returns:
@@ -86,6 +89,7 @@ class Client(StreamCalls[Iterable[Text], Iterator[Answer]]):
             truncation=truncation,
             include_timings=include_timings,
             encoding=encoding,
+            dimensions=dimensions,
             deadline_s=deadline_s,
         )
         for request in analysis.requests():

@@ -36,7 +36,7 @@ from .results import (
 Task = Literal["embedding", "classification", "sentiment"]
 TruncationPolicy = Literal["truncate", "error"]
 Order = Literal["request", "finished"]
-Encoding = Literal["float32", "float16"]
+Encoding = Literal["float32", "float16", "int8", "binary"]
 
 StreamRequest = (
     service_pb2.StreamAnalyzeRequest
@@ -60,8 +60,20 @@ _TASKS = {
 }
 _TRUNCATION = {"truncate": item_pb2.TRUNCATION_POLICY_TRUNCATE, "error": item_pb2.TRUNCATION_POLICY_ERROR}
 _ORDER = {"request": item_pb2.ANSWER_ORDER_REQUEST, "finished": item_pb2.ANSWER_ORDER_FINISHED}
-_ENCODING = {"float32": item_pb2.EMBEDDING_ENCODING_FLOAT32_LE, "float16": item_pb2.EMBEDDING_ENCODING_FLOAT16_LE}
-_DTYPES = {item_pb2.EMBEDDING_ENCODING_FLOAT32_LE: "<f4", item_pb2.EMBEDDING_ENCODING_FLOAT16_LE: "<f2"}
+_ENCODING = {
+    "float32": item_pb2.EMBEDDING_ENCODING_FLOAT32_LE,
+    "float16": item_pb2.EMBEDDING_ENCODING_FLOAT16_LE,
+    "int8": item_pb2.EMBEDDING_ENCODING_INT8,
+    "binary": item_pb2.EMBEDDING_ENCODING_BINARY,
+}
+# numpy's name of each encoding's numbers, and how many of them a byte, or a number, holds.
+_LAYOUTS = {
+    item_pb2.EMBEDDING_ENCODING_FLOAT32_LE: ("<f4", 1),
+    item_pb2.EMBEDDING_ENCODING_FLOAT16_LE: ("<f2", 1),
+    item_pb2.EMBEDDING_ENCODING_INT8: ("i1", 1),
+    item_pb2.EMBEDDING_ENCODING_BINARY: ("u1", 8),
+}
+_DIMENSIONS_END = 2**32
 
 
 def item_options(truncation: TruncationPolicy, include_timings: bool) -> item_pb2.ItemOptions:
@@ -70,9 +82,11 @@ def item_options(truncation: TruncationPolicy, include_timings: bool) -> item_pb
     return item_pb2.ItemOptions(truncation=policy, include_timings=include_timings)
 
 
-def embedding_options(encoding: Encoding) -> item_pb2.EmbeddingOptions:
+def embedding_options(encoding: Encoding, dimensions: int | None) -> item_pb2.EmbeddingOptions:
     """The wishes for the embedding."""
-    return item_pb2.EmbeddingOptions(encoding=_chosen("encoding", _ENCODING, encoding))
+    if dimensions is not None and not 0 < dimensions < _DIMENSIONS_END:
+        raise InvalidRequestError("INVALID_ARGUMENT", f"dimensions: {dimensions} is not above 0 and below 2 ** 32")
+    return item_pb2.EmbeddingOptions(encoding=_chosen("encoding", _ENCODING, encoding), dimensions=dimensions or 0)
 
 
 def task_numbers(tasks: Iterable[Task]) -> list[item_pb2.Task.ValueType]:
@@ -162,12 +176,18 @@ def _result(result: item_pb2.Result) -> Result:
 
 
 def _embedding(embedding: item_pb2.Embedding) -> NDArray[np.float32]:
-    if embedding.encoding not in _DTYPES:
+    if embedding.encoding not in _LAYOUTS:
         raise ServerError("INTERNAL", f"embedding encoding {embedding.encoding} is not known: update this client")
-    dtype = np.dtype(_DTYPES[embedding.encoding])
-    if len(embedding.values) != embedding.dimensions * dtype.itemsize:
+    name, packed = _LAYOUTS[embedding.encoding]
+    dtype = np.dtype(name)
+    if len(embedding.values) != -(-embedding.dimensions // packed) * dtype.itemsize:
         raise ServerError("INTERNAL", f"{len(embedding.values)} bytes are no {embedding.dimensions} numbers of {dtype}")
-    values = np.frombuffer(embedding.values, dtype).astype(np.float32, copy=False)  # (dimensions,)
+    numbers = np.frombuffer(embedding.values, dtype)
+    if embedding.encoding == item_pb2.EMBEDDING_ENCODING_BINARY:
+        numbers = np.unpackbits(numbers, count=embedding.dimensions).astype(np.int8) * 2 - 1
+    values = numbers.astype(np.float32, copy=False)  # (dimensions,)
+    if embedding.encoding == item_pb2.EMBEDDING_ENCODING_INT8:
+        values = values * np.float32(embedding.scale)
     # Bytes make a read-only array, conversion a writable one: the caller sees one behaviour.
     values.flags.writeable = False
     return values

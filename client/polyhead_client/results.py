@@ -125,7 +125,8 @@ class Result:
     Attributes:
         truncation: How much of the text the model read.
         fingerprints: Of what answered.
-        embedding: The sentence embedding, float32, (dimensions,), read-only. None when it was not asked for.
+        embedding: The sentence embedding, float32, (dimensions,), read-only; -1 and 1 when it came as ``"binary"``.
+            None when it was not asked for.
         classification: The first softmax head's answer. None when not asked for, or the model has no such head.
         sentiment: The first sigmoid head's answer. None when not asked for, or the model has no such head.
         further_classifications: The answers of the softmax heads after the first.

@@ -20,10 +20,12 @@ class Task(enum.Enum):
 
 
 class Encoding(enum.Enum):
-    """Layout of an embedding's bytes; the value is numpy's name for it."""
+    """Layout of an embedding's bytes."""
 
-    FLOAT32_LE = "<f4"
-    FLOAT16_LE = "<f2"
+    FLOAT32_LE = 1
+    FLOAT16_LE = 2
+    INT8 = 3
+    BINARY = 4
 
 
 ALL_TASKS = frozenset(Task)
@@ -47,10 +49,11 @@ class BadItem:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a message asks for all of its items."""
+    """What a message asks for all of its items. ``dimensions`` of the embedding; 0 for all."""
 
     tasks: frozenset[Task] = ALL_TASKS
     encoding: Encoding = Encoding.FLOAT32_LE
+    dimensions: int = 0
     truncate: bool = True
     timings: bool = False
 

@@ -71,6 +71,7 @@ class InferenceService:
     async def analyze(self, message: Message, context: _Context) -> Any:
         """The unary call: every item of one message."""
         with self._call() as (pipeline, writer):
+            message = _require_dimensions(message, writer.dimensions)
             futures = await pipeline.submit(message, _deadline(context))
             # Cancelling gather cancels the futures, which takes their items out of the queue.
             pairs = zip(message.items, await asyncio.gather(*futures), strict=True)
@@ -84,7 +85,7 @@ class InferenceService:
         """A bidirectional stream: one task reads and submits, this one writes whatever is ready."""
         with self._call() as (pipeline, writer):
             window = Window(self._settings.stream_window)
-            reader = asyncio.create_task(self._read(pipeline, messages, window, _deadline(context)))
+            reader = asyncio.create_task(self._read(pipeline, writer, messages, window, _deadline(context)))
             # A task that is cancelled before its first step never runs, and would leave the window open.
             reader.add_done_callback(lambda task: window.close(DrainingError()) if task.cancelled() else None)
             self._readers.add(reader)
@@ -120,7 +121,12 @@ class InferenceService:
                 self._idle.set()
 
     async def _read(
-        self, pipeline: Pipeline, messages: AsyncIterator[Message], window: Window, deadline: float | None
+        self,
+        pipeline: Pipeline,
+        writer: Writer,
+        messages: AsyncIterator[Message],
+        window: Window,
+        deadline: float | None,
     ) -> None:
         """Submits the stream's items until the client has no more, or the server drains."""
         first = True
@@ -129,7 +135,7 @@ class InferenceService:
                 if first and message.in_order is not None:
                     window.in_order = message.in_order
                 first = False
-                accepted = message if message.in_order in {None, window.in_order} else _refuse_order(message)
+                accepted = _require_dimensions(_require_order(message, window.in_order), writer.dimensions)
                 await window.room()
                 await pipeline.room()
                 futures = await pipeline.submit(accepted, deadline, may_refuse=False)
@@ -179,8 +185,22 @@ def _deadline(context: _Context) -> float | None:
     return None if left_s is None else time.monotonic() + left_s
 
 
-def _refuse_order(message: Message) -> Message:
-    error = InvalidRequestError("ORDER_CHANGED", "the order of the answers is fixed by the first message of the stream")
+def _require_order(message: Message, in_order: bool) -> Message:
+    if message.in_order in {None, in_order}:
+        return message
+    problem = "the order of the answers is fixed by the first message of the stream"
+    return _refused(message, InvalidRequestError("ORDER_CHANGED", problem))
+
+
+def _require_dimensions(message: Message, dimensions: int) -> Message:
+    if message.wishes.dimensions <= dimensions:
+        return message
+    problem = f"the embedding has {dimensions} dimensions, not {message.wishes.dimensions}"
+    return _refused(message, InvalidRequestError("TOO_MANY_DIMENSIONS", problem))
+
+
+def _refused(message: Message, error: InvalidRequestError) -> Message:
+    """A message whose items are all answered with an error."""
     return Message(tuple(BadItem(item.item_id, error) for item in message.items), message.wishes)
 
 

@@ -26,6 +26,8 @@ _ENCODINGS = {
     item_pb2.EMBEDDING_ENCODING_UNSPECIFIED: Encoding.FLOAT32_LE,
     item_pb2.EMBEDDING_ENCODING_FLOAT32_LE: Encoding.FLOAT32_LE,
     item_pb2.EMBEDDING_ENCODING_FLOAT16_LE: Encoding.FLOAT16_LE,
+    item_pb2.EMBEDDING_ENCODING_INT8: Encoding.INT8,
+    item_pb2.EMBEDDING_ENCODING_BINARY: Encoding.BINARY,
 }
 _TRUNCATE = {
     item_pb2.TRUNCATION_POLICY_UNSPECIFIED: True,
@@ -86,6 +88,7 @@ class Reader:
         return Wishes(
             tasks=tasks or self._tasks,
             encoding=_known(_ENCODINGS, embedding_options.encoding if embedding_options else 0, "encoding"),
+            dimensions=embedding_options.dimensions if embedding_options else 0,
             truncate=_known(_TRUNCATE, request.options.truncation, "truncation"),
             timings=request.options.include_timings,
         )

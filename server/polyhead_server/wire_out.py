@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from google.protobuf import duration_pb2
+from numpy.typing import NDArray
 from polyhead.v1 import item_pb2
 from polyhead_export import bundle
 
@@ -17,7 +18,10 @@ from .statuses import status
 _ENCODING_NUMBERS = {
     Encoding.FLOAT32_LE: item_pb2.EMBEDDING_ENCODING_FLOAT32_LE,
     Encoding.FLOAT16_LE: item_pb2.EMBEDDING_ENCODING_FLOAT16_LE,
+    Encoding.INT8: item_pb2.EMBEDDING_ENCODING_INT8,
+    Encoding.BINARY: item_pb2.EMBEDDING_ENCODING_BINARY,
 }
+_LARGEST_INT8 = 127
 
 
 class Writer:
@@ -25,7 +29,8 @@ class Writer:
 
     def __init__(self, manifest: bundle.Manifest, fingerprints: bundle.Fingerprints) -> None:
         self._heads = manifest.heads
-        self._dimensions = manifest.embedding.dimensions
+        self._normalized = manifest.embedding.normalized
+        self.dimensions = manifest.embedding.dimensions
         self.fingerprints = item_pb2.Fingerprints(
             embedding_space=fingerprints.embedding_space,
             heads=[
@@ -53,14 +58,22 @@ class Writer:
             timings=_timings(result.timings) if wishes.timings else None,
         )
         if Task.EMBEDDING in wishes.tasks:
-            wire.embedding.values = result.numbers.embedding.astype(wishes.encoding.value, copy=False).tobytes()
-            wire.embedding.encoding = _ENCODING_NUMBERS[wishes.encoding]
-            wire.embedding.dimensions = self._dimensions
+            self._put_embedding(wire.embedding, result.numbers.embedding, wishes)
         if Task.CLASSIFICATION in wishes.tasks:
             _put_first_and_rest(wire.classification, wire.further_classifications, self._classifications(result))
         if Task.SENTIMENT in wishes.tasks:
             _put_first_and_rest(wire.sentiment, wire.further_sentiments, self._sentiments(result))
         return wire
+
+    def _put_embedding(self, wire: item_pb2.Embedding, values: NDArray[np.float32], wishes: Wishes) -> None:
+        if wishes.dimensions:
+            values = values[: wishes.dimensions]  # (dimensions,)
+            if self._normalized:
+                # A cut embedding of zeros has no direction; the smallest number above 0 leaves it as it is.
+                values = values / max(float(np.linalg.norm(values)), np.finfo(np.float32).tiny)
+        wire.values, wire.scale = encode(values, wishes.encoding)
+        wire.encoding = _ENCODING_NUMBERS[wishes.encoding]
+        wire.dimensions = len(values)
 
     def _classifications(self, result: Result) -> Iterable[item_pb2.Classification]:
         for head, probabilities in zip(self._heads, result.numbers.probabilities, strict=True):
@@ -76,6 +89,25 @@ class Writer:
                 probability = float(probabilities[0])
                 label = head.labels[probability >= head.threshold]
                 yield item_pb2.Sentiment(head=head.name, probability=probability, label=label)
+
+
+def encode(values: NDArray[np.float32], encoding: Encoding) -> tuple[bytes, float]:
+    """An embedding's bytes.
+
+    Args:
+        values: (dimensions,) finite numbers.
+        encoding: Layout.
+
+    Returns:
+        The bytes, and the scale of the integers of ``INT8``; 0 for the other layouts.
+    """
+    if encoding is Encoding.INT8:
+        largest = float(np.abs(values).max())
+        steps = np.rint(values * (_LARGEST_INT8 / largest)) if largest else values
+        return steps.astype(np.int8).tobytes(), largest / _LARGEST_INT8
+    if encoding is Encoding.BINARY:
+        return np.packbits(values > 0).tobytes(), 0.0
+    return values.astype("<f4" if encoding is Encoding.FLOAT32_LE else "<f2", copy=False).tobytes(), 0.0
 
 
 def _put_first_and_rest(first: Any, rest: Any, answers: Iterable[Any]) -> None:

@@ -60,10 +60,12 @@ def test_analyze_answers_what_cannot_be_sent_in_its_turn(client: Face) -> None:
 
 
 def test_wishes_reach_the_server(client: Face, servicer: FakeServicer) -> None:
-    client.analyze(["text"], tasks=["embedding"], truncation="error", include_timings=True, encoding="float16")
+    client.analyze(
+        ["text"], tasks=["embedding"], truncation="error", include_timings=True, encoding="binary", dimensions=64
+    )
     (request,) = servicer.requests
     assert (list(request.tasks), request.options.truncation, request.options.include_timings) == ([1], 2, True)
-    assert request.embedding_options.encoding == 2
+    assert (request.embedding_options.encoding, request.embedding_options.dimensions) == (4, 64)
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])

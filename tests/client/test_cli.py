@@ -127,10 +127,10 @@ def test_jsonl_line_that_is_no_item_ends_with_its_number_after_the_answers_befor
 
 def test_options_reach_the_server(run: Run, servicer: FakeServicer) -> None:
     options = ["--tasks", "classification,sentiment", "--truncation", "error", "--order", "finished", "--timings"]
-    (line,) = lines(run("analyze", *options, "--encoding", "float16", "text"))
+    (line,) = lines(run("analyze", *options, "--encoding", "float16", "--dimensions", "2", "text"))
     (request,) = servicer.requests
     assert (list(request.tasks), request.options.truncation, request.order) == ([2, 3], 2, 2)
-    assert request.embedding_options.encoding == 2
+    assert (request.embedding_options.encoding, request.embedding_options.dimensions) == (2, 2)
     assert line["timings"]["total_s"] == 1.5
 
 

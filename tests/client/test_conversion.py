@@ -6,7 +6,7 @@ from google.protobuf import duration_pb2
 from google.rpc import status_pb2
 from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2, model_pb2
-from polyhead_client import Answer, ServerError, conversion
+from polyhead_client import Answer, InvalidRequestError, ServerError, conversion
 
 NUMBERS = [0.1, -2.5, 3e-5, 65504.0]
 
@@ -32,11 +32,35 @@ def test_embedding_becomes_float32_whatever_its_encoding(
     np.testing.assert_array_equal(embedding, values.astype(np.float32))
 
 
+def test_integers_are_scaled() -> None:
+    encoding = item_pb2.EMBEDDING_ENCODING_INT8
+    wire = item_pb2.Embedding(values=bytes([5, 256 - 127]), encoding=encoding, dimensions=2, scale=0.5)
+    embedding = converted(embedding=wire).unwrap().embedding
+    assert embedding is not None
+    assert (embedding.tolist(), embedding.dtype, embedding.flags.writeable) == ([2.5, -63.5], np.float32, False)
+
+
+def test_bits_become_signs() -> None:
+    encoding = item_pb2.EMBEDDING_ENCODING_BINARY
+    wire = item_pb2.Embedding(values=bytes([0b10100001, 0b10000000]), encoding=encoding, dimensions=9)
+    embedding = converted(embedding=wire).unwrap().embedding
+    assert embedding is not None
+    assert embedding.tolist() == [1, -1, 1, -1, -1, -1, -1, 1, 1]
+    assert embedding.dtype == np.float32
+
+
+@pytest.mark.parametrize("dimensions", [0, -1, 2**32])
+def test_number_of_dimensions_that_cannot_be_sent_is_refused(dimensions: int) -> None:
+    with pytest.raises(InvalidRequestError, match="dimensions"):
+        conversion.embedding_options("float32", dimensions)
+
+
 @pytest.mark.parametrize(
     ("wire", "problem"),
     [
         (item_pb2.Embedding(values=b"1234567", encoding=1, dimensions=2), "7 bytes are no 2 numbers"),  # type: ignore[arg-type]
         (item_pb2.Embedding(values=b"1234", encoding=99, dimensions=4), "encoding 99 is not known"),  # type: ignore[arg-type]
+        (item_pb2.Embedding(values=b"12", encoding=4, dimensions=17), "2 bytes are no 17 numbers"),  # type: ignore[arg-type]
         (item_pb2.Embedding(values=b"", dimensions=0), "encoding 0 is not known"),
     ],
 )

@@ -100,6 +100,17 @@ async def test_unary_call_answers_in_request_order(running: Running) -> None:
     assert [embedding(answer) for answer in response.answers] == [embedding_of(text) for text in TEXTS]
 
 
+async def test_more_dimensions_than_there_are_are_refused_and_the_stream_goes_on(running: Running) -> None:
+    wishes = [item_pb2.EmbeddingOptions(dimensions=number) for number in (3, 2, 1)]
+    unary = await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]), embedding_options=wishes[0]))
+    requests = (pb2.StreamEmbedRequest(items=items(["w1"]), embedding_options=wish) for wish in wishes)
+    refused, whole, cut = await collect(running.stub.StreamEmbed(requests))
+    for answer in (*unary.answers, refused):
+        assert (answer.item_id, answer.error.code) == ("w1", grpc.StatusCode.INVALID_ARGUMENT.value[0])
+        assert "2 dimensions, not 3" in answer.error.message
+    assert [embedding(whole), embedding(cut)] == [embedding_of("w1"), embedding_of("w1")[:1]]
+
+
 @pytest.mark.parametrize("per_message", [1, 7, 100])
 async def test_stream_answers_every_item_in_request_order(running: Running, per_message: int) -> None:
     requests = (

@@ -32,11 +32,13 @@ def test_wishes_are_read() -> None:
         request(
             tasks=[item_pb2.TASK_SENTIMENT, item_pb2.TASK_SENTIMENT],
             options=item_pb2.ItemOptions(truncation=item_pb2.TRUNCATION_POLICY_ERROR, include_timings=True),
-            embedding_options=item_pb2.EmbeddingOptions(encoding=item_pb2.EMBEDDING_ENCODING_FLOAT16_LE),
+            embedding_options=item_pb2.EmbeddingOptions(encoding=item_pb2.EMBEDDING_ENCODING_INT8, dimensions=1),
             order=item_pb2.ANSWER_ORDER_FINISHED,
         )
     )
-    assert message.wishes == Wishes(frozenset({Task.SENTIMENT}), Encoding.FLOAT16_LE, truncate=False, timings=True)
+    assert message.wishes == Wishes(
+        frozenset({Task.SENTIMENT}), Encoding.INT8, dimensions=1, truncate=False, timings=True
+    )
     assert message.in_order is False
 
 

@@ -8,7 +8,7 @@ from polyhead.v1 import item_pb2
 from polyhead_export import bundle
 from polyhead_server.errors import ExpiredError
 from polyhead_server.items import Encoding, Numbers, Result, Task, Timings, Tokens, Wishes
-from polyhead_server.wire_out import Writer
+from polyhead_server.wire_out import Writer, encode
 
 EMBEDDING = np.array([0.1, -2.5], dtype=np.float32)
 
@@ -55,6 +55,34 @@ def test_half_precision_embedding_is_rounded(writer: Writer) -> None:
     answer = writer.answer("", result([1, 0, 0], [0]), Wishes(encoding=Encoding.FLOAT16_LE))
     assert np.frombuffer(answer.result.embedding.values, "<f2").tolist() == EMBEDDING.astype("<f2").tolist()
     assert answer.result.embedding.encoding == item_pb2.EMBEDDING_ENCODING_FLOAT16_LE
+
+
+def test_integers_times_their_scale_are_the_numbers_to_half_a_step(writer: Writer) -> None:
+    embedding = writer.answer("", result([1, 0, 0], [0]), Wishes(encoding=Encoding.INT8)).result.embedding
+    integers = np.frombuffer(embedding.values, np.int8)
+    assert integers.tolist() == [5, -127]
+    np.testing.assert_allclose(integers * embedding.scale, EMBEDDING, atol=embedding.scale / 2)
+    assert embedding.encoding == item_pb2.EMBEDDING_ENCODING_INT8
+
+
+def test_integers_of_nothing_are_zeros() -> None:
+    assert encode(np.zeros(3, np.float32), Encoding.INT8) == (bytes(3), 0.0)
+
+
+def test_bits_are_the_signs_the_first_one_highest() -> None:
+    signs = np.array([1, -1, 1, 0, -1, -1, -1, 1, 2], np.float32)
+    assert encode(signs, Encoding.BINARY) == (bytes([0b10100001, 0b10000000]), 0.0)
+
+
+@pytest.mark.parametrize(("normalized", "expected"), [(True, [1.0]), (False, [0.1])])
+def test_embedding_that_is_cut_keeps_its_length_where_that_was_1(
+    manifest: bundle.Manifest, normalized: bool, expected: list[float]
+) -> None:
+    embedding = dataclasses.replace(manifest.embedding, normalized=normalized)
+    writer = Writer(dataclasses.replace(manifest, embedding=embedding), manifest.variants["fp32"].fingerprints)
+    cut = writer.answer("", result([1, 0, 0], [0]), Wishes(dimensions=1)).result.embedding
+    assert cut.dimensions == 1
+    np.testing.assert_allclose(np.frombuffer(cut.values, "<f4"), expected)
 
 
 def test_further_heads_come_after_the_first(manifest: bundle.Manifest) -> None:

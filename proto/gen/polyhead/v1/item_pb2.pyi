@@ -61,6 +61,12 @@ class _EmbeddingEncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Emb
     """EMBEDDING_ENCODING_FLOAT32_LE is IEEE 754 binary32, little-endian, 4 bytes a dimension."""
     EMBEDDING_ENCODING_FLOAT16_LE: _EmbeddingEncoding.ValueType  # 2
     """EMBEDDING_ENCODING_FLOAT16_LE is IEEE 754 binary16, little-endian, 2 bytes a dimension, rounded to nearest even."""
+    EMBEDDING_ENCODING_INT8: _EmbeddingEncoding.ValueType  # 3
+    """EMBEDDING_ENCODING_INT8 is a signed byte a dimension, -127 to 127; times Embedding.scale it is the number."""
+    EMBEDDING_ENCODING_BINARY: _EmbeddingEncoding.ValueType  # 4
+    """EMBEDDING_ENCODING_BINARY is a bit a dimension, 1 where the number is above 0, the most significant bit of the first
+    byte first; the last byte is filled up with zeros. To be compared by Hamming distance.
+    """
 
 class EmbeddingEncoding(_EmbeddingEncoding, metaclass=_EmbeddingEncodingEnumTypeWrapper):
     """EmbeddingEncoding says how the numbers of an embedding are laid out in Embedding.values."""
@@ -71,6 +77,12 @@ EMBEDDING_ENCODING_FLOAT32_LE: EmbeddingEncoding.ValueType  # 1
 """EMBEDDING_ENCODING_FLOAT32_LE is IEEE 754 binary32, little-endian, 4 bytes a dimension."""
 EMBEDDING_ENCODING_FLOAT16_LE: EmbeddingEncoding.ValueType  # 2
 """EMBEDDING_ENCODING_FLOAT16_LE is IEEE 754 binary16, little-endian, 2 bytes a dimension, rounded to nearest even."""
+EMBEDDING_ENCODING_INT8: EmbeddingEncoding.ValueType  # 3
+"""EMBEDDING_ENCODING_INT8 is a signed byte a dimension, -127 to 127; times Embedding.scale it is the number."""
+EMBEDDING_ENCODING_BINARY: EmbeddingEncoding.ValueType  # 4
+"""EMBEDDING_ENCODING_BINARY is a bit a dimension, 1 where the number is above 0, the most significant bit of the first
+byte first; the last byte is filled up with zeros. To be compared by Hamming distance.
+"""
 Global___EmbeddingEncoding: _TypeAlias = EmbeddingEncoding  # noqa: Y015
 
 class _TruncationPolicy:
@@ -185,16 +197,23 @@ class EmbeddingOptions(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ENCODING_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
     encoding: Global___EmbeddingEncoding.ValueType
     """encoding of the values; unspecified means EMBEDDING_ENCODING_FLOAT32_LE."""
+    dimensions: _builtins.int
+    """dimensions is how many numbers come back, the first ones of the embedding, scaled to Euclidean length 1 again where
+    EmbeddingInfo.normalized says so; 0 means all. More than EmbeddingInfo.dimensions are refused with INVALID_ARGUMENT.
+    What is left is worth most where the model was trained to be cut (Matryoshka representation learning).
+    """
     def __init__(
         self,
         *,
         encoding: Global___EmbeddingEncoding.ValueType = ...,
+        dimensions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoding", b"encoding"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "encoding", b"encoding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -319,22 +338,26 @@ class Embedding(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     ENCODING_FIELD_NUMBER: _builtins.int
     DIMENSIONS_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
     values: _builtins.bytes
     """values holds `dimensions` numbers in the layout that `encoding` names."""
     encoding: Global___EmbeddingEncoding.ValueType
     """encoding of `values`; never EMBEDDING_ENCODING_UNSPECIFIED."""
     dimensions: _builtins.int
     """dimensions is the number of numbers in `values`."""
+    scale: _builtins.float
+    """scale of the integers of EMBEDDING_ENCODING_INT8; 0 for the other encodings."""
     def __init__(
         self,
         *,
         values: _builtins.bytes = ...,
         encoding: Global___EmbeddingEncoding.ValueType = ...,
         dimensions: _builtins.int = ...,
+        scale: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "encoding", b"encoding", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "encoding", b"encoding", "scale", b"scale", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
