@@ -115,16 +115,13 @@ class Graph:
         del graph.node[:], graph.value_info[:]
         graph.node.extend(self.nodes)
         read = {name for node in self.nodes for name in node.input}
-        kept = {tensor.name: tensor for tensor in graph.initializer}
-        tensors = [
-            kept[name] if name in kept else numpy_helper.from_array(np.asarray(value), name)
-            for name, value in self.constants.items()
-            if name in read
-        ]
-        # Cleared after the list was made: the tensors belong to it.
-        tensors = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in tensors]
-        del graph.initializer[:]
-        graph.initializer.extend(tensors)
+        for place in reversed(range(len(graph.initializer))):
+            if graph.initializer[place].name not in read:
+                del graph.initializer[place]
+        new = read - {tensor.name for tensor in graph.initializer}
+        graph.initializer.extend(
+            numpy_helper.from_array(np.asarray(value), name) for name, value in self.constants.items() if name in new
+        )
         if all(entry.domain != _CONTRIB for entry in self.proto.opset_import):
             self.proto.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
         return self.proto

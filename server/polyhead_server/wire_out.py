@@ -69,8 +69,8 @@ class Writer:
         if wishes.dimensions:
             values = values[: wishes.dimensions]  # (dimensions,)
             if self._normalized:
-                # A cut embedding of zeros has no direction; the smallest number above 0 leaves it as it is.
-                values = values / max(float(np.linalg.norm(values)), np.finfo(np.float32).tiny)
+                # What is left may be all zeros, which have no direction and stay as they are.
+                values = values / np.float32(np.linalg.norm(values) or 1)
         wire.values, wire.scale = encode(values, wishes.encoding)
         wire.encoding = _ENCODING_NUMBERS[wishes.encoding]
         wire.dimensions = len(values)

@@ -37,7 +37,9 @@ def test_integers_are_scaled() -> None:
     wire = item_pb2.Embedding(values=bytes([5, 256 - 127]), encoding=encoding, dimensions=2, scale=0.5)
     embedding = converted(embedding=wire).unwrap().embedding
     assert embedding is not None
-    assert (embedding.tolist(), embedding.dtype, embedding.flags.writeable) == ([2.5, -63.5], np.float32, False)
+    assert embedding.tolist() == [2.5, -63.5]
+    assert embedding.dtype == np.float32
+    assert not embedding.flags.writeable
 
 
 def test_bits_become_signs() -> None:
