@@ -80,7 +80,7 @@ package: setup  ## build the wheel; check that [server] installs, starts and has
 	! build/server-only/bin/pip freeze | grep -iE '^(torch|transformers)=='
 
 bench: $(BUNDLE)/bundle.json  ## measure the server against bare onnxruntime
-	$(BIN)/python bench/serving.py --bundle $(BUNDLE)
+	$(BIN)/python bench/serving.py --bundle $(BUNDLE) --variant int8
 
 format: setup  ## let ruff format and mend
 	$(BIN)/ruff check --fix .
