@@ -3,10 +3,10 @@
     python bench/load.py HOST:PORT texts.jsonl --way unary --items 1 --in-flight 64 --seconds 10
 
 Ways: ``unary``: calls of ``--items`` texts; ``stream``: messages of as many over one bidirectional stream, both by the
-stubs alone; ``client``: the shipped client's stream, one text at a time, which gathers what waits. Closed loop: a message
-that is answered makes room for the next one, so that ``--in-flight`` texts are on their way. Latencies are of messages,
-from their sending to their last answer; with ``client`` of texts, from their being taken in. The first second does not
-count.
+stubs alone; ``client``: the shipped client's stream, one text at a time, which gathers what waits. Closed loop: a
+message that is answered makes room for the next one, so that ``--in-flight`` texts are on their way. Latencies are of
+messages, from their sending to their last answer; with ``client`` of texts, from their being taken in. The first second
+does not count.
 """
 
 from __future__ import annotations
