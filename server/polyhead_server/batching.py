@@ -7,6 +7,8 @@ come. Entries that were cancelled or whose deadline passed are let go before any
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import threading
 import time
 from collections import deque
@@ -14,6 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .items import Outcome, Tokens
+
+# So many entries that have left may be remembered, besides as many as wait, before they are cleared away.
+_REMEMBERED = 1000
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +32,8 @@ class Entry:
         arrived_ns: When its message arrived (``time.monotonic_ns()``).
         tokenized_ns: When its tokens were ready and it entered the queue.
         tokenization_ns: How long its message's tokenization took.
+        length: Tokens that the model will read.
+        waiting: Whether it is in the queue; the queue's own business.
     """
 
     tokens: Tokens
@@ -36,6 +43,7 @@ class Entry:
     tokenized_ns: int
     tokenization_ns: int
     length: int = field(init=False)
+    waiting: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.length = len(self.tokens.ids)
@@ -65,16 +73,22 @@ class BatchLimits:
 class BatchQueue:
     """Entries in, batches out; safe to use from any thread.
 
-    Entries stand in one lane for each length, in order of arrival, so that the oldest entry and its neighbours in
-    length are found without looking at every entry.
+    Entries stand in one lane for each length, in order of arrival, and those with a deadline also in a heap, so that
+    the oldest entry, its neighbours in length and what has expired are found without looking at every entry. What was
+    cancelled or has expired is only marked, and passed over when its turn comes.
     """
 
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
         self._lanes: dict[int, deque[Entry]] = {}
+        self._deadlines: list[tuple[float, int, Entry]] = []
+        self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._idle_workers = 0
         self._closed = False
+        self._waiting = 0
+        # Entries in the lanes that are only marked.
+        self._marked = 0
         self.waiting_tokens = 0
 
     def put(self, entries: Iterable[Entry]) -> None:
@@ -82,19 +96,29 @@ class BatchQueue:
         with self._changed:
             for entry in entries:
                 self._lanes.setdefault(entry.length, deque()).append(entry)
+                if entry.deadline is not None:
+                    heapq.heappush(self._deadlines, (entry.deadline, next(self._numbers), entry))
+                entry.waiting = True
+                self._waiting += 1
                 self.waiting_tokens += entry.length
+            self._clear_away()
             self._changed.notify_all()
 
     def take(self) -> Batch | None:
         """Waits for work; None when the queue is closed and empty."""
         with self._changed:
             self._idle_workers += 1
-            while not self._lanes and not self._closed:
+            while not self._waiting and not self._closed:
                 self._changed.wait()
-            expired = self._let_go(time.monotonic())
-            batch = Batch(self._choose(), expired) if self._lanes or expired or not self._closed else None
+            expired = self._expire(time.monotonic())
+            entries = self._choose()
             self._idle_workers -= 1
-            return batch
+            return Batch(entries, expired) if entries or expired or not self._closed else None
+
+    def drop(self, entry: Entry) -> None:
+        """Lets an entry go whose answer is not wanted any more; nothing happens when it has left."""
+        with self._changed:
+            self._mark(entry)
 
     def close(self) -> None:
         """Lets ``take`` return None once the queue is empty."""
@@ -102,8 +126,19 @@ class BatchQueue:
             self._closed = True
             self._changed.notify_all()
 
+    def _expire(self, now: float) -> list[Entry]:
+        """Lets go those whose deadline has passed."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, entry = heapq.heappop(self._deadlines)
+            if self._mark(entry) and not entry.future.cancelled():
+                expired.append(entry)
+        return expired
+
     def _choose(self) -> list[Entry]:
         """Takes the oldest entry and as many of its neighbours in length as may ride with it."""
+        for length in list(self._lanes):
+            self._pass_over(length)
         if not self._lanes:
             return []
         oldest = min(self._lanes, key=lambda length: self._lanes[length][0].tokenized_ns)
@@ -119,26 +154,42 @@ class BatchQueue:
                 longest, real_tokens = longest_with, real_tokens + length
         return batch
 
-    def _let_go(self, now: float) -> list[Entry]:
-        """Removes cancelled and expired entries and returns the expired ones."""
-        expired: list[Entry] = []
-        for length, lane in list(self._lanes.items()):
-            kept: deque[Entry] = deque()
-            for entry in lane:
-                if entry.future.cancelled():
-                    continue
-                (expired if entry.deadline is not None and entry.deadline <= now else kept).append(entry)
-            self.waiting_tokens -= length * (len(lane) - len(kept))
-            if kept:
-                self._lanes[length] = kept
-            else:
-                del self._lanes[length]
-        return expired
-
     def _pop(self, length: int) -> Entry:
+        entry = self._lanes[length].popleft()
+        self._leave(entry)
+        self._pass_over(length)
+        return entry
+
+    def _pass_over(self, length: int) -> None:
+        """Removes from the front of a lane what need not be computed, and the lane when nothing is left."""
         lane = self._lanes[length]
-        entry = lane.popleft()
+        while lane and (not lane[0].waiting or lane[0].future.cancelled()):
+            # It may have been cancelled a moment ago.
+            self._mark(lane[0])
+            lane.popleft()
+            self._marked -= 1
         if not lane:
             del self._lanes[length]
-        self.waiting_tokens -= length
-        return entry
+
+    def _mark(self, entry: Entry) -> bool:
+        """Counts an entry of a lane as gone; returns whether it was waiting."""
+        if entry.waiting:
+            self._leave(entry)
+            self._marked += 1
+            return True
+        return False
+
+    def _leave(self, entry: Entry) -> None:
+        entry.waiting = False
+        self._waiting -= 1
+        self.waiting_tokens -= entry.length
+
+    def _clear_away(self) -> None:
+        """Forgets entries that have left, when there are so many that this costs little for each of them."""
+        if self._marked > self._waiting + _REMEMBERED:
+            lanes = {length: deque(entry for entry in lane if entry.waiting) for length, lane in self._lanes.items()}
+            self._lanes = {length: lane for length, lane in lanes.items() if lane}
+            self._marked = 0
+        if len(self._deadlines) > 2 * self._waiting + _REMEMBERED:
+            self._deadlines = [one for one in self._deadlines if one[2].waiting]
+            heapq.heapify(self._deadlines)

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from . import heads
 from .admission import Admission
@@ -126,7 +127,13 @@ class Pipeline:
                 future.set_result(TextTooLongError(tokens.seen, self.model.source.manifest.max_tokens))
             else:
                 entries.append(Entry(tokens, future, deadline, arrived_ns, now_ns, now_ns - started_ns))
+                future.add_done_callback(partial(self._drop_when_cancelled, entries[-1]))
         self._queue.put(entries)
+
+    def _drop_when_cancelled(self, entry: Entry, future: asyncio.Future[Outcome]) -> None:
+        if future.cancelled():
+            self._queue.drop(entry)
+            self._admission.wake()
 
     def _work(self) -> None:
         """A worker thread: one batch after the other until the queue is closed."""

@@ -81,6 +81,59 @@ async def test_cancelled_entries_vanish(queue: BatchQueue) -> None:
     assert queue.waiting_tokens == 0
 
 
+async def test_entry_that_is_dropped_makes_room_at_once(queue: BatchQueue) -> None:
+    first, gone, last = entry(10), entry(10), entry(40)
+    queue.put([first, gone, last])
+    queue.drop(gone)
+    assert queue.waiting_tokens == 50
+    assert queue.take() == Batch([first], [])
+    assert queue.take() == Batch([last], [])
+    assert queue.waiting_tokens == 0
+
+
+async def test_entry_that_is_cancelled_and_expired_is_only_let_go(queue: BatchQueue) -> None:
+    gone, kept = entry(10, deadline=time.monotonic() - 1), entry(20)
+    queue.put([gone, kept])
+    gone.future.cancel()
+    assert queue.take() == Batch([kept], [])
+    assert queue.waiting_tokens == 0
+
+
+async def test_closed_queue_without_wanted_entries_is_over(queue: BatchQueue) -> None:
+    gone = entry(10)
+    queue.put([gone])
+    gone.future.cancel()
+    queue.close()
+    assert queue.take() is None
+
+
+async def test_entries_that_left_are_forgotten(queue: BatchQueue) -> None:
+    kept = entry(10, deadline=time.monotonic() + 1000)
+    queue.put([kept])
+    for _ in range(30):
+        gone = [entry(10, deadline=time.monotonic() + 1000) for _ in range(100)]
+        queue.put(gone)
+        for one in gone:
+            queue.drop(one)
+    assert sum(map(len, queue._lanes.values())) < 1500
+    assert len(queue._deadlines) < 1500
+    assert queue.waiting_tokens == 10
+    assert queue.take() == Batch([kept], [])
+
+
+async def test_taking_looks_at_few_entries_however_many_wait(queue: BatchQueue) -> None:
+    def seconds_a_take(waiting: int) -> float:
+        queue.put([entry(5 + number % 50, deadline=time.monotonic() + 1000) for number in range(waiting)])
+        began = time.thread_time()
+        for _ in range(50):
+            queue.take()
+        return time.thread_time() - began
+
+    few = min(seconds_a_take(500) for _ in range(3))
+    # Looking at every entry, it was 0.3 ms with 2,000 and 9.6 ms with 20,000.
+    assert seconds_a_take(20_000) < 10 * few
+
+
 async def test_waiting_tokens_follow_every_change(queue: BatchQueue) -> None:
     queue.put([entry(10), entry(40)])
     assert queue.waiting_tokens == 50
