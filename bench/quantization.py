@@ -187,7 +187,7 @@ def measure(forms: dict[str, Form], ids: Sequence[list[int]], pad_token_id: int,
     seconds = {kind: times(forms, work, rounds) for kind, work in (("batched", batches), ("alone", alone))}
     report = {}
     for name, form in forms.items():
-        cosines = (embeddings[name] * embeddings["fp32"]).sum(axis=1)
+        cosines = (scaled(embeddings[name]) * scaled(embeddings["fp32"])).sum(axis=1)
         report[name] = {
             "cosine_mean": float(cosines.mean()),
             "cosine_worst": float(cosines.min()),
@@ -195,6 +195,11 @@ def measure(forms: dict[str, Form], ids: Sequence[list[int]], pad_token_id: int,
             **{kind: ratios(taken["fp32"], taken[name]) for kind, taken in seconds.items()},
         }
     return report
+
+
+def scaled(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows of length 1."""
+    return np.asarray(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True))
 
 
 def of_like_length(ids: Sequence[list[int]]) -> list[list[list[int]]]:

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from .errors import ExportError
 from .golden import golden_texts
@@ -200,8 +200,13 @@ def _read_sentence_transformer(reference: str, root: Path, backbone: Backbone, s
     model = _build(
         reference, backbone, pooling=pooling, embedding_pooling=pooling, normalize=normalize, max_tokens=max_tokens
     )
-    if settings.get("do_lower_case"):
+    lower = bool(settings.get("do_lower_case"))
+    if lower:
         _lower(backbone.tokenizer)
+    apart = _largest_distance(model, backbone, theirs, lower)
+    if not apart <= _LIMIT:
+        reason = f"its embeddings and those of the run differ by {apart:.3g} (limit {_LIMIT:g})"
+        raise CheckpointError(reference, reason, "nothing was written: report it with the checkpoint's name")
     say(
         f"{reference}: a SentenceTransformer, pooling {pooling}, {'' if normalize else 'not '}normalized, without heads"
     )
@@ -302,7 +307,14 @@ def _read_classifier(reference: str, backbone: Backbone, architecture: str, say:
     dropout = next(
         (found for key in family.dropouts if (found := getattr(original.config, key, None)) is not None), 0.0
     )
-    head = HeadConfig(name=HEAD, kind="softmax", labels=labels, hidden_size=hidden.out_features, dropout=dropout)
+    try:
+        head = HeadConfig(
+            name=HEAD, kind="softmax", field="label", labels=labels, hidden_size=hidden.out_features, dropout=dropout
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        reason = f"its head has {'.'.join(map(str, fault['loc']))} {fault['input']!r}: {fault['msg']}"
+        raise CheckpointError(reference, reason, "mend its config.json") from None
     fields = head.model_dump(mode="json", include={"name", "kind", "labels", "hidden_size", "dropout"})
     model = _build(
         reference,
@@ -376,6 +388,36 @@ def _largest_difference(ours: PolyheadModel, theirs: PreTrainedModel, tokenizer:
     return float(torch.stack(worst).max())
 
 
+def _largest_distance(ours: PolyheadModel, backbone: Backbone, theirs: Any, lower: bool) -> float:
+    """The largest difference of any number of an embedding on the golden texts; of one above 1, as a share of it.
+
+    The other side is computed as sentence-transformers does: the checkpoint's own tokenizer and backbone, the first
+    token's vector or the mean over the tokens, scaled to length 1 where the modules say so.
+    """
+    original = AutoModel.from_pretrained(
+        backbone.folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, dtype=torch.float32
+    ).eval()
+    config = ours.config
+    texts = _without_special_tokens(theirs, config.max_tokens)
+    worst = []
+    for text, ids in zip(texts, encode(backbone.tokenizer, texts, config.max_tokens), strict=True):
+        spelt = text.lower() if lower else text
+        batch = theirs(spelt, truncation=True, max_length=config.max_tokens, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = original(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+            expected = hidden[:, 0] if config.embedding_pooling == "cls" else hidden.mean(dim=1)  # (1, H)
+            if config.normalize:
+                expected = torch.nn.functional.normalize(expected, dim=-1)
+            found = ours(*map(torch.from_numpy, pad([ids], config.pad_token_id))).sentence_embedding  # (1, H)
+        worst.append(((found - expected).abs() / expected.abs().clamp(min=1)).max())
+    return float(torch.stack(worst).max())
+
+
+def _without_special_tokens(theirs: Any, max_tokens: int) -> list[str]:
+    """The golden texts but those that spell out special tokens, which other programs do not read as text."""
+    return [text for text in golden_texts(max_tokens) if not any(token in text for token in theirs.all_special_tokens)]
+
+
 def _original_tokenizer(reference: str, backbone: Backbone) -> Any:
     """The tokenizer as transformers loads it, with what ``tokenizer_config.json`` says."""
     try:
@@ -388,7 +430,7 @@ def _original_tokenizer(reference: str, backbone: Backbone) -> Any:
 
 def _require_same_tokens(reference: str, backbone: Backbone, theirs: Any, max_tokens: int) -> None:
     """Refuses a checkpoint of which tokenizer.json alone gives other tokens than all of its files together."""
-    texts = [text for text in golden_texts(max_tokens) if not any(token in text for token in theirs.all_special_tokens)]
+    texts = _without_special_tokens(theirs, max_tokens)
     for text, ids in zip(texts, encode(backbone.tokenizer, texts, max_tokens), strict=True):
         if theirs(text, truncation=True, max_length=max_tokens)["input_ids"] != ids:
             reason = f"tokenizer.json and tokenizer_config.json make different tokens of {text[:40]!r}"

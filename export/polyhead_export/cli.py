@@ -61,8 +61,9 @@ def main() -> None:
       polyhead-export verify bundles/tickets
       polyhead-serve "$(polyhead-export runs/tickets bundles/tickets)"
 
-    Exit codes: 0 done, 1 the model did not pass, 2 the command line, the run directory, a file or the bundle is at
-    fault, 3 the bundle was written without a variant that was asked for.
+    Exit codes: 0 done, 1 the model did not pass or something could not be written or uploaded, 2 the command line, the
+    run directory, a file that was read or the bundle is at fault, 3 the bundle was written without a variant that was
+    asked for.
     """  # noqa: D301 (click reads the \b)
     # Without this a SIGTERM ends the process at once and leaves the half-written bundle behind.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -110,22 +111,24 @@ def export_command(  # noqa: PLR0917
         from .export import export
 
         settings = _read_settings(config, variants, labelled)
-        found = export(run_dir, output_dir, _say, settings)
-        written = [found.path]
+        neighbour = _beside(output_dir, f"-{also}")
         if also:
             from polyhead_training.run_directory import load_run
 
-            from .sentence_transformers import write_sentence_transformer
+            from .sentence_transformers import require_writable, write_sentence_transformer
 
-            written.append(output_dir.with_name(f"{output_dir.name}-{also}"))
-            write_sentence_transformer(load_run(run_dir), written[-1])
+            # Before the minutes of work, not after them.
+            require_writable(run := load_run(run_dir), neighbour)
+        found = export(run_dir, output_dir, _say, settings)
+        click.echo(found.path)
+        if also:
+            write_sentence_transformer(run, neighbour)
+            click.echo(neighbour)
         if push_to_hub:
             from .hub import push_bundle
 
             _say(push_bundle(found, push_to_hub))
         left_out = set(settings.required) - set(found.manifest.variants)
-    for path in written:
-        click.echo(path)
     if left_out:
         sys.exit(3)
 
@@ -158,7 +161,7 @@ def sign(bundle: Path, private_key: Path, signature: Path | None) -> None:
       openssl ecparam -name prime256v1 -genkey -noout -out key.pem
       openssl ec -in key.pem -pubout -out key.pub
     """  # noqa: D301 (click reads the \b)
-    target = signature or _beside(bundle)
+    target = signature or _beside(bundle, ".sig")
     with _work():
         from .signing import sign
 
@@ -219,13 +222,17 @@ def _verify_signature(bundle: Path, signature: Path | None, public_key: Path | N
 
     if public_key is None:
         raise click.UsageError("--signature needs --public-key")
-    verify_signature(bundle, signature or _beside(bundle), public_key)
+    verify_signature(bundle, signature or _beside(bundle, ".sig"), public_key)
     _say(f"signature is that of {public_key}")
 
 
-def _beside(bundle: Path) -> Path:
-    absolute = bundle.resolve()
-    return absolute.with_name(f"{absolute.name}.sig") if not bundle.name else bundle.with_name(f"{bundle.name}.sig")
+def _beside(directory: Path, suffix: str) -> Path:
+    """``directory`` with a longer name."""
+    # "." and ".." have no name of their own; what they mean has.
+    named = directory if directory.name not in {"", ".."} else directory.resolve()
+    if not named.name:
+        raise click.UsageError(f"{directory} has nothing beside it: name a directory in it")
+    return named.with_name(named.name + suffix)
 
 
 def _say(line: str) -> None:

@@ -24,7 +24,7 @@ from polyhead_training.run_directory import Run, load_run
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 
 from . import bundle, gate
-from .bundle import Bundle, Golden, Head, Manifest, Variant
+from .bundle import Bundle, Golden, Head, Manifest, Variant, weights_name
 from .card import render_card
 from .errors import GateError, GraphError
 from .fingerprints import take_fingerprints
@@ -194,7 +194,7 @@ def _collect(run: Run, folder: Path, manifest: Manifest) -> dict[str, Path]:
     (folder / CARD).write_text(render_card(run, manifest), "utf-8")
     graphs = [variant.file for variant in manifest.variants.values()]
     # A graph that is too large for one file has its weights beside it.
-    weights = [f"{name}.data" for name in graphs if (folder / f"{name}.data").exists()]
+    weights = [weights_name(name) for name in graphs if (folder / weights_name(name)).exists()]
     return {
         **{name: folder / name for name in (*graphs, *weights)},
         TOKENIZER: run.tokenizer_path,

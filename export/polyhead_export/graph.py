@@ -22,7 +22,7 @@ from polyhead_training.model import PolyheadConfig, PolyheadModel
 from torch import nn
 from torch.export import Dim
 
-from .bundle import Embedding, Tensor
+from .bundle import Embedding, Tensor, weights_name
 from .errors import GraphError
 
 INPUT_NAMES = ("input_ids", "attention_mask")
@@ -89,7 +89,7 @@ def export_graph(model: PolyheadModel, path: Path) -> None:
 
 def save_graph(proto: onnx.ModelProto, path: Path) -> None:
     """Writes a graph as one file, or, where that would be too large for protobuf, with its weights in ``NAME.data``."""
-    data = path.with_name(f"{path.name}.data")
+    data = path.with_name(weights_name(path.name))
     # onnx appends to a file that is there.
     data.unlink(missing_ok=True)
     size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from polyhead_training.config import Config
+from polyhead_training.config import HeadConfig
 from polyhead_training.data import read_labelled
+from polyhead_training.errors import RunError
 from polyhead_training.loss import UNLABELLED
 from polyhead_training.probabilities import answers
 from polyhead_training.run_directory import Run
@@ -71,15 +72,13 @@ def read_rows(run: Run, heads: Sequence[Head], paths: Sequence[Path]) -> Labelle
     Raises:
         DataError: Rows cannot be read; it names them.
         SettingsError: There is no such file, or no row in it has a label.
+        RunError: ``run.json`` does not say which fields to read.
     """
     for path in paths:
         if not path.is_file():
             raise SettingsError(path, "there is no such labelled file")
-    config = Config.model_validate(run.content["config"])
-    described = [
-        head.model_copy(update={"labels": one.labels}) for head, one in zip(config.model.heads, heads, strict=True)
-    ]
-    rows = read_labelled(paths, config.data.text, described)
+    text, described = _fields(run, heads)
+    rows = read_labelled(paths, text, described)
     places = [{label: place for place, label in enumerate(head.labels)} for head in heads]
     targets = np.array(
         [
@@ -95,6 +94,20 @@ def read_rows(run: Run, heads: Sequence[Head], paths: Sequence[Path]) -> Labelle
     ids = list(encode(tokenizer, [row.text for row in rows], model.config.max_tokens))
     reference = answer_rows(torch_pass(model), ids, model.config.pad_token_id)
     return Labelled(ids, targets, reference, model.config.pad_token_id)
+
+
+def _fields(run: Run, heads: Sequence[Head]) -> tuple[str, list[HeadConfig]]:
+    """The field of a row that holds the text, and the heads with the fields that hold their labels.
+
+    An imported run has no training rows, so its configuration as a whole is none that could be trained.
+    """
+    config = run.content["config"]
+    try:
+        text = str(config["data"]["text"])
+        given = [HeadConfig.model_validate(head) for head in config["model"]["heads"]]
+        return text, [head.model_copy(update={"labels": one.labels}) for head, one in zip(given, heads, strict=True)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(run.path / "run.json", f"config: is not one of this release ({error}); train again") from None
 
 
 def answer_rows(run: Pass, ids: Sequence[Sequence[int]], pad_token_id: int) -> Answers:

@@ -7,7 +7,10 @@ from pathlib import Path
 from polyhead_training.model import PolyheadModel
 from polyhead_training.model import load_model as load_trained_model
 
+from .bundle import CARD, CONFIG, TOKENIZER, WEIGHTS
 from .errors import ContentError
+
+__all__ = ["CARD", "CONFIG", "GRAPH", "GRAPHS", "TOKENIZER", "WEIGHTS", "load_model"]
 
 GRAPH = "model.onnx"
 GRAPHS = {
@@ -16,10 +19,6 @@ GRAPHS = {
     "int8-dynamic": "model.int8-dynamic.onnx",
     "fp16": "model.fp16.onnx",
 }
-TOKENIZER = "tokenizer.json"
-CONFIG = "torch/config.json"
-WEIGHTS = "torch/model.safetensors"
-CARD = "README.md"
 
 
 def load_model(folder: Path) -> PolyheadModel:

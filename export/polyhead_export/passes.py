@@ -38,14 +38,17 @@ def onnx_pass(path: Path) -> Pass:
     """Runs an ONNX file as stock onnxruntime does.
 
     Raises:
-        GraphError: onnxruntime cannot load the file.
+        GraphError: onnxruntime cannot load the file; or, from what is returned, cannot run it on a batch.
     """
     session = session_on_cpu(path)
     outputs = [output.name for output in session.get_outputs()]
 
     def run(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Answers:
         feeds = dict(zip(INPUT_NAMES, (input_ids, attention_mask), strict=True))
-        return dict(zip(outputs, session.run(outputs, feeds), strict=True))
+        try:
+            return dict(zip(outputs, session.run(outputs, feeds), strict=True))
+        except Exception as error:  # onnxruntime raises its own types, one for each of its status codes
+            raise GraphError(f"onnxruntime cannot run {path.name} on {input_ids.shape} tokens: {error}") from error
 
     return run
 

@@ -24,6 +24,7 @@ from polyhead_training.run_directory import Run, write_json
 from polyhead_training.tokenization import load_tokenizer
 from tokenizers import Tokenizer
 
+from .bundle import replace_directory
 from .errors import ExportError
 from .graph import describe_embedding
 
@@ -38,6 +39,21 @@ _POOLING_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_MARK = '"polyhead"]'
+_OWN_FILES = frozenset(
+    {
+        "README.md",
+        "config.json",
+        "config_sentence_transformers.json",
+        "model.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        f"{_POOLING}/config.json",
+        f"{_NORMALIZE}/config.json",
+    }
+)
 _README = """\
 ---
 library_name: "sentence-transformers"
@@ -84,23 +100,36 @@ def write_sentence_transformer(run: Run, destination: Path) -> None:
 
     Args:
         run: A run that was read back.
-        destination: The folder; it must not exist, or be empty. Nothing is left there when writing fails.
+        destination: The folder. One that this function wrote is replaced, an empty one filled, anything else is not.
+            Nothing is left there when writing fails.
 
     Raises:
         InterchangeError: The format has no such embedding or no such tokenizer, or ``destination`` holds something.
         OSError: ``destination`` cannot be written.
     """
-    pooling = describe_embedding(run.model.config).pooling
-    if pooling == "cls_mean":
-        reason = "its embedding is shared with the heads, whose pooling cls_mean no other program knows"
-        mend = 'train again with model.embedding_pooling = "mean" or "cls"'
-        raise InterchangeError(run.path, f"{reason}; {mend}")
-    special = _special_tokens(run)
+    special = require_writable(run, destination)
     with _staged(destination) as folder:
         _write_backbone(run.model, folder)
         _write_tokenizer(run, special, folder)
-        _write_modules(run.model.config, pooling, folder)
+        _write_modules(run.model.config, describe_embedding(run.model.config).pooling, folder)
         _write_readme(run, special, folder)
+
+
+def require_writable(run: Run, destination: Path) -> dict[str, str]:
+    """Finds out whether ``write_sentence_transformer`` can do its work, without doing it.
+
+    Returns:
+        The tokenizer's special tokens by transformers' names for them.
+
+    Raises:
+        InterchangeError: It cannot.
+    """
+    _require_free(destination.resolve())
+    if describe_embedding(run.model.config).pooling == "cls_mean":
+        reason = "its embedding is shared with the heads, whose pooling cls_mean no other program knows"
+        mend = 'train again with model.embedding_pooling = "mean" or "cls"'
+        raise InterchangeError(run.path, f"{reason}; {mend}")
+    return _special_tokens(run)
 
 
 @contextmanager
@@ -113,16 +142,25 @@ def _staged(destination: Path) -> Iterator[Path]:
     try:
         yield staging
         staging.chmod(0o755)
-        # Writing takes a while, in which somebody may have put something there; a directory with files is not replaced.
+        # Writing takes a while, in which somebody may have put something there.
         _require_free(target)
-        staging.replace(target)
+        replace_directory(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def _require_free(target: Path) -> None:
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise InterchangeError(target, "exists and is not an empty directory; it was left alone: choose another")
+    if not target.exists() or (target.is_dir() and (not any(target.iterdir()) or _is_ours(target))):
+        return
+    raise InterchangeError(
+        target, "exists and was not written by --also; it was left alone: remove it, or choose another"
+    )
+
+
+def _is_ours(target: Path) -> bool:
+    files = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
+    card = target / "README.md"
+    return files <= _OWN_FILES and card.is_file() and _MARK in card.read_text("utf-8", errors="replace")
 
 
 def _write_backbone(model: PolyheadModel, folder: Path) -> None:

@@ -23,6 +23,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from polyhead_training.model import PolyheadConfig
 from polyhead_training.tokenization import pad
 
+from .bundle import weights_name
 from .errors import GraphError
 from .fusion import fuse_attention
 from .graph import EMBEDDING_OUTPUT, random_texts, save_graph
@@ -72,7 +73,12 @@ def _make_int8(
 ) -> None:
     """int8 needs no data: activations of random tokens and of the golden texts have the ranges of real ones."""
     layers = int(config.backbone_config().num_hidden_layers)
-    fused = fold_biases(fuse_attention(onnx.load(str(plain)), layers))
+    try:
+        fused = fold_biases(fuse_attention(onnx.load(str(plain)), layers))
+    except GraphError:
+        raise
+    except Exception as error:  # whatever the library raises
+        raise GraphError(f"onnxscript cannot fuse the graph: {error}") from error
     random = random_texts(config, _CALIBRATION_TEXTS + _JUDGING_TEXTS)
     seen, unseen = [*golden[::2], *random[_JUDGING_TEXTS:]], [*golden[1::2], *random[:_JUDGING_TEXTS]]
     scratch = target.with_name(f"{target.name}.scratch")
@@ -99,7 +105,7 @@ def _embeddings(
 
 
 def _make_dynamic(plain: Path, target: Path) -> None:
-    external = plain.with_name(f"{plain.name}.data").exists()
+    external = plain.with_name(weights_name(plain.name)).exists()
     logger = logging.getLogger()
     level = logger.level
     # It advises to run its own shape inference first, which changes nothing here.

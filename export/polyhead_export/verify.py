@@ -17,12 +17,13 @@ from polyhead_training.model import PolyheadConfig, PolyheadModel
 from polyhead_training.tokenization import encode, load_tokenizer, read_tokenizer
 
 from . import bundle, gate
-from .bundle import MANIFEST_NAME, Bundle, Manifest
+from .bundle import MANIFEST_NAME, Bundle, Manifest, Variant
 from .errors import ContentError, GraphError
 from .fingerprints import take_fingerprints
+from .fusion import operators
 from .graph import describe_embedding, describe_graph, require_no_local_trace
 from .layout import CONFIG, TOKENIZER, WEIGHTS, load_model
-from .settings import VARIANTS, Limits, Settings
+from .settings import BATCH_INVARIANT, VARIANTS, Limits, Settings
 
 DEFAULT_SETTINGS = Settings()
 # The standard's operators, and those that every onnxruntime brings along.
@@ -50,9 +51,11 @@ def verify(path: Path, say: Callable[[str], None], settings: Settings = DEFAULT_
     say(f"{found.model_id}: {len(manifest.files)} files are as they were written")
     require_plain_tokenizer(found.file(TOKENIZER))
     files = {name: found.file(variant.file) for name, variant in manifest.variants.items()}
-    for file in files.values():
-        require_graph(file, manifest)
+    for name, file in files.items():
+        require_graph(file, manifest, manifest.variants[name])
     say("tokenizer and graphs are what the manifest says")
+    # No file of a bundle says which fields of a row hold the text and the labels.
+    say("labelled rows are not answered again: accuracy and calibration stay as the export found them")
     # transformers would also follow an index of weights to files that no hash covers.
     found.file(WEIGHTS)
     model = load_model(found.file(CONFIG).parent)
@@ -60,6 +63,8 @@ def verify(path: Path, say: Callable[[str], None], settings: Settings = DEFAULT_
     tokenizer = load_tokenizer(found.file(TOKENIZER))
     for name, file in files.items():
         limits = _limits_of(found, name, settings)
+        if manifest.variants[name].batch_invariant != (name in BATCH_INVARIANT):
+            raise ContentError(found.path / MANIFEST_NAME, f"variants.{name}.batch_invariant: is not what {name} is")
         texts = [one.text for one in manifest.variants[name].golden]
         ids = list(encode(tokenizer, texts, manifest.max_tokens))
         try:
@@ -89,7 +94,7 @@ def require_plain_tokenizer(path: Path) -> None:
         raise ContentError(path, "has padding or truncation switched on")
 
 
-def require_graph(path: Path, manifest: Manifest) -> None:
+def require_graph(path: Path, manifest: Manifest, variant: Variant) -> None:
     """Refuses a graph that is not self-contained, not for stock onnxruntime, or not the manifest's.
 
     Raises:
@@ -99,6 +104,7 @@ def require_graph(path: Path, manifest: Manifest) -> None:
         proto = onnx.load(str(path), load_external_data=False)
         onnx.checker.check_model(str(path))
         require_no_local_trace(proto)
+        described = describe_graph(proto)
     except Exception as error:  # protobuf's and the checker's own errors
         raise ContentError(path, f"is no graph that can be used: {error}") from error
     if outside := sorted(_external_files(proto.graph) - set(manifest.files)):
@@ -107,8 +113,10 @@ def require_graph(path: Path, manifest: Manifest) -> None:
         raise ContentError(path, f"needs operators that stock onnxruntime does not have: {sorted(strangers)}")
     if proto.functions:
         raise ContentError(path, "defines operators of its own")
-    if describe_graph(proto) != (manifest.inputs, manifest.outputs):
+    if described != (manifest.inputs, manifest.outputs):
         raise ContentError(path, "has other inputs or outputs than the manifest says")
+    if operators(proto) != variant.operators:
+        raise ContentError(path, "has other operators than the manifest says")
 
 
 def require_described(found: Bundle, config: PolyheadConfig) -> None:

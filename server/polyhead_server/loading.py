@@ -57,7 +57,9 @@ def load(settings: Settings) -> Model:
         raise StartupError(str(error)) from error
     try:
         tokenizer = Tokenizer(path, manifest.max_tokens, max_characters)
-    except Exception as error:  # the library has no class of its own
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library has no class of its own, and panics over some damages
         raise StartupError(f"{path}: is no tokenizer that can be used: {error}") from error
     pairs = engines.preference(settings.engine, settings.device, onnx_has_cuda=engines.onnx_has_cuda())
     reasons: list[str] = []
@@ -72,7 +74,9 @@ def load(settings: Settings) -> Model:
         if missed := engines.missed_chance(engine.runtime):
             logger.warning(missed)
         return Model(source, tokenizer, engine, tuple(reasons))
-    raise StartupError("no engine can serve this bundle:\n  " + "\n  ".join(reasons))
+    # Nothing was tried where no variant may be chosen without being asked for.
+    tried = reasons or ["no variant answers the same alone and in any batch; name one with --variant"]
+    raise StartupError("no engine can serve this bundle:\n  " + "\n  ".join(tried))
 
 
 def _choices(source: bundle.Bundle, pairs: list[tuple[str, str]], wanted: str) -> Iterator[tuple[str, str, str]]:

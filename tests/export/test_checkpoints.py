@@ -15,7 +15,9 @@ import torch
 from polyhead_export import checkpoints
 from polyhead_export.checkpoints import CheckpointError, import_checkpoint
 from polyhead_export.export import export
+from polyhead_export.settings import Settings
 from polyhead_training.errors import BackboneError, RunError
+from polyhead_training.model import Pooling as OurPooling
 from polyhead_training.run_directory import Run, load_run
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 from safetensors.torch import load_file, save_file
@@ -276,6 +278,33 @@ def test_imported_classifier_becomes_a_bundle(write_classifier: Callable[..., Pa
         ("topic", "logits", ("zebra", "apple", "mango"))
     ]
     assert all(check.passed for check in manifest.variants["fp32"].gate)
+
+
+def test_imported_classifier_is_judged_on_labelled_rows(write_classifier: Callable[..., Path], tmp_path: Path) -> None:
+    _import(write_classifier("bert"))
+    rows = [{"text": f"the courier rang {number}", "label": "apple"} for number in range(3)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = Settings(variants=("fp32",)).extended((), [tmp_path / "test.jsonl"])
+    manifest = export(tmp_path / "run", tmp_path / "bundle", _ignore, settings).manifest
+    assert "accuracy_drop.topic" in {check.name for check in manifest.variants["fp32"].gate}
+
+
+def test_embeddings_that_differ_are_refused(
+    write_sentence_transformer: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_sentence_transformer()
+    forward = OurPooling.forward
+    monkeypatch.setattr(OurPooling, "forward", lambda *args: forward(*args) + torch.arange(32) * 1e-2)
+    with pytest.raises(CheckpointError, match="its embeddings and those of the run differ by"):
+        _import(checkpoint)
+
+
+def test_dropout_that_no_head_can_have_is_refused(write_classifier: Callable[..., Path]) -> None:
+    checkpoint = write_classifier("bert")
+    config = json.loads((checkpoint / "config.json").read_bytes())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "classifier_dropout": 1.0}))
+    with pytest.raises(CheckpointError, match=r"its head has dropout 1\.0"):
+        _import(checkpoint)
 
 
 def test_imported_sentence_transformer_becomes_a_bundle_without_heads(

@@ -5,12 +5,12 @@ What a forger can do who recomputes every hash stands at the end: there ``verify
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import pickle
 import random
+import re
 import shutil
 import socket
 from collections.abc import Callable, Mapping
@@ -305,11 +305,13 @@ def test_damage_is_refused(root: Path, parsed: list[str], damage: Callable[[Path
 
 
 def test_two_files_of_one_size_that_were_swapped_are_refused(root: Path, parsed: list[str]) -> None:
-    _forge(root, {"a.txt": b"first", "b.txt": b"other"})
+    first, second = "model.onnx.data", "tokenizer.json"
+    content = (root / second).read_bytes()
+    _forge(root, {first: bytes(len(content))})
     bundle.load(root)
-    (root / "a.txt").write_bytes(b"other")
-    (root / "b.txt").write_bytes(b"first")
-    _assert_refused(root, "a.txt", parsed)
+    (root / first).write_bytes(content)
+    (root / second).write_bytes(bytes(len(content)))
+    _assert_refused(root, first, parsed)
 
 
 def _keep(document: dict[str, Any]) -> None:
@@ -435,9 +437,84 @@ def test_weights_outside_of_the_bundle_are_not_read(root: Path, place: str) -> N
 
 
 def test_weights_that_the_manifest_lists_may_lie_beside_the_graph(root: Path) -> None:
-    content = _with_weights_in(root, "weights.bin")
-    _forge(root, {"model.onnx": content, "weights.bin": (root / "weights.bin").read_bytes()})
+    content = _with_weights_in(root, "model.onnx.data")
+    _forge(root, {"model.onnx": content, "model.onnx.data": (root / "model.onnx.data").read_bytes()})
     _verify(root)
+
+
+@pytest.mark.parametrize("name", ["setup.py", "torch/adapter.safetensors", "weights.bin", "torch/model.onnx.data"])
+def test_file_that_no_bundle_has_is_refused_though_it_is_listed(root: Path, parsed: list[str], name: str) -> None:
+    _forge(root, {name: b"x"})
+    with pytest.raises(BundleError, match=rf"'{re.escape(name)}' is not a file that a bundle has"):
+        bundle.load(root)
+    _assert_refused(root, "bundle.json", parsed)
+
+
+FORGED_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "code of its own": ({"auto_map": {"AutoModel": "evil/repo--model.Evil"}}, {}, "auto_map"),
+    "backbone with code of its own": ({}, {"auto_map": {"AutoModel": "evil/repo--model.Evil"}}, "auto_map"),
+    "other family": ({}, {"model_type": "align_text_model"}, "'align_text_model' is not supported"),
+    "kernel from the hub": ({}, {"attn_implementation": "evil/kernel"}, "attn_implementation"),
+    "not a polyhead": ({"model_type": "bert"}, {}, "not of polyhead"),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGED_MODELS)
+def test_model_that_asks_for_somebodys_code_is_refused(root: Path, forgery: str) -> None:
+    outer, inner, reason = FORGED_MODELS[forgery]
+    config = json.loads((root / "torch/config.json").read_bytes())
+    config |= outer
+    config["backbone"] |= inner
+    _forge(root, {"torch/config.json": json.dumps(config).encode()})
+    with pytest.raises(ContentError, match=reason):
+        _verify(root)
+    with pytest.raises(StartupError, match=reason):
+        _serve(root, "torch")
+
+
+def test_text_that_is_no_unicode_is_refused(root: Path, parsed: list[str]) -> None:
+    _forge(root, change=lambda document: document["variants"]["fp32"]["golden"][0].update(text="\ud800"))
+    with pytest.raises(FormatError, match="is no Unicode text"):
+        bundle.load(root)
+    _assert_refused(root, "bundle.json", parsed)
+
+
+def test_tokenizer_that_makes_the_library_panic_does_not_start_the_server(root: Path) -> None:
+    content = json.loads((root / "tokenizer.json").read_bytes())
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    _forge(root, {"tokenizer.json": json.dumps(content).encode()})
+    with pytest.raises(StartupError, match=r"tokenizer\.json: is no tokenizer that can be used"):
+        _serve(root)
+    with pytest.raises(ContentError, match="is no tokenizer"):
+        _verify(root)
+
+
+def test_token_that_the_model_does_not_have_is_said(root: Path) -> None:
+    content = json.loads((root / "tokenizer.json").read_bytes())
+    content["model"]["vocab"] |= {word: number + 1000 for word, number in content["model"]["vocab"].items()}
+    _forge(root, {"tokenizer.json": json.dumps(content).encode()})
+    with pytest.raises(ContentError, match=r"model\.onnx: onnxruntime cannot run model\.onnx"):
+        _verify(root)
+
+
+LIES_ABOUT_VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
+    "operators": ({"operators": {"Add": 1}}, "has other operators than the manifest says"),
+    "batch_invariant": ({"batch_invariant": False}, "batch_invariant: is not what fp32 is"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES_ABOUT_VARIANTS)
+def test_variant_that_is_described_wrongly_is_found(root: Path, lie: str) -> None:
+    change, reason = LIES_ABOUT_VARIANTS[lie]
+    _forge(root, change=lambda document: document["variants"]["fp32"].update(change))
+    with pytest.raises(ContentError, match=reason):
+        _verify(root)
+
+
+def test_variant_that_may_not_be_chosen_is_said(root: Path) -> None:
+    _forge(root, change=lambda document: document["variants"]["fp32"].update(batch_invariant=False))
+    with pytest.raises(StartupError, match="name one with --variant"):
+        _serve(root)
 
 
 def test_index_that_leads_to_weights_outside_of_the_bundle_is_found(root: Path) -> None:
@@ -499,7 +576,7 @@ def test_pickle_that_is_listed_is_never_unpickled(root: Path, tmp_path: Path, na
         (root / "torch/model.safetensors").unlink()
         _forge(root, change=lambda document: document["files"].pop("torch/model.safetensors"))
     for enter in (_verify, _serve, lambda path: _serve(path, "torch")):
-        with contextlib.suppress(ContentError, BundleError, StartupError):
+        with pytest.raises((BundleError, StartupError), match=re.escape(name)):
             enter(root)
         assert not (tmp_path / "exploded").exists()
     pickle.loads(bomb)  # noqa: S301 - the bomb works

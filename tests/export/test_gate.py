@@ -15,8 +15,21 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from polyhead_export import gate
 from polyhead_export.bundle import Check, Head
-from polyhead_export.errors import DimsError, GateError, InvarianceError, NamesError, ValuesError
+from polyhead_export.errors import (
+    AccuracyError,
+    CalibrationError,
+    DimsError,
+    GateError,
+    InvarianceError,
+    LabelsError,
+    NamesError,
+    ValuesError,
+)
 from polyhead_export.graph import describe_graph, export_graph, signature
+from polyhead_export.labelled import Labelled, answer_rows, labels_of
+from polyhead_export.passes import torch_pass
+from polyhead_export.settings import Settings
+from polyhead_training.loss import UNLABELLED
 from polyhead_training.model import Head as ModelHead
 from polyhead_training.model import PolyheadModel, Pooling
 
@@ -204,6 +217,69 @@ def test_most_important_failure_names_the_error_and_all_are_told() -> None:
         gate.require_passed("int8", checks)
     assert caught.value.variant == "int8"
     assert [check.name for check in caught.value.failed] == ["difference.logits", "padded_or_not"]
+
+
+IDS = [[2, number, number + 1, 3] for number in range(10, 30)]
+SHIFT = 1e3
+
+
+@pytest.fixture
+def labelled(model: PolyheadModel) -> Labelled:
+    """Rows whose labels are what the model says, but for the first five of each head, and one without any."""
+    reference = answer_rows(torch_pass(model), IDS, 0)
+    targets = np.stack([labels_of(reference, head) for head in HEADS], axis=1)
+    targets[:5] = (targets[:5] + 1) % np.array([3, 2])
+    targets[5] = UNLABELLED
+    return Labelled(IDS, targets, reference, 0)
+
+
+@pytest.mark.parametrize(("head", "column"), [("topic", 0), ("sentiment", 1)])
+def test_head_that_always_says_one_thing_loses_what_it_got_right(  # noqa: PLR0917
+    tmp_path: Path, model: PolyheadModel, graph_file: Path, labelled: Labelled, head: str, column: int
+) -> None:
+    path = _shifted(graph_file, tmp_path / "model.onnx", HEADS[column].output, SHIFT)
+    said = 0 if head == "topic" else 1
+    known = labelled.targets[:, column][labelled.targets[:, column] != UNLABELLED]
+    limits = Settings(limits={"int8": {"logit_difference": 2 * SHIFT}}).limits_of("int8")
+    checks = gate.measure(path, model, GOLDEN, HEADS, limits, labelled)
+    values = _values(checks)
+    assert values[f"accuracy_drop.{head}"] == pytest.approx(14 / 19 - (known == said).mean())
+    other = HEADS[1 - column].name
+    assert values[f"accuracy_drop.{other}"] == values[f"macro_f1_drop.{other}"] == 0
+    assert values[f"calibration.{other}"] < 1e-6
+    # It is sure of everything, so it is off by as much as it is wrong.
+    before = labelled.score(labelled.reference, HEADS[column], column).ece or 0
+    assert values[f"calibration.{head}"] == pytest.approx(abs((known != said).mean() - before), abs=1e-6)
+    answered = labels_of(labelled.reference, HEADS[column])
+    assert values["other_labels"] >= (answered != said).sum() / (2 * (len(IDS) + len(GOLDEN)))
+
+
+@pytest.mark.parametrize(
+    ("check", "error"),
+    [
+        ("other_labels", LabelsError),
+        ("accuracy_drop.topic", AccuracyError),
+        ("macro_f1_drop.sentiment", AccuracyError),
+        ("calibration.topic", CalibrationError),
+        ("cosine_distance.worst", ValuesError),
+    ],
+)
+def test_failed_check_has_its_own_error(check: str, error: type[GateError]) -> None:
+    with pytest.raises(error, match=rf"{check} is 0\.5 \(limit 0\.1\)"):
+        gate.require_passed("int8", [Check("names", 0, 0), Check(check, 0.5, 0.1)])
+
+
+def test_graph_that_answers_better_than_the_model_loses_nothing(
+    model: PolyheadModel, graph_file: Path, labelled: Labelled
+) -> None:
+    worse = {
+        name: values + np.float32(SHIFT) * np.eye(1, values.shape[1], dtype=np.float32)
+        for name, values in labelled.reference.items()
+    }
+    values = _values(
+        gate.measure(graph_file, model, GOLDEN, HEADS, labelled=dataclasses.replace(labelled, reference=worse))
+    )
+    assert values["accuracy_drop.topic"] == 0
 
 
 def test_value_on_its_limit_passes() -> None:

@@ -193,6 +193,16 @@ def test_what_stands_at_the_destination_is_left_alone(make_run: Callable[..., Ru
         write_sentence_transformer(load_run(tmp_path / "run"), kept)
 
 
+def test_folder_that_was_written_before_is_replaced(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    write_sentence_transformer(make_run(), tmp_path / "st")
+    (tmp_path / "st" / "modules.json").write_text("[]")
+    write_sentence_transformer(load_run(tmp_path / "run"), tmp_path / "st")
+    assert len(json.loads((tmp_path / "st" / "modules.json").read_bytes())) == 3
+    (tmp_path / "st" / "notes.txt").write_text("mine")
+    with pytest.raises(InterchangeError, match="left alone"):
+        write_sentence_transformer(load_run(tmp_path / "run"), tmp_path / "st")
+
+
 def test_empty_destination_is_written_into(make_run: Callable[..., Run], tmp_path: Path) -> None:
     (tmp_path / "st").mkdir()
     write_sentence_transformer(make_run(), tmp_path / "st")

@@ -28,13 +28,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from .config import Config
 from .errors import BackboneError, HubError
+from .model import FAMILIES
 from .tokenization import configured, load_tokenizer
 
 # Pickled weights run code when they are read, so they are not even fetched.
 _HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
-# Families of which layers and embeddings are found where stages.py looks for them. The second group counts its
-# positions from pad_token_id + 1.
-_FROM_ZERO = frozenset({"bert", "distilbert"})
+# Families that count their positions from pad_token_id + 1, the others from 0.
 _FROM_PADDING = frozenset({"roberta", "xlm-roberta", "camembert"})
 
 
@@ -126,8 +125,8 @@ def open_backbone(reference: str, revision: str | None, base: Path) -> Backbone:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise BackboneError(reference, f"its config.json cannot be used: {_first_line(error)}") from None
-    if config.model_type not in _FROM_ZERO | _FROM_PADDING:
-        families = ", ".join(sorted(_FROM_ZERO | _FROM_PADDING))
+    if config.model_type not in FAMILIES:
+        families = ", ".join(sorted(FAMILIES))
         raise BackboneError(reference, f"is of the family {config.model_type!r}; choose one of {families}")
     return Backbone(reference, folder, config, _tokenizer_of(reference, folder, config))
 

@@ -8,12 +8,18 @@ Shapes: B texts, T tokens, H hidden size::
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+# Families of which layers and embeddings are found where stages.py looks for them.
+FAMILIES = frozenset({"bert", "camembert", "distilbert", "roberta", "xlm-roberta"})
+# Attentions that are part of transformers; any other name is that of a kernel to be fetched from the hub.
+_ATTENTIONS = frozenset({None, "eager", "sdpa"})
 
 HeadKind = Literal["softmax", "sigmoid"]
 # What training makes has ReLU; imported classifiers of BERT and RoBERTa have tanh.
@@ -73,8 +79,15 @@ class PolyheadConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is
         self.pad_token_id = pad_token_id
 
     def backbone_config(self) -> PreTrainedConfig:
-        """The backbone's configuration as an object of its own class."""
+        """The backbone's configuration as an object of its own class.
+
+        Raises:
+            ValueError: The family is not supported, or the configuration asks for somebody's code.
+        """
         values = dict(self.backbone)
+        if values.get("model_type") not in FAMILIES:
+            raise ValueError(f"backbone: the family {values.get('model_type')!r} is not supported")
+        _require_no_code("backbone", values)
         return cast(PreTrainedConfig, AutoConfig.for_model(values.pop("model_type"), **values))
 
     def output_names(self) -> dict[str, str]:
@@ -88,6 +101,15 @@ class PolyheadConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is
             first = "logits" if head["kind"] == "softmax" else "sentiment_logits"
             names[head["name"]] = f"{head['name']}_logits" if first in names.values() else first
         return names
+
+
+def _require_no_code(where: str, values: dict[str, Any]) -> None:
+    """Refuses settings that would make transformers fetch code, whoever wrote them."""
+    if "auto_map" in values:
+        raise ValueError(f"{where}: auto_map asks for code that is not transformers' own")
+    for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+        if values.get(key) not in _ATTENTIONS:
+            raise ValueError(f"{where}: {key} {values[key]!r} is not transformers' own")
 
 
 class Pooling(nn.Module):
@@ -243,11 +265,21 @@ def load_model(folder: Path) -> PolyheadModel:
         folder: ``model/`` of a run, or ``torch/`` of a bundle.
 
     Raises:
-        ValueError: A weight is missing, or one is there that the model does not have.
+        ValueError: A weight is missing, or one is there that the model does not have; or the configuration asks for
+            somebody's code.
         Exception: The files are missing or damaged; each library at fault has classes of its own for that.
     """
+    settings = json.loads((folder / "config.json").read_bytes())
+    if settings.get("model_type") != PolyheadConfig.model_type:
+        raise ValueError(f"config.json: is of the family {settings.get('model_type')!r}, not of polyhead")
+    _require_no_code("config.json", settings)
     model, report = PolyheadModel.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        folder,
+        trust_remote_code=False,
+        local_files_only=True,
+        use_safetensors=True,
+        dtype=torch.float32,
+        output_loading_info=True,
     )
     # transformers only warns, draws the missing ones at random and leaves the others unread.
     for fault in ("missing", "unexpected"):

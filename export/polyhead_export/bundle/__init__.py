@@ -10,8 +10,12 @@ SHA-256 before it returns, so no parser of a model or a tokenizer ever sees a by
 
 from .errors import BundleError, FormatError, IntegrityError
 from .manifest import (
+    CARD,
+    CONFIG,
     FORMAT_VERSION,
     MANIFEST_NAME,
+    TOKENIZER,
+    WEIGHTS,
     Check,
     Embedding,
     FileEntry,
@@ -21,12 +25,17 @@ from .manifest import (
     Manifest,
     Tensor,
     Variant,
+    weights_name,
 )
-from .store import Bundle, fingerprint, load, require_replaceable, sha256_of, write
+from .store import Bundle, fingerprint, load, replace_directory, require_replaceable, sha256_of, write
 
 __all__ = [
+    "CARD",
+    "CONFIG",
     "FORMAT_VERSION",
     "MANIFEST_NAME",
+    "TOKENIZER",
+    "WEIGHTS",
     "Bundle",
     "BundleError",
     "Check",
@@ -42,7 +51,9 @@ __all__ = [
     "Variant",
     "fingerprint",
     "load",
+    "replace_directory",
     "require_replaceable",
     "sha256_of",
+    "weights_name",
     "write",
 ]

@@ -125,4 +125,6 @@ def _require(kind: Any, value: Any, where: str) -> Any:
     # bool is an int to Python, not to JSON.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where}: {value!r:.60} has the wrong type")
+    if kind is str and not value.isascii() and any("\ud800" <= one <= "\udfff" for one in value):
+        raise ValueError(f"{where}: {value!r:.60} is no Unicode text")
     return value

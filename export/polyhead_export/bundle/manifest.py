@@ -10,6 +10,11 @@ from typing import Literal
 FORMAT_VERSION = 2
 MANIFEST_NAME = "bundle.json"
 
+TOKENIZER = "tokenizer.json"
+CONFIG = "torch/config.json"
+WEIGHTS = "torch/model.safetensors"
+CARD = "README.md"
+
 # Plain names, at most one folder deep: nothing that any file system could read as a way out of the bundle.
 _FILE_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -135,12 +140,13 @@ def check_manifest(manifest: Manifest) -> None:
         raise ValueError(f"max_tokens: {manifest.max_tokens} leaves no room for a token of text")
     if manifest.pad_token_id < 0:
         raise ValueError(f"pad_token_id: {manifest.pad_token_id} is not a token")
-    if not manifest.variants:
-        raise ValueError("variants must not be empty")
+    if "fp32" not in manifest.variants:
+        raise ValueError("variants: fp32 must be one of them")
     widths = {head.name: _width(head) for head in manifest.heads}
     for key, variant in manifest.variants.items():
         _check_variant(key, variant, manifest.files, set(widths))
         _check_golden(f"variants.{key}.golden", variant.golden, manifest.embedding.dimensions, widths)
+    _check_purposes(manifest)
 
 
 def check_file_name(name: str) -> None:
@@ -151,6 +157,19 @@ def check_file_name(name: str) -> None:
     """
     if name == MANIFEST_NAME or not _FILE_NAME.fullmatch(name):
         raise ValueError(f"files: {name!r} is not a name that a bundle may hold")
+
+
+def weights_name(graph: str) -> str:
+    """Name of the file that holds the weights of a graph which is too large for one file."""
+    return f"{graph}.data"
+
+
+def _check_purposes(manifest: Manifest) -> None:
+    """Every file is one that somebody reads: nothing travels along."""
+    graphs = {variant.file for variant in manifest.variants.values()}
+    known = {TOKENIZER, CONFIG, WEIGHTS, CARD, *graphs, *map(weights_name, graphs)}
+    if strangers := sorted(set(manifest.files) - known):
+        raise ValueError(f"files: {strangers[0]!r} is not a file that a bundle has")
 
 
 def _check_graph(manifest: Manifest) -> None:

@@ -98,7 +98,7 @@ def write(destination: Path, manifest: Manifest, sources: Mapping[str, Path]) ->
         staging.chmod(0o755)
         _sync_tree(staging)
         bundle = load(staging)
-        _replace_directory(staging, target)
+        replace_directory(staging, target)
     except ValueError as error:
         raise FormatError(target / MANIFEST_NAME, str(error)) from None
     finally:
@@ -210,8 +210,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _replace_directory(staging: Path, destination: Path) -> None:
-    """Puts ``staging`` in the place of ``destination``; the old bundle is moved aside first and deleted last."""
+def replace_directory(staging: Path, destination: Path) -> None:
+    """Puts ``staging`` in the place of its neighbour ``destination``, which is moved aside first and deleted last."""
     retired = staging.with_name(staging.name + ".old")
     try:
         if destination.exists():
