@@ -171,7 +171,7 @@ def spearman(embed: Embed, pairs: Sequence[dict[str, Any]]) -> float:
     """Spearman's correlation of cosines and scores."""
     first, second = (embed([pair[side] for pair in pairs]) for side in ("a", "b"))
     found = correlations(first, second, np.array([pair["score"] for pair in pairs])).spearman
-    return round(found or 0.0, 4)
+    return round(found or 0.0, 6)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import json
 import logging
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -252,11 +253,17 @@ def machine() -> dict[str, Any]:
             continue
     return {
         "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join(["python", "bench/quantization.py", *map(_name, sys.argv[1:])]),
         # As the processor itself says, so that an emulated one is seen as such.
         "cpu": np.show_config("dicts")["SIMD Extensions"]["found"],
         "machine": platform.machine(),
         "packages": packages,
     }
+
+
+def _name(argument: str) -> str:
+    """An argument without the folders of this machine."""
+    return Path(argument).name if argument.startswith("/") else argument
 
 
 def table(forms: dict[str, Any]) -> str:

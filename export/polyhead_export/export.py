@@ -99,7 +99,7 @@ def _make(  # noqa: PLR0917
     say: Callable[[str], None],
 ) -> Variant:
     """One variant, written beside the plain graph and passed through the gate."""
-    path = make_variant(name, plain, run.model.config, ids, say)
+    path = make_variant(name, plain, run.model.config, ids, say, labelled.ids if labelled else ())
     counted = operators(onnx.load(str(path), load_external_data=False))
     say(f"variant {name}: {summary(counted)}")
     checks = gate.measure(path, run.model, ids, heads, limits, labelled)

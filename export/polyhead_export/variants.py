@@ -38,10 +38,20 @@ Ids = Sequence[int]
 _SMOOTHINGS = (0.5, 0.6, 0.7, 0.8)
 _CALIBRATION_TEXTS = 96
 _JUDGING_TEXTS = 48
+# Values beyond what the calibration saw are cut off. A model of reviews and news, calibrated on random tokens: worst
+# cosine distance 0.046 on 2,372 real texts; with room above what was seen 0.015 (1.3) and 0.008 (1.5); with 96 real
+# texts and a little room 0.004.
+_ROOM_WITHOUT_TEXTS = 1.5
+_ROOM_WITH_TEXTS = 1.1
 
 
-def make_variant(
-    name: VariantName, plain: Path, config: PolyheadConfig, golden: Sequence[Ids], say: Callable[[str], None]
+def make_variant(  # noqa: PLR0917
+    name: VariantName,
+    plain: Path,
+    config: PolyheadConfig,
+    golden: Sequence[Ids],
+    say: Callable[[str], None],
+    texts: Sequence[Ids] = (),
 ) -> Path:
     """Writes one variant beside the plain graph.
 
@@ -51,6 +61,7 @@ def make_variant(
         config: The model's configuration.
         golden: Token ids of the golden texts.
         say: Takes each line of progress.
+        texts: Token ids of texts such as the model will read, as far as there are any; some are calibrated on.
 
     Returns:
         The variant's file.
@@ -60,7 +71,7 @@ def make_variant(
     """
     target = plain.with_name(GRAPHS[name])
     if name == "int8":
-        _make_int8(plain, target, config, golden, say)
+        _make_int8(plain, target, config, golden, say, texts)
     elif name == "int8-dynamic":
         _make_dynamic(plain, target)
     elif name == "fp16":
@@ -68,10 +79,15 @@ def make_variant(
     return target
 
 
-def _make_int8(
-    plain: Path, target: Path, config: PolyheadConfig, golden: Sequence[Ids], say: Callable[[str], None]
+def _make_int8(  # noqa: PLR0917
+    plain: Path,
+    target: Path,
+    config: PolyheadConfig,
+    golden: Sequence[Ids],
+    say: Callable[[str], None],
+    texts: Sequence[Ids],
 ) -> None:
-    """int8 needs no data: activations of random tokens and of the golden texts have the ranges of real ones."""
+    """Real texts set the ranges where there are any; without, random tokens and the golden texts do, with more room."""
     layers = int(config.backbone_config().num_hidden_layers)
     try:
         fused = fold_biases(fuse_attention(onnx.load(str(plain)), layers))
@@ -80,9 +96,12 @@ def _make_int8(
     except Exception as error:  # whatever the library raises
         raise GraphError(f"onnxscript cannot fuse the graph: {error}") from error
     random = random_texts(config, _CALIBRATION_TEXTS + _JUDGING_TEXTS)
-    seen, unseen = [*golden[::2], *random[_JUDGING_TEXTS:]], [*golden[1::2], *random[:_JUDGING_TEXTS]]
+    real = texts[:: max(1, len(texts) // len(random))][: len(random)]
+    unseen = [*golden[1::2], *random[:_JUDGING_TEXTS], *real[::3]]
+    seen = [*golden[::2], *random[_JUDGING_TEXTS:], *real[1::3], *real[2::3]]
     scratch = target.with_name(f"{target.name}.scratch")
-    largest = largest_values(scratch, fused, seen)
+    room = np.float32(_ROOM_WITH_TEXTS if real else _ROOM_WITHOUT_TEXTS)
+    largest = {value: room * channels for value, channels in largest_values(scratch, fused, seen).items()}
     wanted = _embeddings(plain, unseen, config.pad_token_id)
     best = (-np.inf, 0.0)
     for smoothing in _SMOOTHINGS:
@@ -91,7 +110,8 @@ def _make_int8(
         best = max(best, (cosine, smoothing))
     for path in scratch.parent.glob(f"{scratch.name}*"):
         path.unlink()
-    say(f"int8: smoothing {best[1]} of {', '.join(map(str, _SMOOTHINGS))}, mean cosine {best[0]:.5f} on unseen texts")
+    known = f"{len(seen)} texts, {len(real) - len(real[::3])} of them labelled rows"
+    say(f"int8: calibrated on {known}; smoothing {best[1]}, mean cosine {best[0]:.5f} on {len(unseen)} others")
     save_graph(quantize(fused, largest, best[1], layers * LINEARS_A_LAYER), target)
 
 

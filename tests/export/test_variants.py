@@ -83,6 +83,22 @@ def test_int8_is_near_and_does_not_depend_on_company(make_model: MakeModel, tmp_
         np.testing.assert_allclose(padded, alone, atol=1e-5)
 
 
+def test_int8_is_calibrated_on_real_texts_where_there_are_any(model: PolyheadModel, tmp_path: Path) -> None:
+    export_graph(model, tmp_path / "model.onnx")
+    texts = random_texts(model.config, 400)[200:]
+    said: list[str] = []
+    made = []
+    for real in ([], texts[:3], texts):
+        path = make_variant("int8", tmp_path / "model.onnx", model.config, GOLDEN, said.append, real)
+        made.append(path.read_bytes())
+    assert len(set(made)) == 3
+    assert [line.partition(";")[0] for line in said] == [
+        "int8: calibrated on 98 texts, 0 of them labelled rows",
+        "int8: calibrated on 100 texts, 2 of them labelled rows",
+        "int8: calibrated on 194 texts, 96 of them labelled rows",
+    ]
+
+
 def test_int8_runs_every_linear_layer_on_integers(model: PolyheadModel, tmp_path: Path) -> None:
     counted = operators(onnx.load(_make(model, tmp_path, "int8")[1]))
     assert counted["com.microsoft.MatMulIntegerToFloat"] == 12
