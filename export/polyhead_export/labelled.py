@@ -50,6 +50,12 @@ class Labelled:
         """Rows that have a label for a head."""
         return int((self.targets[:, column] != UNLABELLED).sum())
 
+    def part(self, count: int) -> Labelled:
+        """About ``count`` of the rows, evenly spread."""
+        step = -(-len(self.ids) // count)
+        reference = {name: values[::step] for name, values in self.reference.items()}
+        return Labelled(self.ids[::step], self.targets[::step], reference, self.pad_token_id)
+
     def answer(self, run: Pass) -> Answers:
         """What a graph answers to the rows, in their order, in batches of like length."""
         return answer_rows(run, self.ids, self.pad_token_id)

@@ -32,6 +32,9 @@ from .passes import onnx_pass
 from .quantize import LINEARS_A_LAYER, fold_biases, largest_values, quantize
 from .settings import VariantName
 
+# Takes a graph; by how much its worst head is right less often than the trained model, 0 where it is not.
+Loss = Callable[[Path], float]
+
 Ids = Sequence[int]
 
 # Tried for SmoothQuant's alpha; the best on texts that the calibration did not see is taken.
@@ -52,6 +55,7 @@ def make_variant(  # noqa: PLR0917
     golden: Sequence[Ids],
     say: Callable[[str], None],
     texts: Sequence[Ids] = (),
+    loss: Loss = lambda _: 0.0,
 ) -> Path:
     """Writes one variant beside the plain graph.
 
@@ -62,6 +66,7 @@ def make_variant(  # noqa: PLR0917
         golden: Token ids of the golden texts.
         say: Takes each line of progress.
         texts: Token ids of texts such as the model will read, as far as there are any; some are calibrated on.
+        loss: What a graph loses of the trained model's accuracy; the smoothing is chosen by it, then by the cosine.
 
     Returns:
         The variant's file.
@@ -71,7 +76,7 @@ def make_variant(  # noqa: PLR0917
     """
     target = plain.with_name(GRAPHS[name])
     if name == "int8":
-        _make_int8(plain, target, config, golden, say, texts)
+        _make_int8(plain, target, config, golden, say, texts, loss)
     elif name == "int8-dynamic":
         _make_dynamic(plain, target)
     elif name == "fp16":
@@ -86,6 +91,7 @@ def _make_int8(  # noqa: PLR0917
     golden: Sequence[Ids],
     say: Callable[[str], None],
     texts: Sequence[Ids],
+    loss: Loss,
 ) -> None:
     """Real texts set the ranges where there are any; without, random tokens and the golden texts do, with more room."""
     layers = int(config.backbone_config().num_hidden_layers)
@@ -103,16 +109,16 @@ def _make_int8(  # noqa: PLR0917
     room = np.float32(_ROOM_WITH_TEXTS if real else _ROOM_WITHOUT_TEXTS)
     largest = {value: room * channels for value, channels in largest_values(scratch, fused, seen).items()}
     wanted = _embeddings(plain, unseen, config.pad_token_id)
-    best = (-np.inf, 0.0)
+    best = (-np.inf, -np.inf, 0.0)
     for smoothing in _SMOOTHINGS:
         save_graph(quantize(fused, largest, smoothing, layers * LINEARS_A_LAYER), scratch)
         cosine = float((_embeddings(scratch, unseen, config.pad_token_id) * wanted).sum(axis=1).mean())
-        best = max(best, (cosine, smoothing))
+        best = max(best, (-loss(scratch), cosine, smoothing))
     for path in scratch.parent.glob(f"{scratch.name}*"):
         path.unlink()
     known = f"{len(seen)} texts, {len(real) - len(real[::3])} of them labelled rows"
-    say(f"int8: calibrated on {known}; smoothing {best[1]}, mean cosine {best[0]:.5f} on {len(unseen)} others")
-    save_graph(quantize(fused, largest, best[1], layers * LINEARS_A_LAYER), target)
+    say(f"int8: calibrated on {known}; smoothing {best[2]}, mean cosine {best[1]:.5f} on {len(unseen)} others")
+    save_graph(quantize(fused, largest, best[2], layers * LINEARS_A_LAYER), target)
 
 
 def _embeddings(

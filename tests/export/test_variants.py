@@ -99,6 +99,14 @@ def test_int8_is_calibrated_on_real_texts_where_there_are_any(model: PolyheadMod
     ]
 
 
+def test_smoothing_is_chosen_by_the_loss_before_the_cosine(model: PolyheadModel, tmp_path: Path) -> None:
+    export_graph(model, tmp_path / "model.onnx")
+    said: list[str] = []
+    losses = iter([0.1, 0.0, 0.1, 0.1])
+    make_variant("int8", tmp_path / "model.onnx", model.config, GOLDEN, said.append, (), lambda _: next(losses))
+    assert "smoothing 0.6," in said[0]
+
+
 def test_int8_runs_every_linear_layer_on_integers(model: PolyheadModel, tmp_path: Path) -> None:
     counted = operators(onnx.load(_make(model, tmp_path, "int8")[1]))
     assert counted["com.microsoft.MatMulIntegerToFloat"] == 12
