@@ -49,7 +49,7 @@ def test_line_that_is_not_utf8_costs_no_other_line(server: Server) -> None:
 def test_info_names_what_really_runs(server: Server) -> None:
     code, (info,), _ = polyhead(server, "info", "--json")
     assert code == 0
-    assert (info["runtime"]["engine"], info["runtime"]["device"], info["runtime"]["variant"]) == ("onnx", "cpu", "fp32")
+    assert (info["runtime"]["engine"], info["runtime"]["device"], info["runtime"]["variant"]) == ("onnx", "cpu", "int8")
     assert [head["name"] for head in info["heads"]] == ["topic", "sentiment"]
 
 
