@@ -134,7 +134,8 @@ def _worst_drop(rows: Labelled, heads: Sequence[Head], graph: Path) -> float:
         for column, head in enumerate(heads)
         if rows.known(column)
     ]
-    return max(0.0, *drops)
+    # Of many rows without labels, the ones that were picked may have none.
+    return max([0.0, *drops])
 
 
 def read_heads(run: Run) -> tuple[Head, ...]:

@@ -25,6 +25,7 @@ from polyhead_export.errors import (
     NamesError,
     ValuesError,
 )
+from polyhead_export.export import _worst_drop
 from polyhead_export.graph import describe_graph, export_graph, signature
 from polyhead_export.labelled import Labelled, answer_rows, labels_of
 from polyhead_export.passes import torch_pass
@@ -267,6 +268,12 @@ def test_head_that_always_says_one_thing_loses_what_it_got_right(  # noqa: PLR09
 def test_failed_check_has_its_own_error(check: str, error: type[GateError]) -> None:
     with pytest.raises(error, match=rf"{check} is 0\.5 \(limit 0\.1\)"):
         gate.require_passed("int8", [Check("names", 0, 0), Check(check, 0.5, 0.1)])
+
+
+def test_rows_without_labels_cost_a_graph_nothing(graph_file: Path, labelled: Labelled) -> None:
+    bare = dataclasses.replace(labelled, targets=np.full_like(labelled.targets, UNLABELLED))
+    assert _worst_drop(bare, HEADS, graph_file) == 0
+    assert _worst_drop(labelled, HEADS, graph_file) == 0
 
 
 def test_graph_that_answers_better_than_the_model_loses_nothing(
