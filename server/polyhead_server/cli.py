@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from .errors import StartupError
 from .settings import Settings
 
+_LOG_FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
 _HELP = """Serve BUNDLE over gRPC: an embedding, a class and a sentiment for each text, from one pass.
 
 \b
   polyhead-serve build/bundle
   polyhead-serve build/bundle --listen 0.0.0.0:50051 --device cuda
+  polyhead-serve build/bundle --workers 4
   POLYHEAD_ENGINE=torch polyhead-serve build/bundle
 
 The server listens at once, and its health service says NOT_SERVING until the bundle's golden texts were answered right
@@ -56,24 +58,38 @@ def _options(command: Any) -> Any:
 @click.version_option(package_name="polyhead")
 def main(**values: Any) -> None:
     """Runs the command line."""
-    logging.basicConfig(
-        level=values["log_level"].upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    try:
+        settings = Settings(**values)
+    except StartupError as error:
+        _leave(error)
+    run(settings, _supervise if settings.workers > 1 else _serve)
+
+
+def run(settings: Settings, work: Callable[[Settings], Coroutine[Any, Any, None]]) -> None:
+    """Does a process's work on an event loop, with its log on standard error; ends the process with its exit code."""
+    import uvloop
+
+    logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr, format=_LOG_FORMAT)
     # The log is ours; what libraries say below a warning is noise to an operator.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
-        _run(Settings(**values))
+        uvloop.run(work(settings))
     except StartupError as error:
-        click.echo(f"polyhead-serve: {error}", err=True)
-        sys.exit(2)
+        _leave(error)
 
 
-def _run(settings: Settings) -> None:
+def _leave(error: StartupError) -> NoReturn:
+    click.echo(f"polyhead-serve: {error}", err=True)
+    sys.exit(2)
+
+
+async def _serve(settings: Settings) -> None:
     from .lifecycle import serve
 
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(serve(settings))
-    else:
-        uvloop.run(serve(settings))
+    await serve(settings)
+
+
+async def _supervise(settings: Settings) -> None:
+    from .workers import supervise
+
+    await supervise(settings)

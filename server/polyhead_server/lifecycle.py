@@ -3,6 +3,8 @@
 ::
 
     bind (health NOT_SERVING) -> load, self-test -> SERVING -> signal -> NOT_SERVING, drain -> exit
+
+One of several workers binds after the self-test, so that the kernel deals no connection to one that is not ready.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from . import loading
 from .errors import StartupError
 from .health import Health
 from .interceptors import ErrorInterceptor
-from .metrics import Metrics
+from .metrics import Metrics, listen_for_scrapes
 from .pipeline import Pipeline
 from .service import NAME, InferenceService, handler
-from .settings import Settings
+from .settings import Settings, split_address
 
 logger = logging.getLogger(__name__)
 
@@ -34,29 +36,39 @@ _T = TypeVar("_T")
 _FLUSH_S = 1.0
 
 
-async def serve(settings: Settings) -> None:
+async def serve(
+    settings: Settings, stop: asyncio.Event | None = None, announce: Callable[[], None] | None = None
+) -> None:
     """Serves until SIGTERM or SIGINT, then drains.
+
+    Args:
+        settings: What the server was told.
+        stop: Ends the server as a signal does.
+        announce: For one of several workers, which share a port: called when this one serves.
 
     Raises:
         StartupError: The address is taken, or the model cannot be served.
     """
-    stop = asyncio.Event()
+    stop = stop or asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = aio.server(interceptors=[ErrorInterceptor(NAME)], options=_options(settings))
+    server = aio.server(interceptors=[ErrorInterceptor(NAME)], options=_options(settings, shares_port=bool(announce)))
     service, health = InferenceService(settings), Health(server)
     await health.set(serving=False)
     server.add_generic_rpc_handlers((handler(service),))
     reflection.enable_server_reflection((NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
-    port = _bind(server, settings.listen)
-    await server.start()
+    if not announce:
+        address = await _listen(server, settings.listen)
     try:
         pipeline = await _load(settings, stop)
         if pipeline is None:
             return
         service.serve(pipeline)
         await health.set(serving=True)
-        logger.info("serving %s on %s", pipeline.model.source.model_id, f"{settings.listen.rpartition(':')[0]}:{port}")
+        if announce:
+            address = await _listen(server, settings.listen)
+            announce()
+        logger.info("serving %s on %s", pipeline.model.source.model_id, address)
         await stop.wait()
         logger.info("draining for at most %g s", settings.drain_s)
         await health.set(serving=False)
@@ -76,11 +88,7 @@ async def _load(settings: Settings, stop: asyncio.Event) -> Pipeline | None:
     """The pipeline, once the model is ready; None when the server was told to stop before."""
     metrics = Metrics()
     if settings.metrics_listen:
-        host, port = split_address(settings.metrics_listen)
-        try:
-            metrics.listen(host, port)
-        except OSError as error:
-            raise StartupError(f"cannot listen on {settings.metrics_listen}: {error}") from error
+        listen_for_scrapes(settings.metrics_listen, metrics.registry)
     loaded = _in_daemon(lambda: loading.load(settings))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([loaded, cast(Any, stopped)], return_when=asyncio.FIRST_COMPLETED)
@@ -88,7 +96,7 @@ async def _load(settings: Settings, stop: asyncio.Event) -> Pipeline | None:
     if not loaded.done():
         return None
     model = loaded.result()
-    logger.info(loading.describe(model.engine.runtime, settings.compute_threads()))
+    logger.info(loading.describe(model, settings.compute_threads(model.engine.runtime.device)))
     metrics.serving(model)
     pipeline = Pipeline(model, settings, metrics.observe)
     pipeline.start()
@@ -109,32 +117,23 @@ def _in_daemon(work: Callable[[], _T]) -> asyncio.Future[_T]:
     return asyncio.wrap_future(outcome)
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """``HOST:PORT`` as its two parts.
-
-    Raises:
-        StartupError: It has not that form.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit():
-        raise StartupError(f"{address!r} is not HOST:PORT, such as 127.0.0.1:50051")
-    return host.strip("[]"), int(port)
-
-
-def _bind(server: aio.Server, address: str) -> int:
+async def _listen(server: aio.Server, address: str) -> str:
+    """Starts the server on HOST:PORT; returns the same with the port that it got."""
     split_address(address)
     try:
-        return server.add_insecure_port(address)
+        port = server.add_insecure_port(address)
     except RuntimeError as error:
         raise StartupError(f"cannot listen on {address}; is another server running there?") from error
+    await server.start()
+    return f"{address.rpartition(':')[0]}:{port}"
 
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
+def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),
-        # Otherwise a second server binds the same port in silence and takes half of the calls.
-        ("grpc.so_reuseport", 0),
+        # Otherwise a second server binds the same port in silence and takes half of the calls. Workers want just that.
+        ("grpc.so_reuseport", int(shares_port)),
         # A stream whose client does not read costs 70 kB instead of 4.3 MB.
         ("grpc.http2.bdp_probe", 0),
     ]

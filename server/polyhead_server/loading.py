@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from polyhead_export import bundle
 
-from . import engines
-from .engines import Engine, EngineError, Runtime
+from . import cost, engines
+from .engines import Engine, EngineError
 from .errors import StartupError
 from .items import Tokens
 from .settings import Settings
@@ -29,12 +29,14 @@ class Model:
         tokenizer: Texts to token ids.
         engine: Token ids to numbers.
         fallback_reasons: Why each choice that was preferred to ``engine`` is not used.
+        max_batch_tokens: Tokens of a pass, padding included.
     """
 
     source: bundle.Bundle
     tokenizer: Tokenizer
     engine: Engine
     fallback_reasons: tuple[str, ...]
+    max_batch_tokens: int
 
     @property
     def fingerprints(self) -> bundle.Fingerprints:
@@ -73,7 +75,8 @@ def load(settings: Settings) -> Model:
             continue
         if missed := engines.missed_chance(engine.runtime):
             logger.warning(missed)
-        return Model(source, tokenizer, engine, tuple(reasons))
+        max_batch_tokens = settings.max_batch_tokens or cost.filling_tokens(engine, manifest.max_tokens)
+        return Model(source, tokenizer, engine, tuple(reasons), max_batch_tokens)
     # Nothing was tried where no variant may be chosen without being asked for.
     tried = reasons or ["no variant answers the same alone and in any batch; name one with --variant"]
     raise StartupError("no engine can serve this bundle:\n  " + "\n  ".join(tried))
@@ -133,6 +136,10 @@ def self_test(source: bundle.Bundle, tokenizer: Tokenizer, engine: Engine) -> No
     logger.info("self-test of %s passed: %d texts, off by at most %.2g", engine.runtime, len(tokens), worst)
 
 
-def describe(runtime: Runtime, threads: int) -> str:
+def describe(model: Model, threads: int) -> str:
     """One line for the log."""
-    return f"engine {runtime.engine} on {runtime.device}, variant {runtime.variant}, {threads} compute threads"
+    runtime = model.engine.runtime
+    return (
+        f"engine {runtime.engine} on {runtime.device}, variant {runtime.variant}, "
+        f"{threads} compute threads, passes of {model.max_batch_tokens} tokens"
+    )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from .batching import Batch
-from .loading import Model
+from .errors import StartupError
+from .settings import split_address
+
+if TYPE_CHECKING:
+    from .batching import Batch
+    from .loading import Model
 
 
 class Metrics:
@@ -30,6 +36,8 @@ class Metrics:
             "The engine, device and variant that really run.",
             ["model_id", "engine", "device", "variant"],
             registry=self.registry,
+            # Of several workers one line, and none of a worker that is gone.
+            multiprocess_mode="livemax",
         )
         self._items = Counter("polyhead_items", "Items that the model computed.", registry=self.registry)
         self._expired = Counter(
@@ -57,6 +65,15 @@ class Metrics:
             self._pass_items.observe(len(batch.entries))
             self._pass_seconds.observe(seconds)
 
-    def listen(self, host: str, port: int) -> None:
-        """Answers scrapes on ``http://host:port/metrics`` from a thread of its own."""
-        start_http_server(port, host, registry=self.registry)
+
+def listen_for_scrapes(address: str, registry: CollectorRegistry) -> None:
+    """Answers on ``http://HOST:PORT/metrics`` from a thread of its own.
+
+    Raises:
+        StartupError: The address has another form, or is taken.
+    """
+    host, port = split_address(address)
+    try:
+        start_http_server(port, host, registry=registry)
+    except OSError as error:
+        raise StartupError(f"cannot listen on {address}: {error}") from error

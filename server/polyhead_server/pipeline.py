@@ -37,13 +37,11 @@ class Pipeline:
         self.model = model
         self._settings = settings
         self._observe = observe
-        self._queue = BatchQueue(BatchLimits(settings.max_batch_tokens, settings.max_padding))
-        self._admission = Admission(
-            settings.compute_threads(), settings.max_queue_s, lambda: self._queue.waiting_tokens
-        )
+        self._queue = BatchQueue(BatchLimits(model.max_batch_tokens, settings.max_padding))
+        threads = settings.compute_threads(model.engine.runtime.device)
+        self._admission = Admission(threads, settings.max_queue_s, lambda: self._queue.waiting_tokens)
         self._threads = [
-            threading.Thread(target=self._work, name=f"compute-{number}", daemon=True)
-            for number in range(settings.compute_threads())
+            threading.Thread(target=self._work, name=f"compute-{number}", daemon=True) for number in range(threads)
         ]
         self._loop = asyncio.get_running_loop()
 

@@ -12,10 +12,12 @@ from .errors import StartupError
 
 CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
-
+# One prepares a batch and reads the answers of the last one while the GPU computes that of the other.
+_CUDA_THREADS = 2
 _LEAST = {
     "threads": 0,
-    "max_batch_tokens": 1,
+    "max_batch_tokens": 0,
+    "workers": 1,
     "max_padding": 0,
     "max_queue_s": 0,
     "max_items_per_message": 1,
@@ -43,8 +45,13 @@ class Settings:
     variant: str = _option(
         "auto", "Variant of the bundle's graph; auto takes int8 on a CPU where the bundle has it, else fp32."
     )
-    threads: int = _option(0, "Threads that compute; 0 takes every core that this process may use.")
-    max_batch_tokens: int = _option(256, "Tokens in one pass, padding included; a longer item goes alone.")
+    workers: int = _option(1, "Processes that share the port and the cores; see docs/performance.md for when it pays.")
+    threads: int = _option(
+        0, "Threads of each worker that compute; 0 takes one for each of its cores, or two on a GPU."
+    )
+    max_batch_tokens: int = _option(
+        0, "Tokens in one pass, padding included; a longer item goes alone. 0 measures at start what fills the engine."
+    )
     max_padding: float = _option(0.12, "Padding that a pass may add, as a share of its real tokens.")
     max_queue_s: float = _option(
         30.0, "Seconds of expected wait from which on unary items are refused and streams wait."
@@ -70,9 +77,9 @@ class Settings:
                 flag = name.replace("_", "-")
                 raise StartupError(f"--{flag} {getattr(self, name)} is less than {least}, the least that makes sense")
 
-    def compute_threads(self) -> int:
-        """The number of threads that compute, resolved."""
-        return self.threads or usable_cores()
+    def compute_threads(self, device: str) -> int:
+        """The number of threads that compute on a device, resolved."""
+        return self.threads or (_CUDA_THREADS if device == "cuda" else usable_cores())
 
 
 def usable_cores() -> int:
@@ -85,3 +92,15 @@ def usable_cores() -> int:
     if quota == "max":
         return cores
     return max(1, min(cores, math.ceil(int(quota) / int(period))))
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """``HOST:PORT`` as its two parts.
+
+    Raises:
+        StartupError: It has not that form.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise StartupError(f"{address!r} is not HOST:PORT, such as 127.0.0.1:50051")
+    return host.strip("[]"), int(port)

@@ -105,7 +105,7 @@ def manifest() -> bundle.Manifest:
 @pytest.fixture
 def model(manifest: bundle.Manifest, tokenizer: Tokenizer, engine: FakeEngine) -> Model:
     source = bundle.Bundle(Path("fake"), manifest, "d" * 64)
-    return Model(source, tokenizer, engine, ())
+    return Model(source, tokenizer, engine, (), max_batch_tokens=256)
 
 
 @pytest.fixture

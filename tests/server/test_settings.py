@@ -26,11 +26,15 @@ def test_cores_without_a_cgroup_are_those_of_the_affinity(tmp_path: Path, monkey
     assert settings.usable_cores() == len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize(("name", "value"), [("threads", -1), ("stream_window", 0), ("max_batch_tokens", 0)])
+@pytest.mark.parametrize(("name", "value"), [("threads", -1), ("stream_window", 0), ("workers", 0)])
 def test_number_with_which_nothing_works_is_refused(name: str, value: int) -> None:
     with pytest.raises(StartupError, match=name.replace("_", "-")):
         settings.Settings(bundle=Path("x"), **{name: value})  # type: ignore[arg-type]
 
 
 def test_threads_that_were_asked_for_are_taken() -> None:
-    assert settings.Settings(bundle=Path("x"), threads=3).compute_threads() == 3
+    assert settings.Settings(bundle=Path("x"), threads=3).compute_threads("cuda") == 3
+
+
+def test_gpu_is_fed_by_two_threads() -> None:
+    assert settings.Settings(bundle=Path("x")).compute_threads("cuda") == 2

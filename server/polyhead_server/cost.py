@@ -1,0 +1,67 @@
+"""How many tokens fill the engine, measured where it will serve: every machine and every variant has a knee of its own.
+
+Below the knee a pass pays for its start again and again; beyond it a larger pass only makes everybody in it wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .engines import Engine
+
+logger = logging.getLogger(__name__)
+
+# The length of a text that is measured with: a sentence or two.
+_TEXT_TOKENS = 32
+_LEAST_TOKENS = 64
+_MOST_TOKENS = 32_768
+# Twice the tokens must give so many times the rate, for they take twice as long.
+_WORTH = 1.03
+# The fastest of so many passes counts: whatever else goes on can only slow a pass down.
+_PASSES = 3
+
+
+def filling_tokens(engine: Engine, max_tokens: int) -> int:
+    """Doubles the tokens of a pass until the engine is hardly faster for it.
+
+    Args:
+        engine: What is measured.
+        max_tokens: The most tokens that a text may have.
+
+    Returns:
+        Tokens of a pass that fill the engine, a power of two.
+    """
+    length = min(_TEXT_TOKENS, max_tokens)
+    tokens, rate = _LEAST_TOKENS, _tokens_per_s(engine, length, _LEAST_TOKENS)
+    while tokens < _MOST_TOKENS:
+        try:
+            doubled = _tokens_per_s(engine, length, 2 * tokens)
+        except Exception:  # such as a GPU that has no memory for more
+            logger.warning("a pass of %d tokens failed; passes stay below", 2 * tokens, exc_info=True)
+            break
+        if doubled < _WORTH * rate:
+            break
+        tokens, rate = 2 * tokens, doubled
+    return tokens
+
+
+def _tokens_per_s(engine: Engine, length: int, tokens: int) -> float:
+    """The rate of passes with so many tokens, in texts of one length."""
+    input_ids = np.zeros((max(1, tokens // length), length), dtype=np.int64)  # (B, T)
+    attention_mask = np.ones_like(input_ids)  # (B, T)
+    # The first pass of a shape plans its memory.
+    engine.run(input_ids, attention_mask)
+    fastest_s = min(_seconds(engine, input_ids, attention_mask) for _ in range(_PASSES))
+    return input_ids.size / fastest_s
+
+
+def _seconds(engine: Engine, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> float:
+    # On a CPU a pass runs in the thread that asks for it, whose own time knows nothing of what else the machine does.
+    clock = time.thread_time if engine.runtime.device == "cpu" else time.perf_counter
+    started = clock()
+    engine.run(input_ids, attention_mask)
+    return max(clock() - started, 1e-9)

@@ -1,0 +1,37 @@
+"""One of several server processes; the supervisor in ``workers`` starts it: ``python -m polyhead_server.worker``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from .cli import run
+from .settings import Settings
+from .workers import decode
+
+
+def main() -> None:
+    """Serves on its part of the cores, until a signal or the end of the supervisor."""
+    settings, cores = decode(sys.stdin.buffer.readline())
+    # Before any library counts the cores.
+    os.sched_setaffinity(0, cores)
+    run(settings, _serve)
+
+
+async def _serve(settings: Settings) -> None:
+    from .lifecycle import serve
+
+    stop = asyncio.Event()
+    # Nothing more is sent: when there is something to read, it is the end of the pipe, and of the supervisor.
+    asyncio.get_running_loop().add_reader(sys.stdin, stop.set)
+    await serve(settings, stop, _announce)
+
+
+def _announce() -> None:
+    sys.stdout.write("serving\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

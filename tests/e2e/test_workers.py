@@ -1,0 +1,126 @@
+"""Several worker processes on one port: who answers, and what happens when a process dies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from polyhead.v1 import inference_service_pb2 as pb2
+from polyhead.v1 import inference_service_pb2_grpc, item_pb2
+from prometheus_client.parser import text_string_to_metric_families
+
+from .conftest import START_S, Server, Start, free_port
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers want two cores"),
+]
+
+
+def wait_until(true: Callable[[], bool], what: str) -> None:
+    ends = time.monotonic() + START_S
+    while not true():
+        assert time.monotonic() < ends, what
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def server(start: Start, demo_bundle: Path) -> Server:
+    server = start(demo_bundle, "--workers", "2", "--metrics-listen", f"127.0.0.1:{free_port()}")
+    wait_until(lambda: serving(server) == 2, "two workers serve")
+    return server
+
+
+def serving(server: Server) -> int:
+    """How many workers have come up since the start."""
+    return server.log.read_text().count(" serves on cores ")
+
+
+def workers_of(server: Server) -> list[int]:
+    pid = server.process.pid
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def answered(server: Server) -> bool:
+    """Whether a call over a connection of its own is answered."""
+    request = pb2.AnalyzeRequest(items=[item_pb2.Item(text="one text")])
+    with grpc.insecure_channel(server.target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
+        (answer,) = stub.Analyze(request, timeout=START_S, wait_for_ready=True).answers
+    return answer.WhichOneof("outcome") == "result"
+
+
+def used_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def items_counted(server: Server, listen: str) -> float:
+    with urllib.request.urlopen(f"http://{listen}/metrics") as page:
+        families = {family.name: family for family in text_string_to_metric_families(page.read().decode())}
+    return sum(sample.value for sample in families["polyhead_items"].samples)
+
+
+def test_connections_are_dealt_out_and_counted_together(start: Start, demo_bundle: Path) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    server = start(demo_bundle, "--workers", "2", "--metrics-listen", listen)
+    wait_until(lambda: serving(server) == 2, "two workers serve")
+    before = [used_ticks(pid) for pid in workers_of(server)]
+    # A worker that gets none of so many connections has an odds of 2 ** -40.
+    assert all(answered(server) for _ in range(40))
+    assert items_counted(server, listen) == 40
+    assert all(used_ticks(pid) > ticks for pid, ticks in zip(workers_of(server), before, strict=True))
+    cores = [os.sched_getaffinity(pid) for pid in workers_of(server)]
+    assert not cores[0] & cores[1]
+    assert "libtorch" not in Path(f"/proc/{workers_of(server)[0]}/maps").read_text()
+    assert "grpc" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+
+
+def test_worker_that_was_killed_is_started_again(server: Server) -> None:
+    killed, other = workers_of(server)
+    os.kill(killed, signal.SIGKILL)
+    assert answered(server)
+    wait_until(lambda: serving(server) == 3, "the killed worker serves again")
+    assert killed not in workers_of(server)
+    assert other in workers_of(server)
+    assert answered(server)
+    assert "died with code -9" in server.log.read_text()
+
+
+def test_signal_ends_all(server: Server) -> None:
+    pids = workers_of(server)
+    assert server.stop() == 0
+    assert not any(map(alive, pids))
+
+
+def test_workers_end_with_their_supervisor(server: Server) -> None:
+    pids = workers_of(server)
+    server.stop(signal.SIGKILL)
+    wait_until(lambda: not any(map(alive, pids)), "the workers end")
+    assert server.log.read_text().count("lifecycle: stopped") == 2
+
+
+def test_second_server_on_the_port_is_refused(server: Server, start: Start, demo_bundle: Path) -> None:
+    for flags in ((), ("--workers", "2")):
+        second = start(demo_bundle, *flags, target=server.target)
+        assert second.process.wait(START_S) == 2
+        assert f"cannot listen on {server.target}" in second.log.read_text()
+
+
+def test_bundle_that_no_worker_can_serve_ends_the_server(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(demo_bundle, tmp_path / "bundle")
+    (damaged / "tokenizer.json").write_text("{}")
+    server = start(damaged, "--workers", "2")
+    assert server.process.wait(START_S) == 2
+    assert "tokenizer.json" in server.log.read_text()

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from polyhead_server import cost
+
+from .conftest import FakeEngine
+
+
+class TimedEngine(FakeEngine):
+    """A pass takes ``start_s``, and ``token_s`` for each token; passes beyond ``most`` tokens fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, start_s: float, token_s: float, most: int = 10**9) -> None:
+        super().__init__()
+        self.now = 0.0
+        self._start_s, self._token_s, self._most = start_s, token_s, most
+        monkeypatch.setattr(time, "thread_time", lambda: self.now)
+
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        if input_ids.size > self._most:
+            raise MemoryError("no memory")
+        self.now += self._start_s + self._token_s * input_ids.size
+        return super().run(input_ids, attention_mask)
+
+
+@pytest.mark.parametrize(("start_s", "expected"), [(0.0, 64), (0.0005, 128), (0.005, 1024)])
+def test_the_more_a_pass_costs_to_start_the_more_tokens_fill_it(
+    start_s: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Doubling n tokens is worth it while start / (start + 2n x token) is at least 3 %.
+    engine = TimedEngine(monkeypatch, start_s, 0.0001)
+    assert cost.filling_tokens(engine, 512) == expected
+
+
+def test_texts_to_measure_with_are_no_longer_than_the_model_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TimedEngine(monkeypatch, 0.0, 0.0001)
+    cost.filling_tokens(engine, 16)
+    assert {length for _, length in engine.passes} == {16}
+
+
+def test_pass_that_fails_bounds_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TimedEngine(monkeypatch, 1.0, 0.0001, most=256)
+    assert cost.filling_tokens(engine, 512) == 256
