@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from polyhead_export import bundle
 from polyhead_export.cli import _VARIANTS
 from polyhead_export.errors import FusionError, SettingsError
@@ -21,6 +23,9 @@ from polyhead_export.quantize import fold_biases, largest_values, quantize
 from polyhead_export.settings import VARIANTS, Settings, read_settings
 from polyhead_export.variants import make_variant
 from polyhead_export.verify import verify
+from polyhead_server import loading
+from polyhead_server import settings as server_settings
+from polyhead_server.errors import StartupError
 from polyhead_training.model import PolyheadModel
 from polyhead_training.tokenization import pad
 
@@ -249,3 +254,27 @@ def test_configuration_is_read(tmp_path: Path) -> None:
     assert settings.labelled_files == (tmp_path / "test.jsonl",)
     assert settings.limits_of("int8").cosine_mean == 0.5
     assert settings.limits_of("int8").cosine_worst == 0.03
+
+
+@pytest.mark.parametrize(("variant", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16)])
+def test_pytorch_serves_the_precision_that_it_was_asked_for(
+    all_variants: bundle.Bundle, variant: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    forward = PolyheadModel.forward
+
+    def watched(self: PolyheadModel, *inputs: torch.Tensor) -> Any:
+        seen.append(next(self.parameters()).dtype)
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(PolyheadModel, "forward", watched)
+    settings = server_settings.Settings(bundle=all_variants.path, engine="torch", device="cpu", variant=variant)
+    runtime = loading.load(settings).engine.runtime
+    assert (runtime.engine, runtime.variant) == ("torch", variant)
+    assert set(seen) == {dtype}
+
+
+def test_pytorch_has_no_8_bit_form(all_variants: bundle.Bundle) -> None:
+    settings = server_settings.Settings(bundle=all_variants.path, engine="torch", device="cpu", variant="int8")
+    with pytest.raises(StartupError, match="PyTorch runs fp32 and fp16, not int8"):
+        loading.load(settings)

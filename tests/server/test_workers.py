@@ -29,7 +29,10 @@ def test_address_where_somebody_listens_is_refused(shares: int) -> None:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shares)
         other.bind(("127.0.0.1", 0))
         other.listen()
-        with pytest.raises(StartupError, match="another server"), workers.reserve(f"127.0.0.1:{other.getsockname()[1]}"):
+        with (
+            pytest.raises(StartupError, match="another server"),
+            workers.reserve(f"127.0.0.1:{other.getsockname()[1]}"),
+        ):
             pass
 
 

@@ -11,9 +11,11 @@ from transformers.utils import logging as transformers_logging
 
 from .base import EngineError, Runtime
 
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
 
 class TorchEngine:
-    """Runs the model of the bundle's ``torch/`` folder in float32."""
+    """Runs the model of the bundle's ``torch/`` folder, in the precision of the variant."""
 
     def __init__(self, source: bundle.Bundle, variant: str, device: str) -> None:
         """Loads the weights.
@@ -21,8 +23,8 @@ class TorchEngine:
         Raises:
             EngineError: There is no such device or variant, or the weights do not fit the model.
         """
-        if variant != "fp32":
-            raise EngineError(f"PyTorch runs fp32 alone, not {variant}")
+        if variant not in _DTYPES:
+            raise EngineError(f"PyTorch runs {' and '.join(_DTYPES)}, not {variant}")
         if device == "cuda" and not torch.cuda.is_available():
             raise EngineError("PyTorch finds no CUDA device")
         transformers_logging.disable_progress_bar()
@@ -30,8 +32,8 @@ class TorchEngine:
         torch.set_num_threads(1)
         self._device = torch.device(device)
         self._heads = [head.name for head in source.manifest.heads]
-        self._model = load_model(source.file("torch/model.safetensors").parent).to(self._device)
-        self.runtime = Runtime("torch", device, "fp32")
+        self._model = load_model(source.file("torch/model.safetensors").parent).to(self._device, _DTYPES[variant])
+        self.runtime = Runtime("torch", device, variant)
 
     @torch.inference_mode()
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> list[NDArray[np.float32]]:
