@@ -18,7 +18,7 @@ STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto train export serve test check bench lint format types contracts lint-proto package clean
+.PHONY: help setup proto train export serve test check bench lint format types contracts lint-proto package rivals clean
 
 help:  ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ help:  ## print this help
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH_VERSION)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,training,export,hub,signing,tensorboard,client,demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,training,export,hub,signing,tensorboard,client,bench,demo,dev]'
 	touch $@
 
 setup: $(VENV)/.installed  ## make .venv and install everything, exactly as locked
@@ -79,8 +79,20 @@ package: setup  ## build the wheel; check that [server] installs, starts and has
 	build/server-only/bin/polyhead-serve --help > build/server-only/help
 	! build/server-only/bin/pip freeze | grep -iE '^(torch|transformers)=='
 
-bench: $(BUNDLE)/bundle.json  ## measure the server against bare onnxruntime
-	$(BIN)/python bench/serving.py --bundle $(BUNDLE) --variant int8
+# About an hour on two cores, which nothing else may use meanwhile.
+bench: $(BUNDLE)/bundle.json  ## measure the server against bare onnxruntime; writes docs/benchmarks.md
+	$(BIN)/python bench/serving.py --bundle $(BUNDLE) --variant int8 --output bench/results/serving-int8.json
+	$(BIN)/python bench/serving.py --bundle $(BUNDLE) --variant fp32 --output bench/results/serving-fp32.json
+	$(BIN)/python bench/start.py --bundle $(BUNDLE) --output bench/results/start.json
+	$(BIN)/python bench/anatomy.py --bundle $(BUNDLE) --output bench/results/anatomy.json
+	$(BIN)/python bench/workers.py --bundle $(BUNDLE) --output bench/results/workers.json
+	$(BIN)/python bench/growth.py --bundle $(BUNDLE) --work build/growth --output bench/results/growth.json
+	$(BIN)/python bench/page.py
+
+rivals: $(BUNDLE)/bundle.json  ## install other servers, each in its own environment, and measure them beside ours
+	$(BIN)/python bench/rivals/install.py
+	$(BIN)/python bench/rivals.py --bundle $(BUNDLE) --output bench/results/rivals.json
+	$(BIN)/python bench/page.py
 
 format: setup  ## let ruff format and mend
 	$(BIN)/ruff check --fix .

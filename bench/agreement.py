@@ -11,7 +11,6 @@ largest differences, and the accuracy where the file has labels.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import subprocess
 import time
@@ -27,6 +26,7 @@ from polyhead_export import bundle
 from polyhead_training.model import PolyheadModel
 from polyhead_training.tokenization import encode, load_tokenizer
 from servers import BIN, serving
+from texts import read
 from tqdm import tqdm
 
 Rows = NDArray[np.float32]  # (texts, dimensions + labels + 1)
@@ -61,16 +61,6 @@ def main() -> None:
     print(json.dumps(report, indent=2))
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file, each with at least a ``text``."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8", newline="\n") as lines:
-        content = [line.rstrip("\n") for line in lines]
-    if ".json" in "".join(path.suffixes):
-        return [json.loads(line) for line in content]
-    return [{"text": line} for line in content]
 
 
 def trained_model(path: Path, manifest: bundle.Manifest, texts: Sequence[str]) -> Rows:

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from agreement import read
 from numpy.typing import NDArray
 from polyhead_export import bundle
 from polyhead_export.labelled import answer_rows
@@ -35,6 +34,7 @@ from polyhead_export.passes import onnx_pass, torch_pass
 from polyhead_training.similarity import correlations
 from polyhead_training.tokenization import encode, load_tokenizer
 from servers import BIN
+from texts import read
 from tqdm import tqdm
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]  # texts to their (texts, H) embeddings

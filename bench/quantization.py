@@ -34,13 +34,13 @@ import numpy as np
 import onnx
 import onnx_ir
 import onnxruntime
-from agreement import read
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 from polyhead_export import bundle
 from polyhead_training.tokenization import encode, load_tokenizer, pad
+from texts import read
 from tqdm import tqdm
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]

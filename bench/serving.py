@@ -1,9 +1,11 @@
-"""The server under closed loops, as a share of bare onnxruntime on the same cores, and what three tasks cost over one.
+"""The server under closed and open loops, as a share of bare onnxruntime on the same cores.
 
 The limit is bare onnxruntime in this process: the same graph, as many threads as the server has, tokenized and sorted
 by length beforehand, batches of at most 256 tokens. The client is a process of its own on the same cores; the second
-share leaves out the CPU time that it took. Rounds are interleaved, with a limit before every load, so that a noisy
-machine disturbs all alike; what is written are medians over the rounds, with their ranges.
+share leaves out the CPU time that it took. Rounds are interleaved, with a limit between any two loads, so that a noisy
+machine disturbs all alike; what is written are medians over the rounds, with their ranges. Poisson loads send at a
+share of the rate that 64 unary calls in flight reached in the same round. With one item in flight, the overhead is the
+median latency beyond that of bare onnxruntime with one text at a time.
 
     python bench/serving.py --bundle build/demo/bundle --variant int8 --output bench/results/serving-int8.json
 """
@@ -25,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from agreement import read
 from polyhead_export import bundle
 from polyhead_server.engines.onnx import OnnxEngine
 from polyhead_server.loading import pad
 from polyhead_server.settings import usable_cores
 from polyhead_server.tokenization import Tokenizer
 from servers import serving
+from texts import read
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
@@ -48,9 +50,14 @@ LOADS: dict[str, tuple[str, ...]] = {
     "stream, 1 item, 64 in flight": ("--way", "stream", "--items", "1", "--in-flight", "64"),
     "stream, 8 items, 64 in flight": ("--way", "stream", "--items", "8", "--in-flight", "64"),
     "stream, 32 items, 256 in flight": ("--way", "stream", "--items", "32", "--in-flight", "256"),
+    "the same, mixed tasks": ("--way", "stream", "--items", "32", "--in-flight", "256", "--mix"),
     "the same, embedding alone": ("--way", "stream", "--items", "32", "--in-flight", "256", "--tasks", "1"),
     "client, 64 in flight": ("--way", "client", "--in-flight", "64"),
 }
+# The load whose rate is taken for the capacity, and the shares of it that are sent as a Poisson process.
+CAPACITY = "unary, 1 item, 64 in flight"
+POISSON = {"Poisson 50 %, unary, 1 item": 0.5, "Poisson 80 %, unary, 1 item": 0.8}
+ONE_IN_FLIGHT = "unary, 1 item, 1 in flight"
 Figures = dict[str, float]
 
 
@@ -66,21 +73,33 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file for the figures as JSON")
     arguments = parser.parse_args()
     wanted = tuple(arguments.only or ("",))
-    loads = {name: flags for name, flags in LOADS.items() if name.startswith(wanted)}
-    run = bare(arguments.bundle, arguments.variant, [row["text"] for row in read(arguments.texts)])
+    loads = [name for name in (*LOADS, *POISSON) if name.startswith(wanted)]
+    limit = Limit(arguments.bundle, arguments.variant, [row["text"] for row in read(arguments.texts)])
     found: dict[str, list[Figures]] = {name: [] for name in loads}
     flags = ("--engine", "onnx", "--device", "cpu", "--variant", arguments.variant)
     with serving(arguments.bundle, *flags) as target, tqdm(total=arguments.rounds * len(loads), unit="load") as bar:
+        before = limit.items_per_s(arguments.seconds)
         for _ in range(arguments.rounds):
-            for name, load in loads.items():
-                limit = run(arguments.seconds)
-                figures = put_load(target, arguments.texts, arguments.seconds, load)
-                found[name].append(judged(figures, (limit + run(arguments.seconds)) / 2))
+            for name in loads:
+                figures = put_load(target, arguments.texts, arguments.seconds, load_of(name, found))
+                if name == ONE_IN_FLIGHT:
+                    alone_ms = limit.alone_ms()
+                    figures |= {"alone_ms": alone_ms, "overhead_ms": figures["p50_ms"] - alone_ms}
+                after = limit.items_per_s(arguments.seconds)
+                found[name].append(judged(figures, (before + after) / 2))
+                before = after
                 bar.update()
     report = summary(arguments, found)
     print(table(report["loads"]))
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def load_of(name: str, found: dict[str, list[Figures]]) -> tuple[str, ...]:
+    """The flags of a load; those of an open loop come from what the closed loop of this round reached."""
+    if name in POISSON:
+        return ("--items", "1", "--rate", str(POISSON[name] * found[CAPACITY][-1]["items_per_s"]))
+    return LOADS[name]
 
 
 def put_load(target: str, texts: Path, seconds: float, flags: Sequence[str]) -> Figures:
@@ -97,35 +116,38 @@ def judged(figures: Figures, limit: float) -> Figures:
     return {"limit": limit, "share": share, "share_without_client": without_client, **figures}
 
 
-def bare(path: Path, variant: str, texts: Sequence[str]) -> Callable[[float], float]:
-    """Bare onnxruntime over the texts, tokenized, sorted and padded beforehand: seconds to texts a second."""
-    source = bundle.load(path)
-    manifest = source.manifest
-    tokenizer = Tokenizer(source.file("tokenizer.json"), manifest.max_tokens, 250 * manifest.max_tokens)
-    ids = sorted((one.ids for one in tokenizer.encode(list(texts))), key=len)
-    batches: list[list[list[int]]] = [[]]
-    for one in ids:
-        if batches[-1] and (len(batches[-1]) + 1) * len(one) > MAX_BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(one)
-    padded = [pad(batch, manifest.pad_token_id) for batch in batches]
-    engine = OnnxEngine(source, variant, "cpu")
+class Limit:
+    """Bare onnxruntime over texts that were tokenized, sorted and padded beforehand."""
 
-    # Whole batches of all lengths in a random order, so that any stretch of them is like the whole.
-    order = np.random.default_rng(0).permutation(len(padded))
+    def __init__(self, path: Path, variant: str, texts: Sequence[str]) -> None:
+        source = bundle.load(path)
+        manifest = source.manifest
+        tokenizer = Tokenizer(source.file("tokenizer.json"), manifest.max_tokens, 250 * manifest.max_tokens)
+        ids = sorted((one.ids for one in tokenizer.encode(list(texts))), key=len)
+        batches: list[list[list[int]]] = [[]]
+        for one in ids:
+            if batches[-1] and (len(batches[-1]) + 1) * len(one) > MAX_BATCH_TOKENS:
+                batches.append([])
+            batches[-1].append(one)
+        self._padded = [pad(batch, manifest.pad_token_id) for batch in batches]
+        self._singles = [pad([one], manifest.pad_token_id) for one in ids[:: max(1, len(ids) // 200)]]
+        # Whole batches of all lengths in a random order, so that any stretch of them is like the whole.
+        self._order = np.random.default_rng(0).permutation(len(self._padded))
+        self._engine = OnnxEngine(source, variant, "cpu")
 
-    def run(seconds: float) -> float:
+    def items_per_s(self, seconds: float) -> float:
+        """The rate of as many threads as there are cores, over so many seconds."""
         ends = time.perf_counter() + seconds
         work: queue.SimpleQueue[int] = queue.SimpleQueue()
         done: queue.SimpleQueue[int] = queue.SimpleQueue()
         for _ in range(1000):
-            for number in order:
+            for number in self._order:
                 work.put(number)
 
         def compute() -> None:
             while time.perf_counter() < ends:
-                batch = padded[work.get()]
-                engine.run(*batch)
+                batch = self._padded[work.get()]
+                self._engine.run(*batch)
                 done.put(len(batch[0]))
 
         threads = [threading.Thread(target=compute) for _ in range(usable_cores())]
@@ -136,7 +158,19 @@ def bare(path: Path, variant: str, texts: Sequence[str]) -> Callable[[float], fl
             thread.join()
         return sum(done.get() for _ in range(done.qsize())) / (time.perf_counter() - began)
 
-    return run
+    def alone_ms(self) -> float:
+        """The median time of one text alone, on one thread."""
+        return 1000 * statistics.median(self._alone(*one) for one in self._singles)
+
+    def _alone(self, *one: Any) -> float:
+        began = time.perf_counter()
+        self._engine.run(*one)
+        return time.perf_counter() - began
+
+
+def bare(path: Path, variant: str, texts: Sequence[str]) -> Callable[[float], float]:
+    """The limit as a function of seconds."""
+    return Limit(path, variant, texts).items_per_s
 
 
 def summary(arguments: argparse.Namespace, found: dict[str, list[Figures]]) -> dict[str, Any]:

@@ -15,6 +15,9 @@ from .errors import StartupError
 from .settings import Settings
 
 _LOG_FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
+# A pass that has ended wants the interpreter, to take the next one, while the event loop is at work. By default it
+# waits for up to 5 ms, and a core with it.
+_SWITCH_S = 0.0005
 _HELP = """Serve BUNDLE over gRPC: an embedding, a class and a sentiment for each text, from one pass.
 
 \b
@@ -69,6 +72,7 @@ def run(settings: Settings, work: Callable[[Settings], Coroutine[Any, Any, None]
     """Does a process's work on an event loop, with its log on standard error; ends the process with its exit code."""
     import uvloop
 
+    sys.setswitchinterval(_SWITCH_S)
     logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr, format=_LOG_FORMAT)
     # The log is ours; what libraries say below a warning is noise to an operator.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
