@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def main() -> None:
         stages = stages_of_calls(target, texts[:300], limit)
     report = {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "cores": usable_cores(),
         "variant": arguments.variant,
         "cpu_us_per_text": {name: {key: round(one) for key, one in load.items()} for name, load in loads.items()},

@@ -193,9 +193,71 @@ def _start(reports: Mapping[str, Report], _: str) -> Iterator[str]:
     yield _table("server", report["servers"])
 
 
+def _workers(reports: Mapping[str, Report], _: str) -> Iterator[str]:
+    if not (report := reports.get("workers")):
+        return
+    yield "## Several workers"
+    yield f"{_source(report)} Texts a second with `--workers`, over 8 connections, 64 texts in flight for each core:"
+    yield _counts(
+        "load",
+        {
+            load: {count: rates[0] for count, rates in ways.items()}
+            for load, ways in report["measured_items_per_s"].items()
+        },
+    )
+    costs = ", ".join(f"{name} {cost:g}" for name, cost in report["costs_us"].items())
+    yield (
+        "On more cores than there are here, simulated event by event (`bench/workers.py` says how, and what it leaves "
+        f"out) with these costs in microseconds: {costs}. The interpreter is one line for a process: message, item and "
+        "run wait in it; start and token are a core's."
+    )
+    for load, rows in report["simulated_items_per_s"].items():
+        yield f"**{_sentence(load)}**"
+        yield _counts("cores", rows)
+
+
+def _anatomy(reports: Mapping[str, Report], _: str) -> Iterator[str]:
+    if not (report := reports.get("anatomy")):
+        return
+    yield "## Where the time goes"
+    yield f"{_source(report)} CPU microseconds for each text; [performance.md](performance.md) says what they mean."
+    titles = {
+        "bare_us": "bare onnxruntime",
+        "compute_us": "compute threads",
+        "event_loop_us": "event loop",
+        "others_us": "gRPC's threads, tokenizer",
+        "client_us": "client",
+    }
+    yield _counts(
+        "load",
+        {
+            load: {title: figures[name] for name, title in titles.items()}
+            for load, figures in report["cpu_us_per_text"].items()
+        },
+        "",
+    )
+    yield "One text in flight, medians in microseconds of the clock:"
+    yield _counts("", {"one call": report["one_call_us"]}, "")
+
+
+def _counts(first: str, rows: Mapping[str, Mapping[str, float]], unit: str = " workers") -> str:
+    """Numbers without ranges; a column for each key that any row has."""
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    lines = [[first, *(f"{key}{unit}" for key in columns)], ["---", *("--:" for _ in columns)]]
+    lines += [[name, *(f"{row[key]:,.0f}" if key in row else "" for key in columns)] for name, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 # In the order of the page; another section is another function of the reports.
-SECTIONS: tuple[Callable[[Mapping[str, Report], str], Iterator[str]], ...] = (_serving, _rivals, _growth, _start)
-MEASURED = ("serving-int8", "serving-fp32", "rivals", "growth", "start")
+SECTIONS: tuple[Callable[[Mapping[str, Report], str], Iterator[str]], ...] = (
+    _serving,
+    _rivals,
+    _anatomy,
+    _workers,
+    _growth,
+    _start,
+)
+MEASURED = ("serving-int8", "serving-fp32", "rivals", "anatomy", "workers", "growth", "start")
 
 
 def _source(report: Report) -> str:
@@ -203,10 +265,11 @@ def _source(report: Report) -> str:
     cpu = report.get("cpu", "")
     # Each extension contains those before it.
     machine = f"{report['cores']} cores" + (f" ({cpu if isinstance(cpu, str) else cpu[-1]})" if cpu else "")
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items())
     variant = f"{report['variant']}, " if "variant" in report else ""
-    rounds = f"median of {report['rounds']} rounds [lowest, highest]" if report["rounds"] > 1 else "one round"
-    return f"`{_command(report)}` on {report['date']}: {variant}{rounds}, on {machine}, with {versions}."
+    rounds = f"median of {report['rounds']} rounds [lowest, highest]" if report.get("rounds", 1) > 1 else "one round"
+    told = f", with {versions}" if versions else ""
+    return f"`{_command(report)}` on {report['date']}: {variant}{rounds}, on {machine}{told}."
 
 
 def _command(report: Report) -> str:

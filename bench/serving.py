@@ -16,6 +16,7 @@ import argparse
 import importlib.metadata
 import json
 import queue
+import shlex
 import statistics
 import subprocess
 import sys
@@ -177,7 +178,7 @@ def summary(arguments: argparse.Namespace, found: dict[str, list[Figures]]) -> d
     """Medians and ranges over the rounds, with the machine and the versions."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "variant": arguments.variant,
         "rounds": arguments.rounds,
         "cores": usable_cores(),

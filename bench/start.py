@@ -13,6 +13,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def report(arguments: argparse.Namespace, servers: dict[str, dict[str, list[floa
     """The figures, with when and on what."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "rounds": arguments.rounds,
         "cores": usable_cores(),
         "versions": {name: importlib.metadata.version(name) for name in ("polyhead", "onnxruntime", "grpcio", "torch")},

@@ -15,6 +15,7 @@ import heapq
 import itertools
 import json
 import random
+import shlex
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -61,19 +62,19 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="bundle to measure with; without it there is only the simulation")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the measurement (default: 3)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds of a load (default: 5)")
-    parser.add_argument("--message-us", type=float, default=300.0, help="interpreter, each message (default: 300)")
-    parser.add_argument("--item-us", type=float, default=60.0, help="interpreter, each text (default: 60)")
-    parser.add_argument("--run-us", type=float, default=150.0, help="interpreter, each pass (default: 150)")
+    parser.add_argument("--message-us", type=float, default=500.0, help="interpreter, each message (default: 500)")
+    parser.add_argument("--item-us", type=float, default=160.0, help="interpreter, each text (default: 160)")
+    parser.add_argument("--run-us", type=float, default=300.0, help="interpreter, each pass (default: 300)")
     parser.add_argument("--start-us", type=float, default=1000.0, help="a core, each pass (default: 1000)")
-    parser.add_argument("--token-us", type=float, default=90.0, help="a core, each token (default: 90)")
-    parser.add_argument("--tokens", type=int, default=22, help="tokens of a text in the mean (default: 22)")
-    parser.add_argument("--pass-tokens", type=int, default=128, help="tokens of a pass (default: 128)")
+    parser.add_argument("--token-us", type=float, default=95.0, help="a core, each token (default: 95)")
+    parser.add_argument("--tokens", type=int, default=39, help="tokens of a text in the mean (default: 39)")
+    parser.add_argument("--pass-tokens", type=int, default=256, help="tokens of a pass (default: 256)")
     parser.add_argument("--output", type=Path, help="file for the figures as JSON")
     arguments = parser.parse_args()
     costs = Costs(*(getattr(arguments, f"{name}_us") for name in ("message", "item", "run", "start", "token")))
     report: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "cores": usable_cores(),
         "costs_us": vars(costs),
         "simulated_items_per_s": simulated(costs, arguments.tokens, arguments.pass_tokens),
