@@ -94,6 +94,10 @@ async def _serve(settings: Settings) -> None:
 
 
 async def _supervise(settings: Settings) -> None:
-    from .workers import supervise
+    from .workers import WorkerDiedError, supervise
 
-    await supervise(settings)
+    try:
+        await supervise(settings)
+    except WorkerDiedError as error:
+        click.echo(f"polyhead-serve: {error}", err=True)
+        sys.exit(1)

@@ -7,7 +7,8 @@
                                      |  standard output: one line once it serves
 
 The kernel deals connections out to the workers, and a worker listens only once its model has answered its golden texts
-right. One that dies is started again, later each time; one that dies again and again ends the whole server.
+right. One that dies is started again, later each time. The server ends by itself when none serves and one cannot start,
+or has died again and again.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 10.0
 # One that served for so long was healthy.
 _YOUNG_S = 60.0
-# Deaths in a row, each young, after which the server gives up.
+# Deaths in a row, each young, after which the server gives up if no other worker serves.
 _MOST_DEATHS = 6
 # Seconds beyond its own grace that a worker has to end before it is killed.
 _KILL_S = 5.0
@@ -113,6 +114,8 @@ class _Supervisor:
             self._environment["PROMETHEUS_MULTIPROC_DIR"] = metrics_folder
         self._stopping = asyncio.Event()
         self._processes: set[asyncio.subprocess.Process] = set()
+        # The numbers of the workers that serve now.
+        self._serving: set[int] = set()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -153,12 +156,13 @@ class _Supervisor:
             code = await self._run_one(number, cores)
             if self._stopping.is_set():
                 return
-            if code == _CANNOT_START:
-                raise StartupError("a worker cannot start; it says why above")
             deaths = deaths + 1 if time.monotonic() - started < _YOUNG_S else 1
-            if deaths >= _MOST_DEATHS:
+            # Nobody ends those that serve: a bundle that was damaged meanwhile, say, is no reason to.
+            if code == _CANNOT_START and not self._serving:
+                raise StartupError("a worker cannot start; it says why above")
+            if deaths >= _MOST_DEATHS and not self._serving:
                 raise WorkerDiedError(f"worker {number} died {deaths} times in a row, the last time with code {code}")
-            delay_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** (deaths - 1))
+            delay_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** min(deaths - 1, 10))
             logger.warning("worker %d died with code %d; it starts again in %g s", number, code, delay_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)
@@ -173,13 +177,23 @@ class _Supervisor:
             if self._stopping.is_set():
                 process.terminate()
             cast(asyncio.StreamWriter, process.stdin).write(encode(self._settings, cores))
-            if await cast(asyncio.StreamReader, process.stdout).readline():
-                logger.info("worker %d serves on cores %s as process %d", number, cores, process.pid)
-            return await self._end(process)
+            announced = asyncio.create_task(cast(asyncio.StreamReader, process.stdout).readline())
+            announced.add_done_callback(lambda line: self._note(number, cores, process, line))
+            code = await self._end(process)
+            announced.cancel()
+            return code
         finally:
+            self._serving.discard(number)
             self._processes.discard(process)
             if self._metrics_folder:
                 multiprocess.mark_process_dead(process.pid, self._metrics_folder)  # type: ignore[no-untyped-call]
+
+    def _note(
+        self, number: int, cores: list[int], process: asyncio.subprocess.Process, announced: asyncio.Task[bytes]
+    ) -> None:
+        if not announced.cancelled() and announced.result() and process in self._processes:
+            self._serving.add(number)
+            logger.info("worker %d serves on cores %s as process %d", number, cores, process.pid)
 
     async def _end(self, process: asyncio.subprocess.Process) -> int:
         """Waits for the end of a worker, and makes one that was told to end and does not."""

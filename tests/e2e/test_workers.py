@@ -124,3 +124,19 @@ def test_bundle_that_no_worker_can_serve_ends_the_server(start: Start, demo_bund
     server = start(damaged, "--workers", "2")
     assert server.process.wait(START_S) == 2
     assert "tokenizer.json" in server.log.read_text()
+
+
+def test_bundle_that_was_damaged_meanwhile_ends_none_that_serves(
+    start: Start, demo_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
+    server = start(bundle, "--workers", "2")
+    wait_until(lambda: serving(server) == 2, "two workers serve")
+    whole = (bundle / "tokenizer.json").read_bytes()
+    (bundle / "tokenizer.json").write_text("{}")
+    os.kill(workers_of(server)[0], signal.SIGKILL)
+    wait_until(lambda: "died with code 2" in server.log.read_text(), "the new worker refuses the bundle")
+    assert answered(server)
+    (bundle / "tokenizer.json").write_bytes(whole)
+    wait_until(lambda: serving(server) == 3, "it serves once the bundle is whole again")
+    assert server.stop() == 0
