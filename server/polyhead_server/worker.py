@@ -22,9 +22,14 @@ def main() -> None:
 async def _serve(settings: Settings) -> None:
     from .lifecycle import serve
 
-    stop = asyncio.Event()
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def orphaned() -> None:
+        loop.remove_reader(sys.stdin)
+        stop.set()
+
     # Nothing more is sent: when there is something to read, it is the end of the pipe, and of the supervisor.
-    asyncio.get_running_loop().add_reader(sys.stdin, stop.set)
+    loop.add_reader(sys.stdin, orphaned)
     await serve(settings, stop, _announce)
 
 

@@ -75,19 +75,19 @@ def reserve(address: str) -> Iterator[str]:
     """
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        # A socket that does not share its port is refused where anybody is, also one that would share it.
-        with socket.socket(family) as alone:
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind((host, port))
-            port = alone.getsockname()[1]
-        # It never listens, so it is never given a connection.
-        with socket.socket(family) as shared:
+    # It never listens, so it is never given a connection.
+    with socket.socket(family) as shared:
+        try:
+            # A socket that does not share its port is refused where anybody is, also one that would share it.
+            with socket.socket(family) as alone:
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                alone.bind((host, port))
+                port = alone.getsockname()[1]
             shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             shared.bind((host, port))
-            yield f"{address.rpartition(':')[0]}:{port}"
-    except OSError as error:
-        raise StartupError(f"cannot listen on {address}; is another server running there? {error}") from error
+        except OSError as error:
+            raise StartupError(f"cannot listen on {address}; is another server running there? {error}") from error
+        yield f"{address.rpartition(':')[0]}:{port}"
 
 
 def parts(cores: Sequence[int], workers: int) -> list[list[int]]:
@@ -169,13 +169,19 @@ class _Supervisor:
 
     async def _run_one(self, number: int, cores: list[int]) -> int:
         """Runs a worker to its end; returns its exit code."""
-        command = [sys.executable, "-m", "polyhead_server.worker"]
+        # -P: without it, modules in the current directory would come before the installed ones.
+        command = [sys.executable, "-P", "-m", "polyhead_server.worker"]
         pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=self._environment)
+        try:
+            process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=self._environment)
+        except OSError:
+            logger.exception("worker %d cannot be started", number)
+            return 1
         self._processes.add(process)
         try:
             if self._stopping.is_set():
-                process.terminate()
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
             cast(asyncio.StreamWriter, process.stdin).write(encode(self._settings, cores))
             announced = asyncio.create_task(cast(asyncio.StreamReader, process.stdout).readline())
             announced.add_done_callback(lambda line: self._note(number, cores, process, line))
@@ -205,7 +211,8 @@ class _Supervisor:
             return await asyncio.wait_for(ended, self._settings.drain_s + _KILL_S)
         except TimeoutError:
             logger.warning("process %d does not end; it is killed", process.pid)
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
             return await process.wait()
 
 
