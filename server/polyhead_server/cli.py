@@ -28,6 +28,7 @@ _HELP = """Serve BUNDLE over gRPC: an embedding, a class and a sentiment for eac
 
 The server listens at once, and its health service says NOT_SERVING until the bundle's golden texts were answered right
 on the engine and device that will serve. SIGTERM and SIGINT drain: accepted items are answered, then the server exits.
+With --workers, each listens once it is ready, nobody before that, and a second signal ends all of them at once.
 
 \b
 --engine auto and --device auto try, in this order:

@@ -101,6 +101,6 @@ def split_address(address: str) -> tuple[str, int]:
         StartupError: It has not that form.
     """
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit():
+    if not colon or not host or not port.isdigit() or int(port) > 65_535:
         raise StartupError(f"{address!r} is not HOST:PORT, such as 127.0.0.1:50051")
     return host.strip("[]"), int(port)

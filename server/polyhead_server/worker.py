@@ -30,12 +30,14 @@ async def _serve(settings: Settings) -> None:
 
     # Nothing more is sent: when there is something to read, it is the end of the pipe, and of the supervisor.
     loop.add_reader(sys.stdin, orphaned)
-    await serve(settings, stop, _announce)
+    # What a library prints is not for the supervisor, which takes any line for the announcement.
+    announcement = os.dup(1)
+    os.dup2(2, 1)
+    await serve(settings, stop, lambda: _announce(announcement))
 
 
-def _announce() -> None:
-    sys.stdout.write("serving\n")
-    sys.stdout.flush()
+def _announce(pipe: int) -> None:
+    os.write(pipe, b"serving\n")
 
 
 if __name__ == "__main__":

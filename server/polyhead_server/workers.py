@@ -114,8 +114,8 @@ class _Supervisor:
             self._environment["PROMETHEUS_MULTIPROC_DIR"] = metrics_folder
         self._stopping = asyncio.Event()
         self._processes: set[asyncio.subprocess.Process] = set()
-        # The numbers of the workers that serve now.
-        self._serving: set[int] = set()
+        # The workers that serve now, and since when.
+        self._serving: dict[int, float] = {}
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -152,11 +152,10 @@ class _Supervisor:
         """Keeps one worker running."""
         deaths = 0
         while not self._stopping.is_set():
-            started = time.monotonic()
-            code = await self._run_one(number, cores)
+            code, served_s = await self._run_one(number, cores)
             if self._stopping.is_set():
                 return
-            deaths = deaths + 1 if time.monotonic() - started < _YOUNG_S else 1
+            deaths = deaths + 1 if served_s < _YOUNG_S else 1
             # Nobody ends those that serve: a bundle that was damaged meanwhile, say, is no reason to.
             if code == _CANNOT_START and not self._serving:
                 raise StartupError("a worker cannot start; it says why above")
@@ -167,8 +166,8 @@ class _Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)
 
-    async def _run_one(self, number: int, cores: list[int]) -> int:
-        """Runs a worker to its end; returns its exit code."""
+    async def _run_one(self, number: int, cores: list[int]) -> tuple[int, float]:
+        """Runs a worker to its end; returns its exit code, and for how many seconds it served."""
         # -P: without it, modules in the current directory would come before the installed ones.
         command = [sys.executable, "-P", "-m", "polyhead_server.worker"]
         pipe = asyncio.subprocess.PIPE
@@ -176,7 +175,7 @@ class _Supervisor:
             process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=self._environment)
         except OSError:
             logger.exception("worker %d cannot be started", number)
-            return 1
+            return 1, 0.0
         self._processes.add(process)
         try:
             if self._stopping.is_set():
@@ -187,9 +186,9 @@ class _Supervisor:
             announced.add_done_callback(lambda line: self._note(number, cores, process, line))
             code = await self._end(process)
             announced.cancel()
-            return code
+            return code, time.monotonic() - self._serving.get(number, time.monotonic())
         finally:
-            self._serving.discard(number)
+            self._serving.pop(number, None)
             self._processes.discard(process)
             if self._metrics_folder:
                 multiprocess.mark_process_dead(process.pid, self._metrics_folder)  # type: ignore[no-untyped-call]
@@ -198,7 +197,7 @@ class _Supervisor:
         self, number: int, cores: list[int], process: asyncio.subprocess.Process, announced: asyncio.Task[bytes]
     ) -> None:
         if not announced.cancelled() and announced.result() and process in self._processes:
-            self._serving.add(number)
+            self._serving[number] = time.monotonic()
             logger.info("worker %d serves on cores %s as process %d", number, cores, process.pid)
 
     async def _end(self, process: asyncio.subprocess.Process) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from polyhead_server import workers
 from polyhead_server.errors import StartupError
-from polyhead_server.settings import Settings
+from polyhead_server.settings import Settings, split_address
 
 
 def test_cores_are_dealt_out_evenly_and_neighbours_together() -> None:
@@ -53,3 +53,29 @@ def test_reserved_address_is_open_to_workers_alone() -> None:
 def test_address_that_is_not_ours_is_refused() -> None:
     with pytest.raises(StartupError, match="cannot listen"), workers.reserve("192.0.2.1:50051"):
         pass
+
+
+@pytest.mark.parametrize("address", ["50051", ":50051", "127.0.0.1:", "127.0.0.1:70000", "127.0.0.1:x"])
+def test_address_of_another_form_is_refused(address: str) -> None:
+    with pytest.raises(StartupError, match="is not HOST:PORT"):
+        split_address(address)
+
+
+@pytest.mark.parametrize(("long_lives", "expected"), [(0, 6), (3, 8)])
+async def test_worker_that_dies_young_again_and_again_ends_the_server(
+    long_lives: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lives = [61.0] * long_lives
+    runs = 0
+
+    async def run_one(*_: object) -> tuple[int, float]:
+        nonlocal runs
+        runs += 1
+        return -11, lives.pop() if lives else 0.0
+
+    monkeypatch.setattr(workers, "_FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr(workers._Supervisor, "_run_one", run_one)
+    with pytest.raises(workers.WorkerDiedError, match="worker 0 died 6 times in a row, the last time with code -11"):
+        await workers.supervise(Settings(bundle=Path("x"), listen="127.0.0.1:0", workers=1))
+    # The last long life is the first death of the row.
+    assert runs == expected
