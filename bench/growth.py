@@ -38,7 +38,7 @@ from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_export import bundle
 from servers import serving
-from serving import DEMO, HERE, Figures, bare, judged, spread, summary
+from serving import DEMO, HERE, Figures, Limit, header, judged, spread
 from texts import read
 from tqdm import tqdm
 
@@ -86,9 +86,7 @@ def main() -> None:
         work = arguments.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         sweeps = measured(arguments, work)
-    report = {**summary(arguments, {}), "sweeps": sweeps}
-    # summary's own place for figures.
-    del report["loads"]
+    report = {**header(arguments), "sweeps": sweeps}
     print(table(sweeps))
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")
@@ -124,7 +122,7 @@ def measured(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def stream_points(arguments: argparse.Namespace, _: Path) -> Iterator[Point]:
     """The given texts over more and more streams."""
-    limit = bare(arguments.bundle, arguments.variant, [row["text"] for row in read(arguments.texts)])
+    limit = Limit(arguments.bundle, arguments.variant, [row["text"] for row in read(arguments.texts)]).items_per_s
     for count in STREAMS:
         client = ("streams.py", "--streams", str(count))
         seconds = arguments.seconds * max(1.0, count / 128)
@@ -141,7 +139,7 @@ def length_points(lengths: Lengths, arguments: argparse.Namespace, work: Path) -
         path = write_texts(work / f"length-{length}.jsonl", texts)
         client = (*_STREAM, str(min(256, _MOST_TOKENS_IN_FLIGHT // length)))
         seconds = arguments.seconds * max(1.0, length / 128)
-        limit = bare(arguments.bundle, arguments.variant, texts)
+        limit = Limit(arguments.bundle, arguments.variant, texts).items_per_s
         yield Point("lengths", "stream", length, arguments.bundle, path, client, seconds, limit)
 
 
@@ -151,7 +149,7 @@ def head_points(arguments: argparse.Namespace, work: Path) -> Iterator[Point]:
     series = {"every head": (*_STREAM, "256"), "embedding alone": (*_STREAM, "256", "--tasks", "1")}
     for count in tqdm(HEADS, "bundles with heads"):
         path = bundle_with_heads(work, count, arguments.variant)
-        limit = bare(path, arguments.variant, texts)
+        limit = Limit(path, arguments.variant, texts).items_per_s
         for name, client in series.items():
             yield Point("heads", name, count, path, arguments.texts, client, arguments.seconds, limit)
 

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,12 @@ def main() -> None:
                 found[name].append(judged(figures, (before + after) / 2))
                 before = after
                 bar.update()
-    report = summary(arguments, found)
-    print(table(report["loads"]))
+    medians = {
+        name: {figure: spread([one[figure] for one in rounds]) for figure in rounds[0]}
+        for name, rounds in found.items()
+    }
+    report = {**header(arguments), "loads": medians}
+    print(table(medians))
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")
 
@@ -169,13 +173,8 @@ class Limit:
         return time.perf_counter() - began
 
 
-def bare(path: Path, variant: str, texts: Sequence[str]) -> Callable[[float], float]:
-    """The limit as a function of seconds."""
-    return Limit(path, variant, texts).items_per_s
-
-
-def summary(arguments: argparse.Namespace, found: dict[str, list[Figures]]) -> dict[str, Any]:
-    """Medians and ranges over the rounds, with the machine and the versions."""
+def header(arguments: argparse.Namespace) -> dict[str, Any]:
+    """When, with which command, on what."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": shlex.join(["python", *sys.argv]),
@@ -184,10 +183,6 @@ def summary(arguments: argparse.Namespace, found: dict[str, list[Figures]]) -> d
         "cores": usable_cores(),
         "cpu": np.show_config("dicts")["SIMD Extensions"]["found"],
         "versions": {name: importlib.metadata.version(name) for name in ("polyhead", "onnxruntime", "grpcio")},
-        "loads": {
-            name: {figure: spread([one[figure] for one in rounds]) for figure in rounds[0]}
-            for name, rounds in found.items()
-        },
     }
 
 
