@@ -133,7 +133,9 @@ def _lenient_types() -> dict[str, type[message.Message]]:
     requests = [kind for kind in service.message_type if kind.name.endswith("Request")]
     file.enum_type.extend(items.enum_type)
     file.message_type.extend(
-        kind for kind in items.message_type if kind.name in {"Item", "ItemOptions", "EmbeddingOptions"}
+        kind
+        for kind in items.message_type
+        if kind.name in {"Item", "ItemOptions", "EmbeddingOptions", "Fingerprints", "HeadFingerprint"}
     )
     file.message_type.extend(requests)
     for kind in file.message_type:

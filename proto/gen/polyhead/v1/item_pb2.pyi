@@ -97,6 +97,11 @@ class _TruncationPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trun
     """TRUNCATION_POLICY_TRUNCATE answers for the beginning of the text and says in Truncation where it was cut."""
     TRUNCATION_POLICY_ERROR: _TruncationPolicy.ValueType  # 2
     """TRUNCATION_POLICY_ERROR refuses the item with OUT_OF_RANGE."""
+    TRUNCATION_POLICY_WINDOW: _TruncationPolicy.ValueType  # 3
+    """TRUNCATION_POLICY_WINDOW reads the text in overlapping windows, at most Limits.max_windows of them, and pools their
+    answers, each window weighted by its tokens: the mean of the embeddings, scaled to length 1 again where
+    EmbeddingInfo.normalized says so, and of the logits of each head. What comes after the last window is truncated.
+    """
 
 class TruncationPolicy(_TruncationPolicy, metaclass=_TruncationPolicyEnumTypeWrapper):
     """TruncationPolicy says what happens to a text that has more tokens than the model reads."""
@@ -107,6 +112,11 @@ TRUNCATION_POLICY_TRUNCATE: TruncationPolicy.ValueType  # 1
 """TRUNCATION_POLICY_TRUNCATE answers for the beginning of the text and says in Truncation where it was cut."""
 TRUNCATION_POLICY_ERROR: TruncationPolicy.ValueType  # 2
 """TRUNCATION_POLICY_ERROR refuses the item with OUT_OF_RANGE."""
+TRUNCATION_POLICY_WINDOW: TruncationPolicy.ValueType  # 3
+"""TRUNCATION_POLICY_WINDOW reads the text in overlapping windows, at most Limits.max_windows of them, and pools their
+answers, each window weighted by its tokens: the mean of the embeddings, scaled to length 1 again where
+EmbeddingInfo.normalized says so, and of the logits of each head. What comes after the last window is truncated.
+"""
 Global___TruncationPolicy: _TypeAlias = TruncationPolicy  # noqa: Y015
 
 class _AnswerOrder:
@@ -172,19 +182,27 @@ class ItemOptions(_message.Message):
 
     TRUNCATION_FIELD_NUMBER: _builtins.int
     INCLUDE_TIMINGS_FIELD_NUMBER: _builtins.int
+    EXPECTED_FINGERPRINTS_FIELD_NUMBER: _builtins.int
     truncation: Global___TruncationPolicy.ValueType
     """truncation says what to do with texts that are too long; unspecified means TRUNCATION_POLICY_TRUNCATE."""
     include_timings: _builtins.bool
     """include_timings asks for Result.timings."""
+    @_builtins.property
+    def expected_fingerprints(self) -> Global___Fingerprints:
+        """expected_fingerprints names what must answer: an item whose answer would come from another embedding space, or from
+        another version of a head that is named here, is refused with FAILED_PRECONDITION. What is empty may be anything.
+        """
+
     def __init__(
         self,
         *,
         truncation: Global___TruncationPolicy.ValueType = ...,
         include_timings: _builtins.bool = ...,
+        expected_fingerprints: Global___Fingerprints | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_fingerprints", b"expected_fingerprints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_timings", b"include_timings", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_fingerprints", b"expected_fingerprints", "include_timings", b"include_timings", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -457,6 +475,7 @@ class Truncation(_message.Message):
     TOKENS_SEEN_FIELD_NUMBER: _builtins.int
     TOKENS_USED_FIELD_NUMBER: _builtins.int
     CUT_AT_CODE_POINT_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
     truncated: _builtins.bool
     """truncated is true when the model did not read the whole text."""
     tokens_seen: _builtins.int
@@ -464,11 +483,13 @@ class Truncation(_message.Message):
     Limits.max_characters is cut there first, and only the tokens of what was left are counted.
     """
     tokens_used: _builtins.int
-    """tokens_used counts the tokens that the model read, with special tokens."""
+    """tokens_used counts the tokens that the model read, with special tokens; those of every window, where there are several."""
     cut_at_code_point: _builtins.int
     """cut_at_code_point is where the unread part of the text begins, in Unicode code points from its start. Absent when
     nothing was cut.
     """
+    windows: _builtins.int
+    """windows is the number of windows that the text was read in; 1 unless TRUNCATION_POLICY_WINDOW asked for more."""
     def __init__(
         self,
         *,
@@ -476,10 +497,11 @@ class Truncation(_message.Message):
         tokens_seen: _builtins.int = ...,
         tokens_used: _builtins.int = ...,
         cut_at_code_point: _builtins.int | None = ...,
+        windows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cut_at_code_point", b"_cut_at_code_point", "cut_at_code_point", b"cut_at_code_point"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cut_at_code_point", b"_cut_at_code_point", "cut_at_code_point", b"cut_at_code_point", "tokens_seen", b"tokens_seen", "tokens_used", b"tokens_used", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cut_at_code_point", b"_cut_at_code_point", "cut_at_code_point", b"cut_at_code_point", "tokens_seen", b"tokens_seen", "tokens_used", b"tokens_used", "truncated", b"truncated", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cut_at_code_point: _TypeAlias = _typing.Literal["cut_at_code_point"]  # noqa: Y015
     _WhichOneofArgType__cut_at_code_point: _TypeAlias = _typing.Literal["_cut_at_code_point", b"_cut_at_code_point"]  # noqa: Y015
@@ -556,7 +578,7 @@ class Timings(_message.Message):
     BATCH_ITEMS_FIELD_NUMBER: _builtins.int
     BATCH_TOKENS_FIELD_NUMBER: _builtins.int
     batch_items: _builtins.int
-    """batch_items is the number of items that shared the pass."""
+    """batch_items is the number of texts, or windows of texts, that shared the pass."""
     batch_tokens: _builtins.int
     """batch_tokens is the size of the pass, padding included."""
     @_builtins.property
@@ -569,7 +591,7 @@ class Timings(_message.Message):
 
     @_builtins.property
     def compute(self) -> _duration_pb2.Duration:
-        """compute is the time of the pass that the item shared with its batch."""
+        """compute is the time of the pass that the item shared with its batch; of the longest, where there are several windows."""
 
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:

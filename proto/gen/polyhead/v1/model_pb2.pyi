@@ -186,6 +186,7 @@ class Limits(_message.Message):
     MAX_CHARACTERS_FIELD_NUMBER: _builtins.int
     MAX_ITEMS_PER_MESSAGE_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_WINDOWS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """max_tokens that the model reads of one text, special tokens included; see TruncationPolicy for longer texts."""
     max_characters: _builtins.int
@@ -194,6 +195,8 @@ class Limits(_message.Message):
     """max_items_per_message, in streams and in unary calls."""
     max_message_bytes: _builtins.int
     """max_message_bytes of one request message on the wire."""
+    max_windows: _builtins.int
+    """max_windows of one text under TRUNCATION_POLICY_WINDOW."""
     def __init__(
         self,
         *,
@@ -201,10 +204,11 @@ class Limits(_message.Message):
         max_characters: _builtins.int = ...,
         max_items_per_message: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
+        max_windows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_characters", b"max_characters", "max_items_per_message", b"max_items_per_message", "max_message_bytes", b"max_message_bytes", "max_tokens", b"max_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_characters", b"max_characters", "max_items_per_message", b"max_items_per_message", "max_message_bytes", b"max_message_bytes", "max_tokens", b"max_tokens", "max_windows", b"max_windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
