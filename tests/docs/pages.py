@@ -97,10 +97,14 @@ class Desk:
 
     def serve(self, bundle: Path, *flags: str) -> None:
         """Starts a server in place of the one before."""
-        if self.server is not None:
-            self.server.stop()
+        self.stop()
         self.server = self.start(bundle, *flags, target=f"127.0.0.1:{self.port}")
         self.server.wait_until_serving()
+
+    def stop(self) -> None:
+        """Stops the server, if there is one."""
+        if self.server is not None:
+            self.server.stop()
 
     def _do(self, command: str, block: Block) -> None:
         command = command.replace("127.0.0.1:50051", f"127.0.0.1:{self.port}")
@@ -111,6 +115,6 @@ class Desk:
             return
         program = [sys.executable, "-c", command] if block.language == "python" else ["bash", "-euc", command]
         done = subprocess.run(
-            program, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=180, check=False
+            program, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, f"line {block.line}: {command}\n{done.stdout[-1000:]}{done.stderr[-2000:]}"

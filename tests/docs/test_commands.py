@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,15 @@ from tests.e2e.conftest import Start, free_port, start  # noqa: F401, the fixtur
 
 from .pages import Desk, blocks
 
+# Each page trains or exports: on a machine that is busy, longer than other tests.
+pytestmark = pytest.mark.timeout(1200)
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
 # Enough to train on, few enough to be quick.
 ROWS = {"tickets.jsonl": ("train.jsonl", 48), "tickets-test.jsonl": ("test.jsonl", 24)}
 
 
 @pytest.fixture
-def desk(tmp_path: Path, start: Start) -> Desk:  # noqa: F811
+def desk(tmp_path: Path, start: Start) -> Iterator[Desk]:  # noqa: F811
     """The labelled files that the pages speak of, and nothing else."""
     for name, (source, count) in ROWS.items():
         lines = (ROOT / "training/demo" / source).read_text().splitlines(keepends=True)
@@ -32,7 +35,9 @@ def desk(tmp_path: Path, start: Start) -> Desk:  # noqa: F811
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "POLYHEAD_TARGET": f"127.0.0.1:{port}",
     }
-    return Desk(tmp_path, environment, start, port)
+    desk = Desk(tmp_path, environment, start, port)
+    yield desk
+    desk.stop()
 
 
 @pytest.fixture
@@ -60,7 +65,7 @@ def test_page_does_what_it_says(page: str, furnished_desk: Desk) -> None:
 
 
 def test_command_that_fails_is_found_with_its_line(desk: Desk) -> None:
-    with pytest.raises(AssertionError, match="line 3: polyhead-train missing.toml"):
+    with pytest.raises(AssertionError, match=r"line 3: polyhead-train missing\.toml"):
         desk.follow("# Page\n\n```console\n$ true\n$ polyhead-train missing.toml\n```\n")
 
 
