@@ -44,14 +44,15 @@ def _guarded(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
         except (asyncio.CancelledError, aio.AbortError):
             raise
         except ServerError as error:
-            await _abort(context, error)
+            await abort(context, error)
         except Exception as error:  # noqa: BLE001 - the boundary of the RPC
-            await _abort(context, InternalError.logged("an RPC failed", error))
+            await abort(context, InternalError.logged("an RPC failed", error))
 
     return guarded
 
 
-async def _abort(context: aio.ServicerContext[Any, Any], error: ServerError) -> None:
+async def abort(context: aio.ServicerContext[Any, Any], error: ServerError) -> None:
+    """Ends the call with the status and the details of an error of ours."""
     wire = status(error)
     # The name under which every gRPC library looks for the details of a status.
     details = (("grpc-status-details-bin", wire.SerializeToString()),)

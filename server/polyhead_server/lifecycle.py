@@ -15,15 +15,19 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
 from . import loading
+from .authorization import Authorization
+from .credentials import Certificates
 from .errors import StartupError
 from .health import Health
 from .interceptors import ErrorInterceptor
+from .keys import Keys
 from .metrics import Metrics, listen_for_scrapes
 from .pipeline import Pipeline
 from .service import NAME, InferenceService, handler
@@ -47,26 +51,30 @@ async def serve(
         announce: For one of several workers, which share a port: called when this one serves.
 
     Raises:
-        StartupError: The address is taken, or the model cannot be served.
+        StartupError: The address is taken, a certificate or a key file is no good, or the model cannot be served.
     """
     stop = stop or asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = aio.server(interceptors=[ErrorInterceptor(NAME)], options=_options(settings, shares_port=bool(announce)))
+    certificates, metrics = Certificates.told(settings), Metrics()
+    if certificates:
+        certificates.observe(metrics.certificate_expiry())
+    server = aio.server(interceptors=_interceptors(settings), options=_options(settings, shares_port=bool(announce)))
     service, health = InferenceService(settings), Health(server)
     await health.set(serving=False)
     server.add_generic_rpc_handlers((handler(service),))
-    reflection.enable_server_reflection((NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+    if not settings.no_reflection:
+        reflection.enable_server_reflection((NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
     if not announce:
-        address = await _listen(server, settings.listen)
+        address = await _listen(server, settings.listen, certificates)
     try:
-        pipeline = await _load(settings, stop)
+        pipeline = await _load(settings, stop, metrics)
         if pipeline is None:
             return
         service.serve(pipeline)
         await health.set(serving=True)
         if announce:
-            address = await _listen(server, settings.listen)
+            address = await _listen(server, settings.listen, certificates)
             announce()
         logger.info("serving %s on %s", pipeline.model.source.model_id, address)
         await stop.wait()
@@ -84,9 +92,8 @@ async def serve(
         await server.stop(None)
 
 
-async def _load(settings: Settings, stop: asyncio.Event) -> Pipeline | None:
+async def _load(settings: Settings, stop: asyncio.Event, metrics: Metrics) -> Pipeline | None:
     """The pipeline, once the model is ready; None when the server was told to stop before."""
-    metrics = Metrics()
     if settings.metrics_listen:
         listen_for_scrapes(settings.metrics_listen, metrics.registry)
     loaded = _in_daemon(lambda: loading.load(settings))
@@ -117,11 +124,20 @@ def _in_daemon(work: Callable[[], _T]) -> asyncio.Future[_T]:
     return asyncio.wrap_future(outcome)
 
 
-async def _listen(server: aio.Server, address: str) -> str:
+def _interceptors(settings: Settings) -> list[aio.ServerInterceptor]:
+    """From the outermost to the innermost."""
+    errors = ErrorInterceptor(NAME)
+    return [Authorization(Keys(Path(settings.api_keys))), errors] if settings.api_keys else [errors]
+
+
+async def _listen(server: aio.Server, address: str, certificates: Certificates | None) -> str:
     """Starts the server on HOST:PORT; returns the same with the port that it got."""
     split_address(address)
     try:
-        port = server.add_insecure_port(address)
+        if certificates:
+            port = server.add_secure_port(address, certificates.credentials())
+        else:
+            port = server.add_insecure_port(address)
     except RuntimeError as error:
         raise StartupError(f"cannot listen on {address}; is another server running there?") from error
     await server.start()

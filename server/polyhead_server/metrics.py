@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -17,16 +18,17 @@ if TYPE_CHECKING:
 class Metrics:
     """What one server counts.
 
-    ============================  =========  ==========================================================
-    name                          labels     meaning
-    ============================  =========  ==========================================================
-    polyhead_runtime_info         engine...  1 for the engine, device and variant that really run
-    polyhead_items_total                     items that the model computed
-    polyhead_expired_items_total             items whose deadline passed while they waited
-    polyhead_tokens_total                    tokens that the model computed, without padding
-    polyhead_pass_items                      items in a pass
-    polyhead_pass_seconds                    duration of a pass
-    ============================  =========  ==========================================================
+    ===================================  =========  ==========================================================
+    name                                 labels     meaning
+    ===================================  =========  ==========================================================
+    polyhead_runtime_info                engine...  1 for the engine, device and variant that really run
+    polyhead_items_total                            items that the model computed
+    polyhead_expired_items_total                    items whose deadline passed while they waited
+    polyhead_tokens_total                           tokens that the model computed, without padding
+    polyhead_pass_items                             items in a pass
+    polyhead_pass_seconds                           duration of a pass
+    polyhead_certificate_expiry_seconds             Unix time at which the TLS certificate expires
+    ===================================  =========  ==========================================================
     """
 
     def __init__(self) -> None:
@@ -50,6 +52,16 @@ class Metrics:
             "polyhead_pass_items", "Items in a pass.", buckets=[1, 2, 4, 8, 16, 32, 64], registry=self.registry
         )
         self._pass_seconds = Histogram("polyhead_pass_seconds", "Duration of a pass.", registry=self.registry)
+
+    def certificate_expiry(self) -> Callable[[float], None]:
+        """Adds the gauge of the certificate's expiry, which a server without TLS has not, and returns its setter."""
+        return Gauge(
+            "polyhead_certificate_expiry_seconds",
+            "Unix time at which the TLS certificate expires.",
+            registry=self.registry,
+            # Of several workers, the one whose certificate expires first.
+            multiprocess_mode="livemin",
+        ).set
 
     def serving(self, model: Model) -> None:
         """Names what runs."""
