@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from grpc import aio
 from .errors import PermissionDeniedError, ServerError, UnauthenticatedError
 from .interceptors import abort
 from .keys import CALLER, Keys
+from .settings import Settings
 
 # Probes have no keys, and learn nothing but whether the server serves.
 _OPEN = "/grpc.health.v1.Health/"
@@ -28,6 +30,15 @@ class Authorization(aio.ServerInterceptor):
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
+
+    @classmethod
+    def told(cls, settings: Settings) -> list[aio.ServerInterceptor]:
+        """One, if the settings name a file of keys; else none, and everybody may call everything.
+
+        Raises:
+            StartupError: The file cannot be used.
+        """
+        return [cls(Keys(Path(settings.api_keys)))] if settings.api_keys else []
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import grpc
+from grpc import aio
 
 from .errors import StartupError
 from .settings import Settings
@@ -90,6 +91,13 @@ class Certificates:
 
         first = presented.configuration
         return grpc.dynamic_ssl_server_credentials(first, renewed, self._wants_clients)  # type: ignore[arg-type]
+
+
+def add_port(server: aio.Server, address: str, certificates: Certificates | None) -> int:
+    """Adds a port with TLS, or without where there are no certificates; returns its number."""
+    if certificates:
+        return server.add_secure_port(address, certificates.credentials())
+    return server.add_insecure_port(address)
 
 
 def _read(cert: Path, key: Path, client_ca: Path | None) -> Pair:

@@ -15,7 +15,6 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from grpc import aio
@@ -23,11 +22,10 @@ from grpc_reflection.v1alpha import reflection
 
 from . import loading
 from .authorization import Authorization
-from .credentials import Certificates
+from .credentials import Certificates, add_port
 from .errors import StartupError
 from .health import Health
 from .interceptors import ErrorInterceptor
-from .keys import Keys
 from .metrics import Metrics, listen_for_scrapes
 from .pipeline import Pipeline
 from .service import NAME, InferenceService, handler
@@ -59,7 +57,8 @@ async def serve(
     certificates, metrics = Certificates.told(settings), Metrics()
     if certificates:
         certificates.observe(metrics.certificate_expiry())
-    server = aio.server(interceptors=_interceptors(settings), options=_options(settings, shares_port=bool(announce)))
+    interceptors = [*Authorization.told(settings), ErrorInterceptor(NAME)]
+    server = aio.server(interceptors=interceptors, options=_options(settings, shares_port=bool(announce)))
     service, health = InferenceService(settings), Health(server)
     await health.set(serving=False)
     server.add_generic_rpc_handlers((handler(service),))
@@ -124,20 +123,11 @@ def _in_daemon(work: Callable[[], _T]) -> asyncio.Future[_T]:
     return asyncio.wrap_future(outcome)
 
 
-def _interceptors(settings: Settings) -> list[aio.ServerInterceptor]:
-    """From the outermost to the innermost."""
-    errors = ErrorInterceptor(NAME)
-    return [Authorization(Keys(Path(settings.api_keys))), errors] if settings.api_keys else [errors]
-
-
 async def _listen(server: aio.Server, address: str, certificates: Certificates | None) -> str:
     """Starts the server on HOST:PORT; returns the same with the port that it got."""
     split_address(address)
     try:
-        if certificates:
-            port = server.add_secure_port(address, certificates.credentials())
-        else:
-            port = server.add_insecure_port(address)
+        port = add_port(server, address, certificates)
     except RuntimeError as error:
         raise StartupError(f"cannot listen on {address}; is another server running there?") from error
     await server.start()

@@ -127,7 +127,7 @@ def usable_cores() -> int:
 
 def is_local(address: str) -> bool:
     """Whether only this machine reaches an address: loopback, or a Unix socket."""
-    if address.startswith(("unix:", "unix-abstract:")):
+    if address.startswith("unix:"):
         return True
     host, _ = split_address(address)
     try:
