@@ -24,6 +24,10 @@ from .watching import Watched, read_bytes
 logger = logging.getLogger(__name__)
 
 
+# How a public key begins in a certificate, of kinds that OpenSSL takes in our check, and gRPC's own clients do not.
+_RARE_KEYS = {bytes.fromhex("300506032b6570032100"): "Ed25519", bytes.fromhex("06052b8104002303818600"): "P-521"}
+
+
 class Pair(NamedTuple):
     """A certificate that was checked.
 
@@ -135,7 +139,14 @@ def _expiry_s(cert: Path, key: Path) -> float:
             continue
         except ssl.SSLError as error:
             raise StartupError(f"clients cannot trust the certificate {cert}: {_reason(error)}") from error
+    _warn_of_rare_keys(cert, ours.getpeercert(binary_form=True) or b"")
     return ssl.cert_time_to_seconds(str((ours.getpeercert() or {})["notAfter"]))
+
+
+def _warn_of_rare_keys(cert: Path, encoded: bytes) -> None:
+    for beginning, kind in _RARE_KEYS.items():
+        if beginning in encoded:
+            logger.warning("%s has a key of the kind %s, which most gRPC clients refuse; take P-256 or RSA", cert, kind)
 
 
 def _trusting(authorities: Path) -> ssl.SSLContext:

@@ -8,14 +8,18 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from grpc import aio
 from polyhead_server import watching
-from polyhead_server.credentials import Certificates
+from polyhead_server.credentials import Certificates, add_port
 from polyhead_server.errors import StartupError
 from polyhead_server.settings import Settings
 
-from tests.authority import DAY, Authority, Files
+from tests.authority import DAY, Authority, Files, Key
 
 
 @pytest.fixture
@@ -92,6 +96,34 @@ def test_key_that_everybody_may_read_is_warned_of(authority: Authority, caplog: 
     files.key.chmod(0o644)
     Certificates(files.cert, files.key)
     assert f"may read the private key {files.key}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "rare"),
+    [
+        (ec.generate_private_key(ec.SECP256R1()), False),
+        (ec.generate_private_key(ec.SECP384R1()), False),
+        (rsa.generate_private_key(65537, 2048), False),
+        (ec.generate_private_key(ec.SECP521R1()), True),
+        (ed25519.Ed25519PrivateKey.generate(), True),
+    ],
+    ids=["P-256", "P-384", "RSA", "P-521", "Ed25519"],
+)
+async def test_key_that_grpc_clients_refuse_is_warned_of(
+    key: Key, rare: bool, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = authority.issue("server", key=key)
+    server = aio.server()
+    port = add_port(server, "127.0.0.1:0", Certificates(files.cert, files.key))
+    await server.start()
+    credentials = grpc.ssl_channel_credentials(authority.cert.read_bytes())
+    async with aio.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+        call: Any = channel.unary_unary("/no.Such/Thing")
+        with pytest.raises(aio.AioRpcError) as caught:
+            await call(b"", timeout=30)
+    await server.stop(None)
+    assert caught.value.code() is (grpc.StatusCode.UNAVAILABLE if rare else grpc.StatusCode.UNIMPLEMENTED)
+    assert ("most gRPC clients refuse" in caplog.text) == rare
 
 
 def test_new_certificate_is_taken(authority: Authority) -> None:
