@@ -175,11 +175,11 @@ class InferenceService:
             raise NotReadyError
         return self._served
 
-    async def _room(self) -> Served:
+    async def _room(self, call: Call) -> Served:
         """Waits until the pipeline has room for a stream's message; returns the one that has, with what writes."""
         while True:
             served = self._require_served()
-            await served.pipeline.admission.room()
+            await served.pipeline.admission.room(call)
             # Another may have taken over meanwhile.
             if served is self._served:
                 return served
@@ -193,7 +193,7 @@ class InferenceService:
                     window.in_order = message.in_order
                 first = False
                 await window.room()
-                served = await self._room()
+                served = await self._room(call)
                 accepted = _checked(_require_order(message, window.in_order), served.writer)
                 futures = await served.pipeline.submit(accepted, call, deadline, patient=True)
                 for item, future in zip(accepted.items, futures, strict=True):
@@ -266,7 +266,7 @@ def _checked(message: Message, writer: Writer) -> Message:
     return message
 
 
-def _refused(message: Message, error: InvalidRequestError | FingerprintMismatchError) -> Message:
+def _refused(message: Message, error: InvalidRequestError) -> Message:
     """A message whose items are all answered with an error."""
     return Message(tuple(BadItem(item.item_id, error) for item in message.items), message.wishes)
 
