@@ -61,6 +61,12 @@ class InferenceService:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def max_text_bytes(self) -> int:
+        """Bytes of a text that are looked at: a code point has at most 4, and one more says that there are more."""
+        if not self.pipeline:
+            return 0
+        return 4 * (self.pipeline.model.source.manifest.max_tokens * self._settings.max_characters_per_token + 1)
+
     @property
     def pipeline(self) -> Pipeline | None:
         """What answers now; None before the model is ready."""
@@ -211,7 +217,9 @@ def handler(service: InferenceService) -> grpc.GenericRpcHandler:
     pb2, max_items = inference_service_pb2, service.max_items
     handlers: dict[str, Any] = {
         "Analyze": grpc.unary_unary_rpc_method_handler(
-            service.analyze, Reader(pb2.AnalyzeRequest, max_items), pb2.AnalyzeResponse.SerializeToString
+            service.analyze,
+            Reader(pb2.AnalyzeRequest, max_items, max_text_bytes=service.max_text_bytes),
+            pb2.AnalyzeResponse.SerializeToString,
         ),
         "GetModelInfo": grpc.unary_unary_rpc_method_handler(
             service.get_model_info,
@@ -224,7 +232,7 @@ def handler(service: InferenceService) -> grpc.GenericRpcHandler:
         response_type = getattr(pb2, f"{name}Response")
         handlers[name] = grpc.stream_stream_rpc_method_handler(
             _stream_method(service, response_type),
-            Reader(getattr(pb2, f"{name}Request"), max_items, tasks),
+            Reader(getattr(pb2, f"{name}Request"), max_items, tasks, service.max_text_bytes),
             response_type.SerializeToString,
         )
     return grpc.method_handlers_generic_handler(NAME, handlers)

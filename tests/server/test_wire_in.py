@@ -120,3 +120,17 @@ def test_expected_fingerprints_are_read() -> None:
     options = item_pb2.ItemOptions(expected_fingerprints=expected)
     wishes = read_analyze(pb2.AnalyzeRequest(options=options).SerializeToString()).wishes
     assert (wishes.expected_space, wishes.expected_heads) == ("e", (("topic", "t"),))
+
+
+@pytest.mark.parametrize(("text", "read"), [("aé€😀" * 9, "aé€😀aé€"), ("aé€", "aé€"), ("😀" * 9, "😀" * 4)])
+def test_no_more_of_a_text_is_looked_at_than_the_model_may_read(text: str, read: str) -> None:
+    reader = Reader(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 18)
+    (item,) = reader(request(item_pb2.Item(text=text))).items
+    assert isinstance(item, Item)
+    assert item.text == read
+
+
+def test_text_that_is_cut_must_be_utf8_up_to_there() -> None:
+    reader = Reader(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 4)
+    data = request(item_pb2.Item(text="aXb" + "long" * 9)).replace(b"aXb", b"a\xffb")
+    assert reasons(reader(data)) == ["TEXT_NOT_UTF8"]
