@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from .errors import InternalError, InvalidRequestError, ServerError
+from .errors import InternalError, InvalidRequestError, OverloadedError, ServerError
 from .statuses import status
 
 _Context = aio.ServicerContext[Any, Any]
@@ -84,5 +84,8 @@ async def abort(context: _Context, error: ServerError) -> None:
     """Ends the call with the status and the details of an error of ours."""
     wire = status(error)
     # The name under which every gRPC library looks for the details of a status.
-    details = (("grpc-status-details-bin", wire.SerializeToString()),)
-    await context.abort(_CODES[wire.code], wire.message, trailing_metadata=details)
+    metadata: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", wire.SerializeToString())]
+    if isinstance(error, OverloadedError):
+        # gRPC's own clients wait so long before they try again. Not 0, which makes them wait until their deadline.
+        metadata.append(("grpc-retry-pushback-ms", str(max(1, round(error.retry_after_s * 1000)))))
+    await context.abort(_CODES[wire.code], wire.message, trailing_metadata=tuple(metadata))

@@ -59,7 +59,7 @@ async def serve(
         certificates.observe(metrics.certificate_expiry())
     interceptors = [*Authorization.told(settings), ErrorInterceptor(NAME)]
     server = aio.server(interceptors=interceptors, options=_options(settings, shares_port=bool(announce)))
-    service, health = InferenceService(settings), Health(server)
+    service, health = InferenceService(settings, metrics), Health(server)
     await health.set(serving=False)
     server.add_generic_rpc_handlers((handler(service),))
     if not settings.no_reflection:
@@ -67,7 +67,7 @@ async def serve(
     if not announce:
         address = await _listen(server, settings.listen, certificates)
     try:
-        pipeline = await _load(settings, stop, metrics)
+        pipeline = await _load(settings, metrics, stop)
         if pipeline is None:
             return
         service.serve(pipeline)
@@ -91,7 +91,7 @@ async def serve(
         await server.stop(None)
 
 
-async def _load(settings: Settings, stop: asyncio.Event, metrics: Metrics) -> Pipeline | None:
+async def _load(settings: Settings, metrics: Metrics, stop: asyncio.Event) -> Pipeline | None:
     """The pipeline, once the model is ready; None when the server was told to stop before."""
     if settings.metrics_listen:
         listen_for_scrapes(settings.metrics_listen, metrics.registry)

@@ -20,6 +20,7 @@ from polyhead_server.health import Health
 from polyhead_server.interceptors import ErrorInterceptor
 from polyhead_server.keys import CALLER, Keys
 from polyhead_server.loading import Model
+from polyhead_server.metrics import Metrics
 from polyhead_server.pipeline import Pipeline
 from polyhead_server.service import NAME, InferenceService, handler
 from polyhead_server.settings import Settings
@@ -89,7 +90,7 @@ async def guarded(
             return await super().submit(*args, **kwargs)
 
     monkeypatch.setattr(service_module, "Reader", Counting)
-    service = InferenceService(settings())
+    service = InferenceService(settings(), Metrics())
     server = aio.server(interceptors=[Authorization(Keys(path)), ErrorInterceptor(NAME)])
     await Health(server).set(serving=True)
     server.add_generic_rpc_handlers((handler(service),))
