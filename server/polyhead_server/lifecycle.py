@@ -21,6 +21,8 @@ from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
 from . import loading
+from .authorization import Authorization
+from .credentials import Certificates, add_port
 from .errors import StartupError
 from .health import Health
 from .interceptors import ErrorInterceptor
@@ -47,26 +49,31 @@ async def serve(
         announce: For one of several workers, which share a port: called when this one serves.
 
     Raises:
-        StartupError: The address is taken, or the model cannot be served.
+        StartupError: The address is taken, a certificate or a key file is no good, or the model cannot be served.
     """
     stop = stop or asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = aio.server(interceptors=[ErrorInterceptor(NAME)], options=_options(settings, shares_port=bool(announce)))
-    service, health = InferenceService(settings), Health(server)
+    certificates, metrics = Certificates.told(settings), Metrics()
+    if certificates:
+        certificates.observe(metrics.certificate_expiry())
+    interceptors = [*Authorization.told(settings), ErrorInterceptor(NAME)]
+    server = aio.server(interceptors=interceptors, options=_options(settings, shares_port=bool(announce)))
+    service, health = InferenceService(settings, metrics), Health(server)
     await health.set(serving=False)
     server.add_generic_rpc_handlers((handler(service),))
-    reflection.enable_server_reflection((NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+    if not settings.no_reflection:
+        reflection.enable_server_reflection((NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
     if not announce:
-        address = await _listen(server, settings.listen)
+        address = await _listen(server, settings.listen, certificates)
     try:
-        pipeline = await _load(settings, stop)
+        pipeline = await _load(settings, metrics, stop)
         if pipeline is None:
             return
         service.serve(pipeline)
         await health.set(serving=True)
         if announce:
-            address = await _listen(server, settings.listen)
+            address = await _listen(server, settings.listen, certificates)
             announce()
         logger.info("serving %s on %s", pipeline.model.source.model_id, address)
         await stop.wait()
@@ -84,9 +91,8 @@ async def serve(
         await server.stop(None)
 
 
-async def _load(settings: Settings, stop: asyncio.Event) -> Pipeline | None:
+async def _load(settings: Settings, metrics: Metrics, stop: asyncio.Event) -> Pipeline | None:
     """The pipeline, once the model is ready; None when the server was told to stop before."""
-    metrics = Metrics()
     if settings.metrics_listen:
         listen_for_scrapes(settings.metrics_listen, metrics.registry)
     loaded = _in_daemon(lambda: loading.load(settings))
@@ -117,11 +123,11 @@ def _in_daemon(work: Callable[[], _T]) -> asyncio.Future[_T]:
     return asyncio.wrap_future(outcome)
 
 
-async def _listen(server: aio.Server, address: str) -> str:
+async def _listen(server: aio.Server, address: str, certificates: Certificates | None) -> str:
     """Starts the server on HOST:PORT; returns the same with the port that it got."""
     split_address(address)
     try:
-        port = server.add_insecure_port(address)
+        port = add_port(server, address, certificates)
     except RuntimeError as error:
         raise StartupError(f"cannot listen on {address}; is another server running there?") from error
     await server.start()

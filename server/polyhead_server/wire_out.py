@@ -51,8 +51,9 @@ class Writer:
             truncation=item_pb2.Truncation(
                 truncated=tokens.cut_at is not None,
                 tokens_seen=tokens.seen,
-                tokens_used=len(tokens.ids),
+                tokens_used=tokens.used,
                 cut_at_code_point=tokens.cut_at,
+                windows=len(tokens.windows),
             ),
             fingerprints=self.fingerprints,
             timings=_timings(result.timings) if wishes.timings else None,
@@ -78,8 +79,9 @@ class Writer:
     def _classifications(self, result: Result) -> Iterable[item_pb2.Classification]:
         for head, probabilities in zip(self._heads, result.numbers.probabilities, strict=True):
             if head.kind == "softmax":
-                best_first = np.argsort(-probabilities, kind="stable").tolist()
                 values = probabilities.tolist()
+                # For the few labels that heads have, numpy would take several times as long.
+                best_first = sorted(range(len(values)), key=values.__getitem__, reverse=True)
                 scores = [item_pb2.LabelScore(label=head.labels[i], probability=values[i]) for i in best_first]
                 yield item_pb2.Classification(head=head.name, scores=scores)
 
