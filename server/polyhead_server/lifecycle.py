@@ -95,7 +95,7 @@ class _Process:
         self._team = team
         self._metrics = Metrics()
         self._health = Health()
-        self._service = InferenceService(settings)
+        self._service = InferenceService(settings, self._metrics)
         self._server = aio.server(
             interceptors=[ErrorInterceptor(NAME)], options=_options(settings, shares_port=bool(team))
         )
@@ -167,7 +167,10 @@ class _Process:
                 "Put the bundle that serves back, or accept this one with polyhead admin reload --force"
             )
         self._service.serve(self._started(model))
-        self._control.reloader = Reloader(self._load, self._started, lambda: self._pipeline, self._service.serve)
+        self._control.reloader = Reloader(self._load, self._started, self._service, self._metrics.reloaded)
+        if self._settings.watch_s:
+            manifest = self._settings.bundle / "bundle.json"
+            self._in_background(self._control.reloader.watch(manifest, self._settings.watch_s))
         return True
 
     async def _load(self) -> Model:

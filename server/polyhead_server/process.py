@@ -34,7 +34,11 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, number: int, told: Start, process: asyncio.subprocess.Process, ask: Callable[[WorkerProcess, Values], None]
+        self,
+        number: int,
+        told: Start,
+        process: asyncio.subprocess.Process,
+        ask: Callable[[WorkerProcess, Values], None],
     ) -> None:
         self.number = number
         self.told = told
