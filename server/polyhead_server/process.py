@@ -121,7 +121,9 @@ class WorkerProcess:
 
     def send(self, data: bytes) -> None:
         """Sends a line; one that has ended does not get it."""
-        cast(asyncio.StreamWriter, self._process.stdin).write(data)
+        stdin = cast(asyncio.StreamWriter, self._process.stdin)
+        if not stdin.is_closing():
+            stdin.write(data)
 
     def terminate(self) -> None:
         """Tells it to drain and end, once: a second signal would cut it short."""
