@@ -33,7 +33,7 @@ from .loading import Model
 from .metrics import Metrics, listen_for_scrapes
 from .pipeline import Pipeline
 from .protocol import Values
-from .reload import Reloader
+from .reload import Reloader, state_of
 from .service import NAME, InferenceService, handler
 from .settings import Settings
 from .succession import Identity, problem
@@ -153,6 +153,9 @@ class _Process:
         """Loads the model and answers with it; returns False when the server was told to stop before it was ready."""
         if self._settings.metrics_listen:
             listen_for_scrapes(self._settings.metrics_listen, self._metrics.registry)
+        manifest = self._settings.bundle / "bundle.json"
+        # Before it is loaded: what is put in its place meanwhile is another.
+        seen = state_of(manifest)
         loading_ = asyncio.create_task(self._load())
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait([cast(Any, loading_), stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -169,8 +172,7 @@ class _Process:
         self._service.serve(self._started(model))
         self._control.reloader = Reloader(self._load, self._started, self._service, self._metrics.reloaded)
         if self._settings.watch_s:
-            manifest = self._settings.bundle / "bundle.json"
-            self._in_background(self._control.reloader.watch(manifest, self._settings.watch_s))
+            self._in_background(self._control.reloader.watch(manifest, seen, self._settings.watch_s))
         return True
 
     async def _load(self) -> Model:
