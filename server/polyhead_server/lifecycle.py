@@ -202,14 +202,14 @@ class _Process:
             # to calls that it has not looked at yet.
             self._in_background(self._server.stop(self._settings.drain_s))
         await asyncio.wait({cut, cast(Any, idle)}, return_when=asyncio.FIRST_COMPLETED)
-        if idle.done() and idle.result():
+        stats = self._service.stats()
+        if not stats["calls"]:
             # The grace lets the last answers leave, and is all that others' endless streams get, such as Watch of the
             # health service.
             await self._server.stop(_FLUSH_S)
             await self._pipeline.close()
             logger.info("stopped")
             return 0
-        stats = self._service.stats()
         logger.error("cut off: %d calls, %d texts in the queue", stats["calls"], stats["queued_items"])
         return 1
 
@@ -238,4 +238,6 @@ def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", int(shares_port)),
         # A stream whose client does not read costs 70 kB instead of 4.3 MB.
         ("grpc.http2.bdp_probe", 0),
+        # Who has an admin service may look at connections there.
+        ("grpc.enable_channelz", int(bool(settings.admin_listen))),
     ]
