@@ -198,8 +198,8 @@ class _Process:
         idle = asyncio.create_task(self._service.idle(max(0.0, ends - time.monotonic())))
         await asyncio.wait({cut, cast(Any, idle)}, timeout=_REDIRECT_S, return_when=asyncio.FIRST_COMPLETED)
         if not idle.done() and not cut.done():
-            # Their connections are closed as soon as they have ended. Not before: a server that stops answers CANCELLED
-            # to calls that it has not looked at yet.
+            # Those who call on these connections are sent elsewhere; the calls run on. Not before, as a server that
+            # stops answers CANCELLED to calls that it has not looked at yet.
             self._in_background(self._server.stop(self._settings.drain_s))
         await asyncio.wait({cut, cast(Any, idle)}, return_when=asyncio.FIRST_COMPLETED)
         stats = self._service.stats()
