@@ -37,11 +37,10 @@ def admin(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
-@pytest.mark.parametrize("kind", ["unix", "tcp"])
-def test_operator_reaches_all_workers(kind: str, start: Start, demo_bundle: Path, twin: Path, tmp_path: Path) -> None:
+def test_operator_reaches_all_workers(start: Start, demo_bundle: Path, twin: Path, tmp_path: Path) -> None:
     served = tmp_path / "served"
     put(demo_bundle, served)
-    target = f"unix:{tmp_path}/admin" if kind == "unix" else f"127.0.0.1:{free_port()}"
+    target = f"unix:{tmp_path}/admin"
     server = start(served, "--workers", "2", "--admin-listen", target)
     wait_until(lambda: serving(server) == 2 and "admin service listens" in server.log.read_text(), "all serve")
 
@@ -76,6 +75,17 @@ def test_operator_reaches_all_workers(kind: str, start: Start, demo_bundle: Path
     assert [one["serving"] for one in admin("stats", "--target", target)[1]] == [False, False]
     assert server.stop() == 0
     assert not (tmp_path / "admin").exists()
+
+
+def test_admin_service_on_a_port_goes_to_the_next_worker(start: Start, demo_bundle: Path) -> None:
+    target = f"127.0.0.1:{free_port()}"
+    server = start(demo_bundle, "--workers", "2", "--admin-listen", target)
+    wait_until(lambda: serving(server) == 2 and "admin service listens" in server.log.read_text(), "all serve")
+    killed, other = workers_of(server)
+    for pid in (killed, other):
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: admin("stats", "--target", target)[0] == 0, "one has the admin service")
+    assert server.stop() == 0
 
 
 def test_hangup_reloads_one_after_the_other(server: Server) -> None:
