@@ -117,6 +117,21 @@ async def test_old_worker_ends_only_once_its_successor_serves(
         assert events.index(["ends", pid]) > events.index(["serves", served[number + 1]])
 
 
+async def test_worker_that_hangs_while_it_starts_is_killed_after_its_grace(
+    script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(
+        """
+        import os, signal, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(1000)
+        """
+    )
+    monkeypatch.setattr(workers, "_KILL_S", 0.1)
+    assert await workers.supervise(Settings(bundle=Path("x"), listen="127.0.0.1:0", drain_s=0.0)) == 0
+
+
 async def test_server_that_is_stopped_before_it_serves_has_cut_nothing_off(script: Callable[[str], None]) -> None:
     script("import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(1000)")
     assert await workers.supervise(Settings(bundle=Path("x"), listen="127.0.0.1:0")) == 0
