@@ -76,6 +76,8 @@ class Orders:
                     await self._admin.do("close_admin", {}, _ANSWER_S)
             self._admin = None
             for number, worker in sorted(self._serving.items()):
+                if worker.told_to_end:
+                    continue
                 try:
                     await worker.do("open_admin", {}, _ANSWER_S)
                 except WorkerFailedError as error:

@@ -174,6 +174,14 @@ async def test_admin_service_goes_to_the_next_when_one_cannot_have_it() -> None:
     assert [heard(worker) for worker in workers] == [["open_admin"], ["open_admin"]]
 
 
+async def test_worker_that_was_told_to_end_does_not_get_the_admin_service() -> None:
+    workers = [PlayedWorker(0), PlayedWorker(1)]
+    workers[0].told_to_end = True
+    orders, _ = orders_to(*workers, admin_listen="unix:/x")
+    await orders.hand_admin()
+    assert [heard(worker) for worker in workers] == [[], ["open_admin"]]
+
+
 async def test_without_an_address_there_is_no_admin_service() -> None:
     worker = PlayedWorker(0)
     orders, _ = orders_to(worker)
