@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -66,7 +67,9 @@ def _parsing_inside(handler: Any) -> Any:
             raise InvalidRequestError("MALFORMED_MESSAGE", problem) from None
 
     async def unary(data: bytes, context: _Context) -> Any:
-        return await (handler.unary_unary or handler.unary_stream)(parsed(data), context)
+        answer = (handler.unary_unary or handler.unary_stream)(parsed(data), context)
+        # channelz answers at once.
+        return await answer if inspect.isawaitable(answer) else answer
 
     async def stream(messages: AsyncIterator[bytes], context: _Context) -> None:
         async for answer in handler.stream_stream((parsed(data) async for data in messages), context):
