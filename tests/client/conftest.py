@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead.v1 import inference_service_pb2_grpc as service_grpc
 from polyhead_client import Answer, AsyncClient, Client, ModelInfo, Text
 
@@ -22,8 +23,10 @@ def servicer() -> Iterator[FakeServicer]:
     servicer = FakeServicer()
     # 16 MiB as of the real server; the port must be ours alone.
     options = [("grpc.max_receive_message_length", 16 * 2**20), ("grpc.so_reuseport", 0)]
-    server = grpc.server(futures.ThreadPoolExecutor(8), options=options)
+    server = grpc.server(futures.ThreadPoolExecutor(32), options=options)
     service_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+    servicer.health.set("polyhead.v1.InferenceService", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer.health, server)
     servicer.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     yield servicer

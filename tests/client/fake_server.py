@@ -11,6 +11,7 @@ import grpc
 import numpy as np
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2, model_pb2
 
@@ -25,6 +26,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
 
     def __init__(self) -> None:
         self.target = ""
+        self.health = health.HealthServicer()
         self.requests: list[Any] = []
         self.calls: list[str] = []
         self.refusals: list[grpc.StatusCode] = []  # what the next unary calls fail with
