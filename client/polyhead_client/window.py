@@ -8,11 +8,13 @@ from typing import Protocol
 
 from .errors import InvalidRequestError
 
-# Two messages at first: one that the server computes and one that waits for it. Steps are one message.
+# Two messages at first: one that the server computes and one that waits for it. A step is a quarter more, or a message.
 _FIRST, _STEP, _LEAST, _MOST = 64, 32, 32, 1024
-# A wider window must bring this much; less is noise, and would only make answers wait longer in the server's queue.
-_GAIN = 1.05
-# Rounds to stay after a step that brought nothing, before the next is tried.
+_STEP_SHARE = 0.25
+# The part of a step that must come back as throughput. Where the window is the limit all of it does; where the server
+# is, none, and answers would only wait longer in its queue. In between there is room for noise.
+_GAIN = 0.5
+# Rounds to stay after a step that brought too little, before the next is tried.
 _HOLD = 16
 
 
@@ -52,17 +54,17 @@ class FixedWindow:
 class AdaptiveWindow:
     """Grows while that brings throughput.
 
-    A round is as many answers as the window is wide. After a round in which the window was full, it takes one step more
-    if the round was faster than the best before by ``_GAIN``; if not, it goes back by that step and stays for ``_HOLD``
-    rounds. So it ends a step or two above throughput times latency, where the server never waits for the client and the
-    queue is short. A server that has too much to do halves it.
+    A round is as many answers as the window is wide; one in which the window was never full says nothing. As long as
+    each step brings throughput, the next follows; one that does not is taken back, and tried again after ``_HOLD``
+    rounds. So the window stays a step or so around throughput times latency, where the server never waits for the
+    client and the queue is short. A server that has too much to do halves it.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.limit = _FIRST
         self._now = now
-        self._narrower = _FIRST  # the limit to go back to
-        self._rate = 0.0  # items a second that a wider window must beat
+        self._narrower = _FIRST  # the limit before the last step
+        self._rate = 0.0  # items a second there
         self._hold = 0
         self._was_full = False
         self._answered = 0
@@ -86,16 +88,24 @@ class AdaptiveWindow:
 
     def refused(self) -> None:
         """Hears that the server had too much to do."""
-        self.limit = self._narrower = max(_LEAST, self.limit // 2)
-        self._rate, self._hold = 0.0, _HOLD
+        self._stay(max(_LEAST, self.limit // 2))
 
     def _judge(self, rate: float) -> None:
         if self._hold:
             self._hold -= 1
-            # What the window reaches as it is; texts get longer and servers busier.
-            self._rate = rate if not self._rate else 0.75 * self._rate + 0.25 * rate
-        elif rate > self._rate * _GAIN:
-            self._rate, self._narrower = rate, self.limit
-            self.limit = min(self.limit + _STEP, _MOST)
+            # Texts get longer and servers busier: what counts is the rate of late.
+            self._rate = 0.75 * self._rate + 0.25 * rate if self._rate else rate
+            if not self._hold:
+                self._widen(self._rate)
+        elif rate > self._rate * (1 + _GAIN * (self.limit / self._narrower - 1)):
+            self._widen(rate)
         else:
-            self.limit, self._rate, self._hold = self._narrower, 0.0, _HOLD
+            self._stay(self._narrower)
+
+    def _widen(self, rate: float) -> None:
+        self._rate, self._narrower = rate, self.limit
+        self.limit = min(self.limit + max(_STEP, int(self.limit * _STEP_SHARE)), _MOST)
+
+    def _stay(self, limit: int) -> None:
+        self.limit = self._narrower = limit
+        self._rate, self._hold = 0.0, _HOLD
