@@ -83,6 +83,9 @@ class ItemFailedError(PolyheadError):
 # The name under which every gRPC library sends the details of a status, and that of gRPC's own push-back.
 _DETAILS_KEY, _PUSHBACK_KEY = "grpc-status-details-bin", "grpc-retry-pushback-ms"
 
+# What grpc.aio puts in the place of a status when it comes to write on a stream that has just ended.
+_LOST_STATUS = "Internal error from Core"
+
 # CANCELLED stands beside UNAVAILABLE: a server that stops answers it to the calls that it has not looked at yet.
 _BY_CODE: dict[grpc.StatusCode, type[PolyheadError]] = {
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
@@ -137,6 +140,8 @@ def translated() -> Iterator[None]:
 def _translation(error: Any) -> PolyheadError:
     """The error for what a call raised, which has these methods though its type, RpcError, does not say so."""
     code, message = error.code(), error.details() or "no message came with it"
+    if code is grpc.StatusCode.INTERNAL and message == _LOST_STATUS:
+        code, message = grpc.StatusCode.UNAVAILABLE, "the stream ended while a message was being sent"
     trailing = dict(error.trailing_metadata() or ())
     status = status_pb2.Status.FromString(trailing.get(_DETAILS_KEY, b""))
     told = retry_after_of(status) if _PUSHBACK_KEY not in trailing else _pushback(trailing[_PUSHBACK_KEY])

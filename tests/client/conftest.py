@@ -17,9 +17,9 @@ from polyhead_client import Answer, AsyncClient, Client, ModelInfo, Text
 from .fake_server import FakeServicer
 
 
-@pytest.fixture
-def servicer() -> Iterator[FakeServicer]:
-    """A servicer behind a real server on a free port of the loopback; ``servicer.target`` says which."""
+@contextlib.contextmanager
+def served() -> Iterator[FakeServicer]:
+    """A servicer behind a real server on a free port of the loopback; ``target`` says which."""
     servicer = FakeServicer()
     # 16 MiB as of the real server; the port must be ours alone.
     options = [("grpc.max_receive_message_length", 16 * 2**20), ("grpc.so_reuseport", 0)]
@@ -31,7 +31,22 @@ def servicer() -> Iterator[FakeServicer]:
     server.start()
     yield servicer
     servicer.gate.set()
+    servicer.stalled_ended.set()
     server.stop(None).wait()
+
+
+@pytest.fixture
+def servicer() -> Iterator[FakeServicer]:
+    """A servicer behind a real server."""
+    with served() as servicer:
+        yield servicer
+
+
+@pytest.fixture
+def two_servicers() -> Iterator[list[FakeServicer]]:
+    """Two servers."""
+    with served() as first, served() as second:
+        yield [first, second]
 
 
 class Face(Protocol):
