@@ -18,7 +18,7 @@ from .fake_server import FakeServicer
 
 
 @contextlib.contextmanager
-def served() -> Iterator[FakeServicer]:
+def served(credentials: grpc.ServerCredentials | None = None) -> Iterator[FakeServicer]:
     """A servicer behind a real server on a free port of the loopback; ``target`` says which."""
     servicer = FakeServicer()
     # 16 MiB as of the real server; the port must be ours alone.
@@ -27,7 +27,9 @@ def served() -> Iterator[FakeServicer]:
     service_grpc.add_InferenceServiceServicer_to_server(servicer, server)
     servicer.health.set("polyhead.v1.InferenceService", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer.health, server)
-    servicer.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    free = "127.0.0.1:0"
+    port = server.add_secure_port(free, credentials) if credentials else server.add_insecure_port(free)
+    servicer.target = f"127.0.0.1:{port}"
     server.start()
     yield servicer
     servicer.gate.set()

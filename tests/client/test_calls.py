@@ -12,6 +12,7 @@ from polyhead.v1 import inference_service_pb2_grpc as service_grpc
 from polyhead_client import (
     AccessDeniedError,
     DeadlineExceededError,
+    Fingerprints,
     HeadInfo,
     InvalidRequestError,
     PolyheadError,
@@ -60,10 +61,11 @@ def test_analyze_answers_what_cannot_be_sent_in_its_turn(client: Face) -> None:
 
 
 def test_wishes_reach_the_server(client: Face, servicer: FakeServicer) -> None:
-    client.analyze(
-        ["text"], tasks=["embedding"], truncation="error", include_timings=True, encoding="binary", dimensions=64
-    )
+    expected = Fingerprints("00112233445566aa", {})
+    wishes: dict[str, Any] = {"truncation": "error", "include_timings": True, "expected_fingerprints": expected}
+    client.analyze(["text"], tasks=["embedding"], encoding="binary", dimensions=64, **wishes)
     (request,) = servicer.requests
+    assert request.options.expected_fingerprints.embedding_space == "00112233445566aa"
     assert (list(request.tasks), request.options.truncation, request.options.include_timings) == ([1], 2, True)
     assert (request.embedding_options.encoding, request.embedding_options.dimensions) == (4, 64)
 

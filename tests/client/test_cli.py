@@ -132,10 +132,12 @@ def test_jsonl_line_that_is_no_item_ends_with_its_number_after_the_answers_befor
 
 
 def test_options_reach_the_server(run: Run, servicer: FakeServicer) -> None:
-    options = ["--tasks", "classification,sentiment", "--truncation", "error", "--order", "finished", "--timings"]
+    options = ["--tasks", "classification,sentiment", "--truncation", "window", "--order", "finished", "--timings"]
+    options += ["--expect-space", "00112233445566aa"]
     (line,) = lines(run("analyze", *options, "--encoding", "float16", "--dimensions", "2", "text"))
     (request,) = servicer.requests
-    assert (list(request.tasks), request.options.truncation, request.order) == ([2, 3], 2, 2)
+    assert (list(request.tasks), request.options.truncation, request.order) == ([2, 3], 3, 2)
+    assert request.options.expected_fingerprints.embedding_space == "00112233445566aa"
     assert (request.embedding_options.encoding, request.embedding_options.dimensions) == (2, 2)
     assert line["timings"]["total_s"] == 1.5
 
@@ -147,6 +149,7 @@ def test_options_reach_the_server(run: Run, servicer: FakeServicer) -> None:
         ["analyze", "--tasks", "", "text"],
         ["classify", "--jsonl", "text"],
         ["classify", "--order", "random", "text"],
+        ["classify", "--expect-space", "0011", "text"],
         ["classify", "--encoding", "float16", "text"],
         ["compose", "text"],
     ],

@@ -27,3 +27,15 @@ def test_unwrap_raises_the_items_error() -> None:
     with pytest.raises(ItemFailedError, match="OUT_OF_RANGE: item '1': 300 tokens") as caught:
         answer.unwrap()
     assert (caught.value.item_id, caught.value.code, caught.value.reason) == ("1", "OUT_OF_RANGE", "TEXT_TOO_LONG")
+
+
+def test_item_keeps_what_the_server_told_about_trying_again() -> None:
+    answer = Answer("1", error=ItemError("RESOURCE_EXHAUSTED", "OVERLOADED", "busy", retry_after_s=1.5))
+    with pytest.raises(ItemFailedError) as caught:
+        answer.unwrap()
+    assert caught.value.retry_after_s == 1.5
+
+
+@pytest.mark.parametrize("code", ["OK", "nonsense", "UNKNOWN"])
+def test_code_that_names_no_error_is_the_servers_fault(code: str) -> None:
+    assert type(errors.error_named(code, "odd")) is errors.ServerError

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import queue
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from polyhead_client import DeadlineExceededError, InvalidRequestError, ServerError, TooMuchError, UnavailableError
+from polyhead_client import (
+    AsyncClient,
+    Client,
+    DeadlineExceededError,
+    InvalidRequestError,
+    ServerError,
+    TooMuchError,
+    UnavailableError,
+)
 
 from .conftest import Face
 from .fake_server import BUSY, FakeServicer
@@ -80,7 +90,7 @@ def test_stream_that_breaks_on_every_attempt_raises_after_the_answers_that_came(
     assert [label(next(answers)), label(next(answers))] == ["one", "two"]
     with pytest.raises(UnavailableError, match="told to break"):
         next(answers)
-    # The one that broke after two answers, and five in vain less that one: its loss counts.
+    # "three" was lost five times: by the call that broke after two answers, and by four in vain.
     assert len(servicer.calls) == 5
 
 
@@ -108,7 +118,7 @@ def test_deadline_holds_over_all_attempts_of_a_stream(connect: Any, servicer: Fa
     client = connect(servicer.target, max_attempts=1000)
     servicer.breaks = [(0, UNAVAILABLE)] * 1000
     began = time.monotonic()
-    with pytest.raises((UnavailableError, DeadlineExceededError)):
+    with pytest.raises((UnavailableError, DeadlineExceededError)):  # whichever comes first
         list(client.stream(["one"], deadline_s=0.5))
     assert time.monotonic() - began < 5
 
@@ -218,22 +228,28 @@ def test_failing_call_with_hedging_is_retried_like_any(connect: Any, servicer: F
     assert [label(answer) for answer in client.analyze(["text"])] == ["text"]
 
 
-def test_calls_that_run_together_spread_over_the_connections(connect: Any, servicer: FakeServicer) -> None:
-    client = connect(servicer.target, connections=3)
+def test_calls_of_threads_spread_over_the_connections(servicer: FakeServicer) -> None:
     ready = threading.Barrier(3, timeout=20)
 
     def texts() -> Iterator[str]:
         ready.wait()  # all of the streams are open
         yield "text"
 
-    streams = [client.stream(texts()) for _ in range(3)]
-    threads = [threading.Thread(target=list, args=(stream,)) for stream in streams]
-    if not hasattr(client, "runner"):
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(20)
-        assert len(set(servicer.peers)) == 3
+    with Client(servicer.target, connections=3) as client, ThreadPoolExecutor(3) as pool:
+        for answers in [pool.submit(list, client.stream(texts())) for _ in range(3)]:
+            answers.result()
+    assert len(set(servicer.peers)) == 3
+
+
+async def test_calls_of_tasks_spread_over_the_connections(servicer: FakeServicer) -> None:
+    servicer.gate.clear()
+    async with AsyncClient(servicer.target, connections=3) as client:
+        calls = [asyncio.create_task(client.analyze(["text"])) for _ in range(3)]
+        while len(servicer.calls) < 3:
+            await asyncio.sleep(0.005)
+        servicer.gate.set()
+        await asyncio.gather(*calls)
+    assert len(set(servicer.peers)) == 3
 
 
 def test_calls_one_after_the_other_share_a_connection(client: Face, servicer: FakeServicer) -> None:
