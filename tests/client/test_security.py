@@ -57,7 +57,7 @@ def pair(folder: Path, name: str) -> Pair:
 def secured(own: Pair, client: Pair | None = None) -> Iterator[FakeServicer]:
     """A server with TLS, which asks clients for a certificate of that one if there is one."""
     chain = [(own.key.read_bytes(), own.certificate.read_bytes())]
-    roots = client and client.certificate.read_bytes()
+    roots = client.certificate.read_bytes() if client else None
     with served(grpc.ssl_server_credentials(chain, roots, require_client_auth=client is not None)) as servicer:
         yield servicer
 
