@@ -10,8 +10,7 @@ import grpc
 from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import inference_service_pb2_grpc as service_grpc
 
-from . import conversion
-from .channel import OPTIONS
+from . import channel, conversion
 from .connections import DEFAULT_CONNECTIONS, Connections
 from .conversion import Encoding, Order, StreamRequest, Task, TruncationPolicy
 from .credentials import Tls, authorization
@@ -91,9 +90,10 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
         self._budget = RetryBudget()
         self._hedging = Hedging(hedge_after_s)
         self._retries(None)  # refuses a number of attempts now, not at the first call
-        credentials, options = (tls.credentials(), OPTIONS + tls.options()) if tls else (None, OPTIONS)
+        credentials = tls.credentials() if tls else None
+        options = channel.options(target, tls)
         self._channels = [self._channel(target, options, credentials) for _ in range(connections)]
-        self._connections = Connections([service_grpc.InferenceServiceStub(channel) for channel in self._channels])
+        self._connections = Connections([service_grpc.InferenceServiceStub(one) for one in self._channels])
 
     @abstractmethod
     def _channel(self, target: str, options: list[tuple[str, Any]], credentials: grpc.ChannelCredentials | None) -> Any:

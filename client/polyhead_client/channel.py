@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from .credentials import Tls, is_local
 from .flow import MAX_MESSAGE_BYTES
 
 _SERVICE = "polyhead.v1.InferenceService"
@@ -15,7 +16,7 @@ _SERVICE_CONFIG = {
     "healthCheckConfig": {"serviceName": _SERVICE},
 }
 
-OPTIONS: list[tuple[str, int | str]] = [
+_OPTIONS: list[tuple[str, int | str]] = [
     # gRPC's own limit for what comes in is 4 MiB: 1,024 large embeddings are more.
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -32,3 +33,14 @@ OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
+
+
+def options(target: str, tls: Tls | None) -> list[tuple[str, int | str]]:
+    """The options of a channel to ``target``."""
+    chosen = list(_OPTIONS)
+    if is_local(target):
+        # A proxy, which gRPC finds in the environment, would carry to a network what is to stay here: texts, keys.
+        chosen.append(("grpc.enable_http_proxy", 0))
+    if tls and tls.server_name:
+        chosen.append(("grpc.ssl_target_name_override", tls.server_name))
+    return chosen

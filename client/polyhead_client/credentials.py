@@ -45,10 +45,6 @@ class Tls:
             _content("certificate_file", self.certificate_file),
         )
 
-    def options(self) -> list[tuple[str, str]]:
-        """Channel options beside the credentials."""
-        return [("grpc.ssl_target_name_override", self.server_name)] if self.server_name else []
-
 
 def authorization(
     api_key: str | None, target: str, tls: Tls | None, allow_plaintext_key: bool

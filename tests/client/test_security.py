@@ -17,6 +17,8 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from polyhead.v1 import inference_service_pb2 as pb2
+from polyhead.v1 import inference_service_pb2_grpc
 from polyhead_client import Tls, UnavailableError
 from polyhead_client.cli import main
 
@@ -138,3 +140,12 @@ def test_command_wants_certificate_and_key_together(tmp_path: Path) -> None:
     own = pair(tmp_path, "localhost")
     result = CliRunner().invoke(main, ["info", "--cert", str(own.certificate)])
     assert (result.exit_code, "give both" in result.stderr) == (2, True)
+
+
+def test_calls_to_this_machine_pass_by_a_proxy(
+    connect: Any, servicer: FakeServicer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with grpc.insecure_channel(servicer.target) as channel, pytest.raises(grpc.RpcError):  # control
+        inference_service_pb2_grpc.InferenceServiceStub(channel).GetModelInfo(pb2.GetModelInfoRequest(), timeout=20)
+    assert connect(servicer.target, api_key=KEY).info().model_id == "fake-0123456789ab"
