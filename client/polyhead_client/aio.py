@@ -217,6 +217,8 @@ class _Stream:
         async with self._changed:
             number = self._flow.begin_call()
             self._changed.notify_all()
+        if self._flow.closed:
+            return
         call = self._begin(stub, self._requests(number))
         try:
             async for response in call:
@@ -237,7 +239,9 @@ class _Stream:
     async def _take(self, call: int) -> list[item_pb2.Item]:
         async with self._changed:
             while not self._flow.may_take(call):
-                await self._wait(self._flow.wait_s())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._flow.wait_s()):
+                        await self._changed.wait()
             return self._flow.take(call)
 
     async def _collect(self) -> list[Answer]:
@@ -248,18 +252,17 @@ class _Stream:
             return answers
 
     async def _lose(self, error: PolyheadError) -> None:
-        """Waits until the next call may begin, if there is to be one."""
+        """Waits until the next call may begin and has something to do, if there is to be one."""
         async with self._changed:
             delay_s = self._flow.lose(error)
             self._changed.notify_all()
-        if delay_s is not None:
-            await asyncio.sleep(delay_s)  # whoever closes this cancels the task
-
-    async def _wait(self, seconds: float | None) -> None:
-        """Waits for a change, at most so long."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
+        if delay_s is None:
+            return
+        await asyncio.sleep(delay_s)  # whoever closes this cancels the task
+        async with self._changed:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._flow.deadline.left_s()):
+                    await self._changed.wait_for(self._flow.may_begin)
 
     async def _fail(self, error: BaseException) -> None:
         async with self._changed:

@@ -257,6 +257,8 @@ class _Stream:
         with self._changed:
             number = self._flow.begin_call()
             self._changed.notify_all()
+        if self._flow.closed:
+            return
         self._call = self._begin(stub, self._requests(number))
         try:
             # Closed meanwhile: whoever did it may have seen no call to cancel.
@@ -290,12 +292,13 @@ class _Stream:
             return answers
 
     def _lose(self, error: PolyheadError) -> None:
-        """Waits until the next call may begin, if there is to be one."""
+        """Waits until the next call may begin and has something to do, if there is to be one."""
         with self._changed:
             delay_s = self._flow.lose(error)
             self._changed.notify_all()
             if delay_s is not None:
                 self._changed.wait_for(lambda: self._flow.closed, delay_s)
+                self._changed.wait_for(self._flow.may_begin, self._flow.deadline.left_s())
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

@@ -55,6 +55,7 @@ class Flow:
     """The items of one call, and what became of them.
 
     Attributes:
+        deadline: Of the call.
         closed: True when nothing will be sent or accepted any more; answers that are ready can still be collected.
         error: Why it was closed before its end, or None.
     """
@@ -84,6 +85,7 @@ class Flow:
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._retries = retries
+        self.deadline = retries.deadline
         self._now = now
         self._waiting: deque[_Entry] = deque()
         self._sent: dict[str, _Entry] = {}  # by the id on the wire
@@ -107,6 +109,10 @@ class Flow:
     def unanswered(self) -> int:
         """Items that were offered and have no answer yet."""
         return len(self._waiting) + len(self._sent) + len(self._later)
+
+    def may_begin(self) -> bool:
+        """Whether another call has something to do, or there is no use in waiting for it."""
+        return self.closed or self._input_ended or self.unanswered > 0
 
     def may_offer(self) -> bool:
         """Whether there is room for another text, or no use in waiting for it."""
@@ -146,8 +152,13 @@ class Flow:
         self._input_ended = True
 
     def begin_call(self) -> int:
-        """Says that a call begins which takes the place of the one before; returns its number."""
+        """Says that a call begins which takes the place of the one before; returns its number.
+
+        Where nothing is left for a call to do, this is closed instead.
+        """
         self._call += 1
+        if self._input_ended and not self.unanswered:
+            self.close()
         return self._call
 
     def take(self, call: int) -> list[item_pb2.Item]:

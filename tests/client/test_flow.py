@@ -153,6 +153,20 @@ def test_broken_call_takes_nothing_more() -> None:
     assert (subject.may_take(1), subject.take(1)) == (True, [])
 
 
+def test_next_call_begins_when_there_is_something_to_do() -> None:
+    subject = flow()
+    subject.lose(AWAY)
+    assert not subject.may_begin()
+    subject.offer("a")
+    assert subject.may_begin()
+    subject.accept(answers_to(subject.take(subject.begin_call())))
+    assert not subject.may_begin()
+    subject.end_input()
+    assert (subject.may_begin(), subject.closed) == (True, False)
+    subject.begin_call()
+    assert (subject.closed, subject.error) == (True, None)
+
+
 def test_calls_that_break_without_an_answer_are_bounded_and_wait_longer_each_time() -> None:
     subject = offered(flow(), "a")
     delays = [subject.lose(AWAY) for _ in range(5)]

@@ -94,6 +94,39 @@ def test_stream_that_breaks_on_every_attempt_raises_after_the_answers_that_came(
     assert len(servicer.calls) == 5
 
 
+def test_stream_that_breaks_while_nothing_is_to_be_sent_goes_on_with_the_next_text(
+    client: Face, servicer: FakeServicer
+) -> None:
+    servicer.breaks = [(1, UNAVAILABLE)]
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    waiting.put("one")
+    answers = client.stream(iter(waiting.get, "stop"))
+    assert label(next(answers)) == "one"
+    assert servicer.ended.wait(10)
+    waiting.put("two")
+    assert label(next(answers)) == "two"
+    waiting.put("stop")
+    assert list(answers) == []
+    assert len(servicer.calls) == 2
+
+
+def test_stream_that_breaks_after_its_last_answer_is_not_opened_again(client: Face, servicer: FakeServicer) -> None:
+    servicer.breaks = [(1, UNAVAILABLE)]
+    assert [label(answer) for answer in client.stream(["one"])] == ["one"]
+    assert len(servicer.calls) == 1
+
+
+def test_deadline_holds_for_a_broken_stream_that_waits_for_texts(client: Face, servicer: FakeServicer) -> None:
+    servicer.breaks = [(1, UNAVAILABLE)]
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    waiting.put("one")
+    answers = client.stream(iter(waiting.get, "stop"), deadline_s=1.0)
+    assert label(next(answers)) == "one"
+    with pytest.raises(DeadlineExceededError):
+        next(answers)
+    waiting.put("stop")
+
+
 @pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, BUSY_CODE, grpc.StatusCode.ABORTED])
 def test_stream_that_fails_for_good_is_not_tried_again(
     client: Face, servicer: FakeServicer, code: grpc.StatusCode
