@@ -21,7 +21,7 @@ from .errors import PolyheadError, UnavailableError, translated
 from .flow import Flow, Text
 from .model_info import ModelInfo
 from .results import Answer, Fingerprints
-from .retries import Deadline, Retries
+from .retries import Retries
 from .unary import DEFAULT_DEADLINE_S, Analysis, Attempts
 
 # A plain iterable is read on the event loop: where its next text may keep one waiting, make it an async one.
@@ -137,12 +137,10 @@ class AsyncClient(Calls[Texts, AsyncIterator[Answer]]):
                 task.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
 
-    def _stream(
-        self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Texts, deadline: Deadline
-    ) -> AsyncIterator[Answer]:
+    def _stream(self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Texts) -> AsyncIterator[Answer]:
         def begin(stub: Any, requests: AsyncIterator[StreamRequest]) -> Any:
             self._require_open()
-            return getattr(stub, method)(requests, **self._options(deadline))
+            return getattr(stub, method)(requests, **self._options(flow.deadline))
 
         return _Stream(flow, template, self._connections, begin).run(texts)
 

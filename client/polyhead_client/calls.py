@@ -121,9 +121,7 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
             raise InvalidRequestError("FAILED_PRECONDITION", "the client is closed; make a new one")
 
     @abstractmethod
-    def _stream(
-        self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: TextsT, deadline: Deadline
-    ) -> AnswersT:
+    def _stream(self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: TextsT) -> AnswersT:
         """Runs a streaming call, asking for each text what ``template`` asks for."""
 
     def stream(
@@ -250,9 +248,8 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
     ) -> AnswersT:
         require_several(texts)
         window = AdaptiveWindow() if max_in_flight is None else FixedWindow(max_in_flight)
-        retries = self._retries(deadline_s)
-        flow = Flow(order, window, retries, max_items=_STREAM_ITEMS, max_bytes=_STREAM_BYTES)
-        return self._stream(method, template, flow, texts, retries.deadline)
+        flow = Flow(order, window, self._retries(deadline_s), max_items=_STREAM_ITEMS, max_bytes=_STREAM_BYTES)
+        return self._stream(method, template, flow, texts)
 
 
 def require_several(texts: object) -> None:

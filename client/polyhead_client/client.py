@@ -20,7 +20,7 @@ from .errors import PolyheadError, translated
 from .flow import Flow, Text
 from .model_info import ModelInfo
 from .results import Answer, Fingerprints
-from .retries import Deadline, Retries
+from .retries import Retries
 from .unary import DEFAULT_DEADLINE_S, Analysis, Attempts
 
 
@@ -175,11 +175,11 @@ class Client(Calls[Iterable[Text], Iterator[Answer]]):
         return call
 
     def _stream(
-        self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Iterable[Text], deadline: Deadline
+        self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Iterable[Text]
     ) -> Iterator[Answer]:
         def begin(stub: Any, requests: Iterator[StreamRequest]) -> Any:
             self._require_open()
-            return getattr(stub, method)(requests, **self._options(deadline))
+            return getattr(stub, method)(requests, **self._options(flow.deadline))
 
         return _Stream(flow, template, self._connections, begin).run(texts)
 

@@ -237,7 +237,7 @@ def test_second_call_has_a_budget(connect: Any, servicer: FakeServicer) -> None:
     for _ in range(3):
         with pytest.raises(DeadlineExceededError):
             client.analyze(["text"], deadline_s=0.2)
-    assert len(servicer.calls) == 4
+    assert len(servicer.calls) <= 4  # without a budget 6
 
 
 def test_failure_of_one_of_two_calls_waits_for_the_other(connect: Any, servicer: FakeServicer) -> None:
