@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NoReturn, TypeVar, get_args
 import click
 
 from . import json_lines
+from .admin import admin
 from .calls import DEFAULT_TARGET
 from .client import Client
 from .conversion import Encoding, Order, Task, TruncationPolicy
@@ -93,6 +94,9 @@ def main() -> None:
     Exit code: 0, 1 when an item has an error (its line says which) or the call failed, 2 when the command or the target
     is wrong.
     """  # noqa: D301  the backspace tells click to keep the lines as they are
+
+
+main.add_command(admin)
 
 
 @main.command()

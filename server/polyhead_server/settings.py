@@ -28,6 +28,9 @@ _LEAST = {
     "max_characters_per_token": 1,
     "stream_window": 1,
     "drain_s": 0,
+    "drain_delay_s": 0,
+    "start_timeout_s": 1,
+    "max_worker_age_s": 0,
 }
 
 
@@ -40,7 +43,9 @@ class Settings:
     """What the server was told. Each field's ``help`` is the text that ``polyhead-serve --help`` shows."""
 
     bundle: Path
-    listen: str = _option("127.0.0.1:50051", "HOST:PORT to listen on. Beyond loopback there is no encryption yet.")
+    listen: str = _option(
+        "127.0.0.1:50051", "HOST:PORT or unix:PATH to listen on. Beyond loopback there is no encryption yet."
+    )
     engine: str = _option("auto", "auto takes onnx, and torch where onnx cannot be used.", ("auto", "onnx", "torch"))
     device: str = _option(
         "auto", "auto takes cuda where the engine can use it, otherwise cpu.", ("auto", "cpu", "cuda")
@@ -69,13 +74,24 @@ class Settings:
     )
     max_windows: int = _option(32, "Windows in which a long text is read, where its client asks for windows.")
     stream_window: int = _option(512, "Items of one stream that may be in the server before it stops reading.")
-    drain_s: float = _option(30.0, "Seconds that accepted work is given to finish after SIGTERM.")
+    drain_s: float = _option(30.0, "Seconds from SIGTERM on that accepted work is given to finish.")
+    drain_delay_s: float = _option(
+        0.5, "Seconds of them in which everything is still served, and the health service says NOT_SERVING."
+    )
+    start_timeout_s: float = _option(300.0, "Seconds that a worker has to load its model; then it is killed.")
+    max_worker_age_s: float = _option(
+        0.0, "Seconds after which a worker hands over to a new one; up to a fifth less, by chance. 0 is never."
+    )
+    admin_listen: str = _option("", "HOST:PORT on loopback, or unix:PATH, of the admin service; empty for none.")
     watch_s: float = _option(0.0, "Seconds between looks at whether the bundle was replaced, to reload it; 0 for none.")
     metrics_listen: str = _option("", "HOST:PORT for Prometheus metrics over HTTP; empty for none.")
     log_level: str = _option("info", "Least important messages to log.", ("debug", "info", "warning", "error"))
 
+    # Cores of this process where its affinity does not say it: one of several workers under a quota. 0 asks the system.
+    cores: int = 0
+
     def __post_init__(self) -> None:
-        """Refuses numbers with which nothing could work.
+        """Refuses what could not work.
 
         Raises:
             StartupError: Names the setting.
@@ -84,10 +100,15 @@ class Settings:
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
                 raise StartupError(f"--{flag} {getattr(self, name)} is less than {least}, the least that makes sense")
+        if self.workers > 1 and self.listen.startswith("unix:"):
+            raise StartupError(
+                f"--workers {self.workers} cannot share --listen {self.listen}: a Unix socket has one process; "
+                "leave one of the two out"
+            )
 
     def compute_threads(self, device: str) -> int:
         """The number of threads that compute on a device, resolved."""
-        return self.threads or (_CUDA_THREADS if device == "cuda" else usable_cores())
+        return self.threads or (_CUDA_THREADS if device == "cuda" else self.cores or usable_cores())
 
 
 def usable_cores() -> int:
