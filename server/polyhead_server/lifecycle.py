@@ -31,12 +31,14 @@ from .health import Health
 from .interceptors import ErrorInterceptor
 from .loading import Model
 from .metrics import Metrics, listen_for_scrapes
+from .observation import Observation
 from .pipeline import Pipeline
 from .protocol import Values
 from .reload import Reloader
 from .service import NAME, InferenceService, handler
 from .settings import Settings
 from .succession import Identity, problem
+from .tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -96,16 +98,21 @@ class _Process:
         self._metrics = Metrics()
         self._health = Health()
         self._service = InferenceService(settings, self._metrics)
+        self._tracing = Tracing.told(settings)
         self._server = aio.server(
-            interceptors=[ErrorInterceptor(NAME)], options=_options(settings, shares_port=bool(team))
+            interceptors=[Observation(settings, self._metrics, self._tracing), ErrorInterceptor(NAME)],
+            options=_options(settings, shares_port=bool(team)),
         )
         self._control = Control(settings, self._service, self._health, team.ask if team else None)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self, address: str, stack: contextlib.AsyncExitStack) -> int:
+        if self._tracing:
+            stack.push_async_callback(self._tracing.close)
         stack.push_async_callback(self._server.stop, None)
         stack.push_async_callback(self._control.close)
         self._heed_signals()
+        self._in_background(self._metrics.measure_lag())
         await self._health.set(serving=False)
         self._server.add_generic_rpc_handlers((handler(self._service),))
         self._health.add_to(self._server)
@@ -180,7 +187,8 @@ class _Process:
         """A running pipeline of a model."""
         logger.info(loading.describe(model, self._settings.compute_threads(model.engine.runtime.device)))
         self._metrics.serving(model)
-        pipeline = Pipeline(model, self._settings, self._metrics.observe)
+        follow = self._tracing.follow if self._tracing else None
+        pipeline = Pipeline(model, self._settings, self._metrics.observe, follow)
         pipeline.start()
         return pipeline
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 from .errors import ServerError, StartupError
 from .settings import split_address
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 
 # A pass takes from 2 ms to seconds; nobody waits for longer than a minute.
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
+# From a short text to the largest message that is taken by default.
+_BYTES = [4**power for power in range(3, 13)]
+# Often enough to see what a client feels, seldom enough to cost nothing.
+_LAG_S = 0.1
 
 
 class Metrics:
@@ -57,8 +64,26 @@ class Metrics:
             "polyhead_refused_items", "Items that were answered with an error.", ["reason"], registry=registry
         )
         self._reloads = Counter("polyhead_reloads", "Reloads of the bundle.", ["outcome"], registry=registry)
+        self._calls_total = Counter(
+            "polyhead_calls", "Calls that have ended, streams included.", ["method", "code"], registry=registry
+        )
+        self._call_seconds = Histogram(
+            "polyhead_call_seconds", "Duration of a unary call.", ["method"], buckets=_SECONDS, registry=registry
+        )
+        self._request_bytes = Histogram(
+            "polyhead_request_bytes", "Size of a request message.", buckets=_BYTES, registry=registry
+        )
+        self._response_bytes = Histogram(
+            "polyhead_response_bytes", "Size of a response message.", buckets=_BYTES, registry=registry
+        )
+        self._lag_seconds = Histogram(
+            "polyhead_event_loop_lag_seconds",
+            "By how much a timer of 0.1 s was late.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self._calls = Gauge(
-            "polyhead_calls",
+            "polyhead_running_calls",
             "Calls that are running, streams included.",
             registry=registry,
             multiprocess_mode="livesum",
@@ -81,6 +106,18 @@ class Metrics:
         self._pass_seconds = Histogram(
             "polyhead_pass_seconds", "Duration of a pass.", buckets=_SECONDS, registry=registry
         )
+        Gauge(
+            "polyhead_build_info", "1 for the version.", ["version"], registry=registry, multiprocess_mode="livemax"
+        ).labels(version("polyhead")).set(1)
+        self._compute_threads = Gauge(
+            "polyhead_compute_threads",
+            "Threads that compute: at most so many passes run at once.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        # Of several workers it would say what one of them uses.
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            ProcessCollector(registry=registry)
         self._named: list[Any] = []
 
     def serving(self, model: Model) -> None:
@@ -99,6 +136,27 @@ class Metrics:
     def calls(self, running: int) -> None:
         """Takes the number of calls that are running."""
         self._calls.set(running)
+
+    def called(self, method: str, code: str, seconds: float, *, unary: bool) -> None:
+        """Counts a call that has ended."""
+        self._calls_total.labels(method, code).inc()
+        if unary:
+            self._call_seconds.labels(method).observe(seconds)
+
+    def requested(self, size: int) -> None:
+        """Counts a request message of so many bytes."""
+        self._request_bytes.observe(size)
+
+    def responded(self, size: int) -> None:
+        """Counts a response message of so many bytes."""
+        self._response_bytes.observe(size)
+
+    async def measure_lag(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """Measures for ever how long the event loop lets those wait whose turn it is."""
+        while True:
+            began = time.monotonic()
+            await sleep(_LAG_S)
+            self._lag_seconds.observe(max(time.monotonic() - began - _LAG_S, 0.0))
 
     def reloaded(self, outcome: str) -> None:
         """Counts a reload: ``done`` or ``refused``."""

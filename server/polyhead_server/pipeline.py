@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _JOIN_S = 10.0
 
 Observe = Callable[["Pipeline", Batch, float], None]
-Follow = Callable[[Model, Message, int, Sequence["_Future"]], None]
+Follow = Callable[[Model, int, Sequence["_Future"], bool], None]
 _Future = asyncio.Future[Outcome]
 
 
@@ -39,8 +39,8 @@ class Pipeline:
             model: What answers.
             settings: Limits.
             observe: Told about every pass: its pipeline, its batch and the seconds it took. Called on the event loop.
-            follow: Told about every message that was taken in: what answers it, itself, the ``time.monotonic_ns()`` of
-                its arrival, and the futures of its items. Called in the context of its call.
+            follow: Told about every message that was taken in: what answers it, the ``time.monotonic_ns()`` of its
+                arrival, the futures of its items, and whether it is a stream's. Called in the context of its call.
         """
         self.model = model
         self._max_windows = settings.max_windows
@@ -122,7 +122,7 @@ class Pipeline:
             if not self._entering:
                 self._entered.set()
         if self._follow:
-            self._follow(self.model, message, arrived_ns, futures)
+            self._follow(self.model, arrived_ns, futures, patient)
         return futures
 
     def _guess_tokens(self, text: str, max_windows: int) -> int:
