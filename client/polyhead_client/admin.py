@@ -15,7 +15,7 @@ from polyhead.v1 import admin_service_pb2_grpc
 
 from .errors import PolyheadError, UnavailableError, translated
 
-_target = click.option(
+target_option = click.option(
     "--target",
     metavar="HOST:PORT|unix:PATH",
     required=True,
@@ -41,7 +41,7 @@ def admin() -> None:
 
 
 @admin.command()
-@_target
+@target_option
 @click.option("--force", is_flag=True, help="Also take a bundle with another embedding space, or other heads.")
 def reload(target: str, force: bool) -> None:
     """Load the bundle once more from where it lies, and answer with it from then on.
@@ -50,28 +50,28 @@ def reload(target: str, force: bool) -> None:
     refused, and why; then the old model stays.
     """
     request = pb2.ReloadRequest(force=force)
-    _print(_call(target, lambda stub: stub.Reload(request, timeout=_RELOAD_S)).workers)
+    _print(call(target, lambda stub: stub.Reload(request, timeout=_RELOAD_S)).workers)
 
 
 @admin.command()
-@_target
+@target_option
 def drain(target: str) -> None:
     """Let the health service say NOT_SERVING, so that balancers send nothing more; calls are answered as before."""
-    _call(target, lambda stub: stub.Drain(pb2.DrainRequest(), timeout=_ANSWER_S))
+    call(target, lambda stub: stub.Drain(pb2.DrainRequest(), timeout=_ANSWER_S))
 
 
 @admin.command()
-@_target
+@target_option
 def stats(target: str) -> None:
     """Describe what each worker is doing now.
 
     \b
       polyhead admin stats --target unix:/run/polyhead-admin.sock | jq .queued_items
     """  # noqa: D301  the backspace tells click to keep the lines as they are
-    _print(_call(target, lambda stub: stub.GetStats(pb2.GetStatsRequest(), timeout=_ANSWER_S)).workers)
+    _print(call(target, lambda stub: stub.GetStats(pb2.GetStatsRequest(), timeout=_ANSWER_S)).workers)
 
 
-def _call(target: str, ask: Callable[[Any], Any]) -> Any:
+def call(target: str, ask: Callable[[Any], Any]) -> Any:
     """Asks; ends the process with one line on stderr where that fails."""
     try:
         with translated(), grpc.insecure_channel(target) as channel:

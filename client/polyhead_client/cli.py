@@ -22,6 +22,7 @@ from .errors import AccessDeniedError, InvalidRequestError, PolyheadError, Unava
 from .flow import Text
 from .model_info import ModelInfo
 from .results import Answer
+from .top import top
 
 CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
@@ -97,6 +98,7 @@ def main() -> None:
 
 
 main.add_command(admin)
+main.add_command(top)
 
 
 @main.command()
