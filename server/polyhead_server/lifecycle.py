@@ -112,7 +112,7 @@ class _Process:
         stack.push_async_callback(self._server.stop, None)
         stack.push_async_callback(self._control.close)
         self._heed_signals()
-        self._in_background(self._metrics.measure_lag())
+        self._in_background(self._metrics.watch(lambda: self._service.pipeline))
         await self._health.set(serving=False)
         self._server.add_generic_rpc_handlers((handler(self._service),))
         self._health.add_to(self._server)
@@ -185,8 +185,9 @@ class _Process:
 
     def _started(self, model: Model) -> Pipeline:
         """A running pipeline of a model."""
-        logger.info(loading.describe(model, self._settings.compute_threads(model.engine.runtime.device)))
-        self._metrics.serving(model)
+        threads = self._settings.compute_threads(model.engine.runtime.device)
+        logger.info(loading.describe(model, threads))
+        self._metrics.serving(model, threads)
         follow = self._tracing.follow if self._tracing else None
         pipeline = Pipeline(model, self._settings, self._metrics.observe, follow)
         pipeline.start()

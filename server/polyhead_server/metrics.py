@@ -9,7 +9,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
 
 from .errors import ServerError, StartupError
 from .settings import split_address
@@ -26,7 +34,7 @@ _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 3
 # From a short text to the largest message that is taken by default.
 _BYTES = [4**power for power in range(3, 13)]
 # Often enough to see what a client feels, seldom enough to cost nothing.
-_LAG_S = 0.1
+_LOOK_S = 0.1
 
 
 class Metrics:
@@ -94,6 +102,13 @@ class Metrics:
         self._queued_tokens = Gauge(
             "polyhead_queued_tokens", "Tokens that wait.", registry=registry, multiprocess_mode="livesum"
         )
+        self._expected_wait = Gauge(
+            "polyhead_expected_wait_seconds",
+            "Expected wait of a text that came now.",
+            registry=registry,
+            # Of several workers the longest.
+            multiprocess_mode="livemax",
+        )
         self._queue_seconds = Histogram(
             "polyhead_queue_seconds",
             "How long the item of a pass that waited longest was in the queue.",
@@ -120,8 +135,9 @@ class Metrics:
             ProcessCollector(registry=registry)
         self._named: list[Any] = []
 
-    def serving(self, model: Model) -> None:
-        """Names what runs from now on."""
+    def serving(self, model: Model, threads: int) -> None:
+        """Names what runs from now on, and on how many threads."""
+        self._compute_threads.set(threads)
         for gauge in self._named:
             gauge.set(0)
         runtime, fingerprints = model.engine.runtime, model.fingerprints
@@ -151,12 +167,18 @@ class Metrics:
         """Counts a response message of so many bytes."""
         self._response_bytes.observe(size)
 
-    async def measure_lag(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Measures for ever how long the event loop lets those wait whose turn it is."""
+    async def watch(
+        self, pipeline: Callable[[], Pipeline | None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        """Looks for ever at what waits, and at how long the event loop lets those wait whose turn it is."""
         while True:
             began = time.monotonic()
-            await sleep(_LAG_S)
-            self._lag_seconds.observe(max(time.monotonic() - began - _LAG_S, 0.0))
+            await sleep(_LOOK_S)
+            self._lag_seconds.observe(max(time.monotonic() - began - _LOOK_S, 0.0))
+            if watched := pipeline():
+                self._queued_items.set(watched.queue.waiting)
+                self._queued_tokens.set(watched.queue.waiting_tokens)
+                self._expected_wait.set(watched.admission.expected_wait_s())
 
     def reloaded(self, outcome: str) -> None:
         """Counts a reload: ``done`` or ``refused``."""
@@ -170,10 +192,8 @@ class Metrics:
             elif outcome.tokens.cut_at is not None:
                 self._truncated.inc()
 
-    def observe(self, pipeline: Pipeline, batch: Batch, seconds: float) -> None:
+    def observe(self, batch: Batch, seconds: float) -> None:
         """Counts a pass."""
-        self._queued_items.set(pipeline.queue.waiting)
-        self._queued_tokens.set(pipeline.queue.waiting_tokens)
         if batch.entries:
             self._items.inc(len(batch.entries))
             self._tokens.inc(batch.tokens)
@@ -200,6 +220,8 @@ def listen_for_scrapes(address: str, registry: CollectorRegistry) -> None:
         StartupError: The address has another form, or is taken.
     """
     host, port = split_address(address)
+    # When each series began is one more for each, which nobody reads.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
         start_http_server(port, host, registry=registry)
     except OSError as error:

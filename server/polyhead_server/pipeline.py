@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # A worker that does not end by then hangs in its engine; it is a daemon and keeps nobody from leaving.
 _JOIN_S = 10.0
 
-Observe = Callable[["Pipeline", Batch, float], None]
+Observe = Callable[[Batch, float], None]
 Follow = Callable[[Model, int, Sequence["_Future"], bool], None]
 _Future = asyncio.Future[Outcome]
 
@@ -38,7 +38,7 @@ class Pipeline:
         Args:
             model: What answers.
             settings: Limits.
-            observe: Told about every pass: its pipeline, its batch and the seconds it took. Called on the event loop.
+            observe: Told about every pass: its batch and the seconds it took. Called on the event loop.
             follow: Told about every message that was taken in: what answers it, the ``time.monotonic_ns()`` of its
                 arrival, the futures of its items, and whether it is a stream's. Called in the context of its call.
         """
@@ -240,7 +240,7 @@ class Pipeline:
             self.admission.learn(batch.tokens, compute_s)
         self.admission.wake()
         if self._observe:
-            self._observe(self, batch, compute_s)
+            self._observe(batch, compute_s)
 
 
 def _resolve(future: _Future, outcome: Outcome) -> None:
