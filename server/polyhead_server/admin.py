@@ -1,4 +1,7 @@
-"""``polyhead.v1.AdminService`` on an address of its own: what is asked of one process is done by all that serve."""
+"""``polyhead.v1.AdminService`` on an address of its own: what is asked of one process is done by all that serve.
+
+Beside it, for the same readers: the health service, and channelz, which tells of the connections of this process.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from grpc import aio
+from grpc_channelz.v1 import channelz
 from grpc_reflection.v1alpha import reflection
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc, item_pb2
@@ -66,7 +70,8 @@ class AdminServer:
             stack.push_async_callback(server.stop, _FLUSH_S)
             admin_service_pb2_grpc.add_AdminServiceServicer_to_server(_AdminServicer(self._ask), server)
             self._health.add_to(server)
-            names = (NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            channelz.add_channelz_servicer(server)
+            names = (NAME, "grpc.channelz.v1.Channelz", "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
             await listen(server, address)
             logger.info("the admin service listens on %s", address)

@@ -34,7 +34,7 @@ from .metrics import Metrics, listen_for_scrapes
 from .observation import Observation
 from .pipeline import Pipeline
 from .protocol import Values
-from .reload import Reloader
+from .reload import Reloader, state_of
 from .service import NAME, InferenceService, handler
 from .settings import Settings
 from .succession import Identity, problem
@@ -160,6 +160,9 @@ class _Process:
         """Loads the model and answers with it; returns False when the server was told to stop before it was ready."""
         if self._settings.metrics_listen:
             listen_for_scrapes(self._settings.metrics_listen, self._metrics.registry)
+        manifest = self._settings.bundle / "bundle.json"
+        # Before it is loaded: what is put in its place meanwhile is another.
+        seen = state_of(manifest)
         loading_ = asyncio.create_task(self._load())
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait([cast(Any, loading_), stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -176,8 +179,7 @@ class _Process:
         self._service.serve(self._started(model))
         self._control.reloader = Reloader(self._load, self._started, self._service, self._metrics.reloaded)
         if self._settings.watch_s:
-            manifest = self._settings.bundle / "bundle.json"
-            self._in_background(self._control.reloader.watch(manifest, self._settings.watch_s))
+            self._in_background(self._control.reloader.watch(manifest, seen, self._settings.watch_s))
         return True
 
     async def _load(self) -> Model:
@@ -205,18 +207,18 @@ class _Process:
         idle = asyncio.create_task(self._service.idle(max(0.0, ends - time.monotonic())))
         await asyncio.wait({cut, cast(Any, idle)}, timeout=_REDIRECT_S, return_when=asyncio.FIRST_COMPLETED)
         if not idle.done() and not cut.done():
-            # Their connections are closed as soon as they have ended. Not before: a server that stops answers CANCELLED
-            # to calls that it has not looked at yet.
+            # Those who call on these connections are sent elsewhere; the calls run on. Not before, as a server that
+            # stops answers CANCELLED to calls that it has not looked at yet.
             self._in_background(self._server.stop(self._settings.drain_s))
         await asyncio.wait({cut, cast(Any, idle)}, return_when=asyncio.FIRST_COMPLETED)
-        if idle.done() and idle.result():
+        stats = self._service.stats()
+        if not stats["calls"]:
             # The grace lets the last answers leave, and is all that others' endless streams get, such as Watch of the
             # health service.
             await self._server.stop(_FLUSH_S)
             await self._pipeline.close()
             logger.info("stopped")
             return 0
-        stats = self._service.stats()
         logger.error("cut off: %d calls, %d texts in the queue", stats["calls"], stats["queued_items"])
         return 1
 
@@ -245,4 +247,6 @@ def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", int(shares_port)),
         # A stream whose client does not read costs 70 kB instead of 4.3 MB.
         ("grpc.http2.bdp_probe", 0),
+        # Who has an admin service may look at connections there.
+        ("grpc.enable_channelz", int(bool(settings.admin_listen))),
     ]

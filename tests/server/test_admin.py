@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc import aio
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
@@ -105,6 +106,12 @@ async def test_health_is_told_there_too(channel: aio.Channel, health: Health) ->
         await health.set(serving=serving)
         answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
         assert health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) == status
+
+
+async def test_connections_can_be_looked_at(channel: aio.Channel) -> None:
+    stub: Any = channelz_pb2_grpc.ChannelzStub(channel)
+    answer = await stub.GetServers(channelz_pb2.GetServersRequest(), timeout=30)
+    assert any(server.data.calls_started for server in answer.server)
 
 
 async def test_without_an_address_nothing_listens(asked: Asked, health: Health) -> None:
