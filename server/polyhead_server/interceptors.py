@@ -1,8 +1,9 @@
-"""The outermost layer: whatever an RPC raises becomes a status, and nothing of our internals becomes text."""
+"""Whatever an RPC raises becomes a status, and nothing of our internals becomes text."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -66,7 +67,9 @@ def _parsing_inside(handler: Any) -> Any:
             raise InvalidRequestError("MALFORMED_MESSAGE", problem) from None
 
     async def unary(data: bytes, context: _Context) -> Any:
-        return await (handler.unary_unary or handler.unary_stream)(parsed(data), context)
+        answer = (handler.unary_unary or handler.unary_stream)(parsed(data), context)
+        # channelz answers at once.
+        return await answer if inspect.isawaitable(answer) else answer
 
     async def stream(messages: AsyncIterator[bytes], context: _Context) -> None:
         async for answer in handler.stream_stream((parsed(data) async for data in messages), context):
@@ -84,7 +87,7 @@ async def abort(context: _Context, error: ServerError) -> None:
     """Ends the call with the status and the details of an error of ours."""
     wire = status(error)
     # The name under which every gRPC library looks for the details of a status.
-    metadata: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", wire.SerializeToString())]
+    metadata: list[Any] = [*(context.trailing_metadata() or ()), ("grpc-status-details-bin", wire.SerializeToString())]
     if isinstance(error, OverloadedError):
         # gRPC's own clients wait so long before they try again. Not 0, which makes them wait until their deadline.
         metadata.append(("grpc-retry-pushback-ms", str(max(1, round(error.retry_after_s * 1000)))))

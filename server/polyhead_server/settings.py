@@ -29,6 +29,9 @@ _LEAST = {
     "max_characters_per_token": 1,
     "stream_window": 1,
     "drain_s": 0,
+    "drain_delay_s": 0,
+    "start_timeout_s": 1,
+    "max_worker_age_s": 0,
 }
 
 
@@ -42,7 +45,8 @@ class Settings:
 
     bundle: Path
     listen: str = _option(
-        "127.0.0.1:50051", "HOST:PORT to listen on. Beyond loopback it wants --tls-cert, or --allow-plaintext."
+        "127.0.0.1:50051",
+        "HOST:PORT or unix:PATH to listen on. Beyond loopback it wants --tls-cert, or --allow-plaintext.",
     )
     tls_cert: str = _option(
         "", "File with the server's certificate and those up to its authority, PEM; empty for none."
@@ -81,13 +85,29 @@ class Settings:
     )
     max_windows: int = _option(32, "Windows in which a long text is read, where its client asks for windows.")
     stream_window: int = _option(512, "Items of one stream that may be in the server before it stops reading.")
-    drain_s: float = _option(30.0, "Seconds that accepted work is given to finish after SIGTERM.")
+    drain_s: float = _option(30.0, "Seconds from SIGTERM on that accepted work is given to finish.")
+    drain_delay_s: float = _option(
+        0.5, "Seconds of them in which everything is still served, and the health service says NOT_SERVING."
+    )
+    start_timeout_s: float = _option(300.0, "Seconds that a worker has to load its model; then it is killed.")
+    max_worker_age_s: float = _option(
+        0.0, "Seconds after which a worker hands over to a new one; up to a fifth less, by chance. 0 is never."
+    )
+    admin_listen: str = _option("", "HOST:PORT on loopback, or unix:PATH, of the admin service; empty for none.")
     watch_s: float = _option(0.0, "Seconds between looks at whether the bundle was replaced, to reload it; 0 for none.")
     metrics_listen: str = _option("", "HOST:PORT for Prometheus metrics over HTTP; empty for none.")
+    otlp_endpoint: str = _option(
+        "", "URL that traces are sent to by OTLP over gRPC, such as http://127.0.0.1:4317; empty for none."
+    )
     log_level: str = _option("info", "Least important messages to log.", ("debug", "info", "warning", "error"))
+    log_format: str = _option("text", "Of log lines: text, or a JSON object each.", ("text", "json"))
+    access_log: str = _option("debug", "Level of the line that tells of each call.", ("debug", "info"))
+
+    # Cores of this process where its affinity does not say it: one of several workers under a quota. 0 asks the system.
+    cores: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses numbers with which nothing could work, and secrets where everybody could read them.
+        """Refuses what could not work, and secrets where everybody could read them.
 
         Raises:
             StartupError: Names the setting.
@@ -96,6 +116,11 @@ class Settings:
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
                 raise StartupError(f"--{flag} {getattr(self, name)} is less than {least}, the least that makes sense")
+        if self.workers > 1 and self.listen.startswith("unix:"):
+            raise StartupError(
+                f"--workers {self.workers} cannot share --listen {self.listen}: a Unix socket has one process; "
+                "leave one of the two out"
+            )
         self._require_encryption()
 
     def _require_encryption(self) -> None:
@@ -118,7 +143,7 @@ class Settings:
 
     def compute_threads(self, device: str) -> int:
         """The number of threads that compute on a device, resolved."""
-        return self.threads or (_CUDA_THREADS if device == "cuda" else usable_cores())
+        return self.threads or (_CUDA_THREADS if device == "cuda" else self.cores or usable_cores())
 
 
 def usable_cores() -> int:

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.timeout(60)
 @pytest.fixture
 async def channel() -> AsyncIterator[Any]:
     server = aio.server(interceptors=[ErrorInterceptor(NAME)])
-    await Health(server).set(serving=True)
+    health = Health()
+    health.add_to(server)
+    await health.set(serving=True)
     reflection.enable_server_reflection((NAME, reflection.SERVICE_NAME), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

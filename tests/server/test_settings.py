@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from polyhead_server import cli, settings, workers
+from polyhead_server import cli, protocol, settings
 from polyhead_server.errors import StartupError
 
 
@@ -118,4 +118,4 @@ def test_settings_hold_paths_and_no_secret(tmp_path: Path) -> None:
         tls_key=str(tmp_path / "key"),
         api_keys=str(tmp_path / "keys"),
     )
-    assert "the secret" not in repr(told) + workers.encode(told, [0]).decode()
+    assert "the secret" not in repr(told) + protocol.Start(told, [0]).encode().decode()
