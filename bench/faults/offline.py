@@ -1,0 +1,88 @@
+"""The right answers: a bundle's engine in this process, one text at a time, without queue, batch or network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from polyhead_client import Result
+from polyhead_export import bundle
+from polyhead_server import heads, loading
+from polyhead_server.loading import Model, pad
+from polyhead_server.settings import Settings
+
+# What the project promises: so near are two answers to the same text, whatever else is in the batch.
+TOLERANCE = 1e-5
+
+Row = NDArray[np.float32]
+# How much of a text was read: tokens seen, tokens used, code point of the cut.
+Extent = tuple[int, int, int | None]
+
+
+class Offline:
+    """The right answers of some bundles, by version and text; each is computed once."""
+
+    def __init__(self, bundles: Iterable[Path], variant: str = "auto") -> None:
+        models = [
+            # The size of passes is of no matter here, and measuring it takes a while.
+            loading.load(Settings(bundle=path, device="cpu", variant=variant, max_batch_tokens=1))
+            for path in bundles
+        ]
+        self._models = {version(model.fingerprints): model for model in models}
+        self.versions = [version(model.fingerprints) for model in models]
+        self._known: dict[tuple[str, str], tuple[Row, Extent]] = {}
+
+    def learn(self, texts: Sequence[str]) -> None:
+        """Computes the answers of every version, so that nobody waits for them later."""
+        for one in self.versions:
+            for text in texts:
+                self.answer(one, text)
+
+    def answer(self, version: str, text: str) -> tuple[Row, Extent]:
+        """The right answer of a version."""
+        key = version, text
+        if key not in self._known:
+            self._known[key] = _compute(self._models[version], text)
+        return self._known[key]
+
+    def judge(self, text: str, result: Result) -> str:
+        """``right`` or ``wrong``: the answer against that of the version which it says it comes from."""
+        found = version(result.fingerprints)
+        if found not in self._models:
+            return "wrong"
+        row, extent = self.answer(found, text)
+        read = result.truncation
+        same_extent = extent == (read.tokens_seen, read.tokens_used, read.cut_at_code_point)
+        # Written so that NaN is wrong.
+        return "right" if same_extent and self.difference(row, found, result) <= TOLERANCE else "wrong"
+
+    def difference(self, row: Row, version: str, result: Result) -> float:
+        """The largest difference of any number; infinite where the answer lacks a part."""
+        if result.embedding is None or result.classification is None or result.sentiment is None:
+            return float("inf")
+        topic = next(head for head in self._models[version].source.manifest.heads if head.kind == "softmax")
+        by_label = {score.label: score.probability for score in result.classification.scores}
+        scores = [by_label.get(label, np.nan) for label in topic.labels]
+        return float(np.abs(row - np.array([*result.embedding, *scores, result.sentiment.probability])).max())
+
+
+def version(fingerprints: bundle.Fingerprints | object) -> str:
+    """The version of a model, from a bundle's fingerprints or from those of an answer."""
+    space, by_head = fingerprints.embedding_space, fingerprints.heads  # type: ignore[attr-defined]
+    return " ".join([space, *(by_head[name] for name in sorted(by_head))])
+
+
+def _compute(model: Model, text: str) -> tuple[Row, Extent]:
+    (tokens,) = model.tokenizer.encode([text])
+    manifest = model.source.manifest
+    (numbers,) = heads.answer(manifest.heads, model.engine.run(*pad([tokens.ids], manifest.pad_token_id)))
+    if numbers is None:
+        raise SystemExit("the engine alone answers with numbers that are not finite")
+    # The first of each kind, as the client names them.
+    chosen = [
+        next(part for head, part in zip(manifest.heads, numbers.probabilities, strict=True) if head.kind == kind)
+        for kind in ("softmax", "sigmoid")
+    ]
+    return np.concatenate([numbers.embedding, *chosen]), (tokens.seen, len(tokens.ids), tokens.cut_at)
