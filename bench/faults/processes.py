@@ -93,7 +93,8 @@ def free_port() -> int:
 
 def listeners(port: int) -> int:
     """Sockets that listen on a port of this machine: of several workers, those that serve."""
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    # gRPC listens on the IPv6 form of an IPv4 address.
+    lines = (line for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()[1:])
     fields = (line.split() for line in lines)
     return sum(one[3] == "0A" and int(one[1].rpartition(":")[2], 16) == port for one in fields)
 
