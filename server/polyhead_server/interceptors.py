@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from .errors import InternalError, ServerError
+from .errors import InternalError, OverloadedError, ServerError
 from .statuses import status
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -54,5 +54,8 @@ def _guarded(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
 async def _abort(context: aio.ServicerContext[Any, Any], error: ServerError) -> None:
     wire = status(error)
     # The name under which every gRPC library looks for the details of a status.
-    details = (("grpc-status-details-bin", wire.SerializeToString()),)
-    await context.abort(_CODES[wire.code], wire.message, trailing_metadata=details)
+    metadata: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", wire.SerializeToString())]
+    if isinstance(error, OverloadedError):
+        # gRPC's own clients wait so long before they try again. Not 0, which makes them wait until their deadline.
+        metadata.append(("grpc-retry-pushback-ms", str(max(1, round(error.retry_after_s * 1000)))))
+    await context.abort(_CODES[wire.code], wire.message, trailing_metadata=tuple(metadata))

@@ -53,14 +53,15 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = aio.server(interceptors=[ErrorInterceptor(NAME)], options=_options(settings, shares_port=bool(announce)))
-    service, health = InferenceService(settings), Health(server)
+    metrics = Metrics()
+    service, health = InferenceService(settings, metrics), Health(server)
     await health.set(serving=False)
     server.add_generic_rpc_handlers((handler(service),))
     reflection.enable_server_reflection((NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
     if not announce:
         address = await _listen(server, settings.listen)
     try:
-        pipeline = await _load(settings, stop)
+        pipeline = await _load(settings, metrics, stop)
         if pipeline is None:
             return
         service.serve(pipeline)
@@ -84,9 +85,8 @@ async def serve(
         await server.stop(None)
 
 
-async def _load(settings: Settings, stop: asyncio.Event) -> Pipeline | None:
+async def _load(settings: Settings, metrics: Metrics, stop: asyncio.Event) -> Pipeline | None:
     """The pipeline, once the model is ready; None when the server was told to stop before."""
-    metrics = Metrics()
     if settings.metrics_listen:
         listen_for_scrapes(settings.metrics_listen, metrics.registry)
     loaded = _in_daemon(lambda: loading.load(settings))

@@ -2,68 +2,138 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from .errors import StartupError
+from .errors import ServerError, StartupError
 from .settings import split_address
+from .statuses import reason
 
 if TYPE_CHECKING:
     from .batching import Batch
+    from .items import Outcome
     from .loading import Model
+    from .pipeline import Pipeline
+
+# A pass takes from 2 ms to seconds; nobody waits for longer than a minute.
+_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
 
 
 class Metrics:
-    """What one server counts.
+    """What one server counts; docs/metrics.md says what each metric means.
 
-    ============================  =========  ==========================================================
-    name                          labels     meaning
-    ============================  =========  ==========================================================
-    polyhead_runtime_info         engine...  1 for the engine, device and variant that really run
-    polyhead_items_total                     items that the model computed
-    polyhead_expired_items_total             items whose deadline passed while they waited
-    polyhead_tokens_total                    tokens that the model computed, without padding
-    polyhead_pass_items                      items in a pass
-    polyhead_pass_seconds                    duration of a pass
-    ============================  =========  ==========================================================
+    Names end in their unit; counters get ``_total`` from the library. Of several workers a scrape gives the sum.
     """
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
         self._runtime = Gauge(
             "polyhead_runtime_info",
-            "The engine, device and variant that really run.",
+            "1 for the engine, device and variant that really run, 0 for those that did before a reload.",
             ["model_id", "engine", "device", "variant"],
-            registry=self.registry,
+            registry=registry,
             # Of several workers one line, and none of a worker that is gone.
             multiprocess_mode="livemax",
         )
-        self._items = Counter("polyhead_items", "Items that the model computed.", registry=self.registry)
-        self._expired = Counter(
-            "polyhead_expired_items", "Items whose deadline passed while they waited.", registry=self.registry
+        self._fingerprints = Gauge(
+            "polyhead_fingerprint_info",
+            "1 for the fingerprints that answers carry, 0 for those that they carried before a reload.",
+            ["of", "fingerprint"],
+            registry=registry,
+            multiprocess_mode="livemax",
         )
-        self._tokens = Counter(
-            "polyhead_tokens", "Tokens that the model computed, without padding.", registry=self.registry
+        self._items = Counter(
+            "polyhead_items", "Texts, or windows of texts, that the model computed.", registry=registry
+        )
+        self._tokens = Counter("polyhead_tokens", "Tokens that it computed, without padding.", registry=registry)
+        self._padding = Counter("polyhead_padding_tokens", "Tokens of padding that it computed.", registry=registry)
+        self._truncated = Counter(
+            "polyhead_truncated_items", "Items that were not read to their end.", registry=registry
+        )
+        self._refused = Counter(
+            "polyhead_refused_items", "Items that were answered with an error.", ["reason"], registry=registry
+        )
+        self._reloads = Counter("polyhead_reloads", "Reloads of the bundle.", ["outcome"], registry=registry)
+        self._calls = Gauge(
+            "polyhead_calls",
+            "Calls that are running, streams included.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._queued_items = Gauge(
+            "polyhead_queued_items", "Texts that wait.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._queued_tokens = Gauge(
+            "polyhead_queued_tokens", "Tokens that wait.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._queue_seconds = Histogram(
+            "polyhead_queue_seconds",
+            "From the end of an item's tokenization to its pass.",
+            buckets=_SECONDS,
+            registry=registry,
         )
         self._pass_items = Histogram(
-            "polyhead_pass_items", "Items in a pass.", buckets=[1, 2, 4, 8, 16, 32, 64], registry=self.registry
+            "polyhead_pass_items", "Texts in a pass.", buckets=[1, 2, 4, 8, 16, 32, 64], registry=registry
         )
-        self._pass_seconds = Histogram("polyhead_pass_seconds", "Duration of a pass.", registry=self.registry)
+        self._pass_seconds = Histogram(
+            "polyhead_pass_seconds", "Duration of a pass.", buckets=_SECONDS, registry=registry
+        )
+        self._named: list[Any] = []
 
     def serving(self, model: Model) -> None:
-        """Names what runs."""
-        runtime = model.engine.runtime
-        self._runtime.labels(model.source.model_id, runtime.engine, runtime.device, runtime.variant).set(1)
+        """Names what runs from now on."""
+        for gauge in self._named:
+            gauge.set(0)
+        runtime, fingerprints = model.engine.runtime, model.fingerprints
+        named = {"embedding_space": fingerprints.embedding_space, **fingerprints.heads}
+        self._named = [
+            self._runtime.labels(model.source.model_id, runtime.engine, runtime.device, runtime.variant),
+            *(self._fingerprints.labels(of, fingerprint) for of, fingerprint in named.items()),
+        ]
+        for gauge in self._named:
+            gauge.set(1)
 
-    def observe(self, batch: Batch, seconds: float) -> None:
+    def calls(self, running: int) -> None:
+        """Takes the number of calls that are running."""
+        self._calls.set(running)
+
+    def reloaded(self, outcome: str) -> None:
+        """Counts a reload: ``done`` or ``refused``."""
+        self._reloads.labels(outcome).inc()
+
+    def answered(self, outcomes: Iterable[Outcome]) -> None:
+        """Counts the errors and the truncated texts among answers."""
+        for outcome in outcomes:
+            if isinstance(outcome, ServerError):
+                self._refused.labels(reason(outcome)).inc()
+            elif outcome.tokens.cut_at is not None:
+                self._truncated.inc()
+
+    def observe(self, pipeline: Pipeline, batch: Batch, seconds: float) -> None:
         """Counts a pass."""
-        self._expired.inc(len(batch.expired))
+        self._queued_items.set(pipeline.queue.waiting)
+        self._queued_tokens.set(pipeline.queue.waiting_tokens)
         if batch.entries:
             self._items.inc(len(batch.entries))
-            self._tokens.inc(sum(entry.length for entry in batch.entries))
+            self._tokens.inc(batch.tokens)
+            self._padding.inc(batch.padding)
             self._pass_items.observe(len(batch.entries))
             self._pass_seconds.observe(seconds)
+            started = time.monotonic_ns() - seconds * 1e9
+            for entry in batch.entries:
+                self._queue_seconds.observe(max(started - entry.tokenized_ns, 0) / 1e9)
+
+    def value(self, name: str, **labels: str) -> float:
+        """What a sample of this process stands at, such as ``polyhead_items_total``."""
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    def refusals(self) -> dict[str, int]:
+        """Items that were answered with an error, by reason."""
+        samples = [sample for metric in self._refused.collect() for sample in metric.samples]
+        return {one.labels["reason"]: int(one.value) for one in samples if one.name.endswith("_total")}
 
 
 def listen_for_scrapes(address: str, registry: CollectorRegistry) -> None:

@@ -20,6 +20,9 @@ _LEAST = {
     "workers": 1,
     "max_padding": 0,
     "max_queue_s": 0,
+    "max_queue_tokens": 1,
+    "max_windows": 1,
+    "watch_s": 0,
     "max_items_per_message": 1,
     "max_message_bytes": 1024,
     "max_characters_per_token": 1,
@@ -54,15 +57,20 @@ class Settings:
     )
     max_padding: float = _option(0.12, "Padding that a pass may add, as a share of its real tokens.")
     max_queue_s: float = _option(
-        30.0, "Seconds of expected wait from which on unary items are refused and streams wait."
+        30.0, "Seconds of expected wait from which on unary items are refused; streams wait from half of it on."
+    )
+    max_queue_tokens: int = _option(
+        1_000_000, "Tokens that may wait; unary items beyond are refused, streams wait from half of it on."
     )
     max_items_per_message: int = _option(1024, "Items that one message may carry.")
     max_message_bytes: int = _option(16 * 2**20, "Bytes of one request message.")
     max_characters_per_token: int = _option(
         250, "Times the model's token limit: the code points of a text that are read."
     )
+    max_windows: int = _option(32, "Windows in which a long text is read, where its client asks for windows.")
     stream_window: int = _option(512, "Items of one stream that may be in the server before it stops reading.")
     drain_s: float = _option(30.0, "Seconds that accepted work is given to finish after SIGTERM.")
+    watch_s: float = _option(0.0, "Seconds between looks at whether the bundle was replaced, to reload it; 0 for none.")
     metrics_listen: str = _option("", "HOST:PORT for Prometheus metrics over HTTP; empty for none.")
     log_level: str = _option("info", "Least important messages to log.", ("debug", "info", "warning", "error"))
 

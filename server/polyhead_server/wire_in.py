@@ -11,7 +11,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from polyhead.v1 import inference_service_pb2, item_pb2
 
 from .errors import InvalidRequestError
-from .items import ALL_TASKS, BadItem, Encoding, Item, Message, Task, Wishes
+from .items import ALL_TASKS, BadItem, Encoding, Item, Message, Task, Truncation, Wishes
 
 MAX_ITEM_ID_BYTES = 256
 # Code points of an unusable id that come back: enough to find it, too few to make the answer too large for the client.
@@ -29,10 +29,11 @@ _ENCODINGS = {
     item_pb2.EMBEDDING_ENCODING_INT8: Encoding.INT8,
     item_pb2.EMBEDDING_ENCODING_BINARY: Encoding.BINARY,
 }
-_TRUNCATE = {
-    item_pb2.TRUNCATION_POLICY_UNSPECIFIED: True,
-    item_pb2.TRUNCATION_POLICY_TRUNCATE: True,
-    item_pb2.TRUNCATION_POLICY_ERROR: False,
+_TRUNCATION = {
+    item_pb2.TRUNCATION_POLICY_UNSPECIFIED: Truncation.TRUNCATE,
+    item_pb2.TRUNCATION_POLICY_TRUNCATE: Truncation.TRUNCATE,
+    item_pb2.TRUNCATION_POLICY_ERROR: Truncation.ERROR,
+    item_pb2.TRUNCATION_POLICY_WINDOW: Truncation.WINDOW,
 }
 _IN_ORDER = {
     item_pb2.ANSWER_ORDER_UNSPECIFIED: None,
@@ -85,12 +86,15 @@ class Reader:
     def _wishes(self, request: Any) -> Wishes:
         tasks = frozenset(_known(_TASKS, task, "task") for task in getattr(request, "tasks", ()))
         embedding_options = getattr(request, "embedding_options", None)
+        expected = request.options.expected_fingerprints
         return Wishes(
             tasks=tasks or self._tasks,
             encoding=_known(_ENCODINGS, embedding_options.encoding if embedding_options else 0, "encoding"),
             dimensions=embedding_options.dimensions if embedding_options else 0,
-            truncate=_known(_TRUNCATE, request.options.truncation, "truncation"),
+            truncation=_known(_TRUNCATION, request.options.truncation, "truncation"),
             timings=request.options.include_timings,
+            expected_space=expected.embedding_space,
+            expected_heads=tuple((head.head, head.fingerprint) for head in expected.heads),
         )
 
 

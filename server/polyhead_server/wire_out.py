@@ -51,8 +51,9 @@ class Writer:
             truncation=item_pb2.Truncation(
                 truncated=tokens.cut_at is not None,
                 tokens_seen=tokens.seen,
-                tokens_used=len(tokens.ids),
+                tokens_used=tokens.used,
                 cut_at_code_point=tokens.cut_at,
+                windows=len(tokens.windows),
             ),
             fingerprints=self.fingerprints,
             timings=_timings(result.timings) if wishes.timings else None,
