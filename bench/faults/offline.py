@@ -77,7 +77,7 @@ def version(fingerprints: bundle.Fingerprints | object) -> str:
 def _compute(model: Model, text: str) -> tuple[Row, Extent]:
     (tokens,) = model.tokenizer.encode([text])
     manifest = model.source.manifest
-    (numbers,) = heads.answer(manifest.heads, model.engine.run(*pad([tokens.ids], manifest.pad_token_id)))
+    (numbers,) = heads.answer(manifest.heads, model.engine.run(*pad([*tokens.windows], manifest.pad_token_id)))
     if numbers is None:
         raise SystemExit("the engine alone answers with numbers that are not finite")
     # The first of each kind, as the client names them.
@@ -85,4 +85,4 @@ def _compute(model: Model, text: str) -> tuple[Row, Extent]:
         next(part for head, part in zip(manifest.heads, numbers.probabilities, strict=True) if head.kind == kind)
         for kind in ("softmax", "sigmoid")
     ]
-    return np.concatenate([numbers.embedding, *chosen]), (tokens.seen, len(tokens.ids), tokens.cut_at)
+    return np.concatenate([numbers.embedding, *chosen]), (tokens.seen, tokens.used, tokens.cut_at)
