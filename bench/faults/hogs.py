@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc.aio
@@ -21,42 +21,51 @@ from .traffic import Traffic
 
 # Channels to one target share a connection unless they are told not to.
 _OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+# Without probing, the client's side of a connection takes 64 kB of answers that nobody reads, and not megabytes.
+_SMALL_CONNECTION = [*_OWN_CONNECTION, ("grpc.http2.bdp_probe", 0)]
 _WARM_UP_ITEMS = 500
+# Until a load's process has started and filled the server.
+_UNDER_WAY_S = 3.0
+
+
+Ask = Callable[[], Awaitable[dict[str, float]]]
 
 
 @contextlib.asynccontextmanager
-async def probing(server: Server, *flags: str) -> AsyncIterator[dict[str, float]]:
-    """Asks the server small things in a process of its own; the figures are there when the block is left."""
+async def probing(server: Server, *flags: str) -> AsyncIterator[Ask]:
+    """Asks the server small things, in a process of its own; yields what tells what it saw since it was last asked."""
     command = [sys.executable, "-m", "faults.probe", server.target, *flags]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, cwd=HERE, stdin=pipe, stdout=pipe)
     if process.stdin is None or process.stdout is None:
         raise SystemExit("the probe has no pipes")
-    figures: dict[str, float] = {}
-    await process.stdout.readline()
+    told, heard = process.stdin, process.stdout
+
+    async def ask() -> dict[str, float]:
+        told.write(b"\n")
+        figures: dict[str, float] = json.loads(await heard.readline())
+        return figures
+
+    await ask()
     try:
-        yield figures
+        yield ask
     finally:
-        process.stdin.close()
-        output = await process.stdout.read()
+        told.close()
         await process.wait()
-        figures.update(json.loads(output) if output else {})
 
 
 @contextlib.asynccontextmanager
-async def loaded(server: Server, *flags: str) -> AsyncIterator[None]:
-    """A load of bench/load.py, until the block is left."""
-    command = [sys.executable, str(HERE / "load.py"), server.target, str(DEMO), "--seconds", "600", *flags]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
-    await asyncio.sleep(2.0)
-    try:
-        yield
-        if process.returncode is not None:
-            raise SystemExit(f"the load ended early, with {process.returncode}")
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+async def loaded(server: Server, seconds: float, *flags: str) -> AsyncIterator[dict[str, float]]:
+    """A load of bench/load.py for so long; its own figures are there when the block is left."""
+    command = [sys.executable, str(HERE / "load.py"), server.target, str(DEMO), "--seconds", str(seconds), *flags]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    figures: dict[str, float] = {}
+    await asyncio.sleep(_UNDER_WAY_S)
+    yield figures
+    if process.returncode is not None:
+        raise SystemExit(f"the load ended early, with {process.returncode}")
+    output, _ = await process.communicate()
+    figures.update(json.loads(output))
 
 
 async def _warm(place: Place, server: Server) -> float:
@@ -85,62 +94,57 @@ async def silent_readers(place: Place) -> Finding:
     streams = place.many(20, 5)
     async with running(place.bundle, place.folder) as server:
         before = await _warm(place, server)
-        taken, more = await _send_unread(place, server, streams)
+        taken, more = await _send_unread(server, streams)
         grown = rss_mb(server.process.pid) - before
         traffic = Traffic(place.offline, place.texts)
         async with AsyncClient(server.target) as client, traffic.flowing([client]):
             await traffic.flow_until(100)
     async with running(place.bundle, place.folder, "--stream-window", "1000000") as server:
         await _warm(place, server)
-        _, control = await _send_unread(place, server, 2)
+        _, control = await _send_unread(server, 2)
     return Finding(
         seen=f"{streams} streams: {taken / streams:.0f} texts taken of each, then none; {grown:+.1f} MB; of "
         f"{len(traffic.requests)} items sent beside them by others {traffic.bad()} were not answered rightly",
         passed=more == 0 and grown < 2.0 * streams and not traffic.bad() and len(traffic.requests) >= 100,
-        control=f"with --stream-window 1000000 another {control} texts were taken within 2 s",
+        control=f"with --stream-window 1000000 {control:,} texts were still taken in the last 3 s of 15",
         control_failed=control > 0,
         figures={"streams": streams, "texts_taken_of_each": taken / streams, "grown_mb": grown},
     )
 
 
-async def _send_unread(place: Place, server: Server, streams: int) -> tuple[int, int]:
-    """Texts that the server took in the end, and those of them that it took in the last 2 s."""
+async def _send_unread(server: Server, streams: int) -> tuple[int, int]:
+    """Texts that the server took until it took no more, and those that it still took when patience ended."""
     counts = [0] * streams
+    # Many bytes, so that gRPC's own buffers are soon full; and one unknown word, so that it costs the model little.
+    message = _message("x" * 400)
 
     async def send(number: int, channel: grpc.aio.Channel) -> None:
         call = _stub(channel).StreamAnalyze()
         while True:
-            await call.write(_message("a text of some words, " * 20))
+            await call.write(message)
             counts[number] += 1
 
     async with contextlib.AsyncExitStack() as stack:
-        channels = [grpc.aio.insecure_channel(server.target, _OWN_CONNECTION) for _ in range(streams)]
+        channels = [grpc.aio.insecure_channel(server.target, _SMALL_CONNECTION) for _ in range(streams)]
         for channel in channels:
             await stack.enter_async_context(channel)
         tasks = [asyncio.create_task(send(number, channel)) for number, channel in enumerate(channels)]
-        seen = -1
-        # Until nothing moves, or it is clear that it never ends.
-        for _ in range(15):
-            await asyncio.sleep(2.0)
-            if (now := sum(counts)) == seen:
+        seen, more = 0, -1
+        for _ in range(5):
+            if not more:
                 break
-            last, seen = now - seen, now
-        else:
-            tasks_moved = last
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            return seen, tasks_moved
+            await asyncio.sleep(3.0)
+            seen, more = sum(counts), sum(counts) - seen
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return seen, 0
+    return seen, more
 
 
 @case(
     "flooding streams",
     fault="100 streams that send as fast as the server reads",
-    expected="memory stays, single calls beside them are answered within a second",
+    expected="memory stays; a single call beside them has its turn, and does not wait for what they have sent before",
 )
 async def flooding_streams(place: Place) -> Finding:
     """By bench/load.py, in a process of its own."""
@@ -148,16 +152,18 @@ async def flooding_streams(place: Place) -> Finding:
     flood = ("--way", "stream", "--items", "8", "--in-flight", "6400", "--connections", "100")
     async with running(place.bundle, place.folder) as server:
         before = await _warm(place, server)
-        async with probing(server, "--text", place.texts[0]) as alone:
+        async with probing(server, "--text", place.texts[0]) as ask:
             await asyncio.sleep(seconds / 2)
-        async with loaded(server, *flood):
+            alone = await ask()
+        async with loaded(server, seconds + 12, *flood) as itself:
             traffic = Traffic(place.offline, place.texts)
             async with (
-                probing(server, "--text", place.texts[0]) as beside,
+                probing(server, "--text", place.texts[0]) as ask,
                 AsyncClient(server.target) as client,
                 traffic.flowing([client], calls=1, items=1, streams=1),
             ):
                 await asyncio.sleep(seconds)
+                beside = await ask()
             during = rss_mb(server.process.pid)
         await asyncio.sleep(2.0)
         after = rss_mb(server.process.pid)
@@ -165,12 +171,19 @@ async def flooding_streams(place: Place) -> Finding:
         seen=f"{during - before:+.0f} MB during the flood, {after - before:+.0f} MB after it; single calls: p50 "
         f"{beside['p50_ms']:.0f} ms, p99 {beside['p99_ms']:.0f} ms, alone {alone['p50_ms']:.0f} and "
         f"{alone['p99_ms']:.0f} ms; {traffic.bad()} of {len(traffic.requests)} items beside it not answered rightly",
-        passed=during - before < 150 and beside["p99_ms"] < 1000 and not traffic.bad() and not beside["errors"],
+        passed=during - before < 150
+        and beside["p50_ms"] < itself["p50_ms"] / 3
+        and not traffic.bad()
+        and not beside["errors"],
+        control=f"the flood's own texts, which wait for one another: p50 {itself['p50_ms']:,.0f} ms",
+        control_failed=itself["p50_ms"] > 3 * beside["p50_ms"],
         figures={
             "during_mb": during - before,
             "after_mb": after - before,
             **{f"alone_{name}": alone[name] for name in ("p50_ms", "p99_ms")},
             **{f"beside_{name}": beside[name] for name in ("p50_ms", "p99_ms")},
+            "flood_p50_ms": itself["p50_ms"],
+            "flood_items_per_s": itself["items_per_s"],
         },
     )
 
@@ -192,10 +205,10 @@ async def bulk_stream(place: Place) -> Finding:
             "beside 512 calls": ("--way", "unary", "--items", "1", "--in-flight", "512"),
         }
         for name, flags in loads.items():
-            async with loaded(server, *flags) if flags else contextlib.nullcontext():
-                async with probing(server, "--text", place.texts[0]) as figures:
+            async with loaded(server, seconds + 12, *flags) if flags else contextlib.nullcontext():
+                async with probing(server, "--text", place.texts[0]) as ask:
                     await asyncio.sleep(seconds)
-            found[name] = figures
+                    found[name] = await ask()
     alone, beside, crowd = found.values()
     return Finding(
         seen=f"single calls: p50 {alone['p50_ms']:.0f} ms and p99 {alone['p99_ms']:.0f} ms alone, "
@@ -244,7 +257,7 @@ async def cancelled_streams(place: Place) -> Finding:
     return Finding(
         seen=f"{streams:,} streams: {grown_kb:.2f} kB for each, {opened:+d} descriptors; of {len(traffic.requests)} "
         f"items sent after them {traffic.bad()} were not answered rightly",
-        passed=grown_kb < 1.0 and opened <= 2 and not traffic.bad() and len(traffic.requests) >= 100,
+        passed=grown_kb < (4.0 if place.quick else 1.0) and opened <= 2 and not traffic.bad() and len(traffic.requests) >= 100,
         control=f"{held:,} streams kept open: {held_kb:.1f} kB for each",
         control_failed=held_kb > 1.0,
         figures={"streams": streams, "kb_each": grown_kb, "descriptors": opened, "kb_each_kept_open": held_kb},
