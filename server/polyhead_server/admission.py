@@ -4,7 +4,7 @@ One rule for all calls: an item enters if it can be expected to be answered befo
 room for it. The queue deals out turns fairly among calls, so what an item waits for is its own call's share: tokens of
 its call, times the calls that wait, but never more than all that waits; divided by the rate at which passes were seen
 to consume tokens. A stream waits for room before it asks, which holds back its client, and leaves half of the queue to
-calls that cannot wait.
+others.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Admission:
         self._reserved_tokens = 0
         self._tokens_per_s = tokens_per_s * workers
         self._pass_s = 0.0
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[tuple[Call, asyncio.Future[None]]] = []
 
     def learn(self, tokens: int, compute_s: float) -> None:
         """Takes the rate from a finished pass of one worker."""
@@ -71,6 +71,8 @@ class Admission:
         Returns:
             The number of items that may enter, from the first on. ``refusal`` says why the next one may not.
         """
+        if _expired(deadline):
+            return 0
         limit_s = self._limit_s(deadline, patient=patient)
         waiting = self._queue.waiting_tokens + self._reserved_tokens
         calls = self._queue.calls + (not call.waiting_tokens)
@@ -80,7 +82,7 @@ class Admission:
             full = not patient and waiting + own > self._max_queue_tokens
             late = self._wait_s(waiting + own, (call.waiting_tokens + own) * calls) > limit_s
             # When nothing is before it, trying costs nobody anything.
-            if limit_s <= 0 or (ahead and (full or late)):
+            if ahead and (full or late):
                 own -= size
                 break
             entered += 1
@@ -89,9 +91,9 @@ class Admission:
 
     def refusal(self, call: Call, size: int, deadline: float | None, *, patient: bool) -> ServerError:
         """Why an item of so many tokens may not enter now."""
-        limit_s = self._limit_s(deadline, patient=patient)
-        if limit_s <= 0:
+        if _expired(deadline):
             return ExpiredError()
+        limit_s = self._limit_s(deadline, patient=patient)
         waiting = self._queue.waiting_tokens + self._reserved_tokens + size
         if not patient and waiting > self._max_queue_tokens:
             return OverloadedError.full(waiting, self._max_queue_tokens, self._seconds(waiting))
@@ -104,23 +106,29 @@ class Admission:
         # They may have been all that was in the way, and when they are gone no pass will come to wake anybody.
         self.wake()
 
-    async def room(self) -> None:
-        """Waits until the part of the queue that streams may fill has room."""
-        while not self._has_room():
+    async def room(self, call: Call) -> None:
+        """Waits until there is room for a stream's next message."""
+        while not self._has_room(call):
             waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
+            self._waiters.append((call, waiter))
             await waiter
 
     def wake(self) -> None:
         """Lets those who wait for room look again; called whenever something left the queue."""
-        if self._waiters and self._has_room():
-            waiters, self._waiters = self._waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+        waiters, self._waiters = self._waiters, []
+        for call, waiter in waiters:
+            if waiter.done():
+                continue
+            if self._has_room(call):
+                waiter.set_result(None)
+            else:
+                self._waiters.append((call, waiter))
 
-    def _has_room(self) -> bool:
+    def _has_room(self, call: Call) -> bool:
+        """Streams fill half of the queue; beyond, each still has one message in it, for its turn comes."""
         waiting = self._queue.waiting_tokens + self._reserved_tokens
+        if not call.waiting_tokens:
+            return waiting < self._max_queue_tokens
         return waiting <= _STREAMS * self._max_queue_tokens and self._seconds(waiting) <= _STREAMS * self._max_queue_s
 
     def _limit_s(self, deadline: float | None, *, patient: bool) -> float:
@@ -132,3 +140,7 @@ class Admission:
 
     def _seconds(self, tokens: int) -> float:
         return tokens / self._tokens_per_s if self._tokens_per_s else 0.0
+
+
+def _expired(deadline: float | None) -> bool:
+    return deadline is not None and deadline <= time.monotonic()

@@ -5,7 +5,7 @@
     ServerError
     +-- InvalidRequestError     the client must change what it sends
     |   +-- TextTooLongError    only under TRUNCATION_POLICY_ERROR
-    +-- FingerprintMismatchError  another model answers than the client expects
+    |   +-- FingerprintMismatchError  another model answers than the client expects
     +-- ExpiredError            the caller's deadline passed before the answer was computed
     +-- OverloadedError         too much is waiting; try again after ``retry_after_s``
     +-- NotReadyError           the model is still being loaded
@@ -56,7 +56,7 @@ class TextTooLongError(InvalidRequestError):
         self.metadata = {"tokens": str(tokens), "max_tokens": str(max_tokens)}
 
 
-class FingerprintMismatchError(ServerError):
+class FingerprintMismatchError(InvalidRequestError):
     """Another model answers than the client expects.
 
     Args:
@@ -66,7 +66,9 @@ class FingerprintMismatchError(ServerError):
     """
 
     def __init__(self, what: str, expected: str, actual: str) -> None:
-        super().__init__(f"{what}: expected {expected}, the model has {actual or 'no such head'}")
+        super().__init__(
+            "FINGERPRINT_MISMATCH", f"{what}: expected {expected}, the model has {actual or 'no such head'}"
+        )
         self.metadata = {"what": what, "expected": expected, "actual": actual}
 
 

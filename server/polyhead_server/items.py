@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import FingerprintMismatchError, InvalidRequestError, ServerError
+from .errors import InvalidRequestError, ServerError
 
 
 class Task(enum.Enum):
@@ -52,7 +52,7 @@ class BadItem:
     """An item that could not be read, with the reason; it is answered like any other."""
 
     item_id: str
-    error: InvalidRequestError | FingerprintMismatchError
+    error: InvalidRequestError
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ class Metrics:
         )
         self._queue_seconds = Histogram(
             "polyhead_queue_seconds",
-            "From the end of an item's tokenization to its pass.",
+            "How long the item of a pass that waited longest was in the queue.",
             buckets=_SECONDS,
             registry=registry,
         )
@@ -122,9 +122,8 @@ class Metrics:
             self._padding.inc(batch.padding)
             self._pass_items.observe(len(batch.entries))
             self._pass_seconds.observe(seconds)
-            started = time.monotonic_ns() - seconds * 1e9
-            for entry in batch.entries:
-                self._queue_seconds.observe(max(started - entry.tokenized_ns, 0) / 1e9)
+            waited = time.monotonic_ns() / 1e9 - seconds - min(entry.tokenized_ns for entry in batch.entries) / 1e9
+            self._queue_seconds.observe(max(waited, 0.0))
 
     def value(self, name: str, **labels: str) -> float:
         """What a sample of this process stands at, such as ``polyhead_items_total``."""

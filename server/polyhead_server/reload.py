@@ -23,6 +23,9 @@ from .succession import Identity, problem
 
 logger = logging.getLogger(__name__)
 
+# Device, inode and time of the last change of a file.
+State = tuple[int, int, int]
+
 
 class Served(Protocol):
     """What answers with one pipeline until it is told to answer with another."""
@@ -94,17 +97,17 @@ class Reloader:
             task.add_done_callback(self._ending.discard)
             return model
 
-    async def watch(self, manifest: Path, every_s: float) -> None:
+    async def watch(self, manifest: Path, seen: State | None, every_s: float) -> None:
         """Reloads whenever the manifest of the bundle is another file than before; never ends by itself.
 
         Args:
             manifest: ``bundle.json``. A bundle is put in place as a whole, so where this is new, all is.
+            seen: Its state before the model that serves was loaded.
             every_s: Seconds between looks.
         """
-        seen = await asyncio.to_thread(_state, manifest)
         while True:
             await asyncio.sleep(every_s)
-            state = await asyncio.to_thread(_state, manifest)
+            state = await asyncio.to_thread(state_of, manifest)
             if state is not None and state != seen:
                 # Told once; one that is refused is looked at again when it changes.
                 with contextlib.suppress(ReloadError):
@@ -121,7 +124,7 @@ class Reloader:
         return ReloadError(f"not reloaded, the old model stays: {reason}")
 
 
-def _state(path: Path) -> tuple[int, int, int] | None:
+def state_of(path: Path) -> State | None:
     """What changes when a file is replaced or written to; None where there is none."""
     try:
         status = path.stat()

@@ -61,6 +61,12 @@ class InferenceService:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def max_text_bytes(self) -> int:
+        """Bytes of a text that are looked at: a code point has at most 4, and one more says that there are more."""
+        if not self.pipeline:
+            return 0
+        return 4 * (self.pipeline.model.source.manifest.max_tokens * self._settings.max_characters_per_token + 1)
+
     @property
     def pipeline(self) -> Pipeline | None:
         """What answers now; None before the model is ready."""
@@ -175,11 +181,11 @@ class InferenceService:
             raise NotReadyError
         return self._served
 
-    async def _room(self) -> Served:
+    async def _room(self, call: Call) -> Served:
         """Waits until the pipeline has room for a stream's message; returns the one that has, with what writes."""
         while True:
             served = self._require_served()
-            await served.pipeline.admission.room()
+            await served.pipeline.admission.room(call)
             # Another may have taken over meanwhile.
             if served is self._served:
                 return served
@@ -193,7 +199,7 @@ class InferenceService:
                     window.in_order = message.in_order
                 first = False
                 await window.room()
-                served = await self._room()
+                served = await self._room(call)
                 accepted = _checked(_require_order(message, window.in_order), served.writer)
                 futures = await served.pipeline.submit(accepted, call, deadline, patient=True)
                 for item, future in zip(accepted.items, futures, strict=True):
@@ -211,7 +217,9 @@ def handler(service: InferenceService) -> grpc.GenericRpcHandler:
     pb2, max_items = inference_service_pb2, service.max_items
     handlers: dict[str, Any] = {
         "Analyze": grpc.unary_unary_rpc_method_handler(
-            service.analyze, Reader(pb2.AnalyzeRequest, max_items), pb2.AnalyzeResponse.SerializeToString
+            service.analyze,
+            Reader(pb2.AnalyzeRequest, max_items, max_text_bytes=service.max_text_bytes),
+            pb2.AnalyzeResponse.SerializeToString,
         ),
         "GetModelInfo": grpc.unary_unary_rpc_method_handler(
             service.get_model_info,
@@ -224,7 +232,7 @@ def handler(service: InferenceService) -> grpc.GenericRpcHandler:
         response_type = getattr(pb2, f"{name}Response")
         handlers[name] = grpc.stream_stream_rpc_method_handler(
             _stream_method(service, response_type),
-            Reader(getattr(pb2, f"{name}Request"), max_items, tasks),
+            Reader(getattr(pb2, f"{name}Request"), max_items, tasks, service.max_text_bytes),
             response_type.SerializeToString,
         )
     return grpc.method_handlers_generic_handler(NAME, handlers)
@@ -266,7 +274,7 @@ def _checked(message: Message, writer: Writer) -> Message:
     return message
 
 
-def _refused(message: Message, error: InvalidRequestError | FingerprintMismatchError) -> Message:
+def _refused(message: Message, error: InvalidRequestError) -> Message:
     """A message whose items are all answered with an error."""
     return Message(tuple(BadItem(item.item_id, error) for item in message.items), message.wishes)
 
