@@ -49,23 +49,22 @@ class Offline:
 
     def judge(self, text: str, result: Result) -> str:
         """``right`` or ``wrong``: the answer against that of the version which it says it comes from."""
-        found = version(result.fingerprints)
-        if found not in self._models:
-            return "wrong"
-        row, extent = self.answer(found, text)
-        read = result.truncation
-        same_extent = extent == (read.tokens_seen, read.tokens_used, read.cut_at_code_point)
         # Written so that NaN is wrong.
-        return "right" if same_extent and self.difference(row, found, result) <= TOLERANCE else "wrong"
+        return "right" if self.distance(text, result) <= TOLERANCE else "wrong"
 
-    def difference(self, row: Row, version: str, result: Result) -> float:
-        """The largest difference of any number; infinite where the answer lacks a part."""
-        if result.embedding is None or result.classification is None or result.sentiment is None:
+    def distance(self, text: str, result: Result) -> float:
+        """The largest difference of any number; infinite where a part is missing, or another part of it was read."""
+        found, read = version(result.fingerprints), result.truncation
+        if found not in self._models or not (result.embedding is not None and result.classification and result.sentiment):
             return float("inf")
-        topic = next(head for head in self._models[version].source.manifest.heads if head.kind == "softmax")
+        row, extent = self.answer(found, text)
+        if extent != (read.tokens_seen, read.tokens_used, read.cut_at_code_point):
+            return float("inf")
+        topic = next(head for head in self._models[found].source.manifest.heads if head.kind == "softmax")
         by_label = {score.label: score.probability for score in result.classification.scores}
-        scores = [by_label.get(label, np.nan) for label in topic.labels]
-        return float(np.abs(row - np.array([*result.embedding, *scores, result.sentiment.probability])).max())
+        scores = [*(by_label.get(label, np.nan) for label in topic.labels), result.sentiment.probability]
+        # As max() of the two would forget a NaN.
+        return float(np.abs(row - np.concatenate([result.embedding, np.array(scores, np.float32)])).max())
 
 
 def version(fingerprints: bundle.Fingerprints | object) -> str:
