@@ -42,7 +42,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results/reliability.json"
 PAGE = HERE.parent / "docs/reliability.md"
 # The order of the table.
-MODULES = ("restarts", "kills", "overload", "hogs", "hostile", "mixups")
+MODULES = ("restarts", "kills", "overload", "hogs", "hostile", "mixups", "messages")
 TEXTS = 200
 
 
@@ -92,7 +92,7 @@ async def run_all(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
             began = time.monotonic()
             finding = await run_one(CASES[name], place)
             one = dataclasses.asdict(finding)
-            one["figures"] = {key: round(value, 4) for key, value in finding.figures.items()}
+            one["figures"] = {key: float(f"{value:.4g}") for key, value in finding.figures.items()}
             found[name] = {
                 "fault": CASES[name].fault,
                 "expected": CASES[name].expected,
