@@ -67,7 +67,7 @@ async def _levels(
     ours, theirs = sorted(os.sched_getaffinity(0))[:2]
     seconds = place.many(8, 4)
     found: dict[int, Level] = {}
-    async with running(place.bundle, place.folder, "--threads", "1", *flags, cores=[ours]) as server:
+    async with running(place.bundle, place.folder, "--threads", "1", *flags, wrap=["taskset", "-c", str(ours)]) as server:
         pid = server.process.pid
         closed = ["--in-flight", "4", "--deadline-s", "10", "--seconds", str(seconds)]
         # The first run also warms up.

@@ -51,23 +51,28 @@ class Server:
         return await asyncio.to_thread(self.process.wait, _END_S)
 
 
-def start(
-    bundle: Path, log: Path, *flags: str, target: str | None = None, cores: Sequence[int] | None = None
-) -> Server:
-    """Starts a server, on a free port unless told which; it does not serve yet."""
+def start(bundle: Path, log: Path, *flags: str, target: str | None = None, wrap: Sequence[str] = ()) -> Server:
+    """Starts a server, on a free port unless told which; it does not serve yet.
+
+    Args:
+        bundle: What to serve.
+        log: File for what it says; added to.
+        flags: Of ``polyhead-serve``.
+        target: HOST:PORT.
+        wrap: A command that starts it, such as ``taskset -c 0``.
+    """
     address = target or f"127.0.0.1:{free_port()}"
-    pin = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
-    command = [*pin, str(BIN / "polyhead-serve"), str(bundle), "--listen", address, "--device", "cpu", *flags]
+    command = [*wrap, str(BIN / "polyhead-serve"), str(bundle), "--listen", address, "--device", "cpu", *flags]
     with log.open("ab") as stderr:
         return Server(subprocess.Popen(command, stderr=stderr), address, log)
 
 
 @contextlib.asynccontextmanager
 async def running(
-    bundle: Path, folder: Path, *flags: str, cores: Sequence[int] | None = None
+    bundle: Path, folder: Path, *flags: str, target: str | None = None, wrap: Sequence[str] = ()
 ) -> AsyncIterator[Server]:
     """A server that serves; it is ended afterwards, whatever state it is in."""
-    server = start(bundle, folder / "server.log", *flags, cores=cores)
+    server = start(bundle, folder / "server.log", *flags, target=target, wrap=wrap)
     try:
         await server.serving()
         yield server

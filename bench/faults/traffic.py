@@ -80,8 +80,12 @@ class Traffic:
         try:
             yield
         finally:
-            self._stopping = True
+            self.stop()
             await asyncio.gather(*tasks)
+
+    def stop(self) -> None:
+        """Sends nothing more; what is on its way is waited for at the end of ``flowing``."""
+        self._stopping = True
 
     async def flow_until(self, items: int, deadline_s: float = 60.0) -> None:
         """Waits until so many more items of each way have an answer."""
