@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import re
 import resource
 import shutil
@@ -271,9 +272,14 @@ async def frozen_worker(place: Place) -> Finding:
 
 async def _computed(metrics: str) -> int:
     """Texts that the server says it has computed."""
+    return await _metric(metrics, "polyhead_items_total")
+
+
+async def _metric(metrics: str, name: str) -> int:
+    """A number among the server's metrics; 0 where it is not there."""
     url = f"http://{metrics}/metrics"
     page = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=30).read().decode())  # noqa: S310
-    found = re.search(r"^polyhead_items_total (\S+)", page, re.MULTILINE)
+    found = re.search(rf"^{name} (\S+)", page, re.MULTILINE)
     return int(float(found[1])) if found else 0
 
 
@@ -293,3 +299,41 @@ async def _until(done: Callable[[], bool], problem: str) -> None:
         await asyncio.sleep(0.02)  # noqa: ASYNC110 - the kernel does not tell
 
 
+
+
+@case(
+    "cancels at every stage",
+    fault="calls that are cancelled after 0 to 80 ms: before they are read, while they wait, in their pass, on the way back",
+    expected="nothing of them stays in the server, and calls beside them are answered",
+)
+async def cancels_at_every_stage(place: Place) -> Finding:
+    """The control: calls that are running are seen by the same measure."""
+    calls = place.many(3_000, 300)
+    rng = random.Random(0)
+    metrics = f"127.0.0.1:{free_port()}"
+    traffic = Traffic(place.offline, place.texts)
+    cancelled = finished = 0
+    async with running(place.bundle, place.folder, "--metrics-listen", metrics) as server:
+        async with AsyncClient(server.target) as client:
+            async with traffic.flowing([client], calls=1, items=1, streams=1):
+                for _ in range(calls // 20):
+                    tasks = [asyncio.create_task(client.analyze(rng.choices(place.texts, k=4))) for _ in range(20)]
+                    for task in tasks:
+                        await asyncio.sleep(rng.uniform(0, 0.008))
+                        task.cancel()
+                    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                        cancelled += isinstance(outcome, BaseException)
+                        finished += isinstance(outcome, list)
+                during = await _metric(metrics, "polyhead_calls")
+            await asyncio.sleep(1.0)
+            # A pass after all of them, so that what is told of the queue is of now.
+            await client.analyze(place.texts[:1])
+            left = [await _metric(metrics, name) for name in ("polyhead_calls", "polyhead_queued_items")]
+    return Finding(
+        seen=f"{cancelled:,} calls cancelled, {finished} finished first; {left[0]} calls and {left[1]} texts are left; "
+        f"{traffic.bad()} of {len(traffic.requests):,} items beside them without a right answer",
+        passed=left == [0, 0] and not traffic.bad() and len(traffic.requests) >= 100 and cancelled > calls / 2,
+        control=f"while calls run, {during} are seen",
+        control_failed=during > 0,
+        figures={"cancelled": cancelled, "finished": finished, "items": len(traffic.requests)},
+    )

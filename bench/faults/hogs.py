@@ -235,9 +235,9 @@ async def cancelled_streams(place: Place) -> Finding:
     async with running(place.bundle, place.folder) as server:
         pid = server.process.pid
         await _warm(place, server)
-        await _cancel(place, server, streams // 10)
+        await cancel_streams(place, server.target, streams // 10)
         before, open_before = rss_mb(pid), descriptors(pid)
-        await _cancel(place, server, streams)
+        await cancel_streams(place, server.target, streams)
         await asyncio.sleep(1.0)
         grown_kb = 1024 * (rss_mb(pid) - before) / streams
         opened = descriptors(pid) - open_before
@@ -264,7 +264,7 @@ async def cancelled_streams(place: Place) -> Finding:
     )
 
 
-async def _cancel(place: Place, server: Server, streams: int) -> None:
+async def cancel_streams(place: Place, target: str, streams: int) -> None:
     """Opens streams, sends a text on each, hangs up; half of them before and half after an answer may have come."""
 
     async def one(stub: Any, number: int) -> None:
@@ -274,7 +274,7 @@ async def _cancel(place: Place, server: Server, streams: int) -> None:
             await asyncio.sleep(0.02)
         call.cancel()
 
-    async with grpc.aio.insecure_channel(server.target) as channel:
+    async with grpc.aio.insecure_channel(target) as channel:
         stub = _stub(channel)
         for begun in range(0, streams, 50):
             await asyncio.gather(*(one(stub, number) for number in range(begun, min(begun + 50, streams))))
