@@ -42,7 +42,19 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results/reliability.json"
 PAGE = HERE.parent / "docs/reliability.md"
 # The order of the table.
-MODULES = ("restarts", "kills", "overload", "hogs", "hostile", "mixups", "messages", "network", "ends", "engines", "soak")
+MODULES = (
+    "restarts",
+    "kills",
+    "overload",
+    "hogs",
+    "hostile",
+    "mixups",
+    "messages",
+    "network",
+    "ends",
+    "engines",
+    "soak",
+)
 TEXTS = 200
 
 

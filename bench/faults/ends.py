@@ -11,7 +11,8 @@ import shutil
 import signal
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from polyhead_client import AsyncClient, PolyheadError
@@ -52,7 +53,7 @@ async def killed_supervisor(place: Place) -> Finding:
                     os.kill(workers[0], signal.SIGCONT)
                 # Nobody is there to answer new calls; what was accepted has been answered.
                 traffic.stop()
-                await _until(lambda workers=workers: not any(map(_runs, workers)), "workers outlived their supervisor")
+                await _until(partial(_all_gone, workers), "workers outlived their supervisor")
                 gone.append(time.monotonic() - began)
             lost += sum(one.outcome == "wrong" for one in traffic.requests)
         finally:
@@ -250,9 +251,7 @@ async def frozen_worker(place: Place) -> Finding:
             victim = children(server.process.pid)[0]
             os.kill(victim, signal.SIGSTOP)
             tries: list[Awaitable[object]] = [one.analyze([("", place.texts[0])], deadline_s=2) for one in plain]
-            missed = sum(
-                isinstance(one, PolyheadError) for one in await asyncio.gather(*tries, return_exceptions=True)
-            )
+            missed = sum(isinstance(one, PolyheadError) for one in await asyncio.gather(*tries, return_exceptions=True))
             await asyncio.sleep(3.0)
             os.kill(victim, signal.SIGCONT)
             ended = time.monotonic()
@@ -278,9 +277,13 @@ async def _computed(metrics: str) -> int:
 async def _metric(metrics: str, name: str) -> int:
     """A number among the server's metrics; 0 where it is not there."""
     url = f"http://{metrics}/metrics"
-    page = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=30).read().decode())  # noqa: S310
+    page = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=30).read().decode())
     found = re.search(rf"^{name} (\S+)", page, re.MULTILINE)
     return int(float(found[1])) if found else 0
+
+
+def _all_gone(pids: Sequence[int]) -> bool:
+    return not any(map(_runs, pids))
 
 
 def _runs(pid: int) -> bool:
@@ -296,9 +299,7 @@ async def _until(done: Callable[[], bool], problem: str) -> None:
     while not done():
         if time.monotonic() > end:
             raise SystemExit(problem)
-        await asyncio.sleep(0.02)  # noqa: ASYNC110 - the kernel does not tell
-
-
+        await asyncio.sleep(0.02)
 
 
 @case(

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import uvloop
@@ -38,7 +39,7 @@ class Flood:
 
     def __init__(self, arguments: argparse.Namespace, requests: Sequence[bytes], channel: grpc.aio.Channel) -> None:
         self._arguments = arguments
-        self._call = channel.unary_unary(_METHOD, response_deserializer=pb2.AnalyzeResponse.FromString)
+        self._call: Any = channel.unary_unary(_METHOD, response_deserializer=pb2.AnalyzeResponse.FromString)
         self._requests = itertools.cycle(requests)
         self.begins = time.perf_counter() + _WARM_UP_S
         self.ends = self.begins + arguments.seconds
@@ -49,7 +50,7 @@ class Flood:
     @property
     def over(self) -> bool:
         """Whether the time is up; what ``arrivals`` asks."""
-        return time.perf_counter() >= self.ends
+        return bool(time.perf_counter() >= self.ends)
 
     async def open(self) -> None:
         """Messages at Poisson arrivals."""
@@ -117,9 +118,7 @@ async def flood(arguments: argparse.Namespace) -> dict[str, float]:
     """Puts the load on; returns rates in items a second, latencies, and this process's own CPU."""
     texts = itertools.cycle([row["text"] for row in read(arguments.texts)])
     requests = [
-        pb2.AnalyzeRequest(
-            items=[item_pb2.Item(text=next(texts)) for _ in range(arguments.items)]
-        ).SerializeToString()
+        pb2.AnalyzeRequest(items=[item_pb2.Item(text=next(texts)) for _ in range(arguments.items)]).SerializeToString()
         for _ in range(100)
     ]
     async with grpc.aio.insecure_channel(arguments.target) as channel:

@@ -257,7 +257,10 @@ async def cancelled_streams(place: Place) -> Finding:
     return Finding(
         seen=f"{streams:,} streams: {grown_kb:.2f} kB for each, {opened:+d} descriptors; of {len(traffic.requests)} "
         f"items sent after them {traffic.bad()} were not answered rightly",
-        passed=grown_kb < (4.0 if place.quick else 1.0) and opened <= 2 and not traffic.bad() and len(traffic.requests) >= 100,
+        passed=grown_kb < (4.0 if place.quick else 1.0)
+        and opened <= 2
+        and not traffic.bad()
+        and len(traffic.requests) >= 100,
         control=f"{held:,} streams kept open: {held_kb:.1f} kB for each",
         control_failed=held_kb > 1.0,
         figures={"streams": streams, "kb_each": grown_kb, "descriptors": opened, "kb_each_kept_open": held_kb},

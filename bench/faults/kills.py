@@ -88,4 +88,4 @@ async def _all_serve(server: Server) -> None:
     while listeners(server.port) < _WORKERS:
         if time.monotonic() > end:
             raise SystemExit(f"not all workers came back: {server.log.read_text()[-2000:]}")
-        await asyncio.sleep(0.02)  # noqa: ASYNC110 - the kernel does not tell
+        await asyncio.sleep(0.02)

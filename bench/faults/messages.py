@@ -62,7 +62,7 @@ async def rubbish_in_a_stream(place: Place) -> Finding:
     counts: Counter[str] = Counter()
     answered = 0
     async with running(place.bundle, place.folder) as server, grpc.aio.insecure_channel(server.target) as channel:
-        call = channel.stream_stream(_STREAM)()
+        call: Any = channel.stream_stream(_STREAM)()
         for bad in rubbish(good).values():
             for message in (good, bad, good):
                 await call.write(message)
@@ -134,10 +134,11 @@ async def _call(server: Server, size: int, how: dict[str, Any]) -> tuple[str, fl
     message = pb2.AnalyzeRequest(items=[item_pb2.Item(text="a" * size)]).SerializeToString()
     high = 0.0
     async with grpc.aio.insecure_channel(server.target, [*_UNBOUNDED, ("grpc.max_metadata_size", 2**24)]) as channel:
-        call = channel.unary_unary(_ANALYZE)(message, timeout=60, **how)
+        ask: Any = channel.unary_unary(_ANALYZE)
+        call = ask(message, timeout=60, **how)
         while not call.done():
             high = max(high, rss_mb(server.process.pid))
-            await asyncio.sleep(0.005)  # noqa: ASYNC110 - memory has no event
+            await asyncio.sleep(0.005)
         return (await call.code()).name, high
 
 
@@ -153,7 +154,7 @@ async def fuzzing(place: Place) -> Finding:
     incidents = 0
     async with running(place.bundle, place.folder) as server:
         with grpc.insecure_channel(server.target) as channel:
-            ask = channel.unary_unary(_ANALYZE)
+            ask: Any = channel.unary_unary(_ANALYZE)
 
             @settings(
                 max_examples=examples,
@@ -169,8 +170,8 @@ async def fuzzing(place: Place) -> Finding:
                 try:
                     response = pb2.AnalyzeResponse.FromString(ask(message, timeout=30))
                 except grpc.RpcError as error:
-                    codes[error.code().name] += 1  # type: ignore[attr-defined]
-                    incidents += error.code() in _FAULTS  # type: ignore[attr-defined]
+                    codes[error.code().name] += 1
+                    incidents += error.code() in _FAULTS
                     return
                 codes["OK"] += 1
                 incidents += any(one.error.code == grpc.StatusCode.INTERNAL.value[0] for one in response.answers)
@@ -221,7 +222,8 @@ async def _unknown_method(place: Place) -> str:
     """The control: a status that is no answer is seen."""
     async with running(place.bundle, place.folder) as server, grpc.aio.insecure_channel(server.target) as channel:
         try:
-            await channel.unary_unary("/polyhead.v1.InferenceService/Nothing")(b"", timeout=10)
+            ask: Any = channel.unary_unary("/polyhead.v1.InferenceService/Nothing")
+            await ask(b"", timeout=10)
         except grpc.aio.AioRpcError as error:
             return str(error.code().name)
     return "OK"

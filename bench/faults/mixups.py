@@ -129,9 +129,9 @@ async def _stream(
         on_their_way: dict[str, str] = {}
         length = rng.randint(1, 200)
 
-        async def feed(on_their_way: dict[str, str] = on_their_way, length: int = length) -> AsyncIterator[
-            tuple[str, str]
-        ]:
+        async def feed(
+            on_their_way: dict[str, str] = on_their_way, length: int = length
+        ) -> AsyncIterator[tuple[str, str]]:
             for number in range(length):
                 counts["sent"] += 1
                 item_id = f"{seed}-{number}"

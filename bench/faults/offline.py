@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from polyhead_client import Result
+from polyhead_client import Fingerprints, Result
 from polyhead_export import bundle
 from polyhead_server import heads, loading
 from polyhead_server.loading import Model, pad
@@ -55,7 +55,9 @@ class Offline:
     def distance(self, text: str, result: Result) -> float:
         """The largest difference of any number; infinite where a part is missing, or another part of it was read."""
         found, read = version(result.fingerprints), result.truncation
-        if found not in self._models or not (result.embedding is not None and result.classification and result.sentiment):
+        if found not in self._models or not (
+            result.embedding is not None and result.classification and result.sentiment
+        ):
             return float("inf")
         row, extent = self.answer(found, text)
         if extent != (read.tokens_seen, read.tokens_used, read.cut_at_code_point):
@@ -67,10 +69,9 @@ class Offline:
         return float(np.abs(row - np.concatenate([result.embedding, np.array(scores, np.float32)])).max())
 
 
-def version(fingerprints: bundle.Fingerprints | object) -> str:
+def version(fingerprints: bundle.Fingerprints | Fingerprints) -> str:
     """The version of a model, from a bundle's fingerprints or from those of an answer."""
-    space, by_head = fingerprints.embedding_space, fingerprints.heads  # type: ignore[attr-defined]
-    return " ".join([space, *(by_head[name] for name in sorted(by_head))])
+    return " ".join([fingerprints.embedding_space, *(one for _, one in sorted(fingerprints.heads.items()))])
 
 
 def _compute(model: Model, text: str) -> tuple[Row, Extent]:

@@ -49,8 +49,14 @@ async def overload(place: Place) -> Finding:
             **{f"goodput_share_{times}x": share for times, share in shares.items()},
             **{f"p99_ms_{times}x": one["p99_ms"] for times, one in levels.items()},
             **{f"rss_mb_{times}x": one["rss_mb"] for times, one in levels.items()},
-            **{f"refused_share_{times}x": one["refused_per_s"] / (16 * one["messages_per_s"]) for times, one in levels.items()},
-            **{f"expired_share_{times}x": one["expired_per_s"] / (16 * one["messages_per_s"]) for times, one in levels.items()},
+            **{
+                f"refused_share_{times}x": one["refused_per_s"] / (16 * one["messages_per_s"])
+                for times, one in levels.items()
+            },
+            **{
+                f"expired_share_{times}x": one["expired_per_s"] / (16 * one["messages_per_s"])
+                for times, one in levels.items()
+            },
             **{f"client_cpu_{times}x": one["client_cpu"] for times, one in levels.items()},
             **{f"client_late_ms_{times}x": one["latest_ms"] for times, one in levels.items()},
             "refused_text_cpu_us": _refusal_us(levels),
@@ -67,7 +73,9 @@ async def _levels(
     ours, theirs = sorted(os.sched_getaffinity(0))[:2]
     seconds = place.many(8, 4)
     found: dict[int, Level] = {}
-    async with running(place.bundle, place.folder, "--threads", "1", *flags, wrap=["taskset", "-c", str(ours)]) as server:
+    async with running(
+        place.bundle, place.folder, "--threads", "1", *flags, wrap=["taskset", "-c", str(ours)]
+    ) as server:
         pid = server.process.pid
         closed = ["--in-flight", "4", "--deadline-s", "10", "--seconds", str(seconds)]
         # The first run also warms up.

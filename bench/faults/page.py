@@ -30,9 +30,7 @@ def page(report: Mapping[str, Any]) -> str:
             ]
         ),
         _FIGURES,
-        "\n".join(
-            ["| fault | figures |", "| --- | --- |", *(_figures(name, one) for name, one in faults.items())]
-        ),
+        "\n".join(["| fault | figures |", "| --- | --- |", *(_figures(name, one) for name, one in faults.items())]),
         _ELSEWHERE,
     ]
     return "\n\n".join(blocks) + "\n"

@@ -58,9 +58,7 @@ async def _roll(
             for number in range(restarts):
                 moments.append(time.monotonic())
                 codes.append(await servers[number % 2].end())
-                servers[number % 2] = start(
-                    place.bundle, place.folder / "server.log", target=targets[number % 2]
-                )
+                servers[number % 2] = start(place.bundle, place.folder / "server.log", target=targets[number % 2])
                 await servers[number % 2].serving()
                 await traffic.flow_until(100)
     finally:
@@ -133,7 +131,7 @@ async def _until_version(client: AsyncClient, wanted: str) -> None:
     while version((await client.info()).fingerprints) != wanted:
         if time.monotonic() > end:
             raise SystemExit(f"the server did not take the new bundle within {_RELOAD_S:g} s")
-        await asyncio.sleep(0.02)  # noqa: ASYNC110 - a signal has no answer
+        await asyncio.sleep(0.02)
 
 
 def _stale(traffic: Traffic, changes: Sequence[tuple[float, float, str]], first: str) -> int:

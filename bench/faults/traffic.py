@@ -94,7 +94,7 @@ class Traffic:
         while any(self._answered()[way] < begun[way] + items for way in ways or {"unary"}):
             if time.monotonic() > end:
                 raise SystemExit(f"no traffic flows: {self.outcomes()}")
-            await asyncio.sleep(0.05)  # noqa: ASYNC110 - the load has no event for that
+            await asyncio.sleep(0.05)
 
     def outcomes(self, *, since: float = 0.0, until: float = float("inf")) -> Counter[str]:
         """How many items ended how, of those sent in a span of time."""
@@ -158,7 +158,7 @@ class Traffic:
         for number in itertools.count():
             # Two dozen on their way keep a server at work; more would only make each of them wait.
             while len(on_their_way) >= 24 and not self._stopping:
-                await asyncio.sleep(0.005)  # noqa: ASYNC110 - the answers come by another way
+                await asyncio.sleep(0.005)
             if self._stopping:
                 return
             on_their_way[str(number)] = self._send("stream")
