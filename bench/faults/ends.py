@@ -128,7 +128,7 @@ async def not_enough_memory(place: Place) -> Finding:
             await traffic.flow_until(100)
             begun = time.monotonic()
             for _ in range(place.many(5, 2)):
-                victim = sorted(children(server.process.pid))[0]
+                victim = min(children(server.process.pid))
                 before.append(victim)
                 size = int(Path(f"/proc/{victim}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
                 resource.prlimit(victim, resource.RLIMIT_AS, (size, size))

@@ -20,8 +20,10 @@ def page(report: Mapping[str, Any]) -> str:
     good = sum(one["passed"] and one["control_failed"] for one in faults.values())
     blocks = [
         _HEAD,
-        f"`make reliability` on {report['date']}, on {report['cores']} cores that nothing was kept away from, over "
-        f"loopback: {good} of {len(faults)} as expected.",
+        (
+            f"`make reliability` on {report['date']}, on {report['cores']} cores that nothing was kept away from, over "
+            f"loopback: {good} of {len(faults)} as expected."
+        ),
         "\n".join(
             [
                 "| fault | expected | seen | control | |",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import os
 import signal
 import time
@@ -138,7 +139,7 @@ def _stale(traffic: Traffic, changes: Sequence[tuple[float, float, str]], first:
     """Items that were answered by a version that was not in force when they were sent."""
     stale, before = 0, first
     spans = [(0.0, 0.0, first), *changes, (float("inf"), float("inf"), "")]
-    for (_, begins, current), (ends, _, _) in zip(spans, spans[1:], strict=False):
+    for (_, begins, current), (ends, _, _) in itertools.pairwise(spans):
         # An item that waits while the version changes may be answered by the new one.
         stale += sum(
             one.version != current
