@@ -27,7 +27,7 @@ help:  ## print this help
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH_VERSION)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,training,export,hub,signing,tensorboard,client,bench,demo,dev,docs,supply]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,training,export,hub,signing,tensorboard,otel,client,bench,demo,dev,docs,supply]'
 	touch $@
 
 setup: $(VENV)/.installed  ## make .venv and install everything, exactly as locked

@@ -182,25 +182,27 @@ class InferenceService:
             raise NotReadyError
         return self._served
 
-    async def _room(self, call: Call) -> Served:
-        """Waits until the pipeline has room for a stream's message; returns the one that has, with what writes."""
+    async def _room(self, served: Served | None, call: Call) -> tuple[Served, Call]:
+        """Waits until the pipeline has room for a stream's message; returns the one that has, and the stream there."""
         while True:
-            served = self._require_served()
+            if served is not (now := self._require_served()):
+                # A queue counts what waits of a call: the old one goes on with its own count.
+                served, call = now, Call()
             await served.pipeline.admission.room(call)
             # Another may have taken over meanwhile.
             if served is self._served:
-                return served
+                return served, call
 
     async def _read(self, messages: AsyncIterator[Message], window: Window, deadline: float | None) -> None:
         """Submits the stream's items until the client has no more, or the server drains."""
-        first, call = True, Call()
+        first, served, call = True, None, Call()
         try:
             async for message in messages:
                 if first and message.in_order is not None:
                     window.in_order = message.in_order
                 first, arrived_ns = False, time.monotonic_ns()
                 await window.room()
-                served = await self._room(call)
+                served, call = await self._room(served, call)
                 accepted = _checked(_require_order(message, window.in_order), served.writer)
                 futures = await served.pipeline.submit(accepted, call, deadline, patient=True, arrived_ns=arrived_ns)
                 for item, future in zip(accepted.items, futures, strict=True):

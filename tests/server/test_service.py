@@ -408,3 +408,27 @@ async def test_stream_goes_on_with_the_model_that_took_over(
     assert heads == [["t" * 16, "s" * 16], ["T" * 16, "s" * 16]]
     assert [embedding(answer) for answer in (first, second)] == [embedding_of("w1"), embedding_of("w2")]
     await pipeline.close()
+
+
+async def test_stream_whose_items_still_wait_in_the_old_queue_goes_on_in_the_new_one(
+    running: Running, engine: FakeEngine, model: Model, settings: Callable[..., Settings]
+) -> None:
+    old, call = running.service.pipeline, running.stub.StreamAnalyze()
+    assert old is not None
+    engine.gate.clear()
+    await call.write(pb2.StreamAnalyzeRequest(items=items(["w1"])))
+    await engine.hold()
+    await call.write(pb2.StreamAnalyzeRequest(items=items(["w2 w2", "w3"])))
+    while old.queue.waiting < 2:
+        await asyncio.sleep(0.001)
+    new_engine = FakeEngine()
+    new = Pipeline(replace(model, engine=new_engine), settings())
+    new.start()
+    running.service.serve(new)
+    await call.write(pb2.StreamAnalyzeRequest(items=items(["w4"])))
+    # It is computed before those that wait for the old model.
+    await new_engine.hold()
+    engine.gate.set()
+    await call.done_writing()
+    assert [answer.item_id for answer in await collect(call)] == ["w1", "w2 w2", "w3", "w4"]
+    await new.close()
