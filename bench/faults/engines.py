@@ -1,4 +1,4 @@
-"""An engine that fails in every way that one can: in this process, as no bundle and no flag makes a real one do that."""
+"""An engine that fails in every way: in this process, as no bundle and no flag makes a real one do that."""
 
 from __future__ import annotations
 

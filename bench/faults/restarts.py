@@ -105,8 +105,8 @@ async def reloads(place: Place) -> Finding:
     stale = _stale(traffic, changes, place.offline.versions[0])
     answered = traffic.outcomes()
     return Finding(
-        seen=f"{times} reloads, {len(traffic.requests):,} items: {_failed(answered)} failed, {answered['wrong']} wrong, "
-        f"{stale} of a version that was not in force; a reload took {sorted(took)[len(took) // 2]:.1f} s",
+        seen=f"{times} reloads, {len(traffic.requests):,} items: {_failed(answered)} failed, {answered['wrong']} "
+        f"wrong, {stale} of a version that was not in force; a reload took {sorted(took)[len(took) // 2]:.1f} s",
         passed=not traffic.bad() and not stale and traffic.enough(*(told for told, _, _ in changes)),
         control=f"answers that name the other version: {forged['wrong']} of {forged.total()} are found wrong",
         control_failed=forged["wrong"] == forged.total() > 0,
