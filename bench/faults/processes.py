@@ -90,9 +90,11 @@ async def served(
     bundle: Path, folder: Path, *flags: str, target: str | None = None, connections: int = 1
 ) -> AsyncIterator[Served]:
     """A server that serves, and the shipped client to it."""
-    async with running(bundle, folder, *flags, target=target) as server:
-        async with AsyncClient(server.target, connections=connections) as client:
-            yield server, client
+    async with (
+        running(bundle, folder, *flags, target=target) as server,
+        AsyncClient(server.target, connections=connections) as client,
+    ):
+        yield server, client
 
 
 async def finish(server: Server) -> None:
