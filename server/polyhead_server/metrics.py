@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -25,7 +25,18 @@ _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 3
 class Metrics:
     """What one server counts; docs/metrics.md says what each metric means.
 
-    Names end in their unit; counters get ``_total`` from the library. Of several workers a scrape gives the sum.
+        name                                 labels     meaning
+        ===================================  =========  ==========================================================
+        polyhead_runtime_info                engine...  1 for the engine, device and variant that really run
+        polyhead_items_total                            items that the model computed
+        polyhead_expired_items_total                    items whose deadline passed while they waited
+        polyhead_tokens_total                           tokens that the model computed, without padding
+        polyhead_pass_items                             items in a pass
+        polyhead_pass_seconds                           duration of a pass
+        polyhead_certificate_expiry_seconds             Unix time at which the TLS certificate expires
+        ===================================  =========  ==========================================================
+    =======
+        Names end in their unit; counters get ``_total`` from the library. Of several workers a scrape gives the sum.
     """
 
     def __init__(self) -> None:
@@ -82,6 +93,16 @@ class Metrics:
             "polyhead_pass_seconds", "Duration of a pass.", buckets=_SECONDS, registry=registry
         )
         self._named: list[Any] = []
+
+    def certificate_expiry(self) -> Callable[[float], None]:
+        """Adds the gauge of the certificate's expiry, which a server without TLS has not, and returns its setter."""
+        return Gauge(
+            "polyhead_certificate_expiry_seconds",
+            "Unix time at which the TLS certificate expires.",
+            registry=self.registry,
+            # Of several workers, the one whose certificate expires first.
+            multiprocess_mode="livemin",
+        ).set
 
     def serving(self, model: Model) -> None:
         """Names what runs from now on."""
