@@ -43,6 +43,7 @@ class Observation(aio.ServerInterceptor):
 
     def __init__(self, settings: Settings, metrics: Metrics, tracing: Tracing | None) -> None:
         self._metrics = metrics
+        metrics.expect_calls(_METHODS.values())
         self._tracing = tracing
         self._level = logging.getLevelName(settings.access_log.upper())
 
@@ -113,7 +114,7 @@ class Observation(aio.ServerInterceptor):
         if logger.isEnabledFor(self._level):
             said = {"method": method, "code": code, "items": call.items, "duration_s": round(seconds, 6)}
             extra = fields(**said, peer=context.peer())
-            text = "%s %s, %d items, %.1f ms, from %s"
+            text = "%s %s, items: %d, %.1f ms, from %s"
             logger.log(self._level, text, method, code, call.items, seconds * 1000, context.peer(), extra=extra)
 
 

@@ -106,7 +106,8 @@ async def test_name_that_a_client_makes_up_is_no_metric(observed: Observed) -> N
         await call(b"")
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
     (family,) = observed.metrics._calls_total.collect()
-    assert not family.samples
+    methods = {sample.labels["method"] for sample in family.samples}
+    assert methods == {method.name for method in pb2.DESCRIPTOR.services_by_name["InferenceService"].methods}
 
 
 async def test_request_id_of_the_client_comes_back(observed: Observed) -> None:
