@@ -2,12 +2,14 @@
 
 ::
 
-    cli --> client, aio --> calls --> flow --> conversion --> results, model_info, errors
+    cli --> client, aio --> unary, calls --> flow --> retries, window --> conversion --> results, model_info, errors
+                              `--> connections, hedging, credentials, channel
 """
 
 from .aio import AsyncClient
 from .client import Client
 from .conversion import Encoding, Order, Task, TruncationPolicy
+from .credentials import Tls
 from .errors import (
     AccessDeniedError,
     DeadlineExceededError,
@@ -58,6 +60,7 @@ __all__ = [
     "Task",
     "Text",
     "Timings",
+    "Tls",
     "TooMuchError",
     "Truncation",
     "TruncationPolicy",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 import grpc
-from google.protobuf import json_format, message
+from google.protobuf import message
+from google.protobuf.duration_pb2 import Duration
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
 
@@ -36,7 +37,7 @@ def admin() -> None:
       polyhead-serve build/bundle --admin-listen unix:/run/polyhead-admin.sock
       polyhead admin reload --target unix:/run/polyhead-admin.sock
 
-    Answers are lines of JSON on stdout, one a worker.
+    Answers are lines of JSON on stdout, one a worker; durations are seconds.
     """  # noqa: D301  the backspace tells click to keep the lines as they are
 
 
@@ -84,7 +85,17 @@ def call(target: str, ask: Callable[[Any], Any]) -> Any:
 
 def _print(workers: list[message.Message]) -> None:
     for worker in workers:
-        values = json_format.MessageToDict(
-            worker, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-        )
-        click.echo(json.dumps(values))
+        click.echo(json.dumps(_plain(worker)))
+
+
+def _plain(value: Any) -> Any:
+    """A message's field as JSON knows it; durations in seconds. Protobuf's own way makes strings of large numbers."""
+    if isinstance(value, Duration):
+        return value.ToTimedelta().total_seconds()
+    if isinstance(value, message.Message):
+        return {field.name: _plain(getattr(value, field.name)) for field in value.DESCRIPTOR.fields}
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(one) for one in value]
+    return value

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeAlias
 
+import grpc
 import grpc.aio
 from polyhead.v1 import inference_service_pb2 as service_pb2
-from polyhead.v1 import inference_service_pb2_grpc as service_grpc
 from polyhead.v1 import item_pb2
 
 from . import conversion
-from .calls import DEFAULT_DEADLINE_S, DEFAULT_TARGET, Analysis, StreamCalls, StreamMethod
-from .channel import OPTIONS
+from .calls import Calls, StreamMethod, UnaryMethod
+from .connections import Connections
 from .conversion import Encoding, StreamRequest, Task, TruncationPolicy
-from .errors import UnavailableError, translated
+from .errors import PolyheadError, UnavailableError, translated
 from .flow import Flow, Text
 from .model_info import ModelInfo
-from .results import Answer
+from .results import Answer, Fingerprints
+from .retries import Retries
+from .unary import DEFAULT_DEADLINE_S, Analysis, Attempts
 
 # A plain iterable is read on the event loop: where its next text may keep one waiting, make it an async one.
 Texts: TypeAlias = Iterable[Text] | AsyncIterable[Text]
 
 
-class AsyncClient(StreamCalls[Texts, AsyncIterator[Answer]]):
-    """A connection to a server, for one event loop.
+class AsyncClient(Calls[Texts, AsyncIterator[Answer]]):
+    """Connections to a server, or to several that serve the same model, for one event loop.
 
     Use it as a context manager, or ``close`` it::
 
@@ -38,12 +41,6 @@ class AsyncClient(StreamCalls[Texts, AsyncIterator[Answer]]):
     the iterator is collected as garbage.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, wait_for_ready: bool = False) -> None:
-        """Connects when it is first used. Arguments as for ``Client``."""
-        self._wait_for_ready = wait_for_ready
-        self._channel = grpc.aio.insecure_channel(target, OPTIONS)
-        self._stub = service_grpc.InferenceServiceStub(self._channel)
-
     async def __aenter__(self) -> Self:
         return self
 
@@ -51,9 +48,9 @@ class AsyncClient(StreamCalls[Texts, AsyncIterator[Answer]]):
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; calls that are running end with UnavailableError."""
-        self._closed = True
-        await self._channel.close()
+        """Closes the connections; calls that are running end with UnavailableError."""
+        self._shut()
+        await asyncio.gather(*(channel.close() for channel in self._channels))
 
     async def analyze(
         self,
@@ -64,65 +61,114 @@ class AsyncClient(StreamCalls[Texts, AsyncIterator[Answer]]):
         include_timings: bool = False,
         encoding: Encoding = "float32",
         dimensions: int | None = None,
+        expected_fingerprints: Fingerprints | ModelInfo | None = None,
         deadline_s: float | None = DEFAULT_DEADLINE_S,
     ) -> list[Answer]:
         """Answers a batch of texts, in order. Arguments, result and errors as for ``Client.analyze``."""
-        self._require_open()
+        retries = self._retries(deadline_s)
         analysis = Analysis(
             texts,
+            retries,
             tasks=tasks,
             truncation=truncation,
             include_timings=include_timings,
             encoding=encoding,
             dimensions=dimensions,
-            deadline_s=deadline_s,
+            expected_fingerprints=expected_fingerprints,
         )
-        for request in analysis.requests():
-            with _translated():
-                response = await self._stub.Analyze(
-                    request, timeout=analysis.left_s(), wait_for_ready=self._wait_for_ready
-                )
-            analysis.accept(response)
+        self._require_open()
+        while (wait_s := analysis.wait_s()) is not None:
+            await asyncio.sleep(wait_s)
+            for request in analysis.requests():
+                analysis.accept(await self._ask("Analyze", request, retries))
         return analysis.answers()
 
     async def info(self, *, deadline_s: float | None = DEFAULT_DEADLINE_S) -> ModelInfo:
         """Describes the model behind the server. Arguments and errors as for ``Client.info``."""
-        self._require_open()
-        with _translated():
-            response = await self._stub.GetModelInfo(
-                service_pb2.GetModelInfoRequest(), timeout=deadline_s, wait_for_ready=self._wait_for_ready
-            )
+        response = await self._ask("GetModelInfo", service_pb2.GetModelInfoRequest(), self._retries(deadline_s))
         return conversion.model_info_of(response)
 
-    def _stream(
-        self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Texts, deadline_s: float | None
-    ) -> AsyncIterator[Answer]:
-        rpc = getattr(self._stub, method)
+    def _channel(
+        self, target: str, options: list[tuple[str, Any]], credentials: grpc.ChannelCredentials | None
+    ) -> grpc.aio.Channel:
+        if credentials is None:
+            return grpc.aio.insecure_channel(target, options)
+        return grpc.aio.secure_channel(target, credentials, options)
 
-        def start(requests: AsyncIterator[StreamRequest]) -> Any:
+    async def _ask(self, method: UnaryMethod, request: Any, retries: Retries) -> Any:
+        """The response to a unary call, after as many attempts as it takes."""
+        attempts = Attempts(retries)
+        while True:
+            hedge_s = self._hedging.delay_s()
+            began = time.monotonic()
+            try:
+                if hedge_s is None:
+                    response = await self._attempt(method, request, attempts)
+                else:
+                    response = await self._race(method, request, attempts, hedge_s)
+            except PolyheadError as error:
+                await asyncio.sleep(attempts.failed(error))
+            else:
+                attempts.succeeded()
+                self._hedging.observe(time.monotonic() - began)
+                return response
+
+    async def _attempt(self, method: UnaryMethod, request: Any, attempts: Attempts) -> Any:
+        self._require_open()
+        with self._connections.lease(attempts.tried) as lease, _translated():
+            attempts.tried.add(lease.number)
+            return await getattr(lease.stub, method)(request, **self._options(attempts.deadline))
+
+    async def _race(self, method: UnaryMethod, request: Any, attempts: Attempts, hedge_s: float) -> Any:
+        """The first response of two calls, the second of which begins after ``hedge_s``, if it may."""
+        calls = [asyncio.create_task(self._attempt(method, request, attempts))]
+        try:
+            ended, _ = await asyncio.wait(calls, timeout=hedge_s)
+            if not ended and self._hedging.spend():
+                calls.append(asyncio.create_task(self._attempt(method, request, attempts)))
+            for call in asyncio.as_completed(calls):
+                try:
+                    return await call
+                except PolyheadError as error:
+                    failure = error
+            raise failure
+        finally:
+            for task in calls:
+                task.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    def _stream(self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Texts) -> AsyncIterator[Answer]:
+        def begin(stub: Any, requests: AsyncIterator[StreamRequest]) -> Any:
             self._require_open()
-            return rpc(requests, timeout=deadline_s, wait_for_ready=self._wait_for_ready)
+            return getattr(stub, method)(requests, **self._options(flow.deadline))
 
-        return _Stream(flow, template).run(start, texts)
+        return _Stream(flow, template, self._connections, begin).run(texts)
 
 
 class _Stream:
-    """One streaming call.
+    """One streaming call, over as many gRPC calls as it takes.
 
     ::
 
         texts --reader task--> flow --gRPC's task--> server --receiver task--> flow --caller's task--> answers
     """
 
-    def __init__(self, flow: Flow, template: StreamRequest) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        template: StreamRequest,
+        connections: Connections[Any],
+        begin: Callable[[Any, AsyncIterator[StreamRequest]], Any],
+    ) -> None:
         self._flow = flow
         self._template = template
+        self._connections = connections
+        self._begin = begin
+        self._broken: set[int] = set()  # the connection of the last call
         self._changed = asyncio.Condition()
 
-    async def run(self, start: Callable[[AsyncIterator[StreamRequest]], Any], texts: Texts) -> AsyncIterator[Answer]:
-        with _translated():
-            call = start(self._requests())
-        tasks = [asyncio.create_task(self._read(texts)), asyncio.create_task(self._receive(call))]
+    async def run(self, texts: Texts) -> AsyncIterator[Answer]:
+        tasks = [asyncio.create_task(self._read(texts)), asyncio.create_task(self._receive())]
         try:
             while answers := await self._collect():
                 for answer in answers:
@@ -130,10 +176,11 @@ class _Stream:
             if self._flow.error is not None:
                 raise self._flow.error
         finally:
-            call.cancel()
             for task in tasks:
                 task.cancel()
-            await self._close()
+            async with self._changed:
+                self._flow.close()
+                self._changed.notify_all()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, texts: Texts) -> None:
@@ -151,28 +198,49 @@ class _Stream:
         except BaseException as error:  # noqa: BLE001  the edge of a task: the caller raises it
             await self._fail(error)
 
-    async def _requests(self) -> AsyncIterator[StreamRequest]:
-        while items := await self._take():
-            yield conversion.with_items(self._template, items)
-
-    async def _receive(self, call: Any) -> None:
+    async def _receive(self) -> None:
         try:
-            with _translated():
-                async for response in call:
-                    answers = conversion.answers_of(response)
-                    async with self._changed:
-                        self._flow.accept(answers)
-                        self._changed.notify_all()
-            async with self._changed:
-                self._flow.end_answers()
-                self._changed.notify_all()
+            while not self._flow.closed:
+                try:
+                    with self._connections.lease(self._broken) as lease, _translated():
+                        self._broken = {lease.number}
+                        await self._follow(lease.stub)
+                except PolyheadError as error:
+                    await self._lose(error)
         except BaseException as error:  # noqa: BLE001  the edge of a task: the caller raises it
             await self._fail(error)
 
-    async def _take(self) -> list[item_pb2.Item]:
+    async def _follow(self, stub: Any) -> None:
+        """One gRPC call, to its end."""
         async with self._changed:
-            await self._changed.wait_for(self._flow.may_take)
-            return self._flow.take()
+            number = self._flow.begin_call()
+            self._changed.notify_all()
+        if self._flow.closed:
+            return
+        call = self._begin(stub, self._requests(number))
+        try:
+            async for response in call:
+                answers = conversion.answers_of(response)
+                async with self._changed:
+                    self._flow.accept(answers)
+                    self._changed.notify_all()
+            async with self._changed:
+                self._flow.end_answers()
+                self._changed.notify_all()
+        finally:
+            call.cancel()
+
+    async def _requests(self, call: int) -> AsyncIterator[StreamRequest]:
+        while items := await self._take(call):
+            yield conversion.with_items(self._template, items)
+
+    async def _take(self, call: int) -> list[item_pb2.Item]:
+        async with self._changed:
+            while not self._flow.may_take(call):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._flow.wait_s()):
+                        await self._changed.wait()
+            return self._flow.take(call)
 
     async def _collect(self) -> list[Answer]:
         async with self._changed:
@@ -181,10 +249,18 @@ class _Stream:
             self._changed.notify_all()
             return answers
 
-    async def _close(self) -> None:
+    async def _lose(self, error: PolyheadError) -> None:
+        """Waits until the next call may begin and has something to do, if there is to be one."""
         async with self._changed:
-            self._flow.close()
+            delay_s = self._flow.lose(error)
             self._changed.notify_all()
+        if delay_s is None:
+            return
+        await asyncio.sleep(delay_s)  # whoever closes this cancels the task
+        async with self._changed:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._flow.deadline.left_s()):
+                    await self._changed.wait_for(self._flow.may_begin)
 
     async def _fail(self, error: BaseException) -> None:
         async with self._changed:
@@ -194,7 +270,7 @@ class _Stream:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """As ``translated``; and a call that ends because its channel is closed does not look like a cancelled task."""
+    """As ``translated``; and a call that ends with CANCELLED, as when its channel is closed, is no cancelled task."""
     try:
         with translated():
             yield
@@ -202,7 +278,7 @@ def _translated() -> Iterator[None]:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        raise UnavailableError("CANCELLED", "the client was closed during the call") from error
+        raise UnavailableError("CANCELLED", "cancelled by the server, or because the client was closed") from error
 
 
 async def _each(texts: Texts) -> AsyncIterator[Text]:

@@ -1,111 +1,127 @@
-"""What the sync and the asyncio client have in common: the streaming calls, and the shape of a unary one."""
+"""What the sync and the asyncio client have in common: how they are set up, and their streaming calls."""
 
 from __future__ import annotations
 
-import sys
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Generic, Literal, TypeVar
 
+import grpc
 from polyhead.v1 import inference_service_pb2 as service_pb2
+from polyhead.v1 import inference_service_pb2_grpc as service_grpc
 
-from . import conversion
+from . import channel, conversion
+from .connections import DEFAULT_CONNECTIONS, Connections
 from .conversion import Encoding, Order, StreamRequest, Task, TruncationPolicy
+from .credentials import Tls, authorization
 from .errors import InvalidRequestError
-from .flow import Flow, Text
-from .results import Answer
+from .flow import Flow
+from .hedging import HedgeAfter, Hedging
+from .model_info import ModelInfo
+from .results import Fingerprints
+from .retries import DEFAULT_MAX_ATTEMPTS, Deadline, Retries, RetryBudget
+from .window import AdaptiveWindow, FixedWindow
 
 # Where a server listens unless it is told otherwise.
 DEFAULT_TARGET = "127.0.0.1:50051"
-# No unary call waits for ever; half a minute is as long as a server lets an item wait by default.
-DEFAULT_DEADLINE_S = 30.0
-# Enough to keep a server busy over a slow network, little enough to start over when it dies.
-DEFAULT_MAX_IN_FLIGHT = 256
 
 # A stream's message: 32 items cost gRPC about as much as one, and more would make the first of them wait.
 _STREAM_ITEMS, _STREAM_BYTES = 32, 256 * 2**10
-# A unary message: the server's limit of items; and bytes that every gRPC server takes.
-_UNARY_ITEMS, _UNARY_BYTES = 1024, 4 * 2**20
 
 TextsT = TypeVar("TextsT", bound=Any)
 AnswersT = TypeVar("AnswersT")
 
 StreamMethod = Literal["StreamAnalyze", "StreamEmbed", "StreamClassify", "StreamSentiment"]
+UnaryMethod = Literal["Analyze", "GetModelInfo"]
 
 
-def stream_flow(order: Order, max_in_flight: int) -> Flow:
-    """An empty flow for a stream."""
-    return Flow(order, max_in_flight, _STREAM_ITEMS, _STREAM_BYTES)
+class Calls(ABC, Generic[TextsT, AnswersT]):
+    """A client's set-up and its streaming calls.
 
-
-class Analysis:
-    """A unary analysis: as many calls as its texts need, one after the other, with one deadline for all."""
+    A streaming call takes texts as they come and gives answers as they come; a text is a ``str``, or ``(item_id,
+    text)``. Without an id of its own an item has its running number, ``"0"`` first. The input may be endless: it is
+    read no further ahead than what may be in flight and one message more. What waits is gathered into one message
+    without delay. Closing the answers early cancels the call. An input that raises ends the call with what it raised.
+    One item's error is in its answer, and ends nothing. When the connection breaks or the server goes away, the call
+    goes on over another one: what was sent and not answered is sent again, and every item is answered once.
+    """
 
     def __init__(
         self,
-        texts: Iterable[Text],
+        target: str = DEFAULT_TARGET,
         *,
-        tasks: Iterable[Task],
-        truncation: TruncationPolicy,
-        include_timings: bool,
-        encoding: Encoding,
-        dimensions: int | None,
-        deadline_s: float | None,
+        wait_for_ready: bool = False,
+        connections: int = DEFAULT_CONNECTIONS,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+        hedge_after_s: HedgeAfter = None,
+        tls: Tls | None = None,
+        api_key: str | None = None,
+        allow_plaintext_key: bool = False,
     ) -> None:
-        _require_several(texts)
-        self._template = service_pb2.AnalyzeRequest(
-            tasks=conversion.task_numbers(tasks),
-            options=conversion.item_options(truncation, include_timings),
-            embedding_options=conversion.embedding_options(encoding, dimensions),
-        )
-        self._flow = Flow("request", sys.maxsize, _UNARY_ITEMS, _UNARY_BYTES)
-        for text in texts:
-            self._flow.offer(text)
-        self._flow.end_input()
-        self._end = None if deadline_s is None else time.monotonic() + deadline_s
+        """Connects when it is first used.
 
-    def requests(self) -> Iterator[service_pb2.AnalyzeRequest]:
-        """The messages to send."""
-        while items := self._flow.take():
-            yield conversion.with_items(self._template, items)
+        Args:
+            target: ``HOST:PORT`` of the server, or any name that gRPC resolves: ``dns:///NAME:PORT`` for all addresses
+                of a name, ``ipv4:10.0.0.1:50051,10.0.0.2:50051`` for a list, ``unix:/PATH``. Of several servers each
+                gets its turn, but none whose health service says that it does not serve.
+            wait_for_ready: True waits, until a call's deadline, for a server that is not there yet; False tries
+                ``max_attempts`` times.
+            connections: To each address, at the most. Each reaches one of a server's workers, at random: take some
+                times as many as there are workers. A call takes the one with the fewest running, so that what is not
+                needed is not opened; a stream stays on one.
+            max_attempts: In a row and in vain, for a call, a stream or an item that the server is too busy for; 1 tries
+                nothing again.
+            hedge_after_s: After so many seconds, or after what 95 % of recent calls took with ``"p95"``, a unary call
+                that was not answered is made a second time over another connection, and the first answer counts. At
+                most one call in twenty. None never does.
+            tls: Files and names for TLS, also with ``Tls()`` alone; None for plain TCP.
+            api_key: Sent with every call as ``authorization: Bearer KEY``.
+            allow_plaintext_key: Whether a key may leave this machine without TLS.
 
-    def left_s(self) -> float | None:
-        """Seconds until the deadline; None when there is none."""
-        return None if self._end is None else self._end - time.monotonic()
+        Raises:
+            InvalidRequestError: An argument cannot be used.
+        """
+        if connections < 1:
+            raise InvalidRequestError("INVALID_ARGUMENT", f"connections: {connections} is less than 1")
+        self._closed = False
+        self._wait_for_ready = wait_for_ready
+        self._metadata = authorization(api_key, target, tls, allow_plaintext_key)
+        self._max_attempts = max_attempts
+        self._budget = RetryBudget()
+        self._hedging = Hedging(hedge_after_s)
+        self._retries(None)  # refuses a number of attempts now, not at the first call
+        credentials = tls.credentials() if tls else None
+        options = channel.options(target, tls)
+        self._channels = [self._channel(target, options, credentials) for _ in range(connections)]
+        self._connections = Connections([service_grpc.InferenceServiceStub(one) for one in self._channels])
 
-    def accept(self, response: service_pb2.AnalyzeResponse) -> None:
-        """Takes in the response to the last message."""
-        self._flow.accept(conversion.answers_of(response))
+    @abstractmethod
+    def _channel(self, target: str, options: list[tuple[str, Any]], credentials: grpc.ChannelCredentials | None) -> Any:
+        """A channel that connects when it is first used."""
 
-    def answers(self) -> list[Answer]:
-        """All answers, in order, after the last response."""
-        self._flow.end_answers()
-        if self._flow.error is not None:
-            raise self._flow.error
-        return self._flow.collect()
+    def _retries(self, deadline_s: float | None) -> Retries:
+        """The decisions for a call that begins now."""
+        return Retries(self._max_attempts, self._budget, Deadline(deadline_s))
 
+    def _options(self, deadline: Deadline) -> dict[str, Any]:
+        """What every call tells gRPC."""
+        return {
+            "timeout": deadline.left_s(),
+            "wait_for_ready": self._wait_for_ready,
+            "metadata": self._metadata,
+        }
 
-class StreamCalls(ABC, Generic[TextsT, AnswersT]):
-    """The streaming calls of a client.
-
-    Each takes texts as they come and gives answers as they come; a text is a ``str``, or ``(item_id, text)``. Without
-    an id of its own an item has its running number, ``"0"`` first. The input may be endless: it is read no further
-    ahead than what may be in flight and one message more. What waits is gathered into one message without delay.
-    Closing the answers early cancels the call. An input that raises ends the call with what it raised. One item's error
-    is in its answer, and ends nothing.
-    """
-
-    _closed = False
+    def _shut(self) -> None:
+        """Lets no call begin, and none be tried again."""
+        self._closed = True
+        self._budget.stop()
 
     def _require_open(self) -> None:
         if self._closed:
             raise InvalidRequestError("FAILED_PRECONDITION", "the client is closed; make a new one")
 
     @abstractmethod
-    def _stream(
-        self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: TextsT, deadline_s: float | None
-    ) -> AnswersT:
+    def _stream(self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: TextsT) -> AnswersT:
         """Runs a streaming call, asking for each text what ``template`` asks for."""
 
     def stream(
@@ -118,7 +134,8 @@ class StreamCalls(ABC, Generic[TextsT, AnswersT]):
         include_timings: bool = False,
         encoding: Encoding = "float32",
         dimensions: int | None = None,
-        max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+        expected_fingerprints: Fingerprints | ModelInfo | None = None,
+        max_in_flight: int | None = None,
         deadline_s: float | None = None,
     ) -> AnswersT:
         """Streams texts, and their answers with every task asked for.
@@ -127,12 +144,16 @@ class StreamCalls(ABC, Generic[TextsT, AnswersT]):
             texts: To analyze.
             tasks: Any of ``"embedding"``, ``"classification"``, ``"sentiment"``; none means all that the model has.
             order: Of the answers: ``"request"``, or ``"finished"`` to have each as soon as it is done.
-            truncation: ``"truncate"`` reads the beginning of a text that is too long, ``"error"`` refuses it.
+            truncation: ``"truncate"`` reads the beginning of a text that is too long, ``"error"`` refuses it,
+                ``"window"`` reads it in overlapping windows and pools their answers.
             include_timings: Whether to say where the time went.
             encoding: Of embeddings on the wire: ``"float32"``, ``"float16"`` for half the bytes, ``"int8"`` for a
                 quarter, ``"binary"`` for the signs alone, which come as -1 and 1.
             dimensions: Of embeddings: the first so many; None for all.
-            max_in_flight: Items that may be sent and not yet answered.
+            expected_fingerprints: Of a model, or of an answer: an item that anything else would answer is refused with
+                ``FINGERPRINT_MISMATCH``. What is empty in it may be anything.
+            max_in_flight: Items that may be sent and not yet answered; None begins with few, and takes more as long as
+                that brings throughput.
             deadline_s: Seconds for the whole stream; None for no limit.
 
         Returns:
@@ -144,11 +165,13 @@ class StreamCalls(ABC, Generic[TextsT, AnswersT]):
         """
         request = service_pb2.StreamAnalyzeRequest(
             tasks=conversion.task_numbers(tasks),
-            options=conversion.item_options(truncation, include_timings),
+            options=conversion.item_options(truncation, include_timings, expected_fingerprints),
             embedding_options=conversion.embedding_options(encoding, dimensions),
             order=conversion.answer_order(order),
         )
-        return self._checked("StreamAnalyze", request, stream_flow(order, max_in_flight), texts, deadline_s)
+        return self._checked(
+            "StreamAnalyze", request, texts, order=order, max_in_flight=max_in_flight, deadline_s=deadline_s
+        )
 
     def embed(
         self,
@@ -159,16 +182,19 @@ class StreamCalls(ABC, Generic[TextsT, AnswersT]):
         include_timings: bool = False,
         encoding: Encoding = "float32",
         dimensions: int | None = None,
-        max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+        expected_fingerprints: Fingerprints | ModelInfo | None = None,
+        max_in_flight: int | None = None,
         deadline_s: float | None = None,
     ) -> AnswersT:
         """Streams texts, and their embeddings. Arguments and errors as in ``stream``."""
         request = service_pb2.StreamEmbedRequest(
-            options=conversion.item_options(truncation, include_timings),
+            options=conversion.item_options(truncation, include_timings, expected_fingerprints),
             embedding_options=conversion.embedding_options(encoding, dimensions),
             order=conversion.answer_order(order),
         )
-        return self._checked("StreamEmbed", request, stream_flow(order, max_in_flight), texts, deadline_s)
+        return self._checked(
+            "StreamEmbed", request, texts, order=order, max_in_flight=max_in_flight, deadline_s=deadline_s
+        )
 
     def classify(
         self,
@@ -177,14 +203,18 @@ class StreamCalls(ABC, Generic[TextsT, AnswersT]):
         order: Order = "request",
         truncation: TruncationPolicy = "truncate",
         include_timings: bool = False,
-        max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+        expected_fingerprints: Fingerprints | ModelInfo | None = None,
+        max_in_flight: int | None = None,
         deadline_s: float | None = None,
     ) -> AnswersT:
         """Streams texts, and their classes. Arguments and errors as in ``stream``."""
         request = service_pb2.StreamClassifyRequest(
-            options=conversion.item_options(truncation, include_timings), order=conversion.answer_order(order)
+            options=conversion.item_options(truncation, include_timings, expected_fingerprints),
+            order=conversion.answer_order(order),
         )
-        return self._checked("StreamClassify", request, stream_flow(order, max_in_flight), texts, deadline_s)
+        return self._checked(
+            "StreamClassify", request, texts, order=order, max_in_flight=max_in_flight, deadline_s=deadline_s
+        )
 
     def sentiment(
         self,
@@ -193,23 +223,36 @@ class StreamCalls(ABC, Generic[TextsT, AnswersT]):
         order: Order = "request",
         truncation: TruncationPolicy = "truncate",
         include_timings: bool = False,
-        max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+        expected_fingerprints: Fingerprints | ModelInfo | None = None,
+        max_in_flight: int | None = None,
         deadline_s: float | None = None,
     ) -> AnswersT:
         """Streams texts, and their sentiments. Arguments and errors as in ``stream``."""
         request = service_pb2.StreamSentimentRequest(
-            options=conversion.item_options(truncation, include_timings), order=conversion.answer_order(order)
+            options=conversion.item_options(truncation, include_timings, expected_fingerprints),
+            order=conversion.answer_order(order),
         )
-        return self._checked("StreamSentiment", request, stream_flow(order, max_in_flight), texts, deadline_s)
+        return self._checked(
+            "StreamSentiment", request, texts, order=order, max_in_flight=max_in_flight, deadline_s=deadline_s
+        )
 
     def _checked(
-        self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: TextsT, deadline_s: float | None
+        self,
+        method: StreamMethod,
+        template: StreamRequest,
+        texts: TextsT,
+        *,
+        order: Order,
+        max_in_flight: int | None,
+        deadline_s: float | None,
     ) -> AnswersT:
-        _require_several(texts)
-        return self._stream(method, template, flow, texts, deadline_s)
+        require_several(texts)
+        window = AdaptiveWindow() if max_in_flight is None else FixedWindow(max_in_flight)
+        flow = Flow(order, window, self._retries(deadline_s), max_items=_STREAM_ITEMS, max_bytes=_STREAM_BYTES)
+        return self._stream(method, template, flow, texts)
 
 
-def _require_several(texts: object) -> None:
+def require_several(texts: object) -> None:
     """Refuses a lone str: it is an iterable of str too, and each of its characters would be answered."""
     if isinstance(texts, str):
         raise InvalidRequestError("INVALID_ARGUMENT", "texts: one str is given; write [text]")

@@ -4,35 +4,43 @@ from __future__ import annotations
 
 import json
 
+from .credentials import Tls, is_local
 from .flow import MAX_MESSAGE_BYTES
 
 _SERVICE = "polyhead.v1.InferenceService"
 
-# CANCELLED stands beside UNAVAILABLE: a server that stops gracefully answers it to calls that it has not looked at yet.
-# Both mean that nothing was computed, and asking again asks for the same answer. Streams are not here: what was sent on
-# them would have to be kept for sending it again.
-_RETRIES = {
-    "methodConfig": [
-        {
-            "name": [{"service": _SERVICE, "method": "Analyze"}, {"service": _SERVICE, "method": "GetModelInfo"}],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.05s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 3,
-                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
-            },
-        }
-    ]
+# Of several addresses each gets its turn, but none whose health service says NOT_SERVING: it drains, or still loads.
+# No retryPolicy: gRPC would try again on this channel alone, and not what a stream had sent (see ``retries``).
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": _SERVICE},
 }
 
-OPTIONS: list[tuple[str, int | str]] = [
+_OPTIONS: list[tuple[str, int | str]] = [
     # gRPC's own limit for what comes in is 4 MiB: 1,024 large embeddings are more.
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.service_config", json.dumps(_RETRIES)),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # What DNS says beside the addresses must not replace the service config.
+    ("grpc.service_config_disable_resolution", 1),
+    # Otherwise all channels of a process share one connection to an address, and so one of the workers behind it.
+    ("grpc.use_local_subchannel_pool", 1),
+    # From 1 s on by default, which is longer than another worker needs to take over.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
     # Finds a peer that vanished without a word. Not more often: by default a gRPC server hangs up on a client that
     # pings a quiet connection more than once in 5 minutes. The time-out also holds for data that is not acknowledged.
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
+
+
+def options(target: str, tls: Tls | None) -> list[tuple[str, int | str]]:
+    """The options of a channel to ``target``."""
+    chosen = list(_OPTIONS)
+    if is_local(target):
+        # A proxy, which gRPC finds in the environment, would carry to a network what is to stay here: texts, keys.
+        chosen.append(("grpc.enable_http_proxy", 0))
+    if tls and tls.server_name:
+        chosen.append(("grpc.ssl_target_name_override", tls.server_name))
+    return chosen

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NoReturn, TypeVar, get_args
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NoReturn, get_args
 
 import click
 
@@ -18,27 +21,17 @@ from .admin import admin
 from .calls import DEFAULT_TARGET
 from .client import Client
 from .conversion import Encoding, Order, Task, TruncationPolicy
+from .credentials import Tls
 from .errors import AccessDeniedError, InvalidRequestError, PolyheadError, UnavailableError
 from .flow import Text
 from .model_info import ModelInfo
-from .results import Answer
+from .results import Answer, Fingerprints
 from .top import top
-
-CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
 _FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
 # Errors that whoever typed the command can mend.
 _MISTAKES = (AccessDeniedError, InvalidRequestError, UnavailableError)
 
-_target = click.option(
-    "--target",
-    metavar="HOST:PORT",
-    default=DEFAULT_TARGET,
-    envvar="POLYHEAD_TARGET",
-    show_default=True,
-    show_envvar=True,
-    help="The server to ask.",
-)
 _encoding = click.option(
     "--encoding",
     type=click.Choice(get_args(Encoding)),
@@ -51,11 +44,80 @@ _dimensions = click.option(
 )
 
 
-def _texts(command: CommandT) -> CommandT:
+@dataclass(frozen=True)
+class _Server:
+    """Where the server is, and what it takes to be let in."""
+
+    target: str
+    tls: Tls | None
+    api_key: str | None = field(repr=False)
+    allow_plaintext_key: bool
+
+    def connect(self) -> Client:
+        return Client(self.target, tls=self.tls, api_key=self.api_key, allow_plaintext_key=self.allow_plaintext_key)
+
+
+def _server(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds what all commands share, and hands it over as one ``server``."""
+    file = click.Path(exists=True, dir_okay=False)
+
+    @functools.wraps(command)
+    def with_server(**options: Any) -> None:
+        tls, ca, cert, key = (options.pop(name) for name in ("tls", "ca", "cert", "key"))
+        if (cert is None) != (key is None):
+            raise click.UsageError("--cert and --key go together; give both")
+        key_file = options.pop("api_key_file")
+        server = _Server(
+            target=options.pop("target"),
+            tls=Tls(ca, cert, key) if tls or ca or cert else None,
+            # Not a flag: everybody on the machine sees those.
+            api_key=key_file.read().strip() if key_file else os.environ.get("POLYHEAD_API_KEY"),
+            allow_plaintext_key=options.pop("allow_plaintext_key"),
+        )
+        command(server=server, **options)
+
+    options = [
+        click.option(
+            "--target",
+            metavar="HOST:PORT",
+            default=DEFAULT_TARGET,
+            envvar="POLYHEAD_TARGET",
+            show_default=True,
+            show_envvar=True,
+            help="The server to ask, or any name that gRPC resolves.",
+        ),
+        click.option("--tls", is_flag=True, help="Use TLS; any of the next three does too."),
+        click.option("--ca", type=file, help="PEM file with the certificates to trust.  [default: public ones]"),
+        click.option("--cert", type=file, help="PEM file with this client's certificate, if the server asks for one."),
+        click.option("--key", type=file, help="PEM file with the private key of --cert."),
+        click.option(
+            "--api-key-file",
+            type=click.File(encoding="utf-8"),
+            help="File that holds the key to send.  [default: $POLYHEAD_API_KEY, if set]",
+        ),
+        click.option("--allow-plaintext-key", is_flag=True, help="Send the key over a network without TLS."),
+    ]
+    return _with(options, with_server)
+
+
+def _with(options: list[Callable[..., Any]], command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _space(_: click.Context, __: click.Parameter, value: str | None) -> Fingerprints | None:
+    if value is None:
+        return None
+    if not re.fullmatch("[0-9a-f]{16}", value):
+        raise click.BadParameter("not 16 hexadecimal digits, as polyhead info shows them")
+    return Fingerprints(value, {})
+
+
+def _texts(command: Callable[..., None]) -> Callable[..., None]:
     """Adds what all commands that answer texts share."""
     options = [
         click.argument("texts", metavar="[TEXT]...", nargs=-1),
-        _target,
         click.option("--jsonl", is_flag=True, help='Read {"id": ..., "text": ...} objects from stdin, one a line.'),
         click.option(
             "--truncation",
@@ -72,10 +134,15 @@ def _texts(command: CommandT) -> CommandT:
             help="Of the answers: that of the input, or each as soon as it is finished.",
         ),
         click.option("--timings", "include_timings", is_flag=True, help="Say where the time went, in seconds."),
+        click.option(
+            "--expect-space",
+            "expected_fingerprints",
+            metavar="HEX",
+            callback=_space,
+            help="Refuse texts that another embedding space than this one would answer.",
+        ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _server(_with(options, command))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -110,7 +177,7 @@ main.add_command(top)
     metavar="TASK[,TASK...]",
     help=f"Answers to give, of {', '.join(get_args(Task))}.  [default: all that the model has]",
 )
-def analyze(texts: tuple[str, ...], target: str, jsonl: bool, tasks: str | None, **options: Any) -> None:
+def analyze(texts: tuple[str, ...], server: _Server, jsonl: bool, tasks: str | None, **options: Any) -> None:
     """Give every answer that the model has about each TEXT, or about each line of stdin.
 
     \b
@@ -118,56 +185,56 @@ def analyze(texts: tuple[str, ...], target: str, jsonl: bool, tasks: str | None,
       polyhead analyze --tasks classification,sentiment < reviews.txt
     """  # noqa: D301  the backspace tells click to keep the lines as they are
     chosen = [] if tasks is None else [task.strip() for task in tasks.split(",")]
-    _run(target, texts, jsonl, lambda client, items: client.stream(items, tasks=chosen, **options))  # type: ignore[arg-type]
+    _run(server, texts, jsonl, lambda client, items: client.stream(items, tasks=chosen, **options))  # type: ignore[arg-type]
 
 
 @main.command()
 @_texts
 @_encoding
 @_dimensions
-def embed(texts: tuple[str, ...], target: str, jsonl: bool, **options: Any) -> None:
+def embed(texts: tuple[str, ...], server: _Server, jsonl: bool, **options: Any) -> None:
     """Give the embedding of each TEXT, or of each line of stdin.
 
     \b
       polyhead embed "Where is my refund?" | jq -c .embedding
     """  # noqa: D301  the backspace tells click to keep the lines as they are
-    _run(target, texts, jsonl, lambda client, items: client.embed(items, **options))
+    _run(server, texts, jsonl, lambda client, items: client.embed(items, **options))
 
 
 @main.command()
 @_texts
-def classify(texts: tuple[str, ...], target: str, jsonl: bool, **options: Any) -> None:
+def classify(texts: tuple[str, ...], server: _Server, jsonl: bool, **options: Any) -> None:
     """Give the class of each TEXT, or of each line of stdin.
 
     \b
       polyhead classify < questions.txt | jq -r .classification.scores[0].label
     """  # noqa: D301  the backspace tells click to keep the lines as they are
-    _run(target, texts, jsonl, lambda client, items: client.classify(items, **options))
+    _run(server, texts, jsonl, lambda client, items: client.classify(items, **options))
 
 
 @main.command()
 @_texts
-def sentiment(texts: tuple[str, ...], target: str, jsonl: bool, **options: Any) -> None:
+def sentiment(texts: tuple[str, ...], server: _Server, jsonl: bool, **options: Any) -> None:
     """Give the sentiment of each TEXT, or of each line of stdin.
 
     \b
       polyhead sentiment "Never again." | jq .sentiment.probability
     """  # noqa: D301  the backspace tells click to keep the lines as they are
-    _run(target, texts, jsonl, lambda client, items: client.sentiment(items, **options))
+    _run(server, texts, jsonl, lambda client, items: client.sentiment(items, **options))
 
 
 @main.command()
-@_target
+@_server
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-def info(target: str, as_json: bool) -> None:
+def info(server: _Server, as_json: bool) -> None:
     """Describe the model behind the server: heads, labels, limits, fingerprints, engine, device."""
-    with _ended_well(target), Client(target) as client:
+    with _ended_well(server.target), server.connect() as client:
         model = client.info()
         click.echo(json.dumps(dataclasses.asdict(model), ensure_ascii=False) if as_json else _readable(model))
 
 
 def _run(
-    target: str, texts: tuple[str, ...], jsonl: bool, ask: Callable[[Client, Iterable[Text]], Iterator[Answer]]
+    server: _Server, texts: tuple[str, ...], jsonl: bool, ask: Callable[[Client, Iterable[Text]], Iterator[Answer]]
 ) -> None:
     """Streams the input to the server and the answers to stdout."""
     if texts and jsonl:
@@ -175,7 +242,7 @@ def _run(
     source = _Input(texts or (json_lines.items_of if jsonl else json_lines.texts_of)(_stdin()))
     stdout = sys.stdout.buffer
     failed = False
-    with _ended_well(target), Client(target) as client:
+    with _ended_well(server.target), server.connect() as client:
         for answer in ask(client, source):
             failed = failed or answer.error is not None
             stdout.write(json_lines.line_of(answer))
@@ -248,6 +315,7 @@ def _readable(model: ModelInfo) -> str:
         rows.append(("", f"{', '.join(head.labels)}; temperature {head.temperature:g}{threshold}"))
     rows += [
         ("limits", f"{limits.max_tokens:,} tokens a text, {limits.max_characters:,} characters of it looked at"),
+        *([("", f"{limits.max_windows:,} windows a text")] if limits.max_windows else []),
         ("", f"{limits.max_items_per_message:,} items and {limits.max_message_bytes:,} bytes a message"),
         ("server", f"{model.server_version}, bundle format {model.bundle_format_version}"),
     ]

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 import grpc
 from polyhead.v1 import inference_service_pb2 as service_pb2
-from polyhead.v1 import inference_service_pb2_grpc as service_grpc
 from polyhead.v1 import item_pb2
 
 from . import conversion
-from .calls import DEFAULT_DEADLINE_S, DEFAULT_TARGET, Analysis, StreamCalls, StreamMethod
-from .channel import OPTIONS
+from .calls import Calls, StreamMethod, UnaryMethod
+from .connections import Connections
 from .conversion import Encoding, StreamRequest, Task, TruncationPolicy
-from .errors import translated
+from .errors import PolyheadError, translated
 from .flow import Flow, Text
 from .model_info import ModelInfo
-from .results import Answer
+from .results import Answer, Fingerprints
+from .retries import Retries
+from .unary import DEFAULT_DEADLINE_S, Analysis, Attempts
 
 
-class Client(StreamCalls[Iterable[Text], Iterator[Answer]]):
-    """A connection to a server. Threads may share it.
+class Client(Calls[Iterable[Text], Iterator[Answer]]):
+    """Connections to a server, or to several that serve the same model. Threads may share it.
 
     Use it as a context manager, or ``close`` it::
 
@@ -31,17 +34,6 @@ class Client(StreamCalls[Iterable[Text], Iterator[Answer]]):
                 print(answer.item_id, answer.unwrap().sentiment)
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, wait_for_ready: bool = False) -> None:
-        """Connects when it is first used.
-
-        Args:
-            target: ``HOST:PORT`` of the server, or any name that gRPC resolves.
-            wait_for_ready: True waits, until a call's deadline, for a server that is not there yet; False fails then.
-        """
-        self._wait_for_ready = wait_for_ready
-        self._channel = grpc.insecure_channel(target, OPTIONS)
-        self._stub = service_grpc.InferenceServiceStub(self._channel)
-
     def __enter__(self) -> Self:
         return self
 
@@ -49,9 +41,10 @@ class Client(StreamCalls[Iterable[Text], Iterator[Answer]]):
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; calls that are running end with UnavailableError."""
-        self._closed = True
-        self._channel.close()
+        """Closes the connections; calls that are running end with UnavailableError."""
+        self._shut()
+        for channel in self._channels:
+            channel.close()
 
     def analyze(
         self,
@@ -62,18 +55,24 @@ class Client(StreamCalls[Iterable[Text], Iterator[Answer]]):
         include_timings: bool = False,
         encoding: Encoding = "float32",
         dimensions: int | None = None,
+        expected_fingerprints: Fingerprints | ModelInfo | None = None,
         deadline_s: float | None = DEFAULT_DEADLINE_S,
     ) -> list[Answer]:
-        """Answers a batch of texts, in order; a large batch takes several calls. Retried while the server is away.
+        """Answers a batch of texts, in order; a large batch takes several calls.
+
+        While the server is away, or too busy and says for how long, it is asked again.
 
         Args:
             texts: Each a ``str``, or ``(item_id, text)``.
             tasks: Any of ``"embedding"``, ``"classification"``, ``"sentiment"``; none means all that the model has.
-            truncation: ``"truncate"`` reads the beginning of a text that is too long, ``"error"`` refuses it.
+            truncation: ``"truncate"`` reads the beginning of a text that is too long, ``"error"`` refuses it,
+                ``"window"`` reads it in overlapping windows and pools their answers.
             include_timings: Whether to say where the time went.
             encoding: Of embeddings on the wire: ``"float32"``, ``"float16"`` for half the bytes, ``"int8"`` for a
                 quarter, ``"binary"`` for the signs alone, which come as -1 and 1.
             dimensions: Of embeddings: the first so many; None for all.
+            expected_fingerprints: Of a model, or of an answer: an item that anything else would answer is refused with
+                ``FINGERPRINT_MISMATCH``. What is empty in it may be anything.
             deadline_s: Seconds for the whole batch; None for no limit.
 
         Returns:
@@ -82,20 +81,22 @@ class Client(StreamCalls[Iterable[Text], Iterator[Answer]]):
         Raises:
             PolyheadError: The call as a whole failed; its subclass says what can be done.
         """
-        self._require_open()
+        retries = self._retries(deadline_s)
         analysis = Analysis(
             texts,
+            retries,
             tasks=tasks,
             truncation=truncation,
             include_timings=include_timings,
             encoding=encoding,
             dimensions=dimensions,
-            deadline_s=deadline_s,
+            expected_fingerprints=expected_fingerprints,
         )
-        for request in analysis.requests():
-            with translated():
-                response = self._stub.Analyze(request, timeout=analysis.left_s(), wait_for_ready=self._wait_for_ready)
-            analysis.accept(response)
+        self._require_open()
+        while (wait_s := analysis.wait_s()) is not None:
+            time.sleep(wait_s)
+            for request in analysis.requests():
+                analysis.accept(self._ask("Analyze", request, retries))
         return analysis.answers()
 
     def info(self, *, deadline_s: float | None = DEFAULT_DEADLINE_S) -> ModelInfo:
@@ -107,44 +108,109 @@ class Client(StreamCalls[Iterable[Text], Iterator[Answer]]):
         Raises:
             PolyheadError: The call failed; its subclass says what can be done.
         """
-        self._require_open()
-        with translated():
-            response = self._stub.GetModelInfo(
-                service_pb2.GetModelInfoRequest(), timeout=deadline_s, wait_for_ready=self._wait_for_ready
-            )
+        response = self._ask("GetModelInfo", service_pb2.GetModelInfoRequest(), self._retries(deadline_s))
         return conversion.model_info_of(response)
 
-    def _stream(
-        self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Iterable[Text], deadline_s: float | None
-    ) -> Iterator[Answer]:
-        rpc = getattr(self._stub, method)
+    def _channel(
+        self, target: str, options: list[tuple[str, Any]], credentials: grpc.ChannelCredentials | None
+    ) -> grpc.Channel:
+        if credentials is None:
+            return grpc.insecure_channel(target, options)
+        return grpc.secure_channel(target, credentials, options)
 
-        def start(requests: Iterator[StreamRequest]) -> Any:
+    def _ask(self, method: UnaryMethod, request: Any, retries: Retries) -> Any:
+        """The response to a unary call, after as many attempts as it takes."""
+        attempts = Attempts(retries)
+        while True:
             self._require_open()
-            return rpc(requests, timeout=deadline_s, wait_for_ready=self._wait_for_ready)
+            hedge_s = self._hedging.delay_s()
+            began = time.monotonic()
+            try:
+                with translated():
+                    if hedge_s is None:
+                        response = self._attempt(method, request, attempts)
+                    else:
+                        response = self._race(method, request, attempts, hedge_s)
+            except PolyheadError as error:
+                time.sleep(attempts.failed(error))
+            else:
+                attempts.succeeded()
+                self._hedging.observe(time.monotonic() - began)
+                return response
 
-        return _Stream(flow, template).run(start, texts)
+    def _attempt(self, method: UnaryMethod, request: Any, attempts: Attempts) -> Any:
+        with self._connections.lease(attempts.tried) as lease:
+            attempts.tried.add(lease.number)
+            return getattr(lease.stub, method)(request, **self._options(attempts.deadline))
+
+    def _race(self, method: UnaryMethod, request: Any, attempts: Attempts, hedge_s: float) -> Any:
+        """The first response of two calls, the second of which begins after ``hedge_s``, if it may."""
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        calls = [self._begin(method, request, attempts, ended)]
+        try:
+            try:
+                first = ended.get(timeout=hedge_s)
+            except queue.Empty:
+                if self._hedging.spend():
+                    calls.append(self._begin(method, request, attempts, ended))
+                first = ended.get()
+            if len(calls) > 1 and first.code() is not grpc.StatusCode.OK:
+                first = ended.get()
+            return first.result()
+        finally:
+            for call in calls:
+                call.cancel()
+
+    def _begin(self, method: UnaryMethod, request: Any, attempts: Attempts, ended: queue.SimpleQueue[Any]) -> Any:
+        """Begins a call, which goes into the queue when it has ended."""
+        lease = self._connections.lease(attempts.tried)
+        attempts.tried.add(lease.number)
+        try:
+            call = getattr(lease.stub, method).future(request, **self._options(attempts.deadline))
+        except BaseException:
+            lease.give_back()
+            raise
+        call.add_done_callback(lambda _: lease.give_back())
+        call.add_done_callback(ended.put)
+        return call
+
+    def _stream(
+        self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Iterable[Text]
+    ) -> Iterator[Answer]:
+        def begin(stub: Any, requests: Iterator[StreamRequest]) -> Any:
+            self._require_open()
+            return getattr(stub, method)(requests, **self._options(flow.deadline))
+
+        return _Stream(flow, template, self._connections, begin).run(texts)
 
 
 class _Stream:
-    """One streaming call.
+    """One streaming call, over as many gRPC calls as it takes.
 
     ::
 
         texts --reader thread--> flow --gRPC's thread--> server --receiver thread--> flow --caller's thread--> answers
     """
 
-    def __init__(self, flow: Flow, template: StreamRequest) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        template: StreamRequest,
+        connections: Connections[Any],
+        begin: Callable[[Any, Iterator[StreamRequest]], Any],
+    ) -> None:
         self._flow = flow
         self._template = template
+        self._connections = connections
+        self._begin = begin
+        self._broken: set[int] = set()  # the connection of the last call
+        self._call: Any = None
         self._changed = threading.Condition()
 
-    def run(self, start: Callable[[Iterator[StreamRequest]], Any], texts: Iterable[Text]) -> Iterator[Answer]:
-        with translated():
-            call = start(self._requests())
+    def run(self, texts: Iterable[Text]) -> Iterator[Answer]:
         # Daemons that nobody waits for: they end by themselves, but a reader not before its input gives the next text.
         reader = threading.Thread(target=self._read, args=(texts,), name="polyhead-reader", daemon=True)
-        receiver = threading.Thread(target=self._receive, args=(call,), name="polyhead-receiver", daemon=True)
+        receiver = threading.Thread(target=self._receive, name="polyhead-receiver", daemon=True)
         try:
             reader.start()
             receiver.start()
@@ -153,8 +219,11 @@ class _Stream:
             if self._flow.error is not None:
                 raise self._flow.error
         finally:
-            self._close()
-            call.cancel()
+            with self._changed:
+                self._flow.close()
+                self._changed.notify_all()
+            if self._call is not None:
+                self._call.cancel()
 
     def _read(self, texts: Iterable[Text]) -> None:
         try:
@@ -171,28 +240,49 @@ class _Stream:
         except BaseException as error:  # noqa: BLE001  the edge of a thread: the caller raises it
             self._fail(error)
 
-    def _requests(self) -> Iterator[StreamRequest]:
-        while items := self._take():
-            yield conversion.with_items(self._template, items)
-
-    def _receive(self, call: Any) -> None:
+    def _receive(self) -> None:
         try:
-            with translated():
-                for response in call:
+            while not self._flow.closed:
+                try:
+                    with self._connections.lease(self._broken) as lease, translated():
+                        self._broken = {lease.number}
+                        self._follow(lease.stub)
+                except PolyheadError as error:
+                    self._lose(error)
+        except BaseException as error:  # noqa: BLE001  the edge of a thread: the caller raises it
+            self._fail(error)
+
+    def _follow(self, stub: Any) -> None:
+        """One gRPC call, to its end."""
+        with self._changed:
+            number = self._flow.begin_call()
+            self._changed.notify_all()
+        if self._flow.closed:
+            return
+        self._call = self._begin(stub, self._requests(number))
+        try:
+            # Closed meanwhile: whoever did it may have seen no call to cancel.
+            if not self._flow.closed:
+                for response in self._call:
                     answers = conversion.answers_of(response)
                     with self._changed:
                         self._flow.accept(answers)
                         self._changed.notify_all()
-            with self._changed:
-                self._flow.end_answers()
-                self._changed.notify_all()
-        except BaseException as error:  # noqa: BLE001  the edge of a thread: the caller raises it
-            self._fail(error)
+                with self._changed:
+                    self._flow.end_answers()
+                    self._changed.notify_all()
+        finally:
+            self._call.cancel()
 
-    def _take(self) -> list[item_pb2.Item]:
+    def _requests(self, call: int) -> Iterator[StreamRequest]:
+        while items := self._take(call):
+            yield conversion.with_items(self._template, items)
+
+    def _take(self, call: int) -> list[item_pb2.Item]:
         with self._changed:
-            self._changed.wait_for(self._flow.may_take)
-            return self._flow.take()
+            while not self._flow.may_take(call):
+                self._changed.wait(self._flow.wait_s())
+            return self._flow.take(call)
 
     def _collect(self) -> list[Answer]:
         with self._changed:
@@ -201,10 +291,14 @@ class _Stream:
             self._changed.notify_all()
             return answers
 
-    def _close(self) -> None:
+    def _lose(self, error: PolyheadError) -> None:
+        """Waits until the next call may begin and has something to do, if there is to be one."""
         with self._changed:
-            self._flow.close()
+            delay_s = self._flow.lose(error)
             self._changed.notify_all()
+            if delay_s is not None:
+                self._changed.wait_for(lambda: self._flow.closed, delay_s)
+                self._changed.wait_for(self._flow.may_begin, self._flow.deadline.left_s())
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2, model_pb2
 
-from .errors import InvalidRequestError, ServerError, reason_of
+from .errors import InvalidRequestError, ServerError, reason_of, retry_after_of
 from .model_info import EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
 from .results import (
     Answer,
@@ -34,7 +34,7 @@ from .results import (
 )
 
 Task = Literal["embedding", "classification", "sentiment"]
-TruncationPolicy = Literal["truncate", "error"]
+TruncationPolicy = Literal["truncate", "error", "window"]
 Order = Literal["request", "finished"]
 Encoding = Literal["float32", "float16", "int8", "binary"]
 
@@ -58,7 +58,11 @@ _TASKS = {
     "classification": item_pb2.TASK_CLASSIFICATION,
     "sentiment": item_pb2.TASK_SENTIMENT,
 }
-_TRUNCATION = {"truncate": item_pb2.TRUNCATION_POLICY_TRUNCATE, "error": item_pb2.TRUNCATION_POLICY_ERROR}
+_TRUNCATION = {
+    "truncate": item_pb2.TRUNCATION_POLICY_TRUNCATE,
+    "error": item_pb2.TRUNCATION_POLICY_ERROR,
+    "window": item_pb2.TRUNCATION_POLICY_WINDOW,
+}
 _ORDER = {"request": item_pb2.ANSWER_ORDER_REQUEST, "finished": item_pb2.ANSWER_ORDER_FINISHED}
 _ENCODING = {
     "float32": item_pb2.EMBEDDING_ENCODING_FLOAT32_LE,
@@ -76,10 +80,15 @@ _LAYOUTS = {
 _DIMENSIONS_END = 2**32
 
 
-def item_options(truncation: TruncationPolicy, include_timings: bool) -> item_pb2.ItemOptions:
+def item_options(
+    truncation: TruncationPolicy, include_timings: bool, expected: Fingerprints | ModelInfo | None
+) -> item_pb2.ItemOptions:
     """The wishes that hold for every item, whatever its tasks."""
     policy = _chosen("truncation", _TRUNCATION, truncation)
-    return item_pb2.ItemOptions(truncation=policy, include_timings=include_timings)
+    options = item_pb2.ItemOptions(truncation=policy, include_timings=include_timings)
+    if expected is not None:
+        options.expected_fingerprints.CopyFrom(_expected(expected))
+    return options
 
 
 def embedding_options(encoding: Encoding, dimensions: int | None) -> item_pb2.EmbeddingOptions:
@@ -127,11 +136,23 @@ def model_info_of(response: service_pb2.GetModelInfoResponse) -> ModelInfo:
             max_characters=model.limits.max_characters,
             max_items_per_message=model.limits.max_items_per_message,
             max_message_bytes=model.limits.max_message_bytes,
+            max_windows=model.limits.max_windows,
         ),
         fingerprints=_fingerprints(model.fingerprints),
         runtime=RuntimeInfo(runtime.engine, runtime.device, runtime.variant, tuple(runtime.fallback_reasons)),
         bundle_format_version=model.bundle_format_version,
         server_version=model.server_version,
+    )
+
+
+def _expected(expected: Fingerprints | ModelInfo) -> item_pb2.Fingerprints:
+    fingerprints = expected.fingerprints if isinstance(expected, ModelInfo) else expected
+    return item_pb2.Fingerprints(
+        embedding_space=fingerprints.embedding_space,
+        heads=[
+            item_pb2.HeadFingerprint(head=head, fingerprint=fingerprint)
+            for head, fingerprint in fingerprints.heads.items()
+        ],
     )
 
 
@@ -153,7 +174,7 @@ def _answer(answer: item_pb2.Answer) -> Answer:
 
 def _item_error(status: status_pb2.Status) -> ItemError:
     code = code_pb2.Code.Name(status.code) if status.code in code_pb2.Code.values() else "UNKNOWN"
-    return ItemError(code, reason_of(status), status.message)
+    return ItemError(code, reason_of(status), status.message, retry_after_of(status))
 
 
 def _result(result: item_pb2.Result) -> Result:
@@ -164,6 +185,7 @@ def _result(result: item_pb2.Result) -> Result:
             tokens_seen=cut.tokens_seen,
             tokens_used=cut.tokens_used,
             cut_at_code_point=cut.cut_at_code_point if cut.HasField("cut_at_code_point") else None,
+            windows=cut.windows or 1,  # a server that knows no windows says nothing
         ),
         fingerprints=_fingerprints(result.fingerprints),
         embedding=_embedding(result.embedding) if result.HasField("embedding") else None,

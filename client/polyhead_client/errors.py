@@ -14,6 +14,7 @@ Errors::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,13 +30,16 @@ class PolyheadError(Exception):
         code: The name of the gRPC status code, such as ``"UNAVAILABLE"``.
         message: What happened, for people.
         reason: What happened, for programs: one of those in docs/errors.md, or empty when the server gave none.
+        retry_after_s: Seconds after which the server wants to be asked again, infinite for never; None when it did not
+            say.
     """
 
-    def __init__(self, code: str, message: str, reason: str = "") -> None:
+    def __init__(self, code: str, message: str, reason: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
         self.reason = reason
+        self.retry_after_s = retry_after_s
 
 
 class UnavailableError(PolyheadError):
@@ -69,13 +73,18 @@ class ItemFailedError(PolyheadError):
         item_id: The id of the item.
     """
 
-    def __init__(self, item_id: str, code: str, message: str, reason: str = "") -> None:
-        super().__init__(code, f"item {item_id!r}: {message}", reason)
+    def __init__(
+        self, item_id: str, code: str, message: str, reason: str = "", retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(code, f"item {item_id!r}: {message}", reason, retry_after_s)
         self.item_id = item_id
 
 
-# The name under which every gRPC library sends the details of a status.
-_DETAILS_KEY = "grpc-status-details-bin"
+# The name under which every gRPC library sends the details of a status, and that of gRPC's own push-back.
+_DETAILS_KEY, _PUSHBACK_KEY = "grpc-status-details-bin", "grpc-retry-pushback-ms"
+
+# What grpc.aio puts in the place of a status when it comes to write on a stream that has just ended.
+_LOST_STATUS = "Internal error from Core"
 
 # CANCELLED stands beside UNAVAILABLE: a server that stops answers it to the calls that it has not looked at yet.
 _BY_CODE: dict[grpc.StatusCode, type[PolyheadError]] = {
@@ -104,6 +113,21 @@ def reason_of(status: status_pb2.Status) -> str:
     return next((info.reason for detail in status.details if detail.Unpack(info)), "")
 
 
+def retry_after_of(status: status_pb2.Status) -> float | None:
+    """Seconds after which the server wants to be asked again, in the details of a status; None when it does not say."""
+    told = error_details_pb2.RetryInfo()
+    return next(
+        (told.retry_delay.seconds + told.retry_delay.nanos * 1e-9 for detail in status.details if detail.Unpack(told)),
+        None,
+    )
+
+
+def error_named(code: str, message: str, reason: str = "") -> PolyheadError:
+    """The error for the status code of that name."""
+    kind = _BY_CODE.get(grpc.StatusCode.__members__.get(code, grpc.StatusCode.UNKNOWN), ServerError)
+    return kind(code, message, reason)
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Turns what gRPC raises inside the block, from a sync or an asyncio call, into this module's errors."""
@@ -116,6 +140,14 @@ def translated() -> Iterator[None]:
 def _translation(error: Any) -> PolyheadError:
     """The error for what a call raised, which has these methods though its type, RpcError, does not say so."""
     code, message = error.code(), error.details() or "no message came with it"
-    details = [value for key, value in error.trailing_metadata() or () if key == _DETAILS_KEY]
-    reason = reason_of(status_pb2.Status.FromString(details[0])) if details else ""
-    return _BY_CODE[code](code.name, message, reason)
+    if code is grpc.StatusCode.INTERNAL and message == _LOST_STATUS:
+        code, message = grpc.StatusCode.UNAVAILABLE, "the stream ended while a message was being sent"
+    trailing = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(trailing.get(_DETAILS_KEY, b""))
+    told = retry_after_of(status) if _PUSHBACK_KEY not in trailing else _pushback(trailing[_PUSHBACK_KEY])
+    return _BY_CODE[code](code.name, message, reason_of(status), told)
+
+
+def _pushback(milliseconds: str) -> float:
+    """Seconds; what is negative or no number means never (gRFC A6)."""
+    return int(milliseconds) / 1000 if milliseconds.isdecimal() else math.inf

@@ -2,8 +2,13 @@
 
 ::
 
-    text --offer--> waiting --take--> in flight --accept--> ready --collect--> caller
-             `--- cannot be sent: refused, answered in its turn ---^
+    text --offer--> waiting --take--> sent --accept--> done --in its turn--> ready --collect--> caller
+             |         ^---- lost, or refused for now ---'      ^
+             `--- cannot be sent: answered in its turn ---------'
+
+What was sent is kept until it is answered: when its connection breaks, or the server has too much to do, it is sent
+again, and answered once. On the wire an item has its running number as id, the caller's id comes back from here: that
+one may have any length and need not be unique.
 
 No I/O and no locks: the sync client drives it under a ``threading.Condition``, the asyncio client on its loop, and both
 use it for unary calls too.
@@ -11,14 +16,20 @@ use it for unary calls too.
 
 from __future__ import annotations
 
+import heapq
+import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from polyhead.v1 import item_pb2
 
 from .conversion import Order
-from .errors import InvalidRequestError, ServerError
+from .errors import PolyheadError, ServerError, error_named
 from .results import Answer, ItemError
+from .retries import Retries, is_retryable
+from .window import Window
 
 # One text to answer: the text, or its id and the text.
 Text: TypeAlias = str | tuple[str, str]
@@ -29,34 +40,62 @@ MAX_MESSAGE_BYTES = 16 * 2**20
 _MAX_ITEM_BYTES = MAX_MESSAGE_BYTES - 1024
 
 
+@dataclass(slots=True)
+class _Entry:
+    """An item that is not answered yet."""
+
+    number: int
+    item_id: str
+    item: item_pb2.Item
+    losses: int = 0  # times its call broke
+    refusals: int = 0  # times the server had too much to do
+
+
 class Flow:
     """The items of one call, and what became of them.
 
     Attributes:
+        deadline: Of the call.
         closed: True when nothing will be sent or accepted any more; answers that are ready can still be collected.
         error: Why it was closed before its end, or None.
     """
 
-    def __init__(self, order: Order, max_in_flight: int, max_items: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        order: Order,
+        window: Window,
+        retries: Retries,
+        *,
+        max_items: int,
+        max_bytes: int,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Starts empty.
 
         Args:
-            order: Of the answers; ``"request"`` makes refused items wait for the answers before theirs.
-            max_in_flight: Items that may be sent and not yet answered. At least 1.
+            order: Of the answers.
+            window: Bounds the items that are sent and not yet answered.
+            retries: Say what is sent again, and when.
             max_items: Items in one message.
             max_bytes: Of items in one message, about; a larger item goes alone.
+            now: The clock.
         """
-        if max_in_flight < 1:
-            raise InvalidRequestError("INVALID_ARGUMENT", f"max_in_flight: {max_in_flight} is less than 1")
         self._in_request_order = order == "request"
-        self._max_in_flight = max_in_flight
+        self._window = window
         self._max_items = max_items
         self._max_bytes = max_bytes
-        self._waiting: deque[item_pb2.Item] = deque()
-        self._refused: deque[tuple[int, Answer]] = deque()  # with the number of answers that come before
+        self._retries = retries
+        self.deadline = retries.deadline
+        self._now = now
+        self._waiting: deque[_Entry] = deque()
+        self._sent: dict[str, _Entry] = {}  # by the id on the wire
+        self._later: list[tuple[float, int, _Entry]] = []  # a heap, by when they may be sent again
+        self._done: dict[int, Answer] = {}  # what waits for the answers before it
         self._ready: list[Answer] = []
-        # Items so far: an item that was offered is either admitted or refused.
-        self._offered = self._admitted = self._answered = self._collected = 0
+        # Items so far, and the number of the next answer in request order.
+        self._offered = self._collected = self._next = 0
+        self._call = 0
+        self._losses = 0  # calls in a row that broke without an answer
         self._input_ended = False
         self.closed = False
         self.error: BaseException | None = None
@@ -64,61 +103,105 @@ class Flow:
     @property
     def in_flight(self) -> int:
         """Items sent and not yet answered."""
-        return self._admitted - len(self._waiting) - self._answered
+        return len(self._sent)
+
+    @property
+    def unanswered(self) -> int:
+        """Items that were offered and have no answer yet."""
+        return len(self._waiting) + len(self._sent) + len(self._later)
+
+    def may_begin(self) -> bool:
+        """Whether another call has something to do, or there is no use in waiting for it."""
+        return self.closed or self._input_ended or self.unanswered > 0
 
     def may_offer(self) -> bool:
         """Whether there is room for another text, or no use in waiting for it."""
         # One message more than what may be in flight: the next one is complete when answers make room for it.
-        return self.closed or self._offered - self._collected < self._max_in_flight + self._max_items
+        return self.closed or self._offered - self._collected < self._window.limit + self._max_items
 
-    def may_take(self) -> bool:
-        """Whether ``take`` has something to give, or never will again."""
-        return self.closed or (self.in_flight < self._max_in_flight if self._waiting else self._input_ended)
+    def may_take(self, call: int) -> bool:
+        """Whether ``take`` has something to give to this call, or never will again."""
+        self._wake()
+        if self.closed or call != self._call:
+            return True
+        if self._waiting:
+            return self.in_flight < self._window.limit
+        return self._input_ended and not self._later
 
     def may_collect(self) -> bool:
         """Whether ``collect`` has something to give, or never will again."""
         return self.closed or bool(self._ready)
 
+    def wait_s(self) -> float | None:
+        """Seconds until time alone may change what may be done; None when it never does."""
+        return max(0.0, self._later[0][0] - self._now()) if self._later else None
+
     def offer(self, text: Text) -> None:
         """Takes in a text; one that cannot be sent is answered with an error in its turn."""
-        item_id, content = text if isinstance(text, tuple) else (str(self._offered), text)
+        number = self._offered
+        item_id, content = text if isinstance(text, tuple) else (str(number), text)
         self._offered += 1
-        item = _item(item_id, content)
+        item = _item(number, content)
         if isinstance(item, ItemError):
-            self._refuse(Answer(item_id, error=item))
+            self._finish(number, Answer(item_id, error=item))
         else:
-            self._admitted += 1
-            self._waiting.append(item)
+            self._waiting.append(_Entry(number, item_id, item))
 
     def end_input(self) -> None:
         """Says that no further text comes."""
         self._input_ended = True
 
-    def take(self) -> list[item_pb2.Item]:
-        """Moves what is waiting and fits one message into flight; empty when there is nothing to send any more."""
+    def begin_call(self) -> int:
+        """Says that a call begins which takes the place of the one before; returns its number.
+
+        Where nothing is left for a call to do, this is closed instead.
+        """
+        self._call += 1
+        if self._input_ended and not self.unanswered:
+            self.close()
+        return self._call
+
+    def take(self, call: int) -> list[item_pb2.Item]:
+        """Moves what is waiting and fits one message into flight; empty when this call has nothing more to send."""
+        self._wake()
         items: list[item_pb2.Item] = []
+        if self.closed or call != self._call:
+            return items
         size = 0
-        room = 0 if self.closed else min(self._max_items, self._max_in_flight - self.in_flight)
+        room = min(self._max_items, self._window.limit - self.in_flight)
         while self._waiting and len(items) < room:
-            size += self._waiting[0].ByteSize()
+            size += self._waiting[0].item.ByteSize()
             if items and size > self._max_bytes:
                 break
-            items.append(self._waiting.popleft())
+            entry = self._waiting.popleft()
+            self._sent[entry.item.item_id] = entry
+            items.append(entry.item)
+        if self._waiting and self.in_flight >= self._window.limit:
+            self._window.filled()
         return items
 
     def accept(self, answers: list[Answer]) -> None:
         """Takes in answers from the server.
 
         Raises:
-            ServerError: More answers came than items were sent.
+            PolyheadError: An answer is to no item that was sent: the whole message was refused, or the server is wrong.
         """
-        if len(answers) > self.in_flight:
-            raise ServerError("INTERNAL", f"the server sent {len(answers)} answers to {self.in_flight} items")
+        self._losses = 0
+        refused: list[tuple[float, _Entry]] = []
         for answer in answers:
-            self._ready.append(answer)
-            self._answered += 1
-            while self._refused and self._refused[0][0] <= self._answered:
-                self._ready.append(self._refused.popleft()[1])
+            entry = self._sent.pop(answer.item_id, None)
+            if entry is None:
+                raise _stray(answer)
+            delay_s = self._delay_s(entry, answer.error)
+            if delay_s is None:
+                self._finish(entry.number, Answer(entry.item_id, answer.result, answer.error))
+            else:
+                refused.append((delay_s, entry))
+        if refused:
+            self._postpone(refused)
+        else:
+            self._retries.succeeded()
+        self._window.answered(len(answers) - len(refused))
 
     def collect(self) -> list[Answer]:
         """Hands over all answers that are ready, which makes room for as many items."""
@@ -127,12 +210,33 @@ class Flow:
         return answers
 
     def end_answers(self) -> None:
-        """Says that no further answer comes."""
-        missing = len(self._waiting) + self.in_flight
-        if self._input_ended and not missing:
+        """Says that the call gives no further answer. Another one must follow if not everything is answered now."""
+        if self._sent or not self._input_ended:
+            problem = f"the server ended the call with {self.in_flight} items or more unanswered"
+            self.fail(ServerError("INTERNAL", problem))
+        elif not self.unanswered:
             self.close()
-        else:
-            self.fail(ServerError("INTERNAL", f"the server ended the call with {missing} items or more unanswered"))
+
+    def lose(self, error: PolyheadError) -> float | None:
+        """Takes back what was sent and not answered, because the call broke with ``error``.
+
+        Returns:
+            Seconds to wait before the next call; None when there is none, because the error stands or all is over.
+        """
+        if self.closed:
+            return None
+        self._losses += 1
+        for entry in self._sent.values():
+            entry.losses += 1
+        # Also by items: one that brings down whatever reads it would go round for ever among others that are answered.
+        losses = max(self._losses, *(entry.losses for entry in self._sent.values()), 0)
+        self._waiting.extendleft(reversed(self._sent.values()))
+        self._sent.clear()
+        self._call += 1  # what the broken call takes from now on would be lost
+        delay_s = self._retries.failed(error, losses)
+        if delay_s is None:
+            self.fail(error)
+        return delay_s
 
     def close(self) -> None:
         """Ends it: nothing will be sent or accepted any more."""
@@ -144,22 +248,54 @@ class Flow:
             self.error = error
             self.close()
 
-    def _refuse(self, answer: Answer) -> None:
-        if self._in_request_order and self._answered < self._admitted:
-            self._refused.append((self._admitted, answer))
-        else:
+    def _delay_s(self, entry: _Entry, error: ItemError | None) -> float | None:
+        """When to send an item again that was refused for now; None when its answer stands."""
+        if error is None or not is_retryable(error):
+            return None
+        entry.refusals += 1
+        return self._retries.delay_s(error, entry.refusals)
+
+    def _postpone(self, refused: list[tuple[float, _Entry]]) -> None:
+        """Keeps refused items back, all until the last of them may go: together they are one message."""
+        due = self._now() + max(delay_s for delay_s, _ in refused)
+        for _, entry in refused:
+            heapq.heappush(self._later, (due, entry.number, entry))
+        self._retries.refused()
+        self._window.refused()
+
+    def _wake(self) -> None:
+        """Puts what may be sent again before what was never sent."""
+        due: list[_Entry] = []
+        while self._later and self._later[0][0] <= self._now():
+            due.append(heapq.heappop(self._later)[2])
+        self._waiting.extendleft(reversed(due))
+
+    def _finish(self, number: int, answer: Answer) -> None:
+        """Makes an answer ready, in request order after those before it."""
+        if not self._in_request_order:
             self._ready.append(answer)
+            return
+        self._done[number] = answer
+        while self._next in self._done:
+            self._ready.append(self._done.pop(self._next))
+            self._next += 1
 
 
-def _item(item_id: str, text: str) -> item_pb2.Item | ItemError:
+def _stray(answer: Answer) -> PolyheadError:
+    """The error for an answer to no item that was sent."""
+    if answer.error is not None and not answer.item_id:
+        return error_named(answer.error.code, answer.error.message, answer.error.reason)
+    return ServerError("INTERNAL", f"the server answered item {answer.item_id!r}, which does not wait for an answer")
+
+
+def _item(number: int, text: str) -> item_pb2.Item | ItemError:
     """The item on the wire, or why it cannot be sent. The reasons are those that a server has for the same."""
-    for name, reason, value in (("item_id", "ITEM_ID_NOT_UTF8", item_id), ("text", "TEXT_NOT_UTF8", text)):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            problem = f"{name} is not valid UTF-8: {error.reason} at code point {error.start}"
-            return ItemError("INVALID_ARGUMENT", reason, problem)
-    item = item_pb2.Item(item_id=item_id, text=text)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        problem = f"text is not valid UTF-8: {error.reason} at code point {error.start}"
+        return ItemError("INVALID_ARGUMENT", "TEXT_NOT_UTF8", problem)
+    item = item_pb2.Item(item_id=str(number), text=text)
     if item.ByteSize() > _MAX_ITEM_BYTES:
         problem = f"the item has {item.ByteSize()} bytes; a message carries {_MAX_ITEM_BYTES}"
         return ItemError("INVALID_ARGUMENT", "ITEM_TOO_LARGE", problem)

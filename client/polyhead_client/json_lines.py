@@ -57,7 +57,8 @@ def line_of(answer: Answer) -> bytes:
     if answer.result is not None:
         record |= _record(answer.result)
     elif answer.error is not None:
-        record["error"] = dataclasses.asdict(answer.error)
+        told = dataclasses.asdict(answer.error)
+        record["error"] = {name: value for name, value in told.items() if value is not None}
     # A lone surrogate has no UTF-8; with a backslash it is JSON's own escape for it.
     return json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 

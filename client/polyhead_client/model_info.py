@@ -50,12 +50,14 @@ class Limits:
         max_characters: Of a text that are looked at, in code points; the rest counts as truncated.
         max_items_per_message: In streams and in unary calls.
         max_message_bytes: Of one request message on the wire.
+        max_windows: Of one text under ``truncation="window"``; 0 from a server that knows no windows.
     """
 
     max_tokens: int
     max_characters: int
     max_items_per_message: int
     max_message_bytes: int
+    max_windows: int = 0
 
 
 @dataclass(frozen=True)

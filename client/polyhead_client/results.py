@@ -19,11 +19,13 @@ class ItemError:
         code: The name of the status code, such as ``"OUT_OF_RANGE"``.
         reason: The machine-readable reason, one of those in docs/errors.md; empty when the server gave none.
         message: What happened, for people.
+        retry_after_s: Seconds after which the server wants to be asked again; None when it did not say.
     """
 
     code: str
     reason: str
     message: str
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,16 @@ class Truncation:
     Attributes:
         truncated: True when the model did not read the whole text.
         tokens_seen: Tokens of the text, special tokens included, before truncation.
-        tokens_used: Tokens that the model read, special tokens included.
+        tokens_used: Tokens that the model read, special tokens included; those of every window.
         cut_at_code_point: Where the unread part begins: ``text[cut_at_code_point:]``. None when nothing was cut.
+        windows: In which the text was read; 1 unless ``truncation="window"`` asked for more.
     """
 
     truncated: bool
     tokens_seen: int
     tokens_used: int
     cut_at_code_point: int | None = None
+    windows: int = 1
 
 
 @dataclass(frozen=True)
@@ -172,4 +176,4 @@ class Answer:
         if self.result is not None:
             return self.result
         error = self.error or ItemError("UNKNOWN", "", "the server sent neither a result nor an error")
-        raise ItemFailedError(self.item_id, error.code, error.message, error.reason)
+        raise ItemFailedError(self.item_id, error.code, error.message, error.reason, error.retry_after_s)

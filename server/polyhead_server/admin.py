@@ -18,10 +18,13 @@ from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc, item_pb2
 
 from .addresses import alone, private_files
+from .authorization import Authorization
+from .credentials import Certificates, add_port
 from .errors import StartupError
 from .health import Health
 from .interceptors import ErrorInterceptor
 from .protocol import Values
+from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +41,17 @@ _FLUSH_S = 1.0
 class AdminServer:
     """The listener of the admin service: open in one process of a server, which may change."""
 
-    def __init__(self, address: str, ask: Ask, health: Health, *, shares_port: bool) -> None:
+    def __init__(self, settings: Settings, ask: Ask, health: Health, *, shares_port: bool) -> None:
         """Prepares it.
 
         Args:
-            address: HOST:PORT or unix:PATH; empty for none, which makes ``open`` do nothing.
+            settings: Say where it listens, if at all, and which keys it wants.
             ask: Reaches all processes.
             health: Is answered here too, for those who reach only this address.
             shares_port: Whether a supervisor keeps the port for its workers.
         """
-        self._address = address
+        self._settings = settings
+        self._address = settings.admin_listen
         self._ask = ask
         self._health = health
         self._shares_port = shares_port
@@ -64,9 +68,9 @@ class AdminServer:
         async with contextlib.AsyncExitStack() as stack:
             unshared = not self._shares_port or self._address.startswith("unix:")
             address = stack.enter_context(alone(self._address)) if unshared else self._address
-            server = aio.server(
-                interceptors=[ErrorInterceptor(NAME)], options=[("grpc.so_reuseport", int(self._shares_port))]
-            )
+            # No name: each of these services parses its messages itself, and may fail to.
+            interceptors = [*Authorization.told(self._settings), ErrorInterceptor("")]
+            server = aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", int(self._shares_port))])
             stack.push_async_callback(server.stop, _FLUSH_S)
             admin_service_pb2_grpc.add_AdminServiceServicer_to_server(_AdminServicer(self._ask), server)
             self._health.add_to(server)
@@ -84,15 +88,15 @@ class AdminServer:
             await opened.aclose()
 
 
-async def listen(server: aio.Server, address: str) -> str:
-    """Starts a server on an address; returns the same with the port that it got.
+async def listen(server: aio.Server, address: str, certificates: Certificates | None = None) -> str:
+    """Starts a server on an address, with TLS if there are certificates; returns the same with the port that it got.
 
     Raises:
         StartupError: It is taken.
     """
     try:
         with private_files():
-            port = server.add_insecure_port(address)
+            port = add_port(server, address, certificates)
     except RuntimeError as error:
         raise StartupError(f"cannot listen on {address}; is another server running there?") from error
     await server.start()

@@ -23,7 +23,7 @@ _HELP = """Serve BUNDLE over gRPC: an embedding, a class and a sentiment for eac
 
 \b
   polyhead-serve build/bundle
-  polyhead-serve build/bundle --listen 0.0.0.0:50051 --device cuda
+  polyhead-serve build/bundle --listen 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key --api-keys keys.toml
   polyhead-serve build/bundle --listen unix:/run/polyhead.sock
   polyhead-serve build/bundle --workers 4
   POLYHEAD_ENGINE=torch polyhead-serve build/bundle
@@ -50,6 +50,7 @@ def _options(command: Any) -> Any:
             choices = field.metadata["choices"]
             command = click.option(
                 f"--{name}",
+                is_flag=isinstance(field.default, bool),
                 default=field.default,
                 type=click.Choice(choices) if choices else type(field.default),
                 help=field.metadata["help"],

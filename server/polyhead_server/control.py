@@ -36,7 +36,7 @@ class Control:
         self._service = service
         self._health = health
         shares_port = ask is not None
-        self._admin = AdminServer(settings.admin_listen, ask or self._do_alone, health, shares_port=shares_port)
+        self._admin = AdminServer(settings, ask or self._do_alone, health, shares_port=shares_port)
         self._operations: dict[str, Callable[[Values], Awaitable[Values]]] = {
             "reload": self._reload,
             "drain": self._drain,

@@ -10,6 +10,8 @@
     +-- OverloadedError         too much is waiting; try again after ``retry_after_s``
     +-- NotReadyError           the model is still being loaded
     +-- DrainingError           the server is shutting down; another one may answer
+    +-- UnauthenticatedError    the call carries no key that this server knows
+    +-- PermissionDeniedError   its key is good, for other methods
     +-- InternalError           our fault; carries an id that stands in the log
     +-- ReloadError             the new bundle cannot take over; the old one stays. Sent to operators only
     +-- StartupError            the server cannot start as it was told to; never sent to a client
@@ -117,6 +119,20 @@ class DrainingError(ServerError):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down; items without an answer were not accepted")
+
+
+class UnauthenticatedError(ServerError):
+    """The call carries no key that this server knows, whatever is wrong with the one that it carries."""
+
+    def __init__(self) -> None:
+        super().__init__('no valid key; send one as metadata "authorization: Bearer KEY"')
+
+
+class PermissionDeniedError(ServerError):
+    """The call's key is good, but not for this method, whether there is such a method or not."""
+
+    def __init__(self) -> None:
+        super().__init__("this key may not call this method")
 
 
 class InternalError(ServerError):

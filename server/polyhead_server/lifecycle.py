@@ -25,7 +25,9 @@ from grpc_reflection.v1alpha import reflection
 from . import loading
 from .addresses import alone
 from .admin import listen
+from .authorization import Authorization
 from .control import Control
+from .credentials import Certificates
 from .errors import StartupError
 from .health import Health
 from .interceptors import ErrorInterceptor
@@ -79,7 +81,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None, team: Tea
         The exit code: 0 when everything that was accepted was answered, 1 when something was cut off.
 
     Raises:
-        StartupError: The address is taken, or the model cannot be served.
+        StartupError: The address is taken, a certificate or a key file is no good, or the model cannot be served.
     """
     async with contextlib.AsyncExitStack() as stack:
         # Before anything else is touched, so that nobody's socket is.
@@ -99,10 +101,15 @@ class _Process:
         self._health = Health()
         self._service = InferenceService(settings, self._metrics)
         self._tracing = Tracing.told(settings)
-        self._server = aio.server(
-            interceptors=[Observation(settings, self._metrics, self._tracing), ErrorInterceptor(NAME)],
-            options=_options(settings, shares_port=bool(team)),
-        )
+        self._certificates = Certificates.told(settings)
+        if self._certificates:
+            self._certificates.observe(self._metrics.certificate_expiry())
+        interceptors = [
+            Observation(settings, self._metrics, self._tracing),
+            *Authorization.told(settings),
+            ErrorInterceptor(NAME),
+        ]
+        self._server = aio.server(interceptors=interceptors, options=_options(settings, shares_port=bool(team)))
         self._control = Control(settings, self._service, self._health, team.ask if team else None)
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -116,15 +123,17 @@ class _Process:
         await self._health.set(serving=False)
         self._server.add_generic_rpc_handlers((handler(self._service),))
         self._health.add_to(self._server)
-        reflection.enable_server_reflection((NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME), self._server)
+        if not self._settings.no_reflection:
+            names = (NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
         if not self._team:
-            address = await listen(self._server, address)
+            address = await listen(self._server, address, self._certificates)
             await self._control.do("open_admin", {})
         if not await self._begin():
             return 0
         await self._health.set(serving=not (self._team and self._team.drained))
         if self._team:
-            address = await listen(self._server, address)
+            address = await listen(self._server, address, self._certificates)
             self._team.announce(Identity.of(self._pipeline.model), self._control)
         logger.info("serving %s on %s", self._pipeline.model.source.model_id, address)
         await self._stop.wait()

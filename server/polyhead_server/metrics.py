@@ -40,7 +40,18 @@ _LOOK_S = 0.1
 class Metrics:
     """What one server counts; docs/metrics.md says what each metric means.
 
-    Names end in their unit; counters get ``_total`` from the library. Of several workers a scrape gives the sum.
+        name                                 labels     meaning
+        ===================================  =========  ==========================================================
+        polyhead_runtime_info                engine...  1 for the engine, device and variant that really run
+        polyhead_items_total                            items that the model computed
+        polyhead_expired_items_total                    items whose deadline passed while they waited
+        polyhead_tokens_total                           tokens that the model computed, without padding
+        polyhead_pass_items                             items in a pass
+        polyhead_pass_seconds                           duration of a pass
+        polyhead_certificate_expiry_seconds             Unix time at which the TLS certificate expires
+        ===================================  =========  ==========================================================
+    =======
+        Names end in their unit; counters get ``_total`` from the library. Of several workers a scrape gives the sum.
     """
 
     def __init__(self) -> None:
@@ -139,6 +150,16 @@ class Metrics:
         for kind in (OverloadedError, ExpiredError, InternalError):
             self._refused.labels(TABLE[kind][1])
         self._named: list[Any] = []
+
+    def certificate_expiry(self) -> Callable[[float], None]:
+        """Adds the gauge of the certificate's expiry, which a server without TLS has not, and returns its setter."""
+        return Gauge(
+            "polyhead_certificate_expiry_seconds",
+            "Unix time at which the TLS certificate expires.",
+            registry=self.registry,
+            # Of several workers, the one whose certificate expires first.
+            multiprocess_mode="livemin",
+        ).set
 
     def serving(self, model: Model, threads: int) -> None:
         """Names what runs from now on, and on how many threads."""

@@ -57,6 +57,13 @@ class Orders:
         with contextlib.suppress(WorkerFailedError):
             await self._reload({"force": False})
 
+    async def welcome(self, worker: WorkerProcess) -> None:
+        """Tells one that serves from now on what it missed while it started."""
+        if self.drained and not worker.told.drained:
+            with contextlib.suppress(WorkerFailedError):
+                await worker.do("drain", {}, _ANSWER_S)
+        await self.hand_admin()
+
     async def hand_admin(self) -> None:
         """Sees to it that one worker that serves has the admin service: the lowest, when it changes hands."""
         if not self._settings.admin_listen:
@@ -69,6 +76,8 @@ class Orders:
                     await self._admin.do("close_admin", {}, _ANSWER_S)
             self._admin = None
             for number, worker in sorted(self._serving.items()):
+                if worker.told_to_end:
+                    continue
                 try:
                     await worker.do("open_admin", {}, _ANSWER_S)
                 except WorkerFailedError as error:

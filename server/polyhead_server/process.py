@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from .protocol import MAX_LINE_BYTES, Start, Values, line
 
@@ -94,10 +94,11 @@ class WorkerProcess:
         """For how many seconds it has served."""
         return 0.0 if self.served_since is None else time.monotonic() - self.served_since
 
-    async def up(self, timeout_s: float | None = None) -> bool:
-        """Waits until it serves, ends, or the time is over; returns whether it serves."""
+    async def up(self, timeout_s: float | None = None, *others: asyncio.Task[Any]) -> bool:
+        """Waits until it serves, ends, the time is over, or one of others is done; returns whether it serves."""
         serves = asyncio.create_task(self._serves.wait())
-        await asyncio.wait({serves, self.ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        waited: set[asyncio.Task[Any]] = {serves, self.ended, *others}
+        await asyncio.wait(waited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         serves.cancel()
         return self._serves.is_set() and not self.ended.done()
 

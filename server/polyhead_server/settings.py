@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 from dataclasses import dataclass, field
@@ -44,8 +45,18 @@ class Settings:
 
     bundle: Path
     listen: str = _option(
-        "127.0.0.1:50051", "HOST:PORT or unix:PATH to listen on. Beyond loopback there is no encryption yet."
+        "127.0.0.1:50051",
+        "HOST:PORT or unix:PATH to listen on. Beyond loopback it wants --tls-cert, or --allow-plaintext.",
     )
+    tls_cert: str = _option(
+        "", "File with the server's certificate and those up to its authority, PEM; empty for none."
+    )
+    tls_key: str = _option("", "File with the private key of --tls-cert, PEM. Both are read again when they change.")
+    tls_client_ca: str = _option("", "File with the authorities that clients' certificates must come from, PEM.")
+    api_keys: str = _option("", "File with the keys that callers may show and their rights; see docs/security.md.")
+    allow_plaintext: bool = _option(False, "Listen beyond loopback without TLS, behind something that has it.")
+    allow_plaintext_keys: bool = _option(False, "Take keys beyond loopback without TLS, where others could read them.")
+    no_reflection: bool = _option(False, "Do not describe the services to callers, as grpcurl wants it.")
     engine: str = _option("auto", "auto takes onnx, and torch where onnx cannot be used.", ("auto", "onnx", "torch"))
     device: str = _option(
         "auto", "auto takes cuda where the engine can use it, otherwise cpu.", ("auto", "cpu", "cuda")
@@ -96,7 +107,7 @@ class Settings:
     cores: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses what could not work.
+        """Refuses what could not work, and secrets where everybody could read them.
 
         Raises:
             StartupError: Names the setting.
@@ -109,6 +120,25 @@ class Settings:
             raise StartupError(
                 f"--workers {self.workers} cannot share --listen {self.listen}: a Unix socket has one process; "
                 "leave one of the two out"
+            )
+        self._require_encryption()
+
+    def _require_encryption(self) -> None:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise StartupError("--tls-cert and --tls-key want each other")
+        if self.tls_client_ca and not self.tls_cert:
+            raise StartupError("--tls-client-ca wants --tls-cert and --tls-key")
+        if self.tls_cert or is_local(self.listen):
+            return
+        if not self.allow_plaintext:
+            raise StartupError(
+                f"--listen {self.listen} is beyond loopback and has no TLS: give --tls-cert and --tls-key, or "
+                "--allow-plaintext where something else encrypts, such as a proxy or a service mesh"
+            )
+        if self.api_keys and not self.allow_plaintext_keys:
+            raise StartupError(
+                f"with --api-keys and without TLS, keys would come to --listen {self.listen} in plain text: give "
+                "--tls-cert and --tls-key, or --allow-plaintext-keys where something else encrypts"
             )
 
     def compute_threads(self, device: str) -> int:
@@ -126,6 +156,18 @@ def usable_cores() -> int:
     if quota == "max":
         return cores
     return max(1, min(cores, math.ceil(int(quota) / int(period))))
+
+
+def is_local(address: str) -> bool:
+    """Whether only this machine reaches an address: loopback, or a Unix socket."""
+    if address.startswith("unix:"):
+        return True
+    host, _ = split_address(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        # Any other name is what a resolver makes of it.
+        return host == "localhost"
 
 
 def split_address(address: str) -> tuple[str, int]:

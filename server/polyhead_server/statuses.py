@@ -18,6 +18,8 @@ TABLE: dict[type[errors.ServerError], tuple[int, str]] = {
     errors.OverloadedError: (code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED"),
     errors.NotReadyError: (code_pb2.UNAVAILABLE, "NOT_READY"),
     errors.DrainingError: (code_pb2.UNAVAILABLE, "DRAINING"),
+    errors.UnauthenticatedError: (code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    errors.PermissionDeniedError: (code_pb2.PERMISSION_DENIED, "PERMISSION_DENIED"),
     errors.InternalError: (code_pb2.INTERNAL, "INTERNAL"),
     errors.ReloadError: (code_pb2.FAILED_PRECONDITION, "RELOAD_REFUSED"),
 }

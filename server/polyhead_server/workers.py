@@ -132,7 +132,8 @@ class _Supervisor:
         finally:
             self._stopping.set()
             self._terminate_all()
-            await asyncio.wait([*tasks, *self._background])
+            while pending := [task for task in (*tasks, *self._background) if not task.done()]:
+                await asyncio.wait(pending)
         logger.info("stopped")
         return int(self._cut_off)
 
@@ -200,7 +201,7 @@ class _Supervisor:
     async def _up(self, worker: WorkerProcess, told: Start) -> bool:
         """Waits until a worker serves; kills one that takes too long."""
         timeout_s = self._settings.start_timeout_s
-        if not await worker.up(timeout_s):
+        if not await worker.up(timeout_s, self._stopped):
             if not worker.ended.done() and not self._stopping.is_set():
                 logger.error(
                     "worker %d does not serve after %g s, --start-timeout-s; it is killed", worker.number, timeout_s
@@ -218,7 +219,7 @@ class _Supervisor:
         logger.info("worker %d serves on %s as process %d", worker.number, where, worker.pid)
         if len(self._serving) == self._settings.workers:
             logger.info("all %d workers serve on %s", self._settings.workers, self._settings.listen)
-        await self._orders.hand_admin()
+        await self._orders.welcome(worker)
         return True
 
     async def _gets_old(self, worker: WorkerProcess) -> bool:
@@ -257,7 +258,7 @@ class _Supervisor:
         if self._serving.get(worker.number) is worker:
             del self._serving[worker.number]
         if worker.told_to_end and worker.served_since and code:
-            self._cut_off = True
+            self._cut_off = self._cut_off or self._stopping.is_set()
             logger.error("worker %d, process %d, ended with code %d: work was cut off", worker.number, worker.pid, code)
         if self._metrics_folder:
             multiprocess.mark_process_dead(worker.pid, self._metrics_folder)  # type: ignore[no-untyped-call]

@@ -10,25 +10,45 @@ from typing import Any, Protocol
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead.v1 import inference_service_pb2_grpc as service_grpc
 from polyhead_client import Answer, AsyncClient, Client, ModelInfo, Text
 
 from .fake_server import FakeServicer
 
 
-@pytest.fixture
-def servicer() -> Iterator[FakeServicer]:
-    """A servicer behind a real server on a free port of the loopback; ``servicer.target`` says which."""
+@contextlib.contextmanager
+def served(credentials: grpc.ServerCredentials | None = None) -> Iterator[FakeServicer]:
+    """A servicer behind a real server on a free port of the loopback; ``target`` says which."""
     servicer = FakeServicer()
     # 16 MiB as of the real server; the port must be ours alone.
     options = [("grpc.max_receive_message_length", 16 * 2**20), ("grpc.so_reuseport", 0)]
-    server = grpc.server(futures.ThreadPoolExecutor(8), options=options)
+    server = grpc.server(futures.ThreadPoolExecutor(32), options=options)
     service_grpc.add_InferenceServiceServicer_to_server(servicer, server)
-    servicer.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    servicer.health.set("polyhead.v1.InferenceService", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer.health, server)
+    free = "127.0.0.1:0"
+    port = server.add_secure_port(free, credentials) if credentials else server.add_insecure_port(free)
+    servicer.target = f"127.0.0.1:{port}"
     server.start()
     yield servicer
     servicer.gate.set()
+    servicer.stalled_ended.set()
     server.stop(None).wait()
+
+
+@pytest.fixture
+def servicer() -> Iterator[FakeServicer]:
+    """A servicer behind a real server."""
+    with served() as servicer:
+        yield servicer
+
+
+@pytest.fixture
+def two_servicers() -> Iterator[list[FakeServicer]]:
+    """Two servers."""
+    with served() as first, served() as second:
+        yield [first, second]
 
 
 class Face(Protocol):

@@ -9,13 +9,16 @@ from typing import Any
 
 import grpc
 import numpy as np
-from google.protobuf import any_pb2
+from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2, model_pb2
 
 # A text that begins with this is answered with an error.
 ERROR = "error:"
+# A text that begins with this is refused for overload when it comes for the first time, with a delay of 20 ms.
+BUSY = "busy:"
 # Texts that end the whole call: with INTERNAL, or as if it were over.
 BREAK, END = "break", "end"
 
@@ -25,9 +28,17 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
 
     def __init__(self) -> None:
         self.target = ""
+        self.health = health.HealthServicer()
         self.requests: list[Any] = []
         self.calls: list[str] = []
+        self.metadata: list[dict[str, str]] = []  # of every call
+        self.peers: list[str] = []  # of every call: one a connection
         self.refusals: list[grpc.StatusCode] = []  # what the next unary calls fail with
+        self.pushback: str | None = None  # what the refusals say about trying again, in milliseconds
+        self.stalls = 0  # so many of the next unary calls hang until they are cancelled
+        self.stalled_ended = threading.Event()  # one of those is over
+        self.breaks: list[tuple[int, grpc.StatusCode]] = []  # what the next streams fail with, after so many answers
+        self.told_busy: set[str] = set()
         self.gate = threading.Event()  # closed, it holds every answer back, and the end of a stream
         self.gate.set()
         self.answer_every = 1  # items to collect before any of them is answered
@@ -37,7 +48,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     def Analyze(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._begin("Analyze", context)
         self.requests.append(request)
-        return pb2.AnalyzeResponse(answers=[_answer(item, request) for item in request.items])
+        return pb2.AnalyzeResponse(answers=[self._answer(item, request) for item in request.items])
 
     def GetModelInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._begin("GetModelInfo", context)
@@ -55,34 +66,61 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     def StreamSentiment(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
         return self._stream("StreamSentiment", pb2.StreamSentimentResponse, request_iterator, context)
 
-    def _begin(self, call: str, context: Any) -> None:
+    def _arrive(self, call: str, context: Any) -> None:
         self.calls.append(call)
+        self.peers.append(context.peer())
+        self.metadata.append(dict(context.invocation_metadata()))
+
+    def _begin(self, call: str, context: Any) -> None:
+        self._arrive(call, context)
         if self.refusals:
-            context.set_trailing_metadata((("grpc-status-details-bin", _status(0, "").SerializeToString()),))
+            trailing = [("grpc-status-details-bin", _status(0, "").SerializeToString())]
+            if self.pushback is not None:
+                trailing.append(("grpc-retry-pushback-ms", self.pushback))
+            context.set_trailing_metadata(tuple(trailing))
             context.abort(self.refusals.pop(0), "told to fail")
+        if self.stalls:
+            self.stalls -= 1
+            context.add_callback(self.stalled_ended.set)
+            self.stalled_ended.wait(30)
         self.gate.wait()
 
     def _stream(self, call: str, response_type: Any, requests: Iterator[Any], context: Any) -> Iterator[Any]:
-        self.calls.append(call)
+        self._arrive(call, context)
+        broken_after, code = self.breaks.pop(0) if self.breaks else (-1, grpc.StatusCode.OK)
+        if broken_after == 0:
+            context.abort(code, "told to break")
         self.ended.clear()
         context.add_callback(self.ended.set)
         arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         in_flight = _Counter(self)
         threading.Thread(target=self._drain, args=(requests, arrived, in_flight), daemon=True).start()
         collected: list[item_pb2.Answer] = []
+        answered = 0
         while (request := arrived.get()) is not None:
             for item in request.items:
                 if item.text == END:
                     return
                 if item.text == BREAK:
                     context.abort(grpc.StatusCode.INTERNAL, "told to break")
-                collected.append(_answer(item, request))
+                collected.append(self._answer(item, request))
+                if 0 < broken_after == (answered := answered + 1):
+                    yield from self._response(response_type, collected, request, in_flight)
+                    context.abort(code, "told to break")
             if len(collected) >= self.answer_every:
                 yield from self._response(response_type, collected, request, in_flight)
                 collected = []
         if collected:
             yield from self._response(response_type, collected, None, in_flight)
         self.gate.wait()
+
+    def _answer(self, item: item_pb2.Item, request: Any) -> item_pb2.Answer:
+        if item.text.startswith(BUSY) and item.text not in self.told_busy:
+            self.told_busy.add(item.text)
+            delay = duration_pb2.Duration(nanos=20_000_000)
+            refusal = _status(code_pb2.RESOURCE_EXHAUSTED, "busy", error_details_pb2.RetryInfo(retry_delay=delay))
+            return item_pb2.Answer(item_id=item.item_id, error=refusal)
+        return _answer(item, request)
 
     def _drain(self, requests: Iterator[Any], arrived: queue.SimpleQueue[Any], in_flight: _Counter) -> None:
         try:
@@ -121,10 +159,11 @@ def embedding_of(text: str) -> list[float]:
     return [float(ord(character)) / 1024 for character in text[:3].ljust(3, "\0")]
 
 
-def _status(code: int, message: str) -> status_pb2.Status:
-    info = any_pb2.Any()
-    info.Pack(error_details_pb2.ErrorInfo(reason="TOLD_TO", domain="polyhead"))
-    return status_pb2.Status(code=code, message=message, details=[info])
+def _status(code: int, message: str, *further: Any) -> status_pb2.Status:
+    status = status_pb2.Status(code=code, message=message)
+    for detail in (error_details_pb2.ErrorInfo(reason="TOLD_TO", domain="polyhead"), *further):
+        status.details.add().Pack(detail)
+    return status
 
 
 def _answer(item: item_pb2.Item, request: Any) -> item_pb2.Answer:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from concurrent import futures
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead.v1 import inference_service_pb2_grpc as service_grpc
 from polyhead_client import (
     AccessDeniedError,
     DeadlineExceededError,
+    Fingerprints,
     HeadInfo,
     InvalidRequestError,
     PolyheadError,
@@ -60,10 +63,11 @@ def test_analyze_answers_what_cannot_be_sent_in_its_turn(client: Face) -> None:
 
 
 def test_wishes_reach_the_server(client: Face, servicer: FakeServicer) -> None:
-    client.analyze(
-        ["text"], tasks=["embedding"], truncation="error", include_timings=True, encoding="binary", dimensions=64
-    )
+    expected = Fingerprints("00112233445566aa", {})
+    wishes: dict[str, Any] = {"truncation": "error", "include_timings": True, "expected_fingerprints": expected}
+    client.analyze(["text"], tasks=["embedding"], encoding="binary", dimensions=64, **wishes)
     (request,) = servicer.requests
+    assert request.options.expected_fingerprints.embedding_space == "00112233445566aa"
     assert (list(request.tasks), request.options.truncation, request.options.include_timings) == ([1], 2, True)
     assert (request.embedding_options.encoding, request.embedding_options.dimensions) == (4, 64)
 
@@ -159,3 +163,17 @@ def test_info_describes_the_model(client: Face) -> None:
     assert model.fingerprints.heads == {"topic": "0123456789abcdef", "mood": "fedcba9876543210"}
     assert (model.runtime.engine, model.runtime.fallback_reasons) == ("onnx", ("no cuda here",))
     assert (model.bundle_format_version, model.server_version) == (1, "0.1.0")
+
+
+def test_target_may_be_a_socket_of_this_machine_a_name_or_a_list(connect: Any, tmp_path: Path) -> None:
+    servicer = FakeServicer()
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    service_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer.health, server)
+    servicer.health.set("polyhead.v1.InferenceService", health_pb2.HealthCheckResponse.SERVING)
+    port = server.add_insecure_port("localhost:0")
+    server.add_insecure_port(f"unix:{tmp_path}/socket")
+    server.start()
+    for target in (f"unix:{tmp_path}/socket", f"dns:///localhost:{port}", f"ipv4:127.0.0.1:1,127.0.0.1:{port}"):
+        assert labels(connect(target).analyze(["text"])) == ["text"]
+    server.stop(None).wait()

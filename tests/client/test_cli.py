@@ -50,7 +50,13 @@ def test_analyze_writes_every_answer_in_the_agreed_shape(run: Run) -> None:
                 "scores": [{"label": "abc", "probability": 0.9}, {"label": "other", "probability": 0.1}],
             },
             "sentiment": {"head": "mood", "probability": 0.75, "label": "abc"},
-            "truncation": {"truncated": False, "tokens_seen": 3, "tokens_used": 3, "cut_at_code_point": None},
+            "truncation": {
+                "truncated": False,
+                "tokens_seen": 3,
+                "tokens_used": 3,
+                "cut_at_code_point": None,
+                "windows": 1,
+            },
         }
     ]
 
@@ -110,10 +116,10 @@ def test_jsonl_keeps_ids(run: Run) -> None:
     assert labels(result) == ["a\nb", ""]
 
 
-def test_jsonl_with_half_an_emoji_is_an_error_line_that_is_valid_json(run: Run) -> None:
+def test_jsonl_id_with_half_an_emoji_comes_back_as_valid_json(run: Run) -> None:
     result = run("classify", "--jsonl", input=b'{"id": "\\ud83d", "text": "ok"}\n{"id": "2", "text": "ok"}\n')
     first, second = lines(result)
-    assert (first["id"], first["error"]["reason"], "error" in second) == ("\ud83d", "ITEM_ID_NOT_UTF8", False)
+    assert (first["id"], second["id"], labels(result)) == ("\ud83d", "2", ["ok", "ok"])
 
 
 @pytest.mark.parametrize("line", ["nonsense", '["id", "text"]', '{"id": "2"}', '{"id": 2, "text": "two"}', ""])
@@ -126,10 +132,12 @@ def test_jsonl_line_that_is_no_item_ends_with_its_number_after_the_answers_befor
 
 
 def test_options_reach_the_server(run: Run, servicer: FakeServicer) -> None:
-    options = ["--tasks", "classification,sentiment", "--truncation", "error", "--order", "finished", "--timings"]
+    options = ["--tasks", "classification,sentiment", "--truncation", "window", "--order", "finished", "--timings"]
+    options += ["--expect-space", "00112233445566aa"]
     (line,) = lines(run("analyze", *options, "--encoding", "float16", "--dimensions", "2", "text"))
     (request,) = servicer.requests
-    assert (list(request.tasks), request.options.truncation, request.order) == ([2, 3], 2, 2)
+    assert (list(request.tasks), request.options.truncation, request.order) == ([2, 3], 3, 2)
+    assert request.options.expected_fingerprints.embedding_space == "00112233445566aa"
     assert (request.embedding_options.encoding, request.embedding_options.dimensions) == (2, 2)
     assert line["timings"]["total_s"] == 1.5
 
@@ -141,6 +149,7 @@ def test_options_reach_the_server(run: Run, servicer: FakeServicer) -> None:
         ["analyze", "--tasks", "", "text"],
         ["classify", "--jsonl", "text"],
         ["classify", "--order", "random", "text"],
+        ["classify", "--expect-space", "0011", "text"],
         ["classify", "--encoding", "float16", "text"],
         ["compose", "text"],
     ],

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from google.protobuf import duration_pb2
-from google.rpc import status_pb2
+from google.rpc import error_details_pb2, status_pb2
 from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2, model_pb2
 from polyhead_client import Answer, InvalidRequestError, ServerError, conversion
@@ -115,6 +115,39 @@ def test_timings_are_seconds() -> None:
     assert (timings.compute_s, timings.total_s) == (1.5, 2.0)
     assert (timings.admission_s, timings.delivery_s) == (0.5, 3.0)
     assert (timings.batch_items, timings.batch_tokens) == (3, 64)
+
+
+def test_windows_are_one_unless_the_server_says_more() -> None:
+    assert converted(truncation=item_pb2.Truncation(windows=3)).unwrap().truncation.windows == 3
+    assert converted(truncation=item_pb2.Truncation()).unwrap().truncation.windows == 1
+
+
+def test_limits_tell_the_windows_of_a_text() -> None:
+    model = model_pb2.ModelInfo(limits=model_pb2.Limits(max_windows=16))
+    assert conversion.model_info_of(service_pb2.GetModelInfoResponse(model=model)).limits.max_windows == 16
+
+
+def test_expected_fingerprints_come_from_an_answer_or_a_model() -> None:
+    wire = item_pb2.Fingerprints(
+        embedding_space="00112233445566aa",
+        heads=[item_pb2.HeadFingerprint(head="topic", fingerprint="0123456789abcdef")],
+    )
+    model = conversion.model_info_of(service_pb2.GetModelInfoResponse(model=model_pb2.ModelInfo(fingerprints=wire)))
+    for expected in (model, model.fingerprints):
+        assert conversion.item_options("window", False, expected).expected_fingerprints == wire
+    options = conversion.item_options("window", False, None)
+    assert (options.HasField("expected_fingerprints"), options.truncation) == (False, 3)
+
+
+def test_error_says_when_to_try_again() -> None:
+    status = status_pb2.Status(code=8, message="busy")
+    status.details.add().Pack(
+        error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=1, nanos=500_000_000))
+    )
+    wire = item_pb2.Answer(item_id="7", error=status)
+    (answer,) = conversion.answers_of(service_pb2.AnalyzeResponse(answers=[wire]))
+    assert answer.error is not None
+    assert answer.error.retry_after_s == 1.5
 
 
 def test_error_with_a_code_nobody_knows_is_unknown() -> None:

@@ -1,14 +1,53 @@
 from __future__ import annotations
 
+import math
+
 import grpc
 import pytest
-from polyhead_client import Answer, ItemError, ItemFailedError, PolyheadError, Result, errors
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from polyhead_client import Answer, ItemError, ItemFailedError, PolyheadError, Result, UnavailableError, errors
 from polyhead_client.results import Fingerprints, Truncation
 
 
 def test_every_status_code_has_an_error_of_its_own_tree() -> None:
     assert set(errors._BY_CODE) == set(grpc.StatusCode) - {grpc.StatusCode.OK}
     assert all(issubclass(kind, PolyheadError) for kind in errors._BY_CODE.values())
+
+
+class Raised(grpc.RpcError):
+    """What gRPC raises, with the methods of a call."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, *trailing: tuple[str, str | bytes]) -> None:
+        super().__init__()
+        methods = {"code": code, "details": details, "trailing_metadata": trailing}
+        self.__dict__.update({name: (lambda value=value: value) for name, value in methods.items()})
+
+
+def caught(raised: Raised) -> PolyheadError:
+    with pytest.raises(PolyheadError) as info, errors.translated():
+        raise raised
+    return info.value
+
+
+def test_write_on_a_stream_that_has_just_ended_is_no_fault_of_the_server() -> None:
+    error = caught(Raised(grpc.StatusCode.INTERNAL, "Internal error from Core"))
+    assert (type(error), error.code) == (UnavailableError, "UNAVAILABLE")
+    assert type(caught(Raised(grpc.StatusCode.INTERNAL, "anything else"))) is errors.ServerError
+
+
+@pytest.mark.parametrize(("pushback", "seconds"), [("250", 0.25), ("1", 0.001), ("-1", math.inf), ("soon", math.inf)])
+def test_push_back_is_seconds_or_never(pushback: str, seconds: float) -> None:
+    raised = Raised(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", ("grpc-retry-pushback-ms", pushback))
+    assert caught(raised).retry_after_s == seconds
+
+
+def test_retry_info_counts_where_there_is_no_push_back() -> None:
+    status = status_pb2.Status(code=8)
+    status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=2)))
+    details = ("grpc-status-details-bin", status.SerializeToString())
+    assert caught(Raised(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", details)).retry_after_s == 2.0
+    assert caught(Raised(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large")).retry_after_s is None
 
 
 def test_docstring_draws_every_error() -> None:
@@ -27,3 +66,15 @@ def test_unwrap_raises_the_items_error() -> None:
     with pytest.raises(ItemFailedError, match="OUT_OF_RANGE: item '1': 300 tokens") as caught:
         answer.unwrap()
     assert (caught.value.item_id, caught.value.code, caught.value.reason) == ("1", "OUT_OF_RANGE", "TEXT_TOO_LONG")
+
+
+def test_item_keeps_what_the_server_told_about_trying_again() -> None:
+    answer = Answer("1", error=ItemError("RESOURCE_EXHAUSTED", "OVERLOADED", "busy", retry_after_s=1.5))
+    with pytest.raises(ItemFailedError) as caught:
+        answer.unwrap()
+    assert caught.value.retry_after_s == 1.5
+
+
+@pytest.mark.parametrize("code", ["OK", "nonsense", "UNKNOWN"])
+def test_code_that_names_no_error_is_the_servers_fault(code: str) -> None:
+    assert type(errors.error_named(code, "odd")) is errors.ServerError

@@ -272,11 +272,15 @@ def test_wishes_reach_the_server(client: Face, servicer: FakeServicer) -> None:
     ],
 )
 def test_each_method_has_its_own_call(client: Face, servicer: FakeServicer, method: str, call: str) -> None:
-    (answer,) = client.stream(["abc"], method, truncation="error", order="finished", include_timings=True)
+    expected = client.info()
+    servicer.calls.clear()
+    wishes: dict[str, Any] = {"truncation": "window", "order": "finished", "include_timings": True}
+    (answer,) = client.stream(["abc"], method, expected_fingerprints=expected, **wishes)
     request = servicer.requests[0]
     assert servicer.calls == [call]
     assert label(answer) == "abc"
-    assert (request.options.truncation, request.options.include_timings, request.order) == (2, True, 2)
+    assert request.options.expected_fingerprints.embedding_space == "00112233445566aa"
+    assert (request.options.truncation, request.options.include_timings, request.order) == (3, True, 2)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ EXAMPLES = [
     (errors.OverloadedError.late(3.0, 1.0), 8, "OVERLOADED"),
     (errors.NotReadyError(), 14, "NOT_READY"),
     (errors.DrainingError(), 14, "DRAINING"),
+    (errors.UnauthenticatedError(), 16, "UNAUTHENTICATED"),
+    (errors.PermissionDeniedError(), 7, "PERMISSION_DENIED"),
     (errors.InternalError("abc"), 13, "INTERNAL"),
     (errors.ReloadError("no"), 9, "RELOAD_REFUSED"),
 ]

@@ -118,7 +118,7 @@ def test_server_of_one_reloads_on_hangup(start: Start, demo_bundle: Path, twin: 
     wait_until(lambda: "not reloaded: " in server.log.read_text(), "the other bundle is refused")
     assert answered(server)
     code, (worker,), _ = admin("stats", "--target", f"unix:{tmp_path}/admin")
-    assert (code, worker["process_id"], int(worker["items_total"])) == (0, server.process.pid, 1)
+    assert (code, worker["process_id"], worker["items_total"]) == (0, server.process.pid, 1)
     assert admin("reload", "--force", "--target", f"unix:{tmp_path}/admin")[0] == 0
     with Client(server.target) as client:
         assert client.info().fingerprints.embedding_space == "0123456789abcdef"
@@ -128,10 +128,3 @@ def test_admin_address_that_others_reach_is_refused(start: Start, demo_bundle: P
     server = start(demo_bundle, "--admin-listen", f"0.0.0.0:{free_port()}")
     assert server.process.wait(START_S) == 2
     assert "--admin-listen" in server.log.read_text()
-
-
-def test_command_without_a_server_says_what_is_missing(tmp_path: Path) -> None:
-    command = [str(BIN / "polyhead"), "admin", "stats", "--target", f"unix:{tmp_path}/none"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2
-    assert "--admin-listen" in done.stderr

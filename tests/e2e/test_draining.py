@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from polyhead_client import Client
 
 from .conftest import START_S, Hang, Server, Start, wait_until
 from .load import NOT_ACCEPTED, Load, alive, answered, serving, workers_of
@@ -76,16 +77,19 @@ def test_engine_that_hangs_does_not_hold_up_the_end(start: Start, demo_bundle: P
     assert "cut off: " in server.log.read_text()
 
 
-def test_old_workers_hand_over_and_nobody_notices(start: Start, demo_bundle: Path) -> None:
+def test_old_workers_hand_over_and_no_client_notices(start: Start, demo_bundle: Path) -> None:
     server = start(demo_bundle, "--workers", "2", "--max-worker-age-s", "4", "--drain-delay-s", "0.5")
     wait_until(lambda: serving(server) == 2, "two workers serve")
     before = set(workers_of(server))
-    with Load(server.target) as load:
-        load.wait_for(100)
-        wait_until(lambda: not before & set(workers_of(server)), "both have handed over")
+    with Load(server.target) as load, Client(server.target) as client:
+        answers = 0
+        while before & set(workers_of(server)) or answers < 100:
+            answers += len([answer for answer in client.analyze(["one text", "another"]) if answer.unwrap()])
         load.wait_for(load.answers["result"] + 100)
     assert server.stop() == 0
     assert set(load.answers) == {"result"}
+    # The control: plain stubs, under the same load, do notice.
+    assert load.ends["DRAINING"] >= 1
     assert set(load.ends) <= NOT_ACCEPTED
     assert "cut off" not in server.log.read_text()
     assert not any(map(alive, before))

@@ -122,7 +122,7 @@ def test_stopping_ends_a_stream_after_its_last_answer(server: Server, number: in
             yield f"text number {index} " + "and some more words " * 10
         released.wait(START_S)
 
-    with Client(server.target) as client:
+    with Client(server.target, max_attempts=1) as client:
         stream = client.stream(texts())
         answers.append(next(stream))
         server.process.send_signal(number)

@@ -18,6 +18,7 @@ from polyhead_server.admin import AdminServer
 from polyhead_server.control import Control
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError, StartupError
 from polyhead_server.health import Health
+from polyhead_server.keys import make
 from polyhead_server.loading import Model
 from polyhead_server.protocol import Values
 from polyhead_server.reload import Reloader
@@ -27,6 +28,10 @@ from polyhead_server.settings import Settings
 pytestmark = pytest.mark.timeout(60)
 
 STATS: Values = {"process_id": 7, "queued_items": 3, "expected_wait": 1.5, "refused_total": {"OVERLOADED": 2}}
+
+
+def told(admin_listen: str, **more: Any) -> Settings:
+    return Settings(bundle=Path("fake"), admin_listen=admin_listen, **more)
 
 
 class Asked:
@@ -59,7 +64,7 @@ async def health() -> Health:
 
 @pytest.fixture
 async def channel(asked: Asked, health: Health, tmp_path: Path) -> AsyncIterator[aio.Channel]:
-    server = AdminServer(f"unix:{tmp_path}/admin", asked, health, shares_port=False)
+    server = AdminServer(told(f"unix:{tmp_path}/admin"), asked, health, shares_port=False)
     await server.open()
     async with aio.insecure_channel(f"unix:{tmp_path}/admin") as channel:
         yield channel
@@ -115,13 +120,13 @@ async def test_connections_can_be_looked_at(channel: aio.Channel) -> None:
 
 
 async def test_without_an_address_nothing_listens(asked: Asked, health: Health) -> None:
-    server = AdminServer("", asked, health, shares_port=False)
+    server = AdminServer(told(""), asked, health, shares_port=False)
     await server.open()
     await server.close()
 
 
 async def test_address_that_is_taken_is_refused(asked: Asked, health: Health, tmp_path: Path) -> None:
-    first, second = (AdminServer(f"unix:{tmp_path}/admin", asked, health, shares_port=True) for _ in range(2))
+    first, second = (AdminServer(told(f"unix:{tmp_path}/admin"), asked, health, shares_port=True) for _ in range(2))
     await first.open()
     with pytest.raises(StartupError, match="another server"):
         await second.open()
@@ -188,3 +193,20 @@ async def test_what_goes_wrong_inside_is_told_by_its_incident_alone(control: Con
 async def test_reload_as_told_by_a_signal_raises_nothing(control: Control, caplog: pytest.LogCaptureFixture) -> None:
     await control.reload_as_told()
     assert "not reloaded: the model is being loaded" in caplog.text
+
+
+async def test_keys_with_the_right_to_infer_may_not_administer(asked: Asked, health: Health, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    operator, client = (make(keys, name, [right], None) for name, right in (("operator", "admin"), ("client", "infer")))
+    server = AdminServer(told(f"unix:{tmp_path}/admin", api_keys=str(keys)), asked, health, shares_port=False)
+    await server.open()
+    codes = []
+    async with aio.insecure_channel(f"unix:{tmp_path}/admin") as channel:
+        stub: Any = admin_service_pb2_grpc.AdminServiceStub(channel)
+        for key in (None, client, operator):
+            metadata = [("authorization", f"Bearer {key}")] if key else []
+            call = stub.GetStats(pb2.GetStatsRequest(), metadata=metadata)
+            codes.append((await call.code()).name)
+    await server.close()
+    assert codes == ["UNAUTHENTICATED", "PERMISSION_DENIED", "OK"]
+    assert len(asked.asked) == 1

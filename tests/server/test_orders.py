@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from polyhead_server.orders import Orders
 from polyhead_server.process import WorkerFailedError, WorkerProcess
-from polyhead_server.protocol import Values
+from polyhead_server.protocol import Start, Values
 from polyhead_server.settings import Settings
 
 
@@ -21,7 +21,8 @@ class PlayedWorker:
     def __init__(self, number: int, fails: str = "", serves: bool = True) -> None:
         self.number = number
         self.fails = fails
-        self.told: list[tuple[str, Values]] = []
+        self.told = Start(Settings(bundle=Path("x")), [])
+        self.heard: list[tuple[str, Values]] = []
         self.sent: list[Values] = []
         self.told_to_end = False
         self.served_since = 1.0 if serves else None
@@ -32,7 +33,7 @@ class PlayedWorker:
         return self.serves
 
     async def do(self, what: str, arguments: Values, _: float) -> Values:
-        self.told.append((what, arguments))
+        self.heard.append((what, arguments))
         if self.fails:
             raise WorkerFailedError(self.fails)
         return {"number": self.number, "identity": {"embedding_space": "new"}}
@@ -62,7 +63,7 @@ async def test_what_one_is_asked_all_do(what: str) -> None:
     orders, _ = orders_to(*workers)
     answers = await ask(orders, workers[1], what, {"force": True})
     assert [answer["number"] for answer in answers["workers"]] == [0, 1, 2]
-    assert [worker.told for worker in workers] == [[(what, {"force": True})]] * 3
+    assert [worker.heard for worker in workers] == [[(what, {"force": True})]] * 3
 
 
 async def test_reload_stops_at_the_first_that_cannot(caplog: pytest.LogCaptureFixture) -> None:
@@ -70,7 +71,7 @@ async def test_reload_stops_at_the_first_that_cannot(caplog: pytest.LogCaptureFi
     orders, _ = orders_to(*workers)
     answers = await ask(orders, workers[0], "reload", {"force": False})
     assert answers == {"message": "worker 1: it is damaged. 1 of 3 workers answer with the new model"}
-    assert not workers[2].told
+    assert not workers[2].heard
     assert "reload stopped at worker 1: it is damaged" in caplog.text
 
 
@@ -95,6 +96,16 @@ async def test_who_starts_after_a_drain_is_drained() -> None:
     assert orders.drained
 
 
+@pytest.mark.parametrize(("knew", "orders_given"), [(False, ["drain"]), (True, [])])
+async def test_who_started_before_a_drain_and_serves_after_it_is_told(knew: bool, orders_given: list[str]) -> None:
+    worker = PlayedWorker(0)
+    worker.told = Start(Settings(bundle=Path("x")), [], drained=knew)
+    orders, _ = orders_to(worker)
+    orders.drained = True
+    await orders.welcome(cast(WorkerProcess, worker))
+    assert heard(worker) == orders_given
+
+
 async def test_worker_that_ends_meanwhile_has_no_answer() -> None:
     workers = [PlayedWorker(0), PlayedWorker(1, fails="it ended")]
     workers[1].ended.set_result(0)
@@ -113,7 +124,7 @@ async def test_those_that_are_told_to_end_are_left_alone() -> None:
     workers[0].told_to_end = True
     orders, _ = orders_to(*workers)
     await ask(orders, workers[1], "reload", {"force": False})
-    assert (len(workers[0].told), len(workers[1].told)) == (0, 1)
+    assert (len(workers[0].heard), len(workers[1].heard)) == (0, 1)
 
 
 async def test_reload_without_workers_fails() -> None:
@@ -122,8 +133,8 @@ async def test_reload_without_workers_fails() -> None:
         await orders._reload({"force": False})
 
 
-def told(worker: PlayedWorker) -> list[str]:
-    return [what for what, _ in worker.told]
+def heard(worker: PlayedWorker) -> list[str]:
+    return [what for what, _ in worker.heard]
 
 
 async def test_admin_service_is_with_the_lowest_worker_and_stays() -> None:
@@ -133,7 +144,7 @@ async def test_admin_service_is_with_the_lowest_worker_and_stays() -> None:
     await orders.hand_admin()
     serving[0] = lowest
     await orders.hand_admin()
-    assert [told(worker) for worker in workers] == [[], ["open_admin"]]
+    assert [heard(worker) for worker in workers] == [[], ["open_admin"]]
 
 
 async def test_admin_service_leaves_a_worker_before_it_comes_to_its_successor() -> None:
@@ -160,11 +171,19 @@ async def test_admin_service_goes_to_the_next_when_one_cannot_have_it() -> None:
     workers = [PlayedWorker(0, fails="taken"), PlayedWorker(1)]
     orders, _ = orders_to(*workers, admin_listen="unix:/x")
     await orders.hand_admin()
-    assert [told(worker) for worker in workers] == [["open_admin"], ["open_admin"]]
+    assert [heard(worker) for worker in workers] == [["open_admin"], ["open_admin"]]
+
+
+async def test_worker_that_was_told_to_end_does_not_get_the_admin_service() -> None:
+    workers = [PlayedWorker(0), PlayedWorker(1)]
+    workers[0].told_to_end = True
+    orders, _ = orders_to(*workers, admin_listen="unix:/x")
+    await orders.hand_admin()
+    assert [heard(worker) for worker in workers] == [[], ["open_admin"]]
 
 
 async def test_without_an_address_there_is_no_admin_service() -> None:
     worker = PlayedWorker(0)
     orders, _ = orders_to(worker)
     await orders.hand_admin()
-    assert not worker.told
+    assert not worker.heard

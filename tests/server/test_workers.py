@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from polyhead_server import workers
 from polyhead_server.errors import StartupError
+from polyhead_server.protocol import Start
 from polyhead_server.settings import Settings
 
 
@@ -114,3 +115,45 @@ async def test_old_worker_ends_only_once_its_successor_serves(
     assert sorted(ended) == sorted(served)
     for number, pid in enumerate(served[:-1]):
         assert events.index(["ends", pid]) > events.index(["serves", served[number + 1]])
+
+
+async def test_worker_that_hangs_while_it_starts_is_killed_after_its_grace(
+    script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(
+        """
+        import os, signal, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(1000)
+        """
+    )
+    monkeypatch.setattr(workers, "_KILL_S", 0.1)
+    assert await workers.supervise(Settings(bundle=Path("x"), listen="127.0.0.1:0", drain_s=0.0)) == 0
+
+
+async def test_server_that_is_stopped_before_it_serves_has_cut_nothing_off(script: Callable[[str], None]) -> None:
+    script("import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(1000)")
+    assert await workers.supervise(Settings(bundle=Path("x"), listen="127.0.0.1:0")) == 0
+
+
+async def test_workers_that_load_different_bundles_at_the_start_do_not_serve_together(
+    script: Callable[[str], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the bundle is replaced just then: each names itself, until it is told what the others serve."""
+    caplog.set_level("INFO")
+    script(
+        """
+        import json, os, signal, sys, time
+        told = json.loads(sys.stdin.readline())
+        print(json.dumps({"serving": told["identity"] or {"embedding_space": os.getpid()}}), flush=True)
+        if told["identity"]:
+            os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(1000)
+        """
+    )
+    monkeypatch.setattr(workers, "_FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr(workers, "starts", lambda settings, *_: [Start(settings, [0]), Start(settings, [1])])
+    await workers.supervise(Settings(bundle=Path("x"), listen="127.0.0.1:0", workers=2))
+    assert caplog.text.count("has loaded another model than the others") == 1
+    assert "all 2 workers serve" in caplog.text

@@ -1,0 +1,151 @@
+"""TLS, client certificates and keys, of both clients and the command, against real servers."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from polyhead.v1 import inference_service_pb2 as pb2
+from polyhead.v1 import inference_service_pb2_grpc
+from polyhead_client import Tls, UnavailableError
+from polyhead_client.cli import main
+
+from .conftest import Face, served
+from .fake_server import FakeServicer
+
+KEY = "secret-0123456789"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A certificate that vouches for itself, and its key."""
+
+    certificate: Path
+    key: Path
+
+
+def pair(folder: Path, name: str) -> Pair:
+    """Makes one for a host name, and for no address but that of the loopback."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    names: list[x509.GeneralName] = [x509.DNSName(name)]
+    if name == "localhost":
+        names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now - day).not_valid_after(now + day)
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    made = Pair(folder / f"{name}.pem", folder / f"{name}.key")
+    made.certificate.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    made.key.write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
+    return made
+
+
+@contextlib.contextmanager
+def secured(own: Pair, client: Pair | None = None) -> Iterator[FakeServicer]:
+    """A server with TLS, which asks clients for a certificate of that one if there is one."""
+    chain = [(own.key.read_bytes(), own.certificate.read_bytes())]
+    roots = client.certificate.read_bytes() if client else None
+    with served(grpc.ssl_server_credentials(chain, roots, require_client_auth=client is not None)) as servicer:
+        yield servicer
+
+
+def test_server_with_a_trusted_certificate_answers(connect: Any, tmp_path: Path) -> None:
+    own = pair(tmp_path, "localhost")
+    with secured(own) as servicer:
+        client: Face = connect(servicer.target, tls=Tls(ca_file=own.certificate), api_key=KEY)
+        client.analyze(["text"])
+        list(client.stream(["text"]))
+    assert [one["authorization"] for one in servicer.metadata] == [f"Bearer {KEY}"] * 2
+
+
+def test_server_with_another_certificate_is_not_spoken_to(connect: Any, tmp_path: Path) -> None:
+    other = pair(tmp_path, "other.example")
+    with secured(pair(tmp_path, "localhost")) as servicer, pytest.raises(UnavailableError):
+        connect(servicer.target, tls=Tls(ca_file=other.certificate), api_key=KEY, max_attempts=1).analyze(["text"])
+    assert servicer.calls == []
+
+
+def test_server_of_another_name_is_spoken_to_only_when_that_is_expected(connect: Any, tmp_path: Path) -> None:
+    own = pair(tmp_path, "model.example")
+    with secured(own) as servicer:
+        with pytest.raises(UnavailableError):
+            connect(servicer.target, tls=Tls(ca_file=own.certificate), max_attempts=1).analyze(["text"])
+        connect(servicer.target, tls=Tls(ca_file=own.certificate, server_name="model.example")).analyze(["text"])
+    assert servicer.calls == ["Analyze"]
+
+
+def test_server_that_asks_for_a_certificate_gets_it(connect: Any, tmp_path: Path) -> None:
+    own, mine = pair(tmp_path, "localhost"), pair(tmp_path, "client.example")
+    with secured(own, mine) as servicer:
+        with pytest.raises(UnavailableError):
+            connect(servicer.target, tls=Tls(ca_file=own.certificate), max_attempts=1).analyze(["text"])
+        connect(servicer.target, tls=Tls(own.certificate, mine.certificate, mine.key)).analyze(["text"])
+    assert servicer.calls == ["Analyze"]
+
+
+def test_client_without_a_key_sends_none(client: Face, servicer: FakeServicer) -> None:
+    client.info()
+    assert "authorization" not in servicer.metadata[0]
+
+
+def test_key_goes_along_with_every_kind_of_call(connect: Any, servicer: FakeServicer) -> None:
+    client: Face = connect(servicer.target, api_key=KEY, hedge_after_s=30)
+    client.info()
+    client.analyze(["text"])
+    list(client.stream(["text"], "embed"))
+    assert [one["authorization"] for one in servicer.metadata] == [f"Bearer {KEY}"] * 3
+
+
+def test_command_takes_tls_and_a_key_from_files(tmp_path: Path) -> None:
+    own, mine = pair(tmp_path, "localhost"), pair(tmp_path, "client.example")
+    (tmp_path / "key").write_text(KEY + "\n")
+    flags = ["--ca", own.certificate, "--cert", mine.certificate, "--key", mine.key, "--api-key-file", tmp_path / "key"]
+    with secured(own, mine) as servicer:
+        arguments = ["info", "--json", "--target", servicer.target, *map(str, flags)]
+        result = CliRunner().invoke(main, arguments)
+    assert json.loads(result.stdout)["model_id"] == "fake-0123456789ab"
+    assert servicer.metadata[0]["authorization"] == f"Bearer {KEY}"
+
+
+def test_command_takes_a_key_from_the_environment(servicer: FakeServicer) -> None:
+    environment = {"POLYHEAD_TARGET": servicer.target, "POLYHEAD_API_KEY": KEY}
+    assert CliRunner(env=environment).invoke(main, ["classify", "text"]).exit_code == 0
+    assert servicer.metadata[0]["authorization"] == f"Bearer {KEY}"
+
+
+def test_command_sends_no_key_over_a_network_in_the_clear() -> None:
+    environment = {"POLYHEAD_API_KEY": KEY}
+    result = CliRunner(env=environment).invoke(main, ["info", "--target", "10.255.255.1:50051"])
+    assert result.exit_code == 2
+    assert "in the clear" in result.stderr
+    assert KEY not in result.output
+
+
+def test_command_wants_certificate_and_key_together(tmp_path: Path) -> None:
+    own = pair(tmp_path, "localhost")
+    result = CliRunner().invoke(main, ["info", "--cert", str(own.certificate)])
+    assert (result.exit_code, "give both" in result.stderr) == (2, True)
+
+
+def test_calls_to_this_machine_pass_by_a_proxy(
+    connect: Any, servicer: FakeServicer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with grpc.insecure_channel(servicer.target) as channel, pytest.raises(grpc.RpcError):  # control
+        inference_service_pb2_grpc.InferenceServiceStub(channel).GetModelInfo(pb2.GetModelInfoRequest(), timeout=20)
+    assert connect(servicer.target, api_key=KEY).info().model_id == "fake-0123456789ab"
