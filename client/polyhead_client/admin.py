@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -14,9 +15,10 @@ from google.protobuf.duration_pb2 import Duration
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
 
+from .credentials import authorization
 from .errors import PolyheadError, UnavailableError, translated
 
-_target = click.option(
+target_option = click.option(
     "--target",
     metavar="HOST:PORT|unix:PATH",
     required=True,
@@ -37,12 +39,13 @@ def admin() -> None:
       polyhead-serve build/bundle --admin-listen unix:/run/polyhead-admin.sock
       polyhead admin reload --target unix:/run/polyhead-admin.sock
 
-    Answers are lines of JSON on stdout, one a worker; durations are seconds.
+    Answers are lines of JSON on stdout, one a worker; durations are seconds. Where the server has keys, the one in
+    $POLYHEAD_API_KEY is sent, which needs the right "admin".
     """  # noqa: D301  the backspace tells click to keep the lines as they are
 
 
 @admin.command()
-@_target
+@target_option
 @click.option("--force", is_flag=True, help="Also take a bundle with another embedding space, or other heads.")
 def reload(target: str, force: bool) -> None:
     """Load the bundle once more from where it lies, and answer with it from then on.
@@ -51,39 +54,49 @@ def reload(target: str, force: bool) -> None:
     refused, and why; then the old model stays.
     """
     request = pb2.ReloadRequest(force=force)
-    _print(_call(target, lambda stub: stub.Reload(request, timeout=_RELOAD_S)).workers)
+    _print(_call(target, lambda stub, key: stub.Reload(request, timeout=_RELOAD_S, metadata=key)).workers)
 
 
 @admin.command()
-@_target
+@target_option
 def drain(target: str) -> None:
     """Let the health service say NOT_SERVING, so that balancers send nothing more; calls are answered as before."""
-    _call(target, lambda stub: stub.Drain(pb2.DrainRequest(), timeout=_ANSWER_S))
+    _call(target, lambda stub, key: stub.Drain(pb2.DrainRequest(), timeout=_ANSWER_S, metadata=key))
 
 
 @admin.command()
-@_target
+@target_option
 def stats(target: str) -> None:
     """Describe what each worker is doing now.
 
     \b
       polyhead admin stats --target unix:/run/polyhead-admin.sock | jq .queued_items
     """  # noqa: D301  the backspace tells click to keep the lines as they are
-    _print(_call(target, lambda stub: stub.GetStats(pb2.GetStatsRequest(), timeout=_ANSWER_S)).workers)
+    _print(current_stats(target).workers)
 
 
-def _call(target: str, ask: Callable[[Any], Any]) -> Any:
-    """Asks; ends the process with one line on stderr where that fails."""
+def current_stats(target: str) -> pb2.GetStatsResponse:
+    """What each worker is doing now; ends the process with one line on stderr where that cannot be had."""
+    request = pb2.GetStatsRequest()
+    response: pb2.GetStatsResponse = _call(
+        target, lambda stub, key: stub.GetStats(request, timeout=_ANSWER_S, metadata=key)
+    )
+    return response
+
+
+def _call(target: str, ask: Callable[[Any, Any], Any]) -> Any:
+    """Asks, with the key as metadata; ends the process with one line on stderr where that fails."""
     try:
+        key = authorization(os.environ.get("POLYHEAD_API_KEY"), target, None, allow_plaintext_key=False)
         with translated(), grpc.insecure_channel(target) as channel:
-            return ask(admin_service_pb2_grpc.AdminServiceStub(channel))
+            return ask(admin_service_pb2_grpc.AdminServiceStub(channel), key)
     except PolyheadError as error:
         hint = " (was the server started with --admin-listen?)" if isinstance(error, UnavailableError) else ""
         click.echo(f"polyhead: {target}: {' '.join(str(error).split())}{hint}", err=True)
         sys.exit(1 if error.code in {"INTERNAL", "UNKNOWN"} else 2)
 
 
-def _print(workers: list[message.Message]) -> None:
+def _print(workers: Iterable[message.Message]) -> None:
     for worker in workers:
         click.echo(json.dumps(_plain(worker)))
 

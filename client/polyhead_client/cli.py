@@ -26,6 +26,7 @@ from .errors import AccessDeniedError, InvalidRequestError, PolyheadError, Unava
 from .flow import Text
 from .model_info import ModelInfo
 from .results import Answer, Fingerprints
+from .top import top
 
 _FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
 # Errors that whoever typed the command can mend.
@@ -164,6 +165,7 @@ def main() -> None:
 
 
 main.add_command(admin)
+main.add_command(top)
 
 
 @main.command()

@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 import click
 
+from . import logs
 from .errors import StartupError
 from .settings import Settings
 
-_LOG_FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
 # A pass that has ended wants the interpreter, to take the next one, while the event loop is at work. By default it
 # waits for up to 5 ms, and a core with it.
 _SWITCH_S = 0.0005
@@ -78,7 +78,7 @@ def run(settings: Settings, work: Callable[[Settings], Coroutine[Any, Any, int]]
     import uvloop
 
     sys.setswitchinterval(_SWITCH_S)
-    logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr, format=_LOG_FORMAT)
+    logs.configure(settings.log_level, settings.log_format)
     # The log is ours; what libraries say below a warning is noise to an operator.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:

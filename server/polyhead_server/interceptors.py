@@ -1,4 +1,4 @@
-"""The outermost layer: whatever an RPC raises becomes a status, and nothing of our internals becomes text."""
+"""Whatever an RPC raises becomes a status, and nothing of our internals becomes text."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def abort(context: _Context, error: ServerError) -> None:
     """Ends the call with the status and the details of an error of ours."""
     wire = status(error)
     # The name under which every gRPC library looks for the details of a status.
-    metadata: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", wire.SerializeToString())]
+    metadata: list[Any] = [*(context.trailing_metadata() or ()), ("grpc-status-details-bin", wire.SerializeToString())]
     if isinstance(error, OverloadedError):
         # gRPC's own clients wait so long before they try again. Not 0, which makes them wait until their deadline.
         metadata.append(("grpc-retry-pushback-ms", str(max(1, round(error.retry_after_s * 1000)))))

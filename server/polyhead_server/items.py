@@ -110,7 +110,11 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where an item's time went, in nanoseconds, and the size of the pass that it rode in."""
+    """Where an item's time went, in nanoseconds, and the size of the pass that it rode in.
+
+    Attributes:
+        finished_ns: When the pass ended (``time.monotonic_ns()``), from which everything else is counted back.
+    """
 
     tokenization_ns: int
     queue_ns: int
@@ -118,6 +122,12 @@ class Timings:
     total_ns: int
     batch_items: int
     batch_tokens: int
+    finished_ns: int
+
+    @property
+    def admission_ns(self) -> int:
+        """What is before the tokenization: the wait for room."""
+        return self.total_ns - self.tokenization_ns - self.queue_ns - self.compute_ns
 
 
 @dataclass(frozen=True, slots=True)

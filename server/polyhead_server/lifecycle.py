@@ -33,12 +33,14 @@ from .health import Health
 from .interceptors import ErrorInterceptor
 from .loading import Model
 from .metrics import Metrics, listen_for_scrapes
+from .observation import Observation
 from .pipeline import Pipeline
 from .protocol import Values
 from .reload import Reloader, state_of
 from .service import NAME, InferenceService, handler
 from .settings import Settings
 from .succession import Identity, problem
+from .tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -101,15 +103,21 @@ class _Process:
         self._certificates = Certificates.told(settings)
         if self._certificates:
             self._certificates.observe(self._metrics.certificate_expiry())
-        interceptors = [*Authorization.told(settings), ErrorInterceptor(NAME)]
+        self._tracing = Tracing.told(settings)
+        # Refused calls are counted, too.
+        observation = Observation(settings, self._metrics, self._tracing)
+        interceptors = [observation, *Authorization.told(settings), ErrorInterceptor(NAME)]
         self._server = aio.server(interceptors=interceptors, options=_options(settings, shares_port=bool(team)))
         self._control = Control(settings, self._service, self._health, team.ask if team else None)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self, address: str, stack: contextlib.AsyncExitStack) -> int:
+        if self._tracing:
+            stack.push_async_callback(self._tracing.close)
         stack.push_async_callback(self._server.stop, None)
         stack.push_async_callback(self._control.close)
         self._heed_signals()
+        self._in_background(self._metrics.watch(lambda: self._service.pipeline))
         await self._health.set(serving=False)
         self._server.add_generic_rpc_handlers((handler(self._service),))
         self._health.add_to(self._server)
@@ -186,9 +194,11 @@ class _Process:
 
     def _started(self, model: Model) -> Pipeline:
         """A running pipeline of a model."""
-        logger.info(loading.describe(model, self._settings.compute_threads(model.engine.runtime.device)))
-        self._metrics.serving(model)
-        pipeline = Pipeline(model, self._settings, self._metrics.observe)
+        threads = self._settings.compute_threads(model.engine.runtime.device)
+        logger.info(loading.describe(model, threads))
+        self._metrics.serving(model, threads)
+        follow = self._tracing.follow if self._tracing else None
+        pipeline = Pipeline(model, self._settings, self._metrics.observe, follow)
         pipeline.start()
         return pipeline
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
 
-from .errors import ServerError, StartupError
+from .errors import ExpiredError, InternalError, OverloadedError, ServerError, StartupError
 from .settings import split_address
-from .statuses import reason
+from .statuses import TABLE, reason
 
 if TYPE_CHECKING:
     from .batching import Batch
@@ -20,6 +31,10 @@ if TYPE_CHECKING:
 
 # A pass takes from 2 ms to seconds; nobody waits for longer than a minute.
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
+# From a short text to the largest message that is taken by default.
+_BYTES = [4**power for power in range(3, 13)]
+# Often enough to see what a client feels, seldom enough to cost nothing.
+_LOOK_S = 0.1
 
 
 class Metrics:
@@ -68,8 +83,26 @@ class Metrics:
             "polyhead_refused_items", "Items that were answered with an error.", ["reason"], registry=registry
         )
         self._reloads = Counter("polyhead_reloads", "Reloads of the bundle.", ["outcome"], registry=registry)
+        self._calls_total = Counter(
+            "polyhead_calls", "Calls that have ended, streams included.", ["method", "code"], registry=registry
+        )
+        self._call_seconds = Histogram(
+            "polyhead_call_seconds", "Duration of a unary call.", ["method"], buckets=_SECONDS, registry=registry
+        )
+        self._request_bytes = Histogram(
+            "polyhead_request_bytes", "Size of a request message.", buckets=_BYTES, registry=registry
+        )
+        self._response_bytes = Histogram(
+            "polyhead_response_bytes", "Size of a response message.", buckets=_BYTES, registry=registry
+        )
+        self._lag_seconds = Histogram(
+            "polyhead_event_loop_lag_seconds",
+            "By how much a timer of 0.1 s was late.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self._calls = Gauge(
-            "polyhead_calls",
+            "polyhead_running_calls",
             "Calls that are running, streams included.",
             registry=registry,
             multiprocess_mode="livesum",
@@ -79,6 +112,13 @@ class Metrics:
         )
         self._queued_tokens = Gauge(
             "polyhead_queued_tokens", "Tokens that wait.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._expected_wait = Gauge(
+            "polyhead_expected_wait_seconds",
+            "Expected wait of a text that came now.",
+            registry=registry,
+            # Of several workers the longest.
+            multiprocess_mode="livemax",
         )
         self._queue_seconds = Histogram(
             "polyhead_queue_seconds",
@@ -92,6 +132,23 @@ class Metrics:
         self._pass_seconds = Histogram(
             "polyhead_pass_seconds", "Duration of a pass.", buckets=_SECONDS, registry=registry
         )
+        Gauge(
+            "polyhead_build_info", "1 for the version.", ["version"], registry=registry, multiprocess_mode="livemax"
+        ).labels(version("polyhead")).set(1)
+        self._compute_threads = Gauge(
+            "polyhead_compute_threads",
+            "Threads that compute: at most so many passes run at once.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        # Of several workers it would say what one of them uses.
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            ProcessCollector(registry=registry)
+        # Counters that alerts look at begin at 0: Prometheus sees no increase in one that comes up with 1.
+        for outcome in ("done", "refused"):
+            self._reloads.labels(outcome)
+        for kind in (OverloadedError, ExpiredError, InternalError):
+            self._refused.labels(TABLE[kind][1])
         self._named: list[Any] = []
 
     def certificate_expiry(self) -> Callable[[float], None]:
@@ -104,8 +161,9 @@ class Metrics:
             multiprocess_mode="livemin",
         ).set
 
-    def serving(self, model: Model) -> None:
-        """Names what runs from now on."""
+    def serving(self, model: Model, threads: int) -> None:
+        """Names what runs from now on, and on how many threads."""
+        self._compute_threads.set(threads)
         for gauge in self._named:
             gauge.set(0)
         runtime, fingerprints = model.engine.runtime, model.fingerprints
@@ -121,6 +179,39 @@ class Metrics:
         """Takes the number of calls that are running."""
         self._calls.set(running)
 
+    def expect_calls(self, methods: Iterable[str]) -> None:
+        """Lets the counters of calls begin at 0, those of failures as well."""
+        for method in methods:
+            for code in ("OK", "INTERNAL", "UNKNOWN"):
+                self._calls_total.labels(method, code)
+
+    def called(self, method: str, code: str, seconds: float, *, unary: bool) -> None:
+        """Counts a call that has ended."""
+        self._calls_total.labels(method, code).inc()
+        if unary:
+            self._call_seconds.labels(method).observe(seconds)
+
+    def requested(self, size: int) -> None:
+        """Counts a request message of so many bytes."""
+        self._request_bytes.observe(size)
+
+    def responded(self, size: int) -> None:
+        """Counts a response message of so many bytes."""
+        self._response_bytes.observe(size)
+
+    async def watch(
+        self, pipeline: Callable[[], Pipeline | None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        """Looks for ever at what waits, and at how long the event loop lets those wait whose turn it is."""
+        while True:
+            began = time.monotonic()
+            await sleep(_LOOK_S)
+            self._lag_seconds.observe(max(time.monotonic() - began - _LOOK_S, 0.0))
+            if watched := pipeline():
+                self._queued_items.set(watched.queue.waiting)
+                self._queued_tokens.set(watched.queue.waiting_tokens)
+                self._expected_wait.set(watched.admission.expected_wait_s())
+
     def reloaded(self, outcome: str) -> None:
         """Counts a reload: ``done`` or ``refused``."""
         self._reloads.labels(outcome).inc()
@@ -133,10 +224,8 @@ class Metrics:
             elif outcome.tokens.cut_at is not None:
                 self._truncated.inc()
 
-    def observe(self, pipeline: Pipeline, batch: Batch, seconds: float) -> None:
+    def observe(self, batch: Batch, seconds: float) -> None:
         """Counts a pass."""
-        self._queued_items.set(pipeline.queue.waiting)
-        self._queued_tokens.set(pipeline.queue.waiting_tokens)
         if batch.entries:
             self._items.inc(len(batch.entries))
             self._tokens.inc(batch.tokens)
@@ -153,7 +242,7 @@ class Metrics:
     def refusals(self) -> dict[str, int]:
         """Items that were answered with an error, by reason."""
         samples = [sample for metric in self._refused.collect() for sample in metric.samples]
-        return {one.labels["reason"]: int(one.value) for one in samples if one.name.endswith("_total")}
+        return {one.labels["reason"]: int(one.value) for one in samples if one.name.endswith("_total") and one.value}
 
 
 def listen_for_scrapes(address: str, registry: CollectorRegistry) -> None:
@@ -163,6 +252,8 @@ def listen_for_scrapes(address: str, registry: CollectorRegistry) -> None:
         StartupError: The address has another form, or is taken.
     """
     host, port = split_address(address)
+    # When each series began is one more for each, which nobody reads.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
         start_http_server(port, host, registry=registry)
     except OSError as error:

@@ -22,26 +22,32 @@ logger = logging.getLogger(__name__)
 # A worker that does not end by then hangs in its engine; it is a daemon and keeps nobody from leaving.
 _JOIN_S = 10.0
 
-Observe = Callable[["Pipeline", Batch, float], None]
+Observe = Callable[[Batch, float], None]
+Follow = Callable[[Model, int, Sequence["_Future"], bool], None]
 _Future = asyncio.Future[Outcome]
 
 
 class Pipeline:
     """Answers items with one model: one queue for everything, and one worker thread for each core."""
 
-    def __init__(self, model: Model, settings: Settings, observe: Observe | None = None) -> None:
+    def __init__(
+        self, model: Model, settings: Settings, observe: Observe | None = None, follow: Follow | None = None
+    ) -> None:
         """Prepares the workers.
 
         Args:
             model: What answers.
             settings: Limits.
-            observe: Told about every pass: its pipeline, its batch and the seconds it took. Called on the event loop.
+            observe: Told about every pass: its batch and the seconds it took. Called on the event loop.
+            follow: Told about every message that was taken in: what answers it, the ``time.monotonic_ns()`` of its
+                arrival, the futures of its items, and whether it is a stream's. Called in the context of its call.
         """
         self.model = model
         self._max_windows = settings.max_windows
         self._observe = observe
+        self._follow = follow
         self.queue = BatchQueue(BatchLimits(model.max_batch_tokens, settings.max_padding))
-        threads = settings.compute_threads(model.engine.runtime.device)
+        self.threads = threads = settings.compute_threads(model.engine.runtime.device)
         self.admission = Admission(
             self.queue, threads, settings.max_queue_s, settings.max_queue_tokens, model.tokens_per_s
         )
@@ -68,7 +74,13 @@ class Pipeline:
         self.model.tokenizer.close()
 
     async def submit(
-        self, message: Message, call: Call, deadline: float | None, *, patient: bool = False
+        self,
+        message: Message,
+        call: Call,
+        deadline: float | None,
+        *,
+        patient: bool = False,
+        arrived_ns: int | None = None,
     ) -> list[_Future]:
         """Takes the items of a message in.
 
@@ -77,12 +89,13 @@ class Pipeline:
             call: Whose message it is.
             deadline: ``time.monotonic()`` second after which the answers are worthless.
             patient: True for streams, which wait for room instead of being refused.
+            arrived_ns: ``time.monotonic_ns()`` of the message's arrival, where it waited since; None for now.
 
         Returns:
             One future for each item, in order. A future holds the item's outcome and never an exception; cancelling it
             says that the answer is not wanted any more.
         """
-        arrived_ns = time.monotonic_ns()
+        arrived_ns = arrived_ns or time.monotonic_ns()
         futures: list[_Future] = [self._loop.create_future() for _ in message.items]
         good: list[tuple[Item, _Future]] = []
         for item, future in zip(message.items, futures, strict=True):
@@ -108,6 +121,8 @@ class Pipeline:
             self._entering -= 1
             if not self._entering:
                 self._entered.set()
+        if self._follow:
+            self._follow(self.model, arrived_ns, futures, patient)
         return futures
 
     def _guess_tokens(self, text: str, max_windows: int) -> int:
@@ -207,6 +222,7 @@ class Pipeline:
                     total_ns=finished_ns - entry.arrived_ns,
                     batch_items=len(entries),
                     batch_tokens=batch_tokens,
+                    finished_ns=finished_ns,
                 ),
             )
             if row is not None
@@ -224,7 +240,7 @@ class Pipeline:
             self.admission.learn(batch.tokens, compute_s)
         self.admission.wake()
         if self._observe:
-            self._observe(self, batch, compute_s)
+            self._observe(batch, compute_s)
 
 
 def _resolve(future: _Future, outcome: Outcome) -> None:

@@ -154,6 +154,7 @@ class InferenceService:
             "passes_total": int(value("polyhead_pass_seconds_count")),
             "compute_total": value("polyhead_pass_seconds_sum"),
             "refused_total": self._metrics.refusals(),
+            "compute_threads": pipeline.threads,
         }
 
     @contextlib.contextmanager
@@ -199,11 +200,11 @@ class InferenceService:
             async for message in messages:
                 if first and message.in_order is not None:
                     window.in_order = message.in_order
-                first = False
+                first, arrived_ns = False, time.monotonic_ns()
                 await window.room()
                 served, call = await self._room(served, call)
                 accepted = _checked(_require_order(message, window.in_order), served.writer)
-                futures = await served.pipeline.submit(accepted, call, deadline, patient=True)
+                futures = await served.pipeline.submit(accepted, call, deadline, patient=True, arrived_ns=arrived_ns)
                 for item, future in zip(accepted.items, futures, strict=True):
                     window.add(Pending(item.item_id, accepted.wishes, served.writer, future))
             window.close()

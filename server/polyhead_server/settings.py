@@ -96,7 +96,12 @@ class Settings:
     admin_listen: str = _option("", "HOST:PORT on loopback, or unix:PATH, of the admin service; empty for none.")
     watch_s: float = _option(0.0, "Seconds between looks at whether the bundle was replaced, to reload it; 0 for none.")
     metrics_listen: str = _option("", "HOST:PORT for Prometheus metrics over HTTP; empty for none.")
+    otlp_endpoint: str = _option(
+        "", "URL that traces are sent to by OTLP over gRPC, such as http://127.0.0.1:4317; empty for none."
+    )
     log_level: str = _option("info", "Least important messages to log.", ("debug", "info", "warning", "error"))
+    log_format: str = _option("text", "Of log lines: text, or a JSON object each.", ("text", "json"))
+    access_log: str = _option("debug", "Level of the line that tells of each call.", ("debug", "info"))
 
     # Cores of this process where its affinity does not say it: one of several workers under a quota. 0 asks the system.
     cores: int = 0

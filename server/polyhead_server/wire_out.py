@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -128,6 +129,8 @@ def _timings(timings: Timings) -> item_pb2.Timings:
         total=_duration(timings.total_ns),
         batch_items=timings.batch_items,
         batch_tokens=timings.batch_tokens,
+        admission=_duration(timings.admission_ns),
+        delivery=_duration(time.monotonic_ns() - timings.finished_ns),
     )
 
 

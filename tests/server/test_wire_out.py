@@ -15,7 +15,7 @@ EMBEDDING = np.array([0.1, -2.5], dtype=np.float32)
 
 def result(*probabilities: list[float], tokens: Tokens | None = None) -> Result:
     rows = tuple(np.array(row, dtype=np.float32) for row in probabilities)
-    return Result(Numbers(EMBEDDING, rows), tokens or Tokens(([2, 7, 3],), 3), Timings(1, 2, 3, 7, 4, 5))
+    return Result(Numbers(EMBEDDING, rows), tokens or Tokens(([2, 7, 3],), 3), Timings(1, 2, 3, 7, 4, 5, 0))
 
 
 @pytest.fixture
