@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Sequence
 from functools import partial
 
@@ -26,6 +27,9 @@ from .processes import (
     until,
 )
 from .traffic import PlainClient, Traffic
+
+# In messages of at most 4 MB.
+_LARGE = ["word " * 600_000] * 8
 
 
 @case(
@@ -85,6 +89,7 @@ async def not_enough_memory(place: Place) -> Finding:
     """RLIMIT_AS of a running worker, over and over, as the supervisor starts fresh ones."""
     traffic = Traffic(place.offline, [*place.texts[:50], *("word " * (20 * n) + place.texts[n] for n in range(50))])
     before: list[int] = []
+    large: Counter[bool] = Counter()
     async with served(place.bundle, place.folder, "--workers", "2", connections=4) as (server, client):
         await until(partial(_both_serve, server), "the workers did not come up")
         async with traffic.flowing([client], calls=4, items=32, streams=2):
@@ -95,7 +100,8 @@ async def not_enough_memory(place: Place) -> Finding:
                 before.append(victim)
                 size = address_space(victim)
                 resource.prlimit(victim, resource.RLIMIT_AS, (size, size))
-                await asyncio.sleep(4.0)
+                # Megabytes that it would have to take, over connections to either worker.
+                large.update(one.error is None for one in await client.analyze(_LARGE, deadline_s=60))
                 await until(partial(_both_serve, server), "the workers did not come back")
             died = sum(not runs(pid) for pid in before)
             ended = time.monotonic()
@@ -103,8 +109,8 @@ async def not_enough_memory(place: Place) -> Finding:
         tight = await _start_within(place, 300 * 2**20)
     return Finding(
         seen=f"{len(before)} limits, {died} workers died of them; {len(traffic.requests):,} items: {traffic.bad()} "
-        "without a right answer",
-        passed=not traffic.bad() and traffic.enough(begun, ended),
+        f"without a right answer; of {large.total()} texts of 3 MB {large[False]} were not answered",
+        passed=not traffic.bad() and not large[False] and traffic.enough(begun, ended),
         control=f"a server that may take 300 MB of addresses in all does not come up: exit code {tight}",
         control_failed=tight != 0,
         figures={"limits": len(before), "died": died, "items": len(traffic.requests), "bad_items": traffic.bad()},

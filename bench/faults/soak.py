@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 import random
+import signal
 import statistics
 import time
 from collections import Counter
@@ -17,9 +19,11 @@ from polyhead_client import AsyncClient, PolyheadError
 from .case import Finding, Place, case
 from .hogs import cancel_streams
 from .processes import descriptors, rss_mb, served
+from .restarts import point
 from .traffic import Traffic
 
 _EVERY_S = 0.5
+_RELOADS = 8
 # Groups of neighbouring samples: their means hang together far less than the samples do.
 _GROUPS = 8
 # Student's t, two-sided 95 %, 6 degrees of freedom: 8 points, two of them spent on the line.
@@ -29,22 +33,30 @@ _MOST_MB_PER_HOUR = 60.0
 
 @case(
     "soak",
-    fault="mixed load for a while: single texts to 64, up to 10,000 characters, errors, short deadlines, cancels",
+    fault="mixed load for a while: 1 to 64 texts, up to 10,000 characters, errors, short deadlines, cancels, reloads",
     expected="no wrong answer; in the second half no growth of memory that can be told from none, or less than "
     f"{_MOST_MB_PER_HOUR:g} MB an hour; descriptors and threads stay",
 )
 async def soak(place: Place) -> Finding:
     """The control: the same line through memory that leaks is seen to grow."""
     seconds = place.many(240, 20)
-    traffic, samples = Traffic(place.offline, place.texts), []
+    traffic = Traffic(place.offline, place.texts)
+    samples: list[tuple[float, float, int, int]] = []
     counts: Counter[str] = Counter()
-    async with served(place.bundle, place.folder) as (server, client):
+    link = place.folder / "served"
+    point(link, place.bundle)
+    async with served(link, place.folder) as (server, client):
         pid = server.process.pid
         end = time.monotonic() + seconds
         async with traffic.flowing([client], calls=2, items=8, streams=2):
             noise = [asyncio.create_task(_noise(place, client, counts, end, seed)) for seed in range(3)]
             noise.append(asyncio.create_task(_cancels(place, server.target, end)))
+            bundles = itertools.cycle((place.other, place.bundle))
             while time.monotonic() < end:
+                # As often in the first half as in the second: a reload needs room for two.
+                if len(samples) % int(seconds / _RELOADS / _EVERY_S) == 1:
+                    point(link, next(bundles))
+                    server.process.send_signal(signal.SIGHUP)
                 samples.append((time.monotonic(), rss_mb(pid), descriptors(pid), _threads(pid)))
                 await asyncio.sleep(_EVERY_S)
             await asyncio.gather(*noise)
