@@ -39,9 +39,9 @@ async def overload(place: Place) -> Finding:
     slowest_ms = max(one["p99_ms"] for one in levels.values())
     grown_mb = levels[_TIMES[-1]]["rss_mb"] - levels[_TIMES[0]]["rss_mb"]
     return Finding(
-        seen=f"goodput {', '.join(f'{share:.2f} at {times}x' for times, share in shares.items())} of the capacity; p99 of "
-        f"the accepted {slowest_ms:.0f} ms; a refused text costs {_refusal_us(levels):.0f} us of CPU; {grown_mb:+.0f} MB "
-        "from 1x to 10x",
+        seen=f"goodput {', '.join(f'{share:.2f} at {times}x' for times, share in shares.items())} of the capacity; "
+        f"p99 of the accepted {slowest_ms:.0f} ms; a refused text costs {_refusal_us(levels):.0f} us of CPU; "
+        f"{grown_mb:+.0f} MB from 1x to 10x",
         # The client's own timer says when an answer is late, and is late itself.
         passed=min(shares.values()) >= _LEAST * peak
         and slowest_ms <= 1050 * _DEADLINE_S
