@@ -18,10 +18,10 @@ STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto train export serve test check bench lint format types contracts lint-proto lint-deploy package supply audit lock docs rivals clean
+.PHONY: help setup proto train export serve test check bench reliability lint format types contracts lint-proto lint-deploy package supply audit lock docs rivals clean
 
 help:  ## print this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The stamp is newer than everything that decides what is installed, or the installation is done again.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -113,6 +113,10 @@ bench: $(BUNDLE)/bundle.json  ## measure the server against bare onnxruntime; wr
 	$(BIN)/python bench/workers.py --bundle $(BUNDLE) --output bench/results/workers.json
 	$(BIN)/python bench/growth.py --bundle $(BUNDLE) --work build/growth --output bench/results/growth.json
 	$(BIN)/python bench/page.py
+
+# About half an hour on two cores; what it writes is only worth something where nothing else runs meanwhile.
+reliability: $(BUNDLE)/bundle.json  ## make go wrong what may go wrong; writes docs/reliability.md (QUICK=1: a little)
+	$(BIN)/python bench/reliability.py --bundle $(BUNDLE) $(if $(QUICK),--quick)
 
 rivals: $(BUNDLE)/bundle.json  ## install other servers, each in its own environment, and measure them beside ours
 	$(BIN)/python bench/rivals/install.py

@@ -22,10 +22,12 @@ import importlib
 import json
 import random
 import shlex
+import signal
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,31 +70,35 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a little of each fault")
     parser.add_argument("--output", type=Path, help=f"file for the figures (default: {RESULTS.name}, with its page)")
     arguments = parser.parse_args()
-    found = asyncio.run(run_all(arguments))
-    report = {
+    # As Ctrl-C does: the servers that were started are ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    output = arguments.output or (None if arguments.quick else RESULTS)
+    report: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
         "command": shlex.join(["python", *sys.argv]),
         "cores": usable_cores(),
         "quick": arguments.quick,
-        "faults": found,
+        "faults": json.loads(output.read_text())["faults"] if output and output.exists() else {},
     }
-    output = arguments.output or (None if arguments.quick else RESULTS)
-    if output:
-        if output.exists():
-            known = json.loads(output.read_text())["faults"]
-            report["faults"] = {name: {**known, **found}[name] for name in CASES if name in {**known, **found}}
-        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if output == RESULTS:
-        PAGE.write_text(page(report), encoding="utf-8")
-    if bad := [name for name, one in found.items() if not (one["passed"] and one["control_failed"])]:
+
+    def save(name: str, found: dict[str, Any]) -> None:
+        known = {**report["faults"], name: found}
+        report["faults"] = {name: known[name] for name in CASES if name in known}
+        if output:
+            output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if output == RESULTS:
+            PAGE.write_text(page(report), encoding="utf-8")
+
+    bad = asyncio.run(run_all(arguments, save))
+    if bad:
         sys.exit(f"not as expected: {', '.join(bad)}")
 
 
-async def run_all(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Runs the fault programs that are asked for, one after the other."""
+async def run_all(arguments: argparse.Namespace, save: Callable[[str, dict[str, Any]], None]) -> list[str]:
+    """Runs the fault programs that are asked for, one after the other; returns those that saw another thing."""
     texts = [row["text"] for row in read(DEMO)]
     texts = random.Random(0).sample(texts, min(TEXTS, len(texts)))
-    found: dict[str, dict[str, Any]] = {}
+    bad: list[str] = []
     with tempfile.TemporaryDirectory(prefix="polyhead-reliability-") as folder:
         other = with_another_head(arguments.bundle, Path(folder) / "other")
         offline = Offline([arguments.bundle, other])
@@ -103,18 +109,16 @@ async def run_all(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
             place = Place(arguments.bundle.resolve(), other, offline, texts, scratch, arguments.quick)
             began = time.monotonic()
             finding = await run_one(CASES[name], place)
-            one = dataclasses.asdict(finding)
-            one["figures"] = {key: float(f"{value:.4g}") for key, value in finding.figures.items()}
-            found[name] = {
-                "fault": CASES[name].fault,
-                "expected": CASES[name].expected,
-                **one,
-                "seconds": round(time.monotonic() - began),
-            }
-            mark = "as expected" if finding.passed and finding.control_failed else "NOT AS EXPECTED"
-            print(f"{name}: {mark} in {found[name]['seconds']} s\n  {finding.seen}\n  control: {finding.control}")
-            print(f"  {found[name]['figures']}", flush=True)
-    return found
+            found = {"fault": CASES[name].fault, "expected": CASES[name].expected, **dataclasses.asdict(finding)}
+            found["figures"] = {key: float(f"{value:.4g}") for key, value in finding.figures.items()}
+            found["seconds"] = round(time.monotonic() - began)
+            save(name, found)
+            good = finding.passed and finding.control_failed
+            bad += [] if good else [name]
+            mark = "as expected" if good else "NOT AS EXPECTED"
+            print(f"{name}: {mark} in {found['seconds']} s\n  {finding.seen}\n  control: {finding.control}")
+            print(f"  {found['figures']}", flush=True)
+    return bad
 
 
 async def run_one(case: Case, place: Place) -> Finding:

@@ -1,10 +1,11 @@
-"""An engine that fails in every way that one can: in this process, as no bundle and no flag makes a real one do that."""
+"""An engine that fails in every way: in this process, as no bundle and no flag makes a real one do that."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -141,6 +142,8 @@ async def _ask(place: Place, client: AsyncClient) -> tuple[Counter[str], bool]:
 @contextlib.asynccontextmanager
 async def _serving(place: Place) -> AsyncIterator[tuple[FaultyEngine, AsyncClient]]:
     """A server in this process, and a client to it."""
+    # It tells of each fault with a traceback: they are meant.
+    logging.getLogger("polyhead_server").setLevel(logging.CRITICAL)
     settings = Settings(bundle=place.bundle, device="cpu", max_batch_tokens=256)
     model = await asyncio.to_thread(loading.load, settings)
     engine, metrics = FaultyEngine(model), Metrics()

@@ -205,10 +205,12 @@ async def bulk_stream(place: Place) -> Finding:
             "beside 512 calls": ("--way", "unary", "--items", "1", "--in-flight", "512"),
         }
         for name, flags in loads.items():
-            async with loaded(server, seconds + 12, *flags) if flags else contextlib.nullcontext():
-                async with probing(server, "--text", place.texts[0]) as ask:
-                    await asyncio.sleep(seconds)
-                    found[name] = await ask()
+            async with (
+                loaded(server, seconds + 12, *flags) if flags else contextlib.nullcontext(),
+                probing(server, "--text", place.texts[0]) as ask,
+            ):
+                await asyncio.sleep(seconds)
+                found[name] = await ask()
     alone, beside, crowd = found.values()
     return Finding(
         seen=f"single calls: p50 {alone['p50_ms']:.0f} ms and p99 {alone['p99_ms']:.0f} ms alone, "

@@ -7,11 +7,9 @@ import base64
 import random
 from collections.abc import Mapping
 
-from polyhead_client import AsyncClient
-
 from .case import Finding, Place, case
 from .hogs import probing
-from .processes import running
+from .processes import served
 from .traffic import Traffic
 
 _STALL_MS = 20.0
@@ -30,7 +28,7 @@ def families(characters: int) -> Mapping[str, str]:
         "one word": flood("a"),
         "zero-width joiners": flood("a\u200d"),
         "combining marks": flood("e" + "\u0301\u0323\u0336" * 10),
-        "right to left": flood("\u202eשלום \u202bعليكم "),
+        "right to left": flood("\u202e\u05e9\u05dc\u05d5\u05dd \u202b\u0639\u0644\u064a\u0643\u0645 "),
         "emoji families": flood("\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466"),
         "control characters": "".join(map(chr, rng.choices([*range(32), *range(127, 160)], k=characters))),
         "NULs": flood("\x00"),
@@ -58,7 +56,7 @@ async def hostile_texts(place: Place) -> Finding:
     texts |= {f"{name}, 10 MB": _ten_mb(text) for name, text in families(10_000_000).items() if name in _TEN_MB}
     stalls: dict[str, float] = {}
     wrong: list[str] = []
-    async with running(place.bundle, place.folder) as server, AsyncClient(server.target) as client:
+    async with served(place.bundle, place.folder) as (server, client):
         async with probing(server, "--health") as ask:
             await asyncio.sleep(5.0)
             rest = await ask()

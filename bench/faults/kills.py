@@ -11,13 +11,12 @@ import time
 from polyhead_client import AsyncClient
 
 from .case import Finding, Place, case
-from .processes import Server, children, listeners, running
+from .processes import Server, children, listeners, running, until
 from .traffic import PlainClient, Traffic
 
 _WORKERS = 2
 # A supervisor lets a worker that dies young wait longer each time: a fresh one after so many keeps the run short.
 _KILLS_OF_A_SERVER = 10
-_BACK_S = 60.0
 # The kernel hangs up for the dead at once; the client's event loop has heard of it after so long.
 _HEARD_S = 0.25
 
@@ -67,7 +66,9 @@ async def _kill(place: Place, kills: int, back: list[float], *, shipped: bool) -
     async with running(place.bundle, place.folder, "--workers", str(_WORKERS)) as server:
         await _all_serve(server)
         # The kernel deals connections out by chance: of eight, both workers have some.
-        clients = [AsyncClient(server.target)] if shipped else [PlainClient(server.target) for _ in range(8)]
+        clients = (
+            [AsyncClient(server.target, connections=4)] if shipped else [PlainClient(server.target) for _ in range(8)]
+        )
         async with traffic.flowing(clients, calls=8, streams=2 if shipped else 8):
             await traffic.flow_until(100)
             for number in range(kills):
@@ -84,8 +85,4 @@ async def _kill(place: Place, kills: int, back: list[float], *, shipped: bool) -
 
 
 async def _all_serve(server: Server) -> None:
-    end = time.monotonic() + _BACK_S
-    while listeners(server.port) < _WORKERS:
-        if time.monotonic() > end:
-            raise SystemExit(f"not all workers came back: {server.log.read_text()[-2000:]}")
-        await asyncio.sleep(0.02)
+    await until(lambda: listeners(server.port) == _WORKERS, "not all workers came back")

@@ -18,7 +18,7 @@ from polyhead_client import AsyncClient
 from polyhead_client.conversion import answers_of
 
 from .case import Finding, Place, case
-from .processes import Server, rss_mb, running
+from .processes import Server, rss_mb, running, served
 from .traffic import Traffic
 
 _STREAM = "/polyhead.v1.InferenceService/StreamAnalyze"
@@ -106,7 +106,7 @@ async def too_much_at_once(place: Place) -> Finding:
         "1 MB of metadata": (4, {"metadata": [("x-much", "a" * 10**6)]}),
     }
     codes: dict[str, str] = {}
-    async with running(place.bundle, place.folder) as server, AsyncClient(server.target) as client:
+    async with served(place.bundle, place.folder) as (server, client):
         traffic = Traffic(place.offline, place.texts)
         async with traffic.flowing([client]):
             await traffic.flow_until(100)

@@ -15,7 +15,7 @@ from polyhead_export.golden import GOLDEN_TEXTS
 from .case import Finding, Place, case
 from .hostile import families
 from .offline import TOLERANCE, Offline
-from .processes import running
+from .processes import running, served
 
 _STREAMS = 64
 # A language each, and the scripts that tokenizers stumble over.
@@ -47,15 +47,14 @@ async def company(place: Place) -> Finding:
     batches = place.many(50, 10)
     rng = random.Random(0)
     worst: dict[str, float] = {}
-    async with running(place.bundle, place.folder) as server, AsyncClient(server.target) as client:
+    async with served(place.bundle, place.folder) as (server, client):
         worst["alone"] = await _worst(place.offline, client, [[text] for text in texts])
         mixed = [rng.choices(texts, k=rng.randint(2, 64)) for _ in range(batches)]
         worst["in random batches"] = await _worst(place.offline, client, mixed)
     # By default a pass is hardly padded at all.
-    async with running(place.bundle, place.folder, "--max-padding", "1000", "--threads", "1") as server:
-        async with AsyncClient(server.target) as client:
-            padded = [[text, "padding " * 200] for text in texts]
-            worst["padded to 128 tokens"] = await _worst(place.offline, client, padded)
+    async with served(place.bundle, place.folder, "--max-padding", "1000", "--threads", "1") as (server, client):
+        padded = [[text, "padding " * 200] for text in texts]
+        worst["padded to 128 tokens"] = await _worst(place.offline, client, padded)
     async with running(place.bundle, place.folder, "--workers", "2") as server:
         for _ in range(4):
             # A connection reaches one worker; of four, both have some, or nearly always.
@@ -63,9 +62,8 @@ async def company(place: Place) -> Finding:
                 found = await _worst(place.offline, client, [texts])
                 worst["two workers, another process"] = max(found, worst.get("two workers, another process", 0.0))
     fp32 = Offline([place.bundle], "fp32")
-    async with running(place.bundle, place.folder, "--engine", "torch") as server:
-        async with AsyncClient(server.target) as client:
-            worst["PyTorch"] = await _worst(fp32, client, [texts])
+    async with served(place.bundle, place.folder, "--engine", "torch") as (server, client):
+        worst["PyTorch"] = await _worst(fp32, client, [texts])
     by_text = Offline([place.bundle], "auto")
     control = min(_apart(by_text, one, other) for one, other in itertools.pairwise(texts))
     limits = {name: 1e-4 if name == "PyTorch" else TOLERANCE for name in worst}
@@ -107,7 +105,10 @@ async def random_cancels(place: Place) -> Finding:
     async with running(place.bundle, place.folder) as server, contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(server.target)) for _ in range(4)]
         await asyncio.gather(
-            *(_stream(place, clients[number % 4], texts, items, counts, number) for number in range(_STREAMS))
+            *(
+                _stream(place, clients[number % 4], texts, items=items, counts=counts, seed=number)
+                for number in range(_STREAMS)
+            )
         )
         (answer,) = await clients[0].analyze(texts[:1], deadline_s=20)
     swapped = place.offline.judge(texts[1], answer.unwrap())
@@ -122,7 +123,7 @@ async def random_cancels(place: Place) -> Finding:
 
 
 async def _stream(
-    place: Place, client: AsyncClient, texts: Sequence[str], items: int, counts: Counter[str], seed: int
+    place: Place, client: AsyncClient, texts: Sequence[str], *, items: int, counts: Counter[str], seed: int
 ) -> None:
     """One stream after the other, until all streams together have sent enough."""
     rng = random.Random(seed)

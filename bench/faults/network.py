@@ -78,8 +78,9 @@ async def slow_network(place: Place) -> Finding:
                 hurried += 1
     took = sorted(one.done - one.sent for one in good.requests if one.way == "unary")
     return Finding(
-        seen=f"{len(slow.requests)} items over the bad network: {slow.bad()} without a right answer; {len(good.requests)} "
-        f"over the good one beside it: {good.bad()}; single calls there p50 {1000 * took[len(took) // 2]:.0f} ms",
+        seen=f"{len(slow.requests)} items over the bad network: {slow.bad()} without a right answer; "
+        f"{len(good.requests)} over the good one beside it: {good.bad()}; single calls there "
+        f"p50 {1000 * took[len(took) // 2]:.0f} ms",
         passed=not slow.bad() and not good.bad() and len(slow.requests) >= 10 and len(good.requests) >= 100,
         control=f"{hurried} of 5 calls with a deadline of 100 ms fail behind the delay",
         control_failed=hurried == 5,
@@ -126,8 +127,8 @@ async def idle_and_broken_peers(place: Place) -> Finding:
         await traffic.flow_until(100)
     return Finding(
         seen=f"{traffic.bad()} of {len(traffic.requests):,} items beside them not answered rightly; "
-        f"{during - before:+d} descriptors and {during_mb - before_mb:+.0f} MB while they stood, {after - before:+d} and "
-        f"{after_mb - before_mb:+.0f} MB after",
+        f"{during - before:+d} descriptors and {during_mb - before_mb:+.0f} MB while they stood, {after - before:+d} "
+        f"and {after_mb - before_mb:+.0f} MB after",
         passed=not traffic.bad() and traffic.enough(begun, ended) and after - before <= 5,
         control=f"{during - before} of {len(sent)} open connections are seen",
         control_failed=during - before >= idle,

@@ -18,6 +18,9 @@ _DEADLINE_S = 0.5
 _TIMES = (1, 2, 5, 10)
 # Admission that admits everything.
 _OFF = ("--max-queue-s", "1e9", "--max-queue-tokens", "1000000000")
+# Of the best of the four.
+_LEAST = 0.8
+_TOLD = ("p50_ms", "p99_ms", "refused_per_s", "expired_per_s", "rss_mb", "client_cpu", "latest_ms")
 Level = dict[str, float]
 
 
@@ -27,67 +30,59 @@ Level = dict[str, float]
     expected="goodput stays above 0.8 of its peak, what is accepted comes in time, memory stays",
 )
 async def overload(place: Place) -> Finding:
-    """The server on one core, the load on another."""
-    capacity, levels = await _levels(place, _TIMES)
-    peak = max(one["good_per_s"] for one in levels.values())
-    shares = {times: one["good_per_s"] / peak for times, one in levels.items()}
-    _, without = await _levels(place, (_TIMES[-1],), *_OFF, capacity=capacity, secret=True)
-    collapsed = without[_TIMES[-1]]["good_per_s"] / peak
-    most = levels[_TIMES[-1]]
-    grown_mb = most["rss_mb"] - levels[1]["rss_mb"]
+    """The server on one core, the load on another; the capacity is measured anew before and after each load."""
+    levels = await _levels(place, _TIMES)
+    shares = {times: one["good_per_s"] / one["capacity_per_s"] for times, one in levels.items()}
+    peak = max(shares.values())
+    (without,) = (await _levels(place, _TIMES[-1:], *_OFF, secret=True)).values()
+    collapsed = without["good_per_s"] / without["capacity_per_s"]
+    slowest_ms = max(one["p99_ms"] for one in levels.values())
+    grown_mb = levels[_TIMES[-1]]["rss_mb"] - levels[_TIMES[0]]["rss_mb"]
     return Finding(
-        seen=f"goodput {', '.join(f'{share:.2f} at {times}x' for times, share in shares.items())} of the peak "
-        f"({peak:.0f} texts/s); p99 of the accepted {max(one['p99_ms'] for one in levels.values()):.0f} ms; a refused "
-        f"text costs {_refusal_us(levels):.0f} us of CPU; {grown_mb:+.0f} MB from 1x to 10x",
-        passed=min(shares.values()) >= 0.8
-        and max(one["p99_ms"] for one in levels.values()) <= 1000 * _DEADLINE_S
+        seen=f"goodput {', '.join(f'{share:.2f} at {times}x' for times, share in shares.items())} of the capacity; "
+        f"p99 of the accepted {slowest_ms:.0f} ms; a refused text costs {_refusal_us(levels):.0f} us of CPU; "
+        f"{grown_mb:+.0f} MB from 1x to 10x",
+        # The client's own timer says when an answer is late, and is late itself.
+        passed=min(shares.values()) >= _LEAST * peak
+        and slowest_ms <= 1050 * _DEADLINE_S
         and not any(one["failed"] for one in levels.values()),
-        control=f"a server without bounds that is not told the deadline: {collapsed:.2f} of the peak at 10x",
+        control=f"a server without bounds that is not told the deadline: {collapsed:.2f} at {_TIMES[-1]}x",
         control_failed=collapsed < 0.5,
         figures={
-            "capacity_items_per_s": capacity,
+            "capacity_items_per_s": levels[1]["capacity_per_s"],
             **{f"goodput_share_{times}x": share for times, share in shares.items()},
-            **{f"p99_ms_{times}x": one["p99_ms"] for times, one in levels.items()},
-            **{f"rss_mb_{times}x": one["rss_mb"] for times, one in levels.items()},
-            **{
-                f"refused_share_{times}x": one["refused_per_s"] / (16 * one["messages_per_s"])
-                for times, one in levels.items()
-            },
-            **{
-                f"expired_share_{times}x": one["expired_per_s"] / (16 * one["messages_per_s"])
-                for times, one in levels.items()
-            },
-            **{f"client_cpu_{times}x": one["client_cpu"] for times, one in levels.items()},
-            **{f"client_late_ms_{times}x": one["latest_ms"] for times, one in levels.items()},
+            **{f"{name}_{times}x": one[name] for name in _TOLD for times, one in levels.items()},
             "refused_text_cpu_us": _refusal_us(levels),
             "control_goodput_share_10x": collapsed,
-            "control_rss_mb": without[_TIMES[-1]]["rss_mb"],
+            "control_rss_mb": without["rss_mb"],
         },
     )
 
 
-async def _levels(
-    place: Place, times: tuple[int, ...], *flags: str, capacity: float = 0.0, secret: bool = False
-) -> tuple[float, dict[int, Level]]:
-    """A server of its own under each load in turn; returns its capacity in items a second and what each load saw."""
+async def _levels(place: Place, times: tuple[int, ...], *flags: str, secret: bool = False) -> dict[int, Level]:
+    """A server of its own under each load in turn; returns what each load saw, with the capacity around it."""
     ours, theirs = sorted(os.sched_getaffinity(0))[:2]
     seconds = place.many(8, 4)
     found: dict[int, Level] = {}
-    async with running(
-        place.bundle, place.folder, "--threads", "1", *flags, wrap=["taskset", "-c", str(ours)]
-    ) as server:
+    flags = ("--threads", "1", *flags)
+    async with running(place.bundle, place.folder, *flags, wrap=["taskset", "-c", str(ours)]) as server:
         pid = server.process.pid
-        closed = ["--in-flight", "4", "--deadline-s", "10", "--seconds", str(seconds)]
-        # The first run also warms up.
-        capacity = capacity or (await _flood(theirs, server.target, *closed))["good_per_s"]
+
+        async def capacity() -> float:
+            closed = ("--in-flight", "4", "--deadline-s", "10", "--seconds", str(seconds / 2))
+            return float((await _flood(theirs, server.target, *closed))["good_per_s"])
+
+        await capacity()
         for one in times:
-            load = ["--rate", str(one * capacity / 16), "--seconds", str(seconds), *(["--secret"] if secret else [])]
+            now = await capacity()
+            load = ["--rate", str(one * now / 16), "--seconds", str(seconds), *(["--secret"] if secret else [])]
             before = thread_cpu_s(pid)
             found[one] = await _flood(theirs, server.target, *load)
-            used = sorted(seconds - before.get(tid, 0.0) for tid, seconds in thread_cpu_s(pid).items())
+            used = sorted(cpu_s - before.get(tid, 0.0) for tid, cpu_s in thread_cpu_s(pid).items())
             # The compute thread takes most; everything else is the event loop's and gRPC's.
             found[one] |= {"rss_mb": rss_mb(pid), "other_cpu_per_s": sum(used[:-1]) / (seconds + 1)}
-    return capacity, found
+            found[one]["capacity_per_s"] = now if secret else (now + await capacity()) / 2
+    return found
 
 
 async def _flood(core: int, target: str, *flags: str) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_HEAD = """<!-- Written by `python bench/reliability.py` from bench/results/reliability.json: change the programs, not this. -->
+_HEAD = """<!-- Written by `python bench/reliability.py`: change the programs, not this. -->
 # Reliability
 
 What was made to go wrong with running servers, and what came of it. Every item was recorded with its answer, and every
-answer held against that of the engine run alone, one text at a time: at most 1e-5 apart in any number. A row counts only
-where enough traffic flowed before and after the fault. A **control** is the same without what is to protect: it must
-fail, or the check could not have seen a failure."""
+answer held against that of the engine run alone, one text at a time: at most 1e-5 apart in any number. A row counts
+only where enough traffic flowed before and after the fault. A **control** is the same without what is to protect: it
+must fail, or the check could not have seen a failure."""
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -43,7 +43,8 @@ _FIGURES = "## Figures"
 _ELSEWHERE = """## Tested elsewhere
 
 A disk that is full, `kill -9` and damaged checkpoints while training: `tests/training/test_resume.py`. Damaged, forged
-and half-written bundles: `tests/export/test_damage.py`. Rubbish in messages, field by field: `tests/server/test_wire_in.py`."""
+and half-written bundles: `tests/export/test_damage.py`; manifests that Hypothesis makes:
+`tests/export/test_bundle_codec.py`. Rubbish in messages, field by field: `tests/server/test_wire_in.py`."""
 
 
 def _row(one: Mapping[str, Any]) -> str:

@@ -3,9 +3,9 @@
     cd bench && python -m faults.probe HOST:PORT --health            # how long its event loop stalls, from outside
     cd bench && python -m faults.probe HOST:PORT --text "Hello"      # what a single call costs beside others' load
 
-Each line on its standard input is answered with a line of JSON: what was seen since the last one. Latencies are those of
-plain blocking calls; of the health service they are an upper bound for the stalls of the server's event loop: they hold
-the network, the scheduler and this process as well.
+Each line on its standard input is answered with a line of JSON: what was seen since the last one. Latencies are those
+of plain blocking calls; of the health service they are an upper bound for the stalls of the server's event loop: they
+hold the network, the scheduler and this process as well.
 """
 
 from __future__ import annotations

@@ -9,10 +9,12 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from polyhead_client import AsyncClient
 from servers import BIN, wait_until_serving
 
 _END_S = 60.0
@@ -51,6 +53,9 @@ class Server:
         return await asyncio.to_thread(self.process.wait, _END_S)
 
 
+Served = tuple[Server, AsyncClient]
+
+
 def start(bundle: Path, log: Path, *flags: str, target: str | None = None, wrap: Sequence[str] = ()) -> Server:
     """Starts a server, on a free port unless told which; it does not serve yet.
 
@@ -80,6 +85,18 @@ async def running(
         await finish(server)
 
 
+@contextlib.asynccontextmanager
+async def served(
+    bundle: Path, folder: Path, *flags: str, target: str | None = None, connections: int = 1
+) -> AsyncIterator[Served]:
+    """A server that serves, and the shipped client to it."""
+    async with (
+        running(bundle, folder, *flags, target=target) as server,
+        AsyncClient(server.target, connections=connections) as client,
+    ):
+        yield server, client
+
+
 async def finish(server: Server) -> None:
     """Ends a server that may have ended already, with force where it must be."""
     if server.process.poll() is None:
@@ -94,6 +111,23 @@ def free_port() -> int:
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+async def until(done: Callable[[], bool], problem: str) -> None:
+    """Waits for something that the kernel knows, and ends the program with ``problem`` where it does not come."""
+    end = time.monotonic() + _END_S
+    while not done():
+        if time.monotonic() > end:
+            raise SystemExit(problem)
+        await asyncio.sleep(0.02)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def listeners(port: int) -> int:
@@ -113,6 +147,11 @@ def rss_mb(pid: int) -> float:
     """Resident megabytes of a process."""
     found = re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return int(found[1]) / 1024 if found else 0.0
+
+
+def address_space(pid: int) -> int:
+    """Bytes of addresses that a process has mapped."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def descriptors(pid: int) -> int:

@@ -81,7 +81,7 @@ async def reloads(place: Place) -> Finding:
     """Two bundles in turns behind one link."""
     times = place.many(20, 4)
     link = place.folder / "served"
-    _point(link, place.bundle)
+    point(link, place.bundle)
     traffic = Traffic(place.offline, place.texts)
     took: list[float] = []
     # From when on a version is in force, and until when nothing but the one before it may answer.
@@ -94,7 +94,7 @@ async def reloads(place: Place) -> Finding:
         await traffic.flow_until(100)
         for number in range(times):
             wanted = place.offline.versions[(number + 1) % 2]
-            _point(link, (place.other, place.bundle)[number % 2])
+            point(link, (place.other, place.bundle)[number % 2])
             told = time.monotonic()
             server.process.send_signal(signal.SIGHUP)
             await _until_version(client, wanted)
@@ -105,8 +105,8 @@ async def reloads(place: Place) -> Finding:
     stale = _stale(traffic, changes, place.offline.versions[0])
     answered = traffic.outcomes()
     return Finding(
-        seen=f"{times} reloads, {len(traffic.requests):,} items: {_failed(answered)} failed, {answered['wrong']} wrong, "
-        f"{stale} of a version that was not in force; a reload took {sorted(took)[len(took) // 2]:.1f} s",
+        seen=f"{times} reloads, {len(traffic.requests):,} items: {_failed(answered)} failed, {answered['wrong']} "
+        f"wrong, {stale} of a version that was not in force; a reload took {sorted(took)[len(took) // 2]:.1f} s",
         passed=not traffic.bad() and not stale and traffic.enough(*(told for told, _, _ in changes)),
         control=f"answers that name the other version: {forged['wrong']} of {forged.total()} are found wrong",
         control_failed=forged["wrong"] == forged.total() > 0,
@@ -120,7 +120,7 @@ async def reloads(place: Place) -> Finding:
     )
 
 
-def _point(link: Path, bundle: Path) -> None:
+def point(link: Path, bundle: Path) -> None:
     """Makes a link lead to another bundle, in one step."""
     fresh = link.with_suffix(".new")
     fresh.symlink_to(bundle.resolve())

@@ -157,7 +157,7 @@ class Traffic:
     async def _feed(self, on_their_way: dict[str, Request]) -> AsyncIterator[tuple[str, str]]:
         for number in itertools.count():
             # Two dozen on their way keep a server at work; more would only make each of them wait.
-            while len(on_their_way) >= 24 and not self._stopping:
+            while len(on_their_way) >= 24 and not self._stopping:  # noqa: ASYNC110 - an event for each would cost more
                 await asyncio.sleep(0.005)
             if self._stopping:
                 return

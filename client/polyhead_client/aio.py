@@ -80,7 +80,12 @@ class AsyncClient(Calls[Texts, AsyncIterator[Answer]]):
         while (wait_s := analysis.wait_s()) is not None:
             await asyncio.sleep(wait_s)
             for request in analysis.requests():
-                analysis.accept(await self._ask("Analyze", request, retries))
+                try:
+                    response = await self._ask("Analyze", request, retries)
+                except PolyheadError as error:
+                    analysis.fail(error)
+                else:
+                    analysis.accept(response)
         return analysis.answers()
 
     async def info(self, *, deadline_s: float | None = DEFAULT_DEADLINE_S) -> ModelInfo:

@@ -96,7 +96,12 @@ class Client(Calls[Iterable[Text], Iterator[Answer]]):
         while (wait_s := analysis.wait_s()) is not None:
             time.sleep(wait_s)
             for request in analysis.requests():
-                analysis.accept(self._ask("Analyze", request, retries))
+                try:
+                    response = self._ask("Analyze", request, retries)
+                except PolyheadError as error:
+                    analysis.fail(error)
+                else:
+                    analysis.accept(response)
         return analysis.answers()
 
     def info(self, *, deadline_s: float | None = DEFAULT_DEADLINE_S) -> ModelInfo:

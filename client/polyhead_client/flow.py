@@ -49,6 +49,7 @@ class _Entry:
     item: item_pb2.Item
     losses: int = 0  # times its call broke
     refusals: int = 0  # times the server had too much to do
+    refusal: Answer | None = None  # what it said the last time
 
 
 class Flow:
@@ -192,10 +193,12 @@ class Flow:
             entry = self._sent.pop(answer.item_id, None)
             if entry is None:
                 raise _stray(answer)
+            own = Answer(entry.item_id, answer.result, answer.error)
             delay_s = self._delay_s(entry, answer.error)
             if delay_s is None:
-                self._finish(entry.number, Answer(entry.item_id, answer.result, answer.error))
+                self._finish(entry.number, own)
             else:
+                entry.refusal = own
                 refused.append((delay_s, entry))
         if refused:
             self._postpone(refused)
@@ -237,6 +240,19 @@ class Flow:
         if delay_s is None:
             self.fail(error)
         return delay_s
+
+    def give_up(self) -> bool:
+        """Lets the refusals of all items stand that wait for another try; False when others have no answer either."""
+        left = [*self._sent.values(), *self._waiting, *(entry for _, _, entry in self._later)]
+        refusals = [(entry.number, entry.refusal) for entry in left if entry.refusal]
+        if len(refusals) < len(left):
+            return False
+        for number, refusal in refusals:
+            self._finish(number, refusal)
+        self._sent.clear()
+        self._waiting.clear()
+        self._later.clear()
+        return True
 
     def close(self) -> None:
         """Ends it: nothing will be sent or accepted any more."""

@@ -21,6 +21,8 @@ _AWAY = frozenset({"UNAVAILABLE", "CANCELLED"})
 DEFAULT_MAX_ATTEMPTS = 5
 # 0.05, 0.15, 0.45, 1 s: long enough for another server to take over, short enough for whoever waits for an answer.
 _FIRST_DELAY_S, _MULTIPLIER, _MAX_DELAY_S = 0.05, 3.0, 1.0
+# Of the time that is left: an attempt in the last moment is not answered in time, and takes another's place.
+_WAIT_SHARE = 0.5
 # gRPC's retry throttling (gRFC A6) at the largest size that it allows: a server that dies may take hundreds of calls
 # with it, and all of them may be tried again. After that retries are a tenth of what succeeds.
 _TOKENS, _TOKENS_A_SUCCESS = 1000.0, 0.1
@@ -93,7 +95,7 @@ class Retries:
         Args:
             max_attempts: The first one included; 1 tries nothing again.
             budget: Of the client.
-            deadline: Of the call; no attempt begins after it.
+            deadline: Of the call; no wait takes more than half of what is left.
             uniform: Draws the jitter.
         """
         if max_attempts < 1:
@@ -135,7 +137,7 @@ class Retries:
         # Later by up to a third, never sooner than told: those who failed together do not come back together.
         delay_s *= self._uniform(1, 4 / 3)
         left_s = self.deadline.left_s()
-        return delay_s if delay_s < (math.inf if left_s is None else left_s) else None
+        return delay_s if delay_s < (math.inf if left_s is None else left_s * _WAIT_SHARE) else None
 
 
 def is_retryable(failure: Failure) -> bool:

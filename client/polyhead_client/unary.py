@@ -71,6 +71,17 @@ class Analysis:
         if self._flow.in_flight:
             raise ServerError("INTERNAL", f"the server left {self._flow.in_flight} items of a call unanswered")
 
+    def fail(self, error: PolyheadError) -> None:
+        """Takes in that the call for the last message failed.
+
+        Where only such items are left as were refused before, the batch has that for an answer, and loses no other.
+
+        Raises:
+            PolyheadError: Otherwise: this is ``error`` itself.
+        """
+        if not self._flow.give_up():
+            raise error
+
     def answers(self) -> list[Answer]:
         """All answers, in order, after the last response."""
         return self._flow.collect()

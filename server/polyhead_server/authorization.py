@@ -26,7 +26,7 @@ _SCHEME = "bearer "
 
 
 class Authorization(aio.ServerInterceptor):
-    """Lets a call through if its key may make it. Must be the outermost interceptor: what it refuses costs no more."""
+    """Lets a call through if its key may make it. Only ``Observation`` is further out: a refusal costs no more."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys

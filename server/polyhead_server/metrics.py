@@ -19,9 +19,9 @@ from prometheus_client import (
     start_http_server,
 )
 
-from .errors import ServerError, StartupError
+from .errors import ExpiredError, InternalError, OverloadedError, ServerError, StartupError
 from .settings import split_address
-from .statuses import reason
+from .statuses import TABLE, reason
 
 if TYPE_CHECKING:
     from .batching import Batch
@@ -144,6 +144,11 @@ class Metrics:
         # Of several workers it would say what one of them uses.
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             ProcessCollector(registry=registry)
+        # Counters that alerts look at begin at 0: Prometheus sees no increase in one that comes up with 1.
+        for outcome in ("done", "refused"):
+            self._reloads.labels(outcome)
+        for kind in (OverloadedError, ExpiredError, InternalError):
+            self._refused.labels(TABLE[kind][1])
         self._named: list[Any] = []
 
     def certificate_expiry(self) -> Callable[[float], None]:
@@ -173,6 +178,12 @@ class Metrics:
     def calls(self, running: int) -> None:
         """Takes the number of calls that are running."""
         self._calls.set(running)
+
+    def expect_calls(self, methods: Iterable[str]) -> None:
+        """Lets the counters of calls begin at 0, those of failures as well."""
+        for method in methods:
+            for code in ("OK", "INTERNAL", "UNKNOWN"):
+                self._calls_total.labels(method, code)
 
     def called(self, method: str, code: str, seconds: float, *, unary: bool) -> None:
         """Counts a call that has ended."""
@@ -231,7 +242,7 @@ class Metrics:
     def refusals(self) -> dict[str, int]:
         """Items that were answered with an error, by reason."""
         samples = [sample for metric in self._refused.collect() for sample in metric.samples]
-        return {one.labels["reason"]: int(one.value) for one in samples if one.name.endswith("_total")}
+        return {one.labels["reason"]: int(one.value) for one in samples if one.name.endswith("_total") and one.value}
 
 
 def listen_for_scrapes(address: str, registry: CollectorRegistry) -> None:

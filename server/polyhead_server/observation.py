@@ -20,6 +20,7 @@ import grpc
 from grpc import aio
 from polyhead.v1 import inference_service_pb2
 
+from .keys import CALLER
 from .logs import CALL, fields
 from .metrics import Metrics
 from .settings import Settings
@@ -43,6 +44,7 @@ class Observation(aio.ServerInterceptor):
 
     def __init__(self, settings: Settings, metrics: Metrics, tracing: Tracing | None) -> None:
         self._metrics = metrics
+        metrics.expect_calls(_METHODS.values())
         self._tracing = tracing
         self._level = logging.getLevelName(settings.access_log.upper())
 
@@ -112,9 +114,10 @@ class Observation(aio.ServerInterceptor):
         self._metrics.called(method, code, seconds, unary=not method.startswith("Stream"))
         if logger.isEnabledFor(self._level):
             said = {"method": method, "code": code, "items": call.items, "duration_s": round(seconds, 6)}
-            extra = fields(**said, peer=context.peer())
-            text = "%s %s, %d items, %.1f ms, from %s"
-            logger.log(self._level, text, method, code, call.items, seconds * 1000, context.peer(), extra=extra)
+            extra = fields(**said, peer=context.peer(), key=CALLER.get())
+            who = f"{CALLER.get() or 'anybody'} at {context.peer()}"
+            text = "%s %s, items: %d, %.1f ms, %s"
+            logger.log(self._level, text, method, code, call.items, seconds * 1000, who, extra=extra)
 
 
 class _Call:

@@ -39,6 +39,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self.stalled_ended = threading.Event()  # one of those is over
         self.breaks: list[tuple[int, grpc.StatusCode]] = []  # what the next streams fail with, after so many answers
         self.told_busy: set[str] = set()
+        self.refuse_after_busy: grpc.StatusCode | None = None  # what the unary call after a busy answer fails with
         self.gate = threading.Event()  # closed, it holds every answer back, and the end of a stream
         self.gate.set()
         self.answer_every = 1  # items to collect before any of them is answered
@@ -117,6 +118,8 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     def _answer(self, item: item_pb2.Item, request: Any) -> item_pb2.Answer:
         if item.text.startswith(BUSY) and item.text not in self.told_busy:
             self.told_busy.add(item.text)
+            if self.refuse_after_busy:
+                self.refusals.append(self.refuse_after_busy)
             delay = duration_pb2.Duration(nanos=20_000_000)
             refusal = _status(code_pb2.RESOURCE_EXHAUSTED, "busy", error_details_pb2.RetryInfo(retry_delay=delay))
             return item_pb2.Answer(item_id=item.item_id, error=refusal)

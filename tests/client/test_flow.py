@@ -241,6 +241,25 @@ def test_item_that_is_refused_for_good_keeps_its_error() -> None:
     assert [answer.error and answer.error.message for answer in subject.collect()] == ["no word of when", "too long"]
 
 
+def test_refusals_stand_when_nothing_else_is_left() -> None:
+    now = Clock()
+    subject = offered(flow(now=now), "abc")
+    first, second, third = subject.take(1)
+    subject.accept(refusals_of([first, third]) + answers_to([second]))
+    now.time = 2.0
+    subject.take(1)
+    assert subject.give_up()
+    assert [answer.error for answer in subject.collect()] == [BUSY, None, BUSY]
+    assert subject.unanswered == 0
+
+
+def test_refusals_do_not_stand_for_items_that_have_none() -> None:
+    subject = offered(flow(), "abcd")
+    subject.accept(refusals_of(subject.take(1)))
+    assert not subject.give_up()
+    assert (subject.unanswered, subject.collect()) == (4, [])
+
+
 def test_call_that_ends_while_items_wait_to_be_sent_again_is_followed_by_another() -> None:
     now = Clock()
     subject = offered(flow(now=now), "a")

@@ -182,6 +182,16 @@ def test_items_that_the_server_is_too_busy_for_are_asked_again_in_a_batch(client
     assert [len(request.items) for request in servicer.requests] == [3, 2]
 
 
+def test_batch_keeps_its_answers_when_the_next_try_of_a_refused_item_fails(
+    client: Face, servicer: FakeServicer
+) -> None:
+    servicer.refuse_after_busy = grpc.StatusCode.INTERNAL
+    first, second = client.analyze(["a", BUSY + "b"])
+    assert label(first) == "a"
+    assert second.error is not None
+    assert (second.error.code, servicer.calls) == ("RESOURCE_EXHAUSTED", ["Analyze"] * 2)
+
+
 def test_item_that_the_server_is_too_busy_for_says_how_long(connect: Any, servicer: FakeServicer) -> None:
     (answer,) = connect(servicer.target, max_attempts=1).analyze([BUSY + "a"])
     assert (answer.error.code, answer.error.retry_after_s) == ("RESOURCE_EXHAUSTED", 0.02)

@@ -31,6 +31,19 @@ def test_process_is_measured_where_it_is_the_only_one(monkeypatch: pytest.Monkey
     assert Metrics().value("process_resident_memory_bytes") == 0
 
 
+def test_counters_that_alerts_look_at_begin_at_zero() -> None:
+    metrics = Metrics()
+    metrics.expect_calls(["Analyze"])
+    for name, labels in (
+        ("polyhead_reloads_total", {"outcome": "refused"}),
+        ("polyhead_refused_items_total", {"reason": "INTERNAL"}),
+        ("polyhead_calls_total", {"method": "Analyze", "code": "INTERNAL"}),
+    ):
+        assert metrics.registry.get_sample_value(name, labels) == 0
+    # An operator is shown only what was refused.
+    assert metrics.refusals() == {}
+
+
 def test_version_is_told(model: Model) -> None:
     (sample,) = [
         sample

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,6 +15,7 @@ import pytest
 from grpc import aio
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
+from polyhead_server.authorization import Authorization
 from polyhead_server.interceptors import ErrorInterceptor
 from polyhead_server.loading import Model
 from polyhead_server.logs import CALL
@@ -44,21 +48,39 @@ class Observed:
             await asyncio.sleep(0)
 
 
-@pytest.fixture
-async def observed(model: Model, settings: Callable[..., Settings]) -> AsyncIterator[Observed]:
+@contextlib.asynccontextmanager
+async def serving(model: Model, settings: Settings) -> AsyncIterator[Observed]:
     metrics = Metrics()
-    service = InferenceService(settings(), metrics)
-    server = aio.server(interceptors=[Observation(settings(), metrics, None), ErrorInterceptor(NAME)])
+    service = InferenceService(settings, metrics)
+    interceptors = [Observation(settings, metrics, None), *Authorization.told(settings), ErrorInterceptor(NAME)]
+    server = aio.server(interceptors=interceptors)
     server.add_generic_rpc_handlers((handler(service),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    pipeline = Pipeline(model, settings(), metrics.observe)
+    pipeline = Pipeline(model, settings, metrics.observe)
     pipeline.start()
     service.serve(pipeline)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Observed(metrics, service, channel)
     await server.stop(None)
     await pipeline.close()
+
+
+@pytest.fixture
+async def observed(model: Model, settings: Callable[..., Settings]) -> AsyncIterator[Observed]:
+    async with serving(model, settings()) as observed:
+        yield observed
+
+
+@pytest.fixture
+async def guarded(model: Model, settings: Callable[..., Settings], tmp_path: Path) -> AsyncIterator[Observed]:
+    """A server that knows one key, "secret", of a caller named "shop"."""
+    keys = tmp_path / "keys.toml"
+    digest = hashlib.sha256(b"secret").hexdigest()
+    keys.write_text(f'[[keys]]\nname = "shop"\nsha256 = "{digest}"\nrights = ["infer"]\n')
+    keys.chmod(0o600)
+    async with serving(model, settings(api_keys=str(keys))) as observed:
+        yield observed
 
 
 def request(*texts: str) -> pb2.AnalyzeRequest:
@@ -100,13 +122,31 @@ async def test_call_that_its_client_leaves_is_cancelled(observed: Observed, engi
     engine.gate.set()
 
 
+async def test_call_without_a_key_is_counted_and_has_a_request_id(guarded: Observed) -> None:
+    call = guarded.stub.Analyze(request("w1"))
+    with pytest.raises(aio.AioRpcError):
+        await call
+    assert guarded.ended("Analyze", "UNAUTHENTICATED") == 1
+    assert len(await request_id(call)) == 16
+
+
+async def test_access_log_names_the_callers_key(guarded: Observed, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "polyhead_server.observation")
+    await guarded.stub.Analyze(request("w1"), metadata=(("authorization", "Bearer secret"),))
+    (line,) = caplog.records
+    assert line.fields["key"] == "shop"  # type: ignore[attr-defined]
+    assert "shop at ipv4:" in line.getMessage()
+    assert "secret" not in caplog.text
+
+
 async def test_name_that_a_client_makes_up_is_no_metric(observed: Observed) -> None:
     call: Any = observed.channel.unary_unary(f"/{NAME}/MadeUp")
     with pytest.raises(aio.AioRpcError) as error:
         await call(b"")
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
     (family,) = observed.metrics._calls_total.collect()
-    assert not family.samples
+    methods = {sample.labels["method"] for sample in family.samples}
+    assert methods == {method.name for method in pb2.DESCRIPTOR.services_by_name["InferenceService"].methods}
 
 
 async def test_request_id_of_the_client_comes_back(observed: Observed) -> None:
