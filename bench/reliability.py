@@ -20,6 +20,7 @@ import asyncio
 import dataclasses
 import importlib
 import json
+import os
 import random
 import shlex
 import signal
@@ -107,11 +108,13 @@ async def run_all(arguments: argparse.Namespace, save: Callable[[str, dict[str, 
             scratch = Path(folder) / name.replace(" ", "-")
             scratch.mkdir()
             place = Place(arguments.bundle.resolve(), other, offline, texts, scratch, arguments.quick)
-            began = time.monotonic()
+            began, others = time.monotonic(), os.getloadavg()[0]
             finding = await run_one(CASES[name], place)
             found = {"fault": CASES[name].fault, "expected": CASES[name].expected, **dataclasses.asdict(finding)}
             found["figures"] = {key: float(f"{value:.4g}") for key, value in finding.figures.items()}
             found["seconds"] = round(time.monotonic() - began)
+            # What else ran on the machine when it began: times are worth as much as that is little.
+            found["load_average"] = round(others, 1)
             save(name, found)
             good = finding.passed and finding.control_failed
             bad += [] if good else [name]

@@ -28,7 +28,7 @@ async def broken_connections(place: Place) -> Finding:
     async with running(place.bundle, place.folder) as server:
         found: list[tuple[Traffic, int]] = []
         for connect in (AsyncClient, PlainClient):
-            weather = Weather(break_after=200_000)
+            weather = Weather(break_after=100_000)
             traffic = Traffic(place.offline, place.texts)
             async with bad_network(server.target, weather) as target:
                 client: AsyncClient | PlainClient = connect(target)

@@ -18,11 +18,13 @@ def page(report: Mapping[str, Any]) -> str:
     """The page for a report."""
     faults = report["faults"]
     good = sum(one["passed"] and one["control_failed"] for one in faults.values())
+    others = [one["load_average"] for one in faults.values()]
     blocks = [
         _HEAD,
         (
-            f"`make reliability` on {report['date']}, on {report['cores']} cores that nothing was kept away from, over "
-            f"loopback: {good} of {len(faults)} as expected."
+            f"`make reliability` on {report['date']}, on {report['cores']} cores, over loopback: {good} of {len(faults)} "
+            f"as expected. Other work shared the machine, with a load average of {min(others):g} to {max(others):g} as "
+            "the programs began: counts do not depend on that, times and memory do."
         ),
         "\n".join(
             [
