@@ -168,7 +168,16 @@ async def test_timings_add_up(pipeline: Pipeline) -> None:
     assert isinstance(answer, Result)
     timings = answer.timings
     assert timings.total_ns >= timings.tokenization_ns + timings.queue_ns + timings.compute_ns
+    assert 0 <= timings.admission_ns < 10**9
     assert (timings.batch_items, timings.batch_tokens) == (1, 3)
+
+
+async def test_wait_for_room_is_part_of_the_timings(pipeline: Pipeline) -> None:
+    since_5_s = time.monotonic_ns() - 5 * 10**9
+    (future,) = await pipeline.submit(message("w1"), Call(), None, patient=True, arrived_ns=since_5_s)
+    answer = await future
+    assert isinstance(answer, Result)
+    assert 5 * 10**9 <= answer.timings.admission_ns < answer.timings.total_ns
 
 
 async def test_closing_answers_what_was_accepted(model: Model, settings: Callable[..., Settings]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -102,12 +103,15 @@ def test_further_heads_come_after_the_first(manifest: bundle.Manifest) -> None:
     assert [(one.head, one.label) for one in answer.further_sentiments] == [("spam", "ham")]
 
 
-def test_truncation_and_timings_are_reported(writer: Writer) -> None:
+def test_truncation_and_timings_are_reported(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 40)
     cut = result([1, 0, 0], [0], tokens=Tokens(([2, 7, 3],), seen=9, cut_at=4))
     answer = writer.answer("", cut, Wishes(timings=True)).result
     assert (answer.truncation.truncated, answer.truncation.tokens_seen, answer.truncation.tokens_used) == (True, 9, 3)
     assert answer.truncation.cut_at_code_point == 4
     assert answer.timings.queue.ToNanoseconds() == 2
+    # Of 7 ns in all, 1, 2 and 3 are told; it was ready at 0, and is written 40 ns later.
+    assert (answer.timings.admission.ToNanoseconds(), answer.timings.delivery.ToNanoseconds()) == (1, 40)
     whole = writer.answer("", result([1, 0, 0], [0]), Wishes()).result
     assert not whole.truncation.HasField("cut_at_code_point")
 
