@@ -122,6 +122,14 @@ async def test_call_that_its_client_leaves_is_cancelled(observed: Observed, engi
     engine.gate.set()
 
 
+async def test_call_that_ends_at_its_deadline_was_not_left(observed: Observed, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    with pytest.raises(aio.AioRpcError):
+        await observed.stub.Analyze(request("w1"), timeout=0.2)
+    await observed.until_ended("Analyze", "DEADLINE_EXCEEDED")
+    engine.gate.set()
+
+
 async def test_call_without_a_key_is_counted_and_has_a_request_id(guarded: Observed) -> None:
     call = guarded.stub.Analyze(request("w1"))
     with pytest.raises(aio.AioRpcError):
