@@ -55,6 +55,7 @@ MODULES = (
     "messages",
     "network",
     "ends",
+    "stages",
     "engines",
     "soak",
 )

@@ -22,8 +22,8 @@ def page(report: Mapping[str, Any]) -> str:
     blocks = [
         _HEAD,
         (
-            f"`make reliability` on {report['date']}, on {report['cores']} cores, over loopback: {good} of {len(faults)} "
-            f"as expected. Other work shared the machine, with a load average of {min(others):g} to {max(others):g} as "
+            f"`make reliability` on {report['date']}, on {report['cores']} cores, over loopback: {good} of "
+            f"{len(faults)} as expected. Other work shared the machine, with a load average of {min(others):g} to {max(others):g} as "
             "the programs began: counts do not depend on that, times and memory do."
         ),
         "\n".join(
