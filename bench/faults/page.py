@@ -18,14 +18,9 @@ def page(report: Mapping[str, Any]) -> str:
     """The page for a report."""
     faults = report["faults"]
     good = sum(one["passed"] and one["control_failed"] for one in faults.values())
-    others = [one["load_average"] for one in faults.values()]
     blocks = [
         _HEAD,
-        (
-            f"`make reliability` on {report['date']}, on {report['cores']} cores, over loopback: {good} of "
-            f"{len(faults)} as expected. Other work shared the machine, with a load average of {min(others):g} to {max(others):g} as "
-            "the programs began: counts do not depend on that, times and memory do."
-        ),
+        _summary(report, good),
         "\n".join(
             [
                 "| fault | expected | seen | control | |",
@@ -47,6 +42,17 @@ _ELSEWHERE = """## Tested elsewhere
 A disk that is full, `kill -9` and damaged checkpoints while training: `tests/training/test_resume.py`. Damaged, forged
 and half-written bundles: `tests/export/test_damage.py`; manifests that Hypothesis makes:
 `tests/export/test_bundle_codec.py`. Rubbish in messages, field by field: `tests/server/test_wire_in.py`."""
+
+
+def _summary(report: Mapping[str, Any], good: int) -> str:
+    faults = report["faults"]
+    others = [one["load_average"] for one in faults.values()]
+    machine = f"on {report['cores']} cores, over loopback"
+    return (
+        f"`make reliability` on {report['date']}, {machine}: {good} of {len(faults)} as expected. Other work shared the "
+        f"machine, with a load average of {min(others):g} to {max(others):g} as the programs began: counts do not depend "
+        "on that, times and memory do."
+    )
 
 
 def _row(one: Mapping[str, Any]) -> str:
