@@ -49,9 +49,9 @@ def _summary(report: Mapping[str, Any], good: int) -> str:
     others = [one["load_average"] for one in faults.values()]
     machine = f"on {report['cores']} cores, over loopback"
     return (
-        f"`make reliability` on {report['date']}, {machine}: {good} of {len(faults)} as expected. Other work shared the "
-        f"machine, with a load average of {min(others):g} to {max(others):g} as the programs began: counts do not depend "
-        "on that, times and memory do."
+        f"`make reliability` on {report['date']}, {machine}: {good} of {len(faults)} as expected. Other work shared "
+        f"the machine, with a load average of {min(others):g} to {max(others):g} as the programs began: counts do not "
+        "depend on that, times and memory do."
     )
 
 
