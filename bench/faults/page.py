@@ -62,4 +62,4 @@ def _row(one: Mapping[str, Any]) -> str:
 
 
 def _figures(name: str, one: Mapping[str, Any]) -> str:
-    return f"| {name} | {', '.join(f'{key} {value:g}' for key, value in one['figures'].items())} |"
+    return f"| {name} | {', '.join(f'{key} {value:,}' for key, value in one['figures'].items())} |"
