@@ -55,6 +55,7 @@ MODULES = (
     "messages",
     "network",
     "ends",
+    "stages",
     "engines",
     "soak",
 )
@@ -111,7 +112,10 @@ async def run_all(arguments: argparse.Namespace, save: Callable[[str, dict[str, 
             began, others = time.monotonic(), os.getloadavg()[0]
             finding = await run_one(CASES[name], place)
             found = {"fault": CASES[name].fault, "expected": CASES[name].expected, **dataclasses.asdict(finding)}
-            found["figures"] = {key: float(f"{value:.4g}") for key, value in finding.figures.items()}
+            found["figures"] = {
+                key: value if isinstance(value, int) else float(f"{value:.4g}")
+                for key, value in finding.figures.items()
+            }
             found["seconds"] = round(time.monotonic() - began)
             # What else ran on the machine when it began: times are worth as much as that is little.
             found["load_average"] = round(others, 1)

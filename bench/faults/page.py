@@ -18,14 +18,9 @@ def page(report: Mapping[str, Any]) -> str:
     """The page for a report."""
     faults = report["faults"]
     good = sum(one["passed"] and one["control_failed"] for one in faults.values())
-    others = [one["load_average"] for one in faults.values()]
     blocks = [
         _HEAD,
-        (
-            f"`make reliability` on {report['date']}, on {report['cores']} cores, over loopback: {good} of {len(faults)} "
-            f"as expected. Other work shared the machine, with a load average of {min(others):g} to {max(others):g} as "
-            "the programs began: counts do not depend on that, times and memory do."
-        ),
+        _summary(report, good),
         "\n".join(
             [
                 "| fault | expected | seen | control | |",
@@ -49,6 +44,17 @@ and half-written bundles: `tests/export/test_damage.py`; manifests that Hypothes
 `tests/export/test_bundle_codec.py`. Rubbish in messages, field by field: `tests/server/test_wire_in.py`."""
 
 
+def _summary(report: Mapping[str, Any], good: int) -> str:
+    faults = report["faults"]
+    others = [one["load_average"] for one in faults.values()]
+    machine = f"on {report['cores']} cores, over loopback"
+    return (
+        f"`make reliability` on {report['date']}, {machine}: {good} of {len(faults)} as expected. Other work shared "
+        f"the machine, with a load average of {min(others):g} to {max(others):g} as the programs began: counts do not "
+        "depend on that, times and memory do."
+    )
+
+
 def _row(one: Mapping[str, Any]) -> str:
     mark = "as expected" if one["passed"] and one["control_failed"] else "**no**"
     cells = [one["fault"], one["expected"], one["seen"], one["control"], mark]
@@ -56,4 +62,4 @@ def _row(one: Mapping[str, Any]) -> str:
 
 
 def _figures(name: str, one: Mapping[str, Any]) -> str:
-    return f"| {name} | {', '.join(f'{key} {value:g}' for key, value in one['figures'].items())} |"
+    return f"| {name} | {', '.join(f'{key} {value:,}' for key, value in one['figures'].items())} |"
