@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -16,9 +17,13 @@ from . import logs
 from .errors import StartupError
 from .settings import Settings
 
+logger = logging.getLogger(__name__)
+
 # A pass that has ended wants the interpreter, to take the next one, while the event loop is at work. By default it
 # waits for up to 5 ms, and a core with it.
 _SWITCH_S = 0.0005
+# Exit code of a process that was told something it cannot do.
+_CANNOT_START = 2
 _HELP = """Serve BUNDLE over gRPC: an embedding, a class and a sentiment for each text, from one pass.
 
 \b
@@ -69,12 +74,15 @@ def main(**values: Any) -> None:
     try:
         settings = Settings(**values)
     except StartupError as error:
-        _leave(error)
+        _complain(error)
+        sys.exit(_CANNOT_START)
     run(settings, _supervise if settings.workers > 1 else _serve)
 
 
-def run(settings: Settings, work: Callable[[Settings], Coroutine[Any, Any, int]]) -> None:
+def run(settings: Settings, work: Callable[[Settings], Coroutine[Any, Any, int]]) -> NoReturn:
     """Does a process's work on an event loop, with its log on standard error; ends the process with its exit code."""
+    # It would end a process that is not ready yet to reload.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     import uvloop
 
     sys.setswitchinterval(_SWITCH_S)
@@ -84,16 +92,19 @@ def run(settings: Settings, work: Callable[[Settings], Coroutine[Any, Any, int]]
     try:
         code = uvloop.run(work(settings))
     except StartupError as error:
-        _leave(error)
-    if code:
-        logging.shutdown()
-        # A thread may still be in the engine, and would crash where the interpreter took its own end under its feet.
-        os._exit(code)
+        _complain(error)
+        code = _CANNOT_START
+    except Exception:
+        logger.exception("the server failed")
+        code = 1
+    logging.shutdown()
+    # A thread may still be in the engine, or load a model, and would abort the process where the interpreter ended
+    # under its feet.
+    os._exit(code)
 
 
-def _leave(error: StartupError) -> NoReturn:
+def _complain(error: Exception) -> None:
     click.echo(f"polyhead-serve: {error}", err=True)
-    sys.exit(2)
 
 
 async def _serve(settings: Settings) -> int:
@@ -110,5 +121,5 @@ async def _supervise(settings: Settings) -> int:
     try:
         return await supervise(settings)
     except WorkerDiedError as error:
-        click.echo(f"polyhead-serve: {error}", err=True)
+        _complain(error)
         return 1
