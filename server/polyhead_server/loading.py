@@ -28,7 +28,7 @@ class Model:
         source: The bundle it came from.
         tokenizer: Texts to token ids.
         engine: Token ids to numbers.
-        fallback_reasons: Why each choice that was preferred to ``engine`` is not used.
+        fallback_reasons: Why each choice that was preferred to ``engine`` is not used, as clients may know it.
         max_batch_tokens: Tokens of a pass, padding included.
         tokens_per_s: How many tokens one thread computes in a second, as measured at start; 0 where it was not.
     """
@@ -68,20 +68,23 @@ def load(settings: Settings) -> Model:
         raise StartupError(f"{path}: is no tokenizer that can be used: {error}") from error
     pairs = engines.preference(settings.engine, settings.device, onnx_has_cuda=engines.onnx_has_cuda())
     reasons: list[str] = []
+    # The same with what libraries say, paths and all: for the operator, and not for clients.
+    details: list[str] = []
     for name, device, variant in _choices(source, pairs, settings.variant):
         try:
             engine = engines.open_engine(source, name, device, variant)
             self_test(source, tokenizer, engine)
         except EngineError as error:
             reasons.append(f"{name} on {device}, {variant}: {error}")
-            logger.warning("not used: %s", reasons[-1])
+            details.append(f"{reasons[-1]}: {error.__cause__}" if error.__cause__ else reasons[-1])
+            logger.warning("not used: %s", details[-1])
             continue
         if missed := engines.missed_chance(engine.runtime):
             logger.warning(missed)
         measured = cost.measure(engine, manifest.max_tokens, settings.max_batch_tokens)
         return Model(source, tokenizer, engine, tuple(reasons), measured.batch_tokens, measured.tokens_per_s)
     # Nothing was tried where no variant may be chosen without being asked for.
-    tried = reasons or ["no variant answers the same alone and in any batch; name one with --variant"]
+    tried = details or ["no variant answers the same alone and in any batch; name one with --variant"]
     raise StartupError("no engine can serve this bundle:\n  " + "\n  ".join(tried))
 
 
@@ -125,7 +128,7 @@ def self_test(source: bundle.Bundle, tokenizer: Tokenizer, engine: Engine) -> No
         try:
             outputs = engine.run(*pad(list(one.windows), manifest.pad_token_id))
         except Exception as error:  # whatever it is: this engine does not serve
-            raise EngineError(f"it cannot run the model: {error}") from error
+            raise EngineError("it cannot run the model") from error
         for values, wanted in zip(outputs, expected, strict=True):
             if values.shape != (1, len(wanted)):
                 raise EngineError(f"it answers with {values.shape[-1]} numbers, the bundle says {len(wanted)}")

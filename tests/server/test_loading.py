@@ -97,6 +97,19 @@ def test_engine_that_fails_its_self_test_is_not_used(load: Load, broken: type[Fa
     assert [reason.split(":")[0] for reason in model.fallback_reasons] == ["onnx on cpu, fp32", "torch on cuda, fp32"]
 
 
+def test_what_a_library_says_is_for_the_log_and_not_for_clients(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(FakeEngine):
+        def run(self, *_: object) -> list[NDArray[np.float32]]:
+            raise RuntimeError("/srv/secret/model.onnx is no good")
+
+    model = load({"onnx/cpu": Broken(), "torch/cpu": FakeEngine()})
+    assert model.fallback_reasons[0] == "onnx on cpu, fp32: it cannot run the model"
+    assert "onnx on cpu, fp32: it cannot run the model: /srv/secret/model.onnx is no good" in caplog.text
+    # Who starts the server reads it all.
+    with pytest.raises(StartupError, match="/srv/secret"):
+        load({"onnx/cpu": Broken()}, engine="onnx")
+
+
 def test_wrong_answer_is_found(load: Load, manifest: bundle.Manifest, tokenizer: Tokenizer) -> None:
     (right,) = golden(manifest, tokenizer, "w1")
     wrong = dataclasses.replace(right, logits={**right.logits, "sentiment": (right.logits["sentiment"][0] + 0.002,)})

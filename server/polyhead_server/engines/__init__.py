@@ -51,9 +51,9 @@ def open_engine(source: bundle.Bundle, engine: str, device: str, variant: str) -
     except EngineError:
         raise
     except ImportError as error:
-        raise EngineError(f"it is not installed: {error}") from error
+        raise EngineError("it is not installed") from error
     except Exception as error:  # a broken driver or a full GPU has many types, and the next engine may work
-        raise EngineError(f"it cannot be opened: {error}") from error
+        raise EngineError("it cannot be opened") from error
 
 
 def onnx_has_cuda() -> bool:

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 
 class EngineError(Exception):
-    """An engine cannot be used on this machine, with the reason in one line."""
+    """An engine cannot be used on this machine, with the reason in one line, which clients may read.
+
+    What a library said of it, such as a path, is the cause, and for the log.
+    """
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class OnnxEngine:
                 str(path), _options(), [self._provider_options()], disabled_optimizers=_DISABLED
             )
         except Exception as error:  # onnxruntime raises its own types, one for each of its status codes
-            raise EngineError(f"onnxruntime cannot load {path.name}: {error}") from error
+            raise EngineError(f"onnxruntime cannot load {path.name}") from error
         # Otherwise a run that fails on CUDA is repeated on the CPU, and every later one runs there, in silence.
         self._session.disable_fallback()
         # A provider that fails to start is left out of the session in silence.
