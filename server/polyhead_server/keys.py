@@ -119,11 +119,15 @@ def read(path: Path) -> tuple[Key, ...]:
     Raises:
         StartupError: The file is missing, others may write to it, or an entry is not as it should be; says which.
     """
+    return _parse(_content(path), path)
+
+
+def _content(path: Path) -> bytes:
     content = read_bytes(path, "the file of keys")
     # Whoever writes to it calls what they like. To read it helps nobody: hashes of random keys are no secret.
     if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise StartupError(f"others may write to the file of keys {path}; chmod go-w takes that away")
-    return _parse(content, path)
+    return content
 
 
 def _parse(content: bytes, path: Path) -> tuple[Key, ...]:
@@ -185,12 +189,15 @@ def make(path: Path, name: str, rights: Iterable[str], expires: datetime.datetim
     entry += f"rights = [{', '.join(map(_quoted, rights))}]\n"
     if expires:
         entry += f"expires = {expires.isoformat(timespec='seconds')}\n"
-    if path.exists() and read(path):
-        entry = f"\n{entry}"
-    old = path.read_bytes() if path.exists() else b""
+    old = _content(path) if path.exists() else b""
+    if old.strip() and _parse(old, path):
+        entry, way = f"\n{entry}", os.O_APPEND
+    else:
+        # An empty list, which nothing can be appended to, gives way.
+        old, way = b"", os.O_TRUNC
     _parse(old + entry.encode(), path)
     # Not by renaming: the owner and the rights of the file stay, so that the server may still read it.
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | way, 0o600), "w") as file:
         file.write(entry)
     return key
 

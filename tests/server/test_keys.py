@@ -181,6 +181,19 @@ def test_key_that_was_made_is_known_and_stands_nowhere(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("none", ["", "\n", "keys = []\n", "keys = [ ]"])
+def test_first_key_takes_the_place_of_an_empty_list(none: str, path: Path) -> None:
+    write(path, none)
+    first, second = (make(path, name, ["infer"], None) for name in ("shop", "probe"))
+    assert [Keys(path).authorize(key, ANALYZE) for key in (first, second)] == ["shop", "probe"]
+
+
+def test_empty_file_that_others_may_write_to_is_refused(path: Path) -> None:
+    write(path, "").chmod(0o666)
+    with pytest.raises(StartupError, match="chmod go-w"):
+        make(path, "shop", ["infer"], None)
+
+
 @pytest.mark.parametrize("name", ["shop", 'a"b', "", "a b"])
 def test_key_that_cannot_be_made_changes_nothing(name: str, path: Path) -> None:
     make(path, "shop", ["infer"], None)
