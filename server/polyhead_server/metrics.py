@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import (
@@ -16,8 +19,11 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     disable_created_metrics,
+    multiprocess,
     start_http_server,
 )
+from prometheus_client.metrics_core import Metric
+from prometheus_client.mmap_dict import MmapedDict
 
 from .errors import ExpiredError, InternalError, OverloadedError, ServerError, StartupError
 from .settings import split_address
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
     from .items import Outcome
     from .loading import Model
     from .pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
 
 # A pass takes from 2 ms to seconds; nobody waits for longer than a minute.
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
@@ -243,6 +251,46 @@ class Metrics:
         """Items that were answered with an error, by reason."""
         samples = [sample for metric in self._refused.collect() for sample in metric.samples]
         return {one.labels["reason"]: int(one.value) for one in samples if one.name.endswith("_total") and one.value}
+
+
+class WorkerMetrics:
+    """What several workers count together, in files that each writes to a folder: a collector of a registry."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._collector = multiprocess.MultiProcessCollector(None, str(folder))  # type: ignore[no-untyped-call]
+        # A scrape, in its thread, sees what a worker counted in its files or in those of the dead, and never in both.
+        self._lock = threading.Lock()
+
+    def collect(self) -> Iterable[Metric]:
+        """What a scrape is answered with."""
+        with self._lock:
+            return list(self._collector.collect())  # type: ignore[no-untyped-call]
+
+    def bury(self, pid: int) -> None:
+        """Keeps what a worker that has ended counted, and removes its files: each scrape would read them for ever."""
+        with self._lock:
+            for kind in ("counter", "histogram"):
+                file = self._folder / f"{kind}_{pid}.db"
+                try:
+                    _add(file, self._folder / f"{kind}_dead.db")
+                except Exception:
+                    # Such as a full disk, or a file that was just being made. The others count on.
+                    logger.exception("what process %d counted is lost", pid)
+                file.unlink(missing_ok=True)
+            multiprocess.mark_process_dead(pid, str(self._folder))  # type: ignore[no-untyped-call]
+
+
+def _add(file: Path, to: Path) -> None:
+    if not file.exists():
+        return
+    values = list(MmapedDict.read_all_values_from_file(str(file)))  # type: ignore[no-untyped-call]
+    total = MmapedDict(str(to))  # type: ignore[no-untyped-call]
+    try:
+        for key, value, timestamp, _ in values:
+            total.write_value(key, total.read_value(key)[0] + value, timestamp)  # type: ignore[no-untyped-call]
+    finally:
+        total.close()  # type: ignore[no-untyped-call]
 
 
 def listen_for_scrapes(address: str, registry: CollectorRegistry) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Awaitable, Callable, Mapping, Set
+from pathlib import Path
 from typing import Any
 
 from .process import WorkerFailedError, WorkerProcess
 from .protocol import Values, line
 from .settings import Settings
+from .watching import stamp
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,27 @@ class Orders:
         """Reloads for somebody who looks for the outcome in the log, where it is written anyway."""
         with contextlib.suppress(WorkerFailedError):
             await self._reload({"force": False})
+
+    async def watch(
+        self, manifest: Path, every_s: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        """Reloads whenever the manifest of the bundle changes; never ends by itself.
+
+        Not each worker by itself: the others would not be told, nor those that start later.
+
+        Args:
+            manifest: ``bundle.json``. A bundle is put in place as a whole, so where this is new, all is.
+            every_s: Seconds between looks.
+            sleep: Waits for so many.
+        """
+        seen = stamp(manifest)
+        while True:
+            await sleep(every_s)
+            found = await asyncio.to_thread(stamp, manifest)
+            if found and found != seen:
+                await self.reload_as_told()
+            # One that is refused is looked at again when it changes.
+            seen = found or seen
 
     async def welcome(self, worker: WorkerProcess) -> None:
         """Tells one that serves from now on what it missed while it started."""

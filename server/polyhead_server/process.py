@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Self, cast
 
 from .protocol import MAX_LINE_BYTES, Start, Values, line
@@ -54,15 +54,12 @@ class WorkerProcess:
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
-    async def start(
-        cls, number: int, told: Start, environment: Mapping[str, str], ask: Callable[[WorkerProcess, Values], None]
-    ) -> Self:
+    async def start(cls, number: int, told: Start, ask: Callable[[WorkerProcess, Values], None]) -> Self:
         """Starts a worker.
 
         Args:
             number: Its place among the workers.
             told: Its first line.
-            environment: Its environment variables.
             ask: Called with the process and what it asks.
 
         Raises:
@@ -75,7 +72,6 @@ class WorkerProcess:
             *command,
             stdin=pipe,
             stdout=pipe,
-            env=environment,
             limit=MAX_LINE_BYTES,
             # What a terminal sends to all of its group is for the supervisor alone, which tells the workers.
             start_new_session=True,

@@ -37,12 +37,14 @@ class Start:
         cores: Those that are its alone; none where a quota, and not the machine, is what workers share.
         identity: Of the model that serves, which a new one must be able to follow; None where none serves yet.
         drained: Whether an operator has drained the server.
+        metrics_folder: Where workers count together; empty where nobody asks.
     """
 
     settings: Settings
     cores: list[int]
     identity: Values | None = None
     drained: bool = False
+    metrics_folder: str = ""
 
     def encode(self) -> bytes:
         """As a line."""

@@ -61,10 +61,11 @@ class Watched(Generic[T]):
         return self._value
 
     def _look(self) -> list[tuple[int, ...] | None]:
-        return [_stamp(path) for path in self._paths]
+        return [stamp(path) for path in self._paths]
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file does, or is replaced; None where there is none."""
     try:
         found = path.stat()
     except OSError:

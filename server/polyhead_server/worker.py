@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -26,6 +27,9 @@ def main() -> None:
     if told.cores:
         # Before any library counts the cores.
         os.sched_setaffinity(0, told.cores)
+    if told.metrics_folder:
+        # Before prometheus_client, which looks for it, is imported.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = told.metrics_folder
     # What a library prints is not for the supervisor.
     said = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -43,7 +47,12 @@ async def _serve(told: Start, said: BinaryIO) -> int:
     listening = asyncio.create_task(supervisor.listen(reader))
     # The end of the pipe is the end of the supervisor.
     listening.add_done_callback(lambda _: stop.set())
-    return await serve(told.settings, stop, supervisor)
+    try:
+        return await serve(told.settings, stop, supervisor)
+    finally:
+        if listening.done() and told.metrics_folder:
+            # The supervisor was killed, and cannot do it.
+            shutil.rmtree(told.metrics_folder, ignore_errors=True)
 
 
 class Supervisor:

@@ -23,13 +23,14 @@ import random
 import signal
 import tempfile
 from collections.abc import Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
-from prometheus_client import CollectorRegistry, multiprocess
+from prometheus_client import CollectorRegistry
 
 from .addresses import require_local, reserve
 from .errors import StartupError
-from .metrics import listen_for_scrapes
+from .metrics import WorkerMetrics, listen_for_scrapes
 from .orders import Orders
 from .process import WorkerProcess
 from .protocol import Start
@@ -71,8 +72,8 @@ async def supervise(settings: Settings) -> int:
         shared: dict[str, Any] = {"listen": stack.enter_context(reserve(settings.listen)), "metrics_listen": ""}
         if settings.admin_listen and not settings.admin_listen.startswith("unix:"):
             shared["admin_listen"] = stack.enter_context(reserve(settings.admin_listen))
-        metrics_folder = stack.enter_context(_metrics(settings.metrics_listen))
-        return await _Supervisor(dataclasses.replace(settings, **shared), metrics_folder).run()
+        folder, metrics = stack.enter_context(_metrics(settings.metrics_listen))
+        return await _Supervisor(dataclasses.replace(settings, **shared), folder, metrics).run()
 
 
 def parts(cores: Sequence[int], workers: int) -> list[list[int]]:
@@ -105,12 +106,10 @@ def starts(settings: Settings, cores: Sequence[int], usable: int) -> list[Start]
 
 
 class _Supervisor:
-    def __init__(self, settings: Settings, metrics_folder: str | None) -> None:
+    def __init__(self, settings: Settings, metrics_folder: str, metrics: WorkerMetrics | None) -> None:
         self._settings = settings
         self._metrics_folder = metrics_folder
-        self._environment = dict(os.environ)
-        if metrics_folder:
-            self._environment["PROMETHEUS_MULTIPROC_DIR"] = metrics_folder
+        self._metrics = metrics
         self._stopping = asyncio.Event()
         self._stopped = asyncio.create_task(self._stopping.wait())
         self._workers: set[WorkerProcess] = set()
@@ -125,17 +124,25 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._in_background(self._orders.reload_as_told()))
-        told = starts(self._settings, sorted(os.sched_getaffinity(0)), usable_cores())
+        # Only one looks whether the bundle was replaced.
+        theirs = dataclasses.replace(self._settings, watch_s=0.0)
+        told = starts(theirs, sorted(os.sched_getaffinity(0)), usable_cores())
+        watching = asyncio.create_task(self._watch())
         tasks = [asyncio.create_task(self._keep(number, start)) for number, start in enumerate(told)]
         try:
             await asyncio.gather(*tasks)
         finally:
             self._stopping.set()
             self._terminate_all()
+            watching.cancel()
             while pending := [task for task in (*tasks, *self._background) if not task.done()]:
                 await asyncio.wait(pending)
         logger.info("stopped")
         return int(self._cut_off)
+
+    async def _watch(self) -> None:
+        if self._settings.watch_s:
+            await self._orders.watch(self._settings.bundle / "bundle.json", self._settings.watch_s)
 
     def _stop(self) -> None:
         if self._stopping.is_set():
@@ -187,9 +194,14 @@ class _Supervisor:
         return await self._end(worker), worker.served_s
 
     async def _start(self, number: int, told: Start) -> WorkerProcess | None:
-        told = dataclasses.replace(told, identity=self._orders.identity, drained=self._orders.drained)
+        told = dataclasses.replace(
+            told,
+            identity=self._orders.identity,
+            drained=self._orders.drained,
+            metrics_folder=self._metrics_folder,
+        )
         try:
-            worker = await WorkerProcess.start(number, told, self._environment, self._orders.hear)
+            worker = await WorkerProcess.start(number, told, self._orders.hear)
         except OSError:
             logger.exception("worker %d cannot be started", number)
             return None
@@ -260,24 +272,25 @@ class _Supervisor:
         if worker.told_to_end and worker.served_since and code:
             self._cut_off = self._cut_off or self._stopping.is_set()
             logger.error("worker %d, process %d, ended with code %d: work was cut off", worker.number, worker.pid, code)
-        if self._metrics_folder:
-            multiprocess.mark_process_dead(worker.pid, self._metrics_folder)  # type: ignore[no-untyped-call]
+        if self._metrics:
+            self._metrics.bury(worker.pid)
         await self._orders.hand_admin()
         return code
 
 
 @contextlib.contextmanager
-def _metrics(listen: str) -> Iterator[str | None]:
-    """Answers scrapes for all workers, out of files that they write to a folder; yields the folder.
+def _metrics(listen: str) -> Iterator[tuple[str, WorkerMetrics | None]]:
+    """Answers scrapes for all workers, out of files that they write to a folder; yields the folder and what reads it.
 
     Raises:
         StartupError: The address is taken.
     """
     if not listen:
-        yield None
+        yield "", None
         return
     with tempfile.TemporaryDirectory(prefix="polyhead-metrics-") as folder:
         registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
+        metrics = WorkerMetrics(Path(folder))
+        registry.register(metrics)
         listen_for_scrapes(listen, registry)
-        yield folder
+        yield folder, metrics

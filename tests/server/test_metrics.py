@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import os
+import struct
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from polyhead_server.loading import Model
-from polyhead_server.metrics import Metrics
+from polyhead_server.metrics import Metrics, WorkerMetrics
 
 
 async def test_lag_is_what_a_timer_was_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +59,71 @@ def test_version_is_told(model: Model) -> None:
     ]
     assert sample.value == 1
     assert sample.labels["version"]
+
+
+COUNTS = """
+import sys
+from polyhead_server.metrics import Metrics
+metrics = Metrics()
+metrics.calls(1)
+for size in map(int, sys.argv[1:]):
+    metrics.requested(size)
+    metrics.called("Analyze", "OK", size / 1000, unary=True)
+"""
+
+
+@pytest.fixture
+def count(tmp_path: Path) -> Callable[..., int]:
+    """Lets a worker count requests of some sizes; returns its process id."""
+
+    def run(*sizes: int) -> int:
+        environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        process = subprocess.Popen([sys.executable, "-c", COUNTS, *map(str, sizes)], env=environment)
+        assert process.wait(60) == 0
+        return process.pid
+
+    return run
+
+
+def samples(metrics: WorkerMetrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in metrics.collect()
+        for sample in family.samples
+        # Of those that live.
+        if family.type != "gauge"
+    }
+
+
+def test_what_the_dead_counted_is_kept_without_their_files(count: Callable[..., int], tmp_path: Path) -> None:
+    metrics = WorkerMetrics(tmp_path)
+    dead, lives = [count(10, 70_000), count(10), count(500)], count(20)
+    before = samples(metrics)
+    assert before["polyhead_calls_total", (("code", "OK"), ("method", "Analyze"))] == 5
+    assert before["polyhead_request_bytes_sum", ()] == 70_540
+    for pid in dead:
+        metrics.bury(pid)
+        assert samples(metrics) == before
+    left = {path.name for path in tmp_path.glob("*.db")}
+    assert left >= {"counter_dead.db", "histogram_dead.db", f"counter_{lives}.db", f"histogram_{lives}.db"}
+    assert not any(str(pid) in name for pid in dead for name in left)
+
+
+def test_file_that_cannot_be_read_is_not_kept(
+    count: Callable[..., int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of a worker that was killed while it made it: every scrape would stumble over it."""
+    metrics = WorkerMetrics(tmp_path)
+    count(10)
+    before = samples(metrics)
+    (tmp_path / "counter_1.db").touch()
+    with pytest.raises(struct.error):
+        samples(metrics)
+    metrics.bury(1)
+    assert samples(metrics) == before
+    assert "what process 1 counted is lost" in caplog.text
+
+
+def test_who_has_no_files_is_buried_all_the_same(tmp_path: Path) -> None:
+    WorkerMetrics(tmp_path).bury(1)
+    assert not list(tmp_path.iterdir())

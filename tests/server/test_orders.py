@@ -187,3 +187,29 @@ async def test_without_an_address_there_is_no_admin_service() -> None:
     orders, _ = orders_to(worker)
     await orders.hand_admin()
     assert not worker.heard
+
+
+async def test_bundle_that_is_replaced_is_loaded_by_all_and_told_to_those_who_start_later(tmp_path: Path) -> None:
+    manifest = tmp_path / "bundle.json"
+    manifest.write_text("old")
+    workers = [PlayedWorker(0), PlayedWorker(1)]
+    orders, _ = orders_to(*workers)
+    orders.identity = {"embedding_space": "old"}
+    looks: list[int] = []
+
+    async def sleep(every_s: float) -> None:
+        assert every_s == 5
+        looks.append(len(workers[1].heard))
+        if len(looks) == 3:
+            (tmp_path / "new").write_text("new")
+            (tmp_path / "new").rename(manifest)
+        elif len(looks) == 4:
+            manifest.unlink()
+        elif len(looks) == 6:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        await orders.watch(manifest, 5, sleep)
+    assert looks == [0, 0, 0, 1, 1, 1]
+    assert [worker.heard for worker in workers] == [[("reload", {"force": False})]] * 2
+    assert orders.identity == {"embedding_space": "new"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +36,7 @@ OBEDIENT = """
 
 async def started(ask: Callable[[WorkerProcess, Values], None] = lambda *_: None) -> WorkerProcess:
     told = Start(Settings(bundle=Path("x")), [])
-    return await WorkerProcess.start(0, told, os.environ, ask)
+    return await WorkerProcess.start(0, told, ask)
 
 
 async def test_worker_serves_when_it_says_so(script: Script) -> None:

@@ -157,3 +157,23 @@ async def test_workers_that_load_different_bundles_at_the_start_do_not_serve_tog
     await workers.supervise(Settings(bundle=Path("x"), listen="127.0.0.1:0", workers=2))
     assert caplog.text.count("has loaded another model than the others") == 1
     assert "all 2 workers serve" in caplog.text
+
+
+async def test_supervisor_alone_looks_whether_the_bundle_was_replaced(
+    script: Callable[[str], None], tmp_path: Path
+) -> None:
+    script(
+        f"""
+        import json, os, signal, sys, time
+        told = json.loads(sys.stdin.readline())
+        said = open({str(tmp_path / "said")!r}, "a", buffering=1)
+        print(told["settings"]["watch_s"], file=said)
+        print(json.dumps({{"serving": {{}}}}), flush=True)
+        open({str(tmp_path / "bundle.json")!r}, "w").write("new")
+        print(json.loads(sys.stdin.readline())["what"], file=said)
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(1000)
+        """
+    )
+    await workers.supervise(Settings(bundle=tmp_path, listen="127.0.0.1:0", watch_s=0.01))
+    assert (tmp_path / "said").read_text().split() == ["0.0", "reload"]
