@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -10,9 +11,10 @@ from typing import Any
 from .admin import AdminServer, Ask
 from .errors import InternalError, NotReadyError, ReloadError, ServerError
 from .health import Health
+from .loading import Model
 from .protocol import Values
 from .reload import Reloader
-from .service import InferenceService
+from .service import NAME, InferenceService
 from .settings import Settings
 from .succession import Identity
 
@@ -20,7 +22,12 @@ logger = logging.getLogger(__name__)
 
 
 class Control:
-    """One server process."""
+    """One server process.
+
+    Attributes:
+        reloader: Loads the bundle again; None until the model is ready.
+        drained: Whether an operator has drained the server.
+    """
 
     def __init__(self, settings: Settings, service: InferenceService, health: Health, ask: Ask | None) -> None:
         """Puts it together.
@@ -31,8 +38,9 @@ class Control:
             health: Of ``service``.
             ask: Reaches all processes of the server; None where this is the only one.
         """
-        # There is none until the model is ready.
         self.reloader: Reloader | None = None
+        self.drained = False
+        self._reloading: asyncio.Task[Model] | None = None
         self._service = service
         self._health = health
         shares_port = ask is not None
@@ -82,7 +90,14 @@ class Control:
     async def _reload(self, arguments: Values) -> Values:
         if self.reloader is None:
             raise NotReadyError
-        model = await self.reloader.reload(force=arguments["force"])
+        # A load that has begun cannot be stopped. It goes on when nobody waits for it any more, and who asks meanwhile
+        # waits before beginning another.
+        while self._reloading and not self._reloading.done():
+            await asyncio.wait({self._reloading})
+        self._reloading = asyncio.create_task(self.reloader.reload(force=arguments["force"]))
+        # It stands in the log.
+        self._reloading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        model = await asyncio.shield(self._reloading)
         fingerprints = model.fingerprints
         return {
             "process_id": os.getpid(),
@@ -93,8 +108,10 @@ class Control:
         }
 
     async def _drain(self, _: Values) -> Values:
-        logger.info("drained by an operator: the health service says NOT_SERVING from now on")
-        await self._health.set(serving=False)
+        logger.info("drained by an operator: the health service says NOT_SERVING of %s from now on", NAME)
+        self.drained = True
+        # Where the model is still being loaded, the whole server is not alive yet.
+        await self._health.set(serving=False, alive=self._health.alive)
         return {}
 
     async def _stats(self, _: Values) -> Values:

@@ -2,7 +2,7 @@
 
 ::
 
-    bind (health NOT_SERVING) -> load, self-test -> SERVING -> signal -> NOT_SERVING, drain -> exit
+    bind (health NOT_SERVING) -> load, self-test -> SERVING -> signal, or trouble -> NOT_SERVING, drain -> exit
 
 One of several workers binds after the self-test, so that the kernel deals no connection to one that is not ready.
 """
@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar, cast
 from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
-from . import loading
+from . import loading, watchdog
 from .addresses import alone
 from .admin import listen
 from .authorization import Authorization
@@ -78,7 +78,8 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None, team: Tea
         team: The other workers, which share the port. Signals of theirs are the supervisor's business.
 
     Returns:
-        The exit code: 0 when everything that was accepted was answered, 1 when something was cut off.
+        The exit code: 0 when everything that was accepted was answered, 1 when something was cut off, or the engine
+        fails for good.
 
     Raises:
         StartupError: The address is taken, a certificate or a key file is no good, or the model cannot be served.
@@ -118,7 +119,7 @@ class _Process:
         stack.push_async_callback(self._control.close)
         self._heed_signals()
         self._in_background(self._metrics.watch(lambda: self._service.pipeline))
-        await self._health.set(serving=False)
+        await self._health.set(serving=False, alive=False)
         self._server.add_generic_rpc_handlers((handler(self._service),))
         self._health.add_to(self._server)
         if not self._settings.no_reflection:
@@ -129,12 +130,15 @@ class _Process:
             await self._control.do("open_admin", {})
         if not await self._begin():
             return 0
-        await self._health.set(serving=not (self._team and self._team.drained))
+        drained = self._control.drained or bool(self._team and self._team.drained)
+        await self._health.set(serving=not drained, alive=True)
         if self._team:
             address = await listen(self._server, address, self._certificates)
             self._team.announce(Identity.of(self._pipeline.model), self._control)
         logger.info("serving %s on %s", self._pipeline.model.source.model_id, address)
-        await self._stop.wait()
+        if await self._fails():
+            await self._drain(joining=False)
+            return 1
         return await self._drain()
 
     def _heed_signals(self) -> None:
@@ -162,6 +166,17 @@ class _Process:
     @property
     def _pipeline(self) -> Pipeline:
         return cast(Pipeline, self._service.pipeline)
+
+    async def _fails(self) -> bool:
+        """Serves until the engine fails for good; returns False where the server was told to stop before that."""
+        stopped = asyncio.create_task(self._stop.wait())
+        failed = asyncio.create_task(watchdog.trouble(lambda: self._service.pipeline))
+        await asyncio.wait({cast(Any, stopped), failed}, return_when=asyncio.FIRST_COMPLETED)
+        if stopped.done():
+            failed.cancel()
+            return False
+        logger.error("the engine fails for good: %s; the process ends, to be started again", failed.result())
+        return True
 
     async def _begin(self) -> bool:
         """Loads the model and answers with it; returns False when the server was told to stop before it was ready."""
@@ -202,11 +217,15 @@ class _Process:
         pipeline.start()
         return pipeline
 
-    async def _drain(self) -> int:
-        """Answers what was accepted, for as long as is allowed; returns the exit code."""
+    async def _drain(self, *, joining: bool = True) -> int:
+        """Answers what was accepted, for as long as is allowed; returns the exit code.
+
+        Args:
+            joining: Whether to wait for the threads that compute; where one hangs, it would be in vain.
+        """
         ends = time.monotonic() + self._settings.drain_s
         logger.info("draining for at most %g s", self._settings.drain_s)
-        await self._health.set(serving=False)
+        await self._health.set(serving=False, alive=False)
         cut = asyncio.create_task(self._cut.wait())
         # Balancers look now and then, and send calls until they have seen it.
         await asyncio.wait({cut}, timeout=min(self._settings.drain_delay_s, self._settings.drain_s))
@@ -223,7 +242,8 @@ class _Process:
             # The grace lets the last answers leave, and is all that others' endless streams get, such as Watch of the
             # health service.
             await self._server.stop(_FLUSH_S)
-            await self._pipeline.close()
+            if joining:
+                await self._pipeline.close()
             logger.info("stopped")
             return 0
         logger.error("cut off: %d calls, %d texts in the queue", stats["calls"], stats["queued_items"])

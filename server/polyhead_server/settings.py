@@ -28,6 +28,7 @@ _LEAST = {
     "max_message_bytes": 1024,
     "max_characters_per_token": 1,
     "stream_window": 1,
+    "max_pass_s": 1,
     "drain_s": 0,
     "drain_delay_s": 0,
     "start_timeout_s": 1,
@@ -85,13 +86,20 @@ class Settings:
     )
     max_windows: int = _option(32, "Windows in which a long text is read, where its client asks for windows.")
     stream_window: int = _option(512, "Items of one stream that may be in the server before it stops reading.")
+    max_pass_s: float = _option(
+        120.0, "Seconds that a pass may take; when one takes longer, the engine hangs, and the server ends."
+    )
     drain_s: float = _option(30.0, "Seconds from SIGTERM on that accepted work is given to finish.")
     drain_delay_s: float = _option(
         0.5, "Seconds of them in which everything is still served, and the health service says NOT_SERVING."
     )
-    start_timeout_s: float = _option(300.0, "Seconds that a worker has to load its model; then it is killed.")
+    start_timeout_s: float = _option(
+        300.0, "Seconds that one of several workers has to load its model; then it is killed. Not with --workers 1."
+    )
     max_worker_age_s: float = _option(
-        0.0, "Seconds after which a worker hands over to a new one; up to a fifth less, by chance. 0 is never."
+        0.0,
+        "Seconds after which one of several workers hands over to a new one; up to a fifth less, by chance. 0 is "
+        "never. Not with --workers 1.",
     )
     admin_listen: str = _option("", "HOST:PORT on loopback, or unix:PATH, of the admin service; empty for none.")
     watch_s: float = _option(0.0, "Seconds between looks at whether the bundle was replaced, to reload it; 0 for none.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +23,7 @@ from polyhead_server.keys import make
 from polyhead_server.loading import Model
 from polyhead_server.protocol import Values
 from polyhead_server.reload import Reloader
-from polyhead_server.service import InferenceService
+from polyhead_server.service import NAME, InferenceService
 from polyhead_server.settings import Settings
 
 pytestmark = pytest.mark.timeout(60)
@@ -58,7 +59,7 @@ def asked() -> Asked:
 @pytest.fixture
 async def health() -> Health:
     health = Health()
-    await health.set(serving=True)
+    await health.set(serving=True, alive=True)
     return health
 
 
@@ -108,7 +109,7 @@ async def test_drain_reaches_all(stub: Any, asked: Asked) -> None:
 async def test_health_is_told_there_too(channel: aio.Channel, health: Health) -> None:
     stub: Any = health_pb2_grpc.HealthStub(channel)
     for serving, status in ((True, "SERVING"), (False, "NOT_SERVING")):
-        await health.set(serving=serving)
+        await health.set(serving=serving, alive=serving)
         answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
         assert health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) == status
 
@@ -170,6 +171,74 @@ async def test_reload_answers_with_the_new_model(control: Control, model: Model)
     assert reloader.forced == [True]
     assert answer["embedding_space"] == model.fingerprints.embedding_space
     assert answer["identity"]["embedding_space"] == model.fingerprints.embedding_space
+
+
+async def test_server_that_is_drained_is_alive(control: Control, health: Health, channel: aio.Channel) -> None:
+    """Who asks for the whole server starts it again when it is not well; who asks for the service sends it calls."""
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+
+    async def statuses() -> list[str]:
+        asked = [health_pb2.HealthCheckRequest(service=name) for name in ("", NAME)]
+        answers = [await stub.Check(one, timeout=30) for one in asked]
+        return [health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) for answer in answers]
+
+    assert await statuses() == ["SERVING", "SERVING"]
+    await control.do("drain", {})
+    assert await statuses() == ["SERVING", "NOT_SERVING"]
+    await health.set(serving=False, alive=False)
+    assert await statuses() == ["NOT_SERVING", "NOT_SERVING"]
+
+
+async def test_drain_before_the_model_is_ready_is_remembered(control: Control, health: Health) -> None:
+    await health.set(serving=False, alive=False)
+    assert not control.drained
+    await control.do("drain", {})
+    assert control.drained
+    assert not health.alive
+
+
+class SlowReloader:
+    """Loads until it is let go on.
+
+    Attributes:
+        begun: Loads that have begun.
+        most: The most that ran at once.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.begun = 0
+        self.most = 0
+        self.gate = asyncio.Event()
+        self._model = model
+        self._running = 0
+
+    async def reload(self, *, force: bool) -> Model:
+        self.begun += 1
+        self._running += 1
+        self.most = max(self.most, self._running)
+        try:
+            await self.gate.wait()
+        finally:
+            self._running -= 1
+        return self._model
+
+
+async def test_reload_that_nobody_waits_for_any_more_goes_on_and_holds_up_the_next(
+    control: Control, model: Model
+) -> None:
+    reloader = SlowReloader(model)
+    control.reloader = cast(Reloader, reloader)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(control.do("reload", {"force": False}), 0.01)
+    assert reloader.begun == 1
+    last = asyncio.create_task(control.do("reload", {"force": False}))
+    await asyncio.sleep(0)
+    assert reloader.begun == 1
+    reloader.gate.set()
+    assert (await last)["model_id"] == model.source.model_id
+    # The first, which was not cancelled, and the last, which may find another bundle than that.
+    assert (reloader.begun, reloader.most) == (2, 1)
 
 
 async def test_drain_is_seen_in_the_stats(control: Control) -> None:

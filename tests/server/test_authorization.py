@@ -94,7 +94,7 @@ async def guarded(
     server = aio.server(interceptors=[Authorization(Keys(path)), ErrorInterceptor(NAME)])
     health = Health()
     health.add_to(server)
-    await health.set(serving=True)
+    await health.set(serving=True, alive=True)
     server.add_generic_rpc_handlers((handler(service),))
     reflection.enable_server_reflection((NAME, reflection.SERVICE_NAME), server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -23,7 +23,7 @@ async def channel() -> AsyncIterator[Any]:
     server = aio.server(interceptors=[ErrorInterceptor(NAME)])
     health = Health()
     health.add_to(server)
-    await health.set(serving=True)
+    await health.set(serving=True, alive=True)
     reflection.enable_server_reflection((NAME, reflection.SERVICE_NAME), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
