@@ -28,6 +28,7 @@ _LEAST = {
     "max_message_bytes": 1024,
     "max_characters_per_token": 1,
     "stream_window": 1,
+    "max_pass_s": 1,
     "drain_s": 0,
     "drain_delay_s": 0,
     "start_timeout_s": 1,
@@ -85,6 +86,9 @@ class Settings:
     )
     max_windows: int = _option(32, "Windows in which a long text is read, where its client asks for windows.")
     stream_window: int = _option(512, "Items of one stream that may be in the server before it stops reading.")
+    max_pass_s: float = _option(
+        120.0, "Seconds that a pass may take; when one takes longer, the engine hangs, and the server ends."
+    )
     drain_s: float = _option(30.0, "Seconds from SIGTERM on that accepted work is given to finish.")
     drain_delay_s: float = _option(
         0.5, "Seconds of them in which everything is still served, and the health service says NOT_SERVING."
