@@ -155,7 +155,7 @@ async def flooding_streams(place: Place) -> Finding:
         async with probing(server, "--text", place.texts[0]) as ask:
             await asyncio.sleep(seconds / 2)
             alone = await ask()
-        async with loaded(server, seconds + 12, *flood) as itself:
+        async with loaded(server, 2 * seconds + 15, *flood) as itself:
             traffic = Traffic(place.offline, place.texts)
             async with (
                 probing(server, "--text", place.texts[0]) as ask,
@@ -274,9 +274,11 @@ async def cancel_streams(place: Place, target: str, streams: int) -> None:
 
     async def one(stub: Any, number: int) -> None:
         call = stub.StreamAnalyze()
-        await call.write(_message(place.texts[number % len(place.texts)]))
-        if number % 2:
-            await asyncio.sleep(0.02)
+        # A server that falls behind ends some before it looks at them, which is as good.
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await call.write(_message(place.texts[number % len(place.texts)]))
+            if number % 2:
+                await asyncio.sleep(0.02)
         call.cancel()
 
     async with grpc.aio.insecure_channel(target) as channel:

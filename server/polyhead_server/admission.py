@@ -3,15 +3,16 @@
 One rule for all calls: an item enters if it can be expected to be answered before its deadline, and if the queue has
 room for it. The queue deals out turns fairly among calls, so what an item waits for is its own call's share: tokens of
 its call, times the calls that wait, but never more than all that waits; divided by the rate at which passes were seen
-to consume tokens. A stream waits for room before it asks, which holds back its client, and leaves half of the queue to
-others.
+to consume tokens; and, for long texts, for those before it to be tokenized. A stream waits for room before it asks,
+which holds back its client, and leaves half of the queue to others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from .batching import BatchQueue, Call
 from .errors import ExpiredError, OverloadedError, ServerError
@@ -22,6 +23,20 @@ _NEWEST = 0.1
 _CAUTION = 0.8
 # Share of the queue that streams may fill.
 _STREAMS = 0.5
+# Code points a second that are tokenized, until it was seen: a third of what an idle core does.
+_CHARACTERS_PER_S = 1e6
+
+
+class Size(NamedTuple):
+    """How large an item is, as far as can be told before it is tokenized.
+
+    Attributes:
+        tokens: That it may have.
+        characters: Code points of it that wait for tokenization; 0 where that is done at once.
+    """
+
+    tokens: int
+    characters: int
 
 
 class Admission:
@@ -43,28 +58,43 @@ class Admission:
         self._workers = workers
         self._max_queue_s = max_queue_s
         self._max_queue_tokens = max_queue_tokens
-        # Tokens, as far as they can be guessed, of admitted texts that are not tokenized yet.
+        # Tokens, as far as they can be guessed, and code points of admitted texts that are not tokenized yet.
         self._reserved_tokens = 0
+        self._characters = 0
+        self._characters_per_s = _CHARACTERS_PER_S
         self._tokens_per_s = tokens_per_s * workers
         self._pass_s = 0.0
         self._waiters: list[tuple[Call, asyncio.Future[None]]] = []
+        self._waking = False
 
-    def learn(self, tokens: int, compute_s: float) -> None:
-        """Takes the rate from a finished pass of one worker."""
-        rate = tokens / max(compute_s, 1e-6) * self._workers
-        self._tokens_per_s += (rate - self._tokens_per_s) * (_NEWEST if self._tokens_per_s else 1)
+    def learn(self, tokens: int, compute_s: float, *, backlog: bool) -> None:
+        """Takes the rate from a finished pass of one worker.
+
+        Args:
+            tokens: Of the pass, without padding.
+            compute_s: Its duration.
+            backlog: Whether enough for another pass was waiting; if not, it may have been a small one, which says
+                nothing about the rate of large ones.
+        """
         self._pass_s += (compute_s - self._pass_s) * (_NEWEST if self._pass_s else 1)
+        if backlog or not self._tokens_per_s:
+            rate = tokens / max(compute_s, 1e-6) * self._workers
+            self._tokens_per_s += (rate - self._tokens_per_s) * (_NEWEST if self._tokens_per_s else 1)
+
+    def tokenized(self, characters: int, seconds: float) -> None:
+        """Takes the rate of tokenization from texts that were tokenized apart from the event loop."""
+        self._characters_per_s += (characters / max(seconds, 1e-6) - self._characters_per_s) * _NEWEST
 
     def expected_wait_s(self) -> float:
         """Seconds until everything that waits now is computed; 0 while no rate is known."""
         return self._seconds(self._queue.waiting_tokens + self._reserved_tokens)
 
-    def admit(self, call: Call, sizes: Sequence[int], deadline: float | None, *, patient: bool) -> int:
+    def admit(self, call: Call, sizes: Sequence[Size], deadline: float | None, *, patient: bool) -> int:
         """How many of a message's items may enter; reserves their places until ``release``.
 
         Args:
             call: Whose items they are.
-            sizes: How many tokens each item may have.
+            sizes: Of each item.
             deadline: ``time.monotonic()`` second after which the answers are worthless.
             patient: True for a stream, which waited for ``room`` and is only held to its deadline.
 
@@ -76,35 +106,40 @@ class Admission:
         limit_s = self._limit_s(deadline, patient=patient)
         waiting = self._queue.waiting_tokens + self._reserved_tokens
         calls = self._queue.calls + (not call.waiting_tokens)
-        entered = own = 0
+        entered = own = characters = 0
         for size in sizes:
-            ahead, own = waiting + own, own + size
+            ahead, own, characters = waiting + own, own + size.tokens, characters + size.characters
             full = not patient and waiting + own > self._max_queue_tokens
-            late = self._wait_s(waiting + own, (call.waiting_tokens + own) * calls) > limit_s
+            late = self._wait_s(waiting + own, (call.waiting_tokens + own) * calls, characters) > limit_s
             # When nothing is before it, trying costs nobody anything.
             if ahead and (full or late):
-                own -= size
                 break
             entered += 1
-        self._reserved_tokens += own
+        self._reserve(sizes[:entered])
         return entered
 
-    def refusal(self, call: Call, size: int, deadline: float | None, *, patient: bool) -> ServerError:
-        """Why an item of so many tokens may not enter now."""
+    def refusal(self, call: Call, size: Size, deadline: float | None, *, patient: bool) -> ServerError:
+        """Why an item of this size may not enter now."""
         if _expired(deadline):
             return ExpiredError()
         limit_s = self._limit_s(deadline, patient=patient)
-        waiting = self._queue.waiting_tokens + self._reserved_tokens + size
+        waiting = self._queue.waiting_tokens + self._reserved_tokens + size.tokens
         if not patient and waiting > self._max_queue_tokens:
             return OverloadedError.full(waiting, self._max_queue_tokens, self._seconds(waiting))
         calls = self._queue.calls + (not call.waiting_tokens)
-        return OverloadedError.late(self._wait_s(waiting, (call.waiting_tokens + size) * calls), limit_s)
+        share = (call.waiting_tokens + size.tokens) * calls
+        return OverloadedError.late(self._wait_s(waiting, share, size.characters), limit_s)
 
-    def release(self, tokens: int) -> None:
+    def release(self, sizes: Iterable[Size]) -> None:
         """Gives reserved places back: their items are in the queue, or gone."""
-        self._reserved_tokens -= tokens
+        self._reserve(sizes, sign=-1)
         # They may have been all that was in the way, and when they are gone no pass will come to wake anybody.
         self.wake()
+
+    def _reserve(self, sizes: Iterable[Size], sign: int = 1) -> None:
+        for size in sizes:
+            self._reserved_tokens += sign * size.tokens
+            self._characters += sign * size.characters
 
     async def room(self, call: Call) -> None:
         """Waits until there is room for a stream's next message."""
@@ -114,7 +149,14 @@ class Admission:
             await waiter
 
     def wake(self) -> None:
-        """Lets those who wait for room look again; called whenever something left the queue."""
+        """Lets those who wait for room look again soon; called whenever something left the queue."""
+        if self._waiters and not self._waking:
+            self._waking = True
+            # Once for all that leave together, such as the items of a stream that is cancelled.
+            asyncio.get_running_loop().call_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._waking = False
         waiters, self._waiters = self._waiters, []
         for call, waiter in waiters:
             if waiter.done():
@@ -135,8 +177,10 @@ class Admission:
         left_s = float("inf") if deadline is None else _CAUTION * (deadline - time.monotonic())
         return left_s if patient else min(left_s, self._max_queue_s)
 
-    def _wait_s(self, waiting: int, share: int) -> float:
-        return self._seconds(min(waiting, share)) + self._pass_s
+    def _wait_s(self, waiting: int, share: int, characters: int) -> float:
+        # Texts that are tokenized at once do not wait for those that are not.
+        tokenization_s = (self._characters + characters) / self._characters_per_s if characters else 0.0
+        return self._seconds(min(waiting, share)) + self._pass_s + tokenization_s
 
     def _seconds(self, tokens: int) -> float:
         return tokens / self._tokens_per_s if self._tokens_per_s else 0.0

@@ -6,6 +6,8 @@ for more to come. Entries that were cancelled or whose deadline passed are let g
 Turns are dealt out fairly among calls, by tokens: a single text does not wait behind thousands that a stream sent
 before it. Each entry is stamped with the virtual time at which it would start if all calls were served side by side,
 and the earliest comes first (weighted fair queueing: Demers, Keshav, Shenker 1989; start times: Goyal et al. 1996).
+Neighbours ride out of turn, which is charged to their calls; so that nobody pays for long for what others could not
+use, one pass in a few is headed by whoever has waited longest.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ import heapq
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .items import Outcome, Tokens
 
+# One pass in so many is headed by the entry that has waited longest.
+_OLDEST_EVERY = 8
 # So many entries that have left may be remembered, besides as many as wait, before they are cleared away.
 _REMEMBERED = 1000
 
@@ -71,10 +76,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a worker is handed: the entries to compute together, and those whose deadline passed while they waited."""
+    """What a worker is handed.
+
+    Attributes:
+        entries: To be computed together.
+        expired: Those whose deadline passed while they waited.
+        backlog: Whether enough for another pass was left waiting.
+    """
 
     entries: list[Entry]
     expired: list[Entry]
+    backlog: bool = False
 
     @property
     def tokens(self) -> int:
@@ -120,6 +132,9 @@ class BatchQueue:
         self._lanes: dict[int, list[tuple[float, int, Entry]]] = {}
         # The virtual time: tokens that each waiting call was served so far, if all had been waiting all the time.
         self._now = 0.0
+        # In order of arrival.
+        self._arrivals: deque[Entry] = deque()
+        self._turns = itertools.count(1)
         self._deadlines: list[tuple[float, int, Entry]] = []
         self._numbers = itertools.count()
         self._changed = threading.Condition()
@@ -148,7 +163,8 @@ class BatchQueue:
             expired = self._expire(time.monotonic())
             entries = self._choose()
             self._idle_workers -= 1
-            return Batch(entries, expired) if entries or expired or not self._closed else None
+            backlog = self.waiting_tokens >= self._limits.max_tokens
+            return Batch(entries, expired, backlog) if entries or expired or not self._closed else None
 
     def drop(self, entry: Entry) -> None:
         """Lets an entry go whose answer is not wanted any more; nothing happens when it has left."""
@@ -166,6 +182,7 @@ class BatchQueue:
         start = max(self._now, call.finish)
         call.finish = start + entry.length
         heapq.heappush(self._lanes.setdefault(entry.length, []), (start, number, entry))
+        self._arrivals.append(entry)
         if entry.deadline is not None:
             heapq.heappush(self._deadlines, (entry.deadline, number, entry))
         self.calls += not call.waiting_tokens
@@ -189,10 +206,11 @@ class BatchQueue:
             self._pass_over(length)
         if not self._lanes:
             return []
-        first = min(self._lanes, key=lambda length: self._lanes[length][0])
+        waiting_tokens, head = self.waiting_tokens, self._pop_head()
+        first = head.length
         # Two idle workers with few entries each take their part, instead of one taking all while the other looks on.
-        budget = max(-(-self.waiting_tokens // self._idle_workers), first)
-        batch, longest, real_tokens = [self._pop(first)], first, first
+        budget = max(-(-waiting_tokens // self._idle_workers), first)
+        batch, longest, real_tokens = [head], first, first
         for length in sorted(self._lanes, key=lambda length: abs(length - first)):
             while length in self._lanes:
                 longest_with = max(longest, length)
@@ -202,12 +220,28 @@ class BatchQueue:
                 longest, real_tokens = longest_with, real_tokens + length
         return batch
 
+    def _pop_head(self) -> Entry:
+        """Takes the entry whose turn it is, or now and then the oldest."""
+        while not self._arrivals[0].waiting or self._arrivals[0].future.cancelled():
+            self._arrivals.popleft()
+        if next(self._turns) % _OLDEST_EVERY:
+            return self._pop(min(self._lanes, key=lambda length: self._lanes[length][0]))
+        entry = self._arrivals.popleft()
+        self._serve(entry)
+        # It stays in its lane, like one that was cancelled.
+        self._marked += 1
+        self._pass_over(entry.length)
+        return entry
+
     def _pop(self, length: int) -> Entry:
         _, _, entry = heapq.heappop(self._lanes[length])
-        self._now += length / self.calls
-        self._leave(entry)
+        self._serve(entry)
         self._pass_over(length)
         return entry
+
+    def _serve(self, entry: Entry) -> None:
+        self._now += entry.length / self.calls
+        self._leave(entry)
 
     def _pass_over(self, length: int) -> None:
         """Removes from the front of a lane what need not be computed, and the lane when nothing is left."""
@@ -244,6 +278,7 @@ class BatchQueue:
             self._lanes = {length: lane for length, lane in lanes.items() if lane}
             for lane in self._lanes.values():
                 heapq.heapify(lane)
+            self._arrivals = deque(entry for entry in self._arrivals if entry.waiting)
             self._marked = 0
         if len(self._deadlines) > 2 * self.waiting + _REMEMBERED:
             self._deadlines = [one for one in self._deadlines if one[2].waiting]

@@ -10,17 +10,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from . import heads
-from .admission import Admission
+from .admission import Admission, Size
 from .batching import Batch, BatchLimits, BatchQueue, Call, Entry
 from .errors import ExpiredError, InternalError, ServerError, TextTooLongError
 from .items import BadItem, Item, Message, Numbers, Outcome, Result, Timings, Tokens, Truncation
-from .loading import Model, pad
+from .loading import Model, pad, self_test
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
 # A worker that does not end by then hangs in its engine; it is a daemon and keeps nobody from leaving.
 _JOIN_S = 10.0
+# After so many failed passes in a row the engine is examined.
+_FAILURES = 20
 
 Observe = Callable[[Batch, float], None]
 Follow = Callable[[Model, int, Sequence["_Future"], bool], None]
@@ -55,6 +57,11 @@ class Pipeline:
             threading.Thread(target=self._work, name=f"compute-{number}", daemon=True) for number in range(threads)
         ]
         self._loop = asyncio.get_running_loop()
+        self._max_pass_s = settings.max_pass_s
+        # When the pass that each thread computes began.
+        self._running: dict[int, int] = {}
+        self._failures = 0
+        self._broken: str | None = None
         # Messages whose items are on their way into the queue.
         self._entering = 0
         self._entered = asyncio.Event()
@@ -104,7 +111,7 @@ class Pipeline:
             else:
                 good.append((item, future))
         max_windows = self._max_windows if message.wishes.truncation is Truncation.WINDOW else 1
-        sizes = [self._guess_tokens(item.text, max_windows) for item, _ in good]
+        sizes = self._sizes([item.text for item, _ in good], max_windows)
         admitted = self.admission.admit(call, sizes, deadline, patient=patient)
         if admitted < len(good):
             refusal = self.admission.refusal(call, sizes[admitted], deadline, patient=patient)
@@ -115,9 +122,8 @@ class Pipeline:
         try:
             if admitted:
                 new = partial(Entry, call, deadline=deadline, arrived_ns=arrived_ns)
-                await self._enqueue(good[:admitted], message.wishes.truncation, max_windows, new)
+                await self._enqueue(good[:admitted], sizes, message.wishes.truncation, max_windows, new)
         finally:
-            self.admission.release(sum(sizes[:admitted]))
             self._entering -= 1
             if not self._entering:
                 self._entered.set()
@@ -125,11 +131,31 @@ class Pipeline:
             self._follow(self.model, arrived_ns, futures, patient)
         return futures
 
-    def _guess_tokens(self, text: str, max_windows: int) -> int:
-        """About how many tokens a text has, before it is tokenized: English has 4 characters a token."""
-        return min(len(text) // 4 + 2, self.model.source.manifest.max_tokens * max_windows)
+    def _sizes(self, texts: list[str], max_windows: int) -> list[Size]:
+        """About how large texts are, before they are tokenized: English has 4 characters a token."""
+        tokenizer, most = self.model.tokenizer, self.model.source.manifest.max_tokens * max_windows
+        at_once = tokenizer.at_once(texts)
+        return [Size(min(len(text) // 4 + 2, most), 0 if at_once else tokenizer.characters(text)) for text in texts]
 
     async def _enqueue(
+        self,
+        good: Sequence[tuple[Item, _Future]],
+        sizes: Sequence[Size],
+        truncation: Truncation,
+        max_windows: int,
+        new: Callable[..., Entry],
+    ) -> None:
+        """Tokenizes admitted items, turn by turn, and puts them into the queue."""
+        left = len(good)
+        try:
+            for turn in self.model.tokenizer.turns([item.text for item, _ in good]):
+                await self._enqueue_turn(good[turn], truncation, max_windows, new)
+                self.admission.release(sizes[turn])
+                left = len(good) - turn.stop
+        finally:
+            self.admission.release(sizes[len(good) - left : len(good)])
+
+    async def _enqueue_turn(
         self,
         good: Sequence[tuple[Item, _Future]],
         truncation: Truncation,
@@ -137,8 +163,9 @@ class Pipeline:
         new: Callable[..., Entry],
     ) -> None:
         started_ns = time.monotonic_ns()
+        texts = [item.text for item, _ in good]
         try:
-            tokenized = await self.model.tokenizer.encode_async([item.text for item, _ in good], max_windows)
+            tokenized = await self.model.tokenizer.encode_async(texts, max_windows)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception, and nobody may be left waiting
@@ -147,6 +174,8 @@ class Pipeline:
                 future.set_result(failure)
             return
         now_ns = time.monotonic_ns()
+        if not self.model.tokenizer.at_once(texts):
+            self.admission.tokenized(sum(map(self.model.tokenizer.characters, texts)), (now_ns - started_ns) / 1e9)
         entries: list[Entry] = []
         for (_, future), tokens in zip(good, tokenized, strict=True):
             if tokens.cut_at is not None and truncation is Truncation.ERROR:
@@ -165,38 +194,72 @@ class Pipeline:
         if len(tokens.windows) == 1:
             return [whole]
         parts: list[_Future] = [self._loop.create_future() for _ in tokens.windows]
-        gathered = asyncio.gather(*parts)
-        gathered.add_done_callback(lambda all_: None if all_.cancelled() else self._join(whole, tokens, all_.result()))
-        whole.add_done_callback(lambda _: gathered.cancel())
+        unfinished = set(parts)
+
+        def finish(part: _Future) -> None:
+            unfinished.discard(part)
+            if not unfinished and not whole.done():
+                whole.set_result(self._joined(tokens, [part.result() for part in parts]))
+
+        for part in parts:
+            part.add_done_callback(finish)
+        # Where the whole is not wanted any more, or had its answer, this cancels what is left.
+        whole.add_done_callback(lambda _: [part.cancel() for part in parts])
         return parts
 
-    def _join(self, whole: _Future, tokens: Tokens, outcomes: Sequence[Outcome]) -> None:
+    def _joined(self, tokens: Tokens, outcomes: Sequence[Outcome]) -> Outcome:
         results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
         if len(results) < len(outcomes):
-            _resolve(whole, next(outcome for outcome in outcomes if isinstance(outcome, ServerError)))
-            return
+            return next(outcome for outcome in outcomes if isinstance(outcome, ServerError))
         manifest = self.model.source.manifest
-        numbers = heads.pool(
-            manifest.heads,
-            [result.numbers for result in results],
-            [len(window) for window in tokens.windows],
-            normalized=manifest.embedding.normalized,
-        )
+        try:
+            numbers = heads.pool(
+                manifest.heads,
+                [result.numbers for result in results],
+                [len(window) for window in tokens.windows],
+                normalized=manifest.embedding.normalized,
+            )
+        except Exception as error:  # noqa: BLE001 - the edge of a callback: somebody waits for the outcome
+            return InternalError.logged("pooling failed", error)
         last = max((result.timings for result in results), key=lambda timings: timings.total_ns)
-        _resolve(whole, Result(numbers, tokens, last))
+        return Result(numbers, tokens, last)
 
     def _drop_when_cancelled(self, entry: Entry, future: _Future) -> None:
         if future.cancelled():
             self.queue.drop(entry)
             self.admission.wake()
 
+    def trouble(self) -> str | None:
+        """Why this pipeline will not answer any more, whatever it is asked; None where nothing says so."""
+        running_s = max(
+            ((time.monotonic_ns() - began_ns) / 1e9 for began_ns in list(self._running.values())), default=0.0
+        )
+        if running_s > self._max_pass_s:
+            return f"a pass has been running for {running_s:.0f} s"
+        return self._broken
+
     def _work(self) -> None:
         """A worker thread: one batch after the other until the queue is closed."""
+        me = threading.get_ident()
         while (batch := self.queue.take()) is not None:
-            started_ns = time.monotonic_ns()
+            self._running[me] = started_ns = time.monotonic_ns()
             outcomes = self._compute(batch.entries, started_ns) if batch.entries else []
             seconds = (time.monotonic_ns() - started_ns) / 1e9
-            self._loop.call_soon_threadsafe(self._deliver, batch, outcomes, seconds)
+            failed = bool(outcomes) and all(isinstance(outcome, InternalError) for outcome in outcomes)
+            self._loop.call_soon_threadsafe(self._deliver, batch, outcomes, seconds, failed)
+            self._failures = self._failures + 1 if failed else 0
+            if self._failures >= _FAILURES:
+                self._examine()
+            self._running.pop(me, None)
+
+    def _examine(self) -> None:
+        """After so many failures in a row: is it the engine, or the texts?"""
+        self._failures = 0
+        try:
+            self_test(self.model.source, self.model.tokenizer, self.model.engine)
+        except BaseException as error:
+            logger.exception("the engine fails")
+            self._broken = f"{_FAILURES} passes in a row failed, and then the golden texts: {type(error).__name__}"
 
     def _compute(self, entries: list[Entry], started_ns: int) -> list[Outcome]:
         manifest = self.model.source.manifest
@@ -230,17 +293,17 @@ class Pipeline:
             for entry, row in zip(entries, rows, strict=True)
         ]
 
-    def _deliver(self, batch: Batch, outcomes: list[Outcome], compute_s: float) -> None:
+    def _deliver(self, batch: Batch, outcomes: list[Outcome], compute_s: float, failed: bool) -> None:
         """Hands every entry of a batch its outcome, on the event loop."""
         for entry in batch.expired:
             _resolve(entry.future, ExpiredError())
         for entry, outcome in zip(batch.entries, outcomes, strict=True):
             _resolve(entry.future, outcome)
-        if batch.entries:
-            self.admission.learn(batch.tokens, compute_s)
         self.admission.wake()
-        if self._observe:
-            self._observe(batch, compute_s)
+        if batch.entries and not failed:
+            self.admission.learn(batch.tokens, compute_s, backlog=batch.backlog)
+            if self._observe:
+                self._observe(batch, compute_s)
 
 
 def _resolve(future: _Future, outcome: Outcome) -> None:

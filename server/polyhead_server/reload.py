@@ -85,6 +85,10 @@ class Reloader:
                 model = await self._load()
             except StartupError as error:
                 raise self._refused(str(error)) from error
+            except Exception as error:
+                # Such as memory that is not enough for two models.
+                logger.exception("loading failed")
+                raise self._refused("loading failed; the log says why") from error
             reason = problem(Identity.of(old.model), Identity.of(model))
             if reason and not force:
                 model.tokenizer.close()

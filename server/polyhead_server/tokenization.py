@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,14 +39,30 @@ class Tokenizer:
         """Ends the thread."""
         self._executor.shutdown(wait=False)
 
+    def at_once(self, texts: Sequence[str]) -> bool:
+        """Whether ``encode_async`` tokenizes them in the event loop, because they are so few and short."""
+        return sum(map(len, texts)) <= _INLINE_CHARACTERS
+
+    def characters(self, text: str) -> int:
+        """Code points of a text that are looked at."""
+        return min(len(text), self._max_characters)
+
+    def turns(self, texts: Sequence[str]) -> Iterator[slice]:
+        """Parts of the texts that are tokenized one after the other, so that others' texts come in between."""
+        begin = size = 0
+        for number, text in enumerate(texts):
+            characters = self.characters(text)
+            if number > begin and size + characters > _TURN_CHARACTERS:
+                yield slice(begin, number)
+                begin, size = number, 0
+            size += characters
+        yield slice(begin, len(texts))
+
     async def encode_async(self, texts: list[str], max_windows: int = 1) -> list[Tokens]:
-        """``encode`` without holding up the event loop, or others' texts behind a mass of them."""
-        if sum(map(len, texts)) <= _INLINE_CHARACTERS:
+        """``encode`` without holding up the event loop."""
+        if self.at_once(texts):
             return self.encode(texts, max_windows)
-        loop, tokens = asyncio.get_running_loop(), []
-        for turn in self._turns(texts):
-            tokens += await loop.run_in_executor(self._executor, self.encode, turn, max_windows)
-        return tokens
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self.encode, texts, max_windows)
 
     def encode(self, texts: list[str], max_windows: int = 1) -> list[Tokens]:
         """Token ids of each text, cut to the model's limit, or to as many windows.
@@ -59,19 +75,6 @@ class Tokenizer:
             self._read(text, head, encoding.ids, max_windows)
             for text, head, encoding in zip(texts, heads, encodings, strict=True)
         ]
-
-    def _turns(self, texts: list[str]) -> Iterator[list[str]]:
-        """Texts in groups of about ``_TURN_CHARACTERS``; a longer text is a group of its own."""
-        turn: list[str] = []
-        size = 0
-        for text in texts:
-            read = min(len(text), self._max_characters)
-            if turn and size + read > _TURN_CHARACTERS:
-                yield turn
-                turn, size = [], 0
-            turn.append(text)
-            size += read
-        yield turn
 
     def _read(self, text: str, head: str, ids: list[int], max_windows: int) -> Tokens:
         if len(ids) <= self._max_tokens:

@@ -4,7 +4,7 @@ import asyncio
 import time
 
 import pytest
-from polyhead_server.admission import Admission
+from polyhead_server.admission import Admission, Size
 from polyhead_server.batching import BatchLimits, BatchQueue, Call, Entry
 from polyhead_server.errors import ExpiredError, OverloadedError
 from polyhead_server.items import Outcome, Tokens
@@ -21,6 +21,11 @@ def admission(queue: BatchQueue) -> Admission:
     return Admission(queue, 2, max_queue_s=2.0, max_queue_tokens=10_000, tokens_per_s=1000)
 
 
+def sizes(*tokens: int) -> list[Size]:
+    """Of texts that are tokenized at once."""
+    return [Size(number, 0) for number in tokens]
+
+
 def put(queue: BatchQueue, tokens: int, call: Call | None = None) -> None:
     future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
     ids = [7] * tokens
@@ -30,8 +35,8 @@ def put(queue: BatchQueue, tokens: int, call: Call | None = None) -> None:
 def admits(admission: Admission, size: int, deadline_s: float | None = None, call: Call | None = None) -> bool:
     """Whether an item of a unary call may enter; leaves nothing reserved."""
     deadline = None if deadline_s is None else time.monotonic() + deadline_s
-    entered = admission.admit(call or Call(), [size], deadline, patient=False)
-    admission.release(size * entered)
+    entered = admission.admit(call or Call(), sizes(size), deadline, patient=False)
+    admission.release(sizes(size)[:entered])
     return entered == 1
 
 
@@ -45,7 +50,7 @@ async def test_expected_wait_is_the_queue_divided_by_the_rate_of_all_workers(
 async def test_rate_follows_what_is_seen(admission: Admission, queue: BatchQueue) -> None:
     put(queue, 1000)
     for _ in range(100):
-        admission.learn(tokens=500, compute_s=1.0)
+        admission.learn(tokens=500, compute_s=1.0, backlog=True)
     assert admission.expected_wait_s() == pytest.approx(1.0, rel=0.01)
 
 
@@ -65,7 +70,7 @@ async def test_unary_item_is_refused_when_its_wait_exceeds_the_limit(admission: 
     # 20 calls that wait: 21 shares of 100 tokens are little over a second, of 300 tokens more than three.
     assert admits(admission, 100)
     assert not admits(admission, 300)
-    refusal = admission.refusal(Call(), 300, None, patient=False)
+    refusal = admission.refusal(Call(), Size(300, 0), None, patient=False)
     assert isinstance(refusal, OverloadedError)
     assert refusal.retry_after_s == pytest.approx(6300 / 2000 / 2)
 
@@ -83,14 +88,14 @@ async def test_queue_has_a_bound_in_tokens(admission: Admission, queue: BatchQue
     put(queue, 9950, stream)
     assert admits(admission, 50)
     assert not admits(admission, 51)
-    refusal = admission.refusal(Call(), 51, None, patient=False)
+    refusal = admission.refusal(Call(), Size(51, 0), None, patient=False)
     assert "10001 tokens would wait, the limit is 10000" in str(refusal)
 
 
 async def test_texts_that_are_not_tokenized_yet_count_until_they_are_released(admission: Admission) -> None:
-    assert admission.admit(Call(), [9990], None, patient=False) == 1
+    assert admission.admit(Call(), sizes(9990), None, patient=False) == 1
     assert not admits(admission, 11)
-    admission.release(9990)
+    admission.release(sizes(9990))
     assert admits(admission, 11)
 
 
@@ -102,32 +107,32 @@ async def test_item_is_refused_when_it_cannot_be_answered_before_its_deadline(
         for left_s, entered in ((1.0, 1), (0.5, 0)):
             deadline = time.monotonic() + left_s
             # Both have half of the machine: 600 tokens take 0.6 s, and 0.8 of the time may be filled.
-            assert admission.admit(Call(), [600], deadline, patient=patient) == entered
-            admission.release(600 * entered)
-        assert isinstance(admission.refusal(Call(), 600, deadline, patient=patient), OverloadedError)
+            assert admission.admit(Call(), sizes(600), deadline, patient=patient) == entered
+            admission.release(sizes(600)[:entered])
+        assert isinstance(admission.refusal(Call(), Size(600, 0), deadline, patient=patient), OverloadedError)
 
 
 async def test_nothing_is_refused_when_nothing_is_before_it(admission: Admission) -> None:
-    admission.learn(tokens=1000, compute_s=1.0)
+    admission.learn(tokens=1000, compute_s=1.0, backlog=True)
     assert admits(admission, 9000, deadline_s=0.1)
 
 
 async def test_message_enters_as_far_as_it_fits(admission: Admission) -> None:
     deadline = time.monotonic() + 1.0
     # 2,000 tokens a second, of which 0.8 may be promised.
-    assert admission.admit(Call(), [100] * 50, deadline, patient=False) in {15, 16}
+    assert admission.admit(Call(), sizes(*[100] * 50), deadline, patient=False) in {15, 16}
 
 
 async def test_stream_is_not_refused_for_the_servers_limits(admission: Admission, queue: BatchQueue) -> None:
     put(queue, 10_000)
-    assert admission.admit(Call(), [1000, 1000], None, patient=True) == 2
+    assert admission.admit(Call(), sizes(1000, 1000), None, patient=True) == 2
 
 
 async def test_item_whose_deadline_passed_is_expired(admission: Admission) -> None:
     passed = time.monotonic() - 0.001
     for patient in (True, False):
-        assert admission.admit(Call(), [1], passed, patient=patient) == 0
-        assert isinstance(admission.refusal(Call(), 1, passed, patient=patient), ExpiredError)
+        assert admission.admit(Call(), sizes(1), passed, patient=patient) == 0
+        assert isinstance(admission.refusal(Call(), Size(1, 0), passed, patient=patient), ExpiredError)
 
 
 async def test_stream_waits_for_room_and_is_let_in(admission: Admission, queue: BatchQueue) -> None:
@@ -172,27 +177,27 @@ async def test_stream_is_let_in_when_what_was_in_its_way_never_reached_the_queue
 ) -> None:
     stream = Call()
     put(queue, 10, stream)
-    admission.admit(Call(), [8000], None, patient=True)
+    admission.admit(Call(), sizes(8000), None, patient=True)
     waiting = asyncio.ensure_future(admission.room(stream))
     await asyncio.sleep(0)
     assert not waiting.done()
-    admission.release(8000)
+    admission.release(sizes(8000))
     await asyncio.wait_for(waiting, 10)
 
 
 async def test_streams_that_wake_together_look_again(admission: Admission, queue: BatchQueue) -> None:
-    admission.admit(Call(), [8000], None, patient=True)
+    admission.admit(Call(), sizes(8000), None, patient=True)
 
     async def enter(stream: Call) -> None:
         await admission.room(stream)
-        admission.admit(stream, [4000], None, patient=True)
+        admission.admit(stream, sizes(4000), None, patient=True)
 
     streams = [Call() for _ in range(3)]
     for stream in streams:
         put(queue, 10, stream)
     waiting = [asyncio.ensure_future(enter(stream)) for stream in streams]
     await asyncio.sleep(0)
-    admission.release(8000)
+    admission.release(sizes(8000))
     for _ in range(5):
         await asyncio.sleep(0)
     assert [task.done() for task in waiting] == [True, False, False]
@@ -203,10 +208,58 @@ async def test_streams_that_wake_together_look_again(admission: Admission, queue
 async def test_stream_that_went_away_does_not_disturb_the_others(admission: Admission, queue: BatchQueue) -> None:
     stream = Call()
     put(queue, 10, stream)
-    admission.admit(Call(), [8000], None, patient=True)
+    admission.admit(Call(), sizes(8000), None, patient=True)
     gone, other = (asyncio.ensure_future(admission.room(stream)) for _ in range(2))
     await asyncio.sleep(0)
     gone.cancel()
     await asyncio.sleep(0)
-    admission.release(8000)
+    admission.release(sizes(8000))
     await asyncio.wait_for(other, 10)
+
+
+async def test_small_passes_say_nothing_about_the_rate_of_large_ones(admission: Admission, queue: BatchQueue) -> None:
+    put(queue, 1000)
+    for _ in range(100):
+        admission.learn(tokens=8, compute_s=0.5, backlog=False)
+    assert admission.expected_wait_s() == pytest.approx(0.5)
+
+
+async def test_long_texts_are_refused_when_tokenizing_those_before_them_takes_too_long(
+    admission: Admission, queue: BatchQueue
+) -> None:
+    put(queue, 10)
+    # A million code points a second until another rate was seen, and at most 2 s of queue.
+    long = [Size(100, 400_000)] * 6
+    assert admission.admit(Call(), long, None, patient=False) == 4
+    refusal = admission.refusal(Call(), long[0], None, patient=False)
+    assert isinstance(refusal, OverloadedError)
+    # A short text does not wait for them.
+    assert admits(admission, 100)
+    admission.release(long[:4])
+    for _ in range(100):
+        admission.tokenized(100_000, 1.0)
+    assert admission.admit(Call(), long, None, patient=False) == 0
+
+
+async def test_many_that_leave_together_wake_once(
+    admission: Admission, queue: BatchQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, looks = Call(), 0
+    put(queue, 10, stream)
+    admission.admit(Call(), sizes(8000), None, patient=True)
+    waiting = [asyncio.ensure_future(admission.room(stream)) for _ in range(10)]
+    await asyncio.sleep(0)
+    look = admission._has_room
+
+    def count(call: Call) -> bool:
+        nonlocal looks
+        looks += 1
+        return look(call)
+
+    monkeypatch.setattr(admission, "_has_room", count)
+    for _ in range(100):
+        admission.wake()
+    await asyncio.sleep(0)
+    assert looks == 10
+    for task in waiting:
+        task.cancel()

@@ -112,6 +112,33 @@ async def test_call_does_not_pay_for_what_was_not_computed(queue: BatchQueue) ->
     assert [80] in [lengths(queue.take()) for _ in range(3)]
 
 
+async def test_call_does_not_pay_for_long_for_what_others_could_not_use() -> None:
+    """Of long texts by many, and short ones by one call, which ride along with whatever short text there is."""
+    queue = BatchQueue(BatchLimits(max_tokens=512, max_padding=0.12))
+    riding, waiting_long = Call(), 0
+    short = 0
+    gaps, gap = [], 0
+    for number in range(2000):
+        queue.put([entry(10, call=riding) for _ in range(512 - short)])
+        queue.put([entry(100) for _ in range(8 - waiting_long)])
+        short, waiting_long = 512, 8
+        if number < 1000:
+            queue.put([entry(10)])
+        batch = queue.take()
+        assert batch is not None
+        taken = sum(one.call is riding for one in batch.entries)
+        short -= taken
+        waiting_long -= sum(one.length == 100 for one in batch.entries)
+        gap = 0 if taken else gap + 1
+        gaps.append(gap)
+    assert max(gaps) <= 8
+
+
+async def test_batch_says_whether_another_pass_waits(queue: BatchQueue) -> None:
+    queue.put([entry(90), entry(90), entry(20)])
+    assert [batch.backlog for batch in (queue.take(), queue.take(), queue.take()) if batch] == [True, False, False]
+
+
 async def test_calls_are_counted_while_they_wait(queue: BatchQueue) -> None:
     stream = Call()
     queue.put([entry(90, call=stream), entry(90, call=stream), entry(90)])

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 import tokenizers
-from polyhead_server import batching
+from polyhead_server import batching, heads
+from polyhead_server import pipeline as pipeline_module
 from polyhead_server.batching import Call
+from polyhead_server.engines import EngineError
 from polyhead_server.errors import ExpiredError, InternalError, InvalidRequestError, OverloadedError, TextTooLongError
 from polyhead_server.items import BadItem, Item, Message, Outcome, Result, Truncation, Wishes
 from polyhead_server.loading import Model
@@ -227,6 +229,92 @@ async def test_cancelled_long_text_leaves_the_queue(pipeline: Pipeline, engine: 
     assert engine.passes == [(1, 3)]
 
 
+async def test_cancelled_long_text_leaves_no_trace_in_the_log(
+    pipeline: Pipeline, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.gate.clear()
+    running = await pipeline.submit(message("w1"), Call(), None)
+    await engine.hold()
+    (long,) = await pipeline.submit(message(LONG, wishes=Wishes(truncation=Truncation.WINDOW)), Call(), None)
+    long.cancel()
+    engine.gate.set()
+    await running[0]
+    await asyncio.sleep(0)
+    assert caplog.records == []
+
+
+async def test_pooling_that_fails_is_answered(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("secret")
+
+    monkeypatch.setattr(heads, "pool", broken)
+    (bad,) = await outcomes(pipeline, message(LONG, wishes=Wishes(truncation=Truncation.WINDOW)))
+    assert isinstance(bad, InternalError)
+
+
+async def test_engine_that_fails_for_good_is_found(
+    pipeline: Pipeline, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested: list[object] = []
+
+    def self_test(*_: object) -> None:
+        tested.append(_)
+        if len(tested) > 1:
+            raise EngineError("it answers golden texts wrongly")
+
+    monkeypatch.setattr(pipeline_module, "self_test", self_test)
+    rates = pipeline.admission._tokens_per_s
+    engine.fails = RuntimeError("sticky")
+    for number in range(40):
+        await outcomes(pipeline, message("poison"))
+        # Texts that it cannot answer are no reason, as long as it answers the golden ones.
+        assert pipeline.trouble() is None or number == 39
+    while pipeline.trouble() is None:
+        await asyncio.sleep(0)
+    assert "20 passes in a row failed" in str(pipeline.trouble())
+    assert len(tested) == 2
+    # It learns nothing from them.
+    assert pipeline.admission._tokens_per_s == rates
+
+
+async def test_pass_that_hangs_is_found(
+    model: Model, engine: FakeEngine, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline(model, settings(max_pass_s=100))
+    pipeline.start()
+    engine.gate.clear()
+    running = await pipeline.submit(message("w1"), Call(), None)
+    await engine.hold()
+    assert pipeline.trouble() is None
+    now = time.monotonic_ns()
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now + 101 * 10**9)
+    assert "has been running for 101 s" in str(pipeline.trouble())
+    monkeypatch.undo()
+    engine.gate.set()
+    await running[0]
+    await pipeline.close()
+    assert pipeline.trouble() is None
+
+
+async def test_items_of_a_mass_of_long_texts_enter_as_they_are_tokenized(
+    model: Model, engine: FakeEngine, settings: Callable[..., Settings]
+) -> None:
+    pipeline = Pipeline(model, settings())
+    engine.gate.clear()
+    submitting = asyncio.ensure_future(pipeline.submit(message(*["w1 " * 200] * 2000), Call(), None))
+    while not pipeline.queue.waiting:
+        await asyncio.sleep(0)
+    assert not submitting.done()
+    assert pipeline.admission.expected_wait_s() == 0
+    short = await pipeline.submit(message("w2"), Call(), None)
+    engine.gate.set()
+    pipeline.start()
+    assert embedding(await short[0]) == embedding_of("w2")
+    assert all(isinstance(outcome, Result) for outcome in await asyncio.gather(*await submitting))
+    assert pipeline.admission._characters == pipeline.admission._reserved_tokens == 0
+    await pipeline.close()
+
+
 async def test_window_that_fails_fails_its_text_alone(pipeline: Pipeline, engine: FakeEngine) -> None:
     engine.fails = RuntimeError("secret")
     bad, good = await outcomes(pipeline, message(LONG + " poison", LONG, wishes=Wishes(truncation=Truncation.WINDOW)))
@@ -241,7 +329,7 @@ async def test_what_does_not_fit_before_the_deadline_is_refused_and_the_rest_ans
     pipeline: Pipeline, engine: FakeEngine
 ) -> None:
     for _ in range(200):
-        pipeline.admission.learn(tokens=100, compute_s=1.0)
+        pipeline.admission.learn(tokens=100, compute_s=1.0, backlog=True)
     # 100 tokens a second: of 50 texts with 2 tokens each, 40 are expected within 0.8 of a second, less a pass.
     pipeline.admission._pass_s = 0.0
     answers = await outcomes(pipeline, message(*["w1"] * 50), time.monotonic() + 1.0)

@@ -29,7 +29,7 @@ class Shelf:
     """Where the next bundle comes from, and a server with one compute thread that takes it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.next: Model | StartupError
+        self.next: Model | Exception
         self.loads = 0
         self.counts: list[str] = []
         self.settings = settings
@@ -39,7 +39,7 @@ class Shelf:
     async def load(self) -> Model:
         self.loads += 1
         await asyncio.sleep(0)
-        if isinstance(self.next, StartupError):
+        if isinstance(self.next, Exception):
             raise self.next
         return self.next
 
@@ -122,6 +122,15 @@ async def test_bundle_that_cannot_be_served_leaves_the_old_one(shelf: Shelf) -> 
         await shelf.reloader.reload()
     assert shelf.pipeline is old
     assert isinstance(await (await shelf.ask("w1")), Result)
+    assert shelf.counts == ["refused"]
+
+
+async def test_loading_that_fails_in_any_way_leaves_the_old_one(shelf: Shelf) -> None:
+    old, shelf.next = shelf.pipeline, MemoryError("a secret path")
+    with pytest.raises(ReloadError) as caught:
+        await shelf.reloader.reload()
+    assert "secret" not in str(caught.value)
+    assert shelf.pipeline is old
     assert shelf.counts == ["refused"]
 
 

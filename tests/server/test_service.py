@@ -341,7 +341,7 @@ async def test_unary_call_of_which_nothing_was_taken_in_is_refused_as_a_whole(
     pipeline = running.service.pipeline
     assert pipeline is not None
     for _ in range(200):
-        pipeline.admission.learn(tokens=1, compute_s=100.0)
+        pipeline.admission.learn(tokens=1, compute_s=100.0, backlog=True)
     engine.gate.clear()
     first = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
     await engine.hold()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import itertools
 from pathlib import Path
 
@@ -82,9 +81,11 @@ def test_text_beyond_its_windows_is_cut(tokenizer: Tokenizer) -> None:
     assert tokens.cut_at == len(" ".join(words[:27])) + 1
 
 
-async def test_a_mass_of_texts_lets_others_through(tokenizer: Tokenizer) -> None:
-    mass = asyncio.ensure_future(tokenizer.encode_async(["w1 " * 300] * 2000))
-    await asyncio.sleep(0)
-    assert await tokenizer.encode_async(["w2 " * 300]) == tokenizer.encode(["w2 " * 300])
-    assert not mass.done()
-    assert await mass == tokenizer.encode(["w1 " * 300]) * 2000
+def test_texts_are_tokenized_in_turns_that_let_others_through(tokenizer: Tokenizer) -> None:
+    # Of each text, 1,000 code points are looked at.
+    texts = ["w1 " * 300, "w1 " * 3000, "w1"] * 20
+    turns = list(tokenizer.turns(texts))
+    assert [texts[turn] for turn in turns] != [texts]
+    assert [text for turn in turns for text in texts[turn]] == texts
+    assert all(sum(min(len(text), 1000) for text in texts[turn]) <= 32_768 for turn in turns)
+    assert list(tokenizer.turns(["w1"])) == [slice(0, 1)]
