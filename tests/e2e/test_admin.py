@@ -124,6 +124,25 @@ def test_server_of_one_reloads_on_hangup(start: Start, demo_bundle: Path, twin: 
         assert client.info().fingerprints.embedding_space == "0123456789abcdef"
 
 
+def test_drain_before_the_model_is_ready_holds_and_the_server_is_alive(
+    start: Start, demo_bundle: Path, tmp_path: Path
+) -> None:
+    slow = tmp_path / "slow"
+    slow.touch()
+    (tmp_path / "onnxruntime.py").write_text(
+        f"import pathlib, time\nwhile pathlib.Path({str(slow)!r}).exists():\n    time.sleep(0.01)\nraise ImportError\n"
+    )
+    target = f"unix:{tmp_path}/admin"
+    server = start(demo_bundle, "--admin-listen", target, environment={"PYTHONPATH": str(tmp_path)})
+    wait_until(lambda: "admin service listens" in server.log.read_text(), "it can be told")
+    assert admin("drain", "--target", target)[0] == 0
+    slow.unlink()
+    server.wait_until_serving()
+    assert [one["serving"] for one in admin("stats", "--target", target)[1]] == [False]
+    assert answered(server)
+    assert server.stop() == 0
+
+
 def test_admin_address_that_others_reach_is_refused(start: Start, demo_bundle: Path) -> None:
     server = start(demo_bundle, "--admin-listen", f"0.0.0.0:{free_port()}")
     assert server.process.wait(START_S) == 2

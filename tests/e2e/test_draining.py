@@ -137,6 +137,18 @@ def test_work_that_takes_its_time_is_finished(start: Start, demo_bundle: Path, h
     assert load.ends["DRAINING"] >= 1
 
 
+def test_engine_that_hangs_for_good_ends_the_process(start: Start, demo_bundle: Path, hang: Hang) -> None:
+    server = start(demo_bundle, "--max-pass-s", "1", "--drain-s", "1", environment=hang.environment)
+    server.wait_until_serving()
+    assert answered(server)
+    hang.begin()
+    with Load(server.target):
+        wait_until(hang.has_begun, "a pass hangs")
+        # Nobody tells it to.
+        assert server.process.wait(START_S) == 1
+    assert server.log.read_text().count("the engine fails for good: a pass has been running for") == 1
+
+
 def test_calls_are_answered_while_balancers_move_on(start: Start, demo_bundle: Path) -> None:
     server = start(demo_bundle, "--drain-delay-s", "30")
     server.wait_until_serving()

@@ -73,10 +73,16 @@ def test_signal_ends_all(server: Server) -> None:
     assert not any(map(alive, pids))
 
 
-def test_workers_end_with_their_supervisor(server: Server) -> None:
+def test_workers_end_with_their_supervisor(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    flags = ("--workers", "2", "--metrics-listen", f"127.0.0.1:{free_port()}")
+    server = start(demo_bundle, *flags, environment={"TMPDIR": str(tmp_path)})
+    wait_until(lambda: serving(server) == 2, "two workers serve")
+    assert list(tmp_path.glob("polyhead-metrics-*/counter_*.db"))
     pids = workers_of(server)
     server.stop(signal.SIGKILL)
     wait_until(lambda: not any(map(alive, pids)), "the workers end")
+    # What they counted in is not left behind.
+    assert not list(tmp_path.glob("polyhead-metrics-*"))
     assert server.log.read_text().count("lifecycle: stopped") == 2
 
 
@@ -152,3 +158,15 @@ def test_name_of_this_machine_is_listened_on(start: Start, demo_bundle: Path) ->
     server = start(demo_bundle, "--workers", "2", target=f"localhost:{free_port()}")
     wait_until(lambda: serving(server) == 2, "two workers serve")
     assert answered(server)
+
+
+def test_bundle_that_is_replaced_is_loaded_and_followed(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    put(shutil.copytree(demo_bundle, tmp_path / "old"), served)
+    server = start(served, "--workers", "2", "--watch-s", "0.1")
+    wait_until(lambda: serving(server) == 2, "two workers serve")
+    put(shutil.copytree(demo_bundle, tmp_path / "new"), served)
+    wait_until(lambda: "all 2 workers have reloaded" in server.log.read_text(), "the new bundle is seen")
+    assert server.stop() == 0
+    # Told by the supervisor, once each.
+    assert server.log.read_text().count(": reloading") == 2
