@@ -190,8 +190,11 @@ async def test_without_an_address_there_is_no_admin_service() -> None:
 
 
 async def test_bundle_that_is_replaced_is_loaded_by_all_and_told_to_those_who_start_later(tmp_path: Path) -> None:
-    manifest = tmp_path / "bundle.json"
-    manifest.write_text("old")
+    served = tmp_path / "served"
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bundle.json").write_text(name)
+    served.symlink_to(tmp_path / "old")
     workers = [PlayedWorker(0), PlayedWorker(1)]
     orders, _ = orders_to(*workers)
     orders.identity = {"embedding_space": "old"}
@@ -201,15 +204,18 @@ async def test_bundle_that_is_replaced_is_loaded_by_all_and_told_to_those_who_st
         assert every_s == 5
         looks.append(len(workers[1].heard))
         if len(looks) == 3:
-            (tmp_path / "new").write_text("new")
-            (tmp_path / "new").rename(manifest)
+            served.unlink()
+            served.symlink_to(tmp_path / "new")
         elif len(looks) == 4:
-            manifest.unlink()
+            served.unlink()
+        elif len(looks) == 5:
+            # It is the same as before.
+            served.symlink_to(tmp_path / "new")
         elif len(looks) == 6:
             raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        await orders.watch(manifest, 5, sleep)
+        await orders.watch(served / "bundle.json", 5, sleep)
     assert looks == [0, 0, 0, 1, 1, 1]
     assert [worker.heard for worker in workers] == [[("reload", {"force": False})]] * 2
     assert orders.identity == {"embedding_space": "new"}
