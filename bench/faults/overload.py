@@ -20,6 +20,8 @@ _TIMES = (1, 2, 5, 10)
 _OFF = ("--max-queue-s", "1e9", "--max-queue-tokens", "1000000000")
 # Of the best of the four.
 _LEAST = 0.8
+# What arrives at random at the rate of the capacity cannot all be answered in time.
+_NEAR_CAPACITY = 0.9
 _TOLD = ("p50_ms", "p99_ms", "refused_per_s", "expired_per_s", "rss_mb", "client_cpu", "latest_ms")
 Level = dict[str, float]
 
@@ -43,7 +45,7 @@ async def overload(place: Place) -> Finding:
         f"p99 of the accepted {slowest_ms:.0f} ms; a refused text costs {_refusal_us(levels):.0f} us of CPU; "
         f"{grown_mb:+.0f} MB from 1x to 10x",
         # The client's own timer says when an answer is late, and is late itself.
-        passed=min(shares.values()) >= _LEAST * peak
+        passed=min(shares.values()) >= _LEAST * max(peak, _NEAR_CAPACITY)
         and slowest_ms <= 1050 * _DEADLINE_S
         and not any(one["failed"] for one in levels.values()),
         control=f"a server without bounds that is not told the deadline: {collapsed:.2f} at {_TIMES[-1]}x",
