@@ -155,10 +155,11 @@ class Flow:
     def begin_call(self) -> int:
         """Says that a call begins which takes the place of the one before; returns its number.
 
-        Where nothing is left for a call to do, this is closed instead.
+        Where nothing is left for a call to do, this is closed instead. An input without a text still gets its call,
+        which tells whether the server is there.
         """
         self._call += 1
-        if self._input_ended and not self.unanswered:
+        if self._offered and self._input_ended and not self.unanswered:
             self.close()
         return self._call
 
