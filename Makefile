@@ -18,16 +18,16 @@ STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto train export serve test check bench lint format types contracts lint-proto package rivals clean
+.PHONY: help setup proto train export serve test check bench reliability lint format types contracts lint-proto lint-deploy package supply audit lock docs rivals clean
 
 help:  ## print this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The stamp is newer than everything that decides what is installed, or the installation is done again.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH_VERSION)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,training,export,hub,signing,tensorboard,client,bench,demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,training,export,hub,signing,tensorboard,otel,client,bench,demo,dev,docs,supply]'
 	touch $@
 
 setup: $(VENV)/.installed  ## make .venv and install everything, exactly as locked
@@ -54,30 +54,55 @@ serve: $(BUNDLE)/bundle.json  ## serve BUNDLE on LISTEN; installs, trains and ex
 test: setup  ## run the tests
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
-check: lint types contracts test package  ## everything that CI runs
+check: lint types contracts test package supply audit docs  ## everything that CI runs
 
-lint: setup lint-proto  ## ruff, and buf on the contract
+lint: setup lint-proto lint-deploy  ## ruff, buf on the contract, and what reads the files in deploy/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 lint-proto: setup
 	$(BIN)/python proto/generate.py --lint
 
+lint-deploy: setup
+	sh deploy/lint.sh $(BIN)
+
 types: setup  ## mypy --strict on source and tests
-	$(BIN)/mypy $(SOURCES) tests proto/generate.py
+	$(BIN)/mypy $(SOURCES) tests proto/generate.py proto/reference.py deploy/audit.py docs/conf.py
 	MYPYPATH=bench $(BIN)/mypy bench
 
 contracts: setup  ## import-linter: who may import what
 	$(BIN)/lint-imports
 
-package: setup  ## build the wheel; check that [server] installs, starts and has no torch
-	rm -rf build/dist build/server-only
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/dist .
-	$(PYTHON) -m venv build/server-only
-	build/server-only/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	  "$$(ls build/dist/polyhead-*.whl)[server]"
-	build/server-only/bin/polyhead-serve --help > build/server-only/help
-	! build/server-only/bin/pip freeze | grep -iE '^(torch|transformers)=='
+package: setup  ## install the server alone as the image does, held against hashes; weigh it; it has no torch
+	rm -rf build/server-only
+	PYTHON=$(PYTHON) sh deploy/install.sh server build/server-only
+	$(BIN)/python bench/install.py build/server-only --output build/supply/install.json
+	! ls build/server-only/lib/python3*/site-packages | grep -iE '^(torch|transformers)$$'
+
+# An allow-list: a licence that is not in it is a question for a person, not for this file.
+LICENCES := Apache-2.0;Apache Software License;Apache-2.0 AND BSD-2-Clause;Apache-2.0 OR BSD-2-Clause;BSD-3-Clause;$\
+  3-Clause BSD License;BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0;MIT;MIT License;MPL-2.0 AND MIT;PSF-2.0
+supply: package  ## bill of materials and licences of what `make package` installed, in build/supply
+	$(BIN)/cyclonedx-py environment build/server-only/bin/python --pyproject pyproject.toml --output-reproducible \
+	  --output-file build/supply/sbom.cdx.json
+	$(BIN)/pip-licenses --python build/server-only/bin/python --from mixed --order license --with-urls \
+	  --format markdown --output-file build/supply/licences.md --allow-only '$(LICENCES)'
+
+audit: setup  ## known vulnerabilities of what ships; asks the index, and says so where it does not answer
+	$(BIN)/python deploy/audit.py
+
+# Versions come from constraints.txt, hashes of all files of a release from the index.
+COMPILE = $(BIN)/uv pip compile --quiet --no-annotate --generate-hashes --python-version 3.11 \
+  --constraint constraints.txt --custom-compile-command 'make lock'
+lock: setup  ## write the locks with hashes anew, after a change of pyproject.toml or constraints.txt
+	$(COMPILE) --universal --output-file locks/build.txt locks/build.in
+	$(COMPILE) --universal --output-file locks/server.txt --extra server pyproject.toml
+	$(COMPILE) --python-platform x86_64-manylinux_2_28 --override locks/server-gpu-overrides.txt \
+	  --output-file locks/server-gpu.txt --extra server pyproject.toml locks/server-gpu.in
+
+docs: setup  ## build the pages and the reference into build/site; a broken link or name is an error
+	$(BIN)/python -m proto.reference docs/reference/protocol.md
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/site
 
 # About an hour on two cores, which nothing else may use meanwhile.
 bench: $(BUNDLE)/bundle.json  ## measure the server against bare onnxruntime; writes docs/benchmarks.md
@@ -88,6 +113,10 @@ bench: $(BUNDLE)/bundle.json  ## measure the server against bare onnxruntime; wr
 	$(BIN)/python bench/workers.py --bundle $(BUNDLE) --output bench/results/workers.json
 	$(BIN)/python bench/growth.py --bundle $(BUNDLE) --work build/growth --output bench/results/growth.json
 	$(BIN)/python bench/page.py
+
+# About half an hour on two cores; what it writes is only worth something where nothing else runs meanwhile.
+reliability: $(BUNDLE)/bundle.json  ## make go wrong what may go wrong; writes docs/reliability.md (QUICK=1: a little)
+	$(BIN)/python bench/reliability.py --bundle $(BUNDLE) $(if $(QUICK),--quick)
 
 rivals: $(BUNDLE)/bundle.json  ## install other servers, each in its own environment, and measure them beside ours
 	$(BIN)/python bench/rivals/install.py

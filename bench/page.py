@@ -124,7 +124,10 @@ def _repeat(reports: Mapping[str, Report]) -> Iterator[str]:
     if commands:
         yield "**To repeat it all**, on a machine that does nothing else:"
         steps = ["make export", *(f".venv/bin/{command}" for command in commands)]
-        yield "\n".join(["```console", *(f"$ {step}" for step in [*steps, ".venv/bin/python bench/page.py"]), "```"])
+        mark = "<!-- not run: an hour, on a machine that does nothing else -->"
+        yield "\n".join(
+            [mark, "```console", *(f"$ {step}" for step in [*steps, ".venv/bin/python bench/page.py"]), "```"]
+        )
 
 
 def _serving(reports: Mapping[str, Report], plots: str) -> Iterator[str]:

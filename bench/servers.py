@@ -26,14 +26,15 @@ def serving(bundle: Path, *flags: str) -> Iterator[str]:
     command = [str(BIN / "polyhead-serve"), str(bundle), "--listen", target, "--log-level", "warning", *flags]
     process = subprocess.Popen(command)
     try:
-        _wait_until_serving(target)
+        wait_until_serving(target)
         yield target
     finally:
         process.terminate()
         process.wait(60)
 
 
-def _wait_until_serving(target: str) -> None:
+def wait_until_serving(target: str) -> None:
+    """Waits until the health service of a server says that it serves."""
     with grpc.insecure_channel(target) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         for answer in stub.Watch(health_pb2.HealthCheckRequest(), timeout=_START_S, wait_for_ready=True):

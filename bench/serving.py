@@ -128,7 +128,7 @@ class Limit:
         source = bundle.load(path)
         manifest = source.manifest
         tokenizer = Tokenizer(source.file("tokenizer.json"), manifest.max_tokens, 250 * manifest.max_tokens)
-        ids = sorted((one.ids for one in tokenizer.encode(list(texts))), key=len)
+        ids = sorted((one.windows[0] for one in tokenizer.encode(list(texts))), key=len)
         batches: list[list[list[int]]] = [[]]
         for one in ids:
             if batches[-1] and (len(batches[-1]) + 1) * len(one) > MAX_BATCH_TOKENS:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NoReturn, get_args
 import click
 
 from . import json_lines
+from .admin import admin
 from .calls import DEFAULT_TARGET
 from .client import Client
 from .conversion import Encoding, Order, Task, TruncationPolicy
@@ -25,6 +26,7 @@ from .errors import AccessDeniedError, InvalidRequestError, PolyheadError, Unava
 from .flow import Text
 from .model_info import ModelInfo
 from .results import Answer, Fingerprints
+from .top import top
 
 _FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
 # Errors that whoever typed the command can mend.
@@ -160,6 +162,10 @@ def main() -> None:
     Exit code: 0, 1 when an item has an error (its line says which) or the call failed, 2 when the command or the target
     is wrong.
     """  # noqa: D301  the backspace tells click to keep the lines as they are
+
+
+main.add_command(admin)
+main.add_command(top)
 
 
 @main.command()

@@ -237,6 +237,8 @@ def _timings(timings: item_pb2.Timings) -> Timings:
         total_s=_seconds(timings.total),
         batch_items=timings.batch_items,
         batch_tokens=timings.batch_tokens,
+        admission_s=_seconds(timings.admission),
+        delivery_s=_seconds(timings.delivery),
     )
 
 

@@ -109,9 +109,12 @@ class Timings:
         tokenization_s: Turning the message's texts into tokens.
         queue_s: From the end of tokenization to the start of the pass.
         compute_s: The pass that the item shared with its batch.
-        total_s: From the arrival of the message to the item's answer being ready.
+        total_s: From the arrival of the message to the item's answer being ready: admission, tokenization, queue and
+            compute.
         batch_items: The number of items that shared the pass.
         batch_tokens: The size of the pass, padding included.
+        admission_s: Until the server took the message in: a stream's, until there was room.
+        delivery_s: From the item's answer being ready to its being written, after those before it. Not part of total.
     """
 
     tokenization_s: float
@@ -120,6 +123,8 @@ class Timings:
     total_s: float
     batch_items: int
     batch_tokens: int
+    admission_s: float
+    delivery_s: float
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,71 +1,104 @@
 """May it enter? Decided by how long an item would wait, before anything is spent on it.
 
-The expected wait is the number of tokens that wait, in the queue or to be tokenized, divided by the rate at which
-passes were seen to consume them. Unary calls are refused when it is too long; streams wait until there is room, which
-holds back their client.
+One rule for all calls: an item enters if it can be expected to be answered before its deadline, and if the queue has
+room for it. The queue deals out turns fairly among calls, so what an item waits for is its own call's share: tokens of
+its call, times the calls that wait, but never more than all that waits; divided by the rate at which passes were seen
+to consume tokens. A stream waits for room before it asks, which holds back its client, and leaves half of the queue to
+others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from .errors import ExpiredError, OverloadedError
+from .batching import BatchQueue, Call
+from .errors import ExpiredError, OverloadedError, ServerError
 
-# Weight of the newest pass in the moving average of the rate: about the last 20 passes count.
+# Weight of the newest pass in the moving averages: about the last 20 passes count.
 _NEWEST = 0.1
+# Share of the time until the deadline that the expected wait may fill: some wait longer than expected.
+_CAUTION = 0.8
+# Share of the queue that streams may fill.
+_STREAMS = 0.5
 
 
 class Admission:
     """Keeps the queue short enough that what enters is worth computing. Not thread-safe: for the event loop."""
 
-    def __init__(self, workers: int, max_queue_s: float, queued_tokens: Callable[[], int]) -> None:
-        """Starts without a rate, which admits everything until the first pass was seen.
+    def __init__(
+        self, queue: BatchQueue, workers: int, max_queue_s: float, max_queue_tokens: int, tokens_per_s: float
+    ) -> None:
+        """Starts with a rate that was measured before.
 
         Args:
+            queue: Where admitted items go.
             workers: Passes that run side by side.
-            max_queue_s: Expected wait from which on unary items are refused and streams wait.
-            queued_tokens: Tells how many tokens stand in the queue.
+            max_queue_s: Expected wait from which on items are refused, and streams wait.
+            max_queue_tokens: Tokens that may wait.
+            tokens_per_s: Of one worker. 0 admits everything that has room until the first pass was seen.
         """
+        self._queue = queue
         self._workers = workers
         self._max_queue_s = max_queue_s
-        self._queued_tokens = queued_tokens
+        self._max_queue_tokens = max_queue_tokens
         # Tokens, as far as they can be guessed, of admitted texts that are not tokenized yet.
         self._reserved_tokens = 0
-        self._tokens_per_s: float | None = None
-        self._waiters: list[asyncio.Future[None]] = []
+        self._tokens_per_s = tokens_per_s * workers
+        self._pass_s = 0.0
+        self._waiters: list[tuple[Call, asyncio.Future[None]]] = []
 
     def learn(self, tokens: int, compute_s: float) -> None:
         """Takes the rate from a finished pass of one worker."""
         rate = tokens / max(compute_s, 1e-6) * self._workers
-        self._tokens_per_s = rate if self._tokens_per_s is None else (1 - _NEWEST) * self._tokens_per_s + _NEWEST * rate
+        self._tokens_per_s += (rate - self._tokens_per_s) * (_NEWEST if self._tokens_per_s else 1)
+        self._pass_s += (compute_s - self._pass_s) * (_NEWEST if self._pass_s else 1)
 
     def expected_wait_s(self) -> float:
-        """Seconds until everything that waits now is computed; 0 before the first pass was seen."""
-        waiting = self._queued_tokens() + self._reserved_tokens
-        return waiting / self._tokens_per_s if self._tokens_per_s else 0.0
+        """Seconds until everything that waits now is computed; 0 while no rate is known."""
+        return self._seconds(self._queue.waiting_tokens + self._reserved_tokens)
 
-    def admit(self, deadline: float | None, tokens: int, *, may_refuse: bool) -> None:
-        """Lets an item in and reserves its place until ``release``.
+    def admit(self, call: Call, sizes: Sequence[int], deadline: float | None, *, patient: bool) -> int:
+        """How many of a message's items may enter; reserves their places until ``release``.
 
         Args:
-            deadline: ``time.monotonic()`` second after which the answer is worthless.
-            tokens: How many tokens the item may have.
-            may_refuse: False for a stream, which waited for ``room`` and is only held to its deadline.
+            call: Whose items they are.
+            sizes: How many tokens each item may have.
+            deadline: ``time.monotonic()`` second after which the answers are worthless.
+            patient: True for a stream, which waited for ``room`` and is only held to its deadline.
 
-        Raises:
-            ExpiredError: The deadline has passed.
-            OverloadedError: The expected wait is longer than the server's limit or the time that is left.
+        Returns:
+            The number of items that may enter, from the first on. ``refusal`` says why the next one may not.
         """
-        left_s = float("inf") if deadline is None else deadline - time.monotonic()
-        if left_s <= 0:
-            raise ExpiredError
-        wait_s = self.expected_wait_s()
-        limit_s = min(self._max_queue_s, left_s) if may_refuse else left_s
-        if wait_s > limit_s:
-            raise OverloadedError(wait_s, limit_s)
-        self._reserved_tokens += tokens
+        if _expired(deadline):
+            return 0
+        limit_s = self._limit_s(deadline, patient=patient)
+        waiting = self._queue.waiting_tokens + self._reserved_tokens
+        calls = self._queue.calls + (not call.waiting_tokens)
+        entered = own = 0
+        for size in sizes:
+            ahead, own = waiting + own, own + size
+            full = not patient and waiting + own > self._max_queue_tokens
+            late = self._wait_s(waiting + own, (call.waiting_tokens + own) * calls) > limit_s
+            # When nothing is before it, trying costs nobody anything.
+            if ahead and (full or late):
+                own -= size
+                break
+            entered += 1
+        self._reserved_tokens += own
+        return entered
+
+    def refusal(self, call: Call, size: int, deadline: float | None, *, patient: bool) -> ServerError:
+        """Why an item of so many tokens may not enter now."""
+        if _expired(deadline):
+            return ExpiredError()
+        limit_s = self._limit_s(deadline, patient=patient)
+        waiting = self._queue.waiting_tokens + self._reserved_tokens + size
+        if not patient and waiting > self._max_queue_tokens:
+            return OverloadedError.full(waiting, self._max_queue_tokens, self._seconds(waiting))
+        calls = self._queue.calls + (not call.waiting_tokens)
+        return OverloadedError.late(self._wait_s(waiting, (call.waiting_tokens + size) * calls), limit_s)
 
     def release(self, tokens: int) -> None:
         """Gives reserved places back: their items are in the queue, or gone."""
@@ -73,17 +106,41 @@ class Admission:
         # They may have been all that was in the way, and when they are gone no pass will come to wake anybody.
         self.wake()
 
-    async def room(self) -> None:
-        """Waits until the expected wait is within the server's limit."""
-        while self.expected_wait_s() > self._max_queue_s:
+    async def room(self, call: Call) -> None:
+        """Waits until there is room for a stream's next message."""
+        while not self._has_room(call):
             waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
+            self._waiters.append((call, waiter))
             await waiter
 
     def wake(self) -> None:
         """Lets those who wait for room look again; called whenever something left the queue."""
-        if self._waiters and self.expected_wait_s() <= self._max_queue_s:
-            waiters, self._waiters = self._waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+        waiters, self._waiters = self._waiters, []
+        for call, waiter in waiters:
+            if waiter.done():
+                continue
+            if self._has_room(call):
+                waiter.set_result(None)
+            else:
+                self._waiters.append((call, waiter))
+
+    def _has_room(self, call: Call) -> bool:
+        """Streams fill half of the queue; beyond, each still has one message in it, for its turn comes."""
+        waiting = self._queue.waiting_tokens + self._reserved_tokens
+        if not call.waiting_tokens:
+            return waiting < self._max_queue_tokens
+        return waiting <= _STREAMS * self._max_queue_tokens and self._seconds(waiting) <= _STREAMS * self._max_queue_s
+
+    def _limit_s(self, deadline: float | None, *, patient: bool) -> float:
+        left_s = float("inf") if deadline is None else _CAUTION * (deadline - time.monotonic())
+        return left_s if patient else min(left_s, self._max_queue_s)
+
+    def _wait_s(self, waiting: int, share: int) -> float:
+        return self._seconds(min(waiting, share)) + self._pass_s
+
+    def _seconds(self, tokens: int) -> float:
+        return tokens / self._tokens_per_s if self._tokens_per_s else 0.0
+
+
+def _expired(deadline: float | None) -> bool:
+    return deadline is not None and deadline <= time.monotonic()

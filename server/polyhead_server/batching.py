@@ -1,7 +1,11 @@
 """Who rides together: one queue for all calls and tasks, and batches of texts of about the same length.
 
-A worker that becomes free takes the oldest entry and then its nearest neighbours in length, without waiting for more to
-come. Entries that were cancelled or whose deadline passed are let go before anything is computed for them.
+A worker that becomes free takes the entry whose turn it is and then its nearest neighbours in length, without waiting
+for more to come. Entries that were cancelled or whose deadline passed are let go before anything is computed for them.
+
+Turns are dealt out fairly among calls, by tokens: a single text does not wait behind thousands that a stream sent
+before it. Each entry is stamped with the virtual time at which it would start if all calls were served side by side,
+and the earliest comes first (weighted fair queueing: Demers, Keshav, Shenker 1989; start times: Goyal et al. 1996).
 """
 
 from __future__ import annotations
@@ -11,7 +15,6 @@ import heapq
 import itertools
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -22,21 +25,38 @@ _REMEMBERED = 1000
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
-    """One item in the queue.
+class Call:
+    """One call, a stream or a unary one, as far as the queue shares out turns.
 
     Attributes:
-        tokens: What the model will read.
+        waiting_tokens: Tokens of its entries that wait.
+        finish: Virtual time at which the last of its entries would be finished; the queue's own business.
+    """
+
+    waiting_tokens: int = 0
+    finish: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One text, or one window of a long text, in the queue.
+
+    Attributes:
+        call: Whose text it is.
+        tokens: The text.
+        ids: Token ids that the model will read: one of the text's windows.
         future: Where the outcome goes. Cancelled when the answer is not wanted any more.
         deadline: ``time.monotonic()`` second after which nobody wants the answer; None for no deadline.
         arrived_ns: When its message arrived (``time.monotonic_ns()``).
         tokenized_ns: When its tokens were ready and it entered the queue.
         tokenization_ns: How long its message's tokenization took.
-        length: Tokens that the model will read.
+        length: Tokens that the model will read, and at least 1.
         waiting: Whether it is in the queue; the queue's own business.
     """
 
+    call: Call
     tokens: Tokens
+    ids: list[int]
     future: asyncio.Future[Outcome]
     deadline: float | None
     arrived_ns: int
@@ -46,7 +66,7 @@ class Entry:
     waiting: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self.length = len(self.tokens.ids)
+        self.length = max(len(self.ids), 1)
 
 
 @dataclass(frozen=True)
@@ -55,6 +75,17 @@ class Batch:
 
     entries: list[Entry]
     expired: list[Entry]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the entries."""
+        return sum(entry.length for entry in self.entries)
+
+    @property
+    def padding(self) -> int:
+        """Tokens of padding that the pass computes besides."""
+        longest = max((entry.length for entry in self.entries), default=0)
+        return longest * len(self.entries) - self.tokens
 
 
 @dataclass(frozen=True)
@@ -73,34 +104,38 @@ class BatchLimits:
 class BatchQueue:
     """Entries in, batches out; safe to use from any thread.
 
-    Entries stand in one lane for each length, in order of arrival, and those with a deadline also in a heap, so that
-    the oldest entry, its neighbours in length and what has expired are found without looking at every entry. What was
-    cancelled or has expired is only marked, and passed over when its turn comes.
+    Entries stand in one lane for each length, a heap by their turn, and those with a deadline also in a heap, so that
+    the entry whose turn it is, its neighbours in length and what has expired are found without looking at every entry.
+    What was cancelled or has expired is only marked, and passed over when its turn comes.
+
+    Attributes:
+        waiting: Entries that wait.
+        waiting_tokens: Tokens of all entries that wait.
+        calls: Calls that have entries waiting.
     """
 
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
-        self._lanes: dict[int, deque[Entry]] = {}
+        # Virtual start, running number, entry.
+        self._lanes: dict[int, list[tuple[float, int, Entry]]] = {}
+        # The virtual time: tokens that each waiting call was served so far, if all had been waiting all the time.
+        self._now = 0.0
         self._deadlines: list[tuple[float, int, Entry]] = []
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._idle_workers = 0
         self._closed = False
-        self._waiting = 0
         # Entries in the lanes that are only marked.
         self._marked = 0
+        self.waiting = 0
         self.waiting_tokens = 0
+        self.calls = 0
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Adds entries and wakes as many workers as may find work."""
         with self._changed:
             for entry in entries:
-                self._lanes.setdefault(entry.length, deque()).append(entry)
-                if entry.deadline is not None:
-                    heapq.heappush(self._deadlines, (entry.deadline, next(self._numbers), entry))
-                entry.waiting = True
-                self._waiting += 1
-                self.waiting_tokens += entry.length
+                self._enter(entry)
             self._clear_away()
             self._changed.notify_all()
 
@@ -108,7 +143,7 @@ class BatchQueue:
         """Waits for work; None when the queue is closed and empty."""
         with self._changed:
             self._idle_workers += 1
-            while not self._waiting and not self._closed:
+            while not self.waiting and not self._closed:
                 self._changed.wait()
             expired = self._expire(time.monotonic())
             entries = self._choose()
@@ -126,6 +161,19 @@ class BatchQueue:
             self._closed = True
             self._changed.notify_all()
 
+    def _enter(self, entry: Entry) -> None:
+        call, number = entry.call, next(self._numbers)
+        start = max(self._now, call.finish)
+        call.finish = start + entry.length
+        heapq.heappush(self._lanes.setdefault(entry.length, []), (start, number, entry))
+        if entry.deadline is not None:
+            heapq.heappush(self._deadlines, (entry.deadline, number, entry))
+        self.calls += not call.waiting_tokens
+        call.waiting_tokens += entry.length
+        entry.waiting = True
+        self.waiting += 1
+        self.waiting_tokens += entry.length
+
     def _expire(self, now: float) -> list[Entry]:
         """Lets go those whose deadline has passed."""
         expired = []
@@ -136,16 +184,16 @@ class BatchQueue:
         return expired
 
     def _choose(self) -> list[Entry]:
-        """Takes the oldest entry and as many of its neighbours in length as may ride with it."""
+        """Takes the entry whose turn it is and as many of its neighbours in length as may ride with it."""
         for length in list(self._lanes):
             self._pass_over(length)
         if not self._lanes:
             return []
-        oldest = min(self._lanes, key=lambda length: self._lanes[length][0].tokenized_ns)
+        first = min(self._lanes, key=lambda length: self._lanes[length][0])
         # Two idle workers with few entries each take their part, instead of one taking all while the other looks on.
-        budget = max(-(-self.waiting_tokens // self._idle_workers), oldest)
-        batch, longest, real_tokens = [self._pop(oldest)], oldest, oldest
-        for length in sorted(self._lanes, key=lambda length: abs(length - oldest)):
+        budget = max(-(-self.waiting_tokens // self._idle_workers), first)
+        batch, longest, real_tokens = [self._pop(first)], first, first
+        for length in sorted(self._lanes, key=lambda length: abs(length - first)):
             while length in self._lanes:
                 longest_with = max(longest, length)
                 if not self._limits.admit(len(batch) + 1, longest_with, real_tokens + length, budget):
@@ -155,7 +203,8 @@ class BatchQueue:
         return batch
 
     def _pop(self, length: int) -> Entry:
-        entry = self._lanes[length].popleft()
+        _, _, entry = heapq.heappop(self._lanes[length])
+        self._now += length / self.calls
         self._leave(entry)
         self._pass_over(length)
         return entry
@@ -163,10 +212,10 @@ class BatchQueue:
     def _pass_over(self, length: int) -> None:
         """Removes from the front of a lane what need not be computed, and the lane when nothing is left."""
         lane = self._lanes[length]
-        while lane and (not lane[0].waiting or lane[0].future.cancelled()):
+        while lane and (not lane[0][2].waiting or lane[0][2].future.cancelled()):
+            _, _, entry = heapq.heappop(lane)
             # It may have been cancelled a moment ago.
-            self._mark(lane[0])
-            lane.popleft()
+            self._mark(entry)
             self._marked -= 1
         if not lane:
             del self._lanes[length]
@@ -175,21 +224,27 @@ class BatchQueue:
         """Counts an entry of a lane as gone; returns whether it was waiting."""
         if entry.waiting:
             self._leave(entry)
+            # Its call was promised the time, and did not get it.
+            entry.call.finish -= entry.length
             self._marked += 1
             return True
         return False
 
     def _leave(self, entry: Entry) -> None:
         entry.waiting = False
-        self._waiting -= 1
+        self.waiting -= 1
         self.waiting_tokens -= entry.length
+        entry.call.waiting_tokens -= entry.length
+        self.calls -= not entry.call.waiting_tokens
 
     def _clear_away(self) -> None:
         """Forgets entries that have left, when there are so many that this costs little for each of them."""
-        if self._marked > self._waiting + _REMEMBERED:
-            lanes = {length: deque(entry for entry in lane if entry.waiting) for length, lane in self._lanes.items()}
+        if self._marked > self.waiting + _REMEMBERED:
+            lanes = {length: [one for one in lane if one[2].waiting] for length, lane in self._lanes.items()}
             self._lanes = {length: lane for length, lane in lanes.items() if lane}
+            for lane in self._lanes.values():
+                heapq.heapify(lane)
             self._marked = 0
-        if len(self._deadlines) > 2 * self._waiting + _REMEMBERED:
+        if len(self._deadlines) > 2 * self.waiting + _REMEMBERED:
             self._deadlines = [one for one in self._deadlines if one[2].waiting]
             heapq.heapify(self._deadlines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any, NoReturn
 
 import click
 
+from . import logs
 from .errors import StartupError
 from .settings import Settings
 
-_LOG_FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
 # A pass that has ended wants the interpreter, to take the next one, while the event loop is at work. By default it
 # waits for up to 5 ms, and a core with it.
 _SWITCH_S = 0.0005
@@ -22,20 +23,22 @@ _HELP = """Serve BUNDLE over gRPC: an embedding, a class and a sentiment for eac
 
 \b
   polyhead-serve build/bundle
-  polyhead-serve build/bundle --listen 0.0.0.0:50051 --device cuda
+  polyhead-serve build/bundle --listen 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key --api-keys keys.toml
+  polyhead-serve build/bundle --listen unix:/run/polyhead.sock
   polyhead-serve build/bundle --workers 4
   POLYHEAD_ENGINE=torch polyhead-serve build/bundle
 
 The server listens at once, and its health service says NOT_SERVING until the bundle's golden texts were answered right
-on the engine and device that will serve. SIGTERM and SIGINT drain: accepted items are answered, then the server exits.
-With --workers, each listens once it is ready, nobody before that, and a second signal ends all of them at once.
+on the engine and device that will serve. SIGTERM and SIGINT drain: accepted items are answered, then the server exits;
+a second signal ends it at once. SIGHUP loads the bundle again. With --workers, each listens once it is ready, and
+nobody before that.
 
 \b
 --engine auto and --device auto try, in this order:
   onnx on cuda (where the installed onnxruntime has CUDA), onnx on cpu, torch on cuda, torch on cpu
 What was chosen is in the log, in `polyhead info` and in the metrics; why not what came before, in the first two.
 
-Exit codes: 0 stopped as told, 1 the server failed, 2 it cannot start as it was told to.
+Exit codes: 0 stopped as told, 1 the server failed or cut work off, 2 it cannot start as it was told to.
 """
 
 
@@ -47,6 +50,7 @@ def _options(command: Any) -> Any:
             choices = field.metadata["choices"]
             command = click.option(
                 f"--{name}",
+                is_flag=isinstance(field.default, bool),
                 default=field.default,
                 type=click.Choice(choices) if choices else type(field.default),
                 help=field.metadata["help"],
@@ -69,18 +73,22 @@ def main(**values: Any) -> None:
     run(settings, _supervise if settings.workers > 1 else _serve)
 
 
-def run(settings: Settings, work: Callable[[Settings], Coroutine[Any, Any, None]]) -> None:
+def run(settings: Settings, work: Callable[[Settings], Coroutine[Any, Any, int]]) -> None:
     """Does a process's work on an event loop, with its log on standard error; ends the process with its exit code."""
     import uvloop
 
     sys.setswitchinterval(_SWITCH_S)
-    logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr, format=_LOG_FORMAT)
+    logs.configure(settings.log_level, settings.log_format)
     # The log is ours; what libraries say below a warning is noise to an operator.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
-        uvloop.run(work(settings))
+        code = uvloop.run(work(settings))
     except StartupError as error:
         _leave(error)
+    if code:
+        logging.shutdown()
+        # A thread may still be in the engine, and would crash where the interpreter took its own end under its feet.
+        os._exit(code)
 
 
 def _leave(error: StartupError) -> NoReturn:
@@ -88,17 +96,19 @@ def _leave(error: StartupError) -> NoReturn:
     sys.exit(2)
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings) -> int:
+    from .addresses import require_local
     from .lifecycle import serve
 
-    await serve(settings)
+    require_local(settings.admin_listen)
+    return await serve(settings)
 
 
-async def _supervise(settings: Settings) -> None:
+async def _supervise(settings: Settings) -> int:
     from .workers import WorkerDiedError, supervise
 
     try:
-        await supervise(settings)
+        return await supervise(settings)
     except WorkerDiedError as error:
         click.echo(f"polyhead-serve: {error}", err=True)
-        sys.exit(1)
+        return 1

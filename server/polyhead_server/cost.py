@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +28,26 @@ _OTHERWISE_S = 0.0005
 _PASSES = 3
 
 
-def filling_tokens(engine: Engine, max_tokens: int) -> int:
+@dataclass(frozen=True)
+class Cost:
+    """What fills the engine: the tokens of a pass, and how many of them a second one thread computes then."""
+
+    batch_tokens: int
+    tokens_per_s: float
+
+
+def measure(engine: Engine, max_tokens: int, batch_tokens: int = 0) -> Cost:
     """Doubles the tokens of a pass until the engine is hardly faster for it.
 
     Args:
         engine: What is measured.
         max_tokens: The most tokens that a text may have.
-
-    Returns:
-        Tokens of a pass that fill the engine, a power of two.
+        batch_tokens: Tokens of a pass, where they are given; 0 to find what fills the engine, a power of two.
     """
     length = min(_TEXT_TOKENS, max_tokens)
-    tokens, rate = _LEAST_TOKENS, _tokens_per_s(engine, length, _LEAST_TOKENS)
-    while tokens < _MOST_TOKENS:
+    tokens = batch_tokens or _LEAST_TOKENS
+    rate = _tokens_per_s(engine, length, tokens)
+    while not batch_tokens and tokens < _MOST_TOKENS:
         try:
             doubled = _tokens_per_s(engine, length, 2 * tokens)
         except Exception:  # such as a GPU that has no memory for more
@@ -48,7 +56,7 @@ def filling_tokens(engine: Engine, max_tokens: int) -> int:
         if doubled < _WORTH * rate:
             break
         tokens, rate = 2 * tokens, doubled
-    return tokens
+    return Cost(tokens, rate)
 
 
 def _tokens_per_s(engine: Engine, length: int, tokens: int) -> float:

@@ -30,6 +30,36 @@ def probabilities(head: bundle.Head, logits: NDArray[np.float32]) -> NDArray[np.
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
+def pool(
+    heads: Sequence[bundle.Head], windows: Sequence[Numbers], tokens: Sequence[int], *, normalized: bool
+) -> Numbers:
+    """One text's answer from those of its windows, each weighted by its tokens.
+
+    The mean of the embeddings, scaled to length 1 where ``normalized``; and of each head's logits, which needs no
+    logits: up to a constant they are the logarithms of the probabilities (logarithmic opinion pool, Genest and Zidek
+    1986, section 3).
+
+    Args:
+        heads: In the model's order.
+        windows: W answers.
+        tokens: (W,) tokens of each window.
+        normalized: Whether embeddings have length 1.
+    """
+    weights = np.asarray(tokens, dtype=np.float32) / np.float32(sum(tokens))  # (W,)
+    embedding = weights @ np.stack([window.embedding for window in windows])  # (dimensions,)
+    if normalized:
+        embedding = embedding / np.float32(np.linalg.norm(embedding) or 1)
+    pooled = []
+    for index, head in enumerate(heads):
+        odds = np.stack([window.probabilities[index] for window in windows])  # (W, outputs)
+        if head.kind == "sigmoid":
+            odds = np.concatenate([1 - odds, odds], axis=1)  # (W, 2)
+        powers = np.exp(weights @ np.log(np.maximum(odds, np.finfo(np.float32).tiny)))  # (outputs,) or (2,)
+        shares = (powers / powers.sum()).astype(np.float32)
+        pooled.append(shares[1:] if head.kind == "sigmoid" else shares)
+    return Numbers(embedding.astype(np.float32), tuple(pooled))
+
+
 def answer(heads: Sequence[bundle.Head], outputs: Sequence[NDArray[np.float32]]) -> list[Numbers | None]:
     """Rows of a pass's outputs, one for each item.
 

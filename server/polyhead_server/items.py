@@ -28,6 +28,14 @@ class Encoding(enum.Enum):
     BINARY = 4
 
 
+class Truncation(enum.Enum):
+    """What happens to a text that has more tokens than the model reads."""
+
+    TRUNCATE = 1
+    ERROR = 2
+    WINDOW = 3
+
+
 ALL_TASKS = frozenset(Task)
 
 
@@ -49,13 +57,25 @@ class BadItem:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a message asks for all of its items. ``dimensions`` of the embedding; 0 for all."""
+    """What a message asks for all of its items.
+
+    Attributes:
+        tasks: Kinds of answers.
+        encoding: Of the embedding.
+        dimensions: Of the embedding; 0 for all.
+        truncation: Of texts that are too long.
+        timings: Whether to say where the time went.
+        expected_space: Fingerprint of the embedding space that must answer; empty for any.
+        expected_heads: Fingerprints of heads that must answer, by name.
+    """
 
     tasks: frozenset[Task] = ALL_TASKS
     encoding: Encoding = Encoding.FLOAT32_LE
     dimensions: int = 0
-    truncate: bool = True
+    truncation: Truncation = Truncation.TRUNCATE
     timings: bool = False
+    expected_space: str = ""
+    expected_heads: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +92,29 @@ class Tokens:
     """A text as the model reads it.
 
     Attributes:
-        ids: Token ids with special tokens, at most the model's limit.
+        windows: Token ids with special tokens, each at most the model's limit; several for a long text that is read in
+            overlapping windows.
         seen: Number of tokens before truncation.
         cut_at: Code point where the unread part begins; None when all was read.
     """
 
-    ids: list[int]
+    windows: tuple[list[int], ...]
     seen: int
     cut_at: int | None = None
+
+    @property
+    def used(self) -> int:
+        """Tokens that the model reads, those of all windows."""
+        return sum(map(len, self.windows))
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where an item's time went, in nanoseconds, and the size of the pass that it rode in."""
+    """Where an item's time went, in nanoseconds, and the size of the pass that it rode in.
+
+    Attributes:
+        finished_ns: When the pass ended (``time.monotonic_ns()``), from which everything else is counted back.
+    """
 
     tokenization_ns: int
     queue_ns: int
@@ -92,6 +122,12 @@ class Timings:
     total_ns: int
     batch_items: int
     batch_tokens: int
+    finished_ns: int
+
+    @property
+    def admission_ns(self) -> int:
+        """What is before the tokenization: the wait for room."""
+        return self.total_ns - self.tokenization_ns - self.queue_ns - self.compute_ns
 
 
 @dataclass(frozen=True, slots=True)

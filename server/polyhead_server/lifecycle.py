@@ -11,96 +11,223 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar, cast
 
 from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
 from . import loading
+from .addresses import alone
+from .admin import listen
+from .authorization import Authorization
+from .control import Control
+from .credentials import Certificates
 from .errors import StartupError
 from .health import Health
 from .interceptors import ErrorInterceptor
+from .loading import Model
 from .metrics import Metrics, listen_for_scrapes
+from .observation import Observation
 from .pipeline import Pipeline
+from .protocol import Values
+from .reload import Reloader, state_of
 from .service import NAME, InferenceService, handler
-from .settings import Settings, split_address
+from .settings import Settings
+from .succession import Identity, problem
+from .tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 # Seconds for the last answers to leave after the last of our calls has ended.
 _FLUSH_S = 1.0
+# Calls may run on for so long before clients are sent elsewhere; none has tried in vain too often by then.
+_REDIRECT_S = 0.3
 
 
-async def serve(
-    settings: Settings, stop: asyncio.Event | None = None, announce: Callable[[], None] | None = None
-) -> None:
-    """Serves until SIGTERM or SIGINT, then drains.
+class Team(Protocol):
+    """What one of several workers, which share a port, has to do with the others.
+
+    Attributes:
+        identity: Of the model that serves, which ours must be able to follow; None where none serves yet.
+        drained: Whether an operator has drained the server.
+    """
+
+    identity: Identity | None
+    drained: bool
+
+    def announce(self, identity: Identity, control: Control) -> None:
+        """Says that this worker serves, and what tells it from then on what to do."""
+
+    async def ask(self, what: str, arguments: Values) -> list[Values]:
+        """Asks all workers to do something."""
+
+
+async def serve(settings: Settings, stop: asyncio.Event | None = None, team: Team | None = None) -> int:
+    """Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
 
     Args:
         settings: What the server was told.
         stop: Ends the server as a signal does.
-        announce: For one of several workers, which share a port: called when this one serves.
+        team: The other workers, which share the port. Signals of theirs are the supervisor's business.
+
+    Returns:
+        The exit code: 0 when everything that was accepted was answered, 1 when something was cut off.
 
     Raises:
-        StartupError: The address is taken, or the model cannot be served.
+        StartupError: The address is taken, a certificate or a key file is no good, or the model cannot be served.
     """
-    stop = stop or asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = aio.server(interceptors=[ErrorInterceptor(NAME)], options=_options(settings, shares_port=bool(announce)))
-    service, health = InferenceService(settings), Health(server)
-    await health.set(serving=False)
-    server.add_generic_rpc_handlers((handler(service),))
-    reflection.enable_server_reflection((NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
-    if not announce:
-        address = await _listen(server, settings.listen)
-    try:
-        pipeline = await _load(settings, stop)
-        if pipeline is None:
-            return
-        service.serve(pipeline)
-        await health.set(serving=True)
-        if announce:
-            address = await _listen(server, settings.listen)
-            announce()
-        logger.info("serving %s on %s", pipeline.model.source.model_id, address)
-        await stop.wait()
-        logger.info("draining for at most %g s", settings.drain_s)
-        await health.set(serving=False)
-        service.drain()
-        if not await service.idle(settings.drain_s):
-            logger.warning("calls are still running; they are ended")
-        # Only now: a server that stops answers CANCELLED to calls that it has not looked at yet. The grace lets the
-        # last answers leave, and is all that others' endless streams get, such as Watch of the health service.
-        await server.stop(_FLUSH_S)
-        await pipeline.close()
-        logger.info("stopped")
-    finally:
-        await server.stop(None)
+    async with contextlib.AsyncExitStack() as stack:
+        # Before anything else is touched, so that nobody's socket is.
+        address = settings.listen if team else stack.enter_context(alone(settings.listen))
+        return await _Process(settings, stop or asyncio.Event(), team).run(address, stack)
 
 
-async def _load(settings: Settings, stop: asyncio.Event) -> Pipeline | None:
-    """The pipeline, once the model is ready; None when the server was told to stop before."""
-    metrics = Metrics()
-    if settings.metrics_listen:
-        listen_for_scrapes(settings.metrics_listen, metrics.registry)
-    loaded = _in_daemon(lambda: loading.load(settings))
-    stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait([loaded, cast(Any, stopped)], return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if not loaded.done():
-        return None
-    model = loaded.result()
-    logger.info(loading.describe(model, settings.compute_threads(model.engine.runtime.device)))
-    metrics.serving(model)
-    pipeline = Pipeline(model, settings, metrics.observe)
-    pipeline.start()
-    return pipeline
+class _Process:
+    """A server process, with or without others beside it."""
+
+    def __init__(self, settings: Settings, stop: asyncio.Event, team: Team | None) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._cut = asyncio.Event()
+        self._team = team
+        self._metrics = Metrics()
+        self._health = Health()
+        self._service = InferenceService(settings, self._metrics)
+        self._certificates = Certificates.told(settings)
+        if self._certificates:
+            self._certificates.observe(self._metrics.certificate_expiry())
+        self._tracing = Tracing.told(settings)
+        # Refused calls are counted, too.
+        observation = Observation(settings, self._metrics, self._tracing)
+        interceptors = [observation, *Authorization.told(settings), ErrorInterceptor(NAME)]
+        self._server = aio.server(interceptors=interceptors, options=_options(settings, shares_port=bool(team)))
+        self._control = Control(settings, self._service, self._health, team.ask if team else None)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self, address: str, stack: contextlib.AsyncExitStack) -> int:
+        if self._tracing:
+            stack.push_async_callback(self._tracing.close)
+        stack.push_async_callback(self._server.stop, None)
+        stack.push_async_callback(self._control.close)
+        self._heed_signals()
+        self._in_background(self._metrics.watch(lambda: self._service.pipeline))
+        await self._health.set(serving=False)
+        self._server.add_generic_rpc_handlers((handler(self._service),))
+        self._health.add_to(self._server)
+        if not self._settings.no_reflection:
+            names = (NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        if not self._team:
+            address = await listen(self._server, address, self._certificates)
+            await self._control.do("open_admin", {})
+        if not await self._begin():
+            return 0
+        await self._health.set(serving=not (self._team and self._team.drained))
+        if self._team:
+            address = await listen(self._server, address, self._certificates)
+            self._team.announce(Identity.of(self._pipeline.model), self._control)
+        logger.info("serving %s on %s", self._pipeline.model.source.model_id, address)
+        await self._stop.wait()
+        return await self._drain()
+
+    def _heed_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _end(self) -> None:
+        # A service manager may send one to every process beside the one that the supervisor sends.
+        if self._stop.is_set() and not self._team:
+            logger.warning("a second signal: what is running is cut off")
+            self._cut.set()
+        self._stop.set()
+
+    def _reload(self) -> None:
+        if not self._team:
+            self._in_background(self._control.reload_as_told())
+
+    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @property
+    def _pipeline(self) -> Pipeline:
+        return cast(Pipeline, self._service.pipeline)
+
+    async def _begin(self) -> bool:
+        """Loads the model and answers with it; returns False when the server was told to stop before it was ready."""
+        if self._settings.metrics_listen:
+            listen_for_scrapes(self._settings.metrics_listen, self._metrics.registry)
+        manifest = self._settings.bundle / "bundle.json"
+        # Before it is loaded: what is put in its place meanwhile is another.
+        seen = state_of(manifest)
+        loading_ = asyncio.create_task(self._load())
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait([cast(Any, loading_), stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not loading_.done():
+            loading_.cancel()
+            return False
+        model = loading_.result()
+        if self._team and self._team.identity and (reason := problem(self._team.identity, Identity.of(model))):
+            raise StartupError(
+                f"{self._settings.bundle} must not take over: {reason}. "
+                "Put the bundle that serves back, or accept this one with polyhead admin reload --force"
+            )
+        self._service.serve(self._started(model))
+        self._control.reloader = Reloader(self._load, self._started, self._service, self._metrics.reloaded)
+        if self._settings.watch_s:
+            self._in_background(self._control.reloader.watch(manifest, seen, self._settings.watch_s))
+        return True
+
+    async def _load(self) -> Model:
+        return await _in_daemon(lambda: loading.load(self._settings))
+
+    def _started(self, model: Model) -> Pipeline:
+        """A running pipeline of a model."""
+        threads = self._settings.compute_threads(model.engine.runtime.device)
+        logger.info(loading.describe(model, threads))
+        self._metrics.serving(model, threads)
+        follow = self._tracing.follow if self._tracing else None
+        pipeline = Pipeline(model, self._settings, self._metrics.observe, follow)
+        pipeline.start()
+        return pipeline
+
+    async def _drain(self) -> int:
+        """Answers what was accepted, for as long as is allowed; returns the exit code."""
+        ends = time.monotonic() + self._settings.drain_s
+        logger.info("draining for at most %g s", self._settings.drain_s)
+        await self._health.set(serving=False)
+        cut = asyncio.create_task(self._cut.wait())
+        # Balancers look now and then, and send calls until they have seen it.
+        await asyncio.wait({cut}, timeout=min(self._settings.drain_delay_s, self._settings.drain_s))
+        self._service.drain()
+        idle = asyncio.create_task(self._service.idle(max(0.0, ends - time.monotonic())))
+        await asyncio.wait({cut, cast(Any, idle)}, timeout=_REDIRECT_S, return_when=asyncio.FIRST_COMPLETED)
+        if not idle.done() and not cut.done():
+            # Those who call on these connections are sent elsewhere; the calls run on. Not before, as a server that
+            # stops answers CANCELLED to calls that it has not looked at yet.
+            self._in_background(self._server.stop(self._settings.drain_s))
+        await asyncio.wait({cut, cast(Any, idle)}, return_when=asyncio.FIRST_COMPLETED)
+        stats = self._service.stats()
+        if not stats["calls"]:
+            # The grace lets the last answers leave, and is all that others' endless streams get, such as Watch of the
+            # health service.
+            await self._server.stop(_FLUSH_S)
+            await self._pipeline.close()
+            logger.info("stopped")
+            return 0
+        logger.error("cut off: %d calls, %d texts in the queue", stats["calls"], stats["queued_items"])
+        return 1
 
 
 def _in_daemon(work: Callable[[], _T]) -> asyncio.Future[_T]:
@@ -108,6 +235,8 @@ def _in_daemon(work: Callable[[], _T]) -> asyncio.Future[_T]:
     outcome: concurrent.futures.Future[_T] = concurrent.futures.Future()
 
     def run() -> None:
+        # From here on nobody can cancel it, whoever may have left when it is done.
+        outcome.set_running_or_notify_cancel()
         try:
             outcome.set_result(work())
         except BaseException as error:  # noqa: BLE001 - the edge of a thread: the waiter raises it
@@ -115,17 +244,6 @@ def _in_daemon(work: Callable[[], _T]) -> asyncio.Future[_T]:
 
     threading.Thread(target=run, name="loading", daemon=True).start()
     return asyncio.wrap_future(outcome)
-
-
-async def _listen(server: aio.Server, address: str) -> str:
-    """Starts the server on HOST:PORT; returns the same with the port that it got."""
-    split_address(address)
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise StartupError(f"cannot listen on {address}; is another server running there?") from error
-    await server.start()
-    return f"{address.rpartition(':')[0]}:{port}"
 
 
 def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
@@ -136,4 +254,6 @@ def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", int(shares_port)),
         # A stream whose client does not read costs 70 kB instead of 4.3 MB.
         ("grpc.http2.bdp_probe", 0),
+        # Who has an admin service may look at connections there.
+        ("grpc.enable_channelz", int(bool(settings.admin_listen))),
     ]

@@ -30,6 +30,7 @@ class Model:
         engine: Token ids to numbers.
         fallback_reasons: Why each choice that was preferred to ``engine`` is not used.
         max_batch_tokens: Tokens of a pass, padding included.
+        tokens_per_s: How many tokens one thread computes in a second, as measured at start; 0 where it was not.
     """
 
     source: bundle.Bundle
@@ -37,6 +38,7 @@ class Model:
     engine: Engine
     fallback_reasons: tuple[str, ...]
     max_batch_tokens: int
+    tokens_per_s: float = 0.0
 
     @property
     def fingerprints(self) -> bundle.Fingerprints:
@@ -51,7 +53,8 @@ def load(settings: Settings) -> Model:
         StartupError: The bundle is damaged, the variant unknown, or no engine answered right.
     """
     try:
-        source = bundle.load(settings.bundle)
+        # Where a link is switched to another bundle meanwhile, all is still read from this one.
+        source = bundle.load(settings.bundle.resolve())
         manifest = source.manifest
         max_characters = manifest.max_tokens * settings.max_characters_per_token
         path = source.file("tokenizer.json")
@@ -75,8 +78,8 @@ def load(settings: Settings) -> Model:
             continue
         if missed := engines.missed_chance(engine.runtime):
             logger.warning(missed)
-        max_batch_tokens = settings.max_batch_tokens or cost.filling_tokens(engine, manifest.max_tokens)
-        return Model(source, tokenizer, engine, tuple(reasons), max_batch_tokens)
+        measured = cost.measure(engine, manifest.max_tokens, settings.max_batch_tokens)
+        return Model(source, tokenizer, engine, tuple(reasons), measured.batch_tokens, measured.tokens_per_s)
     # Nothing was tried where no variant may be chosen without being asked for.
     tried = reasons or ["no variant answers the same alone and in any batch; name one with --variant"]
     raise StartupError("no engine can serve this bundle:\n  " + "\n  ".join(tried))
@@ -120,7 +123,7 @@ def self_test(source: bundle.Bundle, tokenizer: Tokenizer, engine: Engine) -> No
     for golden, one in zip(variant.golden, tokens, strict=True):
         expected = [golden.embedding, *(golden.logits[head.name] for head in manifest.heads)]
         try:
-            outputs = engine.run(*pad([one.ids], manifest.pad_token_id))
+            outputs = engine.run(*pad(list(one.windows), manifest.pad_token_id))
         except Exception as error:  # whatever it is: this engine does not serve
             raise EngineError(f"it cannot run the model: {error}") from error
         for values, wanted in zip(outputs, expected, strict=True):

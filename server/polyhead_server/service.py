@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from importlib import metadata
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from grpc import aio
-from polyhead.v1 import inference_service_pb2, item_pb2, model_pb2
-from polyhead_export import bundle
+from polyhead.v1 import inference_service_pb2, item_pb2
 
-from .errors import DrainingError, InvalidRequestError, NotReadyError
+from .batching import Call
+from .errors import DrainingError, FingerprintMismatchError, InvalidRequestError, NotReadyError, OverloadedError
 from .items import ALL_TASKS, BadItem, Message, Task
+from .metrics import Metrics
+from .model_info import describe
 from .pipeline import Pipeline
 from .settings import Settings
 from .window import Pending, Window
@@ -35,24 +38,44 @@ _STREAMS: dict[str, frozenset[Task]] = {
 }
 
 
-class InferenceService:
-    """``polyhead.v1.InferenceService`` over one pipeline, which comes when the model is ready."""
+@dataclass(frozen=True)
+class Served:
+    """A model that answers, and what writes its answers."""
 
-    def __init__(self, settings: Settings) -> None:
+    pipeline: Pipeline
+    writer: Writer
+
+
+class InferenceService:
+    """``polyhead.v1.InferenceService`` over one pipeline, which comes when the model is ready and may be replaced."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.max_items = settings.max_items_per_message
         self._settings = settings
-        self._pipeline: Pipeline | None = None
-        self._writer: Writer | None = None
+        self._metrics = metrics
+        self._served: Served | None = None
         self._readers: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._since = time.monotonic()
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def max_text_bytes(self) -> int:
+        """Bytes of a text that are looked at: a code point has at most 4, and one more says that there are more."""
+        if not self.pipeline:
+            return 0
+        return 4 * (self.pipeline.model.source.manifest.max_tokens * self._settings.max_characters_per_token + 1)
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """What answers now; None before the model is ready."""
+        return self._served.pipeline if self._served else None
+
     def serve(self, pipeline: Pipeline) -> None:
-        """Answers with this pipeline from now on."""
+        """Answers messages with this pipeline from now on; those that came before keep theirs."""
         model = pipeline.model
-        self._pipeline, self._writer = pipeline, Writer(model.source.manifest, model.fingerprints)
+        self._served = Served(pipeline, Writer(model.source.manifest, model.fingerprints))
 
     def drain(self) -> None:
         """Takes nothing in any more: streams end with UNAVAILABLE after their last accepted item was answered."""
@@ -70,28 +93,35 @@ class InferenceService:
 
     async def analyze(self, message: Message, context: _Context) -> Any:
         """The unary call: every item of one message."""
-        with self._call() as (pipeline, writer):
-            message = _require_dimensions(message, writer.dimensions)
-            futures = await pipeline.submit(message, _deadline(context))
+        with self._call() as served:
+            message = _checked(message, served.writer)
+            futures = await served.pipeline.submit(message, Call(), _deadline(context))
             # Cancelling gather cancels the futures, which takes their items out of the queue.
-            pairs = zip(message.items, await asyncio.gather(*futures), strict=True)
+            outcomes = await asyncio.gather(*futures)
+            self._metrics.answered(outcomes)
+            refusals = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
+            if refusals and len(refusals) == len(outcomes):
+                # Nothing was taken in, so gRPC's own way to say so holds: it tells clients when to try again.
+                raise refusals[0]
+            pairs = zip(message.items, outcomes, strict=True)
             return inference_service_pb2.AnalyzeResponse(
-                answers=[writer.answer(item.item_id, outcome, message.wishes) for item, outcome in pairs]
+                answers=[served.writer.answer(item.item_id, outcome, message.wishes) for item, outcome in pairs]
             )
 
     async def stream(
         self, response_type: Callable[..., Any], messages: AsyncIterator[Message], context: _Context
     ) -> None:
         """A bidirectional stream: one task reads and submits, this one writes whatever is ready."""
-        with self._call() as (pipeline, writer):
+        with self._call():
             window = Window(self._settings.stream_window)
-            reader = asyncio.create_task(self._read(pipeline, writer, messages, window, _deadline(context)))
+            reader = asyncio.create_task(self._read(messages, window, _deadline(context)))
             # A task that is cancelled before its first step never runs, and would leave the window open.
             reader.add_done_callback(lambda task: window.close(DrainingError()) if task.cancelled() else None)
             self._readers.add(reader)
             try:
                 while pendings := await window.ready():
-                    answers = (writer.answer(one.item_id, one.future.result(), one.wishes) for one in pendings)
+                    self._metrics.answered(one.future.result() for one in pendings)
+                    answers = (one.writer.answer(one.item_id, one.future.result(), one.wishes) for one in pendings)
                     for chunk in _chunks(answers):
                         await context.write(response_type(answers=chunk))
             finally:
@@ -101,46 +131,82 @@ class InferenceService:
 
     async def get_model_info(self, _: Any, __: _Context) -> Any:
         """Describes the model."""
-        with self._call() as (pipeline, writer):
-            return inference_service_pb2.GetModelInfoResponse(model=describe(pipeline, writer, self._settings))
+        with self._call() as served:
+            return inference_service_pb2.GetModelInfoResponse(
+                model=describe(served.pipeline.model, served.writer, self._settings)
+            )
+
+    def stats(self) -> dict[str, Any]:
+        """What the server is doing now, by the names of ``polyhead.v1.WorkerStats``; seconds for durations."""
+        pipeline, value = self._require_served().pipeline, self._metrics.value
+        return {
+            "process_id": os.getpid(),
+            "model_id": pipeline.model.source.model_id,
+            "serving": not self._draining,
+            "up_time": time.monotonic() - self._since,
+            "calls": self._calls,
+            "queued_items": pipeline.queue.waiting,
+            "queued_tokens": pipeline.queue.waiting_tokens,
+            "expected_wait": pipeline.admission.expected_wait_s(),
+            "items_total": int(value("polyhead_items_total")),
+            "tokens_total": int(value("polyhead_tokens_total")),
+            "padding_total": int(value("polyhead_padding_tokens_total")),
+            "passes_total": int(value("polyhead_pass_seconds_count")),
+            "compute_total": value("polyhead_pass_seconds_sum"),
+            "refused_total": self._metrics.refusals(),
+            "compute_threads": pipeline.threads,
+        }
 
     @contextlib.contextmanager
-    def _call(self) -> Iterator[tuple[Pipeline, Writer]]:
+    def _call(self) -> Iterator[Served]:
         """A call of ours, for as long as it lasts."""
         if self._draining:
             raise DrainingError
-        if self._pipeline is None or self._writer is None:
-            raise NotReadyError
-        self._calls += 1
-        self._idle.clear()
+        served = self._require_served()
+        self._count_call(1)
         try:
-            yield self._pipeline, self._writer
+            yield served
         finally:
-            self._calls -= 1
-            if not self._calls:
-                self._idle.set()
+            self._count_call(-1)
 
-    async def _read(
-        self,
-        pipeline: Pipeline,
-        writer: Writer,
-        messages: AsyncIterator[Message],
-        window: Window,
-        deadline: float | None,
-    ) -> None:
+    def _count_call(self, change: int) -> None:
+        self._calls += change
+        self._metrics.calls(self._calls)
+        if self._calls:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    def _require_served(self) -> Served:
+        if self._served is None:
+            raise NotReadyError
+        return self._served
+
+    async def _room(self, served: Served | None, call: Call) -> tuple[Served, Call]:
+        """Waits until the pipeline has room for a stream's message; returns the one that has, and the stream there."""
+        while True:
+            if served is not (now := self._require_served()):
+                # A queue counts what waits of a call: the old one goes on with its own count.
+                served, call = now, Call()
+            await served.pipeline.admission.room(call)
+            # Another may have taken over meanwhile.
+            if served is self._served:
+                return served, call
+
+    async def _read(self, messages: AsyncIterator[Message], window: Window, deadline: float | None) -> None:
         """Submits the stream's items until the client has no more, or the server drains."""
-        first = True
+        first, served, call = True, None, Call()
         try:
             async for message in messages:
                 if first and message.in_order is not None:
                     window.in_order = message.in_order
-                first = False
-                accepted = _require_dimensions(_require_order(message, window.in_order), writer.dimensions)
+                first, arrived_ns = False, time.monotonic_ns()
                 await window.room()
-                await pipeline.room()
-                futures = await pipeline.submit(accepted, deadline, may_refuse=False)
+                served, call = await self._room(served, call)
+                accepted = _checked(_require_order(message, window.in_order), served.writer)
+                futures = await served.pipeline.submit(accepted, call, deadline, patient=True, arrived_ns=arrived_ns)
                 for item, future in zip(accepted.items, futures, strict=True):
-                    window.add(Pending(item.item_id, accepted.wishes, future))
+                    window.add(Pending(item.item_id, accepted.wishes, served.writer, future))
             window.close()
         except Exception as error:  # noqa: BLE001 - raised again by the writer, which is the RPC
             window.close(error)
@@ -154,7 +220,9 @@ def handler(service: InferenceService) -> grpc.GenericRpcHandler:
     pb2, max_items = inference_service_pb2, service.max_items
     handlers: dict[str, Any] = {
         "Analyze": grpc.unary_unary_rpc_method_handler(
-            service.analyze, Reader(pb2.AnalyzeRequest, max_items), pb2.AnalyzeResponse.SerializeToString
+            service.analyze,
+            Reader(pb2.AnalyzeRequest, max_items, max_text_bytes=service.max_text_bytes),
+            pb2.AnalyzeResponse.SerializeToString,
         ),
         "GetModelInfo": grpc.unary_unary_rpc_method_handler(
             service.get_model_info,
@@ -167,7 +235,7 @@ def handler(service: InferenceService) -> grpc.GenericRpcHandler:
         response_type = getattr(pb2, f"{name}Response")
         handlers[name] = grpc.stream_stream_rpc_method_handler(
             _stream_method(service, response_type),
-            Reader(getattr(pb2, f"{name}Request"), max_items, tasks),
+            Reader(getattr(pb2, f"{name}Request"), max_items, tasks, service.max_text_bytes),
             response_type.SerializeToString,
         )
     return grpc.method_handlers_generic_handler(NAME, handlers)
@@ -192,11 +260,21 @@ def _require_order(message: Message, in_order: bool) -> Message:
     return _refused(message, InvalidRequestError("ORDER_CHANGED", problem))
 
 
-def _require_dimensions(message: Message, dimensions: int) -> Message:
-    if message.wishes.dimensions <= dimensions:
-        return message
-    problem = f"the embedding has {dimensions} dimensions, not {message.wishes.dimensions}"
-    return _refused(message, InvalidRequestError("TOO_MANY_DIMENSIONS", problem))
+def _checked(message: Message, writer: Writer) -> Message:
+    """The message, refused where this model is not what it asks for."""
+    wishes = message.wishes
+    if wishes.dimensions > writer.dimensions:
+        problem = f"the embedding has {writer.dimensions} dimensions, not {wishes.dimensions}"
+        return _refused(message, InvalidRequestError("TOO_MANY_DIMENSIONS", problem))
+    if wishes.expected_space or wishes.expected_heads:
+        actual = writer.fingerprints
+        heads = {head.head: head.fingerprint for head in actual.heads}
+        expected = [("embedding_space", wishes.expected_space, actual.embedding_space)]
+        expected += [(name, fingerprint, heads.get(name, "")) for name, fingerprint in wishes.expected_heads]
+        for what, wanted, got in expected:
+            if wanted not in {"", got}:
+                return _refused(message, FingerprintMismatchError(what, wanted, got))
+    return message
 
 
 def _refused(message: Message, error: InvalidRequestError) -> Message:
@@ -216,42 +294,3 @@ def _chunks(answers: Iterator[item_pb2.Answer]) -> Iterator[list[item_pb2.Answer
             chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-def describe(pipeline: Pipeline, writer: Writer, settings: Settings) -> model_pb2.ModelInfo:
-    """What ``GetModelInfo`` answers."""
-    model = pipeline.model
-    manifest, runtime = model.source.manifest, model.engine.runtime
-    return model_pb2.ModelInfo(
-        model_id=model.source.model_id,
-        heads=[
-            model_pb2.HeadInfo(
-                name=head.name,
-                kind=model_pb2.HeadKind.Value(f"HEAD_KIND_{head.kind.upper()}"),
-                labels=head.labels,
-                temperature=head.temperature,
-                threshold=head.threshold,
-            )
-            for head in manifest.heads
-        ],
-        embedding=model_pb2.EmbeddingInfo(
-            dimensions=manifest.embedding.dimensions,
-            pooling=manifest.embedding.pooling,
-            normalized=manifest.embedding.normalized,
-        ),
-        limits=model_pb2.Limits(
-            max_tokens=manifest.max_tokens,
-            max_characters=manifest.max_tokens * settings.max_characters_per_token,
-            max_items_per_message=settings.max_items_per_message,
-            max_message_bytes=settings.max_message_bytes,
-        ),
-        fingerprints=writer.fingerprints,
-        runtime=model_pb2.RuntimeInfo(
-            engine=runtime.engine,
-            device=runtime.device,
-            variant=runtime.variant,
-            fallback_reasons=model.fallback_reasons,
-        ),
-        bundle_format_version=bundle.FORMAT_VERSION,
-        server_version=metadata.version("polyhead"),
-    )

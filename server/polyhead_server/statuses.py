@@ -13,24 +13,36 @@ DOMAIN = "polyhead"
 TABLE: dict[type[errors.ServerError], tuple[int, str]] = {
     errors.InvalidRequestError: (code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST"),
     errors.TextTooLongError: (code_pb2.OUT_OF_RANGE, "TEXT_TOO_LONG"),
+    errors.FingerprintMismatchError: (code_pb2.FAILED_PRECONDITION, "FINGERPRINT_MISMATCH"),
     errors.ExpiredError: (code_pb2.DEADLINE_EXCEEDED, "EXPIRED"),
     errors.OverloadedError: (code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED"),
     errors.NotReadyError: (code_pb2.UNAVAILABLE, "NOT_READY"),
     errors.DrainingError: (code_pb2.UNAVAILABLE, "DRAINING"),
+    errors.UnauthenticatedError: (code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    errors.PermissionDeniedError: (code_pb2.PERMISSION_DENIED, "PERMISSION_DENIED"),
     errors.InternalError: (code_pb2.INTERNAL, "INTERNAL"),
+    errors.ReloadError: (code_pb2.FAILED_PRECONDITION, "RELOAD_REFUSED"),
 }
 
 
 def status(error: errors.ServerError) -> status_pb2.Status:
     """The error as a ``google.rpc.Status`` with ErrorInfo, and RetryInfo where trying again later makes sense."""
-    code, reason = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
-    info = error_details_pb2.ErrorInfo(reason=getattr(error, "reason", reason), domain=DOMAIN)
+    info = error_details_pb2.ErrorInfo(reason=reason(error), domain=DOMAIN, metadata=error.metadata)
     details = [info]
     if isinstance(error, errors.OverloadedError):
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    return status_pb2.Status(code=code, message=str(error), details=[_pack(detail) for detail in details])
+    return status_pb2.Status(code=_row(error)[0], message=str(error), details=[_pack(detail) for detail in details])
+
+
+def reason(error: errors.ServerError) -> str:
+    """The error's reason, for programs."""
+    return str(getattr(error, "reason", _row(error)[1]))
+
+
+def _row(error: errors.ServerError) -> tuple[int, str]:
+    return next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
 
 
 def _pack(detail: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> any_pb2.Any:

@@ -7,14 +7,16 @@ from collections import deque
 from dataclasses import dataclass
 
 from .items import Outcome, Wishes
+from .wire_out import Writer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pending:
-    """One item of the stream: its id, what was wished for it, and the future that will hold its outcome."""
+    """One item of the stream: its id, what was wished for it, what writes its answer, and its outcome to come."""
 
     item_id: str
     wishes: Wishes
+    writer: Writer
     future: asyncio.Future[Outcome]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,8 +52,9 @@ class Writer:
             truncation=item_pb2.Truncation(
                 truncated=tokens.cut_at is not None,
                 tokens_seen=tokens.seen,
-                tokens_used=len(tokens.ids),
+                tokens_used=tokens.used,
                 cut_at_code_point=tokens.cut_at,
+                windows=len(tokens.windows),
             ),
             fingerprints=self.fingerprints,
             timings=_timings(result.timings) if wishes.timings else None,
@@ -78,8 +80,9 @@ class Writer:
     def _classifications(self, result: Result) -> Iterable[item_pb2.Classification]:
         for head, probabilities in zip(self._heads, result.numbers.probabilities, strict=True):
             if head.kind == "softmax":
-                best_first = np.argsort(-probabilities, kind="stable").tolist()
                 values = probabilities.tolist()
+                # For the few labels that heads have, numpy would take several times as long.
+                best_first = sorted(range(len(values)), key=values.__getitem__, reverse=True)
                 scores = [item_pb2.LabelScore(label=head.labels[i], probability=values[i]) for i in best_first]
                 yield item_pb2.Classification(head=head.name, scores=scores)
 
@@ -126,6 +129,8 @@ def _timings(timings: Timings) -> item_pb2.Timings:
         total=_duration(timings.total_ns),
         batch_items=timings.batch_items,
         batch_tokens=timings.batch_tokens,
+        admission=_duration(timings.admission_ns),
+        delivery=_duration(time.monotonic_ns() - timings.finished_ns),
     )
 
 

@@ -3,12 +3,12 @@
 ::
 
     polyhead-serve --workers N -> supervisor -> N x `python -m polyhead_server.worker`, each on its part of the cores
-                                     |  standard input: settings; its end tells that the supervisor is gone
-                                     |  standard output: one line once it serves
+                                     |  standard input and output: see ``protocol``; the input's end tells that the
+                                     |  supervisor is gone
 
 The kernel deals connections out to the workers, and a worker listens only once its model has answered its golden texts
-right. One that dies is started again, later each time. The server ends by itself when none serves and one cannot start,
-or has died again and again.
+right. One that dies is started again, later each time; one that is old hands over to a successor. The server ends by
+itself when none serves and one cannot start, or has died again and again.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging
 import os
+import random
 import signal
-import socket
-import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import cast
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, multiprocess
 
+from .addresses import require_local, reserve
 from .errors import StartupError
 from .metrics import listen_for_scrapes
-from .settings import Settings, split_address, usable_cores
+from .orders import Orders
+from .process import WorkerProcess
+from .protocol import Start
+from .settings import Settings, usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -48,61 +48,60 @@ _MOST_DEATHS = 6
 _KILL_S = 5.0
 # Exit code of a process that was told something it cannot do; starting it again would not help.
 _CANNOT_START = 2
+# A worker's age at which it is replaced, in parts of the greatest: workers that started together part ways.
+_AGES = (0.8, 1.0)
 
 
 class WorkerDiedError(Exception):
     """A worker died again and again."""
 
 
-async def supervise(settings: Settings) -> None:
+async def supervise(settings: Settings) -> int:
     """Runs the workers until SIGTERM or SIGINT; a second signal ends them at once.
+
+    Returns:
+        The exit code: 0 when everything that was accepted was answered, 1 when something was cut off.
 
     Raises:
         StartupError: The address is taken, there are more workers than cores, or a worker cannot serve this bundle.
         WorkerDiedError: A worker died again and again.
     """
-    with reserve(settings.listen) as address, _metrics(settings.metrics_listen) as metrics_folder:
-        workers_settings = dataclasses.replace(settings, listen=address, metrics_listen="")
-        await _Supervisor(workers_settings, metrics_folder).run()
-
-
-@contextlib.contextmanager
-def reserve(address: str) -> Iterator[str]:
-    """Keeps HOST:PORT for sockets that share ports, for as long as the context lasts; yields it, with port 0 resolved.
-
-    Raises:
-        StartupError: Somebody listens there, or the address is not ours.
-    """
-    host, port = split_address(address)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # It never listens, so it is never given a connection.
-    with socket.socket(family) as shared:
-        try:
-            # A socket that does not share its port is refused where anybody is, also one that would share it.
-            with socket.socket(family) as alone:
-                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                alone.bind((host, port))
-                port = alone.getsockname()[1]
-            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            shared.bind((host, port))
-        except OSError as error:
-            raise StartupError(f"cannot listen on {address}; is another server running there? {error}") from error
-        yield f"{address.rpartition(':')[0]}:{port}"
+    require_local(settings.admin_listen)
+    with contextlib.ExitStack() as stack:
+        shared: dict[str, Any] = {"listen": stack.enter_context(reserve(settings.listen)), "metrics_listen": ""}
+        if settings.admin_listen and not settings.admin_listen.startswith("unix:"):
+            shared["admin_listen"] = stack.enter_context(reserve(settings.admin_listen))
+        metrics_folder = stack.enter_context(_metrics(settings.metrics_listen))
+        return await _Supervisor(dataclasses.replace(settings, **shared), metrics_folder).run()
 
 
 def parts(cores: Sequence[int], workers: int) -> list[list[int]]:
-    """Deals cores out: neighbours together, and no worker has more than one more than another.
-
-    Raises:
-        StartupError: There are fewer cores than workers.
-    """
-    if workers > len(cores):
-        raise StartupError(f"--workers {workers} is more than the {len(cores)} cores that this process may use")
+    """Deals cores out: neighbours together, and no worker has more than one more than another."""
     least, more = divmod(len(cores), workers)
     ends = [0]
     for number in range(workers):
         ends.append(ends[-1] + least + (number < more))
     return [list(cores[begin:end]) for begin, end in itertools.pairwise(ends)]
+
+
+def starts(settings: Settings, cores: Sequence[int], usable: int) -> list[Start]:
+    """What each worker is told.
+
+    Args:
+        settings: The server's.
+        cores: Those that this process may run on.
+        usable: How many of them a cgroup's quota is worth. Where it is fewer, nobody is pinned: the quota is of time on
+            any of the cores, and others, who count them alike, would crowd on the same few.
+
+    Raises:
+        StartupError: There are fewer cores than workers.
+    """
+    if settings.workers > usable:
+        raise StartupError(f"--workers {settings.workers} is more than the {usable} cores that this process may use")
+    if usable == len(cores):
+        return [Start(settings, part) for part in parts(cores, settings.workers)]
+    share = dataclasses.replace(settings, cores=usable // settings.workers)
+    return [Start(share, []) for _ in range(settings.workers)]
 
 
 class _Supervisor:
@@ -113,46 +112,55 @@ class _Supervisor:
         if metrics_folder:
             self._environment["PROMETHEUS_MULTIPROC_DIR"] = metrics_folder
         self._stopping = asyncio.Event()
-        self._processes: set[asyncio.subprocess.Process] = set()
-        # The workers that serve now, and since when.
-        self._serving: dict[int, float] = {}
+        self._stopped = asyncio.create_task(self._stopping.wait())
+        self._workers: set[WorkerProcess] = set()
+        # Of each number the one that serves now.
+        self._serving: dict[int, WorkerProcess] = {}
+        self._orders = Orders(settings, self._workers, self._serving)
+        self._cut_off = False
+        self._background: set[asyncio.Task[Any]] = set()
 
-    async def run(self) -> None:
+    async def run(self) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        # A cgroup's quota may be less than the cores that there are.
-        cores = sorted(os.sched_getaffinity(0))[: usable_cores()]
-        tasks = [
-            asyncio.create_task(self._keep(number, part))
-            for number, part in enumerate(parts(cores, self._settings.workers))
-        ]
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._in_background(self._orders.reload_as_told()))
+        told = starts(self._settings, sorted(os.sched_getaffinity(0)), usable_cores())
+        tasks = [asyncio.create_task(self._keep(number, start)) for number, start in enumerate(told)]
         try:
             await asyncio.gather(*tasks)
         finally:
             self._stopping.set()
-            self._signal(signal.SIGTERM)
-            await asyncio.wait(tasks)
+            self._terminate_all()
+            while pending := [task for task in (*tasks, *self._background) if not task.done()]:
+                await asyncio.wait(pending)
         logger.info("stopped")
+        return int(self._cut_off)
 
     def _stop(self) -> None:
         if self._stopping.is_set():
-            self._signal(signal.SIGKILL)
+            logger.warning("a second signal: %d workers are killed", len(self._workers))
+            for worker in self._workers:
+                worker.kill()
             return
-        logger.info("stopping %d workers", len(self._processes))
+        logger.info("stopping %d workers", len(self._workers))
         self._stopping.set()
-        self._signal(signal.SIGTERM)
+        self._terminate_all()
 
-    def _signal(self, number: int) -> None:
-        for process in self._processes:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
+    def _terminate_all(self) -> None:
+        for worker in self._workers:
+            worker.terminate()
 
-    async def _keep(self, number: int, cores: list[int]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _keep(self, number: int, told: Start) -> None:
         """Keeps one worker running."""
         deaths = 0
         while not self._stopping.is_set():
-            code, served_s = await self._run_one(number, cores)
+            code, served_s = await self._run_one(number, told)
             if self._stopping.is_set():
                 return
             deaths = deaths + 1 if served_s < _YOUNG_S else 1
@@ -163,68 +171,99 @@ class _Supervisor:
                 raise WorkerDiedError(f"worker {number} died {deaths} times in a row, the last time with code {code}")
             delay_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** min(deaths - 1, 10))
             logger.warning("worker %d died with code %d; it starts again in %g s", number, code, delay_s)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay_s)
+            await asyncio.wait({self._stopped}, timeout=delay_s)
 
-    async def _run_one(self, number: int, cores: list[int]) -> tuple[int, float]:
-        """Runs a worker to its end; returns its exit code, and for how many seconds it served."""
-        # -P: without it, modules in the current directory would come before the installed ones.
-        command = [sys.executable, "-P", "-m", "polyhead_server.worker"]
-        pipe = asyncio.subprocess.PIPE
+    async def _run_one(self, number: int, told: Start) -> tuple[int, float]:
+        """Runs a worker, and its successors when it gets old, to the end; returns an exit code and how long it served.
+
+        In between, the worker has this place: serving, or about to.
+        """
+        worker = await self._start(number, told)
+        if worker is None:
+            return 1, 0.0
+        if await self._up(worker, told):
+            while not await self._gets_old(worker):
+                worker = await self._succeed(worker, told)
+        return await self._end(worker), worker.served_s
+
+    async def _start(self, number: int, told: Start) -> WorkerProcess | None:
+        told = dataclasses.replace(told, identity=self._orders.identity, drained=self._orders.drained)
         try:
-            process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=self._environment)
+            worker = await WorkerProcess.start(number, told, self._environment, self._orders.hear)
         except OSError:
             logger.exception("worker %d cannot be started", number)
-            return 1, 0.0
-        self._processes.add(process)
-        try:
-            if self._stopping.is_set():
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
-            cast(asyncio.StreamWriter, process.stdin).write(encode(self._settings, cores))
-            announced = asyncio.create_task(cast(asyncio.StreamReader, process.stdout).readline())
-            announced.add_done_callback(lambda line: self._note(number, cores, process, line))
-            code = await self._end(process)
-            announced.cancel()
-            return code, time.monotonic() - self._serving.get(number, time.monotonic())
-        finally:
-            self._serving.pop(number, None)
-            self._processes.discard(process)
-            if self._metrics_folder:
-                multiprocess.mark_process_dead(process.pid, self._metrics_folder)  # type: ignore[no-untyped-call]
+            return None
+        self._workers.add(worker)
+        if self._stopping.is_set():
+            worker.terminate()
+        return worker
 
-    def _note(
-        self, number: int, cores: list[int], process: asyncio.subprocess.Process, announced: asyncio.Task[bytes]
-    ) -> None:
-        if not announced.cancelled() and announced.result() and process in self._processes:
-            self._serving[number] = time.monotonic()
-            logger.info("worker %d serves on cores %s as process %d", number, cores, process.pid)
+    async def _up(self, worker: WorkerProcess, told: Start) -> bool:
+        """Waits until a worker serves; kills one that takes too long."""
+        timeout_s = self._settings.start_timeout_s
+        if not await worker.up(timeout_s, self._stopped):
+            if not worker.ended.done() and not self._stopping.is_set():
+                logger.error(
+                    "worker %d does not serve after %g s, --start-timeout-s; it is killed", worker.number, timeout_s
+                )
+                worker.kill()
+            return False
+        # While the first workers load the bundle, another may be put in its place.
+        self._orders.identity = self._orders.identity or worker.identity
+        if worker.told.identity is None and worker.identity != self._orders.identity:
+            logger.error("worker %d has loaded another model than the others; it starts again", worker.number)
+            worker.terminate()
+            return False
+        self._serving[worker.number] = worker
+        where = f"cores {told.cores}" if told.cores else f"{told.settings.cores} cores' worth of a quota"
+        logger.info("worker %d serves on %s as process %d", worker.number, where, worker.pid)
+        if len(self._serving) == self._settings.workers:
+            logger.info("all %d workers serve on %s", self._settings.workers, self._settings.listen)
+        await self._orders.welcome(worker)
+        return True
 
-    async def _end(self, process: asyncio.subprocess.Process) -> int:
-        """Waits for the end of a worker, and makes one that was told to end and does not."""
-        ended = asyncio.create_task(process.wait())
-        stopping = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
+    async def _gets_old(self, worker: WorkerProcess) -> bool:
+        """Waits until a worker is old; returns False for that, True when it ended before, or all are told to."""
+        age_s = self._settings.max_worker_age_s * random.uniform(*_AGES) or None  # noqa: S311 - no secret
+        waited = {cast(asyncio.Task[Any], worker.ended), self._stopped}
+        done, _ = await asyncio.wait(waited, timeout=age_s, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
+
+    async def _succeed(self, old: WorkerProcess, told: Start) -> WorkerProcess:
+        """Starts a successor, and ends the old worker once it serves; returns the one that serves then."""
+        async with self._orders.changing:
+            if old.ended.done() or self._stopping.is_set():
+                return old
+            logger.info("worker %d has served for %.0f s; its successor starts", old.number, old.served_s)
+            new = await self._start(old.number, told)
+            if new is None:
+                return old
+            if not await self._up(new, told):
+                logger.error("worker %d stays, because its successor failed", old.number)
+                self._in_background(self._end(new))
+                return old
+            old.terminate()
+            self._in_background(self._end(old))
+        return new
+
+    async def _end(self, worker: WorkerProcess) -> int:
+        """Sees a worker to its end, and kills one that was told to end and does not; returns its exit code."""
         try:
-            return await asyncio.wait_for(ended, self._settings.drain_s + _KILL_S)
+            code = await asyncio.wait_for(asyncio.shield(worker.ended), self._settings.drain_s + _KILL_S)
         except TimeoutError:
-            logger.warning("process %d does not end; it is killed", process.pid)
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            return await process.wait()
-
-
-def encode(settings: Settings, cores: list[int]) -> bytes:
-    """The line that a worker is started with."""
-    values = dataclasses.asdict(settings) | {"bundle": str(settings.bundle)}
-    return json.dumps({"settings": values, "cores": cores}).encode() + b"\n"
-
-
-def decode(line: bytes) -> tuple[Settings, list[int]]:
-    """What ``encode`` wrote."""
-    told = json.loads(line)
-    return Settings(**told["settings"] | {"bundle": Path(told["settings"]["bundle"])}), told["cores"]
+            logger.error("process %d does not end; it is killed", worker.pid)  # noqa: TRY400 - that is all of it
+            worker.kill()
+            code = await worker.ended
+        self._workers.discard(worker)
+        if self._serving.get(worker.number) is worker:
+            del self._serving[worker.number]
+        if worker.told_to_end and worker.served_since and code:
+            self._cut_off = self._cut_off or self._stopping.is_set()
+            logger.error("worker %d, process %d, ended with code %d: work was cut off", worker.number, worker.pid, code)
+        if self._metrics_folder:
+            multiprocess.mark_process_dead(worker.pid, self._metrics_folder)  # type: ignore[no-untyped-call]
+        await self._orders.hand_admin()
+        return code
 
 
 @contextlib.contextmanager

@@ -160,7 +160,12 @@ def test_mistake_of_the_user_ends_with_2_and_no_output(run: Run, arguments: list
     assert result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["analyze", "text"], ["analyze"], ["info"]])
+def test_no_text_needs_no_server() -> None:
+    result = CliRunner().invoke(main, ["analyze", "--target", "127.0.0.1:1"])
+    assert (result.exit_code, result.output) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [["analyze", "text"], ["info"]])
 def test_unreachable_server_ends_with_2_and_one_line(arguments: list[str]) -> None:
     result = CliRunner().invoke(main, [*arguments, "--target", "127.0.0.1:1"])
     assert (result.exit_code, result.stdout) == (2, "")

@@ -106,11 +106,14 @@ def test_timings_are_seconds() -> None:
         total=duration_pb2.Duration(seconds=2),
         batch_items=3,
         batch_tokens=64,
+        admission=duration_pb2.Duration(nanos=500_000_000),
+        delivery=duration_pb2.Duration(seconds=3),
     )
     timings = converted(timings=wire).unwrap().timings
     assert timings is not None
     assert (timings.tokenization_s, timings.queue_s) == pytest.approx((1.5e-6, 0.25))
     assert (timings.compute_s, timings.total_s) == (1.5, 2.0)
+    assert (timings.admission_s, timings.delivery_s) == (0.5, 3.0)
     assert (timings.batch_items, timings.batch_tokens) == (3, 64)
 
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from polyhead_client.cli import main as client
 from polyhead_export.cli import main as export
 from polyhead_server.cli import main as serve
+from polyhead_server.keys import main as keys
 from polyhead_training.cli import main as train
 
 
@@ -20,7 +21,10 @@ def commands(command: click.Command, *names: str) -> Iterator[tuple[click.Comman
             yield from commands(child, *names, name)
 
 
-@pytest.mark.parametrize("main", [client, export, serve, train], ids=["polyhead", "export", "serve", "train"])
+NAMES = ["polyhead", "export", "keys", "serve", "train"]
+
+
+@pytest.mark.parametrize("main", [client, export, keys, serve, train], ids=NAMES)
 def test_help_keeps_its_lines(main: click.Command) -> None:
     """click drops its mark for kept lines only where it is a real backspace; a raw docstring would print it."""
     for command, names in commands(main):

@@ -20,10 +20,14 @@ EXAMPLES = [
     (errors.InvalidRequestError("TEXT_NOT_UTF8", "no"), 3, "TEXT_NOT_UTF8"),
     (errors.TextTooLongError(10, 5), 11, "TEXT_TOO_LONG"),
     (errors.ExpiredError(), 4, "EXPIRED"),
-    (errors.OverloadedError(3.0, 1.0), 8, "OVERLOADED"),
+    (errors.FingerprintMismatchError("embedding_space", "a", "b"), 9, "FINGERPRINT_MISMATCH"),
+    (errors.OverloadedError.late(3.0, 1.0), 8, "OVERLOADED"),
     (errors.NotReadyError(), 14, "NOT_READY"),
     (errors.DrainingError(), 14, "DRAINING"),
+    (errors.UnauthenticatedError(), 16, "UNAUTHENTICATED"),
+    (errors.PermissionDeniedError(), 7, "PERMISSION_DENIED"),
     (errors.InternalError("abc"), 13, "INTERNAL"),
+    (errors.ReloadError("no"), 9, "RELOAD_REFUSED"),
 ]
 
 
@@ -41,6 +45,13 @@ def test_error_has_its_code_and_reason(error: errors.ServerError, code: int, rea
 
 def test_overload_says_when_to_try_again_and_never_at_once() -> None:
     retry = error_details_pb2.RetryInfo()
-    assert status(errors.OverloadedError(3.0, 1.0)).details[1].Unpack(retry)
+    assert status(errors.OverloadedError.late(3.0, 1.0)).details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 2000
-    assert errors.OverloadedError(1.0, 1.0).retry_after_s > 0
+    for error in (errors.OverloadedError.late(1.0, 1.0), errors.OverloadedError.full(10, 9, 0.0)):
+        assert error.retry_after_s > 0
+
+
+def test_facts_are_there_for_programs() -> None:
+    info = error_details_pb2.ErrorInfo()
+    assert status(errors.TextTooLongError(10, 5)).details[0].Unpack(info)
+    assert dict(info.metadata) == {"tokens": "10", "max_tokens": "5"}

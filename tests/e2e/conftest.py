@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from polyhead_export import bundle
 
 from tests.conftest import BIN
 
@@ -57,10 +60,111 @@ class Server:
 Start = Callable[..., Server]
 
 
+def _with(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with more in it; modules of a path that is set come before those that are there."""
+    environment = {**os.environ, **variables}
+    if "PYTHONPATH" in variables and "PYTHONPATH" in os.environ:
+        environment["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], os.environ["PYTHONPATH"]])
+    return environment
+
+
 def free_port() -> int:
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_until(true: Callable[[], bool], what: str) -> None:
+    ends = time.monotonic() + START_S
+    while not true():
+        assert time.monotonic() < ends, what
+        time.sleep(0.02)
+
+
+_HANGING = """
+import os, pathlib, sys, time
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+
+HANG = pathlib.Path(os.environ["HANG"])
+
+class Patch(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "polyhead_server.engines.onnx":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        execute = spec.loader.exec_module
+        def exec_module(module):
+            execute(module)
+            run = module.OnnxEngine.run
+            def hang(self, *arguments):
+                if HANG.exists():
+                    HANG.with_suffix(".hangs").touch()
+                    while HANG.exists():
+                        time.sleep(0.01)
+                return run(self, *arguments)
+            module.OnnxEngine.run = hang
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Patch())
+"""
+
+
+@dataclass(frozen=True)
+class Hang:
+    """An engine that hangs when it is told to.
+
+    Attributes:
+        environment: What a server is started with, for its engine to be such.
+    """
+
+    file: Path
+    environment: Mapping[str, str]
+
+    def begin(self) -> None:
+        """Lets every pass from now on hang."""
+        self.file.touch()
+
+    def end(self) -> None:
+        """Lets them go on."""
+        self.file.unlink()
+
+    def has_begun(self) -> bool:
+        """Whether a pass hangs."""
+        return self.file.with_suffix(".hangs").exists()
+
+
+@pytest.fixture
+def hang(tmp_path: Path) -> Hang:
+    modules = tmp_path / "hanging"
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text(_HANGING)
+    file = tmp_path / "hang"
+    return Hang(file, {"PYTHONPATH": str(modules), "HANG": str(file)})
+
+
+@pytest.fixture
+def twin(demo_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle like that of the demo model, in what says that it is of another embedding space."""
+    source = bundle.load(demo_bundle)
+    variants = {
+        name: dataclasses.replace(
+            variant, fingerprints=dataclasses.replace(variant.fingerprints, embedding_space="0123456789abcdef")
+        )
+        for name, variant in source.manifest.variants.items()
+    }
+    manifest = dataclasses.replace(source.manifest, variants=variants)
+    return bundle.write(tmp_path / "twin", manifest, {name: demo_bundle / name for name in manifest.files}).path
+
+
+def put(new: Path, at: Path) -> None:
+    """Puts a bundle in place of another, which nobody sees half done."""
+    staging = at.with_name(f"{at.name}.new")
+    staging.unlink(missing_ok=True)
+    staging.symlink_to(new)
+    staging.rename(at)
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +173,16 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     servers: list[Server] = []
 
     def run(
-        bundle: Path, *flags: str, environment: Mapping[str, str] | None = None, target: str | None = None
+        served: Path, *flags: str, environment: Mapping[str, str] | None = None, target: str | None = None
     ) -> Server:
         log = tmp_path_factory.mktemp("server") / "log"
         address = target or f"127.0.0.1:{free_port()}"
-        command = [str(BIN / "polyhead-serve"), str(bundle), "--listen", address, *flags]
+        # Nobody balances here; a test that wants the delay says so.
+        flags = ("--listen", address, "--drain-delay-s", "0", *flags)
         with log.open("wb") as stderr:
-            process = subprocess.Popen(command, stderr=stderr, env={**os.environ, **(environment or {})})
+            process = subprocess.Popen(
+                [str(BIN / "polyhead-serve"), str(served), *flags], stderr=stderr, env=_with(environment or {})
+            )
         servers.append(Server(process, address, log))
         return servers[-1]
 

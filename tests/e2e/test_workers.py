@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -16,7 +14,8 @@ from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from prometheus_client.parser import text_string_to_metric_families
 
-from .conftest import START_S, Server, Start, free_port
+from .conftest import START_S, Server, Start, free_port, put, wait_until
+from .load import alive, answered, serving, workers_of
 
 pytestmark = [
     pytest.mark.model,
@@ -24,41 +23,11 @@ pytestmark = [
 ]
 
 
-def wait_until(true: Callable[[], bool], what: str) -> None:
-    ends = time.monotonic() + START_S
-    while not true():
-        assert time.monotonic() < ends, what
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def server(start: Start, demo_bundle: Path) -> Server:
     server = start(demo_bundle, "--workers", "2", "--metrics-listen", f"127.0.0.1:{free_port()}")
     wait_until(lambda: serving(server) == 2, "two workers serve")
     return server
-
-
-def serving(server: Server) -> int:
-    """How many workers have come up since the start."""
-    return server.log.read_text().count(" serves on cores ")
-
-
-def workers_of(server: Server) -> list[int]:
-    pid = server.process.pid
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
-def answered(server: Server) -> bool:
-    """Whether a call over a connection of its own is answered."""
-    request = pb2.AnalyzeRequest(items=[item_pb2.Item(text="one text")])
-    with grpc.insecure_channel(server.target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
-        (answer,) = stub.Analyze(request, timeout=START_S, wait_for_ready=True).answers
-    return answer.WhichOneof("outcome") == "result"
 
 
 def used_ticks(pid: int) -> int:
@@ -112,10 +81,12 @@ def test_workers_end_with_their_supervisor(server: Server) -> None:
 
 
 def test_second_server_on_the_port_is_refused(server: Server, start: Start, demo_bundle: Path) -> None:
+    port = server.target.partition(":")[2]
     for flags in ((), ("--workers", "2")):
-        second = start(demo_bundle, *flags, target=server.target)
-        assert second.process.wait(START_S) == 2
-        assert f"cannot listen on {server.target}" in second.log.read_text()
+        for host in ("127.0.0.1", "localhost"):
+            second = start(demo_bundle, *flags, target=f"{host}:{port}")
+            assert second.process.wait(START_S) == 2
+            assert f"cannot listen on {second.target}" in second.log.read_text()
 
 
 def test_bundle_that_no_worker_can_serve_ends_the_server(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
@@ -140,3 +111,44 @@ def test_bundle_that_was_damaged_meanwhile_ends_none_that_serves(
     (bundle / "tokenizer.json").write_bytes(whole)
     wait_until(lambda: serving(server) == 3, "it serves once the bundle is whole again")
     assert server.stop() == 0
+
+
+def test_all_that_serve_are_told_once(server: Server) -> None:
+    assert server.log.read_text().count(f"all 2 workers serve on {server.target}") == 1
+
+
+def test_worker_of_another_embedding_space_does_not_start_beside_those_that_serve(
+    start: Start, demo_bundle: Path, twin: Path, tmp_path: Path
+) -> None:
+    served = tmp_path / "served"
+    put(demo_bundle, served)
+    server = start(served, "--workers", "2")
+    wait_until(lambda: serving(server) == 2, "two workers serve")
+    put(twin, served)
+    os.kill(workers_of(server)[0], signal.SIGKILL)
+    wait_until(lambda: "died with code 2" in server.log.read_text(), "the new worker refuses the bundle")
+    assert "0123456789abcdef is not that of the model that serves" in server.log.read_text()
+    assert answered(server)
+    put(demo_bundle, served)
+    wait_until(lambda: serving(server) == 3, "it serves once the bundle is back")
+    assert server.stop() == 0
+
+
+def test_workers_follow_a_server_of_one_whose_connections_linger(start: Start, demo_bundle: Path) -> None:
+    alone = start(demo_bundle)
+    alone.wait_until_serving()
+    channel = grpc.insecure_channel(alone.target)
+    stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
+    stub.Analyze(pb2.AnalyzeRequest(items=[item_pb2.Item(text="one text")]), timeout=START_S)
+    # The server closes first, so that the connection lingers on its side.
+    assert alone.stop() == 0
+    channel.close()
+    server = start(demo_bundle, "--workers", "2", target=alone.target)
+    wait_until(lambda: serving(server) == 2, "two workers serve")
+    assert answered(server)
+
+
+def test_name_of_this_machine_is_listened_on(start: Start, demo_bundle: Path) -> None:
+    server = start(demo_bundle, "--workers", "2", target=f"localhost:{free_port()}")
+    wait_until(lambda: serving(server) == 2, "two workers serve")
+    assert answered(server)

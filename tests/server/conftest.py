@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +118,19 @@ def settings() -> Callable[..., Settings]:
         return Settings(**{"bundle": Path("fake"), "threads": 1, **values})  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets a script of a few lines play the worker processes that are started."""
+
+    def play(source: str) -> None:
+        path = tmp_path / "python"
+        path.write_text(f"#!{sys.executable} -IS\n{textwrap.dedent(source)}")
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return play
 
 
 def embedding_of(text: str) -> list[float]:

@@ -5,110 +5,194 @@ import time
 
 import pytest
 from polyhead_server.admission import Admission
+from polyhead_server.batching import BatchLimits, BatchQueue, Call, Entry
 from polyhead_server.errors import ExpiredError, OverloadedError
-
-
-class Queue:
-    """How many tokens are said to wait."""
-
-    tokens = 0
+from polyhead_server.items import Outcome, Tokens
 
 
 @pytest.fixture
-def queue() -> Queue:
-    return Queue()
+async def queue() -> BatchQueue:
+    return BatchQueue(BatchLimits(max_tokens=10_000, max_padding=0.12))
 
 
 @pytest.fixture
-def admission(queue: Queue) -> Admission:
-    """Two workers that were seen to do 1,000 tokens a second each; at most 2 s of queue."""
-    admission = Admission(2, 2.0, lambda: queue.tokens)
-    admission.learn(tokens=1000, compute_s=1.0)
-    return admission
+def admission(queue: BatchQueue) -> Admission:
+    """Two workers that do 1,000 tokens a second each; at most 2 s, or 10,000 tokens, of queue."""
+    return Admission(queue, 2, max_queue_s=2.0, max_queue_tokens=10_000, tokens_per_s=1000)
 
 
-def test_expected_wait_is_the_queue_divided_by_the_rate_of_all_workers(admission: Admission, queue: Queue) -> None:
-    queue.tokens = 1000
+def put(queue: BatchQueue, tokens: int, call: Call | None = None) -> None:
+    future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    ids = [7] * tokens
+    queue.put([Entry(call or Call(), Tokens((ids,), tokens), ids, future, None, 0, 0, 0)])
+
+
+def admits(admission: Admission, size: int, deadline_s: float | None = None, call: Call | None = None) -> bool:
+    """Whether an item of a unary call may enter; leaves nothing reserved."""
+    deadline = None if deadline_s is None else time.monotonic() + deadline_s
+    entered = admission.admit(call or Call(), [size], deadline, patient=False)
+    admission.release(size * entered)
+    return entered == 1
+
+
+async def test_expected_wait_is_the_queue_divided_by_the_rate_of_all_workers(
+    admission: Admission, queue: BatchQueue
+) -> None:
+    put(queue, 1000)
     assert admission.expected_wait_s() == pytest.approx(0.5)
 
 
-def test_rate_follows_what_is_seen(admission: Admission, queue: Queue) -> None:
-    queue.tokens = 1000
+async def test_rate_follows_what_is_seen(admission: Admission, queue: BatchQueue) -> None:
+    put(queue, 1000)
     for _ in range(100):
         admission.learn(tokens=500, compute_s=1.0)
     assert admission.expected_wait_s() == pytest.approx(1.0, rel=0.01)
 
 
-def test_everything_is_admitted_before_the_first_pass() -> None:
-    Admission(1, 0.001, lambda: 10**9).admit(None, 1, may_refuse=True)
+async def test_everything_with_room_is_admitted_before_a_rate_is_known(queue: BatchQueue) -> None:
+    admission = Admission(queue, 1, max_queue_s=0.001, max_queue_tokens=10_000, tokens_per_s=0)
+    put(queue, 9000)
+    assert admits(admission, 1000)
+    assert not admits(admission, 1001)
 
 
-def test_item_is_refused_when_the_wait_exceeds_the_limit(admission: Admission, queue: Queue) -> None:
-    queue.tokens = 3999
-    admission.admit(None, 0, may_refuse=True)
-    queue.tokens = 8000
-    with pytest.raises(OverloadedError) as caught:
-        admission.admit(None, 0, may_refuse=True)
-    assert caught.value.retry_after_s == pytest.approx(2.0)
+async def test_unary_item_is_refused_when_its_wait_exceeds_the_limit(admission: Admission, queue: BatchQueue) -> None:
+    for _ in range(10):
+        put(queue, 390)
+    assert admits(admission, 100)
+    for _ in range(10):
+        put(queue, 390)
+    # 20 calls that wait: 21 shares of 100 tokens are little over a second, of 300 tokens more than three.
+    assert admits(admission, 100)
+    assert not admits(admission, 300)
+    refusal = admission.refusal(Call(), 300, None, patient=False)
+    assert isinstance(refusal, OverloadedError)
+    assert refusal.retry_after_s == pytest.approx(6300 / 2000 / 2)
 
 
-def test_texts_that_are_not_tokenized_yet_count_until_they_are_released(admission: Admission) -> None:
-    admission.admit(None, 8000, may_refuse=True)
-    with pytest.raises(OverloadedError):
-        admission.admit(None, 1, may_refuse=True)
-    admission.release(8000)
-    admission.admit(None, 1, may_refuse=True)
+async def test_single_text_is_admitted_however_much_a_stream_has_sent(admission: Admission, queue: BatchQueue) -> None:
+    stream = Call()
+    for _ in range(16):
+        put(queue, 500, stream)
+    assert admits(admission, 100, deadline_s=0.2)
+    assert not admits(admission, 100, deadline_s=0.2, call=stream)
 
 
-def test_item_is_refused_when_the_wait_exceeds_its_deadline(admission: Admission, queue: Queue) -> None:
-    queue.tokens = 2000
-    for may_refuse in (True, False):
-        with pytest.raises(OverloadedError):
-            admission.admit(time.monotonic() + 0.5, 0, may_refuse=may_refuse)
+async def test_queue_has_a_bound_in_tokens(admission: Admission, queue: BatchQueue) -> None:
+    stream = Call()
+    put(queue, 9950, stream)
+    assert admits(admission, 50)
+    assert not admits(admission, 51)
+    refusal = admission.refusal(Call(), 51, None, patient=False)
+    assert "10001 tokens would wait, the limit is 10000" in str(refusal)
 
 
-def test_stream_is_not_refused_for_the_servers_limit(admission: Admission, queue: Queue) -> None:
-    queue.tokens = 8000
-    admission.admit(None, 0, may_refuse=False)
+async def test_texts_that_are_not_tokenized_yet_count_until_they_are_released(admission: Admission) -> None:
+    assert admission.admit(Call(), [9990], None, patient=False) == 1
+    assert not admits(admission, 11)
+    admission.release(9990)
+    assert admits(admission, 11)
 
 
-def test_item_whose_deadline_passed_is_expired(admission: Admission) -> None:
-    with pytest.raises(ExpiredError):
-        admission.admit(time.monotonic() - 0.001, 0, may_refuse=True)
+async def test_item_is_refused_when_it_cannot_be_answered_before_its_deadline(
+    admission: Admission, queue: BatchQueue
+) -> None:
+    put(queue, 1000)
+    for patient in (True, False):
+        for left_s, entered in ((1.0, 1), (0.5, 0)):
+            deadline = time.monotonic() + left_s
+            # Both have half of the machine: 600 tokens take 0.6 s, and 0.8 of the time may be filled.
+            assert admission.admit(Call(), [600], deadline, patient=patient) == entered
+            admission.release(600 * entered)
+        assert isinstance(admission.refusal(Call(), 600, deadline, patient=patient), OverloadedError)
 
 
-async def test_stream_waits_for_room_and_is_let_in(admission: Admission, queue: Queue) -> None:
-    queue.tokens = 8000
-    waiting = asyncio.ensure_future(admission.room())
+async def test_nothing_is_refused_when_nothing_is_before_it(admission: Admission) -> None:
+    admission.learn(tokens=1000, compute_s=1.0)
+    assert admits(admission, 9000, deadline_s=0.1)
+
+
+async def test_message_enters_as_far_as_it_fits(admission: Admission) -> None:
+    deadline = time.monotonic() + 1.0
+    # 2,000 tokens a second, of which 0.8 may be promised.
+    assert admission.admit(Call(), [100] * 50, deadline, patient=False) in {15, 16}
+
+
+async def test_stream_is_not_refused_for_the_servers_limits(admission: Admission, queue: BatchQueue) -> None:
+    put(queue, 10_000)
+    assert admission.admit(Call(), [1000, 1000], None, patient=True) == 2
+
+
+async def test_item_whose_deadline_passed_is_expired(admission: Admission) -> None:
+    passed = time.monotonic() - 0.001
+    for patient in (True, False):
+        assert admission.admit(Call(), [1], passed, patient=patient) == 0
+        assert isinstance(admission.refusal(Call(), 1, passed, patient=patient), ExpiredError)
+
+
+async def test_stream_waits_for_room_and_is_let_in(admission: Admission, queue: BatchQueue) -> None:
+    stream = Call()
+    put(queue, 3000)
+    put(queue, 1000, stream)
+    waiting = asyncio.ensure_future(admission.room(stream))
     await asyncio.sleep(0)
     admission.wake()
     await asyncio.sleep(0)
     assert not waiting.done()
-    queue.tokens = 1000
+    queue.take()
     admission.wake()
     await asyncio.wait_for(waiting, 10)
 
 
-async def test_stream_is_let_in_when_what_was_in_its_way_never_reached_the_queue(admission: Admission) -> None:
-    admission.admit(None, 8000, may_refuse=True)
-    waiting = asyncio.ensure_future(admission.room())
+async def test_stream_that_has_nothing_in_the_queue_is_let_in_until_it_is_full(
+    admission: Admission, queue: BatchQueue
+) -> None:
+    put(queue, 9999)
+    await asyncio.wait_for(admission.room(Call()), 10)
+    put(queue, 1)
+    waiting = asyncio.ensure_future(admission.room(Call()))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()
+
+
+async def test_streams_leave_half_of_the_queue_to_others(queue: BatchQueue) -> None:
+    admission = Admission(queue, 1, max_queue_s=1e9, max_queue_tokens=10_000, tokens_per_s=1000)
+    stream = Call()
+    put(queue, 5001, stream)
+    waiting = asyncio.ensure_future(admission.room(stream))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert admits(admission, 4999)
+    waiting.cancel()
+
+
+async def test_stream_is_let_in_when_what_was_in_its_way_never_reached_the_queue(
+    admission: Admission, queue: BatchQueue
+) -> None:
+    stream = Call()
+    put(queue, 10, stream)
+    admission.admit(Call(), [8000], None, patient=True)
+    waiting = asyncio.ensure_future(admission.room(stream))
     await asyncio.sleep(0)
     assert not waiting.done()
     admission.release(8000)
     await asyncio.wait_for(waiting, 10)
 
 
-async def test_streams_that_wake_together_look_again(admission: Admission, queue: Queue) -> None:
-    queue.tokens = 8000
+async def test_streams_that_wake_together_look_again(admission: Admission, queue: BatchQueue) -> None:
+    admission.admit(Call(), [8000], None, patient=True)
 
-    async def enter() -> None:
-        await admission.room()
-        queue.tokens += 4000
+    async def enter(stream: Call) -> None:
+        await admission.room(stream)
+        admission.admit(stream, [4000], None, patient=True)
 
-    waiting = [asyncio.ensure_future(enter()) for _ in range(3)]
+    streams = [Call() for _ in range(3)]
+    for stream in streams:
+        put(queue, 10, stream)
+    waiting = [asyncio.ensure_future(enter(stream)) for stream in streams]
     await asyncio.sleep(0)
-    queue.tokens = 1000
-    admission.wake()
+    admission.release(8000)
     for _ in range(5):
         await asyncio.sleep(0)
     assert [task.done() for task in waiting] == [True, False, False]
@@ -116,12 +200,13 @@ async def test_streams_that_wake_together_look_again(admission: Admission, queue
         task.cancel()
 
 
-async def test_stream_that_went_away_does_not_disturb_the_others(admission: Admission, queue: Queue) -> None:
-    queue.tokens = 8000
-    gone, other = (asyncio.ensure_future(admission.room()) for _ in range(2))
+async def test_stream_that_went_away_does_not_disturb_the_others(admission: Admission, queue: BatchQueue) -> None:
+    stream = Call()
+    put(queue, 10, stream)
+    admission.admit(Call(), [8000], None, patient=True)
+    gone, other = (asyncio.ensure_future(admission.room(stream)) for _ in range(2))
     await asyncio.sleep(0)
     gone.cancel()
     await asyncio.sleep(0)
-    queue.tokens = 0
-    admission.wake()
+    admission.release(8000)
     await asyncio.wait_for(other, 10)

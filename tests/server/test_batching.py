@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 
 import pytest
-from polyhead_server.batching import Batch, BatchLimits, BatchQueue, Entry
+from polyhead_server.batching import Batch, BatchLimits, BatchQueue, Call, Entry
 from polyhead_server.items import Outcome, Tokens
 
 
@@ -18,10 +18,11 @@ async def queue() -> BatchQueue:
 _clock = iter(range(1_000_000))
 
 
-def entry(length: int, deadline: float | None = None) -> Entry:
-    """An entry that is younger than all before it."""
+def entry(length: int, deadline: float | None = None, call: Call | None = None) -> Entry:
+    """An entry that is younger than all before it, of a call of its own unless one is given."""
     future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-    return Entry(Tokens([7] * length, length), future, deadline, 0, next(_clock), 0)
+    ids = [7] * length
+    return Entry(call or Call(), Tokens((ids,), length), ids, future, deadline, 0, next(_clock), 0)
 
 
 def lengths(batch: Batch | None) -> list[int]:
@@ -60,6 +61,64 @@ async def test_oldest_entry_is_never_passed_over(queue: BatchQueue) -> None:
     queue.put([entry(90)])
     queue.put([entry(10) for _ in range(50)])
     assert lengths(queue.take()) == [90]
+
+
+async def test_single_text_does_not_wait_behind_what_a_stream_sent_before(queue: BatchQueue) -> None:
+    stream, single = Call(), Call()
+    queue.put([entry(90, call=stream) for _ in range(50)])
+    queue.take()
+    queue.put([entry(50, call=single)])
+    # The stream was served a text more than the other call, which is next.
+    assert [lengths(queue.take()) for _ in range(2)] in ([[50], [90]], [[90], [50]])
+
+
+async def test_calls_that_wait_share_the_tokens(queue: BatchQueue) -> None:
+    long, short = Call(), Call()
+    queue.put([entry(80, call=long) for _ in range(20)])
+    queue.put([entry(40, call=short) for _ in range(100)])
+    taken = [lengths(queue.take()) for _ in range(21)]
+    tokens = {length: sum(map(sum, (batch for batch in taken if batch[0] == length))) for length in (80, 40)}
+    assert 0.8 < tokens[80] / tokens[40] < 1.25
+
+
+async def test_stream_is_not_starved_by_calls_that_keep_coming(queue: BatchQueue) -> None:
+    stream = Call()
+    queue.put([entry(80, call=stream) for _ in range(10)])
+    taken = []
+    for _ in range(60):
+        queue.put([entry(40), entry(40)])
+        taken.append(lengths(queue.take()))
+    assert taken.count([80]) >= 3
+
+
+async def test_items_of_a_call_keep_their_order(queue: BatchQueue) -> None:
+    stream = Call()
+    entries = [entry(90, call=stream) for _ in range(20)]
+    queue.put(entries)
+    queue.put([entry(90) for _ in range(20)])
+    queue.close()
+    taken = [one for batch in iter(queue.take, None) for one in batch.entries]
+    assert [one for one in taken if one.call is stream] == entries
+
+
+async def test_call_does_not_pay_for_what_was_not_computed(queue: BatchQueue) -> None:
+    stream, other = Call(), Call()
+    gone = [entry(90, call=stream) for _ in range(50)]
+    queue.put(gone)
+    for one in gone:
+        queue.drop(one)
+    queue.put([entry(90, call=other) for _ in range(10)])
+    queue.put([entry(80, call=stream)])
+    assert [80] in [lengths(queue.take()) for _ in range(3)]
+
+
+async def test_calls_are_counted_while_they_wait(queue: BatchQueue) -> None:
+    stream = Call()
+    queue.put([entry(90, call=stream), entry(90, call=stream), entry(90)])
+    assert (queue.calls, stream.waiting_tokens) == (2, 180)
+    queue.close()
+    assert len(list(drain(queue))) == 3
+    assert (queue.calls, stream.waiting_tokens, queue.waiting) == (0, 0, 0)
 
 
 async def test_expired_entries_are_returned_and_not_computed(queue: BatchQueue) -> None:

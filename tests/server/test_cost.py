@@ -32,15 +32,27 @@ def test_the_more_a_pass_costs_to_start_the_more_tokens_fill_it(
 ) -> None:
     # Doubling n tokens is worth it while start / (start + 2n x token) is at least 3 %; Python adds 0.5 ms to the start.
     engine = TimedEngine(monkeypatch, start_s, 0.0001)
-    assert cost.filling_tokens(engine, 512) == expected
+    assert cost.measure(engine, 512).batch_tokens == expected
 
 
 def test_texts_to_measure_with_are_no_longer_than_the_model_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TimedEngine(monkeypatch, 0.0, 0.0001)
-    cost.filling_tokens(engine, 16)
+    cost.measure(engine, 16)
     assert {length for _, length in engine.passes} == {16}
 
 
 def test_pass_that_fails_bounds_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TimedEngine(monkeypatch, 1.0, 0.0001, most=256)
-    assert cost.filling_tokens(engine, 512) == 256
+    assert cost.measure(engine, 512).batch_tokens == 256
+
+
+def test_rate_is_that_of_the_passes_that_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TimedEngine(monkeypatch, 0.0005, 0.0001)
+    for given in (0, 256):
+        # 256 tokens take 25.6 ms and the start; Python adds 0.5 ms.
+        measured = cost.measure(engine, 512, given)
+        assert measured.batch_tokens == 256
+        assert measured.tokens_per_s == pytest.approx(256 / 0.0266)
+    engine.passes.clear()
+    cost.measure(engine, 512, 640)
+    assert {count * length for count, length in engine.passes} == {640}

@@ -41,3 +41,33 @@ def test_row_that_is_not_finite_touches_no_other(bad: float) -> None:
     assert first is not None
     assert third is not None
     assert third.embedding.tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_windows_are_pooled_by_their_tokens(normalized: bool) -> None:
+    topic = bundle.Head("topic", "softmax", "logits", ("a", "b", "c"), temperature=2.0)
+    mood = bundle.Head("mood", "sigmoid", "mood_logits", ("no", "yes"), threshold=0.5)
+    random = np.random.default_rng(0)
+    embeddings = random.normal(size=(3, 4)).astype(np.float32)
+    logits = random.normal(size=(3, 3), scale=4).astype(np.float32)
+    moods = random.normal(size=(3, 1), scale=4).astype(np.float32)
+    rows = heads.answer([topic, mood], [embeddings, logits, moods])
+    weights = np.array([10, 10, 5]) / 25
+    pooled = heads.pool([topic, mood], [row for row in rows if row], [10, 10, 5], normalized=normalized)
+    mean = weights @ embeddings
+    np.testing.assert_allclose(pooled.embedding, mean / (np.linalg.norm(mean) if normalized else 1), rtol=1e-5)
+    # That of the logits' mean, though only probabilities are there.
+    expected = heads.answer(
+        [topic, mood], [embeddings[:1], *((weights @ one)[None].astype(np.float32) for one in (logits, moods))]
+    )[0]
+    assert expected is not None
+    for one, other in zip(pooled.probabilities, expected.probabilities, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4)
+        assert one.dtype == np.float32
+
+
+def test_windows_that_are_certain_are_pooled_to_finite_numbers() -> None:
+    mood = bundle.Head("mood", "sigmoid", "mood_logits", ("no", "yes"), threshold=0.5)
+    rows = heads.answer([mood], [np.zeros((2, 4), np.float32), np.array([[500.0], [-500.0]], np.float32)])
+    (probability,) = heads.pool([mood], [row for row in rows if row], [7, 7], normalized=True).probabilities
+    assert probability.tolist() == [0.5]

@@ -33,7 +33,8 @@ class RaisingEngine(FakeEngine):
 def golden(manifest: bundle.Manifest, tokenizer: Tokenizer, *texts: str) -> tuple[bundle.Golden, ...]:
     """What the fake engine answers."""
     rows = [
-        [values[0].tolist() for values in FakeEngine().run(*pad([one.ids], 0))] for one in tokenizer.encode([*texts])
+        [values[0].tolist() for values in FakeEngine().run(*pad([*one.windows], 0))]
+        for one in tokenizer.encode([*texts])
     ]
     return tuple(
         bundle.Golden(text, tuple(embedding), {"topic": tuple(topic), "sentiment": tuple(sentiment)})

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import tokenizers
 from polyhead_server import batching
-from polyhead_server.errors import ExpiredError, InternalError, InvalidRequestError, TextTooLongError
-from polyhead_server.items import BadItem, Item, Message, Outcome, Result, Wishes
+from polyhead_server.batching import Call
+from polyhead_server.errors import ExpiredError, InternalError, InvalidRequestError, OverloadedError, TextTooLongError
+from polyhead_server.items import BadItem, Item, Message, Outcome, Result, Truncation, Wishes
 from polyhead_server.loading import Model
 from polyhead_server.pipeline import Pipeline
 from polyhead_server.settings import Settings
@@ -29,7 +30,7 @@ def message(*texts: str, wishes: Wishes | None = None) -> Message:
 
 
 async def outcomes(pipeline: Pipeline, message: Message, deadline: float | None = None) -> list[Outcome]:
-    return await asyncio.wait_for(asyncio.gather(*await pipeline.submit(message, deadline)), 30)
+    return await asyncio.wait_for(asyncio.gather(*await pipeline.submit(message, Call(), deadline)), 30)
 
 
 def embedding(outcome: Outcome) -> list[float]:
@@ -45,9 +46,9 @@ async def test_every_text_gets_its_own_answer(pipeline: Pipeline) -> None:
 
 async def test_waiting_items_of_many_messages_share_a_pass(pipeline: Pipeline, engine: FakeEngine) -> None:
     engine.gate.clear()
-    first = await pipeline.submit(message("w1"), None)
+    first = await pipeline.submit(message("w1"), Call(), None)
     await engine.hold()
-    rest = [await pipeline.submit(message("w2"), None) for _ in range(5)]
+    rest = [await pipeline.submit(message("w2"), Call(), None) for _ in range(5)]
     engine.gate.set()
     await asyncio.gather(*first, *(future for futures in rest for future in futures))
     assert engine.passes == [(1, 3), (5, 3)]
@@ -63,7 +64,7 @@ async def test_unreadable_item_is_answered_with_its_error(pipeline: Pipeline) ->
 
 async def test_long_text_is_refused_only_when_asked(pipeline: Pipeline) -> None:
     texts = ("w1", "w1 " * 30)
-    good, refused = await outcomes(pipeline, message(*texts, wishes=Wishes(truncate=False)))
+    good, refused = await outcomes(pipeline, message(*texts, wishes=Wishes(truncation=Truncation.ERROR)))
     assert embedding(good) == embedding_of("w1")
     assert isinstance(refused, TextTooLongError)
     assert all(isinstance(answer, Result) for answer in await outcomes(pipeline, message(*texts)))
@@ -73,9 +74,9 @@ async def test_expired_item_is_answered_and_not_computed(
     pipeline: Pipeline, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine.gate.clear()
-    running = await pipeline.submit(message("w1"), None)
+    running = await pipeline.submit(message("w1"), Call(), None)
     await engine.hold()
-    waiting = await pipeline.submit(message("w2"), time.monotonic() + 1000)
+    waiting = await pipeline.submit(message("w2"), Call(), time.monotonic() + 1000)
     monkeypatch.setattr(batching, "time", FakeClock(time.monotonic() + 2000))
     engine.gate.set()
     assert isinstance(await waiting[0], ExpiredError)
@@ -92,10 +93,10 @@ class FakeClock:
 
 async def test_cancelled_item_is_not_computed(pipeline: Pipeline, engine: FakeEngine) -> None:
     engine.gate.clear()
-    running = await pipeline.submit(message("w1"), None)
+    running = await pipeline.submit(message("w1"), Call(), None)
     await engine.hold()
-    (waiting,) = await pipeline.submit(message("w2"), None)
-    (kept,) = await pipeline.submit(message("w3"), None)
+    (waiting,) = await pipeline.submit(message("w2"), Call(), None)
+    (kept,) = await pipeline.submit(message("w3"), Call(), None)
     waiting.cancel()
     engine.gate.set()
     assert embedding(await kept) == embedding_of("w3")
@@ -126,10 +127,11 @@ async def test_stream_that_waits_for_room_is_woken_when_the_queue_was_cancelled(
     pipeline.start()
     await outcomes(pipeline, message("w1"))
     engine.gate.clear()
-    running = await pipeline.submit(message("w1"), None, may_refuse=False)
+    running = await pipeline.submit(message("w1"), Call(), None, patient=True)
     await engine.hold()
-    waiting = await pipeline.submit(message("w2"), None, may_refuse=False)
-    room = asyncio.ensure_future(pipeline.room())
+    stream = Call()
+    waiting = await pipeline.submit(message("w2"), stream, None, patient=True)
+    room = asyncio.ensure_future(pipeline.admission.room(stream))
     await asyncio.sleep(0)
     assert not room.done()
     for future in [*running, *waiting]:
@@ -172,6 +174,69 @@ async def test_timings_add_up(pipeline: Pipeline) -> None:
 async def test_closing_answers_what_was_accepted(model: Model, settings: Callable[..., Settings]) -> None:
     pipeline = Pipeline(model, settings())
     pipeline.start()
-    futures = await pipeline.submit(message(*["w1"] * 30), None)
+    futures = await pipeline.submit(message(*["w1"] * 30), Call(), None)
     await asyncio.wait_for(pipeline.close(), 30)
     assert all(isinstance(outcome, Result) for outcome in await asyncio.gather(*futures))
+
+
+async def test_closing_waits_for_what_is_being_tokenized(model: Model, settings: Callable[..., Settings]) -> None:
+    pipeline = Pipeline(model, settings())
+    pipeline.start()
+    submitting = asyncio.ensure_future(pipeline.submit(message(*["w1 " * 200] * 300), Call(), None))
+    await asyncio.sleep(0)
+    await asyncio.wait_for(pipeline.close(), 30)
+    assert all(isinstance(outcome, Result) for outcome in await asyncio.gather(*await submitting))
+
+
+LONG = " ".join(f"w{number}" for number in range(40))
+
+
+async def test_long_text_is_answered_from_all_its_windows(pipeline: Pipeline) -> None:
+    wishes = Wishes(truncation=Truncation.WINDOW)
+    short, long = await outcomes(pipeline, message("w1", LONG, wishes=wishes))
+    assert isinstance(long, Result)
+    assert isinstance(short, Result)
+    assert (len(short.tokens.windows), len(long.tokens.windows), long.tokens.cut_at) == (1, 3, None)
+    tokens = [len(window) for window in long.tokens.windows]
+    # The fake engine's second number is that of tokens.
+    assert long.numbers.embedding[1] == pytest.approx(sum(number * number for number in tokens) / sum(tokens))
+    assert embedding(short) == embedding_of("w1")
+
+
+async def test_cancelled_long_text_leaves_the_queue(pipeline: Pipeline, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    running = await pipeline.submit(message("w1"), Call(), None)
+    await engine.hold()
+    (long,) = await pipeline.submit(message(LONG, wishes=Wishes(truncation=Truncation.WINDOW)), Call(), None)
+    assert pipeline.queue.waiting == 3
+    long.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert pipeline.queue.waiting == 0
+    engine.gate.set()
+    await running[0]
+    assert engine.passes == [(1, 3)]
+
+
+async def test_window_that_fails_fails_its_text_alone(pipeline: Pipeline, engine: FakeEngine) -> None:
+    engine.fails = RuntimeError("secret")
+    bad, good = await outcomes(pipeline, message(LONG + " poison", LONG, wishes=Wishes(truncation=Truncation.WINDOW)))
+    # The good text may have shared a pass with the bad one; alone it is answered.
+    assert isinstance(bad, InternalError)
+    engine.fails = None
+    (good,) = await outcomes(pipeline, message(LONG, wishes=Wishes(truncation=Truncation.WINDOW)))
+    assert isinstance(good, Result)
+
+
+async def test_what_does_not_fit_before_the_deadline_is_refused_and_the_rest_answered(
+    pipeline: Pipeline, engine: FakeEngine
+) -> None:
+    for _ in range(200):
+        pipeline.admission.learn(tokens=100, compute_s=1.0)
+    # 100 tokens a second: of 50 texts with 2 tokens each, 40 are expected within 0.8 of a second, less a pass.
+    pipeline.admission._pass_s = 0.0
+    answers = await outcomes(pipeline, message(*["w1"] * 50), time.monotonic() + 1.0)
+    refused = [answer for answer in answers if isinstance(answer, OverloadedError)]
+    assert 8 <= len(refused) <= 12
+    assert answers[-len(refused) :] == refused
+    assert all(isinstance(answer, Result) for answer in answers[: -len(refused)])

@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from google.rpc import status_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
+from polyhead_export import bundle
+from polyhead_server.batching import Call
 from polyhead_server.interceptors import ErrorInterceptor
 from polyhead_server.items import Message
 from polyhead_server.loading import Model
+from polyhead_server.metrics import Metrics
 from polyhead_server.pipeline import Pipeline
 from polyhead_server.service import NAME, InferenceService, handler
 from polyhead_server.settings import Settings
+from polyhead_server.tokenization import Tokenizer
+from polyhead_server.wire_out import Writer
 
 from .conftest import FakeEngine, embedding_of
 
@@ -42,7 +49,7 @@ class Running:
 @pytest.fixture
 async def bare(settings: Callable[..., Settings]) -> AsyncIterator[Running]:
     """A server whose model is not loaded yet."""
-    service = InferenceService(settings(stream_window=8))
+    service = InferenceService(settings(stream_window=8), Metrics())
     server = aio.server(interceptors=[ErrorInterceptor(NAME)])
     server.add_generic_rpc_handlers((handler(service),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -54,7 +61,7 @@ async def bare(settings: Callable[..., Settings]) -> AsyncIterator[Running]:
 
 @pytest.fixture
 async def running(bare: Running, model: Model, settings: Callable[..., Settings]) -> AsyncIterator[Running]:
-    pipeline = Pipeline(model, settings())
+    pipeline = Pipeline(model, settings(), bare.service._metrics.observe)
     pipeline.start()
     bare.service.serve(pipeline)
     yield bare
@@ -183,14 +190,14 @@ async def test_stream_takes_in_no_more_than_its_window(running: Running, engine:
             seen += 1
 
     window = asyncio.ensure_future(collect(running.stub.StreamAnalyze(requests())))
-    pipeline = running.service._pipeline
+    pipeline = running.service.pipeline
     assert pipeline is not None
-    while pipeline._queue.waiting_tokens < 7 * 3:
+    while pipeline.queue.waiting_tokens < 7 * 3:
         await asyncio.sleep(0.001)
     other = await running.stub.GetModelInfo(pb2.GetModelInfoRequest())
     assert other.model.runtime.engine == "fake"
     # One text is in the engine, and the rest of the window of 8 in the queue.
-    assert sum(map(len, pipeline._queue._lanes.values())) <= 8
+    assert sum(map(len, pipeline.queue._lanes.values())) <= 8
     engine.gate.set()
     assert len(await window) == len(TEXTS) == seen
 
@@ -199,14 +206,14 @@ async def test_cancelled_stream_is_not_computed(running: Running, engine: FakeEn
     engine.gate.clear()
     first = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
     await engine.hold()
-    pipeline = running.service._pipeline
+    pipeline = running.service.pipeline
     assert pipeline is not None
     call = running.stub.StreamAnalyze()
     await call.write(pb2.StreamAnalyzeRequest(items=items(["w2", "w3"])))
-    while pipeline._queue.waiting_tokens < 6:
+    while pipeline.queue.waiting_tokens < 6:
         await asyncio.sleep(0.001)
     call.cancel()
-    while not all(entry.future.cancelled() for lane in pipeline._queue._lanes.values() for entry in lane):
+    while not all(entry.future.cancelled() for lane in pipeline.queue._lanes.values() for _, _, entry in lane):
         await asyncio.sleep(0.001)
     engine.gate.set()
     await first
@@ -232,14 +239,14 @@ async def test_draining_stream_answers_what_it_accepted_and_then_ends(running: R
 
 
 async def test_deadline_of_the_call_reaches_its_items(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = running.service._pipeline
+    pipeline = running.service.pipeline
     assert pipeline is not None
     deadlines: list[float | None] = []
     submit = pipeline.submit
 
-    async def spy(message: Message, deadline: float | None, **options: bool) -> Any:
+    async def spy(message: Message, call: Call, deadline: float | None, **options: bool) -> Any:
         deadlines.append(deadline)
-        return await submit(message, deadline, **options)
+        return await submit(message, call, deadline, **options)
 
     monkeypatch.setattr(pipeline, "submit", spy)
     request = pb2.StreamAnalyzeRequest(items=items(["w1"]))
@@ -277,7 +284,7 @@ async def test_unexpected_error_tells_nothing_of_our_internals(
     def broken(*_: object) -> None:
         raise ValueError("a secret of ours")
 
-    monkeypatch.setattr(running.service._writer, "answer", broken)
+    monkeypatch.setattr(Writer, "answer", broken)
     with pytest.raises(aio.AioRpcError) as caught:
         await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"])))
     assert caught.value.code() == grpc.StatusCode.INTERNAL
@@ -298,3 +305,130 @@ async def test_model_info_tells_everything_about_the_model(running: Running) -> 
     assert (info.runtime.engine, info.runtime.device, info.runtime.variant) == ("fake", "cpu", "fp32")
     assert info.fingerprints.embedding_space == "e" * 16
     assert (info.limits.max_tokens, info.embedding.dimensions) == (16, 2)
+
+
+def expecting(space: str = "", **heads: str) -> item_pb2.ItemOptions:
+    fingerprints = [item_pb2.HeadFingerprint(head=head, fingerprint=value) for head, value in heads.items()]
+    return item_pb2.ItemOptions(expected_fingerprints=item_pb2.Fingerprints(embedding_space=space, heads=fingerprints))
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (expecting("e" * 16, topic="t" * 16), None),
+        (expecting(topic="t" * 16), None),
+        (expecting("x" * 16), "embedding_space"),
+        (expecting("e" * 16, topic="x" * 16), "topic"),
+        (expecting(unknown="x" * 16), "unknown"),
+    ],
+)
+async def test_items_are_refused_when_another_model_answers_than_expected(
+    running: Running, options: item_pb2.ItemOptions, what: str | None
+) -> None:
+    request = pb2.AnalyzeRequest(items=items(["w1"]), options=options)
+    (unary,) = (await running.stub.Analyze(request)).answers
+    (stream,) = await collect(
+        running.stub.StreamAnalyze(iter([pb2.StreamAnalyzeRequest(items=items(["w1"]), options=options)]))
+    )
+    for answer in (unary, stream):
+        assert answer.error.code == (0 if what is None else grpc.StatusCode.FAILED_PRECONDITION.value[0])
+        assert what is None or what in answer.error.message
+
+
+async def test_unary_call_of_which_nothing_was_taken_in_is_refused_as_a_whole(
+    running: Running, engine: FakeEngine
+) -> None:
+    pipeline = running.service.pipeline
+    assert pipeline is not None
+    for _ in range(200):
+        pipeline.admission.learn(tokens=1, compute_s=100.0)
+    engine.gate.clear()
+    first = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
+    await engine.hold()
+    waiting = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w2"] * 9))))
+    while not pipeline.queue.waiting:
+        await asyncio.sleep(0.001)
+    with pytest.raises(aio.AioRpcError) as caught:
+        await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w3"])), timeout=20)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    metadata = dict(caught.value.trailing_metadata() or ())
+    assert int(metadata["grpc-retry-pushback-ms"]) >= 1
+    status = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])
+    retry = error_details_pb2.RetryInfo()
+    assert status.details[1].Unpack(retry)
+    # A stream is told in its answers, and lives on.
+    call = running.stub.StreamAnalyze(iter([pb2.StreamAnalyzeRequest(items=items(["w4"]))]), timeout=20)
+    (answer,) = await collect(call)
+    assert answer.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    engine.gate.set()
+    await first
+    # Of the nine, one may wait; the others are told to come again, and the call goes on.
+    refused = [answer.error.code for answer in (await waiting).answers]
+    assert refused == [0, *[grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]] * 8]
+    assert running.service.stats()["refused_total"] == {"OVERLOADED": 10}
+
+
+async def test_stats_say_what_the_server_does(running: Running, engine: FakeEngine) -> None:
+    await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1", "w1 w2", "[SEP] " * 30])))
+    engine.gate.clear()
+    call = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
+    while running.service.stats()["calls"] != 1:
+        await asyncio.sleep(0.001)
+    stats = running.service.stats()
+    assert (stats["items_total"], stats["tokens_total"], stats["serving"]) == (3, 3 + 4 + 16, True)
+    assert stats["passes_total"] == len(engine.passes)
+    assert stats["padding_total"] == sum(count * length for count, length in engine.passes) - 23
+    assert running.service._metrics.value("polyhead_truncated_items_total") == 1
+    engine.gate.set()
+    await call
+
+
+async def test_stream_goes_on_with_the_model_that_took_over(
+    running: Running, model: Model, tokenizer_file: Path, settings: Callable[..., Settings]
+) -> None:
+    call = running.stub.StreamAnalyze()
+    await call.write(pb2.StreamAnalyzeRequest(items=items(["w1"])))
+    (first,) = (await call.read()).answers
+    variants = model.source.manifest.variants
+    fingerprints = bundle.Fingerprints("e" * 16, {"topic": "T" * 16, "sentiment": "s" * 16})
+    manifest = replace(model.source.manifest, variants={"fp32": replace(variants["fp32"], fingerprints=fingerprints)})
+    source = bundle.Bundle(Path("new"), manifest, "f" * 64)
+    old = running.service.pipeline
+    assert old is not None
+    pipeline = Pipeline(
+        Model(source, Tokenizer(tokenizer_file, 16, 1000), FakeEngine(), (), max_batch_tokens=256), settings()
+    )
+    pipeline.start()
+    running.service.serve(pipeline)
+    await old.close()
+    await call.write(pb2.StreamAnalyzeRequest(items=items(["w2"])))
+    (second,) = (await call.read()).answers
+    await call.done_writing()
+    heads = [[head.fingerprint for head in answer.result.fingerprints.heads] for answer in (first, second)]
+    assert heads == [["t" * 16, "s" * 16], ["T" * 16, "s" * 16]]
+    assert [embedding(answer) for answer in (first, second)] == [embedding_of("w1"), embedding_of("w2")]
+    await pipeline.close()
+
+
+async def test_stream_whose_items_still_wait_in_the_old_queue_goes_on_in_the_new_one(
+    running: Running, engine: FakeEngine, model: Model, settings: Callable[..., Settings]
+) -> None:
+    old, call = running.service.pipeline, running.stub.StreamAnalyze()
+    assert old is not None
+    engine.gate.clear()
+    await call.write(pb2.StreamAnalyzeRequest(items=items(["w1"])))
+    await engine.hold()
+    await call.write(pb2.StreamAnalyzeRequest(items=items(["w2 w2", "w3"])))
+    while old.queue.waiting < 2:
+        await asyncio.sleep(0.001)
+    new_engine = FakeEngine()
+    new = Pipeline(replace(model, engine=new_engine), settings())
+    new.start()
+    running.service.serve(new)
+    await call.write(pb2.StreamAnalyzeRequest(items=items(["w4"])))
+    # It is computed before those that wait for the old model.
+    await new_engine.hold()
+    engine.gate.set()
+    await call.done_writing()
+    assert [answer.item_id for answer in await collect(call)] == ["w1", "w2 w2", "w3", "w4"]
+    await new.close()

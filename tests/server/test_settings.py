@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
-from polyhead_server import settings
+from click.testing import CliRunner
+from polyhead_server import cli, protocol, settings
 from polyhead_server.errors import StartupError
 
 
@@ -38,3 +40,82 @@ def test_threads_that_were_asked_for_are_taken() -> None:
 
 def test_gpu_is_fed_by_two_threads() -> None:
     assert settings.Settings(bundle=Path("x")).compute_threads("cuda") == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("127.0.0.1:1", True),
+        ("127.8.8.8:1", True),
+        ("[::1]:1", True),
+        ("localhost:1", True),
+        ("unix:/run/polyhead.sock", True),
+        ("0.0.0.0:1", False),
+        ("[::]:1", False),
+        ("10.0.0.1:1", False),
+        ("localhost.example.org:1", False),
+    ],
+)
+def test_address_is_local_when_no_other_machine_reaches_it(address: str, local: bool) -> None:
+    assert settings.is_local(address) == local
+
+
+PUBLIC, TLS = {"listen": "0.0.0.0:1"}, {"tls_cert": "cert", "tls_key": "key"}
+
+
+@pytest.mark.parametrize(
+    ("values", "flags"),
+    [
+        ({"tls_cert": "cert"}, ("--tls-cert", "--tls-key")),
+        ({"tls_key": "key"}, ("--tls-cert", "--tls-key")),
+        ({"tls_client_ca": "ca"}, ("--tls-client-ca", "--tls-cert")),
+        (PUBLIC, ("--listen 0.0.0.0:1", "--tls-cert", "--allow-plaintext")),
+        (PUBLIC | {"api_keys": "keys", "allow_plaintext": True}, ("--api-keys", "--allow-plaintext-keys")),
+        (PUBLIC | {"api_keys": "keys", "allow_plaintext_keys": True}, ("--allow-plaintext",)),
+    ],
+)
+def test_plain_text_beyond_loopback_and_half_of_a_pair_are_refused(
+    values: dict[str, Any], flags: tuple[str, ...]
+) -> None:
+    with pytest.raises(StartupError) as caught:
+        settings.Settings(bundle=Path("x"), **values)
+    assert all(flag in str(caught.value) for flag in flags)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"api_keys": "keys"},
+        PUBLIC | TLS,
+        PUBLIC | TLS | {"api_keys": "keys", "tls_client_ca": "ca"},
+        PUBLIC | {"allow_plaintext": True},
+        PUBLIC | {"allow_plaintext": True, "allow_plaintext_keys": True, "api_keys": "keys"},
+    ],
+)
+def test_what_is_encrypted_local_or_wished_for_is_allowed(values: dict[str, Any]) -> None:
+    assert settings.Settings(bundle=Path("x"), **values)
+
+
+def test_boolean_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[settings.Settings] = []
+    monkeypatch.setattr(cli, "run", lambda settings, _: told.append(settings))
+    for arguments, environment in (
+        (["x"], {}),
+        (["x", "--no-reflection"], {}),
+        (["x"], {"POLYHEAD_NO_REFLECTION": "1"}),
+    ):
+        assert CliRunner().invoke(cli.main, arguments, env=environment).exit_code == 0
+    assert [one.no_reflection for one in told] == [False, True, True]
+
+
+def test_settings_hold_paths_and_no_secret(tmp_path: Path) -> None:
+    """They are logged, shown and handed to workers: what they name is read elsewhere."""
+    for name in ("cert", "key", "keys"):
+        (tmp_path / name).write_text("the secret")
+    told = settings.Settings(
+        bundle=Path("x"),
+        tls_cert=str(tmp_path / "cert"),
+        tls_key=str(tmp_path / "key"),
+        api_keys=str(tmp_path / "keys"),
+    )
+    assert "the secret" not in repr(told) + protocol.Start(told, [0]).encode().decode()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 import pytest
 from polyhead_server.errors import DrainingError, ExpiredError
@@ -10,7 +11,7 @@ from polyhead_server.window import Pending, Window
 
 def pending(name: str) -> Pending:
     future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-    return Pending(name, Wishes(), future)
+    return Pending(name, Wishes(), cast(Any, None), future)
 
 
 def finish(*items: Pending) -> None:

@@ -4,7 +4,7 @@ import pytest
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import item_pb2
 from polyhead_server.errors import InvalidRequestError
-from polyhead_server.items import ALL_TASKS, BadItem, Encoding, Item, Message, Task, Wishes
+from polyhead_server.items import ALL_TASKS, BadItem, Encoding, Item, Message, Task, Truncation, Wishes
 from polyhead_server.wire_in import MAX_ITEM_ID_BYTES, Reader
 
 MAX_ITEMS = 5
@@ -23,7 +23,7 @@ def reasons(message: Message) -> list[str | None]:
 def test_message_without_wishes_asks_for_everything() -> None:
     message = read_analyze(request(item_pb2.Item(item_id="1", text="héllo")))
     assert message == Message(
-        (Item("1", "héllo"),), Wishes(ALL_TASKS, Encoding.FLOAT32_LE, truncate=True, timings=False)
+        (Item("1", "héllo"),), Wishes(ALL_TASKS, Encoding.FLOAT32_LE, truncation=Truncation.TRUNCATE, timings=False)
     )
 
 
@@ -37,7 +37,7 @@ def test_wishes_are_read() -> None:
         )
     )
     assert message.wishes == Wishes(
-        frozenset({Task.SENTIMENT}), Encoding.INT8, dimensions=1, truncate=False, timings=True
+        frozenset({Task.SENTIMENT}), Encoding.INT8, dimensions=1, truncation=Truncation.ERROR, timings=True
     )
     assert message.in_order is False
 
@@ -111,3 +111,26 @@ def test_unknown_number_is_refused_for_every_item(fields: dict[str, object], rea
     assert reasons(message) == [reason, reason]
     assert isinstance(message.items[0], BadItem)
     assert isinstance(message.items[0].error, InvalidRequestError)
+
+
+def test_expected_fingerprints_are_read() -> None:
+    expected = item_pb2.Fingerprints(
+        embedding_space="e", heads=[item_pb2.HeadFingerprint(head="topic", fingerprint="t")]
+    )
+    options = item_pb2.ItemOptions(expected_fingerprints=expected)
+    wishes = read_analyze(pb2.AnalyzeRequest(options=options).SerializeToString()).wishes
+    assert (wishes.expected_space, wishes.expected_heads) == ("e", (("topic", "t"),))
+
+
+@pytest.mark.parametrize(("text", "read"), [("aé€😀" * 9, "aé€😀aé€"), ("aé€", "aé€"), ("😀" * 9, "😀" * 4)])
+def test_no_more_of_a_text_is_looked_at_than_the_model_may_read(text: str, read: str) -> None:
+    reader = Reader(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 18)
+    (item,) = reader(request(item_pb2.Item(text=text))).items
+    assert isinstance(item, Item)
+    assert item.text == read
+
+
+def test_text_that_is_cut_must_be_utf8_up_to_there() -> None:
+    reader = Reader(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 4)
+    data = request(item_pb2.Item(text="aXb" + "long" * 9)).replace(b"aXb", b"a\xffb")
+    assert reasons(reader(data)) == ["TEXT_NOT_UTF8"]

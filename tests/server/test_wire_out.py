@@ -15,7 +15,7 @@ EMBEDDING = np.array([0.1, -2.5], dtype=np.float32)
 
 def result(*probabilities: list[float], tokens: Tokens | None = None) -> Result:
     rows = tuple(np.array(row, dtype=np.float32) for row in probabilities)
-    return Result(Numbers(EMBEDDING, rows), tokens or Tokens([2, 7, 3], 3), Timings(1, 2, 3, 7, 4, 5))
+    return Result(Numbers(EMBEDDING, rows), tokens or Tokens(([2, 7, 3],), 3), Timings(1, 2, 3, 7, 4, 5, 0))
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_further_heads_come_after_the_first(manifest: bundle.Manifest) -> None:
 
 
 def test_truncation_and_timings_are_reported(writer: Writer) -> None:
-    cut = result([1, 0, 0], [0], tokens=Tokens([2, 7, 3], seen=9, cut_at=4))
+    cut = result([1, 0, 0], [0], tokens=Tokens(([2, 7, 3],), seen=9, cut_at=4))
     answer = writer.answer("", cut, Wishes(timings=True)).result
     assert (answer.truncation.truncated, answer.truncation.tokens_seen, answer.truncation.tokens_used) == (True, 9, 3)
     assert answer.truncation.cut_at_code_point == 4

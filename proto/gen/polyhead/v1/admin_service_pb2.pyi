@@ -213,6 +213,7 @@ class WorkerStats(_message.Message):
     PASSES_TOTAL_FIELD_NUMBER: _builtins.int
     COMPUTE_TOTAL_FIELD_NUMBER: _builtins.int
     REFUSED_TOTAL_FIELD_NUMBER: _builtins.int
+    COMPUTE_THREADS_FIELD_NUMBER: _builtins.int
     process_id: _builtins.int
     """process_id of the worker."""
     model_id: _builtins.str
@@ -233,6 +234,8 @@ class WorkerStats(_message.Message):
     """padding_total counts the tokens of padding that it computed besides."""
     passes_total: _builtins.int
     """passes_total counts passes."""
+    compute_threads: _builtins.int
+    """compute_threads is the number of threads that compute: at most so many passes run at once."""
     @_builtins.property
     def up_time(self) -> _duration_pb2.Duration:
         """up_time is the time since the worker began to serve."""
@@ -266,10 +269,11 @@ class WorkerStats(_message.Message):
         passes_total: _builtins.int = ...,
         compute_total: _duration_pb2.Duration | None = ...,
         refused_total: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        compute_threads: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compute_total", b"compute_total", "expected_wait", b"expected_wait", "up_time", b"up_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "compute_total", b"compute_total", "expected_wait", b"expected_wait", "items_total", b"items_total", "model_id", b"model_id", "padding_total", b"padding_total", "passes_total", b"passes_total", "process_id", b"process_id", "queued_items", b"queued_items", "queued_tokens", b"queued_tokens", "refused_total", b"refused_total", "serving", b"serving", "tokens_total", b"tokens_total", "up_time", b"up_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "compute_threads", b"compute_threads", "compute_total", b"compute_total", "expected_wait", b"expected_wait", "items_total", b"items_total", "model_id", b"model_id", "padding_total", b"padding_total", "passes_total", b"passes_total", "process_id", b"process_id", "queued_items", b"queued_items", "queued_tokens", b"queued_tokens", "refused_total", b"refused_total", "serving", b"serving", "tokens_total", b"tokens_total", "up_time", b"up_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -577,6 +577,8 @@ class Timings(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     BATCH_ITEMS_FIELD_NUMBER: _builtins.int
     BATCH_TOKENS_FIELD_NUMBER: _builtins.int
+    ADMISSION_FIELD_NUMBER: _builtins.int
+    DELIVERY_FIELD_NUMBER: _builtins.int
     batch_items: _builtins.int
     """batch_items is the number of texts, or windows of texts, that shared the pass."""
     batch_tokens: _builtins.int
@@ -595,7 +597,19 @@ class Timings(_message.Message):
 
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:
-        """total is the time from the arrival of the message to the item's answer being ready."""
+        """total is the time from the arrival of the message to the item's answer being ready: admission, tokenization, queue
+        and compute.
+        """
+
+    @_builtins.property
+    def admission(self) -> _duration_pb2.Duration:
+        """admission is the time that the message waited until the server took it in: a stream's, until there was room."""
+
+    @_builtins.property
+    def delivery(self) -> _duration_pb2.Duration:
+        """delivery is the time from the item's answer being ready to its being written: where a stream's answers come in the
+        order of its items, that of waiting for those before it, and of waiting for the client to read. Not part of total.
+        """
 
     def __init__(
         self,
@@ -606,10 +620,12 @@ class Timings(_message.Message):
         total: _duration_pb2.Duration | None = ...,
         batch_items: _builtins.int = ...,
         batch_tokens: _builtins.int = ...,
+        admission: _duration_pb2.Duration | None = ...,
+        delivery: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "queue", b"queue", "tokenization", b"tokenization", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "compute", b"compute", "delivery", b"delivery", "queue", b"queue", "tokenization", b"tokenization", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_items", b"batch_items", "batch_tokens", b"batch_tokens", "compute", b"compute", "queue", b"queue", "tokenization", b"tokenization", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "batch_items", b"batch_items", "batch_tokens", b"batch_tokens", "compute", b"compute", "delivery", b"delivery", "queue", b"queue", "tokenization", b"tokenization", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,59 @@
+"""The page of the findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_HEAD = """<!-- Written by `python bench/reliability.py`: change the programs, not this. -->
+# Reliability
+
+What was made to go wrong with running servers, and what came of it. Every item was recorded with its answer, and every
+answer held against that of the engine run alone, one text at a time: at most 1e-5 apart in any number. A row counts
+only where enough traffic flowed before and after the fault. A **control** is the same without what is to protect: it
+must fail, or the check could not have seen a failure."""
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """The page for a report."""
+    faults = report["faults"]
+    good = sum(one["passed"] and one["control_failed"] for one in faults.values())
+    others = [one["load_average"] for one in faults.values()]
+    blocks = [
+        _HEAD,
+        (
+            f"`make reliability` on {report['date']}, on {report['cores']} cores, over loopback: {good} of {len(faults)} "
+            f"as expected. Other work shared the machine, with a load average of {min(others):g} to {max(others):g} as "
+            "the programs began: counts do not depend on that, times and memory do."
+        ),
+        "\n".join(
+            [
+                "| fault | expected | seen | control | |",
+                "| --- | --- | --- | --- | --- |",
+                *(_row(one) for one in faults.values()),
+            ]
+        ),
+        _FIGURES,
+        "\n".join(["| fault | figures |", "| --- | --- |", *(_figures(name, one) for name, one in faults.items())]),
+        _ELSEWHERE,
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+_FIGURES = "## Figures"
+
+_ELSEWHERE = """## Tested elsewhere
+
+A disk that is full, `kill -9` and damaged checkpoints while training: `tests/training/test_resume.py`. Damaged, forged
+and half-written bundles: `tests/export/test_damage.py`; manifests that Hypothesis makes:
+`tests/export/test_bundle_codec.py`. Rubbish in messages, field by field: `tests/server/test_wire_in.py`."""
+
+
+def _row(one: Mapping[str, Any]) -> str:
+    mark = "as expected" if one["passed"] and one["control_failed"] else "**no**"
+    cells = [one["fault"], one["expected"], one["seen"], one["control"], mark]
+    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
+
+
+def _figures(name: str, one: Mapping[str, Any]) -> str:
+    return f"| {name} | {', '.join(f'{key} {value:g}' for key, value in one['figures'].items())} |"

@@ -1,0 +1,137 @@
+"""Makes everything go wrong that may go wrong with a server, and writes down what came of it: docs/reliability.md.
+
+Each fault program starts real servers, lets traffic of the shipped client flow, records each item with its answer and
+holds it against the answer of the engine run alone. A finding counts only where enough traffic flowed before and after
+the fault; and each has a control, the same without what is to protect, which must fail, or the program could not have
+seen a failure.
+
+    python bench/reliability.py --bundle build/demo/bundle                       # all of it, half an hour on two cores
+    python bench/reliability.py --bundle build/demo/bundle --quick               # a little of each, a few minutes
+    python bench/reliability.py --bundle build/demo/bundle --only "killed workers" --only reloads
+
+The figures go to bench/results/reliability.json, where what was not run keeps its old ones, and the page is made of
+them. Quick runs write nothing unless told where. Ends with 1 where anything was not as expected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import importlib
+import json
+import os
+import random
+import shlex
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from faults.bundles import with_another_head
+from faults.case import CASES, Case, Finding, Place
+from faults.offline import Offline
+from faults.page import page
+from polyhead_server.settings import usable_cores
+from serving import DEMO
+from texts import read
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results/reliability.json"
+PAGE = HERE.parent / "docs/reliability.md"
+# The order of the table.
+MODULES = (
+    "restarts",
+    "kills",
+    "overload",
+    "hogs",
+    "hostile",
+    "mixups",
+    "messages",
+    "network",
+    "ends",
+    "engines",
+    "soak",
+)
+TEXTS = 200
+
+
+def main() -> None:
+    """Runs the command line."""
+    for module in MODULES:
+        importlib.import_module(f"faults.{module}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--only", action="append", choices=CASES, metavar="FAULT", help=f"one of {', '.join(CASES)}")
+    parser.add_argument("--quick", action="store_true", help="a little of each fault")
+    parser.add_argument("--output", type=Path, help=f"file for the figures (default: {RESULTS.name}, with its page)")
+    arguments = parser.parse_args()
+    # As Ctrl-C does: the servers that were started are ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    output = arguments.output or (None if arguments.quick else RESULTS)
+    report: dict[str, Any] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": shlex.join(["python", *sys.argv]),
+        "cores": usable_cores(),
+        "quick": arguments.quick,
+        "faults": json.loads(output.read_text())["faults"] if output and output.exists() else {},
+    }
+
+    def save(name: str, found: dict[str, Any]) -> None:
+        known = {**report["faults"], name: found}
+        report["faults"] = {name: known[name] for name in CASES if name in known}
+        if output:
+            output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if output == RESULTS:
+            PAGE.write_text(page(report), encoding="utf-8")
+
+    bad = asyncio.run(run_all(arguments, save))
+    if bad:
+        sys.exit(f"not as expected: {', '.join(bad)}")
+
+
+async def run_all(arguments: argparse.Namespace, save: Callable[[str, dict[str, Any]], None]) -> list[str]:
+    """Runs the fault programs that are asked for, one after the other; returns those that saw another thing."""
+    texts = [row["text"] for row in read(DEMO)]
+    texts = random.Random(0).sample(texts, min(TEXTS, len(texts)))
+    bad: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="polyhead-reliability-") as folder:
+        other = with_another_head(arguments.bundle, Path(folder) / "other")
+        offline = Offline([arguments.bundle, other])
+        offline.learn(texts)
+        for name in arguments.only or CASES:
+            scratch = Path(folder) / name.replace(" ", "-")
+            scratch.mkdir()
+            place = Place(arguments.bundle.resolve(), other, offline, texts, scratch, arguments.quick)
+            began, others = time.monotonic(), os.getloadavg()[0]
+            finding = await run_one(CASES[name], place)
+            found = {"fault": CASES[name].fault, "expected": CASES[name].expected, **dataclasses.asdict(finding)}
+            found["figures"] = {key: float(f"{value:.4g}") for key, value in finding.figures.items()}
+            found["seconds"] = round(time.monotonic() - began)
+            # What else ran on the machine when it began: times are worth as much as that is little.
+            found["load_average"] = round(others, 1)
+            save(name, found)
+            good = finding.passed and finding.control_failed
+            bad += [] if good else [name]
+            mark = "as expected" if good else "NOT AS EXPECTED"
+            print(f"{name}: {mark} in {found['seconds']} s\n  {finding.seen}\n  control: {finding.control}")
+            print(f"  {found['figures']}", flush=True)
+    return bad
+
+
+async def run_one(case: Case, place: Place) -> Finding:
+    """What came of a fault; a program that breaks is a finding as well."""
+    try:
+        return await case.program(place)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the others are still to be run
+        traceback.print_exc()
+        return Finding(seen=f"the program broke: {type(error).__name__}: {error}", passed=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Certificates for tests: an authority of their own, which signs whatever a test wants to see refused or accepted."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+Key: TypeAlias = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+DAY = datetime.timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Files:
+    """A certificate and its key, PEM."""
+
+    cert: Path
+    key: Path
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return ("--tls-cert", str(self.cert), "--tls-key", str(self.key))
+
+    def replace(self, other: Files) -> None:
+        """Puts another certificate in this one's place, as an operator does: one file after the other."""
+        for mine, its in ((self.cert, other.cert), (self.key, other.key)):
+            fresh = mine.with_suffix(".fresh")
+            fresh.write_bytes(its.read_bytes())
+            fresh.rename(mine)
+
+
+class Authority:
+    """Signs certificates for 127.0.0.1 and localhost."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test authority")])
+        builder = self._builder(self._name, self._key, -DAY, 30 * DAY)
+        constraints = x509.BasicConstraints(ca=True, path_length=None)
+        self.cert = folder / "authority.pem"
+        signed = builder.add_extension(constraints, critical=True).sign(self._key, hashes.SHA256())
+        self.cert.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+
+    def issue(
+        self,
+        name: str,
+        *,
+        begins: datetime.timedelta = -DAY,
+        ends: datetime.timedelta = 30 * DAY,
+        password: bytes | None = None,
+        key: Key | None = None,
+    ) -> Files:
+        """A certificate and its key, from and until so long after now."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        names = x509.SubjectAlternativeName(
+            [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        )
+        builder = self._builder(subject, key, begins, ends).add_extension(names, critical=False)
+        files = Files(self._folder / f"{name}.pem", self._folder / f"{name}.key")
+        files.cert.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        protection = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+        encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        files.key.touch(0o600)
+        files.key.write_bytes(key.private_bytes(encoding, form, protection))
+        return files
+
+    def _builder(
+        self,
+        subject: x509.Name,
+        key: Key,
+        begins: datetime.timedelta,
+        ends: datetime.timedelta,
+    ) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now + begins)
+            .not_valid_after(now + ends)
+        )

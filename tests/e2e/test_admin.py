@@ -1,0 +1,130 @@
+"""What operators ask of a running server, by command and by signal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from polyhead_client import Client
+
+from tests.conftest import BIN
+
+from .conftest import START_S, Server, Start, free_port, put, wait_until
+from .load import answered, serving, workers_of
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers want two cores"),
+]
+
+
+@pytest.fixture
+def server(start: Start, demo_bundle: Path) -> Server:
+    server = start(demo_bundle, "--workers", "2")
+    wait_until(lambda: serving(server) == 2, "two workers serve")
+    return server
+
+
+def admin(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
+    """Runs ``polyhead admin``; returns its exit code, the JSON lines of its standard output, and its standard error."""
+    command = [str(BIN / "polyhead"), "admin", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def test_operator_reaches_all_workers(start: Start, demo_bundle: Path, twin: Path, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    put(demo_bundle, served)
+    target = f"unix:{tmp_path}/admin"
+    server = start(served, "--workers", "2", "--admin-listen", target)
+    wait_until(lambda: serving(server) == 2 and "admin service listens" in server.log.read_text(), "all serve")
+
+    def spaces(*flags: str) -> list[str]:
+        code, workers, error = admin("reload", "--target", target, *flags)
+        assert code == 0, error
+        return [worker["fingerprints"]["embedding_space"] for worker in workers]
+
+    code, stats, _ = admin("stats", "--target", target)
+    assert code == 0
+    assert [one["process_id"] for one in stats] == workers_of(server)
+    assert all(one["serving"] for one in stats)
+    old = spaces()
+    assert len(old) == 2
+    put(twin, served)
+    code, _, error = admin("reload", "--target", target)
+    assert code == 2
+    assert "FAILED_PRECONDITION" in error
+    assert spaces("--force") == ["0123456789abcdef"] * 2
+    # One that starts again has to follow the new model now, and the admin service is still there.
+    os.kill(workers_of(server)[0], signal.SIGKILL)
+    wait_until(lambda: serving(server) == 3, "it serves again")
+    wait_until(lambda: admin("stats", "--target", target)[0] == 0, "the admin service is there again")
+    assert spaces() == ["0123456789abcdef"] * 2
+    assert admin("drain", "--target", target)[0] == 0
+    assert not any(one["serving"] for one in admin("stats", "--target", target)[1])
+    assert answered(server)
+    # So is who comes later.
+    os.kill(workers_of(server)[0], signal.SIGKILL)
+    wait_until(lambda: serving(server) == 4, "it serves again")
+    wait_until(lambda: admin("stats", "--target", target)[0] == 0, "the admin service is there again")
+    assert [one["serving"] for one in admin("stats", "--target", target)[1]] == [False, False]
+    assert server.stop() == 0
+    assert not (tmp_path / "admin").exists()
+
+
+def test_admin_service_on_a_port_goes_to_the_next_worker(start: Start, demo_bundle: Path) -> None:
+    target = f"127.0.0.1:{free_port()}"
+    server = start(demo_bundle, "--workers", "2", "--admin-listen", target)
+    wait_until(lambda: serving(server) == 2 and "admin service listens" in server.log.read_text(), "all serve")
+    killed, other = workers_of(server)
+    for pid in (killed, other):
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: admin("stats", "--target", target)[0] == 0, "one has the admin service")
+    assert server.stop() == 0
+
+
+def test_hangup_reloads_one_after_the_other(server: Server) -> None:
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "all 2 workers have reloaded" in server.log.read_text(), "all have reloaded")
+    assert answered(server)
+
+
+def test_reload_that_fails_stops_at_the_first(start: Start, demo_bundle: Path, twin: Path, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    put(demo_bundle, served)
+    server = start(served, "--workers", "2")
+    wait_until(lambda: serving(server) == 2, "two workers serve")
+    put(twin, served)
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "reload stopped at worker 0" in server.log.read_text(), "the first worker refuses")
+    assert server.log.read_text().count(": reloading") == 1
+    assert answered(server)
+
+
+def test_server_of_one_reloads_on_hangup(start: Start, demo_bundle: Path, twin: Path, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    put(demo_bundle, served)
+    server = start(served, "--admin-listen", f"unix:{tmp_path}/admin")
+    server.wait_until_serving()
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: " answers now; " in server.log.read_text(), "the bundle is loaded again")
+    put(twin, served)
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "not reloaded: " in server.log.read_text(), "the other bundle is refused")
+    assert answered(server)
+    code, (worker,), _ = admin("stats", "--target", f"unix:{tmp_path}/admin")
+    assert (code, worker["process_id"], worker["items_total"]) == (0, server.process.pid, 1)
+    assert admin("reload", "--force", "--target", f"unix:{tmp_path}/admin")[0] == 0
+    with Client(server.target) as client:
+        assert client.info().fingerprints.embedding_space == "0123456789abcdef"
+
+
+def test_admin_address_that_others_reach_is_refused(start: Start, demo_bundle: Path) -> None:
+    server = start(demo_bundle, "--admin-listen", f"0.0.0.0:{free_port()}")
+    assert server.process.wait(START_S) == 2
+    assert "--admin-listen" in server.log.read_text()

@@ -1,0 +1,198 @@
+"""What an operator sees of a real server process: metrics, traces, log lines, ``polyhead top``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1 import trace_pb2
+from polyhead.v1 import inference_service_pb2 as pb2
+from polyhead.v1 import inference_service_pb2_grpc, item_pb2
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import BIN
+from tests.contract.test_metrics_docs import documented
+
+from .conftest import START_S, Server, Start, free_port
+
+pytestmark = pytest.mark.model
+
+TRACE, ABOVE = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+TLS_ALONE = {"polyhead_certificate_expiry_seconds"}
+# No other word of a log or a trace has this one in it.
+ODD = "Zanzibarquux"
+
+
+def wait_until(true: Callable[[], bool], what: str) -> None:
+    ends = time.monotonic() + START_S
+    while not true():
+        assert time.monotonic() < ends, what
+        time.sleep(0.02)
+
+
+def analyze(server: Server, *texts: str, **metadata: str) -> Any:
+    """One unary call over a connection of its own; returns the call."""
+    request = pb2.AnalyzeRequest(
+        items=[item_pb2.Item(item_id=str(index), text=text) for index, text in enumerate(texts)]
+    )
+    with grpc.insecure_channel(server.target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
+        pairs = tuple((name.replace("_", "-"), value) for name, value in metadata.items())
+        response, call = stub.Analyze.with_call(request, timeout=START_S, metadata=pairs, wait_for_ready=True)
+    assert all(answer.WhichOneof("outcome") == "result" for answer in response.answers)
+    return call
+
+
+def scrape(port: int) -> dict[str, Metric]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=START_S) as response:
+        return {family.name: family for family in text_string_to_metric_families(response.read().decode())}
+
+
+def value(families: dict[str, Metric], name: str, **labels: str) -> float:
+    """The one sample of that name that has these labels."""
+    samples = [sample for family in families.values() for sample in family.samples]
+    (found,) = [one.value for one in samples if one.name == name and labels.items() <= one.labels.items()]
+    return float(found)
+
+
+def test_every_documented_metric_is_scraped_and_no_other(start: Start, demo_bundle: Path) -> None:
+    port = free_port()
+    server = start(demo_bundle, "--metrics-listen", f"127.0.0.1:{port}")
+    server.wait_until_serving()
+    analyze(server, "one text", "and another")
+    families = scrape(port)
+    assert set(families) == {name.removesuffix("_total") for name in documented() - TLS_ALONE}
+    assert value(families, "polyhead_calls_total", method="Analyze", code="OK") == 1
+    assert value(families, "polyhead_call_seconds_count", method="Analyze") == 1
+    assert value(families, "polyhead_items_total") == 2
+    assert value(families, "polyhead_event_loop_lag_seconds_count") > 0
+    assert value(families, "process_resident_memory_bytes") > 2**20
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers want two cores")
+def test_workers_are_scraped_as_one(start: Start, demo_bundle: Path) -> None:
+    port = free_port()
+    server = start(demo_bundle, "--workers", "2", "--metrics-listen", f"127.0.0.1:{port}")
+    wait_until(lambda: "all 2 workers serve" in server.log.read_text(), "two workers serve")
+    # Connections are dealt out by chance: that one worker gets all of them has odds of 2 ** -39.
+    for _ in range(40):
+        analyze(server, "one text")
+    families = scrape(port)
+    # Without the process's own, which would be those of the supervisor.
+    names = {name.removesuffix("_total") for name in documented() - TLS_ALONE if name.startswith("polyhead_")}
+    assert set(families) == names
+    assert value(families, "polyhead_calls_total", method="Analyze", code="OK") == 40
+    assert value(families, "polyhead_request_bytes_count") == 40
+    assert value(families, "polyhead_compute_threads") == len(os.sched_getaffinity(0))
+    assert value(families, "polyhead_runtime_info", engine="onnx") == 1
+    assert value(families, "polyhead_build_info") == 1
+
+
+class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
+    """Receives OTLP as a collector does."""
+
+    def __init__(self) -> None:
+        self.requests: list[trace_service_pb2.ExportTraceServiceRequest] = []
+
+    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.requests.append(request)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def resource(self) -> dict[str, str]:
+        return {one.key: one.value.string_value for one in self.requests[0].resource_spans[0].resource.attributes}
+
+    def spans(self) -> dict[str, trace_pb2.Span]:
+        """The spans by their names, of which each is there once."""
+        spans = [
+            span
+            for request in list(self.requests)
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+        assert len({span.name for span in spans}) == len(spans)
+        return {span.name: span for span in spans}
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[Receiver, str]]:
+    """A receiver of traces, and its URL."""
+    receiver, server = Receiver(), grpc.server(ThreadPoolExecutor(2))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield receiver, f"http://127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+def test_trace_of_the_client_goes_on_in_a_receiver(
+    start: Start, demo_bundle: Path, receiver: tuple[Receiver, str]
+) -> None:
+    received, url = receiver
+    server = start(demo_bundle, "--otlp-endpoint", url, environment={"OTEL_SERVICE_NAME": "tickets"})
+    server.wait_until_serving()
+    call = analyze(server, f"{ODD} ordered a teapot", traceparent=f"00-{TRACE}-{ABOVE}-01", x_request_id="r-1")
+    assert dict(call.trailing_metadata())["x-request-id"] == "r-1"
+    # The end of the server sends what is left.
+    assert server.stop() == 0
+    assert received.resource()["service.name"] == "tickets"
+    spans = received.spans()
+    assert set(spans) == {"polyhead.v1.InferenceService/Analyze", "tokenization", "queue", "pass"}
+    above = spans["polyhead.v1.InferenceService/Analyze"]
+    assert (above.trace_id.hex(), above.parent_span_id.hex()) == (TRACE, ABOVE)
+    assert {span.parent_span_id for name, span in spans.items() if name != above.name} == {above.span_id}
+    assert above.start_time_unix_nano <= spans["pass"].start_time_unix_nano < spans["pass"].end_time_unix_nano
+    assert spans["pass"].end_time_unix_nano <= above.end_time_unix_nano
+    assert not any(ODD in str(request) for request in received.requests)
+
+
+def test_receiver_that_is_not_there_costs_no_answer(start: Start, demo_bundle: Path) -> None:
+    server = start(demo_bundle, "--otlp-endpoint", f"http://127.0.0.1:{free_port()}")
+    server.wait_until_serving()
+    analyze(server, "one text")
+    began = time.monotonic()
+    assert server.stop() == 0
+    # Far below the time for which the exporter would try.
+    assert time.monotonic() - began < 15
+
+
+def test_json_log_tells_of_each_call_and_never_its_text(start: Start, demo_bundle: Path) -> None:
+    server = start(demo_bundle, "--log-format", "json", "--access-log", "info", "--log-level", "debug")
+    server.wait_until_serving()
+    analyze(server, f"{ODD} ordered a teapot", "and another", x_request_id="r-1")
+    assert server.stop() == 0
+    log = server.log.read_text()
+    lines = [json.loads(line) for line in log.splitlines()]
+    (access,) = [line for line in lines if line["logger"] == "polyhead_server.observation"]
+    assert (access["level"], access["request_id"], access["method"]) == ("info", "r-1", "Analyze")
+    assert (access["code"], access["items"]) == ("OK", 2)
+    assert access["duration_s"] > 0
+    assert ODD not in log
+
+
+def test_top_shows_a_running_server(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    admin = f"unix:{tmp_path}/admin.sock"
+    server = start(demo_bundle, "--admin-listen", admin)
+    server.wait_until_serving()
+    command = [str(BIN / "polyhead"), "top", "--target", admin, "--json", "--interval", "0.1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as top:
+        assert top.stdout
+        first = json.loads(top.stdout.readline())
+        assert (first["process_id"], first["items_per_s"]) == (server.process.pid, None)
+        analyze(server, "one text")
+        # The reading after the call has it.
+        seen = next(row for row in map(json.loads, top.stdout) if row["items_per_s"])
+        top.terminate()
+    assert seen["items_per_pass"] == 1
+    assert 0 < seen["busy_share"] <= 1

@@ -1,0 +1,278 @@
+"""Who gets in to a real server process, and with which code the others do not: the table of docs/security.md."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import re
+import signal
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from polyhead.v1 import inference_service_pb2 as pb2
+from polyhead.v1 import inference_service_pb2_grpc
+
+from tests.authority import DAY, Authority
+from tests.conftest import ROOT
+
+from .conftest import START_S, Start, free_port
+from .secured import KEYS, READER, TEXT, Secured, bearer, connect, described, outcome, presented, serve, write_keys
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def secured(start: Start, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Secured:
+    folder = tmp_path_factory.mktemp("secured")
+    authority = Authority(folder)
+    files, client = authority.issue("server"), authority.issue("client")
+    keys = write_keys(folder / "keys.toml", list(KEYS))
+    flags = (*files.flags, "--tls-client-ca", str(authority.cert), "--api-keys", str(keys))
+    return Secured(serve(start, demo_bundle, *flags), authority, files, client, keys)
+
+
+def other_authority(secured: Secured) -> Authority:
+    folder = secured.keys.parent / "other"
+    folder.mkdir(exist_ok=True)
+    return Authority(folder)
+
+
+def by_wrong_client_certificate(secured: Secured) -> str:
+    return outcome(secured.open(other_authority(secured).issue("client")))
+
+
+def by_expired_client_certificate(secured: Secured) -> str:
+    return outcome(secured.open(secured.authority.issue("expired", begins=-3 * DAY, ends=-DAY)))
+
+
+def by_unknown_method(secured: Secured) -> str:
+    with secured.open() as channel:
+        call: Any = channel.unary_unary("/polyhead.v1.InferenceService/Nothing")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"", metadata=READER, timeout=START_S)
+    return described(caught.value)
+
+
+def by_reflection(secured: Secured) -> str:
+    with secured.open() as channel:
+        call: Any = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+        try:
+            list(call(iter([b""]), metadata=READER, timeout=START_S))
+        except grpc.RpcError as error:
+            return described(error)
+    return "OK"
+
+
+def by_health(secured: Secured) -> str:
+    with secured.open() as channel:
+        call: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+        return "OK" if call(b"", timeout=START_S) == b"\x08\x01" else "not serving"
+
+
+# The first column of the table, and what is done for it.
+CASES: dict[str, Callable[[Secured], str]] = {
+    "a valid certificate and a valid key": lambda secured: outcome(secured.open()),
+    "plain text to a port with TLS": lambda secured: outcome(grpc.insecure_channel(secured.server.target)),
+    "no certificate where the server wants one": lambda secured: outcome(
+        connect(secured.server, secured.authority, None)
+    ),
+    "a client's certificate of another authority": by_wrong_client_certificate,
+    "a client's certificate that is expired": by_expired_client_certificate,
+    "a client that trusts another authority": lambda secured: outcome(secured.open(authority=other_authority(secured))),
+    "no key": lambda secured: outcome(secured.open(), ()),
+    "a wrong key": lambda secured: outcome(secured.open(), bearer("wrong")),
+    "an expired key": lambda secured: outcome(secured.open(), bearer("expired")),
+    "a valid key for another method": lambda secured: outcome(secured.open(), bearer("probe")),
+    "a valid key for a method that there is not": by_unknown_method,
+    "reflection without the right to it": by_reflection,
+    "the health service without a key": by_health,
+}
+
+
+def documented() -> dict[str, str]:
+    """The table of docs/security.md: how a call ends, by what the client comes with."""
+    rows = re.findall(r"^\| (.+?) \| `([A-Z_ `]+)` \|", (ROOT / "docs/security.md").read_text(), re.MULTILINE)
+    return {case: ending.replace("`", "") for case, ending in rows}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_call_ends_as_documented(case: str, secured: Secured) -> None:
+    assert CASES[case](secured) == documented()[case]
+    # The control: the server serves those who may.
+    assert outcome(secured.open()) == "OK"
+
+
+def test_every_documented_ending_is_measured() -> None:
+    assert set(documented()) == set(CASES)
+
+
+class Load:
+    """Calls without a pause from several threads, each on a new connection, until it is ended.
+
+    Attributes:
+        endings: How the calls ended.
+    """
+
+    def __init__(self, call: Callable[[], str], threads: int = 3) -> None:
+        self.endings: list[str] = []
+        self._call = call
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self.endings.append(self._call())
+
+    def wait_for(self, calls: int) -> None:
+        ends, wanted = time.monotonic() + START_S, len(self.endings) + calls
+        while len(self.endings) < wanted:
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            for thread in self._threads:
+                thread.join()
+
+
+def test_certificate_changes_under_load_without_a_failed_call(secured: Secured) -> None:
+    load = Load(lambda: outcome(secured.open()))
+    stub: Any
+    with load.running(), secured.open() as lasting:
+        stub = inference_service_pb2_grpc.InferenceServiceStub(lasting)
+        seen = [presented(secured.server, secured.authority, secured.client)]
+        for number in range(5):
+            load.wait_for(10)
+            secured.files.replace(secured.authority.issue(f"next-{number}"))
+            load.wait_for(10)
+            seen.append(presented(secured.server, secured.authority, secured.client))
+            stub.Analyze(pb2.AnalyzeRequest(items=[TEXT]), metadata=READER, timeout=START_S)
+    assert len(set(seen)) == 6
+    assert len(load.endings) >= 100
+    assert set(load.endings) == {"OK"}
+
+
+def test_certificate_that_is_no_good_leaves_the_old_one_and_is_told_once(secured: Secured) -> None:
+    before = presented(secured.server, secured.authority, secured.client)
+    secured.files.replace(secured.authority.issue("old", begins=-3 * DAY, ends=-DAY))
+    for _ in range(3):
+        assert outcome(secured.open()) == "OK"
+        assert presented(secured.server, secured.authority, secured.client) == before
+    assert secured.server.log.read_text().count("certificate has expired; what was read before stays in force") == 1
+    secured.files.replace(secured.authority.issue("mended"))
+    assert presented(secured.server, secured.authority, secured.client) != before
+
+
+def test_certificate_that_expires_while_it_serves_is_refused_by_clients(secured: Secured) -> None:
+    short = secured.authority.issue("short", ends=datetime.timedelta(seconds=3))
+    secured.files.replace(short)
+    try:
+        assert outcome(secured.open()) == "OK"
+        ends = time.monotonic() + START_S
+        while (ending := outcome(secured.open())) == "OK":
+            assert time.monotonic() < ends
+        assert ending == "UNAVAILABLE"
+    finally:
+        secured.files.replace(secured.authority.issue("long"))
+    assert outcome(secured.open()) == "OK"
+
+
+def test_stream_outlives_the_removal_of_its_key(secured: Secured) -> None:
+    more = threading.Event()
+
+    def requests() -> Iterator[pb2.StreamAnalyzeRequest]:
+        yield pb2.StreamAnalyzeRequest(items=[TEXT])
+        assert more.wait(START_S)
+        yield pb2.StreamAnalyzeRequest(items=[TEXT])
+
+    try:
+        with secured.open() as channel:
+            stub: Any = inference_service_pb2_grpc.InferenceServiceStub(channel)
+            answers = stub.StreamAnalyze(requests(), metadata=READER, timeout=START_S)
+            assert next(answers).answers
+            write_keys(secured.keys, [])
+            assert outcome(secured.open()) == "UNAUTHENTICATED UNAUTHENTICATED"
+            more.set()
+            assert [len(answer.answers) for answer in answers] == [1]
+    finally:
+        more.set()
+        write_keys(secured.keys, list(KEYS))
+    assert outcome(secured.open()) == "OK"
+
+
+def test_log_names_no_key(secured: Secured) -> None:
+    for key in ("reader", "wrong-and-secret"):
+        outcome(secured.open(), bearer(key))
+    log = secured.server.log.read_text()
+    assert "wrong-and-secret" not in log
+    assert "Bearer" not in log
+    assert hashlib.sha256(b"reader").hexdigest() not in log
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--listen", "0.0.0.0:0"), "--allow-plaintext"),
+        (("--listen", "0.0.0.0:0", "--allow-plaintext", "--api-keys", "keys"), "--allow-plaintext-keys"),
+        (("--tls-cert", "cert"), "--tls-key"),
+        (("--tls-cert", "missing", "--tls-key", "missing"), "the certificate missing cannot be read"),
+        (("--api-keys", "missing"), "the file of keys missing cannot be read"),
+    ],
+)
+def test_server_that_would_not_be_safe_does_not_start(
+    flags: tuple[str, ...], told: str, start: Start, demo_bundle: Path
+) -> None:
+    server = start(demo_bundle, *flags)
+    assert server.process.wait(START_S) == 2
+    (line,) = server.log.read_text().splitlines()
+    assert told in line
+
+
+def test_expired_certificate_does_not_start(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    files = Authority(tmp_path).issue("server", begins=-3 * DAY, ends=-DAY)
+    server = start(demo_bundle, *files.flags)
+    assert server.process.wait(START_S) == 2
+    assert "certificate has expired" in server.log.read_text()
+
+
+def test_workers_serve_with_tls_and_keys(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    keys = write_keys(tmp_path / "keys.toml", ["reader"])
+    files = authority.issue("server")
+    server = serve(start, demo_bundle, "--workers", "2", *files.flags, "--api-keys", str(keys))
+    assert outcome(connect(server, authority, None)) == "OK"
+    assert outcome(connect(server, authority, None), bearer("wrong")) == "UNAUTHENTICATED UNAUTHENTICATED"
+    assert outcome(grpc.insecure_channel(server.target)) == "UNAVAILABLE"
+    assert server.stop(signal.SIGTERM) == 0
+
+
+def test_reflection_can_be_left_out(start: Start, demo_bundle: Path) -> None:
+    server = serve(start, demo_bundle, "--no-reflection")
+    with grpc.insecure_channel(server.target) as channel:
+        call: Any = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call(iter([b""]), timeout=START_S))
+    assert described(caught.value) == "UNIMPLEMENTED"
+
+
+def test_metric_tells_when_the_certificate_expires(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    port = free_port()
+    files = Authority(tmp_path).issue("server", ends=2 * DAY)
+    serve(start, demo_bundle, *files.flags, "--metrics-listen", f"127.0.0.1:{port}")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=START_S) as page:
+        value = re.search(r"^polyhead_certificate_expiry_seconds (\S+)$", page.read().decode(), re.MULTILINE)
+    assert value
+    assert float(value[1]) == pytest.approx(time.time() + 2 * DAY.total_seconds(), abs=120)
