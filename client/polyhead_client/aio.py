@@ -28,7 +28,7 @@ from .unary import DEFAULT_DEADLINE_S, Analysis, Attempts
 Texts: TypeAlias = Iterable[Text] | AsyncIterable[Text]
 
 
-class AsyncClient(Calls[Texts, AsyncIterator[Answer]]):
+class AsyncClient(Calls[Texts, AsyncGenerator[Answer, None]]):
     """Connections to a server, or to several that serve the same model, for one event loop.
 
     Use it as a context manager, or ``close`` it::
@@ -156,7 +156,9 @@ class AsyncClient(Calls[Texts, AsyncIterator[Answer]]):
                 task.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
 
-    def _stream(self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Texts) -> AsyncIterator[Answer]:
+    def _stream(
+        self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Texts
+    ) -> AsyncGenerator[Answer, None]:
         def begin(stub: Any, requests: AsyncIterator[StreamRequest]) -> Any:
             self._require_still_open()
             return getattr(stub, method)(requests, **self._options(flow.deadline))
@@ -188,7 +190,7 @@ class _Stream:
         self._broken: set[int] = set()  # the connection of the last call
         self._changed = asyncio.Condition()
 
-    async def run(self, texts: Texts) -> AsyncIterator[Answer]:
+    async def run(self, texts: Texts) -> AsyncGenerator[Answer, None]:
         with self._running(self._client_closed):
             tasks = [asyncio.create_task(self._read(texts)), asyncio.create_task(self._receive())]
             try:
