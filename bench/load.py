@@ -34,6 +34,7 @@ from loops import DRAIN_S, Tally, arrivals, closed, open_, until
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_client import AsyncClient
+from polyhead_client.retries import DEFAULT_MAX_ATTEMPTS
 from texts import read
 
 _TASKS = (item_pb2.TASK_EMBEDDING, item_pb2.TASK_CLASSIFICATION, item_pb2.TASK_SENTIMENT)
@@ -62,7 +63,7 @@ def main() -> None:
         if arguments.mix:
             parser.error("--mix: a stream of the shipped client asks for the same tasks throughout; take another --way")
         if arguments.connections > 1:
-            parser.error("--connections: the shipped client has one; take another --way")
+            parser.error("--connections: a stream of the shipped client stays on one; take another --way")
         arguments.items = 1
     texts = [row["text"] for row in read(arguments.texts)]
     tally = Tally(arguments.seconds, arguments.items)
@@ -151,7 +152,9 @@ async def client(arguments: argparse.Namespace, texts: Sequence[str], tally: Tal
             await until(due)
             yield next(endless)
 
-    async with AsyncClient(arguments.target) as opened:
+    # An open loop counts what is refused, which the client would ask for again.
+    attempts = 1 if arguments.rate else DEFAULT_MAX_ATTEMPTS
+    async with AsyncClient(arguments.target, max_attempts=attempts) as opened:
         answers: Any
         if arguments.rate:
             dues = list(arrivals(tally, arguments.rate, arguments.seed))

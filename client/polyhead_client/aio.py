@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
 from typing import Any, Self, TypeAlias
 
 import grpc
@@ -14,7 +14,7 @@ from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2
 
 from . import conversion
-from .calls import Calls, StreamMethod, UnaryMethod
+from .calls import Calls, StreamMethod, UnaryMethod, closed_meanwhile
 from .connections import Connections
 from .conversion import Encoding, StreamRequest, Task, TruncationPolicy
 from .errors import PolyheadError, UnavailableError, translated
@@ -28,7 +28,7 @@ from .unary import DEFAULT_DEADLINE_S, Analysis, Attempts
 Texts: TypeAlias = Iterable[Text] | AsyncIterable[Text]
 
 
-class AsyncClient(Calls[Texts, AsyncIterator[Answer]]):
+class AsyncClient(Calls[Texts, AsyncGenerator[Answer, None]]):
     """Connections to a server, or to several that serve the same model, for one event loop.
 
     Use it as a context manager, or ``close`` it::
@@ -50,6 +50,8 @@ class AsyncClient(Calls[Texts, AsyncIterator[Answer]]):
     async def close(self) -> None:
         """Closes the connections; calls that are running end with UnavailableError."""
         self._shut()
+        for end in list(self._streams):
+            await end()
         await asyncio.gather(*(channel.close() for channel in self._channels))
 
     async def analyze(
@@ -69,6 +71,7 @@ class AsyncClient(Calls[Texts, AsyncIterator[Answer]]):
         analysis = Analysis(
             texts,
             retries,
+            self._limits,
             tasks=tasks,
             truncation=truncation,
             include_timings=include_timings,
@@ -78,7 +81,7 @@ class AsyncClient(Calls[Texts, AsyncIterator[Answer]]):
         )
         self._require_open()
         while (wait_s := analysis.wait_s()) is not None:
-            await asyncio.sleep(wait_s)
+            await self._wait(wait_s)
             for request in analysis.requests():
                 try:
                     response = await self._ask("Analyze", request, retries)
@@ -90,8 +93,12 @@ class AsyncClient(Calls[Texts, AsyncIterator[Answer]]):
 
     async def info(self, *, deadline_s: float | None = DEFAULT_DEADLINE_S) -> ModelInfo:
         """Describes the model behind the server. Arguments and errors as for ``Client.info``."""
+        self._require_open()
         response = await self._ask("GetModelInfo", service_pb2.GetModelInfoRequest(), self._retries(deadline_s))
         return conversion.model_info_of(response)
+
+    def _event(self) -> asyncio.Event:
+        return asyncio.Event()
 
     def _channel(
         self, target: str, options: list[tuple[str, Any]], credentials: grpc.ChannelCredentials | None
@@ -112,14 +119,21 @@ class AsyncClient(Calls[Texts, AsyncIterator[Answer]]):
                 else:
                     response = await self._race(method, request, attempts, hedge_s)
             except PolyheadError as error:
-                await asyncio.sleep(attempts.failed(error))
+                await self._wait(attempts.failed(error))
             else:
                 attempts.succeeded()
                 self._hedging.observe(time.monotonic() - began)
                 return response
 
+    async def _wait(self, seconds: float) -> None:
+        """Waits, but no longer than until the client is closed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        self._require_still_open()
+
     async def _attempt(self, method: UnaryMethod, request: Any, attempts: Attempts) -> Any:
-        self._require_open()
+        self._require_still_open()
         with self._connections.lease(attempts.tried) as lease, _translated():
             attempts.tried.add(lease.number)
             return await getattr(lease.stub, method)(request, **self._options(attempts.deadline))
@@ -142,12 +156,14 @@ class AsyncClient(Calls[Texts, AsyncIterator[Answer]]):
                 task.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
 
-    def _stream(self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Texts) -> AsyncIterator[Answer]:
+    def _stream(
+        self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Texts
+    ) -> AsyncGenerator[Answer, None]:
         def begin(stub: Any, requests: AsyncIterator[StreamRequest]) -> Any:
-            self._require_open()
+            self._require_still_open()
             return getattr(stub, method)(requests, **self._options(flow.deadline))
 
-        return _Stream(flow, template, self._connections, begin).run(texts)
+        return _Stream(flow, template, self._connections, begin, self._running).run(texts)
 
 
 class _Stream:
@@ -164,39 +180,43 @@ class _Stream:
         template: StreamRequest,
         connections: Connections[Any],
         begin: Callable[[Any, AsyncIterator[StreamRequest]], Any],
+        running: Callable[[Callable[[], Coroutine[Any, Any, None]]], AbstractContextManager[None]],
     ) -> None:
         self._flow = flow
         self._template = template
         self._connections = connections
         self._begin = begin
+        self._running = running
         self._broken: set[int] = set()  # the connection of the last call
         self._changed = asyncio.Condition()
 
-    async def run(self, texts: Texts) -> AsyncIterator[Answer]:
-        tasks = [asyncio.create_task(self._read(texts)), asyncio.create_task(self._receive())]
-        try:
-            while answers := await self._collect():
-                for answer in answers:
-                    yield answer
-            if self._flow.error is not None:
-                raise self._flow.error
-        finally:
-            for task in tasks:
-                task.cancel()
-            async with self._changed:
-                self._flow.close()
-                self._changed.notify_all()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    async def run(self, texts: Texts) -> AsyncGenerator[Answer, None]:
+        with self._running(self._client_closed):
+            tasks = [asyncio.create_task(self._read(texts)), asyncio.create_task(self._receive())]
+            try:
+                while answers := await self._collect():
+                    for answer in answers:
+                        yield answer
+                if self._flow.error is not None:
+                    raise self._flow.error
+            finally:
+                for task in tasks:
+                    task.cancel()
+                async with self._changed:
+                    self._flow.close()
+                    self._changed.notify_all()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, texts: Texts) -> None:
         try:
-            async for text in _each(texts):
-                async with self._changed:
-                    await self._changed.wait_for(self._flow.may_offer)
-                    if self._flow.closed:
-                        return
-                    self._flow.offer(text)
-                    self._changed.notify_all()
+            async with aclosing(_each(texts)) as each:
+                async for text in each:
+                    async with self._changed:
+                        await self._changed.wait_for(self._flow.may_offer)
+                        if self._flow.closed:
+                            return
+                        self._flow.offer(text)
+                        self._changed.notify_all()
             async with self._changed:
                 self._flow.end_input()
                 self._changed.notify_all()
@@ -267,6 +287,9 @@ class _Stream:
                 async with asyncio.timeout(self._flow.deadline.left_s()):
                     await self._changed.wait_for(self._flow.may_begin)
 
+    async def _client_closed(self) -> None:
+        await self._fail(closed_meanwhile())
+
     async def _fail(self, error: BaseException) -> None:
         async with self._changed:
             self._flow.fail(error)
@@ -286,8 +309,13 @@ def _translated() -> Iterator[None]:
         raise UnavailableError("CANCELLED", "cancelled by the server, or because the client was closed") from error
 
 
-async def _each(texts: Texts) -> AsyncIterator[Text]:
-    if isinstance(texts, AsyncIterable):
+async def _each(texts: Texts) -> AsyncGenerator[Text, None]:
+    if isinstance(texts, AsyncGenerator):
+        # Its own clean-up must not wait for the garbage collector when the stream is left early.
+        async with aclosing(texts):
+            async for text in texts:
+                yield text
+    elif isinstance(texts, AsyncIterable):
         async for text in texts:
             yield text
     else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, Literal, TypeVar
 
 import grpc
@@ -14,9 +15,10 @@ from . import channel, conversion
 from .connections import DEFAULT_CONNECTIONS, Connections
 from .conversion import Encoding, Order, StreamRequest, Task, TruncationPolicy
 from .credentials import Tls, authorization
-from .errors import InvalidRequestError
+from .errors import InvalidRequestError, UnavailableError
 from .flow import Flow
 from .hedging import HedgeAfter, Hedging
+from .message_limits import MessageLimits
 from .model_info import ModelInfo
 from .results import Fingerprints
 from .retries import DEFAULT_MAX_ATTEMPTS, Deadline, Retries, RetryBudget
@@ -83,11 +85,13 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
         """
         if connections < 1:
             raise InvalidRequestError("INVALID_ARGUMENT", f"connections: {connections} is less than 1")
-        self._closed = False
+        self._closing = self._event()
         self._wait_for_ready = wait_for_ready
         self._metadata = authorization(api_key, target, tls, allow_plaintext_key)
         self._max_attempts = max_attempts
         self._budget = RetryBudget()
+        self._limits = MessageLimits()
+        self._streams: set[Callable[[], Any]] = set()  # what ends each that is running
         self._hedging = Hedging(hedge_after_s)
         self._retries(None)  # refuses a number of attempts now, not at the first call
         credentials = tls.credentials() if tls else None
@@ -98,6 +102,10 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
     @abstractmethod
     def _channel(self, target: str, options: list[tuple[str, Any]], credentials: grpc.ChannelCredentials | None) -> Any:
         """A channel that connects when it is first used."""
+
+    @abstractmethod
+    def _event(self) -> Any:
+        """An event, of threads or of tasks: it wakes what waits when this is closed."""
 
     def _retries(self, deadline_s: float | None) -> Retries:
         """The decisions for a call that begins now."""
@@ -113,12 +121,28 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
 
     def _shut(self) -> None:
         """Lets no call begin, and none be tried again."""
-        self._closed = True
+        self._closing.set()
         self._budget.stop()
 
     def _require_open(self) -> None:
-        if self._closed:
+        """Lets no call begin on a closed client."""
+        if self._closing.is_set():
             raise InvalidRequestError("FAILED_PRECONDITION", "the client is closed; make a new one")
+
+    def _require_still_open(self) -> None:
+        """Ends a call whose client was closed meanwhile."""
+        if self._closing.is_set():
+            raise closed_meanwhile()
+
+    @contextmanager
+    def _running(self, end: Callable[[], Any]) -> Iterator[None]:
+        """The length of a stream, which ``close`` ends with ``end``."""
+        self._streams.add(end)
+        try:
+            self._require_open()
+            yield
+        finally:
+            self._streams.discard(end)
 
     @abstractmethod
     def _stream(self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: TextsT) -> AnswersT:
@@ -248,8 +272,20 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
     ) -> AnswersT:
         require_several(texts)
         window = AdaptiveWindow() if max_in_flight is None else FixedWindow(max_in_flight)
-        flow = Flow(order, window, self._retries(deadline_s), max_items=_STREAM_ITEMS, max_bytes=_STREAM_BYTES)
+        flow = Flow(
+            order,
+            window,
+            self._retries(deadline_s),
+            max_items=_STREAM_ITEMS,
+            max_bytes=_STREAM_BYTES,
+            limits=self._limits,
+        )
         return self._stream(method, template, flow, texts)
+
+
+def closed_meanwhile() -> UnavailableError:
+    """The error of a call whose client was closed before its end."""
+    return UnavailableError("CANCELLED", "the client was closed before the call ended")
 
 
 def require_several(texts: object) -> None:

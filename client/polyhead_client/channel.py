@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from .credentials import Tls, is_local
-from .flow import MAX_MESSAGE_BYTES
+from .message_limits import MAX_MESSAGE_BYTES
 
 _SERVICE = "polyhead.v1.InferenceService"
 
@@ -16,10 +16,13 @@ _SERVICE_CONFIG = {
     "healthCheckConfig": {"serviceName": _SERVICE},
 }
 
+# A proxy, which gRPC finds in the environment, would carry to a network what is to stay here: texts, keys.
+NO_PROXY: list[tuple[str, int | str]] = [("grpc.enable_http_proxy", 0)]
+
 _OPTIONS: list[tuple[str, int | str]] = [
-    # gRPC's own limit for what comes in is 4 MiB: 1,024 large embeddings are more.
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # Answers may be far larger than texts: 1,024 of a head with 500 labels are. The server bounds them by their number.
+    ("grpc.max_receive_message_length", -1),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     # What DNS says beside the addresses must not replace the service config.
     ("grpc.service_config_disable_resolution", 1),
@@ -39,8 +42,7 @@ def options(target: str, tls: Tls | None) -> list[tuple[str, int | str]]:
     """The options of a channel to ``target``."""
     chosen = list(_OPTIONS)
     if is_local(target):
-        # A proxy, which gRPC finds in the environment, would carry to a network what is to stay here: texts, keys.
-        chosen.append(("grpc.enable_http_proxy", 0))
+        chosen += NO_PROXY
     if tls and tls.server_name:
         chosen.append(("grpc.ssl_target_name_override", tls.server_name))
     return chosen

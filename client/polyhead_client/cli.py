@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -11,21 +10,19 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NoReturn, get_args
 
 import click
 
 from . import json_lines
 from .admin import admin
-from .calls import DEFAULT_TARGET
 from .client import Client
 from .conversion import Encoding, Order, Task, TruncationPolicy
-from .credentials import Tls
 from .errors import AccessDeniedError, InvalidRequestError, PolyheadError, UnavailableError
 from .flow import Text
 from .model_info import ModelInfo
 from .results import Answer, Fingerprints
+from .server_options import Server, server_options, with_options
 from .top import top
 
 _FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
@@ -42,68 +39,6 @@ _encoding = click.option(
 _dimensions = click.option(
     "--dimensions", type=click.IntRange(min=1), help="First numbers of each embedding to give.  [default: all]"
 )
-
-
-@dataclass(frozen=True)
-class _Server:
-    """Where the server is, and what it takes to be let in."""
-
-    target: str
-    tls: Tls | None
-    api_key: str | None = field(repr=False)
-    allow_plaintext_key: bool
-
-    def connect(self) -> Client:
-        return Client(self.target, tls=self.tls, api_key=self.api_key, allow_plaintext_key=self.allow_plaintext_key)
-
-
-def _server(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds what all commands share, and hands it over as one ``server``."""
-    file = click.Path(exists=True, dir_okay=False)
-
-    @functools.wraps(command)
-    def with_server(**options: Any) -> None:
-        tls, ca, cert, key = (options.pop(name) for name in ("tls", "ca", "cert", "key"))
-        if (cert is None) != (key is None):
-            raise click.UsageError("--cert and --key go together; give both")
-        key_file = options.pop("api_key_file")
-        server = _Server(
-            target=options.pop("target"),
-            tls=Tls(ca, cert, key) if tls or ca or cert else None,
-            # Not a flag: everybody on the machine sees those.
-            api_key=key_file.read().strip() if key_file else os.environ.get("POLYHEAD_API_KEY"),
-            allow_plaintext_key=options.pop("allow_plaintext_key"),
-        )
-        command(server=server, **options)
-
-    options = [
-        click.option(
-            "--target",
-            metavar="HOST:PORT",
-            default=DEFAULT_TARGET,
-            envvar="POLYHEAD_TARGET",
-            show_default=True,
-            show_envvar=True,
-            help="The server to ask, or any name that gRPC resolves.",
-        ),
-        click.option("--tls", is_flag=True, help="Use TLS; any of the next three does too."),
-        click.option("--ca", type=file, help="PEM file with the certificates to trust.  [default: public ones]"),
-        click.option("--cert", type=file, help="PEM file with this client's certificate, if the server asks for one."),
-        click.option("--key", type=file, help="PEM file with the private key of --cert."),
-        click.option(
-            "--api-key-file",
-            type=click.File(encoding="utf-8"),
-            help="File that holds the key to send.  [default: $POLYHEAD_API_KEY, if set]",
-        ),
-        click.option("--allow-plaintext-key", is_flag=True, help="Send the key over a network without TLS."),
-    ]
-    return _with(options, with_server)
-
-
-def _with(options: list[Callable[..., Any]], command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def _space(_: click.Context, __: click.Parameter, value: str | None) -> Fingerprints | None:
@@ -142,10 +77,22 @@ def _texts(command: Callable[..., None]) -> Callable[..., None]:
             help="Refuse texts that another embedding space than this one would answer.",
         ),
     ]
-    return _server(_with(options, command))
+    return server_options(with_options(options, command))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands that end with one line on stderr when stdin or stdout fails them."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Runs the command line."""
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:
+            _discard_stdout()
+            _fail(_FAILED, f"input or output: {error.strerror or error}")
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Ask a polyhead server about texts.
 
@@ -159,8 +106,8 @@ def main() -> None:
       polyhead embed --jsonl < texts.jsonl > vectors.jsonl
       polyhead info
 
-    Exit code: 0, 1 when an item has an error (its line says which) or the call failed, 2 when the command or the target
-    is wrong.
+    Exit code: 0, 1 when an item has an error (its line says which), the call failed, or its input or output did, 2 when
+    the command or the target is wrong, 130 when interrupted.
     """  # noqa: D301  the backspace tells click to keep the lines as they are
 
 
@@ -177,7 +124,7 @@ main.add_command(top)
     metavar="TASK[,TASK...]",
     help=f"Answers to give, of {', '.join(get_args(Task))}.  [default: all that the model has]",
 )
-def analyze(texts: tuple[str, ...], server: _Server, jsonl: bool, tasks: str | None, **options: Any) -> None:
+def analyze(texts: tuple[str, ...], server: Server, jsonl: bool, tasks: str | None, **options: Any) -> None:
     """Give every answer that the model has about each TEXT, or about each line of stdin.
 
     \b
@@ -192,7 +139,7 @@ def analyze(texts: tuple[str, ...], server: _Server, jsonl: bool, tasks: str | N
 @_texts
 @_encoding
 @_dimensions
-def embed(texts: tuple[str, ...], server: _Server, jsonl: bool, **options: Any) -> None:
+def embed(texts: tuple[str, ...], server: Server, jsonl: bool, **options: Any) -> None:
     """Give the embedding of each TEXT, or of each line of stdin.
 
     \b
@@ -203,7 +150,7 @@ def embed(texts: tuple[str, ...], server: _Server, jsonl: bool, **options: Any) 
 
 @main.command()
 @_texts
-def classify(texts: tuple[str, ...], server: _Server, jsonl: bool, **options: Any) -> None:
+def classify(texts: tuple[str, ...], server: Server, jsonl: bool, **options: Any) -> None:
     """Give the class of each TEXT, or of each line of stdin.
 
     \b
@@ -214,7 +161,7 @@ def classify(texts: tuple[str, ...], server: _Server, jsonl: bool, **options: An
 
 @main.command()
 @_texts
-def sentiment(texts: tuple[str, ...], server: _Server, jsonl: bool, **options: Any) -> None:
+def sentiment(texts: tuple[str, ...], server: Server, jsonl: bool, **options: Any) -> None:
     """Give the sentiment of each TEXT, or of each line of stdin.
 
     \b
@@ -224,9 +171,9 @@ def sentiment(texts: tuple[str, ...], server: _Server, jsonl: bool, **options: A
 
 
 @main.command()
-@_server
+@server_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-def info(server: _Server, as_json: bool) -> None:
+def info(server: Server, as_json: bool) -> None:
     """Describe the model behind the server: heads, labels, limits, fingerprints, engine, device."""
     with _ended_well(server.target), server.connect() as client:
         model = client.info()
@@ -234,12 +181,14 @@ def info(server: _Server, as_json: bool) -> None:
 
 
 def _run(
-    server: _Server, texts: tuple[str, ...], jsonl: bool, ask: Callable[[Client, Iterable[Text]], Iterator[Answer]]
+    server: Server, texts: tuple[str, ...], jsonl: bool, ask: Callable[[Client, Iterable[Text]], Iterator[Answer]]
 ) -> None:
     """Streams the input to the server and the answers to stdout."""
     if texts and jsonl:
         raise click.UsageError("--jsonl reads stdin; give it no TEXT")
     source = _Input(texts or (json_lines.items_of if jsonl else json_lines.texts_of)(_stdin()))
+    if sys.stdout is None:
+        raise click.UsageError("stdout is closed; the answers go there")
     stdout = sys.stdout.buffer
     failed = False
     with _ended_well(server.target), server.connect() as client:
@@ -273,6 +222,8 @@ def _stdin() -> BinaryIO:
     The thread that reads may still be blocked in it when the process ends: Python aborts when that is ``sys.stdin``.
     """
     stdin = sys.stdin
+    if stdin is None:  # Python's answer to a descriptor that is closed
+        raise click.UsageError("stdin is closed; give it texts, or give TEXT")
     try:
         return open(stdin.fileno(), "rb", closefd=False)
     except io.UnsupportedOperation:
@@ -288,10 +239,14 @@ def _ended_well(target: str) -> Iterator[None]:
         hint = " (is a server running there? see polyhead-serve --help)" if isinstance(error, UnavailableError) else ""
         _fail(_MISUSED if isinstance(error, _MISTAKES) else _FAILED, f"{target}: {error}{hint}")
     except BrokenPipeError:
-        # Python flushes stdout once more when it ends, and would complain then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
+
+
+def _discard_stdout() -> None:
+    """Python flushes stdout once more when it ends, and would complain then."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _fail(code: int, message: str) -> NoReturn:

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import grpc
@@ -13,7 +14,7 @@ from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2
 
 from . import conversion
-from .calls import Calls, StreamMethod, UnaryMethod
+from .calls import Calls, StreamMethod, UnaryMethod, closed_meanwhile
 from .connections import Connections
 from .conversion import Encoding, StreamRequest, Task, TruncationPolicy
 from .errors import PolyheadError, translated
@@ -43,6 +44,8 @@ class Client(Calls[Iterable[Text], Iterator[Answer]]):
     def close(self) -> None:
         """Closes the connections; calls that are running end with UnavailableError."""
         self._shut()
+        for end in list(self._streams):
+            end()
         for channel in self._channels:
             channel.close()
 
@@ -85,6 +88,7 @@ class Client(Calls[Iterable[Text], Iterator[Answer]]):
         analysis = Analysis(
             texts,
             retries,
+            self._limits,
             tasks=tasks,
             truncation=truncation,
             include_timings=include_timings,
@@ -94,7 +98,7 @@ class Client(Calls[Iterable[Text], Iterator[Answer]]):
         )
         self._require_open()
         while (wait_s := analysis.wait_s()) is not None:
-            time.sleep(wait_s)
+            self._wait(wait_s)
             for request in analysis.requests():
                 try:
                     response = self._ask("Analyze", request, retries)
@@ -113,8 +117,12 @@ class Client(Calls[Iterable[Text], Iterator[Answer]]):
         Raises:
             PolyheadError: The call failed; its subclass says what can be done.
         """
+        self._require_open()
         response = self._ask("GetModelInfo", service_pb2.GetModelInfoRequest(), self._retries(deadline_s))
         return conversion.model_info_of(response)
+
+    def _event(self) -> threading.Event:
+        return threading.Event()
 
     def _channel(
         self, target: str, options: list[tuple[str, Any]], credentials: grpc.ChannelCredentials | None
@@ -127,7 +135,7 @@ class Client(Calls[Iterable[Text], Iterator[Answer]]):
         """The response to a unary call, after as many attempts as it takes."""
         attempts = Attempts(retries)
         while True:
-            self._require_open()
+            self._require_still_open()
             hedge_s = self._hedging.delay_s()
             began = time.monotonic()
             try:
@@ -137,11 +145,19 @@ class Client(Calls[Iterable[Text], Iterator[Answer]]):
                     else:
                         response = self._race(method, request, attempts, hedge_s)
             except PolyheadError as error:
-                time.sleep(attempts.failed(error))
+                self._wait(attempts.failed(error))
+            except ValueError:  # what gRPC says of a channel that was closed in this moment
+                self._require_still_open()
+                raise
             else:
                 attempts.succeeded()
                 self._hedging.observe(time.monotonic() - began)
                 return response
+
+    def _wait(self, seconds: float) -> None:
+        """Waits, but no longer than until the client is closed."""
+        self._closing.wait(seconds)
+        self._require_still_open()
 
     def _attempt(self, method: UnaryMethod, request: Any, attempts: Attempts) -> Any:
         with self._connections.lease(attempts.tried) as lease:
@@ -183,10 +199,10 @@ class Client(Calls[Iterable[Text], Iterator[Answer]]):
         self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Iterable[Text]
     ) -> Iterator[Answer]:
         def begin(stub: Any, requests: Iterator[StreamRequest]) -> Any:
-            self._require_open()
+            self._require_still_open()
             return getattr(stub, method)(requests, **self._options(flow.deadline))
 
-        return _Stream(flow, template, self._connections, begin).run(texts)
+        return _Stream(flow, template, self._connections, begin, self._running).run(texts)
 
 
 class _Stream:
@@ -203,11 +219,13 @@ class _Stream:
         template: StreamRequest,
         connections: Connections[Any],
         begin: Callable[[Any, Iterator[StreamRequest]], Any],
+        running: Callable[[Callable[[], None]], AbstractContextManager[None]],
     ) -> None:
         self._flow = flow
         self._template = template
         self._connections = connections
         self._begin = begin
+        self._running = running
         self._broken: set[int] = set()  # the connection of the last call
         self._call: Any = None
         self._changed = threading.Condition()
@@ -216,19 +234,20 @@ class _Stream:
         # Daemons that nobody waits for: they end by themselves, but a reader not before its input gives the next text.
         reader = threading.Thread(target=self._read, args=(texts,), name="polyhead-reader", daemon=True)
         receiver = threading.Thread(target=self._receive, name="polyhead-receiver", daemon=True)
-        try:
-            reader.start()
-            receiver.start()
-            while answers := self._collect():
-                yield from answers
-            if self._flow.error is not None:
-                raise self._flow.error
-        finally:
-            with self._changed:
-                self._flow.close()
-                self._changed.notify_all()
-            if self._call is not None:
-                self._call.cancel()
+        with self._running(self._client_closed):
+            try:
+                reader.start()
+                receiver.start()
+                while answers := self._collect():
+                    yield from answers
+                if self._flow.error is not None:
+                    raise self._flow.error
+            finally:
+                with self._changed:
+                    self._flow.close()
+                    self._changed.notify_all()
+                if self._call is not None:
+                    self._call.cancel()
 
     def _read(self, texts: Iterable[Text]) -> None:
         try:
@@ -304,6 +323,9 @@ class _Stream:
             if delay_s is not None:
                 self._changed.wait_for(lambda: self._flow.closed, delay_s)
                 self._changed.wait_for(self._flow.may_begin, self._flow.deadline.left_s())
+
+    def _client_closed(self) -> None:
+        self._fail(closed_meanwhile())
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 
@@ -80,8 +81,12 @@ class ItemFailedError(PolyheadError):
         self.item_id = item_id
 
 
+MessageT = TypeVar("MessageT", bound=Message)
+
 # The name under which every gRPC library sends the details of a status, and that of gRPC's own push-back.
 _DETAILS_KEY, _PUSHBACK_KEY = "grpc-status-details-bin", "grpc-retry-pushback-ms"
+# Those of a 64-bit number; Python refuses to read some thousands.
+_PUSHBACK_DIGITS = 19
 
 # What grpc.aio puts in the place of a status when it comes to write on a stream that has just ended.
 _LOST_STATUS = "Internal error from Core"
@@ -109,17 +114,23 @@ _BY_CODE: dict[grpc.StatusCode, type[PolyheadError]] = {
 
 def reason_of(status: status_pb2.Status) -> str:
     """The machine-readable reason in the details of a status; empty when there is none."""
-    info = error_details_pb2.ErrorInfo()
-    return next((info.reason for detail in status.details if detail.Unpack(info)), "")
+    info = _detail(status, error_details_pb2.ErrorInfo())
+    return info.reason if info else ""
 
 
 def retry_after_of(status: status_pb2.Status) -> float | None:
     """Seconds after which the server wants to be asked again, in the details of a status; None when it does not say."""
-    told = error_details_pb2.RetryInfo()
-    return next(
-        (told.retry_delay.seconds + told.retry_delay.nanos * 1e-9 for detail in status.details if detail.Unpack(told)),
-        None,
-    )
+    told = _detail(status, error_details_pb2.RetryInfo())
+    return told.retry_delay.seconds + told.retry_delay.nanos * 1e-9 if told else None
+
+
+def _detail(status: status_pb2.Status, kind: MessageT) -> MessageT | None:
+    """``kind``, filled with the first detail of that type; None where there is none that can be read."""
+    for detail in status.details:
+        with suppress(DecodeError):
+            if detail.Unpack(kind):
+                return kind
+    return None
 
 
 def error_named(code: str, message: str, reason: str = "") -> PolyheadError:
@@ -143,11 +154,13 @@ def _translation(error: Any) -> PolyheadError:
     if code is grpc.StatusCode.INTERNAL and message == _LOST_STATUS:
         code, message = grpc.StatusCode.UNAVAILABLE, "the stream ended while a message was being sent"
     trailing = dict(error.trailing_metadata() or ())
-    status = status_pb2.Status.FromString(trailing.get(_DETAILS_KEY, b""))
+    status = status_pb2.Status()
+    with suppress(DecodeError):  # a proxy's own, perhaps: the code and the message stand without them
+        status = status_pb2.Status.FromString(trailing.get(_DETAILS_KEY, b""))
     told = retry_after_of(status) if _PUSHBACK_KEY not in trailing else _pushback(trailing[_PUSHBACK_KEY])
     return _BY_CODE[code](code.name, message, reason_of(status), told)
 
 
 def _pushback(milliseconds: str) -> float:
     """Seconds; what is negative or no number means never (gRFC A6)."""
-    return int(milliseconds) / 1000 if milliseconds.isdecimal() else math.inf
+    return int(milliseconds) / 1000 if milliseconds.isdecimal() and len(milliseconds) <= _PUSHBACK_DIGITS else math.inf

@@ -27,6 +27,7 @@ from polyhead.v1 import item_pb2
 
 from .conversion import Order
 from .errors import PolyheadError, ServerError, error_named
+from .message_limits import MessageLimits, has_too_many_bytes, has_too_many_items, item_of, too_large
 from .results import Answer, ItemError
 from .retries import Retries, is_retryable
 from .window import Window
@@ -34,10 +35,8 @@ from .window import Window
 # One text to answer: the text, or its id and the text.
 Text: TypeAlias = str | tuple[str, str]
 
-# The server's default limit for one message, and this client's for what it sends and receives.
-MAX_MESSAGE_BYTES = 16 * 2**20
-# What a message holds beside its items (tasks, options) stays far below 1 KiB.
-_MAX_ITEM_BYTES = MAX_MESSAGE_BYTES - 1024
+# At the most, beside the item itself: its tag and its length.
+_ITEM_FRAME_BYTES = 6
 
 
 @dataclass(slots=True)
@@ -47,6 +46,8 @@ class _Entry:
     number: int
     item_id: str
     item: item_pb2.Item
+    message_items: int = 0  # of the message in which it was sent the last time
+    message_bytes: int = 0
     losses: int = 0  # times its call broke
     refusals: int = 0  # times the server had too much to do
     refusal: Answer | None = None  # what it said the last time
@@ -69,6 +70,7 @@ class Flow:
         *,
         max_items: int,
         max_bytes: int,
+        limits: MessageLimits | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Starts empty.
@@ -79,12 +81,14 @@ class Flow:
             retries: Say what is sent again, and when.
             max_items: Items in one message.
             max_bytes: Of items in one message, about; a larger item goes alone.
+            limits: What the server is known to take, also from other calls; None for nothing yet.
             now: The clock.
         """
         self._in_request_order = order == "request"
         self._window = window
         self._max_items = max_items
         self._max_bytes = max_bytes
+        self._limits = limits or MessageLimits()
         self._retries = retries
         self.deadline = retries.deadline
         self._now = now
@@ -142,7 +146,7 @@ class Flow:
         number = self._offered
         item_id, content = text if isinstance(text, tuple) else (str(number), text)
         self._offered += 1
-        item = _item(number, content)
+        item = item_of(number, content)
         if isinstance(item, ItemError):
             self._finish(number, Answer(item_id, error=item))
         else:
@@ -155,31 +159,34 @@ class Flow:
     def begin_call(self) -> int:
         """Says that a call begins which takes the place of the one before; returns its number.
 
-        Where nothing is left for a call to do, this is closed instead.
+        Where nothing is left for a call to do, this is closed instead. An input without a text still gets its call,
+        which tells whether the server is there.
         """
         self._call += 1
-        if self._input_ended and not self.unanswered:
+        if self._offered and self._input_ended and not self.unanswered:
             self.close()
         return self._call
 
     def take(self, call: int) -> list[item_pb2.Item]:
         """Moves what is waiting and fits one message into flight; empty when this call has nothing more to send."""
         self._wake()
-        items: list[item_pb2.Item] = []
         if self.closed or call != self._call:
-            return items
+            return []
+        entries: list[_Entry] = []
         size = 0
-        room = min(self._max_items, self._window.limit - self.in_flight)
-        while self._waiting and len(items) < room:
-            size += self._waiting[0].item.ByteSize()
-            if items and size > self._max_bytes:
+        room = min(self._max_items, self._limits.items, self._window.limit - self.in_flight)
+        while self._waiting and len(entries) < room:
+            more = self._waiting[0].item.ByteSize() + _ITEM_FRAME_BYTES
+            if entries and size + more > min(self._max_bytes, self._limits.size_bytes):
                 break
-            entry = self._waiting.popleft()
+            size += more
+            entries.append(self._waiting.popleft())
+        for entry in entries:
+            entry.message_items, entry.message_bytes = len(entries), size
             self._sent[entry.item.item_id] = entry
-            items.append(entry.item)
         if self._waiting and self.in_flight >= self._window.limit:
             self._window.filled()
-        return items
+        return [entry.item for entry in entries]
 
     def accept(self, answers: list[Answer]) -> None:
         """Takes in answers from the server.
@@ -189,10 +196,12 @@ class Flow:
         """
         self._losses = 0
         refused: list[tuple[float, _Entry]] = []
+        stray: PolyheadError | None = None
         for answer in answers:
             entry = self._sent.pop(answer.item_id, None)
             if entry is None:
-                raise _stray(answer)
+                stray = stray or _stray(answer)
+                continue
             own = Answer(entry.item_id, answer.result, answer.error)
             delay_s = self._delay_s(entry, answer.error)
             if delay_s is None:
@@ -205,6 +214,8 @@ class Flow:
         else:
             self._retries.succeeded()
         self._window.answered(len(answers) - len(refused))
+        if stray:  # after the others: the call may go on with smaller messages
+            raise stray
 
     def collect(self) -> list[Answer]:
         """Hands over all answers that are ready, which makes room for as many items."""
@@ -228,18 +239,45 @@ class Flow:
         """
         if self.closed:
             return None
+        self._call += 1  # what the broken call takes from now on would be lost
+        if self.repack(error):
+            return 0.0
         self._losses += 1
         for entry in self._sent.values():
             entry.losses += 1
         # Also by items: one that brings down whatever reads it would go round for ever among others that are answered.
         losses = max(self._losses, *(entry.losses for entry in self._sent.values()), 0)
-        self._waiting.extendleft(reversed(self._sent.values()))
-        self._sent.clear()
-        self._call += 1  # what the broken call takes from now on would be lost
+        self._take_back()
         delay_s = self._retries.failed(error, losses)
         if delay_s is None:
             self.fail(error)
         return delay_s
+
+    def repack(self, error: PolyheadError) -> bool:
+        """Takes back what was sent, to send it in smaller messages, if ``error`` says that one holds too much.
+
+        It does not say which; but whatever a server refuses, it refuses the largest. An item that is too large alone is
+        answered with that.
+        """
+        if not self._sent:
+            return False
+        if has_too_many_items(error):
+            most = max(entry.message_items for entry in self._sent.values())
+            if most == 1:
+                return False
+            self._limits.halve_items(most)
+        elif has_too_many_bytes(error):
+            largest = max(self._sent.values(), key=lambda entry: entry.message_bytes)
+            if largest.message_items == 1:
+                del self._sent[largest.item.item_id]
+                refusal = too_large(largest.item, "the server takes no message of that size")
+                self._finish(largest.number, Answer(largest.item_id, error=refusal))
+            else:
+                self._limits.halve_bytes(largest.message_bytes)
+        else:
+            return False
+        self._take_back()
+        return True
 
     def give_up(self) -> bool:
         """Lets the refusals of all items stand that wait for another try; False when others have no answer either."""
@@ -263,6 +301,11 @@ class Flow:
         if not self.closed:
             self.error = error
             self.close()
+
+    def _take_back(self) -> None:
+        """Puts what was sent and not answered before what was not sent."""
+        self._waiting.extendleft(reversed(self._sent.values()))
+        self._sent.clear()
 
     def _delay_s(self, entry: _Entry, error: ItemError | None) -> float | None:
         """When to send an item again that was refused for now; None when its answer stands."""
@@ -302,17 +345,3 @@ def _stray(answer: Answer) -> PolyheadError:
     if answer.error is not None and not answer.item_id:
         return error_named(answer.error.code, answer.error.message, answer.error.reason)
     return ServerError("INTERNAL", f"the server answered item {answer.item_id!r}, which does not wait for an answer")
-
-
-def _item(number: int, text: str) -> item_pb2.Item | ItemError:
-    """The item on the wire, or why it cannot be sent. The reasons are those that a server has for the same."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        problem = f"text is not valid UTF-8: {error.reason} at code point {error.start}"
-        return ItemError("INVALID_ARGUMENT", "TEXT_NOT_UTF8", problem)
-    item = item_pb2.Item(item_id=str(number), text=text)
-    if item.ByteSize() > _MAX_ITEM_BYTES:
-        problem = f"the item has {item.ByteSize()} bytes; a message carries {_MAX_ITEM_BYTES}"
-        return ItemError("INVALID_ARGUMENT", "ITEM_TOO_LARGE", problem)
-    return item

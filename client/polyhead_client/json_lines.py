@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
@@ -31,19 +32,23 @@ def texts_of(lines: Iterable[bytes]) -> Iterator[Text]:
     Bytes that are not UTF-8 become lone surrogates, which the client refuses, so that such a line is answered with an
     error in its turn like any other item.
     """
-    for line in lines:
+    for line in _without_mark(lines):
         yield _decoded(line)
 
 
 def items_of(lines: Iterable[bytes]) -> Iterator[Text]:
-    """One ``{"id": ..., "text": ...}`` a line.
+    """One ``{"id": ..., "text": ...}`` a line; blank lines are passed over.
 
     Raises:
         LineError: A line is no such object.
     """
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_without_mark(lines), start=1):
+        if not line.strip():
+            continue
         try:
             item = json.loads(_decoded(line))
+        except RecursionError as error:
+            raise LineError(number, "not JSON that can be read: it is nested too deeply") from error
         except ValueError as error:
             raise LineError(number, f'not JSON ({error}); write one {{"id": ..., "text": ...}} a line') from error
         if not isinstance(item, dict) or not isinstance(item.get("id"), str) or not isinstance(item.get("text"), str):
@@ -61,6 +66,12 @@ def line_of(answer: Answer) -> bytes:
         record["error"] = {name: value for name, value in told.items() if value is not None}
     # A lone surrogate has no UTF-8; with a backslash it is JSON's own escape for it.
     return json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+
+
+def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines without the byte order mark that some programs put before UTF-8."""
+    for number, line in enumerate(lines):
+        yield line if number else line.removeprefix(codecs.BOM_UTF8)
 
 
 def _decoded(line: bytes) -> str:

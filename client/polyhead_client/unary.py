@@ -12,6 +12,7 @@ from .calls import require_several
 from .conversion import Encoding, Task, TruncationPolicy
 from .errors import PolyheadError, ServerError
 from .flow import Flow, Text
+from .message_limits import MessageLimits
 from .model_info import ModelInfo
 from .results import Answer, Fingerprints
 from .retries import Retries
@@ -31,6 +32,7 @@ class Analysis:
         self,
         texts: Iterable[Text],
         retries: Retries,
+        limits: MessageLimits,
         *,
         tasks: Iterable[Task],
         truncation: TruncationPolicy,
@@ -46,7 +48,7 @@ class Analysis:
             embedding_options=conversion.embedding_options(encoding, dimensions),
         )
         window = FixedWindow(sys.maxsize)
-        self._flow = Flow("request", window, retries, max_items=_UNARY_ITEMS, max_bytes=_UNARY_BYTES)
+        self._flow = Flow("request", window, retries, max_items=_UNARY_ITEMS, max_bytes=_UNARY_BYTES, limits=limits)
         for text in texts:
             self._flow.offer(text)
         self._flow.end_input()
@@ -66,20 +68,26 @@ class Analysis:
 
         Raises:
             ServerError: It does not answer every item.
+            PolyheadError: It refuses the message as a whole, and not for its size.
         """
-        self._flow.accept(conversion.answers_of(response))
+        try:
+            self._flow.accept(conversion.answers_of(response))
+        except PolyheadError as error:
+            if not self._flow.repack(error):
+                raise
         if self._flow.in_flight:
             raise ServerError("INTERNAL", f"the server left {self._flow.in_flight} items of a call unanswered")
 
     def fail(self, error: PolyheadError) -> None:
         """Takes in that the call for the last message failed.
 
-        Where only such items are left as were refused before, the batch has that for an answer, and loses no other.
+        Where the message held too much, the next ones hold less. Where only such items are left as were refused before,
+        the batch has that for an answer, and loses no other.
 
         Raises:
             PolyheadError: Otherwise: this is ``error`` itself.
         """
-        if not self._flow.give_up():
+        if not (self._flow.repack(error) or self._flow.give_up()):
             raise error
 
     def answers(self) -> list[Answer]:

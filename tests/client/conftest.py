@@ -18,11 +18,17 @@ from .fake_server import FakeServicer
 
 
 @contextlib.contextmanager
-def served(credentials: grpc.ServerCredentials | None = None) -> Iterator[FakeServicer]:
+def served(
+    credentials: grpc.ServerCredentials | None = None, max_message_bytes: int = 16 * 2**20
+) -> Iterator[FakeServicer]:
     """A servicer behind a real server on a free port of the loopback; ``target`` says which."""
     servicer = FakeServicer()
-    # 16 MiB as of the real server; the port must be ours alone.
-    options = [("grpc.max_receive_message_length", 16 * 2**20), ("grpc.so_reuseport", 0)]
+    # 16 MiB as of the real server, by default; the port must be ours alone.
+    options = [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),
+    ]
     server = grpc.server(futures.ThreadPoolExecutor(32), options=options)
     service_grpc.add_InferenceServiceServicer_to_server(servicer, server)
     servicer.health.set("polyhead.v1.InferenceService", health_pb2.HealthCheckResponse.SERVING)

@@ -44,11 +44,15 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self.gate.set()
         self.answer_every = 1  # items to collect before any of them is answered
         self.most_in_flight = 0
+        self.max_items = 1024  # in a message; one answer without an id stands for those of a larger one
+        self.labels = 2  # of the classification, at the least
         self.ended = threading.Event()  # the last stream is over, for whatever reason
 
     def Analyze(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._begin("Analyze", context)
         self.requests.append(request)
+        if len(request.items) > self.max_items:
+            return pb2.AnalyzeResponse(answers=[_too_many()])
         return pb2.AnalyzeResponse(answers=[self._answer(item, request) for item in request.items])
 
     def GetModelInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -99,6 +103,9 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         collected: list[item_pb2.Answer] = []
         answered = 0
         while (request := arrived.get()) is not None:
+            if len(request.items) > self.max_items:
+                yield response_type(answers=[_too_many()])
+                continue
             for item in request.items:
                 if item.text == END:
                     return
@@ -123,7 +130,10 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             delay = duration_pb2.Duration(nanos=20_000_000)
             refusal = _status(code_pb2.RESOURCE_EXHAUSTED, "busy", error_details_pb2.RetryInfo(retry_delay=delay))
             return item_pb2.Answer(item_id=item.item_id, error=refusal)
-        return _answer(item, request)
+        answer = _answer(item, request)
+        for number in range(2, self.labels):
+            answer.result.classification.scores.add(label=f"a label of some length, {number:08}", probability=0.0)
+        return answer
 
     def _drain(self, requests: Iterator[Any], arrived: queue.SimpleQueue[Any], in_flight: _Counter) -> None:
         try:
@@ -162,9 +172,13 @@ def embedding_of(text: str) -> list[float]:
     return [float(ord(character)) / 1024 for character in text[:3].ljust(3, "\0")]
 
 
-def _status(code: int, message: str, *further: Any) -> status_pb2.Status:
+def _too_many() -> item_pb2.Answer:
+    return item_pb2.Answer(error=_status(code_pb2.INVALID_ARGUMENT, "too many items", reason="TOO_MANY_ITEMS"))
+
+
+def _status(code: int, message: str, *further: Any, reason: str = "TOLD_TO") -> status_pb2.Status:
     status = status_pb2.Status(code=code, message=message)
-    for detail in (error_details_pb2.ErrorInfo(reason="TOLD_TO", domain="polyhead"), *further):
+    for detail in (error_details_pb2.ErrorInfo(reason=reason, domain="polyhead"), *further):
         status.details.add().Pack(detail)
     return status
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socketserver
+import threading
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -95,3 +97,41 @@ def test_nobody_there_is_told_with_what_may_be_missing(tmp_path: Path) -> None:
     done = admin("stats", "--target", f"unix:{tmp_path}/none")
     assert done.exit_code == 2
     assert "--admin-listen" in done.stderr
+
+
+def test_key_never_goes_to_a_proxy(service: PlayedService, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    for variable in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("POLYHEAD_API_KEY", "secret")
+    with Proxy() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.address)
+        # Control: a channel that is not told otherwise goes there.
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError):
+            admin_service_pb2_grpc.AdminServiceStub(channel).GetStats(pb2.GetStatsRequest(), timeout=20)
+        assert proxy.connections
+        proxy.connections = 0
+        done = admin("stats", "--target", f"127.0.0.1:{port}")
+    server.stop(None).wait()
+    assert (done.exit_code, proxy.connections) == (0, 0)
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """Counts who comes, and lets nobody through."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+        self.connections = 0
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def verify_request(self, *_: Any) -> bool:
+        self.connections += 1
+        return False
+
+    def __exit__(self, *error: Any) -> None:
+        self.shutdown()
+        super().__exit__(*error)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,13 +123,26 @@ def test_jsonl_id_with_half_an_emoji_comes_back_as_valid_json(run: Run) -> None:
     assert (first["id"], second["id"], labels(result)) == ("\ud83d", "2", ["ok", "ok"])
 
 
-@pytest.mark.parametrize("line", ["nonsense", '["id", "text"]', '{"id": "2"}', '{"id": 2, "text": "two"}', ""])
+@pytest.mark.parametrize(
+    "line", ["nonsense", '["id", "text"]', '{"id": "2"}', '{"id": 2, "text": "two"}', "[" * 100_000]
+)
 def test_jsonl_line_that_is_no_item_ends_with_its_number_after_the_answers_before_it(run: Run, line: str) -> None:
     result = run("classify", "--jsonl", input=f'{{"id": "1", "text": "one"}}\n{line}\n'.encode())
     assert labels(result) == ["one"]
     assert result.exit_code == 2
     assert result.stderr.startswith("polyhead: input, line 2: not ")
     assert result.stderr.count("\n") == 1
+
+
+def test_jsonl_passes_over_blank_lines_and_counts_them(run: Run) -> None:
+    result = run("classify", "--jsonl", input=b'{"id": "1", "text": "one"}\n\n \r\n{"id": "4", "text": "four"}\n\nno\n')
+    assert labels(result) == ["one", "four"]
+    assert "line 6" in result.stderr
+
+
+@pytest.mark.parametrize(("jsonl", "line"), [([], "text"), (["--jsonl"], '{"id": "0", "text": "text"}')])
+def test_byte_order_mark_is_no_part_of_the_first_text(run: Run, jsonl: list[str], line: str) -> None:
+    assert labels(run("classify", *jsonl, input=f"\ufeff{line}\n".encode())) == ["text"]
 
 
 def test_options_reach_the_server(run: Run, servicer: FakeServicer) -> None:
@@ -160,12 +174,12 @@ def test_mistake_of_the_user_ends_with_2_and_no_output(run: Run, arguments: list
     assert result.stderr
 
 
-def test_no_text_needs_no_server() -> None:
-    result = CliRunner().invoke(main, ["analyze", "--target", "127.0.0.1:1"])
+def test_no_text_needs_no_answer(run: Run) -> None:
+    result = run("analyze")
     assert (result.exit_code, result.output) == (0, "")
 
 
-@pytest.mark.parametrize("arguments", [["analyze", "text"], ["info"]])
+@pytest.mark.parametrize("arguments", [["analyze", "text"], ["analyze"], ["info"]])
 def test_unreachable_server_ends_with_2_and_one_line(arguments: list[str]) -> None:
     result = CliRunner().invoke(main, [*arguments, "--target", "127.0.0.1:1"])
     assert (result.exit_code, result.stdout) == (2, "")
@@ -237,3 +251,38 @@ def test_command_ends_quietly_when_interrupted(process: subprocess.Popen[bytes])
     assert process.stderr
     process.send_signal(signal.SIGINT)
     assert (process.wait(20), process.stderr.read()) == (130, b"")
+
+
+def shell(servicer: FakeServicer, redirected: str) -> subprocess.CompletedProcess[str]:
+    """The command in a shell, with what that does to its input and output."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "POLYHEAD_TARGET": servicer.target}
+    command = f"{sys.executable} -m polyhead_client.cli {redirected}"
+    return subprocess.run(
+        ["sh", "-c", command], check=False, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("command", ["classify one two", "info", "--help"])
+def test_full_stdout_is_one_line_and_exit_code_1(servicer: FakeServicer, command: str) -> None:
+    done = shell(servicer, f"{command} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "polyhead: input or output: No space left on device\n"
+
+
+@pytest.mark.parametrize(("redirected", "name"), [("classify <&-", "stdin"), ("classify one >&-", "stdout")])
+def test_closed_stdin_or_stdout_is_a_mistake_of_the_user(servicer: FakeServicer, redirected: str, name: str) -> None:
+    done = shell(servicer, redirected)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"Error: {name} is closed")
+
+
+def test_key_file_that_is_no_text_is_a_mistake_of_the_user_and_not_shown(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"\xff\xfeSECRET")
+    result = run("info", "--api-key-file", str(tmp_path / "key"))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--api-key-file: holds no UTF-8 text" in result.stderr
+    assert "SECRET" not in result.stderr
+
+
+def test_help_lists_every_exit_code(run: Run) -> None:
+    assert "130 when" in " ".join(run("--help").stdout.split())

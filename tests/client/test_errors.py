@@ -36,7 +36,9 @@ def test_write_on_a_stream_that_has_just_ended_is_no_fault_of_the_server() -> No
     assert type(caught(Raised(grpc.StatusCode.INTERNAL, "anything else"))) is errors.ServerError
 
 
-@pytest.mark.parametrize(("pushback", "seconds"), [("250", 0.25), ("1", 0.001), ("-1", math.inf), ("soon", math.inf)])
+@pytest.mark.parametrize(
+    ("pushback", "seconds"), [("250", 0.25), ("1", 0.001), ("-1", math.inf), ("soon", math.inf), ("9" * 5000, math.inf)]
+)
 def test_push_back_is_seconds_or_never(pushback: str, seconds: float) -> None:
     raised = Raised(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", ("grpc-retry-pushback-ms", pushback))
     assert caught(raised).retry_after_s == seconds
@@ -48,6 +50,18 @@ def test_retry_info_counts_where_there_is_no_push_back() -> None:
     details = ("grpc-status-details-bin", status.SerializeToString())
     assert caught(Raised(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", details)).retry_after_s == 2.0
     assert caught(Raised(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large")).retry_after_s is None
+
+
+def test_details_that_cannot_be_read_count_as_absent() -> None:
+    error = caught(Raised(grpc.StatusCode.INVALID_ARGUMENT, "no", ("grpc-status-details-bin", b"\xff\xff\xff")))
+    assert (type(error), error.message, error.reason) == (errors.InvalidRequestError, "no", "")
+
+
+def test_detail_that_cannot_be_read_hides_no_other() -> None:
+    status = status_pb2.Status(code=8)
+    for value in (b"\xff\xff\xff", error_details_pb2.ErrorInfo(reason="OVERLOADED").SerializeToString()):
+        status.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=value)
+    assert (errors.reason_of(status), errors.retry_after_of(status)) == ("OVERLOADED", None)
 
 
 def test_docstring_draws_every_error() -> None:

@@ -167,6 +167,16 @@ def test_next_call_begins_when_there_is_something_to_do() -> None:
     assert (subject.closed, subject.error) == (True, None)
 
 
+def test_input_without_a_text_gets_a_call() -> None:
+    subject = flow()
+    subject.end_input()
+    subject.lose(AWAY)
+    call = subject.begin_call()
+    assert (subject.closed, subject.may_take(call), subject.take(call)) == (False, True, [])
+    subject.end_answers()
+    assert (subject.closed, subject.error) == (True, None)
+
+
 def test_calls_that_break_without_an_answer_are_bounded_and_wait_longer_each_time() -> None:
     subject = offered(flow(), "a")
     delays = [subject.lose(AWAY) for _ in range(5)]

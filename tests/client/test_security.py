@@ -142,6 +142,22 @@ def test_command_wants_certificate_and_key_together(tmp_path: Path) -> None:
     assert (result.exit_code, "give both" in result.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("way", ["flags", "environment"])
+def test_command_asks_a_server_whose_certificate_has_another_name(tmp_path: Path, way: str) -> None:
+    own, mine = pair(tmp_path, "model.example"), pair(tmp_path, "client.example")
+    named = {"ca": own.certificate, "cert": mine.certificate, "key": mine.key, "server_name": "model.example"}
+    flags = [part for name, value in named.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    environment = {f"POLYHEAD_{name.upper()}": str(value) for name, value in named.items()}
+    with secured(own, mine) as servicer:
+        arguments = ["info", "--target", servicer.target]
+        if way == "flags":
+            result = CliRunner().invoke(main, [*arguments, *flags])
+        else:
+            result = CliRunner(env={"POLYHEAD_TLS": "1", **environment}).invoke(main, arguments)
+        assert CliRunner().invoke(main, [*arguments, *flags[:-2]]).exit_code == 2  # control: the name in the target
+    assert (result.exit_code, servicer.calls) == (0, ["GetModelInfo"])
+
+
 def test_calls_to_this_machine_pass_by_a_proxy(
     connect: Any, servicer: FakeServicer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
 import pytest
 from polyhead_client import (
+    AsyncClient,
     Client,
     DeadlineExceededError,
     InvalidRequestError,
@@ -310,3 +312,22 @@ def test_threads_share_one_client(servicer: FakeServicer) -> None:
         for thread in threads:
             thread.join()
     assert seen == {number: [f"{number}-{index}" for index in range(200)] for number in range(6)}
+
+
+@pytest.mark.parametrize("reader_waits", [True, False])
+async def test_async_input_is_closed_when_the_stream_is_left_early(servicer: FakeServicer, reader_waits: bool) -> None:
+    closed = asyncio.Event()
+
+    async def texts() -> AsyncIterator[str]:
+        try:
+            for number in itertools.count():
+                if reader_waits and number == 3:
+                    await asyncio.Event().wait()
+                yield str(number)
+        finally:
+            closed.set()
+
+    given = texts()  # held, so that no garbage collector closes it
+    async with AsyncClient(servicer.target) as client, aclosing(client.stream(given)) as answers:
+        assert label(await anext(answers)) == "0"
+    assert closed.is_set()
