@@ -56,9 +56,10 @@ test: setup  ## run the tests
 
 check: lint types contracts test package supply audit docs  ## everything that CI runs
 
-lint: setup lint-proto lint-deploy  ## ruff, buf on the contract, and what reads the files in deploy/
+lint: setup lint-proto lint-deploy  ## ruff, buf on the contract, what reads the files in deploy/, no conflict left
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	! git grep -nIE '^\s*((<{7}|>{7}|\|{7}) |={7}$$)'
 
 lint-proto: setup
 	$(BIN)/python proto/generate.py --lint

@@ -5,10 +5,10 @@ the service knows none of the packages, as behind an index that is a mirror::
 
     locks --pip-audit--> per package: vulnerabilities, or why it was not audited --> exit code
 
-    python deploy/audit.py                # 0 with a warning where the service does not answer, so that work goes on
-    python deploy/audit.py --required     # 1 then: for a release
+    python deploy/audit.py                # a warning where the service does not answer, so that work goes on
+    python deploy/audit.py --required     # exit code 1 then: for a release
 
-Exit codes: 0 nothing unexplained is known, 1 something is, or not every package was audited.
+Exit codes: 0 nothing unexplained is known, 1 something is, or the service answers and does not know a package.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ class Findings:
 
     Attributes:
         audited: Packages that it knows, as ``name version``.
-        unaudited: Why not, by package that it does not know, or by file that it was not asked about.
+        unknown: Why not, by package that it does not know.
+        unasked: Why not, by file that it was not asked about, or gave no answer.
         vulnerabilities: Each with its ids, among them those of other databases; the package; the versions that mend it.
     """
 
     audited: set[str] = field(default_factory=set)
-    unaudited: dict[str, str] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+    unasked: dict[str, str] = field(default_factory=dict)
     vulnerabilities: dict[tuple[str, ...], tuple[str, str]] = field(default_factory=dict)
 
 
@@ -73,11 +75,11 @@ def ask(file: Path, osv_url: str | None, findings: Findings) -> None:
         packages = json.loads(done.stdout)["dependencies"]
     except ValueError:
         # It ends without an answer where it cannot connect; the last line says why.
-        findings.unaudited[file.name] = (done.stderr.splitlines() or ["pip-audit said nothing"])[-1]
+        findings.unasked[file.name] = (done.stderr.splitlines() or ["pip-audit said nothing"])[-1]
         return
     for package in packages:
         if "skip_reason" in package:
-            findings.unaudited[package["name"]] = package["skip_reason"]
+            findings.unknown[package["name"]] = package["skip_reason"]
             continue
         name = f"{package['name']} {package['version']}"
         findings.audited.add(name)
@@ -97,14 +99,16 @@ def judge(findings: Findings, known: set[str], *, required: bool) -> int:
     for ids, (package, fixed) in open_ones.items():
         _say(f"{package}: {', '.join(ids)}; mended in {fixed}. Renew the lock, or explain it in docs/supply-chain.md")
     if not findings.audited:
-        _say(f"NOT DONE: the service answered for none of the packages ({min(findings.unaudited.values())})")
+        reasons = (findings.unasked | findings.unknown).values()
+        _say(f"NOT DONE: the service answered for none of the packages ({min(reasons)})")
         return int(required)
-    if findings.unaudited:
-        _say(f"not audited, since the service does not know them: {', '.join(sorted(findings.unaudited))}")
-        return 1
+    for file, reason in findings.unasked.items():
+        _say(f"NOT DONE for {file}: {reason}")
+    if findings.unknown:
+        _say(f"not audited, since the service does not know them: {', '.join(sorted(findings.unknown))}")
     counts = f"{len(findings.vulnerabilities)} vulnerabilities, {len(open_ones)} unexplained"
     _say(f"{len(findings.audited)} packages, {counts}")
-    return int(bool(open_ones))
+    return int(bool(open_ones or findings.unknown or (required and findings.unasked)))
 
 
 def _say(line: str) -> None:

@@ -17,8 +17,13 @@ for file in $(find kubernetes -name '*.yaml' ! -name kustomization.yaml ! -name 
   cp "$file" "$work/$(basename "$file")"
 done
 if command -v kubectl > /dev/null; then
-  for folder in kubernetes/*/; do
-    kubectl kustomize "$folder" > "$work/built-$(basename "$folder").yaml"
+  kubectl kustomize kubernetes/base > "$work/built.yaml"
+  # The components, each by itself and all together, as a folder beside them would list them.
+  cp -r kubernetes "$work/kubernetes"
+  mkdir "$work/kubernetes/mine"
+  for components in autoscaling monitoring autoscaling,../monitoring monitoring,../autoscaling; do
+    echo "{resources: [../base], components: [../$components]}" > "$work/kubernetes/mine/kustomization.yaml"
+    kubectl kustomize "$work/kubernetes/mine" > "$work/built-$(echo "$components" | tr -d ,./).yaml"
   done
 else
   echo "lint-deploy: kubectl is not here, so the kustomizations were not built"

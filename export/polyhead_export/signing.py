@@ -24,7 +24,7 @@ from . import bundle
 from .bundle import BundleError
 from .errors import ExportError
 
-_INSTALL = "install it: pip install 'polyhead[signing]'"
+_INSTALL = "install it: pip install '.[signing]' in polyhead's sources"
 _FETCH_AGAIN = "fetch the bundle and its signature again, and check that the public key is the signer's"
 _NEW_KEY = "give a PEM file of a key on the curve P-256, P-384 or P-521 without a password"
 

@@ -48,18 +48,7 @@ _LOOK_S = 0.1
 class Metrics:
     """What one server counts; docs/metrics.md says what each metric means.
 
-        name                                 labels     meaning
-        ===================================  =========  ==========================================================
-        polyhead_runtime_info                engine...  1 for the engine, device and variant that really run
-        polyhead_items_total                            items that the model computed
-        polyhead_expired_items_total                    items whose deadline passed while they waited
-        polyhead_tokens_total                           tokens that the model computed, without padding
-        polyhead_pass_items                             items in a pass
-        polyhead_pass_seconds                           duration of a pass
-        polyhead_certificate_expiry_seconds             Unix time at which the TLS certificate expires
-        ===================================  =========  ==========================================================
-    =======
-        Names end in their unit; counters get ``_total`` from the library. Of several workers a scrape gives the sum.
+    Names end in their unit; counters get ``_total`` from the library. Of several workers a scrape gives the sum.
     """
 
     def __init__(self) -> None:

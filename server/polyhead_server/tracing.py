@@ -69,7 +69,7 @@ class Tracing:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as error:
-            raise StartupError(f"--otlp-endpoint wants pip install 'polyhead[otel]': {error}") from error
+            raise StartupError(f"--otlp-endpoint wants pip install '.[otel]' in polyhead's sources: {error}") from error
         named = Resource.create({"service.name": "polyhead", "service.version": version("polyhead")})
         # The environment has the last word: OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
         provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)

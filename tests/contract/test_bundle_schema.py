@@ -21,7 +21,7 @@ STALE = f"run: python -m polyhead_export.schema > export/polyhead_export/bundle/
 @pytest.fixture
 def faults(tmp_path: Path) -> Callable[[dict[str, Any]], list[str]]:
     """What the committed schema finds wrong with a document: the place of each fault."""
-    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed; it comes with polyhead[dev]")
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed; it comes with '.[dev]'")
     validator = jsonschema.Draft202012Validator(json.loads(COMMITTED.read_bytes()))
 
     def find(document: dict[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ from polyhead_server.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs/metrics.md").read_text()
+PAGES = (ROOT / "README.md", *ROOT.glob("docs/*.md"))
 RULES: list[dict[str, Any]] = [
     rule
     for group in yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())["groups"]
@@ -79,6 +80,14 @@ def selectors(query: str) -> list[Any]:
 
 def test_documented_metrics_are_those_that_are_counted() -> None:
     assert documented() == set(registered())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_names_only_metrics_that_there_are(page: Path) -> None:
+    # The rooms' packages are called alike.
+    packages = {f"polyhead_{room}" for room in ("client", "export", "server", "training")}
+    named = set(re.findall(r"\bpolyhead_\w+", page.read_text())) - packages
+    assert named - sample_names() - set(registered()) == set()
 
 
 def test_every_metric_of_the_sources_is_documented() -> None:

@@ -20,7 +20,7 @@ from .small_bundle import FILES, changed, rewrite_manifest, sources, written
 
 needs_model_signing = pytest.mark.skipif(
     importlib.util.find_spec("model_signing") is None,
-    reason="model-signing is not installed; it comes with polyhead[signing]",
+    reason="model-signing is not installed; it comes with '.[signing]'",
 )
 
 
@@ -248,6 +248,6 @@ def test_missing_package_says_how_to_install_it(
     path = written(tmp_path).path
     for module in ("model_signing", "model_signing.hashing", "model_signing.signing", "model_signing.verifying"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(SigningError, match=r"demo: .* model-signing.*; install it: pip install 'polyhead\[signing\]'"):
+    with pytest.raises(SigningError, match=r"demo: .* model-signing.*; install it: pip install '\.\[signing\]'"):
         use(path, tmp_path / "demo.sig", tmp_path / "key.pem")
     assert not (tmp_path / "demo.sig").exists()

@@ -70,7 +70,7 @@ def test_name_of_another_form_is_told_the_right_one(hub: list[tuple[Any, ...]], 
 
 def test_missing_library_is_told_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'polyhead\[hub\]'"):
+    with pytest.raises(DataError, match=r"pip install '\.\[hub\]'"):
         list(read_dataset(NAME))
 
 

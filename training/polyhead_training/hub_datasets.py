@@ -45,7 +45,7 @@ def _load(name: str, match: re.Match[str]) -> Any:
     try:
         import datasets
     except ImportError:
-        raise _error(name, "needs the library that reads hub datasets: pip install 'polyhead[hub]'") from None
+        raise _error(name, "wants pip install '.[hub]' in polyhead's sources") from None
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
