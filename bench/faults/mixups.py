@@ -141,7 +141,7 @@ async def _stream(
                 yield item_id, on_their_way[item_id]
 
         stop_after = rng.randint(1, length) if rng.random() < 0.5 else length
-        async with contextlib.aclosing(client.stream(feed(), order="finished")) as answers:  # type: ignore[type-var]
+        async with contextlib.aclosing(client.stream(feed(), order="finished")) as answers:
             seen = 0
             async for answer in answers:
                 counts[_belongs(place, answer, on_their_way.pop(answer.item_id, None))] += 1

@@ -108,15 +108,6 @@ def test_documented_labels_are_those_of_the_metrics() -> None:
     assert {name: labels()[name] for name in actual} == actual
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
-def test_page_names_only_metrics_that_there_are(page: str) -> None:
-    text = (ROOT / "docs" / page).read_text()
-    # A name in code, with labels or at the beginning of a query; the packages have such names as well.
-    named = set(re.findall(r"`(polyhead_[a-z_]+)(?:\{[^`]*\}|[ -][^`]*)?`", text))
-    rooms = {path.name for path in ROOT.glob("*/polyhead_*")}
-    assert named - rooms <= sample_names() | set(registered())
-
-
 @pytest.mark.parametrize("query", queries())
 def test_query_names_only_metrics_that_there_are(query: str) -> None:
     named = selectors(query)

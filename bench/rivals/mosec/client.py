@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp  # type: ignore[import-not-found]
-import msgpack  # type: ignore[import-not-found]
+import msgpack
 from rival_client import Answer, Ask, main
 
 
