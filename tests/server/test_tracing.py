@@ -179,7 +179,7 @@ def test_packages_that_are_missing_are_named(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(StartupError, match=r"polyhead\[otel\]"):
+    with pytest.raises(StartupError, match=r"\.\[otel\]"):
         Tracing.told(settings(otlp_endpoint="http://127.0.0.1:4317"))
 
 
