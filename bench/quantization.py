@@ -109,7 +109,7 @@ def session(path: Path, output: str) -> Form:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.enable_mem_pattern = False
     options.log_severity_level = 3
     opened = onnxruntime.InferenceSession(
         str(path), options, ["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]

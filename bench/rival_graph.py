@@ -61,6 +61,8 @@ class Graph:
             ["CPUExecutionProvider"],
             disabled_optimizers=["SkipLayerNormFusion"],
         )
+        self._run_options: Any = onnxruntime.RunOptions()
+        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def answer(self, texts: Sequence[str]) -> Answers:
         """Answers a batch of texts."""
@@ -71,7 +73,7 @@ class Graph:
             ids[number, : len(row)] = row
             mask[number, : len(row)] = 1
         feeds = {"input_ids": ids, "attention_mask": mask}
-        embeddings, topic, sentiment = self._session.run(self._outputs, feeds)
+        embeddings, topic, sentiment = self._session.run(self._outputs, feeds, self._run_options)
         powers = np.exp(topic / self._softmax["temperature"])  # (B, labels)
         sentiments = 1 / (1 + np.exp(-sentiment / self._sigmoid["temperature"]))  # (B, 1)
         return Answers(embeddings, powers / powers.sum(axis=-1, keepdims=True), sentiments)
@@ -82,7 +84,6 @@ def _options() -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     return options
