@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 from polyhead_export import bundle
 
 from . import cost, engines
-from .engines import Engine, EngineError
+from .engines import Engine, EngineError, Runtime
 from .errors import StartupError
 from .items import Tokens
 from .settings import Settings
 from .tokenization import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+# A text is too little work for more.
+_MOST_LONE_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Model:
         fallback_reasons: Why each choice that was preferred to ``engine`` is not used, as clients may know it.
         max_batch_tokens: Tokens of a pass, padding included.
         tokens_per_s: How many tokens one thread computes in a second, as measured at start; 0 where it was not.
+        lone_engine: ``engine`` on several cores at once, for a pass that has them to itself; None where there is none.
     """
 
     source: bundle.Bundle
@@ -39,6 +43,7 @@ class Model:
     fallback_reasons: tuple[str, ...]
     max_batch_tokens: int
     tokens_per_s: float = 0.0
+    lone_engine: Engine | None = None
 
     @property
     def fingerprints(self) -> bundle.Fingerprints:
@@ -82,10 +87,31 @@ def load(settings: Settings) -> Model:
         if missed := engines.missed_chance(engine.runtime):
             logger.warning(missed)
         measured = cost.measure(engine, manifest.max_tokens, settings.max_batch_tokens)
-        return Model(source, tokenizer, engine, tuple(reasons), measured.batch_tokens, measured.tokens_per_s)
+        return Model(
+            source,
+            tokenizer,
+            engine,
+            tuple(reasons),
+            measured.batch_tokens,
+            measured.tokens_per_s,
+            _lone_engine(source, tokenizer, engine.runtime, settings),
+        )
     # Nothing was tried where no variant may be chosen without being asked for.
     tried = details or ["no variant answers the same alone and in any batch; name one with --variant"]
     raise StartupError("no engine can serve this bundle:\n  " + "\n  ".join(tried))
+
+
+def _lone_engine(source: bundle.Bundle, tokenizer: Tokenizer, runtime: Runtime, settings: Settings) -> Engine | None:
+    threads = min(settings.compute_threads(runtime.device), _MOST_LONE_THREADS)
+    if (runtime.engine, runtime.device) != ("onnx", "cpu") or threads < 2:
+        return None
+    try:
+        engine = engines.open_engine(source, runtime.engine, runtime.device, runtime.variant, threads)
+        self_test(source, tokenizer, engine)
+    except EngineError as error:
+        logger.warning("passes are computed by one thread each: %s", error)
+        return None
+    return engine
 
 
 def _choices(source: bundle.Bundle, pairs: list[tuple[str, str]], wanted: str) -> Iterator[tuple[str, str, str]]:

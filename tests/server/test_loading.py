@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from polyhead_export import bundle
 from polyhead_server import engines, loading
-from polyhead_server.engines import EngineError
+from polyhead_server.engines import EngineError, Runtime
 from polyhead_server.errors import StartupError
 from polyhead_server.loading import pad
 from polyhead_server.settings import Settings
@@ -69,10 +69,12 @@ def load(
             },
         )
 
-        def open_engine(source: bundle.Bundle, name: str, device: str, variant: str) -> FakeEngine:
-            if f"{name}/{device}" not in opened:
+        def open_engine(source: bundle.Bundle, name: str, device: str, variant: str, threads: int = 1) -> FakeEngine:
+            choice = f"{name}/{device}" if threads == 1 else f"{name}/{device} on {threads}"
+            if choice not in opened:
                 raise EngineError("it is not installed")
-            return opened[f"{name}/{device}"]
+            opened[choice].runtime = Runtime(name, device, variant)
+            return opened[choice]
 
         monkeypatch.setattr(bundle, "load", lambda _: bundle.Bundle(tokenizer_file.parent, whole, "d" * 64))
         monkeypatch.setattr(engines, "open_engine", open_engine)
@@ -87,6 +89,21 @@ def test_first_choice_leaves_no_reasons(load: Load) -> None:
     model = load({"onnx/cpu": engine, "torch/cpu": FakeEngine()})
     assert model.engine is engine
     assert model.fallback_reasons == ()
+
+
+@pytest.mark.parametrize(("threads", "cores"), [(2, 2), (64, 4)])
+def test_pass_that_is_alone_has_an_engine_of_several_threads(load: Load, threads: int, cores: int) -> None:
+    lone = FakeEngine()
+    engines = {"onnx/cpu": FakeEngine(), f"onnx/cpu on {cores}": lone}
+    assert load(engines, threads=threads).lone_engine is lone
+    assert load(engines, threads=1).lone_engine is None
+
+
+def test_engine_of_several_threads_that_fails_is_done_without(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    engine = FakeEngine()
+    model = load({"onnx/cpu": engine, "onnx/cpu on 2": NanEngine()}, threads=2)
+    assert (model.engine, model.lone_engine) == (engine, None)
+    assert "passes are computed by one thread each" in caplog.text
 
 
 @pytest.mark.parametrize("broken", [NanEngine, RaisingEngine])
@@ -113,7 +130,7 @@ def test_what_a_library_says_is_for_the_log_and_not_for_clients(load: Load, capl
 def test_wrong_answer_is_found(load: Load, manifest: bundle.Manifest, tokenizer: Tokenizer) -> None:
     (right,) = golden(manifest, tokenizer, "w1")
     wrong = dataclasses.replace(right, logits={**right.logits, "sentiment": (right.logits["sentiment"][0] + 0.002,)})
-    assert load({"onnx/cpu": FakeEngine()}, (right,)).engine.runtime.engine == "fake"
+    assert load({"onnx/cpu": FakeEngine()}, (right,)).engine.runtime.engine == "onnx"
     with pytest.raises(StartupError, match=r"off by 0\.002, tolerance 0\.001"):
         load({"onnx/cpu": FakeEngine()}, (wrong,))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -54,6 +55,50 @@ async def test_waiting_items_of_many_messages_share_a_pass(pipeline: Pipeline, e
     engine.gate.set()
     await asyncio.gather(*first, *(future for futures in rest for future in futures))
     assert engine.passes == [(1, 3), (5, 3)]
+
+
+@pytest.fixture
+def lone(pipeline: Pipeline) -> FakeEngine:
+    """The pipeline's engine on all cores."""
+    engine = FakeEngine()
+    pipeline.model = dataclasses.replace(pipeline.model, lone_engine=engine)
+    return engine
+
+
+async def test_pass_gets_all_cores_where_passes_have_come_alone_for_a_while(
+    pipeline: Pipeline, engine: FakeEngine, lone: FakeEngine
+) -> None:
+    for number in range(pipeline_module._ALONE + 2):
+        (answer,) = await outcomes(pipeline, message(f"w{number}"))
+        assert embedding(answer) == embedding_of(f"w{number}")
+    assert len(lone.passes) == 2
+    assert len(engine.passes) == pipeline_module._ALONE
+
+
+async def test_pass_beside_others_gets_one_core(pipeline: Pipeline, engine: FakeEngine, lone: FakeEngine) -> None:
+    for number in range(pipeline_module._ALONE):
+        await outcomes(pipeline, message(f"w{number}"))
+    lone.gate.clear()
+    first = await pipeline.submit(message("w1"), Call(), None)
+    await lone.hold()
+    rest = [await pipeline.submit(message(text), Call(), None) for text in ("w2", " ".join(["w3"] * 9))]
+    lone.gate.set()
+    await asyncio.gather(*first, *(future for futures in rest for future in futures))
+    assert len(lone.passes) == 1
+    assert len(engine.passes) == pipeline_module._ALONE + 2
+
+
+async def test_pass_that_fails_on_all_cores_is_followed_by_one_on_a_single_core(
+    pipeline: Pipeline, engine: FakeEngine, lone: FakeEngine
+) -> None:
+    lone.fails = RuntimeError("broken")
+    for number in range(pipeline_module._ALONE):
+        await outcomes(pipeline, message(f"w{number}"))
+    (failed,) = await outcomes(pipeline, message("poison"))
+    assert isinstance(failed, InternalError)
+    (answer,) = await outcomes(pipeline, message("poison"))
+    assert isinstance(answer, Result)
+    assert len(engine.passes) == pipeline_module._ALONE + 1
 
 
 async def test_unreadable_item_is_answered_with_its_error(pipeline: Pipeline) -> None:

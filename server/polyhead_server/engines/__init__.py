@@ -34,8 +34,15 @@ def preference(engine: str, device: str, *, onnx_has_cuda: bool) -> list[tuple[s
     return pairs
 
 
-def open_engine(source: bundle.Bundle, engine: str, device: str, variant: str) -> Engine:
+def open_engine(source: bundle.Bundle, engine: str, device: str, variant: str, threads: int = 1) -> Engine:
     """Opens one engine on one device.
+
+    Args:
+        source: What it runs.
+        engine: ``onnx`` or ``torch``.
+        device: ``cpu`` or ``cuda``.
+        variant: Of the bundle.
+        threads: That compute one pass; more than one is onnxruntime's on a CPU alone.
 
     Raises:
         EngineError: It cannot be used, for whatever reason.
@@ -44,7 +51,7 @@ def open_engine(source: bundle.Bundle, engine: str, device: str, variant: str) -
         if engine == "onnx":
             from .onnx import OnnxEngine
 
-            return OnnxEngine(source, variant, device)
+            return OnnxEngine(source, variant, device, threads)
         from .pytorch import TorchEngine
 
         return TorchEngine(source, variant, device)

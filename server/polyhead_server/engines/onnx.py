@@ -18,8 +18,14 @@ _DISABLED = ["SkipLayerNormFusion"]
 class OnnxEngine:
     """Runs one variant of the bundle's graph in one session that all threads share."""
 
-    def __init__(self, source: bundle.Bundle, variant: str, device: str) -> None:
+    def __init__(self, source: bundle.Bundle, variant: str, device: str, threads: int = 1) -> None:
         """Opens the session.
+
+        Args:
+            source: Has the graph.
+            variant: Which of its graphs.
+            device: ``cpu`` or ``cuda``.
+            threads: That compute one pass on a CPU.
 
         Raises:
             EngineError: onnxruntime cannot run this graph on this device.
@@ -32,7 +38,7 @@ class OnnxEngine:
         path = source.file(manifest.variants[variant].file)
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), _options(), [self._provider_options()], disabled_optimizers=_DISABLED
+                str(path), _options(threads), [self._provider_options()], disabled_optimizers=_DISABLED
             )
         except Exception as error:  # onnxruntime raises its own types, one for each of its status codes
             raise EngineError(f"onnxruntime cannot load {path.name}") from error
@@ -54,13 +60,14 @@ class OnnxEngine:
         return self._provider, {"use_tf32": "0"} if self._provider == _PROVIDERS["cuda"] else {}
 
 
-def _options() -> onnxruntime.SessionOptions:
+def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    # One thread for each run, and as many runs at once as there are cores: faster than one run on many threads.
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # A thread that spins after its run steals the core of the next one.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads that share a run spin while they wait for each other, for an operator is shorter than falling asleep and
+    # waking up takes. One that spins after its run steals the core of the next one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads > 1)))
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # In the arena the operators of a pass take each other's memory over. Without it the kernel gives each its own, and
     # zeroes it page by page.
     options.enable_cpu_mem_arena = True
