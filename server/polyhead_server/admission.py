@@ -3,8 +3,10 @@
 One rule for all calls: an item enters if it can be expected to be answered before its deadline, and if the queue has
 room for it. The queue deals out turns fairly among calls, so what an item waits for is its own call's share: tokens of
 its call, times the calls that wait, but never more than all that waits; divided by the rate at which passes were seen
-to consume tokens; and, for long texts, for those before it to be tokenized. A stream waits for room before it asks,
-which holds back its client, and leaves half of the queue to others.
+to consume tokens; and, for long texts, for those before it to be tokenized. A unary call that waits counts whole, also
+what was computed of it already: its answers go out together, and calls that come later have their turns before its last
+one. So the tokens of all such calls, over the rate, are the time that one of them takes (Little's law). A stream waits
+for room before it asks, which holds back its client, and leaves half of the queue to others.
 """
 
 from __future__ import annotations
@@ -105,12 +107,13 @@ class Admission:
             return 0
         limit_s = self._limit_s(deadline, patient=patient)
         waiting = self._queue.waiting_tokens + self._reserved_tokens
+        before = waiting + self._queue.taken_tokens
         calls = self._queue.calls + (not call.waiting_tokens)
         entered = own = characters = 0
         for size in sizes:
             ahead, own, characters = waiting + own, own + size.tokens, characters + size.characters
             full = not patient and waiting + own > self._max_queue_tokens
-            late = self._wait_s(waiting + own, (call.waiting_tokens + own) * calls, characters) > limit_s
+            late = self._wait_s(before + own, (call.waiting_tokens + own) * calls, characters) > limit_s
             # When nothing is before it, trying costs nobody anything.
             if ahead and (full or late):
                 break
@@ -128,7 +131,8 @@ class Admission:
             return OverloadedError.full(waiting, self._max_queue_tokens, self._seconds(waiting))
         calls = self._queue.calls + (not call.waiting_tokens)
         share = (call.waiting_tokens + size.tokens) * calls
-        return OverloadedError.late(self._wait_s(waiting, share, size.characters), limit_s)
+        before = waiting + self._queue.taken_tokens
+        return OverloadedError.late(self._wait_s(before, share, size.characters), limit_s)
 
     def release(self, sizes: Iterable[Size]) -> None:
         """Gives reserved places back: their items are in the queue, or gone."""

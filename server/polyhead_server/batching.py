@@ -35,10 +35,14 @@ class Call:
 
     Attributes:
         waiting_tokens: Tokens of its entries that wait.
+        whole: Whether its answers go out together, when the last is there: a unary call's.
+        taken_tokens: Of a whole call, tokens of its entries that have left while others wait.
         finish: Virtual time at which the last of its entries would be finished; the queue's own business.
     """
 
     waiting_tokens: int = 0
+    whole: bool = False
+    taken_tokens: int = 0
     finish: float = 0.0
 
 
@@ -123,6 +127,7 @@ class BatchQueue:
     Attributes:
         waiting: Entries that wait.
         waiting_tokens: Tokens of all entries that wait.
+        taken_tokens: Those of whole calls that have left before the rest of their call.
         calls: Calls that have entries waiting.
     """
 
@@ -144,6 +149,7 @@ class BatchQueue:
         self._marked = 0
         self.waiting = 0
         self.waiting_tokens = 0
+        self.taken_tokens = 0
         self.calls = 0
 
     def put(self, entries: Iterable[Entry]) -> None:
@@ -241,6 +247,9 @@ class BatchQueue:
 
     def _serve(self, entry: Entry) -> None:
         self._now += entry.length / self.calls
+        if entry.call.whole:
+            entry.call.taken_tokens += entry.length
+            self.taken_tokens += entry.length
         self._leave(entry)
 
     def _pass_over(self, length: int) -> None:
@@ -269,7 +278,10 @@ class BatchQueue:
         self.waiting -= 1
         self.waiting_tokens -= entry.length
         entry.call.waiting_tokens -= entry.length
-        self.calls -= not entry.call.waiting_tokens
+        if not entry.call.waiting_tokens:
+            self.calls -= 1
+            self.taken_tokens -= entry.call.taken_tokens
+            entry.call.taken_tokens = 0
 
     def _clear_away(self) -> None:
         """Forgets entries that have left, when there are so many that this costs little for each of them."""

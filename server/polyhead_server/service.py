@@ -95,7 +95,7 @@ class InferenceService:
         """The unary call: every item of one message."""
         with self._call() as served:
             message = _checked(message, served.writer)
-            futures = await served.pipeline.submit(message, Call(), _deadline(context))
+            futures = await served.pipeline.submit(message, Call(whole=True), _deadline(context))
             # Cancelling gather cancels the futures, which takes their items out of the queue.
             outcomes = await asyncio.gather(*futures)
             self._metrics.answered(outcomes)

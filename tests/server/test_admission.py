@@ -54,6 +54,27 @@ async def test_rate_follows_what_is_seen(admission: Admission, queue: BatchQueue
     assert admission.expected_wait_s() == pytest.approx(1.0, rel=0.01)
 
 
+async def test_unary_call_counts_whole_until_its_last_text_is_computed(admission: Admission, queue: BatchQueue) -> None:
+    call = Call(whole=True)
+    put(queue, 800, call)
+    put(queue, 200, call)
+    batch = queue.take()
+    assert batch is not None
+    assert batch.tokens == 800
+    # 200 tokens wait, but the call takes as long as 1,000 in all, for others have their turns before its last ones.
+    assert not admits(admission, 1000, deadline_s=1.0)
+    queue.take()
+    assert admits(admission, 1000, deadline_s=1.0)
+
+
+async def test_stream_counts_what_waits(admission: Admission, queue: BatchQueue) -> None:
+    call = Call()
+    put(queue, 800, call)
+    put(queue, 200, call)
+    queue.take()
+    assert admits(admission, 1000, deadline_s=1.0)
+
+
 async def test_everything_with_room_is_admitted_before_a_rate_is_known(queue: BatchQueue) -> None:
     admission = Admission(queue, 1, max_queue_s=0.001, max_queue_tokens=10_000, tokens_per_s=0)
     put(queue, 9000)
