@@ -19,7 +19,7 @@ _TIMES = (1, 2, 5, 10)
 # Admission that admits everything.
 _OFF = ("--max-queue-s", "1e9", "--max-queue-tokens", "1000000000")
 # Of the best of the four.
-_LEAST = 0.8
+_LEAST = 0.85
 # What arrives at random at the rate of the capacity cannot all be answered in time.
 _NEAR_CAPACITY = 0.9
 _TOLD = ("p50_ms", "p99_ms", "refused_per_s", "expired_per_s", "rss_mb", "client_cpu", "latest_ms")
@@ -29,19 +29,19 @@ Level = dict[str, float]
 @case(
     "overload",
     fault="messages of 16 texts at 1, 2, 5 and 10 times the capacity, each worth nothing after 500 ms",
-    expected="goodput stays above 0.8 of its peak, what is accepted comes in time, memory stays",
+    expected="goodput stays above 0.85 of its peak, what is accepted comes in time, memory stays",
 )
 async def overload(place: Place) -> Finding:
     """The server on one core, the load on another; the capacity is measured anew before and after each load."""
     levels = await _levels(place, _TIMES)
-    shares = {times: one["good_per_s"] / one["capacity_per_s"] for times, one in levels.items()}
+    shares = {times: _share(one) for times, one in levels.items()}
     peak = max(shares.values())
     (without,) = (await _levels(place, _TIMES[-1:], *_OFF, secret=True)).values()
-    collapsed = without["good_per_s"] / without["capacity_per_s"]
+    collapsed = _share(without)
     slowest_ms = max(one["p99_ms"] for one in levels.values())
     grown_mb = levels[_TIMES[-1]]["rss_mb"] - levels[_TIMES[0]]["rss_mb"]
     return Finding(
-        seen=f"goodput {', '.join(f'{share:.2f} at {times}x' for times, share in shares.items())} of the capacity; "
+        seen=f"goodput {', '.join(f'{share:.2f} at {times}x' for times, share in shares.items())} of what could be; "
         f"p99 of the accepted {slowest_ms:.0f} ms; a refused text costs {_refusal_us(levels):.0f} us of CPU; "
         f"{grown_mb:+.0f} MB from 1x to 10x",
         # The client's own timer says when an answer is late, and is late itself.
@@ -85,6 +85,11 @@ async def _levels(place: Place, times: tuple[int, ...], *flags: str, secret: boo
             found[one] |= {"rss_mb": rss_mb(pid), "other_cpu_per_s": sum(used[:-1]) / (seconds + 1)}
             found[one]["capacity_per_s"] = now if secret else (now + await capacity()) / 2
     return found
+
+
+def _share(level: Level) -> float:
+    """Texts answered in time, over those that could be: chance may bring fewer than the capacity."""
+    return level["good_per_s"] / min(level["capacity_per_s"], 16 * level["messages_per_s"])
 
 
 async def _flood(core: int, target: str, *flags: str) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from .errors import ExpiredError, OverloadedError, ServerError
 
 # Weight of the newest pass in the moving averages: about the last 20 passes count.
 _NEWEST = 0.1
-# Share of the time until the deadline that the expected wait may fill: some wait longer than expected.
-_CAUTION = 0.8
+# Share of the time until the deadline that the expected wait may fill: some wait longer, and were computed in vain.
+_CAUTION = 0.65
 # Share of the queue that streams may fill.
 _STREAMS = 0.5
 # Code points a second that are tokenized, until it was seen: a third of what an idle core does.
@@ -91,8 +91,13 @@ class Admission:
         """Seconds until everything that waits now is computed; 0 while no rate is known."""
         return self._seconds(self._queue.waiting_tokens + self._reserved_tokens)
 
-    def admit(self, call: Call, sizes: Sequence[Size], deadline: float | None, *, patient: bool) -> int:
+    def admit(
+        self, call: Call, sizes: Sequence[Size], deadline: float | None, *, patient: bool
+    ) -> tuple[int, ServerError | None]:
         """How many of a message's items may enter; reserves their places until ``release``.
+
+        A unary message enters whole or not at all: a part of it would delay others, and its client would have to come
+        back for the rest. Only one that is too large even for an empty queue enters as far as it fits.
 
         Args:
             call: Whose items they are.
@@ -101,38 +106,41 @@ class Admission:
             patient: True for a stream, which waited for ``room`` and is only held to its deadline.
 
         Returns:
-            The number of items that may enter, from the first on. ``refusal`` says why the next one may not.
+            The number of items that may enter, from the first on, and why the others may not.
         """
         if _expired(deadline):
-            return 0
+            return 0, ExpiredError()
         limit_s = self._limit_s(deadline, patient=patient)
         waiting = self._queue.waiting_tokens + self._reserved_tokens
         before = waiting + self._queue.taken_tokens
         calls = self._queue.calls + (not call.waiting_tokens)
-        entered = own = characters = 0
-        for size in sizes:
-            ahead, own, characters = waiting + own, own + size.tokens, characters + size.characters
-            full = not patient and waiting + own > self._max_queue_tokens
-            late = self._wait_s(before + own, (call.waiting_tokens + own) * calls, characters) > limit_s
-            # When nothing is before it, trying costs nobody anything.
-            if ahead and (full or late):
+        own = characters = 0
+        refusal: ServerError | None = None
+        for entered, size in enumerate(sizes):  # noqa: B007  used after the loop
+            # Trying costs nobody anything.
+            nothing_before = not waiting + own
+            own, characters = own + size.tokens, characters + size.characters
+            wait_s = self._wait_s(before + own, (call.waiting_tokens + own) * calls, characters)
+            refusal = None if nothing_before else self._refusal(waiting + own, wait_s, limit_s, patient=patient)
+            if refusal:
                 break
-            entered += 1
+        else:
+            entered = len(sizes)
+        if refusal and not patient and self._fits_alone(sizes, limit_s):
+            entered = 0
         self._reserve(sizes[:entered])
-        return entered
+        return entered, refusal
 
-    def refusal(self, call: Call, size: Size, deadline: float | None, *, patient: bool) -> ServerError:
-        """Why an item of this size may not enter now."""
-        if _expired(deadline):
-            return ExpiredError()
-        limit_s = self._limit_s(deadline, patient=patient)
-        waiting = self._queue.waiting_tokens + self._reserved_tokens + size.tokens
+    def _refusal(self, waiting: int, wait_s: float, limit_s: float, *, patient: bool) -> ServerError | None:
+        """Why an item may not enter that would make so many tokens wait, and wait for so long itself."""
         if not patient and waiting > self._max_queue_tokens:
             return OverloadedError.full(waiting, self._max_queue_tokens, self._seconds(waiting))
-        calls = self._queue.calls + (not call.waiting_tokens)
-        share = (call.waiting_tokens + size.tokens) * calls
-        before = waiting + self._queue.taken_tokens
-        return OverloadedError.late(self._wait_s(before, share, size.characters), limit_s)
+        return OverloadedError.late(wait_s, limit_s) if wait_s > limit_s else None
+
+    def _fits_alone(self, sizes: Iterable[Size], limit_s: float) -> bool:
+        """Whether a message may enter when nothing is before it."""
+        tokens, characters = map(sum, zip(*sizes, strict=True))
+        return tokens <= self._max_queue_tokens and self._wait_s(tokens, tokens, characters) <= limit_s
 
     def release(self, sizes: Iterable[Size]) -> None:
         """Gives reserved places back: their items are in the queue, or gone."""

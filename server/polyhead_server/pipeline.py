@@ -118,9 +118,8 @@ class Pipeline:
                 good.append((item, future))
         max_windows = self._max_windows if message.wishes.truncation is Truncation.WINDOW else 1
         sizes = self._sizes([item.text for item, _ in good], max_windows)
-        admitted = self.admission.admit(call, sizes, deadline, patient=patient)
-        if admitted < len(good):
-            refusal = self.admission.refusal(call, sizes[admitted], deadline, patient=patient)
+        admitted, refusal = self.admission.admit(call, sizes, deadline, patient=patient)
+        if refusal:
             for _, future in good[admitted:]:
                 future.set_result(refusal)
         self._entering += 1

@@ -35,7 +35,7 @@ def put(queue: BatchQueue, tokens: int, call: Call | None = None) -> None:
 def admits(admission: Admission, size: int, deadline_s: float | None = None, call: Call | None = None) -> bool:
     """Whether an item of a unary call may enter; leaves nothing reserved."""
     deadline = None if deadline_s is None else time.monotonic() + deadline_s
-    entered = admission.admit(call or Call(), sizes(size), deadline, patient=False)
+    entered, _ = admission.admit(call or Call(), sizes(size), deadline, patient=False)
     admission.release(sizes(size)[:entered])
     return entered == 1
 
@@ -91,7 +91,7 @@ async def test_unary_item_is_refused_when_its_wait_exceeds_the_limit(admission: 
     # 20 calls that wait: 21 shares of 100 tokens are little over a second, of 300 tokens more than three.
     assert admits(admission, 100)
     assert not admits(admission, 300)
-    refusal = admission.refusal(Call(), Size(300, 0), None, patient=False)
+    _, refusal = admission.admit(Call(), sizes(300), None, patient=False)
     assert isinstance(refusal, OverloadedError)
     assert refusal.retry_after_s == pytest.approx(6300 / 2000 / 2)
 
@@ -109,12 +109,12 @@ async def test_queue_has_a_bound_in_tokens(admission: Admission, queue: BatchQue
     put(queue, 9950, stream)
     assert admits(admission, 50)
     assert not admits(admission, 51)
-    refusal = admission.refusal(Call(), Size(51, 0), None, patient=False)
+    _, refusal = admission.admit(Call(), sizes(51), None, patient=False)
     assert "10001 tokens would wait, the limit is 10000" in str(refusal)
 
 
 async def test_texts_that_are_not_tokenized_yet_count_until_they_are_released(admission: Admission) -> None:
-    assert admission.admit(Call(), sizes(9990), None, patient=False) == 1
+    assert admission.admit(Call(), sizes(9990), None, patient=False)[0] == 1
     assert not admits(admission, 11)
     admission.release(sizes(9990))
     assert admits(admission, 11)
@@ -127,10 +127,10 @@ async def test_item_is_refused_when_it_cannot_be_answered_before_its_deadline(
     for patient in (True, False):
         for left_s, entered in ((1.0, 1), (0.5, 0)):
             deadline = time.monotonic() + left_s
-            # Both have half of the machine: 600 tokens take 0.6 s, and 0.8 of the time may be filled.
-            assert admission.admit(Call(), sizes(600), deadline, patient=patient) == entered
+            # Both have half of the machine: 600 tokens take 0.6 s, and 0.65 of the time may be filled.
+            assert admission.admit(Call(), sizes(600), deadline, patient=patient)[0] == entered
             admission.release(sizes(600)[:entered])
-        assert isinstance(admission.refusal(Call(), Size(600, 0), deadline, patient=patient), OverloadedError)
+        assert isinstance(admission.admit(Call(), sizes(600), deadline, patient=patient)[1], OverloadedError)
 
 
 async def test_nothing_is_refused_when_nothing_is_before_it(admission: Admission) -> None:
@@ -138,22 +138,32 @@ async def test_nothing_is_refused_when_nothing_is_before_it(admission: Admission
     assert admits(admission, 9000, deadline_s=0.1)
 
 
-async def test_message_enters_as_far_as_it_fits(admission: Admission) -> None:
+async def test_unary_message_enters_whole_or_not_at_all(admission: Admission, queue: BatchQueue) -> None:
+    put(queue, 9000)
+    assert admission.admit(Call(), sizes(*[100] * 10), None, patient=False)[0] == 10
+    admission.release(sizes(*[100] * 10))
+    assert admission.admit(Call(), sizes(*[100] * 11), None, patient=False)[0] == 0
+    _, refusal = admission.admit(Call(), sizes(*[100] * 11), None, patient=False)
+    assert "10100 tokens would wait" in str(refusal)
+
+
+async def test_message_that_no_queue_could_take_enters_as_far_as_it_fits(admission: Admission) -> None:
     deadline = time.monotonic() + 1.0
-    # 2,000 tokens a second, of which 0.8 may be promised.
-    assert admission.admit(Call(), sizes(*[100] * 50), deadline, patient=False) in {15, 16}
+    # 2,000 tokens a second, of which 0.65 may be promised.
+    assert admission.admit(Call(), sizes(*[100] * 50), deadline, patient=False)[0] in {12, 13}
+    assert admission.admit(Call(), sizes(*[100] * 200), None, patient=False)[0] < 100
 
 
 async def test_stream_is_not_refused_for_the_servers_limits(admission: Admission, queue: BatchQueue) -> None:
     put(queue, 10_000)
-    assert admission.admit(Call(), sizes(1000, 1000), None, patient=True) == 2
+    assert admission.admit(Call(), sizes(1000, 1000), None, patient=True)[0] == 2
 
 
 async def test_item_whose_deadline_passed_is_expired(admission: Admission) -> None:
     passed = time.monotonic() - 0.001
     for patient in (True, False):
-        assert admission.admit(Call(), sizes(1), passed, patient=patient) == 0
-        assert isinstance(admission.refusal(Call(), Size(1, 0), passed, patient=patient), ExpiredError)
+        assert admission.admit(Call(), sizes(1), passed, patient=patient)[0] == 0
+        assert isinstance(admission.admit(Call(), sizes(1), passed, patient=patient)[1], ExpiredError)
 
 
 async def test_stream_waits_for_room_and_is_let_in(admission: Admission, queue: BatchQueue) -> None:
@@ -251,15 +261,15 @@ async def test_long_texts_are_refused_when_tokenizing_those_before_them_takes_to
     put(queue, 10)
     # A million code points a second until another rate was seen, and at most 2 s of queue.
     long = [Size(100, 400_000)] * 6
-    assert admission.admit(Call(), long, None, patient=False) == 4
-    refusal = admission.refusal(Call(), long[0], None, patient=False)
+    assert admission.admit(Call(), long, None, patient=False)[0] == 4
+    _, refusal = admission.admit(Call(), long[:1], None, patient=False)
     assert isinstance(refusal, OverloadedError)
     # A short text does not wait for them.
     assert admits(admission, 100)
     admission.release(long[:4])
     for _ in range(100):
         admission.tokenized(100_000, 1.0)
-    assert admission.admit(Call(), long, None, patient=False) == 0
+    assert admission.admit(Call(), long, None, patient=False)[0] == 0
 
 
 async def test_many_that_leave_together_wake_once(

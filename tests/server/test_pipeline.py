@@ -375,10 +375,10 @@ async def test_what_does_not_fit_before_the_deadline_is_refused_and_the_rest_ans
 ) -> None:
     for _ in range(200):
         pipeline.admission.learn(tokens=100, compute_s=1.0, backlog=True)
-    # 100 tokens a second: of 50 texts with 2 tokens each, 40 are expected within 0.8 of a second, less a pass.
+    # 100 tokens a second: of 50 texts with 2 tokens each, 32 are expected within 0.65 of a second, less a pass.
     pipeline.admission._pass_s = 0.0
     answers = await outcomes(pipeline, message(*["w1"] * 50), time.monotonic() + 1.0)
     refused = [answer for answer in answers if isinstance(answer, OverloadedError)]
-    assert 8 <= len(refused) <= 12
+    assert 16 <= len(refused) <= 20
     assert answers[-len(refused) :] == refused
     assert all(isinstance(answer, Result) for answer in answers[: -len(refused)])
