@@ -47,6 +47,7 @@ PAGE = HERE.parent / "docs/reliability.md"
 # The order of the table.
 MODULES = (
     "restarts",
+    "damages",
     "kills",
     "overload",
     "hogs",

@@ -1,0 +1,171 @@
+"""Bundles that must not take over from the one that is served."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from polyhead.v1 import admin_service_pb2 as pb2
+from polyhead.v1 import admin_service_pb2_grpc
+from polyhead_client import AsyncClient
+from polyhead_export import bundle
+
+from .case import Finding, Place, case
+from .offline import version
+from .processes import free_port, running
+from .restarts import point
+from .traffic import Traffic
+
+_RELOAD_S = 60.0
+_GRAPH = "model.int8.onnx"
+
+
+@case(
+    "damaged bundles",
+    fault="the bundle behind a link replaced by damaged and by foreign ones of 12 kinds, then a reload, under load",
+    expected="each is refused with its reason, no item fails, the old model answers on; a good one is taken after them",
+)
+async def damaged_bundles(place: Place) -> Finding:
+    """Reloads by the admin service, which says why not. The control: a good bundle does take over."""
+    kinds = dict(list(KINDS.items())[:: 4 if place.quick else 1])
+    link = place.folder / "served"
+    point(link, place.bundle)
+    admin = f"127.0.0.1:{free_port()}"
+    old, new = place.offline.versions
+    traffic = Traffic(place.offline, place.texts)
+    taken: list[str] = []
+    moments: list[float] = []
+    async with (
+        running(link, place.folder, "--admin-listen", admin) as server,
+        AsyncClient(server.target) as client,
+        grpc.aio.insecure_channel(admin) as channel,
+        traffic.flowing([client]),
+    ):
+        stub: Any = admin_service_pb2_grpc.AdminServiceStub(channel)
+        for kind, (damage, reason) in kinds.items():
+            await traffic.flow_until(100)
+            with tempfile.TemporaryDirectory(dir=place.folder) as folder:
+                point(link, damage(Path(shutil.copytree(place.bundle, Path(folder) / "damaged"))))
+                moments.append(time.monotonic())
+                if reason not in await _refusal(stub) or await _serving(client) != old:
+                    taken.append(kind)
+        await traffic.flow_until(100)
+        by_others = sum(one.version != old for one in traffic.requests if one.outcome == "right")
+        point(link, place.other)
+        good_refused = await _refusal(stub)
+        replaced = await _serving(client) == new
+        await traffic.flow_until(100)
+    return Finding(
+        seen=f"of {len(kinds)} kinds {len(kinds) - len(taken)} were refused, each for its own reason"
+        f"{'; not: ' if taken else ''}{', '.join(taken)}; of {len(traffic.requests):,} items {traffic.bad()} were not answered rightly, "
+        f"{by_others} by another model",
+        passed=not taken and not traffic.bad() and not by_others and traffic.enough(*moments),
+        control="a good bundle with another head is taken" if replaced else "a good bundle was refused as well",
+        control_failed=replaced and not good_refused,
+        figures={"kinds": len(kinds), "taken": len(taken), "items": len(traffic.requests), "bad_items": traffic.bad()},
+    )
+
+
+async def _refusal(stub: Any) -> str:
+    """Why a reload is refused; empty where it is not, or not for the bundle."""
+    try:
+        await stub.Reload(pb2.ReloadRequest(), timeout=_RELOAD_S)
+    except grpc.aio.AioRpcError as error:
+        return str(error.details()) if error.code() is grpc.StatusCode.FAILED_PRECONDITION else ""
+    return ""
+
+
+async def _serving(client: AsyncClient) -> str:
+    return version((await client.info()).fingerprints)
+
+
+def _rewritten(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
+    def damage(root: Path) -> Path:
+        path = root / name
+        path.write_bytes(change(path.read_bytes()))
+        return root
+
+    return damage
+
+
+def _flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def _manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Path]:
+    """Another manifest; nothing that it vouches for is touched, so every hash is right."""
+
+    def changed(content: bytes) -> bytes:
+        values = json.loads(content)
+        change(values)
+        return json.dumps(values).encode()
+
+    return _rewritten(bundle.MANIFEST_NAME, changed)
+
+
+def _missing(name: str) -> Callable[[Path], Path]:
+    def damage(root: Path) -> Path:
+        (root / name).unlink()
+        return root
+
+    return damage
+
+
+def _foreign(change: Callable[[bundle.Manifest], bundle.Manifest]) -> Callable[[Path], Path]:
+    """A bundle without a fault that is no successor, or lies: written as an export writes one."""
+
+    def damage(root: Path) -> Path:
+        found = bundle.load(root)
+        fresh = root.with_name(f"{root.name}-written")
+        bundle.write(fresh, change(found.manifest), {name: found.file(name) for name in found.manifest.files})
+        return fresh
+
+    return damage
+
+
+def _other_labels(manifest: bundle.Manifest) -> bundle.Manifest:
+    first, *others = manifest.heads
+    return dataclasses.replace(manifest, heads=(dataclasses.replace(first, labels=first.labels[::-1]), *others))
+
+
+def _other_space(manifest: bundle.Manifest) -> bundle.Manifest:
+    def moved(variant: bundle.Variant) -> bundle.Variant:
+        prints = dataclasses.replace(variant.fingerprints, embedding_space="0" * 16)
+        return dataclasses.replace(variant, fingerprints=prints)
+
+    return dataclasses.replace(manifest, variants={name: moved(one) for name, one in manifest.variants.items()})
+
+
+def _other_golden(manifest: bundle.Manifest) -> bundle.Manifest:
+    def lying(variant: bundle.Variant) -> bundle.Variant:
+        golden = tuple(
+            dataclasses.replace(one, embedding=tuple(-value for value in one.embedding)) for one in variant.golden
+        )
+        return dataclasses.replace(variant, golden=golden)
+
+    return dataclasses.replace(manifest, variants={name: lying(one) for name, one in manifest.variants.items()})
+
+
+# What is done to a copy of the bundle, and a part of the reason for which it must be refused.
+KINDS: Mapping[str, tuple[Callable[[Path], Path], str]] = {
+    "manifest missing": (_missing(bundle.MANIFEST_NAME), "bundle.json: is missing"),
+    "manifest cut": (_rewritten(bundle.MANIFEST_NAME, lambda content: content[: len(content) // 2]), "not valid JSON"),
+    "format of tomorrow": (_manifest(lambda values: values.update(format_version=999)), "format_version 999"),
+    "changed manifest": (_manifest(lambda values: values.update(surprise=1)), "was changed: its digest"),
+    "graph missing": (_missing(_GRAPH), f"{_GRAPH}: is missing"),
+    "graph cut": (_rewritten(_GRAPH, lambda content: content[:-1000]), "bundle.json says"),
+    "bit of the graph": (_rewritten(_GRAPH, _flipped), f"{_GRAPH}: was changed"),
+    "bit of the tokenizer": (_rewritten(bundle.TOKENIZER, _flipped), f"{bundle.TOKENIZER}: was changed"),
+    "golden answers of another model": (_foreign(_other_golden), "answers golden texts wrongly"),
+    "labels in another order": (_foreign(_other_labels), "stands where the model that serves has"),
+    "another embedding space": (_foreign(_other_space), "cannot be compared"),
+    "no bundle at all": (lambda root: root / "nowhere", "no such directory"),
+}
