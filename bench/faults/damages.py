@@ -62,14 +62,15 @@ async def damaged_bundles(place: Place) -> Finding:
         good_refused = await _refusal(stub)
         replaced = await _serving(client) == new
         await traffic.flow_until(100)
+    items, bad = len(traffic.requests), traffic.bad()
     return Finding(
         seen=f"of {len(kinds)} kinds {len(kinds) - len(taken)} were refused, each for its own reason"
-        f"{'; not: ' if taken else ''}{', '.join(taken)}; of {len(traffic.requests):,} items {traffic.bad()} were not answered rightly, "
+        f"{'; not: ' if taken else ''}{', '.join(taken)}; of {items:,} items {bad} were not answered rightly, "
         f"{by_others} by another model",
-        passed=not taken and not traffic.bad() and not by_others and traffic.enough(*moments),
+        passed=not taken and not bad and not by_others and traffic.enough(*moments),
         control="a good bundle with another head is taken" if replaced else "a good bundle was refused as well",
         control_failed=replaced and not good_refused,
-        figures={"kinds": len(kinds), "taken": len(taken), "items": len(traffic.requests), "bad_items": traffic.bad()},
+        figures={"kinds": len(kinds), "taken": len(taken), "items": items, "bad_items": bad},
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 from polyhead_client import Answer, AsyncClient
 from polyhead_export.golden import GOLDEN_TEXTS
@@ -41,9 +43,9 @@ _LANGUAGES = (
     expected=f"numbers at most {TOLERANCE:g} from those of the engine run alone; from PyTorch at most 1e-4",
 )
 async def company(place: Place) -> Finding:
-    """Ten languages, hostile texts and ordinary ones."""
-    hostile = [*families(50).values(), *families(2_000).values()]
-    texts = list(dict.fromkeys([*_LANGUAGES, *GOLDEN_TEXTS, *hostile, *place.texts[:50]]))
+    """Ten languages, hostile texts and ordinary ones, and the list of naughty strings where it lies."""
+    hostile, naughty = [*families(50).values(), *families(2_000).values()], _naughty_strings()
+    texts = list(dict.fromkeys([*_LANGUAGES, *GOLDEN_TEXTS, *hostile, *naughty, *place.texts[:50]]))
     batches = place.many(50, 10)
     rng = random.Random(0)
     worst: dict[str, float] = {}
@@ -68,12 +70,19 @@ async def company(place: Place) -> Finding:
     control = min(_apart(by_text, one, other) for one, other in itertools.pairwise(place.texts[:11]))
     limits = {name: 1e-4 if name == "PyTorch" else TOLERANCE for name in worst}
     return Finding(
-        seen=f"{len(texts)} texts: off by at most {', '.join(f'{one:.1g} {name}' for name, one in worst.items())}",
+        seen=f"{len(texts)} texts, {len(naughty)} of them from the list of naughty strings: off by at most {', '.join(f'{one:.1g} {name}' for name, one in worst.items())}",
         passed=all(worst[name] <= limits[name] for name in worst),
         control=f"answers to different texts are at least {control:.1g} apart",
         control_failed=control > TOLERANCE,
         figures={"texts": len(texts), "batches": batches, **{f"off_{name}": one for name, one in worst.items()}},
     )
+
+
+def _naughty_strings() -> list[str]:
+    """Lines of ``blns.txt``, in the folder that $POLYHEAD_DATA names."""
+    path = Path(os.environ.get("POLYHEAD_DATA", ""), "blns.txt")
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 async def _worst(offline: Offline, client: AsyncClient, batches: Sequence[Sequence[str]]) -> float:

@@ -41,7 +41,8 @@ _ELSEWHERE = """## Tested elsewhere
 
 A disk that is full, `kill -9` and damaged checkpoints while training: `tests/training/test_resume.py`. Damaged, forged
 and half-written bundles: `tests/export/test_damage.py`; manifests that Hypothesis makes:
-`tests/export/test_bundle_codec.py`. Rubbish in messages, field by field: `tests/server/test_wire_in.py`."""
+`tests/export/test_bundle_codec.py`. Certificates and keys that are wrong, expired, missing or replaced under load:
+`tests/e2e/test_security.py`, with a table in [security.md](security.md). Rubbish in messages, field by field: `tests/server/test_wire_in.py`."""
 
 
 def _summary(report: Mapping[str, Any], good: int) -> str:
