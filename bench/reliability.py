@@ -71,6 +71,9 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--only", action="append", choices=CASES, metavar="FAULT", help=f"one of {', '.join(CASES)}")
     parser.add_argument("--quick", action="store_true", help="a little of each fault")
+    parser.add_argument(
+        "--soak-minutes", type=float, metavar="N", help="length of the soak (default: 4; with --quick a third of one)"
+    )
     parser.add_argument("--output", type=Path, help=f"file for the figures (default: {RESULTS.name}, with its page)")
     arguments = parser.parse_args()
     # As Ctrl-C does: the servers that were started are ended.
@@ -102,6 +105,7 @@ async def run_all(arguments: argparse.Namespace, save: Callable[[str, dict[str, 
     texts = [row["text"] for row in read(DEMO)]
     texts = random.Random(0).sample(texts, min(TEXTS, len(texts)))
     bad: list[str] = []
+    soak_s = 60 * (arguments.soak_minutes or (1 / 3 if arguments.quick else 4))
     with tempfile.TemporaryDirectory(prefix="polyhead-reliability-") as folder:
         other = with_another_head(arguments.bundle, Path(folder) / "other")
         offline = Offline([arguments.bundle, other])
@@ -109,7 +113,7 @@ async def run_all(arguments: argparse.Namespace, save: Callable[[str, dict[str, 
         for name in arguments.only or CASES:
             scratch = Path(folder) / name.replace(" ", "-")
             scratch.mkdir()
-            place = Place(arguments.bundle.resolve(), other, offline, texts, scratch, arguments.quick)
+            place = Place(arguments.bundle.resolve(), other, offline, texts, scratch, arguments.quick, soak_s)
             began, others = time.monotonic(), os.getloadavg()[0]
             finding = await run_one(CASES[name], place)
             found = {"fault": CASES[name].fault, "expected": CASES[name].expected, **dataclasses.asdict(finding)}

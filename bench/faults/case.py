@@ -20,6 +20,7 @@ class Place:
         texts: Ordinary texts, whose right answers are known already.
         folder: Of its own, empty.
         quick: Whether to do as little as still shows something.
+        soak_s: Seconds of the soak.
     """
 
     bundle: Path
@@ -28,6 +29,7 @@ class Place:
     texts: list[str]
     folder: Path
     quick: bool
+    soak_s: float
 
     def many(self, full: int, quick: int) -> int:
         """The number for a full run, or that for a quick one."""

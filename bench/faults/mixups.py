@@ -70,7 +70,8 @@ async def company(place: Place) -> Finding:
     control = min(_apart(by_text, one, other) for one, other in itertools.pairwise(place.texts[:11]))
     limits = {name: 1e-4 if name == "PyTorch" else TOLERANCE for name in worst}
     return Finding(
-        seen=f"{len(texts)} texts, {len(naughty)} of them from the list of naughty strings: off by at most {', '.join(f'{one:.1g} {name}' for name, one in worst.items())}",
+        seen=f"{len(texts)} texts, {len(naughty)} of them from the list of naughty strings: off by at most "
+        f"{', '.join(f'{one:.1g} {name}' for name, one in worst.items())}",
         passed=all(worst[name] <= limits[name] for name in worst),
         control=f"answers to different texts are at least {control:.1g} apart",
         control_failed=control > TOLERANCE,

@@ -39,7 +39,7 @@ _MOST_MB_PER_HOUR = 60.0
 )
 async def soak(place: Place) -> Finding:
     """The control: the same line through memory that leaks is seen to grow."""
-    seconds = place.many(240, 20)
+    seconds = place.soak_s
     traffic = Traffic(place.offline, place.texts)
     samples: list[tuple[float, float, int, int]] = []
     counts: Counter[str] = Counter()
