@@ -57,6 +57,7 @@ MODULES = (
     "ends",
     "stages",
     "engines",
+    "artifacts",
     "soak",
 )
 TEXTS = 200
