@@ -67,6 +67,7 @@ def export(
         BundleError: ``output_dir`` holds something that is not a bundle.
     """
     # Before the minutes of work, not after them.
+    bundle.recover(output_dir.resolve())
     bundle.require_replaceable(output_dir)
     run = load_run(run_dir)
     heads = read_heads(run)

@@ -173,7 +173,7 @@ def test_sigterm_leaves_no_half_written_bundle(
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(export, "export", write_again)
-    monkeypatch.setattr(store, "_sync_tree", terminate)
+    monkeypatch.setattr(store, "sync_tree", terminate)
     result = _call("run", tmp_path / "bundle")
     assert (result.exit_code, len(staged)) == (128 + signal.SIGTERM, 1)
     assert list(tmp_path.iterdir()) == []

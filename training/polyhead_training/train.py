@@ -32,6 +32,7 @@ from .loop import Loop, Validation
 from .model import PolyheadModel
 from .predict import embed, predict
 from .preparation import Prepared, prepare
+from .replacing import recover
 from .report import write_report
 from .run_directory import (
     DATA_NAME,
@@ -83,6 +84,9 @@ def train(
     """
     require_replaceable(destination.resolve())
     accelerator = _start(config, destination)
+    if accelerator.is_main_process:
+        recover(destination.resolve())
+    accelerator.wait_for_everyone()
     say = say if accelerator.is_main_process else _say_nothing
     prepared = prepare(config)
     for line in prepared.report.lines():

@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from .checkpoint import LAST_NAME, sync
+from .checkpoint import LAST_NAME
 from .errors import ResumeError
+from .replacing import sync
 
 IDENTITY_NAME = "identity.json"
 
