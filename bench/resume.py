@@ -64,10 +64,10 @@ def measure(
         earliest: From when on runs are killed, as a part of the time that a run takes.
     """
     began = time.monotonic()
-    _train(command, folder / "whole")
+    train(command, folder / "whole")
     seconds = time.monotonic() - began
     expected = _digest(folder / "whole")
-    _train([*command, "--set", "training.seed=12345"], folder / "other")
+    train([*command, "--set", "training.seed=12345"], folder / "other")
     found: list[tuple[str, bool]] = []
     with tqdm(total=kills, unit="kill") as bar:
         while len(found) < kills:
@@ -78,7 +78,7 @@ def measure(
                 # It was over before the moment came: that is no kill, and runs take less time than was thought.
                 seconds = min(seconds, time.monotonic() - began)
             else:
-                _train([*command, "--resume"], destination)
+                train([*command, "--resume"], destination)
                 found.append((state, _digest(destination) == expected))
                 bar.update()
             shutil.rmtree(destination)
@@ -122,7 +122,8 @@ def _killed(command: Sequence[str], destination: Path, after_s: float) -> str:
     return "after a checkpoint" if (unfinished / "last.safetensors").exists() else "before a checkpoint"
 
 
-def _train(command: Sequence[str], destination: Path) -> None:
+def train(command: Sequence[str], destination: Path) -> None:
+    """Trains undisturbed."""
     arguments = [str(BIN / "polyhead-train"), *command, "--output-dir", str(destination)]
     subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
