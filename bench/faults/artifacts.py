@@ -58,7 +58,7 @@ async def killed_training(place: Place) -> Finding:
 
 @case(
     "killed export",
-    fault="the export killed with SIGKILL at random moments and while it writes, with and without an older bundle there",
+    fault="the export killed with SIGKILL at any moment and while it writes, with an older bundle there and without",
     expected="no bundle or a whole one, the older one serves; a later export succeeds, and nothing is left beside it",
 )
 async def killed_export(place: Place) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import polyhead_export.bundle.replacing as export_replacing
@@ -68,3 +69,12 @@ def test_neighbours_are_left_alone(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     recover(tmp_path / "run")
     assert names(tmp_path) == sorted(kept)
+
+
+def test_full_disk_says_where(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'run'}'"),
+        staging_folder(tmp_path / "run"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == []

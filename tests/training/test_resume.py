@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from polyhead_training import unfinished
+from polyhead_training import checkpoint, unfinished
 from polyhead_training.checkpoint import save_last
 from polyhead_training.config import Config
-from polyhead_training.errors import ResumeError, StoppedError
+from polyhead_training.errors import ResumeError, StoppedError, StorageError
 from polyhead_training.loop import Loop
 from polyhead_training.run_directory import load_run
 from polyhead_training.train import train
 from polyhead_training.unfinished import IDENTITY_NAME, unfinished_path, unfinished_run
+from safetensors import SafetensorError
 
 Configure = Callable[..., Config]
 # All that a checkpoint has to bring back: two optimizers, layers that join later, dropout, learned weights of
@@ -285,6 +286,34 @@ def test_sigterm_saves_prints_the_command_and_goes_on(config_file: Path, tmp_pat
     assert "training.stages.1.epochs=2000" in lines[-1]
     assert (tmp_path / "run.unfinished" / "last.safetensors").exists()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_full_disk_is_named_and_training_goes_on_when_there_is_room(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    config = configure(*EVERYTHING)
+    train(config, tmp_path / "whole", say=silent)
+    saved: list[Path] = []
+
+    def fail(tensors: object, path: Path, metadata: dict[str, str] | None = None) -> None:
+        if len(saved) == 3:
+            path.write_bytes(b"half a file")
+            raise error
+        saved.append(path)
+        save(tensors, path, metadata)
+
+    save = checkpoint.save_file
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", fail)
+        with pytest.raises(
+            StorageError, match=r"run\.unfinished: cannot be written: No space left .*Make room .*--resume"
+        ):
+            train(config, tmp_path / "run", say=silent)
+    said: list[str] = []
+    train(config, tmp_path / "run", policy="resume", say=said.append)
+    assert any(line.startswith("resumed after step") for line in said)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
 
 
 def test_checkpoint_is_replaced_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,10 +37,22 @@ def staging_folder(target: Path) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
     lock = _lock(staging)
     try:
-        yield staging
+        with named_failures(target):
+            yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         _unlock(lock)
+
+
+@contextmanager
+def named_failures(place: Path) -> Iterator[None]:
+    """Has a failure of the disk say where: one of writing to an open file, as a full disk's, does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(place)
+        raise
 
 
 def recover(target: Path) -> None:

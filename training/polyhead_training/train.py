@@ -26,7 +26,7 @@ from .card import write_card
 from .checkpoint import BEST_NAME
 from .config import Config, HeadConfig
 from .data import Row
-from .errors import BackboneError
+from .errors import BackboneError, StorageError
 from .evaluate import Evaluation, Split, evaluate_run, table
 from .loop import Loop, Validation
 from .model import PolyheadModel
@@ -204,14 +204,23 @@ def _identity(config: Config, max_steps: int | None, accelerator: Accelerator, p
 
 @contextmanager
 def _folder(destination: Path, identity: Identity, policy: Unfinished, accelerator: Accelerator) -> Iterator[Path]:
-    """The folder of the run under way: the main process makes and removes it, the others find it made."""
-    if accelerator.is_main_process:
-        with unfinished_run(destination, identity, policy) as folder:
+    """The folder of the run under way: the main process makes and removes it, the others find it made.
+
+    Raises:
+        StorageError: The disk did not take what was written in the block.
+    """
+    try:
+        if accelerator.is_main_process:
+            with unfinished_run(destination, identity, policy) as folder:
+                accelerator.wait_for_everyone()
+                yield folder
+        else:
             accelerator.wait_for_everyone()
-            yield folder
-    else:
-        accelerator.wait_for_everyone()
-        yield unfinished_path(destination)
+            yield unfinished_path(destination)
+    # The library that writes the weights reports a full disk in its own way; neither says which file as a rule.
+    except (OSError, SafetensorError) as error:
+        named = isinstance(error, OSError) and (error.filename2 or error.filename)
+        raise StorageError(Path(named) if named else unfinished_path(destination), error) from error
 
 
 def _validate(config: Config, model: PolyheadModel, prepared: Prepared, accelerator: Accelerator) -> Validation:

@@ -27,7 +27,7 @@ from .manifest import (
     Variant,
     weights_name,
 )
-from .replacing import recover, replace_directory, staging_folder
+from .replacing import named_failures, recover, replace_directory, staging_folder
 from .store import Bundle, fingerprint, load, require_replaceable, sha256_of, write
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "Variant",
     "fingerprint",
     "load",
+    "named_failures",
     "recover",
     "replace_directory",
     "require_replaceable",
