@@ -58,6 +58,7 @@ MODULES = (
     "stages",
     "engines",
     "artifacts",
+    "disks",
     "soak",
 )
 TEXTS = 200

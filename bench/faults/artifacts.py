@@ -1,4 +1,4 @@
-"""Runs and bundles that are being written when the writer is killed or the disk is full.
+"""Runs and bundles that are being written when the writer is killed.
 
 They are made of the demo corpus on a small random backbone, so that each takes seconds; the programs are the real ones.
 """
@@ -23,10 +23,10 @@ from .case import Finding, Place, case
 from .offline import Offline
 from .processes import served
 
-_CONFIG = DEMO.with_name("config.toml")
+CONFIG = DEMO.with_name("config.toml")
 # The part of a short run in which Python starts: a kill there shows nothing.
 _STARTED = 0.7
-_STEPS = "12"
+STEPS = "12"
 # An export takes longer.
 _EXPORT_S = 9.0
 # From when a bundle is being written until it has its name, with its bytes on the disk.
@@ -41,7 +41,7 @@ _WRITING_S = 0.1
 async def killed_training(place: Place) -> Finding:
     """By bench/resume.py; the control, a run with another seed, must have other weights."""
     flags = tiny(place.folder / "backbone")
-    command = [str(_CONFIG), *flags, "--max-steps", str(place.many(100, 60)), "--set", "training.checkpoint_steps=2"]
+    command = [str(CONFIG), *flags, "--max-steps", str(place.many(100, 60)), "--set", "training.checkpoint_steps=2"]
     kills = place.many(4, 1)
     found = await asyncio.to_thread(measure, command, kills, random.Random(0), place.folder, _STARTED)
     left = sorted({path.name for path in place.folder.iterdir()} - {"backbone", "whole", "other"})
@@ -64,7 +64,7 @@ async def killed_training(place: Place) -> Finding:
 async def killed_export(place: Place) -> Finding:
     """The control: a bundle copied file by file, which a kill cuts short."""
     run, target = place.folder / "run", place.folder / "bundles/bundle"
-    await asyncio.to_thread(train, [str(_CONFIG), *tiny(place.folder / "backbone"), "--max-steps", _STEPS], run)
+    await asyncio.to_thread(train, [str(CONFIG), *tiny(place.folder / "backbone"), "--max-steps", STEPS], run)
     kills, rng, broken, states = place.many(6, 2), random.Random(0), 0, [0, 0]
     for number in range(kills):
         if number == kills // 2:
@@ -73,7 +73,7 @@ async def killed_export(place: Place) -> Finding:
             shutil.copytree(place.bundle, target)
         # Every second one while it writes.
         states[number % 2] += await asyncio.to_thread(_killed_export, run, target, rng, number % 2 == 1)
-        broken += (target.exists() or number >= kills // 2) and not _is_whole(target)
+        broken += (target.exists() or number >= kills // 2) and not is_whole(target)
     wrong = await _wrong(place, target)
     hidden = len(list(target.parent.iterdir())) - 1
     await asyncio.to_thread(_export, run, target)
@@ -122,7 +122,8 @@ def _export(run: Path, target: Path) -> None:
     )
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
+    """Whether the loader takes a bundle."""
     try:
         bundle.load(path)
     except bundle.BundleError:
@@ -146,6 +147,6 @@ def _cut_short(source: Path, copy: Path) -> tuple[int, int]:
         target = copy / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        refused += not _is_whole(copy)
+        refused += not is_whole(copy)
         shutil.copyfile(file, target)
-    return len(files), refused if _is_whole(copy) else 0
+    return len(files), refused if is_whole(copy) else 0
