@@ -39,9 +39,10 @@ _FIGURES = "## Figures"
 
 _ELSEWHERE = """## Tested elsewhere
 
-A disk that is full, `kill -9` and damaged checkpoints while training: `tests/training/test_resume.py`. Damaged, forged
-and half-written bundles: `tests/export/test_damage.py`; manifests that Hypothesis makes:
-`tests/export/test_bundle_codec.py`. Rubbish in messages, field by field: `tests/server/test_wire_in.py`."""
+Damaged checkpoints, and training that ends abruptly at chosen steps: `tests/training/test_resume.py`. A kill between the
+two renames by which a directory is replaced: `tests/training/test_replacing.py`. Damaged, forged and half-written
+bundles: `tests/export/test_damage.py`; manifests that Hypothesis makes: `tests/export/test_bundle_codec.py`. Rubbish in
+messages, field by field: `tests/server/test_wire_in.py`."""
 
 
 def _summary(report: Mapping[str, Any], good: int) -> str:

@@ -19,8 +19,9 @@ from polyhead_training.errors import ResumeError, StoppedError, StorageError
 from polyhead_training.loop import Loop
 from polyhead_training.run_directory import load_run
 from polyhead_training.train import train
-from polyhead_training.unfinished import IDENTITY_NAME, unfinished_path, unfinished_run
+from polyhead_training.unfinished import IDENTITY_NAME, Unfinished, unfinished_path, unfinished_run
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 Configure = Callable[..., Config]
 # All that a checkpoint has to bring back: two optimizers, layers that join later, dropout, learned weights of
@@ -175,8 +176,23 @@ def test_resume_of_a_complete_run_changes_nothing(configure: Configure, tmp_path
     assert train(configure(), tmp_path / "run", max_steps=1, policy="resume", say=said.append) is None
     assert said[-1].endswith("is complete: there is nothing to resume")
     assert files(tmp_path / "run") == before
-    # Another run is none of it.
-    assert train(configure("training.seed=5"), tmp_path / "run", max_steps=1, policy="resume", say=silent)
+
+
+@pytest.mark.parametrize("policy", ["resume", "restart"])
+def test_complete_run_of_another_start_is_kept_until_it_is_replaced(
+    configure: Configure, tmp_path: Path, policy: Unfinished
+) -> None:
+    train(configure(), tmp_path / "run", max_steps=1, say=silent)
+    before, said = files(tmp_path / "run"), list[str]()
+
+    def stop() -> bool:
+        assert any("config.training.seed = 0, this start has 5: it is replaced once this" in line for line in said)
+        return True
+
+    with pytest.raises(StoppedError):
+        train(configure("training.seed=5"), tmp_path / "run", max_steps=2, policy=policy, stop=stop, say=said.append)
+    assert files(tmp_path / "run") == before
+    assert train(configure("training.seed=5"), tmp_path / "run", max_steps=2, policy="resume", say=silent)
     assert files(tmp_path / "run") != before
 
 
@@ -296,14 +312,13 @@ def test_full_disk_is_named_and_training_goes_on_when_there_is_room(
     train(config, tmp_path / "whole", say=silent)
     saved: list[Path] = []
 
-    def fail(tensors: object, path: Path, metadata: dict[str, str] | None = None) -> None:
+    def fail(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
         if len(saved) == 3:
             path.write_bytes(b"half a file")
             raise error
         saved.append(path)
-        save(tensors, path, metadata)
+        save_file(tensors, path, metadata)
 
-    save = checkpoint.save_file
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", fail)
         with pytest.raises(

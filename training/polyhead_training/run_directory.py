@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -173,13 +173,18 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def is_complete(destination: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether a complete run that was started with the same things stands in a directory."""
+def stored_identity(destination: Path, keys: Iterable[str]) -> dict[str, Any] | None:
+    """What the complete run in a directory was started with; None where there is none.
+
+    Args:
+        destination: The run directory.
+        keys: The parts of it that are asked for; one that the run does not know is None.
+    """
     try:
         content = _read_content(destination)
     except RunError:
-        return False
-    return all(content.get(key) == value for key, value in identity.items())
+        return None
+    return {key: content.get(key) for key in keys}
 
 
 def load_run(path: Path) -> Run:

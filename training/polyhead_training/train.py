@@ -39,16 +39,16 @@ from .run_directory import (
     EVALUATION_NAME,
     METRICS_NAME,
     TRACKERS_NAME,
-    is_complete,
     require_replaceable,
     staged_run,
+    stored_identity,
     write_json,
     write_run,
 )
 from .scores import quick_score
 from .similarity import Correlations, Similarity, correlations
 from .stages import check_stages
-from .unfinished import Identity, Unfinished, unfinished_path, unfinished_run
+from .unfinished import Identity, Unfinished, difference, unfinished_path, unfinished_run
 
 # The main process evaluates and writes alone while the others wait for it.
 _PATIENCE = timedelta(hours=4)
@@ -96,9 +96,13 @@ def train(
     # The heads' first weights are the same in every process, dropout is not.
     set_seed(config.training.seed, device_specific=True)
     identity = _identity(config, max_steps, accelerator, prepared)
-    if policy == "resume" and is_complete(destination, identity):
+    stands = stored_identity(destination, identity)
+    if policy == "resume" and stands == identity:
         say(f"{destination} is complete: there is nothing to resume")
         return None
+    if stands:
+        other = difference(stands, identity) or "the same"
+        say(f"{destination} holds a run that was started with {other}: it is replaced once this one is complete")
     with _folder(destination, identity, policy, accelerator) as folder:
         accelerator.init_trackers(config.name)
         before = _correlations(config, model, prepared, accelerator)
