@@ -58,6 +58,8 @@ MODULES = (
     "ends",
     "stages",
     "engines",
+    "artifacts",
+    "disks",
     "soak",
 )
 TEXTS = 200

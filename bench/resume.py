@@ -41,10 +41,8 @@ def main() -> None:
     arguments = parser.parse_args()
     flags = ["--max-steps", str(arguments.max_steps)]
     with TemporaryDirectory() as folder:
-        tiny = [f"model.backbone={_tiny_backbone(Path(folder) / 'backbone')}"] if arguments.tiny else []
-        # The last stage trains layers that a small backbone does not have.
-        tiny += ["training.stages.1.train=['all']", "training.stages.1.unfreeze_over=0.5"] if arguments.tiny else []
-        for override in [*tiny, *arguments.overrides, "training.checkpoint_steps=2"]:
+        flags += tiny(Path(folder) / "backbone") if arguments.tiny else []
+        for override in [*arguments.overrides, "training.checkpoint_steps=2"]:
             flags += ["--set", override]
         figures = measure([str(arguments.config), *flags], arguments.kills, random.Random(arguments.seed), Path(folder))
     figures["command"] = " ".join(["python", *sys.argv])
@@ -53,24 +51,34 @@ def main() -> None:
     sys.exit(figures["bit_equal"] < arguments.kills or not figures["control_differs"])
 
 
-def measure(command: Sequence[str], kills: int, chooser: random.Random, folder: Path) -> dict[str, Any]:
-    """Runs once undisturbed, once as the control, and once a kill."""
+def measure(
+    command: Sequence[str], kills: int, chooser: random.Random, folder: Path, earliest: float = 0.0
+) -> dict[str, Any]:
+    """Runs once undisturbed, once as the control, and once a kill.
+
+    Args:
+        command: Arguments of ``polyhead-train``.
+        kills: Runs that are killed.
+        chooser: Draws the moments.
+        folder: Where the runs are written.
+        earliest: From when on runs are killed, as a part of the time that a run takes.
+    """
     began = time.monotonic()
-    _train(command, folder / "whole")
+    train(command, folder / "whole")
     seconds = time.monotonic() - began
     expected = _digest(folder / "whole")
-    _train([*command, "--set", "training.seed=12345"], folder / "other")
+    train([*command, "--set", "training.seed=12345"], folder / "other")
     found: list[tuple[str, bool]] = []
     with tqdm(total=kills, unit="kill") as bar:
         while len(found) < kills:
             destination = folder / "killed"
             began = time.monotonic()
-            state = _killed(command, destination, chooser.uniform(0, seconds))
+            state = _killed(command, destination, chooser.uniform(earliest * seconds, seconds))
             if destination.exists():
                 # It was over before the moment came: that is no kill, and runs take less time than was thought.
                 seconds = min(seconds, time.monotonic() - began)
             else:
-                _train([*command, "--resume"], destination)
+                train([*command, "--resume"], destination)
                 found.append((state, _digest(destination) == expected))
                 bar.update()
             shutil.rmtree(destination)
@@ -83,8 +91,12 @@ def measure(command: Sequence[str], kills: int, chooser: random.Random, folder: 
     }
 
 
-def _tiny_backbone(folder: Path) -> Path:
-    """A random BERT of two small layers, with the tokenizer of the default backbone."""
+def tiny(folder: Path) -> list[str]:
+    """Flags of a run on a random BERT of two small layers, with the tokenizer of the default backbone.
+
+    Args:
+        folder: Where the backbone is written.
+    """
     from polyhead_training.backbone import open_backbone
     from transformers import BertConfig, BertModel
 
@@ -92,7 +104,9 @@ def _tiny_backbone(folder: Path) -> Path:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig(vocab_size=known.tokenizer.get_vocab_size(), **sizes)).save_pretrained(folder)
     known.tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+    # The last stage trains layers that a small backbone does not have.
+    overrides = [f"model.backbone={folder}", "training.stages.1.train=['all']", "training.stages.1.unfreeze_over=0.5"]
+    return [part for override in overrides for part in ("--set", override)]
 
 
 def _killed(command: Sequence[str], destination: Path, after_s: float) -> str:
@@ -108,7 +122,8 @@ def _killed(command: Sequence[str], destination: Path, after_s: float) -> str:
     return "after a checkpoint" if (unfinished / "last.safetensors").exists() else "before a checkpoint"
 
 
-def _train(command: Sequence[str], destination: Path) -> None:
+def train(command: Sequence[str], destination: Path) -> None:
+    """Trains undisturbed."""
     arguments = [str(BIN / "polyhead-train"), *command, "--output-dir", str(destination)]
     subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

@@ -8,10 +8,11 @@ from typing import Any
 _HEAD = """<!-- Written by `python bench/reliability.py`: change the programs, not this. -->
 # Reliability
 
-What was made to go wrong with running servers, and what came of it. Every item was recorded with its answer, and every
-answer held against that of the engine run alone, one text at a time: at most 1e-5 apart in any number. A row counts
-only where enough traffic flowed before and after the fault. A **control** is the same without what is to protect: it
-must fail, or the check could not have seen a failure."""
+What was made to go wrong with running servers, and with training and export, and what came of it. Every item was
+recorded with its answer, and every answer held against that of the engine run alone, one text at a time: at most 1e-5
+apart in any number. A row of a server counts only where enough traffic flowed before and after the fault. A **control**
+is the same without what is to protect: it must fail, or the check could not have seen a failure. That of the full disk
+is the other way round: with room, nothing may fail."""
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -39,10 +40,11 @@ _FIGURES = "## Figures"
 
 _ELSEWHERE = """## Tested elsewhere
 
-A disk that is full, `kill -9` and damaged checkpoints while training: `tests/training/test_resume.py`. Damaged, forged
-and half-written bundles: `tests/export/test_damage.py`; manifests that Hypothesis makes:
-`tests/export/test_bundle_codec.py`. Certificates and keys that are wrong, expired, missing or replaced under load:
-`tests/e2e/test_security.py`, with a table in [security.md](security.md). Rubbish in messages, field by field: `tests/server/test_wire_in.py`."""
+Damaged checkpoints, and training that ends abruptly at chosen steps: `tests/training/test_resume.py`. A kill between
+the two renames by which a directory is replaced: `tests/training/test_replacing.py`. Damaged, forged and half-written
+bundles: `tests/export/test_damage.py`; manifests that Hypothesis makes: `tests/export/test_bundle_codec.py`.
+Certificates and keys that are wrong, expired, missing or replaced under load: `tests/e2e/test_security.py`, with a
+table in [security.md](security.md). Rubbish in messages, field by field: `tests/server/test_wire_in.py`."""
 
 
 def _summary(report: Mapping[str, Any], good: int) -> str:

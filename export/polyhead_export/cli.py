@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import time
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 # settings.VARIANTS, spelt out here because importing it takes seconds.
 _VARIANTS = ("fp32", "int8", "int8-dynamic", "fp16")
 _EXPORT = "export"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MAKE_ROOM = "what was there before is untouched: make room there, and run the same command again"
 _PATH = click.Path(path_type=Path)
 
 
@@ -205,8 +208,10 @@ def _work() -> Iterator[None]:
         yield
     except (*faults, SigningError, TrainingError) as error:
         _fail(error, 2)
-    except (ExportError, OSError) as error:
+    except ExportError as error:
         _fail(error, 1)
+    except OSError as error:
+        _fail(OSError(f"{error}; {_MAKE_ROOM}") if error.errno in _FULL else error, 1)
     _say(f"done in {time.monotonic() - began:.0f} s")
 
 

@@ -67,11 +67,12 @@ def export(
         BundleError: ``output_dir`` holds something that is not a bundle.
     """
     # Before the minutes of work, not after them.
+    bundle.recover(output_dir.resolve())
     bundle.require_replaceable(output_dir)
     run = load_run(run_dir)
     heads = read_heads(run)
     ids = _encode_golden(run)
-    with tempfile.TemporaryDirectory(prefix="polyhead-export-") as folder:
+    with tempfile.TemporaryDirectory(prefix="polyhead-export-") as folder, bundle.named_failures(Path(folder)):
         say(f"{run.name}: exporting the graph")
         labelled = read_rows(run, heads, settings.labelled_files) if settings.labelled else None
         if labelled is None:

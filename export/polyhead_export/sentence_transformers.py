@@ -12,8 +12,6 @@ older keys and the modules' older names. One difference remains: special tokens 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +22,7 @@ from polyhead_training.run_directory import Run, write_json
 from polyhead_training.tokenization import load_tokenizer
 from tokenizers import Tokenizer
 
-from .bundle import replace_directory
+from .bundle import replace_directory, staging_folder
 from .errors import ExportError
 from .graph import describe_embedding
 
@@ -137,16 +135,12 @@ def _staged(destination: Path) -> Iterator[Path]:
     """A folder beside ``destination`` that becomes it when the block ends well and vanishes when not."""
     target = destination.resolve()
     _require_free(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
-    try:
+    with staging_folder(target) as staging:
         yield staging
         staging.chmod(0o755)
         # Writing takes a while, in which somebody may have put something there.
         _require_free(target)
         replace_directory(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _require_free(target: Path) -> None:

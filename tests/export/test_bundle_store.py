@@ -196,7 +196,7 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, occupy: Callable[[P
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("step", ["_describe", "_sync_tree", "load", "replace_directory"])
+@pytest.mark.parametrize("step", ["_describe", "sync_tree", "load", "replace_directory"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_interrupted_write_leaves_the_old_bundle_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException

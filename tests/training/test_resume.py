@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from polyhead_training import unfinished
+from polyhead_training import checkpoint, unfinished
 from polyhead_training.checkpoint import save_last
 from polyhead_training.config import Config
-from polyhead_training.errors import ResumeError, StoppedError
+from polyhead_training.errors import ResumeError, StoppedError, StorageError
 from polyhead_training.loop import Loop
 from polyhead_training.run_directory import load_run
 from polyhead_training.train import train
-from polyhead_training.unfinished import IDENTITY_NAME, unfinished_path, unfinished_run
+from polyhead_training.unfinished import IDENTITY_NAME, Unfinished, unfinished_path, unfinished_run
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 Configure = Callable[..., Config]
 # All that a checkpoint has to bring back: two optimizers, layers that join later, dropout, learned weights of
@@ -174,8 +176,23 @@ def test_resume_of_a_complete_run_changes_nothing(configure: Configure, tmp_path
     assert train(configure(), tmp_path / "run", max_steps=1, policy="resume", say=said.append) is None
     assert said[-1].endswith("is complete: there is nothing to resume")
     assert files(tmp_path / "run") == before
-    # Another run is none of it.
-    assert train(configure("training.seed=5"), tmp_path / "run", max_steps=1, policy="resume", say=silent)
+
+
+@pytest.mark.parametrize("policy", ["resume", "restart"])
+def test_complete_run_of_another_start_is_kept_until_it_is_replaced(
+    configure: Configure, tmp_path: Path, policy: Unfinished
+) -> None:
+    train(configure(), tmp_path / "run", max_steps=1, say=silent)
+    before, said = files(tmp_path / "run"), list[str]()
+
+    def stop() -> bool:
+        assert any("config.training.seed = 0, this start has 5: it is replaced once this" in line for line in said)
+        return True
+
+    with pytest.raises(StoppedError):
+        train(configure("training.seed=5"), tmp_path / "run", max_steps=2, policy=policy, stop=stop, say=said.append)
+    assert files(tmp_path / "run") == before
+    assert train(configure("training.seed=5"), tmp_path / "run", max_steps=2, policy="resume", say=silent)
     assert files(tmp_path / "run") != before
 
 
@@ -285,6 +302,33 @@ def test_sigterm_saves_prints_the_command_and_goes_on(config_file: Path, tmp_pat
     assert "training.stages.1.epochs=2000" in lines[-1]
     assert (tmp_path / "run.unfinished" / "last.safetensors").exists()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_full_disk_is_named_and_training_goes_on_when_there_is_room(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    config = configure(*EVERYTHING)
+    train(config, tmp_path / "whole", say=silent)
+    saved: list[Path] = []
+
+    def fail(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+        if len(saved) == 3:
+            path.write_bytes(b"half a file")
+            raise error
+        saved.append(path)
+        save_file(tensors, path, metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", fail)
+        with pytest.raises(
+            StorageError, match=r"run\.unfinished: cannot be written: No space left .*Make room .*--resume"
+        ):
+            train(config, tmp_path / "run", say=silent)
+    said: list[str] = []
+    train(config, tmp_path / "run", policy="resume", say=said.append)
+    assert any(line.startswith("resumed after step") for line in said)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
 
 
 def test_checkpoint_is_replaced_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

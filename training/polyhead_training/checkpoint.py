@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .errors import ResumeError
+from .replacing import sync
 
 LAST_NAME = "last.safetensors"
 BEST_NAME = "best.safetensors"
@@ -136,15 +136,6 @@ def replace_file(partial: Path, path: Path) -> None:
     sync(partial)
     partial.replace(path)
     sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Has the disk hold what was written to a file, or the names in a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

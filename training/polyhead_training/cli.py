@@ -92,7 +92,7 @@ def main(  # noqa: PLR0917 - click passes them by name
     from safetensors import SafetensorError
 
     from .config_file import read_config
-    from .errors import DivergenceError, HubError, StoppedError, TrainingError
+    from .errors import DivergenceError, HubError, StoppedError, StorageError, TrainingError
     from .train import check, train
     from .unfinished import Unfinished
 
@@ -111,8 +111,7 @@ def main(  # noqa: PLR0917 - click passes them by name
         sys.exit(128 + (stop.signal or signal.SIGTERM))
     except TrainingError as error:
         _say_error(error)
-        sys.exit(1 if isinstance(error, DivergenceError | HubError) else 2)
-    # A full disk, which the library that writes the weights reports in its own way.
+        sys.exit(1 if isinstance(error, DivergenceError | HubError | StorageError) else 2)
     except (OSError, SafetensorError) as error:
         _say_error(error)
         sys.exit(1)

@@ -10,6 +10,7 @@ Errors::
     +-- RunError          a directory is not a run, or must not be replaced by one
     |   +-- ResumeError   an unfinished run cannot be gone on with; start again, or train elsewhere
     +-- DivergenceError   the loss or its gradient is no longer a number; mend the rows or lower a learning rate
+    +-- StorageError      the disk did not take what was written; make room and resume
     +-- StoppedError      a signal asked for the end; resume
 """
 
@@ -129,6 +130,24 @@ class DivergenceError(TrainingError):
         self.stage = stage
         self.step = step
         self.rows = tuple(rows)
+
+
+class StorageError(TrainingError):
+    """The disk did not take what was written, mostly because it is full; what was written before is whole.
+
+    Attributes:
+        path: The file, or the folder where nobody says which file.
+        reason: What is wrong, and the mend.
+    """
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = (
+            f"cannot be written: {said}. Make room or mend the disk, and go on from the last checkpoint with --resume"
+        )
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
 
 
 class StoppedError(TrainingError):

@@ -13,9 +13,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .checkpoint import Progress, sync
+from .checkpoint import Progress
 from .errors import ResumeError
 from .loss import Losses
+from .replacing import sync
 from .run_directory import METRICS_NAME
 
 # Steps between two lines of metrics: often enough for a curve, rarely enough for a file that can be read.

@@ -17,12 +17,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,10 +27,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from .checkpoint import sync
 from .config import Config, HeadConfig
 from .errors import RunError
 from .model import PolyheadModel, load_model
+from .replacing import replace_directory, staging_folder, sync_tree
 
 FORMAT_VERSION = 1
 METRICS_NAME = "metrics.jsonl"
@@ -110,20 +107,17 @@ def staged_run(destination: Path) -> Iterator[Path]:
     # A link's target is what gets replaced, and "." has no name to put a temporary one beside.
     target = destination.resolve()
     require_replaceable(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
-    except OSError as error:
-        raise RunError(target, f"cannot be written: {error.strerror}. Choose another --output-dir") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            staging = stack.enter_context(staging_folder(target))
+        except OSError as error:
+            raise RunError(target, f"cannot be written: {error.strerror}. Choose another --output-dir") from None
         yield staging
         staging.chmod(0o755)
-        _sync_tree(staging)
+        sync_tree(staging)
         # Training takes hours, in which somebody may have put something there.
         require_replaceable(target)
-        _replace_directory(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        replace_directory(staging, target)
 
 
 def write_run(
@@ -179,13 +173,18 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def is_complete(destination: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether a complete run that was started with the same things stands in a directory."""
+def stored_identity(destination: Path, keys: Iterable[str]) -> dict[str, Any] | None:
+    """What the complete run in a directory was started with; None where there is none.
+
+    Args:
+        destination: The run directory.
+        keys: The parts of it that are asked for; one that the run does not know is None.
+    """
     try:
         content = _read_content(destination)
     except RunError:
-        return False
-    return all(content.get(key) == value for key, value in identity.items())
+        return None
+    return {key: content.get(key) for key in keys}
 
 
 def load_run(path: Path) -> Run:
@@ -256,24 +255,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return installed
-
-
-def _sync_tree(root: Path) -> None:
-    for directory, _, files in os.walk(root, topdown=False):
-        for path in [*(Path(directory) / file for file in files), Path(directory)]:
-            sync(path)
-
-
-def _replace_directory(staging: Path, destination: Path) -> None:
-    """Puts ``staging`` in the place of ``destination``; the old run is moved aside first and deleted last."""
-    retired = staging.with_name(staging.name + ".old")
-    try:
-        if destination.exists():
-            destination.rename(retired)
-        staging.rename(destination)
-    except BaseException:
-        if retired.exists() and not destination.exists():
-            retired.rename(destination)
-        raise
-    sync(destination.parent)
-    shutil.rmtree(retired, ignore_errors=True)

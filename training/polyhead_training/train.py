@@ -26,28 +26,29 @@ from .card import write_card
 from .checkpoint import BEST_NAME
 from .config import Config, HeadConfig
 from .data import Row
-from .errors import BackboneError
+from .errors import BackboneError, StorageError
 from .evaluate import Evaluation, Split, evaluate_run, table
 from .loop import Loop, Validation
 from .model import PolyheadModel
 from .predict import embed, predict
 from .preparation import Prepared, prepare
+from .replacing import recover
 from .report import write_report
 from .run_directory import (
     DATA_NAME,
     EVALUATION_NAME,
     METRICS_NAME,
     TRACKERS_NAME,
-    is_complete,
     require_replaceable,
     staged_run,
+    stored_identity,
     write_json,
     write_run,
 )
 from .scores import quick_score
 from .similarity import Correlations, Similarity, correlations
 from .stages import check_stages
-from .unfinished import Identity, Unfinished, unfinished_path, unfinished_run
+from .unfinished import Identity, Unfinished, difference, unfinished_path, unfinished_run
 
 # The main process evaluates and writes alone while the others wait for it.
 _PATIENCE = timedelta(hours=4)
@@ -83,6 +84,9 @@ def train(
     """
     require_replaceable(destination.resolve())
     accelerator = _start(config, destination)
+    if accelerator.is_main_process:
+        recover(destination.resolve())
+    accelerator.wait_for_everyone()
     say = say if accelerator.is_main_process else _say_nothing
     prepared = prepare(config)
     for line in prepared.report.lines():
@@ -92,9 +96,13 @@ def train(
     # The heads' first weights are the same in every process, dropout is not.
     set_seed(config.training.seed, device_specific=True)
     identity = _identity(config, max_steps, accelerator, prepared)
-    if policy == "resume" and is_complete(destination, identity):
+    stands = stored_identity(destination, identity)
+    if policy == "resume" and stands == identity:
         say(f"{destination} is complete: there is nothing to resume")
         return None
+    if stands:
+        other = difference(stands, identity) or "the same"
+        say(f"{destination} holds a run that was started with {other}: it is replaced once this one is complete")
     with _folder(destination, identity, policy, accelerator) as folder:
         accelerator.init_trackers(config.name)
         before = _correlations(config, model, prepared, accelerator)
@@ -200,14 +208,23 @@ def _identity(config: Config, max_steps: int | None, accelerator: Accelerator, p
 
 @contextmanager
 def _folder(destination: Path, identity: Identity, policy: Unfinished, accelerator: Accelerator) -> Iterator[Path]:
-    """The folder of the run under way: the main process makes and removes it, the others find it made."""
-    if accelerator.is_main_process:
-        with unfinished_run(destination, identity, policy) as folder:
+    """The folder of the run under way: the main process makes and removes it, the others find it made.
+
+    Raises:
+        StorageError: The disk did not take what was written in the block.
+    """
+    try:
+        if accelerator.is_main_process:
+            with unfinished_run(destination, identity, policy) as folder:
+                accelerator.wait_for_everyone()
+                yield folder
+        else:
             accelerator.wait_for_everyone()
-            yield folder
-    else:
-        accelerator.wait_for_everyone()
-        yield unfinished_path(destination)
+            yield unfinished_path(destination)
+    # The library that writes the weights reports a full disk in its own way; neither says which file as a rule.
+    except (OSError, SafetensorError) as error:
+        named = isinstance(error, OSError) and (error.filename2 or error.filename)
+        raise StorageError(Path(named) if named else unfinished_path(destination), error) from error
 
 
 def _validate(config: Config, model: PolyheadModel, prepared: Prepared, accelerator: Accelerator) -> Validation:

@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from .checkpoint import LAST_NAME, sync
+from .checkpoint import LAST_NAME
 from .errors import ResumeError
+from .replacing import sync
 
 IDENTITY_NAME = "identity.json"
 
@@ -110,11 +111,24 @@ def _lock(stream: IO[str], folder: Path) -> None:
         raise ResumeError(folder, reason) from None
 
 
-def _require_same(folder: Path, before: Identity, now: Identity, prefix: str = "") -> None:
+def _require_same(folder: Path, before: Identity, now: Identity) -> None:
+    if found := difference(before, now):
+        raise ResumeError(folder, f"was started with {found}: start as before, or discard it with --restart")
+
+
+def difference(before: Identity, now: Identity, prefix: str = "") -> str | None:
+    """The first thing that two starts of a run differ in, with both values; None where they are the same.
+
+    Args:
+        before: What a run was started with.
+        now: What this start has.
+        prefix: What the names of its fields begin with.
+    """
     for key in {**before, **now}:
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            _require_same(folder, old, new, f"{prefix}{key}.")
+            if found := difference(old, new, f"{prefix}{key}."):
+                return found
         elif old != new:
-            reason = f"was started with {prefix}{key} = {json.dumps(old)}, this start has {json.dumps(new)}"
-            raise ResumeError(folder, f"{reason}: start as before, or discard it with --restart")
+            return f"{prefix}{key} = {json.dumps(old)}, this start has {json.dumps(new)}"
+    return None

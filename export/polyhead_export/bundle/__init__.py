@@ -27,7 +27,8 @@ from .manifest import (
     Variant,
     weights_name,
 )
-from .store import Bundle, fingerprint, load, replace_directory, require_replaceable, sha256_of, write
+from .replacing import named_failures, recover, replace_directory, staging_folder
+from .store import Bundle, fingerprint, load, require_replaceable, sha256_of, write
 
 __all__ = [
     "CARD",
@@ -51,9 +52,12 @@ __all__ = [
     "Variant",
     "fingerprint",
     "load",
+    "named_failures",
+    "recover",
     "replace_directory",
     "require_replaceable",
     "sha256_of",
+    "staging_folder",
     "weights_name",
     "write",
 ]

@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from . import codec
 from .errors import BundleError, FormatError, IntegrityError
 from .manifest import MANIFEST_NAME, FileEntry, Manifest, check_file_name, check_manifest
+from .replacing import replace_directory, staging_folder, sync_tree
 
 # A manifest is some golden vectors and names; a larger one is not ours, and is refused before it is read.
 _MAX_MANIFEST_BYTES = 16 * 2**20
@@ -91,18 +91,15 @@ def write(destination: Path, manifest: Manifest, sources: Mapping[str, Path]) ->
     # A link's target is what gets replaced, and "." has no name to put a temporary one beside.
     target = destination.resolve()
     require_replaceable(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
-    try:
-        _fill(staging, manifest, sources)
+    with staging_folder(target) as staging:
+        try:
+            _fill(staging, manifest, sources)
+        except ValueError as error:
+            raise FormatError(target / MANIFEST_NAME, str(error)) from None
         staging.chmod(0o755)
-        _sync_tree(staging)
+        sync_tree(staging)
         bundle = load(staging)
         replace_directory(staging, target)
-    except ValueError as error:
-        raise FormatError(target / MANIFEST_NAME, str(error)) from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return dataclasses.replace(bundle, path=destination)
 
 
@@ -194,32 +191,3 @@ def _require_plain_file(path: Path, error: type[BundleError], if_missing: str) -
     # A second name elsewhere could change the bytes after they were verified.
     if status.st_nlink != 1:
         raise error(path, "has a second hard link; copy the bundle instead of linking its files")
-
-
-def _sync_tree(root: Path) -> None:
-    for directory, _, files in os.walk(root, topdown=False):
-        for name in [*(Path(directory) / file for file in files), Path(directory)]:
-            _sync(name)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_directory(staging: Path, destination: Path) -> None:
-    """Puts ``staging`` in the place of its neighbour ``destination``, which is moved aside first and deleted last."""
-    retired = staging.with_name(staging.name + ".old")
-    try:
-        if destination.exists():
-            destination.rename(retired)
-        staging.rename(destination)
-    except BaseException:
-        if retired.exists() and not destination.exists():
-            retired.rename(destination)
-        raise
-    _sync(destination.parent)
-    shutil.rmtree(retired, ignore_errors=True)
