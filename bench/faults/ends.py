@@ -104,6 +104,7 @@ async def not_enough_memory(place: Place) -> Finding:
                     # Megabytes that it would have to take, if it is the one that gets them.
                     large[await _code(client, text)] += 1
                 await until(partial(_both_serve, server), "the workers did not come back")
+                await traffic.flow_until(100)
             died = sum(not runs(pid) for pid in before)
             ended = time.monotonic()
             await traffic.flow_until(100)

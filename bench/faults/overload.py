@@ -19,7 +19,7 @@ _TIMES = (1, 2, 5, 10)
 # Admission that admits everything.
 _OFF = ("--max-queue-s", "1e9", "--max-queue-tokens", "1000000000")
 # Of the best of the four.
-_LEAST = 0.85
+_LEAST = 0.8
 # What arrives at random at the rate of the capacity cannot all be answered in time.
 _NEAR_CAPACITY = 0.9
 _TOLD = ("p50_ms", "p99_ms", "refused_per_s", "expired_per_s", "rss_mb", "client_cpu", "latest_ms")
@@ -29,7 +29,7 @@ Level = dict[str, float]
 @case(
     "overload",
     fault="messages of 16 texts at 1, 2, 5 and 10 times the capacity, each worth nothing after 500 ms",
-    expected="goodput stays above 0.85 of its peak, what is accepted comes in time, memory stays",
+    expected="goodput stays above 0.8 of its peak, what is accepted comes in time, memory stays",
 )
 async def overload(place: Place) -> Finding:
     """The server on one core, the load on another; the capacity is measured anew before and after each load."""

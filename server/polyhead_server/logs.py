@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
+from . import memory
+
 # What every line says that is written on behalf of a call: its request id, and its trace's id where it is traced.
 CALL: ContextVar[Mapping[str, str]] = ContextVar("polyhead_call", default=MappingProxyType({}))
 
@@ -18,7 +20,7 @@ _TEXT = "%(asctime)s %(process)d %(levelname)s %(name)s:%(call)s %(message)s"
 
 
 def configure(level: str, form: str) -> None:
-    """Sends the log to standard error.
+    """Sends the log to standard error, and ends the process when it tells of a lack of memory.
 
     Args:
         level: Of the least important lines that are written, such as ``info``.
@@ -26,6 +28,7 @@ def configure(level: str, form: str) -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(_TEXT))
+    handler.addFilter(memory.Watch())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 

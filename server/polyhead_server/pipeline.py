@@ -273,7 +273,13 @@ class Pipeline:
             rows = heads.answer(manifest.heads, self._engine().run(input_ids, attention_mask))
             return self._results(entries, rows, started_ns, input_ids.size)
         except BaseException as error:  # noqa: BLE001 - the thread must live on, and nobody may be left waiting
-            return [InternalError.logged(f"a pass over {len(entries)} texts failed", error)] * len(entries)
+            if len(entries) == 1:
+                return [InternalError.logged("a pass failed", error)]
+            # One of them, or too little memory for all at once, must not fail the others.
+            logger.warning(
+                "a pass over %d texts failed, and each is computed alone: %s", len(entries), type(error).__name__
+            )
+            return [self._compute([entry], started_ns)[0] for entry in entries]
 
     def _engine(self) -> Engine:
         """What computes the pass that begins: all cores, where passes have come one at a time for a while."""

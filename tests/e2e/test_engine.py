@@ -30,5 +30,5 @@ print(mb_after(4, 40) - before)
 
 def test_memory_of_a_large_pass_is_given_back(demo_bundle: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _PASSES, demo_bundle], capture_output=True, text=True, check=True)
-    # An arena that keeps what it has would have kept 178.
-    assert float(done.stdout) < 60
+    # An arena that keeps what it has would have kept 178, and one that gives back what it can keeps 94 or less.
+    assert float(done.stdout) < 130

@@ -200,6 +200,20 @@ async def test_failing_pass_answers_its_items_and_the_next_pass_works(
     assert embedding(good) == embedding_of("w1")
 
 
+async def test_text_that_fails_a_pass_fails_no_other(pipeline: Pipeline, engine: FakeEngine) -> None:
+    engine.fails = RuntimeError("broken")
+    engine.gate.clear()
+    first = await pipeline.submit(message("w1"), Call(), None)
+    await engine.hold()
+    rest = await pipeline.submit(message("w2", "poison", "w3"), Call(), None)
+    engine.gate.set()
+    await asyncio.gather(*first, *rest)
+    good, bad, other = (future.result() for future in rest)
+    assert isinstance(bad, InternalError)
+    assert [embedding(good), embedding(other)] == [embedding_of("w2"), embedding_of("w3")]
+    assert engine.passes[1:] == [(3, 3), (1, 3), (1, 3), (1, 3)]
+
+
 async def test_failing_tokenizer_answers_its_items(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def encode_batch_fast(self, texts: list[str]) -> list[tokenizers.Encoding]:
