@@ -54,10 +54,9 @@ class OnnxEngine:
         manifest = source.manifest
         self._outputs = [manifest.embedding.output, *(head.output for head in manifest.heads)]
         path = source.file(manifest.variants[variant].file)
-        _make_arena()
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), _options(threads), [self._provider_options()], disabled_optimizers=_DISABLED
+                str(path), _options(device, threads), [self._provider_options()], disabled_optimizers=_DISABLED
             )
         except Exception as error:  # onnxruntime raises its own types, one for each of its status codes
             raise EngineError(f"onnxruntime cannot load {path.name}") from error
@@ -79,7 +78,7 @@ class OnnxEngine:
         return self._provider, {"use_tf32": "0"} if self._provider == _PROVIDERS["cuda"] else {}
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def _options(device: str, threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -87,9 +86,11 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     # waking up takes. One that spins after its run steals the core of the next one.
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads > 1)))
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # All sessions share one arena; weights stay outside of it.
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    if device == "cpu":
+        # All sessions share one arena; weights stay outside of it.
+        _make_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     # It would keep a plan for every shape that ever came.
     options.enable_mem_pattern = False
     options.log_severity_level = 3
