@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +18,7 @@ from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
 from polyhead_client import AsyncClient
 from polyhead_export import bundle
+from serving import HERE
 
 from .case import Finding, Place, case
 from .offline import version
@@ -24,6 +27,8 @@ from .restarts import point
 from .traffic import Traffic
 
 _RELOAD_S = 60.0
+_FUZZING_S = 600.0
+_SLOW_S = 10.0
 _GRAPH = "model.int8.onnx"
 
 
@@ -71,6 +76,39 @@ async def damaged_bundles(place: Place) -> Finding:
         control="a good bundle with another head is taken" if replaced else "a good bundle was refused as well",
         control_failed=replaced and not good_refused,
         figures={"kinds": len(kinds), "taken": len(taken), "items": items, "bad_items": bad},
+    )
+
+
+@case(
+    "fuzzed bundles",
+    fault="manifests and tokenizer files that Hypothesis changed anywhere, with every hash made right again",
+    expected="the server refuses each with a line, or its model answers the golden texts; nothing else, and no waiting",
+)
+async def fuzzed_bundles(place: Place) -> Finding:
+    """A process of its own loads them, as the server does. The control: the bundle as it was is not refused."""
+    command = ["-m", "faults.bundle_fuzz", str(place.bundle), str(place.folder / "fuzzed")]
+    examples = place.many(300, 30)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *command, "--examples", str(examples), cwd=HERE, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), _FUZZING_S)
+    except TimeoutError:
+        process.kill()
+        raise SystemExit("a bundle is being loaded for ever") from None
+    found = json.loads(output)
+    endings = {name: found[name]["endings"] for name in ("manifest", "tokenizer")}
+    tried = sum(sum(one.values()) for one in endings.values())
+    faults = sum(n for one in endings.values() for ending, n in one.items() if ending not in {"refused", "loaded"})
+    slowest_s = max(found[name]["slowest_s"] for name in endings)
+    told = "; ".join(f"{name}: {', '.join(f'{k} {n}' for k, n in one.items())}" for name, one in endings.items())
+    return Finding(
+        seen=f"{tried} bundles, {told}; {faults} ended otherwise; the slowest took {slowest_s:.1f} s; "
+        f"{found['grown_mb']:+.0f} MB",
+        passed=not faults and slowest_s < _SLOW_S and all(one.get("refused") for one in endings.values()),
+        control=f"the bundle as it was: {found['unchanged']}",
+        control_failed=found["unchanged"] == "loaded",
+        figures={"bundles": tried, "faults": faults, "slowest_s": slowest_s, "grown_mb": found["grown_mb"]},
     )
 
 
