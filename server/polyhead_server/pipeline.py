@@ -248,7 +248,7 @@ class Pipeline:
         me = threading.get_ident()
         while (batch := self.queue.take()) is not None:
             self._running[me] = started_ns = time.monotonic_ns()
-            outcomes = self._compute(batch.entries, started_ns) if batch.entries else []
+            outcomes = self._compute(batch.entries, started_ns, self._engine()) if batch.entries else []
             seconds = (time.monotonic_ns() - started_ns) / 1e9
             failed = bool(outcomes) and all(isinstance(outcome, InternalError) for outcome in outcomes)
             self._loop.call_soon_threadsafe(self._deliver, batch, outcomes, seconds, failed)
@@ -266,25 +266,26 @@ class Pipeline:
             logger.exception("the engine fails")
             self._broken = f"{_FAILURES} passes in a row failed, and then the golden texts: {type(error).__name__}"
 
-    def _compute(self, entries: list[Entry], started_ns: int) -> list[Outcome]:
+    def _compute(self, entries: list[Entry], started_ns: int, engine: Engine) -> list[Outcome]:
         manifest = self.model.source.manifest
         try:
             input_ids, attention_mask = pad([entry.ids for entry in entries], manifest.pad_token_id)  # (B, T) x 2
-            rows = heads.answer(manifest.heads, self._engine().run(input_ids, attention_mask))
+            rows = heads.answer(manifest.heads, engine.run(input_ids, attention_mask))
             return self._results(entries, rows, started_ns, input_ids.size)
         except BaseException as error:  # noqa: BLE001 - the thread must live on, and nobody may be left waiting
-            if len(entries) == 1:
+            self._alone, again = 0, self.model.engine
+            if len(entries) == 1 and engine is again:
                 return [InternalError.logged("a pass failed", error)]
-            # One of them, or too little memory for all at once, must not fail the others.
+            # One of them, too little memory for all at once, or the engine on all cores must not fail the others.
             logger.warning(
-                "a pass over %d texts failed, and each is computed alone: %s", len(entries), type(error).__name__
+                "a pass over %d texts failed, each is computed again: %s", len(entries), type(error).__name__
             )
-            return [self._compute([entry], started_ns)[0] for entry in entries]
+            return [self._compute([entry], started_ns, again)[0] for entry in entries]
 
     def _engine(self) -> Engine:
         """What computes the pass that begins: all cores, where passes have come one at a time for a while."""
         self._alone = 0 if len(self._running) > 1 or self.queue.waiting else self._alone + 1
-        if self.model.lone_engine and self._alone > _ALONE and not self._failures:
+        if self.model.lone_engine and self._alone > _ALONE:
             return self.model.lone_engine
         return self.model.engine
 

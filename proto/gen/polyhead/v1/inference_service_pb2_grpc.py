@@ -33,7 +33,8 @@ class InferenceServiceStub:
     is answered with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
 
     A whole call fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
-    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes), UNAUTHENTICATED, CANCELLED, INTERNAL.
+    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call that cannot
+    be taken in now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
     """
 
     def __init__(self, channel):
@@ -82,7 +83,8 @@ class InferenceServiceServicer:
     is answered with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
 
     A whole call fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
-    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes), UNAUTHENTICATED, CANCELLED, INTERNAL.
+    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call that cannot
+    be taken in now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
     """
 
     def Analyze(self, request, context):
@@ -176,7 +178,8 @@ class InferenceService:
     is answered with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
 
     A whole call fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
-    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes), UNAUTHENTICATED, CANCELLED, INTERNAL.
+    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call that cannot
+    be taken in now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
     """
 
     @staticmethod

@@ -34,7 +34,8 @@ class InferenceServiceStub:
     is answered with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
 
     A whole call fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
-    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes), UNAUTHENTICATED, CANCELLED, INTERNAL.
+    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call that cannot
+    be taken in now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
     """
 
     @_typing.overload
@@ -63,7 +64,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     is answered with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
 
     A whole call fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
-    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes), UNAUTHENTICATED, CANCELLED, INTERNAL.
+    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call that cannot
+    be taken in now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -88,7 +90,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     is answered with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
 
     A whole call fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
-    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes), UNAUTHENTICATED, CANCELLED, INTERNAL.
+    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call that cannot
+    be taken in now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
     """
 
     @_abc_1.abstractmethod
