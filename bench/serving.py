@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,14 @@ def put_load(target: str, texts: Path, seconds: float, flags: Sequence[str]) -> 
     command = [sys.executable, str(HERE / "load.py"), target, str(texts), "--seconds", str(seconds), *flags]
     figures: Figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return figures
+
+
+def put_loads(target: str, texts: Path, seconds: float, clients: int, flags: Sequence[str]) -> Figures:
+    """Runs several clients' processes side by side: what they reached together, and the means of their latencies."""
+    with ThreadPoolExecutor(clients) as threads:
+        reports = list(threads.map(lambda _: put_load(target, texts, seconds, flags), range(clients)))
+    sums = {name: sum(one[name] for one in reports) for name in ("items_per_s", "client_cpu")}
+    return {**sums, **{name: statistics.fmean(one[name] for one in reports) for name in ("p50_ms", "p99_ms")}}
 
 
 def judged(figures: Figures, limit: float) -> Figures:

@@ -26,7 +26,7 @@ from typing import Any
 
 from polyhead_server.settings import usable_cores
 from servers import serving
-from serving import DEMO, put_load, spread
+from serving import DEMO, put_loads, spread
 from tqdm import tqdm
 
 CORES = (2, 4, 8, 16, 32, 64)
@@ -61,6 +61,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="bundle to measure with; without it there is only the simulation")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the measurement (default: 3)")
+    parser.add_argument("--workers", type=int, nargs="+", help="workers to measure (default: 1 and one a core)")
+    parser.add_argument("--clients", type=int, default=1, help="client processes that share a load (default: 1)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds of a load (default: 5)")
     parser.add_argument("--message-us", type=float, default=500.0, help="interpreter, each message (default: 500)")
     parser.add_argument("--item-us", type=float, default=160.0, help="interpreter, each text (default: 160)")
@@ -194,7 +196,7 @@ class Process:
 
 def measured(arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Texts a second on this machine, in rounds of one worker and one for each core, over several connections."""
-    counts = (1, usable_cores())
+    counts = arguments.workers or (1, usable_cores())
     found: dict[str, dict[str, list[float]]] = {load: {str(count): [] for count in counts} for load in MESSAGES}
     with tqdm(total=arguments.rounds * len(counts) * len(MESSAGES), unit="load") as bar:
         for _ in range(arguments.rounds):
@@ -203,8 +205,12 @@ def measured(arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]
                 with serving(arguments.bundle, *flags) as target:
                     for load, items in MESSAGES.items():
                         way = ("--way", load.partition(",")[0], "--items", str(items), "--connections", "8")
-                        in_flight = str(IN_FLIGHT_PER_CORE * usable_cores())
-                        figures = put_load(target, DEMO, arguments.seconds, (*way, "--in-flight", in_flight))
+                        load_flags = (
+                            *way,
+                            "--in-flight",
+                            str(IN_FLIGHT_PER_CORE * usable_cores() // arguments.clients),
+                        )
+                        figures = put_loads(target, DEMO, arguments.seconds, arguments.clients, load_flags)
                         found[load][str(count)].append(figures["items_per_s"])
                         bar.update()
     return {load: {count: spread(rates) for count, rates in ways.items()} for load, ways in found.items()}

@@ -51,6 +51,9 @@ class OnnxEngine:
         self._provider = _PROVIDERS[device]
         if self._provider not in onnxruntime.get_available_providers():
             raise EngineError(f"the installed onnxruntime has no {self._provider}")
+        if device == "cuda":
+            # CUDA and cuDNN that came as wheels lie where the loader does not look.
+            onnxruntime.preload_dlls()
         manifest = source.manifest
         self._outputs = [manifest.embedding.output, *(head.output for head in manifest.heads)]
         path = source.file(manifest.variants[variant].file)
