@@ -55,6 +55,7 @@ MODULES = (
     "mixups",
     "messages",
     "network",
+    "tls",
     "ends",
     "stages",
     "engines",
