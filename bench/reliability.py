@@ -10,7 +10,8 @@ seen a failure.
     python bench/reliability.py --bundle build/demo/bundle --only "killed workers" --only reloads
 
 The figures go to bench/results/reliability.json, where what was not run keeps its old ones, and the page is made of
-them. Quick runs write nothing unless told where. Ends with 1 where anything was not as expected.
+them. Quick runs write nothing unless told where. Programs that work on published texts look for them in the folder
+that POLYHEAD_DATA names, and are not run without. Ends with 1 where anything was not as expected.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from faults.bundles import with_another_head
 from faults.case import CASES, Case, Finding, Place
 from faults.offline import Offline
 from faults.page import page
+from faults.published import NotRunError
 from polyhead_server.settings import usable_cores
 from serving import DEMO
 from texts import read
@@ -52,9 +54,11 @@ MODULES = (
     "overload",
     "hogs",
     "hostile",
+    "corpora",
     "mixups",
     "messages",
     "network",
+    "tls",
     "ends",
     "stages",
     "engines",
@@ -117,7 +121,11 @@ async def run_all(arguments: argparse.Namespace, save: Callable[[str, dict[str, 
             scratch.mkdir()
             place = Place(arguments.bundle.resolve(), other, offline, texts, scratch, arguments.quick, soak_s)
             began, others = time.monotonic(), os.getloadavg()[0]
-            finding = await run_one(CASES[name], place)
+            try:
+                finding = await run_one(CASES[name], place)
+            except NotRunError as error:
+                print(f"{name}: not run: {error}", flush=True)
+                continue
             found = {"fault": CASES[name].fault, "expected": CASES[name].expected, **dataclasses.asdict(finding)}
             found["figures"] = {
                 key: value if isinstance(value, int) else float(f"{value:.4g}")
@@ -136,9 +144,15 @@ async def run_all(arguments: argparse.Namespace, save: Callable[[str, dict[str, 
 
 
 async def run_one(case: Case, place: Place) -> Finding:
-    """What came of a fault; a program that breaks is a finding as well."""
+    """What came of a fault; a program that breaks is a finding as well.
+
+    Raises:
+        NotRunError: The texts that it works on are not on this machine.
+    """
     try:
         return await case.program(place)
+    except NotRunError:
+        raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the others are still to be run
         traceback.print_exc()
         return Finding(seen=f"the program broke: {type(error).__name__}: {error}", passed=False)

@@ -33,9 +33,9 @@ def serving(bundle: Path, *flags: str) -> Iterator[str]:
         process.wait(60)
 
 
-def wait_until_serving(target: str) -> None:
+def wait_until_serving(target: str, credentials: grpc.ChannelCredentials | None = None) -> None:
     """Waits until the health service of a server says that it serves."""
-    with grpc.insecure_channel(target) as channel:
+    with grpc.secure_channel(target, credentials) if credentials else grpc.insecure_channel(target) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         for answer in stub.Watch(health_pb2.HealthCheckRequest(), timeout=_START_S, wait_for_ready=True):
             if answer.status == health_pb2.HealthCheckResponse.SERVING:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 from polyhead_client import Answer, AsyncClient
 from polyhead_export.golden import GOLDEN_TEXTS
@@ -18,6 +16,7 @@ from .case import Finding, Place, case
 from .hostile import families
 from .offline import TOLERANCE, Offline
 from .processes import running, served
+from .published import NotRunError, naughty_strings
 
 _STREAMS = 64
 # A language each, and the scripts that tokenizers stumble over.
@@ -80,10 +79,10 @@ async def company(place: Place) -> Finding:
 
 
 def _naughty_strings() -> list[str]:
-    """Lines of ``blns.txt``, in the folder that $POLYHEAD_DATA names."""
-    path = Path(os.environ.get("POLYHEAD_DATA", ""), "blns.txt")
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [line for line in lines if line and not line.startswith("#")]
+    try:
+        return naughty_strings()
+    except NotRunError:
+        return []
 
 
 async def _worst(offline: Offline, client: AsyncClient, batches: Sequence[Sequence[str]]) -> float:

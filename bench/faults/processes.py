@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyhead_client import AsyncClient
+from polyhead_client import AsyncClient, Tls
 from servers import BIN, wait_until_serving
 
 _END_S = 60.0
@@ -29,11 +29,13 @@ class Server:
         process: The process; of several workers, their supervisor.
         target: HOST:PORT.
         log: File with everything that it said.
+        tls: How to connect, where it wants TLS.
     """
 
     process: subprocess.Popen[bytes]
     target: str
     log: Path
+    tls: Tls | None = None
 
     @property
     def port(self) -> int:
@@ -43,7 +45,8 @@ class Server:
     async def serving(self) -> None:
         """Waits until its health service says SERVING."""
         try:
-            await asyncio.to_thread(wait_until_serving, self.target)
+            credentials = self.tls.credentials() if self.tls else None
+            await asyncio.to_thread(wait_until_serving, self.target, credentials)
         except (Exception, SystemExit) as error:
             raise SystemExit(f"a server did not come up: {self.log.read_text()}") from error
 
@@ -74,10 +77,16 @@ def start(bundle: Path, log: Path, *flags: str, target: str | None = None, wrap:
 
 @contextlib.asynccontextmanager
 async def running(
-    bundle: Path, folder: Path, *flags: str, target: str | None = None, wrap: Sequence[str] = ()
+    bundle: Path,
+    folder: Path,
+    *flags: str,
+    target: str | None = None,
+    wrap: Sequence[str] = (),
+    tls: Tls | None = None,
 ) -> AsyncIterator[Server]:
     """A server that serves; it is ended afterwards, whatever state it is in."""
     server = start(bundle, folder / "server.log", *flags, target=target, wrap=wrap)
+    server.tls = tls
     try:
         await server.serving()
         yield server

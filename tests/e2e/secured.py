@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 
-from tests.authority import Authority, Files
+from bench.authority import Authority, Files
 
 from .conftest import START_S, Server, Start
 

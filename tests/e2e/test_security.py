@@ -19,7 +19,7 @@ import pytest
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc
 
-from tests.authority import DAY, Authority
+from bench.authority import DAY, Authority
 from tests.conftest import ROOT
 
 from .conftest import START_S, Start, free_port

@@ -19,7 +19,7 @@ from polyhead_server.credentials import Certificates, add_port
 from polyhead_server.errors import StartupError
 from polyhead_server.settings import Settings
 
-from tests.authority import DAY, Authority, Files, Key
+from bench.authority import DAY, Authority, Files, Key
 
 
 @pytest.fixture

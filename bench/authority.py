@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority of their own, which signs whatever a test wants to see refused or accepted."""
+"""Certificates for tests and fault programs: an authority that signs whatever is to be refused or accepted."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Files:
 
     @property
     def flags(self) -> tuple[str, ...]:
+        """What tells a server to present it."""
         return ("--tls-cert", str(self.cert), "--tls-key", str(self.key))
 
     def replace(self, other: Files) -> None:
