@@ -50,6 +50,10 @@ LOADS = {
     "unary, 1 item, 64 in flight": (1, ("--way", "unary", "--items", "1", "--in-flight", "64")),
     "stream, 32 items": (8, ("--way", "stream", "--items", "32", "--in-flight", "1024")),
 }
+VERSIONS = {
+    "torch": ("polyhead", "torch", "transformers", "grpcio"),
+    "onnx": ("polyhead", "onnxruntime-gpu", "torch", "grpcio"),
+}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 _REPEATED = 30
 Figures = dict[str, Any]
@@ -74,9 +78,10 @@ def main() -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "command": shlex.join(["python", *sys.argv]),
         "engine": arguments.engine,
+        "rounds": arguments.rounds,
         "gpu": torch.cuda.get_device_name(),
         "cores": usable_cores(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "grpcio")},
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS[arguments.engine]},
         "variants": {},
     }
     for variant in (name for name in _DTYPES if name in manifest.variants):

@@ -243,6 +243,49 @@ def _anatomy(reports: Mapping[str, Report], _: str) -> Iterator[str]:
     yield _counts("", {"one call": report["one_call_us"]}, "")
 
 
+def _gpu(reports: Mapping[str, Report], _: str) -> Iterator[str]:
+    engines = {"PyTorch": "gpu", "onnxruntime": "gpu-onnx"}
+    found = {title: reports[name] for title, name in engines.items() if name in reports}
+    if not found:
+        return
+    yield "## On a GPU"
+    yield from (f"{title}: {_source(report)} The GPU: {report['gpu']}." for title, report in found.items())
+    yield """Passes: milliseconds from token ids in memory to answers in memory, by texts and their tokens. *Bare* is the
+model in PyTorch, an operator at a time; *engine* is the server's. Small passes are launched as one CUDA graph by the
+server's PyTorch engine."""
+    columns = {
+        f"{title}, {variant}, {kind}": {shape: (one[f"{kind}_ms"],) * 3 for shape, one in figures["passes"].items()}
+        for title, report in found.items()
+        for variant, figures in report["variants"].items()
+        for kind in (("bare", "engine") if title == "PyTorch" else ("engine",))
+    }
+    shapes = next(iter(columns.values()))
+    yield _table("texts x tokens", {shape: {name: rows[shape] for name, rows in columns.items()} for shape in shapes})
+    yield """Serving: each client is a process on the same cores. The limit is the bare model over texts that were
+tokenized, sorted, padded and copied to the GPU beforehand: far more than the interpreter of one process can take in and
+hand out, which is what bounds these figures."""
+    yield _table(
+        "load",
+        {
+            f"{title}, {variant}: {load}": row
+            for title, report in found.items()
+            for variant, figures in report["variants"].items()
+            for load, row in figures["serving"].items()
+        },
+    )
+    limits = ", ".join(
+        f"{figures['limit']['most']:,} texts/s in {variant}"
+        for variant, figures in found.get("PyTorch", {"variants": {}})["variants"].items()
+    )
+    answers = "; ".join(
+        f"{title} in {variant}: {one['from_float32_on_cpu']:.1g} from PyTorch in fp32 on the CPU, "
+        f"{one['batched_from_alone']:.1g} between a text in a batch and alone"
+        for title, report in found.items()
+        for variant, one in ((name, figures["answers"]) for name, figures in report["variants"].items())
+    )
+    yield f"The limit was {limits}. The largest differences of any number of 200 answers: {answers}."
+
+
 def _counts(first: str, rows: Mapping[str, Mapping[str, float]], unit: str = " workers") -> str:
     """Numbers without ranges; a column for each key that any row has."""
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
@@ -259,6 +302,7 @@ SECTIONS: tuple[Callable[[Mapping[str, Report], str], Iterator[str]], ...] = (
     _workers,
     _growth,
     _start,
+    _gpu,
 )
 MEASURED = ("serving-int8", "serving-fp32", "rivals", "anatomy", "workers", "growth", "start")
 
