@@ -250,9 +250,8 @@ def _gpu(reports: Mapping[str, Report], _: str) -> Iterator[str]:
         return
     yield "## On a GPU"
     yield from (f"{title}: {_source(report)} The GPU: {report['gpu']}." for title, report in found.items())
-    yield """Passes: milliseconds from token ids in memory to answers in memory, by texts and their tokens. *Bare* is the
-model in PyTorch, an operator at a time; *engine* is the server's. Small passes are launched as one CUDA graph by the
-server's PyTorch engine."""
+    yield """Passes: milliseconds from token ids in memory to answers in memory, by texts and their tokens. *Bare* is
+the model in PyTorch, an operator at a time; *engine* is the server's, whose PyTorch launches a small pass at once."""
     columns = {
         f"{title}, {variant}, {kind}": {shape: (one[f"{kind}_ms"],) * 3 for shape, one in figures["passes"].items()}
         for title, report in found.items()
