@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 import grpc
 from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import inference_service_pb2_grpc as service_grpc
+from polyhead.v1 import item_pb2
 
 from . import channel, conversion
 from .connections import DEFAULT_CONNECTIONS, Connections
@@ -191,7 +192,6 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
             tasks=conversion.task_numbers(tasks),
             options=conversion.item_options(truncation, include_timings, expected_fingerprints),
             embedding_options=conversion.embedding_options(encoding, dimensions),
-            order=conversion.answer_order(order),
         )
         return self._checked(
             "StreamAnalyze", request, texts, order=order, max_in_flight=max_in_flight, deadline_s=deadline_s
@@ -214,7 +214,6 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
         request = service_pb2.StreamEmbedRequest(
             options=conversion.item_options(truncation, include_timings, expected_fingerprints),
             embedding_options=conversion.embedding_options(encoding, dimensions),
-            order=conversion.answer_order(order),
         )
         return self._checked(
             "StreamEmbed", request, texts, order=order, max_in_flight=max_in_flight, deadline_s=deadline_s
@@ -234,7 +233,6 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
         """Streams texts, and their classes. Arguments and errors as in ``stream``."""
         request = service_pb2.StreamClassifyRequest(
             options=conversion.item_options(truncation, include_timings, expected_fingerprints),
-            order=conversion.answer_order(order),
         )
         return self._checked(
             "StreamClassify", request, texts, order=order, max_in_flight=max_in_flight, deadline_s=deadline_s
@@ -254,7 +252,6 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
         """Streams texts, and their sentiments. Arguments and errors as in ``stream``."""
         request = service_pb2.StreamSentimentRequest(
             options=conversion.item_options(truncation, include_timings, expected_fingerprints),
-            order=conversion.answer_order(order),
         )
         return self._checked(
             "StreamSentiment", request, texts, order=order, max_in_flight=max_in_flight, deadline_s=deadline_s
@@ -271,6 +268,8 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
         deadline_s: float | None,
     ) -> AnswersT:
         require_several(texts)
+        # The order is made here: an answer that waited for others at the server would count as in flight meanwhile.
+        template.order = item_pb2.ANSWER_ORDER_FINISHED
         window = AdaptiveWindow() if max_in_flight is None else FixedWindow(max_in_flight)
         flow = Flow(
             order,

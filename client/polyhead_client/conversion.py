@@ -63,7 +63,7 @@ _TRUNCATION = {
     "error": item_pb2.TRUNCATION_POLICY_ERROR,
     "window": item_pb2.TRUNCATION_POLICY_WINDOW,
 }
-_ORDER = {"request": item_pb2.ANSWER_ORDER_REQUEST, "finished": item_pb2.ANSWER_ORDER_FINISHED}
+_IN_REQUEST_ORDER = {"request": True, "finished": False}
 _ENCODING = {
     "float32": item_pb2.EMBEDDING_ENCODING_FLOAT32_LE,
     "float16": item_pb2.EMBEDDING_ENCODING_FLOAT16_LE,
@@ -103,9 +103,9 @@ def task_numbers(tasks: Iterable[Task]) -> list[item_pb2.Task.ValueType]:
     return [_chosen("tasks", _TASKS, task) for task in tasks]
 
 
-def answer_order(order: Order) -> item_pb2.AnswerOrder.ValueType:
-    """The order of a stream's answers on the wire."""
-    return _chosen("order", _ORDER, order)
+def in_request_order(order: Order) -> bool:
+    """Whether answers come in the order of their texts."""
+    return _chosen("order", _IN_REQUEST_ORDER, order)
 
 
 def with_items(template: RequestT, items: Iterable[item_pb2.Item]) -> RequestT:

@@ -25,7 +25,7 @@ from typing import TypeAlias
 
 from polyhead.v1 import item_pb2
 
-from .conversion import Order
+from .conversion import Order, in_request_order
 from .errors import PolyheadError, ServerError, error_named
 from .message_limits import MessageLimits, has_too_many_bytes, has_too_many_items, item_of, too_large
 from .results import Answer, ItemError
@@ -35,6 +35,8 @@ from .window import Window
 # One text to answer: the text, or its id and the text.
 Text: TypeAlias = str | tuple[str, str]
 
+# Answers that wait for one before them, at the most, in multiples of what waits and is in flight.
+_BLOCKED = 4
 # At the most, beside the item itself: its tag and its length.
 _ITEM_FRAME_BYTES = 6
 
@@ -76,7 +78,7 @@ class Flow:
         """Starts empty.
 
         Args:
-            order: Of the answers.
+            order: Of the answers as they are collected; ``accept`` takes them in any order.
             window: Bounds the items that are sent and not yet answered.
             retries: Say what is sent again, and when.
             max_items: Items in one message.
@@ -84,7 +86,7 @@ class Flow:
             limits: What the server is known to take, also from other calls; None for nothing yet.
             now: The clock.
         """
-        self._in_request_order = order == "request"
+        self._in_request_order = in_request_order(order)
         self._window = window
         self._max_items = max_items
         self._max_bytes = max_bytes
@@ -121,8 +123,12 @@ class Flow:
 
     def may_offer(self) -> bool:
         """Whether there is room for another text, or no use in waiting for it."""
+        if self.closed:
+            return True
         # One message more than what may be in flight: the next one is complete when answers make room for it.
-        return self.closed or self._offered - self._collected < self._window.limit + self._max_items
+        room = self._window.limit + self._max_items
+        # What only waits for an answer before it takes no such room, up to a point: one long text shall not stop others.
+        return self._offered - self._collected - len(self._done) < room and len(self._done) < _BLOCKED * room
 
     def may_take(self, call: int) -> bool:
         """Whether ``take`` has something to give to this call, or never will again."""
