@@ -18,11 +18,12 @@ from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
 from polyhead_client import AsyncClient
 from polyhead_export import bundle
+from servers import free_port
 from serving import HERE
 
 from .case import Finding, Place, case
 from .offline import version
-from .processes import free_port, running
+from .processes import running
 from .restarts import point
 from .traffic import Traffic
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Sequence
 from functools import partial
 
 from polyhead_client import AsyncClient, PolyheadError
+from servers import free_port
 
 from .case import Finding, Place, case
 from .processes import (
@@ -19,7 +20,6 @@ from .processes import (
     address_space,
     children,
     finish,
-    free_port,
     listeners,
     runs,
     served,

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from polyhead_client import AsyncClient
+from servers import free_port
 
 from .case import Finding, Place, case
 from .offline import version
-from .processes import finish, free_port, running, start
+from .processes import finish, running, start
 from .traffic import Caller, PlainClient, Traffic
 
 _RELOAD_S = 60.0

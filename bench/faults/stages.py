@@ -13,9 +13,10 @@ import urllib.request
 from pathlib import Path
 
 from polyhead_client import PolyheadError
+from servers import free_port
 
 from .case import Finding, Place, case
-from .processes import free_port, served, start
+from .processes import served, start
 from .traffic import Traffic
 
 

@@ -19,10 +19,11 @@ import pytest
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc
 
+from bench.servers import free_port
 from tests.authority import DAY, Authority
 from tests.conftest import ROOT
 
-from .conftest import START_S, Start, free_port
+from .conftest import START_S, Start
 from .secured import KEYS, READER, TEXT, Secured, bearer, connect, described, outcome, presented, serve, write_keys
 
 pytestmark = pytest.mark.model
