@@ -24,6 +24,7 @@ from .traffic import Traffic
     "passed deadlines",
     fault="a server that stands still until the deadline of everything that it accepted has passed",
     expected="only what was computed before it stood still was computed: nothing of the rest",
+    timed=True,
 )
 async def passed_deadlines(place: Place) -> Finding:
     """SIGSTOP, and what the server's own metrics say it computed. The control: without a deadline all is computed."""
