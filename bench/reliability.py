@@ -76,7 +76,10 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=CASES, metavar="FAULT", help=f"one of {', '.join(CASES)}")
     parser.add_argument("--quick", action="store_true", help="a little of each fault whose verdict hangs on no clock")
     parser.add_argument(
-        "--soak-minutes", type=float, metavar="N", help="length of the soak (default: 4; with --quick a fifth of one)"
+        "--soak-minutes",
+        type=float,
+        metavar="N",
+        help="length of the soak (default: 4; with --quick a fifth of one); from 30 on its memory has a slope",
     )
     parser.add_argument("--output", type=Path, help=f"file for the figures (default: {RESULTS.name}, with its page)")
     arguments = parser.parse_args()

@@ -25,7 +25,7 @@ def test_hour_tells_a_leak_from_none(mb_per_hour: float, is_bounded: bool) -> No
 
 def test_growth_that_may_be_above_the_limit_is_not_passed() -> None:
     # Nothing grows, but nobody could tell.
-    found = growth(*floors(600 / PERIODS, 0, noise_mb=20))
+    found = growth(*floors(1800 / PERIODS, 0, noise_mb=60))
     assert found.by < MOST_MB_PER_HOUR < found.by + found.error
     assert not found.is_bounded
 
