@@ -79,7 +79,7 @@ def main() -> None:
         "--soak-minutes",
         type=float,
         metavar="N",
-        help="length of the soak (default: 4; with --quick a fifth of one); from 30 on its memory has a slope",
+        help="length of the soak (default: 4; with --quick an eighth of one); from 30 on its memory has a slope",
     )
     parser.add_argument("--output", type=Path, help=f"file for the figures (default: {RESULTS.name}, with its page)")
     arguments = parser.parse_args()
@@ -115,7 +115,7 @@ async def run_all(arguments: argparse.Namespace, save: Callable[[str, dict[str, 
     # What no clock decides may run beside another; half of it waits for something else than a core.
     turns = asyncio.Semaphore(2 if arguments.quick and not any(CASES[name].timed for name in names) else 1)
     bad: list[str] = []
-    soak_s = 60 * (arguments.soak_minutes or (1 / 5 if arguments.quick else 4))
+    soak_s = 60 * (arguments.soak_minutes or (1 / 8 if arguments.quick else 4))
     with tempfile.TemporaryDirectory(prefix="polyhead-reliability-") as folder:
         other = with_another_head(arguments.bundle, Path(folder) / "other")
         offline = Offline([arguments.bundle, other])

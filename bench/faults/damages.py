@@ -88,7 +88,7 @@ async def damaged_bundles(place: Place) -> Finding:
 async def fuzzed_bundles(place: Place) -> Finding:
     """A process of its own loads them, as the server does. The control: the bundle as it was is not refused."""
     command = ["-m", "faults.bundle_fuzz", str(place.bundle), str(place.folder / "fuzzed")]
-    examples = place.many(300, 30)
+    examples = place.many(300, 15)
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, "--examples", str(examples), cwd=HERE, stdout=asyncio.subprocess.PIPE
     )

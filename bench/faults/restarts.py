@@ -31,7 +31,7 @@ _RELOAD_S = 60.0
 )
 async def rolling_restarts(place: Place) -> Finding:
     """The shipped client, and the stubs alone as the control."""
-    restarts = place.many(10, 2)
+    restarts = place.many(10, 1)
     traffic, moments, codes = await _roll(place, restarts, AsyncClient)
     control, _, _ = await _roll(place, place.many(4, 1), PlainClient)
     answered = traffic.outcomes()
