@@ -116,7 +116,7 @@ bench: $(BUNDLE)/bundle.json  ## measure the server against bare onnxruntime; wr
 	$(BIN)/python bench/page.py
 
 # About half an hour on two cores; what it writes is only worth something where nothing else runs meanwhile.
-reliability: $(BUNDLE)/bundle.json  ## make go wrong what may go wrong; writes docs/reliability.md (QUICK=1: a little)
+reliability: $(BUNDLE)/bundle.json  ## make go wrong what may go wrong; writes docs/reliability.md (QUICK=1: in 5 minutes, of what hangs on no clock; writes nothing)
 	$(BIN)/python bench/reliability.py --bundle $(BUNDLE) $(if $(QUICK),--quick)
 
 rivals: $(BUNDLE)/bundle.json  ## install other servers, each in its own environment, and measure them beside ours

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from servers import serving
+from servers import free_port, serving
 
 HERE = Path(__file__).resolve().parent
 PROGRAMS = HERE / "rivals"
@@ -72,7 +71,8 @@ class Rival:
     @contextlib.contextmanager
     def serving(self, bundle: Path, variant: str, setting: Setting) -> Iterator[Load]:
         """A server process with all that it starts; yields what puts loads on it."""
-        port, folder = _free_port(), PROGRAMS / self.name
+        # The next port is most likely free as well, which some rivals take too.
+        port, folder = free_port(), PROGRAMS / self.name
         environment = self._environment() | {
             "RIVAL_BUNDLE": str(bundle.resolve()),
             "RIVAL_VARIANT": variant,
@@ -166,13 +166,6 @@ def offline(folder: Path, texts: Path) -> dict[str, float]:
 
 def _client_environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(HERE), "TOKENIZERS_PARALLELISM": "false"}
-
-
-def _free_port() -> int:
-    """A port that is free, and so is most likely the next one, which some rivals take as well."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -9,12 +9,10 @@ that of the process over ``--idle`` seconds, read from /proc, whose clock ticks 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.metadata
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -26,7 +24,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead_server.settings import usable_cores
-from servers import BIN
+from servers import BIN, free_port
 from serving import Figures, spread
 from tqdm import tqdm
 
@@ -70,9 +68,7 @@ def main() -> None:
 
 def start(bundle: Path, flags: Sequence[str], idle_s: float) -> Figures:
     """Starts a server and ends it."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        target = f"127.0.0.1:{probe.getsockname()[1]}"
+    target = f"127.0.0.1:{free_port()}"
     command = [str(BIN / "polyhead-serve"), str(bundle), "--listen", target, "--log-level", "warning", *flags]
     began = time.perf_counter()
     process = subprocess.Popen(command)

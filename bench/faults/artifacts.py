@@ -41,7 +41,7 @@ _WRITING_S = 0.1
 async def killed_training(place: Place) -> Finding:
     """By bench/resume.py; the control, a run with another seed, must have other weights."""
     flags = tiny(place.folder / "backbone")
-    command = [str(CONFIG), *flags, "--max-steps", str(place.many(100, 60)), "--set", "training.checkpoint_steps=2"]
+    command = [str(CONFIG), *flags, "--max-steps", str(place.many(100, 40)), "--set", "training.checkpoint_steps=2"]
     kills = place.many(4, 1)
     found = await asyncio.to_thread(measure, command, kills, random.Random(0), place.folder, _STARTED)
     left = sorted({path.name for path in place.folder.iterdir()} - {"backbone", "whole", "other"})

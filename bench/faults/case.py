@@ -60,22 +60,27 @@ Program = Callable[[Place], Awaitable[Finding]]
 
 @dataclass(frozen=True)
 class Case:
-    """A fault program with its name on the command line, and what stands in the table."""
+    """A fault program with its name on the command line, and what stands in the table.
+
+    Attributes:
+        timed: Whether its verdict hangs on a clock, so that other work on the machine may turn it.
+    """
 
     name: str
     fault: str
     expected: str
     program: Program
+    timed: bool = False
 
 
 CASES: dict[str, Case] = {}
 
 
-def case(name: str, *, fault: str, expected: str) -> Callable[[Program], Program]:
+def case(name: str, *, fault: str, expected: str, timed: bool = False) -> Callable[[Program], Program]:
     """Makes a function a fault program; they run in the order in which they are written."""
 
     def register(program: Program) -> Program:
-        CASES[name] = Case(name, fault, expected, program)
+        CASES[name] = Case(name, fault, expected, program, timed)
         return program
 
     return register

@@ -18,11 +18,12 @@ from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
 from polyhead_client import AsyncClient
 from polyhead_export import bundle
+from servers import free_port
 from serving import HERE
 
 from .case import Finding, Place, case
 from .offline import version
-from .processes import free_port, running
+from .processes import running
 from .restarts import point
 from .traffic import Traffic
 
@@ -39,7 +40,7 @@ _GRAPH = "model.int8.onnx"
 )
 async def damaged_bundles(place: Place) -> Finding:
     """Reloads by the admin service, which says why not. The control: a good bundle does take over."""
-    kinds = dict(list(KINDS.items())[:: 4 if place.quick else 1])
+    kinds = dict(list(KINDS.items())[:: place.many(1, 6)])
     link = place.folder / "served"
     point(link, place.bundle)
     admin = f"127.0.0.1:{free_port()}"
@@ -87,7 +88,7 @@ async def damaged_bundles(place: Place) -> Finding:
 async def fuzzed_bundles(place: Place) -> Finding:
     """A process of its own loads them, as the server does. The control: the bundle as it was is not refused."""
     command = ["-m", "faults.bundle_fuzz", str(place.bundle), str(place.folder / "fuzzed")]
-    examples = place.many(300, 30)
+    examples = place.many(300, 15)
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, "--examples", str(examples), cwd=HERE, stdout=asyncio.subprocess.PIPE
     )

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Sequence
 from functools import partial
 
 from polyhead_client import AsyncClient, PolyheadError
+from servers import free_port
 
 from .case import Finding, Place, case
 from .processes import (
@@ -19,7 +20,6 @@ from .processes import (
     address_space,
     children,
     finish,
-    free_port,
     listeners,
     runs,
     served,
@@ -95,7 +95,7 @@ async def not_enough_memory(place: Place) -> Finding:
         async with traffic.flowing([client], calls=4, items=32, streams=2):
             await traffic.flow_until(100)
             begun = time.monotonic()
-            for _ in range(place.many(5, 2)):
+            for _ in range(place.many(5, 1)):
                 victim = min(children(server.process.pid))
                 before.append(victim)
                 size = address_space(victim)

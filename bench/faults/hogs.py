@@ -88,6 +88,7 @@ def _message(text: str, items: int = 1) -> pb2.StreamAnalyzeRequest:
     "silent readers",
     fault="streams that send without end and never read an answer",
     expected="the server stops reading them, their memory is bounded, and others are answered as before",
+    timed=True,
 )
 async def silent_readers(place: Place) -> Finding:
     """The control: a server with a window so large that it goes on reading."""
@@ -145,6 +146,7 @@ async def _send_unread(server: Server, streams: int) -> tuple[int, int]:
     "flooding streams",
     fault="100 streams that send as fast as the server reads",
     expected="memory stays; a single call beside them has its turn, and does not wait for what they have sent before",
+    timed=True,
 )
 async def flooding_streams(place: Place) -> Finding:
     """By bench/load.py, in a process of its own."""
@@ -192,6 +194,7 @@ async def flooding_streams(place: Place) -> Finding:
     "bulk stream",
     fault="one stream that sends in bulk beside single calls",
     expected="a single call waits for a few passes, not for the bulk",
+    timed=True,
 )
 async def bulk_stream(place: Place) -> Finding:
     """The control: the same load as many single calls, each of which has its turn."""

@@ -48,6 +48,7 @@ def families(characters: int) -> Mapping[str, str]:
     "hostile texts",
     fault="texts of 10 MB, and 16 families of hostile texts of 100 to 1,000,000 characters",
     expected=f"the same answers as offline; the event loop stalls for at most {_STALL_MS:g} ms",
+    timed=True,
 )
 async def hostile_texts(place: Place) -> Finding:
     """Stalls are seen from outside, by the health service's answers: an upper bound."""

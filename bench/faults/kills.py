@@ -26,6 +26,7 @@ _HEARD_S = 0.25
     fault="a worker of two killed with SIGKILL under load, again and again",
     expected="with the shipped client no item fails; with the stubs alone only what was in flight on the worker's own "
     "connections fails",
+    timed=True,
 )
 async def killed_workers(place: Place) -> Finding:
     """The shipped client over several connections, and the stubs alone as the control."""

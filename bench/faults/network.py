@@ -24,7 +24,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 )
 async def broken_connections(place: Place) -> Finding:
     """The control: the stubs alone."""
-    seconds = place.many(20, 6)
+    seconds = place.many(20, 3)
     async with running(place.bundle, place.folder) as server:
         found: list[tuple[Traffic, int]] = []
         for connect in (AsyncClient, PlainClient):
@@ -54,7 +54,7 @@ async def broken_connections(place: Place) -> Finding:
 )
 async def slow_network(place: Place) -> Finding:
     """The control: a deadline that the network cannot meet is not met."""
-    seconds = place.many(15, 5)
+    seconds = place.many(15, 3)
     slow, good = Traffic(place.offline, place.texts), Traffic(place.offline, place.texts)
     weather = Weather(delay_s=0.2)
     async with (

@@ -30,6 +30,7 @@ Level = dict[str, float]
     "overload",
     fault="messages of 16 texts at 1, 2, 5 and 10 times the capacity, each worth nothing after 500 ms",
     expected="goodput stays above 0.8 of its peak, what is accepted comes in time, memory stays",
+    timed=True,
 )
 async def overload(place: Place) -> Finding:
     """The server on one core, the load on another; the capacity is measured anew before and after each load."""

@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polyhead_client import AsyncClient, Tls
-from servers import BIN, wait_until_serving
+from servers import BIN, free_port, wait_until_serving
 
 _END_S = 60.0
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -44,11 +43,8 @@ class Server:
 
     async def serving(self) -> None:
         """Waits until its health service says SERVING."""
-        try:
-            credentials = self.tls.credentials() if self.tls else None
-            await asyncio.to_thread(wait_until_serving, self.target, credentials)
-        except (Exception, SystemExit) as error:
-            raise SystemExit(f"a server did not come up: {self.log.read_text()}") from error
+        credentials = self.tls.credentials() if self.tls else None
+        await asyncio.to_thread(wait_until_serving, self.process, self.target, self.log, credentials=credentials)
 
     async def end(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal and returns the exit code."""
@@ -113,13 +109,6 @@ async def finish(server: Server) -> None:
             await server.end()
         except subprocess.TimeoutExpired:
             await server.end(signal.SIGKILL)
-
-
-def free_port() -> int:
-    """A port on which nobody listens now."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def until(done: Callable[[], bool], problem: str) -> None:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from polyhead_client import AsyncClient
+from servers import free_port
 
 from .case import Finding, Place, case
 from .offline import version
-from .processes import finish, free_port, running, start
+from .processes import finish, running, start
 from .traffic import Caller, PlainClient, Traffic
 
 _RELOAD_S = 60.0
@@ -30,9 +31,9 @@ _RELOAD_S = 60.0
 )
 async def rolling_restarts(place: Place) -> Finding:
     """The shipped client, and the stubs alone as the control."""
-    restarts = place.many(10, 3)
+    restarts = place.many(10, 1)
     traffic, moments, codes = await _roll(place, restarts, AsyncClient)
-    control, _, _ = await _roll(place, place.many(4, 2), PlainClient)
+    control, _, _ = await _roll(place, place.many(4, 1), PlainClient)
     answered = traffic.outcomes()
     return Finding(
         seen=f"{restarts} restarts, {len(traffic.requests):,} items: {_failed(answered)} failed, "
@@ -79,7 +80,7 @@ def _failed(outcomes: Counter[str]) -> int:
 )
 async def reloads(place: Place) -> Finding:
     """Two bundles in turns behind one link."""
-    times = place.many(20, 4)
+    times = place.many(20, 2)
     link = place.folder / "served"
     point(link, place.bundle)
     traffic = Traffic(place.offline, place.texts)

@@ -13,9 +13,10 @@ import urllib.request
 from pathlib import Path
 
 from polyhead_client import PolyheadError
+from servers import free_port
 
 from .case import Finding, Place, case
-from .processes import free_port, served, start
+from .processes import served, start
 from .traffic import Traffic
 
 
@@ -23,6 +24,7 @@ from .traffic import Traffic
     "passed deadlines",
     fault="a server that stands still until the deadline of everything that it accepted has passed",
     expected="only what was computed before it stood still was computed: nothing of the rest",
+    timed=True,
 )
 async def passed_deadlines(place: Place) -> Finding:
     """SIGSTOP, and what the server's own metrics say it computed. The control: without a deadline all is computed."""

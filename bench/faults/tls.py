@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 from authority import DAY, Authority, Files
 from polyhead_client import Answer, AsyncClient, PolyheadError, Tls
+from servers import free_port
 
 from .case import Finding, Place, case
-from .processes import Server, descriptors, free_port, running, until
+from .processes import Server, descriptors, running, until
 from .traffic import Traffic
 
 # Keys, and each one's right.

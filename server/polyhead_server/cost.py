@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 _TEXT_TOKENS = 32
 _LEAST_TOKENS = 64
 _MOST_TOKENS = 32_768
+# A longer pass is not worth its gain to those who wait for it, and trying ever longer ones on a slow engine would hold up
+# the start.
+_LONGEST_PASS_S = 0.1
 # Twice the tokens must give so many times the rate, for they take twice as long.
 _WORTH = 1.03
 # What Python does for a pass besides: choosing the batch, padding, the heads, handing the answers over.
@@ -47,7 +50,7 @@ def measure(engine: Engine, max_tokens: int, batch_tokens: int = 0) -> Cost:
     length = min(_TEXT_TOKENS, max_tokens)
     tokens = batch_tokens or _LEAST_TOKENS
     rate = _tokens_per_s(engine, length, tokens)
-    while not batch_tokens and tokens < _MOST_TOKENS:
+    while not batch_tokens and tokens < _MOST_TOKENS and tokens / rate < _LONGEST_PASS_S:
         try:
             doubled = _tokens_per_s(engine, length, 2 * tokens)
         except Exception:  # such as a GPU that has no memory for more

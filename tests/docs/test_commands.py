@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.servers import free_port
 from tests.conftest import BIN, ROOT
-from tests.e2e.conftest import Start, free_port, start  # noqa: F401, the fixture
+from tests.e2e.conftest import Start, start  # noqa: F401, the fixture
 
 from .pages import Desk, blocks
 

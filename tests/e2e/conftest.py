@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead_export import bundle
 
+from bench.servers import free_port, wait_until_serving
 from tests.conftest import BIN
 
-START_S = 60
+# Long, for machines that do much else; a server that has ended is noticed at once.
+START_S = 120
 
 
 @dataclass
@@ -40,16 +37,7 @@ class Server:
 
     def wait_until_serving(self) -> list[int]:
         """Follows the health service until it says SERVING; returns every status that it said on the way."""
-        seen: list[int] = []
-        # Often enough to see every status: a server that listens is soon ready.
-        backoff = [(f"grpc.{name}_reconnect_backoff_ms", 50) for name in ("initial", "min", "max")]
-        with grpc.insecure_channel(self.target, backoff) as channel:
-            stub: Any = health_pb2_grpc.HealthStub(channel)
-            for answer in stub.Watch(health_pb2.HealthCheckRequest(), timeout=START_S, wait_for_ready=True):
-                seen.append(answer.status)
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                    return seen
-        raise AssertionError(f"the health service ended after {seen}: {self.log.read_text()}")
+        return wait_until_serving(self.process, self.target, self.log, START_S)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal and returns the exit code."""
@@ -66,12 +54,6 @@ def _with(variables: Mapping[str, str]) -> dict[str, str]:
     if "PYTHONPATH" in variables and "PYTHONPATH" in os.environ:
         environment["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], os.environ["PYTHONPATH"]])
     return environment
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(true: Callable[[], bool], what: str) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from polyhead_client import Client
 
+from bench.servers import free_port
 from tests.conftest import BIN
 
-from .conftest import START_S, Server, Start, free_port, put, wait_until
+from .conftest import START_S, Server, Start, put, wait_until
 from .load import answered, serving, workers_of
 
 pytestmark = [

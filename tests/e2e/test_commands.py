@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from bench.servers import free_port
 from tests.conftest import BIN, ROOT
 
-from .conftest import Server, Start, free_port
+from .conftest import Server, Start
 
 pytestmark = pytest.mark.model
 

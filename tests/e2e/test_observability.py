@@ -21,10 +21,11 @@ from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.servers import free_port
 from tests.conftest import BIN
 from tests.contract.test_metrics_docs import documented
 
-from .conftest import START_S, Server, Start, free_port
+from .conftest import START_S, Server, Start
 
 pytestmark = pytest.mark.model
 

@@ -1,7 +1,8 @@
-"""Those programs of the reliability matrix whose verdict hangs on no clock, in their quick forms."""
+"""The reliability matrix, as much of it as takes minutes and hangs on no clock."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,28 +13,14 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.model
 
-FAULTS = (
-    "damaged bundles",
-    "random cancels",
-    "rubbish in a stream",
-    "fuzzing",
-    "bundle overwritten",
-    "texts larger than a pass",
-    "broken engine",
-)
 
-
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_faults_are_survived_and_controls_fail(demo_bundle: Path) -> None:
-    faults = [part for fault in FAULTS for part in ("--only", fault)]
-    command: list[str | Path] = [
-        sys.executable,
-        ROOT / "bench/reliability.py",
-        "--bundle",
-        demo_bundle,
-        "--quick",
-        *faults,
-    ]
+    command: list[str | Path] = [sys.executable, ROOT / "bench/reliability.py", "--bundle", demo_bundle, "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(": as expected") == len(FAULTS)
+    left_out = re.search(r"^left out, as their verdicts hang on a clock: (.*)$", done.stdout, re.MULTILINE)
+    assert left_out
+    assert "overload" in left_out[1].split(", ")
+    programs = sum(path.read_text().count("\n@case(\n") for path in (ROOT / "bench/faults").glob("*.py"))
+    assert done.stdout.count(": as expected in ") == programs - len(left_out[1].split(", ")) > 20

@@ -20,9 +20,10 @@ from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc
 
 from bench.authority import DAY, Authority
+from bench.servers import free_port
 from tests.conftest import ROOT
 
-from .conftest import START_S, Start, free_port
+from .conftest import START_S, Start
 from .secured import KEYS, READER, TEXT, Secured, bearer, connect, described, outcome, presented, serve, write_keys
 
 pytestmark = pytest.mark.model

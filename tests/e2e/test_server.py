@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -19,9 +20,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from polyhead_client import Answer, Client, UnavailableError
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.servers import free_port
 from tests.conftest import BIN
 
-from .conftest import START_S, Server, Start, free_port
+from .conftest import START_S, Server, Start
 
 pytestmark = pytest.mark.model
 
@@ -66,6 +68,13 @@ def test_second_server_on_the_port_is_refused(server: Server, start: Start, demo
     second = start(demo_bundle, target=server.target)
     assert second.process.wait(START_S) == 2
     assert f"cannot listen on {server.target}" in second.log.read_text()
+
+
+def test_server_that_ends_before_it_serves_is_not_waited_for(start: Start, demo_bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as stranger:
+        server = start(demo_bundle, target=f"127.0.0.1:{stranger.getsockname()[1]}")
+        with pytest.raises(RuntimeError, match=f"ended with code 2, its health .*cannot listen on {server.target}"):
+            server.wait_until_serving()
 
 
 def test_damaged_bundle_is_not_served(start: Start, demo_bundle: Path, tmp_path: Path) -> None:

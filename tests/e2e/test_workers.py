@@ -14,7 +14,9 @@ from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from prometheus_client.parser import text_string_to_metric_families
 
-from .conftest import START_S, Server, Start, free_port, put, wait_until
+from bench.servers import free_port
+
+from .conftest import START_S, Server, Start, put, wait_until
 from .load import alive, answered, serving, workers_of
 
 pytestmark = [

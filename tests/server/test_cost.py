@@ -42,8 +42,17 @@ def test_texts_to_measure_with_are_no_longer_than_the_model_reads(monkeypatch: p
 
 
 def test_pass_that_fails_bounds_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = TimedEngine(monkeypatch, 1.0, 0.0001, most=256)
+    engine = TimedEngine(monkeypatch, 0.01, 0.0001, most=256)
     assert cost.measure(engine, 512).batch_tokens == 256
+
+
+@pytest.mark.parametrize(("start_s", "expected"), [(1.0, 64), (0.09, 128)])
+def test_slow_engine_is_not_tried_with_ever_longer_passes(
+    start_s: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TimedEngine(monkeypatch, start_s, 0.0001)
+    assert cost.measure(engine, 512).batch_tokens == expected
+    assert engine.now < 4 * (start_s + 0.0128) * 2
 
 
 def test_rate_is_that_of_the_passes_that_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
