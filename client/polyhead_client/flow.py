@@ -35,7 +35,7 @@ from .window import Window
 # One text to answer: the text, or its id and the text.
 Text: TypeAlias = str | tuple[str, str]
 
-# Answers that wait for one before them, at the most, in multiples of what waits and is in flight.
+# At the most so many times as many answers as items are on their way wait for one before them.
 _BLOCKED = 4
 # At the most, beside the item itself: its tag and its length.
 _ITEM_FRAME_BYTES = 6
@@ -127,7 +127,7 @@ class Flow:
             return True
         # One message more than what may be in flight: the next one is complete when answers make room for it.
         room = self._window.limit + self._max_items
-        # What only waits for an answer before it takes no such room, up to a point: one long text shall not stop others.
+        # What only waits for an answer before it takes none of it: one long text shall not stop the others.
         return self._offered - self._collected - len(self._done) < room and len(self._done) < _BLOCKED * room
 
     def may_take(self, call: int) -> bool:

@@ -20,8 +20,7 @@ logger = logging.getLogger(__name__)
 _TEXT_TOKENS = 32
 _LEAST_TOKENS = 64
 _MOST_TOKENS = 32_768
-# A longer pass is not worth its gain to those who wait for it, and trying ever longer ones on a slow engine would hold up
-# the start.
+# A longer pass is not worth its gain to those who wait for it; and trying ever longer ones would hold up the start.
 _LONGEST_PASS_S = 0.1
 # Twice the tokens must give so many times the rate, for they take twice as long.
 _WORTH = 1.03

@@ -70,5 +70,5 @@ def test_server_that_does_not_serve_is_reported_with_its_log(program: str, probl
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as process:
         timeout_s = 0.2 if program == "input()" else 60
         with pytest.raises(RuntimeError, match=problem + r", its health \[\]: what is wrong"):
-            wait_until_serving(process, f"127.0.0.1:{free_port()}", log, timeout_s)
+            wait_until_serving(process, f"127.0.0.1:{free_port()}", log, timeout_s=timeout_s)
         process.communicate()

@@ -37,7 +37,7 @@ class Server:
 
     def wait_until_serving(self) -> list[int]:
         """Follows the health service until it says SERVING; returns every status that it said on the way."""
-        return wait_until_serving(self.process, self.target, self.log, START_S)
+        return wait_until_serving(self.process, self.target, self.log, timeout_s=START_S)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal and returns the exit code."""
