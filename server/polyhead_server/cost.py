@@ -21,9 +21,9 @@ _TEXT_TOKENS = 32
 _LEAST_TOKENS = 64
 _MOST_TOKENS = 32_768
 # A longer pass is not worth its gain to those who wait for it; and trying ever longer ones would hold up the start.
-_LONGEST_PASS_S = 0.1
+_LONGEST_PASS_S = 0.04
 # Twice the tokens must give so many times the rate, for they take twice as long.
-_WORTH = 1.03
+_WORTH = 1.02
 # What Python does for a pass besides: choosing the batch, padding, the heads, handing the answers over.
 _OTHERWISE_S = 0.0005
 # The fastest of so many passes counts: whatever else goes on can only slow a pass down.
