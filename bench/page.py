@@ -52,7 +52,7 @@ INTRODUCTION = """<!-- Written by `python bench/page.py` from the figures in ben
 How near the server comes to what the machine can do, how it compares with others, and how it grows.
 
 **The limit** is bare onnxruntime on the same cores: the same graph with every output, one thread a core, texts that
-were tokenized, sorted by length and padded beforehand, at most 256 tokens in a pass. No tokenizer, no network, no
+were tokenized, sorted by length and padded beforehand, at most 512 tokens in a pass. No tokenizer, no network, no
 waiting. It is measured before and after every load, since a shared machine is not as fast at all times; a *share of the
 limit* is of the mean of the two.
 
