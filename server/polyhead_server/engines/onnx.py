@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 
 import numpy as np
 import onnxruntime
@@ -52,8 +54,9 @@ class OnnxEngine:
         if self._provider not in onnxruntime.get_available_providers():
             raise EngineError(f"the installed onnxruntime has no {self._provider}")
         if device == "cuda":
-            # CUDA and cuDNN that came as wheels lie where the loader does not look.
-            onnxruntime.preload_dlls()
+            # CUDA and cuDNN that came as wheels lie where the loader does not look. What is missing it prints.
+            with contextlib.redirect_stdout(sys.stderr):
+                onnxruntime.preload_dlls()
         manifest = source.manifest
         self._outputs = [manifest.embedding.output, *(head.output for head in manifest.heads)]
         path = source.file(manifest.variants[variant].file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +17,15 @@ from transformers.utils import logging as transformers_logging
 
 from .base import EngineError, Runtime
 
+logger = logging.getLogger(__name__)
+
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 # A pass of up to so many tokens is launched at once, as a graph. Launched one by one its operators take 3 ms of Python,
 # in which an H200 computes 4,000 tokens in fp32 and 16,000 in fp16, and for which the event loop waits.
 _GRAPH_TOKENS = 8192
 _GRAPH_WIDTH = 16
+# A process captures one graph at a time, also while a model is loaded beside the one that serves.
+_capturing = threading.Lock()
 
 
 class TorchEngine:
@@ -72,7 +77,7 @@ class _Graph:
 
 
 class CudaPasses:
-    """Passes on a GPU, one after the other; a thread that waits for one lets the next thread launch another.
+    """Passes on a GPU, one after the other; a thread hands over its answers while the next one's pass runs.
 
     A small pass is a CUDA graph, captured when its shape comes for the first time: many operators that are short for a
     GPU are launched at once. It is padded to the graph's shape.
@@ -88,9 +93,10 @@ class CudaPasses:
         self._forward = forward
         self._max_tokens = max_tokens
         self._lock = threading.Lock()
-        self._graphs: dict[tuple[int, int], _Graph] = {}
+        # None for shapes that cannot be captured.
+        self._graphs: dict[tuple[int, int], _Graph | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self._capturing = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def run(self, inputs: NDArray[np.int64]) -> list[Tensor]:
         """(2, B, T) token ids and mask to tensors of B rows, in memory of the host."""
@@ -110,22 +116,36 @@ class CudaPasses:
         return self._forward(torch.from_numpy(inputs).cuda())
 
     def _replay(self, inputs: NDArray[np.int64], shape: tuple[int, int]) -> list[Tensor]:
-        graph = self._graphs.get(shape)
+        if shape not in self._graphs:
+            self._graphs[shape] = self._capture_if_possible(inputs)
+        graph = self._graphs[shape]
         if graph is None:
-            graph = self._graphs[shape] = self._capture(inputs)
+            return self._launch(inputs)
         graph.inputs.copy_(torch.from_numpy(inputs))
         graph.graph.replay()
         return graph.outputs
 
+    def _capture_if_possible(self, inputs: NDArray[np.int64]) -> _Graph | None:
+        ours = torch.cuda.current_stream()
+        try:
+            with _capturing:
+                return self._capture(inputs)
+        except Exception:
+            logger.warning("passes of %d x %d tokens cannot be captured", *inputs.shape[1:], exc_info=True)
+            return None
+        finally:
+            # A capture that fails may leave the thread on the other stream, where its passes would meet those of others.
+            torch.cuda.set_stream(ours)
+
     def _capture(self, inputs: NDArray[np.int64]) -> _Graph:
         ours = torch.from_numpy(inputs).cuda()
-        self._capturing.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._capturing):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             # Libraries take their workspaces and choose their kernels at a first run, which cannot be captured.
             self._forward(ours)
         graph = torch.cuda.CUDAGraph()
         # No two graphs run at once, so that all work in the same memory. Other threads go on waiting meanwhile.
-        with torch.cuda.graph(graph, self._pool, self._capturing, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             outputs = self._forward(ours)
         return _Graph(graph, ours, outputs)
 
