@@ -260,9 +260,9 @@ the model in PyTorch, an operator at a time; *engine* is the server's, whose PyT
     }
     shapes = next(iter(columns.values()))
     yield _table("texts x tokens", {shape: {name: rows[shape] for name, rows in columns.items()} for shape in shapes})
-    yield """Serving: each client is a process on the same cores. The limit is the bare model over texts that were
-tokenized, sorted, padded and copied to the GPU beforehand: far more than the interpreter of one process can take in and
-hand out, which is what bounds these figures."""
+    yield """Serving: each client is a process on the same cores. The limit is the bare model in PyTorch over texts that
+were tokenized, sorted, padded and copied to the GPU beforehand: far more than the interpreter of one worker can take in
+and hand out."""
     yield _table(
         "load",
         {
@@ -273,8 +273,9 @@ hand out, which is what bounds these figures."""
         },
     )
     limits = ", ".join(
-        f"{figures['limit']['most']:,} texts/s in {variant}"
-        for variant, figures in found.get("PyTorch", {"variants": {}})["variants"].items()
+        f"{figures['limit']['most']:,} texts/s in {variant} beside {title}"
+        for title, report in found.items()
+        for variant, figures in report["variants"].items()
     )
     answers = "; ".join(
         f"{title} in {variant}: {one['from_float32_on_cpu']:.1g} from PyTorch in fp32 on the CPU, "

@@ -1,4 +1,7 @@
-"""Texts that others have published: whether each is answered as it is alone, and counted as another tokenizer does."""
+"""Texts that others have published: whether each is answered as it is alone, and counted as transformers counts it.
+
+The reference has its own settings and the same library below: what it can find is a fault of the server's own making.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ async def ten_languages(place: Place) -> Finding:
 
 @dataclass(frozen=True)
 class _Reference:
-    """Token ids of texts, by a tokenizer that is not the server's.
+    """Token ids of texts, by the tokenizer of transformers.
 
     Attributes:
         ids: By text; special tokens inside a text are text.

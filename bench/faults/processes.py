@@ -116,7 +116,7 @@ async def until(done: Callable[[], bool], problem: str) -> None:
     end = time.monotonic() + _END_S
     while not done():
         if time.monotonic() > end:
-            raise SystemExit(problem)
+            raise RuntimeError(problem)
         await asyncio.sleep(0.02)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from texts import read
 
+_LANGUAGES = 10
+
 
 class NotRunError(Exception):
     """What a fault program works on is not on this machine."""
@@ -33,6 +35,8 @@ def texts_by_language(each: int) -> Mapping[str, list[str]]:
     found: dict[str, list[str]] = {}
     for row in read(_path("multilingual.jsonl.gz")):
         found.setdefault(row["label"], []).append(row["text"])
+    if len(found) < _LANGUAGES or min(map(len, found.values())) < each:
+        raise NotRunError(f"there are not {each} texts in each of {_LANGUAGES} languages")
     return {language: found[language][:each] for language in sorted(found)}
 
 

@@ -132,7 +132,7 @@ async def _until_version(client: AsyncClient, wanted: str) -> None:
     end = time.monotonic() + _RELOAD_S
     while version((await client.info()).fingerprints) != wanted:
         if time.monotonic() > end:
-            raise SystemExit(f"the server did not take the new bundle within {_RELOAD_S:g} s")
+            raise RuntimeError(f"the server did not take the new bundle within {_RELOAD_S:g} s")
         await asyncio.sleep(0.02)
 
 
@@ -164,6 +164,6 @@ async def _judge_forged(place: Place, client: Caller) -> Counter[str]:
         fingerprints = dataclasses.replace(
             result.fingerprints, embedding_space=space, heads=dict(zip(names, other.split()[1:], strict=True))
         )
-        with contextlib.suppress(SystemExit):
+        with contextlib.suppress(RuntimeError):
             found[place.offline.judge(text, dataclasses.replace(result, fingerprints=fingerprints))] += 1
     return found

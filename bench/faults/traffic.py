@@ -93,7 +93,7 @@ class Traffic:
         begun = self._answered()
         while any(self._answered()[way] < begun[way] + items for way in ways or {"unary"}):
             if time.monotonic() > end:
-                raise SystemExit(f"no traffic flows: {self.outcomes()}")
+                raise RuntimeError(f"no traffic flows: {self.outcomes()}")
             await asyncio.sleep(0.05)
 
     def outcomes(self, *, since: float = 0.0, until: float = float("inf")) -> Counter[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polyhead.v1 import item_pb2
 from polyhead_client import (
     AsyncClient,
     Client,
@@ -190,6 +191,17 @@ def test_error_of_one_item_ends_nothing(client: Face) -> None:
     assert (bad.error.code, bad.error.reason, bad.error.message) == ("INVALID_ARGUMENT", "TOLD_TO", "error:no")
     with pytest.raises(ItemFailedError, match="error:no"):
         bad.unwrap()
+
+
+@pytest.mark.parametrize("order", ["request", "finished"])
+def test_server_answers_what_is_finished_and_the_client_makes_the_order(
+    client: Face, servicer: FakeServicer, order: str
+) -> None:
+    # Of a message the fake server answers the last item first where it may.
+    answers = list(client.stream(["a", "b", "c"], order=order))
+    assert {request.order for request in servicer.requests} == {item_pb2.ANSWER_ORDER_FINISHED}
+    assert sorted(answer.item_id for answer in answers) == list("012")
+    assert order == "finished" or [answer.item_id for answer in answers] == list("012")
 
 
 @pytest.mark.parametrize("order", ["request", "finished"])

@@ -134,7 +134,7 @@ class CudaPasses:
             logger.warning("passes of %d x %d tokens cannot be captured", *inputs.shape[1:], exc_info=True)
             return None
         finally:
-            # A capture that fails may leave the thread on the other stream, where its passes would meet those of others.
+            # A capture that fails may leave the thread on the other stream, where its passes would meet others.
             torch.cuda.set_stream(ours)
 
     def _capture(self, inputs: NDArray[np.int64]) -> _Graph:
