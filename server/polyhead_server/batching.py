@@ -228,9 +228,10 @@ class BatchQueue:
 
     def _pop_head(self) -> Entry:
         """Takes the entry whose turn it is, or now and then the oldest."""
-        while not self._arrivals[0].waiting or self._arrivals[0].future.cancelled():
+        # The event loop may cancel any of them at any moment, also the last that waited.
+        while self._arrivals and (not self._arrivals[0].waiting or self._arrivals[0].future.cancelled()):
             self._arrivals.popleft()
-        if next(self._turns) % _OLDEST_EVERY:
+        if not self._arrivals or next(self._turns) % _OLDEST_EVERY:
             return self._pop(min(self._lanes, key=lambda length: self._lanes[length][0]))
         entry = self._arrivals.popleft()
         self._serve(entry)

@@ -244,7 +244,15 @@ class Pipeline:
         return self._broken
 
     def _work(self) -> None:
-        """A worker thread: one batch after the other until the queue is closed."""
+        """A worker thread; one that ends before its time leaves nobody waiting for it unknown."""
+        try:
+            self._work_on()
+        except BaseException as error:
+            logger.exception("a compute thread ended")
+            self._broken = f"a compute thread ended: {type(error).__name__}"
+
+    def _work_on(self) -> None:
+        """One batch after the other until the queue is closed."""
         me = threading.get_ident()
         while (batch := self.queue.take()) is not None:
             self._running[me] = started_ns = time.monotonic_ns()

@@ -167,6 +167,28 @@ async def test_cancelled_entries_vanish(queue: BatchQueue) -> None:
     assert queue.waiting_tokens == 0
 
 
+@pytest.mark.parametrize("looks", range(6))
+async def test_last_entry_may_be_cancelled_at_any_moment(queue: BatchQueue, looks: int) -> None:
+    class Cancelled(asyncio.Future[Outcome]):
+        """As one that the event loop cancels after a worker has looked at it so many times."""
+
+        seen = 0
+
+        def cancelled(self) -> bool:
+            self.seen += 1
+            return self.seen > looks
+
+    one = entry(20)
+    one.future = Cancelled()
+    queue.put([one])
+    queue.close()
+    batch = queue.take()
+    # It came too late to be let go, or was let go; the worker lives on either way.
+    assert batch is None or batch.entries == [one]
+    assert (queue.waiting, queue.waiting_tokens, queue.calls) == (0, 0, 0)
+    assert queue.take() is None
+
+
 async def test_entry_that_is_dropped_makes_room_at_once(queue: BatchQueue) -> None:
     first, gone, last = entry(10), entry(10), entry(40)
     queue.put([first, gone, last])

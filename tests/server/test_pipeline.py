@@ -354,6 +354,19 @@ async def test_pass_that_hangs_is_found(
     assert pipeline.trouble() is None
 
 
+async def test_compute_thread_that_ends_is_found(
+    model: Model, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take() -> None:
+        raise IndexError
+
+    pipeline = Pipeline(model, settings())
+    monkeypatch.setattr(pipeline.queue, "take", take)
+    pipeline.start()
+    await pipeline.close()
+    assert pipeline.trouble() == "a compute thread ended: IndexError"
+
+
 async def test_items_of_a_mass_of_long_texts_enter_as_they_are_tokenized(
     model: Model, engine: FakeEngine, settings: Callable[..., Settings]
 ) -> None:
