@@ -50,6 +50,13 @@ class Model:
         """Fingerprints of what answers."""
         return self.source.manifest.variants[self.engine.runtime.variant].fingerprints
 
+    def close(self) -> None:
+        """Frees what is large, whoever still refers to the model."""
+        self.tokenizer.close()
+        self.engine.close()
+        if self.lone_engine:
+            self.lone_engine.close()
+
 
 def load(settings: Settings) -> Model:
     """Verifies the bundle, opens the best engine that works, and holds it against the golden texts.

@@ -79,12 +79,12 @@ class Pipeline:
             thread.start()
 
     async def close(self) -> None:
-        """Finishes what was submitted and ends the workers; nothing may be submitted any more."""
+        """Finishes what was submitted, ends the workers, frees the model; nothing may be submitted any more."""
         await self._entered.wait()
         self.queue.close()
         for thread in self._threads:
             await asyncio.to_thread(thread.join, _JOIN_S)
-        self.model.tokenizer.close()
+        self.model.close()
 
     async def submit(
         self,

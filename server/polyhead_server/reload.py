@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
+from . import memory
 from .errors import ReloadError, StartupError
 from .loading import Model
 from .pipeline import Pipeline
@@ -91,7 +92,7 @@ class Reloader:
                 raise self._refused("loading failed; the log says why") from error
             reason = problem(Identity.of(old.model), Identity.of(model))
             if reason and not force:
-                model.tokenizer.close()
+                model.close()
                 raise self._refused(f"{reason}. It has to be forced, or served by another server")
             self._service.serve(self._start(model))
             self._count("done")
@@ -120,6 +121,7 @@ class Reloader:
 
     async def _end(self, pipeline: Pipeline) -> None:
         await pipeline.close()
+        await asyncio.to_thread(memory.give_back)
         logger.info("%s has answered its last item", pipeline.model.source.model_id)
 
     def _refused(self, reason: str) -> ReloadError:

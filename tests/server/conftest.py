@@ -30,6 +30,7 @@ class FakeEngine:
         passes: The (B, T) shape of every pass, in order.
         gate: Passes wait here while it is not set.
         fails: Raised in place of an answer, when it is set and the batch holds the word "poison".
+        closed: Whether it was closed.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class FakeEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.fails: BaseException | None = None
+        self.closed = False
         self._entered = threading.Event()
 
     async def hold(self) -> None:
@@ -54,6 +56,9 @@ class FakeEngine:
             raise self.fails
         logits = np.stack([sums, np.zeros_like(sums), -sums], axis=1) / 100  # (B, 3)
         return [np.stack([sums, counts], axis=1), logits, (sums / 100)[:, None]]
+
+    def close(self) -> None:
+        self.closed = True
 
 
 @pytest.fixture

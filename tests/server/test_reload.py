@@ -109,8 +109,11 @@ async def test_old_model_is_freed_when_its_last_item_is_out(shelf: Shelf, engine
     assert old() is not None
     engine.gate.set()
     await last
+    assert not engine.closed
     await asyncio.gather(*shelf.reloader._ending)
     assert not any(thread.is_alive() for thread in threads)
+    # Also while something still refers to it, such as a stream that waits for its next message.
+    assert engine.closed
     del threads, last
     gc.collect()
     assert old() is None

@@ -47,3 +47,7 @@ class Engine(Protocol):
             The embedding (B, dimensions), then each head's logits (B, outputs), in the model's order.
         """
         ...
+
+    def close(self) -> None:
+        """Frees the model, whoever still refers to the engine; a run after it fails."""
+        ...

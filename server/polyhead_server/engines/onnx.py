@@ -61,23 +61,30 @@ class OnnxEngine:
         self._outputs = [manifest.embedding.output, *(head.output for head in manifest.heads)]
         path = source.file(manifest.variants[variant].file)
         try:
-            self._session = onnxruntime.InferenceSession(
+            session = onnxruntime.InferenceSession(
                 str(path), _options(device, threads), [self._provider_options()], disabled_optimizers=_DISABLED
             )
         except Exception as error:  # onnxruntime raises its own types, one for each of its status codes
             raise EngineError(f"onnxruntime cannot load {path.name}") from error
         # Otherwise a run that fails on CUDA is repeated on the CPU, and every later one runs there, in silence.
-        self._session.disable_fallback()
+        session.disable_fallback()
         # A provider that fails to start is left out of the session in silence.
-        if self._session.get_providers()[0] != self._provider:
-            raise EngineError(f"onnxruntime did not start {self._provider}; it offers {self._session.get_providers()}")
+        if session.get_providers()[0] != self._provider:
+            raise EngineError(f"onnxruntime did not start {self._provider}; it offers {session.get_providers()}")
+        self._session: onnxruntime.InferenceSession | None = session
         self._run_options = _run_options(device)
         self.runtime = Runtime("onnx", device, variant)
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> list[NDArray[np.float32]]:
         """See ``Engine.run``."""
+        if self._session is None:
+            raise EngineError("it is closed")
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
         return list(self._session.run(self._outputs, feeds, self._run_options))
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self._session = None
 
     def _provider_options(self) -> tuple[str, dict[str, str]]:
         # TF32 keeps 10 bits of a factor: too few for answers that are equal to 1e-5.
