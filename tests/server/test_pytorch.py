@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from polyhead_export import bundle
 from polyhead_export.passes import torch_pass
+from polyhead_server.engines import EngineError
 from polyhead_server.engines.pytorch import TorchEngine, graph_shape, padded
 from polyhead_server.loading import pad
-from polyhead_training.model import load_model
+from polyhead_training.model import PolyheadModel, load_model
+from torch import Tensor
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -72,6 +77,26 @@ def test_answers_are_those_of_the_model_alone_and_in_any_batch(device: str, demo
         np.testing.assert_allclose(_rows(engine.run(*pad(texts * 3, 0))), np.tile(expected, (3, 1)), atol=1e-4)
 
 
+@pytest.mark.model
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda)])
+def test_closed_engine_frees_its_model(device: str, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[weakref.ref[PolyheadModel]] = []
+
+    def load(folder: Path) -> PolyheadModel:
+        model = load_model(folder)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("polyhead_server.engines.pytorch.load_model", load)
+    engine = TorchEngine(bundle.load(demo_bundle), "fp32", device)
+    engine.run(*pad([[1000]], 0))
+    engine.close()
+    gc.collect()
+    assert [model() for model in models] == [None]
+    with pytest.raises(EngineError, match="closed"):
+        engine.run(*pad([[1000]], 0))
+
+
 @cuda
 @pytest.mark.model
 def test_threads_share_a_gpu_and_mix_up_nothing(demo_bundle: Path) -> None:
@@ -91,3 +116,67 @@ def test_half_precision_stays_near(demo_bundle: Path) -> None:
     ids, mask = pad([list(range(1000, 1040))], 0)
     fp32, fp16 = (_rows(TorchEngine(source, name, "cuda").run(ids, mask)) for name in ("fp32", "fp16"))
     np.testing.assert_allclose(fp16, fp32, atol=0.05)
+
+
+def _batches(longest: int) -> list[list[list[int]]]:
+    """One of each shape up to 4 texts, and another of them all."""
+    shapes = [(rows, length) for rows in range(1, 5) for length in range(16, longest + 1, 16)]
+    return [[list(range(1000 + rows, 1000 + rows + length))] * rows for rows, length in shapes * 2]
+
+
+def _answers(engine: TorchEngine, batches: Sequence[list[list[int]]]) -> list[NDArray[np.float32]]:
+    return [_rows(engine.run(*pad(batch, 0))) for batch in batches]
+
+
+@cuda
+@pytest.mark.model
+@pytest.mark.parametrize("why", ["no memory", "waits for the GPU"])
+def test_shape_whose_capture_fails_is_launched_and_disturbs_nobody(
+    why: str, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = bundle.load(demo_bundle)
+    engine, beside, alone = (TorchEngine(source, "fp32", "cuda") for _ in range(3))
+    passes = engine._cuda
+    assert passes
+    forward = passes._forward
+
+    def fails(inputs: Tensor) -> list[Tensor]:
+        outputs = forward(inputs)
+        if inputs.shape[1:] == (2, 32) and torch.cuda.is_current_stream_capturing():
+            if why == "no memory":
+                raise torch.OutOfMemoryError
+            outputs[0].sum().item()
+        return outputs
+
+    monkeypatch.setattr(passes, "_forward", fails)
+    batches = _batches(longest=64)
+    expected = _answers(alone, batches)
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(lambda one: _answers(one, batches), [engine, beside, engine, beside]):
+            for ours, right in zip(found, expected, strict=True):
+                np.testing.assert_allclose(ours, right, atol=1e-4)
+    assert [shape for shape, graph in passes._graphs.items() if not graph] == [(2, 32)]
+
+
+@cuda
+@pytest.mark.model
+def test_model_is_loaded_beside_one_that_serves(demo_bundle: Path) -> None:
+    source = bundle.load(demo_bundle)
+    serving, alone = (TorchEngine(source, "fp32", "cuda") for _ in range(2))
+    batches = _batches(longest=240)
+    expected = _answers(alone, batches)
+
+    def load() -> TorchEngine:
+        loaded = TorchEngine(source, "fp32", "cuda")
+        for ours, right in zip(_answers(loaded, batches), expected, strict=True):
+            np.testing.assert_allclose(ours, right, atol=1e-4)
+        return loaded
+
+    with ThreadPoolExecutor(2) as threads:
+        loading = threads.submit(load)
+        for ours, right in zip(threads.submit(_answers, serving, batches).result(), expected, strict=True):
+            np.testing.assert_allclose(ours, right, atol=1e-4)
+        loaded = loading.result()
+    for one in (serving, loaded):
+        assert one._cuda
+        assert all(one._cuda._graphs.values())

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from polyhead_export import bundle
-from polyhead_training.model import load_model
+from polyhead_training.model import PolyheadModel, load_model
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -46,25 +47,32 @@ class TorchEngine:
         torch.set_num_threads(1)
         # cuDNN's attention plans anew for every shape that it has not seen, for a tenth of a second.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        self._heads = [head.name for head in source.manifest.heads]
-        self._model = load_model(source.file("torch/model.safetensors").parent).to(device, _DTYPES[variant])
-        self._cuda = CudaPasses(self._forward, source.manifest.max_tokens) if device == "cuda" else None
+        model = load_model(source.file("torch/model.safetensors").parent).to(device, _DTYPES[variant])
+        forward = functools.partial(_forward, model, [head.name for head in source.manifest.heads])
+        self._forward: Forward | None = forward
+        self._cuda = CudaPasses(forward, source.manifest.max_tokens) if device == "cuda" else None
         self.runtime = Runtime("torch", device, variant)
 
     @torch.inference_mode()
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> list[NDArray[np.float32]]:
         """See ``Engine.run``."""
+        if self._forward is None:
+            raise EngineError("it is closed")
         inputs = np.stack([input_ids, attention_mask])  # (2, B, T)
         outputs = self._cuda.run(inputs) if self._cuda else self._forward(torch.from_numpy(inputs))
         return [output.numpy() for output in outputs]
 
-    def _forward(self, inputs: Tensor) -> list[Tensor]:
-        outputs = self._model(inputs[0], inputs[1])
-        logits = (outputs.logits[name] for name in self._heads)
-        return [tensor.float() for tensor in (outputs.sentence_embedding, *logits)]
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self._forward = self._cuda = None
 
 
 Forward = Callable[[Tensor], list[Tensor]]
+
+
+def _forward(model: PolyheadModel, heads: Sequence[str], inputs: Tensor) -> list[Tensor]:
+    outputs = model(inputs[0], inputs[1])
+    return [tensor.float() for tensor in (outputs.sentence_embedding, *(outputs.logits[name] for name in heads))]
 
 
 @dataclass(frozen=True)
@@ -102,8 +110,10 @@ class CudaPasses:
         """(2, B, T) token ids and mask to tensors of B rows, in memory of the host."""
         rows = inputs.shape[1]
         shape = graph_shape(rows, inputs.shape[2], self._max_tokens)
+        # A copy from any other memory would wait until the GPU is done with the pass before.
+        pinned = torch.from_numpy(padded(inputs, *shape) if shape else inputs).pin_memory()
         with self._lock:
-            outputs = self._replay(padded(inputs, *shape), shape) if shape else self._launch(inputs)
+            outputs = self._replay(pinned, shape) if shape else self._launch(pinned)
             hosted = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in outputs]
             for ours, one in zip(hosted, outputs, strict=True):
                 ours.copy_(one, non_blocking=True)
@@ -112,33 +122,35 @@ class CudaPasses:
         done.synchronize()
         return [one[:rows] for one in hosted]
 
-    def _launch(self, inputs: NDArray[np.int64]) -> list[Tensor]:
-        return self._forward(torch.from_numpy(inputs).cuda())
+    def _launch(self, pinned: Tensor) -> list[Tensor]:
+        return self._forward(pinned.cuda(non_blocking=True))
 
-    def _replay(self, inputs: NDArray[np.int64], shape: tuple[int, int]) -> list[Tensor]:
+    def _replay(self, pinned: Tensor, shape: tuple[int, int]) -> list[Tensor]:
         if shape not in self._graphs:
-            self._graphs[shape] = self._capture_if_possible(inputs)
+            self._graphs[shape] = self._capture_if_possible(pinned)
         graph = self._graphs[shape]
         if graph is None:
-            return self._launch(inputs)
-        graph.inputs.copy_(torch.from_numpy(inputs))
+            return self._launch(pinned)
+        graph.inputs.copy_(pinned, non_blocking=True)
         graph.graph.replay()
         return graph.outputs
 
-    def _capture_if_possible(self, inputs: NDArray[np.int64]) -> _Graph | None:
+    def _capture_if_possible(self, pinned: Tensor) -> _Graph | None:
         ours = torch.cuda.current_stream()
         try:
             with _capturing:
-                return self._capture(inputs)
+                return self._capture(pinned)
         except Exception:
-            logger.warning("passes of %d x %d tokens cannot be captured", *inputs.shape[1:], exc_info=True)
+            logger.warning("passes of %d x %d tokens cannot be captured", *pinned.shape[1:], exc_info=True)
+            # PyTorch 2.11 may take this memory for still being captured into, and would capture no other shape in it.
+            self._pool = torch.cuda.graph_pool_handle()
             return None
         finally:
             # A capture that fails may leave the thread on the other stream, where its passes would meet others.
             torch.cuda.set_stream(ours)
 
-    def _capture(self, inputs: NDArray[np.int64]) -> _Graph:
-        ours = torch.from_numpy(inputs).cuda()
+    def _capture(self, pinned: Tensor) -> _Graph:
+        ours = pinned.cuda(non_blocking=True)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             # Libraries take their workspaces and choose their kernels at a first run, which cannot be captured.
