@@ -32,14 +32,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from inputs import Lengths, bundle_with_heads, write_texts
+from inputs import Lengths, bundle_with_heads
 from memory import memory
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_export import bundle
 from servers import serving
 from serving import DEMO, HERE, Figures, Limit, header, judged, spread
-from texts import read
+from texts import read, write_texts
 from tqdm import tqdm
 
 STREAMS = (1, 4, 16, 64, 256, 1000)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,12 +55,6 @@ class Lengths:
 
     def _count(self, texts: Sequence[str]) -> list[int]:
         return [tokens.seen for tokens in self._tokenizer.encode(list(texts))]
-
-
-def write_texts(path: Path, texts: Sequence[str]) -> Path:
-    """Writes texts as the clients read them."""
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    return path
 
 
 def bundle_with_heads(work: Path, count: int, variant: VariantName) -> Path:

@@ -27,6 +27,7 @@ TITLES = {
     "share_without_client": "without the client",
     "items_per_s": "texts/s",
     "tokens_per_s": "tokens/s",
+    "padding": "padding",
     "p50_ms": "p50, ms",
     "p99_ms": "p99, ms",
     "overhead_ms": "overhead, ms",
@@ -64,6 +65,8 @@ Every number is a median over the rounds, with the lowest and the highest in bra
 are what the client saw: of a message, from sending it to its last answer; under a Poisson load from the moment when it
 was due, so that a client that is held up hides nothing."""
 
+# Of a table of loads: its title and its file.
+SERVING = {"int8": "serving-int8", "fp32": "serving-fp32", "int8, one text in ten of four": "serving-long"}
 # Of a sweep: its title, that of its places, and what it is.
 GROWTH: dict[str, tuple[str, str, str]] = {
     "streams": (
@@ -131,14 +134,14 @@ def _repeat(reports: Mapping[str, Report]) -> Iterator[str]:
 
 
 def _serving(reports: Mapping[str, Report], plots: str) -> Iterator[str]:
-    found = {variant: reports[f"serving-{variant}"] for variant in ("int8", "fp32") if f"serving-{variant}" in reports}
+    found = {title: reports[name] for title, name in SERVING.items() if name in reports}
     if not found:
         return
     yield "## Throughput and latency"
     yield f"![Share of the limit by load]({plots}/serving.svg)"
     yield f"![Latency by load, p50 to p99]({plots}/latency.svg)"
-    for variant, report in found.items():
-        yield f"### {variant}"
+    for title, report in found.items():
+        yield f"### {title}"
         yield f"{_source(report)} {_limit([one['limit'] for one in report['loads'].values()])}"
         yield _table("load", report["loads"])
 
@@ -304,7 +307,7 @@ SECTIONS: tuple[Callable[[Mapping[str, Report], str], Iterator[str]], ...] = (
     _start,
     _gpu,
 )
-MEASURED = ("serving-int8", "serving-fp32", "rivals", "anatomy", "workers", "growth", "start")
+MEASURED = (*SERVING.values(), "rivals", "anatomy", "workers", "growth", "start")
 
 
 def _source(report: Report) -> str:

@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 BIN = Path(sys.executable).parent
 _HOST = "127.0.0.1"
@@ -64,6 +66,13 @@ def _first_ephemeral() -> int:
         found = 32_768
     # On a machine that gives all of them to connections, one in the middle is as good as any.
     return found if found > _FIRST_PORT + 1000 else 32_768
+
+
+def metric(address: str, name: str) -> float:
+    """A number among the metrics of a server, with whatever labels; 0 where it is not there."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as page:
+        families: Any = text_string_to_metric_families(page.read().decode())
+    return float(sum(one.value for family in families for one in family.samples if one.name == name))
 
 
 def wait_until_serving(

@@ -5,7 +5,8 @@ by length beforehand, batches of at most 512 tokens, which gives most. The clien
 cores; the second share leaves out the CPU time that it took. Rounds are interleaved, with a limit between any two
 loads, so that a noisy machine disturbs all alike; what is written are medians over the rounds, with their ranges.
 Poisson loads send at a share of the rate that 64 unary calls in flight reached in the same round. With one item in
-flight, the overhead is the median latency beyond that of bare onnxruntime with one text at a time.
+flight, the overhead is the median latency beyond that of bare onnxruntime with one text at a time. Padding is what the
+server's own metrics say, as a share of the real tokens.
 
     python bench/serving.py --bundle build/demo/bundle --variant int8 --output bench/results/serving-int8.json
 """
@@ -20,6 +21,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -34,8 +36,8 @@ from polyhead_server.engines.onnx import OnnxEngine
 from polyhead_server.loading import pad
 from polyhead_server.settings import usable_cores
 from polyhead_server.tokenization import Tokenizer
-from servers import serving
-from texts import read
+from servers import free_port, metric, serving
+from texts import read, write_texts
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
@@ -60,6 +62,8 @@ LOADS: dict[str, tuple[str, ...]] = {
 CAPACITY = "unary, 1 item, 64 in flight"
 POISSON = {"Poisson 50 %, unary, 1 item": 0.5, "Poisson 80 %, unary, 1 item": 0.8}
 ONE_IN_FLIGHT = "unary, 1 item, 1 in flight"
+# Of the server's metrics.
+_COMPUTED = ("polyhead_tokens_total", "polyhead_padding_tokens_total")
 Figures = dict[str, float]
 
 
@@ -69,6 +73,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--variant", default="int8", help="variant to serve and to compare with (default: int8)")
     parser.add_argument("--texts", type=Path, default=DEMO, help="JSON lines with a field `text`, or a text a line")
+    parser.add_argument("--long", action="store_true", help="make one text in ten of four, up to what the model reads")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of all loads (default: 3)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds of a load (default: 5)")
     parser.add_argument("--only", nargs="+", metavar="PREFIX", help="only loads whose names begin so")
@@ -76,14 +81,26 @@ def main() -> None:
     arguments = parser.parse_args()
     wanted = tuple(arguments.only or ("",))
     loads = [name for name in (*LOADS, *POISSON) if name.startswith(wanted)]
-    limit = Limit(arguments.bundle, arguments.variant, [row["text"] for row in read(arguments.texts)])
+    texts = [row["text"] for row in read(arguments.texts)]
+    if arguments.long:
+        texts = with_long(texts)
+    limit = Limit(arguments.bundle, arguments.variant, texts)
     found: dict[str, list[Figures]] = {name: [] for name in loads}
-    flags = ("--engine", "onnx", "--device", "cpu", "--variant", arguments.variant)
-    with serving(arguments.bundle, *flags) as target, tqdm(total=arguments.rounds * len(loads), unit="load") as bar:
+    metrics = f"127.0.0.1:{free_port()}"
+    flags = ("--engine", "onnx", "--device", "cpu", "--variant", arguments.variant, "--metrics-listen", metrics)
+    with (
+        tempfile.TemporaryDirectory() as work,
+        serving(arguments.bundle, *flags) as target,
+        tqdm(total=arguments.rounds * len(loads), unit="load") as bar,
+    ):
+        path = write_texts(Path(work) / "texts.jsonl", texts)
         before = limit.items_per_s(arguments.seconds)
         for _ in range(arguments.rounds):
             for name in loads:
-                figures = put_load(target, arguments.texts, arguments.seconds, load_of(name, found))
+                computed = [metric(metrics, one) for one in _COMPUTED]
+                figures = put_load(target, path, arguments.seconds, load_of(name, found))
+                tokens, padding = (metric(metrics, one) - was for one, was in zip(_COMPUTED, computed, strict=True))
+                figures["padding"] = padding / tokens
                 if name == ONE_IN_FLIGHT:
                     alone_ms = limit.alone_ms()
                     figures |= {"alone_ms": alone_ms, "overhead_ms": figures["p50_ms"] - alone_ms}
@@ -99,6 +116,14 @@ def main() -> None:
     print(table(medians))
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def with_long(texts: Sequence[str]) -> list[str]:
+    """The texts, one in ten of which is made of itself and three others."""
+    return [
+        " ".join([text, *(texts[(number + step) % len(texts)] for step in (1, 2, 3))]) if number % 10 == 0 else text
+        for number, text in enumerate(texts)
+    ]
 
 
 def load_of(name: str, found: dict[str, list[Figures]]) -> tuple[str, ...]:

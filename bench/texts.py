@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,3 +17,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     if ".json" in "".join(path.suffixes):
         return [json.loads(line) for line in content]
     return [{"text": line} for line in content]
+
+
+def write_texts(path: Path, texts: Sequence[str]) -> Path:
+    """Writes texts as the clients read them."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path

@@ -54,6 +54,10 @@ class FaultyEngine:
         self.met += 1
         return self.fault(outputs)
 
+    def close(self) -> None:
+        """Frees the real one."""
+        self._engine.close()
+
 
 def _raise(_: Outputs) -> Outputs:
     raise RuntimeError(_SECRET)

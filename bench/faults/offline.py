@@ -47,6 +47,12 @@ class Offline:
             self._known[key] = _compute(self._models[version], text)
         return self._known[key]
 
+    def apart_when_padded(self, text: str, tokens: int) -> float:
+        """The largest difference of any number when a text is padded to so many tokens, with the first version."""
+        model = self._models[self.versions[0]]
+        row, _ = self.answer(self.versions[0], text)
+        return float(np.abs(_compute(model, text, tokens)[0] - row).max())
+
     def judge(self, text: str, result: Result) -> str:
         """``right`` or ``wrong``: the answer against that of the version which it says it comes from."""
         # Written so that NaN is wrong.
@@ -74,10 +80,13 @@ def version(fingerprints: bundle.Fingerprints | Fingerprints) -> str:
     return " ".join([fingerprints.embedding_space, *(one for _, one in sorted(fingerprints.heads.items()))])
 
 
-def _compute(model: Model, text: str) -> tuple[Row, Extent]:
+def _compute(model: Model, text: str, width: int = 0) -> tuple[Row, Extent]:
+    """The answer to a text alone, padded to ``width`` tokens where it has fewer."""
     (tokens,) = model.tokenizer.encode([text])
     manifest = model.source.manifest
-    (numbers,) = heads.answer(manifest.heads, model.engine.run(*pad([*tokens.windows], manifest.pad_token_id)))
+    # Beside it rides what makes it be padded.
+    batch = pad([*tokens.windows, *([[manifest.pad_token_id] * width] if width else [])], manifest.pad_token_id)
+    numbers = heads.answer(manifest.heads, model.engine.run(*batch))[0]
     if numbers is None:
         raise SystemExit("the engine alone answers with numbers that are not finite")
     # The first of each kind, as the client names them.

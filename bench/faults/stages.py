@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
 import shutil
 import signal
 import time
-import urllib.request
 from pathlib import Path
 
 from polyhead_client import PolyheadError
-from servers import free_port
+from servers import free_port, metric
 
 from .case import Finding, Place, case
 from .processes import served, start
@@ -106,11 +104,8 @@ async def _computed(metrics: str) -> int:
 
 
 async def _metric(metrics: str, name: str) -> int:
-    """A number among the server's metrics; 0 where it is not there."""
-    url = f"http://{metrics}/metrics"
-    page = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=30).read().decode())
-    found = re.search(rf"^{name} (\S+)", page, re.MULTILINE)
-    return int(float(found[1])) if found else 0
+    """A number among the server's metrics."""
+    return int(await asyncio.to_thread(metric, metrics, name))
 
 
 @case(

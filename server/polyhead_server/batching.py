@@ -1,6 +1,7 @@
 """Who rides together: one queue for all calls and tasks, and batches of texts of about the same length.
 
-A worker that becomes free takes the entry whose turn it is and then its nearest neighbours in length, without waiting
+A worker that becomes free takes the entry whose turn it is and then, of its nearest neighbours in length, as many as
+make the pass worth most: the more texts, the more share its start, and the more padding it computes. It does not wait
 for more to come. Entries that were cancelled or whose deadline passed are let go before anything is computed for them.
 
 Turns are dealt out fairly among calls, by tokens: a single text does not wait behind thousands that a stream sent
@@ -106,15 +107,29 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """Bounds of a pass: its tokens with padding, and padding as a share of the real tokens."""
+    """What a pass may be, and what it costs.
+
+    Attributes:
+        max_tokens: Of a pass, with padding.
+        max_padding: As a share of the real tokens.
+        start_tokens: What starting a pass costs, as the tokens that are computed in that time.
+    """
 
     max_tokens: int
     max_padding: float
+    start_tokens: float
 
     def admit(self, count: int, longest: int, real_tokens: int, budget: int) -> bool:
-        """Whether ``count`` texts with ``real_tokens`` together, at most ``longest`` each, may ride together."""
-        padded = count * longest
-        return padded <= min(self.max_tokens, budget) and padded <= (1 + self.max_padding) * real_tokens
+        """Whether ``count`` texts with ``real_tokens`` together, at most ``longest`` each, may ride together.
+
+        ``budget`` bounds the real tokens as well.
+        """
+        padded = min(self.max_tokens, (1 + self.max_padding) * real_tokens)
+        return count * longest <= padded and real_tokens <= budget
+
+    def worth(self, count: int, longest: int, real_tokens: int) -> float:
+        """Real tokens over all that the pass costs."""
+        return real_tokens / (self.start_tokens + count * longest)
 
 
 class BatchQueue:
@@ -207,24 +222,34 @@ class BatchQueue:
         return expired
 
     def _choose(self) -> list[Entry]:
-        """Takes the entry whose turn it is and as many of its neighbours in length as may ride with it."""
+        """Takes the entry whose turn it is and those of its neighbours in length that should ride with it."""
         for length in list(self._lanes):
             self._pass_over(length)
         if not self._lanes:
             return []
         waiting_tokens, head = self.waiting_tokens, self._pop_head()
-        first = head.length
         # Two idle workers with few entries each take their part, instead of one taking all while the other looks on.
-        budget = max(-(-waiting_tokens // self._idle_workers), first)
-        batch, longest, real_tokens = [head], first, first
+        budget = max(-(-waiting_tokens // self._idle_workers), head.length)
+        # Of a lane, entries that were cancelled meanwhile are counted as well, and are not there when it is popped.
+        riders = [self._pop(length) for length in self._neighbours(head.length, budget) if length in self._lanes]
+        return [head, *riders]
+
+    def _neighbours(self, first: int, budget: int) -> list[int]:
+        """The lengths of the entries that ride with one of the length ``first``, nearest first."""
+        limits, lengths = self._limits, []
+        count, longest, real_tokens, best = 1, first, first, limits.worth(1, first, first)
+        riding = 0
         for length in sorted(self._lanes, key=lambda length: abs(length - first)):
-            while length in self._lanes:
-                longest_with = max(longest, length)
-                if not self._limits.admit(len(batch) + 1, longest_with, real_tokens + length, budget):
+            longest_with = max(longest, length)
+            for _ in self._lanes[length]:
+                if not limits.admit(count + 1, longest_with, real_tokens + length, budget):
                     break
-                batch.append(self._pop(length))
-                longest, real_tokens = longest_with, real_tokens + length
-        return batch
+                count, longest, real_tokens = count + 1, longest_with, real_tokens + length
+                lengths.append(length)
+                worth = limits.worth(count, longest, real_tokens)
+                if worth >= best:
+                    best, riding = worth, len(lengths)
+        return lengths[:riding]
 
     def _pop_head(self) -> Entry:
         """Takes the entry whose turn it is, or now and then the oldest."""

@@ -1,11 +1,12 @@
-"""How many tokens fill the engine, measured where it will serve: every machine and every variant has a knee of its own.
+"""What a pass costs and how many tokens fill one, measured where it will serve: machines and variants differ.
 
-Below the knee a pass pays for its start again and again; beyond it a larger pass only makes everybody in it wait.
+Below that a pass pays for its start again and again; beyond it a larger pass only makes everybody in it wait.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 
@@ -32,10 +33,17 @@ _PASSES = 3
 
 @dataclass(frozen=True)
 class Cost:
-    """What fills the engine: the tokens of a pass, and how many of them a second one thread computes then."""
+    """What fills the engine.
+
+    Attributes:
+        batch_tokens: Tokens of a pass.
+        tokens_per_s: How many of them a second one thread computes then.
+        start_tokens: What starting a pass costs, as the tokens that are computed in that time.
+    """
 
     batch_tokens: int
     tokens_per_s: float
+    start_tokens: float
 
 
 def measure(engine: Engine, max_tokens: int, batch_tokens: int = 0) -> Cost:
@@ -58,7 +66,16 @@ def measure(engine: Engine, max_tokens: int, batch_tokens: int = 0) -> Cost:
         if doubled < _WORTH * rate:
             break
         tokens, rate = 2 * tokens, doubled
-    return Cost(tokens, rate)
+    return Cost(tokens, rate, _start_tokens(engine, length, tokens, rate))
+
+
+def _start_tokens(engine: Engine, length: int, tokens: int, rate: float) -> float:
+    """From the time of one text and that of a full pass: what is left of the first when its tokens are paid."""
+    if tokens < 2 * length:
+        tokens, rate = 2 * length, _tokens_per_s(engine, length, 2 * length)
+    one_s, full_s = length / _tokens_per_s(engine, length, length), tokens / rate
+    token_s = (full_s - one_s) / (tokens - length)
+    return max(one_s / token_s - length, 0.0) if token_s > 0 else math.inf
 
 
 def _tokens_per_s(engine: Engine, length: int, tokens: int) -> float:

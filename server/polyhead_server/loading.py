@@ -34,6 +34,7 @@ class Model:
         fallback_reasons: Why each choice that was preferred to ``engine`` is not used, as clients may know it.
         max_batch_tokens: Tokens of a pass, padding included.
         tokens_per_s: How many tokens one thread computes in a second, as measured at start; 0 where it was not.
+        start_tokens: What starting a pass costs, as the tokens that are computed in that time.
         lone_engine: ``engine`` on several cores at once, for a pass that has them to itself; None where there is none.
     """
 
@@ -43,6 +44,7 @@ class Model:
     fallback_reasons: tuple[str, ...]
     max_batch_tokens: int
     tokens_per_s: float = 0.0
+    start_tokens: float = 0.0
     lone_engine: Engine | None = None
 
     @property
@@ -101,6 +103,7 @@ def load(settings: Settings) -> Model:
             tuple(reasons),
             measured.batch_tokens,
             measured.tokens_per_s,
+            measured.start_tokens,
             _lone_engine(source, tokenizer, engine.runtime, settings),
         )
     # Nothing was tried where no variant may be chosen without being asked for.

@@ -52,7 +52,7 @@ class Pipeline:
         self._max_windows = settings.max_windows
         self._observe = observe
         self._follow = follow
-        self.queue = BatchQueue(BatchLimits(model.max_batch_tokens, settings.max_padding))
+        self.queue = BatchQueue(BatchLimits(model.max_batch_tokens, settings.max_padding, model.start_tokens))
         self.threads = threads = settings.compute_threads(model.engine.runtime.device)
         self.admission = Admission(
             self.queue, threads, settings.max_queue_s, settings.max_queue_tokens, model.tokens_per_s

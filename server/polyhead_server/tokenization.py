@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
 from .items import Tokens
+from .wordpiece import PlainWords, suits
 
 # Tokenizing takes about 0.3 us a character: up to here it is cheaper than a hop to a thread and back (0.1 ms).
 _INLINE_CHARACTERS = 500
+# Looking plain words up takes a fifth of that.
+_LOOKED_UP_CHARACTERS = 8192
 # What the thread does before it looks for others: about 10 ms, and as little as one text may need at most.
 _TURN_CHARACTERS = 32_768
 # Share of a window's tokens that the next one reads once more, so that no sentence is only ever seen cut in two.
@@ -30,6 +34,7 @@ class Tokenizer:
         self._max_tokens = max_tokens
         self._max_characters = max_characters
         self._leading, self._trailing = _count_special_tokens(self._tokenizer)
+        self._words = self._plain_words()
         self._content = max(max_tokens - self._leading - self._trailing, 1)
         self._overlap = int(self._content * _OVERLAP)
         # One thread keeps the order of the calls; encode_batch releases the GIL while it works.
@@ -40,7 +45,7 @@ class Tokenizer:
         self._executor.shutdown(wait=False)
 
     def at_once(self, texts: Sequence[str]) -> bool:
-        """Whether ``encode_async`` tokenizes them in the event loop, because they are so few and short."""
+        """Whether the event loop waits for the library, because they are so few and short."""
         return sum(map(len, texts)) <= _INLINE_CHARACTERS
 
     def characters(self, text: str) -> int:
@@ -60,21 +65,46 @@ class Tokenizer:
 
     async def encode_async(self, texts: list[str], max_windows: int = 1) -> list[Tokens]:
         """``encode`` without holding up the event loop."""
-        if self.at_once(texts):
-            return self.encode(texts, max_windows)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self.encode, texts, max_windows)
+        if sum(map(len, texts)) > _LOOKED_UP_CHARACTERS:
+            return await self._in_thread(self.encode, texts, max_windows)
+        known = [self._look_up(text) for text in texts]
+        left = [text for text, tokens in zip(texts, known, strict=True) if tokens is None]
+        if self.at_once(left):
+            return _filled(known, self._make(left, max_windows))
+        return _filled(known, await self._in_thread(self._make, left, max_windows))
 
     def encode(self, texts: list[str], max_windows: int = 1) -> list[Tokens]:
         """Token ids of each text, cut to the model's limit, or to as many windows.
 
         A text beyond the limit of characters is cut there before it is tokenized, so that its cost is bounded.
         """
+        known = [self._look_up(text) for text in texts]
+        left = [text for text, tokens in zip(texts, known, strict=True) if tokens is None]
+        return _filled(known, self._make(left, max_windows))
+
+    async def _in_thread(self, work: Callable[[list[str], int], list[Tokens]], *arguments: Any) -> list[Tokens]:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+    def _look_up(self, text: str) -> Tokens | None:
+        """A text of plain words that the model reads as a whole; None for any other."""
+        ids = self._words.encode(text) if self._words and len(text) <= self._max_characters else None
+        return Tokens((ids,), len(ids)) if ids and len(ids) <= self._max_tokens else None
+
+    def _make(self, texts: list[str], max_windows: int) -> list[Tokens]:
+        """What the library makes of texts."""
         heads = [text[: self._max_characters] for text in texts]
         encodings = self._tokenizer.encode_batch_fast(heads)
         return [
             self._read(text, head, encoding.ids, max_windows)
             for text, head, encoding in zip(texts, heads, encodings, strict=True)
         ]
+
+    def _plain_words(self) -> PlainWords | None:
+        """What looks plain words up; None where the tokenizer is not one that it suits."""
+        if not suits(self._tokenizer):
+            return None
+        nothing = self._tokenizer.encode("").ids
+        return PlainWords(self._tokenizer, nothing[: self._leading], nothing[self._leading :])
 
     def _read(self, text: str, head: str, ids: list[int], max_windows: int) -> Tokens:
         if len(ids) <= self._max_tokens:
@@ -99,6 +129,12 @@ class Tokenizer:
         length = -(-(tokens + (count - 1) * self._overlap) // count)
         begins = [round(number * (tokens - length) / max(count - 1, 1)) for number in range(count)]
         return [(begin, begin + length) for begin in begins]
+
+
+def _filled(known: list[Tokens | None], made: list[Tokens]) -> list[Tokens]:
+    """All of them, in order."""
+    others = iter(made)
+    return [next(others) if tokens is None else tokens for tokens in known]
 
 
 def _count_special_tokens(tokenizer: tokenizers.Tokenizer) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from polyhead_server.items import Outcome, Tokens
 
 @pytest.fixture
 async def queue() -> BatchQueue:
-    return BatchQueue(BatchLimits(max_tokens=10_000, max_padding=0.12))
+    return BatchQueue(BatchLimits(max_tokens=10_000, max_padding=0.12, start_tokens=16))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from polyhead_server.items import Outcome, Tokens
 
 @pytest.fixture
 async def queue() -> BatchQueue:
-    return BatchQueue(BatchLimits(max_tokens=100, max_padding=0.12))
+    return BatchQueue(BatchLimits(max_tokens=100, max_padding=0.12, start_tokens=16))
 
 
 _clock = iter(range(1_000_000))
@@ -50,6 +51,34 @@ async def test_batch_keeps_the_token_budget_with_padding(queue: BatchQueue) -> N
 async def test_batch_keeps_the_padding_limit(queue: BatchQueue) -> None:
     queue.put([entry(10), entry(14)])
     assert list(drain(queue)) == [[10], [14]]
+
+
+@pytest.mark.parametrize(
+    ("start_tokens", "expected"),
+    [
+        # 20 of 20 tokens, 42 of 44, 64 of 69: less and less.
+        (0, [[20], [22], [23]]),
+        # 20 / 21, 42 / 45, 65 / 70: no better.
+        (1, [[20], [22, 23]]),
+        # 20 / 30, 42 / 54, 65 / 79: better and better.
+        (10, [[20, 22, 23]]),
+        (math.inf, [[20, 22, 23]]),
+    ],
+)
+async def test_neighbours_ride_where_their_padding_costs_less_than_another_start(
+    start_tokens: float, expected: list[list[int]]
+) -> None:
+    queue = BatchQueue(BatchLimits(max_tokens=100, max_padding=1, start_tokens=start_tokens))
+    queue.put([entry(20), entry(22), entry(23)])
+    assert list(drain(queue)) == expected
+
+
+async def test_longer_neighbours_ride_where_there_are_enough_of_them() -> None:
+    # One more makes all the others be padded, three more pay for that.
+    for longer, expected in ((1, [[40, 40, 40], [50]]), (4, [[40, 40, 40, 50, 50, 50, 50]])):
+        queue = BatchQueue(BatchLimits(max_tokens=500, max_padding=1, start_tokens=25))
+        queue.put([entry(40) for _ in range(3)] + [entry(50) for _ in range(longer)])
+        assert list(drain(queue)) == expected
 
 
 async def test_entry_longer_than_the_budget_goes_alone(queue: BatchQueue) -> None:
@@ -114,7 +143,7 @@ async def test_call_does_not_pay_for_what_was_not_computed(queue: BatchQueue) ->
 
 async def test_call_does_not_pay_for_long_for_what_others_could_not_use() -> None:
     """Of long texts by many, and short ones by one call, which ride along with whatever short text there is."""
-    queue = BatchQueue(BatchLimits(max_tokens=512, max_padding=0.12))
+    queue = BatchQueue(BatchLimits(max_tokens=512, max_padding=0.12, start_tokens=16))
     riding, waiting_long = Call(), 0
     short = 0
     gaps, gap = [], 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -52,7 +53,8 @@ def test_slow_engine_is_not_tried_with_ever_longer_passes(
 ) -> None:
     engine = TimedEngine(monkeypatch, start_s, 0.0001)
     assert cost.measure(engine, 512).batch_tokens == expected
-    assert engine.now < 4 * (start_s + 0.0128) * 2
+    # Of one text, of 64 tokens and perhaps of 128, four passes each.
+    assert engine.now < 4 * (start_s + 0.0128) * 3
 
 
 def test_rate_is_that_of_the_passes_that_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,4 +66,17 @@ def test_rate_is_that_of_the_passes_that_will_run(monkeypatch: pytest.MonkeyPatc
         assert measured.tokens_per_s == pytest.approx(256 / 0.0266)
     engine.passes.clear()
     cost.measure(engine, 512, 640)
-    assert {count * length for count, length in engine.passes} == {640}
+    assert {count * length for count, length in engine.passes} == {32, 640}
+
+
+@pytest.mark.parametrize("start_s", [0.0, 0.001, 0.01])
+@pytest.mark.parametrize("given", [0, 1, 640])
+def test_start_of_a_pass_is_told_in_tokens(start_s: float, given: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TimedEngine(monkeypatch, start_s, 0.0001)
+    # Python adds 0.5 ms.
+    assert cost.measure(engine, 512, given).start_tokens == pytest.approx((start_s + 0.0005) / 0.0001)
+
+
+def test_where_tokens_cost_nothing_the_start_is_all_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TimedEngine(monkeypatch, 0.001, 0.0)
+    assert cost.measure(engine, 512, 640).start_tokens == math.inf
