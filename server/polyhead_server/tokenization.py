@@ -67,7 +67,7 @@ class Tokenizer:
         """``encode`` without holding up the event loop."""
         if sum(map(len, texts)) > _LOOKED_UP_CHARACTERS:
             return await self._in_thread(self.encode, texts, max_windows)
-        known = [self._look_up(text) for text in texts]
+        known = [self._look_up(text, max_windows) for text in texts]
         left = [text for text, tokens in zip(texts, known, strict=True) if tokens is None]
         if self.at_once(left):
             return _filled(known, self._make(left, max_windows))
@@ -78,17 +78,18 @@ class Tokenizer:
 
         A text beyond the limit of characters is cut there before it is tokenized, so that its cost is bounded.
         """
-        known = [self._look_up(text) for text in texts]
+        known = [self._look_up(text, max_windows) for text in texts]
         left = [text for text, tokens in zip(texts, known, strict=True) if tokens is None]
         return _filled(known, self._make(left, max_windows))
 
     async def _in_thread(self, work: Callable[[list[str], int], list[Tokens]], *arguments: Any) -> list[Tokens]:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
 
-    def _look_up(self, text: str) -> Tokens | None:
-        """A text of plain words that the model reads as a whole; None for any other."""
-        ids = self._words.encode(text) if self._words and len(text) <= self._max_characters else None
-        return Tokens((ids,), len(ids)) if ids and len(ids) <= self._max_tokens else None
+    def _look_up(self, text: str, max_windows: int) -> Tokens | None:
+        """A text of plain words; None for any other."""
+        head = text[: self._max_characters]
+        ids = self._words.encode(head) if self._words else None
+        return None if ids is None else self._read(text, head, ids, max_windows)
 
     def _make(self, texts: list[str], max_windows: int) -> list[Tokens]:
         """What the library makes of texts."""
@@ -116,9 +117,16 @@ class Tokenizer:
         read = parts[-1][1]
         if read == len(content):
             return Tokens(windows, len(ids), cut_at=len(head) if len(head) < len(text) else None)
+        return Tokens(windows, len(ids), cut_at=self._begin(head, read))
+
+    def _begin(self, head: str, number: int) -> int:
+        """The code point where a token of the text itself begins."""
+        begin = self._words.begin(head, number) if self._words else None
+        if begin is not None:
+            return begin
         # Only here are offsets needed, and the fast encoding has none.
         (encoding,) = self._tokenizer.encode_batch([head])
-        return Tokens(windows, len(ids), cut_at=encoding.offsets[self._leading + read][0])
+        return int(encoding.offsets[self._leading + number][0])
 
     def _windows(self, tokens: int, most: int) -> list[tuple[int, int]]:
         """Begin and end of overlapping windows over so many tokens, all of about one length, which pads little."""

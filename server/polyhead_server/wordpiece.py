@@ -45,11 +45,29 @@ class PlainWords:
         """Token ids with special tokens; None where the library must make them."""
         if len(text) > _MOST_CHARACTERS or not _PLAIN.fullmatch(text):
             return None
-        words = _WORD.findall(text.lower() if self._lowercase else text)
+        words = _WORD.findall(self._cased(text))
         ids = self._joined(words)
         if ids is None and self._learn(words):
             ids = self._joined(words)
         return ids
+
+    def begin(self, text: str, number: int) -> int | None:
+        """The code point where a token of the text itself begins; None where the library must say."""
+        if len(text) > _MOST_CHARACTERS or not _PLAIN.fullmatch(text):
+            return None
+        left = number
+        for word in _WORD.finditer(self._cased(text)):
+            pieces = len(self._known.get(word[0], ()))
+            if not pieces:
+                return None
+            if left < pieces:
+                inside = self._tokenizer.encode(word[0], add_special_tokens=False).offsets[left][0] if left else 0
+                return word.start() + inside
+            left -= pieces
+        return None
+
+    def _cased(self, text: str) -> str:
+        return text.lower() if self._lowercase else text
 
     def _joined(self, words: list[str]) -> list[int] | None:
         try:

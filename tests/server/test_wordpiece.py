@@ -47,6 +47,22 @@ def test_ids_are_those_of_the_library(tokenizer: tokenizers.Tokenizer, text: str
     assert found is None or found == tokenizer.encode(text).ids
 
 
+@settings(max_examples=200)
+@given(TEXTS)
+@pytest.mark.parametrize("tokenizer", [LOWER, CASED], ids=["uncased", "cased"])
+def test_tokens_begin_where_the_library_says(tokenizer: tokenizers.Tokenizer, text: str) -> None:
+    offsets = tokenizer.encode(text).offsets[1:-1]
+    found = [KNOWN[id(tokenizer)].begin(text, number) for number in range(len(offsets))]
+    assert all(begin in (None, offset[0]) for begin, offset in zip(found, offsets, strict=True))
+
+
+def test_token_within_a_word_begins_there() -> None:
+    words, text = words_of(LOWER), "Bad,  HELLOELLO!"
+    assert words.begin(text, 2) is None
+    words.encode(text)
+    assert [words.begin(text, number) for number in range(6)] == [0, 3, 6, 11, 15, None]
+
+
 @pytest.mark.parametrize("text", ["", "Hello, hello!", "a[b]~\t0 \r\n 9", "[CLS] [MASK]", "x" * 40])
 def test_plain_text_is_looked_up(text: str) -> None:
     assert words_of(LOWER).encode(text) == LOWER.encode(text).ids
