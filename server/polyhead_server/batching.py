@@ -230,7 +230,7 @@ class BatchQueue:
         waiting_tokens, head = self.waiting_tokens, self._pop_head()
         # Two idle workers with few entries each take their part, instead of one taking all while the other looks on.
         budget = max(-(-waiting_tokens // self._idle_workers), head.length)
-        # Of a lane, entries that were cancelled meanwhile are counted as well, and are not there when it is popped.
+        # The event loop may have cancelled some of them meanwhile.
         riders = [self._pop(length) for length in self._neighbours(head.length, budget) if length in self._lanes]
         return [head, *riders]
 
@@ -241,7 +241,9 @@ class BatchQueue:
         riding = 0
         for length in sorted(self._lanes, key=lambda length: abs(length - first)):
             longest_with = max(longest, length)
-            for _ in self._lanes[length]:
+            for _, _, entry in self._lanes[length]:
+                if not entry.waiting:
+                    continue
                 if not limits.admit(count + 1, longest_with, real_tokens + length, budget):
                     break
                 count, longest, real_tokens = count + 1, longest_with, real_tokens + length

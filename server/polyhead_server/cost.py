@@ -56,26 +56,30 @@ def measure(engine: Engine, max_tokens: int, batch_tokens: int = 0) -> Cost:
     """
     length = min(_TEXT_TOKENS, max_tokens)
     tokens = batch_tokens or _LEAST_TOKENS
-    rate = _tokens_per_s(engine, length, tokens)
+    rates = {tokens: (rate := _tokens_per_s(engine, length, tokens))}
     while not batch_tokens and tokens < _MOST_TOKENS and tokens / rate < _LONGEST_PASS_S:
         try:
             doubled = _tokens_per_s(engine, length, 2 * tokens)
         except Exception:  # such as a GPU that has no memory for more
             logger.warning("a pass of %d tokens failed; passes stay below", 2 * tokens, exc_info=True)
             break
+        rates[2 * tokens] = doubled
         if doubled < _WORTH * rate:
             break
         tokens, rate = 2 * tokens, doubled
-    return Cost(tokens, rate, _start_tokens(engine, length, tokens, rate))
+    return Cost(tokens, rate, _start_tokens(engine, length, rates))
 
 
-def _start_tokens(engine: Engine, length: int, tokens: int, rate: float) -> float:
-    """From the time of one text and that of a full pass: what is left of the first when its tokens are paid."""
-    if tokens < 2 * length:
-        tokens, rate = 2 * length, _tokens_per_s(engine, length, 2 * length)
-    one_s, full_s = length / _tokens_per_s(engine, length, length), tokens / rate
-    token_s = (full_s - one_s) / (tokens - length)
-    return max(one_s / token_s - length, 0.0) if token_s > 0 else math.inf
+def _start_tokens(engine: Engine, length: int, rates: dict[int, float]) -> float:
+    """From the times of one text and of four: what is left of the first when its tokens are paid.
+
+    Not from that of a full pass, whose tokens may cost more than those of a small one.
+    """
+    four = 4 * length
+    one_s = length / _tokens_per_s(engine, length, length)
+    four_s = four / (rates.get(four) or _tokens_per_s(engine, length, four))
+    token_s = (four_s - one_s) / (four - length)
+    return max(one_s / token_s - length, _OTHERWISE_S / token_s) if token_s > 0 else math.inf
 
 
 def _tokens_per_s(engine: Engine, length: int, tokens: int) -> float:

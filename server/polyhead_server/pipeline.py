@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # A worker that does not end by then hangs in its engine; it is a daemon and keeps nobody from leaving.
 _JOIN_S = 10.0
+# How soon it is noticed that the rest will not be answered.
+_LOOK_S = 1.0
 # After so many failed passes in a row the engine is examined.
 _FAILURES = 20
 # After so many passes in a row that nothing else ran or waited beside, the next one is taken to be alone as well. Where
@@ -82,9 +84,19 @@ class Pipeline:
         """Finishes what was submitted, ends the workers, frees the model; nothing may be submitted any more."""
         await self._entered.wait()
         self.queue.close()
+        # What was accepted is answered, however long that takes.
+        while self.queue.waiting and not self.trouble() and (alive := self._alive()):
+            await asyncio.to_thread(alive[0].join, _LOOK_S)
         for thread in self._threads:
             await asyncio.to_thread(thread.join, _JOIN_S)
-        self.model.close()
+        if self._alive():
+            logger.error("a compute thread does not end; the memory of its model is not freed")
+            self.model.tokenizer.close()
+        else:
+            await asyncio.to_thread(self.model.close)
+
+    def _alive(self) -> list[threading.Thread]:
+        return [thread for thread in self._threads if thread.is_alive()]
 
     async def submit(
         self,
@@ -139,8 +151,8 @@ class Pipeline:
     def _sizes(self, texts: list[str], max_windows: int) -> list[Size]:
         """About how large texts are, before they are tokenized: English has 4 characters a token."""
         tokenizer, most = self.model.tokenizer, self.model.source.manifest.max_tokens * max_windows
-        at_once = tokenizer.at_once(texts)
-        return [Size(min(len(text) // 4 + 2, most), 0 if at_once else tokenizer.characters(text)) for text in texts]
+        lengths = [min(len(text) // 4 + 2, most) for text in texts]
+        return [Size(*pair) for pair in zip(lengths, tokenizer.apart(texts), strict=True)]
 
     async def _enqueue(
         self,
@@ -179,8 +191,8 @@ class Pipeline:
                 future.set_result(failure)
             return
         now_ns = time.monotonic_ns()
-        if not self.model.tokenizer.at_once(texts):
-            self.admission.tokenized(sum(map(self.model.tokenizer.characters, texts)), (now_ns - started_ns) / 1e9)
+        if apart := sum(self.model.tokenizer.apart(texts)):
+            self.admission.tokenized(apart, (now_ns - started_ns) / 1e9)
         entries: list[Entry] = []
         for (_, future), tokens in zip(good, tokenized, strict=True):
             if tokens.cut_at is not None and truncation is Truncation.ERROR:

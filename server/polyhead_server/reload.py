@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from . import memory
 from .errors import ReloadError, StartupError
 from .loading import Model
 from .pipeline import Pipeline
@@ -92,7 +91,7 @@ class Reloader:
                 raise self._refused("loading failed; the log says why") from error
             reason = problem(Identity.of(old.model), Identity.of(model))
             if reason and not force:
-                model.close()
+                await asyncio.to_thread(model.close)
                 raise self._refused(f"{reason}. It has to be forced, or served by another server")
             self._service.serve(self._start(model))
             self._count("done")
@@ -121,7 +120,6 @@ class Reloader:
 
     async def _end(self, pipeline: Pipeline) -> None:
         await pipeline.close()
-        await asyncio.to_thread(memory.give_back)
         logger.info("%s has answered its last item", pipeline.model.source.model_id)
 
     def _refused(self, reason: str) -> ReloadError:

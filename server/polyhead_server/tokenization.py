@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
@@ -41,12 +40,17 @@ class Tokenizer:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenization")
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread and forgets the words."""
         self._executor.shutdown(wait=False)
+        self._words = None
 
-    def at_once(self, texts: Sequence[str]) -> bool:
-        """Whether the event loop waits for the library, because they are so few and short."""
-        return sum(map(len, texts)) <= _INLINE_CHARACTERS
+    def apart(self, texts: Sequence[str]) -> list[int]:
+        """About how many code points of each text ``encode_async`` reads apart from the event loop."""
+        characters = sum(map(len, texts))
+        if characters <= _INLINE_CHARACTERS:
+            return [0] * len(texts)
+        looked_up = self._words is not None and characters <= _LOOKED_UP_CHARACTERS
+        return [0 if looked_up and text.isascii() else self.characters(text) for text in texts]
 
     def characters(self, text: str) -> int:
         """Code points of a text that are looked at."""
@@ -65,30 +69,34 @@ class Tokenizer:
 
     async def encode_async(self, texts: list[str], max_windows: int = 1) -> list[Tokens]:
         """``encode`` without holding up the event loop."""
-        if sum(map(len, texts)) > _LOOKED_UP_CHARACTERS:
-            return await self._in_thread(self.encode, texts, max_windows)
-        known = [self._look_up(text, max_windows) for text in texts]
+        characters = sum(map(len, texts))
+        if characters <= _INLINE_CHARACTERS:
+            return self.encode(texts, max_windows)
+        if characters > _LOOKED_UP_CHARACTERS:
+            return await self._encode_apart(texts, max_windows)
+        # Nothing is learned here, which would take as long as the library does.
+        known = [self._look_up(text, max_windows, learn=False) for text in texts]
         left = [text for text, tokens in zip(texts, known, strict=True) if tokens is None]
-        if self.at_once(left):
-            return _filled(known, self._make(left, max_windows))
-        return _filled(known, await self._in_thread(self._make, left, max_windows))
+        if sum(map(len, left)) <= _INLINE_CHARACTERS:
+            return _filled(known, self.encode(left, max_windows))
+        return _filled(known, await self._encode_apart(left, max_windows))
 
     def encode(self, texts: list[str], max_windows: int = 1) -> list[Tokens]:
         """Token ids of each text, cut to the model's limit, or to as many windows.
 
         A text beyond the limit of characters is cut there before it is tokenized, so that its cost is bounded.
         """
-        known = [self._look_up(text, max_windows) for text in texts]
+        known = [self._look_up(text, max_windows, learn=True) for text in texts]
         left = [text for text, tokens in zip(texts, known, strict=True) if tokens is None]
         return _filled(known, self._make(left, max_windows))
 
-    async def _in_thread(self, work: Callable[[list[str], int], list[Tokens]], *arguments: Any) -> list[Tokens]:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+    async def _encode_apart(self, texts: list[str], max_windows: int) -> list[Tokens]:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self.encode, texts, max_windows)
 
-    def _look_up(self, text: str, max_windows: int) -> Tokens | None:
+    def _look_up(self, text: str, max_windows: int, *, learn: bool) -> Tokens | None:
         """A text of plain words; None for any other."""
         head = text[: self._max_characters]
-        ids = self._words.encode(head) if self._words else None
+        ids = self._words.encode(head, learn=learn) if self._words else None
         return None if ids is None else self._read(text, head, ids, max_windows)
 
     def _make(self, texts: list[str], max_windows: int) -> list[Tokens]:
@@ -105,7 +113,12 @@ class Tokenizer:
         if not suits(self._tokenizer):
             return None
         nothing = self._tokenizer.encode("").ids
-        return PlainWords(self._tokenizer, nothing[: self._leading], nothing[self._leading :])
+        leading, trailing = nothing[: self._leading], nothing[self._leading :]
+        text = "a b"
+        plain = self._tokenizer.encode(text, add_special_tokens=False).ids
+        # One that puts anything else around a text, or the text there twice, is the library's business.
+        as_expected = self._tokenizer.encode(text).ids == [*leading, *plain, *trailing]
+        return PlainWords(self._tokenizer, leading, trailing) if as_expected else None
 
     def _read(self, text: str, head: str, ids: list[int], max_windows: int) -> Tokens:
         if len(ids) <= self._max_tokens:

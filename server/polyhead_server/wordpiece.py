@@ -19,7 +19,7 @@ _WORD = re.compile(r"[A-Za-z0-9]+|[!-/:-@\[-`{-~]")
 _MOST_CHARACTERS = 2000
 # What is learned from a text at most: a word takes as long as looking a hundred up.
 _MOST_NEW = 8
-# About 300 bytes each. English has about 30,000 words that are not rare.
+# Of English, which has about as many words that are not rare, 8 MB; of the longest words 34.
 _MOST_KNOWN = 30_000
 _LONGEST_WORD = 40
 
@@ -41,18 +41,23 @@ class PlainWords:
         self._lowercase = tokenizer.normalizer.lowercase
         self._known: dict[str, tuple[int, ...]] = {}
 
-    def encode(self, text: str) -> list[int] | None:
-        """Token ids with special tokens; None where the library must make them."""
+    def encode(self, text: str, *, learn: bool) -> list[int] | None:
+        """Token ids with special tokens; None where the library must make them.
+
+        Args:
+            text: Of any length.
+            learn: Whether to have the library make the ids of some words that are new, for now and later.
+        """
         if len(text) > _MOST_CHARACTERS or not _PLAIN.fullmatch(text):
             return None
         words = _WORD.findall(self._cased(text))
         ids = self._joined(words)
-        if ids is None and self._learn(words):
+        if ids is None and learn and self._learn(words):
             ids = self._joined(words)
         return ids
 
     def begin(self, text: str, number: int) -> int | None:
-        """The code point where a token of the text itself begins; None where the library must say."""
+        """The code point where a token begins, special ones not counted; None where the library must say."""
         if len(text) > _MOST_CHARACTERS or not _PLAIN.fullmatch(text):
             return None
         left = number

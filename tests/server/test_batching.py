@@ -81,6 +81,16 @@ async def test_longer_neighbours_ride_where_there_are_enough_of_them() -> None:
         assert list(drain(queue)) == expected
 
 
+async def test_what_was_cancelled_is_not_planned_with() -> None:
+    queue = BatchQueue(BatchLimits(max_tokens=132, max_padding=1, start_tokens=60))
+    # They are not at the front of their lane, where they would be passed over.
+    gone = [entry(44) for _ in range(3)]
+    queue.put([entry(40), entry(44), *gone, entry(35)])
+    for one in gone:
+        queue.drop(one)
+    assert sorted(lengths(queue.take())) == [35, 40, 44]
+
+
 async def test_entry_longer_than_the_budget_goes_alone(queue: BatchQueue) -> None:
     queue.put([entry(5), entry(500), entry(5)])
     assert list(drain(queue)) == [[5, 5], [500]]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 import time
 
 import numpy as np
@@ -66,17 +65,26 @@ def test_rate_is_that_of_the_passes_that_will_run(monkeypatch: pytest.MonkeyPatc
         assert measured.tokens_per_s == pytest.approx(256 / 0.0266)
     engine.passes.clear()
     cost.measure(engine, 512, 640)
-    assert {count * length for count, length in engine.passes} == {32, 640}
+    assert {count * length for count, length in engine.passes} == {32, 128, 640}
 
 
 @pytest.mark.parametrize("start_s", [0.0, 0.001, 0.01])
-@pytest.mark.parametrize("given", [0, 1, 640])
+@pytest.mark.parametrize("given", [0, 1, 95, 640])
 def test_start_of_a_pass_is_told_in_tokens(start_s: float, given: int, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TimedEngine(monkeypatch, start_s, 0.0001)
     # Python adds 0.5 ms.
     assert cost.measure(engine, 512, given).start_tokens == pytest.approx((start_s + 0.0005) / 0.0001)
 
 
+def test_tokens_that_cost_more_in_large_passes_do_not_hide_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Steeper(TimedEngine):
+        def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+            self.now += 0.00003 * max(0, input_ids.size - 128)
+            return super().run(input_ids, attention_mask)
+
+    assert cost.measure(Steeper(monkeypatch, 0.001, 0.0001), 512, 4096).start_tokens == pytest.approx(15)
+
+
 def test_where_tokens_cost_nothing_the_start_is_all_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TimedEngine(monkeypatch, 0.001, 0.0)
-    assert cost.measure(engine, 512, 640).start_tokens == math.inf
+    assert cost.measure(engine, 512, 640).start_tokens > 1e6

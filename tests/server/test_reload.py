@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from polyhead_export import bundle
+from polyhead_server import pipeline
 from polyhead_server.batching import Call
 from polyhead_server.errors import ReloadError, StartupError
 from polyhead_server.items import Item, Message, Result, Wishes
@@ -117,6 +118,48 @@ async def test_old_model_is_freed_when_its_last_item_is_out(shelf: Shelf, engine
     del threads, last
     gc.collect()
     assert old() is None
+
+
+async def test_all_that_was_accepted_is_answered_however_long_it_takes(
+    shelf: Shelf, engine: FakeEngine, retrained: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_JOIN_S", 0.01)
+    monkeypatch.setattr(pipeline, "_LOOK_S", 0.01)
+    engine.gate.clear()
+    # None rides with another.
+    accepted = [await shelf.ask("w1 " * length) for length in (1, 4, 8, 12)]
+    shelf.next = retrained
+    await shelf.reloader.reload()
+    (ending,) = shelf.reloader._ending
+    await asyncio.wait({ending}, timeout=0.2)
+    assert not ending.done()
+    engine.gate.set()
+    assert all(isinstance(outcome, Result) for outcome in await asyncio.gather(*accepted))
+    await ending
+    assert engine.closed
+
+
+async def test_engine_in_which_a_thread_hangs_is_not_closed(
+    shelf: Shelf, engine: FakeEngine, retrained: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_JOIN_S", 0.01)
+    engine.gate.clear()
+    last = await shelf.ask("w1")
+    await engine.hold()
+    shelf.next = retrained
+    await shelf.reloader.reload()
+    await asyncio.gather(*shelf.reloader._ending)
+    assert not engine.closed
+    engine.gate.set()
+    assert isinstance(await last, Result)
+
+
+async def test_model_that_is_refused_is_freed(shelf: Shelf, model: Model, tokenizer_file: Path) -> None:
+    refused = shelf.next = successor(model, tokenizer_file, space="E" * 16)
+    with pytest.raises(ReloadError):
+        await shelf.reloader.reload()
+    assert isinstance(refused.engine, FakeEngine)
+    assert refused.engine.closed
 
 
 async def test_bundle_that_cannot_be_served_leaves_the_old_one(shelf: Shelf) -> None:
