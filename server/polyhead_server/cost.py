@@ -67,18 +67,19 @@ def measure(engine: Engine, max_tokens: int, batch_tokens: int = 0) -> Cost:
         if doubled < _WORTH * rate:
             break
         tokens, rate = 2 * tokens, doubled
-    return Cost(tokens, rate, _start_tokens(engine, length, rates))
+    return Cost(tokens, rate, _start_tokens(engine, length, tokens, rates))
 
 
-def _start_tokens(engine: Engine, length: int, rates: dict[int, float]) -> float:
-    """From the times of one text and of four: what is left of the first when its tokens are paid.
+def _start_tokens(engine: Engine, length: int, tokens: int, rates: dict[int, float]) -> float:
+    """From the times of one text and of a few: what is left of the first when its tokens are paid.
 
-    Not from that of a full pass, whose tokens may cost more than those of a small one.
+    Not from that of a full pass, whose tokens may cost more than those of a small one, nor from a larger one than will
+    run, which the engine may not be able to compute.
     """
-    four = 4 * length
+    few = min(4, max(2, tokens // length)) * length
     one_s = length / _tokens_per_s(engine, length, length)
-    four_s = four / (rates.get(four) or _tokens_per_s(engine, length, four))
-    token_s = (four_s - one_s) / (four - length)
+    few_s = few / (rates.get(few) or _tokens_per_s(engine, length, few))
+    token_s = (few_s - one_s) / (few - length)
     return max(one_s / token_s - length, _OTHERWISE_S / token_s) if token_s > 0 else math.inf
 
 

@@ -90,7 +90,7 @@ class Pipeline:
         for thread in self._threads:
             await asyncio.to_thread(thread.join, _JOIN_S)
         if self._alive():
-            logger.error("a compute thread does not end; the memory of its model is not freed")
+            logger.error("a compute thread has not ended; the memory of its model is not given back")
             self.model.tokenizer.close()
         else:
             await asyncio.to_thread(self.model.close)
@@ -140,6 +140,11 @@ class Pipeline:
             if admitted:
                 new = partial(Entry, call, deadline=deadline, arrived_ns=arrived_ns)
                 await self._enqueue(good[:admitted], sizes, message.wishes.truncation, max_windows, new)
+        except BaseException:
+            # Cancelled, above all. Some may be in the queue already, and nobody is given their futures.
+            for future in futures:
+                future.cancel()
+            raise
         finally:
             self._entering -= 1
             if not self._entering:

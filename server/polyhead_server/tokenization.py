@@ -10,7 +10,7 @@ from pathlib import Path
 import tokenizers
 
 from .items import Tokens
-from .wordpiece import PlainWords, suits
+from .wordpiece import MOST_CHARACTERS, PlainWords, suits
 
 # Tokenizing takes about 0.3 us a character: up to here it is cheaper than a hop to a thread and back (0.1 ms).
 _INLINE_CHARACTERS = 500
@@ -50,7 +50,11 @@ class Tokenizer:
         if characters <= _INLINE_CHARACTERS:
             return [0] * len(texts)
         looked_up = self._words is not None and characters <= _LOOKED_UP_CHARACTERS
-        return [0 if looked_up and text.isascii() else self.characters(text) for text in texts]
+        lengths = [self.characters(text) for text in texts]
+        return [
+            0 if looked_up and length <= MOST_CHARACTERS and text.isascii() else length
+            for text, length in zip(texts, lengths, strict=True)
+        ]
 
     def characters(self, text: str) -> int:
         """Code points of a text that are looked at."""
@@ -95,8 +99,8 @@ class Tokenizer:
 
     def _look_up(self, text: str, max_windows: int, *, learn: bool) -> Tokens | None:
         """A text of plain words; None for any other."""
-        head = text[: self._max_characters]
-        ids = self._words.encode(head, learn=learn) if self._words else None
+        head, words = text[: self._max_characters], self._words
+        ids = words.encode(head, learn=learn) if words else None
         return None if ids is None else self._read(text, head, ids, max_windows)
 
     def _make(self, texts: list[str], max_windows: int) -> list[Tokens]:
@@ -134,7 +138,8 @@ class Tokenizer:
 
     def _begin(self, head: str, number: int) -> int:
         """The code point where a token of the text itself begins."""
-        begin = self._words.begin(head, number) if self._words else None
+        words = self._words
+        begin = words.begin(head, number) if words else None
         if begin is not None:
             return begin
         # Only here are offsets needed, and the fast encoding has none.

@@ -16,10 +16,10 @@ import tokenizers
 _PLAIN = re.compile(r"[\t\n\r -~]*")
 _WORD = re.compile(r"[A-Za-z0-9]+|[!-/:-@\[-`{-~]")
 # The library is better at long texts: it lets others have the interpreter meanwhile.
-_MOST_CHARACTERS = 2000
+MOST_CHARACTERS = 2000
 # What is learned from a text at most: a word takes as long as looking a hundred up.
 _MOST_NEW = 8
-# Of English, which has about as many words that are not rare, 8 MB; of the longest words 34.
+# Of English, which has about as many words that are not rare, 8 MB; of the longest words 44.
 _MOST_KNOWN = 30_000
 _LONGEST_WORD = 40
 
@@ -48,7 +48,7 @@ class PlainWords:
             text: Of any length.
             learn: Whether to have the library make the ids of some words that are new, for now and later.
         """
-        if len(text) > _MOST_CHARACTERS or not _PLAIN.fullmatch(text):
+        if len(text) > MOST_CHARACTERS or not _PLAIN.fullmatch(text):
             return None
         words = _WORD.findall(self._cased(text))
         ids = self._joined(words)
@@ -58,7 +58,7 @@ class PlainWords:
 
     def begin(self, text: str, number: int) -> int | None:
         """The code point where a token begins, special ones not counted; None where the library must say."""
-        if len(text) > _MOST_CHARACTERS or not _PLAIN.fullmatch(text):
+        if len(text) > MOST_CHARACTERS or not _PLAIN.fullmatch(text):
             return None
         left = number
         for word in _WORD.finditer(self._cased(text)):

@@ -85,6 +85,13 @@ def test_tokens_that_cost_more_in_large_passes_do_not_hide_the_start(monkeypatch
     assert cost.measure(Steeper(monkeypatch, 0.001, 0.0001), 512, 4096).start_tokens == pytest.approx(15)
 
 
+def test_engine_that_fails_beyond_the_smallest_pass_serves_with_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TimedEngine(monkeypatch, 0.01, 0.0001, most=64)
+    measured = cost.measure(engine, 512)
+    assert measured.batch_tokens == 64
+    assert measured.start_tokens == pytest.approx(105)
+
+
 def test_where_tokens_cost_nothing_the_start_is_all_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TimedEngine(monkeypatch, 0.001, 0.0)
     assert cost.measure(engine, 512, 640).start_tokens > 1e6

@@ -12,7 +12,7 @@ from polyhead_server import pipeline as pipeline_module
 from polyhead_server.batching import Call
 from polyhead_server.engines import EngineError
 from polyhead_server.errors import ExpiredError, InternalError, InvalidRequestError, OverloadedError, TextTooLongError
-from polyhead_server.items import BadItem, Item, Message, Outcome, Result, Truncation, Wishes
+from polyhead_server.items import BadItem, Item, Message, Outcome, Result, Tokens, Truncation, Wishes
 from polyhead_server.loading import Model
 from polyhead_server.pipeline import Pipeline
 from polyhead_server.settings import Settings
@@ -408,3 +408,30 @@ async def test_what_does_not_fit_before_the_deadline_is_refused_and_the_rest_ans
     assert 16 <= len(refused) <= 20
     assert answers[-len(refused) :] == refused
     assert all(isinstance(answer, Result) for answer in answers[: -len(refused)])
+
+
+async def test_message_that_is_cancelled_while_it_enters_leaves_nothing_behind(
+    pipeline: Pipeline, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.gate.clear()
+    (running,) = await pipeline.submit(message("w1"), Call(), None)
+    await engine.hold()
+    encode, turns, entered = pipeline.model.tokenizer.encode_async, iter(range(10)), asyncio.Event()
+
+    async def one_turn_at_a_time(texts: list[str], max_windows: int = 1) -> list[Tokens]:
+        if next(turns):
+            entered.set()
+            await asyncio.Event().wait()
+        return await encode(texts, max_windows)
+
+    monkeypatch.setattr(pipeline.model.tokenizer, "encode_async", one_turn_at_a_time)
+    monkeypatch.setattr(pipeline.model.tokenizer, "turns", lambda texts: [slice(0, 2), slice(2, len(texts))])
+    entering = asyncio.create_task(pipeline.submit(message("w1", "w2", "w3"), Call(), None))
+    await entered.wait()
+    assert pipeline.queue.waiting == 2
+    entering.cancel()
+    await asyncio.wait({entering})
+    await asyncio.sleep(0)
+    assert pipeline.queue.waiting == 0
+    engine.gate.set()
+    assert isinstance(await running, Result)

@@ -166,6 +166,13 @@ def test_only_what_the_library_reads_counts_as_read_apart(pair: tuple[Tokenizer,
     assert made.apart(["hello" * 20] * 100) == [50] * 100
 
 
+def test_long_plain_text_is_read_apart(tmp_path: Path) -> None:
+    LOWER.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", 64, 4000)
+    assert tokenizer.apart(["a " * 1000]) == [0]
+    assert tokenizer.apart(["a " * 1001]) == [2002]
+
+
 def test_text_that_is_there_twice_is_left_to_the_library(tmp_path: Path) -> None:
     _twice().save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path / "tokenizer.json", 64, 1000)
