@@ -170,10 +170,12 @@ class BatchQueue:
     def put(self, entries: Iterable[Entry]) -> None:
         """Adds entries and wakes as many workers as may find work."""
         with self._changed:
+            before = self.waiting
             for entry in entries:
                 self._enter(entry)
+            # Each that wakes wants the interpreter, also the one that finds nothing.
+            self._changed.notify(self.waiting - before)
             self._clear_away()
-            self._changed.notify_all()
 
     def take(self) -> Batch | None:
         """Waits for work; None when the queue is closed and empty."""

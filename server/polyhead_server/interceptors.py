@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -23,6 +24,8 @@ class ErrorInterceptor(aio.ServerInterceptor):
     def __init__(self, service_name: str) -> None:
         """Takes the service whose deserializers never raise; its messages need no further step on their way."""
         self._prefix = f"/{service_name}/"
+        # The calls of a method have one handler.
+        self._guarding = functools.cache(_guarding)
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
@@ -33,13 +36,17 @@ class ErrorInterceptor(aio.ServerInterceptor):
             return None
         if not str(handler_call_details.method).startswith(self._prefix):
             return _parsing_inside(handler)
-        if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(
-                _guarded(handler.stream_stream), handler.request_deserializer, handler.response_serializer
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            _guarded(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+        return self._guarding(handler)
+
+
+def _guarding(handler: Any) -> Any:
+    if handler.stream_stream:
+        return grpc.stream_stream_rpc_method_handler(
+            _guarded(handler.stream_stream), handler.request_deserializer, handler.response_serializer
         )
+    return grpc.unary_unary_rpc_method_handler(
+        _guarded(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+    )
 
 
 def _guarded(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -96,8 +96,8 @@ class InferenceService:
         with self._call() as served:
             message = _checked(message, served.writer)
             futures = await served.pipeline.submit(message, Call(whole=True), _deadline(context))
-            # Cancelling gather cancels the futures, which takes their items out of the queue.
-            outcomes = await asyncio.gather(*futures)
+            # Whoever is cancelled here cancels the futures, which takes their items out of the queue.
+            outcomes = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
             self._metrics.answered(outcomes)
             refusals = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
             if refusals and len(refusals) == len(outcomes):

@@ -105,6 +105,8 @@ class Tokenizer:
 
     def _make(self, texts: list[str], max_windows: int) -> list[Tokens]:
         """What the library makes of texts."""
+        if not texts:
+            return []
         heads = [text[: self._max_characters] for text in texts]
         encodings = self._tokenizer.encode_batch_fast(heads)
         return [
