@@ -7,8 +7,10 @@ for more to come. Entries that were cancelled or whose deadline passed are let g
 Turns are dealt out fairly among calls, by tokens: a single text does not wait behind thousands that a stream sent
 before it. Each entry is stamped with the virtual time at which it would start if all calls were served side by side,
 and the earliest comes first (weighted fair queueing: Demers, Keshav, Shenker 1989; start times: Goyal et al. 1996).
-Neighbours ride out of turn, which is charged to their calls; so that nobody pays for long for what others could not
-use, one pass in a few is headed by whoever has waited longest.
+Neighbours ride out of turn, which is charged to their calls as long as they have more waiting. A stream that sends the
+next text when the last was answered owes nothing then, like a client that makes a call for each: its debt would be paid
+in rounds of all who wait. So that nobody pays for long for what others could not use, one pass in a few is headed by
+whoever has waited longest.
 """
 
 from __future__ import annotations
@@ -202,7 +204,7 @@ class BatchQueue:
 
     def _enter(self, entry: Entry) -> None:
         call, number = entry.call, next(self._numbers)
-        start = max(self._now, call.finish)
+        start = max(self._now, call.finish) if call.waiting_tokens else self._now
         call.finish = start + entry.length
         heapq.heappush(self._lanes.setdefault(entry.length, []), (start, number, entry))
         self._arrivals.append(entry)

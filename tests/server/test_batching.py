@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import threading
 import time
 from collections.abc import Iterable
@@ -35,6 +36,17 @@ def drain(queue: BatchQueue) -> Iterable[list[int]]:
     queue.close()
     while (batch := queue.take()) is not None:
         yield lengths(batch)
+
+
+class Counting(threading.Condition):
+    """Counts those that it woke."""
+
+    woken = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        woken = super().wait(timeout)
+        self.woken += 1
+        return woken
 
 
 async def test_batch_holds_the_oldest_entry_and_its_nearest_neighbours(queue: BatchQueue) -> None:
@@ -128,6 +140,20 @@ async def test_stream_is_not_starved_by_calls_that_keep_coming(queue: BatchQueue
         queue.put([entry(40), entry(40)])
         taken.append(lengths(queue.take()))
     assert taken.count([80]) >= 3
+
+
+async def test_many_streams_of_one_text_each_are_served_alike() -> None:
+    queue = BatchQueue(BatchLimits(max_tokens=512, max_padding=0.12, start_tokens=16))
+    rng, streams, waits, asked = random.Random(0), [Call() for _ in range(300)], [], {}
+    coming = list(streams)
+    for number in range(1000):
+        asked.update(dict.fromkeys(map(id, coming), number))
+        queue.put([entry(int(rng.triangular(5, 120, 20)), call=call) for call in coming])
+        batch = queue.take()
+        assert batch is not None
+        coming = [one.call for one in batch.entries]
+        waits += [number - asked[id(call)] for call in coming]
+    assert max(waits) < 3 * sum(waits) / len(waits)
 
 
 async def test_items_of_a_call_keep_their_order(queue: BatchQueue) -> None:
@@ -304,6 +330,46 @@ async def test_two_idle_workers_share_what_is_there(queue: BatchQueue) -> None:
     for thread in threads:
         await asyncio.to_thread(thread.join, 10)
     assert taken == [[10, 10], [10, 10]]
+
+
+async def test_put_wakes_no_more_workers_than_it_has_entries(queue: BatchQueue) -> None:
+    changed = queue._changed = Counting()
+    threads = [threading.Thread(target=queue.take) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while queue._idle_workers < 3:
+        await asyncio.sleep(0)
+    queue.put([entry(10)])
+    while queue.waiting:
+        await asyncio.sleep(0)
+    queue.put([entry(10)])
+    while queue.waiting:
+        await asyncio.sleep(0)
+    assert changed.woken == 2
+    queue.close()
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 10)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+async def test_no_entry_is_left_while_workers_wait(queue: BatchQueue) -> None:
+    taken: list[int] = []
+
+    def work() -> None:
+        while (batch := queue.take()) is not None:
+            taken.extend(lengths(batch))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(300):
+        queue.put([entry(10 + 5 * kind) for kind in range(1 + number % 5)])
+    async with asyncio.timeout(10):
+        while len(taken) < 900:
+            await asyncio.sleep(0)
+    queue.close()
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 10)
 
 
 async def test_closed_queue_is_emptied_first(queue: BatchQueue) -> None:

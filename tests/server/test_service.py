@@ -222,6 +222,24 @@ async def test_cancelled_stream_is_not_computed(running: Running, engine: FakeEn
     assert engine.passes == [(1, 3), (1, 3)]
 
 
+@pytest.mark.parametrize("texts", [["w2"], ["w2", "w3"]])
+async def test_cancelled_call_is_not_computed(running: Running, engine: FakeEngine, texts: list[str]) -> None:
+    engine.gate.clear()
+    first = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
+    await engine.hold()
+    pipeline = running.service.pipeline
+    assert pipeline is not None
+    call = running.stub.Analyze(pb2.AnalyzeRequest(items=items(texts)))
+    while pipeline.queue.waiting < len(texts):
+        await asyncio.sleep(0.001)
+    call.cancel()
+    while pipeline.queue.waiting:
+        await asyncio.sleep(0.001)
+    engine.gate.set()
+    await first
+    assert engine.passes == [(1, 3)]
+
+
 async def test_draining_stream_answers_what_it_accepted_and_then_ends(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
     call = running.stub.StreamAnalyze()
