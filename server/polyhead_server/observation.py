@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import re
 import secrets
@@ -32,9 +31,6 @@ logger = logging.getLogger(__name__)
 REQUEST_ID = "x-request-id"
 # A client's id is taken as it is or not at all: nothing that a log or a search would choke on.
 _ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-# An id of our own: this process and a number.
-_PROCESS = secrets.token_hex(4)
-_NUMBERS = itertools.count()
 _SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 # Only these are observed: others are probes, and names that clients make up, of which each would be a metric.
 _METHODS = {f"/{_SERVICE.full_name}/{method.name}": method.name for method in _SERVICE.methods}
@@ -138,7 +134,7 @@ class _Call:
         self.path = str(details.method)
         self.metadata: Any = details.invocation_metadata or ()
         given = next((value for name, value in self.metadata if name == REQUEST_ID), "")
-        self.request_id = str(given) if _ID.fullmatch(str(given)) else f"{_PROCESS}{next(_NUMBERS):08x}"
+        self.request_id = str(given) if _ID.fullmatch(str(given)) else secrets.token_hex(8)
 
 
 _UNTRACED: contextlib.nullcontext[Any] = contextlib.nullcontext()

@@ -321,7 +321,7 @@ async def test_two_idle_workers_share_what_is_there(queue: BatchQueue) -> None:
         batch = queue.take()
         taken.append(lengths(batch))
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(2)]
     for thread in threads:
         thread.start()
     while queue._idle_workers < 2:
@@ -334,7 +334,7 @@ async def test_two_idle_workers_share_what_is_there(queue: BatchQueue) -> None:
 
 async def test_put_wakes_no_more_workers_than_it_has_entries(queue: BatchQueue) -> None:
     changed = queue._changed = Counting()
-    threads = [threading.Thread(target=queue.take) for _ in range(3)]
+    threads = [threading.Thread(target=queue.take, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     while queue._idle_workers < 3:
@@ -357,7 +357,7 @@ async def test_no_entry_is_left_while_workers_wait(queue: BatchQueue) -> None:
         while (batch := queue.take()) is not None:
             taken.extend(lengths(batch))
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     for number in range(300):

@@ -233,10 +233,12 @@ async def test_cancelled_call_is_not_computed(running: Running, engine: FakeEngi
     while pipeline.queue.waiting < len(texts):
         await asyncio.sleep(0.001)
     call.cancel()
-    while pipeline.queue.waiting:
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(10):
+        while pipeline.queue.waiting:
+            await asyncio.sleep(0.001)
     engine.gate.set()
-    await first
+    (answer,) = (await first).answers
+    assert embedding(answer) == embedding_of("w1")
     assert engine.passes == [(1, 3)]
 
 
