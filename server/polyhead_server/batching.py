@@ -7,10 +7,10 @@ for more to come. Entries that were cancelled or whose deadline passed are let g
 Turns are dealt out fairly among calls, by tokens: a single text does not wait behind thousands that a stream sent
 before it. Each entry is stamped with the virtual time at which it would start if all calls were served side by side,
 and the earliest comes first (weighted fair queueing: Demers, Keshav, Shenker 1989; start times: Goyal et al. 1996).
-Neighbours ride out of turn, which is charged to their calls as long as they have more waiting. A stream that sends the
-next text when the last was answered owes nothing then, like a client that makes a call for each: its debt would be paid
-in rounds of all who wait. So that nobody pays for long for what others could not use, one pass in a few is headed by
-whoever has waited longest.
+Neighbours ride out of turn, which is charged to their calls. Only a call of which nothing waits is let off its last
+text: a stream that sends the next when that was answered owes nothing then, like a client that makes a call for each,
+and need not pay in rounds of all who wait. So that nobody pays for long for what others could not use, one pass in a
+few is headed by whoever has waited longest.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ class Call:
         whole: Whether its answers go out together, when the last is there: a unary call's.
         taken_tokens: Of a whole call, tokens of its entries that have left while others wait.
         finish: Virtual time at which the last of its entries would be finished; the queue's own business.
+        last_tokens: Tokens of that entry.
     """
 
     waiting_tokens: int = 0
     whole: bool = False
     taken_tokens: int = 0
     finish: float = 0.0
+    last_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -204,8 +206,9 @@ class BatchQueue:
 
     def _enter(self, entry: Entry) -> None:
         call, number = entry.call, next(self._numbers)
-        start = max(self._now, call.finish) if call.waiting_tokens else self._now
-        call.finish = start + entry.length
+        owed = call.finish if call.waiting_tokens else call.finish - call.last_tokens
+        start = max(self._now, owed)
+        call.finish, call.last_tokens = start + entry.length, entry.length
         heapq.heappush(self._lanes.setdefault(entry.length, []), (start, number, entry))
         self._arrivals.append(entry)
         if entry.deadline is not None:

@@ -14,7 +14,9 @@ import pytest
 import tokenizers
 from numpy.typing import NDArray
 from polyhead_export import bundle
+from polyhead_server.batching import Batch, BatchLimits, BatchQueue, Call, Entry
 from polyhead_server.engines import Runtime
+from polyhead_server.items import Outcome, Tokens
 from polyhead_server.loading import Model
 from polyhead_server.settings import Settings
 from polyhead_server.tokenization import Tokenizer
@@ -136,6 +138,26 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
         monkeypatch.setattr(sys, "executable", str(path))
 
     return play
+
+
+@pytest.fixture
+async def queue() -> BatchQueue:
+    return BatchQueue(BatchLimits(max_tokens=100, max_padding=0.12, start_tokens=16))
+
+
+_clock = iter(range(1_000_000))
+
+
+def entry(length: int, deadline: float | None = None, call: Call | None = None) -> Entry:
+    """An entry that is younger than all before it, of a call of its own unless one is given."""
+    future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    ids = [7] * length
+    return Entry(call or Call(), Tokens((ids,), length), ids, future, deadline, 0, next(_clock), 0)
+
+
+def lengths(batch: Batch | None) -> list[int]:
+    assert batch is not None
+    return [entry.length for entry in batch.entries]
 
 
 def embedding_of(text: str) -> list[float]:
