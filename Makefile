@@ -13,7 +13,7 @@ NAME := $(shell sed -n '/^name = /{s/^name = "\(.*\)"/\1/p;q}' $(CONFIG))
 RUN ?= build/$(NAME)/run
 BUNDLE ?= build/$(NAME)/bundle
 LISTEN ?= 127.0.0.1:50051
-SOURCES := client/polyhead_client export/polyhead_export server/polyhead_server training/polyhead_training
+SOURCES := bundle/polyhead_bundle client/polyhead_client export/polyhead_export server/polyhead_server training/polyhead_training
 STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
@@ -68,8 +68,7 @@ lint-deploy: setup
 	sh deploy/lint.sh $(BIN)
 
 types: setup  ## mypy --strict on source and tests
-	$(BIN)/mypy $(SOURCES) tests proto/generate.py proto/reference.py deploy/audit.py docs/conf.py
-	MYPYPATH=bench $(BIN)/mypy bench
+	$(BIN)/mypy $(SOURCES) tests bench proto/generate.py proto/reference.py deploy/audit.py docs/conf.py
 
 contracts: setup  ## import-linter: who may import what
 	$(BIN)/lint-imports
@@ -77,7 +76,7 @@ contracts: setup  ## import-linter: who may import what
 package: setup  ## install the server alone as the image does, held against hashes; weigh it; it has no torch
 	rm -rf build/server-only
 	PYTHON=$(PYTHON) sh deploy/install.sh server build/server-only
-	$(BIN)/python bench/install.py build/server-only --output build/supply/install.json
+	$(BIN)/python bench/server/install_size.py build/server-only --output build/supply/install.json
 	! ls build/server-only/lib/python3*/site-packages | grep -iE '^(torch|transformers)$$'
 
 # An allow-list: a licence that is not in it is a question for a person, not for this file.
@@ -107,22 +106,22 @@ docs: setup  ## build the pages and the reference into build/site; a broken link
 
 # About an hour on two cores, which nothing else may use meanwhile.
 bench: $(BUNDLE)/bundle.json  ## measure the server against bare onnxruntime; writes docs/benchmarks.md
-	$(BIN)/python bench/serving.py --bundle $(BUNDLE) --variant int8 --output bench/results/serving-int8.json
-	$(BIN)/python bench/serving.py --bundle $(BUNDLE) --variant fp32 --output bench/results/serving-fp32.json
-	$(BIN)/python bench/start.py --bundle $(BUNDLE) --output bench/results/start.json
-	$(BIN)/python bench/anatomy.py --bundle $(BUNDLE) --output bench/results/anatomy.json
-	$(BIN)/python bench/workers.py --bundle $(BUNDLE) --output bench/results/workers.json
-	$(BIN)/python bench/growth.py --bundle $(BUNDLE) --work build/growth --output bench/results/growth.json
-	$(BIN)/python bench/page.py
+	$(BIN)/python bench/server/throughput.py --bundle $(BUNDLE) --variant int8 --output bench/results/serving-int8.json
+	$(BIN)/python bench/server/throughput.py --bundle $(BUNDLE) --variant fp32 --output bench/results/serving-fp32.json
+	$(BIN)/python bench/server/startup.py --bundle $(BUNDLE) --output bench/results/start.json
+	$(BIN)/python bench/server/latency_breakdown.py --bundle $(BUNDLE) --output bench/results/anatomy.json
+	$(BIN)/python bench/server/workers.py --bundle $(BUNDLE) --output bench/results/workers.json
+	$(BIN)/python bench/server/scaling.py --bundle $(BUNDLE) --work build/growth --output bench/results/growth.json
+	$(BIN)/python bench/report/page.py
 
 # About half an hour on two cores; what it writes is only worth something where nothing else runs meanwhile.
 reliability: $(BUNDLE)/bundle.json  ## make go wrong what may go wrong; writes docs/reliability.md (QUICK=1: in 5 minutes, of what hangs on no clock; writes nothing)
-	$(BIN)/python bench/reliability.py --bundle $(BUNDLE) $(if $(QUICK),--quick)
+	$(BIN)/python tests/reliability/run.py --bundle $(BUNDLE) $(if $(QUICK),--quick)
 
 rivals: $(BUNDLE)/bundle.json  ## install other servers, each in its own environment, and measure them beside ours
-	$(BIN)/python bench/rivals/install.py
-	$(BIN)/python bench/rivals.py --bundle $(BUNDLE) --output bench/results/rivals.json
-	$(BIN)/python bench/page.py
+	$(BIN)/python bench/comparison/install.py
+	$(BIN)/python bench/comparison/compare.py --bundle $(BUNDLE) --output bench/results/rivals.json
+	$(BIN)/python bench/report/page.py
 
 format: setup  ## let ruff format and mend
 	$(BIN)/ruff check --fix .

@@ -20,7 +20,7 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 
-from proto.generate import protoc
+from .generate import protoc
 
 PACKAGE = "polyhead.v1"
 INTRODUCTION = """# Protocol

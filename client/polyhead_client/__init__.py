@@ -9,7 +9,7 @@
 from .aio import AsyncClient
 from .client import Client
 from .conversion import Encoding, Order, Task, TruncationPolicy
-from .credentials import Tls
+from .core.stream_state import Text
 from .errors import (
     AccessDeniedError,
     DeadlineExceededError,
@@ -20,19 +20,9 @@ from .errors import (
     TooMuchError,
     UnavailableError,
 )
-from .flow import Text
 from .model_info import EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
-from .results import (
-    Answer,
-    Classification,
-    Fingerprints,
-    ItemError,
-    LabelScore,
-    Result,
-    Sentiment,
-    Timings,
-    Truncation,
-)
+from .transport.credentials import Tls
+from .types import Answer, Classification, Fingerprints, ItemError, LabelScore, Result, Sentiment, Timings, Truncation
 
 __all__ = [
     "AccessDeniedError",

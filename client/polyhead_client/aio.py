@@ -13,16 +13,17 @@ import grpc.aio
 from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2
 
+from polyhead_client.core.retry import Retries
+from polyhead_client.core.stream_state import Flow, Text
+from polyhead_client.transport.pool import Connections
+
 from . import conversion
-from .calls import Calls, StreamMethod, UnaryMethod, closed_meanwhile
-from .connections import Connections
+from ._base import Calls, StreamMethod, UnaryMethod, closed_meanwhile
+from .batch import DEFAULT_DEADLINE_S, Analysis, Attempts
 from .conversion import Encoding, StreamRequest, Task, TruncationPolicy
 from .errors import PolyheadError, UnavailableError, translated
-from .flow import Flow, Text
 from .model_info import ModelInfo
-from .results import Answer, Fingerprints
-from .retries import Retries
-from .unary import DEFAULT_DEADLINE_S, Analysis, Attempts
+from .types import Answer, Fingerprints
 
 # A plain iterable is read on the event loop: where its next text may keep one waiting, make it an async one.
 Texts: TypeAlias = Iterable[Text] | AsyncIterable[Text]

@@ -21,21 +21,11 @@ from polyhead.v1 import item_pb2, model_pb2
 
 from .errors import InvalidRequestError, ServerError, reason_of, retry_after_of
 from .model_info import EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
-from .results import (
-    Answer,
-    Classification,
-    Fingerprints,
-    ItemError,
-    LabelScore,
-    Result,
-    Sentiment,
-    Timings,
-    Truncation,
-)
+from .types import Answer, Classification, Fingerprints, ItemError, LabelScore, Result, Sentiment, Timings, Truncation
 
 Task = Literal["embedding", "classification", "sentiment"]
 TruncationPolicy = Literal["truncate", "error", "window"]
-Order = Literal["request", "finished"]
+Order = Literal["request", "completion"]
 Encoding = Literal["float32", "float16", "int8", "binary"]
 
 StreamRequest = (
@@ -63,7 +53,7 @@ _TRUNCATION = {
     "error": item_pb2.TRUNCATION_POLICY_ERROR,
     "window": item_pb2.TRUNCATION_POLICY_WINDOW,
 }
-_IN_REQUEST_ORDER = {"request": True, "finished": False}
+_IN_REQUEST_ORDER = {"request": True, "completion": False}
 _ENCODING = {
     "float32": item_pb2.EMBEDDING_ENCODING_FLOAT32_LE,
     "float16": item_pb2.EMBEDDING_ENCODING_FLOAT16_LE,
@@ -191,8 +181,8 @@ def _result(result: item_pb2.Result) -> Result:
         embedding=_embedding(result.embedding) if result.HasField("embedding") else None,
         classification=_classification(result.classification) if result.HasField("classification") else None,
         sentiment=_sentiment(result.sentiment) if result.HasField("sentiment") else None,
-        further_classifications=tuple(_classification(further) for further in result.further_classifications),
-        further_sentiments=tuple(_sentiment(further) for further in result.further_sentiments),
+        additional_classifications=tuple(_classification(further) for further in result.additional_classifications),
+        additional_sentiments=tuple(_sentiment(further) for further in result.additional_sentiments),
         timings=_timings(result.timings) if result.HasField("timings") else None,
     )
 

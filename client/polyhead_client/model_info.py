@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .results import Fingerprints
+from .types import Fingerprints
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from polyhead_training.card import code, figures, table
-from polyhead_training.results import read_evaluation
-from polyhead_training.run_directory import EVALUATION_NAME, Run
+from polyhead_bundle import Head, Manifest
+from polyhead_training.reporting.model_card import code, figures, table
+from polyhead_training.reporting.results import read_evaluation
+from polyhead_training.runs.run_directory import EVALUATION_NAME, Run
 
-from .bundle import Head, Manifest
 from .layout import CARD, CONFIG, GRAPH, TOKENIZER, WEIGHTS
 
 _FILES = {

@@ -60,7 +60,7 @@ def main() -> None:
     \b
     Examples:
       polyhead-export runs/tickets bundles/tickets
-      polyhead-export runs/tickets bundles/tickets --variant int8 --variant fp16 --labelled data/test.jsonl
+      polyhead-export runs/tickets bundles/tickets --variant int8 --variant fp16 --eval-data data/test.jsonl
       polyhead-export verify bundles/tickets
       polyhead-serve "$(polyhead-export runs/tickets bundles/tickets)"
 
@@ -82,10 +82,13 @@ def main() -> None:
     type=click.Choice(_VARIANTS),
     help="Make this one besides fp32; may be repeated. The configuration's without it.  [default: int8]",
 )
-@click.option("--labelled", multiple=True, type=_PATH, help="Held-out labelled file for the gate; may be repeated.")
+@click.option(
+    "--eval-data", "labelled", multiple=True, type=_PATH, help="Held-out labelled file for the gate; may be repeated."
+)
 @_CONFIG
 @click.option(
-    "--also",
+    "--format",
+    "also",
     type=click.Choice(["sentence-transformers"]),
     help="Write OUTPUT_DIR-sentence-transformers, too, which other programs can read.",
 )
@@ -116,9 +119,9 @@ def export_command(  # noqa: PLR0917
         settings = _read_settings(config, variants, labelled)
         neighbour = _beside(output_dir, f"-{also}")
         if also:
-            from polyhead_training.run_directory import load_run
+            from polyhead_training.runs.run_directory import load_run
 
-            from .sentence_transformers import require_writable, write_sentence_transformer
+            from polyhead_export.interop.sentence_transformers import require_writable, write_sentence_transformer
 
             # Before the minutes of work, not after them.
             require_writable(run := load_run(run_dir), neighbour)
@@ -128,7 +131,7 @@ def export_command(  # noqa: PLR0917
             write_sentence_transformer(run, neighbour)
             click.echo(neighbour)
         if push_to_hub:
-            from .hub import push_bundle
+            from polyhead_export.interop.hub import push_bundle
 
             _say(push_bundle(found, push_to_hub))
         left_out = set(settings.required) - set(found.manifest.variants)
@@ -183,7 +186,7 @@ def import_command(checkpoint: str, run_dir: Path, name: str | None) -> None:
     RoBERTa or DistilBERT classifier. The answers stay the checkpoint's; what cannot be kept is refused.
     """
     with _work():
-        from .checkpoints import import_checkpoint
+        from polyhead_export.interop.import_checkpoint import import_checkpoint
 
         path = import_checkpoint(checkpoint, run_dir, name, _say)
     click.echo(path)
@@ -193,12 +196,13 @@ def import_command(checkpoint: str, run_dir: Path, name: str | None) -> None:
 def _work() -> Iterator[None]:
     """Says what went wrong, in one line, with the exit code; and how long it took when nothing did."""
     # PyTorch takes seconds to import; --help needs none of it.
+    from polyhead_bundle import BundleError
     from polyhead_training.errors import TrainingError
 
-    from .bundle import BundleError
-    from .checkpoints import CheckpointError
+    from polyhead_export.interop.import_checkpoint import CheckpointError
+    from polyhead_export.interop.sentence_transformers import InterchangeError
+
     from .errors import ContentError, ExportError, SettingsError
-    from .sentence_transformers import InterchangeError
     from .signing import SigningError
 
     _silence_transformers()

@@ -22,11 +22,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .bundle import Check
+from polyhead_bundle import Check
 
 
 class ExportError(Exception):
-    """Base of everything that this room raises on purpose; ``polyhead_export.bundle`` has its own."""
+    """Base of everything that this room raises on purpose; ``polyhead_bundle`` has its own."""
 
 
 class GraphError(ExportError):

@@ -19,24 +19,26 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import polyhead_bundle as bundle
+from polyhead_bundle import Bundle, Golden, Head, Manifest, Variant, weights_name
 from polyhead_training.errors import RunError
 from polyhead_training.model import PolyheadConfig
-from polyhead_training.run_directory import Run, load_run
+from polyhead_training.runs.run_directory import Run, load_run
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 
-from . import bundle, gate
-from .bundle import Bundle, Golden, Head, Manifest, Variant, weights_name
+from polyhead_export.quantization.fusion import operators, summary
+from polyhead_export.quantization.variants import make_variant
+
+from . import gate
 from .card import render_card
 from .errors import GateError, GraphError
+from .eval_data import Labelled, read_rows
 from .fingerprints import take_fingerprints
-from .fusion import operators, summary
 from .golden import golden_texts
-from .graph import EMBEDDING_OUTPUT, describe_embedding, describe_graph, export_graph
-from .labelled import Labelled, read_rows
 from .layout import CARD, CONFIG, GRAPH, TOKENIZER, WEIGHTS
-from .passes import Pass, onnx_pass, torch_pass
+from .onnx_export import EMBEDDING_OUTPUT, describe_embedding, describe_graph, export_graph
+from .runners import Pass, onnx_pass, torch_pass
 from .settings import BATCH_INVARIANT, Limits, Settings, VariantName
-from .variants import make_variant
 
 DEFAULT_SETTINGS = Settings()
 # Labelled rows that the choices of int8 are judged on, each of them: a minute or so for them all.
@@ -76,7 +78,7 @@ def export(
         say(f"{run.name}: exporting the graph")
         labelled = read_rows(run, heads, settings.labelled_files) if settings.labelled else None
         if labelled is None:
-            say("gate: no labelled file, so nothing is said about accuracy and calibration; give one with --labelled")
+            say("gate: no labelled file, so nothing is said about accuracy and calibration; give one with --eval-data")
         graph = Path(folder) / GRAPH
         export_graph(run.model, graph)
         variants: dict[str, Variant] = {}

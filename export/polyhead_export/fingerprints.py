@@ -7,9 +7,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from polyhead_bundle import Fingerprints, Head, fingerprint
 from polyhead_training.model import PolyheadConfig, PolyheadModel
-
-from .bundle import Fingerprints, Head, fingerprint
 
 # Where a configuration came from, not what it computes.
 _PROVENANCE = frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"})

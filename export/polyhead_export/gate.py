@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from polyhead_bundle import Check, Head, Manifest, Tensor
 from polyhead_training.model import PolyheadModel
 from polyhead_training.tokenization import pad
 
-from .bundle import Check, Head, Manifest, Tensor
 from .errors import (
     AccuracyError,
     CalibrationError,
@@ -30,9 +30,9 @@ from .errors import (
     NamesError,
     ValuesError,
 )
-from .graph import EMBEDDING_OUTPUT, describe_graph, signature
-from .labelled import Labelled, labels_of
-from .passes import Answers, Pass, onnx_pass, torch_pass
+from .eval_data import Labelled, labels_of
+from .onnx_export import EMBEDDING_OUTPUT, describe_graph, signature
+from .runners import Answers, Pass, onnx_pass, torch_pass
 from .settings import Limits, Settings
 
 Ids = Sequence[int]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from polyhead_bundle import CARD, CONFIG, TOKENIZER, WEIGHTS
 from polyhead_training.model import PolyheadModel
 from polyhead_training.model import load_model as load_trained_model
 
-from .bundle import CARD, CONFIG, TOKENIZER, WEIGHTS
 from .errors import ContentError
 
 __all__ = ["CARD", "CONFIG", "GRAPH", "GRAPHS", "TOKENIZER", "WEIGHTS", "load_model"]

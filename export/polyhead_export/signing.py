@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import bundle
-from .bundle import BundleError
+import polyhead_bundle as bundle
+from polyhead_bundle import BundleError
+
 from .errors import ExportError
 
 _INSTALL = "install it: pip install '.[signing]' in polyhead's sources"

@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
+import polyhead_bundle as bundle
+from polyhead_bundle import MANIFEST_NAME, Bundle, Manifest, Variant
 from polyhead_training.model import PolyheadConfig, PolyheadModel
 from polyhead_training.tokenization import encode, load_tokenizer, read_tokenizer
 
-from . import bundle, gate
-from .bundle import MANIFEST_NAME, Bundle, Manifest, Variant
+from polyhead_export.quantization.fusion import operators
+
+from . import gate
 from .errors import ContentError, GraphError
 from .fingerprints import take_fingerprints
-from .fusion import operators
-from .graph import describe_embedding, describe_graph, require_no_local_trace
 from .layout import CONFIG, TOKENIZER, WEIGHTS, load_model
+from .onnx_export import describe_embedding, describe_graph, require_no_local_trace
 from .settings import BATCH_INVARIANT, VARIANTS, Limits, Settings
 
 DEFAULT_SETTINGS = Settings()

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 import click
 
-from . import logs
+from polyhead_server.observability.logging import configure
+
 from .errors import StartupError
 from .settings import Settings
 
@@ -86,7 +87,7 @@ def run(settings: Settings, work: Callable[[Settings], Coroutine[Any, Any, int]]
     import uvloop
 
     sys.setswitchinterval(_SWITCH_S)
-    logs.configure(settings.log_level, settings.log_format)
+    configure(settings.log_level, settings.log_format)
     # The log is ours; what libraries say below a warning is noise to an operator.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
@@ -108,15 +109,16 @@ def _complain(error: Exception) -> None:
 
 
 async def _serve(settings: Settings) -> int:
+    from polyhead_server.lifecycle.server import serve
+
     from .addresses import require_local
-    from .lifecycle import serve
 
     require_local(settings.admin_listen)
     return await serve(settings)
 
 
 async def _supervise(settings: Settings) -> int:
-    from .workers import WorkerDiedError, supervise
+    from polyhead_server.workers.supervisor import WorkerDiedError, supervise
 
     try:
         return await supervise(settings)

@@ -23,13 +23,13 @@ _LEAST = {
     "max_queue_s": 0,
     "max_queue_tokens": 1,
     "max_windows": 1,
-    "watch_s": 0,
+    "reload_interval_s": 0,
     "max_items_per_message": 1,
     "max_message_bytes": 1024,
     "max_characters_per_token": 1,
     "stream_window": 1,
-    "max_pass_s": 1,
-    "drain_s": 0,
+    "batch_timeout_s": 1,
+    "drain_timeout_s": 0,
     "drain_delay_s": 0,
     "start_timeout_s": 1,
     "max_worker_age_s": 0,
@@ -86,10 +86,10 @@ class Settings:
     )
     max_windows: int = _option(32, "Windows in which a long text is read, where its client asks for windows.")
     stream_window: int = _option(512, "Items of one stream that may be in the server before it stops reading.")
-    max_pass_s: float = _option(
+    batch_timeout_s: float = _option(
         120.0, "Seconds that a pass may take; when one takes longer, the engine hangs, and the server ends."
     )
-    drain_s: float = _option(30.0, "Seconds from SIGTERM on that accepted work is given to finish.")
+    drain_timeout_s: float = _option(30.0, "Seconds from SIGTERM on that accepted work is given to finish.")
     drain_delay_s: float = _option(
         0.5, "Seconds of them in which everything is still served, and the health service says NOT_SERVING."
     )
@@ -102,7 +102,9 @@ class Settings:
         "never. Not with --workers 1.",
     )
     admin_listen: str = _option("", "HOST:PORT on loopback, or unix:PATH, of the admin service; empty for none.")
-    watch_s: float = _option(0.0, "Seconds between looks at whether the bundle was replaced, to reload it; 0 for none.")
+    reload_interval_s: float = _option(
+        0.0, "Seconds between looks at whether the bundle was replaced, to reload it; 0 for none."
+    )
     metrics_listen: str = _option("", "HOST:PORT for Prometheus metrics over HTTP; empty for none.")
     otlp_endpoint: str = _option(
         "", "URL that traces are sent to by OTLP over gRPC, such as http://127.0.0.1:4317; empty for none."

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead.v1 import inference_service_pb2_grpc as service_grpc
 from polyhead_client import Answer, AsyncClient, Client, ModelInfo, Text
 
-from .fake_server import FakeServicer
+from tests.support.fake_server import FakeServicer
 
 
 @contextlib.contextmanager

@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 import pytest
 from polyhead_client import AsyncClient, Client, UnavailableError
-from polyhead_client.retries import RetryBudget
+from polyhead_client.core.retry import RetryBudget
 
-from .fake_server import BUSY, FakeServicer
+from tests.support.fake_server import BUSY, FakeServicer
 
 # Longer than any test waits: a call that sleeps it off fails the test.
 PUSHBACK_MS, PATIENCE_S = "60000", 20.0

@@ -83,11 +83,11 @@ def test_what_was_not_asked_for_is_none() -> None:
 
 def test_further_heads_are_kept_in_order() -> None:
     result = converted(
-        further_classifications=[item_pb2.Classification(head="a"), item_pb2.Classification(head="b")],
-        further_sentiments=[item_pb2.Sentiment(head="c", probability=0.25, label="no")],
+        additional_classifications=[item_pb2.Classification(head="a"), item_pb2.Classification(head="b")],
+        additional_sentiments=[item_pb2.Sentiment(head="c", probability=0.25, label="no")],
     ).unwrap()
-    assert [further.head for further in result.further_classifications] == ["a", "b"]
-    assert [(further.head, further.probability, further.label) for further in result.further_sentiments] == [
+    assert [further.head for further in result.additional_classifications] == ["a", "b"]
+    assert [(further.head, further.probability, further.label) for further in result.additional_sentiments] == [
         ("c", 0.25, "no")
     ]
 

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from polyhead_client import Answer, ItemError, ItemFailedError, PolyheadError, Result, UnavailableError, errors
-from polyhead_client.results import Fingerprints, Truncation
+from polyhead_client.types import Fingerprints, Truncation
 
 
 def test_every_status_code_has_an_error_of_its_own_tree() -> None:

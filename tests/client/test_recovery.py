@@ -24,8 +24,9 @@ from polyhead_client import (
     UnavailableError,
 )
 
+from tests.support.fake_server import BUSY, FakeServicer
+
 from .conftest import Face
-from .fake_server import BUSY, FakeServicer
 
 UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
 BUSY_CODE = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -43,7 +44,7 @@ def seen(servicer: FakeServicer) -> list[str]:
 
 
 @pytest.mark.parametrize("code", [UNAVAILABLE, CANCELLED])
-@pytest.mark.parametrize("order", ["request", "finished"])
+@pytest.mark.parametrize("order", ["request", "completion"])
 def test_stream_that_breaks_goes_on_and_answers_every_item_once(
     client: Face, servicer: FakeServicer, order: str, code: grpc.StatusCode
 ) -> None:
@@ -52,7 +53,7 @@ def test_stream_that_breaks_goes_on_and_answers_every_item_once(
     answers = list(client.stream(iter(texts), order=order))
     assert servicer.calls == ["StreamAnalyze"] * 6
     assert sorted(answer.item_id for answer in answers) == sorted(str(number) for number in range(300))
-    assert order == "finished" or [label(answer) for answer in answers] == texts
+    assert order == "completion" or [label(answer) for answer in answers] == texts
     assert {int(answer.item_id): label(answer) for answer in answers} == dict(enumerate(texts))
 
 
@@ -165,14 +166,14 @@ def test_leaving_a_stream_while_it_waits_for_its_next_attempt_is_quick(client: F
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("order", ["request", "finished"])
+@pytest.mark.parametrize("order", ["request", "completion"])
 def test_items_that_the_server_is_too_busy_for_are_asked_again_in_a_stream(
     client: Face, servicer: FakeServicer, order: str
 ) -> None:
     texts = [BUSY + str(number) if number % 7 == 0 else str(number) for number in range(100)]
     answers = list(client.stream(iter(texts), order=order))
     assert {int(answer.item_id): label(answer) for answer in answers} == dict(enumerate(texts))
-    assert order == "finished" or [label(answer) for answer in answers] == texts
+    assert order == "completion" or [label(answer) for answer in answers] == texts
     assert len(seen(servicer)) == 100 + 15
 
 

@@ -20,10 +20,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc
 from polyhead_client import Tls, UnavailableError
-from polyhead_client.cli import main
+from polyhead_client.cli.main import main
+
+from tests.support.fake_server import FakeServicer
 
 from .conftest import Face, served
-from .fake_server import FakeServicer
 
 KEY = "secret-0123456789"
 

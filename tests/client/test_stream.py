@@ -24,8 +24,9 @@ from polyhead_client import (
     UnavailableError,
 )
 
+from tests.support.fake_server import BREAK, END, ERROR, FakeServicer, embedding_of
+
 from .conftest import AsyncFace, Face
-from .fake_server import BREAK, END, ERROR, FakeServicer, embedding_of
 
 UNICODE = [
     "",
@@ -193,25 +194,25 @@ def test_error_of_one_item_ends_nothing(client: Face) -> None:
         bad.unwrap()
 
 
-@pytest.mark.parametrize("order", ["request", "finished"])
+@pytest.mark.parametrize("order", ["request", "completion"])
 def test_server_answers_what_is_finished_and_the_client_makes_the_order(
     client: Face, servicer: FakeServicer, order: str
 ) -> None:
     # Of a message the fake server answers the last item first where it may.
     answers = list(client.stream(["a", "b", "c"], order=order))
-    assert {request.order for request in servicer.requests} == {item_pb2.ANSWER_ORDER_FINISHED}
+    assert {request.order for request in servicer.requests} == {item_pb2.ANSWER_ORDER_COMPLETION}
     assert sorted(answer.item_id for answer in answers) == list("012")
-    assert order == "finished" or [answer.item_id for answer in answers] == list("012")
+    assert order == "completion" or [answer.item_id for answer in answers] == list("012")
 
 
-@pytest.mark.parametrize("order", ["request", "finished"])
+@pytest.mark.parametrize("order", ["request", "completion"])
 def test_text_that_cannot_be_sent_is_answered_in_its_turn(client: Face, order: str) -> None:
     texts = ["\udcff", "one", "half an emoji \ud83d", "x" * 17_000_000, "two", "\ud800"]
     answers = list(client.stream(texts, order=order))
     reasons = {answer.item_id: answer.error.reason for answer in answers if answer.error}
     assert reasons == {"0": "TEXT_NOT_UTF8", "2": "TEXT_NOT_UTF8", "3": "ITEM_TOO_LARGE", "5": "TEXT_NOT_UTF8"}
     assert {label(answer) for answer in answers if answer.result} == {"one", "two"}
-    assert order == "finished" or [answer.item_id for answer in answers] == list("012345")
+    assert order == "completion" or [answer.item_id for answer in answers] == list("012345")
 
 
 def test_text_that_cannot_be_sent_is_answered_without_waiting_for_more(client: Face) -> None:
@@ -264,7 +265,7 @@ def test_closed_client_refuses_a_stream(client: Face) -> None:
 
 
 def test_wishes_reach_the_server(client: Face, servicer: FakeServicer) -> None:
-    options: dict[str, Any] = {"tasks": ["sentiment", "embedding"], "order": "finished", "truncation": "error"}
+    options: dict[str, Any] = {"tasks": ["sentiment", "embedding"], "order": "completion", "truncation": "error"}
     (answer,) = client.stream(["abc"], include_timings=True, encoding="float16", **options)
     request = servicer.requests[0]
     assert (list(request.tasks), request.order, request.options.truncation) == ([3, 1], 2, 2)
@@ -288,7 +289,7 @@ def test_wishes_reach_the_server(client: Face, servicer: FakeServicer) -> None:
 def test_each_method_has_its_own_call(client: Face, servicer: FakeServicer, method: str, call: str) -> None:
     expected = client.info()
     servicer.calls.clear()
-    wishes: dict[str, Any] = {"truncation": "window", "order": "finished", "include_timings": True}
+    wishes: dict[str, Any] = {"truncation": "window", "order": "completion", "include_timings": True}
     (answer,) = client.stream(["abc"], method, expected_fingerprints=expected, **wishes)
     request = servicer.requests[0]
     assert servicer.calls == [call]

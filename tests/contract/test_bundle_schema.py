@@ -9,13 +9,13 @@ from typing import Any
 
 import polyhead_export
 import pytest
-from polyhead_export.bundle import FORMAT_VERSION
-from polyhead_export.schema import SCHEMA_NAME, manifest_schema, render
+from polyhead_bundle import FORMAT_VERSION
+from polyhead_bundle.schema import SCHEMA_NAME, manifest_schema, render
 
-from tests.export.small_bundle import written
+from tests.support.small_bundle import written
 
 COMMITTED = Path(polyhead_export.__file__).parent / "bundle" / SCHEMA_NAME
-STALE = f"run: python -m polyhead_export.schema > export/polyhead_export/bundle/{SCHEMA_NAME}"
+STALE = f"run: python -m polyhead_bundle.schema > export/polyhead_export/bundle/{SCHEMA_NAME}"
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from polyhead_server.statuses import TABLE
-from polyhead_server.wire_in import _known
+from polyhead_server.rpc.request_decoder import _known
+from polyhead_server.rpc.status import TABLE
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "server/polyhead_server"

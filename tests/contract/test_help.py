@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import click
 import pytest
 from click.testing import CliRunner
-from polyhead_client.cli import main as client
+from polyhead_client.cli.main import main as client
 from polyhead_export.cli import main as export
 from polyhead_server.cli import main as serve
-from polyhead_server.keys import main as keys
+from polyhead_server.security.api_keys import main as keys
 from polyhead_training.cli import main as train
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml  # type: ignore[import-untyped]
-from polyhead_server.metrics import Metrics
+from polyhead_server.observability.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs/metrics.md").read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from google.rpc import error_details_pb2
 from polyhead_server import errors
-from polyhead_server.statuses import DOMAIN, TABLE, status
+from polyhead_server.rpc.status import DOMAIN, TABLE, status
 
 
 def all_subclasses(kind: type[errors.ServerError]) -> set[type[errors.ServerError]]:
@@ -19,7 +19,7 @@ def test_every_error_that_reaches_a_client_is_in_the_table() -> None:
 EXAMPLES = [
     (errors.InvalidRequestError("TEXT_NOT_UTF8", "no"), 3, "TEXT_NOT_UTF8"),
     (errors.TextTooLongError(10, 5), 11, "TEXT_TOO_LONG"),
-    (errors.ExpiredError(), 4, "EXPIRED"),
+    (errors.ExpiredError(), 4, "DEADLINE_EXPIRED"),
     (errors.FingerprintMismatchError("embedding_space", "a", "b"), 9, "FINGERPRINT_MISMATCH"),
     (errors.OverloadedError.late(3.0, 1.0), 8, "OVERLOADED"),
     (errors.NotReadyError(), 14, "NOT_READY"),

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from polyhead_server.workers import _KILL_S
+from polyhead_server.workers.supervisor import _KILL_S
 
 from tests.conftest import ROOT
 
@@ -27,10 +27,10 @@ def test_time_to_stop_is_the_same_everywhere_and_enough_for_workers_that_do_not_
     pod = MANIFEST["spec"]["template"]["spec"]
     variables = {one["name"]: one["value"] for one in pod["containers"][0]["env"]}
     on_machines = (ROOT / "deploy/systemd/polyhead.env").read_text()
-    drain_s = float(variables["POLYHEAD_DRAIN_S"])
-    assert drain_s == seconds("POLYHEAD_DRAIN_S", on_machines)
+    drain_timeout_s = float(variables["POLYHEAD_DRAIN_TIMEOUT_S"])
+    assert drain_timeout_s == seconds("POLYHEAD_DRAIN_TIMEOUT_S", on_machines)
     grace_s = float(pod["terminationGracePeriodSeconds"])
-    assert grace_s > drain_s + _KILL_S + LEAVING_S
+    assert grace_s > drain_timeout_s + _KILL_S + LEAVING_S
     assert seconds("TimeoutStopSec", UNIT) == grace_s
     assert seconds("TimeoutStopSec", OPERATING) == seconds("terminationGracePeriodSeconds", OPERATING) == grace_s
 
@@ -38,4 +38,4 @@ def test_time_to_stop_is_the_same_everywhere_and_enough_for_workers_that_do_not_
 def test_delay_of_the_drain_is_a_part_of_it() -> None:
     env = MANIFEST["spec"]["template"]["spec"]["containers"][0]["env"]
     variables = {one["name"]: one["value"] for one in env}
-    assert float(variables["POLYHEAD_DRAIN_DELAY_S"]) < float(variables["POLYHEAD_DRAIN_S"])
+    assert float(variables["POLYHEAD_DRAIN_DELAY_S"]) < float(variables["POLYHEAD_DRAIN_TIMEOUT_S"])

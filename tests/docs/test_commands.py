@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.servers import free_port
+from bench.harness.servers import free_port
 from tests.conftest import BIN, ROOT
 from tests.e2e.conftest import Start, start  # noqa: F401, the fixture
-
-from .pages import Desk, blocks
+from tests.support.pages import Desk, blocks
 
 # Each page trains or exports: on a machine that is busy, longer than other tests.
 pytestmark = pytest.mark.timeout(1200)

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import polyhead_bundle as bundle
 import pytest
-from polyhead_export import bundle
 
-from bench.servers import free_port, wait_until_serving
+from bench.harness.servers import free_port, wait_until_serving
 from tests.conftest import BIN
 
 # Long, for machines that do much else; a server that has ended is noticed at once.

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from polyhead_client import Client
 
-from bench.servers import free_port
+from bench.harness.servers import free_port
 from tests.conftest import BIN
+from tests.support.load import answered, serving, workers_of
 
 from .conftest import START_S, Server, Start, put, wait_until
-from .load import answered, serving, workers_of
 
 pytestmark = [
     pytest.mark.model,

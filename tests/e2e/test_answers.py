@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import polyhead_bundle as bundle
 import pytest
 import torch
 from polyhead_client import Answer, Client, Result
-from polyhead_export import bundle
 from polyhead_export.golden import GOLDEN_TEXTS as TEXTS
-from polyhead_export.passes import onnx_pass, torch_pass
+from polyhead_export.runners import onnx_pass, torch_pass
 from polyhead_training.model import PolyheadModel
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 

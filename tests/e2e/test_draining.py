@@ -14,8 +14,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead_client import Client
 
+from tests.support.load import NOT_ACCEPTED, Load, alive, answered, serving, workers_of
+
 from .conftest import START_S, Hang, Server, Start, wait_until
-from .load import NOT_ACCEPTED, Load, alive, answered, serving, workers_of
 
 pytestmark = [
     pytest.mark.model,
@@ -57,7 +58,7 @@ def test_killing_under_load_loses_what_was_accepted(server: Server) -> None:
 
 
 def test_worker_that_hangs_is_killed_after_its_grace(start: Start, demo_bundle: Path) -> None:
-    server = start(demo_bundle, "--workers", "2", "--drain-s", "1")
+    server = start(demo_bundle, "--workers", "2", "--drain-timeout-s", "1")
     wait_until(lambda: serving(server) == 2, "two workers serve")
     stopped = workers_of(server)[0]
     os.kill(stopped, signal.SIGSTOP)
@@ -68,7 +69,7 @@ def test_worker_that_hangs_is_killed_after_its_grace(start: Start, demo_bundle: 
 
 
 def test_engine_that_hangs_does_not_hold_up_the_end(start: Start, demo_bundle: Path, hang: Hang) -> None:
-    server = start(demo_bundle, "--workers", "2", "--drain-s", "1", environment=hang.environment)
+    server = start(demo_bundle, "--workers", "2", "--drain-timeout-s", "1", environment=hang.environment)
     wait_until(lambda: serving(server) == 2, "two workers serve")
     hang.begin()
     with Load(server.target):
@@ -112,7 +113,7 @@ def test_second_signal_ends_a_server_of_one_at_once(start: Start, demo_bundle: P
 
 
 def test_work_that_takes_too_long_is_cut_off_and_counted(start: Start, demo_bundle: Path, hang: Hang) -> None:
-    server = start(demo_bundle, "--drain-s", "1", environment=hang.environment)
+    server = start(demo_bundle, "--drain-timeout-s", "1", environment=hang.environment)
     server.wait_until_serving()
     hang.begin()
     with Load(server.target):
@@ -138,7 +139,7 @@ def test_work_that_takes_its_time_is_finished(start: Start, demo_bundle: Path, h
 
 
 def test_engine_that_hangs_for_good_ends_the_process(start: Start, demo_bundle: Path, hang: Hang) -> None:
-    server = start(demo_bundle, "--max-pass-s", "1", "--drain-s", "1", environment=hang.environment)
+    server = start(demo_bundle, "--batch-timeout-s", "1", "--drain-timeout-s", "1", environment=hang.environment)
     server.wait_until_serving()
     assert answered(server)
     hang.begin()

@@ -21,7 +21,7 @@ from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.servers import free_port
+from bench.harness.servers import free_port
 from tests.conftest import BIN
 from tests.contract.test_metrics_docs import documented
 
@@ -74,8 +74,8 @@ def test_every_documented_metric_is_scraped_and_no_other(start: Start, demo_bund
     analyze(server, "one text", "and another")
     families = scrape(port)
     assert set(families) == {name.removesuffix("_total") for name in documented() - TLS_ALONE}
-    assert value(families, "polyhead_calls_total", method="Analyze", code="OK") == 1
-    assert value(families, "polyhead_call_seconds_count", method="Analyze") == 1
+    assert value(families, "polyhead_requests_total", method="Analyze", code="OK") == 1
+    assert value(families, "polyhead_request_duration_seconds_count", method="Analyze") == 1
     assert value(families, "polyhead_items_total") == 2
     assert value(families, "polyhead_event_loop_lag_seconds_count") > 0
     assert value(families, "process_resident_memory_bytes") > 2**20
@@ -93,7 +93,7 @@ def test_workers_are_scraped_as_one(start: Start, demo_bundle: Path) -> None:
     # Without the process's own, which would be those of the supervisor.
     names = {name.removesuffix("_total") for name in documented() - TLS_ALONE if name.startswith("polyhead_")}
     assert set(families) == names
-    assert value(families, "polyhead_calls_total", method="Analyze", code="OK") == 40
+    assert value(families, "polyhead_requests_total", method="Analyze", code="OK") == 40
     assert value(families, "polyhead_request_bytes_count") == 40
     assert value(families, "polyhead_compute_threads") == len(os.sched_getaffinity(0))
     assert value(families, "polyhead_runtime_info", engine="onnx") == 1
@@ -175,7 +175,7 @@ def test_json_log_tells_of_each_call_and_never_its_text(start: Start, demo_bundl
     assert server.stop() == 0
     log = server.log.read_text()
     lines = [json.loads(line) for line in log.splitlines()]
-    (access,) = [line for line in lines if line["logger"] == "polyhead_server.observation"]
+    (access,) = [line for line in lines if line["logger"] == "polyhead_server.rpc.interceptors.telemetry"]
     assert (access["level"], access["request_id"], access["method"]) == ("info", "r-1", "Analyze")
     assert (access["code"], access["items"]) == ("OK", 2)
     assert access["duration_s"] > 0

@@ -19,12 +19,24 @@ import pytest
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc
 
-from bench.authority import DAY, Authority
-from bench.servers import free_port
+from bench.harness.certificates import DAY, Authority
+from bench.harness.servers import free_port
 from tests.conftest import ROOT
+from tests.support.secured import (
+    KEYS,
+    READER,
+    TEXT,
+    Secured,
+    bearer,
+    connect,
+    described,
+    outcome,
+    presented,
+    serve,
+    write_keys,
+)
 
 from .conftest import START_S, Start
-from .secured import KEYS, READER, TEXT, Secured, bearer, connect, described, outcome, presented, serve, write_keys
 
 pytestmark = pytest.mark.model
 

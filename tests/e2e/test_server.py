@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from polyhead_client import Answer, Client, UnavailableError
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.servers import free_port
+from bench.harness.servers import free_port
 from tests.conftest import BIN
 
 from .conftest import START_S, Server, Start
@@ -114,10 +114,10 @@ def test_three_tasks_run_the_backbone_once(start: Start, demo_bundle: Path) -> N
         result = client.analyze(["one text"], tasks=["embedding", "classification", "sentiment"])[0].unwrap()
         assert all(part is not None for part in (result.embedding, result.classification, result.sentiment))
         after = scrape(port)
-        assert after["polyhead_pass_items_count"] - before["polyhead_pass_items_count"] == 1
+        assert after["polyhead_batch_size_count"] - before["polyhead_batch_size_count"] == 1
         assert after["polyhead_items_total"] - before["polyhead_items_total"] == 1
         list(client.classify(["one text"]))
-        assert scrape(port)["polyhead_pass_items_count"] - after["polyhead_pass_items_count"] == 1
+        assert scrape(port)["polyhead_batch_size_count"] - after["polyhead_batch_size_count"] == 1
     assert after["polyhead_runtime_info:onnx"] == 1
 
 

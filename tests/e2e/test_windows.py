@@ -7,13 +7,13 @@ from typing import Any
 
 import grpc
 import numpy as np
+import polyhead_bundle as bundle
 import pytest
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
-from polyhead_export import bundle
-from polyhead_export.passes import onnx_pass
-from polyhead_server.loading import pad
-from polyhead_server.tokenization import Tokenizer
+from polyhead_export.runners import onnx_pass
+from polyhead_server.inference.model import pad
+from polyhead_server.inference.tokenization import Tokenizer
 
 from .conftest import Start
 

@@ -14,10 +14,10 @@ from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.servers import free_port
+from bench.harness.servers import free_port
+from tests.support.load import alive, answered, serving, workers_of
 
 from .conftest import START_S, Server, Start, put, wait_until
-from .load import alive, answered, serving, workers_of
 
 pytestmark = [
     pytest.mark.model,
@@ -165,7 +165,7 @@ def test_name_of_this_machine_is_listened_on(start: Start, demo_bundle: Path) ->
 def test_bundle_that_is_replaced_is_loaded_and_followed(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
     served = tmp_path / "served"
     put(shutil.copytree(demo_bundle, tmp_path / "old"), served)
-    server = start(served, "--workers", "2", "--watch-s", "0.1")
+    server = start(served, "--workers", "2", "--reload-interval-s", "0.1")
     wait_until(lambda: serving(server) == 2, "two workers serve")
     put(shutil.copytree(demo_bundle, tmp_path / "new"), served)
     wait_until(lambda: "all 2 workers have reloaded" in server.log.read_text(), "the new bundle is seen")

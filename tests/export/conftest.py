@@ -11,12 +11,12 @@ import pytest
 import tokenizers
 import torch
 from polyhead_export.export import export
-from polyhead_export.graph import export_graph
+from polyhead_export.onnx_export import export_graph
 from polyhead_export.settings import Settings
 from polyhead_training.config import Config, DataConfig, HeadConfig
+from polyhead_training.evaluation.metrics import HeadScore
 from polyhead_training.model import PolyheadConfig, PolyheadModel
-from polyhead_training.run_directory import EVALUATION_NAME, write_json, write_run
-from polyhead_training.scores import HeadScore
+from polyhead_training.runs.run_directory import EVALUATION_NAME, write_json, write_run
 
 MAX_TOKENS = 48
 HEADS = (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import polyhead_bundle as bundle
 import pytest
-from polyhead_export import bundle
 from polyhead_export.card import render_card
 from polyhead_training.errors import RunError
-from polyhead_training.run_directory import Run, load_run
+from polyhead_training.runs.run_directory import Run, load_run
 
 
 def _run(run_dir: Path, evaluation: str | None, tmp_path: Path) -> Run:

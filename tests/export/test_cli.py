@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import polyhead_bundle as bundle
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from polyhead_export import bundle, export, gate
-from polyhead_export.bundle import Bundle, Check, store
+from polyhead_bundle import Bundle, Check, store
+from polyhead_export import export, gate
 from polyhead_export.cli import main
 
 
@@ -53,7 +54,7 @@ def test_variant_that_was_asked_for_and_failed_shows_in_the_exit_code(run_dir: P
 
 
 def test_neighbours_folder_is_written_beside_the_bundle(run_dir: Path, tmp_path: Path) -> None:
-    result = _call(run_dir, tmp_path / "bundle", "--also", "sentence-transformers")
+    result = _call(run_dir, tmp_path / "bundle", "--format", "sentence-transformers")
     assert result.stdout.split() == [str(tmp_path / "bundle"), str(tmp_path / "bundle-sentence-transformers")]
     assert (tmp_path / "bundle-sentence-transformers" / "modules.json").is_file()
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import polyhead_bundle as bundle
 import pytest
 import torch
-from polyhead_export import bundle
+from polyhead_bundle import BundleError, Head
 from polyhead_export import export as export_module
-from polyhead_export.bundle import BundleError, Head
 from polyhead_export.errors import ValuesError
 from polyhead_export.export import export
 from polyhead_export.golden import golden_texts
-from polyhead_export.graph import export_graph
+from polyhead_export.onnx_export import export_graph
 from polyhead_export.settings import Settings
 from polyhead_training.errors import RunError
 from polyhead_training.model import PolyheadModel

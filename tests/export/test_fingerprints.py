@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from polyhead_export.bundle import Fingerprints, Head
+from polyhead_bundle import Fingerprints, Head
 from polyhead_export.fingerprints import take_fingerprints
 from polyhead_training.model import PolyheadModel
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from polyhead_bundle import Check, Head
 from polyhead_export import gate
-from polyhead_export.bundle import Check, Head
 from polyhead_export.errors import (
     AccuracyError,
     CalibrationError,
@@ -25,12 +25,12 @@ from polyhead_export.errors import (
     NamesError,
     ValuesError,
 )
+from polyhead_export.eval_data import Labelled, answer_rows, labels_of
 from polyhead_export.export import _worst_drop
-from polyhead_export.graph import describe_graph, export_graph, signature
-from polyhead_export.labelled import Labelled, answer_rows, labels_of
-from polyhead_export.passes import torch_pass
+from polyhead_export.onnx_export import describe_graph, export_graph, signature
+from polyhead_export.runners import torch_pass
 from polyhead_export.settings import Settings
-from polyhead_training.loss import UNLABELLED
+from polyhead_training.loop.loss import UNLABELLED
 from polyhead_training.model import Head as ModelHead
 from polyhead_training.model import PolyheadModel, Pooling
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import polyhead_bundle as bundle
 import pytest
-from polyhead_export import bundle
 from polyhead_export.signing import SigningError, sign, verify_signature
 
-from .small_bundle import FILES, changed, rewrite_manifest, sources, written
+from tests.support.small_bundle import FILES, changed, rewrite_manifest, sources, written
 
 needs_model_signing = pytest.mark.skipif(
     importlib.util.find_spec("model_signing") is None,

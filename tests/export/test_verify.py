@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import polyhead_bundle as bundle
 import pytest
 import tokenizers
-from polyhead_export import bundle
-from polyhead_export.bundle import IntegrityError, Manifest
+from polyhead_bundle import IntegrityError, Manifest
 from polyhead_export.errors import ContentError, ValuesError
 from polyhead_export.verify import verify
 from safetensors.torch import load_file, save_file

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polyhead_bundle as bundle
 import pytest
 import tokenizers
 from numpy.typing import NDArray
-from polyhead_export import bundle
-from polyhead_server.batching import Batch, BatchLimits, BatchQueue, Call, Entry
 from polyhead_server.engines import Runtime
-from polyhead_server.items import Outcome, Tokens
-from polyhead_server.loading import Model
+from polyhead_server.inference.model import Model
+from polyhead_server.inference.scheduler import Batch, BatchLimits, BatchQueue, Call, Entry
+from polyhead_server.inference.tokenization import Tokenizer
+from polyhead_server.inference.types import Outcome, Tokens
 from polyhead_server.settings import Settings
-from polyhead_server.tokenization import Tokenizer
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "poison", *(f"w{number}" for number in range(200))]
 MAX_TOKENS = 16

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from polyhead_server import cli, protocol, settings
+from polyhead_server import cli, settings
 from polyhead_server.errors import StartupError
+from polyhead_server.workers import ipc
 
 
 @pytest.mark.parametrize(
@@ -118,4 +119,4 @@ def test_settings_hold_paths_and_no_secret(tmp_path: Path) -> None:
         tls_key=str(tmp_path / "key"),
         api_keys=str(tmp_path / "keys"),
     )
-    assert "the secret" not in repr(told) + protocol.Start(told, [0]).encode().decode()
+    assert "the secret" not in repr(told) + ipc.Start(told, [0]).encode().decode()

@@ -15,7 +15,7 @@ from polyhead_training.config_file import read_config
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
 
-from .finished_run import write_finished_run
+from tests.support.finished_run import write_finished_run
 
 SENTENCES = [
     "The parcel came two days late and the box was wet.",

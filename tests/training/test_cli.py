@@ -100,7 +100,7 @@ def test_disk_that_is_full_is_a_failure_on_one_line(
 
 
 def test_check_only_describes_the_data_and_trains_nothing(config_file: Path, tmp_path: Path) -> None:
-    result = invoke(config_file, "--check-only")
+    result = invoke(config_file, "--dry-run")
     assert (result.exit_code, result.stdout) == (0, "")
     assert "tokens in the median" in result.stderr
     assert "warning: test: rows that train has as well" in result.stderr
@@ -108,7 +108,7 @@ def test_check_only_describes_the_data_and_trains_nothing(config_file: Path, tmp
 
 
 def test_check_only_finds_a_stage_that_does_not_fit(config_file: Path) -> None:
-    result = invoke(config_file, "--check-only", "--set", "training.stages.1.train=['layers:3']")
+    result = invoke(config_file, "--dry-run", "--set", "training.stages.1.train=['layers:3']")
     assert result.exit_code == 2
     assert "'layers:3' is more than the backbone's 2 layers" in result.stderr
 
@@ -121,7 +121,7 @@ def test_check_only_names_every_bad_row_with_exit_code_2(
     labels = "model.heads.0.labels=['account', 'app', 'billing', 'delivery', 'product', 'support']"
     sentiment = "{name='sentiment', kind='sigmoid', labels=['negative', 'positive']}"
     heads = f"model.heads=[{{name='topic', kind='softmax', field='label'}}, {sentiment}]"
-    result = invoke(config_file, "--check-only", "--set", heads, "--set", labels)
+    result = invoke(config_file, "--dry-run", "--set", heads, "--set", labels)
     assert result.exit_code == 2
     assert (
         f"{train}:25: field 'sentiment': 'positve' is no label of the head 'sentiment': did you mean 'positive'?"

@@ -10,17 +10,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from polyhead_training.backbone import find_backbone
-from polyhead_training.batching import encode_rows
 from polyhead_training.config import Config
-from polyhead_training.data import read_data
+from polyhead_training.data.collation import encode_rows
+from polyhead_training.data.dataset import read_data
 from polyhead_training.errors import BackboneError, ConfigError, DivergenceError, RunError
-from polyhead_training.evaluate import Evaluation
-from polyhead_training.loss import Losses, Objective
+from polyhead_training.evaluation.evaluate import Evaluation
+from polyhead_training.evaluation.metrics import HeadScore, score
+from polyhead_training.loop.loss import Losses, Objective
+from polyhead_training.loop.stages import units
 from polyhead_training.model import PolyheadModel
 from polyhead_training.predict import embed, predict
-from polyhead_training.run_directory import load_run
-from polyhead_training.scores import HeadScore, score
-from polyhead_training.stages import units
+from polyhead_training.runs.run_directory import load_run
 from polyhead_training.train import build_model, train
 
 Configure = Callable[..., Config]

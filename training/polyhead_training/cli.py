@@ -39,7 +39,7 @@ class _Stop:
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("config_path", metavar="CONFIG.toml", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Run directory to write.  [default: runs/<name>]")
-@click.option("--check-only", is_flag=True, help="Validate the configuration and the data, and train nothing.")
+@click.option("--dry-run", is_flag=True, help="Validate the configuration and the data, and train nothing.")
 @click.option(
     "--resume/--restart",
     default=None,
@@ -50,7 +50,7 @@ class _Stop:
 def main(  # noqa: PLR0917 - click passes them by name
     config_path: Path,
     output_dir: Path | None,
-    check_only: bool,
+    dry_run: bool,
     resume: bool | None,
     max_steps: int | None,
     overrides: tuple[str, ...],
@@ -71,7 +71,7 @@ def main(  # noqa: PLR0917 - click passes them by name
 
     \b
     Examples:
-      polyhead-train tickets.toml --check-only
+      polyhead-train tickets.toml --dry-run
       polyhead-train tickets.toml
       polyhead-train tickets.toml --output-dir runs/try --max-steps 20
       polyhead-train tickets.toml --set training.batch_size=16 --set training.seed=1
@@ -91,16 +91,17 @@ def main(  # noqa: PLR0917 - click passes them by name
     # Half of what training needs takes seconds to import; --help needs none of it.
     from safetensors import SafetensorError
 
+    from polyhead_training.runs.in_progress import Unfinished
+
     from .config_file import read_config
     from .errors import DivergenceError, HubError, StoppedError, StorageError, TrainingError
     from .train import check, train
-    from .unfinished import Unfinished
 
     _silence_transformers()
     began = time.monotonic()
     try:
         config = read_config(config_path, overrides)
-        if check_only:
+        if dry_run:
             check(config, _say)
             return
         destination = output_dir or Path("runs") / config.name

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .batching import EncodedRows
+from polyhead_training.data.collation import EncodedRows
+
 from .model import Outputs, PolyheadModel
 
 Matrix = NDArray[np.float32]

@@ -18,23 +18,22 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
+from polyhead_bundle.atomic_directory import recover
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .backbone import Backbone
-from .card import write_card
-from .checkpoint import BEST_NAME
-from .config import Config, HeadConfig
-from .data import Row
-from .errors import BackboneError, StorageError
-from .evaluate import Evaluation, Split, evaluate_run, table
-from .loop import Loop, Validation
-from .model import PolyheadModel
-from .predict import embed, predict
-from .preparation import Prepared, prepare
-from .replacing import recover
-from .report import write_report
-from .run_directory import (
+from polyhead_training.data.dataset import Row
+from polyhead_training.data.preparation import Prepared, prepare
+from polyhead_training.evaluation.evaluate import Evaluation, Split, evaluate_run, table
+from polyhead_training.evaluation.metrics import quick_score
+from polyhead_training.evaluation.similarity import Correlations, Similarity, correlations
+from polyhead_training.loop.loop import Loop, Validation
+from polyhead_training.loop.stages import check_stages
+from polyhead_training.reporting.model_card import write_card
+from polyhead_training.reporting.report import write_report
+from polyhead_training.runs.checkpoint import BEST_NAME
+from polyhead_training.runs.in_progress import Identity, Unfinished, difference, unfinished_path, unfinished_run
+from polyhead_training.runs.run_directory import (
     DATA_NAME,
     EVALUATION_NAME,
     METRICS_NAME,
@@ -45,10 +44,12 @@ from .run_directory import (
     write_json,
     write_run,
 )
-from .scores import quick_score
-from .similarity import Correlations, Similarity, correlations
-from .stages import check_stages
-from .unfinished import Identity, Unfinished, difference, unfinished_path, unfinished_run
+
+from .backbone import Backbone
+from .config import Config, HeadConfig
+from .errors import BackboneError, StorageError
+from .model import PolyheadModel
+from .predict import embed, predict
 
 # The main process evaluates and writes alone while the others wait for it.
 _PATIENCE = timedelta(hours=4)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from polyhead_export import bundle
+import polyhead_bundle as bundle
 
 from .base import Engine, EngineError, Runtime
 

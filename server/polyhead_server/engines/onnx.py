@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import onnxruntime
+import polyhead_bundle as bundle
 from numpy.typing import NDArray
-from polyhead_export import bundle
 
 from .base import EngineError, Runtime
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polyhead_bundle as bundle
 import torch
 from numpy.typing import NDArray
-from polyhead_export import bundle
 from polyhead_training.model import PolyheadModel, load_model
 from torch import Tensor
 from transformers.utils import logging as transformers_logging

@@ -129,8 +129,8 @@ class _AnswerOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AnswerOrd
     """ANSWER_ORDER_UNSPECIFIED means ANSWER_ORDER_REQUEST in the first message of a stream, and "as before" in later ones."""
     ANSWER_ORDER_REQUEST: _AnswerOrder.ValueType  # 1
     """ANSWER_ORDER_REQUEST answers items in the order in which they came."""
-    ANSWER_ORDER_FINISHED: _AnswerOrder.ValueType  # 2
-    """ANSWER_ORDER_FINISHED answers each item as soon as it is done; item_id tells which one it is."""
+    ANSWER_ORDER_COMPLETION: _AnswerOrder.ValueType  # 2
+    """ANSWER_ORDER_COMPLETION answers each item as soon as it is done; item_id tells which one it is."""
 
 class AnswerOrder(_AnswerOrder, metaclass=_AnswerOrderEnumTypeWrapper):
     """AnswerOrder says in which order a stream answers its items."""
@@ -139,8 +139,8 @@ ANSWER_ORDER_UNSPECIFIED: AnswerOrder.ValueType  # 0
 """ANSWER_ORDER_UNSPECIFIED means ANSWER_ORDER_REQUEST in the first message of a stream, and "as before" in later ones."""
 ANSWER_ORDER_REQUEST: AnswerOrder.ValueType  # 1
 """ANSWER_ORDER_REQUEST answers items in the order in which they came."""
-ANSWER_ORDER_FINISHED: AnswerOrder.ValueType  # 2
-"""ANSWER_ORDER_FINISHED answers each item as soon as it is done; item_id tells which one it is."""
+ANSWER_ORDER_COMPLETION: AnswerOrder.ValueType  # 2
+"""ANSWER_ORDER_COMPLETION answers each item as soon as it is done; item_id tells which one it is."""
 Global___AnswerOrder: _TypeAlias = AnswerOrder  # noqa: Y015
 
 @_typing.final
@@ -154,7 +154,7 @@ class Item(_message.Message):
     item_id: _builtins.str
     """item_id comes back in the item's Answer, unchanged. Chosen by the client, at most 256 bytes; empty when absent. An
     item with a longer one is refused, and its answer holds the first 64 code points.
-    The server does not ask it to be unique, but without unique ids ANSWER_ORDER_FINISHED cannot be told apart.
+    The server does not ask it to be unique, but without unique ids ANSWER_ORDER_COMPLETION cannot be told apart.
     """
     text: _builtins.str
     """text is the text, UTF-8. Empty text is answered like any other. Special tokens of the model's vocabulary in it
@@ -286,8 +286,8 @@ class Result(_message.Message):
     EMBEDDING_FIELD_NUMBER: _builtins.int
     CLASSIFICATION_FIELD_NUMBER: _builtins.int
     SENTIMENT_FIELD_NUMBER: _builtins.int
-    FURTHER_CLASSIFICATIONS_FIELD_NUMBER: _builtins.int
-    FURTHER_SENTIMENTS_FIELD_NUMBER: _builtins.int
+    ADDITIONAL_CLASSIFICATIONS_FIELD_NUMBER: _builtins.int
+    ADDITIONAL_SENTIMENTS_FIELD_NUMBER: _builtins.int
     TRUNCATION_FIELD_NUMBER: _builtins.int
     FINGERPRINTS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
@@ -308,12 +308,12 @@ class Result(_message.Message):
         """
 
     @_builtins.property
-    def further_classifications(self) -> _containers.RepeatedCompositeFieldContainer[Global___Classification]:
-        """further_classifications are the answers of softmax heads after the first, in the model's order."""
+    def additional_classifications(self) -> _containers.RepeatedCompositeFieldContainer[Global___Classification]:
+        """additional_classifications are the answers of softmax heads after the first, in the model's order."""
 
     @_builtins.property
-    def further_sentiments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sentiment]:
-        """further_sentiments are the answers of sigmoid heads after the first, in the model's order."""
+    def additional_sentiments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sentiment]:
+        """additional_sentiments are the answers of sigmoid heads after the first, in the model's order."""
 
     @_builtins.property
     def truncation(self) -> Global___Truncation:
@@ -333,15 +333,15 @@ class Result(_message.Message):
         embedding: Global___Embedding | None = ...,
         classification: Global___Classification | None = ...,
         sentiment: Global___Sentiment | None = ...,
-        further_classifications: _abc.Iterable[Global___Classification] | None = ...,
-        further_sentiments: _abc.Iterable[Global___Sentiment] | None = ...,
+        additional_classifications: _abc.Iterable[Global___Classification] | None = ...,
+        additional_sentiments: _abc.Iterable[Global___Sentiment] | None = ...,
         truncation: Global___Truncation | None = ...,
         fingerprints: Global___Fingerprints | None = ...,
         timings: Global___Timings | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "embedding", b"embedding", "fingerprints", b"fingerprints", "sentiment", b"sentiment", "timings", b"timings", "truncation", b"truncation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "embedding", b"embedding", "fingerprints", b"fingerprints", "further_classifications", b"further_classifications", "further_sentiments", b"further_sentiments", "sentiment", b"sentiment", "timings", b"timings", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["additional_classifications", b"additional_classifications", "additional_sentiments", b"additional_sentiments", "classification", b"classification", "embedding", b"embedding", "fingerprints", b"fingerprints", "sentiment", b"sentiment", "timings", b"timings", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,29 @@
+"""BentoML's client: HTTP with keep-alive, JSON. See ``rival_client.py`` for the command line."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp  # type: ignore[import-not-found]
+
+from bench.comparison.client import Answer, Ask, main
+
+
+@asynccontextmanager
+async def connect(target: str) -> AsyncIterator[Ask]:
+    """Opens a session."""
+    async with aiohttp.ClientSession(f"http://{target}", connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def ask(text: str) -> Answer:
+            async with session.post("/analyze", json={"texts": [text]}) as response:
+                response.raise_for_status()
+                (found,) = await response.json()
+                return Answer(base64.b64decode(found["embedding"]), found["probabilities"], found["sentiment"])
+
+        yield ask
+
+
+if __name__ == "__main__":
+    main(connect)

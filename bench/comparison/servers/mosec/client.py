@@ -1,0 +1,28 @@
+"""mosec's client: HTTP with keep-alive, MessagePack. See ``rival_client.py`` for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp  # type: ignore[import-not-found]
+import msgpack
+
+from bench.comparison.client import Answer, Ask, main
+
+
+@asynccontextmanager
+async def connect(target: str) -> AsyncIterator[Ask]:
+    """Opens a session."""
+    async with aiohttp.ClientSession(f"http://{target}", connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def ask(text: str) -> Answer:
+            async with session.post("/inference", data=msgpack.packb(text)) as response:
+                response.raise_for_status()
+                return Answer(**msgpack.unpackb(await response.read()))
+
+        yield ask
+
+
+if __name__ == "__main__":
+    main(connect)

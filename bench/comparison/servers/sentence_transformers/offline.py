@@ -1,0 +1,63 @@
+"""sentence-transformers, offline: texts a second by its ONNX backend in its own 8-bit form, embeddings alone.
+
+    build/rivals/sentence_transformers/bin/python bench/comparison/servers/sentence_transformers/offline.py FOLDER texts.jsonl
+
+FOLDER is what ``polyhead-export RUN BUNDLE --format sentence-transformers`` writes beside the bundle. The bundle's own
+graph cannot be used: the library wants token embeddings and pools them itself. Its ONNX export and its 8-bit
+quantization for AVX512-VNNI are kept in FOLDER and used again. ``encode`` sorts by length; the best of the batch sizes
+counts. It needs bench/ on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import onnxruntime
+from sentence_transformers import SentenceTransformer, export_dynamic_quantized_onnx_model
+
+from bench.harness.texts import read
+
+_QUANTIZED = "onnx/model_qint8_avx512_vnni.onnx"
+_THREADS = 2
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("texts", type=Path, help="JSON lines with a field `text`, or a text a line")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64])
+    arguments = parser.parse_args()
+    texts = [row["text"] for row in read(arguments.texts)]
+    model = quantized(arguments.folder)
+    rates = {}
+    for size in arguments.batch_sizes:
+        model.encode(texts[:size], batch_size=size)
+        begun = time.perf_counter()
+        model.encode(texts, batch_size=size)
+        rates[size] = len(texts) / (time.perf_counter() - begun)
+    best = max(rates, key=lambda size: rates[size])
+    print(json.dumps({"items_per_s": rates[best], "batch_size": best}))
+
+
+def quantized(folder: Path) -> SentenceTransformer:
+    """The model with its 8-bit graph, which is made if it is not there."""
+    if not (folder / _QUANTIZED).exists():
+        made = SentenceTransformer(str(folder), backend="onnx", local_files_only=True)
+        made.save_pretrained(str(folder))
+        export_dynamic_quantized_onnx_model(made, "avx512_vnni", str(folder))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _THREADS
+    return SentenceTransformer(
+        str(folder),
+        backend="onnx",
+        local_files_only=True,
+        model_kwargs={"file_name": _QUANTIZED, "provider": "CPUExecutionProvider", "session_options": options},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The client's decisions without any I/O: streams, retries, hedging, limits."""

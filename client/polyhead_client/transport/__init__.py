@@ -1,0 +1,1 @@
+"""Channels, connection pools and credentials."""

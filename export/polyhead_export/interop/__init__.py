@@ -1,0 +1,1 @@
+"""Other projects' formats: importing checkpoints, exporting sentence-transformers folders, the hub."""

@@ -1,0 +1,243 @@
+"""The sentence embedding alone, as a folder that sentence-transformers and what speaks its format load.
+
+::
+
+    Run --> backbone's weights, tokenizer, pooling, length --> DESTINATION --> SentenceTransformer(DESTINATION).encode()
+
+Besides sentence-transformers, text-embeddings-inference, vLLM and llama.cpp read such a folder; hence the pooling's
+older keys and the modules' older names. One difference remains: special tokens that are spelt out in a text, such as
+``[SEP]``, are text here and special tokens there, because no file of the format can say otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from polyhead_bundle import replace_directory, staging_folder
+from polyhead_training.model import PolyheadConfig, PolyheadModel
+from polyhead_training.runs.run_directory import Run, write_json
+from polyhead_training.tokenization import load_tokenizer
+from tokenizers import Tokenizer
+
+from polyhead_export.errors import ExportError
+from polyhead_export.onnx_export import describe_embedding
+
+_POOLING = "1_Pooling"
+_NORMALIZE = "2_Normalize"
+# Keys of the format up to sentence-transformers 5.3, which every reader knows.
+_POOLING_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_MARK = '"polyhead"]'
+_OWN_FILES = frozenset(
+    {
+        "README.md",
+        "config.json",
+        "config_sentence_transformers.json",
+        "model.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        f"{_POOLING}/config.json",
+        f"{_NORMALIZE}/config.json",
+    }
+)
+_README = """\
+---
+library_name: "sentence-transformers"
+pipeline_tag: "sentence-similarity"
+tags: ["sentence-transformers", "sentence-similarity", "feature-extraction", "polyhead"]
+---
+
+# {name}
+
+The sentence embedding of a polyhead model, without its heads: {dimensions} numbers, pooling `{pooling}`, {length}. It
+reads the first {max_tokens} tokens of a text, special tokens included.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("this-folder")
+print(model.encode(["The parcel came two days early."]))
+```
+
+The embeddings are those of the run that it was written from, with one exception: polyhead reads special tokens that are
+spelt out in a text ({special}) as text, sentence-transformers reads them as special tokens.
+"""
+
+
+class InterchangeError(ExportError):
+    """A run cannot be written in another library's format.
+
+    Attributes:
+        path: The run, or the directory that was to be written.
+        reason: What is wrong, and the mend.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+def write_sentence_transformer(run: Run, destination: Path) -> None:
+    """Writes a run's sentence embedding as a sentence-transformers folder; the same run gives the same bytes.
+
+    Texts get the same embeddings, (B, H), as from ``run.model``, those that are cut off included. Texts that spell out
+    a special token do not: see above.
+
+    Args:
+        run: A run that was read back.
+        destination: The folder. One that this function wrote is replaced, an empty one filled, anything else is not.
+            Nothing is left there when writing fails.
+
+    Raises:
+        InterchangeError: The format has no such embedding or no such tokenizer, or ``destination`` holds something.
+        OSError: ``destination`` cannot be written.
+    """
+    special = require_writable(run, destination)
+    with _staged(destination) as folder:
+        _write_backbone(run.model, folder)
+        _write_tokenizer(run, special, folder)
+        _write_modules(run.model.config, describe_embedding(run.model.config).pooling, folder)
+        _write_readme(run, special, folder)
+
+
+def require_writable(run: Run, destination: Path) -> dict[str, str]:
+    """Finds out whether ``write_sentence_transformer`` can do its work, without doing it.
+
+    Returns:
+        The tokenizer's special tokens by transformers' names for them.
+
+    Raises:
+        InterchangeError: It cannot.
+    """
+    _require_free(destination.resolve())
+    if describe_embedding(run.model.config).pooling == "cls_mean":
+        reason = "its embedding is shared with the heads, whose pooling cls_mean no other program knows"
+        mend = 'train again with model.embedding_pooling = "mean" or "cls"'
+        raise InterchangeError(run.path, f"{reason}; {mend}")
+    return _special_tokens(run)
+
+
+@contextmanager
+def _staged(destination: Path) -> Iterator[Path]:
+    """A folder beside ``destination`` that becomes it when the block ends well and vanishes when not."""
+    target = destination.resolve()
+    _require_free(target)
+    with staging_folder(target) as staging:
+        yield staging
+        staging.chmod(0o755)
+        # Writing takes a while, in which somebody may have put something there.
+        _require_free(target)
+        replace_directory(staging, target)
+
+
+def _require_free(target: Path) -> None:
+    if not target.exists() or (target.is_dir() and (not any(target.iterdir()) or _is_ours(target))):
+        return
+    raise InterchangeError(
+        target, "exists and was not written by --format; it was left alone: remove it, or choose another"
+    )
+
+
+def _is_ours(target: Path) -> bool:
+    files = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
+    card = target / "README.md"
+    return files <= _OWN_FILES and card.is_file() and _MARK in card.read_text("utf-8", errors="replace")
+
+
+def _write_backbone(model: PolyheadModel, folder: Path) -> None:
+    model.backbone.save_pretrained(folder)
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_bytes())
+    # Where the backbone was loaded from once.
+    config.pop("_name_or_path", None)
+    write_json(path, config)
+
+
+def _special_tokens(run: Run) -> dict[str, str]:
+    """The tokenizer's special tokens by transformers' names for them."""
+    tokenizer = load_tokenizer(run.tokenizer_path)
+    first, last = _ends(run, tokenizer)
+    padding = tokenizer.id_to_token(run.model.config.pad_token_id)
+    if padding is None:
+        reason = f"has no token {run.model.config.pad_token_id}, which the model is padded with; train again"
+        raise InterchangeError(run.tokenizer_path, reason)
+    found = {"cls_token": first, "sep_token": last, "pad_token": padding}
+    if unknown := getattr(tokenizer.model, "unk_token", None):
+        found["unk_token"] = unknown
+    # One that is not in the tokenizer already would be added, and change what a text's tokens are.
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    if masks := sorted(special & {"[MASK]", "<mask>"}):
+        found["mask_token"] = masks[0]
+    return found
+
+
+def _ends(run: Run, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The tokens that stand before and after every text."""
+    tokens = tokenizer.encode("").tokens
+    # One that puts several there is cut off otherwise than here.
+    if len(tokens) != 2:
+        reason = f"puts {len(tokens)} special tokens around a text, where other programs expect two"
+        raise InterchangeError(run.tokenizer_path, f"{reason}; train on a backbone with another tokenizer")
+    return tokens[0], tokens[1]
+
+
+def _write_tokenizer(run: Run, special: dict[str, str], folder: Path) -> None:
+    load_tokenizer(run.tokenizer_path).save(str(folder / "tokenizer.json"))
+    settings = {
+        # The one class that takes tokenizer.json as it is; those of the families build it anew from their own defaults.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": run.model.config.max_tokens,
+        # The model is trained without token types.
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "right",
+        "truncation_side": "right",
+        "clean_up_tokenization_spaces": False,
+        **special,
+    }
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def _write_modules(config: PolyheadConfig, pooling: str, folder: Path) -> None:
+    kinds = {"": "Transformer", _POOLING: "Pooling", **({_NORMALIZE: "Normalize"} if config.normalize else {})}
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(kinds.items())
+    ]
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": config.max_tokens, "do_lower_case": False})
+    general: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": {}, "default_prompt_name": None}
+    write_json(folder / "config_sentence_transformers.json", {**general, "similarity_fn_name": "cosine"})
+    for path in kinds:
+        (folder / path).mkdir(exist_ok=True)
+    size = int(config.backbone_config().hidden_size)
+    modes = {key: mode == pooling for key, mode in _POOLING_MODES.items()}
+    write_json(folder / _POOLING / "config.json", {"word_embedding_dimension": size, **modes, "include_prompt": True})
+    if config.normalize:
+        # Git and some archives drop a folder without files.
+        write_json(folder / _NORMALIZE / "config.json", {})
+
+
+def _write_readme(run: Run, special: dict[str, str], folder: Path) -> None:
+    embedding = describe_embedding(run.model.config)
+    text = _README.format(
+        name=run.name,
+        dimensions=embedding.dimensions,
+        pooling=embedding.pooling,
+        length="scaled to length 1" if embedding.normalized else "not scaled",
+        max_tokens=run.model.config.max_tokens,
+        special=", ".join(f"`{token}`" for token in dict.fromkeys(special.values())),
+    )
+    (folder / "README.md").write_text(text, "utf-8")

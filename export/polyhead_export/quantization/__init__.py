@@ -1,0 +1,1 @@
+"""Quantized variants of an exported graph."""

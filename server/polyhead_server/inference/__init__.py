@@ -1,0 +1,1 @@
+"""From texts to results: admission, tokenization, scheduling, execution, postprocessing. Knows no transport."""

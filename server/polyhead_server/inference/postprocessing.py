@@ -1,0 +1,80 @@
+"""Logits to probabilities. What a head does is fixed by its declared kind, never by the number of its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polyhead_bundle as bundle
+from numpy.typing import NDArray
+
+from .types import Numbers
+
+
+def probabilities(head: bundle.Head, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A head's answers for a batch.
+
+    Args:
+        head: Says the kind and the temperature by which logits are divided (Guo et al. 2017, arXiv 1706.04599).
+        logits: (B, outputs) float32.
+
+    Returns:
+        (B, outputs) float32: softmax over the outputs, or the sigmoid of each.
+    """
+    scaled = logits / np.float32(head.temperature)  # (B, outputs)
+    if head.kind == "sigmoid":
+        # exp of a large positive number overflows, so each sign has its own form of the same function.
+        small = np.exp(-np.abs(scaled))  # (B, 1)
+        return np.asarray(np.where(scaled >= 0, 1 / (1 + small), small / (1 + small)), dtype=np.float32)
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))  # (B, labels)
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+
+def pool(
+    heads: Sequence[bundle.Head], windows: Sequence[Numbers], tokens: Sequence[int], *, normalized: bool
+) -> Numbers:
+    """One text's answer from those of its windows, each weighted by its tokens.
+
+    The mean of the embeddings, scaled to length 1 where ``normalized``; and of each head's logits, which needs no
+    logits: up to a constant they are the logarithms of the probabilities (logarithmic opinion pool, Genest and Zidek
+    1986, section 3).
+
+    Args:
+        heads: In the model's order.
+        windows: W answers.
+        tokens: (W,) tokens of each window.
+        normalized: Whether embeddings have length 1.
+    """
+    weights = np.asarray(tokens, dtype=np.float32) / np.float32(sum(tokens))  # (W,)
+    embedding = weights @ np.stack([window.embedding for window in windows])  # (dimensions,)
+    if normalized:
+        embedding = embedding / np.float32(np.linalg.norm(embedding) or 1)
+    pooled = []
+    for index, head in enumerate(heads):
+        odds = np.stack([window.probabilities[index] for window in windows])  # (W, outputs)
+        if head.kind == "sigmoid":
+            odds = np.concatenate([1 - odds, odds], axis=1)  # (W, 2)
+        powers = np.exp(weights @ np.log(np.maximum(odds, np.finfo(np.float32).tiny)))  # (outputs,) or (2,)
+        shares = (powers / powers.sum()).astype(np.float32)
+        pooled.append(shares[1:] if head.kind == "sigmoid" else shares)
+    return Numbers(embedding.astype(np.float32), tuple(pooled))
+
+
+def answer(heads: Sequence[bundle.Head], outputs: Sequence[NDArray[np.float32]]) -> list[Numbers | None]:
+    """Rows of a pass's outputs, one for each item.
+
+    Args:
+        heads: In the model's order.
+        outputs: The embedding (B, dimensions), then each head's logits (B, outputs), float32.
+
+    Returns:
+        B rows; None where the model answered with something that is not a finite number.
+    """
+    embedding, *logits = outputs
+    with np.errstate(all="ignore"):  # numbers that are not finite are found below
+        scores = [probabilities(head, values) for head, values in zip(heads, logits, strict=True)]
+    finite = np.logical_and.reduce([np.isfinite(values).all(axis=-1) for values in outputs])  # (B,)
+    return [
+        Numbers(embedding[row], tuple(score[row] for score in scores)) if finite[row] else None
+        for row in range(len(embedding))
+    ]

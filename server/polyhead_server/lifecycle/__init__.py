@@ -1,0 +1,1 @@
+"""A server's life: start, readiness, reload, drain, stop."""

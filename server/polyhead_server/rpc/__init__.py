@@ -1,0 +1,1 @@
+"""The gRPC edge: requests in, responses out. Nothing beyond this package knows gRPC."""

@@ -1,0 +1,52 @@
+"""What the server says about its model."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import polyhead_bundle as bundle
+from polyhead.v1 import model_pb2
+
+from polyhead_server.inference.model import Model
+from polyhead_server.settings import Settings
+
+from .response_encoder import Writer
+
+
+def describe(model: Model, writer: Writer, settings: Settings) -> model_pb2.ModelInfo:
+    """What ``GetModelInfo`` answers."""
+    manifest, runtime = model.source.manifest, model.engine.runtime
+    return model_pb2.ModelInfo(
+        model_id=model.source.model_id,
+        heads=[
+            model_pb2.HeadInfo(
+                name=head.name,
+                kind=model_pb2.HeadKind.Value(f"HEAD_KIND_{head.kind.upper()}"),
+                labels=head.labels,
+                temperature=head.temperature,
+                threshold=head.threshold,
+            )
+            for head in manifest.heads
+        ],
+        embedding=model_pb2.EmbeddingInfo(
+            dimensions=manifest.embedding.dimensions,
+            pooling=manifest.embedding.pooling,
+            normalized=manifest.embedding.normalized,
+        ),
+        limits=model_pb2.Limits(
+            max_tokens=manifest.max_tokens,
+            max_characters=manifest.max_tokens * settings.max_characters_per_token,
+            max_items_per_message=settings.max_items_per_message,
+            max_message_bytes=settings.max_message_bytes,
+            max_windows=settings.max_windows,
+        ),
+        fingerprints=writer.fingerprints,
+        runtime=model_pb2.RuntimeInfo(
+            engine=runtime.engine,
+            device=runtime.device,
+            variant=runtime.variant,
+            fallback_reasons=model.fallback_reasons,
+        ),
+        bundle_format_version=bundle.FORMAT_VERSION,
+        server_version=metadata.version("polyhead"),
+    )

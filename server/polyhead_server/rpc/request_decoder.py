@@ -1,0 +1,175 @@
+"""Wire in: request messages to the server's own types.
+
+Reading never raises: what cannot be read becomes an item with an error, so that a bad item costs nobody else's answer.
+"""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+from polyhead.v1 import inference_service_pb2, item_pb2
+
+from polyhead_server.errors import InvalidRequestError
+from polyhead_server.inference.types import ALL_TASKS, BadItem, Encoding, Item, Message, Task, Truncation, Wishes
+
+from . import message_limits
+
+MAX_ITEM_ID_BYTES = 256
+_decode = codecs.utf_8_decode
+# Code points of an unusable id that come back: enough to find it, too few to make the answer too large for the client.
+_SHOWN = 64
+
+_TASKS = {
+    item_pb2.TASK_EMBEDDING: Task.EMBEDDING,
+    item_pb2.TASK_CLASSIFICATION: Task.CLASSIFICATION,
+    item_pb2.TASK_SENTIMENT: Task.SENTIMENT,
+}
+_ENCODINGS = {
+    item_pb2.EMBEDDING_ENCODING_UNSPECIFIED: Encoding.FLOAT32_LE,
+    item_pb2.EMBEDDING_ENCODING_FLOAT32_LE: Encoding.FLOAT32_LE,
+    item_pb2.EMBEDDING_ENCODING_FLOAT16_LE: Encoding.FLOAT16_LE,
+    item_pb2.EMBEDDING_ENCODING_INT8: Encoding.INT8,
+    item_pb2.EMBEDDING_ENCODING_BINARY: Encoding.BINARY,
+}
+_TRUNCATION = {
+    item_pb2.TRUNCATION_POLICY_UNSPECIFIED: Truncation.TRUNCATE,
+    item_pb2.TRUNCATION_POLICY_TRUNCATE: Truncation.TRUNCATE,
+    item_pb2.TRUNCATION_POLICY_ERROR: Truncation.ERROR,
+    item_pb2.TRUNCATION_POLICY_WINDOW: Truncation.WINDOW,
+}
+_IN_ORDER = {
+    item_pb2.ANSWER_ORDER_UNSPECIFIED: None,
+    item_pb2.ANSWER_ORDER_REQUEST: True,
+    item_pb2.ANSWER_ORDER_COMPLETION: False,
+}
+
+
+class Reader:
+    """Reads request messages of one type; used as gRPC's deserializer."""
+
+    def __init__(
+        self,
+        request_type: type[message.Message],
+        max_items: int,
+        tasks: frozenset[Task] = ALL_TASKS,
+        max_text_bytes: Callable[[], int] = lambda: sys.maxsize,
+    ) -> None:
+        """Prepares to read.
+
+        Args:
+            request_type: The generated class.
+            max_items: Items that a message may carry; a message with more is answered once, as a whole.
+            tasks: What is asked for when the message does not say, or cannot.
+            max_text_bytes: Tells of how many bytes of a text are looked at.
+        """
+        self._type = _BYTES_TYPES[request_type.DESCRIPTOR.name]
+        self._max_items = max_items
+        self._tasks = tasks
+        self._max_text_bytes = max_text_bytes
+
+    def __call__(self, data: bytes) -> Message:
+        """Reads a message; never raises."""
+        try:
+            message_limits.check(data, self._max_items)
+            return self._read(self._type.FromString(data))
+        except InvalidRequestError as error:
+            return _unread(error)
+        except message.DecodeError:
+            problem = "the message is no protobuf message of this RPC; nothing of it was read"
+            return _unread(InvalidRequestError("MALFORMED_MESSAGE", problem))
+
+    def _read(self, request: Any) -> Message:
+        if len(request.items) > self._max_items:
+            # One answer for all: an answer for each of thousands of empty items would cost more than they did.
+            problem = f"the message has {len(request.items)} items; at most {self._max_items} are allowed"
+            raise InvalidRequestError("TOO_MANY_ITEMS", problem)
+        max_text_bytes = self._max_text_bytes()
+        items = tuple(_read_item(item.item_id, item.text, max_text_bytes) for item in request.items)
+        try:
+            in_order = _known(_IN_ORDER, getattr(request, "order", 0), "order")
+            return Message(items, self._wishes(request), in_order)
+        except InvalidRequestError as error:
+            return Message(tuple(BadItem(item.item_id, error) for item in items), Wishes())
+
+    def _wishes(self, request: Any) -> Wishes:
+        # In a small message there may still be thousands.
+        numbers = set(getattr(request, "tasks", ()))
+        tasks = frozenset(_known(_TASKS, task, "task") for task in numbers)
+        embedding_options = getattr(request, "embedding_options", None)
+        expected = request.options.expected_fingerprints
+        return Wishes(
+            tasks=tasks or self._tasks,
+            encoding=_known(_ENCODINGS, embedding_options.encoding if embedding_options else 0, "encoding"),
+            dimensions=embedding_options.dimensions if embedding_options else 0,
+            truncation=_known(_TRUNCATION, request.options.truncation, "truncation"),
+            timings=request.options.include_timings,
+            expected_space=expected.embedding_space,
+            expected_heads=tuple((head.head, head.fingerprint) for head in expected.heads),
+        )
+
+
+def _unread(error: InvalidRequestError) -> Message:
+    """Stands for a message of which no item was read."""
+    return Message((BadItem("", error),), Wishes())
+
+
+def _known(table: dict[Any, Any], number: int, field: str) -> Any:
+    if number not in table:
+        raise InvalidRequestError(f"UNKNOWN_{field.upper()}", f"{field} {number} is not known to this server")
+    return table[number]
+
+
+def _read_item(item_id: bytes, text: bytes, max_text_bytes: int) -> Item | BadItem:
+    """An item. Of its text, no more is looked at than the model may read."""
+    identity = item_id.decode(errors="replace")
+    if len(item_id) > MAX_ITEM_ID_BYTES:
+        problem = f"item_id has more than {MAX_ITEM_ID_BYTES} bytes"
+        return BadItem(identity[:_SHOWN], InvalidRequestError("ITEM_ID_TOO_LONG", problem))
+    if identity.encode() != item_id:
+        return BadItem(identity[:_SHOWN], InvalidRequestError("ITEM_ID_NOT_UTF8", "item_id is not valid UTF-8"))
+    try:
+        # The cut may go through a character, of which the decoder then waits for the rest.
+        read, _ = _decode(text[:max_text_bytes], "strict", len(text) <= max_text_bytes)
+    except UnicodeDecodeError as error:
+        problem = f"text is not valid UTF-8: {error.reason} at byte {error.start}"
+        return BadItem(identity, InvalidRequestError("TEXT_NOT_UTF8", problem))
+    return Item(identity, read)
+
+
+def _bytes_types() -> dict[str, type[message.Message]]:
+    """The request messages once more, with bytes where items have strings.
+
+    protobuf refuses a whole message for one string that is not UTF-8, and decodes texts of megabytes of which the model
+    reads a few kilobytes; bytes have the same form on the wire.
+    """
+    package = "polyhead.bytes"
+    file = descriptor_pb2.FileDescriptorProto(name="polyhead/bytes.proto", package=package, syntax="proto3")
+    items = descriptor_pb2.FileDescriptorProto.FromString(item_pb2.DESCRIPTOR.serialized_pb)
+    service = descriptor_pb2.FileDescriptorProto.FromString(inference_service_pb2.DESCRIPTOR.serialized_pb)
+    requests = [kind for kind in service.message_type if kind.name.endswith("Request")]
+    file.enum_type.extend(items.enum_type)
+    file.message_type.extend(
+        kind
+        for kind in items.message_type
+        if kind.name in {"Item", "ItemOptions", "EmbeddingOptions", "Fingerprints", "HeadFingerprint"}
+    )
+    file.message_type.extend(requests)
+    for kind in file.message_type:
+        for field in kind.field:
+            if field.type_name:
+                field.type_name = field.type_name.replace(".polyhead.v1.", f".{package}.")
+            if kind.name == "Item":
+                field.type = descriptor_pb2.FieldDescriptorProto.TYPE_BYTES
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {
+        kind.name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{kind.name}"))
+        for kind in requests
+    }
+
+
+_BYTES_TYPES = _bytes_types()

@@ -1,0 +1,1 @@
+"""TLS certificates and API keys, reloaded when their files change."""

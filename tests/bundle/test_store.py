@@ -1,0 +1,245 @@
+"""What was written comes back whole, and nothing that was touched since does."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import polyhead_bundle as bundle
+import pytest
+from polyhead_bundle import BundleError, FormatError, IntegrityError, store
+
+from tests.support.small_bundle import FILES, MANIFEST, changed, sources, written
+
+
+def test_bundle_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    first = written(tmp_path)
+    loaded = bundle.load(tmp_path / "demo")
+    assert loaded == first
+    assert dataclasses.replace(loaded.manifest, files={}) == MANIFEST
+    assert {name: loaded.file(name).read_bytes() for name in loaded.manifest.files} == FILES
+    assert loaded.model_id == f"demo-{loaded.digest[:12]}"
+
+
+def test_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = written(tmp_path / "a"), written(tmp_path / "b")
+    assert (first.path / "bundle.json").read_bytes() == (second.path / "bundle.json").read_bytes()
+
+
+def test_file_that_is_not_listed_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match="is not a file of this bundle"):
+        written(tmp_path).file("../secret")
+
+
+@pytest.mark.parametrize("name", [*FILES, "bundle.json"])
+def test_every_flipped_bit_is_refused(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path).path / name
+    content = path.read_bytes()
+    # Every bit of the small files; in the manifest, each byte once is enough to meet every kind of character.
+    bits = range(len(content) * 8) if name != "bundle.json" else range(0, len(content) * 8, 9)
+    for bit in bits:
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(FormatError if name == "bundle.json" else IntegrityError):
+            bundle.load(tmp_path / "demo")
+    path.write_bytes(content)
+    bundle.load(tmp_path / "demo")
+
+
+def _remove(root: Path) -> None:
+    (root / "model.onnx").unlink()
+
+
+def _remove_manifest(root: Path) -> None:
+    (root / "bundle.json").unlink()
+
+
+def _add(root: Path) -> None:
+    (root / "torch" / "pytorch_model.bin").write_bytes(b"pickle")
+
+
+def _add_folder(root: Path) -> None:
+    (root / "extra").mkdir()
+
+
+def _rename(root: Path) -> None:
+    (root / "model.onnx").rename(root / "Model.onnx")
+
+
+def _lengthen(root: Path) -> None:
+    (root / "model.onnx").write_bytes(b"graph, and more")
+
+
+def _link(root: Path) -> None:
+    (root / "model.onnx").rename(root.parent / "elsewhere")
+    (root / "model.onnx").symlink_to(root.parent / "elsewhere")
+
+
+def _link_folder(root: Path) -> None:
+    (root / "torch").rename(root.parent / "elsewhere")
+    (root / "torch").symlink_to(root.parent / "elsewhere")
+
+
+def _link_hard(root: Path) -> None:
+    os.link(root / "model.onnx", root.parent / "second-name")
+
+
+def _pipe(root: Path) -> None:
+    (root / "model.onnx").unlink()
+    os.mkfifo(root / "model.onnx")
+
+
+DAMAGES: dict[Callable[[Path], None], str] = {
+    _remove: "is missing",
+    _remove_manifest: "this directory is not a bundle",
+    _add: "is not listed",
+    _add_folder: "is not listed",
+    _rename: "is not listed",
+    _lengthen: "has 15 bytes; bundle.json says 5",
+    _link: "is not a plain file",
+    _link_folder: "is a link",
+    _link_hard: "second hard link",
+    _pipe: "is not a plain file",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
+def test_damaged_directory_is_refused(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    root = written(tmp_path).path
+    damage(root)
+    with pytest.raises(BundleError, match=DAMAGES[damage]):
+        bundle.load(root)
+
+
+def test_link_to_a_manifest_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path).path / "bundle.json"
+    path.rename(tmp_path / "elsewhere.json")
+    path.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(FormatError, match="is not a plain file"):
+        bundle.load(path.parent)
+
+
+def test_missing_directory_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="no such directory"):
+        bundle.load(tmp_path / "nothing")
+
+
+def test_oversized_manifest_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = written(tmp_path).path
+    monkeypatch.setattr(store, "_MAX_MANIFEST_BYTES", 100)
+    with pytest.raises(FormatError, match="larger than 100 bytes"):
+        bundle.load(root)
+
+
+def test_unreadable_file_is_an_integrity_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = written(tmp_path).path
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(store, "sha256_of", refuse)
+    with pytest.raises(IntegrityError, match="cannot be read: Permission denied"):
+        bundle.load(root)
+
+
+def test_bundle_replaces_a_bundle(tmp_path: Path) -> None:
+    written(tmp_path)
+    again = written(tmp_path, changed(name="second"))
+    assert bundle.load(again.path).manifest.name == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "sources"]
+
+
+def test_bundle_with_damaged_weights_is_replaced(tmp_path: Path) -> None:
+    (written(tmp_path).path / "model.onnx").write_bytes(b"wrong")
+    assert bundle.load(written(tmp_path).path).file("model.onnx").read_bytes() == FILES["model.onnx"]
+
+
+def test_bundle_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    target = written(tmp_path).path
+    (tmp_path / "link").symlink_to(target)
+    bundle.write(tmp_path / "link", changed(name="second"), sources(tmp_path / "sources"))
+    assert (tmp_path / "link").is_symlink()
+    assert bundle.load(target).manifest.name == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "link", "sources"]
+
+
+def _somebodys_folder(root: Path) -> None:
+    root.mkdir()
+    (root / "thesis.txt").write_text("ten years of work")
+
+
+def _somebodys_bundle_json(root: Path) -> None:
+    _somebodys_folder(root)
+    (root / "bundle.json").write_text('{"name": "a web page\'s bundle"}')
+
+
+def _bundle_with_notes(root: Path) -> None:
+    shutil.copytree(written(root.parent / "other").path, root)
+    (root / "thesis.txt").write_text("ten years of work")
+
+
+def _plain_file(root: Path) -> None:
+    root.write_text("ten years of work")
+
+
+@pytest.mark.parametrize("occupy", [_somebodys_folder, _somebodys_bundle_json, _bundle_with_notes, _plain_file])
+def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, occupy: Callable[[Path], None]) -> None:
+    occupy(tmp_path / "demo")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    files = sources(tmp_path.parent / f"{tmp_path.name}-sources")
+    with pytest.raises(BundleError, match="was left alone"):
+        bundle.write(tmp_path / "demo", MANIFEST, files)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("step", ["_describe", "sync_tree", "load", "replace_directory"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_interrupted_write_leaves_the_old_bundle_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
+) -> None:
+    old = written(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, step, fail)
+        with pytest.raises(type(error)):
+            written(tmp_path, changed(name="second"))
+    assert bundle.load(old.path) == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "sources"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("after", [True, False], ids=["after the first", "instead of the second"])
+def test_interrupted_rename_puts_the_old_bundle_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, after: bool
+) -> None:
+    old, rename, calls = written(tmp_path), Path.rename, []
+
+    def interrupt(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == 2 and not after:
+            raise error
+        found = rename(self, target)
+        if len(calls) == 1 and after:
+            raise error
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupt)
+        with pytest.raises(type(error)):
+            written(tmp_path, changed(name="second"))
+    assert len(calls) == (2 if after else 3)
+    assert bundle.load(old.path) == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "sources"]
+
+
+def test_fingerprint_keeps_its_parts_apart() -> None:
+    assert bundle.fingerprint("ab", "c") != bundle.fingerprint("a", "bc")
+    assert bundle.fingerprint("ab", b"c") == bundle.fingerprint(b"ab", "c")
+    assert len(bundle.fingerprint()) == 16

@@ -1,0 +1,137 @@
+"""``polyhead admin`` against a played admin service."""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from click.testing import CliRunner, Result
+from google.protobuf.duration_pb2 import Duration
+from polyhead.v1 import admin_service_pb2 as pb2
+from polyhead.v1 import admin_service_pb2_grpc, item_pb2
+from polyhead_client.cli.main import main
+
+
+class PlayedService(admin_service_pb2_grpc.AdminServiceServicer):
+    """Reloads only when it is forced to."""
+
+    drained = False
+
+    def Reload(self, request: pb2.ReloadRequest, context: Any) -> pb2.ReloadResponse:  # noqa: N802
+        if not request.force:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not reloaded: it is of another embedding space")
+        heads = [item_pb2.HeadFingerprint(head="topic", fingerprint="t")]
+        fingerprints = item_pb2.Fingerprints(embedding_space="e", heads=heads)
+        return pb2.ReloadResponse(workers=[pb2.WorkerReload(process_id=7, model_id="m", fingerprints=fingerprints)])
+
+    def Drain(self, _: pb2.DrainRequest, __: Any) -> pb2.DrainResponse:  # noqa: N802
+        self.drained = True
+        return pb2.DrainResponse()
+
+    def GetStats(self, _: pb2.GetStatsRequest, __: Any) -> pb2.GetStatsResponse:  # noqa: N802
+        wait = Duration(seconds=1, nanos=500_000_000)
+        one = pb2.WorkerStats(process_id=7, items_total=2**40, expected_wait=wait, refused_total={"OVERLOADED": 3})
+        return pb2.GetStatsResponse(workers=[one, pb2.WorkerStats(process_id=8)])
+
+
+@pytest.fixture
+def service() -> PlayedService:
+    return PlayedService()
+
+
+@pytest.fixture
+def target(service: PlayedService, tmp_path: Path) -> Iterator[str]:
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
+    server.add_insecure_port(f"unix:{tmp_path}/admin")
+    server.start()
+    yield f"unix:{tmp_path}/admin"
+    server.stop(None).wait()
+
+
+def admin(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["admin", *arguments])
+
+
+def test_stats_are_numbers_one_line_a_worker(target: str) -> None:
+    first, second = map(json.loads, admin("stats", "--target", target).stdout.splitlines())
+    assert (first["process_id"], second["process_id"]) == (7, 8)
+    assert (first["items_total"], first["expected_wait"], first["refused_total"]) == (2**40, 1.5, {"OVERLOADED": 3})
+    assert second["items_total"] == 0
+
+
+def test_reload_says_what_answers_now(target: str) -> None:
+    done = admin("reload", "--force", "--target", target)
+    assert json.loads(done.stdout) == {
+        "process_id": 7,
+        "model_id": "m",
+        "fingerprints": {"embedding_space": "e", "heads": [{"head": "topic", "fingerprint": "t"}]},
+    }
+
+
+def test_reload_that_is_refused_says_why_in_one_line(target: str) -> None:
+    done = admin("reload", "--target", target)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "another embedding space" in done.stderr
+
+
+def test_drain_says_nothing(target: str, service: PlayedService) -> None:
+    done = admin("drain", "--target", target)
+    assert (done.exit_code, done.output) == (0, "")
+    assert service.drained
+
+
+def test_target_comes_from_the_environment(target: str) -> None:
+    done = CliRunner().invoke(main, ["admin", "stats"], env={"POLYHEAD_ADMIN_TARGET": target})
+    assert done.exit_code == 0
+
+
+def test_nobody_there_is_told_with_what_may_be_missing(tmp_path: Path) -> None:
+    done = admin("stats", "--target", f"unix:{tmp_path}/none")
+    assert done.exit_code == 2
+    assert "--admin-listen" in done.stderr
+
+
+def test_key_never_goes_to_a_proxy(service: PlayedService, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    for variable in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("POLYHEAD_API_KEY", "secret")
+    with Proxy() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.address)
+        # Control: a channel that is not told otherwise goes there.
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError):
+            admin_service_pb2_grpc.AdminServiceStub(channel).GetStats(pb2.GetStatsRequest(), timeout=20)
+        assert proxy.connections
+        proxy.connections = 0
+        done = admin("stats", "--target", f"127.0.0.1:{port}")
+    server.stop(None).wait()
+    assert (done.exit_code, proxy.connections) == (0, 0)
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """Counts who comes, and lets nobody through."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+        self.connections = 0
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def verify_request(self, *_: Any) -> bool:
+        self.connections += 1
+        return False
+
+    def __exit__(self, *error: Any) -> None:
+        self.shutdown()
+        super().__exit__(*error)

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from polyhead_client.cli.main import main
+
+from tests.support.fake_server import BREAK, ERROR, FakeServicer, embedding_of
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(servicer: FakeServicer) -> Run:
+    """Runs the command against the server: ``run(*arguments, input=bytes)``."""
+
+    def ran(*arguments: str, input: bytes = b"") -> Result:  # noqa: A002
+        return CliRunner(env={"POLYHEAD_TARGET": servicer.target}).invoke(main, arguments, input=input)
+
+    return ran
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout_bytes.splitlines()]
+
+
+def labels(result: Result) -> list[str]:
+    """The texts that the server saw."""
+    return [line["classification"]["scores"][0]["label"] for line in lines(result)]
+
+
+def test_analyze_writes_every_answer_in_the_agreed_shape(run: Run) -> None:
+    result = run("analyze", "abc")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert lines(result) == [
+        {
+            "id": "0",
+            "embedding": [float(str(np.float32(number))) for number in embedding_of("abc")],
+            "classification": {
+                "head": "topic",
+                "scores": [{"label": "abc", "probability": 0.9}, {"label": "other", "probability": 0.1}],
+            },
+            "sentiment": {"head": "mood", "probability": 0.75, "label": "abc"},
+            "truncation": {
+                "truncated": False,
+                "tokens_seen": 3,
+                "tokens_used": 3,
+                "cut_at_code_point": None,
+                "windows": 1,
+            },
+        }
+    ]
+
+
+def test_written_embedding_is_the_float32_that_came(run: Run) -> None:
+    (line,) = lines(run("embed", "日本語"))
+    assert np.array_equal(np.array(line["embedding"], np.float32), np.array(embedding_of("日本語"), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("command", "call"),
+    [
+        ("analyze", "StreamAnalyze"),
+        ("embed", "StreamEmbed"),
+        ("classify", "StreamClassify"),
+        ("sentiment", "StreamSentiment"),
+    ],
+)
+def test_each_command_has_its_own_call(run: Run, servicer: FakeServicer, command: str, call: str) -> None:
+    assert labels(run(command, "one", "two")) == ["one", "two"]
+    assert servicer.calls == [call]
+
+
+def test_stdin_is_one_text_a_line_in_order(run: Run) -> None:
+    texts = [f"naïve {number}" for number in range(500)]
+    result = run("classify", input="\n".join(texts).encode())
+    assert labels(result) == texts
+    assert [line["id"] for line in lines(result)] == [str(number) for number in range(500)]
+
+
+def test_lines_end_at_newlines_alone_and_empty_ones_count(run: Run) -> None:
+    assert labels(run("classify", input="a\r\n\nb\u2028c\x0bd\n".encode())) == ["a", "", "b\u2028c\x0bd"]
+
+
+def test_line_that_is_not_utf8_is_an_error_line_and_the_rest_goes_on(run: Run) -> None:
+    result = run("classify", input=b"one\ncaf\xe9\n\xff\xfe\nfour\n")
+    first, second, third, fourth = lines(result)
+    assert [first["id"], second["id"], third["id"], fourth["id"]] == ["0", "1", "2", "3"]
+    assert second["error"]["reason"] == third["error"]["reason"] == "TEXT_NOT_UTF8"
+    assert "error" not in first
+    assert fourth["classification"]["scores"][0]["label"] == "four"
+    assert result.exit_code == 1
+
+
+def test_item_with_an_error_is_a_line_and_exit_code_1(run: Run) -> None:
+    result = run("analyze", "good", ERROR + "no")
+    assert lines(result)[1] == {
+        "id": "1",
+        "error": {"code": "INVALID_ARGUMENT", "reason": "TOLD_TO", "message": "error:no"},
+    }
+    assert (result.exit_code, result.stderr) == (1, "")
+
+
+def test_jsonl_keeps_ids(run: Run) -> None:
+    result = run("classify", "--jsonl", input='{"id": "é", "text": "a\\nb"}\n{"id": "", "text": ""}\n'.encode())
+    assert [line["id"] for line in lines(result)] == ["é", ""]
+    assert labels(result) == ["a\nb", ""]
+
+
+def test_jsonl_id_with_half_an_emoji_comes_back_as_valid_json(run: Run) -> None:
+    result = run("classify", "--jsonl", input=b'{"id": "\\ud83d", "text": "ok"}\n{"id": "2", "text": "ok"}\n')
+    first, second = lines(result)
+    assert (first["id"], second["id"], labels(result)) == ("\ud83d", "2", ["ok", "ok"])
+
+
+@pytest.mark.parametrize(
+    "line", ["nonsense", '["id", "text"]', '{"id": "2"}', '{"id": 2, "text": "two"}', "[" * 100_000]
+)
+def test_jsonl_line_that_is_no_item_ends_with_its_number_after_the_answers_before_it(run: Run, line: str) -> None:
+    result = run("classify", "--jsonl", input=f'{{"id": "1", "text": "one"}}\n{line}\n'.encode())
+    assert labels(result) == ["one"]
+    assert result.exit_code == 2
+    assert result.stderr.startswith("polyhead: input, line 2: not ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_jsonl_passes_over_blank_lines_and_counts_them(run: Run) -> None:
+    result = run("classify", "--jsonl", input=b'{"id": "1", "text": "one"}\n\n \r\n{"id": "4", "text": "four"}\n\nno\n')
+    assert labels(result) == ["one", "four"]
+    assert "line 6" in result.stderr
+
+
+@pytest.mark.parametrize(("jsonl", "line"), [([], "text"), (["--jsonl"], '{"id": "0", "text": "text"}')])
+def test_byte_order_mark_is_no_part_of_the_first_text(run: Run, jsonl: list[str], line: str) -> None:
+    assert labels(run("classify", *jsonl, input=f"\ufeff{line}\n".encode())) == ["text"]
+
+
+def test_options_reach_the_server(run: Run, servicer: FakeServicer) -> None:
+    options = ["--tasks", "classification,sentiment", "--truncation", "window", "--order", "completion", "--timings"]
+    options += ["--expect-embedding-space", "00112233445566aa"]
+    (line,) = lines(run("analyze", *options, "--encoding", "float16", "--dimensions", "2", "text"))
+    (request,) = servicer.requests
+    assert (list(request.tasks), request.options.truncation, request.order) == ([2, 3], 3, 2)
+    assert request.options.expected_fingerprints.embedding_space == "00112233445566aa"
+    assert (request.embedding_options.encoding, request.embedding_options.dimensions) == (2, 2)
+    assert line["timings"]["total_s"] == 1.5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["analyze", "--tasks", "poetry", "text"],
+        ["analyze", "--tasks", "", "text"],
+        ["classify", "--jsonl", "text"],
+        ["classify", "--order", "random", "text"],
+        ["classify", "--expect-embedding-space", "0011", "text"],
+        ["classify", "--encoding", "float16", "text"],
+        ["compose", "text"],
+    ],
+)
+def test_mistake_of_the_user_ends_with_2_and_no_output(run: Run, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr
+
+
+def test_no_text_needs_no_answer(run: Run) -> None:
+    result = run("analyze")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [["analyze", "text"], ["analyze"], ["info"]])
+def test_unreachable_server_ends_with_2_and_one_line(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, [*arguments, "--target", "127.0.0.1:1"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("polyhead: 127.0.0.1:1: UNAVAILABLE: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_call_that_fails_ends_with_1_and_one_line(run: Run) -> None:
+    result = run("analyze", BREAK)
+    assert result.exit_code == 1
+    assert result.stderr.endswith("INTERNAL: told to break\n")
+    assert result.stderr.count("\n") == 1
+
+
+def test_info_is_text_for_people(run: Run) -> None:
+    text = run("info").stdout
+    for fact in ["fake-0123456789ab", "onnx, cpu, fp32", "no cuda here", "account, billing", "threshold 0.5", "256"]:
+        assert fact in text
+
+
+def test_info_is_json_for_machines(run: Run) -> None:
+    model = json.loads(run("info", "--json").stdout)
+    assert [head["labels"] for head in model["heads"]] == [["account", "billing"], ["bad", "good"]]
+    assert model["fingerprints"]["embedding_space"] == "00112233445566aa"
+
+
+@pytest.fixture
+def process(servicer: FakeServicer) -> Iterator[subprocess.Popen[bytes]]:
+    """The command in a process of its own, with pipes that stay open."""
+    command = [sys.executable, "-m", "polyhead_client.cli.main", "classify", "--target", servicer.target]
+    # What this process can import, that one can; and its stdout is buffered, whatever this machine is set to.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("PYTHONUNBUFFERED", None)
+    pipe = subprocess.PIPE
+    # A shell's background job ignores SIGINT, and so would every process that it starts.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, bufsize=0) as process:
+        signal.signal(signal.SIGINT, previous)
+        yield process
+        process.kill()
+
+
+def ask(process: subprocess.Popen[bytes], text: str) -> dict[str, Any]:
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(f"{text}\n".encode())
+    answer: dict[str, Any] = json.loads(process.stdout.readline())
+    return answer
+
+
+def test_command_answers_each_line_before_the_next_comes(process: subprocess.Popen[bytes]) -> None:
+    seen = [ask(process, text)["classification"]["scores"][0]["label"] for text in ("one", "zwei", "三")]
+    out, error = process.communicate()
+    assert (seen, out, error, process.returncode) == (["one", "zwei", "三"], b"", b"", 0)
+
+
+def test_command_ends_quietly_when_its_reader_is_gone(process: subprocess.Popen[bytes]) -> None:
+    ask(process, "one")
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    process.stdin.write(b"two\n")  # stdin stays open: nothing but the closed pipe ends it
+    assert (process.wait(20), process.stderr.read()) == (0, b"")
+
+
+def test_command_ends_quietly_when_interrupted(process: subprocess.Popen[bytes]) -> None:
+    ask(process, "one")
+    assert process.stderr
+    process.send_signal(signal.SIGINT)
+    assert (process.wait(20), process.stderr.read()) == (130, b"")
+
+
+def shell(servicer: FakeServicer, redirected: str) -> subprocess.CompletedProcess[str]:
+    """The command in a shell, with what that does to its input and output."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "POLYHEAD_TARGET": servicer.target}
+    command = f"{sys.executable} -m polyhead_client.cli.main {redirected}"
+    return subprocess.run(
+        ["sh", "-c", command], check=False, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("command", ["classify one two", "info", "--help"])
+def test_full_stdout_is_one_line_and_exit_code_1(servicer: FakeServicer, command: str) -> None:
+    done = shell(servicer, f"{command} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "polyhead: input or output: No space left on device\n"
+
+
+@pytest.mark.parametrize(("redirected", "name"), [("classify <&-", "stdin"), ("classify one >&-", "stdout")])
+def test_closed_stdin_or_stdout_is_a_mistake_of_the_user(servicer: FakeServicer, redirected: str, name: str) -> None:
+    done = shell(servicer, redirected)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"Error: {name} is closed")
+
+
+def test_key_file_that_is_no_text_is_a_mistake_of_the_user_and_not_shown(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"\xff\xfeSECRET")
+    result = run("info", "--api-key-file", str(tmp_path / "key"))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--api-key-file: holds no UTF-8 text" in result.stderr
+    assert "SECRET" not in result.stderr
+
+
+def test_help_lists_every_exit_code(run: Run) -> None:
+    assert "130 when" in " ".join(run("--help").stdout.split())

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+from polyhead_client import InvalidRequestError
+from polyhead_client.core.hedging import HedgeAfter, Hedging
+
+
+def test_seconds_are_kept_to() -> None:
+    assert Hedging(0.25).delay_s() == 0.25
+    assert Hedging(None).delay_s() is None
+
+
+def test_percentile_is_that_of_recent_calls_once_there_are_enough() -> None:
+    subject = Hedging("p95")
+    for number in range(20):
+        assert subject.delay_s() is None
+        subject.observe(float(number))
+    assert subject.delay_s() == 19.0
+    for _ in range(128):
+        subject.observe(0.5)
+    assert subject.delay_s() == 0.5
+
+
+def test_second_calls_are_a_twentieth_at_most() -> None:
+    subject = Hedging(0.1)
+    spent = 0
+    for _ in range(1000):
+        subject.delay_s()
+        spent += subject.spend()
+    assert 40 <= spent <= 51
+
+
+def test_quiet_time_saves_up_ten_second_calls_and_no_more() -> None:
+    subject = Hedging(0.1)
+    for _ in range(10_000):
+        subject.delay_s()
+    assert sum(subject.spend() for _ in range(100)) == 10
+
+
+@pytest.mark.parametrize("after", [0, -1.0, float("inf"), float("nan"), "p99", "0.1"])
+def test_anything_else_is_refused(after: HedgeAfter) -> None:
+    with pytest.raises(InvalidRequestError, match="hedge_after_s"):
+        Hedging(after)

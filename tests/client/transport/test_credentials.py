@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from polyhead_client import AsyncClient, Client, InvalidRequestError, Tls
+from polyhead_client.transport.credentials import authorization, is_local
+
+KEY = "secret-0123456789"
+
+
+@pytest.mark.parametrize(
+    ("target", "local"),
+    [
+        ("127.0.0.1:50051", True),
+        ("127.8.8.8:1", True),
+        ("localhost:50051", True),
+        ("localhost", True),
+        ("[::1]:50051", True),
+        ("ipv6:[::1]:50051", True),
+        ("ipv4:127.0.0.1:1,127.0.0.1:2", True),
+        ("dns:///localhost:50051", True),
+        ("unix:/run/polyhead.sock", True),
+        ("10.0.0.1:50051", False),
+        ("ipv4:127.0.0.1:1,10.0.0.1:2", False),
+        ("dns:///model.example:50051", False),
+        ("dns://10.0.0.1/localhost:50051", False),
+        ("localhost.example:50051", False),
+        ("127.0.0.1.example:50051", False),
+        ("xds:///localhost", False),
+    ],
+)
+def test_target_stays_on_this_machine_or_does_not(target: str, local: bool) -> None:
+    assert is_local(target) == local
+
+
+def test_key_is_a_bearer_token() -> None:
+    assert authorization(KEY, "127.0.0.1:1", None, False) == (("authorization", f"Bearer {KEY}"),)
+    assert authorization(None, "10.0.0.1:1", None, False) == ()
+
+
+def test_key_leaves_the_machine_with_tls_or_on_request_only() -> None:
+    with pytest.raises(InvalidRequestError, match="in the clear") as caught:
+        authorization(KEY, "10.0.0.1:1", None, False)
+    assert KEY not in str(caught.value)
+    assert authorization(KEY, "10.0.0.1:1", Tls(), False)
+    assert authorization(KEY, "10.0.0.1:1", None, True)
+
+
+@pytest.mark.parametrize("key", ["", " ", "schlüssel", "two\nlines", KEY + "\n"])
+def test_what_is_no_key_is_refused_without_being_shown(key: str) -> None:
+    with pytest.raises(InvalidRequestError, match="api_key") as caught:
+        authorization(key, "127.0.0.1:1", None, False)
+    assert KEY not in str(caught.value)
+
+
+def test_key_stands_in_no_repr() -> None:
+    with Client(api_key=KEY) as client:
+        assert KEY not in repr(client)
+        assert KEY not in str(client)
+
+
+async def test_key_stands_in_no_repr_of_the_asyncio_client() -> None:
+    async with AsyncClient(api_key=KEY) as client:
+        assert KEY not in repr(client)
+
+
+def test_half_of_a_client_certificate_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="give both"):
+        Tls(key_file="key.pem")
+
+
+def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match=r"ca_file: cannot read .*missing\.pem: No such file"):
+        Client(tls=Tls(ca_file=tmp_path / "missing.pem"))
+
+
+@pytest.mark.parametrize("options", [{"connections": 0}, {"max_attempts": 0}, {"hedge_after_s": 0}, {"api_key": ""}])
+def test_argument_that_cannot_be_used_is_refused_by_its_name(options: dict[str, float]) -> None:
+    with pytest.raises(InvalidRequestError, match=next(iter(options))):
+        Client(**options)  # type: ignore[arg-type]

@@ -1,0 +1,70 @@
+"""What is sent to the hub is the bundle, in one commit; a refusal is said in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polyhead_bundle as bundle
+import pytest
+from polyhead_export.interop import hub
+from polyhead_export.interop.hub import PushError, push_bundle
+
+
+def test_bundle_goes_up_as_one_private_commit(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    class Api:
+        def create_repo(self, repository: str, **fields: Any) -> None:
+            calls.append((repository, fields))
+
+        def repo_info(self, repository: str) -> SimpleNamespace:
+            return SimpleNamespace(private=True)
+
+        def upload_folder(self, **fields: Any) -> SimpleNamespace:
+            calls.append((fields.pop("repo_id"), fields))
+            return SimpleNamespace(commit_url="https://hub/commit")
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    found = bundle.load(bundle_dir)
+    assert push_bundle(found, "me/tiny") == "https://hub/commit"
+    (first, made), (second, sent) = calls
+    assert first == second == "me/tiny"
+    assert made["private"] is True
+    assert (sent["folder_path"], sent["commit_message"]) == (bundle_dir, found.model_id)
+    # Beside it the hub keeps a file of its own, which no bundle may hold.
+    assert sent["path_in_repo"] == "bundle"
+
+
+def test_public_repository_is_refused_and_left_alone(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Api:
+        def create_repo(self, repository: str, **fields: Any) -> None:
+            pass
+
+        def repo_info(self, repository: str) -> SimpleNamespace:
+            return SimpleNamespace(private=False)
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    with pytest.raises(PushError, match="the repository is public"):
+        push_bundle(bundle.load(bundle_dir), "me/tiny")
+
+
+class _UnreachableError(Exception):
+    """As the library's HTTP client raises it: none of the library's own, and no OSError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(_UnreachableError("no network\nat all"), "no network"), (_UnreachableError(), "_UnreachableError")],
+)
+def test_refusal_is_one_line_with_the_repository(
+    bundle_dir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    class Api:
+        def create_repo(self, repository: str, **fields: Any) -> None:
+            raise error
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    with pytest.raises(PushError, match=rf"^me/tiny: the bundle was not uploaded: {reason}; log in"):
+        push_bundle(bundle.load(bundle_dir), "me/tiny")

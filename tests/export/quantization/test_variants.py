@@ -1,0 +1,280 @@
+"""Every variant answers as the trained model does, within what is said of it, or is not in the bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import polyhead_bundle as bundle
+import pytest
+import torch
+from polyhead_export.cli import _VARIANTS
+from polyhead_export.errors import FusionError, SettingsError
+from polyhead_export.export import export
+from polyhead_export.layout import GRAPHS
+from polyhead_export.onnx_export import EMBEDDING_OUTPUT, export_graph, random_texts
+from polyhead_export.quantization.fusion import fuse_attention, operators
+from polyhead_export.quantization.smoothquant import fold_biases, largest_values, quantize
+from polyhead_export.quantization.variants import make_variant
+from polyhead_export.runners import onnx_pass
+from polyhead_export.settings import VARIANTS, Settings, read_settings
+from polyhead_export.verify import verify
+from polyhead_server import settings as server_settings
+from polyhead_server.errors import StartupError
+from polyhead_server.inference.model import load_model
+from polyhead_training.model import PolyheadModel
+from polyhead_training.tokenization import pad
+
+MakeModel = Callable[..., PolyheadModel]
+GOLDEN = [[2, 3], [2, 9, 10, 3], [2, *range(20, 50), 3], [2, 7, 3]]
+
+
+def _ignore(_: str) -> None:
+    pass
+
+
+def _make(model: PolyheadModel, folder: Path, name: str) -> tuple[Path, Path]:
+    plain = folder / "model.onnx"
+    export_graph(model, plain)
+    return plain, make_variant(name, plain, model.config, GOLDEN, _ignore)  # type: ignore[arg-type]
+
+
+def _embed(path: Path, *texts: list[int]) -> np.ndarray:
+    return onnx_pass(path)(*pad(texts, 0))[EMBEDDING_OUTPUT]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("labelled") / "test.jsonl"
+    rows = [
+        {"text": "where is my refund", "label": "billing", "sentiment": 0},
+        {"text": "the courier rang twice", "label": "support", "sentiment": None},
+        {"text": "lovely fabric and a perfect fit", "label": None, "sentiment": 1},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def loose() -> Settings:
+    """A model of random weights answers at random: what it gives up is not what is tested."""
+    open_to_all = {"other_labels": 1.0, "accuracy_drop": 1.0, "macro_f1_drop": 1.0, "calibration": 1.0}
+    limits = {name: open_to_all for name in VARIANTS if name != "fp32"}
+    return Settings(variants=VARIANTS, limits=limits)
+
+
+@pytest.fixture(scope="module")
+def all_variants(
+    run_dir: Path, loose: Settings, labelled: Path, tmp_path_factory: pytest.TempPathFactory
+) -> bundle.Bundle:
+    settings = loose.extended((), [labelled])
+    return export(run_dir, tmp_path_factory.mktemp("variants") / "tiny", _ignore, settings)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_int8_is_near_and_does_not_depend_on_company(make_model: MakeModel, tmp_path: Path, family: str) -> None:
+    model = make_model(family)
+    plain, integers = _make(model, tmp_path, "int8")
+    texts = random_texts(model.config, 9)
+    for text in texts:
+        wanted, alone = _embed(plain, text)[0], _embed(integers, text)[0]
+        assert wanted @ alone > 0.999
+        assert not np.array_equal(wanted, alone)
+        padded = onnx_pass(integers)(*pad([text, *texts], model.config.pad_token_id))[EMBEDDING_OUTPUT][0]
+        np.testing.assert_allclose(padded, alone, atol=1e-5)
+
+
+def test_int8_is_calibrated_on_real_texts_where_there_are_any(model: PolyheadModel, tmp_path: Path) -> None:
+    export_graph(model, tmp_path / "model.onnx")
+    texts = random_texts(model.config, 400)[200:]
+    said: list[str] = []
+    made = []
+    for real in ([], texts[:3], texts):
+        path = make_variant("int8", tmp_path / "model.onnx", model.config, GOLDEN, said.append, real)
+        made.append(path.read_bytes())
+    assert len(set(made)) == 3
+    assert [line.partition(";")[0] for line in said] == [
+        "int8: calibrated on 98 texts, 0 of them labelled rows",
+        "int8: calibrated on 100 texts, 2 of them labelled rows",
+        "int8: calibrated on 194 texts, 96 of them labelled rows",
+    ]
+
+
+def test_smoothing_is_chosen_by_the_loss_before_the_cosine(model: PolyheadModel, tmp_path: Path) -> None:
+    export_graph(model, tmp_path / "model.onnx")
+    said: list[str] = []
+    losses = iter([0.1, 0.0, 0.1, 0.1])
+    make_variant("int8", tmp_path / "model.onnx", model.config, GOLDEN, said.append, (), lambda _: next(losses))
+    assert "smoothing 0.6," in said[0]
+
+
+def test_int8_runs_every_linear_layer_on_integers(model: PolyheadModel, tmp_path: Path) -> None:
+    counted = operators(onnx.load(_make(model, tmp_path, "int8")[1]))
+    assert counted["com.microsoft.MatMulIntegerToFloat"] == 12
+    assert counted["com.microsoft.MultiHeadAttention"] == 2
+    assert "MatMul" not in counted
+
+
+def test_folded_biases_change_no_answer(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    for name, values in model.named_parameters():
+        if name.endswith(("self.key.bias", "self.value.bias")):
+            values.data.uniform_(-1, 1)
+    export_graph(model, tmp_path / "model.onnx")
+    folded = fold_biases(fuse_attention(onnx.load(tmp_path / "model.onnx"), 2))
+    onnx.save_model(folded, str(tmp_path / "folded.onnx"))
+    assert operators(folded)["Add"] < operators(fuse_attention(onnx.load(tmp_path / "model.onnx"), 2))["Add"]
+    for text in random_texts(model.config, 5):
+        np.testing.assert_allclose(
+            _embed(tmp_path / "folded.onnx", text), _embed(tmp_path / "model.onnx", text), atol=1e-5
+        )
+
+
+def test_smoothing_alone_changes_no_weight_times_input(model: PolyheadModel, tmp_path: Path) -> None:
+    export_graph(model, tmp_path / "model.onnx")
+    folded = fold_biases(fuse_attention(onnx.load(tmp_path / "model.onnx"), 2))
+    largest = largest_values(tmp_path / "scratch", folded, GOLDEN)
+    for smoothing in (0.0, 1.0):
+        onnx.save_model(quantize(folded, largest, smoothing, 12), str(tmp_path / "int8.onnx"))
+        cosine = _embed(tmp_path / "int8.onnx", GOLDEN[2])[0] @ _embed(tmp_path / "model.onnx", GOLDEN[2])[0]
+        assert cosine > 0.99
+
+
+def test_fusion_that_did_not_happen_is_said_with_what_there_is(graph_file: Path) -> None:
+    with pytest.raises(
+        FusionError, match=r"expected 3 MultiHeadAttention after fusion, found 2; the graph has 1\d Add"
+    ):
+        fuse_attention(onnx.load(graph_file), 3)
+
+
+def test_another_number_of_linear_layers_is_said(graph_file: Path, tmp_path: Path) -> None:
+    folded = fold_biases(fuse_attention(onnx.load(graph_file), 2))
+    with pytest.raises(FusionError, match="expected 13 linear layers in the backbone, found 12"):
+        quantize(folded, largest_values(tmp_path / "scratch", folded, GOLDEN), 0.5, 13)
+
+
+def test_bundle_with_every_variant_verifies(all_variants: bundle.Bundle, loose: Settings) -> None:
+    manifest = all_variants.manifest
+    assert {name: one.file for name, one in manifest.variants.items()} == GRAPHS
+    assert {name for name, one in manifest.variants.items() if one.batch_invariant} == {"fp32", "int8"}
+    spaces = {one.fingerprints.embedding_space for one in manifest.variants.values()}
+    assert len(spaces) == len(VARIANTS)
+    assert verify(all_variants.path, _ignore, loose).digest == all_variants.digest
+
+
+def test_labelled_rows_are_judged_by_head(all_variants: bundle.Bundle) -> None:
+    names = {check.name for check in all_variants.manifest.variants["int8"].gate}
+    assert {
+        f"{check}.{head}"
+        for check in ("accuracy_drop", "macro_f1_drop", "calibration")
+        for head in ("topic", "sentiment")
+    } <= names
+
+
+def test_all_variants_are_the_same_bytes_again(
+    all_variants: bundle.Bundle, run_dir: Path, loose: Settings, labelled: Path, tmp_path: Path
+) -> None:
+    again = export(run_dir, tmp_path / "again", _ignore, loose.extended((), [labelled]))
+    assert again.digest == all_variants.digest
+
+
+def test_variant_that_fails_is_left_out_and_the_numbers_are_said(run_dir: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = Settings(variants=("fp32", "int8"), limits={"int8": {"cosine_worst": 1e-9}})
+    found = export(run_dir, tmp_path / "bundle", said.append, settings)
+    assert set(found.manifest.variants) == {"fp32"}
+    assert "model.int8.onnx" not in found.manifest.files
+    assert any("variant int8 is left out" in line and "cosine_distance.worst is" in line for line in said)
+
+
+def test_weights_that_are_too_large_for_one_file_lie_beside_the_graph(
+    run_dir: Path, loose: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polyhead_export.onnx_export._LARGEST_FILE", 10_000)
+    found = export(run_dir, tmp_path / "bundle", _ignore, loose)
+    for name in GRAPHS.values():
+        assert found.manifest.files[f"{name}.data"].size > 10_000
+    assert verify(found.path, _ignore, loose).digest == found.digest
+
+
+def test_command_lines_variants_are_those_there_are() -> None:
+    assert _VARIANTS == VARIANTS
+
+
+def test_missing_labelled_file_is_named(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"gone\.jsonl: there is no such labelled file"):
+        export(run_dir, tmp_path / "bundle", _ignore, Settings().extended((), [tmp_path / "gone.jsonl"]))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_labelled_file_without_labels_is_named(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare.jsonl").write_text('{"text": "hello"}\n')
+    with pytest.raises(SettingsError, match=r"bare\.jsonl: no row has a label"):
+        export(run_dir, tmp_path / "bundle", _ignore, Settings().extended((), [tmp_path / "bare.jsonl"]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("variants = ['int4']", r"export\.toml: variants\.0: Input should be"),
+        ("colour = 1", r"export\.toml: colour: Extra inputs are not permitted; there are variants, labelled, limits"),
+        ("[limits.int8]\ncosine = 1", r"limits\.int8\.cosine: Extra inputs .*; there are difference, logit_difference"),
+        ("[limits.int8]\ncosine_mean = -1", r"limits\.int8\.cosine_mean: Input should be greater"),
+        ("variants = [", r"export\.toml: is not TOML"),
+    ],
+)
+def test_configuration_that_cannot_be_used_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "export.toml").write_text(content)
+    with pytest.raises(SettingsError, match=message):
+        read_settings(tmp_path / "export.toml")
+
+
+def test_int8_is_made_by_default_and_may_be_left_out() -> None:
+    assert Settings().wanted == ("fp32", "int8")
+    assert Settings().required == ("fp32",)
+    assert Settings().extended((), [Path("test.jsonl")]).required == ("fp32",)
+
+
+def test_variants_of_the_command_line_take_the_place_of_the_others() -> None:
+    assert Settings().extended(["fp32"], []).wanted == ("fp32",)
+    chosen = Settings(variants=("int8-dynamic",)).extended(["fp16", "int8"], [])
+    assert chosen.wanted == chosen.required == ("fp32", "int8", "fp16")
+
+
+def test_configuration_is_read(tmp_path: Path) -> None:
+    (tmp_path / "export.toml").write_text(
+        'variants = ["int8"]\nlabelled = ["test.jsonl"]\n[limits.int8]\ncosine_mean = 0.5\n'
+    )
+    settings = read_settings(tmp_path / "export.toml")
+    assert settings.wanted == settings.required == ("fp32", "int8")
+    assert settings.labelled_files == (tmp_path / "test.jsonl",)
+    assert settings.limits_of("int8").cosine_mean == 0.5
+    assert settings.limits_of("int8").cosine_worst == 0.03
+
+
+@pytest.mark.parametrize(("variant", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16)])
+def test_pytorch_serves_the_precision_that_it_was_asked_for(
+    all_variants: bundle.Bundle, variant: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    forward = PolyheadModel.forward
+
+    def watched(self: PolyheadModel, *inputs: torch.Tensor) -> Any:
+        seen.append(next(self.parameters()).dtype)
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(PolyheadModel, "forward", watched)
+    settings = server_settings.Settings(bundle=all_variants.path, engine="torch", device="cpu", variant=variant)
+    runtime = load_model(settings).engine.runtime
+    assert (runtime.engine, runtime.variant) == ("torch", variant)
+    assert set(seen) == {dtype}
+
+
+def test_pytorch_has_no_8_bit_form(all_variants: bundle.Bundle) -> None:
+    settings = server_settings.Settings(bundle=all_variants.path, engine="torch", device="cpu", variant="int8")
+    with pytest.raises(StartupError, match="PyTorch runs fp32 and fp16, not int8"):
+        load_model(settings)

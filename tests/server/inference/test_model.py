@@ -1,0 +1,178 @@
+"""Which engine is chosen, when each may fail in its own way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polyhead_bundle as bundle
+import pytest
+from numpy.typing import NDArray
+from polyhead_server import engines
+from polyhead_server.engines import EngineError, Runtime
+from polyhead_server.errors import StartupError
+from polyhead_server.inference.model import Model, load_model, pad
+from polyhead_server.inference.model import _choices as choices_of
+from polyhead_server.inference.tokenization import Tokenizer
+from polyhead_server.settings import Settings
+
+from tests.server.conftest import FakeEngine
+
+
+class NanEngine(FakeEngine):
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        return [values * np.float32("nan") for values in super().run(input_ids, attention_mask)]
+
+
+class RaisingEngine(FakeEngine):
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        raise MemoryError("no memory")
+
+
+def golden(manifest: bundle.Manifest, tokenizer: Tokenizer, *texts: str) -> tuple[bundle.Golden, ...]:
+    """What the fake engine answers."""
+    rows = [
+        [values[0].tolist() for values in FakeEngine().run(*pad([*one.windows], 0))]
+        for one in tokenizer.encode([*texts])
+    ]
+    return tuple(
+        bundle.Golden(text, tuple(embedding), {"topic": tuple(topic), "sentiment": tuple(sentiment)})
+        for text, (embedding, topic, sentiment) in zip(texts, rows, strict=True)
+    )
+
+
+Load = Callable[..., Model]
+
+
+@pytest.fixture
+def load(
+    manifest: bundle.Manifest,
+    tokenizer: Tokenizer,
+    tokenizer_file: Path,
+    settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Load:
+    """Loads with engines by their name, such as ``onnx/cpu``; what is not named is not installed."""
+
+    def run(opened: dict[str, FakeEngine], expected: tuple[bundle.Golden, ...] | None = None, **values: str) -> Model:
+        whole = dataclasses.replace(
+            manifest,
+            files={"tokenizer.json": bundle.FileEntry("", 0)},
+            variants={
+                name: dataclasses.replace(
+                    variant, golden=golden(manifest, tokenizer, "", "w1 w2") if expected is None else expected
+                )
+                for name, variant in manifest.variants.items()
+            },
+        )
+
+        def open_engine(source: bundle.Bundle, name: str, device: str, variant: str, threads: int = 1) -> FakeEngine:
+            choice = f"{name}/{device}" if threads == 1 else f"{name}/{device} on {threads}"
+            if choice not in opened:
+                raise EngineError("it is not installed")
+            opened[choice].runtime = Runtime(name, device, variant)
+            return opened[choice]
+
+        monkeypatch.setattr(bundle, "load", lambda _: bundle.Bundle(tokenizer_file.parent, whole, "d" * 64))
+        monkeypatch.setattr(engines, "open_engine", open_engine)
+        monkeypatch.setattr(engines, "onnx_has_cuda", lambda: False)
+        return load_model(settings(**values))
+
+    return run
+
+
+def test_first_choice_leaves_no_reasons(load: Load) -> None:
+    engine = FakeEngine()
+    model = load({"onnx/cpu": engine, "torch/cpu": FakeEngine()})
+    assert model.engine is engine
+    assert model.fallback_reasons == ()
+
+
+@pytest.mark.parametrize(("threads", "cores"), [(2, 2), (64, 4)])
+def test_pass_that_is_alone_has_an_engine_of_several_threads(load: Load, threads: int, cores: int) -> None:
+    lone = FakeEngine()
+    engines = {"onnx/cpu": FakeEngine(), f"onnx/cpu on {cores}": lone}
+    assert load(engines, threads=threads).lone_engine is lone
+    assert load(engines, threads=1).lone_engine is None
+
+
+def test_engine_of_several_threads_that_fails_is_done_without(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    engine = FakeEngine()
+    model = load({"onnx/cpu": engine, "onnx/cpu on 2": NanEngine()}, threads=2)
+    assert (model.engine, model.lone_engine) == (engine, None)
+    assert "passes are computed by one thread each" in caplog.text
+
+
+@pytest.mark.parametrize("broken", [NanEngine, RaisingEngine])
+def test_engine_that_fails_its_self_test_is_not_used(load: Load, broken: type[FakeEngine]) -> None:
+    engine = FakeEngine()
+    model = load({"onnx/cpu": broken(), "torch/cpu": engine})
+    assert model.engine is engine
+    assert [reason.split(":")[0] for reason in model.fallback_reasons] == ["onnx on cpu, fp32", "torch on cuda, fp32"]
+
+
+def test_what_a_library_says_is_for_the_log_and_not_for_clients(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(FakeEngine):
+        def run(self, *_: object) -> list[NDArray[np.float32]]:
+            raise RuntimeError("/srv/secret/model.onnx is no good")
+
+    model = load({"onnx/cpu": Broken(), "torch/cpu": FakeEngine()})
+    assert model.fallback_reasons[0] == "onnx on cpu, fp32: it cannot run the model"
+    assert "onnx on cpu, fp32: it cannot run the model: /srv/secret/model.onnx is no good" in caplog.text
+    # Who starts the server reads it all.
+    with pytest.raises(StartupError, match="/srv/secret"):
+        load({"onnx/cpu": Broken()}, engine="onnx")
+
+
+def test_wrong_answer_is_found(load: Load, manifest: bundle.Manifest, tokenizer: Tokenizer) -> None:
+    (right,) = golden(manifest, tokenizer, "w1")
+    wrong = dataclasses.replace(right, logits={**right.logits, "sentiment": (right.logits["sentiment"][0] + 0.002,)})
+    assert load({"onnx/cpu": FakeEngine()}, (right,)).engine.runtime.engine == "onnx"
+    with pytest.raises(StartupError, match=r"off by 0\.002, tolerance 0\.001"):
+        load({"onnx/cpu": FakeEngine()}, (wrong,))
+
+
+def test_engine_that_was_asked_for_is_not_replaced(load: Load) -> None:
+    with pytest.raises(StartupError, match="onnx on cpu, fp32: it is not installed"):
+        load({"torch/cpu": FakeEngine()}, engine="onnx")
+
+
+def test_unknown_variant_names_those_that_exist(load: Load) -> None:
+    with pytest.raises(StartupError, match="no variant 'int3'; it has fp32"):
+        load({"onnx/cpu": FakeEngine()}, variant="int3")
+
+
+def _choices(manifest: bundle.Manifest, *variants: str, wanted: str = "auto") -> list[str]:
+    (one,) = manifest.variants.values()
+    several = {name: dataclasses.replace(one, batch_invariant=name != "int8-dynamic") for name in variants}
+    source = bundle.Bundle(Path("fake"), dataclasses.replace(manifest, variants=several), "d" * 64)
+    pairs = [("onnx", "cuda"), ("onnx", "cpu"), ("torch", "cpu")]
+    return [f"{engine}/{device}/{variant}" for engine, device, variant in choices_of(source, pairs, wanted)]
+
+
+def test_auto_takes_int8_on_the_cpu_and_fp32_where_that_fails(manifest: bundle.Manifest) -> None:
+    assert _choices(manifest, "fp32", "int8", "fp16", "int8-dynamic") == [
+        "onnx/cuda/fp32",
+        "onnx/cpu/int8",
+        "onnx/cpu/fp32",
+        "torch/cpu/fp32",
+    ]
+
+
+def test_variant_whose_answers_depend_on_the_batch_must_be_asked_for(manifest: bundle.Manifest) -> None:
+    assert not any("dynamic" in one for one in _choices(manifest, "int8-dynamic", "fp32"))
+    assert _choices(manifest, "int8-dynamic", "fp32", wanted="int8-dynamic")[1] == "onnx/cpu/int8-dynamic"
+
+
+def test_directory_that_is_no_bundle_is_refused(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="not a bundle"):
+        load_model(settings(bundle=tmp_path))
+
+
+def test_padding_is_masked() -> None:
+    ids, mask = pad([[5, 6, 7], [8]], pad_token_id=9)
+    assert ids.tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert ids.dtype == mask.dtype == np.int64

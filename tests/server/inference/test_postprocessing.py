@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import polyhead_bundle as bundle
+import pytest
+from polyhead_server.inference import postprocessing
+
+
+def softmax(temperature: float = 1.0) -> bundle.Head:
+    return bundle.Head("topic", "softmax", "logits", ("a", "b"), temperature)
+
+
+SIGMOID = bundle.Head("sentiment", "sigmoid", "sentiment_logits", ("negative", "positive"), 1.0, 0.5)
+
+
+def row(*values: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    return np.array([values], dtype=np.float32)
+
+
+def test_softmax_of_far_apart_logits_is_finite() -> None:
+    assert postprocessing.probabilities(softmax(), row(-95, 3))[0] == pytest.approx([0, 1])
+    assert postprocessing.probabilities(softmax(), row(1e4, 1e4))[0] == pytest.approx([0.5, 0.5])
+
+
+def test_softmax_divides_by_the_temperature() -> None:
+    expected = 1 / (1 + np.exp(-2.0))
+    assert postprocessing.probabilities(softmax(2.0), row(4, 0))[0, 0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("logit", "expected"), [(0, 0.5), (500, 1.0), (-500, 0.0), (1.5, 1 / (1 + np.exp(-1.5)))])
+def test_sigmoid_of_any_logit_is_right(logit: float, expected: float) -> None:
+    assert postprocessing.probabilities(SIGMOID, row(logit))[0, 0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_row_that_is_not_finite_touches_no_other(bad: float) -> None:
+    embedding = np.array([[1, 2], [bad, 2], [3, 4]], dtype=np.float32)
+    logits = np.zeros((3, 2), dtype=np.float32)
+    first, second, third = postprocessing.answer([softmax()], [embedding, logits])
+    assert second is None
+    assert first is not None
+    assert third is not None
+    assert third.embedding.tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_windows_are_pooled_by_their_tokens(normalized: bool) -> None:
+    topic = bundle.Head("topic", "softmax", "logits", ("a", "b", "c"), temperature=2.0)
+    mood = bundle.Head("mood", "sigmoid", "mood_logits", ("no", "yes"), threshold=0.5)
+    random = np.random.default_rng(0)
+    embeddings = random.normal(size=(3, 4)).astype(np.float32)
+    logits = random.normal(size=(3, 3), scale=4).astype(np.float32)
+    moods = random.normal(size=(3, 1), scale=4).astype(np.float32)
+    rows = postprocessing.answer([topic, mood], [embeddings, logits, moods])
+    weights = np.array([10, 10, 5]) / 25
+    pooled = postprocessing.pool([topic, mood], [row for row in rows if row], [10, 10, 5], normalized=normalized)
+    mean = weights @ embeddings
+    np.testing.assert_allclose(pooled.embedding, mean / (np.linalg.norm(mean) if normalized else 1), rtol=1e-5)
+    # That of the logits' mean, though only probabilities are there.
+    expected = postprocessing.answer(
+        [topic, mood], [embeddings[:1], *((weights @ one)[None].astype(np.float32) for one in (logits, moods))]
+    )[0]
+    assert expected is not None
+    for one, other in zip(pooled.probabilities, expected.probabilities, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4)
+        assert one.dtype == np.float32
+
+
+def test_windows_that_are_certain_are_pooled_to_finite_numbers() -> None:
+    mood = bundle.Head("mood", "sigmoid", "mood_logits", ("no", "yes"), threshold=0.5)
+    rows = postprocessing.answer([mood], [np.zeros((2, 4), np.float32), np.array([[500.0], [-500.0]], np.float32)])
+    (probability,) = postprocessing.pool([mood], [row for row in rows if row], [7, 7], normalized=True).probabilities
+    assert probability.tolist() == [0.5]

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from polyhead_server.inference.tokenization import Tokenizer
+from polyhead_server.inference.types import Tokens
+
+from tests.server.conftest import MAX_TOKENS, WORDS
+
+CLS, SEP, UNK = 2, 3, 1
+
+
+def ids(*words: str) -> list[int]:
+    return [CLS, *(WORDS.index(word) for word in words), SEP]
+
+
+def test_padding_and_truncation_of_the_file_are_ignored(tokenizer: Tokenizer) -> None:
+    words = ["w1"] * 13
+    assert tokenizer.encode(["w1", " ".join(words)]) == [Tokens((ids("w1"),), 3), Tokens((ids(*words),), 15)]
+
+
+def test_empty_text_has_the_special_tokens_alone(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode([""]) == [Tokens(([CLS, SEP],), 2)]
+
+
+def test_long_text_keeps_its_beginning_and_the_last_special_token(tokenizer: Tokenizer) -> None:
+    words = [f"w{number}" for number in range(20)]
+    (tokens,) = tokenizer.encode([" ".join(words)])
+    assert tokens.windows == (ids(*words[: MAX_TOKENS - 2]),)
+    assert tokens.seen == 22
+    assert tokens.cut_at == len(" ".join(words[: MAX_TOKENS - 2])) + 1
+
+
+def test_cut_is_counted_in_code_points(tokenizer: Tokenizer) -> None:
+    (tokens,) = tokenizer.encode(["😀 " * 20])
+    assert tokens.cut_at == 2 * (MAX_TOKENS - 2)
+
+
+def test_text_beyond_the_limit_of_characters_is_cut_there(tokenizer_file: Path) -> None:
+    tokenizer = Tokenizer(tokenizer_file, MAX_TOKENS, max_characters=5)
+    assert tokenizer.encode(["w1 w2 w3"]) == [Tokens((ids("w1", "w2"),), 4, cut_at=5)]
+
+
+def test_special_tokens_in_a_text_are_text(tokenizer: Tokenizer) -> None:
+    (tokens,) = tokenizer.encode(["w1 [SEP] w2"])
+    assert tokens.windows == ([CLS, WORDS.index("w1"), UNK, UNK, UNK, WORDS.index("w2"), SEP],)
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+async def test_async_and_sync_agree(tokenizer: Tokenizer, count: int) -> None:
+    texts = [f"w{number % 200}" for number in range(count)]
+    assert await tokenizer.encode_async(texts) == tokenizer.encode(texts)
+
+
+def words_of(window: list[int]) -> list[str]:
+    assert (window[0], window[-1]) == (CLS, SEP)
+    return [WORDS[number] for number in window[1:-1]]
+
+
+@pytest.mark.parametrize("count", [*range(14, 60), 150])
+def test_windows_cover_a_text_overlap_and_are_of_about_one_length(tokenizer: Tokenizer, count: int) -> None:
+    words = [f"w{number}" for number in range(count)]
+    (tokens,) = tokenizer.encode([" ".join(words)], max_windows=100)
+    windows = [words_of(window) for window in tokens.windows]
+    assert (tokens.seen, tokens.cut_at, tokens.used) == (count + 2, None, sum(map(len, tokens.windows)))
+    assert list(dict.fromkeys(word for window in windows for word in window)) == words
+    assert max(map(len, windows)) <= MAX_TOKENS - 2
+    assert max(map(len, windows)) - min(map(len, windows)) <= 1
+    for one, other in itertools.pairwise(windows):
+        assert set(one) & set(other)
+
+
+def test_text_beyond_its_windows_is_cut(tokenizer: Tokenizer) -> None:
+    words = [f"w{number}" for number in range(100)]
+    (tokens,) = tokenizer.encode([" ".join(words)], max_windows=2)
+    # 14 words and, after an overlap of one, 14 more.
+    assert [words_of(window) for window in tokens.windows] == [words[:14], words[13:27]]
+    assert tokens.seen == 102
+    assert tokens.cut_at == len(" ".join(words[:27])) + 1
+
+
+def test_texts_are_tokenized_in_turns_that_let_others_through(tokenizer: Tokenizer) -> None:
+    # Of each text, 1,000 code points are looked at.
+    texts = ["w1 " * 300, "w1 " * 3000, "w1"] * 20
+    turns = list(tokenizer.turns(texts))
+    assert [texts[turn] for turn in turns] != [texts]
+    assert [text for turn in turns for text in texts[turn]] == texts
+    assert all(sum(min(len(text), 1000) for text in texts[turn]) <= 32_768 for turn in turns)
+    assert list(tokenizer.turns(["w1"])) == [slice(0, 1)]

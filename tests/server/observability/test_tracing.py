@@ -1,0 +1,188 @@
+"""Spans of calls over a real socket, with the fake engine, kept in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from grpc import aio
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from polyhead.v1 import inference_service_pb2 as pb2
+from polyhead.v1 import inference_service_pb2_grpc, item_pb2
+from polyhead_server.errors import StartupError
+from polyhead_server.inference.model import Model
+from polyhead_server.inference.pipeline import Pipeline
+from polyhead_server.observability.metrics import Metrics
+from polyhead_server.observability.tracing import Tracing
+from polyhead_server.rpc.inference_service import NAME, InferenceService, handler
+from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
+from polyhead_server.rpc.interceptors.telemetry import Observation
+from polyhead_server.settings import Settings
+
+from tests.server.conftest import FakeEngine
+
+pytestmark = pytest.mark.timeout(60)
+
+TRACE, ABOVE = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+class Traced:
+    """A server with one compute thread, a stub for it, and the spans that have ended."""
+
+    def __init__(self, service: InferenceService, stub: Any, exporter: InMemorySpanExporter) -> None:
+        self.service = service
+        self.stub = stub
+        self._exporter = exporter
+
+    def spans(self) -> dict[str, list[ReadableSpan]]:
+        named: dict[str, list[ReadableSpan]] = {}
+        for span in self._exporter.get_finished_spans():
+            named.setdefault(span.name, []).append(span)
+        return named
+
+    async def call(self, method: str) -> ReadableSpan:
+        """The span of the one call of a method, which ends a moment after its client has the answer."""
+        while not (spans := self.spans().get(f"{NAME}/{method}")):
+            await asyncio.sleep(0)
+        (span,) = spans
+        return span
+
+
+@pytest.fixture
+async def traced(model: Model, settings: Callable[..., Settings]) -> AsyncIterator[Traced]:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracing, metrics = Tracing(provider), Metrics()
+    service = InferenceService(settings(), metrics)
+    server = aio.server(interceptors=[Observation(settings(), metrics, tracing), ErrorInterceptor(NAME)])
+    server.add_generic_rpc_handlers((handler(service),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    pipeline = Pipeline(model, settings(), metrics.observe, tracing.follow)
+    pipeline.start()
+    service.serve(pipeline)
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Traced(service, inference_service_pb2_grpc.InferenceServiceStub(channel), exporter)
+    await server.stop(None)
+    await pipeline.close()
+    await tracing.close()
+
+
+def items(*texts: str) -> list[item_pb2.Item]:
+    return [item_pb2.Item(item_id=text, text=text) for text in texts]
+
+
+def parent_of(span: ReadableSpan) -> int:
+    assert span.parent
+    return span.parent.span_id
+
+
+def attributes(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
+
+
+async def test_call_goes_on_with_the_trace_of_its_client(traced: Traced) -> None:
+    metadata = (("traceparent", f"00-{TRACE}-{ABOVE}-01"), ("x-request-id", "r-1"))
+    await traced.stub.Analyze(pb2.AnalyzeRequest(items=items("w1", "w2")), metadata=metadata)
+    call = await traced.call("Analyze")
+    assert f"{call.context.trace_id:032x}" == TRACE
+    assert f"{parent_of(call):016x}" == ABOVE
+    values = attributes(call)
+    assert (values["rpc.response.status_code"], values["polyhead.request_id"]) == ("OK", "r-1")
+    assert call.status.is_unset
+
+
+async def test_call_that_its_client_does_not_sample_is_not_traced(traced: Traced) -> None:
+    unsampled = (("traceparent", f"00-{TRACE}-{ABOVE}-00"),)
+    await traced.stub.Analyze(pb2.AnalyzeRequest(items=items("w1")), metadata=unsampled)
+    # The control: this one is.
+    await traced.stub.GetModelInfo(pb2.GetModelInfoRequest())
+    await traced.call("GetModelInfo")
+    assert set(traced.spans()) == {f"{NAME}/GetModelInfo"}
+
+
+async def test_call_says_where_its_time_went_and_what_answered(traced: Traced, model: Model) -> None:
+    await traced.stub.Analyze(pb2.AnalyzeRequest(items=items("w1", "w2 w3", "\x00" * 3)))
+    call = await traced.call("Analyze")
+    spans = traced.spans()
+    (tokenization,), (queue, *_), (pass_, *_) = spans["tokenization"], spans["queue"], spans["pass"]
+    assert {parent_of(span) for span in (tokenization, queue, pass_)} == {call.context.span_id}
+    times = [call.start_time, tokenization.start_time, tokenization.end_time, queue.end_time, pass_.end_time]
+    assert times == sorted(times, key=lambda time: time or 0)
+    values = attributes(call)
+    assert (values["polyhead.items"], values["polyhead.refused_items"]) == (3, 0)
+    assert values["polyhead.embedding_space"] == "e" * 16
+    assert values["polyhead.head.topic"] == "t" * 16
+    assert values["polyhead.model_id"] == model.source.model_id
+    assert sum(attributes(span)["polyhead.items"] for span in spans["pass"]) == 3
+    assert attributes(pass_)["polyhead.batch_tokens"] > 0
+
+
+async def test_each_message_of_a_stream_has_a_span_and_its_refused_items(traced: Traced) -> None:
+    long = " ".join(["w1"] * 30)
+    strict = item_pb2.ItemOptions(truncation=item_pb2.TRUNCATION_POLICY_ERROR)
+    requests = [
+        pb2.StreamAnalyzeRequest(items=items("w1")),
+        pb2.StreamAnalyzeRequest(items=items("w2", long), options=strict),
+    ]
+    async for _ in traced.stub.StreamAnalyze(iter(requests)):
+        pass
+    call = await traced.call("StreamAnalyze")
+    messages = traced.spans()["message"]
+    assert {parent_of(message) for message in messages} == {call.context.span_id}
+    counts = [(attributes(one)["polyhead.items"], attributes(one)["polyhead.refused_items"]) for one in messages]
+    assert sorted(counts) == [(1, 0), (2, 1)]
+    assert {parent_of(span) for span in traced.spans()["pass"]} == {one.context.span_id for one in messages}
+    assert attributes(call)["polyhead.items"] == 3
+
+
+async def test_failure_of_the_server_is_an_error(traced: Traced) -> None:
+    traced.service.drain()
+    with pytest.raises(aio.AioRpcError):
+        await traced.stub.Analyze(pb2.AnalyzeRequest(items=items("w1")))
+    call = await traced.call("Analyze")
+    assert not call.status.is_ok
+    assert attributes(call)["error.type"] == "UNAVAILABLE"
+
+
+async def test_call_that_was_cancelled_ends_once(traced: Traced, engine: FakeEngine) -> None:
+    engine.gate.clear()
+    call = traced.stub.Analyze(pb2.AnalyzeRequest(items=items("w1")))
+    await engine.hold()
+    call.cancel()
+    span = await traced.call("Analyze")
+    engine.gate.set()
+    assert attributes(span)["rpc.response.status_code"] == "CANCELLED"
+
+
+async def test_no_span_holds_a_text(traced: Traced) -> None:
+    await traced.stub.Analyze(pb2.AnalyzeRequest(items=items("w199", "w198")))
+    await traced.call("Analyze")
+    told = "".join(span.to_json() for spans in traced.spans().values() for span in spans)
+    assert "pass" in told
+    assert "w199" not in told
+
+
+def test_without_an_endpoint_nothing_is_imported_or_traced(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    assert Tracing.told(settings()) is None
+
+
+def test_packages_that_are_missing_are_named(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(StartupError, match=r"\.\[otel\]"):
+        Tracing.told(settings(otlp_endpoint="http://127.0.0.1:4317"))
+
+
+def test_endpoint_that_is_no_url_is_refused(settings: Callable[..., Settings]) -> None:
+    with pytest.raises(StartupError, match="http://127"):
+        Tracing.told(settings(otlp_endpoint="127.0.0.1:4317"))

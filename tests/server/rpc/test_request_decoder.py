@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import pytest
+from polyhead.v1 import inference_service_pb2 as pb2
+from polyhead.v1 import item_pb2
+from polyhead_server.errors import InvalidRequestError
+from polyhead_server.inference.types import ALL_TASKS, BadItem, Encoding, Item, Message, Task, Truncation, Wishes
+from polyhead_server.rpc.request_decoder import MAX_ITEM_ID_BYTES, Reader
+
+MAX_ITEMS = 5
+
+read_analyze = Reader(pb2.StreamAnalyzeRequest, MAX_ITEMS)
+
+
+def request(*items: item_pb2.Item, **fields: object) -> bytes:
+    return pb2.StreamAnalyzeRequest(items=items, **fields).SerializeToString()  # type: ignore[arg-type]
+
+
+def reasons(message: Message) -> list[str | None]:
+    return [item.error.reason if isinstance(item, BadItem) else None for item in message.items]
+
+
+def test_message_without_wishes_asks_for_everything() -> None:
+    message = read_analyze(request(item_pb2.Item(item_id="1", text="héllo")))
+    assert message == Message(
+        (Item("1", "héllo"),), Wishes(ALL_TASKS, Encoding.FLOAT32_LE, truncation=Truncation.TRUNCATE, timings=False)
+    )
+
+
+def test_wishes_are_read() -> None:
+    message = read_analyze(
+        request(
+            tasks=[item_pb2.TASK_SENTIMENT, item_pb2.TASK_SENTIMENT],
+            options=item_pb2.ItemOptions(truncation=item_pb2.TRUNCATION_POLICY_ERROR, include_timings=True),
+            embedding_options=item_pb2.EmbeddingOptions(encoding=item_pb2.EMBEDDING_ENCODING_INT8, dimensions=1),
+            order=item_pb2.ANSWER_ORDER_COMPLETION,
+        )
+    )
+    assert message.wishes == Wishes(
+        frozenset({Task.SENTIMENT}), Encoding.INT8, dimensions=1, truncation=Truncation.ERROR, timings=True
+    )
+    assert message.in_order is False
+
+
+@pytest.mark.parametrize(
+    ("request_type", "task"),
+    [
+        (pb2.StreamEmbedRequest, Task.EMBEDDING),
+        (pb2.StreamClassifyRequest, Task.CLASSIFICATION),
+        (pb2.StreamSentimentRequest, Task.SENTIMENT),
+    ],
+)
+def test_view_asks_for_its_task_alone(request_type: type[pb2.StreamEmbedRequest], task: Task) -> None:
+    data = request_type(items=[item_pb2.Item(text="x")]).SerializeToString()
+    assert Reader(request_type, MAX_ITEMS, frozenset({task}))(data).wishes.tasks == {task}
+
+
+@pytest.mark.parametrize("request_type", [pb2.AnalyzeRequest, pb2.StreamAnalyzeRequest, pb2.StreamEmbedRequest])
+def test_text_that_is_not_utf8_costs_no_other_item(request_type: type[pb2.AnalyzeRequest]) -> None:
+    items = [item_pb2.Item(item_id=name, text=f"text {name}") for name in "abc"]
+    options = item_pb2.ItemOptions(include_timings=True)
+    data = request_type(items=items, options=options).SerializeToString().replace(b"text b", b"tex\xff b")
+    message = Reader(request_type, MAX_ITEMS)(data)
+    assert reasons(message) == [None, "TEXT_NOT_UTF8", None]
+    assert [item.item_id for item in message.items] == ["a", "b", "c"]
+    assert message.items[2] == Item("c", "text c")
+    assert message.wishes.timings
+
+
+def test_id_that_is_not_utf8_is_refused() -> None:
+    data = request(item_pb2.Item(item_id="zz", text="x")).replace(b"zz", b"\xff\xfe")
+    assert reasons(read_analyze(data)) == ["ITEM_ID_NOT_UTF8"]
+
+
+@pytest.mark.parametrize(("size", "reason"), [(MAX_ITEM_ID_BYTES, None), (MAX_ITEM_ID_BYTES + 1, "ITEM_ID_TOO_LONG")])
+def test_id_has_a_limit(size: int, reason: str | None) -> None:
+    assert reasons(read_analyze(request(item_pb2.Item(item_id="i" * size)))) == [reason]
+
+
+@pytest.mark.parametrize("data", [b"\x0a\xff", b"\xff", b"garbage"])
+def test_message_that_is_none_is_answered_once(data: bytes) -> None:
+    message = read_analyze(data)
+    assert reasons(message) == ["MALFORMED_MESSAGE"]
+    assert message.items[0].item_id == ""
+
+
+@pytest.mark.parametrize(("count", "expected"), [(MAX_ITEMS, [None] * MAX_ITEMS), (MAX_ITEMS + 1, ["TOO_MANY_ITEMS"])])
+def test_message_with_too_many_items_is_answered_once(count: int, expected: list[str | None]) -> None:
+    assert reasons(read_analyze(request(*[item_pb2.Item(item_id="1")] * count))) == expected
+
+
+@pytest.mark.parametrize("item_id", [b"i" * 10_000, b"\xff" * 10_000])
+def test_unusable_id_comes_back_cut(item_id: bytes) -> None:
+    data = request(item_pb2.Item(item_id="x" * 10_000)).replace(b"x" * 10_000, item_id)
+    (item,) = read_analyze(data).items
+    assert len(item.item_id) == 64
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"tasks": [99]}, "UNKNOWN_TASK"),
+        ({"tasks": [item_pb2.TASK_UNSPECIFIED]}, "UNKNOWN_TASK"),
+        ({"order": 9}, "UNKNOWN_ORDER"),
+        ({"options": item_pb2.ItemOptions(truncation=9)}, "UNKNOWN_TRUNCATION"),  # type: ignore[arg-type]
+        ({"embedding_options": item_pb2.EmbeddingOptions(encoding=9)}, "UNKNOWN_ENCODING"),  # type: ignore[arg-type]
+    ],
+)
+def test_unknown_number_is_refused_for_every_item(fields: dict[str, object], reason: str) -> None:
+    message = read_analyze(request(item_pb2.Item(item_id="1"), item_pb2.Item(item_id="2"), **fields))
+    assert reasons(message) == [reason, reason]
+    assert isinstance(message.items[0], BadItem)
+    assert isinstance(message.items[0].error, InvalidRequestError)
+
+
+def test_expected_fingerprints_are_read() -> None:
+    expected = item_pb2.Fingerprints(
+        embedding_space="e", heads=[item_pb2.HeadFingerprint(head="topic", fingerprint="t")]
+    )
+    options = item_pb2.ItemOptions(expected_fingerprints=expected)
+    wishes = read_analyze(pb2.AnalyzeRequest(options=options).SerializeToString()).wishes
+    assert (wishes.expected_space, wishes.expected_heads) == ("e", (("topic", "t"),))
+
+
+@pytest.mark.parametrize(("text", "read"), [("aé€😀" * 9, "aé€😀aé€"), ("aé€", "aé€"), ("😀" * 9, "😀" * 4)])
+def test_no_more_of_a_text_is_looked_at_than_the_model_may_read(text: str, read: str) -> None:
+    reader = Reader(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 18)
+    (item,) = reader(request(item_pb2.Item(text=text))).items
+    assert isinstance(item, Item)
+    assert item.text == read
+
+
+def test_text_that_is_cut_must_be_utf8_up_to_there() -> None:
+    reader = Reader(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 4)
+    data = request(item_pb2.Item(text="aXb" + "long" * 9)).replace(b"aXb", b"a\xffb")
+    assert reasons(reader(data)) == ["TEXT_NOT_UTF8"]

@@ -1,0 +1,165 @@
+"""Certificates: what is refused before anybody connects, and what a change of the files does."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from grpc import aio
+from polyhead_server.errors import StartupError
+from polyhead_server.security import file_watcher
+from polyhead_server.security.tls import Certificates, add_port
+from polyhead_server.settings import Settings
+
+from bench.harness.certificates import DAY, Authority, Files, Key
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def refused(cert: Path, key: Path, client_ca: Path | None = None) -> str:
+    """Why these files cannot be served."""
+    with pytest.raises(StartupError) as caught:
+        Certificates(cert, key, client_ca)
+    return str(caught.value)
+
+
+def expiry_of(certificates: Certificates) -> float:
+    seen: list[float] = []
+    certificates.observe(seen.append)
+    return seen[-1]
+
+
+def test_expiry_is_that_of_the_certificate(authority: Authority) -> None:
+    files = authority.issue("server", ends=30 * DAY)
+    expected = time.time() + 30 * DAY.total_seconds()
+    assert expiry_of(Certificates(files.cert, files.key)) == pytest.approx(expected, abs=60)
+
+
+def test_chain_may_follow_the_certificate(authority: Authority) -> None:
+    files = authority.issue("server", ends=3 * DAY)
+    files.cert.write_bytes(files.cert.read_bytes() + authority.cert.read_bytes())
+    expected = time.time() + 3 * DAY.total_seconds()
+    assert expiry_of(Certificates(files.cert, files.key)) == pytest.approx(expected, abs=60)
+
+
+def test_missing_file_is_named(authority: Authority, tmp_path: Path) -> None:
+    files, missing = authority.issue("server"), tmp_path / "missing"
+    assert f"the certificate {missing} cannot be read: No such file" in refused(missing, files.key)
+    assert f"the private key {missing} cannot be read: No such file" in refused(files.cert, missing)
+    assert f"the authority of clients {missing} cannot be read" in refused(files.cert, files.key, missing)
+
+
+def test_key_of_another_certificate_is_refused(authority: Authority) -> None:
+    problem = refused(authority.issue("server").cert, authority.issue("other").key)
+    assert re.search(
+        r"server\.pem and .*other\.key are no certificate with its private key: key values mismatch", problem
+    )
+
+
+def test_expired_certificate_is_refused(authority: Authority) -> None:
+    files = authority.issue("server", begins=-3 * DAY, ends=-DAY)
+    assert refused(files.cert, files.key).endswith("server.pem: certificate has expired")
+
+
+def test_certificate_of_tomorrow_is_refused(authority: Authority) -> None:
+    files = authority.issue("server", begins=DAY)
+    assert refused(files.cert, files.key).endswith("server.pem: certificate is not yet valid")
+
+
+def test_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(authority: Authority) -> None:
+    files = authority.issue("server", password=b"secret")
+    assert "server.key is encrypted" in refused(files.cert, files.key)
+
+
+def test_file_that_is_no_certificate_is_refused(authority: Authority, tmp_path: Path) -> None:
+    files, text = authority.issue("server"), tmp_path / "text"
+    text.write_text("not PEM")
+    assert "no certificate with its private key" in refused(text, files.key)
+    assert f"{text} has no certificate that can be read" in refused(files.cert, files.key, text)
+
+
+def test_key_that_everybody_may_read_is_warned_of(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    files = authority.issue("server")
+    Certificates(files.cert, files.key)
+    assert not caplog.records
+    files.key.chmod(0o644)
+    Certificates(files.cert, files.key)
+    assert f"may read the private key {files.key}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "rare"),
+    [
+        (ec.generate_private_key(ec.SECP256R1()), False),
+        (ec.generate_private_key(ec.SECP384R1()), False),
+        (rsa.generate_private_key(65537, 2048), False),
+        (ec.generate_private_key(ec.SECP521R1()), True),
+        (ed25519.Ed25519PrivateKey.generate(), True),
+    ],
+    ids=["P-256", "P-384", "RSA", "P-521", "Ed25519"],
+)
+async def test_key_that_grpc_clients_refuse_is_warned_of(
+    key: Key, rare: bool, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = authority.issue("server", key=key)
+    server = aio.server()
+    port = add_port(server, "127.0.0.1:0", Certificates(files.cert, files.key))
+    await server.start()
+    credentials = grpc.ssl_channel_credentials(authority.cert.read_bytes())
+    async with aio.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+        call: Any = channel.unary_unary("/no.Such/Thing")
+        with pytest.raises(aio.AioRpcError) as caught:
+            await call(b"", timeout=30)
+    await server.stop(None)
+    assert caught.value.code() is (grpc.StatusCode.UNAVAILABLE if rare else grpc.StatusCode.UNIMPLEMENTED)
+    assert ("most gRPC clients refuse" in caplog.text) == rare
+
+
+def test_new_certificate_is_taken(authority: Authority) -> None:
+    files = authority.issue("server", ends=3 * DAY)
+    certificates = Certificates(files.cert, files.key)
+    old = expiry_of(certificates)
+    files.replace(authority.issue("next", ends=4 * DAY))
+    assert expiry_of(certificates) - old == pytest.approx(DAY.total_seconds(), abs=60)
+
+
+def damage_by_half(files: Files, authority: Authority) -> None:
+    shutil.copy(authority.issue("next").cert, files.cert)
+
+
+def damage_by_age(files: Files, authority: Authority) -> None:
+    files.replace(authority.issue("next", begins=-3 * DAY, ends=-DAY))
+
+
+def damage_by_text(files: Files, authority: Authority) -> None:
+    files.cert.write_text("nothing")
+
+
+@pytest.mark.parametrize("damage", [damage_by_half, damage_by_age, damage_by_text])
+def test_new_certificate_that_is_no_good_leaves_the_old_one(
+    damage: Callable[[Files, Authority], None], authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = authority.issue("server", ends=3 * DAY)
+    certificates = Certificates(files.cert, files.key)
+    old = expiry_of(certificates)
+    damage(files, authority)
+    assert [expiry_of(certificates) for _ in range(3)] == [old] * 3
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert record.name == file_watcher.__name__
+    files.replace(authority.issue("mended", ends=4 * DAY))
+    assert expiry_of(certificates) > old
+
+
+def test_no_tls_was_told(settings: Callable[..., Settings]) -> None:
+    assert Certificates.told(settings()) is None

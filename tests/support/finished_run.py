@@ -1,0 +1,105 @@
+"""A finished run without a model: the files that its report and its card are made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from polyhead_training.config import Config, DataConfig, HeadConfig, ModelConfig
+from polyhead_training.evaluation.evaluate import Split, evaluate_run
+from polyhead_training.evaluation.similarity import Correlations, Similarity
+from polyhead_training.loop.loss import UNLABELLED
+
+HOSTILE = "<script>alert('no')</script> & `|more`"
+HEADS = (
+    HeadConfig(name="topic", kind="softmax", labels=("app", HOSTILE, "support")),
+    HeadConfig(name="sentiment", kind="sigmoid", labels=("negative", "positive"), threshold="best"),
+    HeadConfig(name="urgent", kind="sigmoid", labels=("no", "yes")),
+)
+
+
+def write_finished_run(folder: Path, heads: Sequence[HeadConfig] = HEADS) -> Path:
+    """Writes what training writes, besides the model and the tokenizer; the head ``urgent`` has no labels."""
+    similarity = Similarity(40, before=Correlations(0.8674, 0.86), after=Correlations(0.8551, None))
+    evaluation = evaluate_run(heads, {"validation": _split(heads, 80, 1), "test": _split(heads, 120, 2)}, similarity)
+    config = Config(name="tiny", model=ModelConfig(heads=tuple(heads)), data=DataConfig(train=("a.jsonl",)))
+    described = [
+        {
+            "name": head.name,
+            "kind": head.kind,
+            "labels": list(head.labels or ()),
+            "temperature": evaluation.temperatures[head.name],
+            "threshold": evaluation.thresholds[head.name],
+        }
+        for head in heads
+    ]
+    run = {
+        "format_version": 1,
+        "name": "tiny",
+        "heads": described,
+        "config": config.model_dump(mode="json"),
+        "built_with": {"python": "3.11.2", "torch": "2.13.0"},
+        "created": "2026-01-02T03:04:05+00:00",
+    }
+    for name, content in (("run", run), ("evaluation", evaluation.to_json()), ("data", _data(heads))):
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    lines = "".join(json.dumps(line) + "\n" for line in _metrics(heads))
+    (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+def _split(heads: Sequence[HeadConfig], rows: int, seed: int) -> Split:
+    chooser = np.random.default_rng(seed)
+    targets, logits = [], {}
+    for head in heads:
+        width = len(head.labels or ())
+        true = chooser.integers(0, width, rows)
+        found = (np.eye(width)[true] * 2 + chooser.normal(0, 1.5, (rows, width))).astype(np.float32)
+        logits[head.name] = found if head.kind == "softmax" else found[:, 1:] - found[:, :1]
+        targets.append(np.full(rows, UNLABELLED) if head.name == "urgent" else true)
+    texts = [f"{HOSTILE} {number} {'long ' * 100}" for number in range(rows)]
+    places = [(Path("rows.jsonl"), number + 1) for number in range(rows)]
+    return Split(texts, places, np.stack(targets, axis=1), logits)
+
+
+def _metrics(heads: Sequence[HeadConfig]) -> list[dict[str, Any]]:
+    nothing = {"accuracy": None, "macro_f1": None, "nll": None}
+    lines: list[dict[str, Any]] = []
+    for step in (10, 20, 30):
+        stage = "first" if step < 20 else "second"
+        losses = {head.name: 1 / step for head in heads}
+        line = {"step": step, "seconds": step / 2, "stage": stage}
+        kept = {"distillation": 0.01} if stage == "second" else {}
+        lines.append({**line, "loss": 3 / step, "losses": losses, **kept, "learning_rate": 1e-3, "tokens": 99})
+        found = {"accuracy": step / 40, "macro_f1": step / 50, "nll": 0.5}
+        scores = {head.name: nothing if head.name == "urgent" else found for head in heads}
+        lines.append({**line, "epoch": 1, "validation": scores})
+    return lines
+
+
+def _data(heads: Sequence[HeadConfig]) -> dict[str, Any]:
+    def split(rows: int) -> dict[str, Any]:
+        return {
+            "rows": rows,
+            "unlabelled": 0,
+            "heads": {
+                head.name: {
+                    "labelled": rows,
+                    "majority_baseline": 0.5,
+                    "labels": {label: rows // len(head.labels or ()) for label in head.labels or ()},
+                }
+                for head in heads
+            },
+            "tokens": {"p50": 12, "p95": 40, "max": 300, "truncated": 0.0125, "lost": 0.004} if rows else None,
+            "duplicates": {"exact": 4, "conflicting": 1},
+        }
+
+    leak = {"splits": ["train", "test"], "exact": 1, "near": 2, "examples": [["a.jsonl:3", "b.jsonl:9"]]}
+    return {
+        "splits": {"train": split(1200), "validation": split(80), "test": split(0)},
+        "leakage": [leak],
+        "warnings": [f"3 texts of test stand in train: {HOSTILE}"],
+    }

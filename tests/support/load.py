@@ -1,0 +1,114 @@
+"""What the tests of several workers look at, and the load that they put on them."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from polyhead.v1 import inference_service_pb2 as pb2
+from polyhead.v1 import inference_service_pb2_grpc, item_pb2
+
+from tests.e2e.conftest import START_S, Server, wait_until
+
+
+def serving(server: Server) -> int:
+    """How many workers have come up since the start."""
+    return server.log.read_text().count(" serves on cores ")
+
+
+def workers_of(server: Server) -> list[int]:
+    pid = server.process.pid
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def answered(server: Server) -> bool:
+    """Whether a call over a connection of its own is answered."""
+    request = pb2.AnalyzeRequest(items=[item_pb2.Item(text="one text")])
+    with grpc.insecure_channel(server.target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
+        (answer,) = stub.Analyze(request, timeout=START_S, wait_for_ready=True).answers
+    return answer.WhichOneof("outcome") == "result"
+
+
+class Load:
+    """Streams and unary calls of plain stubs, which send nothing twice, each over a connection of its own.
+
+    Attributes:
+        ends: How each call ended: OK, the reason that the server gave, or else the code.
+        answers: Outcomes of all items that were answered.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.ends: Counter[str] = Counter()
+        self.answers: Counter[str] = Counter()
+        self._target = target
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(call,)) for call in [self._stream, self._unary] * 4]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(START_S)
+
+    def wait_for(self, answers: int) -> None:
+        wait_until(lambda: self.answers["result"] >= answers, f"{answers} answers")
+
+    def _run(self, call: Callable[[Any], None]) -> None:
+        with grpc.insecure_channel(self._target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
+            while not self._stopping.is_set():
+                try:
+                    call(stub)
+                    self.ends["OK"] += 1
+                except grpc.RpcError as error:
+                    self.ends[reason(error)] += 1
+                    self._stopping.wait(0.05)
+
+    def _unary(self, stub: Any) -> None:
+        request = pb2.AnalyzeRequest(items=[item_pb2.Item(text=f"text {number}") for number in range(8)])
+        self._count(stub.Analyze(request, timeout=START_S))
+
+    def _stream(self, stub: Any) -> None:
+        # Endless: it is the server that ends it.
+        requests = (
+            pb2.StreamAnalyzeRequest(items=[item_pb2.Item(item_id=str(number), text=f"text number {number}")])
+            for number in itertools.takewhile(lambda _: not self._stopping.is_set(), itertools.count())
+        )
+        expected = itertools.count()
+        for response in stub.StreamAnalyze(requests, timeout=START_S):
+            # None is missing in between.
+            assert all(answer.item_id == str(next(expected)) for answer in response.answers)
+            self._count(response)
+
+    def _count(self, response: Any) -> None:
+        self.answers.update(answer.WhichOneof("outcome") for answer in response.answers)
+
+
+def reason(error: Any) -> str:
+    """The reason that the server gave, or else the code."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            info = error_details_pb2.ErrorInfo()
+            (detail, *_) = status_pb2.Status.FromString(value).details
+            assert detail.Unpack(info)
+            return str(info.reason)
+    return str(error.code().name)
+
+
+# What a call may end with that was not accepted: refused by us, or by a connection that is no more.
+NOT_ACCEPTED = {"OK", "DRAINING", "UNAVAILABLE", "CANCELLED"}

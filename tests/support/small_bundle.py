@@ -1,0 +1,78 @@
+"""A bundle of a few bytes, and what it takes to forge one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polyhead_bundle as bundle
+from polyhead_bundle import Bundle, Check, Embedding, Fingerprints, Golden, Head, Manifest, Tensor, Variant
+
+FILES = {"model.onnx": b"graph", "tokenizer.json": b"{}", "torch/config.json": b"{ }", "README.md": "é\n".encode()}
+HEADS = (
+    Head("topic", "softmax", "logits", ("app", "billing", "support"), temperature=1.5),
+    Head("sentiment", "sigmoid", "sentiment_logits", ("negative", "positive"), threshold=0.5),
+)
+MANIFEST = Manifest(
+    name="demo",
+    files={},
+    inputs=(
+        Tensor("input_ids", "int64", ("batch", "sequence")),
+        Tensor("attention_mask", "int64", ("batch", "sequence")),
+    ),
+    outputs=(
+        Tensor("sentence_embedding", "float32", ("batch", 2)),
+        Tensor("logits", "float32", ("batch", 3)),
+        Tensor("sentiment_logits", "float32", ("batch", 1)),
+    ),
+    embedding=Embedding("sentence_embedding", 2, "mean", normalized=True),
+    heads=HEADS,
+    max_tokens=64,
+    pad_token_id=0,
+    variants={
+        "fp32": Variant(
+            file="model.onnx",
+            batch_invariant=True,
+            golden_tolerance=1e-3,
+            fingerprints=Fingerprints("0" * 16, {"topic": "1" * 16, "sentiment": "2" * 16}),
+            gate=(Check("names", 0, 0), Check("difference.logits", 3e-7, 1e-4)),
+            golden=(Golden("good day 🙂", (0.6, -0.8), {"topic": (0.1, 0.2, 0.3), "sentiment": (-1.5,)}),),
+            operators={"Gemm": 2, "MatMul": 12},
+        )
+    },
+    built_with={"torch": "2.0"},
+)
+
+
+def sources(folder: Path) -> dict[str, Path]:
+    """Writes the files of a bundle into a folder."""
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return {name: folder / name for name in FILES}
+
+
+def written(folder: Path, manifest: Manifest = MANIFEST) -> Bundle:
+    """Writes the bundle ``demo`` into a folder."""
+    return bundle.write(folder / "demo", manifest, sources(folder / "sources"))
+
+
+def changed(**fields: Any) -> Manifest:
+    """The manifest with other fields."""
+    return dataclasses.replace(MANIFEST, **fields)
+
+
+def rewrite_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Forges a manifest whose digest is right, as somebody would who knows the format."""
+    document = json.loads(path.read_bytes())
+    document.pop("digest")
+    change(document)
+
+    def spell(value: object) -> bytes:
+        return (json.dumps(value, sort_keys=True, indent=2) + "\n").encode()
+
+    path.write_bytes(spell({**document, "digest": hashlib.sha256(spell(document)).hexdigest()}))

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from polyhead_training.config import HeadConfig
+from polyhead_training.data.collation import EncodedRows, encode_rows
+from polyhead_training.data.dataset import Row
+from polyhead_training.loop.loss import UNLABELLED
+from polyhead_training.tokenization import load_tokenizer
+
+
+@pytest.fixture
+def encoded() -> EncodedRows:
+    lengths = random.Random(3).choices(range(1, 60), k=1000)
+    ids = [[number] * length for number, length in enumerate(lengths)]
+    return EncodedRows(ids, torch.arange(1000).unsqueeze(-1), pad_token_id=0, entries=[0] * 1000, tokens=[])
+
+
+def test_by_length_holds_every_row_once_longest_first(encoded: EncodedRows) -> None:
+    order = [row for batch in encoded.by_length(7) for row in batch]
+    assert sorted(order) == list(range(1000))
+    assert len(encoded.ids[order[0]]) == max(map(len, encoded.ids))
+
+
+def test_batch_keeps_text_and_label_of_a_row_together(encoded: EncodedRows) -> None:
+    batch = encoded.batch([17, 3], torch.device("cpu"))
+    assert batch.input_ids[:, 0].tolist() == [17, 3]
+    assert batch.labels[:, 0].tolist() == [17, 3]
+    assert batch.attention_mask.sum(dim=1).tolist() == [len(encoded.ids[17]), len(encoded.ids[3])]
+
+
+def test_encode_rows_turns_labels_into_indices(checkpoints: dict[str, Path]) -> None:
+    heads = (
+        HeadConfig(name="topic", kind="softmax", labels=("app", "billing")),
+        HeadConfig(name="sentiment", kind="sigmoid", labels=("negative", "positive")),
+    )
+    texts = {"the parcel": ("billing", None), "soup " * 90: (None, "negative")}
+    rows = [Row(text, labels, Path("a.jsonl"), 1, entry) for entry, (text, labels) in enumerate(texts.items())]
+    tokenizer = load_tokenizer(checkpoints["bert"] / "tokenizer.json")
+    encoded = encode_rows(rows, heads, tokenizer, max_tokens=16, pad_token_id=0)
+    assert encoded.labels.tolist() == [[1, UNLABELLED], [UNLABELLED, 0]]
+    assert [len(ids) for ids in encoded.ids] == [4, 16]
+    assert encoded.tokens == [4, 92]
+    assert encoded.entries == [0, 1]
+
+
+def test_digest_sees_ids_labels_and_their_order() -> None:
+    def digest(ids: list[list[int]], labels: list[list[int]]) -> str:
+        return EncodedRows(ids, torch.tensor(labels), pad_token_id=0, entries=[0] * len(ids), tokens=[]).digest()
+
+    found = {
+        digest([[1, 2], [3]], [[0], [1]]),
+        digest([[1], [2, 3]], [[0], [1]]),
+        digest([[3], [1, 2]], [[0], [1]]),
+        digest([[1, 2], [3]], [[1], [1]]),
+    }
+    assert len(found) == 4
+    assert digest([[1, 2], [3]], [[0], [1]]) in found

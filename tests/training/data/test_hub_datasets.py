@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from polyhead_training.data.hub_datasets import read_dataset
+from polyhead_training.data.readers import RawRow, read_rows
+from polyhead_training.errors import DataError, HubError
+
+datasets: Any = pytest.importorskip("datasets")
+
+NAME = "hub:owner/name@v1:small#train"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """A hub of one dataset; what was asked of it."""
+    label = datasets.ClassLabel(names=["app", "billing"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": label, "stars": datasets.Value("int64")})
+    rows = {"text": ["a", "b", "c"], "label": [1, 0, -1], "stars": [1, None, 5]}
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(path: str, name: str | None = None, *, split: str, revision: str | None, **more: object) -> Any:
+        asked.append((path, name, split, revision, more))
+        return datasets.Dataset.from_dict(rows, features=features)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def load_dataset(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+
+def test_numbers_of_labels_become_names_and_minus_one_none(hub: list[tuple[Any, ...]]) -> None:
+    assert list(read_dataset(NAME)) == [
+        {"text": "a", "label": "billing", "stars": 1},
+        {"text": "b", "label": "app", "stars": None},
+        {"text": "c", "label": None, "stars": 5},
+    ]
+
+
+def test_every_part_of_the_name_is_asked_for(hub: list[tuple[Any, ...]]) -> None:
+    list(read_dataset(NAME))
+    list(read_dataset("hub:owner/name#test"))
+    assert [asked[:4] for asked in hub] == [("owner/name", "small", "train", "v1"), ("owner/name", None, "test", None)]
+
+
+def test_code_of_a_dataset_is_never_asked_for(hub: list[tuple[Any, ...]]) -> None:
+    list(read_dataset(NAME))
+    assert "trust_remote_code" not in hub[0][4]
+
+
+def test_rows_are_numbered_from_one_under_the_name_as_it_is_written(hub: list[tuple[Any, ...]]) -> None:
+    found = [row for row in read_rows(Path(NAME)) if isinstance(row, RawRow)]
+    assert [(str(row.path), row.line) for row in found] == [(NAME, 1), (NAME, 2), (NAME, 3)]
+
+
+@pytest.mark.parametrize("name", ["hub:owner/name", "hub:#train", "hub:owner/name@#train", "hub:owner/na me#train"])
+def test_name_of_another_form_is_told_the_right_one(hub: list[tuple[Any, ...]], name: str) -> None:
+    with pytest.raises(DataError, match=r"write hub:OWNER/NAME\[@REVISION\]\[:CONFIGURATION\]#SPLIT"):
+        list(read_dataset(name))
+    assert hub == []
+
+
+def test_missing_library_is_told_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"pip install '\.\[hub\]'"):
+        list(read_dataset(NAME))
+
+
+def test_unknown_dataset_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, datasets.exceptions.DatasetNotFoundError("gone"))
+    with pytest.raises(DataError, match="is no dataset of the hub, or is not open to you"):
+        list(read_dataset(NAME))
+
+
+def test_unknown_split_is_told_with_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, ValueError("Unknown split \"trian\". Should be one of ['train', 'test'].\nmore"))
+    with pytest.raises(DataError, match=r"Should be one of \['train', 'test'\]\.$"):
+        list(read_dataset(NAME))
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route\nand more"), TimeoutError("too slow")])
+def test_trouble_of_the_network_is_a_hub_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    fail_with(monkeypatch, error)
+    with pytest.raises(HubError, match=r"\((no route|too slow)\); try again"):
+        list(read_dataset(NAME))

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from polyhead_training.config import HeadConfig
+from polyhead_training.data.dataset import Data, Row
+from polyhead_training.data.quality_report import DataReport, describe_data
+
+HEADS = (
+    HeadConfig(name="topic", kind="softmax", field="label", labels=("app", "billing")),
+    HeadConfig(name="sentiment", kind="sigmoid", labels=("negative", "positive")),
+)
+APP, BILLING, NONE = ("app", "positive"), ("billing", "negative"), (None, None)
+LONG = "the parcel came two days late and the box was wet when it arrived at my door this morning"
+
+Told = tuple[str, tuple[str | None, ...]]
+
+
+def rows(name: str, told: Sequence[Told]) -> tuple[Row, ...]:
+    return tuple(Row(text, labels, Path(name), line, 0) for line, (text, labels) in enumerate(told, start=1))
+
+
+def describe(
+    train: Sequence[Told],
+    validation: Sequence[Told] = (),
+    test: Sequence[Told] = (),
+    tokens: Sequence[int] | None = None,
+    fields: Mapping[Path, tuple[str, ...]] | None = None,
+) -> DataReport:
+    """Describes rows, of which those of train have some numbers of tokens, at a limit of 10."""
+    splits = {"train": rows("a.jsonl", train), "validation": rows("b.jsonl", validation), "test": rows("c.jsonl", test)}
+    counts = {split: [3] * len(found) for split, found in splits.items()}
+    data = Data(HEADS, **splits, similarity=(), fields=fields or {})
+    return describe_data(data, counts | ({"train": tokens} if tokens else {}), max_tokens=10)
+
+
+def warning(report: DataReport, part: str) -> str:
+    (found,) = [line for line in report.warnings if part in line]
+    return found
+
+
+def test_labels_are_counted_by_head_in_the_order_of_the_logits() -> None:
+    found = describe([("a", BILLING), ("b", BILLING), ("c", APP), ("d", (None, "positive")), ("e", NONE)]).splits[
+        "train"
+    ]
+    assert (found.rows, found.unlabelled) == (5, 1)
+    assert list(found.heads["topic"].labels.items()) == [("app", 1), ("billing", 2)]
+    assert found.heads["topic"].majority_baseline == pytest.approx(2 / 3)
+    assert (found.heads["sentiment"].labelled, found.heads["sentiment"].majority_baseline) == (4, 0.5)
+
+
+def test_empty_split_is_there_without_figures() -> None:
+    found = describe([("a", APP), ("b", BILLING)]).splits["validation"]
+    assert (found.rows, found.tokens, found.heads["topic"].majority_baseline) == (0, None, None)
+
+
+def test_tokens_are_described_before_they_are_cut() -> None:
+    tokens = describe([(str(n), APP) for n in range(4)], tokens=[4, 6, 10, 20]).splits["train"].tokens
+    assert tokens is not None
+    assert (tokens.max, tokens.truncated, tokens.lost) == (20, 0.25, 0.25)
+
+
+def test_median_and_95th_percentile_are_lengths_that_occur() -> None:
+    tokens = describe([(str(n), APP) for n in range(101)], tokens=list(range(1, 102))).splits["train"].tokens
+    assert tokens is not None
+    assert (tokens.p50, tokens.p95) == (51, 96)
+
+
+def test_text_of_the_limit_is_not_truncated() -> None:
+    tokens = describe([("a", APP)], tokens=[10]).splits["train"].tokens
+    assert tokens is not None
+    assert (tokens.truncated, tokens.lost) == (0, 0)
+
+
+def test_repeated_texts_are_counted_and_those_with_another_label_told_apart() -> None:
+    report = describe([("Same!", APP), ("same", APP), ("SAME", BILLING), ("other", APP)])
+    assert report.splits["train"].duplicates == {"exact": 2, "conflicting": 1}
+    assert "a.jsonl:3" in warning(report, "another label")
+
+
+def test_copy_without_a_label_conflicts_with_none() -> None:
+    assert describe([("same", APP), ("same", NONE)]).splits["train"].duplicates == {"exact": 1, "conflicting": 0}
+
+
+def test_rows_of_one_split_in_another_are_told_by_both_places() -> None:
+    report = describe([("x", APP), ("Same!", APP)], test=[("y", APP), ("same", APP)])
+    (leak,) = report.leakage
+    assert (leak.splits, leak.exact, leak.near, leak.examples) == (
+        ("train", "test"),
+        1,
+        0,
+        [("a.jsonl:2", "c.jsonl:2")],
+    )
+    line = warning(report, "rows that train has as well")
+    assert "a.jsonl:2" in line
+    assert "c.jsonl:2" in line
+
+
+def test_nearly_the_same_rows_are_told_too() -> None:
+    (leak,) = describe([(LONG, APP)], test=[(LONG + " again", APP)]).leakage
+    assert (leak.exact, leak.near, leak.examples) == (0, 1, [("a.jsonl:1", "c.jsonl:1")])
+
+
+def test_five_examples_at_most_are_given() -> None:
+    texts: list[Told] = [(f"text {n}", APP) for n in range(9)]
+    (leak,) = describe(texts, test=texts).leakage
+    assert (leak.exact, len(leak.examples)) == (9, 5)
+
+
+def test_every_two_splits_with_rows_are_compared() -> None:
+    report = describe([("a", APP)], [("b", APP)], [("c", APP)])
+    assert [leak.splits for leak in report.leakage] == [
+        ("train", "validation"),
+        ("train", "test"),
+        ("validation", "test"),
+    ]
+    assert [leak.exact + leak.near for leak in report.leakage] == [0, 0, 0]
+
+
+def test_misspelt_field_is_told_with_the_one_that_was_meant() -> None:
+    fields = {Path("a.jsonl"): ("text", "lable", "sentiment"), Path("b.jsonl"): ("text", "label", "sentiment")}
+    report = describe([("a", APP), ("b", BILLING)], fields=fields)
+    assert "a.jsonl: has no field 'label' for the head 'topic'; did you mean 'lable'?" in report.warnings
+    assert not any("b.jsonl" in line for line in report.warnings)
+
+
+def test_file_that_has_nothing_like_the_field_is_left_in_peace() -> None:
+    report = describe([("a", APP), ("b", BILLING)], fields={Path("a.jsonl"): ("text", "label", "labels")})
+    assert not any("no field" in line for line in report.warnings)
+
+
+def test_good_rows_give_no_warning() -> None:
+    assert describe([("a", APP), ("b", BILLING)], [("c", APP), ("d", BILLING)]).warnings == []
+
+
+def test_report_is_plain_json() -> None:
+    report = describe([("same", APP), ("Same", BILLING), ("c", NONE)], test=[("same", APP)], tokens=[3, 4, 50])
+    told = json.loads(json.dumps(report.to_json()))
+    assert set(told) == {"splits", "leakage", "warnings"}
+    assert set(told["splits"]) == {"train", "validation", "test"}
+    assert set(told["splits"]["train"]) == {"rows", "heads", "tokens", "duplicates", "unlabelled"}
+    assert set(told["splits"]["train"]["tokens"]) == {"p50", "p95", "max", "truncated", "lost"}
+    assert told["leakage"][0]["examples"] == [["a.jsonl:1", "c.jsonl:1"]]
+
+
+def test_terminal_has_a_line_for_each_head_and_warning() -> None:
+    report = describe([("same", APP), ("same", BILLING)])
+    lines = list(report.lines())
+    assert any(line.startswith("train") and "topic" in line and "app 50.0%, billing 50.0%" in line for line in lines)
+    assert [line for line in lines if line.startswith("warning: ")] == [f"warning: {line}" for line in report.warnings]

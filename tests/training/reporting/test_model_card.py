@@ -1,0 +1,164 @@
+"""The model card says what a model is for, how good it is, where it is weak and how to use it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+from polyhead_training.model import PolyheadModel
+from polyhead_training.reporting.model_card import code, figures, render_card, table, write_card
+from polyhead_training.reporting.results import read_results
+
+from tests.support.finished_run import HEADS, HOSTILE
+
+
+def _card(folder: Path) -> str:
+    return render_card(read_results(folder))
+
+
+def _front_matter(card: str) -> dict[str, Any]:
+    _, front, _ = card.split("---\n", 2)
+    content = yaml.safe_load(front)
+    assert isinstance(content, dict)
+    return content
+
+
+def _change_backbone(folder: Path, backbone: str) -> None:
+    content = json.loads((folder / "run.json").read_bytes())
+    content["config"]["model"]["backbone"] = backbone
+    (folder / "run.json").write_text(json.dumps(content))
+
+
+def test_card_is_written_beside_the_model(finished_run: Path) -> None:
+    write_card(finished_run)
+    assert (finished_run / "README.md").read_text("utf-8") == _card(finished_run)
+
+
+def test_front_matter_is_what_the_hub_reads(finished_run: Path) -> None:
+    found = _front_matter(_card(finished_run))
+    assert found["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert found["pipeline_tag"] == "text-classification"
+    assert "license" not in found
+    [model] = found["model-index"]
+    evaluation = json.loads((finished_run / "evaluation.json").read_bytes())
+    metrics = {metric["name"]: metric["value"] for metric in model["results"][0]["metrics"]}
+    assert metrics["topic accuracy (test)"] == pytest.approx(evaluation["test"]["topic"]["accuracy"], abs=1e-4)
+    assert metrics["sentiment f1 (validation)"] == pytest.approx(
+        evaluation["validation"]["sentiment"]["macro_f1"], abs=1e-4
+    )
+    assert not [name for name in metrics if name.startswith("urgent")]
+
+
+@pytest.mark.parametrize("backbone", ["../checkpoint", "/models/mini", "./a/b", "a/b/c"])
+def test_folder_is_no_base_model(finished_run: Path, backbone: str) -> None:
+    _change_backbone(finished_run, backbone)
+    assert "base_model" not in _front_matter(_card(finished_run))
+
+
+def test_sections_stand_in_order(finished_run: Path) -> None:
+    assert re.findall("^#+ (.*)$", _card(finished_run), flags=re.MULTILINE)[1:] == [
+        "tiny",
+        "Intended use",
+        "Heads",
+        "Data",
+        "Evaluation",
+        "Calibration",
+        "Limits",
+        "Use",
+    ]
+
+
+def test_figures_have_their_intervals_and_baselines(finished_run: Path) -> None:
+    found = json.loads((finished_run / "evaluation.json").read_bytes())["test"]["topic"]
+    low, high = found["intervals"]["accuracy"]
+    interval = f"{found['accuracy']:.4f} [{low:.4f}, {high:.4f}]"
+    others = " | ".join(f"{found[name]:.4f}" for name in ("majority_baseline", "macro_f1", "ece"))
+    assert f"| test | `topic` | 120 | {interval} | {others} |" in _card(finished_run)
+    assert "0.8674 before training, 0.8551 after." in _card(finished_run)
+
+
+def test_calibration_is_told_before_and_after(finished_run: Path) -> None:
+    found = json.loads((finished_run / "evaluation.json").read_bytes())["test"]["topic"]
+    assert f"| {found['uncalibrated']['ece']:.4f} to {found['ece']:.4f} |" in _card(finished_run)
+
+
+def test_data_and_what_is_wrong_with_it_are_summed_up(finished_run: Path) -> None:
+    card = _card(finished_run)
+    assert "| train | 1,200 | 4 | 1.2 % |" in card
+    assert "| test | 0 |" not in card
+    assert "3 texts stand in two splits" in card
+    (finished_run / "data.json").unlink()
+    assert "## Data" not in _card(finished_run)
+
+
+def test_weakest_labels_are_named(finished_run: Path) -> None:
+    labels = json.loads((finished_run / "evaluation.json").read_bytes())["test"]["sentiment"]["labels"]
+    f1, name = min((found["f1"], name) for name, found in labels.items())
+    assert f"- `sentiment` is weakest at `{name}` (F1 {f1:.2f})." in _card(finished_run)
+    assert "`urgent` is weakest" not in _card(finished_run)
+
+
+def test_token_limit_is_told(finished_run: Path) -> None:
+    assert "reads the first 256 tokens of a text" in _card(finished_run)
+
+
+def test_run_that_measured_nothing_has_a_card(finished_run: Path) -> None:
+    content = json.loads((finished_run / "evaluation.json").read_bytes())
+    (finished_run / "evaluation.json").write_text(json.dumps({"test": {"urgent": content["test"]["urgent"]}}))
+    card = _card(finished_run)
+    assert "## Evaluation" not in card
+    assert "## Calibration" not in card
+    assert "model-index" not in _front_matter(card)
+
+
+def test_labels_cannot_leave_their_cell(finished_run: Path) -> None:
+    [line] = [line for line in _card(finished_run).splitlines() if line.startswith("| `topic` | softmax")]
+    assert "`` " + HOSTILE.replace("|", "\\|") + " ``" in line
+    assert len(re.findall(r"(?<!\\)\|", line)) == 6
+
+
+def test_code_survives_what_is_in_it() -> None:
+    assert code("a b") == "`a b`"
+    assert code("`a``") == "``` `a`` ```"
+    assert code("a\nb") == "`a b`"
+
+
+def test_table_escapes_bars() -> None:
+    assert table(["a", "b"], [["1|2", "3"]]) == ["| a | b |", "| --- | --- |", "| 1\\|2 | 3 |"]
+
+
+def test_nothing_measured_is_no_section() -> None:
+    assert figures({}, None) == []
+    assert figures({"test": {"topic": {"rows": 0}}}, None) == []
+
+
+def test_snippet_of_the_card_runs(
+    finished_run: Path,
+    checkpoints: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heads = [head.model_dump(include={"name", "kind", "labels", "hidden_size", "dropout"}) for head in HEADS]
+    model = PolyheadModel.from_backbone(
+        checkpoints["bert"],
+        pooling="mean",
+        embedding_pooling="mean",
+        normalize=True,
+        max_tokens=32,
+        pad_token_id=0,
+        heads=heads,
+    )
+    (finished_run / "run").mkdir()
+    model.save_pretrained(finished_run / "run" / "model")
+    shutil.copy(checkpoints["bert"] / "tokenizer.json", finished_run / "run")
+    monkeypatch.chdir(finished_run)
+    [snippet] = re.findall("```python\n(.*?)```", _card(finished_run), flags=re.DOTALL)
+    exec(snippet, {})  # noqa: S102 - what a reader of the card does
+    shown = capsys.readouterr().out
+    assert "'topic': tensor" in shown
+    assert "'urgent': tensor" in shown

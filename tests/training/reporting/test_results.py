@@ -1,0 +1,63 @@
+"""What a run says about itself is read back whole, or the damaged file is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from polyhead_training.errors import RunError
+from polyhead_training.reporting.results import read_evaluation, read_results
+
+
+def test_results_hold_every_file_of_the_run(finished_run: Path) -> None:
+    found = read_results(finished_run)
+    assert found.run["name"] == "tiny"
+    assert [head["name"] for head in found.heads] == ["topic", "sentiment", "urgent"]
+    assert sorted(found.splits) == ["test", "validation"]
+    assert found.similarity is not None
+    assert found.similarity["pairs"] == 40
+    assert found.metrics[-1]["step"] == 30
+    assert found.data is not None
+
+
+def test_files_that_a_run_may_lack_may_be_missing(finished_run: Path) -> None:
+    (finished_run / "data.json").unlink()
+    (finished_run / "metrics.jsonl").unlink()
+    found = read_results(finished_run)
+    assert (found.data, found.metrics) == (None, [])
+
+
+def test_best_split_is_test_unless_it_has_no_labels(finished_run: Path) -> None:
+    found = read_results(finished_run)
+    assert found.best_split("topic") == "test"
+    assert found.best_split("urgent") is None
+    found.splits["test"]["topic"]["rows"] = 0
+    assert found.best_split("topic") == "validation"
+    del found.splits["test"]
+    assert found.best_split("sentiment") == "validation"
+
+
+@pytest.mark.parametrize("name", ["run.json", "evaluation.json"])
+def test_missing_file_is_named(finished_run: Path, name: str) -> None:
+    (finished_run / name).unlink()
+    with pytest.raises(RunError, match=rf"{name}: is missing; train again"):
+        read_results(finished_run)
+
+
+@pytest.mark.parametrize("name", ["run.json", "evaluation.json", "data.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_damaged_file_is_named(finished_run: Path, name: str, content: str) -> None:
+    (finished_run / name).write_text(content)
+    with pytest.raises(RunError, match=rf"{name}: is not what polyhead-train writes"):
+        read_results(finished_run)
+
+
+@pytest.mark.parametrize(
+    "content", [{"test": 1}, {"test": {"topic": {}}}, {"test": {"topic": 3}}, {"similarity": {}}, {"similarity": []}]
+)
+def test_evaluation_of_another_shape_is_refused(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"evaluation\.json: is not what polyhead-train writes"):
+        read_evaluation(path)

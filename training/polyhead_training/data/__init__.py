@@ -1,0 +1,1 @@
+"""Rows, labels, datasets and batches."""

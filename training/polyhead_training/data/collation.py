@@ -1,0 +1,101 @@
+"""Encoded rows, and batches of rows of like length."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from polyhead_training.config import HeadConfig
+from polyhead_training.loop.loss import UNLABELLED
+from polyhead_training.tokenization import encode_counted, pad
+
+from .dataset import Row
+
+
+class Batch(NamedTuple):
+    """Some rows as the model takes them.
+
+    Attributes:
+        input_ids: (B, T) int64 token ids.
+        attention_mask: (B, T) int64, 1 for the text's tokens and 0 for padding.
+        labels: (B, heads) int64 index of each head's label, ``UNLABELLED`` where the row has none.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows as numbers.
+
+    Attributes:
+        ids: Token ids of each row, special tokens included.
+        labels: (rows, heads) int64 index of each head's label, ``UNLABELLED`` where the row has none.
+        pad_token_id: What fills up the shorter rows of a batch.
+        entries: For each row, the entry of data.train that it came from.
+        tokens: For each row, its number of tokens before it was cut.
+    """
+
+    ids: list[list[int]]
+    labels: Tensor
+    pad_token_id: int
+    entries: list[int]
+    tokens: list[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, rows: Sequence[int], device: torch.device) -> Batch:
+        """The rows with these numbers, padded to the longest of them, on a device."""
+        input_ids, attention_mask = pad([self.ids[row] for row in rows], self.pad_token_id)
+        tensors = torch.from_numpy(input_ids), torch.from_numpy(attention_mask), self.labels[list(rows)]
+        return Batch(*(tensor.to(device) for tensor in tensors))
+
+    def by_length(self, size: int) -> list[list[int]]:
+        """Every row once, in batches of ``size``, the longest first."""
+        order = sorted(range(len(self)), key=self._length, reverse=True)
+        return [order[place : place + size] for place in range(0, len(order), size)]
+
+    def labelled(self) -> list[int]:
+        """For each row, a number that is the same for rows with labels for the same heads."""
+        bits = 2 ** torch.arange(self.labels.shape[1])  # (heads,)
+        return [int(number) for number in ((self.labels != UNLABELLED) * bits).sum(dim=1)]
+
+    def digest(self) -> str:
+        """SHA-256 over the ids and labels, in order."""
+        found = hashlib.sha256(self.labels.numpy().tobytes())
+        for ids in self.ids:
+            found.update(array("q", [len(ids), *ids]))
+        return found.hexdigest()
+
+    def _length(self, row: int) -> int:
+        return len(self.ids[row])
+
+
+def encode_rows(
+    rows: Sequence[Row], heads: Sequence[HeadConfig], tokenizer: Tokenizer, max_tokens: int, pad_token_id: int
+) -> EncodedRows:
+    """Turns texts into token ids, cut to ``max_tokens``, and labels into their indices."""
+    places = [{label: index for index, label in enumerate(head.labels or ())} for head in heads]
+    labels = torch.full((len(rows), len(heads)), UNLABELLED)  # (rows, heads)
+    for number, row in enumerate(rows):
+        for column, label in enumerate(row.labels):
+            if label is not None:
+                labels[number, column] = places[column][label]
+    counted = list(encode_counted(tokenizer, [row.text for row in rows], max_tokens))
+    return EncodedRows(
+        ids=[ids for ids, _ in counted],
+        labels=labels,
+        pad_token_id=pad_token_id,
+        entries=[row.entry for row in rows],
+        tokens=[tokens for _, tokens in counted],
+    )

@@ -1,0 +1,276 @@
+"""Labelled rows for training, validation and test; a row that cannot be read is an error, never dropped in silence.
+
+::
+
+    files, hub datasets --rows.read_rows--> RawRow --labels.read_label--> Row --split--> Data
+                                                   --------------------> Pair --------->
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from polyhead_training.config import Config, HeadConfig
+from polyhead_training.errors import ConfigError, DataError, Problem
+
+from .labels import read_label
+from .readers import HUB_PREFIX, RawRow, Source, read_rows, require_unicode
+
+# Enough to see a pattern, few enough to read.
+_MAX_PROBLEMS = 100
+_DEFAULT_VALIDATION_FRACTION = 0.1
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A text and what is known about it.
+
+    Attributes:
+        text: The text, not empty.
+        labels: For each head, in order, the name of its label, or None where the row has none.
+        path: The file that it stands in, or the hub dataset as the configuration names it.
+        line: Line of the file, or row of a Parquet file or hub dataset, counted from 1.
+        entry: Index into data.train of the entry that it came from; 0 in the other splits.
+    """
+
+    text: str
+    labels: tuple[str | None, ...]
+    path: Path
+    line: int
+    entry: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two texts and how alike people found them.
+
+    Attributes:
+        first: A text, not empty.
+        second: Another one.
+        score: How alike they are, a finite number on the scale of its file.
+    """
+
+    first: str
+    second: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows of a training run.
+
+    Attributes:
+        heads: The configured heads, each with its labels.
+        train: Rows to learn from.
+        validation: Rows that are evaluated after each epoch.
+        test: Rows that are evaluated at the end.
+        similarity: Pairs that the sentence embedding is measured on.
+        fields: The fields that any row of a source has, by source of rows.
+    """
+
+    heads: tuple[HeadConfig, ...]
+    train: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    test: tuple[Row, ...]
+    similarity: tuple[Pair, ...]
+    fields: Mapping[Source, tuple[str, ...]]
+
+
+def read_data(config: Config) -> Data:
+    """Reads every file and dataset that a configuration names.
+
+    Raises:
+        ConfigError: A variable in a path is not set, a file does not exist, or a head has no labels to learn.
+        DataError: Rows cannot be read; it counts those of all files and lists the first 100.
+        HubError: The hub did not hand a dataset over.
+    """
+    text = config.data.text
+    sources = {split: _sources(config, split) for split in ("train", "validation", "test", "similarity")}
+    reader = _Reader()
+    train = reader.rows(sources["train"], text, config.model.heads, is_train=True)
+    try:
+        heads = tuple(_with_labels(config, index, train) for index in range(len(config.model.heads)))
+    except ConfigError:
+        # The labels may stand in rows that cannot be read.
+        reader.raise_problems()
+        raise
+    validation = reader.rows(sources["validation"], text, heads)
+    test = reader.rows(sources["test"], text, heads)
+    similarity = reader.pairs(sources["similarity"], config.data.similarity_fields)
+    reader.raise_problems()
+    if not sources["validation"]:
+        fraction = config.data.validation_fraction or _DEFAULT_VALIDATION_FRACTION
+        train, validation = split_rows(train, fraction, config.training.seed)
+    fields = {source: tuple(names) for source, names in reader.fields.items()}
+    return Data(heads, tuple(train), tuple(validation), tuple(test), tuple(similarity), fields)
+
+
+def read_labelled(paths: Sequence[Source], text: str, heads: Sequence[HeadConfig]) -> list[Row]:
+    """Reads labelled files for heads whose labels are known.
+
+    Args:
+        paths: The files.
+        text: Field that holds the text.
+        heads: The heads with their labels.
+
+    Raises:
+        DataError: Rows cannot be read; it counts those of all files and lists the first 100.
+    """
+    reader = _Reader()
+    rows = reader.rows(paths, text, heads)
+    reader.raise_problems()
+    return rows
+
+
+def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Splits rows so that every combination of labels is shared out alike.
+
+    Args:
+        rows: The rows.
+        fraction: Share of the second part, 0 to 1.
+        seed: Seed of the choice.
+
+    Returns:
+        The rows that stay and the rows that were taken, in their order.
+    """
+    strata: dict[tuple[str | None, ...], list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        strata[row.labels].append(index)
+    chooser = random.Random(seed)  # noqa: S311
+    order = [index for stratum in strata.values() for index in chooser.sample(stratum, len(stratum))]
+    # Every 1/fraction-th place in an order by strata: as near to the fraction of each as whole rows allow.
+    places = range(len(order))
+    taken = {order[place] for place in places if math.floor((place + 1) * fraction) > math.floor(place * fraction)}
+    return (
+        [row for index, row in enumerate(rows) if index not in taken],
+        [row for index, row in enumerate(rows) if index in taken],
+    )
+
+
+class _Reader:
+    """Reads sources one after the other and notes what is wrong with them."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.found = 0
+        self.fields: dict[Source, dict[str, None]] = {}
+
+    def rows(
+        self, sources: Sequence[Source], text_field: str, heads: Sequence[HeadConfig], *, is_train: bool = False
+    ) -> list[Row]:
+        def make(raw: RawRow, entry: int) -> Row:
+            self.fields.setdefault(raw.path, {}).update(dict.fromkeys(raw.values))
+            text = _text(raw, text_field)
+            labels = tuple(read_label(head, raw.values.get(head.field)) for head in heads)
+            return Row(text, labels, raw.path, raw.line, entry if is_train else 0)
+
+        return self._read(sources, {text_field: "data.text"}, make)
+
+    def pairs(self, sources: Sequence[Source], fields: tuple[str, str, str]) -> list[Pair]:
+        first, second, score = fields
+
+        def make(raw: RawRow, _: int) -> Pair:
+            return Pair(_text(raw, first), _text(raw, second), _number(raw, score))
+
+        return self._read(sources, dict.fromkeys(fields, "data.similarity_fields"), make)
+
+    def raise_problems(self) -> None:
+        if self.problems:
+            raise DataError(self.problems, self.found)
+
+    def _read(
+        self, sources: Sequence[Source], required: Mapping[str, str], make: Callable[[RawRow, int], _Item]
+    ) -> list[_Item]:
+        items = []
+        for entry, source in enumerate(sources):
+            for number, raw in enumerate(_raw_rows(source)):
+                if isinstance(raw, Problem):
+                    self._note(raw)
+                    continue
+                try:
+                    _require(raw, required)
+                    items.append(make(raw, entry))
+                except ValueError as error:
+                    self._note(raw.problem(str(error)))
+                    if number == 0 and not required.keys() <= raw.values.keys():
+                        # The rest of the source would say the same.
+                        break
+        return items
+
+    def _note(self, problem: Problem) -> None:
+        self.found += 1
+        if len(self.problems) < _MAX_PROBLEMS:
+            self.problems.append(problem)
+
+
+def _sources(config: Config, split: str) -> list[Source]:
+    sources = []
+    for text in getattr(config.data, split):
+        source = Path(text) if text.startswith(HUB_PREFIX) else config.resolve(f"data.{split}", text)
+        if not text.startswith(HUB_PREFIX) and not source.is_file():
+            reason = f"there is no file {source}; paths are relative to the configuration file"
+            raise config.error(f"data.{split}", reason)
+        sources.append(source)
+    return sources
+
+
+def _raw_rows(source: Source) -> Iterator[RawRow | Problem]:
+    """The rows of a source; one that cannot be read as a whole has a problem in their place."""
+    try:
+        yield from read_rows(source)
+    except DataError as error:
+        yield from error.problems
+
+
+def _require(raw: RawRow, required: Mapping[str, str]) -> None:
+    for field, setting in required.items():
+        if field not in raw.values:
+            fields = ", ".join(map(repr, raw.values))
+            raise ValueError(f"has no field {field!r}, only {fields}: set {setting} to what there is")
+
+
+def _text(raw: RawRow, field: str) -> str:
+    text = raw.values[field]
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"field {field!r}: {text!r} is no text; fill it in or remove the row")
+    require_unicode(field, text)
+    return text
+
+
+def _number(raw: RawRow, field: str) -> float:
+    value = raw.values[field]
+    try:
+        # A CSV file's numbers are texts.
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"field {field!r}: {value!r} is no finite number; correct it or remove the row")
+    return number
+
+
+def _with_labels(config: Config, index: int, train: Sequence[Row]) -> HeadConfig:
+    """The head with its labels: the configured ones, or those that the training rows have."""
+    head = config.model.heads[index]
+    found = sorted({row.labels[index] or "" for row in train} - {""})
+    if not found:
+        reason = f"{head.field!r}: no training row has a label there; correct the name or remove the head"
+        raise config.error(f"model.heads.{index}.field", reason)
+    if head.labels is None and len(found) < 2:
+        raise config.error(
+            f"model.heads.{index}.field", f"{head.field!r}: all training rows have the label {found[0]!r}"
+        )
+    if head.labels is not None:
+        return head
+    if isinstance(head.class_weights, dict) and (strangers := sorted(head.class_weights.keys() - set(found))):
+        reason = f"{strangers[0]!r} is the label of no training row; there are {', '.join(found)}"
+        raise config.error(f"model.heads.{index}.class_weights", reason)
+    return head.model_copy(update={"labels": tuple(found)})

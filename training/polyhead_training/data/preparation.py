@@ -1,0 +1,71 @@
+"""What is known before training: the rows as texts and as numbers, the backbone, and a report on the rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from polyhead_training.backbone import Backbone, find_backbone
+from polyhead_training.config import Config
+from polyhead_training.tokenization import encode
+
+from .collation import EncodedRows, encode_rows
+from .dataset import Data, Row, read_data
+from .quality_report import DataReport, describe_data
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training starts from.
+
+    Attributes:
+        data: The rows as they were read.
+        backbone: The checkpoint that training starts from.
+        splits: The same rows as numbers, by split: train, validation, test.
+        pairs: The first and the second texts of the pairs as numbers.
+        report: What there is to know about the rows.
+    """
+
+    data: Data
+    backbone: Backbone
+    splits: Mapping[str, EncodedRows]
+    pairs: tuple[EncodedRows, EncodedRows]
+    report: DataReport
+
+    def digest(self) -> str:
+        """SHA-256 over all rows as the model takes them."""
+        digests = [rows.digest() for rows in (*self.splits.values(), *self.pairs)]
+        digests += [repr(pair.score) for pair in self.data.similarity]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def prepare(config: Config) -> Prepared:
+    """Reads, encodes and checks the rows and finds the backbone.
+
+    Raises:
+        ConfigError: The configuration does not fit the data or the backbone.
+        DataError: Rows cannot be read.
+        BackboneError: The backbone cannot be used.
+    """
+    data = read_data(config)
+    backbone = find_backbone(config)
+    limit = config.model.max_tokens
+
+    def encode_split(rows: Sequence[Row]) -> EncodedRows:
+        return encode_rows(rows, data.heads, backbone.tokenizer, limit, backbone.pad_token_id)
+
+    def encode_texts(texts: Sequence[str]) -> EncodedRows:
+        ids = list(encode(backbone.tokenizer, texts, limit))
+        return EncodedRows(ids, torch.zeros(len(ids), 0), backbone.pad_token_id, [0] * len(ids), [])
+
+    texts = {"train": data.train, "validation": data.validation, "test": data.test}
+    splits = {split: encode_split(rows) for split, rows in texts.items()}
+    pairs = (
+        encode_texts([pair.first for pair in data.similarity]),
+        encode_texts([pair.second for pair in data.similarity]),
+    )
+    report = describe_data(data, {split: rows.tokens for split, rows in splits.items()}, limit)
+    return Prepared(data, backbone, splits, pairs, report)

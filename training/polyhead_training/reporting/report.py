@@ -1,0 +1,160 @@
+"""The report of a run: one page of HTML for people, without anything from elsewhere.
+
+::
+
+    run.json, data.json, metrics.jsonl, evaluation.json --read_results--> Results --report.html.jinja--> report.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from polyhead_training.runs.run_directory import REPORT_NAME
+
+from .charts import Series, line_chart, reliability_chart, strip
+from .results import Results, read_results
+
+# A confusion matrix that fits a page.
+_SHOWN_LABELS = 20
+_SHOWN_CHARACTERS = 280
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+def write_report(folder: Path) -> None:
+    """Writes ``report.html`` into a run directory.
+
+    Args:
+        folder: The run's files; ``data.json`` and ``metrics.jsonl`` may be missing.
+
+    Raises:
+        RunError: A file is missing or damaged.
+    """
+    (folder / REPORT_NAME).write_text(render_report(read_results(folder)), encoding="utf-8")
+
+
+def render_report(results: Results) -> str:
+    """The report as HTML; every text of the data is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("polyhead_training", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "range": _range, "short": _short, "figure": _figure}
+    return environment.get_template("report.html.jinja").render(
+        run=results.run,
+        rows=_rows(results),
+        similarity=results.similarity,
+        curves=_curves(results),
+        heads=[_head(results, head) for head in results.heads],
+        data=results.data,
+        config=json.dumps(results.run["config"], indent=2, ensure_ascii=False),
+        seconds=results.metrics[-1]["seconds"] if results.metrics else None,
+        strip=strip,
+    )
+
+
+def _rows(results: Results) -> list[dict[str, Any]]:
+    """The figures of every head on every split that has labels for it, test first."""
+    order = sorted(results.splits, key=lambda split: (split != "test", split))
+    return [
+        {"head": head["name"], "split": split, **results.splits[split][head["name"]]}
+        for head in results.heads
+        for split in order
+        if results.splits[split].get(head["name"], {}).get("rows")
+    ]
+
+
+def _curves(results: Results) -> list[Markup]:
+    """The loss, the learning rate and the scores on validation over the steps."""
+    steps = [line for line in results.metrics if "loss" in line]
+    epochs = [line for line in results.metrics if "validation" in line]
+    if not results.metrics:
+        return []
+    starts, last = [], 0
+    for stage, lines in groupby(results.metrics, key=lambda line: line["stage"]):
+        starts.append((float(last), str(stage)))
+        last = list(lines)[-1]["step"]
+    names = [head["name"] for head in results.heads]
+    losses = [Series(name, _points(steps, "losses", name), color) for color, name in enumerate(names)]
+    kept = Series("embedding, 1 - cosine", _points(steps, "distillation"), len(names), dashed=True)
+    charts = [
+        ("Loss of each head while training, nats", [*losses, kept]),
+        ("Learning rate of the stage", [Series("learning rate", _points(steps, "learning_rate"))]),
+    ]
+    for title, measure in (("Macro-F1", "macro_f1"), ("Accuracy", "accuracy")):
+        scores = [Series(name, _points(epochs, "validation", name, measure), color) for color, name in enumerate(names)]
+        charts.append((f"{title} on validation after each epoch", scores))
+    return [line_chart(title, series, starts) for title, series in charts if any(one.points for one in series)]
+
+
+def _points(lines: Sequence[dict[str, Any]], *path: str) -> list[tuple[float, float]]:
+    points = []
+    for line in lines:
+        value: Any = line
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            points.append((float(line["step"]), float(value)))
+    return points
+
+
+def _head(results: Results, head: dict[str, Any]) -> dict[str, Any]:
+    """What the section about one head shows, of the split that says most."""
+    split = results.best_split(head["name"])
+    if split is None:
+        return {**head, "split": None}
+    found = results.splits[split][head["name"]]
+    before, after = found["uncalibrated"]["reliability"], found["reliability"]
+    return {
+        **head,
+        "split": split,
+        "found": found,
+        "table": sorted(found["labels"].items(), key=lambda item: (item[1]["f1"] is None, item[1]["f1"])),
+        "confusion": _confusion(list(found["labels"]), found["confusion"]),
+        "reliability": reliability_chart("Accuracy over confidence", before, after),
+        "best_threshold": results.splits.get("validation", {}).get(head["name"], {}).get("best_threshold"),
+    }
+
+
+def _confusion(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The labels that are confused most, in their order, with their part of the matrix."""
+    places = range(len(labels))
+    confused = [sum(counts[place]) + sum(row[place] for row in counts) - 2 * counts[place][place] for place in places]
+    shown = sorted(sorted(places, key=lambda place: -confused[place])[:_SHOWN_LABELS])
+    return {
+        "labels": [labels[place] for place in shown],
+        "rows": [(labels[true], [_cell(counts, true, answer) for answer in shown]) for true in shown],
+        "left_out": len(labels) - len(shown),
+    }
+
+
+def _cell(counts: Sequence[Sequence[int]], true: int, answer: int) -> dict[str, Any]:
+    share = counts[true][answer] / (sum(counts[true]) or 1)
+    return {"count": counts[true][answer], "share": round(share, 3), "right": true == answer}
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f}{_NO_BREAK}%"
+
+
+def _range(found: dict[str, Any], name: str, digits: int = 1) -> str:
+    """An interval of a head's figures, in percent."""
+    low, high = found["intervals"][name]
+    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _short(text: str, limit: int = _SHOWN_CHARACTERS) -> str:
+    return text if len(text) <= limit else text[:limit].rstrip() + " …"

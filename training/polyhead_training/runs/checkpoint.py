@@ -1,0 +1,159 @@
+"""Checkpoints of a run that is under way: one file each, replaced in one go, so that a crash leaves the one before.
+
+::
+
+    RUN_DIR.unfinished/last.safetensors   weights, optimizer, random states, progress: what a resumed run goes on from
+    RUN_DIR.unfinished/best.safetensors   the weights of the best epoch so far
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from polyhead_bundle.atomic_directory import sync
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from polyhead_training.errors import ResumeError
+
+LAST_NAME = "last.safetensors"
+BEST_NAME = "best.safetensors"
+_MODULE = "module."
+_OPTIMIZER = "optimizer."
+_RANDOM = "random."
+_PROGRESS = "progress"
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        stage: Stages that are over.
+        stage_step: Steps of the stage that is under way.
+        steps: Steps of the run.
+        best: Best mean of the heads' macro-F1 on validation after an epoch; None before the first.
+        seconds: Time spent training, in seconds.
+        metrics_bytes: Size of the metrics file.
+        scaler: State of the gradient scaler, for fp16.
+    """
+
+    stage: int = 0
+    stage_step: int = 0
+    steps: int = 0
+    best: float | None = None
+    seconds: float = 0.0
+    metrics_bytes: int = 0
+    scaler: dict[str, float] | None = None
+
+
+def save_last(
+    folder: Path,
+    progress: Progress,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    accelerator: Accelerator,
+) -> None:
+    """Writes everything that a resumed run needs; every process takes part, the main one writes.
+
+    Args:
+        folder: The run's folder.
+        progress: How far the run has come.
+        module: Everything with weights that train.
+        optimizer: That of the stage under way; None between stages.
+        accelerator: The processes, whose random states go along.
+    """
+    tensors = {_MODULE + name: tensor for name, tensor in module.state_dict().items()}
+    tensors |= _optimizer_tensors(optimizer) if optimizer else {}
+    for name, state in _random_states(accelerator).items():
+        tensors[_RANDOM + name] = accelerator.gather(state[None].to(accelerator.device))  # (processes, bytes)
+    if accelerator.is_main_process:
+        save_tensors(folder / LAST_NAME, tensors, {_PROGRESS: json.dumps(asdict(progress))})
+
+
+def load_last(folder: Path, module: nn.Module) -> Progress | None:
+    """Reads the progress and the weights of the last checkpoint.
+
+    Args:
+        folder: The run's folder.
+        module: What ``save_last`` was given; it takes the weights.
+
+    Returns:
+        The progress; None where no checkpoint was written yet.
+
+    Raises:
+        ResumeError: The checkpoint is damaged, or of another model.
+    """
+    path = folder / LAST_NAME
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(_MODULE)]  # noqa: SIM118 - it is no dictionary
+            module.load_state_dict({name.removeprefix(_MODULE): file.get_tensor(name) for name in names})
+            return Progress(**json.loads((file.metadata() or {})[_PROGRESS]))
+    except (SafetensorError, RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ResumeError(path, f"cannot be read ({error}); start again with --restart") from error
+
+
+def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Gives an optimizer the state that the last checkpoint has of it."""
+    with safe_open(folder / LAST_NAME, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no dictionary
+            if name.startswith(_OPTIMIZER):
+                number, key = name.removeprefix(_OPTIMIZER).split(".")
+                parameter = _parameters(optimizer)[int(number)]
+                optimizer.state[parameter][key] = file.get_tensor(name).to(parameter.device)
+
+
+def restore_random_states(folder: Path, accelerator: Accelerator) -> None:
+    """Sets this process's random generators as they were at the last checkpoint."""
+    with safe_open(folder / LAST_NAME, framework="pt") as file:
+        for name in _random_states(accelerator):
+            state = file.get_tensor(_RANDOM + name)[accelerator.process_index]
+            if name == "cpu":
+                torch.set_rng_state(state)
+            else:
+                torch.cuda.set_rng_state(state, accelerator.device)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file in the place of the one that may be there, in one go and to the disk."""
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial, metadata)
+    replace_file(partial, path)
+
+
+def replace_file(partial: Path, path: Path) -> None:
+    """Gives a file that was written under another name its own, once it is on the disk."""
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state: dict[Any, dict[str, Tensor]] = optimizer.state
+    return {
+        f"{_OPTIMIZER}{number}.{key}": value
+        for number, parameter in enumerate(_parameters(optimizer))
+        # A parameter that did not train yet has none.
+        for key, value in state.get(parameter, {}).items()
+    }
+
+
+def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return states

@@ -1,0 +1,257 @@
+"""Run directories: written whole or not at all, and read back.
+
+::
+
+    run.json         name, heads with their ordered labels, the resolved configuration, versions
+    model/           config.json and model.safetensors
+    tokenizer.json   padding and truncation off
+    metrics.jsonl    one JSON object a line for each logged step and each epoch
+    data.json        what was found out about the rows before training
+    evaluation.json  scores by split and head
+    report.html      all of it for people
+    README.md        the model card
+    trackers/        what the configured trackers wrote
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from polyhead_bundle.atomic_directory import replace_directory, staging_folder, sync_tree
+from tokenizers import Tokenizer
+
+from polyhead_training.config import Config, HeadConfig
+from polyhead_training.errors import RunError
+from polyhead_training.model import PolyheadModel, load_model
+
+FORMAT_VERSION = 1
+METRICS_NAME = "metrics.jsonl"
+DATA_NAME = "data.json"
+REPORT_NAME = "report.html"
+CARD_NAME = "README.md"
+TRACKERS_NAME = "trackers"
+EVALUATION_NAME = "evaluation.json"
+_RUN_NAME = "run.json"
+_MODEL_NAME = "model"
+_TOKENIZER_NAME = "tokenizer.json"
+_OWN_NAMES = frozenset(
+    {
+        _RUN_NAME,
+        _TOKENIZER_NAME,
+        METRICS_NAME,
+        DATA_NAME,
+        EVALUATION_NAME,
+        REPORT_NAME,
+        CARD_NAME,
+        TRACKERS_NAME,
+        _MODEL_NAME,
+        f"{_MODEL_NAME}/config.json",
+        f"{_MODEL_NAME}/model.safetensors",
+    }
+)
+_PACKAGES = ("accelerate", "polyhead", "safetensors", "tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that was read back.
+
+    Attributes:
+        path: The directory.
+        content: What ``run.json`` says.
+        model: The model, in evaluation mode, on the CPU.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    model: PolyheadModel
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return str(self.content["name"])
+
+    @property
+    def heads(self) -> list[dict[str, Any]]:
+        """The heads, in order: ``name``, ``kind``, ``labels``, ``temperature``, ``threshold``."""
+        return list(self.content["heads"])
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer's file."""
+        return self.path / _TOKENIZER_NAME
+
+
+@contextmanager
+def staged_run(destination: Path) -> Iterator[Path]:
+    """A folder to write a run into, which becomes ``destination`` when the block ends well and vanishes when not.
+
+    Args:
+        destination: The run directory. A run that stands there already is replaced, as long as nothing but a run's
+            own files is with it; anything else is not.
+
+    Yields:
+        An empty folder beside ``destination``.
+
+    Raises:
+        RunError: ``destination`` exists and is not a run, or its parent cannot be written to.
+    """
+    # A link's target is what gets replaced, and "." has no name to put a temporary one beside.
+    target = destination.resolve()
+    require_replaceable(target)
+    with ExitStack() as stack:
+        try:
+            staging = stack.enter_context(staging_folder(target))
+        except OSError as error:
+            raise RunError(target, f"cannot be written: {error.strerror}. Choose another --output-dir") from None
+        yield staging
+        staging.chmod(0o755)
+        sync_tree(staging)
+        # Training takes hours, in which somebody may have put something there.
+        require_replaceable(target)
+        replace_directory(staging, target)
+
+
+def write_run(
+    folder: Path,
+    config: Config,
+    heads: Sequence[HeadConfig],
+    model: PolyheadModel,
+    tokenizer: Tokenizer,
+    *,
+    temperatures: Mapping[str, float] = {},
+    thresholds: Mapping[str, float | None] = {},
+    identity: Mapping[str, Any] = {},
+) -> None:
+    """Writes what the export needs: ``run.json``, the model, the tokenizer.
+
+    Args:
+        folder: A folder from ``staged_run``.
+        config: The configuration.
+        heads: The heads with their labels.
+        model: The model.
+        tokenizer: Its tokenizer, with padding and truncation off.
+        temperatures: What each head's logits are divided by, by its name; 1 when absent.
+        thresholds: Probability from which on a sigmoid head answers its second label, by its name; 0.5 when absent.
+        identity: What the run was started with besides the configuration.
+    """
+    model.save_pretrained(folder / _MODEL_NAME)
+    tokenizer.save(str(folder / _TOKENIZER_NAME))
+    write_json(
+        folder / _RUN_NAME,
+        {
+            "format_version": FORMAT_VERSION,
+            "name": config.name,
+            "heads": [
+                {
+                    "name": head.name,
+                    "kind": head.kind,
+                    "labels": list(head.labels or ()),
+                    "temperature": temperatures.get(head.name, 1.0),
+                    "threshold": thresholds.get(head.name, 0.5) if head.kind == "sigmoid" else None,
+                }
+                for head in heads
+            ],
+            "config": config.model_dump(mode="json"),
+            **identity,
+            "built_with": {"python": platform.python_version(), **_versions()},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes JSON for people and programs: indented, in UTF-8."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def stored_identity(destination: Path, keys: Iterable[str]) -> dict[str, Any] | None:
+    """What the complete run in a directory was started with; None where there is none.
+
+    Args:
+        destination: The run directory.
+        keys: The parts of it that are asked for; one that the run does not know is None.
+    """
+    try:
+        content = _read_content(destination)
+    except RunError:
+        return None
+    return {key: content.get(key) for key in keys}
+
+
+def load_run(path: Path) -> Run:
+    """Reads a run directory.
+
+    Args:
+        path: What ``polyhead-train`` wrote.
+
+    Raises:
+        RunError: It is not a run directory, of an unknown format version, or one of its files is missing or damaged.
+    """
+    content = _read_content(path)
+    if not (path / _TOKENIZER_NAME).is_file():
+        raise RunError(path / _TOKENIZER_NAME, "is missing; train again")
+    folder = path / _MODEL_NAME
+    try:
+        model = load_model(folder)
+    # Damaged weights raise whatever the library at fault calls it.
+    except Exception as error:
+        raise RunError(folder, f"cannot be loaded ({error}); train again") from error
+    return Run(path=path, content=content, model=model)
+
+
+def require_replaceable(destination: Path) -> None:
+    """Refuses to write over anything but a run. Replacing deletes: so everything there must be a run's own.
+
+    Args:
+        destination: Where a run directory is to be written, with links resolved.
+
+    Raises:
+        RunError: Something else is there.
+    """
+    if not destination.exists():
+        return
+    mend = "it was left untouched. Choose another --output-dir"
+    if not (destination / _RUN_NAME).is_file():
+        raise RunError(destination, f"exists and is not a run; {mend}")
+    names = {path.relative_to(destination).as_posix() for path in destination.rglob("*")}
+    names = {name for name in names if not name.startswith(f"{TRACKERS_NAME}/")}
+    if strangers := sorted(names - _OWN_NAMES):
+        raise RunError(destination, f"holds {strangers[0]!r}, which is no part of a run; {mend}")
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    file = path / _RUN_NAME
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError:
+        raise RunError(path, f"is not a run directory: it has no {_RUN_NAME}; polyhead-train writes one") from None
+    except ValueError as error:
+        raise RunError(file, f"is not JSON: {error}") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise RunError(
+            file, f"has format_version {version!r}; this release reads {FORMAT_VERSION}: train again with it"
+        )
+    missing = [key for key in ("name", "heads", "config") if key not in content]
+    if missing:
+        raise RunError(file, f"has no field {missing[0]!r}; train again")
+    return dict(content)
+
+
+def _versions() -> dict[str, str]:
+    installed = {}
+    for package in _PACKAGES:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed
