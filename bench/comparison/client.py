@@ -25,7 +25,7 @@ from typing import NamedTuple
 import uvloop
 
 from bench.harness.texts import read
-from bench.loadgen.loops import Tally, closed, open_
+from bench.loadgen.loops import LoadStats, closed, open_
 
 _START_S = 120.0
 
@@ -67,7 +67,7 @@ async def _load(connect: Connect, arguments: argparse.Namespace, texts: list[str
             await ask(next(endless))
             return 1
 
-        tally = Tally(arguments.seconds)
+        tally = LoadStats(arguments.seconds)
         if arguments.rate:
             await open_(call, arguments.rate, tally, arguments.seed)
         else:

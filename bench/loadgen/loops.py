@@ -24,7 +24,7 @@ class RefusedError(Exception):
     """A server refused an item in a closed loop, which asks for no more than a server can bear."""
 
 
-class Tally:
+class LoadStats:
     """What was answered within the measured time."""
 
     def __init__(self, seconds: float, items: int = 1) -> None:
@@ -91,7 +91,7 @@ class Tally:
         return True
 
 
-def arrivals(tally: Tally, rate: float, seed: int) -> Iterator[float]:
+def arrivals(tally: LoadStats, rate: float, seed: int) -> Iterator[float]:
     """Moments of the clock at which messages are due, ``rate`` a second, until the tally's time is up."""
     rng = random.Random(seed)
     due = time.perf_counter()
@@ -106,7 +106,7 @@ async def until(due: float) -> None:
         await asyncio.sleep(left)
 
 
-async def closed(call: Call, in_flight: int, tally: Tally) -> None:
+async def closed(call: Call, in_flight: int, tally: LoadStats) -> None:
     """Keeps ``in_flight`` messages on their way."""
 
     async def caller() -> None:
@@ -117,7 +117,7 @@ async def closed(call: Call, in_flight: int, tally: Tally) -> None:
     await asyncio.gather(*(caller() for _ in range(in_flight)))
 
 
-async def open_(call: Call, rate: float, tally: Tally, seed: int) -> None:
+async def open_(call: Call, rate: float, tally: LoadStats, seed: int) -> None:
     """Sends ``rate`` messages a second without waiting for answers; what fails is counted and not raised."""
 
     async def send(due: float) -> None:

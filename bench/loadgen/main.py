@@ -37,7 +37,7 @@ from polyhead_client.core.retry import DEFAULT_MAX_ATTEMPTS
 
 from bench.harness.texts import read
 
-from .loops import DRAIN_S, Tally, arrivals, closed, open_, until
+from .loops import DRAIN_S, LoadStats, arrivals, closed, open_, until
 
 _TASKS = (item_pb2.TASK_EMBEDDING, item_pb2.TASK_CLASSIFICATION, item_pb2.TASK_SENTIMENT)
 # Channels to one target share a connection unless they are told not to.
@@ -68,12 +68,12 @@ def main() -> None:
             parser.error("--connections: a stream of the shipped client stays on one; take another --way")
         arguments.items = 1
     texts = [row["text"] for row in read(arguments.texts)]
-    tally = Tally(arguments.seconds, arguments.items)
+    tally = LoadStats(arguments.seconds, arguments.items)
     uvloop.run(load(arguments, texts, tally))
     print(json.dumps(tally.report()))
 
 
-async def load(arguments: argparse.Namespace, texts: Sequence[str], tally: Tally) -> None:
+async def load(arguments: argparse.Namespace, texts: Sequence[str], tally: LoadStats) -> None:
     """Puts its part of the load on each connection."""
     arguments.in_flight //= arguments.connections
     arguments.rate = arguments.rate and arguments.rate / arguments.connections
@@ -91,7 +91,7 @@ def messages(kind: Callable[..., Any], arguments: argparse.Namespace, texts: Seq
         yield kind(items=items, tasks=rng.choice(parts) if arguments.mix else tasks)
 
 
-async def unary(arguments: argparse.Namespace, texts: Sequence[str], tally: Tally) -> None:
+async def unary(arguments: argparse.Namespace, texts: Sequence[str], tally: LoadStats) -> None:
     """Calls, as many at once as there may be."""
     requests = messages(pb2.AnalyzeRequest, arguments, texts)
     async with grpc.aio.insecure_channel(arguments.target, _OWN_CONNECTION) as channel:
@@ -107,7 +107,7 @@ async def unary(arguments: argparse.Namespace, texts: Sequence[str], tally: Tall
             await closed(call, _messages_in_flight(arguments), tally)
 
 
-async def stream(arguments: argparse.Namespace, texts: Sequence[str], tally: Tally) -> None:
+async def stream(arguments: argparse.Namespace, texts: Sequence[str], tally: LoadStats) -> None:
     """Messages over one stream."""
     requests = messages(pb2.StreamAnalyzeRequest, arguments, texts)
     async with grpc.aio.insecure_channel(arguments.target, _OWN_CONNECTION) as channel:
@@ -138,7 +138,7 @@ async def stream(arguments: argparse.Namespace, texts: Sequence[str], tally: Tal
         call.cancel()
 
 
-async def client(arguments: argparse.Namespace, texts: Sequence[str], tally: Tally) -> None:
+async def client(arguments: argparse.Namespace, texts: Sequence[str], tally: LoadStats) -> None:
     """The shipped client's stream."""
     endless = itertools.cycle(texts)
     tasks: Any = [item_pb2.Task.Name(number).removeprefix("TASK_").lower() for number in arguments.tasks]
@@ -172,7 +172,7 @@ async def client(arguments: argparse.Namespace, texts: Sequence[str], tally: Tal
 
 
 async def _settle(
-    dues: Sequence[float], goods: AsyncIterator[int], tally: Tally, sending: Coroutine[Any, Any, None] | None = None
+    dues: Sequence[float], goods: AsyncIterator[int], tally: LoadStats, sending: Coroutine[Any, Any, None] | None = None
 ) -> None:
     """Takes in an answer of an open loop's stream for each due message; those that have none at the end are errors."""
     left = deque(dues)

@@ -26,7 +26,7 @@ from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 
 from bench.harness.texts import read
 
-from .loops import Tally
+from .loops import LoadStats
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ async def measure(arguments: argparse.Namespace, texts: Sequence[str]) -> dict[s
     counts = [0] * arguments.streams
     endless = itertools.cycle(texts)
     # Made when the last stream has had its first answer.
-    tally: Tally | None = None
+    tally: LoadStats | None = None
     ready = asyncio.Barrier(arguments.streams)
     async with grpc.aio.insecure_channel(arguments.target) as channel:
         stub: Any = inference_service_pb2_grpc.InferenceServiceStub(channel)
@@ -56,7 +56,7 @@ async def measure(arguments: argparse.Namespace, texts: Sequence[str]) -> dict[s
             call = stub.StreamAnalyze()
             await ask(call, next(endless))
             await ready.wait()
-            tally = tally or Tally(arguments.seconds)
+            tally = tally or LoadStats(arguments.seconds)
             while not tally.over:
                 sent = perf_counter()
                 tally.add(await ask(call, next(endless)), sent)

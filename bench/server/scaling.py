@@ -42,7 +42,7 @@ from bench.harness.memory import memory
 from bench.harness.servers import serving
 from bench.harness.texts import read, write_texts
 
-from .throughput import DEMO, HERE, Figures, Limit, header, judged, spread
+from .throughput import DEMO, HERE, Figures, Limit, header, spread, with_efficiency
 
 STREAMS = (1, 4, 16, 64, 256, 1000)
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)
@@ -165,7 +165,7 @@ def measure(point: Point, variant: str) -> Figures:
         command = [sys.executable, str(HERE / program), target, str(point.texts), *flags, "--seconds"]
         answered = subprocess.run([*command, str(point.seconds)], check=True, capture_output=True, text=True)
         after = memory(target)
-    figures = judged(json.loads(answered.stdout), (limit + point.limit(point.seconds)) / 2)
+    figures = with_efficiency(json.loads(answered.stdout), (limit + point.limit(point.seconds)) / 2)
     if point.sweep == "lengths":
         figures["tokens_per_s"] = figures["items_per_s"] * point.place
     return {**figures, "rss_before_mb": before["rss_mb"], **after}

@@ -9,8 +9,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyhead_server.inference.scheduler import BatchLimits, BatchQueue, Call, Entry
-from polyhead_server.inference.types import Outcome, Tokens
+from polyhead_server.inference.scheduler import BatchLimits, BatchScheduler, Entry, Flow
+from polyhead_server.inference.types import ItemOutcome, TokenizedText
 
 # From a message's last answer to the next message.
 _AGAIN_S = 0.002
@@ -59,11 +59,11 @@ class Load:
         one_stream: bool,
     ) -> None:
         self._machine = machine
-        self._queue = BatchQueue(limits)
+        self._queue = BatchScheduler(limits)
         self._lengths = itertools.cycle(random.Random(0).sample(lengths, len(lengths)))
         self._items = items
         self._messages = max(1, in_flight // items)
-        self._stream = Call() if one_stream else None
+        self._stream = Flow() if one_stream else None
         self._of: dict[int, _Message] = {}
 
     async def run(self, seconds: float) -> tuple[float, float, float]:
@@ -95,12 +95,12 @@ class Load:
         return answered / (seconds - _WARM_S), padded / real - 1, padded / passes
 
     def _send(self) -> None:
-        message, call, loop = _Message(self._items), self._stream or Call(whole=True), asyncio.get_running_loop()
+        message, call, loop = _Message(self._items), self._stream or Flow(whole=True), asyncio.get_running_loop()
         entries = []
         for _ in range(self._items):
             ids = [0] * next(self._lengths)
-            future: asyncio.Future[Outcome] = loop.create_future()
-            entries.append(Entry(call, Tokens((ids,), len(ids)), ids, future, None, 0, 0, 0))
+            future: asyncio.Future[ItemOutcome] = loop.create_future()
+            entries.append(Entry(call, TokenizedText((ids,), len(ids)), ids, future, None, 0, 0, 0))
             self._of[id(entries[-1])] = message
         self._queue.put(entries)
 

@@ -99,14 +99,14 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for name in loads:
                 computed = [metric(metrics, one) for one in _COMPUTED]
-                figures = put_load(target, path, arguments.seconds, load_of(name, found))
+                figures = run_load(target, path, arguments.seconds, load_of(name, found))
                 tokens, padding = (metric(metrics, one) - was for one, was in zip(_COMPUTED, computed, strict=True))
                 figures["padding"] = padding / tokens
                 if name == ONE_IN_FLIGHT:
                     alone_ms = limit.alone_ms()
                     figures |= {"alone_ms": alone_ms, "overhead_ms": figures["p50_ms"] - alone_ms}
                 after = limit.items_per_s(arguments.seconds)
-                found[name].append(judged(figures, (before + after) / 2))
+                found[name].append(with_efficiency(figures, (before + after) / 2))
                 before = after
                 bar.update()
     medians = {
@@ -134,7 +134,7 @@ def load_of(name: str, found: dict[str, list[Figures]]) -> tuple[str, ...]:
     return LOADS[name]
 
 
-def put_load(target: str, texts: Path, seconds: float, flags: Sequence[str]) -> Figures:
+def run_load(target: str, texts: Path, seconds: float, flags: Sequence[str]) -> Figures:
     """Runs the client's process and reads its line."""
     command = [sys.executable, str(HERE / "load.py"), target, str(texts), "--seconds", str(seconds), *flags]
     figures: Figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -144,12 +144,12 @@ def put_load(target: str, texts: Path, seconds: float, flags: Sequence[str]) -> 
 def put_loads(target: str, texts: Path, seconds: float, clients: int, flags: Sequence[str]) -> Figures:
     """Runs several clients' processes side by side: what they reached together, and the means of their latencies."""
     with ThreadPoolExecutor(clients) as threads:
-        reports = list(threads.map(lambda _: put_load(target, texts, seconds, flags), range(clients)))
+        reports = list(threads.map(lambda _: run_load(target, texts, seconds, flags), range(clients)))
     sums = {name: sum(one[name] for one in reports) for name in ("items_per_s", "client_cpu")}
     return {**sums, **{name: statistics.fmean(one[name] for one in reports) for name in ("p50_ms", "p99_ms")}}
 
 
-def judged(figures: Figures, limit: float) -> Figures:
+def with_efficiency(figures: Figures, limit: float) -> Figures:
     """The figures with the share of the limit, and the share of what the client's CPU time left of it."""
     share = figures["items_per_s"] / limit
     without_client = share / (1 - figures["client_cpu"] / usable_cores())

@@ -16,8 +16,8 @@ from .errors import (
     InvalidRequestError,
     ItemFailedError,
     PolyheadError,
+    ResourceExhaustedError,
     ServerError,
-    TooMuchError,
     UnavailableError,
 )
 from .model_info import EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
@@ -43,6 +43,7 @@ __all__ = [
     "ModelInfo",
     "Order",
     "PolyheadError",
+    "ResourceExhaustedError",
     "Result",
     "RuntimeInfo",
     "Sentiment",
@@ -51,7 +52,6 @@ __all__ = [
     "Text",
     "Timings",
     "Tls",
-    "TooMuchError",
     "Truncation",
     "TruncationPolicy",
     "UnavailableError",

@@ -16,7 +16,7 @@ from polyhead_client.core.concurrency_limit import AdaptiveWindow, FixedWindow
 from polyhead_client.core.hedging import HedgeAfter, Hedging
 from polyhead_client.core.message_limits import MessageLimits
 from polyhead_client.core.retry import DEFAULT_MAX_ATTEMPTS, Deadline, Retries, RetryBudget
-from polyhead_client.core.stream_state import Flow
+from polyhead_client.core.stream_state import StreamState
 from polyhead_client.transport import channel
 from polyhead_client.transport.credentials import Tls, authorization
 from polyhead_client.transport.pool import DEFAULT_CONNECTIONS, Connections
@@ -148,7 +148,7 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
             self._streams.discard(end)
 
     @abstractmethod
-    def _stream(self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: TextsT) -> AnswersT:
+    def _stream(self, method: StreamMethod, template: StreamRequest, flow: StreamState, texts: TextsT) -> AnswersT:
         """Runs a streaming call, asking for each text what ``template`` asks for."""
 
     def stream(
@@ -269,11 +269,11 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
         max_in_flight: int | None,
         deadline_s: float | None,
     ) -> AnswersT:
-        require_several(texts)
+        reject_bare_str(texts)
         # The order is made here: an answer that waited for others at the server would count as in flight meanwhile.
         template.order = item_pb2.ANSWER_ORDER_COMPLETION
         window = AdaptiveWindow() if max_in_flight is None else FixedWindow(max_in_flight)
-        flow = Flow(
+        flow = StreamState(
             order,
             window,
             self._retries(deadline_s),
@@ -289,7 +289,7 @@ def closed_meanwhile() -> UnavailableError:
     return UnavailableError("CANCELLED", "the client was closed before the call ended")
 
 
-def require_several(texts: object) -> None:
+def reject_bare_str(texts: object) -> None:
     """Refuses a lone str: it is an iterable of str too, and each of its characters would be answered."""
     if isinstance(texts, str):
         raise InvalidRequestError("INVALID_ARGUMENT", "texts: one str is given; write [text]")

@@ -14,14 +14,14 @@ from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2
 
 from polyhead_client.core.retry import Retries
-from polyhead_client.core.stream_state import Flow, Text
+from polyhead_client.core.stream_state import StreamState, Text
 from polyhead_client.transport.pool import Connections
 
 from . import conversion
 from ._base import Calls, StreamMethod, UnaryMethod, closed_meanwhile
-from .batch import DEFAULT_DEADLINE_S, Analysis, Attempts
+from .batch import DEFAULT_DEADLINE_S, Attempts, BatchCall
 from .conversion import Encoding, StreamRequest, Task, TruncationPolicy
-from .errors import PolyheadError, UnavailableError, translated
+from .errors import PolyheadError, UnavailableError, map_grpc_errors
 from .model_info import ModelInfo
 from .types import Answer, Fingerprints
 
@@ -69,7 +69,7 @@ class AsyncClient(Calls[Texts, AsyncGenerator[Answer, None]]):
     ) -> list[Answer]:
         """Answers a batch of texts, in order. Arguments, result and errors as for ``Client.analyze``."""
         retries = self._retries(deadline_s)
-        analysis = Analysis(
+        analysis = BatchCall(
             texts,
             retries,
             self._limits,
@@ -158,7 +158,7 @@ class AsyncClient(Calls[Texts, AsyncGenerator[Answer, None]]):
             await asyncio.gather(*calls, return_exceptions=True)
 
     def _stream(
-        self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Texts
+        self, method: StreamMethod, template: StreamRequest, flow: StreamState, texts: Texts
     ) -> AsyncGenerator[Answer, None]:
         def begin(stub: Any, requests: AsyncIterator[StreamRequest]) -> Any:
             self._require_still_open()
@@ -177,7 +177,7 @@ class _Stream:
 
     def __init__(
         self,
-        flow: Flow,
+        flow: StreamState,
         template: StreamRequest,
         connections: Connections[Any],
         begin: Callable[[Any, AsyncIterator[StreamRequest]], Any],
@@ -299,9 +299,9 @@ class _Stream:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """As ``translated``; and a call that ends with CANCELLED, as when its channel is closed, is no cancelled task."""
+    """As ``map_grpc_errors``; and a call that ends with CANCELLED, as when its channel is closed, is no cancelled task."""
     try:
-        with translated():
+        with map_grpc_errors():
             yield
     except asyncio.CancelledError as error:
         task = asyncio.current_task()

@@ -10,10 +10,10 @@ from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead_client.core.concurrency_limit import FixedWindow
 from polyhead_client.core.message_limits import MessageLimits
 from polyhead_client.core.retry import Retries
-from polyhead_client.core.stream_state import Flow, Text
+from polyhead_client.core.stream_state import StreamState, Text
 
 from . import conversion
-from ._base import require_several
+from ._base import reject_bare_str
 from .conversion import Encoding, Task, TruncationPolicy
 from .errors import PolyheadError, ServerError
 from .model_info import ModelInfo
@@ -26,7 +26,7 @@ DEFAULT_DEADLINE_S = 30.0
 _UNARY_ITEMS, _UNARY_BYTES = 1024, 4 * 2**20
 
 
-class Analysis:
+class BatchCall:
     """A unary analysis: as many calls as its texts need, one after the other, with one deadline for all."""
 
     def __init__(
@@ -42,14 +42,16 @@ class Analysis:
         dimensions: int | None,
         expected_fingerprints: Fingerprints | ModelInfo | None,
     ) -> None:
-        require_several(texts)
+        reject_bare_str(texts)
         self._template = service_pb2.AnalyzeRequest(
             tasks=conversion.task_numbers(tasks),
             options=conversion.item_options(truncation, include_timings, expected_fingerprints),
             embedding_options=conversion.embedding_options(encoding, dimensions),
         )
         window = FixedWindow(sys.maxsize)
-        self._flow = Flow("request", window, retries, max_items=_UNARY_ITEMS, max_bytes=_UNARY_BYTES, limits=limits)
+        self._flow = StreamState(
+            "request", window, retries, max_items=_UNARY_ITEMS, max_bytes=_UNARY_BYTES, limits=limits
+        )
         for text in texts:
             self._flow.offer(text)
         self._flow.end_input()

@@ -14,14 +14,14 @@ from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2
 
 from polyhead_client.core.retry import Retries
-from polyhead_client.core.stream_state import Flow, Text
+from polyhead_client.core.stream_state import StreamState, Text
 from polyhead_client.transport.pool import Connections
 
 from . import conversion
 from ._base import Calls, StreamMethod, UnaryMethod, closed_meanwhile
-from .batch import DEFAULT_DEADLINE_S, Analysis, Attempts
+from .batch import DEFAULT_DEADLINE_S, Attempts, BatchCall
 from .conversion import Encoding, StreamRequest, Task, TruncationPolicy
-from .errors import PolyheadError, translated
+from .errors import PolyheadError, map_grpc_errors
 from .model_info import ModelInfo
 from .types import Answer, Fingerprints
 
@@ -86,7 +86,7 @@ class Client(Calls[Iterable[Text], Iterator[Answer]]):
             PolyheadError: The call as a whole failed; its subclass says what can be done.
         """
         retries = self._retries(deadline_s)
-        analysis = Analysis(
+        analysis = BatchCall(
             texts,
             retries,
             self._limits,
@@ -140,7 +140,7 @@ class Client(Calls[Iterable[Text], Iterator[Answer]]):
             hedge_s = self._hedging.delay_s()
             began = time.monotonic()
             try:
-                with translated():
+                with map_grpc_errors():
                     if hedge_s is None:
                         response = self._attempt(method, request, attempts)
                     else:
@@ -197,7 +197,7 @@ class Client(Calls[Iterable[Text], Iterator[Answer]]):
         return call
 
     def _stream(
-        self, method: StreamMethod, template: StreamRequest, flow: Flow, texts: Iterable[Text]
+        self, method: StreamMethod, template: StreamRequest, flow: StreamState, texts: Iterable[Text]
     ) -> Iterator[Answer]:
         def begin(stub: Any, requests: Iterator[StreamRequest]) -> Any:
             self._require_still_open()
@@ -216,7 +216,7 @@ class _Stream:
 
     def __init__(
         self,
-        flow: Flow,
+        flow: StreamState,
         template: StreamRequest,
         connections: Connections[Any],
         begin: Callable[[Any, Iterator[StreamRequest]], Any],
@@ -269,7 +269,7 @@ class _Stream:
         try:
             while not self._flow.closed:
                 try:
-                    with self._connections.lease(self._broken) as lease, translated():
+                    with self._connections.lease(self._broken) as lease, map_grpc_errors():
                         self._broken = {lease.number}
                         self._follow(lease.stub)
                 except PolyheadError as error:

@@ -5,7 +5,7 @@ Errors::
     PolyheadError
     +-- UnavailableError        the server is not reachable, not ready, or shutting down: try again later
     +-- DeadlineExceededError   the time given was not enough: give more, or send less
-    +-- TooMuchError            a message or the load is more than the server takes: send less at once
+    +-- ResourceExhaustedError            a message or the load is more than the server takes: send less at once
     +-- InvalidRequestError     the server, or this client before it, refuses what was asked: mend the call
     +-- AccessDeniedError       the server does not know or not allow this caller: use other credentials
     +-- ServerError             the server is at fault: tell whoever runs it
@@ -51,7 +51,7 @@ class DeadlineExceededError(PolyheadError):
     """The time given was not enough: give more, or send less."""
 
 
-class TooMuchError(PolyheadError):
+class ResourceExhaustedError(PolyheadError):
     """A message or the load is more than the server takes: send less at once."""
 
 
@@ -97,7 +97,7 @@ _BY_CODE: dict[grpc.StatusCode, type[PolyheadError]] = {
     grpc.StatusCode.CANCELLED: UnavailableError,
     grpc.StatusCode.ABORTED: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: TooMuchError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
     grpc.StatusCode.FAILED_PRECONDITION: InvalidRequestError,
@@ -140,7 +140,7 @@ def error_named(code: str, message: str, reason: str = "") -> PolyheadError:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def map_grpc_errors() -> Iterator[None]:
     """Turns what gRPC raises inside the block, from a sync or an asyncio call, into this module's errors."""
     try:
         yield

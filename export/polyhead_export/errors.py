@@ -9,7 +9,7 @@ Errors::
     +-- ContentError          a bundle is whole, but what is in its files is not what its manifest says
     +-- GateError             a graph does not answer as the trained model does; nothing was written
         +-- NamesError        its inputs or outputs have other names
-        +-- DimsError         its inputs or outputs have other dimensions or types
+        +-- ShapeError         its inputs or outputs have other dimensions or types
         +-- ValuesError       its answers differ from the trained model's
         +-- LabelsError       it gives other labels
         +-- AccuracyError     it is right less often on the labelled rows
@@ -84,7 +84,7 @@ class NamesError(GateError):
     """The graph's inputs or outputs have other names than the model's."""
 
 
-class DimsError(GateError):
+class ShapeError(GateError):
     """The graph's inputs or outputs have other dimensions or types than the model's."""
 
 

@@ -25,7 +25,7 @@ from polyhead_training.runs.run_directory import Run
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 
 from .errors import SettingsError
-from .runners import Answers, Pass, torch_pass
+from .runners import Answers, Runner, torch_pass
 
 _BATCH = 16
 
@@ -56,7 +56,7 @@ class Labelled:
         reference = {name: values[::step] for name, values in self.reference.items()}
         return Labelled(self.ids[::step], self.targets[::step], reference, self.pad_token_id)
 
-    def answer(self, run: Pass) -> Answers:
+    def answer(self, run: Runner) -> Answers:
         """What a graph answers to the rows, in their order, in batches of like length."""
         return answer_rows(run, self.ids, self.pad_token_id)
 
@@ -116,7 +116,7 @@ def _fields(run: Run, heads: Sequence[Head]) -> tuple[str, list[HeadConfig]]:
         raise RunError(run.path / "run.json", f"config: is not one of this release ({error}); train again") from None
 
 
-def answer_rows(run: Pass, ids: Sequence[Sequence[int]], pad_token_id: int) -> Answers:
+def answer_rows(run: Runner, ids: Sequence[Sequence[int]], pad_token_id: int) -> Answers:
     """Answers of N texts in their order, run in batches of like length."""
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
     found: dict[str, NDArray[Any]] = {}

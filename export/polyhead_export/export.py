@@ -37,7 +37,7 @@ from .fingerprints import take_fingerprints
 from .golden import golden_texts
 from .layout import CARD, CONFIG, GRAPH, TOKENIZER, WEIGHTS
 from .onnx_export import EMBEDDING_OUTPUT, describe_embedding, describe_graph, export_graph
-from .runners import Pass, onnx_pass, torch_pass
+from .runners import Runner, onnx_pass, torch_pass
 from .settings import BATCH_INVARIANT, Limits, Settings, VariantName
 
 DEFAULT_SETTINGS = Settings()
@@ -195,7 +195,7 @@ def _describe(run: Run, heads: tuple[Head, ...], graph: Path, variants: dict[str
 
 
 def _answer_golden(
-    run: Pass, config: PolyheadConfig, heads: Sequence[Head], ids: Sequence[Sequence[int]]
+    run: Runner, config: PolyheadConfig, heads: Sequence[Head], ids: Sequence[Sequence[int]]
 ) -> tuple[Golden, ...]:
     """The answers to the golden texts, each text alone."""
     answers = [run(*pad([one], config.pad_token_id)) for one in ids]

@@ -23,16 +23,16 @@ from polyhead_training.tokenization import pad
 from .errors import (
     AccuracyError,
     CalibrationError,
-    DimsError,
     GateError,
     InvarianceError,
     LabelsError,
     NamesError,
+    ShapeError,
     ValuesError,
 )
 from .eval_data import Labelled, labels_of
 from .onnx_export import EMBEDDING_OUTPUT, describe_graph, signature
-from .runners import Answers, Pass, onnx_pass, torch_pass
+from .runners import Answers, Runner, onnx_pass, torch_pass
 from .settings import Limits, Settings
 
 Ids = Sequence[int]
@@ -40,7 +40,7 @@ Ids = Sequence[int]
 # Which error a failed check raises, by the first part of its name; the order is that of importance.
 _ERRORS: dict[str, type[GateError]] = {
     "names": NamesError,
-    "dims": DimsError,
+    "dims": ShapeError,
     "golden": ValuesError,
     "difference": ValuesError,
     "cosine_distance": ValuesError,
@@ -124,7 +124,7 @@ def require_passed(variant: str, checks: Sequence[Check]) -> None:
     """Refuses a variant of which a check failed.
 
     Raises:
-        NamesError, DimsError, ValuesError, InvarianceError: By the most important check that failed; holds all of them.
+        NamesError, ShapeError, ValuesError, InvarianceError: By the most important check that failed; holds all of them.
     """
     importance = list(_ERRORS)
     failed = [check for check in checks if not check.passed]
@@ -215,7 +215,7 @@ def _compare_scores(labelled: Labelled, rows: Answers, heads: Sequence[Head], li
 
 
 def _compare_company(
-    graph: Pass, golden: Sequence[Ids], neighbours: _Neighbours, heads: Sequence[Head], limits: Limits
+    graph: Runner, golden: Sequence[Ids], neighbours: _Neighbours, heads: Sequence[Head], limits: Limits
 ) -> list[Check]:
     batched, padded = [], []
     for index, ids in enumerate(golden):

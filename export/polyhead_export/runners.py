@@ -22,10 +22,10 @@ from .onnx_export import EMBEDDING_OUTPUT, INPUT_NAMES
 # Answers to a batch of B texts by the name of the output: (B, H) or (B, outputs) each.
 Answers = dict[str, NDArray[np.float32]]
 # Takes input_ids and attention_mask, (B, T) each.
-Pass = Callable[[NDArray[np.int64], NDArray[np.int64]], Answers]
+Runner = Callable[[NDArray[np.int64], NDArray[np.int64]], Answers]
 
 
-def torch_pass(model: PolyheadModel) -> Pass:
+def torch_pass(model: PolyheadModel) -> Runner:
     """Runs the trained model itself, in fp32; it is put into evaluation mode."""
     model.eval()
     names = model.config.output_names()
@@ -39,7 +39,7 @@ def torch_pass(model: PolyheadModel) -> Pass:
     return run
 
 
-def onnx_pass(path: Path) -> Pass:
+def onnx_pass(path: Path) -> Runner:
     """Runs an ONNX file as stock onnxruntime does.
 
     Raises:

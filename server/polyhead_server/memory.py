@@ -21,7 +21,7 @@ def give_back() -> None:
         trim(0)
 
 
-class Watch(logging.Filter):
+class OutOfMemoryFilter(logging.Filter):
     """Ends the process when the log is told of a lack of memory."""
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -18,8 +18,8 @@ from polyhead_client import (
     HeadInfo,
     InvalidRequestError,
     PolyheadError,
+    ResourceExhaustedError,
     ServerError,
-    TooMuchError,
     UnavailableError,
 )
 
@@ -65,8 +65,8 @@ def test_analyze_answers_what_cannot_be_sent_in_its_turn(client: Face) -> None:
 
 def test_wishes_reach_the_server(client: Face, servicer: FakeServicer) -> None:
     expected = Fingerprints("00112233445566aa", {})
-    wishes: dict[str, Any] = {"truncation": "error", "include_timings": True, "expected_fingerprints": expected}
-    client.analyze(["text"], tasks=["embedding"], encoding="binary", dimensions=64, **wishes)
+    requested: dict[str, Any] = {"truncation": "error", "include_timings": True, "expected_fingerprints": expected}
+    client.analyze(["text"], tasks=["embedding"], encoding="binary", dimensions=64, **requested)
     (request,) = servicer.requests
     assert request.options.expected_fingerprints.embedding_space == "00112233445566aa"
     assert (list(request.tasks), request.options.truncation, request.options.include_timings) == ([1], 2, True)
@@ -87,7 +87,7 @@ def test_call_is_retried_when_the_server_is_away(client: Face, servicer: FakeSer
     [
         (grpc.StatusCode.INVALID_ARGUMENT, InvalidRequestError),
         (grpc.StatusCode.UNIMPLEMENTED, InvalidRequestError),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, TooMuchError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, ResourceExhaustedError),
         (grpc.StatusCode.UNAUTHENTICATED, AccessDeniedError),
         (grpc.StatusCode.PERMISSION_DENIED, AccessDeniedError),
         (grpc.StatusCode.INTERNAL, ServerError),

@@ -25,7 +25,7 @@ class Raised(grpc.RpcError):
 
 
 def caught(raised: Raised) -> PolyheadError:
-    with pytest.raises(PolyheadError) as info, errors.translated():
+    with pytest.raises(PolyheadError) as info, errors.map_grpc_errors():
         raise raised
     return info.value
 

@@ -289,8 +289,8 @@ def test_wishes_reach_the_server(client: Face, servicer: FakeServicer) -> None:
 def test_each_method_has_its_own_call(client: Face, servicer: FakeServicer, method: str, call: str) -> None:
     expected = client.info()
     servicer.calls.clear()
-    wishes: dict[str, Any] = {"truncation": "window", "order": "completion", "include_timings": True}
-    (answer,) = client.stream(["abc"], method, expected_fingerprints=expected, **wishes)
+    requested: dict[str, Any] = {"truncation": "window", "order": "completion", "include_timings": True}
+    (answer,) = client.stream(["abc"], method, expected_fingerprints=expected, **requested)
     request = servicer.requests[0]
     assert servicer.calls == [call]
     assert label(answer) == "abc"

@@ -18,11 +18,11 @@ from polyhead_export import gate
 from polyhead_export.errors import (
     AccuracyError,
     CalibrationError,
-    DimsError,
     GateError,
     InvarianceError,
     LabelsError,
     NamesError,
+    ShapeError,
     ValuesError,
 )
 from polyhead_export.eval_data import Labelled, answer_rows, labels_of
@@ -190,8 +190,8 @@ def _change_type(proto: onnx.ModelProto) -> None:
         (_rename_output, (NamesError, 1, 0)),
         (_swap_outputs, (NamesError, 2, 0)),
         (_drop_output, (NamesError, 1, 0)),
-        (_fix_batch, (DimsError, 0, 1)),
-        (_change_type, (DimsError, 0, 1)),
+        (_fix_batch, (ShapeError, 0, 1)),
+        (_change_type, (ShapeError, 0, 1)),
     ],
 )
 def test_graph_with_another_signature_is_compared_no_further(

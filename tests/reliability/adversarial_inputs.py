@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from .processes import served
 from .resource_abuse import probing
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 from .traffic import Traffic
 
 _STALL_MS = 20.0
@@ -50,7 +50,7 @@ def families(characters: int) -> Mapping[str, str]:
     expected=f"the same answers as offline; the event loop stalls for at most {_STALL_MS:g} ms",
     timed=True,
 )
-async def hostile_texts(place: Place) -> Finding:
+async def hostile_texts(place: Place) -> Verdict:
     """Stalls are seen from outside, by the health service's answers: an upper bound."""
     sizes = (100, 32_000, 1_000_000) if not place.quick else (100, 32_000)
     texts = {f"{name}, {size:,}": text for size in sizes for name, text in families(size).items()}
@@ -75,7 +75,7 @@ async def hostile_texts(place: Place) -> Finding:
     worst = max(stalls, key=lambda name: stalls[name])
     ten = max(value for name, value in stalls.items() if name.endswith("MB"))
     forged = place.offline.judge("another text", answer.unwrap())
-    return Finding(
+    return Verdict(
         seen=f"{len(texts)} texts: {len(wrong)} answered wrongly{': ' if wrong else ''}{', '.join(wrong)}; the longest "
         f"wait for the health service {stalls[worst]:.1f} ms ({worst}), {ten:.1f} ms beside 10 MB; at rest "
         f"{rest['most_ms']:.1f} ms",

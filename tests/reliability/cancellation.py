@@ -15,7 +15,7 @@ from polyhead_client import PolyheadError
 from bench.harness.servers import free_port, metric
 
 from .processes import served, start
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 from .traffic import Traffic
 
 
@@ -25,7 +25,7 @@ from .traffic import Traffic
     expected="only what was computed before it stood still was computed: nothing of the rest",
     timed=True,
 )
-async def passed_deadlines(place: Place) -> Finding:
+async def passed_deadlines(place: Place) -> Verdict:
     """SIGSTOP, and what the server's own metrics say it computed. The control: without a deadline all is computed."""
     rounds = place.many(10, 3)
     text = "word " * 120
@@ -54,7 +54,7 @@ async def passed_deadlines(place: Place) -> Finding:
             found[has_deadline].append((items, await _computed(metrics) - before))
     computed, all_of_them = (sum(number for _, number in found[kind]) for kind in (True, False))
     sent = sum(items for items, _ in found[True])
-    return Finding(
+    return Verdict(
         seen=f"{rounds} stops of 2.5 s: {computed} of {sent} texts were computed, in the 0.1 s before the stop or in "
         "a pass that had begun",
         passed=0 < computed < sent / 2,
@@ -69,7 +69,7 @@ async def passed_deadlines(place: Place) -> Finding:
     fault="calls that are cancelled after 0 to 400 ms: unread, while they wait, in their pass, on the way back",
     expected="nothing of them stays in the server, and calls beside them are answered",
 )
-async def cancels_at_every_stage(place: Place) -> Finding:
+async def cancels_at_every_stage(place: Place) -> Verdict:
     """The control: calls that are running are seen by the same measure."""
     calls = place.many(3_000, 300)
     rng = random.Random(0)
@@ -91,7 +91,7 @@ async def cancels_at_every_stage(place: Place) -> Finding:
         # A pass after all of them, so that what is told of the queue is of now.
         await client.analyze(place.texts[:1])
         left = [await _metric(metrics, name) for name in ("polyhead_requests_running", "polyhead_queued_items")]
-    return Finding(
+    return Verdict(
         seen=f"{cancelled:,} calls cancelled, {finished} finished first; {left[0]} calls and {left[1]} texts are left; "
         f"{traffic.bad()} of {len(traffic.requests):,} items beside them without a right answer",
         passed=left == [0, 0] and not traffic.bad() and len(traffic.requests) >= 100 and cancelled > calls / 2,
@@ -116,7 +116,7 @@ async def _metric(metrics: str, name: str) -> int:
     fault="the files of the bundle overwritten, cut and removed while it is served",
     expected="answers stay what they are; a start on what is left is refused",
 )
-async def bundle_overwritten(place: Place) -> Finding:
+async def bundle_overwritten(place: Place) -> Verdict:
     """The control is the start: the damage is real."""
     copy = place.folder / "bundle"
     shutil.copytree(place.bundle, copy)
@@ -132,7 +132,7 @@ async def bundle_overwritten(place: Place) -> Finding:
     _overwrite(copy)
     again = start(copy, place.folder / "again.log")
     code = await asyncio.to_thread(again.process.wait, 60)
-    return Finding(
+    return Verdict(
         seen=f"{len(traffic.requests):,} items: {traffic.bad()} without a right answer",
         passed=not traffic.bad() and traffic.enough(*moments),
         control=f"a server that is started on the damaged files leaves with exit code {code}",
@@ -167,7 +167,7 @@ def _remove(bundle: Path) -> None:
     fault="texts of 128 tokens for a server whose passes hold 16",
     expected="each goes alone and is answered rightly",
 )
-async def texts_larger_than_a_pass(place: Place) -> Finding:
+async def texts_larger_than_a_pass(place: Place) -> Verdict:
     """The control: a client that refuses truncation is refused, so they are as long as they should be."""
     texts = ["word " * 200 + text for text in place.texts[:20]] + place.texts[:20]
     traffic = Traffic(place.offline, texts)
@@ -176,7 +176,7 @@ async def texts_larger_than_a_pass(place: Place) -> Finding:
             await traffic.flow_until(place.many(500, 100))
         refused = await client.analyze(texts[:20], truncation="error")
     reasons = [one.error.reason for one in refused if one.error]
-    return Finding(
+    return Verdict(
         seen=f"{len(traffic.requests):,} items: {traffic.bad()} without a right answer",
         passed=not traffic.bad() and len(traffic.requests) >= 100,
         control=f"{reasons.count('TEXT_TOO_LONG')} of 20 are refused as too long by a client that asks for that",

@@ -25,7 +25,7 @@ from bench.server.throughput import HERE
 from .processes import running
 from .reference_answers import version
 from .restarts_and_reloads import point
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 from .traffic import Traffic
 
 _RELOAD_S = 60.0
@@ -39,7 +39,7 @@ _GRAPH = "model.int8.onnx"
     fault="the bundle behind a link replaced by damaged and by foreign ones of 12 kinds, then a reload, under load",
     expected="each is refused with its reason, no item fails, the old model answers on; a good one is taken after them",
 )
-async def damaged_bundles(place: Place) -> Finding:
+async def damaged_bundles(place: Place) -> Verdict:
     """Reloads by the admin service, which says why not. The control: a good bundle does take over."""
     kinds = dict(list(KINDS.items())[:: place.many(1, 6)])
     link = place.folder / "served"
@@ -70,7 +70,7 @@ async def damaged_bundles(place: Place) -> Finding:
         replaced = await _serving(client) == new
         await traffic.flow_until(100)
     items, bad = len(traffic.requests), traffic.bad()
-    return Finding(
+    return Verdict(
         seen=f"of {len(kinds)} kinds {len(kinds) - len(taken)} were refused, each for its own reason"
         f"{'; not: ' if taken else ''}{', '.join(taken)}; of {items:,} items {bad} were not answered rightly, "
         f"{by_others} by another model",
@@ -86,7 +86,7 @@ async def damaged_bundles(place: Place) -> Finding:
     fault="manifests and tokenizer files that Hypothesis changed anywhere, with every hash made right again",
     expected="the server refuses each with a line, or its model answers the golden texts; nothing else, and no waiting",
 )
-async def fuzzed_bundles(place: Place) -> Finding:
+async def fuzzed_bundles(place: Place) -> Verdict:
     """A process of its own loads them, as the server does. The control: the bundle as it was is not refused."""
     command = ["-m", "faults.bundle_fuzz", str(place.bundle), str(place.folder / "fuzzed")]
     examples = place.many(300, 15)
@@ -104,7 +104,7 @@ async def fuzzed_bundles(place: Place) -> Finding:
     faults = sum(n for one in endings.values() for ending, n in one.items() if ending not in {"refused", "loaded"})
     slowest_s = max(found[name]["slowest_s"] for name in endings)
     told = "; ".join(f"{name}: {', '.join(f'{k} {n}' for k, n in one.items())}" for name, one in endings.items())
-    return Finding(
+    return Verdict(
         seen=f"{tried} bundles, {told}; {faults} ended otherwise; the slowest took {slowest_s:.1f} s; "
         f"{found['grown_mb']:+.0f} MB",
         passed=not faults and slowest_s < _SLOW_S and all(one.get("refused") for one in endings.values()),

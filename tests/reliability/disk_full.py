@@ -15,7 +15,7 @@ from bench.harness.servers import BIN
 from bench.training.resume import tiny
 
 from .interrupted_writes import CONFIG, STEPS, is_whole
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 
 _DISK_BYTES = 100_000_000
 # Nothing at all, and a first checkpoint but no second.
@@ -93,14 +93,14 @@ def _says_why(result: subprocess.CompletedProcess[str], disk: Path) -> bool:
     fault="training and export on a small file system that gets full, in its output or its temporary directory",
     expected="exit code 1 and one line with the place and the mend; what stood there is whole; with room it goes on",
 )
-async def full_disk(place: Place) -> Finding:
+async def full_disk(place: Place) -> Verdict:
     """The control: with room, the same commands do not fail."""
     flags = ["--set", "training.checkpoint_steps=2", *tiny(place.folder / "backbone")]
     with _disk(place.folder) as disk:
         return await asyncio.to_thread(_fill_disk, place, disk, flags)
 
 
-def _fill_disk(place: Place, disk: _Disk, flags: list[str]) -> Finding:
+def _fill_disk(place: Place, disk: _Disk, flags: list[str]) -> Verdict:
     run, target = disk.folder / "run", disk.folder / "bundle"
     training = ["polyhead-train", str(CONFIG), *flags, "--output-dir", str(run), "--max-steps"]
     export = ["polyhead-export", str(run), str(target)]
@@ -116,7 +116,7 @@ def _fill_disk(place: Place, disk: _Disk, flags: list[str]) -> Finding:
     later = [disk.run(*training, "14", "--resume").returncode, disk.run(*export).returncode]
     left = sorted({path.name for path in disk.seen.iterdir()} - {"run", "bundle", "tmp"})
     good = not any(later) and disk.content() != before and is_whole(disk.seen / "bundle") and not left
-    return Finding(
+    return Verdict(
         seen=f"{sum(told)} of {len(told)} programs ended with 1 and said where and what to do; the run and the bundle "
         f"there were {'whole' if all(whole) else 'damaged'}; with room, both programs "
         f"{'succeeded' if good else 'failed'} and left {len(left)} beside them",

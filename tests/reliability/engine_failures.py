@@ -21,7 +21,7 @@ from polyhead_server.rpc.inference_service import NAME, InferenceService, handle
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.settings import Settings
 
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 
 _SECRET = "the secret of the engine"  # noqa: S105 - what must not reach a client
 _HANG_S = 2.0
@@ -105,7 +105,7 @@ _FAULTS: Mapping[str, tuple[Callable[[Outputs], Outputs], str]] = {
     fault=f"an engine that {', '.join(_FAULTS)}",
     expected="items of such a pass are answered with INTERNAL and no word of why; those before and after it rightly",
 )
-async def broken_engine(place: Place) -> Finding:
+async def broken_engine(place: Place) -> Verdict:
     """In this process; everything but the fault is real: model, service, gRPC, client."""
     counts: dict[str, Counter[str]] = {}
     told = False
@@ -120,7 +120,7 @@ async def broken_engine(place: Place) -> Finding:
     wrong = [name for name, found in counts.items() if set(found) != {wanted.get(name, "right")}]
     items = sum(found.total() for found in counts.values())
     raised = counts["raises, during"]
-    return Finding(
+    return Verdict(
         seen=f"{len(_FAULTS)} faults in {met} passes, {items:,} items: "
         + (f"not as expected when it {'; when it '.join(wrong)}" if wrong else "each answered as expected")
         + f"; the engine's own words reached the client: {'yes' if told else 'no'}",

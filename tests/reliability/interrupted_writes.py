@@ -22,7 +22,7 @@ from bench.training.resume import measure, tiny, train
 
 from .processes import served
 from .reference_answers import Offline
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 
 CONFIG = DEMO.with_name("config.toml")
 # The part of a short run in which Python starts: a kill there shows nothing.
@@ -39,7 +39,7 @@ _WRITING_S = 0.1
     fault="training killed with SIGKILL at random moments, a checkpoint every second step, and resumed",
     expected="the weights of a run left alone, bit for bit; nothing is left beside the run directory",
 )
-async def killed_training(place: Place) -> Finding:
+async def killed_training(place: Place) -> Verdict:
     """By bench/training/resume.py; the control, a run with another seed, must have other weights."""
     flags = tiny(place.folder / "backbone")
     command = [str(CONFIG), *flags, "--max-steps", str(place.many(100, 40)), "--set", "training.checkpoint_steps=2"]
@@ -47,7 +47,7 @@ async def killed_training(place: Place) -> Finding:
     found = await asyncio.to_thread(measure, command, kills, random.Random(0), place.folder, _STARTED)
     left = sorted({path.name for path in place.folder.iterdir()} - {"backbone", "whole", "other"})
     when = " and ".join(f"{number} {state}" for state, number in found["killed"].items())
-    return Finding(
+    return Verdict(
         seen=f"{kills} kills, {when}: the weights are equal after {found['bit_equal']}; "
         f"{len(left)} files or folders are left{': ' if left else ''}{', '.join(left)}",
         passed=found["bit_equal"] == kills and not left,
@@ -62,7 +62,7 @@ async def killed_training(place: Place) -> Finding:
     fault="the export killed with SIGKILL at any moment and while it writes, with an older bundle there and without",
     expected="no bundle or a whole one, the older one serves; a later export succeeds, and nothing is left beside it",
 )
-async def killed_export(place: Place) -> Finding:
+async def killed_export(place: Place) -> Verdict:
     """The control: a bundle copied file by file, which a kill cuts short."""
     run, target = place.folder / "run", place.folder / "bundles/bundle"
     await asyncio.to_thread(train, [str(CONFIG), *tiny(place.folder / "backbone"), "--max-steps", STEPS], run)
@@ -82,7 +82,7 @@ async def killed_export(place: Place) -> Finding:
     replaced = bundle.load(target).digest != bundle.load(place.bundle).digest
     wrong += await _wrong(place, target)
     pieces, refused = await asyncio.to_thread(_cut_short, target, place.folder / "copy")
-    return Finding(
+    return Verdict(
         seen=f"{sum(states)} of {kills} were killed, {states[1]} of them while they wrote: {broken} bundles broken, "
         f"{hidden} hidden folders; then the export {'succeeded' if replaced else 'changed nothing'} and left "
         f"{len(left)} beside it; {wrong} of the older and the new bundle's answers wrong",

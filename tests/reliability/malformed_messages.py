@@ -18,7 +18,7 @@ from polyhead_client import AsyncClient
 from polyhead_client.conversion import answers_of
 
 from .processes import Server, rss_mb, running, served
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 from .traffic import Traffic
 
 _STREAM = "/polyhead.v1.InferenceService/StreamAnalyze"
@@ -55,7 +55,7 @@ def rubbish(good: bytes) -> Mapping[str, bytes]:
     fault="messages that cannot be read, between good ones of the same stream",
     expected="each is answered in the stream with an error, every good one rightly, and the stream goes on",
 )
-async def rubbish_in_a_stream(place: Place) -> Finding:
+async def rubbish_in_a_stream(place: Place) -> Verdict:
     """The control: gRPC's own reading, which ends at the first of them."""
     text = place.texts[0]
     good = pb2.StreamAnalyzeRequest(items=[item_pb2.Item(item_id="good", text=text)]).SerializeToString()
@@ -75,7 +75,7 @@ async def rubbish_in_a_stream(place: Place) -> Finding:
         code = await call.code()
     messages = len(rubbish(good))
     torn = sum(_does_not_parse(bad) for bad in rubbish(good).values())
-    return Finding(
+    return Verdict(
         seen=f"{messages} kinds of rubbish: {answered} answered with an error; of {2 * messages} good messages between "
         f"them {counts['right']} answered rightly; the stream ended {code.name}",
         passed=answered == messages and counts["right"] == 2 * messages and code is grpc.StatusCode.OK,
@@ -98,7 +98,7 @@ def _does_not_parse(message: bytes) -> bool:
     fault="a message of 64 MB, one of 100 MB that comes as 100 kB of gzip, 1 MB of metadata",
     expected="RESOURCE_EXHAUSTED for that call alone, little memory, everybody else is answered",
 )
-async def too_much_at_once(place: Place) -> Finding:
+async def too_much_at_once(place: Place) -> Verdict:
     """The control: the same calls with little in them are answered."""
     tries: dict[str, tuple[int, dict[str, Any]]] = {
         "64 MB": (64 * 10**6, {}),
@@ -119,7 +119,7 @@ async def too_much_at_once(place: Place) -> Finding:
             "in gzip": await _call(server, 100, {"compression": grpc.Compression.Gzip}),
             "with metadata": await _call(server, 100, {"metadata": [("x-little", "a")]}),
         }
-    return Finding(
+    return Verdict(
         seen=f"{', '.join(f'{name}: {code}' for name, code in codes.items())}; {peak - before:+.0f} MB at most; "
         f"{traffic.bad()} of {len(traffic.requests):,} items beside them not answered rightly",
         passed=set(codes.values()) == {"RESOURCE_EXHAUSTED"} and not traffic.bad() and peak - before < 100,
@@ -147,7 +147,7 @@ async def _call(server: Server, size: int, how: dict[str, Any]) -> tuple[str, fl
     fault="messages that Hypothesis makes: random bytes, good ones with bytes changed, and odd but valid ones",
     expected="an answer for each, never a fault of the server's; it goes on as before",
 )
-async def fuzzing(place: Place) -> Finding:
+async def fuzzing(place: Place) -> Verdict:
     """Over unary calls, so that each message has a status of its own."""
     examples = place.many(3_000, 200)
     codes: Counter[str] = Counter()
@@ -181,7 +181,7 @@ async def fuzzing(place: Place) -> Finding:
         async with AsyncClient(server.target) as client, traffic.flowing([client]):
             await traffic.flow_until(100)
     refused = await _unknown_method(place)
-    return Finding(
+    return Verdict(
         seen=f"{codes.total():,} messages: {', '.join(f'{code} {number:,}' for code, number in codes.most_common())}; "
         f"{incidents} faults of the server's; {traffic.bad()} of {len(traffic.requests)} items after them not answered "
         "rightly",

@@ -17,7 +17,7 @@ from polyhead_client import Answer, AsyncClient
 from .adversarial_inputs import families
 from .external_corpora import naughty_strings, texts_by_language
 from .processes import served
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 
 _CALLS = 8
 _BATCH = 32
@@ -26,14 +26,14 @@ _EXPECTED = "the answers of the engine run alone; as many tokens as the tokenize
 
 
 @case("naughty strings", fault=f"each string of the big list of naughty strings, {_WAYS}", expected=_EXPECTED)
-async def naughty(place: Place) -> Finding:
+async def naughty(place: Place) -> Verdict:
     """The control: each answer held against the string after it."""
     texts = naughty_strings()
     return _finding(await _check(place, texts), f"{len(texts)} strings", {"texts": len(texts)})
 
 
 @case("ten languages", fault=f"texts in ten languages, {_WAYS}", expected=_EXPECTED)
-async def ten_languages(place: Place) -> Finding:
+async def ten_languages(place: Place) -> Verdict:
     """The control: each answer held against the text after it."""
     by_language = texts_by_language(place.many(200, 20))
     texts = list(itertools.chain.from_iterable(by_language.values()))
@@ -154,8 +154,8 @@ def _seen(answer: Answer) -> int:
     return answer.result.truncation.tokens_seen if answer.result else -1
 
 
-def _finding(check: _Check, texts: str, figures: Mapping[str, float]) -> Finding:
-    return Finding(
+def _finding(check: _Check, texts: str, figures: Mapping[str, float]) -> Verdict:
+    return Verdict(
         seen=f"{texts} with {check.tokens:,} tokens: of {check.items:,} answers {check.wrong} are not those of the "
         f"engine run alone, and {check.miscounted} report another number of tokens",
         passed=not (check.wrong or check.miscounted),

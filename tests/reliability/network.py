@@ -10,8 +10,8 @@ import time
 from polyhead_client import AsyncClient
 
 from .processes import descriptors, rss_mb, running
-from .proxy import Weather, bad_network
-from .scenario import Finding, Place, case
+from .proxy import NetworkConditions, bad_network
+from .scenario import Place, Verdict, case
 from .traffic import PlainClient, Traffic
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -22,13 +22,13 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     fault="a network that resets each connection in the middle of a message",
     expected="with the shipped client no item fails",
 )
-async def broken_connections(place: Place) -> Finding:
+async def broken_connections(place: Place) -> Verdict:
     """The control: the stubs alone."""
     seconds = place.many(20, 3)
     async with running(place.bundle, place.folder) as server:
         found: list[tuple[Traffic, int]] = []
         for connect in (AsyncClient, PlainClient):
-            weather = Weather(break_after=100_000)
+            weather = NetworkConditions(break_after=100_000)
             traffic = Traffic(place.offline, place.texts)
             async with bad_network(server.target, weather) as target:
                 client: AsyncClient | PlainClient = connect(target)
@@ -38,7 +38,7 @@ async def broken_connections(place: Place) -> Finding:
                     weather.break_after = 0
             found.append((traffic, weather.breaks))
     (traffic, breaks), (plain, plain_breaks) = found
-    return Finding(
+    return Verdict(
         seen=f"{breaks} resets, {len(traffic.requests):,} items: {traffic.bad()} without a right answer",
         passed=not traffic.bad() and breaks >= 3 and len(traffic.requests) >= 100,
         control=f"the stubs alone: {plain.bad()} of {len(plain.requests):,} items in {plain_breaks} resets",
@@ -52,11 +52,11 @@ async def broken_connections(place: Place) -> Finding:
     fault="200 ms of delay each way, then 8 kB a second",
     expected="slow answers, none wrong, none lost; others on a good network notice nothing",
 )
-async def slow_network(place: Place) -> Finding:
+async def slow_network(place: Place) -> Verdict:
     """The control: a deadline that the network cannot meet is not met."""
     seconds = place.many(15, 3)
     slow, good = Traffic(place.offline, place.texts), Traffic(place.offline, place.texts)
-    weather = Weather(delay_s=0.2)
+    weather = NetworkConditions(delay_s=0.2)
     async with (
         running(place.bundle, place.folder) as server,
         bad_network(server.target, weather) as target,
@@ -77,7 +77,7 @@ async def slow_network(place: Place) -> Finding:
             except Exception:  # noqa: BLE001 - that it fails is the point
                 hurried += 1
     took = sorted(one.done - one.sent for one in good.requests if one.way == "unary")
-    return Finding(
+    return Verdict(
         seen=f"{len(slow.requests)} items over the bad network: {slow.bad()} without a right answer; "
         f"{len(good.requests)} over the good one beside it: {good.bad()}; single calls there "
         f"p50 {1000 * took[len(took) // 2]:.0f} ms",
@@ -93,7 +93,7 @@ async def slow_network(place: Place) -> Finding:
     fault="1,000 idle connections, 200 that stop in the middle of the handshake, 200 that send random bytes",
     expected="others are answered as before; when they are gone, so are their descriptors",
 )
-async def idle_and_broken_peers(place: Place) -> Finding:
+async def idle_and_broken_peers(place: Place) -> Verdict:
     """The control: the open ones are seen by the same measure."""
     idle, broken = place.many(1_000, 200), place.many(200, 50)
     rng = random.Random(0)
@@ -125,7 +125,7 @@ async def idle_and_broken_peers(place: Place) -> Finding:
         after, after_mb = descriptors(pid), rss_mb(pid)
         ended = time.monotonic()
         await traffic.flow_until(100)
-    return Finding(
+    return Verdict(
         seen=f"{traffic.bad()} of {len(traffic.requests):,} items beside them not answered rightly; "
         f"{during - before:+d} descriptors and {during_mb - before_mb:+.0f} MB while they stood, {after - before:+d} "
         f"and {after_mb - before_mb:+.0f} MB after",

@@ -12,7 +12,7 @@ from typing import Any
 from bench.server.throughput import DEMO, HERE
 
 from .processes import rss_mb, running, thread_cpu_s
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 
 _DEADLINE_S = 0.5
 _TIMES = (1, 2, 5, 10)
@@ -32,7 +32,7 @@ Level = dict[str, float]
     expected="goodput stays above 0.8 of its peak, what is accepted comes in time, memory stays",
     timed=True,
 )
-async def overload(place: Place) -> Finding:
+async def overload(place: Place) -> Verdict:
     """The server on one core, the load on another; the capacity is measured anew before and after each load."""
     levels = await _levels(place, _TIMES)
     shares = {times: _share(one) for times, one in levels.items()}
@@ -41,7 +41,7 @@ async def overload(place: Place) -> Finding:
     collapsed = _share(without)
     slowest_ms = max(one["p99_ms"] for one in levels.values())
     grown_mb = levels[_TIMES[-1]]["rss_mb"] - levels[_TIMES[0]]["rss_mb"]
-    return Finding(
+    return Verdict(
         seen=f"goodput {', '.join(f'{share:.2f} at {times}x' for times, share in shares.items())} of what could be; "
         f"p99 of the accepted {slowest_ms:.0f} ms; a refused text costs {_refusal_us(levels):.0f} us of CPU; "
         f"{grown_mb:+.0f} MB from 1x to 10x",

@@ -26,7 +26,7 @@ from .processes import (
     start,
     until,
 )
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 from .traffic import PlainClient, Traffic
 
 # In messages of at most 4 MB.
@@ -38,7 +38,7 @@ _LARGE = ["word " * 600_000] * 8
     fault="the supervisor of two workers killed with SIGKILL under load, again and again",
     expected="its workers finish what they accepted and go; the port is free; a server that is started there serves",
 )
-async def killed_supervisor(place: Place) -> Finding:
+async def killed_supervisor(place: Place) -> Verdict:
     """The control: a worker that is stopped does not go, and is seen."""
     times = place.many(5, 1)
     address, gone, lost = f"127.0.0.1:{free_port()}", [], 0
@@ -71,7 +71,7 @@ async def killed_supervisor(place: Place) -> Finding:
         traffic = Traffic(place.offline, place.texts)
         async with traffic.flowing([client]):
             await traffic.flow_until(100)
-    return Finding(
+    return Verdict(
         seen=f"{times} kills: all workers gone after at most {max(gone[1:] or gone):.1f} s, {lost} wrong answers; of "
         f"{len(traffic.requests)} items of a new server on the port {traffic.bad()} were not answered rightly",
         passed=not lost and not traffic.bad(),
@@ -86,7 +86,7 @@ async def killed_supervisor(place: Place) -> Finding:
     fault="a worker of two that may not take more memory than it has, while large messages come",
     expected="whatever becomes of the worker and of calls with megabytes, no other item of the shipped client fails",
 )
-async def not_enough_memory(place: Place) -> Finding:
+async def not_enough_memory(place: Place) -> Verdict:
     """RLIMIT_AS of a running worker, over and over, as the supervisor starts fresh ones."""
     traffic = Traffic(place.offline, [*place.texts[:50], *("word " * (20 * n) + place.texts[n] for n in range(50))])
     before: list[int] = []
@@ -110,7 +110,7 @@ async def not_enough_memory(place: Place) -> Finding:
             ended = time.monotonic()
             await traffic.flow_until(100)
         tight = await _start_within(place, 300 * 2**20)
-    return Finding(
+    return Verdict(
         seen=f"{len(before)} limits, {died} workers died of them; {len(traffic.requests):,} items: {traffic.bad()} "
         f"without a right answer; calls with 3 MB ended {', '.join(f'{code} {n}' for code, n in large.items())}",
         passed=not traffic.bad() and traffic.enough(begun, ended),
@@ -142,7 +142,7 @@ async def _start_within(place: Place, size: int) -> int:
     fault="one of two workers stands still (SIGSTOP) for 5 s under load",
     expected="late answers, none wrong, none lost",
 )
-async def frozen_worker(place: Place) -> Finding:
+async def frozen_worker(place: Place) -> Verdict:
     """The control: calls with a short deadline on connections to both workers fail."""
     traffic = Traffic(place.offline, place.texts)
     async with served(place.bundle, place.folder, "--workers", "2", connections=4) as (server, client):
@@ -165,7 +165,7 @@ async def frozen_worker(place: Place) -> Finding:
             await one.channel.close()
     longest = max(one.done - one.sent for one in traffic.requests)
     after = traffic.outcomes(since=ended)
-    return Finding(
+    return Verdict(
         seen=f"{len(traffic.requests):,} items: {traffic.bad()} without a right answer; the longest took {longest:.1f} "
         "s",
         passed=not traffic.bad() and after["right"] >= 100 and traffic.outcomes(until=begun)["right"] >= 100,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Weather:
+class NetworkConditions:
     """How the network is; may change while connections are open.
 
     Attributes:
@@ -28,7 +28,7 @@ class Weather:
 
 
 @contextlib.asynccontextmanager
-async def bad_network(target: str, weather: Weather) -> AsyncIterator[str]:
+async def bad_network(target: str, weather: NetworkConditions) -> AsyncIterator[str]:
     """A proxy before HOST:PORT; yields its own."""
     host, _, port = target.rpartition(":")
     writers: set[asyncio.StreamWriter] = set()
@@ -61,7 +61,7 @@ async def bad_network(target: str, weather: Weather) -> AsyncIterator[str]:
 
 
 async def _pass_on(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, weather: Weather, *, towards_client: bool
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, weather: NetworkConditions, *, towards_client: bool
 ) -> None:
     """Hands on what comes, in its order, each piece so much later than it came."""
     pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(64)

@@ -86,7 +86,7 @@ def _compute(model: Model, text: str, width: int = 0) -> tuple[Row, Extent]:
     manifest = model.source.manifest
     # Beside it rides what makes it be padded.
     batch = pad([*tokens.windows, *([[manifest.pad_token_id] * width] if width else [])], manifest.pad_token_id)
-    numbers = postprocessing.answer(manifest.heads, model.engine.run(*batch))[0]
+    numbers = postprocessing.postprocess(manifest.heads, model.engine.run(*batch))[0]
     if numbers is None:
         raise SystemExit("the engine alone answers with numbers that are not finite")
     # The first of each kind, as the client names them.

@@ -17,7 +17,7 @@ from polyhead_client import AsyncClient
 from bench.server.throughput import DEMO, HERE
 
 from .processes import Server, descriptors, rss_mb, running
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 from .traffic import Traffic
 
 # Channels to one target share a connection unless they are told not to.
@@ -91,7 +91,7 @@ def _message(text: str, items: int = 1) -> pb2.StreamAnalyzeRequest:
     expected="the server stops reading them, their memory is bounded, and others are answered as before",
     timed=True,
 )
-async def silent_readers(place: Place) -> Finding:
+async def silent_readers(place: Place) -> Verdict:
     """The control: a server with a window so large that it goes on reading."""
     streams = place.many(20, 5)
     async with running(place.bundle, place.folder) as server:
@@ -104,7 +104,7 @@ async def silent_readers(place: Place) -> Finding:
     async with running(place.bundle, place.folder, "--stream-window", "1000000") as server:
         await _warm(place, server)
         _, control = await _send_unread(server, 2)
-    return Finding(
+    return Verdict(
         seen=f"{streams} streams: {taken / streams:.0f} texts taken of each, then none; {grown:+.1f} MB; of "
         f"{len(traffic.requests)} items sent beside them by others {traffic.bad()} were not answered rightly",
         passed=more == 0 and grown < 2.0 * streams and not traffic.bad() and len(traffic.requests) >= 100,
@@ -149,7 +149,7 @@ async def _send_unread(server: Server, streams: int) -> tuple[int, int]:
     expected="memory stays; a single call beside them has its turn, and does not wait for what they have sent before",
     timed=True,
 )
-async def flooding_streams(place: Place) -> Finding:
+async def flooding_streams(place: Place) -> Verdict:
     """By bench/loadgen/main.py, in a process of its own."""
     seconds = place.many(20, 5)
     flood = ("--way", "stream", "--items", "8", "--in-flight", "6400", "--connections", "100")
@@ -170,7 +170,7 @@ async def flooding_streams(place: Place) -> Finding:
             during = rss_mb(server.process.pid)
         await asyncio.sleep(2.0)
         after = rss_mb(server.process.pid)
-    return Finding(
+    return Verdict(
         seen=f"{during - before:+.0f} MB during the flood, {after - before:+.0f} MB after it; single calls: p50 "
         f"{beside['p50_ms']:.0f} ms, p99 {beside['p99_ms']:.0f} ms, alone {alone['p50_ms']:.0f} and "
         f"{alone['p99_ms']:.0f} ms; {traffic.bad()} of {len(traffic.requests)} items beside it not answered rightly",
@@ -197,7 +197,7 @@ async def flooding_streams(place: Place) -> Finding:
     expected="a single call waits for a few passes, not for the bulk",
     timed=True,
 )
-async def bulk_stream(place: Place) -> Finding:
+async def bulk_stream(place: Place) -> Verdict:
     """The control: the same load as many single calls, each of which has its turn."""
     seconds = place.many(15, 4)
     found: dict[str, dict[str, float]] = {}
@@ -216,7 +216,7 @@ async def bulk_stream(place: Place) -> Finding:
                 await asyncio.sleep(seconds)
                 found[name] = await ask()
     alone, beside, crowd = found.values()
-    return Finding(
+    return Verdict(
         seen=f"single calls: p50 {alone['p50_ms']:.0f} ms and p99 {alone['p99_ms']:.0f} ms alone, "
         f"{beside['p50_ms']:.0f} and {beside['p99_ms']:.0f} ms beside the bulk",
         passed=beside["p99_ms"] < 250 and not beside["errors"],
@@ -235,7 +235,7 @@ async def bulk_stream(place: Place) -> Finding:
     fault="20,000 streams cancelled after their first text",
     expected="less than 1 kB of memory for each, no descriptor and no thread stays",
 )
-async def cancelled_streams(place: Place) -> Finding:
+async def cancelled_streams(place: Place) -> Verdict:
     """The control: streams that are kept open are seen by the same measure."""
     streams = place.many(20_000, 2_000)
     async with running(place.bundle, place.folder) as server:
@@ -261,7 +261,7 @@ async def cancelled_streams(place: Place) -> Finding:
             held_kb = 1024 * (rss_mb(pid) - before) / sum(not call.done() for call in calls)
             for call in calls:
                 call.cancel()
-    return Finding(
+    return Verdict(
         seen=f"{streams:,} streams: {grown_kb:.2f} kB for each, {opened:+d} descriptors; of {len(traffic.requests)} "
         f"items sent after them {traffic.bad()} were not answered rightly",
         passed=grown_kb < (4.0 if place.quick else 1.0)

@@ -16,7 +16,7 @@ from .adversarial_inputs import families
 from .external_corpora import NotRunError, naughty_strings
 from .processes import running, served
 from .reference_answers import TOLERANCE, Offline
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 
 _STREAMS = 64
 # A language each, and the scripts that tokenizers stumble over.
@@ -41,7 +41,7 @@ _LANGUAGES = (
     fault="the same text alone, in random batches, beside long and hostile texts, from two workers, after a restart",
     expected=f"numbers at most {TOLERANCE:g} from those of the engine run alone; from PyTorch at most 1e-4",
 )
-async def company(place: Place) -> Finding:
+async def company(place: Place) -> Verdict:
     """Ten languages, hostile texts and ordinary ones, and the list of naughty strings where it lies."""
     hostile, naughty = [*families(50).values(), *families(2_000).values()], _naughty_strings()
     texts = list(dict.fromkeys([*_LANGUAGES, *GOLDEN_TEXTS, *hostile, *naughty, *place.texts[:50]]))
@@ -67,7 +67,7 @@ async def company(place: Place) -> Finding:
     by_text = Offline([place.bundle], "auto")
     control = min(_apart(by_text, one, other) for one, other in itertools.pairwise(place.texts[:11]))
     limits = {name: 1e-4 if name == "PyTorch" else TOLERANCE for name in worst}
-    return Finding(
+    return Verdict(
         seen=f"{len(texts)} texts, {len(naughty)} of them from the list of naughty strings: off by at most "
         f"{', '.join(f'{one:.1g} {name}' for name, one in worst.items())}",
         passed=all(worst[name] <= limits[name] for name in worst),
@@ -104,7 +104,7 @@ def _apart(offline: Offline, one: str, other: str) -> float:
     fault=f"{_STREAMS} streams at once, cancelled at random moments and opened again",
     expected="every answer belongs to its item: its id, its text's numbers",
 )
-async def random_cancels(place: Place) -> Finding:
+async def random_cancels(place: Place) -> Verdict:
     """Short texts, in the order in which they are finished, so that there is much to be mixed up."""
     items = place.many(100_000, 5_000)
     texts = list(dict.fromkeys(" ".join(text.split()[:4]) for text in place.texts))
@@ -120,7 +120,7 @@ async def random_cancels(place: Place) -> Finding:
         )
         (answer,) = await clients[0].analyze(texts[:1], deadline_s=20)
     swapped = place.offline.judge(texts[1], answer.unwrap())
-    return Finding(
+    return Verdict(
         seen=f"{counts['sent']:,} items over {_STREAMS} streams, {counts['cancels']:,} cancels: {counts['right']:,} "
         f"answered, {counts['mixed up']} mixed up, {counts['failed']} failed",
         passed=counts["right"] > items / 4 and not counts["mixed up"] and not counts["failed"],

@@ -19,7 +19,7 @@ from bench.harness.servers import free_port
 
 from .processes import finish, running, start
 from .reference_answers import version
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 from .traffic import Caller, PlainClient, Traffic
 
 _RELOAD_S = 60.0
@@ -30,13 +30,13 @@ _RELOAD_S = 60.0
     fault="two servers behind one name, restarted in turns with SIGTERM under load",
     expected="no item fails, no answer is wrong",
 )
-async def rolling_restarts(place: Place) -> Finding:
+async def rolling_restarts(place: Place) -> Verdict:
     """The shipped client, and the stubs alone as the control."""
     restarts = place.many(10, 1)
     traffic, moments, codes = await _roll(place, restarts, AsyncClient)
     control, _, _ = await _roll(place, place.many(4, 1), PlainClient)
     answered = traffic.outcomes()
-    return Finding(
+    return Verdict(
         seen=f"{restarts} restarts, {len(traffic.requests):,} items: {_failed(answered)} failed, "
         f"{answered['wrong']} wrong; exit codes {sorted(set(codes))}",
         passed=not traffic.bad() and traffic.enough(*moments) and set(codes) == {0},
@@ -79,7 +79,7 @@ def _failed(outcomes: Counter[str]) -> int:
     expected="no item fails; every answer is that of the version which it names; once the server tells of the new "
     "version, no item that is sent after that is answered by the old one",
 )
-async def reloads(place: Place) -> Finding:
+async def reloads(place: Place) -> Verdict:
     """Two bundles in turns behind one link."""
     times = place.many(20, 2)
     link = place.folder / "served"
@@ -106,7 +106,7 @@ async def reloads(place: Place) -> Finding:
         forged = await _judge_forged(place, client)
     stale = _stale(traffic, changes, place.offline.versions[0])
     answered = traffic.outcomes()
-    return Finding(
+    return Verdict(
         seen=f"{times} reloads, {len(traffic.requests):,} items: {_failed(answered)} failed, {answered['wrong']} "
         f"wrong, {stale} of a version that was not in force; a reload took {sorted(took)[len(took) // 2]:.1f} s",
         passed=not traffic.bad() and not stale and traffic.enough(*(told for told, _, _ in changes)),

@@ -45,7 +45,7 @@ from .corrupt_bundle_fixture import with_another_head
 from .external_corpora import NotRunError
 from .reference_answers import Offline
 from .report import page
-from .scenario import CASES, Case, Finding, Place
+from .scenario import CASES, Case, Place, Verdict
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/reliability.json"
@@ -169,7 +169,7 @@ async def run_one(case: Case, place: Place) -> dict[str, Any]:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the others are still to be run
         traceback.print_exc()
-        finding = Finding(seen=f"the program broke: {type(error).__name__}: {error}", passed=False)
+        finding = Verdict(seen=f"the program broke: {type(error).__name__}: {error}", passed=False)
     figures = finding.figures.items()
     return {
         "fault": case.fault,

@@ -37,7 +37,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Verdict:
     """What came of a fault.
 
     Attributes:
@@ -55,7 +55,7 @@ class Finding:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-Program = Callable[[Place], Awaitable[Finding]]
+Program = Callable[[Place], Awaitable[Verdict]]
 
 
 @dataclass(frozen=True)

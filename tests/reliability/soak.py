@@ -19,7 +19,7 @@ from .memory_growth import MOST_MB, MOST_MB_PER_HOUR, PERIODS, growth
 from .processes import descriptors, rss_mb, served
 from .resource_abuse import cancel_streams
 from .restarts_and_reloads import point
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 from .traffic import LEAST_ITEMS, Traffic
 
 _EVERY_S = 0.25
@@ -51,7 +51,7 @@ class _Least:
     f"{MOST_MB_PER_HOUR:g} MB an hour in the second half (upper end of the 95 % interval), or, where the time is too "
     f"short to tell, by less than {MOST_MB:g} MB from half to half; descriptors and threads stay",
 )
-async def soak(place: Place) -> Finding:
+async def soak(place: Place) -> Verdict:
     """The control: memory that leaks twice as much as is allowed does not pass the same rule."""
     seconds = place.soak_s
     periods = min(PERIODS, 2 * max(1, int(seconds / 2 / _LEAST_PERIOD_S)))
@@ -76,7 +76,7 @@ async def soak(place: Place) -> Finding:
     leaking = growth(times, [mb + per_s * (second - times[0]) for second, mb in zip(times, memory, strict=True)])
     half, last = floors[periods // 2], floors[-1]
     opened, threads = last.descriptors - half.descriptors, last.threads - half.threads
-    return Finding(
+    return Verdict(
         seen=f"{seconds:g} s, {len(traffic.requests) + counts.total():,} items: {traffic.bad() + counts['wrong']} "
         f"without the right answer; the least memory between two reloads {grown}, {memory[-1]:.0f} MB at the end; "
         f"{opened:+d} descriptors, {threads:+d} threads",

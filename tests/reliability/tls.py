@@ -20,7 +20,7 @@ from bench.harness.certificates import DAY, Authority, Files
 from bench.harness.servers import free_port
 
 from .processes import Server, descriptors, running, until
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 from .traffic import Traffic
 
 # Keys, and each one's right.
@@ -51,7 +51,7 @@ class Try(NamedTuple):
     expected="each ends as security.md says, and nothing of a refused call is parsed; the new certificate is in force "
     "at once; clients that may be served, over lasting connections and over new ones, notice nothing",
 )
-async def tls_faults(place: Place) -> Finding:
+async def tls_faults(place: Place) -> Verdict:
     """The control: the same tries on a server that wants neither certificates nor keys."""
     authority = Authority(place.folder)
     files, good = authority.issue("server"), _tls(authority, authority.issue("client"))
@@ -88,7 +88,7 @@ async def tls_faults(place: Place) -> Finding:
         opened = await _endings(server, tries)
     answered = [name for name, ending in opened.items() if ending == "OK"]
     tried = rounds * len(tries)
-    return Finding(
+    return Verdict(
         seen=f"{tried} tries of {len(tries)} kinds: {len(otherwise)} ended otherwise{': ' if otherwise else ''}"
         f"{', '.join(sorted(set(otherwise)))}, {parsed} of their messages were parsed; {halves} half handshakes at "
         f"once; {rounds} new certificates, in force after at most {max(in_force):.2f} s; {lasting.bad()} of "

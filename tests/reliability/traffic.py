@@ -16,7 +16,7 @@ from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_client import Answer, PolyheadError
 from polyhead_client.conversion import answers_of
-from polyhead_client.errors import translated
+from polyhead_client.errors import map_grpc_errors
 
 from .reference_answers import Offline, version
 
@@ -191,7 +191,7 @@ class PlainClient:
 
     async def analyze(self, texts: Iterable[tuple[str, str]], *, deadline_s: float | None = None) -> list[Answer]:
         """One call, one try."""
-        with translated():
+        with map_grpc_errors():
             return answers_of(await self._stub.Analyze(pb2.AnalyzeRequest(items=_items(texts)), timeout=deadline_s))
 
     async def stream(self, texts: AsyncIterator[tuple[str, str]]) -> AsyncIterator[Answer]:
@@ -201,7 +201,7 @@ class PlainClient:
             async for one in texts:
                 yield pb2.StreamAnalyzeRequest(items=_items([one]))
 
-        with translated():
+        with map_grpc_errors():
             async for response in self._stub.StreamAnalyze(requests()):
                 for answer in answers_of(response):
                     yield answer

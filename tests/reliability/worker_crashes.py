@@ -11,7 +11,7 @@ import time
 from polyhead_client import AsyncClient
 
 from .processes import Server, children, listeners, running, until
-from .scenario import Finding, Place, case
+from .scenario import Place, Verdict, case
 from .traffic import PlainClient, Traffic
 
 _WORKERS = 2
@@ -28,7 +28,7 @@ _HEARD_S = 0.25
     "connections fails",
     timed=True,
 )
-async def killed_workers(place: Place) -> Finding:
+async def killed_workers(place: Place) -> Verdict:
     """The shipped client over several connections, and the stubs alone as the control."""
     kills = place.many(50, 4)
     back: list[float] = []
@@ -42,7 +42,7 @@ async def killed_workers(place: Place) -> Finding:
     lost = [one for one in plain.requests if one.outcome != "right"]
     # In flight at a kill: sent before it, or before the client could hear of it.
     hit = [one for one in lost if any(one.sent <= moment + _HEARD_S and one.done >= moment for moment in moments)]
-    return Finding(
+    return Verdict(
         seen=f"{kills} kills, {items:,} items: {bad} without a right answer; both workers serve again after "
         f"{statistics.median(back):.1f} s (median; at most {max(back):.1f} s)",
         passed=not bad and enough and len(hit) == len(lost),

@@ -16,9 +16,9 @@ import tokenizers
 from numpy.typing import NDArray
 from polyhead_server.engines import Runtime
 from polyhead_server.inference.model import Model
-from polyhead_server.inference.scheduler import Batch, BatchLimits, BatchQueue, Call, Entry
+from polyhead_server.inference.scheduler import Batch, BatchLimits, BatchScheduler, Entry, Flow
 from polyhead_server.inference.tokenization import Tokenizer
-from polyhead_server.inference.types import Outcome, Tokens
+from polyhead_server.inference.types import ItemOutcome, TokenizedText
 from polyhead_server.settings import Settings
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "poison", *(f"w{number}" for number in range(200))]
@@ -141,18 +141,18 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
 
 @pytest.fixture
-async def queue() -> BatchQueue:
-    return BatchQueue(BatchLimits(max_tokens=100, max_padding=0.12, start_tokens=16))
+async def queue() -> BatchScheduler:
+    return BatchScheduler(BatchLimits(max_tokens=100, max_padding=0.12, overhead_tokens=16))
 
 
 _clock = iter(range(1_000_000))
 
 
-def entry(length: int, deadline: float | None = None, call: Call | None = None) -> Entry:
+def entry(length: int, deadline: float | None = None, call: Flow | None = None) -> Entry:
     """An entry that is younger than all before it, of a call of its own unless one is given."""
-    future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    future: asyncio.Future[ItemOutcome] = asyncio.get_running_loop().create_future()
     ids = [7] * length
-    return Entry(call or Call(), Tokens((ids,), length), ids, future, deadline, 0, next(_clock), 0)
+    return Entry(call or Flow(), TokenizedText((ids,), length), ids, future, deadline, 0, next(_clock), 0)
 
 
 def lengths(batch: Batch | None) -> list[int]:

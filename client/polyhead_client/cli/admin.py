@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
 
-from polyhead_client.errors import PolyheadError, UnavailableError, translated
+from polyhead_client.errors import PolyheadError, UnavailableError, map_grpc_errors
 from polyhead_client.transport import channel
 from polyhead_client.transport.credentials import authorization
 
@@ -89,7 +89,7 @@ def _call(target: str, ask: Callable[[Any, Any], Any]) -> Any:
     """Asks, with the key as metadata; ends the process with one line on stderr where that fails."""
     try:
         key = authorization(os.environ.get("POLYHEAD_API_KEY"), target, None, allow_plaintext_key=False)
-        with translated(), grpc.insecure_channel(target, channel.NO_PROXY) as opened:
+        with map_grpc_errors(), grpc.insecure_channel(target, channel.NO_PROXY) as opened:
             return ask(admin_service_pb2_grpc.AdminServiceStub(opened), key)
     except PolyheadError as error:
         hint = " (was the server started with --admin-listen?)" if isinstance(error, UnavailableError) else ""

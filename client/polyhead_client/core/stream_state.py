@@ -56,7 +56,7 @@ class _Entry:
     refusal: Answer | None = None  # what it said the last time
 
 
-class Flow:
+class StreamState:
     """The items of one call, and what became of them.
 
     Attributes:

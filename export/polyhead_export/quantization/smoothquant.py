@@ -160,7 +160,7 @@ def fold_biases(proto: onnx.ModelProto) -> onnx.ModelProto:
     return graph.finish()
 
 
-def largest_values(path: Path, proto: onnx.ModelProto, texts: Sequence[Sequence[int]]) -> dict[str, Array]:
+def collect_absmax(path: Path, proto: onnx.ModelProto, texts: Sequence[Sequence[int]]) -> dict[str, Array]:
     """The largest absolute value of each channel of what the linear layers read.
 
     Args:
@@ -192,7 +192,7 @@ def quantize(proto: onnx.ModelProto, largest: Mapping[str, Array], smoothing: fl
 
     Args:
         proto: The graph with folded biases.
-        largest: From ``largest_values``.
+        largest: From ``collect_absmax``.
         smoothing: Share of the trouble that moves from the activations to the weights, 0 to 1; alpha of SmoothQuant.
         expected: Linear layers that there must be.
 

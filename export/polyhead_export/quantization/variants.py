@@ -31,7 +31,7 @@ from polyhead_export.runners import onnx_pass
 from polyhead_export.settings import VariantName
 
 from .fusion import fuse_attention
-from .smoothquant import LINEARS_A_LAYER, fold_biases, largest_values, quantize
+from .smoothquant import LINEARS_A_LAYER, collect_absmax, fold_biases, quantize
 
 # Takes a graph; by how much its worst head is right less often than the trained model, 0 where it is not.
 Loss = Callable[[Path], float]
@@ -108,7 +108,7 @@ def _make_int8(  # noqa: PLR0917
     seen = [*golden[::2], *random[_JUDGING_TEXTS:], *real[1::3], *real[2::3]]
     scratch = target.with_name(f"{target.name}.scratch")
     room = np.float32(_ROOM_WITH_TEXTS if real else _ROOM_WITHOUT_TEXTS)
-    largest = {value: room * channels for value, channels in largest_values(scratch, fused, seen).items()}
+    largest = {value: room * channels for value, channels in collect_absmax(scratch, fused, seen).items()}
     wanted = _embeddings(plain, unseen, config.pad_token_id)
     best = (-np.inf, -np.inf, 0.0)
     for smoothing in _SMOOTHINGS:

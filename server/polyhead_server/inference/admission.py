@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from polyhead_server.errors import ExpiredError, OverloadedError, ServerError
 
-from .scheduler import BatchQueue, Call
+from .scheduler import BatchScheduler, Flow
 
 # Weight of the newest pass in the moving averages: about the last 20 passes count.
 _NEWEST = 0.1
@@ -46,7 +46,7 @@ class Admission:
     """Keeps the queue short enough that what enters is worth computing. Not thread-safe: for the event loop."""
 
     def __init__(
-        self, queue: BatchQueue, workers: int, max_queue_s: float, max_queue_tokens: int, tokens_per_s: float
+        self, queue: BatchScheduler, workers: int, max_queue_s: float, max_queue_tokens: int, tokens_per_s: float
     ) -> None:
         """Starts with a rate that was measured before.
 
@@ -67,7 +67,7 @@ class Admission:
         self._characters_per_s = _CHARACTERS_PER_S
         self._tokens_per_s = tokens_per_s * workers
         self._pass_s = 0.0
-        self._waiters: list[tuple[Call, asyncio.Future[None]]] = []
+        self._waiters: list[tuple[Flow, asyncio.Future[None]]] = []
         self._waking = False
 
     def learn(self, tokens: int, compute_s: float, *, backlog: bool) -> None:
@@ -93,7 +93,7 @@ class Admission:
         return self._seconds(self._queue.waiting_tokens + self._reserved_tokens)
 
     def admit(
-        self, call: Call, sizes: Sequence[Size], deadline: float | None, *, patient: bool
+        self, call: Flow, sizes: Sequence[Size], deadline: float | None, *, patient: bool
     ) -> tuple[int, ServerError | None]:
         """How many of a message's items may enter; reserves their places until ``release``.
 
@@ -113,7 +113,7 @@ class Admission:
             return 0, ExpiredError()
         limit_s = self._limit_s(deadline, patient=patient)
         waiting = self._queue.waiting_tokens + self._reserved_tokens
-        before = waiting + self._queue.taken_tokens
+        before = waiting + self._queue.in_service_tokens
         calls = self._queue.calls + (not call.waiting_tokens)
         own = characters = 0
         refusal: ServerError | None = None
@@ -154,7 +154,7 @@ class Admission:
             self._reserved_tokens += sign * size.tokens
             self._characters += sign * size.characters
 
-    async def room(self, call: Call) -> None:
+    async def room(self, call: Flow) -> None:
         """Waits until there is room for a stream's next message."""
         while not self._has_room(call):
             waiter = asyncio.get_running_loop().create_future()
@@ -179,7 +179,7 @@ class Admission:
             else:
                 self._waiters.append((call, waiter))
 
-    def _has_room(self, call: Call) -> bool:
+    def _has_room(self, call: Flow) -> bool:
         """Streams fill half of the queue; beyond, each still has one message in it, for its turn comes."""
         waiting = self._queue.waiting_tokens + self._reserved_tokens
         if not call.waiting_tokens:

@@ -43,7 +43,7 @@ class Cost:
 
     batch_tokens: int
     tokens_per_s: float
-    start_tokens: float
+    overhead_tokens: float
 
 
 def measure(engine: Engine, max_tokens: int, batch_tokens: int = 0) -> Cost:

@@ -17,7 +17,7 @@ from polyhead_server.settings import Settings
 
 from . import autotune
 from .tokenization import Tokenizer
-from .types import Tokens
+from .types import TokenizedText
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Model:
     fallback_reasons: tuple[str, ...]
     max_batch_tokens: int
     tokens_per_s: float = 0.0
-    start_tokens: float = 0.0
+    overhead_tokens: float = 0.0
     lone_engine: Engine | None = None
 
     @property
@@ -106,7 +106,7 @@ def load_model(settings: Settings) -> Model:
             tuple(reasons),
             measured.batch_tokens,
             measured.tokens_per_s,
-            measured.start_tokens,
+            measured.overhead_tokens,
             _lone_engine(source, tokenizer, engine.runtime, settings),
         )
     # Nothing was tried where no variant may be chosen without being asked for.
@@ -160,7 +160,7 @@ def self_test(source: bundle.Bundle, tokenizer: Tokenizer, engine: Engine) -> No
     manifest = source.manifest
     variant = manifest.variants[engine.runtime.variant]
     tolerance = variant.golden_tolerance
-    tokens: list[Tokens] = tokenizer.encode([golden.text for golden in variant.golden])
+    tokens: list[TokenizedText] = tokenizer.encode([golden.text for golden in variant.golden])
     worst = 0.0
     for golden, one in zip(variant.golden, tokens, strict=True):
         expected = [golden.embedding, *(golden.logits[head.name] for head in manifest.heads)]

@@ -16,8 +16,8 @@ from polyhead_server.settings import Settings
 from . import postprocessing
 from .admission import Admission, Size
 from .model import Model, pad, self_test
-from .scheduler import Batch, BatchLimits, BatchQueue, Call, Entry
-from .types import BadItem, Item, Message, Numbers, Outcome, Result, Timings, Tokens, Truncation
+from .scheduler import Batch, BatchLimits, BatchScheduler, Entry, Flow
+from .types import InvalidItem, Item, ItemOutcome, Message, ModelOutput, Result, Timings, TokenizedText, Truncation
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _ALONE = 8
 
 Observe = Callable[[Batch, float], None]
 Follow = Callable[[Model, int, Sequence["_Future"], bool], None]
-_Future = asyncio.Future[Outcome]
+_Future = asyncio.Future[ItemOutcome]
 
 
 class Pipeline:
@@ -55,7 +55,7 @@ class Pipeline:
         self._max_windows = settings.max_windows
         self._observe = observe
         self._follow = follow
-        self.queue = BatchQueue(BatchLimits(model.max_batch_tokens, settings.max_padding, model.start_tokens))
+        self.queue = BatchScheduler(BatchLimits(model.max_batch_tokens, settings.max_padding, model.overhead_tokens))
         self.threads = threads = settings.compute_threads(model.engine.runtime.device)
         self.admission = Admission(
             self.queue, threads, settings.max_queue_s, settings.max_queue_tokens, model.tokens_per_s
@@ -102,7 +102,7 @@ class Pipeline:
     async def submit(
         self,
         message: Message,
-        call: Call,
+        call: Flow,
         deadline: float | None,
         *,
         patient: bool = False,
@@ -125,11 +125,11 @@ class Pipeline:
         futures: list[_Future] = [self._loop.create_future() for _ in message.items]
         good: list[tuple[Item, _Future]] = []
         for item, future in zip(message.items, futures, strict=True):
-            if isinstance(item, BadItem):
+            if isinstance(item, InvalidItem):
                 future.set_result(item.error)
             else:
                 good.append((item, future))
-        max_windows = self._max_windows if message.wishes.truncation is Truncation.WINDOW else 1
+        max_windows = self._max_windows if message.options.truncation is Truncation.WINDOW else 1
         sizes = self._sizes([item.text for item, _ in good], max_windows)
         admitted, refusal = self.admission.admit(call, sizes, deadline, patient=patient)
         if refusal:
@@ -140,7 +140,7 @@ class Pipeline:
         try:
             if admitted:
                 new = partial(Entry, call, deadline=deadline, arrived_ns=arrived_ns)
-                await self._enqueue(good[:admitted], sizes, message.wishes.truncation, max_windows, new)
+                await self._enqueue(good[:admitted], sizes, message.options.truncation, max_windows, new)
         except BaseException:
             # Cancelled, above all. Some may be in the queue already, and nobody is given their futures.
             for future in futures:
@@ -212,7 +212,7 @@ class Pipeline:
                 entries.append(entry)
         self.queue.put(entries)
 
-    def _parts(self, whole: _Future, tokens: Tokens) -> list[_Future]:
+    def _parts(self, whole: _Future, tokens: TokenizedText) -> list[_Future]:
         """A future for each window of a text, which together fulfil that of the whole."""
         if len(tokens.windows) == 1:
             return [whole]
@@ -230,13 +230,13 @@ class Pipeline:
         whole.add_done_callback(lambda _: [part.cancel() for part in parts])
         return parts
 
-    def _joined(self, tokens: Tokens, outcomes: Sequence[Outcome]) -> Outcome:
+    def _joined(self, tokens: TokenizedText, outcomes: Sequence[ItemOutcome]) -> ItemOutcome:
         results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
         if len(results) < len(outcomes):
             return next(outcome for outcome in outcomes if isinstance(outcome, ServerError))
         manifest = self.model.source.manifest
         try:
-            numbers = postprocessing.pool(
+            numbers = postprocessing.pool_windows(
                 manifest.heads,
                 [result.numbers for result in results],
                 [len(window) for window in tokens.windows],
@@ -292,11 +292,11 @@ class Pipeline:
             logger.exception("the engine fails")
             self._broken = f"{_FAILURES} passes in a row failed, and then the golden texts: {type(error).__name__}"
 
-    def _compute(self, entries: list[Entry], started_ns: int, engine: Engine) -> list[Outcome]:
+    def _compute(self, entries: list[Entry], started_ns: int, engine: Engine) -> list[ItemOutcome]:
         manifest = self.model.source.manifest
         try:
             input_ids, attention_mask = pad([entry.ids for entry in entries], manifest.pad_token_id)  # (B, T) x 2
-            rows = postprocessing.answer(manifest.heads, engine.run(input_ids, attention_mask))
+            rows = postprocessing.postprocess(manifest.heads, engine.run(input_ids, attention_mask))
             return self._results(entries, rows, started_ns, input_ids.size)
         except BaseException as error:  # noqa: BLE001 - the thread must live on, and nobody may be left waiting
             self._alone, again = 0, self.model.engine
@@ -316,8 +316,8 @@ class Pipeline:
         return self.model.engine
 
     def _results(
-        self, entries: list[Entry], rows: list[Numbers | None], started_ns: int, batch_tokens: int
-    ) -> list[Outcome]:
+        self, entries: list[Entry], rows: list[ModelOutput | None], started_ns: int, batch_tokens: int
+    ) -> list[ItemOutcome]:
         finished_ns = time.monotonic_ns()
         return [
             Result(
@@ -338,7 +338,7 @@ class Pipeline:
             for entry, row in zip(entries, rows, strict=True)
         ]
 
-    def _deliver(self, batch: Batch, outcomes: list[Outcome], compute_s: float, failed: bool) -> None:
+    def _deliver(self, batch: Batch, outcomes: list[ItemOutcome], compute_s: float, failed: bool) -> None:
         """Hands every entry of a batch its outcome, on the event loop."""
         for entry in batch.expired:
             _resolve(entry.future, ExpiredError())
@@ -351,6 +351,6 @@ class Pipeline:
                 self._observe(batch, compute_s)
 
 
-def _resolve(future: _Future, outcome: Outcome) -> None:
+def _resolve(future: _Future, outcome: ItemOutcome) -> None:
     if not future.done():
         future.set_result(outcome)

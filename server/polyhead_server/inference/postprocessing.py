@@ -8,7 +8,7 @@ import numpy as np
 import polyhead_bundle as bundle
 from numpy.typing import NDArray
 
-from .types import Numbers
+from .types import ModelOutput
 
 
 def probabilities(head: bundle.Head, logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -30,9 +30,9 @@ def probabilities(head: bundle.Head, logits: NDArray[np.float32]) -> NDArray[np.
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
-def pool(
-    heads: Sequence[bundle.Head], windows: Sequence[Numbers], tokens: Sequence[int], *, normalized: bool
-) -> Numbers:
+def pool_windows(
+    heads: Sequence[bundle.Head], windows: Sequence[ModelOutput], tokens: Sequence[int], *, normalized: bool
+) -> ModelOutput:
     """One text's answer from those of its windows, each weighted by its tokens.
 
     The mean of the embeddings, scaled to length 1 where ``normalized``; and of each head's logits, which needs no
@@ -57,10 +57,10 @@ def pool(
         powers = np.exp(weights @ np.log(np.maximum(odds, np.finfo(np.float32).tiny)))  # (outputs,) or (2,)
         shares = (powers / powers.sum()).astype(np.float32)
         pooled.append(shares[1:] if head.kind == "sigmoid" else shares)
-    return Numbers(embedding.astype(np.float32), tuple(pooled))
+    return ModelOutput(embedding.astype(np.float32), tuple(pooled))
 
 
-def answer(heads: Sequence[bundle.Head], outputs: Sequence[NDArray[np.float32]]) -> list[Numbers | None]:
+def postprocess(heads: Sequence[bundle.Head], outputs: Sequence[NDArray[np.float32]]) -> list[ModelOutput | None]:
     """Rows of a pass's outputs, one for each item.
 
     Args:
@@ -75,6 +75,6 @@ def answer(heads: Sequence[bundle.Head], outputs: Sequence[NDArray[np.float32]])
         scores = [probabilities(head, values) for head, values in zip(heads, logits, strict=True)]
     finite = np.logical_and.reduce([np.isfinite(values).all(axis=-1) for values in outputs])  # (B,)
     return [
-        Numbers(embedding[row], tuple(score[row] for score in scores)) if finite[row] else None
+        ModelOutput(embedding[row], tuple(score[row] for score in scores)) if finite[row] else None
         for row in range(len(embedding))
     ]

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .types import Outcome, Tokens
+from .types import ItemOutcome, TokenizedText
 
 # One pass in so many is headed by the entry that has waited longest.
 _OLDEST_EVERY = 8
@@ -33,7 +33,7 @@ _REMEMBERED = 1000
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class Flow:
     """One call, a stream or a unary one, as far as the queue shares out turns.
 
     Attributes:
@@ -46,7 +46,7 @@ class Call:
 
     waiting_tokens: int = 0
     whole: bool = False
-    taken_tokens: int = 0
+    in_service_tokens: int = 0
     finish: float = 0.0
     last_tokens: int = 0
 
@@ -68,10 +68,10 @@ class Entry:
         waiting: Whether it is in the queue; the queue's own business.
     """
 
-    call: Call
-    tokens: Tokens
+    call: Flow
+    tokens: TokenizedText
     ids: list[int]
-    future: asyncio.Future[Outcome]
+    future: asyncio.Future[ItemOutcome]
     deadline: float | None
     arrived_ns: int
     tokenized_ns: int
@@ -121,7 +121,7 @@ class BatchLimits:
 
     max_tokens: int
     max_padding: float
-    start_tokens: float
+    overhead_tokens: float
 
     def admit(self, count: int, longest: int, real_tokens: int, budget: int) -> bool:
         """Whether ``count`` texts with ``real_tokens`` together, at most ``longest`` each, may ride together.
@@ -133,10 +133,10 @@ class BatchLimits:
 
     def worth(self, count: int, longest: int, real_tokens: int) -> float:
         """Real tokens over all that the pass costs."""
-        return real_tokens / (self.start_tokens + count * longest)
+        return real_tokens / (self.overhead_tokens + count * longest)
 
 
-class BatchQueue:
+class BatchScheduler:
     """Entries in, batches out; safe to use from any thread.
 
     Entries stand in one lane for each length, a heap by their turn, and those with a deadline also in a heap, so that
@@ -168,7 +168,7 @@ class BatchQueue:
         self._marked = 0
         self.waiting = 0
         self.waiting_tokens = 0
-        self.taken_tokens = 0
+        self.in_service_tokens = 0
         self.calls = 0
 
     def put(self, entries: Iterable[Entry]) -> None:
@@ -283,8 +283,8 @@ class BatchQueue:
     def _serve(self, entry: Entry) -> None:
         self._now += entry.length / self.calls
         if entry.call.whole:
-            entry.call.taken_tokens += entry.length
-            self.taken_tokens += entry.length
+            entry.call.in_service_tokens += entry.length
+            self.in_service_tokens += entry.length
         self._leave(entry)
 
     def _pass_over(self, length: int) -> None:
@@ -315,8 +315,8 @@ class BatchQueue:
         entry.call.waiting_tokens -= entry.length
         if not entry.call.waiting_tokens:
             self.calls -= 1
-            self.taken_tokens -= entry.call.taken_tokens
-            entry.call.taken_tokens = 0
+            self.in_service_tokens -= entry.call.in_service_tokens
+            entry.call.in_service_tokens = 0
 
     def _clear_away(self) -> None:
         """Forgets entries that have left, when there are so many that this costs little for each of them."""

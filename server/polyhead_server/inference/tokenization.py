@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tokenizers
 
-from .types import Tokens
+from .types import TokenizedText
 from .word_cache import MOST_CHARACTERS, PlainWords, suits
 
 # Tokenizing takes about 0.3 us a character: up to here it is cheaper than a hop to a thread and back (0.1 ms).
@@ -71,7 +71,7 @@ class Tokenizer:
             size += characters
         yield slice(begin, len(texts))
 
-    async def encode_async(self, texts: list[str], max_windows: int = 1) -> list[Tokens]:
+    async def encode_async(self, texts: list[str], max_windows: int = 1) -> list[TokenizedText]:
         """``encode`` without holding up the event loop."""
         characters = sum(map(len, texts))
         if characters <= _INLINE_CHARACTERS:
@@ -85,7 +85,7 @@ class Tokenizer:
             return _filled(known, self.encode(left, max_windows))
         return _filled(known, await self._encode_apart(left, max_windows))
 
-    def encode(self, texts: list[str], max_windows: int = 1) -> list[Tokens]:
+    def encode(self, texts: list[str], max_windows: int = 1) -> list[TokenizedText]:
         """Token ids of each text, cut to the model's limit, or to as many windows.
 
         A text beyond the limit of characters is cut there before it is tokenized, so that its cost is bounded.
@@ -94,16 +94,16 @@ class Tokenizer:
         left = [text for text, tokens in zip(texts, known, strict=True) if tokens is None]
         return _filled(known, self._make(left, max_windows))
 
-    async def _encode_apart(self, texts: list[str], max_windows: int) -> list[Tokens]:
+    async def _encode_apart(self, texts: list[str], max_windows: int) -> list[TokenizedText]:
         return await asyncio.get_running_loop().run_in_executor(self._executor, self.encode, texts, max_windows)
 
-    def _look_up(self, text: str, max_windows: int, *, learn: bool) -> Tokens | None:
+    def _look_up(self, text: str, max_windows: int, *, learn: bool) -> TokenizedText | None:
         """A text of plain words; None for any other."""
         head, words = text[: self._max_characters], self._words
         ids = words.encode(head, learn=learn) if words else None
         return None if ids is None else self._read(text, head, ids, max_windows)
 
-    def _make(self, texts: list[str], max_windows: int) -> list[Tokens]:
+    def _make(self, texts: list[str], max_windows: int) -> list[TokenizedText]:
         """What the library makes of texts."""
         if not texts:
             return []
@@ -126,17 +126,17 @@ class Tokenizer:
         as_expected = self._tokenizer.encode(text).ids == [*leading, *plain, *trailing]
         return PlainWords(self._tokenizer, leading, trailing) if as_expected else None
 
-    def _read(self, text: str, head: str, ids: list[int], max_windows: int) -> Tokens:
+    def _read(self, text: str, head: str, ids: list[int], max_windows: int) -> TokenizedText:
         if len(ids) <= self._max_tokens:
-            return Tokens((ids,), len(ids), cut_at=len(head) if len(head) < len(text) else None)
+            return TokenizedText((ids,), len(ids), cut_at=len(head) if len(head) < len(text) else None)
         end = len(ids) - self._trailing
         content = ids[self._leading : end]
         parts = self._windows(len(content), max_windows)
         windows = tuple([*ids[: self._leading], *content[begin:stop], *ids[end:]] for begin, stop in parts)
         read = parts[-1][1]
         if read == len(content):
-            return Tokens(windows, len(ids), cut_at=len(head) if len(head) < len(text) else None)
-        return Tokens(windows, len(ids), cut_at=self._begin(head, read))
+            return TokenizedText(windows, len(ids), cut_at=len(head) if len(head) < len(text) else None)
+        return TokenizedText(windows, len(ids), cut_at=self._begin(head, read))
 
     def _begin(self, head: str, number: int) -> int:
         """The code point where a token of the text itself begins."""
@@ -159,7 +159,7 @@ class Tokenizer:
         return [(begin, begin + length) for begin in begins]
 
 
-def _filled(known: list[Tokens | None], made: list[Tokens]) -> list[Tokens]:
+def _filled(known: list[TokenizedText | None], made: list[TokenizedText]) -> list[TokenizedText]:
     """All of them, in order."""
     others = iter(made)
     return [next(others) if tokens is None else tokens for tokens in known]

@@ -48,7 +48,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class BadItem:
+class InvalidItem:
     """An item that could not be read, with the reason; it is answered like any other."""
 
     item_id: str
@@ -56,7 +56,7 @@ class BadItem:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class RequestOptions:
     """What a message asks for all of its items.
 
     Attributes:
@@ -82,13 +82,13 @@ class Wishes:
 class Message:
     """A request message after reading. ``in_order`` is None when the message does not say."""
 
-    items: tuple[Item | BadItem, ...]
-    wishes: Wishes
+    items: tuple[Item | InvalidItem, ...]
+    options: RequestOptions
     in_order: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class TokenizedText:
     """A text as the model reads it.
 
     Attributes:
@@ -131,7 +131,7 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
+class ModelOutput:
     """One item's row of what the engine and the heads made of its batch.
 
     Attributes:
@@ -147,10 +147,10 @@ class Numbers:
 class Result:
     """What one item is answered with."""
 
-    numbers: Numbers
-    tokens: Tokens
+    numbers: ModelOutput
+    tokens: TokenizedText
     timings: Timings
 
 
 # What becomes of an item: errors are values here, so that one item's never disturbs another's.
-Outcome = Result | ServerError
+ItemOutcome = Result | ServerError

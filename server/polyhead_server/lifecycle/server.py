@@ -32,9 +32,9 @@ from polyhead_server.observability.tracing import Tracing
 from polyhead_server.rpc.admin_service import listen
 from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.inference_service import NAME, InferenceService, handler
-from polyhead_server.rpc.interceptors.auth import Authorization
+from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
-from polyhead_server.rpc.interceptors.telemetry import Observation
+from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
 from polyhead_server.security.tls import Certificates
 from polyhead_server.settings import Settings
 from polyhead_server.workers.ipc import Values
@@ -102,13 +102,13 @@ class _Process:
         self._metrics = Metrics()
         self._health = Health()
         self._service = InferenceService(settings, self._metrics)
-        self._certificates = Certificates.told(settings)
+        self._certificates = Certificates.from_settings(settings)
         if self._certificates:
             self._certificates.observe(self._metrics.certificate_expiry())
-        self._tracing = Tracing.told(settings)
+        self._tracing = Tracing.from_settings(settings)
         # Refused calls are counted, too.
-        observation = Observation(settings, self._metrics, self._tracing)
-        interceptors = [observation, *Authorization.told(settings), ErrorInterceptor(NAME)]
+        observation = TelemetryInterceptor(settings, self._metrics, self._tracing)
+        interceptors = [observation, *AuthInterceptor.from_settings(settings), ErrorInterceptor(NAME)]
         self._server = aio.server(interceptors=interceptors, options=_options(settings, shares_port=bool(team)))
         self._control = Control(settings, self._service, self._health, team.ask if team else None)
         self._tasks: set[asyncio.Task[Any]] = set()

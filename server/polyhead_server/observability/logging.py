@@ -14,7 +14,7 @@ from typing import Any
 from polyhead_server import memory
 
 # What every line says that is written on behalf of a call: its request id, and its trace's id where it is traced.
-CALL: ContextVar[Mapping[str, str]] = ContextVar("polyhead_call", default=MappingProxyType({}))
+REQUEST_CONTEXT: ContextVar[Mapping[str, str]] = ContextVar("polyhead_call", default=MappingProxyType({}))
 
 _TEXT = "%(asctime)s %(process)d %(levelname)s %(name)s:%(call)s %(message)s"
 
@@ -28,7 +28,7 @@ def configure(level: str, form: str) -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(_TEXT))
-    handler.addFilter(memory.Watch())
+    handler.addFilter(memory.OutOfMemoryFilter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
@@ -42,7 +42,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, with the call's request id in brackets."""
-        request_id = CALL.get().get("request_id")
+        request_id = REQUEST_CONTEXT.get().get("request_id")
         record.call = f" [{request_id}]" if request_id else ""
         return super().format(record)
 
@@ -58,7 +58,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "process": record.process,
             "message": record.getMessage(),
-            **CALL.get(),
+            **REQUEST_CONTEXT.get(),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

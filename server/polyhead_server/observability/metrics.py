@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from polyhead_server.inference.model import Model
     from polyhead_server.inference.pipeline import Pipeline
     from polyhead_server.inference.scheduler import Batch
-    from polyhead_server.inference.types import Outcome
+    from polyhead_server.inference.types import ItemOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ class Metrics:
         """Counts a reload: ``success`` or ``refused``."""
         self._reloads.labels(outcome).inc()
 
-    def answered(self, outcomes: Iterable[Outcome]) -> None:
+    def answered(self, outcomes: Iterable[ItemOutcome]) -> None:
         """Counts the errors and the truncated texts among answers."""
         for outcome in outcomes:
             if isinstance(outcome, ServerError):

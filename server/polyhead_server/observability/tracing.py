@@ -22,7 +22,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from polyhead_server.errors import ServerError, StartupError
-from polyhead_server.inference.types import Outcome, Result, Timings
+from polyhead_server.inference.types import ItemOutcome, Result, Timings
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -53,7 +53,7 @@ class Tracing:
         self._clocks_apart_ns = time.time_ns() - time.monotonic_ns()
 
     @classmethod
-    def told(cls, settings: Settings) -> Tracing | None:
+    def from_settings(cls, settings: Settings) -> Tracing | None:
         """What the settings ask for; None where they ask for nothing, which costs nothing.
 
         Raises:
@@ -97,7 +97,9 @@ class Tracing:
             span.set_attribute("error.type", code)
             span.set_status(self._trace.StatusCode.ERROR)
 
-    def follow(self, model: Model, arrived_ns: int, futures: Sequence[asyncio.Future[Outcome]], stream: bool) -> None:
+    def follow(
+        self, model: Model, arrived_ns: int, futures: Sequence[asyncio.Future[ItemOutcome]], stream: bool
+    ) -> None:
         """Traces a message, below the span that is current, once all of its items have their outcome."""
         span = self._trace.get_current_span()
         if span.is_recording() and futures:
@@ -128,7 +130,7 @@ class Tracing:
             await asyncio.wait_for(done.wait(), _FLUSH_S)
 
     def _message(
-        self, call: Span, model: Model, arrived_ns: int, futures: Sequence[asyncio.Future[Outcome]], stream: bool
+        self, call: Span, model: Model, arrived_ns: int, futures: Sequence[asyncio.Future[ItemOutcome]], stream: bool
     ) -> None:
         outcomes = [future.result() for future in futures if not future.cancelled()]
         results = [outcome for outcome in outcomes if isinstance(outcome, Result)]

@@ -19,7 +19,7 @@ from polyhead.v1 import admin_service_pb2_grpc, item_pb2
 
 from polyhead_server.addresses import alone, private_files
 from polyhead_server.errors import StartupError
-from polyhead_server.rpc.interceptors.auth import Authorization
+from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.security.tls import Certificates, add_port
 from polyhead_server.settings import Settings
@@ -70,7 +70,7 @@ class AdminServer:
             unshared = not self._shares_port or self._address.startswith("unix:")
             address = stack.enter_context(alone(self._address)) if unshared else self._address
             # No name: each of these services parses its messages itself, and may fail to.
-            interceptors = [*Authorization.told(self._settings), ErrorInterceptor("")]
+            interceptors = [*AuthInterceptor.from_settings(self._settings), ErrorInterceptor("")]
             server = aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", int(self._shares_port))])
             stack.push_async_callback(server.stop, _FLUSH_S)
             admin_service_pb2_grpc.add_AdminServiceServicer_to_server(_AdminServicer(self._ask), server)

@@ -22,15 +22,15 @@ from polyhead_server.errors import (
     OverloadedError,
 )
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.inference.scheduler import Call
-from polyhead_server.inference.types import ALL_TASKS, BadItem, Message, Task
+from polyhead_server.inference.scheduler import Flow
+from polyhead_server.inference.types import ALL_TASKS, InvalidItem, Message, Task
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.settings import Settings
 
 from .model_info import describe
-from .request_decoder import Reader
+from .request_decoder import RequestDecoder
 from .response_buffer import Pending, Window
-from .response_encoder import Writer
+from .response_encoder import ResponseEncoder
 
 NAME = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 
@@ -50,7 +50,7 @@ class Served:
     """A model that answers, and what writes its answers."""
 
     pipeline: Pipeline
-    writer: Writer
+    writer: ResponseEncoder
 
 
 class InferenceService:
@@ -82,7 +82,7 @@ class InferenceService:
     def serve(self, pipeline: Pipeline) -> None:
         """Answers messages with this pipeline from now on; those that came before keep theirs."""
         model = pipeline.model
-        self._served = Served(pipeline, Writer(model.source.manifest, model.fingerprints))
+        self._served = Served(pipeline, ResponseEncoder(model.source.manifest, model.fingerprints))
 
     def drain(self) -> None:
         """Takes nothing in any more: streams end with UNAVAILABLE after their last accepted item was answered."""
@@ -102,7 +102,7 @@ class InferenceService:
         """The unary call: every item of one message."""
         with self._call() as served:
             message = _checked(message, served.writer)
-            futures = await served.pipeline.submit(message, Call(whole=True), _deadline(context))
+            futures = await served.pipeline.submit(message, Flow(whole=True), _deadline(context))
             # Whoever is cancelled here cancels the futures, which takes their items out of the queue.
             outcomes = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
             self._metrics.answered(outcomes)
@@ -112,7 +112,7 @@ class InferenceService:
                 raise refusals[0]
             pairs = zip(message.items, outcomes, strict=True)
             return inference_service_pb2.AnalyzeResponse(
-                answers=[served.writer.answer(item.item_id, outcome, message.wishes) for item, outcome in pairs]
+                answers=[served.writer.answer(item.item_id, outcome, message.options) for item, outcome in pairs]
             )
 
     async def stream(
@@ -128,7 +128,7 @@ class InferenceService:
             try:
                 while pendings := await window.ready():
                     self._metrics.answered(one.future.result() for one in pendings)
-                    answers = (one.writer.answer(one.item_id, one.future.result(), one.wishes) for one in pendings)
+                    answers = (one.writer.answer(one.item_id, one.future.result(), one.options) for one in pendings)
                     for chunk in _chunks(answers):
                         await context.write(response_type(answers=chunk))
             finally:
@@ -189,12 +189,12 @@ class InferenceService:
             raise NotReadyError
         return self._served
 
-    async def _room(self, served: Served | None, call: Call) -> tuple[Served, Call]:
+    async def _room(self, served: Served | None, call: Flow) -> tuple[Served, Flow]:
         """Waits until the pipeline has room for a stream's message; returns the one that has, and the stream there."""
         while True:
             if served is not (now := self._require_served()):
                 # A queue counts what waits of a call: the old one goes on with its own count.
-                served, call = now, Call()
+                served, call = now, Flow()
             await served.pipeline.admission.room(call)
             # Another may have taken over meanwhile.
             if served is self._served:
@@ -202,7 +202,7 @@ class InferenceService:
 
     async def _read(self, messages: AsyncIterator[Message], window: Window, deadline: float | None) -> None:
         """Submits the stream's items until the client has no more, or the server drains."""
-        first, served, call = True, None, Call()
+        first, served, call = True, None, Flow()
         try:
             async for message in messages:
                 if first and message.in_order is not None:
@@ -213,7 +213,7 @@ class InferenceService:
                 accepted = _checked(_require_order(message, window.in_order), served.writer)
                 futures = await served.pipeline.submit(accepted, call, deadline, patient=True, arrived_ns=arrived_ns)
                 for item, future in zip(accepted.items, futures, strict=True):
-                    window.add(Pending(item.item_id, accepted.wishes, served.writer, future))
+                    window.add(Pending(item.item_id, accepted.options, served.writer, future))
             window.close()
         except Exception as error:  # noqa: BLE001 - raised again by the writer, which is the RPC
             window.close(error)
@@ -228,7 +228,7 @@ def handler(service: InferenceService) -> grpc.GenericRpcHandler:
     handlers: dict[str, Any] = {
         "Analyze": grpc.unary_unary_rpc_method_handler(
             service.analyze,
-            Reader(pb2.AnalyzeRequest, max_items, max_text_bytes=service.max_text_bytes),
+            RequestDecoder(pb2.AnalyzeRequest, max_items, max_text_bytes=service.max_text_bytes),
             pb2.AnalyzeResponse.SerializeToString,
         ),
         "GetModelInfo": grpc.unary_unary_rpc_method_handler(
@@ -242,7 +242,7 @@ def handler(service: InferenceService) -> grpc.GenericRpcHandler:
         response_type = getattr(pb2, f"{name}Response")
         handlers[name] = grpc.stream_stream_rpc_method_handler(
             _stream_method(service, response_type),
-            Reader(getattr(pb2, f"{name}Request"), max_items, tasks, service.max_text_bytes),
+            RequestDecoder(getattr(pb2, f"{name}Request"), max_items, tasks, service.max_text_bytes),
             response_type.SerializeToString,
         )
     return grpc.method_handlers_generic_handler(NAME, handlers)
@@ -267,17 +267,17 @@ def _require_order(message: Message, in_order: bool) -> Message:
     return _refused(message, InvalidRequestError("STREAM_ORDER_CHANGED", problem))
 
 
-def _checked(message: Message, writer: Writer) -> Message:
+def _checked(message: Message, writer: ResponseEncoder) -> Message:
     """The message, refused where this model is not what it asks for."""
-    wishes = message.wishes
-    if wishes.dimensions > writer.dimensions:
-        problem = f"the embedding has {writer.dimensions} dimensions, not {wishes.dimensions}"
+    options = message.options
+    if options.dimensions > writer.dimensions:
+        problem = f"the embedding has {writer.dimensions} dimensions, not {options.dimensions}"
         return _refused(message, InvalidRequestError("TOO_MANY_DIMENSIONS", problem))
-    if wishes.expected_space or wishes.expected_heads:
+    if options.expected_space or options.expected_heads:
         actual = writer.fingerprints
         heads = {head.head: head.fingerprint for head in actual.heads}
-        expected = [("embedding_space", wishes.expected_space, actual.embedding_space)]
-        expected += [(name, fingerprint, heads.get(name, "")) for name, fingerprint in wishes.expected_heads]
+        expected = [("embedding_space", options.expected_space, actual.embedding_space)]
+        expected += [(name, fingerprint, heads.get(name, "")) for name, fingerprint in options.expected_heads]
         for what, wanted, got in expected:
             if wanted not in {"", got}:
                 return _refused(message, FingerprintMismatchError(what, wanted, got))
@@ -286,7 +286,7 @@ def _checked(message: Message, writer: Writer) -> Message:
 
 def _refused(message: Message, error: InvalidRequestError) -> Message:
     """A message whose items are all answered with an error."""
-    return Message(tuple(BadItem(item.item_id, error) for item in message.items), message.wishes)
+    return Message(tuple(InvalidItem(item.item_id, error) for item in message.items), message.options)
 
 
 def _chunks(answers: Iterator[item_pb2.Answer]) -> Iterator[list[item_pb2.Answer]]:

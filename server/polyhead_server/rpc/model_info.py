@@ -10,10 +10,10 @@ from polyhead.v1 import model_pb2
 from polyhead_server.inference.model import Model
 from polyhead_server.settings import Settings
 
-from .response_encoder import Writer
+from .response_encoder import ResponseEncoder
 
 
-def describe(model: Model, writer: Writer, settings: Settings) -> model_pb2.ModelInfo:
+def describe(model: Model, writer: ResponseEncoder, settings: Settings) -> model_pb2.ModelInfo:
     """What ``GetModelInfo`` answers."""
     manifest, runtime = model.source.manifest, model.engine.runtime
     return model_pb2.ModelInfo(

@@ -14,7 +14,16 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from polyhead.v1 import inference_service_pb2, item_pb2
 
 from polyhead_server.errors import InvalidRequestError
-from polyhead_server.inference.types import ALL_TASKS, BadItem, Encoding, Item, Message, Task, Truncation, Wishes
+from polyhead_server.inference.types import (
+    ALL_TASKS,
+    Encoding,
+    InvalidItem,
+    Item,
+    Message,
+    RequestOptions,
+    Task,
+    Truncation,
+)
 
 from . import message_limits
 
@@ -48,7 +57,7 @@ _IN_ORDER = {
 }
 
 
-class Reader:
+class RequestDecoder:
     """Reads request messages of one type; used as gRPC's deserializer."""
 
     def __init__(
@@ -91,17 +100,17 @@ class Reader:
         items = tuple(_read_item(item.item_id, item.text, max_text_bytes) for item in request.items)
         try:
             in_order = _known(_IN_ORDER, getattr(request, "order", 0), "order")
-            return Message(items, self._wishes(request), in_order)
+            return Message(items, self._options(request), in_order)
         except InvalidRequestError as error:
-            return Message(tuple(BadItem(item.item_id, error) for item in items), Wishes())
+            return Message(tuple(InvalidItem(item.item_id, error) for item in items), RequestOptions())
 
-    def _wishes(self, request: Any) -> Wishes:
+    def _options(self, request: Any) -> RequestOptions:
         # In a small message there may still be thousands.
         numbers = set(getattr(request, "tasks", ()))
         tasks = frozenset(_known(_TASKS, task, "task") for task in numbers)
         embedding_options = getattr(request, "embedding_options", None)
         expected = request.options.expected_fingerprints
-        return Wishes(
+        return RequestOptions(
             tasks=tasks or self._tasks,
             encoding=_known(_ENCODINGS, embedding_options.encoding if embedding_options else 0, "encoding"),
             dimensions=embedding_options.dimensions if embedding_options else 0,
@@ -114,7 +123,7 @@ class Reader:
 
 def _unread(error: InvalidRequestError) -> Message:
     """Stands for a message of which no item was read."""
-    return Message((BadItem("", error),), Wishes())
+    return Message((InvalidItem("", error),), RequestOptions())
 
 
 def _known(table: dict[Any, Any], number: int, field: str) -> Any:
@@ -123,20 +132,20 @@ def _known(table: dict[Any, Any], number: int, field: str) -> Any:
     return table[number]
 
 
-def _read_item(item_id: bytes, text: bytes, max_text_bytes: int) -> Item | BadItem:
+def _read_item(item_id: bytes, text: bytes, max_text_bytes: int) -> Item | InvalidItem:
     """An item. Of its text, no more is looked at than the model may read."""
     identity = item_id.decode(errors="replace")
     if len(item_id) > MAX_ITEM_ID_BYTES:
         problem = f"item_id has more than {MAX_ITEM_ID_BYTES} bytes"
-        return BadItem(identity[:_SHOWN], InvalidRequestError("ITEM_ID_TOO_LONG", problem))
+        return InvalidItem(identity[:_SHOWN], InvalidRequestError("ITEM_ID_TOO_LONG", problem))
     if identity.encode() != item_id:
-        return BadItem(identity[:_SHOWN], InvalidRequestError("ITEM_ID_NOT_UTF8", "item_id is not valid UTF-8"))
+        return InvalidItem(identity[:_SHOWN], InvalidRequestError("ITEM_ID_NOT_UTF8", "item_id is not valid UTF-8"))
     try:
         # The cut may go through a character, of which the decoder then waits for the rest.
         read, _ = _decode(text[:max_text_bytes], "strict", len(text) <= max_text_bytes)
     except UnicodeDecodeError as error:
         problem = f"text is not valid UTF-8: {error.reason} at byte {error.start}"
-        return BadItem(identity, InvalidRequestError("TEXT_NOT_UTF8", problem))
+        return InvalidItem(identity, InvalidRequestError("TEXT_NOT_UTF8", problem))
     return Item(identity, read)
 
 

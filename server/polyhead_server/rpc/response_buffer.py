@@ -6,9 +6,9 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-from polyhead_server.inference.types import Outcome, Wishes
+from polyhead_server.inference.types import ItemOutcome, RequestOptions
 
-from .response_encoder import Writer
+from .response_encoder import ResponseEncoder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -16,9 +16,9 @@ class Pending:
     """One item of the stream: its id, what was wished for it, what writes its answer, and its outcome to come."""
 
     item_id: str
-    wishes: Wishes
-    writer: Writer
-    future: asyncio.Future[Outcome]
+    options: RequestOptions
+    writer: ResponseEncoder
+    future: asyncio.Future[ItemOutcome]
 
 
 class Window:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from polyhead.v1 import item_pb2
 
 from polyhead_server.errors import ServerError
-from polyhead_server.inference.types import Encoding, Outcome, Result, Task, Timings, Wishes
+from polyhead_server.inference.types import Encoding, ItemOutcome, RequestOptions, Result, Task, Timings
 
 from .status import status
 
@@ -26,7 +26,7 @@ _ENCODING_NUMBERS = {
 _LARGEST_INT8 = 127
 
 
-class Writer:
+class ResponseEncoder:
     """Writes the answers of one model."""
 
     def __init__(self, manifest: bundle.Manifest, fingerprints: bundle.Fingerprints) -> None:
@@ -41,13 +41,13 @@ class Writer:
             ],
         )
 
-    def answer(self, item_id: str, outcome: Outcome, wishes: Wishes) -> item_pb2.Answer:
+    def answer(self, item_id: str, outcome: ItemOutcome, options: RequestOptions) -> item_pb2.Answer:
         """One item's answer."""
         if isinstance(outcome, ServerError):
             return item_pb2.Answer(item_id=item_id, error=status(outcome))
-        return item_pb2.Answer(item_id=item_id, result=self._result(outcome, wishes))
+        return item_pb2.Answer(item_id=item_id, result=self._result(outcome, options))
 
-    def _result(self, result: Result, wishes: Wishes) -> item_pb2.Result:
+    def _result(self, result: Result, options: RequestOptions) -> item_pb2.Result:
         tokens = result.tokens
         wire = item_pb2.Result(
             truncation=item_pb2.Truncation(
@@ -58,24 +58,24 @@ class Writer:
                 windows=len(tokens.windows),
             ),
             fingerprints=self.fingerprints,
-            timings=_timings(result.timings) if wishes.timings else None,
+            timings=_timings(result.timings) if options.timings else None,
         )
-        if Task.EMBEDDING in wishes.tasks:
-            self._put_embedding(wire.embedding, result.numbers.embedding, wishes)
-        if Task.CLASSIFICATION in wishes.tasks:
+        if Task.EMBEDDING in options.tasks:
+            self._put_embedding(wire.embedding, result.numbers.embedding, options)
+        if Task.CLASSIFICATION in options.tasks:
             _put_first_and_rest(wire.classification, wire.additional_classifications, self._classifications(result))
-        if Task.SENTIMENT in wishes.tasks:
+        if Task.SENTIMENT in options.tasks:
             _put_first_and_rest(wire.sentiment, wire.additional_sentiments, self._sentiments(result))
         return wire
 
-    def _put_embedding(self, wire: item_pb2.Embedding, values: NDArray[np.float32], wishes: Wishes) -> None:
-        if wishes.dimensions:
-            values = values[: wishes.dimensions]  # (dimensions,)
+    def _put_embedding(self, wire: item_pb2.Embedding, values: NDArray[np.float32], options: RequestOptions) -> None:
+        if options.dimensions:
+            values = values[: options.dimensions]  # (dimensions,)
             if self._normalized:
                 # What is left may be all zeros, which have no direction and stay as they are.
                 values = values / np.float32(np.linalg.norm(values) or 1)
-        wire.values, wire.scale = encode(values, wishes.encoding)
-        wire.encoding = _ENCODING_NUMBERS[wishes.encoding]
+        wire.values, wire.scale = encode(values, options.encoding)
+        wire.encoding = _ENCODING_NUMBERS[options.encoding]
         wire.dimensions = len(values)
 
     def _classifications(self, result: Result) -> Iterable[item_pb2.Classification]:

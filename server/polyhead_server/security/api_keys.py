@@ -37,7 +37,7 @@ from polyhead.v1 import admin_service_pb2, inference_service_pb2
 
 from polyhead_server.errors import PermissionDeniedError, StartupError, UnauthenticatedError
 
-from .file_watcher import Watched, read_bytes
+from .file_watcher import ReloadingFile, read_bytes
 
 # The name of the key that the call being answered came with; empty where the server has no keys. Set for the task of
 # the call and for all that it starts, so that logs and metrics may say who asked.
@@ -93,7 +93,7 @@ class Keys:
         Raises:
             StartupError: The file cannot be used; says why.
         """
-        self._keys = Watched([path], lambda: read(path))
+        self._keys = ReloadingFile([path], lambda: read(path))
         self._clock = clock
 
     def authorize(self, shown: str, method: str) -> str:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 _RETRY_S = 10.0
 
 
-class Watched(Generic[T]):
+class ReloadingFile(Generic[T]):
     """A value read from files. Looking whether they changed costs one ``stat`` a file, and needs no thread."""
 
     def __init__(

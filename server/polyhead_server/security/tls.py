@@ -20,7 +20,7 @@ from grpc import aio
 from polyhead_server.errors import StartupError
 from polyhead_server.settings import Settings
 
-from .file_watcher import Watched, read_bytes
+from .file_watcher import ReloadingFile, read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _RARE_KEYS = {bytes.fromhex("300506032b6570032100"): "Ed25519", bytes.fromhex("06052b8104002303818600"): "P-521"}
 
 
-class Pair(NamedTuple):
+class CheckedCertificate(NamedTuple):
     """A certificate that was checked.
 
     Attributes:
@@ -59,12 +59,12 @@ class Certificates:
         self._wants_clients = client_ca is not None
         self._observe: Callable[[float], None] = lambda _: None
         paths = [cert, key] if client_ca is None else [cert, key, client_ca]
-        self._pair = Watched(paths, lambda: _read(cert, key, client_ca))
+        self._pair = ReloadingFile(paths, lambda: _read(cert, key, client_ca))
         if key.stat().st_mode & stat.S_IROTH:
             logger.warning("everybody on this machine may read the private key %s; chmod 600 takes that away", key)
 
     @classmethod
-    def told(cls, settings: Settings) -> Certificates | None:
+    def from_settings(cls, settings: Settings) -> Certificates | None:
         """Those that the settings name; None when the server is to speak plain text.
 
         Raises:
@@ -105,7 +105,7 @@ def add_port(server: aio.Server, address: str, certificates: Certificates | None
     return server.add_insecure_port(address)
 
 
-def _read(cert: Path, key: Path, client_ca: Path | None) -> Pair:
+def _read(cert: Path, key: Path, client_ca: Path | None) -> CheckedCertificate:
     chain, secret = read_bytes(cert, "the certificate"), read_bytes(key, "the private key")
     authorities = None if client_ca is None else read_bytes(client_ca, "the authority of clients")
     expiry_s = _expiry_s(cert, key)
@@ -114,7 +114,7 @@ def _read(cert: Path, key: Path, client_ca: Path | None) -> Pair:
     # The checks read the files by themselves.
     if read_bytes(cert, "the certificate") != chain or read_bytes(key, "the private key") != secret:
         raise StartupError(f"{cert} or {key} is being written")
-    return Pair(grpc.ssl_server_certificate_configuration([(secret, chain)], authorities), expiry_s)
+    return CheckedCertificate(grpc.ssl_server_certificate_configuration([(secret, chain)], authorities), expiry_s)
 
 
 def _expiry_s(cert: Path, key: Path) -> float:

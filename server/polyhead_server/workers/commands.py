@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _ANSWER_S = 10.0
 
 
-class Orders:
+class WorkerCommands:
     """Orders to all workers, and the state that those who start later must share.
 
     Attributes:

@@ -33,7 +33,7 @@ from polyhead_server.errors import StartupError
 from polyhead_server.observability.metrics import WorkerMetrics, listen_for_scrapes
 from polyhead_server.settings import Settings, usable_cores
 
-from .commands import Orders
+from .commands import WorkerCommands
 from .ipc import Start
 from .process import WorkerProcess
 
@@ -116,7 +116,7 @@ class _Supervisor:
         self._workers: set[WorkerProcess] = set()
         # Of each number the one that serves now.
         self._serving: dict[int, WorkerProcess] = {}
-        self._orders = Orders(settings, self._workers, self._serving)
+        self._orders = WorkerCommands(settings, self._workers, self._serving)
         self._cut_off = False
         self._background: set[asyncio.Task[Any]] = set()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from polyhead_client import Answer, InvalidRequestError, ItemError, TooMuchError
+from polyhead_client import Answer, InvalidRequestError, ItemError, ResourceExhaustedError
 from polyhead_client.core.message_limits import MessageLimits
 
 from tests.client.conftest import Face, served
@@ -16,7 +16,7 @@ from tests.support.fake_server import BUSY, FakeServicer
 from .test_stream_state import answers_to, flow, ids, offered, refusals_of
 
 TOO_MANY = InvalidRequestError("INVALID_ARGUMENT", "at most 2", "TOO_MANY_ITEMS")
-TOO_LARGE = TooMuchError("RESOURCE_EXHAUSTED", "SERVER: Received message larger than max (2000 vs. 1000)")
+TOO_LARGE = ResourceExhaustedError("RESOURCE_EXHAUSTED", "SERVER: Received message larger than max (2000 vs. 1000)")
 
 
 @pytest.fixture

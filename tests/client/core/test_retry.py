@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from polyhead_client import InvalidRequestError, ItemError, TooMuchError, UnavailableError
+from polyhead_client import InvalidRequestError, ItemError, ResourceExhaustedError, UnavailableError
 from polyhead_client.core.retry import Deadline, Failure, Retries, RetryBudget
 from polyhead_client.errors import PolyheadError
 
@@ -28,8 +28,8 @@ def test_server_that_is_away_is_asked_again_after_longer_and_longer() -> None:
     [
         (UnavailableError("CANCELLED", ""), 0.05),
         (UnavailableError("ABORTED", ""), None),
-        (TooMuchError("RESOURCE_EXHAUSTED", "message too large"), None),
-        (TooMuchError("RESOURCE_EXHAUSTED", "busy", retry_after_s=7.0), 7.0),
+        (ResourceExhaustedError("RESOURCE_EXHAUSTED", "message too large"), None),
+        (ResourceExhaustedError("RESOURCE_EXHAUSTED", "busy", retry_after_s=7.0), 7.0),
         (ItemError("RESOURCE_EXHAUSTED", "OVERLOADED", "busy", 0.25), 0.25),
         (UnavailableError("UNAVAILABLE", "draining", retry_after_s=3.0), 3.0),
         (UnavailableError("UNAVAILABLE", "never", retry_after_s=math.inf), None),
@@ -43,12 +43,12 @@ def test_each_failure_waits_as_told_or_stands(failure: Failure, delay_s: float |
 
 
 def test_jitter_makes_a_wait_longer_and_never_shorter_than_told() -> None:
-    failure = TooMuchError("RESOURCE_EXHAUSTED", "busy", retry_after_s=3.0)
+    failure = ResourceExhaustedError("RESOURCE_EXHAUSTED", "busy", retry_after_s=3.0)
     assert retries(jitter=1).delay_s(failure, 1) == 4.0
 
 
 def test_no_wait_takes_more_than_half_of_the_time_that_is_left() -> None:
-    failure = TooMuchError("RESOURCE_EXHAUSTED", "busy", retry_after_s=3.0)
+    failure = ResourceExhaustedError("RESOURCE_EXHAUSTED", "busy", retry_after_s=3.0)
     assert retries(left_s=6.1).delay_s(failure, 1) == 3.0
     assert retries(left_s=6.0).delay_s(failure, 1) is None
 

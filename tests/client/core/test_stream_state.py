@@ -17,7 +17,7 @@ from polyhead_client import (
 from polyhead_client.conversion import Order
 from polyhead_client.core.concurrency_limit import FixedWindow
 from polyhead_client.core.retry import Deadline, Retries, RetryBudget
-from polyhead_client.core.stream_state import Flow
+from polyhead_client.core.stream_state import StreamState
 
 BAD = "\ud800"
 AWAY = UnavailableError("UNAVAILABLE", "gone")
@@ -42,12 +42,12 @@ def flow(
     order: Order = "request",
     max_attempts: int = 5,
     now: Clock | None = None,
-) -> Flow:
+) -> StreamState:
     """A flow, in its first call, whose retries wait exactly as long as told."""
     clock = now or Clock()
     retries = Retries(max_attempts, RetryBudget(), Deadline(None, clock), uniform=lambda low, _: low)
     window = FixedWindow(max_in_flight)
-    subject = Flow(order, window, retries, max_items=max_items, max_bytes=max_bytes, now=clock)
+    subject = StreamState(order, window, retries, max_items=max_items, max_bytes=max_bytes, now=clock)
     subject.begin_call()
     return subject
 
@@ -64,7 +64,7 @@ def ids(answers: list[Answer] | list[item_pb2.Item]) -> list[str]:
     return [answer.item_id for answer in answers]
 
 
-def offered(subject: Flow, texts: str) -> Flow:
+def offered(subject: StreamState, texts: str) -> StreamState:
     for text in texts:
         subject.offer(text)
     return subject

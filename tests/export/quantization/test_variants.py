@@ -18,7 +18,7 @@ from polyhead_export.export import export
 from polyhead_export.layout import GRAPHS
 from polyhead_export.onnx_export import EMBEDDING_OUTPUT, export_graph, random_texts
 from polyhead_export.quantization.fusion import fuse_attention, operators
-from polyhead_export.quantization.smoothquant import fold_biases, largest_values, quantize
+from polyhead_export.quantization.smoothquant import collect_absmax, fold_biases, quantize
 from polyhead_export.quantization.variants import make_variant
 from polyhead_export.runners import onnx_pass
 from polyhead_export.settings import VARIANTS, Settings, read_settings
@@ -137,7 +137,7 @@ def test_folded_biases_change_no_answer(make_model: MakeModel, tmp_path: Path) -
 def test_smoothing_alone_changes_no_weight_times_input(model: PolyheadModel, tmp_path: Path) -> None:
     export_graph(model, tmp_path / "model.onnx")
     folded = fold_biases(fuse_attention(onnx.load(tmp_path / "model.onnx"), 2))
-    largest = largest_values(tmp_path / "scratch", folded, GOLDEN)
+    largest = collect_absmax(tmp_path / "scratch", folded, GOLDEN)
     for smoothing in (0.0, 1.0):
         onnx.save_model(quantize(folded, largest, smoothing, 12), str(tmp_path / "int8.onnx"))
         cosine = _embed(tmp_path / "int8.onnx", GOLDEN[2])[0] @ _embed(tmp_path / "model.onnx", GOLDEN[2])[0]
@@ -154,7 +154,7 @@ def test_fusion_that_did_not_happen_is_said_with_what_there_is(graph_file: Path)
 def test_another_number_of_linear_layers_is_said(graph_file: Path, tmp_path: Path) -> None:
     folded = fold_biases(fuse_attention(onnx.load(graph_file), 2))
     with pytest.raises(FusionError, match="expected 13 linear layers in the backbone, found 12"):
-        quantize(folded, largest_values(tmp_path / "scratch", folded, GOLDEN), 0.5, 13)
+        quantize(folded, collect_absmax(tmp_path / "scratch", folded, GOLDEN), 0.5, 13)
 
 
 def test_bundle_with_every_variant_verifies(all_variants: bundle.Bundle, loose: Settings) -> None:

@@ -73,7 +73,7 @@ def test_rate_is_that_of_the_passes_that_will_run(monkeypatch: pytest.MonkeyPatc
 def test_start_of_a_pass_is_told_in_tokens(start_s: float, given: int, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TimedEngine(monkeypatch, start_s, 0.0001)
     # Python adds 0.5 ms.
-    assert autotune.measure(engine, 512, given).start_tokens == pytest.approx((start_s + 0.0005) / 0.0001)
+    assert autotune.measure(engine, 512, given).overhead_tokens == pytest.approx((start_s + 0.0005) / 0.0001)
 
 
 def test_tokens_that_cost_more_in_large_passes_do_not_hide_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,16 +82,16 @@ def test_tokens_that_cost_more_in_large_passes_do_not_hide_the_start(monkeypatch
             self.now += 0.00003 * max(0, input_ids.size - 128)
             return super().run(input_ids, attention_mask)
 
-    assert autotune.measure(Steeper(monkeypatch, 0.001, 0.0001), 512, 4096).start_tokens == pytest.approx(15)
+    assert autotune.measure(Steeper(monkeypatch, 0.001, 0.0001), 512, 4096).overhead_tokens == pytest.approx(15)
 
 
 def test_engine_that_fails_beyond_the_smallest_pass_serves_with_that(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TimedEngine(monkeypatch, 0.01, 0.0001, most=64)
     measured = autotune.measure(engine, 512)
     assert measured.batch_tokens == 64
-    assert measured.start_tokens == pytest.approx(105)
+    assert measured.overhead_tokens == pytest.approx(105)
 
 
 def test_where_tokens_cost_nothing_the_start_is_all_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TimedEngine(monkeypatch, 0.001, 0.0)
-    assert autotune.measure(engine, 512, 640).start_tokens > 1e6
+    assert autotune.measure(engine, 512, 640).overhead_tokens > 1e6

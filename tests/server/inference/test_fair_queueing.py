@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import random
 
-from polyhead_server.inference.scheduler import BatchLimits, BatchQueue, Call
+from polyhead_server.inference.scheduler import BatchLimits, BatchScheduler, Flow
 
 from tests.server.conftest import entry, lengths
 
 
-async def test_oldest_entry_is_never_passed_over(queue: BatchQueue) -> None:
+async def test_oldest_entry_is_never_passed_over(queue: BatchScheduler) -> None:
     queue.put([entry(90)])
     queue.put([entry(10) for _ in range(50)])
     assert lengths(queue.take()) == [90]
 
 
-async def test_single_text_does_not_wait_behind_what_a_stream_sent_before(queue: BatchQueue) -> None:
-    stream, single = Call(), Call()
+async def test_single_text_does_not_wait_behind_what_a_stream_sent_before(queue: BatchScheduler) -> None:
+    stream, single = Flow(), Flow()
     queue.put([entry(90, call=stream) for _ in range(50)])
     queue.take()
     queue.put([entry(50, call=single)])
@@ -24,8 +24,8 @@ async def test_single_text_does_not_wait_behind_what_a_stream_sent_before(queue:
     assert [lengths(queue.take()) for _ in range(2)] in ([[50], [90]], [[90], [50]])
 
 
-async def test_calls_that_wait_share_the_tokens(queue: BatchQueue) -> None:
-    long, short = Call(), Call()
+async def test_calls_that_wait_share_the_tokens(queue: BatchScheduler) -> None:
+    long, short = Flow(), Flow()
     queue.put([entry(80, call=long) for _ in range(20)])
     queue.put([entry(40, call=short) for _ in range(100)])
     taken = [lengths(queue.take()) for _ in range(21)]
@@ -33,8 +33,8 @@ async def test_calls_that_wait_share_the_tokens(queue: BatchQueue) -> None:
     assert 0.8 < tokens[80] / tokens[40] < 1.25
 
 
-async def test_stream_is_not_starved_by_calls_that_keep_coming(queue: BatchQueue) -> None:
-    stream = Call()
+async def test_stream_is_not_starved_by_calls_that_keep_coming(queue: BatchScheduler) -> None:
+    stream = Flow()
     queue.put([entry(80, call=stream) for _ in range(10)])
     taken = []
     for _ in range(60):
@@ -44,8 +44,8 @@ async def test_stream_is_not_starved_by_calls_that_keep_coming(queue: BatchQueue
 
 
 async def test_many_streams_of_one_text_each_are_served_alike() -> None:
-    queue = BatchQueue(BatchLimits(max_tokens=512, max_padding=0.12, start_tokens=16))
-    rng, streams, waits, asked = random.Random(0), [Call() for _ in range(300)], [], {}
+    queue = BatchScheduler(BatchLimits(max_tokens=512, max_padding=0.12, overhead_tokens=16))
+    rng, streams, waits, asked = random.Random(0), [Flow() for _ in range(300)], [], {}
     coming = list(streams)
     for number in range(1000):
         asked.update(dict.fromkeys(map(id, coming), number))
@@ -59,8 +59,8 @@ async def test_many_streams_of_one_text_each_are_served_alike() -> None:
 
 
 async def test_stream_pays_for_its_burst_also_when_nothing_of_it_waits() -> None:
-    queue = BatchQueue(BatchLimits(max_tokens=512, max_padding=0.12, start_tokens=16))
-    burst, others = Call(), [Call() for _ in range(5)]
+    queue = BatchScheduler(BatchLimits(max_tokens=512, max_padding=0.12, overhead_tokens=16))
+    burst, others = Flow(), [Flow() for _ in range(5)]
     tokens = dict.fromkeys(map(id, [burst, *others]), 0)
     for _ in range(400):
         if not burst.waiting_tokens:
@@ -74,8 +74,8 @@ async def test_stream_pays_for_its_burst_also_when_nothing_of_it_waits() -> None
     assert tokens[id(burst)] < 2 * mean
 
 
-async def test_items_of_a_call_keep_their_order(queue: BatchQueue) -> None:
-    stream = Call()
+async def test_items_of_a_call_keep_their_order(queue: BatchScheduler) -> None:
+    stream = Flow()
     entries = [entry(90, call=stream) for _ in range(20)]
     queue.put(entries)
     queue.put([entry(90) for _ in range(20)])
@@ -84,8 +84,8 @@ async def test_items_of_a_call_keep_their_order(queue: BatchQueue) -> None:
     assert [one for one in taken if one.call is stream] == entries
 
 
-async def test_call_does_not_pay_for_what_was_not_computed(queue: BatchQueue) -> None:
-    stream, other = Call(), Call()
+async def test_call_does_not_pay_for_what_was_not_computed(queue: BatchScheduler) -> None:
+    stream, other = Flow(), Flow()
     gone = [entry(90, call=stream) for _ in range(50)]
     queue.put(gone)
     for one in gone:
@@ -97,8 +97,8 @@ async def test_call_does_not_pay_for_what_was_not_computed(queue: BatchQueue) ->
 
 async def test_call_does_not_pay_for_long_for_what_others_could_not_use() -> None:
     """Of long texts by many, and short ones by one call, which ride along with whatever short text there is."""
-    queue = BatchQueue(BatchLimits(max_tokens=512, max_padding=0.12, start_tokens=16))
-    riding, waiting_long = Call(), 0
+    queue = BatchScheduler(BatchLimits(max_tokens=512, max_padding=0.12, overhead_tokens=16))
+    riding, waiting_long = Flow(), 0
     short = 0
     gaps, gap = [], 0
     for number in range(2000):

@@ -13,8 +13,17 @@ from polyhead_server.inference import pipeline as pipeline_module
 from polyhead_server.inference import postprocessing, scheduler
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.inference.scheduler import Call
-from polyhead_server.inference.types import BadItem, Item, Message, Outcome, Result, Tokens, Truncation, Wishes
+from polyhead_server.inference.scheduler import Flow
+from polyhead_server.inference.types import (
+    InvalidItem,
+    Item,
+    ItemOutcome,
+    Message,
+    RequestOptions,
+    Result,
+    TokenizedText,
+    Truncation,
+)
 from polyhead_server.settings import Settings
 
 from tests.server.conftest import FakeEngine, embedding_of
@@ -28,15 +37,15 @@ async def pipeline(model: Model, settings: Callable[..., Settings]) -> AsyncIter
     await pipeline.close()
 
 
-def message(*texts: str, wishes: Wishes | None = None) -> Message:
-    return Message(tuple(Item(text, text) for text in texts), wishes or Wishes())
+def message(*texts: str, options: RequestOptions | None = None) -> Message:
+    return Message(tuple(Item(text, text) for text in texts), options or RequestOptions())
 
 
-async def outcomes(pipeline: Pipeline, message: Message, deadline: float | None = None) -> list[Outcome]:
-    return await asyncio.wait_for(asyncio.gather(*await pipeline.submit(message, Call(), deadline)), 30)
+async def outcomes(pipeline: Pipeline, message: Message, deadline: float | None = None) -> list[ItemOutcome]:
+    return await asyncio.wait_for(asyncio.gather(*await pipeline.submit(message, Flow(), deadline)), 30)
 
 
-def embedding(outcome: Outcome) -> list[float]:
+def embedding(outcome: ItemOutcome) -> list[float]:
     assert isinstance(outcome, Result)
     return [float(value) for value in outcome.numbers.embedding]
 
@@ -49,9 +58,9 @@ async def test_every_text_gets_its_own_answer(pipeline: Pipeline) -> None:
 
 async def test_waiting_items_of_many_messages_share_a_pass(pipeline: Pipeline, engine: FakeEngine) -> None:
     engine.gate.clear()
-    first = await pipeline.submit(message("w1"), Call(), None)
+    first = await pipeline.submit(message("w1"), Flow(), None)
     await engine.hold()
-    rest = [await pipeline.submit(message("w2"), Call(), None) for _ in range(5)]
+    rest = [await pipeline.submit(message("w2"), Flow(), None) for _ in range(5)]
     engine.gate.set()
     await asyncio.gather(*first, *(future for futures in rest for future in futures))
     assert engine.passes == [(1, 3), (5, 3)]
@@ -79,9 +88,9 @@ async def test_pass_beside_others_gets_one_core(pipeline: Pipeline, engine: Fake
     for number in range(pipeline_module._ALONE):
         await outcomes(pipeline, message(f"w{number}"))
     lone.gate.clear()
-    first = await pipeline.submit(message("w1"), Call(), None)
+    first = await pipeline.submit(message("w1"), Flow(), None)
     await lone.hold()
-    rest = [await pipeline.submit(message(text), Call(), None) for text in ("w2", " ".join(["w3"] * 9))]
+    rest = [await pipeline.submit(message(text), Flow(), None) for text in ("w2", " ".join(["w3"] * 9))]
     lone.gate.set()
     await asyncio.gather(*first, *(future for futures in rest for future in futures))
     assert len(lone.passes) == 1
@@ -102,7 +111,7 @@ async def test_pass_that_fails_on_all_cores_is_computed_again_on_one(
 
 async def test_unreadable_item_is_answered_with_its_error(pipeline: Pipeline) -> None:
     error = InvalidRequestError("TEXT_NOT_UTF8", "no")
-    mixed = Message((BadItem("x", error), Item("y", "w1")), Wishes())
+    mixed = Message((InvalidItem("x", error), Item("y", "w1")), RequestOptions())
     bad, good = await outcomes(pipeline, mixed)
     assert bad is error
     assert embedding(good) == embedding_of("w1")
@@ -110,7 +119,7 @@ async def test_unreadable_item_is_answered_with_its_error(pipeline: Pipeline) ->
 
 async def test_long_text_is_refused_only_when_asked(pipeline: Pipeline) -> None:
     texts = ("w1", "w1 " * 30)
-    good, refused = await outcomes(pipeline, message(*texts, wishes=Wishes(truncation=Truncation.ERROR)))
+    good, refused = await outcomes(pipeline, message(*texts, options=RequestOptions(truncation=Truncation.ERROR)))
     assert embedding(good) == embedding_of("w1")
     assert isinstance(refused, TextTooLongError)
     assert all(isinstance(answer, Result) for answer in await outcomes(pipeline, message(*texts)))
@@ -120,9 +129,9 @@ async def test_expired_item_is_answered_and_not_computed(
     pipeline: Pipeline, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine.gate.clear()
-    running = await pipeline.submit(message("w1"), Call(), None)
+    running = await pipeline.submit(message("w1"), Flow(), None)
     await engine.hold()
-    waiting = await pipeline.submit(message("w2"), Call(), time.monotonic() + 1000)
+    waiting = await pipeline.submit(message("w2"), Flow(), time.monotonic() + 1000)
     monkeypatch.setattr(scheduler, "time", FakeClock(time.monotonic() + 2000))
     engine.gate.set()
     assert isinstance(await waiting[0], ExpiredError)
@@ -139,10 +148,10 @@ class FakeClock:
 
 async def test_cancelled_item_is_not_computed(pipeline: Pipeline, engine: FakeEngine) -> None:
     engine.gate.clear()
-    running = await pipeline.submit(message("w1"), Call(), None)
+    running = await pipeline.submit(message("w1"), Flow(), None)
     await engine.hold()
-    (waiting,) = await pipeline.submit(message("w2"), Call(), None)
-    (kept,) = await pipeline.submit(message("w3"), Call(), None)
+    (waiting,) = await pipeline.submit(message("w2"), Flow(), None)
+    (kept,) = await pipeline.submit(message("w3"), Flow(), None)
     waiting.cancel()
     engine.gate.set()
     assert embedding(await kept) == embedding_of("w3")
@@ -173,9 +182,9 @@ async def test_stream_that_waits_for_room_is_woken_when_the_queue_was_cancelled(
     pipeline.start()
     await outcomes(pipeline, message("w1"))
     engine.gate.clear()
-    running = await pipeline.submit(message("w1"), Call(), None, patient=True)
+    running = await pipeline.submit(message("w1"), Flow(), None, patient=True)
     await engine.hold()
-    stream = Call()
+    stream = Flow()
     waiting = await pipeline.submit(message("w2"), stream, None, patient=True)
     room = asyncio.ensure_future(pipeline.admission.room(stream))
     await asyncio.sleep(0)
@@ -202,9 +211,9 @@ async def test_failing_pass_answers_its_items_and_the_next_pass_works(
 async def test_text_that_fails_a_pass_fails_no_other(pipeline: Pipeline, engine: FakeEngine) -> None:
     engine.fails = RuntimeError("broken")
     engine.gate.clear()
-    first = await pipeline.submit(message("w1"), Call(), None)
+    first = await pipeline.submit(message("w1"), Flow(), None)
     await engine.hold()
-    rest = await pipeline.submit(message("w2", "poison", "w3"), Call(), None)
+    rest = await pipeline.submit(message("w2", "poison", "w3"), Flow(), None)
     engine.gate.set()
     await asyncio.gather(*first, *rest)
     good, bad, other = (future.result() for future in rest)
@@ -234,7 +243,7 @@ async def test_timings_add_up(pipeline: Pipeline) -> None:
 
 async def test_wait_for_room_is_part_of_the_timings(pipeline: Pipeline) -> None:
     since_5_s = time.monotonic_ns() - 5 * 10**9
-    (future,) = await pipeline.submit(message("w1"), Call(), None, patient=True, arrived_ns=since_5_s)
+    (future,) = await pipeline.submit(message("w1"), Flow(), None, patient=True, arrived_ns=since_5_s)
     answer = await future
     assert isinstance(answer, Result)
     assert 5 * 10**9 <= answer.timings.admission_ns < answer.timings.total_ns
@@ -243,7 +252,7 @@ async def test_wait_for_room_is_part_of_the_timings(pipeline: Pipeline) -> None:
 async def test_closing_answers_what_was_accepted(model: Model, settings: Callable[..., Settings]) -> None:
     pipeline = Pipeline(model, settings())
     pipeline.start()
-    futures = await pipeline.submit(message(*["w1"] * 30), Call(), None)
+    futures = await pipeline.submit(message(*["w1"] * 30), Flow(), None)
     await asyncio.wait_for(pipeline.close(), 30)
     assert all(isinstance(outcome, Result) for outcome in await asyncio.gather(*futures))
 
@@ -251,7 +260,7 @@ async def test_closing_answers_what_was_accepted(model: Model, settings: Callabl
 async def test_closing_waits_for_what_is_being_tokenized(model: Model, settings: Callable[..., Settings]) -> None:
     pipeline = Pipeline(model, settings())
     pipeline.start()
-    submitting = asyncio.ensure_future(pipeline.submit(message(*["w1 " * 200] * 300), Call(), None))
+    submitting = asyncio.ensure_future(pipeline.submit(message(*["w1 " * 200] * 300), Flow(), None))
     await asyncio.sleep(0)
     await asyncio.wait_for(pipeline.close(), 30)
     assert all(isinstance(outcome, Result) for outcome in await asyncio.gather(*await submitting))
@@ -261,8 +270,8 @@ LONG = " ".join(f"w{number}" for number in range(40))
 
 
 async def test_long_text_is_answered_from_all_its_windows(pipeline: Pipeline) -> None:
-    wishes = Wishes(truncation=Truncation.WINDOW)
-    short, long = await outcomes(pipeline, message("w1", LONG, wishes=wishes))
+    options = RequestOptions(truncation=Truncation.WINDOW)
+    short, long = await outcomes(pipeline, message("w1", LONG, options=options))
     assert isinstance(long, Result)
     assert isinstance(short, Result)
     assert (len(short.tokens.windows), len(long.tokens.windows), long.tokens.cut_at) == (1, 3, None)
@@ -274,9 +283,9 @@ async def test_long_text_is_answered_from_all_its_windows(pipeline: Pipeline) ->
 
 async def test_cancelled_long_text_leaves_the_queue(pipeline: Pipeline, engine: FakeEngine) -> None:
     engine.gate.clear()
-    running = await pipeline.submit(message("w1"), Call(), None)
+    running = await pipeline.submit(message("w1"), Flow(), None)
     await engine.hold()
-    (long,) = await pipeline.submit(message(LONG, wishes=Wishes(truncation=Truncation.WINDOW)), Call(), None)
+    (long,) = await pipeline.submit(message(LONG, options=RequestOptions(truncation=Truncation.WINDOW)), Flow(), None)
     assert pipeline.queue.waiting == 3
     long.cancel()
     for _ in range(5):
@@ -291,9 +300,9 @@ async def test_cancelled_long_text_leaves_no_trace_in_the_log(
     pipeline: Pipeline, engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine.gate.clear()
-    running = await pipeline.submit(message("w1"), Call(), None)
+    running = await pipeline.submit(message("w1"), Flow(), None)
     await engine.hold()
-    (long,) = await pipeline.submit(message(LONG, wishes=Wishes(truncation=Truncation.WINDOW)), Call(), None)
+    (long,) = await pipeline.submit(message(LONG, options=RequestOptions(truncation=Truncation.WINDOW)), Flow(), None)
     long.cancel()
     engine.gate.set()
     await running[0]
@@ -306,7 +315,7 @@ async def test_pooling_that_fails_is_answered(pipeline: Pipeline, monkeypatch: p
         raise ValueError("secret")
 
     monkeypatch.setattr(postprocessing, "pool", broken)
-    (bad,) = await outcomes(pipeline, message(LONG, wishes=Wishes(truncation=Truncation.WINDOW)))
+    (bad,) = await outcomes(pipeline, message(LONG, options=RequestOptions(truncation=Truncation.WINDOW)))
     assert isinstance(bad, InternalError)
 
 
@@ -341,7 +350,7 @@ async def test_pass_that_hangs_is_found(
     pipeline = Pipeline(model, settings(batch_timeout_s=100))
     pipeline.start()
     engine.gate.clear()
-    running = await pipeline.submit(message("w1"), Call(), None)
+    running = await pipeline.submit(message("w1"), Flow(), None)
     await engine.hold()
     assert pipeline.trouble() is None
     now = time.monotonic_ns()
@@ -372,12 +381,12 @@ async def test_items_of_a_mass_of_long_texts_enter_as_they_are_tokenized(
 ) -> None:
     pipeline = Pipeline(model, settings())
     engine.gate.clear()
-    submitting = asyncio.ensure_future(pipeline.submit(message(*["w1 " * 200] * 2000), Call(), None))
+    submitting = asyncio.ensure_future(pipeline.submit(message(*["w1 " * 200] * 2000), Flow(), None))
     while not pipeline.queue.waiting:
         await asyncio.sleep(0)
     assert not submitting.done()
     assert pipeline.admission.expected_wait_s() == 0
-    short = await pipeline.submit(message("w2"), Call(), None)
+    short = await pipeline.submit(message("w2"), Flow(), None)
     engine.gate.set()
     pipeline.start()
     assert embedding(await short[0]) == embedding_of("w2")
@@ -388,11 +397,13 @@ async def test_items_of_a_mass_of_long_texts_enter_as_they_are_tokenized(
 
 async def test_window_that_fails_fails_its_text_alone(pipeline: Pipeline, engine: FakeEngine) -> None:
     engine.fails = RuntimeError("secret")
-    bad, good = await outcomes(pipeline, message(LONG + " poison", LONG, wishes=Wishes(truncation=Truncation.WINDOW)))
+    bad, good = await outcomes(
+        pipeline, message(LONG + " poison", LONG, options=RequestOptions(truncation=Truncation.WINDOW))
+    )
     # The good text may have shared a pass with the bad one; alone it is answered.
     assert isinstance(bad, InternalError)
     engine.fails = None
-    (good,) = await outcomes(pipeline, message(LONG, wishes=Wishes(truncation=Truncation.WINDOW)))
+    (good,) = await outcomes(pipeline, message(LONG, options=RequestOptions(truncation=Truncation.WINDOW)))
     assert isinstance(good, Result)
 
 
@@ -414,11 +425,11 @@ async def test_message_that_is_cancelled_while_it_enters_leaves_nothing_behind(
     pipeline: Pipeline, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine.gate.clear()
-    (running,) = await pipeline.submit(message("w1"), Call(), None)
+    (running,) = await pipeline.submit(message("w1"), Flow(), None)
     await engine.hold()
     encode, turns, entered = pipeline.model.tokenizer.encode_async, iter(range(10)), asyncio.Event()
 
-    async def one_turn_at_a_time(texts: list[str], max_windows: int = 1) -> list[Tokens]:
+    async def one_turn_at_a_time(texts: list[str], max_windows: int = 1) -> list[TokenizedText]:
         if next(turns):
             entered.set()
             await asyncio.Event().wait()
@@ -426,7 +437,7 @@ async def test_message_that_is_cancelled_while_it_enters_leaves_nothing_behind(
 
     monkeypatch.setattr(pipeline.model.tokenizer, "encode_async", one_turn_at_a_time)
     monkeypatch.setattr(pipeline.model.tokenizer, "turns", lambda texts: [slice(0, 2), slice(2, len(texts))])
-    entering = asyncio.create_task(pipeline.submit(message("w1", "w2", "w3"), Call(), None))
+    entering = asyncio.create_task(pipeline.submit(message("w1", "w2", "w3"), Flow(), None))
     await entered.wait()
     assert pipeline.queue.waiting == 2
     entering.cancel()

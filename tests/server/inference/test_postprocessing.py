@@ -36,7 +36,7 @@ def test_sigmoid_of_any_logit_is_right(logit: float, expected: float) -> None:
 def test_row_that_is_not_finite_touches_no_other(bad: float) -> None:
     embedding = np.array([[1, 2], [bad, 2], [3, 4]], dtype=np.float32)
     logits = np.zeros((3, 2), dtype=np.float32)
-    first, second, third = postprocessing.answer([softmax()], [embedding, logits])
+    first, second, third = postprocessing.postprocess([softmax()], [embedding, logits])
     assert second is None
     assert first is not None
     assert third is not None
@@ -51,13 +51,15 @@ def test_windows_are_pooled_by_their_tokens(normalized: bool) -> None:
     embeddings = random.normal(size=(3, 4)).astype(np.float32)
     logits = random.normal(size=(3, 3), scale=4).astype(np.float32)
     moods = random.normal(size=(3, 1), scale=4).astype(np.float32)
-    rows = postprocessing.answer([topic, mood], [embeddings, logits, moods])
+    rows = postprocessing.postprocess([topic, mood], [embeddings, logits, moods])
     weights = np.array([10, 10, 5]) / 25
-    pooled = postprocessing.pool([topic, mood], [row for row in rows if row], [10, 10, 5], normalized=normalized)
+    pooled = postprocessing.pool_windows(
+        [topic, mood], [row for row in rows if row], [10, 10, 5], normalized=normalized
+    )
     mean = weights @ embeddings
     np.testing.assert_allclose(pooled.embedding, mean / (np.linalg.norm(mean) if normalized else 1), rtol=1e-5)
     # That of the logits' mean, though only probabilities are there.
-    expected = postprocessing.answer(
+    expected = postprocessing.postprocess(
         [topic, mood], [embeddings[:1], *((weights @ one)[None].astype(np.float32) for one in (logits, moods))]
     )[0]
     assert expected is not None
@@ -68,6 +70,8 @@ def test_windows_are_pooled_by_their_tokens(normalized: bool) -> None:
 
 def test_windows_that_are_certain_are_pooled_to_finite_numbers() -> None:
     mood = bundle.Head("mood", "sigmoid", "mood_logits", ("no", "yes"), threshold=0.5)
-    rows = postprocessing.answer([mood], [np.zeros((2, 4), np.float32), np.array([[500.0], [-500.0]], np.float32)])
-    (probability,) = postprocessing.pool([mood], [row for row in rows if row], [7, 7], normalized=True).probabilities
+    rows = postprocessing.postprocess([mood], [np.zeros((2, 4), np.float32), np.array([[500.0], [-500.0]], np.float32)])
+    (probability,) = postprocessing.pool_windows(
+        [mood], [row for row in rows if row], [7, 7], normalized=True
+    ).probabilities
     assert probability.tolist() == [0.5]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from polyhead_server.inference.tokenization import Tokenizer
-from polyhead_server.inference.types import Tokens
+from polyhead_server.inference.types import TokenizedText
 
 from tests.server.conftest import MAX_TOKENS, WORDS
 
@@ -18,11 +18,14 @@ def ids(*words: str) -> list[int]:
 
 def test_padding_and_truncation_of_the_file_are_ignored(tokenizer: Tokenizer) -> None:
     words = ["w1"] * 13
-    assert tokenizer.encode(["w1", " ".join(words)]) == [Tokens((ids("w1"),), 3), Tokens((ids(*words),), 15)]
+    assert tokenizer.encode(["w1", " ".join(words)]) == [
+        TokenizedText((ids("w1"),), 3),
+        TokenizedText((ids(*words),), 15),
+    ]
 
 
 def test_empty_text_has_the_special_tokens_alone(tokenizer: Tokenizer) -> None:
-    assert tokenizer.encode([""]) == [Tokens(([CLS, SEP],), 2)]
+    assert tokenizer.encode([""]) == [TokenizedText(([CLS, SEP],), 2)]
 
 
 def test_long_text_keeps_its_beginning_and_the_last_special_token(tokenizer: Tokenizer) -> None:
@@ -40,7 +43,7 @@ def test_cut_is_counted_in_code_points(tokenizer: Tokenizer) -> None:
 
 def test_text_beyond_the_limit_of_characters_is_cut_there(tokenizer_file: Path) -> None:
     tokenizer = Tokenizer(tokenizer_file, MAX_TOKENS, max_characters=5)
-    assert tokenizer.encode(["w1 w2 w3"]) == [Tokens((ids("w1", "w2"),), 4, cut_at=5)]
+    assert tokenizer.encode(["w1 w2 w3"]) == [TokenizedText((ids("w1", "w2"),), 4, cut_at=5)]
 
 
 def test_special_tokens_in_a_text_are_text(tokenizer: Tokenizer) -> None:

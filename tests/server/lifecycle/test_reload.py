@@ -13,9 +13,9 @@ from polyhead_server.errors import ReloadError, StartupError
 from polyhead_server.inference import pipeline
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.inference.scheduler import Call
+from polyhead_server.inference.scheduler import Flow
 from polyhead_server.inference.tokenization import Tokenizer
-from polyhead_server.inference.types import Item, Message, Result, Wishes
+from polyhead_server.inference.types import Item, Message, RequestOptions, Result
 from polyhead_server.lifecycle.reload import Reloader, state_of
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.rpc.inference_service import InferenceService
@@ -55,7 +55,7 @@ class Shelf:
         return self.service.pipeline
 
     async def ask(self, text: str) -> asyncio.Future[object]:
-        (future,) = await self.pipeline.submit(Message((Item("", text),), Wishes()), Call(), None)
+        (future,) = await self.pipeline.submit(Message((Item("", text),), RequestOptions()), Flow(), None)
         return future  # type: ignore[return-value]
 
 

@@ -5,7 +5,7 @@ import logging
 import sys
 
 import pytest
-from polyhead_server.observability.logging import _TEXT, CALL, JsonFormatter, TextFormatter, fields
+from polyhead_server.observability.logging import _TEXT, REQUEST_CONTEXT, JsonFormatter, TextFormatter, fields
 
 
 def record(message: str = "done: %s", *arguments: object, **more: object) -> logging.LogRecord:
@@ -16,9 +16,9 @@ def record(message: str = "done: %s", *arguments: object, **more: object) -> log
 
 @pytest.fixture
 def call() -> object:
-    token = CALL.set({"request_id": "r-1", "trace_id": "abc"})
+    token = REQUEST_CONTEXT.set({"request_id": "r-1", "trace_id": "abc"})
     yield
-    CALL.reset(token)
+    REQUEST_CONTEXT.reset(token)
 
 
 def test_json_line_is_one_object_with_what_the_call_is_known_by(call: object) -> None:

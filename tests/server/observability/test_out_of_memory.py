@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.message import DecodeError, EncodeError
-from polyhead_server.memory import Watch, give_back
+from polyhead_server.memory import OutOfMemoryFilter, give_back
 
 
 class Left(BaseException):
@@ -25,7 +25,9 @@ def _no_end(monkeypatch: pytest.MonkeyPatch) -> None:
 def told(error: Exception | None) -> bool:
     """Whether the process goes on after its log was told of an error."""
     exc_info = (type(error), error, None) if error else None
-    return bool(Watch().filter(logging.LogRecord("grpc", logging.ERROR, "", 0, "a call failed", None, exc_info)))
+    return bool(
+        OutOfMemoryFilter().filter(logging.LogRecord("grpc", logging.ERROR, "", 0, "a call failed", None, exc_info))
+    )
 
 
 @pytest.mark.parametrize(

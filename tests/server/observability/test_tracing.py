@@ -21,7 +21,7 @@ from polyhead_server.observability.metrics import Metrics
 from polyhead_server.observability.tracing import Tracing
 from polyhead_server.rpc.inference_service import NAME, InferenceService, handler
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
-from polyhead_server.rpc.interceptors.telemetry import Observation
+from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
 from polyhead_server.settings import Settings
 
 from tests.server.conftest import FakeEngine
@@ -59,7 +59,7 @@ async def traced(model: Model, settings: Callable[..., Settings]) -> AsyncIterat
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracing, metrics = Tracing(provider), Metrics()
     service = InferenceService(settings(), metrics)
-    server = aio.server(interceptors=[Observation(settings(), metrics, tracing), ErrorInterceptor(NAME)])
+    server = aio.server(interceptors=[TelemetryInterceptor(settings(), metrics, tracing), ErrorInterceptor(NAME)])
     server.add_generic_rpc_handlers((handler(service),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -172,7 +172,7 @@ def test_without_an_endpoint_nothing_is_imported_or_traced(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    assert Tracing.told(settings()) is None
+    assert Tracing.from_settings(settings()) is None
 
 
 def test_packages_that_are_missing_are_named(
@@ -180,9 +180,9 @@ def test_packages_that_are_missing_are_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(StartupError, match=r"\.\[otel\]"):
-        Tracing.told(settings(otlp_endpoint="http://127.0.0.1:4317"))
+        Tracing.from_settings(settings(otlp_endpoint="http://127.0.0.1:4317"))
 
 
 def test_endpoint_that_is_no_url_is_refused(settings: Callable[..., Settings]) -> None:
     with pytest.raises(StartupError, match="http://127"):
-        Tracing.told(settings(otlp_endpoint="127.0.0.1:4317"))
+        Tracing.from_settings(settings(otlp_endpoint="127.0.0.1:4317"))

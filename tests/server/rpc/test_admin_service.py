@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(60)
 STATS: Values = {"process_id": 7, "queued_items": 3, "expected_wait": 1.5, "refused_total": {"OVERLOADED": 2}}
 
 
-def told(admin_listen: str, **more: Any) -> Settings:
+def settings_with(admin_listen: str, **more: Any) -> Settings:
     return Settings(bundle=Path("fake"), admin_listen=admin_listen, **more)
 
 
@@ -65,7 +65,7 @@ async def health() -> Health:
 
 @pytest.fixture
 async def channel(asked: Asked, health: Health, tmp_path: Path) -> AsyncIterator[aio.Channel]:
-    server = AdminServer(told(f"unix:{tmp_path}/admin"), asked, health, shares_port=False)
+    server = AdminServer(settings_with(f"unix:{tmp_path}/admin"), asked, health, shares_port=False)
     await server.open()
     async with aio.insecure_channel(f"unix:{tmp_path}/admin") as channel:
         yield channel
@@ -121,13 +121,15 @@ async def test_connections_can_be_looked_at(channel: aio.Channel) -> None:
 
 
 async def test_without_an_address_nothing_listens(asked: Asked, health: Health) -> None:
-    server = AdminServer(told(""), asked, health, shares_port=False)
+    server = AdminServer(settings_with(""), asked, health, shares_port=False)
     await server.open()
     await server.close()
 
 
 async def test_address_that_is_taken_is_refused(asked: Asked, health: Health, tmp_path: Path) -> None:
-    first, second = (AdminServer(told(f"unix:{tmp_path}/admin"), asked, health, shares_port=True) for _ in range(2))
+    first, second = (
+        AdminServer(settings_with(f"unix:{tmp_path}/admin"), asked, health, shares_port=True) for _ in range(2)
+    )
     await first.open()
     with pytest.raises(StartupError, match="another server"):
         await second.open()
@@ -266,7 +268,7 @@ async def test_reload_as_told_by_a_signal_raises_nothing(control: Control, caplo
 async def test_keys_with_the_right_to_infer_may_not_administer(asked: Asked, health: Health, tmp_path: Path) -> None:
     keys = tmp_path / "keys.toml"
     operator, client = (make(keys, name, [right], None) for name, right in (("operator", "admin"), ("client", "infer")))
-    server = AdminServer(told(f"unix:{tmp_path}/admin", api_keys=str(keys)), asked, health, shares_port=False)
+    server = AdminServer(settings_with(f"unix:{tmp_path}/admin", api_keys=str(keys)), asked, health, shares_port=False)
     await server.open()
     codes = []
     async with aio.insecure_channel(f"unix:{tmp_path}/admin") as channel:

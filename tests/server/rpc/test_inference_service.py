@@ -18,13 +18,13 @@ from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.inference.scheduler import Call
+from polyhead_server.inference.scheduler import Flow
 from polyhead_server.inference.tokenization import Tokenizer
 from polyhead_server.inference.types import Message
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.rpc.inference_service import NAME, InferenceService, handler
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
-from polyhead_server.rpc.response_encoder import Writer
+from polyhead_server.rpc.response_encoder import ResponseEncoder
 from polyhead_server.settings import Settings
 
 from tests.server.conftest import FakeEngine, embedding_of
@@ -108,9 +108,9 @@ async def test_unary_call_answers_in_request_order(running: Running) -> None:
 
 
 async def test_more_dimensions_than_there_are_are_refused_and_the_stream_goes_on(running: Running) -> None:
-    wishes = [item_pb2.EmbeddingOptions(dimensions=number) for number in (3, 2, 1)]
-    unary = await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]), embedding_options=wishes[0]))
-    requests = (pb2.StreamEmbedRequest(items=items(["w1"]), embedding_options=wish) for wish in wishes)
+    options = [item_pb2.EmbeddingOptions(dimensions=number) for number in (3, 2, 1)]
+    unary = await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]), embedding_options=options[0]))
+    requests = (pb2.StreamEmbedRequest(items=items(["w1"]), embedding_options=wish) for wish in options)
     refused, whole, cut = await collect(running.stub.StreamEmbed(requests))
     for answer in (*unary.answers, refused):
         assert (answer.item_id, answer.error.code) == ("w1", grpc.StatusCode.INVALID_ARGUMENT.value[0])
@@ -264,7 +264,7 @@ async def test_deadline_of_the_call_reaches_its_items(running: Running, monkeypa
     deadlines: list[float | None] = []
     submit = pipeline.submit
 
-    async def spy(message: Message, call: Call, deadline: float | None, **options: bool) -> Any:
+    async def spy(message: Message, call: Flow, deadline: float | None, **options: bool) -> Any:
         deadlines.append(deadline)
         return await submit(message, call, deadline, **options)
 
@@ -304,7 +304,7 @@ async def test_unexpected_error_tells_nothing_of_our_internals(
     def broken(*_: object) -> None:
         raise ValueError("a secret of ours")
 
-    monkeypatch.setattr(Writer, "answer", broken)
+    monkeypatch.setattr(ResponseEncoder, "answer", broken)
     with pytest.raises(aio.AioRpcError) as caught:
         await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"])))
     assert caught.value.code() == grpc.StatusCode.INTERNAL

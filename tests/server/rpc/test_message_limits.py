@@ -8,7 +8,7 @@ from polyhead.v1 import item_pb2
 from polyhead_server.errors import InvalidRequestError
 from polyhead_server.inference.types import Item
 from polyhead_server.rpc import message_limits
-from polyhead_server.rpc.request_decoder import Reader
+from polyhead_server.rpc.request_decoder import RequestDecoder
 
 MAX_ITEMS = 1024
 MEGABYTES = 16 * 2**20
@@ -58,7 +58,7 @@ def test_what_is_no_message_is_left_to_the_parser(end: bytes) -> None:
 def test_unknown_fields_of_later_versions_are_no_reason_to_refuse() -> None:
     item = item_pb2.Item(item_id="1", text="t" * 100_000).SerializeToString() + b"\x9a\x06\x03new" * 3
     data = b"\x0a" + length(item) + item + b"\x98\x06\x01" * 100
-    (read,) = Reader(pb2.AnalyzeRequest, MAX_ITEMS)(data).items
+    (read,) = RequestDecoder(pb2.AnalyzeRequest, MAX_ITEMS)(data).items
     assert isinstance(read, Item)
     assert len(read.text) == 100_000
 

@@ -4,12 +4,21 @@ import pytest
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import item_pb2
 from polyhead_server.errors import InvalidRequestError
-from polyhead_server.inference.types import ALL_TASKS, BadItem, Encoding, Item, Message, Task, Truncation, Wishes
-from polyhead_server.rpc.request_decoder import MAX_ITEM_ID_BYTES, Reader
+from polyhead_server.inference.types import (
+    ALL_TASKS,
+    Encoding,
+    InvalidItem,
+    Item,
+    Message,
+    RequestOptions,
+    Task,
+    Truncation,
+)
+from polyhead_server.rpc.request_decoder import MAX_ITEM_ID_BYTES, RequestDecoder
 
 MAX_ITEMS = 5
 
-read_analyze = Reader(pb2.StreamAnalyzeRequest, MAX_ITEMS)
+read_analyze = RequestDecoder(pb2.StreamAnalyzeRequest, MAX_ITEMS)
 
 
 def request(*items: item_pb2.Item, **fields: object) -> bytes:
@@ -17,13 +26,14 @@ def request(*items: item_pb2.Item, **fields: object) -> bytes:
 
 
 def reasons(message: Message) -> list[str | None]:
-    return [item.error.reason if isinstance(item, BadItem) else None for item in message.items]
+    return [item.error.reason if isinstance(item, InvalidItem) else None for item in message.items]
 
 
 def test_message_without_wishes_asks_for_everything() -> None:
     message = read_analyze(request(item_pb2.Item(item_id="1", text="héllo")))
     assert message == Message(
-        (Item("1", "héllo"),), Wishes(ALL_TASKS, Encoding.FLOAT32_LE, truncation=Truncation.TRUNCATE, timings=False)
+        (Item("1", "héllo"),),
+        RequestOptions(ALL_TASKS, Encoding.FLOAT32_LE, truncation=Truncation.TRUNCATE, timings=False),
     )
 
 
@@ -36,7 +46,7 @@ def test_wishes_are_read() -> None:
             order=item_pb2.ANSWER_ORDER_COMPLETION,
         )
     )
-    assert message.wishes == Wishes(
+    assert message.options == RequestOptions(
         frozenset({Task.SENTIMENT}), Encoding.INT8, dimensions=1, truncation=Truncation.ERROR, timings=True
     )
     assert message.in_order is False
@@ -52,7 +62,7 @@ def test_wishes_are_read() -> None:
 )
 def test_view_asks_for_its_task_alone(request_type: type[pb2.StreamEmbedRequest], task: Task) -> None:
     data = request_type(items=[item_pb2.Item(text="x")]).SerializeToString()
-    assert Reader(request_type, MAX_ITEMS, frozenset({task}))(data).wishes.tasks == {task}
+    assert RequestDecoder(request_type, MAX_ITEMS, frozenset({task}))(data).options.tasks == {task}
 
 
 @pytest.mark.parametrize("request_type", [pb2.AnalyzeRequest, pb2.StreamAnalyzeRequest, pb2.StreamEmbedRequest])
@@ -60,11 +70,11 @@ def test_text_that_is_not_utf8_costs_no_other_item(request_type: type[pb2.Analyz
     items = [item_pb2.Item(item_id=name, text=f"text {name}") for name in "abc"]
     options = item_pb2.ItemOptions(include_timings=True)
     data = request_type(items=items, options=options).SerializeToString().replace(b"text b", b"tex\xff b")
-    message = Reader(request_type, MAX_ITEMS)(data)
+    message = RequestDecoder(request_type, MAX_ITEMS)(data)
     assert reasons(message) == [None, "TEXT_NOT_UTF8", None]
     assert [item.item_id for item in message.items] == ["a", "b", "c"]
     assert message.items[2] == Item("c", "text c")
-    assert message.wishes.timings
+    assert message.options.timings
 
 
 def test_id_that_is_not_utf8_is_refused() -> None:
@@ -109,7 +119,7 @@ def test_unusable_id_comes_back_cut(item_id: bytes) -> None:
 def test_unknown_number_is_refused_for_every_item(fields: dict[str, object], reason: str) -> None:
     message = read_analyze(request(item_pb2.Item(item_id="1"), item_pb2.Item(item_id="2"), **fields))
     assert reasons(message) == [reason, reason]
-    assert isinstance(message.items[0], BadItem)
+    assert isinstance(message.items[0], InvalidItem)
     assert isinstance(message.items[0].error, InvalidRequestError)
 
 
@@ -118,19 +128,19 @@ def test_expected_fingerprints_are_read() -> None:
         embedding_space="e", heads=[item_pb2.HeadFingerprint(head="topic", fingerprint="t")]
     )
     options = item_pb2.ItemOptions(expected_fingerprints=expected)
-    wishes = read_analyze(pb2.AnalyzeRequest(options=options).SerializeToString()).wishes
-    assert (wishes.expected_space, wishes.expected_heads) == ("e", (("topic", "t"),))
+    read = read_analyze(pb2.AnalyzeRequest(options=options).SerializeToString()).options
+    assert (read.expected_space, read.expected_heads) == ("e", (("topic", "t"),))
 
 
 @pytest.mark.parametrize(("text", "read"), [("aé€😀" * 9, "aé€😀aé€"), ("aé€", "aé€"), ("😀" * 9, "😀" * 4)])
 def test_no_more_of_a_text_is_looked_at_than_the_model_may_read(text: str, read: str) -> None:
-    reader = Reader(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 18)
+    reader = RequestDecoder(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 18)
     (item,) = reader(request(item_pb2.Item(text=text))).items
     assert isinstance(item, Item)
     assert item.text == read
 
 
 def test_text_that_is_cut_must_be_utf8_up_to_there() -> None:
-    reader = Reader(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 4)
+    reader = RequestDecoder(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 4)
     data = request(item_pb2.Item(text="aXb" + "long" * 9)).replace(b"aXb", b"a\xffb")
     assert reasons(reader(data)) == ["TEXT_NOT_UTF8"]

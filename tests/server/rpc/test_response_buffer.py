@@ -5,13 +5,13 @@ from typing import Any, cast
 
 import pytest
 from polyhead_server.errors import DrainingError, ExpiredError
-from polyhead_server.inference.types import Outcome, Wishes
+from polyhead_server.inference.types import ItemOutcome, RequestOptions
 from polyhead_server.rpc.response_buffer import Pending, Window
 
 
 def pending(name: str) -> Pending:
-    future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-    return Pending(name, Wishes(), cast(Any, None), future)
+    future: asyncio.Future[ItemOutcome] = asyncio.get_running_loop().create_future()
+    return Pending(name, RequestOptions(), cast(Any, None), future)
 
 
 def finish(*items: Pending) -> None:

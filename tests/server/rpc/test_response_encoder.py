@@ -8,24 +8,24 @@ import polyhead_bundle as bundle
 import pytest
 from polyhead.v1 import item_pb2
 from polyhead_server.errors import ExpiredError
-from polyhead_server.inference.types import Encoding, Numbers, Result, Task, Timings, Tokens, Wishes
-from polyhead_server.rpc.response_encoder import Writer, encode
+from polyhead_server.inference.types import Encoding, ModelOutput, RequestOptions, Result, Task, Timings, TokenizedText
+from polyhead_server.rpc.response_encoder import ResponseEncoder, encode
 
 EMBEDDING = np.array([0.1, -2.5], dtype=np.float32)
 
 
-def result(*probabilities: list[float], tokens: Tokens | None = None) -> Result:
+def result(*probabilities: list[float], tokens: TokenizedText | None = None) -> Result:
     rows = tuple(np.array(row, dtype=np.float32) for row in probabilities)
-    return Result(Numbers(EMBEDDING, rows), tokens or Tokens(([2, 7, 3],), 3), Timings(1, 2, 3, 7, 4, 5, 0))
+    return Result(ModelOutput(EMBEDDING, rows), tokens or TokenizedText(([2, 7, 3],), 3), Timings(1, 2, 3, 7, 4, 5, 0))
 
 
 @pytest.fixture
-def writer(manifest: bundle.Manifest) -> Writer:
-    return Writer(manifest, manifest.variants["fp32"].fingerprints)
+def writer(manifest: bundle.Manifest) -> ResponseEncoder:
+    return ResponseEncoder(manifest, manifest.variants["fp32"].fingerprints)
 
 
-def test_answer_holds_everything_that_was_asked_for(writer: Writer) -> None:
-    answer = writer.answer("id", result([0.2, 0.7, 0.1], [0.25]), Wishes())
+def test_answer_holds_everything_that_was_asked_for(writer: ResponseEncoder) -> None:
+    answer = writer.answer("id", result([0.2, 0.7, 0.1], [0.25]), RequestOptions())
     assert answer.item_id == "id"
     assert np.frombuffer(answer.result.embedding.values, "<f4").tolist() == EMBEDDING.tolist()
     assert (answer.result.embedding.encoding, answer.result.embedding.dimensions) == (
@@ -42,24 +42,24 @@ def test_answer_holds_everything_that_was_asked_for(writer: Writer) -> None:
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_answer_holds_nothing_that_was_not_asked_for(writer: Writer, task: Task) -> None:
-    answer = writer.answer("", result([0.2, 0.7, 0.1], [0.25]), Wishes(tasks=frozenset({task})))
+def test_answer_holds_nothing_that_was_not_asked_for(writer: ResponseEncoder, task: Task) -> None:
+    answer = writer.answer("", result([0.2, 0.7, 0.1], [0.25]), RequestOptions(tasks=frozenset({task})))
     present = {name for name in ("embedding", "classification", "sentiment") if answer.result.HasField(name)}
     assert present == {task.name.lower()}
 
 
-def test_probability_at_the_threshold_is_positive(writer: Writer) -> None:
-    assert writer.answer("", result([1, 0, 0], [0.5]), Wishes()).result.sentiment.label == "positive"
+def test_probability_at_the_threshold_is_positive(writer: ResponseEncoder) -> None:
+    assert writer.answer("", result([1, 0, 0], [0.5]), RequestOptions()).result.sentiment.label == "positive"
 
 
-def test_half_precision_embedding_is_rounded(writer: Writer) -> None:
-    answer = writer.answer("", result([1, 0, 0], [0]), Wishes(encoding=Encoding.FLOAT16_LE))
+def test_half_precision_embedding_is_rounded(writer: ResponseEncoder) -> None:
+    answer = writer.answer("", result([1, 0, 0], [0]), RequestOptions(encoding=Encoding.FLOAT16_LE))
     assert np.frombuffer(answer.result.embedding.values, "<f2").tolist() == EMBEDDING.astype("<f2").tolist()
     assert answer.result.embedding.encoding == item_pb2.EMBEDDING_ENCODING_FLOAT16_LE
 
 
-def test_integers_times_their_scale_are_the_numbers_to_half_a_step(writer: Writer) -> None:
-    embedding = writer.answer("", result([1, 0, 0], [0]), Wishes(encoding=Encoding.INT8)).result.embedding
+def test_integers_times_their_scale_are_the_numbers_to_half_a_step(writer: ResponseEncoder) -> None:
+    embedding = writer.answer("", result([1, 0, 0], [0]), RequestOptions(encoding=Encoding.INT8)).result.embedding
     integers = np.frombuffer(embedding.values, np.int8)
     assert integers.tolist() == [5, -127]
     np.testing.assert_allclose(integers * embedding.scale, EMBEDDING, atol=embedding.scale / 2)
@@ -80,8 +80,8 @@ def test_embedding_that_is_cut_keeps_its_length_where_that_was_1(
     manifest: bundle.Manifest, normalized: bool, expected: list[float]
 ) -> None:
     embedding = dataclasses.replace(manifest.embedding, normalized=normalized)
-    writer = Writer(dataclasses.replace(manifest, embedding=embedding), manifest.variants["fp32"].fingerprints)
-    cut = writer.answer("", result([1, 0, 0], [0]), Wishes(dimensions=1)).result.embedding
+    writer = ResponseEncoder(dataclasses.replace(manifest, embedding=embedding), manifest.variants["fp32"].fingerprints)
+    cut = writer.answer("", result([1, 0, 0], [0]), RequestOptions(dimensions=1)).result.embedding
     assert cut.dimensions == 1
     np.testing.assert_allclose(np.frombuffer(cut.values, "<f4"), expected)
 
@@ -96,27 +96,27 @@ def test_further_heads_come_after_the_first(manifest: bundle.Manifest) -> None:
         ),
     )
     names = {head.name: "f" * 16 for head in more.heads}
-    writer = Writer(more, bundle.Fingerprints("e" * 16, names))
-    answer = writer.answer("", result([1, 0, 0], [0.6], [0.3, 0.7], [0.6]), Wishes()).result
+    writer = ResponseEncoder(more, bundle.Fingerprints("e" * 16, names))
+    answer = writer.answer("", result([1, 0, 0], [0.6], [0.3, 0.7], [0.6]), RequestOptions()).result
     assert (answer.classification.head, answer.sentiment.head) == ("topic", "sentiment")
     assert [(one.head, one.scores[0].label) for one in answer.additional_classifications] == [("urgency", "high")]
     assert [(one.head, one.label) for one in answer.additional_sentiments] == [("spam", "ham")]
 
 
-def test_truncation_and_timings_are_reported(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncation_and_timings_are_reported(writer: ResponseEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic_ns", lambda: 40)
-    cut = result([1, 0, 0], [0], tokens=Tokens(([2, 7, 3],), seen=9, cut_at=4))
-    answer = writer.answer("", cut, Wishes(timings=True)).result
+    cut = result([1, 0, 0], [0], tokens=TokenizedText(([2, 7, 3],), seen=9, cut_at=4))
+    answer = writer.answer("", cut, RequestOptions(timings=True)).result
     assert (answer.truncation.truncated, answer.truncation.tokens_seen, answer.truncation.tokens_used) == (True, 9, 3)
     assert answer.truncation.cut_at_code_point == 4
     assert answer.timings.queue.ToNanoseconds() == 2
     # Of 7 ns in all, 1, 2 and 3 are told; it was ready at 0, and is written 40 ns later.
     assert (answer.timings.admission.ToNanoseconds(), answer.timings.delivery.ToNanoseconds()) == (1, 40)
-    whole = writer.answer("", result([1, 0, 0], [0]), Wishes()).result
+    whole = writer.answer("", result([1, 0, 0], [0]), RequestOptions()).result
     assert not whole.truncation.HasField("cut_at_code_point")
 
 
-def test_error_is_an_answer(writer: Writer) -> None:
-    answer = writer.answer("id", ExpiredError(), Wishes())
+def test_error_is_an_answer(writer: ResponseEncoder) -> None:
+    answer = writer.answer("id", ExpiredError(), RequestOptions())
     assert answer.WhichOneof("outcome") == "error"
     assert answer.error.code == 4

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from polyhead_server.errors import StartupError
-from polyhead_server.security.file_watcher import Watched, read_bytes
+from polyhead_server.security.file_watcher import ReloadingFile, read_bytes
 
 
 class Number:
@@ -22,7 +22,7 @@ class Number:
         self.reads = 0
         self._path = folder / "number"
         self.write("1")
-        self.watched = Watched([self._path], self._read, lambda: self.now)
+        self.watched = ReloadingFile([self._path], self._read, lambda: self.now)
 
     def write(self, text: str) -> None:
         """As a new file, which differs from the old one also where both were written within a tick of the clock."""
@@ -95,7 +95,7 @@ def test_link_counts_as_what_it_leads_to(tmp_path: Path) -> None:
         (tmp_path / name / "file").write_text(name)
     link = tmp_path / "current"
     link.symlink_to("old")
-    watched = Watched([link / "file"], (link / "file").read_text)
+    watched = ReloadingFile([link / "file"], (link / "file").read_text)
     fresh = tmp_path / "fresh"
     fresh.symlink_to("new")
     fresh.rename(link)
@@ -105,4 +105,4 @@ def test_link_counts_as_what_it_leads_to(tmp_path: Path) -> None:
 def test_first_value_must_be_good(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(StartupError, match=r"the number .*missing cannot be read: No such file"):
-        Watched([missing], lambda: read_bytes(missing, "the number"))
+        ReloadingFile([missing], lambda: read_bytes(missing, "the number"))

@@ -162,4 +162,4 @@ def test_new_certificate_that_is_no_good_leaves_the_old_one(
 
 
 def test_no_tls_was_told(settings: Callable[..., Settings]) -> None:
-    assert Certificates.told(settings()) is None
+    assert Certificates.from_settings(settings()) is None

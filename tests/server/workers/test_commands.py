@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 from polyhead_server.settings import Settings
-from polyhead_server.workers.commands import Orders
+from polyhead_server.workers.commands import WorkerCommands
 from polyhead_server.workers.ipc import Start, Values
 from polyhead_server.workers.process import WorkerFailedError, WorkerProcess
 
@@ -42,13 +42,13 @@ class PlayedWorker:
         self.sent.append(json.loads(data))
 
 
-def orders_to(*workers: PlayedWorker, **settings: Any) -> tuple[Orders, dict[int, WorkerProcess]]:
+def orders_to(*workers: PlayedWorker, **settings: Any) -> tuple[WorkerCommands, dict[int, WorkerProcess]]:
     serving = {worker.number: cast(WorkerProcess, worker) for worker in workers if worker.serves}
     told = Settings(bundle=Path("x"), workers=max(1, len(workers)), **settings)
-    return Orders(told, cast(set[WorkerProcess], set(workers)), serving), serving
+    return WorkerCommands(told, cast(set[WorkerProcess], set(workers)), serving), serving
 
 
-async def ask(orders: Orders, asker: PlayedWorker, what: str, arguments: Values | None = None) -> Values:
+async def ask(orders: WorkerCommands, asker: PlayedWorker, what: str, arguments: Values | None = None) -> Values:
     """What a worker hears that has asked."""
     orders.hear(cast(WorkerProcess, asker), {"ask": 5, "what": what, "arguments": arguments or {}})
     await asyncio.gather(*orders._answers)

@@ -26,14 +26,14 @@ _OPEN = "/grpc.health.v1.Health/"
 _SCHEME = "bearer "
 
 
-class Authorization(aio.ServerInterceptor):
-    """Lets a call through if its key may make it. Only ``Observation`` is further out: a refusal costs no more."""
+class AuthInterceptor(aio.ServerInterceptor):
+    """Lets a call through if its key may make it. Only ``TelemetryInterceptor`` is further out: a refusal costs no more."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
 
     @classmethod
-    def told(cls, settings: Settings) -> list[aio.ServerInterceptor]:
+    def from_settings(cls, settings: Settings) -> list[aio.ServerInterceptor]:
         """One, if the settings name a file of keys; else none, and everybody may call everything.
 
         Raises:

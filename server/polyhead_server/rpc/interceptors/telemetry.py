@@ -20,7 +20,7 @@ import grpc
 from grpc import aio
 from polyhead.v1 import inference_service_pb2
 
-from polyhead_server.observability.logging import CALL, fields
+from polyhead_server.observability.logging import REQUEST_CONTEXT, fields
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.observability.tracing import Tracing
 from polyhead_server.security.api_keys import CALLER
@@ -41,7 +41,7 @@ _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 _Context = aio.ServicerContext[Any, Any]
 
 
-class Observation(aio.ServerInterceptor):
+class TelemetryInterceptor(aio.ServerInterceptor):
     """Sees the beginning and the end of every call of the inference service, also of those that others refuse."""
 
     def __init__(self, settings: Settings, metrics: Metrics, tracing: Tracing | None) -> None:
@@ -57,7 +57,7 @@ class Observation(aio.ServerInterceptor):
         if str(handler_call_details.method) not in _METHODS:
             return await continuation(handler_call_details)
         call = _Call(handler_call_details)
-        CALL.set({"request_id": call.request_id})
+        REQUEST_CONTEXT.set({"request_id": call.request_id})
         handler = await continuation(handler_call_details)
         make = grpc.stream_stream_rpc_method_handler if handler.stream_stream else grpc.unary_unary_rpc_method_handler
         return make(
@@ -72,7 +72,9 @@ class Observation(aio.ServerInterceptor):
             traced = self._tracing.call(call.path, call.metadata, call.request_id) if self._tracing else _UNTRACED
             with traced as span:
                 if self._tracing:
-                    CALL.set({"request_id": call.request_id, "trace_id": f"{span.get_span_context().trace_id:032x}"})
+                    REQUEST_CONTEXT.set(
+                        {"request_id": call.request_id, "trace_id": f"{span.get_span_context().trace_id:032x}"}
+                    )
                 code = "UNKNOWN"
                 try:
                     answer = await behavior(request, context)

@@ -20,9 +20,9 @@ from polyhead_server.observability.metrics import Metrics
 from polyhead_server.rpc import inference_service as service_module
 from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.inference_service import NAME, InferenceService, handler
-from polyhead_server.rpc.interceptors.auth import Authorization
+from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
-from polyhead_server.rpc.request_decoder import Reader
+from polyhead_server.rpc.request_decoder import RequestDecoder
 from polyhead_server.security.api_keys import CALLER, Keys
 from polyhead_server.settings import Settings
 
@@ -79,7 +79,7 @@ async def guarded(
     parsed: list[str] = []
     callers: list[str] = []
 
-    class Counting(Reader):
+    class Counting(RequestDecoder):
         def __call__(self, data: bytes) -> Any:
             parsed.append(type(self).__name__)
             return super().__call__(data)
@@ -89,9 +89,9 @@ async def guarded(
             callers.append(CALLER.get())
             return await super().submit(*args, **kwargs)
 
-    monkeypatch.setattr(service_module, "Reader", Counting)
+    monkeypatch.setattr(service_module, "RequestDecoder", Counting)
     service = InferenceService(settings(), Metrics())
-    server = aio.server(interceptors=[Authorization(Keys(path)), ErrorInterceptor(NAME)])
+    server = aio.server(interceptors=[AuthInterceptor(Keys(path)), ErrorInterceptor(NAME)])
     health = Health()
     health.add_to(server)
     await health.set(serving=True, alive=True)
@@ -175,7 +175,7 @@ async def test_probes_need_no_key(guarded: Guarded) -> None:
     stub: Any = health_pb2_grpc.HealthStub(guarded.channel)
     serving = health_pb2.HealthCheckResponse.SERVING
     assert (await stub.Check(health_pb2.HealthCheckRequest())).status == serving
-    watch = stub.Watch(health_pb2.HealthCheckRequest())
+    watch = stub.OutOfMemoryFilter(health_pb2.HealthCheckRequest())
     assert (await watch.read()).status == serving
     watch.cancel()
 

@@ -35,7 +35,7 @@ async def channel() -> AsyncIterator[Any]:
 async def test_health_and_reflection_answer_as_ever(channel: Any) -> None:
     health: Any = health_pb2_grpc.HealthStub(channel)
     assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
-    watch = health.Watch(health_pb2.HealthCheckRequest(service=NAME))
+    watch = health.OutOfMemoryFilter(health_pb2.HealthCheckRequest(service=NAME))
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
     watch.cancel()
     with pytest.raises(aio.AioRpcError) as caught:

@@ -17,12 +17,12 @@ from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.observability.logging import CALL
+from polyhead_server.observability.logging import REQUEST_CONTEXT
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.rpc.inference_service import NAME, InferenceService, handler
-from polyhead_server.rpc.interceptors.auth import Authorization
+from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
-from polyhead_server.rpc.interceptors.telemetry import Observation
+from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
 from polyhead_server.settings import Settings
 
 from tests.server.conftest import FakeEngine
@@ -52,7 +52,11 @@ class Observed:
 async def serving(model: Model, settings: Settings) -> AsyncIterator[Observed]:
     metrics = Metrics()
     service = InferenceService(settings, metrics)
-    interceptors = [Observation(settings, metrics, None), *Authorization.told(settings), ErrorInterceptor(NAME)]
+    interceptors = [
+        TelemetryInterceptor(settings, metrics, None),
+        *AuthInterceptor.from_settings(settings),
+        ErrorInterceptor(NAME),
+    ]
     server = aio.server(interceptors=interceptors)
     server.add_generic_rpc_handlers((handler(service),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -193,7 +197,7 @@ async def test_lines_of_a_call_carry_its_request_id(
     seen: list[str] = []
 
     async def fail(*_: object, **__: object) -> None:
-        seen.append(CALL.get()["request_id"])
+        seen.append(REQUEST_CONTEXT.get()["request_id"])
         raise ValueError("odd")
 
     assert observed.service.pipeline is not None
@@ -207,7 +211,7 @@ async def test_lines_of_a_call_carry_its_request_id(
     with pytest.raises(aio.AioRpcError):
         await call.read()
     assert seen == ["r-1", "r-2"]
-    assert "r-1" not in CALL.get().values()
+    assert "r-1" not in REQUEST_CONTEXT.get().values()
 
 
 async def test_access_log_tells_of_each_call_and_never_its_texts(
