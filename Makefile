@@ -3,8 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Where pip finds torch. On a Linux machine without a GPU, the CPU wheel saves gigabytes:
-#   make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# An index for PyTorch's wheel. Empty: on Linux without an NVIDIA driver PyTorch's CPU index, if it answers; else pip's own.
 TORCH_INDEX ?=
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 CONFIG ?= training/demo/config.toml
@@ -23,11 +22,20 @@ export TOKENIZERS_PARALLELISM := false
 help:  ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# The stamp is newer than everything that decides what is installed, or the installation is done again.
-$(VENV)/.installed: pyproject.toml constraints.txt
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# What training, exporting and serving the demo needs; `setup` adds what the tests, linters and pages need.
+RUNTIME_EXTRAS := server,training,export,client,demo
+ALL_EXTRAS := $(RUNTIME_EXTRAS),hub,signing,tensorboard,otel,bench,dev,docs,supply
+
+# A stamp is newer than everything that decides what is installed, or the installation is done again.
+$(VENV)/.runtime: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH_VERSION)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,training,export,hub,signing,tensorboard,otel,client,bench,demo,dev,docs,supply]'
+	$(PIP_INSTALL) $$(sh deploy/torch_index.sh $(BIN)/python $(TORCH_INDEX)) torch==$(TORCH_VERSION)
+	$(PIP_INSTALL) --editable '.[$(RUNTIME_EXTRAS)]'
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.runtime
+	$(PIP_INSTALL) --editable '.[$(ALL_EXTRAS)]'
 	touch $@
 
 setup: $(VENV)/.installed  ## make .venv and install everything, exactly as locked
@@ -36,13 +44,13 @@ proto: setup  ## generate the committed stubs from proto/polyhead/v1
 	$(BIN)/python proto/generate.py $(STUBS)
 
 # A run is trained again only when its configuration or data changed; `make train` always trains.
-$(RUN)/run.json: $(CONFIG) $(wildcard $(dir $(CONFIG))*.jsonl) | setup
+$(RUN)/run.json: $(CONFIG) $(wildcard $(dir $(CONFIG))*.jsonl) | $(VENV)/.runtime
 	$(BIN)/polyhead-train $(CONFIG) --output-dir $(RUN) --resume
 
-$(BUNDLE)/bundle.json: $(RUN)/run.json | setup
+$(BUNDLE)/bundle.json: $(RUN)/run.json | $(VENV)/.runtime
 	$(BIN)/polyhead-export $(RUN) $(BUNDLE)
 
-train: setup  ## train CONFIG (default: the demo model) into RUN
+train: $(VENV)/.runtime  ## train CONFIG (default: the demo model) into RUN
 	$(BIN)/polyhead-train $(CONFIG) --output-dir $(RUN)
 
 export: $(RUN)/run.json  ## export RUN into the verified bundle BUNDLE
