@@ -171,7 +171,10 @@ def measure_shapes(arguments: argparse.Namespace, exact_texts: ExactLengthTexts)
     """Returns the memory of one server by the number of messages of random shapes that it has answered."""
     rng = random.Random(0)
     found: dict[str, list[Figures]] = {}
-    with serving(arguments.bundle, *_server_flags(arguments.variant)) as target, grpc.insecure_channel(target) as channel:
+    with (
+        serving(arguments.bundle, *_server_flags(arguments.variant)) as target,
+        grpc.insecure_channel(target) as channel,
+    ):
         stub: Any = inference_service_pb2_grpc.InferenceServiceStub(channel)
         found["0"] = [memory(target)]
         stops = {math.ceil(arguments.messages * n / _MEMORY_READINGS) for n in range(1, _MEMORY_READINGS + 1)}

@@ -53,7 +53,7 @@ async def killed_training(place: Place) -> Verdict:
         passed=found["bit_equal"] == kills and not left,
         control=f"the weights of a run with another seed are {'other' if found['control_differs'] else 'the same'}",
         control_failed=found["control_differs"],
-        figures={"kills": kills, "equal": found["bit_equal"], "run_s": found["seconds_of_a_run"]},
+        figures={"kills": kills, "equal": found["bit_equal"], "run_s": found["run_seconds"]},
     )
 
 
