@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import uvloop
 
+from bench.harness.cli import make_parser
 from bench.harness.texts import FORMAT_HELP, read_texts
 from bench.loadgen.loops import LoadStats, closed_loop, open_loop
 
@@ -47,7 +48,7 @@ Connect = Callable[[str], AbstractAsyncContextManager[Request]]
 
 def main(connect: Connect) -> None:
     """Runs the command line of a client."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("target", metavar="HOST:PORT")
     parser.add_argument("texts", type=Path, help=FORMAT_HELP)
     parser.add_argument("--in-flight", type=int, default=64, help="closed loop: texts in flight (default: 64)")

@@ -36,6 +36,7 @@ from polyhead_client import Client
 from tqdm import tqdm
 
 from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
 from bench.harness.results import Figures
 from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, read_texts
 from bench.harness.upper_bound import UpperBound
@@ -57,7 +58,7 @@ _FAILURES = (subprocess.CalledProcessError, subprocess.TimeoutExpired)
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="bundle that all servers run")
     parser.add_argument("--variant", default="int8", help="variant that all servers run (default: int8)")
     parser.add_argument("--texts", type=Path, default=DEMO_TEXTS, help=f"{FORMAT_HELP} (default: the demo's)")
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--tuning-seconds", type=float, default=3.0, help="measured seconds per setting (default: 3)")
     parser.add_argument("--rates", type=float, nargs="+", help="open loops at these texts per second, not fractions")
     parser.add_argument("--sentence-transformers", type=Path, metavar="FOLDER", help="measure it offline as well")
-    results.add_output_flag(parser)
+    add_output_flag(parser)
     arguments = parser.parse_args()
     report = Comparison(arguments, read_texts(arguments.texts)).run()
     print(table(report))
@@ -151,7 +152,7 @@ class Comparison:
 
     @cached_property
     def _reference(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32], float]]:
-        """polyhead's answers to the texts that are compared."""
+        """The answers of polyhead to the texts that are compared."""
         manifest = bundle.load(self._arguments.bundle).manifest
         labels = next(head.labels for head in manifest.heads if head.kind == "softmax")
         with polyhead(self._arguments.bundle, self._arguments.variant) as load, Client(load.command[-1]) as client:

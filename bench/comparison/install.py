@@ -10,9 +10,10 @@ each Python version, which fails on the standard library of Python 3.11.7 and la
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
+
+from bench.harness.cli import make_parser
 
 from .launch import ENVIRONMENTS, SERVERS_FOLDER
 
@@ -20,7 +21,7 @@ from .launch import ENVIRONMENTS, SERVERS_FOLDER
 def main() -> None:
     """Runs the command line."""
     names = sorted(one.parent.name for one in SERVERS_FOLDER.glob("*/requirements.txt"))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"(default: {', '.join(names)})")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the environments (default: this one)")
     arguments = parser.parse_args()

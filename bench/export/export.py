@@ -12,7 +12,6 @@ corrupt copy was accepted.
 
 from __future__ import annotations
 
-import argparse
 import filecmp
 import json
 import os
@@ -37,6 +36,7 @@ from polyhead_training.tokenization import encode, load_tokenizer
 from tqdm import tqdm
 
 from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
 from bench.harness.servers import BIN
 from bench.harness.texts import read
 
@@ -47,13 +47,13 @@ _VARIANTS = ("int8", "int8-dynamic", "fp16")
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--eval-data", nargs="+", type=Path, default=[], help="labelled files for the gate")
     parser.add_argument("--pairs", type=Path, help="pairs of texts with a similarity score")
     parser.add_argument("--flips", type=int, default=300, help="bits to flip, one at a time (default: 300)")
     parser.add_argument("--config", type=Path, help="export configuration")
-    results.add_output_flag(parser)
+    add_output_flag(parser)
     arguments = parser.parse_args()
     flags = [f"--variant={name}" for name in _VARIANTS]
     flags += [f"--eval-data={path.resolve()}" for path in arguments.eval_data]

@@ -11,7 +11,6 @@ accuracy where the file has labels.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import time
@@ -29,6 +28,7 @@ from polyhead_training.tokenization import encode, load_tokenizer
 from tqdm import tqdm
 
 from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
 from bench.harness.servers import BIN, serving
 from bench.harness.texts import FORMAT_HELP, read
 
@@ -37,7 +37,7 @@ Rows = NDArray[np.float32]  # (texts, dimensions + labels + 1)
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("bundle", type=Path, help="bundle to serve")
     parser.add_argument("data", type=Path, help=FORMAT_HELP)
     parser.add_argument("--label", metavar="FIELD", help="field with the name of the class")
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--engines", nargs="+", default=["onnx", "torch"], help="engines to serve (default: onnx torch)"
     )
-    results.add_output_flag(parser)
+    add_output_flag(parser)
     arguments = parser.parse_args()
     rows = read(arguments.data)
     manifest = bundle.load(arguments.bundle).manifest

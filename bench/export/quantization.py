@@ -18,7 +18,6 @@ largest change of any number of an embedding when its text is in a batch of eigh
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import statistics
@@ -43,6 +42,7 @@ from polyhead_training.tokenization import encode, load_tokenizer, pad
 from tqdm import tqdm
 
 from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
 from bench.harness.texts import FORMAT_HELP, read_texts
 from bench.harness.upper_bound import batches_of_similar_length
 
@@ -56,13 +56,13 @@ _BATCH_SIZE = 8
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("bundle", type=Path, help="bundle with the variant fp32")
     parser.add_argument("data", type=Path, help=FORMAT_HELP)
     parser.add_argument("--texts", type=int, default=200, help="texts to measure (default: 200)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of every candidate (default: 7)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="candidates to measure besides fp32")
-    results.add_output_flag(parser)
+    add_output_flag(parser)
     arguments = parser.parse_args()
     found = bundle.load(arguments.bundle)
     texts = read_texts(arguments.data)
@@ -79,7 +79,7 @@ def main() -> None:
 
 def make_candidates(
     found: bundle.Bundle, folder: Path, calibration: Sequence[list[int]], only: list[str] | None
-) -> dict[str, Form]:
+) -> dict[str, Candidate]:
     """Returns every candidate whose packages are installed by name, fp32 first."""
     plain, output = found.file("model.onnx"), found.manifest.embedding.output
     makers: dict[str, Callable[[], Candidate]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import shlex
@@ -16,14 +15,10 @@ from typing import Any
 import numpy as np
 from polyhead_server.settings import usable_cores
 
+from .cli import program
+
 Figures = dict[str, float]
 SERVER_PACKAGES = ("polyhead", "onnxruntime", "grpcio")
-
-
-def add_output_flag(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
-    """Adds ``--output`` to the flags of a benchmark program."""
-    shown = f"default: {default}" if default else "default: print only"
-    parser.add_argument("--output", type=Path, default=default, help=f"JSON file to write ({shown})")
 
 
 def provenance(packages: Iterable[str] = SERVER_PACKAGES) -> dict[str, Any]:
@@ -40,9 +35,7 @@ def provenance(packages: Iterable[str] = SERVER_PACKAGES) -> dict[str, Any]:
 
 def command_line() -> str:
     """Returns the command of this process as a user types it, without folders outside the repository."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["-m", spec.name] if spec else sys.argv[:1]
-    return shlex.join(["python", *program, *(_without_folders(one) for one in sys.argv[1:])])
+    return shlex.join([*program().split(), *(_without_folders(one) for one in sys.argv[1:])])
 
 
 def _without_folders(argument: str) -> str:

@@ -1,5 +1,6 @@
-"""Closed-loop and open-loop load, and its statistics. Requires the standard library alone, so that clients of other
-servers can use it in their own environments.
+"""Closed-loop and open-loop load, and its statistics.
+
+Requires the standard library alone, so that the clients of other servers can use it in their own environments.
 
 Closed loop: every answer triggers the next message, so that the number of messages in flight is constant. Open loop:
 messages leave at Poisson arrivals whatever the server does, and latency counts from the scheduled send time, so that

@@ -38,6 +38,7 @@ from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_client import AsyncClient
 from polyhead_client.core.retry import DEFAULT_MAX_ATTEMPTS
 
+from bench.harness.cli import make_parser
 from bench.harness.texts import FORMAT_HELP, read_texts
 
 from .loops import DRAIN_TIMEOUT_S, LoadStats, arrivals, closed_loop, open_loop, until
@@ -51,7 +52,7 @@ _UNLIMITED = 1_000_000
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("target", metavar="HOST:PORT")
     parser.add_argument("texts", type=Path, help=FORMAT_HELP)
     parser.add_argument("--mode", choices=sorted(_MODES), default="unary", help="(default: unary)")

@@ -24,6 +24,7 @@ import uvloop
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 
+from bench.harness.cli import make_parser
 from bench.harness.texts import FORMAT_HELP, read_texts
 
 from .loops import LoadStats
@@ -31,7 +32,7 @@ from .loops import LoadStats
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("target", metavar="HOST:PORT")
     parser.add_argument("texts", type=Path, help=FORMAT_HELP)
     parser.add_argument("--streams", type=int, default=64, help="concurrent streams (default: 64)")

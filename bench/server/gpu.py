@@ -37,6 +37,7 @@ from polyhead_training.model import PolyheadModel, load_model
 from tqdm import tqdm
 
 from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
 from bench.harness.servers import serving
 from bench.harness.texts import DEMO_TEXTS, read_texts
 from bench.harness.upper_bound import batches_of_similar_length, open_tokenizer
@@ -62,13 +63,13 @@ Figures = dict[str, Any]
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="bundle with the variants fp32 and fp16")
     parser.add_argument("--engine", choices=("torch", "onnx"), default="torch", help="engine (default: torch)")
     parser.add_argument("--workers", type=int, nargs="*", default=(1, 4, 8), help="worker counts (default: 1 4 8)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of all loads (default: 2)")
     parser.add_argument("--seconds", type=float, default=3.0, help="measured seconds per load (default: 3)")
-    results.add_output_flag(parser)
+    add_output_flag(parser)
     arguments = parser.parse_args()
     source = bundle.load(arguments.bundle)
     ids = [one.windows[0] for one in open_tokenizer(source).encode(read_texts(DEMO_TEXTS))]

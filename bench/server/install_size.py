@@ -9,7 +9,6 @@ libraries alone are measured in between, round by round, so that noise does not 
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import statistics
@@ -18,6 +17,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from bench.harness.cli import add_output_flag, make_parser
 
 LIBRARIES = "import click, grpc.aio, grpc_health.v1, grpc_reflection, numpy, onnxruntime, prometheus_client, tokenizers"
 SERVER = (
@@ -28,10 +29,10 @@ SERVER = (
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("environment", type=Path, help="virtual environment with the server")
     parser.add_argument("--rounds", type=int, default=7, help="imports of each kind (default: 7)")
-    parser.add_argument("--output", type=Path, help="JSON file to write (default: print only)")
+    add_output_flag(parser)
     arguments = parser.parse_args()
     python = arguments.environment / "bin/python"
     figures = {

@@ -26,6 +26,7 @@ from polyhead_server.settings import usable_cores
 from tqdm import tqdm
 
 from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
 from bench.harness.processes import find_server, thread_cpu_s
 from bench.harness.results import Figures
 from bench.harness.servers import serving
@@ -50,12 +51,12 @@ _CALLS = 300
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="bundle to serve")
     parser.add_argument("--variant", default="int8", help="variant to serve (default: int8)")
     parser.add_argument("--texts", type=Path, default=DEMO_TEXTS, help=f"{FORMAT_HELP} (default: the demo's)")
     parser.add_argument("--seconds", type=float, default=5.0, help="seconds per load (default: 5)")
-    results.add_output_flag(parser)
+    add_output_flag(parser)
     arguments = parser.parse_args()
     texts = read_texts(arguments.texts)
     upper_bound = UpperBound(arguments.bundle, arguments.variant, texts)

@@ -1,8 +1,7 @@
-"""Scaling of throughput and memory with the number of streams, the length of texts, the number of heads, and over
-changing batch shapes.
+"""Scaling of throughput and memory with streams, text length, heads and batch shapes.
 
     python -m bench.server.scaling --bundle build/demo/bundle --output bench/results/scaling.json
-    python -m bench.server.scaling --bundle build/demo/bundle --only lengths heads --rounds 1 --seconds 2  # a quick look
+    python -m bench.server.scaling --bundle build/demo/bundle --only lengths heads --rounds 1 --seconds 2  # quick
 
 Every point starts its own server; resident memory is read once it serves and after the load. The onnxruntime upper
 bound (see bench.server.throughput) is measured on the same texts before and after each load. Rounds are interleaved.
@@ -36,6 +35,7 @@ from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from tqdm import tqdm
 
 from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
 from bench.harness.inputs import ExactLengthTexts, bundle_with_heads
 from bench.harness.memory import memory
 from bench.harness.results import Figures
@@ -74,7 +74,7 @@ class Point:
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="bundle to serve")
     parser.add_argument("--variant", choices=("int8", "fp32"), default="int8", help="variant to serve (default: int8)")
     parser.add_argument("--texts", type=Path, default=DEMO_TEXTS, help=f"{FORMAT_HELP} (default: the demo's)")
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds per load (default: 5)")
     parser.add_argument("--messages", type=int, default=2000, help="messages of random shapes (default: 2000)")
     parser.add_argument("--work", type=Path, help="folder that keeps exported bundles (default: a temporary one)")
-    results.add_output_flag(parser)
+    add_output_flag(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)

@@ -8,7 +8,6 @@ polling the health service without pause. Idle CPU is that of the process over -
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tqdm import tqdm
 
 from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
 from bench.harness.memory import memory
 from bench.harness.processes import cpu_s
 from bench.harness.results import SERVER_PACKAGES, Figures
@@ -35,11 +35,11 @@ CONFIGURATIONS: dict[str, tuple[str, ...]] = {
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="bundle to serve")
     parser.add_argument("--rounds", type=int, default=5, help="starts of each configuration (default: 5)")
     parser.add_argument("--idle", type=float, default=10.0, help="seconds without a call (default: 10)")
-    results.add_output_flag(parser)
+    add_output_flag(parser)
     arguments = parser.parse_args()
     found: dict[str, list[Figures]] = {name: [] for name in CONFIGURATIONS}
     with tqdm(total=(arguments.rounds + 1) * len(CONFIGURATIONS), unit="start") as bar:

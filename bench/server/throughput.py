@@ -24,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
 from bench.harness.results import Figures
 from bench.harness.servers import free_port, metric, serving
 from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, read_texts, with_long_texts, write_texts
@@ -55,7 +56,7 @@ _TOKEN_METRICS = ("polyhead_tokens_total", "polyhead_padding_tokens_total")
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="bundle to serve")
     parser.add_argument("--variant", default="int8", help="variant to serve and to compare with (default: int8)")
     parser.add_argument("--texts", type=Path, default=DEMO_TEXTS, help=f"{FORMAT_HELP} (default: the demo's)")
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of all loads (default: 3)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds per load (default: 5)")
     parser.add_argument("--only", nargs="+", metavar="PREFIX", help="only loads whose names begin with a prefix")
-    results.add_output_flag(parser)
+    add_output_flag(parser)
     arguments = parser.parse_args()
     texts = read_texts(arguments.texts)
     loads = measure(arguments, with_long_texts(texts) if arguments.long else texts)

@@ -17,6 +17,7 @@ from polyhead_server.settings import usable_cores
 from tqdm import tqdm
 
 from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
 from bench.harness.servers import serving
 from bench.harness.texts import DEMO_TEXTS
 from bench.loadgen.run import run_loads
@@ -29,7 +30,7 @@ MESSAGES = {"unary, 1 item": 1, "stream, 8 items": 8, "stream, 32 items": 32}
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--bundle", type=Path, help="bundle to measure; without it only the simulation runs")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the measurement (default: 3)")
     parser.add_argument("--workers", type=int, nargs="+", help="worker counts to measure (default: 1, one per core)")
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--token-us", type=float, default=95.0, help="one core per token (default: 95)")
     parser.add_argument("--mean-tokens", type=int, default=39, help="mean tokens per text (default: 39)")
     parser.add_argument("--max-batch-tokens", type=int, default=256, help="batch size limit in tokens (default: 256)")
-    results.add_output_flag(parser)
+    add_output_flag(parser)
     arguments = parser.parse_args()
     costs = Costs(*(getattr(arguments, f"{name}_us") for name in ("message", "item", "batch", "compute", "token")))
     report: dict[str, Any] = {

@@ -10,7 +10,6 @@ with another seed must have different weights. The exit code is 1 if a resumed r
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import random
@@ -28,12 +27,13 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
 from bench.harness.servers import BIN
 
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("config", type=Path, help="configuration of a short run")
     parser.add_argument("--tiny", action="store_true", help="train on a small random backbone")
     parser.add_argument("--kills", type=int, default=30, help="runs to kill (default: 30)")
@@ -47,7 +47,7 @@ def main() -> None:
         metavar="KEY=VALUE",
         help="override a field of the configuration",
     )
-    results.add_output_flag(parser, Path("bench/results/resume.json"))
+    add_output_flag(parser, Path("bench/results/resume.json"))
     arguments = parser.parse_args()
     flags = ["--max-steps", str(arguments.max_steps)]
     with TemporaryDirectory() as folder:

@@ -10,7 +10,6 @@ nothing else.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -39,11 +38,12 @@ from polyhead_training.train import build_model
 from torch.nn import functional
 
 from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
 
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("config", type=Path, help="training configuration; its last stage is measured")
     parser.add_argument("--steps", type=int, default=40, help="steps per round (default: 40)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each loop (default: 5)")
@@ -55,7 +55,7 @@ def main() -> None:
         metavar="KEY=VALUE",
         help="override a field of the configuration",
     )
-    results.add_output_flag(parser, Path("bench/results/training_throughput.json"))
+    add_output_flag(parser, Path("bench/results/training_throughput.json"))
     arguments = parser.parse_args()
     config = read_config(arguments.config, arguments.overrides)
     figures = measure(config, arguments.steps, arguments.rounds)

@@ -8,7 +8,6 @@ Accuracy and macro-F1 are those of the validation rows; similarity is Spearman's
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 from pathlib import Path
@@ -16,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
 from bench.harness.servers import BIN
 
 # Strategy, and the override that spends the three epochs of the configuration differently.
@@ -28,10 +28,10 @@ STRATEGIES = {
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("config", type=Path, help="training configuration with a head `topic` and three epochs")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: 3)")
-    results.add_output_flag(parser, Path("bench/results/unfreezing.json"))
+    add_output_flag(parser, Path("bench/results/unfreezing.json"))
     arguments = parser.parse_args()
     runs = []
     with TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ class Polyhead:
     def __init__(self) -> None:
         self.graph = Graph()
 
-    # max_latency_ms is the target of BentoML's dispatcher, not a wait; below 60 s it rejects requests that would miss it.
+    # max_latency_ms is a target of BentoML's dispatcher, not a wait; it rejects requests that would miss a lower one.
     @bentoml.api(  # type: ignore[untyped-decorator]
         # BentoML rejects a size of 1, even without batching.
         batchable=setting.batch > 1,

@@ -1,17 +1,15 @@
 """sentence-transformers offline: texts per second of its ONNX backend with its own int8, embeddings only.
 
-    build/comparison/sentence_transformers/bin/python -m bench.comparison.servers.sentence_transformers.offline \\
-      FOLDER texts.jsonl
+    python -m bench.comparison.servers.sentence_transformers.offline FOLDER texts.jsonl
 
 FOLDER is what `polyhead-export RUN BUNDLE --format sentence-transformers` writes beside the bundle. The bundle's own
 graph does not fit: the library expects token embeddings and pools them itself. Its ONNX export and its quantization for
-AVX512-VNNI are cached in FOLDER. encode sorts by length; the best of the batch sizes counts. Requires the repository
-root on PYTHONPATH.
+AVX512-VNNI are cached in FOLDER. encode sorts by length; the best of the batch sizes counts. It runs in the environment
+build/comparison/sentence_transformers with the repository root on PYTHONPATH.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from pathlib import Path
 import onnxruntime
 from sentence_transformers import SentenceTransformer, export_dynamic_quantized_onnx_model
 
+from bench.harness.cli import make_parser
 from bench.harness.texts import FORMAT_HELP, read_texts
 
 _QUANTIZED = "onnx/model_qint8_avx512_vnni.onnx"
@@ -27,7 +26,7 @@ _THREADS = 2
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("folder", type=Path, help="sentence-transformers export")
     parser.add_argument("texts", type=Path, help=FORMAT_HELP)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64], help="(default: 8 16 32 64)")
