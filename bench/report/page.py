@@ -32,6 +32,7 @@ from bench.harness.texts import ROOT
 
 from . import tables
 from .context import Report, context
+from .markdown import tidy
 from .overview import overview
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -101,9 +102,8 @@ class Renderer:
         self._environment.globals.update(tables.FUNCTIONS)
 
     def page(self, template: str) -> str:
-        """Renders a page; runs of empty lines are reduced to one."""
-        text = self._environment.get_template(template).render(self._context)
-        return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+        """Renders a page."""
+        return tidy(self._environment.get_template(template).render(self._context))
 
     def block(self, name: str) -> str:
         """Renders a block.

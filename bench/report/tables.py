@@ -52,9 +52,10 @@ def count_table(first: str, rows: Mapping[str, Mapping[str, float]], unit: str =
     return table([first, *(f"{key}{unit}" for key in columns)], cells)
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns a Markdown table whose columns after the first are aligned right."""
-    lines = [headings, ["---", *("--:" for _ in headings[1:])], *rows]
+def table(headings: Sequence[str], rows: Sequence[Sequence[Any]], text_columns: Sequence[int] = (0,)) -> str:
+    """Returns a Markdown table; columns of numbers are aligned right, ``text_columns`` left."""
+    rule = ["---" if number in text_columns else "--:" for number in range(len(headings))]
+    lines = [headings, rule, *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
@@ -88,9 +89,9 @@ def scientific(value: float) -> str:
     return f"{value:.1e}".replace("e-0", "e-").replace("e+00", "")
 
 
-def value_range(values: Sequence[float]) -> str:
+def value_range(values: Sequence[float], digits: int | None = None) -> str:
     """Formats the lowest and the highest value as a range in words."""
-    return " to ".join(f"{value:,g}" for value in values)
+    return " to ".join(f"{value:,g}" if digits is None else f"{value:,.{digits}f}" for value in values)
 
 
 FUNCTIONS = {
