@@ -128,4 +128,4 @@ def wait_until_serving(
         f"is not ready after {timeout_s:g} s" if process.poll() is None else f"ended with code {process.returncode}"
     )
     quoted = f": {log.read_text()}" if log else ""
-    raise RuntimeError(f"the server on {target} {reason}, health statuses {seen}{quoted}")
+    raise RuntimeError(f"the server on {target} {reason}, its health {seen}{quoted}")

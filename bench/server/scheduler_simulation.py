@@ -4,8 +4,8 @@ Passes take as long as their start and their tokens with padding, which are flag
 beforehand, in passes of as many tokens. So what is missing is what the choice of the batches costs, whatever the
 machine does meanwhile: texts in flight that have no neighbours of their length, padding, and more starts.
 
-    python bench/server/scheduler_simulation.py --bundle build/demo/bundle                                   # int8 on 2 cores
-    python bench/server/scheduler_simulation.py --bundle build/demo/bundle --start-us 2200 --token-us 218    # fp32
+    python -m bench.server.scheduler_simulation --bundle build/demo/bundle                                  # int8
+    python -m bench.server.scheduler_simulation --bundle build/demo/bundle --start-us 2200 --token-us 218    # fp32
 """
 
 from __future__ import annotations
