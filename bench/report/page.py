@@ -115,7 +115,7 @@ class Renderer:
 
     def fill_blocks(self, text: str) -> str | None:
         """Returns a page with its generated blocks filled; None for a page without blocks."""
-        filled, count = BLOCK.subn(lambda match: f"{match['begin']}{self.block(match['name'])}{match['end']}", text)
+        filled, count = BLOCK.subn(lambda match: f"{match['begin']}\n{self.block(match['name'])}\n{match['end']}", text)
         return filled if count else None
 
 

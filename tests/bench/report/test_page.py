@@ -53,8 +53,8 @@ def test_changed_file_is_reported(copy: Path, path: str) -> None:
 
 def test_block_is_filled_and_the_rest_of_its_page_is_kept(copy: Path) -> None:
     text = (copy / "docs/guides/deploy.md").read_text()
-    assert text.startswith("# Deploy\n\n<!-- generated: sizing -->\n|")
-    assert text.endswith("|\n<!-- end of generated -->\n\nEnd.\n")
+    assert text.startswith("# Deploy\n\n<!-- generated: sizing -->\n\n|")
+    assert text.endswith("|\n\n<!-- end of generated -->\n\nEnd.\n")
     startup = json.loads((ROOT / "bench/results/startup.json").read_text())["servers"]["int8"]
     assert f"| memory of a process, MB | {startup['rss_mb'][0]:.0f} |" in text
 
