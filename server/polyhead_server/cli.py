@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
-import signal
 import sys
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from polyhead_server.observability.logging import configure
+from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, report, run
 
 from .errors import StartupError
 from .settings import Settings
 
-logger = logging.getLogger(__name__)
-
-# A pass that has ended wants the interpreter, to take the next one, while the event loop is at work. By default it
-# waits for up to 5 ms, and a core with it.
-_SWITCH_S = 0.0005
-# Exit code of a process that was told something it cannot do.
-_CANNOT_START = 2
 _HELP = """Serve BUNDLE over gRPC: an embedding, a class and a sentiment for each text, from one pass.
 
 \b
@@ -75,53 +64,22 @@ def main(**values: Any) -> None:
     try:
         settings = Settings(**values)
     except StartupError as error:
-        _complain(error)
-        sys.exit(_CANNOT_START)
-    run(settings, _supervise if settings.workers > 1 else _serve)
-
-
-def run(settings: Settings, work: Callable[[Settings], Coroutine[Any, Any, int]]) -> NoReturn:
-    """Does a process's work on an event loop, with its log on standard error; ends the process with its exit code."""
-    # It would end a process that is not ready yet to reload.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    import uvloop
-
-    sys.setswitchinterval(_SWITCH_S)
-    configure(settings.log_level, settings.log_format)
-    # The log is ours; what libraries say below a warning is noise to an operator.
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-    try:
-        code = uvloop.run(work(settings))
-    except StartupError as error:
-        _complain(error)
-        code = _CANNOT_START
-    except Exception:
-        logger.exception("the server failed")
-        code = 1
-    logging.shutdown()
-    # A thread may still be in the engine, or load a model, and would abort the process where the interpreter ended
-    # under its feet.
-    os._exit(code)
-
-
-def _complain(error: Exception) -> None:
-    click.echo(f"polyhead-serve: {error}", err=True)
+        report(error)
+        sys.exit(EXIT_CANNOT_START)
+    if settings.workers > 1:
+        # uvloop cannot start processes safely once gRPC runs, see ``supervisor``.
+        run(settings, _supervise, fast_loop=False)
+    else:
+        run(settings, _serve)
 
 
 async def _serve(settings: Settings) -> int:
     from polyhead_server.lifecycle.server import serve
 
-    from .addresses import require_local
-
-    require_local(settings.admin_listen)
     return await serve(settings)
 
 
 async def _supervise(settings: Settings) -> int:
-    from polyhead_server.workers.supervisor import WorkerDiedError, supervise
+    from polyhead_server.workers.supervisor import supervise
 
-    try:
-        return await supervise(settings)
-    except WorkerDiedError as error:
-        _complain(error)
-        return 1
+    return await supervise(settings)

@@ -10,7 +10,7 @@ import pytest
 # A thread that the interpreter would wait for, as it would end under the feet of one that it does not wait for.
 PROGRAM = """
 import os, pathlib, signal, threading
-from polyhead_server.cli import run
+from polyhead_server.lifecycle.entry import run
 from polyhead_server.errors import StartupError
 from polyhead_server.settings import Settings
 

@@ -99,7 +99,7 @@ def test_what_is_encrypted_local_or_wished_for_is_allowed(values: dict[str, Any]
 
 def test_boolean_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[settings.Settings] = []
-    monkeypatch.setattr(cli, "run", lambda settings, _: told.append(settings))
+    monkeypatch.setattr(cli, "run", lambda settings, *_, **__: told.append(settings))
     for arguments, environment in (
         (["x"], {}),
         (["x", "--no-reflection"], {}),
@@ -119,4 +119,4 @@ def test_settings_hold_paths_and_no_secret(tmp_path: Path) -> None:
         tls_key=str(tmp_path / "key"),
         api_keys=str(tmp_path / "keys"),
     )
-    assert "the secret" not in repr(told) + ipc.Start(told, [0]).encode().decode()
+    assert "the secret" not in repr(told) + ipc.encode_notification(ipc.CONFIGURE, ipc.WorkerConfig(told)).decode()
