@@ -10,11 +10,12 @@ from typing import Any
 
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError, ServerError
 from polyhead_server.inference.model import Model
+from polyhead_server.json_types import Values
+from polyhead_server.rpc import service_names
 from polyhead_server.rpc.admin_service import AdminServer, Ask
 from polyhead_server.rpc.health import Health
-from polyhead_server.rpc.inference_service import NAME, InferenceService
+from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.settings import Settings
-from polyhead_server.workers.ipc import Values
 
 from .compatibility import Identity
 from .reload import Reloader
@@ -109,7 +110,7 @@ class Control:
         }
 
     async def _drain(self, _: Values) -> Values:
-        logger.info("drained by an operator: the health service says NOT_SERVING of %s from now on", NAME)
+        logger.info("drained by an operator: the health service says NOT_SERVING of %s from now on", service_names.INFERENCE)
         self.drained = True
         # Where the model is still being loaded, the whole server is not alive yet.
         await self._health.set(serving=False, alive=self._health.alive)

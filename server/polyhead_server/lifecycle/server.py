@@ -23,15 +23,17 @@ from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
 from polyhead_server import watchdog
-from polyhead_server.addresses import alone
+from polyhead_server.addresses import exclusive
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.model import Model, describe, load_model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics, listen_for_scrapes
 from polyhead_server.observability.tracing import Tracing
+from polyhead_server.rpc import service_names
 from polyhead_server.rpc.admin_service import listen
+from polyhead_server.rpc.handlers import inference_handler
 from polyhead_server.rpc.health import Health
-from polyhead_server.rpc.inference_service import NAME, InferenceService, handler
+from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
@@ -87,7 +89,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None, team: Tea
     """
     async with contextlib.AsyncExitStack() as stack:
         # Before anything else is touched, so that nobody's socket is.
-        address = settings.listen if team else stack.enter_context(alone(settings.listen))
+        address = settings.listen if team else stack.enter_context(exclusive(settings.listen))
         return await _Process(settings, stop or asyncio.Event(), team).run(address, stack)
 
 
@@ -108,7 +110,7 @@ class _Process:
         self._tracing = Tracing.from_settings(settings)
         # Refused calls are counted, too.
         observation = TelemetryInterceptor(settings, self._metrics, self._tracing)
-        interceptors = [observation, *AuthInterceptor.from_settings(settings), ErrorInterceptor(NAME)]
+        interceptors = [observation, *AuthInterceptor.from_settings(settings), ErrorInterceptor(service_names.INFERENCE)]
         self._server = aio.server(interceptors=interceptors, options=_options(settings, shares_port=bool(team)))
         self._control = Control(settings, self._service, self._health, team.ask if team else None)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -119,12 +121,12 @@ class _Process:
         stack.push_async_callback(self._server.stop, None)
         stack.push_async_callback(self._control.close)
         self._heed_signals()
-        self._in_background(self._metrics.watch(lambda: self._service.pipeline))
+        self._in_background(self._metrics.sample(lambda: self._service.pipeline))
         await self._health.set(serving=False, alive=False)
-        self._server.add_generic_rpc_handlers((handler(self._service),))
+        self._server.add_generic_rpc_handlers((inference_handler(self._service),))
         self._health.add_to(self._server)
         if not self._settings.no_reflection:
-            names = (NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            names = (service_names.INFERENCE, service_names.HEALTH, service_names.REFLECTION)
             reflection.enable_server_reflection(names, self._server)
         if not self._team:
             address = await listen(self._server, address, self._certificates)
@@ -200,7 +202,7 @@ class _Process:
                 "Put the bundle that serves back, or accept this one with polyhead admin reload --force"
             )
         self._service.serve(self._started(model))
-        self._control.reloader = Reloader(self._load, self._started, self._service, self._metrics.reloaded)
+        self._control.reloader = Reloader(self._load, self._started, self._service, self._metrics.count_reload)
         if self._settings.reload_interval_s:
             self._in_background(self._control.reloader.watch(manifest, seen, self._settings.reload_interval_s))
         return True
@@ -212,9 +214,9 @@ class _Process:
         """A running pipeline of a model."""
         threads = self._settings.compute_threads(model.engine.runtime.device)
         logger.info(describe(model, threads))
-        self._metrics.serving(model, threads)
-        follow = self._tracing.follow if self._tracing else None
-        pipeline = Pipeline(model, self._settings, self._metrics.observe, follow)
+        self._metrics.set_runtime(model, threads)
+        follow = self._tracing.on_message if self._tracing else None
+        pipeline = Pipeline(model, self._settings, self._metrics.observe_batch, follow)
         pipeline.start()
         return pipeline
 
@@ -231,7 +233,7 @@ class _Process:
         # Balancers look now and then, and send calls until they have seen it.
         await asyncio.wait({cut}, timeout=min(self._settings.drain_delay_s, self._settings.drain_timeout_s))
         self._service.drain()
-        idle = asyncio.create_task(self._service.idle(max(0.0, ends - time.monotonic())))
+        idle = asyncio.create_task(self._service.wait_idle(max(0.0, ends - time.monotonic())))
         await asyncio.wait({cut, cast(Any, idle)}, timeout=_REDIRECT_S, return_when=asyncio.FIRST_COMPLETED)
         if not idle.done() and not cut.done():
             # Those who call on these connections are sent elsewhere; the calls run on. Not before, as a server that
@@ -239,7 +241,7 @@ class _Process:
             self._in_background(self._server.stop(self._settings.drain_timeout_s))
         await asyncio.wait({cut, cast(Any, idle)}, return_when=asyncio.FIRST_COMPLETED)
         stats = self._service.stats()
-        if not stats["calls"]:
+        if not stats["requests_running"]:
             # The grace lets the last answers leave, and is all that others' endless streams get, such as Watch of the
             # health service.
             await self._server.stop(_FLUSH_S)
@@ -247,7 +249,7 @@ class _Process:
                 await self._pipeline.close()
             logger.info("stopped")
             return 0
-        logger.error("cut off: %d calls, %d texts in the queue", stats["calls"], stats["queued_items"])
+        logger.error("cut off: %d calls, %d texts in the queue", stats["requests_running"], stats["queued_items"])
         return 1
 
 

@@ -17,13 +17,13 @@ from grpc_reflection.v1alpha import reflection
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc, item_pb2
 
-from polyhead_server.addresses import alone, private_files
+from polyhead_server.addresses import exclusive, private_files
 from polyhead_server.errors import StartupError
+from polyhead_server.json_types import Values
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.security.tls import Certificates, add_port
 from polyhead_server.settings import Settings
-from polyhead_server.workers.ipc import Values
 
 from .health import Health
 
@@ -68,7 +68,7 @@ class AdminServer:
             return
         async with contextlib.AsyncExitStack() as stack:
             unshared = not self._shares_port or self._address.startswith("unix:")
-            address = stack.enter_context(alone(self._address)) if unshared else self._address
+            address = stack.enter_context(exclusive(self._address)) if unshared else self._address
             # No name: each of these services parses its messages itself, and may fail to.
             interceptors = [*AuthInterceptor.from_settings(self._settings), ErrorInterceptor("")]
             server = aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", int(self._shares_port))])

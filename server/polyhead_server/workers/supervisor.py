@@ -30,7 +30,8 @@ from prometheus_client import CollectorRegistry
 
 from polyhead_server.addresses import require_local, reserve
 from polyhead_server.errors import StartupError
-from polyhead_server.observability.metrics import WorkerMetrics, listen_for_scrapes
+from polyhead_server.observability.metrics import listen_for_scrapes
+from polyhead_server.observability.multiprocess import WorkerMetrics
 from polyhead_server.settings import Settings, usable_cores
 
 from .commands import WorkerCommands
@@ -274,7 +275,7 @@ class _Supervisor:
             self._cut_off = self._cut_off or self._stopping.is_set()
             logger.error("worker %d, process %d, ended with code %d: work was cut off", worker.number, worker.pid, code)
         if self._metrics:
-            self._metrics.bury(worker.pid)
+            self._metrics.merge_dead_worker(worker.pid)
         await self._orders.hand_admin()
         return code
 
