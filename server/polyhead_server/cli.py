@@ -1,4 +1,4 @@
-"""The command ``polyhead-serve``: flags and environment to settings, settings to a server."""
+"""The ``polyhead-serve`` command: builds the settings from flags and environment variables, and starts the server."""
 
 from __future__ import annotations
 
@@ -14,31 +14,38 @@ from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, report, run
 from .errors import StartupError
 from .settings import Settings
 
-_HELP = """Serve BUNDLE over gRPC: an embedding, a class and a sentiment for each text, from one pass.
+_HELP = """Serve BUNDLE over gRPC: embeddings, classes and sentiments from one forward pass.
 
 \b
+Examples:
   polyhead-serve build/bundle
   polyhead-serve build/bundle --listen 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key --api-keys keys.toml
   polyhead-serve build/bundle --listen unix:/run/polyhead.sock
   polyhead-serve build/bundle --workers 4
   POLYHEAD_ENGINE=torch polyhead-serve build/bundle
 
-The server listens at once, and its health service says NOT_SERVING until the bundle's golden texts were answered right
-on the engine and device that will serve. SIGTERM and SIGINT drain: accepted items are answered, then the server exits;
-a second signal ends it at once. SIGHUP loads the bundle again. With --workers, each listens once it is ready, and
-nobody before that.
+The server listens immediately. Its health service reports NOT_SERVING until the model has reproduced the bundle's
+golden results on the selected engine and device. With --workers, each worker starts to listen once it is ready.
+
+SIGTERM and SIGINT drain the server: it answers every accepted item, then exits; a second signal exits immediately.
+SIGHUP reloads the bundle.
 
 \b
---engine auto and --device auto try, in this order:
-  onnx on cuda (where the installed onnxruntime has CUDA), onnx on cpu, torch on cuda, torch on cpu
-What was chosen is in the log, in `polyhead info` and in the metrics; why not what came before, in the first two.
+--engine auto and --device auto select the first that works:
+  onnx on cuda (if the installed onnxruntime supports CUDA), onnx on cpu, torch on cuda, torch on cpu
+The log, `polyhead info` and the metrics show the selection; the log and `polyhead info` also show why each earlier
+choice was rejected.
 
-Exit codes: 0 stopped as told, 1 the server failed or cut work off, 2 it cannot start as it was told to.
+\b
+Exit codes:
+  0  stopped by a signal after answering all accepted items
+  1  the server failed, or exited before answering all accepted items
+  2  the server cannot start as configured
 """
 
 
 def _options(command: Any) -> Any:
-    """One option, with an environment variable, for each field of ``Settings`` that has a help text."""
+    """Adds an option with an environment variable for each field of ``Settings`` that has a help text."""
     for field in reversed(dataclasses.fields(Settings)):
         if "help" in field.metadata:
             name = field.name.replace("_", "-")

@@ -60,14 +60,14 @@ class WorkerStats:
     model_id: str
     serving: bool
     up_time: float
-    calls: int
+    requests_running: int
     queued_items: int
     queued_tokens: int
     expected_wait: float
     items_total: int
     tokens_total: int
-    padding_total: int
-    passes_total: int
+    padding_tokens_total: int
+    batches_total: int
     compute_total: float
-    refused_total: dict[str, int]
+    item_errors_total: dict[str, int]
     compute_threads: int

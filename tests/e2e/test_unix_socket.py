@@ -61,7 +61,7 @@ def test_file_that_is_no_socket_is_left_alone(start: Start, demo_bundle: Path, p
     path.write_text("mine")
     server = start(demo_bundle, target=f"unix:{path}")
     assert server.process.wait(START_S) == 2
-    assert "no socket" in server.log.read_text()
+    assert "not a socket" in server.log.read_text()
     assert path.read_text() == "mine"
 
 

@@ -42,7 +42,7 @@ def test_shapes_and_types_are_those_of_the_contract(reference: str) -> None:
         "stream [StreamAnalyzeRequest](#streamanalyzerequest) | stream [StreamAnalyzeResponse](#streamanalyzeresponse)"
     )
     assert f"| `StreamAnalyze` | {stream} |" in reference
-    assert "| `refused_total` | 14 | map of string to uint64 |" in reference
+    assert "| `item_errors_total` | 14 | map of string to uint64 |" in reference
     assert "| `tasks` | 2 | repeated [Task](#task) |" in reference
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError, ServerError
 from polyhead_server.inference.model import Model
 from polyhead_server.out_of_memory import exit_if_out_of_memory
+from polyhead_server.rpc import service_names
 from polyhead_server.rpc.health import Health
-from polyhead_server.rpc.inference_service import NAME, InferenceService
+from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.worker_types import ReloadResult, WorkerStats
 
 from .compatibility import identity_of
@@ -68,7 +69,7 @@ class Operations:
 
     async def drain(self) -> None:
         """Reports NOT_SERVING for the inference service from now on; calls are still answered."""
-        logger.info("drained by an operator: the health service reports NOT_SERVING for %s", NAME)
+        logger.info("drained by an operator: the health service reports NOT_SERVING for %s", service_names.INFERENCE)
         self.drained = True
         with _internal_errors("drain"):
             # While the model is loading, the process as a whole is not alive yet.

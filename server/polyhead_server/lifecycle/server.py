@@ -23,15 +23,17 @@ from typing import Any, TypeVar, cast
 from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
-from polyhead_server.addresses import alone, require_local
+from polyhead_server.addresses import exclusive, require_local
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.model import Model, describe, load_model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics, listen_for_scrapes
 from polyhead_server.observability.tracing import Tracing
+from polyhead_server.rpc import service_names
 from polyhead_server.rpc.admin_service import AdminServer, listen
+from polyhead_server.rpc.handlers import inference_handler
 from polyhead_server.rpc.health import Health
-from polyhead_server.rpc.inference_service import NAME, InferenceService, handler
+from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
@@ -91,7 +93,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None, worker: W
     require_local(settings.admin_listen)
     async with contextlib.AsyncExitStack() as stack:
         # Before anything else, so that a second server never disturbs the socket of the first.
-        address = settings.listen if worker else stack.enter_context(alone(settings.listen))
+        address = settings.listen if worker else stack.enter_context(exclusive(settings.listen))
         return await _Process(settings, stop or asyncio.Event(), worker).run(address, stack)
 
 
@@ -112,7 +114,7 @@ class _Process:
         self._tracing = Tracing.from_settings(settings)
         # Telemetry is outermost, so that refused calls are counted too.
         telemetry = TelemetryInterceptor(settings, self._metrics, self._tracing)
-        interceptors = [telemetry, *AuthInterceptor.from_settings(settings), ErrorInterceptor(NAME)]
+        interceptors = [telemetry, *AuthInterceptor.from_settings(settings), ErrorInterceptor(service_names.INFERENCE)]
         self._server = aio.server(interceptors=interceptors, options=_options(settings, shares_port=bool(worker)))
         self._operations = Operations(self._service, self._health)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -122,12 +124,12 @@ class _Process:
             stack.push_async_callback(self._tracing.close)
         stack.push_async_callback(self._server.stop, None)
         self._handle_signals()
-        self._in_background(self._metrics.watch(lambda: self._service.pipeline))
+        self._in_background(self._metrics.sample(lambda: self._service.pipeline))
         await self._health.set(serving=False, alive=False)
-        self._server.add_generic_rpc_handlers((handler(self._service),))
+        self._server.add_generic_rpc_handlers((inference_handler(self._service),))
         self._health.add_to(self._server)
         if not self._settings.no_reflection:
-            names = (NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            names = (service_names.INFERENCE, service_names.HEALTH, service_names.REFLECTION)
             reflection.enable_server_reflection(names, self._server)
         if not self._worker:
             address = await listen(self._server, address, self._certificates)
@@ -201,7 +203,9 @@ class _Process:
         model = load.result()
         self._require_compatible(model)
         self._service.serve(self._start_pipeline(model))
-        self._operations.reloader = Reloader(self._load, self._start_pipeline, self._service, self._metrics.reloaded)
+        self._operations.reloader = Reloader(
+            self._load, self._start_pipeline, self._service, self._metrics.count_reload
+        )
         if self._settings.reload_interval_s:
             self._in_background(watcher.watch(self._operations.reload_and_log, self._settings.reload_interval_s))
         return True
@@ -221,9 +225,9 @@ class _Process:
     def _start_pipeline(self, model: Model) -> Pipeline:
         threads = self._settings.compute_threads(model.engine.runtime.device)
         logger.info(describe(model, threads))
-        self._metrics.serving(model, threads)
-        on_message = self._tracing.follow if self._tracing else None
-        pipeline = Pipeline(model, self._settings, self._metrics.observe, on_message)
+        self._metrics.set_runtime(model, threads)
+        on_message = self._tracing.on_message if self._tracing else None
+        pipeline = Pipeline(model, self._settings, self._metrics.observe_batch, on_message)
         pipeline.start()
         return pipeline
 
@@ -240,7 +244,7 @@ class _Process:
         # Load balancers poll the health service and send calls until they have seen the change.
         await asyncio.wait({cut_off}, timeout=min(self._settings.drain_delay_s, self._settings.drain_timeout_s))
         self._service.drain()
-        idle = asyncio.create_task(self._service.idle(max(0.0, deadline - time.monotonic())))
+        idle = asyncio.create_task(self._service.wait_idle(max(0.0, deadline - time.monotonic())))
         await asyncio.wait({cut_off, cast(Any, idle)}, timeout=_REDIRECT_DELAY_S, return_when=asyncio.FIRST_COMPLETED)
         if not idle.done() and not cut_off.done():
             # Redirects clients on these connections (GOAWAY); running calls continue. Not earlier, because a stopping
@@ -248,7 +252,7 @@ class _Process:
             self._in_background(self._server.stop(self._settings.drain_timeout_s))
         await asyncio.wait({cut_off, cast(Any, idle)}, return_when=asyncio.FIRST_COMPLETED)
         stats = self._service.stats()
-        if not stats["calls"]:
+        if not stats["requests_running"]:
             # The grace period lets the last responses leave. It also bounds endless streams of other services, such as
             # Health.Watch.
             await self._server.stop(_FLUSH_S)
@@ -256,7 +260,7 @@ class _Process:
                 await self._pipeline.close()
             logger.info("stopped")
             return 0
-        logger.error("cut off: %d calls, %d texts in the queue", stats["calls"], stats["queued_items"])
+        logger.error("cut off: %d calls, %d texts in the queue", stats["requests_running"], stats["queued_items"])
         return 1
 
 

@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc, item_pb2
 
-from polyhead_server.addresses import alone, private_files
+from polyhead_server.addresses import exclusive, private_files
 from polyhead_server.errors import StartupError
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
@@ -27,11 +27,10 @@ from polyhead_server.security.tls import Certificates, add_port
 from polyhead_server.settings import Settings
 from polyhead_server.worker_types import ReloadResult, WorkerStats
 
+from . import service_names
 from .health import Health
 
 logger = logging.getLogger(__name__)
-
-NAME = pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 _Context = aio.ServicerContext[Any, Any]
 # Seconds for the last response to leave.
@@ -76,7 +75,7 @@ class AdminServer:
         if not self._settings.admin_listen:
             return
         async with contextlib.AsyncExitStack() as stack:
-            address = stack.enter_context(alone(self._settings.admin_listen))
+            address = stack.enter_context(exclusive(self._settings.admin_listen))
             # An empty name: these services parse their own messages and may raise while doing so.
             interceptors = [*AuthInterceptor.from_settings(self._settings), ErrorInterceptor("")]
             server = aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
@@ -84,7 +83,7 @@ class AdminServer:
             admin_service_pb2_grpc.add_AdminServiceServicer_to_server(_AdminServicer(self._backend), server)
             self._health.add_to(server)
             channelz.add_channelz_servicer(server)
-            names = (NAME, "grpc.channelz.v1.Channelz", "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            names = (service_names.ADMIN, service_names.CHANNELZ, service_names.HEALTH, service_names.REFLECTION)
             reflection.enable_server_reflection(names, server)
             address = await listen(server, address)
             logger.info("the admin service listens on %s", address)

@@ -34,7 +34,8 @@ from prometheus_client import CollectorRegistry
 from polyhead_server.addresses import require_local, reserve
 from polyhead_server.errors import StartupError
 from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, EXIT_FAILED, ServerFailedError
-from polyhead_server.observability.metrics import WorkerMetrics, listen_for_scrapes
+from polyhead_server.observability.metrics import listen_for_scrapes
+from polyhead_server.observability.multiprocess import WorkerMetrics
 from polyhead_server.security.file_watcher import FileWatcher
 from polyhead_server.settings import Settings, usable_cores
 
@@ -272,7 +273,7 @@ class Supervisor:
             self._cut_off = self._cut_off or self._stopping.is_set()
             logger.error("worker %d, process %d, ended with code %d: work was cut off", worker.number, worker.pid, code)
         if self._metrics:
-            self._metrics.bury(worker.pid)
+            self._metrics.merge_dead_worker(worker.pid)
         await self.commands.update_health()
         return code
 

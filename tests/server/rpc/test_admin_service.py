@@ -17,18 +17,19 @@ from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError, StartupError
 from polyhead_server.inference.model import Model
+from polyhead_server.json_types import Values
 from polyhead_server.lifecycle.operations import Control
 from polyhead_server.lifecycle.reload import Reloader
+from polyhead_server.rpc import service_names
 from polyhead_server.rpc.admin_service import AdminServer
 from polyhead_server.rpc.health import Health
-from polyhead_server.rpc.inference_service import NAME, InferenceService
+from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.security.api_keys import make
 from polyhead_server.settings import Settings
-from polyhead_server.workers.ipc import Values
 
 pytestmark = pytest.mark.timeout(60)
 
-STATS: Values = {"process_id": 7, "queued_items": 3, "expected_wait": 1.5, "refused_total": {"OVERLOADED": 2}}
+STATS: Values = {"process_id": 7, "queued_items": 3, "expected_wait": 1.5, "item_errors_total": {"OVERLOADED": 2}}
 
 
 def settings_with(admin_listen: str, **more: Any) -> Settings:
@@ -82,7 +83,7 @@ async def test_stats_are_those_of_each_worker(stub: Any) -> None:
     first, second = (await stub.GetStats(pb2.GetStatsRequest(), timeout=30)).workers
     assert (first.process_id, second.process_id) == (7, 8)
     assert (first.queued_items, first.expected_wait) == (3, Duration(seconds=1, nanos=500_000_000))
-    assert first.refused_total == {"OVERLOADED": 2}
+    assert first.item_errors_total == {"OVERLOADED": 2}
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -153,7 +154,7 @@ class PlayedReloader:
 
 class PlayedService:
     def stats(self) -> Values:
-        return {"calls": 3}
+        return {"requests_running": 3}
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ async def test_server_that_is_drained_is_alive(control: Control, health: Health,
     stub: Any = health_pb2_grpc.HealthStub(channel)
 
     async def statuses() -> list[str]:
-        asked = [health_pb2.HealthCheckRequest(service=name) for name in ("", NAME)]
+        asked = [health_pb2.HealthCheckRequest(service=name) for name in ("", service_names.INFERENCE)]
         answers = [await stub.Check(one, timeout=30) for one in asked]
         return [health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) for answer in answers]
 
@@ -246,7 +247,7 @@ async def test_drain_is_seen_in_the_stats(control: Control) -> None:
     assert (await control.do("stats", {}))["serving"]
     await control.do("drain", {})
     stats = await control.do("stats", {})
-    assert (stats["calls"], stats["serving"]) == (3, False)
+    assert (stats["requests_running"], stats["serving"]) == (3, False)
 
 
 async def test_what_goes_wrong_inside_is_told_by_its_incident_alone(control: Control) -> None:

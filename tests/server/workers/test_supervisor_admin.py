@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
 from polyhead_server.errors import StartupError
-from polyhead_server.rpc.inference_service import NAME
+from polyhead_server.rpc import service_names
 from polyhead_server.settings import Settings
 from polyhead_server.workers import supervisor
 from polyhead_server.workers.ipc import WorkerConfig
@@ -36,9 +36,9 @@ WORKER = """
 
     IDENTITY = {"embedding_space": "e", "heads": []}
     STATS = {
-        "process_id": os.getpid(), "model_id": "m", "serving": True, "up_time": 1.5, "calls": 0, "queued_items": 0,
-        "queued_tokens": 0, "expected_wait": 0.0, "items_total": 0, "tokens_total": 0, "padding_total": 0,
-        "passes_total": 0, "compute_total": 0.0, "refused_total": {}, "compute_threads": 1,
+        "process_id": os.getpid(), "model_id": "m", "serving": True, "up_time": 1.5, "requests_running": 0, "queued_items": 0,
+        "queued_tokens": 0, "expected_wait": 0.0, "items_total": 0, "tokens_total": 0, "padding_tokens_total": 0,
+        "batches_total": 0, "compute_total": 0.0, "item_errors_total": {}, "compute_threads": 1,
     }
     STATS["serving"] = not json.loads(sys.stdin.readline())["params"]["drained"]
     send(method="serving", params=IDENTITY)
@@ -131,7 +131,7 @@ async def test_workers_that_are_killed_are_restarted_while_grpc_runs_in_the_supe
 async def test_admin_service_reaches_all_workers(settings: Settings) -> None:
     async with supervised(settings) as admin:
         await admin.wait_until(lambda workers: len(workers) == 2)
-        assert [await admin.status(name) for name in ("", NAME)] == ["SERVING", "SERVING"]
+        assert [await admin.status(name) for name in ("", service_names.INFERENCE)] == ["SERVING", "SERVING"]
         response = await admin.stub.Reload(pb2.ReloadRequest(force=True), timeout=TIMEOUT_S)
         assert [one.fingerprints.embedding_space for one in response.workers] == ["e", "e"]
         servers = (await admin.channelz.GetServers(channelz_pb2.GetServersRequest(), timeout=TIMEOUT_S)).server
@@ -142,7 +142,7 @@ async def test_drain_holds_for_workers_that_start_later(settings: Settings) -> N
     async with supervised(settings) as admin:
         first, _ = await admin.wait_until(lambda workers: len(workers) == 2)
         await admin.stub.Drain(pb2.DrainRequest(), timeout=TIMEOUT_S)
-        assert [await admin.status(name) for name in ("", NAME)] == ["SERVING", "NOT_SERVING"]
+        assert [await admin.status(name) for name in ("", service_names.INFERENCE)] == ["SERVING", "NOT_SERVING"]
         os.kill(first.process_id, signal.SIGKILL)
         workers = await admin.wait_for_replacement(first.process_id)
         assert [one.serving for one in workers] == [False, False]
