@@ -32,7 +32,7 @@ READER = bearer("reader")
 
 def write_keys(path: Path, names: list[str]) -> Path:
     entries = [
-        f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\nrights = {KEYS[name]}\n'
+        f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\nscopes = {KEYS[name]}\n'
         for name in names
     ]
     fresh = path.with_suffix(".fresh")
