@@ -11,7 +11,7 @@ from tests.support import sources
 
 
 def documented() -> set[str]:
-    text = sources.documentation_page("# Errors").read_text()
+    text = sources.documentation_page("| `INVALID_ARGUMENT` | `TEXT_NOT_UTF8` |").read_text()
     return set(re.findall(r"^\| `[A-Z_]+` \| `([A-Z0-9_]+)` \|", text, re.MULTILINE))
 
 

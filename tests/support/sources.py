@@ -40,10 +40,11 @@ def documentation_pages() -> list[Path]:
     return pages
 
 
-def documentation_page(content: str) -> Path:
-    """Returns the only page of the documentation that contains a line; pages may move between folders."""
-    (page,) = [one for one in documentation_pages() if content in one.read_text(encoding="utf-8").splitlines()]
-    return page
+def documentation_page(*parts: str) -> Path:
+    """Returns the only page of the documentation that contains all of these parts; pages may move between folders."""
+    pages = [(page, page.read_text(encoding="utf-8")) for page in documentation_pages()]
+    (found,) = [page for page, text in pages if all(part in text for part in parts)]
+    return found
 
 
 def source_text(package: str) -> str:
