@@ -33,7 +33,7 @@ class ServerError(Exception):
 
     Attributes:
         code: Name of the canonical status code, such as ``INVALID_ARGUMENT``.
-        reason: Machine-readable constant, unique to one cause; listed in docs/errors.md.
+        reason: Machine-readable constant, unique to one cause; listed in docs/reference/errors.md.
         metadata: Machine-readable facts for the details of the status.
     """
 

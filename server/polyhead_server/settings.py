@@ -59,7 +59,7 @@ class Settings:
         "", "PEM file with the CA certificates that client certificates must chain to (mutual TLS). Empty for none."
     )
     api_keys: str = _option(
-        "", "TOML file with API keys and their scopes; see docs/security.md. Empty disables authentication."
+        "", "TOML file with API keys and their scopes; see docs/guides/security.md. Empty disables authentication."
     )
     allow_plaintext: bool = _option(
         False, "Allow listening beyond loopback without TLS, for example behind a proxy that terminates TLS."

@@ -32,7 +32,7 @@ _SAMPLE_INTERVAL_S = 0.1
 
 
 class Metrics:
-    """All metrics of one server process; docs/metrics.md describes each. With several workers a scrape shows the sum.
+    """All metrics of one server process, as described in docs/reference/metrics.md. A scrape adds up several workers.
 
     Attributes:
         instruments: The metrics, by which checks find their names, labels and HELP texts.

@@ -52,7 +52,7 @@ class InferenceService:
         return self._model.pipeline if self._model else None
 
     def max_text_bytes(self) -> int:
-        """Returns how many bytes of a text to decode: 4 for each code point, and one code point to detect truncation."""
+        """Returns how many bytes of a text to decode: 4 for each code point, of which one detects truncation."""
         if not self.pipeline:
             return 0
         return 4 * (self.pipeline.model.source.manifest.max_tokens * self._settings.max_characters_per_token + 1)

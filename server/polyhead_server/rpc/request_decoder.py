@@ -29,7 +29,7 @@ from polyhead_server.inference.types import (
 from . import message_limits
 
 MAX_ITEM_ID_BYTES = 256
-# Code points of an invalid id that its answer repeats: enough to identify the item, few enough to keep the answer small.
+# Code points of an invalid id that its answer repeats: enough to find the item, few enough to keep the answer small.
 _MAX_ECHOED_ID = 64
 _decode_utf8 = codecs.utf_8_decode
 

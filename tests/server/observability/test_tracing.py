@@ -179,9 +179,7 @@ def test_without_an_endpoint_nothing_is_imported(
     assert Tracing.from_settings(settings()) is None
 
 
-def test_missing_packages_are_named(
-    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_packages_are_named(settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(StartupError, match=r"\.\[otel\]"):
         Tracing.from_settings(settings(otlp_endpoint="http://127.0.0.1:4317"))

@@ -254,7 +254,9 @@ class WorkerStats(_message.Message):
 
     @_builtins.property
     def item_errors_total(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """item_errors_total is the number of items answered with an error, by reason; docs/errors.md lists the reasons."""
+        """item_errors_total is the number of items answered with an error, by reason. docs/reference/errors.md lists the
+        reasons.
+        """
 
     def __init__(
         self,

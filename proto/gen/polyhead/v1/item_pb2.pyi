@@ -258,7 +258,7 @@ class Answer(_message.Message):
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """error states why there is no result. Its details contain a google.rpc.ErrorInfo with domain "polyhead" and one of
-        the reasons listed in docs/errors.md.
+        the reasons listed in docs/reference/errors.md.
         """
 
     def __init__(

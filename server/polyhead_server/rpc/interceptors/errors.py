@@ -70,7 +70,7 @@ def _mapping_errors(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Aw
 
 
 def _wrap_with_deserializer(handler: Any) -> Any:
-    """Wraps a handler so that it receives bytes: gRPC would send the text of a deserializer's exception to the client."""
+    """Wraps a handler to receive bytes: gRPC would send the text of a deserializer's exception to the client."""
 
     def deserialize(data: bytes) -> Any:
         try:
