@@ -20,7 +20,7 @@ from .conftest import START_S, Hang, Server, Start, wait_until
 
 pytestmark = [
     pytest.mark.model,
-    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers want two cores"),
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers require two cores"),
 ]
 
 

@@ -64,7 +64,7 @@ class Operations:
             # The reloader has logged it.
             pass
         except ServerError as error:
-            logger.error("not reloaded: %s", error)  # noqa: TRY400 - the message says everything
+            logger.error("not reloaded: %s", error)  # noqa: TRY400 - the traceback adds nothing
 
     async def drain(self) -> None:
         """Reports NOT_SERVING for the inference service from now on; calls are still answered."""

@@ -98,7 +98,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None, worker: W
 
 
 class _Process:
-    """A server process, alone or as one of several workers."""
+    """A server process, on its own or as one of several workers."""
 
     def __init__(self, settings: Settings, stop: asyncio.Event, worker: WorkerRole | None) -> None:
         self._settings = settings

@@ -112,7 +112,7 @@ def file_signature(path: Path) -> tuple[int, ...] | None:
         status = path.stat()
     except OSError:
         return None
-    # Nobody can set back the time of the inode's last change, and it covers content, owner and mode.
+    # The time of the inode's last change cannot be set back, and it covers content, owner and mode.
     return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 

@@ -166,7 +166,7 @@ def _client_context(authorities: Path) -> ssl.SSLContext:
 
 
 def _reject_encrypted(key: Path) -> str:
-    """Raises instead of letting OpenSSL ask for the password of the key on the terminal."""
+    """Raises instead of letting OpenSSL prompt for the password of the key on the terminal."""
     raise StartupError(
         f"the private key {key} is encrypted; write it without a password: openssl pkey -in ... -out ..."
     )

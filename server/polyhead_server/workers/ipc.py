@@ -140,7 +140,7 @@ class WorkerConfig:
         identity: Identity of the serving model, which the worker's model must be compatible with; None if no worker
             serves yet.
         drained: Whether an operator has drained the server.
-        metrics_folder: Directory of the files in which all workers count; empty if nobody scrapes.
+        metrics_folder: Directory of the files in which all workers count; empty without --metrics-listen.
     """
 
     settings: Settings

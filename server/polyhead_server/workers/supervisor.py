@@ -96,8 +96,8 @@ class Supervisor:
 
         Args:
             settings: Settings of the server.
-            metrics_folder: Directory of the files in which all workers count; empty if nobody scrapes.
-            metrics: Reads these files; None if nobody scrapes.
+            metrics_folder: Directory of the files in which all workers count; empty without --metrics-listen.
+            metrics: Reads these files; None without --metrics-listen.
         """
         self._settings = settings
         self._metrics_folder = metrics_folder
@@ -167,7 +167,7 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             deaths = deaths + 1 if served_s < _YOUNG_S else 1
-            # Workers that serve are never ended: a bundle that was damaged after they started, say, is no reason to.
+            # Workers that serve keep serving: for example, the bundle may have been damaged after they had loaded it.
             if code == EXIT_CANNOT_START and not self._serving:
                 raise StartupError("a worker cannot start; its reason is in the log above")
             if deaths >= MAX_DEATHS and not self._serving:
@@ -263,7 +263,7 @@ class Supervisor:
             timeout_s = self._settings.drain_timeout_s + KILL_GRACE_S
             code = await asyncio.wait_for(asyncio.shield(worker.exit_code), timeout_s)
         except TimeoutError:
-            logger.error("process %d does not end; killing it", worker.pid)  # noqa: TRY400 - the message says everything
+            logger.error("process %d does not end; killing it", worker.pid)  # noqa: TRY400 - the traceback adds nothing
             worker.kill()
             code = await worker.exit_code
         self._workers.discard(worker)

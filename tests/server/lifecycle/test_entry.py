@@ -85,7 +85,7 @@ def test_process_continues_after_another_error(boundary: str) -> None:
 
 
 def test_own_log_line_of_a_lack_of_memory_does_not_end_the_process() -> None:
-    """A reload that finds no memory for a second model is logged and refused; the server goes on."""
+    """A reload that finds no memory for a second model is logged and refused; the server continues."""
     code, log = exit_of(OWN_LOG_LINE, "MemoryError")
     assert code == 0
     assert "MemoryError" in log

@@ -64,7 +64,7 @@ class ReloadableServer:
         assert self.service.pipeline is not None
         return self.service.pipeline
 
-    async def ask(self, text: str) -> asyncio.Future[object]:
+    async def submit(self, text: str) -> asyncio.Future[object]:
         (future,) = await self.pipeline.submit(Message((Item("", text),), RequestOptions()), Flow(), None)
         return future  # type: ignore[return-value]
 
@@ -95,10 +95,10 @@ async def test_accepted_items_get_answers_of_the_old_model_and_later_items_of_th
     server: ReloadableServer, engine: FakeEngine, retrained: Model
 ) -> None:
     engine.gate.clear()
-    before = [await server.ask("w1") for _ in range(5)]
+    before = [await server.submit("w1") for _ in range(5)]
     old, server.next = server.pipeline, retrained
     assert await server.reloader.reload() is retrained
-    after = await server.ask("w2")
+    after = await server.submit("w2")
     assert isinstance(await after, Result)
     assert not any(future.done() for future in before)
     engine.gate.set()
@@ -118,7 +118,7 @@ async def test_old_model_is_freed_after_its_last_answer(
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("compute-")]
     assert len(threads) == 1
     engine.gate.clear()
-    last = await server.ask("w1")
+    last = await server.submit("w1")
     server.next = retrained
     await server.reloader.reload()
     assert old() is not None
@@ -141,7 +141,7 @@ async def test_accepted_items_are_answered_however_long_it_takes(
     monkeypatch.setattr(pipeline, "_LOOK_S", 0.01)
     engine.gate.clear()
     # The lengths differ so much that no two items share a batch.
-    accepted = [await server.ask("w1 " * length) for length in (1, 4, 8, 12)]
+    accepted = [await server.submit("w1 " * length) for length in (1, 4, 8, 12)]
     server.next = retrained
     await server.reloader.reload()
     (closing,) = server.reloader.closing
@@ -158,7 +158,7 @@ async def test_engine_is_not_closed_while_a_thread_hangs_in_it(
 ) -> None:
     monkeypatch.setattr(pipeline, "_JOIN_S", 0.01)
     engine.gate.clear()
-    last = await server.ask("w1")
+    last = await server.submit("w1")
     await engine.hold()
     server.next = retrained
     await server.reloader.reload()
@@ -181,7 +181,7 @@ async def test_old_model_stays_if_the_bundle_is_invalid(server: ReloadableServer
     with pytest.raises(ReloadError, match=r"the old model stays: model\.onnx: was changed"):
         await server.reloader.reload()
     assert server.pipeline is old
-    assert isinstance(await (await server.ask("w1")), Result)
+    assert isinstance(await (await server.submit("w1")), Result)
     assert server.counts == ["refused"]
 
 

@@ -23,7 +23,7 @@ def stats_of(process_id: int) -> WorkerStats:
 
 
 class FakeWorker:
-    """Answers every request, unless ``fails`` says why not.
+    """Answers every request, or fails with the reason ``fails`` if it is set.
 
     Attributes:
         requests: Name and parameters of each request.

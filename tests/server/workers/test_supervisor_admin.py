@@ -36,9 +36,10 @@ WORKER = """
 
     IDENTITY = {"embedding_space": "e", "heads": []}
     STATS = {
-        "process_id": os.getpid(), "model_id": "m", "serving": True, "up_time": 1.5, "requests_running": 0, "queued_items": 0,
-        "queued_tokens": 0, "expected_wait": 0.0, "items_total": 0, "tokens_total": 0, "padding_tokens_total": 0,
-        "batches_total": 0, "compute_total": 0.0, "item_errors_total": {}, "compute_threads": 1,
+        "process_id": os.getpid(), "model_id": "m", "serving": True, "up_time": 1.5, "requests_running": 0,
+        "queued_items": 0, "queued_tokens": 0, "expected_wait": 0.0, "items_total": 0, "tokens_total": 0,
+        "padding_tokens_total": 0, "batches_total": 0, "compute_total": 0.0, "item_errors_total": {},
+        "compute_threads": 1,
     }
     STATS["serving"] = not json.loads(sys.stdin.readline())["params"]["drained"]
     send(method="serving", params=IDENTITY)
@@ -64,7 +65,7 @@ class Admin:
         self.channelz: Any = channelz_pb2_grpc.ChannelzStub(channel)
 
     async def stats(self) -> list[Any]:
-        """Statistics by worker; none if the server says that no worker serves."""
+        """Statistics by worker; none while the server reports that no worker serves."""
         call = self.stub.GetStats(pb2.GetStatsRequest(), timeout=TIMEOUT_S)
         code = await call.code()
         assert code in {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}, await call.details()
