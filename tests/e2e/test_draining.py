@@ -37,7 +37,7 @@ def test_draining_under_load_loses_no_accepted_work(server: Server) -> None:
         assert server.stop() == 0
     log = server.log.read_text()
     assert "cut off" not in log
-    assert log.count("lifecycle: stopped") == 2
+    assert log.count("lifecycle.server: stopped") == 2
     assert set(load.answers) == {"result"}
     assert set(load.ends) <= NOT_ACCEPTED
     # The server ended the streams, after their last answer.

@@ -85,7 +85,7 @@ def test_workers_end_with_their_supervisor(start: Start, demo_bundle: Path, tmp_
     wait_until(lambda: not any(map(alive, pids)), "the workers end")
     # The files in which they counted are removed.
     assert not list(tmp_path.glob("polyhead-metrics-*"))
-    assert server.log.read_text().count("lifecycle: stopped") == 2
+    assert server.log.read_text().count("lifecycle.server: stopped") == 2
 
 
 def test_second_server_on_the_port_is_refused(server: Server, start: Start, demo_bundle: Path) -> None:
