@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.support import vocabulary
+from tests.support import sources, vocabulary
 from tests.support.vocabulary import RULES, SURFACES, Passage, Rule, find
 
 # Fewest passages of each surface: a scan that finds fewer looks in the wrong place.
@@ -64,6 +66,12 @@ def test_correct_text_is_accepted(text: str, surface: str) -> None:
 def test_phrase_is_found_across_a_line_break() -> None:
     (found,) = find("pages", [Passage("page.md", "An answer\n\nis the same in other\ncompany.", numbered=True)])
     assert str(found) == 'page.md:3: "other company" -> batch-mates'
+
+
+def test_marked_part_of_a_page_is_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    (tmp_path / "Makefile").write_text("<!-- vocabulary: off -->\nmend\n<!-- vocabulary: on -->\nmend\n")
+    assert [found.place for found in find("make", vocabulary.make_passages())] == ["Makefile:4"]
 
 
 def test_command_fails_if_it_finds_a_private_word(
