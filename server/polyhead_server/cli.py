@@ -73,23 +73,20 @@ def main(**values: Any) -> None:
     except StartupError as error:
         report(error)
         sys.exit(EXIT_CANNOT_START)
-    run(settings, _supervise if settings.workers > 1 else _serve)
+    if settings.workers > 1:
+        # uvloop cannot start processes safely once gRPC runs, see ``supervisor``.
+        run(settings, _supervise, fast_loop=False)
+    else:
+        run(settings, _serve)
 
 
 async def _serve(settings: Settings) -> int:
     from polyhead_server.lifecycle.server import serve
 
-    from .addresses import require_local
-
-    require_local(settings.admin_listen)
     return await serve(settings)
 
 
 async def _supervise(settings: Settings) -> int:
-    from polyhead_server.workers.supervisor import WorkerDiedError, supervise
+    from polyhead_server.workers.supervisor import supervise
 
-    try:
-        return await supervise(settings)
-    except WorkerDiedError as error:
-        report(error)
-        return 1
+    return await supervise(settings)

@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar, Self
 
+from .out_of_memory import exit_if_out_of_memory
+
 logger = logging.getLogger(__name__)
 
 
@@ -181,7 +183,11 @@ class InternalError(ServerError):
 
     @classmethod
     def logged(cls, message: str, cause: BaseException | None = None) -> InternalError:
-        """Logs ``message`` once, with the traceback of ``cause``, and returns the error to send."""
+        """Logs ``message`` once, with the traceback of ``cause``, and returns the error to send.
+
+        Does not return if ``cause`` is a lack of memory.
+        """
+        exit_if_out_of_memory(cause)
         incident = uuid.uuid4().hex[:12]
         logger.error("incident %s: %s", incident, message, exc_info=cause)
         return cls(incident)

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from polyhead_server.workers.supervisor import _KILL_S
+from polyhead_server.workers.supervisor import KILL_GRACE_S
 
 from tests.conftest import ROOT
 from tests.support.sources import documentation_page
@@ -31,7 +31,7 @@ def test_stop_timeout_is_the_same_everywhere_and_long_enough_to_kill_hung_worker
     drain_timeout_s = float(variables["POLYHEAD_DRAIN_TIMEOUT_S"])
     assert drain_timeout_s == seconds("POLYHEAD_DRAIN_TIMEOUT_S", on_machines)
     grace_s = float(pod["terminationGracePeriodSeconds"])
-    assert grace_s > drain_timeout_s + _KILL_S + EXIT_S
+    assert grace_s > drain_timeout_s + KILL_GRACE_S + EXIT_S
     assert seconds("TimeoutStopSec", UNIT) == grace_s
     assert seconds("TimeoutStopSec", OPERATING) == seconds("terminationGracePeriodSeconds", OPERATING) == grace_s
 

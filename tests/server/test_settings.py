@@ -83,7 +83,7 @@ def test_encrypted_local_or_explicitly_allowed_plaintext_is_accepted(values: dic
 
 def test_boolean_setting_is_a_flag_and_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[settings.Settings] = []
-    monkeypatch.setattr(cli, "run", lambda settings, _: parsed.append(settings))
+    monkeypatch.setattr(cli, "run", lambda settings, *_, **__: parsed.append(settings))
     for arguments, environment in (
         (["x"], {}),
         (["x", "--no-reflection"], {}),
@@ -103,4 +103,4 @@ def test_settings_contain_paths_and_no_secrets(tmp_path: Path) -> None:
         tls_key=str(tmp_path / "key"),
         api_keys=str(tmp_path / "keys"),
     )
-    assert "the secret" not in repr(made) + ipc.Start(made, [0]).encode().decode()
+    assert "the secret" not in repr(made) + ipc.encode_notification(ipc.CONFIGURE, ipc.WorkerConfig(made)).decode()

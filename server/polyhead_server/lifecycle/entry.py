@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import click
 
@@ -33,23 +33,29 @@ class ServerFailedError(Exception):
     """The server cannot continue. The message is all that there is to report."""
 
 
-def run(settings: Settings, work: Callable[[Settings], Coroutine[Any, Any, int]]) -> NoReturn:
+def run(
+    settings: Settings, work: Callable[[Settings], Coroutine[Any, Any, int]], *, fast_loop: bool = True
+) -> NoReturn:
     """Runs ``work`` on an event loop, logging to standard error, and ends the process with the exit code it returns.
 
     A ``StartupError`` ends the process with code 2 and a ``ServerFailedError`` with code 1, each after one line of
     text; any other exception is logged with its traceback and ends it with code 1.
+
+    Args:
+        settings: Settings of the server.
+        work: The work of the process.
+        fast_loop: Run on uvloop, for a process that answers calls, instead of on asyncio's own loop.
     """
     # The default action would end a process that is not ready to reload yet.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    import uvloop
-
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     configure(settings.log_level, settings.log_format)
     # Below a warning, the library's own lines do not concern an operator.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     _watch_threads()
     try:
-        code = uvloop.run(_guarded(work(settings)))
+        with asyncio.Runner(loop_factory=_uvloop if fast_loop else None) as runner:
+            code = runner.run(_guarded(work(settings)))
     except StartupError as error:
         report(error)
         code = EXIT_CANNOT_START
@@ -73,6 +79,12 @@ def report(error: Exception) -> None:
     click.echo(f"polyhead-serve: {error}", err=True)
 
 
+def _uvloop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return cast(asyncio.AbstractEventLoop, uvloop.new_event_loop())
+
+
 async def _guarded(work: Coroutine[Any, Any, int]) -> int:
     """Runs ``work`` on a loop that ends the process when a task or a callback of the loop runs out of memory."""
     asyncio.get_running_loop().set_exception_handler(_handle_loop_error)
@@ -85,7 +97,7 @@ def _handle_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any])
 
 
 def _watch_threads() -> None:
-    """Ends the process when a thread runs out of memory, or a callback from C or a finalizer, whose errors are printed."""
+    """Ends the process when a thread, a callback from C or a finalizer runs out of memory."""
     thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
 
     def on_thread_error(arguments: threading.ExceptHookArgs) -> None:

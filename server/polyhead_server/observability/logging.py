@@ -38,7 +38,7 @@ def fields(**values: Any) -> dict[str, Any]:
 
 
 class OutOfMemoryFilter(logging.Filter):
-    """Ends the process when a library logs an out-of-memory error that it has caught itself.
+    """Ends the process when gRPC logs an out-of-memory error that it has caught itself.
 
     The server's own boundaries (RPCs, threads, the event loop) call ``exit_if_out_of_memory`` explicitly. gRPC's
     Cython core runs outside of them: it allocates messages and serializes responses itself, catches whatever that
@@ -47,7 +47,7 @@ class OutOfMemoryFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Passes every record, unless it ends the process."""
-        if record.exc_info:
+        if record.exc_info and record.name.partition(".")[0] == "grpc":
             exit_if_out_of_memory(record.exc_info[1])
         return True
 

@@ -74,8 +74,8 @@ async def guarded(
     path = tmp_path / "keys.toml"
     path.write_text(
         "".join(
-            f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\nrights = {rights}\n'
-            for name, rights in KEYS.items()
+            f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\nscopes = {scopes}\n'
+            for name, scopes in KEYS.items()
         )
     )
     path.chmod(0o600)

@@ -83,7 +83,7 @@ async def guarded(model: Model, settings: Callable[..., Settings], tmp_path: Pat
     """A server that knows one key, "secret", of a caller named "shop"."""
     keys = tmp_path / "keys.toml"
     digest = hashlib.sha256(b"secret").hexdigest()
-    keys.write_text(f'[[keys]]\nname = "shop"\nsha256 = "{digest}"\nrights = ["infer"]\n')
+    keys.write_text(f'[[keys]]\nname = "shop"\nsha256 = "{digest}"\nscopes = ["infer"]\n')
     keys.chmod(0o600)
     async with serving(model, settings(api_keys=str(keys))) as observed:
         yield observed
