@@ -48,14 +48,10 @@ class Findings:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "files", nargs="*", type=Path, default=[ROOT / name for name in FILES], help="lock files"
-    )
+    parser.add_argument("files", nargs="*", type=Path, default=[ROOT / name for name in FILES], help="lock files")
     parser.add_argument("--required", action="store_true", help="fail if the service does not answer")
     parser.add_argument("--osv-url", help="query this OSV service instead of PyPI")
-    parser.add_argument(
-        "--explained", type=Path, default=PAGE, help="page that lists the explained vulnerabilities"
-    )
+    parser.add_argument("--explained", type=Path, default=PAGE, help="page that lists the explained vulnerabilities")
     options = parser.parse_args(arguments)
     findings = Findings()
     for file in options.files:
@@ -101,15 +97,13 @@ def evaluate(findings: Findings, known: set[str], *, required: bool) -> int:
     """Prints a summary; returns the exit code."""
     unexplained = {ids: found for ids, found in findings.vulnerabilities.items() if not known.intersection(ids)}
     for ids, (package, fixed) in unexplained.items():
-        _print(
-            f"{package}: {', '.join(ids)}; fixed in {fixed}. Update the lock, or explain it in docs/guides/supply-chain.md"
-        )
+        _print(f"{package}: {', '.join(ids)}; fixed in {fixed}. Update the lock, or explain it in {PAGE.name}")
     if not findings.audited:
         reasons = (findings.failed | findings.unknown).values()
-        _print(f"NOT AUDITED: the service knows none of the packages ({min(reasons)})")
+        _print(f"NOT DONE: the service knows none of the packages ({min(reasons)})")
         return int(required)
     for file, reason in findings.failed.items():
-        _print(f"NOT AUDITED: {file}: {reason}")
+        _print(f"NOT DONE for {file}: {reason}")
     if findings.unknown:
         _print(f"packages that the service does not know: {', '.join(sorted(findings.unknown))}")
     counts = f"{len(findings.vulnerabilities)} vulnerabilities, {len(unexplained)} unexplained"

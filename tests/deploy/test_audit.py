@@ -81,7 +81,7 @@ def test_vulnerability_that_the_page_explains_passes(tmp_path: Path, url: str, n
 def test_unreachable_service_is_reported(tmp_path: Path, flags: tuple[str, ...], expected: int) -> None:
     code, log = audit(tmp_path, "http://127.0.0.1:9/v1/query", "solid==2.0\n", *flags)
     assert code == expected
-    assert log.startswith("audit: NOT AUDITED: ")
+    assert log.startswith("audit: NOT DONE: ")
 
 
 @pytest.mark.parametrize(("flags", "expected"), [((), 0), (("--required",), 1)])
@@ -92,7 +92,7 @@ def test_lock_without_an_answer_fails_only_if_required(
     other.write_text("broken==1.0\n")
     code, log = audit(tmp_path, url, "solid==2.0\n", str(other), *flags)
     assert code == expected
-    assert log.startswith("audit: NOT AUDITED: other.txt: ")
+    assert log.startswith("audit: NOT DONE for other.txt: ")
     assert log.endswith("audit: 1 packages, 0 vulnerabilities, 0 unexplained\n")
 
 
@@ -108,4 +108,4 @@ def test_unknown_package_fails_unless_all_are_unknown(capsys: pytest.CaptureFixt
     assert "packages that the service does not know: own" in capsys.readouterr().err
     # For example behind a mirror without an advisory service.
     assert evaluate(Findings(unknown=unknown), set(), required=False) == 0
-    assert "NOT AUDITED: the service knows none" in capsys.readouterr().err
+    assert "NOT DONE: the service knows none" in capsys.readouterr().err

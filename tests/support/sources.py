@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+from polyhead_server import errors
 
 ROOT = Path(__file__).parents[2]
 MIN_PAGES = 12
@@ -27,9 +30,7 @@ def python_files(package: str) -> list[Path]:
         AssertionError: There are implausibly few.
     """
     found = sorted((ROOT / package).rglob("*.py"))
-    assert len(found) >= MIN_MODULES[package], (
-        f"only {len(found)} modules in {package}: did it move?"
-    )
+    assert len(found) >= MIN_MODULES[package], f"only {len(found)} modules in {package}: did it move?"
     return found
 
 
@@ -50,3 +51,17 @@ def documentation_page(*parts: str) -> Path:
 def source_text(package: str) -> str:
     """Returns the text of every module of a package."""
     return "\n".join(path.read_text(encoding="utf-8") for path in python_files(package))
+
+
+def error_reasons() -> set[str]:
+    """Returns the reasons in the server's sources: of error classes, of instances, and those built from field names."""
+    text = source_text("server/polyhead_server")
+    instances = set(re.findall(r"InvalidRequestError\(\s*\"([A-Z0-9_]+)\"", text))
+    fields = set(re.findall(r"_lookup\(.*?\"(\w+)\"\)", text))
+    classes = {
+        vars(kind)["reason"] for kind in vars(errors).values() if isinstance(kind, type) and "reason" in vars(kind)
+    }
+    assert len(instances) > 5
+    assert len(fields) > 3
+    assert len(classes) > 8
+    return instances | classes | {f"UNKNOWN_{field.upper()}" for field in fields}

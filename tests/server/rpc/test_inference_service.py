@@ -359,9 +359,7 @@ async def test_items_are_rejected_if_the_model_is_not_the_expected_one(
         assert component is None or component in answer.error.message
 
 
-async def test_unary_call_without_an_accepted_item_fails_as_a_whole(
-    running: Running, engine: FakeEngine
-) -> None:
+async def test_unary_call_without_an_accepted_item_fails_as_a_whole(running: Running, engine: FakeEngine) -> None:
     pipeline = running.service.pipeline
     assert pipeline is not None
     for _ in range(200):

@@ -82,7 +82,9 @@ def test_truncated_embedding_is_normalized_again_if_the_model_normalizes(
     manifest: bundle.Manifest, normalized: bool, expected: list[float]
 ) -> None:
     embedding = dataclasses.replace(manifest.embedding, normalized=normalized)
-    encoder = ResponseEncoder(dataclasses.replace(manifest, embedding=embedding), manifest.variants["fp32"].fingerprints)
+    encoder = ResponseEncoder(
+        dataclasses.replace(manifest, embedding=embedding), manifest.variants["fp32"].fingerprints
+    )
     cut = encoder.encode("", result([1, 0, 0], [0]), RequestOptions(dimensions=1)).result.embedding
     assert cut.dimensions == 1
     np.testing.assert_allclose(np.frombuffer(cut.values, "<f4"), expected)

@@ -129,7 +129,9 @@ async def test_cancelled_call_is_counted_as_cancelled(observed: Observed, engine
     engine.gate.set()
 
 
-async def test_call_that_ends_at_its_deadline_is_not_counted_as_cancelled(observed: Observed, engine: FakeEngine) -> None:
+async def test_call_that_ends_at_its_deadline_is_not_counted_as_cancelled(
+    observed: Observed, engine: FakeEngine
+) -> None:
     engine.gate.clear()
     with pytest.raises(aio.AioRpcError):
         await observed.stub.Analyze(request("w1"), timeout=0.2)
