@@ -1,7 +1,7 @@
-"""Generates the Python stubs from ``proto/polyhead/v1``, or lints the contract.
+"""Generates the Python stubs from ``proto/polyhead/v1``, or lints the protocol.
 
-Both go through the same protoc and the google.rpc definitions that ``googleapis-common-protos`` installs, so neither
-needs a network.
+Both use the installed grpcio-tools and the google.rpc definitions of ``googleapis-common-protos``. Neither uses the
+network.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# COMMENTS beyond STANDARD: every element of the contract is documented. google/ is not ours.
+# COMMENTS in addition to STANDARD: every element must be documented. google/ is third-party.
 LINT = {"version": "v2", "lint": {"use": ["STANDARD", "COMMENTS"], "ignore": ["google"]}}
 
 
 def main() -> int:
     """Runs the command line; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, nargs="?", help="folder for the stubs, such as proto/gen")
+    parser.add_argument("output", type=Path, nargs="?", help="output folder of the stubs, such as proto/gen")
     parser.add_argument("--lint", action="store_true", help="lint with buf instead of generating")
     arguments = parser.parse_args()
     if arguments.lint:
         return lint()
     if arguments.output is None:
-        parser.error("name the folder for the stubs, or --lint")
+        parser.error("either an output folder or --lint is required")
     generate(arguments.output)
     return 0
 
@@ -44,7 +44,7 @@ def generate(output: Path) -> None:
 
 
 def lint() -> int:
-    """Holds the contract against buf's STANDARD and COMMENTS rules; returns buf's exit code."""
+    """Checks the protocol with buf's STANDARD and COMMENTS rules; returns buf's exit code."""
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "image.binpb"
         protoc("--include_imports", "--include_source_info", f"--descriptor_set_out={image}")
@@ -53,12 +53,12 @@ def lint() -> int:
 
 
 def protoc(*flags: str, output: Path | None = None) -> None:
-    """Runs protoc over all our files; a flag without a value is given ``output``."""
+    """Runs protoc on all files of the protocol; flags that end in ``_out`` get ``output`` as their value."""
     includes = [HERE, Path(str(metadata.distribution("googleapis-common-protos").locate_file("")))]
     sources = sorted(str(path.relative_to(HERE)) for path in HERE.glob("polyhead/v1/*.proto"))
     arguments = [f"{flag}={output}" if flag.endswith("_out") else flag for flag in flags]
     command = [sys.executable, "-m", "grpc_tools.protoc", *(f"-I{path}" for path in includes), *arguments, *sources]
-    # protoc finds the mypy plug-ins beside the interpreter.
+    # protoc finds the mypy plug-ins next to the interpreter.
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     subprocess.run(command, check=True, env={"PATH": path})
 

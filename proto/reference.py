@@ -1,4 +1,4 @@
-"""Writes the reference of the contract, a page in Markdown, from the comments in ``proto/polyhead/v1``.
+"""Writes the protocol reference, a Markdown page, from the comments in ``proto/polyhead/v1``.
 
 python -m proto.reference docs/reference/protocol.md
 """
@@ -25,19 +25,19 @@ from .generate import protoc
 PACKAGE = "polyhead.v1"
 INTRODUCTION = """# Protocol
 
-Everything that goes over the wire, package `polyhead.v1`. The files stand in `proto/polyhead/v1`; give them to any
-language's protoc plug-ins. What an error of an item or of a call means: [errors.md](../errors.md).
+The gRPC services and messages of package `polyhead.v1`. The files in `proto/polyhead/v1` work with the protoc plug-in
+of any language. [Errors](errors.md) lists the errors of items and calls.
 """
-# Where a comment belongs, as numbers of the fields of FileDescriptorProto and those below it.
+# Paths of elements in SourceCodeInfo.Location: field numbers of FileDescriptorProto and of its nested messages.
 MESSAGES, ENUMS, SERVICES = (4,), (5,), (6,)
 NESTED_MESSAGES, NESTED_ENUMS = 3, 4
-Place = tuple[int, ...]
+ElementPath = tuple[int, ...]
 
 
 def main() -> int:
     """Runs the command line; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="the page to write")
+    parser.add_argument("output", type=Path, help="output file")
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(page(), encoding="utf-8")
@@ -45,26 +45,26 @@ def main() -> int:
 
 
 def page() -> str:
-    """The reference of all files of the contract."""
+    """Returns the reference of all files of the protocol."""
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "image.binpb"
         protoc("--include_source_info", f"--descriptor_set_out={image}")
         files = FileDescriptorSet.FromString(image.read_bytes()).file
-    # Services first: a reader comes for a call.
+    # Services first: readers look for an RPC.
     return "\n".join(
         [INTRODUCTION, *(line for file in sorted(files, key=lambda file: not file.service) for line in File(file))]
     )
 
 
 class File:
-    """The lines of one file's section: its services, messages and enums, each with its comment."""
+    """Iterates over the lines of one file's section: its services, messages and enums with their comments."""
 
     def __init__(self, file: FileDescriptorProto) -> None:
         self._file = file
         self._comments = {
-            tuple(place.path): " ".join(place.leading_comments.split("\n ")).strip()
-            for place in file.source_code_info.location
-            if place.leading_comments
+            tuple(location.path): " ".join(location.leading_comments.split("\n ")).strip()
+            for location in file.source_code_info.location
+            if location.leading_comments
         }
 
     def __iter__(self) -> Iterator[str]:
@@ -76,8 +76,8 @@ class File:
         for number, enum in enumerate(self._file.enum_type):
             yield from self._enum(enum, enum.name, (*ENUMS, number))
 
-    def _service(self, service: ServiceDescriptorProto, place: Place) -> Iterator[str]:
-        yield from self._heading(service.name, place)
+    def _service(self, service: ServiceDescriptorProto, path: ElementPath) -> Iterator[str]:
+        yield from self._heading(service.name, path)
         rows = []
         for number, method in enumerate(service.method):
             shapes = [
@@ -87,36 +87,36 @@ class File:
                     (method.server_streaming, method.output_type),
                 )
             ]
-            rows.append((f"`{method.name}`", *shapes, self._comment((*place, 2, number))))
-        yield _table(("call", "request", "response", ""), rows)
+            rows.append((f"`{method.name}`", *shapes, self._comment((*path, 2, number))))
+        yield _table(("RPC", "request", "response", "description"), rows)
 
-    def _message(self, message: DescriptorProto, name: str, place: Place) -> Iterator[str]:
-        yield from self._heading(name, place)
+    def _message(self, message: DescriptorProto, name: str, path: ElementPath) -> Iterator[str]:
+        yield from self._heading(name, path)
         rows = [
-            (f"`{field.name}`", str(field.number), _type(field, message), self._comment((*place, 2, number)))
+            (f"`{field.name}`", str(field.number), _type(field, message), self._comment((*path, 2, number)))
             for number, field in enumerate(message.field)
         ]
-        yield _table(("field", "number", "type", ""), rows)
+        yield _table(("field", "number", "type", "description"), rows)
         for number, nested in enumerate(message.nested_type):
             if not nested.options.map_entry:
-                yield from self._message(nested, f"{name}.{nested.name}", (*place, NESTED_MESSAGES, number))
+                yield from self._message(nested, f"{name}.{nested.name}", (*path, NESTED_MESSAGES, number))
         for number, enum in enumerate(message.enum_type):
-            yield from self._enum(enum, f"{name}.{enum.name}", (*place, NESTED_ENUMS, number))
+            yield from self._enum(enum, f"{name}.{enum.name}", (*path, NESTED_ENUMS, number))
 
-    def _enum(self, enum: EnumDescriptorProto, name: str, place: Place) -> Iterator[str]:
-        yield from self._heading(name, place)
+    def _enum(self, enum: EnumDescriptorProto, name: str, path: ElementPath) -> Iterator[str]:
+        yield from self._heading(name, path)
         rows = [
-            (f"`{value.name}`", str(value.number), self._comment((*place, 2, number)))
+            (f"`{value.name}`", str(value.number), self._comment((*path, 2, number)))
             for number, value in enumerate(enum.value)
         ]
-        yield _table(("value", "number", ""), rows)
+        yield _table(("value", "number", "description"), rows)
 
-    def _heading(self, name: str, place: Place) -> Iterator[str]:
+    def _heading(self, name: str, path: ElementPath) -> Iterator[str]:
         yield f"### {name}\n"
-        yield self._comments.get(place, "") + "\n"
+        yield self._comments.get(path, "") + "\n"
 
-    def _comment(self, place: Place) -> str:
-        return " ".join(self._comments.get(place, "").split()).replace("|", "\\|")
+    def _comment(self, path: ElementPath) -> str:
+        return " ".join(self._comments.get(path, "").split()).replace("|", "\\|")
 
 
 def _type(field: FieldDescriptorProto, message: DescriptorProto) -> str:
@@ -133,7 +133,7 @@ def _type(field: FieldDescriptorProto, message: DescriptorProto) -> str:
 
 
 def _link(name: str) -> str:
-    """A type's name as a link to its heading, where it is ours."""
+    """Returns a type's name, as a link to its heading if it is part of the protocol."""
     full = name.removeprefix(".")
     short = full.removeprefix(f"{PACKAGE}.")
     return f"[{short}](#{short.replace('.', '').lower()})" if short != full else f"`{full}`"

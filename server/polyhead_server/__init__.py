@@ -1,14 +1,13 @@
-"""Serves a bundle over gRPC: one pass, every answer.
+"""Serves a bundle over gRPC: embeddings, classes and sentiments from one forward pass.
 
-The data's way, one file a step, no way back::
+The way of a text, one module a step::
 
-    text -> service -> pipeline -> admission -> tokenization -> batching -> engine -> heads -> service -> answer
-            (wire in)  (the order)  (may it      (ids)           (who rides   (numbers) (labels,   (wire out)
-                                     enter?)                      together)              norms)
+    rpc/request_decoder -> rpc/inference_service -> inference/pipeline -> admission -> tokenization -> scheduler
+        -> executor -> engines -> postprocessing -> rpc/response_encoder
 """
 
 import os
 
-# onnxruntime's wheels for Linux otherwise send usage data to their maker, with an id that they leave in the home
-# directory; they look at this when they are imported. Whoever wants that says ORT_DISABLE_TELEMETRY=0.
+# onnxruntime's Linux wheels send usage data to Microsoft, with an id that they store in the home directory, unless this
+# is set when they are imported. ORT_DISABLE_TELEMETRY=0 in the environment permits it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,7 +1,7 @@
-"""Where a server listens: HOST:PORT or unix:PATH, and that nobody else does. Nothing here knows gRPC.
+"""Listening addresses: parsing HOST:PORT and unix:PATH, and checking that no other server listens there.
 
-gRPC alone would bind beside another server in silence: a name such as ``localhost`` to that of its addresses that is
-free, a Unix socket by removing that of the other.
+gRPC alone would silently bind next to another server: a name such as ``localhost`` on whichever of its addresses is
+free, a Unix socket by removing the other server's socket file. Nothing here knows gRPC.
 """
 
 from __future__ import annotations
@@ -16,79 +16,104 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import StartupError
-from .settings import split_address
 
 _UNIX = "unix:"
-# What a socket's address has room for, on Linux.
-_MOST_PATH_BYTES = 107
-# A name whose addresses are free on a port that the kernel chose for the first of them: tried so often.
-_TRIES = 20
-# A name such as localhost may mean an address that this machine has not; gRPC takes those that it has.
-_MISSING = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+# Maximum length of a Unix socket's path on Linux (sun_path, without the final zero byte).
+_MAX_PATH_BYTES = 107
+# Attempts to find a port that is free on every address of a name, when the kernel chooses it on the first address.
+_MAX_PORT_ATTEMPTS = 20
+# A name such as localhost may resolve to an address that this machine does not have; gRPC binds the others.
+_UNAVAILABLE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 _WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104 - recognised, not bound
+
+_SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Splits ``HOST:PORT``; removes the brackets of an IPv6 host.
+
+    Raises:
+        StartupError: It is not a valid HOST:PORT.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+        raise StartupError(f"{address!r} is not HOST:PORT, such as 127.0.0.1:50051")
+    return host.strip("[]"), int(port)
 
 
 def unix_path(address: str) -> Path | None:
-    """The path of a ``unix:PATH`` address; None for any other.
+    """Returns the path of a ``unix:PATH`` address; None for any other address.
 
     Raises:
-        StartupError: The path is empty, or longer than the system takes.
+        StartupError: The path is empty or too long.
     """
     if not address.startswith(_UNIX):
         return None
     name = address.removeprefix(_UNIX)
-    # unix:///path is the same as unix:/path.
+    # unix:///path means the same as unix:/path.
     path = Path("/" + name.lstrip("/") if name.startswith("/") else name)
     if not name.strip("/"):
-        raise StartupError(f"{address!r} names no file; it must be such as unix:/run/polyhead.sock")
-    if len(os.fsencode(path)) > _MOST_PATH_BYTES:
-        raise StartupError(f"{address}: the path is longer than the {_MOST_PATH_BYTES} bytes that the system takes")
+        raise StartupError(f"{address!r} names no file; a valid address is unix:/run/polyhead.sock")
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        raise StartupError(f"{address}: the path is longer than the limit of {_MAX_PATH_BYTES} bytes")
     return path
 
 
+def is_local(address: str) -> bool:
+    """Returns whether only this machine can reach an address: loopback, or a Unix socket. Resolves no names."""
+    if address.startswith(_UNIX):
+        return True
+    host, _ = split_address(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        # Any other name may resolve to any address.
+        return host == "localhost"
+
+
 def require_local(address: str) -> None:
-    """Refuses an address of the admin service that others can reach; the empty one, for none, is fine.
+    """Checks the address of the admin service, which may be empty for none; resolves names.
 
     Raises:
-        StartupError: Names the flag.
+        StartupError: Other machines can reach it.
     """
     if not address or unix_path(address):
         return
     hosts = [where[0].partition("%")[0] for _, where in _resolve(address)]
     if not all(ipaddress.ip_address(host).is_loopback for host in hosts):
         raise StartupError(
-            f"--admin-listen {address} can be reached from other machines, and whoever reaches it may drain "
-            "the server; take an address on loopback, or unix:PATH"
+            f"--admin-listen {address} can be reached from other machines, and any of them could drain the server; "
+            "use an address on loopback, or unix:PATH"
         )
 
 
 @contextlib.contextmanager
-def alone(address: str) -> Iterator[str]:
-    """Makes sure that nobody listens on an address, for one that will listen there alone; yields it for gRPC.
+def exclusive(address: str) -> Iterator[str]:
+    """Checks that nothing else listens on an address that one process is about to listen on; yields it for gRPC.
 
-    A Unix socket that nobody answers on is removed; the one that is bound inside the context is when it ends.
+    Removes a Unix socket on which nothing listens, before and after.
 
     Raises:
-        StartupError: Somebody listens there, or the address is not ours.
+        StartupError: Another server listens there, or the address is not one of this machine.
     """
     path = unix_path(address)
     if path is None:
-        for family, where in _resolve(address):
-            with _refused_as(address), _socket(family) as probe:
-                _bind_alone(probe, where)
+        # With port 0 the kernel chooses a free port.
+        if split_address(address)[1]:
+            _bind_all(address)
         yield address
         return
-    _make_room(path, address)
+    _remove_stale_socket(path, address)
     try:
         yield f"{_UNIX}{path}"
     finally:
-        if _is_socket(path) and not _answers(path):
+        if _is_socket(path) and not _has_listener(path):
             path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def private_files() -> Iterator[None]:
-    """Files and Unix sockets that are made meanwhile are their owner's alone (0600)."""
+    """Gives files and Unix sockets created in this context mode 0600."""
     before = os.umask(0o177)
     try:
         yield
@@ -98,49 +123,71 @@ def private_files() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reserve(address: str) -> Iterator[str]:
-    """Keeps HOST:PORT for sockets that share ports, for as long as the context lasts; yields it, with port 0 resolved.
+    """Reserves HOST:PORT for sockets with SO_REUSEPORT while the context is open; yields it with port 0 resolved.
 
     Raises:
-        StartupError: Somebody listens there, or the address is not ours.
+        StartupError: Another server listens there, or the address is not one of this machine.
     """
     host, _, port = address.rpartition(":")
-    for tries_left in reversed(range(_TRIES if port == "0" else 1)):
+    for attempts_left in reversed(range(_MAX_PORT_ATTEMPTS if port == "0" else 1)):
         with contextlib.ExitStack() as sockets:
             try:
-                chosen = _reserve_all(address, sockets)
+                chosen = _bind_all(address, sockets)
             except StartupError:
-                if not tries_left:
+                if not attempts_left:
                     raise
                 continue
             yield f"{host}:{chosen}"
             return
 
 
-def _reserve_all(address: str, sockets: contextlib.ExitStack) -> int:
-    """Reserves all that the name of an address means, on one port, which is returned."""
-    port, found = split_address(address)[1], 0
-    for family, where in _resolve(address):
-        with _refused_as(address) as missing:
-            shared = sockets.enter_context(_socket(family))
-            # A socket that does not share its port is refused where anybody is, also one that would share it.
-            with _socket(family) as probe:
-                port = _bind_alone(probe, (where[0], port, *where[2:]))
-            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            # For connections of an earlier server that linger. Only while it binds: it never listens, so afterwards
-            # it would let in whoever binds like this.
-            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            shared.bind((where[0], port, *where[2:]))
-            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-            found += 1
-    if not found:
-        raise StartupError(f"cannot listen on {address}: {missing[0]}")
+def _bind_all(address: str, reserved: contextlib.ExitStack | None = None) -> int:
+    """Checks that every address of a name is free on one port; also reserves each in ``reserved``. Returns the port."""
+    port, free, missing = split_address(address)[1], False, None
+    for family, (host, _, *scope) in _resolve(address):
+        try:
+            # Without SO_REUSEPORT this fails next to any other listener, even one that would share its port.
+            with _bind(family, (host, port, *scope)) as probe:
+                port = probe.getsockname()[1]
+            if reserved:
+                reserved.enter_context(_bind(family, (host, port, *scope), share_port=True))
+            free = True
+        except OSError as error:
+            if error.errno not in _UNAVAILABLE:
+                raise StartupError(f"cannot listen on {address}; is another server running there? {error}") from error
+            missing = error
+    if not free:
+        raise StartupError(f"cannot listen on {address}: {missing}")
     return port
 
 
-def _resolve(address: str) -> list[tuple[int, tuple[str, int] | tuple[str, int, int, int]]]:
-    """Family and socket address of each that a name means; both of IPv4 and IPv6 for a wildcard, as gRPC has it."""
+def _bind(family: int, where: tuple[str | int, ...], *, share_port: bool = False) -> socket.socket:
+    """Returns a socket that is bound and does not listen."""
+    bound = socket.socket(family)
+    try:
+        if family == socket.AF_INET6:
+            # As gRPC does it: [::] stands for the IPv4 addresses too.
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # Ignores connections of an earlier server that are in TIME_WAIT.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(where)
+        if share_port:
+            # Only needed for bind. Left on, it would admit any socket with the same option, since this one never
+            # listens.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _resolve(address: str) -> list[tuple[int, _SocketAddress]]:
+    """Returns family and socket address of everything that an address stands for."""
     host, port = split_address(address)
     if host in _WILDCARDS and socket.has_dualstack_ipv6():
+        # gRPC binds either wildcard for both IPv4 and IPv6.
         return [(socket.AF_INET6, ("::", port, 0, 0))]
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -149,42 +196,18 @@ def _resolve(address: str) -> list[tuple[int, tuple[str, int] | tuple[str, int, 
     return list(dict.fromkeys((family, where) for family, _, _, _, where in found))  # type: ignore[misc]
 
 
-def _socket(family: int) -> socket.socket:
-    made = socket.socket(family)
-    if family == socket.AF_INET6:
-        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    return made
-
-
-def _bind_alone(probe: socket.socket, where: tuple[str | int, ...]) -> int:
-    """Binds, without listening, where nobody may listen; returns the port."""
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    probe.bind(where)
-    return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def _refused_as(address: str) -> Iterator[list[OSError]]:
-    """Refuses an address that is taken; one that this machine has not, such as IPv6's, is only noted."""
-    missing: list[OSError] = []
+def _remove_stale_socket(path: Path, address: str) -> None:
+    """Removes a Unix socket on which nothing listens; refuses any other file."""
     try:
-        yield missing
-    except OSError as error:
-        if error.errno not in _MISSING:
-            raise StartupError(f"cannot listen on {address}; is another server running there? {error}") from error
-        missing.append(error)
-
-
-def _make_room(path: Path, address: str) -> None:
-    """Removes a socket that nobody answers on; refuses anything else that is in the way."""
-    with _refused_as(address):
         if not path.exists() and not path.is_symlink():
             return
         if not _is_socket(path):
-            raise StartupError(f"cannot listen on {address}: there is a file that is no socket; it is left alone")
-        if _answers(path):
+            raise StartupError(f"cannot listen on {address}: the file there is not a socket; it is left unchanged")
+        if _has_listener(path):
             raise StartupError(f"cannot listen on {address}; another server is running there")
         path.unlink()
+    except OSError as error:
+        raise StartupError(f"cannot listen on {address}: {error}") from error
 
 
 def _is_socket(path: Path) -> bool:
@@ -194,8 +217,8 @@ def _is_socket(path: Path) -> bool:
         return False
 
 
-def _answers(path: Path) -> bool:
-    """Whether somebody listens on a Unix socket; one with a full backlog does."""
+def _has_listener(path: Path) -> bool:
+    """Returns whether a process listens on a Unix socket, even with a full backlog."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:

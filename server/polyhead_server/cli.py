@@ -1,55 +1,51 @@
-"""The command ``polyhead-serve``: flags and environment to settings, settings to a server."""
+"""The ``polyhead-serve`` command: builds the settings from flags and environment variables, and starts the server."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
-import signal
 import sys
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from polyhead_server.observability.logging import configure
+from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, report, run
 
 from .errors import StartupError
 from .settings import Settings
 
-logger = logging.getLogger(__name__)
-
-# A pass that has ended wants the interpreter, to take the next one, while the event loop is at work. By default it
-# waits for up to 5 ms, and a core with it.
-_SWITCH_S = 0.0005
-# Exit code of a process that was told something it cannot do.
-_CANNOT_START = 2
-_HELP = """Serve BUNDLE over gRPC: an embedding, a class and a sentiment for each text, from one pass.
+_HELP = """Serve BUNDLE over gRPC: embeddings, classes and sentiments from one forward pass.
 
 \b
+Examples:
   polyhead-serve build/bundle
   polyhead-serve build/bundle --listen 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key --api-keys keys.toml
   polyhead-serve build/bundle --listen unix:/run/polyhead.sock
   polyhead-serve build/bundle --workers 4
   POLYHEAD_ENGINE=torch polyhead-serve build/bundle
 
-The server listens at once, and its health service says NOT_SERVING until the bundle's golden texts were answered right
-on the engine and device that will serve. SIGTERM and SIGINT drain: accepted items are answered, then the server exits;
-a second signal ends it at once. SIGHUP loads the bundle again. With --workers, each listens once it is ready, and
-nobody before that.
+The server listens immediately. Its health service reports NOT_SERVING until the model has reproduced the bundle's
+golden results on the selected engine and device. With --workers, each worker starts to listen once it is ready.
+
+SIGTERM and SIGINT drain the server: it answers every accepted item, then exits; a second signal exits immediately.
+SIGHUP reloads the bundle.
 
 \b
---engine auto and --device auto try, in this order:
-  onnx on cuda (where the installed onnxruntime has CUDA), onnx on cpu, torch on cuda, torch on cpu
-What was chosen is in the log, in `polyhead info` and in the metrics; why not what came before, in the first two.
+--engine auto and --device auto select the first that works:
+  onnx on cuda (if the installed onnxruntime supports CUDA), onnx on cpu, torch on cuda, torch on cpu
+The log, `polyhead info` and the metrics show the selection; the log and `polyhead info` also show why each earlier
+choice was rejected.
 
-Exit codes: 0 stopped as told, 1 the server failed or cut work off, 2 it cannot start as it was told to.
+\b
+Exit codes:
+  0  stopped by a signal after answering all accepted items
+  1  the server failed, or exited before answering all accepted items
+  2  the server cannot start as configured
 """
 
 
 def _options(command: Any) -> Any:
-    """One option, with an environment variable, for each field of ``Settings`` that has a help text."""
+    """Adds an option with an environment variable for each field of ``Settings`` that has a help text."""
     for field in reversed(dataclasses.fields(Settings)):
         if "help" in field.metadata:
             name = field.name.replace("_", "-")
@@ -75,53 +71,22 @@ def main(**values: Any) -> None:
     try:
         settings = Settings(**values)
     except StartupError as error:
-        _complain(error)
-        sys.exit(_CANNOT_START)
-    run(settings, _supervise if settings.workers > 1 else _serve)
-
-
-def run(settings: Settings, work: Callable[[Settings], Coroutine[Any, Any, int]]) -> NoReturn:
-    """Does a process's work on an event loop, with its log on standard error; ends the process with its exit code."""
-    # It would end a process that is not ready yet to reload.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    import uvloop
-
-    sys.setswitchinterval(_SWITCH_S)
-    configure(settings.log_level, settings.log_format)
-    # The log is ours; what libraries say below a warning is noise to an operator.
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-    try:
-        code = uvloop.run(work(settings))
-    except StartupError as error:
-        _complain(error)
-        code = _CANNOT_START
-    except Exception:
-        logger.exception("the server failed")
-        code = 1
-    logging.shutdown()
-    # A thread may still be in the engine, or load a model, and would abort the process where the interpreter ended
-    # under its feet.
-    os._exit(code)
-
-
-def _complain(error: Exception) -> None:
-    click.echo(f"polyhead-serve: {error}", err=True)
+        report(error)
+        sys.exit(EXIT_CANNOT_START)
+    if settings.workers > 1:
+        # uvloop cannot start processes safely once gRPC runs, see ``supervisor``.
+        run(settings, _supervise, fast_loop=False)
+    else:
+        run(settings, _serve)
 
 
 async def _serve(settings: Settings) -> int:
     from polyhead_server.lifecycle.server import serve
 
-    from .addresses import require_local
-
-    require_local(settings.admin_listen)
     return await serve(settings)
 
 
 async def _supervise(settings: Settings) -> int:
-    from polyhead_server.workers.supervisor import WorkerDiedError, supervise
+    from polyhead_server.workers.supervisor import supervise
 
-    try:
-        return await supervise(settings)
-    except WorkerDiedError as error:
-        _complain(error)
-        return 1
+    return await supervise(settings)

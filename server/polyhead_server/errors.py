@@ -1,20 +1,20 @@
-"""What can go wrong with an item, a call or the server. Nothing here knows gRPC; ``statuses`` maps these to codes.
+"""Errors of items, calls and the server. They know no transport; ``rpc/status.py`` puts them on the wire.
 
-::
+Each class names its canonical status code (google.rpc.Code) and its reason, as plain strings::
 
     ServerError
-    +-- InvalidRequestError     the client must change what it sends
-    |   +-- TextTooLongError    only under TRUNCATION_POLICY_ERROR
-    |   +-- FingerprintMismatchError  another model answers than the client expects
-    +-- ExpiredError            the caller's deadline passed before the answer was computed
-    +-- OverloadedError         too much is waiting; try again after ``retry_after_s``
-    +-- NotReadyError           the model is still being loaded
-    +-- DrainingError           the server is shutting down; another one may answer
-    +-- UnauthenticatedError    the call carries no key that this server knows
-    +-- PermissionDeniedError   its key is good, for other methods
-    +-- InternalError           our fault; carries an id that stands in the log
-    +-- ReloadError             the new bundle cannot take over; the old one stays. Sent to operators only
-    +-- StartupError            the server cannot start as it was told to; never sent to a client
+    +-- InvalidRequestError            INVALID_ARGUMENT, own reasons              the client must change the request
+    |   +-- TextTooLongError           OUT_OF_RANGE, TEXT_TOO_LONG                TRUNCATION_POLICY_ERROR only
+    |   +-- FingerprintMismatchError   FAILED_PRECONDITION, FINGERPRINT_MISMATCH  not the model that the client expects
+    +-- ExpiredError                   DEADLINE_EXCEEDED, DEADLINE_EXPIRED        the deadline passed in the queue
+    +-- OverloadedError                RESOURCE_EXHAUSTED, OVERLOADED             retry after ``retry_after_s``
+    +-- NotReadyError                  UNAVAILABLE, NOT_READY                     the model is still loading
+    +-- DrainingError                  UNAVAILABLE, DRAINING                      shutting down; use another server
+    +-- UnauthenticatedError           UNAUTHENTICATED, same                      no valid API key
+    +-- PermissionDeniedError          PERMISSION_DENIED, same                    the API key does not allow the method
+    +-- InternalError                  INTERNAL, same                             logged under an incident id
+    +-- ReloadError                    FAILED_PRECONDITION, RELOAD_REFUSED        admin service; the old model stays
+    +-- StartupError                   never sent                                 the server cannot start as configured
 """
 
 from __future__ import annotations
@@ -23,27 +23,36 @@ import logging
 import uuid
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Self
+from typing import ClassVar, Self
+
+from .out_of_memory import exit_if_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 
 class ServerError(Exception):
-    """Base of all errors of the server.
+    """Base class of all errors of the server.
 
     Attributes:
-        metadata: Facts for programs, which go into the details of the status.
+        code: Name of the canonical status code, such as ``INVALID_ARGUMENT``.
+        reason: Machine-readable constant, unique to one cause; listed in docs/reference/errors.md.
+        metadata: Machine-readable facts for the details of the status.
     """
 
+    code: ClassVar[str]
+    reason: str
     metadata: Mapping[str, str] = MappingProxyType({})
 
 
 class InvalidRequestError(ServerError):
-    """The client must change what it sends.
+    """The client must change the request.
 
-    Attributes:
-        reason: A constant for programs, such as ``TEXT_NOT_UTF8``.
+    Args:
+        reason: Machine-readable constant, such as ``TEXT_NOT_UTF8``.
+        message: Text for the client's developer.
     """
+
+    code = "INVALID_ARGUMENT"
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -51,42 +60,53 @@ class InvalidRequestError(ServerError):
 
 
 class TextTooLongError(InvalidRequestError):
-    """The text has more tokens than the model reads, and the client asked not to truncate."""
+    """The text exceeds the token limit, and the client asked for an error instead of truncation."""
+
+    code = "OUT_OF_RANGE"
+    reason = "TEXT_TOO_LONG"
 
     def __init__(self, tokens: int, max_tokens: int) -> None:
-        super().__init__("TEXT_TOO_LONG", f"the text has {tokens} tokens; the model reads {max_tokens}")
+        super().__init__(self.reason, f"the text has {tokens} tokens; the limit is {max_tokens}")
         self.metadata = {"tokens": str(tokens), "max_tokens": str(max_tokens)}
 
 
 class FingerprintMismatchError(InvalidRequestError):
-    """Another model answers than the client expects.
+    """The serving model is not the one that the client expects.
 
     Args:
-        what: ``embedding_space``, or the name of a head.
-        expected: Fingerprint that the client named.
-        actual: Fingerprint of what answers; empty for a head that the model has not.
+        component: ``embedding_space``, or the name of a head.
+        expected: Fingerprint that the client sent.
+        actual: Fingerprint of the serving model; empty if the model has no such head.
     """
 
-    def __init__(self, what: str, expected: str, actual: str) -> None:
-        super().__init__(
-            "FINGERPRINT_MISMATCH", f"{what}: expected {expected}, the model has {actual or 'no such head'}"
-        )
-        self.metadata = {"what": what, "expected": expected, "actual": actual}
+    code = "FAILED_PRECONDITION"
+    reason = "FINGERPRINT_MISMATCH"
+
+    def __init__(self, component: str, expected: str, actual: str) -> None:
+        problem = f"{component}: expected {expected}, the model has {actual or 'no such head'}"
+        super().__init__(self.reason, problem)
+        self.metadata = {"component": component, "expected": expected, "actual": actual}
 
 
 class ExpiredError(ServerError):
-    """The caller's deadline passed before the answer was computed; nothing was computed for it."""
+    """The caller's deadline passed while the item was queued; it was not computed."""
+
+    code = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_EXPIRED"
 
     def __init__(self) -> None:
-        super().__init__("the deadline passed while the item was waiting")
+        super().__init__("the deadline passed while the item was queued")
 
 
 class OverloadedError(ServerError):
-    """Too much is waiting already.
+    """The queue is too long to accept the item.
 
     Attributes:
-        retry_after_s: Seconds after which trying again makes sense.
+        retry_after_s: Seconds after which a retry has a chance; at least 0.01.
     """
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "OVERLOADED"
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -94,8 +114,8 @@ class OverloadedError(ServerError):
 
     @classmethod
     def late(cls, wait_s: float, limit_s: float) -> Self:
-        """The item would wait too long."""
-        # Half of what waits has to go before it makes a difference: those that come back sooner are refused again.
+        """The expected wait of the item exceeds its limit."""
+        # Half of the queue must be computed before a retry makes a difference: an earlier one is refused again.
         return cls(
             f"the expected wait is {wait_s:.2f} s, the limit for this item {limit_s:.2f} s",
             max(wait_s - limit_s, wait_s / 2),
@@ -103,60 +123,82 @@ class OverloadedError(ServerError):
 
     @classmethod
     def full(cls, tokens: int, max_tokens: int, wait_s: float) -> Self:
-        """The queue has no room for the item."""
+        """The queue has no capacity for the item's tokens."""
         return cls(f"{tokens} tokens would wait, the limit is {max_tokens}", wait_s / 2)
 
 
 class NotReadyError(ServerError):
-    """The model is not ready to answer."""
+    """The model is still loading."""
+
+    code = "UNAVAILABLE"
+    reason = "NOT_READY"
 
     def __init__(self) -> None:
         super().__init__("the model is being loaded")
 
 
 class DrainingError(ServerError):
-    """The server is shutting down; every item that it accepted before was answered."""
+    """The server is shutting down; every item that it accepted has been answered."""
+
+    code = "UNAVAILABLE"
+    reason = "DRAINING"
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down; items without an answer were not accepted")
 
 
 class UnauthenticatedError(ServerError):
-    """The call carries no key that this server knows, whatever is wrong with the one that it carries."""
+    """The call carries no valid API key. The message never says what is wrong with the key."""
+
+    code = "UNAUTHENTICATED"
+    reason = "UNAUTHENTICATED"
 
     def __init__(self) -> None:
-        super().__init__('no valid key; send one as metadata "authorization: Bearer KEY"')
+        super().__init__('no valid API key; send one as metadata "authorization: Bearer KEY"')
 
 
 class PermissionDeniedError(ServerError):
-    """The call's key is good, but not for this method, whether there is such a method or not."""
+    """The API key is valid but does not allow this method. The message never says whether the method exists."""
+
+    code = "PERMISSION_DENIED"
+    reason = "PERMISSION_DENIED"
 
     def __init__(self) -> None:
-        super().__init__("this key may not call this method")
+        super().__init__("this API key may not call this method")
 
 
 class InternalError(ServerError):
-    """Something failed that is not the client's fault.
+    """A fault of the server.
 
     Attributes:
-        incident: The id under which the log tells what happened.
+        incident: Random id that the log line with the traceback carries.
     """
+
+    code = "INTERNAL"
+    reason = "INTERNAL"
 
     def __init__(self, incident: str) -> None:
         super().__init__(f"internal error, incident {incident}")
         self.incident = incident
 
     @classmethod
-    def logged(cls, what: str, cause: BaseException | None = None) -> InternalError:
-        """Logs ``what`` happened, with the traceback of ``cause``, once, and returns the error to send."""
+    def logged(cls, message: str, cause: BaseException | None = None) -> InternalError:
+        """Logs ``message`` once, with the traceback of ``cause``, and returns the error to send.
+
+        Does not return if ``cause`` is a lack of memory.
+        """
+        exit_if_out_of_memory(cause)
         incident = uuid.uuid4().hex[:12]
-        logger.error("incident %s: %s", incident, what, exc_info=cause)
+        logger.error("incident %s: %s", incident, message, exc_info=cause)
         return cls(incident)
 
 
 class ReloadError(ServerError):
-    """The new bundle cannot take over; the old one goes on answering."""
+    """The new bundle cannot be served or must not replace the old one, which keeps serving."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "RELOAD_REFUSED"
 
 
 class StartupError(ServerError):
-    """The server cannot start as it was told to."""
+    """The server cannot start as configured. Printed by the command line, never sent to a client."""

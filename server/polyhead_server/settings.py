@@ -1,21 +1,22 @@
-"""The server's settings: one frozen object, built once at the edge from flags and environment."""
+"""The server's settings: one frozen object, built once from flags and environment variables."""
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .addresses import is_local
 from .errors import StartupError
 
 CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
-# One prepares a batch and reads the answers of the last one while the GPU computes that of the other.
+# One thread prepares a batch and reads the results of its last one while the GPU computes the other thread's batch.
 _CUDA_THREADS = 2
-_LEAST = {
+# Smallest valid value of each numeric setting.
+_MIN_VALUES = {
     "threads": 0,
     "max_batch_tokens": 0,
     "workers": 1,
@@ -42,122 +43,148 @@ def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the server was told. Each field's ``help`` is the text that ``polyhead-serve --help`` shows."""
+    """The server's configuration. Each field's ``help`` is the text that ``polyhead-serve --help`` shows."""
 
     bundle: Path
     listen: str = _option(
         "127.0.0.1:50051",
-        "HOST:PORT or unix:PATH to listen on. Beyond loopback it wants --tls-cert, or --allow-plaintext.",
+        "Address to listen on: HOST:PORT or unix:PATH. An address beyond loopback requires --tls-cert or "
+        "--allow-plaintext.",
     )
     tls_cert: str = _option(
-        "", "File with the server's certificate and those up to its authority, PEM; empty for none."
+        "", "PEM file with the server's certificate chain. Reloaded when it changes. Empty disables TLS."
     )
-    tls_key: str = _option("", "File with the private key of --tls-cert, PEM. Both are read again when they change.")
-    tls_client_ca: str = _option("", "File with the authorities that clients' certificates must come from, PEM.")
-    api_keys: str = _option("", "File with the keys that callers may show and their rights; see docs/security.md.")
-    allow_plaintext: bool = _option(False, "Listen beyond loopback without TLS, behind something that has it.")
-    allow_plaintext_keys: bool = _option(False, "Take keys beyond loopback without TLS, where others could read them.")
-    no_reflection: bool = _option(False, "Do not describe the services to callers, as grpcurl wants it.")
-    engine: str = _option("auto", "auto takes onnx, and torch where onnx cannot be used.", ("auto", "onnx", "torch"))
+    tls_key: str = _option("", "PEM file with the private key of --tls-cert. Reloaded when it changes.")
+    tls_client_ca: str = _option(
+        "", "PEM file with the CA certificates that client certificates must chain to (mutual TLS). Empty for none."
+    )
+    api_keys: str = _option(
+        "", "TOML file with API keys and their scopes; see docs/guides/security.md. Empty disables authentication."
+    )
+    allow_plaintext: bool = _option(
+        False, "Allow listening beyond loopback without TLS, for example behind a proxy that terminates TLS."
+    )
+    allow_plaintext_keys: bool = _option(
+        False, "Allow API keys beyond loopback without TLS, where the network can read them."
+    )
+    no_reflection: bool = _option(False, "Disable gRPC server reflection, which tools such as grpcurl use.")
+    engine: str = _option("auto", "Inference engine. auto tries onnx, then torch.", ("auto", "onnx", "torch"))
     device: str = _option(
-        "auto", "auto takes cuda where the engine can use it, otherwise cpu.", ("auto", "cpu", "cuda")
+        "auto",
+        "Device to run the model on. auto tries cuda if the engine supports it, then cpu.",
+        ("auto", "cpu", "cuda"),
     )
     variant: str = _option(
-        "auto", "Variant of the bundle's graph; auto takes int8 on a CPU where the bundle has it, else fp32."
+        "auto",
+        "Model variant of the bundle, such as fp32 or int8. auto selects int8 on a CPU if the bundle contains it, "
+        "otherwise fp32.",
     )
-    workers: int = _option(1, "Processes that share the port and the cores; see docs/performance.md for when it pays.")
+    workers: int = _option(
+        1, "Number of worker processes, which share the port and divide the cores; see docs/performance.md."
+    )
     threads: int = _option(
-        0, "Threads of each worker that compute; 0 takes one for each of its cores, or two on a GPU."
+        0, "Number of compute threads of each worker. 0 uses one for each of the worker's cores, or two on a GPU."
     )
     max_batch_tokens: int = _option(
-        0, "Tokens in one pass, padding included; a longer item goes alone. 0 measures at start what fills the engine."
+        0,
+        "Batch size limit in tokens, including padding. An item beyond the limit forms a batch of its own. 0 measures "
+        "the most efficient limit at startup.",
     )
-    max_padding: float = _option(0.12, "Padding that a pass may add, as a share of its real tokens.")
+    max_padding: float = _option(0.12, "Padding limit of a batch, as a fraction of its tokens without padding.")
     max_queue_s: float = _option(
-        30.0, "Seconds of expected wait from which on unary items are refused; streams wait from half of it on."
+        30.0,
+        "Queue limit in seconds of expected wait. Beyond it unary items are rejected; streams pause reading at half "
+        "of it.",
     )
     max_queue_tokens: int = _option(
-        1_000_000, "Tokens that may wait; unary items beyond are refused, streams wait from half of it on."
+        1_000_000,
+        "Queue limit in tokens. Beyond it unary items are rejected; streams pause reading at half of it.",
     )
-    max_items_per_message: int = _option(1024, "Items that one message may carry.")
-    max_message_bytes: int = _option(16 * 2**20, "Bytes of one request message.")
+    max_items_per_message: int = _option(1024, "Maximum number of items in a request message.")
+    max_message_bytes: int = _option(16 * 2**20, "Maximum size of a request message in bytes.")
     max_characters_per_token: int = _option(
-        250, "Times the model's token limit: the code points of a text that are read."
+        250, "Truncate each text to N x max_tokens characters before tokenizing, where max_tokens is the model's limit."
     )
-    max_windows: int = _option(32, "Windows in which a long text is read, where its client asks for windows.")
-    stream_window: int = _option(512, "Items of one stream that may be in the server before it stops reading.")
+    max_windows: int = _option(32, "Maximum number of windows of a long text, for clients that request windows.")
+    stream_window: int = _option(
+        512, "Maximum number of unanswered items of a stream; beyond it the server pauses reading the stream."
+    )
     batch_timeout_s: float = _option(
-        120.0, "Seconds that a pass may take; when one takes longer, the engine hangs, and the server ends."
+        120.0, "Seconds after which a running batch counts as a hung engine, and the server exits."
     )
-    drain_timeout_s: float = _option(30.0, "Seconds from SIGTERM on that accepted work is given to finish.")
+    drain_timeout_s: float = _option(30.0, "Seconds from SIGTERM within which accepted items are answered.")
     drain_delay_s: float = _option(
-        0.5, "Seconds of them in which everything is still served, and the health service says NOT_SERVING."
+        0.5,
+        "Seconds of --drain-timeout-s during which new calls are still accepted while health reports NOT_SERVING.",
     )
     start_timeout_s: float = _option(
-        300.0, "Seconds that one of several workers has to load its model; then it is killed. Not with --workers 1."
+        300.0, "Seconds after which a worker that is not serving is killed. Requires --workers 2 or more."
     )
     max_worker_age_s: float = _option(
         0.0,
-        "Seconds after which one of several workers hands over to a new one; up to a fifth less, by chance. 0 is "
-        "never. Not with --workers 1.",
+        "Age in seconds at which a worker is replaced, shortened by a random 0 to 20 %. 0 disables replacement. "
+        "Requires --workers 2 or more.",
     )
-    admin_listen: str = _option("", "HOST:PORT on loopback, or unix:PATH, of the admin service; empty for none.")
+    admin_listen: str = _option(
+        "", "Address of the admin service: HOST:PORT on loopback, or unix:PATH. Empty disables it."
+    )
     reload_interval_s: float = _option(
-        0.0, "Seconds between looks at whether the bundle was replaced, to reload it; 0 for none."
+        0.0, "Interval in seconds at which to check for a new bundle and reload it. 0 disables the check."
     )
-    metrics_listen: str = _option("", "HOST:PORT for Prometheus metrics over HTTP; empty for none.")
+    metrics_listen: str = _option("", "HOST:PORT at which to serve Prometheus metrics. Empty disables them.")
     otlp_endpoint: str = _option(
-        "", "URL that traces are sent to by OTLP over gRPC, such as http://127.0.0.1:4317; empty for none."
+        "", "OTLP/gRPC endpoint to export traces to, such as http://127.0.0.1:4317. Empty disables tracing."
     )
-    log_level: str = _option("info", "Least important messages to log.", ("debug", "info", "warning", "error"))
-    log_format: str = _option("text", "Of log lines: text, or a JSON object each.", ("text", "json"))
-    access_log: str = _option("debug", "Level of the line that tells of each call.", ("debug", "info"))
+    log_level: str = _option("info", "Minimum log level.", ("debug", "info", "warning", "error"))
+    log_format: str = _option("text", "Log output format.", ("text", "json"))
+    access_log: str = _option("debug", "Log level of per-request access lines.", ("debug", "info"))
 
-    # Cores of this process where its affinity does not say it: one of several workers under a quota. 0 asks the system.
+    # Number of cores of this process if its CPU affinity does not show it: a worker under a CPU quota. 0 asks the
+    # system.
     cores: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses what could not work, and secrets where everybody could read them.
+        """Rejects values that cannot work, and plaintext where other machines could read it.
 
         Raises:
-            StartupError: Names the setting.
+            StartupError: Names the flags.
         """
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
+        for name, minimum in _MIN_VALUES.items():
+            if getattr(self, name) < minimum:
                 flag = name.replace("_", "-")
-                raise StartupError(f"--{flag} {getattr(self, name)} is less than {least}, the least that makes sense")
+                raise StartupError(f"--{flag} {getattr(self, name)} is less than the minimum of {minimum}")
         if self.workers > 1 and self.listen.startswith("unix:"):
             raise StartupError(
-                f"--workers {self.workers} cannot share --listen {self.listen}: a Unix socket has one process; "
-                "leave one of the two out"
+                f"--workers {self.workers} cannot share --listen {self.listen}: only one process can listen on a Unix "
+                "socket; use --workers 1, or HOST:PORT"
             )
         self._require_encryption()
 
     def _require_encryption(self) -> None:
         if bool(self.tls_cert) != bool(self.tls_key):
-            raise StartupError("--tls-cert and --tls-key want each other")
+            raise StartupError("--tls-cert and --tls-key require each other")
         if self.tls_client_ca and not self.tls_cert:
-            raise StartupError("--tls-client-ca wants --tls-cert and --tls-key")
+            raise StartupError("--tls-client-ca requires --tls-cert and --tls-key")
         if self.tls_cert or is_local(self.listen):
             return
         if not self.allow_plaintext:
             raise StartupError(
-                f"--listen {self.listen} is beyond loopback and has no TLS: give --tls-cert and --tls-key, or "
-                "--allow-plaintext where something else encrypts, such as a proxy or a service mesh"
+                f"--listen {self.listen} is beyond loopback and has no TLS: add --tls-cert and --tls-key, or "
+                "--allow-plaintext if something else encrypts, such as a proxy or a service mesh"
             )
         if self.api_keys and not self.allow_plaintext_keys:
             raise StartupError(
-                f"with --api-keys and without TLS, keys would come to --listen {self.listen} in plain text: give "
-                "--tls-cert and --tls-key, or --allow-plaintext-keys where something else encrypts"
+                f"--api-keys without TLS would send API keys to --listen {self.listen} in plaintext: add --tls-cert "
+                "and --tls-key, or --allow-plaintext-keys if something else encrypts"
             )
 
     def compute_threads(self, device: str) -> int:
-        """The number of threads that compute on a device, resolved."""
+        """Returns the number of compute threads on a device, with 0 resolved."""
         return self.threads or (_CUDA_THREADS if device == "cuda" else self.cores or usable_cores())
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity, bounded by the cgroup's CPU quota. At least 1."""
+    """Returns the number of cores of this process: its CPU affinity, limited by the cgroup's CPU quota; at least 1."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = CGROUP_CPU_MAX.read_text().split()
@@ -166,27 +193,3 @@ def usable_cores() -> int:
     if quota == "max":
         return cores
     return max(1, min(cores, math.ceil(int(quota) / int(period))))
-
-
-def is_local(address: str) -> bool:
-    """Whether only this machine reaches an address: loopback, or a Unix socket."""
-    if address.startswith("unix:"):
-        return True
-    host, _ = split_address(address)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        # Any other name is what a resolver makes of it.
-        return host == "localhost"
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """``HOST:PORT`` as its two parts.
-
-    Raises:
-        StartupError: It has not that form.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65_535:
-        raise StartupError(f"{address!r} is not HOST:PORT, such as 127.0.0.1:50051")
-    return host.strip("[]"), int(port)

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import polyhead_export
+import polyhead_bundle
 import pytest
 from polyhead_bundle import FORMAT_VERSION
 from polyhead_bundle.schema import SCHEMA_NAME, manifest_schema, render
 
 from tests.support.small_bundle import written
 
-COMMITTED = Path(polyhead_export.__file__).parent / "bundle" / SCHEMA_NAME
-STALE = f"run: python -m polyhead_bundle.schema > export/polyhead_export/bundle/{SCHEMA_NAME}"
+COMMITTED = Path(polyhead_bundle.__file__).parent / SCHEMA_NAME
+STALE = f"run: python -m polyhead_bundle.schema > bundle/polyhead_bundle/{SCHEMA_NAME}"
 
 
 @pytest.fixture

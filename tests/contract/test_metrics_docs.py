@@ -1,4 +1,4 @@
-"""The metrics that there are, docs/metrics.md, the dashboard and the alert rules speak of the same."""
+"""Documentation, dashboard and alert rules name exactly the metrics that the server exposes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,26 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from polyhead_server.observability.metrics import Metrics
 
+from tests.support import sources
+
 ROOT = Path(__file__).parents[2]
-DOCS = (ROOT / "docs/metrics.md").read_text()
-PAGES = (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+# The first lines of the table of metrics and of the runbooks, wherever the pages stand.
+METRIC_TABLE, FIRST_RUNBOOK = "| name | unit, kind | labels |", "### PolyheadDown"
+PAGES = sources.documentation_pages()
+DOCS = "\n".join(page.read_text() for page in PAGES if METRIC_TABLE in page.read_text())
+RUNBOOKS = sources.documentation_page(FIRST_RUNBOOK)
 RULES: list[dict[str, Any]] = [
     rule
     for group in yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())["groups"]
     for rule in group["rules"]
 ]
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy/grafana/polyhead.json").read_text())
-# Prometheus's own.
+# Metrics of Prometheus itself.
 FOREIGN = {"up"}
 
 
 def documented() -> set[str]:
-    """The first column of the table, of which a counter has its ``_total``."""
+    """Names in the first column of the table; those of counters end in ``_total``."""
     return set(re.findall(r"^\| `((?:polyhead|process)_\w+)` \|", DOCS, re.MULTILINE))
 
 
@@ -39,7 +44,7 @@ def labels() -> dict[str, set[str]]:
 
 
 def registered() -> dict[str, str]:
-    """Name to type of what a server with TLS counts."""
+    """Returns the type of each metric of a server with TLS, by name."""
     metrics = Metrics()
     metrics.certificate_expiry()
     return {
@@ -49,7 +54,7 @@ def registered() -> dict[str, str]:
 
 
 def sample_names() -> set[str]:
-    """What queries may name."""
+    """Returns the names that a query may use."""
     return {
         name + suffix
         for name, kind in registered().items()
@@ -62,7 +67,7 @@ def panels() -> Iterator[dict[str, Any]]:
 
 
 def queries() -> list[str]:
-    """All queries of the dashboard, with a time that Grafana would put in, and of the rules."""
+    """Returns all queries of dashboard and rules, with an interval in place of Grafana's variable."""
     targets = [target["expr"] for panel in panels() for target in panel["targets"]]
     return [query.replace("$__rate_interval", "5m") for query in targets] + [rule["expr"] for rule in RULES]
 
@@ -78,38 +83,34 @@ def selectors(query: str) -> list[Any]:
     return found
 
 
-def test_documented_metrics_are_those_that_are_counted() -> None:
+def test_documented_metrics_are_those_of_the_server() -> None:
     assert documented() == set(registered())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_page_names_only_metrics_that_there_are(page: Path) -> None:
-    # The rooms' packages are called alike.
-    packages = {f"polyhead_{room}" for room in ("client", "export", "server", "training")}
+def test_page_names_existing_metrics_only(page: Path) -> None:
+    # The Python packages have similar names.
+    packages = {f"polyhead_{room}" for room in ("bundle", "client", "export", "server", "training")}
     named = set(re.findall(r"\bpolyhead_\w+", page.read_text())) - packages
     assert named - sample_names() - set(registered()) == set()
 
 
 def test_every_metric_of_the_sources_is_documented() -> None:
-    # Also one that is made only when a feature is used.
-    sources = "\n".join(path.read_text() for path in (ROOT / "server/polyhead_server").glob("*.py"))
-    made = set(re.findall(r"\b(?:Gauge|Counter|Histogram)\(\s*\"(polyhead_\w+)\"", sources))
-    assert made
+    # This includes metrics that only some configurations create.
+    text = sources.source_text("server/polyhead_server")
+    made = set(re.findall(r"\.(?:gauge|counter|histogram)\(\s*\"(polyhead_\w+)\"", text))
+    assert len(made) > 20
     assert made - {name.removesuffix("_total") for name in documented()} == set()
 
 
 def test_documented_labels_are_those_of_the_metrics() -> None:
-    metrics = Metrics()
-    actual = {
-        metric._name + ("_total" if metric._type == "counter" else ""): set(metric._labelnames)
-        for metric in vars(metrics).values()
-        if hasattr(metric, "_labelnames")
-    }
+    actual = {metric.name: set(metric.labels) for metric in Metrics().instruments.descriptions}
+    assert len(actual) > 20
     assert {name: labels()[name] for name in actual} == actual
 
 
 @pytest.mark.parametrize("query", queries())
-def test_query_names_only_metrics_that_there_are(query: str) -> None:
+def test_query_names_existing_metrics_only(query: str) -> None:
     named = selectors(query)
     assert named
     for selector in named:
@@ -117,14 +118,14 @@ def test_query_names_only_metrics_that_there_are(query: str) -> None:
 
 
 @pytest.mark.parametrize("query", queries())
-def test_query_names_only_labels_that_its_metrics_have(query: str) -> None:
+def test_query_names_existing_labels_only(query: str) -> None:
     for selector in selectors(query):
         base = re.sub(r"_(bucket|sum|count)$", "", selector.name)
         known = labels().get(base, set()) | {"job", "instance", "le"}
         assert {matcher.name for matcher in selector.matchers.matchers} <= known
 
 
-def test_query_that_is_broken_is_noticed() -> None:
+def test_malformed_query_is_noticed() -> None:
     with pytest.raises(ValueError, match="unclosed"):
         selectors("sum(rate(polyhead_items_total[5m])")
 
@@ -132,9 +133,9 @@ def test_query_that_is_broken_is_noticed() -> None:
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
     alerts = [rule["alert"] for rule in RULES]
     assert len(set(alerts)) == len(alerts)
-    assert re.findall(r"^### (\w+)$", DOCS, re.MULTILINE) == alerts
+    assert re.findall(r"^### (Polyhead\w+)$", RUNBOOKS.read_text(), re.MULTILINE) == alerts
     for rule in RULES:
-        assert rule["annotations"]["runbook"] == f"docs/metrics.md#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook"] == f"{RUNBOOKS.relative_to(ROOT)}#{rule['alert'].lower()}"
         assert rule["labels"]["severity"] in {"page", "ticket"}
 
 
@@ -151,7 +152,7 @@ def test_every_alert_has_a_test() -> None:
     assert fired == {rule["alert"] for rule in RULES}
 
 
-def test_panels_have_places_of_their_own() -> None:
+def test_panels_do_not_overlap() -> None:
     seen: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]

@@ -1,20 +1,19 @@
-"""Every error of the server has its status, and the details say what programs need."""
+"""Every error that a client can receive has a status code and a reason, and its details are machine-readable."""
 
 from __future__ import annotations
 
+import grpc
 import pytest
 from google.rpc import error_details_pb2
 from polyhead_server import errors
-from polyhead_server.rpc.status import DOMAIN, TABLE, status
+from polyhead_server.rpc.status import CODES, DOMAIN, status
 
 
 def all_subclasses(kind: type[errors.ServerError]) -> set[type[errors.ServerError]]:
     return {kind}.union(*(all_subclasses(child) for child in kind.__subclasses__()))
 
 
-def test_every_error_that_reaches_a_client_is_in_the_table() -> None:
-    assert all_subclasses(errors.ServerError) - {errors.ServerError, errors.StartupError} == set(TABLE)
-
+SENT = all_subclasses(errors.ServerError) - {errors.ServerError, errors.StartupError}
 
 EXAMPLES = [
     (errors.InvalidRequestError("TEXT_NOT_UTF8", "no"), 3, "TEXT_NOT_UTF8"),
@@ -31,8 +30,20 @@ EXAMPLES = [
 ]
 
 
+def test_every_error_that_reaches_a_client_names_its_code_and_reason() -> None:
+    for kind in SENT:
+        assert "code" in vars(kind), kind
+        # The reasons of InvalidRequestError itself belong to its instances.
+        assert kind is errors.InvalidRequestError or "reason" in vars(kind), kind
+
+
+def test_codes_are_those_of_grpc() -> None:
+    assert {kind.code for kind in SENT} <= set(CODES)
+    assert {code.name: code.value[0] for code in grpc.StatusCode} == CODES
+
+
 def test_every_error_has_an_example() -> None:
-    assert {type(error) for error, _, _ in EXAMPLES} == set(TABLE)
+    assert {type(error) for error, _, _ in EXAMPLES} == SENT
 
 
 @pytest.mark.parametrize(("error", "code", "reason"), EXAMPLES)
@@ -43,7 +54,7 @@ def test_error_has_its_code_and_reason(error: errors.ServerError, code: int, rea
     assert (wire.code, wire.message, info.reason, info.domain) == (code, str(error), reason, DOMAIN)
 
 
-def test_overload_says_when_to_try_again_and_never_at_once() -> None:
+def test_overload_states_a_retry_delay_above_zero() -> None:
     retry = error_details_pb2.RetryInfo()
     assert status(errors.OverloadedError.late(3.0, 1.0)).details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 2000
@@ -51,7 +62,9 @@ def test_overload_says_when_to_try_again_and_never_at_once() -> None:
         assert error.retry_after_s > 0
 
 
-def test_facts_are_there_for_programs() -> None:
+def test_facts_are_machine_readable() -> None:
     info = error_details_pb2.ErrorInfo()
     assert status(errors.TextTooLongError(10, 5)).details[0].Unpack(info)
     assert dict(info.metadata) == {"tokens": "10", "max_tokens": "5"}
+    assert status(errors.FingerprintMismatchError("topic", "a", "b")).details[0].Unpack(info)
+    assert dict(info.metadata) == {"component": "topic", "expected": "a", "actual": "b"}

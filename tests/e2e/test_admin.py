@@ -1,4 +1,4 @@
-"""What operators ask of a running server, by command and by signal."""
+"""Operations on a running server, by ``polyhead admin`` and by signal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .conftest import START_S, Server, Start, put, wait_until
 
 pytestmark = [
     pytest.mark.model,
-    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers want two cores"),
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers require two cores"),
 ]
 
 
@@ -32,7 +32,7 @@ def server(start: Start, demo_bundle: Path) -> Server:
 
 
 def admin(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
-    """Runs ``polyhead admin``; returns its exit code, the JSON lines of its standard output, and its standard error."""
+    """Runs ``polyhead admin``; returns its exit code, the JSON lines on standard output, and its standard error."""
     command = [str(BIN / "polyhead"), "admin", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
@@ -43,7 +43,7 @@ def test_operator_reaches_all_workers(start: Start, demo_bundle: Path, twin: Pat
     put(demo_bundle, served)
     target = f"unix:{tmp_path}/admin"
     server = start(served, "--workers", "2", "--admin-listen", target)
-    wait_until(lambda: serving(server) == 2 and "admin service listens" in server.log.read_text(), "all serve")
+    wait_until(lambda: serving(server) == 2, "two workers serve")
 
     def spaces(*flags: str) -> list[str]:
         code, workers, error = admin("reload", "--target", target, *flags)
@@ -61,41 +61,56 @@ def test_operator_reaches_all_workers(start: Start, demo_bundle: Path, twin: Pat
     assert code == 2
     assert "FAILED_PRECONDITION" in error
     assert spaces("--force") == ["0123456789abcdef"] * 2
-    # One that starts again has to follow the new model now, and the admin service is still there.
+    # A restarted worker must be compatible with the new model.
     os.kill(workers_of(server)[0], signal.SIGKILL)
-    wait_until(lambda: serving(server) == 3, "it serves again")
-    wait_until(lambda: admin("stats", "--target", target)[0] == 0, "the admin service is there again")
+    wait_until(lambda: serving(server) == 3, "the killed worker serves again")
     assert spaces() == ["0123456789abcdef"] * 2
     assert admin("drain", "--target", target)[0] == 0
     assert not any(one["serving"] for one in admin("stats", "--target", target)[1])
     assert answered(server)
-    # So is who comes later.
+    # A worker that starts later is drained too.
     os.kill(workers_of(server)[0], signal.SIGKILL)
-    wait_until(lambda: serving(server) == 4, "it serves again")
-    wait_until(lambda: admin("stats", "--target", target)[0] == 0, "the admin service is there again")
+    wait_until(lambda: serving(server) == 4, "the killed worker serves again")
     assert [one["serving"] for one in admin("stats", "--target", target)[1]] == [False, False]
     assert server.stop() == 0
     assert not (tmp_path / "admin").exists()
 
 
-def test_admin_service_on_a_port_goes_to_the_next_worker(start: Start, demo_bundle: Path) -> None:
+def test_admin_service_outlives_the_workers(start: Start, demo_bundle: Path) -> None:
     target = f"127.0.0.1:{free_port()}"
     server = start(demo_bundle, "--workers", "2", "--admin-listen", target)
-    wait_until(lambda: serving(server) == 2 and "admin service listens" in server.log.read_text(), "all serve")
-    killed, other = workers_of(server)
-    for pid in (killed, other):
+    wait_until(lambda: serving(server) == 2, "two workers serve")
+    for pid in workers_of(server):
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: admin("stats", "--target", target)[0] == 0, "one has the admin service")
+    # Each restarted worker is a process that was started while gRPC runs in the supervisor.
+    wait_until(lambda: serving(server) == 4, "both workers serve again")
+    code, stats, _ = admin("stats", "--target", target)
+    assert code == 0
+    assert [one["process_id"] for one in stats] == workers_of(server)
+    assert server.log.read_text().count("died with code") == server.log.read_text().count("died with code -9") == 2
+    assert server.log.read_text().count("the admin service listens") == 1
     assert server.stop() == 0
 
 
-def test_hangup_reloads_one_after_the_other(server: Server) -> None:
+def test_admin_address_that_is_taken_is_refused(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    target = f"unix:{tmp_path}/admin"
+    server = start(demo_bundle, "--workers", "2", "--admin-listen", target)
+    wait_until(lambda: serving(server) == 2, "two workers serve")
+    second = start(demo_bundle, "--workers", "2", "--admin-listen", target)
+    assert second.process.wait(START_S) == 2
+    assert f"cannot listen on {target}" in second.log.read_text()
+    assert admin("stats", "--target", target)[0] == 0
+
+
+def test_hangup_reloads_all_workers(server: Server) -> None:
     server.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "all 2 workers have reloaded" in server.log.read_text(), "all have reloaded")
     assert answered(server)
 
 
-def test_reload_that_fails_stops_at_the_first(start: Start, demo_bundle: Path, twin: Path, tmp_path: Path) -> None:
+def test_reload_stops_at_the_first_worker_that_refuses(
+    start: Start, demo_bundle: Path, twin: Path, tmp_path: Path
+) -> None:
     served = tmp_path / "served"
     put(demo_bundle, served)
     server = start(served, "--workers", "2")
@@ -107,13 +122,13 @@ def test_reload_that_fails_stops_at_the_first(start: Start, demo_bundle: Path, t
     assert answered(server)
 
 
-def test_server_of_one_reloads_on_hangup(start: Start, demo_bundle: Path, twin: Path, tmp_path: Path) -> None:
+def test_single_process_reloads_on_hangup(start: Start, demo_bundle: Path, twin: Path, tmp_path: Path) -> None:
     served = tmp_path / "served"
     put(demo_bundle, served)
     server = start(served, "--admin-listen", f"unix:{tmp_path}/admin")
     server.wait_until_serving()
     server.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: " answers now; " in server.log.read_text(), "the bundle is loaded again")
+    wait_until(lambda: "; closing " in server.log.read_text(), "the bundle is loaded again")
     put(twin, served)
     server.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "not reloaded: " in server.log.read_text(), "the other bundle is refused")
@@ -125,9 +140,7 @@ def test_server_of_one_reloads_on_hangup(start: Start, demo_bundle: Path, twin: 
         assert client.info().fingerprints.embedding_space == "0123456789abcdef"
 
 
-def test_drain_before_the_model_is_ready_holds_and_the_server_is_alive(
-    start: Start, demo_bundle: Path, tmp_path: Path
-) -> None:
+def test_drain_before_the_model_is_ready_is_kept(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
     slow = tmp_path / "slow"
     slow.touch()
     (tmp_path / "onnxruntime.py").write_text(
@@ -135,7 +148,7 @@ def test_drain_before_the_model_is_ready_holds_and_the_server_is_alive(
     )
     target = f"unix:{tmp_path}/admin"
     server = start(demo_bundle, "--admin-listen", target, environment={"PYTHONPATH": str(tmp_path)})
-    wait_until(lambda: "admin service listens" in server.log.read_text(), "it can be told")
+    wait_until(lambda: "admin service listens" in server.log.read_text(), "the admin service listens")
     assert admin("drain", "--target", target)[0] == 0
     slow.unlink()
     server.wait_until_serving()
@@ -144,7 +157,7 @@ def test_drain_before_the_model_is_ready_holds_and_the_server_is_alive(
     assert server.stop() == 0
 
 
-def test_admin_address_that_others_reach_is_refused(start: Start, demo_bundle: Path) -> None:
+def test_admin_address_that_other_machines_can_reach_is_refused(start: Start, demo_bundle: Path) -> None:
     server = start(demo_bundle, "--admin-listen", f"0.0.0.0:{free_port()}")
     assert server.process.wait(START_S) == 2
     assert "--admin-listen" in server.log.read_text()

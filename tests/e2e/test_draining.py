@@ -1,4 +1,4 @@
-"""What becomes of accepted work when a process ends: nothing of it is lost, or the exit code says so."""
+"""Accepted work when a process ends: it is answered, or the exit code is 1."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .conftest import START_S, Hang, Server, Start, wait_until
 
 pytestmark = [
     pytest.mark.model,
-    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers want two cores"),
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers require two cores"),
 ]
 
 
@@ -31,54 +31,54 @@ def server(start: Start, demo_bundle: Path) -> Server:
     return server
 
 
-def test_draining_under_load_loses_nothing_that_was_accepted(server: Server) -> None:
+def test_draining_under_load_loses_no_accepted_work(server: Server) -> None:
     with Load(server.target) as load:
         load.wait_for(200)
         assert server.stop() == 0
     log = server.log.read_text()
     assert "cut off" not in log
-    assert log.count("lifecycle: stopped") == 2
+    assert log.count("lifecycle.server: stopped") == 2
     assert set(load.answers) == {"result"}
     assert set(load.ends) <= NOT_ACCEPTED
-    # Streams were ended by the server, after their last answer.
+    # The server ended the streams, after their last answer.
     assert load.ends["DRAINING"] >= 1
 
 
-def test_killing_under_load_loses_what_was_accepted(server: Server) -> None:
-    """The control: streams that are cut off do not end as those that are drained do."""
+def test_killing_under_load_loses_accepted_work(server: Server) -> None:
+    """Control: streams that are cut off end differently from drained ones."""
     with Load(server.target) as load:
         load.wait_for(200)
         for pid in workers_of(server):
             os.kill(pid, signal.SIGSTOP)
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "stopping 2 workers" in server.log.read_text(), "the first signal is seen")
+        wait_until(lambda: "stopping 2 workers" in server.log.read_text(), "the first signal is handled")
         assert server.stop() == 1
     assert load.ends["DRAINING"] == 0
     assert server.log.read_text().count("work was cut off") == 2
 
 
-def test_worker_that_hangs_is_killed_after_its_grace(start: Start, demo_bundle: Path) -> None:
+def test_worker_that_hangs_is_killed_after_its_grace_period(start: Start, demo_bundle: Path) -> None:
     server = start(demo_bundle, "--workers", "2", "--drain-timeout-s", "1")
     wait_until(lambda: serving(server) == 2, "two workers serve")
     stopped = workers_of(server)[0]
     os.kill(stopped, signal.SIGSTOP)
     assert server.stop() == 1
     log = server.log.read_text()
-    assert f"process {stopped} does not end; it is killed" in log
+    assert f"process {stopped} does not end; killing it" in log
     assert log.count("work was cut off") == 1
 
 
-def test_engine_that_hangs_does_not_hold_up_the_end(start: Start, demo_bundle: Path, hang: Hang) -> None:
+def test_engine_that_hangs_does_not_delay_the_end(start: Start, demo_bundle: Path, hang: Hang) -> None:
     server = start(demo_bundle, "--workers", "2", "--drain-timeout-s", "1", environment=hang.environment)
     wait_until(lambda: serving(server) == 2, "two workers serve")
     hang.begin()
     with Load(server.target):
-        wait_until(hang.has_begun, "a pass hangs")
+        wait_until(hang.has_begun, "a batch hangs")
         assert server.stop() == 1
     assert "cut off: " in server.log.read_text()
 
 
-def test_old_workers_hand_over_and_no_client_notices(start: Start, demo_bundle: Path) -> None:
+def test_old_workers_are_replaced_without_client_errors(start: Start, demo_bundle: Path) -> None:
     server = start(demo_bundle, "--workers", "2", "--max-worker-age-s", "4", "--drain-delay-s", "0.5")
     wait_until(lambda: serving(server) == 2, "two workers serve")
     before = set(workers_of(server))
@@ -89,24 +89,24 @@ def test_old_workers_hand_over_and_no_client_notices(start: Start, demo_bundle: 
         load.wait_for(load.answers["result"] + 100)
     assert server.stop() == 0
     assert set(load.answers) == {"result"}
-    # The control: plain stubs, under the same load, do notice.
+    # Control: calls of plain stubs, under the same load, do end.
     assert load.ends["DRAINING"] >= 1
     assert set(load.ends) <= NOT_ACCEPTED
     assert "cut off" not in server.log.read_text()
     assert not any(map(alive, before))
 
 
-def test_second_signal_ends_a_server_of_one_at_once(start: Start, demo_bundle: Path, hang: Hang) -> None:
+def test_second_signal_ends_a_single_process_at_once(start: Start, demo_bundle: Path, hang: Hang) -> None:
     server = start(demo_bundle, environment=hang.environment)
     server.wait_until_serving()
     hang.begin()
     with Load(server.target):
-        wait_until(hang.has_begun, "a pass hangs")
+        wait_until(hang.has_begun, "a batch hangs")
         server.process.send_signal(signal.SIGINT)
-        wait_until(lambda: "draining" in server.log.read_text(), "the first signal is seen")
+        wait_until(lambda: "draining" in server.log.read_text(), "the first signal is handled")
         began = time.monotonic()
         assert server.stop(signal.SIGTERM) == 1
-    # Far below the 30 s that calls would be given.
+    # Far below the drain timeout of 30 s.
     assert time.monotonic() - began < 15
     (calls,) = re.findall(r"cut off: (\d+) calls, \d+ texts in the queue", server.log.read_text())
     assert int(calls) >= 1
@@ -117,20 +117,20 @@ def test_work_that_takes_too_long_is_cut_off_and_counted(start: Start, demo_bund
     server.wait_until_serving()
     hang.begin()
     with Load(server.target):
-        wait_until(hang.has_begun, "a pass hangs")
+        wait_until(hang.has_begun, "a batch hangs")
         assert server.stop() == 1
     assert "cut off: " in server.log.read_text()
 
 
-def test_work_that_takes_its_time_is_finished(start: Start, demo_bundle: Path, hang: Hang) -> None:
-    """The control of both above: the same server under the same signal, whose engine goes on."""
+def test_slow_work_is_finished(start: Start, demo_bundle: Path, hang: Hang) -> None:
+    """Control for the two tests above: the same server and signal, but the engine continues."""
     server = start(demo_bundle, environment=hang.environment)
     server.wait_until_serving()
     hang.begin()
     with Load(server.target) as load:
-        wait_until(hang.has_begun, "a pass hangs")
+        wait_until(hang.has_begun, "a batch hangs")
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "draining" in server.log.read_text(), "the signal is seen")
+        wait_until(lambda: "draining" in server.log.read_text(), "the signal is handled")
         hang.end()
         assert server.process.wait(START_S) == 0
     assert set(load.answers) == {"result"}
@@ -138,19 +138,19 @@ def test_work_that_takes_its_time_is_finished(start: Start, demo_bundle: Path, h
     assert load.ends["DRAINING"] >= 1
 
 
-def test_engine_that_hangs_for_good_ends_the_process(start: Start, demo_bundle: Path, hang: Hang) -> None:
+def test_engine_that_hangs_permanently_ends_the_process(start: Start, demo_bundle: Path, hang: Hang) -> None:
     server = start(demo_bundle, "--batch-timeout-s", "1", "--drain-timeout-s", "1", environment=hang.environment)
     server.wait_until_serving()
     assert answered(server)
     hang.begin()
     with Load(server.target):
-        wait_until(hang.has_begun, "a pass hangs")
-        # Nobody tells it to.
+        wait_until(hang.has_begun, "a batch hangs")
+        # Without a signal.
         assert server.process.wait(START_S) == 1
-    assert server.log.read_text().count("the engine fails for good: a pass has been running for") == 1
+    assert server.log.read_text().count("the engine failed permanently: a pass has been running for") == 1
 
 
-def test_calls_are_answered_while_balancers_move_on(start: Start, demo_bundle: Path) -> None:
+def test_calls_are_answered_during_the_drain_delay(start: Start, demo_bundle: Path) -> None:
     server = start(demo_bundle, "--drain-delay-s", "30")
     server.wait_until_serving()
     with grpc.insecure_channel(server.target) as channel:

@@ -149,12 +149,12 @@ def test_trace_of_the_client_goes_on_in_a_receiver(
     assert server.stop() == 0
     assert received.resource()["service.name"] == "tickets"
     spans = received.spans()
-    assert set(spans) == {"polyhead.v1.InferenceService/Analyze", "tokenization", "queue", "pass"}
+    assert set(spans) == {"polyhead.v1.InferenceService/Analyze", "tokenization", "queue", "batch"}
     above = spans["polyhead.v1.InferenceService/Analyze"]
     assert (above.trace_id.hex(), above.parent_span_id.hex()) == (TRACE, ABOVE)
     assert {span.parent_span_id for name, span in spans.items() if name != above.name} == {above.span_id}
-    assert above.start_time_unix_nano <= spans["pass"].start_time_unix_nano < spans["pass"].end_time_unix_nano
-    assert spans["pass"].end_time_unix_nano <= above.end_time_unix_nano
+    assert above.start_time_unix_nano <= spans["batch"].start_time_unix_nano < spans["batch"].end_time_unix_nano
+    assert spans["batch"].end_time_unix_nano <= above.end_time_unix_nano
     assert not any(ODD in str(request) for request in received.requests)
 
 

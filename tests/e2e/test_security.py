@@ -1,4 +1,4 @@
-"""Who gets in to a real server process, and with which code the others do not: the table of docs/security.md."""
+"""Which calls a real server process accepts, and how the others end: the table of the security guide."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from polyhead.v1 import inference_service_pb2_grpc
 
 from bench.harness.certificates import DAY, Authority
 from bench.harness.servers import free_port
-from tests.conftest import ROOT
 from tests.support.secured import (
     KEYS,
     READER,
@@ -35,6 +34,7 @@ from tests.support.secured import (
     serve,
     write_keys,
 )
+from tests.support.sources import documentation_page
 
 from .conftest import START_S, Start
 
@@ -89,36 +89,37 @@ def by_health(secured: Secured) -> str:
         return "OK" if call(b"", timeout=START_S) == b"\x08\x01" else "not serving"
 
 
-# The first column of the table, and what is done for it.
+# The first column of the table, and a call of that kind.
 CASES: dict[str, Callable[[Secured], str]] = {
     "a valid certificate and a valid key": lambda secured: outcome(secured.open()),
     "plain text to a port with TLS": lambda secured: outcome(grpc.insecure_channel(secured.server.target)),
-    "no certificate where the server wants one": lambda secured: outcome(
+    "no certificate where the server requires one": lambda secured: outcome(
         connect(secured.server, secured.authority, None)
     ),
-    "a client's certificate of another authority": by_wrong_client_certificate,
-    "a client's certificate that is expired": by_expired_client_certificate,
+    "a client certificate of another authority": by_wrong_client_certificate,
+    "an expired client certificate": by_expired_client_certificate,
     "a client that trusts another authority": lambda secured: outcome(secured.open(authority=other_authority(secured))),
     "no key": lambda secured: outcome(secured.open(), ()),
     "a wrong key": lambda secured: outcome(secured.open(), bearer("wrong")),
     "an expired key": lambda secured: outcome(secured.open(), bearer("expired")),
     "a valid key for another method": lambda secured: outcome(secured.open(), bearer("probe")),
-    "a valid key for a method that there is not": by_unknown_method,
+    "a valid key for a method that does not exist": by_unknown_method,
     "reflection without the right to it": by_reflection,
     "the health service without a key": by_health,
 }
 
 
 def documented() -> dict[str, str]:
-    """The table of docs/security.md: how a call ends, by what the client comes with."""
-    rows = re.findall(r"^\| (.+?) \| `([A-Z_ `]+)` \|", (ROOT / "docs/security.md").read_text(), re.MULTILINE)
+    """Returns how a call ends, by what the client presents, as the table of the security guide states."""
+    page = documentation_page("a valid certificate and a valid key", "the health service without a key")
+    rows = re.findall(r"^\| (.+?) \| `([A-Z_ `]+)` \|", page.read_text(), re.MULTILINE)
     return {case: ending.replace("`", "") for case, ending in rows}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_call_ends_as_documented(case: str, secured: Secured) -> None:
     assert CASES[case](secured) == documented()[case]
-    # The control: the server serves those who may.
+    # Control: the server answers an authorized client.
     assert outcome(secured.open()) == "OK"
 
 
@@ -127,7 +128,7 @@ def test_every_documented_ending_is_measured() -> None:
 
 
 class Load:
-    """Calls without a pause from several threads, each on a new connection, until it is ended.
+    """Calls without a pause from several threads, each on a new connection, until it is stopped.
 
     Attributes:
         endings: How the calls ended.
@@ -178,18 +179,18 @@ def test_certificate_changes_under_load_without_a_failed_call(secured: Secured) 
     assert set(load.endings) == {"OK"}
 
 
-def test_certificate_that_is_no_good_leaves_the_old_one_and_is_told_once(secured: Secured) -> None:
+def test_invalid_certificate_keeps_the_old_one_and_is_logged_once(secured: Secured) -> None:
     before = presented(secured.server, secured.authority, secured.client)
     secured.files.replace(secured.authority.issue("old", begins=-3 * DAY, ends=-DAY))
     for _ in range(3):
         assert outcome(secured.open()) == "OK"
         assert presented(secured.server, secured.authority, secured.client) == before
-    assert secured.server.log.read_text().count("certificate has expired; what was read before stays in force") == 1
-    secured.files.replace(secured.authority.issue("mended"))
+    assert secured.server.log.read_text().count("certificate has expired; the previous version stays in force") == 1
+    secured.files.replace(secured.authority.issue("repaired"))
     assert presented(secured.server, secured.authority, secured.client) != before
 
 
-def test_certificate_that_expires_while_it_serves_is_refused_by_clients(secured: Secured) -> None:
+def test_certificate_that_expires_while_it_is_served_is_rejected_by_clients(secured: Secured) -> None:
     short = secured.authority.issue("short", ends=datetime.timedelta(seconds=3))
     secured.files.replace(short)
     try:
@@ -226,7 +227,7 @@ def test_stream_outlives_the_removal_of_its_key(secured: Secured) -> None:
     assert outcome(secured.open()) == "OK"
 
 
-def test_log_names_no_key(secured: Secured) -> None:
+def test_log_contains_no_key(secured: Secured) -> None:
     for key in ("reader", "wrong-and-secret"):
         outcome(secured.open(), bearer(key))
     log = secured.server.log.read_text()
@@ -236,25 +237,25 @@ def test_log_names_no_key(secured: Secured) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("--listen", "0.0.0.0:0"), "--allow-plaintext"),
         (("--listen", "0.0.0.0:0", "--allow-plaintext", "--api-keys", "keys"), "--allow-plaintext-keys"),
         (("--tls-cert", "cert"), "--tls-key"),
-        (("--tls-cert", "missing", "--tls-key", "missing"), "the certificate missing cannot be read"),
-        (("--api-keys", "missing"), "the file of keys missing cannot be read"),
+        (("--tls-cert", "missing", "--tls-key", "missing"), "cannot read the certificate missing"),
+        (("--api-keys", "missing"), "cannot read the key file missing"),
     ],
 )
-def test_server_that_would_not_be_safe_does_not_start(
-    flags: tuple[str, ...], told: str, start: Start, demo_bundle: Path
+def test_insecure_configuration_does_not_start(
+    flags: tuple[str, ...], message: str, start: Start, demo_bundle: Path
 ) -> None:
     server = start(demo_bundle, *flags)
     assert server.process.wait(START_S) == 2
     (line,) = server.log.read_text().splitlines()
-    assert told in line
+    assert message in line
 
 
-def test_expired_certificate_does_not_start(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+def test_server_with_an_expired_certificate_does_not_start(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
     files = Authority(tmp_path).issue("server", begins=-3 * DAY, ends=-DAY)
     server = start(demo_bundle, *files.flags)
     assert server.process.wait(START_S) == 2
@@ -272,7 +273,7 @@ def test_workers_serve_with_tls_and_keys(start: Start, demo_bundle: Path, tmp_pa
     assert server.stop(signal.SIGTERM) == 0
 
 
-def test_reflection_can_be_left_out(start: Start, demo_bundle: Path) -> None:
+def test_reflection_can_be_disabled(start: Start, demo_bundle: Path) -> None:
     server = serve(start, demo_bundle, "--no-reflection")
     with grpc.insecure_channel(server.target) as channel:
         call: Any = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
@@ -281,7 +282,7 @@ def test_reflection_can_be_left_out(start: Start, demo_bundle: Path) -> None:
     assert described(caught.value) == "UNIMPLEMENTED"
 
 
-def test_metric_tells_when_the_certificate_expires(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+def test_metric_shows_when_the_certificate_expires(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
     port = free_port()
     files = Authority(tmp_path).issue("server", ends=2 * DAY)
     serve(start, demo_bundle, *files.flags, "--metrics-listen", f"127.0.0.1:{port}")

@@ -31,14 +31,14 @@ def answers(server: Server) -> bool:
         return client.analyze(["one text"])[0].result is not None
 
 
-def test_socket_is_its_owners_and_goes_with_the_server(server: Server, path: Path) -> None:
+def test_socket_is_private_and_removed_with_the_server(server: Server, path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert answers(server)
     assert server.stop() == 0
     assert not path.exists()
 
 
-def test_second_server_is_refused_and_the_first_goes_on(
+def test_second_server_is_refused_and_the_first_continues(
     server: Server, start: Start, demo_bundle: Path, path: Path
 ) -> None:
     second = start(demo_bundle, target=f"unix:{path}")
@@ -47,9 +47,7 @@ def test_second_server_is_refused_and_the_first_goes_on(
     assert answers(server)
 
 
-def test_socket_of_a_server_that_was_killed_is_no_obstacle(
-    server: Server, start: Start, demo_bundle: Path, path: Path
-) -> None:
+def test_socket_of_a_killed_server_is_replaced(server: Server, start: Start, demo_bundle: Path, path: Path) -> None:
     server.stop(signal.SIGKILL)
     assert path.exists()
     second = start(demo_bundle, target=f"unix:{path}")
@@ -57,11 +55,11 @@ def test_socket_of_a_server_that_was_killed_is_no_obstacle(
     assert answers(second)
 
 
-def test_file_that_is_no_socket_is_left_alone(start: Start, demo_bundle: Path, path: Path) -> None:
+def test_file_that_is_not_a_socket_is_not_replaced(start: Start, demo_bundle: Path, path: Path) -> None:
     path.write_text("mine")
     server = start(demo_bundle, target=f"unix:{path}")
     assert server.process.wait(START_S) == 2
-    assert "no socket" in server.log.read_text()
+    assert "not a socket" in server.log.read_text()
     assert path.read_text() == "mine"
 
 

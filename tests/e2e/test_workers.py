@@ -1,4 +1,4 @@
-"""Several worker processes on one port: who answers, and what happens when a process dies."""
+"""Several worker processes on one port: which one answers, and what happens when a process dies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .conftest import START_S, Server, Start, put, wait_until
 
 pytestmark = [
     pytest.mark.model,
-    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers want two cores"),
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers require two cores"),
 ]
 
 
@@ -43,12 +43,12 @@ def items_counted(server: Server, listen: str) -> float:
     return sum(sample.value for sample in families["polyhead_items"].samples)
 
 
-def test_connections_are_dealt_out_and_counted_together(start: Start, demo_bundle: Path) -> None:
+def test_connections_are_distributed_and_counted_together(start: Start, demo_bundle: Path) -> None:
     listen = f"127.0.0.1:{free_port()}"
     server = start(demo_bundle, "--workers", "2", "--metrics-listen", listen)
     wait_until(lambda: serving(server) == 2, "two workers serve")
     before = [used_ticks(pid) for pid in workers_of(server)]
-    # A worker that gets none of so many connections has an odds of 2 ** -40.
+    # The probability that a worker gets none of 40 connections is 2 ** -40.
     assert all(answered(server) for _ in range(40))
     assert items_counted(server, listen) == 40
     assert all(used_ticks(pid) > ticks for pid, ticks in zip(workers_of(server), before, strict=True))
@@ -58,7 +58,7 @@ def test_connections_are_dealt_out_and_counted_together(start: Start, demo_bundl
     assert "grpc" not in Path(f"/proc/{server.process.pid}/maps").read_text()
 
 
-def test_worker_that_was_killed_is_started_again(server: Server) -> None:
+def test_killed_worker_is_restarted(server: Server) -> None:
     killed, other = workers_of(server)
     os.kill(killed, signal.SIGKILL)
     assert answered(server)
@@ -69,7 +69,7 @@ def test_worker_that_was_killed_is_started_again(server: Server) -> None:
     assert "died with code -9" in server.log.read_text()
 
 
-def test_signal_ends_all(server: Server) -> None:
+def test_signal_stops_all_workers(server: Server) -> None:
     pids = workers_of(server)
     assert server.stop() == 0
     assert not any(map(alive, pids))
@@ -83,9 +83,9 @@ def test_workers_end_with_their_supervisor(start: Start, demo_bundle: Path, tmp_
     pids = workers_of(server)
     server.stop(signal.SIGKILL)
     wait_until(lambda: not any(map(alive, pids)), "the workers end")
-    # What they counted in is not left behind.
+    # The files in which they counted are removed.
     assert not list(tmp_path.glob("polyhead-metrics-*"))
-    assert server.log.read_text().count("lifecycle: stopped") == 2
+    assert server.log.read_text().count("lifecycle.server: stopped") == 2
 
 
 def test_second_server_on_the_port_is_refused(server: Server, start: Start, demo_bundle: Path) -> None:
@@ -97,7 +97,7 @@ def test_second_server_on_the_port_is_refused(server: Server, start: Start, demo
             assert f"cannot listen on {second.target}" in second.log.read_text()
 
 
-def test_bundle_that_no_worker_can_serve_ends_the_server(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+def test_invalid_bundle_ends_the_server(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(demo_bundle, tmp_path / "bundle")
     (damaged / "tokenizer.json").write_text("{}")
     server = start(damaged, "--workers", "2")
@@ -105,27 +105,25 @@ def test_bundle_that_no_worker_can_serve_ends_the_server(start: Start, demo_bund
     assert "tokenizer.json" in server.log.read_text()
 
 
-def test_bundle_that_was_damaged_meanwhile_ends_none_that_serves(
-    start: Start, demo_bundle: Path, tmp_path: Path
-) -> None:
+def test_bundle_damaged_later_does_not_end_workers_that_serve(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
     bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
     server = start(bundle, "--workers", "2")
     wait_until(lambda: serving(server) == 2, "two workers serve")
-    whole = (bundle / "tokenizer.json").read_bytes()
+    intact = (bundle / "tokenizer.json").read_bytes()
     (bundle / "tokenizer.json").write_text("{}")
     os.kill(workers_of(server)[0], signal.SIGKILL)
     wait_until(lambda: "died with code 2" in server.log.read_text(), "the new worker refuses the bundle")
     assert answered(server)
-    (bundle / "tokenizer.json").write_bytes(whole)
-    wait_until(lambda: serving(server) == 3, "it serves once the bundle is whole again")
+    (bundle / "tokenizer.json").write_bytes(intact)
+    wait_until(lambda: serving(server) == 3, "it serves once the bundle is intact again")
     assert server.stop() == 0
 
 
-def test_all_that_serve_are_told_once(server: Server) -> None:
+def test_readiness_of_all_workers_is_logged_once(server: Server) -> None:
     assert server.log.read_text().count(f"all 2 workers serve on {server.target}") == 1
 
 
-def test_worker_of_another_embedding_space_does_not_start_beside_those_that_serve(
+def test_worker_with_another_embedding_space_does_not_start_beside_serving_workers(
     start: Start, demo_bundle: Path, twin: Path, tmp_path: Path
 ) -> None:
     served = tmp_path / "served"
@@ -135,34 +133,34 @@ def test_worker_of_another_embedding_space_does_not_start_beside_those_that_serv
     put(twin, served)
     os.kill(workers_of(server)[0], signal.SIGKILL)
     wait_until(lambda: "died with code 2" in server.log.read_text(), "the new worker refuses the bundle")
-    assert "0123456789abcdef is not that of the model that serves" in server.log.read_text()
+    assert "0123456789abcdef differs from that of the serving model" in server.log.read_text()
     assert answered(server)
     put(demo_bundle, served)
     wait_until(lambda: serving(server) == 3, "it serves once the bundle is back")
     assert server.stop() == 0
 
 
-def test_workers_follow_a_server_of_one_whose_connections_linger(start: Start, demo_bundle: Path) -> None:
-    alone = start(demo_bundle)
-    alone.wait_until_serving()
-    channel = grpc.insecure_channel(alone.target)
+def test_workers_can_bind_a_port_with_lingering_connections(start: Start, demo_bundle: Path) -> None:
+    single = start(demo_bundle)
+    single.wait_until_serving()
+    channel = grpc.insecure_channel(single.target)
     stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
     stub.Analyze(pb2.AnalyzeRequest(items=[item_pb2.Item(text="one text")]), timeout=START_S)
     # The server closes first, so that the connection lingers on its side.
-    assert alone.stop() == 0
+    assert single.stop() == 0
     channel.close()
-    server = start(demo_bundle, "--workers", "2", target=alone.target)
+    server = start(demo_bundle, "--workers", "2", target=single.target)
     wait_until(lambda: serving(server) == 2, "two workers serve")
     assert answered(server)
 
 
-def test_name_of_this_machine_is_listened_on(start: Start, demo_bundle: Path) -> None:
+def test_workers_listen_on_a_host_name(start: Start, demo_bundle: Path) -> None:
     server = start(demo_bundle, "--workers", "2", target=f"localhost:{free_port()}")
     wait_until(lambda: serving(server) == 2, "two workers serve")
     assert answered(server)
 
 
-def test_bundle_that_is_replaced_is_loaded_and_followed(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+def test_replaced_bundle_is_reloaded_by_all_workers(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
     served = tmp_path / "served"
     put(shutil.copytree(demo_bundle, tmp_path / "old"), served)
     server = start(served, "--workers", "2", "--reload-interval-s", "0.1")
@@ -170,5 +168,5 @@ def test_bundle_that_is_replaced_is_loaded_and_followed(start: Start, demo_bundl
     put(shutil.copytree(demo_bundle, tmp_path / "new"), served)
     wait_until(lambda: "all 2 workers have reloaded" in server.log.read_text(), "the new bundle is seen")
     assert server.stop() == 0
-    # Told by the supervisor, once each.
+    # Once per worker, on the request of the supervisor.
     assert server.log.read_text().count(": reloading") == 2

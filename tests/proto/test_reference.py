@@ -1,4 +1,4 @@
-"""The reference of the contract holds everything that the contract has."""
+"""The protocol reference describes every element of the protocol."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def test_every_message_and_enum_has_a_section(reference: str) -> None:
     assert [name for name in names if f"\n### {name}\n" not in reference] == []
 
 
-def test_every_row_is_described(reference: str) -> None:
+def test_every_row_has_a_description(reference: str) -> None:
     rows = re.findall(r"^\| `.*$", reference, re.MULTILINE)
     assert len(rows) > 100
     assert [row for row in rows if row.endswith("|  |")] == []
 
 
-def test_shapes_and_types_are_those_of_the_contract(reference: str) -> None:
+def test_rpcs_and_types_are_those_of_the_protocol(reference: str) -> None:
     stream = (
         "stream [StreamAnalyzeRequest](#streamanalyzerequest) | stream [StreamAnalyzeResponse](#streamanalyzeresponse)"
     )
     assert f"| `StreamAnalyze` | {stream} |" in reference
-    assert "| `refused_total` | 14 | map of string to uint64 |" in reference
+    assert "| `item_errors_total` | 14 | map of string to uint64 |" in reference
     assert "| `tasks` | 2 | repeated [Task](#task) |" in reference
 
 
-def test_links_lead_to_sections(reference: str) -> None:
+def test_links_point_to_sections(reference: str) -> None:
     sections = {title.replace(".", "").lower() for title in re.findall(r"^### (.+)$", reference, re.MULTILINE)}
     assert set(re.findall(r"\]\(#([\w-]+)\)", reference)) <= sections

@@ -17,7 +17,9 @@ from polyhead_client import AsyncClient
 from polyhead_server.inference.model import Model, load_model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics
-from polyhead_server.rpc.inference_service import NAME, InferenceService, handler
+from polyhead_server.rpc import service_names
+from polyhead_server.rpc.handlers import inference_handler
+from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.settings import Settings
 
@@ -151,10 +153,10 @@ async def _serving(place: Place) -> AsyncIterator[tuple[FaultyEngine, AsyncClien
     settings = Settings(bundle=place.bundle, device="cpu", max_batch_tokens=256)
     model = await asyncio.to_thread(load_model, settings)
     engine, metrics = FaultyEngine(model), Metrics()
-    pipeline = Pipeline(dataclasses.replace(model, engine=engine), settings, metrics.observe)
+    pipeline = Pipeline(dataclasses.replace(model, engine=engine), settings, metrics.observe_batch)
     service = InferenceService(settings, metrics)
-    server = aio.server(interceptors=[ErrorInterceptor(NAME)])
-    server.add_generic_rpc_handlers((handler(service),))
+    server = aio.server(interceptors=[ErrorInterceptor(service_names.INFERENCE)])
+    server.add_generic_rpc_handlers((inference_handler(service),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     pipeline.start()

@@ -139,7 +139,7 @@ def _tls(authority: Authority, client: Files | None) -> Tls:
 
 def _write_keys(path: Path) -> Path:
     hashes = {name: hashlib.sha256(name.encode()).hexdigest() for name in (_INFER, _INFO)}
-    entries = [f'[[keys]]\nname = "{name}"\nsha256 = "{one}"\nrights = ["{name}"]\n' for name, one in hashes.items()]
+    entries = [f'[[keys]]\nname = "{name}"\nsha256 = "{one}"\nscopes = ["{name}"]\n' for name, one in hashes.items()]
     path.write_text("".join(entries))
     path.chmod(0o600)
     return path

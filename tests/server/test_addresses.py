@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 from polyhead_server import addresses
 from polyhead_server.errors import StartupError
-from polyhead_server.settings import split_address
 
 HOST = "127.0.0.1"
 
 
 @contextlib.contextmanager
 def listener(*options: int, port: int = 0) -> Iterator[int]:
-    """Somebody who listens; yields the port."""
+    """A process that listens; yields the port."""
     with socket.socket() as one:
         for option in options:
             one.setsockopt(socket.SOL_SOCKET, option, 1)
@@ -26,9 +25,9 @@ def listener(*options: int, port: int = 0) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("options", [(), (socket.SO_REUSEADDR,), (socket.SO_REUSEADDR, socket.SO_REUSEPORT)])
-@pytest.mark.parametrize("claim", [addresses.alone, addresses.reserve])
-@pytest.mark.parametrize("host", [HOST, "localhost", "0.0.0.0"])  # noqa: S104 - it is refused
-def test_address_where_somebody_listens_is_refused(claim: object, options: tuple[int, ...], host: str) -> None:
+@pytest.mark.parametrize("claim", [addresses.exclusive, addresses.reserve])
+@pytest.mark.parametrize("host", [HOST, "localhost", "0.0.0.0"])  # noqa: S104 - refused
+def test_address_with_a_listener_is_refused(claim: object, options: tuple[int, ...], host: str) -> None:
     with (
         listener(*options) as port,
         pytest.raises(StartupError, match="another server"),
@@ -37,19 +36,19 @@ def test_address_where_somebody_listens_is_refused(claim: object, options: tuple
         pass
 
 
-def test_reserved_address_is_open_to_workers_alone() -> None:
+def test_reserved_address_is_open_to_workers_only() -> None:
     with addresses.reserve(f"{HOST}:0") as address:
         port = int(address.split(":")[1])
         for options in ((), (socket.SO_REUSEADDR,)):
             with pytest.raises(OSError, match="in use"), listener(*options, port=port):
                 pass
         with listener(socket.SO_REUSEADDR, socket.SO_REUSEPORT, port=port):
-            # The reservation takes no connection: each of them reaches the worker.
+            # The reservation itself accepts no connection: each one reaches the worker.
             for _ in range(20):
                 socket.create_connection((HOST, port), timeout=5).close()
 
 
-def test_two_cannot_reserve_the_same_address() -> None:
+def test_address_cannot_be_reserved_twice() -> None:
     with (
         addresses.reserve(f"{HOST}:0") as address,
         pytest.raises(StartupError, match="another server"),
@@ -58,9 +57,9 @@ def test_two_cannot_reserve_the_same_address() -> None:
         pass
 
 
-@pytest.mark.parametrize("claim", [addresses.alone, addresses.reserve])
-def test_connection_that_lingers_is_no_obstacle(claim: object) -> None:
-    with lingering() as port, claim(f"{HOST}:{port}"):  # type: ignore[operator]
+@pytest.mark.parametrize("claim", [addresses.exclusive, addresses.reserve])
+def test_connection_in_time_wait_is_ignored(claim: object) -> None:
+    with time_wait() as port, claim(f"{HOST}:{port}"):  # type: ignore[operator]
         with listener(socket.SO_REUSEADDR, socket.SO_REUSEPORT, port=port):
             pass
         if claim is addresses.reserve:
@@ -68,14 +67,14 @@ def test_connection_that_lingers_is_no_obstacle(claim: object) -> None:
                 pass
 
 
-def test_connection_that_lingers_is_in_the_way_of_who_does_not_know_how() -> None:
-    """The control: without it, the test above could not fail."""
-    with lingering() as port, pytest.raises(OSError, match="in use"), listener(socket.SO_REUSEPORT, port=port):
+def test_connection_in_time_wait_blocks_a_bind_without_reuseaddr() -> None:
+    """Control: without this, the test above could not fail."""
+    with time_wait() as port, pytest.raises(OSError, match="in use"), listener(socket.SO_REUSEPORT, port=port):
         pass
 
 
 @contextlib.contextmanager
-def lingering() -> Iterator[int]:
+def time_wait() -> Iterator[int]:
     """A port without a listener, and with a connection in TIME_WAIT."""
     with listener(socket.SO_REUSEADDR) as port:
         pass
@@ -85,7 +84,7 @@ def lingering() -> Iterator[int]:
         server.listen()
         client = socket.create_connection((HOST, port), timeout=5)
         accepted, _ = server.accept()
-        # Who closes first has the connection linger.
+        # The side that closes first keeps the connection in TIME_WAIT.
         accepted.close()
         assert client.recv(1) == b""
         client.close()
@@ -110,12 +109,12 @@ def test_every_address_of_a_name_is_reserved_on_one_port(monkeypatch: pytest.Mon
         host, port = address.split(":")
         assert host == "name"
         for one in ("127.0.0.1", "127.0.0.2"):
-            with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
-                stranger.bind((one, int(port)))
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind((one, int(port)))
 
 
-@pytest.mark.parametrize("claim", [addresses.alone, addresses.reserve])
-def test_name_of_which_one_address_is_taken_is_refused(claim: object, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("claim", [addresses.exclusive, addresses.reserve])
+def test_name_with_one_address_in_use_is_refused(claim: object, monkeypatch: pytest.MonkeyPatch) -> None:
     resolves_to(monkeypatch, "127.0.0.2", "127.0.0.1")
     with (
         listener() as port,
@@ -125,10 +124,10 @@ def test_name_of_which_one_address_is_taken_is_refused(claim: object, monkeypatc
         pass
 
 
-def test_address_of_a_name_that_this_machine_has_not_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_address_of_a_name_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     resolves_to(monkeypatch, "192.0.2.1", "127.0.0.1")
-    with addresses.reserve("name:0") as address, pytest.raises(OSError, match="in use"), socket.socket() as stranger:
-        stranger.bind((HOST, int(address.split(":")[1])))
+    with addresses.reserve("name:0") as address, pytest.raises(OSError, match="in use"), socket.socket() as other:
+        other.bind((HOST, int(address.split(":")[1])))
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="the machine has no IPv6")
@@ -140,29 +139,47 @@ def test_ipv6_is_reserved(host: str) -> None:
             pass
 
 
-def test_address_that_is_not_ours_is_refused() -> None:
+def test_address_of_another_machine_is_refused() -> None:
     with pytest.raises(StartupError, match="cannot listen"), addresses.reserve("192.0.2.1:50051"):
         pass
 
 
-def test_name_that_is_not_known_is_refused() -> None:
+def test_unknown_name_is_refused() -> None:
     with pytest.raises(StartupError, match="no-such-name is not known"), addresses.reserve("no-such-name:50051"):
         pass
 
 
 @pytest.mark.parametrize("address", ["50051", ":50051", "127.0.0.1:", "127.0.0.1:70000", "127.0.0.1:x"])
-def test_address_of_another_form_is_refused(address: str) -> None:
+def test_malformed_address_is_refused(address: str) -> None:
     with pytest.raises(StartupError, match="is not HOST:PORT"):
-        split_address(address)
+        addresses.split_address(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("127.0.0.1:1", True),
+        ("127.8.8.8:1", True),
+        ("[::1]:1", True),
+        ("localhost:1", True),
+        ("unix:/run/polyhead.sock", True),
+        ("0.0.0.0:1", False),
+        ("[::]:1", False),
+        ("10.0.0.1:1", False),
+        ("localhost.example.org:1", False),
+    ],
+)
+def test_address_is_local_if_no_other_machine_can_reach_it(address: str, local: bool) -> None:
+    assert addresses.is_local(address) == local
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/x"])
-def test_admin_service_may_stay_on_this_machine(address: str) -> None:
+def test_admin_service_accepts_local_addresses(address: str) -> None:
     addresses.require_local(address)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"])
-def test_admin_service_is_not_shown_to_others(address: str) -> None:
+def test_admin_service_refuses_addresses_beyond_loopback(address: str) -> None:
     with pytest.raises(StartupError, match="--admin-listen"):
         addresses.require_local(address)
 
@@ -184,47 +201,47 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", ["unix:{}", "unix://{}"])
-def test_socket_that_nobody_answers_on_is_no_obstacle(path: Path, form: str) -> None:
+def test_stale_socket_is_removed(path: Path, form: str) -> None:
     with unix_listener(path):
         pass
     assert path.exists()
-    with addresses.alone(form.format(path)) as address:
+    with addresses.exclusive(form.format(path)) as address:
         assert address == f"unix:{path}"
         assert not path.exists()
 
 
-def test_socket_that_somebody_answers_on_is_refused_and_left(path: Path) -> None:
+def test_socket_with_a_listener_is_refused_and_kept(path: Path) -> None:
     with unix_listener(path):
-        with pytest.raises(StartupError, match="another server"), addresses.alone(f"unix:{path}"):
+        with pytest.raises(StartupError, match="another server"), addresses.exclusive(f"unix:{path}"):
             pass
         assert path.exists()
 
 
-def test_file_that_is_no_socket_is_refused_and_left(path: Path) -> None:
+def test_file_that_is_not_a_socket_is_refused_and_kept(path: Path) -> None:
     path.write_text("mine")
-    with pytest.raises(StartupError, match="no socket"), addresses.alone(f"unix:{path}"):
+    with pytest.raises(StartupError, match="not a socket"), addresses.exclusive(f"unix:{path}"):
         pass
     assert path.read_text() == "mine"
 
 
-def test_link_to_a_socket_is_left(path: Path, tmp_path: Path) -> None:
+def test_link_to_a_socket_is_refused_and_kept(path: Path, tmp_path: Path) -> None:
     with unix_listener(tmp_path / "other"):
         path.symlink_to(tmp_path / "other")
-        with pytest.raises(StartupError, match="no socket"), addresses.alone(f"unix:{path}"):
+        with pytest.raises(StartupError, match="not a socket"), addresses.exclusive(f"unix:{path}"):
             pass
     assert path.is_symlink()
 
 
-def test_socket_is_private_and_gone_in_the_end(path: Path) -> None:
-    with addresses.alone(f"unix:{path}"):
+def test_socket_is_private_and_removed_at_the_end(path: Path) -> None:
+    with addresses.exclusive(f"unix:{path}"):
         with addresses.private_files(), unix_listener(path):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert path.exists()
     assert not path.exists()
 
 
-def test_socket_of_another_server_is_not_removed_in_the_end(path: Path) -> None:
-    with addresses.alone(f"unix:{path}"):
+def test_socket_of_another_server_is_not_removed_at_the_end(path: Path) -> None:
+    with addresses.exclusive(f"unix:{path}"):
         other = unix_listener(path)
         other.__enter__()
     assert path.exists()
@@ -232,6 +249,6 @@ def test_socket_of_another_server_is_not_removed_in_the_end(path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["unix:", "unix:/", "unix:" + "a" * 200])
-def test_path_that_cannot_be_one_is_refused(address: str) -> None:
+def test_invalid_path_is_refused(address: str) -> None:
     with pytest.raises(StartupError, match=r"names no file|longer"):
         addresses.unix_path(address)

@@ -1,4 +1,4 @@
-"""The end of a process, whatever it is doing."""
+"""The exit of a server process, whatever its threads are doing."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import sys
 
 import pytest
 
-# A thread that the interpreter would wait for, as it would end under the feet of one that it does not wait for.
+# At a normal exit the interpreter would wait for this thread forever.
 PROGRAM = """
 import os, pathlib, signal, threading
-from polyhead_server.cli import run
+from polyhead_server.lifecycle.entry import run
 from polyhead_server.errors import StartupError
 from polyhead_server.settings import Settings
 
-async def work(_):
+async def serve(_):
     threading.Thread(target=threading.Event().wait).start()
     {}
 
-run(Settings(bundle=pathlib.Path("x")), work)
+run(Settings(bundle=pathlib.Path("x")), serve)
 """
 
 
-def ends_with(last: str) -> tuple[int, str]:
-    """Exit code and log of a process whose work ends with a statement."""
+def run_until(last: str) -> tuple[int, str]:
+    """Returns exit code and standard error of a process whose last statement is ``last``."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(last)], capture_output=True, text=True, timeout=60, check=False
     )
@@ -31,19 +31,19 @@ def ends_with(last: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_process_ends_while_a_thread_is_at_work(code: int) -> None:
-    assert ends_with(f"return {code}") == (code, "")
+def test_process_exits_while_a_thread_is_running(code: int) -> None:
+    assert run_until(f"return {code}") == (code, "")
 
 
-def test_what_it_cannot_start_with_is_told_in_one_line() -> None:
-    assert ends_with("raise StartupError('it is damaged')") == (2, "polyhead-serve: it is damaged\n")
+def test_startup_error_is_printed_in_one_line() -> None:
+    assert run_until("raise StartupError('it is damaged')") == (2, "polyhead-serve: it is damaged\n")
 
 
-def test_what_nobody_expected_is_logged_and_ends_it() -> None:
-    code, log = ends_with("raise RuntimeError('a bug')")
+def test_unexpected_error_is_logged_and_exits_with_code_1() -> None:
+    code, log = run_until("raise RuntimeError('a bug')")
     assert code == 1
     assert "RuntimeError: a bug" in log
 
 
-def test_hangup_before_there_is_anything_to_reload_ends_nothing() -> None:
-    assert ends_with("os.kill(os.getpid(), signal.SIGHUP); return 0") == (0, "")
+def test_sighup_before_the_model_is_ready_is_ignored() -> None:
+    assert run_until("os.kill(os.getpid(), signal.SIGHUP); return 0") == (0, "")

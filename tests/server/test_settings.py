@@ -1,3 +1,5 @@
+"""Settings: validation, cores, flags and environment variables."""
+
 from __future__ import annotations
 
 import os
@@ -14,7 +16,7 @@ from polyhead_server.workers import ipc
 @pytest.mark.parametrize(
     ("content", "cores"), [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("?", 8)]
 )
-def test_cores_are_bounded_by_the_quota(
+def test_cores_are_limited_by_the_cpu_quota(
     content: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpu_max = tmp_path / "cpu.max"
@@ -24,41 +26,23 @@ def test_cores_are_bounded_by_the_quota(
     assert settings.usable_cores() == cores
 
 
-def test_cores_without_a_cgroup_are_those_of_the_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_without_a_cgroup_equal_the_cpu_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "CGROUP_CPU_MAX", tmp_path / "missing")
     assert settings.usable_cores() == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(("name", "value"), [("threads", -1), ("stream_window", 0), ("workers", 0)])
-def test_number_with_which_nothing_works_is_refused(name: str, value: int) -> None:
+def test_number_below_its_minimum_is_refused(name: str, value: int) -> None:
     with pytest.raises(StartupError, match=name.replace("_", "-")):
         settings.Settings(bundle=Path("x"), **{name: value})  # type: ignore[arg-type]
 
 
-def test_threads_that_were_asked_for_are_taken() -> None:
+def test_explicit_thread_count_is_used() -> None:
     assert settings.Settings(bundle=Path("x"), threads=3).compute_threads("cuda") == 3
 
 
-def test_gpu_is_fed_by_two_threads() -> None:
+def test_gpu_gets_two_compute_threads() -> None:
     assert settings.Settings(bundle=Path("x")).compute_threads("cuda") == 2
-
-
-@pytest.mark.parametrize(
-    ("address", "local"),
-    [
-        ("127.0.0.1:1", True),
-        ("127.8.8.8:1", True),
-        ("[::1]:1", True),
-        ("localhost:1", True),
-        ("unix:/run/polyhead.sock", True),
-        ("0.0.0.0:1", False),
-        ("[::]:1", False),
-        ("10.0.0.1:1", False),
-        ("localhost.example.org:1", False),
-    ],
-)
-def test_address_is_local_when_no_other_machine_reaches_it(address: str, local: bool) -> None:
-    assert settings.is_local(address) == local
 
 
 PUBLIC, TLS = {"listen": "0.0.0.0:1"}, {"tls_cert": "cert", "tls_key": "key"}
@@ -75,7 +59,7 @@ PUBLIC, TLS = {"listen": "0.0.0.0:1"}, {"tls_cert": "cert", "tls_key": "key"}
         (PUBLIC | {"api_keys": "keys", "allow_plaintext_keys": True}, ("--allow-plaintext",)),
     ],
 )
-def test_plain_text_beyond_loopback_and_half_of_a_pair_are_refused(
+def test_plaintext_beyond_loopback_and_incomplete_tls_flags_are_refused(
     values: dict[str, Any], flags: tuple[str, ...]
 ) -> None:
     with pytest.raises(StartupError) as caught:
@@ -93,30 +77,30 @@ def test_plain_text_beyond_loopback_and_half_of_a_pair_are_refused(
         PUBLIC | {"allow_plaintext": True, "allow_plaintext_keys": True, "api_keys": "keys"},
     ],
 )
-def test_what_is_encrypted_local_or_wished_for_is_allowed(values: dict[str, Any]) -> None:
+def test_encrypted_local_or_explicitly_allowed_plaintext_is_accepted(values: dict[str, Any]) -> None:
     assert settings.Settings(bundle=Path("x"), **values)
 
 
-def test_boolean_setting_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[settings.Settings] = []
-    monkeypatch.setattr(cli, "run", lambda settings, _: told.append(settings))
+def test_boolean_setting_is_a_flag_and_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[settings.Settings] = []
+    monkeypatch.setattr(cli, "run", lambda settings, *_, **__: parsed.append(settings))
     for arguments, environment in (
         (["x"], {}),
         (["x", "--no-reflection"], {}),
         (["x"], {"POLYHEAD_NO_REFLECTION": "1"}),
     ):
         assert CliRunner().invoke(cli.main, arguments, env=environment).exit_code == 0
-    assert [one.no_reflection for one in told] == [False, True, True]
+    assert [one.no_reflection for one in parsed] == [False, True, True]
 
 
-def test_settings_hold_paths_and_no_secret(tmp_path: Path) -> None:
-    """They are logged, shown and handed to workers: what they name is read elsewhere."""
+def test_settings_contain_paths_and_no_secrets(tmp_path: Path) -> None:
+    """Settings are logged and sent to workers, so the files that they name are read elsewhere."""
     for name in ("cert", "key", "keys"):
         (tmp_path / name).write_text("the secret")
-    told = settings.Settings(
+    made = settings.Settings(
         bundle=Path("x"),
         tls_cert=str(tmp_path / "cert"),
         tls_key=str(tmp_path / "key"),
         api_keys=str(tmp_path / "keys"),
     )
-    assert "the secret" not in repr(told) + ipc.Start(told, [0]).encode().decode()
+    assert "the secret" not in repr(made) + ipc.encode_notification(ipc.CONFIGURE, ipc.WorkerConfig(made)).decode()

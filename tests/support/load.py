@@ -1,4 +1,4 @@
-"""What the tests of several workers look at, and the load that they put on them."""
+"""Observations of a server with several workers, and load on it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from tests.e2e.conftest import START_S, Server, wait_until
 
 
 def serving(server: Server) -> int:
-    """How many workers have come up since the start."""
+    """Returns how many workers have started to serve since the start of the server, restarted ones included."""
     return server.log.read_text().count(" serves on cores ")
 
 
 def workers_of(server: Server) -> list[int]:
+    """Returns the process ids of the workers."""
     pid = server.process.pid
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def alive(pid: int) -> bool:
+    """Whether a process exists."""
     return Path(f"/proc/{pid}").exists()
 
 
 def answered(server: Server) -> bool:
-    """Whether a call over a connection of its own is answered."""
+    """Whether a call over a new connection is answered."""
     request = pb2.AnalyzeRequest(items=[item_pb2.Item(text="one text")])
     with grpc.insecure_channel(server.target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
@@ -41,11 +43,11 @@ def answered(server: Server) -> bool:
 
 
 class Load:
-    """Streams and unary calls of plain stubs, which send nothing twice, each over a connection of its own.
+    """Streams and unary calls from plain gRPC stubs, which retry nothing, each over its own connection.
 
     Attributes:
-        ends: How each call ended: OK, the reason that the server gave, or else the code.
-        answers: Outcomes of all items that were answered.
+        ends: Number of calls by how they ended: OK, the reason that the server gave, or else the code.
+        answers: Number of answered items by outcome.
     """
 
     def __init__(self, target: str) -> None:
@@ -66,6 +68,7 @@ class Load:
             thread.join(START_S)
 
     def wait_for(self, answers: int) -> None:
+        """Waits until this many items have a result."""
         wait_until(lambda: self.answers["result"] >= answers, f"{answers} answers")
 
     def _run(self, call: Callable[[Any], None]) -> None:
@@ -84,14 +87,14 @@ class Load:
         self._count(stub.Analyze(request, timeout=START_S))
 
     def _stream(self, stub: Any) -> None:
-        # Endless: it is the server that ends it.
+        # Endless: the server ends it.
         requests = (
             pb2.StreamAnalyzeRequest(items=[item_pb2.Item(item_id=str(number), text=f"text number {number}")])
             for number in itertools.takewhile(lambda _: not self._stopping.is_set(), itertools.count())
         )
         expected = itertools.count()
         for response in stub.StreamAnalyze(requests, timeout=START_S):
-            # None is missing in between.
+            # No answer is missing in between.
             assert all(answer.item_id == str(next(expected)) for answer in response.answers)
             self._count(response)
 
@@ -100,7 +103,7 @@ class Load:
 
 
 def reason(error: Any) -> str:
-    """The reason that the server gave, or else the code."""
+    """Returns the reason that the server gave for an error, or else the code."""
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
             info = error_details_pb2.ErrorInfo()
@@ -110,5 +113,5 @@ def reason(error: Any) -> str:
     return str(error.code().name)
 
 
-# What a call may end with that was not accepted: refused by us, or by a connection that is no more.
+# How a call may end that was not accepted: rejected by the server, or by a connection that has closed.
 NOT_ACCEPTED = {"OK", "DRAINING", "UNAVAILABLE", "CANCELLED"}

@@ -1,4 +1,4 @@
-"""Connections to a server with TLS and keys, and how calls over them end."""
+"""Connections to a server with TLS and API keys, and how calls over them end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ READER = bearer("reader")
 
 def write_keys(path: Path, names: list[str]) -> Path:
     entries = [
-        f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\nrights = {KEYS[name]}\n'
+        f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\nscopes = {KEYS[name]}\n'
         for name in names
     ]
     fresh = path.with_suffix(".fresh")
@@ -43,14 +43,14 @@ def write_keys(path: Path, names: list[str]) -> Path:
 
 @dataclass
 class Secured:
-    """A server with mutual TLS and keys.
+    """A server with mutual TLS and API keys.
 
     Attributes:
         server: The process.
-        authority: Signed everything.
-        files: The server's certificate.
-        client: A client's.
-        keys: The file of keys.
+        authority: The authority that signed all certificates.
+        files: The server's certificate and key.
+        client: A client's certificate and key.
+        keys: The key file.
     """
 
     server: Server
@@ -60,19 +60,21 @@ class Secured:
     keys: Path
 
     def open(self, client: Files | None = None, authority: Authority | None = None) -> grpc.Channel:
-        """A connection of its own, with a client's certificate."""
+        """Opens a new connection with a client's certificate."""
         return connect(self.server, authority or self.authority, client or self.client)
 
 
 def connect(server: Server, authority: Authority, client: Files | None) -> grpc.Channel:
+    """Opens a new connection; without a client certificate if there is none."""
     pair = (client.key.read_bytes(), client.cert.read_bytes()) if client else (None, None)
     credentials = grpc.ssl_channel_credentials(authority.cert.read_bytes(), *pair)
     return grpc.secure_channel(server.target, credentials, [("grpc.use_local_subchannel_pool", 1)])
 
 
 def serve(start: Start, bundle: Path, *flags: str) -> Server:
+    """Starts a server and waits until it serves."""
     server = start(bundle, *flags)
-    # Not through the health service: with TLS, only the test knows how to connect.
+    # The log is polled instead of the health service: with TLS, only the test knows how to connect.
     ends = time.monotonic() + START_S
     while "serving" not in server.log.read_text():
         assert server.process.poll() is None, server.log.read_text()
@@ -82,7 +84,7 @@ def serve(start: Start, bundle: Path, *flags: str) -> Server:
 
 
 def outcome(channel: grpc.Channel, metadata: Metadata = READER) -> str:
-    """How a call ends: its code, and the reason if it gives one."""
+    """Makes a call and returns how it ends: its code, and the reason if there is one."""
     stub: Any = inference_service_pb2_grpc.InferenceServiceStub(channel)
     with channel:
         try:
@@ -90,10 +92,11 @@ def outcome(channel: grpc.Channel, metadata: Metadata = READER) -> str:
         except grpc.RpcError as error:
             return described(error)
     (answer,) = response.answers
-    return "OK" if answer.HasField("result") else "an error of the item"
+    return "OK" if answer.HasField("result") else "item error"
 
 
 def described(error: Any) -> str:
+    """Returns the code of an error, and its reason if there is one."""
     details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
     if details is None:
         return str(error.code().name)
@@ -103,7 +106,7 @@ def described(error: Any) -> str:
 
 
 def presented(server: Server, authority: Authority, client: Files) -> int:
-    """The serial number, as a client sees it, of the certificate that a new connection gets."""
+    """Returns the serial number of the certificate that the server presents to a new connection."""
     context = ssl.create_default_context(cafile=str(authority.cert))
     context.load_cert_chain(client.cert, client.key)
     context.set_alpn_protocols(["h2"])

@@ -21,8 +21,8 @@ _HOME, _HIDE, _SHOW = "\x1b[H\x1b[J", "\x1b[?25l", "\x1b[?25h"
 _MODEL_WIDTH = 24
 # Fields of a worker that are those of all workers when they are added up.
 _COUNTS = (
-    *("calls", "queued_items", "queued_tokens", "items_total", "tokens_total", "padding_total", "passes_total"),
-    "compute_threads",
+    *("requests_running", "queued_items", "queued_tokens", "items_total", "tokens_total", "padding_tokens_total"),
+    *("batches_total", "compute_threads"),
 )
 
 
@@ -141,7 +141,7 @@ def _row(before: pb2.WorkerStats | None, after: pb2.WorkerStats) -> Row:
         after.model_id,
         after.serving,
         _seconds(after.up_time),
-        after.calls,
+        after.requests_running,
         after.queued_items,
         after.queued_tokens,
         _seconds(after.expected_wait),
@@ -151,10 +151,10 @@ def _row(before: pb2.WorkerStats | None, after: pb2.WorkerStats) -> Row:
         return row
     items = after.items_total - before.items_total
     tokens = after.tokens_total - before.tokens_total
-    padding = after.padding_total - before.padding_total
-    passes = after.passes_total - before.passes_total
+    padding = after.padding_tokens_total - before.padding_tokens_total
+    passes = after.batches_total - before.batches_total
     compute_s = _seconds(after.compute_total) - _seconds(before.compute_total)
-    refused = {why: count - before.refused_total.get(why, 0) for why, count in after.refused_total.items()}
+    refused = {why: count - before.item_errors_total.get(why, 0) for why, count in after.item_errors_total.items()}
     return dataclasses.replace(
         row,
         items_per_s=items / elapsed_s,
@@ -179,8 +179,8 @@ def _total(workers: Sequence[pb2.WorkerStats]) -> pb2.WorkerStats:
         setattr(total, name, sum(getattr(worker, name) for worker in workers))
     total.compute_total.FromNanoseconds(sum(worker.compute_total.ToNanoseconds() for worker in workers))
     for worker in workers:
-        for why, count in worker.refused_total.items():
-            total.refused_total[why] += count
+        for why, count in worker.item_errors_total.items():
+            total.item_errors_total[why] += count
     return total
 
 

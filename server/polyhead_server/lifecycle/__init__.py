@@ -1,1 +1,1 @@
-"""A server's life: start, readiness, reload, drain, stop."""
+"""Life of a server process: start, readiness, reload, drain, stop."""

@@ -1,128 +1,107 @@
-"""What may be asked of a running server: by an operator, of all of its processes, or by a supervisor, of one."""
+"""Operations that an operator or a supervisor can run on one server process: reload, drain, statistics."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Iterator
 
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError, ServerError
 from polyhead_server.inference.model import Model
-from polyhead_server.rpc.admin_service import AdminServer, Ask
+from polyhead_server.rpc import service_names
 from polyhead_server.rpc.health import Health
-from polyhead_server.rpc.inference_service import NAME, InferenceService
-from polyhead_server.settings import Settings
-from polyhead_server.workers.ipc import Values
+from polyhead_server.rpc.inference_service import InferenceService
+from polyhead_server.worker_types import ReloadResult, WorkerStats
 
-from .compatibility import Identity
+from .compatibility import identity_of
 from .reload import Reloader
 
 logger = logging.getLogger(__name__)
 
 
-class Control:
-    """One server process.
+class Operations:
+    """Operations on this process. Each raises a ``ServerError`` that states why it failed.
 
     Attributes:
         reloader: Loads the bundle again; None until the model is ready.
         drained: Whether an operator has drained the server.
     """
 
-    def __init__(self, settings: Settings, service: InferenceService, health: Health, ask: Ask | None) -> None:
-        """Puts it together.
+    def __init__(self, service: InferenceService, health: Health) -> None:
+        """Connects the operations to the process.
 
         Args:
-            settings: The server's.
-            service: Answers.
-            health: Of ``service``.
-            ask: Reaches all processes of the server; None where this is the only one.
+            service: The inference service.
+            health: The health service of ``service``.
         """
         self.reloader: Reloader | None = None
         self.drained = False
-        self._reloading: asyncio.Task[Model] | None = None
+        self._reload_task: asyncio.Task[Model] | None = None
         self._service = service
         self._health = health
-        shares_port = ask is not None
-        self._admin = AdminServer(settings, ask or self._do_alone, health, shares_port=shares_port)
-        self._operations: dict[str, Callable[[Values], Awaitable[Values]]] = {
-            "reload": self._reload,
-            "drain": self._drain,
-            "stats": self._stats,
-            "open_admin": self._open_admin,
-            "close_admin": self._close_admin,
-        }
 
-    async def do(self, what: str, arguments: Values) -> Values:
-        """Does one of the operations above.
+    async def reload(self, *, force: bool) -> ReloadResult:
+        """Loads the bundle again and serves it.
 
-        Returns:
-            What JSON knows: of a reload the process, its model and fingerprints, and the model's identity; of stats the
-            fields of ``WorkerStats``, durations in seconds.
+        Args:
+            force: Accept a model that is incompatible with the serving one.
 
         Raises:
-            ServerError: Says why it was not done.
+            NotReadyError: The first model is still loading.
+            ReloadError: The old model stays; states why.
         """
-        try:
-            return await self._operations[what](arguments)
-        except ServerError:
-            raise
-        except Exception as error:
-            raise InternalError.logged(f"{what} failed", error) from error
+        with _internal_errors("reload"):
+            model = await self._reload(force=force)
+        return ReloadResult(os.getpid(), model.source.model_id, dict(model.fingerprints.heads), identity_of(model))
 
-    async def close(self) -> None:
-        """Closes the admin service."""
-        await self._admin.close()
-
-    async def reload_as_told(self) -> None:
-        """Reloads for somebody who looks for the outcome in the log."""
+    async def reload_and_log(self) -> None:
+        """Reloads for a caller that reads the outcome in the log, such as a signal or the bundle watcher."""
         try:
-            await self.do("reload", {"force": False})
+            await self.reload(force=False)
         except ReloadError:
-            # It stands in the log already.
+            # The reloader has logged it.
             pass
         except ServerError as error:
-            logger.error("not reloaded: %s", error)  # noqa: TRY400 - it is its whole story
+            logger.error("not reloaded: %s", error)  # noqa: TRY400 - the traceback adds nothing
 
-    async def _do_alone(self, what: str, arguments: Values) -> list[Values]:
-        return [await self.do(what, arguments)]
+    async def drain(self) -> None:
+        """Reports NOT_SERVING for the inference service from now on; calls are still answered."""
+        logger.info("drained by an operator: the health service reports NOT_SERVING for %s", service_names.INFERENCE)
+        self.drained = True
+        with _internal_errors("drain"):
+            # While the model is loading, the process as a whole is not alive yet.
+            await self._health.set(serving=False, alive=self._health.alive)
 
-    async def _reload(self, arguments: Values) -> Values:
+    async def stats(self) -> WorkerStats:
+        """Returns the statistics of this process.
+
+        Raises:
+            NotReadyError: The first model is still loading.
+        """
+        with _internal_errors("stats"):
+            return WorkerStats(**{**self._service.stats(), "process_id": os.getpid(), "serving": self._health.serving})
+
+    async def _reload(self, *, force: bool) -> Model:
         if self.reloader is None:
             raise NotReadyError
-        # A load that has begun cannot be stopped. It goes on when nobody waits for it any more, and who asks meanwhile
-        # waits before beginning another.
-        while self._reloading and not self._reloading.done():
-            await asyncio.wait({self._reloading})
-        self._reloading = asyncio.create_task(self.reloader.reload(force=arguments["force"]))
-        # It stands in the log.
-        self._reloading.add_done_callback(lambda task: task.cancelled() or task.exception())
-        model = await asyncio.shield(self._reloading)
-        fingerprints = model.fingerprints
-        return {
-            "process_id": os.getpid(),
-            "model_id": model.source.model_id,
-            "embedding_space": fingerprints.embedding_space,
-            "heads": dict(fingerprints.heads),
-            "identity": Identity.of(model).to_json(),
-        }
+        # A load cannot be stopped once it has begun. It continues after its caller has gone, and the next caller waits
+        # for it before starting another.
+        while self._reload_task and not self._reload_task.done():
+            await asyncio.wait({self._reload_task})
+        self._reload_task = asyncio.create_task(self.reloader.reload(force=force))
+        # Marks the exception as retrieved: the reloader has logged it, and the caller may have gone.
+        self._reload_task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(self._reload_task)
 
-    async def _drain(self, _: Values) -> Values:
-        logger.info("drained by an operator: the health service says NOT_SERVING of %s from now on", NAME)
-        self.drained = True
-        # Where the model is still being loaded, the whole server is not alive yet.
-        await self._health.set(serving=False, alive=self._health.alive)
-        return {}
 
-    async def _stats(self, _: Values) -> Values:
-        own: dict[str, Any] = {"process_id": os.getpid(), "serving": self._health.serving}
-        return self._service.stats() | own
-
-    async def _open_admin(self, _: Values) -> Values:
-        await self._admin.open()
-        return {}
-
-    async def _close_admin(self, _: Values) -> Values:
-        await self._admin.close()
-        return {}
+@contextlib.contextmanager
+def _internal_errors(operation: str) -> Iterator[None]:
+    """Logs an unexpected error and raises an ``InternalError`` that hides its details."""
+    try:
+        yield
+    except ServerError:
+        raise
+    except Exception as error:
+        raise InternalError.logged(f"{operation} failed", error) from error

@@ -1,138 +1,112 @@
-"""Another bundle takes over while the server answers.
+"""Replaces the served model while the server answers.
 
 ::
 
-    bundle, as it lies now -> load, self-test -> may it follow? -> new messages go to it -> the old one ends, freed
+    bundle on disk -> load, self-test -> compatible? -> new messages use the new model -> the old model is freed
 
-What was accepted before is answered by the model that was there before. Whatever fails, the old one goes on.
+Messages accepted before the switch are answered by the old model. If any step fails, the old model stays.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Protocol
 
 from polyhead_server.errors import ReloadError, StartupError
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
 
-from .compatibility import Identity, problem
+from .compatibility import identity_of, incompatibility
 
 logger = logging.getLogger(__name__)
 
-# Device, inode and time of the last change of a file.
-State = tuple[int, int, int]
 
-
-class Served(Protocol):
-    """What answers with one pipeline until it is told to answer with another."""
+class PipelineHost(Protocol):
+    """A service that answers with one pipeline at a time."""
 
     @property
     def pipeline(self) -> Pipeline | None:
-        """What answers now."""
+        """The pipeline that answers now."""
 
     def serve(self, pipeline: Pipeline) -> None:
         """Answers with this pipeline from now on."""
 
 
 class Reloader:
-    """Replaces the pipeline that a service answers with, one reload at a time."""
+    """Replaces the pipeline of a service, one reload at a time."""
 
     def __init__(
         self,
         load: Callable[[], Awaitable[Model]],
         start: Callable[[Model], Pipeline],
-        service: Served,
+        service: PipelineHost,
         count: Callable[[str], None],
     ) -> None:
-        """Takes what it needs of the server.
+        """Connects the reloader to the server.
 
         Args:
-            load: Loads and tests the model without holding up the event loop. Raises ``StartupError``.
-            start: Makes a running pipeline of it.
-            service: Where the pipeline answers.
-            count: Told of every reload whether it was ``success`` or ``refused``.
+            load: Loads and tests the model without blocking the event loop. Raises ``StartupError``.
+            start: Creates a running pipeline for the model.
+            service: The service whose pipeline is replaced.
+            count: Called once per reload with its outcome, ``success`` or ``refused``.
         """
         self._load = load
         self._start = start
         self._service = service
         self._count = count
         self._lock = asyncio.Lock()
-        # Pipelines that finish what they accepted.
-        self._ending: set[asyncio.Task[None]] = set()
+        # Replaced pipelines that are still answering what they accepted.
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def closing(self) -> frozenset[asyncio.Task[None]]:
+        """One task for each replaced pipeline that is still answering what it accepted."""
+        return frozenset(self._closing)
 
     async def reload(self, *, force: bool = False) -> Model:
-        """Loads the bundle again and answers with it from then on.
+        """Loads the bundle again and serves it.
 
         Args:
-            force: Accept one that clients cannot go on with as if nothing had changed, see ``succession``.
+            force: Accept a model that is incompatible with the serving one, see ``compatibility``.
 
         Returns:
-            The model that answers now.
+            The model that answers from now on.
 
         Raises:
-            ReloadError: Says why the old one stays.
+            ReloadError: The old model stays; states why.
         """
         async with self._lock:
             logger.info("reloading")
             old = self._service.pipeline
             if old is None:
-                raise self._refused("there is no model yet that another could follow")
+                raise self._refuse("there is no serving model to replace yet")
             try:
                 model = await self._load()
             except StartupError as error:
-                raise self._refused(str(error)) from error
+                raise self._refuse(str(error)) from error
             except Exception as error:
-                # Such as memory that is not enough for two models.
+                # For example, not enough memory for two models.
                 logger.exception("loading failed")
-                raise self._refused("loading failed; the log says why") from error
-            reason = problem(Identity.of(old.model), Identity.of(model))
+                raise self._refuse("loading failed; see the log") from error
+            reason = incompatibility(identity_of(old.model), identity_of(model))
             if reason and not force:
                 await asyncio.to_thread(model.close)
-                raise self._refused(f"{reason}. It has to be forced, or served by another server")
+                raise self._refuse(f"{reason}. Force the reload, or serve it from another server")
             self._service.serve(self._start(model))
             self._count("success")
-            logger.info("%s answers now; %s ends", model.source.model_id, old.model.source.model_id)
-            task = asyncio.create_task(self._end(old))
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            logger.info("serving %s; closing %s", model.source.model_id, old.model.source.model_id)
+            task = asyncio.create_task(self._close(old))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
             return model
 
-    async def watch(self, manifest: Path, seen: State | None, every_s: float) -> None:
-        """Reloads whenever the manifest of the bundle is another file than before; never ends by itself.
-
-        Args:
-            manifest: ``bundle.json``. A bundle is put in place as a whole, so where this is new, all is.
-            seen: Its state before the model that serves was loaded.
-            every_s: Seconds between looks.
-        """
-        while True:
-            await asyncio.sleep(every_s)
-            state = await asyncio.to_thread(state_of, manifest)
-            if state is not None and state != seen:
-                # Told once; one that is refused is looked at again when it changes.
-                with contextlib.suppress(ReloadError):
-                    await self.reload()
-            seen = state or seen
-
-    async def _end(self, pipeline: Pipeline) -> None:
+    async def _close(self, pipeline: Pipeline) -> None:
         await pipeline.close()
-        logger.info("%s has answered its last item", pipeline.model.source.model_id)
+        logger.info("%s has answered its last item and is closed", pipeline.model.source.model_id)
 
-    def _refused(self, reason: str) -> ReloadError:
+    def _refuse(self, reason: str) -> ReloadError:
         logger.error("not reloaded: %s", reason)
         self._count("refused")
         return ReloadError(f"not reloaded, the old model stays: {reason}")
-
-
-def state_of(path: Path) -> State | None:
-    """What changes when a file is replaced or written to; None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -1,10 +1,10 @@
-"""From exec to exit: bind, load, self-test, serve; on SIGTERM or SIGINT drain and leave.
+"""Life of one server process: bind, load, self-test, serve; drain and exit on SIGTERM or SIGINT.
 
 ::
 
-    bind (health NOT_SERVING) -> load, self-test -> SERVING -> signal, or trouble -> NOT_SERVING, drain -> exit
+    bind (health NOT_SERVING) -> load, self-test -> SERVING -> signal or engine failure -> NOT_SERVING, drain -> exit
 
-One of several workers binds after the self-test, so that the kernel deals no connection to one that is not ready.
+One of several workers binds after the self-test, so that the kernel gives no connection to a worker that is not ready.
 """
 
 from __future__ import annotations
@@ -17,88 +17,94 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
-from polyhead_server import watchdog
-from polyhead_server.addresses import alone
+from polyhead_server.addresses import exclusive, require_local
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.model import Model, describe, load_model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics, listen_for_scrapes
 from polyhead_server.observability.tracing import Tracing
-from polyhead_server.rpc.admin_service import listen
+from polyhead_server.rpc import service_names
+from polyhead_server.rpc.admin_service import AdminServer, listen
+from polyhead_server.rpc.handlers import inference_handler
 from polyhead_server.rpc.health import Health
-from polyhead_server.rpc.inference_service import NAME, InferenceService, handler
+from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
+from polyhead_server.security.file_watcher import FileWatcher
 from polyhead_server.security.tls import Certificates
 from polyhead_server.settings import Settings
-from polyhead_server.workers.ipc import Values
+from polyhead_server.worker_types import ModelIdentity, ReloadResult, WorkerStats
 
-from .compatibility import Identity, problem
-from .operations import Control
-from .reload import Reloader, state_of
+from .compatibility import identity_of, incompatibility
+from .operations import Operations
+from .reload import Reloader
+from .watchdog import wait_for_failure
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-# Seconds for the last answers to leave after the last of our calls has ended.
+# Seconds for the last responses to leave after the last inference call has ended.
 _FLUSH_S = 1.0
-# Calls may run on for so long before clients are sent elsewhere; none has tried in vain too often by then.
-_REDIRECT_S = 0.3
+# Calls may continue for this long before clients are redirected. It is short enough that no client retries in vain too
+# often meanwhile.
+_REDIRECT_DELAY_S = 0.3
 
 
-class Team(Protocol):
-    """What one of several workers, which share a port, has to do with the others.
+@dataclass(frozen=True)
+class WorkerRole:
+    """The part that a process plays as one of several workers that share a port.
 
     Attributes:
-        identity: Of the model that serves, which ours must be able to follow; None where none serves yet.
-        drained: Whether an operator has drained the server.
+        serving_identity: Identity of the model that the other workers serve, which this worker's model must be
+            compatible with; None if no worker serves yet.
+        drained: Whether an operator had drained the server before this worker started.
+        on_serving: Called when this worker serves, with the identity of its model and the operations that the
+            supervisor may run on it.
     """
 
-    identity: Identity | None
+    serving_identity: ModelIdentity | None
     drained: bool
-
-    def announce(self, identity: Identity, control: Control) -> None:
-        """Says that this worker serves, and what tells it from then on what to do."""
-
-    async def ask(self, what: str, arguments: Values) -> list[Values]:
-        """Asks all workers to do something."""
+    on_serving: Callable[[ModelIdentity, Operations], None]
 
 
-async def serve(settings: Settings, stop: asyncio.Event | None = None, team: Team | None = None) -> int:
-    """Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
+async def serve(settings: Settings, stop: asyncio.Event | None = None, worker: WorkerRole | None = None) -> int:
+    """Serves until SIGTERM or SIGINT, then drains; a second signal ends the process at once.
 
     Args:
-        settings: What the server was told.
-        stop: Ends the server as a signal does.
-        team: The other workers, which share the port. Signals of theirs are the supervisor's business.
+        settings: Settings of the server.
+        stop: Stops the server as a signal does.
+        worker: Set for one of several workers. Its supervisor handles the signals sent to the server, reloads and the
+            admin service.
 
     Returns:
-        The exit code: 0 when everything that was accepted was answered, 1 when something was cut off, or the engine
-        fails for good.
+        The exit code: 0 if everything that was accepted was answered; 1 if work was cut off or the engine failed
+        permanently.
 
     Raises:
-        StartupError: The address is taken, a certificate or a key file is no good, or the model cannot be served.
+        StartupError: The address is taken, a certificate or key file is invalid, or the model cannot be served.
     """
+    require_local(settings.admin_listen)
     async with contextlib.AsyncExitStack() as stack:
-        # Before anything else is touched, so that nobody's socket is.
-        address = settings.listen if team else stack.enter_context(alone(settings.listen))
-        return await _Process(settings, stop or asyncio.Event(), team).run(address, stack)
+        # Before anything else, so that a second server never disturbs the socket of the first.
+        address = settings.listen if worker else stack.enter_context(exclusive(settings.listen))
+        return await _Process(settings, stop or asyncio.Event(), worker).run(address, stack)
 
 
 class _Process:
-    """A server process, with or without others beside it."""
+    """A server process, on its own or as one of several workers."""
 
-    def __init__(self, settings: Settings, stop: asyncio.Event, team: Team | None) -> None:
+    def __init__(self, settings: Settings, stop: asyncio.Event, worker: WorkerRole | None) -> None:
         self._settings = settings
         self._stop = stop
-        self._cut = asyncio.Event()
-        self._team = team
+        self._cut_off = asyncio.Event()
+        self._worker = worker
         self._metrics = Metrics()
         self._health = Health()
         self._service = InferenceService(settings, self._metrics)
@@ -106,58 +112,59 @@ class _Process:
         if self._certificates:
             self._certificates.observe(self._metrics.certificate_expiry())
         self._tracing = Tracing.from_settings(settings)
-        # Refused calls are counted, too.
-        observation = TelemetryInterceptor(settings, self._metrics, self._tracing)
-        interceptors = [observation, *AuthInterceptor.from_settings(settings), ErrorInterceptor(NAME)]
-        self._server = aio.server(interceptors=interceptors, options=_options(settings, shares_port=bool(team)))
-        self._control = Control(settings, self._service, self._health, team.ask if team else None)
+        # Telemetry is outermost, so that refused calls are counted too.
+        telemetry = TelemetryInterceptor(settings, self._metrics, self._tracing)
+        interceptors = [telemetry, *AuthInterceptor.from_settings(settings), ErrorInterceptor(service_names.INFERENCE)]
+        self._server = aio.server(interceptors=interceptors, options=_options(settings, shares_port=bool(worker)))
+        self._operations = Operations(self._service, self._health)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self, address: str, stack: contextlib.AsyncExitStack) -> int:
         if self._tracing:
             stack.push_async_callback(self._tracing.close)
         stack.push_async_callback(self._server.stop, None)
-        stack.push_async_callback(self._control.close)
-        self._heed_signals()
-        self._in_background(self._metrics.watch(lambda: self._service.pipeline))
+        self._handle_signals()
+        self._in_background(self._metrics.sample(lambda: self._service.pipeline))
         await self._health.set(serving=False, alive=False)
-        self._server.add_generic_rpc_handlers((handler(self._service),))
+        self._server.add_generic_rpc_handlers((inference_handler(self._service),))
         self._health.add_to(self._server)
         if not self._settings.no_reflection:
-            names = (NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            names = (service_names.INFERENCE, service_names.HEALTH, service_names.REFLECTION)
             reflection.enable_server_reflection(names, self._server)
-        if not self._team:
+        if not self._worker:
             address = await listen(self._server, address, self._certificates)
-            await self._control.do("open_admin", {})
-        if not await self._begin():
+            admin = AdminServer(self._settings, _SingleProcess(self._operations), self._health)
+            stack.push_async_callback(admin.close)
+            await admin.open()
+        if not await self._load_first_model():
             return 0
-        drained = self._control.drained or bool(self._team and self._team.drained)
+        drained = self._operations.drained or bool(self._worker and self._worker.drained)
         await self._health.set(serving=not drained, alive=True)
-        if self._team:
+        if self._worker:
             address = await listen(self._server, address, self._certificates)
-            self._team.announce(Identity.of(self._pipeline.model), self._control)
+            self._worker.on_serving(identity_of(self._pipeline.model), self._operations)
         logger.info("serving %s on %s", self._pipeline.model.source.model_id, address)
-        if await self._fails():
-            await self._drain(joining=False)
-            return 1
-        return await self._drain()
+        if await self._serve_until_stopped():
+            return await self._drain()
+        await self._drain(join_threads=False)
+        return 1
 
-    def _heed_signals(self) -> None:
+    def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+            loop.add_signal_handler(number, self._on_stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
-    def _end(self) -> None:
-        # A service manager may send one to every process beside the one that the supervisor sends.
-        if self._stop.is_set() and not self._team:
-            logger.warning("a second signal: what is running is cut off")
-            self._cut.set()
+    def _on_stop_signal(self) -> None:
+        # A service manager may signal every process of the server in addition to the supervisor's own signal.
+        if self._stop.is_set() and not self._worker:
+            logger.warning("second signal: running work is cut off")
+            self._cut_off.set()
         self._stop.set()
 
-    def _reload(self) -> None:
-        if not self._team:
-            self._in_background(self._control.reload_as_told())
+    def _on_hangup(self) -> None:
+        if not self._worker:
+            self._in_background(self._operations.reload_and_log())
 
     def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)
@@ -168,102 +175,124 @@ class _Process:
     def _pipeline(self) -> Pipeline:
         return cast(Pipeline, self._service.pipeline)
 
-    async def _fails(self) -> bool:
-        """Serves until the engine fails for good; returns False where the server was told to stop before that."""
+    async def _serve_until_stopped(self) -> bool:
+        """Serves until the server is told to stop; returns False if the engine failed permanently before that."""
         stopped = asyncio.create_task(self._stop.wait())
-        failed = asyncio.create_task(watchdog.trouble(lambda: self._service.pipeline))
+        failed = asyncio.create_task(wait_for_failure(lambda: self._service.pipeline))
         await asyncio.wait({cast(Any, stopped), failed}, return_when=asyncio.FIRST_COMPLETED)
         if stopped.done():
             failed.cancel()
-            return False
-        logger.error("the engine fails for good: %s; the process ends, to be started again", failed.result())
-        return True
+            return True
+        logger.error("the engine failed permanently: %s; exiting so that the process is restarted", failed.result())
+        return False
 
-    async def _begin(self) -> bool:
-        """Loads the model and answers with it; returns False when the server was told to stop before it was ready."""
+    async def _load_first_model(self) -> bool:
+        """Loads the model and answers with it; returns False if the server was told to stop before it was ready."""
         if self._settings.metrics_listen:
             listen_for_scrapes(self._settings.metrics_listen, self._metrics.registry)
-        manifest = self._settings.bundle / "bundle.json"
-        # Before it is loaded: what is put in its place meanwhile is another.
-        seen = state_of(manifest)
-        loading_ = asyncio.create_task(self._load())
+        # Created before the bundle is loaded, so that a bundle put in place meanwhile counts as a change. A bundle is
+        # put in place as a whole: a new manifest means that all its files are new.
+        watcher = FileWatcher([self._settings.bundle / "bundle.json"])
+        load = asyncio.create_task(self._load())
         stopped = asyncio.create_task(self._stop.wait())
-        await asyncio.wait([cast(Any, loading_), stopped], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([cast(Any, load), stopped], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        if not loading_.done():
-            loading_.cancel()
+        if not load.done():
+            load.cancel()
             return False
-        model = loading_.result()
-        if self._team and self._team.identity and (reason := problem(self._team.identity, Identity.of(model))):
-            raise StartupError(
-                f"{self._settings.bundle} must not take over: {reason}. "
-                "Put the bundle that serves back, or accept this one with polyhead admin reload --force"
-            )
-        self._service.serve(self._started(model))
-        self._control.reloader = Reloader(self._load, self._started, self._service, self._metrics.reloaded)
+        model = load.result()
+        self._require_compatible(model)
+        self._service.serve(self._start_pipeline(model))
+        self._operations.reloader = Reloader(
+            self._load, self._start_pipeline, self._service, self._metrics.count_reload
+        )
         if self._settings.reload_interval_s:
-            self._in_background(self._control.reloader.watch(manifest, seen, self._settings.reload_interval_s))
+            self._in_background(watcher.watch(self._operations.reload_and_log, self._settings.reload_interval_s))
         return True
 
-    async def _load(self) -> Model:
-        return await _in_daemon(lambda: load_model(self._settings))
+    def _require_compatible(self, model: Model) -> None:
+        if not self._worker or not self._worker.serving_identity:
+            return
+        if reason := incompatibility(self._worker.serving_identity, identity_of(model)):
+            raise StartupError(
+                f"{self._settings.bundle} cannot replace the serving model: {reason}. "
+                "Restore the bundle that is being served, or accept this one with polyhead admin reload --force"
+            )
 
-    def _started(self, model: Model) -> Pipeline:
-        """A running pipeline of a model."""
+    async def _load(self) -> Model:
+        return await _in_daemon_thread(lambda: load_model(self._settings))
+
+    def _start_pipeline(self, model: Model) -> Pipeline:
         threads = self._settings.compute_threads(model.engine.runtime.device)
         logger.info(describe(model, threads))
-        self._metrics.serving(model, threads)
-        follow = self._tracing.follow if self._tracing else None
-        pipeline = Pipeline(model, self._settings, self._metrics.observe, follow)
+        self._metrics.set_runtime(model, threads)
+        on_message = self._tracing.on_message if self._tracing else None
+        pipeline = Pipeline(model, self._settings, self._metrics.observe_batch, on_message)
         pipeline.start()
         return pipeline
 
-    async def _drain(self, *, joining: bool = True) -> int:
-        """Answers what was accepted, for as long as is allowed; returns the exit code.
+    async def _drain(self, *, join_threads: bool = True) -> int:
+        """Answers what was accepted, for as long as ``--drain-timeout-s`` allows; returns the exit code.
 
         Args:
-            joining: Whether to wait for the threads that compute; where one hangs, it would be in vain.
+            join_threads: Whether to wait for the compute threads to end; a thread that hangs never would.
         """
-        ends = time.monotonic() + self._settings.drain_timeout_s
+        deadline = time.monotonic() + self._settings.drain_timeout_s
         logger.info("draining for at most %g s", self._settings.drain_timeout_s)
         await self._health.set(serving=False, alive=False)
-        cut = asyncio.create_task(self._cut.wait())
-        # Balancers look now and then, and send calls until they have seen it.
-        await asyncio.wait({cut}, timeout=min(self._settings.drain_delay_s, self._settings.drain_timeout_s))
+        cut_off = asyncio.create_task(self._cut_off.wait())
+        # Load balancers poll the health service and send calls until they have seen the change.
+        await asyncio.wait({cut_off}, timeout=min(self._settings.drain_delay_s, self._settings.drain_timeout_s))
         self._service.drain()
-        idle = asyncio.create_task(self._service.idle(max(0.0, ends - time.monotonic())))
-        await asyncio.wait({cut, cast(Any, idle)}, timeout=_REDIRECT_S, return_when=asyncio.FIRST_COMPLETED)
-        if not idle.done() and not cut.done():
-            # Those who call on these connections are sent elsewhere; the calls run on. Not before, as a server that
-            # stops answers CANCELLED to calls that it has not looked at yet.
+        idle = asyncio.create_task(self._service.wait_idle(max(0.0, deadline - time.monotonic())))
+        await asyncio.wait({cut_off, cast(Any, idle)}, timeout=_REDIRECT_DELAY_S, return_when=asyncio.FIRST_COMPLETED)
+        if not idle.done() and not cut_off.done():
+            # Redirects clients on these connections (GOAWAY); running calls continue. Not earlier, because a stopping
+            # server answers CANCELLED to calls whose handler has not started.
             self._in_background(self._server.stop(self._settings.drain_timeout_s))
-        await asyncio.wait({cut, cast(Any, idle)}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({cut_off, cast(Any, idle)}, return_when=asyncio.FIRST_COMPLETED)
         stats = self._service.stats()
-        if not stats["calls"]:
-            # The grace lets the last answers leave, and is all that others' endless streams get, such as Watch of the
-            # health service.
+        if not stats["requests_running"]:
+            # The grace period lets the last responses leave. It also bounds endless streams of other services, such as
+            # Health.Watch.
             await self._server.stop(_FLUSH_S)
-            if joining:
+            if join_threads:
                 await self._pipeline.close()
             logger.info("stopped")
             return 0
-        logger.error("cut off: %d calls, %d texts in the queue", stats["calls"], stats["queued_items"])
+        logger.error("cut off: %d calls, %d texts in the queue", stats["requests_running"], stats["queued_items"])
         return 1
 
 
-def _in_daemon(work: Callable[[], _T]) -> asyncio.Future[_T]:
-    """Runs ``work`` in a thread that keeps nobody from leaving, unlike those of asyncio's executor."""
+class _SingleProcess:
+    """The operations of a server without other workers, as the admin service expects them."""
+
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+
+    async def reload(self, *, force: bool) -> list[ReloadResult]:
+        return [await self._operations.reload(force=force)]
+
+    async def drain(self) -> None:
+        await self._operations.drain()
+
+    async def stats(self) -> list[WorkerStats]:
+        return [await self._operations.stats()]
+
+
+def _in_daemon_thread(work: Callable[[], _T]) -> asyncio.Future[_T]:
+    """Runs ``work`` in a thread that does not delay the end of the process, unlike those of asyncio's executor."""
     outcome: concurrent.futures.Future[_T] = concurrent.futures.Future()
 
     def run() -> None:
-        # From here on nobody can cancel it, whoever may have left when it is done.
+        # From here on the future cannot be cancelled, even if its waiter has gone when the work ends.
         outcome.set_running_or_notify_cancel()
         try:
             outcome.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - the edge of a thread: the waiter raises it
+        except BaseException as error:  # noqa: BLE001 - the boundary of the thread: the waiter raises it
             outcome.set_exception(error)
 
-    threading.Thread(target=run, name="loading", daemon=True).start()
+    threading.Thread(target=run, name="model-loader", daemon=True).start()
     return asyncio.wrap_future(outcome)
 
 
@@ -271,10 +300,10 @@ def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),
-        # Otherwise a second server binds the same port in silence and takes half of the calls. Workers want just that.
+        # Enabled for workers only. Otherwise a second server could bind the same port silently and take half the calls.
         ("grpc.so_reuseport", int(shares_port)),
-        # A stream whose client does not read costs 70 kB instead of 4.3 MB.
+        # Without the probe, a stream whose client does not read costs 70 kB instead of 4.3 MB.
         ("grpc.http2.bdp_probe", 0),
-        # Who has an admin service may look at connections there.
+        # Only the admin service shows channelz data.
         ("grpc.enable_channelz", int(bool(settings.admin_listen))),
     ]

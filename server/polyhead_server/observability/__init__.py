@@ -1,1 +1,1 @@
-"""Metrics, traces and logs."""
+"""Metrics, traces and log lines."""

@@ -1,4 +1,4 @@
-"""Log lines on standard error, as text or as JSON; those of a call carry its ids."""
+"""Log lines on standard error, as text or JSON; lines of a call carry its request id and trace id."""
 
 from __future__ import annotations
 
@@ -11,47 +11,62 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from polyhead_server import memory
+from polyhead_server.out_of_memory import exit_if_out_of_memory
 
-# What every line says that is written on behalf of a call: its request id, and its trace's id where it is traced.
-REQUEST_CONTEXT: ContextVar[Mapping[str, str]] = ContextVar("polyhead_call", default=MappingProxyType({}))
+# Fields of every line that is logged on behalf of a call: ``request_id``, and ``trace_id`` if the call is traced.
+REQUEST_CONTEXT: ContextVar[Mapping[str, str]] = ContextVar("polyhead_request", default=MappingProxyType({}))
 
-_TEXT = "%(asctime)s %(process)d %(levelname)s %(name)s:%(call)s %(message)s"
+TEXT_FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s:%(request)s %(message)s"
 
 
-def configure(level: str, form: str) -> None:
-    """Sends the log to standard error, and ends the process when it tells of a lack of memory.
+def configure(level: str, log_format: str) -> None:
+    """Sends log lines to standard error.
 
     Args:
-        level: Of the least important lines that are written, such as ``info``.
-        form: ``text`` or ``json``.
+        level: Minimum level, such as ``info``.
+        log_format: ``text`` or ``json``.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(_TEXT))
-    handler.addFilter(memory.OutOfMemoryFilter())
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(TEXT_FORMAT))
+    handler.addFilter(OutOfMemoryFilter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def fields(**values: Any) -> dict[str, Any]:
-    """The argument ``extra`` of a line, whose values become keys of its own in JSON; its text must say them as well."""
+    """Returns the ``extra`` argument of a log call. JSON lines show the values; the text must contain them as well."""
     return {"fields": values}
 
 
+class OutOfMemoryFilter(logging.Filter):
+    """Ends the process when gRPC logs an out-of-memory error that it has caught itself.
+
+    The server's own boundaries (RPCs, threads, the event loop) call ``exit_if_out_of_memory`` explicitly. gRPC's
+    Cython core runs outside of them: it allocates messages and serializes responses itself, catches whatever that
+    raises, and only logs it. Its log record is the one place where the server learns of the error.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Passes every record, unless it ends the process."""
+        if record.exc_info and record.name.partition(".")[0] == "grpc":
+            exit_if_out_of_memory(record.exc_info[1])
+        return True
+
+
 class TextFormatter(logging.Formatter):
-    """A line for people."""
+    """Formats a record as a line of text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, with the call's request id in brackets."""
+        """Formats a record, with the request id of its call in brackets."""
         request_id = REQUEST_CONTEXT.get().get("request_id")
-        record.call = f" [{request_id}]" if request_id else ""
+        record.request = f" [{request_id}]" if request_id else ""
         return super().format(record)
 
 
 class JsonFormatter(logging.Formatter):
-    """A line for programs: one JSON object."""
+    """Formats a record as one JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line. A traceback is one string of it."""
+        """Formats a record; a traceback becomes one string."""
         values: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

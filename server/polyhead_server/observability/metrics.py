@@ -1,33 +1,20 @@
-"""Prometheus metrics, over HTTP on an address of their own."""
+"""Prometheus metrics of one server process, served over HTTP on their own address."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-    multiprocess,
-    start_http_server,
-)
-from prometheus_client.metrics_core import Metric
-from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics, start_http_server
 
+from polyhead_server.addresses import split_address
 from polyhead_server.errors import ExpiredError, InternalError, OverloadedError, ServerError, StartupError
-from polyhead_server.rpc.status import TABLE, reason
-from polyhead_server.settings import split_address
+
+from .instruments import Instruments
 
 if TYPE_CHECKING:
     from polyhead_server.inference.model import Model
@@ -35,265 +22,250 @@ if TYPE_CHECKING:
     from polyhead_server.inference.scheduler import Batch
     from polyhead_server.inference.types import ItemOutcome
 
-logger = logging.getLogger(__name__)
-
-# A pass takes from 2 ms to seconds; nobody waits for longer than a minute.
-_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
-# From a short text to the largest message that is taken by default.
-_BYTES = [4**power for power in range(3, 13)]
-# Often enough to see what a client feels, seldom enough to cost nothing.
-_LOOK_S = 0.1
+# A batch takes from 2 ms to seconds; the queue holds less than a minute of work.
+_DURATION_BUCKETS_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
+# From a short text to 16 MiB, the default of --max-message-bytes.
+_SIZE_BUCKETS_BYTES = [4**power for power in range(3, 13)]
+_BATCH_SIZE_BUCKETS = [1, 2, 4, 8, 16, 32, 64]
+# Often enough to show stalls that a client notices, rarely enough to cost nothing.
+_SAMPLE_INTERVAL_S = 0.1
 
 
 class Metrics:
-    """What one server counts; docs/metrics.md says what each metric means.
+    """All metrics of one server process, as described in docs/reference/metrics.md. A scrape adds up several workers.
 
-    Names end in their unit; counters get ``_total`` from the library. Of several workers a scrape gives the sum.
+    Attributes:
+        instruments: The metrics, by which checks find their names, labels and HELP texts.
     """
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self._runtime = Gauge(
-            "polyhead_runtime_info",
-            "1 for the engine, device and variant that really run, 0 for those that did before a reload.",
-            ["model_id", "engine", "device", "variant"],
-            registry=registry,
-            # Of several workers one line, and none of a worker that is gone.
-            multiprocess_mode="livemax",
-        )
-        self._fingerprints = Gauge(
-            "polyhead_fingerprint_info",
-            "1 for the fingerprints that answers carry, 0 for those that they carried before a reload.",
-            ["component", "fingerprint"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self._items = Counter(
-            "polyhead_items", "Texts, or windows of texts, that the model computed.", registry=registry
-        )
-        self._tokens = Counter("polyhead_tokens", "Tokens that it computed, without padding.", registry=registry)
-        self._padding = Counter("polyhead_padding_tokens", "Tokens of padding that it computed.", registry=registry)
-        self._truncated = Counter(
-            "polyhead_truncated_items", "Items that were not read to their end.", registry=registry
-        )
-        self._refused = Counter(
-            "polyhead_item_errors", "Items that were answered with an error.", ["reason"], registry=registry
-        )
-        self._reloads = Counter("polyhead_reloads", "Reloads of the bundle.", ["outcome"], registry=registry)
-        self._calls_total = Counter(
-            "polyhead_requests", "Calls that have ended, streams included.", ["method", "code"], registry=registry
-        )
-        self._call_seconds = Histogram(
-            "polyhead_request_duration_seconds",
-            "Duration of a unary call.",
-            ["method"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._request_bytes = Histogram(
-            "polyhead_request_bytes", "Size of a request message.", buckets=_BYTES, registry=registry
-        )
-        self._response_bytes = Histogram(
-            "polyhead_response_bytes", "Size of a response message.", buckets=_BYTES, registry=registry
-        )
-        self._lag_seconds = Histogram(
-            "polyhead_event_loop_lag_seconds",
-            "By how much a timer of 0.1 s was late.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._calls = Gauge(
-            "polyhead_requests_running",
-            "Calls that are running, streams included.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self._queued_items = Gauge(
-            "polyhead_queued_items", "Texts that wait.", registry=registry, multiprocess_mode="livesum"
-        )
-        self._queued_tokens = Gauge(
-            "polyhead_queued_tokens", "Tokens that wait.", registry=registry, multiprocess_mode="livesum"
-        )
-        self._expected_wait = Gauge(
-            "polyhead_expected_wait_seconds",
-            "Expected wait of a text that came now.",
-            registry=registry,
-            # Of several workers the longest.
-            multiprocess_mode="livemax",
-        )
-        self._queue_seconds = Histogram(
-            "polyhead_queue_seconds",
-            "How long the item of a pass that waited longest was in the queue.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._pass_items = Histogram(
-            "polyhead_batch_size", "Texts in a pass.", buckets=[1, 2, 4, 8, 16, 32, 64], registry=registry
-        )
-        self._pass_seconds = Histogram(
-            "polyhead_batch_duration_seconds", "Duration of a pass.", buckets=_SECONDS, registry=registry
-        )
-        Gauge(
-            "polyhead_build_info", "1 for the version.", ["version"], registry=registry, multiprocess_mode="livemax"
-        ).labels(version("polyhead")).set(1)
-        self._compute_threads = Gauge(
-            "polyhead_compute_threads",
-            "Threads that compute: at most so many passes run at once.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        # Of several workers it would say what one of them uses.
+        self.instruments = Instruments()
+        self._runtime = _RuntimeMetrics(self.instruments)
+        self._requests = _RequestMetrics(self.instruments)
+        self._items = _ItemMetrics(self.instruments)
+        self._queue = _QueueMetrics(self.instruments)
+        # With several workers it would show the resources of just one of them.
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            ProcessCollector(registry=registry)
-        # Counters that alerts look at begin at 0: Prometheus sees no increase in one that comes up with 1.
-        for outcome in ("success", "refused"):
-            self._reloads.labels(outcome)
-        for kind in (OverloadedError, ExpiredError, InternalError):
-            self._refused.labels(TABLE[kind][1])
-        self._named: list[Any] = []
+            ProcessCollector(registry=self.registry)
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """The registry that a scrape reads."""
+        return self.instruments.registry
 
     def certificate_expiry(self) -> Callable[[float], None]:
-        """Adds the gauge of the certificate's expiry, which a server without TLS has not, and returns its setter."""
-        return Gauge(
+        """Adds the gauge of the certificate's expiry, which a server without TLS does not have; returns its setter."""
+        return self.instruments.gauge(
             "polyhead_certificate_expiry_seconds",
             "Unix time at which the TLS certificate expires.",
-            registry=self.registry,
-            # Of several workers, the one whose certificate expires first.
-            multiprocess_mode="livemin",
+            # Of several workers, the certificate that expires first.
+            mode="livemin",
         ).set
 
-    def serving(self, model: Model, threads: int) -> None:
-        """Names what runs from now on, and on how many threads."""
-        self._compute_threads.set(threads)
-        for gauge in self._named:
-            gauge.set(0)
-        runtime, fingerprints = model.engine.runtime, model.fingerprints
-        named = {"embedding_space": fingerprints.embedding_space, **fingerprints.heads}
-        self._named = [
-            self._runtime.labels(model.source.model_id, runtime.engine, runtime.device, runtime.variant),
-            *(self._fingerprints.labels(component, fingerprint) for component, fingerprint in named.items()),
-        ]
-        for gauge in self._named:
-            gauge.set(1)
+    def set_runtime(self, model: Model, threads: int) -> None:
+        """Reports the serving model and its number of compute threads."""
+        self._runtime.set(model, threads)
 
-    def calls(self, running: int) -> None:
-        """Takes the number of calls that are running."""
-        self._calls.set(running)
+    def count_reload(self, outcome: str) -> None:
+        """Counts a reload by its outcome, ``success`` or ``refused``."""
+        self._runtime.reloads.labels(outcome).inc()
 
-    def expect_calls(self, methods: Iterable[str]) -> None:
-        """Lets the counters of calls begin at 0, those of failures as well."""
+    def initialize_requests(self, methods: Iterable[str]) -> None:
+        """Creates the request counters of these methods at 0, so that Prometheus sees their first increase."""
         for method in methods:
             for code in ("OK", "INTERNAL", "UNKNOWN"):
-                self._calls_total.labels(method, code)
+                self._requests.total.labels(method, code)
 
-    def called(self, method: str, code: str, seconds: float, *, unary: bool) -> None:
-        """Counts a call that has ended."""
-        self._calls_total.labels(method, code).inc()
+    def set_requests_running(self, count: int) -> None:
+        """Reports the number of calls in progress."""
+        self._requests.running.set(count)
+
+    def observe_request(self, method: str, code: str, duration_s: float, *, unary: bool) -> None:
+        """Counts a call that has ended, and records the duration of a unary one."""
+        self._requests.total.labels(method, code).inc()
         if unary:
-            self._call_seconds.labels(method).observe(seconds)
+            self._requests.duration_seconds.labels(method).observe(duration_s)
 
-    def requested(self, size: int) -> None:
-        """Counts a request message of so many bytes."""
-        self._request_bytes.observe(size)
+    def observe_request_bytes(self, size: int) -> None:
+        """Records the size of a request message."""
+        self._requests.request_bytes.observe(size)
 
-    def responded(self, size: int) -> None:
-        """Counts a response message of so many bytes."""
-        self._response_bytes.observe(size)
+    def observe_response_bytes(self, size: int) -> None:
+        """Records the size of a response message."""
+        self._requests.response_bytes.observe(size)
 
-    async def watch(
-        self, pipeline: Callable[[], Pipeline | None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    ) -> None:
-        """Looks for ever at what waits, and at how long the event loop lets those wait whose turn it is."""
-        while True:
-            began = time.monotonic()
-            await sleep(_LOOK_S)
-            self._lag_seconds.observe(max(time.monotonic() - began - _LOOK_S, 0.0))
-            if watched := pipeline():
-                self._queued_items.set(watched.queue.waiting)
-                self._queued_tokens.set(watched.queue.waiting_tokens)
-                self._expected_wait.set(watched.admission.expected_wait_s())
-
-    def reloaded(self, outcome: str) -> None:
-        """Counts a reload: ``success`` or ``refused``."""
-        self._reloads.labels(outcome).inc()
-
-    def answered(self, outcomes: Iterable[ItemOutcome]) -> None:
-        """Counts the errors and the truncated texts among answers."""
+    def count_outcomes(self, outcomes: Iterable[ItemOutcome]) -> None:
+        """Counts errors and truncated texts among the outcomes of items."""
         for outcome in outcomes:
             if isinstance(outcome, ServerError):
-                self._refused.labels(reason(outcome)).inc()
+                self._items.errors.labels(outcome.reason).inc()
             elif outcome.tokens.cut_at is not None:
-                self._truncated.inc()
+                self._items.truncated.inc()
 
-    def observe(self, batch: Batch, seconds: float) -> None:
-        """Counts a pass."""
+    def observe_batch(self, batch: Batch, duration_s: float) -> None:
+        """Records a batch that has just been computed, and the queueing time of each of its items."""
         if batch.entries:
-            self._items.inc(len(batch.entries))
-            self._tokens.inc(batch.tokens)
-            self._padding.inc(batch.padding)
-            self._pass_items.observe(len(batch.entries))
-            self._pass_seconds.observe(seconds)
-            waited = time.monotonic_ns() / 1e9 - seconds - min(entry.tokenized_ns for entry in batch.entries) / 1e9
-            self._queue_seconds.observe(max(waited, 0.0))
+            self._items.observe_batch(batch, duration_s)
+            started_s = time.monotonic_ns() / 1e9 - duration_s
+            self._queue.seconds.observe_many(
+                [max(started_s - entry.tokenized_ns / 1e9, 0.0) for entry in batch.entries]
+            )
+
+    async def sample(
+        self, pipeline: Callable[[], Pipeline | None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        """Samples the queue and the lag of the event loop ten times a second; never returns.
+
+        Args:
+            pipeline: Returns the pipeline that serves now, or None.
+            sleep: Waits for a number of seconds.
+        """
+        while True:
+            started = time.monotonic()
+            await sleep(_SAMPLE_INTERVAL_S)
+            self._queue.event_loop_lag_seconds.observe(max(time.monotonic() - started - _SAMPLE_INTERVAL_S, 0.0))
+            if serving := pipeline():
+                self._queue.set(serving)
 
     def value(self, name: str, **labels: str) -> float:
-        """What a sample of this process stands at, such as ``polyhead_items_total``."""
+        """Returns the current value of a sample of this process, such as ``polyhead_items_total``."""
         return self.registry.get_sample_value(name, labels) or 0.0
 
-    def refusals(self) -> dict[str, int]:
-        """Items that were answered with an error, by reason."""
-        samples = [sample for metric in self._refused.collect() for sample in metric.samples]
+    def item_errors(self) -> dict[str, int]:
+        """Returns the number of items that were answered with an error, by reason."""
+        samples = [sample for metric in self._items.errors.collect() for sample in metric.samples]
         return {one.labels["reason"]: int(one.value) for one in samples if one.name.endswith("_total") and one.value}
 
 
-class WorkerMetrics:
-    """What several workers count together, in files that each writes to a folder: a collector of a registry."""
+class _RuntimeMetrics:
+    """Versions, models and threads."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._collector = multiprocess.MultiProcessCollector(None, str(folder))  # type: ignore[no-untyped-call]
-        # A scrape, in its thread, sees what a worker counted in its files or in those of the dead, and never in both.
-        self._lock = threading.Lock()
+    def __init__(self, make: Instruments) -> None:
+        self.info = make.gauge(
+            "polyhead_runtime_info",
+            "1 for the model, engine, device and variant in use, 0 for those in use before a reload.",
+            *("model_id", "engine", "device", "variant"),
+            # Several workers show one series, and none of a worker that has ended.
+            mode="livemax",
+        )
+        self.fingerprints = make.gauge(
+            "polyhead_fingerprint_info",
+            "1 for the fingerprints of the serving model, 0 for those in use before a reload.",
+            *("component", "fingerprint"),
+            mode="livemax",
+        )
+        self.build = make.gauge("polyhead_build_info", "1 for the version of the server.", "version", mode="livemax")
+        self.build.labels(version("polyhead")).set(1)
+        self.compute_threads = make.gauge(
+            "polyhead_compute_threads",
+            "Number of compute threads, the maximum number of batches in progress.",
+            mode="livesum",
+        )
+        self.reloads = make.counter("polyhead_reloads", "Number of reloads of the bundle.", "outcome")
+        # Alerts watch this counter, and Prometheus sees no increase in a series that appears with the value 1.
+        for outcome in ("success", "refused"):
+            self.reloads.labels(outcome)
+        self._current: list[Gauge] = []
 
-    def collect(self) -> Iterable[Metric]:
-        """What a scrape is answered with."""
-        with self._lock:
-            return list(self._collector.collect())  # type: ignore[no-untyped-call]
-
-    def bury(self, pid: int) -> None:
-        """Keeps what a worker that has ended counted, and removes its files: each scrape would read them for ever."""
-        with self._lock:
-            for kind in ("counter", "histogram"):
-                file = self._folder / f"{kind}_{pid}.db"
-                try:
-                    _add(file, self._folder / f"{kind}_dead.db")
-                except Exception:
-                    # Such as a full disk, or a file that was just being made. The others count on.
-                    logger.exception("what process %d counted is lost", pid)
-                file.unlink(missing_ok=True)
-            multiprocess.mark_process_dead(pid, str(self._folder))  # type: ignore[no-untyped-call]
+    def set(self, model: Model, threads: int) -> None:
+        self.compute_threads.set(threads)
+        for gauge in self._current:
+            gauge.set(0)
+        runtime, fingerprints = model.engine.runtime, model.fingerprints
+        components = {"embedding_space": fingerprints.embedding_space, **fingerprints.heads}
+        self._current = [
+            self.info.labels(model.source.model_id, runtime.engine, runtime.device, runtime.variant),
+            *(self.fingerprints.labels(component, fingerprint) for component, fingerprint in components.items()),
+        ]
+        for gauge in self._current:
+            gauge.set(1)
 
 
-def _add(file: Path, to: Path) -> None:
-    if not file.exists():
-        return
-    values = list(MmapedDict.read_all_values_from_file(str(file)))  # type: ignore[no-untyped-call]
-    total = MmapedDict(str(to))  # type: ignore[no-untyped-call]
-    try:
-        for key, value, timestamp, _ in values:
-            total.write_value(key, total.read_value(key)[0] + value, timestamp)  # type: ignore[no-untyped-call]
-    finally:
-        total.close()  # type: ignore[no-untyped-call]
+class _RequestMetrics:
+    """Calls of the inference service, and their messages."""
+
+    def __init__(self, make: Instruments) -> None:
+        self.total = make.counter(
+            "polyhead_requests", "Number of calls that have ended, streams included.", "method", "code"
+        )
+        self.duration_seconds = make.histogram(
+            "polyhead_request_duration_seconds", "Duration of unary calls.", "method", buckets=_DURATION_BUCKETS_S
+        )
+        self.running = make.gauge(
+            "polyhead_requests_running", "Number of calls in progress, streams included.", mode="livesum"
+        )
+        self.request_bytes = make.histogram(
+            "polyhead_request_bytes", "Size of request messages.", buckets=_SIZE_BUCKETS_BYTES
+        )
+        self.response_bytes = make.histogram(
+            "polyhead_response_bytes", "Size of response messages.", buckets=_SIZE_BUCKETS_BYTES
+        )
+
+
+class _ItemMetrics:
+    """Items and the batches in which they are computed. A long text counts as several items if read in windows."""
+
+    def __init__(self, make: Instruments) -> None:
+        self.computed = make.counter("polyhead_items", "Number of texts, or windows of texts, computed.")
+        self.tokens = make.counter("polyhead_tokens", "Number of tokens computed, without padding.")
+        self.padding = make.counter("polyhead_padding_tokens", "Number of padding tokens computed.")
+        self.truncated = make.counter("polyhead_truncated_items", "Number of texts that were truncated.")
+        self.errors = make.counter("polyhead_item_errors", "Number of texts answered with an error.", "reason")
+        # Alerts watch these reasons; see the counter of reloads.
+        for error in (OverloadedError, ExpiredError, InternalError):
+            self.errors.labels(error.reason)
+        self.batch_size = make.histogram(
+            "polyhead_batch_size", "Number of items in a batch.", buckets=_BATCH_SIZE_BUCKETS
+        )
+        self.batch_duration_seconds = make.histogram(
+            "polyhead_batch_duration_seconds",
+            "Duration of a batch, from padding to postprocessing.",
+            buckets=_DURATION_BUCKETS_S,
+        )
+
+    def observe_batch(self, batch: Batch, duration_s: float) -> None:
+        self.computed.inc(len(batch.entries))
+        self.tokens.inc(batch.tokens)
+        self.padding.inc(batch.padding)
+        self.batch_size.observe(len(batch.entries))
+        self.batch_duration_seconds.observe(duration_s)
+
+
+class _QueueMetrics:
+    """The queue, and the lag of the event loop."""
+
+    def __init__(self, make: Instruments) -> None:
+        self.items = make.gauge("polyhead_queued_items", "Number of items in the queue.", mode="livesum")
+        self.tokens = make.gauge("polyhead_queued_tokens", "Number of tokens in the queue.", mode="livesum")
+        self.expected_wait = make.gauge(
+            "polyhead_expected_wait_seconds",
+            "Expected queueing time of a text that arrives now.",
+            # Of several workers, the longest.
+            mode="livemax",
+        )
+        self.seconds = make.histogram(
+            "polyhead_queue_seconds",
+            "Time of each item from the end of its tokenization to the start of its batch.",
+            buckets=_DURATION_BUCKETS_S,
+        )
+        self.event_loop_lag_seconds = make.histogram(
+            "polyhead_event_loop_lag_seconds", "Delay of a timer of 0.1 s.", buckets=_DURATION_BUCKETS_S
+        )
+
+    def set(self, pipeline: Pipeline) -> None:
+        self.items.set(pipeline.queue.waiting)
+        self.tokens.set(pipeline.queue.waiting_tokens)
+        self.expected_wait.set(pipeline.admission.expected_wait_s())
 
 
 def listen_for_scrapes(address: str, registry: CollectorRegistry) -> None:
-    """Answers on ``http://HOST:PORT/metrics`` from a thread of its own.
+    """Serves ``http://HOST:PORT/metrics`` from a thread of its own.
 
     Raises:
-        StartupError: The address has another form, or is taken.
+        StartupError: The address is invalid or in use.
     """
     host, port = split_address(address)
-    # When each series began is one more for each, which nobody reads.
+    # By default each counter and histogram gets another series with its creation time, which nobody needs.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
         start_http_server(port, host, registry=registry)

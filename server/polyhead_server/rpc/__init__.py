@@ -1,1 +1,1 @@
-"""The gRPC edge: requests in, responses out. Nothing beyond this package knows gRPC."""
+"""The gRPC edge of the server: decodes requests, calls the pipeline, encodes responses."""

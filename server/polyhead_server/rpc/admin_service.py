@@ -1,14 +1,16 @@
-"""``polyhead.v1.AdminService`` on an address of its own: what is asked of one process is done by all that serve.
+"""``polyhead.v1.AdminService`` on its own address: operators reload, drain and inspect a running server through it.
 
-Beside it, for the same readers: the health service, and channelz, which tells of the connections of this process.
+With several workers the supervisor serves it and runs each operation on all of them; otherwise the server's only
+process serves it. The same address serves health, reflection and channelz, which shows the gRPC connections of the
+process that serves it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from google.protobuf.duration_pb2 import Duration
 from grpc import aio
@@ -17,83 +19,91 @@ from grpc_reflection.v1alpha import reflection
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc, item_pb2
 
-from polyhead_server.addresses import alone, private_files
+from polyhead_server.addresses import exclusive, private_files
 from polyhead_server.errors import StartupError
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.security.tls import Certificates, add_port
 from polyhead_server.settings import Settings
-from polyhead_server.workers.ipc import Values
+from polyhead_server.worker_types import ReloadResult, WorkerStats
 
+from . import service_names
 from .health import Health
 
 logger = logging.getLogger(__name__)
 
-NAME = pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
-
-# Asks all processes of a server to do something, and returns the answer of each.
-Ask = Callable[[str, Values], Awaitable[list[Values]]]
-
 _Context = aio.ServicerContext[Any, Any]
-# Seconds for the last answer to leave.
+# Seconds for the last response to leave.
 _FLUSH_S = 1.0
 
 
-class AdminServer:
-    """The listener of the admin service: open in one process of a server, which may change."""
+class AdminBackend(Protocol):
+    """Operations on all processes of a server. Each raises a ``ServerError`` that states why it failed."""
 
-    def __init__(self, settings: Settings, ask: Ask, health: Health, *, shares_port: bool) -> None:
-        """Prepares it.
+    async def reload(self, *, force: bool) -> list[ReloadResult]:
+        """Loads the bundle again in every process; ``force`` accepts an incompatible model."""
+
+    async def drain(self) -> None:
+        """Makes every process report NOT_SERVING."""
+
+    async def stats(self) -> list[WorkerStats]:
+        """Returns the statistics of every process."""
+
+
+class AdminServer:
+    """The listener of the admin service."""
+
+    def __init__(self, settings: Settings, backend: AdminBackend, health: Health) -> None:
+        """Prepares the server; ``open`` starts it.
 
         Args:
-            settings: Say where it listens, if at all, and which keys it wants.
-            ask: Reaches all processes.
-            health: Is answered here too, for those who reach only this address.
-            shares_port: Whether a supervisor keeps the port for its workers.
+            settings: Define the address, if any, and the accepted API keys.
+            backend: Runs the operations.
+            health: Health of the whole server, for clients that can reach only this address.
         """
         self._settings = settings
-        self._address = settings.admin_listen
-        self._ask = ask
+        self._backend = backend
         self._health = health
-        self._shares_port = shares_port
-        self._opened: contextlib.AsyncExitStack | None = None
+        self._running: contextlib.AsyncExitStack | None = None
 
     async def open(self) -> None:
-        """Listens.
+        """Starts to listen, if an address is set.
 
         Raises:
             StartupError: The address is taken.
         """
-        if not self._address or self._opened:
+        if not self._settings.admin_listen:
             return
         async with contextlib.AsyncExitStack() as stack:
-            unshared = not self._shares_port or self._address.startswith("unix:")
-            address = stack.enter_context(alone(self._address)) if unshared else self._address
-            # No name: each of these services parses its messages itself, and may fail to.
+            address = stack.enter_context(exclusive(self._settings.admin_listen))
+            # An empty name: these services parse their own messages and may raise while doing so.
             interceptors = [*AuthInterceptor.from_settings(self._settings), ErrorInterceptor("")]
-            server = aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", int(self._shares_port))])
+            server = aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
             stack.push_async_callback(server.stop, _FLUSH_S)
-            admin_service_pb2_grpc.add_AdminServiceServicer_to_server(_AdminServicer(self._ask), server)
+            admin_service_pb2_grpc.add_AdminServiceServicer_to_server(_AdminServicer(self._backend), server)
             self._health.add_to(server)
             channelz.add_channelz_servicer(server)
-            names = (NAME, "grpc.channelz.v1.Channelz", "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            names = (service_names.ADMIN, service_names.CHANNELZ, service_names.HEALTH, service_names.REFLECTION)
             reflection.enable_server_reflection(names, server)
-            await listen(server, address)
+            address = await listen(server, address)
             logger.info("the admin service listens on %s", address)
-            self._opened = stack.pop_all()
+            self._running = stack.pop_all()
 
     async def close(self) -> None:
         """Stops listening."""
-        if self._opened:
-            opened, self._opened = self._opened, None
-            await opened.aclose()
+        if self._running:
+            running, self._running = self._running, None
+            await running.aclose()
 
 
 async def listen(server: aio.Server, address: str, certificates: Certificates | None = None) -> str:
-    """Starts a server on an address, with TLS if there are certificates; returns the same with the port that it got.
+    """Starts a server on an address, with TLS if there are certificates.
+
+    Returns:
+        The address with the port that the server got.
 
     Raises:
-        StartupError: It is taken.
+        StartupError: The address is taken.
     """
     try:
         with private_files():
@@ -105,39 +115,37 @@ async def listen(server: aio.Server, address: str, certificates: Certificates | 
 
 
 class _AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
-    """The RPCs."""
+    """The RPCs of the admin service."""
 
-    def __init__(self, ask: Ask) -> None:
-        self._ask = ask
+    def __init__(self, backend: AdminBackend) -> None:
+        self._backend = backend
 
     async def Reload(self, request: pb2.ReloadRequest, _: _Context) -> pb2.ReloadResponse:  # noqa: N802
-        answers = await self._ask("reload", {"force": request.force})
-        return pb2.ReloadResponse(workers=map(_worker_reload, answers))
+        results = await self._backend.reload(force=request.force)
+        return pb2.ReloadResponse(workers=map(_worker_reload, results))
 
     async def Drain(self, _: pb2.DrainRequest, __: _Context) -> pb2.DrainResponse:  # noqa: N802
-        await self._ask("drain", {})
+        await self._backend.drain()
         return pb2.DrainResponse()
 
     async def GetStats(self, _: pb2.GetStatsRequest, __: _Context) -> pb2.GetStatsResponse:  # noqa: N802
-        answers = await self._ask("stats", {})
-        return pb2.GetStatsResponse(workers=map(_worker_stats, answers))
+        return pb2.GetStatsResponse(workers=map(_worker_stats, await self._backend.stats()))
 
 
-def _worker_reload(answer: Values) -> pb2.WorkerReload:
-    heads = [item_pb2.HeadFingerprint(head=head, fingerprint=value) for head, value in answer["heads"].items()]
+def _worker_reload(result: ReloadResult) -> pb2.WorkerReload:
+    heads = [item_pb2.HeadFingerprint(head=head, fingerprint=value) for head, value in result.head_fingerprints.items()]
     return pb2.WorkerReload(
-        process_id=answer["process_id"],
-        model_id=answer["model_id"],
-        fingerprints=item_pb2.Fingerprints(embedding_space=answer["embedding_space"], heads=heads),
+        process_id=result.process_id,
+        model_id=result.model_id,
+        fingerprints=item_pb2.Fingerprints(embedding_space=result.identity.embedding_space, heads=heads),
     )
 
 
-def _worker_stats(answer: Values) -> pb2.WorkerStats:
-    """Statistics as a message; its durations come in seconds."""
+def _worker_stats(stats: WorkerStats) -> pb2.WorkerStats:
     fields = pb2.WorkerStats.DESCRIPTOR.fields_by_name
     values: dict[str, Any] = {
         name: _duration(value) if fields[name].message_type is Duration.DESCRIPTOR else value
-        for name, value in answer.items()
+        for name, value in dataclasses.asdict(stats).items()
     }
     return pb2.WorkerStats(**values)
 

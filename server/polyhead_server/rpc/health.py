@@ -1,7 +1,8 @@
-"""The standard health service: NOT_SERVING until the golden texts were answered right, and again from SIGTERM on.
+"""The standard gRPC health service: NOT_SERVING until the golden texts pass, and again from SIGTERM on.
 
-The whole server ("") is for whoever starts it again when it is no good; the inference service, by its name, for
-whoever sends it calls. A server that an operator has drained is well and gets no calls.
+It answers for two names. The whole server, "", is for liveness probes: NOT_SERVING means that the process should be
+restarted. The inference service, by its full name, is for load balancers and readiness probes: NOT_SERVING means that
+it should receive no calls. A server that an operator has drained is alive and receives no calls.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from .inference_service import NAME
+from . import service_names
 
 
 class Health:
-    """What load balancers and probes ask.
+    """The health service of one server process.
 
     Attributes:
-        serving: What was said last of the inference service.
-        alive: What was said last of the whole server.
+        serving: Whether the inference service last reported SERVING.
+        alive: Whether the whole server last reported SERVING.
     """
 
     def __init__(self) -> None:
@@ -25,17 +26,17 @@ class Health:
         self._servicer = health.aio.HealthServicer()
 
     def add_to(self, server: aio.Server) -> None:
-        """Answers on a server that has not started yet."""
+        """Registers the health service with a server that has not started yet."""
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def set(self, *, serving: bool, alive: bool) -> None:
-        """Says from now on how the server is.
+        """Publishes a new state to all probes and watchers.
 
         Args:
-            serving: Whether it is to be sent calls.
-            alive: Whether it has a model that answers, and goes on.
+            serving: Whether clients should send calls.
+            alive: Whether the process has a working model and is not shutting down.
         """
         self.serving, self.alive = serving, alive
         statuses = health_pb2.HealthCheckResponse
-        for name, good in ((NAME, serving), ("", alive)):
+        for name, good in ((service_names.INFERENCE, serving), ("", alive)):
             await self._servicer.set(name, statuses.SERVING if good else statuses.NOT_SERVING)

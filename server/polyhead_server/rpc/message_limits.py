@@ -1,7 +1,7 @@
-"""What a large message would cost to parse, found out before anything is parsed.
+"""Rejects request messages that would be expensive to parse, before they are parsed.
 
-A message of 16 MiB may hold millions of fields of two bytes, and parsing it would hold up the event loop, and everybody
-with it, for seconds. So the fields of large messages are counted first, which stops as soon as there are too many.
+A message of 16 MiB may hold millions of two-byte fields. Parsing it would block the event loop, and with it every
+client, for seconds. So the fields of large messages are counted first, and counting stops at the first limit exceeded.
 """
 
 from __future__ import annotations
@@ -10,22 +10,27 @@ from collections.abc import Iterator
 
 from polyhead_server.errors import InvalidRequestError
 
-# Smaller messages are parsed in a few milliseconds whatever they hold.
+# Messages up to this size parse within a few milliseconds whatever they contain.
 _SMALL_BYTES = 64 * 2**10
-# Everything besides the items: tasks and options take a few dozen bytes, and what later versions may add not much more.
-_BESIDES_BYTES = 64 * 2**10
-# A field counts as so many bytes at least, for finding it costs as much as copying them.
-_FIELD_BYTES = 64
+# Limit for everything besides the items: tasks and options need a few dozen bytes, and later versions add little.
+_MAX_OTHER_BYTES = 64 * 2**10
+# Minimum number of bytes charged for a field: locating a field costs as much as copying this many bytes.
+_MIN_FIELD_BYTES = 64
 # An item has two fields; later versions may add some.
-_ITEM_FIELDS = 8
+_MAX_ITEM_FIELDS = 8
+# Number of the field ``items`` in every request message.
 _ITEMS_FIELD = 1
 
 
 def check(data: bytes, max_items: int) -> None:
-    """Refuses a large message that has the form of a costly one; what is no message at all is left to the parser.
+    """Checks a serialized request message. Bytes that are not protobuf are left to the parser.
+
+    Args:
+        data: The message as received.
+        max_items: Maximum number of items in a message.
 
     Raises:
-        InvalidRequestError: It has too many items, or too much besides.
+        InvalidRequestError: It has too many items, or too many fields or bytes besides them.
     """
     if len(data) <= _SMALL_BYTES:
         return
@@ -36,24 +41,24 @@ def check(data: bytes, max_items: int) -> None:
 
 
 def _check(data: bytes, max_items: int) -> None:
-    items = besides = 0
+    items = other_bytes = 0
     for number, begin, end in _fields(data, 0, len(data)):
         if number != _ITEMS_FIELD:
-            besides += max(end - begin, _FIELD_BYTES)
+            other_bytes += max(end - begin, _MIN_FIELD_BYTES)
         else:
             items += 1
             for count, _ in enumerate(_fields(data, begin, end), 1):
-                if count > _ITEM_FIELDS:
-                    raise InvalidRequestError("MALFORMED_MESSAGE", f"an item has more than {_ITEM_FIELDS} fields")
+                if count > _MAX_ITEM_FIELDS:
+                    raise InvalidRequestError("MALFORMED_MESSAGE", f"an item has more than {_MAX_ITEM_FIELDS} fields")
         if items > max_items:
             raise InvalidRequestError("TOO_MANY_ITEMS", f"the message has more than {max_items} items")
-        if besides > _BESIDES_BYTES:
-            problem = f"the message has more than {_BESIDES_BYTES} bytes besides its items"
+        if other_bytes > _MAX_OTHER_BYTES:
+            problem = f"the message has more than {_MAX_OTHER_BYTES} bytes besides its items"
             raise InvalidRequestError("MALFORMED_MESSAGE", problem)
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, begin and end of the value of each field (https://protobuf.dev/programming-guides/encoding)."""
+    """Yields field number and begin and end of the value (https://protobuf.dev/programming-guides/encoding)."""
     while at < end:
         tag, at = _varint(data, at)
         match tag & 7:  # the wire type
@@ -67,13 +72,13 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
             case 5:
                 begin, at = at, at + 4
             case _:
-                # Begin and end of a group, whose fields come like any other; or no protobuf at all.
+                # A group's start or end tag, whose fields follow like any others; or not protobuf at all.
                 begin = at
         yield tag >> 3, begin, min(at, end)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of at most 10 bytes, and where the next one begins."""
+    """Decodes a varint of at most 10 bytes; returns it and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         byte = data[at]
@@ -81,4 +86,4 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, at
-    raise IndexError("no protobuf number")
+    raise IndexError("not a valid varint")

@@ -1,20 +1,24 @@
-"""What the server says about its model."""
+"""The serving model as a ``polyhead.v1.ModelInfo`` message."""
 
 from __future__ import annotations
 
 from importlib import metadata
 
 import polyhead_bundle as bundle
-from polyhead.v1 import model_pb2
+from polyhead.v1 import item_pb2, model_pb2
 
 from polyhead_server.inference.model import Model
 from polyhead_server.settings import Settings
 
-from .response_encoder import ResponseEncoder
 
+def describe(model: Model, fingerprints: item_pb2.Fingerprints, settings: Settings) -> model_pb2.ModelInfo:
+    """Builds the response of ``GetModelInfo``.
 
-def describe(model: Model, writer: ResponseEncoder, settings: Settings) -> model_pb2.ModelInfo:
-    """What ``GetModelInfo`` answers."""
+    Args:
+        model: The serving model.
+        fingerprints: Those that every result of the model carries.
+        settings: The server's, which hold the limits on requests.
+    """
     manifest, runtime = model.source.manifest, model.engine.runtime
     return model_pb2.ModelInfo(
         model_id=model.source.model_id,
@@ -40,7 +44,7 @@ def describe(model: Model, writer: ResponseEncoder, settings: Settings) -> model
             max_message_bytes=settings.max_message_bytes,
             max_windows=settings.max_windows,
         ),
-        fingerprints=writer.fingerprints,
+        fingerprints=fingerprints,
         runtime=model_pb2.RuntimeInfo(
             engine=runtime.engine,
             device=runtime.device,

@@ -1,6 +1,7 @@
-"""Wire in: request messages to the server's own types.
+"""Decodes request messages into the server's own types.
 
-Reading never raises: what cannot be read becomes an item with an error, so that a bad item costs nobody else's answer.
+Decoding never raises: an item that cannot be decoded becomes an ``InvalidItem`` with its error, so that a bad item
+does not affect the other items of its message.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from polyhead_server.inference.types import (
 from . import message_limits
 
 MAX_ITEM_ID_BYTES = 256
-_decode = codecs.utf_8_decode
-# Code points of an unusable id that come back: enough to find it, too few to make the answer too large for the client.
-_SHOWN = 64
+# Code points of an invalid id that its answer repeats: enough to find the item, few enough to keep the answer small.
+_MAX_ECHOED_ID = 64
+_decode_utf8 = codecs.utf_8_decode
 
 _TASKS = {
     item_pb2.TASK_EMBEDDING: Task.EMBEDDING,
@@ -58,7 +59,7 @@ _IN_ORDER = {
 
 
 class RequestDecoder:
-    """Reads request messages of one type; used as gRPC's deserializer."""
+    """Decodes request messages of one type; used as gRPC's deserializer."""
 
     def __init__(
         self,
@@ -67,13 +68,13 @@ class RequestDecoder:
         tasks: frozenset[Task] = ALL_TASKS,
         max_text_bytes: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
-        """Prepares to read.
+        """Creates a decoder.
 
         Args:
             request_type: The generated class.
-            max_items: Items that a message may carry; a message with more is answered once, as a whole.
-            tasks: What is asked for when the message does not say, or cannot.
-            max_text_bytes: Tells of how many bytes of a text are looked at.
+            max_items: Maximum number of items in a message; a message with more gets one answer as a whole.
+            tasks: Tasks of a message that names none, or whose type has no such field.
+            max_text_bytes: Returns how many bytes of a text to decode; the rest is ignored.
         """
         self._type = _BYTES_TYPES[request_type.DESCRIPTOR.name]
         self._max_items = max_items
@@ -81,79 +82,81 @@ class RequestDecoder:
         self._max_text_bytes = max_text_bytes
 
     def __call__(self, data: bytes) -> Message:
-        """Reads a message; never raises."""
+        """Decodes a message; never raises."""
         try:
             message_limits.check(data, self._max_items)
-            return self._read(self._type.FromString(data))
+            return self._decode(self._type.FromString(data))
         except InvalidRequestError as error:
-            return _unread(error)
+            return _invalid_message(error)
         except message.DecodeError:
-            problem = "the message is no protobuf message of this RPC; nothing of it was read"
-            return _unread(InvalidRequestError("MALFORMED_MESSAGE", problem))
+            problem = "the message is not a valid protobuf message of this RPC; none of its items were decoded"
+            return _invalid_message(InvalidRequestError("MALFORMED_MESSAGE", problem))
 
-    def _read(self, request: Any) -> Message:
+    def _decode(self, request: Any) -> Message:
         if len(request.items) > self._max_items:
-            # One answer for all: an answer for each of thousands of empty items would cost more than they did.
+            # One answer for the whole message: answering thousands of empty items would cost more than sending them.
             problem = f"the message has {len(request.items)} items; at most {self._max_items} are allowed"
             raise InvalidRequestError("TOO_MANY_ITEMS", problem)
         max_text_bytes = self._max_text_bytes()
-        items = tuple(_read_item(item.item_id, item.text, max_text_bytes) for item in request.items)
+        items = tuple(_decode_item(item.item_id, item.text, max_text_bytes) for item in request.items)
         try:
-            in_order = _known(_IN_ORDER, getattr(request, "order", 0), "order")
+            in_order = _lookup(_IN_ORDER, getattr(request, "order", 0), "order")
             return Message(items, self._options(request), in_order)
         except InvalidRequestError as error:
             return Message(tuple(InvalidItem(item.item_id, error) for item in items), RequestOptions())
 
     def _options(self, request: Any) -> RequestOptions:
-        # In a small message there may still be thousands.
+        # Deduplicated first: even a small message may repeat a task thousands of times.
         numbers = set(getattr(request, "tasks", ()))
-        tasks = frozenset(_known(_TASKS, task, "task") for task in numbers)
+        tasks = frozenset(_lookup(_TASKS, task, "task") for task in numbers)
         embedding_options = getattr(request, "embedding_options", None)
         expected = request.options.expected_fingerprints
         return RequestOptions(
             tasks=tasks or self._tasks,
-            encoding=_known(_ENCODINGS, embedding_options.encoding if embedding_options else 0, "encoding"),
+            encoding=_lookup(_ENCODINGS, embedding_options.encoding if embedding_options else 0, "encoding"),
             dimensions=embedding_options.dimensions if embedding_options else 0,
-            truncation=_known(_TRUNCATION, request.options.truncation, "truncation"),
+            truncation=_lookup(_TRUNCATION, request.options.truncation, "truncation"),
             timings=request.options.include_timings,
             expected_space=expected.embedding_space,
             expected_heads=tuple((head.head, head.fingerprint) for head in expected.heads),
         )
 
 
-def _unread(error: InvalidRequestError) -> Message:
-    """Stands for a message of which no item was read."""
+def _invalid_message(error: InvalidRequestError) -> Message:
+    """Returns a message of one invalid item, which stands for a message whose items were not decoded."""
     return Message((InvalidItem("", error),), RequestOptions())
 
 
-def _known(table: dict[Any, Any], number: int, field: str) -> Any:
+def _lookup(table: dict[Any, Any], number: int, field: str) -> Any:
     if number not in table:
         raise InvalidRequestError(f"UNKNOWN_{field.upper()}", f"{field} {number} is not known to this server")
     return table[number]
 
 
-def _read_item(item_id: bytes, text: bytes, max_text_bytes: int) -> Item | InvalidItem:
-    """An item. Of its text, no more is looked at than the model may read."""
-    identity = item_id.decode(errors="replace")
+def _decode_item(item_id: bytes, text: bytes, max_text_bytes: int) -> Item | InvalidItem:
+    """Decodes an item, and of its text only as much as the model may need."""
+    decoded_id = item_id.decode(errors="replace")
     if len(item_id) > MAX_ITEM_ID_BYTES:
         problem = f"item_id has more than {MAX_ITEM_ID_BYTES} bytes"
-        return InvalidItem(identity[:_SHOWN], InvalidRequestError("ITEM_ID_TOO_LONG", problem))
-    if identity.encode() != item_id:
-        return InvalidItem(identity[:_SHOWN], InvalidRequestError("ITEM_ID_NOT_UTF8", "item_id is not valid UTF-8"))
+        return InvalidItem(decoded_id[:_MAX_ECHOED_ID], InvalidRequestError("ITEM_ID_TOO_LONG", problem))
+    if decoded_id.encode() != item_id:
+        return InvalidItem(
+            decoded_id[:_MAX_ECHOED_ID], InvalidRequestError("ITEM_ID_NOT_UTF8", "item_id is not valid UTF-8")
+        )
     try:
-        # The cut may go through a character, of which the decoder then waits for the rest.
-        read, _ = _decode(text[:max_text_bytes], "strict", len(text) <= max_text_bytes)
+        # A cut may split a character; with final=False the decoder ignores the incomplete rest.
+        decoded_text, _ = _decode_utf8(text[:max_text_bytes], "strict", len(text) <= max_text_bytes)
     except UnicodeDecodeError as error:
         problem = f"text is not valid UTF-8: {error.reason} at byte {error.start}"
-        return InvalidItem(identity, InvalidRequestError("TEXT_NOT_UTF8", problem))
-    return Item(identity, read)
+        return InvalidItem(decoded_id, InvalidRequestError("TEXT_NOT_UTF8", problem))
+    return Item(decoded_id, decoded_text)
 
 
 def _bytes_types() -> dict[str, type[message.Message]]:
-    """The request messages once more, with bytes where items have strings.
+    """Builds variants of the request messages whose items hold ``bytes`` instead of ``string`` fields.
 
-    protobuf refuses a whole message for one string that is not UTF-8, and decodes texts of megabytes of which the model
-    reads a few kilobytes; bytes have the same form on the wire.
+    protobuf rejects a whole message for one string that is not UTF-8, and it decodes texts of megabytes of which the
+    model reads a few kilobytes. Both types have the same encoding on the wire.
     """
     package = "polyhead.bytes"
     file = descriptor_pb2.FileDescriptorProto(name="polyhead/bytes.proto", package=package, syntax="proto3")

@@ -1,4 +1,4 @@
-"""The answers of one stream on their way out: bounded, and in request order or as they finish."""
+"""The pending answers of one stream: bounded in number, delivered in request order or in order of completion."""
 
 from __future__ import annotations
 
@@ -12,53 +12,69 @@ from .response_encoder import ResponseEncoder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pending:
-    """One item of the stream: its id, what was wished for it, what writes its answer, and its outcome to come."""
+class PendingAnswer:
+    """One item of a stream whose answer has not been written yet.
+
+    Attributes:
+        item_id: Id that the answer repeats.
+        options: Options of the item's message.
+        encoder: Encoder of the model that computes the item.
+        future: Holds the outcome once it is known.
+    """
 
     item_id: str
     options: RequestOptions
-    writer: ResponseEncoder
+    encoder: ResponseEncoder
     future: asyncio.Future[ItemOutcome]
 
 
-class Window:
-    """Between a stream's reader, which adds items, and its writer, which takes whatever is ready."""
+class ResponseBuffer:
+    """Connects a stream's reader, which adds items, to its writer, which takes the answers that are ready.
+
+    Attributes:
+        in_order: Whether answers are delivered in request order. Fixed before the first item is added.
+    """
 
     def __init__(self, limit: int) -> None:
+        """Creates an empty buffer.
+
+        Args:
+            limit: Number of pending items from which ``wait_for_space`` blocks.
+        """
         self.in_order = True
         self._limit = limit
-        # In request order: every item that is on its way. Otherwise: those of them that are finished.
-        self._queue: deque[Pending] = deque()
-        self._unfinished: set[Pending] = set()
+        # With in_order: every pending item, in request order. Otherwise: only those whose outcome is known.
+        self._queue: deque[PendingAnswer] = deque()
+        self._in_progress: set[PendingAnswer] = set()
         self._changed = asyncio.Event()
         self._space = asyncio.Event()
         self._closed = False
         self._error: Exception | None = None
 
-    async def room(self) -> None:
-        """Waits until fewer items than the limit are on their way."""
+    async def wait_for_space(self) -> None:
+        """Waits until fewer items than the limit are pending."""
         while self._size() >= self._limit:
             self._space.clear()
             await self._space.wait()
 
-    def add(self, pending: Pending) -> None:
-        """Takes an item in."""
-        self._unfinished.add(pending)
+    def add(self, pending: PendingAnswer) -> None:
+        """Adds an item."""
+        self._in_progress.add(pending)
         if self.in_order:
             self._queue.append(pending)
-        pending.future.add_done_callback(lambda _: self._finish(pending))
+        pending.future.add_done_callback(lambda _: self._on_done(pending))
 
     def close(self, error: Exception | None = None) -> None:
-        """No more items will come. An error is raised by ``ready`` after the last item."""
+        """Declares that no more items will be added. ``ready`` raises ``error`` after the last item."""
         self._closed = True
         self._error = error
         self._changed.set()
 
-    async def ready(self) -> list[Pending]:
-        """Waits for items whose outcome is known and takes all of them; none when the window is closed and empty.
+    async def ready(self) -> list[PendingAnswer]:
+        """Waits for items whose outcome is known and removes all of them; empty once the buffer is closed and empty.
 
         Raises:
-            Exception: The error that the window was closed with, once everything before it was taken.
+            Exception: The error that the buffer was closed with, once every item before it has been taken.
         """
         while not (taken := self._take()):
             if self._closed and not self._size():
@@ -71,20 +87,20 @@ class Window:
         return taken
 
     def cancel(self) -> None:
-        """Says that nobody waits for the answers any more, so that they need not be computed."""
-        for pending in list(self._unfinished):
+        """Cancels every item in progress, because the client no longer reads the answers."""
+        for pending in list(self._in_progress):
             pending.future.cancel()
 
     def _size(self) -> int:
-        return len(self._queue) if self.in_order else len(self._queue) + len(self._unfinished)
+        return len(self._queue) if self.in_order else len(self._queue) + len(self._in_progress)
 
-    def _finish(self, pending: Pending) -> None:
-        self._unfinished.discard(pending)
+    def _on_done(self, pending: PendingAnswer) -> None:
+        self._in_progress.discard(pending)
         if not self.in_order:
             self._queue.append(pending)
         self._changed.set()
 
-    def _take(self) -> list[Pending]:
+    def _take(self) -> list[PendingAnswer]:
         taken = []
         while self._queue and self._queue[0].future.done():
             taken.append(self._queue.popleft())

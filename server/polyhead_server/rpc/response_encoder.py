@@ -1,4 +1,4 @@
-"""Wire out: outcomes to the answers of one model."""
+"""Encodes item outcomes as ``polyhead.v1.Answer`` messages."""
 
 from __future__ import annotations
 
@@ -23,11 +23,16 @@ _ENCODING_NUMBERS = {
     Encoding.INT8: item_pb2.EMBEDDING_ENCODING_INT8,
     Encoding.BINARY: item_pb2.EMBEDDING_ENCODING_BINARY,
 }
-_LARGEST_INT8 = 127
+_MAX_INT8 = 127
 
 
 class ResponseEncoder:
-    """Writes the answers of one model."""
+    """Encodes the answers of one model.
+
+    Attributes:
+        dimensions: Dimensions of the model's embedding.
+        fingerprints: Those that every result carries.
+    """
 
     def __init__(self, manifest: bundle.Manifest, fingerprints: bundle.Fingerprints) -> None:
         self._heads = manifest.heads
@@ -41,8 +46,8 @@ class ResponseEncoder:
             ],
         )
 
-    def answer(self, item_id: str, outcome: ItemOutcome, options: RequestOptions) -> item_pb2.Answer:
-        """One item's answer."""
+    def encode(self, item_id: str, outcome: ItemOutcome, options: RequestOptions) -> item_pb2.Answer:
+        """Encodes the answer of one item."""
         if isinstance(outcome, ServerError):
             return item_pb2.Answer(item_id=item_id, error=status(outcome))
         return item_pb2.Answer(item_id=item_id, result=self._result(outcome, options))
@@ -61,20 +66,20 @@ class ResponseEncoder:
             timings=_timings(result.timings) if options.timings else None,
         )
         if Task.EMBEDDING in options.tasks:
-            self._put_embedding(wire.embedding, result.numbers.embedding, options)
+            self._set_embedding(wire.embedding, result.numbers.embedding, options)
         if Task.CLASSIFICATION in options.tasks:
-            _put_first_and_rest(wire.classification, wire.additional_classifications, self._classifications(result))
+            _set_first_and_rest(wire.classification, wire.additional_classifications, self._classifications(result))
         if Task.SENTIMENT in options.tasks:
-            _put_first_and_rest(wire.sentiment, wire.additional_sentiments, self._sentiments(result))
+            _set_first_and_rest(wire.sentiment, wire.additional_sentiments, self._sentiments(result))
         return wire
 
-    def _put_embedding(self, wire: item_pb2.Embedding, values: NDArray[np.float32], options: RequestOptions) -> None:
+    def _set_embedding(self, wire: item_pb2.Embedding, values: NDArray[np.float32], options: RequestOptions) -> None:
         if options.dimensions:
             values = values[: options.dimensions]  # (dimensions,)
             if self._normalized:
-                # What is left may be all zeros, which have no direction and stay as they are.
+                # The remaining dimensions may all be zero; a zero vector has no direction and is left as it is.
                 values = values / np.float32(np.linalg.norm(values) or 1)
-        wire.values, wire.scale = encode(values, options.encoding)
+        wire.values, wire.scale = encode_embedding(values, options.encoding)
         wire.encoding = _ENCODING_NUMBERS[options.encoding]
         wire.dimensions = len(values)
 
@@ -82,7 +87,7 @@ class ResponseEncoder:
         for head, probabilities in zip(self._heads, result.numbers.probabilities, strict=True):
             if head.kind == "softmax":
                 values = probabilities.tolist()
-                # For the few labels that heads have, numpy would take several times as long.
+                # Heads have few labels, for which sorting with numpy takes several times as long.
                 best_first = sorted(range(len(values)), key=values.__getitem__, reverse=True)
                 scores = [item_pb2.LabelScore(label=head.labels[i], probability=values[i]) for i in best_first]
                 yield item_pb2.Classification(head=head.name, scores=scores)
@@ -95,26 +100,26 @@ class ResponseEncoder:
                 yield item_pb2.Sentiment(head=head.name, probability=probability, label=label)
 
 
-def encode(values: NDArray[np.float32], encoding: Encoding) -> tuple[bytes, float]:
-    """An embedding's bytes.
+def encode_embedding(values: NDArray[np.float32], encoding: Encoding) -> tuple[bytes, float]:
+    """Encodes an embedding as bytes.
 
     Args:
         values: (dimensions,) finite numbers.
-        encoding: Layout.
+        encoding: Layout of the bytes, as ``polyhead.v1.EmbeddingEncoding`` defines it.
 
     Returns:
-        The bytes, and the scale of the integers of ``INT8``; 0 for the other layouts.
+        The bytes, and the scale of the integers for ``INT8``; the scale is 0 for the other layouts.
     """
     if encoding is Encoding.INT8:
         largest = float(np.abs(values).max())
-        steps = np.rint(values * (_LARGEST_INT8 / largest)) if largest else values
-        return steps.astype(np.int8).tobytes(), largest / _LARGEST_INT8
+        steps = np.rint(values * (_MAX_INT8 / largest)) if largest else values
+        return steps.astype(np.int8).tobytes(), largest / _MAX_INT8
     if encoding is Encoding.BINARY:
         return np.packbits(values > 0).tobytes(), 0.0
     return values.astype("<f4" if encoding is Encoding.FLOAT32_LE else "<f2", copy=False).tobytes(), 0.0
 
 
-def _put_first_and_rest(first: Any, rest: Any, answers: Iterable[Any]) -> None:
+def _set_first_and_rest(first: Any, rest: Any, answers: Iterable[Any]) -> None:
     for index, answer in enumerate(answers):
         if index == 0:
             first.CopyFrom(answer)

@@ -1,1 +1,1 @@
-"""TLS certificates and API keys, reloaded when their files change."""
+"""TLS certificates and API keys, read again when their files change."""

@@ -1,15 +1,15 @@
-"""The keys that callers show, and what each may do: the file that holds them, and how to make one.
+"""API keys: the file that stores them, the scopes that each key grants, and a command that creates keys.
 
 ::
 
-    python -m polyhead_server.security.api_keys keys.toml shop --right infer --right info --days 90
+    python -m polyhead_server.security.api_keys keys.toml shop --scope infer --scope info --days 90
 
-appends an entry to the file and prints the key, which is stored nowhere. What the file holds is::
+appends an entry to the file and prints the key, which is stored nowhere. The file contains::
 
     [[keys]]
     name = "shop"
     sha256 = "<64 hexadecimal digits>"
-    rights = ["infer", "info"]
+    scopes = ["infer", "info"]
     expires = 2027-01-31T00:00:00Z
 """
 
@@ -39,8 +39,8 @@ from polyhead_server.errors import PermissionDeniedError, StartupError, Unauthen
 
 from .file_watcher import ReloadingFile, read_bytes
 
-# The name of the key that the call being answered came with; empty where the server has no keys. Set for the task of
-# the call and for all that it starts, so that logs and metrics may say who asked.
+# Name of the key that authenticated the current call; empty if the server has no keys. It is set in the task of the
+# call and inherited by the tasks that it starts, so that logs and metrics can name the caller.
 CALLER: contextvars.ContextVar[str] = contextvars.ContextVar("polyhead_caller", default="")
 
 _INFERENCE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"]
@@ -49,8 +49,8 @@ _RPCS = {
     method.name: f"/{service.full_name}/{method.name}" for service in (_INFERENCE, _ADMIN) for method in service.methods
 }
 
-# Each right and the methods that it allows; the name of an rpc is a right as well.
-RIGHTS: dict[str, frozenset[str]] = {
+# The methods that each scope allows. The name of an RPC is a scope as well.
+SCOPES: dict[str, frozenset[str]] = {
     "infer": frozenset(_RPCS[method.name] for method in _INFERENCE.methods if method.name != "GetModelInfo"),
     "info": frozenset({_RPCS["GetModelInfo"]}),
     "admin": frozenset(_RPCS[method.name] for method in _ADMIN.methods),
@@ -59,19 +59,20 @@ RIGHTS: dict[str, frozenset[str]] = {
 }
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-# 256 bits: nobody finds the key to a hash, so that a slow hash would protect nothing and cost every call.
+# 256 bits. A random key of this size cannot be found from its hash, so a slow hash would add cost to every call and no
+# protection.
 _KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Key:
-    """What is known of a key.
+    """An entry of the key file.
 
     Attributes:
-        name: Of whoever holds it.
-        digest: Its SHA-256.
+        name: Name of the caller.
+        digest: SHA-256 of the key.
         methods: Full names of the methods that it may call, such as ``/polyhead.v1.InferenceService/Analyze``.
-        expiry_s: Unix time from which on it is worth nothing.
+        expiry_s: Unix time at which the key expires.
     """
 
     name: str
@@ -87,47 +88,48 @@ class Keys:
         """Reads the file.
 
         Args:
-            path: The file.
-            clock: Unix time.
+            path: The key file.
+            clock: Returns the Unix time.
 
         Raises:
-            StartupError: The file cannot be used; says why.
+            StartupError: The file is invalid; states why.
         """
         self._keys = ReloadingFile([path], lambda: read(path))
         self._clock = clock
 
-    def authorize(self, shown: str, method: str) -> str:
-        """The name of the key that was shown, if it may call the method.
+    def authorize(self, presented: str, method: str) -> str:
+        """Returns the name of the presented key if it may call the method.
 
-        Every key of the file is compared, whether one fitted or not, so that the time tells nothing.
+        The presented key is compared with every key of the file, even after a match, so that the time reveals nothing.
 
         Raises:
-            UnauthenticatedError: There is no such key, or not any more.
-            PermissionDeniedError: The key is good for other methods.
+            UnauthenticatedError: There is no such key, or it has expired.
+            PermissionDeniedError: The key does not have a scope for this method.
         """
-        digest = hashlib.sha256(shown.encode()).digest()
-        fitting = [key for key in self._keys.value() if hmac.compare_digest(key.digest, digest)]
-        if not fitting or fitting[0].expiry_s <= self._clock():
+        digest = hashlib.sha256(presented.encode()).digest()
+        matching = [key for key in self._keys.value() if hmac.compare_digest(key.digest, digest)]
+        if not matching or matching[0].expiry_s <= self._clock():
             raise UnauthenticatedError
-        if method not in fitting[0].methods:
+        if method not in matching[0].methods:
             raise PermissionDeniedError
-        return fitting[0].name
+        return matching[0].name
 
 
 def read(path: Path) -> tuple[Key, ...]:
-    """The keys of a file.
+    """Reads the keys of a file.
 
     Raises:
-        StartupError: The file is missing, others may write to it, or an entry is not as it should be; says which.
+        StartupError: The file is missing, others may write to it, or an entry is invalid; names the entry.
     """
     return _parse(_content(path), path)
 
 
 def _content(path: Path) -> bytes:
-    content = read_bytes(path, "the file of keys")
-    # Whoever writes to it calls what they like. To read it helps nobody: hashes of random keys are no secret.
+    content = read_bytes(path, "the key file")
+    # Anyone who can write to the file can grant themselves every scope. Reading it is harmless: hashes of random keys
+    # are not secret.
     if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise StartupError(f"others may write to the file of keys {path}; chmod go-w takes that away")
+        raise StartupError(f"other users may write to the key file {path}; run chmod go-w on it")
     return content
 
 
@@ -140,24 +142,24 @@ def _parse(content: bytes, path: Path) -> tuple[Key, ...]:
     except KeyError:
         raise StartupError(f'{path} has no entry "keys"; write "keys = []" for none') from None
     except (TypeError, ValueError) as error:
-        raise StartupError(f"{path} is no file of keys: {error}") from error
+        raise StartupError(f"{path} is not a valid key file: {error}") from error
     return keys
 
 
 def _key(number: int, entry: Any) -> Key:
     match entry:
-        case {"name": str(name), "sha256": str(digest), "rights": [*rights], **others} if set(others) <= {"expires"}:
+        case {"name": str(name), "sha256": str(digest), "scopes": [*scopes], **others} if set(others) <= {"expires"}:
             pass
         case _:
-            raise ValueError(f"key {number} must have name, sha256 and rights, may have expires, and nothing else")
+            raise ValueError(f"key {number} requires name, sha256 and scopes, may have expires, and nothing else")
     if not _NAME.fullmatch(name):
         raise ValueError(f"key {number}: a name has 1 to 64 letters, digits, and _ . -")
     if not re.fullmatch("[0-9a-f]{64}", digest):
         raise ValueError(f"key {name}: sha256 must be 64 lower-case hexadecimal digits")
-    for right in rights:
-        if right not in RIGHTS:
-            raise ValueError(f"key {name}: {right!r} is no right; there are {', '.join(RIGHTS)}")
-    methods = frozenset[str]().union(*(RIGHTS[right] for right in rights))
+    for scope in scopes:
+        if scope not in SCOPES:
+            raise ValueError(f"key {name}: {scope!r} is not a valid scope; the scopes are {', '.join(SCOPES)}")
+    methods = frozenset[str]().union(*(SCOPES[scope] for scope in scopes))
     return Key(name, bytes.fromhex(digest), methods, _expiry_s(name, others.get("expires")))
 
 
@@ -169,42 +171,42 @@ def _expiry_s(name: str, expires: Any) -> float:
     return expires.timestamp()
 
 
-def _require_distinct(what: str, values: Iterable[object]) -> None:
+def _require_distinct(field: str, values: Iterable[object]) -> None:
     seen = list(values)
     if len(set(seen)) < len(seen):
-        raise ValueError(f"two keys have the same {what}")
+        raise ValueError(f"two keys have the same {field}")
 
 
-def make(path: Path, name: str, rights: Iterable[str], expires: datetime.datetime | None) -> str:
-    """Appends a new key to a file, and makes the file, for its owner alone, if there is none.
+def create(path: Path, name: str, scopes: Iterable[str], expires: datetime.datetime | None) -> str:
+    """Creates a key and appends its entry to a file; a new file is readable only by its owner.
 
     Returns:
         The key.
 
     Raises:
-        StartupError: The file, the name or a right is no good; then nothing is written.
+        StartupError: The file, the name or a scope is invalid; nothing is written.
     """
     key = f"polyhead_{secrets.token_urlsafe(_KEY_BYTES)}"
     digest = hashlib.sha256(key.encode()).hexdigest()
     entry = f"[[keys]]\nname = {_quoted(name)}\nsha256 = {_quoted(digest)}\n"
-    entry += f"rights = [{', '.join(map(_quoted, rights))}]\n"
+    entry += f"scopes = [{', '.join(map(_quoted, scopes))}]\n"
     if expires:
         entry += f"expires = {expires.isoformat(timespec='seconds')}\n"
     old = _content(path) if path.exists() else b""
     if old.strip() and _parse(old, path):
-        entry, way = f"\n{entry}", os.O_APPEND
+        entry, mode = f"\n{entry}", os.O_APPEND
     else:
-        # An empty list, which nothing can be appended to, gives way.
-        old, way = b"", os.O_TRUNC
+        # TOML cannot append an entry to an empty list (``keys = []``), so the file is replaced.
+        old, mode = b"", os.O_TRUNC
     _parse(old + entry.encode(), path)
-    # Not by renaming: the owner and the rights of the file stay, so that the server may still read it.
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | way, 0o600), "w") as file:
+    # Written in place and not renamed: the file keeps its owner and mode, so that the server can still read it.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o600), "w") as file:
         file.write(entry)
     return key
 
 
 def _quoted(text: str) -> str:
-    # A string of JSON is one of TOML.
+    # A JSON string is a valid TOML string.
     return json.dumps(text)
 
 
@@ -212,17 +214,17 @@ def _quoted(text: str) -> str:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("name")
 @click.option(
-    "--right", "rights", multiple=True, required=True, type=click.Choice(list(RIGHTS)), help="May be repeated."
+    "--scope", "scopes", multiple=True, required=True, type=click.Choice(list(SCOPES)), help="May be repeated."
 )
-@click.option("--days", type=click.IntRange(min=1), help="Days after which the key is worth nothing.  [default: never]")
-def main(file: Path, name: str, rights: tuple[str, ...], days: int | None) -> None:
-    """Make a key for NAME, append its hash and rights to FILE, and print the key; it is stored nowhere.
+@click.option("--days", type=click.IntRange(min=1), help="Days until the key expires.  [default: never]")
+def main(file: Path, name: str, scopes: tuple[str, ...], days: int | None) -> None:
+    """Create a key for NAME, append its hash and scopes to FILE, and print the key. The key is stored nowhere.
 
-    A running server takes the new file without a restart. To take a key back, remove its entry.
+    A running server reads the changed file without a restart. To revoke a key, remove its entry.
     """
     now = datetime.datetime.now(datetime.UTC)
     try:
-        click.echo(make(file, name, rights, now + datetime.timedelta(days=days) if days else None))
+        click.echo(create(file, name, scopes, now + datetime.timedelta(days=days) if days else None))
     except (StartupError, OSError) as error:
         click.echo(f"polyhead_server.security.api_keys: {error}", err=True)
         sys.exit(2)

@@ -2,7 +2,7 @@
 
 ::
 
-    files -> Watched -> checked by a handshake in memory -> gRPC, which asks at every new connection
+    files -> ReloadingFile -> checked by a handshake in memory -> gRPC, which fetches them for every new connection
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from .file_watcher import ReloadingFile, read_bytes
 logger = logging.getLogger(__name__)
 
 
-# How a public key begins in a certificate, of kinds that OpenSSL takes in our check, and gRPC's own clients do not.
-_RARE_KEYS = {bytes.fromhex("300506032b6570032100"): "Ed25519", bytes.fromhex("06052b8104002303818600"): "P-521"}
+# First bytes of the public key in a certificate, for key types that OpenSSL accepts in the check below and gRPC's own
+# clients reject. ``ssl`` does not report the key type, and ``cryptography`` would be one more compiled dependency.
+_UNSUPPORTED_KEYS = {bytes.fromhex("300506032b6570032100"): "Ed25519", bytes.fromhex("06052b8104002303818600"): "P-521"}
 
 
 class CheckedCertificate(NamedTuple):
-    """A certificate that was checked.
+    """A certificate that has passed the checks.
 
     Attributes:
-        configuration: What gRPC takes.
+        configuration: The certificate in the form that gRPC takes.
         expiry_s: Unix time at which the certificate expires.
     """
 
@@ -42,125 +43,130 @@ class CheckedCertificate(NamedTuple):
 
 
 class Certificates:
-    """The certificate of a server, and the authority that its clients' certificates come from if it wants any."""
+    """The server's certificate and, for mutual TLS, the authorities that sign its clients' certificates."""
 
     def __init__(self, cert: Path, key: Path, client_ca: Path | None = None) -> None:
         """Reads and checks the files.
 
         Args:
-            cert: The server's certificate and those between it and its authority, PEM.
+            cert: The server's certificate and the intermediate certificates up to its authority, PEM.
             key: Its private key, PEM, not encrypted.
-            client_ca: Certificates of the authorities that clients' certificates must come from, PEM; None for no
-                certificates of clients.
+            client_ca: Certificates of the authorities that sign client certificates, PEM; None to accept clients
+                without a certificate.
 
         Raises:
-            StartupError: A file cannot be read, or a client could not trust what is in it.
+            StartupError: A file cannot be read, or a client could not trust the certificate.
         """
-        self._wants_clients = client_ca is not None
-        self._observe: Callable[[float], None] = lambda _: None
+        self._require_client_certificate = client_ca is not None
+        self._on_expiry: Callable[[float], None] = lambda _: None
         paths = [cert, key] if client_ca is None else [cert, key, client_ca]
-        self._pair = ReloadingFile(paths, lambda: _read(cert, key, client_ca))
+        self._certificate = ReloadingFile(paths, lambda: _read(cert, key, client_ca))
         if key.stat().st_mode & stat.S_IROTH:
-            logger.warning("everybody on this machine may read the private key %s; chmod 600 takes that away", key)
+            logger.warning("every user of this machine may read the private key %s; run chmod 600 on it", key)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Certificates | None:
-        """Those that the settings name; None when the server is to speak plain text.
+        """Returns the certificates that the settings name; None for a server without TLS.
 
         Raises:
-            StartupError: A file is no good.
+            StartupError: A file is invalid.
         """
         if not settings.tls_cert:
             return None
         client_ca = Path(settings.tls_client_ca) if settings.tls_client_ca else None
         return cls(Path(settings.tls_cert), Path(settings.tls_key), client_ca)
 
-    def observe(self, expiry_s: Callable[[float], None]) -> None:
-        """Tells the certificate's expiry, in Unix time, now and whenever another certificate comes."""
-        self._observe = expiry_s
-        expiry_s(self._pair.value().expiry_s)
+    def observe(self, on_expiry: Callable[[float], None]) -> None:
+        """Calls ``on_expiry`` with the expiry of the certificate, in Unix time, now and after each renewal."""
+        self._on_expiry = on_expiry
+        on_expiry(self._certificate.value().expiry_s)
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Credentials for one port, which present the certificate as it is at each new connection."""
-        presented = self._pair.value()
+        """Returns credentials for one port; each new connection gets the certificate of the current files."""
+        presented = self._certificate.value()
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
             nonlocal presented
-            pair = self._pair.value()
-            # None tells gRPC to go on with what it has.
-            if pair is presented:
+            current = self._certificate.value()
+            # None tells gRPC to keep its configuration.
+            if current is presented:
                 return None
-            presented = pair
-            self._observe(pair.expiry_s)
-            return pair.configuration
+            presented = current
+            self._on_expiry(current.expiry_s)
+            return current.configuration
 
-        first = presented.configuration
-        return grpc.dynamic_ssl_server_credentials(first, renewed, self._wants_clients)  # type: ignore[arg-type]
+        return grpc.dynamic_ssl_server_credentials(
+            presented.configuration,
+            renewed,  # type: ignore[arg-type]
+            self._require_client_certificate,
+        )
 
 
 def add_port(server: aio.Server, address: str, certificates: Certificates | None) -> int:
-    """Adds a port with TLS, or without where there are no certificates; returns its number."""
+    """Adds a port to a server, with TLS if there are certificates; returns the port number."""
     if certificates:
         return server.add_secure_port(address, certificates.credentials())
     return server.add_insecure_port(address)
 
 
 def _read(cert: Path, key: Path, client_ca: Path | None) -> CheckedCertificate:
-    chain, secret = read_bytes(cert, "the certificate"), read_bytes(key, "the private key")
-    authorities = None if client_ca is None else read_bytes(client_ca, "the authority of clients")
+    chain, private_key = read_bytes(cert, "the certificate"), read_bytes(key, "the private key")
+    authorities = None if client_ca is None else read_bytes(client_ca, "the client authority")
     expiry_s = _expiry_s(cert, key)
     if client_ca is not None:
-        _trusting(client_ca)
-    # The checks read the files by themselves.
-    if read_bytes(cert, "the certificate") != chain or read_bytes(key, "the private key") != secret:
+        _client_context(client_ca)
+    # The checks read the files a second time, so both readings must agree.
+    if read_bytes(cert, "the certificate") != chain or read_bytes(key, "the private key") != private_key:
         raise StartupError(f"{cert} or {key} is being written")
-    return CheckedCertificate(grpc.ssl_server_certificate_configuration([(secret, chain)], authorities), expiry_s)
+    return CheckedCertificate(grpc.ssl_server_certificate_configuration([(private_key, chain)], authorities), expiry_s)
 
 
 def _expiry_s(cert: Path, key: Path) -> float:
-    """When the certificate expires, after a handshake with a client that trusts this certificate and no other.
+    """Returns the expiry of the certificate, after a handshake with a client that trusts only this certificate.
 
-    The handshake is what a client will do, and finds what a client would: another key, a certificate that is expired,
-    not valid yet, too weak, or not for servers.
+    The handshake fails for the reasons for which a client's would: the key belongs to another certificate, or the
+    certificate is expired, not valid yet, too weak, or not for servers.
     """
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        server.load_cert_chain(cert, key, password=lambda: _encrypted(key))
+        server.load_cert_chain(cert, key, password=lambda: _reject_encrypted(key))
     except (OSError, ssl.SSLError) as error:
-        raise StartupError(f"{cert} and {key} are no certificate with its private key: {_reason(error)}") from error
-    client = _trusting(cert)
+        raise StartupError(f"{cert} and {key} are not a certificate and its private key: {_reason(error)}") from error
+    client = _client_context(cert)
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ours = client.wrap_bio(to_client, to_server)
-    for side in (ours, server.wrap_bio(to_server, to_client, server_side=True), ours):
+    client_side = client.wrap_bio(to_client, to_server)
+    server_side = server.wrap_bio(to_server, to_client, server_side=True)
+    for side in (client_side, server_side, client_side):
         try:
             side.do_handshake()
         except ssl.SSLWantReadError:
             continue
         except ssl.SSLError as error:
             raise StartupError(f"clients cannot trust the certificate {cert}: {_reason(error)}") from error
-    _warn_of_rare_keys(cert, ours.getpeercert(binary_form=True) or b"")
-    return ssl.cert_time_to_seconds(str((ours.getpeercert() or {})["notAfter"]))
+    _warn_of_unsupported_key(cert, client_side.getpeercert(binary_form=True) or b"")
+    return ssl.cert_time_to_seconds(str((client_side.getpeercert() or {})["notAfter"]))
 
 
-def _warn_of_rare_keys(cert: Path, encoded: bytes) -> None:
-    for beginning, kind in _RARE_KEYS.items():
-        if beginning in encoded:
-            logger.warning("%s has a key of the kind %s, which most gRPC clients refuse; take P-256 or RSA", cert, kind)
+def _warn_of_unsupported_key(cert: Path, encoded: bytes) -> None:
+    for prefix, kind in _UNSUPPORTED_KEYS.items():
+        if prefix in encoded:
+            logger.warning("%s has a key of type %s, which most gRPC clients reject; use P-256 or RSA", cert, kind)
 
 
-def _trusting(authorities: Path) -> ssl.SSLContext:
+def _client_context(authorities: Path) -> ssl.SSLContext:
+    """Returns a client's TLS context that trusts the certificates in a file."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(authorities)
     except (OSError, ssl.SSLError) as error:
-        raise StartupError(f"{authorities} has no certificate that can be read: {_reason(error)}") from error
+        raise StartupError(f"{authorities} contains no valid certificate: {_reason(error)}") from error
     return context
 
 
-def _encrypted(key: Path) -> str:
-    """Stands in for the terminal, where OpenSSL would ask for the key's password."""
+def _reject_encrypted(key: Path) -> str:
+    """Raises instead of letting OpenSSL prompt for the password of the key on the terminal."""
     raise StartupError(
         f"the private key {key} is encrypted; write it without a password: openssl pkey -in ... -out ..."
     )

@@ -1,166 +1,162 @@
-"""What a supervisor tells its workers to do, for itself or because one of them was asked to."""
+"""Commands to all workers: reload, drain, statistics. The admin service and the signals of the supervisor use them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Set
-from pathlib import Path
-from typing import Any
+from collections.abc import Coroutine, Mapping, Set
+from typing import Any, Protocol, TypeVar
 
-from polyhead_server.security.file_watcher import stamp
+from polyhead_server.errors import InternalError, NotReadyError, ReloadError
 from polyhead_server.settings import Settings
+from polyhead_server.worker_types import ModelIdentity, ReloadResult, WorkerStats
 
-from .ipc import Values, line
-from .process import WorkerFailedError, WorkerProcess
+from . import ipc
+from .ipc import Method, NoParams, ReloadParams
+from .process import WorkerEndedError, WorkerFailedError, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a worker has for what takes no time.
-_ANSWER_S = 10.0
+R = TypeVar("R")
+
+# Seconds in which a worker must answer a request that requires no work.
+_RESPONSE_TIMEOUT_S = 10.0
+
+
+class HealthReporter(Protocol):
+    """The health service of the supervisor."""
+
+    async def set(self, *, serving: bool, alive: bool) -> None:
+        """Sets what is reported."""
 
 
 class WorkerCommands:
-    """Orders to all workers, and the state that those who start later must share.
+    """Commands to all workers, and the state that workers started later must share. Backend of the admin service.
 
     Attributes:
-        identity: Of the model that serves; None where none serves yet.
+        identity: Identity of the serving model; None if no worker serves yet.
         drained: Whether an operator has drained the server.
-        changing: Held while what serves is being replaced, a model or a process: one at a time.
+        stopping: Whether the server is shutting down.
+        health: Health service of the supervisor; None without an admin service.
+        changing: Held while a model or a worker is being replaced, so that this happens one at a time.
     """
 
     def __init__(self, settings: Settings, workers: Set[WorkerProcess], serving: Mapping[int, WorkerProcess]) -> None:
-        """Takes the supervisor's view of its workers.
+        """Takes the supervisor's live collections of workers.
 
         Args:
-            settings: The server's.
+            settings: Settings of the server.
             workers: All processes that have not ended.
-            serving: Of each number the worker that serves.
+            serving: The worker that serves in each slot, by number.
         """
-        self.identity: Values | None = None
+        self.identity: ModelIdentity | None = None
         self.drained = False
+        self.stopping = False
+        self.health: HealthReporter | None = None
         self.changing = asyncio.Lock()
         self._settings = settings
         self._workers = workers
         self._serving = serving
-        # The worker that has the admin service.
-        self._admin: WorkerProcess | None = None
-        self._handing = asyncio.Lock()
-        self._answers: set[asyncio.Task[None]] = set()
+        self._commands: set[asyncio.Task[Any]] = set()
 
-    def hear(self, worker: WorkerProcess, said: Values) -> None:
-        """Does for all workers what one was asked, and answers it."""
-        task = asyncio.create_task(self._answer(worker, said))
-        self._answers.add(task)
-        task.add_done_callback(self._answers.discard)
+    async def reload(self, *, force: bool) -> list[ReloadResult]:
+        """Reloads one worker after the other and stops at the first failure.
 
-    async def reload_as_told(self) -> None:
-        """Reloads for somebody who looks for the outcome in the log, where it is written anyway."""
-        with contextlib.suppress(WorkerFailedError):
-            await self._reload({"force": False})
+        The reload continues if the caller is cancelled: otherwise only some of the workers might serve the new model.
 
-    async def watch(
-        self, manifest: Path, every_s: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    ) -> None:
-        """Reloads whenever the manifest of the bundle changes; never ends by itself.
-
-        Not each worker by itself: the others would not be told, nor those that start later.
-
-        Args:
-            manifest: ``bundle.json``. A bundle is put in place as a whole, so where this is new, all is.
-            every_s: Seconds between looks.
-            sleep: Waits for so many.
+        Raises:
+            ReloadError: A worker failed; states which, why, and how many serve the new model.
         """
-        seen = stamp(manifest)
-        while True:
-            await sleep(every_s)
-            found = await asyncio.to_thread(stamp, manifest)
-            if found and found != seen:
-                await self.reload_as_told()
-            # One that is refused is looked at again when it changes.
-            seen = found or seen
+        return await self._uninterrupted(self._reload(force=force))
 
-    async def welcome(self, worker: WorkerProcess) -> None:
-        """Tells one that serves from now on what it missed while it started."""
-        if self.drained and not worker.told.drained:
-            with contextlib.suppress(WorkerFailedError):
-                await worker.do("drain", {}, _ANSWER_S)
-        await self.hand_admin()
+    async def reload_and_log(self) -> None:
+        """Reloads for a caller that reads the outcome in the log, such as a signal or the bundle watcher."""
+        with contextlib.suppress(ReloadError):
+            await self.reload(force=False)
 
-    async def hand_admin(self) -> None:
-        """Sees to it that one worker that serves has the admin service: the lowest, when it changes hands."""
-        if not self._settings.admin_listen:
-            return
-        async with self._handing:
-            if self._admin in self._serving.values():
-                return
-            if self._admin and not self._admin.ended.done():
-                with contextlib.suppress(WorkerFailedError):
-                    await self._admin.do("close_admin", {}, _ANSWER_S)
-            self._admin = None
-            for number, worker in sorted(self._serving.items()):
-                if worker.told_to_end:
-                    continue
-                try:
-                    await worker.do("open_admin", {}, _ANSWER_S)
-                except WorkerFailedError as error:
-                    logger.error("worker %d has not the admin service: %s", number, error)  # noqa: TRY400 - no more
-                else:
-                    self._admin = worker
-                    return
+    async def drain(self) -> None:
+        """Makes all workers report NOT_SERVING, also those that start later.
 
-    async def _answer(self, worker: WorkerProcess, said: Values) -> None:
-        answers: Values = {"answers": said["ask"]}
-        operations = {"reload": self._reload, "drain": self._drain, "stats": self._stats}
-        try:
-            answers["workers"] = await operations[said["what"]](said["arguments"])
-        except WorkerFailedError as error:
-            answers["message"] = str(error)
-        worker.send(line(answers))
-
-    async def _reload(self, arguments: Values) -> list[Values]:
-        """Lets one worker after the other load the bundle again, up to the first that cannot.
-
-        Also those that still start: they may have begun before the new bundle was there.
+        Raises:
+            InternalError: A worker did not confirm.
         """
-        answers: list[Values] = []
-        async with self.changing:
-            for worker in sorted(self._staying(), key=lambda one: one.number):
-                if not await worker.up():
-                    continue
-                try:
-                    answers.append(await worker.do("reload", arguments, self._settings.start_timeout_s))
-                except WorkerFailedError as error:
-                    problem = f"worker {worker.number}: {error}"
-                    if answers:
-                        problem += f". {len(answers)} of {self._settings.workers} workers answer with the new model"
-                    logger.error("reload stopped at %s", problem)  # noqa: TRY400 - the worker has logged the rest
-                    raise WorkerFailedError(problem) from error
-                # Who starts now finds the same bundle as this one.
-                self.identity = answers[-1]["identity"]
-            if not answers:
-                raise WorkerFailedError("no worker serves")
-        logger.info("all %d workers have reloaded", len(answers))
-        return answers
-
-    async def _drain(self, arguments: Values) -> list[Values]:
         self.drained = True
-        return await self._tell_all("drain", arguments)
+        await self.update_health()
+        await self._uninterrupted(self._request_all(ipc.DRAIN))
 
-    async def _stats(self, arguments: Values) -> list[Values]:
-        return await self._tell_all("stats", arguments)
+    async def stats(self) -> list[WorkerStats]:
+        """Returns the statistics of all workers that serve.
 
-    async def _tell_all(self, what: str, arguments: Values) -> list[Values]:
-        """Tells all that serve, at once; those that end meanwhile have no answer."""
-        workers = sorted((one for one in self._staying() if one.served_since), key=lambda one: one.number)
-        answers: list[Any] = await asyncio.gather(
-            *(worker.do(what, arguments, _ANSWER_S) for worker in workers), return_exceptions=True
+        Raises:
+            NotReadyError: No worker serves.
+            InternalError: A worker did not answer.
+        """
+        if not self._serving:
+            raise NotReadyError
+        return await self._request_all(ipc.STATS)
+
+    async def add(self, worker: WorkerProcess) -> None:
+        """Applies what happened while a worker was starting, now that it serves."""
+        if self.drained and not worker.config.drained:
+            with contextlib.suppress(WorkerFailedError):
+                await worker.request(ipc.DRAIN, NoParams(), _RESPONSE_TIMEOUT_S)
+
+    async def update_health(self) -> None:
+        """Reports the health of the server: it is alive while any worker serves."""
+        if self.health:
+            alive = bool(self._serving) and not self.stopping
+            await self.health.set(serving=alive and not self.drained, alive=alive)
+
+    async def _uninterrupted(self, command: Coroutine[Any, Any, R]) -> R:
+        task = asyncio.create_task(command)
+        self._commands.add(task)
+        task.add_done_callback(self._commands.discard)
+        # Marks the exception as retrieved: the caller may have gone.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(task)
+
+    async def _reload(self, *, force: bool) -> list[ReloadResult]:
+        """Reloads all workers, including those that are starting: they may have read the old bundle."""
+        results: list[ReloadResult] = []
+        async with self.changing:
+            for worker in self._remaining():
+                if not await worker.wait_until_serving():
+                    continue
+                try:
+                    result = await worker.request(ipc.RELOAD, ReloadParams(force), self._settings.start_timeout_s)
+                except WorkerFailedError as error:
+                    raise self._reload_error(worker, error, len(results)) from error
+                # A worker that starts from now on finds the same bundle as this one.
+                self.identity = result.identity
+                results.append(result)
+            if not results:
+                raise ReloadError("no worker serves")
+        logger.info("all %d workers have reloaded", len(results))
+        return results
+
+    def _reload_error(self, worker: WorkerProcess, error: WorkerFailedError, reloaded: int) -> ReloadError:
+        problem = f"worker {worker.number}: {error}"
+        if reloaded:
+            problem += f". {reloaded} of {self._settings.workers} workers serve the new model"
+        logger.error("reload stopped at %s", problem)
+        return ReloadError(problem)
+
+    async def _request_all(self, method: Method[NoParams, R]) -> list[R]:
+        """Sends a request to all workers that serve, at once; leaves out those that end meanwhile."""
+        workers = [worker for worker in self._remaining() if worker.serving_since]
+        answers = await asyncio.gather(
+            *(worker.request(method, NoParams(), _RESPONSE_TIMEOUT_S) for worker in workers), return_exceptions=True
         )
+        results: list[R] = []
         for worker, answer in zip(workers, answers, strict=True):
-            if isinstance(answer, Exception) and not worker.ended.done():
-                raise answer
-        return [answer for answer in answers if not isinstance(answer, Exception)]
+            if not isinstance(answer, BaseException):
+                results.append(answer)
+            elif not isinstance(answer, WorkerEndedError):
+                raise InternalError.logged(f"{method.name} failed in worker {worker.number}: {answer}")
+        return results
 
-    def _staying(self) -> list[WorkerProcess]:
-        return [worker for worker in self._workers if not worker.told_to_end]
+    def _remaining(self) -> list[WorkerProcess]:
+        """The workers that have not been told to stop, by number."""
+        remaining = (worker for worker in self._workers if not worker.stop_requested)
+        return sorted(remaining, key=lambda worker: worker.number)

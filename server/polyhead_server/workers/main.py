@@ -1,128 +1,160 @@
-"""One of several server processes; the supervisor in ``workers`` starts it: ``python -m polyhead_server.workers.main``."""
+"""Entry point of a worker process; its supervisor starts ``python -m polyhead_server.workers.main``."""
 
 from __future__ import annotations
 
 import asyncio
 import io
-import itertools
-import json
+import logging
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from polyhead_server.cli import run
-from polyhead_server.errors import ReloadError, ServerError
+from polyhead_server.errors import NotReadyError, ServerError
+from polyhead_server.lifecycle.entry import run
+from polyhead_server.worker_types import ModelIdentity, ReloadResult, WorkerStats
 
-from .ipc import MAX_LINE_BYTES, Start, Values, line
+from . import ipc
+from .ipc import Method, NoParams, NoResult, ReloadParams, Request, Response, RpcError, WorkerConfig
 
 if TYPE_CHECKING:
-    from polyhead_server.lifecycle.compatibility import Identity
-    from polyhead_server.lifecycle.operations import Control
+    from polyhead_server.lifecycle.operations import Operations
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Serves on its part of the cores, until a signal or the end of the supervisor."""
-    # Not a byte more than the line: what follows is read by the event loop.
-    told = Start.decode(io.FileIO(0, closefd=False).readline())
-    if told.cores:
+    """Serves on its share of the cores until it is told to stop or its supervisor ends."""
+    # Reads the first line and not a byte more: the event loop reads what follows.
+    message = ipc.decode(io.FileIO(0, closefd=False).readline())
+    assert isinstance(message, Request)  # noqa: S101 - the supervisor sends nothing else first
+    config = ipc.CONFIGURE.params_of(message)
+    if config.cores:
         # Before any library counts the cores.
-        os.sched_setaffinity(0, told.cores)
-    if told.metrics_folder:
-        # Before prometheus_client, which looks for it, is imported.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = told.metrics_folder
-    # What a library prints is not for the supervisor.
-    said = os.fdopen(os.dup(1), "wb")
+        os.sched_setaffinity(0, config.cores)
+    if config.metrics_folder:
+        # Before prometheus_client, which reads the variable, is imported.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = config.metrics_folder
+    # Reserves standard output for messages: what a library prints goes to standard error.
+    output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    run(told.settings, lambda _: _serve(told, said))
+    run(config.settings, lambda _: _serve(config, output))
 
 
-async def _serve(told: Start, said: BinaryIO) -> int:
-    from polyhead_server.lifecycle.compatibility import Identity
-    from polyhead_server.lifecycle.server import serve
+async def _serve(config: WorkerConfig, output: BinaryIO) -> int:
+    from polyhead_server.lifecycle.server import WorkerRole, serve
 
     stop = asyncio.Event()
-    supervisor = Supervisor(said, told.drained, Identity.from_json(told.identity) if told.identity else None)
-    reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
+    connection = SupervisorConnection(output)
+    reader = asyncio.StreamReader(limit=ipc.MAX_LINE_BYTES)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    listening = asyncio.create_task(supervisor.listen(reader))
-    # The end of the pipe is the end of the supervisor.
-    listening.add_done_callback(lambda _: stop.set())
+    reading = asyncio.create_task(connection.read_requests(reader))
+    # The pipe ends when the supervisor does.
+    reading.add_done_callback(lambda _: stop.set())
     try:
-        return await serve(told.settings, stop, supervisor)
+        return await serve(
+            config.settings, stop, WorkerRole(config.identity, config.drained, connection.announce_serving)
+        )
     finally:
-        if listening.done() and told.metrics_folder:
-            # The supervisor was killed, and cannot do it.
-            shutil.rmtree(told.metrics_folder, ignore_errors=True)
+        if reading.done() and config.metrics_folder:
+            # The supervisor was killed and cannot remove it.
+            shutil.rmtree(config.metrics_folder, ignore_errors=True)
 
 
-class Supervisor:
-    """The supervisor, as its worker sees it: the worker's ``lifecycle.Team``."""
+class SupervisorConnection:
+    """The worker's end of the connection to its supervisor: runs the operations that the supervisor requests."""
 
-    def __init__(self, said: BinaryIO, drained: bool, identity: Identity | None) -> None:
-        """Takes what the first line told.
+    def __init__(self, output: BinaryIO) -> None:
+        """Takes the stream on which messages to the supervisor are written."""
+        self._output = output
+        self._operations: Operations | None = None
+        self._handlers: dict[str, Callable[[Request], Awaitable[Any]]] = {
+            ipc.RELOAD.name: _handler(ipc.RELOAD, self._reload),
+            ipc.DRAIN.name: _handler(ipc.DRAIN, self._drain),
+            ipc.STATS.name: _handler(ipc.STATS, self._stats),
+        }
+        self._in_progress: set[asyncio.Task[None]] = set()
 
-        Args:
-            said: Where lines to the supervisor go.
-            drained: Whether an operator has drained the server.
-            identity: Of the model that serves; None where none serves yet.
-        """
-        self.drained = drained
-        self.identity = identity
-        self._said = said
-        self._control: Control | None = None
-        self._numbers = itertools.count()
-        self._asked: dict[int, asyncio.Future[list[Values]]] = {}
-        self._working: set[asyncio.Task[None]] = set()
+    @property
+    def in_progress(self) -> frozenset[asyncio.Task[None]]:
+        """One task for each request that has not been answered yet."""
+        return frozenset(self._in_progress)
 
-    def announce(self, identity: Identity, control: Control) -> None:
-        """Says that this worker serves, and what does from then on what it is told."""
-        self._control = control
-        self._say({"serving": identity.to_json()})
+    def announce_serving(self, identity: ModelIdentity, operations: Operations) -> None:
+        """Tells the supervisor that this worker serves; from then on it can run operations."""
+        self._operations = operations
+        self._write(ipc.encode_notification(ipc.SERVING, identity))
 
-    async def ask(self, what: str, arguments: Values) -> list[Values]:
-        """Asks all workers to do something.
+    async def read_requests(self, reader: asyncio.StreamReader) -> None:
+        """Reads requests and answers them as their operations end, until the supervisor ends."""
+        while True:
+            try:
+                if not (line := await reader.readline()):
+                    return
+                message = ipc.decode(line)
+            except RpcError as error:
+                self._write(ipc.encode_error(error))
+            except ValueError as error:
+                # The line is longer than the limit.
+                self._write(ipc.encode_error(RpcError(ipc.PARSE_ERROR, str(error))))
+            else:
+                self._handle(message)
 
-        Returns:
-            The answer of each.
+    def _handle(self, message: Request | Response) -> None:
+        if isinstance(message, Response):
+            # A worker sends no requests, so this can only be an error without an id.
+            logger.warning("the supervisor rejected a message: %s", message.error)
+            return
+        task = asyncio.create_task(self._answer(message))
+        self._in_progress.add(task)
+        task.add_done_callback(self._in_progress.discard)
 
-        Raises:
-            ReloadError: One of them could not.
-        """
-        number = next(self._numbers)
-        answers: asyncio.Future[list[Values]] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answers
-        self._say({"ask": number, "what": what, "arguments": arguments})
+    async def _answer(self, request: Request) -> None:
         try:
-            return await answers
-        finally:
-            del self._asked[number]
-
-    async def listen(self, reader: asyncio.StreamReader) -> None:
-        """Hears what the supervisor says, until it is gone."""
-        while data := await reader.readline():
-            said = json.loads(data)
-            if "do" in said:
-                task = asyncio.create_task(self._do(said))
-                self._working.add(task)
-                task.add_done_callback(self._working.discard)
-            elif (answers := self._asked.get(said["answers"])) and not answers.done():
-                if "message" in said:
-                    answers.set_exception(ReloadError(said["message"]))
-                else:
-                    answers.set_result(said["workers"])
-
-    async def _do(self, said: Values) -> None:
-        # The supervisor tells nobody anything who has not announced itself.
-        assert self._control  # noqa: S101
-        try:
-            self._say({"done": said["do"], "answer": await self._control.do(said["what"], said["arguments"])})
+            line = ipc.encode_result(await self._run(request), request.id)
+        except RpcError as error:
+            line = ipc.encode_error(error)
         except ServerError as error:
-            self._say({"failed": said["do"], "message": str(error)})
+            line = ipc.encode_error(RpcError(ipc.OPERATION_FAILED, str(error), request.id))
+        # A notification is never answered.
+        if request.id is not None:
+            self._write(line)
 
-    def _say(self, values: Values) -> None:
-        self._said.write(line(values))
-        self._said.flush()
+    async def _run(self, request: Request) -> Any:
+        if handler := self._handlers.get(request.method):
+            return await handler(request)
+        raise RpcError(ipc.METHOD_NOT_FOUND, f"unknown method {request.method}", request.id)
+
+    async def _reload(self, params: ReloadParams) -> ReloadResult:
+        return await self._require_operations().reload(force=params.force)
+
+    async def _drain(self, _: NoParams) -> NoResult:
+        await self._require_operations().drain()
+        return NoResult()
+
+    async def _stats(self, _: NoParams) -> WorkerStats:
+        return await self._require_operations().stats()
+
+    def _require_operations(self) -> Operations:
+        if self._operations is None:
+            raise NotReadyError
+        return self._operations
+
+    def _write(self, line: bytes) -> None:
+        self._output.write(line)
+        self._output.flush()
+
+
+def _handler(
+    method: Method[ipc.P, ipc.R], run: Callable[[ipc.P], Awaitable[ipc.R]]
+) -> Callable[[Request], Awaitable[ipc.R]]:
+    """Returns a function that runs a method with the parameters of a request."""
+
+    async def handle(request: Request) -> ipc.R:
+        return await run(method.params_of(request))
+
+    return handle
 
 
 if __name__ == "__main__":

@@ -1,83 +1,83 @@
-"""One worker process, as its supervisor sees it: started, told to do things, ended."""
+"""One worker process as its supervisor handles it: start, requests, end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import itertools
-import json
 import logging
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
-from .ipc import MAX_LINE_BYTES, Start, Values, line
+from polyhead_server.worker_types import ModelIdentity
+
+from . import ipc
+from .ipc import Method, Request, Response, RpcError, WorkerConfig
 
 logger = logging.getLogger(__name__)
 
+P = TypeVar("P")
+R = TypeVar("R")
+
 
 class WorkerFailedError(Exception):
-    """A worker could not do what it was told, or ended meanwhile."""
+    """A worker did not carry out a request; the message states why."""
+
+
+class WorkerEndedError(WorkerFailedError):
+    """A worker ended before it answered a request."""
 
 
 class WorkerProcess:
-    """A process that was started and not yet waited for.
+    """A process that was started and has not been waited for.
 
     Attributes:
-        number: Its place among the workers; a successor has that of its predecessor.
-        told: Its first line.
-        identity: Of its model, once it serves.
-        served_since: ``time.monotonic()`` second since when it serves; None before.
-        told_to_end: Whether it was sent SIGTERM or SIGKILL.
-        ended: Holds its exit code in the end.
+        number: Its slot among the workers; a successor takes the number of its predecessor.
+        config: The configuration that it was started with.
+        identity: Identity of its model, once it serves.
+        serving_since: ``time.monotonic()`` time since which it serves; None before.
+        stop_requested: Whether it was sent SIGTERM or SIGKILL.
+        exit_code: Task that ends with the process and holds its exit code.
     """
 
-    def __init__(
-        self,
-        number: int,
-        told: Start,
-        process: asyncio.subprocess.Process,
-        ask: Callable[[WorkerProcess, Values], None],
-    ) -> None:
+    def __init__(self, number: int, config: WorkerConfig, process: asyncio.subprocess.Process) -> None:
         self.number = number
-        self.told = told
-        self.identity: Values | None = None
-        self.served_since: float | None = None
-        self.told_to_end = False
-        self.ended = asyncio.create_task(process.wait())
+        self.config = config
+        self.identity: ModelIdentity | None = None
+        self.serving_since: float | None = None
+        self.stop_requested = False
+        self.exit_code = asyncio.create_task(process.wait())
         self._process = process
-        self._ask = ask
-        self._serves = asyncio.Event()
-        self._numbers = itertools.count()
-        self._told: dict[int, asyncio.Future[Values]] = {}
-        self._listening = asyncio.create_task(self._listen())
+        self._serving = asyncio.Event()
+        self._request_ids = itertools.count()
+        self._responses: dict[int, asyncio.Future[Response]] = {}
+        self._reader = asyncio.create_task(self._read_messages())
 
     @classmethod
-    async def start(cls, number: int, told: Start, ask: Callable[[WorkerProcess, Values], None]) -> Self:
+    async def start(cls, number: int, config: WorkerConfig) -> Self:
         """Starts a worker.
 
         Args:
-            number: Its place among the workers.
-            told: Its first line.
-            ask: Called with the process and what it asks.
+            number: Its slot among the workers.
+            config: Its configuration, which is sent as the first message.
 
         Raises:
-            OSError: There is no room for one more process.
+            OSError: The system cannot start another process.
         """
-        # -P: without it, modules in the current directory would come before the installed ones.
+        # -P: without it, modules in the current directory would take precedence over the installed ones.
         command = [sys.executable, "-P", "-m", "polyhead_server.workers.main"]
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=pipe,
             stdout=pipe,
-            limit=MAX_LINE_BYTES,
-            # What a terminal sends to all of its group is for the supervisor alone, which tells the workers.
+            limit=ipc.MAX_LINE_BYTES,
+            # A terminal signals its whole process group. Only the supervisor handles that, and then stops the workers.
             start_new_session=True,
         )
-        worker = cls(number, told, process, ask)
-        worker.send(told.encode())
+        worker = cls(number, config, process)
+        worker._send(ipc.encode_notification(ipc.CONFIGURE, config))
         return worker
 
     @property
@@ -86,83 +86,100 @@ class WorkerProcess:
         return self._process.pid
 
     @property
-    def served_s(self) -> float:
-        """For how many seconds it has served."""
-        return 0.0 if self.served_since is None else time.monotonic() - self.served_since
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        return self.exit_code.done()
 
-    async def up(self, timeout_s: float | None = None, *others: asyncio.Task[Any]) -> bool:
-        """Waits until it serves, ends, the time is over, or one of others is done; returns whether it serves."""
-        serves = asyncio.create_task(self._serves.wait())
-        waited: set[asyncio.Task[Any]] = {serves, self.ended, *others}
+    @property
+    def serving_s(self) -> float:
+        """Seconds for which it has been serving."""
+        return 0.0 if self.serving_since is None else time.monotonic() - self.serving_since
+
+    async def wait_until_serving(self, timeout_s: float | None = None, *others: asyncio.Task[Any]) -> bool:
+        """Waits until it serves, it ends, the time is over, or one of ``others`` is done; returns whether it serves."""
+        serving = asyncio.create_task(self._serving.wait())
+        waited: set[asyncio.Task[Any]] = {serving, self.exit_code, *others}
         await asyncio.wait(waited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        serves.cancel()
-        return self._serves.is_set() and not self.ended.done()
+        serving.cancel()
+        return self._serving.is_set() and not self.ended
 
-    async def do(self, what: str, arguments: Values, timeout_s: float) -> Values:
-        """Tells the worker to do something, and returns its answer.
+    async def request(self, method: Method[P, R], params: P, timeout_s: float) -> R:
+        """Sends a request to the worker and returns the result.
 
         Raises:
-            WorkerFailedError: It could not, it ended, or the time is over.
+            WorkerEndedError: The worker ended.
+            WorkerFailedError: The operation failed, or the time is over.
         """
-        number = next(self._numbers)
-        answer = self._told[number] = asyncio.get_running_loop().create_future()
-        self.send(line({"do": number, "what": what, "arguments": arguments}))
-        if self._listening.done():
-            self._fail_all()
+        request_id = next(self._request_ids)
+        response = self._responses[request_id] = asyncio.get_running_loop().create_future()
+        self._send(ipc.encode_request(method, params, request_id))
+        if self._reader.done():
+            self._fail_requests()
         try:
-            return await asyncio.wait_for(answer, timeout_s)
+            return method.result_of(await asyncio.wait_for(response, timeout_s))
         except TimeoutError:
             raise WorkerFailedError(f"it did not answer within {timeout_s:g} s") from None
+        except RpcError as error:
+            raise WorkerFailedError(error.message) from error
         finally:
-            del self._told[number]
-
-    def send(self, data: bytes) -> None:
-        """Sends a line; one that has ended does not get it."""
-        stdin = cast(asyncio.StreamWriter, self._process.stdin)
-        if not stdin.is_closing():
-            stdin.write(data)
+            del self._responses[request_id]
 
     def terminate(self) -> None:
-        """Tells it to drain and end, once: a second signal would cut it short."""
-        if not self.told_to_end:
-            self.told_to_end = True
+        """Sends SIGTERM, which lets it drain; sent only once, because a second signal would cut off its work."""
+        if not self.stop_requested:
+            self.stop_requested = True
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
 
     def kill(self) -> None:
-        """Ends it now."""
-        self.told_to_end = True
+        """Sends SIGKILL."""
+        self.stop_requested = True
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    async def _listen(self) -> None:
+    def _send(self, line: bytes) -> None:
+        stdin = cast(asyncio.StreamWriter, self._process.stdin)
+        # A process that has ended has closed its end of the pipe.
+        if not stdin.is_closing():
+            stdin.write(line)
+
+    async def _read_messages(self) -> None:
         reader = cast(asyncio.StreamReader, self._process.stdout)
         try:
-            while data := await reader.readline():
-                self._hear(json.loads(data))
-        except ValueError:
-            # Only a line that is too long or no JSON: this worker and we are not of one version.
-            logger.exception("process %d says what cannot be understood; it is killed", self.pid)
-            self.kill()
+            while True:
+                try:
+                    if not (line := await reader.readline()):
+                        return
+                    self._handle(ipc.decode(line))
+                except RpcError as error:
+                    self._reject(error)
+                except ValueError as error:
+                    # The line is longer than the limit.
+                    self._reject(RpcError(ipc.PARSE_ERROR, str(error)))
         finally:
-            self._fail_all()
+            self._fail_requests()
 
-    def _hear(self, said: Values) -> None:
-        if "serving" in said:
-            self.identity, self.served_since = said["serving"], time.monotonic()
-            self._serves.set()
-        elif "ask" in said:
-            self._ask(self, said)
-        elif "done" in said and (answer := self._waiting(said["done"])):
-            answer.set_result(said["answer"])
-        elif "failed" in said and (answer := self._waiting(said["failed"])):
-            answer.set_exception(WorkerFailedError(said["message"]))
+    def _handle(self, message: Request | Response) -> None:
+        if isinstance(message, Request):
+            self._handle_request(message)
+        elif message.id is None:
+            logger.warning("worker %d, process %d, rejected a message: %s", self.number, self.pid, message.error)
+        elif (response := self._responses.get(message.id)) and not response.done():
+            response.set_result(message)
 
-    def _waiting(self, number: int) -> asyncio.Future[Values] | None:
-        answer = self._told.get(number)
-        return None if answer is None or answer.done() else answer
+    def _handle_request(self, request: Request) -> None:
+        if request.method != ipc.SERVING.name:
+            raise RpcError(ipc.METHOD_NOT_FOUND, f"unknown method {request.method}", request.id)
+        self.identity, self.serving_since = ipc.SERVING.params_of(request), time.monotonic()
+        self._serving.set()
 
-    def _fail_all(self) -> None:
-        for answer in self._told.values():
-            if not answer.done():
-                answer.set_exception(WorkerFailedError("it ended"))
+    def _reject(self, error: RpcError) -> None:
+        logger.warning("worker %d, process %d, sent an invalid message: %s", self.number, self.pid, error)
+        # A notification, whose errors have no id, is never answered; a line that cannot be read is.
+        if error.request_id is not None or error.code in {ipc.PARSE_ERROR, ipc.INVALID_REQUEST}:
+            self._send(ipc.encode_error(error))
+
+    def _fail_requests(self) -> None:
+        for response in self._responses.values():
+            if not response.done():
+                response.set_exception(WorkerEndedError("it ended"))

@@ -1,14 +1,18 @@
-"""Several server processes on one port: their supervisor, which never imports gRPC and computes nothing itself.
+"""Runs several server processes on one port. The supervisor itself runs no model and serves no inference calls.
 
 ::
 
-    polyhead-serve --workers N -> supervisor -> N x `python -m polyhead_server.workers.main`, each on its part of the cores
-                                     |  standard input and output: see ``protocol``; the input's end tells that the
-                                     |  supervisor is gone
+    polyhead-serve --workers N -> supervisor -> N x python -m polyhead_server.workers.main, each on its own cores
+                                   |  JSON-RPC over standard input and output, see ``ipc``; the end of the input
+                                   |  tells a worker that its supervisor has ended
 
-The kernel deals connections out to the workers, and a worker listens only once its model has answered its golden texts
-right. One that dies is started again, later each time; one that is old hands over to a successor. The server ends by
-itself when none serves and one cannot start, or has died again and again.
+The kernel distributes connections among the workers, and a worker listens only once its model has passed the golden
+self-test. A worker that dies is restarted, each time after a longer delay; an old worker is replaced by a successor.
+The server ends when no worker serves and one cannot start, or has died too many times in a row.
+
+The supervisor imports gRPC only if it serves the admin service. Once gRPC has started, no code may run in a forked copy
+of the process, whose locks other threads may hold. So the supervisor runs on asyncio's own event loop, which starts
+processes by vfork and exec. uvloop runs Python in the forked child before it calls exec; with gRPC, children crashed.
 """
 
 from __future__ import annotations
@@ -16,13 +20,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import logging
 import os
 import random
 import signal
 import tempfile
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,132 +33,124 @@ from prometheus_client import CollectorRegistry
 
 from polyhead_server.addresses import require_local, reserve
 from polyhead_server.errors import StartupError
-from polyhead_server.observability.metrics import WorkerMetrics, listen_for_scrapes
+from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, EXIT_FAILED, ServerFailedError
+from polyhead_server.observability.metrics import listen_for_scrapes
+from polyhead_server.observability.multiprocess import WorkerMetrics
+from polyhead_server.security.file_watcher import FileWatcher
 from polyhead_server.settings import Settings, usable_cores
 
 from .commands import WorkerCommands
-from .ipc import Start
+from .config import worker_configs
+from .ipc import WorkerConfig
 from .process import WorkerProcess
 
 logger = logging.getLogger(__name__)
 
-# A worker that dies waits before it starts again, twice as long each time it dies young.
-_FIRST_DELAY_S = 0.1
-_LONGEST_DELAY_S = 10.0
-# One that served for so long was healthy.
+# A worker that dies is restarted after a delay, which doubles each time it dies young.
+RESTART_DELAY_S = 0.1
+MAX_RESTART_DELAY_S = 10.0
+# A worker that served this long counts as healthy.
 _YOUNG_S = 60.0
-# Deaths in a row, each young, after which the server gives up if no other worker serves.
-_MOST_DEATHS = 6
-# Seconds beyond its own grace that a worker has to end before it is killed.
-_KILL_S = 5.0
-# Exit code of a process that was told something it cannot do; starting it again would not help.
-_CANNOT_START = 2
-# A worker's age at which it is replaced, in parts of the greatest: workers that started together part ways.
-_AGES = (0.8, 1.0)
+# Young deaths in a row after which the server gives up, unless another worker serves.
+MAX_DEATHS = 6
+# Seconds after --drain-timeout-s at which a worker that has not ended is killed.
+KILL_GRACE_S = 5.0
+# A worker is replaced at an age drawn from this part of --max-worker-age-s, so that workers that started together are
+# not replaced together.
+_AGE_RANGE = (0.8, 1.0)
 
 
-class WorkerDiedError(Exception):
-    """A worker died again and again."""
+class WorkerDiedError(ServerFailedError):
+    """A worker died too many times in a row."""
 
 
 async def supervise(settings: Settings) -> int:
-    """Runs the workers until SIGTERM or SIGINT; a second signal ends them at once.
+    """Runs the workers until SIGTERM or SIGINT; a second signal kills them.
 
     Returns:
-        The exit code: 0 when everything that was accepted was answered, 1 when something was cut off.
+        The exit code: 0 if everything that was accepted was answered; 1 if work was cut off.
 
     Raises:
         StartupError: The address is taken, there are more workers than cores, or a worker cannot serve this bundle.
-        WorkerDiedError: A worker died again and again.
+        WorkerDiedError: A worker died too many times in a row.
     """
     require_local(settings.admin_listen)
-    with contextlib.ExitStack() as stack:
-        shared: dict[str, Any] = {"listen": stack.enter_context(reserve(settings.listen)), "metrics_listen": ""}
-        if settings.admin_listen and not settings.admin_listen.startswith("unix:"):
-            shared["admin_listen"] = stack.enter_context(reserve(settings.admin_listen))
+    async with contextlib.AsyncExitStack() as stack:
+        address = stack.enter_context(reserve(settings.listen))
         folder, metrics = stack.enter_context(_metrics(settings.metrics_listen))
-        return await _Supervisor(dataclasses.replace(settings, **shared), folder, metrics).run()
+        supervisor = Supervisor(dataclasses.replace(settings, listen=address), folder, metrics)
+        if settings.admin_listen:
+            await _serve_admin(settings, supervisor.commands, stack)
+        return await supervisor.run()
 
 
-def parts(cores: Sequence[int], workers: int) -> list[list[int]]:
-    """Deals cores out: neighbours together, and no worker has more than one more than another."""
-    least, more = divmod(len(cores), workers)
-    ends = [0]
-    for number in range(workers):
-        ends.append(ends[-1] + least + (number < more))
-    return [list(cores[begin:end]) for begin, end in itertools.pairwise(ends)]
+class Supervisor:
+    """Starts, restarts, replaces and stops the workers.
 
-
-def starts(settings: Settings, cores: Sequence[int], usable: int) -> list[Start]:
-    """What each worker is told.
-
-    Args:
-        settings: The server's.
-        cores: Those that this process may run on.
-        usable: How many of them a cgroup's quota is worth. Where it is fewer, nobody is pinned: the quota is of time on
-            any of the cores, and others, who count them alike, would crowd on the same few.
-
-    Raises:
-        StartupError: There are fewer cores than workers.
+    Attributes:
+        commands: Commands to all workers.
     """
-    if settings.workers > usable:
-        raise StartupError(f"--workers {settings.workers} is more than the {usable} cores that this process may use")
-    if usable == len(cores):
-        return [Start(settings, part) for part in parts(cores, settings.workers)]
-    share = dataclasses.replace(settings, cores=usable // settings.workers)
-    return [Start(share, []) for _ in range(settings.workers)]
 
-
-class _Supervisor:
     def __init__(self, settings: Settings, metrics_folder: str, metrics: WorkerMetrics | None) -> None:
+        """Prepares the supervisor; ``run`` starts the workers.
+
+        Args:
+            settings: Settings of the server.
+            metrics_folder: Directory of the files in which all workers count; empty without --metrics-listen.
+            metrics: Reads these files; None without --metrics-listen.
+        """
         self._settings = settings
         self._metrics_folder = metrics_folder
         self._metrics = metrics
         self._stopping = asyncio.Event()
         self._stopped = asyncio.create_task(self._stopping.wait())
         self._workers: set[WorkerProcess] = set()
-        # Of each number the one that serves now.
+        # The worker that serves in each slot, by number.
         self._serving: dict[int, WorkerProcess] = {}
-        self._orders = WorkerCommands(settings, self._workers, self._serving)
+        self.commands = WorkerCommands(settings, self._workers, self._serving)
         self._cut_off = False
         self._background: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> int:
+        """Runs the workers until a signal; returns the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._in_background(self._orders.reload_as_told()))
-        # Only one looks whether the bundle was replaced.
-        theirs = dataclasses.replace(self._settings, reload_interval_s=0.0)
-        told = starts(theirs, sorted(os.sched_getaffinity(0)), usable_cores())
-        watching = asyncio.create_task(self._watch())
-        tasks = [asyncio.create_task(self._keep(number, start)) for number, start in enumerate(told)]
+            loop.add_signal_handler(number, self._on_stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._in_background(self.commands.reload_and_log()))
+        configs = worker_configs(self._settings, sorted(os.sched_getaffinity(0)), usable_cores())
+        watch = asyncio.create_task(self._watch_bundle())
+        tasks = [asyncio.create_task(self._keep_running(number, config)) for number, config in enumerate(configs)]
         try:
             await asyncio.gather(*tasks)
         finally:
-            self._stopping.set()
-            self._terminate_all()
-            watching.cancel()
+            self._stop()
+            watch.cancel()
             while pending := [task for task in (*tasks, *self._background) if not task.done()]:
                 await asyncio.wait(pending)
         logger.info("stopped")
-        return int(self._cut_off)
+        return EXIT_FAILED if self._cut_off else 0
 
-    async def _watch(self) -> None:
+    async def _watch_bundle(self) -> None:
+        # Only the supervisor watches: if each worker did, the commands would not know the new model's identity, and
+        # workers that start later could not be checked against it. A bundle is put in place as a whole, so a new
+        # manifest means that all its files are new.
         if self._settings.reload_interval_s:
-            await self._orders.watch(self._settings.bundle / "bundle.json", self._settings.reload_interval_s)
+            watcher = FileWatcher([self._settings.bundle / "bundle.json"])
+            await watcher.watch(self.commands.reload_and_log, self._settings.reload_interval_s)
 
-    def _stop(self) -> None:
+    def _on_stop_signal(self) -> None:
         if self._stopping.is_set():
-            logger.warning("a second signal: %d workers are killed", len(self._workers))
+            logger.warning("second signal: killing %d workers", len(self._workers))
             for worker in self._workers:
                 worker.kill()
             return
         logger.info("stopping %d workers", len(self._workers))
-        self._stopping.set()
-        self._terminate_all()
+        self._stop()
 
-    def _terminate_all(self) -> None:
+    def _stop(self) -> None:
+        self._stopping.set()
+        self.commands.stopping = True
+        self._in_background(self.commands.update_health())
         for worker in self._workers:
             worker.terminate()
 
@@ -164,45 +159,46 @@ class _Supervisor:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _keep(self, number: int, told: Start) -> None:
-        """Keeps one worker running."""
+    async def _keep_running(self, number: int, config: WorkerConfig) -> None:
+        """Restarts the worker of one slot whenever it dies, until the server stops."""
         deaths = 0
         while not self._stopping.is_set():
-            code, served_s = await self._run_one(number, told)
+            code, served_s = await self._run_slot(number, config)
             if self._stopping.is_set():
                 return
             deaths = deaths + 1 if served_s < _YOUNG_S else 1
-            # Nobody ends those that serve: a bundle that was damaged meanwhile, say, is no reason to.
-            if code == _CANNOT_START and not self._serving:
-                raise StartupError("a worker cannot start; it says why above")
-            if deaths >= _MOST_DEATHS and not self._serving:
+            # Workers that serve keep serving: for example, the bundle may have been damaged after they had loaded it.
+            if code == EXIT_CANNOT_START and not self._serving:
+                raise StartupError("a worker cannot start; its reason is in the log above")
+            if deaths >= MAX_DEATHS and not self._serving:
                 raise WorkerDiedError(f"worker {number} died {deaths} times in a row, the last time with code {code}")
-            delay_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** min(deaths - 1, 10))
-            logger.warning("worker %d died with code %d; it starts again in %g s", number, code, delay_s)
+            delay_s = min(MAX_RESTART_DELAY_S, RESTART_DELAY_S * 2 ** min(deaths - 1, 10))
+            logger.warning("worker %d died with code %d; restarting it in %g s", number, code, delay_s)
             await asyncio.wait({self._stopped}, timeout=delay_s)
 
-    async def _run_one(self, number: int, told: Start) -> tuple[int, float]:
-        """Runs a worker, and its successors when it gets old, to the end; returns an exit code and how long it served.
+    async def _run_slot(self, number: int, config: WorkerConfig) -> tuple[int, float]:
+        """Runs a worker, and its successors when it gets old, to the end.
 
-        In between, the worker has this place: serving, or about to.
+        Returns:
+            The exit code of the last one, and the seconds for which it served.
         """
-        worker = await self._start(number, told)
+        worker = await self._start(number, config)
         if worker is None:
-            return 1, 0.0
-        if await self._up(worker, told):
-            while not await self._gets_old(worker):
-                worker = await self._succeed(worker, told)
-        return await self._end(worker), worker.served_s
+            return EXIT_FAILED, 0.0
+        if await self._wait_until_serving(worker):
+            while not await self._wait_until_old(worker):
+                worker = await self._rotate(worker, config)
+        return await self._wait_until_ended(worker), worker.serving_s
 
-    async def _start(self, number: int, told: Start) -> WorkerProcess | None:
-        told = dataclasses.replace(
-            told,
-            identity=self._orders.identity,
-            drained=self._orders.drained,
+    async def _start(self, number: int, config: WorkerConfig) -> WorkerProcess | None:
+        config = dataclasses.replace(
+            config,
+            identity=self.commands.identity,
+            drained=self.commands.drained,
             metrics_folder=self._metrics_folder,
         )
         try:
-            worker = await WorkerProcess.start(number, told, self._orders.hear)
+            worker = await WorkerProcess.start(number, config)
         except OSError:
             logger.exception("worker %d cannot be started", number)
             return None
@@ -211,77 +207,96 @@ class _Supervisor:
             worker.terminate()
         return worker
 
-    async def _up(self, worker: WorkerProcess, told: Start) -> bool:
+    async def _wait_until_serving(self, worker: WorkerProcess) -> bool:
         """Waits until a worker serves; kills one that takes too long."""
         timeout_s = self._settings.start_timeout_s
-        if not await worker.up(timeout_s, self._stopped):
-            if not worker.ended.done() and not self._stopping.is_set():
+        if not await worker.wait_until_serving(timeout_s, self._stopped):
+            if not worker.ended and not self._stopping.is_set():
                 logger.error(
-                    "worker %d does not serve after %g s, --start-timeout-s; it is killed", worker.number, timeout_s
+                    "worker %d does not serve after %g s (--start-timeout-s); killing it", worker.number, timeout_s
                 )
                 worker.kill()
             return False
-        # While the first workers load the bundle, another may be put in its place.
-        self._orders.identity = self._orders.identity or worker.identity
-        if worker.told.identity is None and worker.identity != self._orders.identity:
-            logger.error("worker %d has loaded another model than the others; it starts again", worker.number)
+        # While the first workers load the bundle, another bundle may be put in its place.
+        self.commands.identity = self.commands.identity or worker.identity
+        if worker.config.identity is None and worker.identity != self.commands.identity:
+            logger.error("worker %d has loaded another model than the others; restarting it", worker.number)
             worker.terminate()
             return False
         self._serving[worker.number] = worker
-        where = f"cores {told.cores}" if told.cores else f"{told.settings.cores} cores' worth of a quota"
-        logger.info("worker %d serves on %s as process %d", worker.number, where, worker.pid)
+        config = worker.config
+        share = f"cores {list(config.cores)}" if config.cores else f"a quota of {config.settings.cores} cores"
+        logger.info("worker %d serves on %s as process %d", worker.number, share, worker.pid)
         if len(self._serving) == self._settings.workers:
             logger.info("all %d workers serve on %s", self._settings.workers, self._settings.listen)
-        await self._orders.welcome(worker)
+        await self.commands.add(worker)
+        await self.commands.update_health()
         return True
 
-    async def _gets_old(self, worker: WorkerProcess) -> bool:
-        """Waits until a worker is old; returns False for that, True when it ended before, or all are told to."""
-        age_s = self._settings.max_worker_age_s * random.uniform(*_AGES) or None  # noqa: S311 - no secret
-        waited = {cast(asyncio.Task[Any], worker.ended), self._stopped}
+    async def _wait_until_old(self, worker: WorkerProcess) -> bool:
+        """Waits until a worker is old; returns True if it ended before or the server stops, False once it is old."""
+        age_s = self._settings.max_worker_age_s * random.uniform(*_AGE_RANGE) or None  # noqa: S311 - not a secret
+        waited = {cast(asyncio.Task[Any], worker.exit_code), self._stopped}
         done, _ = await asyncio.wait(waited, timeout=age_s, return_when=asyncio.FIRST_COMPLETED)
         return bool(done)
 
-    async def _succeed(self, old: WorkerProcess, told: Start) -> WorkerProcess:
-        """Starts a successor, and ends the old worker once it serves; returns the one that serves then."""
-        async with self._orders.changing:
-            if old.ended.done() or self._stopping.is_set():
+    async def _rotate(self, old: WorkerProcess, config: WorkerConfig) -> WorkerProcess:
+        """Starts a successor and stops the old worker once the successor serves; returns the worker that stays."""
+        async with self.commands.changing:
+            if old.ended or self._stopping.is_set():
                 return old
-            logger.info("worker %d has served for %.0f s; its successor starts", old.number, old.served_s)
-            new = await self._start(old.number, told)
+            logger.info("worker %d has served for %.0f s; starting its successor", old.number, old.serving_s)
+            new = await self._start(old.number, config)
             if new is None:
                 return old
-            if not await self._up(new, told):
+            if not await self._wait_until_serving(new):
                 logger.error("worker %d stays, because its successor failed", old.number)
-                self._in_background(self._end(new))
+                self._in_background(self._wait_until_ended(new))
                 return old
             old.terminate()
-            self._in_background(self._end(old))
+            self._in_background(self._wait_until_ended(old))
         return new
 
-    async def _end(self, worker: WorkerProcess) -> int:
-        """Sees a worker to its end, and kills one that was told to end and does not; returns its exit code."""
+    async def _wait_until_ended(self, worker: WorkerProcess) -> int:
+        """Waits for the end of a worker and returns its exit code; kills one that was told to stop and does not."""
         try:
-            code = await asyncio.wait_for(asyncio.shield(worker.ended), self._settings.drain_timeout_s + _KILL_S)
+            timeout_s = self._settings.drain_timeout_s + KILL_GRACE_S
+            code = await asyncio.wait_for(asyncio.shield(worker.exit_code), timeout_s)
         except TimeoutError:
-            logger.error("process %d does not end; it is killed", worker.pid)  # noqa: TRY400 - that is all of it
+            logger.error("process %d does not end; killing it", worker.pid)  # noqa: TRY400 - the traceback adds nothing
             worker.kill()
-            code = await worker.ended
+            code = await worker.exit_code
         self._workers.discard(worker)
         if self._serving.get(worker.number) is worker:
             del self._serving[worker.number]
-        if worker.told_to_end and worker.served_since and code:
+        if worker.stop_requested and worker.serving_since and code:
             self._cut_off = self._cut_off or self._stopping.is_set()
             logger.error("worker %d, process %d, ended with code %d: work was cut off", worker.number, worker.pid, code)
         if self._metrics:
-            self._metrics.bury(worker.pid)
-        await self._orders.hand_admin()
+            self._metrics.merge_dead_worker(worker.pid)
+        await self.commands.update_health()
         return code
+
+
+async def _serve_admin(settings: Settings, commands: WorkerCommands, stack: contextlib.AsyncExitStack) -> None:
+    """Serves the admin service in this process until the stack is closed.
+
+    Raises:
+        StartupError: The address is taken.
+    """
+    from polyhead_server.rpc.admin_service import AdminServer
+    from polyhead_server.rpc.health import Health
+
+    commands.health = Health()
+    await commands.update_health()
+    admin = AdminServer(settings, commands, commands.health)
+    await admin.open()
+    stack.push_async_callback(admin.close)
 
 
 @contextlib.contextmanager
 def _metrics(listen: str) -> Iterator[tuple[str, WorkerMetrics | None]]:
-    """Answers scrapes for all workers, out of files that they write to a folder; yields the folder and what reads it.
+    """Answers scrapes for all workers from files in which they count; yields the files' directory and their reader.
 
     Raises:
         StartupError: The address is taken.

@@ -37,7 +37,7 @@ class PlayedService(admin_service_pb2_grpc.AdminServiceServicer):
 
     def GetStats(self, _: pb2.GetStatsRequest, __: Any) -> pb2.GetStatsResponse:  # noqa: N802
         wait = Duration(seconds=1, nanos=500_000_000)
-        one = pb2.WorkerStats(process_id=7, items_total=2**40, expected_wait=wait, refused_total={"OVERLOADED": 3})
+        one = pb2.WorkerStats(process_id=7, items_total=2**40, expected_wait=wait, item_errors_total={"OVERLOADED": 3})
         return pb2.GetStatsResponse(workers=[one, pb2.WorkerStats(process_id=8)])
 
 
@@ -63,7 +63,7 @@ def admin(*arguments: str) -> Result:
 def test_stats_are_numbers_one_line_a_worker(target: str) -> None:
     first, second = map(json.loads, admin("stats", "--target", target).stdout.splitlines())
     assert (first["process_id"], second["process_id"]) == (7, 8)
-    assert (first["items_total"], first["expected_wait"], first["refused_total"]) == (2**40, 1.5, {"OVERLOADED": 3})
+    assert (first["items_total"], first["expected_wait"], first["item_errors_total"]) == (2**40, 1.5, {"OVERLOADED": 3})
     assert second["items_total"] == 0
 
 

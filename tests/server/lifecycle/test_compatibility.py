@@ -1,36 +1,38 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 from polyhead_server.inference.model import Model
-from polyhead_server.lifecycle.compatibility import Identity, problem
+from polyhead_server.lifecycle.compatibility import identity_of, incompatibility
+from polyhead_server.worker_types import HeadIdentity, ModelIdentity
 
-TOPIC = ("topic", "softmax", ("a", "b"))
-MOOD = ("mood", "sigmoid", ("no", "yes"))
-OLD = Identity("space", (TOPIC, MOOD))
+TOPIC = HeadIdentity("topic", "softmax", ("a", "b"))
+MOOD = HeadIdentity("mood", "sigmoid", ("no", "yes"))
+OLD = ModelIdentity("space", (TOPIC, MOOD))
 
 
 @pytest.mark.parametrize(
-    ("new", "why"),
+    ("new", "reason"),
     [
         (OLD, None),
-        (Identity("space", (TOPIC, MOOD, ("more", "softmax", ("x", "y")))), None),
-        (Identity("other", OLD.heads), "embedding space other"),
-        (Identity("space", (TOPIC,)), "1 heads"),
-        (Identity("space", (MOOD, TOPIC)), "mood"),
-        (Identity("space", (("topic", "softmax", ("b", "a")), MOOD)), "b, a"),
-        (Identity("space", (("topic", "sigmoid", ("a", "b")), MOOD)), "sigmoid"),
-        (Identity("space", (("subject", "softmax", ("a", "b")), MOOD)), "subject"),
+        (ModelIdentity("space", (TOPIC, MOOD, HeadIdentity("more", "softmax", ("x", "y")))), None),
+        (ModelIdentity("other", OLD.heads), "embedding space other"),
+        (ModelIdentity("space", (TOPIC,)), "1 heads"),
+        (ModelIdentity("space", (MOOD, TOPIC)), "mood"),
+        (ModelIdentity("space", (HeadIdentity("topic", "softmax", ("b", "a")), MOOD)), "b, a"),
+        (ModelIdentity("space", (HeadIdentity("topic", "sigmoid", ("a", "b")), MOOD)), "sigmoid"),
+        (ModelIdentity("space", (HeadIdentity("subject", "softmax", ("a", "b")), MOOD)), "subject"),
     ],
     ids=["same", "more heads", "space", "fewer heads", "order of heads", "order of labels", "kind", "name"],
 )
-def test_model_may_follow_where_clients_can_go_on(new: Identity, why: str | None) -> None:
-    found = problem(OLD, new)
-    assert found is None if why is None else found is not None and why in found
+def test_model_is_compatible_if_clients_can_continue(new: ModelIdentity, reason: str | None) -> None:
+    found = incompatibility(OLD, new)
+    assert found is None if reason is None else found is not None and reason in found
 
 
-def test_identity_survives_the_way_to_another_process(model: Model) -> None:
-    identity = Identity.of(model)
+def test_identity_is_that_of_the_bundle(model: Model) -> None:
+    identity = identity_of(model)
     assert identity.embedding_space == "e" * 16
-    assert Identity.from_json(json.loads(json.dumps(identity.to_json()))) == identity
+    assert identity.heads == (
+        HeadIdentity("topic", "softmax", ("a", "b", "c")),
+        HeadIdentity("sentiment", "sigmoid", ("negative", "positive")),
+    )

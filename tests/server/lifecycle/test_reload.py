@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -16,9 +17,12 @@ from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.inference.scheduler import Flow
 from polyhead_server.inference.tokenization import Tokenizer
 from polyhead_server.inference.types import Item, Message, RequestOptions, Result
-from polyhead_server.lifecycle.reload import Reloader, state_of
+from polyhead_server.lifecycle.operations import Operations
+from polyhead_server.lifecycle.reload import Reloader
 from polyhead_server.observability.metrics import Metrics
+from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.inference_service import InferenceService
+from polyhead_server.security.file_watcher import FileWatcher
 from polyhead_server.settings import Settings
 
 from tests.server.conftest import MAX_TOKENS, FakeEngine, embedding_of
@@ -26,8 +30,14 @@ from tests.server.conftest import MAX_TOKENS, FakeEngine, embedding_of
 pytestmark = pytest.mark.timeout(60)
 
 
-class Shelf:
-    """Where the next bundle comes from, and a server with one compute thread that takes it."""
+class ReloadableServer:
+    """A server with one compute thread, and the model that its next load returns.
+
+    Attributes:
+        next: The model, or the error that the load raises.
+        loads: How many loads have begun.
+        counts: The outcome of each reload.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.next: Model | Exception
@@ -54,17 +64,17 @@ class Shelf:
         assert self.service.pipeline is not None
         return self.service.pipeline
 
-    async def ask(self, text: str) -> asyncio.Future[object]:
+    async def submit(self, text: str) -> asyncio.Future[object]:
         (future,) = await self.pipeline.submit(Message((Item("", text),), RequestOptions()), Flow(), None)
         return future  # type: ignore[return-value]
 
 
 @pytest.fixture
-async def shelf(model: Model, settings: Callable[..., Settings]) -> AsyncIterator[Shelf]:
-    shelf = Shelf(settings())
-    shelf.service.serve(shelf.start(model))
-    yield shelf
-    await shelf.pipeline.close()
+async def server(model: Model, settings: Callable[..., Settings]) -> AsyncIterator[ReloadableServer]:
+    server = ReloadableServer(settings())
+    server.service.serve(server.start(model))
+    yield server
+    await server.pipeline.close()
 
 
 @pytest.fixture
@@ -81,14 +91,14 @@ def successor(model: Model, tokenizer_file: Path, space: str = "e" * 16, topic: 
     return Model(source, Tokenizer(tokenizer_file, MAX_TOKENS, 1000), FakeEngine(), (), max_batch_tokens=256)
 
 
-async def test_what_was_accepted_is_answered_by_the_old_model_and_the_rest_by_the_new(
-    shelf: Shelf, engine: FakeEngine, retrained: Model
+async def test_accepted_items_get_answers_of_the_old_model_and_later_items_of_the_new(
+    server: ReloadableServer, engine: FakeEngine, retrained: Model
 ) -> None:
     engine.gate.clear()
-    before = [await shelf.ask("w1") for _ in range(5)]
-    old, shelf.next = shelf.pipeline, retrained
-    assert await shelf.reloader.reload() is retrained
-    after = await shelf.ask("w2")
+    before = [await server.submit("w1") for _ in range(5)]
+    old, server.next = server.pipeline, retrained
+    assert await server.reloader.reload() is retrained
+    after = await server.submit("w2")
     assert isinstance(await after, Result)
     assert not any(future.done() for future in before)
     engine.gate.set()
@@ -97,142 +107,158 @@ async def test_what_was_accepted_is_answered_by_the_old_model_and_the_rest_by_th
         assert isinstance(outcome, Result)
         assert outcome.numbers.embedding.tolist() == embedding_of("w1")
     assert sum(count for count, _ in engine.passes) == 5
-    assert shelf.pipeline is not old
-    assert shelf.counts == ["success"]
+    assert server.pipeline is not old
+    assert server.counts == ["success"]
 
 
-async def test_old_model_is_freed_when_its_last_item_is_out(shelf: Shelf, engine: FakeEngine, retrained: Model) -> None:
-    old, threads = weakref.ref(shelf.pipeline), shelf.pipeline._threads
+async def test_old_model_is_freed_after_its_last_answer(
+    server: ReloadableServer, engine: FakeEngine, retrained: Model
+) -> None:
+    old = weakref.ref(server.pipeline)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("compute-")]
+    assert len(threads) == 1
     engine.gate.clear()
-    last = await shelf.ask("w1")
-    shelf.next = retrained
-    await shelf.reloader.reload()
+    last = await server.submit("w1")
+    server.next = retrained
+    await server.reloader.reload()
     assert old() is not None
     closed_early = engine.closed
     engine.gate.set()
     await last
-    await asyncio.gather(*shelf.reloader._ending)
+    await asyncio.gather(*server.reloader.closing)
     assert not any(thread.is_alive() for thread in threads)
-    # Also while something still refers to it, such as a stream that waits for its next message.
+    # The engine is closed even while something refers to it, such as a stream that waits for its next message.
     assert (closed_early, engine.closed) == (False, True)
     del threads, last
     gc.collect()
     assert old() is None
 
 
-async def test_all_that_was_accepted_is_answered_however_long_it_takes(
-    shelf: Shelf, engine: FakeEngine, retrained: Model, monkeypatch: pytest.MonkeyPatch
+async def test_accepted_items_are_answered_however_long_it_takes(
+    server: ReloadableServer, engine: FakeEngine, retrained: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "_JOIN_S", 0.01)
     monkeypatch.setattr(pipeline, "_LOOK_S", 0.01)
     engine.gate.clear()
-    # None rides with another.
-    accepted = [await shelf.ask("w1 " * length) for length in (1, 4, 8, 12)]
-    shelf.next = retrained
-    await shelf.reloader.reload()
-    (ending,) = shelf.reloader._ending
-    await asyncio.wait({ending}, timeout=0.2)
-    assert not ending.done()
+    # The lengths differ so much that no two items share a batch.
+    accepted = [await server.submit("w1 " * length) for length in (1, 4, 8, 12)]
+    server.next = retrained
+    await server.reloader.reload()
+    (closing,) = server.reloader.closing
+    await asyncio.wait({closing}, timeout=0.2)
+    assert not closing.done()
     engine.gate.set()
     assert all(isinstance(outcome, Result) for outcome in await asyncio.gather(*accepted))
-    await ending
+    await closing
     assert engine.closed
 
 
-async def test_engine_in_which_a_thread_hangs_is_not_closed(
-    shelf: Shelf, engine: FakeEngine, retrained: Model, monkeypatch: pytest.MonkeyPatch
+async def test_engine_is_not_closed_while_a_thread_hangs_in_it(
+    server: ReloadableServer, engine: FakeEngine, retrained: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "_JOIN_S", 0.01)
     engine.gate.clear()
-    last = await shelf.ask("w1")
+    last = await server.submit("w1")
     await engine.hold()
-    shelf.next = retrained
-    await shelf.reloader.reload()
-    await asyncio.gather(*shelf.reloader._ending)
+    server.next = retrained
+    await server.reloader.reload()
+    await asyncio.gather(*server.reloader.closing)
     assert not engine.closed
     engine.gate.set()
     assert isinstance(await last, Result)
 
 
-async def test_model_that_is_refused_is_freed(shelf: Shelf, model: Model, tokenizer_file: Path) -> None:
-    refused = shelf.next = successor(model, tokenizer_file, space="E" * 16)
+async def test_refused_model_is_freed(server: ReloadableServer, model: Model, tokenizer_file: Path) -> None:
+    refused = server.next = successor(model, tokenizer_file, space="E" * 16)
     with pytest.raises(ReloadError):
-        await shelf.reloader.reload()
+        await server.reloader.reload()
     assert isinstance(refused.engine, FakeEngine)
     assert refused.engine.closed
 
 
-async def test_bundle_that_cannot_be_served_leaves_the_old_one(shelf: Shelf) -> None:
-    old, shelf.next = shelf.pipeline, StartupError("model.onnx: was changed")
+async def test_old_model_stays_if_the_bundle_is_invalid(server: ReloadableServer) -> None:
+    old, server.next = server.pipeline, StartupError("model.onnx: was changed")
     with pytest.raises(ReloadError, match=r"the old model stays: model\.onnx: was changed"):
-        await shelf.reloader.reload()
-    assert shelf.pipeline is old
-    assert isinstance(await (await shelf.ask("w1")), Result)
-    assert shelf.counts == ["refused"]
+        await server.reloader.reload()
+    assert server.pipeline is old
+    assert isinstance(await (await server.submit("w1")), Result)
+    assert server.counts == ["refused"]
 
 
-async def test_loading_that_fails_in_any_way_leaves_the_old_one(shelf: Shelf) -> None:
-    old, shelf.next = shelf.pipeline, MemoryError("a secret path")
+async def test_old_model_stays_if_loading_fails_for_any_reason(server: ReloadableServer) -> None:
+    old, server.next = server.pipeline, MemoryError("a secret path")
     with pytest.raises(ReloadError) as caught:
-        await shelf.reloader.reload()
+        await server.reloader.reload()
     assert "secret" not in str(caught.value)
-    assert shelf.pipeline is old
-    assert shelf.counts == ["refused"]
+    assert server.pipeline is old
+    assert server.counts == ["refused"]
 
 
-async def test_another_embedding_space_has_to_be_forced(shelf: Shelf, model: Model, tokenizer_file: Path) -> None:
-    old, shelf.next = shelf.pipeline, successor(model, tokenizer_file, space="o" * 16)
-    with pytest.raises(ReloadError, match="embeddings of both cannot be compared"):
-        await shelf.reloader.reload()
-    assert shelf.pipeline is old
-    shelf.next = successor(model, tokenizer_file, space="o" * 16)
-    assert await shelf.reloader.reload(force=True) is shelf.pipeline.model
+async def test_another_embedding_space_requires_force(
+    server: ReloadableServer, model: Model, tokenizer_file: Path
+) -> None:
+    old, server.next = server.pipeline, successor(model, tokenizer_file, space="o" * 16)
+    with pytest.raises(ReloadError, match="embeddings of the two cannot be compared"):
+        await server.reloader.reload()
+    assert server.pipeline is old
+    server.next = successor(model, tokenizer_file, space="o" * 16)
+    assert await server.reloader.reload(force=True) is server.pipeline.model
 
 
-async def test_two_reloads_come_one_after_the_other(shelf: Shelf, model: Model, tokenizer_file: Path) -> None:
-    shelf.next = successor(model, tokenizer_file)
-    first = asyncio.ensure_future(shelf.reloader.reload())
-    second = asyncio.ensure_future(shelf.reloader.reload())
+async def test_reloads_run_one_after_the_other(server: ReloadableServer, model: Model, tokenizer_file: Path) -> None:
+    server.next = successor(model, tokenizer_file)
+    first = asyncio.ensure_future(server.reloader.reload())
+    second = asyncio.ensure_future(server.reloader.reload())
     await asyncio.sleep(0)
-    assert shelf.loads == 1
+    assert server.loads == 1
     await first
-    shelf.next = successor(model, tokenizer_file)
-    assert await second is shelf.next
-    assert shelf.loads == 2
+    server.next = successor(model, tokenizer_file)
+    assert await second is server.next
+    assert server.loads == 2
 
 
-async def test_nothing_follows_a_model_that_is_not_there(settings: Callable[..., Settings]) -> None:
-    with pytest.raises(ReloadError, match="no model yet"):
-        await Shelf(settings()).reloader.reload()
+async def test_reload_before_the_first_model_is_refused(settings: Callable[..., Settings]) -> None:
+    with pytest.raises(ReloadError, match="no serving model"):
+        await ReloadableServer(settings()).reloader.reload()
 
 
-async def test_watching_reloads_when_the_manifest_was_replaced_and_tries_once(
-    shelf: Shelf, retrained: Model, tmp_path: Path
+async def test_replaced_bundle_is_loaded_once_even_if_it_is_refused(
+    server: ReloadableServer, retrained: Model, tmp_path: Path
 ) -> None:
     manifest = tmp_path / "bundle.json"
     manifest.write_text("old")
-    watching = asyncio.ensure_future(shelf.reloader.watch(manifest, state_of(manifest), 0))
+    operations = Operations(server.service, Health())
+    operations.reloader = server.reloader
+    looks = asyncio.Queue[None]()
+
+    async def sleep(_: float) -> None:
+        await looks.get()
+
+    async def look(times: int = 1) -> None:
+        for _ in range(times):
+            looks.put_nowait(None)
+        while not looks.empty():
+            await asyncio.sleep(0)
 
     async def replace_and_wait(number: int) -> None:
         replacement = tmp_path / "new"
         replacement.write_text(f"new {number}")
         replacement.rename(manifest)
-        while shelf.loads < number:
+        await look()
+        while len(server.counts) < number:
             await asyncio.sleep(0)
 
-    shelf.next = StartupError("damaged")
+    watching = asyncio.ensure_future(FileWatcher([manifest]).watch(operations.reload_and_log, 5, sleep))
+    server.next = StartupError("damaged")
     await asyncio.wait_for(replace_and_wait(1), 10)
-    shelf.next = retrained
-    # It was told once that it is damaged, and is looked at again when it changes.
-    for _ in range(100):
-        await asyncio.to_thread(state_of, manifest)
-    assert shelf.loads == 1
+    server.next = retrained
+    # The refused bundle is not loaded again until it changes.
+    await look(3)
+    assert server.loads == 1
     await asyncio.wait_for(replace_and_wait(2), 10)
-    while shelf.pipeline.model is not retrained:
-        await asyncio.sleep(0)
+    assert server.pipeline.model is retrained
     manifest.unlink()
-    for _ in range(100):
-        await asyncio.to_thread(state_of, manifest)
+    await look(3)
     assert not watching.done()
-    assert shelf.loads == 2
+    assert (server.loads, server.counts) == (2, ["refused", "success"])
     watching.cancel()

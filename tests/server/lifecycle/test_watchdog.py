@@ -1,40 +1,41 @@
 from __future__ import annotations
 
 import pytest
-from polyhead_server import watchdog
+from polyhead_server.lifecycle.watchdog import wait_for_failure
 
 
-class Played:
-    """A pipeline whose trouble is known."""
+class FakePipeline:
+    """A pipeline with a given failure reason."""
 
-    def __init__(self, trouble: str | None) -> None:
-        self._trouble = trouble
+    def __init__(self, reason: str | None) -> None:
+        self._reason = reason
 
     def trouble(self) -> str | None:
-        return self._trouble
+        return self._reason
 
 
-async def test_trouble_is_waited_for_and_told() -> None:
-    looks = [None, Played(None), Played(None), Played("a pass has been running for 130 s")]
+async def test_failure_is_waited_for_and_its_reason_returned() -> None:
+    reason = "a pass has been running for 130 s"
+    pipelines = [None, FakePipeline(None), FakePipeline(None), FakePipeline(reason)]
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    assert await watchdog.trouble(lambda: looks.pop(0), sleep) == "a pass has been running for 130 s"
-    assert not looks
+    assert await wait_for_failure(lambda: pipelines.pop(0), sleep) == reason
+    assert not pipelines
     assert slept == [1.0] * 4
 
 
-async def test_without_trouble_nothing_ends() -> None:
-    """The control: it looks as long as it is let."""
-    left = 100
+async def test_healthy_pipeline_is_watched_without_end() -> None:
+    """Control for the test above."""
+    remaining = 100
 
     async def sleep(_: float) -> None:
-        nonlocal left
-        left -= 1
-        if not left:
+        nonlocal remaining
+        remaining -= 1
+        if not remaining:
             raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        await watchdog.trouble(lambda: Played(None), sleep)
+        await wait_for_failure(lambda: FakePipeline(None), sleep)

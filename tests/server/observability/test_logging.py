@@ -1,11 +1,23 @@
+"""Log lines as text and as JSON, and the end of a process whose log reports that it is out of memory."""
+
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+from collections.abc import Iterator
 
 import pytest
-from polyhead_server.observability.logging import _TEXT, REQUEST_CONTEXT, JsonFormatter, TextFormatter, fields
+from google.protobuf.message import DecodeError
+from polyhead_server.observability.logging import (
+    REQUEST_CONTEXT,
+    TEXT_FORMAT,
+    JsonFormatter,
+    OutOfMemoryFilter,
+    TextFormatter,
+    fields,
+)
 
 
 def record(message: str = "done: %s", *arguments: object, **more: object) -> logging.LogRecord:
@@ -15,13 +27,14 @@ def record(message: str = "done: %s", *arguments: object, **more: object) -> log
 
 
 @pytest.fixture
-def call() -> object:
+def request_context() -> Iterator[None]:
     token = REQUEST_CONTEXT.set({"request_id": "r-1", "trace_id": "abc"})
     yield
     REQUEST_CONTEXT.reset(token)
 
 
-def test_json_line_is_one_object_with_what_the_call_is_known_by(call: object) -> None:
+@pytest.mark.usefixtures("request_context")
+def test_json_line_is_one_object_with_the_ids_of_the_call() -> None:
     line = JsonFormatter().format(record(**fields(method="Analyze", items=2)))
     values = json.loads(line)
     assert "\n" not in line
@@ -43,7 +56,7 @@ def test_json_line_outside_of_calls_has_no_request_id() -> None:
     assert "request_id" not in json.loads(JsonFormatter().format(record()))
 
 
-def test_json_line_holds_the_traceback_as_one_string() -> None:
+def test_json_line_contains_the_traceback_as_one_string() -> None:
     try:
         int("odd")
     except ValueError:
@@ -52,9 +65,39 @@ def test_json_line_holds_the_traceback_as_one_string() -> None:
     assert json.loads(line)["exception"].endswith("invalid literal for int() with base 10: 'odd'")
 
 
-def test_text_line_names_the_request(call: object) -> None:
-    assert TextFormatter(_TEXT).format(record()).endswith("INFO polyhead_server.x: [r-1] done: yes")
+@pytest.mark.usefixtures("request_context")
+def test_text_line_contains_the_request_id() -> None:
+    assert TextFormatter(TEXT_FORMAT).format(record()).endswith("INFO polyhead_server.x: [r-1] done: yes")
 
 
-def test_text_line_outside_of_calls_is_as_ever() -> None:
-    assert TextFormatter(_TEXT).format(record()).endswith("INFO polyhead_server.x: done: yes")
+def test_text_line_outside_of_calls_has_no_request_id() -> None:
+    assert TextFormatter(TEXT_FORMAT).format(record()).endswith("INFO polyhead_server.x: done: yes")
+
+
+class Exited(BaseException):
+    """The process has exited."""
+
+
+@pytest.mark.parametrize(
+    ("error", "exits"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("broken"), False),
+        (DecodeError("Error parsing message"), False),
+        (None, False),
+    ],
+)
+def test_record_of_a_lack_of_memory_ends_the_process(
+    error: Exception | None, exits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(code: int) -> None:
+        raise Exited(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    exc_info = (type(error), error, None) if error else None
+    line = logging.LogRecord("grpc._cython.cygrpc", logging.ERROR, "", 0, "a call failed", None, exc_info)
+    if exits:
+        with pytest.raises(Exited):
+            OutOfMemoryFilter().filter(line)
+    else:
+        assert OutOfMemoryFilter().filter(line)

@@ -1,56 +1,105 @@
+"""The metrics of one server process."""
+
 from __future__ import annotations
 
-import os
-import struct
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from polyhead_server.errors import ExpiredError
 from polyhead_server.inference.model import Model
-from polyhead_server.observability.metrics import Metrics, WorkerMetrics
+from polyhead_server.inference.scheduler import Batch
+from polyhead_server.observability.instruments import BatchHistogram, Instruments
+from polyhead_server.observability.metrics import Metrics
+
+from tests.server.conftest import entry
 
 
-async def test_lag_is_what_a_timer_was_late(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_event_loop_lag_is_the_delay_of_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    late_s = iter([0.0, 0.3])
+    delays_s = iter([0.0, 0.3])
 
-    async def sleep(wanted_s: float) -> None:
+    async def sleep(duration_s: float) -> None:
         nonlocal now
-        now += wanted_s + next(late_s)
+        now += duration_s + next(delays_s)
 
     metrics = Metrics()
-    # The iterator's end, inside of a coroutine.
+    # The end of the iterator surfaces as RuntimeError inside a coroutine.
     with pytest.raises(RuntimeError, match="StopIteration"):
-        await metrics.watch(lambda: None, sleep)
+        await metrics.sample(lambda: None, sleep)
     assert metrics.value("polyhead_event_loop_lag_seconds_count") == 2
     assert metrics.value("polyhead_event_loop_lag_seconds_sum") == pytest.approx(0.3)
     assert metrics.value("polyhead_event_loop_lag_seconds_bucket", le="0.2") == 1
 
 
-def test_process_is_measured_where_it_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_queue_seconds_observes_each_item_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [entry(3) for _ in range(3)]
+    for one, tokenized_s in zip(entries, (10.0, 10.0, 13.0), strict=True):
+        one.tokenized_ns = int(tokenized_s * 1e9)
+    # The batch took 0.5 s and has just ended: it started at 13.5 s.
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 14 * 10**9)
+    metrics = Metrics()
+    metrics.observe_batch(Batch(entries, []), 0.5)
+    assert metrics.value("polyhead_queue_seconds_count") == 3
+    assert metrics.value("polyhead_queue_seconds_sum") == pytest.approx(3.5 + 3.5 + 0.5)
+    assert metrics.value("polyhead_queue_seconds_bucket", le="0.5") == 1
+    assert metrics.value("polyhead_items_total") == 3
+
+
+async def test_batch_of_expired_items_only_is_not_counted() -> None:
+    metrics = Metrics()
+    metrics.observe_batch(Batch([], [entry(3)]), 0.5)
+    assert metrics.value("polyhead_queue_seconds_count") == metrics.value("polyhead_batch_size_count") == 0
+
+
+def test_observing_many_values_equals_observing_each() -> None:
+    amounts = [0.0, 0.1, 0.1000001, 0.5, 1.0, 7.0, 0.5]
+    at_once = Instruments().histogram("x_seconds", "X.", buckets=(0.1, 0.5, 1))
+    at_once.observe_many(amounts)
+    one_by_one = BatchHistogram("x_seconds", "X.", buckets=(0.1, 0.5, 1), registry=None)
+    for amount in amounts:
+        one_by_one.observe(amount)
+    for histogram in (at_once, one_by_one):
+        assert sample_values(histogram)["_count", ""] == 7
+    assert sample_values(at_once) == pytest.approx(sample_values(one_by_one))
+
+
+def sample_values(histogram: BatchHistogram) -> dict[tuple[str, str], float]:
+    """Returns the value of each sample, except the time of creation, by the end of its name and its bucket."""
+    return {
+        (sample.name.removeprefix("x_seconds"), sample.labels.get("le", "")): sample.value
+        for metric in histogram.collect()
+        for sample in metric.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+def test_process_metrics_require_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Metrics().value("process_resident_memory_bytes") > 0
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "somewhere")
     assert Metrics().value("process_resident_memory_bytes") == 0
 
 
-def test_counters_that_alerts_look_at_begin_at_zero() -> None:
+def test_counters_that_alerts_watch_start_at_zero() -> None:
     metrics = Metrics()
-    metrics.expect_calls(["Analyze"])
+    metrics.initialize_requests(["Analyze"])
     for name, labels in (
         ("polyhead_reloads_total", {"outcome": "refused"}),
         ("polyhead_item_errors_total", {"reason": "INTERNAL"}),
         ("polyhead_requests_total", {"method": "Analyze", "code": "INTERNAL"}),
     ):
         assert metrics.registry.get_sample_value(name, labels) == 0
-    # An operator is shown only what was refused.
-    assert metrics.refusals() == {}
+    # Reasons without errors are not reported to operators.
+    assert metrics.item_errors() == {}
 
 
-def test_version_is_told(model: Model) -> None:
+def test_item_errors_are_counted_by_reason() -> None:
+    metrics = Metrics()
+    metrics.count_outcomes([ExpiredError(), ExpiredError()])
+    assert metrics.item_errors() == {"DEADLINE_EXPIRED": 2}
+
+
+def test_version_is_reported(model: Model) -> None:
     (sample,) = [
         sample
         for family in Metrics().registry.collect()
@@ -59,71 +108,3 @@ def test_version_is_told(model: Model) -> None:
     ]
     assert sample.value == 1
     assert sample.labels["version"]
-
-
-COUNTS = """
-import sys
-from polyhead_server.metrics import Metrics
-metrics = Metrics()
-metrics.calls(1)
-for size in map(int, sys.argv[1:]):
-    metrics.requested(size)
-    metrics.called("Analyze", "OK", size / 1000, unary=True)
-"""
-
-
-@pytest.fixture
-def count(tmp_path: Path) -> Callable[..., int]:
-    """Lets a worker count requests of some sizes; returns its process id."""
-
-    def run(*sizes: int) -> int:
-        environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-        process = subprocess.Popen([sys.executable, "-c", COUNTS, *map(str, sizes)], env=environment)
-        assert process.wait(60) == 0
-        return process.pid
-
-    return run
-
-
-def samples(metrics: WorkerMetrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in metrics.collect()
-        for sample in family.samples
-        # Of those that live.
-        if family.type != "gauge"
-    }
-
-
-def test_what_the_dead_counted_is_kept_without_their_files(count: Callable[..., int], tmp_path: Path) -> None:
-    metrics = WorkerMetrics(tmp_path)
-    dead, lives = [count(10, 70_000), count(10), count(500)], count(20)
-    before = samples(metrics)
-    assert before["polyhead_requests_total", (("code", "OK"), ("method", "Analyze"))] == 5
-    assert before["polyhead_request_bytes_sum", ()] == 70_540
-    for pid in dead:
-        metrics.bury(pid)
-        assert samples(metrics) == before
-    left = {path.name for path in tmp_path.glob("*.db")}
-    assert left >= {"counter_dead.db", "histogram_dead.db", f"counter_{lives}.db", f"histogram_{lives}.db"}
-    assert not any(str(pid) in name for pid in dead for name in left)
-
-
-def test_file_that_cannot_be_read_is_not_kept(
-    count: Callable[..., int], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As of a worker that was killed while it made it: every scrape would stumble over it."""
-    metrics = WorkerMetrics(tmp_path)
-    count(10)
-    before = samples(metrics)
-    (tmp_path / "counter_1.db").touch()
-    with pytest.raises(struct.error):
-        samples(metrics)
-    metrics.bury(1)
-    assert samples(metrics) == before
-    assert "what process 1 counted is lost" in caplog.text
-
-
-def test_who_has_no_files_is_buried_all_the_same(tmp_path: Path) -> None:
-    WorkerMetrics(tmp_path).bury(1)
-    assert not list(tmp_path.iterdir())

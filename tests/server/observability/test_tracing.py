@@ -1,4 +1,4 @@
-"""Spans of calls over a real socket, with the fake engine, kept in memory."""
+"""Spans of calls over a real socket, with the fake engine; the exporter keeps them in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.observability.tracing import Tracing
-from polyhead_server.rpc.inference_service import NAME, InferenceService, handler
+from polyhead_server.rpc import service_names
+from polyhead_server.rpc.handlers import inference_handler
+from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
 from polyhead_server.settings import Settings
@@ -28,11 +30,11 @@ from tests.server.conftest import FakeEngine
 
 pytestmark = pytest.mark.timeout(60)
 
-TRACE, ABOVE = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
 class Traced:
-    """A server with one compute thread, a stub for it, and the spans that have ended."""
+    """A server with one compute thread, a stub for it, and its finished spans."""
 
     def __init__(self, service: InferenceService, stub: Any, exporter: InMemorySpanExporter) -> None:
         self.service = service
@@ -46,8 +48,8 @@ class Traced:
         return named
 
     async def call(self, method: str) -> ReadableSpan:
-        """The span of the one call of a method, which ends a moment after its client has the answer."""
-        while not (spans := self.spans().get(f"{NAME}/{method}")):
+        """Waits for the span of the only call of a method; it ends a moment after the client has the response."""
+        while not (spans := self.spans().get(f"{service_names.INFERENCE}/{method}")):
             await asyncio.sleep(0)
         (span,) = spans
         return span
@@ -59,11 +61,13 @@ async def traced(model: Model, settings: Callable[..., Settings]) -> AsyncIterat
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracing, metrics = Tracing(provider), Metrics()
     service = InferenceService(settings(), metrics)
-    server = aio.server(interceptors=[TelemetryInterceptor(settings(), metrics, tracing), ErrorInterceptor(NAME)])
-    server.add_generic_rpc_handlers((handler(service),))
+    server = aio.server(
+        interceptors=[TelemetryInterceptor(settings(), metrics, tracing), ErrorInterceptor(service_names.INFERENCE)]
+    )
+    server.add_generic_rpc_handlers((inference_handler(service),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    pipeline = Pipeline(model, settings(), metrics.observe, tracing.follow)
+    pipeline = Pipeline(model, settings(), metrics.observe_batch, tracing.on_message)
     pipeline.start()
     service.serve(pipeline)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -86,44 +90,44 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
 
 
-async def test_call_goes_on_with_the_trace_of_its_client(traced: Traced) -> None:
-    metadata = (("traceparent", f"00-{TRACE}-{ABOVE}-01"), ("x-request-id", "r-1"))
+async def test_call_continues_the_trace_of_its_client(traced: Traced) -> None:
+    metadata = (("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"), ("x-request-id", "r-1"))
     await traced.stub.Analyze(pb2.AnalyzeRequest(items=items("w1", "w2")), metadata=metadata)
     call = await traced.call("Analyze")
-    assert f"{call.context.trace_id:032x}" == TRACE
-    assert f"{parent_of(call):016x}" == ABOVE
+    assert f"{call.context.trace_id:032x}" == TRACE_ID
+    assert f"{parent_of(call):016x}" == PARENT_ID
     values = attributes(call)
     assert (values["rpc.response.status_code"], values["polyhead.request_id"]) == ("OK", "r-1")
     assert call.status.is_unset
 
 
-async def test_call_that_its_client_does_not_sample_is_not_traced(traced: Traced) -> None:
-    unsampled = (("traceparent", f"00-{TRACE}-{ABOVE}-00"),)
+async def test_call_that_the_client_does_not_sample_is_not_traced(traced: Traced) -> None:
+    unsampled = (("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-00"),)
     await traced.stub.Analyze(pb2.AnalyzeRequest(items=items("w1")), metadata=unsampled)
-    # The control: this one is.
+    # Control: this call is traced.
     await traced.stub.GetModelInfo(pb2.GetModelInfoRequest())
     await traced.call("GetModelInfo")
-    assert set(traced.spans()) == {f"{NAME}/GetModelInfo"}
+    assert set(traced.spans()) == {f"{service_names.INFERENCE}/GetModelInfo"}
 
 
-async def test_call_says_where_its_time_went_and_what_answered(traced: Traced, model: Model) -> None:
+async def test_spans_of_a_call_show_stages_and_model(traced: Traced, model: Model) -> None:
     await traced.stub.Analyze(pb2.AnalyzeRequest(items=items("w1", "w2 w3", "\x00" * 3)))
     call = await traced.call("Analyze")
     spans = traced.spans()
-    (tokenization,), (queue, *_), (pass_, *_) = spans["tokenization"], spans["queue"], spans["pass"]
-    assert {parent_of(span) for span in (tokenization, queue, pass_)} == {call.context.span_id}
-    times = [call.start_time, tokenization.start_time, tokenization.end_time, queue.end_time, pass_.end_time]
+    (tokenization,), (queue, *_), (batch, *_) = spans["tokenization"], spans["queue"], spans["batch"]
+    assert {parent_of(span) for span in (tokenization, queue, batch)} == {call.context.span_id}
+    times = [call.start_time, tokenization.start_time, tokenization.end_time, queue.end_time, batch.end_time]
     assert times == sorted(times, key=lambda time: time or 0)
     values = attributes(call)
-    assert (values["polyhead.items"], values["polyhead.refused_items"]) == (3, 0)
+    assert (values["polyhead.items"], values["polyhead.item_errors"]) == (3, 0)
     assert values["polyhead.embedding_space"] == "e" * 16
     assert values["polyhead.head.topic"] == "t" * 16
     assert values["polyhead.model_id"] == model.source.model_id
-    assert sum(attributes(span)["polyhead.items"] for span in spans["pass"]) == 3
-    assert attributes(pass_)["polyhead.batch_tokens"] > 0
+    assert sum(attributes(span)["polyhead.items"] for span in spans["batch"]) == 3
+    assert attributes(batch)["polyhead.batch_tokens"] > 0
 
 
-async def test_each_message_of_a_stream_has_a_span_and_its_refused_items(traced: Traced) -> None:
+async def test_each_message_of_a_stream_has_a_span_with_its_item_errors(traced: Traced) -> None:
     long = " ".join(["w1"] * 30)
     strict = item_pb2.ItemOptions(truncation=item_pb2.TRUNCATION_POLICY_ERROR)
     requests = [
@@ -135,13 +139,13 @@ async def test_each_message_of_a_stream_has_a_span_and_its_refused_items(traced:
     call = await traced.call("StreamAnalyze")
     messages = traced.spans()["message"]
     assert {parent_of(message) for message in messages} == {call.context.span_id}
-    counts = [(attributes(one)["polyhead.items"], attributes(one)["polyhead.refused_items"]) for one in messages]
+    counts = [(attributes(one)["polyhead.items"], attributes(one)["polyhead.item_errors"]) for one in messages]
     assert sorted(counts) == [(1, 0), (2, 1)]
-    assert {parent_of(span) for span in traced.spans()["pass"]} == {one.context.span_id for one in messages}
+    assert {parent_of(span) for span in traced.spans()["batch"]} == {one.context.span_id for one in messages}
     assert attributes(call)["polyhead.items"] == 3
 
 
-async def test_failure_of_the_server_is_an_error(traced: Traced) -> None:
+async def test_server_fault_is_marked_as_an_error(traced: Traced) -> None:
     traced.service.drain()
     with pytest.raises(aio.AioRpcError):
         await traced.stub.Analyze(pb2.AnalyzeRequest(items=items("w1")))
@@ -150,7 +154,7 @@ async def test_failure_of_the_server_is_an_error(traced: Traced) -> None:
     assert attributes(call)["error.type"] == "UNAVAILABLE"
 
 
-async def test_call_that_was_cancelled_ends_once(traced: Traced, engine: FakeEngine) -> None:
+async def test_span_of_a_cancelled_call_ends_once(traced: Traced, engine: FakeEngine) -> None:
     engine.gate.clear()
     call = traced.stub.Analyze(pb2.AnalyzeRequest(items=items("w1")))
     await engine.hold()
@@ -160,29 +164,27 @@ async def test_call_that_was_cancelled_ends_once(traced: Traced, engine: FakeEng
     assert attributes(span)["rpc.response.status_code"] == "CANCELLED"
 
 
-async def test_no_span_holds_a_text(traced: Traced) -> None:
+async def test_no_span_contains_a_text(traced: Traced) -> None:
     await traced.stub.Analyze(pb2.AnalyzeRequest(items=items("w199", "w198")))
     await traced.call("Analyze")
-    told = "".join(span.to_json() for spans in traced.spans().values() for span in spans)
-    assert "pass" in told
-    assert "w199" not in told
+    exported = "".join(span.to_json() for spans in traced.spans().values() for span in spans)
+    assert "batch" in exported
+    assert "w199" not in exported
 
 
-def test_without_an_endpoint_nothing_is_imported_or_traced(
+def test_without_an_endpoint_nothing_is_imported(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     assert Tracing.from_settings(settings()) is None
 
 
-def test_packages_that_are_missing_are_named(
-    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_packages_are_named(settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(StartupError, match=r"\.\[otel\]"):
         Tracing.from_settings(settings(otlp_endpoint="http://127.0.0.1:4317"))
 
 
-def test_endpoint_that_is_no_url_is_refused(settings: Callable[..., Settings]) -> None:
+def test_endpoint_that_is_not_a_url_is_rejected(settings: Callable[..., Settings]) -> None:
     with pytest.raises(StartupError, match="http://127"):
         Tracing.from_settings(settings(otlp_endpoint="127.0.0.1:4317"))

@@ -22,7 +22,9 @@ from polyhead_server.inference.scheduler import Flow
 from polyhead_server.inference.tokenization import Tokenizer
 from polyhead_server.inference.types import Message
 from polyhead_server.observability.metrics import Metrics
-from polyhead_server.rpc.inference_service import NAME, InferenceService, handler
+from polyhead_server.rpc import service_names
+from polyhead_server.rpc.handlers import inference_handler
+from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.response_encoder import ResponseEncoder
 from polyhead_server.settings import Settings
@@ -43,15 +45,17 @@ class Running:
     def raw_stream(self, name: str = "StreamAnalyze") -> Any:
         """A stream whose requests are bytes."""
         response_type = getattr(pb2, f"{name}Response")
-        return self.channel.stream_stream(f"/{NAME}/{name}", lambda data: data, response_type.FromString)()
+        return self.channel.stream_stream(
+            f"/{service_names.INFERENCE}/{name}", lambda data: data, response_type.FromString
+        )()
 
 
 @pytest.fixture
 async def bare(settings: Callable[..., Settings]) -> AsyncIterator[Running]:
     """A server whose model is not loaded yet."""
     service = InferenceService(settings(stream_window=8), Metrics())
-    server = aio.server(interceptors=[ErrorInterceptor(NAME)])
-    server.add_generic_rpc_handlers((handler(service),))
+    server = aio.server(interceptors=[ErrorInterceptor(service_names.INFERENCE)])
+    server.add_generic_rpc_handlers((inference_handler(service),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -61,7 +65,7 @@ async def bare(settings: Callable[..., Settings]) -> AsyncIterator[Running]:
 
 @pytest.fixture
 async def running(bare: Running, model: Model, settings: Callable[..., Settings]) -> AsyncIterator[Running]:
-    pipeline = Pipeline(model, settings(), bare.service._metrics.observe)
+    pipeline = Pipeline(model, settings(), bare.service.metrics.observe_batch)
     pipeline.start()
     bare.service.serve(pipeline)
     yield bare
@@ -107,10 +111,10 @@ async def test_unary_call_answers_in_request_order(running: Running) -> None:
     assert [embedding(answer) for answer in response.answers] == [embedding_of(text) for text in TEXTS]
 
 
-async def test_more_dimensions_than_there_are_are_refused_and_the_stream_goes_on(running: Running) -> None:
+async def test_too_many_dimensions_are_rejected_and_the_stream_continues(running: Running) -> None:
     options = [item_pb2.EmbeddingOptions(dimensions=number) for number in (3, 2, 1)]
     unary = await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]), embedding_options=options[0]))
-    requests = (pb2.StreamEmbedRequest(items=items(["w1"]), embedding_options=wish) for wish in options)
+    requests = (pb2.StreamEmbedRequest(items=items(["w1"]), embedding_options=one) for one in options)
     refused, whole, cut = await collect(running.stub.StreamEmbed(requests))
     for answer in (*unary.answers, refused):
         assert (answer.item_id, answer.error.code) == ("w1", grpc.StatusCode.INVALID_ARGUMENT.value[0])
@@ -128,7 +132,7 @@ async def test_stream_answers_every_item_in_request_order(running: Running, per_
     assert [(answer.item_id, embedding(answer)) for answer in answers] == [(text, embedding_of(text)) for text in TEXTS]
 
 
-async def test_stream_answers_as_finished_when_asked(running: Running, engine: FakeEngine) -> None:
+async def test_stream_answers_in_order_of_completion_on_request(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
     call = running.stub.StreamAnalyze()
     await call.write(pb2.StreamAnalyzeRequest(items=items(["w1"]), order=item_pb2.ANSWER_ORDER_COMPLETION))
@@ -157,7 +161,7 @@ async def test_order_cannot_change_within_a_stream(running: Running) -> None:
     ("name", "field"),
     [("StreamEmbed", "embedding"), ("StreamClassify", "classification"), ("StreamSentiment", "sentiment")],
 )
-async def test_view_answers_its_task_alone(running: Running, name: str, field: str) -> None:
+async def test_single_task_stream_answers_its_task_only(running: Running, name: str, field: str) -> None:
     request = getattr(pb2, f"{name}Request")(items=items(TEXTS))
     answers = await collect(getattr(running.stub, name)(iter([request])))
     assert [answer.item_id for answer in answers] == TEXTS
@@ -166,7 +170,7 @@ async def test_view_answers_its_task_alone(running: Running, name: str, field: s
         assert tasks == {field, "truncation", "fingerprints"}
 
 
-async def test_rubbish_is_answered_and_the_stream_lives_on(running: Running) -> None:
+async def test_malformed_message_is_answered_and_the_stream_continues(running: Running) -> None:
     call = running.raw_stream()
     broken = (
         pb2.StreamAnalyzeRequest(items=items(["w1", "wXX", "w2"])).SerializeToString().replace(b"wXX", b"w\xff\xff")
@@ -179,7 +183,7 @@ async def test_rubbish_is_answered_and_the_stream_lives_on(running: Running) -> 
     assert [embedding(answers[index]) for index in (0, 2, 4)] == [embedding_of(text) for text in ("w1", "w2", "w3")]
 
 
-async def test_stream_takes_in_no_more_than_its_window(running: Running, engine: FakeEngine) -> None:
+async def test_stream_accepts_no_more_items_than_its_window(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
     seen = 0
 
@@ -196,7 +200,7 @@ async def test_stream_takes_in_no_more_than_its_window(running: Running, engine:
         await asyncio.sleep(0.001)
     other = await running.stub.GetModelInfo(pb2.GetModelInfoRequest())
     assert other.model.runtime.engine == "fake"
-    # One text is in the engine, and the rest of the window of 8 in the queue.
+    # One text is in the engine; the rest of the window of 8 is in the queue.
     assert sum(map(len, pipeline.queue._lanes.values())) <= 8
     engine.gate.set()
     assert len(await window) == len(TEXTS) == seen
@@ -242,7 +246,7 @@ async def test_cancelled_call_is_not_computed(running: Running, engine: FakeEngi
     assert engine.passes == [(1, 3)]
 
 
-async def test_draining_stream_answers_what_it_accepted_and_then_ends(running: Running, engine: FakeEngine) -> None:
+async def test_draining_stream_answers_accepted_items_and_then_ends(running: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
     call = running.stub.StreamAnalyze()
     await call.write(pb2.StreamAnalyzeRequest(items=items(["w1", "w2"])))
@@ -282,29 +286,29 @@ async def test_deadline_of_the_call_reaches_its_items(running: Running, monkeypa
 
 
 async def test_server_is_idle_only_between_calls(running: Running, engine: FakeEngine) -> None:
-    assert await running.service.idle(0.0) or await running.service.idle(10)
+    assert await running.service.wait_idle(0.0) or await running.service.wait_idle(10)
     engine.gate.clear()
     call = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
     await engine.hold()
-    assert not await running.service.idle(0.01)
+    assert not await running.service.wait_idle(0.01)
     engine.gate.set()
     await call
-    assert await running.service.idle(10)
+    assert await running.service.wait_idle(10)
 
 
-async def test_message_with_too_many_items_is_answered_once(bare: Running, running: Running) -> None:
+async def test_message_with_too_many_items_gets_one_answer(bare: Running, running: Running) -> None:
     response = await running.stub.Analyze(pb2.AnalyzeRequest(items=[item_pb2.Item()] * (bare.service.max_items + 1)))
     (answer,) = response.answers
     assert (answer.item_id, answer.error.code) == ("", 3)
 
 
-async def test_unexpected_error_tells_nothing_of_our_internals(
+async def test_unexpected_error_reveals_no_internals(
     running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
-        raise ValueError("a secret of ours")
+        raise ValueError("an internal secret")
 
-    monkeypatch.setattr(ResponseEncoder, "answer", broken)
+    monkeypatch.setattr(ResponseEncoder, "encode", broken)
     with pytest.raises(aio.AioRpcError) as caught:
         await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"])))
     assert caught.value.code() == grpc.StatusCode.INTERNAL
@@ -313,7 +317,7 @@ async def test_unexpected_error_tells_nothing_of_our_internals(
     assert incident in caplog.text
 
 
-async def test_model_info_tells_everything_about_the_model(running: Running) -> None:
+async def test_model_info_describes_the_model(running: Running) -> None:
     info = (await running.stub.GetModelInfo(pb2.GetModelInfoRequest())).model
     assert info.model_id == f"fake-{'d' * 12}"
     assert [(head.name, list(head.labels)) for head in info.heads] == [
@@ -333,7 +337,7 @@ def expecting(space: str = "", **heads: str) -> item_pb2.ItemOptions:
 
 
 @pytest.mark.parametrize(
-    ("options", "what"),
+    ("options", "component"),
     [
         (expecting("e" * 16, topic="t" * 16), None),
         (expecting(topic="t" * 16), None),
@@ -342,8 +346,8 @@ def expecting(space: str = "", **heads: str) -> item_pb2.ItemOptions:
         (expecting(unknown="x" * 16), "unknown"),
     ],
 )
-async def test_items_are_refused_when_another_model_answers_than_expected(
-    running: Running, options: item_pb2.ItemOptions, what: str | None
+async def test_items_are_rejected_if_the_model_is_not_the_expected_one(
+    running: Running, options: item_pb2.ItemOptions, component: str | None
 ) -> None:
     request = pb2.AnalyzeRequest(items=items(["w1"]), options=options)
     (unary,) = (await running.stub.Analyze(request)).answers
@@ -351,13 +355,11 @@ async def test_items_are_refused_when_another_model_answers_than_expected(
         running.stub.StreamAnalyze(iter([pb2.StreamAnalyzeRequest(items=items(["w1"]), options=options)]))
     )
     for answer in (unary, stream):
-        assert answer.error.code == (0 if what is None else grpc.StatusCode.FAILED_PRECONDITION.value[0])
-        assert what is None or what in answer.error.message
+        assert answer.error.code == (0 if component is None else grpc.StatusCode.FAILED_PRECONDITION.value[0])
+        assert component is None or component in answer.error.message
 
 
-async def test_unary_call_of_which_nothing_was_taken_in_is_refused_as_a_whole(
-    running: Running, engine: FakeEngine
-) -> None:
+async def test_unary_call_without_an_accepted_item_fails_as_a_whole(running: Running, engine: FakeEngine) -> None:
     pipeline = running.service.pipeline
     assert pipeline is not None
     for _ in range(200):
@@ -376,34 +378,34 @@ async def test_unary_call_of_which_nothing_was_taken_in_is_refused_as_a_whole(
     status = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])
     retry = error_details_pb2.RetryInfo()
     assert status.details[1].Unpack(retry)
-    # A stream is told in its answers, and lives on.
+    # A stream gets the error in its answers and continues.
     call = running.stub.StreamAnalyze(iter([pb2.StreamAnalyzeRequest(items=items(["w4"]))]), timeout=20)
     (answer,) = await collect(call)
     assert answer.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     engine.gate.set()
     await first
-    # Of the nine, one may wait; the others are told to come again, and the call goes on.
+    # One of the nine items is accepted; the others are rejected, and the call continues.
     refused = [answer.error.code for answer in (await waiting).answers]
     assert refused == [0, *[grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]] * 8]
-    assert running.service.stats()["refused_total"] == {"OVERLOADED": 10}
+    assert running.service.stats()["item_errors_total"] == {"OVERLOADED": 10}
 
 
-async def test_stats_say_what_the_server_does(running: Running, engine: FakeEngine) -> None:
+async def test_stats_describe_the_current_load(running: Running, engine: FakeEngine) -> None:
     await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1", "w1 w2", "[SEP] " * 30])))
     engine.gate.clear()
     call = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
-    while running.service.stats()["calls"] != 1:
+    while running.service.stats()["requests_running"] != 1:
         await asyncio.sleep(0.001)
     stats = running.service.stats()
     assert (stats["items_total"], stats["tokens_total"], stats["serving"]) == (3, 3 + 4 + 16, True)
-    assert stats["passes_total"] == len(engine.passes)
-    assert stats["padding_total"] == sum(count * length for count, length in engine.passes) - 23
-    assert running.service._metrics.value("polyhead_truncated_items_total") == 1
+    assert stats["batches_total"] == len(engine.passes)
+    assert stats["padding_tokens_total"] == sum(count * length for count, length in engine.passes) - 23
+    assert running.service.metrics.value("polyhead_truncated_items_total") == 1
     engine.gate.set()
     await call
 
 
-async def test_stream_goes_on_with_the_model_that_took_over(
+async def test_stream_continues_with_the_reloaded_model(
     running: Running, model: Model, tokenizer_file: Path, settings: Callable[..., Settings]
 ) -> None:
     call = running.stub.StreamAnalyze()
@@ -430,7 +432,7 @@ async def test_stream_goes_on_with_the_model_that_took_over(
     await pipeline.close()
 
 
-async def test_stream_whose_items_still_wait_in_the_old_queue_goes_on_in_the_new_one(
+async def test_stream_with_items_in_the_old_queue_continues_in_the_new_one(
     running: Running, engine: FakeEngine, model: Model, settings: Callable[..., Settings]
 ) -> None:
     old, call = running.service.pipeline, running.stub.StreamAnalyze()
@@ -446,7 +448,7 @@ async def test_stream_whose_items_still_wait_in_the_old_queue_goes_on_in_the_new
     new.start()
     running.service.serve(new)
     await call.write(pb2.StreamAnalyzeRequest(items=items(["w4"])))
-    # It is computed before those that wait for the old model.
+    # It is computed before the items that are queued for the old model.
     await new_engine.hold()
     engine.gate.set()
     await call.done_writing()

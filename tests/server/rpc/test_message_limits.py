@@ -1,3 +1,5 @@
+"""Large messages are checked before they are parsed."""
+
 from __future__ import annotations
 
 import time
@@ -13,24 +15,24 @@ from polyhead_server.rpc.request_decoder import RequestDecoder
 MAX_ITEMS = 1024
 MEGABYTES = 16 * 2**20
 
-COSTLY = {
+EXPENSIVE = {
     "empty items": b"\x0a\x00" * (MEGABYTES // 2),
     "tasks": b"\x10\x01" * (MEGABYTES // 2),
     "packed tasks": b"\x12\x80\x80\x80\x04" + b"\x01" * 2**23,
     "unknown fields": b"\x98\x06\x01" * (MEGABYTES // 3),
-    "begins of groups": b"\x9b\x06" * (MEGABYTES // 2),
+    "group start tags": b"\x9b\x06" * (MEGABYTES // 2),
     "an item of unknown fields": b"\x0a\x80\x80\x80\x04" + b"\x98\x06\x01" * (2**23 // 3) + b"\x98\x06",
     "many items of unknown fields": (b"\x0a\x80\x80\x04" + b"\x98\x06\x01" * 21845 + b"\x0a") * 200,
 }
 
 
-@pytest.mark.parametrize("data", COSTLY.values(), ids=COSTLY.keys())
-def test_costly_message_is_refused_before_it_is_parsed(data: bytes) -> None:
-    began = time.thread_time()
+@pytest.mark.parametrize("data", EXPENSIVE.values(), ids=EXPENSIVE.keys())
+def test_expensive_message_is_rejected_before_it_is_parsed(data: bytes) -> None:
+    started = time.thread_time()
     with pytest.raises(InvalidRequestError):
         message_limits.check(data, MAX_ITEMS)
     # Parsing them takes 50 ms to 4 s.
-    assert time.thread_time() - began < 0.05
+    assert time.thread_time() - started < 0.05
 
 
 @pytest.mark.parametrize(
@@ -43,29 +45,29 @@ def test_costly_message_is_refused_before_it_is_parsed(data: bytes) -> None:
         ),
         pb2.AnalyzeRequest(items=[item_pb2.Item()] * 1, tasks=[item_pb2.TASK_EMBEDDING] * 900),
     ],
-    ids=["a long text", "as many items as may be", "a small one"],
+    ids=["a long text", "the maximum number of items", "a small message"],
 )
-def test_message_that_clients_send_passes(request_: pb2.AnalyzeRequest) -> None:
+def test_message_of_a_usual_client_is_accepted(request_: pb2.AnalyzeRequest) -> None:
     message_limits.check(request_.SerializeToString(), MAX_ITEMS)
 
 
 @pytest.mark.parametrize("end", [b"\xff", b"\x0a\xff", b"\xff" * 20, b"\x0a\xff\xff\xff\xff\x07"])
-def test_what_is_no_message_is_left_to_the_parser(end: bytes) -> None:
+def test_invalid_protobuf_is_left_to_the_parser(end: bytes) -> None:
     whole = pb2.AnalyzeRequest(items=[item_pb2.Item(text="t" * 100_000)]).SerializeToString()
     message_limits.check(whole + end, MAX_ITEMS)
 
 
-def test_unknown_fields_of_later_versions_are_no_reason_to_refuse() -> None:
+def test_unknown_fields_of_later_versions_are_accepted() -> None:
     item = item_pb2.Item(item_id="1", text="t" * 100_000).SerializeToString() + b"\x9a\x06\x03new" * 3
     data = b"\x0a" + length(item) + item + b"\x98\x06\x01" * 100
-    (read,) = RequestDecoder(pb2.AnalyzeRequest, MAX_ITEMS)(data).items
-    assert isinstance(read, Item)
-    assert len(read.text) == 100_000
+    (decoded,) = RequestDecoder(pb2.AnalyzeRequest, MAX_ITEMS)(data).items
+    assert isinstance(decoded, Item)
+    assert len(decoded.text) == 100_000
 
 
 def length(data: bytes) -> bytes:
-    left, out = len(data), bytearray()
-    while left > 127:
-        out.append(left & 127 | 128)
-        left >>= 7
-    return bytes([*out, left])
+    remaining, out = len(data), bytearray()
+    while remaining > 127:
+        out.append(remaining & 127 | 128)
+        remaining >>= 7
+    return bytes([*out, remaining])

@@ -1,3 +1,5 @@
+"""Request messages as the server's own types, and what becomes of invalid ones."""
+
 from __future__ import annotations
 
 import pytest
@@ -18,7 +20,7 @@ from polyhead_server.rpc.request_decoder import MAX_ITEM_ID_BYTES, RequestDecode
 
 MAX_ITEMS = 5
 
-read_analyze = RequestDecoder(pb2.StreamAnalyzeRequest, MAX_ITEMS)
+decode_analyze = RequestDecoder(pb2.StreamAnalyzeRequest, MAX_ITEMS)
 
 
 def request(*items: item_pb2.Item, **fields: object) -> bytes:
@@ -29,16 +31,16 @@ def reasons(message: Message) -> list[str | None]:
     return [item.error.reason if isinstance(item, InvalidItem) else None for item in message.items]
 
 
-def test_message_without_wishes_asks_for_everything() -> None:
-    message = read_analyze(request(item_pb2.Item(item_id="1", text="héllo")))
+def test_message_without_options_requests_every_task() -> None:
+    message = decode_analyze(request(item_pb2.Item(item_id="1", text="héllo")))
     assert message == Message(
         (Item("1", "héllo"),),
         RequestOptions(ALL_TASKS, Encoding.FLOAT32_LE, truncation=Truncation.TRUNCATE, timings=False),
     )
 
 
-def test_wishes_are_read() -> None:
-    message = read_analyze(
+def test_options_are_decoded() -> None:
+    message = decode_analyze(
         request(
             tasks=[item_pb2.TASK_SENTIMENT, item_pb2.TASK_SENTIMENT],
             options=item_pb2.ItemOptions(truncation=item_pb2.TRUNCATION_POLICY_ERROR, include_timings=True),
@@ -60,13 +62,13 @@ def test_wishes_are_read() -> None:
         (pb2.StreamSentimentRequest, Task.SENTIMENT),
     ],
 )
-def test_view_asks_for_its_task_alone(request_type: type[pb2.StreamEmbedRequest], task: Task) -> None:
+def test_single_task_stream_requests_its_task_only(request_type: type[pb2.StreamEmbedRequest], task: Task) -> None:
     data = request_type(items=[item_pb2.Item(text="x")]).SerializeToString()
     assert RequestDecoder(request_type, MAX_ITEMS, frozenset({task}))(data).options.tasks == {task}
 
 
 @pytest.mark.parametrize("request_type", [pb2.AnalyzeRequest, pb2.StreamAnalyzeRequest, pb2.StreamEmbedRequest])
-def test_text_that_is_not_utf8_costs_no_other_item(request_type: type[pb2.AnalyzeRequest]) -> None:
+def test_text_that_is_not_utf8_does_not_affect_other_items(request_type: type[pb2.AnalyzeRequest]) -> None:
     items = [item_pb2.Item(item_id=name, text=f"text {name}") for name in "abc"]
     options = item_pb2.ItemOptions(include_timings=True)
     data = request_type(items=items, options=options).SerializeToString().replace(b"text b", b"tex\xff b")
@@ -77,32 +79,32 @@ def test_text_that_is_not_utf8_costs_no_other_item(request_type: type[pb2.Analyz
     assert message.options.timings
 
 
-def test_id_that_is_not_utf8_is_refused() -> None:
+def test_id_that_is_not_utf8_is_rejected() -> None:
     data = request(item_pb2.Item(item_id="zz", text="x")).replace(b"zz", b"\xff\xfe")
-    assert reasons(read_analyze(data)) == ["ITEM_ID_NOT_UTF8"]
+    assert reasons(decode_analyze(data)) == ["ITEM_ID_NOT_UTF8"]
 
 
 @pytest.mark.parametrize(("size", "reason"), [(MAX_ITEM_ID_BYTES, None), (MAX_ITEM_ID_BYTES + 1, "ITEM_ID_TOO_LONG")])
 def test_id_has_a_limit(size: int, reason: str | None) -> None:
-    assert reasons(read_analyze(request(item_pb2.Item(item_id="i" * size)))) == [reason]
+    assert reasons(decode_analyze(request(item_pb2.Item(item_id="i" * size)))) == [reason]
 
 
 @pytest.mark.parametrize("data", [b"\x0a\xff", b"\xff", b"garbage"])
-def test_message_that_is_none_is_answered_once(data: bytes) -> None:
-    message = read_analyze(data)
+def test_malformed_message_gets_one_answer(data: bytes) -> None:
+    message = decode_analyze(data)
     assert reasons(message) == ["MALFORMED_MESSAGE"]
     assert message.items[0].item_id == ""
 
 
 @pytest.mark.parametrize(("count", "expected"), [(MAX_ITEMS, [None] * MAX_ITEMS), (MAX_ITEMS + 1, ["TOO_MANY_ITEMS"])])
-def test_message_with_too_many_items_is_answered_once(count: int, expected: list[str | None]) -> None:
-    assert reasons(read_analyze(request(*[item_pb2.Item(item_id="1")] * count))) == expected
+def test_message_with_too_many_items_gets_one_answer(count: int, expected: list[str | None]) -> None:
+    assert reasons(decode_analyze(request(*[item_pb2.Item(item_id="1")] * count))) == expected
 
 
 @pytest.mark.parametrize("item_id", [b"i" * 10_000, b"\xff" * 10_000])
-def test_unusable_id_comes_back_cut(item_id: bytes) -> None:
+def test_invalid_id_is_echoed_truncated(item_id: bytes) -> None:
     data = request(item_pb2.Item(item_id="x" * 10_000)).replace(b"x" * 10_000, item_id)
-    (item,) = read_analyze(data).items
+    (item,) = decode_analyze(data).items
     assert len(item.item_id) == 64
 
 
@@ -116,31 +118,31 @@ def test_unusable_id_comes_back_cut(item_id: bytes) -> None:
         ({"embedding_options": item_pb2.EmbeddingOptions(encoding=9)}, "UNKNOWN_ENCODING"),  # type: ignore[arg-type]
     ],
 )
-def test_unknown_number_is_refused_for_every_item(fields: dict[str, object], reason: str) -> None:
-    message = read_analyze(request(item_pb2.Item(item_id="1"), item_pb2.Item(item_id="2"), **fields))
+def test_unknown_enum_number_rejects_every_item(fields: dict[str, object], reason: str) -> None:
+    message = decode_analyze(request(item_pb2.Item(item_id="1"), item_pb2.Item(item_id="2"), **fields))
     assert reasons(message) == [reason, reason]
     assert isinstance(message.items[0], InvalidItem)
     assert isinstance(message.items[0].error, InvalidRequestError)
 
 
-def test_expected_fingerprints_are_read() -> None:
+def test_expected_fingerprints_are_decoded() -> None:
     expected = item_pb2.Fingerprints(
         embedding_space="e", heads=[item_pb2.HeadFingerprint(head="topic", fingerprint="t")]
     )
     options = item_pb2.ItemOptions(expected_fingerprints=expected)
-    read = read_analyze(pb2.AnalyzeRequest(options=options).SerializeToString()).options
-    assert (read.expected_space, read.expected_heads) == ("e", (("topic", "t"),))
+    decoded = decode_analyze(pb2.AnalyzeRequest(options=options).SerializeToString()).options
+    assert (decoded.expected_space, decoded.expected_heads) == ("e", (("topic", "t"),))
 
 
-@pytest.mark.parametrize(("text", "read"), [("aé€😀" * 9, "aé€😀aé€"), ("aé€", "aé€"), ("😀" * 9, "😀" * 4)])
-def test_no_more_of_a_text_is_looked_at_than_the_model_may_read(text: str, read: str) -> None:
-    reader = RequestDecoder(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 18)
-    (item,) = reader(request(item_pb2.Item(text=text))).items
+@pytest.mark.parametrize(("text", "decoded"), [("aé€😀" * 9, "aé€😀aé€"), ("aé€", "aé€"), ("😀" * 9, "😀" * 4)])
+def test_text_is_decoded_up_to_the_limit(text: str, decoded: str) -> None:
+    decode = RequestDecoder(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 18)
+    (item,) = decode(request(item_pb2.Item(text=text))).items
     assert isinstance(item, Item)
-    assert item.text == read
+    assert item.text == decoded
 
 
-def test_text_that_is_cut_must_be_utf8_up_to_there() -> None:
-    reader = RequestDecoder(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 4)
+def test_text_must_be_utf8_up_to_the_limit() -> None:
+    decode = RequestDecoder(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 4)
     data = request(item_pb2.Item(text="aXb" + "long" * 9)).replace(b"aXb", b"a\xffb")
-    assert reasons(reader(data)) == ["TEXT_NOT_UTF8"]
+    assert reasons(decode(data)) == ["TEXT_NOT_UTF8"]

@@ -1,3 +1,5 @@
+"""The buffer of a stream's pending answers: order, limit and end."""
+
 from __future__ import annotations
 
 import asyncio
@@ -6,90 +8,90 @@ from typing import Any, cast
 import pytest
 from polyhead_server.errors import DrainingError, ExpiredError
 from polyhead_server.inference.types import ItemOutcome, RequestOptions
-from polyhead_server.rpc.response_buffer import Pending, Window
+from polyhead_server.rpc.response_buffer import PendingAnswer, ResponseBuffer
 
 
-def pending(name: str) -> Pending:
+def pending(name: str) -> PendingAnswer:
     future: asyncio.Future[ItemOutcome] = asyncio.get_running_loop().create_future()
-    return Pending(name, RequestOptions(), cast(Any, None), future)
+    return PendingAnswer(name, RequestOptions(), cast(Any, None), future)
 
 
-def finish(*items: Pending) -> None:
+def finish(*items: PendingAnswer) -> None:
     for item in items:
         item.future.set_result(ExpiredError())
 
 
-async def names(window: Window) -> list[str]:
-    return [one.item_id for one in await asyncio.wait_for(window.ready(), 10)]
+async def names(buffer: ResponseBuffer) -> list[str]:
+    return [one.item_id for one in await asyncio.wait_for(buffer.ready(), 10)]
 
 
-async def test_answers_leave_in_request_order() -> None:
-    window = Window(limit=10)
+async def test_answers_are_delivered_in_request_order() -> None:
+    buffer = ResponseBuffer(limit=10)
     a, b, c = map(pending, "abc")
     for item in (a, b, c):
-        window.add(item)
+        buffer.add(item)
     finish(c, a)
-    assert await names(window) == ["a"]
+    assert await names(buffer) == ["a"]
     finish(b)
-    assert await names(window) == ["b", "c"]
+    assert await names(buffer) == ["b", "c"]
 
 
-async def test_answers_leave_as_they_finish_when_asked() -> None:
-    window = Window(limit=10)
-    window.in_order = False
+async def test_answers_are_delivered_in_order_of_completion_on_request() -> None:
+    buffer = ResponseBuffer(limit=10)
+    buffer.in_order = False
     a, b = map(pending, "ab")
-    window.add(a)
-    window.add(b)
+    buffer.add(a)
+    buffer.add(b)
     finish(b)
-    assert await names(window) == ["b"]
+    assert await names(buffer) == ["b"]
     finish(a)
-    assert await names(window) == ["a"]
+    assert await names(buffer) == ["a"]
 
 
 @pytest.mark.parametrize("in_order", [True, False])
-async def test_room_comes_when_answers_were_taken(in_order: bool) -> None:
-    window = Window(limit=1)
-    window.in_order = in_order
+async def test_space_is_available_once_answers_are_taken(in_order: bool) -> None:
+    buffer = ResponseBuffer(limit=1)
+    buffer.in_order = in_order
     a = pending("a")
-    window.add(a)
-    room = asyncio.ensure_future(window.room())
+    buffer.add(a)
+    space = asyncio.ensure_future(buffer.wait_for_space())
     finish(a)
     await asyncio.sleep(0.0)
-    assert not room.done()
-    assert await names(window) == ["a"]
-    await asyncio.wait_for(room, 10)
+    assert not space.done()
+    assert await names(buffer) == ["a"]
+    await asyncio.wait_for(space, 10)
 
 
 @pytest.mark.parametrize("in_order", [True, False])
-async def test_closed_window_ends_after_its_last_answer(in_order: bool) -> None:
-    window = Window(limit=10)
-    window.in_order = in_order
+async def test_closed_buffer_is_exhausted_after_its_last_answer(in_order: bool) -> None:
+    buffer = ResponseBuffer(limit=10)
+    buffer.in_order = in_order
     a = pending("a")
-    window.add(a)
-    window.close()
+    buffer.add(a)
+    buffer.close()
     finish(a)
-    assert await names(window) == ["a"]
-    assert await names(window) == []
+    assert await names(buffer) == ["a"]
+    assert await names(buffer) == []
 
 
 async def test_error_is_raised_after_the_last_answer() -> None:
-    window = Window(limit=10)
+    buffer = ResponseBuffer(limit=10)
     a = pending("a")
-    window.add(a)
-    window.close(DrainingError())
+    buffer.add(a)
+    buffer.close(DrainingError())
     finish(a)
-    assert await names(window) == ["a"]
+    assert await names(buffer) == ["a"]
     with pytest.raises(DrainingError):
-        await window.ready()
+        await buffer.ready()
 
 
-async def test_cancel_reaches_every_open_item() -> None:
-    window = Window(limit=10)
+async def test_cancel_reaches_every_item_in_progress() -> None:
+    buffer = ResponseBuffer(limit=10)
     a, b = map(pending, "ab")
-    window.add(a)
-    window.add(b)
+    buffer.add(a)
+    buffer.add(b)
     finish(a)
     await asyncio.sleep(0)
-    window.cancel()
+    buffer.cancel()
     assert not a.future.cancelled()
     assert b.future.cancelled()

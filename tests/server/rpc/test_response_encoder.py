@@ -1,3 +1,5 @@
+"""Answers on the wire: embeddings, labels, truncation, timings and errors."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -9,7 +11,7 @@ import pytest
 from polyhead.v1 import item_pb2
 from polyhead_server.errors import ExpiredError
 from polyhead_server.inference.types import Encoding, ModelOutput, RequestOptions, Result, Task, Timings, TokenizedText
-from polyhead_server.rpc.response_encoder import ResponseEncoder, encode
+from polyhead_server.rpc.response_encoder import ResponseEncoder, encode_embedding
 
 EMBEDDING = np.array([0.1, -2.5], dtype=np.float32)
 
@@ -20,12 +22,12 @@ def result(*probabilities: list[float], tokens: TokenizedText | None = None) -> 
 
 
 @pytest.fixture
-def writer(manifest: bundle.Manifest) -> ResponseEncoder:
+def encoder(manifest: bundle.Manifest) -> ResponseEncoder:
     return ResponseEncoder(manifest, manifest.variants["fp32"].fingerprints)
 
 
-def test_answer_holds_everything_that_was_asked_for(writer: ResponseEncoder) -> None:
-    answer = writer.answer("id", result([0.2, 0.7, 0.1], [0.25]), RequestOptions())
+def test_answer_contains_every_requested_task(encoder: ResponseEncoder) -> None:
+    answer = encoder.encode("id", result([0.2, 0.7, 0.1], [0.25]), RequestOptions())
     assert answer.item_id == "id"
     assert np.frombuffer(answer.result.embedding.values, "<f4").tolist() == EMBEDDING.tolist()
     assert (answer.result.embedding.encoding, answer.result.embedding.dimensions) == (
@@ -42,51 +44,53 @@ def test_answer_holds_everything_that_was_asked_for(writer: ResponseEncoder) -> 
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_answer_holds_nothing_that_was_not_asked_for(writer: ResponseEncoder, task: Task) -> None:
-    answer = writer.answer("", result([0.2, 0.7, 0.1], [0.25]), RequestOptions(tasks=frozenset({task})))
+def test_answer_contains_no_other_task(encoder: ResponseEncoder, task: Task) -> None:
+    answer = encoder.encode("", result([0.2, 0.7, 0.1], [0.25]), RequestOptions(tasks=frozenset({task})))
     present = {name for name in ("embedding", "classification", "sentiment") if answer.result.HasField(name)}
     assert present == {task.name.lower()}
 
 
-def test_probability_at_the_threshold_is_positive(writer: ResponseEncoder) -> None:
-    assert writer.answer("", result([1, 0, 0], [0.5]), RequestOptions()).result.sentiment.label == "positive"
+def test_probability_at_the_threshold_is_positive(encoder: ResponseEncoder) -> None:
+    assert encoder.encode("", result([1, 0, 0], [0.5]), RequestOptions()).result.sentiment.label == "positive"
 
 
-def test_half_precision_embedding_is_rounded(writer: ResponseEncoder) -> None:
-    answer = writer.answer("", result([1, 0, 0], [0]), RequestOptions(encoding=Encoding.FLOAT16_LE))
+def test_half_precision_embedding_is_rounded(encoder: ResponseEncoder) -> None:
+    answer = encoder.encode("", result([1, 0, 0], [0]), RequestOptions(encoding=Encoding.FLOAT16_LE))
     assert np.frombuffer(answer.result.embedding.values, "<f2").tolist() == EMBEDDING.astype("<f2").tolist()
     assert answer.result.embedding.encoding == item_pb2.EMBEDDING_ENCODING_FLOAT16_LE
 
 
-def test_integers_times_their_scale_are_the_numbers_to_half_a_step(writer: ResponseEncoder) -> None:
-    embedding = writer.answer("", result([1, 0, 0], [0]), RequestOptions(encoding=Encoding.INT8)).result.embedding
+def test_int8_values_times_the_scale_are_within_half_a_step(encoder: ResponseEncoder) -> None:
+    embedding = encoder.encode("", result([1, 0, 0], [0]), RequestOptions(encoding=Encoding.INT8)).result.embedding
     integers = np.frombuffer(embedding.values, np.int8)
     assert integers.tolist() == [5, -127]
     np.testing.assert_allclose(integers * embedding.scale, EMBEDDING, atol=embedding.scale / 2)
     assert embedding.encoding == item_pb2.EMBEDDING_ENCODING_INT8
 
 
-def test_integers_of_nothing_are_zeros() -> None:
-    assert encode(np.zeros(3, np.float32), Encoding.INT8) == (bytes(3), 0.0)
+def test_int8_encoding_of_a_zero_vector_is_zero() -> None:
+    assert encode_embedding(np.zeros(3, np.float32), Encoding.INT8) == (bytes(3), 0.0)
 
 
-def test_bits_are_the_signs_the_first_one_highest() -> None:
+def test_binary_encoding_packs_signs_most_significant_bit_first() -> None:
     signs = np.array([1, -1, 1, 0, -1, -1, -1, 1, 2], np.float32)
-    assert encode(signs, Encoding.BINARY) == (bytes([0b10100001, 0b10000000]), 0.0)
+    assert encode_embedding(signs, Encoding.BINARY) == (bytes([0b10100001, 0b10000000]), 0.0)
 
 
 @pytest.mark.parametrize(("normalized", "expected"), [(True, [1.0]), (False, [0.1])])
-def test_embedding_that_is_cut_keeps_its_length_where_that_was_1(
+def test_truncated_embedding_is_normalized_again_if_the_model_normalizes(
     manifest: bundle.Manifest, normalized: bool, expected: list[float]
 ) -> None:
     embedding = dataclasses.replace(manifest.embedding, normalized=normalized)
-    writer = ResponseEncoder(dataclasses.replace(manifest, embedding=embedding), manifest.variants["fp32"].fingerprints)
-    cut = writer.answer("", result([1, 0, 0], [0]), RequestOptions(dimensions=1)).result.embedding
+    encoder = ResponseEncoder(
+        dataclasses.replace(manifest, embedding=embedding), manifest.variants["fp32"].fingerprints
+    )
+    cut = encoder.encode("", result([1, 0, 0], [0]), RequestOptions(dimensions=1)).result.embedding
     assert cut.dimensions == 1
     np.testing.assert_allclose(np.frombuffer(cut.values, "<f4"), expected)
 
 
-def test_further_heads_come_after_the_first(manifest: bundle.Manifest) -> None:
+def test_additional_heads_follow_the_first(manifest: bundle.Manifest) -> None:
     more = dataclasses.replace(
         manifest,
         heads=(
@@ -96,27 +100,27 @@ def test_further_heads_come_after_the_first(manifest: bundle.Manifest) -> None:
         ),
     )
     names = {head.name: "f" * 16 for head in more.heads}
-    writer = ResponseEncoder(more, bundle.Fingerprints("e" * 16, names))
-    answer = writer.answer("", result([1, 0, 0], [0.6], [0.3, 0.7], [0.6]), RequestOptions()).result
+    encoder = ResponseEncoder(more, bundle.Fingerprints("e" * 16, names))
+    answer = encoder.encode("", result([1, 0, 0], [0.6], [0.3, 0.7], [0.6]), RequestOptions()).result
     assert (answer.classification.head, answer.sentiment.head) == ("topic", "sentiment")
     assert [(one.head, one.scores[0].label) for one in answer.additional_classifications] == [("urgency", "high")]
     assert [(one.head, one.label) for one in answer.additional_sentiments] == [("spam", "ham")]
 
 
-def test_truncation_and_timings_are_reported(writer: ResponseEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncation_and_timings_are_reported(encoder: ResponseEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic_ns", lambda: 40)
     cut = result([1, 0, 0], [0], tokens=TokenizedText(([2, 7, 3],), seen=9, cut_at=4))
-    answer = writer.answer("", cut, RequestOptions(timings=True)).result
+    answer = encoder.encode("", cut, RequestOptions(timings=True)).result
     assert (answer.truncation.truncated, answer.truncation.tokens_seen, answer.truncation.tokens_used) == (True, 9, 3)
     assert answer.truncation.cut_at_code_point == 4
     assert answer.timings.queue.ToNanoseconds() == 2
-    # Of 7 ns in all, 1, 2 and 3 are told; it was ready at 0, and is written 40 ns later.
+    # 7 ns in total, of which stages take 1, 2 and 3 ns; the result is ready at 0 and written at 40 ns.
     assert (answer.timings.admission.ToNanoseconds(), answer.timings.delivery.ToNanoseconds()) == (1, 40)
-    whole = writer.answer("", result([1, 0, 0], [0]), RequestOptions()).result
+    whole = encoder.encode("", result([1, 0, 0], [0]), RequestOptions()).result
     assert not whole.truncation.HasField("cut_at_code_point")
 
 
-def test_error_is_an_answer(writer: ResponseEncoder) -> None:
-    answer = writer.answer("id", ExpiredError(), RequestOptions())
+def test_error_becomes_an_answer(encoder: ResponseEncoder) -> None:
+    answer = encoder.encode("id", ExpiredError(), RequestOptions())
     assert answer.WhichOneof("outcome") == "error"
     assert answer.error.code == 4

@@ -1,4 +1,4 @@
-"""Certificates: what is refused before anybody connects, and what a change of the files does."""
+"""Certificates: which are refused before a client connects, and what happens when the files change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def authority(tmp_path: Path) -> Authority:
 
 
 def refused(cert: Path, key: Path, client_ca: Path | None = None) -> str:
-    """Why these files cannot be served."""
+    """Returns the reason why these files are refused."""
     with pytest.raises(StartupError) as caught:
         Certificates(cert, key, client_ca)
     return str(caught.value)
@@ -46,7 +46,7 @@ def test_expiry_is_that_of_the_certificate(authority: Authority) -> None:
     assert expiry_of(Certificates(files.cert, files.key)) == pytest.approx(expected, abs=60)
 
 
-def test_chain_may_follow_the_certificate(authority: Authority) -> None:
+def test_file_may_contain_intermediate_certificates(authority: Authority) -> None:
     files = authority.issue("server", ends=3 * DAY)
     files.cert.write_bytes(files.cert.read_bytes() + authority.cert.read_bytes())
     expected = time.time() + 3 * DAY.total_seconds()
@@ -55,15 +55,15 @@ def test_chain_may_follow_the_certificate(authority: Authority) -> None:
 
 def test_missing_file_is_named(authority: Authority, tmp_path: Path) -> None:
     files, missing = authority.issue("server"), tmp_path / "missing"
-    assert f"the certificate {missing} cannot be read: No such file" in refused(missing, files.key)
-    assert f"the private key {missing} cannot be read: No such file" in refused(files.cert, missing)
-    assert f"the authority of clients {missing} cannot be read" in refused(files.cert, files.key, missing)
+    assert f"cannot read the certificate {missing}: No such file" in refused(missing, files.key)
+    assert f"cannot read the private key {missing}: No such file" in refused(files.cert, missing)
+    assert f"cannot read the client authority {missing}" in refused(files.cert, files.key, missing)
 
 
 def test_key_of_another_certificate_is_refused(authority: Authority) -> None:
     problem = refused(authority.issue("server").cert, authority.issue("other").key)
     assert re.search(
-        r"server\.pem and .*other\.key are no certificate with its private key: key values mismatch", problem
+        r"server\.pem and .*other\.key are not a certificate and its private key: key values mismatch", problem
     )
 
 
@@ -72,24 +72,24 @@ def test_expired_certificate_is_refused(authority: Authority) -> None:
     assert refused(files.cert, files.key).endswith("server.pem: certificate has expired")
 
 
-def test_certificate_of_tomorrow_is_refused(authority: Authority) -> None:
+def test_certificate_that_is_not_valid_yet_is_refused(authority: Authority) -> None:
     files = authority.issue("server", begins=DAY)
     assert refused(files.cert, files.key).endswith("server.pem: certificate is not yet valid")
 
 
-def test_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(authority: Authority) -> None:
+def test_encrypted_key_is_refused_without_a_password_prompt(authority: Authority) -> None:
     files = authority.issue("server", password=b"secret")
     assert "server.key is encrypted" in refused(files.cert, files.key)
 
 
-def test_file_that_is_no_certificate_is_refused(authority: Authority, tmp_path: Path) -> None:
+def test_file_without_a_certificate_is_refused(authority: Authority, tmp_path: Path) -> None:
     files, text = authority.issue("server"), tmp_path / "text"
     text.write_text("not PEM")
-    assert "no certificate with its private key" in refused(text, files.key)
-    assert f"{text} has no certificate that can be read" in refused(files.cert, files.key, text)
+    assert "are not a certificate and its private key" in refused(text, files.key)
+    assert f"{text} contains no valid certificate" in refused(files.cert, files.key, text)
 
 
-def test_key_that_everybody_may_read_is_warned_of(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+def test_key_that_every_user_may_read_causes_a_warning(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
     files = authority.issue("server")
     Certificates(files.cert, files.key)
     assert not caplog.records
@@ -99,7 +99,7 @@ def test_key_that_everybody_may_read_is_warned_of(authority: Authority, caplog: 
 
 
 @pytest.mark.parametrize(
-    ("key", "rare"),
+    ("key", "unsupported"),
     [
         (ec.generate_private_key(ec.SECP256R1()), False),
         (ec.generate_private_key(ec.SECP384R1()), False),
@@ -109,8 +109,8 @@ def test_key_that_everybody_may_read_is_warned_of(authority: Authority, caplog: 
     ],
     ids=["P-256", "P-384", "RSA", "P-521", "Ed25519"],
 )
-async def test_key_that_grpc_clients_refuse_is_warned_of(
-    key: Key, rare: bool, authority: Authority, caplog: pytest.LogCaptureFixture
+async def test_key_that_grpc_clients_reject_causes_a_warning(
+    key: Key, unsupported: bool, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = authority.issue("server", key=key)
     server = aio.server()
@@ -122,11 +122,11 @@ async def test_key_that_grpc_clients_refuse_is_warned_of(
         with pytest.raises(aio.AioRpcError) as caught:
             await call(b"", timeout=30)
     await server.stop(None)
-    assert caught.value.code() is (grpc.StatusCode.UNAVAILABLE if rare else grpc.StatusCode.UNIMPLEMENTED)
-    assert ("most gRPC clients refuse" in caplog.text) == rare
+    assert caught.value.code() is (grpc.StatusCode.UNAVAILABLE if unsupported else grpc.StatusCode.UNIMPLEMENTED)
+    assert ("most gRPC clients reject" in caplog.text) == unsupported
 
 
-def test_new_certificate_is_taken(authority: Authority) -> None:
+def test_renewed_certificate_is_used(authority: Authority) -> None:
     files = authority.issue("server", ends=3 * DAY)
     certificates = Certificates(files.cert, files.key)
     old = expiry_of(certificates)
@@ -134,20 +134,20 @@ def test_new_certificate_is_taken(authority: Authority) -> None:
     assert expiry_of(certificates) - old == pytest.approx(DAY.total_seconds(), abs=60)
 
 
-def damage_by_half(files: Files, authority: Authority) -> None:
+def replace_certificate_without_key(files: Files, authority: Authority) -> None:
     shutil.copy(authority.issue("next").cert, files.cert)
 
 
-def damage_by_age(files: Files, authority: Authority) -> None:
+def replace_with_expired(files: Files, authority: Authority) -> None:
     files.replace(authority.issue("next", begins=-3 * DAY, ends=-DAY))
 
 
-def damage_by_text(files: Files, authority: Authority) -> None:
+def overwrite_with_text(files: Files, authority: Authority) -> None:
     files.cert.write_text("nothing")
 
 
-@pytest.mark.parametrize("damage", [damage_by_half, damage_by_age, damage_by_text])
-def test_new_certificate_that_is_no_good_leaves_the_old_one(
+@pytest.mark.parametrize("damage", [replace_certificate_without_key, replace_with_expired, overwrite_with_text])
+def test_invalid_new_certificate_keeps_the_old_one(
     damage: Callable[[Files, Authority], None], authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = authority.issue("server", ends=3 * DAY)
@@ -157,9 +157,9 @@ def test_new_certificate_that_is_no_good_leaves_the_old_one(
     assert [expiry_of(certificates) for _ in range(3)] == [old] * 3
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert record.name == file_watcher.__name__
-    files.replace(authority.issue("mended", ends=4 * DAY))
+    files.replace(authority.issue("repaired", ends=4 * DAY))
     assert expiry_of(certificates) > old
 
 
-def test_no_tls_was_told(settings: Callable[..., Settings]) -> None:
+def test_server_without_a_certificate_has_no_tls(settings: Callable[..., Settings]) -> None:
     assert Certificates.from_settings(settings()) is None

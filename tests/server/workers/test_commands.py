@@ -1,221 +1,226 @@
-"""What workers are told together, with workers that are played."""
+"""Commands to all workers, with fake workers."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from polyhead_server.errors import InternalError, NotReadyError, ReloadError
+from polyhead_server.security.file_watcher import FileWatcher
 from polyhead_server.settings import Settings
+from polyhead_server.worker_types import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.workers.commands import WorkerCommands
-from polyhead_server.workers.ipc import Start, Values
-from polyhead_server.workers.process import WorkerFailedError, WorkerProcess
+from polyhead_server.workers.ipc import Method, NoParams, NoResult, ReloadParams, WorkerConfig
+from polyhead_server.workers.process import WorkerEndedError, WorkerFailedError, WorkerProcess
+
+OLD, NEW = ModelIdentity("old", ()), ModelIdentity("new", ())
 
 
-class PlayedWorker:
-    """Does whatever it is told, unless ``fails`` says why not."""
+def stats_of(process_id: int) -> WorkerStats:
+    return WorkerStats(process_id, "m", True, 1.0, 0, 0, 0, 0.0, 0, 0, 0, 0, 0.0, {}, 1)
 
-    def __init__(self, number: int, fails: str = "", serves: bool = True) -> None:
+
+class FakeWorker:
+    """Answers every request, or fails with the reason ``fails`` if it is set.
+
+    Attributes:
+        requests: Name and parameters of each request.
+        gate: Requests wait for it.
+    """
+
+    def __init__(self, number: int, fails: str = "", serves: bool = True, drained: bool = False) -> None:
         self.number = number
         self.fails = fails
-        self.told = Start(Settings(bundle=Path("x")), [])
-        self.heard: list[tuple[str, Values]] = []
-        self.sent: list[Values] = []
-        self.told_to_end = False
-        self.served_since = 1.0 if serves else None
-        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.config = WorkerConfig(Settings(bundle=Path("x")), drained=drained)
+        self.requests: list[tuple[str, Any]] = []
+        self.stop_requested = False
+        self.serving_since = 1.0 if serves else None
+        self.ended = False
         self.serves = serves
+        self.gate = asyncio.Event()
+        self.gate.set()
 
-    async def up(self) -> bool:
+    async def wait_until_serving(self) -> bool:
         return self.serves
 
-    async def do(self, what: str, arguments: Values, _: float) -> Values:
-        self.heard.append((what, arguments))
+    async def request(self, method: Method[Any, Any], params: Any, _: float) -> Any:
+        self.requests.append((method.name, params))
+        await self.gate.wait()
+        if self.ended:
+            raise WorkerEndedError("it ended")
         if self.fails:
             raise WorkerFailedError(self.fails)
-        return {"number": self.number, "identity": {"embedding_space": "new"}}
+        results: dict[str, Any] = {
+            "reload": ReloadResult(self.number, "m", {}, NEW),
+            "drain": NoResult(),
+            "stats": stats_of(self.number),
+        }
+        return results[method.name]
 
-    def send(self, data: bytes) -> None:
-        self.sent.append(json.loads(data))
+    @property
+    def requested(self) -> list[str]:
+        return [name for name, _ in self.requests]
 
 
-def orders_to(*workers: PlayedWorker, **settings: Any) -> tuple[WorkerCommands, dict[int, WorkerProcess]]:
+class FakeHealth:
+    """Remembers what was reported last."""
+
+    def __init__(self) -> None:
+        self.serving = self.alive = False
+
+    async def set(self, *, serving: bool, alive: bool) -> None:
+        self.serving, self.alive = serving, alive
+
+
+def commands_to(*workers: FakeWorker, **settings: Any) -> WorkerCommands:
     serving = {worker.number: cast(WorkerProcess, worker) for worker in workers if worker.serves}
-    told = Settings(bundle=Path("x"), workers=max(1, len(workers)), **settings)
-    return WorkerCommands(told, cast(set[WorkerProcess], set(workers)), serving), serving
+    all_settings = Settings(bundle=Path("x"), workers=max(1, len(workers)), **settings)
+    return WorkerCommands(all_settings, cast(set[WorkerProcess], set(workers)), serving)
 
 
-async def ask(orders: WorkerCommands, asker: PlayedWorker, what: str, arguments: Values | None = None) -> Values:
-    """What a worker hears that has asked."""
-    orders.hear(cast(WorkerProcess, asker), {"ask": 5, "what": what, "arguments": arguments or {}})
-    await asyncio.gather(*orders._answers)
-    answers = asker.sent.pop()
-    assert answers.pop("answers") == 5
-    return answers
+async def test_reload_reaches_all_workers_in_order() -> None:
+    workers = [FakeWorker(number) for number in range(3)]
+    results = await commands_to(*workers).reload(force=True)
+    assert [result.process_id for result in results] == [0, 1, 2]
+    assert [worker.requests for worker in workers] == [[("reload", ReloadParams(force=True))]] * 3
 
 
-@pytest.mark.parametrize("what", ["reload", "drain", "stats"])
-async def test_what_one_is_asked_all_do(what: str) -> None:
-    workers = [PlayedWorker(number) for number in range(3)]
-    orders, _ = orders_to(*workers)
-    answers = await ask(orders, workers[1], what, {"force": True})
-    assert [answer["number"] for answer in answers["workers"]] == [0, 1, 2]
-    assert [worker.heard for worker in workers] == [[(what, {"force": True})]] * 3
+async def test_drain_and_stats_reach_all_workers() -> None:
+    workers = [FakeWorker(number) for number in range(3)]
+    commands = commands_to(*workers)
+    assert [stats.process_id for stats in await commands.stats()] == [0, 1, 2]
+    await commands.drain()
+    assert [worker.requests for worker in workers] == [[("stats", NoParams()), ("drain", NoParams())]] * 3
 
 
-async def test_reload_stops_at_the_first_that_cannot(caplog: pytest.LogCaptureFixture) -> None:
-    workers = [PlayedWorker(0), PlayedWorker(1, fails="it is damaged"), PlayedWorker(2)]
-    orders, _ = orders_to(*workers)
-    answers = await ask(orders, workers[0], "reload", {"force": False})
-    assert answers == {"message": "worker 1: it is damaged. 1 of 3 workers answer with the new model"}
-    assert not workers[2].heard
+async def test_reload_stops_at_the_first_failure(caplog: pytest.LogCaptureFixture) -> None:
+    workers = [FakeWorker(0), FakeWorker(1, fails="it is damaged"), FakeWorker(2)]
+    with pytest.raises(ReloadError) as caught:
+        await commands_to(*workers).reload(force=False)
+    assert str(caught.value) == "worker 1: it is damaged. 1 of 3 workers serve the new model"
+    assert not workers[2].requests
     assert "reload stopped at worker 1: it is damaged" in caplog.text
 
 
-async def test_who_starts_after_a_reload_is_held_to_the_new_model() -> None:
-    orders, _ = orders_to(PlayedWorker(0))
-    orders.identity = {"embedding_space": "old"}
-    await orders.reload_as_told()
-    assert orders.identity == {"embedding_space": "new"}
+async def test_reload_updates_the_identity_that_later_workers_must_match() -> None:
+    commands = commands_to(FakeWorker(0))
+    commands.identity = OLD
+    await commands.reload_and_log()
+    assert commands.identity == NEW
 
 
-async def test_reload_that_is_refused_changes_nothing() -> None:
-    orders, _ = orders_to(PlayedWorker(0, fails="no"))
-    orders.identity = {"embedding_space": "old"}
-    await orders.reload_as_told()
-    assert orders.identity == {"embedding_space": "old"}
+async def test_refused_reload_changes_nothing() -> None:
+    commands = commands_to(FakeWorker(0, fails="no"))
+    commands.identity = OLD
+    await commands.reload_and_log()
+    assert commands.identity == OLD
 
 
-async def test_who_starts_after_a_drain_is_drained() -> None:
-    worker = PlayedWorker(0)
-    orders, _ = orders_to(worker)
-    await ask(orders, worker, "drain")
-    assert orders.drained
+async def test_reload_continues_when_its_caller_is_cancelled() -> None:
+    """Otherwise a client that gives up would leave workers with different models."""
+    workers = [FakeWorker(0), FakeWorker(1)]
+    workers[0].gate.clear()
+    commands = commands_to(*workers)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(commands.reload(force=False), 0.01)
+    assert not workers[1].requests
+    workers[0].gate.set()
+    async with commands.changing:
+        assert workers[1].requested == ["reload"]
+    assert commands.identity == NEW
 
 
-@pytest.mark.parametrize(("knew", "orders_given"), [(False, ["drain"]), (True, [])])
-async def test_who_started_before_a_drain_and_serves_after_it_is_told(knew: bool, orders_given: list[str]) -> None:
-    worker = PlayedWorker(0)
-    worker.told = Start(Settings(bundle=Path("x")), [], drained=knew)
-    orders, _ = orders_to(worker)
-    orders.drained = True
-    await orders.welcome(cast(WorkerProcess, worker))
-    assert heard(worker) == orders_given
-
-
-async def test_worker_that_ends_meanwhile_has_no_answer() -> None:
-    workers = [PlayedWorker(0), PlayedWorker(1, fails="it ended")]
-    workers[1].ended.set_result(0)
-    orders, _ = orders_to(*workers)
-    assert [answer["number"] for answer in (await ask(orders, workers[0], "stats"))["workers"]] == [0]
-
-
-async def test_worker_that_stays_and_does_not_answer_is_no_answer() -> None:
-    workers = [PlayedWorker(0), PlayedWorker(1, fails="it did not answer within 10 s")]
-    orders, _ = orders_to(*workers)
-    assert "did not answer" in (await ask(orders, workers[0], "stats"))["message"]
-
-
-async def test_those_that_are_told_to_end_are_left_alone() -> None:
-    workers = [PlayedWorker(0), PlayedWorker(0)]
-    workers[0].told_to_end = True
-    orders, _ = orders_to(*workers)
-    await ask(orders, workers[1], "reload", {"force": False})
-    assert (len(workers[0].heard), len(workers[1].heard)) == (0, 1)
+async def test_reload_skips_workers_that_were_told_to_stop() -> None:
+    workers = [FakeWorker(0), FakeWorker(0)]
+    workers[0].stop_requested = True
+    await commands_to(*workers).reload(force=False)
+    assert (len(workers[0].requests), len(workers[1].requests)) == (0, 1)
 
 
 async def test_reload_without_workers_fails() -> None:
-    orders, _ = orders_to(PlayedWorker(0, serves=False))
-    with pytest.raises(WorkerFailedError, match="no worker serves"):
-        await orders._reload({"force": False})
+    with pytest.raises(ReloadError, match="no worker serves"):
+        await commands_to(FakeWorker(0, serves=False)).reload(force=False)
 
 
-def heard(worker: PlayedWorker) -> list[str]:
-    return [what for what, _ in worker.heard]
+async def test_stats_without_workers_are_not_ready() -> None:
+    with pytest.raises(NotReadyError):
+        await commands_to(FakeWorker(0, serves=False)).stats()
 
 
-async def test_admin_service_is_with_the_lowest_worker_and_stays() -> None:
-    workers = [PlayedWorker(number) for number in range(2)]
-    orders, serving = orders_to(*workers, admin_listen="unix:/x")
-    lowest = serving.pop(0)
-    await orders.hand_admin()
-    serving[0] = lowest
-    await orders.hand_admin()
-    assert [heard(worker) for worker in workers] == [[], ["open_admin"]]
+async def test_drain_is_remembered_for_workers_that_start_later() -> None:
+    commands = commands_to(FakeWorker(0, serves=False))
+    await commands.drain()
+    assert commands.drained
 
 
-async def test_admin_service_leaves_a_worker_before_it_comes_to_its_successor() -> None:
-    order: list[str] = []
-    old, new = PlayedWorker(0), PlayedWorker(0)
-    orders, serving = orders_to(old, admin_listen="unix:/x")
-    await orders.hand_admin()
-
-    def noting(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
-        async def noted(what: str, arguments: Values, timeout_s: float) -> Values:
-            order.append(f"{name} {what}")
-            return cast(Values, await do(what, arguments, timeout_s))
-
-        return noted
-
-    for name, worker in (("old", old), ("new", new)):
-        worker.do = noting(name, worker.do)  # type: ignore[method-assign]
-    serving[0] = cast(WorkerProcess, new)
-    await orders.hand_admin()
-    assert order == ["old close_admin", "new open_admin"]
+@pytest.mark.parametrize(("started_drained", "requested"), [(False, ["drain"]), (True, [])])
+async def test_worker_that_was_starting_during_a_drain_is_drained(started_drained: bool, requested: list[str]) -> None:
+    worker = FakeWorker(0, drained=started_drained)
+    commands = commands_to(worker)
+    commands.drained = True
+    await commands.add(cast(WorkerProcess, worker))
+    assert worker.requested == requested
 
 
-async def test_admin_service_goes_to_the_next_when_one_cannot_have_it() -> None:
-    workers = [PlayedWorker(0, fails="taken"), PlayedWorker(1)]
-    orders, _ = orders_to(*workers, admin_listen="unix:/x")
-    await orders.hand_admin()
-    assert [heard(worker) for worker in workers] == [["open_admin"], ["open_admin"]]
+async def test_stats_leave_out_a_worker_that_ends_meanwhile() -> None:
+    workers = [FakeWorker(0), FakeWorker(1)]
+    workers[1].ended = True
+    assert [stats.process_id for stats in await commands_to(*workers).stats()] == [0]
 
 
-async def test_worker_that_was_told_to_end_does_not_get_the_admin_service() -> None:
-    workers = [PlayedWorker(0), PlayedWorker(1)]
-    workers[0].told_to_end = True
-    orders, _ = orders_to(*workers, admin_listen="unix:/x")
-    await orders.hand_admin()
-    assert [heard(worker) for worker in workers] == [[], ["open_admin"]]
+async def test_stats_fail_if_a_worker_hangs(caplog: pytest.LogCaptureFixture) -> None:
+    workers = [FakeWorker(0), FakeWorker(1, fails="it did not answer within 10 s")]
+    with pytest.raises(InternalError):
+        await commands_to(*workers).stats()
+    assert "stats failed in worker 1: it did not answer within 10 s" in caplog.text
 
 
-async def test_without_an_address_there_is_no_admin_service() -> None:
-    worker = PlayedWorker(0)
-    orders, _ = orders_to(worker)
-    await orders.hand_admin()
-    assert not worker.heard
+@pytest.mark.parametrize(
+    ("serves", "drained", "stopping", "expected"),
+    [
+        (False, False, False, (False, False)),
+        (True, False, False, (True, True)),
+        (True, True, False, (False, True)),
+        (True, False, True, (False, False)),
+    ],
+)
+async def test_server_is_alive_while_a_worker_serves(
+    serves: bool, drained: bool, stopping: bool, expected: tuple[bool, bool]
+) -> None:
+    commands, health = commands_to(FakeWorker(0, serves=serves)), FakeHealth()
+    commands.health, commands.drained, commands.stopping = health, drained, stopping
+    await commands.update_health()
+    assert (health.serving, health.alive) == expected
 
 
-async def test_bundle_that_is_replaced_is_loaded_by_all_and_told_to_those_who_start_later(tmp_path: Path) -> None:
-    served = tmp_path / "served"
-    for name in ("old", "new"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "bundle.json").write_text(name)
-    served.symlink_to(tmp_path / "old")
-    workers = [PlayedWorker(0), PlayedWorker(1)]
-    orders, _ = orders_to(*workers)
-    orders.identity = {"embedding_space": "old"}
-    looks: list[int] = []
+async def test_drain_changes_the_health() -> None:
+    commands, health = commands_to(FakeWorker(0)), FakeHealth()
+    commands.health = health
+    await commands.update_health()
+    assert (health.serving, health.alive) == (True, True)
+    await commands.drain()
+    assert (health.serving, health.alive) == (False, True)
 
-    async def sleep(every_s: float) -> None:
-        assert every_s == 5
-        looks.append(len(workers[1].heard))
-        if len(looks) == 3:
-            served.unlink()
-            served.symlink_to(tmp_path / "new")
-        elif len(looks) == 4:
-            served.unlink()
-        elif len(looks) == 5:
-            # It is the same as before.
-            served.symlink_to(tmp_path / "new")
-        elif len(looks) == 6:
+
+async def test_replaced_bundle_is_reloaded_once_by_all_workers(tmp_path: Path) -> None:
+    manifest = tmp_path / "bundle.json"
+    manifest.write_text("old")
+    workers = [FakeWorker(0), FakeWorker(1)]
+    commands = commands_to(*workers)
+    reloads: list[int] = []
+
+    async def sleep(_: float) -> None:
+        reloads.append(len(workers[1].requests))
+        if len(reloads) == 2:
+            (tmp_path / "new").write_text("new")
+            (tmp_path / "new").rename(manifest)
+        elif len(reloads) == 5:
             raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        await orders.watch(served / "bundle.json", 5, sleep)
-    assert looks == [0, 0, 0, 1, 1, 1]
-    assert [worker.heard for worker in workers] == [[("reload", {"force": False})]] * 2
-    assert orders.identity == {"embedding_space": "new"}
+        await FileWatcher([manifest]).watch(commands.reload_and_log, 5, sleep)
+    assert reloads == [0, 0, 1, 1, 1]
+    assert [worker.requests for worker in workers] == [[("reload", ReloadParams(force=False))]] * 2
+    assert commands.identity == NEW

@@ -1,4 +1,4 @@
-"""The worker's end of the line to its supervisor."""
+"""The worker's end of the connection to its supervisor."""
 
 from __future__ import annotations
 
@@ -9,74 +9,144 @@ from typing import Any, cast
 
 import pytest
 from polyhead_server.errors import NotReadyError, ReloadError
-from polyhead_server.lifecycle.compatibility import Identity
-from polyhead_server.lifecycle.operations import Control
-from polyhead_server.workers.ipc import Values, line
-from polyhead_server.workers.main import Supervisor
+from polyhead_server.json_types import Values
+from polyhead_server.lifecycle.operations import Operations
+from polyhead_server.worker_types import HeadIdentity, ModelIdentity, ReloadResult
+from polyhead_server.workers import ipc
+from polyhead_server.workers.ipc import NoParams, ReloadParams
+from polyhead_server.workers.main import SupervisorConnection
 
-IDENTITY = Identity("space", (("topic", "softmax", ("a", "b")),))
-
-
-class PlayedControl:
-    async def do(self, what: str, arguments: Values) -> Values:
-        if what == "fail":
-            raise NotReadyError
-        return {"did": what, **arguments}
+IDENTITY = ModelIdentity("space", (HeadIdentity("topic", "softmax", ("a", "b")),))
 
 
-class Line:
-    """Both directions of the line, and what the worker said so far."""
+class FakeOperations:
+    """Operations of which ``stats`` fails, and ``reload`` waits for ``gate`` unless it is forced."""
 
     def __init__(self) -> None:
-        self._said = io.BytesIO()
-        self.supervisor = Supervisor(self._said, False, None)
-        self._reader = asyncio.StreamReader()
-        self._listening = asyncio.create_task(self.supervisor.listen(self._reader))
-        self.supervisor.announce(IDENTITY, cast(Control, PlayedControl()))
+        self.gate = asyncio.Event()
 
-    def tell(self, **values: Any) -> None:
-        self._reader.feed_data(line(values))
+    async def reload(self, *, force: bool) -> ReloadResult:
+        if not force:
+            await self.gate.wait()
+            raise ReloadError("it is damaged")
+        return ReloadResult(7, "m", {}, IDENTITY)
+
+    async def drain(self) -> None:
+        pass
+
+    async def stats(self) -> None:
+        raise NotReadyError
+
+
+class Connection:
+    """Both directions of a connection."""
+
+    def __init__(self) -> None:
+        self.operations = FakeOperations()
+        self._output = io.BytesIO()
+        self._worker = SupervisorConnection(self._output)
+        self._reader = asyncio.StreamReader(limit=1000)
+        self._reading = asyncio.create_task(self._worker.read_requests(self._reader))
+
+    def announce(self) -> None:
+        self._worker.announce_serving(IDENTITY, cast(Operations, self.operations))
+
+    def send(self, line: bytes) -> None:
+        self._reader.feed_data(line)
 
     async def end(self) -> list[Values]:
-        """Ends the supervisor; returns all that the worker said."""
+        """Ends the supervisor; returns all messages that the worker sent."""
         self._reader.feed_eof()
-        await self._listening
-        await asyncio.gather(*self.supervisor._working)
-        return [json.loads(data) for data in self._said.getvalue().splitlines()]
+        await self._reading
+        self.operations.gate.set()
+        await asyncio.gather(*self._worker.in_progress)
+        return [json.loads(line) for line in self._output.getvalue().splitlines()]
 
 
-async def test_worker_does_what_it_is_told() -> None:
-    told = Line()
-    told.tell(do=3, what="reload", arguments={"force": True})
-    told.tell(do=4, what="fail", arguments={})
-    announced, *answers = await told.end()
-    assert Identity.from_json(announced["serving"]) == IDENTITY
-    assert sorted(answers, key=str) == [
-        {"done": 3, "answer": {"did": "reload", "force": True}},
-        {"failed": 4, "message": "the model is being loaded"},
-    ]
+@pytest.fixture
+async def connection() -> Connection:
+    return Connection()
 
 
-async def test_each_question_has_its_answer() -> None:
-    told = Line()
-    asked = [asyncio.create_task(told.supervisor.ask("stats", {"number": number})) for number in range(3)]
+def result(request_id: int, **values: Any) -> Values:
+    return {"jsonrpc": "2.0", "result": values, "id": request_id}
+
+
+def errors(messages: list[Values]) -> list[tuple[int | None, int]]:
+    """Id and code of each error."""
+    return [(one["id"], one["error"]["code"]) for one in messages if "error" in one]
+
+
+async def test_worker_announces_the_identity_of_its_model(connection: Connection) -> None:
+    connection.announce()
+    (message,) = await connection.end()
+    request = ipc.decode(json.dumps(message).encode())
+    assert isinstance(request, ipc.Request)
+    assert ipc.SERVING.params_of(request) == IDENTITY
+
+
+async def test_worker_runs_the_requested_operations(connection: Connection) -> None:
+    connection.announce()
+    connection.send(ipc.encode_request(ipc.RELOAD, ReloadParams(force=True), 3))
+    connection.send(ipc.encode_request(ipc.DRAIN, NoParams(), 4))
+    _, *answers = await connection.end()
+    (reloaded, drained) = sorted(answers, key=lambda one: int(one["id"]))
+    assert (reloaded["id"], reloaded["result"]["model_id"]) == (3, "m")
+    assert drained == result(4)
+
+
+async def test_operation_that_takes_long_does_not_delay_the_next(connection: Connection) -> None:
+    connection.announce()
+    connection.send(ipc.encode_request(ipc.RELOAD, ReloadParams(force=False), 3))
+    connection.send(ipc.encode_request(ipc.DRAIN, NoParams(), 4))
+    _, first, second = await connection.end()
+    assert (first["id"], second["id"]) == (4, 3)
+
+
+async def test_operation_that_fails_is_answered_with_its_message(connection: Connection) -> None:
+    connection.announce()
+    connection.send(ipc.encode_request(ipc.STATS, NoParams(), 3))
+    _, answer = await connection.end()
+    assert answer == {
+        "jsonrpc": "2.0",
+        "error": {"code": ipc.OPERATION_FAILED, "message": "the model is being loaded"},
+        "id": 3,
+    }
+
+
+async def test_request_before_the_worker_serves_is_refused(connection: Connection) -> None:
+    connection.send(ipc.encode_request(ipc.DRAIN, NoParams(), 3))
+    assert errors(await connection.end()) == [(3, ipc.OPERATION_FAILED)]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b"what?\n", (None, -32700)),
+        (b"x" * 2000 + b"\n", (None, -32700)),
+        (b"[]\n", (None, -32600)),
+        (b'{"jsonrpc": "2.0", "method": "explode", "params": {}, "id": 3}\n', (3, -32601)),
+        (b'{"jsonrpc": "2.0", "method": "reload", "params": {"force": "yes"}, "id": 3}\n', (3, -32602)),
+    ],
+)
+async def test_invalid_message_is_answered_with_an_error_and_the_worker_continues(
+    line: bytes, expected: tuple[int | None, int], connection: Connection
+) -> None:
+    connection.announce()
+    connection.send(line)
     await asyncio.sleep(0)
-    told.tell(answers=2, workers=[{"number": 2}])
-    told.tell(answers=0, workers=[{"number": 0}])
-    told.tell(answers=1, message="worker 1: no")
-    assert await asked[0] == [{"number": 0}]
-    assert await asked[2] == [{"number": 2}]
-    with pytest.raises(ReloadError, match="worker 1: no"):
-        await asked[1]
-    said = await told.end()
-    assert [one["arguments"]["number"] for one in said if "ask" in one] == [0, 1, 2]
+    connection.send(ipc.encode_request(ipc.DRAIN, NoParams(), 4))
+    messages = await connection.end()
+    assert errors(messages) == [expected]
+    assert result(4) in messages
 
 
-async def test_answer_that_nobody_waits_for_any_more_is_passed_over() -> None:
-    told = Line()
-    asked = asyncio.create_task(told.supervisor.ask("stats", {}))
-    await asyncio.sleep(0)
-    asked.cancel()
-    told.tell(answers=0, workers=[])
-    told.tell(do=1, what="drain", arguments={})
-    assert {"done": 1, "answer": {"did": "drain"}} in await told.end()
+async def test_notifications_and_errors_are_not_answered(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection.announce()
+    connection.send(b'{"jsonrpc": "2.0", "method": "explode"}\n')
+    connection.send(ipc.encode_notification(ipc.DRAIN, NoParams()))
+    connection.send(ipc.encode_error(ipc.RpcError(ipc.PARSE_ERROR, "not a line of JSON")))
+    assert [one["method"] for one in await connection.end()] == ["serving"]
+    assert "the supervisor rejected a message: not a line of JSON" in caplog.text

@@ -8,92 +8,152 @@ from pathlib import Path
 
 import pytest
 from polyhead_server.settings import Settings
-from polyhead_server.workers.ipc import Start, Values
-from polyhead_server.workers.process import WorkerFailedError, WorkerProcess
+from polyhead_server.worker_types import ModelIdentity
+from polyhead_server.workers import ipc
+from polyhead_server.workers.ipc import Method, NoResult, ReloadParams, WorkerConfig
+from polyhead_server.workers.process import WorkerEndedError, WorkerFailedError, WorkerProcess
 
 pytestmark = pytest.mark.timeout(60)
 
 Script = Callable[[str], None]
 
-# Serves, and answers each order with what it was told.
-OBEDIENT = """
+# Test methods of the worker below.
+ECHO = Method("echo", ReloadParams, ReloadParams)
+FAIL = Method("fail", ReloadParams, NoResult)
+EXIT = Method("exit", ReloadParams, NoResult)
+IGNORE = Method("ignore", ReloadParams, NoResult)
+LIE = Method("lie", ReloadParams, ReloadParams)
+PARAMS = ReloadParams(force=True)
+
+WORKER = """
     import json, sys
+
+    def send(**message):
+        print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+
     sys.stdin.readline()
-    print('{"serving": {"embedding_space": "e"}}', flush=True)
+    send(method="serving", params={"embedding_space": "e", "heads": []})
     for line in sys.stdin:
-        told = json.loads(line)
-        if told.get("what") == "fail":
-            print(json.dumps({"failed": told["do"], "message": "it must not"}), flush=True)
-        elif told.get("what") == "die":
-            sys.exit(3)
-        elif told.get("what") == "ask":
-            print(json.dumps({"ask": 7, "what": "stats", "arguments": {}}), flush=True)
-            print(json.dumps({"done": told["do"], "answer": {}}), flush=True)
-        elif told.get("what") != "nothing":
-            print(json.dumps({"done": told["do"], "answer": told}), flush=True)
+        request = json.loads(line)
+        match request.get("method"):
+            case "echo":
+                send(result=request["params"], id=request["id"])
+            case "fail":
+                send(error={"code": -32000, "message": "the bundle is damaged"}, id=request["id"])
+            case "lie":
+                send(result={"force": "maybe"}, id=request["id"])
+            case "exit":
+                sys.exit(3)
     """
 
 
-async def started(ask: Callable[[WorkerProcess, Values], None] = lambda *_: None) -> WorkerProcess:
-    told = Start(Settings(bundle=Path("x")), [])
-    return await WorkerProcess.start(0, told, ask)
+async def started() -> WorkerProcess:
+    return await WorkerProcess.start(0, WorkerConfig(Settings(bundle=Path("x"))))
 
 
-async def test_worker_serves_when_it_says_so(script: Script) -> None:
-    script(OBEDIENT)
-    worker = await started()
-    assert worker.served_s == 0
-    assert await worker.up()
-    assert worker.identity == {"embedding_space": "e"}
-    assert worker.served_s > 0
-    worker.terminate()
-    assert await worker.ended == -15
-
-
-async def test_orders_are_answered_each_with_its_own(script: Script) -> None:
-    script(OBEDIENT)
-    worker = await started()
-    await worker.up()
-    answers = await asyncio.gather(*(worker.do("echo", {"number": number}, 30) for number in range(20)))
-    assert [answer["arguments"]["number"] for answer in answers] == list(range(20))
+async def ended(worker: WorkerProcess) -> int:
     worker.kill()
-    assert await worker.ended == -9
+    return await worker.exit_code
+
+
+async def test_worker_serves_once_it_announces_it(script: Script) -> None:
+    script(WORKER)
+    worker = await started()
+    assert worker.serving_s == 0
+    assert await worker.wait_until_serving()
+    assert worker.identity == ModelIdentity("e", ())
+    assert worker.serving_s > 0
+    worker.terminate()
+    assert await worker.exit_code == -15
+
+
+async def test_each_request_gets_its_own_result(script: Script) -> None:
+    script(WORKER)
+    worker = await started()
+    await worker.wait_until_serving()
+    sent = [ReloadParams(force=number % 3 == 0) for number in range(20)]
+    assert await asyncio.gather(*(worker.request(ECHO, one, 30) for one in sent)) == sent
+    assert await ended(worker) == -9
 
 
 @pytest.mark.parametrize(
-    ("what", "timeout_s", "reason"), [("fail", 30, "must not"), ("die", 30, "ended"), ("nothing", 0.1, "within 0.1 s")]
+    ("method", "timeout_s", "reason"),
+    [
+        (FAIL, 30, "the bundle is damaged"),
+        (EXIT, 30, "it ended"),
+        (IGNORE, 0.1, "within 0.1 s"),
+        (LIE, 30, "invalid result of lie"),
+    ],
 )
-async def test_order_that_is_not_done_fails(what: str, timeout_s: float, reason: str, script: Script) -> None:
-    script(OBEDIENT)
+async def test_request_that_fails_states_why(
+    method: Method[ReloadParams, NoResult], timeout_s: float, reason: str, script: Script
+) -> None:
+    script(WORKER)
     worker = await started()
-    await worker.up()
+    await worker.wait_until_serving()
     with pytest.raises(WorkerFailedError, match=reason):
-        await worker.do(what, {}, timeout_s)
-    worker.kill()
-    await worker.ended
+        await worker.request(method, PARAMS, timeout_s)
+    await ended(worker)
 
 
-async def test_order_to_one_that_has_ended_fails_at_once(script: Script) -> None:
+async def test_request_to_a_process_that_has_ended_fails_at_once(script: Script) -> None:
     script("")
     worker = await started()
-    assert await worker.ended == 0
-    assert not await worker.up()
-    with pytest.raises(WorkerFailedError, match="ended"):
-        await worker.do("echo", {}, 30)
+    assert await worker.exit_code == 0
+    assert not await worker.wait_until_serving()
+    with pytest.raises(WorkerEndedError):
+        await worker.request(ECHO, PARAMS, 30)
 
 
-async def test_what_a_worker_asks_is_heard(script: Script) -> None:
-    script(OBEDIENT)
-    asked: list[Values] = []
-    worker = await started(lambda _, said: asked.append(said))
-    await worker.up()
-    await worker.do("ask", {}, 30)
-    assert asked == [{"ask": 7, "what": "stats", "arguments": {}}]
-    worker.kill()
-    await worker.ended
-
-
-async def test_worker_that_babbles_is_killed(script: Script) -> None:
-    script("print('what?', flush=True); import time; time.sleep(1000)")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "what?",
+        "[]",
+        '{"jsonrpc": "2.0", "method": "serving", "params": {}}',
+        '{"jsonrpc": "2.0", "method": "explode"}',
+        '{"jsonrpc": "2.0", "method": "explode", "id": 1}',
+        '{"jsonrpc": "2.0", "result": {}, "id": 99}',
+        '{"jsonrpc": "2.0", "error": {"code": -32700, "message": "not a line of JSON"}, "id": null}',
+    ],
+)
+async def test_worker_that_sends_an_invalid_message_is_not_killed(line: str, script: Script) -> None:
+    script(WORKER.replace("sys.stdin.readline()", f"sys.stdin.readline(); print({line!r}, flush=True)"))
     worker = await started()
-    assert await worker.ended == -9
+    assert await worker.wait_until_serving()
+    assert await worker.request(ECHO, PARAMS, 30) == PARAMS
+    assert not worker.ended
+    await ended(worker)
+
+
+async def test_line_that_is_too_long_is_skipped(
+    script: Script, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ipc, "MAX_LINE_BYTES", 1000)
+    script(WORKER.replace("sys.stdin.readline()", "sys.stdin.readline(); print('x' * 3000, flush=True)"))
+    worker = await started()
+    assert await worker.wait_until_serving()
+    assert "sent an invalid message" in caplog.text
+    await ended(worker)
+
+
+async def test_invalid_messages_are_answered_with_an_error(script: Script, tmp_path: Path) -> None:
+    answers = tmp_path / "answers"
+    script(
+        f"""
+        import sys
+        sys.stdin.readline()
+        for line in ["what?", '{{"jsonrpc": "2.0", "method": "explode", "id": 1}}']:
+            print(line, flush=True)
+            open({str(answers)!r}, "a").write(sys.stdin.readline())
+        """
+    )
+    worker = await started()
+    assert await worker.exit_code == 0
+    codes = []
+    for line in answers.read_bytes().splitlines():
+        response = ipc.decode(line)
+        assert isinstance(response, ipc.Response)
+        assert response.error
+        codes.append((response.id, response.error.code))
+    assert codes == [(None, ipc.PARSE_ERROR), (1, ipc.METHOD_NOT_FOUND)]

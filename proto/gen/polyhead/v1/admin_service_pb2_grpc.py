@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """AdminService changes and describes a running server. Where several workers share the port, each call reaches all.
+    """AdminService changes and describes a running server. Each call reaches every worker of the server.
     """
 
     def __init__(self, channel):
@@ -53,28 +53,28 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """AdminService changes and describes a running server. Where several workers share the port, each call reaches all.
+    """AdminService changes and describes a running server. Each call reaches every worker of the server.
     """
 
     def Reload(self, request, context):
-        """Reload loads the bundle once more from where it lies, and answers with it from then on. What was accepted before is
-        answered by the model that was there before. Fails with FAILED_PRECONDITION where the new bundle cannot be served,
-        or must not follow the old one; then the old one stays.
+        """Reload loads the bundle again from the same path and serves it. Items accepted earlier are still answered by the
+        previous model. Fails with FAILED_PRECONDITION if the new bundle cannot be served or must not replace the previous
+        one; the previous model then keeps serving.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Drain makes the health service say NOT_SERVING from now on, so that balancers send nothing more. Calls are answered
-        as before, and the server goes on running: SIGTERM ends it.
+        """Drain makes the health service report NOT_SERVING, so that load balancers send no more calls. The server keeps
+        running and answers calls as before; SIGTERM ends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStats(self, request, context):
-        """GetStats describes what the server is doing now.
+        """GetStats describes the current load and the work done since the start.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +107,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """AdminService changes and describes a running server. Where several workers share the port, each call reaches all.
+    """AdminService changes and describes a running server. Each call reaches every worker of the server.
     """
 
     @staticmethod

@@ -28,13 +28,14 @@ if _version_not_supported:
 class InferenceServiceStub:
     """InferenceService answers texts with an embedding, a class and a sentiment.
 
-    Messages carry one or more items in both directions; sending what is waiting in one message is much cheaper than one
-    message an item. Every item that is read gets exactly one Answer: a bad item, even one whose text is not valid UTF-8,
-    is answered with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
+    Messages carry one or more items in both directions. One message of several items is much cheaper than one message
+    for each. Every item that the server reads gets exactly one Answer: an invalid item, even one whose text is not valid
+    UTF-8, is answered with an error and does not affect other items. The grouping of answers into messages is
+    independent of the grouping of the items.
 
-    A whole call fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
-    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call that cannot
-    be taken in now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
+    A call as a whole fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
+    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call of which
+    no item can be accepted now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
     """
 
     def __init__(self, channel):
@@ -78,52 +79,53 @@ class InferenceServiceStub:
 class InferenceServiceServicer:
     """InferenceService answers texts with an embedding, a class and a sentiment.
 
-    Messages carry one or more items in both directions; sending what is waiting in one message is much cheaper than one
-    message an item. Every item that is read gets exactly one Answer: a bad item, even one whose text is not valid UTF-8,
-    is answered with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
+    Messages carry one or more items in both directions. One message of several items is much cheaper than one message
+    for each. Every item that the server reads gets exactly one Answer: an invalid item, even one whose text is not valid
+    UTF-8, is answered with an error and does not affect other items. The grouping of answers into messages is
+    independent of the grouping of the items.
 
-    A whole call fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
-    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call that cannot
-    be taken in now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
+    A call as a whole fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
+    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call of which
+    no item can be accepted now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
     """
 
     def Analyze(self, request, context):
-        """Analyze answers one batch of items, in request order, with every task asked for.
+        """Analyze answers one batch of items, in request order, with every requested task.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamAnalyze(self, request_iterator, context):
-        """StreamAnalyze answers a stream of items with every task asked for.
+        """StreamAnalyze answers a stream of items with every requested task.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamEmbed(self, request_iterator, context):
-        """StreamEmbed is StreamAnalyze for TASK_EMBEDDING alone.
+        """StreamEmbed is StreamAnalyze restricted to TASK_EMBEDDING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamClassify(self, request_iterator, context):
-        """StreamClassify is StreamAnalyze for TASK_CLASSIFICATION alone.
+        """StreamClassify is StreamAnalyze restricted to TASK_CLASSIFICATION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamSentiment(self, request_iterator, context):
-        """StreamSentiment is StreamAnalyze for TASK_SENTIMENT alone.
+        """StreamSentiment is StreamAnalyze restricted to TASK_SENTIMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModelInfo(self, request, context):
-        """GetModelInfo describes the model and how it is being run.
+        """GetModelInfo describes the model and how it runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,13 +175,14 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 class InferenceService:
     """InferenceService answers texts with an embedding, a class and a sentiment.
 
-    Messages carry one or more items in both directions; sending what is waiting in one message is much cheaper than one
-    message an item. Every item that is read gets exactly one Answer: a bad item, even one whose text is not valid UTF-8,
-    is answered with an error and disturbs no other. How the server groups answers into messages says nothing about the requests.
+    Messages carry one or more items in both directions. One message of several items is much cheaper than one message
+    for each. Every item that the server reads gets exactly one Answer: an invalid item, even one whose text is not valid
+    UTF-8, is answered with an error and does not affect other items. The grouping of answers into messages is
+    independent of the grouping of the items.
 
-    A whole call fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
-    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call that cannot
-    be taken in now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
+    A call as a whole fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
+    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call of which
+    no item can be accepted now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
     """
 
     @staticmethod

@@ -1,1 +1,1 @@
-"""What every RPC passes through before its handler: errors, authentication, telemetry."""
+"""Interceptors that wrap every RPC: telemetry outermost, then authentication, then error mapping."""

@@ -1,9 +1,9 @@
-"""Who may call what, decided from a call's metadata before any of its messages is read.
+"""Authentication and authorization by API key, from a call's metadata, before any message of the call is decoded.
 
 ::
 
-    metadata -> key -> right? -> the method's own handler
-                          |  no -> a handler that reads nothing and ends the call
+    metadata -> API key -> does its scope cover the method? -- yes -> the method's own handler
+                                                            -- no --> a handler that reads nothing and fails the call
 """
 
 from __future__ import annotations
@@ -16,49 +16,53 @@ import grpc
 from grpc import aio
 
 from polyhead_server.errors import PermissionDeniedError, ServerError, UnauthenticatedError
+from polyhead_server.rpc import service_names
 from polyhead_server.security.api_keys import CALLER, Keys
 from polyhead_server.settings import Settings
 
 from .errors import abort
 
-# Probes have no keys, and learn nothing but whether the server serves.
-_OPEN = "/grpc.health.v1.Health/"
+# Health probes carry no key, and learn only whether the server serves.
+_PUBLIC_PREFIX = f"/{service_names.HEALTH}/"
 _SCHEME = "bearer "
 
 
 class AuthInterceptor(aio.ServerInterceptor):
-    """Lets a call through if its key may make it. Only ``TelemetryInterceptor`` is further out: a refusal costs no more."""
+    """Admits a call if its API key allows the method.
+
+    Only ``TelemetryInterceptor`` wraps it, so that a rejected call costs as little as possible.
+    """
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
 
     @classmethod
     def from_settings(cls, settings: Settings) -> list[aio.ServerInterceptor]:
-        """One, if the settings name a file of keys; else none, and everybody may call everything.
+        """Returns one interceptor if the settings name a key file; otherwise none, and every call is allowed.
 
         Raises:
-            StartupError: The file cannot be used.
+            StartupError: The key file is invalid.
         """
         return [cls(Keys(Path(settings.api_keys)))] if settings.api_keys else []
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
-        """Looks at the key alone. A method that there is not is refused as one that the key may not call."""
+        """Decides by the key alone: a method that does not exist is rejected like one that the key does not allow."""
         method = str(handler_call_details.method)
-        if not method.startswith(_OPEN):
+        if not method.startswith(_PUBLIC_PREFIX):
             try:
-                CALLER.set(self._keys.authorize(_shown(handler_call_details.invocation_metadata), method))
+                CALLER.set(self._keys.authorize(_bearer_token(handler_call_details.invocation_metadata), method))
             except (UnauthenticatedError, PermissionDeniedError) as error:
-                return _refusal(error)
+                return _rejecting_handler(error)
         return await continuation(handler_call_details)
 
 
-def _shown(metadata: Any) -> str:
-    """The key in ``authorization: Bearer KEY``.
+def _bearer_token(metadata: Any) -> str:
+    """Returns the key in ``authorization: Bearer KEY``.
 
     Raises:
-        UnauthenticatedError: There is none, more than one, or one of another kind.
+        UnauthenticatedError: The header is missing, repeated, or of another scheme.
     """
     values = [value for name, value in metadata or () if name == "authorization"]
     if len(values) != 1 or values[0][: len(_SCHEME)].lower() != _SCHEME:
@@ -66,10 +70,10 @@ def _shown(metadata: Any) -> str:
     return str(values[0][len(_SCHEME) :])
 
 
-def _refusal(error: ServerError) -> grpc.RpcMethodHandler[Any, Any]:
-    """Ends a call of any kind: on the wire a unary call is a stream of one message, and here it is not waited for."""
+def _rejecting_handler(error: ServerError) -> grpc.RpcMethodHandler[Any, Any]:
+    """Returns a handler that fails a call of any kind: on the wire, a unary call is a stream of one message."""
 
-    async def refuse(_: Any, context: aio.ServicerContext[Any, Any]) -> None:
+    async def reject(_: Any, context: aio.ServicerContext[Any, Any]) -> None:
         await abort(context, error)
 
-    return grpc.stream_stream_rpc_method_handler(refuse)
+    return grpc.stream_stream_rpc_method_handler(reject)

@@ -1,4 +1,4 @@
-"""The outermost layer: every call of ours gets a request id, and is counted, logged and traced. Never a text.
+"""Request ids, metrics, access log and traces of every inference call. None of them ever contains a text.
 
 ::
 
@@ -29,44 +29,45 @@ from polyhead_server.settings import Settings
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
-# A client's id is taken as it is or not at all: nothing that a log or a search would choke on.
-_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+# A client's request id is used unchanged or not at all: these characters are safe in logs and searches.
+_VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"]
-# Only these are observed: others are probes, and names that clients make up, of which each would be a metric.
+# Path to name of the methods that are observed. Others are probes, or names that a client made up, each of which would
+# become a metric series.
 _METHODS = {f"/{_SERVICE.full_name}/{method.name}": method.name for method in _SERVICE.methods}
-# By so many seconds a client's clock may be ahead, which ends its call at the deadline just as leaving it does.
-_AHEAD_S = 0.05
-_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
+# Tolerance for a client's clock that runs ahead: at its deadline a client resets the call, as it does to cancel it.
+_CLOCK_SKEW_S = 0.05
+_CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 _Context = aio.ServicerContext[Any, Any]
 
 
 class TelemetryInterceptor(aio.ServerInterceptor):
-    """Sees the beginning and the end of every call of the inference service, also of those that others refuse."""
+    """Observes every call of the inference service, including those that other interceptors reject."""
 
     def __init__(self, settings: Settings, metrics: Metrics, tracing: Tracing | None) -> None:
         self._metrics = metrics
-        metrics.expect_calls(_METHODS.values())
+        metrics.initialize_requests(_METHODS.values())
         self._tracing = tracing
         self._level = logging.getLevelName(settings.access_log.upper())
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
-        """Wraps the handlers of our service and leaves all others alone."""
+        """Wraps the handlers of the inference service; leaves those of other services unchanged."""
         if str(handler_call_details.method) not in _METHODS:
             return await continuation(handler_call_details)
-        call = _Call(handler_call_details)
+        call = _CallRecord(handler_call_details)
         REQUEST_CONTEXT.set({"request_id": call.request_id})
         handler = await continuation(handler_call_details)
         make = grpc.stream_stream_rpc_method_handler if handler.stream_stream else grpc.unary_unary_rpc_method_handler
         return make(
             self._observed(handler.stream_stream or handler.unary_unary, call),
-            handler.request_deserializer and self._reading(handler.request_deserializer, call),
-            handler.response_serializer and self._writing(handler.response_serializer),
+            handler.request_deserializer and self._measured_deserializer(handler.request_deserializer, call),
+            handler.response_serializer and self._measured_serializer(handler.response_serializer),
         )
 
-    def _observed(self, behavior: Callable[..., Awaitable[Any]], call: _Call) -> Callable[..., Awaitable[Any]]:
+    def _observed(self, behavior: Callable[..., Awaitable[Any]], call: _CallRecord) -> Callable[..., Awaitable[Any]]:
         async def observed(request: Any, context: _Context) -> Any:
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
             traced = self._tracing.call(call.path, call.metadata, call.request_id) if self._tracing else _UNTRACED
@@ -77,72 +78,73 @@ class TelemetryInterceptor(aio.ServerInterceptor):
                     )
                 code = "UNKNOWN"
                 try:
-                    answer = await behavior(request, context)
+                    response = await behavior(request, context)
                 except aio.AbortError:
-                    code = _code(context)
+                    code = _code_name(context)
                     raise
                 except asyncio.CancelledError:
-                    left_s = context.time_remaining()
-                    code = "CANCELLED" if left_s is None or left_s > _AHEAD_S else "DEADLINE_EXCEEDED"
+                    remaining_s = context.time_remaining()
+                    cancelled = remaining_s is None or remaining_s > _CLOCK_SKEW_S
+                    code = "CANCELLED" if cancelled else "DEADLINE_EXCEEDED"
                     raise
                 else:
-                    code = _code(context)
-                    return answer
+                    code = _code_name(context)
+                    return response
                 finally:
-                    self._end(call, code, context)
+                    self._on_end(call, code, context)
                     if self._tracing:
-                        self._tracing.ended(span, code, call.items)
+                        self._tracing.end_call(span, code, call.items)
 
         return observed
 
-    def _reading(self, deserialize: Callable[[bytes], Any], call: _Call) -> Callable[[bytes], Any]:
-        def read(data: bytes) -> Any:
-            self._metrics.requested(len(data))
+    def _measured_deserializer(self, deserialize: Callable[[bytes], Any], call: _CallRecord) -> Callable[[bytes], Any]:
+        def measured(data: bytes) -> Any:
+            self._metrics.observe_request_bytes(len(data))
             message = deserialize(data)
-            # GetModelInfo's has none.
+            # The decoded message of GetModelInfo is None.
             call.items += len(message.items) if message else 0
             return message
 
-        return read
+        return measured
 
-    def _writing(self, serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-        def write(message: Any) -> bytes:
+    def _measured_serializer(self, serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+        def measured(message: Any) -> bytes:
             data = serialize(message)
-            self._metrics.responded(len(data))
+            self._metrics.observe_response_bytes(len(data))
             return data
 
-        return write
+        return measured
 
-    def _end(self, call: _Call, code: str, context: _Context) -> None:
-        seconds = time.monotonic() - call.began
+    def _on_end(self, call: _CallRecord, code: str, context: _Context) -> None:
+        duration_s = time.monotonic() - call.started
         method = _METHODS[call.path]
-        self._metrics.called(method, code, seconds, unary=not method.startswith("Stream"))
+        self._metrics.observe_request(method, code, duration_s, unary=not method.startswith("Stream"))
         if logger.isEnabledFor(self._level):
-            said = {"method": method, "code": code, "items": call.items, "duration_s": round(seconds, 6)}
-            extra = fields(**said, peer=context.peer(), key=CALLER.get())
-            who = f"{CALLER.get() or 'anybody'} at {context.peer()}"
-            text = "%s %s, items: %d, %.1f ms, %s"
-            logger.log(self._level, text, method, code, call.items, seconds * 1000, who, extra=extra)
+            caller, peer = CALLER.get(), context.peer()
+            values = {"method": method, "code": code, "items": call.items, "duration_s": round(duration_s, 6)}
+            text = "%s %s, items: %d, %.1f ms, %s at %s"
+            arguments = (method, code, call.items, duration_s * 1000, caller or "anonymous", peer)
+            logger.log(self._level, text, *arguments, extra=fields(**values, peer=peer, key=caller))
 
 
-class _Call:
-    """What is known of a call when it begins, and the items of it that were read."""
+class _CallRecord:
+    """A call's path, metadata, request id and start, and the number of its items decoded so far."""
 
-    __slots__ = ("began", "items", "metadata", "path", "request_id")
+    __slots__ = ("items", "metadata", "path", "request_id", "started")
 
     def __init__(self, details: grpc.HandlerCallDetails) -> None:
-        self.began = time.monotonic()
+        self.started = time.monotonic()
         self.items = 0
         self.path = str(details.method)
         self.metadata: Any = details.invocation_metadata or ()
-        given = next((value for name, value in self.metadata if name == REQUEST_ID), "")
-        self.request_id = str(given) if _ID.fullmatch(str(given)) else secrets.token_hex(8)
+        received = next((value for name, value in self.metadata if name == REQUEST_ID), "")
+        self.request_id = str(received) if _VALID_REQUEST_ID.fullmatch(str(received)) else secrets.token_hex(8)
 
 
 _UNTRACED: contextlib.nullcontext[Any] = contextlib.nullcontext()
 
 
-def _code(context: _Context) -> str:
-    """The name of the status that the call has; OK where nobody has said otherwise."""
+def _code_name(context: _Context) -> str:
+    """The name of the call's status code; OK unless the handler has set another."""
     code: Any = context.code()
-    return code.name if isinstance(code, grpc.StatusCode) else _CODES[code or 0]
+    return code.name if isinstance(code, grpc.StatusCode) else _CODE_NAMES[code or 0]

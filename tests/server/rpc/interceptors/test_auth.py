@@ -1,4 +1,4 @@
-"""Who is let through over a real socket, and what those who are not get to know."""
+"""API keys over a real socket: which calls are admitted, and what a rejected caller learns."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from polyhead.v1 import item_pb2
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics
-from polyhead_server.rpc import inference_service as service_module
+from polyhead_server.rpc import handlers, service_names
+from polyhead_server.rpc.handlers import inference_handler
 from polyhead_server.rpc.health import Health
-from polyhead_server.rpc.inference_service import NAME, InferenceService, handler
+from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.request_decoder import RequestDecoder
@@ -31,7 +32,7 @@ from tests.server.conftest import FakeEngine
 pytestmark = pytest.mark.timeout(60)
 
 KEYS = {"reader": ["infer"], "probe": ["info"], "embedder": ["StreamEmbed"]}
-INSIDE = "what only the model knows"
+INTERNAL_TEXT = "a text from inside the engine"
 
 
 def bearer(key: str) -> tuple[tuple[str, str], ...]:
@@ -39,28 +40,30 @@ def bearer(key: str) -> tuple[tuple[str, str], ...]:
 
 
 class Guarded:
-    """A server with keys, which counts what it parses.
+    """A server with API keys that records which messages it decodes.
 
     Attributes:
-        parsed: Methods of whose messages one was parsed.
-        callers: Names under which calls were answered.
-        keys: The file of keys.
+        decoded: One entry for each decoded message.
+        callers: Name of the caller of each submitted message.
+        keys: The key file.
     """
 
     def __init__(self, channel: aio.Channel, keys: Path) -> None:
-        # Bytes in and out: the stubs cannot say that.
+        # Requests and responses are bytes, which the stubs' types do not allow.
         self.channel: Any = channel
         self.keys = keys
-        self.parsed: list[str] = []
+        self.decoded: list[str] = []
         self.callers: list[str] = []
 
-    async def unary(self, metadata: Any, data: bytes | None = None, method: str = f"/{NAME}/Analyze") -> bytes:
+    async def unary(
+        self, metadata: Any, data: bytes | None = None, method: str = f"/{service_names.INFERENCE}/Analyze"
+    ) -> bytes:
         request = pb2.AnalyzeRequest(items=[item_pb2.Item(text="w1")]).SerializeToString() if data is None else data
         return bytes(await self.channel.unary_unary(method)(request, metadata=metadata))
 
     async def stream(self, metadata: Any, name: str = "StreamAnalyze") -> list[bytes]:
         request = pb2.StreamAnalyzeRequest(items=[item_pb2.Item(text="w1")]).SerializeToString()
-        call = self.channel.stream_stream(f"/{NAME}/{name}")(iter([request]), metadata=metadata)
+        call = self.channel.stream_stream(f"/{service_names.INFERENCE}/{name}")(iter([request]), metadata=metadata)
         return [answer async for answer in call]
 
 
@@ -71,40 +74,40 @@ async def guarded(
     path = tmp_path / "keys.toml"
     path.write_text(
         "".join(
-            f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\nrights = {rights}\n'
-            for name, rights in KEYS.items()
+            f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\nscopes = {scopes}\n'
+            for name, scopes in KEYS.items()
         )
     )
     path.chmod(0o600)
-    parsed: list[str] = []
+    decoded: list[str] = []
     callers: list[str] = []
 
     class Counting(RequestDecoder):
         def __call__(self, data: bytes) -> Any:
-            parsed.append(type(self).__name__)
+            decoded.append(type(self).__name__)
             return super().__call__(data)
 
-    class Noting(Pipeline):
+    class Recording(Pipeline):
         async def submit(self, *args: Any, **kwargs: Any) -> Any:
             callers.append(CALLER.get())
             return await super().submit(*args, **kwargs)
 
-    monkeypatch.setattr(service_module, "RequestDecoder", Counting)
+    monkeypatch.setattr(handlers, "RequestDecoder", Counting)
     service = InferenceService(settings(), Metrics())
-    server = aio.server(interceptors=[AuthInterceptor(Keys(path)), ErrorInterceptor(NAME)])
+    server = aio.server(interceptors=[AuthInterceptor(Keys(path)), ErrorInterceptor(service_names.INFERENCE)])
     health = Health()
     health.add_to(server)
     await health.set(serving=True, alive=True)
-    server.add_generic_rpc_handlers((handler(service),))
-    reflection.enable_server_reflection((NAME, reflection.SERVICE_NAME), server)
+    server.add_generic_rpc_handlers((inference_handler(service),))
+    reflection.enable_server_reflection((service_names.INFERENCE, reflection.SERVICE_NAME), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    pipeline = Noting(model, settings())
+    pipeline = Recording(model, settings())
     pipeline.start()
     service.serve(pipeline)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         guarded = Guarded(channel, path)
-        guarded.parsed, guarded.callers = parsed, callers
+        guarded.decoded, guarded.callers = decoded, callers
         yield guarded
     await server.stop(None)
     await pipeline.close()
@@ -129,29 +132,29 @@ NO_KEYS: list[tuple[tuple[str, str], ...]] = [
 
 
 @pytest.mark.parametrize("metadata", NO_KEYS)
-async def test_call_without_a_valid_key_is_refused_in_the_same_words(guarded: Guarded, metadata: Any) -> None:
-    expected = (grpc.StatusCode.UNAUTHENTICATED, 'no valid key; send one as metadata "authorization: Bearer KEY"')
+async def test_calls_without_a_valid_key_are_rejected_with_the_same_text(guarded: Guarded, metadata: Any) -> None:
+    expected = (grpc.StatusCode.UNAUTHENTICATED, 'no valid API key; send one as metadata "authorization: Bearer KEY"')
     assert await refused(guarded.unary(metadata)) == expected
     assert await refused(guarded.stream(metadata)) == expected
 
 
-async def test_nothing_is_parsed_for_a_call_that_is_refused(guarded: Guarded) -> None:
+async def test_messages_of_a_rejected_call_are_not_decoded(guarded: Guarded) -> None:
     large = pb2.AnalyzeRequest(items=[item_pb2.Item(text="w1 " * 1_000_000)]).SerializeToString()
     for metadata in (bearer("wrong"), bearer("probe")):
         await refused(guarded.unary(metadata))
         await refused(guarded.unary(metadata, large))
         await refused(guarded.stream(metadata))
-    assert guarded.parsed == []
+    assert guarded.decoded == []
     await guarded.unary(bearer("reader"))
     await guarded.stream(bearer("reader"))
-    assert len(guarded.parsed) == 2
+    assert len(guarded.decoded) == 2
 
 
-async def test_right_key_for_another_method_is_refused(guarded: Guarded) -> None:
-    denied = (grpc.StatusCode.PERMISSION_DENIED, "this key may not call this method")
+async def test_valid_key_for_another_method_is_rejected(guarded: Guarded) -> None:
+    denied = (grpc.StatusCode.PERMISSION_DENIED, "this API key may not call this method")
     assert await refused(guarded.unary(bearer("probe"))) == denied
     assert await refused(guarded.stream(bearer("embedder"))) == denied
-    assert await refused(guarded.unary(bearer("reader"), b"", f"/{NAME}/GetModelInfo")) == denied
+    assert await refused(guarded.unary(bearer("reader"), b"", f"/{service_names.INFERENCE}/GetModelInfo")) == denied
     assert (
         await refused(guarded.unary(bearer("reader"), b"", f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"))
         == denied
@@ -160,14 +163,14 @@ async def test_right_key_for_another_method_is_refused(guarded: Guarded) -> None
     assert await guarded.unary(bearer("reader"))
 
 
-async def test_refusal_does_not_tell_which_methods_there_are(guarded: Guarded) -> None:
+async def test_rejection_does_not_reveal_which_methods_exist(guarded: Guarded) -> None:
     for metadata in (bearer("wrong"), bearer("probe")):
         real = await refused(guarded.unary(metadata))
-        for method in (f"/{NAME}/Nothing", "/polyhead.v1.AdminService/Reload", "/no.Such/Thing"):
+        for method in (f"/{service_names.INFERENCE}/Nothing", "/polyhead.v1.AdminService/Reload", "/no.Such/Thing"):
             assert await refused(guarded.unary(metadata, b"", method)) == real
 
 
-async def test_scheme_is_read_in_any_case(guarded: Guarded) -> None:
+async def test_scheme_is_case_insensitive(guarded: Guarded) -> None:
     assert await guarded.unary((("authorization", "bEaReR reader"),))
 
 
@@ -175,20 +178,20 @@ async def test_probes_need_no_key(guarded: Guarded) -> None:
     stub: Any = health_pb2_grpc.HealthStub(guarded.channel)
     serving = health_pb2.HealthCheckResponse.SERVING
     assert (await stub.Check(health_pb2.HealthCheckRequest())).status == serving
-    watch = stub.OutOfMemoryFilter(health_pb2.HealthCheckRequest())
+    watch = stub.Watch(health_pb2.HealthCheckRequest())
     assert (await watch.read()).status == serving
     watch.cancel()
 
 
-async def test_name_of_the_caller_is_known_to_all_that_answers(guarded: Guarded) -> None:
+async def test_callers_name_is_available_to_the_pipeline(guarded: Guarded) -> None:
     await guarded.unary(bearer("reader"))
     await guarded.stream(bearer("embedder"), "StreamEmbed")
     assert guarded.callers == ["reader", "embedder"]
 
 
-async def test_stream_outlives_the_removal_of_its_key(guarded: Guarded) -> None:
+async def test_open_stream_survives_the_removal_of_its_key(guarded: Guarded) -> None:
     request = pb2.StreamAnalyzeRequest(items=[item_pb2.Item(text="w1")]).SerializeToString()
-    call = guarded.channel.stream_stream(f"/{NAME}/StreamAnalyze")(metadata=bearer("reader"))
+    call = guarded.channel.stream_stream(f"/{service_names.INFERENCE}/StreamAnalyze")(metadata=bearer("reader"))
     await call.write(request)
     assert await call.read() is not aio.EOF
     fresh = guarded.keys.with_suffix(".fresh")
@@ -202,29 +205,29 @@ async def test_stream_outlives_the_removal_of_its_key(guarded: Guarded) -> None:
     assert await call.read() is aio.EOF
 
 
-async def test_answers_hold_nothing_of_the_inside(guarded: Guarded, engine: FakeEngine) -> None:
-    engine.fails = RuntimeError(INSIDE)
+async def test_responses_reveal_no_internals(guarded: Guarded, engine: FakeEngine) -> None:
+    engine.fails = RuntimeError(INTERNAL_TEXT)
     key = bearer("reader")
     poisoned = pb2.AnalyzeRequest(items=[item_pb2.Item(text="poison")]).SerializeToString()
     answer = await guarded.unary(key, poisoned)
     # The control: the engine did fail.
     assert pb2.AnalyzeResponse.FromString(answer).answers[0].error.message.startswith("internal error, incident ")
-    told = [answer, await guarded.unary(key, b"\xff\xff")]
+    responses = [answer, await guarded.unary(key, b"\xff\xff")]
     for call in (
         guarded.unary((), b"\xff\xff", "/grpc.health.v1.Health/Check"),
         guarded.unary((), b"\xff\xff", "/grpc.health.v1.Health/Watch"),
         guarded.unary((*key, ("grpc-timeout", "soon"))),
         guarded.unary((*key, ("grpc-encoding", "rot13"))),
         guarded.unary((*key, ("content-type", "text/html"))),
-        guarded.unary(key, b"", f"/{NAME}/Nothing"),
+        guarded.unary(key, b"", f"/{service_names.INFERENCE}/Nothing"),
         guarded.unary((("authorization", "Bearer"),)),
     ):
         try:
-            told.append(await call)
+            responses.append(await call)
         except aio.AioRpcError as error:
-            told.append(f"{error.code()} {error.details()} {error.trailing_metadata()}".encode())
-    for text in told:
-        assert INSIDE.encode() not in text
+            responses.append(f"{error.code()} {error.details()} {error.trailing_metadata()}".encode())
+    for text in responses:
+        assert INTERNAL_TEXT.encode() not in text
         assert not any(
             word in text
             for word in (b"Traceback", b".py", b"Error(", b"google.protobuf", b"reader", str(guarded.keys).encode())

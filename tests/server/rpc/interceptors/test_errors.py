@@ -1,4 +1,4 @@
-"""The services beside ours: what they answer stays, and what they raise does not get out."""
+"""Services of libraries behind the error interceptor: their responses pass, their exceptions do not reach clients."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+from polyhead_server.rpc import service_names
 from polyhead_server.rpc.health import Health
-from polyhead_server.rpc.inference_service import NAME
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 
 pytestmark = pytest.mark.timeout(60)
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture
 async def channel() -> AsyncIterator[Any]:
-    server = aio.server(interceptors=[ErrorInterceptor(NAME)])
+    server = aio.server(interceptors=[ErrorInterceptor(service_names.INFERENCE)])
     health = Health()
     health.add_to(server)
     await health.set(serving=True, alive=True)
-    reflection.enable_server_reflection((NAME, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection((service_names.INFERENCE, service_names.REFLECTION), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -32,10 +32,10 @@ async def channel() -> AsyncIterator[Any]:
     await server.stop(None)
 
 
-async def test_health_and_reflection_answer_as_ever(channel: Any) -> None:
+async def test_health_and_reflection_responses_are_unchanged(channel: Any) -> None:
     health: Any = health_pb2_grpc.HealthStub(channel)
     assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
-    watch = health.OutOfMemoryFilter(health_pb2.HealthCheckRequest(service=NAME))
+    watch = health.Watch(health_pb2.HealthCheckRequest(service=service_names.INFERENCE))
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
     watch.cancel()
     with pytest.raises(aio.AioRpcError) as caught:
@@ -49,14 +49,18 @@ async def test_health_and_reflection_answer_as_ever(channel: Any) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch", f"{reflection.SERVICE_NAME}/ServerReflectionInfo"],
+    [
+        "grpc.health.v1.Health/Check",
+        "grpc.health.v1.Health/Watch",
+        f"{service_names.REFLECTION}/ServerReflectionInfo",
+    ],
 )
-async def test_message_that_cannot_be_parsed_is_refused_in_our_words(method: str, channel: Any) -> None:
+async def test_malformed_message_is_rejected_with_the_servers_own_text(method: str, channel: Any) -> None:
     call = channel.stream_stream(f"/{method}")(iter([b"\xff\xff"]))
     with pytest.raises(aio.AioRpcError) as caught:
         await call.read()
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert caught.value.details() == "the message is no protobuf message of this RPC"
+    assert caught.value.details() == "the message is not a valid protobuf message of this RPC"
     details = dict(caught.value.trailing_metadata() or ())["grpc-status-details-bin"]
     info = error_details_pb2.ErrorInfo()
     assert status_pb2.Status.FromString(details).details[0].Unpack(info)

@@ -1,4 +1,4 @@
-"""What is seen of calls from outside, over a real socket, with the fake engine."""
+"""Metrics, request ids and access log of calls over a real socket, with the fake engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.logging import REQUEST_CONTEXT
 from polyhead_server.observability.metrics import Metrics
-from polyhead_server.rpc.inference_service import NAME, InferenceService, handler
+from polyhead_server.rpc import service_names
+from polyhead_server.rpc.handlers import inference_handler
+from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
@@ -31,7 +33,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 class Observed:
-    """A server with one compute thread, what it counts, and a channel to it."""
+    """A server with one compute thread, its metrics, and a channel to it."""
 
     def __init__(self, metrics: Metrics, service: InferenceService, channel: aio.Channel) -> None:
         self.metrics = metrics
@@ -43,7 +45,7 @@ class Observed:
         return self.metrics.value("polyhead_requests_total", method=method, code=code)
 
     async def until_ended(self, method: str, code: str) -> None:
-        """A server may still be at the end of a call that its client has left."""
+        """Waits until the server has counted a call: its client may know the outcome earlier."""
         while not self.ended(method, code):
             await asyncio.sleep(0)
 
@@ -55,13 +57,13 @@ async def serving(model: Model, settings: Settings) -> AsyncIterator[Observed]:
     interceptors = [
         TelemetryInterceptor(settings, metrics, None),
         *AuthInterceptor.from_settings(settings),
-        ErrorInterceptor(NAME),
+        ErrorInterceptor(service_names.INFERENCE),
     ]
     server = aio.server(interceptors=interceptors)
-    server.add_generic_rpc_handlers((handler(service),))
+    server.add_generic_rpc_handlers((inference_handler(service),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    pipeline = Pipeline(model, settings, metrics.observe)
+    pipeline = Pipeline(model, settings, metrics.observe_batch)
     pipeline.start()
     service.serve(pipeline)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -81,7 +83,7 @@ async def guarded(model: Model, settings: Callable[..., Settings], tmp_path: Pat
     """A server that knows one key, "secret", of a caller named "shop"."""
     keys = tmp_path / "keys.toml"
     digest = hashlib.sha256(b"secret").hexdigest()
-    keys.write_text(f'[[keys]]\nname = "shop"\nsha256 = "{digest}"\nrights = ["infer"]\n')
+    keys.write_text(f'[[keys]]\nname = "shop"\nsha256 = "{digest}"\nscopes = ["infer"]\n')
     keys.chmod(0o600)
     async with serving(model, settings(api_keys=str(keys))) as observed:
         yield observed
@@ -110,16 +112,15 @@ async def test_stream_is_counted_when_it_ends_and_not_timed(observed: Observed) 
     assert observed.metrics.value("polyhead_request_duration_seconds_count", method="StreamClassify") == 0
 
 
-async def test_call_that_fails_is_counted_by_its_code(observed: Observed) -> None:
+async def test_failed_call_is_counted_by_its_code(observed: Observed) -> None:
     observed.service.drain()
     with pytest.raises(aio.AioRpcError):
         await observed.stub.Analyze(request("w1"))
-    # The client knows it before the server has counted it.
     await observed.until_ended("Analyze", "UNAVAILABLE")
     assert observed.ended("Analyze", "OK") == 0
 
 
-async def test_call_that_its_client_leaves_is_cancelled(observed: Observed, engine: FakeEngine) -> None:
+async def test_cancelled_call_is_counted_as_cancelled(observed: Observed, engine: FakeEngine) -> None:
     engine.gate.clear()
     call = observed.stub.Analyze(request("w1"))
     await engine.hold()
@@ -128,7 +129,9 @@ async def test_call_that_its_client_leaves_is_cancelled(observed: Observed, engi
     engine.gate.set()
 
 
-async def test_call_that_ends_at_its_deadline_was_not_left(observed: Observed, engine: FakeEngine) -> None:
+async def test_call_that_ends_at_its_deadline_is_not_counted_as_cancelled(
+    observed: Observed, engine: FakeEngine
+) -> None:
     engine.gate.clear()
     with pytest.raises(aio.AioRpcError):
         await observed.stub.Analyze(request("w1"), timeout=0.2)
@@ -153,36 +156,36 @@ async def test_access_log_names_the_callers_key(guarded: Observed, caplog: pytes
     assert "secret" not in caplog.text
 
 
-async def test_name_that_a_client_makes_up_is_no_metric(observed: Observed) -> None:
-    call: Any = observed.channel.unary_unary(f"/{NAME}/MadeUp")
+async def test_method_name_invented_by_a_client_becomes_no_label(observed: Observed) -> None:
+    call: Any = observed.channel.unary_unary(f"/{service_names.INFERENCE}/MadeUp")
     with pytest.raises(aio.AioRpcError) as error:
         await call(b"")
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    (family,) = observed.metrics._calls_total.collect()
+    (family,) = [one for one in observed.metrics.registry.collect() if one.name == "polyhead_requests"]
     methods = {sample.labels["method"] for sample in family.samples}
     assert methods == {method.name for method in pb2.DESCRIPTOR.services_by_name["InferenceService"].methods}
 
 
-async def test_request_id_of_the_client_comes_back(observed: Observed) -> None:
+async def test_request_id_of_the_client_is_returned(observed: Observed) -> None:
     call = observed.stub.Analyze(request("w1"), metadata=(("x-request-id", "order:7/a"),))
     await call
     assert await request_id(call) == "order:7/a"
 
 
-@pytest.mark.parametrize("given", ["", "two words", "x" * 129, "a\\n"])
-async def test_request_id_that_is_unfit_for_a_log_is_replaced(observed: Observed, given: str) -> None:
-    call = observed.stub.Analyze(request("w1"), metadata=(("x-request-id", given),))
+@pytest.mark.parametrize("received", ["", "two words", "x" * 129, "a\\n"])
+async def test_request_id_that_is_unsafe_in_a_log_is_replaced(observed: Observed, received: str) -> None:
+    call = observed.stub.Analyze(request("w1"), metadata=(("x-request-id", received),))
     await call
     assert len(await request_id(call)) == 16
 
 
-async def test_every_call_has_a_request_id_of_its_own(observed: Observed) -> None:
+async def test_request_ids_are_unique(observed: Observed) -> None:
     calls = [observed.stub.Analyze(request("w1")) for _ in range(3)]
     await asyncio.gather(*calls)
     assert len({await request_id(call) for call in calls}) == 3
 
 
-async def test_error_carries_the_request_id_beside_its_details(observed: Observed) -> None:
+async def test_error_carries_request_id_and_details(observed: Observed) -> None:
     observed.service.drain()
     call = observed.stub.Analyze(request("w1"), metadata=(("x-request-id", "r-1"),))
     with pytest.raises(aio.AioRpcError):
@@ -191,7 +194,7 @@ async def test_error_carries_the_request_id_beside_its_details(observed: Observe
     assert dict(await call.trailing_metadata())["grpc-status-details-bin"]
 
 
-async def test_lines_of_a_call_carry_its_request_id(
+async def test_log_lines_of_a_call_carry_its_request_id(
     observed: Observed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[str] = []
@@ -204,7 +207,7 @@ async def test_lines_of_a_call_carry_its_request_id(
     monkeypatch.setattr(observed.service.pipeline, "submit", fail)
     with pytest.raises(aio.AioRpcError):
         await observed.stub.Analyze(request("w1"), metadata=(("x-request-id", "r-1"),))
-    # The reader of a stream is a task of its own.
+    # The reader of a stream runs in a separate task.
     call = observed.stub.StreamAnalyze(
         iter([pb2.StreamAnalyzeRequest(items=request("w1").items)]), metadata=(("x-request-id", "r-2"),)
     )
@@ -214,7 +217,7 @@ async def test_lines_of_a_call_carry_its_request_id(
     assert "r-1" not in REQUEST_CONTEXT.get().values()
 
 
-async def test_access_log_tells_of_each_call_and_never_its_texts(
+async def test_access_log_describes_each_call_without_its_texts(
     observed: Observed, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "polyhead_server")

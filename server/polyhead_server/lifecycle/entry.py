@@ -1,0 +1,111 @@
+"""Runs the work of a server process on an event loop, from its settings to its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn, cast
+
+import click
+
+from polyhead_server.errors import StartupError
+from polyhead_server.observability.logging import configure
+from polyhead_server.out_of_memory import exit_if_out_of_memory
+from polyhead_server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Exit code of a process that cannot start as configured; starting it again would not help.
+EXIT_CANNOT_START = 2
+# Exit code of a process that failed, or that cut off accepted work.
+EXIT_FAILED = 1
+# A compute thread that has finished a batch needs the interpreter to take the next one while the event loop is busy. By
+# default it waits up to 5 ms, and a core idles with it.
+_SWITCH_INTERVAL_S = 0.0005
+
+
+class ServerFailedError(Exception):
+    """The server cannot continue. The message is all that there is to report."""
+
+
+def run(
+    settings: Settings, work: Callable[[Settings], Coroutine[Any, Any, int]], *, fast_loop: bool = True
+) -> NoReturn:
+    """Runs ``work`` on an event loop, logging to standard error, and ends the process with the exit code it returns.
+
+    A ``StartupError`` ends the process with code 2 and a ``ServerFailedError`` with code 1, each after one line of
+    text; any other exception is logged with its traceback and ends it with code 1.
+
+    Args:
+        settings: Settings of the server.
+        work: The work of the process.
+        fast_loop: Run on uvloop, for a process that answers calls, instead of on asyncio's own loop.
+    """
+    # The default action would end a process that is not ready to reload yet.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    configure(settings.log_level, settings.log_format)
+    # Below a warning, the library's own lines do not concern an operator.
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    _watch_threads()
+    try:
+        with asyncio.Runner(loop_factory=_uvloop if fast_loop else None) as runner:
+            code = runner.run(_guarded(work(settings)))
+    except StartupError as error:
+        report(error)
+        code = EXIT_CANNOT_START
+    except ServerFailedError as error:
+        report(error)
+        code = EXIT_FAILED
+    except BaseException as error:
+        exit_if_out_of_memory(error)
+        if not isinstance(error, Exception):
+            raise
+        logger.exception("the server failed")
+        code = EXIT_FAILED
+    logging.shutdown()
+    # A thread may still be computing or loading a model. A normal exit would finalize the interpreter under it and
+    # abort the process.
+    os._exit(code)
+
+
+def report(error: Exception) -> None:
+    """Prints an error as one line on standard error."""
+    click.echo(f"polyhead-serve: {error}", err=True)
+
+
+def _uvloop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return cast(asyncio.AbstractEventLoop, uvloop.new_event_loop())
+
+
+async def _guarded(work: Coroutine[Any, Any, int]) -> int:
+    """Runs ``work`` on a loop that ends the process when a task or a callback of the loop runs out of memory."""
+    asyncio.get_running_loop().set_exception_handler(_handle_loop_error)
+    return await work
+
+
+def _handle_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    exit_if_out_of_memory(context.get("exception"))
+    loop.default_exception_handler(context)
+
+
+def _watch_threads() -> None:
+    """Ends the process when a thread, a callback from C or a finalizer runs out of memory."""
+    thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
+
+    def on_thread_error(arguments: threading.ExceptHookArgs) -> None:
+        exit_if_out_of_memory(arguments.exc_value)
+        thread_hook(arguments)
+
+    def on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+        exit_if_out_of_memory(unraisable.exc_value)
+        unraisable_hook(unraisable)
+
+    threading.excepthook, sys.unraisablehook = on_thread_error, on_unraisable

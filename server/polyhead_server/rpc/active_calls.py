@@ -1,0 +1,51 @@
+"""Counts the calls in progress, so that a draining server can wait for the last one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+
+
+class ActiveCalls:
+    """The calls in progress of one service. For the event loop only.
+
+    Attributes:
+        count: Number of calls in progress.
+    """
+
+    def __init__(self, observe: Callable[[int], None]) -> None:
+        """Starts at zero.
+
+        Args:
+            observe: Called with the new count after every change.
+        """
+        self.count = 0
+        self._observe = observe
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextlib.contextmanager
+    def track(self) -> Iterator[None]:
+        """Counts one call while the context is open."""
+        self._change(1)
+        try:
+            yield
+        finally:
+            self._change(-1)
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Waits until no call is in progress; returns False if that takes longer than the timeout."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def _change(self, difference: int) -> None:
+        self.count += difference
+        self._observe(self.count)
+        if self.count:
+            self._idle.clear()
+        else:
+            self._idle.set()

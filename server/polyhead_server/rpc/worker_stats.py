@@ -1,0 +1,39 @@
+"""The statistics of one worker, as ``polyhead.v1.WorkerStats`` reports them."""
+
+from __future__ import annotations
+
+import os
+
+from polyhead_server.inference.pipeline import Pipeline
+from polyhead_server.json_types import Values
+from polyhead_server.observability.metrics import Metrics
+
+
+def collect(pipeline: Pipeline, metrics: Metrics, *, serving: bool, up_time_s: float, requests_running: int) -> Values:
+    """Returns the current statistics by the field names of ``WorkerStats``; durations in seconds.
+
+    Args:
+        pipeline: The one that serves now.
+        metrics: Counters since the start of the worker.
+        serving: Whether new calls are accepted.
+        up_time_s: Seconds since the worker started.
+        requests_running: Calls in progress.
+    """
+    value = metrics.value
+    return {
+        "process_id": os.getpid(),
+        "model_id": pipeline.model.source.model_id,
+        "serving": serving,
+        "up_time": up_time_s,
+        "requests_running": requests_running,
+        "queued_items": pipeline.queue.waiting,
+        "queued_tokens": pipeline.queue.waiting_tokens,
+        "expected_wait": pipeline.admission.expected_wait_s(),
+        "items_total": int(value("polyhead_items_total")),
+        "tokens_total": int(value("polyhead_tokens_total")),
+        "padding_tokens_total": int(value("polyhead_padding_tokens_total")),
+        "batches_total": int(value("polyhead_batch_duration_seconds_count")),
+        "compute_total": value("polyhead_batch_duration_seconds_sum"),
+        "item_errors_total": metrics.item_errors(),
+        "compute_threads": pipeline.threads,
+    }
