@@ -1,4 +1,4 @@
-"""What was freed goes back to the system, and a process that finds no memory any more ends.
+"""A process that finds no memory any more ends.
 
 Such a process cannot even say so to its clients: it leaves, and whoever supervises it starts another. Calls that it had
 are ended with UNAVAILABLE, which clients try again elsewhere. What finds no memory is gRPC's code, protobuf's or ours,
@@ -7,18 +7,10 @@ and all that they have in common is the log.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 
 from google.protobuf.message import DecodeError, EncodeError
-
-
-def give_back() -> None:
-    """Gives memory that was freed back to the system, which glibc keeps: of a model that has gone, half its size."""
-    # Other C libraries have no such function.
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
 
 
 class OutOfMemoryFilter(logging.Filter):

@@ -13,7 +13,7 @@ _LOOK_S = 1.0
 class Watched(Protocol):
     """What may be in trouble: a pipeline."""
 
-    def trouble(self) -> str | None:
+    def failure_reason(self) -> str | None:
         """Why it will not answer any more, whatever it is asked; None where nothing says so."""
 
 
@@ -23,5 +23,5 @@ async def trouble(
     """Waits until what answers is in trouble, and returns which; a reload may bring another in its place meanwhile."""
     while True:
         await sleep(_LOOK_S)
-        if (one := watched()) and (found := one.trouble()):
+        if (one := watched()) and (found := one.failure_reason()):
             return found

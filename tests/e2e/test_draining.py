@@ -147,7 +147,7 @@ def test_engine_that_hangs_for_good_ends_the_process(start: Start, demo_bundle: 
         wait_until(hang.has_begun, "a pass hangs")
         # Nobody tells it to.
         assert server.process.wait(START_S) == 1
-    assert server.log.read_text().count("the engine fails for good: a pass has been running for") == 1
+    assert server.log.read_text().count("the engine fails for good: a batch has been running for") == 1
 
 
 def test_calls_are_answered_while_balancers_move_on(start: Start, demo_bundle: Path) -> None:

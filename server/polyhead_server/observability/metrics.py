@@ -32,8 +32,7 @@ from polyhead_server.settings import split_address
 if TYPE_CHECKING:
     from polyhead_server.inference.model import Model
     from polyhead_server.inference.pipeline import Pipeline
-    from polyhead_server.inference.scheduler import Batch
-    from polyhead_server.inference.types import ItemOutcome
+    from polyhead_server.inference.types import Batch, ItemOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -209,8 +208,8 @@ class Metrics:
             await sleep(_LOOK_S)
             self._lag_seconds.observe(max(time.monotonic() - began - _LOOK_S, 0.0))
             if watched := pipeline():
-                self._queued_items.set(watched.queue.waiting)
-                self._queued_tokens.set(watched.queue.waiting_tokens)
+                self._queued_items.set(watched.scheduler.accounting.waiting_items)
+                self._queued_tokens.set(watched.scheduler.accounting.waiting_tokens)
                 self._expected_wait.set(watched.admission.expected_wait_s())
 
     def reloaded(self, outcome: str) -> None:

@@ -22,8 +22,7 @@ from polyhead_server.errors import (
     OverloadedError,
 )
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.inference.scheduler import Flow
-from polyhead_server.inference.types import ALL_TASKS, InvalidItem, Message, Task
+from polyhead_server.inference.types import ALL_TASKS, Flow, InvalidItem, Message, Task
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.settings import Settings
 
@@ -102,7 +101,7 @@ class InferenceService:
         """The unary call: every item of one message."""
         with self._call() as served:
             message = _checked(message, served.writer)
-            futures = await served.pipeline.submit(message, Flow(whole=True), _deadline(context))
+            futures = await served.pipeline.submit(message, Flow(unary=True), _deadline(context))
             # Whoever is cancelled here cancels the futures, which takes their items out of the queue.
             outcomes = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
             self._metrics.answered(outcomes)
@@ -152,8 +151,8 @@ class InferenceService:
             "serving": not self._draining,
             "up_time": time.monotonic() - self._since,
             "calls": self._calls,
-            "queued_items": pipeline.queue.waiting,
-            "queued_tokens": pipeline.queue.waiting_tokens,
+            "queued_items": pipeline.scheduler.accounting.waiting_items,
+            "queued_tokens": pipeline.scheduler.accounting.waiting_tokens,
             "expected_wait": pipeline.admission.expected_wait_s(),
             "items_total": int(value("polyhead_items_total")),
             "tokens_total": int(value("polyhead_tokens_total")),
@@ -195,7 +194,7 @@ class InferenceService:
             if served is not (now := self._require_served()):
                 # A queue counts what waits of a call: the old one goes on with its own count.
                 served, call = now, Flow()
-            await served.pipeline.admission.room(call)
+            await served.pipeline.admission.wait_for_capacity(call)
             # Another may have taken over meanwhile.
             if served is self._served:
                 return served, call
@@ -211,7 +210,7 @@ class InferenceService:
                 await window.room()
                 served, call = await self._room(served, call)
                 accepted = _checked(_require_order(message, window.in_order), served.writer)
-                futures = await served.pipeline.submit(accepted, call, deadline, patient=True, arrived_ns=arrived_ns)
+                futures = await served.pipeline.submit(accepted, call, deadline, blocking=True, arrived_ns=arrived_ns)
                 for item, future in zip(accepted.items, futures, strict=True):
                     window.add(Pending(item.item_id, accepted.options, served.writer, future))
             window.close()

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from polyhead_export.runners import torch_pass
 from polyhead_server.engines import EngineError
+from polyhead_server.engines.collate import pad
 from polyhead_server.engines.pytorch import TorchEngine, graph_shape, padded
-from polyhead_server.inference.model import pad
 from polyhead_training.model import PolyheadModel, load_model
 from torch import Tensor
 

@@ -12,13 +12,14 @@ import pytest
 from numpy.typing import NDArray
 from polyhead_server import engines
 from polyhead_server.engines import EngineError, Runtime
+from polyhead_server.engines.collate import pad
 from polyhead_server.errors import StartupError
-from polyhead_server.inference.model import Model, load_model, pad
+from polyhead_server.inference.model import Model, load_model
 from polyhead_server.inference.model import _choices as choices_of
 from polyhead_server.inference.tokenization import Tokenizer
 from polyhead_server.settings import Settings
 
-from tests.server.conftest import FakeEngine
+from tests.support.fake_engine import FakeEngine
 
 
 class NanEngine(FakeEngine):

@@ -26,7 +26,7 @@ from polyhead_server.inference.types import (
 )
 from polyhead_server.settings import Settings
 
-from tests.server.conftest import FakeEngine, embedding_of
+from tests.support.fake_engine import FakeEngine, embedding_of
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ async def test_waiting_items_of_many_messages_share_a_pass(pipeline: Pipeline, e
     rest = [await pipeline.submit(message("w2"), Flow(), None) for _ in range(5)]
     engine.gate.set()
     await asyncio.gather(*first, *(future for futures in rest for future in futures))
-    assert engine.passes == [(1, 3), (5, 3)]
+    assert engine.batch_shapes == [(1, 3), (5, 3)]
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ async def test_pass_gets_all_cores_where_passes_have_come_alone_for_a_while(
     for number in range(pipeline_module._ALONE + 2):
         (answer,) = await outcomes(pipeline, message(f"w{number}"))
         assert embedding(answer) == embedding_of(f"w{number}")
-    assert len(lone.passes) == 2
-    assert len(engine.passes) == pipeline_module._ALONE
+    assert len(lone.batch_shapes) == 2
+    assert len(engine.batch_shapes) == pipeline_module._ALONE
 
 
 async def test_pass_beside_others_gets_one_core(pipeline: Pipeline, engine: FakeEngine, lone: FakeEngine) -> None:
@@ -93,8 +93,8 @@ async def test_pass_beside_others_gets_one_core(pipeline: Pipeline, engine: Fake
     rest = [await pipeline.submit(message(text), Flow(), None) for text in ("w2", " ".join(["w3"] * 9))]
     lone.gate.set()
     await asyncio.gather(*first, *(future for futures in rest for future in futures))
-    assert len(lone.passes) == 1
-    assert len(engine.passes) == pipeline_module._ALONE + 2
+    assert len(lone.batch_shapes) == 1
+    assert len(engine.batch_shapes) == pipeline_module._ALONE + 2
 
 
 async def test_pass_that_fails_on_all_cores_is_computed_again_on_one(
@@ -105,8 +105,8 @@ async def test_pass_that_fails_on_all_cores_is_computed_again_on_one(
         await outcomes(pipeline, message(f"w{number}"))
     (answer,) = await outcomes(pipeline, message("poison"))
     assert isinstance(answer, Result)
-    assert len(lone.passes) == 1
-    assert len(engine.passes) == pipeline_module._ALONE + 1
+    assert len(lone.batch_shapes) == 1
+    assert len(engine.batch_shapes) == pipeline_module._ALONE + 1
 
 
 async def test_unreadable_item_is_answered_with_its_error(pipeline: Pipeline) -> None:
@@ -136,7 +136,7 @@ async def test_expired_item_is_answered_and_not_computed(
     engine.gate.set()
     assert isinstance(await waiting[0], ExpiredError)
     assert isinstance(await running[0], Result)
-    assert engine.passes == [(1, 3)]
+    assert engine.batch_shapes == [(1, 3)]
 
 
 class FakeClock:
@@ -156,7 +156,7 @@ async def test_cancelled_item_is_not_computed(pipeline: Pipeline, engine: FakeEn
     engine.gate.set()
     assert embedding(await kept) == embedding_of("w3")
     await running[0]
-    assert engine.passes == [(1, 3), (1, 3)]
+    assert engine.batch_shapes == [(1, 3), (1, 3)]
 
 
 class Panic(BaseException):
@@ -200,7 +200,7 @@ async def test_stream_that_waits_for_room_is_woken_when_the_queue_was_cancelled(
 async def test_failing_pass_answers_its_items_and_the_next_pass_works(
     pipeline: Pipeline, engine: FakeEngine, failure: BaseException
 ) -> None:
-    engine.fails = failure
+    engine.error = failure
     (bad,) = await outcomes(pipeline, message("poison"))
     assert isinstance(bad, InternalError)
     assert "secret" not in str(bad)
@@ -209,7 +209,7 @@ async def test_failing_pass_answers_its_items_and_the_next_pass_works(
 
 
 async def test_text_that_fails_a_pass_fails_no_other(pipeline: Pipeline, engine: FakeEngine) -> None:
-    engine.fails = RuntimeError("broken")
+    engine.error = RuntimeError("broken")
     engine.gate.clear()
     first = await pipeline.submit(message("w1"), Flow(), None)
     await engine.hold()
@@ -219,7 +219,7 @@ async def test_text_that_fails_a_pass_fails_no_other(pipeline: Pipeline, engine:
     good, bad, other = (future.result() for future in rest)
     assert isinstance(bad, InternalError)
     assert [embedding(good), embedding(other)] == [embedding_of("w2"), embedding_of("w3")]
-    assert engine.passes[1:] == [(3, 3), (1, 3), (1, 3), (1, 3)]
+    assert engine.batch_shapes[1:] == [(3, 3), (1, 3), (1, 3), (1, 3)]
 
 
 async def test_failing_tokenizer_answers_its_items(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ async def test_cancelled_long_text_leaves_the_queue(pipeline: Pipeline, engine: 
     assert pipeline.queue.waiting == 0
     engine.gate.set()
     await running[0]
-    assert engine.passes == [(1, 3)]
+    assert engine.batch_shapes == [(1, 3)]
 
 
 async def test_cancelled_long_text_leaves_no_trace_in_the_log(
@@ -331,7 +331,7 @@ async def test_engine_that_fails_for_good_is_found(
 
     monkeypatch.setattr(pipeline_module, "self_test", self_test)
     rates = pipeline.admission._tokens_per_s
-    engine.fails = RuntimeError("sticky")
+    engine.error = RuntimeError("sticky")
     for number in range(40):
         await outcomes(pipeline, message("poison"))
         # Texts that it cannot answer are no reason, as long as it answers the golden ones.
@@ -396,13 +396,13 @@ async def test_items_of_a_mass_of_long_texts_enter_as_they_are_tokenized(
 
 
 async def test_window_that_fails_fails_its_text_alone(pipeline: Pipeline, engine: FakeEngine) -> None:
-    engine.fails = RuntimeError("secret")
+    engine.error = RuntimeError("secret")
     bad, good = await outcomes(
         pipeline, message(LONG + " poison", LONG, options=RequestOptions(truncation=Truncation.WINDOW))
     )
     # The good text may have shared a pass with the bad one; alone it is answered.
     assert isinstance(bad, InternalError)
-    engine.fails = None
+    engine.error = None
     (good,) = await outcomes(pipeline, message(LONG, options=RequestOptions(truncation=Truncation.WINDOW)))
     assert isinstance(good, Result)
 

@@ -13,15 +13,14 @@ from polyhead_server.errors import ReloadError, StartupError
 from polyhead_server.inference import pipeline
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.inference.scheduler import Flow
 from polyhead_server.inference.tokenization import Tokenizer
-from polyhead_server.inference.types import Item, Message, RequestOptions, Result
+from polyhead_server.inference.types import Flow, Item, Message, RequestOptions, Result
 from polyhead_server.lifecycle.reload import Reloader, state_of
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.settings import Settings
 
-from tests.server.conftest import MAX_TOKENS, FakeEngine, embedding_of
+from tests.support.fake_engine import MAX_TOKENS, FakeEngine, embedding_of
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -95,8 +94,8 @@ async def test_what_was_accepted_is_answered_by_the_old_model_and_the_rest_by_th
     for future in before:
         outcome = await future
         assert isinstance(outcome, Result)
-        assert outcome.numbers.embedding.tolist() == embedding_of("w1")
-    assert sum(count for count, _ in engine.passes) == 5
+        assert outcome.output.embedding.tolist() == embedding_of("w1")
+    assert sum(count for count, _ in engine.batch_shapes) == 5
     assert shelf.pipeline is not old
     assert shelf.counts == ["success"]
 

@@ -10,7 +10,7 @@ class Played:
     def __init__(self, trouble: str | None) -> None:
         self._trouble = trouble
 
-    def trouble(self) -> str | None:
+    def failure_reason(self) -> str | None:
         return self._trouble
 
 

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
-from pathlib import Path
 
 import pytest
 from google.protobuf.message import DecodeError, EncodeError
-from polyhead_server.memory import OutOfMemoryFilter, give_back
+from polyhead_server.memory import OutOfMemoryFilter
 
 
 class Left(BaseException):
@@ -42,19 +40,3 @@ def test_process_leaves_where_there_is_no_memory(error: Exception, capfd: pytest
 @pytest.mark.parametrize("error", [None, RuntimeError("broken"), DecodeError("Error parsing message")])
 def test_process_goes_on_after_any_other_error(error: Exception | None) -> None:
     assert told(error)
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such function")
-def test_what_was_freed_goes_back_to_the_system() -> None:
-    blocks = [bytes(1000) for _ in range(100_000)]
-    # While the last one stays, the heap does not shrink by itself.
-    last = blocks[-1]
-    del blocks
-    held = resident_bytes()
-    give_back()
-    assert resident_bytes() < held - 80e6
-    assert last

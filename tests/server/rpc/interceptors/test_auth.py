@@ -26,7 +26,7 @@ from polyhead_server.rpc.request_decoder import RequestDecoder
 from polyhead_server.security.api_keys import CALLER, Keys
 from polyhead_server.settings import Settings
 
-from tests.server.conftest import FakeEngine
+from tests.support.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -203,7 +203,7 @@ async def test_stream_outlives_the_removal_of_its_key(guarded: Guarded) -> None:
 
 
 async def test_answers_hold_nothing_of_the_inside(guarded: Guarded, engine: FakeEngine) -> None:
-    engine.fails = RuntimeError(INSIDE)
+    engine.error = RuntimeError(INSIDE)
     key = bearer("reader")
     poisoned = pb2.AnalyzeRequest(items=[item_pb2.Item(text="poison")]).SerializeToString()
     answer = await guarded.unary(key, poisoned)
