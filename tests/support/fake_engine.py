@@ -13,6 +13,10 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "poison", *(f"w{number}" for number
 MAX_TOKENS = 16
 
 
+class Panic(BaseException):
+    """Like a panic of a Rust library: not an Exception."""
+
+
 class FakeEngine:
     """Embeds a text as (sum of its ids, number of its tokens) and computes the logits of every head from the sum.
 

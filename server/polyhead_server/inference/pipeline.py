@@ -43,9 +43,9 @@ from .windows import combine_outcomes, window_futures
 logger = logging.getLogger(__name__)
 
 # A compute thread that does not end by then hangs in its engine; as a daemon it does not keep the process alive.
-_JOIN_TIMEOUT_S = 10.0
+JOIN_TIMEOUT_S = 10.0
 # Interval at which ``close`` checks whether the rest can still be answered.
-_CLOSE_CHECK_INTERVAL_S = 1.0
+CLOSE_CHECK_INTERVAL_S = 1.0
 
 ObserveBatch = Callable[[Batch, float], None]
 OnMessage = Callable[[Model, int, Sequence[OutcomeFuture], bool], None]
@@ -77,6 +77,7 @@ class Pipeline:
         scheduler: Queue of tokenized texts.
         threads: Number of compute threads.
         admission: Admission control in front of the queue.
+        executor: The compute threads.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Pipeline:
             settings.max_queue_tokens,
             model.tokens_per_s,
         )
-        self._executor = Executor(
+        self.executor = Executor(
             model,
             self.scheduler,
             self.threads,
@@ -130,16 +131,16 @@ class Pipeline:
 
     def start(self) -> None:
         """Starts the compute threads."""
-        self._executor.start()
+        self.executor.start()
 
     async def close(self) -> None:
         """Finishes what was submitted, ends the threads and frees the model. Nothing may be submitted any more."""
         await self._none_submitting.wait()
         self.scheduler.close()
         # Everything that was admitted is answered, however long that takes.
-        while self.scheduler.accounting.waiting_items and self._executor.is_alive() and not self.failure_reason():
-            await asyncio.to_thread(self._executor.join_any, _CLOSE_CHECK_INTERVAL_S)
-        if await asyncio.to_thread(self._executor.join, _JOIN_TIMEOUT_S):
+        while self.scheduler.accounting.waiting_items and self.executor.is_alive() and not self.failure_reason():
+            await asyncio.to_thread(self.executor.join_any, CLOSE_CHECK_INTERVAL_S)
+        if await asyncio.to_thread(self.executor.join, JOIN_TIMEOUT_S):
             await asyncio.to_thread(self.model.close)
         else:
             logger.error("a compute thread has not ended; the memory of its model is not freed")
@@ -147,7 +148,7 @@ class Pipeline:
 
     def failure_reason(self) -> str | None:
         """Why this pipeline will not answer any more; None while it is healthy."""
-        return self._executor.failure_reason()
+        return self.executor.failure_reason()
 
     async def submit(
         self,

@@ -48,7 +48,8 @@ class WordCache:
         self._lowercase = tokenizer.normalizer.lowercase
         self._ids: dict[str, tuple[int, ...]] = {}
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
         """Number of cached words."""
         return len(self._ids)
 

@@ -160,7 +160,7 @@ async def test_message_too_large_for_an_empty_queue_is_admitted_as_far_as_it_fit
     assert admission.admit(Flow(), sizes(*[100] * 200), None, blocking=False)[0] < 100
 
 
-async def test_stream_is_not_rejected_for_the_limits_of_the_queue(admission: Admission, scheduler: BatchScheduler) -> None:
+async def test_stream_is_not_rejected_for_queue_limits(admission: Admission, scheduler: BatchScheduler) -> None:
     put(scheduler, 10_000)
     assert admission.admit(Flow(), sizes(1000, 1000), None, blocking=True)[0] == 2
 
@@ -222,7 +222,7 @@ async def test_stream_is_woken_when_reserved_texts_never_reach_the_queue(
     await asyncio.wait_for(waiting, 10)
 
 
-async def test_streams_that_are_woken_together_check_the_capacity_again(admission: Admission, scheduler: BatchScheduler) -> None:
+async def test_streams_woken_together_check_the_capacity_again(admission: Admission, scheduler: BatchScheduler) -> None:
     admission.admit(Flow(), sizes(8000), None, blocking=True)
 
     async def admit_next(stream: Flow) -> None:
@@ -242,7 +242,7 @@ async def test_streams_that_are_woken_together_check_the_capacity_again(admissio
         task.cancel()
 
 
-async def test_cancelled_stream_does_not_disturb_the_other_waiters(admission: Admission, scheduler: BatchScheduler) -> None:
+async def test_cancelled_stream_does_not_disturb_other_waiters(admission: Admission, scheduler: BatchScheduler) -> None:
     stream = Flow()
     put(scheduler, 10, stream)
     admission.admit(Flow(), sizes(8000), None, blocking=True)
@@ -254,9 +254,7 @@ async def test_cancelled_stream_does_not_disturb_the_other_waiters(admission: Ad
     await asyncio.wait_for(other, 10)
 
 
-async def test_small_batches_do_not_change_the_token_rate(
-    admission: Admission, scheduler: BatchScheduler
-) -> None:
+async def test_small_batches_do_not_change_the_token_rate(admission: Admission, scheduler: BatchScheduler) -> None:
     put(scheduler, 1000)
     for _ in range(100):
         admission.observe_batch(tokens=8, compute_s=0.5, backlog=False)

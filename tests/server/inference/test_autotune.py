@@ -13,7 +13,9 @@ from tests.support.fake_engine import FakeEngine
 class TimedEngine(FakeEngine):
     """A batch takes ``overhead_s`` plus ``token_s`` per token; a batch beyond ``max_tokens`` fails."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, overhead_s: float, token_s: float, max_tokens: int = 10**9) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, overhead_s: float, token_s: float, max_tokens: int = 10**9
+    ) -> None:
         super().__init__()
         self.now = 0.0
         self._overhead_s, self._token_s, self._max_tokens = overhead_s, token_s, max_tokens

@@ -91,7 +91,8 @@ async def test_entry_beyond_the_token_limit_gets_a_batch_of_its_own(scheduler: B
 
 async def test_batch_reports_whether_another_full_batch_waits(scheduler: BatchScheduler) -> None:
     scheduler.put([entry(90), entry(90), entry(20)])
-    assert [batch.backlog for batch in (scheduler.take(), scheduler.take(), scheduler.take()) if batch] == [True, False, False]
+    batches = [scheduler.take() for _ in range(3)]
+    assert [batch.backlog for batch in batches if batch] == [True, False, False]
 
 
 async def test_flows_are_counted_while_they_wait(scheduler: BatchScheduler) -> None:

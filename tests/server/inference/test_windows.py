@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 from polyhead_server.errors import InternalError
@@ -18,7 +19,7 @@ def test_spans_cover_the_text_overlap_and_are_of_about_one_length(tokens: int) -
     assert max(sizes) <= 80
     assert max(sizes) - min(sizes) <= 1
     # An eighth of a window, less a token of rounding.
-    assert all(end - begin >= 9 for (_, end), (begin, _) in zip(parts, parts[1:], strict=False))
+    assert all(end - begin >= 9 for (_, end), (begin, _) in itertools.pairwise(parts))
     # As few windows as the overlap allows.
     assert len(parts) == -(-(tokens - 10) // 70)
 

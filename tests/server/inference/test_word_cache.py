@@ -89,7 +89,7 @@ def test_cache_does_not_grow_beyond_its_limit(monkeypatch: pytest.MonkeyPatch) -
     words, largest = words_of(LOWER), 0
     for number in range(100):
         assert words.encode(f"hello {number}", add=True) in (None, LOWER.encode(f"hello {number}").ids)
-        largest = max(largest, len(words))
+        largest = max(largest, words.size)
     assert 10 < largest <= 20
 
 
@@ -153,7 +153,7 @@ def test_windows_and_cuts_are_the_same_with_and_without_the_cache(
 
 
 @pytest.mark.parametrize("count", [1, 10, 100, 1000])
-async def test_texts_keep_their_order_wherever_they_are_tokenized(pair: tuple[Tokenizer, Tokenizer], count: int) -> None:
+async def test_texts_keep_their_order_wherever_tokenized(pair: tuple[Tokenizer, Tokenizer], count: int) -> None:
     cached, library = pair
     texts = [("h\u00e9llo " if number % 3 else "hello ") * (number % 5) + f"0{number}" for number in range(count)]
     for _ in range(2):
@@ -190,7 +190,9 @@ def test_long_plain_text_is_offloaded(tmp_path: Path) -> None:
     assert offloaded(tokenizer, ["a " * 1001]) == [2002]
 
 
-async def test_unknown_words_of_a_looked_up_message_are_not_added_on_the_event_loop(tmp_path: Path) -> None:
+async def test_unknown_words_of_a_looked_up_message_are_not_added_on_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     LOWER.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path / "tokenizer.json", 64, 4000)
     texts, threads, encode = [f"word{number} " * 40 for number in range(20)], [], tokenizer.encode
@@ -199,7 +201,7 @@ async def test_unknown_words_of_a_looked_up_message_are_not_added_on_the_event_l
         threads.append((len(left), threading.current_thread() is threading.main_thread()))
         return encode(left, max_windows)
 
-    tokenizer.encode = record  # type: ignore[method-assign]
+    monkeypatch.setattr(tokenizer, "encode", record)
     for _ in range(2):
         assert await tokenizer.encode_async(texts, Placement.LOOKUP) == encode(texts)
     # All texts were offloaded at first; later the cache knew all of them.

@@ -101,7 +101,7 @@ async def test_what_was_accepted_is_answered_by_the_old_model_and_the_rest_by_th
 
 
 async def test_old_model_is_freed_when_its_last_item_is_out(shelf: Shelf, engine: FakeEngine, retrained: Model) -> None:
-    old, threads = weakref.ref(shelf.pipeline), shelf.pipeline._threads
+    old, executor = weakref.ref(shelf.pipeline), shelf.pipeline.executor
     engine.gate.clear()
     last = await shelf.ask("w1")
     shelf.next = retrained
@@ -111,10 +111,10 @@ async def test_old_model_is_freed_when_its_last_item_is_out(shelf: Shelf, engine
     engine.gate.set()
     await last
     await asyncio.gather(*shelf.reloader._ending)
-    assert not any(thread.is_alive() for thread in threads)
+    assert not executor.is_alive()
     # Also while something still refers to it, such as a stream that waits for its next message.
     assert (closed_early, engine.closed) == (False, True)
-    del threads, last
+    del executor, last
     gc.collect()
     assert old() is None
 
@@ -122,8 +122,8 @@ async def test_old_model_is_freed_when_its_last_item_is_out(shelf: Shelf, engine
 async def test_all_that_was_accepted_is_answered_however_long_it_takes(
     shelf: Shelf, engine: FakeEngine, retrained: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_JOIN_S", 0.01)
-    monkeypatch.setattr(pipeline, "_LOOK_S", 0.01)
+    monkeypatch.setattr(pipeline, "JOIN_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(pipeline, "CLOSE_CHECK_INTERVAL_S", 0.01)
     engine.gate.clear()
     # None rides with another.
     accepted = [await shelf.ask("w1 " * length) for length in (1, 4, 8, 12)]
@@ -141,7 +141,7 @@ async def test_all_that_was_accepted_is_answered_however_long_it_takes(
 async def test_engine_in_which_a_thread_hangs_is_not_closed(
     shelf: Shelf, engine: FakeEngine, retrained: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_JOIN_S", 0.01)
+    monkeypatch.setattr(pipeline, "JOIN_TIMEOUT_S", 0.01)
     engine.gate.clear()
     last = await shelf.ask("w1")
     await engine.hold()
