@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
-
 from .types import Entry
 
 
@@ -27,10 +25,12 @@ class ExpiryHeap:
         """Adds an entry that expires at ``deadline``, in seconds of ``time.monotonic()``."""
         heapq.heappush(self._heap, (deadline, number, entry))
 
-    def pop_expired(self, now: float) -> Iterator[Entry]:
+    def pop_expired(self, now: float) -> list[Entry]:
         """Takes out the entries whose deadline is ``now`` or earlier, those that left the queue before included."""
+        expired = []
         while self._heap and self._heap[0][0] <= now:
-            yield heapq.heappop(self._heap)[2]
+            expired.append(heapq.heappop(self._heap)[2])
+        return expired
 
     def compact(self) -> None:
         """Removes the entries that do not wait any more."""

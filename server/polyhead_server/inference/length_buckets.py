@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 from .types import Entry
 
 # Virtual start time, running number, entry. The number decides between equal start times: entries are never compared.
-_Ranked = tuple[float, int, Entry]
+Ranked = tuple[float, int, Entry]
 
 
 class LengthBuckets:
@@ -34,7 +34,7 @@ class LengthBuckets:
             discard: Called for a waiting entry that ``prune`` finds cancelled; must remove it from the accounting.
         """
         self._discard = discard
-        self._buckets: dict[int, list[_Ranked]] = {}
+        self._buckets: dict[int, list[Ranked]] = {}
         self.tombstones = 0
 
     def __contains__(self, length: int) -> bool:
@@ -60,15 +60,21 @@ class LengthBuckets:
         """Takes the front of a bucket out."""
         return heapq.heappop(self._buckets[length])[2]
 
-    def nearest(self, length: int) -> Iterator[tuple[int, Iterator[Entry]]]:
-        """Each bucket's length and waiting entries, the most similar length first."""
-        for other in sorted(self._buckets, key=lambda other: abs(other - length)):
-            yield other, (entry for _, _, entry in self._buckets[other] if entry.waiting)
+    def nearest(self, length: int) -> list[int]:
+        """Lengths of all buckets, the most similar to ``length`` first."""
+        return sorted(self._buckets, key=lambda other: abs(other - length))
+
+    def bucket(self, length: int) -> Sequence[Ranked]:
+        """Elements of one bucket in no particular order, tombstones included; for reading alone."""
+        return self._buckets[length]
 
     def prune_all(self) -> None:
         """Prunes every bucket."""
-        for length in list(self._buckets):
-            self.prune(length)
+        for length, bucket in list(self._buckets.items()):
+            front = bucket[0][2]
+            # Most fronts stay, and a call for each would cost more than everything else here.
+            if not front.waiting or front.future.cancelled():
+                self.prune(length)
 
     def prune(self, length: int) -> None:
         """Removes tombstones and cancelled entries from the front of a bucket, and the bucket when it is empty."""

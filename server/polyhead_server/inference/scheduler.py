@@ -175,15 +175,14 @@ class BatchScheduler:
         self.accounting.enqueue(entry)
 
     def _next_batch(self, idle_workers: int) -> Batch:
-        expired = self._expire(time.monotonic())
+        expired = self._expire()
         entries = self._choose(idle_workers)
         return Batch(entries, expired, self.accounting.waiting_tokens >= self._limits.max_tokens)
 
-    def _expire(self, now: float) -> list[Entry]:
+    def _expire(self) -> list[Entry]:
         """Removes the entries whose deadline has passed; returns those whose answer is still wanted."""
-        return [
-            entry for entry in self._expiry.pop_expired(now) if self._tombstone(entry) and not entry.future.cancelled()
-        ]
+        expired = self._expiry.pop_expired(time.monotonic())
+        return [entry for entry in expired if self._tombstone(entry) and not entry.future.cancelled()]
 
     def _choose(self, idle_workers: int) -> list[Entry]:
         """Takes the head of the next batch and the similar-length entries that should share the batch."""
@@ -205,9 +204,11 @@ class BatchScheduler:
         limits, lengths = self._limits, []
         count, longest, real_tokens, best = 1, head, head, limits.efficiency(1, head, head)
         selected = 0
-        for length, entries in self._buckets.nearest(head):
+        for length in self._buckets.nearest(head):
             longest_with = max(longest, length)
-            for _ in entries:
+            for _, _, entry in self._buckets.bucket(length):
+                if not entry.waiting:
+                    continue
                 if not limits.admit(count + 1, longest_with, real_tokens + length, budget):
                     break
                 count, longest, real_tokens = count + 1, longest_with, real_tokens + length

@@ -42,12 +42,11 @@ async def test_head_is_the_bucket_with_the_smallest_virtual_start() -> None:
     assert buckets.head() == 6
 
 
-async def test_nearest_lists_the_most_similar_lengths_first_and_waiting_entries_alone() -> None:
+async def test_nearest_lists_the_most_similar_lengths_first() -> None:
     buckets = Buckets()
-    kept = [buckets.add(length, 0.0, length) for length in (10, 30, 24)]
-    buckets.leave(buckets.add(24, 1.0))
-    found = [(length, list(entries)) for length, entries in buckets.nearest(22)]
-    assert found == [(24, [kept[2]]), (30, [kept[1]]), (10, [kept[0]])]
+    for length in (10, 30, 24):
+        buckets.add(length, 0.0)
+    assert buckets.nearest(22) == [24, 30, 10]
 
 
 async def test_prune_removes_tombstones_from_the_front_and_keeps_those_behind() -> None:
