@@ -27,7 +27,7 @@ MAX_FAILED_BATCHES = 20
 MIN_EXCLUSIVE_BATCHES = 8
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class BatchOutcome:
     """A batch after its computation.
 

@@ -51,13 +51,13 @@ ObserveBatch = Callable[[Batch, float], None]
 OnMessage = Callable[[Model, int, Sequence[OutcomeFuture], bool], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Submission:
     """The admitted part of a message on its way into the queue; the three sequences have one element per text."""
 
-    texts: Sequence[str]
-    futures: Sequence[OutcomeFuture]
-    sizes: Sequence[EstimatedSize]
+    texts: list[str]
+    futures: list[OutcomeFuture]
+    sizes: list[EstimatedSize]
     placement: Placement
     truncation: Truncation
     max_windows: int
@@ -247,9 +247,7 @@ class Pipeline:
         started_ns = time.monotonic_ns()
         texts, futures = submission.texts[chunk], submission.futures[chunk]
         try:
-            tokenized = await self.model.tokenizer.encode_async(
-                list(texts), submission.placement, submission.max_windows
-            )
+            tokenized = await self.model.tokenizer.encode_async(texts, submission.placement, submission.max_windows)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception, and every future must be resolved
