@@ -18,9 +18,8 @@ from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.inference.scheduler import Flow
 from polyhead_server.inference.tokenization import Tokenizer
-from polyhead_server.inference.types import Message
+from polyhead_server.inference.types import Flow, Message
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.rpc import service_names
 from polyhead_server.rpc.handlers import inference_handler
@@ -29,7 +28,7 @@ from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.response_encoder import ResponseEncoder
 from polyhead_server.settings import Settings
 
-from tests.server.conftest import FakeEngine, embedding_of
+from tests.support.fake_engine import FakeEngine, embedding_of
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -196,12 +195,12 @@ async def test_stream_accepts_no_more_items_than_its_window(running: Running, en
     window = asyncio.ensure_future(collect(running.stub.StreamAnalyze(requests())))
     pipeline = running.service.pipeline
     assert pipeline is not None
-    while pipeline.queue.waiting_tokens < 7 * 3:
+    while pipeline.scheduler.accounting.waiting_tokens < 7 * 3:
         await asyncio.sleep(0.001)
     other = await running.stub.GetModelInfo(pb2.GetModelInfoRequest())
     assert other.model.runtime.engine == "fake"
     # One text is in the engine; the rest of the window of 8 is in the queue.
-    assert sum(map(len, pipeline.queue._lanes.values())) <= 8
+    assert len(pipeline.scheduler.snapshot().entries) <= 8
     engine.gate.set()
     assert len(await window) == len(TEXTS) == seen
 
@@ -214,16 +213,16 @@ async def test_cancelled_stream_is_not_computed(running: Running, engine: FakeEn
     assert pipeline is not None
     call = running.stub.StreamAnalyze()
     await call.write(pb2.StreamAnalyzeRequest(items=items(["w2", "w3"])))
-    while pipeline.queue.waiting_tokens < 6:
+    while pipeline.scheduler.accounting.waiting_tokens < 6:
         await asyncio.sleep(0.001)
     call.cancel()
-    while not all(entry.future.cancelled() for lane in pipeline.queue._lanes.values() for _, _, entry in lane):
+    while not all(entry.future.cancelled() for entry in pipeline.scheduler.snapshot().entries):
         await asyncio.sleep(0.001)
     engine.gate.set()
     await first
     (answer,) = (await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w4"])))).answers
     assert embedding(answer) == embedding_of("w4")
-    assert engine.passes == [(1, 3), (1, 3)]
+    assert engine.batch_shapes == [(1, 3), (1, 3)]
 
 
 @pytest.mark.parametrize("texts", [["w2"], ["w2", "w3"]])
@@ -234,16 +233,16 @@ async def test_cancelled_call_is_not_computed(running: Running, engine: FakeEngi
     pipeline = running.service.pipeline
     assert pipeline is not None
     call = running.stub.Analyze(pb2.AnalyzeRequest(items=items(texts)))
-    while pipeline.queue.waiting < len(texts):
+    while pipeline.scheduler.accounting.waiting_items < len(texts):
         await asyncio.sleep(0.001)
     call.cancel()
     async with asyncio.timeout(10):
-        while pipeline.queue.waiting:
+        while pipeline.scheduler.accounting.waiting_items:
             await asyncio.sleep(0.001)
     engine.gate.set()
     (answer,) = (await first).answers
     assert embedding(answer) == embedding_of("w1")
-    assert engine.passes == [(1, 3)]
+    assert engine.batch_shapes == [(1, 3)]
 
 
 async def test_draining_stream_answers_accepted_items_and_then_ends(running: Running, engine: FakeEngine) -> None:
@@ -363,12 +362,12 @@ async def test_unary_call_without_an_accepted_item_fails_as_a_whole(running: Run
     pipeline = running.service.pipeline
     assert pipeline is not None
     for _ in range(200):
-        pipeline.admission.learn(tokens=1, compute_s=100.0, backlog=True)
+        pipeline.admission.observe_batch(tokens=1, compute_s=100.0, backlog=True)
     engine.gate.clear()
     first = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
     await engine.hold()
     waiting = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w2"] * 9))))
-    while not pipeline.queue.waiting:
+    while not pipeline.scheduler.accounting.waiting_items:
         await asyncio.sleep(0.001)
     with pytest.raises(aio.AioRpcError) as caught:
         await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w3"])), timeout=20)
@@ -398,8 +397,8 @@ async def test_stats_describe_the_current_load(running: Running, engine: FakeEng
         await asyncio.sleep(0.001)
     stats = running.service.stats()
     assert (stats["items_total"], stats["tokens_total"], stats["serving"]) == (3, 3 + 4 + 16, True)
-    assert stats["batches_total"] == len(engine.passes)
-    assert stats["padding_tokens_total"] == sum(count * length for count, length in engine.passes) - 23
+    assert stats["batches_total"] == len(engine.batch_shapes)
+    assert stats["padding_tokens_total"] == sum(count * length for count, length in engine.batch_shapes) - 23
     assert running.service.metrics.value("polyhead_truncated_items_total") == 1
     engine.gate.set()
     await call
@@ -441,7 +440,7 @@ async def test_stream_with_items_in_the_old_queue_continues_in_the_new_one(
     await call.write(pb2.StreamAnalyzeRequest(items=items(["w1"])))
     await engine.hold()
     await call.write(pb2.StreamAnalyzeRequest(items=items(["w2 w2", "w3"])))
-    while old.queue.waiting < 2:
+    while old.scheduler.accounting.waiting_items < 2:
         await asyncio.sleep(0.001)
     new_engine = FakeEngine()
     new = Pipeline(replace(model, engine=new_engine), settings())
