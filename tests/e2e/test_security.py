@@ -1,4 +1,4 @@
-"""Which calls a real server process accepts, and how the others end: the table of docs/security.md."""
+"""Which calls a real server process accepts, and how the others end: the table of the security guide."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from polyhead.v1 import inference_service_pb2_grpc
 
 from bench.harness.certificates import DAY, Authority
 from bench.harness.servers import free_port
-from tests.conftest import ROOT
 from tests.support.secured import (
     KEYS,
     READER,
@@ -35,6 +34,7 @@ from tests.support.secured import (
     serve,
     write_keys,
 )
+from tests.support.sources import documentation_page
 
 from .conftest import START_S, Start
 
@@ -93,25 +93,26 @@ def by_health(secured: Secured) -> str:
 CASES: dict[str, Callable[[Secured], str]] = {
     "a valid certificate and a valid key": lambda secured: outcome(secured.open()),
     "plain text to a port with TLS": lambda secured: outcome(grpc.insecure_channel(secured.server.target)),
-    "no certificate where the server wants one": lambda secured: outcome(
+    "no certificate where the server requires one": lambda secured: outcome(
         connect(secured.server, secured.authority, None)
     ),
-    "a client's certificate of another authority": by_wrong_client_certificate,
-    "a client's certificate that is expired": by_expired_client_certificate,
+    "a client certificate of another authority": by_wrong_client_certificate,
+    "an expired client certificate": by_expired_client_certificate,
     "a client that trusts another authority": lambda secured: outcome(secured.open(authority=other_authority(secured))),
     "no key": lambda secured: outcome(secured.open(), ()),
     "a wrong key": lambda secured: outcome(secured.open(), bearer("wrong")),
     "an expired key": lambda secured: outcome(secured.open(), bearer("expired")),
     "a valid key for another method": lambda secured: outcome(secured.open(), bearer("probe")),
-    "a valid key for a method that there is not": by_unknown_method,
+    "a valid key for a method that does not exist": by_unknown_method,
     "reflection without the right to it": by_reflection,
     "the health service without a key": by_health,
 }
 
 
 def documented() -> dict[str, str]:
-    """Returns how a call ends, by what the client presents, as the table of docs/security.md states."""
-    rows = re.findall(r"^\| (.+?) \| `([A-Z_ `]+)` \|", (ROOT / "docs/security.md").read_text(), re.MULTILINE)
+    """Returns how a call ends, by what the client presents, as the table of the security guide states."""
+    page = documentation_page("a valid certificate and a valid key", "the health service without a key")
+    rows = re.findall(r"^\| (.+?) \| `([A-Z_ `]+)` \|", page.read_text(), re.MULTILINE)
     return {case: ending.replace("`", "") for case, ending in rows}
 
 
