@@ -79,10 +79,20 @@ async def test_dropped_entries_do_not_influence_the_choice() -> None:
     scheduler = BatchScheduler(BatchLimits(max_tokens=132, max_padding=1, overhead_tokens=60))
     # They are not at the front of their bucket, where they would be pruned.
     dropped = [entry(44) for _ in range(3)]
-    scheduler.put([entry(40), entry(44), *dropped, entry(35)])
+    # The last one is too long for the batch; it makes the share of one worker large enough for all the others.
+    scheduler.put([entry(40), entry(44), *dropped, entry(35), entry(100)])
     for one in dropped:
         scheduler.drop(one)
     assert sorted(lengths(scheduler.take())) == [35, 40, 44]
+
+
+async def test_entry_cancelled_behind_the_front_of_its_bucket_is_left_out(scheduler: BatchScheduler) -> None:
+    cancelled = entry(21)
+    scheduler.put([entry(20), entry(21), cancelled])
+    # The event loop has not called ``drop`` yet.
+    cancelled.future.cancel()
+    assert lengths(scheduler.take()) == [20, 21]
+    assert scheduler.accounting.snapshot()[:4] == (0, 0, 0, 0)
 
 
 async def test_entry_beyond_the_token_limit_gets_a_batch_of_its_own(scheduler: BatchScheduler) -> None:
