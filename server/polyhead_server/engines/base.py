@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 class EngineError(Exception):
     """An engine cannot be used on this machine. The message is one line that clients may read.
 
-    The message of a library, which may contain paths, is in ``__cause__`` and belongs in the log alone.
+    The message of a library, which may contain paths, is in ``__cause__`` and belongs only in the log.
     """
 
 

@@ -129,7 +129,7 @@ class Admission:
         flows = queue.waiting_flows + (not queue.flow_tokens)
         tokens = characters = 0
         for index, size in enumerate(sizes):
-            # With nothing before the item, trying costs nobody anything.
+            # With nothing before the item, trying delays no other item.
             try_anyway = pending + tokens == 0
             tokens, characters = tokens + size.tokens, characters + size.characters
             if try_anyway:

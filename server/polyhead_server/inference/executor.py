@@ -49,7 +49,7 @@ class Executor:
 
     Threads: the event loop calls the public methods; ``join`` blocks and is called from a helper thread. The compute
     threads run ``_worker_loop`` and everything below it. ``_lock`` guards the four fields that they share: each of them
-    is read and written under the lock alone, a few times per batch. All other fields are set by the constructor and do
+    is read and written only under the lock, a few times per batch. All other fields are set by the constructor and do
     not change. ``on_batch_done`` is called on the event loop; ``on_exception`` in the compute thread.
     """
 

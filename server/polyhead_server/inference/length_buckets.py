@@ -65,7 +65,7 @@ class LengthBuckets:
         return sorted(self._buckets, key=lambda other: abs(other - length))
 
     def bucket(self, length: int) -> Sequence[Ranked]:
-        """Elements of one bucket in no particular order, tombstones included; for reading alone."""
+        """Elements of one bucket in no particular order, tombstones included; read-only."""
         return self._buckets[length]
 
     def prune_all(self) -> None:

@@ -71,8 +71,8 @@ def test_answers_equal_the_models_for_single_texts_and_any_batch(device: str, de
     expected = np.concatenate([_rows([reference(*pad([ids], 0))[name] for name in names]) for ids in texts])
     # Each shape twice: the first run captures a graph.
     for _ in range(2):
-        alone = np.concatenate([_rows(engine.run(*pad([ids], 0))) for ids in texts])
-        np.testing.assert_allclose(alone, expected, atol=1e-4)
+        single = np.concatenate([_rows(engine.run(*pad([ids], 0))) for ids in texts])
+        np.testing.assert_allclose(single, expected, atol=1e-4)
         np.testing.assert_allclose(_rows(engine.run(*pad(texts, 0))), expected, atol=1e-4)
         np.testing.assert_allclose(_rows(engine.run(*pad(texts * 3, 0))), np.tile(expected, (3, 1)), atol=1e-4)
 
@@ -102,10 +102,10 @@ def test_closed_engine_frees_its_model(device: str, demo_bundle: Path, monkeypat
 def test_threads_share_a_gpu_and_get_their_own_answers(demo_bundle: Path) -> None:
     engine = TorchEngine(bundle.load(demo_bundle), "fp32", "cuda")
     texts = [list(range(1000 + start, 1000 + start + 1 + start % 60)) for start in range(200)]
-    alone = [_rows(engine.run(*pad([ids], 0))) for ids in texts]
+    single = [_rows(engine.run(*pad([ids], 0))) for ids in texts]
     with ThreadPoolExecutor(4) as threads:
         together = threads.map(lambda ids: _rows(engine.run(*pad([ids], 0))), texts * 3)
-        for found, right in zip(together, alone * 3, strict=True):
+        for found, right in zip(together, single * 3, strict=True):
             np.testing.assert_array_equal(found, right)
 
 
@@ -135,7 +135,7 @@ def test_shape_that_cannot_be_captured_is_launched_and_disturbs_no_other(
     why: str, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = bundle.load(demo_bundle)
-    engine, beside, alone = (TorchEngine(source, "fp32", "cuda") for _ in range(3))
+    engine, other, single = (TorchEngine(source, "fp32", "cuda") for _ in range(3))
     runner = engine.cuda
     assert runner
     forward = runner.forward
@@ -150,9 +150,9 @@ def test_shape_that_cannot_be_captured_is_launched_and_disturbs_no_other(
 
     monkeypatch.setattr(runner, "forward", fails)
     batches = _batches(longest=64)
-    expected = _answers(alone, batches)
+    expected = _answers(single, batches)
     with ThreadPoolExecutor(4) as threads:
-        for found in threads.map(lambda one: _answers(one, batches), [engine, beside, engine, beside]):
+        for found in threads.map(lambda one: _answers(one, batches), [engine, other, engine, other]):
             for ours, right in zip(found, expected, strict=True):
                 np.testing.assert_allclose(ours, right, atol=1e-4)
     assert runner.uncaptured_shapes() == [(2, 32)]
@@ -162,9 +162,9 @@ def test_shape_that_cannot_be_captured_is_launched_and_disturbs_no_other(
 @pytest.mark.model
 def test_model_loads_while_another_one_serves(demo_bundle: Path) -> None:
     source = bundle.load(demo_bundle)
-    serving, alone = (TorchEngine(source, "fp32", "cuda") for _ in range(2))
+    serving, single = (TorchEngine(source, "fp32", "cuda") for _ in range(2))
     batches = _batches(longest=240)
-    expected = _answers(alone, batches)
+    expected = _answers(single, batches)
 
     def load() -> TorchEngine:
         loaded = TorchEngine(source, "fp32", "cuda")

@@ -23,6 +23,20 @@ async def test_oldest_entry_heads_every_eighth_batch(scheduler: BatchScheduler) 
     assert heads[7] is oldest
 
 
+async def test_cancelled_entry_is_not_taken_as_the_oldest(scheduler: BatchScheduler) -> None:
+    stream = Flow()
+    first, cancelled, oldest = (entry(90, flow=stream) for _ in range(3))
+    scheduler.put([first, cancelled, oldest])
+    scheduler.put([entry(90) for _ in range(50)])
+    batches = [scheduler.take() for _ in range(7)]
+    # The event loop has not called ``drop`` yet.
+    cancelled.future.cancel()
+    batches.append(scheduler.take())
+    heads = [batch.entries[0] for batch in batches if batch]
+    assert heads[0] is first
+    assert heads[7] is oldest
+
+
 async def test_oldest_entry_is_not_computed_twice(scheduler: BatchScheduler) -> None:
     stream = Flow()
     scheduler.put([entry(90, flow=stream) for _ in range(5)])
@@ -48,6 +62,20 @@ async def test_waiting_flows_share_the_tokens_equally(scheduler: BatchScheduler)
     taken = [lengths(scheduler.take()) for _ in range(21)]
     tokens = {length: sum(map(sum, (batch for batch in taken if batch[0] == length))) for length in (80, 40)}
     assert 0.8 < tokens[80] / tokens[40] < 1.25
+
+
+async def test_new_flow_is_not_preferred_to_a_flow_that_was_served_its_share(scheduler: BatchScheduler) -> None:
+    stream = Flow()
+    entries = [entry(90, flow=stream) for _ in range(4)]
+    scheduler.put(entries)
+    for _ in range(3):
+        scheduler.take()
+    new = entry(90)
+    scheduler.put([new])
+    # Nobody else waited while the stream was served, so its last entry is due now, like the new one, and older.
+    heads = [batch.entries[0] for batch in (scheduler.take(), scheduler.take()) if batch]
+    assert heads[0] is entries[3]
+    assert heads[1] is new
 
 
 async def test_stream_is_not_starved_by_calls_that_keep_arriving(scheduler: BatchScheduler) -> None:

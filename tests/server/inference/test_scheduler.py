@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import threading
 import time
 from collections.abc import Iterable
@@ -78,10 +79,20 @@ async def test_dropped_entries_do_not_influence_the_choice() -> None:
     scheduler = BatchScheduler(BatchLimits(max_tokens=132, max_padding=1, overhead_tokens=60))
     # They are not at the front of their bucket, where they would be pruned.
     dropped = [entry(44) for _ in range(3)]
-    scheduler.put([entry(40), entry(44), *dropped, entry(35)])
+    # The last one is too long for the batch; it makes the share of one worker large enough for all the others.
+    scheduler.put([entry(40), entry(44), *dropped, entry(35), entry(100)])
     for one in dropped:
         scheduler.drop(one)
     assert sorted(lengths(scheduler.take())) == [35, 40, 44]
+
+
+async def test_entry_cancelled_behind_the_front_of_its_bucket_is_left_out(scheduler: BatchScheduler) -> None:
+    cancelled = entry(21)
+    scheduler.put([entry(20), entry(21), cancelled])
+    # The event loop has not called ``drop`` yet.
+    cancelled.future.cancel()
+    assert lengths(scheduler.take()) == [20, 21]
+    assert scheduler.accounting.snapshot()[:4] == (0, 0, 0, 0)
 
 
 async def test_entry_beyond_the_token_limit_gets_a_batch_of_its_own(scheduler: BatchScheduler) -> None:
@@ -270,3 +281,36 @@ async def test_closed_scheduler_is_emptied_first(scheduler: BatchScheduler) -> N
     scheduler.close()
     assert lengths(scheduler.take()) == [10]
     assert scheduler.take() is None
+
+
+async def test_invariants_hold_after_any_sequence_of_changes() -> None:
+    rng = random.Random(0)
+    scheduler = BatchScheduler(BatchLimits(max_tokens=60, max_padding=0.5, overhead_tokens=4))
+    flows, queued = [Flow(unary=bool(number % 2)) for number in range(5)], []
+    for _ in range(2000):
+        action = rng.random()
+        if action < 0.4:
+            deadline = rng.choice([None, time.monotonic() + rng.choice([-1, 1000])])
+            queued += (
+                added := [entry(rng.randint(1, 30), deadline, rng.choice(flows)) for _ in range(rng.randint(1, 4))]
+            )
+            scheduler.put(added)
+        elif action < 0.7:
+            scheduler.poll(rng.randint(1, 3))
+        else:
+            one = rng.choice(queued or [entry(1)])
+            if rng.random() < 0.5:
+                one.future.cancel()
+            if rng.random() < 0.8:
+                scheduler.drop(one)
+        found = scheduler.snapshot()
+        waiting = [one for one in queued if one.waiting]
+        assert found.tokens[:4] == (
+            len(waiting),
+            sum(one.length for one in waiting),
+            sum(flow.in_service_tokens for flow in flows),
+            len({id(one.flow) for one in waiting}),
+        )
+        assert found.tombstones == sum(not one.waiting for one in found.entries)
+        assert {id(one) for one in found.entries if one.waiting} == {id(one) for one in waiting}
+        assert found.arrivals >= len(waiting)
