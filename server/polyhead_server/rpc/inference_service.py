@@ -136,8 +136,11 @@ class InferenceService:
         if self._draining:
             raise DrainingError
         model = self._require_model()
-        with self._calls.track():
+        self._calls.begin()
+        try:
             yield model
+        finally:
+            self._calls.end()
 
     def _require_model(self) -> ServingModel:
         if self._model is None:
