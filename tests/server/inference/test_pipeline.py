@@ -24,7 +24,7 @@ from polyhead_server.inference.types import (
 from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine, Panic, embedding_of
-from tests.support.submissions import WINDOW, embedding, message, outcomes
+from tests.support.submissions import WINDOW, FakeClock, embedding, message, outcomes
 
 
 async def test_every_text_gets_its_own_answer(pipeline: Pipeline) -> None:
@@ -71,13 +71,6 @@ async def test_expired_item_is_answered_and_not_computed(
     assert isinstance(await waiting[0], ExpiredError)
     assert isinstance(await running[0], Result)
     assert engine.batch_shapes == [(1, 3)]
-
-
-class FakeClock:
-    """Replaces the module ``time``."""
-
-    def __init__(self, now: float) -> None:
-        self.monotonic = lambda: now
 
 
 async def test_cancelled_item_is_not_computed(pipeline: Pipeline, engine: FakeEngine) -> None:
