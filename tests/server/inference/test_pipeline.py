@@ -107,6 +107,26 @@ async def test_stream_that_waits_for_capacity_is_woken_when_the_queue_is_cancell
     await pipeline.close()
 
 
+async def test_stream_that_waits_for_capacity_is_woken_when_its_batch_is_done(
+    model: Model, engine: FakeEngine, settings: Callable[..., Settings]
+) -> None:
+    pipeline = Pipeline(model, settings(max_queue_s=0.0))
+    pipeline.start()
+    await outcomes(pipeline, message("w1"))
+    engine.gate.clear()
+    running = await pipeline.submit(message("w1"), Flow(), None, blocking=True)
+    await engine.hold()
+    stream = Flow()
+    waiting = await pipeline.submit(message("w2"), stream, None, blocking=True)
+    capacity = asyncio.ensure_future(pipeline.admission.wait_for_capacity(stream))
+    await asyncio.sleep(0)
+    assert not capacity.done()
+    engine.gate.set()
+    await asyncio.wait_for(capacity, 30)
+    assert all(isinstance(outcome, Result) for outcome in await asyncio.gather(*running, *waiting))
+    await pipeline.close()
+
+
 async def test_failing_tokenizer_answers_its_items(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def encode_batch_fast(self, texts: list[str]) -> list[tokenizers.Encoding]:
