@@ -10,6 +10,13 @@ from polyhead_server.inference.types import Flow, Item, ItemOutcome, Message, Re
 WINDOW = RequestOptions(truncation=Truncation.WINDOW)
 
 
+class FakeClock:
+    """Replaces the module ``time``."""
+
+    def __init__(self, now: float) -> None:
+        self.monotonic = lambda: now
+
+
 def message(*texts: str, options: RequestOptions | None = None) -> Message:
     """Makes a message whose items have their texts as ids."""
     return Message(tuple(Item(text, text) for text in texts), options or RequestOptions())

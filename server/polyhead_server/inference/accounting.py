@@ -48,8 +48,9 @@ class TokenAccounting:
     - ``reserved_tokens`` and ``reserved_characters`` are the sums of the sizes that were reserved and not released.
 
     Threads: the scheduler calls ``enqueue``, ``take`` and ``remove`` from any thread while it holds ``lock``. The event
-    loop alone calls ``reserve`` and ``release``, without the lock. ``snapshot`` takes the lock and may be called from
-    any thread. A single counter may be read without the lock: it is one integer, and it may be outdated at once.
+    loop alone calls ``reserve`` and ``release``, without the lock. ``snapshot`` takes the lock; on the event loop all
+    its counters agree with each other, on other threads the reservations may be newer than the rest. A single counter
+    may be read without the lock: it is one integer, and it may be outdated at once.
     """
 
     def __init__(self) -> None:

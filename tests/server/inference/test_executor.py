@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Callable
 import numpy as np
 import pytest
 from polyhead_server.engines import EngineError
-from polyhead_server.errors import InternalError
-from polyhead_server.inference import executor
+from polyhead_server.errors import ExpiredError, InternalError
+from polyhead_server.inference import executor, scheduler
 from polyhead_server.inference.executor import MAX_FAILED_BATCHES, MIN_EXCLUSIVE_BATCHES
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
@@ -20,7 +20,7 @@ from polyhead_server.inference.types import Flow, Result
 from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine, Panic, embedding_of
-from tests.support.submissions import embedding, message, outcomes
+from tests.support.submissions import FakeClock, embedding, message, outcomes
 
 
 @pytest.fixture
@@ -83,6 +83,22 @@ async def test_batch_that_runs_beside_another_is_not_exclusive(
     await asyncio.gather(*first)
     assert intra_op.batch_shapes == []
     await pipeline.close()
+
+
+async def test_batch_of_expired_entries_does_not_count_as_exclusive(
+    two_engines: Pipeline, engine: FakeEngine, intra_op: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(MIN_EXCLUSIVE_BATCHES - 1):
+        await outcomes(two_engines, message("w1"))
+    with monkeypatch.context() as later:
+        later.setattr(scheduler, "time", FakeClock(time.monotonic() + 2000))
+        for _ in range(3):
+            (expired,) = await outcomes(two_engines, message("w1"), time.monotonic() + 1000)
+            assert isinstance(expired, ExpiredError)
+    await outcomes(two_engines, message("w1"))
+    assert (len(engine.batch_shapes), len(intra_op.batch_shapes)) == (MIN_EXCLUSIVE_BATCHES, 0)
+    await outcomes(two_engines, message("w1"))
+    assert len(intra_op.batch_shapes) == 1
 
 
 async def test_batch_that_fails_on_all_cores_is_computed_again_on_one(
@@ -150,8 +166,11 @@ async def test_text_that_fails_a_batch_fails_no_other_text(pipeline: Pipeline, e
 
 
 async def test_engine_that_fails_for_good_is_found(
-    pipeline: Pipeline, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    model: Model, engine: FakeEngine, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    caught: list[BaseException] = []
+    pipeline = Pipeline(model, settings(), on_exception=caught.append)
+    pipeline.start()
     probes = 0
 
     def self_test(*_: object) -> None:
@@ -171,8 +190,10 @@ async def test_engine_that_fails_for_good_is_found(
         await asyncio.sleep(0)
     assert "20 batches in a row failed" in str(pipeline.failure_reason())
     assert probes == 2
-    # Failed batches say nothing about the token rate.
+    assert [type(error) for error in caught] == [RuntimeError] * 2 * MAX_FAILED_BATCHES + [EngineError]
+    # Failed batches do not change the token rate.
     assert pipeline.admission.tokens_per_s == rate
+    await pipeline.close()
 
 
 async def test_successful_batch_ends_a_run_of_failures(
@@ -203,7 +224,33 @@ async def test_batch_that_hangs_is_found(
     engine.gate.set()
     await running[0]
     await pipeline.close()
+    # An idle thread is not a hung one.
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now + 10**13)
     assert pipeline.failure_reason() is None
+
+
+async def test_probe_that_hangs_is_found(
+    model: Model, engine: FakeEngine, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed, release = threading.Event(), threading.Event()
+
+    def self_test(*_: object) -> None:
+        probed.set()
+        assert release.wait(30)
+
+    monkeypatch.setattr(executor, "self_test", self_test)
+    pipeline = Pipeline(model, settings(batch_timeout_s=100))
+    pipeline.start()
+    engine.error = RuntimeError("sticky")
+    for _ in range(MAX_FAILED_BATCHES):
+        await outcomes(pipeline, message("poison"))
+    assert await asyncio.to_thread(probed.wait, 30)
+    now = time.monotonic_ns()
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now + 101 * 10**9)
+    assert "a batch has been running for 101 s" in str(pipeline.failure_reason())
+    monkeypatch.undo()
+    release.set()
+    await pipeline.close()
 
 
 async def test_compute_thread_that_ends_is_found(

@@ -24,7 +24,7 @@ from polyhead_server.inference.types import (
 from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine, Panic, embedding_of
-from tests.support.submissions import WINDOW, embedding, message, outcomes
+from tests.support.submissions import WINDOW, FakeClock, embedding, message, outcomes
 
 
 async def test_every_text_gets_its_own_answer(pipeline: Pipeline) -> None:
@@ -73,13 +73,6 @@ async def test_expired_item_is_answered_and_not_computed(
     assert engine.batch_shapes == [(1, 3)]
 
 
-class FakeClock:
-    """Replaces the module ``time``."""
-
-    def __init__(self, now: float) -> None:
-        self.monotonic = lambda: now
-
-
 async def test_cancelled_item_is_not_computed(pipeline: Pipeline, engine: FakeEngine) -> None:
     engine.gate.clear()
     running = await pipeline.submit(message("w1"), Flow(), None)
@@ -111,6 +104,26 @@ async def test_stream_that_waits_for_capacity_is_woken_when_the_queue_is_cancell
         future.cancel()
     engine.gate.set()
     await asyncio.wait_for(capacity, 30)
+    await pipeline.close()
+
+
+async def test_stream_that_waits_for_capacity_is_woken_when_its_batch_is_done(
+    model: Model, engine: FakeEngine, settings: Callable[..., Settings]
+) -> None:
+    pipeline = Pipeline(model, settings(max_queue_s=0.0))
+    pipeline.start()
+    await outcomes(pipeline, message("w1"))
+    engine.gate.clear()
+    running = await pipeline.submit(message("w1"), Flow(), None, blocking=True)
+    await engine.hold()
+    stream = Flow()
+    waiting = await pipeline.submit(message("w2"), stream, None, blocking=True)
+    capacity = asyncio.ensure_future(pipeline.admission.wait_for_capacity(stream))
+    await asyncio.sleep(0)
+    assert not capacity.done()
+    engine.gate.set()
+    await asyncio.wait_for(capacity, 30)
+    assert all(isinstance(outcome, Result) for outcome in await asyncio.gather(*running, *waiting))
     await pipeline.close()
 
 
