@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import polyhead_bundle as bundle
+from polyhead_server.engines.collate import pad
 from polyhead_server.engines.onnx import OnnxEngine
-from polyhead_server.inference.model import pad
 from polyhead_server.inference.tokenization import Tokenizer
 from polyhead_server.settings import usable_cores
 

@@ -32,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 from polyhead_export.runners import torch_pass
 from polyhead_server.engines import Engine, open_engine
-from polyhead_server.inference.model import pad
+from polyhead_server.engines.collate import pad
 from polyhead_training.model import PolyheadModel, load_model
 from tqdm import tqdm
 

@@ -1,11 +1,12 @@
-"""What the queue makes of a load: a server whose front takes no time, event by event, with the server's own queue.
+"""Measures what the scheduler makes of a load, in a simulation with the real scheduler and batches of configured cost.
 
-Passes take as long as their start and their tokens with padding, which are flags; the limit is the same texts sorted
-beforehand, in passes of as many tokens. So what is missing is what the choice of the batches costs, whatever the
-machine does meanwhile: texts in flight that have no neighbours of their length, padding, and more starts.
+A batch takes a fixed time plus a time per token, padding included; both are flags. The upper bound is the throughput of
+the same texts sorted by length beforehand, in batches of as many tokens. So the efficiency shows the cost of choosing
+batches from what is in flight, independently of the machine: texts without others of similar length, padding, and more
+batches.
 
-    python -m bench.server.scheduler_simulation --bundle build/demo/bundle                                  # int8
-    python -m bench.server.scheduler_simulation --bundle build/demo/bundle --start-us 2200 --token-us 218    # fp32
+    python -m bench.server.scheduler_simulation --bundle build/demo/bundle                                      # int8
+    python -m bench.server.scheduler_simulation --bundle build/demo/bundle --overhead-us 2200 --token-us 218    # fp32
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from polyhead_server.inference.scheduler import BatchLimits
 from polyhead_server.inference.tokenization import Tokenizer
 
 from bench.harness.cli import make_parser
-from bench.harness.texts import DEMO_TEXTS, read, with_long_texts
+from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, read_texts, with_long_texts
 
-from .simulation import Load, Machine, limit
+from .simulation import Machine, Simulation, upper_bound
 
-# Name: texts of a message, texts in flight, whether all are of one stream.
+# Name: texts per message, texts in flight, whether all belong to one stream.
 LOADS = {
     "unary, 1 item, 8 in flight": (1, 8, False),
     "unary, 1 item, 64 in flight": (1, 64, False),
@@ -36,32 +37,30 @@ LOADS = {
 def main() -> None:
     """Runs the command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("--bundle", type=Path, required=True, help="whose tokenizer counts the tokens")
-    parser.add_argument(
-        "--texts", type=Path, default=DEMO_TEXTS, help="JSON lines with a field `text`, or a text a line"
-    )
-    parser.add_argument("--long", action="store_true", help="make one text in ten of four, up to what the model reads")
-    parser.add_argument("--threads", type=int, default=2, help="that compute (default: 2)")
-    parser.add_argument("--start-us", type=float, default=1800.0, help="of a pass (default: 1800)")
-    parser.add_argument("--token-us", type=float, default=85.0, help="of a token (default: 85)")
-    parser.add_argument("--max-batch-tokens", type=int, default=512, help="tokens of a pass (default: 512)")
-    parser.add_argument("--max-padding", type=float, default=0.12, help="as the server's (default: 0.12)")
-    parser.add_argument("--seconds", type=float, default=120.0, help="simulated seconds of a load (default: 120)")
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle whose tokenizer counts the tokens")
+    parser.add_argument("--texts", type=Path, default=DEMO_TEXTS, help=FORMAT_HELP)
+    parser.add_argument("--long", action="store_true", help="append three other texts to one text in ten")
+    parser.add_argument("--threads", type=int, default=2, help="compute threads (default: 2)")
+    parser.add_argument("--overhead-us", type=float, default=1800.0, help="fixed cost of a batch (default: 1800)")
+    parser.add_argument("--token-us", type=float, default=85.0, help="cost of a token (default: 85)")
+    parser.add_argument("--max-batch-tokens", type=int, default=512, help="batch size limit in tokens (default: 512)")
+    parser.add_argument("--max-padding", type=float, default=0.12, help="padding limit of the server (default: 0.12)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="simulated seconds per load (default: 120)")
     arguments = parser.parse_args()
     source = bundle.load(arguments.bundle)
     manifest = source.manifest
     tokenizer = Tokenizer(source.file("tokenizer.json"), manifest.max_tokens, 250 * manifest.max_tokens)
-    texts = [row["text"] for row in read(arguments.texts)]
-    lengths = [one.used for one in tokenizer.encode(with_long_texts(texts) if arguments.long else texts)]
+    texts = read_texts(arguments.texts)
+    lengths = [text.used for text in tokenizer.encode(with_long_texts(texts) if arguments.long else texts)]
     tokenizer.close()
-    machine = Machine(arguments.threads, arguments.start_us, arguments.token_us)
-    limits = BatchLimits(arguments.max_batch_tokens, arguments.max_padding, machine.start_us / machine.token_us)
-    most = limit(machine, lengths, limits.max_tokens)
-    print(f"{'load':<34}{'share of the limit':>20}{'padding':>10}{'tokens of a pass':>18}")
+    machine = Machine(arguments.threads, arguments.overhead_us, arguments.token_us)
+    limits = BatchLimits(arguments.max_batch_tokens, arguments.max_padding, machine.overhead_us / machine.token_us)
+    bound = upper_bound(machine, lengths, limits.max_tokens)
+    print(f"{'load':<34}{'efficiency':>12}{'padding':>10}{'batch tokens':>14}")
     for name, (items, in_flight, one_stream) in LOADS.items():
-        load = Load(machine, limits, lengths, items, in_flight, one_stream=one_stream)
-        rate, padding, tokens = asyncio.run(load.run(arguments.seconds))
-        print(f"{name:<34}{rate / most:>20.3f}{padding:>10.3f}{tokens:>18.0f}")
+        simulation = Simulation(machine, limits, lengths, items, in_flight, one_stream=one_stream)
+        found = asyncio.run(simulation.run(arguments.seconds))
+        print(f"{name:<34}{found.texts_per_s / bound:>12.3f}{found.padding:>10.3f}{found.batch_tokens:>14.0f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A server whose front takes no time, event by event: passes that take as long as they are told, and the real queue."""
+"""Discrete-event simulation of a server with the real scheduler; only batches take time, and as long as configured."""
 
 from __future__ import annotations
 
@@ -9,44 +9,65 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyhead_server.inference.scheduler import BatchLimits, BatchScheduler, Entry, Flow
-from polyhead_server.inference.types import ItemOutcome, TokenizedText
+from polyhead_server.inference.scheduler import BatchLimits, BatchScheduler
+from polyhead_server.inference.types import Entry, Flow, ItemOutcome, TokenizedText
 
-# From a message's last answer to the next message.
-_AGAIN_S = 0.002
-_WARM_S = 10.0
+# From the last answer to a message until the client's next message.
+_THINK_TIME_S = 0.002
+_WARMUP_S = 10.0
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Threads that compute, and microseconds of a pass: for its start, and for each token with padding."""
+    """Compute threads and the cost of a batch.
+
+    Attributes:
+        threads: Threads that compute.
+        overhead_us: Fixed cost of a batch in microseconds.
+        token_us: Cost of each token in microseconds, padding included.
+    """
 
     threads: int
-    start_us: float
+    overhead_us: float
     token_us: float
 
     def seconds(self, tokens: int) -> float:
-        """Of a pass."""
-        return (self.start_us + self.token_us * tokens) / 1e6
+        """Returns the duration of a batch."""
+        return (self.overhead_us + self.token_us * tokens) / 1e6
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Result of a simulation after its warm-up.
+
+    Attributes:
+        texts_per_s: Texts a second.
+        padding: Padding as a share of the real tokens.
+        batch_tokens: Mean tokens of a batch, padding included.
+    """
+
+    texts_per_s: float
+    padding: float
+    batch_tokens: float
 
 
 @dataclass(eq=False)
 class _Message:
-    left: int
+    unanswered: int
 
 
-def limit(machine: Machine, lengths: Sequence[int], max_tokens: int) -> float:
-    """Texts a second of sorted texts."""
-    passes: list[list[int]] = [[]]
+def upper_bound(machine: Machine, lengths: Sequence[int], max_tokens: int) -> float:
+    """Returns the texts a second of the same texts sorted by length beforehand, in full batches."""
+    batches: list[list[int]] = [[]]
     for length in sorted(lengths):
-        if passes[-1] and (len(passes[-1]) + 1) * length > max_tokens:
-            passes.append([])
-        passes[-1].append(length)
-    return machine.threads * len(lengths) / sum(machine.seconds(len(one) * one[-1]) for one in passes)
+        if batches[-1] and (len(batches[-1]) + 1) * length > max_tokens:
+            batches.append([])
+        batches[-1].append(length)
+    return machine.threads * len(lengths) / sum(machine.seconds(len(batch) * batch[-1]) for batch in batches)
 
 
-class Load:
-    """A closed loop."""
+class Simulation:
+    """A closed loop of clients, each of which sends its next message when the last one is answered."""
 
     def __init__(
         self,
@@ -58,22 +79,32 @@ class Load:
         *,
         one_stream: bool,
     ) -> None:
+        """Prepares a run.
+
+        Args:
+            machine: Cost model.
+            limits: Limits of the scheduler.
+            lengths: Lengths of the texts in tokens, drawn in a random order again and again.
+            items: Texts per message.
+            in_flight: Texts in flight.
+            one_stream: Whether all messages belong to one stream; otherwise each is a unary call.
+        """
         self._machine = machine
-        self._queue = BatchScheduler(limits)
+        self._scheduler = BatchScheduler(limits)
         self._lengths = itertools.cycle(random.Random(0).sample(lengths, len(lengths)))
         self._items = items
         self._messages = max(1, in_flight // items)
         self._stream = Flow() if one_stream else None
-        self._of: dict[int, _Message] = {}
+        self._message_of: dict[int, _Message] = {}
 
-    async def run(self, seconds: float) -> tuple[float, float, float]:
-        """Texts a second, padding as a share of the real tokens, and the tokens of a pass in the mean."""
+    async def run(self, seconds: float) -> Throughput:
+        """Simulates so many seconds, warm-up included."""
         numbers = itertools.count()
-        # When, and the pass that ends then; None for a message that is sent.
+        # Time, running number, and the batch that ends then; None for a message that is sent.
         events: list[tuple[float, int, list[Entry] | None]] = [
             (0.0, next(numbers), None) for _ in range(self._messages)
         ]
-        idle, answered, real, padded, passes = self._machine.threads, 0, 0, 0, 0
+        idle, answered, real, padded, batches = self._machine.threads, 0, 0, 0, 0
         while events and (now := events[0][0]) < seconds:
             _, _, ended = heapq.heappop(events)
             if ended is None:
@@ -81,38 +112,35 @@ class Load:
             else:
                 idle += 1
                 finished = self._finish(ended)
-                answered += self._items * finished * (now > _WARM_S)
+                answered += self._items * finished * (now > _WARMUP_S)
                 for _ in range(finished):
-                    heapq.heappush(events, (now + _AGAIN_S, next(numbers), None))
-            # What is sent at the same moment comes first.
-            while idle and self._queue.waiting and not (events and events[0][0] == now and events[0][2] is None):
-                entries = self._take(idle)
+                    heapq.heappush(events, (now + _THINK_TIME_S, next(numbers), None))
+            # Messages that are sent at the same moment come first.
+            while idle and self._waiting() and not (events and events[0][0] == now and events[0][2] is None):
+                entries = self._scheduler.poll(idle).entries
                 idle -= 1
                 tokens = len(entries) * max(entry.length for entry in entries)
-                if now > _WARM_S:
-                    real, padded, passes = real + sum(one.length for one in entries), padded + tokens, passes + 1
+                if now > _WARMUP_S:
+                    real, padded, batches = real + sum(one.length for one in entries), padded + tokens, batches + 1
                 heapq.heappush(events, (now + self._machine.seconds(tokens), next(numbers), entries))
-        return answered / (seconds - _WARM_S), padded / real - 1, padded / passes
+        return Throughput(answered / (seconds - _WARMUP_S), padded / real - 1, padded / batches)
+
+    def _waiting(self) -> int:
+        return self._scheduler.accounting.waiting_items
 
     def _send(self) -> None:
-        message, call, loop = _Message(self._items), self._stream or Flow(whole=True), asyncio.get_running_loop()
+        message, flow = _Message(self._items), self._stream or Flow(unary=True)
         entries = []
         for _ in range(self._items):
             ids = [0] * next(self._lengths)
-            future: asyncio.Future[ItemOutcome] = loop.create_future()
-            entries.append(Entry(call, TokenizedText((ids,), len(ids)), ids, future, None, 0, 0, 0))
-            self._of[id(entries[-1])] = message
-        self._queue.put(entries)
-
-    def _take(self, idle: int) -> list[Entry]:
-        # The other idle threads wait in the queue as well.
-        self._queue._idle_workers = idle - 1
-        batch = self._queue.take()
-        return batch.entries if batch else []
+            future: asyncio.Future[ItemOutcome] = asyncio.get_running_loop().create_future()
+            entries.append(Entry(flow, TokenizedText((ids,), len(ids)), ids, future, None, 0, 0, 0))
+            self._message_of[id(entries[-1])] = message
+        self._scheduler.put(entries)
 
     def _finish(self, entries: Sequence[Entry]) -> int:
-        """Messages whose last answer this is."""
-        messages = [self._of.pop(id(entry)) for entry in entries]
+        """Ends a batch; returns the number of messages whose last answer was in it."""
+        messages = [self._message_of.pop(id(entry)) for entry in entries]
         for message in messages:
-            message.left -= 1
-        return sum(not message.left for message in set(messages))
+            message.unanswered -= 1
+        return sum(not message.unanswered for message in set(messages))

@@ -25,8 +25,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar, Self
 
-from .out_of_memory import exit_if_out_of_memory
-
 logger = logging.getLogger(__name__)
 
 
@@ -183,11 +181,7 @@ class InternalError(ServerError):
 
     @classmethod
     def logged(cls, message: str, cause: BaseException | None = None) -> InternalError:
-        """Logs ``message`` once, with the traceback of ``cause``, and returns the error to send.
-
-        Does not return if ``cause`` is a lack of memory.
-        """
-        exit_if_out_of_memory(cause)
+        """Logs ``message`` once, with the traceback of ``cause``, and returns the error to send."""
         incident = uuid.uuid4().hex[:12]
         logger.error("incident %s: %s", incident, message, exc_info=cause)
         return cls(incident)

@@ -483,7 +483,7 @@ def test_tokenizer_that_makes_the_library_panic_does_not_start_the_server(root: 
     content = json.loads((root / "tokenizer.json").read_bytes())
     content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
     _forge(root, {"tokenizer.json": json.dumps(content).encode()})
-    with pytest.raises(StartupError, match=r"tokenizer\.json: is no tokenizer that can be used"):
+    with pytest.raises(StartupError, match=r"tokenizer\.json: is not a valid tokenizer"):
         _serve(root)
     with pytest.raises(ContentError, match="is no tokenizer"):
         _verify(root)
@@ -513,7 +513,7 @@ def test_variant_that_is_described_wrongly_is_found(root: Path, lie: str) -> Non
 
 def test_variant_that_may_not_be_chosen_is_said(root: Path) -> None:
     _forge(root, change=lambda document: document["variants"]["fp32"].update(batch_invariant=False))
-    with pytest.raises(StartupError, match="name one with --variant"):
+    with pytest.raises(StartupError, match="select one with --variant"):
         _serve(root)
 
 

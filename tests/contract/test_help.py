@@ -1,4 +1,4 @@
-"""The help of every command is what its author laid out."""
+"""The help of every command keeps its layout."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ NAMES = ["polyhead", "export", "keys", "serve", "train"]
 
 
 @pytest.mark.parametrize("main", [client, export, keys, serve, train], ids=NAMES)
-def test_help_keeps_its_lines(main: click.Command) -> None:
-    """click drops its mark for kept lines only where it is a real backspace; a raw docstring would print it."""
+def test_help_keeps_marked_lines(main: click.Command) -> None:
+    """click removes the mark for kept lines only if it is a real backspace; a raw docstring would print it."""
     for command, names in commands(main):
         result = CliRunner().invoke(main, [*names, "--help"])
         assert result.exit_code == 0, names

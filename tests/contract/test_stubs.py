@@ -1,4 +1,4 @@
-"""The committed stubs are those of the contract."""
+"""The committed stubs match the protocol."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def files(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
 
-def test_committed_stubs_are_fresh(tmp_path: Path) -> None:
+def test_committed_stubs_are_up_to_date(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ROOT / "proto/generate.py", tmp_path], check=True, capture_output=True)
     committed = ROOT / "proto/gen"
     assert files(tmp_path) == files(committed)
@@ -24,7 +24,7 @@ def test_committed_stubs_are_fresh(tmp_path: Path) -> None:
     assert (changed, unreadable) == ([], []), "run `make proto` and commit what it writes"
 
 
-def test_stubs_run_on_the_oldest_versions_that_are_allowed() -> None:
+def test_stubs_support_the_oldest_allowed_versions() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     stubs = ROOT / "proto/gen/polyhead/v1"
     grpc = re.search(r"GRPC_GENERATED_VERSION = '(.+)'", (stubs / "inference_service_pb2_grpc.py").read_text())

@@ -147,7 +147,7 @@ def test_engine_that_hangs_permanently_ends_the_process(start: Start, demo_bundl
         wait_until(hang.has_begun, "a batch hangs")
         # Without a signal.
         assert server.process.wait(START_S) == 1
-    assert server.log.read_text().count("the engine failed permanently: a pass has been running for") == 1
+    assert server.log.read_text().count("the engine failed permanently: a batch has been running for") == 1
 
 
 def test_calls_are_answered_during_the_drain_delay(start: Start, demo_bundle: Path) -> None:

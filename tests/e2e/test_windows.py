@@ -12,7 +12,7 @@ import pytest
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_export.runners import onnx_pass
-from polyhead_server.inference.model import pad
+from polyhead_server.engines.collate import pad
 from polyhead_server.inference.tokenization import Tokenizer
 
 from .conftest import Start

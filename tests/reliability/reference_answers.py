@@ -9,8 +9,9 @@ import numpy as np
 import polyhead_bundle as bundle
 from numpy.typing import NDArray
 from polyhead_client import Fingerprints, Result
+from polyhead_server.engines.collate import pad
 from polyhead_server.inference import postprocessing
-from polyhead_server.inference.model import Model, load_model, pad
+from polyhead_server.inference.model import Model, load_model
 from polyhead_server.settings import Settings
 
 # What the project promises: so near are two answers to the same text, whatever else is in the batch.

@@ -58,7 +58,16 @@ async def probing(server: Server, *flags: str) -> AsyncIterator[Ask]:
 @contextlib.asynccontextmanager
 async def loaded(server: Server, seconds: float, *flags: str) -> AsyncIterator[dict[str, float]]:
     """A load of bench/loadgen/main.py for so long; its own figures are there when the block is left."""
-    command = [sys.executable, "-m", "bench.loadgen.main", server.target, str(DEMO_TEXTS), "--seconds", str(seconds), *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.loadgen.main",
+        server.target,
+        str(DEMO_TEXTS),
+        "--seconds",
+        str(seconds),
+        *flags,
+    ]
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     figures: dict[str, float] = {}
     await asyncio.sleep(_UNDER_WAY_S)

@@ -1,66 +1,21 @@
-"""A model of a few numbers: a word-level tokenizer, and an engine whose answers prove which text they belong to."""
+"""Fixtures of the server's tests: a model with a word-level tokenizer and a fake engine, and settings."""
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import textwrap
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import polyhead_bundle as bundle
 import pytest
 import tokenizers
-from numpy.typing import NDArray
-from polyhead_server.engines import Runtime
 from polyhead_server.inference.model import Model
-from polyhead_server.inference.scheduler import Batch, BatchLimits, BatchScheduler, Entry, Flow
+from polyhead_server.inference.scheduler import BatchLimits, BatchScheduler
 from polyhead_server.inference.tokenization import Tokenizer
-from polyhead_server.inference.types import ItemOutcome, TokenizedText
 from polyhead_server.settings import Settings
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "poison", *(f"w{number}" for number in range(200))]
-MAX_TOKENS = 16
-
-
-class FakeEngine:
-    """Embeds a text as (sum of its ids, number of its tokens) and answers every head from the sum.
-
-    Attributes:
-        passes: The (B, T) shape of every pass, in order.
-        gate: Passes wait here while it is not set.
-        fails: Raised in place of an answer, when it is set and the batch holds the word "poison".
-        closed: Whether it was closed.
-    """
-
-    def __init__(self) -> None:
-        self.runtime = Runtime("fake", "cpu", "fp32")
-        self.passes: list[tuple[int, ...]] = []
-        self.gate = threading.Event()
-        self.gate.set()
-        self.fails: BaseException | None = None
-        self.closed = False
-        self._entered = threading.Event()
-
-    async def hold(self) -> None:
-        """Waits until a pass stands before the closed gate."""
-        assert await asyncio.to_thread(self._entered.wait, 30)
-
-    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> list[NDArray[np.float32]]:
-        self._entered.set()
-        assert self.gate.wait(30)
-        self.passes.append(input_ids.shape)
-        sums = (input_ids * attention_mask).sum(axis=1).astype(np.float32)  # (B,)
-        counts = attention_mask.sum(axis=1).astype(np.float32)  # (B,)
-        if self.fails and (input_ids == WORDS.index("poison")).any():
-            raise self.fails
-        logits = np.stack([sums, np.zeros_like(sums), -sums], axis=1) / 100  # (B, 3)
-        return [np.stack([sums, counts], axis=1), logits, (sums / 100)[:, None]]
-
-    def close(self) -> None:
-        self.closed = True
+from tests.support.fake_engine import MAX_TOKENS, WORDS, FakeEngine
 
 
 @pytest.fixture
@@ -77,7 +32,7 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)]
     )
     tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
-    # As published tokenizers come: the server must switch both off.
+    # Published tokenizers often enable both: the server must switch them off.
     tokenizer.enable_padding(length=12)
     tokenizer.enable_truncation(max_length=12)
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
@@ -119,7 +74,7 @@ def model(manifest: bundle.Manifest, tokenizer: Tokenizer, engine: FakeEngine) -
 
 @pytest.fixture
 def settings() -> Callable[..., Settings]:
-    """Settings with one compute thread unless told otherwise."""
+    """Makes settings with one compute thread unless another number is given."""
 
     def make(**values: object) -> Settings:
         return Settings(**{"bundle": Path("fake"), "threads": 1, **values})  # type: ignore[arg-type]
@@ -129,7 +84,7 @@ def settings() -> Callable[..., Settings]:
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Lets a script of a few lines play the worker processes that are started."""
+    """Replaces the worker processes by a script of a few lines."""
 
     def play(source: str) -> None:
         path = tmp_path / "python"
@@ -141,26 +96,5 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
 
 @pytest.fixture
-async def queue() -> BatchScheduler:
+async def scheduler() -> BatchScheduler:
     return BatchScheduler(BatchLimits(max_tokens=100, max_padding=0.12, overhead_tokens=16))
-
-
-_clock = iter(range(1_000_000))
-
-
-def entry(length: int, deadline: float | None = None, call: Flow | None = None) -> Entry:
-    """An entry that is younger than all before it, of a call of its own unless one is given."""
-    future: asyncio.Future[ItemOutcome] = asyncio.get_running_loop().create_future()
-    ids = [7] * length
-    return Entry(call or Flow(), TokenizedText((ids,), length), ids, future, deadline, 0, next(_clock), 0)
-
-
-def lengths(batch: Batch | None) -> list[int]:
-    assert batch is not None
-    return [entry.length for entry in batch.entries]
-
-
-def embedding_of(text: str) -> list[float]:
-    """What the fake engine must answer for a text of known words."""
-    ids = [WORDS.index("[CLS]"), *(WORDS.index(word) for word in text.split()), WORDS.index("[SEP]")]
-    return [float(sum(ids)), float(len(ids))]

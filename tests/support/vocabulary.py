@@ -167,9 +167,12 @@ RULES = (
 
 def help_passages() -> Iterator[Passage]:
     """Help texts, option names and metavars of every command that an installation provides."""
+    from polyhead_server.security.api_keys import main as api_keys
+
     for script in importlib.metadata.distribution("polyhead").entry_points:
         if script.group == "console_scripts":
             yield from _command_passages(script.load(), script.name)
+    yield from _command_passages(api_keys, "python -m polyhead_server.security.api_keys")
 
 
 def _command_passages(command: click.Command, name: str) -> Iterator[Passage]:

@@ -1,10 +1,10 @@
-"""The engines, and the order in which they are tried.
+"""Engines that run the model, and the order in which they are tried.
 
 ``auto`` prefers onnxruntime to PyTorch, and CUDA to the CPU::
 
     onnx on cuda (where the installed onnxruntime has CUDA) > onnx on cpu > torch on cuda > torch on cpu
 
-``--engine`` and ``--device`` leave out what they do not name.
+``--engine`` and ``--device`` restrict the list to what they name.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import polyhead_bundle as bundle
 
 from .base import Engine, EngineError, Runtime
 
-__all__ = ["Engine", "EngineError", "Runtime", "missed_chance", "open_engine", "preference"]
+__all__ = ["Engine", "EngineError", "Runtime", "onnx_has_cuda", "open_engine", "preference", "unused_gpu_hint"]
 
 
 def preference(engine: str, device: str, *, onnx_has_cuda: bool) -> list[tuple[str, str]]:
-    """Pairs of engine and device to try, best first.
+    """Returns the pairs of engine and device to try, best first.
 
     Args:
         engine: ``auto``, ``onnx`` or ``torch``.
         device: ``auto``, ``cpu`` or ``cuda``.
-        onnx_has_cuda: Whether the installed onnxruntime has CUDA at all; without it, ``auto`` does not try.
+        onnx_has_cuda: Whether the installed onnxruntime supports CUDA; without it, ``auto`` does not try CUDA there.
     """
     engines = ["onnx", "torch"] if engine == "auto" else [engine]
     devices = ["cuda", "cpu"] if device == "auto" else [device]
-    pairs = [(one_engine, one_device) for one_engine in engines for one_device in devices]
+    pairs = [(name, place) for name in engines for place in devices]
     if device == "auto" and not onnx_has_cuda:
         pairs = [pair for pair in pairs if pair != ("onnx", "cuda")]
     return pairs
@@ -38,14 +38,14 @@ def open_engine(source: bundle.Bundle, engine: str, device: str, variant: str, t
     """Opens one engine on one device.
 
     Args:
-        source: What it runs.
+        source: Bundle with the model.
         engine: ``onnx`` or ``torch``.
         device: ``cpu`` or ``cuda``.
-        variant: Of the bundle.
-        threads: That compute one pass; more than one is onnxruntime's on a CPU alone.
+        variant: Variant of the bundle.
+        threads: Threads that compute one batch; more than one only with onnxruntime on a CPU.
 
     Raises:
-        EngineError: It cannot be used, for whatever reason.
+        EngineError: The engine cannot be used, for whatever reason.
     """
     try:
         if engine == "onnx":
@@ -59,21 +59,21 @@ def open_engine(source: bundle.Bundle, engine: str, device: str, variant: str, t
         raise
     except ImportError as error:
         raise EngineError("it is not installed") from error
-    except Exception as error:  # a broken driver or a full GPU has many types, and the next engine may work
+    except Exception as error:  # a broken driver or a full GPU raises many types, and the next engine may work
         raise EngineError("it cannot be opened") from error
 
 
 def onnx_has_cuda() -> bool:
-    """Whether the installed onnxruntime was built with CUDA."""
+    """Returns whether the installed onnxruntime was built with CUDA."""
     try:
         import onnxruntime
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, opening the engine will say so
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, opening the engine reports it
         return False
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
-def missed_chance(runtime: Runtime) -> str | None:
-    """What the operator may want to know when a GPU is there and not used."""
+def unused_gpu_hint(runtime: Runtime) -> str | None:
+    """Returns a hint for the operator when the machine has a GPU that ``runtime`` does not use."""
     if runtime.device == "cuda" or not Path("/dev/nvidiactl").exists():
         return None
     return "this machine has a GPU that is not used; install onnxruntime-gpu, or use PyTorch on it with --device cuda"

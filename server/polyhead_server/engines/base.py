@@ -1,4 +1,4 @@
-"""What an engine is: numbers in, numbers out, and the truth about where it runs."""
+"""The interface of an engine: token ids in, embeddings and logits out, and a report of where it runs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 
 class EngineError(Exception):
-    """An engine cannot be used on this machine, with the reason in one line, which clients may read.
+    """An engine cannot be used on this machine. The message is one line that clients may read.
 
-    What a library said of it, such as a path, is the cause, and for the log.
+    The message of a library, which may contain paths, is in ``__cause__`` and belongs only in the log.
     """
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where the numbers are really made."""
+    """The engine, device and variant that really compute the answers."""
 
     engine: str
     device: str
@@ -29,19 +29,19 @@ class Runtime:
 
 
 class Engine(Protocol):
-    """One pass over a batch. ``run`` may be called from several threads at once."""
+    """Runs the model on batches. ``run`` may be called from several threads at once."""
 
     @property
     def runtime(self) -> Runtime:
-        """Where this engine runs, found out and not assumed."""
+        """Where this engine runs, as reported by the library and not as requested."""
         ...
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> list[NDArray[np.float32]]:
-        """Answers a batch.
+        """Runs one forward pass over a batch.
 
         Args:
             input_ids: (B, T) token ids.
-            attention_mask: (B, T), 1 for tokens of the text and 0 for padding.
+            attention_mask: (B, T), 1 for real tokens and 0 for padding.
 
         Returns:
             The embedding (B, dimensions), then each head's logits (B, outputs), in the model's order.
@@ -49,5 +49,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees the model, whoever still refers to the engine; a run after it fails."""
+        """Frees the model, whatever still refers to the engine; a later ``run`` raises EngineError."""
         ...

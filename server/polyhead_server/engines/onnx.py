@@ -1,4 +1,4 @@
-"""onnxruntime, on CPU or CUDA."""
+"""The engine on onnxruntime, on CPU or CUDA."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from numpy.typing import NDArray
 from .base import EngineError, Runtime
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# On a CPU the fused operator is slower than the addition and the normalization on their own: without it a whole pass of
+# On a CPU the fused operator is slower than an addition and a normalization by themselves: without it a forward pass of
 # all-MiniLM-L6-v2 is 1.08 to 1.14 times as fast in fp32, 1.2 to 1.3 times in int8-dynamic.
 _DISABLED = ["SkipLayerNormFusion"]
-# Of an arena that is never given back: room for the usual passes, whatever else wants memory meanwhile.
+# Initial size of the arena, which is never released: enough for usual batches, however short memory becomes later.
 _ARENA_BYTES = 32 * 2**20
 
 
 @functools.cache
-def _make_arena() -> None:
-    """Makes the memory that operators on a CPU work in.
+def _create_arena() -> None:
+    """Creates the arena that operators on a CPU allocate from, once per process.
 
-    In an arena the operators of a pass take each other's memory over. Without it the kernel gives each its own, and
-    zeroes it page by page.
+    In an arena the operators of a forward pass reuse each other's memory. Without it each gets new pages from the
+    kernel, which zeroes them one by one.
     """
-    where = onnxruntime.OrtMemoryInfo(
+    memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
-    size = onnxruntime.OrtArenaCfg({"arena_extend_strategy": 0, "initial_chunk_size_bytes": _ARENA_BYTES})
-    onnxruntime.create_and_register_allocator(where, size)
+    config = onnxruntime.OrtArenaCfg({"arena_extend_strategy": 0, "initial_chunk_size_bytes": _ARENA_BYTES})
+    onnxruntime.create_and_register_allocator(memory, config)
 
 
 class OnnxEngine:
@@ -42,10 +42,10 @@ class OnnxEngine:
         """Opens the session.
 
         Args:
-            source: Has the graph.
-            variant: Which of its graphs.
+            source: Bundle with the graph.
+            variant: Variant of the graph.
             device: ``cpu`` or ``cuda``.
-            threads: That compute one pass on a CPU.
+            threads: Threads that compute one batch on a CPU.
 
         Raises:
             EngineError: onnxruntime cannot run this graph on this device.
@@ -54,7 +54,7 @@ class OnnxEngine:
         if self._provider not in onnxruntime.get_available_providers():
             raise EngineError(f"the installed onnxruntime has no {self._provider}")
         if device == "cuda":
-            # CUDA and cuDNN that came as wheels lie where the loader does not look. What is missing it prints.
+            # The loader does not search the folders of CUDA and cuDNN wheels. The function prints what is missing.
             with contextlib.redirect_stdout(sys.stderr):
                 onnxruntime.preload_dlls()
         manifest = source.manifest
@@ -64,11 +64,11 @@ class OnnxEngine:
             session = onnxruntime.InferenceSession(
                 str(path), _options(device, threads), [self._provider_options()], disabled_optimizers=_DISABLED
             )
-        except Exception as error:  # onnxruntime raises its own types, one for each of its status codes
+        except Exception as error:  # onnxruntime raises types of its own, one per status code
             raise EngineError(f"onnxruntime cannot load {path.name}") from error
-        # Otherwise a run that fails on CUDA is repeated on the CPU, and every later one runs there, in silence.
+        # Otherwise a run that fails on CUDA is silently repeated on the CPU, and every later one runs there.
         session.disable_fallback()
-        # A provider that fails to start is left out of the session in silence.
+        # A provider that fails to start is silently left out of the session.
         if session.get_providers()[0] != self._provider:
             raise EngineError(f"onnxruntime did not start {self._provider}; it offers {session.get_providers()}")
         self._session: onnxruntime.InferenceSession | None = session
@@ -87,7 +87,7 @@ class OnnxEngine:
         self._session = None
 
     def _provider_options(self) -> tuple[str, dict[str, str]]:
-        # TF32 keeps 10 bits of a factor: too few for answers that are equal to 1e-5.
+        # TF32 keeps 10 bits of the mantissa: too few for answers that agree to 1e-5.
         return self._provider, {"use_tf32": "0"} if self._provider == _PROVIDERS["cuda"] else {}
 
 
@@ -95,16 +95,16 @@ def _options(device: str, threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads that share a run spin while they wait for each other, for an operator is shorter than falling asleep and
-    # waking up takes. One that spins after its run steals the core of the next one.
+    # Threads that share a run spin while they wait for each other, since an operator is shorter than falling asleep and
+    # waking up. A thread that spins on after its run would take the core of the next run.
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads > 1)))
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if device == "cpu":
-        # All sessions share one arena; weights stay outside of it.
-        _make_arena()
+        # All sessions share one arena; the weights stay outside of it.
+        _create_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    # It would keep a plan for every shape that ever came.
+    # Otherwise the session keeps a memory plan for every shape that it ever saw.
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     return options
@@ -114,7 +114,7 @@ def _run_options(device: str) -> onnxruntime.RunOptions | None:
     if device != "cpu":
         return None
     options = onnxruntime.RunOptions()
-    # After each pass the arena gives back what it took besides and no other pass uses. Otherwise it would stay as large
-    # as it ever was.
+    # After each run the arena releases what it added to its initial size and no other run uses. Otherwise it would stay
+    # at its peak size.
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options

@@ -1,1 +1,13 @@
-"""From texts to results: admission, tokenization, scheduling, execution, postprocessing. Knows no transport."""
+"""From texts to results: admission, tokenization, scheduling, execution, postprocessing. Knows no transport.
+
+The way of a text, one file a step::
+
+    pipeline -> admission -> tokenization -> scheduler -> executor -> postprocessing
+                                 |               |            |
+                             word_cache      fair_clock    polyhead_server.engines
+                             windows         length_buckets
+                                             expiry_heap
+
+``accounting`` counts the work in progress, ``model`` loads the bundle, ``autotune`` chooses the batch size and
+``types`` has the types that the steps share.
+"""

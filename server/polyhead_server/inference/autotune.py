@@ -1,6 +1,6 @@
-"""What a pass costs and how many tokens fill one, measured where it will serve: machines and variants differ.
+"""Measures the engine at start to choose the batch size: machines and variants differ.
 
-Below that a pass pays for its start again and again; beyond it a larger pass only makes everybody in it wait.
+A smaller batch pays its fixed cost again and again; a larger one only makes every text in it wait.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from polyhead_server.engines import Engine
 
 logger = logging.getLogger(__name__)
 
-# The length of a text that is measured with: a sentence or two.
+# Length of the texts to measure with: a sentence or two.
 _TEXT_TOKENS = 32
-_LEAST_TOKENS = 64
-_MOST_TOKENS = 32_768
-# A longer pass is not worth its gain to those who wait for it; and trying ever longer ones would hold up the start.
-_LONGEST_PASS_S = 0.04
-# Twice the tokens must give so many times the rate, for they take twice as long.
-_WORTH = 1.02
-# What Python does for a pass besides: choosing the batch, padding, the heads, handing the answers over.
-_OTHERWISE_S = 0.0005
-# The fastest of so many passes counts: whatever else goes on can only slow a pass down.
-_PASSES = 3
+_MIN_BATCH_TOKENS = 64
+_MAX_BATCH_TOKENS = 32_768
+# A longer batch gains less than it costs those who wait for it, and measuring ever longer ones would delay the start.
+_MAX_BATCH_S = 0.04
+# The batch size is doubled as long as the token rate grows at least by this factor, for a doubled batch takes twice as
+# long.
+MIN_SPEEDUP = 1.02
+# Time that Python spends on a batch beside the engine: choosing the entries, padding, postprocessing, delivery.
+PYTHON_OVERHEAD_S = 0.0005
+# The fastest of so many runs counts: other activity of the machine can only slow a run down.
+_RUNS = 3
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What fills the engine.
+class Tuning:
+    """Result of the measurement.
 
     Attributes:
-        batch_tokens: Tokens of a pass.
-        tokens_per_s: How many of them a second one thread computes then.
-        start_tokens: What starting a pass costs, as the tokens that are computed in that time.
+        batch_tokens: Batch size in tokens.
+        tokens_per_s: Token rate of one thread at that size.
+        overhead_tokens: Fixed cost of a batch, as the number of tokens that are computed in that time.
     """
 
     batch_tokens: int
@@ -46,55 +47,55 @@ class Cost:
     overhead_tokens: float
 
 
-def measure(engine: Engine, max_tokens: int, batch_tokens: int = 0) -> Cost:
-    """Doubles the tokens of a pass until the engine is hardly faster for it.
+def measure(engine: Engine, max_tokens: int, batch_tokens: int = 0) -> Tuning:
+    """Doubles the batch size until the engine hardly gets faster.
 
     Args:
-        engine: What is measured.
-        max_tokens: The most tokens that a text may have.
-        batch_tokens: Tokens of a pass, where they are given; 0 to find what fills the engine, a power of two.
+        engine: Engine to measure.
+        max_tokens: Largest number of tokens of a text.
+        batch_tokens: Batch size where it is given; 0 to find it, as a power of two.
     """
     length = min(_TEXT_TOKENS, max_tokens)
-    tokens = batch_tokens or _LEAST_TOKENS
+    tokens = batch_tokens or _MIN_BATCH_TOKENS
     rates = {tokens: (rate := _tokens_per_s(engine, length, tokens))}
-    while not batch_tokens and tokens < _MOST_TOKENS and tokens / rate < _LONGEST_PASS_S:
+    while not batch_tokens and tokens < _MAX_BATCH_TOKENS and tokens / rate < _MAX_BATCH_S:
         try:
             doubled = _tokens_per_s(engine, length, 2 * tokens)
-        except Exception:  # such as a GPU that has no memory for more
-            logger.warning("a pass of %d tokens failed; passes stay below", 2 * tokens, exc_info=True)
+        except Exception:  # for example a GPU without memory for more
+            logger.warning("a batch of %d tokens failed; batches stay smaller", 2 * tokens, exc_info=True)
             break
         rates[2 * tokens] = doubled
-        if doubled < _WORTH * rate:
+        if doubled < MIN_SPEEDUP * rate:
             break
         tokens, rate = 2 * tokens, doubled
-    return Cost(tokens, rate, _start_tokens(engine, length, tokens, rates))
+    return Tuning(tokens, rate, _overhead_tokens(engine, length, tokens, rates))
 
 
-def _start_tokens(engine: Engine, length: int, tokens: int, rates: dict[int, float]) -> float:
-    """From the times of one text and of a few: what is left of the first when its tokens are paid.
+def _overhead_tokens(engine: Engine, length: int, tokens: int, rates: dict[int, float]) -> float:
+    """Computes the fixed cost from the times of one text and of a few texts: the first less the cost of its tokens.
 
-    Not from that of a full pass, whose tokens may cost more than those of a small one, nor from a larger one than will
-    run, which the engine may not be able to compute.
+    The time of a full batch is not used, since its tokens may cost more than those of a small batch; nor that of a
+    larger batch than will run, which the engine may not be able to compute.
     """
     few = min(4, max(2, tokens // length)) * length
     one_s = length / _tokens_per_s(engine, length, length)
     few_s = few / (rates.get(few) or _tokens_per_s(engine, length, few))
     token_s = (few_s - one_s) / (few - length)
-    return max(one_s / token_s - length, _OTHERWISE_S / token_s) if token_s > 0 else math.inf
+    return max(one_s / token_s - length, PYTHON_OVERHEAD_S / token_s) if token_s > 0 else math.inf
 
 
 def _tokens_per_s(engine: Engine, length: int, tokens: int) -> float:
-    """The rate of passes with so many tokens, in texts of one length."""
+    """Measures the token rate of batches of so many tokens, in texts of one length."""
     input_ids = np.zeros((max(1, tokens // length), length), dtype=np.int64)  # (B, T)
     attention_mask = np.ones_like(input_ids)  # (B, T)
-    # The first pass of a shape plans its memory.
+    # The first run of a shape plans its memory.
     engine.run(input_ids, attention_mask)
-    fastest_s = min(_seconds(engine, input_ids, attention_mask) for _ in range(_PASSES))
-    return input_ids.size / (fastest_s + _OTHERWISE_S)
+    fastest_s = min(_seconds(engine, input_ids, attention_mask) for _ in range(_RUNS))
+    return input_ids.size / (fastest_s + PYTHON_OVERHEAD_S)
 
 
 def _seconds(engine: Engine, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> float:
-    # On a CPU a pass runs in the thread that asks for it, whose own time knows nothing of what else the machine does.
+    # On a CPU the engine runs in the calling thread, whose own clock excludes all other activity of the machine.
     clock = time.thread_time if engine.runtime.device == "cpu" else time.perf_counter
     started = clock()
     engine.run(input_ids, attention_mask)

@@ -1,4 +1,8 @@
-"""Logits to probabilities. What a head does is fixed by its declared kind, never by the number of its labels."""
+"""Logits to probabilities. A head's function follows from its declared kind, never from the number of its labels.
+
+Softmax and sigmoid exist three times in the project: here, in the export gate and in the training room's evaluation.
+The server imports neither room, and the gate is an independent check of what the server computes.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,10 @@ from .types import ModelOutput
 
 
 def probabilities(head: bundle.Head, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A head's answers for a batch.
+    """Converts a head's logits to probabilities.
 
     Args:
-        head: Says the kind and the temperature by which logits are divided (Guo et al. 2017, arXiv 1706.04599).
+        head: Gives the kind, and the temperature that divides the logits (Guo et al. 2017, arXiv 1706.04599).
         logits: (B, outputs) float32.
 
     Returns:
@@ -33,15 +37,15 @@ def probabilities(head: bundle.Head, logits: NDArray[np.float32]) -> NDArray[np.
 def pool_windows(
     heads: Sequence[bundle.Head], windows: Sequence[ModelOutput], tokens: Sequence[int], *, normalized: bool
 ) -> ModelOutput:
-    """One text's answer from those of its windows, each weighted by its tokens.
+    """Pools the outputs of a text's windows into one output, each window weighted by its tokens.
 
-    The mean of the embeddings, scaled to length 1 where ``normalized``; and of each head's logits, which needs no
-    logits: up to a constant they are the logarithms of the probabilities (logarithmic opinion pool, Genest and Zidek
-    1986, section 3).
+    The embedding is the mean of the windows' embeddings, scaled to length 1 where ``normalized``. A head's
+    probabilities are those of the mean of the windows' logits. The logits themselves are not needed: up to a constant
+    they are the logarithms of the probabilities (logarithmic opinion pool, Genest and Zidek 1986, section 3).
 
     Args:
-        heads: In the model's order.
-        windows: W answers.
+        heads: Heads in the model's order.
+        windows: Outputs of the W windows.
         tokens: (W,) tokens of each window.
         normalized: Whether embeddings have length 1.
     """
@@ -61,17 +65,17 @@ def pool_windows(
 
 
 def postprocess(heads: Sequence[bundle.Head], outputs: Sequence[NDArray[np.float32]]) -> list[ModelOutput | None]:
-    """Rows of a pass's outputs, one for each item.
+    """Splits the outputs of a batch into one row per item.
 
     Args:
-        heads: In the model's order.
+        heads: Heads in the model's order.
         outputs: The embedding (B, dimensions), then each head's logits (B, outputs), float32.
 
     Returns:
-        B rows; None where the model answered with something that is not a finite number.
+        B rows; None for an item whose embedding or logits are not all finite.
     """
     embedding, *logits = outputs
-    with np.errstate(all="ignore"):  # numbers that are not finite are found below
+    with np.errstate(all="ignore"):  # values that are not finite are found below
         scores = [probabilities(head, values) for head, values in zip(heads, logits, strict=True)]
     finite = np.logical_and.reduce([np.isfinite(values).all(axis=-1) for values in outputs])  # (B,)
     return [

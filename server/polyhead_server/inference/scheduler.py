@@ -1,122 +1,44 @@
-"""Who rides together: one queue for all calls and tasks, and batches of texts of about the same length.
+"""Weighted fair queueing across calls: one queue for all calls and tasks, and batches of similar-length texts.
 
-A worker that becomes free takes the entry whose turn it is and then, of its nearest neighbours in length, as many as
-make the pass worth most: the more texts, the more share its start, and the more padding it computes. It does not wait
-for more to come. Entries that were cancelled or whose deadline passed are let go before anything is computed for them.
+A compute thread that becomes free takes a head and, of the entries nearest in length, as many as give the most
+efficient batch: more texts share the fixed cost of a batch, and add padding. It does not wait for more to arrive.
+Entries that were cancelled or whose deadline passed are dropped before anything is computed for them.
 
-Turns are dealt out fairly among calls, by tokens: a single text does not wait behind thousands that a stream sent
-before it. Each entry is stamped with the virtual time at which it would start if all calls were served side by side,
-and the earliest comes first (weighted fair queueing: Demers, Keshav, Shenker 1989; start times: Goyal et al. 1996).
-Neighbours ride out of turn, which is charged to their calls. Only a call of which nothing waits is let off its last
-text: a stream that sends the next when that was answered owes nothing then, like a client that makes a call for each,
-and need not pay in rounds of all who wait. So that nobody pays for long for what others could not use, one pass in a
-few is headed by whoever has waited longest.
+The head is the entry with the smallest virtual start time (see ``FairClock``), so a single text does not wait behind
+thousands that a stream sent before it. Similar-length entries join ahead of their own scheduling slot and are charged
+to their own flows. So that no flow pays for long for a share that others could not use, one batch in a few is headed
+by the entry that has waited longest.
 """
 
 from __future__ import annotations
 
-import asyncio
-import heapq
 import itertools
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from .types import ItemOutcome, TokenizedText
+from .accounting import TokenAccounting, TokenSnapshot
+from .expiry_heap import ExpiryHeap
+from .fair_clock import FairClock
+from .length_buckets import LengthBuckets
+from .types import Batch, Entry
 
-# One pass in so many is headed by the entry that has waited longest.
-_OLDEST_EVERY = 8
-# So many entries that have left may be remembered, besides as many as wait, before they are cleared away.
-_REMEMBERED = 1000
-
-
-@dataclass(slots=True, eq=False)
-class Flow:
-    """One call, a stream or a unary one, as far as the queue shares out turns.
-
-    Attributes:
-        waiting_tokens: Tokens of its entries that wait.
-        whole: Whether its answers go out together, when the last is there: a unary call's.
-        taken_tokens: Of a whole call, tokens of its entries that have left while others wait.
-        finish: Virtual time at which the last of its entries would be finished; the queue's own business.
-        last_tokens: Tokens of that entry.
-    """
-
-    waiting_tokens: int = 0
-    whole: bool = False
-    in_service_tokens: int = 0
-    finish: float = 0.0
-    last_tokens: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """One text, or one window of a long text, in the queue.
-
-    Attributes:
-        call: Whose text it is.
-        tokens: The text.
-        ids: Token ids that the model will read: one of the text's windows.
-        future: Where the outcome goes. Cancelled when the answer is not wanted any more.
-        deadline: ``time.monotonic()`` second after which nobody wants the answer; None for no deadline.
-        arrived_ns: When its message arrived (``time.monotonic_ns()``).
-        tokenized_ns: When its tokens were ready and it entered the queue.
-        tokenization_ns: How long its message's tokenization took.
-        length: Tokens that the model will read, and at least 1.
-        waiting: Whether it is in the queue; the queue's own business.
-    """
-
-    call: Flow
-    tokens: TokenizedText
-    ids: list[int]
-    future: asyncio.Future[ItemOutcome]
-    deadline: float | None
-    arrived_ns: int
-    tokenized_ns: int
-    tokenization_ns: int
-    length: int = field(init=False)
-    waiting: bool = field(init=False, default=False)
-
-    def __post_init__(self) -> None:
-        self.length = max(len(self.ids), 1)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a worker is handed.
-
-    Attributes:
-        entries: To be computed together.
-        expired: Those whose deadline passed while they waited.
-        backlog: Whether enough for another pass was left waiting.
-    """
-
-    entries: list[Entry]
-    expired: list[Entry]
-    backlog: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the entries."""
-        return sum(entry.length for entry in self.entries)
-
-    @property
-    def padding(self) -> int:
-        """Tokens of padding that the pass computes besides."""
-        longest = max((entry.length for entry in self.entries), default=0)
-        return longest * len(self.entries) - self.tokens
+# One batch in so many is headed by the entry that has waited longest.
+_OLDEST_FIRST_INTERVAL = 8
+# Tombstones that may be kept beyond the number of waiting entries before they are removed.
+_MAX_EXTRA_TOMBSTONES = 1000
 
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """What a pass may be, and what it costs.
+    """Size limits of a batch, and its fixed cost.
 
     Attributes:
-        max_tokens: Of a pass, with padding.
-        max_padding: As a share of the real tokens.
-        start_tokens: What starting a pass costs, as the tokens that are computed in that time.
+        max_tokens: Batch size limit in tokens, padding included.
+        max_padding: Padding limit, as a share of the real tokens.
+        overhead_tokens: Fixed cost of a batch, as the number of tokens that are computed in that time.
     """
 
     max_tokens: int
@@ -124,79 +46,107 @@ class BatchLimits:
     overhead_tokens: float
 
     def admit(self, count: int, longest: int, real_tokens: int, budget: int) -> bool:
-        """Whether ``count`` texts with ``real_tokens`` together, at most ``longest`` each, may ride together.
+        """Returns whether ``count`` texts with ``real_tokens`` in total, at most ``longest`` each, may share a batch.
 
-        ``budget`` bounds the real tokens as well.
+        ``budget`` limits the real tokens as well.
         """
         padded = min(self.max_tokens, (1 + self.max_padding) * real_tokens)
         return count * longest <= padded and real_tokens <= budget
 
-    def worth(self, count: int, longest: int, real_tokens: int) -> float:
-        """Real tokens over all that the pass costs."""
+    def efficiency(self, count: int, longest: int, real_tokens: int) -> float:
+        """Real tokens divided by the cost of the batch in tokens."""
         return real_tokens / (self.overhead_tokens + count * longest)
 
 
-class BatchScheduler:
-    """Entries in, batches out; safe to use from any thread.
-
-    Entries stand in one lane for each length, a heap by their turn, and those with a deadline also in a heap, so that
-    the entry whose turn it is, its neighbours in length and what has expired are found without looking at every entry.
-    What was cancelled or has expired is only marked, and passed over when its turn comes.
+@dataclass(frozen=True)
+class SchedulerSnapshot:
+    """State of a scheduler at one moment.
 
     Attributes:
-        waiting: Entries that wait.
-        waiting_tokens: Tokens of all entries that wait.
-        taken_tokens: Those of whole calls that have left before the rest of their call.
-        calls: Calls that have entries waiting.
+        tokens: The token accounting.
+        entries: Entries in the length buckets, tombstones included.
+        tombstones: Number of those that do not wait any more.
+        arrivals: Entries in the list of arrivals, including those that left the queue.
+        deadlines: Entries in the expiry heap, including those that left the queue.
+        idle_workers: Threads that wait in ``take``.
+    """
+
+    tokens: TokenSnapshot
+    entries: tuple[Entry, ...]
+    tombstones: int
+    arrivals: int
+    deadlines: int
+    idle_workers: int
+
+
+class BatchScheduler:
+    """Entries in, batches out.
+
+    Threads: every public method takes ``accounting.lock`` and may be called from any thread; private methods require
+    the lock. The event loop calls ``put``, ``drop`` and ``close``; compute threads call ``take``. The event loop may
+    cancel an entry's future at any moment without the lock, also between two looks at it here, and calls ``drop`` soon
+    after.
+
+    A waiting entry stands in three structures: in the length bucket of its length, in the list of arrivals and, with a
+    deadline, in the expiry heap. Its ``waiting`` flag is the truth. An entry that leaves the queue is taken out of one
+    structure at most and leaves a stale element in the others:
+
+    - taken as the front of its bucket: stale in arrivals and expiry heap;
+    - taken as the oldest: stale in its bucket (a tombstone) and in the expiry heap;
+    - expired: stale in its bucket (a tombstone) and in arrivals;
+    - dropped: stale in its bucket (a tombstone), in arrivals and in the expiry heap.
+
+    Stale elements are skipped wherever they come to the front. ``put`` removes them all when they outnumber the waiting
+    entries by ``_MAX_EXTRA_TOMBSTONES``, which costs little per entry.
+
+    Attributes:
+        accounting: Counts what waits, per flow and in total.
     """
 
     def __init__(self, limits: BatchLimits) -> None:
+        self.accounting = TokenAccounting()
         self._limits = limits
-        # Virtual start, running number, entry.
-        self._lanes: dict[int, list[tuple[float, int, Entry]]] = {}
-        # The virtual time: tokens that each waiting call was served so far, if all had been waiting all the time.
-        self._now = 0.0
+        self._clock = FairClock()
+        self._buckets = LengthBuckets(self._discard)
+        self._expiry = ExpiryHeap()
         # In order of arrival.
         self._arrivals: deque[Entry] = deque()
-        self._turns = itertools.count(1)
-        self._deadlines: list[tuple[float, int, Entry]] = []
+        self._slots = itertools.count(1)
         self._numbers = itertools.count()
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(self.accounting.lock)
         self._idle_workers = 0
         self._closed = False
-        # Entries in the lanes that are only marked.
-        self._marked = 0
-        self.waiting = 0
-        self.waiting_tokens = 0
-        self.in_service_tokens = 0
-        self.calls = 0
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Adds entries and wakes as many workers as may find work."""
         with self._changed:
-            before = self.waiting
+            count = 0
             for entry in entries:
-                self._enter(entry)
-            # Each that wakes wants the interpreter, also the one that finds nothing.
-            self._changed.notify(self.waiting - before)
-            self._clear_away()
+                self._push(entry)
+                count += 1
+            # Each worker that wakes competes for the interpreter, also one that finds nothing to do.
+            self._changed.notify(count)
+            self._compact()
 
     def take(self) -> Batch | None:
-        """Waits for work; None when the queue is closed and empty."""
+        """Waits for work and returns a batch; returns None when the scheduler is closed and empty."""
         with self._changed:
             self._idle_workers += 1
-            while not self.waiting and not self._closed:
+            while not self.accounting.waiting_items and not self._closed:
                 self._changed.wait()
-            expired = self._expire(time.monotonic())
-            entries = self._choose()
+            batch = self._next_batch(self._idle_workers)
             self._idle_workers -= 1
-            backlog = self.waiting_tokens >= self._limits.max_tokens
-            return Batch(entries, expired, backlog) if entries or expired or not self._closed else None
+            return batch if batch.entries or batch.expired or not self._closed else None
+
+    def poll(self, idle_workers: int) -> Batch:
+        """Returns a batch without waiting, as ``take`` does when so many workers are idle; it may be empty."""
+        with self._changed:
+            return self._next_batch(idle_workers)
 
     def drop(self, entry: Entry) -> None:
-        """Lets an entry go whose answer is not wanted any more; nothing happens when it has left."""
+        """Removes an entry whose answer is not wanted any more; does nothing when it has left the queue."""
         with self._changed:
-            self._mark(entry)
+            self._tombstone(entry)
 
     def close(self) -> None:
         """Lets ``take`` return None once the queue is empty."""
@@ -204,129 +154,115 @@ class BatchScheduler:
             self._closed = True
             self._changed.notify_all()
 
-    def _enter(self, entry: Entry) -> None:
-        call, number = entry.call, next(self._numbers)
-        owed = call.finish if call.waiting_tokens else call.finish - call.last_tokens
-        start = max(self._now, owed)
-        call.finish, call.last_tokens = start + entry.length, entry.length
-        heapq.heappush(self._lanes.setdefault(entry.length, []), (start, number, entry))
+    def snapshot(self) -> SchedulerSnapshot:
+        """Returns the state at this moment."""
+        with self._changed:
+            return SchedulerSnapshot(
+                self.accounting.snapshot(),
+                tuple(self._buckets.entries()),
+                self._buckets.tombstones,
+                len(self._arrivals),
+                len(self._expiry),
+                self._idle_workers,
+            )
+
+    def _push(self, entry: Entry) -> None:
+        number = next(self._numbers)
+        self._buckets.push(self._clock.start(entry.flow, entry.length), number, entry)
         self._arrivals.append(entry)
         if entry.deadline is not None:
-            heapq.heappush(self._deadlines, (entry.deadline, number, entry))
-        self.calls += not call.waiting_tokens
-        call.waiting_tokens += entry.length
-        entry.waiting = True
-        self.waiting += 1
-        self.waiting_tokens += entry.length
+            self._expiry.push(entry.deadline, number, entry)
+        self.accounting.enqueue(entry)
 
-    def _expire(self, now: float) -> list[Entry]:
-        """Lets go those whose deadline has passed."""
-        expired = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, entry = heapq.heappop(self._deadlines)
-            if self._mark(entry) and not entry.future.cancelled():
-                expired.append(entry)
-        return expired
+    def _next_batch(self, idle_workers: int) -> Batch:
+        expired = self._expire()
+        entries = self._choose(idle_workers)
+        return Batch(entries, expired, self.accounting.waiting_tokens >= self._limits.max_tokens)
 
-    def _choose(self) -> list[Entry]:
-        """Takes the entry whose turn it is and those of its neighbours in length that should ride with it."""
-        for length in list(self._lanes):
-            self._pass_over(length)
-        if not self._lanes:
+    def _expire(self) -> list[Entry]:
+        """Removes the entries whose deadline has passed; returns those whose answer is still wanted."""
+        expired = self._expiry.pop_expired(time.monotonic())
+        return [entry for entry in expired if self._tombstone(entry) and not entry.future.cancelled()]
+
+    def _choose(self, idle_workers: int) -> list[Entry]:
+        """Takes the head of the next batch and the similar-length entries that should share the batch."""
+        self._buckets.prune_all()
+        if not self.accounting.waiting_items:
             return []
-        waiting_tokens, head = self.waiting_tokens, self._pop_head()
-        # Two idle workers with few entries each take their part, instead of one taking all while the other looks on.
-        budget = max(-(-waiting_tokens // self._idle_workers), head.length)
+        waiting_tokens, head = self.accounting.waiting_tokens, self._take_head()
+        # Two idle workers with few entries take a part each, instead of one taking all while the other idles.
+        budget = max(-(-waiting_tokens // idle_workers), head.length)
         # The event loop may have cancelled some of them meanwhile.
-        riders = [self._pop(length) for length in self._neighbours(head.length, budget) if length in self._lanes]
-        return [head, *riders]
+        lengths = self._select_lengths(head.length, budget)
+        return [head, *(self._take_front(length) for length in lengths if length in self._buckets)]
 
-    def _neighbours(self, first: int, budget: int) -> list[int]:
-        """The lengths of the entries that ride with one of the length ``first``, nearest first."""
+    def _select_lengths(self, head: int, budget: int) -> list[int]:
+        """Returns the length of each entry that should share a batch with a head of length ``head``, nearest first.
+
+        Entries are added from the nearest length on while the limits admit them; the most efficient prefix counts.
+        """
         limits, lengths = self._limits, []
-        count, longest, real_tokens, best = 1, first, first, limits.worth(1, first, first)
-        riding = 0
-        for length in sorted(self._lanes, key=lambda length: abs(length - first)):
+        count, longest, real_tokens, best = 1, head, head, limits.efficiency(1, head, head)
+        selected = 0
+        for length in self._buckets.nearest(head):
             longest_with = max(longest, length)
-            for _, _, entry in self._lanes[length]:
+            for _, _, entry in self._buckets.bucket(length):
                 if not entry.waiting:
                     continue
                 if not limits.admit(count + 1, longest_with, real_tokens + length, budget):
                     break
                 count, longest, real_tokens = count + 1, longest_with, real_tokens + length
                 lengths.append(length)
-                worth = limits.worth(count, longest, real_tokens)
-                if worth >= best:
-                    best, riding = worth, len(lengths)
-        return lengths[:riding]
+                efficiency = limits.efficiency(count, longest, real_tokens)
+                if efficiency >= best:
+                    best, selected = efficiency, len(lengths)
+        return lengths[:selected]
 
-    def _pop_head(self) -> Entry:
-        """Takes the entry whose turn it is, or now and then the oldest."""
-        # The event loop may cancel any of them at any moment, also the last that waited.
+    def _take_head(self) -> Entry:
+        """Takes the entry with the smallest virtual start time or, in every eighth scheduling slot, the oldest."""
+        oldest = self._oldest()
+        if oldest is None or next(self._slots) % _OLDEST_FIRST_INTERVAL:
+            return self._take_front(self._buckets.head())
+        self._arrivals.popleft()
+        self._serve(oldest)
+        self._buckets.tombstones += 1
+        self._buckets.prune(oldest.length)
+        return oldest
+
+    def _oldest(self) -> Entry | None:
+        # The event loop may cancel any of them at any moment, also the last one that waits.
         while self._arrivals and (not self._arrivals[0].waiting or self._arrivals[0].future.cancelled()):
             self._arrivals.popleft()
-        if not self._arrivals or next(self._turns) % _OLDEST_EVERY:
-            return self._pop(min(self._lanes, key=lambda length: self._lanes[length][0]))
-        entry = self._arrivals.popleft()
-        self._serve(entry)
-        # It stays in its lane, like one that was cancelled.
-        self._marked += 1
-        self._pass_over(entry.length)
-        return entry
+        return self._arrivals[0] if self._arrivals else None
 
-    def _pop(self, length: int) -> Entry:
-        _, _, entry = heapq.heappop(self._lanes[length])
+    def _take_front(self, length: int) -> Entry:
+        entry = self._buckets.pop(length)
         self._serve(entry)
-        self._pass_over(length)
+        self._buckets.prune(length)
         return entry
 
     def _serve(self, entry: Entry) -> None:
-        self._now += entry.length / self.calls
-        if entry.call.whole:
-            entry.call.in_service_tokens += entry.length
-            self.in_service_tokens += entry.length
-        self._leave(entry)
+        self._clock.advance(entry.length, self.accounting.waiting_flows)
+        self.accounting.take(entry)
 
-    def _pass_over(self, length: int) -> None:
-        """Removes from the front of a lane what need not be computed, and the lane when nothing is left."""
-        lane = self._lanes[length]
-        while lane and (not lane[0][2].waiting or lane[0][2].future.cancelled()):
-            _, _, entry = heapq.heappop(lane)
-            # It may have been cancelled a moment ago.
-            self._mark(entry)
-            self._marked -= 1
-        if not lane:
-            del self._lanes[length]
+    def _tombstone(self, entry: Entry) -> bool:
+        """Removes a waiting entry that stays in its bucket; returns whether it was waiting."""
+        if not entry.waiting:
+            return False
+        self._discard(entry)
+        self._buckets.tombstones += 1
+        return True
 
-    def _mark(self, entry: Entry) -> bool:
-        """Counts an entry of a lane as gone; returns whether it was waiting."""
-        if entry.waiting:
-            self._leave(entry)
-            # Its call was promised the time, and did not get it.
-            entry.call.finish -= entry.length
-            self._marked += 1
-            return True
-        return False
+    def _discard(self, entry: Entry) -> None:
+        """Removes a waiting entry that will not be computed; its flow is not charged for it."""
+        self.accounting.remove(entry)
+        self._clock.refund(entry.flow, entry.length)
 
-    def _leave(self, entry: Entry) -> None:
-        entry.waiting = False
-        self.waiting -= 1
-        self.waiting_tokens -= entry.length
-        entry.call.waiting_tokens -= entry.length
-        if not entry.call.waiting_tokens:
-            self.calls -= 1
-            self.in_service_tokens -= entry.call.in_service_tokens
-            entry.call.in_service_tokens = 0
-
-    def _clear_away(self) -> None:
-        """Forgets entries that have left, when there are so many that this costs little for each of them."""
-        if self._marked > self.waiting + _REMEMBERED:
-            lanes = {length: [one for one in lane if one[2].waiting] for length, lane in self._lanes.items()}
-            self._lanes = {length: lane for length, lane in lanes.items() if lane}
-            for lane in self._lanes.values():
-                heapq.heapify(lane)
+    def _compact(self) -> None:
+        """Removes all stale elements when there are so many that this costs little per entry."""
+        waiting = self.accounting.waiting_items
+        if self._buckets.tombstones > waiting + _MAX_EXTRA_TOMBSTONES:
+            self._buckets.compact()
             self._arrivals = deque(entry for entry in self._arrivals if entry.waiting)
-            self._marked = 0
-        if len(self._deadlines) > 2 * self.waiting + _REMEMBERED:
-            self._deadlines = [one for one in self._deadlines if one[2].waiting]
-            heapq.heapify(self._deadlines)
+        if len(self._expiry) > 2 * waiting + _MAX_EXTRA_TOMBSTONES:
+            self._expiry.compact()

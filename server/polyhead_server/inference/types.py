@@ -1,9 +1,11 @@
-"""What the steps of the server hand to each other: items, what is wished for them, and their results."""
+"""Types shared by the steps of the inference pipeline."""
 
 from __future__ import annotations
 
+import asyncio
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ class Task(enum.Enum):
 
 
 class Encoding(enum.Enum):
-    """Layout of an embedding's bytes."""
+    """Byte layout of an embedding."""
 
     FLOAT32_LE = 1
     FLOAT16_LE = 2
@@ -29,7 +31,7 @@ class Encoding(enum.Enum):
 
 
 class Truncation(enum.Enum):
-    """What happens to a text that has more tokens than the model reads."""
+    """Policy for a text that has more tokens than the model reads."""
 
     TRUNCATE = 1
     ERROR = 2
@@ -49,7 +51,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class InvalidItem:
-    """An item that could not be read, with the reason; it is answered like any other."""
+    """An item that could not be decoded, with the reason; it is answered like any other item."""
 
     item_id: str
     error: InvalidRequestError
@@ -57,16 +59,16 @@ class InvalidItem:
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """What a message asks for all of its items.
+    """Options that a message sets for all of its items.
 
     Attributes:
-        tasks: Kinds of answers.
-        encoding: Of the embedding.
-        dimensions: Of the embedding; 0 for all.
-        truncation: Of texts that are too long.
-        timings: Whether to say where the time went.
-        expected_space: Fingerprint of the embedding space that must answer; empty for any.
-        expected_heads: Fingerprints of heads that must answer, by name.
+        tasks: Kinds of answers to compute.
+        encoding: Byte layout of the embedding.
+        dimensions: Dimensions of the embedding to return; 0 for all.
+        truncation: Policy for texts that are too long.
+        timings: Whether to return a latency breakdown.
+        expected_space: Fingerprint that the model's embedding space must have; empty for any.
+        expected_heads: Fingerprints that heads must have, by name.
     """
 
     tasks: frozenset[Task] = ALL_TASKS
@@ -80,7 +82,7 @@ class RequestOptions:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A request message after reading. ``in_order`` is None when the message does not say."""
+    """A decoded request message. ``in_order`` is None when the message does not set the order of the answers."""
 
     items: tuple[Item | InvalidItem, ...]
     options: RequestOptions
@@ -89,13 +91,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
-    """A text as the model reads it.
+    """The token ids that the model reads for one text.
 
     Attributes:
-        windows: Token ids with special tokens, each at most the model's limit; several for a long text that is read in
-            overlapping windows.
+        windows: Token ids with special tokens, each list at most the model's limit; several lists for a long text that
+            is read in overlapping windows.
         seen: Number of tokens before truncation.
-        cut_at: Code point where the unread part begins; None when all was read.
+        cut_at: Code point where the unread part begins; None when the whole text is read.
     """
 
     windows: tuple[list[int], ...]
@@ -104,16 +106,107 @@ class TokenizedText:
 
     @property
     def used(self) -> int:
-        """Tokens that the model reads, those of all windows."""
+        """Number of tokens that the model reads, summed over all windows."""
         return sum(map(len, self.windows))
+
+
+class EstimatedSize(NamedTuple):
+    """Size of an item as estimated before it is tokenized.
+
+    Attributes:
+        tokens: Estimated number of tokens.
+        characters: Code points that are tokenized off the event loop; 0 for a text that is tokenized inline.
+    """
+
+    tokens: int
+    characters: int
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """One call, a stream or a unary request, among which the scheduler shares out the engine.
+
+    ``TokenAccounting`` alone writes the two token counters, ``FairClock`` alone writes the two fields after them.
+
+    Attributes:
+        unary: Whether the answers go out together when the last one is ready.
+        waiting_tokens: Tokens of the flow's entries that wait.
+        in_service_tokens: Tokens of a unary flow's entries that left the queue while others of the flow still wait.
+        virtual_finish: Virtual time at which the flow's last entry would be finished.
+        last_length: Tokens of that last entry.
+    """
+
+    unary: bool = False
+    waiting_tokens: int = 0
+    in_service_tokens: int = 0
+    virtual_finish: float = 0.0
+    last_length: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One text, or one window of a long text, in the queue.
+
+    Attributes:
+        flow: The call that the text belongs to.
+        tokens: The whole tokenized text.
+        ids: Token ids that the model reads for this entry: one of the text's windows.
+        future: Receives the outcome. A cancelled future means that the answer is not wanted any more.
+        deadline: ``time.monotonic()`` second after which the answer is useless; None for no deadline.
+        arrived_ns: ``time.monotonic_ns()`` at which the message arrived.
+        tokenized_ns: ``time.monotonic_ns()`` at which the tokens were ready and the entry entered the queue.
+        tokenization_ns: Duration of the tokenization that the entry was part of.
+        length: Tokens that the model reads, at least 1.
+        waiting: Whether the entry waits in the queue; written by ``TokenAccounting`` alone.
+    """
+
+    flow: Flow
+    tokens: TokenizedText
+    ids: list[int]
+    future: asyncio.Future[ItemOutcome]
+    deadline: float | None
+    arrived_ns: int
+    tokenized_ns: int
+    tokenization_ns: int
+    length: int = field(init=False)
+    waiting: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.length = max(len(self.ids), 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One unit of work for a compute thread.
+
+    Attributes:
+        entries: Entries to compute in one forward pass.
+        expired: Entries whose deadline passed while they waited.
+        backlog: Whether enough tokens for another full batch were left waiting.
+    """
+
+    entries: list[Entry]
+    expired: list[Entry]
+    backlog: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens of the entries."""
+        return sum(entry.length for entry in self.entries)
+
+    @property
+    def padding(self) -> int:
+        """Padding tokens that the forward pass computes in addition."""
+        longest = max((entry.length for entry in self.entries), default=0)
+        return longest * len(self.entries) - self.tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where an item's time went, in nanoseconds, and the size of the pass that it rode in.
+    """Latency breakdown of one item in nanoseconds, and the size of the batch that it was computed in.
 
     Attributes:
-        finished_ns: When the pass ended (``time.monotonic_ns()``), from which everything else is counted back.
+        finished_ns: ``time.monotonic_ns()`` at which the batch ended; the durations count back from it.
     """
 
     tokenization_ns: int
@@ -126,17 +219,17 @@ class Timings:
 
     @property
     def admission_ns(self) -> int:
-        """What is before the tokenization: the wait for room."""
+        """Time before tokenization: the wait for capacity."""
         return self.total_ns - self.tokenization_ns - self.queue_ns - self.compute_ns
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOutput:
-    """One item's row of what the engine and the heads made of its batch.
+    """The model's output for one item: one row of its batch after postprocessing.
 
     Attributes:
         embedding: (dimensions,) float32.
-        probabilities: For each head in the model's order: (labels,) float32, or (1,) for a sigmoid head.
+        probabilities: One array per head in the model's order: (labels,) float32, or (1,) for a sigmoid head.
     """
 
     embedding: NDArray[np.float32]
@@ -145,12 +238,13 @@ class ModelOutput:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one item is answered with."""
+    """The successful outcome of one item."""
 
-    numbers: ModelOutput
+    output: ModelOutput
     tokens: TokenizedText
     timings: Timings
 
 
-# What becomes of an item: errors are values here, so that one item's never disturbs another's.
+# Errors are values here, so that one item's error never disturbs another item.
 ItemOutcome = Result | ServerError
+OutcomeFuture = asyncio.Future[ItemOutcome]

@@ -29,6 +29,7 @@ from polyhead_server.inference.model import Model, describe, load_model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics, listen_for_scrapes
 from polyhead_server.observability.tracing import Tracing
+from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.rpc import service_names
 from polyhead_server.rpc.admin_service import AdminServer, listen
 from polyhead_server.rpc.handlers import inference_handler
@@ -227,7 +228,13 @@ class _Process:
         logger.info(describe(model, threads))
         self._metrics.set_runtime(model, threads)
         on_message = self._tracing.on_message if self._tracing else None
-        pipeline = Pipeline(model, self._settings, self._metrics.observe_batch, on_message)
+        pipeline = Pipeline(
+            model,
+            self._settings,
+            self._metrics.observe_batch,
+            on_message,
+            on_exception=exit_if_out_of_memory,
+        )
         pipeline.start()
         return pipeline
 

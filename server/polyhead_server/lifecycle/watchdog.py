@@ -13,7 +13,7 @@ _POLL_INTERVAL_S = 1.0
 class Monitored(Protocol):
     """A component that can fail permanently: a pipeline."""
 
-    def trouble(self) -> str | None:
+    def failure_reason(self) -> str | None:
         """Why it cannot answer any more; None while it can."""
 
 
@@ -28,5 +28,5 @@ async def wait_for_failure(
     """
     while True:
         await sleep(_POLL_INTERVAL_S)
-        if (component := current()) and (reason := component.trouble()):
+        if (component := current()) and (reason := component.failure_reason()):
             return reason

@@ -19,8 +19,7 @@ from .instruments import Instruments
 if TYPE_CHECKING:
     from polyhead_server.inference.model import Model
     from polyhead_server.inference.pipeline import Pipeline
-    from polyhead_server.inference.scheduler import Batch
-    from polyhead_server.inference.types import ItemOutcome
+    from polyhead_server.inference.types import Batch, ItemOutcome
 
 # A batch takes from 2 ms to seconds; the queue holds less than a minute of work.
 _DURATION_BUCKETS_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
@@ -253,8 +252,8 @@ class _QueueMetrics:
         )
 
     def set(self, pipeline: Pipeline) -> None:
-        self.items.set(pipeline.queue.waiting)
-        self.tokens.set(pipeline.queue.waiting_tokens)
+        self.items.set(pipeline.scheduler.accounting.waiting_items)
+        self.tokens.set(pipeline.scheduler.accounting.waiting_tokens)
         self.expected_wait.set(pipeline.admission.expected_wait_s())
 
 

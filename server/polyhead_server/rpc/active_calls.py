@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 
 class ActiveCalls:
@@ -25,14 +24,13 @@ class ActiveCalls:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @contextlib.contextmanager
-    def track(self) -> Iterator[None]:
-        """Counts one call while the context is open."""
-        self._change(1)
-        try:
-            yield
-        finally:
-            self._change(-1)
+    def begin(self) -> None:
+        """Counts a call that begins."""
+        self._set(self.count + 1)
+
+    def end(self) -> None:
+        """Counts a call that ends."""
+        self._set(self.count - 1)
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Waits until no call is in progress; returns False if that takes longer than the timeout."""
@@ -42,10 +40,10 @@ class ActiveCalls:
             return False
         return True
 
-    def _change(self, difference: int) -> None:
-        self.count += difference
-        self._observe(self.count)
-        if self.count:
+    def _set(self, count: int) -> None:
+        self.count = count
+        self._observe(count)
+        if count:
             self._idle.clear()
         else:
             self._idle.set()

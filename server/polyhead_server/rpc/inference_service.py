@@ -13,8 +13,7 @@ from polyhead.v1 import inference_service_pb2
 
 from polyhead_server.errors import DrainingError, NotReadyError, OverloadedError
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.inference.scheduler import Flow
-from polyhead_server.inference.types import Message
+from polyhead_server.inference.types import Flow, Message
 from polyhead_server.json_types import Values
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.settings import Settings
@@ -89,7 +88,7 @@ class InferenceService:
         """Answers a unary call: every item of one message, in request order."""
         with self._call() as model:
             message = model.check(message)
-            futures = await model.pipeline.submit(message, Flow(whole=True), _deadline(context))
+            futures = await model.pipeline.submit(message, Flow(unary=True), _deadline(context))
             # A cancelled call cancels these futures, which removes their items from the queue.
             outcomes = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
             self.metrics.count_outcomes(outcomes)
@@ -137,8 +136,11 @@ class InferenceService:
         if self._draining:
             raise DrainingError
         model = self._require_model()
-        with self._calls.track():
+        self._calls.begin()
+        try:
             yield model
+        finally:
+            self._calls.end()
 
     def _require_model(self) -> ServingModel:
         if self._model is None:

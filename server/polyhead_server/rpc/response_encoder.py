@@ -66,7 +66,7 @@ class ResponseEncoder:
             timings=_timings(result.timings) if options.timings else None,
         )
         if Task.EMBEDDING in options.tasks:
-            self._set_embedding(wire.embedding, result.numbers.embedding, options)
+            self._set_embedding(wire.embedding, result.output.embedding, options)
         if Task.CLASSIFICATION in options.tasks:
             _set_first_and_rest(wire.classification, wire.additional_classifications, self._classifications(result))
         if Task.SENTIMENT in options.tasks:
@@ -84,7 +84,7 @@ class ResponseEncoder:
         wire.dimensions = len(values)
 
     def _classifications(self, result: Result) -> Iterable[item_pb2.Classification]:
-        for head, probabilities in zip(self._heads, result.numbers.probabilities, strict=True):
+        for head, probabilities in zip(self._heads, result.output.probabilities, strict=True):
             if head.kind == "softmax":
                 values = probabilities.tolist()
                 # Heads have few labels, for which sorting with numpy takes several times as long.
@@ -93,7 +93,7 @@ class ResponseEncoder:
                 yield item_pb2.Classification(head=head.name, scores=scores)
 
     def _sentiments(self, result: Result) -> Iterable[item_pb2.Sentiment]:
-        for head, probabilities in zip(self._heads, result.numbers.probabilities, strict=True):
+        for head, probabilities in zip(self._heads, result.output.probabilities, strict=True):
             if head.kind == "sigmoid" and head.threshold is not None:
                 probability = float(probabilities[0])
                 label = head.labels[probability >= head.threshold]

@@ -18,8 +18,7 @@ from grpc import aio
 from polyhead.v1 import item_pb2
 
 from polyhead_server.errors import InvalidRequestError
-from polyhead_server.inference.scheduler import Flow
-from polyhead_server.inference.types import Message
+from polyhead_server.inference.types import Flow, Message
 from polyhead_server.observability.metrics import Metrics
 
 from .response_buffer import PendingAnswer, ResponseBuffer
@@ -64,7 +63,9 @@ class StreamReader:
         await self._buffer.wait_for_space()
         model = await self._wait_for_capacity()
         accepted = model.check(_check_order(message, self._buffer.in_order))
-        futures = await model.pipeline.submit(accepted, self._flow, self._deadline, patient=True, arrived_ns=arrived_ns)
+        futures = await model.pipeline.submit(
+            accepted, self._flow, self._deadline, blocking=True, arrived_ns=arrived_ns
+        )
         for item, future in zip(accepted.items, futures, strict=True):
             self._buffer.add(PendingAnswer(item.item_id, accepted.options, model.encoder, future))
 
@@ -74,7 +75,7 @@ class StreamReader:
             if self._model is not (current := self._current()):
                 # Each queue counts a flow's waiting tokens; items in the previous model's queue keep their own flow.
                 self._model, self._flow = current, Flow()
-            await current.pipeline.admission.room(self._flow)
+            await current.pipeline.admission.wait_for_capacity(self._flow)
             # A reload may have replaced the model during the wait.
             if current is self._current():
                 return current

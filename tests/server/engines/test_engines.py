@@ -20,7 +20,9 @@ from polyhead_server.engines import EngineError, open_engine, preference
         ("onnx", "cpu", False, ["onnx/cpu"]),
     ],
 )
-def test_order_of_preference(engine: str, device: str, has_cuda: bool, expected: list[str]) -> None:
+def test_engines_are_tried_in_order_of_preference(
+    engine: str, device: str, has_cuda: bool, expected: list[str]
+) -> None:
     assert ["/".join(pair) for pair in preference(engine, device, onnx_has_cuda=has_cuda)] == expected
 
 
@@ -32,7 +34,7 @@ def _no_session(*_: object) -> None:
     ("module", "reason"),
     [(None, "it is not installed"), (SimpleNamespace(OnnxEngine=_no_session), "it cannot be opened")],
 )
-def test_what_a_library_says_is_the_cause_and_not_the_reason(
+def test_message_of_a_library_is_the_cause_and_not_the_reason(
     module: object, reason: str, manifest: bundle.Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "polyhead_server.engines.onnx", module)

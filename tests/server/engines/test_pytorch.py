@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from polyhead_export.runners import torch_pass
 from polyhead_server.engines import EngineError
-from polyhead_server.engines.pytorch import TorchEngine, graph_shape, padded
-from polyhead_server.inference.model import pad
+from polyhead_server.engines.collate import pad
+from polyhead_server.engines.pytorch import TorchEngine, graph_shape, pad_to_shape
 from polyhead_training.model import PolyheadModel, load_model
 from torch import Tensor
 
@@ -37,7 +37,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
         (1024, 32, None),
     ],
 )
-def test_small_pass_fits_in_a_graph(rows: int, width: int, expected: tuple[int, int] | None) -> None:
+def test_small_batch_fits_in_a_graph(rows: int, width: int, expected: tuple[int, int] | None) -> None:
     assert graph_shape(rows, width, max_tokens=250) == expected
 
 
@@ -51,7 +51,7 @@ def test_at_most_a_fifth_of_the_rows_is_padding() -> None:
 
 def test_padding_is_masked_and_each_row_has_a_token() -> None:
     inputs = np.array([[[7, 8, 9]], [[1, 1, 0]]])
-    ids, mask = padded(inputs, 2, 4)
+    ids, mask = pad_to_shape(inputs, 2, 4)
     assert ids.tolist() == [[7, 8, 9, 0], [0, 0, 0, 0]]
     assert mask.tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
 
@@ -62,17 +62,17 @@ def _rows(engine_outputs: list[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 @pytest.mark.model
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda)])
-def test_answers_are_those_of_the_model_alone_and_in_any_batch(device: str, demo_bundle: Path) -> None:
+def test_answers_equal_the_models_for_single_texts_and_any_batch(device: str, demo_bundle: Path) -> None:
     source = bundle.load(demo_bundle)
     engine = TorchEngine(source, "fp32", device)
     reference = torch_pass(load_model(demo_bundle / "torch"))
     names = [source.manifest.embedding.output, *(head.output for head in source.manifest.heads)]
     texts = [list(range(1000, 1000 + length)) for length in (1, 5, 16, 17, 40, 250)]
     expected = np.concatenate([_rows([reference(*pad([ids], 0))[name] for name in names]) for ids in texts])
-    # Each shape twice: at its first pass a graph is captured.
+    # Each shape twice: the first run captures a graph.
     for _ in range(2):
-        alone = np.concatenate([_rows(engine.run(*pad([ids], 0))) for ids in texts])
-        np.testing.assert_allclose(alone, expected, atol=1e-4)
+        single = np.concatenate([_rows(engine.run(*pad([ids], 0))) for ids in texts])
+        np.testing.assert_allclose(single, expected, atol=1e-4)
         np.testing.assert_allclose(_rows(engine.run(*pad(texts, 0))), expected, atol=1e-4)
         np.testing.assert_allclose(_rows(engine.run(*pad(texts * 3, 0))), np.tile(expected, (3, 1)), atol=1e-4)
 
@@ -99,19 +99,19 @@ def test_closed_engine_frees_its_model(device: str, demo_bundle: Path, monkeypat
 
 @cuda
 @pytest.mark.model
-def test_threads_share_a_gpu_and_mix_up_nothing(demo_bundle: Path) -> None:
+def test_threads_share_a_gpu_and_get_their_own_answers(demo_bundle: Path) -> None:
     engine = TorchEngine(bundle.load(demo_bundle), "fp32", "cuda")
     texts = [list(range(1000 + start, 1000 + start + 1 + start % 60)) for start in range(200)]
-    alone = [_rows(engine.run(*pad([ids], 0))) for ids in texts]
+    single = [_rows(engine.run(*pad([ids], 0))) for ids in texts]
     with ThreadPoolExecutor(4) as threads:
         together = threads.map(lambda ids: _rows(engine.run(*pad([ids], 0))), texts * 3)
-        for found, right in zip(together, alone * 3, strict=True):
+        for found, right in zip(together, single * 3, strict=True):
             np.testing.assert_array_equal(found, right)
 
 
 @cuda
 @pytest.mark.model
-def test_half_precision_stays_near(demo_bundle: Path) -> None:
+def test_half_precision_stays_close_to_single_precision(demo_bundle: Path) -> None:
     source = bundle.load(demo_bundle)
     ids, mask = pad([list(range(1000, 1040))], 0)
     fp32, fp16 = (_rows(TorchEngine(source, name, "cuda").run(ids, mask)) for name in ("fp32", "fp16"))
@@ -119,7 +119,7 @@ def test_half_precision_stays_near(demo_bundle: Path) -> None:
 
 
 def _batches(longest: int) -> list[list[list[int]]]:
-    """One of each shape up to 4 texts, and another of them all."""
+    """Makes two batches of each shape up to 4 texts."""
     shapes = [(rows, length) for rows in range(1, 5) for length in range(16, longest + 1, 16)]
     return [[list(range(1000 + rows, 1000 + rows + length))] * rows for rows, length in shapes * 2]
 
@@ -131,14 +131,14 @@ def _answers(engine: TorchEngine, batches: Sequence[list[list[int]]]) -> list[ND
 @cuda
 @pytest.mark.model
 @pytest.mark.parametrize("why", ["no memory", "waits for the GPU"])
-def test_shape_whose_capture_fails_is_launched_and_disturbs_nobody(
+def test_shape_that_cannot_be_captured_is_launched_and_disturbs_no_other(
     why: str, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = bundle.load(demo_bundle)
-    engine, beside, alone = (TorchEngine(source, "fp32", "cuda") for _ in range(3))
-    passes = engine._cuda
-    assert passes
-    forward = passes._forward
+    engine, other, single = (TorchEngine(source, "fp32", "cuda") for _ in range(3))
+    runner = engine.cuda
+    assert runner
+    forward = runner.forward
 
     def fails(inputs: Tensor) -> list[Tensor]:
         outputs = forward(inputs)
@@ -148,23 +148,23 @@ def test_shape_whose_capture_fails_is_launched_and_disturbs_nobody(
             outputs[0].sum().item()
         return outputs
 
-    monkeypatch.setattr(passes, "_forward", fails)
+    monkeypatch.setattr(runner, "forward", fails)
     batches = _batches(longest=64)
-    expected = _answers(alone, batches)
+    expected = _answers(single, batches)
     with ThreadPoolExecutor(4) as threads:
-        for found in threads.map(lambda one: _answers(one, batches), [engine, beside, engine, beside]):
+        for found in threads.map(lambda one: _answers(one, batches), [engine, other, engine, other]):
             for ours, right in zip(found, expected, strict=True):
                 np.testing.assert_allclose(ours, right, atol=1e-4)
-    assert [shape for shape, graph in passes._graphs.items() if not graph] == [(2, 32)]
+    assert runner.uncaptured_shapes() == [(2, 32)]
 
 
 @cuda
 @pytest.mark.model
-def test_model_is_loaded_beside_one_that_serves(demo_bundle: Path) -> None:
+def test_model_loads_while_another_one_serves(demo_bundle: Path) -> None:
     source = bundle.load(demo_bundle)
-    serving, alone = (TorchEngine(source, "fp32", "cuda") for _ in range(2))
+    serving, single = (TorchEngine(source, "fp32", "cuda") for _ in range(2))
     batches = _batches(longest=240)
-    expected = _answers(alone, batches)
+    expected = _answers(single, batches)
 
     def load() -> TorchEngine:
         loaded = TorchEngine(source, "fp32", "cuda")
@@ -178,5 +178,5 @@ def test_model_is_loaded_beside_one_that_serves(demo_bundle: Path) -> None:
             np.testing.assert_allclose(ours, right, atol=1e-4)
         loaded = loading.result()
     for one in (serving, loaded):
-        assert one._cuda
-        assert all(one._cuda._graphs.values())
+        assert one.cuda
+        assert one.cuda.uncaptured_shapes() == []

@@ -5,234 +5,234 @@ import time
 
 import pytest
 from polyhead_server.errors import ExpiredError, OverloadedError
-from polyhead_server.inference.admission import Admission, Size
-from polyhead_server.inference.scheduler import BatchLimits, BatchScheduler, Entry, Flow
-from polyhead_server.inference.types import ItemOutcome, TokenizedText
+from polyhead_server.inference.admission import Admission
+from polyhead_server.inference.scheduler import BatchLimits, BatchScheduler
+from polyhead_server.inference.types import EstimatedSize, Flow
+
+from tests.support.queue_entries import entry
 
 
 @pytest.fixture
-async def queue() -> BatchScheduler:
+async def scheduler() -> BatchScheduler:
     return BatchScheduler(BatchLimits(max_tokens=10_000, max_padding=0.12, overhead_tokens=16))
 
 
 @pytest.fixture
-def admission(queue: BatchScheduler) -> Admission:
-    """Two workers that do 1,000 tokens a second each; at most 2 s, or 10,000 tokens, of queue."""
-    return Admission(queue, 2, max_queue_s=2.0, max_queue_tokens=10_000, tokens_per_s=1000)
+def admission(scheduler: BatchScheduler) -> Admission:
+    """Two workers with 1,000 tokens a second each; at most 2 s, or 10,000 tokens, of queue."""
+    return Admission(scheduler.accounting, 2, max_queue_s=2.0, max_queue_tokens=10_000, tokens_per_s=1000)
 
 
-def sizes(*tokens: int) -> list[Size]:
-    """Of texts that are tokenized at once."""
-    return [Size(number, 0) for number in tokens]
+def sizes(*tokens: int) -> list[EstimatedSize]:
+    """Makes the sizes of texts that are tokenized inline."""
+    return [EstimatedSize(number, 0) for number in tokens]
 
 
-def put(queue: BatchScheduler, tokens: int, call: Flow | None = None) -> None:
-    future: asyncio.Future[ItemOutcome] = asyncio.get_running_loop().create_future()
-    ids = [7] * tokens
-    queue.put([Entry(call or Flow(), TokenizedText((ids,), tokens), ids, future, None, 0, 0, 0)])
+def put(scheduler: BatchScheduler, tokens: int, flow: Flow | None = None) -> None:
+    scheduler.put([entry(tokens, flow=flow)])
 
 
-def admits(admission: Admission, size: int, deadline_s: float | None = None, call: Flow | None = None) -> bool:
-    """Whether an item of a unary call may enter; leaves nothing reserved."""
+def admits(admission: Admission, size: int, deadline_s: float | None = None, flow: Flow | None = None) -> bool:
+    """Returns whether an item of a unary call is admitted; leaves nothing reserved."""
     deadline = None if deadline_s is None else time.monotonic() + deadline_s
-    entered, _ = admission.admit(call or Flow(), sizes(size), deadline, patient=False)
-    admission.release(sizes(size)[:entered])
-    return entered == 1
+    admitted, _ = admission.admit(flow or Flow(), sizes(size), deadline, blocking=False)
+    admission.release(sizes(size)[:admitted])
+    return admitted == 1
 
 
 async def test_expected_wait_is_the_queue_divided_by_the_rate_of_all_workers(
-    admission: Admission, queue: BatchScheduler
+    admission: Admission, scheduler: BatchScheduler
 ) -> None:
-    put(queue, 1000)
+    put(scheduler, 1000)
     assert admission.expected_wait_s() == pytest.approx(0.5)
 
 
-async def test_rate_follows_what_is_seen(admission: Admission, queue: BatchScheduler) -> None:
-    put(queue, 1000)
+async def test_token_rate_follows_the_observed_batches(admission: Admission, scheduler: BatchScheduler) -> None:
+    put(scheduler, 1000)
     for _ in range(100):
-        admission.learn(tokens=500, compute_s=1.0, backlog=True)
+        admission.observe_batch(tokens=500, compute_s=1.0, backlog=True)
     assert admission.expected_wait_s() == pytest.approx(1.0, rel=0.01)
 
 
 async def test_unary_call_counts_whole_until_its_last_text_is_computed(
-    admission: Admission, queue: BatchScheduler
+    admission: Admission, scheduler: BatchScheduler
 ) -> None:
-    call = Flow(whole=True)
-    put(queue, 800, call)
-    put(queue, 200, call)
-    batch = queue.take()
+    flow = Flow(unary=True)
+    put(scheduler, 800, flow)
+    put(scheduler, 200, flow)
+    batch = scheduler.take()
     assert batch is not None
     assert batch.tokens == 800
-    # 200 tokens wait, but the call takes as long as 1,000 in all, for others have their turns before its last ones.
+    # 200 tokens wait, but the call takes as long as 1,000 in total, for others are served before its last text.
     assert not admits(admission, 1000, deadline_s=1.0)
-    queue.take()
+    scheduler.take()
     assert admits(admission, 1000, deadline_s=1.0)
 
 
-async def test_stream_counts_what_waits(admission: Admission, queue: BatchScheduler) -> None:
-    call = Flow()
-    put(queue, 800, call)
-    put(queue, 200, call)
-    queue.take()
+async def test_stream_counts_only_its_waiting_tokens(admission: Admission, scheduler: BatchScheduler) -> None:
+    flow = Flow()
+    put(scheduler, 800, flow)
+    put(scheduler, 200, flow)
+    scheduler.take()
     assert admits(admission, 1000, deadline_s=1.0)
 
 
-async def test_everything_with_room_is_admitted_before_a_rate_is_known(queue: BatchScheduler) -> None:
-    admission = Admission(queue, 1, max_queue_s=0.001, max_queue_tokens=10_000, tokens_per_s=0)
-    put(queue, 9000)
+async def test_everything_with_capacity_is_admitted_before_a_rate_is_known(scheduler: BatchScheduler) -> None:
+    admission = Admission(scheduler.accounting, 1, max_queue_s=0.001, max_queue_tokens=10_000, tokens_per_s=0)
+    put(scheduler, 9000)
     assert admits(admission, 1000)
     assert not admits(admission, 1001)
 
 
-async def test_unary_item_is_refused_when_its_wait_exceeds_the_limit(
-    admission: Admission, queue: BatchScheduler
+async def test_unary_item_is_rejected_when_its_wait_exceeds_the_limit(
+    admission: Admission, scheduler: BatchScheduler
 ) -> None:
     for _ in range(10):
-        put(queue, 390)
+        put(scheduler, 390)
     assert admits(admission, 100)
     for _ in range(10):
-        put(queue, 390)
-    # 20 calls that wait: 21 shares of 100 tokens are little over a second, of 300 tokens more than three.
+        put(scheduler, 390)
+    # With 20 waiting calls, 21 shares of 100 tokens take little over a second, of 300 tokens more than three.
     assert admits(admission, 100)
     assert not admits(admission, 300)
-    _, refusal = admission.admit(Flow(), sizes(300), None, patient=False)
-    assert isinstance(refusal, OverloadedError)
-    assert refusal.retry_after_s == pytest.approx(6300 / 2000 / 2)
+    _, rejection = admission.admit(Flow(), sizes(300), None, blocking=False)
+    assert isinstance(rejection, OverloadedError)
+    assert rejection.retry_after_s == pytest.approx(6300 / 2000 / 2)
 
 
-async def test_single_text_is_admitted_however_much_a_stream_has_sent(
-    admission: Admission, queue: BatchScheduler
+async def test_single_text_is_admitted_however_much_of_a_stream_waits(
+    admission: Admission, scheduler: BatchScheduler
 ) -> None:
     stream = Flow()
     for _ in range(16):
-        put(queue, 500, stream)
+        put(scheduler, 500, stream)
     assert admits(admission, 100, deadline_s=0.2)
-    assert not admits(admission, 100, deadline_s=0.2, call=stream)
+    assert not admits(admission, 100, deadline_s=0.2, flow=stream)
 
 
-async def test_queue_has_a_bound_in_tokens(admission: Admission, queue: BatchScheduler) -> None:
+async def test_queue_has_a_limit_in_tokens(admission: Admission, scheduler: BatchScheduler) -> None:
     stream = Flow()
-    put(queue, 9950, stream)
+    put(scheduler, 9950, stream)
     assert admits(admission, 50)
     assert not admits(admission, 51)
-    _, refusal = admission.admit(Flow(), sizes(51), None, patient=False)
-    assert "10001 tokens would wait, the limit is 10000" in str(refusal)
+    _, rejection = admission.admit(Flow(), sizes(51), None, blocking=False)
+    assert "10001 tokens would wait, the limit is 10000" in str(rejection)
 
 
-async def test_texts_that_are_not_tokenized_yet_count_until_they_are_released(admission: Admission) -> None:
-    assert admission.admit(Flow(), sizes(9990), None, patient=False)[0] == 1
+async def test_reserved_texts_count_until_they_are_released(admission: Admission) -> None:
+    assert admission.admit(Flow(), sizes(9990), None, blocking=False)[0] == 1
     assert not admits(admission, 11)
     admission.release(sizes(9990))
     assert admits(admission, 11)
 
 
-async def test_item_is_refused_when_it_cannot_be_answered_before_its_deadline(
-    admission: Admission, queue: BatchScheduler
+async def test_item_is_rejected_when_it_cannot_be_answered_before_its_deadline(
+    admission: Admission, scheduler: BatchScheduler
 ) -> None:
-    put(queue, 1000)
-    for patient in (True, False):
-        for left_s, entered in ((1.0, 1), (0.5, 0)):
+    put(scheduler, 1000)
+    for blocking in (True, False):
+        for left_s, admitted in ((1.0, 1), (0.5, 0)):
             deadline = time.monotonic() + left_s
-            # Both have half of the machine: 600 tokens take 0.6 s, and 0.65 of the time may be filled.
-            assert admission.admit(Flow(), sizes(600), deadline, patient=patient)[0] == entered
-            admission.release(sizes(600)[:entered])
-        assert isinstance(admission.admit(Flow(), sizes(600), deadline, patient=patient)[1], OverloadedError)
+            # Each of both flows gets half of the machine: 600 tokens take 0.6 s, and 0.65 of the time may be filled.
+            assert admission.admit(Flow(), sizes(600), deadline, blocking=blocking)[0] == admitted
+            admission.release(sizes(600)[:admitted])
+        assert isinstance(admission.admit(Flow(), sizes(600), deadline, blocking=blocking)[1], OverloadedError)
 
 
-async def test_nothing_is_refused_when_nothing_is_before_it(admission: Admission) -> None:
-    admission.learn(tokens=1000, compute_s=1.0, backlog=True)
+async def test_first_item_is_admitted_when_nothing_waits(admission: Admission) -> None:
+    admission.observe_batch(tokens=1000, compute_s=1.0, backlog=True)
     assert admits(admission, 9000, deadline_s=0.1)
 
 
-async def test_unary_message_enters_whole_or_not_at_all(admission: Admission, queue: BatchScheduler) -> None:
-    put(queue, 9000)
-    assert admission.admit(Flow(), sizes(*[100] * 10), None, patient=False)[0] == 10
+async def test_unary_message_is_admitted_whole_or_not_at_all(admission: Admission, scheduler: BatchScheduler) -> None:
+    put(scheduler, 9000)
+    assert admission.admit(Flow(), sizes(*[100] * 10), None, blocking=False)[0] == 10
     admission.release(sizes(*[100] * 10))
-    assert admission.admit(Flow(), sizes(*[100] * 11), None, patient=False)[0] == 0
-    _, refusal = admission.admit(Flow(), sizes(*[100] * 11), None, patient=False)
-    assert "10100 tokens would wait" in str(refusal)
+    assert admission.admit(Flow(), sizes(*[100] * 11), None, blocking=False)[0] == 0
+    _, rejection = admission.admit(Flow(), sizes(*[100] * 11), None, blocking=False)
+    assert "10100 tokens would wait" in str(rejection)
 
 
-async def test_message_that_no_queue_could_take_enters_as_far_as_it_fits(admission: Admission) -> None:
+async def test_message_too_large_for_an_empty_queue_is_admitted_as_far_as_it_fits(admission: Admission) -> None:
     deadline = time.monotonic() + 1.0
-    # 2,000 tokens a second, of which 0.65 may be promised.
-    assert admission.admit(Flow(), sizes(*[100] * 50), deadline, patient=False)[0] in {12, 13}
-    assert admission.admit(Flow(), sizes(*[100] * 200), None, patient=False)[0] < 100
+    # 2,000 tokens a second, and 0.65 of a second may be filled.
+    assert admission.admit(Flow(), sizes(*[100] * 50), deadline, blocking=False)[0] in {12, 13}
+    assert admission.admit(Flow(), sizes(*[100] * 200), None, blocking=False)[0] < 100
 
 
-async def test_stream_is_not_refused_for_the_servers_limits(admission: Admission, queue: BatchScheduler) -> None:
-    put(queue, 10_000)
-    assert admission.admit(Flow(), sizes(1000, 1000), None, patient=True)[0] == 2
+async def test_stream_is_not_rejected_for_queue_limits(admission: Admission, scheduler: BatchScheduler) -> None:
+    put(scheduler, 10_000)
+    assert admission.admit(Flow(), sizes(1000, 1000), None, blocking=True)[0] == 2
 
 
 async def test_item_whose_deadline_passed_is_expired(admission: Admission) -> None:
     passed = time.monotonic() - 0.001
-    for patient in (True, False):
-        assert admission.admit(Flow(), sizes(1), passed, patient=patient)[0] == 0
-        assert isinstance(admission.admit(Flow(), sizes(1), passed, patient=patient)[1], ExpiredError)
+    for blocking in (True, False):
+        assert admission.admit(Flow(), sizes(1), passed, blocking=blocking)[0] == 0
+        assert isinstance(admission.admit(Flow(), sizes(1), passed, blocking=blocking)[1], ExpiredError)
 
 
-async def test_stream_waits_for_room_and_is_let_in(admission: Admission, queue: BatchScheduler) -> None:
+async def test_stream_waits_for_capacity_and_is_woken(admission: Admission, scheduler: BatchScheduler) -> None:
     stream = Flow()
-    put(queue, 3000)
-    put(queue, 1000, stream)
-    waiting = asyncio.ensure_future(admission.room(stream))
+    put(scheduler, 3000)
+    put(scheduler, 1000, stream)
+    waiting = asyncio.ensure_future(admission.wait_for_capacity(stream))
     await asyncio.sleep(0)
     admission.wake()
     await asyncio.sleep(0)
     assert not waiting.done()
-    queue.take()
+    scheduler.take()
     admission.wake()
     await asyncio.wait_for(waiting, 10)
 
 
-async def test_stream_that_has_nothing_in_the_queue_is_let_in_until_it_is_full(
-    admission: Admission, queue: BatchScheduler
+async def test_stream_with_nothing_in_the_queue_waits_only_for_a_full_queue(
+    admission: Admission, scheduler: BatchScheduler
 ) -> None:
-    put(queue, 9999)
-    await asyncio.wait_for(admission.room(Flow()), 10)
-    put(queue, 1)
-    waiting = asyncio.ensure_future(admission.room(Flow()))
+    put(scheduler, 9999)
+    await asyncio.wait_for(admission.wait_for_capacity(Flow()), 10)
+    put(scheduler, 1)
+    waiting = asyncio.ensure_future(admission.wait_for_capacity(Flow()))
     await asyncio.sleep(0)
     assert not waiting.done()
     waiting.cancel()
 
 
-async def test_streams_leave_half_of_the_queue_to_others(queue: BatchScheduler) -> None:
-    admission = Admission(queue, 1, max_queue_s=1e9, max_queue_tokens=10_000, tokens_per_s=1000)
+async def test_streams_leave_half_of_the_queue_to_unary_calls(scheduler: BatchScheduler) -> None:
+    admission = Admission(scheduler.accounting, 1, max_queue_s=1e9, max_queue_tokens=10_000, tokens_per_s=1000)
     stream = Flow()
-    put(queue, 5001, stream)
-    waiting = asyncio.ensure_future(admission.room(stream))
+    put(scheduler, 5001, stream)
+    waiting = asyncio.ensure_future(admission.wait_for_capacity(stream))
     await asyncio.sleep(0)
     assert not waiting.done()
     assert admits(admission, 4999)
     waiting.cancel()
 
 
-async def test_stream_is_let_in_when_what_was_in_its_way_never_reached_the_queue(
-    admission: Admission, queue: BatchScheduler
+async def test_stream_is_woken_when_reserved_texts_never_reach_the_queue(
+    admission: Admission, scheduler: BatchScheduler
 ) -> None:
     stream = Flow()
-    put(queue, 10, stream)
-    admission.admit(Flow(), sizes(8000), None, patient=True)
-    waiting = asyncio.ensure_future(admission.room(stream))
+    put(scheduler, 10, stream)
+    admission.admit(Flow(), sizes(8000), None, blocking=True)
+    waiting = asyncio.ensure_future(admission.wait_for_capacity(stream))
     await asyncio.sleep(0)
     assert not waiting.done()
     admission.release(sizes(8000))
     await asyncio.wait_for(waiting, 10)
 
 
-async def test_streams_that_wake_together_look_again(admission: Admission, queue: BatchScheduler) -> None:
-    admission.admit(Flow(), sizes(8000), None, patient=True)
+async def test_streams_woken_together_check_the_capacity_again(admission: Admission, scheduler: BatchScheduler) -> None:
+    admission.admit(Flow(), sizes(8000), None, blocking=True)
 
-    async def enter(stream: Flow) -> None:
-        await admission.room(stream)
-        admission.admit(stream, sizes(4000), None, patient=True)
+    async def admit_next(stream: Flow) -> None:
+        await admission.wait_for_capacity(stream)
+        admission.admit(stream, sizes(4000), None, blocking=True)
 
     streams = [Flow() for _ in range(3)]
     for stream in streams:
-        put(queue, 10, stream)
-    waiting = [asyncio.ensure_future(enter(stream)) for stream in streams]
+        put(scheduler, 10, stream)
+    waiting = [asyncio.ensure_future(admit_next(stream)) for stream in streams]
     await asyncio.sleep(0)
     admission.release(sizes(8000))
     for _ in range(5):
@@ -242,63 +242,87 @@ async def test_streams_that_wake_together_look_again(admission: Admission, queue
         task.cancel()
 
 
-async def test_stream_that_went_away_does_not_disturb_the_others(admission: Admission, queue: BatchScheduler) -> None:
+async def test_cancelled_stream_does_not_disturb_other_waiters(admission: Admission, scheduler: BatchScheduler) -> None:
     stream = Flow()
-    put(queue, 10, stream)
-    admission.admit(Flow(), sizes(8000), None, patient=True)
-    gone, other = (asyncio.ensure_future(admission.room(stream)) for _ in range(2))
+    put(scheduler, 10, stream)
+    admission.admit(Flow(), sizes(8000), None, blocking=True)
+    cancelled, other = (asyncio.ensure_future(admission.wait_for_capacity(stream)) for _ in range(2))
     await asyncio.sleep(0)
-    gone.cancel()
+    cancelled.cancel()
     await asyncio.sleep(0)
     admission.release(sizes(8000))
     await asyncio.wait_for(other, 10)
 
 
-async def test_small_passes_say_nothing_about_the_rate_of_large_ones(
-    admission: Admission, queue: BatchScheduler
-) -> None:
-    put(queue, 1000)
+async def test_small_batches_do_not_change_the_token_rate(admission: Admission, scheduler: BatchScheduler) -> None:
+    put(scheduler, 1000)
     for _ in range(100):
-        admission.learn(tokens=8, compute_s=0.5, backlog=False)
+        admission.observe_batch(tokens=8, compute_s=0.5, backlog=False)
     assert admission.expected_wait_s() == pytest.approx(0.5)
 
 
-async def test_long_texts_are_refused_when_tokenizing_those_before_them_takes_too_long(
-    admission: Admission, queue: BatchScheduler
+async def test_long_texts_are_rejected_when_tokenizing_those_before_them_takes_too_long(
+    admission: Admission, scheduler: BatchScheduler
 ) -> None:
-    put(queue, 10)
-    # A million code points a second until another rate was seen, and at most 2 s of queue.
-    long = [Size(100, 400_000)] * 6
-    assert admission.admit(Flow(), long, None, patient=False)[0] == 4
-    _, refusal = admission.admit(Flow(), long[:1], None, patient=False)
-    assert isinstance(refusal, OverloadedError)
+    put(scheduler, 10)
+    # A million code points a second until a rate was observed, and at most 2 s of queue.
+    long = [EstimatedSize(100, 400_000)] * 6
+    assert admission.admit(Flow(), long, None, blocking=False)[0] == 4
+    _, rejection = admission.admit(Flow(), long[:1], None, blocking=False)
+    assert isinstance(rejection, OverloadedError)
     # A short text does not wait for them.
     assert admits(admission, 100)
     admission.release(long[:4])
     for _ in range(100):
-        admission.tokenized(100_000, 1.0)
-    assert admission.admit(Flow(), long, None, patient=False)[0] == 0
+        admission.observe_tokenization(100_000, 1.0)
+    assert admission.admit(Flow(), long, None, blocking=False)[0] == 0
 
 
-async def test_many_that_leave_together_wake_once(
-    admission: Admission, queue: BatchScheduler, monkeypatch: pytest.MonkeyPatch
+async def test_streams_are_woken_once_for_all_entries_that_leave_together(
+    admission: Admission, scheduler: BatchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream, looks = Flow(), 0
-    put(queue, 10, stream)
-    admission.admit(Flow(), sizes(8000), None, patient=True)
-    waiting = [asyncio.ensure_future(admission.room(stream)) for _ in range(10)]
+    stream, checks = Flow(), 0
+    put(scheduler, 10, stream)
+    admission.admit(Flow(), sizes(8000), None, blocking=True)
+    waiting = [asyncio.ensure_future(admission.wait_for_capacity(stream)) for _ in range(10)]
     await asyncio.sleep(0)
-    look = admission._has_room
+    check = admission._has_capacity
 
-    def count(call: Flow) -> bool:
-        nonlocal looks
-        looks += 1
-        return look(call)
+    def count(flow: Flow) -> bool:
+        nonlocal checks
+        checks += 1
+        return check(flow)
 
-    monkeypatch.setattr(admission, "_has_room", count)
+    monkeypatch.setattr(admission, "_has_capacity", count)
     for _ in range(100):
         admission.wake()
     await asyncio.sleep(0)
-    assert looks == 10
+    assert checks == 10
     for task in waiting:
         task.cancel()
+
+
+async def test_first_rejected_changes_nothing(admission: Admission, scheduler: BatchScheduler) -> None:
+    put(scheduler, 9000)
+    before = scheduler.accounting.snapshot()
+    index, rejection = admission.first_rejected(Flow(), sizes(500, 500, 500), 1e9, blocking=False)
+    assert index == 2
+    assert "10500 tokens would wait" in str(rejection)
+    assert scheduler.accounting.snapshot() == before
+    assert admission.first_rejected(Flow(), sizes(500, 500, 500), 1e9, blocking=True) == (3, None)
+    assert admission.first_rejected(Flow(), [], 1e9, blocking=False) == (0, None)
+
+
+async def test_admitted_items_are_reserved(admission: Admission, scheduler: BatchScheduler) -> None:
+    put(scheduler, 9000)
+    admission.admit(Flow(), [EstimatedSize(100, 7)] * 3, None, blocking=False)
+    assert scheduler.accounting.snapshot()[4:6] == (300, 21)
+
+
+async def test_wait_of_the_item_includes_a_batch(admission: Admission, scheduler: BatchScheduler) -> None:
+    put(scheduler, 10)
+    assert admits(admission, 2000, deadline_s=2.0)
+    # From the first observation on, the duration of a batch counts as well: 2,000 tokens take 1 s, and 0.5 s more.
+    admission.observe_batch(tokens=500, compute_s=0.5, backlog=False)
+    assert not admits(admission, 2000, deadline_s=2.0)
+    assert admits(admission, 2000, deadline_s=2.5)

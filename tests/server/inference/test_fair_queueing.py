@@ -1,115 +1,160 @@
-"""Whose turn it is, and who pays for what rides along."""
+"""Which entry heads a batch, and which flow is charged for the entries that share the batch."""
 
 from __future__ import annotations
 
 import random
 
-from polyhead_server.inference.scheduler import BatchLimits, BatchScheduler, Flow
+from polyhead_server.inference.scheduler import BatchLimits, BatchScheduler
+from polyhead_server.inference.types import Flow
 
-from tests.server.conftest import entry, lengths
-
-
-async def test_oldest_entry_is_never_passed_over(queue: BatchScheduler) -> None:
-    queue.put([entry(90)])
-    queue.put([entry(10) for _ in range(50)])
-    assert lengths(queue.take()) == [90]
+from tests.support.queue_entries import entry, lengths
 
 
-async def test_single_text_does_not_wait_behind_what_a_stream_sent_before(queue: BatchScheduler) -> None:
+async def test_oldest_entry_heads_every_eighth_batch(scheduler: BatchScheduler) -> None:
+    stream = Flow()
+    first, oldest = entry(90, flow=stream), entry(90, flow=stream)
+    scheduler.put([first, oldest])
+    # Each of these is ahead of the stream's second entry in virtual time, for the stream was charged for its first.
+    scheduler.put([entry(90) for _ in range(50)])
+    batches = [scheduler.take() for _ in range(8)]
+    heads = [batch.entries[0] for batch in batches if batch]
+    assert heads[0] is first
+    assert oldest not in heads[1:7]
+    assert heads[7] is oldest
+
+
+async def test_cancelled_entry_is_not_taken_as_the_oldest(scheduler: BatchScheduler) -> None:
+    stream = Flow()
+    first, cancelled, oldest = (entry(90, flow=stream) for _ in range(3))
+    scheduler.put([first, cancelled, oldest])
+    scheduler.put([entry(90) for _ in range(50)])
+    batches = [scheduler.take() for _ in range(7)]
+    # The event loop has not called ``drop`` yet.
+    cancelled.future.cancel()
+    batches.append(scheduler.take())
+    heads = [batch.entries[0] for batch in batches if batch]
+    assert heads[0] is first
+    assert heads[7] is oldest
+
+
+async def test_oldest_entry_is_not_computed_twice(scheduler: BatchScheduler) -> None:
+    stream = Flow()
+    scheduler.put([entry(90, flow=stream) for _ in range(5)])
+    scheduler.put([entry(90) for _ in range(20)])
+    scheduler.close()
+    taken = [one for batch in iter(scheduler.take, None) for one in batch.entries]
+    assert len(set(map(id, taken))) == len(taken) == 25
+
+
+async def test_single_text_does_not_wait_behind_an_earlier_burst_of_a_stream(scheduler: BatchScheduler) -> None:
     stream, single = Flow(), Flow()
-    queue.put([entry(90, call=stream) for _ in range(50)])
-    queue.take()
-    queue.put([entry(50, call=single)])
-    # The stream was served a text more than the other call, which is next.
-    assert [lengths(queue.take()) for _ in range(2)] in ([[50], [90]], [[90], [50]])
+    scheduler.put([entry(90, flow=stream) for _ in range(50)])
+    scheduler.take()
+    scheduler.put([entry(50, flow=single)])
+    # The stream was served one text more than the other flow, which is next or next but one.
+    assert [lengths(scheduler.take()) for _ in range(2)] in ([[50], [90]], [[90], [50]])
 
 
-async def test_calls_that_wait_share_the_tokens(queue: BatchScheduler) -> None:
+async def test_waiting_flows_share_the_tokens_equally(scheduler: BatchScheduler) -> None:
     long, short = Flow(), Flow()
-    queue.put([entry(80, call=long) for _ in range(20)])
-    queue.put([entry(40, call=short) for _ in range(100)])
-    taken = [lengths(queue.take()) for _ in range(21)]
+    scheduler.put([entry(80, flow=long) for _ in range(20)])
+    scheduler.put([entry(40, flow=short) for _ in range(100)])
+    taken = [lengths(scheduler.take()) for _ in range(21)]
     tokens = {length: sum(map(sum, (batch for batch in taken if batch[0] == length))) for length in (80, 40)}
     assert 0.8 < tokens[80] / tokens[40] < 1.25
 
 
-async def test_stream_is_not_starved_by_calls_that_keep_coming(queue: BatchScheduler) -> None:
+async def test_new_flow_is_not_preferred_to_a_flow_that_was_served_its_share(scheduler: BatchScheduler) -> None:
     stream = Flow()
-    queue.put([entry(80, call=stream) for _ in range(10)])
+    entries = [entry(90, flow=stream) for _ in range(4)]
+    scheduler.put(entries)
+    for _ in range(3):
+        scheduler.take()
+    new = entry(90)
+    scheduler.put([new])
+    # Nobody else waited while the stream was served, so its last entry is due now, like the new one, and older.
+    heads = [batch.entries[0] for batch in (scheduler.take(), scheduler.take()) if batch]
+    assert heads[0] is entries[3]
+    assert heads[1] is new
+
+
+async def test_stream_is_not_starved_by_calls_that_keep_arriving(scheduler: BatchScheduler) -> None:
+    stream = Flow()
+    scheduler.put([entry(80, flow=stream) for _ in range(10)])
     taken = []
     for _ in range(60):
-        queue.put([entry(40), entry(40)])
-        taken.append(lengths(queue.take()))
+        scheduler.put([entry(40), entry(40)])
+        taken.append(lengths(scheduler.take()))
     assert taken.count([80]) >= 3
 
 
-async def test_many_streams_of_one_text_each_are_served_alike() -> None:
-    queue = BatchScheduler(BatchLimits(max_tokens=512, max_padding=0.12, overhead_tokens=16))
-    rng, streams, waits, asked = random.Random(0), [Flow() for _ in range(300)], [], {}
-    coming = list(streams)
+async def test_streams_with_one_text_in_flight_wait_about_equally_long() -> None:
+    scheduler = BatchScheduler(BatchLimits(max_tokens=512, max_padding=0.12, overhead_tokens=16))
+    rng, streams, waits, submitted = random.Random(0), [Flow() for _ in range(300)], [], {}
+    arriving = list(streams)
     for number in range(1000):
-        asked.update(dict.fromkeys(map(id, coming), number))
-        queue.put([entry(int(rng.triangular(5, 120, 20)), call=call) for call in coming])
-        batch = queue.take()
+        submitted.update(dict.fromkeys(map(id, arriving), number))
+        scheduler.put([entry(int(rng.triangular(5, 120, 20)), flow=flow) for flow in arriving])
+        batch = scheduler.take()
         assert batch is not None
-        coming = [one.call for one in batch.entries]
-        waits += [number - asked[id(call)] for call in coming]
-    waits += [1000 - asked[id(call)] for call in streams]
+        arriving = [one.flow for one in batch.entries]
+        waits += [number - submitted[id(flow)] for flow in arriving]
+    waits += [1000 - submitted[id(flow)] for flow in streams]
     assert max(waits) < 3 * sum(waits) / len(waits)
 
 
-async def test_stream_pays_for_its_burst_also_when_nothing_of_it_waits() -> None:
-    queue = BatchScheduler(BatchLimits(max_tokens=512, max_padding=0.12, overhead_tokens=16))
+async def test_stream_is_charged_for_its_burst_also_once_none_of_it_waits() -> None:
+    scheduler = BatchScheduler(BatchLimits(max_tokens=512, max_padding=0.12, overhead_tokens=16))
     burst, others = Flow(), [Flow() for _ in range(5)]
     tokens = dict.fromkeys(map(id, [burst, *others]), 0)
     for _ in range(400):
         if not burst.waiting_tokens:
-            queue.put([entry(10, call=burst) for _ in range(51)])
-        queue.put([entry(100, call=call) for call in others if not call.waiting_tokens])
-        batch = queue.take()
+            scheduler.put([entry(10, flow=burst) for _ in range(51)])
+        scheduler.put([entry(100, flow=flow) for flow in others if not flow.waiting_tokens])
+        batch = scheduler.take()
         assert batch is not None
         for one in batch.entries:
-            tokens[id(one.call)] += one.length
-    mean = sum(tokens[id(call)] for call in others) / len(others)
+            tokens[id(one.flow)] += one.length
+    mean = sum(tokens[id(flow)] for flow in others) / len(others)
     assert tokens[id(burst)] < 2 * mean
 
 
-async def test_items_of_a_call_keep_their_order(queue: BatchScheduler) -> None:
+async def test_entries_of_a_flow_keep_their_order(scheduler: BatchScheduler) -> None:
     stream = Flow()
-    entries = [entry(90, call=stream) for _ in range(20)]
-    queue.put(entries)
-    queue.put([entry(90) for _ in range(20)])
-    queue.close()
-    taken = [one for batch in iter(queue.take, None) for one in batch.entries]
-    assert [one for one in taken if one.call is stream] == entries
+    entries = [entry(90, flow=stream) for _ in range(20)]
+    scheduler.put(entries)
+    scheduler.put([entry(90) for _ in range(20)])
+    scheduler.close()
+    taken = [one for batch in iter(scheduler.take, None) for one in batch.entries]
+    assert [one for one in taken if one.flow is stream] == entries
 
 
-async def test_call_does_not_pay_for_what_was_not_computed(queue: BatchScheduler) -> None:
+async def test_flow_is_not_charged_for_dropped_entries(scheduler: BatchScheduler) -> None:
     stream, other = Flow(), Flow()
-    gone = [entry(90, call=stream) for _ in range(50)]
-    queue.put(gone)
-    for one in gone:
-        queue.drop(one)
-    queue.put([entry(90, call=other) for _ in range(10)])
-    queue.put([entry(80, call=stream)])
-    assert [80] in [lengths(queue.take()) for _ in range(3)]
+    dropped = [entry(90, flow=stream) for _ in range(50)]
+    scheduler.put(dropped)
+    for one in dropped:
+        scheduler.drop(one)
+    scheduler.put([entry(90, flow=other) for _ in range(10)])
+    scheduler.put([entry(80, flow=stream)])
+    assert [80] in [lengths(scheduler.take()) for _ in range(3)]
 
 
-async def test_call_does_not_pay_for_long_for_what_others_could_not_use() -> None:
-    """Of long texts by many, and short ones by one call, which ride along with whatever short text there is."""
-    queue = BatchScheduler(BatchLimits(max_tokens=512, max_padding=0.12, overhead_tokens=16))
-    riding, waiting_long = Flow(), 0
+async def test_flow_is_not_charged_for_long_for_a_share_that_others_could_not_use() -> None:
+    """Many flows send long texts, and one flow short ones, which share a batch with every other short text."""
+    scheduler = BatchScheduler(BatchLimits(max_tokens=512, max_padding=0.12, overhead_tokens=16))
+    sharing, waiting_long = Flow(), 0
     short = 0
     gaps, gap = [], 0
     for number in range(2000):
-        queue.put([entry(10, call=riding) for _ in range(512 - short)])
-        queue.put([entry(100) for _ in range(8 - waiting_long)])
+        scheduler.put([entry(10, flow=sharing) for _ in range(512 - short)])
+        scheduler.put([entry(100) for _ in range(8 - waiting_long)])
         short, waiting_long = 512, 8
         if number < 1000:
-            queue.put([entry(10)])
-        batch = queue.take()
+            scheduler.put([entry(10)])
+        batch = scheduler.take()
         assert batch is not None
-        taken = sum(one.call is riding for one in batch.entries)
+        taken = sum(one.flow is sharing for one in batch.entries)
         short -= taken
         waiting_long -= sum(one.length == 100 for one in batch.entries)
         gap = 0 if taken else gap + 1

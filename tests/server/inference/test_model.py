@@ -1,8 +1,10 @@
-"""Which engine is chosen, when each may fail in its own way."""
+"""Which engine and variant a model gets when some of them fail."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +14,14 @@ import pytest
 from numpy.typing import NDArray
 from polyhead_server import engines
 from polyhead_server.engines import EngineError, Runtime
+from polyhead_server.engines.collate import pad
 from polyhead_server.errors import StartupError
-from polyhead_server.inference.model import Model, load_model, pad
+from polyhead_server.inference.model import Model, load_model, trim_heap
 from polyhead_server.inference.model import _choices as choices_of
 from polyhead_server.inference.tokenization import Tokenizer
 from polyhead_server.settings import Settings
 
-from tests.server.conftest import FakeEngine
+from tests.support.fake_engine import FakeEngine
 
 
 class NanEngine(FakeEngine):
@@ -32,7 +35,7 @@ class RaisingEngine(FakeEngine):
 
 
 def golden(manifest: bundle.Manifest, tokenizer: Tokenizer, *texts: str) -> tuple[bundle.Golden, ...]:
-    """What the fake engine answers."""
+    """Makes golden texts with the outputs of the fake engine."""
     rows = [
         [values[0].tolist() for values in FakeEngine().run(*pad([*one.windows], 0))]
         for one in tokenizer.encode([*texts])
@@ -54,7 +57,7 @@ def load(
     settings: Callable[..., Settings],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Load:
-    """Loads with engines by their name, such as ``onnx/cpu``; what is not named is not installed."""
+    """Loads a model with engines by their name, such as ``onnx/cpu``; engines without a name are not installed."""
 
     def run(opened: dict[str, FakeEngine], expected: tuple[bundle.Golden, ...] | None = None, **values: str) -> Model:
         whole = dataclasses.replace(
@@ -91,18 +94,18 @@ def test_first_choice_leaves_no_reasons(load: Load) -> None:
 
 
 @pytest.mark.parametrize(("threads", "cores"), [(2, 2), (64, 4)])
-def test_pass_that_is_alone_has_an_engine_of_several_threads(load: Load, threads: int, cores: int) -> None:
-    lone = FakeEngine()
-    engines = {"onnx/cpu": FakeEngine(), f"onnx/cpu on {cores}": lone}
-    assert load(engines, threads=threads).lone_engine is lone
-    assert load(engines, threads=1).lone_engine is None
+def test_model_has_a_second_engine_of_several_threads(load: Load, threads: int, cores: int) -> None:
+    intra_op = FakeEngine()
+    engines = {"onnx/cpu": FakeEngine(), f"onnx/cpu on {cores}": intra_op}
+    assert load(engines, threads=threads).intra_op_engine is intra_op
+    assert load(engines, threads=1).intra_op_engine is None
 
 
-def test_engine_of_several_threads_that_fails_is_done_without(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+def test_second_engine_that_fails_its_self_test_is_not_used(load: Load, caplog: pytest.LogCaptureFixture) -> None:
     engine = FakeEngine()
     model = load({"onnx/cpu": engine, "onnx/cpu on 2": NanEngine()}, threads=2)
-    assert (model.engine, model.lone_engine) == (engine, None)
-    assert "passes are computed by one thread each" in caplog.text
+    assert (model.engine, model.intra_op_engine) == (engine, None)
+    assert "each batch is computed by one thread" in caplog.text
 
 
 @pytest.mark.parametrize("broken", [NanEngine, RaisingEngine])
@@ -113,20 +116,20 @@ def test_engine_that_fails_its_self_test_is_not_used(load: Load, broken: type[Fa
     assert [reason.split(":")[0] for reason in model.fallback_reasons] == ["onnx on cpu, fp32", "torch on cuda, fp32"]
 
 
-def test_what_a_library_says_is_for_the_log_and_not_for_clients(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+def test_message_of_a_library_is_logged_and_not_sent_to_clients(load: Load, caplog: pytest.LogCaptureFixture) -> None:
     class Broken(FakeEngine):
         def run(self, *_: object) -> list[NDArray[np.float32]]:
-            raise RuntimeError("/srv/secret/model.onnx is no good")
+            raise RuntimeError("/srv/secret/model.onnx is broken")
 
     model = load({"onnx/cpu": Broken(), "torch/cpu": FakeEngine()})
     assert model.fallback_reasons[0] == "onnx on cpu, fp32: it cannot run the model"
-    assert "onnx on cpu, fp32: it cannot run the model: /srv/secret/model.onnx is no good" in caplog.text
-    # Who starts the server reads it all.
+    assert "onnx on cpu, fp32: it cannot run the model: /srv/secret/model.onnx is broken" in caplog.text
+    # The operator who starts the server sees all of it.
     with pytest.raises(StartupError, match="/srv/secret"):
         load({"onnx/cpu": Broken()}, engine="onnx")
 
 
-def test_wrong_answer_is_found(load: Load, manifest: bundle.Manifest, tokenizer: Tokenizer) -> None:
+def test_wrong_answer_fails_the_self_test(load: Load, manifest: bundle.Manifest, tokenizer: Tokenizer) -> None:
     (right,) = golden(manifest, tokenizer, "w1")
     wrong = dataclasses.replace(right, logits={**right.logits, "sentiment": (right.logits["sentiment"][0] + 0.002,)})
     assert load({"onnx/cpu": FakeEngine()}, (right,)).engine.runtime.engine == "onnx"
@@ -134,12 +137,12 @@ def test_wrong_answer_is_found(load: Load, manifest: bundle.Manifest, tokenizer:
         load({"onnx/cpu": FakeEngine()}, (wrong,))
 
 
-def test_engine_that_was_asked_for_is_not_replaced(load: Load) -> None:
+def test_requested_engine_is_not_replaced(load: Load) -> None:
     with pytest.raises(StartupError, match="onnx on cpu, fp32: it is not installed"):
         load({"torch/cpu": FakeEngine()}, engine="onnx")
 
 
-def test_unknown_variant_names_those_that_exist(load: Load) -> None:
+def test_unknown_variant_is_refused_with_the_names_of_the_others(load: Load) -> None:
     with pytest.raises(StartupError, match="no variant 'int3'; it has fp32"):
         load({"onnx/cpu": FakeEngine()}, variant="int3")
 
@@ -152,7 +155,7 @@ def _choices(manifest: bundle.Manifest, *variants: str, wanted: str = "auto") ->
     return [f"{engine}/{device}/{variant}" for engine, device, variant in choices_of(source, pairs, wanted)]
 
 
-def test_auto_takes_int8_on_the_cpu_and_fp32_where_that_fails(manifest: bundle.Manifest) -> None:
+def test_auto_prefers_int8_on_the_cpu_and_then_fp32(manifest: bundle.Manifest) -> None:
     assert _choices(manifest, "fp32", "int8", "fp16", "int8-dynamic") == [
         "onnx/cuda/fp32",
         "onnx/cpu/int8",
@@ -161,18 +164,27 @@ def test_auto_takes_int8_on_the_cpu_and_fp32_where_that_fails(manifest: bundle.M
     ]
 
 
-def test_variant_whose_answers_depend_on_the_batch_must_be_asked_for(manifest: bundle.Manifest) -> None:
+def test_variant_that_is_not_batch_invariant_is_used_only_on_request(manifest: bundle.Manifest) -> None:
     assert not any("dynamic" in one for one in _choices(manifest, "int8-dynamic", "fp32"))
     assert _choices(manifest, "int8-dynamic", "fp32", wanted="int8-dynamic")[1] == "onnx/cpu/int8-dynamic"
 
 
-def test_directory_that_is_no_bundle_is_refused(settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_directory_without_a_bundle_is_refused(settings: Callable[..., Settings], tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="not a bundle"):
         load_model(settings(bundle=tmp_path))
 
 
-def test_padding_is_masked() -> None:
-    ids, mask = pad([[5, 6, 7], [8]], pad_token_id=9)
-    assert ids.tolist() == [[5, 6, 7], [8, 9, 9]]
-    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert ids.dtype == mask.dtype == np.int64
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such function")
+def test_freed_memory_is_returned_to_the_system() -> None:
+    blocks = [bytes(1000) for _ in range(100_000)]
+    # While the last one stays, the heap does not shrink by itself.
+    last = blocks[-1]
+    del blocks
+    held = _resident_bytes()
+    trim_heap()
+    assert _resident_bytes() < held - 80e6
+    assert last

@@ -17,7 +17,7 @@ def row(*values: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     return np.array([values], dtype=np.float32)
 
 
-def test_softmax_of_far_apart_logits_is_finite() -> None:
+def test_softmax_of_logits_with_a_large_difference_is_finite() -> None:
     assert postprocessing.probabilities(softmax(), row(-95, 3))[0] == pytest.approx([0, 1])
     assert postprocessing.probabilities(softmax(), row(1e4, 1e4))[0] == pytest.approx([0.5, 0.5])
 
@@ -28,12 +28,12 @@ def test_softmax_divides_by_the_temperature() -> None:
 
 
 @pytest.mark.parametrize(("logit", "expected"), [(0, 0.5), (500, 1.0), (-500, 0.0), (1.5, 1 / (1 + np.exp(-1.5)))])
-def test_sigmoid_of_any_logit_is_right(logit: float, expected: float) -> None:
+def test_sigmoid_is_correct_for_any_logit(logit: float, expected: float) -> None:
     assert postprocessing.probabilities(SIGMOID, row(logit))[0, 0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_row_that_is_not_finite_touches_no_other(bad: float) -> None:
+def test_row_that_is_not_finite_does_not_affect_other_rows(bad: float) -> None:
     embedding = np.array([[1, 2], [bad, 2], [3, 4]], dtype=np.float32)
     logits = np.zeros((3, 2), dtype=np.float32)
     first, second, third = postprocessing.postprocess([softmax()], [embedding, logits])
@@ -44,7 +44,7 @@ def test_row_that_is_not_finite_touches_no_other(bad: float) -> None:
 
 
 @pytest.mark.parametrize("normalized", [True, False])
-def test_windows_are_pooled_by_their_tokens(normalized: bool) -> None:
+def test_windows_are_weighted_by_their_tokens(normalized: bool) -> None:
     topic = bundle.Head("topic", "softmax", "logits", ("a", "b", "c"), temperature=2.0)
     mood = bundle.Head("mood", "sigmoid", "mood_logits", ("no", "yes"), threshold=0.5)
     random = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def test_windows_are_pooled_by_their_tokens(normalized: bool) -> None:
     )
     mean = weights @ embeddings
     np.testing.assert_allclose(pooled.embedding, mean / (np.linalg.norm(mean) if normalized else 1), rtol=1e-5)
-    # That of the logits' mean, though only probabilities are there.
+    # Equal to the probabilities of the mean of the logits, which pool_windows does not see.
     expected = postprocessing.postprocess(
         [topic, mood], [embeddings[:1], *((weights @ one)[None].astype(np.float32) for one in (logits, moods))]
     )[0]
@@ -68,7 +68,7 @@ def test_windows_are_pooled_by_their_tokens(normalized: bool) -> None:
         assert one.dtype == np.float32
 
 
-def test_windows_that_are_certain_are_pooled_to_finite_numbers() -> None:
+def test_windows_with_probabilities_of_0_and_1_are_pooled_to_finite_values() -> None:
     mood = bundle.Head("mood", "sigmoid", "mood_logits", ("no", "yes"), threshold=0.5)
     rows = postprocessing.postprocess([mood], [np.zeros((2, 4), np.float32), np.array([[500.0], [-500.0]], np.float32)])
     (probability,) = postprocessing.pool_windows(

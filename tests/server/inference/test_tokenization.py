@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
-from polyhead_server.inference.tokenization import Tokenizer
+from polyhead_server.inference.tokenization import Placement, Tokenizer
 from polyhead_server.inference.types import TokenizedText
 
-from tests.server.conftest import MAX_TOKENS, WORDS
+from tests.support.fake_engine import MAX_TOKENS, WORDS
 
 CLS, SEP, UNK = 2, 3, 1
 
@@ -24,7 +26,7 @@ def test_padding_and_truncation_of_the_file_are_ignored(tokenizer: Tokenizer) ->
     ]
 
 
-def test_empty_text_has_the_special_tokens_alone(tokenizer: Tokenizer) -> None:
+def test_empty_text_has_only_the_special_tokens(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode([""]) == [TokenizedText(([CLS, SEP],), 2)]
 
 
@@ -46,7 +48,7 @@ def test_text_beyond_the_limit_of_characters_is_cut_there(tokenizer_file: Path) 
     assert tokenizer.encode(["w1 w2 w3"]) == [TokenizedText((ids("w1", "w2"),), 4, cut_at=5)]
 
 
-def test_special_tokens_in_a_text_are_text(tokenizer: Tokenizer) -> None:
+def test_special_tokens_in_a_text_are_read_as_text(tokenizer: Tokenizer) -> None:
     (tokens,) = tokenizer.encode(["w1 [SEP] w2"])
     assert tokens.windows == ([CLS, WORDS.index("w1"), UNK, UNK, UNK, WORDS.index("w2"), SEP],)
 
@@ -54,7 +56,7 @@ def test_special_tokens_in_a_text_are_text(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("count", [1, 1000])
 async def test_async_and_sync_agree(tokenizer: Tokenizer, count: int) -> None:
     texts = [f"w{number % 200}" for number in range(count)]
-    assert await tokenizer.encode_async(texts) == tokenizer.encode(texts)
+    assert await tokenizer.encode_async(texts, tokenizer.placement(texts)) == tokenizer.encode(texts)
 
 
 def words_of(window: list[int]) -> list[str]:
@@ -75,7 +77,7 @@ def test_windows_cover_a_text_overlap_and_are_of_about_one_length(tokenizer: Tok
         assert set(one) & set(other)
 
 
-def test_text_beyond_its_windows_is_cut(tokenizer: Tokenizer) -> None:
+def test_text_beyond_the_last_window_is_cut(tokenizer: Tokenizer) -> None:
     words = [f"w{number}" for number in range(100)]
     (tokens,) = tokenizer.encode([" ".join(words)], max_windows=2)
     # 14 words and, after an overlap of one, 14 more.
@@ -84,11 +86,42 @@ def test_text_beyond_its_windows_is_cut(tokenizer: Tokenizer) -> None:
     assert tokens.cut_at == len(" ".join(words[:27])) + 1
 
 
-def test_texts_are_tokenized_in_turns_that_let_others_through(tokenizer: Tokenizer) -> None:
-    # Of each text, 1,000 code points are looked at.
+def test_texts_are_divided_into_chunks_of_limited_size(tokenizer: Tokenizer) -> None:
+    # 1,000 code points of each text are read.
     texts = ["w1 " * 300, "w1 " * 3000, "w1"] * 20
-    turns = list(tokenizer.turns(texts))
-    assert [texts[turn] for turn in turns] != [texts]
-    assert [text for turn in turns for text in texts[turn]] == texts
-    assert all(sum(min(len(text), 1000) for text in texts[turn]) <= 32_768 for turn in turns)
-    assert list(tokenizer.turns(["w1"])) == [slice(0, 1)]
+    chunks = list(tokenizer.chunks(texts))
+    assert [texts[chunk] for chunk in chunks] != [texts]
+    assert [text for chunk in chunks for text in texts[chunk]] == texts
+    assert all(sum(min(len(text), 1000) for text in texts[chunk]) <= 32_768 for chunk in chunks)
+    assert list(tokenizer.chunks(["w1"])) == [slice(0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("characters", "expected"),
+    [(0, Placement.INLINE), (500, Placement.INLINE), (501, Placement.OFFLOADED), (10_000, Placement.OFFLOADED)],
+)
+def test_long_messages_are_offloaded(tokenizer: Tokenizer, characters: int, expected: Placement) -> None:
+    assert tokenizer.placement(["w" * characters]) is expected
+    assert tokenizer.placement(["w"] * characters) is expected
+
+
+def test_characters_of_an_offloaded_message_count_up_to_the_limit(tokenizer: Tokenizer) -> None:
+    texts = ["w" * 1001, "w" * 3]
+    assert tokenizer.offloaded_characters(texts, Placement.OFFLOADED) == [1000, 3]
+    assert tokenizer.offloaded_characters(texts, Placement.INLINE) == [0, 0]
+
+
+@pytest.mark.parametrize("placement", Placement)
+async def test_placement_decides_the_thread_and_not_the_tokens(
+    tokenizer: Tokenizer, placement: Placement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, threads, encode = ["w1 w2", "w3"], [], tokenizer.encode
+
+    def record(*arguments: Any) -> list[TokenizedText]:
+        threads.append(threading.current_thread())
+        return encode(*arguments)
+
+    monkeypatch.setattr(tokenizer, "encode", record)
+    assert await tokenizer.encode_async(texts, placement) == encode(texts)
+    inline = threads == [threading.current_thread()]
+    assert inline == (placement is not Placement.OFFLOADED)

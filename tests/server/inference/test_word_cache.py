@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import string
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polyhead_server.inference import word_cache
-from polyhead_server.inference.tokenization import Tokenizer
-from polyhead_server.inference.word_cache import PlainWords, suits
+from polyhead_server.inference.tokenization import Placement, Tokenizer
+from polyhead_server.inference.types import TokenizedText
+from polyhead_server.inference.word_cache import WordCache, is_cacheable
 from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -28,8 +30,8 @@ def bert(*, lowercase: bool = True, clean_text: bool = True) -> tokenizers.Token
     return tokenizer
 
 
-def words_of(tokenizer: tokenizers.Tokenizer) -> PlainWords:
-    return PlainWords(tokenizer, [CLS], [SEP])
+def words_of(tokenizer: tokenizers.Tokenizer) -> WordCache:
+    return WordCache(tokenizer, [CLS], [SEP])
 
 
 LOWER, CASED = bert(), bert(lowercase=False)
@@ -44,51 +46,51 @@ TEXTS = st.one_of(
 @settings(max_examples=400)
 @given(TEXTS)
 @pytest.mark.parametrize("tokenizer", [LOWER, CASED], ids=["uncased", "cased"])
-def test_ids_are_those_of_the_library(tokenizer: tokenizers.Tokenizer, text: str) -> None:
-    found = KNOWN[id(tokenizer)].encode(text, learn=True)
+def test_ids_equal_those_of_the_library(tokenizer: tokenizers.Tokenizer, text: str) -> None:
+    found = KNOWN[id(tokenizer)].encode(text, add=True)
     assert found is None or found == tokenizer.encode(text).ids
 
 
 @settings(max_examples=200)
 @given(TEXTS)
 @pytest.mark.parametrize("tokenizer", [LOWER, CASED], ids=["uncased", "cased"])
-def test_tokens_begin_where_the_library_says(tokenizer: tokenizers.Tokenizer, text: str) -> None:
+def test_tokens_begin_at_the_offsets_of_the_library(tokenizer: tokenizers.Tokenizer, text: str) -> None:
     offsets = tokenizer.encode(text).offsets[1:-1]
     found = [KNOWN[id(tokenizer)].begin(text, number) for number in range(len(offsets))]
     assert all(begin in (None, offset[0]) for begin, offset in zip(found, offsets, strict=True))
 
 
-def test_token_within_a_word_begins_there() -> None:
+def test_token_inside_a_word_begins_inside_it() -> None:
     words, text = words_of(LOWER), "Bad,  HELLOELLO!"
     assert words.begin(text, 2) is None
-    words.encode(text, learn=True)
+    words.encode(text, add=True)
     assert [words.begin(text, number) for number in range(6)] == [0, 3, 6, 11, 15, None]
 
 
 @pytest.mark.parametrize("text", ["", "Hello, hello!", "a[b]~\t0 \r\n 9", "[CLS] [MASK]", "x" * 40])
-def test_plain_text_is_looked_up(text: str) -> None:
-    assert words_of(LOWER).encode(text, learn=True) == LOWER.encode(text).ids
+def test_plain_text_is_encoded_from_the_cache(text: str) -> None:
+    assert words_of(LOWER).encode(text, add=True) == LOWER.encode(text).ids
 
 
 @pytest.mark.parametrize("text", ["h\u00e9llo", "a\x00b", "a\x0bb", "\x7f", "\u4f60", "x" * 41, "a " * 1001])
-def test_all_else_is_left_to_the_library(text: str) -> None:
-    assert words_of(LOWER).encode(text, learn=True) is None
+def test_any_other_text_is_left_to_the_library(text: str) -> None:
+    assert words_of(LOWER).encode(text, add=True) is None
 
 
-def test_some_words_are_learned_from_each_text() -> None:
+def test_each_text_adds_a_limited_number_of_words() -> None:
     words = words_of(LOWER)
-    text = " ".join(f"word{number}" for number in range(3 * word_cache._MOST_NEW))
-    found = [words.encode(text, learn=True) for _ in range(4)]
+    text = " ".join(f"word{number}" for number in range(3 * word_cache.MAX_NEW_WORDS))
+    found = [words.encode(text, add=True) for _ in range(4)]
     assert found == [None, None, LOWER.encode(text).ids, LOWER.encode(text).ids]
 
 
-def test_no_more_words_are_known_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(word_cache, "_MOST_KNOWN", 20)
-    words, most = words_of(LOWER), 0
+def test_cache_does_not_grow_beyond_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(word_cache, "MAX_WORDS", 20)
+    words, largest = words_of(LOWER), 0
     for number in range(100):
-        assert words.encode(f"hello {number}", learn=True) in (None, LOWER.encode(f"hello {number}").ids)
-        most = max(most, len(words._known))
-    assert 10 < most <= 20
+        assert words.encode(f"hello {number}", add=True) in (None, LOWER.encode(f"hello {number}").ids)
+        largest = max(largest, words.size)
+    assert 10 < largest <= 20
 
 
 def _added() -> tokenizers.Tokenizer:
@@ -109,8 +111,8 @@ def _whitespace() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def test_only_berts_tokenizer_suits() -> None:
-    assert suits(bert())
+def test_only_a_bert_tokenizer_is_cacheable() -> None:
+    assert is_cacheable(bert())
     others = [
         bert(clean_text=False),
         _added(),
@@ -118,7 +120,7 @@ def test_only_berts_tokenizer_suits() -> None:
         _whitespace(),
         tokenizers.Tokenizer(tokenizers.models.BPE()),
     ]
-    assert not any(map(suits, others))
+    assert not any(map(is_cacheable, others))
 
 
 def _twice() -> tokenizers.Tokenizer:
@@ -132,54 +134,87 @@ def _twice() -> tokenizers.Tokenizer:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Tokenizer]:
-    """The server's tokenizer, and the same without looking up."""
+    """The server's tokenizer with and without its word cache."""
     path = tmp_path_factory.mktemp("bert") / "tokenizer.json"
     LOWER.save(str(path))
-    made, library = (Tokenizer(path, max_tokens=8, max_characters=50) for _ in range(2))
-    assert made._words
-    library._words = None
-    return made, library
+    cached = Tokenizer(path, max_tokens=8, max_characters=50)
+    library = Tokenizer(path, max_tokens=8, max_characters=50, word_cache=False)
+    assert (cached.has_word_cache, library.has_word_cache) == (True, False)
+    return cached, library
 
 
 @settings(max_examples=300)
 @given(st.lists(TEXTS, max_size=5), st.integers(1, 3))
-def test_server_reads_windows_and_cuts_as_with_the_library(
+def test_windows_and_cuts_are_the_same_with_and_without_the_cache(
     pair: tuple[Tokenizer, Tokenizer], texts: list[str], max_windows: int
 ) -> None:
-    made, library = pair
-    assert made.encode(texts, max_windows) == library.encode(texts, max_windows)
+    cached, library = pair
+    assert cached.encode(texts, max_windows) == library.encode(texts, max_windows)
 
 
 @pytest.mark.parametrize("count", [1, 10, 100, 1000])
-async def test_texts_keep_their_places_wherever_they_are_read(pair: tuple[Tokenizer, Tokenizer], count: int) -> None:
-    made, library = pair
+async def test_texts_keep_their_order_wherever_tokenized(pair: tuple[Tokenizer, Tokenizer], count: int) -> None:
+    cached, library = pair
     texts = [("h\u00e9llo " if number % 3 else "hello ") * (number % 5) + f"0{number}" for number in range(count)]
     for _ in range(2):
-        assert await made.encode_async(texts) == library.encode(texts)
+        assert await cached.encode_async(texts, cached.placement(texts)) == library.encode(texts)
 
 
-def test_only_what_the_library_reads_counts_as_read_apart(pair: tuple[Tokenizer, Tokenizer]) -> None:
-    made, library = pair
-    assert made.apart(["hello"] * 100) == [0] * 100
-    assert made.apart(["hello"] * 150 + ["\u4f60"]) == [0] * 150 + [1]
-    assert library.apart(["hello"] * 150) == [5] * 150
-    assert made.apart(["hello" * 20] * 100) == [50] * 100
+def offloaded(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
+    return tokenizer.offloaded_characters(texts, tokenizer.placement(texts))
 
 
-def test_long_plain_text_is_read_apart(tmp_path: Path) -> None:
+def test_only_texts_for_the_library_count_as_offloaded(pair: tuple[Tokenizer, Tokenizer]) -> None:
+    cached, library = pair
+    assert offloaded(cached, ["hello"] * 100) == [0] * 100
+    assert offloaded(cached, ["hello"] * 150 + ["\u4f60"]) == [0] * 150 + [1]
+    assert offloaded(library, ["hello"] * 150) == [5] * 150
+    assert offloaded(cached, ["hello" * 20] * 100) == [50] * 100
+
+
+@pytest.mark.parametrize(
+    ("characters", "expected"), [(500, Placement.INLINE), (8192, Placement.LOOKUP), (8193, Placement.OFFLOADED)]
+)
+def test_messages_of_medium_size_are_looked_up_first(
+    pair: tuple[Tokenizer, Tokenizer], characters: int, expected: Placement
+) -> None:
+    cached, library = pair
+    assert cached.placement(["a" * characters]) is expected
+    assert library.placement(["a" * characters]) is not Placement.LOOKUP
+
+
+def test_long_plain_text_is_offloaded(tmp_path: Path) -> None:
     LOWER.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path / "tokenizer.json", 64, 4000)
-    assert tokenizer.apart(["a " * 1000]) == [0]
-    assert tokenizer.apart(["a " * 1001]) == [2002]
+    assert offloaded(tokenizer, ["a " * 1000]) == [0]
+    assert offloaded(tokenizer, ["a " * 1001]) == [2002]
 
 
-def test_text_that_is_there_twice_is_left_to_the_library(tmp_path: Path) -> None:
+async def test_unknown_words_of_a_looked_up_message_are_not_added_on_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LOWER.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", 64, 4000)
+    texts, threads, encode = [f"word{number} " * 40 for number in range(20)], [], tokenizer.encode
+
+    def record(left: list[str], max_windows: int) -> list[TokenizedText]:
+        threads.append((len(left), threading.current_thread() is threading.main_thread()))
+        return encode(left, max_windows)
+
+    monkeypatch.setattr(tokenizer, "encode", record)
+    for _ in range(2):
+        assert await tokenizer.encode_async(texts, Placement.LOOKUP) == encode(texts)
+    # All texts were offloaded at first; later the cache knew all of them.
+    assert threads == [(20, False), (0, True)]
+
+
+def test_tokenizer_that_repeats_the_text_is_left_to_the_library(tmp_path: Path) -> None:
     _twice().save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path / "tokenizer.json", 64, 1000)
     assert tokenizer.encode(["hello"])[0].windows == (_twice().encode("hello").ids,)
 
 
-def test_what_is_not_to_be_learned_is_only_looked_up() -> None:
+def test_words_are_not_added_without_being_asked() -> None:
     words = words_of(LOWER)
-    assert words.encode("hello", learn=False) is None
-    assert words.encode("hello", learn=True) == words.encode("hello", learn=False)
+    assert words.encode("hello", add=False) is None
+    assert words.encode("hello", add=True) == words.encode("hello", add=False)

@@ -11,7 +11,6 @@ OUT_OF_MEMORY = "polyhead-serve: out of memory; exiting so that the supervisor r
 
 PROGRAM = """
 import asyncio, logging, pathlib, threading
-from polyhead_server.errors import InternalError
 from polyhead_server.lifecycle.entry import run
 from polyhead_server.settings import Settings
 
@@ -31,12 +30,6 @@ def log_as(name):
     except Exception:
         logging.getLogger(name).exception("a call failed")
 
-def report():
-    try:
-        fail()
-    except Exception as error:
-        InternalError.logged("a batch failed", error)
-
 async def serve(_):
     {statement}
     await asyncio.sleep(0.2)
@@ -52,7 +45,6 @@ BOUNDARIES = {
     "thread": "threading.Thread(target=fail).start()",
     "finalizer": "Finalized()",
     "grpc": "log_as('grpc._cython.cygrpc')",
-    "internal error": "report()",
 }
 OWN_LOG_LINE = "log_as('polyhead_server.lifecycle.reload')"
 

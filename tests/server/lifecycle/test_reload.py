@@ -14,9 +14,8 @@ from polyhead_server.errors import ReloadError, StartupError
 from polyhead_server.inference import pipeline
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.inference.scheduler import Flow
 from polyhead_server.inference.tokenization import Tokenizer
-from polyhead_server.inference.types import Item, Message, RequestOptions, Result
+from polyhead_server.inference.types import Flow, Item, Message, RequestOptions, Result
 from polyhead_server.lifecycle.operations import Operations
 from polyhead_server.lifecycle.reload import Reloader
 from polyhead_server.observability.metrics import Metrics
@@ -25,7 +24,7 @@ from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.security.file_watcher import FileWatcher
 from polyhead_server.settings import Settings
 
-from tests.server.conftest import MAX_TOKENS, FakeEngine, embedding_of
+from tests.support.fake_engine import MAX_TOKENS, FakeEngine, embedding_of
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -105,8 +104,8 @@ async def test_accepted_items_get_answers_of_the_old_model_and_later_items_of_th
     for future in before:
         outcome = await future
         assert isinstance(outcome, Result)
-        assert outcome.numbers.embedding.tolist() == embedding_of("w1")
-    assert sum(count for count, _ in engine.passes) == 5
+        assert outcome.output.embedding.tolist() == embedding_of("w1")
+    assert sum(count for count, _ in engine.batch_shapes) == 5
     assert server.pipeline is not old
     assert server.counts == ["success"]
 
@@ -137,8 +136,8 @@ async def test_old_model_is_freed_after_its_last_answer(
 async def test_accepted_items_are_answered_however_long_it_takes(
     server: ReloadableServer, engine: FakeEngine, retrained: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_JOIN_S", 0.01)
-    monkeypatch.setattr(pipeline, "_LOOK_S", 0.01)
+    monkeypatch.setattr(pipeline, "JOIN_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(pipeline, "CLOSE_CHECK_INTERVAL_S", 0.01)
     engine.gate.clear()
     # The lengths differ so much that no two items share a batch.
     accepted = [await server.submit("w1 " * length) for length in (1, 4, 8, 12)]
@@ -156,7 +155,7 @@ async def test_accepted_items_are_answered_however_long_it_takes(
 async def test_engine_is_not_closed_while_a_thread_hangs_in_it(
     server: ReloadableServer, engine: FakeEngine, retrained: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_JOIN_S", 0.01)
+    monkeypatch.setattr(pipeline, "JOIN_TIMEOUT_S", 0.01)
     engine.gate.clear()
     last = await server.submit("w1")
     await engine.hold()

@@ -10,12 +10,12 @@ class FakePipeline:
     def __init__(self, reason: str | None) -> None:
         self._reason = reason
 
-    def trouble(self) -> str | None:
+    def failure_reason(self) -> str | None:
         return self._reason
 
 
 async def test_failure_is_waited_for_and_its_reason_returned() -> None:
-    reason = "a pass has been running for 130 s"
+    reason = "a batch has been running for 130 s"
     pipelines = [None, FakePipeline(None), FakePipeline(None), FakePipeline(reason)]
     slept: list[float] = []
 

@@ -7,11 +7,11 @@ import time
 import pytest
 from polyhead_server.errors import ExpiredError
 from polyhead_server.inference.model import Model
-from polyhead_server.inference.scheduler import Batch
+from polyhead_server.inference.types import Batch
 from polyhead_server.observability.instruments import BatchHistogram, Instruments
 from polyhead_server.observability.metrics import Metrics
 
-from tests.server.conftest import entry
+from tests.support.queue_entries import entry
 
 
 async def test_event_loop_lag_is_the_delay_of_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from polyhead_server.rpc.request_decoder import RequestDecoder
 from polyhead_server.security.api_keys import CALLER, Keys
 from polyhead_server.settings import Settings
 
-from tests.server.conftest import FakeEngine
+from tests.support.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -206,7 +206,7 @@ async def test_open_stream_survives_the_removal_of_its_key(guarded: Guarded) -> 
 
 
 async def test_responses_reveal_no_internals(guarded: Guarded, engine: FakeEngine) -> None:
-    engine.fails = RuntimeError(INTERNAL_TEXT)
+    engine.error = RuntimeError(INTERNAL_TEXT)
     key = bearer("reader")
     poisoned = pb2.AnalyzeRequest(items=[item_pb2.Item(text="poison")]).SerializeToString()
     answer = await guarded.unary(key, poisoned)

@@ -27,7 +27,7 @@ from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
 from polyhead_server.settings import Settings
 
-from tests.server.conftest import FakeEngine
+from tests.support.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+from polyhead_server.errors import InternalError
+from polyhead_server.inference.types import ItemOutcome, OutcomeFuture
+from polyhead_server.inference.windows import spans, window_futures
+
+FAILED = InternalError("1")
+
+
+@pytest.mark.parametrize("tokens", [*range(81, 400), 5000])
+def test_spans_cover_the_text_overlap_and_are_of_about_one_length(tokens: int) -> None:
+    parts = spans(tokens, max_length=80, max_windows=100)
+    assert (parts[0][0], parts[-1][1]) == (0, tokens)
+    sizes = {end - begin for begin, end in parts}
+    assert max(sizes) <= 80
+    assert max(sizes) - min(sizes) <= 1
+    # An eighth of a window, less a token of rounding.
+    assert all(end - begin >= 9 for (_, end), (begin, _) in itertools.pairwise(parts))
+    # As few windows as the overlap allows.
+    assert len(parts) == -(-(tokens - 10) // 70)
+
+
+def test_spans_of_a_text_beyond_the_last_window_are_full_windows_from_its_beginning() -> None:
+    assert spans(1000, max_length=80, max_windows=3) == [(0, 80), (70, 150), (140, 220)]
+    assert spans(1000, max_length=80, max_windows=1) == [(0, 80)]
+
+
+def futures(count: int) -> tuple[OutcomeFuture, list[OutcomeFuture], list[list[ItemOutcome]]]:
+    """Makes the future of a text, those of its windows, and a record of what was combined."""
+    combined: list[list[ItemOutcome]] = []
+
+    def combine(outcomes: list[ItemOutcome]) -> ItemOutcome:
+        combined.append(outcomes)
+        return FAILED
+
+    whole: OutcomeFuture = asyncio.get_running_loop().create_future()
+    return whole, window_futures(whole, count, combine), combined
+
+
+async def test_text_is_resolved_once_with_the_outcomes_in_order() -> None:
+    whole, windows, combined = futures(3)
+    outcomes = [InternalError(str(number)) for number in range(3)]
+    for number in (2, 0, 1):
+        assert not whole.done()
+        windows[number].set_result(outcomes[number])
+        await asyncio.sleep(0)
+    assert await whole is FAILED
+    assert combined == [outcomes]
+
+
+@pytest.mark.parametrize("resolved", [0, 1])
+async def test_cancelled_text_cancels_its_windows(resolved: int) -> None:
+    whole, windows, combined = futures(2)
+    for window in windows[:resolved]:
+        window.set_result(FAILED)
+    whole.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert [window.cancelled() for window in windows] == [number >= resolved for number in range(2)]
+    assert combined == []
+
+
+async def test_text_that_is_resolved_otherwise_cancels_its_windows() -> None:
+    whole, windows, combined = futures(2)
+    whole.set_result(FAILED)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert all(window.cancelled() for window in windows)
+    assert combined == []
