@@ -26,7 +26,7 @@ PACKAGE = "polyhead.v1"
 INTRODUCTION = """# Protocol
 
 Everything that goes over the wire, package `polyhead.v1`. The files stand in `proto/polyhead/v1`; give them to any
-language's protoc plug-ins. What an error of an item or of a call means: [errors.md](errors.md).
+language's protoc plug-ins. What an error of an item or of a call means: [errors.md](../errors.md).
 """
 # Where a comment belongs, as numbers of the fields of FileDescriptorProto and those below it.
 MESSAGES, ENUMS, SERVICES = (4,), (5,), (6,)
