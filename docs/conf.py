@@ -31,6 +31,8 @@ extensions = [
     "sphinx_design",
 ]
 nitpicky = True
+# Help texts name flags, whose dashes must stay dashes.
+smartquotes = False
 # Types of other packages, and of ours that are not part of the public interface, have no page to link to.
 nitpick_ignore_regex = [("py:.*", ".*")]
 html_theme = "pydata_sphinx_theme"
@@ -54,7 +56,7 @@ html_theme_options = {
 html_sidebars: dict[str, list[str]] = {"index": [], "contributing": [], "changelog": [], "security-policy": []}
 copyright = "the polyhead authors. Licensed under Apache-2.0"  # noqa: A001 - the name that Sphinx reads
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 highlight_language = "text"
 copybutton_prompt_text = r"\$ "
@@ -167,7 +169,19 @@ def _repository_links(app: Sphinx, tree: nodes.document) -> None:
             break
 
 
+def _literal_examples(_: Sphinx, __: object, lines: list[str]) -> None:
+    """Shows the examples of a help text, which sphinx-click renders as line blocks, as code."""
+    shown: list[str] = []
+    for before, line in zip(["", *lines], lines, strict=False):
+        example = line.startswith("| ")
+        if example and not before.startswith("| "):
+            shown += ["", "::", ""]
+        shown.append(f"   {line[2:]}" if example else line)
+    lines[:] = shown
+
+
 def setup(app: Sphinx) -> None:
     """Registers the hooks of this file."""
     app.connect("config-inited", _write_configuration_reference)
     app.connect("doctree-read", _repository_links)
+    app.connect("sphinx-click-process-description", _literal_examples)
