@@ -23,6 +23,7 @@ PAGES = {
 }
 # Flags of other programs, in running text.
 FOREIGN = {
+    "--local-dir": "hf download",
     "--no-healthcheck": "docker run",
     "--require-hashes": "pip",
     "--required": "deploy/audit.py",
@@ -63,12 +64,7 @@ def test_variables_of_page_exist(page: str) -> None:
 
 
 def test_flag_that_does_not_exist_is_found() -> None:
-    assert mentioned(
-        "Use `--drain-timeout-s`, or `--drain-s 3`.\n\n```console\n$ polyhead info --jsno  # --comment\n```\n"
-    ) == {
-        "--drain-timeout-s",
-        "--drain-s",
-        "--jsno",
-    }
+    page = "Use `--drain-timeout-s`, or `--drain-s 3`.\n\n```console\n$ polyhead info --jsno  # --comment\n```\n"
+    assert mentioned(page) == {"--drain-timeout-s", "--drain-s", "--jsno"}
     assert "--drain-timeout-s" in FLAGS
     assert not {"--drain-s", "--jsno"} & FLAGS
