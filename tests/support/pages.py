@@ -1,8 +1,8 @@
-"""The commands of a Markdown page, and a folder to run them in.
+"""Markdown pages: their code blocks and links, and a folder in which the commands of a page run.
 
-A block in ``console`` holds commands after ``$``, a block in ``python`` a program. Both are run, in the order of the
-page, unless the line above the block says why not: ``<!-- not run: REASON -->``. A block whose first line is a comment
-with a file's name, ``# tickets.toml``, is that file.
+A ``console`` block holds commands after ``$``, a ``python`` block a program. Both are run in the order of the page
+unless a comment above the block says why not: ``<!-- not run: REASON -->``. A block whose first line is a comment with
+a file name, such as ``# tickets.toml``, is written to that file.
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ from pathlib import Path
 
 from tests.e2e.conftest import Server, Start
 
-RUN = ("console", "python")
-# In other languages a block may be a program, too; then it has to say why it is not run.
-PROGRAMS = (*RUN, "sh", "bash", "js")
+RUNNABLE = ("console", "python")
+# Blocks in other languages may be programs, too; then they have to say why they are not run.
+PROGRAMS = (*RUNNABLE, "sh", "bash", "js")
+LISTEN = "127.0.0.1:50051"
 _BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^ *(`{3,}|:{3,}).*?^ *\1$", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"`[^`\n]*`")
 _MARK = re.compile(r"<!-- not run: (.+?) -->\n+\Z", re.DOTALL)
 _FILE = re.compile(r"# ([\w-]+\.\w+)[ ,\n]")
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,10 @@ class Block:
     """A block of code.
 
     Attributes:
-        line: Where it begins, counted from 1.
-        language: What it says of itself.
-        code: Its lines.
-        mark: Why it is not run; None where it is.
+        line: Line on which it begins, counted from 1.
+        language: Language of the fence.
+        code: Content.
+        mark: Reason why it is not run; None if it is run.
     """
 
     line: int
@@ -40,34 +45,52 @@ class Block:
     code: str
     mark: str | None
 
+    @property
+    def runs(self) -> bool:
+        """Whether the block is run."""
+        return self.language in RUNNABLE and not self.mark
+
     def file(self) -> str | None:
-        """Name of the file that it is, if it is one."""
+        """Name of the file that the block shows, if it shows one."""
         found = _FILE.match(self.code)
         return found[1] if found and self.language not in PROGRAMS else None
 
     def commands(self) -> list[str]:
-        """What a reader would type; a line that ends with a backslash goes on."""
+        """Commands that a reader types; a line that ends with a backslash continues on the next."""
         lines = re.findall(r"^\$ ((?:.*\\\n)*.*)$", self.code, re.MULTILINE)
         assert lines, f"line {self.line}: a console block without a command"
         return lines
 
 
 def blocks(text: str) -> Iterator[Block]:
-    """The blocks of a page."""
+    """Code blocks of a page."""
     for found in _BLOCK.finditer(text):
         mark = _MARK.search(text[: found.start()])
         yield Block(text[: found.start()].count("\n") + 1, found[1], found[2], mark[1] if mark else None)
 
 
+def links(text: str) -> Iterator[str]:
+    """Targets of the links and images of a page, code excluded."""
+    for found in _LINK.finditer(_CODE.sub("", _FENCE.sub("", text))):
+        yield found[1]
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors of the headings of a page, as GitHub and MyST name them."""
+    headings = _HEADING.findall(_FENCE.sub("", text))
+    plain = (re.sub(r"[^\w\- ]", "", _CODE.sub(lambda code: code[0][1:-1], title)) for title in headings)
+    return {title.strip().lower().replace(" ", "-") for title in plain}
+
+
 @dataclass
-class Desk:
-    """A reader at work: the folder, the commands' environment, and the server that the page has started last.
+class PageRunner:
+    """Runs the commands of pages in one folder, against the server that a page has started last.
 
     Attributes:
-        folder: Where the commands run.
-        environment: Their environment.
+        folder: Folder in which the commands run.
+        environment: Environment of the commands.
         start: Starts servers.
-        port: What stands in for the documented port, so that a server of somebody else disturbs nobody.
+        port: Replaces the documented port, so that another server on this machine does not interfere.
         server: The running server.
     """
 
@@ -77,44 +100,46 @@ class Desk:
     port: int
     server: Server | None = None
 
-    def follow(self, page: str) -> int:
-        """Does what a page says; returns how many commands and programs that were.
+    def run_page(self, page: str) -> int:
+        """Runs a page; returns the number of commands and programs.
 
         Raises:
-            AssertionError: Names the line, the command, and what it said.
+            AssertionError: A command failed; names the line, the command and its output.
         """
-        done = 0
+        count = 0
         for block in blocks(page):
             if name := block.file():
                 (self.folder / name).write_text(block.code)
             if block.language not in PROGRAMS or block.mark:
                 continue
-            assert block.language in RUN, f"line {block.line}: {block.language} is not run; say why above the block"
+            assert block.language in RUNNABLE, f"line {block.line}: {block.language} is neither run nor marked"
             for command in block.commands() if block.language == "console" else [block.code]:
-                self._do(command, block)
-                done += 1
-        return done
+                self.run(command, block)
+                count += 1
+        return count
+
+    def run(self, command: str, block: Block) -> str:
+        """Runs one command or program; returns its standard output."""
+        command = command.replace(LISTEN, f"127.0.0.1:{self.port}")
+        if served := re.match(r"polyhead-serve (?!-)(\S+)(.*)", command):
+            # `start` chooses the address.
+            self.serve(self.folder / served[1], *re.sub(r"--listen \S+|#.*", "", served[2]).split())
+            return ""
+        program = [sys.executable, "-c", command] if block.language == "python" else ["bash", "-euc", command]
+        result = subprocess.run(
+            program, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert result.returncode == 0, f"line {block.line}: {command}\n{result.stdout[-1000:]}{result.stderr[-2000:]}"
+        return result.stdout
 
     def serve(self, bundle: Path, *flags: str) -> None:
-        """Starts a server in place of the one before."""
+        """Starts a server in place of the previous one."""
         self.stop()
         self.server = self.start(bundle, *flags, target=f"127.0.0.1:{self.port}")
         self.server.wait_until_serving()
 
     def stop(self) -> None:
-        """Stops the server, if there is one."""
+        """Stops the server, if one is running."""
         if self.server is not None:
             self.server.stop()
-
-    def _do(self, command: str, block: Block) -> None:
-        command = command.replace("127.0.0.1:50051", f"127.0.0.1:{self.port}")
-        if served := re.match(r"polyhead-serve (?!-)(\S+)(.*)", command):
-            # `start` says itself where to listen.
-            flags = re.sub(r"--listen \S+|#.*", "", served[2]).split()
-            self.serve(self.folder / served[1], *flags)
-            return
-        program = [sys.executable, "-c", command] if block.language == "python" else ["bash", "-euc", command]
-        done = subprocess.run(
-            program, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600, check=False
-        )
-        assert done.returncode == 0, f"line {block.line}: {command}\n{done.stdout[-1000:]}{done.stderr[-2000:]}"
+            self.server = None
