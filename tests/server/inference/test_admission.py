@@ -116,7 +116,9 @@ async def test_queue_has_a_limit_in_tokens(admission: Admission, scheduler: Batc
     assert admits(admission, 50)
     assert not admits(admission, 51)
     _, rejection = admission.admit(Flow(), sizes(51), None, blocking=False)
+    assert isinstance(rejection, OverloadedError)
     assert "10001 tokens would wait, the limit is 10000" in str(rejection)
+    assert rejection.retry_after_s == pytest.approx(10_001 / 2000 / 2)
 
 
 async def test_reserved_texts_count_until_they_are_released(admission: Admission) -> None:
@@ -153,6 +155,15 @@ async def test_unary_message_is_admitted_whole_or_not_at_all(admission: Admissio
     assert "10100 tokens would wait" in str(rejection)
 
 
+async def test_message_that_just_fits_an_empty_queue_is_rejected_whole(
+    admission: Admission, scheduler: BatchScheduler
+) -> None:
+    put(scheduler, 10)
+    assert admission.admit(Flow(), sizes(*[100] * 40), None, blocking=False)[0] == 0
+    # 2 s of queue, which 4,000 tokens fill: one text more would not fit an empty queue either.
+    assert admission.admit(Flow(), sizes(*[100] * 41), None, blocking=False)[0] == 39
+
+
 async def test_message_too_large_for_an_empty_queue_is_admitted_as_far_as_it_fits(admission: Admission) -> None:
     deadline = time.monotonic() + 1.0
     # 2,000 tokens a second, and 0.65 of a second may be filled.
@@ -184,6 +195,13 @@ async def test_stream_waits_for_capacity_and_is_woken(admission: Admission, sche
     scheduler.take()
     admission.wake()
     await asyncio.wait_for(waiting, 10)
+
+
+async def test_stream_continues_while_half_of_the_queue_is_free(scheduler: BatchScheduler) -> None:
+    admission = Admission(scheduler.accounting, 1, max_queue_s=10, max_queue_tokens=10_000, tokens_per_s=1000)
+    stream = Flow()
+    put(scheduler, 5000, stream)
+    await asyncio.wait_for(admission.wait_for_capacity(stream), 10)
 
 
 async def test_stream_with_nothing_in_the_queue_waits_only_for_a_full_queue(
@@ -271,7 +289,7 @@ async def test_long_texts_are_rejected_when_tokenizing_those_before_them_takes_t
     _, rejection = admission.admit(Flow(), long[:1], None, blocking=False)
     assert isinstance(rejection, OverloadedError)
     # A short text does not wait for them.
-    assert admits(admission, 100)
+    assert admits(admission, 100, deadline_s=0.5)
     admission.release(long[:4])
     for _ in range(100):
         admission.observe_tokenization(100_000, 1.0)
@@ -326,3 +344,37 @@ async def test_wait_of_the_item_includes_a_batch(admission: Admission, scheduler
     admission.observe_batch(tokens=500, compute_s=0.5, backlog=False)
     assert not admits(admission, 2000, deadline_s=2.0)
     assert admits(admission, 2000, deadline_s=2.5)
+
+
+def wait_s(admission: Admission, size: EstimatedSize) -> float:
+    """Returns the wait that is expected for an item of a new call."""
+    _, rejection = admission.first_rejected(Flow(), [size], 0, blocking=True)
+    assert isinstance(rejection, OverloadedError)
+    return rejection.retry_after_s
+
+
+async def test_observed_rates_are_moving_averages(admission: Admission, scheduler: BatchScheduler) -> None:
+    put(scheduler, 1000)
+    assert wait_s(admission, EstimatedSize(1000, 0)) == pytest.approx(1.0)
+    # Two workers with 500 tokens a second each, of which a tenth counts; the first duration of a batch counts whole.
+    admission.observe_batch(tokens=500, compute_s=1.0, backlog=True)
+    assert admission.tokens_per_s == pytest.approx(1900)
+    assert wait_s(admission, EstimatedSize(900, 0)) == pytest.approx(1.0 + 1800 / 1900)
+    admission.observe_batch(tokens=500, compute_s=2.0, backlog=True)
+    assert admission.tokens_per_s == pytest.approx(1900 - 140)
+    assert wait_s(admission, EstimatedSize(760, 0)) == pytest.approx(1.1 + 1520 / 1760)
+    admission.observe_tokenization(1_000_000, 0.5)
+    assert wait_s(admission, EstimatedSize(760, 1_100_000)) == pytest.approx(1.1 + 1520 / 1760 + 1.0)
+
+
+async def test_first_batch_sets_an_unknown_rate(scheduler: BatchScheduler) -> None:
+    admission = Admission(scheduler.accounting, 2, max_queue_s=2, max_queue_tokens=10_000, tokens_per_s=0)
+    admission.observe_batch(tokens=500, compute_s=1.0, backlog=False)
+    assert admission.tokens_per_s == 1000
+
+
+async def test_second_item_is_not_free_when_the_first_one_has_the_size_of_the_queue(
+    admission: Admission, scheduler: BatchScheduler
+) -> None:
+    put(scheduler, 1000)
+    assert admission.first_rejected(Flow(), sizes(1000, 1000), 1.4, blocking=True)[0] == 1
