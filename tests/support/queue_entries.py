@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 
-from polyhead_server.inference.types import Batch, Entry, Flow, ItemOutcome, TokenizedText
+from polyhead_server.inference.admission import Admission
+from polyhead_server.inference.scheduler import BatchScheduler
+from polyhead_server.inference.types import Batch, Entry, EstimatedSize, Flow, ItemOutcome, TokenizedText
 
 _clock = itertools.count()
 
@@ -21,3 +24,21 @@ def lengths(batch: Batch | None) -> list[int]:
     """Returns the lengths of a batch's entries."""
     assert batch is not None
     return [one.length for one in batch.entries]
+
+
+def sizes(*tokens: int) -> list[EstimatedSize]:
+    """Makes the sizes of texts that are tokenized inline."""
+    return [EstimatedSize(number, 0) for number in tokens]
+
+
+def put(scheduler: BatchScheduler, tokens: int, flow: Flow | None = None) -> None:
+    """Puts one entry into the queue."""
+    scheduler.put([entry(tokens, flow=flow)])
+
+
+def admits(admission: Admission, size: int, deadline_s: float | None = None, flow: Flow | None = None) -> bool:
+    """Returns whether an item of a unary call is admitted; leaves nothing reserved."""
+    deadline = None if deadline_s is None else time.monotonic() + deadline_s
+    admitted, _ = admission.admit(flow or Flow(), sizes(size), deadline, blocking=False)
+    admission.release(sizes(size)[:admitted])
+    return admitted == 1

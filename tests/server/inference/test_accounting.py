@@ -56,7 +56,9 @@ async def test_reservations_count_as_pending_until_they_are_released() -> None:
     accounting.reserve(sizes)
     assert accounting.pending_tokens == 35
     assert accounting.snapshot()[1:] == (5, 0, 1, 30, 100, 0)
-    accounting.release(sizes)
+    accounting.release(sizes[1:])
+    assert (accounting.pending_tokens, accounting.reserved_characters) == (15, 100)
+    accounting.release(sizes[:1])
     assert (accounting.pending_tokens, accounting.reserved_characters) == (5, 0)
 
 

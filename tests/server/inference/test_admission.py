@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import time
 
 import pytest
@@ -9,35 +8,12 @@ from polyhead_server.inference.admission import Admission
 from polyhead_server.inference.scheduler import BatchLimits, BatchScheduler
 from polyhead_server.inference.types import EstimatedSize, Flow
 
-from tests.support.queue_entries import entry
+from tests.support.queue_entries import admits, put, sizes
 
 
 @pytest.fixture
 async def scheduler() -> BatchScheduler:
     return BatchScheduler(BatchLimits(max_tokens=10_000, max_padding=0.12, overhead_tokens=16))
-
-
-@pytest.fixture
-def admission(scheduler: BatchScheduler) -> Admission:
-    """Two workers with 1,000 tokens a second each; at most 2 s, or 10,000 tokens, of queue."""
-    return Admission(scheduler.accounting, 2, max_queue_s=2.0, max_queue_tokens=10_000, tokens_per_s=1000)
-
-
-def sizes(*tokens: int) -> list[EstimatedSize]:
-    """Makes the sizes of texts that are tokenized inline."""
-    return [EstimatedSize(number, 0) for number in tokens]
-
-
-def put(scheduler: BatchScheduler, tokens: int, flow: Flow | None = None) -> None:
-    scheduler.put([entry(tokens, flow=flow)])
-
-
-def admits(admission: Admission, size: int, deadline_s: float | None = None, flow: Flow | None = None) -> bool:
-    """Returns whether an item of a unary call is admitted; leaves nothing reserved."""
-    deadline = None if deadline_s is None else time.monotonic() + deadline_s
-    admitted, _ = admission.admit(flow or Flow(), sizes(size), deadline, blocking=False)
-    admission.release(sizes(size)[:admitted])
-    return admitted == 1
 
 
 async def test_expected_wait_is_the_queue_divided_by_the_rate_of_all_workers(
@@ -116,7 +92,9 @@ async def test_queue_has_a_limit_in_tokens(admission: Admission, scheduler: Batc
     assert admits(admission, 50)
     assert not admits(admission, 51)
     _, rejection = admission.admit(Flow(), sizes(51), None, blocking=False)
+    assert isinstance(rejection, OverloadedError)
     assert "10001 tokens would wait, the limit is 10000" in str(rejection)
+    assert rejection.retry_after_s == pytest.approx(10_001 / 2000 / 2)
 
 
 async def test_reserved_texts_count_until_they_are_released(admission: Admission) -> None:
@@ -153,6 +131,15 @@ async def test_unary_message_is_admitted_whole_or_not_at_all(admission: Admissio
     assert "10100 tokens would wait" in str(rejection)
 
 
+async def test_message_that_just_fits_an_empty_queue_is_rejected_whole(
+    admission: Admission, scheduler: BatchScheduler
+) -> None:
+    put(scheduler, 10)
+    assert admission.admit(Flow(), sizes(*[100] * 40), None, blocking=False)[0] == 0
+    # 2 s of queue, which 4,000 tokens fill: one text more would not fit an empty queue either.
+    assert admission.admit(Flow(), sizes(*[100] * 41), None, blocking=False)[0] == 39
+
+
 async def test_message_too_large_for_an_empty_queue_is_admitted_as_far_as_it_fits(admission: Admission) -> None:
     deadline = time.monotonic() + 1.0
     # 2,000 tokens a second, and 0.65 of a second may be filled.
@@ -172,88 +159,6 @@ async def test_item_whose_deadline_passed_is_expired(admission: Admission) -> No
         assert isinstance(admission.admit(Flow(), sizes(1), passed, blocking=blocking)[1], ExpiredError)
 
 
-async def test_stream_waits_for_capacity_and_is_woken(admission: Admission, scheduler: BatchScheduler) -> None:
-    stream = Flow()
-    put(scheduler, 3000)
-    put(scheduler, 1000, stream)
-    waiting = asyncio.ensure_future(admission.wait_for_capacity(stream))
-    await asyncio.sleep(0)
-    admission.wake()
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    scheduler.take()
-    admission.wake()
-    await asyncio.wait_for(waiting, 10)
-
-
-async def test_stream_with_nothing_in_the_queue_waits_only_for_a_full_queue(
-    admission: Admission, scheduler: BatchScheduler
-) -> None:
-    put(scheduler, 9999)
-    await asyncio.wait_for(admission.wait_for_capacity(Flow()), 10)
-    put(scheduler, 1)
-    waiting = asyncio.ensure_future(admission.wait_for_capacity(Flow()))
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    waiting.cancel()
-
-
-async def test_streams_leave_half_of_the_queue_to_unary_calls(scheduler: BatchScheduler) -> None:
-    admission = Admission(scheduler.accounting, 1, max_queue_s=1e9, max_queue_tokens=10_000, tokens_per_s=1000)
-    stream = Flow()
-    put(scheduler, 5001, stream)
-    waiting = asyncio.ensure_future(admission.wait_for_capacity(stream))
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    assert admits(admission, 4999)
-    waiting.cancel()
-
-
-async def test_stream_is_woken_when_reserved_texts_never_reach_the_queue(
-    admission: Admission, scheduler: BatchScheduler
-) -> None:
-    stream = Flow()
-    put(scheduler, 10, stream)
-    admission.admit(Flow(), sizes(8000), None, blocking=True)
-    waiting = asyncio.ensure_future(admission.wait_for_capacity(stream))
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    admission.release(sizes(8000))
-    await asyncio.wait_for(waiting, 10)
-
-
-async def test_streams_woken_together_check_the_capacity_again(admission: Admission, scheduler: BatchScheduler) -> None:
-    admission.admit(Flow(), sizes(8000), None, blocking=True)
-
-    async def admit_next(stream: Flow) -> None:
-        await admission.wait_for_capacity(stream)
-        admission.admit(stream, sizes(4000), None, blocking=True)
-
-    streams = [Flow() for _ in range(3)]
-    for stream in streams:
-        put(scheduler, 10, stream)
-    waiting = [asyncio.ensure_future(admit_next(stream)) for stream in streams]
-    await asyncio.sleep(0)
-    admission.release(sizes(8000))
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert [task.done() for task in waiting] == [True, False, False]
-    for task in waiting:
-        task.cancel()
-
-
-async def test_cancelled_stream_does_not_disturb_other_waiters(admission: Admission, scheduler: BatchScheduler) -> None:
-    stream = Flow()
-    put(scheduler, 10, stream)
-    admission.admit(Flow(), sizes(8000), None, blocking=True)
-    cancelled, other = (asyncio.ensure_future(admission.wait_for_capacity(stream)) for _ in range(2))
-    await asyncio.sleep(0)
-    cancelled.cancel()
-    await asyncio.sleep(0)
-    admission.release(sizes(8000))
-    await asyncio.wait_for(other, 10)
-
-
 async def test_small_batches_do_not_change_the_token_rate(admission: Admission, scheduler: BatchScheduler) -> None:
     put(scheduler, 1000)
     for _ in range(100):
@@ -271,35 +176,11 @@ async def test_long_texts_are_rejected_when_tokenizing_those_before_them_takes_t
     _, rejection = admission.admit(Flow(), long[:1], None, blocking=False)
     assert isinstance(rejection, OverloadedError)
     # A short text does not wait for them.
-    assert admits(admission, 100)
+    assert admits(admission, 100, deadline_s=0.5)
     admission.release(long[:4])
     for _ in range(100):
         admission.observe_tokenization(100_000, 1.0)
     assert admission.admit(Flow(), long, None, blocking=False)[0] == 0
-
-
-async def test_streams_are_woken_once_for_all_entries_that_leave_together(
-    admission: Admission, scheduler: BatchScheduler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stream, checks = Flow(), 0
-    put(scheduler, 10, stream)
-    admission.admit(Flow(), sizes(8000), None, blocking=True)
-    waiting = [asyncio.ensure_future(admission.wait_for_capacity(stream)) for _ in range(10)]
-    await asyncio.sleep(0)
-    check = admission._has_capacity
-
-    def count(flow: Flow) -> bool:
-        nonlocal checks
-        checks += 1
-        return check(flow)
-
-    monkeypatch.setattr(admission, "_has_capacity", count)
-    for _ in range(100):
-        admission.wake()
-    await asyncio.sleep(0)
-    assert checks == 10
-    for task in waiting:
-        task.cancel()
 
 
 async def test_first_rejected_changes_nothing(admission: Admission, scheduler: BatchScheduler) -> None:
@@ -326,3 +207,37 @@ async def test_wait_of_the_item_includes_a_batch(admission: Admission, scheduler
     admission.observe_batch(tokens=500, compute_s=0.5, backlog=False)
     assert not admits(admission, 2000, deadline_s=2.0)
     assert admits(admission, 2000, deadline_s=2.5)
+
+
+def wait_s(admission: Admission, size: EstimatedSize) -> float:
+    """Returns the wait that is expected for an item of a new call."""
+    _, rejection = admission.first_rejected(Flow(), [size], 0, blocking=True)
+    assert isinstance(rejection, OverloadedError)
+    return rejection.retry_after_s
+
+
+async def test_observed_rates_are_moving_averages(admission: Admission, scheduler: BatchScheduler) -> None:
+    put(scheduler, 1000)
+    assert wait_s(admission, EstimatedSize(1000, 0)) == pytest.approx(1.0)
+    # Two workers with 500 tokens a second each, of which a tenth counts; the first duration of a batch counts whole.
+    admission.observe_batch(tokens=500, compute_s=1.0, backlog=True)
+    assert admission.tokens_per_s == pytest.approx(1900)
+    assert wait_s(admission, EstimatedSize(900, 0)) == pytest.approx(1.0 + 1800 / 1900)
+    admission.observe_batch(tokens=500, compute_s=2.0, backlog=True)
+    assert admission.tokens_per_s == pytest.approx(1900 - 140)
+    assert wait_s(admission, EstimatedSize(760, 0)) == pytest.approx(1.1 + 1520 / 1760)
+    admission.observe_tokenization(1_000_000, 0.5)
+    assert wait_s(admission, EstimatedSize(760, 1_100_000)) == pytest.approx(1.1 + 1520 / 1760 + 1.0)
+
+
+async def test_first_batch_sets_an_unknown_rate(scheduler: BatchScheduler) -> None:
+    admission = Admission(scheduler.accounting, 2, max_queue_s=2, max_queue_tokens=10_000, tokens_per_s=0)
+    admission.observe_batch(tokens=500, compute_s=1.0, backlog=False)
+    assert admission.tokens_per_s == 1000
+
+
+async def test_second_item_is_not_free_when_the_first_one_has_the_size_of_the_queue(
+    admission: Admission, scheduler: BatchScheduler
+) -> None:
+    put(scheduler, 1000)
+    assert admission.first_rejected(Flow(), sizes(1000, 1000), 1.4, blocking=True)[0] == 1

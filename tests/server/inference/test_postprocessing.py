@@ -32,6 +32,23 @@ def test_sigmoid_is_correct_for_any_logit(logit: float, expected: float) -> None
     assert postprocessing.probabilities(SIGMOID, row(logit))[0, 0] == pytest.approx(expected)
 
 
+def test_rows_of_a_batch_do_not_influence_each_other() -> None:
+    logits = np.array([[0, 1], [200, 100], [-300, -300]], dtype=np.float32)
+    found = postprocessing.probabilities(softmax(), logits)
+    assert found.dtype == np.float32
+    for one, single in zip(found, logits, strict=True):
+        assert one.tolist() == postprocessing.probabilities(softmax(), single[None])[0].tolist()
+    assert found.sum(axis=1) == pytest.approx([1, 1, 1])
+    signs = postprocessing.probabilities(SIGMOID, np.array([[0.5], [-0.5]], dtype=np.float32))
+    assert signs.dtype == np.float32
+    assert signs.sum() == pytest.approx(1)
+
+
+def test_outputs_for_another_number_of_heads_are_an_error() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        postprocessing.postprocess([softmax(), SIGMOID], [np.zeros((1, 2), np.float32)] * 2)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_row_that_is_not_finite_does_not_affect_other_rows(bad: float) -> None:
     embedding = np.array([[1, 2], [bad, 2], [3, 4]], dtype=np.float32)

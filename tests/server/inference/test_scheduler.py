@@ -125,6 +125,17 @@ async def test_expired_entries_are_returned_and_not_computed(scheduler: BatchSch
     assert scheduler.accounting.waiting_tokens == 0
 
 
+async def test_entry_that_was_taken_does_not_expire_later(
+    scheduler: BatchScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (entry(90, deadline=time.monotonic() + 1000) for _ in range(2))
+    scheduler.put([first, second])
+    assert scheduler.take() == Batch([first], [])
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2000)
+    assert scheduler.take() == Batch([], [second])
+
+
 async def test_cancelled_entries_are_not_returned(scheduler: BatchScheduler) -> None:
     dropped, kept = entry(10), entry(10)
     dropped.future.cancel()
