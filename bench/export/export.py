@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 import polyhead_bundle as bundle
 from numpy.typing import NDArray
-from polyhead_export.eval_data import answer_rows
+from polyhead_export.eval_data import predict
 from polyhead_export.layout import load_model
-from polyhead_export.runners import onnx_pass, torch_pass
+from polyhead_export.runners import onnx_runner, torch_runner
 from polyhead_training.evaluation.similarity import correlations
 from polyhead_training.tokenization import encode, load_tokenizer
 from tqdm import tqdm
@@ -138,14 +138,14 @@ def _flip(path: Path, place: int, bit: int) -> None:
 def similarity(found: bundle.Bundle, pairs: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Spearman's correlation through the trained model and through every graph."""
     manifest, tokenizer = found.manifest, load_tokenizer(found.file("tokenizer.json"))
-    ways = {"torch": torch_pass(load_model(found.file("torch/model.safetensors").parent))}
-    ways |= {name: onnx_pass(found.file(one.file)) for name, one in manifest.variants.items()}
+    ways = {"torch": torch_runner(load_model(found.file("torch/model.safetensors").parent))}
+    ways |= {name: onnx_runner(found.file(one.file)) for name, one in manifest.variants.items()}
     figures = {}
     for name, way in ways.items():
 
         def embed(texts: Sequence[str], way: Any = way) -> NDArray[np.float32]:
             ids = list(encode(tokenizer, texts, manifest.max_tokens))
-            return answer_rows(way, ids, manifest.pad_token_id)[manifest.embedding.output]
+            return predict(way, ids, manifest.pad_token_id)[manifest.embedding.output]
 
         figures[name] = spearman(embed, pairs)
     return figures

@@ -19,7 +19,7 @@ from polyhead_training.runs.run_directory import staged_run, write_run
 # A softmax head and a sigmoid head in turns, as in the demo.
 _LABELS = {"softmax": ("account", "app", "billing", "delivery", "product", "support"), "sigmoid": ("no", "yes")}
 # Weights that nobody trained put most texts near a threshold, so that 8 bits turn many labels; times do not mind.
-_ANY_LABEL = {"other_labels": 1.0}
+_ANY_LABEL = {"label_disagreement": 1.0}
 
 
 class Lengths:

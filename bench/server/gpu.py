@@ -31,7 +31,7 @@ import numpy as np
 import polyhead_bundle as bundle
 import torch
 from numpy.typing import NDArray
-from polyhead_export.runners import torch_pass
+from polyhead_export.runners import torch_runner
 from polyhead_server.engines import Engine, open_engine
 from polyhead_server.inference.model import pad
 from polyhead_server.inference.tokenization import Tokenizer
@@ -174,7 +174,7 @@ def batches_of(ids: Sequence[list[int]], tokens: int) -> list[list[list[int]]]:
 def answers(source: bundle.Bundle, engine: Engine, ids: Sequence[list[int]]) -> Figures:
     """The largest differences of any number of an answer."""
     some = list(ids[:200])
-    reference = torch_pass(load_model(source.file("torch/model.safetensors").parent))
+    reference = torch_runner(load_model(source.file("torch/model.safetensors").parent))
     names = [source.manifest.embedding.output, *(head.output for head in source.manifest.heads)]
 
     def stacked(batches: Sequence[Sequence[list[int]]], run: Callable[..., Sequence[NDArray[Any]]]) -> NDArray[Any]:

@@ -65,7 +65,7 @@ def test_neighbours_are_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted(kept)
 
 
-def test_full_disk_says_where(tmp_path: Path) -> None:
+def test_full_disk_reports_where(tmp_path: Path) -> None:
     with (
         pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'run'}'"),
         staging_folder(tmp_path / "run"),

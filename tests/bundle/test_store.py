@@ -130,7 +130,7 @@ def test_missing_directory_is_no_bundle(tmp_path: Path) -> None:
 
 def test_oversized_manifest_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = written(tmp_path).path
-    monkeypatch.setattr(store, "_MAX_MANIFEST_BYTES", 100)
+    monkeypatch.setattr(store, "MAX_MANIFEST_BYTES", 100)
     with pytest.raises(FormatError, match="larger than 100 bytes"):
         bundle.load(root)
 

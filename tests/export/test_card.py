@@ -26,7 +26,7 @@ def test_card_in_the_bundle_shows_heads_scores_and_gate(bundle_dir: Path) -> Non
     assert "| `topic` | softmax | `app`, `billing`, `support` | 1 |  |" in card
     assert "| `sentiment` | sigmoid | `negative`, `positive` | 1 | 0.5 |" in card
     assert "| test | `topic` | 120 | 0.9500 [0.9100, 0.9800] | 0.2500 | 0.9375 | 0.0125 |" in card
-    assert "| `padded_or_not` |" in card
+    assert "| `padding_invariance` |" in card
     assert "polyhead-serve" in card
 
 
@@ -40,7 +40,7 @@ def test_card_of_a_run_without_evaluation_has_no_such_section(run_dir: Path, bun
     assert "## Gate" in card
 
 
-def test_card_says_what_training_did_to_the_embedding(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
+def test_card_reports_what_training_did_to_the_embedding(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
     similarity = '{"similarity": {"pairs": 1500, "spearman_before": 0.867, "spearman_after": 0.855}}'
     card = render_card(_run(run_dir, similarity, tmp_path), bundle.load(bundle_dir).manifest)
     assert "of 1,500 pairs of texts with people's scores:\n0.8670 before training, 0.8550 after." in card

@@ -135,10 +135,10 @@ def test_damaged_bundle_is_the_users_mistake(bundle_dir: Path, tmp_path: Path) -
 
 
 def test_failed_gate_is_a_failure(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "measure", lambda *_: (Check("padded_or_not", 0.5, 1e-5),))
+    monkeypatch.setattr(gate, "measure", lambda *_: (Check("padding_invariance", 0.5, 1e-5),))
     result = _call("verify", bundle_dir)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "padded_or_not is 0.5 (limit 1e-05)" in result.stderr.splitlines()[-1]
+    assert "padding_invariance is 0.5 (limit 1e-05)" in result.stderr.splitlines()[-1]
 
 
 def test_disk_that_is_full_is_a_failure_on_one_line(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

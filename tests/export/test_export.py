@@ -74,11 +74,11 @@ def test_weights_are_those_of_the_run(bundle_dir: Path, run_dir: Path) -> None:
     assert (bundle_dir / "tokenizer.json").read_bytes() == (run_dir / "tokenizer.json").read_bytes()
 
 
-def test_progress_shows_the_table_of_checks(bundle_dir: Path, progress: list[str]) -> None:
-    assert any("alone_or_batched" in line and "limit" in line for line in progress)
+def test_progress_shows_the_table_of_checks(bundle_dir: Path, export_report: list[str]) -> None:
+    assert any("batch_invariance" in line and "limit" in line for line in export_report)
 
 
-def test_no_file_says_where_it_came_from(bundle_dir: Path, run_dir: Path) -> None:
+def test_no_file_reports_where_it_came_from(bundle_dir: Path, run_dir: Path) -> None:
     assert b"/remembered/by/transformers" in (run_dir / "model" / "config.json").read_bytes()
     for name in (*FILES, "bundle.json"):
         content = (bundle_dir / name).read_bytes()
@@ -105,9 +105,7 @@ def test_same_run_gives_the_same_bundle(run_dir: Path, bundle_dir: Path, tmp_pat
         torch.set_num_threads(threads)
 
 
-def test_graph_that_is_off_is_not_written(
-    run_dir: Path, tmp_path: Path, make_model: Callable[..., PolyheadModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_graph_that_is_off_is_not_written(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def export_another(model: PolyheadModel, path: Path) -> None:
         other = make_model()
         with torch.no_grad():
@@ -115,10 +113,10 @@ def test_graph_that_is_off_is_not_written(
         export_graph(other, path)
 
     monkeypatch.setattr(export_module, "export_graph", export_another)
-    said: list[str] = []
+    lines: list[str] = []
     with pytest.raises(ValuesError, match=r"difference\.logits is 0\.001 \(limit 0\.0001\)"):
-        export(run_dir, tmp_path / "bundle", said.append)
-    assert any("FAILED" in line for line in said)
+        export(run_dir, tmp_path / "bundle", lines.append)
+    assert any("FAILED" in line for line in lines)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from polyhead_bundle import Fingerprints, Head
-from polyhead_export.fingerprints import take_fingerprints
+from polyhead_export.fingerprints import compute_fingerprints
 from polyhead_training.model import PolyheadModel
 
 TOPIC = Head("topic", "softmax", "logits", ("app", "billing", "support"))
@@ -18,7 +18,7 @@ EVERYTHING = {"space", "topic", "sentiment"}
 
 
 def _take(model: PolyheadModel, *heads: Head, tokenizer: bytes = b"{}", precision: str = "fp32") -> Fingerprints:
-    return take_fingerprints(model, heads or (TOPIC, SENTIMENT), tokenizer, precision)
+    return compute_fingerprints(model, heads or (TOPIC, SENTIMENT), tokenizer, precision)
 
 
 def _differences(one: Fingerprints, other: Fingerprints) -> set[str]:
@@ -34,7 +34,7 @@ def _train(module: torch.nn.Module) -> None:
     weight[0] = torch.nextafter(weight[0], torch.tensor(9.0))
 
 
-def test_fingerprints_are_16_digits_and_always_the_same(make_model: Callable[..., PolyheadModel]) -> None:
+def test_fingerprints_are_16_digits_and_always_the_same() -> None:
     one, other = _take(make_model()), _take(make_model())
     assert one == other
     assert all(re.fullmatch("[0-9a-f]{16}", digits) for digits in (one.embedding_space, *one.heads.values()))
@@ -50,15 +50,13 @@ def test_fingerprints_are_16_digits_and_always_the_same(make_model: Callable[...
         ("pooling", {"topic", "sentiment"}),
     ],
 )
-def test_training_a_part_changes_what_it_answers(
-    make_model: Callable[..., PolyheadModel], part: str, changes: set[str]
-) -> None:
+def test_training_a_part_changes_what_it_answers(part: str, changes: set[str]) -> None:
     trained = make_model()
     _train(trained.get_submodule(part))
     assert _differences(_take(make_model()), _take(trained)) == changes
 
 
-def test_training_the_pooling_changes_an_embedding_that_is_shared(make_model: Callable[..., PolyheadModel]) -> None:
+def test_training_the_pooling_changes_an_embedding_that_is_shared() -> None:
     trained = make_model(embedding_pooling="shared")
     _train(trained.pooling)
     assert _differences(_take(make_model(embedding_pooling="shared")), _take(trained)) == EVERYTHING
@@ -67,9 +65,7 @@ def test_training_the_pooling_changes_an_embedding_that_is_shared(make_model: Ca
 @pytest.mark.parametrize(
     "settings", [{"embedding_pooling": "cls"}, {"normalize": False}, {"max_tokens": 47}, {"pad_token_id": 1}]
 )
-def test_setting_of_the_embedding_changes_everything(
-    make_model: Callable[..., PolyheadModel], settings: dict[str, object]
-) -> None:
+def test_setting_of_the_embedding_changes_everything(settings: dict[str, object]) -> None:
     assert _differences(_take(make_model()), _take(make_model(**settings))) == EVERYTHING
 
 
@@ -78,9 +74,7 @@ def test_tokenizer_and_precision_change_everything(model: PolyheadModel) -> None
     assert _differences(_take(model), _take(model, precision="int8")) == EVERYTHING
 
 
-def test_backbones_configuration_changes_everything_and_its_origin_nothing(
-    make_model: Callable[..., PolyheadModel],
-) -> None:
+def test_backbones_configuration_changes_everything_and_its_origin_nothing() -> None:
     changed, moved = make_model(), make_model()
     changed.config.backbone["layer_norm_eps"] = 1e-5
     moved.config.backbone |= {"_name_or_path": "elsewhere", "transformers_version": "6.0", "dtype": "float32"}

@@ -25,10 +25,10 @@ from polyhead_export.errors import (
     ShapeError,
     ValuesError,
 )
-from polyhead_export.eval_data import Labelled, answer_rows, labels_of
+from polyhead_export.eval_data import EvalData, predict, predicted_labels
 from polyhead_export.export import _worst_drop
 from polyhead_export.onnx_export import describe_graph, export_graph, signature
-from polyhead_export.runners import torch_pass
+from polyhead_export.runners import torch_runner
 from polyhead_export.settings import Settings
 from polyhead_training.loop.loss import UNLABELLED
 from polyhead_training.model import Head as ModelHead
@@ -73,9 +73,9 @@ def test_exported_graph_passes_every_check(model: PolyheadModel, graph_file: Pat
         "difference.sentiment_logits",
         "cosine_distance.mean",
         "cosine_distance.worst",
-        "other_labels",
-        "alone_or_batched",
-        "padded_or_not",
+        "label_disagreement",
+        "batch_invariance",
+        "padding_invariance",
     ]
     assert 0 < _values(checks)["difference.sentence_embedding"] < 1e-5
 
@@ -96,13 +96,13 @@ def test_graph_that_is_off_fails_by_that_amount(tmp_path: Path, model: PolyheadM
 
 
 @pytest.mark.parametrize("output", ["logits", "sentiment_logits"])
-def test_graph_with_other_labels_counts_them(
+def test_graph_with_label_disagreement_counts_them(
     tmp_path: Path, model: PolyheadModel, graph_file: Path, output: str
 ) -> None:
     counts = []
     for amount in (-100, 100):
         path = _shifted(graph_file, tmp_path / "model.onnx", output, amount)
-        counts.append(_values(gate.measure(path, model, GOLDEN, HEADS))["other_labels"])
+        counts.append(_values(gate.measure(path, model, GOLDEN, HEADS))["label_disagreement"])
     # Whatever label a text had, at least one of the two shifts takes it away.
     assert sum(counts) >= 1 / len(HEADS)
 
@@ -110,7 +110,7 @@ def test_graph_with_other_labels_counts_them(
 def test_answer_that_is_no_number_fails(tmp_path: Path, model: PolyheadModel, graph_file: Path) -> None:
     path = _shifted(graph_file, tmp_path / "model.onnx", "sentiment_logits", float("nan"))
     checks = gate.measure(path, model, GOLDEN, HEADS)
-    assert {"difference.sentiment_logits", "alone_or_batched", "padded_or_not"} <= _failed(checks)
+    assert {"difference.sentiment_logits", "batch_invariance", "padding_invariance"} <= _failed(checks)
 
 
 def _pooling_over_padding(self: Pooling, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -119,13 +119,13 @@ def _pooling_over_padding(self: Pooling, hidden: torch.Tensor, attention_mask: t
 
 
 def test_answer_that_depends_on_padding_fails_the_invariance_alone(
-    tmp_path: Path, make_model: Callable[..., PolyheadModel], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pooling, "forward", _pooling_over_padding)
     export_graph(model := make_model(), tmp_path / "model.onnx")
     checks = gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)
-    assert _failed(checks) == {"alone_or_batched", "padded_or_not"}
-    with pytest.raises(InvarianceError, match=r"alone_or_batched is .*, padded_or_not is"):
+    assert _failed(checks) == {"batch_invariance", "padding_invariance"}
+    with pytest.raises(InvarianceError, match=r"batch_invariance is .*, padding_invariance is"):
         gate.require_passed("fp32", checks)
 
 
@@ -135,11 +135,11 @@ def _pooling_over_the_batch(self: Pooling, hidden: torch.Tensor, attention_mask:
 
 
 def test_answer_that_depends_on_the_batch_fails_the_invariance_alone(
-    tmp_path: Path, make_model: Callable[..., PolyheadModel], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pooling, "forward", _pooling_over_the_batch)
     export_graph(model := make_model(), tmp_path / "model.onnx")
-    assert _failed(gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)) == {"alone_or_batched"}
+    assert _failed(gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)) == {"batch_invariance"}
 
 
 def _logits_that_shift_together(self: ModelHead, features: torch.Tensor) -> torch.Tensor:
@@ -149,16 +149,16 @@ def _logits_that_shift_together(self: ModelHead, features: torch.Tensor) -> torc
 
 
 def test_logits_that_depend_on_the_batch_fail_where_probabilities_do_not(
-    tmp_path: Path, make_model: Callable[..., PolyheadModel], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ModelHead, "forward", _logits_that_shift_together)
     export_graph(model := make_model(), tmp_path / "model.onnx")
-    assert _failed(gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)) == {"alone_or_batched"}
+    assert _failed(gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)) == {"batch_invariance"}
 
 
 def test_difference_of_a_number_above_1_is_a_share_of_it() -> None:
     alone, company = np.asarray([0.5, -100.0]), np.asarray([0.6, -101.0])
-    assert gate._apart(company, alone).tolist() == pytest.approx([0.1, 0.01])
+    assert gate.relative_difference(company, alone).tolist() == pytest.approx([0.1, 0.01])
 
 
 def _rename_output(proto: onnx.ModelProto) -> None:
@@ -213,11 +213,11 @@ def test_graph_with_another_signature_is_compared_no_further(
 
 
 def test_most_important_failure_names_the_error_and_all_are_told() -> None:
-    checks = [Check("padded_or_not", 1.0, 1e-5), Check("difference.logits", 2.0, 1e-4), Check("names", 0, 0)]
+    checks = [Check("padding_invariance", 1.0, 1e-5), Check("difference.logits", 2.0, 1e-4), Check("names", 0, 0)]
     with pytest.raises(ValuesError) as caught:
         gate.require_passed("int8", checks)
     assert caught.value.variant == "int8"
-    assert [check.name for check in caught.value.failed] == ["difference.logits", "padded_or_not"]
+    assert [check.name for check in caught.value.failed] == ["difference.logits", "padding_invariance"]
 
 
 IDS = [[2, number, number + 1, 3] for number in range(10, 30)]
@@ -225,18 +225,18 @@ SHIFT = 1e3
 
 
 @pytest.fixture
-def labelled(model: PolyheadModel) -> Labelled:
+def labelled(model: PolyheadModel) -> EvalData:
     """Rows whose labels are what the model says, but for the first five of each head, and one without any."""
-    reference = answer_rows(torch_pass(model), IDS, 0)
-    targets = np.stack([labels_of(reference, head) for head in HEADS], axis=1)
+    reference = predict(torch_runner(model), IDS, 0)
+    targets = np.stack([predicted_labels(reference, head) for head in HEADS], axis=1)
     targets[:5] = (targets[:5] + 1) % np.array([3, 2])
     targets[5] = UNLABELLED
-    return Labelled(IDS, targets, reference, 0)
+    return EvalData(IDS, targets, reference, 0)
 
 
 @pytest.mark.parametrize(("head", "column"), [("topic", 0), ("sentiment", 1)])
-def test_head_that_always_says_one_thing_loses_what_it_got_right(  # noqa: PLR0917
-    tmp_path: Path, model: PolyheadModel, graph_file: Path, labelled: Labelled, head: str, column: int
+def test_head_that_always_reports_one_thing_loses_what_it_got_right(  # noqa: PLR0917
+    tmp_path: Path, model: PolyheadModel, graph_file: Path, labelled: EvalData, head: str, column: int
 ) -> None:
     path = _shifted(graph_file, tmp_path / "model.onnx", HEADS[column].output, SHIFT)
     said = 0 if head == "topic" else 1
@@ -251,14 +251,14 @@ def test_head_that_always_says_one_thing_loses_what_it_got_right(  # noqa: PLR09
     # It is sure of everything, so it is off by as much as it is wrong.
     before = labelled.score(labelled.reference, HEADS[column], column).ece or 0
     assert values[f"calibration.{head}"] == pytest.approx(abs((known != said).mean() - before), abs=1e-6)
-    answered = labels_of(labelled.reference, HEADS[column])
-    assert values["other_labels"] >= (answered != said).sum() / (2 * (len(IDS) + len(GOLDEN)))
+    answered = predicted_labels(labelled.reference, HEADS[column])
+    assert values["label_disagreement"] >= (answered != said).sum() / (2 * (len(IDS) + len(GOLDEN)))
 
 
 @pytest.mark.parametrize(
     ("check", "error"),
     [
-        ("other_labels", LabelsError),
+        ("label_disagreement", LabelsError),
         ("accuracy_drop.topic", AccuracyError),
         ("macro_f1_drop.sentiment", AccuracyError),
         ("calibration.topic", CalibrationError),
@@ -270,14 +270,14 @@ def test_failed_check_has_its_own_error(check: str, error: type[GateError]) -> N
         gate.require_passed("int8", [Check("names", 0, 0), Check(check, 0.5, 0.1)])
 
 
-def test_rows_without_labels_cost_a_graph_nothing(graph_file: Path, labelled: Labelled) -> None:
+def test_rows_without_labels_cost_a_graph_nothing(graph_file: Path, labelled: EvalData) -> None:
     bare = dataclasses.replace(labelled, targets=np.full_like(labelled.targets, UNLABELLED))
     assert _worst_drop(bare, HEADS, graph_file) == 0
     assert _worst_drop(labelled, HEADS, graph_file) == 0
 
 
 def test_graph_that_answers_better_than_the_model_loses_nothing(
-    model: PolyheadModel, graph_file: Path, labelled: Labelled
+    model: PolyheadModel, graph_file: Path, labelled: EvalData
 ) -> None:
     worse = {
         name: values + np.float32(SHIFT) * np.eye(1, values.shape[1], dtype=np.float32)
@@ -294,7 +294,7 @@ def test_value_on_its_limit_passes() -> None:
 
 
 def test_table_shows_value_limit_and_verdict() -> None:
-    lines = gate.table([Check("names", 0, 0), Check("difference.logits", 0.25, 1e-4)]).splitlines()
+    lines = gate.format_table([Check("names", 0, 0), Check("difference.logits", 0.25, 1e-4)]).splitlines()
     assert [line.split() for line in lines] == [
         ["check", "value", "limit"],
         ["names", "0", "0", "ok"],

@@ -13,7 +13,7 @@ import pytest
 import torch
 from polyhead_export import onnx_export
 from polyhead_export.errors import GraphError
-from polyhead_export.runners import onnx_pass, torch_pass
+from polyhead_export.runners import onnx_runner, torch_runner
 from polyhead_training.model import PolyheadModel, Pooling
 
 MAX_TOKENS = 48
@@ -26,7 +26,6 @@ SHAPES = [(1, 1), (1, 3), (7, 33), (3, MAX_TOKENS)]
 )
 def test_graph_of_every_family_answers_every_shape(
     tmp_path: Path,
-    make_model: Callable[..., PolyheadModel],
     capfd: pytest.CaptureFixture[str],
     family: str,
     poolings: tuple[str, str],
@@ -34,7 +33,7 @@ def test_graph_of_every_family_answers_every_shape(
     model = make_model(family, pooling=poolings[0], embedding_pooling=poolings[1])
     onnx_export.export_graph(model, tmp_path / "model.onnx")
     assert capfd.readouterr() == ("", "")
-    ours, theirs = onnx_pass(tmp_path / "model.onnx"), torch_pass(model)
+    ours, theirs = onnx_runner(tmp_path / "model.onnx"), torch_runner(model)
     random = np.random.default_rng(0)
     for texts, tokens in SHAPES:
         lengths = random.integers(1, tokens, size=(texts, 1), endpoint=True)
@@ -65,7 +64,7 @@ def test_graph_needs_the_standards_operators_alone(graph_file: Path) -> None:
     assert not proto.functions
 
 
-def test_graph_says_nothing_about_the_machine(graph_file: Path) -> None:
+def test_graph_reports_nothing_about_the_machine(graph_file: Path) -> None:
     content = graph_file.read_bytes()
     folders = [Path.cwd(), Path.home(), sys.prefix, tempfile.gettempdir(), Path(onnx_export.__file__).parent]
     # A home of "/root" is short, but tiny weights hold no such bytes by chance.
@@ -78,7 +77,7 @@ def test_graph_says_nothing_about_the_machine(graph_file: Path) -> None:
 def test_graph_that_tells_about_the_machine_is_refused(
     tmp_path: Path, model: PolyheadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_export, "_strip", lambda proto: None)
+    monkeypatch.setattr(onnx_export, "strip_metadata", lambda proto: None)
     with pytest.raises(GraphError, match="tells about the machine"):
         onnx_export.export_graph(model, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
@@ -98,15 +97,13 @@ def test_head_that_is_called_py_is_no_trace(graph_file: Path) -> None:
     onnx_export.require_no_local_trace(proto)
 
 
-def test_model_in_training_mode_gives_the_same_bytes_without_dropout(
-    tmp_path: Path, make_model: Callable[..., PolyheadModel], graph_file: Path
-) -> None:
+def test_model_in_training_mode_gives_the_same_bytes_without_dropout(tmp_path: Path, graph_file: Path) -> None:
     onnx_export.export_graph(make_model().train(), tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").read_bytes() == graph_file.read_bytes()
     assert "Dropout" not in {node.op_type for node in onnx.load(graph_file).graph.node}
 
 
-def test_part_in_training_mode_is_named(make_model: Callable[..., PolyheadModel]) -> None:
+def test_part_in_training_mode_is_named() -> None:
     model = make_model()
     onnx_export.require_evaluation_mode(model)
     model.heads["topic"].train()
@@ -114,9 +111,7 @@ def test_part_in_training_mode_is_named(make_model: Callable[..., PolyheadModel]
         onnx_export.require_evaluation_mode(model)
 
 
-def test_model_that_cannot_be_exported_is_one_clear_error(
-    tmp_path: Path, make_model: Callable[..., PolyheadModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_that_cannot_be_exported_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def branch(self: Pooling, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return hidden[:, 0] if hidden.sum() > 0 else hidden[:, 1]
 

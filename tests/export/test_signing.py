@@ -242,7 +242,7 @@ def test_signature_in_a_folder_that_is_not_there_cannot_be_written(signed: Signe
 
 
 @pytest.mark.parametrize("use", [sign, verify_signature])
-def test_missing_package_says_how_to_install_it(
+def test_missing_package_reports_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Path, Path, Path], None]
 ) -> None:
     path = written(tmp_path).path

@@ -284,7 +284,7 @@ def test_imported_classifier_is_judged_on_labelled_rows(write_classifier: Callab
     _import(write_classifier("bert"))
     rows = [{"text": f"the courier rang {number}", "label": "apple"} for number in range(3)]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = Settings(variants=("fp32",)).extended((), [tmp_path / "test.jsonl"])
+    settings = Settings(variants=("fp32",)).with_overrides((), [tmp_path / "test.jsonl"])
     manifest = export(tmp_path / "run", tmp_path / "bundle", _ignore, settings).manifest
     assert "accuracy_drop.topic" in {check.name for check in manifest.variants["fp32"].gate}
 
@@ -325,7 +325,7 @@ def test_run_is_called_after_the_checkpoint_or_as_told(write_classifier: Callabl
     assert not (tmp_path / "other").exists()
 
 
-def test_progress_says_what_was_taken_over(write_classifier: Callable[..., Path]) -> None:
+def test_progress_reports_what_was_taken_over(write_classifier: Callable[..., Path]) -> None:
     lines: list[str] = []
     _import(write_classifier(), say=lines.append)
     assert any("BertForSequenceClassification with 3 labels: zebra, apple, mango" in line for line in lines)

@@ -47,9 +47,9 @@ WriteRun = Callable[[Path, PolyheadModel], Path]
 
 
 @pytest.fixture
-def make_run(make_model: MakeModel, write_tiny_run: WriteRun, tmp_path: Path) -> Callable[..., Run]:
+def make_run(tmp_path: Path) -> Callable[..., Run]:
     def make(family: str = "bert", **settings: Any) -> Run:
-        return load_run(write_tiny_run(tmp_path / "run", make_model(family, **settings)))
+        return load_run(write_run_directory(tmp_path / "run", make_model(family, **settings)))
 
     return make
 
@@ -145,7 +145,7 @@ def test_same_run_gives_the_same_bytes(make_run: Callable[..., Run], tmp_path: P
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
 
-def test_no_file_says_where_it_came_from(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_no_file_reports_where_it_came_from(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run = make_run()
     assert b"/remembered/by/transformers" in (run.path / "model" / "config.json").read_bytes()
     write_sentence_transformer(run, tmp_path / "st")
@@ -155,7 +155,7 @@ def test_no_file_says_where_it_came_from(make_run: Callable[..., Run], tmp_path:
         assert str(tmp_path).encode() not in content, file
 
 
-def test_readme_says_what_differs(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_readme_reports_what_differs(make_run: Callable[..., Run], tmp_path: Path) -> None:
     write_sentence_transformer(make_run(), tmp_path / "st")
     text = (tmp_path / "st" / "README.md").read_text("utf-8")
     assert text.startswith('---\nlibrary_name: "sentence-transformers"\n')

@@ -12,15 +12,15 @@ import onnx
 import polyhead_bundle as bundle
 import pytest
 import torch
-from polyhead_export.cli import _VARIANTS
+from polyhead_export.cli import VARIANT_NAMES
 from polyhead_export.errors import FusionError, SettingsError
 from polyhead_export.export import export
 from polyhead_export.layout import GRAPHS
 from polyhead_export.onnx_export import EMBEDDING_OUTPUT, export_graph, random_texts
-from polyhead_export.quantization.fusion import fuse_attention, operators
+from polyhead_export.quantization.fusion import count_operators, fuse_attention
 from polyhead_export.quantization.smoothquant import collect_absmax, fold_biases, quantize
 from polyhead_export.quantization.variants import make_variant
-from polyhead_export.runners import onnx_pass
+from polyhead_export.runners import onnx_runner
 from polyhead_export.settings import VARIANTS, Settings, read_settings
 from polyhead_export.verify import verify
 from polyhead_server import settings as server_settings
@@ -44,7 +44,7 @@ def _make(model: PolyheadModel, folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def _embed(path: Path, *texts: list[int]) -> np.ndarray:
-    return onnx_pass(path)(*pad(texts, 0))[EMBEDDING_OUTPUT]
+    return onnx_runner(path)(*pad(texts, 0))[EMBEDDING_OUTPUT]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def loose() -> Settings:
     """A model of random weights answers at random: what it gives up is not what is tested."""
-    open_to_all = {"other_labels": 1.0, "accuracy_drop": 1.0, "macro_f1_drop": 1.0, "calibration": 1.0}
+    open_to_all = {"label_disagreement": 1.0, "accuracy_drop": 1.0, "macro_f1_drop": 1.0, "calibration": 1.0}
     limits = {name: open_to_all for name in VARIANTS if name != "fp32"}
     return Settings(variants=VARIANTS, limits=limits)
 
@@ -71,12 +71,12 @@ def loose() -> Settings:
 def all_variants(
     run_dir: Path, loose: Settings, labelled: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> bundle.Bundle:
-    settings = loose.extended((), [labelled])
+    settings = loose.with_overrides((), [labelled])
     return export(run_dir, tmp_path_factory.mktemp("variants") / "tiny", _ignore, settings)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
-def test_int8_is_near_and_does_not_depend_on_company(make_model: MakeModel, tmp_path: Path, family: str) -> None:
+def test_int8_is_near_and_does_not_depend_on_company(tmp_path: Path, family: str) -> None:
     model = make_model(family)
     plain, integers = _make(model, tmp_path, "int8")
     texts = random_texts(model.config, 9)
@@ -84,17 +84,17 @@ def test_int8_is_near_and_does_not_depend_on_company(make_model: MakeModel, tmp_
         wanted, alone = _embed(plain, text)[0], _embed(integers, text)[0]
         assert wanted @ alone > 0.999
         assert not np.array_equal(wanted, alone)
-        padded = onnx_pass(integers)(*pad([text, *texts], model.config.pad_token_id))[EMBEDDING_OUTPUT][0]
+        padded = onnx_runner(integers)(*pad([text, *texts], model.config.pad_token_id))[EMBEDDING_OUTPUT][0]
         np.testing.assert_allclose(padded, alone, atol=1e-5)
 
 
 def test_int8_is_calibrated_on_real_texts_where_there_are_any(model: PolyheadModel, tmp_path: Path) -> None:
     export_graph(model, tmp_path / "model.onnx")
     texts = random_texts(model.config, 400)[200:]
-    said: list[str] = []
+    lines: list[str] = []
     made = []
     for real in ([], texts[:3], texts):
-        path = make_variant("int8", tmp_path / "model.onnx", model.config, GOLDEN, said.append, real)
+        path = make_variant("int8", tmp_path / "model.onnx", model.config, GOLDEN, lines.append, real)
         made.append(path.read_bytes())
     assert len(set(made)) == 3
     assert [line.partition(";")[0] for line in said] == [
@@ -106,20 +106,20 @@ def test_int8_is_calibrated_on_real_texts_where_there_are_any(model: PolyheadMod
 
 def test_smoothing_is_chosen_by_the_loss_before_the_cosine(model: PolyheadModel, tmp_path: Path) -> None:
     export_graph(model, tmp_path / "model.onnx")
-    said: list[str] = []
+    lines: list[str] = []
     losses = iter([0.1, 0.0, 0.1, 0.1])
-    make_variant("int8", tmp_path / "model.onnx", model.config, GOLDEN, said.append, (), lambda _: next(losses))
-    assert "smoothing 0.6," in said[0]
+    make_variant("int8", tmp_path / "model.onnx", model.config, GOLDEN, lines.append, (), lambda _: next(losses))
+    assert "smoothing 0.6," in lines[0]
 
 
 def test_int8_runs_every_linear_layer_on_integers(model: PolyheadModel, tmp_path: Path) -> None:
-    counted = operators(onnx.load(_make(model, tmp_path, "int8")[1]))
+    counted = count_operators(onnx.load(_make(model, tmp_path, "int8")[1]))
     assert counted["com.microsoft.MatMulIntegerToFloat"] == 12
     assert counted["com.microsoft.MultiHeadAttention"] == 2
     assert "MatMul" not in counted
 
 
-def test_folded_biases_change_no_answer(make_model: MakeModel, tmp_path: Path) -> None:
+def test_folded_biases_change_no_answer(tmp_path: Path) -> None:
     model = make_model()
     for name, values in model.named_parameters():
         if name.endswith(("self.key.bias", "self.value.bias")):
@@ -127,7 +127,9 @@ def test_folded_biases_change_no_answer(make_model: MakeModel, tmp_path: Path) -
     export_graph(model, tmp_path / "model.onnx")
     folded = fold_biases(fuse_attention(onnx.load(tmp_path / "model.onnx"), 2))
     onnx.save_model(folded, str(tmp_path / "folded.onnx"))
-    assert operators(folded)["Add"] < operators(fuse_attention(onnx.load(tmp_path / "model.onnx"), 2))["Add"]
+    assert (
+        count_operators(folded)["Add"] < count_operators(fuse_attention(onnx.load(tmp_path / "model.onnx"), 2))["Add"]
+    )
     for text in random_texts(model.config, 5):
         np.testing.assert_allclose(
             _embed(tmp_path / "folded.onnx", text), _embed(tmp_path / "model.onnx", text), atol=1e-5
@@ -178,23 +180,23 @@ def test_labelled_rows_are_judged_by_head(all_variants: bundle.Bundle) -> None:
 def test_all_variants_are_the_same_bytes_again(
     all_variants: bundle.Bundle, run_dir: Path, loose: Settings, labelled: Path, tmp_path: Path
 ) -> None:
-    again = export(run_dir, tmp_path / "again", _ignore, loose.extended((), [labelled]))
+    again = export(run_dir, tmp_path / "again", _ignore, loose.with_overrides((), [labelled]))
     assert again.digest == all_variants.digest
 
 
 def test_variant_that_fails_is_left_out_and_the_numbers_are_said(run_dir: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     settings = Settings(variants=("fp32", "int8"), limits={"int8": {"cosine_worst": 1e-9}})
-    found = export(run_dir, tmp_path / "bundle", said.append, settings)
+    found = export(run_dir, tmp_path / "bundle", lines.append, settings)
     assert set(found.manifest.variants) == {"fp32"}
     assert "model.int8.onnx" not in found.manifest.files
-    assert any("variant int8 is left out" in line and "cosine_distance.worst is" in line for line in said)
+    assert any("variant int8 is left out" in line and "cosine_distance.worst is" in line for line in lines)
 
 
 def test_weights_that_are_too_large_for_one_file_lie_beside_the_graph(
     run_dir: Path, loose: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyhead_export.onnx_export._LARGEST_FILE", 10_000)
+    monkeypatch.setattr("polyhead_export.onnx_export.MAX_PROTO_BYTES", 10_000)
     found = export(run_dir, tmp_path / "bundle", _ignore, loose)
     for name in GRAPHS.values():
         assert found.manifest.files[f"{name}.data"].size > 10_000
@@ -202,19 +204,19 @@ def test_weights_that_are_too_large_for_one_file_lie_beside_the_graph(
 
 
 def test_command_lines_variants_are_those_there_are() -> None:
-    assert _VARIANTS == VARIANTS
+    assert VARIANT_NAMES == VARIANTS
 
 
 def test_missing_labelled_file_is_named(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"gone\.jsonl: there is no such labelled file"):
-        export(run_dir, tmp_path / "bundle", _ignore, Settings().extended((), [tmp_path / "gone.jsonl"]))
+        export(run_dir, tmp_path / "bundle", _ignore, Settings().with_overrides((), [tmp_path / "gone.jsonl"]))
     assert not (tmp_path / "bundle").exists()
 
 
 def test_labelled_file_without_labels_is_named(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "bare.jsonl").write_text('{"text": "hello"}\n')
     with pytest.raises(SettingsError, match=r"bare\.jsonl: no row has a label"):
-        export(run_dir, tmp_path / "bundle", _ignore, Settings().extended((), [tmp_path / "bare.jsonl"]))
+        export(run_dir, tmp_path / "bundle", _ignore, Settings().with_overrides((), [tmp_path / "bare.jsonl"]))
 
 
 @pytest.mark.parametrize(
@@ -234,15 +236,15 @@ def test_configuration_that_cannot_be_used_is_named(tmp_path: Path, content: str
 
 
 def test_int8_is_made_by_default_and_may_be_left_out() -> None:
-    assert Settings().wanted == ("fp32", "int8")
+    assert Settings().selected == ("fp32", "int8")
     assert Settings().required == ("fp32",)
-    assert Settings().extended((), [Path("test.jsonl")]).required == ("fp32",)
+    assert Settings().with_overrides((), [Path("test.jsonl")]).required == ("fp32",)
 
 
 def test_variants_of_the_command_line_take_the_place_of_the_others() -> None:
-    assert Settings().extended(["fp32"], []).wanted == ("fp32",)
-    chosen = Settings(variants=("int8-dynamic",)).extended(["fp16", "int8"], [])
-    assert chosen.wanted == chosen.required == ("fp32", "int8", "fp16")
+    assert Settings().with_overrides(["fp32"], []).selected == ("fp32",)
+    chosen = Settings(variants=("int8-dynamic",)).with_overrides(["fp16", "int8"], [])
+    assert chosen.selected == chosen.required == ("fp32", "int8", "fp16")
 
 
 def test_configuration_is_read(tmp_path: Path) -> None:
@@ -250,8 +252,8 @@ def test_configuration_is_read(tmp_path: Path) -> None:
         'variants = ["int8"]\nlabelled = ["test.jsonl"]\n[limits.int8]\ncosine_mean = 0.5\n'
     )
     settings = read_settings(tmp_path / "export.toml")
-    assert settings.wanted == settings.required == ("fp32", "int8")
-    assert settings.labelled_files == (tmp_path / "test.jsonl",)
+    assert settings.selected == settings.required == ("fp32", "int8")
+    assert settings.eval_data_files == (tmp_path / "test.jsonl",)
     assert settings.limits_of("int8").cosine_mean == 0.5
     assert settings.limits_of("int8").cosine_worst == 0.03
 
