@@ -16,7 +16,7 @@ import polyhead_bundle as bundle
 import pytest
 from polyhead_export.signing import SigningError, sign, verify_signature
 
-from tests.support.small_bundle import FILES, changed, rewrite_manifest, sources, written
+from tests.support.small_bundle import FILES, changed_manifest, rewrite_manifest, write_demo_bundle, write_sources
 
 needs_model_signing = pytest.mark.skipif(
     importlib.util.find_spec("model_signing") is None,
@@ -48,7 +48,7 @@ def _make_keys(folder: Path, name: str, curve: str = "SECP256R1") -> tuple[Path,
 @pytest.fixture
 def signed(tmp_path: Path) -> Signed:
     private, public = _make_keys(tmp_path, "signer")
-    path = written(tmp_path).path
+    path = write_demo_bundle(tmp_path).path
     signature = tmp_path / "demo.sig"
     sign(path, signature, private)
     return Signed(path, signature, private, public)
@@ -71,7 +71,7 @@ def test_signature_names_every_file(signed: Signed) -> None:
 @pytest.mark.parametrize("curve", ["SECP384R1", "SECP521R1"])
 def test_other_curves_sign_too(tmp_path: Path, curve: str) -> None:
     private, public = _make_keys(tmp_path, "signer", curve)
-    path = written(tmp_path).path
+    path = write_demo_bundle(tmp_path).path
     sign(path, tmp_path / "demo.sig", private)
     verify_signature(path, tmp_path / "demo.sig", public)
 
@@ -88,7 +88,7 @@ def test_bundle_and_signature_may_move(signed: Signed, tmp_path: Path, monkeypat
 @needs_model_signing
 def test_signature_is_replaced_and_nothing_else_is_left(signed: Signed) -> None:
     before = sorted(path.name for path in signed.signature.parent.iterdir())
-    written(signed.signature.parent, changed(name="second"))
+    write_demo_bundle(signed.signature.parent, changed_manifest(name="second"))
     sign(signed.bundle, signed.signature, signed.private_key)
     verify_signature(signed.bundle, signed.signature, signed.public_key)
     assert sorted(path.name for path in signed.signature.parent.iterdir()) == before
@@ -115,9 +115,9 @@ def _add_a_file_that_git_would_not_mind(signed: Signed) -> None:
 
 def _write_the_bundle_anew(signed: Signed) -> None:
     """All hashes are right: only the signature can tell."""
-    files = sources(signed.bundle.parent / "sources")
+    files = write_sources(signed.bundle.parent / "sources")
     files["model.onnx"].write_bytes(b"Graph")
-    bundle.write(signed.bundle, changed(), files)
+    bundle.write(signed.bundle, changed_manifest(), files)
 
 
 def _write_the_manifest_anew(signed: Signed) -> None:
@@ -245,7 +245,7 @@ def test_signature_in_a_folder_that_is_not_there_cannot_be_written(signed: Signe
 def test_missing_package_reports_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Path, Path, Path], None]
 ) -> None:
-    path = written(tmp_path).path
+    path = write_demo_bundle(tmp_path).path
     for module in ("model_signing", "model_signing.hashing", "model_signing.signing", "model_signing.verifying"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SigningError, match=r"demo: .* model-signing.*; install it: pip install '\.\[signing\]'"):
