@@ -6,7 +6,6 @@ The ``conftest.py`` of each folder that uses the fixtures imports them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
