@@ -1,6 +1,6 @@
 """Golden texts: every bundle holds them with their expected outputs, so that each reader can test the loaded model.
 
-All of them were written for this purpose. None comes from anybody's data, which may be private.
+All of them were written for this purpose. None is taken from user data, which may be private.
 """
 
 from __future__ import annotations

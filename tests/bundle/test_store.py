@@ -138,10 +138,10 @@ def test_oversized_manifest_is_rejected(tmp_path: Path, monkeypatch: pytest.Monk
 def test_unreadable_file_is_an_integrity_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_demo_bundle(tmp_path).path
 
-    def refuse(path: Path) -> str:
+    def deny(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(store, "sha256_of", refuse)
+    monkeypatch.setattr(store, "sha256_of", deny)
     with pytest.raises(IntegrityError, match="cannot be read: Permission denied"):
         bundle.load(root)
 

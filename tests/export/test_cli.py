@@ -147,7 +147,7 @@ def test_failed_gate_exits_with_1(bundle_dir: Path, monkeypatch: pytest.MonkeyPa
     assert "padding_invariance is 0.5 (limit 1e-05)" in result.stderr.splitlines()[-1]
 
 
-def test_disk_that_is_full_is_a_failure_on_error_line(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_a_one_line_error(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -173,7 +173,7 @@ def test_sigterm_leaves_no_partly_written_bundle(
 ) -> None:
     staged: list[Path] = []
 
-    def write_copy(run_dir: Path, output_dir: Path, say: object, settings: object) -> Bundle:
+    def write_copy(run_dir: Path, output_dir: Path, report: object, settings: object) -> Bundle:
         manifest = bundle.load(bundle_dir).manifest
         return bundle.write(output_dir, manifest, {name: bundle_dir / name for name in manifest.files})
 

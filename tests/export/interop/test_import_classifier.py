@@ -89,8 +89,8 @@ def test_invalid_dropout_is_rejected(tmp_path: Path) -> None:
     ("settings", "reason"),
     [
         ({"problem_type": "multi_label_classification"}, "multi_label_classification"),
-        ({"problem_type": "regression"}, "a number, not with a label"),
-        ({"id2label": {0: "score"}, "label2id": {}}, "a number, not with a label"),
+        ({"problem_type": "regression"}, "a number, not a label"),
+        ({"id2label": {0: "score"}, "label2id": {}}, "a number, not a label"),
         ({"id2label": {0: "same", 1: "same"}, "label2id": {}}, "id2label"),
     ],
 )
