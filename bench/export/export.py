@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 import polyhead_bundle as bundle
 from numpy.typing import NDArray
-from polyhead_export.eval_data import answer_rows
+from polyhead_export.eval_data import predict
 from polyhead_export.layout import load_model
-from polyhead_export.runners import onnx_pass, torch_pass
+from polyhead_export.runners import onnx_runner, torch_runner
 from polyhead_training.evaluation.similarity import correlations
 from polyhead_training.tokenization import encode, load_tokenizer
 from tqdm import tqdm
@@ -141,14 +141,14 @@ def _flip(path: Path, offset: int, bit: int) -> None:
 def similarity(found: bundle.Bundle, pairs: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Returns Spearman's correlation through the trained model and through the graph of every variant."""
     manifest, tokenizer = found.manifest, load_tokenizer(found.file("tokenizer.json"))
-    runners = {"torch": torch_pass(load_model(found.file("torch/model.safetensors").parent))}
-    runners |= {name: onnx_pass(found.file(one.file)) for name, one in manifest.variants.items()}
+    runners = {"torch": torch_runner(load_model(found.file("torch/model.safetensors").parent))}
+    runners |= {name: onnx_runner(found.file(one.file)) for name, one in manifest.variants.items()}
     figures = {}
     for name, runner in runners.items():
 
         def embed(texts: Sequence[str], runner: Any = runner) -> NDArray[np.float32]:
             ids = list(encode(tokenizer, texts, manifest.max_tokens))
-            return answer_rows(runner, ids, manifest.pad_token_id)[manifest.embedding.output]
+            return predict(runner, ids, manifest.pad_token_id)[manifest.embedding.output]
 
         figures[name] = spearman(embed, pairs)
     return figures

@@ -20,7 +20,7 @@ from .upper_bound import open_tokenizer
 # Softmax and sigmoid heads alternate; the labels are those of the demo.
 _LABELS = {"softmax": ("account", "app", "billing", "delivery", "product", "support"), "sigmoid": ("no", "yes")}
 # Untrained weights put most texts near a threshold, so that int8 changes many labels; this does not affect speed.
-_NO_LABEL_LIMIT = {"other_labels": 1.0}
+_NO_LABEL_LIMIT = {"label_disagreement": 1.0}
 
 
 class ExactLengthTexts:

@@ -30,7 +30,7 @@ import numpy as np
 import polyhead_bundle as bundle
 import torch
 from numpy.typing import NDArray
-from polyhead_export.runners import torch_pass
+from polyhead_export.runners import torch_runner
 from polyhead_server.engines import Engine, open_engine
 from polyhead_server.engines.collate import pad
 from polyhead_training.model import PolyheadModel, load_model
@@ -159,7 +159,7 @@ def time_single_texts(engine: Engine, ids: Sequence[list[int]], pad_token_id: in
 def measure_accuracy(source: bundle.Bundle, engine: Engine, ids: Sequence[list[int]]) -> Figures:
     """Returns the largest absolute differences of any output."""
     compared = list(ids[:_COMPARED_TEXTS])
-    reference = torch_pass(load_model(source.file("torch/model.safetensors").parent))
+    reference = torch_runner(load_model(source.file("torch/model.safetensors").parent))
     names = [source.manifest.embedding.output, *(head.output for head in source.manifest.heads)]
 
     def outputs(batches: Sequence[Sequence[list[int]]], run: Callable[..., Sequence[NDArray[Any]]]) -> NDArray[Any]:

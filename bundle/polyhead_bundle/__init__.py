@@ -1,14 +1,14 @@
 """The bundle: polyhead's artifact, a closed directory of hashed files with one manifest. Standard library only.
 
-Writing and reading are each other's mirror::
+``write`` and ``load`` are inverse operations::
 
     files + Manifest --write--> .NAME.tmp-xxxx/ --fsync, rename--> NAME/ --load--> Bundle (every byte verified)
 
-A bundle holds ``bundle.json`` and exactly the files that it lists. ``load`` compares every name, kind of file, size and
-SHA-256 before it returns, so no parser of a model or a tokenizer ever sees a byte that the manifest does not vouch for.
+A bundle holds ``bundle.json`` and exactly the files that it lists. ``load`` compares every name, file type, size and
+SHA-256 before it returns, so no model or tokenizer parser ever sees a byte that the manifest does not cover.
 """
 
-from .atomic_directory import named_failures, recover, replace_directory, staging_folder
+from .atomic_directory import add_path_to_os_errors, recover, replace_directory, staging_folder
 from .errors import BundleError, FormatError, IntegrityError
 from .manifest import (
     CARD,
@@ -26,7 +26,7 @@ from .manifest import (
     Manifest,
     Tensor,
     Variant,
-    weights_name,
+    external_data_name,
 )
 from .store import Bundle, fingerprint, load, require_replaceable, sha256_of, write
 
@@ -50,14 +50,14 @@ __all__ = [
     "Manifest",
     "Tensor",
     "Variant",
+    "add_path_to_os_errors",
+    "external_data_name",
     "fingerprint",
     "load",
-    "named_failures",
     "recover",
     "replace_directory",
     "require_replaceable",
     "sha256_of",
     "staging_folder",
-    "weights_name",
     "write",
 ]

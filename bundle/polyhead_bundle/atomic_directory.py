@@ -1,13 +1,12 @@
-"""Directories that appear whole or not at all: written under a temporary name beside their own, synced, renamed.
+"""Directories that are replaced atomically: written under a temporary name in the same parent, synced, then renamed.
 
 ::
 
-    .NAME.tmp-xxxxxxxx/       what is being written, locked by its writer
-    .NAME.tmp-xxxxxxxx.old/   what stood in its place, for the moment in which both change their names
+    .NAME.tmp-xxxxxxxx/       the staging folder, locked by its writer
+    .NAME.tmp-xxxxxxxx.old/   the previous directory, while staging folder and destination are swapped
 
-A writer that is killed leaves them behind. The next one finds them unlocked: it deletes what was being written, and
-puts back what was moved aside where nothing took its place. Training and export, which share no code, have this file
-each; a test compares them.
+A writer that is killed leaves these folders behind. The next writer finds them unlocked: it deletes the staging folder,
+and restores the previous directory unless a new one has taken its place. Training and export both use this module.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from pathlib import Path
 
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside ``target``, which vanishes when the block ends unless it was renamed.
+    """Creates an empty folder in the parent of ``target`` and removes it on exit, unless it was renamed.
 
     Args:
-        target: What the folder is to become, with links resolved; the directory that it is in is made.
+        target: The directory that the folder will become, with links resolved; missing parents are created.
 
     Raises:
-        OSError: The folder cannot be made.
+        OSError: The folder cannot be created.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     recover(target)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
     lock = _lock(staging)
     try:
-        with named_failures(target):
+        with add_path_to_os_errors(target):
             yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -45,34 +44,34 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def named_failures(place: Path) -> Iterator[None]:
-    """Has a failure of the disk say where: one of writing to an open file, as a full disk's, does not."""
+def add_path_to_os_errors(path: Path) -> Iterator[None]:
+    """Adds ``path`` to an ``OSError`` that names no file, such as a write to an open file on a full disk."""
     try:
         yield
     except OSError as error:
         if error.errno and not error.filename:
-            error.filename = str(place)
+            error.filename = str(path)
         raise
 
 
 def recover(target: Path) -> None:
-    """Clears away what writers that were killed left beside ``target``, and brings back what one had moved aside.
+    """Removes the folders that killed writers left beside ``target``, and restores a directory that one moved aside.
 
     Args:
         target: The directory that they wrote, with links resolved.
     """
     if not target.parent.is_dir():
         return
-    ours = re.compile(rf"\.{re.escape(target.name)}\.tmp-[a-z0-9_]{{8}}(\.old)?")
-    # So what was being written comes before what it was to replace.
-    for folder in sorted(path for path in target.parent.iterdir() if ours.fullmatch(path.name)):
+    leftover = re.compile(rf"\.{re.escape(target.name)}\.tmp-[a-z0-9_]{{8}}(\.old)?")
+    # Sorting puts each staging folder before the previous directory that belongs to it.
+    for folder in sorted(path for path in target.parent.iterdir() if leftover.fullmatch(path.name)):
         if folder.suffix != ".old":
             lock = _lock(folder)
             if lock is not None:
                 shutil.rmtree(folder, ignore_errors=True)
             _unlock(lock)
         elif folder.with_suffix("").exists():
-            continue  # its writer lives, and is just about to rename
+            continue  # its writer is alive and about to rename the staging folder
         elif target.exists():
             shutil.rmtree(folder, ignore_errors=True)
         else:
@@ -80,29 +79,34 @@ def recover(target: Path) -> None:
 
 
 def replace_directory(staging: Path, destination: Path) -> None:
-    """Puts ``staging`` in the place of its neighbour ``destination``, which is moved aside first and deleted last."""
-    retired = staging.with_name(staging.name + ".old")
+    """Renames ``staging`` to ``destination``; a previous directory is moved aside first and deleted last.
+
+    Args:
+        staging: The complete, synced folder, in the same parent as ``destination``.
+        destination: The directory to create or replace. It is restored when renaming fails.
+    """
+    previous = staging.with_name(staging.name + ".old")
     try:
         if destination.exists():
-            destination.rename(retired)
+            destination.rename(previous)
         staging.rename(destination)
     except BaseException:
-        if retired.exists() and not destination.exists():
-            retired.rename(destination)
+        if previous.exists() and not destination.exists():
+            previous.rename(destination)
         raise
     sync(destination.parent)
-    shutil.rmtree(retired, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def sync_tree(root: Path) -> None:
-    """Has the disk hold everything in a directory."""
+    """Flushes every file and folder of a directory to disk."""
     for directory, _, files in os.walk(root, topdown=False):
         for path in [*(Path(directory) / file for file in files), Path(directory)]:
             sync(path)
 
 
 def sync(path: Path) -> None:
-    """Has the disk hold what was written to a file, or the names in a directory."""
+    """Flushes one file, or the entries of one directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -111,14 +115,14 @@ def sync(path: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """Locks a folder until it is unlocked or this process ends, however it ends; None where that cannot be."""
+    """Locks a folder until it is unlocked or this process ends; returns None when the lock cannot be taken."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another process has it, or the file system knows no locks
+    except OSError:  # another process holds the lock, or the file system does not support locks
         os.close(descriptor)
         return None
     return descriptor

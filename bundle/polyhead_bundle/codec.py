@@ -1,4 +1,4 @@
-"""``bundle.json`` to and from ``Manifest``: one canonical spelling, strict reading, errors that name the field."""
+"""Converts between ``Manifest`` and ``bundle.json``: one canonical form, strict parsing, errors that name the field."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from .manifest import FORMAT_VERSION, Manifest, check_manifest
 
 
 def render(manifest: Manifest) -> bytes:
-    """The manifest's only spelling: sorted keys, two spaces, a final newline, and a digest over all the rest.
+    """Serializes a manifest in its canonical form.
+
+    Returns:
+        UTF-8 JSON with sorted keys, an indent of two spaces, a final newline, and ``digest``, a SHA-256 of the
+        canonical form of all other fields.
 
     Raises:
-        ValueError: A number is infinite or not a number.
+        ValueError: A number is infinite or NaN.
     """
     body = {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)}
     return _canonical({**body, "digest": hashlib.sha256(_canonical(body)).hexdigest()})
@@ -34,10 +38,10 @@ def parse(path: Path) -> tuple[Manifest, str]:
     """Reads ``bundle.json`` strictly.
 
     Returns:
-        The manifest, free of contradictions, and its digest (64 hexadecimal digits).
+        The validated manifest and its digest (64 hexadecimal digits).
 
     Raises:
-        FormatError: The file is not the one spelling of a manifest of a known format version.
+        FormatError: The file is not the canonical form of a valid manifest of a supported format version.
     """
     raw = path.read_bytes()
     try:
@@ -47,7 +51,7 @@ def parse(path: Path) -> tuple[Manifest, str]:
     if not isinstance(document, dict):
         raise FormatError(path, "must hold a JSON object")
     version = document.pop("format_version", None)
-    # true and 1.0 equal 1 to Python, not to JSON.
+    # Python treats true and 1.0 as equal to 1; JSON does not.
     if type(version) is not int or version != FORMAT_VERSION:
         raise FormatError(path, f"has format_version {version!r}; this release reads {FORMAT_VERSION}")
     digest = document.pop("digest", None)
@@ -68,7 +72,7 @@ def _check_digest(raw: bytes, body: Mapping[str, Any], digest: object) -> None:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
-        raise ValueError(f"a key stands twice among {sorted(keys)}")
+        raise ValueError(f"duplicate key among {sorted(keys)}")
     return dict(pairs)
 
 
@@ -77,14 +81,23 @@ def _no_constant(name: str) -> None:
 
 
 def _finite(digits: str) -> float:
-    """Python reads 1e999 as infinity."""
+    """Parses a number and rejects one that overflows: Python reads 1e999 as infinity."""
     if not math.isfinite(value := float(digits)):
         raise ValueError(f"{digits} is too large for a number")
     return value
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
-    """Builds a value of a declared type from JSON; unknown, missing and ill-typed fields are errors that name them."""
+    """Builds a value of a declared type from JSON.
+
+    Args:
+        kind: The type: a dataclass, ``Literal``, union, ``tuple[X, ...]``, ``dict[str, X]`` or scalar type.
+        value: The parsed JSON.
+        where: Path of the value inside the document, for error messages.
+
+    Raises:
+        ValueError: A field is unknown, missing or has the wrong type; the message names it.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(kind, value, where)
@@ -122,9 +135,9 @@ def _decode_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _require(kind: Any, value: Any, where: str) -> Any:
-    # bool is an int to Python, not to JSON.
+    # In Python, bool is a subclass of int; in JSON, true is not a number.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where}: {value!r:.60} has the wrong type")
-    if kind is str and not value.isascii() and any("\ud800" <= one <= "\udfff" for one in value):
-        raise ValueError(f"{where}: {value!r:.60} is no Unicode text")
+    if kind is str and not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{where}: {value!r:.60} is not valid Unicode text")
     return value

@@ -1,10 +1,10 @@
-"""What can be wrong with a bundle.
+"""Errors raised for an invalid bundle.
 
-Errors::
+::
 
     BundleError
-    +-- FormatError      bundle.json is not a manifest of a known format version
-    +-- IntegrityError   a file is missing, extra, changed, or not a plain file of its own
+    +-- FormatError      bundle.json is not a valid manifest of a supported format version
+    +-- IntegrityError   a file is missing, unexpected, changed, or not a regular file of its own
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class BundleError(Exception):
 
 
 class FormatError(BundleError):
-    """``bundle.json`` is not a manifest of a known format version."""
+    """``bundle.json`` is not a valid manifest of a supported format version."""
 
 
 class IntegrityError(BundleError):
-    """A file of the bundle is missing, extra, changed, or not a plain file of its own."""
+    """A file of the bundle is missing, unexpected, changed, or not a regular file of its own."""

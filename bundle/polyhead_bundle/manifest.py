@@ -1,4 +1,4 @@
-"""What a bundle says about itself: the fields of ``bundle.json``, and that they do not contradict each other."""
+"""The manifest of a bundle: the fields of ``bundle.json`` and the consistency checks between them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ CONFIG = "torch/config.json"
 WEIGHTS = "torch/model.safetensors"
 CARD = "README.md"
 
-# Plain names, at most one folder deep: nothing that any file system could read as a way out of the bundle.
+# Plain names, at most one folder deep: no file system can resolve such a name to a path outside the bundle.
 _FILE_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
+# [CLS], [SEP] and one token of text.
+_MIN_TOKENS = 3
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output of the graph; a dimension is its size, or its name when it changes from run to run."""
+    """One input or output of the graph. A dimension is an integer size, or a name when its size is dynamic."""
 
     name: str
     dtype: str
@@ -38,10 +40,11 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Head:
-    """One head: which output of the graph holds its logits and how they become an answer.
+    """One head: the graph output that holds its logits, and how logits become a prediction.
 
     ``labels`` are in the order of the logits; a sigmoid head has one logit and two labels, negative and positive.
-    Logits are divided by ``temperature``; ``threshold`` is the probability from which on a sigmoid head says positive.
+    Logits are divided by ``temperature``. ``threshold`` is the lowest probability at which a sigmoid head predicts the
+    positive label; null for a softmax head.
     """
 
     name: str
@@ -54,7 +57,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Embedding:
-    """The sentence embedding: its size, how it is pooled, and whether its Euclidean length is 1."""
+    """The sentence embedding: its graph output, its size, its pooling, and whether it is scaled to unit length."""
 
     output: str
     dimensions: int
@@ -64,7 +67,7 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Check:
-    """One check of the gate: the measured value and the limit that it had to keep (``value <= limit``)."""
+    """One check of the gate: the measured value and its limit. The check passes when ``value <= limit``."""
 
     name: str
     value: float
@@ -72,13 +75,13 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the limit was kept; a value that is not a number never keeps it."""
+        """Whether the value is within the limit; NaN never is."""
         return self.value <= self.limit
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Names of what answers: of the embedding space, and of each head (16 hexadecimal digits each)."""
+    """Identifiers of the embedding space and of each head (16 hexadecimal digits each)."""
 
     embedding_space: str
     heads: dict[str, str]
@@ -86,7 +89,7 @@ class Fingerprints:
 
 @dataclass(frozen=True)
 class Golden:
-    """A text and the right answer to it: the embedding, and the logits of every head by its name."""
+    """A golden text and the expected outputs: the embedding, and the logits of every head by its name."""
 
     text: str
     embedding: tuple[float, ...]
@@ -95,11 +98,12 @@ class Golden:
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of the model's graph, with the proof that it answers as the trained model does.
+    """One form of the model's graph, with the evidence that it matches the trained model.
 
-    ``batch_invariant``: the answer to a text does not depend on the other texts of its batch. ``golden`` are texts with
-    this variant's own answers, each text alone; ``golden_tolerance`` is the largest difference from them, on any
-    output, that it may show on whatever engine and device it runs. ``operators`` counts the operators of the graph.
+    ``batch_invariant``: the result for a text does not depend on the other texts in the batch. ``golden`` holds texts
+    with the outputs of this variant, each text in a batch of its own; ``golden_tolerance`` is the largest absolute
+    difference from them that is allowed, on any output, on any engine and device. ``operators`` counts the operators of
+    the graph.
     """
 
     file: str
@@ -113,7 +117,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that ``bundle.json`` says. ``files`` does not list ``bundle.json`` itself; ``digest`` covers that."""
+    """The content of ``bundle.json``. ``files`` does not list ``bundle.json`` itself; ``digest`` covers that file."""
 
     name: str
     files: dict[str, FileEntry]
@@ -128,7 +132,7 @@ class Manifest:
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """Refuses a manifest whose parts contradict each other.
+    """Rejects a manifest whose fields contradict each other.
 
     Raises:
         ValueError: Names the field and what is wrong with it.
@@ -136,44 +140,44 @@ def check_manifest(manifest: Manifest) -> None:
     for name in manifest.files:
         check_file_name(name)
     _check_graph(manifest)
-    if manifest.max_tokens < 3:
-        raise ValueError(f"max_tokens: {manifest.max_tokens} leaves no room for a token of text")
+    if manifest.max_tokens < _MIN_TOKENS:
+        raise ValueError(f"max_tokens: {manifest.max_tokens} is below {_MIN_TOKENS}, which leaves no token for text")
     if manifest.pad_token_id < 0:
-        raise ValueError(f"pad_token_id: {manifest.pad_token_id} is not a token")
+        raise ValueError(f"pad_token_id: {manifest.pad_token_id} is not a token id")
     if "fp32" not in manifest.variants:
-        raise ValueError("variants: fp32 must be one of them")
+        raise ValueError("variants: fp32 is missing; every bundle has it")
     widths = {head.name: _width(head) for head in manifest.heads}
     for key, variant in manifest.variants.items():
         _check_variant(key, variant, manifest.files, set(widths))
         _check_golden(f"variants.{key}.golden", variant.golden, manifest.embedding.dimensions, widths)
-    _check_purposes(manifest)
+    _check_known_files(manifest)
 
 
 def check_file_name(name: str) -> None:
-    """Refuses a name that no file of a bundle may have.
+    """Rejects a file name that is not allowed in a bundle.
 
     Raises:
-        ValueError: The name is ``bundle.json``, leads out of the bundle, is hidden, or lies too deep.
+        ValueError: The name is ``bundle.json``, points outside the bundle, is hidden, or is nested too deeply.
     """
     if name == MANIFEST_NAME or not _FILE_NAME.fullmatch(name):
-        raise ValueError(f"files: {name!r} is not a name that a bundle may hold")
+        raise ValueError(f"files: {name!r} is not a valid file name in a bundle")
 
 
-def weights_name(graph: str) -> str:
-    """Name of the file that holds the weights of a graph which is too large for one file."""
+def external_data_name(graph: str) -> str:
+    """Name of the file that holds the weights of a graph that is too large for a single ONNX file."""
     return f"{graph}.data"
 
 
-def _check_purposes(manifest: Manifest) -> None:
-    """Every file is one that somebody reads: nothing travels along."""
+def _check_known_files(manifest: Manifest) -> None:
+    """Rejects files that no reader of a bundle uses."""
     graphs = {variant.file for variant in manifest.variants.values()}
-    known = {TOKENIZER, CONFIG, WEIGHTS, CARD, *graphs, *map(weights_name, graphs)}
-    if strangers := sorted(set(manifest.files) - known):
-        raise ValueError(f"files: {strangers[0]!r} is not a file that a bundle has")
+    known = {TOKENIZER, CONFIG, WEIGHTS, CARD, *graphs, *map(external_data_name, graphs)}
+    if unexpected := sorted(set(manifest.files) - known):
+        raise ValueError(f"files: unexpected file {unexpected[0]!r}")
 
 
 def _check_graph(manifest: Manifest) -> None:
-    """Every tensor has a name of its own; the embedding and every head read one output each, of the right width."""
+    """Checks that names are unique, and that the embedding and each head use one output of the right width."""
     for where, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         _require_distinct(where, [tensor.name for tensor in tensors])
     _require_distinct("heads", [head.name for head in manifest.heads])
@@ -187,7 +191,7 @@ def _check_graph(manifest: Manifest) -> None:
 
 def _require_distinct(where: str, names: list[str]) -> None:
     if len(set(names)) != len(names):
-        raise ValueError(f"{where}: a name stands twice among {names}")
+        raise ValueError(f"{where}: duplicate name among {names}")
 
 
 def _width(head: Head) -> int:
@@ -205,33 +209,33 @@ def _check_width(outputs: Mapping[str, Tensor], name: str, width: int, where: st
 def _check_head(head: Head) -> None:
     where = f"heads.{head.name}"
     if len(head.labels) < 2 or len(set(head.labels)) != len(head.labels):
-        raise ValueError(f"{where}.labels: needs at least two labels, each once; has {list(head.labels)}")
+        raise ValueError(f"{where}.labels: requires at least two distinct labels; got {list(head.labels)}")
     if not 0 < head.temperature < float("inf"):
-        raise ValueError(f"{where}.temperature: must be above 0, is {head.temperature}")
+        raise ValueError(f"{where}.temperature: must be above 0; got {head.temperature}")
     if head.kind == "sigmoid" and len(head.labels) != 2:
         raise ValueError(f"{where}.labels: a sigmoid head has two labels, negative and positive")
     if (head.threshold is not None) != (head.kind == "sigmoid"):
-        raise ValueError(f"{where}.threshold: a sigmoid head has one, a softmax head has none")
+        raise ValueError(f"{where}.threshold: required for a sigmoid head, not allowed for a softmax head")
     if head.threshold is not None and not 0 < head.threshold < 1:
-        raise ValueError(f"{where}.threshold: must lie between 0 and 1, is {head.threshold}")
+        raise ValueError(f"{where}.threshold: must be between 0 and 1; got {head.threshold}")
 
 
 def _check_variant(key: str, variant: Variant, files: Mapping[str, FileEntry], heads: set[str]) -> None:
     if variant.file not in files:
         raise ValueError(f"variants.{key}.file: {variant.file!r} is not among the bundle's files")
     if not 0 < variant.golden_tolerance < float("inf"):
-        raise ValueError(f"variants.{key}.golden_tolerance: must be above 0, is {variant.golden_tolerance}")
+        raise ValueError(f"variants.{key}.golden_tolerance: must be above 0; got {variant.golden_tolerance}")
     if set(variant.fingerprints.heads) != heads:
         raise ValueError(f"variants.{key}.fingerprints: must name every head")
     failed = [check.name for check in variant.gate if not check.passed]
     if failed or not variant.gate:
-        raise ValueError(f"variants.{key}.gate: {'did not pass ' + ', '.join(failed) if failed else 'is empty'}")
+        raise ValueError(f"variants.{key}.gate: {'failed ' + ', '.join(failed) if failed else 'is empty'}")
 
 
 def _check_golden(where: str, golden: tuple[Golden, ...], dimensions: int, widths: Mapping[str, int]) -> None:
     if not golden:
         raise ValueError(f"{where}: is empty")
-    for index, one in enumerate(golden):
-        answered = {head: len(logits) for head, logits in one.logits.items()}
-        if len(one.embedding) != dimensions or answered != widths:
-            raise ValueError(f"{where}[{index}]: does not answer every output of the model")
+    for index, expected in enumerate(golden):
+        logit_counts = {head: len(logits) for head, logits in expected.logits.items()}
+        if len(expected.embedding) != dimensions or logit_counts != widths:
+            raise ValueError(f"{where}[{index}]: does not match the model's outputs")

@@ -1,4 +1,4 @@
-"""Bundles on disk: written whole or not at all, read only after every byte was verified."""
+"""Bundles on disk: written atomically, and loaded only after every byte is verified."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .atomic_directory import replace_directory, staging_folder, sync_tree
 from .errors import BundleError, FormatError, IntegrityError
 from .manifest import MANIFEST_NAME, FileEntry, Manifest, check_file_name, check_manifest
 
-# A manifest is some golden vectors and names; a larger one is not ours, and is refused before it is read.
-_MAX_MANIFEST_BYTES = 16 * 2**20
+# A manifest holds a dozen golden outputs and names. A larger file is not a manifest, and is rejected before it is read.
+MAX_MANIFEST_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk of which every byte was verified when it was loaded."""
+    """A bundle on disk whose every byte was verified when it was loaded."""
 
     path: Path
     manifest: Manifest
@@ -34,14 +34,18 @@ class Bundle:
         return f"{self.manifest.name}-{self.digest[:12]}"
 
     def file(self, name: str) -> Path:
-        """Path of a file that the manifest lists."""
+        """Path of a file that the manifest lists.
+
+        Raises:
+            IntegrityError: The manifest does not list it.
+        """
         if name not in self.manifest.files:
             raise IntegrityError(self.path / name, "is not a file of this bundle")
         return self.path / name
 
 
 def load(path: Path) -> Bundle:
-    """Reads a bundle and verifies all of it before anything else may parse its files.
+    """Reads a bundle and verifies all of it before any other code parses its files.
 
     Args:
         path: The bundle's directory.
@@ -50,8 +54,8 @@ def load(path: Path) -> Bundle:
         The bundle.
 
     Raises:
-        FormatError: ``bundle.json`` is missing, damaged, or of an unknown format version.
-        IntegrityError: Another file is missing, extra, changed, unreadable, or a link.
+        FormatError: ``bundle.json`` is missing, damaged, or of an unsupported format version.
+        IntegrityError: Another file is missing, unexpected, changed, unreadable, or a link.
     """
     try:
         return _load(path)
@@ -63,32 +67,32 @@ def _load(path: Path) -> Bundle:
     manifest_path = path / MANIFEST_NAME
     if not path.is_dir():
         raise FormatError(path, "is not a bundle: no such directory")
-    _require_plain_file(manifest_path, FormatError, "is missing: this directory is not a bundle")
-    if manifest_path.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise FormatError(manifest_path, f"is larger than {_MAX_MANIFEST_BYTES} bytes")
+    _require_regular_file(manifest_path, FormatError, "is missing: this directory is not a bundle")
+    if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise FormatError(manifest_path, f"is larger than {MAX_MANIFEST_BYTES} bytes")
     manifest, digest = codec.parse(manifest_path)
     _verify_files(path, manifest.files)
     return Bundle(path=path, manifest=manifest, digest=digest)
 
 
 def write(destination: Path, manifest: Manifest, sources: Mapping[str, Path]) -> Bundle:
-    """Writes a bundle whole or not at all: under a temporary name beside ``destination``, synced, then renamed.
+    """Writes a bundle atomically: into a temporary folder beside ``destination``, synced, then renamed.
 
     Args:
-        destination: The directory to create. A bundle that stands there already is replaced, even a damaged one as
-            long as its ``bundle.json`` is whole and it holds no other files; anything else is not.
-        manifest: What to say about the files; ``manifest.files`` is filled in here.
+        destination: The directory to create. An existing bundle is replaced, even a damaged one as long as its
+            ``bundle.json`` is intact and it holds no unexpected files; any other directory is an error.
+        manifest: The manifest; ``write`` fills in ``manifest.files``.
         sources: The file to copy for each name in the bundle.
 
     Returns:
-        The bundle, verified again from the written files.
+        The bundle, loaded and verified from the written files.
 
     Raises:
         BundleError: ``destination`` exists and is not a bundle, or the written files do not verify.
         FormatError: The manifest contradicts itself, or holds a number that is not finite.
-        OSError: The disk did not take the files.
+        OSError: The files cannot be written.
     """
-    # A link's target is what gets replaced, and "." has no name to put a temporary one beside.
+    # Resolved, so that a link stays and its target is replaced, and so that "." has a name for the staging folder.
     target = destination.resolve()
     require_replaceable(target)
     with staging_folder(target) as staging:
@@ -104,7 +108,9 @@ def write(destination: Path, manifest: Manifest, sources: Mapping[str, Path]) ->
 
 
 def require_replaceable(destination: Path) -> None:
-    """Refuses to write over anything but a bundle. Replacing deletes: so every file there must be one that it names.
+    """Rejects a destination that must not be overwritten.
+
+    Replacing a directory deletes it, so an existing one must be a bundle that holds only the files its manifest lists.
 
     Raises:
         BundleError: ``destination`` exists and is not a bundle.
@@ -115,7 +121,7 @@ def require_replaceable(destination: Path) -> None:
         manifest, _ = codec.parse(destination / MANIFEST_NAME)
         _verify_names(destination, manifest.files)
     except (BundleError, OSError):
-        reason = "exists, is not a bundle of this release, and was left alone. Remove it, or choose another directory"
+        reason = "already exists, is not a bundle of this release, and was left unchanged; remove it or choose another"
         raise BundleError(destination, reason) from None
 
 
@@ -153,9 +159,9 @@ def _verify_files(root: Path, expected: Mapping[str, FileEntry]) -> None:
     _verify_names(root, expected)
     for name, entry in sorted(expected.items()):
         path = root / name
-        _require_plain_file(path, IntegrityError, "is missing")
+        _require_regular_file(path, IntegrityError, "is missing")
         if path.stat().st_size != entry.size:
-            raise IntegrityError(path, f"has {path.stat().st_size} bytes; bundle.json says {entry.size}")
+            raise IntegrityError(path, f"has {path.stat().st_size} bytes; bundle.json lists {entry.size}")
         if sha256_of(path) != entry.sha256:
             raise IntegrityError(path, "was changed: its SHA-256 is not the one in bundle.json")
 
@@ -163,31 +169,36 @@ def _verify_files(root: Path, expected: Mapping[str, FileEntry]) -> None:
 def _verify_names(root: Path, expected: Mapping[str, FileEntry]) -> None:
     folders = {name.rpartition("/")[0] for name in expected}
     for name in sorted(set(_walk(root)) - set(expected) - folders - {MANIFEST_NAME}):
-        raise IntegrityError(root / name, "is not listed in bundle.json; a bundle holds its own files and nothing else")
+        raise IntegrityError(root / name, "is not listed in bundle.json; a bundle holds no other files")
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Names of all files and folders under ``root``; a linked folder is refused, an unreadable one is an OSError."""
+    """Yields the names of all files and folders under ``root``.
+
+    Raises:
+        IntegrityError: A folder is a link.
+        OSError: A folder cannot be read.
+    """
     for directory, folders, files in os.walk(root, onerror=_raise):
-        here = Path(directory)
+        current = Path(directory)
         for name in folders:
-            if (here / name).is_symlink():
-                raise IntegrityError(here / name, "is a link; links are refused")
+            if (current / name).is_symlink():
+                raise IntegrityError(current / name, "is a link; links are not allowed in a bundle")
         for name in [*files, *folders]:
-            yield (here / name).relative_to(root).as_posix()
+            yield (current / name).relative_to(root).as_posix()
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _require_plain_file(path: Path, error: type[BundleError], if_missing: str) -> None:
+def _require_regular_file(path: Path, error: type[BundleError], if_missing: str) -> None:
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         raise error(path, if_missing) from None
     if not stat.S_ISREG(status.st_mode):
-        raise error(path, "is not a plain file; links and devices are refused")
-    # A second name elsewhere could change the bytes after they were verified.
+        raise error(path, "is not a regular file; links and devices are not allowed in a bundle")
+    # Another process could change the bytes through a second hard link after they are verified.
     if status.st_nlink != 1:
         raise error(path, "has a second hard link; copy the bundle instead of linking its files")

@@ -1,4 +1,4 @@
-"""The bundle's README.md: what the model answers, how well, and how to serve it."""
+"""The model card of a bundle, ``README.md``: outputs of the model, evaluation, gate results, and how to serve it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from polyhead_training.runs.run_directory import EVALUATION_NAME, Run
 from .layout import CARD, CONFIG, GRAPH, TOKENIZER, WEIGHTS
 
 _FILES = {
-    "bundle.json": "the manifest: hashes, inputs and outputs, heads, gate, golden texts with their right answers",
+    "bundle.json": "manifest: hashes, inputs and outputs, heads, gate results, golden texts and their expected outputs",
     GRAPH: "the model, backbone and all heads in one ONNX graph, fp32",
     TOKENIZER: "the tokenizer, with padding and truncation off",
     f"{CONFIG}`, `{WEIGHTS}": "the same model for PyTorch",
-    CARD: "this page",
+    CARD: "this model card",
 }
 
 
 def render_card(run: Run, manifest: Manifest) -> str:
-    """The card as Markdown.
+    """Renders the card as Markdown.
 
     Args:
         run: The run that the bundle comes from; its ``evaluation.json`` may be missing.
-        manifest: What the bundle will say; its ``files`` are not looked at.
+        manifest: The bundle's manifest; its ``files`` may be empty.
 
     Raises:
-        RunError: ``evaluation.json`` is not what ``polyhead-train`` writes.
+        RunError: ``evaluation.json`` is not a file that ``polyhead-train`` writes.
     """
     sections = [_introduction(manifest), _heads(manifest.heads), _evaluation(run), _gate(manifest), _usage(manifest)]
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
@@ -36,14 +36,14 @@ def render_card(run: Run, manifest: Manifest) -> str:
 
 def _introduction(manifest: Manifest) -> list[str]:
     embedding = manifest.embedding
-    length = "scaled to length 1" if embedding.normalized else "not scaled"
+    scaling = "scaled to unit length" if embedding.normalized else "not scaled"
     return [
         f"# {manifest.name}",
         "",
-        "One pass of one backbone answers a text with a sentence embedding and with every head below.",
+        "One forward pass returns a sentence embedding and a prediction of each head below.",
         "",
-        f"- Embedding: {embedding.dimensions} numbers, pooling `{embedding.pooling}`, {length}.",
-        f"- Reads the first {manifest.max_tokens} tokens of a text, special tokens included.",
+        f"- Embedding: {embedding.dimensions} numbers, pooling `{embedding.pooling}`, {scaling}.",
+        f"- Token limit: {manifest.max_tokens}, special tokens included; longer texts are truncated.",
     ]
 
 
@@ -73,13 +73,13 @@ def _gate(manifest: Manifest) -> list[str]:
     lines = [
         "## Gate",
         "",
-        "Each graph against the trained model, on golden texts, ragged random batches and held-out labelled rows where",
-        "they were given. A variant with a value above its limit would not be here.",
+        "The gate compares each graph with the trained model on golden texts, on ragged random batches and, if given,",
+        "on evaluation data. The bundle holds only variants whose every value is within its limit.",
     ]
     for name, variant in manifest.variants.items():
         rows = [[f"`{check.name}`", f"{check.value:.2g}", f"{check.limit:.2g}"] for check in variant.gate]
-        company = "" if variant.batch_invariant else "; an answer depends on the other texts of its batch"
-        lines += ["", f"Variant `{name}` (`{variant.file}`{company}):", ""]
+        note = "" if variant.batch_invariant else "; results depend on the other texts in the batch"
+        lines += ["", f"Variant `{name}` (`{variant.file}`{note}):", ""]
         lines += table(["check", "value", "limit"], rows)
     return lines
 
@@ -89,9 +89,9 @@ def _usage(manifest: Manifest) -> list[str]:
         "## Files",
         "",
         *(f"- `{name}`: {content}" for name, content in _FILES.items()),
-        *(f"- `{variant.file}`: the same, {name}" for name, variant in manifest.variants.items() if name != "fp32"),
+        *(f"- `{variant.file}`: the model, {name}" for name, variant in manifest.variants.items() if name != "fp32"),
         "",
-        "A bundle is closed: a changed, missing or added file is refused. Copy the directory as a whole.",
+        "Copy the directory as a whole: a bundle with a changed, missing or additional file is rejected.",
         "",
         "## Serve",
         "",

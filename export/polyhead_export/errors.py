@@ -1,20 +1,20 @@
-"""What can go wrong between a run directory and a verified bundle.
+"""Errors raised while a run directory is exported to a bundle, or a bundle is verified.
 
-Errors::
+::
 
     ExportError
-    +-- GraphError            the model does not become an ONNX graph that may leave this machine
-    |   +-- FusionError       a part of the graph that was expected to become one operator did not
-    +-- SettingsError         the export's configuration or what it names cannot be used; mend the file
-    +-- ContentError          a bundle is whole, but what is in its files is not what its manifest says
-    +-- GateError             a graph does not answer as the trained model does; nothing was written
+    +-- GraphError            the model cannot be exported to an ONNX graph that may be distributed
+    |   +-- FusionError       a subgraph was not fused into one operator as expected
+    +-- SettingsError         the export configuration, or a file that it names, is invalid
+    +-- ContentError          a bundle is intact, but a file does not match its manifest
+    +-- GateError             a graph does not match the trained model; nothing was written
         +-- NamesError        its inputs or outputs have other names
-        +-- ShapeError         its inputs or outputs have other dimensions or types
-        +-- ValuesError       its answers differ from the trained model's
-        +-- LabelsError       it gives other labels
-        +-- AccuracyError     it is right less often on the labelled rows
-        +-- CalibrationError  its probabilities mean something else than the trained model's
-        +-- InvarianceError   its answer to a text depends on the padding or on the other texts of the batch
+        +-- ShapeError        its inputs or outputs have other dimensions or types
+        +-- ValuesError       its outputs differ from the trained model's
+        +-- LabelsError       it predicts other labels
+        +-- AccuracyError     it is less accurate on the evaluation data
+        +-- CalibrationError  its probabilities are less well calibrated
+        +-- InvarianceError   its output for a text depends on padding or on the other texts in the batch
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from polyhead_bundle import Check
 
 
 class ExportError(Exception):
-    """Base of everything that this room raises on purpose; ``polyhead_bundle`` has its own."""
+    """Base class of the errors of this package; ``polyhead_bundle`` defines its own."""
 
 
 class GraphError(ExportError):
-    """The model does not become an ONNX graph that may leave this machine."""
+    """The model cannot be exported to an ONNX graph that may be distributed."""
 
 
 class FusionError(GraphError):
-    """A part of the graph that was expected to become one operator did not."""
+    """A subgraph was not fused into one operator as expected."""
 
 
 class SettingsError(ExportError):
-    """The export's configuration cannot be used.
+    """The export configuration is invalid.
 
     Attributes:
         path: The configuration file, or the file that an option names.
-        reason: What is wrong with it, and the mend.
+        reason: What is wrong with it, and how to fix it.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -52,7 +52,7 @@ class SettingsError(ExportError):
 
 
 class ContentError(ExportError):
-    """A file of a bundle has its right hash, but not the content that the manifest promises.
+    """A file of a bundle has the expected hash, but its content does not match the manifest.
 
     Attributes:
         path: The file.
@@ -66,16 +66,16 @@ class ContentError(ExportError):
 
 
 class GateError(ExportError):
-    """A graph did not pass its gate.
+    """A graph failed its gate.
 
     Attributes:
         variant: Name of the variant that failed.
-        failed: The checks that failed, with the measured value and the limit.
+        failed: The failed checks, each with the measured value and the limit.
     """
 
     def __init__(self, variant: str, failed: Sequence[Check]) -> None:
         numbers = ", ".join(f"{check.name} is {check.value:.3g} (limit {check.limit:.3g})" for check in failed)
-        super().__init__(f"variant {variant} did not pass its gate: {numbers}")
+        super().__init__(f"variant {variant} failed its gate: {numbers}")
         self.variant = variant
         self.failed = tuple(failed)
 
@@ -89,20 +89,20 @@ class ShapeError(GateError):
 
 
 class ValuesError(GateError):
-    """The graph's answers differ from the trained model's."""
+    """The graph's outputs differ from the trained model's."""
 
 
 class LabelsError(GateError):
-    """The graph gives texts other labels than the model."""
+    """The graph predicts other labels than the model."""
 
 
 class AccuracyError(GateError):
-    """The graph is right less often on the labelled rows than the model."""
+    """The graph is less accurate on the evaluation data than the model."""
 
 
 class CalibrationError(GateError):
-    """The graph's probabilities mean something else than the model's."""
+    """The graph's probabilities are less well calibrated than the model's."""
 
 
 class InvarianceError(GateError):
-    """The graph's answer to a text depends on the padding or on the other texts of the batch."""
+    """The graph's output for a text depends on padding or on the other texts in the batch."""

@@ -1,8 +1,8 @@
-"""Held-out labelled rows, and what the trained model answers to them.
+"""Evaluation data: held-out labelled rows, with the trained model's outputs for them.
 
 ::
 
-    files --training's reader--> rows --tokenizer--> ids --torch fp32--> reference --gate--> what a variant loses
+    files --training's reader--> rows --tokenizer--> ids --torch fp32--> reference --gate--> accuracy lost by a variant
 """
 
 from __future__ import annotations
@@ -25,109 +25,123 @@ from polyhead_training.runs.run_directory import Run
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 
 from .errors import SettingsError
-from .runners import Answers, Runner, torch_pass
+from .runners import Outputs, Runner, torch_runner
 
-_BATCH = 16
+_BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Rows with labels.
+class EvalData:
+    """Labelled rows.
 
     Attributes:
         ids: Token ids of the N texts.
         targets: (N, heads) index of each head's true label, ``UNLABELLED`` where there is none.
-        reference: The trained model's answers, (N, H) and (N, outputs).
-        pad_token_id: Token that fills up the shorter texts of a batch.
+        reference: The trained model's outputs, (N, H) and (N, logits).
+        pad_token_id: Token that pads the shorter texts of a batch.
     """
 
     ids: Sequence[Sequence[int]]
     targets: NDArray[np.int64]
-    reference: Answers
+    reference: Outputs
     pad_token_id: int
 
-    def known(self, column: int) -> int:
-        """Rows that have a label for a head."""
+    def labelled_rows(self, column: int) -> int:
+        """Number of rows that have a label for a head."""
         return int((self.targets[:, column] != UNLABELLED).sum())
 
-    def part(self, count: int) -> Labelled:
-        """About ``count`` of the rows, evenly spread."""
+    def sample(self, count: int) -> EvalData:
+        """Returns about ``count`` evenly spaced rows."""
         step = -(-len(self.ids) // count)
         reference = {name: values[::step] for name, values in self.reference.items()}
-        return Labelled(self.ids[::step], self.targets[::step], reference, self.pad_token_id)
+        return EvalData(self.ids[::step], self.targets[::step], reference, self.pad_token_id)
 
-    def answer(self, run: Runner) -> Answers:
-        """What a graph answers to the rows, in their order, in batches of like length."""
-        return answer_rows(run, self.ids, self.pad_token_id)
+    def predict(self, runner: Runner) -> Outputs:
+        """Runs a graph on the rows; the outputs are in the order of the rows."""
+        return predict(runner, self.ids, self.pad_token_id)
 
-    def score(self, given: Answers, head: Head, column: int) -> HeadScore:
-        """How well a head did, with its temperature and threshold."""
+    def score(self, outputs: Outputs, head: Head, column: int) -> HeadScore:
+        """Scores one head, with its temperature and threshold."""
         return score(
             head.kind,
             head.labels,
-            given[head.output],
+            outputs[head.output],
             self.targets[:, column],
             temperature=head.temperature,
             threshold=0.5 if head.threshold is None else head.threshold,
         )
 
+    def worst_accuracy_drop(self, runner: Runner, heads: Sequence[Head]) -> float:
+        """Largest accuracy that any head of a graph loses against the trained model; 0 when no head loses any."""
+        outputs = self.predict(runner)
+        drops = [
+            (self.score(self.reference, head, column).accuracy or 0.0)
+            - (self.score(outputs, head, column).accuracy or 0.0)
+            for column, head in enumerate(heads)
+            if self.labelled_rows(column)
+        ]
+        # A sample of sparsely labelled rows may contain no label at all.
+        return max([0.0, *drops])
 
-def read_rows(run: Run, heads: Sequence[Head], paths: Sequence[Path]) -> Labelled:
-    """Reads labelled files as training does, and lets the trained model answer them.
+
+def read_eval_data(run: Run, heads: Sequence[Head], paths: Sequence[Path]) -> EvalData:
+    """Reads labelled files as training does, and runs the trained model on them.
 
     Raises:
-        DataError: Rows cannot be read; it names them.
-        SettingsError: There is no such file, or no row in it has a label.
+        DataError: Rows cannot be read; the error names them.
+        SettingsError: A file is missing, or no row has a label.
         RunError: ``run.json`` does not say which fields to read.
     """
     for path in paths:
         if not path.is_file():
-            raise SettingsError(path, "there is no such labelled file")
+            raise SettingsError(path, "evaluation data not found")
     text, described = _fields(run, heads)
     rows = read_labelled(paths, text, described)
-    places = [{label: place for place, label in enumerate(head.labels)} for head in heads]
+    indices = [{label: index for index, label in enumerate(head.labels)} for head in heads]
     targets = np.array(
         [
-            [UNLABELLED if label is None else place[label] for place, label in zip(places, row.labels, strict=True)]
+            [UNLABELLED if label is None else index[label] for index, label in zip(indices, row.labels, strict=True)]
             for row in rows
         ],
         dtype=np.int64,
     ).reshape(len(rows), len(heads))
     if not (targets != UNLABELLED).any():
-        raise SettingsError(paths[0], "no row has a label of any head; check the fields' names")
+        raise SettingsError(paths[0], "no row has a label of any head; check the names of the fields")
     model = run.model
     tokenizer = load_tokenizer(run.tokenizer_path)
     ids = list(encode(tokenizer, [row.text for row in rows], model.config.max_tokens))
-    reference = answer_rows(torch_pass(model), ids, model.config.pad_token_id)
-    return Labelled(ids, targets, reference, model.config.pad_token_id)
+    reference = predict(torch_runner(model), ids, model.config.pad_token_id)
+    return EvalData(ids, targets, reference, model.config.pad_token_id)
 
 
 def _fields(run: Run, heads: Sequence[Head]) -> tuple[str, list[HeadConfig]]:
-    """The field of a row that holds the text, and the heads with the fields that hold their labels.
+    """Returns the field of a row that holds the text, and the heads with the fields that hold their labels.
 
-    An imported run has no training rows, so its configuration as a whole is none that could be trained.
+    The configuration is not validated as a whole: an imported run has no training data, so it would be invalid.
     """
     config = run.content["config"]
     try:
         text = str(config["data"]["text"])
-        given = [HeadConfig.model_validate(head) for head in config["model"]["heads"]]
-        return text, [head.model_copy(update={"labels": one.labels}) for head, one in zip(given, heads, strict=True)]
+        configured = [HeadConfig.model_validate(head) for head in config["model"]["heads"]]
+        return text, [
+            one.model_copy(update={"labels": head.labels}) for one, head in zip(configured, heads, strict=True)
+        ]
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(run.path / "run.json", f"config: is not one of this release ({error}); train again") from None
+        raise RunError(run.path / "run.json", f"config: does not match this release ({error}); train again") from None
 
 
-def answer_rows(run: Runner, ids: Sequence[Sequence[int]], pad_token_id: int) -> Answers:
-    """Answers of N texts in their order, run in batches of like length."""
+def predict(runner: Runner, ids: Sequence[Sequence[int]], pad_token_id: int) -> Outputs:
+    """Runs N texts in batches of similar length; the outputs are in the order of the texts."""
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-    found: dict[str, NDArray[Any]] = {}
-    for start in range(0, len(order), _BATCH):
-        numbers = order[start : start + _BATCH]
-        for name, values in run(*pad([ids[number] for number in numbers], pad_token_id)).items():
-            found.setdefault(name, np.zeros((len(ids), values.shape[1]), np.float32))[numbers] = values
-    return found
+    outputs: dict[str, NDArray[Any]] = {}
+    for start in range(0, len(order), _BATCH_SIZE):
+        rows = order[start : start + _BATCH_SIZE]
+        for name, values in runner(*pad([ids[row] for row in rows], pad_token_id)).items():
+            outputs.setdefault(name, np.zeros((len(ids), values.shape[1]), np.float32))[rows] = values
+    return outputs
 
 
-def labels_of(given: Answers, head: Head) -> NDArray[np.integer[Any]]:
-    """Index of the label that a head gives to each text, (B,)."""
+def predicted_labels(outputs: Outputs, head: Head) -> NDArray[np.integer[Any]]:
+    """Index of the label that a head predicts for each text, (B,)."""
     threshold = 0.5 if head.threshold is None else head.threshold
-    return answers(head.kind, given[head.output], head.temperature, threshold)
+    return answers(head.kind, outputs[head.output], head.temperature, threshold)

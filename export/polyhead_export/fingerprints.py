@@ -1,4 +1,7 @@
-"""Names of what answers, taken from everything that an answer depends on and from nothing else."""
+"""Fingerprints: identifiers of the embedding space and of each head.
+
+A fingerprint is a hash of everything that an output depends on, and of nothing else.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ import torch
 from polyhead_bundle import Fingerprints, Head, fingerprint
 from polyhead_training.model import PolyheadConfig, PolyheadModel
 
-# Where a configuration came from, not what it computes.
+# Fields that record where a configuration came from and do not affect the outputs.
 _PROVENANCE = frozenset({"_name_or_path", "architectures", "dtype", "transformers_version"})
 
 
-def take_fingerprints(model: PolyheadModel, heads: Sequence[Head], tokenizer: bytes, precision: str) -> Fingerprints:
-    """Fingerprints of one variant of a model.
+def compute_fingerprints(model: PolyheadModel, heads: Sequence[Head], tokenizer: bytes, precision: str) -> Fingerprints:
+    """Computes the fingerprints of one variant of a model.
 
-    Training only the heads of a model changes their fingerprints and leaves that of the embedding space, unless the
-    embedding is shared with the heads.
+    Training only the heads of a model changes their fingerprints and keeps that of the embedding space, unless the
+    embedding shares the heads' pooling.
 
     Args:
         model: The trained model.
@@ -28,27 +31,27 @@ def take_fingerprints(model: PolyheadModel, heads: Sequence[Head], tokenizer: by
     """
     config, weights = model.config, model.state_dict()
     space = fingerprint(
-        _hash_weights(weights, ("backbone", "embedding_pooling", *_shared(config))),
+        _hash_weights(weights, ("backbone", "embedding_pooling", *_shared_pooling(config))),
         _canonical({key: value for key, value in config.backbone.items() if key not in _PROVENANCE}),
         tokenizer,
-        _canonical([config.embedding_pooling, *(config.pooling for _ in _shared(config)), config.normalize]),
+        _canonical([config.embedding_pooling, *(config.pooling for _ in _shared_pooling(config)), config.normalize]),
         _canonical([config.max_tokens, config.pad_token_id, precision]),
     )
-    return Fingerprints(space, {head.name: _head(space, config, weights, head) for head in heads})
+    return Fingerprints(space, {head.name: _head_fingerprint(space, config, weights, head) for head in heads})
 
 
-def _head(space: str, config: PolyheadConfig, weights: Mapping[str, torch.Tensor], head: Head) -> str:
-    answer = [config.pooling, head.kind, head.labels, head.temperature, head.threshold]
-    return fingerprint(space, _hash_weights(weights, ("pooling", f"heads.{head.name}")), _canonical(answer))
+def _head_fingerprint(space: str, config: PolyheadConfig, weights: Mapping[str, torch.Tensor], head: Head) -> str:
+    settings = [config.pooling, head.kind, head.labels, head.temperature, head.threshold]
+    return fingerprint(space, _hash_weights(weights, ("pooling", f"heads.{head.name}")), _canonical(settings))
 
 
-def _shared(config: PolyheadConfig) -> list[str]:
-    """The heads' pooling, where it makes the embedding too."""
+def _shared_pooling(config: PolyheadConfig) -> list[str]:
+    """The heads' pooling module, if the embedding uses it too."""
     return ["pooling"] if config.embedding_pooling == "shared" else []
 
 
 def _hash_weights(weights: Mapping[str, torch.Tensor], modules: Iterable[str]) -> str:
-    """SHA-256 over name, type, shape and bytes of every tensor of the modules, sorted by name."""
+    """SHA-256 over the name, type, shape and bytes of every tensor of the modules, sorted by name."""
     digest = hashlib.sha256()
     prefixes = tuple(f"{module}." for module in modules)
     for name in sorted(name for name in weights if name.startswith(prefixes)):

@@ -1,10 +1,10 @@
-"""The gate: a graph leaves the machine only if it answers as the trained model does, alone and in any company.
+"""The gate: compares a graph with the trained model, and checks that its output does not depend on the batch.
 
 ::
 
-    golden texts, ragged random batches --torch fp32--> answers --+
-                                        --the graph---> answers --+--> differences --> Check, Check, ...
-    a text alone, among neighbours, padded --the graph----------------> differences -->
+    golden texts, ragged random batches --torch fp32--> outputs --+
+                                        --the graph---> outputs --+--> differences --> Check, Check, ...
+    a text alone, with batch-mates, padded --the graph---------------> differences -->
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from polyhead_bundle import Check, Head, Manifest, Tensor
+from polyhead_training.evaluation.probabilities import log_probabilities
 from polyhead_training.model import PolyheadModel
 from polyhead_training.tokenization import pad
+from rich.console import Console
+from rich.table import Table
 
 from .errors import (
     AccuracyError,
@@ -30,35 +33,35 @@ from .errors import (
     ShapeError,
     ValuesError,
 )
-from .eval_data import Labelled, labels_of
+from .eval_data import EvalData, predicted_labels
 from .onnx_export import EMBEDDING_OUTPUT, describe_graph, signature
-from .runners import Answers, Runner, onnx_pass, torch_pass
+from .runners import Outputs, Runner, onnx_runner, torch_runner
 from .settings import Limits, Settings
 
 Ids = Sequence[int]
 
-# Which error a failed check raises, by the first part of its name; the order is that of importance.
+# The error that a failed check raises, by the first part of the check's name; the most important error comes first.
 _ERRORS: dict[str, type[GateError]] = {
     "names": NamesError,
     "dims": ShapeError,
     "golden": ValuesError,
     "difference": ValuesError,
     "cosine_distance": ValuesError,
-    "other_labels": LabelsError,
+    "label_disagreement": LabelsError,
     "accuracy_drop": AccuracyError,
     "macro_f1_drop": AccuracyError,
     "calibration": CalibrationError,
-    "alone_or_batched": InvarianceError,
-    "padded_or_not": InvarianceError,
+    "batch_invariance": InvarianceError,
+    "padding_invariance": InvarianceError,
 }
-# A batch of the server holds about this many short texts.
-_NEIGHBOURS = 7
-
+# A batch of the server holds about this many short texts besides the one that is checked.
+_BATCH_MATES = 7
+_TABLE_WIDTH = 200
 
 DEFAULT_LIMITS = Settings().limits_of("fp32")
 
 
-# A graph may answer with what is no number. The checks say so, numpy's warnings need not.
+# A graph may output NaN. The checks report that; numpy's warnings would only repeat it.
 @np.errstate(invalid="ignore", divide="ignore")
 def measure(  # noqa: PLR0917
     path: Path,
@@ -66,65 +69,67 @@ def measure(  # noqa: PLR0917
     golden: Sequence[Ids],
     heads: Sequence[Head],
     limits: Limits = DEFAULT_LIMITS,
-    labelled: Labelled | None = None,
+    eval_data: EvalData | None = None,
 ) -> tuple[Check, ...]:
-    """Holds a graph against the trained model.
+    """Compares a graph with the trained model.
 
     Args:
         path: The ONNX file.
         model: The trained model, fp32.
         golden: Token ids of the golden texts, special tokens included.
         heads: The heads with their calibration, in the model's order.
-        limits: What the graph may be off by.
-        labelled: Held-out rows; without them nothing is said about accuracy and calibration.
+        limits: How far the graph may deviate.
+        eval_data: Labelled rows; without them, accuracy and calibration are not checked.
 
     Returns:
-        Every check, failed ones too; only ``names`` and ``dims`` when these failed, since nothing else can be compared.
+        All checks, including failed ones. When ``names`` or ``dims`` fail, only these two, since nothing else can be
+        compared.
     """
     checks = compare_signatures(signature(model.config), describe_graph(onnx.load(path, load_external_data=False)))
     if not all(check.passed for check in checks):
         return checks
-    graph, reference = onnx_pass(path), torch_pass(model)
-    neighbours = _Neighbours(model)
+    graph, reference = onnx_runner(path), torch_runner(model)
+    random_texts = _RandomTexts(model)
     texts: list[list[Ids]] = [[ids] for ids in golden]
-    batches = [pad(batch, model.config.pad_token_id) for batch in [*texts, *neighbours.ragged_batches()]]
+    batches = [pad(batch, model.config.pad_token_id) for batch in [*texts, *random_texts.ragged_batches()]]
     pairs = [(graph(*batch), reference(*batch)) for batch in batches]
-    rows = labelled.answer(graph) if labelled else None
+    rows = eval_data.predict(graph) if eval_data else None
+    disagreement = _label_disagreement(pairs[: len(golden)], eval_data, rows, heads)
     return (
         *checks,
-        *_compare_values(pairs, labelled, rows, limits),
-        Check("other_labels", _other_labels(pairs[: len(golden)], labelled, rows, heads), limits.other_labels),
-        *(_compare_scores(labelled, rows, heads, limits) if labelled and rows else ()),
-        *_compare_company(graph, golden, neighbours, heads, limits),
+        *_compare_values(pairs, eval_data, rows, limits),
+        Check("label_disagreement", disagreement, limits.label_disagreement),
+        *(_compare_scores(eval_data, rows, heads, limits) if eval_data and rows else ()),
+        *_check_invariance(graph, golden, random_texts, heads, limits),
     )
 
 
 def compare_golden(path: Path, manifest: Manifest, variant: str, golden: Sequence[Ids], tolerance: float) -> Check:
-    """Check ``golden``: the largest difference of any answer to a golden text from the one in the manifest.
+    """Check ``golden``: the largest difference of any output for a golden text from the expected one in the manifest.
 
     Args:
         path: The variant's ONNX file, whose outputs are those of the manifest.
-        manifest: The manifest with the golden answers.
+        manifest: The manifest with the expected outputs.
         variant: Name of the variant.
         golden: Token ids of its golden texts, in order.
         tolerance: The limit.
     """
-    graph = onnx_pass(path)
+    graph = onnx_runner(path)
     differences = []
     for expected, ids in zip(manifest.variants[variant].golden, golden, strict=True):
-        answers = graph(*pad([ids], manifest.pad_token_id))
-        differences.append(np.abs(answers[manifest.embedding.output][0] - np.asarray(expected.embedding)))
+        outputs = graph(*pad([ids], manifest.pad_token_id))
+        differences.append(np.abs(outputs[manifest.embedding.output][0] - np.asarray(expected.embedding)))
         differences += [
-            np.abs(answers[head.output][0] - np.asarray(expected.logits[head.name])) for head in manifest.heads
+            np.abs(outputs[head.output][0] - np.asarray(expected.logits[head.name])) for head in manifest.heads
         ]
-    return Check("golden", _worst(differences), tolerance)
+    return Check("golden", _max(differences), tolerance)
 
 
 def require_passed(variant: str, checks: Sequence[Check]) -> None:
-    """Refuses a variant of which a check failed.
+    """Rejects a variant with a failed check.
 
     Raises:
-        NamesError, ShapeError, ValuesError, InvarianceError: By the most important check that failed; holds all of them.
+        GateError: The subclass of the most important failed check; it lists all failed checks.
     """
     importance = list(_ERRORS)
     failed = [check for check in checks if not check.passed]
@@ -133,134 +138,137 @@ def require_passed(variant: str, checks: Sequence[Check]) -> None:
         raise _ERRORS[_kind(failed[0])](variant, failed)
 
 
-def table(checks: Sequence[Check]) -> str:
-    """The checks as lines of text: name, value, limit, and whether it passed."""
-    width = max(len(check.name) for check in checks)
-    rows = [
-        f"  {check.name:{width}}  {check.value:9.2g}  {check.limit:9.2g}  {'ok' if check.passed else 'FAILED'}"
-        for check in checks
-    ]
-    return "\n".join([f"  {'check':{width}}  {'value':>9}  {'limit':>9}", *rows])
+def format_table(checks: Sequence[Check]) -> str:
+    """Formats checks as a table for a terminal: name, value, limit, result."""
+    table = Table(box=None, padding=(0, 0, 0, 2))
+    table.add_column("check")
+    table.add_column("value", justify="right")
+    table.add_column("limit", justify="right")
+    table.add_column()
+    for check in checks:
+        result = "ok" if check.passed else "FAILED"
+        table.add_row(check.name, f"{check.value:.2g}", f"{check.limit:.2g}", result)
+    # The table goes to a callback, not to a terminal of a known width; names must not be cut off.
+    console = Console(width=_TABLE_WIDTH, color_system=None, highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def compare_signatures(
-    expected: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], found: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+    expected: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], actual: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 ) -> tuple[Check, Check]:
-    """Checks ``names`` (inputs and outputs, in order) and ``dims`` (with types): how many differ; none may."""
-    pairs = [pair for side in zip(expected, found, strict=True) for pair in zip_longest(*side)]
+    """Checks ``names`` (inputs and outputs, in order) and ``dims`` (with types): how many differ; the limit is 0."""
+    pairs = [pair for side in zip(expected, actual, strict=True) for pair in zip_longest(*side)]
     named = [(a, b) for a, b in pairs if a is not None and b is not None and a.name == b.name]
     return Check("names", len(pairs) - len(named), 0), Check("dims", sum(a != b for a, b in named), 0)
 
 
-class _Neighbours:
-    """Random texts, the same ones in every run."""
+class _RandomTexts:
+    """Random token ids, the same in every run."""
 
     def __init__(self, model: PolyheadModel) -> None:
         self._random = np.random.default_rng(0)
         self.max_tokens = model.config.max_tokens
         self.pad_token_id = model.config.pad_token_id
         vocabulary = np.arange(model.config.backbone_config().vocab_size)
-        # RoBERTa takes padding inside a text for the end of it, whatever the mask says.
+        # RoBERTa treats a padding token inside a text as its end, whatever the attention mask says.
         self._vocabulary = vocabulary[vocabulary != self.pad_token_id]
 
-    def texts(self, count: int, longest: int) -> list[list[int]]:
-        """``count`` texts of 1 to ``longest`` tokens."""
-        lengths = self._random.integers(1, min(longest, self.max_tokens), size=count, endpoint=True)
+    def texts(self, count: int, max_length: int) -> list[list[int]]:
+        """Returns ``count`` texts of 1 to ``max_length`` tokens."""
+        lengths = self._random.integers(1, min(max_length, self.max_tokens), size=count, endpoint=True)
         return [self._random.choice(self._vocabulary, size=length).tolist() for length in lengths]
 
     def ragged_batches(self) -> Iterator[list[Ids]]:
-        """Batches of the shapes that break fixed dimensions: one text, many texts, the longest text."""
-        for count, longest in ((1, 3), (7, 33), (33, 7), (2, self.max_tokens)):
-            (longest_text,) = [self._random.choice(self._vocabulary, size=min(longest, self.max_tokens)).tolist()]
-            yield [*self.texts(count - 1, longest), longest_text]
+        """Yields batches whose shapes reveal fixed dimensions: a single text, many texts, the longest text."""
+        for count, max_length in ((1, 3), (7, 33), (33, 7), (2, self.max_tokens)):
+            longest = self._random.choice(self._vocabulary, size=min(max_length, self.max_tokens)).tolist()
+            yield [*self.texts(count - 1, max_length), longest]
 
 
 def _compare_values(
-    pairs: Sequence[tuple[Answers, Answers]], labelled: Labelled | None, rows: Answers | None, limits: Limits
+    pairs: Sequence[tuple[Outputs, Outputs]], eval_data: EvalData | None, rows: Outputs | None, limits: Limits
 ) -> list[Check]:
-    both = [*pairs, (rows, labelled.reference)] if labelled and rows else list(pairs)
-    worst = {name: _worst([np.abs(ours[name] - theirs[name]) for ours, theirs in both]) for name in pairs[0][1]}
-    distances = [_cosine_distance(ours[EMBEDDING_OUTPUT], theirs[EMBEDDING_OUTPUT]) for ours, theirs in both]
-    allowed = {EMBEDDING_OUTPUT: limits.difference}
+    if eval_data and rows:
+        pairs = [*pairs, (rows, eval_data.reference)]
+    differences = {name: _max([np.abs(ours[name] - theirs[name]) for ours, theirs in pairs]) for name in pairs[0][1]}
+    distances = [_cosine_distance(ours[EMBEDDING_OUTPUT], theirs[EMBEDDING_OUTPUT]) for ours, theirs in pairs]
+    output_limits = {EMBEDDING_OUTPUT: limits.difference}
     return [
         *(
-            Check(f"difference.{name}", value, allowed.get(name, limits.logit_difference))
-            for name, value in worst.items()
+            Check(f"difference.{name}", value, output_limits.get(name, limits.logit_difference))
+            for name, value in differences.items()
         ),
         Check("cosine_distance.mean", float(np.mean(np.concatenate(distances))), limits.cosine_mean),
-        Check("cosine_distance.worst", _worst(distances), limits.cosine_worst),
+        Check("cosine_distance.worst", _max(distances), limits.cosine_worst),
     ]
 
 
-def _other_labels(
-    golden: Sequence[tuple[Answers, Answers]], labelled: Labelled | None, rows: Answers | None, heads: Sequence[Head]
+def _label_disagreement(
+    golden: Sequence[tuple[Outputs, Outputs]], eval_data: EvalData | None, rows: Outputs | None, heads: Sequence[Head]
 ) -> float:
-    """Share of the answers that have another label."""
-    both = [*golden, (rows, labelled.reference)] if labelled and rows else golden
-    others = [labels_of(ours, head) != labels_of(theirs, head) for ours, theirs in both for head in heads]
-    return float(np.concatenate(others).mean()) if heads else 0.0
+    """Share of predictions in which the graph and the trained model disagree."""
+    pairs = [*golden, (rows, eval_data.reference)] if eval_data and rows else golden
+    differs = [
+        predicted_labels(ours, head) != predicted_labels(theirs, head) for ours, theirs in pairs for head in heads
+    ]
+    return float(np.concatenate(differs).mean()) if heads else 0.0
 
 
-def _compare_scores(labelled: Labelled, rows: Answers, heads: Sequence[Head], limits: Limits) -> Iterator[Check]:
-    """What each head loses on the labelled rows, and how far its calibration moves."""
+def _compare_scores(eval_data: EvalData, rows: Outputs, heads: Sequence[Head], limits: Limits) -> Iterator[Check]:
+    """Yields the scores that each head loses on the evaluation data, and the change of its calibration error."""
     for column, head in enumerate(heads):
-        if not labelled.known(column):
+        if not eval_data.labelled_rows(column):
             continue
-        ours, theirs = labelled.score(rows, head, column), labelled.score(labelled.reference, head, column)
-        drops = (("accuracy", limits.accuracy_drop), ("macro_f1", limits.macro_f1_drop))
-        for measure_name, limit in drops:
-            drop = getattr(theirs, measure_name) - getattr(ours, measure_name)
-            yield Check(f"{measure_name}_drop.{head.name}", max(0.0, drop), limit)
+        ours, theirs = eval_data.score(rows, head, column), eval_data.score(eval_data.reference, head, column)
+        for metric, limit in (("accuracy", limits.accuracy_drop), ("macro_f1", limits.macro_f1_drop)):
+            drop = getattr(theirs, metric) - getattr(ours, metric)
+            yield Check(f"{metric}_drop.{head.name}", max(0.0, drop), limit)
         yield Check(f"calibration.{head.name}", abs((ours.ece or 0.0) - (theirs.ece or 0.0)), limits.calibration)
 
 
-def _compare_company(
-    graph: Runner, golden: Sequence[Ids], neighbours: _Neighbours, heads: Sequence[Head], limits: Limits
+def _check_invariance(
+    graph: Runner, golden: Sequence[Ids], random_texts: _RandomTexts, heads: Sequence[Head], limits: Limits
 ) -> list[Check]:
+    """Compares the output for each golden text in a batch of its own with its output among others and padded."""
     batched, padded = [], []
     for index, ids in enumerate(golden):
-        alone = _answer(graph(*pad([ids], neighbours.pad_token_id)), heads, 0)
-        row = index % (_NEIGHBOURS + 1)
-        company = neighbours.texts(_NEIGHBOURS, 2 * len(ids))
-        together = graph(*pad([*company[:row], ids, *company[row:]], neighbours.pad_token_id))
-        batched.append(_apart(_answer(together, heads, row), alone))
-        input_ids, mask = pad([ids, [0] * neighbours.max_tokens], neighbours.pad_token_id)  # (2, T)
-        padded.append(_apart(_answer(graph(input_ids[:1], mask[:1]), heads, 0), alone))
+        alone = _all_outputs(graph(*pad([ids], random_texts.pad_token_id)), heads, 0)
+        row = index % (_BATCH_MATES + 1)
+        mates = random_texts.texts(_BATCH_MATES, 2 * len(ids))
+        together = graph(*pad([*mates[:row], ids, *mates[row:]], random_texts.pad_token_id))
+        batched.append(relative_difference(_all_outputs(together, heads, row), alone))
+        input_ids, mask = pad([ids, [0] * random_texts.max_tokens], random_texts.pad_token_id)  # (2, T)
+        padded.append(relative_difference(_all_outputs(graph(input_ids[:1], mask[:1]), heads, 0), alone))
     return [
-        Check("alone_or_batched", _worst(batched), limits.invariance),
-        Check("padded_or_not", _worst(padded), limits.invariance),
+        Check("batch_invariance", _max(batched), limits.invariance),
+        Check("padding_invariance", _max(padded), limits.invariance),
     ]
 
 
-def _answer(answers: Answers, heads: Sequence[Head], row: int) -> NDArray[np.float64]:
-    """Everything about one text: embedding, every head's logits and probabilities, (H + logits + probabilities,)."""
-    logits = [answers[head.output][row] for head in heads]
-    probabilities = [_probabilities(head, answers[head.output][row]) for head in heads]
-    return np.concatenate([answers[EMBEDDING_OUTPUT][row], *logits, *probabilities])
+def _all_outputs(outputs: Outputs, heads: Sequence[Head], row: int) -> NDArray[np.float64]:
+    """All numbers for one text: the embedding, and every head's logits and probabilities, (H + logits + labels,)."""
+    logits = [outputs[head.output][row] for head in heads]
+    probabilities = [
+        np.exp(log_probabilities(head.kind, outputs[head.output][row : row + 1], head.temperature)[0]) for head in heads
+    ]
+    return np.concatenate([outputs[EMBEDDING_OUTPUT][row], *logits, *probabilities])
 
 
-def _apart(ours: NDArray[np.float64], alone: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far each number is from the one of the text alone; logits have no bounds, so above 1 it is a share."""
-    return np.asarray(np.abs(ours - alone) / np.maximum(1, np.abs(alone)))
-
-
-def _probabilities(head: Head, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(outputs,) logits to (outputs,) probabilities."""
-    scaled = logits.astype(np.float64) / head.temperature
-    if head.kind == "sigmoid":
-        return np.asarray(np.exp(-np.logaddexp(0, -scaled)))
-    exponentials = np.exp(scaled - scaled.max())
-    return np.asarray(exponentials / exponentials.sum())
+def relative_difference(values: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Absolute difference of each number, relative to its reference where that is above 1: logits are unbounded."""
+    return np.asarray(np.abs(values - reference) / np.maximum(1, np.abs(reference)))
 
 
 def _cosine_distance(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> NDArray[np.float64]:
-    """1 - cosine of each pair of (B, H) rows, (B,)."""
+    """1 - cosine of each pair of (B, H) rows, (B,). scikit-learn's function rejects NaN, which a check must report."""
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
     return np.asarray(1 - (a * b).sum(axis=-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)))
 
 
-def _worst(differences: Sequence[NDArray[np.floating]]) -> float:
-    """The largest one; not a number when any is not a number, which no limit lets pass."""
+def _max(differences: Sequence[NDArray[np.floating]]) -> float:
+    """The largest difference; NaN when any is NaN, which no limit accepts."""
     return float(np.max([np.max(values) for values in differences]))
 
 

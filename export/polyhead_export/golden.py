@@ -1,6 +1,6 @@
-"""Texts whose right answers travel with every bundle: whoever loads it can see that it answers as it was trained to.
+"""Golden texts: every bundle holds them with their expected outputs, so that each reader can test the loaded model.
 
-All of them were written for this purpose. None comes from anybody's data, which may be private.
+All of them were written for this purpose. None is taken from user data, which may be private.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _LONG_SENTENCE = "The courier rang twice, nobody was at home, and so the box wen
 
 
 def golden_texts(max_tokens: int) -> tuple[str, ...]:
-    """The golden texts for a model that reads ``max_tokens`` tokens of a text; the last one is longer than that.
+    """Returns the golden texts for a model; the last text exceeds the model's token limit.
 
     Args:
-        max_tokens: The model's limit, in tokens, special tokens included.
+        max_tokens: The model's token limit, special tokens included.
 
     Returns:
         A dozen texts.
     """
-    # No tokenizer of the families that are supported makes fewer tokens than one a word.
+    # No tokenizer of a supported family produces fewer tokens than one per word.
     words = len(_LONG_SENTENCE.split())
     return (*GOLDEN_TEXTS, (_LONG_SENTENCE * (max_tokens // words + 1)).strip())

@@ -1,4 +1,4 @@
-"""What stands where in a bundle, and how the trained model comes back out of one."""
+"""File names inside a bundle, and loading the trained model from one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .errors import ContentError
 __all__ = ["CARD", "CONFIG", "GRAPH", "GRAPHS", "TOKENIZER", "WEIGHTS", "load_model"]
 
 GRAPH = "model.onnx"
+# File name of each variant's graph.
 GRAPHS = {
     "fp32": GRAPH,
     "int8": "model.int8.onnx",
@@ -22,12 +23,12 @@ GRAPHS = {
 
 
 def load_model(folder: Path) -> PolyheadModel:
-    """The trained model from a bundle's ``torch/`` folder, in fp32, in evaluation mode, on the CPU.
+    """Loads the trained model from a bundle's ``torch/`` folder: fp32, in evaluation mode, on the CPU.
 
     Raises:
-        ContentError: The weights do not make the model that ``config.json`` describes.
+        ContentError: The weights do not match the model that ``config.json`` describes.
     """
     try:
         return load_trained_model(folder)
-    except Exception as error:  # whatever the library at fault raises
+    except Exception as error:  # the libraries involved raise errors of many types
         raise ContentError(folder, f"cannot be loaded: {error}") from error

@@ -1,8 +1,8 @@
-"""From the model to one ONNX file that says nothing about the machine that wrote it.
+"""Exports the model to one ONNX file without any trace of the machine that wrote it.
 
 ::
 
-    PolyheadModel --flat tuple--> torch.onnx.export --strip--> model.onnx --describe--> inputs, outputs
+    PolyheadModel --flat tuple--> torch.onnx.export --strip_metadata--> model.onnx --describe_graph--> inputs, outputs
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import torch
-from polyhead_bundle import Embedding, Tensor, weights_name
+from polyhead_bundle import Embedding, Tensor, external_data_name
 from polyhead_training.model import PolyheadConfig, PolyheadModel
 from torch import nn
 from torch.export import Dim
@@ -28,39 +28,40 @@ from .errors import GraphError
 INPUT_NAMES = ("input_ids", "attention_mask")
 EMBEDDING_OUTPUT = "sentence_embedding"
 
-# LayerNormalization came with 17 and Gelu with 20; every onnxruntime that we support reads 20.
+# LayerNormalization was added in opset 17 and Gelu in 20; every supported onnxruntime reads 20.
 _OPSET = 20
-# protobuf reads no message above 2 GiB; some room for names and for the skeleton.
-_LARGEST_FILE = 2**31 - 2**26
-_SMALL_TENSOR = 1024
-_LONGEST_RANDOM = 256
-# A path of two folders or more, a Python file (a head may be called py: heads.py.layers), a line of a stack trace.
+# protobuf cannot read a message above 2 GiB; 64 MiB are left for names and for the graph without its weights.
+MAX_PROTO_BYTES = 2**31 - 2**26
+# Bytes; smaller tensors stay in the graph when its weights are moved to another file.
+_MIN_EXTERNAL_TENSOR = 1024
+_MAX_RANDOM_TOKENS = 256
+# A path of two folders or more, a Python file (but a head may be named py: heads.py.layers), a line of a stack trace.
 _LOCAL_TRACE = re.compile(rb'(?:/[\w.+@-]+){2,}|[A-Za-z]:\\[\w.\\-]+|[\w-]+\.py(?![\w.])|File "')
 
 
 class _FlatModel(nn.Module):
-    """The model with its answers in one flat tuple, in the order of the graph's outputs."""
+    """The model with its outputs in one flat tuple, in the order of the graph's outputs."""
 
     def __init__(self, model: PolyheadModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        embedding, logits = self.model(input_ids, attention_mask)  # (B, H), head -> (B, outputs)
+        embedding, logits = self.model(input_ids, attention_mask)  # (B, H), head -> (B, logits)
         return (embedding, *logits.values())
 
 
 def signature(config: PolyheadConfig) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Inputs and outputs that the graph of such a model has, in order."""
+    """Inputs and outputs, in order, that the graph of a model has, derived from its configuration."""
     inputs = tuple(Tensor(name, "int64", ("batch", "sequence")) for name in INPUT_NAMES)
     widths = {head["name"]: 1 if head["kind"] == "sigmoid" else len(head["labels"]) for head in config.heads}
-    answers = {EMBEDDING_OUTPUT: int(config.backbone_config().hidden_size)}
-    answers |= {output: widths[head] for head, output in config.output_names().items()}
-    return inputs, tuple(Tensor(name, "float32", ("batch", width)) for name, width in answers.items())
+    outputs = {EMBEDDING_OUTPUT: int(config.backbone_config().hidden_size)}
+    outputs |= {output: widths[head] for head, output in config.output_names().items()}
+    return inputs, tuple(Tensor(name, "float32", ("batch", width)) for name, width in outputs.items())
 
 
 def describe_embedding(config: PolyheadConfig) -> Embedding:
-    """The sentence embedding of such a model."""
+    """Describes the sentence embedding of a model, derived from its configuration."""
     pooling = config.pooling if config.embedding_pooling == "shared" else config.embedding_pooling
     return Embedding(EMBEDDING_OUTPUT, int(config.backbone_config().hidden_size), pooling, config.normalize)
 
@@ -68,80 +69,82 @@ def describe_embedding(config: PolyheadConfig) -> Embedding:
 def export_graph(model: PolyheadModel, path: Path) -> None:
     """Writes the model as one fp32 ONNX file; the same model gives the same bytes on the same machine.
 
-    The graph is the plain one. onnxruntime's BERT fusions were measured on all-MiniLM-L6-v2 at one thread, twice: 1.03
-    and 1.10 times the sentences a second at 1x16, 1.01 and 1.02 at 8x32, 1.07 and 1.07 at 8x128. That is too little to
-    leave the standard's operators for, which every runtime knows and every quantizer starts from.
+    The graph uses only the ONNX standard's operators, which every runtime supports and every quantizer requires.
+    onnxruntime's BERT fusions gain too little to replace them: on all-MiniLM-L6-v2 with one thread, two measurements
+    gave 1.03 and 1.10 times the sentences per second at 1x16, 1.01 and 1.02 at 8x32, 1.07 and 1.07 at 8x128.
 
     Args:
-        model: The model; it is put into evaluation mode.
+        model: The model; it is switched to evaluation mode.
         path: The file to write.
 
     Raises:
-        GraphError: The model cannot be exported, or the file would tell about this machine.
+        GraphError: The model cannot be exported, or the file would contain a trace of this machine.
     """
     flat = _FlatModel(model).eval()
     require_evaluation_mode(flat)
     proto = _trace(flat, model.config)
-    _strip(proto)
+    strip_metadata(proto)
     require_no_local_trace(proto)
     save_graph(proto, path)
 
 
 def save_graph(proto: onnx.ModelProto, path: Path) -> None:
-    """Writes a graph as one file, or, where that would be too large for protobuf, with its weights in ``NAME.data``."""
-    data = path.with_name(weights_name(path.name))
-    # onnx appends to a file that is there.
+    """Writes a graph as one file, or, if that is too large for protobuf, with its weights in ``NAME.data``."""
+    data = path.with_name(external_data_name(path.name))
+    # onnx appends to an existing file.
     data.unlink(missing_ok=True)
     size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
-    if size < _LARGEST_FILE:
+    if size < MAX_PROTO_BYTES:
         onnx.save_model(proto, str(path))
     else:
-        onnx.save_model(proto, str(path), save_as_external_data=True, location=data.name, size_threshold=_SMALL_TENSOR)
+        onnx.save_model(
+            proto, str(path), save_as_external_data=True, location=data.name, size_threshold=_MIN_EXTERNAL_TENSOR
+        )
 
 
 def random_texts(config: PolyheadConfig, count: int) -> list[list[int]]:
-    """Texts of random tokens and of all lengths, the same ones in every run, for what must be measured without data."""
-    chooser = np.random.default_rng(1)
+    """Returns texts of random tokens and random lengths, the same in every run, for use without evaluation data."""
+    random = np.random.default_rng(1)
     vocabulary = np.arange(config.backbone_config().vocab_size)
-    # RoBERTa takes padding inside a text for the end of it, whatever the mask says.
+    # RoBERTa treats a padding token inside a text as its end, whatever the attention mask says.
     vocabulary = vocabulary[vocabulary != config.pad_token_id]
-    lengths = chooser.integers(1, min(config.max_tokens, _LONGEST_RANDOM), size=count, endpoint=True)
-    return [chooser.choice(vocabulary, size=length).tolist() for length in lengths]
+    lengths = random.integers(1, min(config.max_tokens, _MAX_RANDOM_TOKENS), size=count, endpoint=True)
+    return [random.choice(vocabulary, size=length).tolist() for length in lengths]
 
 
 def describe_graph(proto: onnx.ModelProto) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Inputs and outputs of a graph, in order."""
+    """Returns the inputs and outputs of a graph, in order."""
     return tuple(map(_describe, proto.graph.input)), tuple(map(_describe, proto.graph.output))
 
 
 def require_evaluation_mode(module: nn.Module) -> None:
-    """Refuses a model of which a part would be exported with its dropout.
+    """Rejects a model with a module in training mode, which would be exported with its dropout.
 
     Raises:
-        GraphError: Names a part that is in training mode.
+        GraphError: Names the module.
     """
-    for name, part in module.named_modules():
-        if part.training:
+    for name, submodule in module.named_modules():
+        if submodule.training:
             raise GraphError(f"{name or 'the model'} is in training mode; call eval() before exporting")
 
 
 def require_no_local_trace(proto: onnx.ModelProto) -> None:
-    """Refuses a graph that holds a path, a file name or a stack trace of the machine that made it.
+    """Rejects a graph that contains a path, a file name or a stack trace of the machine that exported it.
 
     Raises:
-        GraphError: Shows what was found.
+        GraphError: Quotes the trace.
     """
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(proto)
-    # The weights are random bytes, in which anything may be found.
+    # Weights are arbitrary bytes, which may match by chance.
     for tensor in skeleton.graph.initializer:
         tensor.ClearField("raw_data")
     if found := _LOCAL_TRACE.search(skeleton.SerializeToString()):
-        raise GraphError(f"the graph tells about the machine that exported it: {found[0][:80]!r}")
+        raise GraphError(f"the graph contains a trace of the machine that exported it: {found[0][:80]!r}")
 
 
 def _trace(flat: _FlatModel, config: PolyheadConfig) -> onnx.ModelProto:
-    # Sizes 0 and 1 would become constants of the graph; the second row ends in padding.
+    # Sizes 0 and 1 would be exported as constants; the second row ends in padding.
     ids = torch.arange(10).reshape(2, 5)  # (B, T)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])  # (B, T)
     dims = {0: Dim("batch"), 1: Dim("sequence", max=config.max_tokens)}
@@ -159,18 +162,18 @@ def _trace(flat: _FlatModel, config: PolyheadConfig) -> onnx.ModelProto:
             )
             return cast(Any, program).model_proto
     except torch.onnx.OnnxExporterError as error:
-        # The cause is what went wrong; the error itself is a page about how to report it.
+        # The cause holds the reason; the message of the error itself is a page about how to report it.
         reason = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
         raise GraphError(f"PyTorch cannot export the model: {reason}") from error
 
 
-def _strip(proto: onnx.ModelProto) -> None:
-    """Removes what the exporter writes for debugging: documentation, stack traces, names of Python classes."""
+def strip_metadata(proto: onnx.ModelProto) -> None:
+    """Removes the exporter's debugging metadata: documentation, stack traces, names of Python classes."""
     graph = proto.graph
     lists = (graph.node, graph.input, graph.output, graph.value_info, graph.initializer)
-    for part in (proto, graph, *(part for parts in lists for part in parts)):
-        part.ClearField("doc_string")
-        part.ClearField("metadata_props")
+    for message in (proto, graph, *(message for messages in lists for message in messages)):
+        message.ClearField("doc_string")
+        message.ClearField("metadata_props")
 
 
 def _describe(value: onnx.ValueInfoProto) -> Tensor:
@@ -181,19 +184,19 @@ def _describe(value: onnx.ValueInfoProto) -> Tensor:
 
 @contextmanager
 def _plain_attention(model: PolyheadModel) -> Iterator[None]:
-    """PyTorch's own attention would be exported with a guard against rows that are all padding, which no text is."""
+    """Exports eager attention: PyTorch's own adds a guard against rows of padding only, which never occur."""
     config = model.backbone.config
-    chosen = config._attn_implementation
+    previous = config._attn_implementation
     config._attn_implementation = "eager"
     try:
         yield
     finally:
-        config._attn_implementation = chosen
+        config._attn_implementation = previous
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns about missing packages and its own deprecated calls, none of which a user can mend."""
+    """Silences the exporter's warnings about missing packages and its own deprecated calls, which users cannot fix."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""Two ways to run one batch: the trained model in PyTorch, and a graph in onnxruntime, both on the CPU.
+"""Runs one batch: with the trained model in PyTorch, or with a graph in onnxruntime, both on the CPU.
 
-Both on one thread: how many there are decides in which order numbers are added up, and so the last digits that a bundle
-holds, which shall be the same whenever it is exported.
+Both use a single thread. The number of threads determines the order in which numbers are added, and so the last digits
+of the golden outputs in a bundle, which must be the same in every export.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ from polyhead_training.model import PolyheadModel
 from .errors import GraphError
 from .onnx_export import EMBEDDING_OUTPUT, INPUT_NAMES
 
-# Answers to a batch of B texts by the name of the output: (B, H) or (B, outputs) each.
-Answers = dict[str, NDArray[np.float32]]
+# Outputs for a batch of B texts by output name: (B, H) for the embedding, (B, logits) for each head.
+Outputs = dict[str, NDArray[np.float32]]
 # Takes input_ids and attention_mask, (B, T) each.
-Runner = Callable[[NDArray[np.int64], NDArray[np.int64]], Answers]
+Runner = Callable[[NDArray[np.int64], NDArray[np.int64]], Outputs]
 
 
-def torch_pass(model: PolyheadModel) -> Runner:
-    """Runs the trained model itself, in fp32; it is put into evaluation mode."""
+def torch_runner(model: PolyheadModel) -> Runner:
+    """Returns a runner for the trained model in fp32; the model is switched to evaluation mode."""
     model.eval()
     names = model.config.output_names()
 
-    def run(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Answers:
-        with torch.inference_mode(), _one_thread():
+    def run(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Outputs:
+        with torch.inference_mode(), _single_thread():
             embedding, logits = model(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
-        answers = {EMBEDDING_OUTPUT: embedding, **{names[head]: values for head, values in logits.items()}}
-        return {name: values.numpy() for name, values in answers.items()}
+        outputs = {EMBEDDING_OUTPUT: embedding, **{names[head]: values for head, values in logits.items()}}
+        return {name: values.numpy() for name, values in outputs.items()}
 
     return run
 
 
-def onnx_pass(path: Path) -> Runner:
-    """Runs an ONNX file as stock onnxruntime does.
+def onnx_runner(path: Path) -> Runner:
+    """Returns a runner for an ONNX file in unmodified onnxruntime.
 
     Raises:
-        GraphError: onnxruntime cannot load the file; or, from what is returned, cannot run it on a batch.
+        GraphError: onnxruntime cannot load the file. The runner raises it when onnxruntime cannot run a batch.
     """
-    session = session_on_cpu(path)
+    session = cpu_session(path)
     outputs = [output.name for output in session.get_outputs()]
 
-    def run(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Answers:
+    def run(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Outputs:
         feeds = dict(zip(INPUT_NAMES, (input_ids, attention_mask), strict=True))
         try:
             return dict(zip(outputs, session.run(outputs, feeds), strict=True))
-        except Exception as error:  # onnxruntime raises its own types, one for each of its status codes
+        except Exception as error:  # onnxruntime defines one error type for each of its status codes
             raise GraphError(f"onnxruntime cannot run {path.name} on {input_ids.shape} tokens: {error}") from error
 
     return run
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _single_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -68,17 +68,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def session_on_cpu(path: Path) -> onnxruntime.InferenceSession:
-    """A session of stock onnxruntime on the CPU.
+def cpu_session(path: Path) -> onnxruntime.InferenceSession:
+    """Opens a session of unmodified onnxruntime on the CPU.
 
     Raises:
         GraphError: onnxruntime cannot load the file.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    # Errors only: what a graph optimizer could not do is of no use to whoever exports.
+    # Errors only: warnings about skipped graph optimizations do not help a user who exports a model.
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises its own types, one for each of its status codes
+    except Exception as error:  # onnxruntime defines one error type for each of its status codes
         raise GraphError(f"onnxruntime cannot load it: {error}") from error

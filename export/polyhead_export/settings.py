@@ -1,8 +1,8 @@
-"""What an export is asked for: which variants, which labelled files, and what each variant may be off by.
+"""Export settings: the variants to make, the evaluation data, and the gate's limits for each variant.
 
 ::
 
-    export.toml --read_settings--> Settings --limits_of(variant)--> Limits --gate--> every check beside its limit
+    export.toml --read_settings--> Settings --limits_of(variant)--> Limits --gate--> one limit per check
 """
 
 from __future__ import annotations
@@ -21,42 +21,44 @@ VARIANTS: tuple[VariantName, ...] = get_args(VariantName)
 
 
 class Limits(BaseModel):
-    """What a variant's graph may be off by from the trained model in fp32. A value on its limit passes."""
+    """How far a variant's graph may deviate from the trained model in fp32. A value equal to its limit passes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     difference: float = Field(ge=0)
-    """Any number of the embedding."""
+    """Absolute difference of any number of the embedding."""
     logit_difference: float = Field(ge=0)
-    """Any logit."""
+    """Absolute difference of any logit."""
     cosine_mean: float = Field(ge=0)
-    """1 - cosine of the embeddings, mean over golden and labelled texts."""
+    """1 - cosine of the embeddings, mean over golden texts and evaluation data."""
     cosine_worst: float = Field(ge=0)
-    """1 - cosine of the embeddings, of any text and of random tokens."""
-    other_labels: float = Field(ge=0, le=1)
-    """Share of the answers, golden and labelled, that have another label."""
+    """1 - cosine of the embeddings, maximum over all texts, random tokens included."""
+    label_disagreement: float = Field(ge=0, le=1)
+    """Share of predictions, on golden texts and evaluation data, with another label."""
     accuracy_drop: float = Field(ge=0, le=1)
-    """What any head's accuracy on the labelled rows may lose; 0.003 is 0.3 points."""
+    """Accuracy that any head may lose on the evaluation data; 0.003 is 0.3 percentage points."""
     macro_f1_drop: float = Field(ge=0, le=1)
-    """What any head's macro-F1 may lose."""
+    """Macro-F1 that any head may lose."""
     calibration: float = Field(ge=0, le=1)
-    """How far any head's expected calibration error may move, either way."""
+    """Absolute change of any head's expected calibration error."""
     invariance: float = Field(ge=0)
-    """Any answer to one text, alone, among others or padded; of a number above 1, as a share of it."""
+    """Difference of any output for one text, in a batch of its own, with other texts, and with padding; relative for
+    numbers above 1."""
     golden: float = Field(gt=0)
-    """Any answer to a golden text, on whatever engine and machine the variant is served."""
+    """Difference of any output for a golden text, on any engine and machine that serves the variant."""
 
 
-# fp32: engines add up in another order; all-MiniLM-L6-v2 shows 5e-7 and 3e-12, and 2.4e-7 alone against batched. Golden
-# has ten times the room, for GPUs and other CPUs; that was not measured on a GPU. int8: what is promised of it.
-# int8-dynamic: scales of the whole batch, so that an answer moves with its company; nobody gets it without asking.
+# fp32: engines add numbers in different orders. all-MiniLM-L6-v2 shows 5e-7 and 3e-12, and 2.4e-7 between a batch of
+# one and a larger batch. The golden limit is ten times as large, for GPUs and other CPUs; it was not measured on a GPU.
+# int8: the documented limits. int8-dynamic: scales are computed over the whole batch, so outputs depend on the other
+# texts in the batch; this variant is made only on request.
 _DEFAULTS: dict[VariantName, dict[str, float]] = {
     "fp32": {
         "difference": 1e-4,
         "logit_difference": 1e-4,
         "cosine_mean": 1e-6,
         "cosine_worst": 1e-6,
-        "other_labels": 0,
+        "label_disagreement": 0,
         "accuracy_drop": 0,
         "macro_f1_drop": 0,
         "calibration": 1e-4,
@@ -68,7 +70,7 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "logit_difference": 3.0,
         "cosine_mean": 0.01,
         "cosine_worst": 0.03,
-        "other_labels": 0.05,
+        "label_disagreement": 0.05,
         "accuracy_drop": 0.003,
         "macro_f1_drop": 0.005,
         "calibration": 0.01,
@@ -80,7 +82,7 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "logit_difference": 6.0,
         "cosine_mean": 0.02,
         "cosine_worst": 0.06,
-        "other_labels": 0.1,
+        "label_disagreement": 0.1,
         "accuracy_drop": 0.01,
         "macro_f1_drop": 0.01,
         "calibration": 0.02,
@@ -92,7 +94,7 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "logit_difference": 0.1,
         "cosine_mean": 1e-4,
         "cosine_worst": 1e-3,
-        "other_labels": 0.01,
+        "label_disagreement": 0.01,
         "accuracy_drop": 0.002,
         "macro_f1_drop": 0.002,
         "calibration": 0.005,
@@ -100,56 +102,61 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "golden": 0.02,
     },
 }
-# What answers the same alone and in any batch, by how it is made; the gate proves it, with limit 1e-5.
+# Variants that are batch-invariant by construction; the gate verifies it with a limit of 1e-5.
 BATCH_INVARIANT: frozenset[str] = frozenset({"fp32", "int8"})
 
 
 class Settings(BaseModel):
-    """What an export is asked for."""
+    """Options of one export."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     variants: tuple[VariantName, ...] = ("fp32", "int8")
     """Variants to make; a bundle always has fp32."""
-    labelled: tuple[str, ...] = ()
-    """Held-out labelled files, in the form that training reads, relative to this file."""
+    eval_data: tuple[str, ...] = ()
+    """Files with held-out labelled rows, in the format that training reads, relative to the configuration file."""
     limits: dict[VariantName, dict[str, float]] = {}
-    """Limits by variant and name, in the place of the defaults."""
+    """Limits by variant and name; each overrides its default."""
     _base: Path = PrivateAttr(default=Path())
 
     def limits_of(self, variant: VariantName) -> Limits:
-        """The limits of one variant."""
+        """Limits of one variant."""
         return Limits.model_validate({**_DEFAULTS[variant], **self.limits.get(variant, {})})
 
-    def extended(self, variants: Iterable[str], labelled: Iterable[Path]) -> Settings:
-        """The same with these variants, if any, and more labelled files, relative to the working directory."""
-        files = [*self.labelled_files, *labelled]
-        more = {"labelled": tuple(str(path.absolute()) for path in files)}
+    def with_overrides(self, variants: Iterable[str], eval_data: Iterable[Path]) -> Settings:
+        """Returns a copy with the options of the command line.
+
+        Args:
+            variants: Variants that replace those of the configuration; none keeps the configuration's.
+            eval_data: Additional evaluation files, relative to the working directory.
+        """
+        files = [*self.eval_data_files, *eval_data]
+        changes = {"eval_data": tuple(str(path.absolute()) for path in files)}
         if chosen := tuple(variants):
-            more["variants"] = chosen
-        return self.model_validate({**self.model_dump(exclude_unset=True), **more})
+            changes["variants"] = chosen
+        return self.model_validate({**self.model_dump(exclude_unset=True), **changes})
 
     @property
-    def wanted(self) -> tuple[VariantName, ...]:
-        """The variants to make, fp32 first."""
+    def selected(self) -> tuple[VariantName, ...]:
+        """Variants to make, fp32 first."""
         return tuple(name for name in VARIANTS if name == "fp32" or name in self.variants)
 
     @property
     def required(self) -> tuple[VariantName, ...]:
-        """Those of them that were asked for, by name: what is made by default may be left out."""
-        return self.wanted if "variants" in self.model_fields_set else ("fp32",)
+        """Variants that were requested by name; a variant that is made by default may be left out."""
+        return self.selected if "variants" in self.model_fields_set else ("fp32",)
 
     @property
-    def labelled_files(self) -> tuple[Path, ...]:
-        """The labelled files as paths."""
-        return tuple(self._base / name for name in self.labelled)
+    def eval_data_files(self) -> tuple[Path, ...]:
+        """Paths of the evaluation files."""
+        return tuple(self._base / name for name in self.eval_data)
 
 
 def read_settings(path: Path | None) -> Settings:
-    """Reads an export's configuration; the defaults without a file.
+    """Reads an export configuration; returns the defaults when ``path`` is None.
 
     Raises:
-        SettingsError: The file cannot be read, or a field of it cannot be used.
+        SettingsError: The file cannot be read, or a field is invalid.
     """
     if path is None:
         return Settings()
@@ -158,23 +165,23 @@ def read_settings(path: Path | None) -> Settings:
     except OSError as error:
         raise SettingsError(path, f"cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(path, f"is not TOML: {error}") from None
+        raise SettingsError(path, f"is not valid TOML: {error}") from None
     settings = _validated(path, values)
     settings._base = path.parent
     return settings
 
 
 def _validated(path: Path, values: dict[str, Any]) -> Settings:
-    place: tuple[str | int, ...] = ()
+    prefix: tuple[str | int, ...] = ()
     try:
         settings = Settings.model_validate(values)
         for name in settings.limits:
-            place = ("limits", name)
+            prefix = ("limits", name)
             settings.limits_of(name)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, (*place, *first["loc"])))
-        known = ", ".join(Limits.model_fields if place else Settings.model_fields)
-        mend = f"; there are {known}" if first["type"] == "extra_forbidden" else ""
-        raise SettingsError(path, f"{where}: {first['msg']}{mend}") from None
+        field = ".".join(map(str, (*prefix, *first["loc"])))
+        known = ", ".join(Limits.model_fields if prefix else Settings.model_fields)
+        hint = f"; known fields are {known}" if first["type"] == "extra_forbidden" else ""
+        raise SettingsError(path, f"{field}: {first['msg']}{hint}") from None
     return settings

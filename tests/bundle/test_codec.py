@@ -1,4 +1,4 @@
-"""``bundle.json`` has one spelling, and no other is read."""
+"""``bundle.json`` has one canonical form, and no other is accepted."""
 
 from __future__ import annotations
 
@@ -13,36 +13,45 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polyhead_bundle import FormatError, Manifest, codec
 
-from tests.support.small_bundle import HEADS, MANIFEST, changed, rewrite_manifest, written
+from tests.support.small_bundle import HEADS, MANIFEST, changed_manifest, rewrite_manifest, write_demo_bundle
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "unknown format version": (lambda d: d.update(format_version=1), "format_version 1; this release reads 2"),
     "format version of another type": (lambda d: d.update(format_version=True), "format_version True"),
     "unknown field": (lambda d: d.update(extra=1), "unknown fields \\['extra'\\]"),
     "missing field": (lambda d: d.pop("pad_token_id"), "missing fields \\['pad_token_id'\\]"),
-    "number for a text": (lambda d: d.update(name=1), "bundle.json.name: 1 has the wrong type"),
+    "number for a string": (lambda d: d.update(name=1), "bundle.json.name: 1 has the wrong type"),
     "true for a number": (lambda d: d.update(max_tokens=True), "bundle.json.max_tokens: True has the wrong type"),
     "number beyond a float": (lambda d: d["heads"][0].update(temperature=10**400), "too large"),
     "unknown kind of head": (lambda d: d["heads"][0].update(kind="softplus"), "'softplus' is not one of"),
-    "parent folder": (lambda d: d["files"].update({"../x": d["files"]["model.onnx"]}), "'../x' is not a name"),
-    "absolute path": (lambda d: d["files"].update({"/x": d["files"]["model.onnx"]}), "'/x' is not a name"),
-    "folder named ..": (lambda d: d["files"].update({"torch/..": d["files"]["model.onnx"]}), "is not a name"),
-    "itself": (lambda d: d["files"].update({"bundle.json": d["files"]["model.onnx"]}), "is not a name"),
-    "failed gate": (lambda d: d["variants"]["fp32"]["gate"][0].update(value=1), "gate: did not pass names"),
+    "parent folder": (
+        lambda d: d["files"].update({"../x": d["files"]["model.onnx"]}),
+        "'../x' is not a valid file name",
+    ),
+    "absolute path": (lambda d: d["files"].update({"/x": d["files"]["model.onnx"]}), "'/x' is not a valid file name"),
+    "folder named ..": (
+        lambda d: d["files"].update({"torch/..": d["files"]["model.onnx"]}),
+        "is not a valid file name",
+    ),
+    "the manifest itself": (
+        lambda d: d["files"].update({"bundle.json": d["files"]["model.onnx"]}),
+        "is not a valid file name",
+    ),
+    "failed gate": (lambda d: d["variants"]["fp32"]["gate"][0].update(value=1), "gate: failed names"),
 }
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_forged_manifest_is_refused(tmp_path: Path, forgery: str) -> None:
+def test_forged_manifest_is_rejected(tmp_path: Path, forgery: str) -> None:
     change, message = FORGERIES[forgery]
-    path = written(tmp_path).path / "bundle.json"
+    path = write_demo_bundle(tmp_path).path / "bundle.json"
     rewrite_manifest(path, change)
     with pytest.raises(FormatError, match=message):
         bundle.load(path.parent)
 
 
-def test_forger_of_these_tests_can_write_a_valid_manifest(tmp_path: Path) -> None:
-    path = written(tmp_path).path / "bundle.json"
+def test_forged_manifest_with_valid_content_is_accepted(tmp_path: Path) -> None:
+    path = write_demo_bundle(tmp_path).path / "bundle.json"
     rewrite_manifest(path, lambda document: document.update(name="other"))
     assert bundle.load(path.parent).manifest.name == "other"
 
@@ -50,7 +59,7 @@ def test_forger_of_these_tests_can_write_a_valid_manifest(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"name": "demo"', '"name": "demo", "name": "evil"', "a key stands twice"),
+        ('"name": "demo"', '"name": "demo", "name": "evil"', "duplicate key"),
         ('"temperature": 1.5', '"temperature": NaN', "NaN is not a JSON number"),
         ('"temperature": 1.5', '"temperature": -Infinity', "-Infinity is not a JSON number"),
         ('"temperature": 1.5', '"temperature": 1e999', "1e999 is too large"),
@@ -58,8 +67,8 @@ def test_forger_of_these_tests_can_write_a_valid_manifest(tmp_path: Path) -> Non
         ('"name": "demo"', '"name":  "demo"', "digest does not match"),
     ],
 )
-def test_other_spelling_of_the_manifest_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
-    path = written(tmp_path).path / "bundle.json"
+def test_non_canonical_manifest_is_rejected(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = write_demo_bundle(tmp_path).path / "bundle.json"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
@@ -68,7 +77,7 @@ def test_other_spelling_of_the_manifest_is_refused(tmp_path: Path, old: str, new
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b"[" * 100_000, b"{}", b'{"format_version": 1}'])
-def test_file_that_is_no_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_of_another_kind_is_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bundle.json").write_bytes(content)
     with pytest.raises(FormatError):
         bundle.load(tmp_path)
@@ -80,14 +89,14 @@ def test_file_that_is_no_manifest_is_refused(tmp_path: Path, content: bytes) -> 
     values=st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 2),
     temperature=st.floats(min_value=1e-300, max_value=1e300),
 )
-def test_every_text_and_number_survives_the_round_trip(
+def test_any_text_and_number_survives_a_round_trip(
     tmp_path: Path, text: str, values: tuple[float, float], temperature: float
 ) -> None:
     (first,) = MANIFEST.variants["fp32"].golden
     golden = (dataclasses.replace(first, text=text, embedding=values),)
     heads = (dataclasses.replace(HEADS[0], temperature=temperature), HEADS[1])
     variant = dataclasses.replace(MANIFEST.variants["fp32"], golden=golden)
-    manifest = changed(variants={"fp32": variant}, heads=heads)
+    manifest = changed_manifest(variants={"fp32": variant}, heads=heads)
     (tmp_path / "bundle.json").write_bytes(codec.render(manifest_with_files := _with_files(manifest)))
     assert codec.parse(tmp_path / "bundle.json")[0] == manifest_with_files
 

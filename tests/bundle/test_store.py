@@ -1,4 +1,4 @@
-"""What was written comes back whole, and nothing that was touched since does."""
+"""A written bundle loads unchanged; a bundle that was modified is rejected."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import polyhead_bundle as bundle
 import pytest
 from polyhead_bundle import BundleError, FormatError, IntegrityError, store
 
-from tests.support.small_bundle import FILES, MANIFEST, changed, sources, written
+from tests.support.small_bundle import FILES, MANIFEST, changed_manifest, write_demo_bundle, write_sources
 
 
-def test_bundle_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    first = written(tmp_path)
+def test_written_bundle_loads_unchanged(tmp_path: Path) -> None:
+    first = write_demo_bundle(tmp_path)
     loaded = bundle.load(tmp_path / "demo")
     assert loaded == first
     assert dataclasses.replace(loaded.manifest, files={}) == MANIFEST
@@ -24,21 +24,21 @@ def test_bundle_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert loaded.model_id == f"demo-{loaded.digest[:12]}"
 
 
-def test_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
-    first, second = written(tmp_path / "a"), written(tmp_path / "b")
+def test_same_content_gives_the_same_manifest(tmp_path: Path) -> None:
+    first, second = write_demo_bundle(tmp_path / "a"), write_demo_bundle(tmp_path / "b")
     assert (first.path / "bundle.json").read_bytes() == (second.path / "bundle.json").read_bytes()
 
 
-def test_file_that_is_not_listed_is_refused_by_name(tmp_path: Path) -> None:
+def test_path_of_an_unlisted_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="is not a file of this bundle"):
-        written(tmp_path).file("../secret")
+        write_demo_bundle(tmp_path).file("../secret")
 
 
 @pytest.mark.parametrize("name", [*FILES, "bundle.json"])
-def test_every_flipped_bit_is_refused(tmp_path: Path, name: str) -> None:
-    path = written(tmp_path).path / name
+def test_every_flipped_bit_is_rejected(tmp_path: Path, name: str) -> None:
+    path = write_demo_bundle(tmp_path).path / name
     content = path.read_bytes()
-    # Every bit of the small files; in the manifest, each byte once is enough to meet every kind of character.
+    # Every bit of the small files; in the larger manifest, one bit per byte, at varying positions.
     bits = range(len(content) * 8) if name != "bundle.json" else range(0, len(content) * 8, 9)
     for bit in bits:
         damaged = bytearray(content)
@@ -99,109 +99,111 @@ DAMAGES: dict[Callable[[Path], None], str] = {
     _add: "is not listed",
     _add_folder: "is not listed",
     _rename: "is not listed",
-    _lengthen: "has 15 bytes; bundle.json says 5",
-    _link: "is not a plain file",
+    _lengthen: "has 15 bytes; bundle.json lists 5",
+    _link: "is not a regular file",
     _link_folder: "is a link",
     _link_hard: "second hard link",
-    _pipe: "is not a plain file",
+    _pipe: "is not a regular file",
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
-def test_damaged_directory_is_refused(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    root = written(tmp_path).path
+def test_damaged_directory_is_rejected(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    root = write_demo_bundle(tmp_path).path
     damage(root)
     with pytest.raises(BundleError, match=DAMAGES[damage]):
         bundle.load(root)
 
 
-def test_link_to_a_manifest_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path).path / "bundle.json"
+def test_link_to_a_manifest_is_rejected(tmp_path: Path) -> None:
+    path = write_demo_bundle(tmp_path).path / "bundle.json"
     path.rename(tmp_path / "elsewhere.json")
     path.symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(FormatError, match="is not a plain file"):
+    with pytest.raises(FormatError, match="is not a regular file"):
         bundle.load(path.parent)
 
 
-def test_missing_directory_is_no_bundle(tmp_path: Path) -> None:
+def test_missing_directory_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="no such directory"):
         bundle.load(tmp_path / "nothing")
 
 
-def test_oversized_manifest_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = written(tmp_path).path
-    monkeypatch.setattr(store, "_MAX_MANIFEST_BYTES", 100)
+def test_oversized_manifest_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_demo_bundle(tmp_path).path
+    monkeypatch.setattr(store, "MAX_MANIFEST_BYTES", 100)
     with pytest.raises(FormatError, match="larger than 100 bytes"):
         bundle.load(root)
 
 
 def test_unreadable_file_is_an_integrity_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = written(tmp_path).path
+    root = write_demo_bundle(tmp_path).path
 
-    def refuse(path: Path) -> str:
+    def deny(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(store, "sha256_of", refuse)
+    monkeypatch.setattr(store, "sha256_of", deny)
     with pytest.raises(IntegrityError, match="cannot be read: Permission denied"):
         bundle.load(root)
 
 
 def test_bundle_replaces_a_bundle(tmp_path: Path) -> None:
-    written(tmp_path)
-    again = written(tmp_path, changed(name="second"))
+    write_demo_bundle(tmp_path)
+    again = write_demo_bundle(tmp_path, changed_manifest(name="second"))
     assert bundle.load(again.path).manifest.name == "second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "sources"]
 
 
 def test_bundle_with_damaged_weights_is_replaced(tmp_path: Path) -> None:
-    (written(tmp_path).path / "model.onnx").write_bytes(b"wrong")
-    assert bundle.load(written(tmp_path).path).file("model.onnx").read_bytes() == FILES["model.onnx"]
+    (write_demo_bundle(tmp_path).path / "model.onnx").write_bytes(b"wrong")
+    assert bundle.load(write_demo_bundle(tmp_path).path).file("model.onnx").read_bytes() == FILES["model.onnx"]
 
 
 def test_bundle_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
-    target = written(tmp_path).path
+    target = write_demo_bundle(tmp_path).path
     (tmp_path / "link").symlink_to(target)
-    bundle.write(tmp_path / "link", changed(name="second"), sources(tmp_path / "sources"))
+    bundle.write(tmp_path / "link", changed_manifest(name="second"), write_sources(tmp_path / "sources"))
     assert (tmp_path / "link").is_symlink()
     assert bundle.load(target).manifest.name == "second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "link", "sources"]
 
 
-def _somebodys_folder(root: Path) -> None:
+def _folder_of_another_kind(root: Path) -> None:
     root.mkdir()
-    (root / "thesis.txt").write_text("ten years of work")
+    (root / "thesis.txt").write_text("draft")
 
 
-def _somebodys_bundle_json(root: Path) -> None:
-    _somebodys_folder(root)
+def _bundle_json_of_another_program(root: Path) -> None:
+    _folder_of_another_kind(root)
     (root / "bundle.json").write_text('{"name": "a web page\'s bundle"}')
 
 
 def _bundle_with_notes(root: Path) -> None:
-    shutil.copytree(written(root.parent / "other").path, root)
-    (root / "thesis.txt").write_text("ten years of work")
+    shutil.copytree(write_demo_bundle(root.parent / "other").path, root)
+    (root / "thesis.txt").write_text("draft")
 
 
-def _plain_file(root: Path) -> None:
-    root.write_text("ten years of work")
+def _regular_file(root: Path) -> None:
+    root.write_text("draft")
 
 
-@pytest.mark.parametrize("occupy", [_somebodys_folder, _somebodys_bundle_json, _bundle_with_notes, _plain_file])
-def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, occupy: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    "occupy", [_folder_of_another_kind, _bundle_json_of_another_program, _bundle_with_notes, _regular_file]
+)
+def test_directory_that_is_not_a_bundle_is_never_replaced(tmp_path: Path, occupy: Callable[[Path], None]) -> None:
     occupy(tmp_path / "demo")
     before = sorted(path.name for path in tmp_path.rglob("*"))
-    files = sources(tmp_path.parent / f"{tmp_path.name}-sources")
-    with pytest.raises(BundleError, match="was left alone"):
+    files = write_sources(tmp_path.parent / f"{tmp_path.name}-sources")
+    with pytest.raises(BundleError, match="was left unchanged"):
         bundle.write(tmp_path / "demo", MANIFEST, files)
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("step", ["_describe", "sync_tree", "load", "replace_directory"])
+@pytest.mark.parametrize("step", ["sha256_of", "sync_tree", "load", "replace_directory"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_interrupted_write_leaves_the_old_bundle_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
 ) -> None:
-    old = written(tmp_path)
+    old = write_demo_bundle(tmp_path)
 
     def fail(*_: object) -> None:
         raise error
@@ -209,17 +211,17 @@ def test_interrupted_write_leaves_the_old_bundle_and_nothing_else(
     with monkeypatch.context() as patch:
         patch.setattr(store, step, fail)
         with pytest.raises(type(error)):
-            written(tmp_path, changed(name="second"))
+            write_demo_bundle(tmp_path, changed_manifest(name="second"))
     assert bundle.load(old.path) == old
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "sources"]
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 @pytest.mark.parametrize("after", [True, False], ids=["after the first", "instead of the second"])
-def test_interrupted_rename_puts_the_old_bundle_back(
+def test_interrupted_rename_restores_the_old_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, after: bool
 ) -> None:
-    old, rename, calls = written(tmp_path), Path.rename, []
+    old, rename, calls = write_demo_bundle(tmp_path), Path.rename, []
 
     def interrupt(self: Path, target: Path) -> Path:
         calls.append(target)
@@ -233,13 +235,13 @@ def test_interrupted_rename_puts_the_old_bundle_back(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", interrupt)
         with pytest.raises(type(error)):
-            written(tmp_path, changed(name="second"))
+            write_demo_bundle(tmp_path, changed_manifest(name="second"))
     assert len(calls) == (2 if after else 3)
     assert bundle.load(old.path) == old
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "sources"]
 
 
-def test_fingerprint_keeps_its_parts_apart() -> None:
+def test_fingerprint_distinguishes_its_parts() -> None:
     assert bundle.fingerprint("ab", "c") != bundle.fingerprint("a", "bc")
     assert bundle.fingerprint("ab", b"c") == bundle.fingerprint(b"ab", "c")
     assert len(bundle.fingerprint()) == 16

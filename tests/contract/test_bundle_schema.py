@@ -1,4 +1,4 @@
-"""bundle.schema.json is what the manifest's dataclasses say, and tells a manifest from what is none."""
+"""bundle.schema.json matches the manifest's dataclasses, accepts every manifest and rejects wrong documents."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 import polyhead_bundle
 import pytest
 from polyhead_bundle import FORMAT_VERSION
-from polyhead_bundle.schema import SCHEMA_NAME, manifest_schema, render
+from polyhead_export.bundle_schema import SCHEMA_NAME, manifest_schema, render
 
-from tests.support.small_bundle import written
+from tests.support.small_bundle import write_demo_bundle
 
 COMMITTED = Path(polyhead_bundle.__file__).parent / SCHEMA_NAME
-STALE = f"run: python -m polyhead_bundle.schema > bundle/polyhead_bundle/{SCHEMA_NAME}"
+STALE = f"run: python -m polyhead_export.bundle_schema > bundle/polyhead_bundle/{SCHEMA_NAME}"
 
 
 @pytest.fixture
 def faults(tmp_path: Path) -> Callable[[dict[str, Any]], list[str]]:
-    """What the committed schema finds wrong with a document: the place of each fault."""
+    """Validates a document against the committed schema and returns the path of each fault."""
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed; it comes with '.[dev]'")
     validator = jsonschema.Draft202012Validator(json.loads(COMMITTED.read_bytes()))
 
@@ -32,8 +32,8 @@ def faults(tmp_path: Path) -> Callable[[dict[str, Any]], list[str]]:
 
 @pytest.fixture
 def document(tmp_path: Path) -> dict[str, Any]:
-    """A manifest as it is written."""
-    found: dict[str, Any] = json.loads((written(tmp_path).path / "bundle.json").read_bytes())
+    """The JSON document of a written manifest."""
+    found: dict[str, Any] = json.loads((write_demo_bundle(tmp_path).path / "bundle.json").read_bytes())
     return found
 
 
@@ -41,13 +41,13 @@ def test_committed_schema_is_fresh() -> None:
     assert COMMITTED.read_text() == render(manifest_schema()), STALE
 
 
-def test_schema_is_one(faults: Callable[[dict[str, Any]], list[str]]) -> None:
+def test_schema_is_valid(faults: Callable[[dict[str, Any]], list[str]]) -> None:
     import jsonschema  # type: ignore[import-untyped,unused-ignore]
 
     jsonschema.Draft202012Validator.check_schema(manifest_schema())
 
 
-def test_every_kind_of_object_is_described_and_closed() -> None:
+def test_every_object_type_is_described_and_closed() -> None:
     schema = manifest_schema()
     for kind in (schema, *schema["$defs"].values()):
         assert kind["description"]
@@ -65,21 +65,21 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "missing field": (lambda d: d.pop("pad_token_id"), "$"),
     "missing digest": (lambda d: d.pop("digest"), "$"),
     "missing default": (lambda d: d["heads"][0].pop("temperature"), "$.heads[0]"),
-    "number for a text": (lambda d: d.update(name=1), "$.name"),
+    "number for a string": (lambda d: d.update(name=1), "$.name"),
     "true for a number": (lambda d: d.update(max_tokens=True), "$.max_tokens"),
-    "text for a number": (lambda d: d["heads"][0].update(temperature="1"), "$.heads[0].temperature"),
-    "text for a number or nothing": (lambda d: d["heads"][1].update(threshold="0.5"), "$.heads[1].threshold"),
+    "string for a number": (lambda d: d["heads"][0].update(temperature="1"), "$.heads[0].temperature"),
+    "string for an optional number": (lambda d: d["heads"][1].update(threshold="0.5"), "$.heads[1].threshold"),
     "fraction for a dimension": (lambda d: d["outputs"][0].update(dims=[0.5]), "$.outputs[0].dims[0]"),
-    "list for a table": (lambda d: d.update(files=[]), "$.files"),
+    "array for an object": (lambda d: d.update(files=[]), "$.files"),
     "unknown kind of head": (lambda d: d["heads"][0].update(kind="softplus"), "$.heads[0].kind"),
     "next version": (lambda d: d.update(format_version=FORMAT_VERSION + 1), "$.format_version"),
-    "version as a text": (lambda d: d.update(format_version=str(FORMAT_VERSION)), "$.format_version"),
-    "digest that is none": (lambda d: d.update(digest="0" * 63), "$.digest"),
+    "version as a string": (lambda d: d.update(format_version=str(FORMAT_VERSION)), "$.format_version"),
+    "invalid digest": (lambda d: d.update(digest="0" * 63), "$.digest"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_no_manifest_is_invalid(
+def test_wrong_document_is_invalid(
     faults: Callable[[dict[str, Any]], list[str]], document: dict[str, Any], fault: str
 ) -> None:
     change, where = FAULTS[fault]

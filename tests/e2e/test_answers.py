@@ -13,7 +13,7 @@ import pytest
 import torch
 from polyhead_client import Answer, Client, Result
 from polyhead_export.golden import GOLDEN_TEXTS as TEXTS
-from polyhead_export.runners import onnx_pass, torch_pass
+from polyhead_export.runners import onnx_runner, torch_runner
 from polyhead_training.model import PolyheadModel
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 
@@ -85,9 +85,9 @@ def reference(served: str, demo_bundle: Path, texts: list[str]) -> list[list[flo
     """
     found = bundle.load(demo_bundle)
     if served.endswith("int8"):
-        answer = onnx_pass(found.file(found.manifest.variants["int8"].file))
+        answer = onnx_runner(found.file(found.manifest.variants["int8"].file))
     else:
-        answer = torch_pass(PolyheadModel.from_pretrained(demo_bundle / "torch").eval())
+        answer = torch_runner(PolyheadModel.from_pretrained(demo_bundle / "torch").eval())
     topic, sentiment = found.manifest.heads
     rows = []
     for ids in encode(load_tokenizer(found.file("tokenizer.json")), texts, found.manifest.max_tokens):

@@ -13,7 +13,7 @@ _PASSES = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from polyhead_export import bundle
+import polyhead_bundle as bundle
 from polyhead_server.engines.onnx import OnnxEngine
 
 def mb_after(texts, tokens):

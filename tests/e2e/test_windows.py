@@ -11,7 +11,7 @@ import polyhead_bundle as bundle
 import pytest
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
-from polyhead_export.runners import onnx_pass
+from polyhead_export.runners import onnx_runner
 from polyhead_server.engines.collate import pad
 from polyhead_server.inference.tokenization import Tokenizer
 
@@ -43,7 +43,7 @@ def test_long_text_is_answered_from_all_its_windows(start: Start, demo_bundle: P
     # The unread part begins with a word.
     assert LONG[cut.cut_at_code_point :].strip().split()[0] in " ".join(SENTENCES)
 
-    run = onnx_pass(source.file(manifest.variants["fp32"].file))
+    run = onnx_runner(source.file(manifest.variants["fp32"].file))
     names = [manifest.embedding.output, *(head.output for head in manifest.heads)]
     for answer, tokens in zip(answers, tokenizer.encode(texts, 5), strict=True):
         assert answer.truncation.tokens_used == tokens.used

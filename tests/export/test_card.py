@@ -1,4 +1,4 @@
-"""The model card says what the model answers, how well, and how to serve it."""
+"""The model card describes the outputs, the evaluation, the gate results, and how to serve the model."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def _run(run_dir: Path, evaluation: str | None, tmp_path: Path) -> Run:
 def test_card_in_the_bundle_shows_heads_scores_and_gate(bundle_dir: Path) -> None:
     card = (bundle_dir / "README.md").read_text("utf-8")
     assert card.startswith("# tiny\n")
-    assert "- Embedding: 32 numbers, pooling `mean`, scaled to length 1." in card
-    assert "- Reads the first 48 tokens of a text" in card
+    assert "- Embedding: 32 numbers, pooling `mean`, scaled to unit length." in card
+    assert "- Token limit: 48, special tokens included" in card
     assert "| `topic` | softmax | `app`, `billing`, `support` | 1 |  |" in card
     assert "| `sentiment` | sigmoid | `negative`, `positive` | 1 | 0.5 |" in card
     assert "| test | `topic` | 120 | 0.9500 [0.9100, 0.9800] | 0.2500 | 0.9375 | 0.0125 |" in card
-    assert "| `padded_or_not` |" in card
+    assert "| `padding_invariance` |" in card
     assert "polyhead-serve" in card
 
 
@@ -40,19 +40,19 @@ def test_card_of_a_run_without_evaluation_has_no_such_section(run_dir: Path, bun
     assert "## Gate" in card
 
 
-def test_card_says_what_training_did_to_the_embedding(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
+def test_card_shows_similarity_before_and_after_training(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
     similarity = '{"similarity": {"pairs": 1500, "spearman_before": 0.867, "spearman_after": 0.855}}'
     card = render_card(_run(run_dir, similarity, tmp_path), bundle.load(bundle_dir).manifest)
     assert "of 1,500 pairs of texts with people's scores:\n0.8670 before training, 0.8550 after." in card
 
 
 @pytest.mark.parametrize("evaluation", ["{", "[]", '{"test": 1}', '{"test": {"topic": {}}}'])
-def test_damaged_evaluation_is_the_runs_fault(run_dir: Path, bundle_dir: Path, tmp_path: Path, evaluation: str) -> None:
-    with pytest.raises(RunError, match=r"evaluation\.json: is not what polyhead-train writes"):
+def test_damaged_evaluation_is_a_run_error(run_dir: Path, bundle_dir: Path, tmp_path: Path, evaluation: str) -> None:
+    with pytest.raises(RunError, match=r"evaluation\.json"):
         render_card(_run(run_dir, evaluation, tmp_path), bundle.load(bundle_dir).manifest)
 
 
-def test_label_with_a_bar_stays_in_its_cell(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
+def test_bar_in_a_label_is_escaped(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
     manifest = bundle.load(bundle_dir).manifest
     head = dataclasses.replace(manifest.heads[0], labels=("a|b", "c", "d"))
     card = render_card(_run(run_dir, None, tmp_path), dataclasses.replace(manifest, heads=(head, manifest.heads[1])))

@@ -1,11 +1,10 @@
-"""A run becomes a bundle that holds everything that serving needs and nothing of the machine it came from."""
+"""A run directory is exported to a bundle with everything that serving requires and no trace of the machine."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +23,18 @@ from polyhead_training.errors import RunError
 from polyhead_training.model import PolyheadModel
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 
+from tests.support.tiny_model import ignore, make_model
+
 FILES = {"model.onnx", "tokenizer.json", "torch/config.json", "torch/model.safetensors", "README.md"}
 
 
 @pytest.fixture
-def own_run(run_dir: Path, tmp_path: Path) -> Path:
-    """A run directory to spoil."""
+def run_copy(run_dir: Path, tmp_path: Path) -> Path:
+    """A copy of a run directory, to be damaged."""
     return Path(shutil.copytree(run_dir, tmp_path / "run"))
 
 
-def _ignore(line: str) -> None:
-    pass
-
-
-def test_bundle_holds_what_serving_needs(bundle_dir: Path) -> None:
+def test_bundle_holds_what_serving_requires(bundle_dir: Path) -> None:
     manifest = bundle.load(bundle_dir).manifest
     assert set(manifest.files) == FILES
     assert manifest.name == "tiny"
@@ -55,7 +52,7 @@ def test_bundle_holds_what_serving_needs(bundle_dir: Path) -> None:
     assert variant.operators["LayerNormalization"] == 6
 
 
-def test_golden_answers_are_the_trained_models(bundle_dir: Path, model: PolyheadModel) -> None:
+def test_golden_outputs_are_the_trained_models(bundle_dir: Path, model: PolyheadModel) -> None:
     found = bundle.load(bundle_dir)
     texts = [golden.text for golden in found.manifest.variants["fp32"].golden]
     assert texts == list(golden_texts(48))
@@ -74,11 +71,11 @@ def test_weights_are_those_of_the_run(bundle_dir: Path, run_dir: Path) -> None:
     assert (bundle_dir / "tokenizer.json").read_bytes() == (run_dir / "tokenizer.json").read_bytes()
 
 
-def test_progress_shows_the_table_of_checks(bundle_dir: Path, progress: list[str]) -> None:
-    assert any("alone_or_batched" in line and "limit" in line for line in progress)
+def test_report_shows_the_table_of_checks(bundle_dir: Path, export_report: list[str]) -> None:
+    assert any("batch_invariance" in line and "limit" in line for line in export_report)
 
 
-def test_no_file_says_where_it_came_from(bundle_dir: Path, run_dir: Path) -> None:
+def test_no_file_contains_a_trace_of_its_origin(bundle_dir: Path, run_dir: Path) -> None:
     assert b"/remembered/by/transformers" in (run_dir / "model" / "config.json").read_bytes()
     for name in (*FILES, "bundle.json"):
         content = (bundle_dir / name).read_bytes()
@@ -100,13 +97,13 @@ def test_same_run_gives_the_same_bundle(run_dir: Path, bundle_dir: Path, tmp_pat
     try:
         for number in (1, 2):
             torch.set_num_threads(number)
-            assert export(run_dir, tmp_path / "again", _ignore, fp32).digest == bundle.load(bundle_dir).digest
+            assert export(run_dir, tmp_path / "again", ignore, fp32).digest == bundle.load(bundle_dir).digest
     finally:
         torch.set_num_threads(threads)
 
 
-def test_graph_that_is_off_is_not_written(
-    run_dir: Path, tmp_path: Path, make_model: Callable[..., PolyheadModel], monkeypatch: pytest.MonkeyPatch
+def test_graph_with_wrong_outputs_is_not_written(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def export_another(model: PolyheadModel, path: Path) -> None:
         other = make_model()
@@ -115,46 +112,46 @@ def test_graph_that_is_off_is_not_written(
         export_graph(other, path)
 
     monkeypatch.setattr(export_module, "export_graph", export_another)
-    said: list[str] = []
+    lines: list[str] = []
     with pytest.raises(ValuesError, match=r"difference\.logits is 0\.001 \(limit 0\.0001\)"):
-        export(run_dir, tmp_path / "bundle", said.append)
-    assert any("FAILED" in line for line in said)
+        export(run_dir, tmp_path / "bundle", lines.append)
+    assert any("FAILED" in line for line in lines)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_directory_that_is_no_bundle_is_refused_before_the_work(
+def test_destination_that_is_not_a_bundle_is_rejected_before_the_export(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "thesis.txt").write_text("ten years of work")
+    (tmp_path / "thesis.txt").write_text("draft")
     monkeypatch.delattr(export_module, "load_run")
-    with pytest.raises(BundleError, match="was left alone"):
-        export(run_dir, tmp_path, _ignore)
+    with pytest.raises(BundleError, match="was left unchanged"):
+        export(run_dir, tmp_path, ignore)
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_run_whose_parts_disagree_is_refused(own_run: Path, tmp_path: Path) -> None:
-    content = json.loads((own_run / "run.json").read_bytes())
+def test_inconsistent_run_directory_is_rejected(run_copy: Path, tmp_path: Path) -> None:
+    content = json.loads((run_copy / "run.json").read_bytes())
     content["heads"][0]["labels"].reverse()
-    (own_run / "run.json").write_text(json.dumps(content))
+    (run_copy / "run.json").write_text(json.dumps(content))
     with pytest.raises(RunError, match="describe different heads"):
-        export(own_run, tmp_path / "bundle", _ignore)
+        export(run_copy, tmp_path / "bundle", ignore)
 
 
-def test_run_with_an_incomplete_head_is_refused(own_run: Path, tmp_path: Path) -> None:
-    content = json.loads((own_run / "run.json").read_bytes())
+def test_run_with_an_incomplete_head_is_rejected(run_copy: Path, tmp_path: Path) -> None:
+    content = json.loads((run_copy / "run.json").read_bytes())
     del content["heads"][1]["threshold"]
-    (own_run / "run.json").write_text(json.dumps(content))
-    with pytest.raises(RunError, match="one has no field 'threshold'"):
-        export(own_run, tmp_path / "bundle", _ignore)
+    (run_copy / "run.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match="a head has no field 'threshold'"):
+        export(run_copy, tmp_path / "bundle", ignore)
 
 
-def test_run_with_a_damaged_tokenizer_is_refused(own_run: Path, tmp_path: Path) -> None:
-    (own_run / "tokenizer.json").write_text("{}")
-    with pytest.raises(RunError, match="is no tokenizer"):
-        export(own_run, tmp_path / "bundle", _ignore)
+def test_run_with_a_damaged_tokenizer_is_rejected(run_copy: Path, tmp_path: Path) -> None:
+    (run_copy / "tokenizer.json").write_text("{}")
+    with pytest.raises(RunError, match="is not a valid tokenizer"):
+        export(run_copy, tmp_path / "bundle", ignore)
 
 
-def test_graph_of_the_bundle_is_the_exported_one(bundle_dir: Path) -> None:
+def test_graph_has_an_output_per_head(bundle_dir: Path) -> None:
     assert [value.name for value in onnx.load(bundle_dir / "model.onnx").graph.output] == [
         "sentence_embedding",
         "logits",

@@ -1,4 +1,4 @@
-"""A graph that is off in any way fails its gate, with the error and the number that say how."""
+"""A graph that deviates from the trained model fails its gate, with a specific error and the measured value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from numpy.typing import NDArray
 from onnx import numpy_helper
 from polyhead_bundle import Check, Head
 from polyhead_export import gate
@@ -25,14 +24,15 @@ from polyhead_export.errors import (
     ShapeError,
     ValuesError,
 )
-from polyhead_export.eval_data import Labelled, answer_rows, labels_of
-from polyhead_export.export import _worst_drop
+from polyhead_export.eval_data import EvalData, predict, predicted_labels
 from polyhead_export.onnx_export import describe_graph, export_graph, signature
-from polyhead_export.runners import torch_pass
+from polyhead_export.runners import onnx_runner, torch_runner
 from polyhead_export.settings import Settings
 from polyhead_training.loop.loss import UNLABELLED
 from polyhead_training.model import Head as ModelHead
 from polyhead_training.model import PolyheadModel, Pooling
+
+from tests.support.tiny_model import make_model
 
 HEADS = (
     Head("topic", "softmax", "logits", ("app", "billing", "support")),
@@ -73,9 +73,9 @@ def test_exported_graph_passes_every_check(model: PolyheadModel, graph_file: Pat
         "difference.sentiment_logits",
         "cosine_distance.mean",
         "cosine_distance.worst",
-        "other_labels",
-        "alone_or_batched",
-        "padded_or_not",
+        "label_disagreement",
+        "batch_invariance",
+        "padding_invariance",
     ]
     assert 0 < _values(checks)["difference.sentence_embedding"] < 1e-5
 
@@ -96,69 +96,69 @@ def test_graph_that_is_off_fails_by_that_amount(tmp_path: Path, model: PolyheadM
 
 
 @pytest.mark.parametrize("output", ["logits", "sentiment_logits"])
-def test_graph_with_other_labels_counts_them(
+def test_graph_with_label_disagreement_counts_them(
     tmp_path: Path, model: PolyheadModel, graph_file: Path, output: str
 ) -> None:
     counts = []
     for amount in (-100, 100):
         path = _shifted(graph_file, tmp_path / "model.onnx", output, amount)
-        counts.append(_values(gate.measure(path, model, GOLDEN, HEADS))["other_labels"])
-    # Whatever label a text had, at least one of the two shifts takes it away.
+        counts.append(_values(gate.measure(path, model, GOLDEN, HEADS))["label_disagreement"])
+    # Whatever label a text had, at least one of the two shifts changes it.
     assert sum(counts) >= 1 / len(HEADS)
 
 
-def test_answer_that_is_no_number_fails(tmp_path: Path, model: PolyheadModel, graph_file: Path) -> None:
+def test_nan_output_fails(tmp_path: Path, model: PolyheadModel, graph_file: Path) -> None:
     path = _shifted(graph_file, tmp_path / "model.onnx", "sentiment_logits", float("nan"))
     checks = gate.measure(path, model, GOLDEN, HEADS)
-    assert {"difference.sentiment_logits", "alone_or_batched", "padded_or_not"} <= _failed(checks)
+    assert {"difference.sentiment_logits", "batch_invariance", "padding_invariance"} <= _failed(checks)
 
 
 def _pooling_over_padding(self: Pooling, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """What a tokenizer that pads, or a forgotten mask, does to the mean."""
+    """Simulates a tokenizer that pads, or a missing mask."""
     return hidden.mean(dim=1)
 
 
-def test_answer_that_depends_on_padding_fails_the_invariance_alone(
-    tmp_path: Path, make_model: Callable[..., PolyheadModel], monkeypatch: pytest.MonkeyPatch
+def test_output_that_depends_on_padding_fails_only_the_invariance_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pooling, "forward", _pooling_over_padding)
     export_graph(model := make_model(), tmp_path / "model.onnx")
     checks = gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)
-    assert _failed(checks) == {"alone_or_batched", "padded_or_not"}
-    with pytest.raises(InvarianceError, match=r"alone_or_batched is .*, padded_or_not is"):
+    assert _failed(checks) == {"batch_invariance", "padding_invariance"}
+    with pytest.raises(InvarianceError, match=r"batch_invariance is .*, padding_invariance is"):
         gate.require_passed("fp32", checks)
 
 
 def _pooling_over_the_batch(self: Pooling, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """What per-tensor dynamic quantization does: every text of the batch moves the scale."""
+    """Simulates per-tensor dynamic quantization: every text in the batch affects the scale."""
     return hidden[:, 0] + 1e-3 * hidden[:, 0].mean(dim=0, keepdim=True)
 
 
-def test_answer_that_depends_on_the_batch_fails_the_invariance_alone(
-    tmp_path: Path, make_model: Callable[..., PolyheadModel], monkeypatch: pytest.MonkeyPatch
+def test_output_that_depends_on_the_batch_fails_only_batch_invariance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pooling, "forward", _pooling_over_the_batch)
     export_graph(model := make_model(), tmp_path / "model.onnx")
-    assert _failed(gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)) == {"alone_or_batched"}
+    assert _failed(gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)) == {"batch_invariance"}
 
 
-def _logits_that_shift_together(self: ModelHead, features: torch.Tensor) -> torch.Tensor:
-    """What no softmax shows: every logit of a text moves alike with the others of its batch."""
+def _equally_shifted_logits(self: ModelHead, features: torch.Tensor) -> torch.Tensor:
+    """Shifts all logits of a text equally, depending on the batch; softmax hides this."""
     logits = cast(torch.Tensor, self.layers(features))
     return logits + 1e-2 * features[:, :1].mean(dim=0) if logits.shape[1] > 1 else logits
 
 
-def test_logits_that_depend_on_the_batch_fail_where_probabilities_do_not(
-    tmp_path: Path, make_model: Callable[..., PolyheadModel], monkeypatch: pytest.MonkeyPatch
+def test_logits_that_depend_on_the_batch_fail_even_if_probabilities_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ModelHead, "forward", _logits_that_shift_together)
+    monkeypatch.setattr(ModelHead, "forward", _equally_shifted_logits)
     export_graph(model := make_model(), tmp_path / "model.onnx")
-    assert _failed(gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)) == {"alone_or_batched"}
+    assert _failed(gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)) == {"batch_invariance"}
 
 
-def test_difference_of_a_number_above_1_is_a_share_of_it() -> None:
-    alone, company = np.asarray([0.5, -100.0]), np.asarray([0.6, -101.0])
-    assert gate._apart(company, alone).tolist() == pytest.approx([0.1, 0.01])
+def test_difference_of_numbers_above_1_is_relative() -> None:
+    alone, batched = np.asarray([0.5, -100.0]), np.asarray([0.6, -101.0])
+    assert gate.relative_difference(batched, alone).tolist() == pytest.approx([0.1, 0.01])
 
 
 def _rename_output(proto: onnx.ModelProto) -> None:
@@ -185,7 +185,7 @@ def _change_type(proto: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "verdict"),
+    ("change", "expected"),
     [
         (_rename_output, (NamesError, 1, 0)),
         (_swap_outputs, (NamesError, 2, 0)),
@@ -194,30 +194,30 @@ def _change_type(proto: onnx.ModelProto) -> None:
         (_change_type, (ShapeError, 0, 1)),
     ],
 )
-def test_graph_with_another_signature_is_compared_no_further(
+def test_graph_with_another_signature_is_not_compared_further(
     tmp_path: Path,
     model: PolyheadModel,
     graph_file: Path,
     change: Callable[[onnx.ModelProto], None],
-    verdict: tuple[type[GateError], int, int],
+    expected: tuple[type[GateError], int, int],
 ) -> None:
     proto = onnx.load(graph_file)
     assert describe_graph(proto) == signature(model.config)
     change(proto)
     onnx.save(proto, tmp_path / "model.onnx")
     checks = gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)
-    error, names, dims = verdict
+    error, names, dims = expected
     assert [(check.name, check.value) for check in checks] == [("names", names), ("dims", dims)]
     with pytest.raises(error):
         gate.require_passed("fp32", checks)
 
 
-def test_most_important_failure_names_the_error_and_all_are_told() -> None:
-    checks = [Check("padded_or_not", 1.0, 1e-5), Check("difference.logits", 2.0, 1e-4), Check("names", 0, 0)]
+def test_most_important_failure_determines_the_error_and_all_are_listed() -> None:
+    checks = [Check("padding_invariance", 1.0, 1e-5), Check("difference.logits", 2.0, 1e-4), Check("names", 0, 0)]
     with pytest.raises(ValuesError) as caught:
         gate.require_passed("int8", checks)
     assert caught.value.variant == "int8"
-    assert [check.name for check in caught.value.failed] == ["difference.logits", "padded_or_not"]
+    assert [check.name for check in caught.value.failed] == ["difference.logits", "padding_invariance"]
 
 
 IDS = [[2, number, number + 1, 3] for number in range(10, 30)]
@@ -225,40 +225,40 @@ SHIFT = 1e3
 
 
 @pytest.fixture
-def labelled(model: PolyheadModel) -> Labelled:
-    """Rows whose labels are what the model says, but for the first five of each head, and one without any."""
-    reference = answer_rows(torch_pass(model), IDS, 0)
-    targets = np.stack([labels_of(reference, head) for head in HEADS], axis=1)
+def eval_data(model: PolyheadModel) -> EvalData:
+    """Rows labelled with the model's predictions; the first five are wrong for each head, and one has no label."""
+    reference = predict(torch_runner(model), IDS, 0)
+    targets = np.stack([predicted_labels(reference, head) for head in HEADS], axis=1)
     targets[:5] = (targets[:5] + 1) % np.array([3, 2])
     targets[5] = UNLABELLED
-    return Labelled(IDS, targets, reference, 0)
+    return EvalData(IDS, targets, reference, 0)
 
 
 @pytest.mark.parametrize(("head", "column"), [("topic", 0), ("sentiment", 1)])
-def test_head_that_always_says_one_thing_loses_what_it_got_right(  # noqa: PLR0917
-    tmp_path: Path, model: PolyheadModel, graph_file: Path, labelled: Labelled, head: str, column: int
+def test_head_with_a_constant_prediction_loses_accuracy(  # noqa: PLR0917
+    tmp_path: Path, model: PolyheadModel, graph_file: Path, eval_data: EvalData, head: str, column: int
 ) -> None:
     path = _shifted(graph_file, tmp_path / "model.onnx", HEADS[column].output, SHIFT)
-    said = 0 if head == "topic" else 1
-    known = labelled.targets[:, column][labelled.targets[:, column] != UNLABELLED]
+    predicted = 0 if head == "topic" else 1
+    known = eval_data.targets[:, column][eval_data.targets[:, column] != UNLABELLED]
     limits = Settings(limits={"int8": {"logit_difference": 2 * SHIFT}}).limits_of("int8")
-    checks = gate.measure(path, model, GOLDEN, HEADS, limits, labelled)
+    checks = gate.measure(path, model, GOLDEN, HEADS, limits, eval_data)
     values = _values(checks)
-    assert values[f"accuracy_drop.{head}"] == pytest.approx(14 / 19 - (known == said).mean())
+    assert values[f"accuracy_drop.{head}"] == pytest.approx(14 / 19 - (known == predicted).mean())
     other = HEADS[1 - column].name
     assert values[f"accuracy_drop.{other}"] == values[f"macro_f1_drop.{other}"] == 0
     assert values[f"calibration.{other}"] < 1e-6
-    # It is sure of everything, so it is off by as much as it is wrong.
-    before = labelled.score(labelled.reference, HEADS[column], column).ece or 0
-    assert values[f"calibration.{head}"] == pytest.approx(abs((known != said).mean() - before), abs=1e-6)
-    answered = labels_of(labelled.reference, HEADS[column])
-    assert values["other_labels"] >= (answered != said).sum() / (2 * (len(IDS) + len(GOLDEN)))
+    # Its confidence is 1 everywhere, so its calibration error equals its error rate.
+    before = eval_data.score(eval_data.reference, HEADS[column], column).ece or 0
+    assert values[f"calibration.{head}"] == pytest.approx(abs((known != predicted).mean() - before), abs=1e-6)
+    reference_labels = predicted_labels(eval_data.reference, HEADS[column])
+    assert values["label_disagreement"] >= (reference_labels != predicted).sum() / (2 * (len(IDS) + len(GOLDEN)))
 
 
 @pytest.mark.parametrize(
     ("check", "error"),
     [
-        ("other_labels", LabelsError),
+        ("label_disagreement", LabelsError),
         ("accuracy_drop.topic", AccuracyError),
         ("macro_f1_drop.sentiment", AccuracyError),
         ("calibration.topic", CalibrationError),
@@ -270,50 +270,33 @@ def test_failed_check_has_its_own_error(check: str, error: type[GateError]) -> N
         gate.require_passed("int8", [Check("names", 0, 0), Check(check, 0.5, 0.1)])
 
 
-def test_rows_without_labels_cost_a_graph_nothing(graph_file: Path, labelled: Labelled) -> None:
-    bare = dataclasses.replace(labelled, targets=np.full_like(labelled.targets, UNLABELLED))
-    assert _worst_drop(bare, HEADS, graph_file) == 0
-    assert _worst_drop(labelled, HEADS, graph_file) == 0
+def test_rows_without_labels_cause_no_accuracy_drop(graph_file: Path, eval_data: EvalData) -> None:
+    bare = dataclasses.replace(eval_data, targets=np.full_like(eval_data.targets, UNLABELLED))
+    assert bare.worst_accuracy_drop(onnx_runner(graph_file), HEADS) == 0
+    assert eval_data.worst_accuracy_drop(onnx_runner(graph_file), HEADS) == 0
 
 
-def test_graph_that_answers_better_than_the_model_loses_nothing(
-    model: PolyheadModel, graph_file: Path, labelled: Labelled
+def test_graph_that_is_better_than_the_model_has_no_drop(
+    model: PolyheadModel, graph_file: Path, eval_data: EvalData
 ) -> None:
     worse = {
         name: values + np.float32(SHIFT) * np.eye(1, values.shape[1], dtype=np.float32)
-        for name, values in labelled.reference.items()
+        for name, values in eval_data.reference.items()
     }
     values = _values(
-        gate.measure(graph_file, model, GOLDEN, HEADS, labelled=dataclasses.replace(labelled, reference=worse))
+        gate.measure(graph_file, model, GOLDEN, HEADS, eval_data=dataclasses.replace(eval_data, reference=worse))
     )
     assert values["accuracy_drop.topic"] == 0
 
 
-def test_value_on_its_limit_passes() -> None:
+def test_value_equal_to_its_limit_passes() -> None:
     gate.require_passed("fp32", [Check("cosine_distance.worst", 1e-6, 1e-6)])
 
 
-def test_table_shows_value_limit_and_verdict() -> None:
-    lines = gate.table([Check("names", 0, 0), Check("difference.logits", 0.25, 1e-4)]).splitlines()
+def test_table_shows_value_limit_and_result() -> None:
+    lines = gate.format_table([Check("names", 0, 0), Check("difference.logits", 0.25, 1e-4)]).splitlines()
     assert [line.split() for line in lines] == [
         ["check", "value", "limit"],
         ["names", "0", "0", "ok"],
         ["difference.logits", "0.25", "0.0001", "FAILED"],
     ]
-
-
-def test_probabilities_survive_large_logits() -> None:
-    softmax, sigmoid = HEADS
-    with np.errstate(all="raise", under="ignore"):
-        assert gate._probabilities(softmax, _logits(-95, 3, -1e30)).tolist() == pytest.approx([0, 1, 0])
-        assert gate._probabilities(sigmoid, _logits(1e30)).tolist() == [1]
-        assert gate._probabilities(sigmoid, _logits(-1e30)).tolist() == [0]
-
-
-def test_probabilities_follow_the_temperature() -> None:
-    warm = dataclasses.replace(HEADS[1], temperature=2.0)
-    assert gate._probabilities(warm, _logits(3)) == gate._probabilities(HEADS[1], _logits(1.5))
-
-
-def _logits(*values: float) -> NDArray[np.float32]:
-    return np.asarray(values, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The golden texts are a dozen, all different, and one is longer than the model reads."""
+"""There are a dozen distinct golden texts, and one exceeds the model's token limit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from polyhead_export.golden import golden_texts
 
 
 @pytest.mark.parametrize("max_tokens", [8, 48, 512, 8192])
-def test_last_golden_text_is_longer_than_the_model_reads(tokenizer: tokenizers.Tokenizer, max_tokens: int) -> None:
+def test_last_golden_text_exceeds_the_token_limit(tokenizer: tokenizers.Tokenizer, max_tokens: int) -> None:
     assert len(tokenizer.encode(golden_texts(max_tokens)[-1]).ids) > max_tokens
 
 
-def test_golden_texts_meet_what_breaks_tokenizers() -> None:
+def test_golden_texts_cover_difficult_input_for_tokenizers() -> None:
     texts = golden_texts(48)
     assert len(texts) == len(set(texts)) == 12
     assert "" in texts

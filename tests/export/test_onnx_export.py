@@ -1,10 +1,9 @@
-"""The graph answers every shape as the model does, and says nothing about the machine that wrote it."""
+"""The graph matches the model for every input shape, and contains no trace of the machine that exported it."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,10 @@ import pytest
 import torch
 from polyhead_export import onnx_export
 from polyhead_export.errors import GraphError
-from polyhead_export.runners import onnx_pass, torch_pass
+from polyhead_export.runners import onnx_runner, torch_runner
 from polyhead_training.model import PolyheadModel, Pooling
+
+from tests.support.tiny_model import make_model
 
 MAX_TOKENS = 48
 SHAPES = [(1, 1), (1, 3), (7, 33), (3, MAX_TOKENS)]
@@ -24,9 +25,8 @@ SHAPES = [(1, 1), (1, 3), (7, 33), (3, MAX_TOKENS)]
     ("family", "poolings"),
     [("bert", ("cls_mean", "shared")), ("roberta", ("cls_mean", "mean")), ("distilbert", ("cls", "cls"))],
 )
-def test_graph_of_every_family_answers_every_shape(
+def test_graph_matches_the_model_for_every_family_and_shape(
     tmp_path: Path,
-    make_model: Callable[..., PolyheadModel],
     capfd: pytest.CaptureFixture[str],
     family: str,
     poolings: tuple[str, str],
@@ -34,7 +34,7 @@ def test_graph_of_every_family_answers_every_shape(
     model = make_model(family, pooling=poolings[0], embedding_pooling=poolings[1])
     onnx_export.export_graph(model, tmp_path / "model.onnx")
     assert capfd.readouterr() == ("", "")
-    ours, theirs = onnx_pass(tmp_path / "model.onnx"), torch_pass(model)
+    ours, theirs = onnx_runner(tmp_path / "model.onnx"), torch_runner(model)
     random = np.random.default_rng(0)
     for texts, tokens in SHAPES:
         lengths = random.integers(1, tokens, size=(texts, 1), endpoint=True)
@@ -59,27 +59,27 @@ def test_graph_has_the_names_and_dims_of_the_model(model: PolyheadModel, graph_f
     ]
 
 
-def test_graph_needs_the_standards_operators_alone(graph_file: Path) -> None:
+def test_graph_requires_only_standard_operators(graph_file: Path) -> None:
     proto = onnx.load(graph_file)
     assert [entry.domain for entry in proto.opset_import] == [""]
     assert not proto.functions
 
 
-def test_graph_says_nothing_about_the_machine(graph_file: Path) -> None:
+def test_graph_contains_no_trace_of_the_machine(graph_file: Path) -> None:
     content = graph_file.read_bytes()
     folders = [Path.cwd(), Path.home(), sys.prefix, tempfile.gettempdir(), Path(onnx_export.__file__).parent]
-    # A home of "/root" is short, but tiny weights hold no such bytes by chance.
+    # "/root" is short, but the weights are too small to contain these bytes by chance.
     for trace in [*map(str, folders), "site-packages", ".py", "Traceback", "polyhead_training"]:
         assert trace.encode() not in content, trace
     proto = onnx.load(graph_file)
     assert not any(node.doc_string or node.metadata_props for node in proto.graph.node)
 
 
-def test_graph_that_tells_about_the_machine_is_refused(
+def test_graph_with_a_trace_of_the_machine_is_rejected(
     tmp_path: Path, model: PolyheadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_export, "_strip", lambda proto: None)
-    with pytest.raises(GraphError, match="tells about the machine"):
+    monkeypatch.setattr(onnx_export, "strip_metadata", lambda proto: None)
+    with pytest.raises(GraphError, match="contains a trace of the machine"):
         onnx_export.export_graph(model, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
 
@@ -88,25 +88,23 @@ def test_graph_that_tells_about_the_machine_is_refused(
 def test_every_kind_of_trace_is_found(graph_file: Path, trace: str) -> None:
     proto = onnx.load(graph_file)
     proto.graph.node[0].doc_string = trace
-    with pytest.raises(GraphError, match="tells about the machine"):
+    with pytest.raises(GraphError, match="contains a trace of the machine"):
         onnx_export.require_no_local_trace(proto)
 
 
-def test_head_that_is_called_py_is_no_trace(graph_file: Path) -> None:
+def test_head_named_py_is_not_a_trace(graph_file: Path) -> None:
     proto = onnx.load(graph_file)
     proto.graph.node[0].name = "model.heads.py.layers.1.weight"
     onnx_export.require_no_local_trace(proto)
 
 
-def test_model_in_training_mode_gives_the_same_bytes_without_dropout(
-    tmp_path: Path, make_model: Callable[..., PolyheadModel], graph_file: Path
-) -> None:
+def test_model_in_training_mode_gives_the_same_bytes_without_dropout(tmp_path: Path, graph_file: Path) -> None:
     onnx_export.export_graph(make_model().train(), tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").read_bytes() == graph_file.read_bytes()
     assert "Dropout" not in {node.op_type for node in onnx.load(graph_file).graph.node}
 
 
-def test_part_in_training_mode_is_named(make_model: Callable[..., PolyheadModel]) -> None:
+def test_module_in_training_mode_is_named() -> None:
     model = make_model()
     onnx_export.require_evaluation_mode(model)
     model.heads["topic"].train()
@@ -114,9 +112,7 @@ def test_part_in_training_mode_is_named(make_model: Callable[..., PolyheadModel]
         onnx_export.require_evaluation_mode(model)
 
 
-def test_model_that_cannot_be_exported_is_one_clear_error(
-    tmp_path: Path, make_model: Callable[..., PolyheadModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_that_cannot_be_exported_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def branch(self: Pooling, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return hidden[:, 0] if hidden.sum() > 0 else hidden[:, 1]
 

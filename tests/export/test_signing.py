@@ -1,4 +1,4 @@
-"""A signature holds for every byte of its bundle, with its own key, and for nothing else."""
+"""A signature is valid for exactly the signed files and only with the signer's key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import polyhead_bundle as bundle
 import pytest
 from polyhead_export.signing import SigningError, sign, verify_signature
 
-from tests.support.small_bundle import FILES, changed, rewrite_manifest, sources, written
+from tests.support.small_bundle import FILES, changed_manifest, rewrite_manifest, write_demo_bundle, write_sources
 
 needs_model_signing = pytest.mark.skipif(
     importlib.util.find_spec("model_signing") is None,
@@ -48,7 +48,7 @@ def _make_keys(folder: Path, name: str, curve: str = "SECP256R1") -> tuple[Path,
 @pytest.fixture
 def signed(tmp_path: Path) -> Signed:
     private, public = _make_keys(tmp_path, "signer")
-    path = written(tmp_path).path
+    path = write_demo_bundle(tmp_path).path
     signature = tmp_path / "demo.sig"
     sign(path, signature, private)
     return Signed(path, signature, private, public)
@@ -71,7 +71,7 @@ def test_signature_names_every_file(signed: Signed) -> None:
 @pytest.mark.parametrize("curve", ["SECP384R1", "SECP521R1"])
 def test_other_curves_sign_too(tmp_path: Path, curve: str) -> None:
     private, public = _make_keys(tmp_path, "signer", curve)
-    path = written(tmp_path).path
+    path = write_demo_bundle(tmp_path).path
     sign(path, tmp_path / "demo.sig", private)
     verify_signature(path, tmp_path / "demo.sig", public)
 
@@ -88,7 +88,7 @@ def test_bundle_and_signature_may_move(signed: Signed, tmp_path: Path, monkeypat
 @needs_model_signing
 def test_signature_is_replaced_and_nothing_else_is_left(signed: Signed) -> None:
     before = sorted(path.name for path in signed.signature.parent.iterdir())
-    written(signed.signature.parent, changed(name="second"))
+    write_demo_bundle(signed.signature.parent, changed_manifest(name="second"))
     sign(signed.bundle, signed.signature, signed.private_key)
     verify_signature(signed.bundle, signed.signature, signed.public_key)
     assert sorted(path.name for path in signed.signature.parent.iterdir()) == before
@@ -109,47 +109,47 @@ def _remove_a_file(signed: Signed) -> None:
     (signed.bundle / "model.onnx").unlink()
 
 
-def _add_a_file_that_git_would_not_mind(signed: Signed) -> None:
+def _add_a_file_that_git_ignores(signed: Signed) -> None:
     (signed.bundle / ".gitignore").write_bytes(b"*")
 
 
-def _write_the_bundle_anew(signed: Signed) -> None:
-    """All hashes are right: only the signature can tell."""
-    files = sources(signed.bundle.parent / "sources")
+def _rewrite_the_bundle(signed: Signed) -> None:
+    """Keeps every hash correct, so that only the signature detects the change."""
+    files = write_sources(signed.bundle.parent / "sources")
     files["model.onnx"].write_bytes(b"Graph")
-    bundle.write(signed.bundle, changed(), files)
+    bundle.write(signed.bundle, changed_manifest(), files)
 
 
-def _write_the_manifest_anew(signed: Signed) -> None:
+def _rewrite_the_manifest(signed: Signed) -> None:
     rewrite_manifest(signed.bundle / "bundle.json", lambda document: document.update(max_tokens=32))
 
 
-def _give_another_key(signed: Signed) -> None:
-    _, other = _make_keys(signed.bundle.parent, "stranger")
+def _use_another_key(signed: Signed) -> None:
+    _, other = _make_keys(signed.bundle.parent, "other_signer")
     shutil.copyfile(other, signed.public_key)
 
 
-def _give_a_stranger_the_hint_of_the_key(signed: Signed) -> None:
-    """A stranger signs, and says that the signer did."""
+def _forge_the_key_hint(signed: Signed) -> None:
+    """Signs with another key and claims the signer's key."""
     real = json.loads(signed.signature.read_bytes())
-    stranger, _ = _make_keys(signed.bundle.parent, "stranger")
-    sign(signed.bundle, signed.signature, stranger)
+    other_signer, _ = _make_keys(signed.bundle.parent, "other_signer")
+    sign(signed.bundle, signed.signature, other_signer)
     forged = json.loads(signed.signature.read_bytes())
     forged["verificationMaterial"] = real["verificationMaterial"]
     signed.signature.write_text(json.dumps(forged))
 
 
 def _change_the_payload(signed: Signed) -> None:
-    _write_the_manifest_anew(signed)
+    _rewrite_the_manifest(signed)
     document = json.loads(signed.signature.read_bytes())
     other = signed.bundle.parent / "other.sig"
-    sign(signed.bundle, other, _make_keys(signed.bundle.parent, "stranger")[0])
+    sign(signed.bundle, other, _make_keys(signed.bundle.parent, "other_signer")[0])
     document["dsseEnvelope"]["payload"] = json.loads(other.read_bytes())["dsseEnvelope"]["payload"]
     signed.signature.write_text(json.dumps(document))
 
 
-def _sign_all_but_the_manifest(signed: Signed) -> None:
-    """As a careless signer might with model-signing itself."""
+def _sign_without_the_manifest(signed: Signed) -> None:
+    """Signs with model-signing itself and excludes a file."""
     from model_signing import hashing, signing
 
     config = hashing.Config().set_ignored_paths(paths=["bundle.json"])
@@ -157,47 +157,47 @@ def _sign_all_but_the_manifest(signed: Signed) -> None:
     signer.set_hashing_config(config).sign(signed.bundle, signed.signature)
 
 
-def _lose_the_signature(signed: Signed) -> None:
+def _remove_the_signature(signed: Signed) -> None:
     signed.signature.unlink()
 
 
-def _write_a_signature_that_is_none(signed: Signed) -> None:
+def _write_an_invalid_signature(signed: Signed) -> None:
     signed.signature.write_bytes(b"-----BEGIN PGP SIGNATURE-----")
 
 
-def _write_a_signature_of_json(signed: Signed) -> None:
+def _write_an_empty_json_signature(signed: Signed) -> None:
     signed.signature.write_bytes(b"[]")
 
 
-def _write_a_key_that_is_none(signed: Signed) -> None:
+def _write_an_invalid_key(signed: Signed) -> None:
     signed.public_key.write_bytes(b"ssh-ed25519 AAAA")
 
 
-def _lose_the_key(signed: Signed) -> None:
+def _remove_the_key(signed: Signed) -> None:
     signed.public_key.unlink()
 
 
 ATTACKS: dict[Callable[[Signed], None], str] = {
     _change_a_file: r"model\.onnx: was changed.*; fetch the bundle again",
     _remove_a_file: r"model\.onnx: is missing; fetch the bundle again",
-    _add_a_file_that_git_would_not_mind: r"\.gitignore: is not listed",
-    _write_the_bundle_anew: r"demo\.sig: is .*: Signature mismatch: Hash mismatch for 'bundle.json'; fetch",
-    _write_the_manifest_anew: r"demo\.sig: is not a signature of .*Hash mismatch for 'bundle.json'",
-    _give_another_key: r"demo\.sig: is not a signature of .* Key mismatch.*; fetch .* the public key is the signer's",
-    _give_a_stranger_the_hint_of_the_key: r"demo\.sig: is not a signature of .*: InvalidSignature; ",
+    _add_a_file_that_git_ignores: r"\.gitignore: is not listed",
+    _rewrite_the_bundle: r"demo\.sig: is .*: Signature mismatch: Hash mismatch for 'bundle.json'; fetch",
+    _rewrite_the_manifest: r"demo\.sig: is not a signature of .*Hash mismatch for 'bundle.json'",
+    _use_another_key: r"demo\.sig: is not a signature of .* Key mismatch.*; fetch .* the public key is the signer's",
+    _forge_the_key_hint: r"demo\.sig: is not a signature of .*: InvalidSignature; ",
     _change_the_payload: r"demo\.sig: is not a signature of .*: InvalidSignature; ",
-    _sign_all_but_the_manifest: r"demo\.sig: is not a signature of .*Extra files found .* bundle\.json",
-    _lose_the_signature: r"demo\.sig: is not a signature of .*No such file",
-    _write_a_signature_that_is_none: r"demo\.sig: is not a signature of .*; fetch",
-    _write_a_signature_of_json: r"demo\.sig: is not a signature of .*; fetch",
-    _write_a_key_that_is_none: r"signer\.pub: is no public key that can verify: .*; give a PEM file",
-    _lose_the_key: r"signer\.pub: is no public key .*No such file.*; give a PEM file",
+    _sign_without_the_manifest: r"demo\.sig: is not a signature of .*Extra files found .* bundle\.json",
+    _remove_the_signature: r"demo\.sig: is not a signature of .*No such file",
+    _write_an_invalid_signature: r"demo\.sig: is not a signature of .*; fetch",
+    _write_an_empty_json_signature: r"demo\.sig: is not a signature of .*; fetch",
+    _write_an_invalid_key: r"signer\.pub: is not a usable public key: .*; use a PEM file",
+    _remove_the_key: r"signer\.pub: is not a usable public key.*No such file.*; use a PEM file",
 }
 
 
 @needs_model_signing
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__.strip("_"))
-def test_what_was_not_signed_is_refused(signed: Signed, attack: Callable[[Signed], None]) -> None:
+def test_unsigned_content_is_rejected(signed: Signed, attack: Callable[[Signed], None]) -> None:
     attack(signed)
     with pytest.raises(SigningError, match=ATTACKS[attack]):
         verify_signature(signed.bundle, signed.signature, signed.public_key)
@@ -215,7 +215,7 @@ def test_damaged_bundle_is_not_signed(signed: Signed) -> None:
 @needs_model_signing
 @pytest.mark.parametrize("place", ["demo.sig", "torch/demo.sig", "../demo/demo.sig"])
 def test_signature_is_never_written_into_the_bundle(signed: Signed, place: str) -> None:
-    with pytest.raises(SigningError, match=r"lies inside the bundle.*; write it beside, as .*demo\.sig"):
+    with pytest.raises(SigningError, match=r"is inside the bundle.*; write it beside the bundle, .*demo\.sig"):
         sign(signed.bundle, signed.bundle / place, signed.private_key)
     bundle.load(signed.bundle)
 
@@ -223,29 +223,29 @@ def test_signature_is_never_written_into_the_bundle(signed: Signed, place: str) 
 @needs_model_signing
 def test_public_key_does_not_sign(signed: Signed) -> None:
     before = signed.signature.read_bytes()
-    with pytest.raises(SigningError, match=r"signer\.pub: is no private key that can sign: .*; give a PEM file"):
+    with pytest.raises(SigningError, match=r"signer\.pub: is not a usable private key: .*; use a PEM file"):
         sign(signed.bundle, signed.signature, signed.public_key)
     assert signed.signature.read_bytes() == before
 
 
 @needs_model_signing
-def test_curve_that_is_not_supported_does_not_sign(signed: Signed) -> None:
+def test_unsupported_curve_does_not_sign(signed: Signed) -> None:
     private, _ = _make_keys(signed.bundle.parent, "bitcoin", "SECP256K1")
     with pytest.raises(SigningError, match=r"bitcoin\.pem: .*Unsupported key for curve 'secp256k1'"):
         sign(signed.bundle, signed.signature, private)
 
 
 @needs_model_signing
-def test_signature_in_a_folder_that_is_not_there_cannot_be_written(signed: Signed) -> None:
+def test_signature_in_a_missing_folder_cannot_be_written(signed: Signed) -> None:
     with pytest.raises(SigningError, match=r"nowhere/demo\.sig: cannot be written: .*; choose another file"):
         sign(signed.bundle, signed.bundle.parent / "nowhere" / "demo.sig", signed.private_key)
 
 
 @pytest.mark.parametrize("use", [sign, verify_signature])
-def test_missing_package_says_how_to_install_it(
+def test_missing_package_reports_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Path, Path, Path], None]
 ) -> None:
-    path = written(tmp_path).path
+    path = write_demo_bundle(tmp_path).path
     for module in ("model_signing", "model_signing.hashing", "model_signing.signing", "model_signing.verifying"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SigningError, match=r"demo: .* model-signing.*; install it: pip install '\.\[signing\]'"):

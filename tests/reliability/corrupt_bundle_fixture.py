@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import polyhead_bundle as bundle
-from polyhead_export.fingerprints import take_fingerprints
+from polyhead_export.fingerprints import compute_fingerprints
 from polyhead_training.model import PolyheadModel
 
 # So much softer are the first head's probabilities: far beyond any tolerance.
@@ -25,7 +25,7 @@ def with_another_head(source: Path, destination: Path) -> Path:
     model = PolyheadModel.from_pretrained(source / "torch").eval()
     tokenizer = found.file(bundle.TOKENIZER).read_bytes()
     variants = {
-        name: dataclasses.replace(variant, fingerprints=take_fingerprints(model, heads, tokenizer, name))
+        name: dataclasses.replace(variant, fingerprints=compute_fingerprints(model, heads, tokenizer, name))
         for name, variant in found.manifest.variants.items()
     }
     manifest = dataclasses.replace(found.manifest, heads=heads, variants=variants)

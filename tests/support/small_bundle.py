@@ -1,4 +1,4 @@
-"""A bundle of a few bytes, and what it takes to forge one."""
+"""A bundle of a few bytes, and a helper that forges its manifest."""
 
 from __future__ import annotations
 
@@ -48,31 +48,31 @@ MANIFEST = Manifest(
 )
 
 
-def sources(folder: Path) -> dict[str, Path]:
-    """Writes the files of a bundle into a folder."""
+def write_sources(folder: Path) -> dict[str, Path]:
+    """Writes the files of a bundle into a folder and returns their paths by name."""
     for name, content in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return {name: folder / name for name in FILES}
 
 
-def written(folder: Path, manifest: Manifest = MANIFEST) -> Bundle:
+def write_demo_bundle(folder: Path, manifest: Manifest = MANIFEST) -> Bundle:
     """Writes the bundle ``demo`` into a folder."""
-    return bundle.write(folder / "demo", manifest, sources(folder / "sources"))
+    return bundle.write(folder / "demo", manifest, write_sources(folder / "sources"))
 
 
-def changed(**fields: Any) -> Manifest:
-    """The manifest with other fields."""
+def changed_manifest(**fields: Any) -> Manifest:
+    """Returns the manifest with some fields replaced."""
     return dataclasses.replace(MANIFEST, **fields)
 
 
 def rewrite_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Forges a manifest whose digest is right, as somebody would who knows the format."""
+    """Changes a manifest and updates its digest."""
     document = json.loads(path.read_bytes())
     document.pop("digest")
     change(document)
 
-    def spell(value: object) -> bytes:
+    def canonical(value: object) -> bytes:
         return (json.dumps(value, sort_keys=True, indent=2) + "\n").encode()
 
-    path.write_bytes(spell({**document, "digest": hashlib.sha256(spell(document)).hexdigest()}))
+    path.write_bytes(canonical({**document, "digest": hashlib.sha256(canonical(document)).hexdigest()}))

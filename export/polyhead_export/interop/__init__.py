@@ -1,1 +1,1 @@
-"""Other projects' formats: importing checkpoints, exporting sentence-transformers folders, the hub."""
+"""Interoperability: imports checkpoints, exports sentence-transformers folders, uploads bundles to the hub."""

@@ -1,4 +1,4 @@
-"""Bundles on the hub, for those who are online."""
+"""Uploads a bundle to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FOLDER = "bundle"
 
 
 class PushError(ExportError):
-    """The hub did not take a bundle; what was written on disk stays."""
+    """The hub rejected a bundle; the bundle on disk is unaffected."""
 
     def __init__(self, repository: str, reason: str) -> None:
         super().__init__(f"{repository}: the bundle was not uploaded: {reason}")
@@ -23,25 +23,25 @@ class PushError(ExportError):
 def push_bundle(bundle: Bundle, repository: str) -> str:
     """Uploads a bundle's files, in one commit, to the folder ``bundle`` of a private hub repository.
 
-    The hub puts files of its own beside that folder, which a bundle may not hold.
+    The hub adds files of its own to the repository, which a bundle must not hold; hence the folder.
 
     Args:
         bundle: The bundle.
-        repository: ``OWNER/NAME``.
+        repository: ``OWNER/NAME``; the repository is created if it does not exist.
 
     Returns:
-        The commit's address.
+        URL of the commit.
 
     Raises:
-        PushError: The hub did not take it, or the repository is public.
+        PushError: The upload failed, or the repository is public.
     """
     api = HfApi()
-    with _translated(repository):
+    with _map_errors(repository):
         api.create_repo(repository, private=True, exist_ok=True)
         private = api.repo_info(repository).private
     if not private:
         raise PushError(repository, "the repository is public; make it private or name another")
-    with _translated(repository):
+    with _map_errors(repository):
         commit = api.upload_folder(
             repo_id=repository,
             folder_path=bundle.path,
@@ -53,9 +53,10 @@ def push_bundle(bundle: Bundle, repository: str) -> str:
 
 
 @contextmanager
-def _translated(repository: str) -> Iterator[None]:
+def _map_errors(repository: str) -> Iterator[None]:
+    """Converts every error inside the block into a ``PushError``."""
     try:
         yield
-    except Exception as error:  # the library's own errors, and those of the one that it asks the hub with
+    except Exception as error:  # errors of the library, and of the HTTP client that it uses
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PushError(repository, f"{reason}; log in with `hf auth login`") from error

@@ -1,12 +1,12 @@
-"""The sentence embedding alone, as a folder that sentence-transformers and what speaks its format load.
+"""Writes the sentence embedding, without heads, as a sentence-transformers folder.
 
 ::
 
     Run --> backbone's weights, tokenizer, pooling, length --> DESTINATION --> SentenceTransformer(DESTINATION).encode()
 
-Besides sentence-transformers, text-embeddings-inference, vLLM and llama.cpp read such a folder; hence the pooling's
-older keys and the modules' older names. One difference remains: special tokens that are spelt out in a text, such as
-``[SEP]``, are text here and special tokens there, because no file of the format can say otherwise.
+text-embeddings-inference, vLLM and llama.cpp read such a folder too, so the pooling's keys and the modules' names are
+those of older releases. One difference remains: a special token that is spelled out in a text, such as ``[SEP]``, is
+text in polyhead and a special token there; the format cannot express the former.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCardData
 from polyhead_bundle import replace_directory, staging_folder
 from polyhead_training.model import PolyheadConfig, PolyheadModel
 from polyhead_training.runs.run_directory import Run, write_json
@@ -28,7 +29,7 @@ from polyhead_export.onnx_export import describe_embedding
 
 _POOLING = "1_Pooling"
 _NORMALIZE = "2_Normalize"
-# Keys of the format up to sentence-transformers 5.3, which every reader knows.
+# Keys of the format up to sentence-transformers 5.3, which every reader supports.
 _POOLING_MODES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -37,7 +38,13 @@ _POOLING_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_MARK = '"polyhead"]'
+_CARD_DATA = ModelCardData(
+    library_name="sentence-transformers",
+    pipeline_tag="sentence-similarity",
+    tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "polyhead"],
+)
+# The last tag of the card's front matter identifies a folder that this module wrote.
+_MARK = "\n- polyhead\n"
 _OWN_FILES = frozenset(
     {
         "README.md",
@@ -54,15 +61,13 @@ _OWN_FILES = frozenset(
 )
 _README = """\
 ---
-library_name: "sentence-transformers"
-pipeline_tag: "sentence-similarity"
-tags: ["sentence-transformers", "sentence-similarity", "feature-extraction", "polyhead"]
+{front_matter}
 ---
 
 # {name}
 
-The sentence embedding of a polyhead model, without its heads: {dimensions} numbers, pooling `{pooling}`, {length}. It
-reads the first {max_tokens} tokens of a text, special tokens included.
+The sentence embedding of a polyhead model, without its heads: {dimensions} numbers, pooling `{pooling}`, {scaling}.
+Texts are truncated to {max_tokens} tokens, special tokens included.
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -71,8 +76,8 @@ model = SentenceTransformer("this-folder")
 print(model.encode(["The parcel came two days early."]))
 ```
 
-The embeddings are those of the run that it was written from, with one exception: polyhead reads special tokens that are
-spelt out in a text ({special}) as text, sentence-transformers reads them as special tokens.
+The embeddings are those of the original run, with one exception: polyhead treats special tokens that are spelled out in
+a text ({special}) as text, sentence-transformers treats them as special tokens.
 """
 
 
@@ -80,8 +85,8 @@ class InterchangeError(ExportError):
     """A run cannot be written in another library's format.
 
     Attributes:
-        path: The run, or the directory that was to be written.
-        reason: What is wrong, and the mend.
+        path: The run, or the destination.
+        reason: What is wrong, and how to fix it.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -93,16 +98,16 @@ class InterchangeError(ExportError):
 def write_sentence_transformer(run: Run, destination: Path) -> None:
     """Writes a run's sentence embedding as a sentence-transformers folder; the same run gives the same bytes.
 
-    Texts get the same embeddings, (B, H), as from ``run.model``, those that are cut off included. Texts that spell out
-    a special token do not: see above.
+    Embeddings, (B, H), are those of ``run.model``, also for truncated texts. The exception is texts that spell out a
+    special token; see the module's documentation.
 
     Args:
-        run: A run that was read back.
-        destination: The folder. One that this function wrote is replaced, an empty one filled, anything else is not.
-            Nothing is left there when writing fails.
+        run: The run.
+        destination: The folder. A folder that this function wrote is replaced, an empty one is filled, any other is an
+            error. Nothing is left there when writing fails.
 
     Raises:
-        InterchangeError: The format has no such embedding or no such tokenizer, or ``destination`` holds something.
+        InterchangeError: The format cannot express the embedding or the tokenizer, or ``destination`` is not empty.
         OSError: ``destination`` cannot be written.
     """
     special = require_writable(run, destination)
@@ -114,44 +119,44 @@ def write_sentence_transformer(run: Run, destination: Path) -> None:
 
 
 def require_writable(run: Run, destination: Path) -> dict[str, str]:
-    """Finds out whether ``write_sentence_transformer`` can do its work, without doing it.
+    """Checks that ``write_sentence_transformer`` can write a run, without writing it.
 
     Returns:
-        The tokenizer's special tokens by transformers' names for them.
+        The tokenizer's special tokens, by their names in transformers.
 
     Raises:
-        InterchangeError: It cannot.
+        InterchangeError: The run cannot be written; the error names the reason.
     """
     _require_free(destination.resolve())
     if describe_embedding(run.model.config).pooling == "cls_mean":
-        reason = "its embedding is shared with the heads, whose pooling cls_mean no other program knows"
-        mend = 'train again with model.embedding_pooling = "mean" or "cls"'
-        raise InterchangeError(run.path, f"{reason}; {mend}")
+        reason = "its embedding shares the heads' pooling cls_mean, which no other program supports"
+        hint = 'train again with model.embedding_pooling = "mean" or "cls"'
+        raise InterchangeError(run.path, f"{reason}; {hint}")
     return _special_tokens(run)
 
 
 @contextmanager
 def _staged(destination: Path) -> Iterator[Path]:
-    """A folder beside ``destination`` that becomes it when the block ends well and vanishes when not."""
+    """Yields a folder that replaces ``destination`` when the block succeeds, and is removed when it fails."""
     target = destination.resolve()
     _require_free(target)
     with staging_folder(target) as staging:
         yield staging
         staging.chmod(0o755)
-        # Writing takes a while, in which somebody may have put something there.
+        # Another process may have written to the destination in the meantime.
         _require_free(target)
         replace_directory(staging, target)
 
 
 def _require_free(target: Path) -> None:
-    if not target.exists() or (target.is_dir() and (not any(target.iterdir()) or _is_ours(target))):
+    if not target.exists() or (target.is_dir() and (not any(target.iterdir()) or _is_own(target))):
         return
     raise InterchangeError(
-        target, "exists and was not written by --format; it was left alone: remove it, or choose another"
+        target, "already exists, was not written by --format, and was left unchanged; remove it or choose another"
     )
 
 
-def _is_ours(target: Path) -> bool:
+def _is_own(target: Path) -> bool:
     files = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
     card = target / "README.md"
     return files <= _OWN_FILES and card.is_file() and _MARK in card.read_text("utf-8", errors="replace")
@@ -161,35 +166,35 @@ def _write_backbone(model: PolyheadModel, folder: Path) -> None:
     model.backbone.save_pretrained(folder)
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_bytes())
-    # Where the backbone was loaded from once.
+    # The folder that the backbone was once loaded from.
     config.pop("_name_or_path", None)
     write_json(path, config)
 
 
 def _special_tokens(run: Run) -> dict[str, str]:
-    """The tokenizer's special tokens by transformers' names for them."""
+    """Returns the tokenizer's special tokens, by their names in transformers."""
     tokenizer = load_tokenizer(run.tokenizer_path)
-    first, last = _ends(run, tokenizer)
+    first, last = _outer_tokens(run, tokenizer)
     padding = tokenizer.id_to_token(run.model.config.pad_token_id)
     if padding is None:
-        reason = f"has no token {run.model.config.pad_token_id}, which the model is padded with; train again"
+        reason = f"lacks the model's padding token {run.model.config.pad_token_id}; train again"
         raise InterchangeError(run.tokenizer_path, reason)
-    found = {"cls_token": first, "sep_token": last, "pad_token": padding}
+    names = {"cls_token": first, "sep_token": last, "pad_token": padding}
     if unknown := getattr(tokenizer.model, "unk_token", None):
-        found["unk_token"] = unknown
-    # One that is not in the tokenizer already would be added, and change what a text's tokens are.
+        names["unk_token"] = unknown
+    # A token that the tokenizer lacks would be added to it, and would change the tokens of texts.
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     if masks := sorted(special & {"[MASK]", "<mask>"}):
-        found["mask_token"] = masks[0]
-    return found
+        names["mask_token"] = masks[0]
+    return names
 
 
-def _ends(run: Run, tokenizer: Tokenizer) -> tuple[str, str]:
-    """The tokens that stand before and after every text."""
+def _outer_tokens(run: Run, tokenizer: Tokenizer) -> tuple[str, str]:
+    """Returns the tokens before and after every text."""
     tokens = tokenizer.encode("").tokens
-    # One that puts several there is cut off otherwise than here.
+    # With more than two, other programs truncate a text at another place.
     if len(tokens) != 2:
-        reason = f"puts {len(tokens)} special tokens around a text, where other programs expect two"
+        reason = f"adds {len(tokens)} special tokens to a text, but other programs expect two"
         raise InterchangeError(run.tokenizer_path, f"{reason}; train on a backbone with another tokenizer")
     return tokens[0], tokens[1]
 
@@ -197,7 +202,7 @@ def _ends(run: Run, tokenizer: Tokenizer) -> tuple[str, str]:
 def _write_tokenizer(run: Run, special: dict[str, str], folder: Path) -> None:
     load_tokenizer(run.tokenizer_path).save(str(folder / "tokenizer.json"))
     settings = {
-        # The one class that takes tokenizer.json as it is; those of the families build it anew from their own defaults.
+        # The only class that uses tokenizer.json as it is; the classes of the families rebuild it from their defaults.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": run.model.config.max_tokens,
         # The model is trained without token types.
@@ -226,17 +231,18 @@ def _write_modules(config: PolyheadConfig, pooling: str, folder: Path) -> None:
     modes = {key: mode == pooling for key, mode in _POOLING_MODES.items()}
     write_json(folder / _POOLING / "config.json", {"word_embedding_dimension": size, **modes, "include_prompt": True})
     if config.normalize:
-        # Git and some archives drop a folder without files.
+        # Git and some archive formats drop an empty folder.
         write_json(folder / _NORMALIZE / "config.json", {})
 
 
 def _write_readme(run: Run, special: dict[str, str], folder: Path) -> None:
     embedding = describe_embedding(run.model.config)
     text = _README.format(
+        front_matter=_CARD_DATA.to_yaml(),
         name=run.name,
         dimensions=embedding.dimensions,
         pooling=embedding.pooling,
-        length="scaled to length 1" if embedding.normalized else "not scaled",
+        scaling="scaled to unit length" if embedding.normalized else "not scaled",
         max_tokens=run.model.config.max_tokens,
         special=", ".join(f"`{token}`" for token in dict.fromkeys(special.values())),
     )

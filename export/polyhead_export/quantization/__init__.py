@@ -1,1 +1,1 @@
-"""Quantized variants of an exported graph."""
+"""Quantized and half-precision variants of an exported graph."""

@@ -1,8 +1,8 @@
-"""The graph's attention as one operator a layer, and what a graph is made of.
+"""Fuses attention into one operator per layer, and counts the operators of a graph.
 
 ::
 
-    plain graph --onnxscript--> MatMul, Softmax, ... become MultiHeadAttention --count--> one a layer, or FusionError
+    plain graph --onnxscript--> MatMul, Softmax, ... become MultiHeadAttention --count--> one per layer, or FusionError
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ ATTENTION = "MultiHeadAttention"
 
 
 def fuse_attention(proto: onnx.ModelProto, layers: int) -> onnx.ModelProto:
-    """The graph with the attention of every layer as one ``com.microsoft.MultiHeadAttention``.
+    """Replaces the attention of every layer with one ``com.microsoft.MultiHeadAttention``.
 
-    onnxscript's other fusions are left out: LayerNormalization with its residual in one operator is slower on CPUs than
-    the two on their own, and a quantizer needs the projections apart from the attention.
+    onnxscript's other fusions are not applied: LayerNormalization fused with its residual is slower on CPUs than the
+    two operators are separately, and the quantizer requires the projections to be separate from the attention.
 
     Args:
-        proto: The plain graph; it is left as it is.
-        layers: Layers of the backbone.
+        proto: The plain graph; it is not modified.
+        layers: Number of layers of the backbone.
 
     Raises:
-        FusionError: Another number of attentions was found.
+        FusionError: The number of attention operators is not ``layers``.
     """
     model = onnx_ir.from_proto(proto)
     common_passes.ShapeInferencePass()(model)
@@ -52,28 +52,27 @@ def fuse_attention(proto: onnx.ModelProto, layers: int) -> onnx.ModelProto:
     return fused
 
 
-def operators(proto: onnx.ModelProto) -> dict[str, int]:
-    """How often each operator stands in a graph, by its name; contrib ones with their domain."""
+def count_operators(proto: onnx.ModelProto) -> dict[str, int]:
+    """Counts the operators of a graph by name; the names of contrib operators include their domain."""
     return dict(sorted(Counter(_name(node) for node in proto.graph.node).items()))
 
 
-def summary(counted: dict[str, int]) -> str:
-    """One line for people, the commonest operators first."""
-    ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+def summary(counts: dict[str, int]) -> str:
+    """Formats operator counts in one line, the most frequent operators first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {name.rpartition('.')[2]}" for name, count in ordered)
 
 
 def require_count(proto: onnx.ModelProto, operator: str, expected: int) -> None:
-    """Refuses a graph in which a fusion that was expected did not happen, or not everywhere.
+    """Rejects a graph in which a fusion did not take place everywhere.
 
     Raises:
-        FusionError: Says how many of the operator there are, and what else.
+        FusionError: Names the number of operators found, and the operators of the graph.
     """
     found = sum(node.op_type == operator for node in proto.graph.node)
     if found != expected:
-        raise FusionError(
-            f"expected {expected} {operator} after fusion, found {found}; the graph has {summary(operators(proto))}"
-        )
+        operators = summary(count_operators(proto))
+        raise FusionError(f"expected {expected} {operator} after fusion, found {found}; the graph has {operators}")
 
 
 def _name(node: onnx.NodeProto) -> str:

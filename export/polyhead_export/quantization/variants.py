@@ -1,4 +1,4 @@
-"""The forms of a model's graph.
+"""Makes the variants of a model's graph.
 
 ::
 
@@ -20,33 +20,33 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from polyhead_bundle import weights_name
+from polyhead_bundle import external_data_name
 from polyhead_training.model import PolyheadConfig
 from polyhead_training.tokenization import pad
 
 from polyhead_export.errors import GraphError
 from polyhead_export.layout import GRAPHS
 from polyhead_export.onnx_export import EMBEDDING_OUTPUT, random_texts, save_graph
-from polyhead_export.runners import onnx_pass
+from polyhead_export.runners import onnx_runner
 from polyhead_export.settings import VariantName
 
 from .fusion import fuse_attention
-from .smoothquant import LINEARS_A_LAYER, collect_absmax, fold_biases, quantize
+from .smoothquant import LINEARS_PER_LAYER, collect_absmax, fold_biases, quantize
 
-# Takes a graph; by how much its worst head is right less often than the trained model, 0 where it is not.
-Loss = Callable[[Path], float]
+# Takes a graph; returns the largest accuracy that any head loses against the trained model, 0 for none.
+AccuracyDrop = Callable[[Path], float]
 
 Ids = Sequence[int]
 
-# Tried for SmoothQuant's alpha; the best on texts that the calibration did not see is taken.
+# Candidates for SmoothQuant's alpha; the best on texts that calibration did not use is chosen.
 _SMOOTHINGS = (0.5, 0.6, 0.7, 0.8)
 _CALIBRATION_TEXTS = 96
-_JUDGING_TEXTS = 48
-# Values beyond what the calibration saw are cut off. A model of reviews and news, calibrated on random tokens: worst
-# cosine distance 0.046 on 2,372 real texts; with room above what was seen 0.015 (1.3) and 0.008 (1.5); with 96 real
-# texts and a little room 0.004.
-_ROOM_WITHOUT_TEXTS = 1.5
-_ROOM_WITH_TEXTS = 1.1
+_SELECTION_TEXTS = 48
+# Values above the largest calibration value are clipped, so ranges are widened by a margin. For a model of reviews and
+# news, calibrated on random tokens, the worst cosine distance on 2,372 real texts was 0.046 without a margin, 0.015
+# with 1.3 and 0.008 with 1.5; calibrated on 96 real texts with the small margin, it was 0.004.
+RANGE_MARGIN_RANDOM_TOKENS = 1.5
+RANGE_MARGIN_REAL_TEXTS = 1.1
 
 
 def make_variant(  # noqa: PLR0917
@@ -54,9 +54,9 @@ def make_variant(  # noqa: PLR0917
     plain: Path,
     config: PolyheadConfig,
     golden: Sequence[Ids],
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     texts: Sequence[Ids] = (),
-    loss: Loss = lambda _: 0.0,
+    accuracy_drop: AccuracyDrop = lambda _: 0.0,
 ) -> Path:
     """Writes one variant beside the plain graph.
 
@@ -65,19 +65,19 @@ def make_variant(  # noqa: PLR0917
         plain: The fp32 graph.
         config: The model's configuration.
         golden: Token ids of the golden texts.
-        say: Takes each line of progress.
-        texts: Token ids of texts such as the model will read, as far as there are any; some are calibrated on.
-        loss: What a graph loses of the trained model's accuracy; the smoothing is chosen by it, then by the cosine.
+        report: Called with each line of progress.
+        texts: Token ids of realistic texts, if any are available; some are used for calibration.
+        accuracy_drop: Accuracy that a graph loses; the smoothing is chosen by it first, then by the cosine.
 
     Returns:
         The variant's file.
 
     Raises:
-        GraphError: The graph cannot be turned into it.
+        GraphError: The graph cannot be converted.
     """
     target = plain.with_name(GRAPHS[name])
     if name == "int8":
-        _make_int8(plain, target, config, golden, say, texts, loss)
+        _make_int8(plain, target, config, golden, report, texts, accuracy_drop)
     elif name == "int8-dynamic":
         _make_dynamic(plain, target)
     elif name == "fp16":
@@ -90,52 +90,53 @@ def _make_int8(  # noqa: PLR0917
     target: Path,
     config: PolyheadConfig,
     golden: Sequence[Ids],
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     texts: Sequence[Ids],
-    loss: Loss,
+    accuracy_drop: AccuracyDrop,
 ) -> None:
-    """Real texts set the ranges where there are any; without, random tokens and the golden texts do, with more room."""
+    """Calibrates on golden texts, random tokens and available real texts; without these, the range margin is larger."""
     layers = int(config.backbone_config().num_hidden_layers)
     try:
         fused = fold_biases(fuse_attention(onnx.load(str(plain)), layers))
     except GraphError:
         raise
-    except Exception as error:  # whatever the library raises
+    except Exception as error:  # onnxscript raises errors of many types
         raise GraphError(f"onnxscript cannot fuse the graph: {error}") from error
-    random = random_texts(config, _CALIBRATION_TEXTS + _JUDGING_TEXTS)
+    random = random_texts(config, _CALIBRATION_TEXTS + _SELECTION_TEXTS)
     real = texts[:: max(1, len(texts) // len(random))][: len(random)]
-    unseen = [*golden[1::2], *random[:_JUDGING_TEXTS], *real[::3]]
-    seen = [*golden[::2], *random[_JUDGING_TEXTS:], *real[1::3], *real[2::3]]
+    selection = [*golden[1::2], *random[:_SELECTION_TEXTS], *real[::3]]
+    calibration = [*golden[::2], *random[_SELECTION_TEXTS:], *real[1::3], *real[2::3]]
     scratch = target.with_name(f"{target.name}.scratch")
-    room = np.float32(_ROOM_WITH_TEXTS if real else _ROOM_WITHOUT_TEXTS)
-    largest = {value: room * channels for value, channels in collect_absmax(scratch, fused, seen).items()}
-    wanted = _embeddings(plain, unseen, config.pad_token_id)
+    margin = np.float32(RANGE_MARGIN_REAL_TEXTS if real else RANGE_MARGIN_RANDOM_TOKENS)
+    absmax = {value: margin * channels for value, channels in collect_absmax(scratch, fused, calibration).items()}
+    expected = _embeddings(plain, selection, config.pad_token_id)
     best = (-np.inf, -np.inf, 0.0)
     for smoothing in _SMOOTHINGS:
-        save_graph(quantize(fused, largest, smoothing, layers * LINEARS_A_LAYER), scratch)
-        cosine = float((_embeddings(scratch, unseen, config.pad_token_id) * wanted).sum(axis=1).mean())
-        best = max(best, (-loss(scratch), cosine, smoothing))
+        save_graph(quantize(fused, absmax, smoothing, layers * LINEARS_PER_LAYER), scratch)
+        cosine = float((_embeddings(scratch, selection, config.pad_token_id) * expected).sum(axis=1).mean())
+        best = max(best, (-accuracy_drop(scratch), cosine, smoothing))
     for path in scratch.parent.glob(f"{scratch.name}*"):
         path.unlink()
-    known = f"{len(seen)} texts, {len(real) - len(real[::3])} of them labelled rows"
-    say(f"int8: calibrated on {known}; smoothing {best[2]}, mean cosine {best[1]:.5f} on {len(unseen)} others")
-    save_graph(quantize(fused, largest, best[2], layers * LINEARS_A_LAYER), target)
+    used = f"{len(calibration)} texts, {len(real) - len(real[::3])} of them evaluation data"
+    report(f"int8: calibrated on {used}; smoothing {best[2]}, mean cosine {best[1]:.5f} on {len(selection)} others")
+    save_graph(quantize(fused, absmax, best[2], layers * LINEARS_PER_LAYER), target)
 
 
 def _embeddings(
     graph: Path, texts: Sequence[Ids], pad_token_id: int
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Embeddings of length 1, each text alone, (texts, H)."""
-    run = onnx_pass(graph)
-    found = np.stack([run(*pad([ids], pad_token_id))[EMBEDDING_OUTPUT][0] for ids in texts]).astype(np.float64)
-    return cast("np.ndarray[tuple[int, int], np.dtype[np.float64]]", found / np.linalg.norm(found, axis=1)[:, None])
+    """Computes embeddings of unit length, each text in a batch of its own, (texts, H)."""
+    run = onnx_runner(graph)
+    embeddings = np.stack([run(*pad([ids], pad_token_id))[EMBEDDING_OUTPUT][0] for ids in texts]).astype(np.float64)
+    unit = embeddings / np.linalg.norm(embeddings, axis=1)[:, None]
+    return cast("np.ndarray[tuple[int, int], np.dtype[np.float64]]", unit)
 
 
 def _make_dynamic(plain: Path, target: Path) -> None:
-    external = plain.with_name(weights_name(plain.name)).exists()
+    external = plain.with_name(external_data_name(plain.name)).exists()
     logger = logging.getLogger()
     level = logger.level
-    # It advises to run its own shape inference first, which changes nothing here.
+    # The quantizer advises to run its own shape inference first, which makes no difference here.
     logger.setLevel(logging.ERROR)
     try:
         quantize_dynamic(
@@ -147,7 +148,7 @@ def _make_dynamic(plain: Path, target: Path) -> None:
             use_external_data_format=external,
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
-    except Exception as error:  # whatever the library raises
+    except Exception as error:  # onnxruntime raises errors of many types
         raise GraphError(f"onnxruntime cannot quantize the graph: {error}") from error
     finally:
         logger.setLevel(level)
@@ -156,10 +157,10 @@ def _make_dynamic(plain: Path, target: Path) -> None:
 
 def _make_fp16(plain: Path, target: Path) -> None:
     try:
-        # It prints what it truncates.
+        # The converter prints the values that it truncates.
         with redirect_stdout(StringIO()):
-            # By its path a graph of more than 2 GB passes through shape inference, too.
+            # Passing the path lets a graph of more than 2 GB pass through shape inference.
             proto = convert_float_to_float16(str(plain), keep_io_types=True)
-    except Exception as error:  # whatever the library raises
-        raise GraphError(f"onnxruntime cannot turn the graph into fp16: {error}") from error
+    except Exception as error:  # onnxruntime raises errors of many types
+        raise GraphError(f"onnxruntime cannot convert the graph to fp16: {error}") from error
     save_graph(proto, target)

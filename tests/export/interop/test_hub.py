@@ -1,4 +1,4 @@
-"""What is sent to the hub is the bundle, in one commit; a refusal is said in one line."""
+"""A bundle is uploaded to the hub in one commit; a failure is reported in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polyhead_export.interop import hub
 from polyhead_export.interop.hub import PushError, push_bundle
 
 
-def test_bundle_goes_up_as_one_private_commit(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundle_is_uploaded_in_one_private_commit(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, dict[str, Any]]] = []
 
     class Api:
@@ -33,11 +33,11 @@ def test_bundle_goes_up_as_one_private_commit(bundle_dir: Path, monkeypatch: pyt
     assert first == second == "me/tiny"
     assert made["private"] is True
     assert (sent["folder_path"], sent["commit_message"]) == (bundle_dir, found.model_id)
-    # Beside it the hub keeps a file of its own, which no bundle may hold.
+    # The hub adds a file of its own beside that folder, which a bundle must not hold.
     assert sent["path_in_repo"] == "bundle"
 
 
-def test_public_repository_is_refused_and_left_alone(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_public_repository_is_rejected_and_left_unchanged(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Api:
         def create_repo(self, repository: str, **fields: Any) -> None:
             pass
@@ -51,14 +51,14 @@ def test_public_repository_is_refused_and_left_alone(bundle_dir: Path, monkeypat
 
 
 class _UnreachableError(Exception):
-    """As the library's HTTP client raises it: none of the library's own, and no OSError."""
+    """An error of the HTTP client: neither one of the library's errors nor an OSError."""
 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
     [(_UnreachableError("no network\nat all"), "no network"), (_UnreachableError(), "_UnreachableError")],
 )
-def test_refusal_is_one_line_with_the_repository(
+def test_failed_upload_is_one_line_with_the_repository(
     bundle_dir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     class Api:

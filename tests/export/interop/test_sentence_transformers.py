@@ -1,4 +1,4 @@
-"""A run becomes a folder that sentence-transformers reads, with the same embeddings."""
+"""A run is written as a folder that sentence-transformers loads, with the same embeddings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import tokenizers
 import torch
 from numpy.typing import NDArray
 from polyhead_export.interop.sentence_transformers import InterchangeError, write_sentence_transformer
-from polyhead_training.model import PolyheadModel
 from polyhead_training.runs.run_directory import Run, load_run
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
+
+from tests.support.tiny_model import make_model, write_run_directory
 
 TEXTS = [
     "",
@@ -42,20 +43,17 @@ FILES = {
     "2_Normalize/config.json",
 }
 
-MakeModel = Callable[..., PolyheadModel]
-WriteRun = Callable[[Path, PolyheadModel], Path]
-
 
 @pytest.fixture
-def make_run(make_model: MakeModel, write_tiny_run: WriteRun, tmp_path: Path) -> Callable[..., Run]:
+def make_run(tmp_path: Path) -> Callable[..., Run]:
     def make(family: str = "bert", **settings: Any) -> Run:
-        return load_run(write_tiny_run(tmp_path / "run", make_model(family, **settings)))
+        return load_run(write_run_directory(tmp_path / "run", make_model(family, **settings)))
 
     return make
 
 
 def _embed(run: Run, texts: list[str]) -> NDArray[np.float32]:
-    """The run's own embeddings, (N, H)."""
+    """Returns the run's embeddings, (N, H)."""
     config = run.model.config
     ids = list(encode(load_tokenizer(run.tokenizer_path), texts, config.max_tokens))
     with torch.inference_mode():
@@ -89,7 +87,7 @@ def test_sentence_transformers_gives_the_same_embeddings(
     np.testing.assert_allclose(found, _embed(run, TEXTS), atol=1e-5)
 
 
-def test_folder_holds_what_the_format_has(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_folder_holds_the_files_of_the_format(make_run: Callable[..., Run], tmp_path: Path) -> None:
     write_sentence_transformer(make_run(), tmp_path / "st")
     found = {path.relative_to(tmp_path / "st").as_posix() for path in (tmp_path / "st").rglob("*") if path.is_file()}
     assert found == FILES
@@ -97,32 +95,32 @@ def test_folder_holds_what_the_format_has(make_run: Callable[..., Run], tmp_path
     assert not list(tmp_path.glob(".st.tmp-*"))
 
 
-def test_pooling_is_written_with_the_keys_that_every_reader_knows(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_pooling_uses_keys_that_every_reader_supports(make_run: Callable[..., Run], tmp_path: Path) -> None:
     write_sentence_transformer(make_run(embedding_pooling="cls"), tmp_path / "st")
     config = _read(tmp_path / "st" / "1_Pooling" / "config.json")
     assert config["word_embedding_dimension"] == 32
     assert [key for key, value in config.items() if value is True] == ["pooling_mode_cls_token", "include_prompt"]
 
 
-def test_embedding_of_any_length_gets_no_normalize_module(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_unnormalized_embedding_has_no_normalize_module(make_run: Callable[..., Run], tmp_path: Path) -> None:
     write_sentence_transformer(make_run(normalize=False), tmp_path / "st")
     types = [entry["type"] for entry in _read(tmp_path / "st" / "modules.json")]
     assert types == ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"]
     assert not (tmp_path / "st" / "2_Normalize").exists()
 
 
-def test_weights_are_the_backbones_alone_under_its_own_names(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_weights_are_only_those_of_the_backbone(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run = make_run()
     write_sentence_transformer(run, tmp_path / "st")
     with safe_open(tmp_path / "st" / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(run.model.backbone.state_dict())
     _, report = AutoModel.from_pretrained(tmp_path / "st", output_loading_info=True)
-    # A pooler that nothing of the format reads is drawn at random; the rest is there.
+    # Only the unused pooler is missing; transformers initializes it randomly.
     assert {name.partition(".")[0] for name in report["missing_keys"]} == {"pooler"}
     assert not report["unexpected_keys"]
 
 
-def test_tokenizer_neither_pads_nor_cuts_on_its_own(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_tokenizer_has_padding_and_truncation_disabled(make_run: Callable[..., Run], tmp_path: Path) -> None:
     write_sentence_transformer(make_run(), tmp_path / "st")
     found = tokenizers.Tokenizer.from_file(str(tmp_path / "st" / "tokenizer.json"))
     assert (found.padding, found.truncation) == (None, None)
@@ -131,7 +129,7 @@ def test_tokenizer_neither_pads_nor_cuts_on_its_own(make_run: Callable[..., Run]
     assert (tokenizer.cls_token, tokenizer.sep_token, tokenizer.pad_token) == ("[CLS]", "[SEP]", "[PAD]")
 
 
-def test_special_tokens_of_the_vocabulary_are_not_added_to(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_no_special_token_is_added_to_the_vocabulary(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run = make_run()
     write_sentence_transformer(run, tmp_path / "st")
     assert len(AutoTokenizer.from_pretrained(tmp_path / "st")) == load_tokenizer(run.tokenizer_path).get_vocab_size()
@@ -145,7 +143,7 @@ def test_same_run_gives_the_same_bytes(make_run: Callable[..., Run], tmp_path: P
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
 
-def test_no_file_says_where_it_came_from(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_no_file_contains_a_trace_of_its_origin(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run = make_run()
     assert b"/remembered/by/transformers" in (run.path / "model" / "config.json").read_bytes()
     write_sentence_transformer(run, tmp_path / "st")
@@ -155,55 +153,55 @@ def test_no_file_says_where_it_came_from(make_run: Callable[..., Run], tmp_path:
         assert str(tmp_path).encode() not in content, file
 
 
-def test_readme_says_what_differs(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_readme_names_the_difference(make_run: Callable[..., Run], tmp_path: Path) -> None:
     write_sentence_transformer(make_run(), tmp_path / "st")
     text = (tmp_path / "st" / "README.md").read_text("utf-8")
-    assert text.startswith('---\nlibrary_name: "sentence-transformers"\n')
+    assert text.startswith("---\nlibrary_name: sentence-transformers\n")
     assert "`[CLS]`, `[SEP]`" in text
 
 
-def test_shared_embedding_that_no_other_program_makes_is_refused(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_shared_cls_mean_pooling_is_rejected(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run = make_run(embedding_pooling="shared")
     with pytest.raises(InterchangeError, match=r'model\.embedding_pooling = "mean" or "cls"'):
         write_sentence_transformer(run, tmp_path / "st")
     assert not (tmp_path / "st").exists()
 
 
-def test_padding_that_the_tokenizer_does_not_know_is_refused(make_run: Callable[..., Run], tmp_path: Path) -> None:
-    with pytest.raises(InterchangeError, match="has no token 5000"):
+def test_padding_token_missing_from_the_tokenizer_is_rejected(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    with pytest.raises(InterchangeError, match="lacks the model's padding token 5000"):
         write_sentence_transformer(make_run(pad_token_id=5000), tmp_path / "st")
 
 
-def test_tokenizer_without_special_tokens_is_refused(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_tokenizer_without_special_tokens_is_rejected(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run = make_run()
     content = _read(run.tokenizer_path)
     run.tokenizer_path.write_text(json.dumps({**content, "post_processor": None}), "utf-8")
-    with pytest.raises(InterchangeError, match="puts 0 special tokens around a text"):
+    with pytest.raises(InterchangeError, match="adds 0 special tokens to a text"):
         write_sentence_transformer(run, tmp_path / "st")
 
 
-def test_what_stands_at_the_destination_is_left_alone(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_other_directory_at_the_destination_is_left_unchanged(make_run: Callable[..., Run], tmp_path: Path) -> None:
     kept = tmp_path / "st" / "thesis.txt"
     kept.parent.mkdir()
-    kept.write_text("years of work")
-    with pytest.raises(InterchangeError, match="left alone"):
+    kept.write_text("draft")
+    with pytest.raises(InterchangeError, match="left unchanged"):
         write_sentence_transformer(make_run(), tmp_path / "st")
-    assert kept.read_text() == "years of work"
-    with pytest.raises(InterchangeError, match="left alone"):
+    assert kept.read_text() == "draft"
+    with pytest.raises(InterchangeError, match="left unchanged"):
         write_sentence_transformer(load_run(tmp_path / "run"), kept)
 
 
-def test_folder_that_was_written_before_is_replaced(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_folder_of_an_earlier_export_is_replaced(make_run: Callable[..., Run], tmp_path: Path) -> None:
     write_sentence_transformer(make_run(), tmp_path / "st")
     (tmp_path / "st" / "modules.json").write_text("[]")
     write_sentence_transformer(load_run(tmp_path / "run"), tmp_path / "st")
     assert len(json.loads((tmp_path / "st" / "modules.json").read_bytes())) == 3
     (tmp_path / "st" / "notes.txt").write_text("mine")
-    with pytest.raises(InterchangeError, match="left alone"):
+    with pytest.raises(InterchangeError, match="left unchanged"):
         write_sentence_transformer(load_run(tmp_path / "run"), tmp_path / "st")
 
 
-def test_empty_destination_is_written_into(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_empty_destination_is_filled(make_run: Callable[..., Run], tmp_path: Path) -> None:
     (tmp_path / "st").mkdir()
     write_sentence_transformer(make_run(), tmp_path / "st")
     assert (tmp_path / "st" / "modules.json").is_file()

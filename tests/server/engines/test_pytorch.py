@@ -11,7 +11,7 @@ import polyhead_bundle as bundle
 import pytest
 import torch
 from numpy.typing import NDArray
-from polyhead_export.runners import torch_pass
+from polyhead_export.runners import torch_runner
 from polyhead_server.engines import EngineError
 from polyhead_server.engines.collate import pad
 from polyhead_server.engines.pytorch import TorchEngine, graph_shape, pad_to_shape
@@ -65,7 +65,7 @@ def _rows(engine_outputs: list[NDArray[np.float32]]) -> NDArray[np.float32]:
 def test_answers_equal_the_models_for_single_texts_and_any_batch(device: str, demo_bundle: Path) -> None:
     source = bundle.load(demo_bundle)
     engine = TorchEngine(source, "fp32", device)
-    reference = torch_pass(load_model(demo_bundle / "torch"))
+    reference = torch_runner(load_model(demo_bundle / "torch"))
     names = [source.manifest.embedding.output, *(head.output for head in source.manifest.heads)]
     texts = [list(range(1000, 1000 + length)) for length in (1, 5, 16, 17, 40, 250)]
     expected = np.concatenate([_rows([reference(*pad([ids], 0))[name] for name in names]) for ids in texts])

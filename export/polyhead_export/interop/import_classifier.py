@@ -1,0 +1,181 @@
+"""Imports a BERT, RoBERTa or DistilBERT sequence classifier; its head becomes the head ``topic``.
+
+The head's hidden layer is BERT's pooler or RoBERTa's dense layer, with tanh, or DistilBERT's pre_classifier, with ReLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from polyhead_training.backbone import Backbone
+from polyhead_training.config import HeadConfig
+from polyhead_training.model import ActivationKind, PolyheadModel
+from polyhead_training.tokenization import encode, pad
+from pydantic import ValidationError
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+
+from polyhead_export.golden import golden_texts
+
+from .checkpoint import (
+    LOADING_ERRORS,
+    MAX_DIFFERENCE,
+    CheckpointError,
+    ImportedModel,
+    build_model,
+    load_original_tokenizer,
+    require_same_outputs,
+    require_same_tokens,
+    unreadable_weights,
+)
+
+HEAD = "topic"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Location of the head in a classifier of one family.
+
+    Attributes:
+        hidden: Path of the hidden layer in the classifier.
+        output: Path of the output layer.
+        activation: Activation between the two.
+        dropouts: Configuration fields that hold the dropout; the first one that is set applies.
+    """
+
+    hidden: str
+    output: str
+    activation: ActivationKind
+    dropouts: tuple[str, ...]
+
+
+_BERT = Family("bert.pooler.dense", "classifier", "tanh", ("classifier_dropout", "hidden_dropout_prob"))
+_ROBERTA = Family("classifier.dense", "classifier.out_proj", "tanh", ("classifier_dropout", "hidden_dropout_prob"))
+_DISTILBERT = Family("pre_classifier", "classifier", "relu", ("seq_classif_dropout",))
+# Supported classes of transformers.
+FAMILIES = {
+    "BertForSequenceClassification": _BERT,
+    "CamembertForSequenceClassification": _ROBERTA,
+    "DistilBertForSequenceClassification": _DISTILBERT,
+    "RobertaForSequenceClassification": _ROBERTA,
+    "XLMRobertaForSequenceClassification": _ROBERTA,
+}
+
+
+def read_classifier(
+    reference: str, backbone: Backbone, architecture: str, report: Callable[[str], None]
+) -> ImportedModel:
+    """Reads a classifier and verifies that the converted model has the same logits.
+
+    Args:
+        reference: The folder or hub id.
+        backbone: The classifier's backbone and tokenizer.
+        architecture: Its class in transformers, a key of ``FAMILIES``.
+        report: Called with each line of progress.
+
+    Raises:
+        CheckpointError: The classifier cannot be represented by a softmax head, or its files are damaged.
+    """
+    # sentence-transformers marks the classifiers that it trains, which score pairs of texts.
+    if hasattr(backbone.config, "sentence_transformers"):
+        raise CheckpointError(reference, "is a CrossEncoder, which scores pairs of texts", "choose another checkpoint")
+    labels = _labels(reference, backbone.config)
+    original_tokenizer = load_original_tokenizer(reference, backbone)
+    max_tokens = min(original_tokenizer.model_max_length, backbone.usable_positions)
+    require_same_tokens(reference, backbone, original_tokenizer, max_tokens)
+    original = _load_classifier(reference, backbone.folder)
+    family = FAMILIES[architecture]
+    hidden: Any = original.get_submodule(family.hidden)
+    head = _head_config(reference, labels, hidden.out_features, _dropout(original.config, family))
+    fields = head.model_dump(mode="json", include={"name", "kind", "labels", "hidden_size", "dropout"})
+    model = build_model(
+        reference,
+        backbone,
+        pooling="cls",
+        embedding_pooling="mean",
+        max_tokens=max_tokens,
+        heads=[{**fields, "activation": family.activation}],
+    )
+    _copy_weights(model, hidden, original.get_submodule(family.output))
+    difference = _max_logit_difference(model, original, backbone.tokenizer)
+    require_same_outputs(reference, "logits", difference)
+    report(f"{reference}: {architecture} with {len(labels)} labels: {', '.join(labels)}")
+    report(f"its logits and those of the run differ by at most {difference:.2g} (limit {MAX_DIFFERENCE:g})")
+    return ImportedModel(model, backbone.tokenizer, (head,))
+
+
+def _labels(reference: str, config: PreTrainedConfig) -> tuple[str, ...]:
+    """Returns the labels in the order of the logits."""
+    if config.problem_type == "multi_label_classification":
+        reason = "assigns each label its own probability (problem_type multi_label_classification)"
+        hint = "a softmax head predicts exactly one label: choose another checkpoint"
+        raise CheckpointError(reference, reason, hint)
+    if config.num_labels < 2 or config.problem_type == "regression":
+        reason = f"outputs a number, not a label ({config.num_labels} logits, problem_type regression or none)"
+        raise CheckpointError(reference, reason, "choose a checkpoint that has labels")
+    labels = tuple(str(config.id2label.get(index, "")) for index in range(config.num_labels))
+    if len(set(labels)) < len(labels) or "" in labels:
+        hint = "give each logit a distinct label in config.json's id2label"
+        raise CheckpointError(reference, f"its labels are {list(labels)}", hint)
+    return labels
+
+
+def _dropout(config: PreTrainedConfig, family: Family) -> float:
+    """Dropout of the head; it does not affect outputs, and is kept for further training."""
+    values = (getattr(config, key, None) for key in family.dropouts)
+    return next((value for value in values if value is not None), 0.0)
+
+
+def _head_config(reference: str, labels: tuple[str, ...], hidden_size: int, dropout: float) -> HeadConfig:
+    try:
+        return HeadConfig(
+            name=HEAD, kind="softmax", field="label", labels=labels, hidden_size=hidden_size, dropout=dropout
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        reason = f"its head has {'.'.join(map(str, fault['loc']))} {fault['input']!r}: {fault['msg']}"
+        raise CheckpointError(reference, reason, "correct its config.json") from None
+
+
+def _copy_weights(model: PolyheadModel, hidden: nn.Module, output: nn.Module) -> None:
+    """Copies the classifier's two layers into the model's head."""
+    layers: Any = model.heads[HEAD].layers
+    layers[1].load_state_dict(hidden.state_dict())
+    layers[4].load_state_dict(output.state_dict())
+
+
+def _load_classifier(reference: str, folder: Path) -> PreTrainedModel:
+    try:
+        original, report = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except LOADING_ERRORS as error:
+        raise unreadable_weights(reference, error) from error
+    # transformers only warns about missing weights, and initializes them randomly.
+    if missing := sorted(report["missing_keys"]):
+        hint = "its head was not trained; choose another checkpoint"
+        raise CheckpointError(reference, f"lacks the weights {missing[0]}", hint)
+    return cast(PreTrainedModel, original.eval())
+
+
+def _max_logit_difference(model: PolyheadModel, original: PreTrainedModel, tokenizer: Tokenizer) -> float:
+    """Largest difference of any logit on the golden texts; relative for logits above 1."""
+    config = model.config
+    differences = []
+    for ids in encode(tokenizer, golden_texts(config.max_tokens), config.max_tokens):
+        input_ids, mask = map(torch.from_numpy, pad([ids], config.pad_token_id))  # (1, T)
+        with torch.inference_mode():
+            expected = original(input_ids=input_ids, attention_mask=mask).logits  # (1, labels)
+            actual = model(input_ids, mask).logits[HEAD]  # (1, labels)
+        differences.append(((actual - expected).abs() / expected.abs().clamp(min=1)).max())
+    return float(torch.stack(differences).max())
