@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.demo import ROOT
 
 SOURCES = sorted((ROOT / "bench").rglob("*.py"))
 PROGRAMS = {

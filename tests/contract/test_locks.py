@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.conftest import ROOT
+from tests.support.demo import ROOT
 
 LOCKS = ("build", "server", "server-gpu")
 

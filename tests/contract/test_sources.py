@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.support import sources
+from tests.support.demo import ROOT
 
 
 @pytest.mark.parametrize("package", sources.MIN_MODULES)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.demo import ROOT
 
 AUDIT: dict[str, Any] = runpy.run_path(str(ROOT / "deploy/audit.py"))
 Findings, evaluate = AUDIT["Findings"], AUDIT["evaluate"]

@@ -8,7 +8,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from polyhead_server.workers.supervisor import KILL_GRACE_S
 
-from tests.conftest import ROOT
+from tests.support.demo import ROOT
 from tests.support.sources import documentation_page
 
 MANIFEST: dict[str, Any] = yaml.safe_load((ROOT / "deploy/kubernetes/base/deployment.yaml").read_text())

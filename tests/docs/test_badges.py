@@ -7,7 +7,7 @@ import tomllib
 
 import yaml  # type: ignore[import-untyped]
 
-from tests.conftest import ROOT
+from tests.support.demo import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from bench.harness.servers import free_port
-from tests.conftest import BIN, ROOT
 from tests.e2e.conftest import Start, start  # noqa: F401, the fixture
+from tests.support.demo import BIN, ROOT
 from tests.support.pages import Block, PageRunner, blocks
 
 # Some pages train or export, which takes longer on a busy machine than other tests.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.report.page import BLOCK, read_results
-from tests.conftest import ROOT
+from tests.support.demo import ROOT
 
 # Pages that a program writes begin with a comment that names it.
 GENERATED = re.compile(r"<!-- (?:Written|Generated) by ")

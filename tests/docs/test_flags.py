@@ -13,7 +13,7 @@ from polyhead_server.cli import main as serve
 from polyhead_server.security.api_keys import main as api_keys
 from polyhead_training.cli import main as train
 
-from tests.conftest import ROOT
+from tests.support.demo import ROOT
 
 # The changelog names flags that no longer exist, the generated pages those of the benchmark programs.
 PAGES = {

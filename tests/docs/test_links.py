@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.demo import ROOT
 from tests.support.pages import anchors, links
 
 PAGES = [

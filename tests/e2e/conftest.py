@@ -15,7 +15,7 @@ import polyhead_bundle as bundle
 import pytest
 
 from bench.harness.servers import free_port, wait_until_serving
-from tests.conftest import BIN
+from tests.support.demo import BIN
 
 # Long, for machines that do much else; a server that has ended is noticed at once.
 START_S = 120

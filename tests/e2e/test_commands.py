@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.harness.servers import free_port
-from tests.conftest import BIN, ROOT
+from tests.support.demo import BIN, ROOT
 
 from .conftest import Server, Start
 

@@ -22,8 +22,8 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness.servers import free_port
-from tests.conftest import BIN
 from tests.contract.test_metrics_docs import documented
+from tests.support.demo import BIN
 
 from .conftest import START_S, Server, Start
 

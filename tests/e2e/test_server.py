@@ -21,7 +21,7 @@ from polyhead_client import Answer, Client, UnavailableError
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness.servers import free_port
-from tests.conftest import BIN
+from tests.support.demo import BIN
 
 from .conftest import START_S, Server, Start
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from polyhead.v1 import admin_service_pb2, inference_service_pb2, item_pb2, model_pb2
 
-from tests.conftest import ROOT
+from tests.support.demo import ROOT
 
 
 @pytest.fixture(scope="module")

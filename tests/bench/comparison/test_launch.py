@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.comparison.launch import SERVERS, SERVERS_FOLDER, Setting
-from tests.conftest import ROOT
+from tests.support.demo import ROOT
 
 # Modules that a requirement provides under another name.
 PROVIDED = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.harness.servers import free_port, wait_until_serving
-from tests.conftest import ROOT
+from tests.support.demo import ROOT
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from bench.report.overview import overview
 from bench.report.page import CHARTS, PAGES, Renderer, generate, read_results
-from tests.conftest import ROOT
+from tests.support.demo import ROOT
 
 REPORTS = read_results(ROOT / "bench/results")
 
