@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 
 import pytest
-import tokenizers
 from polyhead_server.errors import ExpiredError, InternalError, InvalidRequestError, OverloadedError, TextTooLongError
 from polyhead_server.inference import postprocessing, scheduler
 from polyhead_server.inference.model import Model
@@ -127,14 +126,22 @@ async def test_stream_that_waits_for_capacity_is_woken_when_its_batch_is_done(
     await pipeline.close()
 
 
-async def test_failing_tokenizer_answers_its_items(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
-        def encode_batch_fast(self, texts: list[str]) -> list[tokenizers.Encoding]:
-            raise Panic
+async def test_failing_tokenizer_answers_its_items(
+    model: Model, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(*_: object) -> list[TokenizedText]:
+        raise Panic
 
-    monkeypatch.setattr(pipeline.model.tokenizer, "_tokenizer", Broken())
-    (bad,) = await outcomes(pipeline, message("w1"))
+    caught: list[BaseException] = []
+    pipeline = Pipeline(model, settings(), on_exception=caught.append)
+    pipeline.start()
+    with monkeypatch.context() as broken:
+        broken.setattr(model.tokenizer, "encode", encode)
+        (bad,) = await outcomes(pipeline, message("w1"))
     assert isinstance(bad, InternalError)
+    assert [type(error) for error in caught] == [Panic]
+    assert pipeline.scheduler.accounting.snapshot()[:6] == (0,) * 6
+    await pipeline.close()
 
 
 async def test_timings_add_up(pipeline: Pipeline) -> None:
