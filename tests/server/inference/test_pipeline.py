@@ -85,6 +85,29 @@ async def test_cancelled_item_is_not_computed(pipeline: Pipeline, engine: FakeEn
     assert engine.batch_shapes == [(1, 3), (1, 3)]
 
 
+async def test_item_cancelled_while_it_is_computed_does_not_affect_its_batch_mates(
+    pipeline: Pipeline, engine: FakeEngine
+) -> None:
+    engine.gate.clear()
+    cancelled, kept = await pipeline.submit(message("w1", "w2"), Flow(), None)
+    await engine.hold()
+    cancelled.cancel()
+    engine.gate.set()
+    assert embedding(await asyncio.wait_for(kept, 30)) == embedding_of("w2")
+    assert engine.batch_shapes == [(2, 3)]
+
+
+async def test_rate_of_offloaded_tokenization_is_observed(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    observed: list[tuple[int, float]] = []
+    monkeypatch.setattr(pipeline.admission, "observe_tokenization", lambda *values: observed.append(values))
+    await outcomes(pipeline, message("w1", "w2"))
+    assert observed == []
+    await outcomes(pipeline, message("w1 " * 200, "w2"))
+    ((characters, seconds),) = observed
+    assert characters == 602
+    assert 0 < seconds < 30
+
+
 async def test_stream_that_waits_for_capacity_is_woken_when_the_queue_is_cancelled(
     model: Model, engine: FakeEngine, settings: Callable[..., Settings]
 ) -> None:
