@@ -108,6 +108,22 @@ async def test_rate_of_offloaded_tokenization_is_observed(pipeline: Pipeline, mo
     assert 0 < seconds < 30
 
 
+async def test_long_text_counts_with_the_tokens_that_are_read(
+    model: Model, engine: FakeEngine, settings: Callable[..., Settings]
+) -> None:
+    pipeline = Pipeline(model, settings(max_queue_tokens=40))
+    engine.gate.clear()
+    waiting = await pipeline.submit(message("w1"), Flow(), None)
+    (truncated,) = await pipeline.submit(message("w1 " * 1000), Flow(), None)
+    (windows,) = await pipeline.submit(message("w1 " * 1000, options=WINDOW), Flow(), None)
+    assert not truncated.done()
+    assert isinstance(await windows, OverloadedError)
+    engine.gate.set()
+    pipeline.start()
+    assert all(isinstance(one, Result) for one in await asyncio.gather(*waiting, truncated))
+    await pipeline.close()
+
+
 async def test_stream_that_waits_for_capacity_is_woken_when_the_queue_is_cancelled(
     model: Model, engine: FakeEngine, settings: Callable[..., Settings]
 ) -> None:
