@@ -294,6 +294,14 @@ async def test_put_wakes_no_more_workers_than_it_has_entries(monkeypatch: pytest
     assert changed.woken == 3
 
 
+async def test_closed_scheduler_still_returns_expired_entries(scheduler: BatchScheduler) -> None:
+    late = entry(10, deadline=time.monotonic() - 1)
+    scheduler.put([late])
+    scheduler.close()
+    assert scheduler.take() == Batch([], [late])
+    assert scheduler.take() is None
+
+
 async def test_closed_scheduler_is_emptied_first(scheduler: BatchScheduler) -> None:
     scheduler.put([entry(10)])
     scheduler.close()
