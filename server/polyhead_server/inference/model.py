@@ -119,7 +119,7 @@ def _first_working_engine(
     reasons: list[str] = []
     # The same with the messages of libraries, which may contain paths: for the operator, not for clients.
     details: list[str] = []
-    for name, device, variant in _choices(source, pairs, settings.variant):
+    for name, device, variant in engine_choices(source, pairs, settings.variant):
         try:
             engine = engines.open_engine(source, name, device, variant)
             self_test(source, tokenizer, engine)
@@ -149,7 +149,7 @@ def _intra_op_engine(
     return engine
 
 
-def _choices(source: bundle.Bundle, pairs: list[tuple[str, str]], wanted: str) -> Iterator[tuple[str, str, str]]:
+def engine_choices(source: bundle.Bundle, pairs: list[tuple[str, str]], wanted: str) -> Iterator[tuple[str, str, str]]:
     """Yields engine, device and variant, best first; ``auto`` prefers int8 on a CPU where the bundle has it."""
     variants = source.manifest.variants
     if wanted not in {"auto", *variants}:

@@ -16,8 +16,7 @@ from polyhead_server import engines
 from polyhead_server.engines import EngineError, Runtime
 from polyhead_server.engines.collate import pad
 from polyhead_server.errors import StartupError
-from polyhead_server.inference.model import Model, load_model, trim_heap
-from polyhead_server.inference.model import _choices as choices_of
+from polyhead_server.inference.model import Model, engine_choices, load_model, trim_heap
 from polyhead_server.inference.tokenization import Tokenizer
 from polyhead_server.settings import Settings
 
@@ -152,7 +151,7 @@ def _choices(manifest: bundle.Manifest, *variants: str, wanted: str = "auto") ->
     several = {name: dataclasses.replace(one, batch_invariant=name != "int8-dynamic") for name in variants}
     source = bundle.Bundle(Path("fake"), dataclasses.replace(manifest, variants=several), "d" * 64)
     pairs = [("onnx", "cuda"), ("onnx", "cpu"), ("torch", "cpu")]
-    return [f"{engine}/{device}/{variant}" for engine, device, variant in choices_of(source, pairs, wanted)]
+    return [f"{engine}/{device}/{variant}" for engine, device, variant in engine_choices(source, pairs, wanted)]
 
 
 def test_auto_prefers_int8_on_the_cpu_and_then_fp32(manifest: bundle.Manifest) -> None:

@@ -5,9 +5,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-import tokenizers
 from polyhead_server.errors import ExpiredError, InternalError, InvalidRequestError, OverloadedError, TextTooLongError
-from polyhead_server.inference import postprocessing, scheduler
+from polyhead_server.inference import scheduler
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.inference.tokenization import Placement
@@ -24,7 +23,7 @@ from polyhead_server.inference.types import (
 from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine, Panic, embedding_of
-from tests.support.submissions import WINDOW, FakeClock, embedding, message, outcomes
+from tests.support.submissions import FakeClock, embedding, message, outcomes
 
 
 async def test_every_text_gets_its_own_answer(pipeline: Pipeline) -> None:
@@ -86,6 +85,29 @@ async def test_cancelled_item_is_not_computed(pipeline: Pipeline, engine: FakeEn
     assert engine.batch_shapes == [(1, 3), (1, 3)]
 
 
+async def test_item_cancelled_while_it_is_computed_does_not_affect_its_batch_mates(
+    pipeline: Pipeline, engine: FakeEngine
+) -> None:
+    engine.gate.clear()
+    cancelled, kept = await pipeline.submit(message("w1", "w2"), Flow(), None)
+    await engine.hold()
+    cancelled.cancel()
+    engine.gate.set()
+    assert embedding(await asyncio.wait_for(kept, 30)) == embedding_of("w2")
+    assert engine.batch_shapes == [(2, 3)]
+
+
+async def test_rate_of_offloaded_tokenization_is_observed(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    observed: list[tuple[int, float]] = []
+    monkeypatch.setattr(pipeline.admission, "observe_tokenization", lambda *values: observed.append(values))
+    await outcomes(pipeline, message("w1", "w2"))
+    assert observed == []
+    await outcomes(pipeline, message("w1 " * 200, "w2"))
+    ((characters, seconds),) = observed
+    assert characters == 602
+    assert 0 < seconds < 30
+
+
 async def test_stream_that_waits_for_capacity_is_woken_when_the_queue_is_cancelled(
     model: Model, engine: FakeEngine, settings: Callable[..., Settings]
 ) -> None:
@@ -127,14 +149,22 @@ async def test_stream_that_waits_for_capacity_is_woken_when_its_batch_is_done(
     await pipeline.close()
 
 
-async def test_failing_tokenizer_answers_its_items(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
-        def encode_batch_fast(self, texts: list[str]) -> list[tokenizers.Encoding]:
-            raise Panic
+async def test_failing_tokenizer_answers_its_items(
+    model: Model, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(*_: object) -> list[TokenizedText]:
+        raise Panic
 
-    monkeypatch.setattr(pipeline.model.tokenizer, "_tokenizer", Broken())
-    (bad,) = await outcomes(pipeline, message("w1"))
+    caught: list[BaseException] = []
+    pipeline = Pipeline(model, settings(), on_exception=caught.append)
+    pipeline.start()
+    with monkeypatch.context() as broken:
+        broken.setattr(model.tokenizer, "encode", encode)
+        (bad,) = await outcomes(pipeline, message("w1"))
     assert isinstance(bad, InternalError)
+    assert [type(error) for error in caught] == [Panic]
+    assert pipeline.scheduler.accounting.snapshot()[:6] == (0,) * 6
+    await pipeline.close()
 
 
 async def test_timings_add_up(pipeline: Pipeline) -> None:
@@ -173,58 +203,6 @@ async def test_closing_waits_for_texts_that_are_being_tokenized(
     assert all(isinstance(outcome, Result) for outcome in await asyncio.gather(*await submitting))
 
 
-LONG = " ".join(f"w{number}" for number in range(40))
-
-
-async def test_long_text_is_answered_from_all_its_windows(pipeline: Pipeline) -> None:
-    short, long = await outcomes(pipeline, message("w1", LONG, options=WINDOW))
-    assert isinstance(long, Result)
-    assert isinstance(short, Result)
-    assert (len(short.tokens.windows), len(long.tokens.windows), long.tokens.cut_at) == (1, 3, None)
-    tokens = [len(window) for window in long.tokens.windows]
-    # The fake engine's second value is the number of tokens.
-    assert long.output.embedding[1] == pytest.approx(sum(number * number for number in tokens) / sum(tokens))
-    assert embedding(short) == embedding_of("w1")
-
-
-async def test_cancelled_long_text_leaves_the_queue(pipeline: Pipeline, engine: FakeEngine) -> None:
-    engine.gate.clear()
-    running = await pipeline.submit(message("w1"), Flow(), None)
-    await engine.hold()
-    (long,) = await pipeline.submit(message(LONG, options=WINDOW), Flow(), None)
-    assert pipeline.scheduler.accounting.waiting_items == 3
-    long.cancel()
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert pipeline.scheduler.accounting.waiting_items == 0
-    engine.gate.set()
-    await running[0]
-    assert engine.batch_shapes == [(1, 3)]
-
-
-async def test_cancelled_long_text_logs_nothing(
-    pipeline: Pipeline, engine: FakeEngine, caplog: pytest.LogCaptureFixture
-) -> None:
-    engine.gate.clear()
-    running = await pipeline.submit(message("w1"), Flow(), None)
-    await engine.hold()
-    (long,) = await pipeline.submit(message(LONG, options=WINDOW), Flow(), None)
-    long.cancel()
-    engine.gate.set()
-    await running[0]
-    await asyncio.sleep(0)
-    assert caplog.records == []
-
-
-async def test_failure_of_pooling_is_answered(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise ValueError("secret")
-
-    monkeypatch.setattr(postprocessing, "pool_windows", broken)
-    (bad,) = await outcomes(pipeline, message(LONG, options=WINDOW))
-    assert isinstance(bad, InternalError)
-
-
 async def test_long_texts_enter_the_queue_chunk_by_chunk(
     model: Model, engine: FakeEngine, settings: Callable[..., Settings]
 ) -> None:
@@ -242,15 +220,6 @@ async def test_long_texts_enter_the_queue_chunk_by_chunk(
     assert all(isinstance(outcome, Result) for outcome in await asyncio.gather(*await submitting))
     assert pipeline.scheduler.accounting.snapshot()[:6] == (0,) * 6
     await pipeline.close()
-
-
-async def test_failing_window_fails_only_its_text(pipeline: Pipeline, engine: FakeEngine) -> None:
-    engine.error = RuntimeError("secret")
-    bad, good = await outcomes(pipeline, message(LONG + " poison", LONG, options=WINDOW))
-    assert isinstance(bad, InternalError)
-    engine.error = None
-    (good,) = await outcomes(pipeline, message(LONG, options=WINDOW))
-    assert isinstance(good, Result)
 
 
 async def test_items_beyond_the_deadline_are_rejected_and_the_rest_answered(pipeline: Pipeline) -> None:

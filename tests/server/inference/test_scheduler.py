@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from polyhead_server.inference.scheduler import BatchLimits, BatchScheduler
@@ -266,11 +267,17 @@ async def test_two_idle_workers_divide_the_waiting_entries(scheduler: BatchSched
     assert taken == [[10, 10], [10, 10]]
 
 
-async def test_put_wakes_no_more_workers_than_it_has_entries(
-    scheduler: BatchScheduler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changed = Counting(scheduler.accounting.lock)
-    monkeypatch.setattr(scheduler, "_changed", changed)
+async def test_put_wakes_no_more_workers_than_it_has_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions: list[Counting] = []
+
+    def condition(lock: Any) -> Counting:
+        conditions.append(Counting(lock))
+        return conditions[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading, "Condition", condition)
+        scheduler = BatchScheduler(BatchLimits(max_tokens=100, max_padding=0.12, overhead_tokens=16))
+    (changed,) = conditions
     threads = [threading.Thread(target=scheduler.take, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -285,6 +292,14 @@ async def test_put_wakes_no_more_workers_than_it_has_entries(
     for thread in threads:
         await asyncio.to_thread(thread.join, 10)
     assert changed.woken == 3
+
+
+async def test_closed_scheduler_still_returns_expired_entries(scheduler: BatchScheduler) -> None:
+    late = entry(10, deadline=time.monotonic() - 1)
+    scheduler.put([late])
+    scheduler.close()
+    assert scheduler.take() == Batch([], [late])
+    assert scheduler.take() is None
 
 
 async def test_closed_scheduler_is_emptied_first(scheduler: BatchScheduler) -> None:
