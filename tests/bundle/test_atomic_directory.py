@@ -6,7 +6,8 @@ import errno
 from pathlib import Path
 
 import pytest
-from polyhead_bundle.atomic_directory import recover, replace_directory, staging_folder
+from polyhead_bundle import atomic_directory
+from polyhead_bundle.atomic_directory import recover, replace_directory, staging_folder, sync_tree
 
 
 def write_directory(path: Path, content: str) -> Path:
@@ -72,3 +73,51 @@ def test_error_of_a_full_disk_names_the_directory(tmp_path: Path) -> None:
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list_names(tmp_path) == []
+
+
+def test_previous_directory_is_moved_to_a_name_that_recover_restores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = write_directory(tmp_path / "run", "old")
+    rename = Path.rename
+
+    def move_aside_only(self: Path, destination: Path) -> Path:
+        rename(self, destination)
+        raise _KilledError
+
+    with staging_folder(target) as staging, monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", move_aside_only)
+        # Restoring is disabled too, as after a kill.
+        patch.setattr(Path, "exists", lambda self: self == target)
+        with pytest.raises(_KilledError):
+            replace_directory(staging, target)
+    assert not target.exists()
+    recover(target)
+    assert list_names(tmp_path) == ["run"]
+    assert (target / "file").read_text() == "old"
+
+
+def test_failed_rename_to_a_new_destination_raises_its_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Path, destination: Path) -> Path:
+        raise _KilledError
+
+    with staging_folder(tmp_path / "run") as staging, monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(_KilledError):
+            replace_directory(staging, tmp_path / "run")
+    assert list_names(tmp_path) == []
+
+
+def test_every_file_and_folder_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_directory(tmp_path / "run", "new")
+    write_directory(root / "folder", "nested")
+    synced: list[Path] = []
+    monkeypatch.setattr(atomic_directory, "sync", synced.append)
+    sync_tree(root)
+    assert sorted(synced) == sorted([root, *root.rglob("*")])
+
+
+class _KilledError(Exception):
+    """Simulates the end of the process."""

@@ -30,8 +30,9 @@ def test_same_content_gives_the_same_manifest(tmp_path: Path) -> None:
 
 
 def test_path_of_an_unlisted_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(IntegrityError, match="is not a file of this bundle"):
-        write_demo_bundle(tmp_path).file("../secret")
+    loaded = write_demo_bundle(tmp_path)
+    with pytest.raises(IntegrityError, match="secret: is not a file of this bundle"):
+        loaded.file("../secret")
 
 
 @pytest.mark.parametrize("name", [*FILES, "bundle.json"])
@@ -74,6 +75,10 @@ def _lengthen(root: Path) -> None:
     (root / "model.onnx").write_bytes(b"graph, and more")
 
 
+def _change(root: Path) -> None:
+    (root / "model.onnx").write_bytes(b"Graph")
+
+
 def _link(root: Path) -> None:
     (root / "model.onnx").rename(root.parent / "elsewhere")
     (root / "model.onnx").symlink_to(root.parent / "elsewhere")
@@ -93,17 +98,18 @@ def _pipe(root: Path) -> None:
     os.mkfifo(root / "model.onnx")
 
 
-DAMAGES: dict[Callable[[Path], None], str] = {
-    _remove: "is missing",
-    _remove_manifest: "this directory is not a bundle",
-    _add: "is not listed",
-    _add_folder: "is not listed",
-    _rename: "is not listed",
-    _lengthen: "has 15 bytes; bundle.json lists 5",
-    _link: "is not a regular file",
-    _link_folder: "is a link",
-    _link_hard: "second hard link",
-    _pipe: "is not a regular file",
+DAMAGES: dict[Callable[[Path], None], tuple[str, str]] = {
+    _remove: ("model.onnx", "is missing"),
+    _remove_manifest: ("bundle.json", "is missing: this directory is not a bundle"),
+    _add: ("torch/pytorch_model.bin", "is not listed in bundle.json; a bundle holds no other files"),
+    _add_folder: ("extra", "is not listed in bundle.json; a bundle holds no other files"),
+    _rename: ("Model.onnx", "is not listed in bundle.json; a bundle holds no other files"),
+    _lengthen: ("model.onnx", "has 15 bytes; bundle.json lists 5"),
+    _change: ("model.onnx", "was changed: its SHA-256 is not the one in bundle.json"),
+    _link: ("model.onnx", "is not a regular file; links and devices are not allowed in a bundle"),
+    _link_folder: ("torch", "is a link; links are not allowed in a bundle"),
+    _link_hard: ("model.onnx", "has a second hard link; copy the bundle instead of linking its files"),
+    _pipe: ("model.onnx", "is not a regular file; links and devices are not allowed in a bundle"),
 }
 
 
@@ -111,7 +117,23 @@ DAMAGES: dict[Callable[[Path], None], str] = {
 def test_damaged_directory_is_rejected(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     root = write_demo_bundle(tmp_path).path
     damage(root)
-    with pytest.raises(BundleError, match=DAMAGES[damage]):
+    with pytest.raises(BundleError) as caught:
+        bundle.load(root)
+    file, reason = DAMAGES[damage]
+    assert (caught.value.path, caught.value.reason) == (root / file, reason)
+    assert str(caught.value) == f"{root / file}: {reason}"
+
+
+def test_unreadable_folder_is_an_integrity_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, scandir = write_demo_bundle(tmp_path).path, os.scandir
+
+    def deny(path: Path | str) -> object:
+        if Path(path).name == "torch":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    with pytest.raises(IntegrityError, match="torch: cannot be read: Permission denied"):
         bundle.load(root)
 
 
@@ -245,3 +267,7 @@ def test_fingerprint_distinguishes_its_parts() -> None:
     assert bundle.fingerprint("ab", "c") != bundle.fingerprint("a", "bc")
     assert bundle.fingerprint("ab", b"c") == bundle.fingerprint(b"ab", "c")
     assert len(bundle.fingerprint()) == 16
+
+
+def test_fingerprint_is_stable_between_releases() -> None:
+    assert bundle.fingerprint("ab", b"c") == "601d5476e2ccfe2c"

@@ -84,19 +84,19 @@ def test_same_graph_gets_the_same_numbers(model: PolyheadModel, graph_file: Path
     assert gate.measure(graph_file, model, GOLDEN, HEADS)[6:] == gate.measure(graph_file, model, GOLDEN, HEADS)[6:]
 
 
-def test_graph_that_is_off_fails_by_that_amount(tmp_path: Path, model: PolyheadModel, graph_file: Path) -> None:
+def test_graph_with_shifted_output_fails_by_that_amount(tmp_path: Path, model: PolyheadModel, graph_file: Path) -> None:
     path = _shifted(graph_file, tmp_path / "model.onnx", "logits", 2e-4)
     checks = gate.measure(path, model, GOLDEN, HEADS)
     assert _failed(checks) == {"difference.logits"}
     assert _values(checks)["difference.logits"] == pytest.approx(2e-4, rel=0.01)
     with pytest.raises(
-        ValuesError, match=r"fp32 did not pass its gate: difference.logits is 0\.0002 \(limit 0\.0001\)"
+        ValuesError, match=r"fp32 failed its gate: difference.logits is 0\.0002 \(limit 0\.0001\)"
     ):
         gate.require_passed("fp32", checks)
 
 
 @pytest.mark.parametrize("output", ["logits", "sentiment_logits"])
-def test_graph_with_label_disagreement_counts_them(
+def test_label_disagreement_is_counted(
     tmp_path: Path, model: PolyheadModel, graph_file: Path, output: str
 ) -> None:
     counts = []
