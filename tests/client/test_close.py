@@ -98,12 +98,12 @@ def test_closed_client_keeps_no_stream(servicer: FakeServicer) -> None:
     servicer.breaks = []
     with Client(servicer.target) as client:
         list(client.stream(["text", BUSY + "text"]))
-        assert client._streams == set()
+        assert client.running_streams == 0
 
 
 def has_failed(client: Any) -> bool:
     """Whether an attempt came to nothing, as the brake on attempts knows."""
-    return bool(client._budget._tokens < RetryBudget()._tokens)
+    return bool(client.retry_tokens < RetryBudget().tokens)
 
 
 def ended(call: Callable[[], Any]) -> queue.SimpleQueue[Exception]:

@@ -91,4 +91,4 @@ def test_item_keeps_what_the_server_told_about_trying_again() -> None:
 
 @pytest.mark.parametrize("code", ["OK", "nonsense", "UNKNOWN"])
 def test_code_that_names_no_error_is_the_servers_fault(code: str) -> None:
-    assert type(errors.error_named(code, "odd")) is errors.ServerError
+    assert type(errors.error_for_code(code, "odd")) is errors.ServerError

@@ -18,8 +18,7 @@ from polyhead_client.client import Client
 from polyhead_client.conversion import Encoding, Order, Task, TruncationPolicy
 from polyhead_client.core.stream_state import Text
 from polyhead_client.errors import AccessDeniedError, InvalidRequestError, PolyheadError, UnavailableError
-from polyhead_client.model_info import ModelInfo
-from polyhead_client.types import Answer, Fingerprints
+from polyhead_client.types import Answer, Fingerprints, ModelInfo
 
 from .admin import admin
 from .jsonl import LineError, items_of, line_of, texts_of

@@ -98,7 +98,7 @@ def test_answers_may_be_larger_than_any_message_that_is_sent(client: Face, servi
 def test_message_with_too_many_items_is_halved_and_nothing_is_lost() -> None:
     subject = offered(flow(max_items=4), "abcd")
     assert ids(subject.take(1)) == ["0", "1", "2", "3"]
-    assert subject.lose(TOO_MANY) == 0
+    assert subject.on_stream_error(TOO_MANY) == 0
     call = subject.begin_call()
     assert [ids(subject.take(call)), ids(subject.take(call))] == [["0", "1"], ["2", "3"]]
 
@@ -108,8 +108,8 @@ def test_smaller_messages_are_no_attempt_that_failed() -> None:
     for size in (64, 32, 16, 8, 4, 2, 1):
         assert len(subject.take(subject.begin_call())) == size
         if size > 1:
-            assert subject.lose(TOO_MANY) == 0
-    assert subject.lose(TOO_MANY) is None  # one item cannot be too many
+            assert subject.on_stream_error(TOO_MANY) == 0
+    assert subject.on_stream_error(TOO_MANY) is None  # one item cannot be too many
     assert subject.error is TOO_MANY
 
 
@@ -118,7 +118,7 @@ def test_only_the_largest_item_is_refused_for_its_size() -> None:
     for text in ("a", "x" * 900, "y" * 2000, "b", "c"):
         subject.offer(text)
     assert [ids(subject.take(1)) for _ in range(3)] == [["0", "1"], ["2"], ["3"]]
-    subject.lose(TOO_LARGE)
+    subject.on_stream_error(TOO_LARGE)
     (refused,) = subject.collect()
     assert refused.error is not None
     assert (refused.item_id, refused.error.reason, subject.unanswered, subject.closed) == (
@@ -134,8 +134,8 @@ def test_answers_beside_the_refusal_of_a_message_count() -> None:
     first, second = subject.take(1), subject.take(1)
     refusal = Answer("", error=ItemError("INVALID_ARGUMENT", "TOO_MANY_ITEMS", "at most 2"))
     with pytest.raises(InvalidRequestError) as caught:
-        subject.accept([*refusals_of(first[:1]), refusal, *answers_to(first[1:])])
-    subject.lose(caught.value)
+        subject.on_answers([*refusals_of(first[:1]), refusal, *answers_to(first[1:])])
+    subject.on_stream_error(caught.value)
     assert (ids(subject.take(subject.begin_call())), subject.unanswered) == (ids(second[:1]), 4)
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 from polyhead_client import InvalidRequestError, ItemError, ResourceExhaustedError, UnavailableError
-from polyhead_client.core.retry import Deadline, Failure, Retries, RetryBudget
+from polyhead_client.core.retry import Deadline, Failure, RetryPolicy, RetryBudget
 from polyhead_client.errors import PolyheadError
 
 AWAY = UnavailableError("UNAVAILABLE", "gone")
@@ -12,10 +12,10 @@ AWAY = UnavailableError("UNAVAILABLE", "gone")
 
 def retries(
     max_attempts: int = 5, *, left_s: float | None = None, budget: RetryBudget | None = None, jitter: int = 0
-) -> Retries:
+) -> RetryPolicy:
     """Retries at a clock that stands still, with the least jitter, or the most."""
     deadline = Deadline(left_s, now=lambda: 100.0)
-    return Retries(max_attempts, budget or RetryBudget(), deadline, uniform=lambda *bounds: bounds[jitter])
+    return RetryPolicy(max_attempts, budget or RetryBudget(), deadline, uniform=lambda *bounds: bounds[jitter])
 
 
 def test_server_that_is_away_is_asked_again_after_longer_and_longer() -> None:
@@ -66,21 +66,21 @@ def test_less_than_one_attempt_is_refused(max_attempts: int) -> None:
 def test_budget_lets_a_wave_of_failures_through_and_then_a_tenth_of_what_succeeds() -> None:
     budget = RetryBudget()
     subject = retries(budget=budget)
-    allowed = sum(subject.failed(AWAY, 1) is not None for _ in range(2000))
+    allowed = sum(subject.on_failure(AWAY, 1) is not None for _ in range(2000))
     assert allowed == 499
     for _ in range(10):  # calls that succeed, and one in ten of them that would be tried again
-        budget.succeeded()
-    assert not budget.allows()
+        budget.on_success()
+    assert not budget.allows_retry()
     for _ in range(5001):
-        budget.succeeded()
-    assert budget.allows()
+        budget.on_success()
+    assert budget.allows_retry()
 
 
 def test_failures_that_are_not_tried_again_cost_no_budget() -> None:
     budget = RetryBudget()
     for _ in range(2000):
-        retries(budget=budget).failed(PolyheadError("INVALID_ARGUMENT", ""), 1)
-    assert budget.allows()
+        retries(budget=budget).on_failure(PolyheadError("INVALID_ARGUMENT", ""), 1)
+    assert budget.allows_retry()
 
 
 def test_budget_of_a_closed_client_allows_nothing() -> None:
