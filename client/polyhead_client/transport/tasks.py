@@ -103,6 +103,9 @@ class TaskCondition(asyncio.Condition):
 
     async def wait_until(self, predicate: Callable[[], bool], timeout_s: float | None = None) -> None:
         """Waits until ``predicate()`` holds."""
+        if timeout_s is None:  # as often as not: a time limit costs more than the wait
+            await self.wait_for(predicate)
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self.wait_for(predicate)
