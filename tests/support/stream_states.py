@@ -5,7 +5,7 @@ from __future__ import annotations
 from polyhead.v1 import item_pb2
 from polyhead_client import Answer, ItemError
 from polyhead_client.conversion import Order
-from polyhead_client.core.concurrency_limit import FixedLimit
+from polyhead_client.core.concurrency_limit import ConcurrencyLimit, FixedLimit
 from polyhead_client.core.retry import Deadline, RetryBudget, RetryPolicy
 from polyhead_client.core.stream_state import StreamState
 
@@ -22,6 +22,23 @@ class Clock:
         return self.time
 
 
+class RecordingLimit(FixedLimit):
+    """A fixed limit that records its notifications."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.events: list[str | int] = []
+
+    def on_full(self) -> None:
+        self.events.append("full")
+
+    def on_answers(self, items: int) -> None:
+        self.events.append(items)
+
+    def on_overload(self) -> None:
+        self.events.append("overload")
+
+
 def new_state(
     max_in_flight: int = 4,
     max_items: int = 3,
@@ -30,12 +47,15 @@ def new_state(
     order: Order = "request",
     max_attempts: int = 5,
     now: Clock | None = None,
+    limit: ConcurrencyLimit | None = None,
+    budget: RetryBudget | None = None,
 ) -> StreamState:
     """Creates a state in its first call, whose retries have no jitter."""
     clock = now or Clock()
-    retry = RetryPolicy(max_attempts, RetryBudget(), Deadline(None, clock), uniform=lambda low, _: low)
-    limit = FixedLimit(max_in_flight)
-    state = StreamState(order, limit, retry, max_items=max_items, max_bytes=max_bytes, now=clock)
+    retry = RetryPolicy(max_attempts, budget or RetryBudget(), Deadline(None, clock), uniform=lambda low, _: low)
+    state = StreamState(
+        order, limit or FixedLimit(max_in_flight), retry, max_items=max_items, max_bytes=max_bytes, now=clock
+    )
     state.begin_call()
     return state
 

@@ -45,6 +45,21 @@ def test_limit_stays_small_if_growth_does_not_increase_throughput() -> None:
     assert max(server.serve(limit, 200)) <= 64 + 32
 
 
+def test_step_without_gain_is_taken_back_and_tried_again_after_16_rounds() -> None:
+    server = Server(latency_s=0.01, items_per_s=1000)
+    assert server.serve(AdaptiveLimit(server.now), 19) == [96, *[64] * 16, 96, 64]
+
+
+def test_one_slow_round_before_a_step_does_not_count_as_gain() -> None:
+    server = Server(latency_s=0.01, items_per_s=1000)
+    limit = AdaptiveLimit(server.now)
+    server.serve(limit, 17)  # of 16 rounds at 64 after the first step, one is left
+    server.items_per_s = 700
+    assert server.serve(limit, 1) == [96]
+    server.items_per_s = 1000
+    assert server.serve(limit, 1) == [64]
+
+
 def test_limit_grows_again_when_the_server_becomes_faster() -> None:
     server = Server(latency_s=0.2, items_per_s=500)
     limit = AdaptiveLimit(server.now)

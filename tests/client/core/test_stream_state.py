@@ -15,8 +15,18 @@ from polyhead_client import (
     UnavailableError,
 )
 from polyhead_client.conversion import Order
+from polyhead_client.core.retry import RetryBudget
 
-from tests.support.stream_states import OVERLOADED, Clock, answers_to, ids, new_state, offer_all, rejections_of
+from tests.support.stream_states import (
+    OVERLOADED,
+    Clock,
+    RecordingLimit,
+    answers_to,
+    ids,
+    new_state,
+    offer_all,
+    rejections_of,
+)
 
 UNSENDABLE = "\ud800"
 UNAVAILABLE = UnavailableError("UNAVAILABLE", "gone")
@@ -199,6 +209,48 @@ def test_item_rejected_for_overload_is_sent_again_after_the_requested_delay(orde
     assert (ids(again), state.wait_s()) == (["0", "1"], None)
     state.on_answers(answers_to(again))
     assert ids(state.collect()) == (["0", "1", "2"] if order == "request" else ["0", "1"])
+
+
+def test_rejected_items_share_a_message_after_the_longest_of_their_delays() -> None:
+    now = Clock()
+    state = offer_all(new_state(now=now), "ab")
+    first, second = state.take(1)
+    sooner = ItemError("RESOURCE_EXHAUSTED", "OVERLOADED", "too much", retry_after_s=0.5)
+    state.on_answers(rejections_of([first], sooner) + rejections_of([second]))
+    now.time = 1.0
+    assert (state.take(1), state.wait_s()) == ([], 1.0)
+    now.time = 2.0
+    assert ids(state.take(1)) == ["0", "1"]
+
+
+def test_rejected_items_are_sent_before_those_that_were_never_sent() -> None:
+    now = Clock()
+    state = offer_all(new_state(max_in_flight=3, now=now), "abcd")
+    sent = state.take(1)
+    state.on_answers(rejections_of(sent[:1]) + answers_to(sent[1:]))
+    now.time = 2.0
+    assert ids(state.take(1)) == ["0", "3"]
+
+
+def test_concurrency_limit_learns_of_waiting_items_answers_and_overload() -> None:
+    limit = RecordingLimit(3)
+    state = offer_all(new_state(max_items=2, limit=limit), "abcd")
+    sent = state.take(1)
+    assert limit.events == []
+    sent += state.take(1)
+    assert limit.events == ["full"]
+    state.on_answers(rejections_of(sent[:1]) + answers_to(sent[1:]))
+    assert limit.events == ["full", "overload", 2]
+
+
+def test_rejections_cost_retry_budget_and_answers_refill_it() -> None:
+    budget = RetryBudget()
+    full = budget.tokens
+    state = offer_all(new_state(max_items=2, budget=budget), "abcd")
+    state.on_answers(rejections_of(state.take(1)))
+    assert budget.tokens == full - 1  # one message
+    state.on_answers(answers_to(state.take(1)))
+    assert full - 1 < budget.tokens < full
 
 
 def test_item_rejected_max_attempts_times_keeps_its_error() -> None:
