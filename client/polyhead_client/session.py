@@ -84,7 +84,6 @@ class Session:
         async with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self.budget.stop()
         for stream in list(self._streams):
             await stream.fail(_closed_error())
         await self.runtime.close_channels(self._channels)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from polyhead_client import AsyncClient, Client, UnavailableError
 from polyhead_client.core.retry import RetryBudget
 
 from tests.support.fake_server import BUSY, FakeServicer
+from tests.support.polling import wait_until
 
 # The delay is longer than any test waits: a call that sits it out fails the test.
 PUSHBACK_MS, TIMEOUT_S = "60000", 20.0
@@ -25,13 +25,6 @@ def unavailable(servicer: FakeServicer) -> None:
     """The server rejects calls, with a retry delay of a minute."""
     servicer.unary_failures, servicer.pushback = [grpc.StatusCode.UNAVAILABLE] * 9, PUSHBACK_MS
     servicer.stream_failures = [(0, grpc.StatusCode.UNAVAILABLE)] * 9
-
-
-def wait_until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 CALLS: list[Callable[[Any], Any]] = [lambda client: client.analyze(["text"], deadline_s=None)]
@@ -62,6 +55,32 @@ async def test_closing_the_async_client_ends_a_call_that_waits_for_its_next_atte
         await asyncio.wait_for(task, TIMEOUT_S)
     assert_closed(caught.value)
     assert len(servicer.calls) == 1
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_closing_the_client_ends_a_call_in_flight(servicer: FakeServicer, call: Callable[[Any], Any]) -> None:
+    servicer.unary_failures = []
+    servicer.gate.clear()
+    client = Client(servicer.target)
+    failure = failure_of(lambda: call(client))
+    wait_until(lambda: servicer.calls)
+    client.close()
+    assert_closed(failure.get(timeout=TIMEOUT_S))
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_closing_the_async_client_ends_a_call_in_flight(
+    servicer: FakeServicer, call: Callable[[Any], Any]
+) -> None:
+    servicer.unary_failures = []
+    servicer.gate.clear()
+    client = AsyncClient(servicer.target)
+    task = asyncio.create_task(call(client))
+    await asyncio.to_thread(wait_until, lambda: servicer.calls)
+    await client.close()
+    with pytest.raises(UnavailableError) as caught:
+        await asyncio.wait_for(task, TIMEOUT_S)
+    assert_closed(caught.value)
 
 
 def test_closing_the_client_ends_a_stream_that_waits_for_its_next_attempt(servicer: FakeServicer) -> None:

@@ -51,6 +51,18 @@ def test_broken_stream_continues_and_answers_every_item_once(
     assert {int(answer.item_id): label(answer) for answer in answers} == dict(enumerate(texts))
 
 
+def test_broken_stream_continues_on_another_connection(client: Face, servicer: FakeServicer) -> None:
+    servicer.stream_failures = [(1, UNAVAILABLE)]
+    assert [label(answer) for answer in client.stream(["one", "two"])] == ["one", "two"]
+    assert len(set(servicer.peers)) == len(servicer.calls) == 2
+
+
+def test_failed_call_is_retried_on_another_connection(client: Face, servicer: FakeServicer) -> None:
+    servicer.unary_failures = [UNAVAILABLE, UNAVAILABLE]
+    client.analyze(["text"])
+    assert len(set(servicer.peers)) == len(servicer.calls) == 3
+
+
 def test_item_ids_survive_a_broken_stream(client: Face, servicer: FakeServicer) -> None:
     servicer.stream_failures = [(3, UNAVAILABLE)]
     answers = list(client.stream([("same", "a"), ("same", "b"), ("x" * 1000, "c"), ("same", "d")]))

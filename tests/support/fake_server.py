@@ -48,6 +48,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         max_items: Items accepted in one message; a larger one gets a single answer without an id.
         labels: Minimum number of labels of the classification.
         stream_ended: Set when the last stream is over, for whatever reason.
+        open_streams: Number of streams that are not over.
     """
 
     def __init__(self) -> None:
@@ -70,6 +71,8 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self.max_items = 1024
         self.labels = 2
         self.stream_ended = threading.Event()
+        self.open_streams = 0
+        self._lock = threading.Lock()  # of ``open_streams``
         self._rejected: set[str] = set()  # BUSY texts that came once
 
     def Analyze(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -120,6 +123,8 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         if fails_after == 0:
             context.abort(code, "requested failure")
         self.stream_ended.clear()
+        self._count_stream(1)
+        context.add_callback(lambda: self._count_stream(-1))
         context.add_callback(self.stream_ended.set)
         arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         in_flight = _Counter(self)
@@ -145,6 +150,10 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         if collected:
             yield from self._response(response_type, collected, None, in_flight)
         self.gate.wait()
+
+    def _count_stream(self, change: int) -> None:
+        with self._lock:
+            self.open_streams += change
 
     def _answer(self, item: item_pb2.Item, request: Any) -> item_pb2.Answer:
         if item.text.startswith(BUSY) and item.text not in self._rejected:

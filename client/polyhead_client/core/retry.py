@@ -63,7 +63,6 @@ class RetryBudget:
 
     def __init__(self) -> None:
         self._tokens = _MAX_TOKENS
-        self._stopped = False
 
     @property
     def tokens(self) -> float:
@@ -78,13 +77,9 @@ class RetryBudget:
         """Takes a token after a retryable failure."""
         self._tokens = max(0.0, self._tokens - 1)
 
-    def stop(self) -> None:
-        """Disallows all retries, because the client is closed."""
-        self._stopped = True
-
     def allows_retry(self) -> bool:
         """Whether a retry is allowed now."""
-        return not self._stopped and self._tokens > _MAX_TOKENS / 2
+        return self._tokens > _MAX_TOKENS / 2
 
 
 class RetryPolicy:

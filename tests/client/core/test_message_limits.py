@@ -12,6 +12,7 @@ from polyhead_client.core.message_limits import MessageLimits
 
 from tests.support.client_faces import Face
 from tests.support.fake_server import BUSY, FakeServicer, label, labels, serve_fake
+from tests.support.polling import wait_until
 from tests.support.stream_states import answers_to, ids, new_state, offer_all, rejections_of
 
 TOO_MANY = InvalidRequestError("INVALID_ARGUMENT", "at most 2", "TOO_MANY_ITEMS")
@@ -50,6 +51,20 @@ def test_stream_to_a_server_with_a_low_item_limit_answers_each_item_once(
     assert {int(answer.item_id): label(answer) for answer in answers} == dict(enumerate(texts))
     assert len(answers) == 300
     assert order == "completion" or labels(answers) == texts
+
+
+def test_call_with_a_rejected_message_is_cancelled_when_the_next_one_starts(
+    client: Face, servicer: FakeServicer
+) -> None:
+    servicer.max_items = 3
+
+    def texts() -> Iterator[str]:
+        yield from map(str, range(300))
+        wait_until(lambda: servicer.open_streams == 1)
+        yield "last"
+
+    assert len(list(client.stream(texts()))) == 301
+    assert len(servicer.calls) > 1
 
 
 @pytest.mark.parametrize("method", ["analyze", "stream"])

@@ -83,12 +83,6 @@ def test_final_failures_cost_no_budget() -> None:
     assert budget.allows_retry()
 
 
-def test_budget_of_a_closed_client_allows_nothing() -> None:
-    budget = RetryBudget()
-    budget.stop()
-    assert new_policy(budget=budget).delay_s(AWAY, 1) is None
-
-
 def test_deadline_counts_down_from_its_creation() -> None:
     time = 10.0
     deadline = Deadline(2.0, now=lambda: time)
