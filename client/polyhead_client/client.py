@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterable, Iterator
 from typing import Self, Unpack
+from weakref import WeakSet
 
 from ._base import BaseClient
 from .core.stream_state import Text
@@ -11,6 +13,19 @@ from .options import AnalyzeOptions, UnaryDeadline, documented, resolve
 from .streaming import Stream
 from .transport.threads import ThreadRuntime, run
 from .types import Answer, ModelInfo
+
+_running: WeakSet[Stream] = WeakSet()
+
+
+@atexit.register
+def _stop_streams() -> None:
+    """Stops the streams that are open at exit, while their threads still run.
+
+    Later the interpreter stops daemon threads wherever they are, perhaps while they hold a lock of gRPC, and cancelling
+    a call would wait for that lock for ever.
+    """
+    for stream in list(_running):
+        run(stream.stop())
 
 
 class Client(BaseClient[Iterable[Text], Iterator[Answer]]):
@@ -69,6 +84,7 @@ class Client(BaseClient[Iterable[Text], Iterator[Answer]]):
 
     def _answers(self, stream: Stream, texts: Iterable[Text]) -> Iterator[Answer]:
         with self._session.running(stream):
+            _running.add(stream)
             try:
                 stream.start(texts)
                 while answers := run(stream.next_answers()):

@@ -52,6 +52,7 @@ class Stream:
         self._call: Any = None
         self._changed = runtime.condition()
         self._workers: list[Worker] = []
+        self._stopped = False
 
     def start(self, texts: Any) -> None:
         """Starts to read ``texts`` and to receive answers."""
@@ -73,7 +74,10 @@ class Stream:
         return answers
 
     async def stop(self) -> None:
-        """Ends the call, early or not, and cancels what is still running."""
+        """Ends the call, early or not, and cancels what is still running; does nothing the second time."""
+        if self._stopped:
+            return
+        self._stopped = True
         for worker in self._workers:
             worker.cancel()
         async with self._changed:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -123,6 +126,20 @@ def test_client_keeps_no_reference_to_a_finished_stream(servicer: FakeServicer) 
 def has_failed(client: Any) -> bool:
     """Whether an attempt has failed, which costs a retry token."""
     return bool(client.retry_tokens < RetryBudget().tokens)
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_interpreter_exits_with_an_open_stream(servicer: FakeServicer, attempt: int) -> None:
+    servicer.stream_failures = []
+    program = (
+        "import itertools, sys; from polyhead_client import Client;"
+        "answers = Client(sys.argv[1]).stream(map(str, itertools.count()), max_in_flight=4);"
+        "next(answers)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program, servicer.target]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def failure_of(call: Callable[[], Any]) -> queue.SimpleQueue[Exception]:
