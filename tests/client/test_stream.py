@@ -309,11 +309,11 @@ def test_bare_str_is_rejected_instead_of_split_into_characters(client: Face) -> 
 def test_threads_share_one_client(servicer: FakeServicer) -> None:
     seen: dict[int, list[str]] = {}
 
-    def ask(client: Client, number: int) -> None:
+    def analyze_texts(client: Client, number: int) -> None:
         seen[number] = [label(answer) for answer in client.stream(f"{number}-{index}" for index in range(200))]
 
     with Client(servicer.target) as client:
-        threads = [threading.Thread(target=ask, args=(client, number)) for number in range(6)]
+        threads = [threading.Thread(target=analyze_texts, args=(client, number)) for number in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -7,7 +7,7 @@ from polyhead_client import InvalidRequestError, ItemError, ResourceExhaustedErr
 from polyhead_client.core.retry import Deadline, Failure, RetryBudget, RetryPolicy
 from polyhead_client.errors import PolyheadError
 
-AWAY = UnavailableError("UNAVAILABLE", "gone")
+UNAVAILABLE = UnavailableError("UNAVAILABLE", "unreachable")
 
 
 def new_policy(
@@ -19,7 +19,7 @@ def new_policy(
 
 
 def test_delays_grow_with_each_attempt_until_the_last() -> None:
-    delays = [new_policy().delay_s(AWAY, attempts) for attempts in range(1, 6)]
+    delays = [new_policy().delay_s(UNAVAILABLE, attempts) for attempts in range(1, 6)]
     assert delays == [pytest.approx(0.05), pytest.approx(0.15), pytest.approx(0.45), 1.0, None]
 
 
@@ -54,7 +54,7 @@ def test_delay_never_exceeds_half_of_the_time_left() -> None:
 
 
 def test_one_attempt_disables_retries() -> None:
-    assert new_policy(1).delay_s(AWAY, 1) is None
+    assert new_policy(1).delay_s(UNAVAILABLE, 1) is None
 
 
 @pytest.mark.parametrize("max_attempts", [0, -1])
@@ -66,7 +66,7 @@ def test_fewer_than_one_attempt_is_rejected(max_attempts: int) -> None:
 def test_budget_allows_a_burst_of_retries_and_then_a_tenth_of_the_successes() -> None:
     budget = RetryBudget()
     subject = new_policy(budget=budget)
-    allowed = sum(subject.on_failure(AWAY, 1) is not None for _ in range(2000))
+    allowed = sum(subject.on_failure(UNAVAILABLE, 1) is not None for _ in range(2000))
     assert allowed == 499
     for _ in range(10):  # successes that refill less than one token
         budget.on_success()

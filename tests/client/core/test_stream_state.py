@@ -29,7 +29,7 @@ from tests.support.stream_states import (
 )
 
 UNSENDABLE = "\ud800"
-UNAVAILABLE = UnavailableError("UNAVAILABLE", "gone")
+UNAVAILABLE = UnavailableError("UNAVAILABLE", "unreachable")
 
 
 def test_message_has_at_most_max_items() -> None:
@@ -353,7 +353,7 @@ def test_every_text_is_answered_once_within_the_limits_whatever_fails(
     call, held = 1, 0
     while len(collected) < len(texts):
         steps = ["offer"] * (state.can_offer() and held + len(collected) < len(texts))
-        steps += ["take"] * state.can_take(call) + ["answer", "answer", "refuse"] * bool(sent)
+        steps += ["take"] * state.can_take(call) + ["answer", "answer", "reject"] * bool(sent)
         steps += ["collect"] * state.can_collect() + ["tick"] * (state.wait_s() is not None)
         steps += ["break"] * bool(steps)
         match choose.choice(steps):  # an empty list here is a deadlock
@@ -364,7 +364,7 @@ def test_every_text_is_answered_once_within_the_limits_whatever_fails(
                 sent += state.take(call)
             case "answer":
                 state.on_answers(answers_to([sent.pop(choose.randrange(len(sent)))]))
-            case "refuse":
+            case "reject":
                 state.on_answers(rejections_of([sent.pop(0)]))
             case "tick":
                 now.time += 1
