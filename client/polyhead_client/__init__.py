@@ -2,8 +2,9 @@
 
 ::
 
-    cli --> client, aio --> unary, calls --> flow --> retries, window --> conversion --> results, model_info, errors
-                              `--> connections, hedging, credentials, channel
+    cli --> client, aio --> _base --> session --> streaming, batch --> core (no I/O) --> conversion --> types, errors
+                              |          `--> transport (channels, pool, credentials, threads or tasks)
+                              `--> options
 """
 
 from .aio import AsyncClient
@@ -20,12 +21,28 @@ from .errors import (
     ServerError,
     UnavailableError,
 )
-from .model_info import EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
+from .options import AnalyzeOptions, StreamAnalyzeOptions, StreamEmbedOptions, StreamOptions
 from .transport.credentials import Tls
-from .types import Answer, Classification, Fingerprints, ItemError, LabelScore, Result, Sentiment, Timings, Truncation
+from .types import (
+    Answer,
+    Classification,
+    EmbeddingInfo,
+    Fingerprints,
+    HeadInfo,
+    ItemError,
+    LabelScore,
+    Limits,
+    ModelInfo,
+    Result,
+    RuntimeInfo,
+    Sentiment,
+    Timings,
+    Truncation,
+)
 
 __all__ = [
     "AccessDeniedError",
+    "AnalyzeOptions",
     "Answer",
     "AsyncClient",
     "Classification",
@@ -48,6 +65,9 @@ __all__ = [
     "RuntimeInfo",
     "Sentiment",
     "ServerError",
+    "StreamAnalyzeOptions",
+    "StreamEmbedOptions",
+    "StreamOptions",
     "Task",
     "Text",
     "Timings",

@@ -1,54 +1,62 @@
-"""What the sync and the asyncio client have in common: how they are set up, and their streaming calls."""
+"""The common implementation of both clients, as coroutines over a runtime: configuration, unary and streaming calls.
+
+``Client`` runs these coroutines in the calling thread, ``AsyncClient`` awaits them.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar, Unpack
 
-import grpc
 from polyhead.v1 import inference_service_pb2 as service_pb2
-from polyhead.v1 import inference_service_pb2_grpc as service_grpc
 from polyhead.v1 import item_pb2
 
-from polyhead_client.core.concurrency_limit import AdaptiveWindow, FixedWindow
-from polyhead_client.core.hedging import HedgeAfter, Hedging
-from polyhead_client.core.message_limits import MessageLimits
-from polyhead_client.core.retry import DEFAULT_MAX_ATTEMPTS, Deadline, Retries, RetryBudget
-from polyhead_client.core.stream_state import StreamState
-from polyhead_client.transport import channel
-from polyhead_client.transport.credentials import Tls, authorization
-from polyhead_client.transport.pool import DEFAULT_CONNECTIONS, Connections
-
 from . import conversion
-from .conversion import Encoding, Order, StreamRequest, Task, TruncationPolicy
-from .errors import InvalidRequestError, UnavailableError
-from .model_info import ModelInfo
-from .types import Fingerprints
+from .batch import BatchCall
+from .conversion import StreamRequest
+from .core.concurrency_limit import AdaptiveLimit, FixedLimit
+from .core.hedging import HedgeAfter, Hedging
+from .core.message_limits import MessageLimits
+from .core.retry import DEFAULT_MAX_ATTEMPTS, Deadline, RetryBudget, RetryPolicy
+from .core.stream_state import StreamState
+from .errors import InvalidRequestError, PolyheadError
+from .options import (
+    AnalyzeOptions,
+    StreamAnalyzeOptions,
+    StreamEmbedOptions,
+    StreamOptions,
+    documented,
+    resolve,
+)
+from .session import Session, StreamMethod
+from .streaming import Stream
+from .transport import channel
+from .transport.credentials import Tls, authorization
+from .transport.pool import DEFAULT_CONNECTIONS
+from .transport.runtime import Runtime
+from .types import Answer, ModelInfo
 
-# Where a server listens unless it is told otherwise.
+# The server's default address.
 DEFAULT_TARGET = "127.0.0.1:50051"
 
-# A stream's message: 32 items cost gRPC about as much as one, and more would make the first of them wait.
+# Maximum size of a stream's message: gRPC's cost per message hardly grows up to 32 items, and a larger message would
+# delay the first of its items.
 _STREAM_ITEMS, _STREAM_BYTES = 32, 256 * 2**10
 
 TextsT = TypeVar("TextsT", bound=Any)
 AnswersT = TypeVar("AnswersT")
 
-StreamMethod = Literal["StreamAnalyze", "StreamEmbed", "StreamClassify", "StreamSentiment"]
-UnaryMethod = Literal["Analyze", "GetModelInfo"]
 
+class BaseClient(ABC, Generic[TextsT, AnswersT]):
+    """Configuration and calls of a client.
 
-class Calls(ABC, Generic[TextsT, AnswersT]):
-    """A client's set-up and its streaming calls.
-
-    A streaming call takes texts as they come and gives answers as they come; a text is a ``str``, or ``(item_id,
-    text)``. Without an id of its own an item has its running number, ``"0"`` first. The input may be endless: it is
-    read no further ahead than what may be in flight and one message more. What waits is gathered into one message
-    without delay. Closing the answers early cancels the call. An input that raises ends the call with what it raised.
-    One item's error is in its answer, and ends nothing. When the connection breaks or the server goes away, the call
-    goes on over another one: what was sent and not answered is sent again, and every item is answered once.
+    A streaming method reads texts as they come and yields answers as they come. A text is a ``str`` or ``(item_id,
+    text)``; without an id of its own an item has its running number, ``"0"`` first. The input may be endless: it is
+    read ahead by at most the items in flight plus one message. Texts that are waiting share a message, and no text is
+    delayed to fill one. Closing the answers early cancels the call. An exception in the input ends the call with that
+    exception. An item's error is part of its answer and ends nothing. When a connection breaks or a server goes away,
+    the call continues on another one: unanswered items are sent again, and every item is answered once.
     """
 
     def __init__(
@@ -63,233 +71,189 @@ class Calls(ABC, Generic[TextsT, AnswersT]):
         api_key: str | None = None,
         allow_plaintext_key: bool = False,
     ) -> None:
-        """Connects when it is first used.
+        """Configures the client; it connects on first use.
 
         Args:
             target: ``HOST:PORT`` of the server, or any name that gRPC resolves: ``dns:///NAME:PORT`` for all addresses
-                of a name, ``ipv4:10.0.0.1:50051,10.0.0.2:50051`` for a list, ``unix:/PATH``. Of several servers each
-                gets its turn, but none whose health service says that it does not serve.
-            wait_for_ready: True waits, until a call's deadline, for a server that is not there yet; False tries
-                ``max_attempts`` times.
-            connections: To each address, at the most. Each reaches one of a server's workers, at random: take some
-                times as many as there are workers. A call takes the one with the fewest running, so that what is not
-                needed is not opened; a stream stays on one.
-            max_attempts: In a row and in vain, for a call, a stream or an item that the server is too busy for; 1 tries
-                nothing again.
-            hedge_after_s: After so many seconds, or after what 95 % of recent calls took with ``"p95"``, a unary call
-                that was not answered is made a second time over another connection, and the first answer counts. At
-                most one call in twenty. None never does.
-            tls: Files and names for TLS, also with ``Tls()`` alone; None for plain TCP.
-            api_key: Sent with every call as ``authorization: Bearer KEY``.
-            allow_plaintext_key: Whether a key may leave this machine without TLS.
+                of a name, ``ipv4:10.0.0.1:50051,10.0.0.2:50051`` for a list, ``unix:/PATH`` for a Unix socket. Calls
+                are distributed over several servers in turn, skipping those whose health service reports NOT_SERVING.
+            wait_for_ready: True waits for an unreachable server until the call's deadline; False tries ``max_attempts``
+                times.
+            connections: Maximum number of connections to each address. Each reaches one of the server's workers at
+                random, so use several times the number of workers. A call uses the connection with the fewest running
+                calls, and connections that are not needed are not opened; a stream stays on one.
+            max_attempts: Maximum number of consecutive failed attempts for a call, a stream, or an item that an
+                overloaded server rejects; 1 disables retries.
+            hedge_after_s: Hedging: if a unary call has no response after this many seconds, it is sent a second time on
+                another connection, and the first response wins. ``"p95"`` uses the 95th percentile of recent
+                latencies. At most one call in twenty is hedged. None disables hedging.
+            tls: TLS settings; ``Tls()`` for the default trusted roots, None for plain TCP.
+            api_key: API key, sent with every call as ``authorization: Bearer KEY``.
+            allow_plaintext_key: Allow sending the API key to another machine without TLS.
 
         Raises:
-            InvalidRequestError: An argument cannot be used.
+            InvalidRequestError: An argument has an invalid value.
         """
         if connections < 1:
             raise InvalidRequestError("INVALID_ARGUMENT", f"connections: {connections} is less than 1")
-        self._closing = self._event()
-        self._wait_for_ready = wait_for_ready
-        self._metadata = authorization(api_key, target, tls, allow_plaintext_key)
-        self._max_attempts = max_attempts
-        self._budget = RetryBudget()
-        self._limits = MessageLimits()
-        self._streams: set[Callable[[], Any]] = set()  # what ends each that is running
-        self._hedging = Hedging(hedge_after_s)
-        self._retries(None)  # refuses a number of attempts now, not at the first call
+        RetryPolicy(max_attempts, RetryBudget(), Deadline(None))  # rejects an invalid number now, not in the first call
+        metadata = authorization(api_key, target, tls, allow_plaintext_key)
+        hedging = Hedging(hedge_after_s)
         credentials = tls.credentials() if tls else None
         options = channel.options(target, tls)
-        self._channels = [self._channel(target, options, credentials) for _ in range(connections)]
-        self._connections = Connections([service_grpc.InferenceServiceStub(one) for one in self._channels])
+        runtime = self._create_runtime()
+        channels = [runtime.open_channel(target, options, credentials) for _ in range(connections)]
+        self._session = Session(runtime, channels, hedging=hedging, metadata=metadata, wait_for_ready=wait_for_ready)
+        self._max_attempts = max_attempts
+        self._limits = MessageLimits()
+
+    @property
+    def running_streams(self) -> int:
+        """Number of streams whose answers are being iterated."""
+        return self._session.running_streams
+
+    @property
+    def retry_tokens(self) -> float:
+        """Tokens left in the throttle of this client's retries."""
+        return self._session.budget.tokens
 
     @abstractmethod
-    def _channel(self, target: str, options: list[tuple[str, Any]], credentials: grpc.ChannelCredentials | None) -> Any:
-        """A channel that connects when it is first used."""
+    def _create_runtime(self) -> Runtime:
+        """Returns the runtime of this client: threads or asyncio."""
 
     @abstractmethod
-    def _event(self) -> Any:
-        """An event, of threads or of tasks: it wakes what waits when this is closed."""
+    def _answers(self, stream: Stream, texts: TextsT) -> AnswersT:
+        """Returns the iterator that runs ``stream``."""
 
-    def _retries(self, deadline_s: float | None) -> Retries:
-        """The decisions for a call that begins now."""
-        return Retries(self._max_attempts, self._budget, Deadline(deadline_s))
-
-    def _options(self, deadline: Deadline) -> dict[str, Any]:
-        """What every call tells gRPC."""
-        return {
-            "timeout": deadline.left_s(),
-            "wait_for_ready": self._wait_for_ready,
-            "metadata": self._metadata,
-        }
-
-    def _shut(self) -> None:
-        """Lets no call begin, and none be tried again."""
-        self._closing.set()
-        self._budget.stop()
-
-    def _require_open(self) -> None:
-        """Lets no call begin on a closed client."""
-        if self._closing.is_set():
-            raise InvalidRequestError("FAILED_PRECONDITION", "the client is closed; make a new one")
-
-    def _require_still_open(self) -> None:
-        """Ends a call whose client was closed meanwhile."""
-        if self._closing.is_set():
-            raise closed_meanwhile()
-
-    @contextmanager
-    def _running(self, end: Callable[[], Any]) -> Iterator[None]:
-        """The length of a stream, which ``close`` ends with ``end``."""
-        self._streams.add(end)
-        try:
-            self._require_open()
-            yield
-        finally:
-            self._streams.discard(end)
-
-    @abstractmethod
-    def _stream(self, method: StreamMethod, template: StreamRequest, flow: StreamState, texts: TextsT) -> AnswersT:
-        """Runs a streaming call, asking for each text what ``template`` asks for."""
-
-    def stream(
-        self,
-        texts: TextsT,
-        *,
-        tasks: Iterable[Task] = (),
-        order: Order = "request",
-        truncation: TruncationPolicy = "truncate",
-        include_timings: bool = False,
-        encoding: Encoding = "float32",
-        dimensions: int | None = None,
-        expected_fingerprints: Fingerprints | ModelInfo | None = None,
-        max_in_flight: int | None = None,
-        deadline_s: float | None = None,
-    ) -> AnswersT:
-        """Streams texts, and their answers with every task asked for.
+    @documented(StreamAnalyzeOptions)
+    def stream(self, texts: TextsT, **options: Unpack[StreamAnalyzeOptions]) -> AnswersT:
+        """Streams texts and yields their answers, with the outputs of every requested task.
 
         Args:
-            texts: To analyze.
-            tasks: Any of ``"embedding"``, ``"classification"``, ``"sentiment"``; none means all that the model has.
-            order: Of the answers: ``"request"``, or ``"completion"`` to have each as soon as it is done.
-            truncation: ``"truncate"`` reads the beginning of a text that is too long, ``"error"`` refuses it,
-                ``"window"`` reads it in overlapping windows and pools their answers.
-            include_timings: Whether to say where the time went.
-            encoding: Of embeddings on the wire: ``"float32"``, ``"float16"`` for half the bytes, ``"int8"`` for a
-                quarter, ``"binary"`` for the signs alone, which come as -1 and 1.
-            dimensions: Of embeddings: the first so many; None for all.
-            expected_fingerprints: Of a model, or of an answer: an item that anything else would answer is refused with
-                ``FINGERPRINT_MISMATCH``. What is empty in it may be anything.
-            max_in_flight: Items that may be sent and not yet answered; None begins with few, and takes more as long as
-                that brings throughput. In request order, up to five times as many texts are taken from the input.
-            deadline_s: Seconds for the whole stream; None for no limit.
+            texts: The texts to analyze.
+            **options: See ``StreamAnalyzeOptions``.
 
         Returns:
             An iterator of ``Answer``.
 
         Raises:
-            InvalidRequestError: An option has a value that is not known.
-            PolyheadError: While iterating, when the call as a whole fails; its subclass says what can be done.
+            InvalidRequestError: An option has an invalid value.
+            PolyheadError: While iterating, when the call as a whole fails; the subclass tells how to react.
         """
-        request = service_pb2.StreamAnalyzeRequest(
-            tasks=conversion.task_numbers(tasks),
-            options=conversion.item_options(truncation, include_timings, expected_fingerprints),
-            embedding_options=conversion.embedding_options(encoding, dimensions),
-        )
-        return self._checked(
-            "StreamAnalyze", request, texts, order=order, max_in_flight=max_in_flight, deadline_s=deadline_s
-        )
+        filled = resolve(StreamAnalyzeOptions, options)
+        template = conversion.request_template(service_pb2.StreamAnalyzeRequest, filled)
+        return self._open_stream("StreamAnalyze", template, texts, filled)
 
-    def embed(
-        self,
-        texts: TextsT,
-        *,
-        order: Order = "request",
-        truncation: TruncationPolicy = "truncate",
-        include_timings: bool = False,
-        encoding: Encoding = "float32",
-        dimensions: int | None = None,
-        expected_fingerprints: Fingerprints | ModelInfo | None = None,
-        max_in_flight: int | None = None,
-        deadline_s: float | None = None,
-    ) -> AnswersT:
-        """Streams texts, and their embeddings. Arguments and errors as in ``stream``."""
-        request = service_pb2.StreamEmbedRequest(
-            options=conversion.item_options(truncation, include_timings, expected_fingerprints),
-            embedding_options=conversion.embedding_options(encoding, dimensions),
-        )
-        return self._checked(
-            "StreamEmbed", request, texts, order=order, max_in_flight=max_in_flight, deadline_s=deadline_s
-        )
+    @documented(StreamEmbedOptions)
+    def embed(self, texts: TextsT, **options: Unpack[StreamEmbedOptions]) -> AnswersT:
+        """Streams texts and yields answers with their embeddings.
 
-    def classify(
-        self,
-        texts: TextsT,
-        *,
-        order: Order = "request",
-        truncation: TruncationPolicy = "truncate",
-        include_timings: bool = False,
-        expected_fingerprints: Fingerprints | ModelInfo | None = None,
-        max_in_flight: int | None = None,
-        deadline_s: float | None = None,
-    ) -> AnswersT:
-        """Streams texts, and their classes. Arguments and errors as in ``stream``."""
-        request = service_pb2.StreamClassifyRequest(
-            options=conversion.item_options(truncation, include_timings, expected_fingerprints),
-        )
-        return self._checked(
-            "StreamClassify", request, texts, order=order, max_in_flight=max_in_flight, deadline_s=deadline_s
-        )
+        Args:
+            texts: The texts to embed.
+            **options: See ``StreamEmbedOptions``.
 
-    def sentiment(
-        self,
-        texts: TextsT,
-        *,
-        order: Order = "request",
-        truncation: TruncationPolicy = "truncate",
-        include_timings: bool = False,
-        expected_fingerprints: Fingerprints | ModelInfo | None = None,
-        max_in_flight: int | None = None,
-        deadline_s: float | None = None,
-    ) -> AnswersT:
-        """Streams texts, and their sentiments. Arguments and errors as in ``stream``."""
-        request = service_pb2.StreamSentimentRequest(
-            options=conversion.item_options(truncation, include_timings, expected_fingerprints),
-        )
-        return self._checked(
-            "StreamSentiment", request, texts, order=order, max_in_flight=max_in_flight, deadline_s=deadline_s
-        )
+        Returns:
+            An iterator of ``Answer``.
 
-    def _checked(
-        self,
-        method: StreamMethod,
-        template: StreamRequest,
-        texts: TextsT,
-        *,
-        order: Order,
-        max_in_flight: int | None,
-        deadline_s: float | None,
+        Raises:
+            InvalidRequestError: An option has an invalid value.
+            PolyheadError: While iterating, when the call as a whole fails; the subclass tells how to react.
+        """
+        filled = resolve(StreamEmbedOptions, options)
+        template = conversion.request_template(service_pb2.StreamEmbedRequest, filled)
+        return self._open_stream("StreamEmbed", template, texts, filled)
+
+    @documented(StreamOptions)
+    def classify(self, texts: TextsT, **options: Unpack[StreamOptions]) -> AnswersT:
+        """Streams texts and yields answers with their classifications.
+
+        Args:
+            texts: The texts to classify.
+            **options: See ``StreamOptions``.
+
+        Returns:
+            An iterator of ``Answer``.
+
+        Raises:
+            InvalidRequestError: An option has an invalid value.
+            PolyheadError: While iterating, when the call as a whole fails; the subclass tells how to react.
+        """
+        filled = resolve(StreamOptions, options)
+        template = conversion.request_template(service_pb2.StreamClassifyRequest, filled)
+        return self._open_stream("StreamClassify", template, texts, filled)
+
+    @documented(StreamOptions)
+    def sentiment(self, texts: TextsT, **options: Unpack[StreamOptions]) -> AnswersT:
+        """Streams texts and yields answers with their sentiments.
+
+        Args:
+            texts: The texts to rate.
+            **options: See ``StreamOptions``.
+
+        Returns:
+            An iterator of ``Answer``.
+
+        Raises:
+            InvalidRequestError: An option has an invalid value.
+            PolyheadError: While iterating, when the call as a whole fails; the subclass tells how to react.
+        """
+        filled = resolve(StreamOptions, options)
+        template = conversion.request_template(service_pb2.StreamSentimentRequest, filled)
+        return self._open_stream("StreamSentiment", template, texts, filled)
+
+    def _open_stream(
+        self, method: StreamMethod, template: StreamRequest, texts: TextsT, options: Mapping[str, Any]
     ) -> AnswersT:
         reject_bare_str(texts)
-        # The order is made here: an answer that waited for others at the server would count as in flight meanwhile.
+        # The client restores the order: an answer that waited for others at the server would count as in flight.
         template.order = item_pb2.ANSWER_ORDER_COMPLETION
-        window = AdaptiveWindow() if max_in_flight is None else FixedWindow(max_in_flight)
-        flow = StreamState(
-            order,
-            window,
-            self._retries(deadline_s),
+        max_in_flight = options["max_in_flight"]
+        state = StreamState(
+            options["order"],
+            AdaptiveLimit() if max_in_flight is None else FixedLimit(max_in_flight),
+            self._retry_policy(options["deadline_s"]),
             max_items=_STREAM_ITEMS,
             max_bytes=_STREAM_BYTES,
             limits=self._limits,
         )
-        return self._stream(method, template, flow, texts)
 
+        def start_call(stub: Any, requests: Any) -> Any:
+            return self._session.start_stream(stub, method, requests, state.deadline)
 
-def closed_meanwhile() -> UnavailableError:
-    """The error of a call whose client was closed before its end."""
-    return UnavailableError("CANCELLED", "the client was closed before the call ended")
+        stream = Stream(self._session.runtime, state, template, self._session.pool, start_call)
+        return self._answers(stream, texts)
+
+    async def _analyze(self, texts: Any, options: AnalyzeOptions) -> list[Answer]:
+        filled = resolve(AnalyzeOptions, options)
+        retry = self._retry_policy(filled["deadline_s"])
+        template = conversion.request_template(service_pb2.AnalyzeRequest, filled)
+        reject_bare_str(texts)
+        batch = BatchCall(template, texts, retry, self._limits)
+        self._session.require_open()
+        while (wait_s := batch.wait_s()) is not None:
+            await self._session.wait(wait_s)
+            for request in batch.requests():
+                try:
+                    response = await self._session.call("Analyze", request, retry)
+                except PolyheadError as error:
+                    batch.on_error(error)
+                else:
+                    batch.on_response(response)
+        return batch.answers()
+
+    async def _info(self, deadline_s: float | None) -> ModelInfo:
+        self._session.require_open()
+        request = service_pb2.GetModelInfoRequest()
+        return conversion.model_info_of(
+            await self._session.call("GetModelInfo", request, self._retry_policy(deadline_s))
+        )
+
+    def _retry_policy(self, deadline_s: float | None) -> RetryPolicy:
+        """Returns the retry policy of a call that starts now."""
+        return RetryPolicy(self._max_attempts, self._session.budget, Deadline(deadline_s))
 
 
 def reject_bare_str(texts: object) -> None:
-    """Refuses a lone str: it is an iterable of str too, and each of its characters would be answered."""
+    """Rejects a single str: as an iterable of str it would be analyzed character by character."""
     if isinstance(texts, str):
-        raise InvalidRequestError("INVALID_ARGUMENT", "texts: one str is given; write [text]")
+        raise InvalidRequestError("INVALID_ARGUMENT", "texts: expected an iterable of texts, not one str; use [text]")

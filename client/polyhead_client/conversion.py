@@ -1,16 +1,16 @@
-"""Between protobuf messages and this package's own types: the only file that knows both.
+"""Conversion between protobuf messages and this package's own types; no other module knows both.
 
 ::
 
-    options --analyze_request, stream_request--> template --with_items--> message
-    answer  <--answers_of-- response             model info <--model_info_of-- response
+    options --request_template--> template --with_items--> request message
+    answers <--answers_of-- response        model info <--model_info_of-- response
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Literal, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from google.protobuf import duration_pb2
@@ -20,8 +20,22 @@ from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2, model_pb2
 
 from .errors import InvalidRequestError, ServerError, reason_of, retry_after_of
-from .model_info import EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
-from .types import Answer, Classification, Fingerprints, ItemError, LabelScore, Result, Sentiment, Timings, Truncation
+from .types import (
+    Answer,
+    Classification,
+    EmbeddingInfo,
+    Fingerprints,
+    HeadInfo,
+    ItemError,
+    LabelScore,
+    Limits,
+    ModelInfo,
+    Result,
+    RuntimeInfo,
+    Sentiment,
+    Timings,
+    Truncation,
+)
 
 Task = Literal["embedding", "classification", "sentiment"]
 TruncationPolicy = Literal["truncate", "error", "window"]
@@ -60,62 +74,77 @@ _ENCODING = {
     "int8": item_pb2.EMBEDDING_ENCODING_INT8,
     "binary": item_pb2.EMBEDDING_ENCODING_BINARY,
 }
-# numpy's name of each encoding's numbers, and how many of them a byte, or a number, holds.
-_LAYOUTS = {
+# By encoding: numpy dtype of the values on the wire, and number of dimensions per value.
+_WIRE_FORMATS = {
     item_pb2.EMBEDDING_ENCODING_FLOAT32_LE: ("<f4", 1),
     item_pb2.EMBEDDING_ENCODING_FLOAT16_LE: ("<f2", 1),
     item_pb2.EMBEDDING_ENCODING_INT8: ("i1", 1),
     item_pb2.EMBEDDING_ENCODING_BINARY: ("u1", 8),
 }
-_DIMENSIONS_END = 2**32
+_MAX_DIMENSIONS_EXCLUSIVE = 2**32
+
+
+def request_template(kind: type[RequestT], options: Mapping[str, Any]) -> RequestT:
+    """Builds a request message without items from the options of a method.
+
+    Args:
+        kind: Message type; options that it has no field for must be absent.
+        options: Options by name, with their defaults filled in.
+
+    Raises:
+        InvalidRequestError: An option has an unknown value.
+    """
+    fields: dict[str, Any] = {
+        "options": item_options(options["truncation"], options["include_timings"], options["expected_fingerprints"])
+    }
+    if "tasks" in options:
+        fields["tasks"] = [_lookup("tasks", _TASKS, task) for task in options["tasks"]]
+    if "encoding" in options:
+        fields["embedding_options"] = embedding_options(options["encoding"], options["dimensions"])
+    return kind(**fields)
 
 
 def item_options(
     truncation: TruncationPolicy, include_timings: bool, expected: Fingerprints | ModelInfo | None
 ) -> item_pb2.ItemOptions:
-    """The wishes that hold for every item, whatever its tasks."""
-    policy = _chosen("truncation", _TRUNCATION, truncation)
+    """Builds the options that apply to every item, whatever its tasks."""
+    policy = _lookup("truncation", _TRUNCATION, truncation)
     options = item_pb2.ItemOptions(truncation=policy, include_timings=include_timings)
     if expected is not None:
-        options.expected_fingerprints.CopyFrom(_expected(expected))
+        options.expected_fingerprints.CopyFrom(_fingerprints_message(expected))
     return options
 
 
 def embedding_options(encoding: Encoding, dimensions: int | None) -> item_pb2.EmbeddingOptions:
-    """The wishes for the embedding."""
-    if dimensions is not None and not 0 < dimensions < _DIMENSIONS_END:
-        raise InvalidRequestError("INVALID_ARGUMENT", f"dimensions: {dimensions} is not above 0 and below 2 ** 32")
-    return item_pb2.EmbeddingOptions(encoding=_chosen("encoding", _ENCODING, encoding), dimensions=dimensions or 0)
-
-
-def task_numbers(tasks: Iterable[Task]) -> list[item_pb2.Task.ValueType]:
-    """The tasks on the wire."""
-    return [_chosen("tasks", _TASKS, task) for task in tasks]
+    """Builds the options of the embedding."""
+    if dimensions is not None and not 0 < dimensions < _MAX_DIMENSIONS_EXCLUSIVE:
+        raise InvalidRequestError("INVALID_ARGUMENT", f"dimensions: {dimensions} is not between 1 and 2 ** 32 - 1")
+    return item_pb2.EmbeddingOptions(encoding=_lookup("encoding", _ENCODING, encoding), dimensions=dimensions or 0)
 
 
 def in_request_order(order: Order) -> bool:
-    """Whether answers come in the order of their texts."""
-    return _chosen("order", _IN_REQUEST_ORDER, order)
+    """Whether answers are returned in the order of their texts."""
+    return _lookup("order", _IN_REQUEST_ORDER, order)
 
 
 def with_items(template: RequestT, items: Iterable[item_pb2.Item]) -> RequestT:
-    """A message that asks for ``items`` what ``template`` asks for."""
+    """Returns a copy of ``template`` with ``items`` added."""
     request = copy.deepcopy(template)
     request.items.extend(items)
     return request
 
 
 def answers_of(response: service_pb2.AnalyzeResponse | StreamResponse) -> list[Answer]:
-    """The answers that a message carries.
+    """Returns the answers in a response message.
 
     Raises:
-        ServerError: An answer is not what the contract says.
+        ServerError: An answer violates the contract.
     """
     return [_answer(answer) for answer in response.answers]
 
 
 def model_info_of(response: service_pb2.GetModelInfoResponse) -> ModelInfo:
-    """The description of the model that a message carries."""
+    """Returns the description of the model in a response message."""
     model, runtime = response.model, response.model.runtime
     return ModelInfo(
         model_id=model.model_id,
@@ -135,7 +164,7 @@ def model_info_of(response: service_pb2.GetModelInfoResponse) -> ModelInfo:
     )
 
 
-def _expected(expected: Fingerprints | ModelInfo) -> item_pb2.Fingerprints:
+def _fingerprints_message(expected: Fingerprints | ModelInfo) -> item_pb2.Fingerprints:
     fingerprints = expected.fingerprints if isinstance(expected, ModelInfo) else expected
     return item_pb2.Fingerprints(
         embedding_space=fingerprints.embedding_space,
@@ -146,10 +175,10 @@ def _expected(expected: Fingerprints | ModelInfo) -> item_pb2.Fingerprints:
     )
 
 
-def _chosen(option: str, choices: dict[str, ChoiceT], choice: str) -> ChoiceT:
+def _lookup(option: str, choices: Mapping[str, ChoiceT], choice: str) -> ChoiceT:
     if choice in choices:
         return choices[choice]
-    raise InvalidRequestError("INVALID_ARGUMENT", f"{option}: {choice!r} is none of {', '.join(choices)}")
+    raise InvalidRequestError("INVALID_ARGUMENT", f"{option}: {choice!r} is not one of {', '.join(choices)}")
 
 
 def _answer(answer: item_pb2.Answer) -> Answer:
@@ -159,7 +188,7 @@ def _answer(answer: item_pb2.Answer) -> Answer:
         case "error":
             return Answer(answer.item_id, error=_item_error(answer.error))
         case _:
-            raise ServerError("INTERNAL", f"the answer to item {answer.item_id!r} holds neither a result nor an error")
+            raise ServerError("INTERNAL", f"the answer to item {answer.item_id!r} has neither a result nor an error")
 
 
 def _item_error(status: status_pb2.Status) -> ItemError:
@@ -168,39 +197,40 @@ def _item_error(status: status_pb2.Status) -> ItemError:
 
 
 def _result(result: item_pb2.Result) -> Result:
-    cut = result.truncation
+    truncation = result.truncation
     return Result(
         truncation=Truncation(
-            truncated=cut.truncated,
-            tokens_seen=cut.tokens_seen,
-            tokens_used=cut.tokens_used,
-            cut_at_code_point=cut.cut_at_code_point if cut.HasField("cut_at_code_point") else None,
-            windows=cut.windows or 1,  # a server that knows no windows says nothing
+            truncated=truncation.truncated,
+            tokens_seen=truncation.tokens_seen,
+            tokens_used=truncation.tokens_used,
+            cut_at_code_point=truncation.cut_at_code_point if truncation.HasField("cut_at_code_point") else None,
+            windows=truncation.windows or 1,  # 0 from a server without window support
         ),
         fingerprints=_fingerprints(result.fingerprints),
         embedding=_embedding(result.embedding) if result.HasField("embedding") else None,
         classification=_classification(result.classification) if result.HasField("classification") else None,
         sentiment=_sentiment(result.sentiment) if result.HasField("sentiment") else None,
-        additional_classifications=tuple(_classification(further) for further in result.additional_classifications),
-        additional_sentiments=tuple(_sentiment(further) for further in result.additional_sentiments),
+        additional_classifications=tuple(_classification(one) for one in result.additional_classifications),
+        additional_sentiments=tuple(_sentiment(one) for one in result.additional_sentiments),
         timings=_timings(result.timings) if result.HasField("timings") else None,
     )
 
 
 def _embedding(embedding: item_pb2.Embedding) -> NDArray[np.float32]:
-    if embedding.encoding not in _LAYOUTS:
-        raise ServerError("INTERNAL", f"embedding encoding {embedding.encoding} is not known: update this client")
-    name, packed = _LAYOUTS[embedding.encoding]
-    dtype = np.dtype(name)
+    if embedding.encoding not in _WIRE_FORMATS:
+        raise ServerError("INTERNAL", f"unknown embedding encoding {embedding.encoding}: update this client")
+    dtype_name, packed = _WIRE_FORMATS[embedding.encoding]
+    dtype = np.dtype(dtype_name)
     if len(embedding.values) != -(-embedding.dimensions // packed) * dtype.itemsize:
-        raise ServerError("INTERNAL", f"{len(embedding.values)} bytes are no {embedding.dimensions} numbers of {dtype}")
-    numbers = np.frombuffer(embedding.values, dtype)
+        problem = f"an embedding of {embedding.dimensions} {dtype} dimensions cannot have {len(embedding.values)} bytes"
+        raise ServerError("INTERNAL", problem)
+    wire_values = np.frombuffer(embedding.values, dtype)
     if embedding.encoding == item_pb2.EMBEDDING_ENCODING_BINARY:
-        numbers = np.unpackbits(numbers, count=embedding.dimensions).astype(np.int8) * 2 - 1
-    values = numbers.astype(np.float32, copy=False)  # (dimensions,)
+        wire_values = np.unpackbits(wire_values, count=embedding.dimensions).astype(np.int8) * 2 - 1
+    values = wire_values.astype(np.float32, copy=False)  # (dimensions,)
     if embedding.encoding == item_pb2.EMBEDDING_ENCODING_INT8:
         values = values * np.float32(embedding.scale)
-    # Bytes make a read-only array, conversion a writable one: the caller sees one behaviour.
+    # An array over bytes is read-only and a converted one is writable: make both behave alike.
     values.flags.writeable = False
     return values
 

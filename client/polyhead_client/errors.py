@@ -1,15 +1,15 @@
-"""What can go wrong with a call, sorted by what its caller can do about it.
+"""Errors of a call, one class for each reaction that a caller can have.
 
 Errors::
 
     PolyheadError
-    +-- UnavailableError        the server is not reachable, not ready, or shutting down: try again later
-    +-- DeadlineExceededError   the time given was not enough: give more, or send less
-    +-- ResourceExhaustedError            a message or the load is more than the server takes: send less at once
-    +-- InvalidRequestError     the server, or this client before it, refuses what was asked: mend the call
-    +-- AccessDeniedError       the server does not know or not allow this caller: use other credentials
-    +-- ServerError             the server is at fault: tell whoever runs it
-    +-- ItemFailedError         one item has an error; raised by ``Answer.unwrap()`` alone
+    +-- UnavailableError        the server is unreachable, not ready or shutting down: retry later
+    +-- DeadlineExceededError   the deadline was too short: allow more time, or send less
+    +-- ResourceExhaustedError  a message or the load exceeds what the server accepts: send less at once
+    +-- InvalidRequestError     the server, or this client before sending, rejects the request: fix the call
+    +-- AccessDeniedError       the server does not accept these credentials: use others
+    +-- ServerError             the server is at fault: report it to its operator
+    +-- ItemFailedError         one item has an error; raised by ``Answer.unwrap()`` only
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ class PolyheadError(Exception):
     """A call failed as a whole.
 
     Attributes:
-        code: The name of the gRPC status code, such as ``"UNAVAILABLE"``.
-        message: What happened, for people.
-        reason: What happened, for programs: one of those in docs/errors.md, or empty when the server gave none.
-        retry_after_s: Seconds after which the server wants to be asked again, infinite for never; None when it did not
-            say.
+        code: Name of the gRPC status code, for example ``"UNAVAILABLE"``.
+        message: Human-readable description.
+        reason: Machine-readable reason, one of those listed in docs/errors.md; empty when the server sent none.
+        retry_after_s: Seconds to wait before the next attempt, infinite for never; None when the server sent no delay.
     """
 
     def __init__(self, code: str, message: str, reason: str = "", retry_after_s: float | None = None) -> None:
@@ -44,34 +43,34 @@ class PolyheadError(Exception):
 
 
 class UnavailableError(PolyheadError):
-    """The server is not reachable, not ready, or shutting down: try again later."""
+    """The server is unreachable, not ready or shutting down: retry later."""
 
 
 class DeadlineExceededError(PolyheadError):
-    """The time given was not enough: give more, or send less."""
+    """The deadline was too short: allow more time, or send less."""
 
 
 class ResourceExhaustedError(PolyheadError):
-    """A message or the load is more than the server takes: send less at once."""
+    """A message or the load exceeds what the server accepts: send less at once."""
 
 
 class InvalidRequestError(PolyheadError):
-    """The server, or this client before it, refuses what was asked: mend the call."""
+    """The server, or this client before sending, rejects the request: fix the call."""
 
 
 class AccessDeniedError(PolyheadError):
-    """The server does not know or not allow this caller: use other credentials."""
+    """The server does not accept these credentials: use others."""
 
 
 class ServerError(PolyheadError):
-    """The server is at fault: tell whoever runs it."""
+    """The server is at fault: report it to its operator."""
 
 
 class ItemFailedError(PolyheadError):
-    """One item has an error; the rest of its call is not touched.
+    """One item has an error; the other items of its call are not affected.
 
     Attributes:
-        item_id: The id of the item.
+        item_id: Id of the item.
     """
 
     def __init__(
@@ -83,15 +82,15 @@ class ItemFailedError(PolyheadError):
 
 MessageT = TypeVar("MessageT", bound=Message)
 
-# The name under which every gRPC library sends the details of a status, and that of gRPC's own push-back.
+# Metadata keys for the details of a status, common to all gRPC libraries, and for gRPC's own retry push-back.
 _DETAILS_KEY, _PUSHBACK_KEY = "grpc-status-details-bin", "grpc-retry-pushback-ms"
-# Those of a 64-bit number; Python refuses to read some thousands.
-_PUSHBACK_DIGITS = 19
+# Digits of a 64-bit number; Python refuses to parse several thousand.
+_MAX_PUSHBACK_DIGITS = 19
 
-# What grpc.aio puts in the place of a status when it comes to write on a stream that has just ended.
+# The message that grpc.aio puts in place of the status when it writes on a stream that has just ended.
 _LOST_STATUS = "Internal error from Core"
 
-# CANCELLED stands beside UNAVAILABLE: a server that stops answers it to the calls that it has not looked at yet.
+# CANCELLED beside UNAVAILABLE: a server that stops sends it for calls that it has not started.
 _BY_CODE: dict[grpc.StatusCode, type[PolyheadError]] = {
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.CANCELLED: UnavailableError,
@@ -113,54 +112,55 @@ _BY_CODE: dict[grpc.StatusCode, type[PolyheadError]] = {
 
 
 def reason_of(status: status_pb2.Status) -> str:
-    """The machine-readable reason in the details of a status; empty when there is none."""
+    """Returns the machine-readable reason in the details of a status; empty without one."""
     info = _detail(status, error_details_pb2.ErrorInfo())
     return info.reason if info else ""
 
 
 def retry_after_of(status: status_pb2.Status) -> float | None:
-    """Seconds after which the server wants to be asked again, in the details of a status; None when it does not say."""
-    told = _detail(status, error_details_pb2.RetryInfo())
-    return told.retry_delay.seconds + told.retry_delay.nanos * 1e-9 if told else None
+    """Returns the retry delay in the details of a status, in seconds; None without one."""
+    info = _detail(status, error_details_pb2.RetryInfo())
+    return info.retry_delay.seconds + info.retry_delay.nanos * 1e-9 if info else None
 
 
-def _detail(status: status_pb2.Status, kind: MessageT) -> MessageT | None:
-    """``kind``, filled with the first detail of that type; None where there is none that can be read."""
+def _detail(status: status_pb2.Status, message: MessageT) -> MessageT | None:
+    """Fills ``message`` with the first readable detail of its type; None when there is none."""
     for detail in status.details:
         with suppress(DecodeError):
-            if detail.Unpack(kind):
-                return kind
+            if detail.Unpack(message):
+                return message
     return None
 
 
-def error_named(code: str, message: str, reason: str = "") -> PolyheadError:
-    """The error for the status code of that name."""
+def error_for_code(code: str, message: str, reason: str = "") -> PolyheadError:
+    """Builds the error for the name of a status code."""
     kind = _BY_CODE.get(grpc.StatusCode.__members__.get(code, grpc.StatusCode.UNKNOWN), ServerError)
     return kind(code, message, reason)
 
 
 @contextmanager
 def map_grpc_errors() -> Iterator[None]:
-    """Turns what gRPC raises inside the block, from a sync or an asyncio call, into this module's errors."""
+    """Turns errors that gRPC raises inside the block, from a sync or an asyncio call, into this module's errors."""
     try:
         yield
     except grpc.RpcError as error:
-        raise _translation(error) from error
+        raise _from_rpc_error(error) from error
 
 
-def _translation(error: Any) -> PolyheadError:
-    """The error for what a call raised, which has these methods though its type, RpcError, does not say so."""
-    code, message = error.code(), error.details() or "no message came with it"
+def _from_rpc_error(error: Any) -> PolyheadError:
+    """Builds the error for a failed call; an RpcError has these methods although its type does not declare them."""
+    code, message = error.code(), error.details() or "the server sent no message"
     if code is grpc.StatusCode.INTERNAL and message == _LOST_STATUS:
         code, message = grpc.StatusCode.UNAVAILABLE, "the stream ended while a message was being sent"
     trailing = dict(error.trailing_metadata() or ())
     status = status_pb2.Status()
-    with suppress(DecodeError):  # a proxy's own, perhaps: the code and the message stand without them
+    with suppress(DecodeError):  # perhaps a proxy's own format: code and message are usable without the details
         status = status_pb2.Status.FromString(trailing.get(_DETAILS_KEY, b""))
-    told = retry_after_of(status) if _PUSHBACK_KEY not in trailing else _pushback(trailing[_PUSHBACK_KEY])
-    return _BY_CODE[code](code.name, message, reason_of(status), told)
+    retry_after_s = _parse_pushback(trailing[_PUSHBACK_KEY]) if _PUSHBACK_KEY in trailing else retry_after_of(status)
+    return _BY_CODE[code](code.name, message, reason_of(status), retry_after_s)
 
 
-def _pushback(milliseconds: str) -> float:
-    """Seconds; what is negative or no number means never (gRFC A6)."""
-    return int(milliseconds) / 1000 if milliseconds.isdecimal() and len(milliseconds) <= _PUSHBACK_DIGITS else math.inf
+def _parse_pushback(milliseconds: str) -> float:
+    """Returns seconds; a negative or malformed number means never (gRFC A6)."""
+    valid = milliseconds.isdecimal() and len(milliseconds) <= _MAX_PUSHBACK_DIGITS
+    return int(milliseconds) / 1000 if valid else math.inf

@@ -1,4 +1,7 @@
-"""What a caller gets: plain frozen dataclasses, free of protobuf and gRPC."""
+"""The values that a client returns: frozen dataclasses, free of protobuf and gRPC.
+
+``Answer`` and its parts belong to one item of a call; ``ModelInfo`` and its parts describe the model behind a server.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from .errors import ItemFailedError
 
 @dataclass(frozen=True)
 class ItemError:
-    """Why one item has no result.
+    """The reason why one item has no result.
 
     Attributes:
-        code: The name of the status code, such as ``"OUT_OF_RANGE"``.
-        reason: The machine-readable reason, one of those in docs/errors.md; empty when the server gave none.
-        message: What happened, for people.
-        retry_after_s: Seconds after which the server wants to be asked again; None when it did not say.
+        code: Name of the gRPC status code, for example ``"OUT_OF_RANGE"``.
+        reason: Machine-readable reason, one of those listed in docs/errors.md; empty when the server sent none.
+        message: Human-readable description.
+        retry_after_s: Seconds to wait before sending the item again; None when the server sent no delay.
     """
 
     code: str
@@ -38,10 +41,10 @@ class LabelScore:
 
 @dataclass(frozen=True)
 class Classification:
-    """The answer of a softmax head.
+    """The output of a softmax head.
 
     Attributes:
-        head: The head's name.
+        head: Name of the head.
         scores: Every label of the head once, most probable first; the probabilities sum to 1.
     """
 
@@ -56,11 +59,11 @@ class Classification:
 
 @dataclass(frozen=True)
 class Sentiment:
-    """The answer of a sigmoid head.
+    """The output of a sigmoid head.
 
     Attributes:
-        head: The head's name.
-        probability: Of the positive label, 0 to 1.
+        head: Name of the head.
+        probability: Probability of the positive label, 0 to 1.
         label: The positive label when the probability reaches the head's threshold, otherwise the negative one.
     """
 
@@ -75,10 +78,10 @@ class Truncation:
 
     Attributes:
         truncated: True when the model did not read the whole text.
-        tokens_seen: Tokens of the text, special tokens included, before truncation.
-        tokens_used: Tokens that the model read, special tokens included; those of every window.
-        cut_at_code_point: Where the unread part begins: ``text[cut_at_code_point:]``. None when nothing was cut.
-        windows: In which the text was read; 1 unless ``truncation="window"`` asked for more.
+        tokens_seen: Number of tokens in the text before truncation, special tokens included.
+        tokens_used: Number of tokens that the model read in all windows, special tokens included.
+        cut_at_code_point: Start of the unread part: ``text[cut_at_code_point:]``. None when the whole text was read.
+        windows: Number of windows that the text was split into; 1 unless ``truncation="window"`` required more.
     """
 
     truncated: bool
@@ -90,11 +93,13 @@ class Truncation:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What an answer came from. Two embeddings are comparable exactly when ``embedding_space`` is equal.
+    """Identity of the weights that computed a result.
+
+    Two embeddings are comparable exactly when their ``embedding_space`` is equal.
 
     Attributes:
         embedding_space: 16 hexadecimal digits.
-        heads: 16 hexadecimal digits for each head's name, in the model's order.
+        heads: Head name to 16 hexadecimal digits, in the model's order.
     """
 
     embedding_space: str
@@ -103,18 +108,18 @@ class Fingerprints:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where one item's time went on the server, in seconds.
+    """Time that one item spent in each step on the server, in seconds.
 
     Attributes:
-        tokenization_s: Turning the message's texts into tokens.
-        queue_s: From the end of tokenization to the start of the pass.
-        compute_s: The pass that the item shared with its batch.
-        total_s: From the arrival of the message to the item's answer being ready: admission, tokenization, queue and
-            compute.
-        batch_items: The number of items that shared the pass.
-        batch_tokens: The size of the pass, padding included.
-        admission_s: Until the server took the message in: a stream's, until there was room.
-        delivery_s: From the item's answer being ready to its being written, after those before it. Not part of total.
+        tokenization_s: Tokenization of the texts in the item's message.
+        queue_s: End of tokenization to start of the forward pass.
+        compute_s: Forward pass of the batch that contained the item.
+        total_s: Arrival of the message to completion of the item's answer: admission, tokenization, queue, compute.
+        batch_items: Number of items in the batch.
+        batch_tokens: Number of tokens in the batch, padding included.
+        admission_s: Arrival of the message to its admission; a stream waits here for free capacity.
+        delivery_s: Completion of the item's answer to its write on the stream, after those before it. Not included in
+            ``total_s``.
     """
 
     tokenization_s: float
@@ -129,18 +134,18 @@ class Timings:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Every answer that was asked for about one text, all from one pass through the model.
+    """The outputs for one text, all computed in the same forward pass.
 
     Attributes:
         truncation: How much of the text the model read.
-        fingerprints: Of what answered.
-        embedding: The sentence embedding, float32, (dimensions,), read-only; -1 and 1 when it came as ``"binary"``.
-            None when it was not asked for.
-        classification: The first softmax head's answer. None when not asked for, or the model has no such head.
-        sentiment: The first sigmoid head's answer. None when not asked for, or the model has no such head.
-        additional_classifications: The answers of the softmax heads after the first.
-        additional_sentiments: The answers of the sigmoid heads after the first.
-        timings: Where the time went. None when it was not asked for.
+        fingerprints: Identity of the weights that computed this result.
+        embedding: Sentence embedding, float32, shape (dimensions,), read-only; values -1 and 1 with
+            ``encoding="binary"``. None when it was not requested.
+        classification: Output of the first softmax head. None when not requested or the model has no such head.
+        sentiment: Output of the first sigmoid head. None when not requested or the model has no such head.
+        additional_classifications: Outputs of the softmax heads after the first.
+        additional_sentiments: Outputs of the sigmoid heads after the first.
+        timings: Time per step. None unless ``include_timings=True``.
     """
 
     truncation: Truncation
@@ -155,12 +160,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one item: a result or an error, never both, never neither.
+    """The outcome of one item: exactly one of ``result`` and ``error`` is set.
 
     Attributes:
-        item_id: The item's id, as the caller gave it, or its running number in the call.
-        result: What was asked for.
-        error: Why there is no result.
+        item_id: Id of the item as the caller gave it, or its running number in the call.
+        result: The requested outputs.
+        error: The reason why there is no result.
     """
 
     item_id: str
@@ -168,7 +173,7 @@ class Answer:
     error: ItemError | None = None
 
     def unwrap(self) -> Result:
-        """The result, for callers to whom an item without one is a failure.
+        """Returns the result, for callers that treat an item error as an exception.
 
         Raises:
             ItemFailedError: The item has an error.
@@ -177,3 +182,98 @@ class Answer:
             return self.result
         error = self.error or ItemError("UNKNOWN", "", "the server sent neither a result nor an error")
         raise ItemFailedError(self.item_id, error.code, error.message, error.reason, error.retry_after_s)
+
+
+@dataclass(frozen=True)
+class HeadInfo:
+    """One head of the model.
+
+    Attributes:
+        name: Unique name within the model.
+        kind: ``"softmax"`` (exactly one label applies) or ``"sigmoid"`` (a yes-or-no question).
+        labels: In the order of the head's outputs; for a sigmoid head the negative label, then the positive one.
+        temperature: Divisor of the logits; 1 when the head was not calibrated.
+        threshold: Minimum probability of a sigmoid head's positive label; None for a softmax head.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    temperature: float
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class EmbeddingInfo:
+    """The sentence embedding.
+
+    Attributes:
+        dimensions: Number of values.
+        pooling: Reduction of the token vectors to one vector: ``"cls"``, ``"mean"`` or ``"cls_mean"``.
+        normalized: True when every embedding has length 1, so that a dot product is a cosine.
+    """
+
+    dimensions: int
+    pooling: str
+    normalized: bool
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The server's limits on requests.
+
+    Attributes:
+        max_tokens: Tokens of one text that the model reads, special tokens included.
+        max_characters: Code points of one text that the server tokenizes; the rest counts as truncated.
+        max_items_per_message: Items in one message, in streams and in unary calls.
+        max_message_bytes: Bytes of one request message on the wire.
+        max_windows: Windows of one text with ``truncation="window"``; 0 for a server without window support.
+    """
+
+    max_tokens: int
+    max_characters: int
+    max_items_per_message: int
+    max_message_bytes: int
+    max_windows: int = 0
+
+
+@dataclass(frozen=True)
+class RuntimeInfo:
+    """The engine that runs the model, which may differ from the configured one.
+
+    Attributes:
+        engine: ``"onnx"`` or ``"torch"``.
+        device: ``"cpu"`` or ``"cuda"``.
+        variant: Model variant of the bundle, for example ``"fp32"``.
+        fallback_reasons: For each preferred choice that is not in use, the reason; empty when the first choice runs.
+    """
+
+    engine: str
+    device: str
+    variant: str
+    fallback_reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model behind a server and how the server runs it.
+
+    Attributes:
+        model_id: Name of the bundle and the first 12 hexadecimal digits of its digest.
+        heads: In the order of their outputs.
+        embedding: The sentence embedding.
+        limits: Limits on requests.
+        fingerprints: The fingerprints in every result of this model.
+        runtime: Engine, device and variant in use.
+        bundle_format_version: Format version of the bundle.
+        server_version: Version of the polyhead server.
+    """
+
+    model_id: str
+    heads: tuple[HeadInfo, ...]
+    embedding: EmbeddingInfo
+    limits: Limits
+    fingerprints: Fingerprints
+    runtime: RuntimeInfo
+    bundle_format_version: int
+    server_version: str

@@ -1,4 +1,4 @@
-"""Unary calls, of both clients, against a real server."""
+"""Unary calls of both clients against a real server."""
 
 from __future__ import annotations
 
@@ -23,14 +23,8 @@ from polyhead_client import (
     UnavailableError,
 )
 
-from tests.support.fake_server import ERROR, FakeServicer
-
-from .conftest import Face
-
-
-def labels(answers: Any) -> list[str]:
-    """The texts that the server saw."""
-    return [answer.unwrap().classification.best.label for answer in answers]
+from tests.support.client_faces import Face
+from tests.support.fake_server import ERROR, FakeServicer, labels
 
 
 def test_analyze_answers_in_order_with_ids(client: Face) -> None:
@@ -40,7 +34,7 @@ def test_analyze_answers_in_order_with_ids(client: Face) -> None:
     assert labels([answers[0], answers[1], answers[3]]) == ["one", "two", "naïve 日本"]
 
 
-def test_analyze_of_nothing_asks_nothing(client: Face, servicer: FakeServicer) -> None:
+def test_analyze_without_texts_makes_no_call(client: Face, servicer: FakeServicer) -> None:
     assert client.analyze([]) == []
     assert servicer.calls == []
 
@@ -57,13 +51,13 @@ def test_analyze_takes_several_calls_for_many_bytes(client: Face, servicer: Fake
     assert [len(request.items) for request in servicer.requests] == [1, 1, 1]
 
 
-def test_analyze_answers_what_cannot_be_sent_in_its_turn(client: Face) -> None:
+def test_analyze_returns_an_error_in_order_for_a_text_that_cannot_be_sent(client: Face) -> None:
     answers = client.analyze(["\ud800", "one", "\ud800", "two", "\ud800"])
     assert [answer.error is None for answer in answers] == [False, True, False, True, False]
     assert labels([answers[1], answers[3]]) == ["one", "two"]
 
 
-def test_wishes_reach_the_server(client: Face, servicer: FakeServicer) -> None:
+def test_options_reach_the_server(client: Face, servicer: FakeServicer) -> None:
     expected = Fingerprints("00112233445566aa", {})
     requested: dict[str, Any] = {"truncation": "error", "include_timings": True, "expected_fingerprints": expected}
     client.analyze(["text"], tasks=["embedding"], encoding="binary", dimensions=64, **requested)
@@ -74,11 +68,13 @@ def test_wishes_reach_the_server(client: Face, servicer: FakeServicer) -> None:
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
-def test_call_is_retried_when_the_server_is_away(client: Face, servicer: FakeServicer, code: grpc.StatusCode) -> None:
-    servicer.refusals = [code, code]
+def test_call_is_retried_while_the_server_is_unavailable(
+    client: Face, servicer: FakeServicer, code: grpc.StatusCode
+) -> None:
+    servicer.unary_failures = [code, code]
     assert labels(client.analyze(["text"])) == ["text"]
     assert servicer.calls == ["Analyze"] * 3
-    servicer.refusals = [code]
+    servicer.unary_failures = [code]
     assert client.info().model_id == "fake-0123456789ab"
 
 
@@ -95,19 +91,19 @@ def test_call_is_retried_when_the_server_is_away(client: Face, servicer: FakeSer
         (grpc.StatusCode.ABORTED, UnavailableError),
     ],
 )
-def test_status_of_a_call_becomes_one_of_our_errors(
+def test_each_status_code_raises_its_error_class(
     client: Face, servicer: FakeServicer, code: grpc.StatusCode, kind: type[PolyheadError]
 ) -> None:
-    servicer.refusals = [code]
-    with pytest.raises(kind, match="told to fail") as caught:
+    servicer.unary_failures = [code]
+    with pytest.raises(kind, match="requested failure") as caught:
         client.analyze(["text"])
-    assert (caught.value.code, caught.value.reason) == (code.name, "TOLD_TO")
+    assert (caught.value.code, caught.value.reason) == (code.name, "REQUESTED")
     assert servicer.calls == ["Analyze"]
 
 
-def test_server_that_stays_away_raises_unavailable(client: Face, servicer: FakeServicer) -> None:
-    servicer.refusals = [grpc.StatusCode.UNAVAILABLE] * 10
-    with pytest.raises(UnavailableError, match="told to fail"):
+def test_server_that_stays_unavailable_raises_after_five_attempts(client: Face, servicer: FakeServicer) -> None:
+    servicer.unary_failures = [grpc.StatusCode.UNAVAILABLE] * 10
+    with pytest.raises(UnavailableError, match="requested failure"):
         client.info()
     assert len(servicer.calls) == 5
 
@@ -120,37 +116,37 @@ def test_unreachable_server_raises_unavailable(connect: Any) -> None:
 def test_deadline_ends_the_call(client: Face, servicer: FakeServicer) -> None:
     servicer.gate.clear()
     with pytest.raises(DeadlineExceededError):
-        client.analyze(["held back"], deadline_s=0.2)
+        client.analyze(["text"], deadline_s=0.2)
 
 
-def test_deadline_holds_for_all_calls_of_a_batch(client: Face, servicer: FakeServicer) -> None:
+def test_deadline_covers_all_calls_of_a_batch(client: Face, servicer: FakeServicer) -> None:
     with pytest.raises(DeadlineExceededError):
         client.analyze([str(number) for number in range(1025)], deadline_s=0)
 
 
-def test_closed_client_refuses_a_call(client: Face) -> None:
+def test_closed_client_rejects_a_call(client: Face) -> None:
     client.close()
     with pytest.raises(InvalidRequestError, match="closed"):
         client.analyze(["text"])
 
 
-def test_lone_str_is_refused_instead_of_split_into_characters(client: Face) -> None:
-    with pytest.raises(InvalidRequestError, match=r"write \[text\]"):
+def test_bare_str_is_rejected_instead_of_split_into_characters(client: Face) -> None:
+    with pytest.raises(InvalidRequestError, match=r"use \[text\]"):
         client.analyze("text")
 
 
-def test_client_can_wait_for_a_server_that_starts_later(connect: Any) -> None:
+def test_client_with_wait_for_ready_waits_for_a_server_that_starts_later(connect: Any) -> None:
     server = grpc.server(futures.ThreadPoolExecutor(1))
     service_grpc.add_InferenceServiceServicer_to_server(FakeServicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
-    asked: list[Any] = []
+    models: list[Any] = []
     client = connect(f"127.0.0.1:{port}", wait_for_ready=True)
-    thread = threading.Thread(target=lambda: asked.append(client.info()))
+    thread = threading.Thread(target=lambda: models.append(client.info()))
     thread.start()
     server.start()
     thread.join(20)
     server.stop(None).wait()
-    assert [model.model_id for model in asked] == ["fake-0123456789ab"]
+    assert [model.model_id for model in models] == ["fake-0123456789ab"]
 
 
 def test_info_describes_the_model(client: Face) -> None:
@@ -163,10 +159,10 @@ def test_info_describes_the_model(client: Face) -> None:
     assert (model.limits.max_tokens, model.limits.max_items_per_message) == (256, 1024)
     assert model.fingerprints.heads == {"topic": "0123456789abcdef", "mood": "fedcba9876543210"}
     assert (model.runtime.engine, model.runtime.fallback_reasons) == ("onnx", ("no cuda here",))
-    assert (model.bundle_format_version, model.server_version) == (1, "0.1.0")
+    assert (model.bundle_format_version, model.server_version) == (1, "0.2.0")
 
 
-def test_target_may_be_a_socket_of_this_machine_a_name_or_a_list(connect: Any, tmp_path: Path) -> None:
+def test_target_may_be_a_unix_socket_a_name_or_an_address_list(connect: Any, tmp_path: Path) -> None:
     servicer = FakeServicer()
     server = grpc.server(futures.ThreadPoolExecutor(4))
     service_grpc.add_InferenceServiceServicer_to_server(servicer, server)

@@ -20,9 +20,7 @@ def converted(**result: object) -> Answer:
     ("encoding", "dtype"),
     [(item_pb2.EMBEDDING_ENCODING_FLOAT32_LE, "<f4"), (item_pb2.EMBEDDING_ENCODING_FLOAT16_LE, "<f2")],
 )
-def test_embedding_becomes_float32_whatever_its_encoding(
-    encoding: item_pb2.EmbeddingEncoding.ValueType, dtype: str
-) -> None:
+def test_float_embeddings_become_float32(encoding: item_pb2.EmbeddingEncoding.ValueType, dtype: str) -> None:
     values = np.array(NUMBERS, dtype)
     wire = item_pb2.Embedding(values=values.tobytes(), encoding=encoding, dimensions=4)
     embedding = converted(embedding=wire).unwrap().embedding
@@ -32,7 +30,7 @@ def test_embedding_becomes_float32_whatever_its_encoding(
     np.testing.assert_array_equal(embedding, values.astype(np.float32))
 
 
-def test_integers_are_scaled() -> None:
+def test_int8_embeddings_are_scaled() -> None:
     encoding = item_pb2.EMBEDDING_ENCODING_INT8
     wire = item_pb2.Embedding(values=bytes([5, 256 - 127]), encoding=encoding, dimensions=2, scale=0.5)
     embedding = converted(embedding=wire).unwrap().embedding
@@ -42,7 +40,7 @@ def test_integers_are_scaled() -> None:
     assert not embedding.flags.writeable
 
 
-def test_bits_become_signs() -> None:
+def test_binary_embeddings_become_signs() -> None:
     encoding = item_pb2.EMBEDDING_ENCODING_BINARY
     wire = item_pb2.Embedding(values=bytes([0b10100001, 0b10000000]), encoding=encoding, dimensions=9)
     embedding = converted(embedding=wire).unwrap().embedding
@@ -52,7 +50,7 @@ def test_bits_become_signs() -> None:
 
 
 @pytest.mark.parametrize("dimensions", [0, -1, 2**32])
-def test_number_of_dimensions_that_cannot_be_sent_is_refused(dimensions: int) -> None:
+def test_invalid_number_of_dimensions_is_rejected(dimensions: int) -> None:
     with pytest.raises(InvalidRequestError, match="dimensions"):
         conversion.embedding_options("float32", dimensions)
 
@@ -60,39 +58,37 @@ def test_number_of_dimensions_that_cannot_be_sent_is_refused(dimensions: int) ->
 @pytest.mark.parametrize(
     ("wire", "problem"),
     [
-        (item_pb2.Embedding(values=b"1234567", encoding=1, dimensions=2), "7 bytes are no 2 numbers"),  # type: ignore[arg-type]
-        (item_pb2.Embedding(values=b"1234", encoding=99, dimensions=4), "encoding 99 is not known"),  # type: ignore[arg-type]
-        (item_pb2.Embedding(values=b"12", encoding=4, dimensions=17), "2 bytes are no 17 numbers"),  # type: ignore[arg-type]
-        (item_pb2.Embedding(values=b"", dimensions=0), "encoding 0 is not known"),
+        (item_pb2.Embedding(values=b"1234567", encoding=1, dimensions=2), "2 float32 dimensions cannot have 7 bytes"),  # type: ignore[arg-type]
+        (item_pb2.Embedding(values=b"1234", encoding=99, dimensions=4), "unknown embedding encoding 99"),  # type: ignore[arg-type]
+        (item_pb2.Embedding(values=b"12", encoding=4, dimensions=17), "17 uint8 dimensions cannot have 2 bytes"),  # type: ignore[arg-type]
+        (item_pb2.Embedding(values=b"", dimensions=0), "unknown embedding encoding 0"),
     ],
 )
-def test_embedding_that_cannot_be_read_is_the_servers_fault(wire: item_pb2.Embedding, problem: str) -> None:
+def test_malformed_embedding_is_a_server_error(wire: item_pb2.Embedding, problem: str) -> None:
     with pytest.raises(ServerError, match=problem):
         converted(embedding=wire)
 
 
-def test_answer_without_an_outcome_is_the_servers_fault() -> None:
+def test_answer_without_an_outcome_is_a_server_error() -> None:
     with pytest.raises(ServerError, match="neither"):
         conversion.answers_of(service_pb2.AnalyzeResponse(answers=[item_pb2.Answer(item_id="7")]))
 
 
-def test_what_was_not_asked_for_is_none() -> None:
+def test_outputs_that_were_not_requested_are_none() -> None:
     result = converted().unwrap()
     assert (result.embedding, result.classification, result.sentiment, result.timings) == (None, None, None, None)
 
 
-def test_further_heads_are_kept_in_order() -> None:
+def test_additional_heads_keep_their_order() -> None:
     result = converted(
         additional_classifications=[item_pb2.Classification(head="a"), item_pb2.Classification(head="b")],
         additional_sentiments=[item_pb2.Sentiment(head="c", probability=0.25, label="no")],
     ).unwrap()
-    assert [further.head for further in result.additional_classifications] == ["a", "b"]
-    assert [(further.head, further.probability, further.label) for further in result.additional_sentiments] == [
-        ("c", 0.25, "no")
-    ]
+    assert [one.head for one in result.additional_classifications] == ["a", "b"]
+    assert [(one.head, one.probability, one.label) for one in result.additional_sentiments] == [("c", 0.25, "no")]
 
 
-def test_truncation_tells_a_cut_at_the_beginning_from_none() -> None:
+def test_truncation_at_the_first_character_differs_from_no_truncation() -> None:
     cut = item_pb2.Truncation(truncated=True, tokens_seen=9, tokens_used=2, cut_at_code_point=0)
     assert converted(truncation=cut).unwrap().truncation.cut_at_code_point == 0
     assert converted(truncation=item_pb2.Truncation()).unwrap().truncation.cut_at_code_point is None
@@ -117,17 +113,17 @@ def test_timings_are_seconds() -> None:
     assert (timings.batch_items, timings.batch_tokens) == (3, 64)
 
 
-def test_windows_are_one_unless_the_server_says_more() -> None:
+def test_windows_default_to_one() -> None:
     assert converted(truncation=item_pb2.Truncation(windows=3)).unwrap().truncation.windows == 3
     assert converted(truncation=item_pb2.Truncation()).unwrap().truncation.windows == 1
 
 
-def test_limits_tell_the_windows_of_a_text() -> None:
+def test_model_limits_include_the_windows_of_a_text() -> None:
     model = model_pb2.ModelInfo(limits=model_pb2.Limits(max_windows=16))
     assert conversion.model_info_of(service_pb2.GetModelInfoResponse(model=model)).limits.max_windows == 16
 
 
-def test_expected_fingerprints_come_from_an_answer_or_a_model() -> None:
+def test_expected_fingerprints_may_come_from_a_result_or_a_model() -> None:
     wire = item_pb2.Fingerprints(
         embedding_space="00112233445566aa",
         heads=[item_pb2.HeadFingerprint(head="topic", fingerprint="0123456789abcdef")],
@@ -139,7 +135,7 @@ def test_expected_fingerprints_come_from_an_answer_or_a_model() -> None:
     assert (options.HasField("expected_fingerprints"), options.truncation) == (False, 3)
 
 
-def test_error_says_when_to_try_again() -> None:
+def test_item_error_has_the_retry_delay() -> None:
     status = status_pb2.Status(code=8, message="busy")
     status.details.add().Pack(
         error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=1, nanos=500_000_000))
@@ -150,20 +146,20 @@ def test_error_says_when_to_try_again() -> None:
     assert answer.error.retry_after_s == 1.5
 
 
-def test_error_with_a_code_nobody_knows_is_unknown() -> None:
+def test_item_error_with_an_unknown_code_is_unknown() -> None:
     wire = item_pb2.Answer(item_id="7", error=status_pb2.Status(code=99, message="odd"))
     (answer,) = conversion.answers_of(service_pb2.AnalyzeResponse(answers=[wire]))
     assert answer.error is not None
     assert (answer.error.code, answer.error.reason, answer.error.message) == ("UNKNOWN", "", "odd")
 
 
-def test_head_of_a_kind_that_a_newer_server_has_is_unknown() -> None:
+def test_head_of_an_unknown_kind_is_unknown() -> None:
     model = model_pb2.ModelInfo(heads=[model_pb2.HeadInfo(name="new", kind=99)])  # type: ignore[arg-type]
     assert conversion.model_info_of(service_pb2.GetModelInfoResponse(model=model)).heads[0].kind == "unknown"
 
 
-def test_message_is_its_template_with_items() -> None:
-    template = service_pb2.AnalyzeRequest(tasks=conversion.task_numbers(["sentiment"]))
+def test_items_are_added_to_a_copy_of_the_template() -> None:
+    template = service_pb2.AnalyzeRequest(tasks=[item_pb2.TASK_SENTIMENT])
     message = conversion.with_items(template, [item_pb2.Item(item_id="1", text="one")])
     assert (list(message.tasks), [item.text for item in message.items]) == ([3], ["one"])
     assert len(template.items) == 0

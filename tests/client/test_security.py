@@ -1,4 +1,4 @@
-"""TLS, client certificates and keys, of both clients and the command, against real servers."""
+"""TLS, client certificates and API keys of both clients and the command, against real servers."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ from polyhead.v1 import inference_service_pb2_grpc
 from polyhead_client import Tls, UnavailableError
 from polyhead_client.cli.main import main
 
-from tests.support.fake_server import FakeServicer
-
-from .conftest import Face, served
+from tests.support.client_faces import Face
+from tests.support.fake_server import FakeServicer, serve_fake
 
 KEY = "secret-0123456789"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A certificate that vouches for itself, and its key."""
+    """A self-signed certificate and its private key."""
 
     certificate: Path
     key: Path
 
 
 def pair(folder: Path, name: str) -> Pair:
-    """Makes one for a host name, and for no address but that of the loopback."""
+    """Creates a certificate for a host name; for localhost also for the loopback address."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
@@ -58,10 +57,10 @@ def pair(folder: Path, name: str) -> Pair:
 
 @contextlib.contextmanager
 def secured(own: Pair, client: Pair | None = None) -> Iterator[FakeServicer]:
-    """A server with TLS, which asks clients for a certificate of that one if there is one."""
+    """Serves with TLS; if ``client`` is given, clients must present its certificate."""
     chain = [(own.key.read_bytes(), own.certificate.read_bytes())]
     roots = client.certificate.read_bytes() if client else None
-    with served(grpc.ssl_server_credentials(chain, roots, require_client_auth=client is not None)) as servicer:
+    with serve_fake(grpc.ssl_server_credentials(chain, roots, require_client_auth=client is not None)) as servicer:
         yield servicer
 
 
@@ -74,14 +73,14 @@ def test_server_with_a_trusted_certificate_answers(connect: Any, tmp_path: Path)
     assert [one["authorization"] for one in servicer.metadata] == [f"Bearer {KEY}"] * 2
 
 
-def test_server_with_another_certificate_is_not_spoken_to(connect: Any, tmp_path: Path) -> None:
+def test_server_with_an_untrusted_certificate_gets_no_call(connect: Any, tmp_path: Path) -> None:
     other = pair(tmp_path, "other.example")
     with secured(pair(tmp_path, "localhost")) as servicer, pytest.raises(UnavailableError):
         connect(servicer.target, tls=Tls(ca_file=other.certificate), api_key=KEY, max_attempts=1).analyze(["text"])
     assert servicer.calls == []
 
 
-def test_server_of_another_name_is_spoken_to_only_when_that_is_expected(connect: Any, tmp_path: Path) -> None:
+def test_server_with_another_name_gets_calls_only_if_that_name_is_expected(connect: Any, tmp_path: Path) -> None:
     own = pair(tmp_path, "model.example")
     with secured(own) as servicer:
         with pytest.raises(UnavailableError):
@@ -90,7 +89,7 @@ def test_server_of_another_name_is_spoken_to_only_when_that_is_expected(connect:
     assert servicer.calls == ["Analyze"]
 
 
-def test_server_that_asks_for_a_certificate_gets_it(connect: Any, tmp_path: Path) -> None:
+def test_server_that_requires_a_client_certificate_gets_it(connect: Any, tmp_path: Path) -> None:
     own, mine = pair(tmp_path, "localhost"), pair(tmp_path, "client.example")
     with secured(own, mine) as servicer:
         with pytest.raises(UnavailableError):
@@ -123,35 +122,35 @@ def test_command_takes_tls_and_a_key_from_files(tmp_path: Path) -> None:
     assert servicer.metadata[0]["authorization"] == f"Bearer {KEY}"
 
 
-def test_command_takes_a_key_from_the_environment(servicer: FakeServicer) -> None:
+def test_command_reads_the_key_from_the_environment(servicer: FakeServicer) -> None:
     environment = {"POLYHEAD_TARGET": servicer.target, "POLYHEAD_API_KEY": KEY}
     assert CliRunner(env=environment).invoke(main, ["classify", "text"]).exit_code == 0
     assert servicer.metadata[0]["authorization"] == f"Bearer {KEY}"
 
 
-def test_command_sends_no_key_over_a_network_in_the_clear() -> None:
+def test_command_sends_no_key_over_a_network_unencrypted() -> None:
     environment = {"POLYHEAD_API_KEY": KEY}
     result = CliRunner(env=environment).invoke(main, ["info", "--target", "10.255.255.1:50051"])
     assert result.exit_code == 2
-    assert "in the clear" in result.stderr
+    assert "unencrypted" in result.stderr
     assert KEY not in result.output
 
 
-def test_command_wants_certificate_and_key_together(tmp_path: Path) -> None:
+def test_command_requires_certificate_and_key_together(tmp_path: Path) -> None:
     own = pair(tmp_path, "localhost")
     result = CliRunner().invoke(main, ["info", "--cert", str(own.certificate)])
     assert (result.exit_code, "give both" in result.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("way", ["flags", "environment"])
-def test_command_asks_a_server_whose_certificate_has_another_name(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("source", ["flags", "environment"])
+def test_command_calls_a_server_whose_certificate_has_another_name(tmp_path: Path, source: str) -> None:
     own, mine = pair(tmp_path, "model.example"), pair(tmp_path, "client.example")
     named = {"ca": own.certificate, "cert": mine.certificate, "key": mine.key, "server_name": "model.example"}
     flags = [part for name, value in named.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     environment = {f"POLYHEAD_{name.upper()}": str(value) for name, value in named.items()}
     with secured(own, mine) as servicer:
         arguments = ["info", "--target", servicer.target]
-        if way == "flags":
+        if source == "flags":
             result = CliRunner().invoke(main, [*arguments, *flags])
         else:
             result = CliRunner(env={"POLYHEAD_TLS": "1", **environment}).invoke(main, arguments)
@@ -159,9 +158,7 @@ def test_command_asks_a_server_whose_certificate_has_another_name(tmp_path: Path
     assert (result.exit_code, servicer.calls) == (0, ["GetModelInfo"])
 
 
-def test_calls_to_this_machine_pass_by_a_proxy(
-    connect: Any, servicer: FakeServicer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_calls_bypass_the_proxy(connect: Any, servicer: FakeServicer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     with grpc.insecure_channel(servicer.target) as channel, pytest.raises(grpc.RpcError):  # control
         inference_service_pb2_grpc.InferenceServiceStub(channel).GetModelInfo(pb2.GetModelInfoRequest(), timeout=20)

@@ -1,4 +1,4 @@
-"""Streams, of both clients, against a real server."""
+"""Streams of both clients against a real server."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ from polyhead_client import (
     UnavailableError,
 )
 
-from tests.support.fake_server import BREAK, END, ERROR, FakeServicer, embedding_of
-
-from .conftest import AsyncFace, Face
+from tests.support.client_faces import AsyncFace, Face
+from tests.support.fake_server import BREAK, END, ERROR, FakeServicer, embedding_of, label
 
 UNICODE = [
     "",
@@ -42,13 +41,8 @@ UNICODE = [
 ]
 
 
-def label(answer: Any) -> str:
-    """The text that the server saw."""
-    return str(answer.unwrap().classification.best.label)
-
-
 async def all_tasks_end() -> None:
-    """Fails when a task of this loop runs on."""
+    """Fails if a task of this loop keeps running."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     async with asyncio.timeout(10):
         await asyncio.gather(*others, return_exceptions=True)
@@ -65,7 +59,7 @@ def test_plain_list_is_streamed_like_an_iterator(client: Face) -> None:
     assert [label(answer) for answer in client.stream(["one", "two"])] == ["one", "two"]
 
 
-def test_ids_of_the_caller_come_back(client: Face) -> None:
+def test_item_ids_are_returned(client: Face) -> None:
     texts: list[Text] = [("é", "one"), ("é", "two"), "three"]
     answers = list(client.stream(iter(texts)))
     assert [(answer.item_id, label(answer)) for answer in answers] == [("é", "one"), ("é", "two"), ("2", "three")]
@@ -75,17 +69,17 @@ def test_every_kind_of_text_arrives_unchanged(client: Face) -> None:
     assert [label(answer) for answer in client.stream(iter(UNICODE))] == UNICODE
 
 
-def test_input_without_texts_has_no_answers(client: Face) -> None:
+def test_empty_input_yields_no_answers(client: Face) -> None:
     assert list(client.stream(iter([]))) == []
 
 
-def test_what_waits_is_gathered_into_one_message(client: Face, servicer: FakeServicer) -> None:
+def test_waiting_texts_share_one_message(client: Face, servicer: FakeServicer) -> None:
     servicer.gate.clear()
     servicer.answer_every = 4
 
     def texts() -> Iterator[str]:
         for number in range(40):
-            if number == 20:  # by now many wait, and no more than 4 were sent
+            if number == 20:  # by now many texts wait, and at most 4 were sent
                 servicer.gate.set()
             yield str(number)
 
@@ -109,8 +103,8 @@ def test_large_texts_do_not_share_a_message(client: Face, servicer: FakeServicer
     assert [len(request.items) for request in servicer.requests] == [1, 1, 1]
 
 
-def test_window_is_filled_and_never_exceeded(client: Face, servicer: FakeServicer) -> None:
-    servicer.answer_every = 8  # would wait for ever for a client that keeps fewer in flight
+def test_concurrency_limit_is_reached_and_never_exceeded(client: Face, servicer: FakeServicer) -> None:
+    servicer.answer_every = 8  # the server waits for ever if the client keeps fewer in flight
     taken = 0
     furthest_ahead = 0
 
@@ -124,12 +118,12 @@ def test_window_is_filled_and_never_exceeded(client: Face, servicer: FakeService
         assert label(answer) == str(number)
         furthest_ahead = max(furthest_ahead, taken - number)
     answers.close()  # type: ignore[attr-defined]
-    assert servicer.most_in_flight == 8
-    # In flight, one message more, one text in the reader's hand, and what was handed over at once.
+    assert servicer.max_in_flight_seen == 8
+    # Items in flight, one message more, one text held by the reader, and the answers collected at once.
     assert furthest_ahead <= 8 + 32 + 1 + 8
 
 
-def test_answer_comes_before_the_next_text_is_there(client: Face) -> None:
+def test_answer_is_returned_before_the_next_text_exists(client: Face) -> None:
     texts: queue.SimpleQueue[str] = queue.SimpleQueue()
     texts.put("0")
     seen = []
@@ -142,11 +136,11 @@ def test_answer_comes_before_the_next_text_is_there(client: Face) -> None:
 def test_closing_early_cancels_the_call_and_leaves_nothing_running(client: Face, servicer: FakeServicer) -> None:
     answers = client.stream(map(str, itertools.count()), max_in_flight=4)
     assert label(next(answers)) == "0"
-    assert not servicer.ended.is_set()
-    servicer.gate.clear()  # from here on only a cancel ends the call
+    assert not servicer.stream_ended.is_set()
+    servicer.gate.clear()  # from here on only cancellation ends the call
     running = [thread for thread in threading.enumerate() if thread.name.startswith("polyhead")]
     answers.close()  # type: ignore[attr-defined]
-    assert servicer.ended.wait(10)
+    assert servicer.stream_ended.wait(10)
     for thread in running:
         thread.join(10)
     assert not any(thread.is_alive() for thread in running)
@@ -162,10 +156,10 @@ def test_closing_the_client_ends_its_streams(client: Face, servicer: FakeService
     client.close()
     with pytest.raises(UnavailableError):
         list(answers)
-    assert servicer.ended.wait(10)
+    assert servicer.stream_ended.wait(10)
 
 
-def test_error_of_the_input_ends_the_call_with_that_error(client: Face, servicer: FakeServicer) -> None:
+def test_exception_of_the_input_ends_the_call_with_that_exception(client: Face, servicer: FakeServicer) -> None:
     class BrokenInputError(Exception):
         pass
 
@@ -181,24 +175,24 @@ def test_error_of_the_input_ends_the_call_with_that_error(client: Face, servicer
     answered.set()
     with pytest.raises(BrokenInputError):
         next(answers)
-    assert servicer.ended.wait(10)
+    assert servicer.stream_ended.wait(10)
 
 
-def test_error_of_one_item_ends_nothing(client: Face) -> None:
+def test_item_error_does_not_end_the_stream(client: Face) -> None:
     good, bad, after = client.stream(["good", ERROR + "no", "after"])
     assert (label(good), label(after)) == ("good", "after")
     assert bad.result is None
     assert bad.error is not None
-    assert (bad.error.code, bad.error.reason, bad.error.message) == ("INVALID_ARGUMENT", "TOLD_TO", "error:no")
+    assert (bad.error.code, bad.error.reason, bad.error.message) == ("INVALID_ARGUMENT", "REQUESTED", "error:no")
     with pytest.raises(ItemFailedError, match="error:no"):
         bad.unwrap()
 
 
 @pytest.mark.parametrize("order", ["request", "completion"])
-def test_server_answers_what_is_finished_and_the_client_makes_the_order(
+def test_server_answers_in_completion_order_and_the_client_restores_the_order(
     client: Face, servicer: FakeServicer, order: str
 ) -> None:
-    # Of a message the fake server answers the last item first where it may.
+    # The fake server answers the last item of a message first if the order allows it.
     answers = list(client.stream(["a", "b", "c"], order=order))
     assert {request.order for request in servicer.requests} == {item_pb2.ANSWER_ORDER_COMPLETION}
     assert sorted(answer.item_id for answer in answers) == list("012")
@@ -206,7 +200,7 @@ def test_server_answers_what_is_finished_and_the_client_makes_the_order(
 
 
 @pytest.mark.parametrize("order", ["request", "completion"])
-def test_text_that_cannot_be_sent_is_answered_in_its_turn(client: Face, order: str) -> None:
+def test_text_that_cannot_be_sent_is_answered_in_order(client: Face, order: str) -> None:
     texts = ["\udcff", "one", "half an emoji \ud83d", "x" * 17_000_000, "two", "\ud800"]
     answers = list(client.stream(texts, order=order))
     reasons = {answer.item_id: answer.error.reason for answer in answers if answer.error}
@@ -230,13 +224,13 @@ def test_many_texts_that_cannot_be_sent_do_not_block_those_that_can(client: Face
     assert label(answers[-1]) == "last"
 
 
-def test_broken_stream_raises_after_the_answers_that_came(client: Face) -> None:
+def test_broken_stream_raises_after_the_answers_it_received(client: Face) -> None:
     texts: queue.SimpleQueue[str] = queue.SimpleQueue()
     texts.put("one")
     answers = client.stream(iter(texts.get, "stop"))
     assert label(next(answers)) == "one"
     texts.put(BREAK)
-    with pytest.raises(ServerError, match="told to break") as caught:
+    with pytest.raises(ServerError, match="requested failure") as caught:
         next(answers)
     texts.put("stop")
     assert caught.value.code == "INTERNAL"
@@ -255,16 +249,16 @@ def test_unreachable_server_raises_unavailable(connect: Any) -> None:
 def test_deadline_ends_the_stream(client: Face, servicer: FakeServicer) -> None:
     servicer.gate.clear()
     with pytest.raises(DeadlineExceededError):
-        list(client.stream(["held back"], deadline_s=0.2))
+        list(client.stream(["text"], deadline_s=0.2))
 
 
-def test_closed_client_refuses_a_stream(client: Face) -> None:
+def test_closed_client_rejects_a_stream(client: Face) -> None:
     client.close()
     with pytest.raises(InvalidRequestError, match="closed"):
         list(client.stream(["text"]))
 
 
-def test_wishes_reach_the_server(client: Face, servicer: FakeServicer) -> None:
+def test_options_reach_the_server(client: Face, servicer: FakeServicer) -> None:
     options: dict[str, Any] = {"tasks": ["sentiment", "embedding"], "order": "completion", "truncation": "error"}
     (answer,) = client.stream(["abc"], include_timings=True, encoding="float16", **options)
     request = servicer.requests[0]
@@ -286,7 +280,7 @@ def test_wishes_reach_the_server(client: Face, servicer: FakeServicer) -> None:
         ("sentiment", "StreamSentiment"),
     ],
 )
-def test_each_method_has_its_own_call(client: Face, servicer: FakeServicer, method: str, call: str) -> None:
+def test_each_method_makes_its_own_rpc(client: Face, servicer: FakeServicer, method: str, call: str) -> None:
     expected = client.info()
     servicer.calls.clear()
     requested: dict[str, Any] = {"truncation": "window", "order": "completion", "include_timings": True}
@@ -302,24 +296,24 @@ def test_each_method_has_its_own_call(client: Face, servicer: FakeServicer, meth
     "options",
     [{"tasks": ["poetry"]}, {"order": "random"}, {"truncation": "maybe"}, {"encoding": "int3"}, {"max_in_flight": 0}],
 )
-def test_option_that_is_not_known_is_refused_at_once(client: Face, options: dict[str, Any]) -> None:
+def test_invalid_option_value_is_rejected_at_once(client: Face, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match=next(iter(options))):
         client.stream(["text"], **options)
 
 
-def test_lone_str_is_refused_instead_of_split_into_characters(client: Face) -> None:
-    with pytest.raises(InvalidRequestError, match=r"write \[text\]"):
+def test_bare_str_is_rejected_instead_of_split_into_characters(client: Face) -> None:
+    with pytest.raises(InvalidRequestError, match=r"use \[text\]"):
         client.stream("text")
 
 
 def test_threads_share_one_client(servicer: FakeServicer) -> None:
     seen: dict[int, list[str]] = {}
 
-    def ask(client: Client, number: int) -> None:
+    def analyze_texts(client: Client, number: int) -> None:
         seen[number] = [label(answer) for answer in client.stream(f"{number}-{index}" for index in range(200))]
 
     with Client(servicer.target) as client:
-        threads = [threading.Thread(target=ask, args=(client, number)) for number in range(6)]
+        threads = [threading.Thread(target=analyze_texts, args=(client, number)) for number in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -328,7 +322,7 @@ def test_threads_share_one_client(servicer: FakeServicer) -> None:
 
 
 @pytest.mark.parametrize("reader_waits", [True, False])
-async def test_async_input_is_closed_when_the_stream_is_left_early(servicer: FakeServicer, reader_waits: bool) -> None:
+async def test_async_input_is_closed_with_its_stream(servicer: FakeServicer, reader_waits: bool) -> None:
     closed = asyncio.Event()
 
     async def texts() -> AsyncIterator[str]:
@@ -340,7 +334,7 @@ async def test_async_input_is_closed_when_the_stream_is_left_early(servicer: Fak
         finally:
             closed.set()
 
-    given = texts()  # held, so that no garbage collector closes it
-    async with AsyncClient(servicer.target) as client, aclosing(client.stream(given)) as answers:
+    source = texts()  # referenced, so that the garbage collector does not close it
+    async with AsyncClient(servicer.target) as client, aclosing(client.stream(source)) as answers:
         assert label(await anext(answers)) == "0"
     assert closed.is_set()

@@ -1,4 +1,4 @@
-"""The same text gets the same answer: from torch, from onnxruntime, alone, in any batch, through any stream."""
+"""The same text gets the same result with torch and onnxruntime, alone, in any batch and in any stream."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .conftest import Server, Start
 
 pytestmark = pytest.mark.model
 
-# Against torch in float32, through a different engine.
+# Maximum difference to torch in float32 with another engine.
 ENGINE_TOLERANCE = 1e-4
-# Against itself, whatever rides in the same batch.
+# Maximum difference to the same text in another batch.
 BATCH_TOLERANCE = 1e-5
 
-HOSTILE = [
+ADVERSARIAL_TEXTS = [
     "",
     " ",
     "\x00",
@@ -45,7 +45,7 @@ HOSTILE = [
 
 
 def naughty_strings() -> list[str]:
-    """The list of naughty strings, where the development data lie."""
+    """Reads the Big List of Naughty Strings, if the development data are available."""
     folder = os.environ.get("POLYHEAD_DATA")
     path = Path(folder or "", "blns.txt")
     lines = path.read_text(encoding="utf-8").split("\n") if folder and path.exists() else []
@@ -54,12 +54,12 @@ def naughty_strings() -> list[str]:
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return [*TEXTS, *HOSTILE, *naughty_strings()]
+    return [*TEXTS, *ADVERSARIAL_TEXTS, *naughty_strings()]
 
 
 @pytest.fixture(scope="module", params=["onnx/fp32", "onnx/int8", "torch/fp32"])
 def served(request: pytest.FixtureRequest) -> str:
-    """Engine and variant."""
+    """Engine and variant, as ``engine/variant``."""
     return str(request.param)
 
 
@@ -79,27 +79,28 @@ def client(server: Server) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def reference(served: str, demo_bundle: Path, texts: list[str]) -> list[list[float]]:
-    """Each text alone: embedding, probabilities by label order, probability.
+    """Computes each text by itself: embedding, class probabilities in label order, probability of the sentiment.
 
-    Those of the trained model; of int8, which is held to the trained model by the gate, those of its bare graph.
+    The reference is the trained model. For int8, which the export gate compares with the trained model, it is the ONNX
+    graph without a server.
     """
-    found = bundle.load(demo_bundle)
+    demo = bundle.load(demo_bundle)
     if served.endswith("int8"):
-        answer = onnx_runner(found.file(found.manifest.variants["int8"].file))
+        run = onnx_runner(demo.file(demo.manifest.variants["int8"].file))
     else:
-        answer = torch_runner(PolyheadModel.from_pretrained(demo_bundle / "torch").eval())
-    topic, sentiment = found.manifest.heads
+        run = torch_runner(PolyheadModel.from_pretrained(demo_bundle / "torch").eval())
+    topic, sentiment = demo.manifest.heads
     rows = []
-    for ids in encode(load_tokenizer(found.file("tokenizer.json")), texts, found.manifest.max_tokens):
-        outputs = {name: torch.from_numpy(value) for name, value in answer(*pad([ids], 0)).items()}
+    for ids in encode(load_tokenizer(demo.file("tokenizer.json")), texts, demo.manifest.max_tokens):
+        outputs = {name: torch.from_numpy(value) for name, value in run(*pad([ids], 0)).items()}
         topics = torch.softmax(outputs[topic.output] / topic.temperature, dim=-1)
         positive = torch.sigmoid(outputs[sentiment.output] / sentiment.temperature)
-        rows.append(torch.cat([outputs[found.manifest.embedding.output], topics, positive], dim=-1)[0].tolist())
+        rows.append(torch.cat([outputs[demo.manifest.embedding.output], topics, positive], dim=-1)[0].tolist())
     return rows
 
 
-def numbers(answer: Answer) -> list[float]:
-    """An answer as one row, in the layout of ``reference``."""
+def row_of(answer: Answer) -> list[float]:
+    """Returns an answer as one row in the layout of ``reference``."""
     result: Result = answer.unwrap()
     assert result.embedding is not None
     assert result.classification is not None
@@ -108,43 +109,41 @@ def numbers(answer: Answer) -> list[float]:
     return [*result.embedding.tolist(), *(score.probability for score in scores), result.sentiment.probability]
 
 
-def largest_difference(left: list[list[float]], right: list[list[float]]) -> float:
+def max_difference(left: list[list[float]], right: list[list[float]]) -> float:
     assert len(left) == len(right)
     return max(float(np.abs(np.subtract(one, other)).max()) for one, other in zip(left, right, strict=True))
 
 
-def test_streamed_answers_are_those_of_the_model(
-    client: Client, texts: list[str], reference: list[list[float]]
-) -> None:
-    answers = [numbers(answer) for answer in client.stream(texts)]
-    assert largest_difference(answers, reference) <= ENGINE_TOLERANCE
+def test_streamed_results_equal_the_model(client: Client, texts: list[str], reference: list[list[float]]) -> None:
+    answers = [row_of(answer) for answer in client.stream(texts)]
+    assert max_difference(answers, reference) <= ENGINE_TOLERANCE
 
 
-def test_answer_is_the_same_alone_and_in_any_batch(client: Client, texts: list[str]) -> None:
-    alone = {text: numbers(client.analyze([text])[0]) for text in TEXTS}
+def test_result_is_the_same_alone_and_in_any_batch(client: Client, texts: list[str]) -> None:
+    alone = {text: row_of(client.analyze([text])[0]) for text in TEXTS}
     for seed in range(5):
-        neighbours = random.Random(seed).sample(texts, k=min(40, len(texts)))
-        mixed = [*TEXTS, *neighbours]
+        batch_mates = random.Random(seed).sample(texts, k=min(40, len(texts)))
+        mixed = [*TEXTS, *batch_mates]
         random.Random(seed).shuffle(mixed)
         for text, answer in zip(mixed, client.analyze(mixed), strict=True):
             if text in alone:
-                assert largest_difference([numbers(answer)], [alone[text]]) <= BATCH_TOLERANCE
+                assert max_difference([row_of(answer)], [alone[text]]) <= BATCH_TOLERANCE
 
 
-def test_every_view_gives_what_the_whole_analysis_gives(client: Client) -> None:
-    whole = client.analyze(TEXTS)
-    embedded, classified, judged = map(list, (client.embed(TEXTS), client.classify(TEXTS), client.sentiment(TEXTS)))
-    for one, embedding, classification, sentiment in zip(whole, embedded, classified, judged, strict=True):
-        result = one.unwrap()
+def test_single_task_streams_equal_the_full_analysis(client: Client) -> None:
+    analyzed = client.analyze(TEXTS)
+    embedded, classified, rated = map(list, (client.embed(TEXTS), client.classify(TEXTS), client.sentiment(TEXTS)))
+    for full, embedding, classification, sentiment in zip(analyzed, embedded, classified, rated, strict=True):
+        result = full.unwrap()
         assert result.embedding is not None
-        assert largest_difference([_embedding(embedding)], [_embedding(one)]) <= BATCH_TOLERANCE
+        assert max_difference([_embedding(embedding)], [_embedding(full)]) <= BATCH_TOLERANCE
         assert classification.unwrap().classification is not None
         assert sentiment.unwrap().sentiment is not None
         assert classification.unwrap().embedding is None
         assert sentiment.unwrap().sentiment.label == result.sentiment.label  # type: ignore[union-attr]
 
 
-def test_long_texts_say_where_they_were_cut(client: Client) -> None:
+def test_truncated_text_reports_where_it_was_cut(client: Client) -> None:
     text = "a fine parcel " * 2_000
     (cut,) = client.analyze([text])
     report = cut.unwrap().truncation
@@ -153,13 +152,13 @@ def test_long_texts_say_where_they_were_cut(client: Client) -> None:
     (whole,) = client.analyze([text[: report.cut_at_code_point]])
     assert not whole.unwrap().truncation.truncated
     assert whole.unwrap().truncation.tokens_used == report.tokens_used
-    assert largest_difference([_embedding(whole)], [_embedding(cut)]) <= BATCH_TOLERANCE
-    (refused,) = client.analyze([text], truncation="error")
-    assert refused.error is not None
-    assert (refused.error.code, refused.error.reason) == ("OUT_OF_RANGE", "TEXT_TOO_LONG")
+    assert max_difference([_embedding(whole)], [_embedding(cut)]) <= BATCH_TOLERANCE
+    (rejected,) = client.analyze([text], truncation="error")
+    assert rejected.error is not None
+    assert (rejected.error.code, rejected.error.reason) == ("OUT_OF_RANGE", "TEXT_TOO_LONG")
 
 
-def test_plain_customer_texts_are_understood(client: Client) -> None:
+def test_plain_customer_texts_are_classified_correctly(client: Client) -> None:
     good, bad = client.analyze(
         [
             "The courier was friendly and the box arrived a day early, brilliant!",

@@ -1,4 +1,4 @@
-"""The shipped client through the death of a server, or of a worker, under load: nothing fails, nothing is lost."""
+"""The client under load while a server or a worker dies: no call fails and no item is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .conftest import START_S, Server, Start
 pytestmark = pytest.mark.model
 
 STREAMS = 8
-# Texts of a stream; how many answers of all streams there are before the fault; and texts that come only after it.
+# Texts per stream; answers of all streams before the fault; texts of each stream that are sent only after the fault.
 TEXTS, BEFORE, AFTER = 600, 800, 100
 
 
@@ -34,12 +34,12 @@ def servers(start: Start, demo_bundle: Path) -> list[Server]:
 
 
 class Load:
-    """Texts for several streams, and a fault in their midst."""
+    """Texts for several streams, with a fault after ``BEFORE`` answers."""
 
     def __init__(self, fault: Callable[[], object]) -> None:
         self._fault = fault
-        self._enough = threading.Event()
-        self._over = threading.Event()
+        self._before_fault = threading.Event()
+        self._after_fault = threading.Event()
         self._lock = threading.Lock()
         self.answered = 0
         self.answered_before = 0
@@ -47,34 +47,34 @@ class Load:
     def texts(self) -> Iterator[str]:
         for number in range(TEXTS):
             if number == TEXTS - AFTER:
-                self._over.wait(START_S)
+                self._after_fault.wait(START_S)
             yield f"text number {number}"
 
     def count(self) -> None:
         with self._lock:
             self.answered += 1
             if self.answered == BEFORE:
-                self._enough.set()
+                self._before_fault.set()
 
-    def break_it(self) -> None:
-        assert self._enough.wait(START_S)
+    def inject_fault(self) -> None:
+        assert self._before_fault.wait(START_S)
         self.answered_before = self.answered
         self._fault()
-        self._over.set()
+        self._after_fault.set()
 
 
 def target(servers: list[Server]) -> str:
     return "ipv4:" + ",".join(server.target for server in servers)
 
 
-def whole(answers: list[Answer]) -> bool:
-    """Whether every text of a stream was answered once, in order, with a result."""
+def is_complete(answers: list[Answer]) -> bool:
+    """Whether every text of a stream was answered exactly once, in order, with a result."""
     ids = [answer.item_id for answer in answers]
     return ids == [str(number) for number in range(TEXTS)] and all(answer.result for answer in answers)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_streams_and_calls_outlive_one_of_two_servers(servers: list[Server], number: int) -> None:
+def test_streams_and_calls_survive_the_death_of_one_of_two_servers(servers: list[Server], number: int) -> None:
     load = Load(lambda: servers[0].stop(number))
     ended = threading.Event()
 
@@ -83,7 +83,7 @@ def test_streams_and_calls_outlive_one_of_two_servers(servers: list[Server], num
         for answer in client.stream(load.texts()):
             answers.append(answer)
             load.count()
-        return whole(answers)
+        return is_complete(answers)
 
     def call(client: Client) -> int:
         calls = 0
@@ -96,7 +96,7 @@ def test_streams_and_calls_outlive_one_of_two_servers(servers: list[Server], num
         calls = [pool.submit(call, client) for _ in range(4)]
         streams = [pool.submit(stream, client) for _ in range(STREAMS)]
         try:
-            load.break_it()
+            load.inject_fault()
             assert all(one.result() for one in streams)
         finally:
             ended.set()
@@ -105,7 +105,7 @@ def test_streams_and_calls_outlive_one_of_two_servers(servers: list[Server], num
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_control_streams_of_plain_stubs_do_not_outlive_it(servers: list[Server], number: int) -> None:
+def test_control_streams_of_plain_stubs_do_not_survive_it(servers: list[Server], number: int) -> None:
     load = Load(lambda: servers[0].stop(number))
 
     def requests() -> Iterator[pb2.StreamAnalyzeRequest]:
@@ -129,13 +129,13 @@ def test_control_streams_of_plain_stubs_do_not_outlive_it(servers: list[Server],
         stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
         grpc.channel_ready_future(channel).result(START_S)
         streams = [pool.submit(stream, stub) for _ in range(STREAMS)]
-        load.break_it()
+        load.inject_fault()
         assert not all(one.result() for one in streams)
     assert load.answered < STREAMS * TEXTS
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers want two cores")
-async def test_streams_of_the_asyncio_client_outlive_a_worker(start: Start, demo_bundle: Path) -> None:
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers require two cores")
+async def test_streams_of_the_asyncio_client_survive_the_death_of_a_worker(start: Start, demo_bundle: Path) -> None:
     server = start(demo_bundle, "--workers", "2")
     await asyncio.to_thread(server.wait_until_serving)
     pid = server.process.pid
@@ -150,16 +150,16 @@ async def test_streams_of_the_asyncio_client_outlive_a_worker(start: Start, demo
         async for answer in client.stream(texts()):
             answers.append(answer)
             load.count()
-        return whole(answers)
+        return is_complete(answers)
 
     async def texts() -> AsyncIterator[str]:
-        coming = load.texts()
-        while (text := await asyncio.to_thread(next, coming, None)) is not None:
+        source = load.texts()
+        while (text := await asyncio.to_thread(next, source, None)) is not None:
             yield text
 
     async with AsyncClient(server.target, connections=STREAMS) as client:
         streams = [asyncio.create_task(stream(client)) for _ in range(STREAMS)]
-        await asyncio.to_thread(load.break_it)
+        await asyncio.to_thread(load.inject_fault)
         assert all(await asyncio.gather(*streams))
     assert "died with code -9" in server.log.read_text()
     assert BEFORE <= load.answered_before < load.answered == STREAMS * TEXTS

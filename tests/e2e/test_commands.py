@@ -1,4 +1,4 @@
-"""The commands as a user types them, against a real server and a real model."""
+"""The installed commands against a real server with a real model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def server(start: Start, demo_bundle: Path) -> Server:
 
 
 def polyhead(server: Server, *arguments: str, stdin: bytes = b"") -> tuple[int, list[dict[str, Any]], str]:
-    """Runs the command; returns its exit code, the JSON lines of its standard output, and its standard error."""
+    """Runs the command and returns its exit status, the JSON lines on stdout, and stderr."""
     command = [str(BIN / "polyhead"), *arguments, "--target", server.target]
     done = subprocess.run(command, input=stdin, capture_output=True, timeout=120, check=False)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr.decode()
@@ -41,20 +41,20 @@ def test_arguments_are_answered_in_order(server: Server) -> None:
     assert [len(answer["embedding"]) for answer in answers] == [384, 384]
 
 
-def test_line_that_is_not_utf8_costs_no_other_line(server: Server) -> None:
+def test_line_that_is_not_utf8_does_not_affect_other_lines(server: Server) -> None:
     code, answers, _ = polyhead(server, "sentiment", stdin=b"good\n\xff\xfe\nbad\n")
     assert code == 1
     assert [answer.get("error", {}).get("reason") for answer in answers] == [None, "TEXT_NOT_UTF8", None]
 
 
-def test_info_names_what_really_runs(server: Server) -> None:
+def test_info_reports_the_engine_device_and_variant_in_use(server: Server) -> None:
     code, (info,), _ = polyhead(server, "info", "--json")
     assert code == 0
     assert (info["runtime"]["engine"], info["runtime"]["device"], info["runtime"]["variant"]) == ("onnx", "cpu", "int8")
     assert [head["name"] for head in info["heads"]] == ["topic", "sentiment"]
 
 
-def test_server_that_is_not_there_is_one_clear_line() -> None:
+def test_unreachable_server_is_reported_on_one_line() -> None:
     target = f"127.0.0.1:{free_port()}"
     command = [str(BIN / "polyhead"), "classify", "text", "--target", target]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -62,13 +62,13 @@ def test_server_that_is_not_there_is_one_clear_line() -> None:
     assert target in done.stderr
 
 
-def test_bundle_verifies_again(demo_bundle: Path) -> None:
+def test_exported_bundle_passes_verify(demo_bundle: Path) -> None:
     done = subprocess.run([BIN / "polyhead-export", "verify", demo_bundle], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(demo_bundle)
 
 
-def test_bundle_says_nothing_about_the_machine_that_built_it(demo_bundle: Path, demo_run: Path) -> None:
+def test_bundle_contains_no_paths_of_the_build_machine(demo_bundle: Path, demo_run: Path) -> None:
     traces = [str(path).encode() for path in (ROOT, demo_run.parent, Path(sys.prefix), Path.home())]
     for path in demo_bundle.rglob("*"):
         if path.is_file():
@@ -76,7 +76,7 @@ def test_bundle_says_nothing_about_the_machine_that_built_it(demo_bundle: Path, 
             assert [trace for trace in traces if len(trace) > 5 and trace in content] == [], path
 
 
-def test_demo_model_is_far_better_than_the_majority(demo_run: Path) -> None:
+def test_demo_model_is_far_better_than_the_majority_baseline(demo_run: Path) -> None:
     evaluation = json.loads((demo_run / "evaluation.json").read_text())["test"]
     for head, baseline in (("topic", 1 / 6), ("sentiment", 1 / 2)):
         assert evaluation[head]["majority_baseline"] == pytest.approx(baseline, abs=0.01)

@@ -195,5 +195,5 @@ def test_top_shows_a_running_server(start: Start, demo_bundle: Path, tmp_path: P
         # The reading after the call has it.
         seen = next(row for row in map(json.loads, top.stdout) if row["items_per_s"])
         top.terminate()
-    assert seen["items_per_pass"] == 1
+    assert seen["items_per_batch"] == 1
     assert 0 < seen["busy_share"] <= 1

@@ -1,52 +1,79 @@
-"""A servicer whose answers prove which text they saw, and which fails when a text tells it to."""
+"""A real gRPC server with a fake model: its answers prove which text they belong to, and it fails on request."""
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent import futures
 from typing import Any
 
 import grpc
 import numpy as np
 from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_health.v1 import health
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2, model_pb2
+from polyhead_client import Answer
 
-# A text that begins with this is answered with an error.
+# A text with this prefix is answered with an error.
 ERROR = "error:"
-# A text that begins with this is refused for overload when it comes for the first time, with a delay of 20 ms.
+# A text with this prefix is rejected as overload the first time, with a retry delay of 20 ms.
 BUSY = "busy:"
-# Texts that end the whole call: with INTERNAL, or as if it were over.
+# Texts that end the whole stream: with INTERNAL, or with OK before all items are answered.
 BREAK, END = "break", "end"
 
 
 class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
-    """Answers a text with itself as its label, and with the code points of its beginning as its embedding."""
+    """Answers a text with the text as its label, and with its first code points as its embedding.
+
+    Attributes:
+        target: Address of the server.
+        health: Its health service.
+        requests: Request messages received.
+        calls: Method names of the calls received.
+        metadata: Metadata of each call.
+        peers: Peer of each call, one per connection.
+        unary_failures: Status codes that the next unary calls fail with.
+        pushback: Retry push-back of those failures, in milliseconds.
+        hanging_calls: Number of next unary calls that hang until they are cancelled.
+        hanging_call_ended: Set when one of those is over.
+        stream_failures: Status codes that the next streams fail with, each after a number of answers.
+        fail_after_busy: Status code that the unary call after a BUSY rejection fails with.
+        gate: While it is clear, no answer is sent and no stream ends.
+        answer_every: Number of items to collect before any of them is answered.
+        max_in_flight_seen: Maximum number of items of a stream that were received and not yet answered.
+        max_items: Items accepted in one message; a larger one gets a single answer without an id.
+        labels: Minimum number of labels of the classification.
+        stream_ended: Set when the last stream is over, for whatever reason.
+        open_streams: Number of streams that are not over.
+    """
 
     def __init__(self) -> None:
         self.target = ""
         self.health = health.HealthServicer()
         self.requests: list[Any] = []
         self.calls: list[str] = []
-        self.metadata: list[dict[str, str]] = []  # of every call
-        self.peers: list[str] = []  # of every call: one a connection
-        self.refusals: list[grpc.StatusCode] = []  # what the next unary calls fail with
-        self.pushback: str | None = None  # what the refusals say about trying again, in milliseconds
-        self.stalls = 0  # so many of the next unary calls hang until they are cancelled
-        self.stalled_ended = threading.Event()  # one of those is over
-        self.breaks: list[tuple[int, grpc.StatusCode]] = []  # what the next streams fail with, after so many answers
-        self.told_busy: set[str] = set()
-        self.refuse_after_busy: grpc.StatusCode | None = None  # what the unary call after a busy answer fails with
-        self.gate = threading.Event()  # closed, it holds every answer back, and the end of a stream
+        self.metadata: list[dict[str, str]] = []
+        self.peers: list[str] = []
+        self.unary_failures: list[grpc.StatusCode] = []
+        self.pushback: str | None = None
+        self.hanging_calls = 0
+        self.hanging_call_ended = threading.Event()
+        self.stream_failures: list[tuple[int, grpc.StatusCode]] = []
+        self.fail_after_busy: grpc.StatusCode | None = None
+        self.gate = threading.Event()
         self.gate.set()
-        self.answer_every = 1  # items to collect before any of them is answered
-        self.most_in_flight = 0
-        self.max_items = 1024  # in a message; one answer without an id stands for those of a larger one
-        self.labels = 2  # of the classification, at the least
-        self.ended = threading.Event()  # the last stream is over, for whatever reason
+        self.answer_every = 1
+        self.max_in_flight_seen = 0
+        self.max_items = 1024
+        self.labels = 2
+        self.stream_ended = threading.Event()
+        self.open_streams = 0
+        self._lock = threading.Lock()  # of ``open_streams``
+        self._rejected: set[str] = set()  # BUSY texts that came once
 
     def Analyze(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._begin("Analyze", context)
@@ -78,25 +105,27 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
 
     def _begin(self, call: str, context: Any) -> None:
         self._arrive(call, context)
-        if self.refusals:
+        if self.unary_failures:
             trailing = [("grpc-status-details-bin", _status(0, "").SerializeToString())]
             if self.pushback is not None:
                 trailing.append(("grpc-retry-pushback-ms", self.pushback))
             context.set_trailing_metadata(tuple(trailing))
-            context.abort(self.refusals.pop(0), "told to fail")
-        if self.stalls:
-            self.stalls -= 1
-            context.add_callback(self.stalled_ended.set)
-            self.stalled_ended.wait(30)
+            context.abort(self.unary_failures.pop(0), "requested failure")
+        if self.hanging_calls:
+            self.hanging_calls -= 1
+            context.add_callback(self.hanging_call_ended.set)
+            self.hanging_call_ended.wait(30)
         self.gate.wait()
 
     def _stream(self, call: str, response_type: Any, requests: Iterator[Any], context: Any) -> Iterator[Any]:
         self._arrive(call, context)
-        broken_after, code = self.breaks.pop(0) if self.breaks else (-1, grpc.StatusCode.OK)
-        if broken_after == 0:
-            context.abort(code, "told to break")
-        self.ended.clear()
-        context.add_callback(self.ended.set)
+        fails_after, code = self.stream_failures.pop(0) if self.stream_failures else (-1, grpc.StatusCode.OK)
+        if fails_after == 0:
+            context.abort(code, "requested failure")
+        self.stream_ended.clear()
+        self._count_stream(1)
+        context.add_callback(lambda: self._count_stream(-1))
+        context.add_callback(self.stream_ended.set)
         arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         in_flight = _Counter(self)
         threading.Thread(target=self._drain, args=(requests, arrived, in_flight), daemon=True).start()
@@ -110,11 +139,11 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
                 if item.text == END:
                     return
                 if item.text == BREAK:
-                    context.abort(grpc.StatusCode.INTERNAL, "told to break")
+                    context.abort(grpc.StatusCode.INTERNAL, "requested failure")
                 collected.append(self._answer(item, request))
-                if 0 < broken_after == (answered := answered + 1):
+                if 0 < fails_after == (answered := answered + 1):
                     yield from self._response(response_type, collected, request, in_flight)
-                    context.abort(code, "told to break")
+                    context.abort(code, "requested failure")
             if len(collected) >= self.answer_every:
                 yield from self._response(response_type, collected, request, in_flight)
                 collected = []
@@ -122,14 +151,18 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             yield from self._response(response_type, collected, None, in_flight)
         self.gate.wait()
 
+    def _count_stream(self, change: int) -> None:
+        with self._lock:
+            self.open_streams += change
+
     def _answer(self, item: item_pb2.Item, request: Any) -> item_pb2.Answer:
-        if item.text.startswith(BUSY) and item.text not in self.told_busy:
-            self.told_busy.add(item.text)
-            if self.refuse_after_busy:
-                self.refusals.append(self.refuse_after_busy)
+        if item.text.startswith(BUSY) and item.text not in self._rejected:
+            self._rejected.add(item.text)
+            if self.fail_after_busy:
+                self.unary_failures.append(self.fail_after_busy)
             delay = duration_pb2.Duration(nanos=20_000_000)
-            refusal = _status(code_pb2.RESOURCE_EXHAUSTED, "busy", error_details_pb2.RetryInfo(retry_delay=delay))
-            return item_pb2.Answer(item_id=item.item_id, error=refusal)
+            rejection = _status(code_pb2.RESOURCE_EXHAUSTED, "busy", error_details_pb2.RetryInfo(retry_delay=delay))
+            return item_pb2.Answer(item_id=item.item_id, error=rejection)
         answer = _answer(item, request)
         for number in range(2, self.labels):
             answer.result.classification.scores.add(label=f"a label of some length, {number:08}", probability=0.0)
@@ -141,20 +174,20 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
                 in_flight.add(len(request.items))
                 self.requests.append(request)
                 arrived.put(request)
-        except Exception:  # noqa: BLE001  what gRPC raises when the call was cancelled
-            self.ended.set()
+        except Exception:  # noqa: BLE001  gRPC raises it when the call is cancelled
+            self.stream_ended.set()
         finally:
             arrived.put(None)
 
     def _response(self, response_type: Any, answers: list[Any], request: Any, in_flight: _Counter) -> Iterator[Any]:
         self.gate.wait()
         in_flight.add(-len(answers))
-        finished = request is not None and request.order == item_pb2.ANSWER_ORDER_COMPLETION
-        yield response_type(answers=reversed(answers) if finished else answers)
+        any_order = request is not None and request.order == item_pb2.ANSWER_ORDER_COMPLETION
+        yield response_type(answers=reversed(answers) if any_order else answers)
 
 
 class _Counter:
-    """Counts the items of a stream that came and were not answered yet."""
+    """Counts the items of a stream that were received and not yet answered."""
 
     def __init__(self, servicer: FakeServicer) -> None:
         self._servicer = servicer
@@ -164,11 +197,53 @@ class _Counter:
     def add(self, items: int) -> None:
         with self._lock:
             self._count += items
-            self._servicer.most_in_flight = max(self._servicer.most_in_flight, self._count)
+            self._servicer.max_in_flight_seen = max(self._servicer.max_in_flight_seen, self._count)
+
+
+@contextlib.contextmanager
+def serve_fake(
+    credentials: grpc.ServerCredentials | None = None, max_message_bytes: int = 16 * 2**20
+) -> Iterator[FakeServicer]:
+    """Serves a FakeServicer on a free loopback port; its ``target`` is the address.
+
+    Args:
+        credentials: TLS credentials; None for plain TCP.
+        max_message_bytes: Largest request message that is accepted; the default is the real server's.
+    """
+    servicer = FakeServicer()
+    options = [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),  # no other process may share the port
+    ]
+    server = grpc.server(futures.ThreadPoolExecutor(32), options=options)
+    inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+    servicer.health.set("polyhead.v1.InferenceService", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer.health, server)
+    address = "127.0.0.1:0"
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+    servicer.target = f"127.0.0.1:{port}"
+    server.start()
+    yield servicer
+    servicer.gate.set()
+    servicer.hanging_call_ended.set()
+    server.stop(None).wait()
+
+
+def label(answer: Answer) -> str:
+    """Returns the text that the server received for an answer."""
+    classification = answer.unwrap().classification
+    assert classification is not None
+    return classification.best.label
+
+
+def labels(answers: Iterable[Answer]) -> list[str]:
+    """Returns the text that the server received for each answer."""
+    return [label(answer) for answer in answers]
 
 
 def embedding_of(text: str) -> list[float]:
-    """What the server says is the embedding of ``text``. (3,)"""
+    """Returns the server's embedding of ``text``: three values."""
     return [float(ord(character)) / 1024 for character in text[:3].ljust(3, "\0")]
 
 
@@ -176,9 +251,9 @@ def _too_many() -> item_pb2.Answer:
     return item_pb2.Answer(error=_status(code_pb2.INVALID_ARGUMENT, "too many items", reason="TOO_MANY_ITEMS"))
 
 
-def _status(code: int, message: str, *further: Any, reason: str = "TOLD_TO") -> status_pb2.Status:
+def _status(code: int, message: str, *details: Any, reason: str = "REQUESTED") -> status_pb2.Status:
     status = status_pb2.Status(code=code, message=message)
-    for detail in (error_details_pb2.ErrorInfo(reason=reason, domain="polyhead"), *further):
+    for detail in (error_details_pb2.ErrorInfo(reason=reason, domain="polyhead"), *details):
         status.details.add().Pack(detail)
     return status
 
@@ -231,5 +306,5 @@ MODEL = model_pb2.ModelInfo(
     ),
     runtime=model_pb2.RuntimeInfo(engine="onnx", device="cpu", variant="fp32", fallback_reasons=["no cuda here"]),
     bundle_format_version=1,
-    server_version="0.1.0",
+    server_version="0.2.0",
 )

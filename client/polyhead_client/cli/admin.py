@@ -1,10 +1,9 @@
-"""``polyhead admin``: what an operator asks of a running server, on the address of its admin service."""
+"""``polyhead admin``: reload, drain and inspect a running server through its admin service."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,97 +18,118 @@ from polyhead_client.errors import PolyheadError, UnavailableError, map_grpc_err
 from polyhead_client.transport import channel
 from polyhead_client.transport.credentials import authorization
 
+from .failure import CommandError
+
 target_option = click.option(
     "--target",
     metavar="HOST:PORT|unix:PATH",
     required=True,
     envvar="POLYHEAD_ADMIN_TARGET",
     show_envvar=True,
-    help="The server's --admin-listen.",
+    help="Address of the admin service, as given to polyhead-serve --admin-listen.",
 )
-# A model may take minutes to load, and workers load it one after the other.
-_RELOAD_S = 1800.0
-_ANSWER_S = 30.0
+# A model may take minutes to load, and the workers load it one after the other.
+_RELOAD_TIMEOUT_S = 1800.0
+_TIMEOUT_S = 30.0
 
 
 @click.group()
 def admin() -> None:
-    """Reload, drain or look into a running server, all of its workers at once.
+    """Reload, drain or inspect a running server.
+
+    Every command applies to all workers of the server and requires its admin service, which listens on an address of
+    its own:
 
     \b
       polyhead-serve build/bundle --admin-listen unix:/run/polyhead-admin.sock
-      polyhead admin reload --target unix:/run/polyhead-admin.sock
+      polyhead admin stats --target unix:/run/polyhead-admin.sock
 
-    Answers are lines of JSON on stdout, one a worker; durations are seconds. Where the server has keys, the one in
-    $POLYHEAD_API_KEY is sent, which needs the right "admin".
-    """  # noqa: D301  the backspace tells click to keep the lines as they are
+    Output is one line of JSON per worker; durations are in seconds. If the server requires API keys, set
+    $POLYHEAD_API_KEY to a key with the scope "admin".
+    """  # noqa: D301  \b tells click to keep the line breaks
 
 
 @admin.command()
 @target_option
-@click.option("--force", is_flag=True, help="Also take a bundle with another embedding space, or other heads.")
+@click.option(
+    "--force", is_flag=True, help="Accept a bundle with a different embedding space, different heads or labels."
+)
 def reload(target: str, force: bool) -> None:
-    """Load the bundle once more from where it lies, and answer with it from then on.
+    """Load the bundle again from its path and switch to it.
 
-    What was accepted before is answered by the model that was there before. Exit code 2 says that the new bundle was
-    refused, and why; then the old model stays.
-    """
+    Requests that the server has accepted are completed with the old model. Prints the new model and fingerprints of
+    each worker. Exit status 2 means that the new bundle was rejected, with the reason on stderr; the old model stays.
+
+    \b
+      polyhead admin reload --target unix:/run/polyhead-admin.sock
+    """  # noqa: D301  \b tells click to keep the line breaks
     request = pb2.ReloadRequest(force=force)
-    _print(_call(target, lambda stub, key: stub.Reload(request, timeout=_RELOAD_S, metadata=key)).workers)
+    _print(_call(target, lambda stub, key: stub.Reload(request, timeout=_RELOAD_TIMEOUT_S, metadata=key)).workers)
 
 
 @admin.command()
 @target_option
 def drain(target: str) -> None:
-    """Let the health service say NOT_SERVING, so that balancers send nothing more; calls are answered as before."""
-    _call(target, lambda stub, key: stub.Drain(pb2.DrainRequest(), timeout=_ANSWER_S, metadata=key))
+    """Report NOT_SERVING to health checks, so that load balancers send no new requests.
+
+    The server continues to answer the requests that reach it. Prints nothing.
+
+    \b
+      polyhead admin drain --target unix:/run/polyhead-admin.sock
+    """  # noqa: D301  \b tells click to keep the line breaks
+    _call(target, lambda stub, key: stub.Drain(pb2.DrainRequest(), timeout=_TIMEOUT_S, metadata=key))
 
 
 @admin.command()
 @target_option
 def stats(target: str) -> None:
-    """Describe what each worker is doing now.
+    """Print queue lengths, counters and state of each worker.
+
+    Counters start at zero when a worker starts. See "polyhead top" for rates.
 
     \b
       polyhead admin stats --target unix:/run/polyhead-admin.sock | jq .queued_items
-    """  # noqa: D301  the backspace tells click to keep the lines as they are
-    _print(current_stats(target).workers)
+    """  # noqa: D301  \b tells click to keep the line breaks
+    _print(get_stats(target).workers)
 
 
-def current_stats(target: str) -> pb2.GetStatsResponse:
-    """What each worker is doing now; ends the process with one line on stderr where that cannot be had."""
+def get_stats(target: str) -> pb2.GetStatsResponse:
+    """Returns the statistics of each worker.
+
+    Raises:
+        CommandError: The call failed.
+    """
     request = pb2.GetStatsRequest()
     response: pb2.GetStatsResponse = _call(
-        target, lambda stub, key: stub.GetStats(request, timeout=_ANSWER_S, metadata=key)
+        target, lambda stub, key: stub.GetStats(request, timeout=_TIMEOUT_S, metadata=key)
     )
     return response
 
 
-def _call(target: str, ask: Callable[[Any, Any], Any]) -> Any:
-    """Asks, with the key as metadata; ends the process with one line on stderr where that fails."""
+def _call(target: str, call: Callable[[Any, Any], Any]) -> Any:
+    """Makes a call, given the stub and the metadata with the API key."""
     try:
         key = authorization(os.environ.get("POLYHEAD_API_KEY"), target, None, allow_plaintext_key=False)
         with map_grpc_errors(), grpc.insecure_channel(target, channel.NO_PROXY) as opened:
-            return ask(admin_service_pb2_grpc.AdminServiceStub(opened), key)
+            return call(admin_service_pb2_grpc.AdminServiceStub(opened), key)
     except PolyheadError as error:
         hint = " (was the server started with --admin-listen?)" if isinstance(error, UnavailableError) else ""
-        click.echo(f"polyhead: {target}: {' '.join(str(error).split())}{hint}", err=True)
-        sys.exit(1 if error.code in {"INTERNAL", "UNKNOWN"} else 2)
+        raise CommandError(1 if error.code in {"INTERNAL", "UNKNOWN"} else 2, f"{target}: {error}{hint}") from error
 
 
 def _print(workers: Iterable[message.Message]) -> None:
     for worker in workers:
-        click.echo(json.dumps(_plain(worker)))
+        click.echo(json.dumps(_to_json(worker)))
 
 
-def _plain(value: Any) -> Any:
-    """A message's field as JSON knows it; durations in seconds. Protobuf's own way makes strings of large numbers."""
+def _to_json(value: Any) -> Any:
+    """Converts a message field; durations become seconds. Protobuf's own JSON turns large numbers into strings."""
     if isinstance(value, Duration):
         return value.ToTimedelta().total_seconds()
     if isinstance(value, message.Message):
-        return {field.name: _plain(getattr(value, field.name)) for field in value.DESCRIPTOR.fields}
+        return {field.name: _to_json(getattr(value, field.name)) for field in value.DESCRIPTOR.fields}
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(one) for one in value]
+        return [_to_json(one) for one in value]
     return value

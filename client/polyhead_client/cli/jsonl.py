@@ -1,4 +1,4 @@
-"""Lines in, JSON lines out: what the ``polyhead`` command reads and writes."""
+"""Input and output formats of the ``polyhead`` command: lines of text or JSON in, JSON lines out."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from polyhead_client.types import Answer, Classification, Result, Sentiment
 
 
 class LineError(Exception):
-    """A line of the input is not what was promised.
+    """A line of the input is malformed.
 
     Attributes:
-        line: Its number, 1 first.
+        line: Line number, starting at 1.
     """
 
     def __init__(self, line: int, problem: str) -> None:
@@ -26,72 +26,70 @@ class LineError(Exception):
         self.line = line
 
 
-def texts_of(lines: Iterable[bytes]) -> Iterator[Text]:
-    """One text a line.
+def read_texts(lines: Iterable[bytes]) -> Iterator[Text]:
+    """Yields each line as a text.
 
-    Bytes that are not UTF-8 become lone surrogates, which the client refuses, so that such a line is answered with an
-    error in its turn like any other item.
+    Bytes that are not UTF-8 become lone surrogates. The client cannot send those, so that such a line gets an error
+    answer in its position like any other item.
     """
-    for line in _without_mark(lines):
-        yield _decoded(line)
+    for line in _without_byte_order_mark(lines):
+        yield _decode(line)
 
 
-def items_of(lines: Iterable[bytes]) -> Iterator[Text]:
-    """One ``{"id": ..., "text": ...}`` a line; blank lines are passed over.
+def read_items(lines: Iterable[bytes]) -> Iterator[Text]:
+    """Yields the id and text of each ``{"id": ..., "text": ...}`` line; skips blank lines.
 
     Raises:
-        LineError: A line is no such object.
+        LineError: A line is not such an object.
     """
-    for number, line in enumerate(_without_mark(lines), start=1):
+    for number, line in enumerate(_without_byte_order_mark(lines), start=1):
         if not line.strip():
             continue
         try:
-            item = json.loads(_decoded(line))
+            item = json.loads(_decode(line))
         except RecursionError as error:
-            raise LineError(number, "not JSON that can be read: it is nested too deeply") from error
+            raise LineError(number, "not valid JSON: nested too deeply") from error
         except ValueError as error:
-            raise LineError(number, f'not JSON ({error}); write one {{"id": ..., "text": ...}} a line') from error
+            raise LineError(number, f'not valid JSON ({error}); expected {{"id": ..., "text": ...}}') from error
         if not isinstance(item, dict) or not isinstance(item.get("id"), str) or not isinstance(item.get("text"), str):
             raise LineError(number, 'not an object {"id": ..., "text": ...} with two strings')
         yield item["id"], item["text"]
 
 
-def line_of(answer: Answer) -> bytes:
-    """An answer as one line of JSON, in UTF-8."""
+def format_answer(answer: Answer) -> bytes:
+    """Formats an answer as one line of JSON in UTF-8."""
     record: dict[str, Any] = {"id": answer.item_id}
     if answer.result is not None:
-        record |= _record(answer.result)
+        record |= _result(answer.result)
     elif answer.error is not None:
-        told = dataclasses.asdict(answer.error)
-        record["error"] = {name: value for name, value in told.items() if value is not None}
-    # A lone surrogate has no UTF-8; with a backslash it is JSON's own escape for it.
+        fields = dataclasses.asdict(answer.error)
+        record["error"] = {name: value for name, value in fields.items() if value is not None}
+    # A lone surrogate has no UTF-8 form; with a backslash it is JSON's own escape.
     return json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
-def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines without the byte order mark that some programs put before UTF-8."""
+def _without_byte_order_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Removes the byte order mark that some programs write before UTF-8."""
     for number, line in enumerate(lines):
         yield line if number else line.removeprefix(codecs.BOM_UTF8)
 
 
-def _decoded(line: bytes) -> str:
+def _decode(line: bytes) -> str:
     return line.removesuffix(b"\n").removesuffix(b"\r").decode(errors="surrogateescape")
 
 
-def _record(result: Result) -> dict[str, Any]:
+def _result(result: Result) -> dict[str, Any]:
     record: dict[str, Any] = {}
     if result.embedding is not None:
-        record["embedding"] = [_short(number) for number in result.embedding]
+        record["embedding"] = [_shortest(number) for number in result.embedding]
     if result.classification is not None:
         record["classification"] = _classification(result.classification)
     if result.sentiment is not None:
         record["sentiment"] = _sentiment(result.sentiment)
     if result.additional_classifications:
-        record["additional_classifications"] = [
-            _classification(further) for further in result.additional_classifications
-        ]
+        record["additional_classifications"] = [_classification(one) for one in result.additional_classifications]
     if result.additional_sentiments:
-        record["additional_sentiments"] = [_sentiment(further) for further in result.additional_sentiments]
+        record["additional_sentiments"] = [_sentiment(one) for one in result.additional_sentiments]
     record["truncation"] = dataclasses.asdict(result.truncation)
     if result.timings is not None:
         record["timings"] = dataclasses.asdict(result.timings)
@@ -99,14 +97,14 @@ def _record(result: Result) -> dict[str, Any]:
 
 
 def _classification(classification: Classification) -> dict[str, Any]:
-    scores = [{"label": score.label, "probability": _short(score.probability)} for score in classification.scores]
+    scores = [{"label": score.label, "probability": _shortest(score.probability)} for score in classification.scores]
     return {"head": classification.head, "scores": scores}
 
 
 def _sentiment(sentiment: Sentiment) -> dict[str, Any]:
-    return {"head": sentiment.head, "probability": _short(sentiment.probability), "label": sentiment.label}
+    return {"head": sentiment.head, "probability": _shortest(sentiment.probability), "label": sentiment.label}
 
 
-def _short(number: float | np.float32) -> float:
-    """A float32 with its own shortest digits: 0.9, not the 0.8999999761581421 of the float64 that equals it."""
+def _shortest(number: float | np.float32) -> float:
+    """Returns the shortest decimal of a float32: 0.9, not the 0.8999999761581421 of the equal float64."""
     return float(str(np.float32(number)))

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NoReturn, get_args
+from typing import Any, BinaryIO, get_args
 
 import click
 
@@ -18,71 +18,72 @@ from polyhead_client.client import Client
 from polyhead_client.conversion import Encoding, Order, Task, TruncationPolicy
 from polyhead_client.core.stream_state import Text
 from polyhead_client.errors import AccessDeniedError, InvalidRequestError, PolyheadError, UnavailableError
-from polyhead_client.model_info import ModelInfo
 from polyhead_client.types import Answer, Fingerprints
 
 from .admin import admin
-from .jsonl import LineError, items_of, line_of, texts_of
-from .options import Server, server_options, with_options
+from .failure import CommandError
+from .jsonl import LineError, format_answer, read_items, read_texts
+from .options import ServerOptions, server_options, with_options
 from .top import top
 
-_FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
-# Errors that whoever typed the command can mend.
-_MISTAKES = (AccessDeniedError, InvalidRequestError, UnavailableError)
+_EXIT_FAILED, _EXIT_USAGE, _EXIT_INTERRUPTED = 1, 2, 130
+# Errors that the user of the command can fix.
+_USAGE_ERRORS = (AccessDeniedError, InvalidRequestError, UnavailableError)
 
 _encoding = click.option(
     "--encoding",
     type=click.Choice(get_args(Encoding)),
     default="float32",
     show_default=True,
-    help="Of embeddings on the wire; float16 takes half the bytes, int8 a quarter, binary keeps the signs alone.",
+    help="Encoding of embeddings on the wire: float16 takes half the bytes, int8 a quarter, binary keeps only signs.",
 )
 _dimensions = click.option(
-    "--dimensions", type=click.IntRange(min=1), help="First numbers of each embedding to give.  [default: all]"
+    "--dimensions", type=click.IntRange(min=1), help="Number of leading values of each embedding.  [default: all]"
 )
 
 
-def _space(_: click.Context, __: click.Parameter, value: str | None) -> Fingerprints | None:
+def _parse_embedding_space(_: click.Context, __: click.Parameter, value: str | None) -> Fingerprints | None:
     if value is None:
         return None
     if not re.fullmatch("[0-9a-f]{16}", value):
-        raise click.BadParameter("not 16 hexadecimal digits, as polyhead info shows them")
+        raise click.BadParameter("expected 16 hexadecimal digits, as printed by polyhead info")
     return Fingerprints(value, {})
 
 
-def _texts(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds what all commands that answer texts share."""
+def _text_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options of all commands that send texts."""
     options = [
         click.argument("texts", metavar="[TEXT]...", nargs=-1),
-        click.option("--jsonl", is_flag=True, help='Read {"id": ..., "text": ...} objects from stdin, one a line.'),
+        click.option("--jsonl", is_flag=True, help='Read {"id": ..., "text": ...} objects from stdin, one per line.'),
         click.option(
             "--truncation",
             type=click.Choice(get_args(TruncationPolicy)),
             default="truncate",
             show_default=True,
-            help="What to do with a text that is too long for the model.",
+            help="For texts over the token limit: read only the beginning, return an error, or read overlapping "
+            "windows and pool their outputs.",
         ),
         click.option(
             "--order",
             type=click.Choice(get_args(Order)),
             default="request",
             show_default=True,
-            help="Of the answers: that of the input, or each as soon as it is finished.",
+            help="Order of the answers: input order, or each as soon as it is done.",
         ),
-        click.option("--timings", "include_timings", is_flag=True, help="Say where the time went, in seconds."),
+        click.option("--timings", "include_timings", is_flag=True, help="Add the server's time per step, in seconds."),
         click.option(
             "--expect-embedding-space",
             "expected_fingerprints",
             metavar="HEX",
-            callback=_space,
-            help="Refuse texts that another embedding space than this one would answer.",
+            callback=_parse_embedding_space,
+            help="Return an error for every text if the server's embedding space differs from this one.",
         ),
     ]
     return server_options(with_options(options, command))
 
 
 class _Commands(click.Group):
-    """Commands that end with one line on stderr when stdin or stdout fails them."""
+    """A group whose commands end with one line on stderr when stdin or stdout fails."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Runs the command line."""
@@ -90,26 +91,35 @@ class _Commands(click.Group):
             return super().main(*arguments, **options)
         except OSError as error:
             _discard_stdout()
-            _fail(_FAILED, f"input or output: {error.strerror or error}")
+            failure = CommandError(_EXIT_FAILED, f"input or output: {error.strerror or error}")
+            failure.show()
+            sys.exit(failure.exit_code)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="polyhead", prog_name="polyhead", message="%(prog)s %(version)s")
 def main() -> None:
-    """Ask a polyhead server about texts.
+    """Analyze texts with a polyhead server.
 
-    Texts are arguments, or stdin, one a line. Every answer is one line of JSON on stdout, in the order of the texts,
-    and comes as soon as it is there.
+    A text is an argument, or a line of stdin. Each answer is one line of JSON on stdout, written as soon as it
+    arrives, in the order of the texts.
 
     \b
       polyhead analyze "The parcel came late, but the quality is great."
       polyhead sentiment < reviews.txt | jq -r .sentiment.label
       tail -f app.log | polyhead classify
-      polyhead embed --jsonl < texts.jsonl > vectors.jsonl
+      polyhead embed --jsonl < texts.jsonl > embeddings.jsonl
       polyhead info
 
-    Exit code: 0, 1 when an item has an error (its line says which), the call failed, or its input or output did, 2 when
-    the command or the target is wrong, 130 when interrupted.
-    """  # noqa: D301  the backspace tells click to keep the lines as they are
+    "polyhead COMMAND --help" describes the options and the output of a command.
+
+    \b
+    Exit status:
+      0    success
+      1    an item has an error, the call failed, or input or output failed
+      2    wrong command line, wrong credentials, or no server at --target
+      130  interrupted
+    """  # noqa: D301  \b tells click to keep the line breaks
 
 
 main.add_command(admin)
@@ -117,94 +127,123 @@ main.add_command(top)
 
 
 @main.command()
-@_texts
+@_text_options
 @_encoding
 @_dimensions
 @click.option(
     "--tasks",
     metavar="TASK[,TASK...]",
-    help=f"Answers to give, of {', '.join(get_args(Task))}.  [default: all that the model has]",
+    help=f"Tasks to compute: {', '.join(get_args(Task))}.  [default: all that the model has]",
 )
-def analyze(texts: tuple[str, ...], server: Server, jsonl: bool, tasks: str | None, **options: Any) -> None:
-    """Give every answer that the model has about each TEXT, or about each line of stdin.
+def analyze(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, tasks: str | None, **options: Any) -> None:
+    """Compute the embedding, class and sentiment of each TEXT.
+
+    Reads one text per line from stdin if no TEXT is given. Output fields: "id" (the number of the text from 0, or its
+    id with --jsonl), "embedding", "classification", "sentiment", and "truncation" (how much of the text the model
+    read). A text that cannot be analyzed has "error" (code, reason, message) instead.
 
     \b
       polyhead analyze "Where is my refund?"
       polyhead analyze --tasks classification,sentiment < reviews.txt
-    """  # noqa: D301  the backspace tells click to keep the lines as they are
-    chosen = [] if tasks is None else [task.strip() for task in tasks.split(",")]
-    _run(server, texts, jsonl, lambda client, items: client.stream(items, tasks=chosen, **options))  # type: ignore[arg-type]
+    """  # noqa: D301  \b tells click to keep the line breaks
+    selected = [] if tasks is None else [task.strip() for task in tasks.split(",")]
+    _run(server, texts, jsonl, lambda client, items: client.stream(items, tasks=selected, **options))  # type: ignore[arg-type]
 
 
 @main.command()
-@_texts
+@_text_options
 @_encoding
 @_dimensions
-def embed(texts: tuple[str, ...], server: Server, jsonl: bool, **options: Any) -> None:
-    """Give the embedding of each TEXT, or of each line of stdin.
+def embed(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, **options: Any) -> None:
+    """Compute the embedding of each TEXT.
+
+    Reads one text per line from stdin if no TEXT is given. Output field: "embedding", a list of numbers. Embeddings are
+    comparable only within one embedding space, which "polyhead info" prints.
 
     \b
       polyhead embed "Where is my refund?" | jq -c .embedding
-    """  # noqa: D301  the backspace tells click to keep the lines as they are
+      polyhead embed --dimensions 128 --jsonl < texts.jsonl > embeddings.jsonl
+    """  # noqa: D301  \b tells click to keep the line breaks
     _run(server, texts, jsonl, lambda client, items: client.embed(items, **options))
 
 
 @main.command()
-@_texts
-def classify(texts: tuple[str, ...], server: Server, jsonl: bool, **options: Any) -> None:
-    """Give the class of each TEXT, or of each line of stdin.
+@_text_options
+def classify(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, **options: Any) -> None:
+    """Compute the class of each TEXT.
+
+    Reads one text per line from stdin if no TEXT is given. Output field: "classification", with the "probability" of
+    every label in "scores", most probable first.
 
     \b
       polyhead classify < questions.txt | jq -r .classification.scores[0].label
-    """  # noqa: D301  the backspace tells click to keep the lines as they are
+    """  # noqa: D301  \b tells click to keep the line breaks
     _run(server, texts, jsonl, lambda client, items: client.classify(items, **options))
 
 
 @main.command()
-@_texts
-def sentiment(texts: tuple[str, ...], server: Server, jsonl: bool, **options: Any) -> None:
-    """Give the sentiment of each TEXT, or of each line of stdin.
+@_text_options
+def sentiment(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, **options: Any) -> None:
+    """Compute the sentiment of each TEXT.
+
+    Reads one text per line from stdin if no TEXT is given. Output field: "sentiment", with the "probability" of the
+    positive label, and the "label" that follows from the model's threshold.
 
     \b
       polyhead sentiment "Never again." | jq .sentiment.probability
-    """  # noqa: D301  the backspace tells click to keep the lines as they are
+    """  # noqa: D301  \b tells click to keep the line breaks
     _run(server, texts, jsonl, lambda client, items: client.sentiment(items, **options))
 
 
 @main.command()
 @server_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-def info(server: Server, as_json: bool) -> None:
-    """Describe the model behind the server: heads, labels, limits, fingerprints, engine, device."""
-    with _ended_well(server.target), server.connect() as client:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def info(server: ServerOptions, as_json: bool) -> None:
+    """Describe the model behind the server.
+
+    Prints its heads and labels, limits on requests, fingerprints, and the engine, device and variant in use.
+
+    \b
+      polyhead info
+      polyhead info --json | jq -r .fingerprints.embedding_space
+    """  # noqa: D301  \b tells click to keep the line breaks
+    with _mapped_errors(server.target), server.connect() as client:
         model = client.info()
-        click.echo(json.dumps(dataclasses.asdict(model), ensure_ascii=False) if as_json else _readable(model))
+        if as_json:
+            click.echo(json.dumps(dataclasses.asdict(model), ensure_ascii=False))
+        else:
+            from .info import render  # rich takes a fifth of a command's start-up time
+
+            click.echo(render(model))
 
 
 def _run(
-    server: Server, texts: tuple[str, ...], jsonl: bool, ask: Callable[[Client, Iterable[Text]], Iterator[Answer]]
+    server: ServerOptions,
+    texts: tuple[str, ...],
+    jsonl: bool,
+    call: Callable[[Client, Iterable[Text]], Iterator[Answer]],
 ) -> None:
     """Streams the input to the server and the answers to stdout."""
     if texts and jsonl:
-        raise click.UsageError("--jsonl reads stdin; give it no TEXT")
-    source = _Input(texts or (items_of if jsonl else texts_of)(_stdin()))
+        raise click.UsageError("--jsonl reads stdin and cannot be combined with TEXT arguments")
+    source = _Input(texts or (read_items if jsonl else read_texts)(_open_stdin()))
     if sys.stdout is None:
-        raise click.UsageError("stdout is closed; the answers go there")
+        raise click.UsageError("stdout is closed, and the answers are written to it")
     stdout = sys.stdout.buffer
     failed = False
-    with _ended_well(server.target), server.connect() as client:
-        for answer in ask(client, source):
+    with _mapped_errors(server.target), server.connect() as client:
+        for answer in call(client, source):
             failed = failed or answer.error is not None
-            stdout.write(line_of(answer))
+            stdout.write(format_answer(answer))
             stdout.flush()
     if source.error is not None:
-        _fail(_MISUSED, str(source.error))
+        raise CommandError(_EXIT_USAGE, str(source.error))
     if failed:
-        sys.exit(_FAILED)
+        sys.exit(_EXIT_FAILED)
 
 
 class _Input:
-    """Texts up to the first line that is not what was promised, so that those before it are still answered."""
+    """Texts up to the first malformed line, so that those before it are still answered."""
 
     def __init__(self, texts: Iterable[Text]) -> None:
         self._texts = texts
@@ -217,14 +256,14 @@ class _Input:
             self.error = error
 
 
-def _stdin() -> BinaryIO:
-    """Stdin as bytes, in a file object of its own.
+def _open_stdin() -> BinaryIO:
+    """Opens stdin as bytes, in a file object of its own.
 
-    The thread that reads may still be blocked in it when the process ends: Python aborts when that is ``sys.stdin``.
+    The reader thread may still be blocked in it when the process ends, and Python aborts if that is ``sys.stdin``.
     """
     stdin = sys.stdin
-    if stdin is None:  # Python's answer to a descriptor that is closed
-        raise click.UsageError("stdin is closed; give it texts, or give TEXT")
+    if stdin is None:  # the descriptor is closed
+        raise click.UsageError("stdin is closed; provide texts on it, or as TEXT arguments")
     try:
         return open(stdin.fileno(), "rb", closefd=False)
     except io.UnsupportedOperation:
@@ -232,51 +271,20 @@ def _stdin() -> BinaryIO:
 
 
 @contextmanager
-def _ended_well(target: str) -> Iterator[None]:
-    """Ends the process with one line on stderr when the call failed, and quietly when its reader or user is gone."""
+def _mapped_errors(target: str) -> Iterator[None]:
+    """Ends the process with one line on stderr if the call fails, and silently on a broken pipe or Ctrl-C."""
     try:
         yield
     except PolyheadError as error:
         hint = " (is a server running there? see polyhead-serve --help)" if isinstance(error, UnavailableError) else ""
-        _fail(_MISUSED if isinstance(error, _MISTAKES) else _FAILED, f"{target}: {error}{hint}")
+        exit_code = _EXIT_USAGE if isinstance(error, _USAGE_ERRORS) else _EXIT_FAILED
+        raise CommandError(exit_code, f"{target}: {error}{hint}") from error
     except BrokenPipeError:
         _discard_stdout()
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        sys.exit(_EXIT_INTERRUPTED)
 
 
 def _discard_stdout() -> None:
-    """Python flushes stdout once more when it ends, and would complain then."""
+    """Redirects stdout to nowhere: Python flushes it once more at exit, and would report the failure again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def _fail(code: int, message: str) -> NoReturn:
-    click.echo(f"polyhead: {' '.join(message.split())}", err=True)
-    sys.exit(code)
-
-
-def _readable(model: ModelInfo) -> str:
-    embedding, limits, runtime = model.embedding, model.limits, model.runtime
-    rows = [
-        ("model", model.model_id),
-        ("runs on", f"{runtime.engine}, {runtime.device}, {runtime.variant}"),
-        *(("", f"not the first choice: {reason}") for reason in runtime.fallback_reasons),
-        ("embedding", f"{embedding.dimensions} dimensions, {embedding.pooling} pooling"),
-        ("", "length 1" if embedding.normalized else "not normalized"),
-        ("", f"space {model.fingerprints.embedding_space}"),
-    ]
-    for head in model.heads:
-        rows.append(("head", f"{head.name} ({head.kind}), fingerprint {model.fingerprints.heads.get(head.name, '?')}"))
-        threshold = "" if head.threshold is None else f", threshold {head.threshold:g}"
-        rows.append(("", f"{', '.join(head.labels)}; temperature {head.temperature:g}{threshold}"))
-    rows += [
-        ("limits", f"{limits.max_tokens:,} tokens a text, {limits.max_characters:,} characters of it looked at"),
-        *([("", f"{limits.max_windows:,} windows a text")] if limits.max_windows else []),
-        ("", f"{limits.max_items_per_message:,} items and {limits.max_message_bytes:,} bytes a message"),
-        ("server", f"{model.server_version}, bundle format {model.bundle_format_version}"),
-    ]
-    return "\n".join(f"{name:<10}  {value}" for name, value in rows)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,66 +1,34 @@
-"""``polyhead top``: what each worker of a running server is doing, again and again."""
+"""``polyhead top``: a live table of the workers of a running server."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
+import os
+import select
 import sys
+import termios
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import tty
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import click
-from google.protobuf.duration_pb2 import Duration
 from polyhead.v1 import admin_service_pb2 as pb2
 
-from .admin import current_stats, target_option
+from .admin import get_stats, target_option
+from .rates import WorkerRates, rates
 
-# To the upper left corner, and nothing from there on; without a cursor that jumps about.
-_HOME, _HIDE, _SHOW = "\x1b[H\x1b[J", "\x1b[?25l", "\x1b[?25h"
-_MODEL_WIDTH = 24
-# Fields of a worker that are those of all workers when they are added up.
-_COUNTS = (
-    *("requests_running", "queued_items", "queued_tokens", "items_total", "tokens_total", "padding_tokens_total"),
-    *("batches_total", "compute_threads"),
-)
+if TYPE_CHECKING:  # rich takes a fifth of a command's start-up time, and only this command and ``info`` use it
+    from rich.console import Console, Group
 
-
-@dataclass(frozen=True)
-class Row:
-    """A worker between two readings. What needs both is None where there is one: at first, and after a restart.
-
-    Attributes:
-        process_id: Of the worker; 0 for all of them.
-        model_id: Names the bundle.
-        serving: What its health service says.
-        up_s: Seconds since it began to serve.
-        calls: That are running.
-        queued_items: Texts that wait.
-        queued_tokens: Tokens that wait.
-        expected_wait_s: Of a text that came now.
-        items_per_s: Texts that the model computed.
-        tokens_per_s: Tokens that it computed, without padding.
-        padding_share: Of the tokens that it computed; None as well where it computed none.
-        items_per_pass: Texts that shared a pass, on average; None as well where there was no pass.
-        busy_share: Of the time of its compute threads.
-        refused_per_s: Items answered with an error, by reason; reasons without any are left out.
-    """
-
-    process_id: int
-    model_id: str
-    serving: bool
-    up_s: float
-    calls: int
-    queued_items: int
-    queued_tokens: int
-    expected_wait_s: float
-    items_per_s: float | None = None
-    tokens_per_s: float | None = None
-    padding_share: float | None = None
-    items_per_pass: float | None = None
-    busy_share: float | None = None
-    refused_per_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
+# Columns of a terminal from which the wide columns are shown, and of output that is not a terminal.
+_WIDE = 118
+_PIPE_WIDTH = 160
+# Maximum width of a column; a longer model id is cut.
+_MAX_WIDTH = 24
 
 
 @click.command()
@@ -72,169 +40,161 @@ class Row:
     type=click.FloatRange(min=0.1),
     default=2.0,
     show_default=True,
-    help="Between two readings; what is per second is that of the time between them.",
+    help="Time between two readings. Rates are averages over this time.",
 )
-@click.option("--once", is_flag=True, help="Read twice, print once and end.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a worker and reading, one a line.")
+@click.option("--once", is_flag=True, help="Take two readings, print the rates between them and exit.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per worker and reading, one per line.")
 def top(target: str, interval_s: float, once: bool, as_json: bool) -> None:
-    """Watch what each worker of a running server is doing, until Ctrl-C.
+    """Show the load of each worker of a running server.
+
+    The table is refreshed until q or Ctrl-C is pressed. If stdout is not a terminal, a plain table is printed for each
+    reading. Requires the server's admin service.
 
     \b
       polyhead-serve build/bundle --admin-listen unix:/run/polyhead-admin.sock
       polyhead top --target unix:/run/polyhead-admin.sock
+      polyhead top --target unix:/run/polyhead-admin.sock --json | jq .items_per_s
 
     \b
-    WAIT      expected wait of a text that came now
-    PADDING   tokens of padding, as a share of all that were computed
-    BUSY      time that passes took, as a share of the time of all compute threads
-    A/PASS    texts that shared a pass, on average
-    """  # noqa: D301  the backspace tells click to keep the lines as they are
-    live = sys.stdout.isatty() and not (once or as_json)
+    PID       process id of the worker; the row "all" is the total
+    STATE     serving, or drained: health checks report NOT_SERVING
+    CALLS     running calls, streams included
+    QUEUE     texts in the queue
+    WAIT      expected queueing time of a text that arrives now
+    TEXTS/S   texts computed per second
+    TOKENS/S  tokens computed per second, without padding
+    BUSY      share of the compute threads' time that batches took
+    BATCH     mean number of texts per batch
+    ERRORS/S  items answered with an error per second
+    UP        time since the worker started (on wide terminals)
+    PADDING   share of padding in the computed tokens (on wide terminals)
+    MODEL     id of the loaded bundle (on wide terminals)
+    """  # noqa: D301  \b tells click to keep the line breaks
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        console = Console(highlight=False)
+    else:
+        console = Console(highlight=False, color_system=None, width=_PIPE_WIDTH)
+    live = console.is_terminal and not (console.is_dumb_terminal or once or as_json)
     try:
-        if live:
-            click.echo(_HIDE, nl=False)
-        readings = _readings(target, interval_s)
-        before: Sequence[pb2.WorkerStats] = next(readings) if once else ()
-        for after in itertools.islice(readings, 1 if once else None):
-            rows = rows_of(before, after)
-            before = after
-            if as_json:
-                for row in rows:
-                    click.echo(json.dumps(dataclasses.asdict(row)))
+        with _key_reader() if live else nullcontext(_sleep) as wait:
+            readings = _readings(target, interval_s, wait)
+            if live:
+                _show_live(console, target, readings)
             else:
-                click.echo((_HOME if live else "") + table(target, rows))
+                _print_readings(console, target, readings, once, as_json)
     except KeyboardInterrupt:
-        # That is how one leaves.
-        pass
-    finally:
-        if live:
-            click.echo(_SHOW, nl=False)
+        pass  # the usual way to leave
 
 
-def rows_of(before: Sequence[pb2.WorkerStats], after: Sequence[pb2.WorkerStats]) -> list[Row]:
-    """A row for each worker of the second reading, and for several one more for all of them, without a process id."""
-    known = {stats.process_id: stats for stats in before}
-    rows = [_row(known.get(stats.process_id), stats) for stats in after]
-    if len(after) > 1:
-        # One that has started meanwhile has done nothing yet, as far as is known.
-        same = [known.get(stats.process_id, stats) for stats in after]
-        rows.append(_row(_total(same) if known else None, _total(after)))
-    return rows
+def render(target: str, rows: Sequence[WorkerRates], width: int) -> Group:
+    """Renders the workers as a table for ``width`` columns, and the errors by reason below it."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = [column for column in _COLUMNS if width >= _WIDE or not column.wide]
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column.name, justify=column.justify, no_wrap=True, max_width=_MAX_WIDTH)
+    for row in rows:
+        style = "bold" if row.process_id == 0 else None if row.serving else "yellow"
+        table.add_row(*(Text(column.value(row)) for column in columns), style=style)
+    errors = sorted(rows[-1].item_errors_per_s.items()) if rows else []
+    reasons = ", ".join(f"{reason} {rate:.1f}/s" for reason, rate in errors) or "none"
+    return Group(Text(target, no_wrap=True, overflow="ellipsis"), table, Text(f"errors: {reasons}"))
 
 
-def table(target: str, rows: Sequence[Row]) -> str:
-    """Rows as text, and what was refused below them."""
-    refused = sorted(rows[-1].refused_per_s.items()) if rows else []
-    reasons = ", ".join(f"{why} {rate:.1f}/s" for why, rate in refused) or "nothing"
-    return "\n".join([target, _HEADER, *map(_line, rows), f"refused: {reasons}"])
-
-
-def _readings(target: str, interval_s: float) -> Iterator[Sequence[pb2.WorkerStats]]:
+def _readings(target: str, interval_s: float, wait: Callable[[float], bool]) -> Iterator[list[WorkerRates]]:
+    """Yields the rates after each interval, until ``wait`` returns False."""
+    before: Sequence[pb2.WorkerStats] = ()
     while True:
-        yield current_stats(target).workers
-        time.sleep(interval_s)
+        after = get_stats(target).workers
+        yield rates(before, after)
+        before = after
+        if not wait(interval_s):
+            return
 
 
-def _row(before: pb2.WorkerStats | None, after: pb2.WorkerStats) -> Row:
-    row = Row(
-        after.process_id,
-        after.model_id,
-        after.serving,
-        _seconds(after.up_time),
-        after.requests_running,
-        after.queued_items,
-        after.queued_tokens,
-        _seconds(after.expected_wait),
-    )
-    elapsed_s = row.up_s - _seconds(before.up_time) if before else 0.0
-    if before is None or elapsed_s <= 0:
-        return row
-    items = after.items_total - before.items_total
-    tokens = after.tokens_total - before.tokens_total
-    padding = after.padding_tokens_total - before.padding_tokens_total
-    passes = after.batches_total - before.batches_total
-    compute_s = _seconds(after.compute_total) - _seconds(before.compute_total)
-    refused = {why: count - before.item_errors_total.get(why, 0) for why, count in after.item_errors_total.items()}
-    return dataclasses.replace(
-        row,
-        items_per_s=items / elapsed_s,
-        tokens_per_s=tokens / elapsed_s,
-        padding_share=padding / (tokens + padding) if tokens else None,
-        items_per_pass=items / passes if passes else None,
-        # A pass counts when it has ended, also for the time before the first reading.
-        busy_share=min(compute_s / elapsed_s / max(after.compute_threads, 1), 1.0),
-        refused_per_s={why: count / elapsed_s for why, count in refused.items() if count},
-    )
+def _show_live(console: Console, target: str, readings: Iterator[list[WorkerRates]]) -> None:
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=console, screen=True, auto_refresh=False) as display:
+        for rows in readings:
+            table = render(target, rows, console.width)
+            display.update(Group(table, Text("q to quit", style="dim")), refresh=True)
 
 
-def _total(workers: Sequence[pb2.WorkerStats]) -> pb2.WorkerStats:
-    """All workers as one."""
-    total = pb2.WorkerStats(
-        model_id=", ".join(sorted({worker.model_id for worker in workers})),
-        serving=all(worker.serving for worker in workers),
-        up_time=max((worker.up_time for worker in workers), key=_seconds),
-        expected_wait=max((worker.expected_wait for worker in workers), key=_seconds),
-    )
-    for name in _COUNTS:
-        setattr(total, name, sum(getattr(worker, name) for worker in workers))
-    total.compute_total.FromNanoseconds(sum(worker.compute_total.ToNanoseconds() for worker in workers))
-    for worker in workers:
-        for why, count in worker.item_errors_total.items():
-            total.item_errors_total[why] += count
-    return total
+def _print_readings(
+    console: Console, target: str, readings: Iterator[list[WorkerRates]], once: bool, as_json: bool
+) -> None:
+    for rows in itertools.islice(readings, 1, 2) if once else readings:
+        if as_json:
+            for row in rows:
+                click.echo(json.dumps(dataclasses.asdict(row)))
+        else:
+            with console.capture() as capture:
+                console.print(render(target, rows, console.width))
+            click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
-_COLUMNS = {
-    "PID": 8,
-    "MODEL": -_MODEL_WIDTH,
-    "STATE": -8,
-    "UP": 8,
-    "CALLS": 6,
-    "QUEUE": 7,
-    "WAIT": 8,
-    "TEXTS/S": 9,
-    "TOKENS/S": 11,
-    "PADDING": 8,
-    "BUSY": 6,
-    "A/PASS": 7,
-    "REFUSED/S": 10,
-}
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
 
 
-def _cells(values: Iterable[str]) -> str:
-    return " ".join(
-        value.rjust(width) if width > 0 else value.ljust(-width)
-        for value, width in zip(values, _COLUMNS.values(), strict=True)
-    ).rstrip()
+@contextmanager
+def _key_reader() -> Iterator[Callable[[float], bool]]:
+    """Yields a function that waits for a time and returns False as soon as q is pressed."""
+    if not sys.stdin.isatty():
+        yield _sleep
+        return
+    stdin = sys.stdin.fileno()
+    settings = termios.tcgetattr(stdin)
+
+    def wait(seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while (left_s := end - time.monotonic()) > 0:
+            if select.select([stdin], [], [], left_s)[0] and os.read(stdin, 1) in {b"q", b"Q", b""}:
+                return False
+        return True
+
+    try:
+        tty.setcbreak(stdin)
+        yield wait
+    finally:
+        termios.tcsetattr(stdin, termios.TCSADRAIN, settings)
 
 
-_HEADER = _cells(_COLUMNS)
+class _Column(NamedTuple):
+    name: str
+    value: Callable[[WorkerRates], str]
+    justify: Literal["left", "right"] = "right"
+    wide: bool = False
 
 
-def _line(row: Row) -> str:
-    model = row.model_id
-    return _cells(
-        [
-            str(row.process_id or "all"),
-            model if len(model) <= _MODEL_WIDTH else model[: _MODEL_WIDTH - 3] + "...",
-            "serving" if row.serving else "drained",
-            f"{row.up_s:,.0f} s",
-            str(row.calls),
-            f"{row.queued_items:,}",
-            f"{row.expected_wait_s * 1000:,.0f} ms",
-            _known(row.items_per_s, ",.1f"),
-            _known(row.tokens_per_s, ",.0f"),
-            _known(row.padding_share, ".1%"),
-            _known(row.busy_share, ".0%"),
-            _known(row.items_per_pass, ".1f"),
-            _known(None if row.items_per_s is None else sum(row.refused_per_s.values()), ".1f"),
-        ]
-    )
+def _format(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
 
 
-def _known(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _seconds(duration: Duration) -> float:
-    return duration.ToNanoseconds() / 1e9
+_COLUMNS = [
+    _Column("PID", lambda row: str(row.process_id or "all")),
+    _Column("MODEL", lambda row: row.model_id, justify="left", wide=True),
+    _Column("STATE", lambda row: "serving" if row.serving else "drained", justify="left"),
+    _Column("UP", lambda row: f"{row.up_s:,.0f} s", wide=True),
+    _Column("CALLS", lambda row: f"{row.calls:,}"),
+    _Column("QUEUE", lambda row: f"{row.queued_items:,}"),
+    _Column("WAIT", lambda row: f"{row.expected_wait_s * 1000:,.0f} ms"),
+    _Column("TEXTS/S", lambda row: _format(row.items_per_s, ",.1f")),
+    _Column("TOKENS/S", lambda row: _format(row.tokens_per_s, ",.0f")),
+    _Column("PADDING", lambda row: _format(row.padding_share, ".1%"), wide=True),
+    _Column("BUSY", lambda row: _format(row.busy_share, ".0%")),
+    _Column("BATCH", lambda row: _format(row.items_per_batch, ".1f")),
+    _Column(
+        "ERRORS/S",
+        lambda row: _format(None if row.items_per_s is None else sum(row.item_errors_per_s.values()), ".1f"),
+    ),
+]

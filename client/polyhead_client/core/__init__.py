@@ -1,1 +1,1 @@
-"""The client's decisions without any I/O: streams, retries, hedging, limits."""
+"""Client logic without I/O: stream state, retries, hedging, concurrency and message limits."""

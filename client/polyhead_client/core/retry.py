@@ -1,8 +1,8 @@
-"""When a call, a stream or an item is tried again, and when it is not. No I/O: the clients wait and send.
+"""Retry policy: which failures are retried, after how long, and how often. No I/O: the caller waits and sends.
 
-A server that is away (UNAVAILABLE, CANCELLED) has computed nothing that was asked, and asking again asks for the same
-answer. One that has too much to do (RESOURCE_EXHAUSTED) is asked again only where it said after how long: without that,
-a message was too large, and would be again. Everything else stands.
+A server that is away (UNAVAILABLE, CANCELLED) has computed nothing, and a second request yields the same answer. An
+overloaded server (RESOURCE_EXHAUSTED) is retried only when it sent a delay: without one, a message was too large and
+would be too large again. Every other failure is final.
 """
 
 from __future__ import annotations
@@ -15,73 +15,75 @@ from typing import Protocol
 
 from polyhead_client.errors import InvalidRequestError
 
-# CANCELLED stands beside UNAVAILABLE: a server that stops gracefully answers it to calls that it has not looked at yet.
-_AWAY = frozenset({"UNAVAILABLE", "CANCELLED"})
+# CANCELLED beside UNAVAILABLE: a server that stops gracefully sends it for calls that it has not started.
+_RETRYABLE_CODES = frozenset({"UNAVAILABLE", "CANCELLED"})
 
 DEFAULT_MAX_ATTEMPTS = 5
-# 0.05, 0.15, 0.45, 1 s: long enough for another server to take over, short enough for whoever waits for an answer.
-_FIRST_DELAY_S, _MULTIPLIER, _MAX_DELAY_S = 0.05, 3.0, 1.0
-# Of the time that is left: an attempt in the last moment is not answered in time, and takes another's place.
-_WAIT_SHARE = 0.5
-# gRPC's retry throttling (gRFC A6) at the largest size that it allows: a server that dies may take hundreds of calls
-# with it, and all of them may be tried again. After that retries are a tenth of what succeeds.
-_TOKENS, _TOKENS_A_SUCCESS = 1000.0, 0.1
+# 0.05, 0.15, 0.45, 1 s: long enough for another server to take over, short enough for an interactive caller.
+_INITIAL_DELAY_S, _MULTIPLIER, _MAX_DELAY_S = 0.05, 3.0, 1.0
+# Longest delay as a share of the time left: an attempt right before the deadline only takes capacity from others.
+_MAX_DELAY_SHARE = 0.5
+# A retry is delayed by up to a third more than required and never by less, so that clients do not return in lockstep.
+_MAX_JITTER = 4 / 3
+# gRPC's retry throttling (gRFC A6) with the largest bucket that it allows: a server that dies may break hundreds of
+# calls, and all of them may be retried. After that, retries are limited to a tenth of the successes.
+_MAX_TOKENS, _TOKENS_PER_SUCCESS = 1000.0, 0.1
 
 
 class Failure(Protocol):
-    """What both a call's error and an item's say."""
+    """The attributes shared by a call's error and an item's error."""
 
     @property
     def code(self) -> str:
-        """The name of the gRPC status code."""
+        """Name of the gRPC status code."""
 
     @property
     def retry_after_s(self) -> float | None:
-        """Seconds after which the server wants to be asked again; None when it did not say."""
+        """Delay that the server requests before the next attempt, in seconds; None when it sent none."""
 
 
 class Deadline:
-    """The end of the time that a call has."""
+    """The point in time at which a call expires."""
 
     def __init__(self, seconds: float | None, now: Callable[[], float] = time.monotonic) -> None:
-        """Starts now; None for no limit."""
+        """Starts the countdown; None means no limit."""
         self._now = now
         self._end = None if seconds is None else now() + seconds
 
     def left_s(self) -> float | None:
-        """Seconds that are left, below 0 when it has passed; None when there is no limit."""
+        """Seconds left, negative after expiry; None without a limit."""
         return None if self._end is None else self._end - self._now()
 
 
 class RetryBudget:
-    """What keeps a client's retries from making an overload worse. All calls of a client share one.
+    """Token bucket that stops retries from amplifying an overload. All calls of a client share one.
 
-    Threads may lose a count to each other: it is a brake, not a ledger.
+    Updates are not locked: concurrent threads may lose an update, which a throttle tolerates.
     """
 
     def __init__(self) -> None:
-        self._tokens = _TOKENS
-        self._stopped = False
+        self._tokens = _MAX_TOKENS
 
-    def succeeded(self) -> None:
-        """Counts what was answered."""
-        self._tokens = min(_TOKENS, self._tokens + _TOKENS_A_SUCCESS)
+    @property
+    def tokens(self) -> float:
+        """Tokens in the bucket; retries are allowed while it is more than half full."""
+        return self._tokens
 
-    def failed(self) -> None:
-        """Counts what would be worth trying again."""
+    def on_success(self) -> None:
+        """Refills the bucket after a success."""
+        self._tokens = min(_MAX_TOKENS, self._tokens + _TOKENS_PER_SUCCESS)
+
+    def on_failure(self) -> None:
+        """Takes a token after a retryable failure."""
         self._tokens = max(0.0, self._tokens - 1)
 
-    def stop(self) -> None:
-        """Allows nothing any more: the client is closed."""
-        self._stopped = True
-
-    def allows(self) -> bool:
-        """Whether anything may be tried again."""
-        return not self._stopped and self._tokens > _TOKENS / 2
+    def allows_retry(self) -> bool:
+        """Whether a retry is allowed now."""
+        return self._tokens > _MAX_TOKENS / 2
 
 
-class Retries:
-    """The decisions for one call, its items included."""
+class RetryPolicy:
+    """The retry decisions for one call and its items."""
 
     def __init__(
         self,
@@ -90,13 +92,16 @@ class Retries:
         deadline: Deadline,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """Starts with nothing tried.
+        """Starts without a failure.
 
         Args:
-            max_attempts: The first one included; 1 tries nothing again.
-            budget: Of the client.
-            deadline: Of the call; no wait takes more than half of what is left.
-            uniform: Draws the jitter.
+            max_attempts: Attempts including the first; 1 disables retries.
+            budget: The client's budget.
+            deadline: The call's deadline; no delay exceeds half of the time left.
+            uniform: Source of the jitter.
+
+        Raises:
+            InvalidRequestError: ``max_attempts`` is less than 1.
         """
         if max_attempts < 1:
             raise InvalidRequestError("INVALID_ARGUMENT", f"max_attempts: {max_attempts} is less than 1")
@@ -105,41 +110,42 @@ class Retries:
         self._budget = budget
         self._uniform = uniform
 
-    def succeeded(self) -> None:
-        """Counts a message of the server."""
-        self._budget.succeeded()
+    def on_success(self) -> None:
+        """Records a response without rejected items."""
+        self._budget.on_success()
 
-    def refused(self) -> None:
-        """Counts a message of which items were refused for now."""
-        self._budget.failed()
+    def on_rejection(self) -> None:
+        """Records a response that rejects items because the server is overloaded."""
+        self._budget.on_failure()
 
-    def failed(self, failure: Failure, attempts: int) -> float | None:
-        """Counts a call that failed; returns what ``delay_s`` does."""
+    def on_failure(self, failure: Failure, attempts: int) -> float | None:
+        """Records a failed call and returns ``delay_s(failure, attempts)``."""
         if is_retryable(failure):
-            self._budget.failed()
+            self._budget.on_failure()
         return self.delay_s(failure, attempts)
 
     def delay_s(self, failure: Failure, attempts: int) -> float | None:
-        """How long to wait before the next attempt.
+        """Computes the delay before the next attempt.
 
         Args:
-            failure: Of the last one.
-            attempts: Made so far, in a row and in vain.
+            failure: The failure of the last attempt.
+            attempts: Consecutive attempts that failed.
 
         Returns:
-            Seconds; None when the failure stands.
+            Seconds; None when the failure is final.
         """
-        if not is_retryable(failure) or attempts >= self._max_attempts or not self._budget.allows():
+        if not is_retryable(failure) or attempts >= self._max_attempts or not self._budget.allows_retry():
             return None
         delay_s = failure.retry_after_s
         if delay_s is None:
-            delay_s = min(_MAX_DELAY_S, _FIRST_DELAY_S * _MULTIPLIER ** (attempts - 1))
-        # Later by up to a third, never sooner than told: those who failed together do not come back together.
-        delay_s *= self._uniform(1, 4 / 3)
+            delay_s = min(_MAX_DELAY_S, _INITIAL_DELAY_S * _MULTIPLIER ** (attempts - 1))
+        delay_s *= self._uniform(1, _MAX_JITTER)
         left_s = self.deadline.left_s()
-        return delay_s if delay_s < (math.inf if left_s is None else left_s * _WAIT_SHARE) else None
+        return delay_s if delay_s < (math.inf if left_s is None else left_s * _MAX_DELAY_SHARE) else None
 
 
 def is_retryable(failure: Failure) -> bool:
-    """Whether trying again can help: nothing was computed, and it is not the request's own fault."""
-    return failure.code in _AWAY or (failure.code == "RESOURCE_EXHAUSTED" and failure.retry_after_s is not None)
+    """Whether a retry can succeed: nothing was computed, and the request itself is not at fault."""
+    return failure.code in _RETRYABLE_CODES or (
+        failure.code == "RESOURCE_EXHAUSTED" and failure.retry_after_s is not None
+    )

@@ -1,17 +1,17 @@
-"""What a call holds between its input and its caller: bounded, in order, nothing lost.
+"""State of one call between its input and its caller: bounded, ordered, nothing lost.
 
 ::
 
-    text --offer--> waiting --take--> sent --accept--> done --in its turn--> ready --collect--> caller
-             |         ^---- lost, or refused for now ---'      ^
-             `--- cannot be sent: answered in its turn ---------'
+    text --offer--> waiting --take--> in flight --on_answers--> completed --in order--> ready --collect--> caller
+             |         ^--- stream broke, or item rejected ---'      ^
+             `------- cannot be sent: becomes an error answer -------'
 
-What was sent is kept until it is answered: when its connection breaks, or the server has too much to do, it is sent
-again, and answered once. On the wire an item has its running number as id, the caller's id comes back from here: that
-one may have any length and need not be unique.
+An item stays here until it is answered: when its stream breaks, or the server is overloaded, the item is sent again,
+and it is answered once. On the wire an item's id is its running number. The caller's id is restored here, so it may
+have any length and need not be unique.
 
-No I/O and no locks: the sync client drives it under a ``threading.Condition``, the asyncio client on its loop, and both
-use it for unary calls too.
+No I/O and no locks: ``streaming.Stream`` holds a condition while it calls these methods, for threads and for asyncio;
+``batch.BatchCall`` uses it for unary calls.
 """
 
 from __future__ import annotations
@@ -26,50 +26,51 @@ from typing import TypeAlias
 from polyhead.v1 import item_pb2
 
 from polyhead_client.conversion import Order, in_request_order
-from polyhead_client.errors import PolyheadError, ServerError, error_named
+from polyhead_client.errors import PolyheadError, ServerError, error_for_code
 from polyhead_client.types import Answer, ItemError
 
-from .concurrency_limit import Window
-from .message_limits import MessageLimits, has_too_many_bytes, has_too_many_items, item_of, too_large
-from .retry import Retries, is_retryable
+from .concurrency_limit import ConcurrencyLimit
+from .message_limits import MessageLimits, encode_item, has_too_many_bytes, has_too_many_items, too_large_error
+from .reorder_buffer import ReorderBuffer
+from .retry import RetryPolicy, is_retryable
 
-# One text to answer: the text, or its id and the text.
+# One text to send: the text, or its id and the text.
 Text: TypeAlias = str | tuple[str, str]
 
-# At the most so many times as many answers as items are on their way wait for one before them.
-_BLOCKED = 4
-# At the most, beside the item itself: its tag and its length.
+# Maximum number of completed answers that wait for an earlier one, as a multiple of the items held otherwise.
+_MAX_BLOCKED_FACTOR = 4
+# Maximum overhead of an item inside a message, in bytes: its tag and its length.
 _ITEM_FRAME_BYTES = 6
 
 
 @dataclass(slots=True)
 class _Entry:
-    """An item that is not answered yet."""
+    """An item without an answer."""
 
     number: int
     item_id: str
     item: item_pb2.Item
-    message_items: int = 0  # of the message in which it was sent the last time
+    message_items: int = 0  # size of the message in which the item was last sent
     message_bytes: int = 0
-    losses: int = 0  # times its call broke
-    refusals: int = 0  # times the server had too much to do
-    refusal: Answer | None = None  # what it said the last time
+    stream_errors: int = 0  # number of streams that broke with this item in flight
+    rejections: int = 0  # number of times an overloaded server rejected the item
+    rejection: Answer | None = None  # the last of them
 
 
 class StreamState:
-    """The items of one call, and what became of them.
+    """The items of one call and the answers to them.
 
     Attributes:
-        deadline: Of the call.
+        deadline: Deadline of the call.
         closed: True when nothing will be sent or accepted any more; answers that are ready can still be collected.
-        error: Why it was closed before its end, or None.
+        error: The error that closed the call early, or None.
     """
 
     def __init__(
         self,
         order: Order,
-        window: Window,
-        retries: Retries,
+        concurrency_limit: ConcurrencyLimit,
+        retry: RetryPolicy,
         *,
         max_items: int,
         max_bytes: int,
@@ -79,95 +80,93 @@ class StreamState:
         """Starts empty.
 
         Args:
-            order: Of the answers as they are collected; ``accept`` takes them in any order.
-            window: Bounds the items that are sent and not yet answered.
-            retries: Say what is sent again, and when.
-            max_items: Items in one message.
-            max_bytes: Of items in one message, about; a larger item goes alone.
-            limits: What the server is known to take, also from other calls; None for nothing yet.
+            order: Order in which ``collect`` returns answers; ``on_answers`` takes them in any order.
+            concurrency_limit: Limit on the items in flight.
+            retry: Decides what is sent again, and when.
+            max_items: Maximum number of items in one message.
+            max_bytes: Approximate maximum size of the items in one message; a larger item is sent alone.
+            limits: What is known about the server's limits, shared between calls; None for nothing.
             now: The clock.
         """
-        self._in_request_order = in_request_order(order)
-        self._window = window
+        self._answers = ReorderBuffer(in_request_order(order))
+        self._concurrency_limit = concurrency_limit
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._limits = limits or MessageLimits()
-        self._retries = retries
-        self.deadline = retries.deadline
+        self._retry = retry
+        self.deadline = retry.deadline
         self._now = now
         self._waiting: deque[_Entry] = deque()
-        self._sent: dict[str, _Entry] = {}  # by the id on the wire
-        self._later: list[tuple[float, int, _Entry]] = []  # a heap, by when they may be sent again
-        self._done: dict[int, Answer] = {}  # what waits for the answers before it
-        self._ready: list[Answer] = []
-        # Items so far, and the number of the next answer in request order.
-        self._offered = self._collected = self._next = 0
+        self._in_flight: dict[str, _Entry] = {}  # by the id on the wire
+        self._delayed: list[tuple[float, int, _Entry]] = []  # a heap of rejected items, by the time of their next try
+        self._offered = self._collected = 0  # number of items
         self._call = 0
-        self._losses = 0  # calls in a row that broke without an answer
+        self._stream_errors = 0  # consecutive streams that broke without an answer
         self._input_ended = False
         self.closed = False
         self.error: BaseException | None = None
 
     @property
     def in_flight(self) -> int:
-        """Items sent and not yet answered."""
-        return len(self._sent)
+        """Number of items sent and not yet answered."""
+        return len(self._in_flight)
 
     @property
     def unanswered(self) -> int:
-        """Items that were offered and have no answer yet."""
-        return len(self._waiting) + len(self._sent) + len(self._later)
+        """Number of items offered and not yet answered."""
+        return len(self._waiting) + len(self._in_flight) + len(self._delayed)
 
-    def may_begin(self) -> bool:
-        """Whether another call has something to do, or there is no use in waiting for it."""
+    def can_start_call(self) -> bool:
+        """Whether another gRPC call has work to do, or waiting for work is pointless."""
         return self.closed or self._input_ended or self.unanswered > 0
 
-    def may_offer(self) -> bool:
-        """Whether there is room for another text, or no use in waiting for it."""
+    def can_offer(self) -> bool:
+        """Whether there is capacity for another text, or waiting for it is pointless."""
         if self.closed:
             return True
-        # One message more than what may be in flight: the next one is complete when answers make room for it.
-        room = self._window.limit + self._max_items
-        # What only waits for an answer before it takes none of it: one long text shall not stop the others.
-        return self._offered - self._collected - len(self._done) < room and len(self._done) < _BLOCKED * room
+        # One message more than may be in flight: the next message is complete when answers make room for it.
+        capacity = self._concurrency_limit.limit + self._max_items
+        held = self._offered - self._collected - self._answers.blocked
+        # Completed answers that wait for an earlier one are limited separately: one long text must not block the rest.
+        return held < capacity and self._answers.blocked < _MAX_BLOCKED_FACTOR * capacity
 
-    def may_take(self, call: int) -> bool:
-        """Whether ``take`` has something to give to this call, or never will again."""
-        self._wake()
+    def can_take(self, call: int) -> bool:
+        """Whether ``take`` returns items for this gRPC call, or never will again."""
+        self._requeue_due()
         if self.closed or call != self._call:
             return True
         if self._waiting:
-            return self.in_flight < self._window.limit
-        return self._input_ended and not self._later
+            return self.in_flight < self._concurrency_limit.limit
+        return self._input_ended and not self._delayed
 
-    def may_collect(self) -> bool:
-        """Whether ``collect`` has something to give, or never will again."""
-        return self.closed or bool(self._ready)
+    def can_collect(self) -> bool:
+        """Whether ``collect`` returns answers, or never will again."""
+        return self.closed or self._answers.ready > 0
 
     def wait_s(self) -> float | None:
-        """Seconds until time alone may change what may be done; None when it never does."""
-        return max(0.0, self._later[0][0] - self._now()) if self._later else None
+        """Seconds until a delayed item may be sent again; None without such an item."""
+        return max(0.0, self._delayed[0][0] - self._now()) if self._delayed else None
 
     def offer(self, text: Text) -> None:
-        """Takes in a text; one that cannot be sent is answered with an error in its turn."""
+        """Adds a text; one that cannot be sent becomes an error answer in its position."""
         number = self._offered
         item_id, content = text if isinstance(text, tuple) else (str(number), text)
         self._offered += 1
-        item = item_of(number, content)
+        item = encode_item(number, content)
         if isinstance(item, ItemError):
-            self._finish(number, Answer(item_id, error=item))
+            self._answers.add(number, Answer(item_id, error=item))
         else:
             self._waiting.append(_Entry(number, item_id, item))
 
     def end_input(self) -> None:
-        """Says that no further text comes."""
+        """Records that the input is exhausted."""
         self._input_ended = True
 
     def begin_call(self) -> int:
-        """Says that a call begins which takes the place of the one before; returns its number.
+        """Starts a gRPC call that replaces the one before, and returns its number.
 
-        Where nothing is left for a call to do, this is closed instead. An input without a text still gets its call,
-        which tells whether the server is there.
+        Where nothing is left to do, this closes the state instead. An empty input still gets one call, which reports
+        whether the server is there.
         """
         self._call += 1
         if self._offered and self._input_ended and not self.unanswered:
@@ -175,180 +174,172 @@ class StreamState:
         return self._call
 
     def take(self, call: int) -> list[item_pb2.Item]:
-        """Moves what is waiting and fits one message into flight; empty when this call has nothing more to send."""
-        self._wake()
+        """Moves one message of waiting items into flight; empty when this gRPC call has nothing more to send."""
+        self._requeue_due()
         if self.closed or call != self._call:
             return []
         entries: list[_Entry] = []
         size = 0
-        room = min(self._max_items, self._limits.items, self._window.limit - self.in_flight)
-        while self._waiting and len(entries) < room:
-            more = self._waiting[0].item.ByteSize() + _ITEM_FRAME_BYTES
-            if entries and size + more > min(self._max_bytes, self._limits.size_bytes):
+        capacity = self._concurrency_limit.limit - self.in_flight
+        max_items = min(self._max_items, self._limits.max_items, capacity)
+        while self._waiting and len(entries) < max_items:
+            item_bytes = self._waiting[0].item.ByteSize() + _ITEM_FRAME_BYTES
+            if entries and size + item_bytes > min(self._max_bytes, self._limits.max_bytes):
                 break
-            size += more
+            size += item_bytes
             entries.append(self._waiting.popleft())
         for entry in entries:
             entry.message_items, entry.message_bytes = len(entries), size
-            self._sent[entry.item.item_id] = entry
-        if self._waiting and self.in_flight >= self._window.limit:
-            self._window.filled()
+            self._in_flight[entry.item.item_id] = entry
+        if self._waiting and self.in_flight >= self._concurrency_limit.limit:
+            self._concurrency_limit.on_full()
         return [entry.item for entry in entries]
 
-    def accept(self, answers: list[Answer]) -> None:
-        """Takes in answers from the server.
+    def on_answers(self, answers: list[Answer]) -> None:
+        """Records answers from the server.
 
         Raises:
-            PolyheadError: An answer is to no item that was sent: the whole message was refused, or the server is wrong.
+            PolyheadError: An answer belongs to no item in flight: the server rejected the whole message, or is at
+                fault.
         """
-        self._losses = 0
-        refused: list[tuple[float, _Entry]] = []
-        stray: PolyheadError | None = None
+        self._stream_errors = 0
+        rejected: list[tuple[float, _Entry]] = []
+        unexpected: PolyheadError | None = None
         for answer in answers:
-            entry = self._sent.pop(answer.item_id, None)
+            entry = self._in_flight.pop(answer.item_id, None)
             if entry is None:
-                stray = stray or _stray(answer)
+                unexpected = unexpected or _unexpected_answer(answer)
                 continue
-            own = Answer(entry.item_id, answer.result, answer.error)
-            delay_s = self._delay_s(entry, answer.error)
+            restored = Answer(entry.item_id, answer.result, answer.error)
+            delay_s = self._retry_delay_s(entry, answer.error)
             if delay_s is None:
-                self._finish(entry.number, own)
+                self._answers.add(entry.number, restored)
             else:
-                entry.refusal = own
-                refused.append((delay_s, entry))
-        if refused:
-            self._postpone(refused)
+                entry.rejection = restored
+                rejected.append((delay_s, entry))
+        if rejected:
+            self._delay(rejected)
         else:
-            self._retries.succeeded()
-        self._window.answered(len(answers) - len(refused))
-        if stray:  # after the others: the call may go on with smaller messages
-            raise stray
+            self._retry.on_success()
+        self._concurrency_limit.on_answers(len(answers) - len(rejected))
+        if unexpected:  # after the other answers: the call may continue with smaller messages
+            raise unexpected
 
     def collect(self) -> list[Answer]:
-        """Hands over all answers that are ready, which makes room for as many items."""
-        answers, self._ready = self._ready, []
+        """Returns all answers that are ready, which frees capacity for as many items."""
+        answers = self._answers.pop_ready()
         self._collected += len(answers)
         return answers
 
-    def end_answers(self) -> None:
-        """Says that the call gives no further answer. Another one must follow if not everything is answered now."""
-        if self._sent or not self._input_ended:
+    def on_stream_end(self) -> None:
+        """Records that the server ended the stream; another call must follow if delayed items remain."""
+        if self._in_flight or not self._input_ended:
             problem = f"the server ended the call with {self.in_flight} items or more unanswered"
             self.fail(ServerError("INTERNAL", problem))
         elif not self.unanswered:
             self.close()
 
-    def lose(self, error: PolyheadError) -> float | None:
-        """Takes back what was sent and not answered, because the call broke with ``error``.
+    def on_stream_error(self, error: PolyheadError) -> float | None:
+        """Puts the items in flight back into the queue after the stream broke with ``error``.
 
         Returns:
-            Seconds to wait before the next call; None when there is none, because the error stands or all is over.
+            Seconds to wait before the next gRPC call; None when there is none: the error is final, or the call is over.
         """
         if self.closed:
             return None
-        self._call += 1  # what the broken call takes from now on would be lost
-        if self.repack(error):
+        self._call += 1  # items that the broken call took from now on would be lost
+        if self.split_message(error):
             return 0.0
-        self._losses += 1
-        for entry in self._sent.values():
-            entry.losses += 1
-        # Also by items: one that brings down whatever reads it would go round for ever among others that are answered.
-        losses = max(self._losses, *(entry.losses for entry in self._sent.values()), 0)
-        self._take_back()
-        delay_s = self._retries.failed(error, losses)
+        self._stream_errors += 1
+        for entry in self._in_flight.values():
+            entry.stream_errors += 1
+        # Counted per item too: an item that crashes every server would otherwise circulate while others are answered.
+        attempts = max(self._stream_errors, *(entry.stream_errors for entry in self._in_flight.values()), 0)
+        self._requeue_in_flight()
+        delay_s = self._retry.on_failure(error, attempts)
         if delay_s is None:
             self.fail(error)
         return delay_s
 
-    def repack(self, error: PolyheadError) -> bool:
-        """Takes back what was sent, to send it in smaller messages, if ``error`` says that one holds too much.
+    def split_message(self, error: PolyheadError) -> bool:
+        """Requeues the items in flight, to be sent in smaller messages, if ``error`` reports a message as too large.
 
-        It does not say which; but whatever a server refuses, it refuses the largest. An item that is too large alone is
-        answered with that.
+        The error does not identify the message, but a server that rejects any message rejects the largest. An item that
+        is too large by itself gets an error answer.
         """
-        if not self._sent:
+        if not self._in_flight:
             return False
         if has_too_many_items(error):
-            most = max(entry.message_items for entry in self._sent.values())
-            if most == 1:
+            max_items = max(entry.message_items for entry in self._in_flight.values())
+            if max_items == 1:
                 return False
-            self._limits.halve_items(most)
+            self._limits.halve_items(max_items)
         elif has_too_many_bytes(error):
-            largest = max(self._sent.values(), key=lambda entry: entry.message_bytes)
+            largest = max(self._in_flight.values(), key=lambda entry: entry.message_bytes)
             if largest.message_items == 1:
-                del self._sent[largest.item.item_id]
-                refusal = too_large(largest.item, "the server takes no message of that size")
-                self._finish(largest.number, Answer(largest.item_id, error=refusal))
+                del self._in_flight[largest.item.item_id]
+                problem = too_large_error(largest.item, "the server does not accept a message of that size")
+                self._answers.add(largest.number, Answer(largest.item_id, error=problem))
             else:
                 self._limits.halve_bytes(largest.message_bytes)
         else:
             return False
-        self._take_back()
+        self._requeue_in_flight()
         return True
 
-    def give_up(self) -> bool:
-        """Lets the refusals of all items stand that wait for another try; False when others have no answer either."""
-        left = [*self._sent.values(), *self._waiting, *(entry for _, _, entry in self._later)]
-        refusals = [(entry.number, entry.refusal) for entry in left if entry.refusal]
-        if len(refusals) < len(left):
+    def settle_rejections(self) -> bool:
+        """Makes the rejections of all remaining items final; False when some remaining item was never rejected."""
+        remaining = [*self._in_flight.values(), *self._waiting, *(entry for _, _, entry in self._delayed)]
+        rejections = [(entry.number, entry.rejection) for entry in remaining if entry.rejection]
+        if len(rejections) < len(remaining):
             return False
-        for number, refusal in refusals:
-            self._finish(number, refusal)
-        self._sent.clear()
+        for number, rejection in rejections:
+            self._answers.add(number, rejection)
+        self._in_flight.clear()
         self._waiting.clear()
-        self._later.clear()
+        self._delayed.clear()
         return True
 
     def close(self) -> None:
-        """Ends it: nothing will be sent or accepted any more."""
+        """Ends the call: nothing will be sent or accepted any more."""
         self.closed = True
 
     def fail(self, error: BaseException) -> None:
-        """Ends it because of ``error``, unless it has ended before."""
+        """Ends the call with ``error``, unless it has ended already."""
         if not self.closed:
             self.error = error
             self.close()
 
-    def _take_back(self) -> None:
-        """Puts what was sent and not answered before what was not sent."""
-        self._waiting.extendleft(reversed(self._sent.values()))
-        self._sent.clear()
+    def _requeue_in_flight(self) -> None:
+        """Puts the items in flight in front of those that were never sent."""
+        self._waiting.extendleft(reversed(self._in_flight.values()))
+        self._in_flight.clear()
 
-    def _delay_s(self, entry: _Entry, error: ItemError | None) -> float | None:
-        """When to send an item again that was refused for now; None when its answer stands."""
+    def _retry_delay_s(self, entry: _Entry, error: ItemError | None) -> float | None:
+        """Seconds until a rejected item may be sent again; None when its answer is final."""
         if error is None or not is_retryable(error):
             return None
-        entry.refusals += 1
-        return self._retries.delay_s(error, entry.refusals)
+        entry.rejections += 1
+        return self._retry.delay_s(error, entry.rejections)
 
-    def _postpone(self, refused: list[tuple[float, _Entry]]) -> None:
-        """Keeps refused items back, all until the last of them may go: together they are one message."""
-        due = self._now() + max(delay_s for delay_s, _ in refused)
-        for _, entry in refused:
-            heapq.heappush(self._later, (due, entry.number, entry))
-        self._retries.refused()
-        self._window.refused()
+    def _delay(self, rejected: list[tuple[float, _Entry]]) -> None:
+        """Delays rejected items, all by the longest of their delays, so that they share a message again."""
+        due = self._now() + max(delay_s for delay_s, _ in rejected)
+        for _, entry in rejected:
+            heapq.heappush(self._delayed, (due, entry.number, entry))
+        self._retry.on_rejection()
+        self._concurrency_limit.on_overload()
 
-    def _wake(self) -> None:
-        """Puts what may be sent again before what was never sent."""
+    def _requeue_due(self) -> None:
+        """Puts delayed items whose time has come in front of those that were never sent."""
         due: list[_Entry] = []
-        while self._later and self._later[0][0] <= self._now():
-            due.append(heapq.heappop(self._later)[2])
+        while self._delayed and self._delayed[0][0] <= self._now():
+            due.append(heapq.heappop(self._delayed)[2])
         self._waiting.extendleft(reversed(due))
 
-    def _finish(self, number: int, answer: Answer) -> None:
-        """Makes an answer ready, in request order after those before it."""
-        if not self._in_request_order:
-            self._ready.append(answer)
-            return
-        self._done[number] = answer
-        while self._next in self._done:
-            self._ready.append(self._done.pop(self._next))
-            self._next += 1
 
-
-def _stray(answer: Answer) -> PolyheadError:
-    """The error for an answer to no item that was sent."""
+def _unexpected_answer(answer: Answer) -> PolyheadError:
+    """Builds the error for an answer that belongs to no item in flight."""
     if answer.error is not None and not answer.item_id:
-        return error_named(answer.error.code, answer.error.message, answer.error.reason)
-    return ServerError("INTERNAL", f"the server answered item {answer.item_id!r}, which does not wait for an answer")
+        return error_for_code(answer.error.code, answer.error.message, answer.error.reason)
+    return ServerError("INTERNAL", f"the server answered item {answer.item_id!r}, which is not in flight")

@@ -1,1 +1,1 @@
-"""Channels, connection pools and credentials."""
+"""Channels, the connection pool, credentials, and the two runtimes: threads and asyncio."""

@@ -1,4 +1,4 @@
-"""How a client proves who it is, and makes sure of who the server is."""
+"""TLS and API keys: how a client authenticates itself and verifies the server."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SCHEMES = ("ipv4:", "ipv6:", "dns:")
 
 @dataclass(frozen=True)
 class Tls:
-    """A connection with TLS.
+    """TLS settings of a connection.
 
     Attributes:
-        ca_file: PEM file with the certificates to trust; None for those that gRPC comes with.
-        certificate_file: PEM file with the client's own certificate chain, for a server that asks for one (mTLS).
-        key_file: PEM file with that certificate's private key.
-        server_name: The name to expect in the server's certificate; None for that in the target.
+        ca_file: PEM file with the trusted certificates; None for the roots that gRPC ships.
+        certificate_file: PEM file with the client's own certificate chain, for a server that requires one (mTLS).
+        key_file: PEM file with the private key of ``certificate_file``.
+        server_name: Expected name in the server's certificate; None for the host name in the target.
     """
 
     ca_file: str | Path | None = None
@@ -31,10 +31,11 @@ class Tls:
 
     def __post_init__(self) -> None:
         if (self.certificate_file is None) != (self.key_file is None):
-            raise InvalidRequestError("INVALID_ARGUMENT", "tls: certificate_file and key_file go together; give both")
+            problem = "tls: certificate_file and key_file belong together; set both"
+            raise InvalidRequestError("INVALID_ARGUMENT", problem)
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What gRPC wants.
+        """Builds the gRPC channel credentials.
 
         Raises:
             InvalidRequestError: A file cannot be read.
@@ -49,24 +50,25 @@ class Tls:
 def authorization(
     api_key: str | None, target: str, tls: Tls | None, allow_plaintext_key: bool
 ) -> tuple[tuple[str, str], ...]:
-    """The metadata that carries a key with every call; none without a key.
+    """Builds the metadata that carries the API key with every call; empty without a key.
 
     Raises:
-        InvalidRequestError: The key would cross a network in the clear, or is no key.
+        InvalidRequestError: The key would cross a network unencrypted, or is malformed.
     """
     if api_key is None:
         return ()
-    # The key itself stands in no message.
+    # No error message contains the key itself.
     if not (api_key.isascii() and api_key.isprintable() and api_key.strip()):
-        raise InvalidRequestError("INVALID_ARGUMENT", "api_key: is empty, or not printable ASCII without line breaks")
+        problem = "api_key: must be non-empty printable ASCII without line breaks"
+        raise InvalidRequestError("INVALID_ARGUMENT", problem)
     if tls is None and not allow_plaintext_key and not is_local(target):
-        problem = f"api_key: {target} is no loopback address and the key would cross the network in the clear"
+        problem = f"api_key: {target} is not a loopback address, and the key would cross the network unencrypted"
         raise InvalidRequestError("INVALID_ARGUMENT", f"{problem}; use tls, or allow_plaintext_key=True")
     return (("authorization", f"Bearer {api_key}"),)
 
 
 def is_local(target: str) -> bool:
-    """Whether what is sent to ``target`` stays on this machine."""
+    """Whether traffic to ``target`` stays on this machine."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
     for scheme in _SCHEMES:
@@ -75,7 +77,7 @@ def is_local(target: str) -> bool:
 
 
 def _is_loopback(address: str) -> bool:
-    # A name server in the authority of dns://SERVER/NAME says where NAME is: that is not ours to trust.
+    # dns://SERVER/NAME resolves NAME with a name server of the user's choice, whose answer is not trusted here.
     address = address.removeprefix("///")
     host = address.rpartition(":")[0] if address.count(":") == 1 or address.startswith("[") else address
     host = host.strip("[]")

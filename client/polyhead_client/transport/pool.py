@@ -1,7 +1,7 @@
-"""Several connections to one target, and which of them a call takes. No I/O: the clients open and close them.
+"""A pool of connections to one target: which connection a call uses. No I/O: the client opens and closes them.
 
-A server's workers share one port, and a connection reaches one of them: whoever has several reaches several, and a
-worker that dies takes no more than its own connections' calls along.
+The workers of a server share one port, and each connection reaches one of them. A client with several connections
+reaches several workers, and a worker that dies breaks only the calls on its own connections.
 """
 
 from __future__ import annotations
@@ -12,50 +12,53 @@ from typing import Generic, Self, TypeVar
 
 StubT = TypeVar("StubT")
 
-# Two workers are both reached with a probability of 7 in 8. One that is not needed is never opened.
+# With four connections both of two workers are reached with a probability of 7 in 8. Unused connections never open.
 DEFAULT_CONNECTIONS = 4
 
 
 class Lease(Generic[StubT]):
-    """A connection for the length of one call: until ``give_back``, or the end of a ``with`` block.
+    """The use of a connection by one call, until ``release`` or the end of a ``with`` block.
 
     Attributes:
-        number: Of the connection.
-        stub: To call.
+        index: Index of the connection in the pool.
+        stub: gRPC stub of the connection.
     """
 
-    def __init__(self, connections: Connections[StubT], number: int, stub: StubT) -> None:
-        self.number = number
+    def __init__(self, pool: ConnectionPool[StubT], index: int, stub: StubT) -> None:
+        self.index = index
         self.stub = stub
-        self._connections = connections
+        self._pool = pool
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.give_back()
+        self.release()
 
-    def give_back(self) -> None:
-        """Says that the call has ended."""
-        self._connections.count(self.number, -1)
+    def release(self) -> None:
+        """Records that the call has ended."""
+        self._pool.release(self.index)
 
 
-class Connections(Generic[StubT]):
-    """Deals calls to the connection with the fewest running; the first of several, so that few calls open few."""
+class ConnectionPool(Generic[StubT]):
+    """Assigns each call to the connection with the fewest running calls.
+
+    Ties go to the first connection, so that few calls open few connections.
+    """
 
     def __init__(self, stubs: Sequence[StubT]) -> None:
         self._stubs = stubs
-        self._running = [0] * len(stubs)
+        self._running = [0] * len(stubs)  # calls per connection
         self._lock = threading.Lock()
 
-    def lease(self, avoid: Collection[int] = ()) -> Lease[StubT]:
-        """A connection for one call, if possible none of those to avoid."""
+    def acquire(self, avoid: Collection[int] = ()) -> Lease[StubT]:
+        """Returns a connection for one call; one of ``avoid`` only if there is no other."""
         with self._lock:
-            number = min(range(len(self._stubs)), key=lambda one: (one in avoid, self._running[one]))
-            self._running[number] += 1
-        return Lease(self, number, self._stubs[number])
+            index = min(range(len(self._stubs)), key=lambda one: (one in avoid, self._running[one]))
+            self._running[index] += 1
+        return Lease(self, index, self._stubs[index])
 
-    def count(self, number: int, calls: int) -> None:
-        """Counts calls that begin on a connection, or end there."""
+    def release(self, index: int) -> None:
+        """Records that a call on a connection has ended."""
         with self._lock:
-            self._running[number] += calls
+            self._running[index] -= 1

@@ -1,4 +1,4 @@
-"""``polyhead admin`` against a played admin service."""
+"""``polyhead admin`` against a fake admin service."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from polyhead.v1 import admin_service_pb2_grpc, item_pb2
 from polyhead_client.cli.main import main
 
 
-class PlayedService(admin_service_pb2_grpc.AdminServiceServicer):
-    """Reloads only when it is forced to."""
+class FakeAdminService(admin_service_pb2_grpc.AdminServiceServicer):
+    """Reloads only with ``force``."""
 
     drained = False
 
@@ -42,12 +42,12 @@ class PlayedService(admin_service_pb2_grpc.AdminServiceServicer):
 
 
 @pytest.fixture
-def service() -> PlayedService:
-    return PlayedService()
+def service() -> FakeAdminService:
+    return FakeAdminService()
 
 
 @pytest.fixture
-def target(service: PlayedService, tmp_path: Path) -> Iterator[str]:
+def target(service: FakeAdminService, tmp_path: Path) -> Iterator[str]:
     server = grpc.server(futures.ThreadPoolExecutor(1))
     admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
     server.add_insecure_port(f"unix:{tmp_path}/admin")
@@ -60,14 +60,14 @@ def admin(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["admin", *arguments])
 
 
-def test_stats_are_numbers_one_line_a_worker(target: str) -> None:
+def test_stats_are_one_json_line_per_worker(target: str) -> None:
     first, second = map(json.loads, admin("stats", "--target", target).stdout.splitlines())
     assert (first["process_id"], second["process_id"]) == (7, 8)
     assert (first["items_total"], first["expected_wait"], first["item_errors_total"]) == (2**40, 1.5, {"OVERLOADED": 3})
     assert second["items_total"] == 0
 
 
-def test_reload_says_what_answers_now(target: str) -> None:
+def test_reload_prints_the_new_model(target: str) -> None:
     done = admin("reload", "--force", "--target", target)
     assert json.loads(done.stdout) == {
         "process_id": 7,
@@ -76,30 +76,30 @@ def test_reload_says_what_answers_now(target: str) -> None:
     }
 
 
-def test_reload_that_is_refused_says_why_in_one_line(target: str) -> None:
+def test_rejected_reload_prints_the_reason_on_one_line(target: str) -> None:
     done = admin("reload", "--target", target)
     assert (done.exit_code, done.stdout) == (2, "")
     assert "another embedding space" in done.stderr
 
 
-def test_drain_says_nothing(target: str, service: PlayedService) -> None:
+def test_drain_prints_nothing(target: str, service: FakeAdminService) -> None:
     done = admin("drain", "--target", target)
     assert (done.exit_code, done.output) == (0, "")
     assert service.drained
 
 
-def test_target_comes_from_the_environment(target: str) -> None:
+def test_target_is_read_from_the_environment(target: str) -> None:
     done = CliRunner().invoke(main, ["admin", "stats"], env={"POLYHEAD_ADMIN_TARGET": target})
     assert done.exit_code == 0
 
 
-def test_nobody_there_is_told_with_what_may_be_missing(tmp_path: Path) -> None:
+def test_unreachable_server_is_reported_with_a_hint(tmp_path: Path) -> None:
     done = admin("stats", "--target", f"unix:{tmp_path}/none")
     assert done.exit_code == 2
     assert "--admin-listen" in done.stderr
 
 
-def test_key_never_goes_to_a_proxy(service: PlayedService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_never_goes_to_a_proxy(service: FakeAdminService, monkeypatch: pytest.MonkeyPatch) -> None:
     server = grpc.server(futures.ThreadPoolExecutor(1))
     admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -109,7 +109,7 @@ def test_key_never_goes_to_a_proxy(service: PlayedService, monkeypatch: pytest.M
     monkeypatch.setenv("POLYHEAD_API_KEY", "secret")
     with Proxy() as proxy:
         monkeypatch.setenv("http_proxy", proxy.address)
-        # Control: a channel that is not told otherwise goes there.
+        # Control: a channel without our option uses the proxy.
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError):
             admin_service_pb2_grpc.AdminServiceStub(channel).GetStats(pb2.GetStatsRequest(), timeout=20)
         assert proxy.connections
@@ -120,7 +120,7 @@ def test_key_never_goes_to_a_proxy(service: PlayedService, monkeypatch: pytest.M
 
 
 class Proxy(socketserver.ThreadingTCPServer):
-    """Counts who comes, and lets nobody through."""
+    """Counts connections and rejects them."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)

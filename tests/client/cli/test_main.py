@@ -33,12 +33,12 @@ def lines(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout_bytes.splitlines()]
 
 
-def labels(result: Result) -> list[str]:
-    """The texts that the server saw."""
+def received(result: Result) -> list[str]:
+    """Returns the text that the server received for each line."""
     return [line["classification"]["scores"][0]["label"] for line in lines(result)]
 
 
-def test_analyze_writes_every_answer_in_the_agreed_shape(run: Run) -> None:
+def test_analyze_prints_the_documented_json(run: Run) -> None:
     result = run("analyze", "abc")
     assert result.exit_code == 0
     assert result.stderr == ""
@@ -62,7 +62,7 @@ def test_analyze_writes_every_answer_in_the_agreed_shape(run: Run) -> None:
     ]
 
 
-def test_written_embedding_is_the_float32_that_came(run: Run) -> None:
+def test_printed_embedding_equals_the_received_float32(run: Run) -> None:
     (line,) = lines(run("embed", "日本語"))
     assert np.array_equal(np.array(line["embedding"], np.float32), np.array(embedding_of("日本語"), np.float32))
 
@@ -76,23 +76,23 @@ def test_written_embedding_is_the_float32_that_came(run: Run) -> None:
         ("sentiment", "StreamSentiment"),
     ],
 )
-def test_each_command_has_its_own_call(run: Run, servicer: FakeServicer, command: str, call: str) -> None:
-    assert labels(run(command, "one", "two")) == ["one", "two"]
+def test_each_command_makes_its_own_rpc(run: Run, servicer: FakeServicer, command: str, call: str) -> None:
+    assert received(run(command, "one", "two")) == ["one", "two"]
     assert servicer.calls == [call]
 
 
-def test_stdin_is_one_text_a_line_in_order(run: Run) -> None:
+def test_stdin_has_one_text_per_line(run: Run) -> None:
     texts = [f"naïve {number}" for number in range(500)]
     result = run("classify", input="\n".join(texts).encode())
-    assert labels(result) == texts
+    assert received(result) == texts
     assert [line["id"] for line in lines(result)] == [str(number) for number in range(500)]
 
 
-def test_lines_end_at_newlines_alone_and_empty_ones_count(run: Run) -> None:
-    assert labels(run("classify", input="a\r\n\nb\u2028c\x0bd\n".encode())) == ["a", "", "b\u2028c\x0bd"]
+def test_only_newlines_separate_texts_and_empty_lines_count(run: Run) -> None:
+    assert received(run("classify", input="a\r\n\nb\u2028c\x0bd\n".encode())) == ["a", "", "b\u2028c\x0bd"]
 
 
-def test_line_that_is_not_utf8_is_an_error_line_and_the_rest_goes_on(run: Run) -> None:
+def test_line_that_is_not_utf8_gets_an_error_and_the_others_continue(run: Run) -> None:
     result = run("classify", input=b"one\ncaf\xe9\n\xff\xfe\nfour\n")
     first, second, third, fourth = lines(result)
     assert [first["id"], second["id"], third["id"], fourth["id"]] == ["0", "1", "2", "3"]
@@ -102,11 +102,11 @@ def test_line_that_is_not_utf8_is_an_error_line_and_the_rest_goes_on(run: Run) -
     assert result.exit_code == 1
 
 
-def test_item_with_an_error_is_a_line_and_exit_code_1(run: Run) -> None:
+def test_item_error_is_printed_as_a_line_and_exits_with_1(run: Run) -> None:
     result = run("analyze", "good", ERROR + "no")
     assert lines(result)[1] == {
         "id": "1",
-        "error": {"code": "INVALID_ARGUMENT", "reason": "TOLD_TO", "message": "error:no"},
+        "error": {"code": "INVALID_ARGUMENT", "reason": "REQUESTED", "message": "error:no"},
     }
     assert (result.exit_code, result.stderr) == (1, "")
 
@@ -114,35 +114,35 @@ def test_item_with_an_error_is_a_line_and_exit_code_1(run: Run) -> None:
 def test_jsonl_keeps_ids(run: Run) -> None:
     result = run("classify", "--jsonl", input='{"id": "é", "text": "a\\nb"}\n{"id": "", "text": ""}\n'.encode())
     assert [line["id"] for line in lines(result)] == ["é", ""]
-    assert labels(result) == ["a\nb", ""]
+    assert received(result) == ["a\nb", ""]
 
 
 def test_jsonl_id_with_half_an_emoji_comes_back_as_valid_json(run: Run) -> None:
     result = run("classify", "--jsonl", input=b'{"id": "\\ud83d", "text": "ok"}\n{"id": "2", "text": "ok"}\n')
     first, second = lines(result)
-    assert (first["id"], second["id"], labels(result)) == ("\ud83d", "2", ["ok", "ok"])
+    assert (first["id"], second["id"], received(result)) == ("\ud83d", "2", ["ok", "ok"])
 
 
 @pytest.mark.parametrize(
     "line", ["nonsense", '["id", "text"]', '{"id": "2"}', '{"id": 2, "text": "two"}', "[" * 100_000]
 )
-def test_jsonl_line_that_is_no_item_ends_with_its_number_after_the_answers_before_it(run: Run, line: str) -> None:
+def test_malformed_jsonl_line_is_reported_after_the_answers_before_it(run: Run, line: str) -> None:
     result = run("classify", "--jsonl", input=f'{{"id": "1", "text": "one"}}\n{line}\n'.encode())
-    assert labels(result) == ["one"]
+    assert received(result) == ["one"]
     assert result.exit_code == 2
     assert result.stderr.startswith("polyhead: input, line 2: not ")
     assert result.stderr.count("\n") == 1
 
 
-def test_jsonl_passes_over_blank_lines_and_counts_them(run: Run) -> None:
+def test_jsonl_skips_blank_lines_and_counts_them(run: Run) -> None:
     result = run("classify", "--jsonl", input=b'{"id": "1", "text": "one"}\n\n \r\n{"id": "4", "text": "four"}\n\nno\n')
-    assert labels(result) == ["one", "four"]
+    assert received(result) == ["one", "four"]
     assert "line 6" in result.stderr
 
 
 @pytest.mark.parametrize(("jsonl", "line"), [([], "text"), (["--jsonl"], '{"id": "0", "text": "text"}')])
-def test_byte_order_mark_is_no_part_of_the_first_text(run: Run, jsonl: list[str], line: str) -> None:
-    assert labels(run("classify", *jsonl, input=f"\ufeff{line}\n".encode())) == ["text"]
+def test_byte_order_mark_is_removed(run: Run, jsonl: list[str], line: str) -> None:
+    assert received(run("classify", *jsonl, input=f"\ufeff{line}\n".encode())) == ["text"]
 
 
 def test_options_reach_the_server(run: Run, servicer: FakeServicer) -> None:
@@ -168,39 +168,40 @@ def test_options_reach_the_server(run: Run, servicer: FakeServicer) -> None:
         ["compose", "text"],
     ],
 )
-def test_mistake_of_the_user_ends_with_2_and_no_output(run: Run, arguments: list[str]) -> None:
+def test_usage_error_exits_with_2_and_no_output(run: Run, arguments: list[str]) -> None:
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr
 
 
-def test_no_text_needs_no_answer(run: Run) -> None:
+def test_empty_input_prints_nothing(run: Run) -> None:
     result = run("analyze")
     assert (result.exit_code, result.output) == (0, "")
 
 
 @pytest.mark.parametrize("arguments", [["analyze", "text"], ["analyze"], ["info"]])
-def test_unreachable_server_ends_with_2_and_one_line(arguments: list[str]) -> None:
+def test_unreachable_server_exits_with_2_and_one_line(arguments: list[str]) -> None:
     result = CliRunner().invoke(main, [*arguments, "--target", "127.0.0.1:1"])
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("polyhead: 127.0.0.1:1: UNAVAILABLE: ")
     assert result.stderr.count("\n") == 1
 
 
-def test_call_that_fails_ends_with_1_and_one_line(run: Run) -> None:
+def test_failed_call_exits_with_1_and_one_line(run: Run) -> None:
     result = run("analyze", BREAK)
     assert result.exit_code == 1
-    assert result.stderr.endswith("INTERNAL: told to break\n")
+    assert result.stderr.endswith("INTERNAL: requested failure\n")
     assert result.stderr.count("\n") == 1
 
 
-def test_info_is_text_for_people(run: Run) -> None:
+def test_info_prints_a_plain_table_to_a_pipe(run: Run) -> None:
     text = run("info").stdout
     for fact in ["fake-0123456789ab", "onnx, cpu, fp32", "no cuda here", "account, billing", "threshold 0.5", "256"]:
         assert fact in text
+    assert "\x1b" not in text
 
 
-def test_info_is_json_for_machines(run: Run) -> None:
+def test_info_prints_json_on_request(run: Run) -> None:
     model = json.loads(run("info", "--json").stdout)
     assert [head["labels"] for head in model["heads"]] == [["account", "billing"], ["bad", "good"]]
     assert model["fingerprints"]["embedding_space"] == "00112233445566aa"
@@ -208,13 +209,13 @@ def test_info_is_json_for_machines(run: Run) -> None:
 
 @pytest.fixture
 def process(servicer: FakeServicer) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in a process of its own, with pipes that stay open."""
-    command = [sys.executable, "-m", "polyhead_client.cli.main", "classify", "--target", servicer.target]
-    # What this process can import, that one can; and its stdout is buffered, whatever this machine is set to.
+    """The command as a process whose pipes stay open."""
+    command = [sys.executable, "-m", "polyhead_client", "classify", "--target", servicer.target]
+    # The process can import what this one can; its stdout is buffered, whatever the environment says.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop("PYTHONUNBUFFERED", None)
     pipe = subprocess.PIPE
-    # A shell's background job ignores SIGINT, and so would every process that it starts.
+    # A background job of a shell ignores SIGINT, and its child processes inherit that.
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, bufsize=0) as process:
         signal.signal(signal.SIGINT, previous)
@@ -222,7 +223,7 @@ def process(servicer: FakeServicer) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def ask(process: subprocess.Popen[bytes], text: str) -> dict[str, Any]:
+def send(process: subprocess.Popen[bytes], text: str) -> dict[str, Any]:
     assert process.stdin
     assert process.stdout
     process.stdin.write(f"{text}\n".encode())
@@ -230,59 +231,59 @@ def ask(process: subprocess.Popen[bytes], text: str) -> dict[str, Any]:
     return answer
 
 
-def test_command_answers_each_line_before_the_next_comes(process: subprocess.Popen[bytes]) -> None:
-    seen = [ask(process, text)["classification"]["scores"][0]["label"] for text in ("one", "zwei", "三")]
+def test_command_answers_each_line_before_the_next_arrives(process: subprocess.Popen[bytes]) -> None:
+    seen = [send(process, text)["classification"]["scores"][0]["label"] for text in ("one", "zwei", "三")]
     out, error = process.communicate()
     assert (seen, out, error, process.returncode) == (["one", "zwei", "三"], b"", b"", 0)
 
 
-def test_command_ends_quietly_when_its_reader_is_gone(process: subprocess.Popen[bytes]) -> None:
-    ask(process, "one")
+def test_command_exits_silently_on_a_broken_pipe(process: subprocess.Popen[bytes]) -> None:
+    send(process, "one")
     assert process.stdin
     assert process.stdout
     assert process.stderr
     process.stdout.close()
-    process.stdin.write(b"two\n")  # stdin stays open: nothing but the closed pipe ends it
+    process.stdin.write(b"two\n")  # stdin stays open: only the closed pipe can end the process
     assert (process.wait(20), process.stderr.read()) == (0, b"")
 
 
-def test_command_ends_quietly_when_interrupted(process: subprocess.Popen[bytes]) -> None:
-    ask(process, "one")
+def test_command_exits_silently_when_interrupted(process: subprocess.Popen[bytes]) -> None:
+    send(process, "one")
     assert process.stderr
     process.send_signal(signal.SIGINT)
     assert (process.wait(20), process.stderr.read()) == (130, b"")
 
 
-def shell(servicer: FakeServicer, redirected: str) -> subprocess.CompletedProcess[str]:
-    """The command in a shell, with what that does to its input and output."""
+def run_in_shell(servicer: FakeServicer, redirections: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a shell with redirections."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "POLYHEAD_TARGET": servicer.target}
-    command = f"{sys.executable} -m polyhead_client.cli.main {redirected}"
+    command = f"{sys.executable} -m polyhead_client {redirections}"
     return subprocess.run(
         ["sh", "-c", command], check=False, env=environment, capture_output=True, text=True, timeout=60
     )
 
 
 @pytest.mark.parametrize("command", ["classify one two", "info", "--help"])
-def test_full_stdout_is_one_line_and_exit_code_1(servicer: FakeServicer, command: str) -> None:
-    done = shell(servicer, f"{command} > /dev/full")
+def test_full_disk_exits_with_1_and_one_line(servicer: FakeServicer, command: str) -> None:
+    done = run_in_shell(servicer, f"{command} > /dev/full")
     assert done.returncode == 1
     assert done.stderr == "polyhead: input or output: No space left on device\n"
 
 
-@pytest.mark.parametrize(("redirected", "name"), [("classify <&-", "stdin"), ("classify one >&-", "stdout")])
-def test_closed_stdin_or_stdout_is_a_mistake_of_the_user(servicer: FakeServicer, redirected: str, name: str) -> None:
-    done = shell(servicer, redirected)
+@pytest.mark.parametrize(("redirections", "name"), [("classify <&-", "stdin"), ("classify one >&-", "stdout")])
+def test_closed_stdin_or_stdout_is_a_usage_error(servicer: FakeServicer, redirections: str, name: str) -> None:
+    done = run_in_shell(servicer, redirections)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"Error: {name} is closed")
 
 
-def test_key_file_that_is_no_text_is_a_mistake_of_the_user_and_not_shown(run: Run, tmp_path: Path) -> None:
+def test_key_file_that_is_not_text_is_a_usage_error_and_not_shown(run: Run, tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(b"\xff\xfeSECRET")
     result = run("info", "--api-key-file", str(tmp_path / "key"))
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "--api-key-file: holds no UTF-8 text" in result.stderr
+    assert "--api-key-file: not valid UTF-8 text" in result.stderr
     assert "SECRET" not in result.stderr
 
 
-def test_help_lists_every_exit_code(run: Run) -> None:
-    assert "130 when" in " ".join(run("--help").stdout.split())
+def test_help_lists_every_exit_status(run: Run) -> None:
+    assert "130 interrupted" in " ".join(run("--help").stdout.split())

@@ -1,4 +1,4 @@
-"""What both clients make of a server that takes less in a message than they send by themselves."""
+"""Both clients against a server with lower message limits than their own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from polyhead_client import Answer, InvalidRequestError, ItemError, ResourceExhaustedError
 from polyhead_client.core.message_limits import MessageLimits
 
-from tests.client.conftest import Face, served
-from tests.support.fake_server import BUSY, FakeServicer
-
-from .test_stream_state import answers_to, flow, ids, offered, refusals_of
+from tests.support.client_faces import Face
+from tests.support.fake_server import BUSY, FakeServicer, label, labels, serve_fake
+from tests.support.polling import wait_until
+from tests.support.stream_states import answers_to, ids, new_state, offer_all, rejections_of
 
 TOO_MANY = InvalidRequestError("INVALID_ARGUMENT", "at most 2", "TOO_MANY_ITEMS")
 TOO_LARGE = ResourceExhaustedError("RESOURCE_EXHAUSTED", "SERVER: Received message larger than max (2000 vs. 1000)")
@@ -21,27 +21,18 @@ TOO_LARGE = ResourceExhaustedError("RESOURCE_EXHAUSTED", "SERVER: Received messa
 
 @pytest.fixture
 def narrow() -> Iterator[FakeServicer]:
-    """A server whose messages have at most 100 kB."""
-    with served(max_message_bytes=100_000) as servicer:
+    """A server that accepts messages of at most 100 kB."""
+    with serve_fake(max_message_bytes=100_000) as servicer:
         yield servicer
 
 
-def label(answer: Any) -> str:
-    return str(answer.unwrap().classification.best.label)
-
-
-def labels(answers: Any) -> list[str]:
-    """The texts that the server saw."""
-    return [label(answer) for answer in answers]
-
-
-def test_batch_for_a_server_that_takes_few_items_is_answered(client: Face, servicer: FakeServicer) -> None:
+def test_batch_is_answered_by_a_server_with_a_low_item_limit(client: Face, servicer: FakeServicer) -> None:
     servicer.max_items = 8
     texts = [str(number) for number in range(100)]
     assert labels(client.analyze(texts)) == texts
 
 
-def test_refused_message_is_learned_from_once_a_client(client: Face, servicer: FakeServicer) -> None:
+def test_item_limit_found_by_one_call_applies_to_all_calls_of_the_client(client: Face, servicer: FakeServicer) -> None:
     servicer.max_items = 8
     client.analyze(map(str, range(100)))
     servicer.requests.clear()
@@ -51,7 +42,7 @@ def test_refused_message_is_learned_from_once_a_client(client: Face, servicer: F
 
 
 @pytest.mark.parametrize("order", ["request", "completion"])
-def test_stream_for_a_server_that_takes_few_items_answers_each_once(
+def test_stream_to_a_server_with_a_low_item_limit_answers_each_item_once(
     client: Face, servicer: FakeServicer, order: str
 ) -> None:
     servicer.max_items = 3
@@ -62,23 +53,37 @@ def test_stream_for_a_server_that_takes_few_items_answers_each_once(
     assert order == "completion" or labels(answers) == texts
 
 
+def test_call_with_a_rejected_message_is_cancelled_when_the_next_one_starts(
+    client: Face, servicer: FakeServicer
+) -> None:
+    servicer.max_items = 3
+
+    def texts() -> Iterator[str]:
+        yield from map(str, range(300))
+        wait_until(lambda: servicer.open_streams == 1)
+        yield "last"
+
+    assert len(list(client.stream(texts()))) == 301
+    assert len(servicer.calls) > 1
+
+
 @pytest.mark.parametrize("method", ["analyze", "stream"])
-def test_texts_that_are_too_large_together_are_sent_apart(connect: Any, narrow: FakeServicer, method: str) -> None:
+def test_texts_that_are_too_large_together_are_sent_separately(connect: Any, narrow: FakeServicer, method: str) -> None:
     texts = ["x" * 60_000, "y" * 60_000, "z" * 20_000, *map(str, range(50))]
     assert labels(getattr(connect(narrow.target), method)(texts)) == texts
 
 
 @pytest.mark.parametrize("method", ["analyze", "stream"])
-def test_text_that_is_too_large_alone_is_answered_with_that(connect: Any, narrow: FakeServicer, method: str) -> None:
+def test_text_that_is_too_large_by_itself_gets_an_error_answer(connect: Any, narrow: FakeServicer, method: str) -> None:
     large = ("large", "x" * 120_000)
     answers = list(getattr(connect(narrow.target, max_attempts=1), method)(["first", large, "last"] * 8))
-    refused = [answer for answer in answers if answer.error]
-    assert [answer.item_id for answer in refused] == ["large"] * 8
-    assert {answer.error.reason for answer in refused} == {"ITEM_TOO_LARGE"}
+    rejected = [answer for answer in answers if answer.error]
+    assert [answer.item_id for answer in rejected] == ["large"] * 8
+    assert {answer.error.reason for answer in rejected} == {"ITEM_TOO_LARGE"}
     assert labels(answer for answer in answers if answer.result) == ["first", "last"] * 8
 
 
-def test_text_that_is_too_large_alone_is_answered_without_waiting_for_more(connect: Any, narrow: FakeServicer) -> None:
+def test_error_answer_for_a_large_text_does_not_wait_for_more_texts(connect: Any, narrow: FakeServicer) -> None:
     texts: queue.SimpleQueue[str] = queue.SimpleQueue()
     texts.put("x" * 120_000)
     answers = connect(narrow.target).stream(iter(texts.get, "stop"))
@@ -89,39 +94,39 @@ def test_text_that_is_too_large_alone_is_answered_without_waiting_for_more(conne
     assert list(answers) == []
 
 
-def test_answers_may_be_larger_than_any_message_that_is_sent(client: Face, servicer: FakeServicer) -> None:
+def test_responses_may_be_larger_than_any_request(client: Face, servicer: FakeServicer) -> None:
     servicer.labels = 500
     answers = client.analyze(["text"] * 1024)
     assert [len(answer.unwrap().classification.scores) for answer in answers] == [500] * 1024  # type: ignore[union-attr]
 
 
-def test_message_with_too_many_items_is_halved_and_nothing_is_lost() -> None:
-    subject = offered(flow(max_items=4), "abcd")
-    assert ids(subject.take(1)) == ["0", "1", "2", "3"]
-    assert subject.lose(TOO_MANY) == 0
-    call = subject.begin_call()
-    assert [ids(subject.take(call)), ids(subject.take(call))] == [["0", "1"], ["2", "3"]]
+def test_message_with_too_many_items_is_halved_without_losing_items() -> None:
+    state = offer_all(new_state(max_items=4), "abcd")
+    assert ids(state.take(1)) == ["0", "1", "2", "3"]
+    assert state.on_stream_error(TOO_MANY) == 0
+    call = state.begin_call()
+    assert [ids(state.take(call)), ids(state.take(call))] == [["0", "1"], ["2", "3"]]
 
 
-def test_smaller_messages_are_no_attempt_that_failed() -> None:
-    subject = offered(flow(max_in_flight=64, max_items=64, max_attempts=1), "a" * 64)
+def test_splitting_a_message_does_not_count_as_a_failed_attempt() -> None:
+    state = offer_all(new_state(max_in_flight=64, max_items=64, max_attempts=1), "a" * 64)
     for size in (64, 32, 16, 8, 4, 2, 1):
-        assert len(subject.take(subject.begin_call())) == size
+        assert len(state.take(state.begin_call())) == size
         if size > 1:
-            assert subject.lose(TOO_MANY) == 0
-    assert subject.lose(TOO_MANY) is None  # one item cannot be too many
-    assert subject.error is TOO_MANY
+            assert state.on_stream_error(TOO_MANY) == 0
+    assert state.on_stream_error(TOO_MANY) is None  # one item cannot be too many
+    assert state.error is TOO_MANY
 
 
-def test_only_the_largest_item_is_refused_for_its_size() -> None:
-    subject = flow(order="completion")
+def test_only_the_largest_item_is_rejected_for_its_size() -> None:
+    state = new_state(order="completion")
     for text in ("a", "x" * 900, "y" * 2000, "b", "c"):
-        subject.offer(text)
-    assert [ids(subject.take(1)) for _ in range(3)] == [["0", "1"], ["2"], ["3"]]
-    subject.lose(TOO_LARGE)
-    (refused,) = subject.collect()
-    assert refused.error is not None
-    assert (refused.item_id, refused.error.reason, subject.unanswered, subject.closed) == (
+        state.offer(text)
+    assert [ids(state.take(1)) for _ in range(3)] == [["0", "1"], ["2"], ["3"]]
+    state.on_stream_error(TOO_LARGE)
+    (rejected,) = state.collect()
+    assert rejected.error is not None
+    assert (rejected.item_id, rejected.error.reason, state.unanswered, state.closed) == (
         "2",
         "ITEM_TOO_LARGE",
         4,
@@ -129,20 +134,20 @@ def test_only_the_largest_item_is_refused_for_its_size() -> None:
     )
 
 
-def test_answers_beside_the_refusal_of_a_message_count() -> None:
-    subject = offered(flow(max_in_flight=6), "abcdef")
-    first, second = subject.take(1), subject.take(1)
-    refusal = Answer("", error=ItemError("INVALID_ARGUMENT", "TOO_MANY_ITEMS", "at most 2"))
+def test_answers_beside_a_rejected_message_are_kept() -> None:
+    state = offer_all(new_state(max_in_flight=6), "abcdef")
+    first, second = state.take(1), state.take(1)
+    rejection = Answer("", error=ItemError("INVALID_ARGUMENT", "TOO_MANY_ITEMS", "at most 2"))
     with pytest.raises(InvalidRequestError) as caught:
-        subject.accept([*refusals_of(first[:1]), refusal, *answers_to(first[1:])])
-    subject.lose(caught.value)
-    assert (ids(subject.take(subject.begin_call())), subject.unanswered) == (ids(second[:1]), 4)
+        state.on_answers([*rejections_of(first[:1]), rejection, *answers_to(first[1:])])
+    state.on_stream_error(caught.value)
+    assert (ids(state.take(state.begin_call())), state.unanswered) == (ids(second[:1]), 4)
 
 
-def test_limits_only_ever_fall() -> None:
+def test_limits_never_increase() -> None:
     limits = MessageLimits()
     limits.halve_items(16)
     limits.halve_items(32)
     limits.halve_bytes(100)
     limits.halve_bytes(1000)
-    assert (limits.items, limits.size_bytes) == (8, 50)
+    assert (limits.max_items, limits.max_bytes) == (8, 50)

@@ -4,22 +4,22 @@ import math
 
 import pytest
 from polyhead_client import InvalidRequestError, ItemError, ResourceExhaustedError, UnavailableError
-from polyhead_client.core.retry import Deadline, Failure, Retries, RetryBudget
+from polyhead_client.core.retry import Deadline, Failure, RetryBudget, RetryPolicy
 from polyhead_client.errors import PolyheadError
 
-AWAY = UnavailableError("UNAVAILABLE", "gone")
+UNAVAILABLE = UnavailableError("UNAVAILABLE", "unreachable")
 
 
-def retries(
+def new_policy(
     max_attempts: int = 5, *, left_s: float | None = None, budget: RetryBudget | None = None, jitter: int = 0
-) -> Retries:
-    """Retries at a clock that stands still, with the least jitter, or the most."""
+) -> RetryPolicy:
+    """Creates a policy on a stopped clock with the minimum (0) or maximum (1) jitter."""
     deadline = Deadline(left_s, now=lambda: 100.0)
-    return Retries(max_attempts, budget or RetryBudget(), deadline, uniform=lambda *bounds: bounds[jitter])
+    return RetryPolicy(max_attempts, budget or RetryBudget(), deadline, uniform=lambda *bounds: bounds[jitter])
 
 
-def test_server_that_is_away_is_asked_again_after_longer_and_longer() -> None:
-    delays = [retries().delay_s(AWAY, attempts) for attempts in range(1, 6)]
+def test_delays_grow_with_each_attempt_until_the_last() -> None:
+    delays = [new_policy().delay_s(UNAVAILABLE, attempts) for attempts in range(1, 6)]
     assert delays == [pytest.approx(0.05), pytest.approx(0.15), pytest.approx(0.45), 1.0, None]
 
 
@@ -38,58 +38,52 @@ def test_server_that_is_away_is_asked_again_after_longer_and_longer() -> None:
         (ItemError("FAILED_PRECONDITION", "FINGERPRINT_MISMATCH", ""), None),
     ],
 )
-def test_each_failure_waits_as_told_or_stands(failure: Failure, delay_s: float | None) -> None:
-    assert retries().delay_s(failure, 1) == delay_s
+def test_each_failure_has_its_delay_or_is_final(failure: Failure, delay_s: float | None) -> None:
+    assert new_policy().delay_s(failure, 1) == delay_s
 
 
-def test_jitter_makes_a_wait_longer_and_never_shorter_than_told() -> None:
+def test_jitter_only_increases_a_delay() -> None:
     failure = ResourceExhaustedError("RESOURCE_EXHAUSTED", "busy", retry_after_s=3.0)
-    assert retries(jitter=1).delay_s(failure, 1) == 4.0
+    assert new_policy(jitter=1).delay_s(failure, 1) == 4.0
 
 
-def test_no_wait_takes_more_than_half_of_the_time_that_is_left() -> None:
+def test_delay_never_exceeds_half_of_the_time_left() -> None:
     failure = ResourceExhaustedError("RESOURCE_EXHAUSTED", "busy", retry_after_s=3.0)
-    assert retries(left_s=6.1).delay_s(failure, 1) == 3.0
-    assert retries(left_s=6.0).delay_s(failure, 1) is None
+    assert new_policy(left_s=6.1).delay_s(failure, 1) == 3.0
+    assert new_policy(left_s=6.0).delay_s(failure, 1) is None
 
 
-def test_one_attempt_tries_nothing_again() -> None:
-    assert retries(1).delay_s(AWAY, 1) is None
+def test_one_attempt_disables_retries() -> None:
+    assert new_policy(1).delay_s(UNAVAILABLE, 1) is None
 
 
 @pytest.mark.parametrize("max_attempts", [0, -1])
-def test_less_than_one_attempt_is_refused(max_attempts: int) -> None:
+def test_fewer_than_one_attempt_is_rejected(max_attempts: int) -> None:
     with pytest.raises(InvalidRequestError, match="max_attempts"):
-        retries(max_attempts)
+        new_policy(max_attempts)
 
 
-def test_budget_lets_a_wave_of_failures_through_and_then_a_tenth_of_what_succeeds() -> None:
+def test_budget_allows_a_burst_of_retries_and_then_a_tenth_of_the_successes() -> None:
     budget = RetryBudget()
-    subject = retries(budget=budget)
-    allowed = sum(subject.failed(AWAY, 1) is not None for _ in range(2000))
+    subject = new_policy(budget=budget)
+    allowed = sum(subject.on_failure(UNAVAILABLE, 1) is not None for _ in range(2000))
     assert allowed == 499
-    for _ in range(10):  # calls that succeed, and one in ten of them that would be tried again
-        budget.succeeded()
-    assert not budget.allows()
+    for _ in range(10):  # successes that refill less than one token
+        budget.on_success()
+    assert not budget.allows_retry()
     for _ in range(5001):
-        budget.succeeded()
-    assert budget.allows()
+        budget.on_success()
+    assert budget.allows_retry()
 
 
-def test_failures_that_are_not_tried_again_cost_no_budget() -> None:
+def test_final_failures_cost_no_budget() -> None:
     budget = RetryBudget()
     for _ in range(2000):
-        retries(budget=budget).failed(PolyheadError("INVALID_ARGUMENT", ""), 1)
-    assert budget.allows()
+        new_policy(budget=budget).on_failure(PolyheadError("INVALID_ARGUMENT", ""), 1)
+    assert budget.allows_retry()
 
 
-def test_budget_of_a_closed_client_allows_nothing() -> None:
-    budget = RetryBudget()
-    budget.stop()
-    assert retries(budget=budget).delay_s(AWAY, 1) is None
-
-
-def test_deadline_counts_down_from_its_beginning() -> None:
+def test_deadline_counts_down_from_its_creation() -> None:
     time = 10.0
     deadline = Deadline(2.0, now=lambda: time)
     time = 13.0

@@ -15,316 +15,322 @@ from polyhead_client import (
     UnavailableError,
 )
 from polyhead_client.conversion import Order
-from polyhead_client.core.concurrency_limit import FixedWindow
-from polyhead_client.core.retry import Deadline, Retries, RetryBudget
-from polyhead_client.core.stream_state import StreamState
+from polyhead_client.core.retry import RetryBudget
 
-BAD = "\ud800"
-AWAY = UnavailableError("UNAVAILABLE", "gone")
-BUSY = ItemError("RESOURCE_EXHAUSTED", "OVERLOADED", "too much", retry_after_s=2.0)
+from tests.support.stream_states import (
+    OVERLOADED,
+    Clock,
+    RecordingLimit,
+    answers_to,
+    ids,
+    new_state,
+    offer_all,
+    rejections_of,
+)
 
-
-class Clock:
-    """A clock that is set."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-
-    def __call__(self) -> float:
-        return self.time
+UNSENDABLE = "\ud800"
+UNAVAILABLE = UnavailableError("UNAVAILABLE", "unreachable")
 
 
-def flow(
-    max_in_flight: int = 4,
-    max_items: int = 3,
-    max_bytes: int = 1000,
-    *,
-    order: Order = "request",
-    max_attempts: int = 5,
-    now: Clock | None = None,
-) -> StreamState:
-    """A flow, in its first call, whose retries wait exactly as long as told."""
-    clock = now or Clock()
-    retries = Retries(max_attempts, RetryBudget(), Deadline(None, clock), uniform=lambda low, _: low)
-    window = FixedWindow(max_in_flight)
-    subject = StreamState(order, window, retries, max_items=max_items, max_bytes=max_bytes, now=clock)
-    subject.begin_call()
-    return subject
-
-
-def answers_to(items: list[item_pb2.Item]) -> list[Answer]:
-    return [Answer(item.item_id) for item in items]
-
-
-def refusals_of(items: list[item_pb2.Item], error: ItemError = BUSY) -> list[Answer]:
-    return [Answer(item.item_id, error=error) for item in items]
-
-
-def ids(answers: list[Answer] | list[item_pb2.Item]) -> list[str]:
-    return [answer.item_id for answer in answers]
-
-
-def offered(subject: StreamState, texts: str) -> StreamState:
-    for text in texts:
-        subject.offer(text)
-    return subject
-
-
-def test_message_takes_what_waits_up_to_its_items() -> None:
-    subject = flow()
+def test_message_has_at_most_max_items() -> None:
+    state = new_state()
     for text in "abcde":
-        subject.offer(text)
-    assert [ids(subject.take(1)), ids(subject.take(1)), ids(subject.take(1))] == [["0", "1", "2"], ["3"], []]
+        state.offer(text)
+    assert [ids(state.take(1)), ids(state.take(1)), ids(state.take(1))] == [["0", "1", "2"], ["3"], []]
 
 
-def test_message_takes_what_waits_up_to_its_bytes_and_a_larger_item_alone() -> None:
-    subject = flow()
+def test_message_has_at_most_max_bytes_unless_it_has_one_item() -> None:
+    state = new_state()
     for text in ("x" * 400, "x" * 400, "x" * 400, "x" * 5000):
-        subject.offer(text)
-    assert [ids(subject.take(1)), ids(subject.take(1)), ids(subject.take(1))] == [["0", "1"], ["2"], ["3"]]
+        state.offer(text)
+    assert [ids(state.take(1)), ids(state.take(1)), ids(state.take(1))] == [["0", "1"], ["2"], ["3"]]
 
 
-def test_answers_make_room_for_as_many_items() -> None:
-    subject = flow(max_in_flight=2)
+def test_answers_free_capacity_for_as_many_items() -> None:
+    state = new_state(max_in_flight=2)
     for text in "abc":
-        subject.offer(text)
-    sent = subject.take(1)
-    assert (len(sent), subject.in_flight, subject.may_take(1)) == (2, 2, False)
-    subject.accept(answers_to(sent[:1]))
-    assert ids(subject.take(1)) == ["2"]
+        state.offer(text)
+    sent = state.take(1)
+    assert (len(sent), state.in_flight, state.can_take(1)) == (2, 2, False)
+    state.on_answers(answers_to(sent[:1]))
+    assert ids(state.take(1)) == ["2"]
 
 
-def test_input_is_held_back_until_answers_are_collected() -> None:
-    subject = flow(max_in_flight=2, max_items=1)
+def test_input_is_blocked_until_answers_are_collected() -> None:
+    state = new_state(max_in_flight=2, max_items=1)
     for text in "abc":
-        assert subject.may_offer()
-        subject.offer(text)
-    assert not subject.may_offer()
-    subject.accept(answers_to(subject.take(1)))
-    assert not subject.may_offer()
-    subject.collect()
-    assert subject.may_offer()
+        assert state.can_offer()
+        state.offer(text)
+    assert not state.can_offer()
+    state.on_answers(answers_to(state.take(1)))
+    assert not state.can_offer()
+    state.collect()
+    assert state.can_offer()
 
 
-def test_text_that_takes_long_does_not_stop_those_after_it() -> None:
-    subject = flow(max_in_flight=2, max_items=1)
-    offered(subject, "a")
-    (slow,) = subject.take(1)
+def test_slow_text_does_not_block_those_after_it() -> None:
+    state = new_state(max_in_flight=2, max_items=1)
+    offer_all(state, "a")
+    (slow,) = state.take(1)
     answered = 0
-    while subject.may_offer():
-        subject.offer("b")
-        subject.accept(answers_to(subject.take(1)))
+    while state.can_offer():
+        state.offer("b")
+        state.on_answers(answers_to(state.take(1)))
         answered += 1
-    assert (answered, subject.collect()) == (4 * (2 + 1), [])
-    subject.accept(answers_to([slow]))
-    assert len(subject.collect()) == answered + 1
-    assert subject.may_offer()
+    assert (answered, state.collect()) == (4 * (2 + 1), [])
+    state.on_answers(answers_to([slow]))
+    assert len(state.collect()) == answered + 1
+    assert state.can_offer()
 
 
-@pytest.mark.parametrize("stray", ["0", "7", "", "nonsense"])
-def test_answer_to_no_item_that_waits_is_the_servers_fault(stray: str) -> None:
-    subject = offered(flow(), "a")
-    subject.accept(answers_to(subject.take(1)))
-    with pytest.raises(ServerError, match=f"item '{stray}'"):
-        subject.accept([Answer(stray)])
+@pytest.mark.parametrize("item_id", ["0", "7", "", "nonsense"])
+def test_unexpected_answer_is_a_server_error(item_id: str) -> None:
+    state = offer_all(new_state(), "a")
+    state.on_answers(answers_to(state.take(1)))
+    with pytest.raises(ServerError, match=f"item '{item_id}'"):
+        state.on_answers([Answer(item_id)])
 
 
-def test_refusal_of_a_whole_message_ends_the_call_with_its_error() -> None:
-    subject = offered(flow(), "ab")
-    subject.take(1)
+def test_rejection_of_a_whole_message_raises_its_error() -> None:
+    state = offer_all(new_state(), "ab")
+    state.take(1)
     with pytest.raises(InvalidRequestError, match="at most 1") as caught:
-        subject.accept([Answer("", error=ItemError("INVALID_ARGUMENT", "TOO_MANY_ITEMS", "at most 1"))])
+        state.on_answers([Answer("", error=ItemError("INVALID_ARGUMENT", "TOO_MANY_ITEMS", "at most 1"))])
     assert caught.value.reason == "TOO_MANY_ITEMS"
 
 
-def test_ids_of_the_caller_stay_here_and_need_not_be_unique_nor_short() -> None:
-    subject = flow(order="completion")
+def test_item_ids_are_not_sent_and_need_not_be_unique_or_short() -> None:
+    state = new_state(order="completion")
     for item_id in ("same", "same", "x" * 1000):
-        subject.offer((item_id, "text"))
-    sent = subject.take(1)
+        state.offer((item_id, "text"))
+    sent = state.take(1)
     assert ids(sent) == ["0", "1", "2"]
-    subject.accept(answers_to(sent[::-1]))
-    assert ids(subject.collect()) == ["x" * 1000, "same", "same"]
+    state.on_answers(answers_to(sent[::-1]))
+    assert ids(state.collect()) == ["x" * 1000, "same", "same"]
 
 
-def test_broken_call_sends_again_exactly_what_was_not_answered() -> None:
-    subject = offered(flow(), "abcde")
-    sent = subject.take(1)
-    subject.accept(answers_to(sent[:1]))
-    assert subject.lose(AWAY) == pytest.approx(0.05)
-    call = subject.begin_call()
-    again = subject.take(call)
+def test_unanswered_items_of_a_broken_call_are_sent_again() -> None:
+    state = offer_all(new_state(), "abcde")
+    sent = state.take(1)
+    state.on_answers(answers_to(sent[:1]))
+    assert state.on_stream_error(UNAVAILABLE) == pytest.approx(0.05)
+    call = state.begin_call()
+    again = state.take(call)
     assert ids(again) == ["1", "2", "3"]
-    subject.accept(answers_to(again))
-    subject.accept(answers_to(subject.take(call)))
-    assert ids(subject.collect()) == ["0", "1", "2", "3", "4"]
+    state.on_answers(answers_to(again))
+    state.on_answers(answers_to(state.take(call)))
+    assert ids(state.collect()) == ["0", "1", "2", "3", "4"]
 
 
-def test_broken_call_takes_nothing_more() -> None:
-    subject = offered(flow(), "abcde")
-    subject.lose(AWAY)
-    assert (subject.may_take(1), subject.take(1)) == (True, [])
-    subject.begin_call()
-    assert (subject.may_take(1), subject.take(1)) == (True, [])
+def test_broken_call_takes_no_more_items() -> None:
+    state = offer_all(new_state(), "abcde")
+    state.on_stream_error(UNAVAILABLE)
+    assert (state.can_take(1), state.take(1)) == (True, [])
+    state.begin_call()
+    assert (state.can_take(1), state.take(1)) == (True, [])
 
 
-def test_next_call_begins_when_there_is_something_to_do() -> None:
-    subject = flow()
-    subject.lose(AWAY)
-    assert not subject.may_begin()
-    subject.offer("a")
-    assert subject.may_begin()
-    subject.accept(answers_to(subject.take(subject.begin_call())))
-    assert not subject.may_begin()
-    subject.end_input()
-    assert (subject.may_begin(), subject.closed) == (True, False)
-    subject.begin_call()
-    assert (subject.closed, subject.error) == (True, None)
+def test_next_call_starts_when_it_has_work_to_do() -> None:
+    state = new_state()
+    state.on_stream_error(UNAVAILABLE)
+    assert not state.can_start_call()
+    state.offer("a")
+    assert state.can_start_call()
+    state.on_answers(answers_to(state.take(state.begin_call())))
+    assert not state.can_start_call()
+    state.end_input()
+    assert (state.can_start_call(), state.closed) == (True, False)
+    state.begin_call()
+    assert (state.closed, state.error) == (True, None)
 
 
-def test_input_without_a_text_gets_a_call() -> None:
-    subject = flow()
-    subject.end_input()
-    subject.lose(AWAY)
-    call = subject.begin_call()
-    assert (subject.closed, subject.may_take(call), subject.take(call)) == (False, True, [])
-    subject.end_answers()
-    assert (subject.closed, subject.error) == (True, None)
+def test_empty_input_makes_one_call() -> None:
+    state = new_state()
+    state.end_input()
+    state.on_stream_error(UNAVAILABLE)
+    call = state.begin_call()
+    assert (state.closed, state.can_take(call), state.take(call)) == (False, True, [])
+    state.on_stream_end()
+    assert (state.closed, state.error) == (True, None)
 
 
-def test_calls_that_break_without_an_answer_are_bounded_and_wait_longer_each_time() -> None:
-    subject = offered(flow(), "a")
-    delays = [subject.lose(AWAY) for _ in range(5)]
+def test_consecutive_broken_calls_are_limited_and_delayed_longer_each_time() -> None:
+    state = offer_all(new_state(), "a")
+    delays = [state.on_stream_error(UNAVAILABLE) for _ in range(5)]
     assert delays == [pytest.approx(0.05), pytest.approx(0.15), pytest.approx(0.45), 1.0, None]
-    assert (subject.error, subject.closed) == (AWAY, True)
+    assert (state.error, state.closed) == (UNAVAILABLE, True)
 
 
-def test_answer_in_between_begins_the_count_again() -> None:
-    subject = flow()
+def test_answer_resets_the_count_of_broken_calls() -> None:
+    state = new_state()
     for text in "abcdefgh":
-        subject.offer(text)
-        subject.accept(answers_to(subject.take(subject.begin_call())))
-        assert subject.lose(AWAY) == pytest.approx(0.05)
+        state.offer(text)
+        state.on_answers(answers_to(state.take(state.begin_call())))
+        assert state.on_stream_error(UNAVAILABLE) == pytest.approx(0.05)
 
 
-def test_item_that_is_lost_every_time_ends_the_call_although_others_are_answered() -> None:
-    subject = flow(max_in_flight=2)
-    subject.offer("deadly")
-    losses = 0
-    while subject.error is None:
-        subject.offer("good")
-        sent = subject.take(subject.begin_call())
-        subject.accept(answers_to(sent[1:]))
-        subject.lose(AWAY)
-        losses += 1
-    assert losses == 5
+def test_item_that_breaks_every_call_ends_the_call_although_others_are_answered() -> None:
+    state = new_state(max_in_flight=2)
+    state.offer("poison")
+    errors = 0
+    while state.error is None:
+        state.offer("good")
+        sent = state.take(state.begin_call())
+        state.on_answers(answers_to(sent[1:]))
+        state.on_stream_error(UNAVAILABLE)
+        errors += 1
+    assert errors == 5
 
 
-def test_failure_that_another_try_cannot_mend_stands() -> None:
-    subject = offered(flow(), "a")
+def test_error_that_is_not_retryable_is_final() -> None:
+    state = offer_all(new_state(), "a")
     error = DeadlineExceededError("DEADLINE_EXCEEDED", "too late")
-    assert subject.lose(error) is None
-    assert subject.error is error
+    assert state.on_stream_error(error) is None
+    assert state.error is error
 
 
-def test_call_that_ends_after_it_was_closed_is_no_loss() -> None:
-    subject = offered(flow(), "a")
-    subject.close()
-    assert (subject.lose(AWAY), subject.error) == (None, None)
+def test_error_after_close_is_ignored() -> None:
+    state = offer_all(new_state(), "a")
+    state.close()
+    assert (state.on_stream_error(UNAVAILABLE), state.error) == (None, None)
 
 
 @pytest.mark.parametrize("order", ["request", "completion"])
-def test_item_that_the_server_is_too_busy_for_is_sent_again_when_told(order: Order) -> None:
+def test_item_rejected_for_overload_is_sent_again_after_the_requested_delay(order: Order) -> None:
     now = Clock()
-    subject = offered(flow(order=order, now=now), "abc")
-    sent = subject.take(1)
-    subject.accept(refusals_of(sent[:2]) + answers_to(sent[2:]))
-    assert ids(subject.collect()) == ([] if order == "request" else ["2"])
-    assert (subject.take(1), subject.wait_s()) == ([], 2.0)
+    state = offer_all(new_state(order=order, now=now), "abc")
+    sent = state.take(1)
+    state.on_answers(rejections_of(sent[:2]) + answers_to(sent[2:]))
+    assert ids(state.collect()) == ([] if order == "request" else ["2"])
+    assert (state.take(1), state.wait_s()) == ([], 2.0)
     now.time = 2.0
-    assert subject.wait_s() == 0.0
-    again = subject.take(1)
-    assert (ids(again), subject.wait_s()) == (["0", "1"], None)
-    subject.accept(answers_to(again))
-    assert ids(subject.collect()) == (["0", "1", "2"] if order == "request" else ["0", "1"])
+    assert state.wait_s() == 0.0
+    again = state.take(1)
+    assert (ids(again), state.wait_s()) == (["0", "1"], None)
+    state.on_answers(answers_to(again))
+    assert ids(state.collect()) == (["0", "1", "2"] if order == "request" else ["0", "1"])
 
 
-def test_item_that_is_refused_too_often_keeps_its_error() -> None:
+def test_rejected_items_share_a_message_after_the_longest_of_their_delays() -> None:
     now = Clock()
-    subject = offered(flow(max_attempts=3, now=now), "a")
+    state = offer_all(new_state(now=now), "ab")
+    first, second = state.take(1)
+    sooner = ItemError("RESOURCE_EXHAUSTED", "OVERLOADED", "too much", retry_after_s=0.5)
+    state.on_answers(rejections_of([first], sooner) + rejections_of([second]))
+    now.time = 1.0
+    assert (state.take(1), state.wait_s()) == ([], 1.0)
+    now.time = 2.0
+    assert ids(state.take(1)) == ["0", "1"]
+
+
+def test_rejected_items_are_sent_before_those_that_were_never_sent() -> None:
+    now = Clock()
+    state = offer_all(new_state(max_in_flight=3, now=now), "abcd")
+    sent = state.take(1)
+    state.on_answers(rejections_of(sent[:1]) + answers_to(sent[1:]))
+    now.time = 2.0
+    assert ids(state.take(1)) == ["0", "3"]
+
+
+def test_concurrency_limit_learns_of_waiting_items_answers_and_overload() -> None:
+    limit = RecordingLimit(3)
+    state = offer_all(new_state(max_items=2, limit=limit), "abcd")
+    sent = state.take(1)
+    assert limit.events == []
+    sent += state.take(1)
+    assert limit.events == ["full"]
+    state.on_answers(rejections_of(sent[:1]) + answers_to(sent[1:]))
+    assert limit.events == ["full", "overload", 2]
+
+
+def test_rejections_cost_retry_budget_and_answers_refill_it() -> None:
+    budget = RetryBudget()
+    full = budget.tokens
+    state = offer_all(new_state(max_items=2, budget=budget), "abcd")
+    state.on_answers(rejections_of(state.take(1)))
+    assert budget.tokens == full - 1  # one message
+    state.on_answers(answers_to(state.take(1)))
+    assert full - 1 < budget.tokens < full
+
+
+def test_item_rejected_max_attempts_times_keeps_its_error() -> None:
+    now = Clock()
+    state = offer_all(new_state(max_attempts=3, now=now), "a")
     for _ in range(3):
-        subject.accept(refusals_of(subject.take(1)))
+        state.on_answers(rejections_of(state.take(1)))
         now.time += 2
-    assert [answer.error for answer in subject.collect()] == [BUSY]
+    assert [answer.error for answer in state.collect()] == [OVERLOADED]
 
 
-def test_item_that_is_refused_for_good_keeps_its_error() -> None:
-    subject = offered(flow(), "ab")
-    too_large = ItemError("RESOURCE_EXHAUSTED", "", "no word of when")
-    first, second = subject.take(1)
-    subject.accept(refusals_of([first], too_large) + refusals_of([second], ItemError("OUT_OF_RANGE", "", "too long")))
-    assert [answer.error and answer.error.message for answer in subject.collect()] == ["no word of when", "too long"]
+def test_item_with_a_final_error_keeps_it() -> None:
+    state = offer_all(new_state(), "ab")
+    too_large = ItemError("RESOURCE_EXHAUSTED", "", "without a delay")
+    first, second = state.take(1)
+    state.on_answers(
+        rejections_of([first], too_large) + rejections_of([second], ItemError("OUT_OF_RANGE", "", "too long"))
+    )
+    assert [answer.error and answer.error.message for answer in state.collect()] == ["without a delay", "too long"]
 
 
-def test_refusals_stand_when_nothing_else_is_left() -> None:
+def test_rejections_are_settled_if_only_rejected_items_remain() -> None:
     now = Clock()
-    subject = offered(flow(now=now), "abc")
-    first, second, third = subject.take(1)
-    subject.accept(refusals_of([first, third]) + answers_to([second]))
+    state = offer_all(new_state(now=now), "abc")
+    first, second, third = state.take(1)
+    state.on_answers(rejections_of([first, third]) + answers_to([second]))
     now.time = 2.0
-    subject.take(1)
-    assert subject.give_up()
-    assert [answer.error for answer in subject.collect()] == [BUSY, None, BUSY]
-    assert subject.unanswered == 0
+    state.take(1)
+    assert state.settle_rejections()
+    assert [answer.error for answer in state.collect()] == [OVERLOADED, None, OVERLOADED]
+    assert state.unanswered == 0
 
 
-def test_refusals_do_not_stand_for_items_that_have_none() -> None:
-    subject = offered(flow(), "abcd")
-    subject.accept(refusals_of(subject.take(1)))
-    assert not subject.give_up()
-    assert (subject.unanswered, subject.collect()) == (4, [])
+def test_rejections_are_not_settled_if_some_item_was_never_rejected() -> None:
+    state = offer_all(new_state(), "abcd")
+    state.on_answers(rejections_of(state.take(1)))
+    assert not state.settle_rejections()
+    assert (state.unanswered, state.collect()) == (4, [])
 
 
-def test_call_that_ends_while_items_wait_to_be_sent_again_is_followed_by_another() -> None:
+def test_stream_that_ends_with_delayed_items_is_followed_by_another() -> None:
     now = Clock()
-    subject = offered(flow(now=now), "a")
-    subject.end_input()
-    subject.accept(refusals_of(subject.take(1)))
-    assert not subject.may_take(1)
-    subject.end_answers()
-    assert not subject.closed
+    state = offer_all(new_state(now=now), "a")
+    state.end_input()
+    state.on_answers(rejections_of(state.take(1)))
+    assert not state.can_take(1)
+    state.on_stream_end()
+    assert not state.closed
     now.time = 2.0
-    call = subject.begin_call()
-    subject.accept(answers_to(subject.take(call)))
-    subject.end_answers()
-    assert (subject.closed, subject.error, ids(subject.collect())) == (True, None, ["0"])
+    call = state.begin_call()
+    state.on_answers(answers_to(state.take(call)))
+    state.on_stream_end()
+    assert (state.closed, state.error, ids(state.collect())) == (True, None, ["0"])
 
 
-def test_end_with_items_unanswered_is_the_servers_fault() -> None:
-    subject = flow()
-    subject.offer("a")
-    subject.end_input()
-    subject.take(1)
-    subject.end_answers()
-    assert isinstance(subject.error, ServerError)
+def test_stream_that_ends_with_unanswered_items_is_a_server_error() -> None:
+    state = new_state()
+    state.offer("a")
+    state.end_input()
+    state.take(1)
+    state.on_stream_end()
+    assert isinstance(state.error, ServerError)
 
 
-def test_end_with_all_items_answered_is_no_error() -> None:
-    subject = flow()
-    subject.offer("a")
-    subject.end_input()
-    subject.accept(answers_to(subject.take(1)))
-    subject.end_answers()
-    assert (subject.error, subject.closed, ids(subject.collect())) == (None, True, ["0"])
+def test_stream_that_ends_with_all_items_answered_is_complete() -> None:
+    state = new_state()
+    state.offer("a")
+    state.end_input()
+    state.on_answers(answers_to(state.take(1)))
+    state.on_stream_end()
+    assert (state.error, state.closed, ids(state.collect())) == (None, True, ["0"])
 
 
-def test_first_failure_is_the_one_that_is_told() -> None:
-    subject = flow()
-    subject.fail(ValueError("first"))
-    subject.fail(ValueError("second"))
-    assert str(subject.error) == "first"
-    assert (subject.may_offer(), subject.may_take(1), subject.may_collect()) == (True, True, True)
-    assert subject.take(1) == []
+def test_first_error_is_kept() -> None:
+    state = new_state()
+    state.fail(ValueError("first"))
+    state.fail(ValueError("second"))
+    assert str(state.error) == "first"
+    assert (state.can_offer(), state.can_take(1), state.can_collect()) == (True, True, True)
+    assert state.take(1) == []
 
 
 @given(
@@ -334,42 +340,42 @@ def test_first_failure_is_the_one_that_is_told() -> None:
     st.sampled_from(["request", "completion"]),
     st.integers(),
 )
-def test_every_text_is_answered_once_within_the_bounds_whatever_breaks(
+def test_every_text_is_answered_once_within_the_limits_whatever_fails(
     sendable: list[bool], max_in_flight: int, max_items: int, order: Order, seed: int
 ) -> None:
-    """Does what may be done in a random order until nothing may be done any more."""
+    """Takes allowed steps in random order until every text is answered."""
     now = Clock()
-    subject = flow(max_in_flight, max_items, order=order, max_attempts=10**9, now=now)
+    state = new_state(max_in_flight, max_items, order=order, max_attempts=10**9, now=now)
     choose = random.Random(seed)
-    texts = ["good" if good else BAD for good in sendable]
+    texts = ["good" if good else UNSENDABLE for good in sendable]
     sent: list[item_pb2.Item] = []
     collected: list[Answer] = []
     call, held = 1, 0
     while len(collected) < len(texts):
-        steps = ["offer"] * (subject.may_offer() and held + len(collected) < len(texts))
-        steps += ["take"] * subject.may_take(call) + ["answer", "answer", "refuse"] * bool(sent)
-        steps += ["collect"] * subject.may_collect() + ["tick"] * (subject.wait_s() is not None)
+        steps = ["offer"] * (state.can_offer() and held + len(collected) < len(texts))
+        steps += ["take"] * state.can_take(call) + ["answer", "answer", "reject"] * bool(sent)
+        steps += ["collect"] * state.can_collect() + ["tick"] * (state.wait_s() is not None)
         steps += ["break"] * bool(steps)
         match choose.choice(steps):  # an empty list here is a deadlock
             case "offer":
-                subject.offer(texts[held + len(collected)])
+                state.offer(texts[held + len(collected)])
                 held += 1
             case "take":
-                sent += subject.take(call)
+                sent += state.take(call)
             case "answer":
-                subject.accept(answers_to([sent.pop(choose.randrange(len(sent)))]))
-            case "refuse":
-                subject.accept(refusals_of([sent.pop(0)]))
+                state.on_answers(answers_to([sent.pop(choose.randrange(len(sent)))]))
+            case "reject":
+                state.on_answers(rejections_of([sent.pop(0)]))
             case "tick":
                 now.time += 1
             case "break":
-                assert subject.lose(AWAY) is not None
-                sent, call = [], subject.begin_call()
+                assert state.on_stream_error(UNAVAILABLE) is not None
+                sent, call = [], state.begin_call()
             case "collect":
-                fresh = subject.collect()
+                fresh = state.collect()
                 held -= len(fresh)
                 collected += fresh
-        assert subject.in_flight == len(sent) <= max_in_flight
+        assert state.in_flight == len(sent) <= max_in_flight
         assert held <= (max_in_flight + max_items) * (5 if order == "request" else 1)
     assert sorted(ids(collected), key=int) == [str(number) for number in range(len(texts))]
     assert order == "completion" or ids(collected) == [str(number) for number in range(len(texts))]

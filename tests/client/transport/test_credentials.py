@@ -30,7 +30,7 @@ KEY = "secret-0123456789"
         ("xds:///localhost", False),
     ],
 )
-def test_target_stays_on_this_machine_or_does_not(target: str, local: bool) -> None:
+def test_local_targets_are_recognized(target: str, local: bool) -> None:
     assert is_local(target) == local
 
 
@@ -39,8 +39,8 @@ def test_key_is_a_bearer_token() -> None:
     assert authorization(None, "10.0.0.1:1", None, False) == ()
 
 
-def test_key_leaves_the_machine_with_tls_or_on_request_only() -> None:
-    with pytest.raises(InvalidRequestError, match="in the clear") as caught:
+def test_key_is_sent_to_another_machine_only_with_tls_or_on_request() -> None:
+    with pytest.raises(InvalidRequestError, match="unencrypted") as caught:
         authorization(KEY, "10.0.0.1:1", None, False)
     assert KEY not in str(caught.value)
     assert authorization(KEY, "10.0.0.1:1", Tls(), False)
@@ -48,34 +48,34 @@ def test_key_leaves_the_machine_with_tls_or_on_request_only() -> None:
 
 
 @pytest.mark.parametrize("key", ["", " ", "schlüssel", "two\nlines", KEY + "\n"])
-def test_what_is_no_key_is_refused_without_being_shown(key: str) -> None:
+def test_malformed_key_is_rejected_without_being_shown(key: str) -> None:
     with pytest.raises(InvalidRequestError, match="api_key") as caught:
         authorization(key, "127.0.0.1:1", None, False)
     assert KEY not in str(caught.value)
 
 
-def test_key_stands_in_no_repr() -> None:
+def test_repr_does_not_contain_the_key() -> None:
     with Client(api_key=KEY) as client:
         assert KEY not in repr(client)
         assert KEY not in str(client)
 
 
-async def test_key_stands_in_no_repr_of_the_asyncio_client() -> None:
+async def test_repr_of_the_asyncio_client_does_not_contain_the_key() -> None:
     async with AsyncClient(api_key=KEY) as client:
         assert KEY not in repr(client)
 
 
-def test_half_of_a_client_certificate_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="give both"):
+def test_client_certificate_without_its_key_is_rejected() -> None:
+    with pytest.raises(InvalidRequestError, match="set both"):
         Tls(key_file="key.pem")
 
 
-def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_error_names_the_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"ca_file: cannot read .*missing\.pem: No such file"):
         Client(tls=Tls(ca_file=tmp_path / "missing.pem"))
 
 
 @pytest.mark.parametrize("options", [{"connections": 0}, {"max_attempts": 0}, {"hedge_after_s": 0}, {"api_key": ""}])
-def test_argument_that_cannot_be_used_is_refused_by_its_name(options: dict[str, float]) -> None:
+def test_error_names_the_invalid_argument(options: dict[str, float]) -> None:
     with pytest.raises(InvalidRequestError, match=next(iter(options))):
         Client(**options)  # type: ignore[arg-type]

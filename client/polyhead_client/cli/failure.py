@@ -1,0 +1,19 @@
+"""The error that ends a command with one line on stderr."""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+import click
+
+
+class CommandError(click.ClickException):
+    """Ends the command with ``polyhead: MESSAGE`` on stderr and ``exit_code`` as its exit status."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance or the class
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Prints the message as one line."""
+        click.echo(f"polyhead: {self.message}", file=file, err=file is None)

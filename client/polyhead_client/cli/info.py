@@ -1,0 +1,57 @@
+"""``polyhead info``: the model behind a server, as a table or as JSON."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from polyhead_client.types import HeadInfo, ModelInfo
+
+# Columns of output that is not a terminal: wide enough that nothing wraps, so that grep finds whole lines.
+_PIPE_WIDTH = 10_000
+
+
+def render(model: ModelInfo) -> str:
+    """Renders a table: styled and wrapped for a terminal, plain and unwrapped otherwise."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, color_system=None, width=_PIPE_WIDTH)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(model):
+        table.add_row(Text(name), Text(value))
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _rows(model: ModelInfo) -> list[tuple[str, str]]:
+    embedding, limits, runtime = model.embedding, model.limits, model.runtime
+    rows = [
+        ("model", model.model_id),
+        ("engine", f"{runtime.engine}, {runtime.device}, {runtime.variant}"),
+        *(("", f"fallback: {reason}") for reason in runtime.fallback_reasons),
+        ("embedding", f"{embedding.dimensions} dimensions, {embedding.pooling} pooling"),
+        ("", "normalized to length 1" if embedding.normalized else "not normalized"),
+        ("", f"embedding space {model.fingerprints.embedding_space}"),
+    ]
+    for head in model.heads:
+        rows += _head_rows(head, model.fingerprints.heads.get(head.name, "unknown"))
+    rows += [
+        ("limits", f"{limits.max_tokens:,} tokens per text, of its first {limits.max_characters:,} characters"),
+        *([("", f"{limits.max_windows:,} windows per text")] if limits.max_windows else []),
+        ("", f"{limits.max_items_per_message:,} items and {limits.max_message_bytes:,} bytes per message"),
+        ("server", f"version {model.server_version}, bundle format {model.bundle_format_version}"),
+    ]
+    return rows
+
+
+def _head_rows(head: HeadInfo, fingerprint: str) -> list[tuple[str, str]]:
+    threshold = "" if head.threshold is None else f", threshold {head.threshold:g}"
+    return [
+        ("head", f"{head.name} ({head.kind}), fingerprint {fingerprint}"),
+        ("", f"labels {', '.join(head.labels)}"),
+        ("", f"temperature {head.temperature:g}{threshold}"),
+    ]
