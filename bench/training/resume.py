@@ -119,8 +119,8 @@ def _killed(command: Sequence[str], destination: Path, after_s: float) -> str:
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    unfinished = destination.with_name(destination.name + ".unfinished")
-    return "after a checkpoint" if (unfinished / "last.safetensors").exists() else "before a checkpoint"
+    in_progress = destination.with_name(destination.name + ".in_progress")
+    return "after a checkpoint" if (in_progress / "last.safetensors").exists() else "before a checkpoint"
 
 
 def train(command: Sequence[str], destination: Path) -> None:

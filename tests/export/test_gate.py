@@ -30,7 +30,7 @@ from polyhead_export.export import _worst_drop
 from polyhead_export.onnx_export import describe_graph, export_graph, signature
 from polyhead_export.runners import torch_pass
 from polyhead_export.settings import Settings
-from polyhead_training.loop.loss import UNLABELLED
+from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.model import Head as ModelHead
 from polyhead_training.model import PolyheadModel, Pooling
 

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of each family, with tokenizers trained on a few sentences, and configurations for them."""
+"""Fixtures of the training tests: tiny random checkpoints of each family and configurations for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LABELS = ["delivery", "product", "account", "support", "billing", "app"]
 WriteConfig = Callable[..., Config]
 
 
-@functools.cache  # Trained anew, it would number its tokens in another order.
+@functools.cache  # Training it again would number its tokens in another order.
 def _wordpiece() -> str:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -59,7 +59,7 @@ def _byte_pairs() -> Tokenizer:
 
 def _bert(folder: Path) -> None:
     tokenizer = Tokenizer.from_str(_wordpiece())
-    # As in all-MiniLM-L6-v2: a tokenizer that pads and truncates on its own.
+    # Like the tokenizer file of all-MiniLM-L6-v2, it has padding and truncation enabled.
     tokenizer.enable_padding(length=128)
     tokenizer.enable_truncation(128)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -80,7 +80,7 @@ def _roberta(folder: Path) -> None:
 
 def _distilbert(folder: Path) -> None:
     vocabulary = Tokenizer.from_str(_wordpiece()).get_vocab()
-    # No tokenizer.json: an older checkpoint, of which the tokenizer has to be converted.
+    # No tokenizer.json, like an older checkpoint, so that the tokenizer must be converted.
     (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)) + "\n")
     config = DistilBertConfig(
         vocab_size=len(vocabulary), max_position_embeddings=40, dim=32, n_layers=2, n_heads=2, hidden_dim=64
@@ -90,13 +90,13 @@ def _distilbert(folder: Path) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def single_thread() -> None:
-    """Models this small spend their time on waking threads, the more so when the machine is busy."""
+    """Limits torch to one thread: tiny models would spend most of their time on waking threads."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folder of a tiny random checkpoint, by family: hidden size 32, two layers, 40 usable positions."""
+    """Folders of tiny random checkpoints by family: hidden size 32, two layers, 40 usable positions."""
     torch.manual_seed(0)
     folders = {}
     for family, write in {"bert": _bert, "roberta": _roberta, "distilbert": _distilbert}.items():
@@ -117,7 +117,7 @@ def rows() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def write_jsonl(tmp_path: Path) -> Callable[[str, Sequence[object]], Path]:
-    """Writes rows as a JSONL file into the test's folder."""
+    """Returns a function that writes rows as a JSONL file into the test's folder."""
 
     def write(name: str, rows: Sequence[object]) -> Path:
         path = tmp_path / name
@@ -134,7 +134,7 @@ def config_file(
     rows: list[dict[str, Any]],
     write_jsonl: Callable[[str, Sequence[object]], Path],
 ) -> Path:
-    """A small configuration on the tiny BERT, with its training and test rows beside it."""
+    """A small configuration on the tiny BERT, with training and test rows in the same folder."""
     write_jsonl("train.jsonl", rows)
     write_jsonl("test.jsonl", rows[:6])
     path = tmp_path / "config.toml"
@@ -166,7 +166,7 @@ def config_file(
 
 @pytest.fixture
 def configure(config_file: Path) -> WriteConfig:
-    """Reads the small configuration with overrides."""
+    """Returns a function that reads the small configuration with overrides."""
 
     def read(*overrides: str) -> Config:
         return read_config(config_file, overrides)
@@ -176,5 +176,5 @@ def configure(config_file: Path) -> WriteConfig:
 
 @pytest.fixture
 def finished_run(tmp_path: Path) -> Path:
-    """A finished run without a model, hostile texts in its data."""
+    """A finished run without a model, with hostile texts in its data."""
     return write_finished_run(tmp_path)

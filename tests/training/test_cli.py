@@ -133,9 +133,9 @@ def test_check_only_names_every_bad_row_with_exit_code_2(
 
 def test_unfinished_run_is_a_mistake_to_be_decided(config_file: Path, tmp_path: Path) -> None:
     invoke(config_file, "--output-dir", tmp_path / "out", "--max-steps", "1")
-    (tmp_path / "out").rename(tmp_path / "out.unfinished")
-    (tmp_path / "out.unfinished" / "identity.json").write_text("{}")
-    (tmp_path / "out.unfinished" / "last.safetensors").write_text("")
+    (tmp_path / "out").rename(tmp_path / "out.in_progress")
+    (tmp_path / "out.in_progress" / "identity.json").write_text("{}")
+    (tmp_path / "out.in_progress" / "last.safetensors").write_text("")
     result = invoke(config_file, "--output-dir", tmp_path / "out")
     assert result.exit_code == 2
     assert "go on with it with --resume, or discard it with --restart" in result.stderr

@@ -47,7 +47,7 @@ def test_every_family_trains_and_comes_back(
     configure: Configure, checkpoints: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
     config = configure(f"model.backbone={checkpoints[family]}", "training.stages.0.train=['all']")
-    evaluation = train(config, tmp_path / "run", max_steps=2, say=silent)
+    evaluation = train(config, tmp_path / "run", max_steps=2, report=silent)
     run = load_run(tmp_path / "run")
     data, backbone = read_data(config), find_backbone(config)
     rows = encode_rows(data.test, data.heads, backbone.tokenizer, 32, backbone.pad_token_id)
@@ -71,7 +71,7 @@ def test_frozen_tensors_are_bit_equal_after_a_run_and_unfrozen_ones_are_not(
         "training.stages.0.train=['head:topic']",
         "training.select=last",
     )
-    train(config, tmp_path / "run", say=silent)
+    train(config, tmp_path / "run", report=silent)
     before, after = weights(config, tmp_path / "run")
     for name in ("embeddings", "layer:1", "pooling", "head:sentiment"):
         assert all(torch.equal(value, after[name][key]) for key, value in before[name].items()), name
@@ -86,7 +86,7 @@ def test_training_learns_its_rows(configure: Configure, tmp_path: Path) -> None:
         "data={train='train.jsonl', validation='train.jsonl'}",
         "training.stages=[{name='all', train=['all'], epochs=30, learning_rate=0.003}]",
     )
-    scores = scores_of(train(config, tmp_path / "run", say=silent), "validation")
+    scores = scores_of(train(config, tmp_path / "run", report=silent), "validation")
     assert scores["topic"].accuracy == 1.0
     assert scores["sentiment"].accuracy == 1.0
     assert scores["topic"].majority_baseline == pytest.approx(1 / 6)
@@ -94,8 +94,8 @@ def test_training_learns_its_rows(configure: Configure, tmp_path: Path) -> None:
 
 def test_same_seed_gives_the_same_weights(configure: Configure, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        train(configure(), tmp_path / name, max_steps=3, say=silent)
-    train(configure("training.seed=9"), tmp_path / "third", max_steps=3, say=silent)
+        train(configure(), tmp_path / name, max_steps=3, report=silent)
+    train(configure("training.seed=9"), tmp_path / "third", max_steps=3, report=silent)
     first, second, third = (
         (tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("first", "second", "third")
     )
@@ -111,7 +111,7 @@ def test_rows_with_one_label_each_train_both_heads(
 ) -> None:
     write_jsonl("train.jsonl", [row | {missing: None} for row in rows for missing in ("label", "sentiment")])
     config = configure()
-    scores = scores_of(train(config, tmp_path / "run", say=silent), "validation")
+    scores = scores_of(train(config, tmp_path / "run", report=silent), "validation")
     assert scores["topic"].rows > 0
     assert scores["sentiment"].rows > 0
     assert scores["topic"].rows + scores["sentiment"].rows == len(read_data(config).validation) == 12
@@ -121,7 +121,7 @@ def test_rows_with_one_label_each_train_both_heads(
 
 
 def test_metrics_have_a_line_for_logged_steps_and_epochs(configure: Configure, tmp_path: Path) -> None:
-    train(configure("training.stages.0.epochs=3"), tmp_path / "run", say=silent)
+    train(configure("training.stages.0.epochs=3"), tmp_path / "run", report=silent)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["stage"]) for line in lines if "loss" in line] == [(10, "first"), (20, "second")]
     assert [(line["step"], line["epoch"]) for line in lines if "epoch" in line] == [(5, 1), (10, 2), (15, 3), (20, 1)]
@@ -139,7 +139,7 @@ def test_run_holds_everything_that_was_found_out(
     texts = ["The parcel is late.", "The parcel is very late.", "Lovely soup!", "I cannot log in."]
     pairs = [{"a": texts[0], "b": text, "score": 5 - place} for place, text in enumerate(texts)]
     write_jsonl("pairs.jsonl", pairs)
-    evaluation = train(configure("data.similarity=pairs.jsonl"), tmp_path / "run", max_steps=7, say=silent)
+    evaluation = train(configure("data.similarity=pairs.jsonl"), tmp_path / "run", max_steps=7, report=silent)
     assert evaluation is not None
     written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert written == json.loads(json.dumps(evaluation.to_json()))
@@ -149,26 +149,26 @@ def test_run_holds_everything_that_was_found_out(
     assert json.loads((tmp_path / "run" / "data.json").read_text())["splits"]["test"]["rows"] == 6
     assert "<html" in (tmp_path / "run" / "report.html").read_text()
     assert (tmp_path / "run" / "README.md").read_text().startswith("---")
-    assert not (tmp_path / "run.unfinished").exists()
+    assert not (tmp_path / "run.in_progress").exists()
 
 
 def test_max_steps_ends_the_run_early(configure: Configure, tmp_path: Path) -> None:
-    said: list[str] = []
-    train(configure(), tmp_path / "run", max_steps=7, say=said.append)
-    assert [line for line in said if line.startswith("stage")] == [
+    reported: list[str] = []
+    train(configure(), tmp_path / "run", max_steps=7, report=reported.append)
+    assert [line for line in reported if line.startswith("stage")] == [
         "stage first: 5 steps, learning rate up to 0.01",
         "stage second: 2 steps, learning rate up to 0.001",
     ]
 
 
 def test_max_steps_may_end_before_the_last_stage(configure: Configure, tmp_path: Path) -> None:
-    said: list[str] = []
-    train(configure(), tmp_path / "run", max_steps=2, say=said.append)
-    assert [line for line in said if line.startswith("stage")] == ["stage first: 2 steps, learning rate up to 0.01"]
+    reported: list[str] = []
+    train(configure(), tmp_path / "run", max_steps=2, report=reported.append)
+    assert [line for line in reported if line.startswith("stage")] == ["stage first: 2 steps, learning rate up to 0.01"]
 
 
 def test_run_without_stages_is_the_backbone_as_it_was(configure: Configure, tmp_path: Path) -> None:
-    assert train(configure("training.stages=[]"), tmp_path / "run", say=silent)
+    assert train(configure("training.stages=[]"), tmp_path / "run", report=silent)
     before, after = weights(configure(), tmp_path / "run")
     assert all(torch.equal(value, after[name][key]) for name, unit in before.items() for key, value in unit.items())
     assert (tmp_path / "run" / "report.html").exists()
@@ -179,7 +179,7 @@ def test_distillation_keeps_the_embedding_near(configure: Configure, tmp_path: P
     moved = {}
     for weight in (0.0, 10.0):
         config = configure(stage, f"training.distillation={weight}", "training.select=last")
-        train(config, tmp_path / str(weight), say=silent)
+        train(config, tmp_path / str(weight), report=silent)
         data, backbone = read_data(config), find_backbone(config)
         rows = encode_rows(data.test, data.heads, backbone.tokenizer, 32, backbone.pad_token_id)
         fresh, trained = build_model(config, backbone, data.heads), load_run(tmp_path / str(weight)).model
@@ -189,28 +189,28 @@ def test_distillation_keeps_the_embedding_near(configure: Configure, tmp_path: P
 
 
 def test_configured_trackers_get_the_metrics(configure: Configure, tmp_path: Path) -> None:
-    train(configure("training.trackers=['tensorboard']"), tmp_path / "run", say=silent)
+    train(configure("training.trackers=['tensorboard']"), tmp_path / "run", report=silent)
     assert list((tmp_path / "run" / "trackers").rglob("events.out.tfevents.*"))
     # It is a run's own: it can be replaced.
-    train(configure(), tmp_path / "run", max_steps=1, say=silent)
+    train(configure(), tmp_path / "run", max_steps=1, report=silent)
     assert not (tmp_path / "run" / "trackers").exists()
 
 
 def test_tracker_that_is_not_there_is_refused(configure: Configure, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.trackers: 'tensorbord' is no tracker that is installed"):
-        train(configure("training.trackers=['tensorbord']"), tmp_path / "run", say=silent)
+        train(configure("training.trackers=['tensorbord']"), tmp_path / "run", report=silent)
 
 
 def test_class_weight_of_a_label_that_is_not_there_is_refused(configure: Configure, tmp_path: Path) -> None:
     head = "{name='topic', kind='softmax', field='label', class_weights={delivry=2.0}}"
     with pytest.raises(ConfigError, match=r"model\.heads\.0\.class_weights: 'delivry' is the label of no training row"):
-        train(configure(f"model.heads=[{head}]"), tmp_path / "run", say=silent)
+        train(configure(f"model.heads=[{head}]"), tmp_path / "run", report=silent)
 
 
 def test_loss_that_is_not_finite_stops_the_run(configure: Configure, tmp_path: Path) -> None:
     overrides = ["training.stages.0.learning_rate=1e30", "training.stages.0.train=['all']", "training.warmup=0"]
     with pytest.raises(DivergenceError, match=r"stage 'first', step [23]: .*lower the stage's learning_rate"):
-        train(configure(*overrides), tmp_path / "runs" / "run", say=silent)
+        train(configure(*overrides), tmp_path / "runs" / "run", report=silent)
     assert not (tmp_path / "runs" / "run").exists()
 
 
@@ -229,7 +229,7 @@ def test_rows_that_have_no_finite_loss_are_named(
     whole = PolyheadModel.forward
     monkeypatch.setattr(PolyheadModel, "forward", poisoned)
     with pytest.raises(DivergenceError, match="not finite") as caught:
-        train(config, tmp_path / "run", say=silent)
+        train(config, tmp_path / "run", report=silent)
     assert len(caught.value.rows) == 1
     assert "train.jsonl:" in caught.value.rows[0]
     assert "Lovely soup" in caught.value.rows[0]
@@ -246,7 +246,7 @@ def test_gradient_that_is_not_finite_stops_the_run(
     whole = Objective.forward
     monkeypatch.setattr(Objective, "forward", steep)
     with pytest.raises(DivergenceError, match="stage 'first', step 1: the loss or its gradient is not finite"):
-        train(configure(), tmp_path / "run", say=silent)
+        train(configure(), tmp_path / "run", report=silent)
     assert not (tmp_path / "run").exists()
 
 
@@ -261,20 +261,20 @@ def test_stage_forgets_the_optimizers_of_earlier_ones(
 
     whole = Accelerator.prepare
     monkeypatch.setattr(Accelerator, "prepare", prepare)
-    train(configure(), tmp_path / "run", say=silent)
+    train(configure(), tmp_path / "run", report=silent)
     assert known == [0, 0]
 
 
 def test_destination_is_checked_before_anything_is_read(configure: Configure, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(RunError, match="exists and is not a run"):
-        train(configure("data.train=nowhere.jsonl"), tmp_path / "mine", say=silent)
+        train(configure("data.train=nowhere.jsonl"), tmp_path / "mine", report=silent)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_half_precision_without_a_gpu_is_refused(configure: Configure, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.mixed_precision: 'fp16' needs a GPU"):
-        train(configure("training.mixed_precision=fp16"), tmp_path / "run", say=silent)
+        train(configure("training.mixed_precision=fp16"), tmp_path / "run", report=silent)
 
 
 @pytest.fixture
@@ -287,7 +287,7 @@ def new_process_state() -> Iterator[None]:
 
 @pytest.mark.usefixtures("new_process_state")
 def test_bfloat16_trains(configure: Configure, tmp_path: Path) -> None:
-    train(configure("training.mixed_precision=bf16"), tmp_path / "run", max_steps=2, say=silent)
+    train(configure("training.mixed_precision=bf16"), tmp_path / "run", max_steps=2, report=silent)
     assert next(load_run(tmp_path / "run").model.parameters()).dtype == torch.float32
 
 
@@ -299,4 +299,4 @@ def test_damaged_weights_are_a_backbone_error(
     for path in checkpoints["bert"].iterdir():
         (copy / path.name).write_bytes(path.read_bytes()[: 500 if path.suffix == ".safetensors" else None])
     with pytest.raises(BackboneError, match="its weights cannot be read"):
-        train(configure("model.backbone=copy"), tmp_path / "run", say=silent)
+        train(configure("model.backbone=copy"), tmp_path / "run", report=silent)

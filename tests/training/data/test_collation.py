@@ -8,7 +8,7 @@ import torch
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.collation import EncodedRows, encode_rows
 from polyhead_training.data.dataset import Row
-from polyhead_training.loop.loss import UNLABELLED
+from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.tokenization import load_tokenizer
 
 

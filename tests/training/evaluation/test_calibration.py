@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.evaluation.calibration import best_threshold, fit_temperature
 from polyhead_training.evaluation.metrics import macro_f1
-from polyhead_training.evaluation.probabilities import answers, certainties, log_probabilities
-from polyhead_training.loop.loss import UNLABELLED
+from polyhead_training.evaluation.probabilities import answers, confidences, log_probabilities
 from polyhead_training.model import HeadKind
 
 
@@ -30,7 +30,7 @@ def test_temperature_takes_back_what_sharpened_the_logits(kind: HeadKind, factor
 def test_no_temperature_near_by_is_likelier(kind: HeadKind) -> None:
     logits, targets = _drawn(kind, 2_000, 2.5)
     found = fit_temperature(kind, logits, targets)
-    best, cooler, warmer = (certainties(kind, logits, targets, found * change).nll.mean() for change in (1, 0.97, 1.03))
+    best, cooler, warmer = (confidences(kind, logits, targets, found * change).nll.mean() for change in (1, 0.97, 1.03))
     assert best < min(cooler, warmer)
 
 
@@ -39,7 +39,7 @@ def test_no_temperature_near_by_is_likelier(kind: HeadKind) -> None:
 def test_temperature_never_makes_validation_less_likely(rows: int, factor: float) -> None:
     logits, targets = _drawn("softmax", rows, factor)
     found = fit_temperature("softmax", logits, targets)
-    before, after = (certainties("softmax", logits, targets, value).nll.mean() for value in (1.0, found))
+    before, after = (confidences("softmax", logits, targets, value).nll.mean() for value in (1.0, found))
     assert after <= before + 1e-9
 
 

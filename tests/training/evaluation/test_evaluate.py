@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from polyhead_training.config import HeadConfig
+from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.evaluation.calibration import best_threshold, fit_temperature
 from polyhead_training.evaluation.evaluate import Evaluation, Split, evaluate_run, table, worst_errors
 from polyhead_training.evaluation.similarity import Correlations, Similarity
-from polyhead_training.loop.loss import UNLABELLED
 
 TOPIC = HeadConfig(name="topic", kind="softmax", labels=("app", "billing", "support"))
 SENTIMENT = HeadConfig(name="sentiment", kind="sigmoid", labels=("negative", "positive"))
@@ -100,8 +100,8 @@ def test_splits_without_rows_have_scores_without_figures() -> None:
 def test_errors_are_wrong_answers_with_their_place_the_surest_first() -> None:
     found, split = _evaluate().splits["test"]["topic"], _split(200, 1)
     assert len(found.errors) == 20
-    certainties = [error.probability for error in found.errors]
-    assert certainties == sorted(certainties, reverse=True)
+    confidences = [error.probability for error in found.errors]
+    assert confidences == sorted(confidences, reverse=True)
     for error in found.errors:
         row = error.line - 1
         assert (error.text, error.path) == (f"text {row}", "rows.jsonl")

@@ -10,8 +10,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.evaluation.metrics import HeadScore, LabelScore, macro_f1, quick_score, score
-from polyhead_training.loop.loss import UNLABELLED
 from polyhead_training.model import HeadKind
 
 NAMES = ("a", "b", "c")

@@ -6,16 +6,16 @@ import math
 
 import numpy as np
 import pytest
+from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.evaluation.probabilities import (
     BINS,
     Bin,
     answers,
     calibration,
-    certainties,
+    confidences,
     labelled,
     log_probabilities,
 )
-from polyhead_training.loop.loss import UNLABELLED
 
 
 def test_probabilities_of_a_softmax_head_are_its_softmax() -> None:
@@ -66,7 +66,7 @@ def test_rows_without_a_label_are_left_out() -> None:
 
 
 def test_certainties_of_a_row_are_what_the_definitions_say() -> None:
-    found = certainties("softmax", np.log([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]]), np.array([0, 0]))
+    found = confidences("softmax", np.log([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]]), np.array([0, 0]))
     np.testing.assert_allclose(found.nll, [-math.log(0.7), -math.log(0.1)])
     np.testing.assert_allclose(found.brier, [0.09 + 0.04 + 0.01, 0.81 + 0.04 + 0.49])
     np.testing.assert_allclose(found.confidence, [0.7, 0.7])
@@ -74,14 +74,14 @@ def test_certainties_of_a_row_are_what_the_definitions_say() -> None:
 
 
 def test_brier_score_of_a_sigmoid_head_looks_at_one_label() -> None:
-    found = certainties("sigmoid", np.array([[math.log(3)], [math.log(3)]]), np.array([1, 0]))
+    found = confidences("sigmoid", np.array([[math.log(3)], [math.log(3)]]), np.array([1, 0]))
     np.testing.assert_allclose(found.brier, [0.25**2, 0.75**2])
 
 
 def test_ece_is_the_mean_gap_of_confidence_and_accuracy() -> None:
     # Four rows at 0.9, three of them right; one row at 0.6, wrong.
     probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]])
-    found = calibration(certainties("softmax", np.log(probabilities), np.array([0, 0, 0, 1, 1])))
+    found = calibration(confidences("softmax", np.log(probabilities), np.array([0, 0, 0, 1, 1])))
     assert found.ece == pytest.approx((4 * abs(0.9 - 0.75) + 0.6) / 5)
     assert found.nll == pytest.approx(-(3 * math.log(0.9) + math.log(0.1) + math.log(0.4)) / 5)
     assert found.brier == pytest.approx((3 * 0.02 + 1.62 + 0.72) / 5)
@@ -89,7 +89,7 @@ def test_ece_is_the_mean_gap_of_confidence_and_accuracy() -> None:
 
 def test_bins_hold_every_row_once_and_say_nothing_when_empty() -> None:
     probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]])
-    bins = calibration(certainties("softmax", np.log(probabilities), np.array([0, 0, 0, 1, 1]))).reliability
+    bins = calibration(confidences("softmax", np.log(probabilities), np.array([0, 0, 0, 1, 1]))).reliability
     assert len(bins) == BINS
     assert {place: found.count for place, found in enumerate(bins) if found.count} == {8: 1, 13: 4}
     assert bins[13].confidence == pytest.approx(0.9)
@@ -98,5 +98,5 @@ def test_bins_hold_every_row_once_and_say_nothing_when_empty() -> None:
 
 
 def test_certain_rows_fall_into_the_last_bin() -> None:
-    found = certainties("softmax", np.array([[800.0, 0.0]]), np.array([0]))
+    found = confidences("softmax", np.array([[800.0, 0.0]]), np.array([0]))
     assert found.place.tolist() == [BINS - 1]

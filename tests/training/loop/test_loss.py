@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from polyhead_training.config import HeadConfig, TrainingConfig
-from polyhead_training.loop.loss import UNLABELLED, Losses, Objective, class_weights, head_loss
+from polyhead_training.data.labels import UNLABELLED
+from polyhead_training.loop.loss import Losses, Objective, class_weights, head_loss
 from polyhead_training.model import Outputs
 from torch import Tensor
 from torch.nn import functional

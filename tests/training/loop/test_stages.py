@@ -10,7 +10,7 @@ from polyhead_training.backbone import find_backbone
 from polyhead_training.config import Config, StageConfig
 from polyhead_training.data.dataset import read_data
 from polyhead_training.errors import ConfigError
-from polyhead_training.loop.stages import Stage, check_stages, join_steps, learning_rates, unit_names, units
+from polyhead_training.loop.stages import Stage, check_stages, learning_rates, unfreeze_steps, unit_names, units
 from polyhead_training.model import PolyheadModel
 from polyhead_training.train import build_model
 
@@ -83,7 +83,7 @@ def test_frozen_units_have_no_dropout(build: Callable[..., PolyheadModel]) -> No
 
 def test_gradual_unfreezing_goes_down_from_the_top(build: Callable[..., PolyheadModel]) -> None:
     config = stage("all", unfreeze_over=0.6)
-    assert join_steps(config, NAMES, steps=100) == {
+    assert unfreeze_steps(config, NAMES, steps=100) == {
         "head:topic": 0,
         "head:sentiment": 0,
         "pooling": 0,

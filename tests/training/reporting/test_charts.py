@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 from markupsafe import Markup
-from polyhead_training.reporting.charts import COLORS, Series, line_chart, reliability_chart, strip
+from polyhead_training.reporting.charts import COLORS, Series, interval_bar, line_chart, reliability_chart
 
 HOSTILE = "<script>alert('no')</script>"
 
@@ -106,11 +106,11 @@ def test_fuller_bins_have_larger_dots() -> None:
 
 
 def test_strip_holds_figure_interval_and_baseline() -> None:
-    root = _parse(strip(0.75, [0.7, 0.8], 0.5))
+    root = _parse(interval_bar(0.75, [0.7, 0.8], 0.5))
     [dot], [box] = list(root.iter("circle")), list(root.iter("rect"))
     [base] = [line for line in root.iter("line") if line.attrib["class"] == "base"]
     assert float(dot.attrib["cx"]) == 4 + 252 * 0.75
     assert float(box.attrib["x"]) == pytest.approx(4 + 252 * 0.7, abs=0.1)
     assert float(box.attrib["width"]) == pytest.approx(252 * 0.1, abs=0.15)
     assert float(base.attrib["x1"]) == 4 + 252 * 0.5
-    assert root.attrib["aria-label"] == "75.0%, the commonest label alone 50.0%"
+    assert root.attrib["aria-label"] == "75.0%, majority baseline 50.0%"

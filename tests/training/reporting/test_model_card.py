@@ -46,7 +46,8 @@ def test_front_matter_is_what_the_hub_reads(finished_run: Path) -> None:
     assert "license" not in found
     [model] = found["model-index"]
     evaluation = json.loads((finished_run / "evaluation.json").read_bytes())
-    metrics = {metric["name"]: metric["value"] for metric in model["results"][0]["metrics"]}
+    results = {result["dataset"]["split"]: result["metrics"] for result in model["results"]}
+    metrics = {metric["name"]: metric["value"] for metric in [*results["validation"], *results["test"]]}
     assert metrics["topic accuracy (test)"] == pytest.approx(evaluation["test"]["topic"]["accuracy"], abs=1e-4)
     assert metrics["sentiment f1 (validation)"] == pytest.approx(
         evaluation["validation"]["sentiment"]["macro_f1"], abs=1e-4
@@ -69,7 +70,7 @@ def test_sections_stand_in_order(finished_run: Path) -> None:
         "Evaluation",
         "Calibration",
         "Limits",
-        "Use",
+        "Usage",
     ]
 
 
@@ -79,7 +80,7 @@ def test_figures_have_their_intervals_and_baselines(finished_run: Path) -> None:
     interval = f"{found['accuracy']:.4f} [{low:.4f}, {high:.4f}]"
     others = " | ".join(f"{found[name]:.4f}" for name in ("majority_baseline", "macro_f1", "ece"))
     assert f"| test | `topic` | 120 | {interval} | {others} |" in _card(finished_run)
-    assert "0.8674 before training, 0.8551 after." in _card(finished_run)
+    assert "0.8674 before training, 0.8551 after training." in _card(finished_run)
 
 
 def test_calibration_is_told_before_and_after(finished_run: Path) -> None:
@@ -91,7 +92,7 @@ def test_data_and_what_is_wrong_with_it_are_summed_up(finished_run: Path) -> Non
     card = _card(finished_run)
     assert "| train | 1,200 | 4 | 1.2 % |" in card
     assert "| test | 0 |" not in card
-    assert "3 texts stand in two splits" in card
+    assert "3 texts occur in two splits" in card
     (finished_run / "data.json").unlink()
     assert "## Data" not in _card(finished_run)
 
@@ -99,12 +100,12 @@ def test_data_and_what_is_wrong_with_it_are_summed_up(finished_run: Path) -> Non
 def test_weakest_labels_are_named(finished_run: Path) -> None:
     labels = json.loads((finished_run / "evaluation.json").read_bytes())["test"]["sentiment"]["labels"]
     f1, name = min((found["f1"], name) for name, found in labels.items())
-    assert f"- `sentiment` is weakest at `{name}` (F1 {f1:.2f})." in _card(finished_run)
-    assert "`urgent` is weakest" not in _card(finished_run)
+    assert f"- The weakest labels of `sentiment` are `{name}` (F1 {f1:.2f})." in _card(finished_run)
+    assert "weakest labels of `urgent`" not in _card(finished_run)
 
 
 def test_token_limit_is_told(finished_run: Path) -> None:
-    assert "reads the first 256 tokens of a text" in _card(finished_run)
+    assert "Texts are truncated to 256 tokens" in _card(finished_run)
 
 
 def test_run_that_measured_nothing_has_a_card(finished_run: Path) -> None:

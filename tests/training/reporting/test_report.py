@@ -71,7 +71,7 @@ def test_texts_and_labels_of_the_data_stay_text(finished_run: Path) -> None:
 def test_sections_stand_in_order(finished_run: Path) -> None:
     html = render_report(read_results(finished_run))
     assert re.findall("<h2>(.*?)</h2>", html) == [
-        "Results",
+        "Evaluation",
         "Sentence embedding",
         "Training",
         "Head topic",
@@ -79,7 +79,7 @@ def test_sections_stand_in_order(finished_run: Path) -> None:
         "Head urgent",
         "Data",
         "Configuration",
-        "Made with",
+        "Versions",
     ]
 
 
@@ -98,20 +98,20 @@ def test_head_no_better_than_the_majority_is_told_so(finished_run: Path) -> None
     path = finished_run / "evaluation.json"
     content = json.loads(path.read_bytes())
     content["test"]["topic"]["majority_baseline"] = content["test"]["topic"]["intervals"]["accuracy"][0]
-    assert "not clearly above" not in _page(finished_run).text
+    assert "not significantly above" not in _page(finished_run).text
     path.write_text(json.dumps(content))
-    assert "not clearly above" in _page(finished_run).text
+    assert "not significantly above" in _page(finished_run).text
 
 
 def test_embedding_is_compared_with_the_one_before_training(finished_run: Path) -> None:
     text = " ".join(_page(finished_run).text.split())
-    assert "Before training 0.867, a change of -0.012." in text
+    assert "Before training: 0.867, change -0.012." in text
     assert "Spearman0.86740.8551 -0.0123" in text
     assert "Pearson0.8600- -" in text
 
 
 def test_head_without_labels_is_told_so(finished_run: Path) -> None:
-    assert "Neither test nor validation has a label for this head." in _page(finished_run).text
+    assert "Test and validation have no labels for this head." in _page(finished_run).text
 
 
 def test_long_texts_are_cut(finished_run: Path) -> None:
@@ -127,7 +127,7 @@ def test_wrong_answers_name_their_place(finished_run: Path) -> None:
 
 def test_data_is_summed_up_with_its_warnings(finished_run: Path) -> None:
     text = " ".join(_page(finished_run).text.replace("\N{NO-BREAK SPACE}", " ").split())
-    assert f"3 texts of test stand in train: {HOSTILE}" in text
+    assert f"3 texts of test occur in train: {HOSTILE}" in text
     assert "train1,2000 41 1240300 1.2 %0.4 %" in text
     assert "train and test12 a.jsonl:3 and b.jsonl:9" in text
     assert "app 400 33.3 %" in text
@@ -142,9 +142,9 @@ def test_configuration_is_shown_as_it_was(finished_run: Path) -> None:
 
 def test_stages_are_marked_where_they_begin(finished_run: Path) -> None:
     html = render_report(read_results(finished_run))
-    loss = html[html.index("Loss of each head") : html.index("Learning rate of")]
+    loss = html[html.index("Training loss by head") : html.index("Learning rate<")]
     assert re.findall(r'text-anchor="start">(\w+)<', loss) == ["first", "second"]
-    assert "embedding, 1 - cosine" in loss
+    assert "distillation, 1 - cosine" in loss
 
 
 @pytest.mark.parametrize(
@@ -169,27 +169,27 @@ def test_run_without_any_labels_has_a_report(finished_run: Path) -> None:
     nothing = dict.fromkeys(content["test"], content["test"]["urgent"])
     path.write_text(json.dumps({"validation": nothing}))
     (finished_run / "metrics.jsonl").write_text("")
-    assert "nothing could be measured" in _page(finished_run).text
+    assert "so there are no metrics" in _page(finished_run).text
 
 
 def test_large_confusion_matrix_shows_the_labels_confused_most(tmp_path: Path) -> None:
     head = HeadConfig(name="topic", kind="softmax", labels=tuple(f"label {number}" for number in range(150)))
     write_finished_run(tmp_path, [head])
     html = render_report(read_results(tmp_path))
-    matrix = html[html.index('<table class="matrix') : html.index("Colour is the share")]
+    matrix = html[html.index('<table class="matrix') : html.index("Color: share of the row")]
     assert matrix.count("<tr>") == 21
     assert matrix.count("<td") == 400
-    assert "The 20 labels that are confused most; 130 others are left out." in _Page(html).text
+    assert "Shows the 20 most confused labels and omits 130 others." in _Page(html).text
 
 
 def test_small_confusion_matrix_is_whole(finished_run: Path) -> None:
     counts = json.loads((finished_run / "evaluation.json").read_bytes())["test"]["topic"]["confusion"]
     html = render_report(read_results(finished_run))
-    matrix = html[html.index('<table class="matrix') : html.index("Colour is the share")]
+    matrix = html[html.index('<table class="matrix') : html.index("Color: share of the row")]
     assert [int(count) for count in re.findall(r"<td[^>]*>(\d+)</td>", matrix)] == [
         count for row in counts for count in row
     ]
-    assert "left out" not in _Page(html).text
+    assert "omits" not in _Page(html).text
 
 
 @pytest.mark.parametrize("count", [1, 8])

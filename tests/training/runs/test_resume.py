@@ -17,7 +17,7 @@ from polyhead_training.errors import ResumeError, StoppedError, StorageError
 from polyhead_training.loop.loop import Loop
 from polyhead_training.runs import checkpoint, in_progress
 from polyhead_training.runs.checkpoint import save_last
-from polyhead_training.runs.in_progress import IDENTITY_NAME, Unfinished, unfinished_path, unfinished_run
+from polyhead_training.runs.in_progress import IDENTITY_NAME, ResumePolicy, in_progress_path, in_progress_run
 from polyhead_training.runs.run_directory import load_run
 from polyhead_training.train import train
 from safetensors import SafetensorError
@@ -56,7 +56,7 @@ def test_run_that_was_killed_goes_on_to_the_same_bytes(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     config = configure(*EVERYTHING)
-    train(config, tmp_path / "whole", say=silent)
+    train(config, tmp_path / "whole", report=silent)
     advance = Loop._advance
 
     def die(self: Loop, *arguments: object, **options: object) -> None:
@@ -67,37 +67,37 @@ def test_run_that_was_killed_goes_on_to_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "_advance", die)
         with pytest.raises(Killed):
-            train(config, tmp_path / "run", say=silent)
-    said: list[str] = []
-    train(config, tmp_path / "run", policy="resume", say=said.append)
+            train(config, tmp_path / "run", report=silent)
+    reported: list[str] = []
+    train(config, tmp_path / "run", policy="resume", report=reported.append)
     saved = [n for n in (3, 5, 6, 9, 10, 12, 15) if n < step]
-    assert [line for line in said if line.startswith("resumed")] == [f"resumed after step {n}" for n in saved[-1:]]
+    assert [line for line in reported if line.startswith("resumed")] == [f"resumed after step {n}" for n in saved[-1:]]
     assert files(tmp_path / "run") == files(tmp_path / "whole")
     assert curve(tmp_path / "run") == curve(tmp_path / "whole")
 
 
 def test_stop_saves_and_goes_on_to_the_same_bytes(configure: Configure, tmp_path: Path) -> None:
     config = configure(*EVERYTHING)
-    train(config, tmp_path / "whole", say=silent)
+    train(config, tmp_path / "whole", report=silent)
     asked = iter([False] * 6 + [True])
     with pytest.raises(StoppedError, match="stopped after step 7"):
-        train(config, tmp_path / "run", stop=lambda: next(asked), say=silent)
+        train(config, tmp_path / "run", stop=lambda: next(asked), report=silent)
     assert not (tmp_path / "run").exists()
-    train(config, tmp_path / "run", policy="resume", say=silent)
+    train(config, tmp_path / "run", policy="resume", report=silent)
     assert files(tmp_path / "run") == files(tmp_path / "whole")
 
 
 def stopped(config: Config, destination: Path) -> None:
     with pytest.raises(StoppedError):
-        train(config, destination, stop=lambda: True, say=silent)
+        train(config, destination, stop=lambda: True, report=silent)
 
 
 def test_unfinished_run_is_not_discarded_unasked(configure: Configure, tmp_path: Path) -> None:
     stopped(configure(), tmp_path / "run")
     with pytest.raises(ResumeError, match="holds a run that is not finished: go on with it with --resume"):
-        train(configure(), tmp_path / "run", say=silent)
-    assert (tmp_path / "run.unfinished" / "last.safetensors").exists()
-    train(configure(), tmp_path / "run", policy="restart", max_steps=1, say=silent)
+        train(configure(), tmp_path / "run", report=silent)
+    assert (tmp_path / "run.in_progress" / "last.safetensors").exists()
+    train(configure(), tmp_path / "run", policy="restart", max_steps=1, report=silent)
     assert (tmp_path / "run" / "run.json").exists()
 
 
@@ -111,7 +111,7 @@ def test_unfinished_run_is_not_discarded_unasked(configure: Configure, tmp_path:
 def test_resumed_run_has_to_be_the_same(configure: Configure, tmp_path: Path, override: str, message: str) -> None:
     stopped(configure(), tmp_path / "run")
     with pytest.raises(ResumeError, match=message):
-        train(configure(override), tmp_path / "run", policy="resume", say=silent)
+        train(configure(override), tmp_path / "run", policy="resume", report=silent)
 
 
 def test_changed_rows_are_noticed(configure: Configure, config_file: Path, tmp_path: Path) -> None:
@@ -119,16 +119,16 @@ def test_changed_rows_are_noticed(configure: Configure, config_file: Path, tmp_p
     path = config_file.with_name("train.jsonl")
     path.write_text(path.read_text().replace("Lovely", "Horrid"))
     with pytest.raises(ResumeError, match="data_sha256"):
-        train(configure(), tmp_path / "run", policy="resume", say=silent)
+        train(configure(), tmp_path / "run", policy="resume", report=silent)
 
 
 def test_renamed_labels_are_noticed(configure: Configure, config_file: Path, tmp_path: Path) -> None:
-    train(configure(), tmp_path / "run", max_steps=1, say=silent)
+    train(configure(), tmp_path / "run", max_steps=1, report=silent)
     path = config_file.with_name("train.jsonl")
     # The same place in the order of the labels: the rows as numbers do not change.
     path.write_text(path.read_text().replace('"app"', '"apps"'))
     config_file.with_name("test.jsonl").write_text("")
-    assert train(configure("data.test=[]"), tmp_path / "run", max_steps=1, policy="resume", say=silent)
+    assert train(configure("data.test=[]"), tmp_path / "run", max_steps=1, policy="resume", report=silent)
     assert load_run(tmp_path / "run").heads[0]["labels"][1] == "apps"
 
 
@@ -144,55 +144,62 @@ def test_run_that_died_while_it_was_tidied_up_is_complete(
     with monkeypatch.context() as patch:
         patch.setattr("polyhead_training.runs.in_progress._clear", die)
         with pytest.raises(Killed):
-            train(configure("training.trackers=['tensorboard']"), tmp_path / "run", max_steps=1, say=silent)
-    assert (tmp_path / "run.unfinished").exists()
+            train(configure("training.trackers=['tensorboard']"), tmp_path / "run", max_steps=1, report=silent)
+    assert (tmp_path / "run.in_progress").exists()
     config = configure("training.trackers=['tensorboard']")
-    assert train(config, tmp_path / "run", max_steps=1, policy="resume", say=silent) is None
-    assert train(config, tmp_path / "run", max_steps=2, policy="restart", say=silent)
+    assert train(config, tmp_path / "run", max_steps=1, policy="resume", report=silent) is None
+    assert train(config, tmp_path / "run", max_steps=2, policy="restart", report=silent)
 
 
 def test_metrics_that_lost_lines_are_named(configure: Configure, tmp_path: Path) -> None:
     stages = "training.stages=[{name='one', train=['heads'], epochs=4, learning_rate=0.01}]"
     asked = iter([False] * 12 + [True])
     with pytest.raises(StoppedError):
-        train(configure(stages), tmp_path / "run", stop=lambda: next(asked), say=silent)
-    (tmp_path / "run.unfinished" / "metrics.jsonl").write_text("")
+        train(configure(stages), tmp_path / "run", stop=lambda: next(asked), report=silent)
+    (tmp_path / "run.in_progress" / "metrics.jsonl").write_text("")
     with pytest.raises(ResumeError, match=r"metrics\.jsonl: is shorter than at the last checkpoint"):
-        train(configure(stages), tmp_path / "run", policy="resume", say=silent)
+        train(configure(stages), tmp_path / "run", policy="resume", report=silent)
 
 
 def test_damaged_checkpoint_is_named(configure: Configure, tmp_path: Path) -> None:
     stopped(configure(), tmp_path / "run")
-    path = tmp_path / "run.unfinished" / "last.safetensors"
+    path = tmp_path / "run.in_progress" / "last.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ResumeError, match=r"last\.safetensors: cannot be read .*--restart"):
-        train(configure(), tmp_path / "run", policy="resume", say=silent)
+        train(configure(), tmp_path / "run", policy="resume", report=silent)
 
 
 def test_resume_of_a_complete_run_changes_nothing(configure: Configure, tmp_path: Path) -> None:
-    train(configure(), tmp_path / "run", max_steps=1, say=silent)
+    train(configure(), tmp_path / "run", max_steps=1, report=silent)
     before = files(tmp_path / "run")
-    said: list[str] = []
-    assert train(configure(), tmp_path / "run", max_steps=1, policy="resume", say=said.append) is None
-    assert said[-1].endswith("is complete: there is nothing to resume")
+    reported: list[str] = []
+    assert train(configure(), tmp_path / "run", max_steps=1, policy="resume", report=reported.append) is None
+    assert reported[-1].endswith("is complete: there is nothing to resume")
     assert files(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize("policy", ["resume", "restart"])
 def test_complete_run_of_another_start_is_kept_until_it_is_replaced(
-    configure: Configure, tmp_path: Path, policy: Unfinished
+    configure: Configure, tmp_path: Path, policy: ResumePolicy
 ) -> None:
-    train(configure(), tmp_path / "run", max_steps=1, say=silent)
-    before, said = files(tmp_path / "run"), list[str]()
+    train(configure(), tmp_path / "run", max_steps=1, report=silent)
+    before, reported = files(tmp_path / "run"), list[str]()
 
     def stop() -> bool:
-        assert any("config.training.seed = 0, this start has 5: it is replaced once this" in line for line in said)
+        assert any("config.training.seed = 0, this start has 5: it is replaced once this" in line for line in reported)
         return True
 
     with pytest.raises(StoppedError):
-        train(configure("training.seed=5"), tmp_path / "run", max_steps=2, policy=policy, stop=stop, say=said.append)
+        train(
+            configure("training.seed=5"),
+            tmp_path / "run",
+            max_steps=2,
+            policy=policy,
+            stop=stop,
+            report=reported.append,
+        )
     assert files(tmp_path / "run") == before
-    assert train(configure("training.seed=5"), tmp_path / "run", max_steps=2, policy="resume", say=silent)
+    assert train(configure("training.seed=5"), tmp_path / "run", max_steps=2, policy="resume", report=silent)
     assert files(tmp_path / "run") != before
 
 
@@ -206,25 +213,25 @@ def test_last_weights_are_kept_where_they_are_asked_for(
     overrides = ["training.stages=[{name='all', train=['all'], epochs=3, learning_rate=0.01}]", "data.test=[]"]
     one_head = "model.heads=[{name='topic', kind='softmax', field='label'}]"
     for select in ("best", "last"):
-        train(configure(*overrides, one_head, f"training.select={select}"), tmp_path / select, say=silent)
+        train(configure(*overrides, one_head, f"training.select={select}"), tmp_path / select, report=silent)
     kept = {select: (tmp_path / select / "model" / "model.safetensors").read_bytes() for select in ("best", "last")}
     assert kept["best"] != kept["last"]
 
 
 def test_two_processes_cannot_train_into_one_directory(tmp_path: Path) -> None:
-    with unfinished_run(tmp_path / "run", {}, "refuse"):
-        second = unfinished_run(tmp_path / "run", {}, "restart")
+    with in_progress_run(tmp_path / "run", {}, "refuse"):
+        second = in_progress_run(tmp_path / "run", {}, "restart")
         with pytest.raises(ResumeError, match="another process is training into it"):
             second.__enter__()
-        assert (tmp_path / "run.unfinished" / IDENTITY_NAME).exists()
+        assert (tmp_path / "run.in_progress" / IDENTITY_NAME).exists()
 
 
 def test_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    folder = unfinished_path(tmp_path / "run")
+    folder = in_progress_path(tmp_path / "run")
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
     with pytest.raises(ResumeError, match="is no unfinished run; it was left untouched"):
-        unfinished_run(tmp_path / "run", {}, "restart").__enter__()
+        in_progress_run(tmp_path / "run", {}, "restart").__enter__()
     assert (folder / "thesis.txt").read_text() == "years of work"
 
 
@@ -257,10 +264,10 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_accumulated_passes_are_one_large_one(configure: Configure, quiet_heads: list[str], tmp_path: Path) -> None:
-    train(configure(*quiet_heads, "training.batch_size=2"), tmp_path / "small", say=silent)
+    train(configure(*quiet_heads, "training.batch_size=2"), tmp_path / "small", report=silent)
     for name, size, passes in (("whole", 4, 1), ("parts", 1, 4)):
         overrides = [f"training.batch_size={size}", f"training.gradient_accumulation={passes}"]
-        train(configure(*quiet_heads, *overrides), tmp_path / name, say=silent)
+        train(configure(*quiet_heads, *overrides), tmp_path / name, report=silent)
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
     assert losses(tmp_path / "parts") != pytest.approx(losses(tmp_path / "small")[:2], abs=1e-5)
 
@@ -272,7 +279,7 @@ def environment() -> dict[str, str]:
 def test_two_processes_are_one_with_twice_the_batch(
     configure: Configure, config_file: Path, quiet_heads: list[str], tmp_path: Path
 ) -> None:
-    train(configure(*quiet_heads, "training.batch_size=4"), tmp_path / "one", say=silent)
+    train(configure(*quiet_heads, "training.batch_size=4"), tmp_path / "one", report=silent)
     settings = [part for override in [*quiet_heads, "training.batch_size=2"] for part in ("--set", override)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "-m", "polyhead_training", str(config_file), "--output-dir", str(tmp_path / "two"), *settings]
@@ -300,7 +307,7 @@ def test_sigterm_saves_prints_the_command_and_goes_on(config_file: Path, tmp_pat
     assert lines[-1].strip().startswith("python -m polyhead_training ")
     assert lines[-1].strip().endswith("--resume")
     assert "training.stages.1.epochs=2000" in lines[-1]
-    assert (tmp_path / "run.unfinished" / "last.safetensors").exists()
+    assert (tmp_path / "run.in_progress" / "last.safetensors").exists()
     assert not (tmp_path / "run").exists()
 
 
@@ -309,7 +316,7 @@ def test_full_disk_is_named_and_training_goes_on_when_there_is_room(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     config = configure(*EVERYTHING)
-    train(config, tmp_path / "whole", say=silent)
+    train(config, tmp_path / "whole", report=silent)
     saved: list[Path] = []
 
     def fail(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -322,12 +329,12 @@ def test_full_disk_is_named_and_training_goes_on_when_there_is_room(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", fail)
         with pytest.raises(
-            StorageError, match=r"run\.unfinished: cannot be written: No space left .*Make room .*--resume"
+            StorageError, match=r"run\.in_progress: cannot be written: No space left .*Make room .*--resume"
         ):
-            train(config, tmp_path / "run", say=silent)
-    said: list[str] = []
-    train(config, tmp_path / "run", policy="resume", say=said.append)
-    assert any(line.startswith("resumed after step") for line in said)
+            train(config, tmp_path / "run", report=silent)
+    reported: list[str] = []
+    train(config, tmp_path / "run", policy="resume", report=reported.append)
+    assert any(line.startswith("resumed after step") for line in reported)
     assert files(tmp_path / "run") == files(tmp_path / "whole")
 
 

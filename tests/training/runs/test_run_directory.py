@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 @pytest.fixture
 def run_directory(configure: Callable[..., Config], tmp_path: Path) -> Path:
     """A run of one step."""
-    train(configure(), tmp_path / "runs" / "tiny", max_steps=1, say=lambda line: None)
+    train(configure(), tmp_path / "runs" / "tiny", max_steps=1, report=lambda line: None)
     return tmp_path / "runs" / "tiny"
 
 
