@@ -117,7 +117,7 @@ def test_output_names_are_fixed_for_the_first_of_a_kind(heads: list[str], expect
     assert list(PolyheadConfig(heads=described).output_names().values()) == expected
 
 
-def test_checkpoint_that_lacks_weights_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_checkpoint_that_lacks_weights_is_rejected(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     weights = load_file(checkpoints["bert"] / "model.safetensors")
     removed = next(name for name in weights if "layer.1" in name)
     (tmp_path / "config.json").write_bytes((checkpoints["bert"] / "config.json").read_bytes())

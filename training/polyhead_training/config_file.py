@@ -83,7 +83,7 @@ def _explain(path: Path, errors: Sequence[ErrorDetails]) -> ConfigError:
     first = errors[0]
     field = ".".join(map(str, first["loc"]))
     reason = _reason(first)
-    more = f" ({len(errors) - 1} more errors)" if len(errors) > 1 else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return ConfigError(path, field, reason + more)
 
 

@@ -46,7 +46,7 @@ def test_sigmoid_loss_sums_over_labelled_rows() -> None:
     torch.testing.assert_close(head_loss("sigmoid", logits, labels, ONES, 0.0), expected)
 
 
-def test_smoothing_and_weights_are_those_of_torch() -> None:
+def test_smoothing_and_weights_match_torch() -> None:
     logits, labels, weights = torch.randn(6, 2), torch.tensor([0, 1, 1, 0, 1, UNLABELLED]), torch.tensor([0.5, 2.0])
     plain = functional.cross_entropy(logits[:5], labels[:5], label_smoothing=0.2, reduction="none")
     expected = (weights[labels[:5]] * plain).sum()
@@ -66,7 +66,7 @@ def test_total_is_the_weighted_sum_of_the_heads_means() -> None:
 
 
 @pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
-def test_passes_of_a_step_add_up_to_the_step(weighting: str) -> None:
+def test_micro_batches_add_up_to_the_step(weighting: str) -> None:
     heads = (HEADS[0].model_copy(update={"class_weights": {"a": 3.0}, "label_smoothing": 0.1}), HEADS[1])
     labels = torch.tensor([[0, 1], [1, UNLABELLED], [UNLABELLED, 0], [1, 1], [UNLABELLED, UNLABELLED]])
     minimised = objective(labels, heads, loss_weighting=weighting)
@@ -123,7 +123,7 @@ def test_distillation_is_one_minus_cosine() -> None:
     assert float(found.total) == pytest.approx(2.5)
 
 
-def test_uncertainty_weighs_heads_as_the_paper_says() -> None:
+def test_uncertainty_weighting_follows_the_paper() -> None:
     labels = torch.tensor([[0, 1]])
     minimised = objective(labels, loss_weighting="uncertainty")
     assert minimised.log_variances is not None
@@ -139,7 +139,7 @@ def test_uncertainty_weighs_heads_as_the_paper_says() -> None:
     )
 
 
-def test_uncertainty_of_a_head_without_labels_stays() -> None:
+def test_uncertainty_of_a_head_without_labels_has_no_gradient() -> None:
     labels = torch.tensor([[0, UNLABELLED]])
     minimised = objective(labels, loss_weighting="uncertainty")
     losses(minimised, outputs(torch.zeros(1, 2), torch.zeros(1, 1)), labels).total.backward()  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from itertools import groupby
@@ -41,15 +42,7 @@ def write_report(folder: Path) -> None:
 
 def render_report(results: Results) -> str:
     """Renders the report as HTML; all texts from the data are escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("polyhead_training.reporting", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "range": _range, "short": _short, "figure": _figure}
-    return environment.get_template("report.html.jinja").render(
+    return _template().render(
         run=results.run,
         rows=_rows(results),
         similarity=results.similarity,
@@ -60,6 +53,19 @@ def render_report(results: Results) -> str:
         seconds=results.metrics[-1]["seconds"] if results.metrics else None,
         interval_bar=interval_bar,
     )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("polyhead_training.reporting", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "range": _range, "short": _short, "figure": _figure}
+    return environment.get_template("report.html.jinja")
 
 
 def _rows(results: Results) -> list[dict[str, Any]]:
