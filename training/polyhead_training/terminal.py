@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 # Receives the messages of a run, which may span several lines.
 Report = Callable[[str], None]
@@ -38,7 +39,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: 
     for name in header:
         table.add_column(name, justify="right" if name in numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     width = shutil.get_terminal_size((_LOG_COLUMNS, 0)).columns
     console = Console(file=io.StringIO(), width=width, markup=False, emoji=False, highlight=False)
     with console.capture() as capture:

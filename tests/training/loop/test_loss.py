@@ -65,6 +65,15 @@ def test_total_is_the_weighted_sum_of_the_heads_means() -> None:
     torch.testing.assert_close(found.heads, torch.full((2,), math.log(2)))
 
 
+def test_class_weights_give_the_weighted_mean_of_torch() -> None:
+    heads = (HEADS[0].model_copy(update={"class_weights": {"a": 3.0}}), HEADS[1])
+    labels = torch.tensor([[0, UNLABELLED], [1, UNLABELLED], [1, UNLABELLED]])
+    topic = torch.randn(3, 2)
+    found = losses(objective(labels, heads), outputs(topic, torch.zeros(3, 1)), labels)
+    expected = functional.cross_entropy(topic, labels[:, 0], weight=torch.tensor([3.0, 1.0]))
+    torch.testing.assert_close(found.heads[0], expected)
+
+
 @pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
 def test_micro_batches_add_up_to_the_step(weighting: str) -> None:
     heads = (HEADS[0].model_copy(update={"class_weights": {"a": 3.0}, "label_smoothing": 0.1}), HEADS[1])
