@@ -60,9 +60,7 @@ def test_vocabulary_file_converts_into_the_same_tokenizer(checkpoints: dict[str,
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_more_tokens_than_positions_are_refused_with_numbers(
-    config_file: Path, checkpoints: dict[str, Path], family: str
-) -> None:
+def test_more_tokens_than_positions_are_rejected(config_file: Path, checkpoints: dict[str, Path], family: str) -> None:
     backbone = f"model.backbone={checkpoints[family]}"
     assert find_backbone(read_config(config_file, [backbone, "model.max_tokens=40"])).usable_positions == 40
     with pytest.raises(ConfigError, match=r"model\.max_tokens: 41 exceeds the 40"):

@@ -81,8 +81,8 @@ def test_frozen_tensors_are_bit_equal_after_a_run_and_unfrozen_ones_are_not(
 
 def test_training_fits_its_rows(configure: Configure, tmp_path: Path) -> None:
     config = configure(
-        # An epoch over 10 copies of the rows is faster than 10 epochs, each with an evaluation and two checkpoints.
-        f"data={{train={['train.jsonl'] * 10}, validation='train.jsonl'}}",
+        # An epoch over 15 copies of the rows is faster than 15 epochs, each with an evaluation and two checkpoints.
+        f"data={{train={['train.jsonl'] * 15}, validation='train.jsonl'}}",
         "training.stages=[{name='all', train=['all'], epochs=2, learning_rate=0.003}]",
     )
     scores = scores_of(train(config, tmp_path / "run", report=ignore), "validation")
@@ -100,6 +100,21 @@ def test_same_seed_gives_the_same_weights(configure: Configure, tmp_path: Path) 
     )
     assert first == second
     assert first != third
+
+
+def test_select_keeps_the_best_or_the_last_weights(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.9, 0.1] * 2)
+    monkeypatch.setattr(
+        "polyhead_training.train.quick_score", lambda *_: {"accuracy": None, "macro_f1": next(scores), "nll": None}
+    )
+    overrides = ["training.stages=[{name='all', train=['all'], epochs=3, learning_rate=0.01}]", "data.test=[]"]
+    one_head = "model.heads=[{name='topic', kind='softmax', field='label'}]"
+    for select in ("best", "last"):
+        train(configure(*overrides, one_head, f"training.select={select}"), tmp_path / select, report=ignore)
+    kept = {select: (tmp_path / select / "model" / "model.safetensors").read_bytes() for select in ("best", "last")}
+    assert kept["best"] != kept["last"]
 
 
 def test_rows_with_one_label_each_train_both_heads(
@@ -136,7 +151,7 @@ def test_run_contains_evaluation_data_report_and_card(
     configure: Configure, write_jsonl: Callable[[str, Sequence[object]], Path], tmp_path: Path
 ) -> None:
     texts = ["The parcel is late.", "The parcel is very late.", "Lovely soup!", "I cannot log in."]
-    pairs = [{"a": texts[0], "b": text, "score": 5 - place} for place, text in enumerate(texts)]
+    pairs = [{"a": texts[0], "b": text, "score": 5 - index} for index, text in enumerate(texts)]
     write_jsonl("pairs.jsonl", pairs)
     evaluation = train(configure("data.similarity=pairs.jsonl"), tmp_path / "run", max_steps=7, report=ignore)
     assert evaluation is not None

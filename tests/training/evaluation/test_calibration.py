@@ -14,10 +14,10 @@ from polyhead_training.model import HeadKind
 
 def _drawn(kind: HeadKind, rows: int, factor: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Logits whose probabilities are the truth, times a factor."""
-    chooser = np.random.default_rng(3)
-    logits = chooser.normal(0, 2, (rows, 4 if kind == "softmax" else 1))
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 2, (rows, 4 if kind == "softmax" else 1))
     shares = np.exp(log_probabilities(kind, logits)).cumsum(axis=1)
-    return logits * factor, (chooser.random((rows, 1)) > shares).sum(axis=1).clip(max=shares.shape[1] - 1)
+    return logits * factor, (rng.random((rows, 1)) > shares).sum(axis=1).clip(max=shares.shape[1] - 1)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])

@@ -20,11 +20,11 @@ SENTIMENT = HeadConfig(name="sentiment", kind="sigmoid", labels=("negative", "po
 
 
 def _split(rows: int, seed: int, unlabelled: Sequence[str] = ()) -> Split:
-    chooser = np.random.default_rng(seed)
-    topics, sentiments = chooser.integers(0, 3, rows), chooser.integers(0, 2, rows)
+    rng = np.random.default_rng(seed)
+    topics, sentiments = rng.integers(0, 3, rows), rng.integers(0, 2, rows)
     logits = {
-        "topic": np.eye(3)[topics] * 4 + chooser.normal(0, 3, (rows, 3)),
-        "sentiment": (sentiments * 4 - 3)[:, None] + chooser.normal(0, 3, (rows, 1)),
+        "topic": np.eye(3)[topics] * 4 + rng.normal(0, 3, (rows, 3)),
+        "sentiment": (sentiments * 4 - 3)[:, None] + rng.normal(0, 3, (rows, 1)),
     }
     columns = {"topic": topics, "sentiment": sentiments}
     targets = [np.full(rows, UNLABELLED) if name in unlabelled else found for name, found in columns.items()]

@@ -1,4 +1,4 @@
-"""The scores of a head are what the definitions say, and their intervals cover what they should."""
+"""Metrics of a head follow their definitions, and intervals have the right coverage."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def _certain(answered: list[int], labels: int = 3) -> NDArray[np.float32]:
 
 
 def _noisy(rows: int, labels: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    chooser = np.random.default_rng(seed)
-    targets = chooser.integers(0, labels, rows)
-    logits = np.eye(labels)[targets] * 1.5 + chooser.normal(size=(rows, labels))
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, labels, rows)
+    logits = np.eye(labels)[targets] * 1.5 + rng.normal(size=(rows, labels))
     return logits.astype(np.float32), targets
 
 
@@ -103,7 +103,7 @@ def test_intervals_contain_the_metrics_and_narrow_with_rows() -> None:
     assert few.intervals["ece"][0] < few.intervals["ece"][1]
 
 
-def test_interval_of_the_accuracy_is_the_binomials() -> None:
+def test_accuracy_interval_matches_the_binomial_distribution() -> None:
     answered = [0] * 300 + [1] * 100
     low, high = score("softmax", "ab", _certain(answered, 2), np.zeros(400, dtype=np.int64)).intervals["accuracy"]
     deviation = math.sqrt(0.75 * 0.25 / 400)

@@ -25,7 +25,7 @@ def test_probabilities_of_a_softmax_head_are_its_softmax() -> None:
     np.testing.assert_allclose(np.exp(log_probabilities("softmax", logits)), [[0.2, 0.3, 0.5]], rtol=1e-5)
 
 
-def test_probabilities_of_a_sigmoid_head_are_those_of_no_and_yes() -> None:
+def test_log_probabilities_of_a_sigmoid_head_cover_both_labels() -> None:
     logits = np.array([[math.log(3)], [0.0]])
     np.testing.assert_allclose(np.exp(log_probabilities("sigmoid", logits)), [[0.25, 0.75], [0.5, 0.5]])
 
@@ -62,14 +62,14 @@ def test_sigmoid_head_predicts_its_second_label_from_the_threshold_on() -> None:
 
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 3.0, 20.0])
 def test_temperature_does_not_change_predictions(temperature: float) -> None:
-    chooser = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for kind, width in (("softmax", 5), ("sigmoid", 1)):
-        logits = chooser.normal(0, 3, (500, width)).astype(np.float32)
+        logits = rng.normal(0, 3, (500, width)).astype(np.float32)
         logits[0] = 0.0
         assert (answers(kind, logits, temperature) == answers(kind, logits)).all()  # type: ignore[arg-type]
 
 
-def test_rows_without_a_label_are_left_out() -> None:
+def test_rows_without_a_label_are_ignored() -> None:
     logits, targets = labelled(np.array([[1.0], [2.0], [3.0]]), np.array([1, UNLABELLED, 0]))
     assert logits.tolist() == [[1.0], [3.0]]
     assert targets.tolist() == [1, 0]
@@ -83,7 +83,7 @@ def test_confidences_follow_their_definitions() -> None:
     assert found.correct.tolist() == [True, False]
 
 
-def test_brier_score_of_a_sigmoid_head_looks_at_one_label() -> None:
+def test_brier_score_of_a_sigmoid_head_counts_one_label() -> None:
     found = confidences("sigmoid", np.array([[math.log(3)], [math.log(3)]]), np.array([1, 0]))
     np.testing.assert_allclose(found.brier, [0.25**2, 0.75**2])
 
@@ -97,7 +97,7 @@ def test_ece_is_the_mean_gap_of_confidence_and_accuracy() -> None:
     assert found.brier == pytest.approx((3 * 0.02 + 1.62 + 0.72) / 5)
 
 
-def test_bins_hold_every_row_once_and_say_nothing_when_empty() -> None:
+def test_bins_count_every_row_once_and_are_none_when_empty() -> None:
     probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]])
     bins = calibration(confidences("softmax", np.log(probabilities), np.array([0, 0, 0, 1, 1]))).reliability
     assert len(bins) == BINS

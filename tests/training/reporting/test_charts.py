@@ -1,4 +1,4 @@
-"""Charts are well-formed SVG that shows the values it was given, and text in them is text."""
+"""Charts are well-formed SVG with the right values and escaped text."""
 
 from __future__ import annotations
 

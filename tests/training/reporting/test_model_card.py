@@ -1,4 +1,4 @@
-"""The model card says what a model is for, how good it is, where it is weak and how to use it."""
+"""The model card states intended use, evaluation, limits and usage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report shows a run's figures on one page that needs nothing else and trusts no text of the data."""
+"""The training report is one self-contained page that shows the results of a run and escapes all texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says about itself is read back whole, or the damaged file is named."""
+"""Results are read completely, or an error names the damaged file."""
 
 from __future__ import annotations
 

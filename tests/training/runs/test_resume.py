@@ -135,7 +135,7 @@ def test_sigterm_saves_a_checkpoint_and_prints_the_resume_command(config_file: P
     assert not (tmp_path / "run").exists()
 
 
-def test_run_in_progress_requires_a_decision(configure: Configure, tmp_path: Path) -> None:
+def test_run_in_progress_is_not_discarded_by_default(configure: Configure, tmp_path: Path) -> None:
     stop_after_first_step(configure(), tmp_path / "run")
     with pytest.raises(ResumeError, match="contains a run in progress: continue it with --resume"):
         train(configure(), tmp_path / "run", report=ignore)

@@ -67,7 +67,7 @@ class Calibration:
         ece: Expected calibration error, 0 to 1: the mean difference between confidence and accuracy over 15 bins of
             equal width, weighted by rows (Guo et al., arXiv 1706.04599, equation 3).
         brier: Mean squared distance between the probabilities and the true label. Softmax head: summed over all
-            labels, 0 to 2. Sigmoid head: of the second label alone, 0 to 1.
+            labels, 0 to 2. Sigmoid head: of the second label only, 0 to 1.
         reliability: The bins, in the order of confidence.
     """
 

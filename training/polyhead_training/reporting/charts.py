@@ -69,7 +69,7 @@ def line_chart(title: str, series: Sequence[Series], marks: Sequence[tuple[float
     frame = _Frame((0, ticks[0]), (steps[-1], ticks[-1]))
     parts = [
         *_axes(frame, steps, ticks, "step"),
-        *(_mark(frame, place, name) for place, name in marks),
+        *(_mark(frame, step, name) for step, name in marks),
         *(_line(frame, one) for one in drawn),
     ]
     return _figure(title, parts, drawn if len(drawn) > 1 else [])
@@ -131,8 +131,8 @@ def _axes(frame: _Frame, across: Sequence[float], up: Sequence[float], name: str
     return [*rules, *left, *below, _text(name, (frame.left + frame.right) / 2, frame.bottom + 33, "middle")]
 
 
-def _mark(frame: _Frame, place: float, name: str) -> Markup:
-    x = frame.x(place)
+def _mark(frame: _Frame, step: float, name: str) -> Markup:
+    x = frame.x(step)
     return _rule("mark", x, frame.top - 12, x, frame.bottom) + _text(name, x + 4, frame.top - 4, "start")
 
 
@@ -144,8 +144,8 @@ def _line(frame: _Frame, series: Series) -> Markup:
 
 
 def _dot(frame: _Frame, point: Point, radius: float, color: str) -> Markup:
-    place = {"cx": frame.x(point[0]), "cy": frame.y(point[1]), "r": round(radius, 1)}
-    return _element("circle", **place, fill=color, fill_opacity=0.6)
+    center = {"cx": frame.x(point[0]), "cy": frame.y(point[1]), "r": round(radius, 1)}
+    return _element("circle", **center, fill=color, fill_opacity=0.6)
 
 
 def _rule(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
