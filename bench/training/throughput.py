@@ -75,7 +75,7 @@ def measure(config: Config, steps: int, rounds: int) -> dict[str, Any]:
     rows = prepared.splits["train"]
     lengths = [len(ids) for ids in rows.ids]
     sampler = Sampler(
-        rows.entries, lengths, rows.labelled(), config.data, config.training.batch_size, config.training.seed
+        rows.sources, lengths, rows.labelled(), config.data, config.training.batch_size, config.training.seed
     )
     epoch = sampler.epoch(0)
     chosen = epoch[:steps]
@@ -131,8 +131,9 @@ def _training_loop(  # noqa: PLR0917
     )
 
     def run() -> None:
-        for number, step in enumerate(steps):
-            stepper.take(number, step, False, str)
+        stepper.scheduler.last_epoch = 0  # every run repeats the stage from its first step
+        for step in steps:
+            stepper.take(step, False, str)
 
     return run
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from polyhead_bundle import Head
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.dataset import read_labelled
+from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.errors import RunError
 from polyhead_training.evaluation.metrics import HeadScore, score
 from polyhead_training.evaluation.probabilities import answers
-from polyhead_training.loop.loss import UNLABELLED
 from polyhead_training.runs.run_directory import Run
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 

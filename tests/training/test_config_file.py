@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "tickets.toml"
 
 
-def test_file_becomes_a_config_that_knows_it(path: Path) -> None:
+def test_config_has_the_path_of_its_file(path: Path) -> None:
     path.write_text(WITH_STAGE)
     config = read_config(path)
     assert config.name == "tickets"
@@ -31,18 +31,22 @@ def test_file_becomes_a_config_that_knows_it(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "field", "reason"),
     [
-        ("name = \n", "", "is not TOML.*line 1"),
+        ("name = \n", "", "is not valid TOML.*line 1"),
         ('name = "x"\n', "data", "is missing"),
         (MINIMAL + "[training]\nbatch_sise = 4\n", "training.batch_sise", "did you mean batch_size"),
         (MINIMAL + "[training]\nzzz = 4\n", "training.zzz", "the fields are seed, batch_size"),
-        (MINIMAL + "[training]\nbatch_size = 0\n", "training.batch_size", r"^0: .*greater than.*Texts in one pass"),
-        (MINIMAL + '[[model.heads]]\nname = "a"\n', "model.heads.0.kind", "is missing: softmax .one label"),
+        (
+            MINIMAL + "[training]\nbatch_size = 0\n",
+            "training.batch_size",
+            r"^0: .*greater than.*Texts per forward",
+        ),
+        (MINIMAL + '[[model.heads]]\nname = "a"\n', "model.heads.0.kind", "is missing: softmax .one of"),
         (MINIMAL + '[model]\npooling = "max"\n', "model.pooling", "'max': Input should be 'cls', 'mean'"),
-        (WITH_STAGE + "epochs = 0\n", "training.stages.0.epochs", "Passes over the training rows"),
-        (MINIMAL + "[training]\nseed = -1\nbatch_size = 0\n", "training.seed", "1 more at fault"),
+        (WITH_STAGE + "epochs = 0\n", "training.stages.0.epochs", "Number of epochs over the training rows"),
+        (MINIMAL + "[training]\nseed = -1\nbatch_size = 0\n", "training.seed", "and 1 more"),
     ],
 )
-def test_mistake_names_file_field_and_mend(path: Path, text: str, field: str, reason: str) -> None:
+def test_error_names_file_field_and_fix(path: Path, text: str, field: str, reason: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=str(path)) as caught:
         read_config(path)
@@ -78,21 +82,21 @@ def test_overrides_replace_fields_by_dotted_keys(path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.batch_size", "has no '='"),
-        ("training.stages.7.epochs=1", "training.stages.7.epochs: --set finds no such place"),
-        ("training.stages.last.epochs=1", "finds no such place"),
-        ("name.first=1", "finds no such place"),
-        ("training.bach_size=1", "training.bach_size: is not a field: did you mean batch_size"),
+        ("training.batch_size", "is not a valid override"),
+        ("training.stages.7.epochs=1", "training.stages.7.epochs: --set refers to a field that does not exist"),
+        ("training.stages.last.epochs=1", "refers to a field that does not exist"),
+        ("name.first=1", "refers to a field that does not exist"),
+        ("training.bach_size=1", "training.bach_size: is not a valid field: did you mean batch_size"),
     ],
 )
-def test_override_without_a_place_is_refused(path: Path, override: str, message: str) -> None:
+def test_override_of_a_missing_field_is_rejected(path: Path, override: str, message: str) -> None:
     path.write_text(WITH_STAGE)
     with pytest.raises(ConfigError, match=message):
         read_config(path, [override])
 
 
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_shipped_config_is_read(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_config_is_valid(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYHEAD_DATA", "/data")
     monkeypatch.setenv("POLYHEAD_SPLIT", "/data")
     config = read_config(shipped)

@@ -1,4 +1,4 @@
-"""The demo corpus keeps the promises of its README: balanced, clean, and no text of one split seen in another."""
+"""The demo corpus matches its README: balanced, clean, and without duplicates across splits."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def read_split(split: str) -> list[Row]:
 
 
 @functools.cache
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Lower case, words and digits only, one space between them."""
     return " ".join(re.findall(r"[^\W_]+", text.lower()))
 
 
 @functools.cache
 def word_set(text: str) -> frozenset[str]:
-    return frozenset(normalise(text).split())
+    return frozenset(normalize(text).split())
 
 
 def near_duplicates(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -52,7 +52,7 @@ def near_duplicates(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         words, other_words = word_set(text), word_set(other)
         shared = len(words & other_words)
         union = len(words) + len(other_words) - shared
-        if shared >= MAX_JACCARD * union or normalise(text)[:OPENING_CHARS] == normalise(other)[:OPENING_CHARS]:
+        if shared >= MAX_JACCARD * union or normalize(text)[:OPENING_CHARS] == normalize(other)[:OPENING_CHARS]:
             found.append((text, other))
     return found
 
@@ -71,7 +71,7 @@ def test_corpus_is_large_enough_to_train_on(corpus: dict[str, list[Row]]) -> Non
     assert sum(len(rows) for rows in corpus.values()) >= 1200
 
 
-def test_splits_hold_about_seventy_fifteen_fifteen_percent(corpus: dict[str, list[Row]]) -> None:
+def test_splits_are_about_seventy_fifteen_fifteen_percent(corpus: dict[str, list[Row]]) -> None:
     total = sum(len(rows) for rows in corpus.values())
     shares = [len(corpus[split]) / total for split in SPLITS]
     assert shares == pytest.approx([0.70, 0.15, 0.15], abs=0.01)
@@ -85,7 +85,7 @@ def test_split_is_balanced_over_topic_and_sentiment(corpus: dict[str, list[Row]]
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_rows_hold_the_three_fields_and_nothing_else(corpus: dict[str, list[Row]], split: str) -> None:
+def test_rows_have_exactly_the_three_fields(corpus: dict[str, list[Row]], split: str) -> None:
     for row in corpus[split]:
         assert list(row) == ["text", "label", "sentiment"]
         assert isinstance(row["text"], str)
@@ -98,7 +98,7 @@ def test_rows_hold_the_three_fields_and_nothing_else(corpus: dict[str, list[Row]
 
 
 def test_no_text_occurs_twice(corpus: dict[str, list[Row]]) -> None:
-    texts = Counter(normalise(row["text"]) for rows in corpus.values() for row in rows)
+    texts = Counter(normalize(row["text"]) for rows in corpus.values() for row in rows)
     assert [text for text, count in texts.items() if count > 1] == []
 
 
@@ -130,7 +130,7 @@ def test_near_duplicates_finds_a_planted_pair(text: str, other: str) -> None:
     assert near_duplicates(pairs) == [(text, other)]
 
 
-def test_texts_hold_no_personal_data(corpus: dict[str, list[Row]]) -> None:
+def test_texts_contain_no_personal_data(corpus: dict[str, list[Row]]) -> None:
     found = [(row["text"], kinds) for rows in corpus.values() for row in rows if (kinds := personal_data(row["text"]))]
     assert found == []
 

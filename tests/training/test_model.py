@@ -31,7 +31,7 @@ def build(checkpoints: dict[str, Path]) -> Build:
 
 
 def ragged(model: PolyheadModel, lengths: list[int], width: int) -> tuple[Tensor, Tensor]:
-    """Random ids of these lengths, padded to a width: (B, width) ids and mask."""
+    """Returns random ids of these lengths, padded to a width: (B, width) ids and mask."""
     generator = torch.Generator().manual_seed(7)
     ids = torch.full((len(lengths), width), model.config.pad_token_id)
     mask = torch.zeros_like(ids)
@@ -46,7 +46,7 @@ def test_cls_pooling_takes_the_first_vector() -> None:
     assert Pooling("cls", 4)(hidden, torch.ones(1, 3)).tolist() == [[0, 1, 2, 3]]
 
 
-def test_mean_pooling_leaves_padding_out() -> None:
+def test_mean_pooling_ignores_padding() -> None:
     hidden = torch.arange(12.0).reshape(1, 3, 4)
     assert Pooling("mean", 4)(hidden, torch.tensor([[1, 1, 0]])).tolist() == [[2, 3, 4, 5]]
 
@@ -61,7 +61,7 @@ def test_cls_mean_pooling_is_layer_norm_of_mean_plus_linear_of_both() -> None:
     torch.testing.assert_close(found, torch.tensor([[-1.0, 1.0]]))
 
 
-def test_cls_mean_pooling_starts_as_the_normalised_mean(build: Build) -> None:
+def test_cls_mean_pooling_starts_as_the_normalized_mean(build: Build) -> None:
     model = build("bert")
     hidden = torch.randn(2, 5, 32)
     expected = torch.nn.functional.layer_norm(hidden.mean(dim=1), (32,))
@@ -69,7 +69,7 @@ def test_cls_mean_pooling_starts_as_the_normalised_mean(build: Build) -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
-def test_model_answers_alike_alone_and_padded_in_a_batch(build: Build, family: str) -> None:
+def test_outputs_do_not_depend_on_batch_or_padding(build: Build, family: str) -> None:
     model = build(family)
     lengths = [3, 11, 24, 40]
     with torch.inference_mode():
@@ -91,7 +91,7 @@ def test_outputs_have_the_documented_shapes(build: Build) -> None:
     torch.testing.assert_close(outputs.sentence_embedding.norm(dim=-1), torch.ones(2))
 
 
-def test_shared_embedding_is_what_the_heads_read(build: Build) -> None:
+def test_shared_embedding_equals_the_features_of_the_heads(build: Build) -> None:
     model = build("bert", embedding_pooling="shared", normalize=False)
     outputs = model(*ragged(model, [4, 9], 9))
     torch.testing.assert_close(model.heads["topic"](outputs.sentence_embedding), outputs.logits["topic"])
@@ -117,7 +117,7 @@ def test_output_names_are_fixed_for_the_first_of_a_kind(heads: list[str], expect
     assert list(PolyheadConfig(heads=described).output_names().values()) == expected
 
 
-def test_checkpoint_that_lacks_weights_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_checkpoint_that_lacks_weights_is_rejected(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     weights = load_file(checkpoints["bert"] / "model.safetensors")
     removed = next(name for name in weights if "layer.1" in name)
     (tmp_path / "config.json").write_bytes((checkpoints["bert"] / "config.json").read_bytes())
@@ -128,7 +128,7 @@ def test_checkpoint_that_lacks_weights_is_refused(checkpoints: dict[str, Path], 
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
-def test_auto_model_reads_back_what_save_pretrained_wrote(build: Build, family: str, tmp_path: Path) -> None:
+def test_auto_model_loads_a_saved_model(build: Build, family: str, tmp_path: Path) -> None:
     model = build(family).eval()
     model.save_pretrained(tmp_path / "first")
     again = AutoModel.from_pretrained(tmp_path / "first").eval()
@@ -142,10 +142,8 @@ def test_auto_model_reads_back_what_save_pretrained_wrote(build: Build, family: 
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
-def test_trained_backbone_is_a_checkpoint_to_train_on(
-    build: Build, checkpoints: dict[str, Path], tmp_path: Path
-) -> None:
-    """The way of a domain checkpoint: what was trained here, or elsewhere, is a backbone for the next model."""
+def test_trained_backbone_can_be_trained_again(build: Build, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """A trained checkpoint, from this project or another, can be the backbone of the next model."""
     build("bert").backbone.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((checkpoints["bert"] / "tokenizer.json").read_bytes())
     found = open_backbone(str(tmp_path), None, tmp_path)

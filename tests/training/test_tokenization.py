@@ -16,7 +16,7 @@ TEXTS = ["", "soup", "The parcel came two days late and the box was wet. " * 3, 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 @pytest.mark.parametrize("max_tokens", [3, 8, 17, 39])
-def test_encode_cuts_like_transformers(checkpoints: dict[str, Path], family: str, max_tokens: int) -> None:
+def test_encode_truncates_like_transformers(checkpoints: dict[str, Path], family: str, max_tokens: int) -> None:
     path = checkpoints[family] / "tokenizer.json"
     theirs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(path)))
     texts = [text for text in TEXTS if "[" not in text]
@@ -41,14 +41,14 @@ def test_encode_keeps_the_order_of_many_texts(checkpoints: dict[str, Path]) -> N
     assert list(encode(tokenizer, texts, 32)) == [next(encode(tokenizer, [text], 32)) for text in texts]
 
 
-def test_pad_fills_up_on_the_right() -> None:
+def test_pad_pads_on_the_right() -> None:
     input_ids, attention_mask = pad([[5, 6, 7], [5]], pad_token_id=1)
     assert input_ids.tolist() == [[5, 6, 7], [5, 1, 1]]
     assert attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert {input_ids.dtype, attention_mask.dtype} == {np.dtype(np.int64)}
 
 
-def test_pad_takes_no_texts_at_all() -> None:
+def test_pad_accepts_an_empty_list() -> None:
     assert pad([], pad_token_id=0)[0].shape == (0, 0)
 
 
@@ -56,12 +56,12 @@ def test_pad_takes_no_texts_at_all() -> None:
     "damage",
     [
         {"model": {}},
-        # At this the library does not raise an Exception but panics.
+        # The library panics on this input instead of raising an Exception.
         {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
     ],
     ids=["no model", "panic"],
 )
-def test_file_that_is_no_tokenizer_is_a_value_error(
+def test_invalid_tokenizer_file_is_a_value_error(
     checkpoints: dict[str, Path], tmp_path: Path, damage: dict[str, object]
 ) -> None:
     content = json.loads((checkpoints["bert"] / "tokenizer.json").read_text())

@@ -23,11 +23,9 @@ from polyhead_training.predict import embed, predict
 from polyhead_training.runs.run_directory import load_run
 from polyhead_training.train import build_model, train
 
+from tests.support.tiny_training import ignore
+
 Configure = Callable[..., Config]
-
-
-def silent(line: str) -> None:
-    pass
 
 
 def scores_of(evaluation: Evaluation | None, split: str) -> dict[str, HeadScore]:
@@ -43,11 +41,11 @@ def weights(config: Config, folder: Path) -> tuple[dict[str, dict[str, torch.Ten
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
-def test_every_family_trains_and_comes_back(
+def test_every_family_trains_and_reloads(
     configure: Configure, checkpoints: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
     config = configure(f"model.backbone={checkpoints[family]}", "training.stages.0.train=['all']")
-    evaluation = train(config, tmp_path / "run", max_steps=2, say=silent)
+    evaluation = train(config, tmp_path / "run", max_steps=2, report=ignore)
     run = load_run(tmp_path / "run")
     data, backbone = read_data(config), find_backbone(config)
     rows = encode_rows(data.test, data.heads, backbone.tokenizer, 32, backbone.pad_token_id)
@@ -71,22 +69,23 @@ def test_frozen_tensors_are_bit_equal_after_a_run_and_unfrozen_ones_are_not(
         "training.stages.0.train=['head:topic']",
         "training.select=last",
     )
-    train(config, tmp_path / "run", say=silent)
+    train(config, tmp_path / "run", report=ignore)
     before, after = weights(config, tmp_path / "run")
     for name in ("embeddings", "layer:1", "pooling", "head:sentiment"):
         assert all(torch.equal(value, after[name][key]) for key, value in before[name].items()), name
     for name in ("layer:2", "head:topic"):
         moved = {key for key, value in before[name].items() if not torch.equal(value, after[name][key])}
-        # The softmax of attention does not see what a key's bias adds to all of its logits.
+        # A key bias adds the same value to all logits of an attention softmax, so it has no gradient.
         assert {key for key in before[name] if "key.bias" not in key} <= moved
 
 
-def test_training_learns_its_rows(configure: Configure, tmp_path: Path) -> None:
+def test_training_fits_its_rows(configure: Configure, tmp_path: Path) -> None:
     config = configure(
-        "data={train='train.jsonl', validation='train.jsonl'}",
-        "training.stages=[{name='all', train=['all'], epochs=30, learning_rate=0.003}]",
+        # An epoch over 15 copies of the rows is faster than 15 epochs, each with an evaluation and two checkpoints.
+        f"data={{train={['train.jsonl'] * 15}, validation='train.jsonl'}}",
+        "training.stages=[{name='all', train=['all'], epochs=2, learning_rate=0.003}]",
     )
-    scores = scores_of(train(config, tmp_path / "run", say=silent), "validation")
+    scores = scores_of(train(config, tmp_path / "run", report=ignore), "validation")
     assert scores["topic"].accuracy == 1.0
     assert scores["sentiment"].accuracy == 1.0
     assert scores["topic"].majority_baseline == pytest.approx(1 / 6)
@@ -94,13 +93,28 @@ def test_training_learns_its_rows(configure: Configure, tmp_path: Path) -> None:
 
 def test_same_seed_gives_the_same_weights(configure: Configure, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        train(configure(), tmp_path / name, max_steps=3, say=silent)
-    train(configure("training.seed=9"), tmp_path / "third", max_steps=3, say=silent)
+        train(configure(), tmp_path / name, max_steps=3, report=ignore)
+    train(configure("training.seed=9"), tmp_path / "third", max_steps=3, report=ignore)
     first, second, third = (
         (tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("first", "second", "third")
     )
     assert first == second
     assert first != third
+
+
+def test_select_keeps_the_best_or_the_last_weights(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.9, 0.1] * 2)
+    monkeypatch.setattr(
+        "polyhead_training.train.quick_score", lambda *_: {"accuracy": None, "macro_f1": next(scores), "nll": None}
+    )
+    overrides = ["training.stages=[{name='all', train=['all'], epochs=3, learning_rate=0.01}]", "data.test=[]"]
+    one_head = "model.heads=[{name='topic', kind='softmax', field='label'}]"
+    for select in ("best", "last"):
+        train(configure(*overrides, one_head, f"training.select={select}"), tmp_path / select, report=ignore)
+    kept = {select: (tmp_path / select / "model" / "model.safetensors").read_bytes() for select in ("best", "last")}
+    assert kept["best"] != kept["last"]
 
 
 def test_rows_with_one_label_each_train_both_heads(
@@ -111,7 +125,7 @@ def test_rows_with_one_label_each_train_both_heads(
 ) -> None:
     write_jsonl("train.jsonl", [row | {missing: None} for row in rows for missing in ("label", "sentiment")])
     config = configure()
-    scores = scores_of(train(config, tmp_path / "run", say=silent), "validation")
+    scores = scores_of(train(config, tmp_path / "run", report=ignore), "validation")
     assert scores["topic"].rows > 0
     assert scores["sentiment"].rows > 0
     assert scores["topic"].rows + scores["sentiment"].rows == len(read_data(config).validation) == 12
@@ -121,25 +135,25 @@ def test_rows_with_one_label_each_train_both_heads(
 
 
 def test_metrics_have_a_line_for_logged_steps_and_epochs(configure: Configure, tmp_path: Path) -> None:
-    train(configure("training.stages.0.epochs=3"), tmp_path / "run", say=silent)
+    train(configure("training.stages.0.epochs=3"), tmp_path / "run", report=ignore)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["stage"]) for line in lines if "loss" in line] == [(10, "first"), (20, "second")]
     assert [(line["step"], line["epoch"]) for line in lines if "epoch" in line] == [(5, 1), (10, 2), (15, 3), (20, 1)]
-    # The last step's own rate, not the 0 that comes after it; 2 of the first stage's 15 steps are its warmup.
+    # The rate of the last step itself, not the 0 that follows; 2 of the first stage's 15 steps are its warmup.
     assert [line["learning_rate"] for line in lines if "loss" in line] == pytest.approx([0.01 * 6 / 13, 0.001 / 5])
     assert set(lines[-1]["validation"]) == {"topic", "sentiment"}
     assert set(lines[-1]["validation"]["topic"]) == {"accuracy", "macro_f1", "nll"}
-    # The embedding is only held to what it was where it may move.
+    # Distillation applies only in stages that train parts of the embedding.
     assert ["distillation" in line for line in lines if "loss" in line] == [False, True]
 
 
-def test_run_holds_everything_that_was_found_out(
+def test_run_contains_evaluation_data_report_and_card(
     configure: Configure, write_jsonl: Callable[[str, Sequence[object]], Path], tmp_path: Path
 ) -> None:
     texts = ["The parcel is late.", "The parcel is very late.", "Lovely soup!", "I cannot log in."]
-    pairs = [{"a": texts[0], "b": text, "score": 5 - place} for place, text in enumerate(texts)]
+    pairs = [{"a": texts[0], "b": text, "score": 5 - index} for index, text in enumerate(texts)]
     write_jsonl("pairs.jsonl", pairs)
-    evaluation = train(configure("data.similarity=pairs.jsonl"), tmp_path / "run", max_steps=7, say=silent)
+    evaluation = train(configure("data.similarity=pairs.jsonl"), tmp_path / "run", max_steps=7, report=ignore)
     assert evaluation is not None
     written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert written == json.loads(json.dumps(evaluation.to_json()))
@@ -149,37 +163,37 @@ def test_run_holds_everything_that_was_found_out(
     assert json.loads((tmp_path / "run" / "data.json").read_text())["splits"]["test"]["rows"] == 6
     assert "<html" in (tmp_path / "run" / "report.html").read_text()
     assert (tmp_path / "run" / "README.md").read_text().startswith("---")
-    assert not (tmp_path / "run.unfinished").exists()
+    assert not (tmp_path / "run.in_progress").exists()
 
 
 def test_max_steps_ends_the_run_early(configure: Configure, tmp_path: Path) -> None:
-    said: list[str] = []
-    train(configure(), tmp_path / "run", max_steps=7, say=said.append)
-    assert [line for line in said if line.startswith("stage")] == [
-        "stage first: 5 steps, learning rate up to 0.01",
-        "stage second: 2 steps, learning rate up to 0.001",
+    messages: list[str] = []
+    train(configure(), tmp_path / "run", max_steps=7, report=messages.append)
+    assert [line for line in messages if line.startswith("stage")] == [
+        "stage first: 5 steps, peak learning rate 0.01",
+        "stage second: 2 steps, peak learning rate 0.001",
     ]
 
 
 def test_max_steps_may_end_before_the_last_stage(configure: Configure, tmp_path: Path) -> None:
-    said: list[str] = []
-    train(configure(), tmp_path / "run", max_steps=2, say=said.append)
-    assert [line for line in said if line.startswith("stage")] == ["stage first: 2 steps, learning rate up to 0.01"]
+    messages: list[str] = []
+    train(configure(), tmp_path / "run", max_steps=2, report=messages.append)
+    assert [line for line in messages if line.startswith("stage")] == ["stage first: 2 steps, peak learning rate 0.01"]
 
 
-def test_run_without_stages_is_the_backbone_as_it_was(configure: Configure, tmp_path: Path) -> None:
-    assert train(configure("training.stages=[]"), tmp_path / "run", say=silent)
+def test_run_without_stages_leaves_the_model_unchanged(configure: Configure, tmp_path: Path) -> None:
+    assert train(configure("training.stages=[]"), tmp_path / "run", report=ignore)
     before, after = weights(configure(), tmp_path / "run")
     assert all(torch.equal(value, after[name][key]) for name, unit in before.items() for key, value in unit.items())
     assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_distillation_keeps_the_embedding_near(configure: Configure, tmp_path: Path) -> None:
-    stage = "training.stages=[{name='all', train=['all'], epochs=10, learning_rate=0.01}]"
+    stage = "training.stages=[{name='all', train=['all'], epochs=3, learning_rate=0.01}]"
     moved = {}
     for weight in (0.0, 10.0):
         config = configure(stage, f"training.distillation={weight}", "training.select=last")
-        train(config, tmp_path / str(weight), say=silent)
+        train(config, tmp_path / str(weight), report=ignore)
         data, backbone = read_data(config), find_backbone(config)
         rows = encode_rows(data.test, data.heads, backbone.tokenizer, 32, backbone.pad_token_id)
         fresh, trained = build_model(config, backbone, data.heads), load_run(tmp_path / str(weight)).model
@@ -188,48 +202,48 @@ def test_distillation_keeps_the_embedding_near(configure: Configure, tmp_path: P
     assert moved[10.0] < 0.2 * moved[0.0]
 
 
-def test_configured_trackers_get_the_metrics(configure: Configure, tmp_path: Path) -> None:
-    train(configure("training.trackers=['tensorboard']"), tmp_path / "run", say=silent)
+def test_configured_trackers_receive_the_metrics(configure: Configure, tmp_path: Path) -> None:
+    train(configure("training.trackers=['tensorboard']"), tmp_path / "run", report=ignore)
     assert list((tmp_path / "run" / "trackers").rglob("events.out.tfevents.*"))
-    # It is a run's own: it can be replaced.
-    train(configure(), tmp_path / "run", max_steps=1, say=silent)
+    # The trackers' folder belongs to the run, so the run can be replaced.
+    train(configure(), tmp_path / "run", max_steps=1, report=ignore)
     assert not (tmp_path / "run" / "trackers").exists()
 
 
-def test_tracker_that_is_not_there_is_refused(configure: Configure, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"training\.trackers: 'tensorbord' is no tracker that is installed"):
-        train(configure("training.trackers=['tensorbord']"), tmp_path / "run", say=silent)
+def test_unknown_tracker_is_rejected(configure: Configure, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.trackers: 'tensorbord' is not an installed tracker"):
+        train(configure("training.trackers=['tensorbord']"), tmp_path / "run", report=ignore)
 
 
-def test_class_weight_of_a_label_that_is_not_there_is_refused(configure: Configure, tmp_path: Path) -> None:
+def test_class_weight_of_an_unknown_label_is_rejected(configure: Configure, tmp_path: Path) -> None:
     head = "{name='topic', kind='softmax', field='label', class_weights={delivry=2.0}}"
-    with pytest.raises(ConfigError, match=r"model\.heads\.0\.class_weights: 'delivry' is the label of no training row"):
-        train(configure(f"model.heads=[{head}]"), tmp_path / "run", say=silent)
+    with pytest.raises(ConfigError, match=r"model\.heads\.0\.class_weights: no training row has the label 'delivry'"):
+        train(configure(f"model.heads=[{head}]"), tmp_path / "run", report=ignore)
 
 
 def test_loss_that_is_not_finite_stops_the_run(configure: Configure, tmp_path: Path) -> None:
     overrides = ["training.stages.0.learning_rate=1e30", "training.stages.0.train=['all']", "training.warmup=0"]
     with pytest.raises(DivergenceError, match=r"stage 'first', step [23]: .*lower the stage's learning_rate"):
-        train(configure(*overrides), tmp_path / "runs" / "run", say=silent)
+        train(configure(*overrides), tmp_path / "runs" / "run", report=ignore)
     assert not (tmp_path / "runs" / "run").exists()
 
 
-def test_rows_that_have_no_finite_loss_are_named(
+def test_rows_without_a_finite_loss_are_named(
     configure: Configure, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def poisoned(model: PolyheadModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        outputs = whole(model, input_ids, attention_mask)
+    def diverging_forward(model: PolyheadModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        outputs = original(model, input_ids, attention_mask)
         for row in range(len(input_ids)):
-            if input_ids[row].tolist()[: len(poison)] == poison:
+            if input_ids[row].tolist()[: len(marked_ids)] == marked_ids:
                 outputs.logits["topic"].data[row] = float("nan")
         return outputs
 
     config = configure()
-    poison = find_backbone(config).tokenizer.encode(str(rows[1]["text"])).ids[:6]
-    whole = PolyheadModel.forward
-    monkeypatch.setattr(PolyheadModel, "forward", poisoned)
+    marked_ids = find_backbone(config).tokenizer.encode(str(rows[1]["text"])).ids[:6]
+    original = PolyheadModel.forward
+    monkeypatch.setattr(PolyheadModel, "forward", diverging_forward)
     with pytest.raises(DivergenceError, match="not finite") as caught:
-        train(config, tmp_path / "run", say=silent)
+        train(config, tmp_path / "run", report=ignore)
     assert len(caught.value.rows) == 1
     assert "train.jsonl:" in caught.value.rows[0]
     assert "Lovely soup" in caught.value.rows[0]
@@ -238,48 +252,48 @@ def test_rows_that_have_no_finite_loss_are_named(
 def test_gradient_that_is_not_finite_stops_the_run(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def steep(*arguments: Any) -> Losses:
-        """The same finite loss, with a gradient that is not a number."""
-        found: Losses = whole(*arguments)
+    def infinite_gradient(*arguments: Any) -> Losses:
+        """Returns the same finite loss with a gradient that is NaN."""
+        found: Losses = original(*arguments)
         return found._replace(total=found.total + (found.total * 0).sqrt())
 
-    whole = Objective.forward
-    monkeypatch.setattr(Objective, "forward", steep)
+    original = Objective.forward
+    monkeypatch.setattr(Objective, "forward", infinite_gradient)
     with pytest.raises(DivergenceError, match="stage 'first', step 1: the loss or its gradient is not finite"):
-        train(configure(), tmp_path / "run", say=silent)
+        train(configure(), tmp_path / "run", report=ignore)
     assert not (tmp_path / "run").exists()
 
 
-def test_stage_forgets_the_optimizers_of_earlier_ones(
+def test_stage_releases_the_optimizers_of_earlier_stages(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known: list[int] = []
 
     def prepare(self: Accelerator, *parts: Any) -> Any:
         known.append(len(self._optimizers))
-        return whole(self, *parts)
+        return original(self, *parts)
 
-    whole = Accelerator.prepare
+    original = Accelerator.prepare
     monkeypatch.setattr(Accelerator, "prepare", prepare)
-    train(configure(), tmp_path / "run", say=silent)
+    train(configure(), tmp_path / "run", report=ignore)
     assert known == [0, 0]
 
 
-def test_destination_is_checked_before_anything_is_read(configure: Configure, tmp_path: Path) -> None:
+def test_destination_is_checked_before_the_data_is_read(configure: Configure, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(RunError, match="exists and is not a run"):
-        train(configure("data.train=nowhere.jsonl"), tmp_path / "mine", say=silent)
+    with pytest.raises(RunError, match="exists and is not a run directory"):
+        train(configure("data.train=nowhere.jsonl"), tmp_path / "mine", report=ignore)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_half_precision_without_a_gpu_is_refused(configure: Configure, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"training\.mixed_precision: 'fp16' needs a GPU"):
-        train(configure("training.mixed_precision=fp16"), tmp_path / "run", say=silent)
+def test_half_precision_without_a_gpu_is_rejected(configure: Configure, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.mixed_precision: 'fp16' requires a GPU"):
+        train(configure("training.mixed_precision=fp16"), tmp_path / "run", report=ignore)
 
 
 @pytest.fixture
 def new_process_state() -> Iterator[None]:
-    """Forgets the precision of the tests before: accelerate keeps one a process."""
+    """Resets the precision of earlier tests: accelerate keeps one per process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -287,7 +301,7 @@ def new_process_state() -> Iterator[None]:
 
 @pytest.mark.usefixtures("new_process_state")
 def test_bfloat16_trains(configure: Configure, tmp_path: Path) -> None:
-    train(configure("training.mixed_precision=bf16"), tmp_path / "run", max_steps=2, say=silent)
+    train(configure("training.mixed_precision=bf16"), tmp_path / "run", max_steps=2, report=ignore)
     assert next(load_run(tmp_path / "run").model.parameters()).dtype == torch.float32
 
 
@@ -299,4 +313,4 @@ def test_damaged_weights_are_a_backbone_error(
     for path in checkpoints["bert"].iterdir():
         (copy / path.name).write_bytes(path.read_bytes()[: 500 if path.suffix == ".safetensors" else None])
     with pytest.raises(BackboneError, match="its weights cannot be read"):
-        train(configure("model.backbone=copy"), tmp_path / "run", say=silent)
+        train(configure("model.backbone=copy"), tmp_path / "run", report=ignore)

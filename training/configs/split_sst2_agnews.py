@@ -1,9 +1,9 @@
-"""Makes the training and validation files of sst2_agnews.toml from those of SST-2 and AG News.
+"""Writes the training and validation files of sst2_agnews.toml from SST-2 and AG News.
 
-The training file of SST-2 holds sentences and, mostly, phrases of these same sentences: a random split would put a
-sentence on one side and its phrases on the other. This takes some sentences for validation and keeps for training
-only the phrases that none of them contains. What is left of the sentences is written once more on its own: what is
-asked of the model later are sentences. AG News is split at random.
+The training file of SST-2 contains sentences and, mostly, phrases of these sentences. A random split would put a
+sentence into one part and its phrases into the other. This script selects some sentences for validation and keeps for
+training only the phrases that none of them contains. The remaining sentences also form a training file of their own,
+because the model will be used on sentences. AG News is split at random.
 
     python training/configs/split_sst2_agnews.py DATA_DIR OUTPUT_DIR
 """
@@ -19,8 +19,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-# Shorter ones are words of the language more than pieces of a sentence.
-_SHORTEST_PIECE = 3
+# Shorter phrases are common words rather than parts of a particular sentence.
+_MIN_PHRASE_WORDS = 3
 
 
 def main() -> None:
@@ -28,33 +28,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of sst2_train, sst2_phrases_train, agnews_train (.jsonl.gz)")
     parser.add_argument("output", type=Path, help="folder to write to")
-    parser.add_argument("--rows", type=int, default=400, help="validation rows of each (default: 400)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: 0)")
+    parser.add_argument("--rows", type=int, default=400, help="validation rows of each dataset (default: 400)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     arguments = parser.parse_args()
     sentences = _read(arguments.data / "sst2_train.jsonl.gz")
     chosen = random.Random(arguments.seed).sample(sentences, arguments.rows)
-    pieces = {piece for row in chosen for piece in _pieces(_words(row))}
+    contained = {phrase for row in chosen for phrase in _phrases(_words(row))}
     phrases = _read(arguments.data / "sst2_phrases_train.jsonl.gz")
-    kept = [row for row in phrases if " ".join(_words(row)) not in pieces]
+    kept = [row for row in phrases if " ".join(_words(row)) not in contained]
     arguments.output.mkdir(parents=True, exist_ok=True)
     _write(arguments.output / "sst2_train.jsonl", kept)
     _write(arguments.output / "sst2_validation.jsonl", chosen)
-    _write(arguments.output / "sst2_sentences.jsonl", [row for row in sentences if " ".join(_words(row)) not in pieces])
+    _write(
+        arguments.output / "sst2_sentences.jsonl", [row for row in sentences if " ".join(_words(row)) not in contained]
+    )
     news = _read(arguments.data / "agnews_train.jsonl.gz")
     random.Random(arguments.seed).shuffle(news)
     _write(arguments.output / "agnews_train.jsonl", news[arguments.rows :])
     _write(arguments.output / "agnews_validation.jsonl", news[: arguments.rows])
-    print(f"{len(kept):,} of {len(phrases):,} phrases and {len(news) - arguments.rows:,} news train")
+    print(f"{len(kept):,} of {len(phrases):,} phrases and {len(news) - arguments.rows:,} news rows for training")
 
 
 def _words(row: dict[str, Any]) -> list[str]:
-    # The two files differ in punctuation.
+    # Normalized because the two files differ in punctuation.
     return re.findall(r"[a-z0-9]+", str(row["text"]).lower())
 
 
-def _pieces(words: Sequence[str]) -> Iterable[str]:
+def _phrases(words: Sequence[str]) -> Iterable[str]:
     for start in range(len(words)):
-        for end in range(start + _SHORTEST_PIECE, len(words) + 1):
+        for end in range(start + _MIN_PHRASE_WORDS, len(words) + 1):
             yield " ".join(words[start:end])
 
 

@@ -1,1 +1,1 @@
-"""Trains one backbone with many heads, from labelled files to a run directory."""
+"""Training of one backbone with several heads: labelled files in, run directory out."""

@@ -1,4 +1,4 @@
-"""``python -m polyhead_training``, as a launcher of several processes starts it."""
+"""``python -m polyhead_training``: entry point for launchers that start several processes."""
 
 from .cli import main
 

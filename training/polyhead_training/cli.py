@@ -1,4 +1,4 @@
-"""``polyhead-train``: the training room from the command line."""
+"""Command line of polyhead-train."""
 
 from __future__ import annotations
 
@@ -15,38 +15,62 @@ import click
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class _Stop:
-    """From the first time it is asked, notes the first signal that wants the end; the second ends the process."""
+class _StopSignal:
+    """Handles SIGINT and SIGTERM from the first call on: the first signal requests a stop, the second kills."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._listening = False
+        self._installed = False
 
     def __call__(self) -> bool:
-        if not self._listening:
-            self._listening = True
+        """Returns whether a signal requested a stop."""
+        if not self._installed:
+            self._installed = True
             for number in _SIGNALS:
-                signal.signal(number, self._note)
+                signal.signal(number, self._handle)
         return self.signal is not None
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, _: FrameType | None) -> None:
         self.signal = number
         for other in _SIGNALS:
             signal.signal(other, signal.SIG_DFL)
-        _say(f"{signal.Signals(number).name}: saving after this step; once more ends at once")
+        _report(f"{signal.Signals(number).name}: saving a checkpoint after this step; repeat to end immediately")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="polyhead")
 @click.argument("config_path", metavar="CONFIG.toml", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--output-dir", type=click.Path(path_type=Path), help="Run directory to write.  [default: runs/<name>]")
-@click.option("--dry-run", is_flag=True, help="Validate the configuration and the data, and train nothing.")
+@click.option(
+    "--output-dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Run directory to write. A complete run in it is replaced after the new one is complete.  "
+    "[default: runs/<name>]",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Validate the configuration, the data and the backbone, print the data quality report, and exit.",
+)
 @click.option(
     "--resume/--restart",
     default=None,
-    help="Go on with an unfinished run, or discard it; a run that is not there starts from the beginning either way.",
+    help="Continue the run in progress from its last checkpoint, or discard it. Without a run in progress, both start "
+    "a new run.  [default: exit with an error if there is one]",
 )
-@click.option("--max-steps", type=click.IntRange(min=1), help="End training after this many steps; for a quick try.")
-@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a field of the configuration.")
+@click.option(
+    "--max-steps",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Stop training after N optimizer steps, then evaluate and write the run as usual.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Override a field of the configuration: a dotted key and a TOML value. Repeatable.",
+)
 def main(  # noqa: PLR0917 - click passes them by name
     config_path: Path,
     output_dir: Path | None,
@@ -55,101 +79,109 @@ def main(  # noqa: PLR0917 - click passes them by name
     max_steps: int | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Train a model from labelled texts, as a TOML file says, and write a run directory with report.html.
+    """Train a text classifier with a sentence embedding from labelled texts.
 
-    The directory's path is printed to stdout; what happens meanwhile goes to stderr. A run that stands in the output
-    directory already is replaced, once the new one is complete. Export it with polyhead-export.
+    CONFIG.toml names the data, the heads and the training stages. The result is a run directory with the model, its
+    evaluation, a model card and report.html. polyhead-export converts it into a bundle that polyhead-serve serves.
 
-    Until then everything is in <output directory>.unfinished. SIGINT and SIGTERM save a checkpoint there and print the
-    command that goes on from it; after a crash the same command goes on from the last checkpoint.
+    stdout receives the path of the run directory, stderr all messages and progress.
+
+    A run in progress is stored in DIR.in_progress. SIGINT (Ctrl-C) and SIGTERM save a checkpoint there and print the
+    command that resumes it. After a crash, the same command resumes from the last periodic checkpoint.
 
     \b
-    The smallest configuration; each label of a row may be absent or null:
+    Minimal configuration (a label may be absent or null in any row):
       name = "tickets"
       [data]
       train = "tickets.jsonl"      # {"text": "...", "label": "billing", "sentiment": 1}
 
     \b
     Examples:
+      # Check the data, then train into runs/tickets
       polyhead-train tickets.toml --dry-run
       polyhead-train tickets.toml
+      # Try 20 steps elsewhere
       polyhead-train tickets.toml --output-dir runs/try --max-steps 20
-      polyhead-train tickets.toml --set training.batch_size=16 --set training.seed=1
+      # Change fields without editing the file
+      polyhead-train tickets.toml --set training.batch_size=16 --set training.stages.0.epochs=2
+      # Continue after an interruption
+      polyhead-train tickets.toml --resume
+      # Train on two GPUs, or in two processes
       torchrun --nproc-per-node 2 -m polyhead_training tickets.toml
 
     \b
     Exit codes:
-      0    done
-      1    training failed
-      2    the command line, the configuration or the data is at fault
-      130  stopped by SIGINT, 143 by SIGTERM; everything up to there is saved
+      0    success
+      1    training failed: diverged, storage full, hub unreachable
+      2    invalid command line, configuration, data or backbone
+      130  stopped by SIGINT; progress is saved
+      143  stopped by SIGTERM; progress is saved
     """  # noqa: D301 (click reads the \b)
-    # Threads that spin while they wait make training several times slower where the cores are shared. OpenMP reads
-    # this once, when torch is imported.
+    # Spinning OpenMP threads slow training several times on shared cores. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    stop = _Stop()
-    # Half of what training needs takes seconds to import; --help needs none of it.
+    stop = _StopSignal()
+    # Imported here because these imports take seconds, which --help does not need.
     from safetensors import SafetensorError
 
-    from polyhead_training.runs.in_progress import Unfinished
+    from polyhead_training import train
+    from polyhead_training.runs.in_progress import ResumePolicy
 
     from .config_file import read_config
     from .errors import DivergenceError, HubError, StoppedError, StorageError, TrainingError
-    from .train import check, train
 
     _silence_transformers()
-    began = time.monotonic()
+    start = time.monotonic()
     try:
         config = read_config(config_path, overrides)
         if dry_run:
-            check(config, _say)
+            train.dry_run(config, _report)
             return
         destination = output_dir or Path("runs") / config.name
-        policy: Unfinished = "refuse" if resume is None else "resume" if resume else "restart"
-        train(config, destination, max_steps=max_steps, policy=policy, stop=stop, say=_say)
+        policy: ResumePolicy = "refuse" if resume is None else "resume" if resume else "restart"
+        train.train(config, destination, max_steps=max_steps, policy=policy, stop=stop, report=_report)
     except StoppedError as error:
-        _say(f"polyhead-train: {error}; go on with\n  {_resume_command()}")
+        _report(f"polyhead-train: {error}; resume with\n  {_resume_command()}")
         sys.exit(128 + (stop.signal or signal.SIGTERM))
     except TrainingError as error:
-        _say_error(error)
+        _report_error(error)
         sys.exit(1 if isinstance(error, DivergenceError | HubError | StorageError) else 2)
     except (OSError, SafetensorError) as error:
-        _say_error(error)
+        _report_error(error)
         sys.exit(1)
-    _say(f"done in {time.monotonic() - began:.0f} s")
+    _report(f"completed in {time.monotonic() - start:.0f} s")
     if _is_main_process():
         click.echo(destination)
 
 
 def _resume_command() -> str:
-    given = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--restart")]
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--restart")]
     program = [sys.argv[0]]
     if Path(sys.argv[0]).name == "__main__.py":
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         launcher = ["torchrun", "--nproc-per-node", str(processes)] if processes > 1 else ["python"]
         program = [*launcher, "-m", "polyhead_training"]
-    return shlex.join([*program, *given, "--resume"])
+    return shlex.join([*program, *arguments, "--resume"])
 
 
 def _is_main_process() -> bool:
-    # Launchers of several processes number them so.
+    # Launchers of several processes set RANK.
     return os.environ.get("RANK", "0") == "0"
 
 
-def _say(line: str) -> None:
-    """What all processes would say alike is said once."""
+def _report(message: str) -> None:
+    """Prints a message to stderr, in the main process only."""
     if _is_main_process():
-        click.echo(line, err=True)
+        click.echo(message, err=True)
 
 
-def _say_error(error: Exception) -> None:
-    """In every process: it may be the only one that met it."""
+def _report_error(error: Exception) -> None:
+    """Prints an error to stderr, in every process: it may have occurred in one of them only."""
     process = "" if _is_main_process() else f" (process {os.environ['RANK']})"
     click.echo(f"polyhead-train{process}: {error}", err=True)
 
 
 def _silence_transformers() -> None:
-    """Its progress bars and load reports are about single weights; what matters is checked and said by us."""
+    """Disables transformers' own warnings and progress bars; training checks and reports what matters itself."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

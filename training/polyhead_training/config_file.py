@@ -1,4 +1,4 @@
-"""Reads a configuration file, with overrides from the command line, and says what is wrong with it."""
+"""Reader of configuration files, with overrides from the command line and readable error messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from .config import Config, DataConfig, HeadConfig, ModelConfig, StageConfig, TrainingConfig
 from .errors import ConfigError
 
-# The class that describes a section's fields, by the section's dotted name without the indices of lists.
+# Class of each section, by the section's dotted name without list indices.
 _SECTIONS: dict[str, type[BaseModel]] = {
     "": Config,
     "model": ModelConfig,
@@ -30,21 +30,21 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: A TOML file.
-        overrides: ``key=value`` each: a dotted key, indices of lists included (``training.stages.0.epochs=2``), and
-            a TOML value; what is no TOML value is taken as a string.
+        overrides: ``key=value`` pairs: a dotted key, which may contain list indices
+            (``training.stages.0.epochs=2``), and a TOML value; any other value is a string.
 
     Returns:
-        The configuration, with every default filled in.
+        The configuration, with all defaults filled in.
 
     Raises:
-        ConfigError: The file cannot be read, or a field of it cannot be used.
+        ConfigError: The file cannot be read, or a field is invalid.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(path, "", f"cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(path, "", f"is not TOML: {error}") from None
+        raise ConfigError(path, "", f"is not valid TOML: {error}") from None
     for override in overrides:
         _apply(path, values, override)
     try:
@@ -58,7 +58,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 def _apply(path: Path, values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
-        raise ConfigError(path, "", f"--set {override!r} has no '=': write --set key=value")
+        raise ConfigError(path, "", f"--set {override!r} is not a valid override: write --set key=value")
     *parents, last = key.strip().split(".")
     target: Any = values
     try:
@@ -67,7 +67,7 @@ def _apply(path: Path, values: dict[str, Any], override: str) -> None:
         target[int(last) if isinstance(target, list) else last] = _parse(text.strip())
     except (AttributeError, IndexError, TypeError, ValueError):
         raise ConfigError(
-            path, key, "--set finds no such place: lists take the index of an item that the file has"
+            path, key, "--set refers to a field that does not exist; a list requires the index of an existing element"
         ) from None
 
 
@@ -83,7 +83,7 @@ def _explain(path: Path, errors: Sequence[ErrorDetails]) -> ConfigError:
     first = errors[0]
     field = ".".join(map(str, first["loc"]))
     reason = _reason(first)
-    more = f" ({len(errors) - 1} more at fault)" if len(errors) > 1 else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return ConfigError(path, field, reason + more)
 
 
@@ -93,11 +93,13 @@ def _reason(error: ErrorDetails) -> str:
     fields = section.model_fields if section else {}
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(names[-1], fields, n=1)
-        return "is not a field: " + (f"did you mean {close[0]}?" if close else f"the fields are {', '.join(fields)}")
+        return "is not a valid field: " + (
+            f"did you mean {close[0]}?" if close else f"the fields are {', '.join(fields)}"
+        )
     if error["type"] == "missing":
         return f"is missing: {_description(fields, names)}"
     if error["type"] == "value_error":
-        # Our own validators name the value and the mend themselves.
+        # The validators of config.py include the value and the fix in their message.
         return error["msg"].removeprefix("Value error, ")
     hint = _description(fields, names)
     return f"{error['input']!r}: {error['msg']}{f' ({hint})' if hint else ''}"

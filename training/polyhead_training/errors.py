@@ -1,17 +1,17 @@
-"""What can go wrong between a configuration file and a run directory.
+"""Errors of training, one class for each reaction that a user can have.
 
 Errors::
 
     TrainingError
-    +-- ConfigError       the configuration does not fit itself, the data or the backbone; mend the file
-    +-- DataError         labelled files have rows that cannot be read; mend the rows
+    +-- ConfigError       the configuration contradicts itself, the data or the backbone; edit the file
+    +-- DataError         rows of the labelled files are invalid; correct the rows
     +-- BackboneError     the checkpoint cannot be used as a backbone; choose another
-    |   +-- HubError      the hub did not hand a checkpoint or dataset over; try again, or use a folder
-    +-- RunError          a directory is not a run, or must not be replaced by one
-    |   +-- ResumeError   an unfinished run cannot be gone on with; start again, or train elsewhere
-    +-- DivergenceError   the loss or its gradient is no longer a number; mend the rows or lower a learning rate
-    +-- StorageError      the disk did not take what was written; make room and resume
-    +-- StoppedError      a signal asked for the end; resume
+    |   +-- HubError      the hub did not deliver a checkpoint or dataset; retry, or use local files
+    +-- RunError          a directory is not a run directory, or must not be overwritten
+    |   +-- ResumeError   a run in progress cannot be resumed; restart it, or write to another directory
+    +-- DivergenceError   the loss or its gradient is not finite; correct the rows or lower a learning rate
+    +-- StorageError      a file could not be written; free disk space and resume
+    +-- StoppedError      a signal stopped training; resume
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pathlib import Path
 
 
 class TrainingError(Exception):
-    """Base of everything that this room raises on purpose."""
+    """Base class of the errors that polyhead_training raises."""
 
 
 class ConfigError(TrainingError):
-    """A field of the configuration cannot be used.
+    """A field of the configuration is invalid.
 
     Attributes:
         path: The configuration file.
-        field: Dotted name of the field, ``training.batch_size``; empty when the whole file is at fault.
-        reason: What is wrong, and the mend.
+        field: Dotted name of the field, ``training.batch_size``; empty when the error concerns the whole file.
+        reason: The fault and how to correct it.
     """
 
     def __init__(self, path: Path, field: str, reason: str) -> None:
@@ -43,12 +43,12 @@ class ConfigError(TrainingError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One row that cannot be read.
+    """An invalid row.
 
     Attributes:
         path: The file.
-        line: Line of the file, or row of a Parquet file, counted from 1; 0 when the whole file is at fault.
-        reason: What is wrong, with the field and the value, and the mend.
+        line: Line of the file, or row of a Parquet file, counted from 1; 0 when the error concerns the whole file.
+        reason: The fault, with the field and the value, and how to correct it.
     """
 
     path: Path
@@ -60,30 +60,30 @@ class Problem:
 
 
 class DataError(TrainingError):
-    """Labelled files have rows that cannot be read; none of them was dropped.
+    """Rows of the labelled files are invalid. No row is ever dropped silently.
 
     Attributes:
-        problems: The rows at fault, the first ones where there are many.
-        found: Number of rows at fault.
+        problems: The invalid rows; the first ones where there are many.
+        found: Total number of invalid rows.
     """
 
     def __init__(self, problems: Sequence[Problem], found: int | None = None) -> None:
         self.problems = tuple(problems)
         self.found = len(problems) if found is None else found
-        more = [f"{self.found:,} rows are at fault; these are the first ones"] if self.found > len(problems) else []
-        super().__init__("\n".join([*map(str, problems), *more]))
+        more = [f"{self.found:,} rows are invalid; the first {len(problems)} are listed"]
+        super().__init__("\n".join([*map(str, problems), *(more if self.found > len(problems) else [])]))
 
 
 class BackboneError(TrainingError):
     """A checkpoint cannot be used as a backbone.
 
     Attributes:
-        reference: The folder or hub id that was asked for.
-        reason: What is wrong, and the mend.
+        reference: The folder or hub id that the configuration names.
+        reason: The fault and how to correct it.
     """
 
     def __init__(self, reference: str, reason: str) -> None:
-        # A hub dataset says itself what it is.
+        # The name of a hub dataset already says what it is.
         super().__init__(
             f"{reference}: {reason}" if reference.startswith("hub:") else f"backbone {reference}: {reason}"
         )
@@ -92,15 +92,15 @@ class BackboneError(TrainingError):
 
 
 class HubError(BackboneError):
-    """The hub did not hand the checkpoint over."""
+    """The hub did not deliver a checkpoint or a dataset."""
 
 
 class RunError(TrainingError):
-    """A directory is not a run, or must not be replaced by one.
+    """A directory is not a run directory, or must not be overwritten by one.
 
     Attributes:
         path: The directory or the file in it.
-        reason: What is wrong, and the mend.
+        reason: The fault and how to correct it.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -110,22 +110,22 @@ class RunError(TrainingError):
 
 
 class ResumeError(RunError):
-    """An unfinished run cannot be gone on with, or stands in the way of a new one."""
+    """A run in progress cannot be resumed, or blocks a new run."""
 
 
 class DivergenceError(TrainingError):
-    """The loss or its gradient is no longer finite.
+    """The loss or its gradient is not finite.
 
     Attributes:
         stage: Name of the stage.
         step: Step of the stage, counted from 1.
-        rows: Where the rows stand that have no finite loss or gradient on their own, each with its text.
+        rows: File, line and text of each row whose own loss or gradient is not finite.
     """
 
     def __init__(self, stage: str, step: int, rows: Sequence[str]) -> None:
         reason = "the loss or its gradient is not finite; lower the stage's learning_rate"
         lines = [f"stage {stage!r}, step {step}: {reason}, and start again with --restart"]
-        lines += ["rows of the step that are at fault on their own:", *(f"  {row}" for row in rows)] if rows else []
+        lines += ["rows of this step that cause it on their own:", *(f"  {row}" for row in rows)] if rows else []
         super().__init__("\n".join(lines))
         self.stage = stage
         self.step = step
@@ -133,30 +133,28 @@ class DivergenceError(TrainingError):
 
 
 class StorageError(TrainingError):
-    """The disk did not take what was written, mostly because it is full; what was written before is whole.
+    """A file could not be written, usually because the disk is full. Files written earlier are complete.
 
     Attributes:
-        path: The file, or the folder where nobody says which file.
-        reason: What is wrong, and the mend.
+        path: The file, or its folder where the error does not name a file.
+        reason: The fault and how to correct it.
     """
 
     def __init__(self, path: Path, error: Exception) -> None:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        reason = (
-            f"cannot be written: {said}. Make room or mend the disk, and go on from the last checkpoint with --resume"
-        )
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = f"cannot be written: {cause}. Free disk space, then continue from the last checkpoint with --resume"
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
 
 
 class StoppedError(TrainingError):
-    """A signal asked for the end of training; everything up to it is in a checkpoint.
+    """A signal stopped training; the progress up to that step is in a checkpoint.
 
     Attributes:
-        step: Steps that were taken.
+        step: Number of completed steps of the run.
     """
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step:,}; everything up to it is saved")
+        super().__init__(f"stopped after step {step:,}; all progress is saved")
         self.step = step

@@ -1,4 +1,4 @@
-"""The model: one backbone, a sentence embedding, and a list of heads that all read the same pass.
+"""The model: one backbone whose token vectors feed a sentence embedding and a list of heads, in one forward pass.
 
 Shapes: B texts, T tokens, H hidden size::
 
@@ -16,25 +16,25 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-# Families of which layers and embeddings are found where stages.py looks for them.
+# Model families whose layers and embeddings have the attribute names that loop/stages.py requires.
 FAMILIES = frozenset({"bert", "camembert", "distilbert", "roberta", "xlm-roberta"})
-# Attentions that are part of transformers; any other name is that of a kernel to be fetched from the hub.
+# Attention implementations of transformers itself; any other name makes it fetch a kernel from the hub.
 _ATTENTIONS = frozenset({None, "eager", "sdpa"})
 
 HeadKind = Literal["softmax", "sigmoid"]
-# What training makes has ReLU; imported classifiers of BERT and RoBERTa have tanh.
+# Trained heads use ReLU; imported classifiers of BERT and RoBERTa use tanh.
 ActivationKind = Literal["relu", "tanh"]
 PoolingKind = Literal["cls", "mean", "cls_mean"]
-# "shared": the embedding is what the heads read, with everything that training does to it.
+# "shared": the embedding is the heads' input features, including the effects of training on them.
 EmbeddingPoolingKind = Literal["cls", "mean", "shared"]
 
 
 class Outputs(NamedTuple):
-    """What one pass answers.
+    """Outputs of one forward pass.
 
     Attributes:
-        sentence_embedding: (B, H) float, of Euclidean length 1 when the configuration says ``normalize``.
-        logits: For each head by its name, (B, number of labels), or (B, 1) for a sigmoid head.
+        sentence_embedding: (B, H) float, of Euclidean length 1 if the configuration sets ``normalize``.
+        logits: Logits by head name, (B, number of labels), or (B, 1) for a sigmoid head.
     """
 
     sentence_embedding: Tensor
@@ -42,17 +42,17 @@ class Outputs(NamedTuple):
 
 
 class PolyheadConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is not typed
-    """What ``PolyheadModel`` is built from; ``config.json`` of a run and of a bundle's ``torch/`` folder.
+    """Configuration of ``PolyheadModel``; ``config.json`` of a run and of a bundle's ``torch/`` folder.
 
     Args:
         backbone: The backbone's own configuration, ``model_type`` included.
-        pooling: How the heads' features are made from the token vectors.
-        embedding_pooling: How the sentence embedding is made from them.
-        normalize: Whether the sentence embedding is scaled to Euclidean length 1.
-        heads: One dictionary a head: ``name``, ``kind``, ``labels`` (ordered), ``hidden_size``, ``dropout``,
+        pooling: Pooling of the token vectors into the heads' features.
+        embedding_pooling: Pooling of the token vectors into the sentence embedding.
+        normalize: Whether to scale the sentence embedding to Euclidean length 1.
+        heads: One dictionary per head: ``name``, ``kind``, ``labels`` (ordered), ``hidden_size``, ``dropout``,
             ``activation`` (``relu`` when absent).
-        max_tokens: Tokens of a text that the model reads, special tokens included.
-        pad_token_id: Token that fills up the shorter texts of a batch.
+        max_tokens: Maximum tokens per text, special tokens included; longer texts are truncated.
+        pad_token_id: Token that pads the shorter texts of a batch.
     """
 
     model_type = "polyhead"
@@ -79,10 +79,10 @@ class PolyheadConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is
         self.pad_token_id = pad_token_id
 
     def backbone_config(self) -> PreTrainedConfig:
-        """The backbone's configuration as an object of its own class.
+        """Returns the backbone's configuration as an object of its own class.
 
         Raises:
-            ValueError: The family is not supported, or the configuration asks for somebody's code.
+            ValueError: The family is not supported, or the configuration refers to third-party code.
         """
         values = dict(self.backbone)
         if values.get("model_type") not in FAMILIES:
@@ -91,10 +91,10 @@ class PolyheadConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is
         return cast(PreTrainedConfig, AutoConfig.for_model(values.pop("model_type"), **values))
 
     def output_names(self) -> dict[str, str]:
-        """Name of each head's logits in an exported graph, by head, in order.
+        """Returns the output name of each head's logits in an exported graph, by head name, in order.
 
-        The first softmax head's are ``logits``, the first sigmoid head's ``sentiment_logits``, any other's
-        ``<name>_logits``.
+        The first softmax head's output is ``logits``, the first sigmoid head's is ``sentiment_logits``, any other
+        head's is ``<name>_logits``.
         """
         names: dict[str, str] = {}
         for head in self.heads:
@@ -104,20 +104,20 @@ class PolyheadConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is
 
 
 def _require_no_code(where: str, values: dict[str, Any]) -> None:
-    """Refuses settings that would make transformers fetch code, whoever wrote them."""
+    """Rejects settings that would make transformers fetch code."""
     if "auto_map" in values:
-        raise ValueError(f"{where}: auto_map asks for code that is not transformers' own")
+        raise ValueError(f"{where}: auto_map refers to code outside transformers")
     for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
         if values.get(key) not in _ATTENTIONS:
-            raise ValueError(f"{where}: {key} {values[key]!r} is not transformers' own")
+            raise ValueError(f"{where}: {key} {values[key]!r} is not an implementation of transformers")
 
 
 class Pooling(nn.Module):
-    """Makes one vector of a text from its token vectors.
+    """Pools the token vectors of a text into one vector.
 
-    ``cls`` takes the first token's, ``mean`` the mean over the text's tokens. ``cls_mean`` reads both: the mean is the
-    residual branch, a linear layer over both is added to it, and LayerNorm comes last, as in a transformer's own
-    sub-layers. The linear layer starts at zero, so that training starts from the normalised mean.
+    ``cls`` takes the first token's vector, ``mean`` the mean over the text's tokens. ``cls_mean`` combines both: a
+    linear layer over both is added to the mean, the residual branch, and LayerNorm follows, as in a transformer's own
+    sub-layers. The linear layer starts at zero, so training starts from the normalized mean.
     """
 
     def __init__(self, kind: PoolingKind, hidden_size: int) -> None:
@@ -128,7 +128,7 @@ class Pooling(nn.Module):
             self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, T, H) token vectors and the (B, T) mask of real tokens to (B, H)."""
+        """Pools (B, T, H) token vectors, with the (B, T) mask of real tokens, into (B, H)."""
         cls = hidden[:, 0]  # (B, H)
         if self.kind == "cls":
             return cls
@@ -140,7 +140,7 @@ class Pooling(nn.Module):
 
 
 class Head(nn.Module):
-    """One answer: dropout, linear, activation, dropout, linear to one logit a label (to one for a sigmoid head)."""
+    """Classification head: dropout, linear, activation, dropout, linear to one logit per label (sigmoid: one logit)."""
 
     def __init__(  # noqa: PLR0917
         self,
@@ -161,12 +161,12 @@ class Head(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, H) features to (B, outputs) logits."""
+        """Computes (B, outputs) logits from (B, H) features."""
         return cast(Tensor, self.layers(features))
 
 
 class PolyheadModel(PreTrainedModel):  # type: ignore[misc]  # transformers is not typed
-    """A backbone with hard parameter sharing: every head and the embedding read the same token vectors.
+    """A backbone shared by all heads and the sentence embedding (hard parameter sharing).
 
     ``save_pretrained`` and ``from_pretrained`` write and read ``config.json`` and ``model.safetensors``.
     """
@@ -179,7 +179,7 @@ class PolyheadModel(PreTrainedModel):  # type: ignore[misc]  # transformers is n
     def __init__(self, config: PolyheadConfig) -> None:
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.backbone_config())
-        # BERT's own pooler belongs to next-sentence prediction; nothing here reads it.
+        # BERT's own pooler serves next-sentence prediction; nothing here uses it.
         self.backbone.pooler = None
         hidden_size = int(self.backbone.config.hidden_size)
         self.pooling = Pooling(config.pooling, hidden_size)
@@ -200,7 +200,7 @@ class PolyheadModel(PreTrainedModel):  # type: ignore[misc]  # transformers is n
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Weights that no checkpoint brings: small normal ones, as in BERT."""
+        """Initializes weights that are not in the checkpoint, with BERT's small normal distribution."""
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
@@ -212,14 +212,14 @@ class PolyheadModel(PreTrainedModel):  # type: ignore[misc]  # transformers is n
 
     @classmethod
     def from_backbone(cls, folder: Path, **settings: Any) -> PolyheadModel:
-        """A model with a pretrained backbone and fresh heads.
+        """Builds a model from a pretrained backbone and newly initialized heads.
 
         Args:
             folder: A transformers checkpoint with ``config.json`` and safetensors weights.
             **settings: Fields of ``PolyheadConfig`` other than ``backbone``.
 
         Raises:
-            OSError: The folder has no safetensors weights, or some are missing. Pickled weights are never read.
+            OSError: The folder has no safetensors weights, or some weights are missing. Pickled weights are never read.
         """
         backbone, report = AutoModel.from_pretrained(
             folder,
@@ -229,10 +229,10 @@ class PolyheadModel(PreTrainedModel):  # type: ignore[misc]  # transformers is n
             dtype=torch.float32,
             output_loading_info=True,
         )
-        # transformers only warns, and would train on from random weights.
+        # transformers only warns about missing weights and leaves them at random values.
         missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
         if missing:
-            raise OSError(f"{folder} lacks {len(missing)} of the backbone's weights, {missing[0]} among them")
+            raise OSError(f"{folder} lacks {len(missing)} of the backbone's weights, including {missing[0]}")
         model = cls(PolyheadConfig(backbone=backbone.config.to_diff_dict(), **settings))
         backbone.pooler = None
         model.backbone.load_state_dict(backbone.state_dict())
@@ -241,14 +241,11 @@ class PolyheadModel(PreTrainedModel):  # type: ignore[misc]  # transformers is n
         return model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Outputs:
-        """Answers a batch in one pass.
+        """Computes the sentence embeddings and the logits of every head in one forward pass.
 
         Args:
             input_ids: (B, T) int64 token ids.
             attention_mask: (B, T) int64, 1 for the text's tokens and 0 for padding.
-
-        Returns:
-            The sentence embedding and every head's logits.
         """
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, H)
         features = self.pooling(hidden, attention_mask)  # (B, H)
@@ -259,19 +256,18 @@ class PolyheadModel(PreTrainedModel):  # type: ignore[misc]  # transformers is n
 
 
 def load_model(folder: Path) -> PolyheadModel:
-    """The model that ``save_pretrained`` wrote, in fp32, in evaluation mode, on the CPU.
+    """Loads a model that ``save_pretrained`` wrote, in fp32, in evaluation mode, on the CPU.
 
     Args:
         folder: ``model/`` of a run, or ``torch/`` of a bundle.
 
     Raises:
-        ValueError: A weight is missing, or one is there that the model does not have; or the configuration asks for
-            somebody's code.
-        Exception: The files are missing or damaged; each library at fault has classes of its own for that.
+        ValueError: A weight is missing or unexpected, or the configuration refers to third-party code.
+        Exception: The files are missing or damaged; each library raises its own classes for that.
     """
     settings = json.loads((folder / "config.json").read_bytes())
     if settings.get("model_type") != PolyheadConfig.model_type:
-        raise ValueError(f"config.json: is of the family {settings.get('model_type')!r}, not of polyhead")
+        raise ValueError(f"config.json: model_type is {settings.get('model_type')!r}, not 'polyhead'")
     _require_no_code("config.json", settings)
     model, report = PolyheadModel.from_pretrained(
         folder,
@@ -281,10 +277,10 @@ def load_model(folder: Path) -> PolyheadModel:
         dtype=torch.float32,
         output_loading_info=True,
     )
-    # transformers only warns, draws the missing ones at random and leaves the others unread.
+    # transformers only warns: it initializes missing weights at random and ignores unexpected ones.
     for fault in ("missing", "unexpected"):
         if names := sorted(report[f"{fault}_keys"]):
-            raise ValueError(f"the weights do not fit the model: {names[0]} is {fault}")
+            raise ValueError(f"the weights do not match the model: {names[0]} is {fault}")
     return cast(PolyheadModel, model.eval())
 
 

@@ -1,4 +1,4 @@
-"""What a model answers for many rows: passes over batches of like length, shared out to the processes."""
+"""Inference over many rows, in batches of similar length that are distributed over the processes."""
 
 from __future__ import annotations
 
@@ -18,39 +18,42 @@ Matrix = NDArray[np.float32]
 
 
 def predict(model: PolyheadModel, rows: EncodedRows, batch_size: int, accelerator: Accelerator) -> dict[str, Matrix]:
-    """Logits of every head, (rows, outputs), in the order of the rows.
+    """Computes the logits of every head, (rows, outputs), in the order of the rows.
 
     Args:
-        model: The model; it is left in evaluation mode.
+        model: The model; the call leaves it in evaluation mode.
         rows: The rows.
-        batch_size: Texts in one pass.
-        accelerator: The processes that share the rows; all of them get all answers.
+        batch_size: Texts per forward pass.
+        accelerator: The processes that share the rows; every process receives the results of all rows.
     """
     sizes = {head["name"]: 1 if head["kind"] == "sigmoid" else len(head["labels"]) for head in model.config.heads}
-    return _answer(model, rows, batch_size, accelerator, sizes, lambda outputs: outputs.logits)
+    return _run_batches(model, rows, batch_size, accelerator, sizes, lambda outputs: outputs.logits)
 
 
 def embed(model: PolyheadModel, rows: EncodedRows, batch_size: int, accelerator: Accelerator) -> Matrix:
-    """Sentence embeddings, (rows, H), in the order of the rows; arguments as for ``predict``."""
+    """Computes sentence embeddings, (rows, H), in the order of the rows; takes the same arguments as ``predict``."""
     sizes = {"": int(model.backbone.config.hidden_size)}
-    return _answer(model, rows, batch_size, accelerator, sizes, lambda outputs: {"": outputs.sentence_embedding})[""]
+    results = _run_batches(
+        model, rows, batch_size, accelerator, sizes, lambda outputs: {"": outputs.sentence_embedding}
+    )
+    return results[""]
 
 
-def _answer(  # noqa: PLR0917
+def _run_batches(  # noqa: PLR0917
     model: PolyheadModel,
     rows: EncodedRows,
     batch_size: int,
     accelerator: Accelerator,
     sizes: dict[str, int],
-    pick: Callable[[Outputs], dict[str, Tensor]],
+    select: Callable[[Outputs], dict[str, Tensor]],
 ) -> dict[str, Matrix]:
     model.eval()
-    answers = {name: torch.zeros(len(rows), size, device=model.device) for name, size in sizes.items()}
+    results = {name: torch.zeros(len(rows), size, device=model.device) for name, size in sizes.items()}
     batches: Sequence[list[int]] = rows.by_length(batch_size)
     with torch.inference_mode():
         for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
             batch = rows.batch(numbers, model.device)
-            for name, values in pick(model(batch.input_ids, batch.attention_mask)).items():
-                answers[name][numbers] = values.float()
-    # Every row was answered by one process and is zero in the others.
-    return {name: accelerator.reduce(values, "sum").cpu().numpy() for name, values in answers.items()}
+            for name, values in select(model(batch.input_ids, batch.attention_mask)).items():
+                results[name][numbers] = values.float()
+    # Each row is computed by one process and is zero in the others, so the sum is its result.
+    return {name: accelerator.reduce(values, "sum").cpu().numpy() for name, values in results.items()}

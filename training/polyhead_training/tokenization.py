@@ -1,7 +1,7 @@
-"""Texts to token ids, by the one rule that training, export and server share.
+"""Tokenization of texts, with the truncation rule that training, export and server share.
 
 A text of more than ``max_tokens`` tokens keeps its leading special tokens, the first ids that fit, and its trailing
-special tokens. Special tokens that are spelt out in a text are text.
+special tokens. The names of special tokens inside a text, such as ``[SEP]``, are tokenized as ordinary text.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-# Texts handed to the tokenizer at once: enough to keep its threads busy, few enough to hold no second copy of the data.
-_CHUNK = 1024
+# Texts per tokenizer call: enough to keep its threads busy, few enough to avoid a second copy of the data in memory.
+_CHUNK_TEXTS = 1024
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Reads a ``tokenizer.json`` as it is.
+    """Reads a ``tokenizer.json`` unchanged.
 
     Args:
         path: The file.
 
     Raises:
-        ValueError: The file is missing or is no tokenizer.
+        ValueError: The file is missing or is not a valid tokenizer.
     """
     try:
         return Tokenizer.from_file(str(path))
     except (KeyboardInterrupt, SystemExit):
         raise
-    # The library raises plain Exception, and panics, which is none, over some damages.
+    # The library raises plain Exception; for some damage it panics, which raises a BaseException.
     except BaseException as error:
         raise ValueError(str(error)) from error
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads a ``tokenizer.json`` and switches off whatever padding and truncation it brings.
+    """Reads a ``tokenizer.json`` and disables its padding and truncation.
 
     Args:
         path: The file.
 
     Raises:
-        ValueError: The file is missing or is no tokenizer.
+        ValueError: The file is missing or is not a valid tokenizer.
     """
     return configured(read_tokenizer(path))
 
 
 def configured(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer with padding and truncation off, and with spelt out special tokens read as text."""
+    """Disables padding, truncation and the parsing of special tokens in texts; returns the same tokenizer."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
@@ -57,12 +57,12 @@ def configured(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> Iterator[list[int]]:
-    """Token ids of each text, special tokens included, cut to ``max_tokens``.
+    """Yields the token ids of each text, special tokens included, truncated to ``max_tokens``.
 
     Args:
-        tokenizer: A tokenizer that ``configured`` has seen.
+        tokenizer: A tokenizer from ``configured`` or ``load_tokenizer``.
         texts: N texts.
-        max_tokens: Longest list of ids, at least the number of special tokens.
+        max_tokens: Maximum number of ids, at least the number of special tokens.
 
     Returns:
         N lists of ids, in the order of the texts.
@@ -71,18 +71,18 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> Itera
 
 
 def encode_counted(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> Iterator[tuple[list[int], int]]:
-    """The same, each with the number of tokens that the text has before it is cut."""
-    for start in range(0, len(texts), _CHUNK):
-        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + _CHUNK])):
-            yield _cut(encoding, max_tokens), len(encoding)
+    """Yields the same ids as ``encode``, each with the text's number of tokens before truncation."""
+    for start in range(0, len(texts), _CHUNK_TEXTS):
+        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + _CHUNK_TEXTS])):
+            yield _truncate(encoding, max_tokens), len(encoding)
 
 
 def pad(ids: Sequence[Sequence[int]], pad_token_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Fills lists of ids up to the longest of them, on the right.
+    """Pads lists of ids on the right to the length of the longest.
 
     Args:
         ids: B lists of ids.
-        pad_token_id: What to fill up with.
+        pad_token_id: The padding id.
 
     Returns:
         ``input_ids`` and ``attention_mask``, (B, T) each; the mask is 1 for ids and 0 for padding.
@@ -96,7 +96,7 @@ def pad(ids: Sequence[Sequence[int]], pad_token_id: int) -> tuple[NDArray[np.int
     return input_ids, attention_mask
 
 
-def _cut(encoding: Encoding, max_tokens: int) -> list[int]:
+def _truncate(encoding: Encoding, max_tokens: int) -> list[int]:
     ids = encoding.ids
     if len(ids) <= max_tokens:
         return ids

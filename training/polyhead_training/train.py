@@ -1,8 +1,8 @@
-"""A training run from a configuration to a run directory.
+"""A training run, from the configuration to the run directory.
 
 ::
 
-    Config --prepare--> rows, backbone --> model --Loop--> trained model --evaluate--> scores --> run directory
+    Config --prepare--> rows, backbone --> model --Loop--> trained model --evaluate--> Evaluation --> run directory
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from polyhead_training.loop.stages import check_stages
 from polyhead_training.reporting.model_card import write_card
 from polyhead_training.reporting.report import write_report
 from polyhead_training.runs.checkpoint import BEST_NAME
-from polyhead_training.runs.in_progress import Identity, Unfinished, difference, unfinished_path, unfinished_run
+from polyhead_training.runs.in_progress import Identity, ResumePolicy, difference, in_progress_path, in_progress_run
 from polyhead_training.runs.run_directory import (
     DATA_NAME,
     EVALUATION_NAME,
@@ -50,11 +50,12 @@ from .config import Config, HeadConfig
 from .errors import BackboneError, StorageError
 from .model import PolyheadModel
 from .predict import embed, predict
+from .terminal import Report
 
-# The main process evaluates and writes alone while the others wait for it.
-_PATIENCE = timedelta(hours=4)
-# Characters of a row's text in a message.
-_SHOWN_CHARACTERS = 80
+# Other processes wait this long while the main process evaluates and writes alone.
+_PROCESS_TIMEOUT = timedelta(hours=4)
+# Characters of a row's text in an error message.
+_MAX_SHOWN_CHARACTERS = 80
 
 
 def train(
@@ -62,48 +63,48 @@ def train(
     destination: Path,
     *,
     max_steps: int | None = None,
-    policy: Unfinished = "refuse",
+    policy: ResumePolicy = "refuse",
     stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = print,
+    report: Report = print,
 ) -> Evaluation | None:
-    """Trains, evaluates, and writes a run directory; in every process that a launcher started, together.
+    """Trains and evaluates a model and writes a run directory. Every process of a launcher must call it.
 
     Args:
-        config: What to train, on what, and how.
-        destination: The run directory; a run that stands there already is replaced.
-        max_steps: Steps after which training ends early; None for no such end.
-        policy: What to do with an unfinished run that is there.
-        stop: Whether to stop, asked once a step.
-        say: Takes lines for the terminal.
+        config: The configuration.
+        destination: The run directory; an existing run there is replaced.
+        max_steps: Steps after which training ends early; None for no limit.
+        policy: Action for an existing run in progress.
+        stop: Returns whether to stop; called once per step.
+        report: Receives messages for the terminal.
 
     Returns:
-        What the run's ``evaluation.json`` says; None where the run to be resumed is complete.
+        The content of ``evaluation.json``; None if the run to resume is already complete.
 
     Raises:
-        TrainingError: The configuration, the data, the backbone or the destination cannot be used, or training went
-            wrong or was stopped.
+        TrainingError: The configuration, the data, the backbone or the destination cannot be used, or training failed
+            or was stopped.
     """
     require_replaceable(destination.resolve())
     accelerator = _start(config, destination)
     if accelerator.is_main_process:
         recover(destination.resolve())
     accelerator.wait_for_everyone()
-    say = say if accelerator.is_main_process else _say_nothing
+    report = report if accelerator.is_main_process else _discard
     prepared = prepare(config)
     for line in prepared.report.lines():
-        say(line)
+        report(line)
     model = build_model(config, prepared.backbone, prepared.data.heads).to(accelerator.device)
     check_stages(config, model)
-    # The heads' first weights are the same in every process, dropout is not.
+    # The heads' initial weights must be equal in every process; dropout must differ.
     set_seed(config.training.seed, device_specific=True)
     identity = _identity(config, max_steps, accelerator, prepared)
-    stands = stored_identity(destination, identity)
-    if policy == "resume" and stands == identity:
-        say(f"{destination} is complete: there is nothing to resume")
+    existing = stored_identity(destination, identity)
+    if policy == "resume" and existing == identity:
+        report(f"{destination} is complete; nothing to resume")
         return None
-    if stands:
-        other = difference(stands, identity) or "the same"
-        say(f"{destination} holds a run that was started with {other}: it is replaced once this one is complete")
+    if existing:
+        other = difference(existing, identity) or "the same inputs"
+        report(f"{destination} contains a run that was started with {other}; it is replaced when this run is complete")
     with _folder(destination, identity, policy, accelerator) as folder:
         accelerator.init_trackers(config.name)
         before = _correlations(config, model, prepared, accelerator)
@@ -118,41 +119,40 @@ def train(
             max_steps=max_steps,
             validate=lambda: _validate(config, model, prepared, accelerator),
             stop=stop,
-            say=say,
+            report=report,
         ).run()
         if config.training.select == "best" and config.training.stages:
             model.load_state_dict(load_file(folder / BEST_NAME))
         evaluation = _evaluate(config, model, prepared, before, accelerator)
         if accelerator.is_main_process:
             _write(destination, folder, config, model, prepared, evaluation, identity)
-        for line in table(evaluation):
-            say(line)
+        report(table(evaluation))
         accelerator.end_training()
     return evaluation
 
 
-def check(config: Config, say: Callable[[str], None] = print) -> None:
-    """Finds out whether a configuration can be trained, without training.
+def dry_run(config: Config, report: Report = print) -> None:
+    """Validates the configuration, the data and the backbone without training.
 
     Args:
         config: The configuration.
-        say: Takes the report on the rows, line by line.
+        report: Receives the data quality report.
 
     Raises:
         TrainingError: The configuration, the data or the backbone cannot be used.
     """
     prepared = prepare(config)
     for line in prepared.report.lines():
-        say(line)
+        report(line)
     check_stages(config, build_model(config, prepared.backbone, prepared.data.heads))
 
 
 def build_model(config: Config, backbone: Backbone, heads: Sequence[HeadConfig]) -> PolyheadModel:
-    """The backbone with pooling and fresh heads on it.
+    """Builds a model from a backbone and newly initialized pooling and heads.
 
     Args:
         config: Pooling and token limit.
-        backbone: The pretrained part.
+        backbone: The pretrained checkpoint.
         heads: The heads with their labels.
 
     Raises:
@@ -178,21 +178,23 @@ def build_model(config: Config, backbone: Backbone, heads: Sequence[HeadConfig])
 def _start(config: Config, destination: Path) -> Accelerator:
     precision = config.training.mixed_precision
     if precision == "fp16" and not torch.cuda.is_available():
-        raise config.error("training.mixed_precision", "'fp16' needs a GPU, and there is none: use 'bf16' or 'no'")
+        raise config.error(
+            "training.mixed_precision", "'fp16' requires a GPU, and none is available: use 'bf16' or 'no'"
+        )
     available = [str(tracker.value) for tracker in get_available_trackers()]
     for name in config.training.trackers:
         if name not in available:
-            reason = f"{name!r} is no tracker that is installed; there are: {', '.join(available) or 'none'}"
+            reason = f"{name!r} is not an installed tracker; installed: {', '.join(available) or 'none'}"
             raise config.error("training.trackers", reason)
     set_seed(config.training.seed)
-    folder = unfinished_path(destination)
+    folder = in_progress_path(destination)
     return Accelerator(
-        # Without an accelerator it only notices the other processes when told to use the CPU.
+        # Without a GPU, accelerate detects the other processes only if it is set to use the CPU.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=precision,
         log_with=list(config.training.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / TRACKERS_NAME)),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PROCESS_TIMEOUT)],
     )
 
 
@@ -208,24 +210,24 @@ def _identity(config: Config, max_steps: int | None, accelerator: Accelerator, p
 
 
 @contextmanager
-def _folder(destination: Path, identity: Identity, policy: Unfinished, accelerator: Accelerator) -> Iterator[Path]:
-    """The folder of the run under way: the main process makes and removes it, the others find it made.
+def _folder(destination: Path, identity: Identity, policy: ResumePolicy, accelerator: Accelerator) -> Iterator[Path]:
+    """Opens the folder of the run in progress; the main process creates and removes it for all processes.
 
     Raises:
-        StorageError: The disk did not take what was written in the block.
+        StorageError: A file could not be written in the block.
     """
     try:
         if accelerator.is_main_process:
-            with unfinished_run(destination, identity, policy) as folder:
+            with in_progress_run(destination, identity, policy) as folder:
                 accelerator.wait_for_everyone()
                 yield folder
         else:
             accelerator.wait_for_everyone()
-            yield unfinished_path(destination)
-    # The library that writes the weights reports a full disk in its own way; neither says which file as a rule.
+            yield in_progress_path(destination)
+    # safetensors reports a full disk with its own class; most errors do not name the file.
     except (OSError, SafetensorError) as error:
         named = isinstance(error, OSError) and (error.filename2 or error.filename)
-        raise StorageError(Path(named) if named else unfinished_path(destination), error) from error
+        raise StorageError(Path(named) if named else in_progress_path(destination), error) from error
 
 
 def _validate(config: Config, model: PolyheadModel, prepared: Prepared, accelerator: Accelerator) -> Validation:
@@ -238,14 +240,14 @@ def _validate(config: Config, model: PolyheadModel, prepared: Prepared, accelera
 
 
 def _describe(row: Row) -> str:
-    text = row.text if len(row.text) <= _SHOWN_CHARACTERS else row.text[:_SHOWN_CHARACTERS] + "..."
+    text = row.text if len(row.text) <= _MAX_SHOWN_CHARACTERS else row.text[:_MAX_SHOWN_CHARACTERS] + "..."
     return f"{row.path}:{row.line}: {text!r}"
 
 
 def _correlations(
     config: Config, model: PolyheadModel, prepared: Prepared, accelerator: Accelerator
 ) -> Correlations | None:
-    """What the model's embedding is worth on the pairs of texts; None without pairs."""
+    """Evaluates the model's embedding on the similarity pairs; returns None without pairs."""
     if not prepared.data.similarity:
         return None
     first, second = (embed(model, rows, config.training.batch_size, accelerator) for rows in prepared.pairs)
@@ -259,7 +261,7 @@ def _evaluate(
     splits = {
         name: Split(
             texts=[row.text for row in rows],
-            places=[(row.path, row.line) for row in rows],
+            locations=[(row.path, row.line) for row in rows],
             targets=prepared.splits[name].labels.numpy(),
             logits=predict(model, prepared.splits[name], config.training.batch_size, accelerator),
         )
@@ -280,7 +282,7 @@ def _write(  # noqa: PLR0917
     evaluation: Evaluation,
     identity: Identity,
 ) -> None:
-    """Writes the run directory, whole or not at all."""
+    """Writes the run directory atomically."""
     with staged_run(destination) as staging:
         shutil.copy(folder / METRICS_NAME, staging)
         if (folder / TRACKERS_NAME).exists():
@@ -301,5 +303,5 @@ def _write(  # noqa: PLR0917
         write_card(staging)
 
 
-def _say_nothing(line: str) -> None:
-    """For the processes other than the main one."""
+def _discard(message: str) -> None:
+    """Drops a message, in processes other than the main one."""

@@ -35,7 +35,7 @@ def read(configure: Callable[..., Config], write_jsonl: WriteJsonl) -> Read:
     return read
 
 
-def test_rows_may_miss_any_label_and_know_where_they_stand(read: Read, write_jsonl: WriteJsonl) -> None:
+def test_rows_may_lack_labels_and_have_their_location(read: Read, write_jsonl: WriteJsonl) -> None:
     rows = [{"text": "a", "label": "app", "sentiment": 1}, {"text": "b", "label": None}, {"text": "c", "sentiment": 0}]
     path = write_jsonl("a.jsonl", rows)
     assert list(read(test=["a.jsonl"]).test) == [
@@ -45,43 +45,43 @@ def test_rows_may_miss_any_label_and_know_where_they_stand(read: Read, write_jso
     ]
 
 
-def test_entry_is_that_of_train_and_zero_elsewhere(read: Read, write_jsonl: WriteJsonl) -> None:
+def test_source_is_the_index_in_train_and_zero_elsewhere(read: Read, write_jsonl: WriteJsonl) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         write_jsonl(name, GOOD)
     data = read(train=["a.jsonl", "b.jsonl"], validation=["a.jsonl", "b.jsonl"], test=["good.jsonl", "b.jsonl"])
-    assert [row.entry for row in data.train] == [0, 0, 1, 1]
-    assert {row.entry for row in (*data.validation, *data.test)} == {0}
+    assert [row.source for row in data.train] == [0, 0, 1, 1]
+    assert {row.source for row in (*data.validation, *data.test)} == {0}
 
 
-def test_rows_that_become_validation_keep_their_place(read: Read, write_jsonl: WriteJsonl) -> None:
+def test_rows_split_off_for_validation_keep_their_location(read: Read, write_jsonl: WriteJsonl) -> None:
     path = write_jsonl("a.jsonl", GOOD * 20)
     data = read(train=["good.jsonl", "a.jsonl"])
-    assert sorted((row.path, row.line) for row in data.validation if row.entry == 1) != []
-    assert {row.entry for row in (*data.train, *data.validation) if row.path == path} == {1}
+    assert sorted((row.path, row.line) for row in data.validation if row.source == 1) != []
+    assert {row.source for row in (*data.train, *data.validation) if row.path == path} == {1}
 
 
-def test_bad_labels_are_collected_with_their_lines(read: Read, write_jsonl: WriteJsonl) -> None:
+def test_invalid_labels_are_collected_with_their_lines(read: Read, write_jsonl: WriteJsonl) -> None:
     rows = [{"text": "a", "label": "ap"}, {"text": "b", "label": "app"}, {"text": "", "label": "ap"}]
     path = write_jsonl("a.jsonl", rows)
     with pytest.raises(DataError) as caught:
         read(test=["a.jsonl"])
     first, second = str(caught.value).splitlines()
-    assert first.startswith(f"{path}:1: field 'label': 'ap' is no label of the head 'topic': did you mean 'app'?")
-    assert second.startswith(f"{path}:3: field 'text': '' is no text")
+    assert first.startswith(f"{path}:1: field 'label': 'ap' is not a valid label of head 'topic': did you mean 'app'?")
+    assert second.startswith(f"{path}:3: field 'text': '' is not a valid text")
     assert caught.value.found == 2
 
 
-def test_half_a_surrogate_pair_is_told_by_line_and_field(read: Read, write_jsonl: WriteJsonl) -> None:
+def test_lone_surrogate_is_reported_with_line_and_field(read: Read, write_jsonl: WriteJsonl) -> None:
     rows = [{"text": "\ud83d\ude42 whole"}, {"text": "half \ud83d"}, {"text": "a", "label": "\ude42"}]
     path = write_jsonl("a.jsonl", [*rows, {"text": "a", "note": "\ud83d"}])
     with pytest.raises(DataError) as caught:
         read('[{name = "topic", kind = "softmax", field = "label"}]', train=["good.jsonl", "a.jsonl"])
     first, second = str(caught.value).splitlines()
-    assert first.startswith(rf"{path}:2: field 'text': '\ud83d' is half of a surrogate pair; write the whole")
-    assert second.startswith(rf"{path}:3: field 'label': '\ude42' is half of a surrogate pair")
+    assert first.startswith(rf"{path}:2: field 'text': '\ud83d' is a lone surrogate; write the complete")
+    assert second.startswith(rf"{path}:3: field 'label': '\ude42' is a lone surrogate")
 
 
-def test_problems_of_all_splits_come_together_damaged_files_included(read: Read, write_jsonl: WriteJsonl) -> None:
+def test_problems_of_all_splits_are_collected_including_damaged_files(read: Read, write_jsonl: WriteJsonl) -> None:
     bad = [write_jsonl(name, [{"text": "a", "label": "no"}]) for name in ("train.jsonl", "test.jsonl")]
     damaged = bad[0].with_name("b.jsonl.gz")
     damaged.write_bytes(b"not gzip")
@@ -96,20 +96,22 @@ def test_problems_of_all_splits_come_together_damaged_files_included(read: Read,
     assert [problem.path for problem in caught.value.problems] == [bad[0], damaged, bad[1], pairs]
 
 
-def test_hundred_problems_are_listed_and_all_are_counted(read: Read, write_jsonl: WriteJsonl) -> None:
+def test_first_hundred_problems_are_listed_and_all_are_counted(read: Read, write_jsonl: WriteJsonl) -> None:
     write_jsonl("a.jsonl", [{"text": "a", "label": "no"}] * 1234)
-    with pytest.raises(DataError, match="1,234 rows are at fault; these are the first ones") as caught:
+    with pytest.raises(DataError, match="1,234 rows are invalid; the first 100 are listed") as caught:
         read(validation=["a.jsonl"])
     assert (len(caught.value.problems), caught.value.found) == (100, 1234)
 
 
-def test_unreadable_training_rows_are_told_before_missing_labels(read: Read, write_jsonl: WriteJsonl) -> None:
+def test_invalid_training_rows_are_reported_before_missing_labels(read: Read, write_jsonl: WriteJsonl) -> None:
     write_jsonl("a.jsonl", [{"text": "", "label": "app", "sentiment": 1}])
     with pytest.raises(DataError, match=r"a\.jsonl:1: field 'text'"):
         read(train=["a.jsonl"])
 
 
-def test_wrong_text_field_is_said_once_a_file_with_the_fields_there_are(read: Read, write_jsonl: WriteJsonl) -> None:
+def test_wrong_text_field_is_reported_once_per_file_with_the_existing_fields(
+    read: Read, write_jsonl: WriteJsonl
+) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         write_jsonl(name, [{"body": "a", "label": "app"}] * 5)
     with pytest.raises(DataError, match=r"no field 'text', only 'body', 'label': set data\.text") as caught:
@@ -117,7 +119,7 @@ def test_wrong_text_field_is_said_once_a_file_with_the_fields_there_are(read: Re
     assert [problem.path.name for problem in caught.value.problems] == ["a.jsonl", "b.jsonl"]
 
 
-def test_row_without_the_text_field_is_told_by_line(read: Read, write_jsonl: WriteJsonl) -> None:
+def test_row_without_the_text_field_is_reported_with_its_line(read: Read, write_jsonl: WriteJsonl) -> None:
     write_jsonl("a.jsonl", [{"text": "a"}, {"txt": "b"}, {"text": 3}])
     with pytest.raises(DataError) as caught:
         read(test=["a.jsonl"])
@@ -136,15 +138,15 @@ def test_csv_label_na_is_a_label(read: Read, tmp_path: Path) -> None:
     assert [row.labels[0] for row in data.train] == ["NA", "EU", None]
 
 
-def test_pairs_take_numbers_and_their_texts(read: Read, tmp_path: Path) -> None:
+def test_pairs_accept_numbers_and_numeric_strings(read: Read, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a,b,score\none,two,4.5\nthree,four,0\n")
     assert read(similarity=["a.csv"]).similarity == (Pair("one", "two", 4.5), Pair("three", "four", 0.0))
 
 
 @pytest.mark.parametrize("score", ["high", None, True, float("nan"), float("inf"), 10**400, [1]])
-def test_score_that_is_no_finite_number_is_told(read: Read, write_jsonl: WriteJsonl, score: object) -> None:
+def test_score_that_is_not_finite_is_an_error(read: Read, write_jsonl: WriteJsonl, score: object) -> None:
     write_jsonl("a.jsonl", [{"a": "one", "b": "two", "score": score}])
-    with pytest.raises(DataError, match=r"a\.jsonl:1: field 'score': .* is no finite number"):
+    with pytest.raises(DataError, match=r"a\.jsonl:1: field 'score': .* is not a finite number"):
         read(similarity=["a.jsonl"])
 
 
@@ -155,7 +157,7 @@ def test_pair_without_a_field_names_the_setting(read: Read, write_jsonl: WriteJs
     assert len(caught.value.problems) == 1
 
 
-def test_hub_entry_is_no_path_beside_the_configuration(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_dataset_name_is_not_resolved_as_a_path(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polyhead_training.data.hub_datasets.read_dataset", lambda name: iter(GOOD))
     data = read(train=["hub:owner/name#train"], validation=["good.jsonl"])
     assert [(str(row.path), row.line) for row in data.train] == [
@@ -168,7 +170,7 @@ def row(text: str, label: str | None) -> Row:
     return Row(text, (label,), Path("a.jsonl"), 1, 0)
 
 
-def test_split_takes_its_share_of_every_combination_of_labels() -> None:
+def test_split_is_stratified_by_the_combination_of_labels() -> None:
     rows = [row(f"{label}{n}", label) for label, count in (("a", 100), ("b", 40), (None, 20)) for n in range(count)]
     stay, taken = split_rows(rows, 0.1, seed=1)
     assert Counter(found.labels[0] for found in taken) == {"a": 10, "b": 4, None: 2}
@@ -188,12 +190,12 @@ def test_labels_are_those_of_the_training_rows_sorted(configure: Callable[..., C
     assert (len(data.train), len(data.validation), len(data.test)) == (18, 6, 6)
 
 
-def test_validation_file_is_used_whole(configure: Callable[..., Config]) -> None:
+def test_validation_file_is_used_completely(configure: Callable[..., Config]) -> None:
     data = read_data(configure("data={train='train.jsonl', validation='test.jsonl'}"))
     assert (len(data.train), len(data.validation), len(data.test)) == (24, 6, 0)
 
 
-def test_test_label_that_training_never_saw_is_an_error(
+def test_test_label_missing_from_training_is_an_error(
     configure: Callable[..., Config], write_jsonl: WriteJsonl
 ) -> None:
     write_jsonl("test.jsonl", [{"text": "a", "label": "appp"}])
@@ -202,7 +204,7 @@ def test_test_label_that_training_never_saw_is_an_error(
 
 
 def test_missing_file_is_a_config_error(configure: Callable[..., Config]) -> None:
-    with pytest.raises(ConfigError, match=r"data\.test: there is no file .*nowhere\.jsonl"):
+    with pytest.raises(ConfigError, match=r"data\.test: the file .*nowhere\.jsonl does not exist"):
         read_data(configure("data.test=nowhere.jsonl"))
 
 
@@ -213,7 +215,7 @@ def test_head_without_any_label_is_a_config_error(
     configure: Callable[..., Config], rows: list[dict[str, Any]], write_jsonl: WriteJsonl, drop: str, field: str
 ) -> None:
     write_jsonl("train.jsonl", [{key: value for key, value in row.items() if key != drop} for row in rows])
-    with pytest.raises(ConfigError, match=field + ".*no training row has a label there"):
+    with pytest.raises(ConfigError, match=field + ".*no training row has a label in this field"):
         read_data(configure())
 
 

@@ -37,7 +37,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
 
-def test_numbers_of_labels_become_names_and_minus_one_none(hub: list[tuple[Any, ...]]) -> None:
+def test_class_label_numbers_become_names_and_minus_one_becomes_none(hub: list[tuple[Any, ...]]) -> None:
     assert list(read_dataset(NAME)) == [
         {"text": "a", "label": "billing", "stars": 1},
         {"text": "b", "label": "app", "stars": None},
@@ -45,30 +45,30 @@ def test_numbers_of_labels_become_names_and_minus_one_none(hub: list[tuple[Any, 
     ]
 
 
-def test_every_part_of_the_name_is_asked_for(hub: list[tuple[Any, ...]]) -> None:
+def test_every_part_of_the_name_is_passed_to_the_library(hub: list[tuple[Any, ...]]) -> None:
     list(read_dataset(NAME))
     list(read_dataset("hub:owner/name#test"))
     assert [asked[:4] for asked in hub] == [("owner/name", "small", "train", "v1"), ("owner/name", None, "test", None)]
 
 
-def test_code_of_a_dataset_is_never_asked_for(hub: list[tuple[Any, ...]]) -> None:
+def test_dataset_code_is_never_enabled(hub: list[tuple[Any, ...]]) -> None:
     list(read_dataset(NAME))
     assert "trust_remote_code" not in hub[0][4]
 
 
-def test_rows_are_numbered_from_one_under_the_name_as_it_is_written(hub: list[tuple[Any, ...]]) -> None:
+def test_rows_are_numbered_from_one_under_the_configured_name(hub: list[tuple[Any, ...]]) -> None:
     found = [row for row in read_rows(Path(NAME)) if isinstance(row, RawRow)]
     assert [(str(row.path), row.line) for row in found] == [(NAME, 1), (NAME, 2), (NAME, 3)]
 
 
 @pytest.mark.parametrize("name", ["hub:owner/name", "hub:#train", "hub:owner/name@#train", "hub:owner/na me#train"])
-def test_name_of_another_form_is_told_the_right_one(hub: list[tuple[Any, ...]], name: str) -> None:
+def test_invalid_name_error_shows_the_valid_form(hub: list[tuple[Any, ...]], name: str) -> None:
     with pytest.raises(DataError, match=r"write hub:OWNER/NAME\[@REVISION\]\[:CONFIGURATION\]#SPLIT"):
         list(read_dataset(name))
     assert hub == []
 
 
-def test_missing_library_is_told_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install '\.\[hub\]'"):
         list(read_dataset(NAME))
@@ -76,18 +76,18 @@ def test_missing_library_is_told_with_the_mend(monkeypatch: pytest.MonkeyPatch) 
 
 def test_unknown_dataset_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, datasets.exceptions.DatasetNotFoundError("gone"))
-    with pytest.raises(DataError, match="is no dataset of the hub, or is not open to you"):
+    with pytest.raises(DataError, match="is not a dataset of the hub, or not accessible to you"):
         list(read_dataset(NAME))
 
 
-def test_unknown_split_is_told_with_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_split_error_lists_the_existing_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, ValueError("Unknown split \"trian\". Should be one of ['train', 'test'].\nmore"))
     with pytest.raises(DataError, match=r"Should be one of \['train', 'test'\]\.$"):
         list(read_dataset(NAME))
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no route\nand more"), TimeoutError("too slow")])
-def test_trouble_of_the_network_is_a_hub_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_network_failure_is_a_hub_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     fail_with(monkeypatch, error)
     with pytest.raises(HubError, match=r"\((no route|too slow)\); try again"):
         list(read_dataset(NAME))

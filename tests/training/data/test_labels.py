@@ -10,7 +10,7 @@ SENTIMENT = HeadConfig(name="sentiment", kind="sigmoid", labels=("negative", "po
 
 
 @pytest.mark.parametrize("head", [TOPIC, OPEN, SENTIMENT])
-def test_missing_value_is_no_label(head: HeadConfig) -> None:
+def test_missing_value_means_no_label(head: HeadConfig) -> None:
     assert read_label(head, None) is None
 
 
@@ -24,7 +24,7 @@ def test_sigmoid_label_of_zero_is_the_first(value: object) -> None:
     assert read_label(SENTIMENT, value) == "negative"
 
 
-def test_softmax_label_may_be_a_whole_number() -> None:
+def test_softmax_label_may_be_an_integer() -> None:
     assert read_label(OPEN, 3) == "3"
 
 
@@ -34,20 +34,20 @@ def test_softmax_label_may_be_a_whole_number() -> None:
         (
             TOPIC,
             "Sport",
-            r"field 'label': 'Sport' is no label of the head 'topic': did you mean 'Sports'\?.*Sports, World",
+            r"field 'label': 'Sport' is not a valid label of head 'topic': did you mean 'Sports'\?.*Sports, World",
         ),
         (TOPIC, "WORLD", "did you mean 'World'"),
         (TOPIC, "", "the label is empty"),
         (TOPIC, "zebra", r"head 'topic': \(labels: Sports, World\)"),
-        (OPEN, "good \ud83d", r"field 'label': '\\ud83d' is half of a surrogate pair; write the whole character"),
+        (OPEN, "good \ud83d", r"field 'label': '\\ud83d' is a lone surrogate; write the complete character"),
         (OPEN, 1.5, "1.5 is a float"),
         (OPEN, True, "True is a bool"),
         (OPEN, ["Sports"], "is a list"),
-        (SENTIMENT, 2, r"field 'sentiment': '2' is no label.*negative, positive, 0, 1, true, false"),
+        (SENTIMENT, 2, r"field 'sentiment': '2' is not a valid label.*negative, positive, 0, 1, true, false"),
         (SENTIMENT, "positiv", "did you mean 'positive'"),
-        (SENTIMENT, 0.5, "'0.5' is no label"),
+        (SENTIMENT, 0.5, "'0.5' is not a valid label"),
     ],
 )
-def test_bad_label_names_field_value_and_labels(head: HeadConfig, value: object, message: str) -> None:
+def test_invalid_label_error_names_field_value_and_labels(head: HeadConfig, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_label(head, value)

@@ -22,19 +22,19 @@ def test_jsonl_lines_end_at_newlines_alone(tmp_path: Path) -> None:
     assert values(path) == [{"text": "one\u2028still one\nand \x85 more"}, {"text": "two"}]
 
 
-def test_jsonl_mistakes_are_told_by_line(tmp_path: Path) -> None:
+def test_invalid_jsonl_lines_are_reported_with_their_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "one"}\n{"text": \n[1]\n{"text": "\xff"}\n{"text": "five"}\n')
     found = list(read_rows(path))
     problems = [row for row in found if isinstance(row, Problem)]
     assert [problem.line for problem in problems] == [2, 3, 4]
-    assert "is not JSON" in problems[0].reason
+    assert "is not valid JSON" in problems[0].reason
     assert "is not a JSON object" in problems[1].reason
     assert isinstance(found[4], RawRow)
 
 
 @pytest.mark.parametrize("ending", ["jsonl.gz", "csv.gz"])
-def test_gzip_is_read_through(tmp_path: Path, ending: str) -> None:
+def test_gzip_files_are_decompressed(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     content = b'{"text": "one"}\n' if "jsonl" in ending else b"text\none\n"
     path.write_bytes(gzip.compress(content))
@@ -47,12 +47,12 @@ def test_csv_keeps_na_as_text_and_empty_cells_as_missing(tmp_path: Path) -> None
     assert values(path) == [{"text": "NA", "label": "nan"}, {"text": "one, two\nthree", "label": None}]
 
 
-def test_csv_row_with_another_number_of_cells_is_told_by_line(tmp_path: Path) -> None:
+def test_csv_row_with_a_wrong_cell_count_is_reported_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text,label\n"one\ntwo",x\nthree, four,x\n')
     (_, problem) = read_rows(path)
     assert isinstance(problem, Problem)
-    assert (problem.line, problem.reason.split(":")[0]) == (4, "has 3 cells, the header has 2")
+    assert (problem.line, problem.reason.split(":")[0]) == (4, "has 3 cells but the header has 2")
 
 
 def test_csv_line_is_the_last_line_of_the_row(tmp_path: Path) -> None:
@@ -72,12 +72,12 @@ def test_parquet_nulls_are_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"one", "has no known ending"),
+        ("a.txt", b"one", "has an unsupported file extension"),
         ("a.jsonl.gz", b"not gzip", "cannot be read: Not a gzipped file"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "one"}\n', mtime=0)[:-6], "is damaged"),
         ("a.csv", b"text\n\xff\n", "is damaged"),
-        ("a.csv", b"text,text\n1,2\n", "two columns of one name"),
-        ("a.csv", b'text\n"one"two\n', "a.csv:2: is not CSV"),
+        ("a.csv", b"text,text\n1,2\n", "has duplicate column names"),
+        ("a.csv", b'text\n"one"two\n', "a.csv:2: is not valid CSV"),
         ("a.parquet", b"not parquet", "is damaged"),
     ],
 )

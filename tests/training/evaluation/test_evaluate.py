@@ -1,4 +1,4 @@
-"""A run's evaluation: fitted on validation, used everywhere, with the worst answers to look at."""
+"""Evaluation of a run: calibration is fitted on validation and applied to every split."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from polyhead_training.config import HeadConfig
+from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.evaluation.calibration import best_threshold, fit_temperature
 from polyhead_training.evaluation.evaluate import Evaluation, Split, evaluate_run, table, worst_errors
 from polyhead_training.evaluation.similarity import Correlations, Similarity
-from polyhead_training.loop.loss import UNLABELLED
 
 TOPIC = HeadConfig(name="topic", kind="softmax", labels=("app", "billing", "support"))
 SENTIMENT = HeadConfig(name="sentiment", kind="sigmoid", labels=("negative", "positive"))
 
 
 def _split(rows: int, seed: int, unlabelled: Sequence[str] = ()) -> Split:
-    chooser = np.random.default_rng(seed)
-    topics, sentiments = chooser.integers(0, 3, rows), chooser.integers(0, 2, rows)
+    rng = np.random.default_rng(seed)
+    topics, sentiments = rng.integers(0, 3, rows), rng.integers(0, 2, rows)
     logits = {
-        "topic": np.eye(3)[topics] * 4 + chooser.normal(0, 3, (rows, 3)),
-        "sentiment": (sentiments * 4 - 3)[:, None] + chooser.normal(0, 3, (rows, 1)),
+        "topic": np.eye(3)[topics] * 4 + rng.normal(0, 3, (rows, 3)),
+        "sentiment": (sentiments * 4 - 3)[:, None] + rng.normal(0, 3, (rows, 1)),
     }
     columns = {"topic": topics, "sentiment": sentiments}
     targets = [np.full(rows, UNLABELLED) if name in unlabelled else found for name, found in columns.items()]
     return Split(
         texts=[f"text {number}" for number in range(rows)],
-        places=[(Path("rows.jsonl"), number + 1) for number in range(rows)],
+        locations=[(Path("rows.jsonl"), number + 1) for number in range(rows)],
         targets=np.stack(targets, axis=1),
         logits={name: found.astype(np.float32) for name, found in logits.items()},
     )
@@ -49,7 +49,7 @@ def test_every_split_uses_the_temperature_of_validation() -> None:
     assert found.temperatures["topic"] == fitted
 
 
-def test_calibration_is_told_before_and_after() -> None:
+def test_calibration_is_reported_before_and_after() -> None:
     evaluated = _evaluate().splits["validation"]["topic"]
     assert evaluated.uncalibrated is not None
     assert evaluated.score.nll is not None
@@ -64,14 +64,14 @@ def test_threshold_is_the_configured_one() -> None:
     assert found.splits["test"]["sentiment"].score.threshold == 0.3
 
 
-def test_best_threshold_is_that_of_validation() -> None:
+def test_best_threshold_is_fitted_on_validation() -> None:
     found, validation = _evaluate(SENTIMENT.model_copy(update={"threshold": "best"})), _split(300, 0)
     best = best_threshold(validation.logits["sentiment"], validation.targets[:, 1], found.temperatures["sentiment"])
     assert best != 0.5
     assert found.thresholds["sentiment"] == found.splits["test"]["sentiment"].score.threshold == best
 
 
-def test_best_threshold_is_told_of_sigmoid_heads_on_validation_alone() -> None:
+def test_best_threshold_is_reported_for_sigmoid_heads_on_validation_only() -> None:
     content = _evaluate().to_json()
     assert 0 < content["validation"]["sentiment"]["best_threshold"] < 1
     assert "best_threshold" not in content["validation"]["topic"]
@@ -92,16 +92,16 @@ def test_without_validation_labels_nothing_is_fitted() -> None:
     assert found.splits["test"]["topic"].score.rows == 200
 
 
-def test_splits_without_rows_have_scores_without_figures() -> None:
+def test_splits_without_rows_have_empty_scores() -> None:
     found = evaluate_run([TOPIC, SENTIMENT], {"validation": _split(0, 0), "test": _split(0, 1)})
     assert {evaluated.score.rows for heads in found.splits.values() for evaluated in heads.values()} == {0}
 
 
-def test_errors_are_wrong_answers_with_their_place_the_surest_first() -> None:
+def test_errors_are_wrong_predictions_with_location_most_confident_first() -> None:
     found, split = _evaluate().splits["test"]["topic"], _split(200, 1)
     assert len(found.errors) == 20
-    certainties = [error.probability for error in found.errors]
-    assert certainties == sorted(certainties, reverse=True)
+    probabilities = [error.probability for error in found.errors]
+    assert probabilities == sorted(probabilities, reverse=True)
     for error in found.errors:
         row = error.line - 1
         assert (error.text, error.path) == (f"text {row}", "rows.jsonl")
@@ -114,19 +114,19 @@ def _logits(*probabilities: float) -> NDArray[np.float64]:
     return np.asarray(np.log(found / (1 - found)))
 
 
-def test_wrong_answers_of_a_sigmoid_head_have_the_probability_of_the_answer() -> None:
+def test_sigmoid_errors_have_the_probability_of_the_predicted_label() -> None:
     found = worst_errors(SENTIMENT, _logits(0.1, 0.8, 0.9, 0.3), np.array([1, 0, 1, UNLABELLED]))
     assert [(row, answer) for row, answer, _ in found] == [(0, 0), (1, 1)]
     assert [probability for _, _, probability in found] == pytest.approx([0.9, 0.8])
 
 
-def test_wrong_answers_follow_threshold_and_temperature() -> None:
+def test_errors_depend_on_threshold_and_temperature() -> None:
     logits = 2 * _logits(0.4, 0.3)
     found = worst_errors(SENTIMENT, logits, np.array([0, 0]), temperature=2.0, threshold=0.35)
     assert [(row, answer, round(probability, 6)) for row, answer, probability in found] == [(0, 1, 0.4)]
 
 
-def test_right_answers_are_no_errors() -> None:
+def test_correct_predictions_are_not_errors() -> None:
     assert worst_errors(TOPIC, np.eye(3), np.arange(3)) == []
 
 
@@ -157,7 +157,7 @@ def test_evaluation_is_json_with_one_object_for_each_split_and_head() -> None:
     ]
 
 
-def test_similarity_stands_beside_the_splits() -> None:
+def test_similarity_is_part_of_the_evaluation() -> None:
     similarity = Similarity(9, Correlations(0.8, 0.7), Correlations(0.75, 0.65))
     found = evaluate_run([TOPIC, SENTIMENT], {"validation": _split(9, 0)}, similarity)
     assert found.to_json()["similarity"] == similarity.to_json()
@@ -166,10 +166,10 @@ def test_similarity_stands_beside_the_splits() -> None:
 
 def test_table_has_a_line_for_each_split_and_head() -> None:
     found = _evaluate(unlabelled=["topic"])
-    lines = [line.split() for line in table(found)]
-    assert lines[0] == ["split", "head", "rows", "accuracy", "macro-F1", "ECE", "majority"]
-    assert lines[1] == ["validation", "topic", "0", "-", "-", "-", "-"]
-    assert [line[:3] for line in lines[2:]] == [
+    header, _, *lines = [line.split() for line in table(found).splitlines()]
+    assert header == ["split", "head", "rows", "accuracy", "macro-F1", "ECE", "majority"]
+    assert lines[0] == ["validation", "topic", "0", "-", "-", "-", "-"]
+    assert [line[:3] for line in lines[1:]] == [
         ["validation", "sentiment", "300"],
         ["test", "topic", "200"],
         ["test", "sentiment", "200"],
@@ -177,7 +177,7 @@ def test_table_has_a_line_for_each_split_and_head() -> None:
     score = found.splits["test"]["topic"].score
     low, high = score.intervals["accuracy"]
     figures = (score.macro_f1, score.ece, score.majority_baseline)
-    assert lines[3][3:] == [
+    assert lines[2][3:] == [
         f"{score.accuracy:.4f}",
         f"[{low:.4f},",
         f"{high:.4f}]",

@@ -1,4 +1,4 @@
-"""The scores of a head are what the definitions say, and their intervals cover what they should."""
+"""Metrics of a head follow their definitions, and intervals have the right coverage."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.evaluation.metrics import HeadScore, LabelScore, macro_f1, quick_score, score
-from polyhead_training.loop.loss import UNLABELLED
 from polyhead_training.model import HeadKind
 
 NAMES = ("a", "b", "c")
@@ -23,9 +23,9 @@ def _certain(answered: list[int], labels: int = 3) -> NDArray[np.float32]:
 
 
 def _noisy(rows: int, labels: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    chooser = np.random.default_rng(seed)
-    targets = chooser.integers(0, labels, rows)
-    logits = np.eye(labels)[targets] * 1.5 + chooser.normal(size=(rows, labels))
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, labels, rows)
+    logits = np.eye(labels)[targets] * 1.5 + rng.normal(size=(rows, labels))
     return logits.astype(np.float32), targets
 
 
@@ -36,14 +36,14 @@ def test_softmax_score_counts_the_largest_logit_over_labelled_rows() -> None:
     assert (found.temperature, found.threshold) == (1.0, None)
 
 
-def test_sigmoid_score_takes_one_half_as_yes() -> None:
+def test_sigmoid_probability_of_one_half_is_positive() -> None:
     logits = np.array([[0.0], [-0.001], [4.0], [-4.0], [1.0]], dtype=np.float32)
     found = score("sigmoid", ("no", "yes"), logits, np.array([1, 0, 1, 0, 0]))
     assert (found.rows, found.accuracy, found.majority_baseline, found.threshold) == (5, 0.8, 0.6, 0.5)
     assert found.confusion == [[2, 1], [0, 2]]
 
 
-def test_threshold_moves_answers_but_not_the_calibration() -> None:
+def test_threshold_changes_predictions_but_not_calibration() -> None:
     logits, targets = np.array([[0.5], [0.4], [2.0]], dtype=np.float32), np.array([0, 1, 1])
     low, high = (score("sigmoid", ("no", "yes"), logits, targets, threshold=share) for share in (0.5, 0.7))
     assert (low.confusion, high.confusion) == ([[0, 1], [0, 2]], [[1, 0], [1, 1]])
@@ -68,17 +68,17 @@ def test_means_are_over_the_labels_that_occur() -> None:
     assert found.balanced_accuracy == pytest.approx((1 + 0.5) / 2)
 
 
-def test_macro_f1_of_answers_without_a_hit_is_zero() -> None:
+def test_macro_f1_without_correct_predictions_is_zero() -> None:
     assert macro_f1(np.array([0, 0]), np.array([2, 1])) == 0.0
 
 
-def test_score_without_labelled_rows_has_no_figures() -> None:
+def test_score_without_labelled_rows_is_empty() -> None:
     found = score("sigmoid", ("no", "yes"), np.zeros((2, 1)), np.full(2, UNLABELLED), temperature=2.0, threshold=0.3)
     assert found == HeadScore(0, temperature=2.0, threshold=0.3)
     assert (found.accuracy, found.ece, found.intervals, found.confusion) == (None, None, {}, [])
 
 
-def test_score_of_no_rows_has_no_figures() -> None:
+def test_score_of_no_rows_is_empty() -> None:
     empty = np.zeros(0, dtype=np.int64)
     assert score("softmax", NAMES, np.zeros((0, 3)), empty) == HeadScore(0)
     assert quick_score("softmax", np.zeros((0, 3)), empty) == {"accuracy": None, "macro_f1": None, "nll": None}
@@ -93,7 +93,7 @@ def test_quick_score_agrees_with_the_score(kind: HeadKind, labels: int) -> None:
     assert quick == pytest.approx({"accuracy": whole.accuracy, "macro_f1": whole.macro_f1, "nll": whole.nll})
 
 
-def test_intervals_hold_the_figures_and_narrow_with_rows() -> None:
+def test_intervals_contain_the_metrics_and_narrow_with_rows() -> None:
     few, many = (score("softmax", "abcd", *_noisy(rows, 4)) for rows in (200, 5_000))
     for name in ("accuracy", "macro_f1", "balanced_accuracy", "brier"):
         for found in (few, many):
@@ -103,7 +103,7 @@ def test_intervals_hold_the_figures_and_narrow_with_rows() -> None:
     assert few.intervals["ece"][0] < few.intervals["ece"][1]
 
 
-def test_interval_of_the_accuracy_is_the_binomials() -> None:
+def test_accuracy_interval_matches_the_binomial_distribution() -> None:
     answered = [0] * 300 + [1] * 100
     low, high = score("softmax", "ab", _certain(answered, 2), np.zeros(400, dtype=np.int64)).intervals["accuracy"]
     deviation = math.sqrt(0.75 * 0.25 / 400)
@@ -111,7 +111,7 @@ def test_interval_of_the_accuracy_is_the_binomials() -> None:
     assert high == pytest.approx(0.75 + 1.96 * deviation, abs=0.006)
 
 
-def test_resampled_measures_are_those_of_the_drawn_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resampled_metrics_equal_the_metrics_of_the_drawn_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, targets = _noisy(60, 3)
     # The only resample is the rows themselves.
     monkeypatch.setattr(
@@ -128,10 +128,10 @@ def test_intervals_depend_on_the_seed_alone() -> None:
     assert first.intervals != other.intervals
 
 
-def test_many_rows_take_no_more_memory_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_resampling_gives_the_same_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, targets = _noisy(50, 3)
     whole = score("softmax", NAMES, logits, targets).intervals
-    monkeypatch.setattr("polyhead_training.evaluation.metrics._CHUNK", 1)
+    monkeypatch.setattr("polyhead_training.evaluation.metrics._CHUNK_DRAWS", 1)
     for name, interval in score("softmax", NAMES, logits, targets).intervals.items():
         assert interval == pytest.approx(whole[name], rel=1e-5)
 

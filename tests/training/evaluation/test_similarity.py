@@ -1,4 +1,4 @@
-"""The worth of an embedding is how its cosines go with people's scores."""
+"""Correlations of cosine similarities with human scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _turned(degrees: list[float], length: float = 1.0) -> np.ndarray[tuple[int, 
     return length * np.stack([np.cos(radians), np.sin(radians)], axis=1)
 
 
-def test_spearman_looks_at_the_order_alone() -> None:
+def test_spearman_depends_on_the_order_only() -> None:
     first, second = _turned([0, 0, 0, 0]), _turned([80, 60, 40, 0])
     found = correlations(first, second, np.array([0.0, 1.0, 2.0, 100.0]))
     assert found.spearman == pytest.approx(1.0)
@@ -34,13 +34,13 @@ def test_ties_share_their_mean_rank() -> None:
     assert found.spearman == pytest.approx(np.corrcoef([1, 2, 3, 4], [1, 2.5, 2.5, 4])[0, 1])
 
 
-def test_length_of_a_vector_does_not_matter() -> None:
+def test_correlations_do_not_depend_on_vector_norms() -> None:
     first, second, scores = _turned([0, 10, 20]), _turned([5, 70, 30]), np.array([3.0, 0.5, 2.0])
     assert correlations(7 * first, second, scores).pearson == pytest.approx(correlations(first, second, scores).pearson)
 
 
 @pytest.mark.parametrize("scores", [[2.0, 2.0, 2.0], [1.0]])
-def test_scores_that_never_change_go_with_nothing(scores: list[float]) -> None:
+def test_constant_scores_have_no_correlation(scores: list[float]) -> None:
     angles = [0.0, 20.0, 50.0][: len(scores)]
     assert correlations(_turned([0] * len(scores)), _turned(angles), np.array(scores)) == Correlations(None, None)
 

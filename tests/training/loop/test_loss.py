@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from polyhead_training.config import HeadConfig, TrainingConfig
-from polyhead_training.loop.loss import UNLABELLED, Losses, Objective, class_weights, head_loss
+from polyhead_training.data.labels import UNLABELLED
+from polyhead_training.loop.loss import Losses, Objective, class_weights, head_loss
 from polyhead_training.model import Outputs
 from torch import Tensor
 from torch.nn import functional
@@ -27,8 +28,8 @@ def outputs(topic: Tensor, sentiment: Tensor, embedding: Tensor | None = None) -
     return Outputs(found, {"topic": topic, "sentiment": sentiment})
 
 
-def losses(minimised: Objective, found: Outputs, labels: Tensor, base: Tensor | None = None) -> Losses:
-    result: Losses = minimised(found, labels, minimised.totals(labels), base)
+def losses(objective_module: Objective, found: Outputs, labels: Tensor, base: Tensor | None = None) -> Losses:
+    result: Losses = objective_module(found, labels, objective_module.totals(labels), base)
     return result
 
 
@@ -45,7 +46,7 @@ def test_sigmoid_loss_sums_over_labelled_rows() -> None:
     torch.testing.assert_close(head_loss("sigmoid", logits, labels, ONES, 0.0), expected)
 
 
-def test_smoothing_and_weights_are_those_of_torch() -> None:
+def test_smoothing_and_weights_match_torch() -> None:
     logits, labels, weights = torch.randn(6, 2), torch.tensor([0, 1, 1, 0, 1, UNLABELLED]), torch.tensor([0.5, 2.0])
     plain = functional.cross_entropy(logits[:5], labels[:5], label_smoothing=0.2, reduction="none")
     expected = (weights[labels[:5]] * plain).sum()
@@ -64,16 +65,25 @@ def test_total_is_the_weighted_sum_of_the_heads_means() -> None:
     torch.testing.assert_close(found.heads, torch.full((2,), math.log(2)))
 
 
+def test_class_weights_give_the_weighted_mean_of_torch() -> None:
+    heads = (HEADS[0].model_copy(update={"class_weights": {"a": 3.0}}), HEADS[1])
+    labels = torch.tensor([[0, UNLABELLED], [1, UNLABELLED], [1, UNLABELLED]])
+    topic = torch.randn(3, 2)
+    found = losses(objective(labels, heads), outputs(topic, torch.zeros(3, 1)), labels)
+    expected = functional.cross_entropy(topic, labels[:, 0], weight=torch.tensor([3.0, 1.0]))
+    torch.testing.assert_close(found.heads[0], expected)
+
+
 @pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
-def test_passes_of_a_step_add_up_to_the_step(weighting: str) -> None:
+def test_micro_batches_add_up_to_the_step(weighting: str) -> None:
     heads = (HEADS[0].model_copy(update={"class_weights": {"a": 3.0}, "label_smoothing": 0.1}), HEADS[1])
     labels = torch.tensor([[0, 1], [1, UNLABELLED], [UNLABELLED, 0], [1, 1], [UNLABELLED, UNLABELLED]])
-    minimised = objective(labels, heads, loss_weighting=weighting)
+    objective_module = objective(labels, heads, loss_weighting=weighting)
     topic, sentiment, embedding, base = (torch.randn(5, size) for size in (2, 1, 3, 3))
-    whole = losses(minimised, outputs(topic, sentiment, embedding), labels, base)
-    totals = minimised.totals(labels)
+    whole = losses(objective_module, outputs(topic, sentiment, embedding), labels, base)
+    totals = objective_module.totals(labels)
     parts = [
-        minimised(outputs(topic[rows], sentiment[rows], embedding[rows]), labels[rows], totals, base[rows])
+        objective_module(outputs(topic[rows], sentiment[rows], embedding[rows]), labels[rows], totals, base[rows])
         for rows in (slice(0, 1), slice(1, 3), slice(3, 5))
     ]
     for name in ("total", "heads", "distillation"):
@@ -97,10 +107,10 @@ def test_head_without_labelled_rows_contributes_nothing_and_keeps_its_gradient()
 def test_head_without_labelled_rows_has_no_gradient_at_any_weight(scale: float) -> None:
     topic, sentiment = torch.randn(3, 2, requires_grad=True), torch.randn(3, 1, requires_grad=True)
     labels = torch.tensor([[0, UNLABELLED], [1, UNLABELLED], [1, UNLABELLED]])
-    minimised = objective(labels, loss_weights={"sentiment": 100.0}, loss_weighting="uncertainty")
-    assert minimised.log_variances is not None
-    minimised.log_variances.data = torch.tensor([0.0, -5.0])
-    (scale * losses(minimised, outputs(topic, sentiment), labels).total).backward()  # type: ignore[no-untyped-call]
+    objective_module = objective(labels, loss_weights={"sentiment": 100.0}, loss_weighting="uncertainty")
+    assert objective_module.log_variances is not None
+    objective_module.log_variances.data = torch.tensor([0.0, -5.0])
+    (scale * losses(objective_module, outputs(topic, sentiment), labels).total).backward()  # type: ignore[no-untyped-call]
     assert sentiment.grad is not None
     assert torch.equal(sentiment.grad, torch.zeros(3, 1))
 
@@ -122,30 +132,30 @@ def test_distillation_is_one_minus_cosine() -> None:
     assert float(found.total) == pytest.approx(2.5)
 
 
-def test_uncertainty_weighs_heads_as_the_paper_says() -> None:
+def test_uncertainty_weighting_follows_the_paper() -> None:
     labels = torch.tensor([[0, 1]])
-    minimised = objective(labels, loss_weighting="uncertainty")
-    assert minimised.log_variances is not None
-    minimised.log_variances.data = torch.tensor([1.0, -1.0])
-    found = losses(minimised, outputs(torch.zeros(1, 2), torch.zeros(1, 1)), labels)
+    objective_module = objective(labels, loss_weighting="uncertainty")
+    assert objective_module.log_variances is not None
+    objective_module.log_variances.data = torch.tensor([1.0, -1.0])
+    found = losses(objective_module, outputs(torch.zeros(1, 2), torch.zeros(1, 1)), labels)
     expected = math.exp(-1) * math.log(2) + 0.5 + math.exp(1) * math.log(2) - 0.5
     assert found.total.item() == pytest.approx(expected)
     found.total.backward()  # type: ignore[no-untyped-call]
-    assert minimised.log_variances.grad is not None
+    assert objective_module.log_variances.grad is not None
     # A loss below the variance asks for a smaller variance.
-    assert minimised.log_variances.grad.tolist() == pytest.approx(
+    assert objective_module.log_variances.grad.tolist() == pytest.approx(
         [0.5 - math.exp(-1) * math.log(2), 0.5 - math.exp(1) * math.log(2)]
     )
 
 
-def test_uncertainty_of_a_head_without_labels_stays() -> None:
+def test_uncertainty_of_a_head_without_labels_has_no_gradient() -> None:
     labels = torch.tensor([[0, UNLABELLED]])
-    minimised = objective(labels, loss_weighting="uncertainty")
-    losses(minimised, outputs(torch.zeros(1, 2), torch.zeros(1, 1)), labels).total.backward()  # type: ignore[no-untyped-call]
-    assert minimised.log_variances is not None
-    assert minimised.log_variances.grad is not None
-    assert minimised.log_variances.grad[0] != 0
-    assert minimised.log_variances.grad[1] == 0
+    objective_module = objective(labels, loss_weighting="uncertainty")
+    losses(objective_module, outputs(torch.zeros(1, 2), torch.zeros(1, 1)), labels).total.backward()  # type: ignore[no-untyped-call]
+    assert objective_module.log_variances is not None
+    assert objective_module.log_variances.grad is not None
+    assert objective_module.log_variances.grad[0] != 0
+    assert objective_module.log_variances.grad[1] == 0
 
 
 @pytest.mark.parametrize(

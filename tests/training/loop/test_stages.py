@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from polyhead_training.backbone import find_backbone
 from polyhead_training.config import Config, StageConfig
 from polyhead_training.data.dataset import read_data
 from polyhead_training.errors import ConfigError
-from polyhead_training.loop.stages import Stage, check_stages, join_steps, learning_rates, unit_names, units
+from polyhead_training.loop.stages import Stage, check_stages, learning_rates, unfreeze_steps, unit_names, units
 from polyhead_training.model import PolyheadModel
 from polyhead_training.train import build_model
 
@@ -38,8 +39,20 @@ def trained(model: PolyheadModel) -> set[str]:
     return found
 
 
+def scheduled_rates(chosen: Stage, steps: int, first_step: int = 0) -> list[list[float]]:
+    """Learning rates of all parameter groups in each step, with a warmup of a fifth of the steps."""
+    optimizer = chosen.build_optimizer(weight_decay=0.0)
+    scheduler = chosen.build_scheduler(optimizer, warmup=0.2, first_step=first_step)
+    rates = []
+    for _ in range(first_step, steps):
+        rates.append([float(group["lr"]) for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
-def test_units_share_out_every_parameter(
+def test_units_partition_the_parameters(
     build: Callable[..., PolyheadModel], checkpoints: dict[str, Path], family: str
 ) -> None:
     model = build(f"model.backbone={checkpoints[family]}")
@@ -62,11 +75,11 @@ def test_units_share_out_every_parameter(
         ("all", set(NAMES)),
     ],
 )
-def test_part_names_mean_units(part: str, expected: set[str]) -> None:
+def test_part_names_map_to_units(part: str, expected: set[str]) -> None:
     assert unit_names(part, NAMES) == expected
 
 
-def test_step_freezes_what_is_not_named(build: Callable[..., PolyheadModel]) -> None:
+def test_step_freezes_the_other_units(build: Callable[..., PolyheadModel]) -> None:
     model = build()
     Stage(model, stage("all"), steps=1).begin_step(0)
     assert trained(model) == set(NAMES)
@@ -81,9 +94,9 @@ def test_frozen_units_have_no_dropout(build: Callable[..., PolyheadModel]) -> No
     assert modes == {name: {name in ("layer:2", "head:topic")} for name in NAMES}
 
 
-def test_gradual_unfreezing_goes_down_from_the_top(build: Callable[..., PolyheadModel]) -> None:
+def test_gradual_unfreezing_starts_at_the_top(build: Callable[..., PolyheadModel]) -> None:
     config = stage("all", unfreeze_over=0.6)
-    assert join_steps(config, NAMES, steps=100) == {
+    assert unfreeze_steps(config, NAMES, steps=100) == {
         "head:topic": 0,
         "head:sentiment": 0,
         "pooling": 0,
@@ -101,7 +114,7 @@ def test_gradual_unfreezing_goes_down_from_the_top(build: Callable[..., Polyhead
     assert seen == {0: below, 19: below, 20: {"embeddings"}, 39: {"embeddings"}, 40: set(), 99: set()}
 
 
-def test_learning_rates_fall_from_layer_to_layer() -> None:
+def test_layer_decay_lowers_learning_rates_from_layer_to_layer() -> None:
     rates = learning_rates(stage("all", layer_decay=0.5, learning_rates={"heads": 0.1, "head:topic": 0.2}), NAMES)
     assert rates == pytest.approx(
         {
@@ -115,7 +128,7 @@ def test_learning_rates_fall_from_layer_to_layer() -> None:
     )
 
 
-def test_embedding_trains_with_what_it_is_made_of(build: Callable[..., PolyheadModel]) -> None:
+def test_embedding_trains_with_its_parts(build: Callable[..., PolyheadModel]) -> None:
     def trains_embedding(model: PolyheadModel, *parts: str) -> bool:
         return Stage(model, stage(*parts), steps=1).trains_embedding
 
@@ -127,15 +140,13 @@ def test_embedding_trains_with_what_it_is_made_of(build: Callable[..., PolyheadM
     assert not trains_embedding(shared, "heads")
 
 
-def test_too_many_layers_are_refused_with_numbers(
-    configure: Callable[..., Config], build: Callable[..., PolyheadModel]
-) -> None:
+def test_too_many_layers_are_rejected(configure: Callable[..., Config], build: Callable[..., PolyheadModel]) -> None:
     override = "training.stages.1.train=['layers:3']"
-    with pytest.raises(ConfigError, match=r"training\.stages\.1\.train: 'layers:3' is more than the backbone's 2"):
+    with pytest.raises(ConfigError, match=r"training\.stages\.1\.train: 'layers:3' exceeds the backbone's 2"):
         check_stages(configure(override), build(override))
 
 
-def test_stage_that_trains_nothing_is_refused(
+def test_stage_without_parameters_is_rejected(
     configure: Callable[..., Config], build: Callable[..., PolyheadModel]
 ) -> None:
     overrides = ["model.pooling=mean", "training.stages.0.train=['pooling']"]
@@ -143,7 +154,7 @@ def test_stage_that_trains_nothing_is_refused(
         check_stages(configure(*overrides), build(*overrides))
 
 
-def test_learning_rate_of_a_part_that_does_not_train_is_refused(
+def test_learning_rate_of_a_frozen_part_is_rejected(
     configure: Callable[..., Config], build: Callable[..., PolyheadModel]
 ) -> None:
     override = "training.stages.0.learning_rates={embeddings=0.1}"
@@ -151,7 +162,7 @@ def test_learning_rate_of_a_part_that_does_not_train_is_refused(
         check_stages(configure(override), build())
 
 
-def test_optimizer_decays_matrices_alone(build: Callable[..., PolyheadModel]) -> None:
+def test_weight_decay_applies_to_matrices_only(build: Callable[..., PolyheadModel]) -> None:
     model = build()
     chosen = Stage(model, stage("layers:1", "heads"), steps=1)
     groups = chosen.build_optimizer(weight_decay=0.1, others=[torch.nn.Parameter(torch.zeros(2))]).param_groups
@@ -167,22 +178,31 @@ def test_optimizer_decays_matrices_alone(build: Callable[..., PolyheadModel]) ->
     assert len(found[0.1] + found[0.0]) == len(chosen.parameters()) + 1
 
 
-def test_learning_rate_rises_and_falls_in_lines(build: Callable[..., PolyheadModel]) -> None:
+def test_learning_rate_rises_and_falls_linearly(build: Callable[..., PolyheadModel]) -> None:
     chosen = Stage(build(), stage("all", layer_decay=0.5), steps=10)
-    optimizer = chosen.build_optimizer(weight_decay=0.0)
-    rates, lowest = [], []
-    for step in range(10):
-        rates.append(chosen.set_learning_rate(optimizer, step, warmup=0.2))
-        lowest.append(min(group["lr"] for group in optimizer.param_groups))
+    highest, lowest = [], []
+    for rates in scheduled_rates(chosen, steps=10):
+        highest.append(max(rates))
+        lowest.append(min(rates))
     expected = [1 / 3, 2 / 3, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
-    assert rates == pytest.approx([1e-3 * factor for factor in expected])
+    assert [chosen.schedule(step, warmup=0.2) for step in range(10)] == pytest.approx(expected)
+    assert highest == pytest.approx([1e-3 * factor for factor in expected])
     assert lowest == pytest.approx([0.25e-3 * factor for factor in expected])
 
 
-def test_table_says_what_trains(build: Callable[..., PolyheadModel]) -> None:
+@pytest.mark.parametrize("first_step", [1, 2, 7])
+def test_schedule_from_the_middle_has_exactly_the_same_learning_rates(
+    build: Callable[..., PolyheadModel], first_step: int
+) -> None:
+    chosen = Stage(build(), stage("all", layer_decay=0.7), steps=10)
+    assert scheduled_rates(chosen, 10, first_step) == scheduled_rates(chosen, 10)[first_step:]
+
+
+def test_table_shows_the_status_of_each_unit(build: Callable[..., PolyheadModel]) -> None:
     model = build()
-    lines = Stage(model, stage("layers:2", "pooling", "heads", unfreeze_over=1.0, layer_decay=0.5), 10).describe()
-    assert [line.split("  ")[-1] for line in lines] == [
+    gradual = stage("layers:2", "pooling", "heads", unfreeze_over=1.0, layer_decay=0.5)
+    [_, _, *lines] = Stage(model, gradual, steps=10).describe().splitlines()
+    assert [line.split("  ")[-1].strip() for line in lines] == [
         "frozen",
         "trains from step 6, learning rate 0.0005",
         "trains, learning rate 0.001",
@@ -190,5 +210,5 @@ def test_table_says_what_trains(build: Callable[..., PolyheadModel]) -> None:
         "trains, learning rate 0.001",
         "trains, learning rate 0.001",
     ]
-    total = sum(int(line[22:34].replace(",", "")) for line in lines)
+    total = sum(int(re.findall(r" ([\d,]+)  ", line)[-1].replace(",", "")) for line in lines)
     assert total == sum(parameter.numel() for parameter in model.parameters())

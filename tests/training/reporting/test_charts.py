@@ -1,4 +1,4 @@
-"""Charts are well-formed SVG that shows the values it was given, and text in them is text."""
+"""Charts are well-formed SVG with the right values and escaped text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 from markupsafe import Markup
-from polyhead_training.reporting.charts import COLORS, Series, line_chart, reliability_chart, strip
+from polyhead_training.reporting.charts import COLORS, Series, interval_bar, line_chart, reliability_chart
 
 HOSTILE = "<script>alert('no')</script>"
 
@@ -25,7 +25,7 @@ def _texts(chart: Markup) -> list[str]:
     return [text for element in _parse(chart).iter() if (text := element.text)]
 
 
-def test_higher_values_are_drawn_higher_and_later_steps_further_right() -> None:
+def test_higher_values_are_higher_and_later_steps_further_right() -> None:
     [line] = _points(line_chart("loss", [Series("a", [(10, 1.0), (20, 3.0), (30, 2.0)])]))
     (x1, y1), (x2, y2), (x3, y3) = line
     assert x1 < x2 < x3
@@ -40,20 +40,20 @@ def test_ticks_are_round_numbers_around_the_values() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, -3.0, 1e-8, 1e6])
-def test_line_that_never_changes_is_drawn(value: float) -> None:
+def test_constant_line_is_drawn(value: float) -> None:
     [line] = _points(line_chart("constant", [Series("a", [(1, value), (2, value)])]))
     assert line[0][1] == line[1][1]
     assert 20 <= line[0][1] <= 206
 
 
-def test_many_points_become_means_of_neighbours() -> None:
+def test_long_series_is_averaged() -> None:
     points = [(float(step), float(step % 2)) for step in range(1, 2_401)]
     [line] = _points(line_chart("noise", [Series("a", points)]))
     assert len(line) == 120
     assert len({y for _, y in line}) == 1
 
 
-def test_legend_names_the_lines_with_their_colours_and_dashes() -> None:
+def test_legend_shows_the_lines_with_colors_and_dashes() -> None:
     chart = line_chart("loss", [Series("a", [(1, 1)]), Series("b", [(1, 2)], 1, dashed=True), Series("empty", [])])
     root = _parse(chart)
     keys = {"".join(span.itertext()): next(span.iter("line")).attrib for span in root.iter("span")}
@@ -62,11 +62,11 @@ def test_legend_names_the_lines_with_their_colours_and_dashes() -> None:
     assert (keys["b"]["stroke"], keys["b"]["stroke-dasharray"]) == (COLORS[1], "5 4")
 
 
-def test_one_line_needs_no_legend() -> None:
+def test_single_line_has_no_legend() -> None:
     assert "a" not in _texts(line_chart("loss", [Series("a", [(1, 1)])]))
 
 
-def test_marks_say_where_a_stage_begins() -> None:
+def test_marks_show_the_start_of_a_stage() -> None:
     chart = line_chart("loss", [Series("a", [(0, 1), (100, 2)])], [(50, "second")])
     [mark] = [line for line in _parse(chart).iter("line") if line.attrib.get("class") == "mark"]
     [[(left, _), (right, _)]] = _points(chart)
@@ -99,18 +99,18 @@ def test_reliability_puts_a_calibrated_bin_on_the_diagonal() -> None:
     assert (x - x1) / (x2 - x1) == pytest.approx(0.9, abs=0.01)
 
 
-def test_fuller_bins_have_larger_dots() -> None:
+def test_bins_with_more_rows_have_larger_dots() -> None:
     chart = reliability_chart("r", before=[], after=_bins(a=(2, 0.5, 0.5), b=(80, 0.7, 0.7)))
     radii = [float(dot.attrib["r"]) for dot in _parse(chart).iter("circle") if float(dot.attrib["r"]) != 2.4]
     assert radii[0] < radii[1]
 
 
-def test_strip_holds_figure_interval_and_baseline() -> None:
-    root = _parse(strip(0.75, [0.7, 0.8], 0.5))
+def test_interval_bar_shows_value_interval_and_baseline() -> None:
+    root = _parse(interval_bar(0.75, [0.7, 0.8], 0.5))
     [dot], [box] = list(root.iter("circle")), list(root.iter("rect"))
     [base] = [line for line in root.iter("line") if line.attrib["class"] == "base"]
     assert float(dot.attrib["cx"]) == 4 + 252 * 0.75
     assert float(box.attrib["x"]) == pytest.approx(4 + 252 * 0.7, abs=0.1)
     assert float(box.attrib["width"]) == pytest.approx(252 * 0.1, abs=0.15)
     assert float(base.attrib["x1"]) == 4 + 252 * 0.5
-    assert root.attrib["aria-label"] == "75.0%, the commonest label alone 50.0%"
+    assert root.attrib["aria-label"] == "75.0%, majority baseline 50.0%"

@@ -1,4 +1,4 @@
-"""The model card says what a model is for, how good it is, where it is weak and how to use it."""
+"""The model card states intended use, evaluation, limits and usage."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ def test_card_is_written_beside_the_model(finished_run: Path) -> None:
     assert (finished_run / "README.md").read_text("utf-8") == _card(finished_run)
 
 
-def test_front_matter_is_what_the_hub_reads(finished_run: Path) -> None:
+def test_front_matter_follows_the_hub_format(finished_run: Path) -> None:
     found = _front_matter(_card(finished_run))
     assert found["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert found["pipeline_tag"] == "text-classification"
     assert "license" not in found
     [model] = found["model-index"]
     evaluation = json.loads((finished_run / "evaluation.json").read_bytes())
-    metrics = {metric["name"]: metric["value"] for metric in model["results"][0]["metrics"]}
+    results = {result["dataset"]["split"]: result["metrics"] for result in model["results"]}
+    metrics = {metric["name"]: metric["value"] for metric in [*results["validation"], *results["test"]]}
     assert metrics["topic accuracy (test)"] == pytest.approx(evaluation["test"]["topic"]["accuracy"], abs=1e-4)
     assert metrics["sentiment f1 (validation)"] == pytest.approx(
         evaluation["validation"]["sentiment"]["macro_f1"], abs=1e-4
@@ -55,12 +56,12 @@ def test_front_matter_is_what_the_hub_reads(finished_run: Path) -> None:
 
 
 @pytest.mark.parametrize("backbone", ["../checkpoint", "/models/mini", "./a/b", "a/b/c"])
-def test_folder_is_no_base_model(finished_run: Path, backbone: str) -> None:
+def test_local_folder_is_not_a_base_model(finished_run: Path, backbone: str) -> None:
     _change_backbone(finished_run, backbone)
     assert "base_model" not in _front_matter(_card(finished_run))
 
 
-def test_sections_stand_in_order(finished_run: Path) -> None:
+def test_sections_are_in_order(finished_run: Path) -> None:
     assert re.findall("^#+ (.*)$", _card(finished_run), flags=re.MULTILINE)[1:] == [
         "tiny",
         "Intended use",
@@ -69,45 +70,45 @@ def test_sections_stand_in_order(finished_run: Path) -> None:
         "Evaluation",
         "Calibration",
         "Limits",
-        "Use",
+        "Usage",
     ]
 
 
-def test_figures_have_their_intervals_and_baselines(finished_run: Path) -> None:
+def test_metrics_have_intervals_and_baselines(finished_run: Path) -> None:
     found = json.loads((finished_run / "evaluation.json").read_bytes())["test"]["topic"]
     low, high = found["intervals"]["accuracy"]
     interval = f"{found['accuracy']:.4f} [{low:.4f}, {high:.4f}]"
     others = " | ".join(f"{found[name]:.4f}" for name in ("majority_baseline", "macro_f1", "ece"))
     assert f"| test | `topic` | 120 | {interval} | {others} |" in _card(finished_run)
-    assert "0.8674 before training, 0.8551 after." in _card(finished_run)
+    assert "0.8674 before training, 0.8551 after training." in _card(finished_run)
 
 
-def test_calibration_is_told_before_and_after(finished_run: Path) -> None:
+def test_calibration_is_reported_before_and_after(finished_run: Path) -> None:
     found = json.loads((finished_run / "evaluation.json").read_bytes())["test"]["topic"]
     assert f"| {found['uncalibrated']['ece']:.4f} to {found['ece']:.4f} |" in _card(finished_run)
 
 
-def test_data_and_what_is_wrong_with_it_are_summed_up(finished_run: Path) -> None:
+def test_data_section_shows_statistics_and_leaks(finished_run: Path) -> None:
     card = _card(finished_run)
     assert "| train | 1,200 | 4 | 1.2 % |" in card
     assert "| test | 0 |" not in card
-    assert "3 texts stand in two splits" in card
+    assert "3 texts occur in two splits" in card
     (finished_run / "data.json").unlink()
     assert "## Data" not in _card(finished_run)
 
 
-def test_weakest_labels_are_named(finished_run: Path) -> None:
+def test_weakest_labels_are_listed(finished_run: Path) -> None:
     labels = json.loads((finished_run / "evaluation.json").read_bytes())["test"]["sentiment"]["labels"]
     f1, name = min((found["f1"], name) for name, found in labels.items())
-    assert f"- `sentiment` is weakest at `{name}` (F1 {f1:.2f})." in _card(finished_run)
-    assert "`urgent` is weakest" not in _card(finished_run)
+    assert f"- The weakest labels of `sentiment` are `{name}` (F1 {f1:.2f})." in _card(finished_run)
+    assert "weakest labels of `urgent`" not in _card(finished_run)
 
 
-def test_token_limit_is_told(finished_run: Path) -> None:
-    assert "reads the first 256 tokens of a text" in _card(finished_run)
+def test_token_limit_is_stated(finished_run: Path) -> None:
+    assert "Texts are truncated to 256 tokens" in _card(finished_run)
 
 
-def test_run_that_measured_nothing_has_a_card(finished_run: Path) -> None:
+def test_run_without_metrics_has_a_card(finished_run: Path) -> None:
     content = json.loads((finished_run / "evaluation.json").read_bytes())
     (finished_run / "evaluation.json").write_text(json.dumps({"test": {"urgent": content["test"]["urgent"]}}))
     card = _card(finished_run)
@@ -116,13 +117,13 @@ def test_run_that_measured_nothing_has_a_card(finished_run: Path) -> None:
     assert "model-index" not in _front_matter(card)
 
 
-def test_labels_cannot_leave_their_cell(finished_run: Path) -> None:
+def test_labels_cannot_break_their_table_cell(finished_run: Path) -> None:
     [line] = [line for line in _card(finished_run).splitlines() if line.startswith("| `topic` | softmax")]
     assert "`` " + HOSTILE.replace("|", "\\|") + " ``" in line
     assert len(re.findall(r"(?<!\\)\|", line)) == 6
 
 
-def test_code_survives_what_is_in_it() -> None:
+def test_code_quotes_backticks_and_newlines() -> None:
     assert code("a b") == "`a b`"
     assert code("`a``") == "``` `a`` ```"
     assert code("a\nb") == "`a b`"
@@ -132,7 +133,7 @@ def test_table_escapes_bars() -> None:
     assert table(["a", "b"], [["1|2", "3"]]) == ["| a | b |", "| --- | --- |", "| 1\\|2 | 3 |"]
 
 
-def test_nothing_measured_is_no_section() -> None:
+def test_evaluation_section_is_omitted_without_metrics() -> None:
     assert figures({}, None) == []
     assert figures({"test": {"topic": {"rows": 0}}}, None) == []
 

@@ -1,4 +1,4 @@
-"""The report shows a run's figures on one page that needs nothing else and trusts no text of the data."""
+"""The training report is one self-contained page that shows the results of a run and escapes all texts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_bytes()), **values}))
 
 
-def test_report_is_one_file_that_needs_nothing_from_elsewhere(finished_run: Path) -> None:
+def test_report_is_self_contained(finished_run: Path) -> None:
     write_report(finished_run)
     html = (finished_run / "report.html").read_text("utf-8")
     page = _Page(html)
@@ -61,17 +61,17 @@ def test_report_is_one_file_that_needs_nothing_from_elsewhere(finished_run: Path
     assert not re.search(r"https?://|@import|url\(", html)
 
 
-def test_texts_and_labels_of_the_data_stay_text(finished_run: Path) -> None:
+def test_texts_and_labels_are_escaped(finished_run: Path) -> None:
     html = render_report(read_results(finished_run))
     assert "<script" not in html
     assert html.count("&lt;script&gt;") > 20
     assert HOSTILE in _Page(html).text
 
 
-def test_sections_stand_in_order(finished_run: Path) -> None:
+def test_sections_are_in_order(finished_run: Path) -> None:
     html = render_report(read_results(finished_run))
     assert re.findall("<h2>(.*?)</h2>", html) == [
-        "Results",
+        "Evaluation",
         "Sentence embedding",
         "Training",
         "Head topic",
@@ -79,11 +79,11 @@ def test_sections_stand_in_order(finished_run: Path) -> None:
         "Head urgent",
         "Data",
         "Configuration",
-        "Made with",
+        "Versions",
     ]
 
 
-def test_figures_are_those_of_the_evaluation(finished_run: Path) -> None:
+def test_metrics_match_the_evaluation(finished_run: Path) -> None:
     found = json.loads((finished_run / "evaluation.json").read_bytes())["test"]["topic"]
     text = _page(finished_run).text.replace("\N{NO-BREAK SPACE}", " ")
     low, high = found["intervals"]["accuracy"]
@@ -94,63 +94,63 @@ def test_figures_are_those_of_the_evaluation(finished_run: Path) -> None:
         assert f"{before:.4f}{after:.4f}" in text
 
 
-def test_head_no_better_than_the_majority_is_told_so(finished_run: Path) -> None:
+def test_head_not_above_the_majority_baseline_is_flagged(finished_run: Path) -> None:
     path = finished_run / "evaluation.json"
     content = json.loads(path.read_bytes())
     content["test"]["topic"]["majority_baseline"] = content["test"]["topic"]["intervals"]["accuracy"][0]
-    assert "not clearly above" not in _page(finished_run).text
+    assert "not significantly above" not in _page(finished_run).text
     path.write_text(json.dumps(content))
-    assert "not clearly above" in _page(finished_run).text
+    assert "not significantly above" in _page(finished_run).text
 
 
-def test_embedding_is_compared_with_the_one_before_training(finished_run: Path) -> None:
+def test_embedding_is_compared_with_before_training(finished_run: Path) -> None:
     text = " ".join(_page(finished_run).text.split())
-    assert "Before training 0.867, a change of -0.012." in text
+    assert "Before training: 0.867, change -0.012." in text
     assert "Spearman0.86740.8551 -0.0123" in text
     assert "Pearson0.8600- -" in text
 
 
-def test_head_without_labels_is_told_so(finished_run: Path) -> None:
-    assert "Neither test nor validation has a label for this head." in _page(finished_run).text
+def test_head_without_labels_has_a_note(finished_run: Path) -> None:
+    assert "Test and validation have no labels for this head." in _page(finished_run).text
 
 
-def test_long_texts_are_cut(finished_run: Path) -> None:
+def test_long_texts_are_shortened(finished_run: Path) -> None:
     text = _page(finished_run).text
     assert "long long …" in text
     assert max(map(len, re.findall("(?:long ?)+", text))) < 280
 
 
-def test_wrong_answers_name_their_place(finished_run: Path) -> None:
+def test_errors_show_their_location(finished_run: Path) -> None:
     [error, *_] = json.loads((finished_run / "evaluation.json").read_bytes())["test"]["topic"]["errors"]
     assert f"rows.jsonl:{error['line']}" in _page(finished_run).text
 
 
-def test_data_is_summed_up_with_its_warnings(finished_run: Path) -> None:
+def test_data_section_shows_statistics_and_warnings(finished_run: Path) -> None:
     text = " ".join(_page(finished_run).text.replace("\N{NO-BREAK SPACE}", " ").split())
-    assert f"3 texts of test stand in train: {HOSTILE}" in text
+    assert f"3 texts of test occur in train: {HOSTILE}" in text
     assert "train1,2000 41 1240300 1.2 %0.4 %" in text
     assert "train and test12 a.jsonl:3 and b.jsonl:9" in text
     assert "app 400 33.3 %" in text
 
 
-def test_configuration_is_shown_as_it_was(finished_run: Path) -> None:
+def test_configuration_is_shown_unchanged(finished_run: Path) -> None:
     html = render_report(read_results(finished_run))
     [shown] = re.findall("<pre>(.*?)</pre>", html, flags=re.DOTALL)
     unescaped = _Page(f"<pre>{shown}</pre>").text
     assert json.loads(unescaped) == json.loads((finished_run / "run.json").read_bytes())["config"]
 
 
-def test_stages_are_marked_where_they_begin(finished_run: Path) -> None:
+def test_charts_mark_the_start_of_each_stage(finished_run: Path) -> None:
     html = render_report(read_results(finished_run))
-    loss = html[html.index("Loss of each head") : html.index("Learning rate of")]
+    loss = html[html.index("Training loss by head") : html.index("Learning rate<")]
     assert re.findall(r'text-anchor="start">(\w+)<', loss) == ["first", "second"]
-    assert "embedding, 1 - cosine" in loss
+    assert "distillation, 1 - cosine" in loss
 
 
 @pytest.mark.parametrize(
     ("missing", "section"), [("data.json", "Data"), ("metrics.jsonl", "Training"), (None, "Sentence embedding")]
 )
-def test_what_is_missing_is_left_out(finished_run: Path, missing: str | None, section: str) -> None:
+def test_section_without_data_is_omitted(finished_run: Path, missing: str | None, section: str) -> None:
     if missing:
         (finished_run / missing).unlink()
     else:
@@ -169,27 +169,27 @@ def test_run_without_any_labels_has_a_report(finished_run: Path) -> None:
     nothing = dict.fromkeys(content["test"], content["test"]["urgent"])
     path.write_text(json.dumps({"validation": nothing}))
     (finished_run / "metrics.jsonl").write_text("")
-    assert "nothing could be measured" in _page(finished_run).text
+    assert "so there are no metrics" in _page(finished_run).text
 
 
-def test_large_confusion_matrix_shows_the_labels_confused_most(tmp_path: Path) -> None:
+def test_large_confusion_matrix_shows_the_most_confused_labels(tmp_path: Path) -> None:
     head = HeadConfig(name="topic", kind="softmax", labels=tuple(f"label {number}" for number in range(150)))
     write_finished_run(tmp_path, [head])
     html = render_report(read_results(tmp_path))
-    matrix = html[html.index('<table class="matrix') : html.index("Colour is the share")]
+    matrix = html[html.index('<table class="matrix') : html.index("Color: share of the row")]
     assert matrix.count("<tr>") == 21
     assert matrix.count("<td") == 400
-    assert "The 20 labels that are confused most; 130 others are left out." in _Page(html).text
+    assert "Shows the 20 most confused labels and omits 130 others." in _Page(html).text
 
 
-def test_small_confusion_matrix_is_whole(finished_run: Path) -> None:
+def test_small_confusion_matrix_is_complete(finished_run: Path) -> None:
     counts = json.loads((finished_run / "evaluation.json").read_bytes())["test"]["topic"]["confusion"]
     html = render_report(read_results(finished_run))
-    matrix = html[html.index('<table class="matrix') : html.index("Colour is the share")]
+    matrix = html[html.index('<table class="matrix') : html.index("Color: share of the row")]
     assert [int(count) for count in re.findall(r"<td[^>]*>(\d+)</td>", matrix)] == [
         count for row in counts for count in row
     ]
-    assert "left out" not in _Page(html).text
+    assert "omits" not in _Page(html).text
 
 
 @pytest.mark.parametrize("count", [1, 8])
@@ -200,12 +200,12 @@ def test_any_number_of_heads_has_a_report(tmp_path: Path, count: int) -> None:
     assert f"{count} head{'s' if count > 1 else ''} on" in _Page(html).text
 
 
-def test_report_is_the_same_every_time(finished_run: Path) -> None:
+def test_report_is_deterministic(finished_run: Path) -> None:
     first, second = (render_report(read_results(finished_run)) for _ in range(2))
     assert first == second
 
 
-def test_long_training_is_told_in_minutes(finished_run: Path) -> None:
+def test_long_training_time_is_shown_in_minutes(finished_run: Path) -> None:
     assert "trained in 15 seconds" in _page(finished_run).text
     line = {"step": 40, "seconds": 600.0, "stage": "second", "learning_rate": 1e-4, "loss": 1.0, "losses": {}}
     with (finished_run / "metrics.jsonl").open("a") as stream:

@@ -1,4 +1,4 @@
-"""What a run says about itself is read back whole, or the damaged file is named."""
+"""Results are read completely, or an error names the damaged file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from polyhead_training.errors import RunError
 from polyhead_training.reporting.results import read_evaluation, read_results
 
 
-def test_results_hold_every_file_of_the_run(finished_run: Path) -> None:
+def test_results_contain_every_file_of_the_run(finished_run: Path) -> None:
     found = read_results(finished_run)
     assert found.run["name"] == "tiny"
     assert [head["name"] for head in found.heads] == ["topic", "sentiment", "urgent"]
@@ -21,7 +21,7 @@ def test_results_hold_every_file_of_the_run(finished_run: Path) -> None:
     assert found.data is not None
 
 
-def test_files_that_a_run_may_lack_may_be_missing(finished_run: Path) -> None:
+def test_optional_files_may_be_missing(finished_run: Path) -> None:
     (finished_run / "data.json").unlink()
     (finished_run / "metrics.jsonl").unlink()
     found = read_results(finished_run)
@@ -49,15 +49,15 @@ def test_missing_file_is_named(finished_run: Path, name: str) -> None:
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_damaged_file_is_named(finished_run: Path, name: str, content: str) -> None:
     (finished_run / name).write_text(content)
-    with pytest.raises(RunError, match=rf"{name}: is not what polyhead-train writes"):
+    with pytest.raises(RunError, match=rf"{name}: is not (valid JSON|a JSON object|a valid evaluation)"):
         read_results(finished_run)
 
 
 @pytest.mark.parametrize(
     "content", [{"test": 1}, {"test": {"topic": {}}}, {"test": {"topic": 3}}, {"similarity": {}}, {"similarity": []}]
 )
-def test_evaluation_of_another_shape_is_refused(tmp_path: Path, content: object) -> None:
+def test_evaluation_of_another_shape_is_rejected(tmp_path: Path, content: object) -> None:
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(RunError, match=r"evaluation\.json: is not what polyhead-train writes"):
+    with pytest.raises(RunError, match=r"evaluation\.json: is not a valid evaluation"):
         read_evaluation(path)

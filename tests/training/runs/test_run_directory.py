@@ -1,26 +1,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from polyhead_training.config import Config
+from polyhead_training.config_file import read_config
 from polyhead_training.errors import RunError
 from polyhead_training.runs.run_directory import load_run, staged_run
 from polyhead_training.train import train
 from safetensors.torch import load_file, save_file
 
+from tests.support.tiny_training import ignore, write_config
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Path:
+    """A run of one step."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(read_config(write_config(folder, checkpoints["bert"])), folder / "run", max_steps=1, report=ignore)
+    return folder / "run"
+
 
 @pytest.fixture
-def run_directory(configure: Callable[..., Config], tmp_path: Path) -> Path:
-    """A run of one step."""
-    train(configure(), tmp_path / "runs" / "tiny", max_steps=1, say=lambda line: None)
-    return tmp_path / "runs" / "tiny"
+def run_directory(trained_run: Path, tmp_path: Path) -> Path:
+    """A copy of the run of one step."""
+    return Path(shutil.copytree(trained_run, tmp_path / "runs" / "tiny"))
 
 
-def test_staged_run_appears_whole(tmp_path: Path) -> None:
+def test_staged_run_appears_atomically(tmp_path: Path) -> None:
     with staged_run(tmp_path / "a" / "run") as folder:
         (folder / "run.json").write_text("{}")
         assert not (tmp_path / "a" / "run").exists()
@@ -29,7 +39,7 @@ def test_staged_run_appears_whole(tmp_path: Path) -> None:
 
 
 def interrupted(folder: Path) -> None:
-    """Writes half a run."""
+    """Writes part of a run and is interrupted."""
     (folder / "run.json").write_text("new")
     raise KeyboardInterrupt
 
@@ -40,7 +50,7 @@ def test_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_failure_leaves_the_old_run_as_it_was(tmp_path: Path) -> None:
+def test_failure_leaves_the_old_run_unchanged(tmp_path: Path) -> None:
     old = tmp_path / "run" / "run.json"
     old.parent.mkdir()
     old.write_text("old")
@@ -52,7 +62,7 @@ def test_failure_leaves_the_old_run_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [OSError("disk on fire"), KeyboardInterrupt(), SystemExit(143)])
 @pytest.mark.parametrize("after", [True, False], ids=["after the first", "instead of the second"])
-def test_interrupted_rename_puts_the_old_run_back(
+def test_interrupted_rename_restores_the_old_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, after: bool
 ) -> None:
     old = tmp_path / "run" / "run.json"
@@ -85,7 +95,7 @@ def test_old_run_is_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "run"]
 
 
-def test_whole_run_is_replaced(run_directory: Path) -> None:
+def test_complete_run_is_replaced(run_directory: Path) -> None:
     with staged_run(run_directory) as folder:
         (folder / "run.json").touch()
     assert [path.name for path in run_directory.iterdir()] == ["run.json"]
@@ -112,43 +122,43 @@ def test_run_in_the_working_directory_is_replaced(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "model/thesis.txt", "run"])
-def test_run_with_foreign_notes_is_left_alone(run_directory: Path, name: str) -> None:
+def test_run_directory_with_unexpected_files_is_not_replaced(run_directory: Path, name: str) -> None:
     (run_directory / name).write_text("ten years of work")
     before = sorted(run_directory.parent.rglob("*"))
-    with pytest.raises(RunError, match=f"holds '{name}', which is no part of a run"), staged_run(run_directory):
+    with pytest.raises(RunError, match=f"contains '{name}', which is not part of a run"), staged_run(run_directory):
         pytest.fail("the block must not run")
     assert sorted(run_directory.parent.rglob("*")) == before
 
 
-def test_what_appears_during_training_is_left_alone(tmp_path: Path) -> None:
+def test_destination_created_during_training_is_not_replaced(tmp_path: Path) -> None:
     def occupy(folder: Path) -> None:
         (folder / "run.json").touch()
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "thesis.txt").write_text("ten years of work")
 
-    with pytest.raises(RunError, match="exists and is not a run"), staged_run(tmp_path / "run") as folder:
+    with pytest.raises(RunError, match="exists and is not a run directory"), staged_run(tmp_path / "run") as folder:
         occupy(folder)
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "thesis.txt"]
 
 
 @pytest.mark.parametrize("content", [None, "precious.txt"])
-def test_directory_that_is_no_run_is_left_alone(tmp_path: Path, content: str | None) -> None:
+def test_other_directory_is_not_replaced(tmp_path: Path, content: str | None) -> None:
     (tmp_path / "mine").mkdir()
     if content:
         (tmp_path / "mine" / content).touch()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(RunError, match="exists and is not a run"), staged_run(tmp_path / "mine"):
+    with pytest.raises(RunError, match="exists and is not a run directory"), staged_run(tmp_path / "mine"):
         pytest.fail("the block must not run")
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_parent_that_is_a_file_is_refused(tmp_path: Path) -> None:
+def test_parent_that_is_a_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be written"), staged_run(tmp_path / "file" / "run"):
         pytest.fail("the block must not run")
 
 
-def test_run_directory_holds_what_the_export_reads(run_directory: Path, tmp_path: Path) -> None:
+def test_run_directory_contains_the_files_of_the_export(run_directory: Path, tmp_path: Path) -> None:
     names = sorted(path.relative_to(run_directory).as_posix() for path in run_directory.rglob("*") if path.is_file())
     assert names == [
         "README.md",
@@ -173,7 +183,7 @@ def test_run_directory_holds_what_the_export_reads(run_directory: Path, tmp_path
     assert (tokenizer["padding"], tokenizer["truncation"]) == (None, None)
 
 
-def test_model_folder_names_no_path_of_this_machine(run_directory: Path, checkpoints: dict[str, Path]) -> None:
+def test_model_folder_contains_no_local_path(run_directory: Path, checkpoints: dict[str, Path]) -> None:
     for path in (run_directory / "model").iterdir():
         assert str(checkpoints["bert"].parent).encode() not in path.read_bytes()
 
@@ -181,24 +191,24 @@ def test_model_folder_names_no_path_of_this_machine(run_directory: Path, checkpo
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON"),
-        ("[]", "has format_version None; this release reads 1"),
+        ("{", "is not valid JSON"),
+        ("[]", "has format_version None; this release requires 1"),
         ('{"format_version": 2}', "has format_version 2"),
         ('{"format_version": 1, "name": "a"}', "has no field 'heads'"),
     ],
 )
-def test_run_json_that_is_not_ours_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_invalid_run_json_is_rejected(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunError, match=message):
         load_run(tmp_path)
 
 
-def test_missing_directory_is_refused(tmp_path: Path) -> None:
+def test_missing_directory_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run directory"):
         load_run(tmp_path / "nowhere")
 
 
-def test_damaged_model_is_refused(run_directory: Path) -> None:
+def test_damaged_model_is_rejected(run_directory: Path) -> None:
     weights = run_directory / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(RunError, match="cannot be loaded"):
@@ -206,7 +216,7 @@ def test_damaged_model_is_refused(run_directory: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["missing", "unexpected"])
-def test_weights_of_another_model_are_refused(run_directory: Path, fault: str) -> None:
+def test_weights_of_another_model_are_rejected(run_directory: Path, fault: str) -> None:
     path, name = run_directory / "model" / "model.safetensors", "heads.topic.layers.4.bias"
     weights = load_file(path)
     if fault == "missing":
@@ -218,7 +228,7 @@ def test_weights_of_another_model_are_refused(run_directory: Path, fault: str) -
         load_run(run_directory)
 
 
-def test_missing_tokenizer_is_refused(run_directory: Path) -> None:
+def test_missing_tokenizer_is_rejected(run_directory: Path) -> None:
     (run_directory / "tokenizer.json").unlink()
     with pytest.raises(RunError, match=r"tokenizer\.json: is missing"):
         load_run(run_directory)

@@ -1,1 +1,1 @@
-"""Rows, labels, datasets and batches."""
+"""Labelled data: reading, validation, duplicates, sampling and batches."""

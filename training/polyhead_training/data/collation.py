@@ -1,4 +1,4 @@
-"""Encoded rows, and batches of rows of like length."""
+"""Encoded rows and padded batches of rows of similar length."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from polyhead_training.config import HeadConfig
-from polyhead_training.loop.loss import UNLABELLED
 from polyhead_training.tokenization import encode_counted, pad
 
 from .dataset import Row
+from .labels import UNLABELLED
 
 
 class Batch(NamedTuple):
-    """Some rows as the model takes them.
+    """A padded batch, the input of one forward pass.
 
     Attributes:
         input_ids: (B, T) int64 token ids.
         attention_mask: (B, T) int64, 1 for the text's tokens and 0 for padding.
-        labels: (B, heads) int64 index of each head's label, ``UNLABELLED`` where the row has none.
+        labels: (B, heads) int64 label index of each head, ``UNLABELLED`` for rows without a label.
     """
 
     input_ids: Tensor
@@ -35,43 +35,43 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Rows as numbers.
+    """Rows as token ids and label indices.
 
     Attributes:
         ids: Token ids of each row, special tokens included.
-        labels: (rows, heads) int64 index of each head's label, ``UNLABELLED`` where the row has none.
-        pad_token_id: What fills up the shorter rows of a batch.
-        entries: For each row, the entry of data.train that it came from.
-        tokens: For each row, its number of tokens before it was cut.
+        labels: (rows, heads) int64 label index of each head, ``UNLABELLED`` for rows without a label.
+        pad_token_id: Token that pads the shorter rows of a batch.
+        sources: For each row, the index of its source in ``data.train``.
+        tokens: For each row, its number of tokens before truncation.
     """
 
     ids: list[list[int]]
     labels: Tensor
     pad_token_id: int
-    entries: list[int]
+    sources: list[int]
     tokens: list[int]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def batch(self, rows: Sequence[int], device: torch.device) -> Batch:
-        """The rows with these numbers, padded to the longest of them, on a device."""
+        """Builds a batch of the rows with these numbers, padded to the longest of them, on a device."""
         input_ids, attention_mask = pad([self.ids[row] for row in rows], self.pad_token_id)
         tensors = torch.from_numpy(input_ids), torch.from_numpy(attention_mask), self.labels[list(rows)]
         return Batch(*(tensor.to(device) for tensor in tensors))
 
     def by_length(self, size: int) -> list[list[int]]:
-        """Every row once, in batches of ``size``, the longest first."""
+        """Splits all row numbers into batches of ``size``, the longest rows first."""
         order = sorted(range(len(self)), key=self._length, reverse=True)
-        return [order[place : place + size] for place in range(0, len(order), size)]
+        return [order[start : start + size] for start in range(0, len(order), size)]
 
     def labelled(self) -> list[int]:
-        """For each row, a number that is the same for rows with labels for the same heads."""
+        """Returns a bit mask for each row: bit i is set when the row has a label for head i."""
         bits = 2 ** torch.arange(self.labels.shape[1])  # (heads,)
         return [int(number) for number in ((self.labels != UNLABELLED) * bits).sum(dim=1)]
 
     def digest(self) -> str:
-        """SHA-256 over the ids and labels, in order."""
+        """Computes the SHA-256 over ids and labels, in order."""
         found = hashlib.sha256(self.labels.numpy().tobytes())
         for ids in self.ids:
             found.update(array("q", [len(ids), *ids]))
@@ -84,18 +84,18 @@ class EncodedRows:
 def encode_rows(
     rows: Sequence[Row], heads: Sequence[HeadConfig], tokenizer: Tokenizer, max_tokens: int, pad_token_id: int
 ) -> EncodedRows:
-    """Turns texts into token ids, cut to ``max_tokens``, and labels into their indices."""
-    places = [{label: index for index, label in enumerate(head.labels or ())} for head in heads]
+    """Converts texts into token ids, truncated to ``max_tokens``, and labels into label indices."""
+    indices = [{label: index for index, label in enumerate(head.labels or ())} for head in heads]
     labels = torch.full((len(rows), len(heads)), UNLABELLED)  # (rows, heads)
     for number, row in enumerate(rows):
         for column, label in enumerate(row.labels):
             if label is not None:
-                labels[number, column] = places[column][label]
+                labels[number, column] = indices[column][label]
     counted = list(encode_counted(tokenizer, [row.text for row in rows], max_tokens))
     return EncodedRows(
         ids=[ids for ids, _ in counted],
         labels=labels,
         pad_token_id=pad_token_id,
-        entries=[row.entry for row in rows],
+        sources=[row.source for row in rows],
         tokens=[tokens for _, tokens in counted],
     )

@@ -1,9 +1,9 @@
-"""Labelled rows for training, validation and test; a row that cannot be read is an error, never dropped in silence.
+"""Labelled rows for training, validation and test. An invalid row is an error; no row is dropped silently.
 
 ::
 
-    files, hub datasets --rows.read_rows--> RawRow --labels.read_label--> Row --split--> Data
-                                                   --------------------> Pair --------->
+    files, hub datasets --readers.read_rows--> RawRow --labels.read_label--> Row --split--> Data
+                                                      --------------------> Pair --------->
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from polyhead_training.errors import ConfigError, DataError, Problem
 from .labels import read_label
 from .readers import HUB_PREFIX, RawRow, Source, read_rows, require_unicode
 
-# Enough to see a pattern, few enough to read.
+# Problems in one error message: enough to show a pattern, few enough to read.
 _MAX_PROBLEMS = 100
 _DEFAULT_VALIDATION_FRACTION = 0.1
 
@@ -31,31 +31,31 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Row:
-    """A text and what is known about it.
+    """A labelled text.
 
     Attributes:
         text: The text, not empty.
-        labels: For each head, in order, the name of its label, or None where the row has none.
-        path: The file that it stands in, or the hub dataset as the configuration names it.
+        labels: For each head, in order, the name of its label; None for a row without one.
+        path: The file that contains the row, or the hub dataset under its name in the configuration.
         line: Line of the file, or row of a Parquet file or hub dataset, counted from 1.
-        entry: Index into data.train of the entry that it came from; 0 in the other splits.
+        source: Index of the row's source in ``data.train``; 0 in the other splits.
     """
 
     text: str
     labels: tuple[str | None, ...]
     path: Path
     line: int
-    entry: int
+    source: int
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two texts and how alike people found them.
+    """Two texts with a human similarity score.
 
     Attributes:
-        first: A text, not empty.
-        second: Another one.
-        score: How alike they are, a finite number on the scale of its file.
+        first: The first text, not empty.
+        second: The second text, not empty.
+        score: Similarity, a finite number on the scale of its file.
     """
 
     first: str
@@ -69,11 +69,11 @@ class Data:
 
     Attributes:
         heads: The configured heads, each with its labels.
-        train: Rows to learn from.
-        validation: Rows that are evaluated after each epoch.
-        test: Rows that are evaluated at the end.
-        similarity: Pairs that the sentence embedding is measured on.
-        fields: The fields that any row of a source has, by source of rows.
+        train: Training rows.
+        validation: Rows for evaluation after each epoch.
+        test: Rows for evaluation at the end of the run.
+        similarity: Pairs for evaluation of the sentence embedding.
+        fields: For each source, the fields that occur in any of its rows.
     """
 
     heads: tuple[HeadConfig, ...]
@@ -89,8 +89,8 @@ def read_data(config: Config) -> Data:
 
     Raises:
         ConfigError: A variable in a path is not set, a file does not exist, or a head has no labels to learn.
-        DataError: Rows cannot be read; it counts those of all files and lists the first 100.
-        HubError: The hub did not hand a dataset over.
+        DataError: Rows are invalid; the error counts those of all files and lists the first 100.
+        HubError: The hub did not deliver a dataset.
     """
     text = config.data.text
     sources = {split: _sources(config, split) for split in ("train", "validation", "test", "similarity")}
@@ -99,7 +99,7 @@ def read_data(config: Config) -> Data:
     try:
         heads = tuple(_with_labels(config, index, train) for index in range(len(config.model.heads)))
     except ConfigError:
-        # The labels may stand in rows that cannot be read.
+        # Invalid rows may be the ones that contain the labels, so report them first.
         reader.raise_problems()
         raise
     validation = reader.rows(sources["validation"], text, heads)
@@ -114,15 +114,15 @@ def read_data(config: Config) -> Data:
 
 
 def read_labelled(paths: Sequence[Source], text: str, heads: Sequence[HeadConfig]) -> list[Row]:
-    """Reads labelled files for heads whose labels are known.
+    """Reads labelled files for heads with known labels.
 
     Args:
         paths: The files.
-        text: Field that holds the text.
+        text: Field that contains the text.
         heads: The heads with their labels.
 
     Raises:
-        DataError: Rows cannot be read; it counts those of all files and lists the first 100.
+        DataError: Rows are invalid; the error counts those of all files and lists the first 100.
     """
     reader = _Reader()
     rows = reader.rows(paths, text, heads)
@@ -131,24 +131,23 @@ def read_labelled(paths: Sequence[Source], text: str, heads: Sequence[HeadConfig
 
 
 def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Splits rows so that every combination of labels is shared out alike.
+    """Splits rows into two parts, stratified by the combination of labels.
 
     Args:
         rows: The rows.
         fraction: Share of the second part, 0 to 1.
-        seed: Seed of the choice.
+        seed: Seed of the random choice.
 
     Returns:
-        The rows that stay and the rows that were taken, in their order.
+        The first and the second part, each in the order of ``rows``.
     """
     strata: dict[tuple[str | None, ...], list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
         strata[row.labels].append(index)
-    chooser = random.Random(seed)  # noqa: S311
-    order = [index for stratum in strata.values() for index in chooser.sample(stratum, len(stratum))]
-    # Every 1/fraction-th place in an order by strata: as near to the fraction of each as whole rows allow.
-    places = range(len(order))
-    taken = {order[place] for place in places if math.floor((place + 1) * fraction) > math.floor(place * fraction)}
+    rng = random.Random(seed)  # noqa: S311
+    order = [index for stratum in strata.values() for index in rng.sample(stratum, len(stratum))]
+    # Taking every 1/fraction-th row of an order by strata comes as close to the fraction in each as whole rows allow.
+    taken = {row for n, row in enumerate(order) if math.floor((n + 1) * fraction) > math.floor(n * fraction)}
     return (
         [row for index, row in enumerate(rows) if index not in taken],
         [row for index, row in enumerate(rows) if index in taken],
@@ -156,7 +155,7 @@ def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Ro
 
 
 class _Reader:
-    """Reads sources one after the other and notes what is wrong with them."""
+    """Reads sources one after the other and collects their problems."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -166,11 +165,11 @@ class _Reader:
     def rows(
         self, sources: Sequence[Source], text_field: str, heads: Sequence[HeadConfig], *, is_train: bool = False
     ) -> list[Row]:
-        def make(raw: RawRow, entry: int) -> Row:
+        def make(raw: RawRow, source: int) -> Row:
             self.fields.setdefault(raw.path, {}).update(dict.fromkeys(raw.values))
             text = _text(raw, text_field)
             labels = tuple(read_label(head, raw.values.get(head.field)) for head in heads)
-            return Row(text, labels, raw.path, raw.line, entry if is_train else 0)
+            return Row(text, labels, raw.path, raw.line, source if is_train else 0)
 
         return self._read(sources, {text_field: "data.text"}, make)
 
@@ -190,22 +189,22 @@ class _Reader:
         self, sources: Sequence[Source], required: Mapping[str, str], make: Callable[[RawRow, int], _Item]
     ) -> list[_Item]:
         items = []
-        for entry, source in enumerate(sources):
+        for index, source in enumerate(sources):
             for number, raw in enumerate(_raw_rows(source)):
                 if isinstance(raw, Problem):
-                    self._note(raw)
+                    self._add(raw)
                     continue
                 try:
                     _require(raw, required)
-                    items.append(make(raw, entry))
+                    items.append(make(raw, index))
                 except ValueError as error:
-                    self._note(raw.problem(str(error)))
+                    self._add(raw.problem(str(error)))
                     if number == 0 and not required.keys() <= raw.values.keys():
-                        # The rest of the source would say the same.
+                        # Every other row of the source would report the same problem.
                         break
         return items
 
-    def _note(self, problem: Problem) -> None:
+    def _add(self, problem: Problem) -> None:
         self.found += 1
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(problem)
@@ -216,14 +215,14 @@ def _sources(config: Config, split: str) -> list[Source]:
     for text in getattr(config.data, split):
         source = Path(text) if text.startswith(HUB_PREFIX) else config.resolve(f"data.{split}", text)
         if not text.startswith(HUB_PREFIX) and not source.is_file():
-            reason = f"there is no file {source}; paths are relative to the configuration file"
+            reason = f"the file {source} does not exist; paths are relative to the configuration file"
             raise config.error(f"data.{split}", reason)
         sources.append(source)
     return sources
 
 
 def _raw_rows(source: Source) -> Iterator[RawRow | Problem]:
-    """The rows of a source; one that cannot be read as a whole has a problem in their place."""
+    """Yields the rows of a source; an unreadable source yields a problem instead."""
     try:
         yield from read_rows(source)
     except DataError as error:
@@ -234,13 +233,13 @@ def _require(raw: RawRow, required: Mapping[str, str]) -> None:
     for field, setting in required.items():
         if field not in raw.values:
             fields = ", ".join(map(repr, raw.values))
-            raise ValueError(f"has no field {field!r}, only {fields}: set {setting} to what there is")
+            raise ValueError(f"has no field {field!r}, only {fields}: set {setting} to one of these")
 
 
 def _text(raw: RawRow, field: str) -> str:
     text = raw.values[field]
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"field {field!r}: {text!r} is no text; fill it in or remove the row")
+        raise ValueError(f"field {field!r}: {text!r} is not a valid text; fill it in or remove the row")
     require_unicode(field, text)
     return text
 
@@ -248,21 +247,21 @@ def _text(raw: RawRow, field: str) -> str:
 def _number(raw: RawRow, field: str) -> float:
     value = raw.values[field]
     try:
-        # A CSV file's numbers are texts.
+        # Numbers of a CSV file are strings.
         number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"field {field!r}: {value!r} is no finite number; correct it or remove the row")
+        raise ValueError(f"field {field!r}: {value!r} is not a finite number; correct it or remove the row")
     return number
 
 
 def _with_labels(config: Config, index: int, train: Sequence[Row]) -> HeadConfig:
-    """The head with its labels: the configured ones, or those that the training rows have."""
+    """Returns the head with its labels: the configured ones, or those of the training rows."""
     head = config.model.heads[index]
     found = sorted({row.labels[index] or "" for row in train} - {""})
     if not found:
-        reason = f"{head.field!r}: no training row has a label there; correct the name or remove the head"
+        reason = f"{head.field!r}: no training row has a label in this field; correct the name or remove the head"
         raise config.error(f"model.heads.{index}.field", reason)
     if head.labels is None and len(found) < 2:
         raise config.error(
@@ -270,7 +269,7 @@ def _with_labels(config: Config, index: int, train: Sequence[Row]) -> HeadConfig
         )
     if head.labels is not None:
         return head
-    if isinstance(head.class_weights, dict) and (strangers := sorted(head.class_weights.keys() - set(found))):
-        reason = f"{strangers[0]!r} is the label of no training row; there are {', '.join(found)}"
+    if isinstance(head.class_weights, dict) and (unexpected := sorted(head.class_weights.keys() - set(found))):
+        reason = f"no training row has the label {unexpected[0]!r}; the labels are {', '.join(found)}"
         raise config.error(f"model.heads.{index}.class_weights", reason)
     return head.model_copy(update={"labels": tuple(found)})

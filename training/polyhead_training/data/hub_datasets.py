@@ -1,4 +1,4 @@
-"""Datasets of the hub by id, row by row, with the names of labels in the place of their numbers."""
+"""Hugging Face hub datasets by id, read row by row, with label names in place of ClassLabel numbers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _NAME = re.compile(
 
 
 def read_dataset(name: str) -> Iterator[dict[str, object]]:
-    """Reads a split of a dataset; no code of the dataset is run.
+    """Reads one split of a dataset. Code that belongs to the dataset is never run.
 
     Args:
         name: ``hub:OWNER/NAME[@REVISION][:CONFIGURATION]#SPLIT``.
 
     Yields:
-        The rows; a number of a ClassLabel feature is its name, and None where it says that there is no label.
+        The rows. A ClassLabel number becomes the label's name, or None where it marks a missing label.
 
     Raises:
-        DataError: The name is not of that form, there is no such dataset, configuration or split, or the library that
-            reads datasets is not installed.
-        HubError: The hub did not hand it over.
+        DataError: The name has another form; the dataset, configuration or split does not exist; or the ``datasets``
+            package is not installed.
+        HubError: The hub did not deliver the dataset.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -45,7 +45,7 @@ def _load(name: str, match: re.Match[str]) -> Any:
     try:
         import datasets
     except ImportError:
-        raise _error(name, "wants pip install '.[hub]' in polyhead's sources") from None
+        raise _error(name, "requires the extra 'hub': pip install '.[hub]' in polyhead's sources") from None
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
@@ -53,14 +53,14 @@ def _load(name: str, match: re.Match[str]) -> Any:
             match["id"], match["configuration"], split=match["split"], revision=match["revision"]
         )
     except datasets.exceptions.DatasetNotFoundError:
-        raise _error(name, "is no dataset of the hub, or is not open to you; check the spelling") from None
+        raise _error(name, "is not a dataset of the hub, or not accessible to you; check the spelling") from None
     except (ConnectionError, TimeoutError, HfHubHTTPError, OfflineModeIsEnabled) as error:
-        mend = "try again, or download it elsewhere and give its files"
-        raise HubError(name, f"the hub did not hand it over ({_first_line(error)}); {mend}") from error
+        hint = "try again, or download the dataset elsewhere and configure its files"
+        raise HubError(name, f"the hub did not deliver it ({_first_line(error)}); {hint}") from error
     except RuntimeError as error:
-        mend = "if it needs a script, which is never run, its revision refs/convert/parquet may have the rows"
-        raise _error(name, f"cannot be read: {_first_line(error)}; {mend}") from error
-    # An unknown configuration or split; the library's message lists those that there are.
+        hint = "if it requires a script, which is never run, its revision refs/convert/parquet may have the rows"
+        raise _error(name, f"cannot be read: {_first_line(error)}; {hint}") from error
+    # Unknown configuration or split; the library's message lists the existing ones.
     except (ValueError, datasets.exceptions.DatasetsError) as error:
         raise _error(name, f"cannot be read: {_first_line(error)}") from error
 

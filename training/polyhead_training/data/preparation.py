@@ -1,4 +1,4 @@
-"""What is known before training: the rows as texts and as numbers, the backbone, and a report on the rows."""
+"""Preparation of a run: the rows as texts and as token ids, the backbone, and the data report."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .quality_report import DataReport, describe_data
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training starts from.
+    """Inputs of a training run.
 
     Attributes:
-        data: The rows as they were read.
+        data: The rows as texts.
         backbone: The checkpoint that training starts from.
-        splits: The same rows as numbers, by split: train, validation, test.
-        pairs: The first and the second texts of the pairs as numbers.
-        report: What there is to know about the rows.
+        splits: The rows as token ids, by split: train, validation, test.
+        pairs: The first and the second texts of the similarity pairs as token ids.
+        report: Statistics and warnings about the rows.
     """
 
     data: Data
@@ -36,18 +36,18 @@ class Prepared:
     report: DataReport
 
     def digest(self) -> str:
-        """SHA-256 over all rows as the model takes them."""
+        """Computes the SHA-256 over the token ids, labels and similarity scores of all rows."""
         digests = [rows.digest() for rows in (*self.splits.values(), *self.pairs)]
         digests += [repr(pair.score) for pair in self.data.similarity]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def prepare(config: Config) -> Prepared:
-    """Reads, encodes and checks the rows and finds the backbone.
+    """Reads, encodes and checks the rows and locates the backbone.
 
     Raises:
-        ConfigError: The configuration does not fit the data or the backbone.
-        DataError: Rows cannot be read.
+        ConfigError: The configuration contradicts the data or the backbone.
+        DataError: Rows are invalid.
         BackboneError: The backbone cannot be used.
     """
     data = read_data(config)

@@ -1,4 +1,4 @@
-"""What there is to know about the rows before anything trains, and what somebody should look at.
+"""Data quality report: statistics and warnings about the rows, before training starts.
 
 ::
 
@@ -16,25 +16,27 @@ from typing import Any
 
 import numpy as np
 
+from polyhead_training.terminal import format_table
+
 from .dataset import Data, Row
 from .duplicates import exact_pairs, groups, near_pairs, normalize, signatures
 
-# Enough to see a pattern, few enough to read.
+# Examples in one warning: enough to show a pattern, few enough to read.
 _MAX_EXAMPLES = 5
-# Share of truncated texts from which on somebody should know.
-_MUCH_TRUNCATED = 0.1
+# Share of truncated texts above which the report warns.
+_MAX_TRUNCATED = 0.1
 
 Warnings = Iterator[str]
 
 
 @dataclass(frozen=True)
 class HeadCounts:
-    """The labels of one head in one split.
+    """Label counts of one head in one split.
 
     Attributes:
-        labelled: Rows that have a label.
-        majority_baseline: Share of them that has the commonest label, 0 to 1; None without such rows.
-        labels: Rows by label, in the order of the logits.
+        labelled: Rows with a label.
+        majority_baseline: Share of the most frequent label among them, 0 to 1; None without labelled rows.
+        labels: Number of rows with each label, in the order of the logits.
     """
 
     labelled: int
@@ -44,14 +46,14 @@ class HeadCounts:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """The lengths of the texts of a split, in tokens, special tokens included, before they are cut.
+    """Text lengths of a split in tokens, special tokens included, before truncation.
 
     Attributes:
         p50: Median.
         p95: 95th percentile.
-        max: Longest.
-        truncated: Share of the texts that is cut, 0 to 1.
-        lost: Share of the tokens that is cut off, 0 to 1.
+        max: Maximum.
+        truncated: Share of the texts that are truncated, 0 to 1.
+        lost: Share of the tokens that truncation removes, 0 to 1.
     """
 
     p50: int
@@ -63,15 +65,15 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One split.
+    """Statistics of one split.
 
     Attributes:
-        rows: Its rows.
+        rows: Number of rows.
         unlabelled: Rows without any label.
-        heads: By the head's name.
-        tokens: None without rows.
-        duplicates: Rows that repeat another row but for case, accents and punctuation: ``exact``, and of these
-            ``conflicting`` the ones with another label than the first.
+        heads: Label counts by head name.
+        tokens: Text lengths; None without rows.
+        duplicates: Rows that repeat the text of an earlier row, ignoring case, accents and punctuation: ``exact``
+            counts all of them, ``conflicting`` those whose labels differ from the first row's.
     """
 
     rows: int
@@ -83,13 +85,13 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class Leak:
-    """Rows of a later split that an earlier one has as well.
+    """Rows of a later split whose text also occurs in an earlier split.
 
     Attributes:
         splits: The two splits.
-        exact: Rows that are the same but for case, accents and punctuation.
-        near: Other rows that share at least 80 % of their 5-grams with one.
-        examples: Where some pairs stand, the row of the earlier split first.
+        exact: Rows with an equal text, ignoring case, accents and punctuation.
+        near: Other rows that share at least 80 % of their 5-grams with a row of the earlier split.
+        examples: Locations of some pairs, the row of the earlier split first.
     """
 
     splits: tuple[str, str]
@@ -100,12 +102,12 @@ class Leak:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What there is to know about the rows.
+    """Statistics and warnings about the rows.
 
     Attributes:
-        splits: By split: train, validation, test.
-        leakage: One for each two splits that have rows.
-        warnings: What somebody should look at, a sentence each; none of it keeps a run from training.
+        splits: Statistics by split: train, validation, test.
+        leakage: One element for each two splits with rows.
+        warnings: Likely faults, a sentence each; none of them prevents training.
     """
 
     splits: dict[str, SplitReport]
@@ -113,39 +115,42 @@ class DataReport:
     warnings: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``data.json``."""
+        """Returns the content of ``data.json``."""
         return asdict(self)
 
     def lines(self) -> Iterator[str]:
-        """The report for a terminal."""
-        yield f"{'split':<12}{'head':<16}{'rows':>9}{'labelled':>10}  labels"
-        for split, found in self.splits.items():
-            for name, head in found.heads.items() if found.rows else ():
-                shares = (f"{label} {count / head.labelled:.1%}" for label, count in head.labels.items() if count)
-                yield f"{split:<12}{name:<16}{found.rows:>9,}{head.labelled:>10,}  {', '.join(shares) or '-'}"
+        """Yields the report as lines for a terminal."""
+        rows = [
+            [split, name, f"{found.rows:,}", f"{head.labelled:,}", _shares(head)]
+            for split, found in self.splits.items()
+            for name, head in (found.heads.items() if found.rows else ())
+        ]
+        yield format_table(["split", "head", "rows", "labelled", "labels"], rows, numeric=["rows", "labelled"])
         for split, found in self.splits.items():
             if found.tokens:
-                cut = f"{found.tokens.truncated:.1%} of the texts are cut, {found.tokens.lost:.1%} of the tokens lost"
-                yield f"{split}: {found.tokens.p50} tokens in the median, {found.tokens.max} at most; {cut}"
+                loss = (
+                    f"{found.tokens.truncated:.1%} of the texts truncated, {found.tokens.lost:.1%} of the tokens lost"
+                )
+                yield f"{split}: median {found.tokens.p50} tokens, maximum {found.tokens.max}; {loss}"
         for warning in self.warnings:
             yield f"warning: {warning}"
 
 
 def describe_data(data: Data, tokens: Mapping[str, Sequence[int]], max_tokens: int) -> DataReport:
-    """Describes the rows.
+    """Computes the data quality report.
 
     Args:
         data: The rows.
-        tokens: Number of tokens of each row before it is cut, by split.
-        max_tokens: Tokens that the model reads.
+        tokens: By split, the number of tokens of each row before truncation.
+        max_tokens: Token limit of the model.
     """
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     normalized = {split: [normalize(row.text) for row in rows] for split, rows in splits.items()}
-    warnings = list(_misspelt_fields(data))
+    warnings = list(_misspelled_fields(data))
     reports = {}
     for split, rows in splits.items():
         repeats = groups(normalized[split])
-        conflicting = sum(_differ(rows[numbers[0]], rows[n]) for numbers in repeats for n in numbers[1:])
+        conflicting = sum(_conflict(rows[numbers[0]], rows[n]) for numbers in repeats for n in numbers[1:])
         reports[split] = SplitReport(
             rows=len(rows),
             unlabelled=sum(not any(row.labels) for row in rows),
@@ -157,6 +162,10 @@ def describe_data(data: Data, tokens: Mapping[str, Sequence[int]], max_tokens: i
     leakage = list(_leaks(splits, normalized))
     warnings += [warning for leak in leakage for warning in _leak_warnings(leak)]
     return DataReport(reports, leakage, warnings)
+
+
+def _shares(head: HeadCounts) -> str:
+    return ", ".join(f"{label} {count / head.labelled:.1%}" for label, count in head.labels.items() if count) or "-"
 
 
 def _count(rows: Sequence[Row], column: int, labels: Sequence[str]) -> HeadCounts:
@@ -178,8 +187,8 @@ def _token_counts(tokens: Any, max_tokens: int) -> TokenCounts:
     )
 
 
-def _differ(one: Row, other: Row) -> bool:
-    return any(a is not None and b is not None and a != b for a, b in zip(one.labels, other.labels, strict=True))
+def _conflict(first: Row, other: Row) -> bool:
+    return any(a is not None and b is not None and a != b for a, b in zip(first.labels, other.labels, strict=True))
 
 
 def _leaks(splits: Mapping[str, Sequence[Row]], normalized: Mapping[str, Sequence[str]]) -> Iterator[Leak]:
@@ -187,54 +196,56 @@ def _leaks(splits: Mapping[str, Sequence[Row]], normalized: Mapping[str, Sequenc
     for earlier, later in combinations([split for split, rows in splits.items() if rows], 2):
         exact = exact_pairs(normalized[earlier], normalized[later])
         near = near_pairs(normalized[earlier], normalized[later], (hashes[earlier], hashes[later]))
-        examples = [(_place(splits[earlier][a]), _place(splits[later][b])) for a, b in [*exact, *near][:_MAX_EXAMPLES]]
+        examples = [
+            (_location(splits[earlier][a]), _location(splits[later][b])) for a, b in [*exact, *near][:_MAX_EXAMPLES]
+        ]
         yield Leak((earlier, later), len(exact), len(near), examples)
 
 
-def _misspelt_fields(data: Data) -> Iterator[str]:
-    """Files of which no row has the field of a head, but one that is spelt much like it."""
+def _misspelled_fields(data: Data) -> Iterator[str]:
+    """Warns of files without a head's field but with a field of a similar name."""
     for source, fields in data.fields.items():
         for head in data.heads:
             rest = [field for field in fields if field not in {other.field for other in data.heads}]
             close = difflib.get_close_matches(head.field, rest, n=1)
             if head.field not in fields and close:
-                yield f"{source}: has no field {head.field!r} for the head {head.name!r}; did you mean {close[0]!r}?"
+                yield f"{source}: has no field {head.field!r} for head {head.name!r}; did you mean {close[0]!r}?"
 
 
 def _split_warnings(split: str, rows: Sequence[Row], repeats: Sequence[Sequence[int]], report: SplitReport) -> Warnings:
     if unlabelled := [row for row in rows if not any(row.labels)]:
-        yield f"{split}: rows without a label for any head: {_some(map(_place, unlabelled), len(unlabelled))}"
+        yield f"{split}: rows without a label for any head: {_summary(map(_location, unlabelled), len(unlabelled))}"
     pairs = [(rows[numbers[0]], rows[number]) for numbers in repeats for number in numbers[1:]]
-    for what, found in (
-        ("with another label", [pair for pair in pairs if _differ(*pair)]),
-        ("with the same label", [pair for pair in pairs if not _differ(*pair)]),
+    for kind, found in (
+        ("with a different label", [pair for pair in pairs if _conflict(*pair)]),
+        ("with the same label", [pair for pair in pairs if not _conflict(*pair)]),
     ):
         if found:
-            yield f"{split}: rows that repeat a text {what}: {_some(map(_pair, found), len(found))}"
+            yield f"{split}: rows that repeat a text {kind}: {_summary(map(_pair, found), len(found))}"
     for name, head in report.heads.items():
         missing = [label for label, count in head.labels.items() if not count]
         if head.labelled and missing:
-            yield f"{split}: no row has the label {', '.join(map(repr, missing))} of the head {name!r}"
-    if report.tokens and report.tokens.truncated > _MUCH_TRUNCATED:
-        yield f"{split}: {report.tokens.truncated:.0%} of the texts are cut; raise model.max_tokens if that matters"
+            yield f"{split}: no row has the label {', '.join(map(repr, missing))} of head {name!r}"
+    if report.tokens and report.tokens.truncated > _MAX_TRUNCATED:
+        yield f"{split}: {report.tokens.truncated:.0%} of the texts are truncated; consider a higher model.max_tokens"
 
 
 def _leak_warnings(leak: Leak) -> Warnings:
     if leak.exact or leak.near:
         earlier, later = leak.splits
-        found = f"{leak.exact:,} the same, {leak.near:,} nearly"
-        examples = "; ".join(f"{one} = {other}" for one, other in leak.examples)
-        yield f"{later}: rows that {earlier} has as well, which make the scores look better: {found}: {examples}"
+        counts = f"{leak.exact:,} exact, {leak.near:,} near duplicates"
+        examples = "; ".join(f"{first} = {second}" for first, second in leak.examples)
+        yield f"{later}: rows that also occur in {earlier} inflate the scores: {counts}: {examples}"
 
 
-def _some(places: Iterable[str], count: int) -> str:
-    """How many there are, and where the first ones stand."""
-    return f"{count:,}: {'; '.join(islice(places, _MAX_EXAMPLES))}{'; ...' if count > _MAX_EXAMPLES else ''}"
+def _summary(locations: Iterable[str], count: int) -> str:
+    """Formats a count and the first locations."""
+    return f"{count:,}: {'; '.join(islice(locations, _MAX_EXAMPLES))}{'; ...' if count > _MAX_EXAMPLES else ''}"
 
 
 def _pair(rows: tuple[Row, Row]) -> str:
-    return f"{_place(rows[0])} = {_place(rows[1])}"
+    return f"{_location(rows[0])} = {_location(rows[1])}"
 
 
-def _place(row: Row) -> str:
+def _location(row: Row) -> str:
     return f"{row.path}:{row.line}"

@@ -1,8 +1,8 @@
-"""Reads labelled files as raw rows, one at a time, each with the place it stands at.
+"""Readers of labelled files: raw rows, one at a time, each with its file and line.
 
 ::
 
-    .jsonl .csv (.gz) .parquet, hub:... --read_rows--> RawRow (field -> value) or Problem --data.py--> Row
+    .jsonl .csv (.gz) .parquet, hub:... --read_rows--> RawRow (field -> value) or Problem --dataset.py--> Row
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ import pyarrow.parquet
 
 from polyhead_training.errors import DataError, Problem
 
-# Rows of a Parquet file held at once.
+# Rows of a Parquet file that are in memory at once.
 _PARQUET_BATCH = 1024
-# What the name of a hub dataset starts with.
+# Prefix of the names of hub datasets.
 HUB_PREFIX = "hub:"
 
-# A file, or the name of a hub dataset.
+# Path of a file, or the name of a hub dataset.
 Source = Path
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """A row as the file has it.
+    """A row with the values of the file, before validation.
 
     Attributes:
         path: The file.
         line: Line of the file on which the row ends, or row of a Parquet file, counted from 1.
-        values: Value of each field that the row has; a CSV file's empty cells are None.
+        values: Value of each field of the row; empty cells of a CSV file are None.
     """
 
     path: Path
@@ -46,19 +46,19 @@ class RawRow:
     values: dict[str, object]
 
     def problem(self, reason: str) -> Problem:
-        """Something wrong with this row."""
+        """Returns a ``Problem`` at this row's file and line."""
         return Problem(self.path, self.line, reason)
 
 
 def read_rows(path: Source) -> Iterator[RawRow | Problem]:
-    """Reads a file row by row; a row that cannot be read becomes a ``Problem`` in its place.
+    """Reads a file row by row. An unreadable row is yielded as a ``Problem`` in its position.
 
     Args:
-        path: A ``.jsonl``, ``.csv`` (either also ``.gz``) or ``.parquet`` file, or ``hub:...``.
+        path: A ``.jsonl``, ``.csv`` (either optionally ``.gz``) or ``.parquet`` file, or ``hub:...``.
 
     Raises:
         DataError: The file as a whole cannot be read.
-        HubError: The hub did not hand the dataset over.
+        HubError: The hub did not deliver the dataset.
     """
     if str(path).startswith(HUB_PREFIX):
         from .hub_datasets import read_dataset
@@ -68,25 +68,29 @@ def read_rows(path: Source) -> Iterator[RawRow | Problem]:
         return
     reader = _READERS.get(path.name.removesuffix(".gz").rpartition(".")[2].lower())
     if reader is None:
-        raise DataError([Problem(path, 0, "has no known ending: use .jsonl, .csv (either also .gz) or .parquet")])
+        raise DataError(
+            [Problem(path, 0, "has an unsupported file extension: use .jsonl, .csv (optionally .gz) or .parquet")]
+        )
     try:
         yield from reader(path)
     except OSError as error:
         raise DataError([Problem(path, 0, f"cannot be read: {error.strerror or error}")]) from None
     except (EOFError, zlib.error, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        raise DataError([Problem(path, 0, f"is damaged or not what its ending says: {error}")]) from None
+        raise DataError(
+            [Problem(path, 0, f"is damaged, or its content does not match its extension: {error}")]
+        ) from None
 
 
 def require_unicode(field: str, text: str) -> None:
-    """Refuses half a surrogate pair, which JSON can spell but neither a tokenizer nor a file in UTF-8 takes.
+    """Rejects lone surrogates, which JSON can express but neither tokenizers nor UTF-8 files accept.
 
     Raises:
-        ValueError: Names the field, the half and the mend.
+        ValueError: The text contains one; the message names the field, the surrogate and how to correct it.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        reason = f"{text[error.start]!r} is half of a surrogate pair; write the whole character, or remove the half"
+        reason = f"{text[error.start]!r} is a lone surrogate; write the complete character, or remove it"
         raise ValueError(f"field {field!r}: {reason}") from None
 
 
@@ -96,14 +100,14 @@ def _open(path: Path) -> IO[bytes]:
 
 def _read_jsonl(path: Path) -> Iterator[RawRow | Problem]:
     with _open(path) as stream:
-        # A binary file's lines end at "\n" alone; a text file's would also end inside a JSON string.
+        # Lines of a binary stream end at "\n" alone; text mode would also split at "\r" inside a JSON string.
         for line, content in enumerate(stream, start=1):
             if not content.strip():
                 continue
             try:
                 values = json.loads(content)
             except ValueError as error:
-                yield Problem(path, line, f"is not JSON: {error}")
+                yield Problem(path, line, f"is not valid JSON: {error}")
                 continue
             if isinstance(values, dict):
                 yield RawRow(path, line, values)
@@ -112,23 +116,23 @@ def _read_jsonl(path: Path) -> Iterator[RawRow | Problem]:
 
 
 def _read_csv(path: Path) -> Iterator[RawRow | Problem]:
-    # utf-8-sig: spreadsheet programs write a byte order mark, which would become part of the first field's name.
+    # utf-8-sig: spreadsheet programs write a byte order mark, which would otherwise join the first field's name.
     with _open(path) as stream, _text(stream) as lines:
         reader = csv.reader(lines, strict=True)
         try:
             header = next(reader, [])
             if len(set(header)) < len(header):
-                raise DataError([Problem(path, 1, f"has two columns of one name: {', '.join(header)}")])
+                raise DataError([Problem(path, 1, f"has duplicate column names: {', '.join(header)}")])
             for cells in reader:
                 if len(cells) == len(header):
                     values = {name: cell or None for name, cell in zip(header, cells, strict=True)}
                     yield RawRow(path, reader.line_num, cast(dict[str, object], values))
                 elif cells:
-                    counts = f"{len(cells)} cells, the header has {len(header)}"
-                    yield Problem(path, reader.line_num, f"has {counts}: put texts that hold a comma in quotes")
+                    counts = f"{len(cells)} cells but the header has {len(header)}"
+                    yield Problem(path, reader.line_num, f"has {counts}: quote texts that contain a comma")
         except csv.Error as error:
-            # The reader cannot tell where the next row starts.
-            raise DataError([Problem(path, reader.line_num, f"is not CSV: {error}")]) from None
+            # The reader cannot find the start of the next row.
+            raise DataError([Problem(path, reader.line_num, f"is not valid CSV: {error}")]) from None
 
 
 def _text(stream: IO[bytes]) -> IO[str]:

@@ -1,11 +1,11 @@
-"""Which rows a step takes.
+"""Order of the training rows: which rows each step trains on.
 
-It is a function of the seed and the epoch's number alone, so that a run that is resumed, or spread over other
-processes, sees the same rows in the same steps.
+The order is a function of the seed and the epoch's number alone, so a resumed run and a run on another number of
+processes train on the same rows in the same steps.
 
 ::
 
-    rows of each entry of data.train --sampling--> rows of an epoch --windows sorted--> steps --> passes
+    rows of each source in data.train --sampling--> rows of an epoch --sorted windows--> steps --> micro-batches
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from dataclasses import dataclass
 
 from polyhead_training.config import DataConfig
 
-# Steps that are sorted together: more pad less, fewer mix the rows better.
-_WINDOW = 32
+# Steps that are sorted by length together. A larger window wastes less padding; a smaller one mixes the rows better.
+_WINDOW_STEPS = 32
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Deals rows out to steps.
+    """Assigns rows to the steps of an epoch.
 
     Attributes:
-        entries: For each row, the entry of data.train that it came from.
+        sources: For each row, the index of its source in ``data.train``.
         lengths: For each row, its number of tokens.
-        labelled: For each row, a number that is the same for rows with labels for the same heads.
-        config: How often the rows of each entry come.
-        rows_per_step: Rows of a step, over all passes and processes.
-        seed: Seed of every choice.
+        labelled: For each row, a number that is equal for rows with labels for the same heads.
+        config: The sampling rule.
+        rows_per_step: Rows in a step, over all micro-batches and processes.
+        seed: Seed of every random choice.
     """
 
-    entries: Sequence[int]
+    sources: Sequence[int]
     lengths: Sequence[int]
     labelled: Sequence[int]
     config: DataConfig
@@ -42,71 +42,69 @@ class Sampler:
     seed: int
 
     def epoch(self, number: int) -> list[list[int]]:
-        """The rows of each step of an epoch, the longest rows of a step first.
+        """Returns the rows of each step of an epoch, the longest rows of a step first.
 
-        A step's rows have like lengths, so that little is padded, and labels for the same heads as far as that goes: a
-        lone row with a label for a head would weigh as much in the head's mean as a whole step does elsewhere.
+        Rows of a step have similar lengths, which reduces padding, and labels for the same heads where possible: a
+        single row with a label for a head would weigh as much in that head's mean loss as a full step does elsewhere.
 
         Args:
             number: Number of the epoch in the run, counted from 0.
         """
-        chooser = random.Random(f"{self.seed}/{number}")  # noqa: S311
-        order = self._rows(number, chooser)
+        rng = random.Random(f"{self.seed}/{number}")  # noqa: S311
+        order = self._rows(number, rng)
         steps: list[list[int]] = []
         size = self.rows_per_step
-        for start in range(0, len(order), size * _WINDOW):
-            window = sorted(order[start : start + size * _WINDOW], key=self._place, reverse=True)
-            steps += [window[place : place + size] for place in range(0, len(window), size)]
-        chooser.shuffle(steps)
+        for start in range(0, len(order), size * _WINDOW_STEPS):
+            window = sorted(order[start : start + size * _WINDOW_STEPS], key=self._sort_key, reverse=True)
+            steps += [window[first : first + size] for first in range(0, len(window), size)]
+        rng.shuffle(steps)
         return steps
 
-    def _rows(self, number: int, chooser: random.Random) -> list[int]:
+    def _rows(self, number: int, rng: random.Random) -> list[int]:
         groups: dict[int, list[int]] = defaultdict(list)
-        for row, entry in enumerate(self.entries):
-            groups[entry].append(row)
-        drawn = {
-            entry: self._draw(entry, groups[entry], number * count, count)
-            for entry, count in epoch_counts(self.config, {entry: len(rows) for entry, rows in groups.items()}).items()
-        }
-        order = [row for rows in drawn.values() for row in rows]
-        chooser.shuffle(order)
+        for row, source in enumerate(self.sources):
+            groups[source].append(row)
+        counts = epoch_counts(self.config, {source: len(rows) for source, rows in groups.items()})
+        drawn = [self._draw(source, groups[source], number * count, count) for source, count in counts.items()]
+        order = [row for rows in drawn for row in rows]
+        rng.shuffle(order)
         return order
 
-    def _place(self, row: int) -> tuple[int, int]:
+    def _sort_key(self, row: int) -> tuple[int, int]:
         return self.labelled[row], self.lengths[row]
 
-    def _draw(self, entry: int, rows: Sequence[int], start: int, count: int) -> list[int]:
-        """``count`` rows from place ``start`` of an endless series of shuffles of ``rows``."""
+    def _draw(self, source: int, rows: Sequence[int], start: int, count: int) -> list[int]:
+        """Returns ``count`` rows from position ``start`` of an endless series of shuffles of ``rows``."""
         drawn: list[int] = []
         while len(drawn) < count:
-            turn, place = divmod(start + len(drawn), len(rows))
-            shuffled = random.Random(f"{self.seed}/{entry}/{turn}").sample(rows, len(rows))  # noqa: S311
-            drawn += shuffled[place : place + count - len(drawn)]
+            shuffle, position = divmod(start + len(drawn), len(rows))
+            shuffled = random.Random(f"{self.seed}/{source}/{shuffle}").sample(rows, len(rows))  # noqa: S311
+            drawn += shuffled[position : position + count - len(drawn)]
         return drawn
 
 
 def epoch_counts(config: DataConfig, sizes: dict[int, int]) -> dict[int, int]:
-    """Rows of an epoch by entry; together as many as there are rows.
+    """Returns the rows per epoch of each source. The total equals the total number of rows.
 
     Args:
-        config: The sampling; temperature sampling takes an entry of n rows in proportion to n ** (1 / temperature)
+        config: The sampling rule. Temperature sampling draws a source of n rows in proportion to n ** (1 / temperature)
             (Arivazhagan et al., arXiv 1907.05019, section 4.1).
-        sizes: Rows by entry.
+        sizes: Number of rows of each source.
     """
     if config.sampling == "proportional":
         return dict(sizes)
     power = 0.0 if config.sampling == "round_robin" else 1.0 / config.sampling_temperature
-    shares = {entry: size**power for entry, size in sizes.items()}
-    total, whole = sum(sizes.values()), sum(shares.values())
-    exact = {entry: total * share / whole for entry, share in shares.items()}
-    counts = {entry: int(count) for entry, count in exact.items()}
-    # The rows that rounding left over go to the largest remainders.
+    weights = {source: size**power for source, size in sizes.items()}
+    total, weight_sum = sum(sizes.values()), sum(weights.values())
+    exact = {source: total * weight / weight_sum for source, weight in weights.items()}
+    counts = {source: int(count) for source, count in exact.items()}
+    # Largest remainders receive the rows that rounding down left over.
     left = total - sum(counts.values())
-    for entry in sorted(exact, key=lambda entry: counts[entry] - exact[entry])[:left]:
-        counts[entry] += 1
+    for source in sorted(exact, key=lambda source: counts[source] - exact[source])[:left]:
+        counts[source] += 1
     return counts
 
 
-def passes(step: Sequence[int], batch_size: int) -> list[list[int]]:
-    """A step's rows in the groups that go through the model together, by length."""
-    return [list(step[place : place + batch_size]) for place in range(0, len(step), batch_size)]
+def micro_batches(step: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Splits the rows of a step into micro-batches, the rows of one forward pass each, in order."""
+    return [list(step[start : start + batch_size]) for start in range(0, len(step), batch_size)]

@@ -1,33 +1,33 @@
-"""What is fitted on validation after training: one temperature for each head, one threshold for a sigmoid head."""
+"""Calibration on the validation rows after training: one temperature per head, one threshold per sigmoid head."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+from scipy import optimize
 
 from polyhead_training.model import HeadKind
 
 from .metrics import macro_f1
-from .probabilities import Floats, Integers, answers, labelled, log_probabilities, of_all_labels
+from .probabilities import Floats, Integers, answers, label_logits, labelled, log_probabilities
 
-_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 0.05, 20.0
-# Halvings of the range; 40 leave less than a millionth of a millionth of it.
-_HALVINGS = 40
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
 _THRESHOLDS = [percent / 100 for percent in range(1, 100)]
 
 
 def fit_temperature(kind: HeadKind, logits: Floats, targets: Integers) -> float:
-    """The temperature under which the true labels are likeliest (Guo et al., arXiv 1706.04599, section 4.2).
+    """Fits the temperature that maximizes the likelihood of the true labels.
 
-    It changes probabilities, not which label is the likeliest. The total negative log-likelihood plus b - ln b is
-    minimised over b = 1 / temperature. That term counts about as much as one row and is smallest at 1: a few rows that
-    all were answered rightly do not make the head certain of everything, many rows outvote it.
+    Temperature scaling (Guo et al., arXiv 1706.04599, section 4.2) changes the probabilities, not the most probable
+    label. The call minimizes the total negative log-likelihood plus b - ln b over b = 1 / temperature. The additional
+    term weighs about as much as one row and has its minimum at 1: a few rows that are all correct do not make the head
+    fully confident, and many rows outweigh it.
 
     Args:
         kind: ``softmax`` or ``sigmoid``.
         logits: (N, labels) for a softmax head, (N, 1) for a sigmoid head.
-        targets: (N,) indices of the true labels, ``UNLABELLED`` where there is none.
+        targets: (N,) indices of the true labels, ``UNLABELLED`` for rows without a label.
 
     Returns:
         The temperature, 0.05 to 20; 1 without labelled rows.
@@ -35,38 +35,43 @@ def fit_temperature(kind: HeadKind, logits: Floats, targets: Integers) -> float:
     logits, targets = labelled(logits, targets)
     if not len(targets):
         return 1.0
-    low, high = 1.0 / _HIGHEST_TEMPERATURE, 1.0 / _LOWEST_TEMPERATURE
-    for _ in range(_HALVINGS):
-        # What is minimised is convex in b, so its slope changes sign once.
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if _slope(kind, logits, targets, middle) > 0 else (middle, high)
-    return 1.0 / middle
+
+    def slope(log_inverse: float) -> float:
+        return _slope(kind, logits, targets, math.exp(log_inverse))
+
+    # The objective is convex in b, so its slope changes sign at most once.
+    low, high = -math.log(_MAX_TEMPERATURE), -math.log(_MIN_TEMPERATURE)
+    if slope(low) >= 0:
+        return _MAX_TEMPERATURE
+    if slope(high) <= 0:
+        return _MIN_TEMPERATURE
+    return math.exp(-optimize.brentq(slope, low, high, xtol=1e-12))
 
 
 def best_threshold(logits: Floats, targets: Integers, temperature: float = 1.0) -> float:
-    """The probability from which on a sigmoid head's second label gives the highest macro-F1.
+    """Finds the threshold of a sigmoid head with the highest macro-F1.
 
     Args:
         logits: (N, 1).
-        targets: (N,) 0 or 1, ``UNLABELLED`` where there is none.
-        temperature: What the logits are divided by.
+        targets: (N,) 0 or 1, ``UNLABELLED`` for rows without a label.
+        temperature: Divisor of the logits.
 
     Returns:
-        One of 0.01, 0.02, ..., 0.99: of equally good ones the nearest to 0.5; 0.5 without labelled rows.
+        One of 0.01, 0.02, ..., 0.99, of equally good ones the nearest to 0.5; 0.5 without labelled rows.
     """
     logits, targets = labelled(logits, targets)
     if not len(targets):
         return 0.5
 
-    def worth(threshold: float) -> tuple[float, float]:
+    def quality(threshold: float) -> tuple[float, float]:
         return macro_f1(targets, answers("sigmoid", logits, temperature, threshold)), -abs(threshold - 0.5)
 
-    return max(_THRESHOLDS, key=worth)
+    return max(_THRESHOLDS, key=quality)
 
 
 def _slope(kind: HeadKind, logits: Floats, targets: Integers, inverse: float) -> float:
-    """Derivative by 1 / temperature of what ``fit_temperature`` minimises."""
+    """Returns the derivative of ``fit_temperature``'s objective by b = 1 / temperature."""
     probabilities = np.exp(log_probabilities(kind, logits, 1.0 / inverse))  # (N, labels)
-    logits = of_all_labels(kind, logits)
+    logits = label_logits(kind, logits)
     expected = (probabilities * logits).sum(axis=1)  # (N,)
     return float((expected - logits[np.arange(len(targets)), targets]).sum()) + 1.0 - 1.0 / inverse

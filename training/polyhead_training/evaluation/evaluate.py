@@ -1,10 +1,10 @@
-"""What a run says about itself: temperatures and thresholds from validation, then the scores of every split.
+"""Evaluation of a run: temperatures and thresholds fitted on validation, then the metrics of every split.
 
 ::
 
-    Split validation --calibrate--> temperature, threshold --+
-    Split validation, Split test --scores.score--------------+--> Evaluation --to_json--> evaluation.json
-                                 --worst_errors--------------+
+    Split validation --calibration--> temperature, threshold --+
+    Split validation, Split test --metrics.score---------------+--> Evaluation --to_json--> evaluation.json
+                                 --worst_errors----------------+
 """
 
 from __future__ import annotations
@@ -17,43 +17,44 @@ from typing import Any
 import numpy as np
 
 from polyhead_training.config import HeadConfig
-from polyhead_training.loop.loss import UNLABELLED
+from polyhead_training.data.labels import UNLABELLED
+from polyhead_training.terminal import format_table
 
 from .calibration import best_threshold, fit_temperature
 from .metrics import HeadScore, score
-from .probabilities import Calibration, Floats, Integers, answers, calibration, certainties, labelled, log_probabilities
+from .probabilities import Calibration, Floats, Integers, answers, calibration, confidences, labelled, log_probabilities
 from .similarity import Similarity
 
-# Enough to see a pattern, few enough to read.
+# Wrong predictions listed per head: enough to show a pattern, few enough to read.
 _MAX_ERRORS = 20
 
 
 @dataclass(frozen=True)
 class Split:
-    """What a model answered for some rows.
+    """Labels and model outputs of the rows of a split.
 
     Attributes:
         texts: The texts of the N rows.
-        places: Where each row stands: its file and line.
-        targets: (N, heads) int64 index of each head's true label, ``UNLABELLED`` where the row has none.
-        logits: (N, outputs) float32 of each head, by its name.
+        locations: File and line of each row.
+        targets: (N, heads) int64 index of each head's true label, ``UNLABELLED`` for rows without a label.
+        logits: (N, outputs) float32 of each head, by head name.
     """
 
     texts: Sequence[str]
-    places: Sequence[tuple[Path, int]]
+    locations: Sequence[tuple[Path, int]]
     targets: Integers
     logits: Mapping[str, Floats]
 
 
 @dataclass(frozen=True)
 class WrongAnswer:
-    """A wrong answer.
+    """A wrong prediction.
 
     Attributes:
         text: The row's text.
-        label: Its label.
-        answer: What the head answered.
-        probability: How probable the head found it, 0 to 1.
+        label: Its true label.
+        answer: The predicted label.
+        probability: Probability of the predicted label, 0 to 1.
         path: File of the row.
         line: Line of the file.
     """
@@ -68,14 +69,14 @@ class WrongAnswer:
 
 @dataclass(frozen=True)
 class HeadEvaluation:
-    """Everything that is known about one head on one split.
+    """Evaluation of one head on one split.
 
     Attributes:
-        score: With the head's temperature and threshold.
-        uncalibrated: The probabilities at temperature 1; None without labelled rows.
-        errors: The wrong answers that the head was surest of, at most 20.
-        best_threshold: Of a sigmoid head on validation the threshold of the highest macro-F1, whether it is used or
-            not; None elsewhere.
+        score: Metrics with the head's temperature and threshold.
+        uncalibrated: Calibration at temperature 1; None without labelled rows.
+        errors: The wrong predictions with the highest probability, at most 20.
+        best_threshold: For a sigmoid head on validation, the threshold with the highest macro-F1, whether the run uses
+            it or not; None otherwise.
     """
 
     score: HeadScore
@@ -84,7 +85,7 @@ class HeadEvaluation:
     best_threshold: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as ``evaluation.json`` has them: those of the score, with the others beside them."""
+        """Returns the content of ``evaluation.json`` for this head: the score's metrics and the other attributes."""
         content = {
             **self.score.to_json(),
             "uncalibrated": asdict(self.uncalibrated) if self.uncalibrated else None,
@@ -95,11 +96,11 @@ class HeadEvaluation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that ``evaluation.json`` says.
+    """Evaluation of a run, the content of ``evaluation.json``.
 
     Attributes:
-        splits: By split (``validation``, ``test``) and the head's name.
-        similarity: What the sentence embedding is worth; None without pairs of texts.
+        splits: Evaluations by split (``validation``, ``test``) and head name.
+        similarity: Quality of the sentence embedding; None without similarity pairs.
     """
 
     splits: Mapping[str, Mapping[str, HeadEvaluation]]
@@ -107,16 +108,16 @@ class Evaluation:
 
     @property
     def temperatures(self) -> dict[str, float]:
-        """What each head's logits are divided by."""
+        """Divisor of each head's logits."""
         return {name: found.score.temperature for name, found in self.splits["validation"].items()}
 
     @property
     def thresholds(self) -> dict[str, float | None]:
-        """Probability from which on each sigmoid head answers its second label; None for a softmax head."""
+        """Minimum probability of the second label of each sigmoid head; None for a softmax head."""
         return {name: found.score.threshold for name, found in self.splits["validation"].items()}
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``evaluation.json``."""
+        """Returns the content of ``evaluation.json``."""
         content: dict[str, Any] = {
             split: {name: found.to_json() for name, found in heads.items()} for split, heads in self.splits.items()
         }
@@ -126,13 +127,13 @@ class Evaluation:
 def evaluate_run(
     heads: Sequence[HeadConfig], splits: Mapping[str, Split], similarity: Similarity | None = None, seed: int = 0
 ) -> Evaluation:
-    """Fits each head's temperature and threshold on validation, and scores every split with them.
+    """Fits each head's temperature and threshold on validation, and evaluates every split with them.
 
     Args:
-        heads: The heads with their labels, in the order of the columns of the targets.
-        splits: ``validation``, which may have no rows, and others.
-        similarity: What the sentence embedding is worth, to be written down along.
-        seed: Seed of the resamples that the intervals come from.
+        heads: The heads with their labels, in the order of the target columns.
+        splits: ``validation``, which may be empty, and other splits.
+        similarity: Quality of the sentence embedding, to include in the result.
+        seed: Seed of the resamples for the intervals.
     """
     found: dict[str, dict[str, HeadEvaluation]] = {split: {} for split in splits}
     for column, head in enumerate(heads):
@@ -149,35 +150,38 @@ def evaluate_run(
 def worst_errors(
     head: HeadConfig, logits: Floats, targets: Integers, temperature: float = 1.0, threshold: float = 0.5
 ) -> list[tuple[int, int, float]]:
-    """The wrong answers that a head was surest of, the surest first, at most 20.
+    """Selects a head's wrong predictions with the highest probability, the highest first, at most 20.
 
     Args:
         head: The head.
         logits: (N, outputs) of the head.
-        targets: (N,) indices of the true labels, ``UNLABELLED`` where there is none.
-        temperature: What the logits are divided by.
-        threshold: Probability from which on a sigmoid head answers its second label.
+        targets: (N,) indices of the true labels, ``UNLABELLED`` for rows without a label.
+        temperature: Divisor of the logits.
+        threshold: Minimum probability at which a sigmoid head predicts its second label.
 
     Returns:
-        Number of the row, index of the answer, probability of the answer.
+        For each, the number of the row, the index of the predicted label, and its probability.
     """
-    answered = answers(head.kind, logits, temperature, threshold)  # (N,)
-    wrong = np.flatnonzero((answered != targets) & (targets != UNLABELLED))  # (W,)
-    sure = np.exp(log_probabilities(head.kind, logits[wrong], temperature)[np.arange(len(wrong)), answered[wrong]])
-    order = np.argsort(-sure, kind="stable")[:_MAX_ERRORS]
-    return [(int(wrong[place]), int(answered[wrong[place]]), float(sure[place])) for place in order]
+    predicted = answers(head.kind, logits, temperature, threshold)  # (N,)
+    wrong = np.flatnonzero((predicted != targets) & (targets != UNLABELLED))  # (W,)
+    probability = np.exp(
+        log_probabilities(head.kind, logits[wrong], temperature)[np.arange(len(wrong)), predicted[wrong]]
+    )  # (W,)
+    order = np.argsort(-probability, kind="stable")[:_MAX_ERRORS]
+    return [(int(wrong[index]), int(predicted[wrong[index]]), float(probability[index])) for index in order]
 
 
-def table(evaluation: Evaluation) -> list[str]:
-    """The most important figures by split and head, as lines for a terminal."""
-    lines = [f"{'split':<12}{'head':<16}{'rows':>8}  {'accuracy':<24}{'macro-F1':>8}{'ECE':>8}{'majority':>10}"]
+def table(evaluation: Evaluation) -> str:
+    """Formats the most important metrics by split and head for a terminal."""
+    rows = []
     for split, heads in evaluation.splits.items():
         for name, found in heads.items():
             score = found.score
             interval = " [{:.4f}, {:.4f}]".format(*score.intervals["accuracy"]) if score.rows else ""
-            figures = f"{_figure(score.accuracy) + interval:<24}{_figure(score.macro_f1):>8}{_figure(score.ece):>8}"
-            lines.append(f"{split:<12}{name:<16}{score.rows:>8,}  {figures}{_figure(score.majority_baseline):>10}")
-    return lines
+            metrics = (score.macro_f1, score.ece, score.majority_baseline)
+            rows.append([split, name, f"{score.rows:,}", _format(score.accuracy) + interval, *map(_format, metrics)])
+    header = ["split", "head", "rows", "accuracy", "macro-F1", "ECE", "majority"]
+    return format_table(header, rows, numeric=["rows", "macro-F1", "ECE", "majority"])
 
 
 def _evaluate(
@@ -190,18 +194,18 @@ def _evaluate(
             label=labels[targets[row]],
             answer=labels[answer],
             probability=probability,
-            path=str(split.places[row][0]),
-            line=split.places[row][1],
+            path=str(split.locations[row][0]),
+            line=split.locations[row][1],
         )
         for row, answer, probability in worst_errors(head, logits, targets, temperature, threshold)
     ]
     known = labelled(logits, targets)
     return HeadEvaluation(
         score=score(head.kind, labels, logits, targets, temperature=temperature, threshold=threshold, seed=seed),
-        uncalibrated=calibration(certainties(head.kind, *known)) if len(known[1]) else None,
+        uncalibrated=calibration(confidences(head.kind, *known)) if len(known[1]) else None,
         errors=tuple(wrong),
     )
 
 
-def _figure(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"

@@ -1,10 +1,14 @@
-"""How well one head did on some rows: arithmetic on logits and labels, without a model.
+"""Metrics of one head, computed from logits and labels.
 
 ::
 
-    logits --answers--> answers, targets --> accuracy, F1, confusion --+--> HeadScore
-           --certainties--> Calibration -------------------------------+
-                 both, of 1,000 resamples of the rows --> intervals ---+
+    logits --answers--> predictions, targets --> accuracy, F1, confusion --+--> HeadScore
+           --confidences--> Calibration -----------------------------------+
+                 both, on 1,000 resamples of the rows --> intervals -------+
+
+Metrics of the rows come from scikit-learn. Those of the 1,000 resamples and of the 99 candidate thresholds are
+vectorized here, because as many scikit-learn calls take over a hundred times as long. The negative log-likelihood is
+computed from log probabilities, because ``sklearn.metrics.log_loss`` clips probabilities.
 """
 
 from __future__ import annotations
@@ -18,34 +22,24 @@ from numpy.typing import NDArray
 
 from polyhead_training.model import HeadKind
 
-from .probabilities import (
-    BINS,
-    Bin,
-    Certainties,
-    Floats,
-    Integers,
-    answers,
-    calibration,
-    certainties,
-    labelled,
-)
+from .probabilities import BINS, Bin, Confidences, Floats, Integers, answers, calibration, confidences, labelled
 
 _RESAMPLES = 1_000
-# Draws that are held at once.
-_CHUNK = 2_000_000
+# Draws in memory at once.
+_CHUNK_DRAWS = 2_000_000
 _PERCENTILES = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
 class LabelScore:
-    """How one label and the answers agree; a figure without rows to count is None.
+    """Metrics of one label; an undefined metric is None.
 
     Attributes:
-        support: Rows that have the label.
-        answered: Rows that got it as an answer.
-        precision: Share of the answers that are right, 0 to 1.
-        recall: Share of the label's rows that got it, 0 to 1.
-        f1: Harmonic mean of the two, 0 to 1.
+        support: Rows with this label.
+        answered: Rows predicted as this label.
+        precision: Share of the predictions of this label that are correct, 0 to 1.
+        recall: Share of the rows with this label that are predicted correctly, 0 to 1.
+        f1: Harmonic mean of precision and recall, 0 to 1.
     """
 
     support: int
@@ -57,25 +51,25 @@ class LabelScore:
 
 @dataclass(frozen=True)
 class HeadScore:
-    """How one head did on one split, over the rows that have a label for it; without such rows all figures are None.
+    """Metrics of one head on one split, over the rows with a label for it; without such rows every metric is None.
 
     Attributes:
-        rows: Rows with a label.
-        temperature: What the logits were divided by.
-        threshold: Probability from which on a sigmoid head answered its second label; None for a softmax head.
-        accuracy: Share of right answers, 0 to 1.
-        majority_baseline: Share that the commonest label alone would get right, 0 to 1.
+        rows: Number of labelled rows.
+        temperature: Divisor of the logits.
+        threshold: Minimum probability at which a sigmoid head predicts its second label; None for a softmax head.
+        accuracy: Share of correct predictions, 0 to 1.
+        majority_baseline: Accuracy of always predicting the most frequent label, 0 to 1.
         macro_f1: Mean F1 of the labels that occur among the rows, 0 to 1.
         balanced_accuracy: Mean recall of these labels, 0 to 1.
-        nll: As in ``Calibration``, like the next two.
-        ece: Expected calibration error.
-        brier: Brier score.
-        intervals: 95 % intervals of accuracy, macro_f1, balanced_accuracy, ece and brier, low and high: percentiles of
-            1,000 resamples of the rows. An ECE grows as rows get fewer, and does so in a resample: its interval may
-            lie above the figure.
-        labels: The score of each label, in the order of the logits.
-        confusion: Rows by true label (outer) and answer (inner).
-        reliability: As in ``Calibration``.
+        nll: Negative log-likelihood, as in ``Calibration``.
+        ece: Expected calibration error, as in ``Calibration``.
+        brier: Brier score, as in ``Calibration``.
+        intervals: 95 % intervals of accuracy, macro_f1, balanced_accuracy, ece and brier, low and high: percentiles
+            over 1,000 resamples of the rows. The ECE is biased upwards, more so in a resample, so its interval may lie
+            above the ECE itself.
+        labels: Metrics of each label, in the order of the logits.
+        confusion: Rows by true label (outer) and predicted label (inner).
+        reliability: Reliability diagram, as in ``Calibration``.
     """
 
     rows: int
@@ -94,7 +88,7 @@ class HeadScore:
     reliability: list[Bin] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The score as ``evaluation.json`` has it."""
+        """Returns the metrics in the form of ``evaluation.json``."""
         return asdict(self)
 
 
@@ -108,124 +102,131 @@ def score(
     threshold: float = 0.5,
     seed: int = 0,
 ) -> HeadScore:
-    """Everything about one head on some rows.
+    """Computes all metrics of one head.
 
     Args:
         kind: ``softmax`` or ``sigmoid``.
         labels: Names of the labels, in the order of the logits.
         logits: (N, labels) for a softmax head, (N, 1) for a sigmoid head.
-        targets: (N,) indices of the true labels, ``UNLABELLED`` where there is none.
-        temperature: What the logits are divided by.
-        threshold: Probability from which on a sigmoid head answers its second label; a softmax head has none.
+        targets: (N,) indices of the true labels, ``UNLABELLED`` for rows without a label.
+        temperature: Divisor of the logits.
+        threshold: Minimum probability at which a sigmoid head predicts its second label; a softmax head ignores it.
         seed: Seed of the resamples.
     """
     used = threshold if kind == "sigmoid" else None
     logits, targets = labelled(logits, targets)
     if not len(targets):
         return HeadScore(0, temperature, used)
-    answered = answers(kind, logits, temperature, threshold)  # (N,)
-    confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)  # (true, answered)
-    np.add.at(confusion, (targets, answered), 1)
-    hits, true, given = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)  # (labels,) each
-    sure = certainties(kind, logits, targets, temperature)
+    from sklearn import metrics  # takes seconds to import
+
+    predicted = answers(kind, logits, temperature, threshold)  # (N,)
+    found = confidences(kind, logits, targets, temperature)
+    present, every = np.unique(targets), np.arange(len(labels))
+    confusion = metrics.confusion_matrix(targets, predicted, labels=every)  # (true, predicted)
+    support, answered = confusion.sum(axis=1), confusion.sum(axis=0)  # (labels,)
+    by_label = metrics.precision_recall_fscore_support(targets, predicted, labels=every, zero_division=np.nan)
     return HeadScore(
         rows=len(targets),
         temperature=temperature,
         threshold=used,
-        accuracy=float(hits.sum() / len(targets)),
-        majority_baseline=float(true.max() / len(targets)),
-        macro_f1=float(_macro_f1(hits, true, given)),
-        balanced_accuracy=float(_balanced_accuracy(hits, true)),
-        intervals=_intervals(targets, answered, sure, len(labels), seed),
-        labels={name: _label_score(*map(int, found)) for name, *found in zip(labels, hits, true, given, strict=True)},
+        accuracy=float(metrics.accuracy_score(targets, predicted)),
+        majority_baseline=float(support.max() / len(targets)),
+        macro_f1=float(metrics.f1_score(targets, predicted, labels=present, average="macro", zero_division=0)),
+        balanced_accuracy=float(metrics.recall_score(targets, predicted, labels=present, average="macro")),
+        intervals=_intervals(targets, predicted, found, len(labels), seed),
+        labels={
+            name: LabelScore(
+                int(support[index]), int(answered[index]), *(_defined(by_label[n][index]) for n in range(3))
+            )
+            for index, name in enumerate(labels)
+        },
         confusion=confusion.tolist(),
-        **vars(calibration(sure)),
+        **vars(calibration(found)),
     )
 
 
 def quick_score(kind: HeadKind, logits: Floats, targets: Integers) -> dict[str, float | None]:
-    """Accuracy, macro-F1 and negative log-likelihood (nats) of raw logits, for a look after an epoch.
+    """Computes the metrics that training logs after each epoch, from raw logits.
 
     Args:
         kind: ``softmax`` or ``sigmoid``.
         logits: (N, labels) for a softmax head, (N, 1) for a sigmoid head.
-        targets: (N,) indices of the true labels, ``UNLABELLED`` where there is none.
+        targets: (N,) indices of the true labels, ``UNLABELLED`` for rows without a label.
 
     Returns:
-        ``accuracy``, ``macro_f1`` and ``nll``; all None without labelled rows.
+        ``accuracy``, ``macro_f1`` and ``nll`` (nats); all None without labelled rows.
     """
     logits, targets = labelled(logits, targets)
     if not len(targets):
         return {"accuracy": None, "macro_f1": None, "nll": None}
-    answered = answers(kind, logits)  # (N,)
+    predicted = answers(kind, logits)  # (N,)
     return {
-        "accuracy": float((answered == targets).mean()),
-        "macro_f1": macro_f1(targets, answered),
-        "nll": float(certainties(kind, logits, targets).nll.mean()),
+        "accuracy": float((predicted == targets).mean()),
+        "macro_f1": macro_f1(targets, predicted),
+        "nll": float(confidences(kind, logits, targets).nll.mean()),
     }
 
 
-def macro_f1(targets: Integers, answered: Integers) -> float:
-    """Mean F1, 0 to 1, over the labels that occur among (N,) targets, N > 0, for as many answers."""
-    labels = int(max(targets.max(), answered.max())) + 1
-    hits, true, given = (
-        np.bincount(found, minlength=labels) for found in (targets[answered == targets], targets, answered)
+def macro_f1(targets: Integers, predicted: Integers) -> float:
+    """Computes the mean F1, 0 to 1, over the labels that occur among (N,) targets, N > 0."""
+    labels = int(max(targets.max(), predicted.max())) + 1
+    correct, support, answered = (
+        np.bincount(found, minlength=labels) for found in (targets[predicted == targets], targets, predicted)
     )
-    return float(_macro_f1(hits, true, given))
+    return float(_macro_f1(correct, support, answered))
 
 
-def _macro_f1(hits: Floats | Integers, true: Floats | Integers, given: Floats | Integers) -> NDArray[np.float64]:
-    """From (..., labels) counts of right answers, rows and answers."""
-    occurs = true > 0
-    f1 = np.where(occurs, 2.0 * hits / np.maximum(true + given, 1), 0.0)
+def _macro_f1(
+    correct: Floats | Integers, support: Floats | Integers, answered: Floats | Integers
+) -> NDArray[np.float64]:
+    """Computes macro-F1 from (..., labels) counts of correct predictions, rows and predictions."""
+    occurs = support > 0
+    f1 = np.where(occurs, 2.0 * correct / np.maximum(support + answered, 1), 0.0)
     return np.asarray(f1.sum(axis=-1) / occurs.sum(axis=-1))
 
 
-def _balanced_accuracy(hits: Floats | Integers, true: Floats | Integers) -> NDArray[np.float64]:
-    return np.asarray((hits / np.maximum(true, 1)).sum(axis=-1) / (true > 0).sum(axis=-1))
+def _balanced_accuracy(correct: Floats | Integers, support: Floats | Integers) -> NDArray[np.float64]:
+    return np.asarray((correct / np.maximum(support, 1)).sum(axis=-1) / (support > 0).sum(axis=-1))
 
 
-def _label_score(hits: int, support: int, answered: int) -> LabelScore:
-    def share(part: int, whole: int) -> float | None:
-        return part / whole if whole else None
-
-    return LabelScore(
-        support, answered, share(hits, answered), share(hits, support), share(2 * hits, support + answered)
-    )
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _intervals(
-    targets: Integers, answered: Integers, sure: Certainties, labels: int, seed: int
+    targets: Integers, predicted: Integers, found: Confidences, labels: int, seed: int
 ) -> dict[str, list[float]]:
-    """Percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3).
+    """Computes percentile bootstrap intervals (Efron and Tibshirani, An Introduction to the Bootstrap, section 13.3).
 
-    Every measure is made of sums over rows, so a resample is a vector of how often each row was drawn, and the sums of
-    all resamples are one product of matrices.
+    Every metric is a function of sums over rows. A resample is a vector of how often it contains each row, so one
+    matrix product yields the sums of many resamples.
     """
     one_hot, one_bin = np.eye(labels, dtype=np.float32), np.eye(BINS, dtype=np.float32)
-    gap = (sure.confidence - sure.right)[:, None] * one_bin[sure.place]  # (N, bins)
-    right = (targets == answered)[:, None]
+    gap = (found.confidence - found.correct)[:, None] * one_bin[found.bin]  # (N, bins)
+    hits = (targets == predicted)[:, None]
     summands = np.hstack(
-        [one_hot[targets] * right, one_hot[targets], one_hot[answered], gap, sure.brier[:, None]]
+        [one_hot[targets] * hits, one_hot[targets], one_hot[predicted], gap, found.brier[:, None]]
     ).astype(np.float32)
     products = [drawn @ summands for drawn in _resamples(len(targets), seed)]
     sums = np.concatenate(products, dtype=np.float64)  # (resamples, summands)
-    hits, true, given, gaps, brier = np.split(sums, [labels, 2 * labels, 3 * labels, 3 * labels + BINS], axis=1)
-    measures = {
-        "accuracy": hits.sum(axis=1) / len(targets),
-        "macro_f1": _macro_f1(hits, true, given),
-        "balanced_accuracy": _balanced_accuracy(hits, true),
+    correct, support, answered, gaps, brier = np.split(
+        sums, [labels, 2 * labels, 3 * labels, 3 * labels + BINS], axis=1
+    )
+    metrics = {
+        "accuracy": correct.sum(axis=1) / len(targets),
+        "macro_f1": _macro_f1(correct, support, answered),
+        "balanced_accuracy": _balanced_accuracy(correct, support),
         "ece": np.abs(gaps).sum(axis=1) / len(targets),
         "brier": brier[:, 0] / len(targets),
     }
-    return {name: np.percentile(values, _PERCENTILES).tolist() for name, values in measures.items()}
+    return {name: np.percentile(values, _PERCENTILES).tolist() for name, values in metrics.items()}
 
 
 def _resamples(rows: int, seed: int) -> Iterator[NDArray[np.float32]]:
-    """How often each row is in each resample, (some resamples, rows) at a time."""
-    chooser = np.random.default_rng(seed)
-    size = max(1, min(_RESAMPLES, _CHUNK // rows))
+    """Yields how often each resample contains each row, (some resamples, rows) at a time."""
+    rng = np.random.default_rng(seed)
+    size = max(1, min(_RESAMPLES, _CHUNK_DRAWS // rows))
     for start in range(0, _RESAMPLES, size):
         count = min(size, _RESAMPLES - start)
-        drawn = chooser.integers(0, rows, (count, rows)) + np.arange(count)[:, None] * rows
+        drawn = rng.integers(0, rows, (count, rows)) + np.arange(count)[:, None] * rows
         yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float32)

@@ -1,55 +1,56 @@
-"""Logits to probabilities and answers, and whether the probabilities mean what they say.
+"""Probabilities and predictions from logits, and the calibration of the probabilities.
 
 ::
 
-    logits --log_probabilities--> --certainties--> figures of each row --calibration--> NLL, ECE, Brier, reliability
+    logits --log_probabilities--> --confidences--> per-row values --calibration--> NLL, ECE, Brier, reliability
            --answers--> labels
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
-from polyhead_training.loop.loss import UNLABELLED
+from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.model import HeadKind
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 
+# Number of equal confidence ranges in the reliability diagram and the ECE.
 BINS = 15
 
 
-class Certainties(NamedTuple):
-    """How sure a head was of each of N rows, and how rightly.
+class Confidences(NamedTuple):
+    """Confidence of a head in each of N labelled rows, compared with the true labels.
 
     Attributes:
         nll: (N,) negative log-likelihood of the true label, in nats.
-        brier: (N,) squared distance of the probabilities from the truth.
-        confidence: (N,) probability of the likeliest label.
-        right: (N,) whether that is the true one.
-        place: (N,) number of the confidence's bin, from 0.
+        brier: (N,) squared distance between the probabilities and the one-hot true label.
+        confidence: (N,) probability of the most probable label.
+        correct: (N,) whether the most probable label is the true one.
+        bin: (N,) index of the confidence's bin, from 0.
     """
 
     nll: Floats
     brier: Floats
     confidence: Floats
-    right: NDArray[np.bool_]
-    place: Integers
+    correct: NDArray[np.bool_]
+    bin: Integers
 
 
 @dataclass(frozen=True)
 class Bin:
-    """The rows whose likeliest label has a probability in one of 15 equal ranges.
+    """The rows whose confidence lies in one of 15 equal ranges.
 
     Attributes:
-        count: Rows.
-        confidence: Mean probability of the likeliest label, 0 to 1; None without rows.
-        accuracy: Share of the rows of which it is the true one, 0 to 1; None without rows.
+        count: Number of rows.
+        confidence: Mean probability of the most probable label, 0 to 1; None without rows.
+        accuracy: Share of the rows whose most probable label is the true one, 0 to 1; None without rows.
     """
 
     count: int
@@ -59,15 +60,15 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether probabilities mean what they say. All of it is about the likeliest label, whatever the threshold.
+    """Calibration of a head's probabilities. It concerns the most probable label, independent of the threshold.
 
     Attributes:
         nll: Mean negative log-likelihood of the true label, in nats.
-        ece: Expected calibration error, 0 to 1: the mean distance of confidence and accuracy over 15 bins of equal
-            width, weighted by rows (Guo et al., arXiv 1706.04599, equation 3).
-        brier: Mean squared distance of the probabilities from the truth. Softmax head: summed over all labels, 0 to 2.
-            Sigmoid head: of the second label alone, 0 to 1.
-        reliability: The bins, from the lowest confidence to the highest.
+        ece: Expected calibration error, 0 to 1: the mean difference between confidence and accuracy over 15 bins of
+            equal width, weighted by rows (Guo et al., arXiv 1706.04599, equation 3).
+        brier: Mean squared distance between the probabilities and the true label. Softmax head: summed over all
+            labels, 0 to 2. Sigmoid head: of the second label only, 0 to 1.
+        reliability: The bins, in the order of confidence.
     """
 
     nll: float
@@ -77,71 +78,84 @@ class Calibration:
 
 
 def labelled(logits: Floats, targets: Integers) -> tuple[Floats, Integers]:
-    """The logits and targets of the rows that have a label."""
+    """Selects the logits and targets of the rows with a label."""
     chosen = np.asarray(targets) != UNLABELLED  # (N,)
     return np.asarray(logits)[chosen], np.asarray(targets)[chosen]
 
 
-def of_all_labels(kind: HeadKind, logits: Floats) -> NDArray[np.float64]:
-    """A logit for each label, (N, labels): those of a softmax head, 0 and the only one of a sigmoid head."""
+def label_logits(kind: HeadKind, logits: Floats) -> NDArray[np.float64]:
+    """Returns one logit per label, (N, labels); those of a sigmoid head are 0 and its only logit."""
     values = np.asarray(logits, dtype=np.float64)
     return np.hstack([np.zeros_like(values), values]) if kind == "sigmoid" else values
 
 
 def log_probabilities(kind: HeadKind, logits: Floats, temperature: float = 1.0) -> NDArray[np.float64]:
-    """Logarithm of each label's probability, (N, labels).
+    """Computes the logarithm of each label's probability, (N, labels).
 
     Args:
         kind: ``softmax`` or ``sigmoid``.
         logits: (N, labels) for a softmax head, (N, 1) for a sigmoid head.
-        temperature: What the logits are divided by.
+        temperature: Divisor of the logits.
     """
-    values = of_all_labels(kind, logits) / temperature
-    values = values - values.max(axis=1, keepdims=True)
-    return np.asarray(values - np.log(np.exp(values).sum(axis=1, keepdims=True)))
+    return np.asarray(special.log_softmax(label_logits(kind, logits) / temperature, axis=1))
+
+
+def probabilities(kind: HeadKind, logits: Floats, temperature: float = 1.0) -> NDArray[np.float64]:
+    """Computes the probabilities that the server returns, in the shape of the logits.
+
+    Args:
+        kind: ``softmax`` or ``sigmoid``.
+        logits: (..., labels) for a softmax head, (..., 1) for a sigmoid head.
+        temperature: Divisor of the logits.
+
+    Returns:
+        (..., labels) probabilities of the labels; for a sigmoid head (..., 1), the probability of its second label.
+    """
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    return np.asarray(special.softmax(scaled, axis=-1) if kind == "softmax" else special.expit(scaled))
 
 
 def answers(kind: HeadKind, logits: Floats, temperature: float = 1.0, threshold: float = 0.5) -> Integers:
-    """Index of the label that each row gets, (N,): the likeliest, or by the threshold for a sigmoid head."""
+    """Predicts the label index of each row, (N,): the most probable label, or by threshold for a sigmoid head."""
     if kind == "softmax":
         return np.asarray(logits.argmax(axis=1))
-    # On logits: a threshold of one half is a logit of exactly 0 at every temperature.
+    # Compared as logits: a threshold of 0.5 is a logit of exactly 0 at every temperature.
     scaled = np.asarray(logits[:, 0], dtype=np.float64) / temperature
-    return (scaled >= math.log(threshold / (1.0 - threshold))).astype(np.int64)
+    return np.asarray(scaled >= special.logit(threshold), dtype=np.int64)
 
 
-def certainties(kind: HeadKind, logits: Floats, targets: Integers, temperature: float = 1.0) -> Certainties:
-    """How sure a head was of each of N labelled rows; arguments as for ``log_probabilities``, targets (N,)."""
+def confidences(kind: HeadKind, logits: Floats, targets: Integers, temperature: float = 1.0) -> Confidences:
+    """Compares the probabilities of N labelled rows with their (N,) targets."""
     logarithms = log_probabilities(kind, logits, temperature)  # (N, labels)
-    probabilities = np.exp(logarithms)
+    values = np.exp(logarithms)
     rows, top = np.arange(len(targets)), logarithms.argmax(axis=1)
-    missed = probabilities.copy()
-    missed[rows, targets] -= 1.0
-    brier = (missed**2).sum(axis=1)  # (N,)
-    confidence = probabilities[rows, top]
-    return Certainties(
+    deviations = values.copy()
+    deviations[rows, targets] -= 1.0
+    brier = (deviations**2).sum(axis=1)  # (N,)
+    confidence = values[rows, top]
+    return Confidences(
         nll=-logarithms[rows, targets],
-        # Both labels of a sigmoid head miss by the same.
+        # Both labels of a sigmoid head deviate by the same amount.
         brier=brier / 2.0 if kind == "sigmoid" else brier,
         confidence=confidence,
-        right=top == targets,
+        correct=top == targets,
         # The bins are closed on the right, as in the paper.
-        place=np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1),
+        bin=np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1),
     )
 
 
-def calibration(found: Certainties) -> Calibration:
-    """Whether the probabilities of N > 0 rows mean what they say."""
-    counts = np.bincount(found.place, minlength=BINS)  # (bins,)
-    confidences = np.bincount(found.place, found.confidence, BINS)
-    rights = np.bincount(found.place, found.right, BINS)
+def calibration(found: Confidences) -> Calibration:
+    """Summarizes the calibration of N > 0 rows."""
+    counts = np.bincount(found.bin, minlength=BINS)  # (bins,)
+    confidence_sums = np.bincount(found.bin, found.confidence, BINS)
+    correct_sums = np.bincount(found.bin, found.correct, BINS)
     bins = [
-        Bin(int(count), float(confidence / count), float(right / count)) if count else Bin(0, None, None)
-        for count, confidence, right in zip(counts, confidences, rights, strict=True)
+        Bin(int(count), float(confidence / count), float(correct / count)) if count else Bin(0, None, None)
+        for count, confidence, correct in zip(counts, confidence_sums, correct_sums, strict=True)
     ]
     return Calibration(
         nll=float(found.nll.mean()),
-        ece=float(np.abs(confidences - rights).sum() / len(found.place)),
+        ece=float(np.abs(confidence_sums - correct_sums).sum() / len(found.bin)),
         brier=float(found.brier.mean()),
         reliability=bins,
     )

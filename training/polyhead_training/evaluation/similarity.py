@@ -1,4 +1,4 @@
-"""What the sentence embedding is worth: cosines of pairs of texts against how alike people found them."""
+"""Quality of the sentence embedding: correlation of cosine similarities with human similarity scores."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .probabilities import Floats
 
 @dataclass(frozen=True)
 class Correlations:
-    """How the cosines of pairs of texts go with their scores, -1 to 1; None where one of the two never changes.
+    """Correlation of the pairs' cosine similarities with their scores, -1 to 1; None where either is constant.
 
     Attributes:
-        spearman: Correlation of the ranks; ties share their mean rank.
+        spearman: Rank correlation; ties have their mean rank.
         pearson: Correlation of the values.
     """
 
@@ -26,12 +26,12 @@ class Correlations:
 
 @dataclass(frozen=True)
 class Similarity:
-    """What training did to the sentence embedding.
+    """Effect of training on the sentence embedding.
 
     Attributes:
-        pairs: Pairs of texts.
-        before: With the backbone as it was.
-        after: With the trained model.
+        pairs: Number of text pairs.
+        before: Correlations with the untrained backbone.
+        after: Correlations with the trained model.
     """
 
     pairs: int
@@ -39,7 +39,7 @@ class Similarity:
     after: Correlations
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as ``evaluation.json`` has them."""
+        """Returns the content of ``similarity`` in ``evaluation.json``."""
         return {
             "pairs": self.pairs,
             "spearman_before": self.before.spearman,
@@ -50,28 +50,24 @@ class Similarity:
 
 
 def correlations(first: Floats, second: Floats, scores: Floats) -> Correlations:
-    """Correlates cosines with scores.
+    """Correlates the cosine similarities of pairs with their scores.
 
     Args:
-        first: (P, H) embeddings of the first texts, of any length.
+        first: (P, H) embeddings of the first texts, of any norm.
         second: (P, H) embeddings of the second texts.
-        scores: (P,) how alike they are, on any scale.
+        scores: (P,) similarity scores, on any scale.
     """
-    cosines = np.einsum("ph,ph->p", _scaled(first), _scaled(second))
-    return Correlations(spearman=_pearson(_ranks(cosines), _ranks(scores)), pearson=_pearson(cosines, scores))
+    cosines = np.einsum("ph,ph->p", _normalized(first), _normalized(second))
+    if len(cosines) < 2 or np.ptp(cosines) == 0 or np.ptp(scores) == 0:
+        return Correlations(spearman=None, pearson=None)
+    from scipy import stats  # takes a second to import
+
+    return Correlations(
+        spearman=float(stats.spearmanr(cosines, scores).statistic),
+        pearson=float(stats.pearsonr(cosines, scores).statistic),
+    )
 
 
-def _scaled(vectors: Floats) -> NDArray[np.float64]:
+def _normalized(vectors: Floats) -> NDArray[np.float64]:
     values = np.asarray(vectors, dtype=np.float64)
     return np.asarray(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12))
-
-
-def _ranks(values: Floats) -> NDArray[np.float64]:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((counts.cumsum() - (counts - 1) / 2)[places])
-
-
-def _pearson(first: Floats, second: Floats) -> float | None:
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(np.corrcoef(first, second)[0, 1])

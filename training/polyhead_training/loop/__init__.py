@@ -1,1 +1,1 @@
-"""The training loop: steps, losses, stages."""
+"""The training loop: stages, steps, losses and the metrics log."""

@@ -1,4 +1,4 @@
-"""The training texts' embeddings before training: what distillation holds the embedding to."""
+"""Embeddings of the training texts before training, the targets of the distillation loss."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from polyhead_training.data.collation import EncodedRows
 from polyhead_training.model import PolyheadModel
 from polyhead_training.runs.checkpoint import replace_file
+from polyhead_training.terminal import progress_bar
 
 NAME = "base_embeddings.npy"
 
 
 class BaseEmbeddings:
-    """Embeddings of the training rows by the model as it was before training, in a file beside the checkpoints.
+    """Embeddings of the training rows by the untrained model, in a file beside the checkpoints.
 
     Attributes:
-        values: (rows, H) float16, of Euclidean length 1, mapped from the file.
+        values: (rows, H) float16, of Euclidean length 1, memory-mapped.
     """
 
     def __init__(self, path: Path) -> None:
         self.values: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
 
     def batch(self, rows: Sequence[int], device: torch.device) -> Tensor:
-        """(B, H) float32 embeddings of the rows with these numbers."""
+        """Returns the (B, H) float32 embeddings of the rows with these numbers."""
         return torch.from_numpy(self.values[list(rows)].astype(np.float32)).to(device)
 
 
 def base_embeddings(
     folder: Path, model: PolyheadModel, rows: EncodedRows, batch_size: int, accelerator: Accelerator
 ) -> BaseEmbeddings:
-    """The rows' embeddings before training, computed on first use.
+    """Opens the rows' embeddings before training, and computes them on first use.
 
     Args:
-        folder: Folder of the run that is under way.
-        model: The model; nothing that its embedding is made of has trained yet, or the file is there already.
+        folder: Folder of the run in progress.
+        model: The model. Either no part of its embedding has been trained yet, or the file exists already.
         rows: The training rows.
-        batch_size: Texts in one pass.
+        batch_size: Texts per forward pass.
         accelerator: The processes that share the rows.
     """
     path = folder / NAME
@@ -61,12 +61,18 @@ def _compute(path: Path, model: PolyheadModel, rows: EncodedRows, batch_size: in
     values = np.lib.format.open_memmap(partial, mode="r+")
     model.eval()
     batches = rows.by_length(batch_size)[accelerator.process_index :: accelerator.num_processes]
-    disable = None if accelerator.is_main_process else True
-    with torch.inference_mode(), accelerator.autocast():
-        for numbers in tqdm(batches, desc="embeddings before training", unit="batch", disable=disable, leave=False):
+    with (
+        torch.inference_mode(),
+        accelerator.autocast(),
+        progress_bar(
+            "embeddings before training", "batches", len(batches), enabled=accelerator.is_main_process
+        ) as advance,
+    ):
+        for numbers in batches:
             batch = rows.batch(numbers, model.device)
             embedding = model(batch.input_ids, batch.attention_mask).sentence_embedding.float()  # (B, H)
             values[numbers] = torch.nn.functional.normalize(embedding, dim=-1).cpu().numpy()
+            advance("")
     values.flush()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

@@ -1,10 +1,10 @@
-"""The training loop: stages of epochs of steps, with a checkpoint now and then.
+"""The training loop: stages of epochs of steps, with checkpoints.
 
 ::
 
-    Sampler --rows of each step--> Stepper --figures--> metrics
-                                           --epoch over--> validation --> best.safetensors
-                                           --now and then--> last.safetensors
+    Sampler --rows of each step--> Stepper --metrics--> TrainingLog
+                                           --end of an epoch--> validation --> best.safetensors
+                                           --checkpoint--> last.safetensors
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from torch import nn
-from tqdm import tqdm
 
 from polyhead_training.config import Config, HeadConfig, StageConfig
 from polyhead_training.data.collation import EncodedRows
@@ -32,32 +31,33 @@ from polyhead_training.runs.checkpoint import (
     save_last,
     save_tensors,
 )
+from polyhead_training.terminal import Report, progress_bar
 
 from .distillation import base_embeddings
 from .loss import Objective
 from .stages import Stage
 from .step import Stepper
-from .training_log import Metrics, StepFigures
+from .training_log import StepMetrics, TrainingLog
 
-# Figures on validation by head and name, macro_f1 among them; None where there are no labelled rows.
+# Validation scores by head and measure, including macro_f1; None without labelled rows.
 Validation = dict[str, dict[str, float | None]]
 
 
 class Loop:
-    """Trains a model stage by stage, from where the last checkpoint left off.
+    """Trains a model stage by stage, starting from the last checkpoint.
 
     Args:
-        config: How to train.
-        heads: The heads, in the order of the columns of the rows' labels.
+        config: The configuration.
+        heads: The heads, in the order of the label columns of the rows.
         model: The model, on the accelerator's device.
         accelerator: Device, mixed precision and processes.
-        rows: Rows to learn from.
-        describe_row: Where a row stands and how it reads, by its number.
-        folder: Folder of the run that is under way.
-        max_steps: Steps of the whole run after which it ends early; None for no such end.
+        rows: The training rows.
+        describe_row: Returns the location and text of the row with a number, for error messages.
+        folder: Folder of the run in progress.
+        max_steps: Steps of the whole run after which it ends early; None for no limit.
         validate: Scores the model on the validation rows.
-        stop: Whether a signal asked for the end.
-        say: Takes lines for the terminal.
+        stop: Returns whether a signal requested the end.
+        report: Receives messages for the terminal.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Loop:
         max_steps: int | None,
         validate: Callable[[], Validation],
         stop: Callable[[], bool],
-        say: Callable[[str], None],
+        report: Report,
     ) -> None:
         self.config = config.training
         self.model = model
@@ -84,32 +84,32 @@ class Loop:
         self.max_steps = max_steps
         self.validate = validate
         self.stop = stop
-        self.say = say
+        self.report = report
         self.objective = Objective(heads, config.training, rows.labels).to(accelerator.device)
-        # One name for everything that a checkpoint holds the weights of.
+        # One module with all weights that a checkpoint contains.
         self.module = nn.ModuleDict({"model": model, "objective": self.objective})
         size = self.config.batch_size * self.config.gradient_accumulation * accelerator.num_processes
         lengths = [len(ids) for ids in rows.ids]
-        self.sampler = Sampler(rows.entries, lengths, rows.labelled(), config.data, size, self.config.seed)
-        self.metrics = Metrics(folder, [head.name for head in heads], accelerator)
+        self.sampler = Sampler(rows.sources, lengths, rows.labelled(), config.data, size, self.config.seed)
+        self.log = TrainingLog(folder, [head.name for head in heads], accelerator)
         self.progress = Progress()
 
     def run(self) -> None:
-        """Trains what is left of the stages.
+        """Trains the remaining stages.
 
         Raises:
-            DivergenceError: The loss or its gradient is no longer finite.
-            StoppedError: A signal asked for the end; the last checkpoint holds everything up to it.
+            DivergenceError: The loss or its gradient is not finite.
+            StoppedError: A signal requested the end; the last checkpoint contains all progress.
             ResumeError: The last checkpoint cannot be read.
         """
         found = load_last(self.folder, self.module)
         if found is not None:
             self.progress = found
             restore_random_states(self.folder, self.accelerator)
-            self.say(f"resumed after step {found.steps:,}")
-        self.metrics.begin(self.progress)
+            self.report(f"resumed after step {found.steps:,}")
+        self.log.begin(self.progress)
         while self.progress.stage < len(self.config.stages):
-            # max_steps may leave a stage without any.
+            # A stage beyond max_steps has no steps.
             if epochs := self._plan(self.progress.stage):
                 self._run_stage(self.config.stages[self.progress.stage], epochs)
             self.progress.stage, self.progress.stage_step = self.progress.stage + 1, 0
@@ -118,29 +118,22 @@ class Loop:
         steps, ends = list(itertools.chain(*epochs)), list(itertools.accumulate(map(len, epochs)))
         stage = Stage(self.model, config, len(steps))
         stepper = self._stepper(stage)
-        with tqdm(
-            total=len(steps),
-            initial=self.progress.stage_step,
-            desc=stage.config.name,
-            unit="step",
-            leave=False,
-            disable=None if self.accelerator.is_main_process else True,
-        ) as bar:
-            for number in range(self.progress.stage_step, len(steps)):
-                figures = stepper.take(number, steps[number], self.stop(), self.describe_row)
-                self._advance(stage, figures, distilled=stepper.base is not None)
-                bar.set_postfix(loss=f"{figures.loss:.3f}", refresh=False)
-                bar.update()
+        first = self.progress.stage_step
+        main = self.accelerator.is_main_process
+        with progress_bar(config.name, "steps", len(steps), completed=first, enabled=main) as advance:
+            for rows in steps[first:]:
+                metrics = stepper.take(rows, self.stop(), self.describe_row)
+                self._advance(stage, metrics, distilled=stepper.base is not None)
+                advance(f"loss {metrics.loss:.3f}")
                 if self.progress.stage_step in ends:
                     self._end_epoch(stage, 1 + ends.index(self.progress.stage_step))
-                self._save_when_due(stepper, figures.stop, self.progress.stage_step in ends)
+                self._save_when_due(stepper, metrics.stop, self.progress.stage_step in ends)
 
     def _stepper(self, stage: Stage) -> Stepper:
-        self.say(
-            f"stage {stage.config.name}: {stage.steps:,} steps, learning rate up to {stage.config.learning_rate:g}"
+        self.report(
+            f"stage {stage.config.name}: {stage.steps:,} steps, peak learning rate {stage.config.learning_rate:g}"
         )
-        for line in stage.describe():
-            self.say(line)
+        self.report(stage.describe())
         base = None
         if self.config.distillation and stage.trains_embedding:
             base = base_embeddings(self.folder, self.model, self.rows, self.config.batch_size, self.accelerator)
@@ -152,6 +145,7 @@ class Loop:
             accelerator=self.accelerator,
             rows=self.rows,
             base=base,
+            first_step=self.progress.stage_step,
         )
         if self.progress.stage_step:
             restore_optimizer(self.folder, stepper.optimizer)
@@ -160,10 +154,10 @@ class Loop:
         return stepper
 
     def _plan(self, index: int) -> list[list[list[int]]]:
-        """The rows of each step of each epoch of a stage, as far as ``max_steps`` lets them be reached."""
+        """Returns the rows of each step of each epoch of a stage, up to ``max_steps``."""
         first = sum(stage.epochs for stage in self.config.stages[:index])
-        begun = self.progress.steps - self.progress.stage_step
-        left = math.inf if self.max_steps is None else self.max_steps - begun
+        steps_before = self.progress.steps - self.progress.stage_step
+        left = math.inf if self.max_steps is None else self.max_steps - steps_before
         epochs: list[list[list[int]]] = []
         for number in range(first, first + self.config.stages[index].epochs):
             steps = self.sampler.epoch(number)
@@ -171,14 +165,14 @@ class Loop:
             left -= len(epochs[-1])
         return [steps for steps in epochs if steps]
 
-    def _advance(self, stage: Stage, figures: StepFigures, distilled: bool) -> None:
+    def _advance(self, stage: Stage, metrics: StepMetrics, distilled: bool) -> None:
         self.progress.steps += 1
         self.progress.stage_step += 1
-        self.metrics.log_step(stage.config.name, self.progress, figures, distilled)
+        self.log.log_step(stage.config.name, self.progress, metrics, distilled)
 
     def _end_epoch(self, stage: Stage, epoch: int) -> None:
         scores = self.validate()
-        self.say(self.metrics.log_epoch(stage.config.name, self.progress, epoch, scores))
+        self.report(self.log.log_epoch(stage.config.name, self.progress, epoch, scores))
         found = [value for head in scores.values() if (value := head["macro_f1"]) is not None]
         score = sum(found) / len(found) if found else math.inf
         if self.progress.best is None or score >= self.progress.best:
@@ -189,7 +183,7 @@ class Loop:
     def _save_when_due(self, stepper: Stepper, stop: bool, epoch_ended: bool) -> None:
         if not (stop or epoch_ended or self.progress.steps % self.config.checkpoint_steps == 0):
             return
-        self.metrics.note(self.progress)
+        self.log.record_position(self.progress)
         self.progress.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
         save_last(self.folder, self.progress, self.module, stepper.optimizer, self.accelerator)
         if stop:

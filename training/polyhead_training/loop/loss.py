@@ -1,10 +1,10 @@
-"""The loss of a step: for each head the mean over its labelled rows, and what keeps the embedding where it was.
+"""The loss of a step: each head's mean over its labelled rows, plus distillation of the embedding.
 
-A step may be computed in several passes, on several processes. Every pass adds its rows' share of the step's loss, so
-the means are over the rows of the whole step, however these are spread::
+A step may be computed in several micro-batches on several processes. Each micro-batch contributes its rows' share of
+the step's loss, so the means are over the rows of the whole step, however it is split::
 
     labels of the whole step --totals--> Totals
-    outputs, labels of one pass, Totals --Objective--> Losses, the pass's share
+    outputs, labels of one micro-batch, Totals --Objective--> Losses, the micro-batch's share
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polyhead_training.config import HeadConfig, TrainingConfig
+from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.model import HeadKind, Outputs
-
-# In the place of a label's index: the row says nothing about this head.
-UNLABELLED = -1
 
 
 class Totals(NamedTuple):
-    """What the sums over the rows of a step are divided by.
+    """Divisors of the sums over the rows of a step.
 
     Attributes:
-        rows: Rows of the step.
+        rows: Number of rows of the step.
         heads: (heads,) sum of the class weights of each head's labelled rows; without class weights, their number.
     """
 
@@ -36,12 +34,12 @@ class Totals(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """A pass's share of a step's loss.
+    """A micro-batch's share of a step's loss.
 
     Attributes:
-        total: What is minimised, a scalar.
+        total: The total loss that training minimizes, a scalar.
         heads: (heads,) mean cross-entropy of each head over its labelled rows, in nats; exactly 0 where there are none.
-        distillation: Mean of 1 - cosine between the embeddings and those before training, 0 to 2; 0 without these.
+        distillation: Mean of 1 - cosine between the embeddings now and before training, 0 to 2; 0 without distillation.
     """
 
     total: Tensor
@@ -50,12 +48,12 @@ class Losses(NamedTuple):
 
 
 class Objective(nn.Module):
-    """What training minimises.
+    """The total loss: the weighted losses of the heads, plus distillation.
 
     Args:
         heads: The heads, each with its labels.
-        config: Loss weights, their learning, and the weight of distillation.
-        labels: (rows, heads) int64 labels of all training rows, for class weights that balance them.
+        config: Loss weights, their weighting scheme, and the weight of distillation.
+        labels: (rows, heads) int64 labels of all training rows, for balanced class weights.
     """
 
     def __init__(self, heads: Sequence[HeadConfig], config: TrainingConfig, labels: Tensor) -> None:
@@ -73,7 +71,7 @@ class Objective(nn.Module):
         self.log_variances = nn.Parameter(torch.zeros(len(heads))) if learned else None
 
     def totals(self, labels: Tensor) -> Totals:
-        """What a step's sums are divided by, from the (rows, heads) labels of all of its rows."""
+        """Computes the divisors of a step from the (rows, heads) labels of all its rows."""
         sums = []
         for column, weights in enumerate(self.class_weights):
             found = labels[:, column].to(weights.device)  # (rows,)
@@ -81,12 +79,12 @@ class Objective(nn.Module):
         return Totals(len(labels), torch.stack(sums))
 
     def forward(self, outputs: Outputs, labels: Tensor, totals: Totals, base: Tensor | None) -> Losses:
-        """A pass's share of its step's loss.
+        """Computes a micro-batch's share of its step's loss.
 
         Args:
-            outputs: What the model answered for B rows.
-            labels: (B, heads) int64 index of each head's label, ``UNLABELLED`` where the row has none.
-            totals: Of the whole step.
+            outputs: Model outputs for B rows.
+            labels: (B, heads) int64 label index of each head, ``UNLABELLED`` for rows without a label.
+            totals: Divisors of the whole step.
             base: (B, H) embeddings of the same rows before training, of length 1; None for no distillation.
         """
         heads = torch.stack(
@@ -104,31 +102,32 @@ class Objective(nn.Module):
         return Losses(total, heads, distillation)
 
     def _weighted(self, heads: Tensor, share: float, totals: Totals) -> Tensor:
-        """exp(-s) L + s / 2 with s the logarithm of the variance: Kendall et al., arXiv 1705.07115, equation 10."""
+        """Weighs losses: exp(-s) L + s / 2 with s = log variance (Kendall et al., arXiv 1705.07115, equation 10)."""
         if self.log_variances is None:
             return heads
-        # A head without labels in this step says nothing about its variance.
+        # A head without labels in this step has no effect on its variance.
         prior = 0.5 * self.log_variances * share * (totals.heads > 0)  # (heads,)
         return torch.exp(-self.log_variances) * heads + prior
 
 
 def head_loss(kind: HeadKind, logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float) -> Tensor:
-    """Sum of the cross-entropies of one head over its labelled rows, in nats.
+    """Computes the sum of one head's cross-entropies over its labelled rows, in nats.
 
     Args:
         kind: ``softmax`` or ``sigmoid``.
         logits: (B, labels) for a softmax head, (B, 1) for a sigmoid head.
-        labels: (B,) int64 indices, ``UNLABELLED`` where the row has none.
-        weights: (labels,) factor of a row's loss by its label.
-        smoothing: Share of the target that is spread over all labels (Szegedy et al., arXiv 1512.00567), 0 to 1.
+        labels: (B,) int64 label indices, ``UNLABELLED`` for rows without a label.
+        weights: (labels,) weight of a row's loss by its label.
+        smoothing: Share of the target probability that is spread over all labels, 0 to 1 (Szegedy et al., arXiv
+            1512.00567).
 
     Returns:
-        A scalar; 0 where no row is labelled, with the gradient's path intact so that every parameter gets one.
+        A scalar; 0 without labelled rows, still connected to the logits so that every parameter receives a gradient.
     """
     labelled = labels != UNLABELLED  # (B,)
     if not labelled.any():
         return 0.0 * logits.float().sum()
-    # Half precision is too coarse for a mean of logarithms.
+    # Half precision is too coarse for sums of logarithms.
     chosen, targets = logits[labelled].float(), labels[labelled]  # (L, outputs), (L,)
     if kind == "softmax":
         losses = functional.cross_entropy(chosen, targets, reduction="none", label_smoothing=smoothing)  # (L,)
@@ -139,10 +138,10 @@ def head_loss(kind: HeadKind, logits: Tensor, labels: Tensor, weights: Tensor, s
 
 
 def class_weights(head: HeadConfig, labels: Tensor) -> Tensor:
-    """Factor of a row's loss by its label, (labels,) float32.
+    """Returns the weight of a row's loss by its label, (labels,) float32.
 
-    ``balanced`` gives a label of n among N labelled rows N / (labels * n), as scikit-learn does; a label without rows
-    gets 1.
+    ``balanced`` weighs a label with n of N labelled rows by N / (labels * n), as scikit-learn does; a label without
+    rows has weight 1.
 
     Args:
         head: The head, with its labels.

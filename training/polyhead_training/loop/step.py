@@ -1,8 +1,9 @@
-"""One step of training: the gradients of its rows, summed over passes and processes, and what the optimizer does."""
+"""A training step: gradients of its rows, summed over micro-batches and processes, then one optimizer update."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,30 +13,32 @@ from torch import Tensor
 
 from polyhead_training.config import TrainingConfig
 from polyhead_training.data.collation import EncodedRows
-from polyhead_training.data.sampling import passes
+from polyhead_training.data.sampling import micro_batches
 from polyhead_training.errors import DivergenceError
 from polyhead_training.model import PolyheadModel
 
 from .distillation import BaseEmbeddings
 from .loss import Losses, Objective, Totals
 from .stages import Stage
-from .training_log import StepFigures
+from .training_log import StepMetrics
 
 
 class Stepper:
-    """Takes the steps of one stage.
+    """Performs the steps of one stage.
 
-    The model is not wrapped: each process adds up the gradients of its rows' share of the loss, and one sum over the
-    processes makes them the whole step's, heads without a labelled row and layers that join later included.
+    The model is not wrapped for distributed training. Each process accumulates the gradients of its rows' share of the
+    loss, and one sum over the processes yields the gradient of the whole step. This holds for heads without a labelled
+    row in some process and for layers that are unfrozen later.
 
     Args:
-        config: How to train.
-        stage: What trains, and how fast.
+        config: Training hyperparameters.
+        stage: The parts that train and their learning rates.
         model: The model.
-        objective: What is minimised.
+        objective: The loss.
         accelerator: Device, mixed precision and processes.
         rows: The training rows.
-        base: Their embeddings before training; None for no distillation.
+        base: Embeddings of the rows before training; None for no distillation.
+        first_step: Step of the stage to start from, counted from 0.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Stepper:
         accelerator: Accelerator,
         rows: EncodedRows,
         base: BaseEmbeddings | None,
+        first_step: int = 0,
     ) -> None:
         self.config = config
         self.stage = stage
@@ -58,42 +62,43 @@ class Stepper:
         self.base = base
         weighting = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         self.optimizer = stage.build_optimizer(config.weight_decay, weighting)
+        self.scheduler = stage.build_scheduler(self.optimizer, config.warmup, first_step)
         self._parameters = [*stage.parameters(), *weighting]
-        # It would unscale the gradients of every optimizer that it knows, an earlier stage's too, and keep their state.
+        # The accelerator would also unscale the gradients of the optimizers of earlier stages and keep their state.
         accelerator.free_memory()
         self._prepared: Any = accelerator.prepare(self.optimizer)
         if accelerator.scaler is not None:
-            # It takes its scale with the first loss, which a process without rows in the first step does not have.
+            # The scaler is initialized by its first loss, which a process without rows in the first step lacks.
             accelerator.scaler.scale(torch.zeros((), device=accelerator.device))
 
-    def take(self, number: int, rows: Sequence[int], stop: bool, describe_row: Callable[[int], str]) -> StepFigures:
-        """Takes a step.
+    def take(self, rows: Sequence[int], stop: bool, describe_row: Callable[[int], str]) -> StepMetrics:
+        """Performs the next step.
 
         Args:
-            number: Number of the step in the stage, counted from 0.
             rows: Numbers of the rows of the step, over all processes.
-            stop: Whether this process was asked to stop.
-            describe_row: Where a row stands and how it reads, by its number.
+            stop: Whether this process received a request to stop.
+            describe_row: Returns the location and text of a row, for error messages.
 
         Raises:
             DivergenceError: The loss or its gradient is not finite.
         """
+        number = self.scheduler.last_epoch
         self.stage.begin_step(number)
-        rate = self.stage.set_learning_rate(self.optimizer, number, self.config.warmup)
-        figures = StepFigures.zero(len(self.objective.heads), rate, self.accelerator.device)
+        rate = self.stage.config.learning_rate * self.stage.schedule(number, self.config.warmup)
+        metrics = StepMetrics.zero(len(self.objective.heads), rate, self.accelerator.device)
         totals = self.objective.totals(self.rows.labels[list(rows)])
-        groups = passes(rows, self.config.batch_size)
-        for numbers in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
+        batches = micro_batches(rows, self.config.batch_size)
+        for numbers in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
             losses = self._forward(numbers, totals)
             self.accelerator.backward(losses.total)
-            figures.add(losses, [len(self.rows.ids[row]) for row in numbers])
+            metrics.add(losses, [len(self.rows.ids[row]) for row in numbers])
         if stop:
-            figures.ask_to_stop()
-        self._sum_over_processes(figures)
-        if not self._update(figures.loss):
-            offenders = self._offenders(rows, totals)
-            raise DivergenceError(self.stage.config.name, number + 1, [describe_row(row) for row in offenders])
-        return figures
+            metrics.request_stop()
+        self._sum_over_processes(metrics)
+        if not self._update(metrics.loss):
+            diverging = self._diverging_rows(rows, totals)
+            raise DivergenceError(self.stage.config.name, number + 1, [describe_row(row) for row in diverging])
+        return metrics
 
     def _forward(self, numbers: Sequence[int], totals: Totals) -> Losses:
         batch = self.rows.batch(numbers, self.accelerator.device)
@@ -103,40 +108,44 @@ class Stepper:
         losses: Losses = self.objective(outputs, batch.labels, totals, base)
         return losses
 
-    def _sum_over_processes(self, figures: StepFigures) -> None:
-        """Sums gradients and figures over the processes, in one message."""
+    def _sum_over_processes(self, metrics: StepMetrics) -> None:
+        """Sums gradients and metrics over the processes, in one message."""
         if self.accelerator.num_processes == 1:
             return
         trained = [parameter for parameter in self._parameters if parameter.requires_grad]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        flat = torch.cat([figures.values, *(grad.flatten() for grad in grads)])
-        parts = self.accelerator.reduce(flat, "sum").split([len(figures.values), *(grad.numel() for grad in grads)])
-        figures.values = parts[0]
+        flat = torch.cat([metrics.values, *(grad.flatten() for grad in grads)])
+        parts = self.accelerator.reduce(flat, "sum").split([len(metrics.values), *(grad.numel() for grad in grads)])
+        metrics.values = parts[0]
         for parameter, part in zip(trained, parts[1:], strict=True):
             parameter.grad = part.view_as(parameter)
 
     def _update(self, loss: float) -> bool:
-        """Clips the gradients and steps; does neither and says so where something is not finite."""
+        """Clips the gradients and updates the weights; returns False, without an update, if a value is not finite."""
         if not math.isfinite(loss):
             return False
         norm: Tensor = self.accelerator.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
-        # With fp16 it is the scaler's business: it leaves the step out and scales less, as long as that can help.
+        # The fp16 scaler skips updates with infinite gradients and lowers its scale, as long as that can help.
         scaler = self.accelerator.scaler
         if (scaler is None or scaler.get_scale() < 1.0) and not torch.isfinite(norm):
             return False
         self._prepared.step()
         self._prepared.zero_grad()
+        with warnings.catch_warnings():
+            # torch warns if the fp16 scaler skipped the first update of a stage, which is normal.
+            warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
+            self.scheduler.step()
         return True
 
-    def _offenders(self, rows: Sequence[int], totals: Totals) -> list[int]:
-        """The rows of a step of which the loss or its gradient is not finite, each on its own."""
+    def _diverging_rows(self, rows: Sequence[int], totals: Totals) -> list[int]:
+        """Returns the rows of a step whose own loss or gradient is not finite."""
         marks = torch.zeros(len(rows), device=self.accelerator.device)
-        for place in range(self.accelerator.process_index, len(rows), self.accelerator.num_processes):
+        for index in range(self.accelerator.process_index, len(rows), self.accelerator.num_processes):
             self._prepared.zero_grad()
-            loss = self._forward([rows[place]], totals).total
+            loss = self._forward([rows[index]], totals).total
             self.accelerator.backward(loss)
             grads = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
             finite = torch.isfinite(loss) and all(bool(torch.isfinite(grad).all()) for grad in grads)
-            marks[place] = not finite
+            marks[index] = not finite
         found = self.accelerator.reduce(marks, "sum").tolist()
         return [row for row, mark in zip(rows, found, strict=True) if mark]

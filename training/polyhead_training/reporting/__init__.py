@@ -1,1 +1,1 @@
-"""The report and the model card of a run."""
+"""The training report and the model card of a run."""

@@ -1,4 +1,4 @@
-"""Charts as SVG: made here, because a library's would be ten times the size and need its own fonts."""
+"""SVG charts. They are drawn here because those of a plotting library are ten times the size and require fonts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-# Okabe and Ito's colours, which colour-blind people can tell apart, the darker ones first.
+# The palette of Okabe and Ito, distinguishable with color blindness, darker colors first.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b4a9c", "#444444")
-# More points than these are means of neighbours: a line of noise shows nothing.
+# A longer series is averaged over neighboring points to reduce noise.
 _MAX_POINTS = 120
-_LABELLED_TICKS = 5
-# With more of them dots hide the line.
-_DOTTED_POINTS = 12
+_MAX_TICK_INTERVALS = 5
+# More dots would hide the line.
+_MAX_DOTS = 12
 _KEY: dict[str, Any] = {"width": 22, "height": 8, "aria_hidden": "true"}
 Point = tuple[float, float]
 
@@ -25,10 +25,10 @@ class Series:
     """A line of a chart.
 
     Attributes:
-        name: What the legend calls it.
-        points: Its points, from left to right.
-        color: Number of its colour.
-        dashed: Whether it is dashed.
+        name: Name in the legend.
+        points: Points, from left to right.
+        color: Index into ``COLORS``.
+        dashed: Whether the line is dashed.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Series:
 
 
 class _Frame(NamedTuple):
-    """Where values come to lie in the drawing, whose unit is about a pixel."""
+    """Mapping of values to coordinates of the drawing, whose unit is about a pixel."""
 
     low: Point
     high: Point
@@ -55,12 +55,12 @@ class _Frame(NamedTuple):
 
 
 def line_chart(title: str, series: Sequence[Series], marks: Sequence[tuple[float, str]] = ()) -> Markup:
-    """Lines over the steps of a run.
+    """Draws a line chart over the steps of a run.
 
     Args:
-        title: What the chart shows.
-        series: The lines; those without points are left out.
-        marks: Steps at which something begins, and what.
+        title: Title of the chart.
+        series: The lines; those without points are omitted.
+        marks: Steps to mark, with their labels.
     """
     drawn = [Series(one.name, _thin(one.points), one.color, one.dashed) for one in series if one.points]
     values = [y for one in drawn for _, y in one.points] or [0.0]
@@ -69,24 +69,26 @@ def line_chart(title: str, series: Sequence[Series], marks: Sequence[tuple[float
     frame = _Frame((0, ticks[0]), (steps[-1], ticks[-1]))
     parts = [
         *_axes(frame, steps, ticks, "step"),
-        *(_mark(frame, place, name) for place, name in marks),
+        *(_mark(frame, step, name) for step, name in marks),
         *(_line(frame, one) for one in drawn),
     ]
     return _figure(title, parts, drawn if len(drawn) > 1 else [])
 
 
 def reliability_chart(title: str, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> Markup:
-    """Accuracy over confidence, by bin, before and after calibration; on the diagonal both are the same.
+    """Draws a reliability diagram: accuracy over confidence by bin, before and after calibration.
+
+    On the diagonal, accuracy equals confidence.
 
     Args:
-        title: What the chart shows.
+        title: Title of the chart.
         before: The bins of ``evaluation.json`` at temperature 1.
-        after: The bins at the fitted temperature, whose dots are the larger the more rows they have.
+        after: The bins at the fitted temperature. The area of a dot grows with its number of rows.
     """
     frame, ticks = _Frame((0.0, 0.0), (1.0, 1.0), right=232), [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     lines = [
         Series(name, [(one["confidence"], one["accuracy"]) for one in bins if one["count"]], color, dashed=color > 0)
-        for name, bins, color in (("calibrated", after, 0), ("as trained", before, 1))
+        for name, bins, color in (("calibrated", after, 0), ("uncalibrated", before, 1))
     ]
     rows = sum(one["count"] for one in after)
     dots = [
@@ -99,8 +101,8 @@ def reliability_chart(title: str, before: Sequence[dict[str, Any]], after: Seque
     return _figure(title, parts, lines, width=250)
 
 
-def strip(value: float, interval: Sequence[float], baseline: float) -> Markup:
-    """A figure between 0 and 1 with its interval, beside what the commonest label alone would reach."""
+def interval_bar(value: float, interval: Sequence[float], baseline: float) -> Markup:
+    """Draws a value between 0 and 1 with its interval and the majority baseline."""
     at, low, high, base = (round(4 + 252 * share, 1) for share in (value, *interval, baseline))
     parts = [
         _rule("rail", 4, 11, 256, 11),
@@ -109,8 +111,8 @@ def strip(value: float, interval: Sequence[float], baseline: float) -> Markup:
         _rule("base", base, 3, base, 19),
         _element("circle", class_="dot", cx=at, cy=11, r=3.5),
     ]
-    spoken = f"{value:.1%}, the commonest label alone {baseline:.1%}"
-    return _element("svg", *parts, class_="strip", viewBox="0 0 260 22", role="img", aria_label=spoken)
+    description = f"{value:.1%}, majority baseline {baseline:.1%}"
+    return _element("svg", *parts, class_="interval-bar", viewBox="0 0 260 22", role="img", aria_label=description)
 
 
 def _figure(title: str, parts: Sequence[Markup], legend: Sequence[Series], width: int = 430) -> Markup:
@@ -129,21 +131,21 @@ def _axes(frame: _Frame, across: Sequence[float], up: Sequence[float], name: str
     return [*rules, *left, *below, _text(name, (frame.left + frame.right) / 2, frame.bottom + 33, "middle")]
 
 
-def _mark(frame: _Frame, place: float, name: str) -> Markup:
-    x = frame.x(place)
+def _mark(frame: _Frame, step: float, name: str) -> Markup:
+    x = frame.x(step)
     return _rule("mark", x, frame.top - 12, x, frame.bottom) + _text(name, x + 4, frame.top - 4, "start")
 
 
 def _line(frame: _Frame, series: Series) -> Markup:
     points = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in series.points)
-    dots = series.points if len(series.points) <= _DOTTED_POINTS else []
+    dots = series.points if len(series.points) <= _MAX_DOTS else []
     drawn = _element("polyline", points=points, fill="none", **_stroke(series))
     return drawn + Markup("").join(_dot(frame, point, 2.4, _color(series)) for point in dots)
 
 
 def _dot(frame: _Frame, point: Point, radius: float, color: str) -> Markup:
-    place = {"cx": frame.x(point[0]), "cy": frame.y(point[1]), "r": round(radius, 1)}
-    return _element("circle", **place, fill=color, fill_opacity=0.6)
+    center = {"cx": frame.x(point[0]), "cy": frame.y(point[1]), "r": round(radius, 1)}
+    return _element("circle", **center, fill=color, fill_opacity=0.6)
 
 
 def _rule(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
@@ -155,7 +157,7 @@ def _text(text: str, x: float, y: float, anchor: str) -> Markup:
 
 
 def _element(name: str, *children: str, **attributes: str | float) -> Markup:
-    """An element of SVG or HTML; text is escaped. ``class_`` and ``text_anchor`` mean class and text-anchor."""
+    """Builds an SVG or HTML element; escapes text. ``class_`` and ``text_anchor`` stand for class and text-anchor."""
     written = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items()
     )
@@ -177,10 +179,10 @@ def _thin(points: Sequence[Point]) -> list[Point]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, evenly apart, from one at or below ``low`` to one at or above ``high``."""
+    """Returns evenly spaced round numbers that cover the range from ``low`` to ``high``."""
     width = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(width / _LABELLED_TICKS))
-    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if width / step <= _LABELLED_TICKS)
+    power = 10.0 ** math.floor(math.log10(width / _MAX_TICK_INTERVALS))
+    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if width / step <= _MAX_TICK_INTERVALS)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
 

@@ -1,8 +1,7 @@
-"""The model card: what a run's model is for, how good it is, what it cannot do, and how to use it."""
+"""The model card of a run: intended use, heads, data, evaluation, limits and usage, in Markdown."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,17 +11,17 @@ from polyhead_training.runs.run_directory import CARD_NAME
 
 from .results import Results, read_results
 
-# Labels that are named one by one; a card is no report.
-_SHOWN_LABELS = 5
+# Weakest labels listed per head; the training report lists all.
+_MAX_WEAK_LABELS = 5
 _USAGE = """\
-## Use
+## Usage
 
-From PyTorch, with the folder of this card as `run`:
+In PyTorch, with the folder of this card as `run`:
 
 ```python
 from pathlib import Path
 
-import polyhead_training.model  # tells transformers what a polyhead is
+import polyhead_training.model  # registers the model class with transformers
 import torch
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 from transformers import AutoModel
@@ -35,8 +34,8 @@ with torch.inference_mode():
 print(outputs.sentence_embedding, outputs.logits)
 ```
 
-The logits are as they were trained: divide them by the head's temperature before the softmax or the sigmoid. The server
-does so itself. To export the model to ONNX, check it and serve it:
+The logits are uncalibrated: divide them by the head's temperature before the softmax or the sigmoid, as the server
+does. To export the model to ONNX, verify it and serve it:
 
 ```
 polyhead-export run bundle
@@ -58,7 +57,7 @@ def write_card(folder: Path) -> None:
 
 
 def render_card(results: Results) -> str:
-    """The card as Markdown, with front matter as the Hugging Face hub reads it."""
+    """Renders the card as Markdown with the front matter of the Hugging Face hub."""
     sections = [
         _front_matter(results),
         _introduction(results),
@@ -72,66 +71,71 @@ def render_card(results: Results) -> str:
 
 
 def figures(splits: Mapping[str, Mapping[str, Any]], similarity: Mapping[str, Any] | None) -> list[str]:
-    """The section about how good a model is; a head without labels in a split has no line.
+    """Formats the evaluation section; a head without labels in a split is omitted.
 
     Args:
-        splits: ``evaluation.json`` by split and head.
-        similarity: Its figures about the sentence embedding, if any.
+        splits: Evaluations of ``evaluation.json`` by split and head name.
+        similarity: Evaluation of the sentence embedding, if any.
 
     Returns:
-        Lines of Markdown; none without figures.
+        Lines of Markdown; none without metrics.
     """
     lines = []
     if rows := list(_scores(splits)):
-        header = ["split", "head", "rows", "accuracy", "commonest label alone", "macro-F1", "ECE"]
-        note = "In brackets 95 % intervals, from resamples of the rows. ECE: expected calibration error."
+        header = ["split", "head", "rows", "accuracy", "majority baseline", "macro-F1", "ECE"]
+        note = "Brackets: 95 % bootstrap intervals. ECE: expected calibration error, lower is better."
         lines += ["", *table(header, rows), "", note]
     if similarity:
         before, after = (_figure(similarity.get(f"spearman_{when}")) for when in ("before", "after"))
-        pairs = f"{similarity['pairs']:,} pairs of texts with people's scores"
-        lines += ["", f"Sentence embedding: Spearman correlation of the cosines of {pairs}:"]
-        lines += [f"{before} before training, {after} after."]
+        pairs = f"{similarity['pairs']:,} text pairs"
+        lines += ["", f"Sentence embedding: Spearman correlation of cosine similarity with human scores, {pairs}:"]
+        lines += [f"{before} before training, {after} after training."]
     return ["## Evaluation", *lines] if lines else []
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; a bar inside a cell is escaped, where it would end the cell."""
+    """Formats a Markdown table; escapes vertical bars in cells."""
     lines = [header, ["---"] * len(header), *([_in_cell(cell) for cell in row] for row in rows)]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def code(text: str) -> str:
-    """A text of the data as code, whatever is in it: Markdown in it means nothing."""
+    """Formats an untrusted text as inline code, so that Markdown in it has no effect."""
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     padding = " " if "`" in text else ""
     return f"{fence}{padding}{' '.join(text.split())}{padding}{fence}"
 
 
 def _front_matter(results: Results) -> list[str]:
-    metrics = [
-        {"type": kind, "name": f"{name} {kind} ({split})", "value": round(found[key], 4)}
+    from huggingface_hub import EvalResult, ModelCardData
+
+    name = results.run["name"]
+    evaluations = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type="private",
+            dataset_name=name,
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=f"{head} {metric} ({split})",
+            metric_value=round(found[key], 4),
+        )
         for split, heads in results.splits.items()
-        for name, found in heads.items()
+        for head, found in heads.items()
         if found["rows"]
-        for kind, key in (("accuracy", "accuracy"), ("f1", "macro_f1"))
+        for metric, key in (("accuracy", "accuracy"), ("f1", "macro_f1"))
     ]
-    result = {
-        "task": {"type": "text-classification"},
-        "dataset": {"name": results.run["name"], "type": "private"},
-        "metrics": metrics,
-    }
     backbone = results.run["config"]["model"]["backbone"]
-    fields: dict[str, Any] = {
-        "library_name": "polyhead",
-        "pipeline_tag": "text-classification",
-        "tags": ["polyhead", "sentence-similarity", "text-classification"],
-        # A folder's path would be no name on the hub.
-        **({"base_model": backbone} if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", backbone) else {}),
-        **({"model-index": [{"name": results.run["name"], "results": [result]}]} if metrics else {}),
-    }
-    # JSON is YAML, and quotes every text.
-    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items()]
-    return ["---", "# license: name the licence before you publish the model", *lines, "---"]
+    data = ModelCardData(
+        library_name="polyhead",
+        pipeline_tag="text-classification",
+        tags=["polyhead", "sentence-similarity", "text-classification"],
+        # The path of a local folder is not a valid hub id.
+        base_model=backbone if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", backbone) else None,
+        model_name=name,
+        eval_results=evaluations or None,
+    )
+    return ["---", "# license: set the license before you publish the model", *data.to_yaml().splitlines(), "---"]
 
 
 def _introduction(results: Results) -> list[str]:
@@ -139,13 +143,13 @@ def _introduction(results: Results) -> list[str]:
     return [
         f"# {results.run['name']}",
         "",
-        f"A text model on {code(model['backbone'])}: one pass answers a text with a sentence embedding and with every",
-        "head below.",
+        f"A text model based on {code(model['backbone'])}. One forward pass computes a sentence embedding and the",
+        "predictions of every head below.",
         "",
         "## Intended use",
         "",
-        "Texts like those it was trained on: sorting them by the labels below, and comparing them by the cosine of",
-        "their embeddings. It was not made to decide about people on its own.",
+        "Classification of texts similar to the training data by the labels below, and comparison of texts by the",
+        "cosine similarity of their embeddings. The model is not intended for automated decisions about people.",
     ]
 
 
@@ -171,9 +175,9 @@ def _data(results: Results) -> list[str]:
         for name, split in results.data["splits"].items()
         if split["rows"]
     ]
-    lines = ["## Data", "", *table(["split", "rows", "duplicates", "texts cut off"], rows)]
+    lines = ["## Data", "", *table(["split", "rows", "duplicates", "truncated texts"], rows)]
     shared = sum(leak["exact"] + leak["near"] for leak in results.data["leakage"])
-    return [*lines, "", f"{shared:,} texts stand in two splits, word for word or nearly."] if shared else lines
+    return [*lines, "", f"{shared:,} texts occur in two splits, exactly or nearly."] if shared else lines
 
 
 def _calibration(results: Results) -> list[str]:
@@ -188,7 +192,7 @@ def _calibration(results: Results) -> list[str]:
     return [
         "## Calibration",
         "",
-        "Each head's logits are divided by one temperature, fitted on validation. What this changed:",
+        "Each head's logits are divided by a temperature that is fitted on validation. Its effect:",
         "",
         *table(["head", "split", "ECE", "Brier", "NLL"], rows),
     ]
@@ -197,23 +201,25 @@ def _calibration(results: Results) -> list[str]:
 def _limits(results: Results) -> list[str]:
     tokens = results.run["config"]["model"]["max_tokens"]
     lines = [
-        f"- It reads the first {tokens} tokens of a text, special tokens included.",
-        "- Other languages, times and kinds of text than those of its training data were not measured.",
-        "- A probability means what it says on texts like those of validation, and nowhere else.",
+        f"- Texts are truncated to {tokens} tokens, special tokens included.",
+        "- Performance on languages, periods and kinds of text outside the training data was not measured.",
+        "- Probabilities are calibrated only for texts similar to the validation data.",
     ]
     weak = {head["name"]: _weakest(results, head["name"]) for head in results.heads}
-    lines += [f"- {code(head)} is weakest at {', '.join(labels)}." for head, labels in weak.items() if labels]
+    lines += [
+        f"- The weakest labels of {code(head)} are {', '.join(labels)}." for head, labels in weak.items() if labels
+    ]
     return ["## Limits", "", *lines]
 
 
 def _weakest(results: Results, head: str) -> list[str]:
-    """The labels whose F1 is below the head's mean, the lowest first."""
+    """Returns the labels whose F1 is below the head's mean, the lowest first."""
     split = results.best_split(head)
     if split is None:
         return []
     found = results.splits[split][head]
     scores = sorted((one["f1"], label) for label, one in found["labels"].items() if one["support"])
-    return [f"{code(label)} (F1 {f1:.2f})" for f1, label in scores[:_SHOWN_LABELS] if f1 < found["macro_f1"]]
+    return [f"{code(label)} (F1 {f1:.2f})" for f1, label in scores[:_MAX_WEAK_LABELS] if f1 < found["macro_f1"]]
 
 
 def _scores(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""The report of a run: one page of HTML for people, without anything from elsewhere.
+"""The training report of a run: one self-contained HTML page.
 
 ::
 
@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from itertools import groupby
@@ -18,12 +19,12 @@ from markupsafe import Markup
 
 from polyhead_training.runs.run_directory import REPORT_NAME
 
-from .charts import Series, line_chart, reliability_chart, strip
+from .charts import Series, interval_bar, line_chart, reliability_chart
 from .results import Results, read_results
 
-# A confusion matrix that fits a page.
-_SHOWN_LABELS = 20
-_SHOWN_CHARACTERS = 280
+# Labels in a confusion matrix that fits on a page.
+_MAX_SHOWN_LABELS = 20
+_MAX_SHOWN_CHARACTERS = 280
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -40,16 +41,8 @@ def write_report(folder: Path) -> None:
 
 
 def render_report(results: Results) -> str:
-    """The report as HTML; every text of the data is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("polyhead_training", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "range": _range, "short": _short, "figure": _figure}
-    return environment.get_template("report.html.jinja").render(
+    """Renders the report as HTML; all texts from the data are escaped."""
+    return _template().render(
         run=results.run,
         rows=_rows(results),
         similarity=results.similarity,
@@ -58,12 +51,25 @@ def render_report(results: Results) -> str:
         data=results.data,
         config=json.dumps(results.run["config"], indent=2, ensure_ascii=False),
         seconds=results.metrics[-1]["seconds"] if results.metrics else None,
-        strip=strip,
+        interval_bar=interval_bar,
     )
 
 
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("polyhead_training.reporting", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "range": _range, "short": _short, "figure": _figure}
+    return environment.get_template("report.html.jinja")
+
+
 def _rows(results: Results) -> list[dict[str, Any]]:
-    """The figures of every head on every split that has labels for it, test first."""
+    """Returns the metrics of every head on every split with labels for it, test first."""
     order = sorted(results.splits, key=lambda split: (split != "test", split))
     return [
         {"head": head["name"], "split": split, **results.splits[split][head["name"]]}
@@ -74,7 +80,7 @@ def _rows(results: Results) -> list[dict[str, Any]]:
 
 
 def _curves(results: Results) -> list[Markup]:
-    """The loss, the learning rate and the scores on validation over the steps."""
+    """Draws the losses, the learning rate and the validation metrics over the steps."""
     steps = [line for line in results.metrics if "loss" in line]
     epochs = [line for line in results.metrics if "validation" in line]
     if not results.metrics:
@@ -85,14 +91,14 @@ def _curves(results: Results) -> list[Markup]:
         last = list(lines)[-1]["step"]
     names = [head["name"] for head in results.heads]
     losses = [Series(name, _points(steps, "losses", name), color) for color, name in enumerate(names)]
-    kept = Series("embedding, 1 - cosine", _points(steps, "distillation"), len(names), dashed=True)
+    distillation = Series("distillation, 1 - cosine", _points(steps, "distillation"), len(names), dashed=True)
     charts = [
-        ("Loss of each head while training, nats", [*losses, kept]),
-        ("Learning rate of the stage", [Series("learning rate", _points(steps, "learning_rate"))]),
+        ("Training loss by head (nats)", [*losses, distillation]),
+        ("Learning rate", [Series("learning rate", _points(steps, "learning_rate"))]),
     ]
-    for title, measure in (("Macro-F1", "macro_f1"), ("Accuracy", "accuracy")):
+    for title, measure in (("macro-F1", "macro_f1"), ("accuracy", "accuracy")):
         scores = [Series(name, _points(epochs, "validation", name, measure), color) for color, name in enumerate(names)]
-        charts.append((f"{title} on validation after each epoch", scores))
+        charts.append((f"Validation {title} after each epoch", scores))
     return [line_chart(title, series, starts) for title, series in charts if any(one.points for one in series)]
 
 
@@ -108,7 +114,7 @@ def _points(lines: Sequence[dict[str, Any]], *path: str) -> list[tuple[float, fl
 
 
 def _head(results: Results, head: dict[str, Any]) -> dict[str, Any]:
-    """What the section about one head shows, of the split that says most."""
+    """Returns the content of a head's section, for the head's reported split."""
     split = results.best_split(head["name"])
     if split is None:
         return {**head, "split": None}
@@ -120,26 +126,26 @@ def _head(results: Results, head: dict[str, Any]) -> dict[str, Any]:
         "found": found,
         "table": sorted(found["labels"].items(), key=lambda item: (item[1]["f1"] is None, item[1]["f1"])),
         "confusion": _confusion(list(found["labels"]), found["confusion"]),
-        "reliability": reliability_chart("Accuracy over confidence", before, after),
+        "reliability": reliability_chart("Reliability diagram", before, after),
         "best_threshold": results.splits.get("validation", {}).get(head["name"], {}).get("best_threshold"),
     }
 
 
 def _confusion(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The labels that are confused most, in their order, with their part of the matrix."""
-    places = range(len(labels))
-    confused = [sum(counts[place]) + sum(row[place] for row in counts) - 2 * counts[place][place] for place in places]
-    shown = sorted(sorted(places, key=lambda place: -confused[place])[:_SHOWN_LABELS])
+    """Selects the most confused labels, in label order, and their part of the confusion matrix."""
+    indices = range(len(labels))
+    errors = [sum(counts[index]) + sum(row[index] for row in counts) - 2 * counts[index][index] for index in indices]
+    shown = sorted(sorted(indices, key=lambda index: -errors[index])[:_MAX_SHOWN_LABELS])
     return {
-        "labels": [labels[place] for place in shown],
-        "rows": [(labels[true], [_cell(counts, true, answer) for answer in shown]) for true in shown],
-        "left_out": len(labels) - len(shown),
+        "labels": [labels[index] for index in shown],
+        "rows": [(labels[true], [_cell(counts, true, predicted) for predicted in shown]) for true in shown],
+        "omitted": len(labels) - len(shown),
     }
 
 
-def _cell(counts: Sequence[Sequence[int]], true: int, answer: int) -> dict[str, Any]:
-    share = counts[true][answer] / (sum(counts[true]) or 1)
-    return {"count": counts[true][answer], "share": round(share, 3), "right": true == answer}
+def _cell(counts: Sequence[Sequence[int]], true: int, predicted: int) -> dict[str, Any]:
+    share = counts[true][predicted] / (sum(counts[true]) or 1)
+    return {"count": counts[true][predicted], "share": round(share, 3), "correct": true == predicted}
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
@@ -147,7 +153,7 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 
 def _range(found: dict[str, Any], name: str, digits: int = 1) -> str:
-    """An interval of a head's figures, in percent."""
+    """Formats the interval of a metric in percent."""
     low, high = found["intervals"][name]
     return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"
 
@@ -156,5 +162,5 @@ def _figure(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _short(text: str, limit: int = _SHOWN_CHARACTERS) -> str:
+def _short(text: str, limit: int = _MAX_SHOWN_CHARACTERS) -> str:
     return text if len(text) <= limit else text[:limit].rstrip() + " …"

@@ -1,4 +1,4 @@
-"""What a finished run says about itself, read back from its files for the report and the model card."""
+"""Results of a run, read from its files for the training report and the model card."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SIMILARITY = "similarity"
 
 @dataclass(frozen=True)
 class Results:
-    """The content of a run's files.
+    """Content of a run's files.
 
     Attributes:
-        run: ``run.json``.
-        splits: ``evaluation.json`` by split and head.
-        similarity: Its figures about the sentence embedding; None without pairs of texts.
-        metrics: The lines of ``metrics.jsonl``; none without the file.
-        data: ``data.json``; None without the file.
+        run: Content of ``run.json``.
+        splits: Evaluations of ``evaluation.json`` by split and head name.
+        similarity: Evaluation of the sentence embedding; None without similarity pairs.
+        metrics: Lines of ``metrics.jsonl``; empty without the file.
+        data: Content of ``data.json``; None without the file.
     """
 
     run: dict[str, Any]
@@ -34,11 +34,11 @@ class Results:
 
     @property
     def heads(self) -> list[dict[str, Any]]:
-        """The heads, in order, as ``run.json`` has them."""
+        """The heads of ``run.json``, in order."""
         return list(self.run["heads"])
 
     def best_split(self, head: str) -> str | None:
-        """The split that says most about a head: test, or validation where test has no label for it."""
+        """Returns the split to report for a head: test, or validation if test has no labels for it."""
         found = [split for split in ("test", "validation") if self.splits.get(split, {}).get(head, {}).get("rows")]
         return found[0] if found else None
 
@@ -47,7 +47,7 @@ def read_results(folder: Path) -> Results:
     """Reads the files of a run directory.
 
     Args:
-        folder: What ``polyhead-train`` wrote, or is about to.
+        folder: A complete run directory, or its staging folder.
 
     Raises:
         RunError: A file is missing or damaged.
@@ -65,18 +65,18 @@ def read_results(folder: Path) -> Results:
 
 
 def read_evaluation(path: Path) -> dict[str, dict[str, Any]]:
-    """Reads ``evaluation.json``: figures by split and head, and perhaps ``similarity``.
+    """Reads ``evaluation.json``: metrics by split and head name, and optionally ``similarity``.
 
     Raises:
-        RunError: It is missing, or not what ``polyhead-train`` writes.
+        RunError: The file is missing or invalid.
     """
     content = _object(path)
     for key, part in content.items():
-        found = [part] if key == _SIMILARITY else list(part.values()) if isinstance(part, dict) else [None]
-        needed = {"pairs"} if key == _SIMILARITY else {"rows", "accuracy", "majority_baseline", "intervals"}
-        if not all(isinstance(figures, dict) and needed <= figures.keys() for figures in found):
+        objects = [part] if key == _SIMILARITY else list(part.values()) if isinstance(part, dict) else [None]
+        required = {"pairs"} if key == _SIMILARITY else {"rows", "accuracy", "majority_baseline", "intervals"}
+        if not all(isinstance(found, dict) and required <= found.keys() for found in objects):
             raise RunError(
-                path, f"is not what polyhead-train writes: {key!r} has no {', '.join(sorted(needed))}; train again"
+                path, f"is not a valid evaluation: {key!r} lacks one of {', '.join(sorted(required))}; train again"
             )
     return content
 
@@ -93,7 +93,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise RunError(path, f"is not what polyhead-train writes: {error}; train again") from None
+        raise RunError(path, f"is not valid JSON: {error}; train again") from None
     if not isinstance(content, dict):
-        raise RunError(path, "is not what polyhead-train writes: no JSON object; train again")
+        raise RunError(path, "is not a JSON object; train again")
     return content

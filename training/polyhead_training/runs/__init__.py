@@ -1,1 +1,1 @@
-"""Run directories, checkpoints and interrupted runs."""
+"""Run directories, checkpoints and runs in progress."""

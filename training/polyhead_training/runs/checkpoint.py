@@ -1,9 +1,9 @@
-"""Checkpoints of a run that is under way: one file each, replaced in one go, so that a crash leaves the one before.
+"""Checkpoints of a run in progress: one file each, replaced atomically, so a crash leaves the previous one intact.
 
 ::
 
-    RUN_DIR.unfinished/last.safetensors   weights, optimizer, random states, progress: what a resumed run goes on from
-    RUN_DIR.unfinished/best.safetensors   the weights of the best epoch so far
+    RUN_DIR.in_progress/last.safetensors   weights, optimizer, random states, progress: the state that --resume restores
+    RUN_DIR.in_progress/best.safetensors   the weights of the best epoch so far
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _PROGRESS = "progress"
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """Progress of a run.
 
     Attributes:
-        stage: Stages that are over.
-        stage_step: Steps of the stage that is under way.
-        steps: Steps of the run.
-        best: Best mean of the heads' macro-F1 on validation after an epoch; None before the first.
+        stage: Number of completed stages.
+        stage_step: Completed steps of the current stage.
+        steps: Completed steps of the run.
+        best: Highest mean macro-F1 of the heads on validation after an epoch; None before the first.
         seconds: Time spent training, in seconds.
         metrics_bytes: Size of the metrics file.
         scaler: State of the gradient scaler, for fp16.
@@ -61,14 +61,14 @@ def save_last(
     optimizer: torch.optim.Optimizer | None,
     accelerator: Accelerator,
 ) -> None:
-    """Writes everything that a resumed run needs; every process takes part, the main one writes.
+    """Writes the state that a resumed run requires. Every process must call it; the main process writes.
 
     Args:
         folder: The run's folder.
-        progress: How far the run has come.
-        module: Everything with weights that train.
-        optimizer: That of the stage under way; None between stages.
-        accelerator: The processes, whose random states go along.
+        progress: Progress of the run.
+        module: The module with all trained weights.
+        optimizer: The optimizer of the current stage; None between stages.
+        accelerator: The processes, whose random states are saved too.
     """
     tensors = {_MODULE + name: tensor for name, tensor in module.state_dict().items()}
     tensors |= _optimizer_tensors(optimizer) if optimizer else {}
@@ -83,20 +83,20 @@ def load_last(folder: Path, module: nn.Module) -> Progress | None:
 
     Args:
         folder: The run's folder.
-        module: What ``save_last`` was given; it takes the weights.
+        module: The module of ``save_last``; the call loads the weights into it.
 
     Returns:
-        The progress; None where no checkpoint was written yet.
+        The progress; None if there is no checkpoint yet.
 
     Raises:
-        ResumeError: The checkpoint is damaged, or of another model.
+        ResumeError: The checkpoint is damaged, or belongs to another model.
     """
     path = folder / LAST_NAME
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(_MODULE)]  # noqa: SIM118 - it is no dictionary
+            names = [name for name in file.keys() if name.startswith(_MODULE)]  # noqa: SIM118 - not a dictionary
             module.load_state_dict({name.removeprefix(_MODULE): file.get_tensor(name) for name in names})
             return Progress(**json.loads((file.metadata() or {})[_PROGRESS]))
     except (SafetensorError, RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
@@ -104,9 +104,9 @@ def load_last(folder: Path, module: nn.Module) -> Progress | None:
 
 
 def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Gives an optimizer the state that the last checkpoint has of it."""
+    """Loads the optimizer state of the last checkpoint into an optimizer."""
     with safe_open(folder / LAST_NAME, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - it is no dictionary
+        for name in file.keys():  # noqa: SIM118 - not a dictionary
             if name.startswith(_OPTIMIZER):
                 number, key = name.removeprefix(_OPTIMIZER).split(".")
                 parameter = _parameters(optimizer)[int(number)]
@@ -114,7 +114,7 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
 
 
 def restore_random_states(folder: Path, accelerator: Accelerator) -> None:
-    """Sets this process's random generators as they were at the last checkpoint."""
+    """Restores this process's random number generators to their states at the last checkpoint."""
     with safe_open(folder / LAST_NAME, framework="pt") as file:
         for name in _random_states(accelerator):
             state = file.get_tensor(_RANDOM + name)[accelerator.process_index]
@@ -125,14 +125,14 @@ def restore_random_states(folder: Path, accelerator: Accelerator) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file in the place of the one that may be there, in one go and to the disk."""
+    """Writes a safetensors file durably, and replaces an existing one atomically."""
     partial = path.with_name(path.name + ".partial")
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial, metadata)
     replace_file(partial, path)
 
 
 def replace_file(partial: Path, path: Path) -> None:
-    """Gives a file that was written under another name its own, once it is on the disk."""
+    """Renames a file to its final name after its content has reached the disk."""
     sync(partial)
     partial.replace(path)
     sync(path.parent)
@@ -147,7 +147,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
         f"{_OPTIMIZER}{number}.{key}": value
         for number, parameter in enumerate(_parameters(optimizer))
-        # A parameter that did not train yet has none.
+        # A parameter that has not trained yet has no state.
         for key, value in state.get(parameter, {}).items()
     }
 

@@ -1,13 +1,13 @@
-"""The folder of a run that is under way, beside the run directory that it will become.
+"""Folders of runs in progress, beside the run directories that they will become.
 
 ::
 
-    RUN_DIR.unfinished/identity.json         what the run was started with; a resumed one must be started with the same
-                       last.safetensors      checkpoint.py
-                       best.safetensors
-                       base_embeddings.npy   distillation.py
-                       metrics.jsonl         metrics.py
-                       trackers/             what accelerate's trackers write
+    RUN_DIR.in_progress/identity.json         inputs of the run; a resumed run must have the same
+                        last.safetensors      checkpoint.py
+                        best.safetensors
+                        base_embeddings.npy   loop/distillation.py
+                        metrics.jsonl         loop/training_log.py
+                        trackers/             files of accelerate's trackers
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from .checkpoint import LAST_NAME
 
 IDENTITY_NAME = "identity.json"
 
-# What to do with an unfinished run: go on with it, discard it, or refuse to choose.
-Unfinished = Literal["resume", "restart", "refuse"]
+# Action for an existing run in progress: resume it, discard it and restart, or raise an error.
+ResumePolicy = Literal["resume", "restart", "refuse"]
 Identity = dict[str, Any]
 
 
-def unfinished_path(destination: Path) -> Path:
-    """The folder of a run that is under way, by its run directory."""
+def in_progress_path(destination: Path) -> Path:
+    """Returns the folder of a run in progress, from the path of its run directory."""
     target = destination.resolve()
-    return target.with_name(target.name + ".unfinished")
+    return target.with_name(target.name + ".in_progress")
 
 
 @contextmanager
-def unfinished_run(destination: Path, identity: Identity, policy: Unfinished) -> Iterator[Path]:
-    """The folder of a run that is under way; it is deleted when the block ends well and stays when not.
+def in_progress_run(destination: Path, identity: Identity, policy: ResumePolicy) -> Iterator[Path]:
+    """Opens the folder of a run in progress; deletes it if the block succeeds and keeps it if the block raises.
 
     Args:
         destination: The run directory.
-        identity: What decides about the weights that come out: configuration, data, steps, processes.
-        policy: What to do with an unfinished run that is there.
+        identity: Every input that affects the trained weights: configuration, data, steps, processes.
+        policy: Action for an existing run in progress.
 
     Raises:
-        ResumeError: Another process is training into it; or it is there and nobody said what to do with it; or it was
-            started with something else; or it cannot be written.
+        ResumeError: Another process uses the folder; or a run in progress exists and the policy is ``refuse``; or its
+            identity differs; or the folder cannot be written.
     """
-    folder = unfinished_path(destination)
-    _require_own(folder)
+    folder = in_progress_path(destination)
+    _require_replaceable(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / IDENTITY_NAME).open("a+", encoding="utf-8")
@@ -67,12 +67,13 @@ def unfinished_run(destination: Path, identity: Identity, policy: Unfinished) ->
     shutil.rmtree(folder)
 
 
-def _prepare(folder: Path, identity: Identity, policy: Unfinished) -> None:
+def _prepare(folder: Path, identity: Identity, policy: ResumePolicy) -> None:
     path = folder / IDENTITY_NAME
     if (folder / LAST_NAME).exists():
         if policy == "refuse":
-            mend = "go on with it with --resume, or discard it with --restart"
-            raise ResumeError(folder, f"holds a run that is not finished: {mend}")
+            raise ResumeError(
+                folder, "contains a run in progress: continue it with --resume, or discard it with --restart"
+            )
         if policy == "resume":
             _require_same(folder, _read(path), identity)
             return
@@ -82,13 +83,13 @@ def _prepare(folder: Path, identity: Identity, policy: Unfinished) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Empties a folder but for what says whose it is; the checkpoint goes first, the rest means nothing without it."""
+    """Empties a folder except for its identity. The checkpoint is deleted first: without it the rest is unused."""
     (folder / LAST_NAME).unlink(missing_ok=True)
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name != IDENTITY_NAME:
-            entry.unlink()
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != IDENTITY_NAME:
+            path.unlink()
 
 
 def _read(path: Path) -> Identity:
@@ -98,33 +99,35 @@ def _read(path: Path) -> Identity:
         raise ResumeError(path, f"cannot be read ({error}); start again with --restart") from None
 
 
-def _require_own(folder: Path) -> None:
-    """Refuses a folder that something else made: what is in it may be deleted."""
+def _require_replaceable(folder: Path) -> None:
+    """Rejects a folder that training did not create, because its content may be deleted."""
     if folder.exists() and not (folder / IDENTITY_NAME).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ResumeError(folder, "exists and is no unfinished run; it was left untouched. Choose another --output-dir")
+        raise ResumeError(
+            folder, "exists and is not a run in progress; it was left untouched. Choose another --output-dir"
+        )
 
 
 def _lock(stream: IO[str], folder: Path) -> None:
-    """Keeps other processes out until the file is closed or this process ends, however it ends."""
+    """Locks the folder until the file is closed or this process ends, for whatever reason."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        reason = "another process is training into it; wait for it, or choose another --output-dir"
+        reason = "another process is training in it; wait for it, or choose another --output-dir"
         raise ResumeError(folder, reason) from None
 
 
 def _require_same(folder: Path, before: Identity, now: Identity) -> None:
     if found := difference(before, now):
-        raise ResumeError(folder, f"was started with {found}: start as before, or discard it with --restart")
+        raise ResumeError(folder, f"was started with {found}: use the same inputs, or discard it with --restart")
 
 
 def difference(before: Identity, now: Identity, prefix: str = "") -> str | None:
-    """The first thing that two starts of a run differ in, with both values; None where they are the same.
+    """Describes the first field that differs between two identities, with both values; None if they are equal.
 
     Args:
-        before: What a run was started with.
-        now: What this start has.
-        prefix: What the names of its fields begin with.
+        before: Identity of the existing run.
+        now: Identity of this start.
+        prefix: Prefix of the field names in the description.
     """
     for key in {**before, **now}:
         old, new = before.get(key), now.get(key)

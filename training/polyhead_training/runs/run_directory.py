@@ -1,16 +1,16 @@
-"""Run directories: written whole or not at all, and read back.
+"""Run directories: written atomically, and loaded by the export.
 
 ::
 
     run.json         name, heads with their ordered labels, the resolved configuration, versions
     model/           config.json and model.safetensors
     tokenizer.json   padding and truncation off
-    metrics.jsonl    one JSON object a line for each logged step and each epoch
-    data.json        what was found out about the rows before training
+    metrics.jsonl    one JSON object per line for each logged step and each epoch
+    data.json        data quality report
     evaluation.json  scores by split and head
-    report.html      all of it for people
+    report.html      training report
     README.md        the model card
-    trackers/        what the configured trackers wrote
+    trackers/        files of the configured trackers
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ EVALUATION_NAME = "evaluation.json"
 _RUN_NAME = "run.json"
 _MODEL_NAME = "model"
 _TOKENIZER_NAME = "tokenizer.json"
-_OWN_NAMES = frozenset(
+_RUN_FILES = frozenset(
     {
         _RUN_NAME,
         _TOKENIZER_NAME,
@@ -62,11 +62,11 @@ _PACKAGES = ("accelerate", "polyhead", "safetensors", "tokenizers", "torch", "tr
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory that was read back.
+    """A loaded run directory.
 
     Attributes:
         path: The directory.
-        content: What ``run.json`` says.
+        content: The content of ``run.json``.
         model: The model, in evaluation mode, on the CPU.
     """
 
@@ -81,30 +81,30 @@ class Run:
 
     @property
     def heads(self) -> list[dict[str, Any]]:
-        """The heads, in order: ``name``, ``kind``, ``labels``, ``temperature``, ``threshold``."""
+        """The heads, in order, each with ``name``, ``kind``, ``labels``, ``temperature`` and ``threshold``."""
         return list(self.content["heads"])
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer's file."""
+        """Path of ``tokenizer.json``."""
         return self.path / _TOKENIZER_NAME
 
 
 @contextmanager
 def staged_run(destination: Path) -> Iterator[Path]:
-    """A folder to write a run into, which becomes ``destination`` when the block ends well and vanishes when not.
+    """Opens a staging folder that becomes ``destination`` if the block succeeds and is deleted if it raises.
 
     Args:
-        destination: The run directory. A run that stands there already is replaced, as long as nothing but a run's
-            own files is with it; anything else is not.
+        destination: The run directory. An existing run directory is replaced if it contains only the files of a run;
+            any other directory is an error.
 
     Yields:
         An empty folder beside ``destination``.
 
     Raises:
-        RunError: ``destination`` exists and is not a run, or its parent cannot be written to.
+        RunError: ``destination`` exists and is not a run directory, or its parent is not writable.
     """
-    # A link's target is what gets replaced, and "." has no name to put a temporary one beside.
+    # Resolved because the target of a link is what gets replaced, and because "." has no name.
     target = destination.resolve()
     require_replaceable(target)
     with ExitStack() as stack:
@@ -115,7 +115,7 @@ def staged_run(destination: Path) -> Iterator[Path]:
         yield staging
         staging.chmod(0o755)
         sync_tree(staging)
-        # Training takes hours, in which somebody may have put something there.
+        # Checked again: files may have appeared there while training took hours.
         require_replaceable(target)
         replace_directory(staging, target)
 
@@ -131,7 +131,7 @@ def write_run(
     thresholds: Mapping[str, float | None] = {},
     identity: Mapping[str, Any] = {},
 ) -> None:
-    """Writes what the export needs: ``run.json``, the model, the tokenizer.
+    """Writes the files that the export requires: ``run.json``, the model, the tokenizer.
 
     Args:
         folder: A folder from ``staged_run``.
@@ -139,9 +139,9 @@ def write_run(
         heads: The heads with their labels.
         model: The model.
         tokenizer: Its tokenizer, with padding and truncation off.
-        temperatures: What each head's logits are divided by, by its name; 1 when absent.
-        thresholds: Probability from which on a sigmoid head answers its second label, by its name; 0.5 when absent.
-        identity: What the run was started with besides the configuration.
+        temperatures: Divisors of the heads' logits, by head name. Default: 1.
+        thresholds: Minimum probability of the second label of a sigmoid head, by head name. Default: 0.5.
+        identity: Inputs of the run besides the configuration.
     """
     model.save_pretrained(folder / _MODEL_NAME)
     tokenizer.save(str(folder / _TOKENIZER_NAME))
@@ -169,16 +169,16 @@ def write_run(
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes JSON for people and programs: indented, in UTF-8."""
+    """Writes indented JSON in UTF-8."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def stored_identity(destination: Path, keys: Iterable[str]) -> dict[str, Any] | None:
-    """What the complete run in a directory was started with; None where there is none.
+    """Returns the identity of the complete run in a directory; None if there is none.
 
     Args:
         destination: The run directory.
-        keys: The parts of it that are asked for; one that the run does not know is None.
+        keys: Keys of the identity; the value of a key that the run lacks is None.
     """
     try:
         content = _read_content(destination)
@@ -188,13 +188,13 @@ def stored_identity(destination: Path, keys: Iterable[str]) -> dict[str, Any] | 
 
 
 def load_run(path: Path) -> Run:
-    """Reads a run directory.
+    """Loads a run directory.
 
     Args:
-        path: What ``polyhead-train`` wrote.
+        path: A directory that ``polyhead-train`` wrote.
 
     Raises:
-        RunError: It is not a run directory, of an unknown format version, or one of its files is missing or damaged.
+        RunError: It is not a run directory, has an unknown format version, or one of its files is missing or damaged.
     """
     content = _read_content(path)
     if not (path / _TOKENIZER_NAME).is_file():
@@ -202,30 +202,30 @@ def load_run(path: Path) -> Run:
     folder = path / _MODEL_NAME
     try:
         model = load_model(folder)
-    # Damaged weights raise whatever the library at fault calls it.
+    # Each library has its own exception classes for damaged files.
     except Exception as error:
         raise RunError(folder, f"cannot be loaded ({error}); train again") from error
     return Run(path=path, content=content, model=model)
 
 
 def require_replaceable(destination: Path) -> None:
-    """Refuses to write over anything but a run. Replacing deletes: so everything there must be a run's own.
+    """Rejects a destination with files that training did not write, because replacing it would delete them.
 
     Args:
-        destination: Where a run directory is to be written, with links resolved.
+        destination: The future run directory, with links resolved.
 
     Raises:
-        RunError: Something else is there.
+        RunError: The destination exists and is not a run directory, or contains other files.
     """
     if not destination.exists():
         return
-    mend = "it was left untouched. Choose another --output-dir"
+    hint = "it was left untouched. Choose another --output-dir"
     if not (destination / _RUN_NAME).is_file():
-        raise RunError(destination, f"exists and is not a run; {mend}")
+        raise RunError(destination, f"exists and is not a run directory; {hint}")
     names = {path.relative_to(destination).as_posix() for path in destination.rglob("*")}
     names = {name for name in names if not name.startswith(f"{TRACKERS_NAME}/")}
-    if strangers := sorted(names - _OWN_NAMES):
-        raise RunError(destination, f"holds {strangers[0]!r}, which is no part of a run; {mend}")
+    if unexpected := sorted(names - _RUN_FILES):
+        raise RunError(destination, f"contains {unexpected[0]!r}, which is not part of a run; {hint}")
 
 
 def _read_content(path: Path) -> dict[str, Any]:
@@ -235,12 +235,10 @@ def _read_content(path: Path) -> dict[str, Any]:
     except OSError:
         raise RunError(path, f"is not a run directory: it has no {_RUN_NAME}; polyhead-train writes one") from None
     except ValueError as error:
-        raise RunError(file, f"is not JSON: {error}") from None
+        raise RunError(file, f"is not valid JSON: {error}") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
-        raise RunError(
-            file, f"has format_version {version!r}; this release reads {FORMAT_VERSION}: train again with it"
-        )
+        raise RunError(file, f"has format_version {version!r}; this release requires {FORMAT_VERSION}: train again")
     missing = [key for key in ("name", "heads", "config") if key not in content]
     if missing:
         raise RunError(file, f"has no field {missing[0]!r}; train again")
