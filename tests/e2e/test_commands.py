@@ -86,8 +86,8 @@ def test_demo_model_is_far_better_than_the_majority_baseline(demo_run: Path) -> 
 def test_loading_on_onnxruntime_imports_no_torch(demo_bundle: Path) -> None:
     program = (
         "import sys; from pathlib import Path; import polyhead_server.lifecycle.server;"
-        "from polyhead_server.inference.model import load; from polyhead_server.settings import Settings;"
-        "model = load(Settings(bundle=Path(sys.argv[1])));"
+        "from polyhead_server.inference.model import load_model; from polyhead_server.settings import Settings;"
+        "model = load_model(Settings(bundle=Path(sys.argv[1])));"
         "assert model.engine.runtime.engine == 'onnx';"
         "print(sorted({'torch', 'transformers', 'polyhead_training'} & set(sys.modules)))"
     )
