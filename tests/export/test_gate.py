@@ -89,16 +89,12 @@ def test_graph_with_shifted_output_fails_by_that_amount(tmp_path: Path, model: P
     checks = gate.measure(path, model, GOLDEN, HEADS)
     assert _failed(checks) == {"difference.logits"}
     assert _values(checks)["difference.logits"] == pytest.approx(2e-4, rel=0.01)
-    with pytest.raises(
-        ValuesError, match=r"fp32 failed its gate: difference.logits is 0\.0002 \(limit 0\.0001\)"
-    ):
+    with pytest.raises(ValuesError, match=r"fp32 failed its gate: difference.logits is 0\.0002 \(limit 0\.0001\)"):
         gate.require_passed("fp32", checks)
 
 
 @pytest.mark.parametrize("output", ["logits", "sentiment_logits"])
-def test_label_disagreement_is_counted(
-    tmp_path: Path, model: PolyheadModel, graph_file: Path, output: str
-) -> None:
+def test_label_disagreement_is_counted(tmp_path: Path, model: PolyheadModel, graph_file: Path, output: str) -> None:
     counts = []
     for amount in (-100, 100):
         path = _shifted(graph_file, tmp_path / "model.onnx", output, amount)
