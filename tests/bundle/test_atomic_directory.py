@@ -58,6 +58,14 @@ def test_folders_of_a_running_writer_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "file").read_text() == "new"
 
 
+def test_folder_of_a_killed_writer_is_removed_beside_a_running_one(tmp_path: Path) -> None:
+    with staging_folder(tmp_path / "run") as staging:
+        previous = write_directory(staging.with_name(staging.name + ".old"), "old")
+        write_directory(tmp_path / ".run.tmp-zzzzzzzz", "half")
+        recover(tmp_path / "run")
+        assert list_names(tmp_path) == sorted([staging.name, previous.name])
+
+
 def test_other_directories_are_kept(tmp_path: Path) -> None:
     kept = [".other.tmp-abcdefgh", ".run.tmp-a.tmp-abcdefgh", ".run.tmp-other", "run.tmp-abcdefgh"]
     for name in kept:

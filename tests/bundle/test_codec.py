@@ -23,7 +23,23 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "number for a string": (lambda d: d.update(name=1), "bundle.json.name: 1 has the wrong type"),
     "true for a number": (lambda d: d.update(max_tokens=True), "bundle.json.max_tokens: True has the wrong type"),
     "number beyond a float": (lambda d: d["heads"][0].update(temperature=10**400), "too large"),
-    "unknown kind of head": (lambda d: d["heads"][0].update(kind="softplus"), "'softplus' is not one of"),
+    "unknown kind of head": (
+        lambda d: d["heads"][0].update(kind="softplus"),
+        r"bundle\.json\.heads\[0\]\.kind: 'softplus' is not one of",
+    ),
+    "string inside an array": (
+        lambda d: d["variants"]["fp32"]["gate"][0].update(value="1"),
+        r"bundle\.json\.variants\.fp32\.gate\[0\]\.value: '1' has the wrong type",
+    ),
+    "object for an array": (lambda d: d.update(inputs={}), r"bundle\.json\.inputs: {} has the wrong type"),
+    "array for a map": (lambda d: d.update(files=[]), r"bundle\.json\.files: \[\] has the wrong type"),
+    "array for an object": (lambda d: d.update(embedding=[]), r"bundle\.json\.embedding: \[\] has the wrong type"),
+    "fraction for a dimension": (
+        lambda d: d["outputs"][0].update(dims=[0.5]),
+        r"bundle\.json\.outputs\[0\]\.dims\[0\]: 0\.5 has the wrong type",
+    ),
+    "first lone surrogate": (lambda d: d.update(name="\ud800"), r"bundle\.json\.name: .* is not valid Unicode text"),
+    "last lone surrogate": (lambda d: d.update(name="\udfff"), r"bundle\.json\.name: .* is not valid Unicode text"),
     "parent folder": (
         lambda d: d["files"].update({"../x": d["files"]["model.onnx"]}),
         "'../x' is not a valid file name",
