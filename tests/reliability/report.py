@@ -44,7 +44,7 @@ Damaged checkpoints, and training that ends abruptly at chosen steps: `tests/tra
 the two renames by which a directory is replaced: `tests/bundle/test_atomic_directory.py`. Damaged, forged and half-written
 bundles: `tests/bundle/test_corrupt_bundles.py`; manifests that Hypothesis makes: `tests/bundle/test_codec.py`.
 Certificates and keys that are wrong, expired, missing or replaced under load: `tests/e2e/test_security.py`, with a
-table in [security.md](security.md). Rubbish in messages, field by field: `tests/server/rpc/test_request_decoder.py`."""
+table in [Security](guides/security.md#authentication). Rubbish in messages, field by field: `tests/server/rpc/test_request_decoder.py`."""
 
 
 def _summary(report: Mapping[str, Any], good: int) -> str:

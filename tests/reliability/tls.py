@@ -37,7 +37,7 @@ _NEVER_ANSWERED = {"plain text", "a client that trusts another authority"}
 
 
 class Try(NamedTuple):
-    """What a client comes with, and how its call is to end; docs/security.md has the table."""
+    """What a client comes with, and how its call is to end; docs/guides/security.md has the table."""
 
     tls: Tls | None
     key: str | None
