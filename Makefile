@@ -17,7 +17,7 @@ STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto train export serve test check bench reliability lint format types contracts lint-proto lint-deploy package supply audit lock docs compare clean
+.PHONY: help setup proto train export serve test check bench reliability lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs compare clean
 
 help:  ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,13 +64,20 @@ test: setup  ## run the tests
 
 check: lint types contracts test package supply audit docs  ## everything that CI runs
 
-lint: setup lint-proto lint-deploy  ## ruff, buf on the contract, what reads the files in deploy/, no conflict left
+lint: setup lint-proto lint-deploy lint-workflow  ## code, protocol, deployment files, workflow, vocabulary, conflict markers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tests.support.vocabulary
 	! git grep -nIE '^\s*((<{7}|>{7}|\|{7}) |={7}$$)'
 
 lint-proto: setup
 	$(BIN)/python proto/generate.py --lint
+
+# actionlint knows more than the schema does, and is no Python package that installs without a download of its own.
+lint-workflow: setup
+	$(BIN)/yamllint --strict --config-file .yamllint.yaml .github .pre-commit-config.yaml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/ci.yml
+	if command -v actionlint > /dev/null; then actionlint; fi
 
 lint-deploy: setup
 	sh deploy/lint.sh $(BIN)
@@ -110,7 +117,7 @@ lock: setup  ## write the locks with hashes anew, after a change of pyproject.to
 
 docs: setup  ## build the pages and the reference into build/site; a broken link or name is an error
 	$(BIN)/python -m proto.reference docs/reference/protocol.md
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/site
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs build/site
 
 # About an hour on two cores, which nothing else may use meanwhile.
 bench: $(BUNDLE)/bundle.json  ## measure the server against the onnxruntime upper bound; writes docs/benchmarks.md
@@ -131,7 +138,7 @@ compare: $(BUNDLE)/bundle.json  ## install other servers, each in its own enviro
 	$(BIN)/python -m bench.comparison.compare --bundle $(BUNDLE) --output bench/results/comparison.json
 	$(BIN)/python -m bench.report.page
 
-format: setup  ## let ruff format and mend
+format: setup  ## let ruff format and fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
