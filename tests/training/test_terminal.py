@@ -27,7 +27,7 @@ def test_table_shows_markup_and_emoji_codes_literally() -> None:
 def test_progress_bar_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str], enabled: bool) -> None:
     with progress_bar("stage [one]", "steps", 3, completed=1, enabled=enabled) as advance:
         advance("loss 0.5")
-        advance()
+        advance("")
     assert capsys.readouterr() == ("", "")
 
 

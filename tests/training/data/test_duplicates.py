@@ -74,3 +74,17 @@ def test_empty_and_short_texts_have_no_near_duplicates(first: list[str], second:
 def test_signature_does_not_depend_on_the_other_texts() -> None:
     texts = [sentence(seed) for seed in range(20)]
     assert (signatures(texts)[7] == signatures([texts[7]])[0]).all()
+
+
+def test_texts_of_one_template_are_compared_with_a_bounded_number_of_candidates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[str] = []
+
+    def count(first: str, second: str) -> bool:
+        compared.append(first)
+        return False
+
+    monkeypatch.setattr("polyhead_training.data.duplicates._near", count)
+    assert near([sentence(1)] * 1000, [f"{sentence(1)} zebra"]) == []
+    assert len(compared) == 64

@@ -151,3 +151,9 @@ def test_terminal_lines_cover_each_head_and_warning() -> None:
     lines = [line for message in report.lines() for line in message.splitlines()]
     assert any(line.startswith("train") and "topic" in line and "app 50.0%, billing 50.0%" in line for line in lines)
     assert [line for line in lines if line.startswith("warning: ")] == [f"warning: {line}" for line in report.warnings]
+
+
+def test_many_truncated_texts_are_a_warning() -> None:
+    few, many = (describe([(f"text {n}", APP) for n in range(10)], tokens=[5] * (10 - n) + [50] * n) for n in (1, 2))
+    assert "20% of the texts are truncated" in warning(many, "truncated")
+    assert not any("truncated" in line for line in few.warnings)
