@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from .processes import served
 from .resource_abuse import probing
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
 _STALL_MS = 20.0
@@ -44,20 +44,20 @@ def families(characters: int) -> Mapping[str, str]:
     }
 
 
-@case(
+@scenario(
     "hostile texts",
     fault="texts of 10 MB, and 16 families of hostile texts of 100 to 1,000,000 characters",
     expected=f"the same answers as offline; the event loop stalls for at most {_STALL_MS:g} ms",
     timed=True,
 )
-async def hostile_texts(place: Place) -> Verdict:
+async def hostile_texts(context: Context) -> Verdict:
     """Stalls are seen from outside, by the health service's answers: an upper bound."""
-    sizes = (100, 32_000, 1_000_000) if not place.quick else (100, 32_000)
+    sizes = (100, 32_000, 1_000_000) if not context.quick else (100, 32_000)
     texts = {f"{name}, {size:,}": text for size in sizes for name, text in families(size).items()}
     texts |= {f"{name}, 10 MB": _ten_mb(text) for name, text in families(10_000_000).items() if name in _TEN_MB}
     stalls: dict[str, float] = {}
     wrong: list[str] = []
-    async with served(place.bundle, place.folder) as (server, client):
+    async with served(context.bundle, context.folder) as (server, client):
         async with probing(server, "--health") as ask:
             await asyncio.sleep(5.0)
             rest = await ask()
@@ -67,14 +67,14 @@ async def hostile_texts(place: Place) -> Verdict:
                     (answer,) = await client.analyze([text], deadline_s=60)
                     await asyncio.sleep(0.02)
                     stalls[name] = min(stalls[name], (await ask())["most_ms"])
-                    if answer.result is None or place.offline.judge(text, answer.result) != "right":
+                    if answer.result is None or context.reference_answers.judge(text, answer.result) != "right":
                         wrong.append(name)
-        traffic = Traffic(place.offline, place.texts)
+        traffic = Traffic(context.reference_answers, context.texts)
         async with traffic.flowing([client]):
             await traffic.flow_until(100)
     worst = max(stalls, key=lambda name: stalls[name])
     ten = max(value for name, value in stalls.items() if name.endswith("MB"))
-    forged = place.offline.judge("another text", answer.unwrap())
+    forged = context.reference_answers.judge("another text", answer.unwrap())
     return Verdict(
         seen=f"{len(texts)} texts: {len(wrong)} answered wrongly{': ' if wrong else ''}{', '.join(wrong)}; the longest "
         f"wait for the health service {stalls[worst]:.1f} ms ({worst}), {ten:.1f} ms beside 10 MB; at rest "

@@ -15,25 +15,25 @@ from polyhead_client import PolyheadError
 from bench.harness.servers import free_port, metric
 
 from .processes import served, start
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
 
-@case(
+@scenario(
     "passed deadlines",
     fault="a server that stands still until the deadline of everything that it accepted has passed",
     expected="only what was computed before it stood still was computed: nothing of the rest",
     timed=True,
 )
-async def passed_deadlines(place: Place) -> Verdict:
+async def passed_deadlines(context: Context) -> Verdict:
     """SIGSTOP, and what the server's own metrics say it computed. The control: without a deadline all is computed."""
-    rounds = place.many(10, 3)
+    rounds = context.scaled(10, 3)
     text = "word " * 120
     found: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
     metrics = f"127.0.0.1:{free_port()}"
     # More texts than 0.1 s is enough for, in small passes, of which those that have begun go on.
     items, flags = 64, ("--metrics-listen", metrics, "--max-batch-tokens", "256")
-    async with served(place.bundle, place.folder, *flags) as (server, client):
+    async with served(context.bundle, context.folder, *flags) as (server, client):
         await asyncio.gather(*(client.analyze([text] * 8) for _ in range(4)))
         for number in range(2 * rounds):
             has_deadline = number % 2 == 0
@@ -64,22 +64,22 @@ async def passed_deadlines(place: Place) -> Verdict:
     )
 
 
-@case(
+@scenario(
     "cancels at every stage",
     fault="calls that are cancelled after 0 to 400 ms: unread, while they wait, in their pass, on the way back",
     expected="nothing of them stays in the server, and calls beside them are answered",
 )
-async def cancels_at_every_stage(place: Place) -> Verdict:
+async def cancels_at_every_stage(context: Context) -> Verdict:
     """The control: calls that are running are seen by the same measure."""
-    calls = place.many(3_000, 300)
+    calls = context.scaled(3_000, 300)
     rng = random.Random(0)
     metrics = f"127.0.0.1:{free_port()}"
-    traffic = Traffic(place.offline, place.texts)
+    traffic = Traffic(context.reference_answers, context.texts)
     cancelled = finished = 0
-    async with served(place.bundle, place.folder, "--metrics-listen", metrics) as (_, client):
+    async with served(context.bundle, context.folder, "--metrics-listen", metrics) as (_, client):
         async with traffic.flowing([client], calls=1, items=1, streams=1):
             for _ in range(calls // 20):
-                tasks = [asyncio.create_task(client.analyze(rng.choices(place.texts, k=4))) for _ in range(20)]
+                tasks = [asyncio.create_task(client.analyze(rng.choices(context.texts, k=4))) for _ in range(20)]
                 for task in tasks:
                     await asyncio.sleep(rng.uniform(0, 0.02))
                     task.cancel()
@@ -89,7 +89,7 @@ async def cancels_at_every_stage(place: Place) -> Verdict:
             during = await _metric(metrics, "polyhead_requests_running")
         await asyncio.sleep(1.0)
         # A pass after all of them, so that what is told of the queue is of now.
-        await client.analyze(place.texts[:1])
+        await client.analyze(context.texts[:1])
         left = [await _metric(metrics, name) for name in ("polyhead_requests_running", "polyhead_queued_items")]
     return Verdict(
         seen=f"{cancelled:,} calls cancelled, {finished} finished first; {left[0]} calls and {left[1]} texts are left; "
@@ -111,26 +111,26 @@ async def _metric(metrics: str, name: str) -> int:
     return int(await asyncio.to_thread(metric, metrics, name))
 
 
-@case(
+@scenario(
     "bundle overwritten",
     fault="the files of the bundle overwritten, cut and removed while it is served",
     expected="answers stay what they are; a start on what is left is refused",
 )
-async def bundle_overwritten(place: Place) -> Verdict:
+async def bundle_overwritten(context: Context) -> Verdict:
     """The control is the start: the damage is real."""
-    copy = place.folder / "bundle"
-    shutil.copytree(place.bundle, copy)
-    traffic = Traffic(place.offline, place.texts)
+    copy = context.folder / "bundle"
+    shutil.copytree(context.bundle, copy)
+    traffic = Traffic(context.reference_answers, context.texts)
     moments: list[float] = []
-    async with served(copy, place.folder) as (_, client), traffic.flowing([client]):
+    async with served(copy, context.folder) as (_, client), traffic.flowing([client]):
         await traffic.flow_until(100)
         for damage in (_overwrite, _cut, _remove):
             moments.append(time.monotonic())
             await asyncio.to_thread(damage, copy)
             await traffic.flow_until(100)
-    shutil.copytree(place.bundle, copy, dirs_exist_ok=True)
+    shutil.copytree(context.bundle, copy, dirs_exist_ok=True)
     _overwrite(copy)
-    again = start(copy, place.folder / "again.log")
+    again = start(copy, context.folder / "again.log")
     code = await asyncio.to_thread(again.process.wait, 60)
     return Verdict(
         seen=f"{len(traffic.requests):,} items: {traffic.bad()} without a right answer",
@@ -162,18 +162,18 @@ def _remove(bundle: Path) -> None:
         path.unlink()
 
 
-@case(
+@scenario(
     "texts larger than a pass",
     fault="texts of 128 tokens for a server whose passes hold 16",
     expected="each goes alone and is answered rightly",
 )
-async def texts_larger_than_a_pass(place: Place) -> Verdict:
+async def texts_larger_than_a_pass(context: Context) -> Verdict:
     """The control: a client that refuses truncation is refused, so they are as long as they should be."""
-    texts = ["word " * 200 + text for text in place.texts[:20]] + place.texts[:20]
-    traffic = Traffic(place.offline, texts)
-    async with served(place.bundle, place.folder, "--max-batch-tokens", "16") as (_, client):
+    texts = ["word " * 200 + text for text in context.texts[:20]] + context.texts[:20]
+    traffic = Traffic(context.reference_answers, texts)
+    async with served(context.bundle, context.folder, "--max-batch-tokens", "16") as (_, client):
         async with traffic.flowing([client]):
-            await traffic.flow_until(place.many(500, 100))
+            await traffic.flow_until(context.scaled(500, 100))
         refused = await client.analyze(texts[:20], truncation="error")
     reasons = [one.error.reason for one in refused if one.error]
     return Verdict(

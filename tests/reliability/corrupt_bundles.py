@@ -25,7 +25,7 @@ from bench.server.throughput import HERE
 from .processes import running
 from .reference_answers import version
 from .restarts_and_reloads import point
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
 _RELOAD_S = 60.0
@@ -34,23 +34,23 @@ _SLOW_S = 10.0
 _GRAPH = "model.int8.onnx"
 
 
-@case(
+@scenario(
     "damaged bundles",
     fault="the bundle behind a link replaced by damaged and by foreign ones of 12 kinds, then a reload, under load",
     expected="each is refused with its reason, no item fails, the old model answers on; a good one is taken after them",
 )
-async def damaged_bundles(place: Place) -> Verdict:
+async def damaged_bundles(context: Context) -> Verdict:
     """Reloads by the admin service, which says why not. The control: a good bundle does take over."""
-    kinds = dict(list(KINDS.items())[:: place.many(1, 6)])
-    link = place.folder / "served"
-    point(link, place.bundle)
+    kinds = dict(list(KINDS.items())[:: context.scaled(1, 6)])
+    link = context.folder / "served"
+    point(link, context.bundle)
     admin = f"127.0.0.1:{free_port()}"
-    old, new = place.offline.versions
-    traffic = Traffic(place.offline, place.texts)
+    old, new = context.reference_answers.versions
+    traffic = Traffic(context.reference_answers, context.texts)
     taken: list[str] = []
     moments: list[float] = []
     async with (
-        running(link, place.folder, "--admin-listen", admin) as server,
+        running(link, context.folder, "--admin-listen", admin) as server,
         AsyncClient(server.target) as client,
         grpc.aio.insecure_channel(admin) as channel,
         traffic.flowing([client]),
@@ -58,14 +58,14 @@ async def damaged_bundles(place: Place) -> Verdict:
         stub: Any = admin_service_pb2_grpc.AdminServiceStub(channel)
         for kind, (damage, reason) in kinds.items():
             await traffic.flow_until(100)
-            with tempfile.TemporaryDirectory(dir=place.folder) as folder:
-                point(link, damage(Path(shutil.copytree(place.bundle, Path(folder) / "damaged"))))
+            with tempfile.TemporaryDirectory(dir=context.folder) as folder:
+                point(link, damage(Path(shutil.copytree(context.bundle, Path(folder) / "damaged"))))
                 moments.append(time.monotonic())
                 if reason not in await _refusal(stub) or await _serving(client) != old:
                     taken.append(kind)
         await traffic.flow_until(100)
         by_others = sum(one.version != old for one in traffic.requests if one.outcome == "right")
-        point(link, place.other)
+        point(link, context.other)
         good_refused = await _refusal(stub)
         replaced = await _serving(client) == new
         await traffic.flow_until(100)
@@ -81,15 +81,15 @@ async def damaged_bundles(place: Place) -> Verdict:
     )
 
 
-@case(
+@scenario(
     "fuzzed bundles",
     fault="manifests and tokenizer files that Hypothesis changed anywhere, with every hash made right again",
     expected="the server refuses each with a line, or its model answers the golden texts; nothing else, and no waiting",
 )
-async def fuzzed_bundles(place: Place) -> Verdict:
+async def fuzzed_bundles(context: Context) -> Verdict:
     """A process of its own loads them, as the server does. The control: the bundle as it was is not refused."""
-    command = ["-m", "faults.bundle_fuzz", str(place.bundle), str(place.folder / "fuzzed")]
-    examples = place.many(300, 15)
+    command = ["-m", "faults.bundle_fuzz", str(context.bundle), str(context.folder / "fuzzed")]
+    examples = context.scaled(300, 15)
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, "--examples", str(examples), cwd=HERE, stdout=asyncio.subprocess.PIPE
     )

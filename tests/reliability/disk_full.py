@@ -15,7 +15,7 @@ from bench.harness.servers import BIN
 from bench.training.resume import tiny
 
 from .interrupted_writes import CONFIG, STEPS, is_whole
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 
 _DISK_BYTES = 100_000_000
 # Nothing at all, and a first checkpoint but no second.
@@ -88,26 +88,26 @@ def _says_why(result: subprocess.CompletedProcess[str], disk: Path) -> bool:
     return result.returncode == 1 and named and "Traceback" not in result.stderr
 
 
-@case(
+@scenario(
     "full disk",
     fault="training and export on a small file system that gets full, in its output or its temporary directory",
     expected="exit code 1 and one line with the place and the mend; what stood there is whole; with room it goes on",
 )
-async def full_disk(place: Place) -> Verdict:
+async def full_disk(context: Context) -> Verdict:
     """The control: with room, the same commands do not fail."""
-    flags = ["--set", "training.checkpoint_steps=2", *tiny(place.folder / "backbone")]
-    with _disk(place.folder) as disk:
-        return await asyncio.to_thread(_fill_disk, place, disk, flags)
+    flags = ["--set", "training.checkpoint_steps=2", *tiny(context.folder / "backbone")]
+    with _disk(context.folder) as disk:
+        return await asyncio.to_thread(_fill_disk, context, disk, flags)
 
 
-def _fill_disk(place: Place, disk: _Disk, flags: list[str]) -> Verdict:
+def _fill_disk(context: Context, disk: _Disk, flags: list[str]) -> Verdict:
     run, target = disk.folder / "run", disk.folder / "bundle"
     training = ["polyhead-train", str(CONFIG), *flags, "--output-dir", str(run), "--max-steps"]
     export = ["polyhead-export", str(run), str(target)]
     # What is there before, made with room.
     failed = [disk.run(*training, STEPS).returncode != 0, disk.run(*export).returncode != 0]
     before = disk.content()
-    rooms, export_rooms = _TRAINING_ROOMS[place.many(0, 1) :], _EXPORT_ROOMS[place.many(0, 1) :]
+    rooms, export_rooms = _TRAINING_ROOMS[context.scaled(0, 1) :], _EXPORT_ROOMS[context.scaled(0, 1) :]
     ended = [disk.run(*training, "14", "--restart", room=room) for room in rooms]
     whole = [disk.content() == before]
     ended += [disk.run(*export, room=room, temporary=temporary) for room, temporary in export_rooms]

@@ -21,7 +21,7 @@ from polyhead_server.rpc.inference_service import NAME, InferenceService, handle
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.settings import Settings
 
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 
 _SECRET = "the secret of the engine"  # noqa: S105 - what must not reach a client
 _HANG_S = 2.0
@@ -100,20 +100,20 @@ _FAULTS: Mapping[str, tuple[Callable[[Outputs], Outputs], str]] = {
 }
 
 
-@case(
+@scenario(
     "broken engine",
     fault=f"an engine that {', '.join(_FAULTS)}",
     expected="items of such a pass are answered with INTERNAL and no word of why; those before and after it rightly",
 )
-async def broken_engine(place: Place) -> Verdict:
+async def broken_engine(context: Context) -> Verdict:
     """In this process; everything but the fault is real: model, service, gRPC, client."""
     counts: dict[str, Counter[str]] = {}
     told = False
-    async with _serving(place) as (engine, client):
+    async with _serving(context) as (engine, client):
         for name, (fault, _) in _FAULTS.items():
             for stage, present in (("before", None), ("during", fault), ("after", None)):
                 engine.fault = present
-                counts[f"{name}, {stage}"], secret = await _ask(place, client)
+                counts[f"{name}, {stage}"], secret = await _ask(context, client)
                 told = told or secret
         met = engine.met
     wanted = {f"{name}, during": outcome for name, (_, outcome) in _FAULTS.items()}
@@ -131,24 +131,24 @@ async def broken_engine(place: Place) -> Verdict:
     )
 
 
-async def _ask(place: Place, client: AsyncClient) -> tuple[Counter[str], bool]:
+async def _ask(context: Context, client: AsyncClient) -> tuple[Counter[str], bool]:
     """How items of calls and of a stream end, and whether anything told the secret."""
-    texts = place.texts[: place.many(20, 5)]
+    texts = context.texts[: context.scaled(20, 5)]
     answers = [*zip(texts, await client.analyze(texts, deadline_s=60), strict=True)]
     answers += [*zip(texts, [one async for one in client.stream(texts)], strict=True)]
     counts = Counter(
-        place.offline.judge(text, one.result) if one.result else one.error.code if one.error else "UNKNOWN"
+        context.reference_answers.judge(text, one.result) if one.result else one.error.code if one.error else "UNKNOWN"
         for text, one in answers
     )
     return counts, any(_SECRET in str(one.error) for _, one in answers)
 
 
 @contextlib.asynccontextmanager
-async def _serving(place: Place) -> AsyncIterator[tuple[FaultyEngine, AsyncClient]]:
+async def _serving(context: Context) -> AsyncIterator[tuple[FaultyEngine, AsyncClient]]:
     """A server in this process, and a client to it."""
     # It tells of each fault with a traceback: they are meant.
     logging.getLogger("polyhead_server").setLevel(logging.CRITICAL)
-    settings = Settings(bundle=place.bundle, device="cpu", max_batch_tokens=256)
+    settings = Settings(bundle=context.bundle, device="cpu", max_batch_tokens=256)
     model = await asyncio.to_thread(load_model, settings)
     engine, metrics = FaultyEngine(model), Metrics()
     pipeline = Pipeline(dataclasses.replace(model, engine=engine), settings, metrics.observe)

@@ -11,7 +11,7 @@ from bench.harness.texts import read
 _LANGUAGES = 10
 
 
-class NotRunError(Exception):
+class NotAvailableError(Exception):
     """What a fault program works on is not on this machine."""
 
 
@@ -36,7 +36,7 @@ def texts_by_language(each: int) -> Mapping[str, list[str]]:
     for row in read(_path("multilingual.jsonl.gz")):
         found.setdefault(row["label"], []).append(row["text"])
     if len(found) < _LANGUAGES or min(map(len, found.values())) < each:
-        raise NotRunError(f"there are not {each} texts in each of {_LANGUAGES} languages")
+        raise NotAvailableError(f"there are not {each} texts in each of {_LANGUAGES} languages")
     return {language: found[language][:each] for language in sorted(found)}
 
 
@@ -44,5 +44,5 @@ def _path(name: str) -> Path:
     folder = os.environ.get("POLYHEAD_DATA")
     path = Path(folder or "", name)
     if not folder or not path.exists():
-        raise NotRunError(f"POLYHEAD_DATA names no folder with {name}")
+        raise NotAvailableError(f"POLYHEAD_DATA names no folder with {name}")
     return path

@@ -21,8 +21,8 @@ from bench.server.throughput import DEMO
 from bench.training.resume import measure, tiny, train
 
 from .processes import served
-from .reference_answers import Offline
-from .scenario import Place, Verdict, case
+from .reference_answers import ReferenceAnswers
+from .scenario import Context, Verdict, scenario
 
 CONFIG = DEMO.with_name("config.toml")
 # The part of a short run in which Python starts: a kill there shows nothing.
@@ -34,18 +34,18 @@ _EXPORT_S = 9.0
 _WRITING_S = 0.1
 
 
-@case(
+@scenario(
     "killed training",
     fault="training killed with SIGKILL at random moments, a checkpoint every second step, and resumed",
     expected="the weights of a run left alone, bit for bit; nothing is left beside the run directory",
 )
-async def killed_training(place: Place) -> Verdict:
+async def killed_training(context: Context) -> Verdict:
     """By bench/training/resume.py; the control, a run with another seed, must have other weights."""
-    flags = tiny(place.folder / "backbone")
-    command = [str(CONFIG), *flags, "--max-steps", str(place.many(100, 40)), "--set", "training.checkpoint_steps=2"]
-    kills = place.many(4, 1)
-    found = await asyncio.to_thread(measure, command, kills, random.Random(0), place.folder, _STARTED)
-    left = sorted({path.name for path in place.folder.iterdir()} - {"backbone", "whole", "other"})
+    flags = tiny(context.folder / "backbone")
+    command = [str(CONFIG), *flags, "--max-steps", str(context.scaled(100, 40)), "--set", "training.checkpoint_steps=2"]
+    kills = context.scaled(4, 1)
+    found = await asyncio.to_thread(measure, command, kills, random.Random(0), context.folder, _STARTED)
+    left = sorted({path.name for path in context.folder.iterdir()} - {"backbone", "whole", "other"})
     when = " and ".join(f"{number} {state}" for state, number in found["killed"].items())
     return Verdict(
         seen=f"{kills} kills, {when}: the weights are equal after {found['bit_equal']}; "
@@ -57,31 +57,31 @@ async def killed_training(place: Place) -> Verdict:
     )
 
 
-@case(
+@scenario(
     "killed export",
     fault="the export killed with SIGKILL at any moment and while it writes, with an older bundle there and without",
     expected="no bundle or a whole one, the older one serves; a later export succeeds, and nothing is left beside it",
 )
-async def killed_export(place: Place) -> Verdict:
+async def killed_export(context: Context) -> Verdict:
     """The control: a bundle copied file by file, which a kill cuts short."""
-    run, target = place.folder / "run", place.folder / "bundles/bundle"
-    await asyncio.to_thread(train, [str(CONFIG), *tiny(place.folder / "backbone"), "--max-steps", STEPS], run)
-    kills, rng, broken, states = place.many(6, 2), random.Random(0), 0, [0, 0]
+    run, target = context.folder / "run", context.folder / "bundles/bundle"
+    await asyncio.to_thread(train, [str(CONFIG), *tiny(context.folder / "backbone"), "--max-steps", STEPS], run)
+    kills, rng, broken, states = context.scaled(6, 2), random.Random(0), 0, [0, 0]
     for number in range(kills):
         if number == kills // 2:
             # A kill may have come too late.
             shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(place.bundle, target)
+            shutil.copytree(context.bundle, target)
         # Every second one while it writes.
         states[number % 2] += await asyncio.to_thread(_killed_export, run, target, rng, number % 2 == 1)
         broken += (target.exists() or number >= kills // 2) and not is_whole(target)
-    wrong = await _wrong(place, target)
+    wrong = await _wrong(context, target)
     hidden = len(list(target.parent.iterdir())) - 1
     await asyncio.to_thread(_export, run, target)
     left = [path.name for path in target.parent.iterdir() if path != target]
-    replaced = bundle.load(target).digest != bundle.load(place.bundle).digest
-    wrong += await _wrong(place, target)
-    pieces, refused = await asyncio.to_thread(_cut_short, target, place.folder / "copy")
+    replaced = bundle.load(target).digest != bundle.load(context.bundle).digest
+    wrong += await _wrong(context, target)
+    pieces, refused = await asyncio.to_thread(_cut_short, target, context.folder / "copy")
     return Verdict(
         seen=f"{sum(states)} of {kills} were killed, {states[1]} of them while they wrote: {broken} bundles broken, "
         f"{hidden} hidden folders; then the export {'succeeded' if replaced else 'changed nothing'} and left "
@@ -132,13 +132,13 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-async def _wrong(place: Place, path: Path) -> int:
+async def _wrong(context: Context, path: Path) -> int:
     """How many texts a server of a bundle does not answer as its engine alone does."""
-    offline, texts = Offline([path]), place.texts[:20]
-    async with served(path, place.folder) as (_, client):
+    reference_answers, texts = ReferenceAnswers([path]), context.texts[:20]
+    async with served(path, context.folder) as (_, client):
         answers = await client.analyze(texts, deadline_s=60)
     pairs = zip(texts, answers, strict=True)
-    return sum(one.result is None or offline.judge(text, one.result) != "right" for text, one in pairs)
+    return sum(one.result is None or reference_answers.judge(text, one.result) != "right" for text, one in pairs)
 
 
 def _cut_short(source: Path, copy: Path) -> tuple[int, int]:

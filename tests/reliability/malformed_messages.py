@@ -18,7 +18,7 @@ from polyhead_client import AsyncClient
 from polyhead_client.conversion import answers_of
 
 from .processes import Server, rss_mb, running, served
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
 _STREAM = "/polyhead.v1.InferenceService/StreamAnalyze"
@@ -50,18 +50,18 @@ def rubbish(good: bytes) -> Mapping[str, bytes]:
     }
 
 
-@case(
+@scenario(
     "rubbish in a stream",
     fault="messages that cannot be read, between good ones of the same stream",
     expected="each is answered in the stream with an error, every good one rightly, and the stream goes on",
 )
-async def rubbish_in_a_stream(place: Place) -> Verdict:
+async def rubbish_in_a_stream(context: Context) -> Verdict:
     """The control: gRPC's own reading, which ends at the first of them."""
-    text = place.texts[0]
+    text = context.texts[0]
     good = pb2.StreamAnalyzeRequest(items=[item_pb2.Item(item_id="good", text=text)]).SerializeToString()
     counts: Counter[str] = Counter()
     answered = 0
-    async with running(place.bundle, place.folder) as server, grpc.aio.insecure_channel(server.target) as channel:
+    async with running(context.bundle, context.folder) as server, grpc.aio.insecure_channel(server.target) as channel:
         call: Any = channel.stream_stream(_STREAM)()
         for bad in rubbish(good).values():
             for message in (good, bad, good):
@@ -70,7 +70,7 @@ async def rubbish_in_a_stream(place: Place) -> Verdict:
                 if message == bad:
                     answered += answer.error is not None
                 elif answer.result is not None:
-                    counts[place.offline.judge(text, answer.result)] += 1
+                    counts[context.reference_answers.judge(text, answer.result)] += 1
         await call.done_writing()
         code = await call.code()
     messages = len(rubbish(good))
@@ -93,12 +93,12 @@ def _does_not_parse(message: bytes) -> bool:
     return False
 
 
-@case(
+@scenario(
     "too much at once",
     fault="a message of 64 MB, one of 100 MB that comes as 100 kB of gzip, 1 MB of metadata",
     expected="RESOURCE_EXHAUSTED for that call alone, little memory, everybody else is answered",
 )
-async def too_much_at_once(place: Place) -> Verdict:
+async def too_much_at_once(context: Context) -> Verdict:
     """The control: the same calls with little in them are answered."""
     tries: dict[str, tuple[int, dict[str, Any]]] = {
         "64 MB": (64 * 10**6, {}),
@@ -106,8 +106,8 @@ async def too_much_at_once(place: Place) -> Verdict:
         "1 MB of metadata": (4, {"metadata": [("x-much", "a" * 10**6)]}),
     }
     codes: dict[str, str] = {}
-    async with served(place.bundle, place.folder) as (server, client):
-        traffic = Traffic(place.offline, place.texts)
+    async with served(context.bundle, context.folder) as (server, client):
+        traffic = Traffic(context.reference_answers, context.texts)
         async with traffic.flowing([client]):
             await traffic.flow_until(100)
             before = peak = rss_mb(server.process.pid)
@@ -142,17 +142,17 @@ async def _call(server: Server, size: int, how: dict[str, Any]) -> tuple[str, fl
         return (await call.code()).name, high
 
 
-@case(
+@scenario(
     "fuzzing",
     fault="messages that Hypothesis makes: random bytes, good ones with bytes changed, and odd but valid ones",
     expected="an answer for each, never a fault of the server's; it goes on as before",
 )
-async def fuzzing(place: Place) -> Verdict:
+async def fuzzing(context: Context) -> Verdict:
     """Over unary calls, so that each message has a status of its own."""
-    examples = place.many(3_000, 200)
+    examples = context.scaled(3_000, 200)
     codes: Counter[str] = Counter()
     incidents = 0
-    async with running(place.bundle, place.folder) as server:
+    async with running(context.bundle, context.folder) as server:
         with grpc.insecure_channel(server.target) as channel:
             ask: Any = channel.unary_unary(_ANALYZE)
 
@@ -177,10 +177,10 @@ async def fuzzing(place: Place) -> Verdict:
                 incidents += any(one.error.code == grpc.StatusCode.INTERNAL.value[0] for one in response.answers)
 
             await asyncio.to_thread(send)
-        traffic = Traffic(place.offline, place.texts)
+        traffic = Traffic(context.reference_answers, context.texts)
         async with AsyncClient(server.target) as client, traffic.flowing([client]):
             await traffic.flow_until(100)
-    refused = await _unknown_method(place)
+    refused = await _unknown_method(context)
     return Verdict(
         seen=f"{codes.total():,} messages: {', '.join(f'{code} {number:,}' for code, number in codes.most_common())}; "
         f"{incidents} faults of the server's; {traffic.bad()} of {len(traffic.requests)} items after them not answered "
@@ -208,9 +208,9 @@ def _messages() -> st.SearchStrategy[bytes]:
         st.integers(0, 1_000),
     )
 
-    def damage(message: bytes, place: int, byte: int, length: int) -> bytes:
+    def damage(message: bytes, context: int, byte: int, length: int) -> bytes:
         changed = bytearray(message or b"\x00")
-        changed[place % len(changed)] = byte
+        changed[context % len(changed)] = byte
         return bytes(changed[: max(1, length % (2 * len(changed)))])
 
     numbers = st.integers(0, 10**6)
@@ -218,9 +218,9 @@ def _messages() -> st.SearchStrategy[bytes]:
     return st.one_of(valid, damaged, st.binary(max_size=2_000))
 
 
-async def _unknown_method(place: Place) -> str:
+async def _unknown_method(context: Context) -> str:
     """The control: a status that is no answer is seen."""
-    async with running(place.bundle, place.folder) as server, grpc.aio.insecure_channel(server.target) as channel:
+    async with running(context.bundle, context.folder) as server, grpc.aio.insecure_channel(server.target) as channel:
         try:
             ask: Any = channel.unary_unary("/polyhead.v1.InferenceService/Nothing")
             await ask(b"", timeout=10)

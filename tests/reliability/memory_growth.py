@@ -14,8 +14,8 @@ _T = 2.145
 # In the half of 10 minutes, a server that settled went up by 4 MB, 80 MB an hour, and wandered by as much: the limit
 # has to come to more than that.
 _SHORTEST_S = 1800.0
-MOST_MB_PER_HOUR = 60.0
-MOST_MB = 20.0
+MAX_MB_PER_HOUR = 60.0
+MAX_MB = 20.0
 # Of fewer periods than these, one whose reload outlasts it is not outvoted: it holds two models all the time.
 _FEWEST = 8
 _MOST_MB_OF_FEW = 200.0
@@ -58,8 +58,8 @@ def growth(times: Sequence[float], floors: Sequence[float]) -> Growth:
     half, seconds = len(floors) // 2, times[-1] - times[0]
     if len(floors) < PERIODS or seconds < _SHORTEST_S * (1 - 2 / PERIODS):
         by = statistics.median(floors[half:]) - statistics.median(floors[:half])
-        return Growth(by, 0.0, MOST_MB if len(floors) >= _FEWEST else _MOST_MB_OF_FEW, seconds)
-    return Growth(*line([one / 3600 for one in times[half:]], floors[half:]), MOST_MB_PER_HOUR, seconds)
+        return Growth(by, 0.0, MAX_MB if len(floors) >= _FEWEST else _MOST_MB_OF_FEW, seconds)
+    return Growth(*line([one / 3600 for one in times[half:]], floors[half:]), MAX_MB_PER_HOUR, seconds)
 
 
 def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from polyhead_client import Answer, AsyncClient
 from .adversarial_inputs import families
 from .external_corpora import naughty_strings, texts_by_language
 from .processes import served
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 
 _CALLS = 8
 _BATCH = 32
@@ -25,19 +25,19 @@ _WAYS = f"in calls of one text, in calls of {_BATCH} and in a stream amid ordina
 _EXPECTED = "the answers of the engine run alone; as many tokens as the tokenizer of transformers counts"
 
 
-@case("naughty strings", fault=f"each string of the big list of naughty strings, {_WAYS}", expected=_EXPECTED)
-async def naughty(place: Place) -> Verdict:
+@scenario("naughty strings", fault=f"each string of the big list of naughty strings, {_WAYS}", expected=_EXPECTED)
+async def naughty(context: Context) -> Verdict:
     """The control: each answer held against the string after it."""
     texts = naughty_strings()
-    return _finding(await _check(place, texts), f"{len(texts)} strings", {"texts": len(texts)})
+    return _finding(await _check(context, texts), f"{len(texts)} strings", {"texts": len(texts)})
 
 
-@case("ten languages", fault=f"texts in ten languages, {_WAYS}", expected=_EXPECTED)
-async def ten_languages(place: Place) -> Verdict:
+@scenario("ten languages", fault=f"texts in ten languages, {_WAYS}", expected=_EXPECTED)
+async def ten_languages(context: Context) -> Verdict:
     """The control: each answer held against the text after it."""
-    by_language = texts_by_language(place.many(200, 20))
+    by_language = texts_by_language(context.scaled(200, 20))
     texts = list(itertools.chain.from_iterable(by_language.values()))
-    check = await _check(place, texts)
+    check = await _check(context, texts)
     unknown = {language: check.reference.unknown_share(some) for language, some in by_language.items()}
     return _finding(
         check,
@@ -90,10 +90,10 @@ class _Check:
     reference: _Reference
 
 
-async def _check(place: Place, texts: Sequence[str]) -> _Check:
-    neighbours = [*place.texts, *families(50).values()]
-    reference = _reference(place.bundle, [*texts, *neighbours])
-    async with served(place.bundle, place.folder) as (_, client):
+async def _check(context: Context, texts: Sequence[str]) -> _Check:
+    neighbours = [*context.texts, *families(50).values()]
+    reference = _reference(context.bundle, [*texts, *neighbours])
+    async with served(context.bundle, context.folder) as (_, client):
         single = await _ask(client, texts, 1)
         mixed = random.Random(0).sample([*texts, *neighbours], len(texts) + len(neighbours))
         answers = [*single, *await _ask(client, mixed, _BATCH), *await _stream(client, mixed)]
@@ -104,10 +104,10 @@ async def _check(place: Place, texts: Sequence[str]) -> _Check:
     ]
     return _Check(
         items=len(answers),
-        wrong=_wrong(place, answers),
+        wrong=_wrong(context, answers),
         miscounted=sum(_seen(answer) != len(reference.ids[text]) for text, answer in answers),
         pairs=len(pairs),
-        told_apart=_wrong(place, pairs),
+        told_apart=_wrong(context, pairs),
         tokens=sum(len(reference.ids[text]) for text in texts),
         reference=reference,
     )
@@ -146,8 +146,11 @@ async def _stream(client: AsyncClient, texts: Sequence[str]) -> list[_Answered]:
     return list(zip(texts, [answer async for answer in client.stream(texts)], strict=True))
 
 
-def _wrong(place: Place, answers: Sequence[_Answered]) -> int:
-    return sum(answer.result is None or place.offline.judge(text, answer.result) != "right" for text, answer in answers)
+def _wrong(context: Context, answers: Sequence[_Answered]) -> int:
+    return sum(
+        answer.result is None or context.reference_answers.judge(text, answer.result) != "right"
+        for text, answer in answers
+    )
 
 
 def _seen(answer: Answer) -> int:

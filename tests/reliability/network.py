@@ -11,25 +11,25 @@ from polyhead_client import AsyncClient
 
 from .processes import descriptors, rss_mb, running
 from .proxy import NetworkConditions, bad_network
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 from .traffic import PlainClient, Traffic
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
-@case(
+@scenario(
     "broken connections",
     fault="a network that resets each connection in the middle of a message",
     expected="with the shipped client no item fails",
 )
-async def broken_connections(place: Place) -> Verdict:
+async def broken_connections(context: Context) -> Verdict:
     """The control: the stubs alone."""
-    seconds = place.many(20, 3)
-    async with running(place.bundle, place.folder) as server:
+    seconds = context.scaled(20, 3)
+    async with running(context.bundle, context.folder) as server:
         found: list[tuple[Traffic, int]] = []
         for connect in (AsyncClient, PlainClient):
             weather = NetworkConditions(break_after=100_000)
-            traffic = Traffic(place.offline, place.texts)
+            traffic = Traffic(context.reference_answers, context.texts)
             async with bad_network(server.target, weather) as target:
                 client: AsyncClient | PlainClient = connect(target)
                 async with client, traffic.flowing([client]):
@@ -47,18 +47,18 @@ async def broken_connections(place: Place) -> Verdict:
     )
 
 
-@case(
+@scenario(
     "slow network",
     fault="200 ms of delay each way, then 8 kB a second",
     expected="slow answers, none wrong, none lost; others on a good network notice nothing",
 )
-async def slow_network(place: Place) -> Verdict:
+async def slow_network(context: Context) -> Verdict:
     """The control: a deadline that the network cannot meet is not met."""
-    seconds = place.many(15, 3)
-    slow, good = Traffic(place.offline, place.texts), Traffic(place.offline, place.texts)
+    seconds = context.scaled(15, 3)
+    slow, good = Traffic(context.reference_answers, context.texts), Traffic(context.reference_answers, context.texts)
     weather = NetworkConditions(delay_s=0.2)
     async with (
-        running(place.bundle, place.folder) as server,
+        running(context.bundle, context.folder) as server,
         bad_network(server.target, weather) as target,
         AsyncClient(target) as far,
         AsyncClient(server.target) as near,
@@ -71,7 +71,7 @@ async def slow_network(place: Place) -> Verdict:
             weather.bytes_per_s = 0.0
         weather.delay_s = 0.2
         hurried = 0
-        for text in place.texts[:5]:
+        for text in context.texts[:5]:
             try:
                 await far.analyze([text], deadline_s=0.1)
             except Exception:  # noqa: BLE001 - that it fails is the point
@@ -88,18 +88,18 @@ async def slow_network(place: Place) -> Verdict:
     )
 
 
-@case(
+@scenario(
     "idle and broken peers",
     fault="1,000 idle connections, 200 that stop in the middle of the handshake, 200 that send random bytes",
     expected="others are answered as before; when they are gone, so are their descriptors",
 )
-async def idle_and_broken_peers(place: Place) -> Verdict:
+async def idle_and_broken_peers(context: Context) -> Verdict:
     """The control: the open ones are seen by the same measure."""
-    idle, broken = place.many(1_000, 200), place.many(200, 50)
+    idle, broken = context.scaled(1_000, 200), context.scaled(200, 50)
     rng = random.Random(0)
-    traffic = Traffic(place.offline, place.texts)
+    traffic = Traffic(context.reference_answers, context.texts)
     async with (
-        running(place.bundle, place.folder) as server,
+        running(context.bundle, context.folder) as server,
         AsyncClient(server.target) as client,
         traffic.flowing([client], calls=2, streams=1),
     ):

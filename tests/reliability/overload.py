@@ -12,7 +12,7 @@ from typing import Any
 from bench.server.throughput import DEMO, HERE
 
 from .processes import rss_mb, running, thread_cpu_s
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 
 _DEADLINE_S = 0.5
 _TIMES = (1, 2, 5, 10)
@@ -26,18 +26,18 @@ _TOLD = ("p50_ms", "p99_ms", "refused_per_s", "expired_per_s", "rss_mb", "client
 Level = dict[str, float]
 
 
-@case(
+@scenario(
     "overload",
     fault="messages of 16 texts at 1, 2, 5 and 10 times the capacity, each worth nothing after 500 ms",
     expected="goodput stays above 0.8 of its peak, what is accepted comes in time, memory stays",
     timed=True,
 )
-async def overload(place: Place) -> Verdict:
+async def overload(context: Context) -> Verdict:
     """The server on one core, the load on another; the capacity is measured anew before and after each load."""
-    levels = await _levels(place, _TIMES)
+    levels = await _levels(context, _TIMES)
     shares = {times: _share(one) for times, one in levels.items()}
     peak = max(shares.values())
-    (without,) = (await _levels(place, _TIMES[-1:], *_OFF, secret=True)).values()
+    (without,) = (await _levels(context, _TIMES[-1:], *_OFF, secret=True)).values()
     collapsed = _share(without)
     slowest_ms = max(one["p99_ms"] for one in levels.values())
     grown_mb = levels[_TIMES[-1]]["rss_mb"] - levels[_TIMES[0]]["rss_mb"]
@@ -62,13 +62,13 @@ async def overload(place: Place) -> Verdict:
     )
 
 
-async def _levels(place: Place, times: tuple[int, ...], *flags: str, secret: bool = False) -> dict[int, Level]:
+async def _levels(context: Context, times: tuple[int, ...], *flags: str, secret: bool = False) -> dict[int, Level]:
     """A server of its own under each load in turn; returns what each load saw, with the capacity around it."""
     ours, theirs = sorted(os.sched_getaffinity(0))[:2]
-    seconds = place.many(8, 4)
+    seconds = context.scaled(8, 4)
     found: dict[int, Level] = {}
     flags = ("--threads", "1", *flags)
-    async with running(place.bundle, place.folder, *flags, wrap=["taskset", "-c", str(ours)]) as server:
+    async with running(context.bundle, context.folder, *flags, wrap=["taskset", "-c", str(ours)]) as server:
         pid = server.process.pid
 
         async def capacity() -> float:

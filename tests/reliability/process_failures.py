@@ -26,30 +26,30 @@ from .processes import (
     start,
     until,
 )
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 from .traffic import PlainClient, Traffic
 
 # In messages of at most 4 MB.
 _LARGE = ["word " * 600_000] * 8
 
 
-@case(
+@scenario(
     "killed supervisor",
     fault="the supervisor of two workers killed with SIGKILL under load, again and again",
     expected="its workers finish what they accepted and go; the port is free; a server that is started there serves",
 )
-async def killed_supervisor(place: Place) -> Verdict:
+async def killed_supervisor(context: Context) -> Verdict:
     """The control: a worker that is stopped does not go, and is seen."""
-    times = place.many(5, 1)
+    times = context.scaled(5, 1)
     address, gone, lost = f"127.0.0.1:{free_port()}", [], 0
     orphans_seen = False
     for number in range(times):
-        server = start(place.bundle, place.folder / "server.log", "--workers", "2", target=address)
+        server = start(context.bundle, context.folder / "server.log", "--workers", "2", target=address)
         try:
             await server.serving()
             await until(partial(_both_serve, server), "the workers did not come up")
             workers = children(server.process.pid)
-            traffic = Traffic(place.offline, place.texts)
+            traffic = Traffic(context.reference_answers, context.texts)
             async with AsyncClient(server.target) as client, traffic.flowing([client], streams=0):
                 await traffic.flow_until(100)
                 if number == 0:
@@ -67,8 +67,8 @@ async def killed_supervisor(place: Place) -> Verdict:
             lost += sum(one.outcome == "wrong" for one in traffic.requests)
         finally:
             await finish(server)
-    async with served(place.bundle, place.folder, target=address) as (server, client):
-        traffic = Traffic(place.offline, place.texts)
+    async with served(context.bundle, context.folder, target=address) as (server, client):
+        traffic = Traffic(context.reference_answers, context.texts)
         async with traffic.flowing([client]):
             await traffic.flow_until(100)
     return Verdict(
@@ -81,22 +81,24 @@ async def killed_supervisor(place: Place) -> Verdict:
     )
 
 
-@case(
+@scenario(
     "not enough memory",
     fault="a worker of two that may not take more memory than it has, while large messages come",
     expected="whatever becomes of the worker and of calls with megabytes, no other item of the shipped client fails",
 )
-async def not_enough_memory(place: Place) -> Verdict:
+async def not_enough_memory(context: Context) -> Verdict:
     """RLIMIT_AS of a running worker, over and over, as the supervisor starts fresh ones."""
-    traffic = Traffic(place.offline, [*place.texts[:50], *("word " * (20 * n) + place.texts[n] for n in range(50))])
+    traffic = Traffic(
+        context.reference_answers, [*context.texts[:50], *("word " * (20 * n) + context.texts[n] for n in range(50))]
+    )
     before: list[int] = []
     large: Counter[str] = Counter()
-    async with served(place.bundle, place.folder, "--workers", "2", connections=4) as (server, client):
+    async with served(context.bundle, context.folder, "--workers", "2", connections=4) as (server, client):
         await until(partial(_both_serve, server), "the workers did not come up")
         async with traffic.flowing([client], calls=4, items=32, streams=2):
             await traffic.flow_until(100)
             begun = time.monotonic()
-            for _ in range(place.many(5, 1)):
+            for _ in range(context.scaled(5, 1)):
                 victim = min(children(server.process.pid))
                 before.append(victim)
                 size = address_space(victim)
@@ -109,7 +111,7 @@ async def not_enough_memory(place: Place) -> Verdict:
             died = sum(not runs(pid) for pid in before)
             ended = time.monotonic()
             await traffic.flow_until(100)
-        tight = await _start_within(place, 300 * 2**20)
+        tight = await _start_within(context, 300 * 2**20)
     return Verdict(
         seen=f"{len(before)} limits, {died} workers died of them; {len(traffic.requests):,} items: {traffic.bad()} "
         f"without a right answer; calls with 3 MB ended {', '.join(f'{code} {n}' for code, n in large.items())}",
@@ -128,34 +130,34 @@ async def _code(client: AsyncClient, text: str) -> str:
     return answer.error.code if answer.error else "OK"
 
 
-async def _start_within(place: Place, size: int) -> int:
+async def _start_within(context: Context, size: int) -> int:
     """Exit code of a server that is started under a limit of its address space."""
-    server = start(place.bundle, place.folder / "tight.log", wrap=["prlimit", f"--as={size}"])
+    server = start(context.bundle, context.folder / "tight.log", wrap=["prlimit", f"--as={size}"])
     try:
         return await asyncio.to_thread(server.process.wait, 60)
     finally:
         await finish(server)
 
 
-@case(
+@scenario(
     "frozen worker",
     fault="one of two workers stands still (SIGSTOP) for 5 s under load",
     expected="late answers, none wrong, none lost",
 )
-async def frozen_worker(place: Place) -> Verdict:
+async def frozen_worker(context: Context) -> Verdict:
     """The control: calls with a short deadline on connections to both workers fail."""
-    traffic = Traffic(place.offline, place.texts)
-    async with served(place.bundle, place.folder, "--workers", "2", connections=4) as (server, client):
+    traffic = Traffic(context.reference_answers, context.texts)
+    async with served(context.bundle, context.folder, "--workers", "2", connections=4) as (server, client):
         await until(partial(_both_serve, server), "the workers did not come up")
         plain = [PlainClient(server.target) for _ in range(8)]
         for one in plain:
-            await one.analyze([("", place.texts[0])], deadline_s=10)
+            await one.analyze([("", context.texts[0])], deadline_s=10)
         async with traffic.flowing([client], calls=8):
             await traffic.flow_until(100)
             begun = time.monotonic()
             victim = children(server.process.pid)[0]
             os.kill(victim, signal.SIGSTOP)
-            tries: list[Awaitable[object]] = [one.analyze([("", place.texts[0])], deadline_s=2) for one in plain]
+            tries: list[Awaitable[object]] = [one.analyze([("", context.texts[0])], deadline_s=2) for one in plain]
             missed = sum(isinstance(one, PolyheadError) for one in await asyncio.gather(*tries, return_exceptions=True))
             await asyncio.sleep(3.0)
             os.kill(victim, signal.SIGCONT)

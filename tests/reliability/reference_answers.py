@@ -21,7 +21,7 @@ Row = NDArray[np.float32]
 Extent = tuple[int, int, int | None]
 
 
-class Offline:
+class ReferenceAnswers:
     """The right answers of some bundles, by version and text; each is computed once."""
 
     def __init__(self, bundles: Iterable[Path], variant: str = "auto") -> None:

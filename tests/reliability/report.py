@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_HEAD = """<!-- Written by `python tests/reliability/run.py`: change the programs, not this. -->
+_HEAD = """<!-- Written by `python -m tests.reliability.run`: change the programs, not this. -->
 # Reliability
 
 What was made to go wrong with running servers, and with training and export, and what came of it. Every item was

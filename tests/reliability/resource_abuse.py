@@ -17,7 +17,7 @@ from polyhead_client import AsyncClient
 from bench.server.throughput import DEMO, HERE
 
 from .processes import Server, descriptors, rss_mb, running
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
 # Channels to one target share a connection unless they are told not to.
@@ -69,9 +69,9 @@ async def loaded(server: Server, seconds: float, *flags: str) -> AsyncIterator[d
     figures.update(json.loads(output))
 
 
-async def _warm(place: Place, server: Server) -> float:
+async def _warm(context: Context, server: Server) -> float:
     """Answers some traffic first; returns the resident memory after it."""
-    traffic = Traffic(place.offline, place.texts)
+    traffic = Traffic(context.reference_answers, context.texts)
     async with AsyncClient(server.target) as client, traffic.flowing([client]):
         await traffic.flow_until(_WARM_UP_ITEMS // 2)
     return rss_mb(server.process.pid)
@@ -85,24 +85,24 @@ def _message(text: str, items: int = 1) -> pb2.StreamAnalyzeRequest:
     return pb2.StreamAnalyzeRequest(items=[item_pb2.Item(text=text)] * items)
 
 
-@case(
+@scenario(
     "silent readers",
     fault="streams that send without end and never read an answer",
     expected="the server stops reading them, their memory is bounded, and others are answered as before",
     timed=True,
 )
-async def silent_readers(place: Place) -> Verdict:
+async def silent_readers(context: Context) -> Verdict:
     """The control: a server with a window so large that it goes on reading."""
-    streams = place.many(20, 5)
-    async with running(place.bundle, place.folder) as server:
-        before = await _warm(place, server)
+    streams = context.scaled(20, 5)
+    async with running(context.bundle, context.folder) as server:
+        before = await _warm(context, server)
         taken, more = await _send_unread(server, streams)
         grown = rss_mb(server.process.pid) - before
-        traffic = Traffic(place.offline, place.texts)
+        traffic = Traffic(context.reference_answers, context.texts)
         async with AsyncClient(server.target) as client, traffic.flowing([client]):
             await traffic.flow_until(100)
-    async with running(place.bundle, place.folder, "--stream-window", "1000000") as server:
-        await _warm(place, server)
+    async with running(context.bundle, context.folder, "--stream-window", "1000000") as server:
+        await _warm(context, server)
         _, control = await _send_unread(server, 2)
     return Verdict(
         seen=f"{streams} streams: {taken / streams:.0f} texts taken of each, then none; {grown:+.1f} MB; of "
@@ -143,25 +143,25 @@ async def _send_unread(server: Server, streams: int) -> tuple[int, int]:
     return seen, more
 
 
-@case(
+@scenario(
     "flooding streams",
     fault="100 streams that send as fast as the server reads",
     expected="memory stays; a single call beside them has its turn, and does not wait for what they have sent before",
     timed=True,
 )
-async def flooding_streams(place: Place) -> Verdict:
+async def flooding_streams(context: Context) -> Verdict:
     """By bench/loadgen/main.py, in a process of its own."""
-    seconds = place.many(20, 5)
+    seconds = context.scaled(20, 5)
     flood = ("--way", "stream", "--items", "8", "--in-flight", "6400", "--connections", "100")
-    async with running(place.bundle, place.folder) as server:
-        before = await _warm(place, server)
-        async with probing(server, "--text", place.texts[0]) as ask:
+    async with running(context.bundle, context.folder) as server:
+        before = await _warm(context, server)
+        async with probing(server, "--text", context.texts[0]) as ask:
             await asyncio.sleep(seconds / 2)
             alone = await ask()
         async with loaded(server, 2 * seconds + 15, *flood) as itself:
-            traffic = Traffic(place.offline, place.texts)
+            traffic = Traffic(context.reference_answers, context.texts)
             async with (
-                probing(server, "--text", place.texts[0]) as ask,
+                probing(server, "--text", context.texts[0]) as ask,
                 AsyncClient(server.target) as client,
                 traffic.flowing([client], calls=1, items=1, streams=1),
             ):
@@ -191,18 +191,18 @@ async def flooding_streams(place: Place) -> Verdict:
     )
 
 
-@case(
+@scenario(
     "bulk stream",
     fault="one stream that sends in bulk beside single calls",
     expected="a single call waits for a few passes, not for the bulk",
     timed=True,
 )
-async def bulk_stream(place: Place) -> Verdict:
+async def bulk_stream(context: Context) -> Verdict:
     """The control: the same load as many single calls, each of which has its turn."""
-    seconds = place.many(15, 4)
+    seconds = context.scaled(15, 4)
     found: dict[str, dict[str, float]] = {}
-    async with running(place.bundle, place.folder) as server:
-        await _warm(place, server)
+    async with running(context.bundle, context.folder) as server:
+        await _warm(context, server)
         loads = {
             "alone": None,
             "beside the bulk": ("--way", "stream", "--items", "32", "--in-flight", "512"),
@@ -211,7 +211,7 @@ async def bulk_stream(place: Place) -> Verdict:
         for name, flags in loads.items():
             async with (
                 loaded(server, seconds + 12, *flags) if flags else contextlib.nullcontext(),
-                probing(server, "--text", place.texts[0]) as ask,
+                probing(server, "--text", context.texts[0]) as ask,
             ):
                 await asyncio.sleep(seconds)
                 found[name] = await ask()
@@ -230,33 +230,33 @@ async def bulk_stream(place: Place) -> Verdict:
     )
 
 
-@case(
+@scenario(
     "cancelled streams",
     fault="20,000 streams cancelled after their first text",
     expected="less than 1 kB of memory for each, no descriptor and no thread stays",
 )
-async def cancelled_streams(place: Place) -> Verdict:
+async def cancelled_streams(context: Context) -> Verdict:
     """The control: streams that are kept open are seen by the same measure."""
-    streams = place.many(20_000, 2_000)
-    async with running(place.bundle, place.folder) as server:
+    streams = context.scaled(20_000, 2_000)
+    async with running(context.bundle, context.folder) as server:
         pid = server.process.pid
-        await _warm(place, server)
-        await cancel_streams(place, server.target, streams // 10)
+        await _warm(context, server)
+        await cancel_streams(context, server.target, streams // 10)
         before, open_before = rss_mb(pid), descriptors(pid)
-        await cancel_streams(place, server.target, streams)
+        await cancel_streams(context, server.target, streams)
         await asyncio.sleep(1.0)
         grown_kb = 1024 * (rss_mb(pid) - before) / streams
         opened = descriptors(pid) - open_before
-        traffic = Traffic(place.offline, place.texts)
+        traffic = Traffic(context.reference_answers, context.texts)
         async with AsyncClient(server.target) as client, traffic.flowing([client]):
             await traffic.flow_until(100)
-        held = place.many(2_000, 500)
+        held = context.scaled(2_000, 500)
         before = rss_mb(pid)
         async with grpc.aio.insecure_channel(server.target) as channel:
             calls = [_stub(channel).StreamAnalyze() for _ in range(held)]
             for call in calls:
                 with contextlib.suppress(*_ENDED_UNSEEN):
-                    await call.write(_message(place.texts[0]))
+                    await call.write(_message(context.texts[0]))
             await asyncio.sleep(2.0)
             held_kb = 1024 * (rss_mb(pid) - before) / sum(not call.done() for call in calls)
             for call in calls:
@@ -264,7 +264,7 @@ async def cancelled_streams(place: Place) -> Verdict:
     return Verdict(
         seen=f"{streams:,} streams: {grown_kb:.2f} kB for each, {opened:+d} descriptors; of {len(traffic.requests)} "
         f"items sent after them {traffic.bad()} were not answered rightly",
-        passed=grown_kb < (4.0 if place.quick else 1.0)
+        passed=grown_kb < (4.0 if context.quick else 1.0)
         and opened <= 2
         and not traffic.bad()
         and len(traffic.requests) >= 100,
@@ -278,13 +278,13 @@ async def cancelled_streams(place: Place) -> Verdict:
 _ENDED_UNSEEN = (grpc.aio.AioRpcError, asyncio.InvalidStateError)
 
 
-async def cancel_streams(place: Place, target: str, streams: int) -> None:
+async def cancel_streams(context: Context, target: str, streams: int) -> None:
     """Opens streams, sends a text on each, hangs up; half of them before and half after an answer may have come."""
 
     async def one(stub: Any, number: int) -> None:
         call = stub.StreamAnalyze()
         with contextlib.suppress(*_ENDED_UNSEEN):
-            await call.write(_message(place.texts[number % len(place.texts)]))
+            await call.write(_message(context.texts[number % len(context.texts)]))
             if number % 2:
                 await asyncio.sleep(0.02)
         call.cancel()

@@ -13,10 +13,10 @@ from polyhead_client import Answer, AsyncClient
 from polyhead_export.golden import GOLDEN_TEXTS
 
 from .adversarial_inputs import families
-from .external_corpora import NotRunError, naughty_strings
+from .external_corpora import NotAvailableError, naughty_strings
 from .processes import running, served
-from .reference_answers import TOLERANCE, Offline
-from .scenario import Place, Verdict, case
+from .reference_answers import TOLERANCE, ReferenceAnswers
+from .scenario import Context, Verdict, scenario
 
 _STREAMS = 64
 # A language each, and the scripts that tokenizers stumble over.
@@ -36,36 +36,36 @@ _LANGUAGES = (
 )
 
 
-@case(
+@scenario(
     "company",
     fault="the same text alone, in random batches, beside long and hostile texts, from two workers, after a restart",
     expected=f"numbers at most {TOLERANCE:g} from those of the engine run alone; from PyTorch at most 1e-4",
 )
-async def company(place: Place) -> Verdict:
+async def company(context: Context) -> Verdict:
     """Ten languages, hostile texts and ordinary ones, and the list of naughty strings where it lies."""
     hostile, naughty = [*families(50).values(), *families(2_000).values()], _naughty_strings()
-    texts = list(dict.fromkeys([*_LANGUAGES, *GOLDEN_TEXTS, *hostile, *naughty, *place.texts[:50]]))
-    texts = texts[:: place.many(1, 3)]
-    batches = place.many(50, 3)
+    texts = list(dict.fromkeys([*_LANGUAGES, *GOLDEN_TEXTS, *hostile, *naughty, *context.texts[:50]]))
+    texts = texts[:: context.scaled(1, 3)]
+    batches = context.scaled(50, 3)
     rng = random.Random(0)
     worst: dict[str, float] = {}
-    async with served(place.bundle, place.folder) as (server, client):
-        worst["alone"] = await _worst(place.offline, client, [[text] for text in texts])
+    async with served(context.bundle, context.folder) as (server, client):
+        worst["alone"] = await _worst(context.reference_answers, client, [[text] for text in texts])
         mixed = [rng.choices(texts, k=rng.randint(2, 64)) for _ in range(batches)]
-        worst["in random batches"] = await _worst(place.offline, client, mixed)
+        worst["in random batches"] = await _worst(context.reference_answers, client, mixed)
     # A server hardly pads at all.
-    worst["padded to 128 tokens"] = max(place.offline.apart_when_padded(text, 128) for text in texts)
-    async with running(place.bundle, place.folder, "--workers", "2") as server:
+    worst["padded to 128 tokens"] = max(context.reference_answers.apart_when_padded(text, 128) for text in texts)
+    async with running(context.bundle, context.folder, "--workers", "2") as server:
         for _ in range(4):
             # A connection reaches one worker; of four, both have some, or nearly always.
             async with AsyncClient(server.target) as client:
-                found = await _worst(place.offline, client, [texts])
+                found = await _worst(context.reference_answers, client, [texts])
                 worst["two workers, another process"] = max(found, worst.get("two workers, another process", 0.0))
-    fp32 = Offline([place.bundle], "fp32")
-    async with served(place.bundle, place.folder, "--engine", "torch") as (server, client):
+    fp32 = ReferenceAnswers([context.bundle], "fp32")
+    async with served(context.bundle, context.folder, "--engine", "torch") as (server, client):
         worst["PyTorch"] = await _worst(fp32, client, [texts])
-    by_text = Offline([place.bundle], "auto")
-    control = min(_apart(by_text, one, other) for one, other in itertools.pairwise(place.texts[:11]))
+    by_text = ReferenceAnswers([context.bundle], "auto")
+    control = min(_apart(by_text, one, other) for one, other in itertools.pairwise(context.texts[:11]))
     limits = {name: 1e-4 if name == "PyTorch" else TOLERANCE for name in worst}
     return Verdict(
         seen=f"{len(texts)} texts, {len(naughty)} of them from the list of naughty strings: off by at most "
@@ -80,46 +80,46 @@ async def company(place: Place) -> Verdict:
 def _naughty_strings() -> list[str]:
     try:
         return naughty_strings()
-    except NotRunError:
+    except NotAvailableError:
         return []
 
 
-async def _worst(offline: Offline, client: AsyncClient, batches: Sequence[Sequence[str]]) -> float:
+async def _worst(reference_answers: ReferenceAnswers, client: AsyncClient, batches: Sequence[Sequence[str]]) -> float:
     """The largest difference of any number of any answer."""
     worst = 0.0
     for batch in batches:
         for text, answer in zip(batch, await client.analyze(batch, deadline_s=60), strict=True):
-            worst = max(worst, offline.distance(text, answer.unwrap()))
+            worst = max(worst, reference_answers.distance(text, answer.unwrap()))
     return worst
 
 
-def _apart(offline: Offline, one: str, other: str) -> float:
-    (version,) = offline.versions
-    rows = [offline.answer(version, text)[0] for text in (one, other)]
+def _apart(reference_answers: ReferenceAnswers, one: str, other: str) -> float:
+    (version,) = reference_answers.versions
+    rows = [reference_answers.answer(version, text)[0] for text in (one, other)]
     return float(abs(rows[0] - rows[1]).max())
 
 
-@case(
+@scenario(
     "random cancels",
     fault=f"{_STREAMS} streams at once, cancelled at random moments and opened again",
     expected="every answer belongs to its item: its id, its text's numbers",
 )
-async def random_cancels(place: Place) -> Verdict:
+async def random_cancels(context: Context) -> Verdict:
     """Short texts, in the order in which they are finished, so that there is much to be mixed up."""
-    items = place.many(100_000, 5_000)
-    texts = list(dict.fromkeys(" ".join(text.split()[:4]) for text in place.texts))
-    place.offline.learn(texts)
+    items = context.scaled(100_000, 5_000)
+    texts = list(dict.fromkeys(" ".join(text.split()[:4]) for text in context.texts))
+    context.reference_answers.learn(texts)
     counts: Counter[str] = Counter()
-    async with running(place.bundle, place.folder) as server, contextlib.AsyncExitStack() as stack:
+    async with running(context.bundle, context.folder) as server, contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(server.target)) for _ in range(4)]
         await asyncio.gather(
             *(
-                _stream(place, clients[number % 4], texts, items=items, counts=counts, seed=number)
+                _stream(context, clients[number % 4], texts, items=items, counts=counts, seed=number)
                 for number in range(_STREAMS)
             )
         )
         (answer,) = await clients[0].analyze(texts[:1], deadline_s=20)
-    swapped = place.offline.judge(texts[1], answer.unwrap())
+    swapped = context.reference_answers.judge(texts[1], answer.unwrap())
     return Verdict(
         seen=f"{counts['sent']:,} items over {_STREAMS} streams, {counts['cancels']:,} cancels: {counts['right']:,} "
         f"answered, {counts['mixed up']} mixed up, {counts['failed']} failed",
@@ -131,7 +131,7 @@ async def random_cancels(place: Place) -> Verdict:
 
 
 async def _stream(
-    place: Place, client: AsyncClient, texts: Sequence[str], *, items: int, counts: Counter[str], seed: int
+    context: Context, client: AsyncClient, texts: Sequence[str], *, items: int, counts: Counter[str], seed: int
 ) -> None:
     """One stream after the other, until all streams together have sent enough."""
     rng = random.Random(seed)
@@ -152,16 +152,16 @@ async def _stream(
         async with contextlib.aclosing(client.stream(feed(), order="completion")) as answers:
             seen = 0
             async for answer in answers:
-                counts[_belongs(place, answer, on_their_way.pop(answer.item_id, None))] += 1
+                counts[_belongs(context, answer, on_their_way.pop(answer.item_id, None))] += 1
                 seen += 1
                 if seen == stop_after:
                     counts["cancels"] += stop_after < length
                     break
 
 
-def _belongs(place: Place, answer: Answer, text: str | None) -> str:
+def _belongs(context: Context, answer: Answer, text: str | None) -> str:
     if answer.result is None:
         return "failed"
-    if text is None or place.offline.judge(text, answer.result) != "right":
+    if text is None or context.reference_answers.judge(text, answer.result) != "right":
         return "mixed up"
     return "right"

@@ -19,22 +19,22 @@ from bench.harness.servers import free_port
 
 from .processes import finish, running, start
 from .reference_answers import version
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 from .traffic import Caller, PlainClient, Traffic
 
 _RELOAD_S = 60.0
 
 
-@case(
+@scenario(
     "rolling restarts",
     fault="two servers behind one name, restarted in turns with SIGTERM under load",
     expected="no item fails, no answer is wrong",
 )
-async def rolling_restarts(place: Place) -> Verdict:
+async def rolling_restarts(context: Context) -> Verdict:
     """The shipped client, and the stubs alone as the control."""
-    restarts = place.many(10, 1)
-    traffic, moments, codes = await _roll(place, restarts, AsyncClient)
-    control, _, _ = await _roll(place, place.many(4, 1), PlainClient)
+    restarts = context.scaled(10, 1)
+    traffic, moments, codes = await _roll(context, restarts, AsyncClient)
+    control, _, _ = await _roll(context, context.scaled(4, 1), PlainClient)
     answered = traffic.outcomes()
     return Verdict(
         seen=f"{restarts} restarts, {len(traffic.requests):,} items: {_failed(answered)} failed, "
@@ -47,12 +47,12 @@ async def rolling_restarts(place: Place) -> Verdict:
 
 
 async def _roll(
-    place: Place, restarts: int, connect: Callable[[str], AsyncClient | PlainClient]
+    context: Context, restarts: int, connect: Callable[[str], AsyncClient | PlainClient]
 ) -> tuple[Traffic, list[float], list[int]]:
     """Restarts two servers in turns under load; returns the traffic, the moments of the signals, the exit codes."""
     targets = [f"127.0.0.1:{free_port()}" for _ in range(2)]
-    servers = [start(place.bundle, place.folder / "server.log", target=target) for target in targets]
-    traffic, moments, codes = Traffic(place.offline, place.texts), [], []
+    servers = [start(context.bundle, context.folder / "server.log", target=target) for target in targets]
+    traffic, moments, codes = Traffic(context.reference_answers, context.texts), [], []
     try:
         await asyncio.gather(*(server.serving() for server in servers))
         client = connect(f"ipv4:{','.join(targets)}")
@@ -61,7 +61,7 @@ async def _roll(
             for number in range(restarts):
                 moments.append(time.monotonic())
                 codes.append(await servers[number % 2].end())
-                servers[number % 2] = start(place.bundle, place.folder / "server.log", target=targets[number % 2])
+                servers[number % 2] = start(context.bundle, context.folder / "server.log", target=targets[number % 2])
                 await servers[number % 2].serving()
                 await traffic.flow_until(100)
     finally:
@@ -73,38 +73,38 @@ def _failed(outcomes: Counter[str]) -> int:
     return sum(outcomes.values()) - outcomes["right"] - outcomes["wrong"]
 
 
-@case(
+@scenario(
     "reloads",
     fault="the bundle behind a link replaced by one with another head, SIGHUP, under load",
     expected="no item fails; every answer is that of the version which it names; once the server tells of the new "
     "version, no item that is sent after that is answered by the old one",
 )
-async def reloads(place: Place) -> Verdict:
+async def reloads(context: Context) -> Verdict:
     """Two bundles in turns behind one link."""
-    times = place.many(20, 2)
-    link = place.folder / "served"
-    point(link, place.bundle)
-    traffic = Traffic(place.offline, place.texts)
+    times = context.scaled(20, 2)
+    link = context.folder / "served"
+    point(link, context.bundle)
+    traffic = Traffic(context.reference_answers, context.texts)
     took: list[float] = []
     # From when on a version is in force, and until when nothing but the one before it may answer.
     changes: list[tuple[float, float, str]] = []
     async with (
-        running(link, place.folder) as server,
+        running(link, context.folder) as server,
         AsyncClient(server.target) as client,
         traffic.flowing([client]),
     ):
         await traffic.flow_until(100)
         for number in range(times):
-            wanted = place.offline.versions[(number + 1) % 2]
-            point(link, (place.other, place.bundle)[number % 2])
+            wanted = context.reference_answers.versions[(number + 1) % 2]
+            point(link, (context.other, context.bundle)[number % 2])
             told = time.monotonic()
             server.process.send_signal(signal.SIGHUP)
             await _until_version(client, wanted)
             changes.append((told, time.monotonic(), wanted))
             took.append(changes[-1][1] - told)
             await traffic.flow_until(100)
-        forged = await _judge_forged(place, client)
-    stale = _stale(traffic, changes, place.offline.versions[0])
+        forged = await _judge_forged(context, client)
+    stale = _stale(traffic, changes, context.reference_answers.versions[0])
     answered = traffic.outcomes()
     return Verdict(
         seen=f"{times} reloads, {len(traffic.requests):,} items: {_failed(answered)} failed, {answered['wrong']} "
@@ -152,19 +152,19 @@ def _stale(traffic: Traffic, changes: Sequence[tuple[float, float, str]], first:
     return stale if before else 0
 
 
-async def _judge_forged(place: Place, client: Caller) -> Counter[str]:
+async def _judge_forged(context: Context, client: Caller) -> Counter[str]:
     """The control of the comparison: true answers that name the other version must be found wrong."""
-    texts = place.texts[:50]
+    texts = context.texts[:50]
     answers = await client.analyze([(str(number), text) for number, text in enumerate(texts)], deadline_s=20)
     found: Counter[str] = Counter()
     for text, answer in zip(texts, answers, strict=True):
         result = answer.unwrap()
-        (other,) = set(place.offline.versions) - {version(result.fingerprints)}
+        (other,) = set(context.reference_answers.versions) - {version(result.fingerprints)}
         space, *_ = other.split()
         names = sorted(result.fingerprints.heads)
         fingerprints = dataclasses.replace(
             result.fingerprints, embedding_space=space, heads=dict(zip(names, other.split()[1:], strict=True))
         )
         with contextlib.suppress(RuntimeError):
-            found[place.offline.judge(text, dataclasses.replace(result, fingerprints=fingerprints))] += 1
+            found[context.reference_answers.judge(text, dataclasses.replace(result, fingerprints=fingerprints))] += 1
     return found

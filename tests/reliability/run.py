@@ -5,9 +5,9 @@ holds it against the answer of the engine run alone. A finding counts only where
 the fault; and each has a control, the same without what is to protect, which must fail, or the program could not have
 seen a failure.
 
-    python tests/reliability/run.py --bundle build/demo/bundle                       # all of it, half an hour on two cores
-    python tests/reliability/run.py --bundle build/demo/bundle --quick               # a little, less than five minutes
-    python tests/reliability/run.py --bundle build/demo/bundle --only "killed workers" --only reloads
+    python -m tests.reliability.run --bundle build/demo/bundle                       # all of it, half an hour on two cores
+    python -m tests.reliability.run --bundle build/demo/bundle --quick               # a little, less than five minutes
+    python -m tests.reliability.run --bundle build/demo/bundle --only "killed workers" --only reloads
 
 The figures go to bench/results/reliability.json, where what was not run keeps its old ones, and the page is made of
 them. Quick runs write nothing unless told where; they leave out the programs whose verdicts hang on a clock, unless
@@ -42,32 +42,32 @@ from bench.harness.texts import read
 from bench.server.throughput import DEMO
 
 from .corrupt_bundle_fixture import with_another_head
-from .external_corpora import NotRunError
-from .reference_answers import Offline
+from .external_corpora import NotAvailableError
+from .reference_answers import ReferenceAnswers
 from .report import page
-from .scenario import CASES, Case, Place, Verdict
+from .scenario import SCENARIOS, Context, Scenario, Verdict
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results/reliability.json"
-PAGE = HERE.parent / "docs/reliability.md"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench/results/reliability.json"
+PAGE = ROOT / "docs/reliability.md"
 # The order of the table.
 MODULES = (
-    "restarts",
-    "damages",
-    "kills",
+    "restarts_and_reloads",
+    "corrupt_bundles",
+    "worker_crashes",
     "overload",
-    "hogs",
-    "hostile",
-    "corpora",
-    "mixups",
-    "messages",
+    "resource_abuse",
+    "adversarial_inputs",
+    "multilingual_inputs",
+    "response_isolation",
+    "malformed_messages",
     "network",
     "tls",
-    "ends",
-    "stages",
-    "engines",
-    "artifacts",
-    "disks",
+    "process_failures",
+    "cancellation",
+    "engine_failures",
+    "interrupted_writes",
+    "disk_full",
     "soak",
 )
 TEXTS = 200
@@ -76,10 +76,12 @@ TEXTS = 200
 def main() -> None:
     """Runs the command line."""
     for module in MODULES:
-        importlib.import_module(f"faults.{module}")
+        importlib.import_module(f"{__package__}.{module}")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--only", action="append", choices=CASES, metavar="FAULT", help=f"one of {', '.join(CASES)}")
+    parser.add_argument(
+        "--only", action="append", choices=SCENARIOS, metavar="FAULT", help=f"one of {', '.join(SCENARIOS)}"
+    )
     parser.add_argument("--quick", action="store_true", help="a little of each fault whose verdict hangs on no clock")
     parser.add_argument(
         "--soak-minutes",
@@ -94,7 +96,7 @@ def main() -> None:
     output = arguments.output or (None if arguments.quick else RESULTS)
     report: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "-m", "tests.reliability.run", *sys.argv[1:]]),
         "cores": usable_cores(),
         "quick": arguments.quick,
         "faults": json.loads(output.read_text())["faults"] if output and output.exists() else {},
@@ -102,7 +104,7 @@ def main() -> None:
 
     def save(name: str, found: dict[str, Any]) -> None:
         known = {**report["faults"], name: found}
-        report["faults"] = {name: known[name] for name in CASES if name in known}
+        report["faults"] = {name: known[name] for name in SCENARIOS if name in known}
         if output:
             output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         if output == RESULTS:
@@ -119,22 +121,24 @@ async def run_all(arguments: argparse.Namespace, save: Callable[[str, dict[str, 
     texts = random.Random(0).sample(texts, min(TEXTS, len(texts)))
     names = arguments.only or asked_for(arguments.quick)
     # What no clock decides may run beside another; half of it waits for something else than a core.
-    turns = asyncio.Semaphore(2 if arguments.quick and not any(CASES[name].timed for name in names) else 1)
+    turns = asyncio.Semaphore(2 if arguments.quick and not any(SCENARIOS[name].timed for name in names) else 1)
     bad: list[str] = []
     soak_s = 60 * (arguments.soak_minutes or (1 / 8 if arguments.quick else 4))
     with tempfile.TemporaryDirectory(prefix="polyhead-reliability-") as folder:
         other = with_another_head(arguments.bundle, Path(folder) / "other")
-        offline = Offline([arguments.bundle, other])
-        offline.learn(texts)
+        reference_answers = ReferenceAnswers([arguments.bundle, other])
+        reference_answers.learn(texts)
 
         async def run(name: str) -> None:
             scratch = Path(folder) / name.replace(" ", "-")
             scratch.mkdir()
-            place = Place(arguments.bundle.resolve(), other, offline, texts, scratch, arguments.quick, soak_s)
+            context = Context(
+                arguments.bundle.resolve(), other, reference_answers, texts, scratch, arguments.quick, soak_s
+            )
             async with turns:
                 try:
-                    found = await run_one(CASES[name], place)
-                except NotRunError as error:
+                    found = await run_one(SCENARIOS[name], context)
+                except NotAvailableError as error:
                     print(f"{name}: not run: {error}", flush=True)
                     return
             save(name, found)
@@ -150,13 +154,13 @@ async def run_all(arguments: argparse.Namespace, save: Callable[[str, dict[str, 
 
 def asked_for(quick: bool) -> list[str]:
     """The fault programs of a run that names none."""
-    left_out = [name for name, one in CASES.items() if quick and one.timed]
+    left_out = [name for name, one in SCENARIOS.items() if quick and one.timed]
     if left_out:
         print(f"left out, as their verdicts hang on a clock: {', '.join(left_out)}", flush=True)
-    return [name for name in CASES if name not in left_out]
+    return [name for name in SCENARIOS if name not in left_out]
 
 
-async def run_one(case: Case, place: Place) -> dict[str, Any]:
+async def run_one(scenario: Scenario, context: Context) -> dict[str, Any]:
     """What came of a fault; a program that breaks is a finding as well.
 
     Raises:
@@ -164,16 +168,16 @@ async def run_one(case: Case, place: Place) -> dict[str, Any]:
     """
     began, others = time.monotonic(), os.getloadavg()[0]
     try:
-        finding = await case.program(place)
-    except NotRunError:
+        finding = await scenario.program(context)
+    except NotAvailableError:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the others are still to be run
         traceback.print_exc()
         finding = Verdict(seen=f"the program broke: {type(error).__name__}: {error}", passed=False)
     figures = finding.figures.items()
     return {
-        "fault": case.fault,
-        "expected": case.expected,
+        "fault": scenario.fault,
+        "expected": scenario.expected,
         **dataclasses.asdict(finding),
         "figures": {key: value if isinstance(value, int) else float(f"{value:.4g}") for key, value in figures},
         "seconds": round(time.monotonic() - began),

@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .reference_answers import Offline
+from .reference_answers import ReferenceAnswers
 
 
 @dataclass(frozen=True)
-class Place:
+class Context:
     """Where a fault program works.
 
     Attributes:
@@ -25,13 +25,13 @@ class Place:
 
     bundle: Path
     other: Path
-    offline: Offline
+    reference_answers: ReferenceAnswers
     texts: list[str]
     folder: Path
     quick: bool
     soak_s: float
 
-    def many(self, full: int, quick: int) -> int:
+    def scaled(self, full: int, quick: int) -> int:
         """The number for a full run, or that for a quick one."""
         return quick if self.quick else full
 
@@ -55,11 +55,11 @@ class Verdict:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-Program = Callable[[Place], Awaitable[Verdict]]
+Program = Callable[[Context], Awaitable[Verdict]]
 
 
 @dataclass(frozen=True)
-class Case:
+class Scenario:
     """A fault program with its name on the command line, and what stands in the table.
 
     Attributes:
@@ -73,14 +73,14 @@ class Case:
     timed: bool = False
 
 
-CASES: dict[str, Case] = {}
+SCENARIOS: dict[str, Scenario] = {}
 
 
-def case(name: str, *, fault: str, expected: str, timed: bool = False) -> Callable[[Program], Program]:
+def scenario(name: str, *, fault: str, expected: str, timed: bool = False) -> Callable[[Program], Program]:
     """Makes a function a fault program; they run in the order in which they are written."""
 
     def register(program: Program) -> Program:
-        CASES[name] = Case(name, fault, expected, program, timed)
+        SCENARIOS[name] = Scenario(name, fault, expected, program, timed)
         return program
 
     return register

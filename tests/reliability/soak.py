@@ -15,12 +15,12 @@ from pathlib import Path
 
 from polyhead_client import AsyncClient, PolyheadError
 
-from .memory_growth import MOST_MB, MOST_MB_PER_HOUR, PERIODS, growth
+from .memory_growth import MAX_MB, MAX_MB_PER_HOUR, PERIODS, growth
 from .processes import descriptors, rss_mb, served
 from .resource_abuse import cancel_streams
 from .restarts_and_reloads import point
-from .scenario import Place, Verdict, case
-from .traffic import LEAST_ITEMS, Traffic
+from .scenario import Context, Verdict, scenario
+from .traffic import MIN_ITEMS, Traffic
 
 _EVERY_S = 0.25
 # A reload takes a second or two, and longer beside other work.
@@ -44,27 +44,29 @@ class _Least:
     threads: int
 
 
-@case(
+@scenario(
     "soak",
     fault="mixed load for a while: 1 to 64 texts, up to 10,000 characters, errors, short deadlines, cancels, reloads",
     expected="no wrong answer; the least memory between two reloads grows by less than "
-    f"{MOST_MB_PER_HOUR:g} MB an hour in the second half (upper end of the 95 % interval), or, where the time is too "
-    f"short to tell, by less than {MOST_MB:g} MB from half to half; descriptors and threads stay",
+    f"{MAX_MB_PER_HOUR:g} MB an hour in the second half (upper end of the 95 % interval), or, where the time is too "
+    f"short to tell, by less than {MAX_MB:g} MB from half to half; descriptors and threads stay",
 )
-async def soak(place: Place) -> Verdict:
+async def soak(context: Context) -> Verdict:
     """The control: memory that leaks twice as much as is allowed does not pass the same rule."""
-    seconds = place.soak_s
+    seconds = context.soak_s
     periods = min(PERIODS, 2 * max(1, int(seconds / 2 / _LEAST_PERIOD_S)))
     warm = max(1, round(min(_WARM_S, seconds / 4) / (seconds / periods)))
-    traffic, counts, long = Traffic(place.offline, place.texts), Counter[str](), _long_texts(place)
-    link = place.folder / "served"
-    point(link, place.bundle)
-    async with served(link, place.folder) as (server, client), traffic.flowing([client], calls=2, items=8, streams=2):
+    traffic, counts, long = Traffic(context.reference_answers, context.texts), Counter[str](), _long_texts(context)
+    link = context.folder / "served"
+    point(link, context.bundle)
+    async with served(link, context.folder) as (server, client), traffic.flowing([client], calls=2, items=8, streams=2):
         ends = [time.monotonic() + seconds / periods * (number + 1) for number in range(warm + periods)]
-        noise = [asyncio.create_task(_noise(place, client, long, counts, end=ends[-1], seed=seed)) for seed in range(3)]
-        noise.append(asyncio.create_task(_cancels(place, server.target, ends[-1])))
+        noise = [
+            asyncio.create_task(_noise(context, client, long, counts, end=ends[-1], seed=seed)) for seed in range(3)
+        ]
+        noise.append(asyncio.create_task(_cancels(context, server.target, ends[-1])))
         floors = []
-        for end, bundle in zip(ends, itertools.cycle((place.other, place.bundle)), strict=False):
+        for end, bundle in zip(ends, itertools.cycle((context.other, context.bundle)), strict=False):
             point(link, bundle)
             server.process.send_signal(signal.SIGHUP)
             floors.append(await _least_until(end, server.process.pid))
@@ -82,7 +84,7 @@ async def soak(place: Place) -> Verdict:
         f"{opened:+d} descriptors, {threads:+d} threads",
         passed=not traffic.bad()
         and not counts["wrong"]
-        and counts["right"] >= LEAST_ITEMS
+        and counts["right"] >= MIN_ITEMS
         and grown.is_bounded
         and threads <= 1
         and opened <= 20,
@@ -114,22 +116,22 @@ async def _least_until(end: float, pid: int) -> _Least:
     return _Least(second, mb, min(one[2] for one in seen), min(one[3] for one in seen))
 
 
-def _long_texts(place: Place) -> list[str]:
+def _long_texts(context: Context) -> list[str]:
     """Texts far longer than the model reads, with known answers: computing them meanwhile would hold up this loop."""
     rng = random.Random(0)
-    texts = [" ".join(rng.choices(place.texts, k=50))[:10_000] for _ in range(_LONG_TEXTS)]
-    place.offline.learn(texts)
+    texts = [" ".join(rng.choices(context.texts, k=50))[:10_000] for _ in range(_LONG_TEXTS)]
+    context.reference_answers.learn(texts)
     return texts
 
 
 async def _noise(
-    place: Place, client: AsyncClient, long: Sequence[str], counts: Counter[str], *, end: float, seed: int
+    context: Context, client: AsyncClient, long: Sequence[str], counts: Counter[str], *, end: float, seed: int
 ) -> None:
     """Calls of all shapes, with what each of them may end with."""
     rng = random.Random(seed)
     while time.monotonic() < end:
         size = rng.choice((1, 2, 8, 64))
-        texts = rng.choices(long, k=min(size, 4)) if rng.random() < 0.2 else rng.choices(place.texts, k=size)
+        texts = rng.choices(long, k=min(size, 4)) if rng.random() < 0.2 else rng.choices(context.texts, k=size)
         try:
             answers = await client.analyze(
                 texts,
@@ -143,13 +145,13 @@ async def _noise(
             if answer.result is None:
                 counts[answer.error.code if answer.error else "wrong"] += 1
             else:
-                counts[place.offline.judge(text, answer.result)] += 1
+                counts[context.reference_answers.judge(text, answer.result)] += 1
 
 
-async def _cancels(place: Place, target: str, end: float) -> None:
+async def _cancels(context: Context, target: str, end: float) -> None:
     while time.monotonic() < end:
         with contextlib.suppress(PolyheadError):
-            await cancel_streams(place, target, 20)
+            await cancel_streams(context, target, 20)
         await asyncio.sleep(0.5)
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from .memory_growth import MOST_MB_PER_HOUR, PERIODS, growth, line
+from .memory_growth import MAX_MB_PER_HOUR, PERIODS, growth, line
 
 
 def floors(period_s: float, mb_per_hour: float, noise_mb: float, periods: int = PERIODS) -> tuple[list[float], ...]:
@@ -15,7 +15,7 @@ def floors(period_s: float, mb_per_hour: float, noise_mb: float, periods: int = 
     return times, [300 + mb_per_hour * second / 3600 + rng.gauss(0, noise_mb) for second in times]
 
 
-@pytest.mark.parametrize(("mb_per_hour", "is_bounded"), [(0, True), (MOST_MB_PER_HOUR * 2, False)])
+@pytest.mark.parametrize(("mb_per_hour", "is_bounded"), [(0, True), (MAX_MB_PER_HOUR * 2, False)])
 def test_hour_tells_a_leak_from_none(mb_per_hour: float, is_bounded: bool) -> None:
     found = growth(*floors(3600 / PERIODS, mb_per_hour, noise_mb=2))
     assert found.is_bounded == is_bounded
@@ -26,7 +26,7 @@ def test_hour_tells_a_leak_from_none(mb_per_hour: float, is_bounded: bool) -> No
 def test_growth_that_may_be_above_the_limit_is_not_passed() -> None:
     # Nothing grows, but nobody could tell.
     found = growth(*floors(1800 / PERIODS, 0, noise_mb=60))
-    assert found.by < MOST_MB_PER_HOUR < found.by + found.error
+    assert found.by < MAX_MB_PER_HOUR < found.by + found.error
     assert not found.is_bounded
 
 

@@ -20,7 +20,7 @@ from bench.harness.certificates import DAY, Authority, Files
 from bench.harness.servers import free_port
 
 from .processes import Server, descriptors, running, until
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
 # Keys, and each one's right.
@@ -44,29 +44,32 @@ class Try(NamedTuple):
     ending: str
 
 
-@case(
+@scenario(
     "TLS faults",
     fault="certificates and keys that are wrong, expired or missing, plain text, half handshakes, random bytes, and a "
     "server's certificate that is replaced, under load",
     expected="each ends as security.md says, and nothing of a refused call is parsed; the new certificate is in force "
     "at once; clients that may be served, over lasting connections and over new ones, notice nothing",
 )
-async def tls_faults(place: Place) -> Verdict:
+async def tls_faults(context: Context) -> Verdict:
     """The control: the same tries on a server that wants neither certificates nor keys."""
-    authority = Authority(place.folder)
+    authority = Authority(context.folder)
     files, good = authority.issue("server"), _tls(authority, authority.issue("client"))
-    tries, rounds = _tries(place, authority, good), place.many(10, 2)
-    halves = place.many(200, 50)
+    tries, rounds = _tries(context, authority, good), context.scaled(10, 2)
+    halves = context.scaled(200, 50)
     metrics = free_port()
     guards = (
         *("--tls-client-ca", str(authority.cert)),
-        *("--api-keys", str(_write_keys(place.folder / "keys.toml"))),
+        *("--api-keys", str(_write_keys(context.folder / "keys.toml"))),
         *("--metrics-listen", f"127.0.0.1:{metrics}"),
     )
-    lasting, fresh = Traffic(place.offline, place.texts), Traffic(place.offline, place.texts)
+    lasting, fresh = (
+        Traffic(context.reference_answers, context.texts),
+        Traffic(context.reference_answers, context.texts),
+    )
     otherwise: list[str] = []
     async with (
-        running(place.bundle, place.folder, *files.flags, *guards, tls=good) as server,
+        running(context.bundle, context.folder, *files.flags, *guards, tls=good) as server,
         AsyncClient(server.target, tls=good, api_key=_INFER) as client,
         lasting.flowing([client], calls=2),
         fresh.flowing([_Newcomer(server.target, good)], calls=2, items=1, streams=0),
@@ -84,7 +87,7 @@ async def tls_faults(place: Place) -> Verdict:
         await _flow(lasting, fresh)
         served = await _ending(server, Try(good, _INFER, "OK"))
         counted = await asyncio.to_thread(_large_parsed, metrics)
-    async with running(place.bundle, place.folder, *files.flags, tls=good) as server:
+    async with running(context.bundle, context.folder, *files.flags, tls=good) as server:
         opened = await _endings(server, tries)
     answered = [name for name, ending in opened.items() if ending == "OK"]
     tried = rounds * len(tries)
@@ -116,9 +119,9 @@ async def tls_faults(place: Place) -> Verdict:
     )
 
 
-def _tries(place: Place, authority: Authority, good: Tls) -> Mapping[str, Try]:
-    (place.folder / "other").mkdir()
-    other = Authority(place.folder / "other")
+def _tries(context: Context, authority: Authority, good: Tls) -> Mapping[str, Try]:
+    (context.folder / "other").mkdir()
+    other = Authority(context.folder / "other")
     expired = authority.issue("expired", begins=-3 * DAY, ends=-DAY)
     unavailable = "UNAVAILABLE"
     return {

@@ -18,10 +18,10 @@ from polyhead_client import Answer, PolyheadError
 from polyhead_client.conversion import answers_of
 from polyhead_client.errors import map_grpc_errors
 
-from .reference_answers import Offline, version
+from .reference_answers import ReferenceAnswers, version
 
 # Enough of both kinds before a fault and after it, or the fault has met nothing.
-LEAST_ITEMS = 50
+MIN_ITEMS = 50
 _CALL_DEADLINE_S = 20.0
 # A broken client tries again so soon: often enough to meet the fault, seldom enough not to be all of the load.
 _AGAIN_S = 0.05
@@ -63,9 +63,9 @@ class Request:
 class Traffic:
     """Callers in closed loops, until they are told to stop."""
 
-    def __init__(self, offline: Offline, texts: Sequence[str]) -> None:
+    def __init__(self, reference_answers: ReferenceAnswers, texts: Sequence[str]) -> None:
         self.requests: list[Request] = []
-        self._offline = offline
+        self._offline = reference_answers
         self._texts = itertools.cycle(texts)
         self._stopping = False
 
@@ -114,7 +114,7 @@ class Traffic:
             for span in spans
             if one.outcome == "right" and span[0] <= one.sent < span[1]
         )
-        return bool(ways) and all(counts[way, span] >= LEAST_ITEMS for way in ways for span in spans)
+        return bool(ways) and all(counts[way, span] >= MIN_ITEMS for way in ways for span in spans)
 
     def _answered(self) -> Counter[str]:
         return Counter(one.way for one in self.requests if one.outcome == "right")

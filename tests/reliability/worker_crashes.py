@@ -11,7 +11,7 @@ import time
 from polyhead_client import AsyncClient
 
 from .processes import Server, children, listeners, running, until
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 from .traffic import PlainClient, Traffic
 
 _WORKERS = 2
@@ -21,24 +21,24 @@ _KILLS_OF_A_SERVER = 10
 _HEARD_S = 0.25
 
 
-@case(
+@scenario(
     "killed workers",
     fault="a worker of two killed with SIGKILL under load, again and again",
     expected="with the shipped client no item fails; with the stubs alone only what was in flight on the worker's own "
     "connections fails",
     timed=True,
 )
-async def killed_workers(place: Place) -> Verdict:
+async def killed_workers(context: Context) -> Verdict:
     """The shipped client over several connections, and the stubs alone as the control."""
-    kills = place.many(50, 4)
+    kills = context.scaled(50, 4)
     back: list[float] = []
     items = bad = 0
     enough = True
     for begun in range(0, kills, _KILLS_OF_A_SERVER):
-        traffic, moments = await _kill(place, min(_KILLS_OF_A_SERVER, kills - begun), back, shipped=True)
+        traffic, moments = await _kill(context, min(_KILLS_OF_A_SERVER, kills - begun), back, shipped=True)
         items, bad = items + len(traffic.requests), bad + traffic.bad()
         enough = enough and traffic.enough(*moments)
-    plain, moments = await _kill(place, place.many(10, 2), [], shipped=False)
+    plain, moments = await _kill(context, context.scaled(10, 2), [], shipped=False)
     lost = [one for one in plain.requests if one.outcome != "right"]
     # In flight at a kill: sent before it, or before the client could hear of it.
     hit = [one for one in lost if any(one.sent <= moment + _HEARD_S and one.done >= moment for moment in moments)]
@@ -61,10 +61,10 @@ async def killed_workers(place: Place) -> Verdict:
     )
 
 
-async def _kill(place: Place, kills: int, back: list[float], *, shipped: bool) -> tuple[Traffic, list[float]]:
+async def _kill(context: Context, kills: int, back: list[float], *, shipped: bool) -> tuple[Traffic, list[float]]:
     """Kills the workers of one server in turns; adds to ``back`` how long each was away."""
-    traffic, moments = Traffic(place.offline, place.texts), []
-    async with running(place.bundle, place.folder, "--workers", str(_WORKERS)) as server:
+    traffic, moments = Traffic(context.reference_answers, context.texts), []
+    async with running(context.bundle, context.folder, "--workers", str(_WORKERS)) as server:
         await _all_serve(server)
         # The kernel deals connections out by chance: of eight, both workers have some.
         clients = (
