@@ -18,7 +18,7 @@ STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto train export serve test check bench reliability lint format types contracts lint-proto lint-deploy package supply audit lock docs rivals clean
+.PHONY: help setup proto train export serve test check bench reliability lint format types contracts lint-proto lint-deploy package supply audit lock docs compare clean
 
 help:  ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,7 +76,7 @@ contracts: setup  ## import-linter: who may import what
 package: setup  ## install the server alone as the image does, held against hashes; weigh it; it has no torch
 	rm -rf build/server-only
 	PYTHON=$(PYTHON) sh deploy/install.sh server build/server-only
-	$(BIN)/python bench/server/install_size.py build/server-only --output build/supply/install.json
+	$(BIN)/python -m bench.server.install_size build/server-only --output build/supply/install.json
 	! ls build/server-only/lib/python3*/site-packages | grep -iE '^(torch|transformers)$$'
 
 # An allow-list: a licence that is not in it is a question for a person, not for this file.
@@ -105,23 +105,23 @@ docs: setup  ## build the pages and the reference into build/site; a broken link
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/site
 
 # About an hour on two cores, which nothing else may use meanwhile.
-bench: $(BUNDLE)/bundle.json  ## measure the server against bare onnxruntime; writes docs/benchmarks.md
-	$(BIN)/python bench/server/throughput.py --bundle $(BUNDLE) --variant int8 --output bench/results/serving-int8.json
-	$(BIN)/python bench/server/throughput.py --bundle $(BUNDLE) --variant fp32 --output bench/results/serving-fp32.json
-	$(BIN)/python bench/server/startup.py --bundle $(BUNDLE) --output bench/results/start.json
-	$(BIN)/python bench/server/latency_breakdown.py --bundle $(BUNDLE) --output bench/results/anatomy.json
-	$(BIN)/python bench/server/workers.py --bundle $(BUNDLE) --output bench/results/workers.json
-	$(BIN)/python bench/server/scaling.py --bundle $(BUNDLE) --work build/growth --output bench/results/growth.json
-	$(BIN)/python bench/report/page.py
+bench: $(BUNDLE)/bundle.json  ## measure the server against the onnxruntime upper bound; writes docs/benchmarks.md
+	$(BIN)/python -m bench.server.throughput --bundle $(BUNDLE) --variant int8 --output bench/results/throughput-int8.json
+	$(BIN)/python -m bench.server.throughput --bundle $(BUNDLE) --variant fp32 --output bench/results/throughput-fp32.json
+	$(BIN)/python -m bench.server.startup --bundle $(BUNDLE) --output bench/results/startup.json
+	$(BIN)/python -m bench.server.latency_breakdown --bundle $(BUNDLE) --output bench/results/latency_breakdown.json
+	$(BIN)/python -m bench.server.workers --bundle $(BUNDLE) --output bench/results/workers.json
+	$(BIN)/python -m bench.server.scaling --bundle $(BUNDLE) --work build/scaling --output bench/results/scaling.json
+	$(BIN)/python -m bench.report.page
 
 # About half an hour on two cores; what it writes is only worth something where nothing else runs meanwhile.
 reliability: $(BUNDLE)/bundle.json  ## make go wrong what may go wrong; writes docs/reliability.md (QUICK=1: in 5 minutes, of what hangs on no clock; writes nothing)
 	$(BIN)/python tests/reliability/run.py --bundle $(BUNDLE) $(if $(QUICK),--quick)
 
-rivals: $(BUNDLE)/bundle.json  ## install other servers, each in its own environment, and measure them beside ours
-	$(BIN)/python bench/comparison/install.py
-	$(BIN)/python bench/comparison/compare.py --bundle $(BUNDLE) --output bench/results/rivals.json
-	$(BIN)/python bench/report/page.py
+compare: $(BUNDLE)/bundle.json  ## install other servers, each in its own environment, and compare them with polyhead
+	$(BIN)/python -m bench.comparison.install
+	$(BIN)/python -m bench.comparison.compare --bundle $(BUNDLE) --output bench/results/comparison.json
+	$(BIN)/python -m bench.report.page
 
 format: setup  ## let ruff format and mend
 	$(BIN)/ruff check --fix .

@@ -1,12 +1,12 @@
-"""What the clients of all rivals have in common; needs uvloop, and bench/ on PYTHONPATH.
+"""Command line of the clients of all compared servers. Requires uvloop, and the repository root on PYTHONPATH.
 
-    build/rivals/mosec/bin/python bench/comparison/servers/mosec/client.py 127.0.0.1:8000 texts.jsonl --in-flight 64
-    build/rivals/mosec/bin/python bench/comparison/servers/mosec/client.py 127.0.0.1:8000 texts.jsonl --rate 300
-    build/rivals/mosec/bin/python bench/comparison/servers/mosec/client.py 127.0.0.1:8000 texts.jsonl --answers 20
+    python -m bench.comparison.servers.mosec.client 127.0.0.1:8000 texts.jsonl --in-flight 64
+    python -m bench.comparison.servers.mosec.client 127.0.0.1:8000 texts.jsonl --rate 300
+    python -m bench.comparison.servers.mosec.client 127.0.0.1:8000 texts.jsonl --answers 20
 
-A client module says how one text is asked and hands that to ``main``. The loads are those of ``loops.py``, one text a
-message; the result is one line of JSON. ``--answers`` waits until the server answers, and prints what it said about the
-first texts, embeddings in base64.
+Each client module implements one request and passes it to main. The loads are those of bench/loadgen/loops.py with one
+text per message; the figures are printed as one line of JSON. --answers waits until the server is ready and prints its
+answers to the first texts instead, with embeddings in base64.
 """
 
 from __future__ import annotations
@@ -24,75 +24,78 @@ from typing import NamedTuple
 
 import uvloop
 
-from bench.harness.texts import read
-from bench.loadgen.loops import LoadStats, closed, open_
+from bench.harness.cli import make_parser
+from bench.harness.texts import FORMAT_HELP, read_texts
+from bench.loadgen.loops import LoadStats, closed_loop, open_loop
 
-_START_S = 120.0
+_START_TIMEOUT_S = 120.0
+_RETRY_INTERVAL_S = 0.5
 
 
 class Answer(NamedTuple):
-    """What a server says about a text."""
+    """A server's answer to one text."""
 
     embedding: bytes  # float32, little-endian
     probabilities: list[float]
     sentiment: float
 
 
-Ask = Callable[[str], Awaitable[Answer]]
+# Sends one text and waits for its answer.
+Request = Callable[[str], Awaitable[Answer]]
 # Opens a connection to HOST:PORT.
-Connect = Callable[[str], AbstractAsyncContextManager[Ask]]
+Connect = Callable[[str], AbstractAsyncContextManager[Request]]
 
 
 def main(connect: Connect) -> None:
     """Runs the command line of a client."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("target", metavar="HOST:PORT")
-    parser.add_argument("texts", type=Path, help="JSON lines with a field `text`, or a text a line; .gz or not")
-    parser.add_argument("--in-flight", type=int, default=64, help="closed loop: texts on their way (default: 64)")
-    parser.add_argument("--rate", type=float, help="open loop: texts a second at Poisson arrivals")
-    parser.add_argument("--seed", type=int, default=0, help="of the arrivals (default: 0)")
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--answers", type=int, metavar="N", help="print what is said about the first N texts")
+    parser.add_argument("texts", type=Path, help=FORMAT_HELP)
+    parser.add_argument("--in-flight", type=int, default=64, help="closed loop: texts in flight (default: 64)")
+    parser.add_argument("--rate", type=float, help="open loop: texts per second at Poisson arrivals")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the arrivals (default: 0)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="measured seconds (default: 10)")
+    parser.add_argument("--answers", type=int, metavar="N", help="print the answers to the first N texts instead")
     arguments = parser.parse_args()
-    texts = [row["text"] for row in read(arguments.texts)]
+    texts = read_texts(arguments.texts)
     work = _answers(connect, arguments, texts) if arguments.answers else _load(connect, arguments, texts)
     print(json.dumps(uvloop.run(work)))
 
 
 async def _load(connect: Connect, arguments: argparse.Namespace, texts: list[str]) -> dict[str, float]:
     endless = itertools.cycle(texts)
-    async with connect(arguments.target) as ask:
+    async with connect(arguments.target) as request:
 
         async def call() -> int:
-            await ask(next(endless))
+            await request(next(endless))
             return 1
 
-        tally = LoadStats(arguments.seconds)
+        stats = LoadStats(arguments.seconds)
         if arguments.rate:
-            await open_(call, arguments.rate, tally, arguments.seed)
+            await open_loop(call, arguments.rate, stats, arguments.seed)
         else:
-            await closed(call, arguments.in_flight, tally)
-    return tally.report()
+            await closed_loop(call, arguments.in_flight, stats)
+    return stats.report()
 
 
 async def _answers(
     connect: Connect, arguments: argparse.Namespace, texts: list[str]
 ) -> list[tuple[str, list[float], float]]:
-    async with connect(arguments.target) as ask:
-        await _wait(ask, texts[0])
-        answers = [await ask(text) for text in texts[: arguments.answers]]
+    async with connect(arguments.target) as request:
+        await _wait_until_ready(request, texts[0])
+        answers = [await request(text) for text in texts[: arguments.answers]]
     return [(base64.b64encode(one.embedding).decode(), one.probabilities, one.sentiment) for one in answers]
 
 
-async def _wait(ask: Ask, text: str) -> None:
-    ends = time.monotonic() + _START_S
+async def _wait_until_ready(request: Request, text: str) -> None:
+    ends = time.monotonic() + _START_TIMEOUT_S
     while True:
         try:
             async with asyncio.timeout(10):
-                await ask(text)
-        except Exception:  # whatever a server that is starting makes of it
+                await request(text)
+        except Exception:  # a server that is starting fails in its own way
             if time.monotonic() > ends:
                 raise
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(_RETRY_INTERVAL_S)
         else:
             return

@@ -1,4 +1,4 @@
-"""The client of MLServer and PyTriton: V2 inference protocol over gRPC. See ``rival_client.py``."""
+"""Client of MLServer and PyTriton: V2 inference protocol over gRPC. See ``bench/comparison/client.py``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from tritonclient.grpc import InferInput  # type: ignore[import-not-found]
 from tritonclient.grpc.aio import InferenceServerClient  # type: ignore[import-not-found]
 
-from .client import Answer, Ask, main
+from .client import Answer, Request, main
 
 
 @asynccontextmanager
-async def connect(target: str) -> AsyncIterator[Ask]:
-    """Opens a channel."""
+async def connect(target: str) -> AsyncIterator[Request]:
+    """Opens a channel; yields the function that sends one text."""
     async with InferenceServerClient(target) as client:
 
-        async def ask(text: str) -> Answer:
+        async def request(text: str) -> Answer:
             given = InferInput("text", [1, 1], "BYTES")
             given.set_data_from_numpy(np.array([[text.encode()]], dtype=np.object_))
             found = await client.infer("polyhead", [given])
@@ -27,7 +27,7 @@ async def connect(target: str) -> AsyncIterator[Ask]:
                 float(found.as_numpy("sentiments").item()),
             )
 
-        yield ask
+        yield request
 
 
 if __name__ == "__main__":

@@ -1,30 +1,29 @@
-"""What each 8-bit form of a model costs and gives up: ours beside those that a user could make with stock tools.
+"""Speed and accuracy of 8-bit quantization methods: the variants of a bundle and what other tools produce.
 
-Every form of a bundle's fp32 graph runs in one single-threaded session, all forms in turns over the same batches, so
-that what else the machine does hits all of them. Speed is CPU time for the same texts in batches of like length of at
-most 256 tokens, and for each text alone; the ratio to fp32 is the median over rounds, with its range. Quality is the
-cosine of the embedding with fp32's, each text alone, and how far any number moves when the text rides in a batch.
+    python -m bench.export.quantization build/demo/bundle texts.txt.gz --output bench/results/quantization.json
+    python -m bench.export.quantization build/demo/bundle texts.txt.gz --only int8 static --rounds 2   # a quick look
 
-    python bench/export/quantization.py build/demo/bundle traffic.txt.gz --output bench/results/quantization.json
+Candidates, all made from the bundle's fp32 graph
+  int8, int8-dynamic  the variants of the bundle
+  static              onnxruntime's static quantization (QDQ, per channel, calibrated on other texts of the file)
+  weights             onnxruntime's MatMulNBits: 8-bit weights in blocks of 32
+  fused               fp32 after all fusions of onnxscript
+  openvino-*          OpenVINO in fp32 and bf16 (package openvino), and static int8 with SmoothQuant (package nncf)
 
-Forms: the bundle's variants; ``static``: onnxruntime's static quantization (QDQ, per channel, calibrated on other texts
-of the file); ``weights``: onnxruntime's MatMulNBits, 8-bit weights in blocks of 32; ``fused``: fp32 after all of
-onnxscript's fusions; with the package openvino, ``openvino-bf16`` and ``openvino-fp32``; with nncf as well,
-``openvino-int8`` (static, SmoothQuant).
+Each candidate runs in one session with one thread; rounds are interleaved over the same batches. Speed is relative to
+fp32, in CPU time, as [median, lowest, highest]: for batches of similar length of at most 256 tokens, and for each text
+alone. Accuracy is the cosine between the embedding and that of fp32, each text alone, and batch_difference, the
+largest change of any number of an embedding when its text is in a batch of eight.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import contextlib
 import logging
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,46 +41,48 @@ from onnxscript.rewriter.ort_fusions import optimize_for_ort
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 from tqdm import tqdm
 
-from bench.harness.texts import read
+from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
+from bench.harness.texts import FORMAT_HELP, read_texts
+from bench.harness.upper_bound import batches_of_similar_length
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
-Form = Callable[[Batch], NDArray[np.float32]]  # a batch to its embeddings
+Candidate = Callable[[Batch], NDArray[np.float32]]  # a batch to its embeddings
 
-_TOKENS = 256
-_CALIBRATION = 100
-_COMPANY = 8
+_MAX_BATCH_TOKENS = 256
+_CALIBRATION_TEXTS = 100
+_BATCH_SIZE = 8
 
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("data", type=Path, help="JSON lines with a field `text`, or a text a line; .gz or not")
-    parser.add_argument("--texts", type=int, default=200, help="texts to measure with (default: 200)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of every form (default: 7)")
-    parser.add_argument("--only", nargs="+", help="names of the forms to measure besides fp32")
-    parser.add_argument("--output", type=Path, help="file for the figures as JSON")
+    parser = make_parser(__doc__)
+    parser.add_argument("bundle", type=Path, help="bundle with the variant fp32")
+    parser.add_argument("data", type=Path, help=FORMAT_HELP)
+    parser.add_argument("--texts", type=int, default=200, help="texts to measure (default: 200)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of every candidate (default: 7)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="candidates to measure besides fp32")
+    add_output_flag(parser)
     arguments = parser.parse_args()
     found = bundle.load(arguments.bundle)
-    texts = [row["text"] for row in read(arguments.data)]
-    chosen = np.random.default_rng(0).choice(len(texts), arguments.texts + _CALIBRATION, replace=False)
+    texts = read_texts(arguments.data)
+    chosen = np.random.default_rng(0).choice(len(texts), arguments.texts + _CALIBRATION_TEXTS, replace=False)
     tokenizer = load_tokenizer(found.file("tokenizer.json"))
     ids = list(encode(tokenizer, [texts[index] for index in chosen], found.manifest.max_tokens))
     with tempfile.TemporaryDirectory() as folder:
-        forms = make_forms(found, Path(folder), ids[arguments.texts :], arguments.only)
-        report = measure(forms, ids[: arguments.texts], found.manifest.pad_token_id, arguments.rounds)
-    report = {"data": arguments.data.name, "texts": arguments.texts, **machine(), "forms": report}
-    print(table(report["forms"]))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        candidates = make_candidates(found, Path(folder), ids[arguments.texts :], arguments.only)
+        figures = measure(candidates, ids[: arguments.texts], found.manifest.pad_token_id, arguments.rounds)
+    print(table(figures))
+    settings = {"data": arguments.data.name, "texts": arguments.texts, "rounds": arguments.rounds}
+    results.write(arguments.output, {**results.provenance(installed_packages()), **settings, "candidates": figures})
 
 
-def make_forms(
+def make_candidates(
     found: bundle.Bundle, folder: Path, calibration: Sequence[list[int]], only: list[str] | None
-) -> dict[str, Form]:
-    """Every form that can be made here, by its name, fp32 first."""
+) -> dict[str, Candidate]:
+    """Returns every candidate whose packages are installed by name, fp32 first."""
     plain, output = found.file("model.onnx"), found.manifest.embedding.output
-    makers: dict[str, Callable[[], Form]] = {
+    makers: dict[str, Callable[[], Candidate]] = {
         name: partial(session, found.file(one.file), output)
         for name, one in found.manifest.variants.items()
         if name != "fp16"
@@ -94,19 +95,19 @@ def make_forms(
         "openvino-bf16": lambda: openvino(plain, output, "bf16"),
         "openvino-int8": lambda: openvino(plain, output, "f32", calibration),
     }
-    forms: dict[str, Form] = {"fp32": makers.pop("fp32")()}
+    candidates: dict[str, Candidate] = {"fp32": makers.pop("fp32")()}
     for name, make in makers.items():
         if only is not None and name not in only:
             continue
         try:
-            forms[name] = make()
+            candidates[name] = make()
         except ImportError as error:
-            print(f"{name}: left out, {error}")
-    return forms
+            print(f"{name}: skipped, {error}")
+    return candidates
 
 
-def session(path: Path, output: str) -> Form:
-    """A session as the server opens it."""
+def session(path: Path, output: str) -> Candidate:
+    """Opens a session with the server's options."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -123,21 +124,21 @@ def session(path: Path, output: str) -> Form:
 
 
 def fuse(plain: Path, target: Path) -> Path:
-    """fp32 with attention, residuals and GELU as contrib operators."""
+    """Writes fp32 with attention, residuals and GELU fused into contrib operators."""
     model, _ = optimize_for_ort(onnx_ir.load(plain), clear_metadata=True)
     onnx_ir.save(model, target)
     return target
 
 
 def static(plain: Path, target: Path, calibration: Sequence[list[int]]) -> Path:
-    """Static quantization of all MatMuls by onnxruntime."""
+    """Writes onnxruntime's static quantization of all MatMul operators."""
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is not typed
         def __init__(self) -> None:
-            self.rest = iter(calibration)
+            self.remaining = iter(calibration)
 
         def get_next(self) -> dict[str, NDArray[np.int64]] | None:
-            ids = next(self.rest, None)
+            ids = next(self.remaining, None)
             return None if ids is None else dict(zip(("input_ids", "attention_mask"), pad([ids], 0), strict=True))
 
     quantize_static(
@@ -154,7 +155,7 @@ def static(plain: Path, target: Path, calibration: Sequence[list[int]]) -> Path:
 
 
 def weights_only(plain: Path, target: Path) -> Path:
-    """8-bit weights in blocks of 32, activations on 8 bits inside the kernel."""
+    """Writes 8-bit weights in blocks of 32; the kernel quantizes activations to 8 bits."""
     logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.ERROR)
     quantizer = MatMulNBitsQuantizer(onnx.load(str(plain)), bits=8, block_size=32, is_symmetric=True, accuracy_level=4)
     quantizer.process()
@@ -162,8 +163,8 @@ def weights_only(plain: Path, target: Path) -> Path:
     return target
 
 
-def openvino(plain: Path, output: str, precision: str, calibration: Sequence[list[int]] | None = None) -> Form:
-    """OpenVINO's own runtime on one thread."""
+def openvino(plain: Path, output: str, precision: str, calibration: Sequence[list[int]] | None = None) -> Candidate:
+    """Opens a session of OpenVINO's runtime with one thread."""
     import openvino as ov
 
     model = ov.Core().read_model(str(plain))
@@ -181,99 +182,80 @@ def openvino(plain: Path, output: str, precision: str, calibration: Sequence[lis
     return run
 
 
-def measure(forms: dict[str, Form], ids: Sequence[list[int]], pad_token_id: int, rounds: int) -> dict[str, Any]:
-    """Speed and quality of every form."""
-    batches = [pad(batch, pad_token_id) for batch in of_like_length(ids)]
-    alone = [pad([one], pad_token_id) for one in ids]
-    embeddings = {name: np.stack([form(batch)[0] for batch in alone]) for name, form in forms.items()}
-    seconds = {kind: times(forms, work, rounds) for kind, work in (("batched", batches), ("alone", alone))}
+def measure(
+    candidates: dict[str, Candidate], ids: Sequence[list[int]], pad_token_id: int, rounds: int
+) -> dict[str, Any]:
+    """Returns speed and accuracy of every candidate."""
+    batches = [pad(batch, pad_token_id) for batch in batches_of_similar_length(ids, _MAX_BATCH_TOKENS)]
+    singles = [pad([one], pad_token_id) for one in ids]
+    embeddings = {name: np.stack([run(batch)[0] for batch in singles]) for name, run in candidates.items()}
+    seconds = {kind: cpu_times(candidates, work, rounds) for kind, work in (("batched", batches), ("single", singles))}
     report = {}
-    for name, form in forms.items():
-        cosines = (scaled(embeddings[name]) * scaled(embeddings["fp32"])).sum(axis=1)
+    for name, run in candidates.items():
+        cosines = (normalized(embeddings[name]) * normalized(embeddings["fp32"])).sum(axis=1)
         report[name] = {
             "cosine_mean": float(cosines.mean()),
             "cosine_worst": float(cosines.min()),
-            "alone_or_batched": moved(form, ids, embeddings[name], pad_token_id),
-            **{kind: ratios(taken["fp32"], taken[name]) for kind, taken in seconds.items()},
+            "batch_difference": batch_difference(run, ids, embeddings[name], pad_token_id),
+            **{kind: speedups(taken["fp32"], taken[name]) for kind, taken in seconds.items()},
         }
     return report
 
 
-def scaled(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length 1."""
+def normalized(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scales each row to length 1."""
     return np.asarray(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True))
 
 
-def of_like_length(ids: Sequence[list[int]]) -> list[list[list[int]]]:
-    """The texts in batches of at most 256 padded tokens."""
-    batches: list[list[list[int]]] = [[]]
-    for one in sorted(ids, key=len):
-        if batches[-1] and (len(batches[-1]) + 1) * len(one) > _TOKENS:
-            batches.append([])
-        batches[-1].append(one)
-    return batches
-
-
-def times(forms: dict[str, Form], work: Sequence[Batch], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each form in each round; the order turns around from round to round."""
-    taken: dict[str, list[float]] = {name: [] for name in forms}
-    for form in forms.values():
+def cpu_times(candidates: dict[str, Candidate], work: Sequence[Batch], rounds: int) -> dict[str, list[float]]:
+    """Returns the CPU seconds of each candidate in each round; the order reverses from round to round."""
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    for run in candidates.values():
         for batch in work:
-            form(batch)
+            run(batch)
     for number in tqdm(range(rounds), "rounds"):
-        for name in list(forms)[:: 1 if number % 2 else -1]:
+        for name in list(candidates)[:: 1 if number % 2 else -1]:
             start = time.process_time()
             for batch in work:
-                forms[name](batch)
+                candidates[name](batch)
             taken[name].append(time.process_time() - start)
     return taken
 
 
-def ratios(base: Sequence[float], own: Sequence[float]) -> list[float]:
-    """How many times as fast as fp32: median, lowest and highest of the rounds."""
+def speedups(base: Sequence[float], own: Sequence[float]) -> list[float]:
+    """Returns the median, lowest and highest speed relative to fp32."""
     found = [one / other for one, other in zip(base, own, strict=True)]
     return [statistics.median(found), min(found), max(found)]
 
 
-def moved(form: Form, ids: Sequence[list[int]], alone: NDArray[np.float32], pad_token_id: int) -> float:
-    """How far any number of an embedding moves when its text is in a batch of eight."""
+def batch_difference(run: Candidate, ids: Sequence[list[int]], single: NDArray[np.float32], pad_token_id: int) -> float:
+    """Returns the largest change of any number of an embedding when its text is in a batch of eight."""
     worst = 0.0
-    for start in range(0, len(ids), _COMPANY):
-        together = form(pad(ids[start : start + _COMPANY], pad_token_id))
-        worst = max(worst, float(np.abs(together - alone[start : start + _COMPANY]).max()))
+    for start in range(0, len(ids), _BATCH_SIZE):
+        batched = run(pad(ids[start : start + _BATCH_SIZE], pad_token_id))
+        worst = max(worst, float(np.abs(batched - single[start : start + _BATCH_SIZE]).max()))
     return worst
 
 
-def machine() -> dict[str, Any]:
-    """When and on what."""
-    packages = {}
+def installed_packages() -> list[str]:
+    """Returns the quantization packages that are installed."""
+    names = []
     for name in ("onnxruntime", "onnx", "onnxscript", "openvino", "nncf"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", "bench/export/quantization.py", *map(_name, sys.argv[1:])]),
-        # As the processor itself says, so that an emulated one is seen as such.
-        "cpu": np.show_config("dicts")["SIMD Extensions"]["found"],
-        "machine": platform.machine(),
-        "packages": packages,
-    }
+        with contextlib.suppress(PackageNotFoundError):
+            version(name)
+            names.append(name)
+    return names
 
 
-def _name(argument: str) -> str:
-    """An argument without the folders of this machine."""
-    return Path(argument).name if argument.startswith("/") else argument
-
-
-def table(forms: dict[str, Any]) -> str:
-    """The figures for a terminal."""
-    head = f"{'form':<16}{'batched':>22}{'alone':>22}{'cosine':>9}{'worst':>9}{'moves':>9}"
+def table(figures: dict[str, Any]) -> str:
+    """Formats the figures for a terminal."""
+    head = f"{'candidate':<16}{'batched':>22}{'single':>22}{'cosine':>9}{'worst':>9}{'batch':>9}"
     lines = [head]
-    for name, one in forms.items():
-        speeds = "".join("{:>22}".format("{:.2f} [{:.2f}, {:.2f}]".format(*one[kind])) for kind in ("batched", "alone"))
-        quality = f"{one['cosine_mean']:>9.5f}{one['cosine_worst']:>9.5f}{one['alone_or_batched']:>9.1e}"
+    for name, one in figures.items():
+        speeds = "".join(
+            "{:>22}".format("{:.2f} [{:.2f}, {:.2f}]".format(*one[kind])) for kind in ("batched", "single")
+        )
+        quality = f"{one['cosine_mean']:>9.5f}{one['cosine_worst']:>9.5f}{one['batch_difference']:>9.1e}"
         lines.append(f"{name:<16}{speeds}{quality}")
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Certificates for tests and fault programs: an authority that signs whatever is to be refused or accepted."""
+"""A certificate authority for the tests and the fault injection; it signs valid and invalid certificates."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ DAY = datetime.timedelta(days=1)
 
 @dataclass(frozen=True)
 class Files:
-    """A certificate and its key, PEM."""
+    """PEM files of a certificate and its private key."""
 
     cert: Path
     key: Path
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What tells a server to present it."""
+        """The server flags that select this certificate."""
         return ("--tls-cert", str(self.cert), "--tls-key", str(self.key))
 
     def replace(self, other: Files) -> None:
-        """Puts another certificate in this one's place, as an operator does: one file after the other."""
-        for mine, its in ((self.cert, other.cert), (self.key, other.key)):
-            fresh = mine.with_suffix(".fresh")
-            fresh.write_bytes(its.read_bytes())
-            fresh.rename(mine)
+        """Replaces both files as an operator does: one after the other, each atomically."""
+        for current, replacement in ((self.cert, other.cert), (self.key, other.key)):
+            fresh = current.with_suffix(".fresh")
+            fresh.write_bytes(replacement.read_bytes())
+            fresh.rename(current)
 
 
 class Authority:
-    """Signs certificates for 127.0.0.1 and localhost."""
+    """Issues certificates for 127.0.0.1 and localhost."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -58,7 +58,15 @@ class Authority:
         password: bytes | None = None,
         key: Key | None = None,
     ) -> Files:
-        """A certificate and its key, from and until so long after now."""
+        """Issues a certificate.
+
+        Args:
+            name: Common name, and the stem of the files.
+            begins: Start of its validity, relative to now.
+            ends: End of its validity, relative to now.
+            password: Encrypts the key file.
+            key: Private key; by default a new P-256 key.
+        """
         key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         names = x509.SubjectAlternativeName(

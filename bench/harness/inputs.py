@@ -1,4 +1,4 @@
-"""What ``bench/server/scaling.py`` varies: texts of exactly so many tokens, and bundles with so many heads."""
+"""Inputs of ``bench.server.scaling``: texts of an exact number of tokens, and bundles with a given number of heads."""
 
 from __future__ import annotations
 
@@ -10,45 +10,48 @@ import polyhead_bundle as bundle
 import torch
 from polyhead_export.export import export
 from polyhead_export.settings import Settings, VariantName
-from polyhead_server.inference.tokenization import Tokenizer
 from polyhead_training.backbone import open_backbone
 from polyhead_training.config import Config, DataConfig, HeadConfig, ModelConfig
 from polyhead_training.model import PolyheadModel
 from polyhead_training.runs.run_directory import staged_run, write_run
 
-# A softmax head and a sigmoid head in turns, as in the demo.
+from .upper_bound import open_tokenizer
+
+# Softmax and sigmoid heads alternate; the labels are those of the demo.
 _LABELS = {"softmax": ("account", "app", "billing", "delivery", "product", "support"), "sigmoid": ("no", "yes")}
-# Weights that nobody trained put most texts near a threshold, so that 8 bits turn many labels; times do not mind.
-_ANY_LABEL = {"other_labels": 1.0}
+# Untrained weights put most texts near a threshold, so that int8 changes many labels; this does not affect speed.
+_NO_LABEL_LIMIT = {"other_labels": 1.0}
 
 
-class Lengths:
-    """Makes texts of exactly so many tokens, special ones included, out of the words of other texts."""
+class ExactLengthTexts:
+    """Makes texts of an exact number of tokens, special tokens included, from the words of other texts."""
 
     def __init__(self, source: bundle.Bundle, texts: Sequence[str]) -> None:
-        self.longest = source.manifest.max_tokens
-        self._tokenizer = Tokenizer(source.file("tokenizer.json"), self.longest, 250 * self.longest)
+        self.max_tokens = source.manifest.max_tokens
+        self._tokenizer = open_tokenizer(source)
         words = sorted({word for text in texts for word in text.split()})
         self._special = self._count([""])[0]
         self._words = {word: count - self._special for word, count in zip(words, self._count(words), strict=True)}
-        self._chooser = random.Random(0)
+        self._random = random.Random(0)
 
-    def texts(self, lengths: Sequence[int]) -> list[str]:
-        """A text for each length."""
+    def make(self, lengths: Sequence[int]) -> list[str]:
+        """Returns one text for each length."""
         found: dict[int, str] = {}
-        # Joined words may become other tokens than each alone; such a text is made anew.
-        while missing := [place for place in range(len(lengths)) if place not in found]:
-            made = [" ".join(self._draw(lengths[place])) for place in missing]
-            counts = self._count(made)
+        # Joined words may become other tokens than the words alone; such a text is drawn again.
+        while missing := [index for index in range(len(lengths)) if index not in found]:
+            drawn = [" ".join(self._draw(lengths[index])) for index in missing]
+            counts = self._count(drawn)
             found |= {
-                place: text for place, text, count in zip(missing, made, counts, strict=True) if count == lengths[place]
+                index: text
+                for index, text, count in zip(missing, drawn, counts, strict=True)
+                if count == lengths[index]
             }
-        return [found[place] for place in range(len(lengths))]
+        return [found[index] for index in range(len(lengths))]
 
     def _draw(self, length: int) -> Iterator[str]:
         left = length - self._special
         while left:
-            word = self._chooser.choice(list(self._words))
+            word = self._random.choice(list(self._words))
             if 0 < self._words[word] <= left:
                 left -= self._words[word]
                 yield word
@@ -58,16 +61,16 @@ class Lengths:
 
 
 def bundle_with_heads(work: Path, count: int, variant: VariantName) -> Path:
-    """A bundle with so many heads that nobody trained, on the default backbone; made unless it is there already."""
+    """Returns a bundle with untrained heads on the default backbone, exporting it unless ``work`` has it already."""
     path = work / f"heads-{count}"
     if (path / "bundle.json").exists() and variant in bundle.load(path).manifest.variants:
         return path
     run = work / f"heads-{count}-run"
     with staged_run(run) as folder:
         _write_run(folder, path.name, count)
-    settings = Settings(variants=(variant,), limits={variant: _ANY_LABEL})
+    settings = Settings(variants=(variant,), limits={variant: _NO_LABEL_LIMIT})
     if variant not in export(run, path, lambda _: None, settings).manifest.variants:
-        raise SystemExit(f"{variant} of the model with {count} heads did not pass its gate")
+        raise SystemExit(f"{variant} of the model with {count} heads did not pass the export gate")
     return path
 
 
@@ -78,7 +81,7 @@ def _write_run(folder: Path, name: str, count: int) -> None:
         for number, kind in enumerate(kinds)
     ]
     settings = ModelConfig(heads=tuple(heads))
-    # No row is read.
+    # The configuration requires a file; none is read.
     config = Config(name=name, model=settings, data=DataConfig(train=("none.jsonl",)))
     backbone = open_backbone(settings.backbone, settings.revision, Path())
     torch.manual_seed(0)

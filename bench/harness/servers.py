@@ -1,4 +1,4 @@
-"""Server processes for the benchmark programs and the tests: their ports, and how to wait for them."""
+"""Server processes of the benchmark programs and the tests: ports, startup and metrics."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 BIN = Path(sys.executable).parent
 _HOST = "127.0.0.1"
-_START_S = 120.0
-# How soon the end of a process is noticed.
-_LOOK_S = 0.5
-# Above what services of a machine like to listen on.
+_START_TIMEOUT_S = 120.0
+# Interval at which the end of a process is noticed.
+_POLL_INTERVAL_S = 0.5
+# Above the ports that the services of a machine usually listen on.
 _FIRST_PORT = 20_000
 
 
 @contextlib.contextmanager
 def serving(bundle: Path, *flags: str) -> Iterator[str]:
-    """A server process on a free port; yields its HOST:PORT once it answers, and ends it afterwards."""
+    """Runs a server on a free port; yields its HOST:PORT once it serves, and stops it afterwards."""
     target = f"{_HOST}:{free_port()}"
     command = [str(BIN / "polyhead-serve"), str(bundle), "--listen", target, "--log-level", "warning", *flags]
     process = subprocess.Popen(command)
@@ -41,35 +41,39 @@ def serving(bundle: Path, *flags: str) -> Iterator[str]:
 
 
 def free_port() -> int:
-    """A port that is this process's for as long as it lives: nobody else gets it from here, and no connection takes it.
+    """Reserves a port for the lifetime of this process and returns it.
 
-    Ports that the kernel picks will not do: before the server binds one, a connection, or the next to ask, may have it.
+    No other process gets it from here, and no outgoing connection takes it. A port that the kernel picks does not
+    have these properties: a connection or the next caller may take it before the server binds it.
+
+    Raises:
+        RuntimeError: No port is free.
     """
     for port in random.SystemRandom().sample(range(_FIRST_PORT, _first_ephemeral()), 1000):
-        # Whoever holds the datagram port of the same number has the port; the kernel takes it back when we end.
-        with socket.socket(type=socket.SOCK_DGRAM) as claim, socket.socket() as probe:
+        # The datagram port of the same number serves as the lock; the kernel releases it when this process ends.
+        with socket.socket(type=socket.SOCK_DGRAM) as lock, socket.socket() as probe:
             try:
-                claim.bind((_HOST, port))
+                lock.bind((_HOST, port))
                 probe.bind(("", port))
             except OSError:
                 continue
-            claim.detach()
+            lock.detach()
             return port
     raise RuntimeError(f"no port from {_FIRST_PORT} to {_first_ephemeral() - 1} is free")
 
 
 def _first_ephemeral() -> int:
-    """Where the ports begin that the kernel gives to connections."""
+    """Returns the first port that the kernel assigns to outgoing connections."""
     try:
         found = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except OSError:
         found = 32_768
-    # On a machine that gives all of them to connections, one in the middle is as good as any.
+    # Where the kernel assigns all ports to connections, the usual default is as good as any.
     return found if found > _FIRST_PORT + 1000 else 32_768
 
 
 def metric(address: str, name: str) -> float:
-    """A number among the metrics of a server, with whatever labels; 0 where it is not there."""
+    """Scrapes a server and returns the sum of a metric over all labels; 0 if the metric is absent."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as page:
         families: Any = text_string_to_metric_families(page.read().decode())
     return float(sum(one.value for family in families for one in family.samples if one.name == name))
@@ -81,26 +85,26 @@ def wait_until_serving(
     log: Path | None = None,
     *,
     credentials: grpc.ChannelCredentials | None = None,
-    timeout_s: float = _START_S,
+    timeout_s: float = _START_TIMEOUT_S,
 ) -> list[int]:
-    """Follows the health service of a server until it says SERVING.
+    """Watches the health service of a server until it reports SERVING.
 
     Args:
         process: The server, or its supervisor.
         target: HOST:PORT.
-        log: What the server said, for the error.
-        credentials: Of a channel to a server with TLS.
-        timeout_s: For how long to wait.
+        log: The log file of the server, which the error message quotes.
+        credentials: Channel credentials for a server with TLS.
+        timeout_s: Maximum time to wait.
 
     Returns:
-        Every status that it said on the way.
+        Every status that the server reported on the way.
 
     Raises:
-        RuntimeError: It ended, or is not ready in time; with its log.
+        RuntimeError: The server ended, or is not ready in time.
     """
     seen: list[int] = []
     ends = time.monotonic() + timeout_s
-    # Often enough to see every status: a server that listens is soon ready.
+    # Reconnects often enough to see every status: a server that listens is ready soon.
     backoff = [(f"grpc.{name}_reconnect_backoff_ms", 50) for name in ("initial", "min", "max")]
     opened = (
         grpc.secure_channel(target, credentials, backoff) if credentials else grpc.insecure_channel(target, backoff)
@@ -109,8 +113,10 @@ def wait_until_serving(
         stub: Any = health_pb2_grpc.HealthStub(channel)
         while process.poll() is None and time.monotonic() < ends:
             try:
-                for answer in stub.Watch(health_pb2.HealthCheckRequest(), timeout=_LOOK_S, wait_for_ready=True):
-                    # A watch begins with what the one before it ended with.
+                for answer in stub.Watch(
+                    health_pb2.HealthCheckRequest(), timeout=_POLL_INTERVAL_S, wait_for_ready=True
+                ):
+                    # A watch begins with the status that the previous one ended with.
                     if answer.status not in seen[-1:]:
                         seen.append(answer.status)
                     if answer.status == health_pb2.HealthCheckResponse.SERVING:
@@ -118,6 +124,8 @@ def wait_until_serving(
             except grpc.RpcError as error:
                 if error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
                     raise
-    how = f"is not ready after {timeout_s:g} s" if process.poll() is None else f"ended with code {process.returncode}"
-    said = f": {log.read_text()}" if log else ""
-    raise RuntimeError(f"the server on {target} {how}, its health {seen}{said}")
+    reason = (
+        f"is not ready after {timeout_s:g} s" if process.poll() is None else f"ended with code {process.returncode}"
+    )
+    quoted = f": {log.read_text()}" if log else ""
+    raise RuntimeError(f"the server on {target} {reason}, its health {seen}{quoted}")

@@ -1,8 +1,10 @@
-"""Loops that keep a server busy, and what comes of them. Standard library alone, so that rivals' clients run them.
+"""Closed-loop and open-loop load, and its statistics.
 
-Closed loop: a message that is answered makes room for the next one. Open loop: messages leave at Poisson arrivals,
-whatever the server does, and latency counts from the moment at which a message was due, so that a client that is held
-up hides nothing. The first second does not count.
+Requires the standard library alone, so that the clients of other servers can use it in their own environments.
+
+Closed loop: every answer triggers the next message, so that the number of messages in flight is constant. Open loop:
+messages leave at Poisson arrivals whatever the server does, and latency counts from the scheduled send time, so that
+a delayed client does not hide queueing (coordinated omission). The first second is a warm-up and does not count.
 """
 
 from __future__ import annotations
@@ -13,123 +15,139 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 
 _WARM_UP_S = 1.0
-# A message without an answer so long after the measured time counts as an error.
-DRAIN_S = 30.0
+# A message without an answer this long after the measured time counts as an error.
+DRAIN_TIMEOUT_S = 30.0
 
-# Sends the next message and waits for its answer; returns how many of its items were answered as they should be.
+# Sends the next message and waits for its answer; returns the number of items that were answered with a result.
 Call = Callable[[], Awaitable[int]]
 
 
-class RefusedError(Exception):
-    """A server refused an item in a closed loop, which asks for no more than a server can bear."""
+class ItemRefusedError(Exception):
+    """A server refused an item in a closed loop, which never sends more than a server can accept."""
 
 
 class LoadStats:
-    """What was answered within the measured time."""
+    """Throughput and latency of a load within the measured time.
+
+    Args:
+        seconds: Measured time after the warm-up; the clock starts with the construction.
+        items: Texts per message.
+    """
 
     def __init__(self, seconds: float, items: int = 1) -> None:
-        """Starts the clock: ``seconds`` after the warm-up are measured, of messages with ``items`` texts each."""
         self.begins = time.perf_counter() + _WARM_UP_S
         self.ends = self.begins + seconds
         self._items = items
         self._answered = 0
-        self._due = 0
+        self._offered = 0
         self._errors = 0
-        self._latencies: list[float] = []
-        # Wall and CPU seconds at the first and at the last event within the time.
+        self._latencies_s: list[float] = []
+        # Wall and CPU seconds of the client at the first and at the last event within the measured time.
         self._clocks: list[tuple[float, float]] = []
 
     @property
     def over(self) -> bool:
-        """Whether the time is up."""
+        """Whether the measured time has ended."""
         return time.perf_counter() >= self.ends
 
-    def add(self, good: int, sent: float) -> None:
-        """Takes in a message of a closed loop that has its answer, with ``good`` items answered as they should be.
+    def add(self, results: int, sent_at: float) -> None:
+        """Records the answer to a message of a closed loop.
+
+        Args:
+            results: Items of the message that were answered with a result.
+            sent_at: Send time by ``time.perf_counter``.
 
         Raises:
-            RefusedError: An item was refused.
+            ItemRefusedError: An item was refused.
         """
-        if good < self._items:
-            raise RefusedError(f"{self._items - good} of {self._items} items of a message were refused")
-        if self._count(good):
-            self._latencies.append(time.perf_counter() - sent)
+        if results < self._items:
+            raise ItemRefusedError(f"{self._items - results} of {self._items} items of a message were refused")
+        if self._count(results):
+            self._latencies_s.append(time.perf_counter() - sent_at)
 
-    def add_due(self, good: int, due: float) -> None:
-        """Takes in a message of an open loop that has its answer, or has failed (``good`` = 0).
+    def add_scheduled(self, results: int, scheduled_at: float) -> None:
+        """Records the answer to a message of an open loop, or its failure (``results`` = 0).
 
-        What was due within the time is judged, also when its answer came later.
+        Latency and errors count for messages scheduled within the measured time, even if the answer comes later.
         """
-        self._count(good)
-        if self.begins <= due < self.ends:
-            self._due += self._items
-            self._errors += self._items - good
-            if good:
-                self._latencies.append(time.perf_counter() - due)
+        self._count(results)
+        if self.begins <= scheduled_at < self.ends:
+            self._offered += self._items
+            self._errors += self._items - results
+            if results:
+                self._latencies_s.append(time.perf_counter() - scheduled_at)
 
     def report(self) -> dict[str, float]:
-        """Rate, latencies, errors, and the client's own CPU seconds a second."""
-        if len(self._clocks) < 2 or not self._latencies:
-            raise SystemExit(f"next to nothing was answered within the measured time; {self._errors} errors")
-        ordered, seconds = sorted(self._latencies), self.ends - self.begins
+        """Returns throughput, latency percentiles, errors and the CPU time that the client used.
+
+        Returns:
+            ``items_per_s``; ``offered_per_s`` (open loop only); ``p50_ms``, ``p90_ms``, ``p99_ms``; ``messages``, the
+            number of latencies; ``errors`` in items; ``client_cores``, CPU seconds of this process per second.
+
+        Raises:
+            SystemExit: Too few answers came within the measured time.
+        """
+        if len(self._clocks) < 2 or not self._latencies_s:
+            raise SystemExit(f"too few answers within the measured time; {self._errors} errors")
+        ordered, seconds = sorted(self._latencies_s), self.ends - self.begins
         (begun, cpu_begun), (ended, cpu_ended) = self._clocks
         return {
             "items_per_s": self._answered / seconds,
-            **({"due_per_s": self._due / seconds} if self._due else {}),
+            **({"offered_per_s": self._offered / seconds} if self._offered else {}),
             **{f"p{percent}_ms": 1000 * ordered[len(ordered) * percent // 100] for percent in (50, 90, 99)},
-            "n": len(ordered),
+            "messages": len(ordered),
             "errors": self._errors,
-            "client_cpu": (cpu_ended - cpu_begun) / (ended - begun),
+            "client_cores": (cpu_ended - cpu_begun) / (ended - begun),
         }
 
-    def _count(self, good: int) -> bool:
+    def _count(self, results: int) -> bool:
         now = time.perf_counter()
         if not self.begins <= now < self.ends:
             return False
         self._clocks[1:] = [(now, time.process_time())]
-        self._answered += good
+        self._answered += results
         return True
 
 
-def arrivals(tally: LoadStats, rate: float, seed: int) -> Iterator[float]:
-    """Moments of the clock at which messages are due, ``rate`` a second, until the tally's time is up."""
+def arrivals(stats: LoadStats, rate: float, seed: int) -> Iterator[float]:
+    """Yields the send times of a Poisson process of ``rate`` messages per second until the measured time ends."""
     rng = random.Random(seed)
     due = time.perf_counter()
-    while (due := due + rng.expovariate(rate)) < tally.ends:
+    while (due := due + rng.expovariate(rate)) < stats.ends:
         yield due
 
 
 async def until(due: float) -> None:
-    """Waits for a moment of the clock."""
-    # A timer may be early by half a millisecond.
-    while (left := due - time.perf_counter()) > 0:  # noqa: ASYNC110 - no event happens at that moment
+    """Sleeps until a time of ``time.perf_counter``."""
+    # A timer may fire half a millisecond early.
+    while (left := due - time.perf_counter()) > 0:  # noqa: ASYNC110 - no event happens at that time
         await asyncio.sleep(left)
 
 
-async def closed(call: Call, in_flight: int, tally: LoadStats) -> None:
-    """Keeps ``in_flight`` messages on their way."""
+async def closed_loop(call: Call, in_flight: int, stats: LoadStats) -> None:
+    """Keeps ``in_flight`` messages in flight until the measured time ends."""
 
     async def caller() -> None:
-        while not tally.over:
-            sent = time.perf_counter()
-            tally.add(await call(), sent)
+        while not stats.over:
+            sent_at = time.perf_counter()
+            stats.add(await call(), sent_at)
 
     await asyncio.gather(*(caller() for _ in range(in_flight)))
 
 
-async def open_(call: Call, rate: float, tally: LoadStats, seed: int) -> None:
-    """Sends ``rate`` messages a second without waiting for answers; what fails is counted and not raised."""
+async def open_loop(call: Call, rate: float, stats: LoadStats, seed: int) -> None:
+    """Sends ``rate`` messages per second without waiting for answers; failures are counted and not raised."""
 
     async def send(due: float) -> None:
-        good = 0
+        results = 0
         try:
-            async with asyncio.timeout(tally.ends - time.perf_counter() + DRAIN_S):
-                good = await call()
-        except Exception:  # noqa: BLE001, S110 - the edge of a task; each client has errors of its own kind
+            async with asyncio.timeout(stats.ends - time.perf_counter() + DRAIN_TIMEOUT_S):
+                results = await call()
+        except Exception:  # noqa: BLE001, S110 - task boundary; each client library has its own errors
             pass
-        tally.add_due(good, due)
+        stats.add_scheduled(results, due)
 
     async with asyncio.TaskGroup() as tasks:
-        for due in arrivals(tally, rate, seed):
+        for due in arrivals(stats, rate, seed):
             await until(due)
             tasks.create_task(send(due))

@@ -1,7 +1,7 @@
-"""The plots of docs/benchmarks.md: SVG files that are the same, byte by byte, whenever the figures are.
+"""Chart types of docs/benchmarks.md, as SVG files that are reproducible byte by byte.
 
-A value with its range is ``[median, lowest, highest]``, as the JSON files have it. The background is white, so that a
-plot can be read on a light page and on a dark one.
+A value is ``[median, lowest, highest]``, as in the result files. The background is white, so that a chart is legible on
+light and on dark pages.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 Value = Sequence[float]
-# Told apart by the colour-blind, too (Okabe and Ito).
+# Distinguishable with colour blindness (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "os^Dv"
 _STYLE: dict[Any, Any] = {
-    # Otherwise the names inside of a file are drawn at random.
+    # Without a salt the ids inside a file are random.
     "svg.hashsalt": "polyhead",
     "font.size": 9,
     "axes.titlesize": 9,
@@ -39,10 +39,10 @@ class Panel:
     """One set of axes.
 
     Attributes:
-        title: What stands above it.
-        unit: Title of the axis of values.
-        series: By name, the value at each place: a number on a line, a name of a bar.
-        line: A value to compare with, drawn across.
+        title: Title above the axes.
+        unit: Label of the value axis.
+        series: By name, the value at each position: a number on a line, or the name of a bar.
+        line: Reference value, drawn across the axes.
     """
 
     title: str
@@ -51,19 +51,19 @@ class Panel:
     line: float | None = None
 
 
-def lines(path: Path, panels: Sequence[Panel], place_title: str) -> None:
-    """Values over growing numbers, one panel beside the other; places are spaced by their logarithm unless 0 is one."""
+def lines(path: Path, panels: Sequence[Panel], x_label: str) -> None:
+    """Draws values over numbers, with the panels side by side; the axis is logarithmic unless 0 is on it."""
     with mpl.rc_context(_STYLE):
         figure, all_axes = _figure(len(panels), height=3.0)
         for axes, panel in zip(all_axes, panels, strict=True):
             for number, (name, values) in enumerate(panel.series.items()):
                 _line(axes, list(values), list(values.values()), name, number)
-            places = list(next(iter(panel.series.values())))
-            if 0 not in places:
+            positions = list(next(iter(panel.series.values())))
+            if 0 not in positions:
                 axes.set_xscale("log", base=2)
-            axes.set_xticks(places, [f"{place:,}" for place in places])
+            axes.set_xticks(positions, [f"{position:,}" for position in positions])
             axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set(title=panel.title, xlabel=place_title, ylabel=panel.unit)
+            axes.set(title=panel.title, xlabel=x_label, ylabel=panel.unit)
             if panel.line is not None:
                 axes.axhline(panel.line, color="#555555", linewidth=0.8, linestyle="--")
             axes.set_ylim(bottom=0, top=1.08 * axes.get_ylim()[1])
@@ -75,7 +75,7 @@ def lines(path: Path, panels: Sequence[Panel], place_title: str) -> None:
 
 
 def bars(path: Path, panels: Sequence[Panel]) -> None:
-    """Horizontal bars, one panel beside the other; the same names in the same order in all of them."""
+    """Draws horizontal bars, with the panels side by side and the same names in all of them."""
     names = list(dict.fromkeys(name for panel in panels for one in panel.series.values() for name in one))
     series = list(dict.fromkeys(name for panel in panels for name in panel.series))
     with mpl.rc_context(_STYLE):
@@ -84,10 +84,10 @@ def bars(path: Path, panels: Sequence[Panel]) -> None:
         for axes, panel in zip(all_axes, panels, strict=True):
             for name, values in panel.series.items():
                 number = series.index(name)
-                heights = [names.index(one) + (number - (len(series) - 1) / 2) * thickness for one in values]
-                medians, apart = _apart(list(values.values()))
+                positions = [names.index(one) + (number - (len(series) - 1) / 2) * thickness for one in values]
+                medians, errors = _error_bars(list(values.values()))
                 style = {"color": _COLOURS[number], "error_kw": {"linewidth": 0.8}, "label": name}
-                axes.barh(heights, medians, 0.9 * thickness, xerr=apart, **style)
+                axes.barh(positions, medians, 0.9 * thickness, xerr=errors, **style)
             if panel.line is not None:
                 axes.axvline(panel.line, color="#555555", linewidth=0.8, linestyle="--")
             axes.set(title=panel.title, xlabel=panel.unit)
@@ -101,18 +101,18 @@ def bars(path: Path, panels: Sequence[Panel]) -> None:
         _save(figure, path)
 
 
-def spans(path: Path, series: Mapping[str, Mapping[str, tuple[float, float]]], title: str) -> None:
-    """From one value to another, such as p50 and p99, for each name; on a logarithmic axis."""
+def intervals(path: Path, series: Mapping[str, Mapping[str, tuple[float, float]]], title: str) -> None:
+    """Draws an interval, such as p50 to p99, for each name on a logarithmic axis."""
     names = list(dict.fromkeys(name for one in series.values() for name in one))
     with mpl.rc_context(_STYLE):
         figure, (axes,) = _figure(1, height=0.9 + 0.2 * len(names) * (len(series) + 0.6))
         for number, (label, values) in enumerate(series.items()):
-            heights = [names.index(name) + (number - (len(series) - 1) / 2) * 0.3 for name in values]
+            positions = [names.index(name) + (number - (len(series) - 1) / 2) * 0.3 for name in values]
             low, high = ([pair[side] for pair in values.values()] for side in (0, 1))
             colour = _COLOURS[number]
-            axes.hlines(heights, low, high, color=colour, linewidth=1.5)
-            axes.plot(low, heights, "o", color=colour, markersize=4, label=label)
-            axes.plot(high, heights, "|", color=colour, markersize=8, markeredgewidth=1.5)
+            axes.hlines(positions, low, high, color=colour, linewidth=1.5)
+            axes.plot(low, positions, "o", color=colour, markersize=4, label=label)
+            axes.plot(high, positions, "|", color=colour, markersize=8, markeredgewidth=1.5)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.set_xlabel(title)
@@ -125,24 +125,24 @@ def spans(path: Path, series: Mapping[str, Mapping[str, tuple[float, float]]], t
 
 
 def _figure(panels: int, height: float, *, sharey: bool = False) -> tuple[Figure, Sequence[Any]]:
-    # Without pyplot, which would look for a display.
+    # pyplot would require a display.
     figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
     return figure, figure.subplots(1, panels, sharey=sharey, squeeze=False)[0]
 
 
-def _line(axes: Any, places: Sequence[float], values: Sequence[Value], name: str, number: int) -> None:
-    medians, apart = _apart(values)
+def _line(axes: Any, positions: Sequence[float], values: Sequence[Value], name: str, number: int) -> None:
+    medians, errors = _error_bars(values)
     style = {"color": _COLOURS[number], "marker": _MARKERS[number], "markersize": 4, "linewidth": 1.2, "capsize": 2}
-    axes.errorbar(places, medians, yerr=apart, label=name, **style)
+    axes.errorbar(positions, medians, yerr=errors, label=name, **style)
 
 
-def _apart(values: Sequence[Value]) -> tuple[list[float], list[list[float]]]:
-    """Medians, and how far the lowest and the highest are from them."""
+def _error_bars(values: Sequence[Value]) -> tuple[list[float], list[list[float]]]:
+    """Returns the medians, and the distances of the lowest and the highest values from them."""
     medians = [median for median, _, _ in values]
     return medians, [[median - low for median, low, _ in values], [high - median for median, _, high in values]]
 
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The day and the version of matplotlib would make other bytes of the same figures.
+    # The date and the version of matplotlib would change the bytes.
     figure.savefig(path, metadata={"Date": None, "Creator": None})

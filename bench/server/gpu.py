@@ -1,29 +1,28 @@
-"""PyTorch on a GPU: its passes against the bare model's, and the server against the limit of the device.
+"""Speed and numerical accuracy of an engine and of the server on a GPU.
 
-Passes: one of the server's engine, from token ids in memory to answers in memory, beside the bare model's, each
-operator launched by itself, with both copies. The limit: the bare model over texts that were tokenized, sorted, padded
-and copied to the device beforehand, passes of so many tokens as give most, nothing copied back. Serving: closed loops
-of several client processes on the same machine, with one worker process and with more; the share of the limit, and with
-one text in flight what the client waits beyond a pass of the engine alone. Answers: how far those of the device are
-from PyTorch's in float32 on the CPU, and those of texts in batches from those of texts alone.
+    polyhead-export RUN build/gpu/bundle --variant fp32 --variant fp16
+    python -m bench.server.gpu --bundle build/gpu/bundle --output bench/results/gpu.json
+    python -m bench.server.gpu --bundle build/gpu/bundle --engine onnx --output bench/results/gpu_onnx.json
 
-    python bench/server/gpu.py --bundle build/demo/bundle --output bench/results/gpu.json
+batches      one batch in the server's engine, from token ids in memory to answers in memory, beside the model in
+             PyTorch with one kernel launch per operator, both copies included
+upper_bound  the model in PyTorch over texts that were tokenized, sorted, padded and copied to the device beforehand,
+             at the best number of tokens per batch; nothing is copied back
+serving      closed-loop load of several load generators on the same machine, with one and with more workers;
+             efficiency is relative to upper_bound, and overhead_ms is the latency beyond a batch of the engine alone
+accuracy     the largest differences from PyTorch in fp32 on the CPU, and between a text in a batch and alone
 
-A variant that the bundle lacks is left out: `polyhead-export RUN BUNDLE --variant fp32 --variant fp16` makes both.
+A variant that the bundle lacks is skipped.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import importlib.metadata
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,182 +33,168 @@ from numpy.typing import NDArray
 from polyhead_export.runners import torch_pass
 from polyhead_server.engines import Engine, open_engine
 from polyhead_server.inference.model import pad
-from polyhead_server.inference.tokenization import Tokenizer
-from polyhead_server.settings import usable_cores
 from polyhead_training.model import PolyheadModel, load_model
 from tqdm import tqdm
 
+from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
 from bench.harness.servers import serving
-from bench.harness.texts import read
-
-from .throughput import DEMO, put_loads, spread
+from bench.harness.texts import DEMO_TEXTS, read_texts
+from bench.harness.upper_bound import batches_of_similar_length, open_tokenizer
+from bench.loadgen.run import run_loads
 
 SHAPES = ((1, 16), (1, 128), (8, 32), (64, 32), (64, 64), (256, 32), (1024, 32))
-LIMIT_TOKENS = (4096, 8192, 16_384, 32_768)
-# Clients at most, and the flags of each.
+BATCH_TOKENS = (4096, 8192, 16_384, 32_768)
+# Maximum number of load generators, and the flags of each.
 LOADS = {
-    "unary, 1 item, 1 in flight": (1, ("--way", "unary", "--items", "1", "--in-flight", "1")),
-    "unary, 1 item, 64 in flight": (1, ("--way", "unary", "--items", "1", "--in-flight", "64")),
-    "stream, 32 items": (8, ("--way", "stream", "--items", "32", "--in-flight", "1024")),
+    "unary, 1 item, 1 in flight": (1, ("--mode", "unary", "--items", "1", "--in-flight", "1")),
+    "unary, 1 item, 64 in flight": (1, ("--mode", "unary", "--items", "1", "--in-flight", "64")),
+    "stream, 32 items": (8, ("--mode", "stream", "--items", "32", "--in-flight", "1024")),
 }
-VERSIONS = {
+PACKAGES = {
     "torch": ("polyhead", "torch", "transformers", "grpcio"),
     "onnx": ("polyhead", "onnxruntime-gpu", "torch", "grpcio"),
 }
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-_REPEATED = 30
+_REPETITIONS = 30
+_COMPARED_TEXTS = 200
 Figures = dict[str, Any]
 
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
+    parser = make_parser(__doc__)
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle with the variants fp32 and fp16")
     parser.add_argument("--engine", choices=("torch", "onnx"), default="torch", help="engine (default: torch)")
-    parser.add_argument("--workers", type=int, nargs="*", default=(1, 4, 8), help="worker processes (default: 1 4 8)")
+    parser.add_argument("--workers", type=int, nargs="*", default=(1, 4, 8), help="worker counts (default: 1 4 8)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of all loads (default: 2)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="measured seconds of a load (default: 3)")
-    parser.add_argument("--output", type=Path, help="file for the figures as JSON")
+    parser.add_argument("--seconds", type=float, default=3.0, help="measured seconds per load (default: 3)")
+    add_output_flag(parser)
     arguments = parser.parse_args()
     source = bundle.load(arguments.bundle)
-    texts = [row["text"] for row in read(DEMO)]
-    manifest = source.manifest
-    tokenizer = Tokenizer(source.file("tokenizer.json"), manifest.max_tokens, 250 * manifest.max_tokens)
-    ids = [one.windows[0] for one in tokenizer.encode(texts)]
+    ids = [one.windows[0] for one in open_tokenizer(source).encode(read_texts(DEMO_TEXTS))]
+    pad_token_id = source.manifest.pad_token_id
     report: Figures = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
+        **results.provenance(PACKAGES[arguments.engine]),
         "engine": arguments.engine,
         "rounds": arguments.rounds,
         "gpu": torch.cuda.get_device_name(),
-        "cores": usable_cores(),
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS[arguments.engine]},
         "variants": {},
     }
-    for variant in (name for name in _DTYPES if name in manifest.variants):
-        bare = load_model(source.file("torch/model.safetensors").parent).to("cuda", _DTYPES[variant])
+    for variant in (name for name in _DTYPES if name in source.manifest.variants):
+        model = load_model(source.file("torch/model.safetensors").parent).to("cuda", _DTYPES[variant])
         engine = open_engine(source, arguments.engine, "cuda", variant)
-        report["variants"][variant] = {
-            "answers": answers(source, engine, ids),
-            "passes": {f"{rows} x {width}": passes(bare, engine, rows, width) for rows, width in SHAPES},
-            "limit": limit(bare, ids, manifest.pad_token_id, arguments.seconds),
-            "alone_ms": alone(engine, ids[:200], manifest.pad_token_id),
+        figures: Figures = {
+            "accuracy": measure_accuracy(source, engine, ids),
+            "batches": {f"{rows} x {width}": time_batch(model, engine, rows, width) for rows, width in SHAPES},
+            "upper_bound": measure_upper_bound(model, ids, pad_token_id, arguments.seconds),
+            "single_text_ms": time_single_texts(engine, ids[:200], pad_token_id),
         }
-        print(json.dumps(report["variants"][variant], indent=1), flush=True)
-        del bare, engine
-        report["variants"][variant]["serving"] = serve(arguments, variant, report["variants"][variant])
-        print(json.dumps(report["variants"][variant]["serving"], indent=1), flush=True)
-        if arguments.output:
-            arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        # Frees the GPU for the server.
+        del model, engine
+        figures["serving"] = measure_serving(arguments, variant, figures)
+        report["variants"][variant] = figures
+        print(json.dumps(figures, indent=1), flush=True)
+        results.write(arguments.output, report)
 
 
-def timed(run: Callable[[], object]) -> float:
-    """Milliseconds."""
+def time_ms(run: Callable[[], object]) -> float:
+    """Returns the duration of one call in milliseconds."""
     began = time.perf_counter()
     run()
     return 1000 * (time.perf_counter() - began)
 
 
 def median_ms(run: Callable[[], object]) -> float:
-    """The median of several runs, after one that plans."""
+    """Returns the median duration of repeated calls in milliseconds, after one warm-up call."""
     run()
-    return round(statistics.median(timed(run) for _ in range(_REPEATED)), 3)
+    return round(statistics.median(time_ms(run) for _ in range(_REPETITIONS)), 3)
 
 
 @torch.inference_mode()
-def passes(bare: PolyheadModel, engine: Engine, rows: int, width: int) -> Figures:
-    """Milliseconds of a pass of one shape."""
+def time_batch(model: PolyheadModel, engine: Engine, rows: int, width: int) -> Figures:
+    """Returns the milliseconds of a batch of one shape in plain PyTorch and in the engine."""
     input_ids = np.random.default_rng(0).integers(1000, 20_000, (rows, width))
     mask = np.ones_like(input_ids)
 
-    def by_operator() -> None:
-        outputs = bare(torch.from_numpy(input_ids).cuda(), torch.from_numpy(mask).cuda())
+    def run_pytorch() -> None:
+        outputs = model(torch.from_numpy(input_ids).cuda(), torch.from_numpy(mask).cuda())
         for one in (outputs.sentence_embedding, *outputs.logits.values()):
             one.float().cpu()
 
-    bare_ms, engine_ms = median_ms(by_operator), median_ms(lambda: engine.run(input_ids, mask))
-    return {"bare_ms": bare_ms, "engine_ms": engine_ms, "times": round(bare_ms / engine_ms, 2)}
+    pytorch_ms, engine_ms = median_ms(run_pytorch), median_ms(lambda: engine.run(input_ids, mask))
+    return {"pytorch_ms": pytorch_ms, "engine_ms": engine_ms, "speedup": round(pytorch_ms / engine_ms, 2)}
 
 
 @torch.inference_mode()
-def limit(bare: PolyheadModel, ids: Sequence[list[int]], pad_token_id: int, seconds: float) -> Figures:
-    """Texts a second of the bare model, by the tokens of a pass."""
+def measure_upper_bound(model: PolyheadModel, ids: Sequence[list[int]], pad_token_id: int, seconds: float) -> Figures:
+    """Returns texts per second of the model in PyTorch by the tokens per batch, and the highest of them."""
     rates: Figures = {}
-    for tokens in LIMIT_TOKENS:
+    for tokens in BATCH_TOKENS:
         batches = [
             [torch.from_numpy(part).cuda() for part in pad(batch, pad_token_id)]
-            for batch in batches_of(sorted(ids, key=len), tokens)
+            for batch in batches_of_similar_length(ids, tokens)
         ]
         for batch in batches:
-            bare(*batch)
+            model(*batch)
         torch.cuda.synchronize()
         began, done = time.perf_counter(), 0
         while time.perf_counter() < began + seconds:
             for batch in batches:
-                bare(*batch)
+                model(*batch)
             done += len(ids)
             torch.cuda.synchronize()
         rates[str(tokens)] = round(done / (time.perf_counter() - began))
-    return {"texts_per_s": rates, "most": max(rates.values())}
+    return {"items_per_s_by_tokens": rates, "items_per_s": max(rates.values())}
 
 
-def alone(engine: Engine, ids: Sequence[list[int]], pad_token_id: int) -> float:
-    """The median milliseconds of a text alone."""
+def time_single_texts(engine: Engine, ids: Sequence[list[int]], pad_token_id: int) -> float:
+    """Returns the median milliseconds of a batch of one text."""
     singles = [pad([one], pad_token_id) for one in ids]
-    for _ in range(2):  # graphs are captured in the first round
-        spent = [timed(functools.partial(engine.run, *one)) for one in singles]
+    for _ in range(2):  # the first round captures CUDA graphs
+        spent = [time_ms(functools.partial(engine.run, *one)) for one in singles]
     return round(statistics.median(spent), 3)
 
 
-def batches_of(ids: Sequence[list[int]], tokens: int) -> list[list[list[int]]]:
-    """Neighbours, up to so many tokens with their padding."""
-    batches: list[list[list[int]]] = [[]]
-    for one in ids:
-        if batches[-1] and (len(batches[-1]) + 1) * len(one) > tokens:
-            batches.append([])
-        batches[-1].append(one)
-    return batches
-
-
-def answers(source: bundle.Bundle, engine: Engine, ids: Sequence[list[int]]) -> Figures:
-    """The largest differences of any number of an answer."""
-    some = list(ids[:200])
+def measure_accuracy(source: bundle.Bundle, engine: Engine, ids: Sequence[list[int]]) -> Figures:
+    """Returns the largest absolute differences of any output."""
+    compared = list(ids[:_COMPARED_TEXTS])
     reference = torch_pass(load_model(source.file("torch/model.safetensors").parent))
     names = [source.manifest.embedding.output, *(head.output for head in source.manifest.heads)]
 
-    def stacked(batches: Sequence[Sequence[list[int]]], run: Callable[..., Sequence[NDArray[Any]]]) -> NDArray[Any]:
+    def outputs(batches: Sequence[Sequence[list[int]]], run: Callable[..., Sequence[NDArray[Any]]]) -> NDArray[Any]:
         rows = [np.concatenate(run(*pad(list(batch), source.manifest.pad_token_id)), axis=1) for batch in batches]
-        return np.concatenate(rows)
+        return np.concatenate(rows)  # (texts, embedding dimensions + logits)
 
-    right = stacked([[one] for one in some], lambda *one: [reference(*one)[name] for name in names])
-    alone = stacked([[one] for one in some], engine.run)
-    batched = stacked([some[start : start + 40] for start in range(0, len(some), 40)], engine.run)
+    expected = outputs([[one] for one in compared], lambda *one: [reference(*one)[name] for name in names])
+    single = outputs([[one] for one in compared], engine.run)
+    batched = outputs([compared[start : start + 40] for start in range(0, len(compared), 40)], engine.run)
     return {
-        "texts": len(some),
-        "from_float32_on_cpu": float(np.abs(alone - right).max()),
-        "batched_from_alone": float(np.abs(batched - alone).max()),
+        "texts": len(compared),
+        "max_difference_from_cpu_fp32": float(np.abs(single - expected).max()),
+        "max_difference_single_vs_batched": float(np.abs(batched - single).max()),
     }
 
 
-def serve(arguments: argparse.Namespace, variant: str, known: Figures) -> Figures:
-    """Medians with ranges of each load, by workers."""
+def measure_serving(arguments: argparse.Namespace, variant: str, known: Figures) -> Figures:
+    """Returns the [median, lowest, highest] of each load and number of workers."""
     found: dict[str, list[Figures]] = {}
     flags = ("--engine", arguments.engine, "--device", "cuda", "--variant", variant)
     for workers in arguments.workers:
-        # A GPU serves single calls no better from more processes.
+        # More processes do not speed up single calls on a GPU.
         loads = {name: load for name, load in LOADS.items() if workers == 1 or load[0] > 1}
+        suffix = f"{workers} worker{'s' if workers > 1 else ''}"
         with serving(arguments.bundle, *flags, "--workers", str(workers)) as target:
-            for _ in tqdm(range(arguments.rounds), desc=f"{variant}, {workers} workers"):
+            for _ in tqdm(range(arguments.rounds), desc=f"{variant}, {suffix}"):
                 for name, (clients, load) in loads.items():
-                    figures = put_loads(target, DEMO, arguments.seconds, min(clients, 2 * workers), load)
-                    figures["share"] = figures["items_per_s"] / known["limit"]["most"]
+                    figures: Figures = {
+                        **run_loads(target, DEMO_TEXTS, arguments.seconds, min(clients, 2 * workers), load)
+                    }
+                    figures["efficiency"] = figures["items_per_s"] / known["upper_bound"]["items_per_s"]
                     if name.endswith(" 1 in flight"):
-                        figures["overhead_ms"] = figures["p50_ms"] - known["alone_ms"]
-                    found.setdefault(f"{name}, {workers} workers", []).append(figures)
-    return {
-        name: {figure: spread([one[figure] for one in rounds]) for figure in rounds[0]}
-        for name, rounds in found.items()
-    }
+                        figures["overhead_ms"] = figures["p50_ms"] - known["single_text_ms"]
+                    found.setdefault(f"{name}, {suffix}", []).append(figures)
+    return {name: results.spread_all(rounds) for name, rounds in found.items()}
 
 
 if __name__ == "__main__":

@@ -1,25 +1,21 @@
-"""Where the time of a call and of an item goes: CPU by thread of the server, and the stages of a call on its own.
+"""Latency breakdown: CPU time per text by thread of the server, and the stages of a single call.
 
-CPU: under closed loops, what the event loop, the compute threads and the other threads (gRPC's, the tokenizer's) took
-for each text, from /proc; beside it what bare onnxruntime takes for the same texts, and what the client took. Stages:
-one text in flight, the server's own timings of it, and what is left of the time that the client saw: gRPC, both ways.
+    python -m bench.server.latency_breakdown --bundle build/demo/bundle --output bench/results/latency_breakdown.json
 
-    python bench/server/latency_breakdown.py --bundle build/demo/bundle --output bench/results/anatomy.json
+CPU time: under closed-loop load, microseconds per text of the event loop, the compute threads, the other threads
+(gRPC's and the tokenizer's) and the client, from /proc; onnxruntime_us is the onnxruntime upper bound for the same
+texts. Stages: with one text in flight, the medians of the server's own timings, of the latency that the client sees,
+and of their difference, which is gRPC in both directions.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import shlex
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,100 +25,86 @@ from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_server.settings import usable_cores
 from tqdm import tqdm
 
+from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
+from bench.harness.processes import find_server, thread_cpu_s
+from bench.harness.results import Figures
 from bench.harness.servers import serving
-from bench.harness.texts import read
+from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, ROOT, read_texts
+from bench.harness.upper_bound import UpperBound
+from bench.loadgen.run import command
 
-from .throughput import DEMO, HERE, LOADS, Limit
+from .throughput import LOADS
 
-CHOSEN = (
+MEASURED_LOADS = (
     "unary, 1 item, 64 in flight",
     "client, 64 in flight",
     "stream, 8 items, 64 in flight",
     "stream, 32 items, 256 in flight",
 )
 STAGES = ("tokenization", "queue", "compute", "total")
-# CPU seconds of the event loop from which on the client is surely at work.
-_AT_WORK_S = 0.05
+# CPU seconds of the event loop that show that the load generator has started.
+_STARTED_CPU_S = 0.05
+# Calls of one text that are timed.
+_CALLS = 300
 
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
+    parser = make_parser(__doc__)
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle to serve")
     parser.add_argument("--variant", default="int8", help="variant to serve (default: int8)")
-    parser.add_argument("--texts", type=Path, default=DEMO, help="JSON lines with a field `text`, or a text a line")
-    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of a load (default: 5)")
-    parser.add_argument("--output", type=Path, help="file for the figures as JSON")
+    parser.add_argument("--texts", type=Path, default=DEMO_TEXTS, help=f"{FORMAT_HELP} (default: the demo's)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds per load (default: 5)")
+    add_output_flag(parser)
     arguments = parser.parse_args()
-    texts = [row["text"] for row in read(arguments.texts)]
-    limit = Limit(arguments.bundle, arguments.variant, texts)
-    loads: dict[str, dict[str, float]] = {}
+    texts = read_texts(arguments.texts)
+    upper_bound = UpperBound(arguments.bundle, arguments.variant, texts)
+    loads: dict[str, Figures] = {}
     with serving(arguments.bundle, "--engine", "onnx", "--device", "cpu", "--variant", arguments.variant) as target:
-        pid = process_of(target)
-        for name in tqdm(CHOSEN, unit="load"):
-            bare_us = 1e6 * usable_cores() / limit.items_per_s(arguments.seconds)
-            loads[name] = {"bare_us": bare_us, **cpu_of_load(target, pid, arguments, LOADS[name])}
-        stages = stages_of_calls(target, texts[:300], limit)
+        for name in tqdm(MEASURED_LOADS, unit="load"):
+            onnxruntime_us = 1e6 * usable_cores() / upper_bound.items_per_s(arguments.seconds)
+            loads[name] = {"onnxruntime_us": onnxruntime_us, **cpu_per_text(target, arguments, LOADS[name])}
+        stages = time_single_calls(target, texts[:_CALLS], upper_bound)
     report = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
-        "cores": usable_cores(),
+        **results.provenance(),
         "variant": arguments.variant,
         "cpu_us_per_text": {name: {key: round(one) for key, one in load.items()} for name, load in loads.items()},
-        "one_call_us": {name: round(one) for name, one in stages.items()},
+        "single_call_us": {name: round(one) for name, one in stages.items()},
     }
     print(json.dumps(report, indent=2))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    results.write(arguments.output, report)
 
 
-def process_of(target: str) -> int:
-    """The process that was started with ``--listen TARGET``."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        # Others may end while they are looked at.
-        with contextlib.suppress(OSError):
-            if f"--listen\0{target}\0".encode() in (folder / "cmdline").read_bytes():
-                return int(folder.name)
-    raise SystemExit(f"no process was started with --listen {target}")
-
-
-def cpu_of_load(target: str, pid: int, arguments: argparse.Namespace, flags: Sequence[str]) -> dict[str, float]:
-    """CPU microseconds a text: of the event loop, the compute threads, all others, and the client."""
-    command = [sys.executable, str(HERE / "load.py"), target, str(arguments.texts), *flags]
-    client = subprocess.Popen([*command, "--seconds", str(arguments.seconds)], stdout=subprocess.PIPE, text=True)
-    idle_s = threads(pid)[pid]
-    while threads(pid)[pid] < idle_s + _AT_WORK_S:
+def cpu_per_text(target: str, arguments: argparse.Namespace, flags: Sequence[str]) -> Figures:
+    """Returns CPU microseconds per text of the event loop, the compute threads, other threads and the client."""
+    pid = find_server(target)
+    load = command("main", target, arguments.texts, arguments.seconds, flags)
+    client = subprocess.Popen(load, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    idle_s = thread_cpu_s(pid)[pid]
+    while thread_cpu_s(pid)[pid] < idle_s + _STARTED_CPU_S:
         time.sleep(0.01)
+    # The warm-up of the load generator.
     time.sleep(1.0)
-    before, began = threads(pid), time.perf_counter()
+    before, began = thread_cpu_s(pid), time.perf_counter()
     time.sleep(arguments.seconds - 1.0)
-    used = {tid: seconds - before.get(tid, 0.0) for tid, seconds in threads(pid).items()}
-    wall = time.perf_counter() - began
+    used = {tid: seconds - before.get(tid, 0.0) for tid, seconds in thread_cpu_s(pid).items()}
+    wall_s = time.perf_counter() - began
     figures = json.loads(client.communicate()[0])
-    loop = used.pop(pid)
+    event_loop_s = used.pop(pid)
     ranked = sorted(used.values(), reverse=True)
-    a_text_us = 1e6 / (wall * figures["items_per_s"])
+    us_per_text = 1e6 / (wall_s * figures["items_per_s"])
     return {
-        "event_loop_us": a_text_us * loop,
-        "compute_us": a_text_us * sum(ranked[: usable_cores()]),
-        "others_us": a_text_us * sum(ranked[usable_cores() :]),
-        "client_us": 1e6 * figures["client_cpu"] / figures["items_per_s"],
+        "event_loop_us": us_per_text * event_loop_s,
+        "compute_us": us_per_text * sum(ranked[: usable_cores()]),
+        "other_threads_us": us_per_text * sum(ranked[usable_cores() :]),
+        "client_us": 1e6 * figures["client_cores"] / figures["items_per_s"],
         "items_per_s": figures["items_per_s"],
     }
 
 
-def threads(pid: int) -> dict[int, float]:
-    """CPU seconds of each thread of a process; the first one, which runs the event loop, has the process's number."""
-    tick_s = 1 / os.sysconf("SC_CLK_TCK")
-    found = {}
-    for folder in Path(f"/proc/{pid}/task").iterdir():
-        fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        found[int(folder.name)] = tick_s * (int(fields[11]) + int(fields[12]))
-    return found
-
-
-def stages_of_calls(target: str, texts: Sequence[str], limit: Limit) -> dict[str, float]:
-    """Medians over calls of one text each, one after the other."""
+def time_single_calls(target: str, texts: Sequence[str], upper_bound: UpperBound) -> Figures:
+    """Returns the median microseconds of each stage over sequential calls of one text."""
     seen: dict[str, list[float]] = {name: [] for name in (*STAGES, "client")}
     with grpc.insecure_channel(target) as channel:
         stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
@@ -136,7 +118,8 @@ def stages_of_calls(target: str, texts: Sequence[str], limit: Limit) -> dict[str
             for name in STAGES:
                 seen[name].append(getattr(timings, name).ToNanoseconds() / 1000)
     medians = {name: statistics.median(values) for name, values in seen.items()}
-    return medians | {"bare": 1000 * limit.alone_ms(), "grpc": medians["client"] - medians["total"]}
+    onnxruntime_us = 1000 * upper_bound.single_text_ms()
+    return medians | {"onnxruntime": onnxruntime_us, "grpc": medians["client"] - medians["total"]}
 
 
 if __name__ == "__main__":

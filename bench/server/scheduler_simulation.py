@@ -4,13 +4,12 @@ Passes take as long as their start and their tokens with padding, which are flag
 beforehand, in passes of as many tokens. So what is missing is what the choice of the batches costs, whatever the
 machine does meanwhile: texts in flight that have no neighbours of their length, padding, and more starts.
 
-    python bench/server/scheduler_simulation.py --bundle build/demo/bundle                                   # int8 on 2 cores
-    python bench/server/scheduler_simulation.py --bundle build/demo/bundle --start-us 2200 --token-us 218    # fp32
+    python -m bench.server.scheduler_simulation --bundle build/demo/bundle                                  # int8
+    python -m bench.server.scheduler_simulation --bundle build/demo/bundle --start-us 2200 --token-us 218    # fp32
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 from pathlib import Path
 
@@ -18,10 +17,10 @@ import polyhead_bundle as bundle
 from polyhead_server.inference.scheduler import BatchLimits
 from polyhead_server.inference.tokenization import Tokenizer
 
-from bench.harness.texts import read
+from bench.harness.cli import make_parser
+from bench.harness.texts import DEMO_TEXTS, with_long_texts
 
 from .simulation import Load, Machine, limit
-from .throughput import DEMO, with_long
 
 # Name: texts of a message, texts in flight, whether all are of one stream.
 LOADS = {
@@ -36,9 +35,11 @@ LOADS = {
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="whose tokenizer counts the tokens")
-    parser.add_argument("--texts", type=Path, default=DEMO, help="JSON lines with a field `text`, or a text a line")
+    parser.add_argument(
+        "--texts", type=Path, default=DEMO_TEXTS, help="JSON lines with a field `text`, or a text a line"
+    )
     parser.add_argument("--long", action="store_true", help="make one text in ten of four, up to what the model reads")
     parser.add_argument("--threads", type=int, default=2, help="that compute (default: 2)")
     parser.add_argument("--start-us", type=float, default=1800.0, help="of a pass (default: 1800)")
@@ -50,8 +51,8 @@ def main() -> None:
     source = bundle.load(arguments.bundle)
     manifest = source.manifest
     tokenizer = Tokenizer(source.file("tokenizer.json"), manifest.max_tokens, 250 * manifest.max_tokens)
-    texts = [row["text"] for row in read(arguments.texts)]
-    lengths = [one.used for one in tokenizer.encode(with_long(texts) if arguments.long else texts)]
+    texts = read_texts(arguments.texts)
+    lengths = [one.used for one in tokenizer.encode(with_long_texts(texts) if arguments.long else texts)]
     tokenizer.close()
     machine = Machine(arguments.threads, arguments.start_us, arguments.token_us)
     limits = BatchLimits(arguments.max_batch_tokens, arguments.max_padding, machine.start_us / machine.token_us)

@@ -1,102 +1,87 @@
-"""What a server costs before it answers, and while nobody asks: seconds from exec to SERVING, memory, CPU while idle.
+"""Startup time, memory and idle CPU of the server.
 
-Each server is started several times with a warm file cache; the health service is asked without pause. Idle CPU is
-that of the process over ``--idle`` seconds, read from /proc, whose clock ticks 100 times a second.
+    python -m bench.server.startup --bundle build/demo/bundle --output bench/results/startup.json
 
-    python bench/server/startup.py --bundle build/demo/bundle --output bench/results/start.json
+Each configuration is started several times with a warm file cache; startup_s is the time from exec to SERVING, by
+polling the health service without pause. Idle CPU is that of the process over --idle seconds.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
-import json
-import os
-import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from polyhead_server.settings import usable_cores
 from tqdm import tqdm
 
+from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
+from bench.harness.memory import memory
+from bench.harness.processes import cpu_s
+from bench.harness.results import SERVER_PACKAGES, Figures
 from bench.harness.servers import BIN, free_port
 
-from .throughput import Figures, spread
-
-WAYS: dict[str, tuple[str, ...]] = {
+CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     "int8": ("--variant", "int8"),
     "fp32": ("--variant", "fp32"),
-    "int8, passes of 256 tokens, not measured": ("--variant", "int8", "--max-batch-tokens", "256"),
+    "int8, --max-batch-tokens 256": ("--variant", "int8", "--max-batch-tokens", "256"),
     "PyTorch": ("--engine", "torch"),
 }
 
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=5, help="starts of each server (default: 5)")
+    parser = make_parser(__doc__)
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle to serve")
+    parser.add_argument("--rounds", type=int, default=5, help="starts of each configuration (default: 5)")
     parser.add_argument("--idle", type=float, default=10.0, help="seconds without a call (default: 10)")
-    parser.add_argument("--output", type=Path, help="file for the figures as JSON")
+    add_output_flag(parser)
     arguments = parser.parse_args()
-    found: dict[str, list[Figures]] = {way: [] for way in WAYS}
-    with tqdm(total=(arguments.rounds + 1) * len(WAYS), unit="start") as bar:
-        # The first round warms the file cache.
-        for warm in [False] + [True] * arguments.rounds:
-            for way, flags in WAYS.items():
-                figures = start(arguments.bundle, flags, arguments.idle if warm else 0.0)
-                if warm:
-                    found[way].append(figures)
+    found: dict[str, list[Figures]] = {name: [] for name in CONFIGURATIONS}
+    with tqdm(total=(arguments.rounds + 1) * len(CONFIGURATIONS), unit="start") as bar:
+        # The first round warms the file cache and does not count.
+        for number in range(arguments.rounds + 1):
+            for name, flags in CONFIGURATIONS.items():
+                figures = start(arguments.bundle, flags, arguments.idle if number else 0.0)
+                found[name] += [figures] if number else []
                 bar.update()
-    servers = {
-        way: {figure: spread([one[figure] for one in rounds]) for figure in rounds[0]} for way, rounds in found.items()
-    }
-    print(f"{'server':<44}{'serving after s':>22}{'memory MB':>12}{'peak MB':>10}{'idle CPU %':>12}")
-    for way, one in servers.items():
-        serving = "{:.2f} [{:.2f}, {:.2f}]".format(*one["serving_after_s"])
-        print(
-            f"{way:<44}{serving:>22}{one['mb'][0]:>12.0f}{one['peak_mb'][0]:>10.0f}{one['idle_cpu_percent'][0]:>12.2f}"
-        )
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report(arguments, servers), indent=2) + "\n")
+    servers = {name: results.spread_all(rounds) for name, rounds in found.items()}
+    print(table(servers))
+    provenance = results.provenance((*SERVER_PACKAGES, "torch"))
+    results.write(arguments.output, {**provenance, "rounds": arguments.rounds, "servers": servers})
 
 
 def start(bundle: Path, flags: Sequence[str], idle_s: float) -> Figures:
-    """Starts a server and ends it."""
+    """Starts a server, measures it and stops it."""
     target = f"127.0.0.1:{free_port()}"
     command = [str(BIN / "polyhead-serve"), str(bundle), "--listen", target, "--log-level", "warning", *flags]
     began = time.perf_counter()
     process = subprocess.Popen(command)
     try:
-        while not serves(target):
+        while not is_serving(target):
             if process.poll() is not None:
                 raise SystemExit(f"{' '.join(command)} ended with code {process.returncode}")
-        after = time.perf_counter() - began
-        busy = cpu_s(process.pid)
+        startup_s = time.perf_counter() - began
+        startup_cpu_s = cpu_s(process.pid)
         time.sleep(idle_s)
-        idle = cpu_s(process.pid) - busy
-        status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+        idle_cpu_s = cpu_s(process.pid) - startup_cpu_s
         return {
-            "serving_after_s": after,
-            "start_cpu_s": busy,
-            "idle_cpu_percent": 100 * idle / idle_s if idle_s else 0.0,
-            "mb": kilobytes(status["VmRSS"]) / 1024,
-            "peak_mb": kilobytes(status["VmHWM"]) / 1024,
+            "startup_s": startup_s,
+            "startup_cpu_s": startup_cpu_s,
+            "idle_cpu_percent": 100 * idle_cpu_s / idle_s if idle_s else 0.0,
+            **memory(target),
         }
     finally:
         process.terminate()
         process.wait(60)
 
 
-def serves(target: str) -> bool:
-    """Asks once over a new connection."""
+def is_serving(target: str) -> bool:
+    """Asks the health service once over a new connection."""
     with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
@@ -107,27 +92,14 @@ def serves(target: str) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def cpu_s(pid: int) -> float:
-    """User and system time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def kilobytes(value: str) -> float:
-    """A value of /proc/PID/status, such as ``  188016 kB``."""
-    return float(value.split(maxsplit=1)[0])
-
-
-def report(arguments: argparse.Namespace, servers: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
-    """The figures, with when and on what."""
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
-        "rounds": arguments.rounds,
-        "cores": usable_cores(),
-        "versions": {name: importlib.metadata.version(name) for name in ("polyhead", "onnxruntime", "grpcio", "torch")},
-        "servers": servers,
-    }
+def table(servers: dict[str, dict[str, list[float]]]) -> str:
+    """Formats the figures for a terminal."""
+    lines = [f"{'server':<32}{'startup, s':>22}{'memory, MB':>12}{'peak, MB':>10}{'idle CPU, %':>12}"]
+    for name, one in servers.items():
+        startup = "{:.2f} [{:.2f}, {:.2f}]".format(*one["startup_s"])
+        memory_mb = f"{one['rss_mb'][0]:>12.0f}{one['peak_rss_mb'][0]:>10.0f}"
+        lines.append(f"{name:<32}{startup:>22}{memory_mb}{one['idle_cpu_percent'][0]:>12.2f}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,25 @@
-"""How fast training is, against a bare torch loop over the same batches, and how much of its work is padding.
+"""Training throughput relative to a plain PyTorch loop over the same batches, and the padding of an epoch.
 
-    python bench/training/throughput.py CONFIG.toml [--steps 40] [--rounds 5] [--output bench/results/training.json]
+    python -m bench.training.throughput training/configs/clothing.toml --output bench/results/training_throughput.json
+    python -m bench.training.throughput training/demo/config.toml --steps 3 --rounds 1 --output /tmp/quick.json
 
-Both loops train the same parts of the same model on the same batches, in turns. The bare loop has the batches ready as
-tensors, one cross-entropy, a backward pass, clipping and a fused AdamW, and nothing else.
+Both loops train the same parameters of the same model on the same batches, in interleaved rounds. The plain loop has
+its batches as tensors in memory and does one cross-entropy, a backward pass, clipping and a fused AdamW step, and
+nothing else.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-# Read once, when torch is imported; as polyhead-train sets it.
+# torch reads it once, at import; polyhead-train sets it to the same value.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
@@ -38,25 +37,39 @@ from polyhead_training.model import PolyheadModel
 from polyhead_training.train import build_model
 from torch.nn import functional
 
+from bench.harness import results
+from bench.harness.cli import add_output_flag, make_parser
+
 
 def main() -> None:
-    """Measures, prints and writes the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="configuration of a run; its last stage is what is measured")
-    parser.add_argument("--steps", type=int, default=40, help="steps of a round (default: 40)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each loop, in turns (default: 5)")
-    parser.add_argument("--output", type=Path, default=Path("bench/results/training.json"), help="JSON to write")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], help="override a field, key=value")
+    """Runs the command line."""
+    parser = make_parser(__doc__)
+    parser.add_argument("config", type=Path, help="training configuration; its last stage is measured")
+    parser.add_argument("--steps", type=int, default=40, help="steps per round (default: 40)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each loop (default: 5)")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a field of the configuration",
+    )
+    add_output_flag(parser, Path("bench/results/training_throughput.json"))
     arguments = parser.parse_args()
     config = read_config(arguments.config, arguments.overrides)
     figures = measure(config, arguments.steps, arguments.rounds)
-    figures |= {"command": " ".join(["python", *sys.argv]), "machine": _machine()}
-    arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    figures = {
+        **results.provenance(("polyhead", "torch", "transformers")),
+        "threads": torch.get_num_threads(),
+        **figures,
+    }
     print(json.dumps(figures, indent=2))
+    results.write(arguments.output, figures)
 
 
 def measure(config: Config, steps: int, rounds: int) -> dict[str, Any]:
-    """Times both loops in turns; returns tokens a second and the padding share of a whole epoch."""
+    """Times both loops in interleaved rounds; returns tokens per second, efficiency and the padding of an epoch."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.training.mixed_precision)
     prepared = prepare(config)
     rows = prepared.splits["train"]
@@ -69,28 +82,26 @@ def measure(config: Config, steps: int, rounds: int) -> dict[str, Any]:
     tokens = sum(lengths[row] for step in chosen for row in step)
     model, twin = (build_model(config, prepared.backbone, prepared.data.heads).to(accelerator.device) for _ in range(2))
     with TemporaryDirectory() as folder:
-        ours = _our_loop(config, model, rows, chosen, Path(folder), accelerator, prepared.data.heads)
-    bare = _bare_loop(config, twin, [rows.batch(step, accelerator.device) for step in chosen], accelerator)
-    seconds: dict[str, list[float]] = {"polyhead": [], "bare": []}
+        trainer = _training_loop(config, model, rows, chosen, Path(folder), accelerator, prepared.data.heads)
+    baseline = _plain_loop(config, twin, [rows.batch(step, accelerator.device) for step in chosen], accelerator)
+    seconds: dict[str, list[float]] = {"polyhead": [], "baseline": []}
     for number in range(rounds + 1):
-        for name, run in (("polyhead", ours), ("bare", bare)):
+        for name, run in (("polyhead", trainer), ("baseline", baseline)):
             began = time.perf_counter()
             run()
-            # The first round warms up.
+            # The first round is a warm-up.
             seconds[name] += [time.perf_counter() - began] if number else []
-    places = sum(max(lengths[row] for row in step) * len(step) for step in epoch)
+    padded_tokens = sum(max(lengths[row] for row in step) * len(step) for step in epoch)
     return {
         "steps": steps,
         "tokens_per_second": {name: round(tokens / statistics.median(found)) for name, found in seconds.items()},
-        "share_of_bare": {
-            "median": round(statistics.median(b / a for a, b in zip(*seconds.values(), strict=True)), 3),
-            "rounds": [round(b / a, 3) for a, b in zip(*seconds.values(), strict=True)],
-        },
-        "padding_share_of_an_epoch": round(1 - sum(lengths) / places, 4),
+        "rounds": rounds,
+        "efficiency": results.spread([b / a for a, b in zip(*seconds.values(), strict=True)]),
+        "epoch_padding": round(1 - sum(lengths) / padded_tokens, 4),
     }
 
 
-def _our_loop(  # noqa: PLR0917
+def _training_loop(  # noqa: PLR0917
     config: Config,
     model: PolyheadModel,
     rows: EncodedRows,
@@ -103,12 +114,12 @@ def _our_loop(  # noqa: PLR0917
     chosen = sorted({row for step in steps for row in step})
     base = None
     if config.training.distillation and stage.trains_embedding:
-        # Of the rows that are used; the rest of the file stays zero.
+        # Only the rows of the measured steps are embedded.
         part = EncodedRows(
             [rows.ids[row] for row in chosen], rows.labels[chosen], rows.pad_token_id, [0] * len(chosen), []
         )
         found = base_embeddings(folder, model, part, config.training.batch_size, accelerator)
-        base = _Lookup(found, {row: place for place, row in enumerate(chosen)})
+        base = _Lookup(found, {row: index for index, row in enumerate(chosen)})
     stepper = Stepper(
         config=config.training,
         stage=stage,
@@ -127,18 +138,18 @@ def _our_loop(  # noqa: PLR0917
 
 
 class _Lookup:
-    """Embeddings before training of some of the rows."""
+    """Embeddings before training of the rows of the measured steps."""
 
-    def __init__(self, found: Any, places: dict[int, int]) -> None:
+    def __init__(self, found: Any, indices: dict[int, int]) -> None:
         self._found = found
-        self._places = places
+        self._indices = indices
 
     def batch(self, rows: Sequence[int], device: torch.device) -> torch.Tensor:
-        found: torch.Tensor = self._found.batch([self._places[row] for row in rows], device)
+        found: torch.Tensor = self._found.batch([self._indices[row] for row in rows], device)
         return found
 
 
-def _bare_loop(
+def _plain_loop(
     config: Config, model: PolyheadModel, batches: Sequence[Batch], accelerator: Accelerator
 ) -> Callable[[], None]:
     Stage(model, config.training.stages[-1], len(batches)).begin_step(len(batches))
@@ -158,13 +169,8 @@ def _bare_loop(
     return run
 
 
-def _machine() -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
-
-
 def _as_softmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two logits of a sigmoid's one, and labels; which ones costs nothing."""
+    """Converts the logit of a sigmoid head into two logits and adds labels; their values do not affect the speed."""
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], dim=1)  # (B, 2)
     return logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device)

@@ -20,7 +20,7 @@ from polyhead.v1 import admin_service_pb2_grpc
 from polyhead_client import AsyncClient
 
 from bench.harness.servers import free_port
-from bench.server.throughput import HERE
+from bench.harness.texts import ROOT
 
 from .processes import running
 from .reference_answers import version
@@ -91,7 +91,7 @@ async def fuzzed_bundles(context: Context) -> Verdict:
     command = ["-m", "faults.bundle_fuzz", str(context.bundle), str(context.folder / "fuzzed")]
     examples = context.scaled(300, 15)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *command, "--examples", str(examples), cwd=HERE, stdout=asyncio.subprocess.PIPE
+        sys.executable, *command, "--examples", str(examples), cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
     try:
         output, _ = await asyncio.wait_for(process.communicate(), _FUZZING_S)

@@ -17,14 +17,14 @@ from pathlib import Path
 import polyhead_bundle as bundle
 
 from bench.harness.servers import BIN
-from bench.server.throughput import DEMO
+from bench.harness.texts import DEMO_TEXTS
 from bench.training.resume import measure, tiny, train
 
 from .processes import served
 from .reference_answers import ReferenceAnswers
 from .scenario import Context, Verdict, scenario
 
-CONFIG = DEMO.with_name("config.toml")
+CONFIG = DEMO_TEXTS.with_name("config.toml")
 # The part of a short run in which Python starts: a kill there shows nothing.
 _STARTED = 0.7
 STEPS = "12"
@@ -53,7 +53,7 @@ async def killed_training(context: Context) -> Verdict:
         passed=found["bit_equal"] == kills and not left,
         control=f"the weights of a run with another seed are {'other' if found['control_differs'] else 'the same'}",
         control_failed=found["control_differs"],
-        figures={"kills": kills, "equal": found["bit_equal"], "run_s": found["seconds_of_a_run"]},
+        figures={"kills": kills, "equal": found["bit_equal"], "run_s": found["run_seconds"]},
     )
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from bench.server.throughput import DEMO, HERE
+from bench.harness.texts import DEMO_TEXTS, ROOT
 
 from .processes import rss_mb, running, thread_cpu_s
 from .scenario import Context, Verdict, scenario
@@ -94,8 +94,8 @@ def _share(level: Level) -> float:
 
 
 async def _flood(core: int, target: str, *flags: str) -> dict[str, Any]:
-    command = ["taskset", "-c", str(core), sys.executable, "-m", "faults.flood", target, str(DEMO), *flags]
-    process = await asyncio.create_subprocess_exec(*command, cwd=HERE, stdout=asyncio.subprocess.PIPE)
+    command = ["taskset", "-c", str(core), sys.executable, "-m", "faults.flood", target, str(DEMO_TEXTS), *flags]
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
     if process.returncode:
         raise SystemExit(f"the load ended with {process.returncode}")

@@ -14,7 +14,7 @@ from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_client import AsyncClient
 
-from bench.server.throughput import DEMO, HERE
+from bench.harness.texts import DEMO_TEXTS, ROOT
 
 from .processes import Server, descriptors, rss_mb, running
 from .scenario import Context, Verdict, scenario
@@ -37,7 +37,7 @@ async def probing(server: Server, *flags: str) -> AsyncIterator[Ask]:
     """Asks the server small things, in a process of its own; yields what tells what it saw since it was last asked."""
     command = [sys.executable, "-m", "faults.probe", server.target, *flags]
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, cwd=HERE, stdin=pipe, stdout=pipe)
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdin=pipe, stdout=pipe)
     if process.stdin is None or process.stdout is None:
         raise SystemExit("the probe has no pipes")
     told, heard = process.stdin, process.stdout
@@ -58,7 +58,16 @@ async def probing(server: Server, *flags: str) -> AsyncIterator[Ask]:
 @contextlib.asynccontextmanager
 async def loaded(server: Server, seconds: float, *flags: str) -> AsyncIterator[dict[str, float]]:
     """A load of bench/loadgen/main.py for so long; its own figures are there when the block is left."""
-    command = [sys.executable, str(HERE / "load.py"), server.target, str(DEMO), "--seconds", str(seconds), *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.loadgen.main",
+        server.target,
+        str(DEMO_TEXTS),
+        "--seconds",
+        str(seconds),
+        *flags,
+    ]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     figures: dict[str, float] = {}
     await asyncio.sleep(_UNDER_WAY_S)
@@ -152,7 +161,7 @@ async def _send_unread(server: Server, streams: int) -> tuple[int, int]:
 async def flooding_streams(context: Context) -> Verdict:
     """By bench/loadgen/main.py, in a process of its own."""
     seconds = context.scaled(20, 5)
-    flood = ("--way", "stream", "--items", "8", "--in-flight", "6400", "--connections", "100")
+    flood = ("--mode", "stream", "--items", "8", "--in-flight", "6400", "--connections", "100")
     async with running(context.bundle, context.folder) as server:
         before = await _warm(context, server)
         async with probing(server, "--text", context.texts[0]) as ask:
@@ -205,8 +214,8 @@ async def bulk_stream(context: Context) -> Verdict:
         await _warm(context, server)
         loads = {
             "alone": None,
-            "beside the bulk": ("--way", "stream", "--items", "32", "--in-flight", "512"),
-            "beside 512 calls": ("--way", "unary", "--items", "1", "--in-flight", "512"),
+            "beside the bulk": ("--mode", "stream", "--items", "32", "--in-flight", "512"),
+            "beside 512 calls": ("--mode", "unary", "--items", "1", "--in-flight", "512"),
         }
         for name, flags in loads.items():
             async with (

@@ -38,8 +38,7 @@ from typing import Any
 
 from polyhead_server.settings import usable_cores
 
-from bench.harness.texts import read
-from bench.server.throughput import DEMO
+from bench.harness.texts import DEMO_TEXTS, read
 
 from .corrupt_bundle_fixture import with_another_head
 from .external_corpora import NotAvailableError
@@ -117,7 +116,7 @@ def main() -> None:
 
 async def run_all(arguments: argparse.Namespace, save: Callable[[str, dict[str, Any]], None]) -> list[str]:
     """Runs the fault programs that are asked for; returns those that saw another thing."""
-    texts = [row["text"] for row in read(DEMO)]
+    texts = [row["text"] for row in read(DEMO_TEXTS)]
     texts = random.Random(0).sample(texts, min(TEXTS, len(texts)))
     names = arguments.only or asked_for(arguments.quick)
     # What no clock decides may run beside another; half of it waits for something else than a core.

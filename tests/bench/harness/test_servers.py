@@ -1,4 +1,4 @@
-"""Ports of servers that are started, and how those are waited for."""
+"""Reservation of ports, and waiting for a server to start."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.conftest import ROOT
 
 
 @pytest.fixture
-def rolls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The ports that are tried, in their order, in place of random ones."""
+def candidate_ports(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The ports to try, in their order, instead of random ones."""
     ports: list[int] = []
 
     def sample(_: random.SystemRandom, population: Sequence[int], k: int) -> Sequence[int]:
@@ -28,35 +28,35 @@ def rolls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         yield ports
 
 
-def test_port_is_none_that_a_connection_takes() -> None:
+def test_port_is_outside_the_range_of_outgoing_connections() -> None:
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert 20_000 <= free_port() < max(first, 32_768)
 
 
-def test_port_is_handed_out_once_a_machine(rolls: list[int]) -> None:
+def test_port_is_reserved_until_its_process_ends(candidate_ports: list[int]) -> None:
     program = "from bench.harness.servers import free_port; print(free_port(), flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout
         theirs = int(other.stdout.readline())
-        rolls += [theirs, theirs + 1, theirs + 2]
+        candidate_ports += [theirs, theirs + 1, theirs + 2]
         ours = free_port()
         assert theirs < ours
-        # Nor a second time in this process.
-        rolls[:] = [ours]
+        # This process does not get it a second time either.
+        candidate_ports[:] = [ours]
         with pytest.raises(RuntimeError, match="no port from 20000 to"):
             free_port()
         other.communicate("\n")
-    # It is free again once the process has ended.
-    rolls[:] = [theirs]
+    # The port is free again once the process has ended.
+    candidate_ports[:] = [theirs]
     assert free_port() == theirs
 
 
-def test_port_on_which_somebody_listens_is_left_alone(rolls: list[int]) -> None:
+def test_port_with_a_listener_is_skipped(candidate_ports: list[int]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        rolls += [port, port + 1, port + 2]
+        candidate_ports += [port, port + 1, port + 2]
         assert free_port() > port
 
 
@@ -64,7 +64,7 @@ def test_port_on_which_somebody_listens_is_left_alone(rolls: list[int]) -> None:
     ("program", "problem"),
     [("raise SystemExit(3)", "ended with code 3"), ("input()", r"is not ready after 0\.2 s")],
 )
-def test_server_that_does_not_serve_is_reported_with_its_log(program: str, problem: str, tmp_path: Path) -> None:
+def test_failed_start_is_reported_with_the_log(program: str, problem: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("what is wrong")
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as process:

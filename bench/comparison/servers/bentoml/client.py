@@ -1,4 +1,4 @@
-"""BentoML's client: HTTP with keep-alive, JSON. See ``rival_client.py`` for the command line."""
+"""BentoML client: HTTP with keep-alive, JSON. See ``bench/comparison/client.py`` for the command line."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from contextlib import asynccontextmanager
 
 import aiohttp  # type: ignore[import-not-found]
 
-from bench.comparison.client import Answer, Ask, main
+from bench.comparison.client import Answer, Request, main
 
 
 @asynccontextmanager
-async def connect(target: str) -> AsyncIterator[Ask]:
-    """Opens a session."""
+async def connect(target: str) -> AsyncIterator[Request]:
+    """Opens a session; yields the function that sends one text."""
     async with aiohttp.ClientSession(f"http://{target}", connector=aiohttp.TCPConnector(limit=0)) as session:
 
-        async def ask(text: str) -> Answer:
+        async def request(text: str) -> Answer:
             async with session.post("/analyze", json={"texts": [text]}) as response:
                 response.raise_for_status()
                 (found,) = await response.json()
                 return Answer(base64.b64decode(found["embedding"]), found["probabilities"], found["sentiment"])
 
-        yield ask
+        yield request
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""LitServe: two worker processes, JSON over HTTP; the embedding is base64 in it."""
+"""LitServe: two worker processes, JSON over HTTP with base64 embeddings."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from bench.comparison.graph import Graph, Setting
 
 
 class Polyhead(litserve.LitAPI):  # type: ignore[misc]
-    """Answers texts."""
+    """Runs the graph on texts."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002 - LitServe's signature
         """Loads the graph in a worker."""
         self.graph = Graph()
 
     def decode_request(self, request: dict[str, str]) -> str:
-        """The text of a request."""
+        """Returns the text of a request."""
         return request["text"]
 
     def predict(self, texts: Any) -> list[Any]:
-        """A list of texts, or one text where batches have no more than one."""
-        return list(zip(*self.graph.answer([texts] if isinstance(texts, str) else texts), strict=True))
+        """Runs a list of texts, or a single text where batching is off."""
+        return list(zip(*self.graph.run([texts] if isinstance(texts, str) else texts), strict=True))
 
     def encode_response(self, output: Any) -> dict[str, Any]:
-        """The answer of a text."""
+        """Returns the answer to a text."""
         embedding, probabilities, sentiment = output[0] if isinstance(output, list) else output
         return {
             "embedding": base64.b64encode(embedding.tobytes()).decode(),
@@ -36,7 +36,7 @@ class Polyhead(litserve.LitAPI):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    setting = Setting.read()
+    setting = Setting.from_environment()
     api = Polyhead(max_batch_size=setting.batch, batch_timeout=setting.wait_ms / 1000 if setting.batch > 1 else 0.0)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=2, timeout=60)
     server.run(host="127.0.0.1", port=setting.port, generate_client_file=False, log_level="warning")

@@ -13,7 +13,7 @@ from bench.comparison.graph import Graph, Setting
 
 
 class Polyhead(MLModel):  # type: ignore[misc]
-    """Answers texts."""
+    """Runs the graph on texts."""
 
     async def load(self) -> bool:
         """Loads the graph in a worker."""
@@ -21,16 +21,16 @@ class Polyhead(MLModel):  # type: ignore[misc]
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """A batch that MLServer made of requests."""
-        found = self.graph.answer(StringCodec.decode_input(payload.inputs[0]))
+        """Runs a batch that MLServer made from requests."""
+        found = self.graph.run(StringCodec.decode_input(payload.inputs[0]))
         outputs = [NumpyCodec.encode_output(name, np.asarray(one)) for name, one in found._asdict().items()]
         return InferenceResponse(model_name=self.name, outputs=outputs)
 
 
 async def serve() -> None:
-    """Serves until it is told to stop."""
-    setting = Setting.read()
-    # HTTP and metrics cannot be left out; nobody calls them.
+    """Serves until a signal."""
+    setting = Setting.from_environment()
+    # MLServer cannot turn off HTTP; no client uses it.
     settings = Settings(
         host="127.0.0.1",
         grpc_port=setting.port,

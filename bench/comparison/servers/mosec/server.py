@@ -1,4 +1,4 @@
-"""mosec: two worker processes behind its Rust front, MessagePack over HTTP. Its own flags follow (``--port``)."""
+"""mosec: two worker processes behind its Rust front end, MessagePack over HTTP. Takes mosec's flags (``--port``)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from bench.comparison.graph import Graph, Setting
 
 
 class Polyhead(MsgpackMixin, Worker):  # type: ignore[misc]
-    """Answers texts."""
+    """Runs the graph on texts."""
 
     def __init__(self) -> None:
         super().__init__()
         self.graph = Graph()
 
     def forward(self, data: Any) -> Any:
-        """A list of texts, or one text where batches have no more than one."""
+        """Runs a list of texts, or a single text where batching is off."""
         texts = data if isinstance(data, list) else [data]
-        found = self.graph.answer(texts)
+        found = self.graph.run(texts)
         answers = [
             {
                 "embedding": embedding.tobytes(),
@@ -33,8 +33,8 @@ class Polyhead(MsgpackMixin, Worker):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    setting = Setting.read()
+    setting = Setting.from_environment()
     server = Server()
-    # No wait at all is not to be had: 0 means 10 ms.
+    # mosec has no zero wait: 0 means its default of 10 ms.
     server.append_worker(Polyhead, num=2, max_batch_size=setting.batch, max_wait_time=max(1, int(setting.wait_ms)))
     server.run()

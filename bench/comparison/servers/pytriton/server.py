@@ -16,19 +16,19 @@ Arrays = dict[str, NDArray[np.float32]]
 
 
 def instance() -> Callable[..., Arrays]:
-    """One of the callables, each with a session of its own."""
+    """Returns a callable with its own session."""
     graph = Graph()
 
     @batch  # type: ignore[untyped-decorator]
-    def answer(text: NDArray[np.object_]) -> Arrays:
-        return dict(graph.answer([one.decode() for one in text[:, 0]])._asdict())
+    def analyze(text: NDArray[np.object_]) -> Arrays:
+        return dict(graph.run([one.decode() for one in text[:, 0]])._asdict())
 
-    return answer  # type: ignore[no-any-return]
+    return analyze  # type: ignore[no-any-return]
 
 
 def main() -> None:
-    """Serves until it is told to stop."""
-    setting = Setting.read()
+    """Serves until a signal."""
+    setting = Setting.from_environment()
     config = TritonConfig(
         grpc_address="127.0.0.1", grpc_port=setting.port, allow_http=False, allow_metrics=False, log_verbose=0
     )

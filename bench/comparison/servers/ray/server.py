@@ -1,4 +1,4 @@
-"""Ray Serve: two replicas behind its gRPC proxy, ``serve.batch``, polyhead's own contract."""
+"""Ray Serve: two replicas behind its gRPC proxy, ``serve.batch``, polyhead's protocol."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ray.serve.config import gRPCOptions  # type: ignore[import-not-found]
 
 from bench.comparison.graph import Graph, Setting
 
-setting = Setting.read()
+setting = Setting.from_environment()
 
 
 @serve.deployment(num_replicas=2, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 1})
 class Polyhead:
-    """Answers texts."""
+    """Runs the graph on texts."""
 
     def __init__(self) -> None:
         self.graph = Graph()
 
-    async def Analyze(self, request: Any) -> Any:  # noqa: N802 - the name of the call
-        """The answer of a request with one text."""
-        embedding, probabilities, sentiment = await self.answer(request.items[0].text)
+    async def Analyze(self, request: Any) -> Any:  # noqa: N802 - the name of the RPC
+        """Answers a request with one text."""
+        embedding, probabilities, sentiment = await self.run_batch(request.items[0].text)
         result = item_pb2.Result(
             embedding=item_pb2.Embedding(values=embedding.tobytes()),
             classification=item_pb2.Classification(
@@ -36,17 +36,17 @@ class Polyhead:
         return pb2.AnalyzeResponse(answers=[item_pb2.Answer(result=result)])
 
     @serve.batch(max_batch_size=setting.batch, batch_wait_timeout_s=setting.wait_ms / 1000)  # type: ignore[untyped-decorator]
-    async def answer(self, texts: list[str]) -> list[Any]:
-        """The answers of a batch."""
-        return list(zip(*self.graph.answer(texts), strict=True))
+    async def run_batch(self, texts: list[str]) -> list[Any]:
+        """Runs a batch."""
+        return list(zip(*self.graph.run(texts), strict=True))
 
 
 def main() -> None:
-    """Serves until it is told to stop."""
+    """Serves until a signal."""
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     adder = "polyhead.v1.inference_service_pb2_grpc.add_InferenceServiceServicer_to_server"
     serve.start(
-        # There is no gRPC without HTTP; nobody calls it.
+        # Ray Serve has no gRPC without HTTP; no client uses it.
         http_options={"host": "127.0.0.1", "port": setting.port + 1},
         grpc_options=gRPCOptions(port=setting.port, grpc_servicer_functions=[adder]),
     )

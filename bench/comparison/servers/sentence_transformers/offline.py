@@ -1,16 +1,15 @@
-"""sentence-transformers, offline: texts a second by its ONNX backend in its own 8-bit form, embeddings alone.
+"""sentence-transformers offline: texts per second of its ONNX backend with its own int8, embeddings only.
 
-    build/rivals/sentence_transformers/bin/python bench/comparison/servers/sentence_transformers/offline.py FOLDER texts.jsonl
+    python -m bench.comparison.servers.sentence_transformers.offline FOLDER texts.jsonl
 
-FOLDER is what ``polyhead-export RUN BUNDLE --format sentence-transformers`` writes beside the bundle. The bundle's own
-graph cannot be used: the library wants token embeddings and pools them itself. Its ONNX export and its 8-bit
-quantization for AVX512-VNNI are kept in FOLDER and used again. ``encode`` sorts by length; the best of the batch sizes
-counts. It needs bench/ on PYTHONPATH.
+FOLDER is what `polyhead-export RUN BUNDLE --format sentence-transformers` writes beside the bundle. The bundle's own
+graph does not fit: the library expects token embeddings and pools them itself. Its ONNX export and its quantization for
+AVX512-VNNI are cached in FOLDER. encode sorts by length; the best of the batch sizes counts. It runs in the environment
+build/comparison/sentence_transformers with the repository root on PYTHONPATH.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -18,7 +17,8 @@ from pathlib import Path
 import onnxruntime
 from sentence_transformers import SentenceTransformer, export_dynamic_quantized_onnx_model
 
-from bench.harness.texts import read
+from bench.harness.cli import make_parser
+from bench.harness.texts import FORMAT_HELP, read_texts
 
 _QUANTIZED = "onnx/model_qint8_avx512_vnni.onnx"
 _THREADS = 2
@@ -26,13 +26,13 @@ _THREADS = 2
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("texts", type=Path, help="JSON lines with a field `text`, or a text a line")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser = make_parser(__doc__)
+    parser.add_argument("folder", type=Path, help="sentence-transformers export")
+    parser.add_argument("texts", type=Path, help=FORMAT_HELP)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64], help="(default: 8 16 32 64)")
     arguments = parser.parse_args()
-    texts = [row["text"] for row in read(arguments.texts)]
-    model = quantized(arguments.folder)
+    texts = read_texts(arguments.texts)
+    model = open_quantized(arguments.folder)
     rates = {}
     for size in arguments.batch_sizes:
         model.encode(texts[:size], batch_size=size)
@@ -43,8 +43,8 @@ def main() -> None:
     print(json.dumps({"items_per_s": rates[best], "batch_size": best}))
 
 
-def quantized(folder: Path) -> SentenceTransformer:
-    """The model with its 8-bit graph, which is made if it is not there."""
+def open_quantized(folder: Path) -> SentenceTransformer:
+    """Opens the model with its int8 graph, exporting and quantizing it first unless it is cached."""
     if not (folder / _QUANTIZED).exists():
         made = SentenceTransformer(str(folder), backend="onnx", local_files_only=True)
         made.save_pretrained(str(folder))

@@ -1,6 +1,6 @@
-"""Three polyhead servers, HOST:PORT,HOST:PORT,HOST:PORT, each asked for one task of every text.
+"""Client of three polyhead servers, HOST:PORT,HOST:PORT,HOST:PORT: one task of every text is requested from each.
 
-A text counts when all three have answered. See ``rival_client.py`` for the command line.
+A text counts as answered when all three have answered. See ``bench/comparison/client.py`` for the command line.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import grpc.aio
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 
-from bench.comparison.client import Answer, Ask, main
+from bench.comparison.client import Answer, Request, main
 
 _TASKS = (item_pb2.TASK_EMBEDDING, item_pb2.TASK_CLASSIFICATION, item_pb2.TASK_SENTIMENT)
 
 
 @asynccontextmanager
-async def connect(targets: str) -> AsyncIterator[Ask]:
-    """Opens a channel to each server."""
+async def connect(targets: str) -> AsyncIterator[Request]:
+    """Opens a channel to each server; yields the function that sends one text."""
     async with AsyncExitStack() as stack:
         channels = [await stack.enter_async_context(grpc.aio.insecure_channel(one)) for one in targets.split(",")]
         stubs: list[Any] = [inference_service_pb2_grpc.InferenceServiceStub(channel) for channel in channels]
 
-        async def ask(text: str) -> Answer:
+        async def request(text: str) -> Answer:
             items = [item_pb2.Item(text=text)]
             responses = await asyncio.gather(
                 *(
@@ -38,7 +38,7 @@ async def connect(targets: str) -> AsyncIterator[Ask]:
             scores = [score.probability for score in topic.classification.scores]
             return Answer(embedding.embedding.values, scores, sentiment.sentiment.probability)
 
-        yield ask
+        yield request
 
 
 if __name__ == "__main__":

@@ -1,0 +1,37 @@
+"""Runs load generators as separate processes and collects their figures."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bench.harness.results import Figures
+from bench.harness.texts import ROOT
+
+
+def command(program: str, target: str, texts: Path, seconds: float, flags: Sequence[str]) -> list[str]:
+    """Returns the command of a load generator, ``main`` or ``streams``; it must run in the repository root."""
+    module = f"bench.loadgen.{program}"
+    return [sys.executable, "-m", module, target, str(texts.resolve()), "--seconds", str(seconds), *flags]
+
+
+def run_load(target: str, texts: Path, seconds: float, flags: Sequence[str], program: str = "main") -> Figures:
+    """Runs one load generator and returns its figures."""
+    done = subprocess.run(
+        command(program, target, texts, seconds, flags), check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    figures: Figures = json.loads(done.stdout)
+    return figures
+
+
+def run_loads(target: str, texts: Path, seconds: float, clients: int, flags: Sequence[str]) -> Figures:
+    """Runs several load generators side by side; returns their total throughput and mean latencies."""
+    with ThreadPoolExecutor(clients) as threads:
+        reports = list(threads.map(lambda _: run_load(target, texts, seconds, flags), range(clients)))
+    sums = {name: sum(one[name] for one in reports) for name in ("items_per_s", "client_cores")}
+    return {**sums, **{name: statistics.fmean(one[name] for one in reports) for name in ("p50_ms", "p99_ms")}}

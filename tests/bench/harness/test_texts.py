@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+from bench.harness.texts import DEMO_TEXTS, read, read_texts, with_long_texts, write_texts
+
+
+def test_written_texts_are_read_back(tmp_path: Path) -> None:
+    texts = ["one\ntwo", 'say "three"', "vier\u2028fünf"]
+    assert read_texts(write_texts(tmp_path / "texts.jsonl", texts)) == texts
+
+
+def test_plain_and_gzipped_lines_are_texts(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("one\ntwo\n")
+    (tmp_path / "lines.txt.gz").write_bytes(gzip.compress(b"one\ntwo\n"))
+    assert read(tmp_path / "lines.txt") == read(tmp_path / "lines.txt.gz") == [{"text": "one"}, {"text": "two"}]
+
+
+def test_demo_texts_have_labels() -> None:
+    assert {"text", "label"} <= set(read(DEMO_TEXTS)[0])
+
+
+def test_every_tenth_text_is_concatenated_with_the_next_three() -> None:
+    texts = [str(number) for number in range(12)]
+    changed = with_long_texts(texts)
+    assert changed[0] == "0 1 2 3"
+    assert changed[10] == "10 11 0 1"
+    assert changed[1:10] == texts[1:10]

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import jinja2
+import pytest
+
+from bench.report.overview import overview
+from bench.report.page import CHARTS, PAGES, Renderer, generate, read_results
+from tests.conftest import ROOT
+
+REPORTS = read_results(ROOT / "bench/results")
+
+
+def check(root: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench.report.page", "--check", "--root", str(root)]
+    return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A folder with the results and their generated files, and a page with a block."""
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench/results").symlink_to(ROOT / "bench/results")
+    (tmp_path / "docs/guides").mkdir(parents=True)
+    page = tmp_path / "docs/guides/deploy.md"
+    page.write_text("# Deploy\n\n<!-- generated: sizing -->\nold\n<!-- end of generated -->\n\nEnd.\n")
+    for path, text in generate(REPORTS, tmp_path):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    return tmp_path
+
+
+def test_committed_pages_are_current() -> None:
+    done = check(ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", ["docs/benchmarks.md", "docs/guides/deploy.md", "docs/benchmarks/overview.svg"])
+def test_changed_file_is_reported(copy: Path, path: str) -> None:
+    assert check(copy).returncode == 0
+    changed = (copy / path).read_text().replace("246", "176").replace("329", "330")
+    assert changed != (copy / path).read_text()
+    (copy / path).write_text(changed)
+    done = check(copy)
+    assert done.returncode == 1
+    assert f"outdated: {path}; run python -m bench.report.page" in done.stderr
+
+
+def test_block_is_filled_and_the_rest_of_its_page_is_kept(copy: Path) -> None:
+    text = (copy / "docs/guides/deploy.md").read_text()
+    assert text.startswith("# Deploy\n\n<!-- generated: sizing -->\n\n|")
+    assert text.endswith("|\n\n<!-- end of generated -->\n\nEnd.\n")
+    startup = json.loads((ROOT / "bench/results/startup.json").read_text())["servers"]["int8"]
+    assert f"| memory of a process, MB | {startup['rss_mb'][0]:.0f} |" in text
+
+
+def test_unknown_block_is_an_error() -> None:
+    with pytest.raises(jinja2.TemplateNotFound):
+        Renderer(REPORTS).fill_blocks("<!-- generated: nothing -->\n<!-- end of generated -->")
+    assert Renderer(REPORTS).fill_blocks("# A page without blocks\n") is None
+
+
+@pytest.mark.parametrize("missing", [name for name in REPORTS if name not in {"design_choices", "quantization"}])
+def test_section_without_its_results_is_omitted(missing: str) -> None:
+    renderer = Renderer({name: report for name, report in REPORTS.items() if name != missing})
+    for template in PAGES:
+        assert renderer.page(template).startswith("<!-- Written by `python -m bench.report.page`")
+
+
+def test_pages_show_every_chart_that_is_drawn() -> None:
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    for chart in (ROOT / CHARTS).glob("*.svg"):
+        assert f"](benchmarks/{chart.name})" in page
+
+
+def test_overview_is_valid_and_describes_itself() -> None:
+    tree = ET.fromstring(overview(REPORTS["comparison"]))  # noqa: S314, our own file
+    space = {"svg": "http://www.w3.org/2000/svg"}
+    description = tree.findtext("svg:desc", namespaces=space)
+    assert description
+    for server, figures in REPORTS["comparison"]["servers"].items():
+        assert f"{figures['loads']['64 in flight']['items_per_s'][0]:.0f}" in description, server
+    assert "prefers-color-scheme: dark" in (tree.findtext("svg:style", namespaces=space) or "")
