@@ -18,7 +18,7 @@ from polyhead_server.inference.scheduler import BatchLimits
 from polyhead_server.inference.tokenization import Tokenizer
 
 from bench.harness.cli import make_parser
-from bench.harness.texts import DEMO_TEXTS, with_long_texts
+from bench.harness.texts import DEMO_TEXTS, read_texts, with_long_texts
 
 from .simulation import Load, Machine, limit
 

@@ -7,7 +7,7 @@ import base64
 import random
 from collections.abc import Mapping
 
-from .processes import served
+from .processes import run_server_with_client
 from .resource_abuse import probing
 from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
@@ -57,7 +57,7 @@ async def hostile_texts(context: Context) -> Verdict:
     texts |= {f"{name}, 10 MB": _ten_mb(text) for name, text in families(10_000_000).items() if name in _TEN_MB}
     stalls: dict[str, float] = {}
     wrong: list[str] = []
-    async with served(context.bundle, context.folder) as (server, client):
+    async with run_server_with_client(context.bundle, context.work_dir) as (server, client):
         async with probing(server, "--health") as ask:
             await asyncio.sleep(5.0)
             rest = await ask()
@@ -66,8 +66,8 @@ async def hostile_texts(context: Context) -> Verdict:
                 for _ in range(_TRIES):
                     (answer,) = await client.analyze([text], deadline_s=60)
                     await asyncio.sleep(0.02)
-                    stalls[name] = min(stalls[name], (await ask())["most_ms"])
-                    if answer.result is None or context.reference_answers.judge(text, answer.result) != "right":
+                    stalls[name] = min(stalls[name], (await ask())["max_ms"])
+                    if answer.result is None or context.reference_answers.judge(text, answer.result) != "correct":
                         wrong.append(name)
         traffic = Traffic(context.reference_answers, context.texts)
         async with traffic.flowing([client]):
@@ -76,18 +76,18 @@ async def hostile_texts(context: Context) -> Verdict:
     ten = max(value for name, value in stalls.items() if name.endswith("MB"))
     forged = context.reference_answers.judge("another text", answer.unwrap())
     return Verdict(
-        seen=f"{len(texts)} texts: {len(wrong)} answered wrongly{': ' if wrong else ''}{', '.join(wrong)}; the longest "
+        observed=f"{len(texts)} texts: {len(wrong)} answered wrongly{': ' if wrong else ''}{', '.join(wrong)}; the longest "
         f"wait for the health service {stalls[worst]:.1f} ms ({worst}), {ten:.1f} ms beside 10 MB; at rest "
         f"{rest['most_ms']:.1f} ms",
-        passed=not wrong and stalls[worst] <= _STALL_MS and not traffic.bad() and len(traffic.requests) >= 100,
+        passed=not wrong and stalls[worst] <= _STALL_MS and not traffic.failures() and len(traffic.requests) >= 100,
         control=f"an answer to another text is found {forged}",
-        control_failed=forged == "wrong",
+        control_failed=forged == "incorrect",
         figures={
             "texts": len(texts),
-            "wrong": len(wrong),
+            "incorrect": len(wrong),
             "longest_ms": stalls[worst],
             "longest_10_mb_ms": ten,
-            "longest_at_rest_ms": rest["most_ms"],
+            "longest_at_rest_ms": rest["max_ms"],
             **{f"ms_beside_{name}": value for name, value in stalls.items() if value > _STALL_MS},
         },
     )

@@ -14,7 +14,7 @@ from polyhead_client import PolyheadError
 
 from bench.harness.servers import free_port, metric
 
-from .processes import served, start
+from .processes import run_server_with_client, start_server
 from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
@@ -33,7 +33,7 @@ async def passed_deadlines(context: Context) -> Verdict:
     metrics = f"127.0.0.1:{free_port()}"
     # More texts than 0.1 s is enough for, in small passes, of which those that have begun go on.
     items, flags = 64, ("--metrics-listen", metrics, "--max-batch-tokens", "256")
-    async with served(context.bundle, context.folder, *flags) as (server, client):
+    async with run_server_with_client(context.bundle, context.work_dir, *flags) as (server, client):
         await asyncio.gather(*(client.analyze([text] * 8) for _ in range(4)))
         for number in range(2 * rounds):
             has_deadline = number % 2 == 0
@@ -55,7 +55,7 @@ async def passed_deadlines(context: Context) -> Verdict:
     computed, all_of_them = (sum(number for _, number in found[kind]) for kind in (True, False))
     sent = sum(items for items, _ in found[True])
     return Verdict(
-        seen=f"{rounds} stops of 2.5 s: {computed} of {sent} texts were computed, in the 0.1 s before the stop or in "
+        observed=f"{rounds} stops of 2.5 s: {computed} of {sent} texts were computed, in the 0.1 s before the stop or in "
         "a pass that had begun",
         passed=0 < computed < sent / 2,
         control=f"without a deadline: {all_of_them} of {sent}",
@@ -76,7 +76,7 @@ async def cancels_at_every_stage(context: Context) -> Verdict:
     metrics = f"127.0.0.1:{free_port()}"
     traffic = Traffic(context.reference_answers, context.texts)
     cancelled = finished = 0
-    async with served(context.bundle, context.folder, "--metrics-listen", metrics) as (_, client):
+    async with run_server_with_client(context.bundle, context.work_dir, "--metrics-listen", metrics) as (_, client):
         async with traffic.flowing([client], calls=1, items=1, streams=1):
             for _ in range(calls // 20):
                 tasks = [asyncio.create_task(client.analyze(rng.choices(context.texts, k=4))) for _ in range(20)]
@@ -92,9 +92,9 @@ async def cancels_at_every_stage(context: Context) -> Verdict:
         await client.analyze(context.texts[:1])
         left = [await _metric(metrics, name) for name in ("polyhead_requests_running", "polyhead_queued_items")]
     return Verdict(
-        seen=f"{cancelled:,} calls cancelled, {finished} finished first; {left[0]} calls and {left[1]} texts are left; "
-        f"{traffic.bad()} of {len(traffic.requests):,} items beside them without a right answer",
-        passed=left == [0, 0] and not traffic.bad() and len(traffic.requests) >= 100 and cancelled > calls / 2,
+        observed=f"{cancelled:,} calls cancelled, {finished} finished first; {left[0]} calls and {left[1]} texts are left; "
+        f"{traffic.failures()} of {len(traffic.requests):,} items beside them without a right answer",
+        passed=left == [0, 0] and not traffic.failures() and len(traffic.requests) >= 100 and cancelled > calls / 2,
         control=f"while calls run, {during} are seen",
         control_failed=during > 0,
         figures={"cancelled": cancelled, "finished": finished, "items": len(traffic.requests)},
@@ -118,11 +118,11 @@ async def _metric(metrics: str, name: str) -> int:
 )
 async def bundle_overwritten(context: Context) -> Verdict:
     """The control is the start: the damage is real."""
-    copy = context.folder / "bundle"
+    copy = context.work_dir / "bundle"
     shutil.copytree(context.bundle, copy)
     traffic = Traffic(context.reference_answers, context.texts)
     moments: list[float] = []
-    async with served(copy, context.folder) as (_, client), traffic.flowing([client]):
+    async with run_server_with_client(copy, context.work_dir) as (_, client), traffic.flowing([client]):
         await traffic.flow_until(100)
         for damage in (_overwrite, _cut, _remove):
             moments.append(time.monotonic())
@@ -130,14 +130,14 @@ async def bundle_overwritten(context: Context) -> Verdict:
             await traffic.flow_until(100)
     shutil.copytree(context.bundle, copy, dirs_exist_ok=True)
     _overwrite(copy)
-    again = start(copy, context.folder / "again.log")
+    again = start_server(copy, context.work_dir / "again.log")
     code = await asyncio.to_thread(again.process.wait, 60)
     return Verdict(
-        seen=f"{len(traffic.requests):,} items: {traffic.bad()} without a right answer",
-        passed=not traffic.bad() and traffic.enough(*moments),
+        observed=f"{len(traffic.requests):,} items: {traffic.failures()} without a right answer",
+        passed=not traffic.failures() and traffic.covers(*moments),
         control=f"a server that is started on the damaged files leaves with exit code {code}",
         control_failed=code == 2,
-        figures={"items": len(traffic.requests), "bad_items": traffic.bad()},
+        figures={"items": len(traffic.requests), "failed_items": traffic.failures()},
     )
 
 
@@ -171,15 +171,15 @@ async def texts_larger_than_a_pass(context: Context) -> Verdict:
     """The control: a client that refuses truncation is refused, so they are as long as they should be."""
     texts = ["word " * 200 + text for text in context.texts[:20]] + context.texts[:20]
     traffic = Traffic(context.reference_answers, texts)
-    async with served(context.bundle, context.folder, "--max-batch-tokens", "16") as (_, client):
+    async with run_server_with_client(context.bundle, context.work_dir, "--max-batch-tokens", "16") as (_, client):
         async with traffic.flowing([client]):
             await traffic.flow_until(context.scaled(500, 100))
         refused = await client.analyze(texts[:20], truncation="error")
     reasons = [one.error.reason for one in refused if one.error]
     return Verdict(
-        seen=f"{len(traffic.requests):,} items: {traffic.bad()} without a right answer",
-        passed=not traffic.bad() and len(traffic.requests) >= 100,
+        observed=f"{len(traffic.requests):,} items: {traffic.failures()} without a right answer",
+        passed=not traffic.failures() and len(traffic.requests) >= 100,
         control=f"{reasons.count('TEXT_TOO_LONG')} of 20 are refused as too long by a client that asks for that",
         control_failed=reasons.count("TEXT_TOO_LONG") == 20,
-        figures={"items": len(traffic.requests), "bad_items": traffic.bad()},
+        figures={"items": len(traffic.requests), "failed_items": traffic.failures()},
     )

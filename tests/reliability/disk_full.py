@@ -95,8 +95,8 @@ def _says_why(result: subprocess.CompletedProcess[str], disk: Path) -> bool:
 )
 async def full_disk(context: Context) -> Verdict:
     """The control: with room, the same commands do not fail."""
-    flags = ["--set", "training.checkpoint_steps=2", *tiny(context.folder / "backbone")]
-    with _disk(context.folder) as disk:
+    flags = ["--set", "training.checkpoint_steps=2", *tiny(context.work_dir / "backbone")]
+    with _disk(context.work_dir) as disk:
         return await asyncio.to_thread(_fill_disk, context, disk, flags)
 
 
@@ -117,7 +117,7 @@ def _fill_disk(context: Context, disk: _Disk, flags: list[str]) -> Verdict:
     left = sorted({path.name for path in disk.seen.iterdir()} - {"run", "bundle", "tmp"})
     good = not any(later) and disk.content() != before and is_whole(disk.seen / "bundle") and not left
     return Verdict(
-        seen=f"{sum(told)} of {len(told)} programs ended with 1 and said where and what to do; the run and the bundle "
+        observed=f"{sum(told)} of {len(told)} programs ended with 1 and said where and what to do; the run and the bundle "
         f"there were {'whole' if all(whole) else 'damaged'}; with room, both programs "
         f"{'succeeded' if good else 'failed'} and left {len(left)} beside them",
         passed=all(told) and all(whole) and good,

@@ -96,7 +96,7 @@ _FAULTS: Mapping[str, tuple[Callable[[Outputs], Outputs], str]] = {
     "answers NaN": (_nan, "INTERNAL"),
     "answers infinite logits": (_infinite_logits, "INTERNAL"),
     "loses a row": (_lose_a_row, "INTERNAL"),
-    f"hangs for {_HANG_S:g} s": (_hang, "right"),
+    f"hangs for {_HANG_S:g} s": (_hang, "correct"),
 }
 
 
@@ -117,16 +117,16 @@ async def broken_engine(context: Context) -> Verdict:
                 told = told or secret
         met = engine.met
     wanted = {f"{name}, during": outcome for name, (_, outcome) in _FAULTS.items()}
-    wrong = [name for name, found in counts.items() if set(found) != {wanted.get(name, "right")}]
+    wrong = [name for name, found in counts.items() if set(found) != {wanted.get(name, "correct")}]
     items = sum(found.total() for found in counts.values())
     raised = counts["raises, during"]
     return Verdict(
-        seen=f"{len(_FAULTS)} faults in {met} passes, {items:,} items: "
+        observed=f"{len(_FAULTS)} faults in {met} passes, {items:,} items: "
         + (f"not as expected when it {'; when it '.join(wrong)}" if wrong else "each answered as expected")
         + f"; the engine's own words reached the client: {'yes' if told else 'no'}",
         passed=not wrong and not told and met >= len(_FAULTS),
-        control=f"of the items of an engine that raises, {raised['right']} of {raised.total()} are right",
-        control_failed=not raised["right"],
+        control=f"of the items of an engine that raises, {raised['correct']} of {raised.total()} are right",
+        control_failed=not raised["correct"],
         figures={"faults": len(_FAULTS), "passes": met, "items": items},
     )
 

@@ -20,7 +20,7 @@ from bench.harness.servers import BIN
 from bench.harness.texts import DEMO_TEXTS
 from bench.training.resume import measure, tiny, train
 
-from .processes import served
+from .processes import run_server_with_client
 from .reference_answers import ReferenceAnswers
 from .scenario import Context, Verdict, scenario
 
@@ -41,14 +41,14 @@ _WRITING_S = 0.1
 )
 async def killed_training(context: Context) -> Verdict:
     """By bench/training/resume.py; the control, a run with another seed, must have other weights."""
-    flags = tiny(context.folder / "backbone")
+    flags = tiny(context.work_dir / "backbone")
     command = [str(CONFIG), *flags, "--max-steps", str(context.scaled(100, 40)), "--set", "training.checkpoint_steps=2"]
     kills = context.scaled(4, 1)
-    found = await asyncio.to_thread(measure, command, kills, random.Random(0), context.folder, _STARTED)
-    left = sorted({path.name for path in context.folder.iterdir()} - {"backbone", "whole", "other"})
+    found = await asyncio.to_thread(measure, command, kills, random.Random(0), context.work_dir, _STARTED)
+    left = sorted({path.name for path in context.work_dir.iterdir()} - {"backbone", "whole", "other"})
     when = " and ".join(f"{number} {state}" for state, number in found["killed"].items())
     return Verdict(
-        seen=f"{kills} kills, {when}: the weights are equal after {found['bit_equal']}; "
+        observed=f"{kills} kills, {when}: the weights are equal after {found['bit_equal']}; "
         f"{len(left)} files or folders are left{': ' if left else ''}{', '.join(left)}",
         passed=found["bit_equal"] == kills and not left,
         control=f"the weights of a run with another seed are {'other' if found['control_differs'] else 'the same'}",
@@ -64,8 +64,8 @@ async def killed_training(context: Context) -> Verdict:
 )
 async def killed_export(context: Context) -> Verdict:
     """The control: a bundle copied file by file, which a kill cuts short."""
-    run, target = context.folder / "run", context.folder / "bundles/bundle"
-    await asyncio.to_thread(train, [str(CONFIG), *tiny(context.folder / "backbone"), "--max-steps", STEPS], run)
+    run, target = context.work_dir / "run", context.work_dir / "bundles/bundle"
+    await asyncio.to_thread(train, [str(CONFIG), *tiny(context.work_dir / "backbone"), "--max-steps", STEPS], run)
     kills, rng, broken, states = context.scaled(6, 2), random.Random(0), 0, [0, 0]
     for number in range(kills):
         if number == kills // 2:
@@ -81,15 +81,15 @@ async def killed_export(context: Context) -> Verdict:
     left = [path.name for path in target.parent.iterdir() if path != target]
     replaced = bundle.load(target).digest != bundle.load(context.bundle).digest
     wrong += await _wrong(context, target)
-    pieces, refused = await asyncio.to_thread(_cut_short, target, context.folder / "copy")
+    pieces, refused = await asyncio.to_thread(_cut_short, target, context.work_dir / "copy")
     return Verdict(
-        seen=f"{sum(states)} of {kills} were killed, {states[1]} of them while they wrote: {broken} bundles broken, "
+        observed=f"{sum(states)} of {kills} were killed, {states[1]} of them while they wrote: {broken} bundles broken, "
         f"{hidden} hidden folders; then the export {'succeeded' if replaced else 'changed nothing'} and left "
         f"{len(left)} beside it; {wrong} of the older and the new bundle's answers wrong",
         passed=not broken and not wrong and not left and replaced and all(states),
         control=f"of {pieces} bundles that were copied file by file and cut short the loader refused {refused}",
         control_failed=refused == pieces,
-        figures={"kills": kills, "broken": broken, "hidden_folders": hidden, "left": len(left), "wrong": wrong},
+        figures={"kills": kills, "broken": broken, "hidden_folders": hidden, "left": len(left), "incorrect": wrong},
     )
 
 
@@ -135,10 +135,10 @@ def is_whole(path: Path) -> bool:
 async def _wrong(context: Context, path: Path) -> int:
     """How many texts a server of a bundle does not answer as its engine alone does."""
     reference_answers, texts = ReferenceAnswers([path]), context.texts[:20]
-    async with served(path, context.folder) as (_, client):
+    async with run_server_with_client(path, context.work_dir) as (_, client):
         answers = await client.analyze(texts, deadline_s=60)
     pairs = zip(texts, answers, strict=True)
-    return sum(one.result is None or reference_answers.judge(text, one.result) != "right" for text, one in pairs)
+    return sum(one.result is None or reference_answers.judge(text, one.result) != "correct" for text, one in pairs)
 
 
 def _cut_short(source: Path, copy: Path) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from polyhead.v1 import item_pb2
 from polyhead_client import AsyncClient
 from polyhead_client.conversion import answers_of
 
-from .processes import Server, rss_mb, running, served
+from .processes import Server, rss_mb, run_server, run_server_with_client
 from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
@@ -61,7 +61,10 @@ async def rubbish_in_a_stream(context: Context) -> Verdict:
     good = pb2.StreamAnalyzeRequest(items=[item_pb2.Item(item_id="good", text=text)]).SerializeToString()
     counts: Counter[str] = Counter()
     answered = 0
-    async with running(context.bundle, context.folder) as server, grpc.aio.insecure_channel(server.target) as channel:
+    async with (
+        run_server(context.bundle, context.work_dir) as server,
+        grpc.aio.insecure_channel(server.target) as channel,
+    ):
         call: Any = channel.stream_stream(_STREAM)()
         for bad in rubbish(good).values():
             for message in (good, bad, good):
@@ -76,12 +79,12 @@ async def rubbish_in_a_stream(context: Context) -> Verdict:
     messages = len(rubbish(good))
     torn = sum(_does_not_parse(bad) for bad in rubbish(good).values())
     return Verdict(
-        seen=f"{messages} kinds of rubbish: {answered} answered with an error; of {2 * messages} good messages between "
-        f"them {counts['right']} answered rightly; the stream ended {code.name}",
-        passed=answered == messages and counts["right"] == 2 * messages and code is grpc.StatusCode.OK,
+        observed=f"{messages} kinds of rubbish: {answered} answered with an error; of {2 * messages} good messages between "
+        f"them {counts['correct']} answered rightly; the stream ended {code.name}",
+        passed=answered == messages and counts["correct"] == 2 * messages and code is grpc.StatusCode.OK,
         control=f"protobuf, on which gRPC ends the stream, refuses {torn} of them",
         control_failed=torn > 0,
-        figures={"kinds": messages, "answered": answered, "right": counts["right"]},
+        figures={"kinds": messages, "answered": answered, "correct": counts["correct"]},
     )
 
 
@@ -106,7 +109,7 @@ async def too_much_at_once(context: Context) -> Verdict:
         "1 MB of metadata": (4, {"metadata": [("x-much", "a" * 10**6)]}),
     }
     codes: dict[str, str] = {}
-    async with served(context.bundle, context.folder) as (server, client):
+    async with run_server_with_client(context.bundle, context.work_dir) as (server, client):
         traffic = Traffic(context.reference_answers, context.texts)
         async with traffic.flowing([client]):
             await traffic.flow_until(100)
@@ -120,12 +123,12 @@ async def too_much_at_once(context: Context) -> Verdict:
             "with metadata": await _call(server, 100, {"metadata": [("x-little", "a")]}),
         }
     return Verdict(
-        seen=f"{', '.join(f'{name}: {code}' for name, code in codes.items())}; {peak - before:+.0f} MB at most; "
-        f"{traffic.bad()} of {len(traffic.requests):,} items beside them not answered rightly",
-        passed=set(codes.values()) == {"RESOURCE_EXHAUSTED"} and not traffic.bad() and peak - before < 100,
+        observed=f"{', '.join(f'{name}: {code}' for name, code in codes.items())}; {peak - before:+.0f} MB at most; "
+        f"{traffic.failures()} of {len(traffic.requests):,} items beside them not answered rightly",
+        passed=set(codes.values()) == {"RESOURCE_EXHAUSTED"} and not traffic.failures() and peak - before < 100,
         control=f"small ones: {', '.join(f'{name} {code}' for name, (code, _) in small.items())}",
         control_failed={code for code, _ in small.values()} == {"OK"},
-        figures={"peak_mb": peak - before, "items": len(traffic.requests), "bad_items": traffic.bad()},
+        figures={"peak_mb": peak - before, "items": len(traffic.requests), "failed_items": traffic.failures()},
     )
 
 
@@ -152,7 +155,7 @@ async def fuzzing(context: Context) -> Verdict:
     examples = context.scaled(3_000, 200)
     codes: Counter[str] = Counter()
     incidents = 0
-    async with running(context.bundle, context.folder) as server:
+    async with run_server(context.bundle, context.work_dir) as server:
         with grpc.insecure_channel(server.target) as channel:
             ask: Any = channel.unary_unary(_ANALYZE)
 
@@ -182,10 +185,10 @@ async def fuzzing(context: Context) -> Verdict:
             await traffic.flow_until(100)
     refused = await _unknown_method(context)
     return Verdict(
-        seen=f"{codes.total():,} messages: {', '.join(f'{code} {number:,}' for code, number in codes.most_common())}; "
-        f"{incidents} faults of the server's; {traffic.bad()} of {len(traffic.requests)} items after them not answered "
+        observed=f"{codes.total():,} messages: {', '.join(f'{code} {number:,}' for code, number in codes.most_common())}; "
+        f"{incidents} faults of the server's; {traffic.failures()} of {len(traffic.requests)} items after them not answered "
         "rightly",
-        passed=not incidents and codes.total() >= examples / 2 and not traffic.bad(),
+        passed=not incidents and codes.total() >= examples / 2 and not traffic.failures(),
         control=f"a method that does not exist is seen as {refused}",
         control_failed=refused == "UNIMPLEMENTED",
         figures={"messages": codes.total(), "faults": incidents},
@@ -220,7 +223,10 @@ def _messages() -> st.SearchStrategy[bytes]:
 
 async def _unknown_method(context: Context) -> str:
     """The control: a status that is no answer is seen."""
-    async with running(context.bundle, context.folder) as server, grpc.aio.insecure_channel(server.target) as channel:
+    async with (
+        run_server(context.bundle, context.work_dir) as server,
+        grpc.aio.insecure_channel(server.target) as channel,
+    ):
         try:
             ask: Any = channel.unary_unary("/polyhead.v1.InferenceService/Nothing")
             await ask(b"", timeout=10)

@@ -16,7 +16,7 @@ from polyhead_client import Answer, AsyncClient
 
 from .adversarial_inputs import families
 from .external_corpora import naughty_strings, texts_by_language
-from .processes import served
+from .processes import run_server_with_client
 from .scenario import Context, Verdict, scenario
 
 _CALLS = 8
@@ -93,7 +93,7 @@ class _Check:
 async def _check(context: Context, texts: Sequence[str]) -> _Check:
     neighbours = [*context.texts, *families(50).values()]
     reference = _reference(context.bundle, [*texts, *neighbours])
-    async with served(context.bundle, context.folder) as (_, client):
+    async with run_server_with_client(context.bundle, context.work_dir) as (_, client):
         single = await _ask(client, texts, 1)
         mixed = random.Random(0).sample([*texts, *neighbours], len(texts) + len(neighbours))
         answers = [*single, *await _ask(client, mixed, _BATCH), *await _stream(client, mixed)]
@@ -148,7 +148,7 @@ async def _stream(client: AsyncClient, texts: Sequence[str]) -> list[_Answered]:
 
 def _wrong(context: Context, answers: Sequence[_Answered]) -> int:
     return sum(
-        answer.result is None or context.reference_answers.judge(text, answer.result) != "right"
+        answer.result is None or context.reference_answers.judge(text, answer.result) != "correct"
         for text, answer in answers
     )
 
@@ -159,7 +159,7 @@ def _seen(answer: Answer) -> int:
 
 def _finding(check: _Check, texts: str, figures: Mapping[str, float]) -> Verdict:
     return Verdict(
-        seen=f"{texts} with {check.tokens:,} tokens: of {check.items:,} answers {check.wrong} are not those of the "
+        observed=f"{texts} with {check.tokens:,} tokens: of {check.items:,} answers {check.wrong} are not those of the "
         f"engine run alone, and {check.miscounted} report another number of tokens",
         passed=not (check.wrong or check.miscounted),
         control=f"held against the text after it, {check.told_apart:,} of {check.pairs:,} answers are wrong; with "
@@ -169,7 +169,7 @@ def _finding(check: _Check, texts: str, figures: Mapping[str, float]) -> Verdict
             **figures,
             "tokens": check.tokens,
             "answers": check.items,
-            "wrong": check.wrong,
+            "incorrect": check.wrong,
             "miscounted": check.miscounted,
         },
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.harness.texts import DEMO_TEXTS, ROOT
 
-from .processes import rss_mb, running, thread_cpu_s
+from .processes import rss_mb, run_server, thread_cpu_s
 from .scenario import Context, Verdict, scenario
 
 _DEADLINE_S = 0.5
@@ -42,7 +42,7 @@ async def overload(context: Context) -> Verdict:
     slowest_ms = max(one["p99_ms"] for one in levels.values())
     grown_mb = levels[_TIMES[-1]]["rss_mb"] - levels[_TIMES[0]]["rss_mb"]
     return Verdict(
-        seen=f"goodput {', '.join(f'{share:.2f} at {times}x' for times, share in shares.items())} of what could be; "
+        observed=f"goodput {', '.join(f'{share:.2f} at {times}x' for times, share in shares.items())} of what could be; "
         f"p99 of the accepted {slowest_ms:.0f} ms; a refused text costs {_refusal_us(levels):.0f} us of CPU; "
         f"{grown_mb:+.0f} MB from 1x to 10x",
         # The client's own timer says when an answer is late, and is late itself.
@@ -68,7 +68,7 @@ async def _levels(context: Context, times: tuple[int, ...], *flags: str, secret:
     seconds = context.scaled(8, 4)
     found: dict[int, Level] = {}
     flags = ("--threads", "1", *flags)
-    async with running(context.bundle, context.folder, *flags, wrap=["taskset", "-c", str(ours)]) as server:
+    async with run_server(context.bundle, context.work_dir, *flags, wrap=["taskset", "-c", str(ours)]) as server:
         pid = server.process.pid
 
         async def capacity() -> float:
@@ -94,7 +94,17 @@ def _share(level: Level) -> float:
 
 
 async def _flood(core: int, target: str, *flags: str) -> dict[str, Any]:
-    command = ["taskset", "-c", str(core), sys.executable, "-m", "faults.flood", target, str(DEMO_TEXTS), *flags]
+    command = [
+        "taskset",
+        "-c",
+        str(core),
+        sys.executable,
+        "-m",
+        "tests.reliability.flood",
+        target,
+        str(DEMO_TEXTS),
+        *flags,
+    ]
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
     if process.returncode:

@@ -19,12 +19,12 @@ from .processes import (
     Server,
     address_space,
     children,
-    finish,
-    listeners,
-    runs,
-    served,
-    start,
-    until,
+    stop_server,
+    count_listeners,
+    is_running,
+    run_server_with_client,
+    start_server,
+    wait_until,
 )
 from .scenario import Context, Verdict, scenario
 from .traffic import PlainClient, Traffic
@@ -44,10 +44,10 @@ async def killed_supervisor(context: Context) -> Verdict:
     address, gone, lost = f"127.0.0.1:{free_port()}", [], 0
     orphans_seen = False
     for number in range(times):
-        server = start(context.bundle, context.folder / "server.log", "--workers", "2", target=address)
+        server = start_server(context.bundle, context.work_dir / "server.log", "--workers", "2", target=address)
         try:
-            await server.serving()
-            await until(partial(_both_serve, server), "the workers did not come up")
+            await server.wait_until_serving()
+            await wait_until(partial(_both_serve, server), "the workers did not come up")
             workers = children(server.process.pid)
             traffic = Traffic(context.reference_answers, context.texts)
             async with AsyncClient(server.target) as client, traffic.flowing([client], streams=0):
@@ -55,26 +55,26 @@ async def killed_supervisor(context: Context) -> Verdict:
                 if number == 0:
                     os.kill(workers[0], signal.SIGSTOP)
                 began = time.monotonic()
-                await server.end(signal.SIGKILL)
+                await server.stop(signal.SIGKILL)
                 if number == 0:
                     await asyncio.sleep(2.0)
-                    orphans_seen = runs(workers[0])
+                    orphans_seen = is_running(workers[0])
                     os.kill(workers[0], signal.SIGCONT)
                 # Nobody is there to answer new calls; what was accepted has been answered.
                 traffic.stop()
-                await until(partial(_all_gone, workers), "workers outlived their supervisor")
+                await wait_until(partial(_all_gone, workers), "workers outlived their supervisor")
                 gone.append(time.monotonic() - began)
-            lost += sum(one.outcome == "wrong" for one in traffic.requests)
+            lost += sum(one.outcome == "incorrect" for one in traffic.requests)
         finally:
-            await finish(server)
-    async with served(context.bundle, context.folder, target=address) as (server, client):
+            await stop_server(server)
+    async with run_server_with_client(context.bundle, context.work_dir, target=address) as (server, client):
         traffic = Traffic(context.reference_answers, context.texts)
         async with traffic.flowing([client]):
             await traffic.flow_until(100)
     return Verdict(
-        seen=f"{times} kills: all workers gone after at most {max(gone[1:] or gone):.1f} s, {lost} wrong answers; of "
-        f"{len(traffic.requests)} items of a new server on the port {traffic.bad()} were not answered rightly",
-        passed=not lost and not traffic.bad(),
+        observed=f"{times} kills: all workers gone after at most {max(gone[1:] or gone):.1f} s, {lost} wrong answers; of "
+        f"{len(traffic.requests)} items of a new server on the port {traffic.failures()} were not answered rightly",
+        passed=not lost and not traffic.failures(),
         control="a worker that was stopped meanwhile was seen to outlive it" if orphans_seen else "nothing was seen",
         control_failed=orphans_seen,
         figures={"kills": times, "gone_most_s": max(gone[1:] or gone)},
@@ -93,8 +93,11 @@ async def not_enough_memory(context: Context) -> Verdict:
     )
     before: list[int] = []
     large: Counter[str] = Counter()
-    async with served(context.bundle, context.folder, "--workers", "2", connections=4) as (server, client):
-        await until(partial(_both_serve, server), "the workers did not come up")
+    async with run_server_with_client(context.bundle, context.work_dir, "--workers", "2", connections=4) as (
+        server,
+        client,
+    ):
+        await wait_until(partial(_both_serve, server), "the workers did not come up")
         async with traffic.flowing([client], calls=4, items=32, streams=2):
             await traffic.flow_until(100)
             begun = time.monotonic()
@@ -106,19 +109,24 @@ async def not_enough_memory(context: Context) -> Verdict:
                 for text in _LARGE:
                     # Megabytes that it would have to take, if it is the one that gets them.
                     large[await _code(client, text)] += 1
-                await until(partial(_both_serve, server), "the workers did not come back")
+                await wait_until(partial(_both_serve, server), "the workers did not come back")
                 await traffic.flow_until(100)
-            died = sum(not runs(pid) for pid in before)
+            died = sum(not is_running(pid) for pid in before)
             ended = time.monotonic()
             await traffic.flow_until(100)
         tight = await _start_within(context, 300 * 2**20)
     return Verdict(
-        seen=f"{len(before)} limits, {died} workers died of them; {len(traffic.requests):,} items: {traffic.bad()} "
+        observed=f"{len(before)} limits, {died} workers died of them; {len(traffic.requests):,} items: {traffic.failures()} "
         f"without a right answer; calls with 3 MB ended {', '.join(f'{code} {n}' for code, n in large.items())}",
-        passed=not traffic.bad() and traffic.enough(begun, ended),
+        passed=not traffic.failures() and traffic.covers(begun, ended),
         control=f"a server that may take 300 MB of addresses in all does not come up: exit code {tight}",
         control_failed=tight != 0,
-        figures={"limits": len(before), "died": died, "items": len(traffic.requests), "bad_items": traffic.bad()},
+        figures={
+            "limits": len(before),
+            "died": died,
+            "items": len(traffic.requests),
+            "failed_items": traffic.failures(),
+        },
     )
 
 
@@ -132,11 +140,11 @@ async def _code(client: AsyncClient, text: str) -> str:
 
 async def _start_within(context: Context, size: int) -> int:
     """Exit code of a server that is started under a limit of its address space."""
-    server = start(context.bundle, context.folder / "tight.log", wrap=["prlimit", f"--as={size}"])
+    server = start_server(context.bundle, context.work_dir / "tight.log", wrap=["prlimit", f"--as={size}"])
     try:
         return await asyncio.to_thread(server.process.wait, 60)
     finally:
-        await finish(server)
+        await stop_server(server)
 
 
 @scenario(
@@ -147,8 +155,11 @@ async def _start_within(context: Context, size: int) -> int:
 async def frozen_worker(context: Context) -> Verdict:
     """The control: calls with a short deadline on connections to both workers fail."""
     traffic = Traffic(context.reference_answers, context.texts)
-    async with served(context.bundle, context.folder, "--workers", "2", connections=4) as (server, client):
-        await until(partial(_both_serve, server), "the workers did not come up")
+    async with run_server_with_client(context.bundle, context.work_dir, "--workers", "2", connections=4) as (
+        server,
+        client,
+    ):
+        await wait_until(partial(_both_serve, server), "the workers did not come up")
         plain = [PlainClient(server.target) for _ in range(8)]
         for one in plain:
             await one.analyze([("", context.texts[0])], deadline_s=10)
@@ -168,18 +179,18 @@ async def frozen_worker(context: Context) -> Verdict:
     longest = max(one.done - one.sent for one in traffic.requests)
     after = traffic.outcomes(since=ended)
     return Verdict(
-        seen=f"{len(traffic.requests):,} items: {traffic.bad()} without a right answer; the longest took {longest:.1f} "
+        observed=f"{len(traffic.requests):,} items: {traffic.failures()} without a right answer; the longest took {longest:.1f} "
         "s",
-        passed=not traffic.bad() and after["right"] >= 100 and traffic.outcomes(until=begun)["right"] >= 100,
+        passed=not traffic.failures() and after["correct"] >= 100 and traffic.outcomes(until=begun)["correct"] >= 100,
         control=f"{missed} of 8 single calls with a deadline of 2 s, over a connection each, failed meanwhile",
         control_failed=missed > 0,
-        figures={"items": len(traffic.requests), "bad_items": traffic.bad(), "longest_s": longest},
+        figures={"items": len(traffic.requests), "failed_items": traffic.failures(), "longest_s": longest},
     )
 
 
 def _both_serve(server: Server) -> bool:
-    return listeners(server.port) == 2
+    return count_listeners(server.port) == 2
 
 
 def _all_gone(pids: Sequence[int]) -> bool:
-    return not any(map(runs, pids))
+    return not any(map(is_running, pids))

@@ -16,7 +16,7 @@ from polyhead_client import AsyncClient
 
 from bench.harness.texts import DEMO_TEXTS, ROOT
 
-from .processes import Server, descriptors, rss_mb, running
+from .processes import Server, open_descriptors, rss_mb, run_server
 from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
@@ -35,7 +35,7 @@ Ask = Callable[[], Awaitable[dict[str, float]]]
 @contextlib.asynccontextmanager
 async def probing(server: Server, *flags: str) -> AsyncIterator[Ask]:
     """Asks the server small things, in a process of its own; yields what tells what it saw since it was last asked."""
-    command = [sys.executable, "-m", "faults.probe", server.target, *flags]
+    command = [sys.executable, "-m", "tests.reliability.probe", server.target, *flags]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdin=pipe, stdout=pipe)
     if process.stdin is None or process.stdout is None:
@@ -103,20 +103,20 @@ def _message(text: str, items: int = 1) -> pb2.StreamAnalyzeRequest:
 async def silent_readers(context: Context) -> Verdict:
     """The control: a server with a window so large that it goes on reading."""
     streams = context.scaled(20, 5)
-    async with running(context.bundle, context.folder) as server:
+    async with run_server(context.bundle, context.work_dir) as server:
         before = await _warm(context, server)
         taken, more = await _send_unread(server, streams)
         grown = rss_mb(server.process.pid) - before
         traffic = Traffic(context.reference_answers, context.texts)
         async with AsyncClient(server.target) as client, traffic.flowing([client]):
             await traffic.flow_until(100)
-    async with running(context.bundle, context.folder, "--stream-window", "1000000") as server:
+    async with run_server(context.bundle, context.work_dir, "--stream-window", "1000000") as server:
         await _warm(context, server)
         _, control = await _send_unread(server, 2)
     return Verdict(
-        seen=f"{streams} streams: {taken / streams:.0f} texts taken of each, then none; {grown:+.1f} MB; of "
-        f"{len(traffic.requests)} items sent beside them by others {traffic.bad()} were not answered rightly",
-        passed=more == 0 and grown < 2.0 * streams and not traffic.bad() and len(traffic.requests) >= 100,
+        observed=f"{streams} streams: {taken / streams:.0f} texts taken of each, then none; {grown:+.1f} MB; of "
+        f"{len(traffic.requests)} items sent beside them by others {traffic.failures()} were not answered rightly",
+        passed=more == 0 and grown < 2.0 * streams and not traffic.failures() and len(traffic.requests) >= 100,
         control=f"with --stream-window 1000000 {control:,} texts were still taken in the last 3 s of 15",
         control_failed=control > 0,
         figures={"streams": streams, "texts_taken_of_each": taken / streams, "grown_mb": grown},
@@ -162,7 +162,7 @@ async def flooding_streams(context: Context) -> Verdict:
     """By bench/loadgen/main.py, in a process of its own."""
     seconds = context.scaled(20, 5)
     flood = ("--mode", "stream", "--items", "8", "--in-flight", "6400", "--connections", "100")
-    async with running(context.bundle, context.folder) as server:
+    async with run_server(context.bundle, context.work_dir) as server:
         before = await _warm(context, server)
         async with probing(server, "--text", context.texts[0]) as ask:
             await asyncio.sleep(seconds / 2)
@@ -180,12 +180,12 @@ async def flooding_streams(context: Context) -> Verdict:
         await asyncio.sleep(2.0)
         after = rss_mb(server.process.pid)
     return Verdict(
-        seen=f"{during - before:+.0f} MB during the flood, {after - before:+.0f} MB after it; single calls: p50 "
+        observed=f"{during - before:+.0f} MB during the flood, {after - before:+.0f} MB after it; single calls: p50 "
         f"{beside['p50_ms']:.0f} ms, p99 {beside['p99_ms']:.0f} ms, alone {alone['p50_ms']:.0f} and "
-        f"{alone['p99_ms']:.0f} ms; {traffic.bad()} of {len(traffic.requests)} items beside it not answered rightly",
+        f"{alone['p99_ms']:.0f} ms; {traffic.failures()} of {len(traffic.requests)} items beside it not answered rightly",
         passed=during - before < 150
         and beside["p50_ms"] < itself["p50_ms"] / 3
-        and not traffic.bad()
+        and not traffic.failures()
         and not beside["errors"],
         control=f"the flood's own texts, which wait for one another: p50 {itself['p50_ms']:,.0f} ms",
         control_failed=itself["p50_ms"] > 3 * beside["p50_ms"],
@@ -210,7 +210,7 @@ async def bulk_stream(context: Context) -> Verdict:
     """The control: the same load as many single calls, each of which has its turn."""
     seconds = context.scaled(15, 4)
     found: dict[str, dict[str, float]] = {}
-    async with running(context.bundle, context.folder) as server:
+    async with run_server(context.bundle, context.work_dir) as server:
         await _warm(context, server)
         loads = {
             "alone": None,
@@ -226,7 +226,7 @@ async def bulk_stream(context: Context) -> Verdict:
                 found[name] = await ask()
     alone, beside, crowd = found.values()
     return Verdict(
-        seen=f"single calls: p50 {alone['p50_ms']:.0f} ms and p99 {alone['p99_ms']:.0f} ms alone, "
+        observed=f"single calls: p50 {alone['p50_ms']:.0f} ms and p99 {alone['p99_ms']:.0f} ms alone, "
         f"{beside['p50_ms']:.0f} and {beside['p99_ms']:.0f} ms beside the bulk",
         passed=beside["p99_ms"] < 250 and not beside["errors"],
         control=f"beside 512 single calls in flight, which have their turns as well: p50 {crowd['p50_ms']:.0f} ms",
@@ -247,15 +247,15 @@ async def bulk_stream(context: Context) -> Verdict:
 async def cancelled_streams(context: Context) -> Verdict:
     """The control: streams that are kept open are seen by the same measure."""
     streams = context.scaled(20_000, 2_000)
-    async with running(context.bundle, context.folder) as server:
+    async with run_server(context.bundle, context.work_dir) as server:
         pid = server.process.pid
         await _warm(context, server)
         await cancel_streams(context, server.target, streams // 10)
-        before, open_before = rss_mb(pid), descriptors(pid)
+        before, open_before = rss_mb(pid), open_descriptors(pid)
         await cancel_streams(context, server.target, streams)
         await asyncio.sleep(1.0)
         grown_kb = 1024 * (rss_mb(pid) - before) / streams
-        opened = descriptors(pid) - open_before
+        opened = open_descriptors(pid) - open_before
         traffic = Traffic(context.reference_answers, context.texts)
         async with AsyncClient(server.target) as client, traffic.flowing([client]):
             await traffic.flow_until(100)
@@ -271,11 +271,11 @@ async def cancelled_streams(context: Context) -> Verdict:
             for call in calls:
                 call.cancel()
     return Verdict(
-        seen=f"{streams:,} streams: {grown_kb:.2f} kB for each, {opened:+d} descriptors; of {len(traffic.requests)} "
-        f"items sent after them {traffic.bad()} were not answered rightly",
+        observed=f"{streams:,} streams: {grown_kb:.2f} kB for each, {opened:+d} descriptors; of {len(traffic.requests)} "
+        f"items sent after them {traffic.failures()} were not answered rightly",
         passed=grown_kb < (4.0 if context.quick else 1.0)
         and opened <= 2
-        and not traffic.bad()
+        and not traffic.failures()
         and len(traffic.requests) >= 100,
         control=f"{held:,} streams kept open: {held_kb:.1f} kB for each",
         control_failed=held_kb > 1.0,

@@ -13,8 +13,8 @@ from polyhead_client import Answer, AsyncClient
 from polyhead_export.golden import GOLDEN_TEXTS
 
 from .adversarial_inputs import families
-from .external_corpora import NotAvailableError, naughty_strings
-from .processes import running, served
+from .external_corpora import CorpusNotAvailableError, naughty_strings
+from .processes import run_server, run_server_with_client
 from .reference_answers import TOLERANCE, ReferenceAnswers
 from .scenario import Context, Verdict, scenario
 
@@ -49,26 +49,26 @@ async def company(context: Context) -> Verdict:
     batches = context.scaled(50, 3)
     rng = random.Random(0)
     worst: dict[str, float] = {}
-    async with served(context.bundle, context.folder) as (server, client):
+    async with run_server_with_client(context.bundle, context.work_dir) as (server, client):
         worst["alone"] = await _worst(context.reference_answers, client, [[text] for text in texts])
         mixed = [rng.choices(texts, k=rng.randint(2, 64)) for _ in range(batches)]
         worst["in random batches"] = await _worst(context.reference_answers, client, mixed)
     # A server hardly pads at all.
-    worst["padded to 128 tokens"] = max(context.reference_answers.apart_when_padded(text, 128) for text in texts)
-    async with running(context.bundle, context.folder, "--workers", "2") as server:
+    worst["padded to 128 tokens"] = max(context.reference_answers.padding_difference(text, 128) for text in texts)
+    async with run_server(context.bundle, context.work_dir, "--workers", "2") as server:
         for _ in range(4):
             # A connection reaches one worker; of four, both have some, or nearly always.
             async with AsyncClient(server.target) as client:
                 found = await _worst(context.reference_answers, client, [texts])
                 worst["two workers, another process"] = max(found, worst.get("two workers, another process", 0.0))
     fp32 = ReferenceAnswers([context.bundle], "fp32")
-    async with served(context.bundle, context.folder, "--engine", "torch") as (server, client):
+    async with run_server_with_client(context.bundle, context.work_dir, "--engine", "torch") as (server, client):
         worst["PyTorch"] = await _worst(fp32, client, [texts])
     by_text = ReferenceAnswers([context.bundle], "auto")
     control = min(_apart(by_text, one, other) for one, other in itertools.pairwise(context.texts[:11]))
     limits = {name: 1e-4 if name == "PyTorch" else TOLERANCE for name in worst}
     return Verdict(
-        seen=f"{len(texts)} texts, {len(naughty)} of them from the list of naughty strings: off by at most "
+        observed=f"{len(texts)} texts, {len(naughty)} of them from the list of naughty strings: off by at most "
         f"{', '.join(f'{one:.1g} {name}' for name, one in worst.items())}",
         passed=all(worst[name] <= limits[name] for name in worst),
         control=f"answers to different texts are at least {control:.1g} apart",
@@ -80,7 +80,7 @@ async def company(context: Context) -> Verdict:
 def _naughty_strings() -> list[str]:
     try:
         return naughty_strings()
-    except NotAvailableError:
+    except CorpusNotAvailableError:
         return []
 
 
@@ -89,7 +89,7 @@ async def _worst(reference_answers: ReferenceAnswers, client: AsyncClient, batch
     worst = 0.0
     for batch in batches:
         for text, answer in zip(batch, await client.analyze(batch, deadline_s=60), strict=True):
-            worst = max(worst, reference_answers.distance(text, answer.unwrap()))
+            worst = max(worst, reference_answers.difference(text, answer.unwrap()))
     return worst
 
 
@@ -108,9 +108,9 @@ async def random_cancels(context: Context) -> Verdict:
     """Short texts, in the order in which they are finished, so that there is much to be mixed up."""
     items = context.scaled(100_000, 5_000)
     texts = list(dict.fromkeys(" ".join(text.split()[:4]) for text in context.texts))
-    context.reference_answers.learn(texts)
+    context.reference_answers.precompute(texts)
     counts: Counter[str] = Counter()
-    async with running(context.bundle, context.folder) as server, contextlib.AsyncExitStack() as stack:
+    async with run_server(context.bundle, context.work_dir) as server, contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(server.target)) for _ in range(4)]
         await asyncio.gather(
             *(
@@ -121,11 +121,11 @@ async def random_cancels(context: Context) -> Verdict:
         (answer,) = await clients[0].analyze(texts[:1], deadline_s=20)
     swapped = context.reference_answers.judge(texts[1], answer.unwrap())
     return Verdict(
-        seen=f"{counts['sent']:,} items over {_STREAMS} streams, {counts['cancels']:,} cancels: {counts['right']:,} "
+        observed=f"{counts['sent']:,} items over {_STREAMS} streams, {counts['cancels']:,} cancels: {counts['correct']:,} "
         f"answered, {counts['mixed up']} mixed up, {counts['failed']} failed",
-        passed=counts["right"] > items / 4 and not counts["mixed up"] and not counts["failed"],
+        passed=counts["correct"] > items / 4 and not counts["mixed up"] and not counts["failed"],
         control=f"an answer under another item's text is found {swapped}",
-        control_failed=swapped == "wrong",
+        control_failed=swapped == "incorrect",
         figures=dict(counts),
     )
 
@@ -162,6 +162,6 @@ async def _stream(
 def _belongs(context: Context, answer: Answer, text: str | None) -> str:
     if answer.result is None:
         return "failed"
-    if text is None or context.reference_answers.judge(text, answer.result) != "right":
+    if text is None or context.reference_answers.judge(text, answer.result) != "correct":
         return "mixed up"
-    return "right"
+    return "correct"

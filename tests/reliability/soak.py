@@ -16,7 +16,7 @@ from pathlib import Path
 from polyhead_client import AsyncClient, PolyheadError
 
 from .memory_growth import MAX_MB, MAX_MB_PER_HOUR, PERIODS, growth
-from .processes import descriptors, rss_mb, served
+from .processes import open_descriptors, rss_mb, run_server_with_client
 from .resource_abuse import cancel_streams
 from .restarts_and_reloads import point
 from .scenario import Context, Verdict, scenario
@@ -57,16 +57,19 @@ async def soak(context: Context) -> Verdict:
     periods = min(PERIODS, 2 * max(1, int(seconds / 2 / _LEAST_PERIOD_S)))
     warm = max(1, round(min(_WARM_S, seconds / 4) / (seconds / periods)))
     traffic, counts, long = Traffic(context.reference_answers, context.texts), Counter[str](), _long_texts(context)
-    link = context.folder / "served"
+    link = context.work_dir / "served"
     point(link, context.bundle)
-    async with served(link, context.folder) as (server, client), traffic.flowing([client], calls=2, items=8, streams=2):
+    async with (
+        run_server_with_client(link, context.work_dir) as (server, client),
+        traffic.flowing([client], calls=2, items=8, streams=2),
+    ):
         ends = [time.monotonic() + seconds / periods * (number + 1) for number in range(warm + periods)]
         noise = [
             asyncio.create_task(_noise(context, client, long, counts, end=ends[-1], seed=seed)) for seed in range(3)
         ]
         noise.append(asyncio.create_task(_cancels(context, server.target, ends[-1])))
         floors = []
-        for end, bundle in zip(ends, itertools.cycle((context.other, context.bundle)), strict=False):
+        for end, bundle in zip(ends, itertools.cycle((context.other_bundle, context.bundle)), strict=False):
             point(link, bundle)
             server.process.send_signal(signal.SIGHUP)
             floors.append(await _least_until(end, server.process.pid))
@@ -79,12 +82,12 @@ async def soak(context: Context) -> Verdict:
     half, last = floors[periods // 2], floors[-1]
     opened, threads = last.descriptors - half.descriptors, last.threads - half.threads
     return Verdict(
-        seen=f"{seconds:g} s, {len(traffic.requests) + counts.total():,} items: {traffic.bad() + counts['wrong']} "
+        observed=f"{seconds:g} s, {len(traffic.requests) + counts.total():,} items: {traffic.failures() + counts['incorrect']} "
         f"without the right answer; the least memory between two reloads {grown}, {memory[-1]:.0f} MB at the end; "
         f"{opened:+d} descriptors, {threads:+d} threads",
-        passed=not traffic.bad()
-        and not counts["wrong"]
-        and counts["right"] >= MIN_ITEMS
+        passed=not traffic.failures()
+        and not counts["incorrect"]
+        and counts["correct"] >= MIN_ITEMS
         and grown.is_bounded
         and threads <= 1
         and opened <= 20,
@@ -110,7 +113,7 @@ async def _least_until(end: float, pid: int) -> _Least:
     """The least of each that a server has, seen four times a second; twice at least."""
     seen: list[tuple[float, float, int, int]] = []
     while time.monotonic() < end or len(seen) < 2:
-        seen.append((rss_mb(pid), time.monotonic(), descriptors(pid), _threads(pid)))
+        seen.append((rss_mb(pid), time.monotonic(), open_descriptors(pid), _threads(pid)))
         await asyncio.sleep(_EVERY_S)
     mb, second, _, _ = min(seen)
     return _Least(second, mb, min(one[2] for one in seen), min(one[3] for one in seen))
@@ -120,7 +123,7 @@ def _long_texts(context: Context) -> list[str]:
     """Texts far longer than the model reads, with known answers: computing them meanwhile would hold up this loop."""
     rng = random.Random(0)
     texts = [" ".join(rng.choices(context.texts, k=50))[:10_000] for _ in range(_LONG_TEXTS)]
-    context.reference_answers.learn(texts)
+    context.reference_answers.precompute(texts)
     return texts
 
 
@@ -143,7 +146,7 @@ async def _noise(
             continue
         for text, answer in zip(texts, answers, strict=True):
             if answer.result is None:
-                counts[answer.error.code if answer.error else "wrong"] += 1
+                counts[answer.error.code if answer.error else "incorrect"] += 1
             else:
                 counts[context.reference_answers.judge(text, answer.result)] += 1
 

@@ -19,7 +19,7 @@ from polyhead_client import Answer, AsyncClient, PolyheadError, Tls
 from bench.harness.certificates import DAY, Authority, Files
 from bench.harness.servers import free_port
 
-from .processes import Server, descriptors, running, until
+from .processes import Server, open_descriptors, run_server, wait_until
 from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
@@ -53,14 +53,14 @@ class Try(NamedTuple):
 )
 async def tls_faults(context: Context) -> Verdict:
     """The control: the same tries on a server that wants neither certificates nor keys."""
-    authority = Authority(context.folder)
+    authority = Authority(context.work_dir)
     files, good = authority.issue("server"), _tls(authority, authority.issue("client"))
     tries, rounds = _tries(context, authority, good), context.scaled(10, 2)
     halves = context.scaled(200, 50)
     metrics = free_port()
     guards = (
         *("--tls-client-ca", str(authority.cert)),
-        *("--api-keys", str(_write_keys(context.folder / "keys.toml"))),
+        *("--api-keys", str(_write_keys(context.work_dir / "keys.toml"))),
         *("--metrics-listen", f"127.0.0.1:{metrics}"),
     )
     lasting, fresh = (
@@ -69,7 +69,7 @@ async def tls_faults(context: Context) -> Verdict:
     )
     otherwise: list[str] = []
     async with (
-        running(context.bundle, context.folder, *files.flags, *guards, tls=good) as server,
+        run_server(context.bundle, context.work_dir, *files.flags, *guards, tls=good) as server,
         AsyncClient(server.target, tls=good, api_key=_INFER) as client,
         lasting.flowing([client], calls=2),
         fresh.flowing([_Newcomer(server.target, good)], calls=2, items=1, streams=0),
@@ -87,19 +87,19 @@ async def tls_faults(context: Context) -> Verdict:
         await _flow(lasting, fresh)
         served = await _ending(server, Try(good, _INFER, "OK"))
         counted = await asyncio.to_thread(_large_parsed, metrics)
-    async with running(context.bundle, context.folder, *files.flags, tls=good) as server:
+    async with run_server(context.bundle, context.work_dir, *files.flags, tls=good) as server:
         opened = await _endings(server, tries)
     answered = [name for name, ending in opened.items() if ending == "OK"]
     tried = rounds * len(tries)
     return Verdict(
-        seen=f"{tried} tries of {len(tries)} kinds: {len(otherwise)} ended otherwise{': ' if otherwise else ''}"
+        observed=f"{tried} tries of {len(tries)} kinds: {len(otherwise)} ended otherwise{': ' if otherwise else ''}"
         f"{', '.join(sorted(set(otherwise)))}, {parsed} of their messages were parsed; {halves} half handshakes at "
-        f"once; {rounds} new certificates, in force after at most {max(in_force):.2f} s; {lasting.bad()} of "
-        f"{len(lasting.requests):,} items beside them and {fresh.bad()} of {len(fresh.requests):,} over a new "
+        f"once; {rounds} new certificates, in force after at most {max(in_force):.2f} s; {lasting.failures()} of "
+        f"{len(lasting.requests):,} items beside them and {fresh.failures()} of {len(fresh.requests):,} over a new "
         "connection each not answered rightly",
-        passed=not (otherwise or parsed or lasting.bad() or fresh.bad())
-        and lasting.enough(begun, ended)
-        and fresh.enough(begun, ended)
+        passed=not (otherwise or parsed or lasting.failures() or fresh.failures())
+        and lasting.covers(begun, ended)
+        and fresh.covers(begun, ended)
         and max(in_force) < _IN_FORCE_S,
         control=f"a server that wants neither certificates nor keys answers {len(answered)} of the {len(tries)} kinds: "
         f"{', '.join(answered)}; the message of a call that may be made ({served}) is seen to be parsed: {counted}",
@@ -112,16 +112,16 @@ async def tls_faults(context: Context) -> Verdict:
             "new_certificates": rounds,
             "in_force_most_s": max(in_force),
             "items": len(lasting.requests),
-            "bad_items": lasting.bad(),
+            "failed_items": lasting.failures(),
             "new_connections": len(fresh.requests),
-            "bad_new_connections": fresh.bad(),
+            "bad_new_connections": fresh.failures(),
         },
     )
 
 
 def _tries(context: Context, authority: Authority, good: Tls) -> Mapping[str, Try]:
-    (context.folder / "other").mkdir()
-    other = Authority(context.folder / "other")
+    (context.work_dir / "other").mkdir()
+    other = Authority(context.work_dir / "other")
     expired = authority.issue("expired", begins=-3 * DAY, ends=-DAY)
     unavailable = "UNAVAILABLE"
     return {
@@ -131,7 +131,7 @@ def _tries(context: Context, authority: Authority, good: Tls) -> Mapping[str, Tr
         "a certificate of another authority": Try(_tls(authority, other.issue("client")), _INFER, unavailable),
         "an expired certificate": Try(_tls(authority, expired), _INFER, unavailable),
         "no key": Try(good, None, "UNAUTHENTICATED UNAUTHENTICATED"),
-        "a wrong key": Try(good, "wrong", "UNAUTHENTICATED UNAUTHENTICATED"),
+        "a wrong key": Try(good, "incorrect", "UNAUTHENTICATED UNAUTHENTICATED"),
         "a key for another method": Try(good, _INFO, "PERMISSION_DENIED PERMISSION_DENIED"),
     }
 
@@ -182,7 +182,7 @@ async def _half_handshakes(server: Server, number: int) -> AsyncIterator[None]:
     The server is seen to hold the first, and to let go of them all in the end.
     """
     hello, rng = _client_hello(), random.Random(0)
-    before = descriptors(server.process.pid)
+    before = open_descriptors(server.process.pid)
     stay = [hello[: len(hello) // 2]] * number
     writers = [await _said(server, first) for first in [*stay, *(rng.randbytes(500) for _ in range(number // 4))]]
     for _ in range(number // 4):
@@ -190,13 +190,13 @@ async def _half_handshakes(server: Server, number: int) -> AsyncIterator[None]:
         (await _said(server, hello)).close()
     least = before + number - _COME_AND_GO
     try:
-        await until(lambda: descriptors(server.process.pid) >= least, "the half handshakes are not seen")
+        await wait_until(lambda: open_descriptors(server.process.pid) >= least, "the half handshakes are not seen")
         yield
     finally:
         for writer in writers:
             writer.close()
     most = before + _COME_AND_GO
-    await until(lambda: descriptors(server.process.pid) <= most, "the server keeps the half handshakes")
+    await wait_until(lambda: open_descriptors(server.process.pid) <= most, "the server keeps the half handshakes")
 
 
 def _client_hello() -> bytes:
