@@ -39,7 +39,8 @@ _GRAPH = "model.int8.onnx"
     "corrupt bundles",
     fault="The symbolic link to the bundle is replaced by links to 12 kinds of corrupt and incompatible bundles, each "
     "followed by a reload, under load",
-    expected="Each bundle is refused with its specific reason, no item fails and the old model keeps answering; a valid "
+    expected="Each bundle is refused with its specific reason, no item fails and the old model keeps answering; a "
+    "valid "
     "bundle is accepted afterwards",
 )
 async def corrupt_bundles(context: Context) -> Verdict:
@@ -87,7 +88,8 @@ async def corrupt_bundles(context: Context) -> Verdict:
 @scenario(
     "fuzzed bundles",
     fault="Hypothesis changes any part of the manifest or the tokenizer file and corrects every hash",
-    expected="The server refuses each bundle with one line, or its model passes the self-test; loading neither crashes nor "
+    expected="The server refuses each bundle with one line, or its model passes the self-test; loading neither "
+    "crashes nor "
     "hangs",
 )
 async def fuzzed_bundles(context: Context) -> Verdict:

@@ -41,7 +41,8 @@ async def connection_resets(context: Context) -> Verdict:
     return Verdict(
         observed=f"{resets} resets, {len(traffic.requests):,} items: {traffic.failures()} without a correct answer",
         passed=not traffic.failures() and resets >= 3 and len(traffic.requests) >= 100,
-        control=f"stubs without the client: {plain.failures()} of {len(plain.requests):,} items failed in {plain_resets} resets",
+        control=f"stubs without the client: {plain.failures()} of {len(plain.requests):,} items failed in "
+        f"{plain_resets} resets",
         control_failed=plain.failures() > 0,
         figures={"resets": resets, "items": len(traffic.requests), "failed_items": traffic.failures()},
     )

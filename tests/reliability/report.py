@@ -26,10 +26,14 @@ def render(report: Mapping[str, Any]) -> str:
         # Markdown for humans, not HTML from untrusted input.
         autoescape=False,  # noqa: S701
     )
-    # A vertical bar would end the cell of a Markdown table.
-    environment.filters["cell"] = lambda text: str(text).replace("|", "/")
+    environment.filters["cell"] = _cell
     environment.filters["number"] = lambda value: f"{value:,}"
     return environment.get_template("reliability.md.jinja").render(report)
+
+
+def _cell(text: str) -> str:
+    """Returns a sentence as the cell of a Markdown table, which a vertical bar would end."""
+    return (text[:1].upper() + text[1:]).replace("|", "/")
 
 
 def write_page() -> None:

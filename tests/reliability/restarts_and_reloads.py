@@ -18,7 +18,7 @@ from polyhead_client import AsyncClient
 
 from bench.harness.servers import free_port
 
-from .processes import stop_server, run_server, start_server
+from .processes import run_server, start_server, stop_server
 from .reference_answers import version
 from .scenario import Context, Verdict, scenario
 from .traffic import Caller, PlainClient, Traffic

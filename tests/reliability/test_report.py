@@ -23,7 +23,7 @@ def test_committed_results_describe_the_scenarios_of_the_code() -> None:
     assert list(described) == list(SCENARIOS)
 
 
-def test_unexpected_result_is_marked_and_bars_do_not_end_cells() -> None:
+def test_unexpected_result_is_marked_and_vertical_bars_do_not_end_a_cell() -> None:
     result = {
         "fault": "a | b",
         "expected": "c",
@@ -35,6 +35,6 @@ def test_unexpected_result_is_marked_and_bars_do_not_end_cells() -> None:
         "load_average": 0.5,
     }
     page = render({"date": "2000-01-01", "cores": 2, "scenarios": {"name": result}})
-    assert "| a / b | c | d | e | **not as expected** |" in page
+    assert "| A / b | C | D | E | **not as expected** |" in page
     assert "| name | items 12,345 |" in page
     assert "0 of 1 scenarios" in page

@@ -25,7 +25,8 @@ _DETECTION_S = 0.25
 @scenario(
     "killed workers",
     fault="One of two workers is killed with SIGKILL under load, repeatedly",
-    expected="No item of the shipped client fails; without it, only items in flight on connections to the killed worker "
+    expected="No item of the shipped client fails; without it, only items in flight on connections to the killed "
+    "worker "
     "fail",
     timed=True,
 )
@@ -49,7 +50,8 @@ async def killed_workers(context: Context) -> Verdict:
         observed=f"{kills} kills, {items:,} items: {failures} without a correct answer; both workers serve again after "
         f"{statistics.median(restart_s):.1f} s (median; at most {max(restart_s):.1f} s)",
         passed=not failures and covered and len(in_flight) == len(lost),
-        control=f"stubs without the client: {len(lost)} of {len(plain.requests):,} items failed in {len(moments)} kills, "
+        control=f"stubs without the client: {len(lost)} of {len(plain.requests):,} items failed in {len(moments)} "
+        "kills, "
         f"{len(in_flight)} of them in flight",
         control_failed=bool(lost),
         figures={
