@@ -55,8 +55,7 @@ async def expired_deadlines(context: Context) -> Verdict:
     sent = sum(items for items, _ in counts[True])
     return Verdict(
         observed=f"{rounds} stops of 2.5 s: {computed} of {sent} texts were computed, all in the 0.1 s before the "
-        "stop or "
-        "in a batch that had started",
+        "stop or in a batch that had started",
         passed=0 < computed < sent / 2,
         control=f"with a deadline that does not expire: {control_computed} of {sent}",
         control_failed=control_computed == sent,
@@ -94,8 +93,7 @@ async def cancelled_calls(context: Context) -> Verdict:
         left = [await _metric(metrics, name) for name in ("polyhead_requests_running", "polyhead_queued_items")]
     return Verdict(
         observed=f"{cancelled:,} calls cancelled, {finished} finished first; {left[0]} calls and {left[1]} texts "
-        "remain; "
-        f"{traffic.failures()} of {len(traffic.requests):,} other items without a correct answer",
+        f"remain; {traffic.failures()} of {len(traffic.requests):,} other items without a correct answer",
         passed=left == [0, 0] and not traffic.failures() and len(traffic.requests) >= 100 and cancelled > calls / 2,
         control=f"{during} calls are counted while calls are running",
         control_failed=during > 0,

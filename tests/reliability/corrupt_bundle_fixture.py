@@ -19,15 +19,15 @@ def write_bundle_with_other_head(source: Path, destination: Path) -> Path:
     The temperature is part of neither the graph nor the golden logits, so everything else stays unchanged. The
     fingerprints are computed by the same code as in the export.
     """
-    original = bundle.load(source)
-    first, *others = original.manifest.heads
+    found = bundle.load(source)
+    first, *others = found.manifest.heads
     heads = (dataclasses.replace(first, temperature=first.temperature * _TEMPERATURE_FACTOR), *others)
     model = PolyheadModel.from_pretrained(source / "torch").eval()
-    tokenizer = original.file(bundle.TOKENIZER).read_bytes()
+    tokenizer = found.file(bundle.TOKENIZER).read_bytes()
     variants = {
         name: dataclasses.replace(variant, fingerprints=take_fingerprints(model, heads, tokenizer, name))
-        for name, variant in original.manifest.variants.items()
+        for name, variant in found.manifest.variants.items()
     }
-    manifest = dataclasses.replace(original.manifest, heads=heads, variants=variants)
-    bundle.write(destination, manifest, {name: original.file(name) for name in original.manifest.files})
+    manifest = dataclasses.replace(found.manifest, heads=heads, variants=variants)
+    bundle.write(destination, manifest, {name: found.file(name) for name in found.manifest.files})
     return destination

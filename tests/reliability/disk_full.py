@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _TRAINING_SPACE = (0, 5_500_000)
 # not fit, in the second the bundle does not.
 _EXPORT_SPACE = ((3_000_000, True), (4_000_000, False))
 _BALLAST = "ballast"
+_REMEDY = re.compile(r"\b(free|make)\b.*\b(space|room)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def _explains(result: subprocess.CompletedProcess[str], disk: Path) -> bool:
     """Whether a program failed with exit code 1 and one line that names the full disk and what to do."""
     lines = result.stderr.splitlines()
     messages = [line for line in lines if line.startswith("polyhead-")]
-    is_clear = len(messages) == 1 and messages == lines[-1:] and str(disk) in messages[0] and "ake room" in messages[0]
+    is_last_line = len(messages) == 1 and messages == lines[-1:]
+    is_clear = is_last_line and str(disk) in messages[0] and _REMEDY.search(messages[0]) is not None
     return result.returncode == 1 and is_clear and "Traceback" not in result.stderr
 
 
@@ -93,8 +96,7 @@ def _explains(result: subprocess.CompletedProcess[str], disk: Path) -> bool:
     "full disk",
     fault="Training and export fill a small file system that holds the output or the temporary directory",
     expected="The exit code is 1, and one line names the place and the remedy; existing files stay intact; with free "
-    "space "
-    "the programs succeed",
+    "space the programs succeed",
 )
 async def full_disk(context: Context) -> Verdict:
     """The control runs the same commands with enough free space, which must succeed."""

@@ -104,8 +104,7 @@ _FAULTS: Mapping[str, tuple[Callable[[Outputs], Outputs], str]] = {
     "engine failures",
     fault=f"The engine {', '.join(_FAULTS)}",
     expected="Items of an affected batch fail with INTERNAL and without details, or are late if the engine hangs; "
-    "items "
-    "before and after it are answered correctly",
+    "items before and after it are answered correctly",
 )
 async def engine_failures(context: Context) -> Verdict:
     """Everything but the fault is real: model, service, gRPC and client. The control is an engine that raises."""

@@ -61,8 +61,7 @@ async def killed_training(context: Context) -> Verdict:
 @scenario(
     "killed export",
     fault="The export is killed with SIGKILL at random moments and while it writes, with and without an older bundle "
-    "in "
-    "its place",
+    "in its place",
     expected="The bundle is either absent or complete, and an older bundle remains usable; a later export succeeds and "
     "leaves no other files",
 )
@@ -88,9 +87,8 @@ async def killed_export(context: Context) -> Verdict:
     copies, refused = await asyncio.to_thread(_copy_partially, target, context.work_dir / "copy")
     return Verdict(
         observed=f"{sum(killed)} of {kills} exports were killed, {killed[1]} of them while writing: {corrupt} corrupt "
-        f"bundles, {temporary} temporary directories; a later export "
-        f"{'succeeded' if replaced else 'changed nothing'} and left {len(left)} other files; {incorrect} incorrect "
-        "answers of the older and the new bundle",
+        f"bundles, {temporary} temporary directories; a later export {'succeeded' if replaced else 'changed nothing'} "
+        f"and left {len(left)} other files; {incorrect} incorrect answers of the older and the new bundle",
         passed=not corrupt and not incorrect and not left and replaced and all(killed),
         control=f"the loader refuses {refused} of {copies} partial copies of a bundle",
         control_failed=refused == copies,

@@ -129,8 +129,7 @@ async def oversized_requests(context: Context) -> Verdict:
         }
     return Verdict(
         observed=f"{', '.join(f'{name}: {code}' for name, code in codes.items())}; memory {max_mb - before_mb:+.0f} "
-        "MB at "
-        f"most; {traffic.failures()} of {len(traffic.requests):,} other items without a correct answer",
+        f"MB at most; {traffic.failures()} of {len(traffic.requests):,} other items without a correct answer",
         passed=set(codes.values()) == {"RESOURCE_EXHAUSTED"} and not traffic.failures() and max_mb - before_mb < 100,
         control=f"small requests: {', '.join(f'{name} {code}' for name, (code, _) in small.items())}",
         control_failed={code for code, _ in small.values()} == {"OK"},
@@ -193,9 +192,8 @@ async def fuzzed_messages(context: Context) -> Verdict:
     refused = await _unknown_method(context)
     return Verdict(
         observed=f"{codes.total():,} messages: "
-        f"{', '.join(f'{code} {number:,}' for code, number in codes.most_common())}; "
-        f"{faults} internal errors; {traffic.failures()} of {len(traffic.requests)} later items without a correct "
-        "answer",
+        f"{', '.join(f'{code} {number:,}' for code, number in codes.most_common())}; {faults} internal errors; "
+        f"{traffic.failures()} of {len(traffic.requests)} later items without a correct answer",
         passed=not faults and codes.total() >= examples / 2 and not traffic.failures(),
         control=f"a call of an unknown method is counted as {refused}",
         control_failed=refused == "UNIMPLEMENTED",

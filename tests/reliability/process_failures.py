@@ -49,7 +49,7 @@ async def killed_supervisor(context: Context) -> Verdict:
         server = start_server(context.bundle, context.work_dir / "server.log", "--workers", "2", target=address)
         try:
             await server.wait_until_serving()
-            await wait_until(partial(_both_serve, server), "the workers did not come up")
+            await wait_until(partial(_both_serve, server), "the workers did not start")
             workers = children(server.process.pid)
             traffic = Traffic(context.reference_answers, context.texts)
             async with AsyncClient(server.target) as client, traffic.flowing([client], streams=0):
@@ -103,7 +103,7 @@ async def memory_limit(context: Context) -> Verdict:
         server,
         client,
     ):
-        await wait_until(partial(_both_serve, server), "the workers did not come up")
+        await wait_until(partial(_both_serve, server), "the workers did not start")
         async with traffic.flowing([client], calls=4, items=32, streams=2):
             await traffic.flow_until(100)
             started = time.monotonic()
@@ -115,7 +115,7 @@ async def memory_limit(context: Context) -> Verdict:
                 for text in _LARGE_TEXTS:
                     # The limited worker needs megabytes for each text that it receives.
                     large_calls[await _status(client, text)] += 1
-                await wait_until(partial(_both_serve, server), "the workers did not come back")
+                await wait_until(partial(_both_serve, server), "the workers did not restart")
                 await traffic.flow_until(100)
             died = sum(not is_running(pid) for pid in victims)
             ended = time.monotonic()
@@ -123,8 +123,8 @@ async def memory_limit(context: Context) -> Verdict:
         exit_code = await _start_within(context, 300 * 2**20)
     return Verdict(
         observed=f"{len(victims)} limits, {died} workers died; {len(traffic.requests):,} items: {traffic.failures()} "
-        "without a "
-        f"correct answer; calls of 3 MB ended with {', '.join(f'{code} {n}' for code, n in large_calls.items())}",
+        "without a correct answer; calls of 3 MB ended with "
+        f"{', '.join(f'{code} {n}' for code, n in large_calls.items())}",
         passed=not traffic.failures() and traffic.covers(started, ended),
         control=f"a server that is limited to an address space of 300 MB does not start: exit code {exit_code}",
         control_failed=exit_code != 0,
@@ -166,7 +166,7 @@ async def frozen_worker(context: Context) -> Verdict:
         server,
         client,
     ):
-        await wait_until(partial(_both_serve, server), "the workers did not come up")
+        await wait_until(partial(_both_serve, server), "the workers did not start")
         plain = [PlainClient(server.target) for _ in range(8)]
         for one in plain:
             await one.analyze([("", context.texts[0])], deadline_s=10)

@@ -72,14 +72,14 @@ def start_server(bundle: Path, log: Path, *flags: str, target: str | None = None
 @contextlib.asynccontextmanager
 async def run_server(
     bundle: Path,
-    folder: Path,
+    log_dir: Path,
     *flags: str,
     target: str | None = None,
     wrap: Sequence[str] = (),
     tls: Tls | None = None,
 ) -> AsyncIterator[Server]:
     """Runs a server that is ready to serve; it is stopped afterwards, whatever its state."""
-    server = start_server(bundle, folder / "server.log", *flags, target=target, wrap=wrap)
+    server = start_server(bundle, log_dir / "server.log", *flags, target=target, wrap=wrap)
     server.tls = tls
     try:
         await server.wait_until_serving()
@@ -90,11 +90,11 @@ async def run_server(
 
 @contextlib.asynccontextmanager
 async def run_server_with_client(
-    bundle: Path, folder: Path, *flags: str, target: str | None = None, connections: int = 1
+    bundle: Path, log_dir: Path, *flags: str, target: str | None = None, connections: int = 1
 ) -> AsyncIterator[tuple[Server, AsyncClient]]:
     """Runs a server that is ready to serve, and yields it with a shipped client that is connected to it."""
     async with (
-        run_server(bundle, folder, *flags, target=target) as server,
+        run_server(bundle, log_dir, *flags, target=target) as server,
         AsyncClient(server.target, connections=connections) as client,
     ):
         yield server, client

@@ -115,8 +115,8 @@ async def unread_streams(context: Context) -> Verdict:
         _, control_late = await _send_unread(server, 2)
     return Verdict(
         observed=f"{streams} streams: {accepted / streams:.0f} texts accepted from each, then none; memory "
-        f"{growth_mb:+.1f} MB; "
-        f"{traffic.failures()} of {len(traffic.requests)} items of other clients without a correct answer",
+        f"{growth_mb:+.1f} MB; {traffic.failures()} of {len(traffic.requests)} items of other clients without a "
+        "correct answer",
         passed=late == 0 and growth_mb < 2.0 * streams and not traffic.failures() and len(traffic.requests) >= 100,
         control=f"with --stream-window 1000000 the server still accepts {control_late:,} texts in the last 3 s of 15",
         control_failed=control_late > 0,
@@ -183,8 +183,7 @@ async def flooding_streams(context: Context) -> Verdict:
         after_mb = rss_mb(server.process.pid)
     return Verdict(
         observed=f"memory {during_mb - before_mb:+.0f} MB during the flood and {after_mb - before_mb:+.0f} MB after "
-        "it; single "
-        f"calls: p50 {during['p50_ms']:.0f} ms and p99 {during['p99_ms']:.0f} ms during the flood, "
+        f"it; single calls: p50 {during['p50_ms']:.0f} ms and p99 {during['p99_ms']:.0f} ms during the flood, "
         f"{alone['p50_ms']:.0f} and {alone['p99_ms']:.0f} ms without it; {traffic.failures()} of "
         f"{len(traffic.requests)} other items without a correct answer",
         passed=during_mb - before_mb < 150
@@ -277,8 +276,7 @@ async def cancelled_streams(context: Context) -> Verdict:
                 call.cancel()
     return Verdict(
         observed=f"{streams:,} streams: {growth_kb:.2f} kB per stream, {leaked:+d} descriptors; {traffic.failures()} "
-        "of "
-        f"{len(traffic.requests)} later items without a correct answer",
+        f"of {len(traffic.requests)} later items without a correct answer",
         passed=growth_kb < (4.0 if context.quick else 1.0)
         and leaked <= 2
         and not traffic.failures()

@@ -79,8 +79,7 @@ async def batch_invariance(context: Context) -> Verdict:
     limits = {name: _TORCH_TOLERANCE if name == "with PyTorch" else TOLERANCE for name in differences}
     return Verdict(
         observed=f"{len(texts)} texts, {len(naughty)} of them from the Big List of Naughty Strings: the largest "
-        "difference "
-        f"is {', '.join(f'{one:.1g} {name}' for name, one in differences.items())}",
+        f"difference is {', '.join(f'{one:.1g} {name}' for name, one in differences.items())}",
         passed=all(differences[name] <= limits[name] for name in differences),
         control=f"answers to different texts differ by at least {control:.1g}",
         control_failed=control > TOLERANCE,
@@ -142,8 +141,7 @@ async def response_isolation(context: Context) -> Verdict:
     swapped = context.reference_answers.judge(texts[1], answer.unwrap())
     return Verdict(
         observed=f"{counts['sent']:,} items over {_STREAMS} streams, {counts['cancels']:,} cancels: "
-        f"{counts['correct']:,} "
-        f"answered, {counts['swapped']} swapped, {counts['failed']} failed",
+        f"{counts['correct']:,} answered, {counts['swapped']} swapped, {counts['failed']} failed",
         passed=counts["correct"] > items / 4 and not counts["swapped"] and not counts["failed"],
         control=f"an answer under the text of another item is judged {swapped}",
         control_failed=swapped == "incorrect",

@@ -51,10 +51,9 @@ class _Minimum:
     "soak",
     fault="Sustained mixed load: 1 to 64 texts of up to 10,000 characters, errors, short deadlines, cancellations and "
     "reloads",
-    expected="No answer is incorrect; the minimum memory between two reloads grows by less than "
-    f"{MAX_MB_PER_HOUR:g} MB an hour in the second half (upper end of the 95 % interval), or, if the time is too "
-    "short for "
-    f"a slope, by less than {MAX_MB:g} MB from the first half to the second; descriptors and threads do not grow",
+    expected=f"No answer is incorrect; the minimum memory between two reloads grows by less than {MAX_MB_PER_HOUR:g} "
+    "MB an hour in the second half (upper end of the 95 % interval), or, if the time is too short for a slope, by "
+    f"less than {MAX_MB:g} MB from the first half to the second; descriptors and threads do not grow",
 )
 async def soak(context: Context) -> Verdict:
     """The control adds a leak of twice the limit to the measured memory, which the same rule must reject."""
@@ -90,11 +89,9 @@ async def soak(context: Context) -> Verdict:
     descriptors, threads = last.descriptors - half.descriptors, last.threads - half.threads
     return Verdict(
         observed=f"{seconds:g} s, {len(traffic.requests) + counts.total():,} items: "
-        f"{traffic.failures() + counts['incorrect']} "
-        f"without the correct answer; the minimum memory between two reloads grows by {measured}, to {memory[-1]:.0f} "
-        "MB at "
-        f"the end; "
-        f"{descriptors:+d} descriptors, {threads:+d} threads",
+        f"{traffic.failures() + counts['incorrect']} without the correct answer; the minimum memory between two "
+        f"reloads grows by {measured}, to {memory[-1]:.0f} MB at the end; {descriptors:+d} descriptors, {threads:+d} "
+        "threads",
         passed=not traffic.failures()
         and not counts["incorrect"]
         and counts["correct"] >= MIN_ITEMS

@@ -47,16 +47,15 @@ class Attempt(NamedTuple):
 @scenario(
     "TLS faults",
     fault="Under load: certificates and keys that are invalid, expired or missing, plaintext, incomplete handshakes "
-    "and "
-    "random bytes; the certificate of the server is replaced",
+    "and random bytes; the certificate of the server is replaced",
     expected="Each attempt ends as documented in the security guide, and no message of a refused call is parsed; a new "
     "certificate takes effect at once; authorized clients on existing and on new connections are not affected",
 )
 async def tls_faults(context: Context) -> Verdict:
     """The control makes the same attempts on a server that requires neither client certificates nor keys."""
     authority = Authority(context.work_dir)
-    files, good = authority.issue("server"), _tls(authority, authority.issue("client"))
-    attempts, rounds = _attempts(context, authority, good), context.scaled(10, 2)
+    files, valid_tls = authority.issue("server"), _tls(authority, authority.issue("client"))
+    attempts, rounds = _attempts(context, authority, valid_tls), context.scaled(10, 2)
     incomplete = context.scaled(200, 50)
     metrics = free_port()
     auth_flags = (
@@ -64,43 +63,43 @@ async def tls_faults(context: Context) -> Verdict:
         *("--api-keys", str(_write_keys(context.work_dir / "keys.toml"))),
         *("--metrics-listen", f"127.0.0.1:{metrics}"),
     )
-    lasting, fresh = (
-        Traffic(context.reference_answers, context.texts),
-        Traffic(context.reference_answers, context.texts),
-    )
+    persistent, reconnecting = (Traffic(context.reference_answers, context.texts) for _ in range(2))
     unexpected: list[str] = []
     async with (
-        run_server(context.bundle, context.work_dir, *files.flags, *auth_flags, tls=good) as server,
-        AsyncClient(server.target, tls=good, api_key=_INFER) as client,
-        lasting.flowing([client], calls=2),
-        fresh.flowing([_ReconnectingClient(server.target, good)], calls=2, items=1, streams=0),
+        run_server(context.bundle, context.work_dir, *files.flags, *auth_flags, tls=valid_tls) as server,
+        AsyncClient(server.target, tls=valid_tls, api_key=_INFER) as client,
+        persistent.flowing([client], calls=2),
+        reconnecting.flowing([_ReconnectingClient(server.target, valid_tls)], calls=2, items=1, streams=0),
     ):
-        await _flow(lasting, fresh)
+        await _flow(persistent, reconnecting)
         started = time.monotonic()
         for _ in range(rounds):
             statuses = await _statuses(server, attempts)
             unexpected += [f"{name} {one}" for name, one in statuses.items() if one != attempts[name].status]
         parsed = await asyncio.to_thread(_large_parsed, metrics)
         async with _incomplete_handshakes(server, incomplete):
-            await _flow(lasting, fresh)
-            reload_s = [await _replace_certificate(server, files, authority, fresh, number) for number in range(rounds)]
+            await _flow(persistent, reconnecting)
+            reload_s = [
+                await _replace_certificate(server, files, authority, reconnecting, number) for number in range(rounds)
+            ]
         ended = time.monotonic()
-        await _flow(lasting, fresh)
-        authorized = await _status(server, Attempt(good, _INFER, "OK"))
+        await _flow(persistent, reconnecting)
+        authorized = await _status(server, Attempt(valid_tls, _INFER, "OK"))
         counted = await asyncio.to_thread(_large_parsed, metrics)
-    async with run_server(context.bundle, context.work_dir, *files.flags, tls=good) as server:
+    async with run_server(context.bundle, context.work_dir, *files.flags, tls=valid_tls) as server:
         open_statuses = await _statuses(server, attempts)
     answered = [name for name, status in open_statuses.items() if status == "OK"]
     count = rounds * len(attempts)
     return Verdict(
-        observed=f"{count} attempts of {len(attempts)} kinds: {len(unexpected)} ended unexpectedly"
-        f"{': ' if unexpected else ''}{', '.join(sorted(set(unexpected)))}, {parsed} of their messages were parsed; "
-        f"{incomplete} concurrent incomplete handshakes; {rounds} new certificates, each in effect within "
-        f"{max(reload_s):.2f} s; {lasting.failures()} of {len(lasting.requests):,} items on existing connections and "
-        f"{fresh.failures()} of {len(fresh.requests):,} items on new connections without a correct answer",
-        passed=not (unexpected or parsed or lasting.failures() or fresh.failures())
-        and lasting.covers(started, ended)
-        and fresh.covers(started, ended)
+        observed=f"{count} attempts of {len(attempts)} kinds: {len(unexpected)} ended "
+        f"unexpectedly{': ' if unexpected else ''}{', '.join(sorted(set(unexpected)))}, {parsed} of their messages "
+        f"were parsed; {incomplete} concurrent incomplete handshakes; {rounds} new certificates, each in effect "
+        f"within {max(reload_s):.2f} s; {persistent.failures()} of {len(persistent.requests):,} items on existing "
+        f"connections and {reconnecting.failures()} of {len(reconnecting.requests):,} items on new connections "
+        "without a correct answer",
+        passed=not (unexpected or parsed or persistent.failures() or reconnecting.failures())
+        and persistent.covers(started, ended)
+        and reconnecting.covers(started, ended)
         and max(reload_s) < _MAX_RELOAD_S,
         control=f"a server without client authentication answers {len(answered)} of the {len(attempts)} kinds: "
         f"{', '.join(answered)}; {counted} message of an authorized call ({authorized}) is counted as parsed",
@@ -112,15 +111,15 @@ async def tls_faults(context: Context) -> Verdict:
             "incomplete_handshakes": incomplete,
             "new_certificates": rounds,
             "reload_max_s": max(reload_s),
-            "items": len(lasting.requests),
-            "failed_items": lasting.failures(),
-            "items_on_new_connections": len(fresh.requests),
-            "failed_items_on_new_connections": fresh.failures(),
+            "items": len(persistent.requests),
+            "failed_items": persistent.failures(),
+            "items_on_new_connections": len(reconnecting.requests),
+            "failed_items_on_new_connections": reconnecting.failures(),
         },
     )
 
 
-def _attempts(context: Context, authority: Authority, good: Tls) -> Mapping[str, Attempt]:
+def _attempts(context: Context, authority: Authority, valid_tls: Tls) -> Mapping[str, Attempt]:
     (context.work_dir / "other").mkdir()
     other = Authority(context.work_dir / "other")
     expired = authority.issue("expired", begins=-3 * DAY, ends=-DAY)
@@ -131,9 +130,9 @@ def _attempts(context: Context, authority: Authority, good: Tls) -> Mapping[str,
         "no certificate": Attempt(_tls(authority, None), _INFER, unavailable),
         "a certificate of another authority": Attempt(_tls(authority, other.issue("client")), _INFER, unavailable),
         "an expired certificate": Attempt(_tls(authority, expired), _INFER, unavailable),
-        "no key": Attempt(good, None, "UNAUTHENTICATED UNAUTHENTICATED"),
-        "an invalid key": Attempt(good, "invalid", "UNAUTHENTICATED UNAUTHENTICATED"),
-        "a key for another method": Attempt(good, _INFO, "PERMISSION_DENIED PERMISSION_DENIED"),
+        "no key": Attempt(valid_tls, None, "UNAUTHENTICATED UNAUTHENTICATED"),
+        "an invalid key": Attempt(valid_tls, "invalid", "UNAUTHENTICATED UNAUTHENTICATED"),
+        "a key for another method": Attempt(valid_tls, _INFO, "PERMISSION_DENIED PERMISSION_DENIED"),
     }
 
 
@@ -168,7 +167,7 @@ async def _status(server: Server, one: Attempt) -> str:
 
 
 def _large_parsed(port: int) -> int:
-    """Number of large messages that the server has parsed according to its metrics."""
+    """Returns the number of large messages that the server has parsed according to its metrics."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as page:
         text = page.read().decode()
     counts = dict(re.findall(r'^polyhead_request_bytes_bucket{le="(\S+)"} (\S+)$', text, re.MULTILINE))
@@ -221,7 +220,7 @@ async def _connect(server: Server, data: bytes) -> asyncio.StreamWriter:
 
 
 async def _replace_certificate(
-    server: Server, files: Files, authority: Authority, fresh: Traffic, number: int
+    server: Server, files: Files, authority: Authority, reconnecting: Traffic, number: int
 ) -> float:
     """Replaces the certificate under load; returns the seconds until a new connection gets the new one."""
     before = await _certificate_serial(server)
@@ -231,7 +230,7 @@ async def _replace_certificate(
         if time.monotonic() > started + 30:
             raise RuntimeError("the server does not load the new certificate")
     duration_s = time.monotonic() - started
-    await fresh.flow_until(10)
+    await reconnecting.flow_until(10)
     return duration_s
 
 

@@ -26,8 +26,7 @@ _DETECTION_S = 0.25
     "killed workers",
     fault="One of two workers is killed with SIGKILL under load, repeatedly",
     expected="No item of the shipped client fails; without it, only items in flight on connections to the killed "
-    "worker "
-    "fail",
+    "worker fail",
     timed=True,
 )
 async def killed_workers(context: Context) -> Verdict:
@@ -51,8 +50,7 @@ async def killed_workers(context: Context) -> Verdict:
         f"{statistics.median(restart_s):.1f} s (median; at most {max(restart_s):.1f} s)",
         passed=not failures and covered and len(in_flight) == len(lost),
         control=f"stubs without the client: {len(lost)} of {len(plain.requests):,} items failed in {len(moments)} "
-        "kills, "
-        f"{len(in_flight)} of them in flight",
+        f"kills, {len(in_flight)} of them in flight",
         control_failed=bool(lost),
         figures={
             "kills": kills,
@@ -91,4 +89,4 @@ async def _kill(context: Context, kills: int, restart_s: list[float], *, shipped
 
 
 async def _wait_until_all_serve(server: Server) -> None:
-    await wait_until(lambda: count_listeners(server.port) == _WORKERS, "not all workers came back")
+    await wait_until(lambda: count_listeners(server.port) == _WORKERS, "not all workers restarted")
