@@ -95,7 +95,7 @@ async def cancelled_calls(context: Context) -> Verdict:
         observed=f"{cancelled:,} calls cancelled, {finished} finished first; {left[0]} calls and {left[1]} texts "
         f"remain; {traffic.failures()} of {len(traffic.requests):,} other items without a correct answer",
         passed=left == [0, 0] and not traffic.failures() and len(traffic.requests) >= 100 and cancelled > calls / 2,
-        control=f"{during} calls are counted while calls are running",
+        control=f"calls counted while calls are running: {during}",
         control_failed=during > 0,
         figures={"cancelled": cancelled, "finished": finished, "items": len(traffic.requests)},
     )

@@ -86,9 +86,10 @@ async def killed_export(context: Context) -> Verdict:
     incorrect += await _incorrect(context, target)
     copies, refused = await asyncio.to_thread(_copy_partially, target, context.work_dir / "copy")
     return Verdict(
-        observed=f"{sum(killed)} of {kills} exports were killed, {killed[1]} of them while writing: {corrupt} corrupt "
-        f"bundles, {temporary} temporary directories; a later export {'succeeded' if replaced else 'changed nothing'} "
-        f"and left {len(left)} other files; {incorrect} incorrect answers of the older and the new bundle",
+        observed=f"{sum(killed)} of {kills} exports were killed, {killed[1]} of them while writing; corrupt bundles: "
+        f"{corrupt}, temporary directories: {temporary}; a later export "
+        f"{'succeeded' if replaced else 'changed nothing'} and left {len(left)} other files; {incorrect} incorrect "
+        "answers of the older and the new bundle",
         passed=not corrupt and not incorrect and not left and replaced and all(killed),
         control=f"the loader refuses {refused} of {copies} partial copies of a bundle",
         control_failed=refused == copies,

@@ -166,8 +166,8 @@ def _verdict(check: _Check, texts: str, figures: Mapping[str, float]) -> Verdict
         f"reference answer and {check.miscounted} report another token count",
         passed=not (check.incorrect or check.miscounted),
         control=f"judged as answers to the next text, {check.distinguished:,} of {check.pairs:,} answers are "
-        f"incorrect; if special tokens inside a text are parsed as such, the token count of {check.reference.special} "
-        "texts changes",
+        f"incorrect; texts whose token count changes if special tokens inside a text are parsed as such: "
+        f"{check.reference.special}",
         control_failed=check.distinguished == check.pairs > 0 and check.reference.special > 0,
         figures={
             **figures,
