@@ -129,9 +129,9 @@ bench: $(BUNDLE)/bundle.json  ## measure the server against the onnxruntime uppe
 	$(BIN)/python -m bench.server.scaling --bundle $(BUNDLE) --work build/scaling --output bench/results/scaling.json
 	$(BIN)/python -m bench.report.page
 
-# About half an hour on two cores; what it writes is only worth something where nothing else runs meanwhile.
-reliability: $(BUNDLE)/bundle.json  ## make go wrong what may go wrong; writes docs/reliability.md (QUICK=1: in 5 minutes, of what hangs on no clock; writes nothing)
-	$(BIN)/python tests/reliability/run.py --bundle $(BUNDLE) $(if $(QUICK),--quick)
+# Takes about half an hour on two cores. Run it on an otherwise idle machine, or the measured times mean little.
+reliability: $(BUNDLE)/bundle.json  ## inject faults into real servers; writes docs/reliability.md (QUICK=1: 5 minutes, without timing-dependent scenarios; writes nothing)
+	$(BIN)/python -m tests.reliability.run --bundle $(BUNDLE) $(if $(QUICK),--quick)
 
 compare: $(BUNDLE)/bundle.json  ## install other servers, each in its own environment, and compare them with polyhead
 	$(BIN)/python -m bench.comparison.install

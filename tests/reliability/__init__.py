@@ -1,9 +1,11 @@
-"""What goes wrong with a server, made to go wrong; ``tests/reliability/run.py`` runs it and writes the page.
+"""Fault injection against real servers; ``python -m tests.reliability.run`` runs it and writes docs/reliability.md.
 
 ::
 
-    case        what a fault program says: expected, seen, and the control that must fail
-    processes   servers as processes, and what the kernel knows of them
-    offline     the answers of the engine run alone, by which every answer over the wire is judged
-    traffic     load that records each request with its answer; clients that lack what ours has
+    run                 command line: runs scenarios, stores their results, writes the page
+    scenario            a scenario: its fault, the expected behavior, its verdict and its control
+    processes           server processes, and their state as reported by the kernel
+    reference_answers   the engine's answers without a server; every answer of a server is compared with them
+    traffic             load that records the outcome of each request; a client without retries for the controls
+    report              renders the page from the results
 """

@@ -1,10 +1,11 @@
-"""Loads bundles whose manifest or tokenizer Hypothesis has changed, in a process of its own; then one line of JSON.
+"""Loads bundles whose manifest or tokenizer Hypothesis has changed; prints one line of JSON. Runs as its own process.
 
-    cd bench && python -m faults.bundle_fuzz BUNDLE FOLDER --examples 200
+    python -m tests.reliability.bundle_fuzz BUNDLE DIRECTORY --examples 200
 
-Hashes are made right after each change, as somebody does who knows the format, or nothing but a hash would be tested.
-What counts is how the server's own way of loading ends: with the one line that ``polyhead-serve`` ends with, or with a
-model that answers the golden texts. Anything else, such as an exception of another kind, is a fault.
+Hashes are corrected after each change, as by someone who knows the format; otherwise only the hash check would be
+tested. The bundle is loaded by the server's own code. Two outcomes are correct: the one-line error with which
+``polyhead-serve`` exits, and a model that passes the self-test on the golden texts. Any other outcome, such as another
+exception, is a fault.
 """
 
 from __future__ import annotations
@@ -34,27 +35,27 @@ _VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-_DEEPEST = 8
+_MAX_DEPTH = 8
 
 
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("folder", type=Path, help="for a copy of the bundle; must not be there")
-    parser.add_argument("--examples", type=int, default=200, help="of each file (default: 200)")
+    parser.add_argument("directory", type=Path, help="path for a copy of the bundle; must not exist")
+    parser.add_argument("--examples", type=int, default=200, help="changes per file (default: 200)")
     arguments = parser.parse_args()
     logging.disable()
-    root = Path(shutil.copytree(arguments.bundle, arguments.folder))
-    found: dict[str, Any] = {"unchanged": _load(root)}
+    root = Path(shutil.copytree(arguments.bundle, arguments.directory))
+    report: dict[str, Any] = {"unchanged": _load(root)}
     before = _peak_mb()
     for name, write in (("manifest", _write_manifest), ("tokenizer", _write_tokenizer)):
-        found[name] = _fuzz(root, write, arguments.bundle, arguments.examples)
-    print(json.dumps({**found, "grown_mb": _peak_mb() - before}))
+        report[name] = _fuzz(root, write, arguments.bundle, arguments.examples)
+    print(json.dumps({**report, "growth_mb": _peak_mb() - before}))
 
 
 def _fuzz(root: Path, write: Callable[[Path, Path, Any], None], original: Path, examples: int) -> dict[str, Any]:
-    endings: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
     slowest_s = 0.0
 
     @settings(
@@ -66,26 +67,26 @@ def _fuzz(root: Path, write: Callable[[Path, Path, Any], None], original: Path, 
         suppress_health_check=list(HealthCheck),
     )
     @given(st.data())
-    def one(data: st.DataObject) -> None:
+    def load_changed(data: st.DataObject) -> None:
         nonlocal slowest_s
         write(root, original, data)
-        began = time.monotonic()
-        endings[_load(root)] += 1
-        slowest_s = max(slowest_s, time.monotonic() - began)
+        started = time.monotonic()
+        outcomes[_load(root)] += 1
+        slowest_s = max(slowest_s, time.monotonic() - started)
 
-    one()
+    load_changed()
     for name in (bundle.MANIFEST_NAME, bundle.TOKENIZER):
         shutil.copy(original / name, root / name)
-    return {"endings": endings, "slowest_s": slowest_s}
+    return {"outcomes": outcomes, "slowest_s": slowest_s}
 
 
 def _load(root: Path) -> str:
-    """How loading ends: ``loaded``, ``refused``, or the name of the exception that got out."""
+    """Outcome of loading: ``loaded``, ``refused``, or the class name of an unexpected exception."""
     try:
         load_model(Settings(bundle=root, device="cpu", engine="onnx", threads=1, max_batch_tokens=1))
     except StartupError as error:
-        return "refused" if str(error) else "refused without a word"
-    except BaseException as error:  # noqa: BLE001 - what else there is, a Rust panic as well, is what is looked for
+        return "refused" if str(error) else "refused without a reason"
+    except BaseException as error:  # noqa: BLE001 - unexpected exceptions, Rust panics included, are what fuzzing looks for
         return type(error).__name__
     return "loaded"
 
@@ -94,7 +95,7 @@ def _write_manifest(root: Path, original: Path, data: Any) -> None:
     document = json.loads((original / bundle.MANIFEST_NAME).read_bytes())
     document.pop("digest")
     _change(document, data)
-    _spell(root, document)
+    _write_with_digest(root, document)
 
 
 def _write_tokenizer(root: Path, original: Path, data: Any) -> None:
@@ -105,16 +106,20 @@ def _write_tokenizer(root: Path, original: Path, data: Any) -> None:
     document = json.loads((original / bundle.MANIFEST_NAME).read_bytes())
     document.pop("digest")
     document["files"][bundle.TOKENIZER] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    _spell(root, document)
+    _write_with_digest(root, document)
 
 
 def _change(document: Any, data: Any) -> None:
-    """Walks down to some part of a document, and takes it away, or puts anything in its place."""
-    for depth in range(_DEEPEST):
+    """Descends to a random part of a document, and deletes it or replaces it with a random value."""
+    for depth in range(_MAX_DEPTH):
         keys = sorted(document) if isinstance(document, dict) else range(len(document))
         key = data.draw(st.sampled_from(keys))
         inner = document[key]
-        if depth == _DEEPEST - 1 or not (isinstance(inner, dict | list) and inner) or data.draw(st.integers(0, 3)) == 0:
+        if (
+            depth == _MAX_DEPTH - 1
+            or not (isinstance(inner, dict | list) and inner)
+            or data.draw(st.integers(0, 3)) == 0
+        ):
             if data.draw(st.booleans()):
                 document[key] = data.draw(_VALUES)
             else:
@@ -123,11 +128,11 @@ def _change(document: Any, data: Any) -> None:
         document = inner
 
 
-def _spell(root: Path, document: dict[str, Any]) -> None:
-    def spelled(value: object) -> bytes:
+def _write_with_digest(root: Path, document: dict[str, Any]) -> None:
+    def encoded(value: object) -> bytes:
         return (json.dumps(value, sort_keys=True, indent=2) + "\n").encode()
 
-    content = spelled({**document, "digest": hashlib.sha256(spelled(document)).hexdigest()})
+    content = encoded({**document, "digest": hashlib.sha256(encoded(document)).hexdigest()})
     (root / bundle.MANIFEST_NAME).write_bytes(content)
 
 

@@ -1,4 +1,4 @@
-"""Work that nobody waits for any more, and texts and files that are not what they were."""
+"""Cancelled and expired calls, bundle files that change while served, and texts larger than a batch."""
 
 from __future__ import annotations
 
@@ -14,72 +14,72 @@ from polyhead_client import PolyheadError
 
 from bench.harness.servers import free_port, metric
 
-from .processes import served, start
-from .scenario import Place, Verdict, case
+from .processes import run_server_with_client, start_server
+from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
 
-@case(
-    "passed deadlines",
-    fault="a server that stands still until the deadline of everything that it accepted has passed",
-    expected="only what was computed before it stood still was computed: nothing of the rest",
+@scenario(
+    "expired deadlines",
+    fault="The server is stopped with SIGSTOP until the deadlines of all accepted calls have expired",
+    expected="The server computes no text whose deadline expired while it waited in the queue",
     timed=True,
 )
-async def passed_deadlines(place: Place) -> Verdict:
-    """SIGSTOP, and what the server's own metrics say it computed. The control: without a deadline all is computed."""
-    rounds = place.many(10, 3)
+async def expired_deadlines(context: Context) -> Verdict:
+    """Counts the computed texts in the metrics of the server. The control uses a deadline that does not expire."""
+    rounds = context.scaled(10, 3)
     text = "word " * 120
-    found: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    counts: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
     metrics = f"127.0.0.1:{free_port()}"
-    # More texts than 0.1 s is enough for, in small passes, of which those that have begun go on.
+    # More texts than the server computes in 0.1 s, in small batches, because a started batch is not interrupted.
     items, flags = 64, ("--metrics-listen", metrics, "--max-batch-tokens", "256")
-    async with served(place.bundle, place.folder, *flags) as (server, client):
+    async with run_server_with_client(context.bundle, context.work_dir, *flags) as (server, client):
         await asyncio.gather(*(client.analyze([text] * 8) for _ in range(4)))
         for number in range(2 * rounds):
-            has_deadline = number % 2 == 0
+            expires = number % 2 == 0
             before = await _computed(metrics)
-            deadline_s = 2.0 if has_deadline else 30.0
+            deadline_s = 2.0 if expires else 30.0
             call = asyncio.create_task(client.analyze([text] * items, deadline_s=deadline_s))
             await asyncio.sleep(0.1)
             server.process.send_signal(signal.SIGSTOP)
-            stopped = time.monotonic()
             await asyncio.sleep(2.5)
             server.process.send_signal(signal.SIGCONT)
             (outcome,) = await asyncio.gather(call, return_exceptions=True)
             await asyncio.sleep(1.0)
-            # Refused, it would not be computed either.
+            # A refused call would not be computed either, so its status must be checked.
             code = outcome.code if isinstance(outcome, PolyheadError) else "OK"
-            if code != ("DEADLINE_EXCEEDED" if has_deadline else "OK"):
-                raise SystemExit(f"the call ended otherwise than expected: {outcome}, after {stopped}")
-            found[has_deadline].append((items, await _computed(metrics) - before))
-    computed, all_of_them = (sum(number for _, number in found[kind]) for kind in (True, False))
-    sent = sum(items for items, _ in found[True])
+            if code != ("DEADLINE_EXCEEDED" if expires else "OK"):
+                raise SystemExit(f"the call ended unexpectedly: {outcome}")
+            counts[expires].append((items, await _computed(metrics) - before))
+    computed, control_computed = (sum(number for _, number in counts[kind]) for kind in (True, False))
+    sent = sum(items for items, _ in counts[True])
     return Verdict(
-        seen=f"{rounds} stops of 2.5 s: {computed} of {sent} texts were computed, in the 0.1 s before the stop or in "
-        "a pass that had begun",
+        observed=f"{rounds} stops of 2.5 s: {computed} of {sent} texts were computed, all in the 0.1 s before the "
+        "stop or in a batch that had started",
         passed=0 < computed < sent / 2,
-        control=f"without a deadline: {all_of_them} of {sent}",
-        control_failed=all_of_them == sent,
-        figures={"texts": sent, "computed": computed, "computed_without_deadline": all_of_them},
+        control=f"with a deadline that does not expire: {control_computed} of {sent}",
+        control_failed=control_computed == sent,
+        figures={"texts": sent, "computed": computed, "computed_without_expiry": control_computed},
     )
 
 
-@case(
-    "cancels at every stage",
-    fault="calls that are cancelled after 0 to 400 ms: unread, while they wait, in their pass, on the way back",
-    expected="nothing of them stays in the server, and calls beside them are answered",
+@scenario(
+    "cancelled calls",
+    fault="Calls are cancelled after 0 to 400 ms: before they are read, in the queue, in a batch, or during the "
+    "response",
+    expected="The server keeps no trace of them, and other calls are answered",
 )
-async def cancels_at_every_stage(place: Place) -> Verdict:
-    """The control: calls that are running are seen by the same measure."""
-    calls = place.many(3_000, 300)
+async def cancelled_calls(context: Context) -> Verdict:
+    """The control counts the running calls in the same way."""
+    calls = context.scaled(3_000, 300)
     rng = random.Random(0)
     metrics = f"127.0.0.1:{free_port()}"
-    traffic = Traffic(place.offline, place.texts)
+    traffic = Traffic(context.reference_answers, context.texts)
     cancelled = finished = 0
-    async with served(place.bundle, place.folder, "--metrics-listen", metrics) as (_, client):
+    async with run_server_with_client(context.bundle, context.work_dir, "--metrics-listen", metrics) as (_, client):
         async with traffic.flowing([client], calls=1, items=1, streams=1):
             for _ in range(calls // 20):
-                tasks = [asyncio.create_task(client.analyze(rng.choices(place.texts, k=4))) for _ in range(20)]
+                tasks = [asyncio.create_task(client.analyze(rng.choices(context.texts, k=4))) for _ in range(20)]
                 for task in tasks:
                     await asyncio.sleep(rng.uniform(0, 0.02))
                     task.cancel()
@@ -88,56 +88,56 @@ async def cancels_at_every_stage(place: Place) -> Verdict:
                     finished += isinstance(outcome, list)
             during = await _metric(metrics, "polyhead_requests_running")
         await asyncio.sleep(1.0)
-        # A pass after all of them, so that what is told of the queue is of now.
-        await client.analyze(place.texts[:1])
+        # One more batch, so that the metrics of the queue are current.
+        await client.analyze(context.texts[:1])
         left = [await _metric(metrics, name) for name in ("polyhead_requests_running", "polyhead_queued_items")]
     return Verdict(
-        seen=f"{cancelled:,} calls cancelled, {finished} finished first; {left[0]} calls and {left[1]} texts are left; "
-        f"{traffic.bad()} of {len(traffic.requests):,} items beside them without a right answer",
-        passed=left == [0, 0] and not traffic.bad() and len(traffic.requests) >= 100 and cancelled > calls / 2,
-        control=f"while calls run, {during} are seen",
+        observed=f"{cancelled:,} calls cancelled, {finished} finished first; {left[0]} calls and {left[1]} texts "
+        f"remain; {traffic.failures()} of {len(traffic.requests):,} other items without a correct answer",
+        passed=left == [0, 0] and not traffic.failures() and len(traffic.requests) >= 100 and cancelled > calls / 2,
+        control=f"calls counted while calls are running: {during}",
         control_failed=during > 0,
         figures={"cancelled": cancelled, "finished": finished, "items": len(traffic.requests)},
     )
 
 
 async def _computed(metrics: str) -> int:
-    """Texts that the server says it has computed."""
+    """Number of texts that the server has computed according to its metrics."""
     return await _metric(metrics, "polyhead_items_total")
 
 
 async def _metric(metrics: str, name: str) -> int:
-    """A number among the server's metrics."""
+    """Value of a metric of the server."""
     return int(await asyncio.to_thread(metric, metrics, name))
 
 
-@case(
-    "bundle overwritten",
-    fault="the files of the bundle overwritten, cut and removed while it is served",
-    expected="answers stay what they are; a start on what is left is refused",
+@scenario(
+    "overwritten bundle",
+    fault="The files of the bundle are overwritten, truncated and removed while it is served",
+    expected="Answers do not change; a new server refuses the damaged bundle",
 )
-async def bundle_overwritten(place: Place) -> Verdict:
-    """The control is the start: the damage is real."""
-    copy = place.folder / "bundle"
-    shutil.copytree(place.bundle, copy)
-    traffic = Traffic(place.offline, place.texts)
+async def overwritten_bundle(context: Context) -> Verdict:
+    """The control starts a server on the damaged bundle."""
+    copy = context.work_dir / "bundle"
+    shutil.copytree(context.bundle, copy)
+    traffic = Traffic(context.reference_answers, context.texts)
     moments: list[float] = []
-    async with served(copy, place.folder) as (_, client), traffic.flowing([client]):
+    async with run_server_with_client(copy, context.work_dir) as (_, client), traffic.flowing([client]):
         await traffic.flow_until(100)
-        for damage in (_overwrite, _cut, _remove):
+        for damage in (_overwrite, _truncate, _remove):
             moments.append(time.monotonic())
             await asyncio.to_thread(damage, copy)
             await traffic.flow_until(100)
-    shutil.copytree(place.bundle, copy, dirs_exist_ok=True)
+    shutil.copytree(context.bundle, copy, dirs_exist_ok=True)
     _overwrite(copy)
-    again = start(copy, place.folder / "again.log")
-    code = await asyncio.to_thread(again.process.wait, 60)
+    new_server = start_server(copy, context.work_dir / "new.log")
+    code = await asyncio.to_thread(new_server.process.wait, 60)
     return Verdict(
-        seen=f"{len(traffic.requests):,} items: {traffic.bad()} without a right answer",
-        passed=not traffic.bad() and traffic.enough(*moments),
-        control=f"a server that is started on the damaged files leaves with exit code {code}",
+        observed=f"{len(traffic.requests):,} items: {traffic.failures()} without a correct answer",
+        passed=not traffic.failures() and traffic.covers(*moments),
+        control=f"a new server on the damaged bundle exits with code {code}",
         control_failed=code == 2,
-        figures={"items": len(traffic.requests), "bad_items": traffic.bad()},
+        figures={"items": len(traffic.requests), "failed_items": traffic.failures()},
     )
 
 
@@ -152,7 +152,7 @@ def _overwrite(bundle: Path) -> None:
             stream.write(b"\xff" * min(10**6, path.stat().st_size // 2))
 
 
-def _cut(bundle: Path) -> None:
+def _truncate(bundle: Path) -> None:
     for path in _files(bundle):
         os.truncate(path, path.stat().st_size // 3)
 
@@ -162,24 +162,24 @@ def _remove(bundle: Path) -> None:
         path.unlink()
 
 
-@case(
-    "texts larger than a pass",
-    fault="texts of 128 tokens for a server whose passes hold 16",
-    expected="each goes alone and is answered rightly",
+@scenario(
+    "texts larger than a batch",
+    fault="Texts of 128 tokens for a server with a batch size limit of 16 tokens",
+    expected="Each text forms its own batch and is answered correctly",
 )
-async def texts_larger_than_a_pass(place: Place) -> Verdict:
-    """The control: a client that refuses truncation is refused, so they are as long as they should be."""
-    texts = ["word " * 200 + text for text in place.texts[:20]] + place.texts[:20]
-    traffic = Traffic(place.offline, texts)
-    async with served(place.bundle, place.folder, "--max-batch-tokens", "16") as (_, client):
+async def texts_larger_than_a_batch(context: Context) -> Verdict:
+    """The control sends the texts with truncation="error", which proves that they are as long as intended."""
+    texts = ["word " * 200 + text for text in context.texts[:20]] + context.texts[:20]
+    traffic = Traffic(context.reference_answers, texts)
+    async with run_server_with_client(context.bundle, context.work_dir, "--max-batch-tokens", "16") as (_, client):
         async with traffic.flowing([client]):
-            await traffic.flow_until(place.many(500, 100))
+            await traffic.flow_until(context.scaled(500, 100))
         refused = await client.analyze(texts[:20], truncation="error")
     reasons = [one.error.reason for one in refused if one.error]
     return Verdict(
-        seen=f"{len(traffic.requests):,} items: {traffic.bad()} without a right answer",
-        passed=not traffic.bad() and len(traffic.requests) >= 100,
-        control=f"{reasons.count('TEXT_TOO_LONG')} of 20 are refused as too long by a client that asks for that",
+        observed=f"{len(traffic.requests):,} items: {traffic.failures()} without a correct answer",
+        passed=not traffic.failures() and len(traffic.requests) >= 100,
+        control=f'with truncation="error", {reasons.count("TEXT_TOO_LONG")} of 20 texts are refused as too long',
         control_failed=reasons.count("TEXT_TOO_LONG") == 20,
-        figures={"items": len(traffic.requests), "bad_items": traffic.bad()},
+        figures={"items": len(traffic.requests), "failed_items": traffic.failures()},
     )

@@ -1,4 +1,4 @@
-"""A second bundle with the same backbone and embedding space, and another calibration of one head."""
+"""A second bundle with the same backbone and embedding space, and a different calibration of one head."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import polyhead_bundle as bundle
 from polyhead_export.fingerprints import compute_fingerprints
 from polyhead_training.model import PolyheadModel
 
-# So much softer are the first head's probabilities: far beyond any tolerance.
-_SOFTER = 2.0
+# Factor on the temperature of the first head. It changes the probabilities far beyond any tolerance.
+_TEMPERATURE_FACTOR = 2.0
 
 
-def with_another_head(source: Path, destination: Path) -> Path:
-    """Writes what an export after calibrating the first head anew would have written.
+def write_bundle_with_other_head(source: Path, destination: Path) -> Path:
+    """Writes the bundle that an export would write after a new calibration of the first head.
 
-    The temperature is no part of the graph or of the golden logits, so everything else stays as it is; the
-    fingerprints are taken by the code that the export takes them with.
+    The temperature is part of neither the graph nor the golden logits, so everything else stays unchanged. The
+    fingerprints are computed by the same code as in the export.
     """
     found = bundle.load(source)
     first, *others = found.manifest.heads
-    heads = (dataclasses.replace(first, temperature=first.temperature * _SOFTER), *others)
+    heads = (dataclasses.replace(first, temperature=first.temperature * _TEMPERATURE_FACTOR), *others)
     model = PolyheadModel.from_pretrained(source / "torch").eval()
     tokenizer = found.file(bundle.TOKENIZER).read_bytes()
     variants = {

@@ -1,4 +1,4 @@
-"""Bundles that must not take over from the one that is served."""
+"""Corrupt and incompatible bundles, which must not replace the bundle that is served."""
 
 from __future__ import annotations
 
@@ -22,127 +22,131 @@ from polyhead_client import AsyncClient
 from bench.harness.servers import free_port
 from bench.harness.texts import ROOT
 
-from .processes import running
+from .processes import run_server
 from .reference_answers import version
-from .restarts_and_reloads import point
-from .scenario import Place, Verdict, case
+from .restarts_and_reloads import replace_link
+from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
-_RELOAD_S = 60.0
-_FUZZING_S = 600.0
-_SLOW_S = 10.0
+_RELOAD_TIMEOUT_S = 60.0
+_FUZZING_TIMEOUT_S = 600.0
+# Maximum time to load or refuse one bundle.
+_MAX_LOAD_S = 10.0
 _GRAPH = "model.int8.onnx"
 
 
-@case(
-    "damaged bundles",
-    fault="the bundle behind a link replaced by damaged and by foreign ones of 12 kinds, then a reload, under load",
-    expected="each is refused with its reason, no item fails, the old model answers on; a good one is taken after them",
+@scenario(
+    "corrupt bundles",
+    fault="The symbolic link to the bundle is replaced by links to 12 kinds of corrupt and incompatible bundles, each "
+    "followed by a reload, under load",
+    expected="Each bundle is refused with its specific reason, no item fails and the old model keeps answering; a "
+    "valid bundle is accepted afterwards",
 )
-async def damaged_bundles(place: Place) -> Verdict:
-    """Reloads by the admin service, which says why not. The control: a good bundle does take over."""
-    kinds = dict(list(KINDS.items())[:: place.many(1, 6)])
-    link = place.folder / "served"
-    point(link, place.bundle)
+async def corrupt_bundles(context: Context) -> Verdict:
+    """Reloads through the admin service, which returns the reason of a refusal. The control reloads a valid bundle."""
+    kinds = dict(list(KINDS.items())[:: context.scaled(1, 6)])
+    link = context.work_dir / "served"
+    replace_link(link, context.bundle)
     admin = f"127.0.0.1:{free_port()}"
-    old, new = place.offline.versions
-    traffic = Traffic(place.offline, place.texts)
-    taken: list[str] = []
+    old, new = context.reference_answers.versions
+    traffic = Traffic(context.reference_answers, context.texts)
+    not_refused: list[str] = []
     moments: list[float] = []
     async with (
-        running(link, place.folder, "--admin-listen", admin) as server,
+        run_server(link, context.work_dir, "--admin-listen", admin) as server,
         AsyncClient(server.target) as client,
         grpc.aio.insecure_channel(admin) as channel,
         traffic.flowing([client]),
     ):
         stub: Any = admin_service_pb2_grpc.AdminServiceStub(channel)
-        for kind, (damage, reason) in kinds.items():
+        for kind, (corrupt, reason) in kinds.items():
             await traffic.flow_until(100)
-            with tempfile.TemporaryDirectory(dir=place.folder) as folder:
-                point(link, damage(Path(shutil.copytree(place.bundle, Path(folder) / "damaged"))))
+            with tempfile.TemporaryDirectory(dir=context.work_dir) as directory:
+                replace_link(link, corrupt(Path(shutil.copytree(context.bundle, Path(directory) / "corrupt"))))
                 moments.append(time.monotonic())
-                if reason not in await _refusal(stub) or await _serving(client) != old:
-                    taken.append(kind)
+                if reason not in await _refusal(stub) or await _served_version(client) != old:
+                    not_refused.append(kind)
         await traffic.flow_until(100)
-        by_others = sum(one.version != old for one in traffic.requests if one.outcome == "right")
-        point(link, place.other)
-        good_refused = await _refusal(stub)
-        replaced = await _serving(client) == new
+        other_model = sum(one.version != old for one in traffic.requests if one.outcome == "correct")
+        replace_link(link, context.other_bundle)
+        valid_refused = await _refusal(stub)
+        replaced = await _served_version(client) == new
         await traffic.flow_until(100)
-    items, bad = len(traffic.requests), traffic.bad()
+    items, failures = len(traffic.requests), traffic.failures()
     return Verdict(
-        seen=f"of {len(kinds)} kinds {len(kinds) - len(taken)} were refused, each for its own reason"
-        f"{'; not: ' if taken else ''}{', '.join(taken)}; of {items:,} items {bad} were not answered rightly, "
-        f"{by_others} by another model",
-        passed=not taken and not bad and not by_others and traffic.enough(*moments),
-        control="a good bundle with another head is taken" if replaced else "a good bundle was refused as well",
-        control_failed=replaced and not good_refused,
-        figures={"kinds": len(kinds), "taken": len(taken), "items": items, "bad_items": bad},
+        observed=f"{len(kinds) - len(not_refused)} of {len(kinds)} kinds were refused, each for its specific reason"
+        f"{'; not refused: ' if not_refused else ''}{', '.join(not_refused)}; {failures} of {items:,} items without a "
+        f"correct answer, {other_model} answered by another model",
+        passed=not not_refused and not failures and not other_model and traffic.covers(*moments),
+        control="a valid bundle with another head is accepted" if replaced else "a valid bundle is refused as well",
+        control_failed=replaced and not valid_refused,
+        figures={"kinds": len(kinds), "not_refused": len(not_refused), "items": items, "failed_items": failures},
     )
 
 
-@case(
+@scenario(
     "fuzzed bundles",
-    fault="manifests and tokenizer files that Hypothesis changed anywhere, with every hash made right again",
-    expected="the server refuses each with a line, or its model answers the golden texts; nothing else, and no waiting",
+    fault="Hypothesis changes any part of the manifest or the tokenizer file and corrects every hash",
+    expected="The server refuses each bundle with one line, or its model passes the self-test; loading neither "
+    "crashes nor hangs",
 )
-async def fuzzed_bundles(place: Place) -> Verdict:
-    """A process of its own loads them, as the server does. The control: the bundle as it was is not refused."""
-    command = ["-m", "faults.bundle_fuzz", str(place.bundle), str(place.folder / "fuzzed")]
-    examples = place.many(300, 15)
+async def fuzzed_bundles(context: Context) -> Verdict:
+    """A separate process loads the bundles as the server does. The control loads the unchanged bundle."""
+    command = ["-m", "tests.reliability.bundle_fuzz", str(context.bundle), str(context.work_dir / "fuzzed")]
+    examples = context.scaled(300, 15)
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, "--examples", str(examples), cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), _FUZZING_S)
+        output, _ = await asyncio.wait_for(process.communicate(), _FUZZING_TIMEOUT_S)
     except TimeoutError:
         process.kill()
-        raise SystemExit("a bundle is being loaded for ever") from None
-    found = json.loads(output)
-    endings = {name: found[name]["endings"] for name in ("manifest", "tokenizer")}
-    tried = sum(sum(one.values()) for one in endings.values())
-    faults = sum(n for one in endings.values() for ending, n in one.items() if ending not in {"refused", "loaded"})
-    slowest_s = max(found[name]["slowest_s"] for name in endings)
-    told = "; ".join(f"{name}: {', '.join(f'{k} {n}' for k, n in one.items())}" for name, one in endings.items())
+        raise SystemExit("loading a bundle does not end") from None
+    report = json.loads(output)
+    outcomes = {name: report[name]["outcomes"] for name in ("manifest", "tokenizer")}
+    loads = sum(sum(one.values()) for one in outcomes.values())
+    faults = sum(n for one in outcomes.values() for outcome, n in one.items() if outcome not in {"refused", "loaded"})
+    slowest_s = max(report[name]["slowest_s"] for name in outcomes)
+    summary = "; ".join(f"{name}: {', '.join(f'{k} {n}' for k, n in one.items())}" for name, one in outcomes.items())
     return Verdict(
-        seen=f"{tried} bundles, {told}; {faults} ended otherwise; the slowest took {slowest_s:.1f} s; "
-        f"{found['grown_mb']:+.0f} MB",
-        passed=not faults and slowest_s < _SLOW_S and all(one.get("refused") for one in endings.values()),
-        control=f"the bundle as it was: {found['unchanged']}",
-        control_failed=found["unchanged"] == "loaded",
-        figures={"bundles": tried, "faults": faults, "slowest_s": slowest_s, "grown_mb": found["grown_mb"]},
+        observed=f"{loads} bundles, {summary}; {faults} ended in any other way; the slowest took {slowest_s:.1f} s; "
+        f"memory {report['growth_mb']:+.0f} MB",
+        passed=not faults and slowest_s < _MAX_LOAD_S and all(one.get("refused") for one in outcomes.values()),
+        control=f"the unchanged bundle: {report['unchanged']}",
+        control_failed=report["unchanged"] == "loaded",
+        figures={"bundles": loads, "faults": faults, "slowest_s": slowest_s, "growth_mb": report["growth_mb"]},
     )
 
 
 async def _refusal(stub: Any) -> str:
-    """Why a reload is refused; empty where it is not, or not for the bundle."""
+    """Reason why a reload is refused; empty if it is not refused, or not because of the bundle."""
     try:
-        await stub.Reload(pb2.ReloadRequest(), timeout=_RELOAD_S)
+        await stub.Reload(pb2.ReloadRequest(), timeout=_RELOAD_TIMEOUT_S)
     except grpc.aio.AioRpcError as error:
         return str(error.details()) if error.code() is grpc.StatusCode.FAILED_PRECONDITION else ""
     return ""
 
 
-async def _serving(client: AsyncClient) -> str:
+async def _served_version(client: AsyncClient) -> str:
     return version((await client.info()).fingerprints)
 
 
 def _rewritten(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
-    def damage(root: Path) -> Path:
+    def corrupt(root: Path) -> Path:
         path = root / name
         path.write_bytes(change(path.read_bytes()))
         return root
 
-    return damage
+    return corrupt
 
 
-def _flipped(content: bytes) -> bytes:
+def _flip_bit(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 def _manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Path]:
-    """Another manifest; nothing that it vouches for is touched, so every hash is right."""
+    """Changes the manifest; the files that it lists stay unchanged, so every hash of a file is correct."""
 
     def changed(content: bytes) -> bytes:
         values = json.loads(content)
@@ -153,60 +157,67 @@ def _manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Path]
 
 
 def _missing(name: str) -> Callable[[Path], Path]:
-    def damage(root: Path) -> Path:
+    def corrupt(root: Path) -> Path:
         (root / name).unlink()
         return root
 
-    return damage
+    return corrupt
 
 
-def _foreign(change: Callable[[bundle.Manifest], bundle.Manifest]) -> Callable[[Path], Path]:
-    """A bundle without a fault that is no successor, or lies: written as an export writes one."""
+def _written(change: Callable[[bundle.Manifest], bundle.Manifest]) -> Callable[[Path], Path]:
+    """Writes a bundle as an export does: intact, but incompatible or with incorrect golden answers."""
 
-    def damage(root: Path) -> Path:
-        found = bundle.load(root)
-        fresh = root.with_name(f"{root.name}-written")
-        bundle.write(fresh, change(found.manifest), {name: found.file(name) for name in found.manifest.files})
-        return fresh
+    def corrupt(root: Path) -> Path:
+        original = bundle.load(root)
+        destination = root.with_name(f"{root.name}-written")
+        bundle.write(
+            destination,
+            change(original.manifest),
+            {name: original.file(name) for name in original.manifest.files},
+        )
+        return destination
 
-    return damage
+    return corrupt
 
 
-def _other_labels(manifest: bundle.Manifest) -> bundle.Manifest:
+def _reverse_labels(manifest: bundle.Manifest) -> bundle.Manifest:
     first, *others = manifest.heads
     return dataclasses.replace(manifest, heads=(dataclasses.replace(first, labels=first.labels[::-1]), *others))
 
 
-def _other_space(manifest: bundle.Manifest) -> bundle.Manifest:
-    def moved(variant: bundle.Variant) -> bundle.Variant:
-        prints = dataclasses.replace(variant.fingerprints, embedding_space="0" * 16)
-        return dataclasses.replace(variant, fingerprints=prints)
+def _change_embedding_space(manifest: bundle.Manifest) -> bundle.Manifest:
+    def change(variant: bundle.Variant) -> bundle.Variant:
+        fingerprints = dataclasses.replace(variant.fingerprints, embedding_space="0" * 16)
+        return dataclasses.replace(variant, fingerprints=fingerprints)
 
-    return dataclasses.replace(manifest, variants={name: moved(one) for name, one in manifest.variants.items()})
+    return dataclasses.replace(manifest, variants={name: change(one) for name, one in manifest.variants.items()})
 
 
-def _other_golden(manifest: bundle.Manifest) -> bundle.Manifest:
-    def lying(variant: bundle.Variant) -> bundle.Variant:
+def _negate_golden_answers(manifest: bundle.Manifest) -> bundle.Manifest:
+    def negate(variant: bundle.Variant) -> bundle.Variant:
         golden = tuple(
             dataclasses.replace(one, embedding=tuple(-value for value in one.embedding)) for one in variant.golden
         )
         return dataclasses.replace(variant, golden=golden)
 
-    return dataclasses.replace(manifest, variants={name: lying(one) for name, one in manifest.variants.items()})
+    return dataclasses.replace(manifest, variants={name: negate(one) for name, one in manifest.variants.items()})
 
 
-# What is done to a copy of the bundle, and a part of the reason for which it must be refused.
+# By kind: a function that corrupts a copy of the bundle and returns its path, and a part of the expected reason.
 KINDS: Mapping[str, tuple[Callable[[Path], Path], str]] = {
     "manifest missing": (_missing(bundle.MANIFEST_NAME), "bundle.json: is missing"),
-    "manifest cut": (_rewritten(bundle.MANIFEST_NAME, lambda content: content[: len(content) // 2]), "not valid JSON"),
-    "format of tomorrow": (_manifest(lambda values: values.update(format_version=999)), "format_version 999"),
-    "changed manifest": (_manifest(lambda values: values.update(surprise=1)), "was changed: its digest"),
+    "manifest truncated": (
+        _rewritten(bundle.MANIFEST_NAME, lambda content: content[: len(content) // 2]),
+        "not valid JSON",
+    ),
+    "newer format": (_manifest(lambda values: values.update(format_version=999)), "format_version 999"),
+    "manifest changed": (_manifest(lambda values: values.update(unexpected=1)), "was changed: its digest"),
     "graph missing": (_missing(_GRAPH), f"{_GRAPH}: is missing"),
-    "graph cut": (_rewritten(_GRAPH, lambda content: content[:-1000]), "bundle.json says"),
-    "bit of the graph": (_rewritten(_GRAPH, _flipped), f"{_GRAPH}: was changed"),
-    "bit of the tokenizer": (_rewritten(bundle.TOKENIZER, _flipped), f"{bundle.TOKENIZER}: was changed"),
-    "golden answers of another model": (_foreign(_other_golden), "answers golden texts wrongly"),
-    "labels in another order": (_foreign(_other_labels), "stands where the model that serves has"),
-    "another embedding space": (_foreign(_other_space), "cannot be compared"),
-    "no bundle at all": (lambda root: root / "nowhere", "no such directory"),
+    "graph truncated": (_rewritten(_GRAPH, lambda content: content[:-1000]), "bytes; bundle.json"),
+    "bit of the graph flipped": (_rewritten(_GRAPH, _flip_bit), f"{_GRAPH}: was changed"),
+    "bit of the tokenizer flipped": (_rewritten(bundle.TOKENIZER, _flip_bit), f"{bundle.TOKENIZER}: was changed"),
+    "golden answers of another model": (_written(_negate_golden_answers), "answers golden texts wrongly"),
+    "labels reordered": (_written(_reverse_labels), " where the "),
+    "embedding space changed": (_written(_change_embedding_space), "cannot be compared"),
+    "bundle missing": (lambda root: root / "nowhere", "no such directory"),
 }

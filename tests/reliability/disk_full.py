@@ -1,4 +1,4 @@
-"""A disk that is full while runs and bundles are written to it."""
+"""A disk that becomes full while training runs and bundles are written to it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,114 +15,118 @@ from pathlib import Path
 from bench.harness.servers import BIN
 from bench.training.resume import tiny
 
-from .interrupted_writes import CONFIG, STEPS, is_whole
-from .scenario import Place, Verdict, case
+from .interrupted_writes import CONFIG, STEPS, is_valid
+from .scenario import Context, Verdict, scenario
 
 _DISK_BYTES = 100_000_000
-# Nothing at all, and a first checkpoint but no second.
-_TRAINING_ROOMS = (0, 5_500_000)
-# Bytes, and whether the temporary directory is on the disk as well: the graphs do not fit, the bundle does not.
-_EXPORT_ROOMS = ((3_000_000, True), (4_000_000, False))
+# Free bytes during training: enough for nothing, and for the first checkpoint only.
+_TRAINING_SPACE = (0, 5_500_000)
+# Free bytes during export, and whether the temporary directory is on the disk, too. In the first case the graphs do
+# not fit, in the second the bundle does not.
+_EXPORT_SPACE = ((3_000_000, True), (4_000_000, False))
 _BALLAST = "ballast"
+_REMEDY = re.compile(r"\b(free|make)\b.*\b(space|room)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class _Disk:
-    """A small file system of its own.
+    """A small file system in its own mount namespace.
 
     Attributes:
-        folder: Where programs that are run in its namespace see it.
-        seen: Where everybody else does.
-        enter: What starts a program in its namespace.
+        mount_point: Its path inside the namespace.
+        outside: Its path outside the namespace.
+        enter: Command that runs a program in the namespace.
     """
 
-    folder: Path
-    seen: Path
+    mount_point: Path
+    outside: Path
     enter: tuple[str, ...]
 
     def run(
-        self, program: str, *arguments: str, room: int = _DISK_BYTES, temporary: bool = False
+        self, program: str, *arguments: str, free_bytes: int = _DISK_BYTES, temporary: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a program to its end, with so many bytes free."""
-        self._leave(room)
-        environment = {**os.environ, "TMPDIR": str(self.folder / "tmp")} if temporary else None
+        """Runs a program with at most ``free_bytes`` bytes free; ``temporary`` puts its TMPDIR on the disk."""
+        self._fill(free_bytes)
+        environment = {**os.environ, "TMPDIR": str(self.mount_point / "tmp")} if temporary else None
         command = [*self.enter, str(BIN / program), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
     def content(self) -> dict[str, str]:
-        """The hash of each file of the run and the bundle, by its path."""
-        files = (path for name in ("run", "bundle") for path in (self.seen / name).rglob("*") if path.is_file())
+        """Returns the hash of each file of the run and the bundle by path."""
+        files = (path for name in ("run", "bundle") for path in (self.outside / name).rglob("*") if path.is_file())
         return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
-    def _leave(self, room: int) -> None:
-        ballast = self.seen / _BALLAST
+    def _fill(self, free_bytes: int) -> None:
+        ballast = self.outside / _BALLAST
         ballast.unlink(missing_ok=True)
-        free = os.statvfs(self.seen).f_bavail * os.statvfs(self.seen).f_frsize
-        if room < free:
-            ballast.write_bytes(bytes(free - room))
+        available = os.statvfs(self.outside).f_bavail * os.statvfs(self.outside).f_frsize
+        if free_bytes < available:
+            ballast.write_bytes(bytes(available - free_bytes))
 
 
 @contextlib.contextmanager
-def _disk(folder: Path) -> Iterator[_Disk]:
-    """A file system that this process alone may fill; it vanishes with the block."""
-    mounted = folder / "disk"
-    mounted.mkdir()
-    script = f"mount -t tmpfs -o size={_DISK_BYTES} none {mounted} && echo mounted && exec cat"
+def _mounted_disk(directory: Path) -> Iterator[_Disk]:
+    """Mounts a file system that only this process uses; it is unmounted when the block ends."""
+    mount_point = directory / "disk"
+    mount_point.mkdir()
+    script = f"mount -t tmpfs -o size={_DISK_BYTES} none {mount_point} && echo mounted && exec cat"
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         try:
             if holder.stdout is None or holder.stdout.readline() != "mounted\n":
-                raise SystemExit("no file system could be mounted: this needs Linux with user namespaces")
-            seen = Path(f"/proc/{holder.pid}/root{mounted}")
-            (seen / "tmp").mkdir()
+                raise SystemExit("cannot mount a file system: this scenario requires Linux with user namespaces")
+            outside = Path(f"/proc/{holder.pid}/root{mount_point}")
+            (outside / "tmp").mkdir()
             enter = ("nsenter", f"--target={holder.pid}", "--user", "--mount", "--preserve-credentials", "--")
-            yield _Disk(mounted, seen, enter)
+            yield _Disk(mount_point, outside, enter)
         finally:
             holder.kill()
 
 
-def _says_why(result: subprocess.CompletedProcess[str], disk: Path) -> bool:
-    """Whether a program failed with one line that says where there is no room, and what to do."""
+def _explains(result: subprocess.CompletedProcess[str], disk: Path) -> bool:
+    """Whether a program failed with exit code 1 and one line that names the full disk and what to do."""
     lines = result.stderr.splitlines()
-    said = [line for line in lines if line.startswith("polyhead-")]
-    named = len(said) == 1 and said == lines[-1:] and str(disk) in said[0] and "ake room" in said[0]
-    return result.returncode == 1 and named and "Traceback" not in result.stderr
+    messages = [line for line in lines if line.startswith("polyhead-")]
+    is_last_line = len(messages) == 1 and messages == lines[-1:]
+    is_clear = is_last_line and str(disk) in messages[0] and _REMEDY.search(messages[0]) is not None
+    return result.returncode == 1 and is_clear and "Traceback" not in result.stderr
 
 
-@case(
+@scenario(
     "full disk",
-    fault="training and export on a small file system that gets full, in its output or its temporary directory",
-    expected="exit code 1 and one line with the place and the mend; what stood there is whole; with room it goes on",
+    fault="Training and export fill a small file system that holds the output or the temporary directory",
+    expected="The exit code is 1, and one line names the place and the remedy; existing files stay intact; with free "
+    "space the programs succeed",
 )
-async def full_disk(place: Place) -> Verdict:
-    """The control: with room, the same commands do not fail."""
-    flags = ["--set", "training.checkpoint_steps=2", *tiny(place.folder / "backbone")]
-    with _disk(place.folder) as disk:
-        return await asyncio.to_thread(_fill_disk, place, disk, flags)
+async def full_disk(context: Context) -> Verdict:
+    """The control runs the same commands with enough free space, which must succeed."""
+    flags = ["--set", "training.checkpoint_steps=2", *tiny(context.work_dir / "backbone")]
+    with _mounted_disk(context.work_dir) as disk:
+        return await asyncio.to_thread(_fill_disk, context, disk, flags)
 
 
-def _fill_disk(place: Place, disk: _Disk, flags: list[str]) -> Verdict:
-    run, target = disk.folder / "run", disk.folder / "bundle"
+def _fill_disk(context: Context, disk: _Disk, flags: list[str]) -> Verdict:
+    run, target = disk.mount_point / "run", disk.mount_point / "bundle"
     training = ["polyhead-train", str(CONFIG), *flags, "--output-dir", str(run), "--max-steps"]
     export = ["polyhead-export", str(run), str(target)]
-    # What is there before, made with room.
+    # The existing run and bundle, written with enough free space.
     failed = [disk.run(*training, STEPS).returncode != 0, disk.run(*export).returncode != 0]
     before = disk.content()
-    rooms, export_rooms = _TRAINING_ROOMS[place.many(0, 1) :], _EXPORT_ROOMS[place.many(0, 1) :]
-    ended = [disk.run(*training, "14", "--restart", room=room) for room in rooms]
-    whole = [disk.content() == before]
-    ended += [disk.run(*export, room=room, temporary=temporary) for room, temporary in export_rooms]
-    whole.append(disk.content() == before)
-    told = [_says_why(one, disk.folder) for one in ended]
-    later = [disk.run(*training, "14", "--resume").returncode, disk.run(*export).returncode]
-    left = sorted({path.name for path in disk.seen.iterdir()} - {"run", "bundle", "tmp"})
-    good = not any(later) and disk.content() != before and is_whole(disk.seen / "bundle") and not left
+    training_space, export_space = _TRAINING_SPACE[context.scaled(0, 1) :], _EXPORT_SPACE[context.scaled(0, 1) :]
+    results = [disk.run(*training, "14", "--restart", free_bytes=free) for free in training_space]
+    intact = [disk.content() == before]
+    results += [disk.run(*export, free_bytes=free, temporary=temporary) for free, temporary in export_space]
+    intact.append(disk.content() == before)
+    explained = [_explains(one, disk.mount_point) for one in results]
+    exit_codes = [disk.run(*training, "14", "--resume").returncode, disk.run(*export).returncode]
+    left = sorted({path.name for path in disk.outside.iterdir()} - {"run", "bundle", "tmp"})
+    recovered = not any(exit_codes) and disk.content() != before and is_valid(disk.outside / "bundle") and not left
     return Verdict(
-        seen=f"{sum(told)} of {len(told)} programs ended with 1 and said where and what to do; the run and the bundle "
-        f"there were {'whole' if all(whole) else 'damaged'}; with room, both programs "
-        f"{'succeeded' if good else 'failed'} and left {len(left)} beside them",
-        passed=all(told) and all(whole) and good,
-        control=f"with room from the start {sum(failed)} of {len(failed)} failed",
+        observed=f"{sum(explained)} of {len(explained)} programs exited with 1 and named the place and the remedy; the "
+        f"existing run and bundle stayed {'intact' if all(intact) else 'not intact'}; with free space, both programs "
+        f"{'succeeded' if recovered else 'failed'} and left {len(left)} other files",
+        passed=all(explained) and all(intact) and recovered,
+        control=f"with enough free space from the start, {sum(failed)} of {len(failed)} programs fail",
         control_failed=not any(failed),
-        figures={"failures": len(told), "said": sum(told), "left": len(left)},
+        figures={"failures": len(explained), "explained": sum(explained), "left": len(left)},
     )

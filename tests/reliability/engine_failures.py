@@ -1,4 +1,4 @@
-"""An engine that fails in every way: in this process, as no bundle and no flag makes a real one do that."""
+"""An engine with injected failures, in this process, because no bundle or flag makes a real engine fail like this."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.settings import Settings
 
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 
-_SECRET = "the secret of the engine"  # noqa: S105 - what must not reach a client
+_SECRET = "the secret of the engine"  # noqa: S105 - must not reach a client
 _HANG_S = 2.0
 Outputs = list[NDArray[np.float32]]
 
 
 class PanicError(BaseException):
-    """As a panic in Rust comes to Python: no Exception."""
+    """Like a Rust panic in Python: not a subclass of Exception."""
 
 
 class FaultyEngine:
-    """A real engine that, where it is told to, does something else with what the real one answered.
+    """A real engine whose outputs pass through an injected fault.
 
     Attributes:
-        fault: Takes the true outputs; None for what they are.
-        met: Passes that the fault has met.
+        fault: Function from the real outputs to the faulty ones; None to return the real outputs.
+        faulty_batches: Number of batches to which a fault was applied.
     """
 
-    def __init__(self, engine: Model) -> None:
-        self._engine = engine.engine
+    def __init__(self, model: Model) -> None:
+        self._engine = model.engine
         self.runtime = self._engine.runtime
         self.fault: Callable[[Outputs], Outputs] | None = None
-        self.met = 0
+        self.faulty_batches = 0
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Outputs:
-        """A pass."""
+        """Runs a batch, and applies the fault if there is one."""
         outputs = self._engine.run(input_ids, attention_mask)
         if self.fault is None:
             return outputs
-        self.met += 1
+        self.faulty_batches += 1
         return self.fault(outputs)
 
     def close(self) -> None:
-        """Frees the real one."""
+        """Releases the real engine."""
         self._engine.close()
 
 
@@ -90,67 +90,71 @@ def _hang(outputs: Outputs) -> Outputs:
     return outputs
 
 
-# And what becomes of the items of the passes that it meets.
+# By name: the fault, and the expected outcome of the items in a faulty batch.
 _FAULTS: Mapping[str, tuple[Callable[[Outputs], Outputs], str]] = {
     "raises": (_raise, "INTERNAL"),
     "panics": (_panic, "INTERNAL"),
     "exits": (_exit, "INTERNAL"),
-    "answers NaN": (_nan, "INTERNAL"),
-    "answers infinite logits": (_infinite_logits, "INTERNAL"),
+    "returns NaN": (_nan, "INTERNAL"),
+    "returns infinite logits": (_infinite_logits, "INTERNAL"),
     "loses a row": (_lose_a_row, "INTERNAL"),
-    f"hangs for {_HANG_S:g} s": (_hang, "right"),
+    f"hangs for {_HANG_S:g} s": (_hang, "correct"),
 }
 
 
-@case(
-    "broken engine",
-    fault=f"an engine that {', '.join(_FAULTS)}",
-    expected="items of such a pass are answered with INTERNAL and no word of why; those before and after it rightly",
+@scenario(
+    "engine failures",
+    fault=f"The engine {', '.join(_FAULTS)}",
+    expected="Items of an affected batch fail with INTERNAL and without details, or are late if the engine hangs; "
+    "items before and after it are answered correctly",
 )
-async def broken_engine(place: Place) -> Verdict:
-    """In this process; everything but the fault is real: model, service, gRPC, client."""
+async def engine_failures(context: Context) -> Verdict:
+    """Everything but the fault is real: model, service, gRPC and client. The control is an engine that raises."""
     counts: dict[str, Counter[str]] = {}
-    told = False
-    async with _serving(place) as (engine, client):
+    leaked = False
+    async with _in_process_server(context) as (engine, client):
         for name, (fault, _) in _FAULTS.items():
             for stage, present in (("before", None), ("during", fault), ("after", None)):
                 engine.fault = present
-                counts[f"{name}, {stage}"], secret = await _ask(place, client)
-                told = told or secret
-        met = engine.met
-    wanted = {f"{name}, during": outcome for name, (_, outcome) in _FAULTS.items()}
-    wrong = [name for name, found in counts.items() if set(found) != {wanted.get(name, "right")}]
+                counts[f"{name}, {stage}"], secret = await _send(context, client)
+                leaked = leaked or secret
+        faulty_batches = engine.faulty_batches
+    expected = {f"{name}, during": outcome for name, (_, outcome) in _FAULTS.items()}
+    unexpected = [name for name, found in counts.items() if set(found) != {expected.get(name, "correct")}]
     items = sum(found.total() for found in counts.values())
     raised = counts["raises, during"]
     return Verdict(
-        seen=f"{len(_FAULTS)} faults in {met} passes, {items:,} items: "
-        + (f"not as expected when it {'; when it '.join(wrong)}" if wrong else "each answered as expected")
-        + f"; the engine's own words reached the client: {'yes' if told else 'no'}",
-        passed=not wrong and not told and met >= len(_FAULTS),
-        control=f"of the items of an engine that raises, {raised['right']} of {raised.total()} are right",
-        control_failed=not raised["right"],
-        figures={"faults": len(_FAULTS), "passes": met, "items": items},
+        observed=f"{len(_FAULTS)} faults in {faulty_batches} batches, {items:,} items: "
+        + (f"unexpected outcomes when the engine {'; '.join(unexpected)}" if unexpected else "all outcomes as expected")
+        + f"; the error message of the engine reached the client: {'yes' if leaked else 'no'}",
+        passed=not unexpected and not leaked and faulty_batches >= len(_FAULTS),
+        control=f"with an engine that raises, {raised['correct']} of {raised.total()} items are correct",
+        control_failed=not raised["correct"],
+        figures={"faults": len(_FAULTS), "faulty_batches": faulty_batches, "items": items},
     )
 
 
-async def _ask(place: Place, client: AsyncClient) -> tuple[Counter[str], bool]:
-    """How items of calls and of a stream end, and whether anything told the secret."""
-    texts = place.texts[: place.many(20, 5)]
+async def _send(context: Context, client: AsyncClient) -> tuple[Counter[str], bool]:
+    """Sends texts in calls and in a stream; returns their outcomes, and whether an error contained the secret."""
+    texts = context.texts[: context.scaled(20, 5)]
     answers = [*zip(texts, await client.analyze(texts, deadline_s=60), strict=True)]
     answers += [*zip(texts, [one async for one in client.stream(texts)], strict=True)]
     counts = Counter(
-        place.offline.judge(text, one.result) if one.result else one.error.code if one.error else "UNKNOWN"
+        context.reference_answers.judge(text, one.result) if one.result else one.error.code if one.error else "UNKNOWN"
         for text, one in answers
     )
     return counts, any(_SECRET in str(one.error) for _, one in answers)
 
 
 @contextlib.asynccontextmanager
-async def _serving(place: Place) -> AsyncIterator[tuple[FaultyEngine, AsyncClient]]:
-    """A server in this process, and a client to it."""
-    # It tells of each fault with a traceback: they are meant.
+async def _in_process_server(context: Context) -> AsyncIterator[tuple[FaultyEngine, AsyncClient]]:
+    """Runs a server in this process; yields its engine and a client.
+
+    This is the only place that assembles the server from its internal parts.
+    """
+    # The server logs each injected fault with a traceback.
     logging.getLogger("polyhead_server").setLevel(logging.CRITICAL)
-    settings = Settings(bundle=place.bundle, device="cpu", max_batch_tokens=256)
+    settings = Settings(bundle=context.bundle, device="cpu", max_batch_tokens=256)
     model = await asyncio.to_thread(load_model, settings)
     engine, metrics = FaultyEngine(model), Metrics()
     pipeline = Pipeline(dataclasses.replace(model, engine=engine), settings, metrics.observe_batch)

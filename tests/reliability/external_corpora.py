@@ -1,4 +1,4 @@
-"""Texts that others have published, in the folder that $POLYHEAD_DATA names; they are not part of the project."""
+"""External text corpora in the directory that POLYHEAD_DATA names; they are not part of the project."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from bench.harness.texts import read
 _LANGUAGES = 10
 
 
-class NotRunError(Exception):
-    """What a fault program works on is not on this machine."""
+class CorpusNotAvailableError(Exception):
+    """A corpus that a scenario needs is not on this machine."""
 
 
 def naughty_strings() -> list[str]:
-    """The big list of naughty strings, without its comments.
+    """Returns the Big List of Naughty Strings without its comments.
 
     Raises:
-        NotRunError: It is not there.
+        CorpusNotAvailableError: The list is missing.
     """
-    # No universal newlines: some strings hold other line ends.
+    # Without universal newlines, because some strings contain other line endings.
     lines = _path("blns.txt").read_bytes().decode().split("\n")
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def texts_by_language(each: int) -> Mapping[str, list[str]]:
-    """So many texts of each language, by the language's code.
+def texts_by_language(count: int) -> Mapping[str, list[str]]:
+    """Returns ``count`` texts of each language by language code.
 
     Raises:
-        NotRunError: They are not there.
+        CorpusNotAvailableError: The corpus is missing or has too few texts.
     """
-    found: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for row in read(_path("multilingual.jsonl.gz")):
-        found.setdefault(row["label"], []).append(row["text"])
-    if len(found) < _LANGUAGES or min(map(len, found.values())) < each:
-        raise NotRunError(f"there are not {each} texts in each of {_LANGUAGES} languages")
-    return {language: found[language][:each] for language in sorted(found)}
+        texts.setdefault(row["label"], []).append(row["text"])
+    if len(texts) < _LANGUAGES or min(map(len, texts.values())) < count:
+        raise CorpusNotAvailableError(f"fewer than {count} texts in each of {_LANGUAGES} languages")
+    return {language: texts[language][:count] for language in sorted(texts)}
 
 
 def _path(name: str) -> Path:
-    folder = os.environ.get("POLYHEAD_DATA")
-    path = Path(folder or "", name)
-    if not folder or not path.exists():
-        raise NotRunError(f"POLYHEAD_DATA names no folder with {name}")
+    directory = os.environ.get("POLYHEAD_DATA")
+    path = Path(directory or "", name)
+    if not directory or not path.exists():
+        raise CorpusNotAvailableError(f"POLYHEAD_DATA does not name a directory with {name}")
     return path

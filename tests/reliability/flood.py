@@ -1,12 +1,12 @@
-"""A load of its own process and core: many items a message, deadlines, an open loop; one line of JSON at the end.
+"""Load generator with many items per message and a deadline; runs as its own process and prints one line of JSON.
 
-    cd bench && python -m faults.flood HOST:PORT texts.jsonl --rate 40 --seconds 8
-    cd bench && python -m faults.flood HOST:PORT texts.jsonl --in-flight 8
+    python -m tests.reliability.flood HOST:PORT texts.jsonl --rate 40 --seconds 8
+    python -m tests.reliability.flood HOST:PORT texts.jsonl --in-flight 8
 
-With ``--rate``: so many messages a second at Poisson arrivals, whatever the server does; an item is good when its
-result came within the deadline, counted from when its message was due. Without it: a closed loop, for the capacity.
-Requests are serialized beforehand and sent by the stubs alone, so that this process costs little and tries nothing
-again. The first second does not count.
+With ``--rate``, an open loop: messages arrive at random (Poisson) at this rate, whatever the server does. An item is
+good if its result arrives within the deadline, counted from the scheduled send time. Without ``--rate``, a closed loop
+that measures the capacity. Requests are serialized in advance and sent by the stubs without the shipped client, so
+that this process uses little CPU and never retries. The first second is a warm-up and does not count.
 """
 
 from __future__ import annotations
@@ -31,41 +31,41 @@ from bench.loadgen.loops import arrivals, until
 
 _METHOD = "/polyhead.v1.InferenceService/Analyze"
 _WARM_UP_S = 1.0
-# Later than any deadline: what still comes is late, and what does not come then is lost.
-_PATIENCE_S = 10.0
+# Later than any deadline: an answer before then is late, and a missing answer is lost.
+_MAX_WAIT_S = 10.0
 
 
 class Flood:
-    """The load, and what became of it."""
+    """Sends the load and counts the outcomes."""
 
     def __init__(self, arguments: argparse.Namespace, requests: Sequence[bytes], channel: grpc.aio.Channel) -> None:
         self._arguments = arguments
         self._call: Any = channel.unary_unary(_METHOD, response_deserializer=pb2.AnalyzeResponse.FromString)
         self._requests = itertools.cycle(requests)
-        self.begins = time.perf_counter() + _WARM_UP_S
-        self.ends = self.begins + arguments.seconds
+        self.starts = time.perf_counter() + _WARM_UP_S
+        self.ends = self.starts + arguments.seconds
         self.counts: Counter[str] = Counter()
         self.latencies: list[float] = []
-        self.latest_s = 0.0
+        self.max_send_delay_s = 0.0
 
     @property
     def over(self) -> bool:
-        """Whether the time is up; what ``arrivals`` asks."""
+        """Whether the measured time has ended."""
         return bool(time.perf_counter() >= self.ends)
 
     async def open(self) -> None:
-        """Messages at Poisson arrivals."""
+        """Sends messages at random (Poisson) arrival times."""
         tasks = set()
         for due in arrivals(self, self._arguments.rate, seed=0):  # type: ignore[arg-type]
             await until(due)
-            self.latest_s = max(self.latest_s, time.perf_counter() - due)
+            self.max_send_delay_s = max(self.max_send_delay_s, time.perf_counter() - due)
             task = asyncio.create_task(self._send(due))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         await asyncio.gather(*tasks)
 
     async def closed(self) -> None:
-        """A message that is answered makes room for the next."""
+        """Sends the next message when one is answered."""
 
         async def caller() -> None:
             while not self.over:
@@ -75,21 +75,21 @@ class Flood:
 
     async def _send(self, due: float) -> None:
         deadline_s = self._arguments.deadline_s
-        # The control keeps the deadline to itself: the server cannot know when an answer is worthless.
-        left_s = _PATIENCE_S if self._arguments.secret else due + deadline_s - time.perf_counter()
+        # With a hidden deadline the server cannot know that an answer is too late.
+        timeout_s = _MAX_WAIT_S if self._arguments.hide_deadline else due + deadline_s - time.perf_counter()
         outcomes: Counter[str]
         try:
-            response = await self._call(next(self._requests), timeout=left_s)
+            response = await self._call(next(self._requests), timeout=timeout_s)
             outcomes = Counter(
                 "result" if one.WhichOneof("outcome") == "result" else str(one.error.code) for one in response.answers
             )
         except grpc.aio.AioRpcError as error:
             outcomes = Counter({str(error.code().value[0]): self._arguments.items})
-        took = time.perf_counter() - due
-        if self.begins <= due < self.ends:
+        latency_s = time.perf_counter() - due
+        if self.starts <= due < self.ends:
             results = outcomes.pop("result", 0)
-            self.counts["good" if took <= deadline_s else "late"] += results
-            self.latencies += [took] * bool(results)
+            self.counts["good" if latency_s <= deadline_s else "late"] += results
+            self.latencies += [latency_s] * bool(results)
             for code, number in outcomes.items():
                 self.counts[_NAMES.get(code, "failed")] += number
             self.counts["messages"] += 1
@@ -105,18 +105,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", metavar="HOST:PORT")
     parser.add_argument("texts", type=Path, help="JSON lines with a field `text`")
-    parser.add_argument("--items", type=int, default=16, help="texts in a message (default: 16)")
-    parser.add_argument("--rate", type=float, help="open loop: messages a second")
-    parser.add_argument("--in-flight", type=int, default=8, help="closed loop: messages on their way (default: 8)")
-    parser.add_argument("--deadline-s", type=float, default=0.5, help="(default: 0.5)")
-    parser.add_argument("--secret", action="store_true", help="do not tell the server the deadline")
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--items", type=int, default=16, help="texts per message (default: 16)")
+    parser.add_argument("--rate", type=float, help="open loop: messages per second")
+    parser.add_argument("--in-flight", type=int, default=8, help="closed loop: messages in flight (default: 8)")
+    parser.add_argument("--deadline-s", type=float, default=0.5, help="deadline of a message in seconds (default: 0.5)")
+    parser.add_argument("--hide-deadline", action="store_true", help="do not send the deadline to the server")
+    parser.add_argument("--seconds", type=float, default=8.0, help="measured time (default: 8)")
     arguments = parser.parse_args()
     print(json.dumps(uvloop.run(flood(arguments))))
 
 
 async def flood(arguments: argparse.Namespace) -> dict[str, float]:
-    """Puts the load on; returns rates in items a second, latencies, and this process's own CPU."""
+    """Sends the load; returns rates in items per second, latencies and the CPU use of this process."""
     texts = itertools.cycle([row["text"] for row in read(arguments.texts)])
     requests = [
         pb2.AnalyzeRequest(items=[item_pb2.Item(text=next(texts)) for _ in range(arguments.items)]).SerializeToString()
@@ -124,9 +124,9 @@ async def flood(arguments: argparse.Namespace) -> dict[str, float]:
     ]
     async with grpc.aio.insecure_channel(arguments.target) as channel:
         one = Flood(arguments, requests, channel)
-        cpu_s, began = time.process_time(), time.perf_counter()
+        cpu_s, started = time.process_time(), time.perf_counter()
         await (one.open() if arguments.rate else one.closed())
-        cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - began
+        cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - started
     ordered = sorted(one.latencies) or [float("nan")]
     return {
         **{f"{name}_per_s": one.counts[name] / arguments.seconds for name in ("good", "late", *_NAMES.values())},
@@ -136,7 +136,7 @@ async def flood(arguments: argparse.Namespace) -> dict[str, float]:
         "p50_ms": 1000 * ordered[len(ordered) // 2],
         "p99_ms": 1000 * ordered[len(ordered) * 99 // 100],
         "client_cpu": cpu_s / wall_s,
-        "latest_ms": 1000 * one.latest_s,
+        "max_send_delay_ms": 1000 * one.max_send_delay_s,
     }
 
 

@@ -1,6 +1,6 @@
-"""Runs and bundles that are being written when the writer is killed.
+"""Training runs and bundles whose writer is killed.
 
-They are made of the demo corpus on a small random backbone, so that each takes seconds; the programs are the real ones.
+The real programs run on the demo corpus with a small random backbone, so that each run takes seconds.
 """
 
 from __future__ import annotations
@@ -20,81 +20,91 @@ from bench.harness.servers import BIN
 from bench.harness.texts import DEMO_TEXTS
 from bench.training.resume import measure, tiny, train
 
-from .processes import served
-from .reference_answers import Offline
-from .scenario import Place, Verdict, case
+from .processes import run_server_with_client
+from .reference_answers import ReferenceAnswers
+from .scenario import Context, Verdict, scenario
 
 CONFIG = DEMO_TEXTS.with_name("config.toml")
-# The part of a short run in which Python starts: a kill there shows nothing.
-_STARTED = 0.7
+# Share of a short run during which Python starts; a kill before then tests nothing.
+_STARTUP_SHARE = 0.7
+# Training steps of the run to export.
 STEPS = "12"
-# An export takes longer.
+# Shorter than an export takes, so that a kill within this time interrupts it.
 _EXPORT_S = 9.0
-# From when a bundle is being written until it has its name, with its bytes on the disk.
+# Time from the start of writing a bundle until it is synced to disk and renamed.
 _WRITING_S = 0.1
 
 
-@case(
+@scenario(
     "killed training",
-    fault="training killed with SIGKILL at random moments, a checkpoint every second step, and resumed",
-    expected="the weights of a run left alone, bit for bit; nothing is left beside the run directory",
+    fault="Training with a checkpoint every second step is killed with SIGKILL at random moments, then resumed",
+    expected="The weights are bit-identical to those of an uninterrupted run; no other files remain",
 )
-async def killed_training(place: Place) -> Verdict:
-    """By bench/training/resume.py; the control, a run with another seed, must have other weights."""
-    flags = tiny(place.folder / "backbone")
-    command = [str(CONFIG), *flags, "--max-steps", str(place.many(100, 40)), "--set", "training.checkpoint_steps=2"]
-    kills = place.many(4, 1)
-    found = await asyncio.to_thread(measure, command, kills, random.Random(0), place.folder, _STARTED)
-    left = sorted({path.name for path in place.folder.iterdir()} - {"backbone", "whole", "other"})
-    when = " and ".join(f"{number} {state}" for state, number in found["killed"].items())
+async def killed_training(context: Context) -> Verdict:
+    """Uses the resume benchmark. The control is a run with another seed, whose weights must differ."""
+    flags = tiny(context.work_dir / "backbone")
+    command = [str(CONFIG), *flags, "--max-steps", str(context.scaled(100, 40)), "--set", "training.checkpoint_steps=2"]
+    kills = context.scaled(4, 1)
+    result = await asyncio.to_thread(measure, command, kills, random.Random(0), context.work_dir, _STARTUP_SHARE)
+    left = sorted({path.name for path in context.work_dir.iterdir()} - {"backbone", "whole", "other"})
+    when = " and ".join(f"{number} {state}" for state, number in result["killed"].items())
     return Verdict(
-        seen=f"{kills} kills, {when}: the weights are equal after {found['bit_equal']}; "
-        f"{len(left)} files or folders are left{': ' if left else ''}{', '.join(left)}",
-        passed=found["bit_equal"] == kills and not left,
-        control=f"the weights of a run with another seed are {'other' if found['control_differs'] else 'the same'}",
-        control_failed=found["control_differs"],
-        figures={"kills": kills, "equal": found["bit_equal"], "run_s": found["run_seconds"]},
+        observed=f"{kills} kills, {when}: the weights are identical after {result['bit_equal']}; "
+        f"{len(left)} other files or directories remain{': ' if left else ''}{', '.join(left)}",
+        passed=result["bit_equal"] == kills and not left,
+        control=f"the weights of a run with another seed {'differ' if result['control_differs'] else 'are identical'}",
+        control_failed=result["control_differs"],
+        figures={"kills": kills, "identical": result["bit_equal"], "run_s": result["run_seconds"]},
     )
 
 
-@case(
+@scenario(
     "killed export",
-    fault="the export killed with SIGKILL at any moment and while it writes, with an older bundle there and without",
-    expected="no bundle or a whole one, the older one serves; a later export succeeds, and nothing is left beside it",
+    fault="The export is killed with SIGKILL at random moments and while it writes, with and without an older bundle "
+    "in its place",
+    expected="The bundle is either absent or complete, and an older bundle remains usable; a later export succeeds and "
+    "leaves no other files",
 )
-async def killed_export(place: Place) -> Verdict:
-    """The control: a bundle copied file by file, which a kill cuts short."""
-    run, target = place.folder / "run", place.folder / "bundles/bundle"
-    await asyncio.to_thread(train, [str(CONFIG), *tiny(place.folder / "backbone"), "--max-steps", STEPS], run)
-    kills, rng, broken, states = place.many(6, 2), random.Random(0), 0, [0, 0]
+async def killed_export(context: Context) -> Verdict:
+    """The control copies a bundle file by file and stops halfway, which must produce a corrupt bundle."""
+    run, target = context.work_dir / "run", context.work_dir / "bundles/bundle"
+    await asyncio.to_thread(train, [str(CONFIG), *tiny(context.work_dir / "backbone"), "--max-steps", STEPS], run)
+    kills, rng, corrupt, killed = context.scaled(6, 2), random.Random(0), 0, [0, 0]
     for number in range(kills):
         if number == kills // 2:
-            # A kill may have come too late.
+            # A kill may have come too late and left a complete bundle.
             shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(place.bundle, target)
-        # Every second one while it writes.
-        states[number % 2] += await asyncio.to_thread(_killed_export, run, target, rng, number % 2 == 1)
-        broken += (target.exists() or number >= kills // 2) and not is_whole(target)
-    wrong = await _wrong(place, target)
-    hidden = len(list(target.parent.iterdir())) - 1
+            shutil.copytree(context.bundle, target)
+        # Every second export is killed while it writes.
+        killed[number % 2] += await asyncio.to_thread(_kill_export, run, target, rng, number % 2 == 1)
+        corrupt += (target.exists() or number >= kills // 2) and not is_valid(target)
+    incorrect = await _incorrect(context, target)
+    temporary = len(list(target.parent.iterdir())) - 1
     await asyncio.to_thread(_export, run, target)
     left = [path.name for path in target.parent.iterdir() if path != target]
-    replaced = bundle.load(target).digest != bundle.load(place.bundle).digest
-    wrong += await _wrong(place, target)
-    pieces, refused = await asyncio.to_thread(_cut_short, target, place.folder / "copy")
+    replaced = bundle.load(target).digest != bundle.load(context.bundle).digest
+    incorrect += await _incorrect(context, target)
+    copies, refused = await asyncio.to_thread(_copy_partially, target, context.work_dir / "copy")
     return Verdict(
-        seen=f"{sum(states)} of {kills} were killed, {states[1]} of them while they wrote: {broken} bundles broken, "
-        f"{hidden} hidden folders; then the export {'succeeded' if replaced else 'changed nothing'} and left "
-        f"{len(left)} beside it; {wrong} of the older and the new bundle's answers wrong",
-        passed=not broken and not wrong and not left and replaced and all(states),
-        control=f"of {pieces} bundles that were copied file by file and cut short the loader refused {refused}",
-        control_failed=refused == pieces,
-        figures={"kills": kills, "broken": broken, "hidden_folders": hidden, "left": len(left), "wrong": wrong},
+        observed=f"{sum(killed)} of {kills} exports were killed, {killed[1]} of them while writing; corrupt bundles: "
+        f"{corrupt}, temporary directories: {temporary}; a later export "
+        f"{'succeeded' if replaced else 'changed nothing'} and left {len(left)} other files; {incorrect} incorrect "
+        "answers of the older and the new bundle",
+        passed=not corrupt and not incorrect and not left and replaced and all(killed),
+        control=f"the loader refuses {refused} of {copies} partial copies of a bundle",
+        control_failed=refused == copies,
+        figures={
+            "kills": kills,
+            "corrupt": corrupt,
+            "temporary_directories": temporary,
+            "left": len(left),
+            "incorrect": incorrect,
+        },
     )
 
 
-def _killed_export(run: Path, target: Path, rng: random.Random, writing: bool) -> bool:
-    """Kills an export, while it writes the bundle or at any moment before; whether it had not ended."""
+def _kill_export(run: Path, target: Path, rng: random.Random, writing: bool) -> bool:
+    """Kills an export at a random moment, or while it writes the bundle; returns whether it was still running."""
     target.parent.mkdir(exist_ok=True)
     before = set(target.parent.iterdir())
     process = subprocess.Popen(
@@ -123,8 +133,8 @@ def _export(run: Path, target: Path) -> None:
     )
 
 
-def is_whole(path: Path) -> bool:
-    """Whether the loader takes a bundle."""
+def is_valid(path: Path) -> bool:
+    """Whether the loader accepts a bundle."""
     try:
         bundle.load(path)
     except bundle.BundleError:
@@ -132,22 +142,22 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-async def _wrong(place: Place, path: Path) -> int:
-    """How many texts a server of a bundle does not answer as its engine alone does."""
-    offline, texts = Offline([path]), place.texts[:20]
-    async with served(path, place.folder) as (_, client):
+async def _incorrect(context: Context, path: Path) -> int:
+    """Number of texts for which a server of a bundle does not return the reference answer."""
+    reference_answers, texts = ReferenceAnswers([path]), context.texts[:20]
+    async with run_server_with_client(path, context.work_dir) as (_, client):
         answers = await client.analyze(texts, deadline_s=60)
     pairs = zip(texts, answers, strict=True)
-    return sum(one.result is None or offline.judge(text, one.result) != "right" for text, one in pairs)
+    return sum(one.result is None or reference_answers.judge(text, one.result) != "correct" for text, one in pairs)
 
 
-def _cut_short(source: Path, copy: Path) -> tuple[int, int]:
-    """Copies a bundle file by file; in how many states it was before it was whole, and in how many it was refused."""
+def _copy_partially(source: Path, copy: Path) -> tuple[int, int]:
+    """Copies a bundle file by file; returns the number of partial copies, and how many of them were refused."""
     refused, files = 0, sorted(path for path in source.rglob("*") if path.is_file())
     for file in files:
         target = copy / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        refused += not is_whole(copy)
+        refused += not is_valid(copy)
         shutil.copyfile(file, target)
-    return len(files), refused if is_whole(copy) else 0
+    return len(files), refused if is_valid(copy) else 0

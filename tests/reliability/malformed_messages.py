@@ -1,4 +1,4 @@
-"""Messages that are no messages, or too much of one; written as raw bytes."""
+"""Messages that are malformed or too large, sent as raw bytes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,24 @@ from polyhead.v1 import item_pb2
 from polyhead_client import AsyncClient
 from polyhead_client.conversion import answers_of
 
-from .processes import Server, rss_mb, running, served
-from .scenario import Place, Verdict, case
+from .processes import Server, rss_mb, run_server, run_server_with_client
+from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
 _STREAM = "/polyhead.v1.InferenceService/StreamAnalyze"
 _ANALYZE = "/polyhead.v1.InferenceService/Analyze"
 _UNBOUNDED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-# What a client may be answered with as a whole: its own mistake, never a fault of the server's.
-_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+# Status codes that blame the server. A call may only fail with a code that names the mistake of the client.
+_SERVER_FAULTS = {
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+}
 
 
-def rubbish(good: bytes) -> Mapping[str, bytes]:
-    """Messages that cannot be read, by what is wrong with them."""
+def malformed_messages(valid: bytes) -> Mapping[str, bytes]:
+    """Returns malformed messages by kind."""
     rng = random.Random(0)
     return {
         "a text that is not UTF-8": pb2.AnalyzeRequest(items=[item_pb2.Item(item_id="bad", text="????")])
@@ -38,7 +43,7 @@ def rubbish(good: bytes) -> Mapping[str, bytes]:
         "an id that is not UTF-8": pb2.AnalyzeRequest(items=[item_pb2.Item(item_id="????", text="text")])
         .SerializeToString()
         .replace(b"????", b"\xff\xfe\xc3("),
-        "a torn message": good[: len(good) // 2],
+        "a truncated message": valid[: len(valid) // 2],
         "random bytes": rng.randbytes(1000),
         "a field of unknown number and type": b"\xff" * 20,
         "a length beyond the end": b"\x0a\xff\xff\xff\x7f",
@@ -50,42 +55,45 @@ def rubbish(good: bytes) -> Mapping[str, bytes]:
     }
 
 
-@case(
-    "rubbish in a stream",
-    fault="messages that cannot be read, between good ones of the same stream",
-    expected="each is answered in the stream with an error, every good one rightly, and the stream goes on",
+@scenario(
+    "malformed stream messages",
+    fault="Malformed messages between valid messages of the same stream",
+    expected="Each malformed message is answered with an error and each valid one correctly; the stream stays open",
 )
-async def rubbish_in_a_stream(place: Place) -> Verdict:
-    """The control: gRPC's own reading, which ends at the first of them."""
-    text = place.texts[0]
-    good = pb2.StreamAnalyzeRequest(items=[item_pb2.Item(item_id="good", text=text)]).SerializeToString()
+async def malformed_stream_messages(context: Context) -> Verdict:
+    """The control parses the messages as gRPC does by default, which ends the stream at the first failure."""
+    text = context.texts[0]
+    valid = pb2.StreamAnalyzeRequest(items=[item_pb2.Item(item_id="valid", text=text)]).SerializeToString()
+    kinds = malformed_messages(valid)
     counts: Counter[str] = Counter()
     answered = 0
-    async with running(place.bundle, place.folder) as server, grpc.aio.insecure_channel(server.target) as channel:
+    async with (
+        run_server(context.bundle, context.work_dir) as server,
+        grpc.aio.insecure_channel(server.target) as channel,
+    ):
         call: Any = channel.stream_stream(_STREAM)()
-        for bad in rubbish(good).values():
-            for message in (good, bad, good):
+        for malformed in kinds.values():
+            for message in (valid, malformed, valid):
                 await call.write(message)
                 (answer,) = answers_of(pb2.StreamAnalyzeResponse.FromString(await call.read()))
-                if message == bad:
+                if message == malformed:
                     answered += answer.error is not None
                 elif answer.result is not None:
-                    counts[place.offline.judge(text, answer.result)] += 1
+                    counts[context.reference_answers.judge(text, answer.result)] += 1
         await call.done_writing()
         code = await call.code()
-    messages = len(rubbish(good))
-    torn = sum(_does_not_parse(bad) for bad in rubbish(good).values())
+    rejected = sum(_is_rejected(malformed) for malformed in kinds.values())
     return Verdict(
-        seen=f"{messages} kinds of rubbish: {answered} answered with an error; of {2 * messages} good messages between "
-        f"them {counts['right']} answered rightly; the stream ended {code.name}",
-        passed=answered == messages and counts["right"] == 2 * messages and code is grpc.StatusCode.OK,
-        control=f"protobuf, on which gRPC ends the stream, refuses {torn} of them",
-        control_failed=torn > 0,
-        figures={"kinds": messages, "answered": answered, "right": counts["right"]},
+        observed=f"{len(kinds)} kinds of malformed messages: {answered} answered with an error; {counts['correct']} of "
+        f"{2 * len(kinds)} valid messages between them answered correctly; the stream ended with {code.name}",
+        passed=answered == len(kinds) and counts["correct"] == 2 * len(kinds) and code is grpc.StatusCode.OK,
+        control=f"protobuf rejects {rejected} of the kinds, and by default gRPC then ends the stream",
+        control_failed=rejected > 0,
+        figures={"kinds": len(kinds), "answered": answered, "correct": counts["correct"]},
     )
 
 
-def _does_not_parse(message: bytes) -> bool:
+def _is_rejected(message: bytes) -> bool:
     try:
         pb2.StreamAnalyzeRequest.FromString(message)
     except DecodeError:
@@ -93,68 +101,69 @@ def _does_not_parse(message: bytes) -> bool:
     return False
 
 
-@case(
-    "too much at once",
-    fault="a message of 64 MB, one of 100 MB that comes as 100 kB of gzip, 1 MB of metadata",
-    expected="RESOURCE_EXHAUSTED for that call alone, little memory, everybody else is answered",
+@scenario(
+    "oversized requests",
+    fault="A message of 64 MB, a message of 100 MB that gzip compresses to 100 kB, and 1 MB of metadata",
+    expected="Only that call fails, with RESOURCE_EXHAUSTED; memory grows little and all other calls are answered",
 )
-async def too_much_at_once(place: Place) -> Verdict:
-    """The control: the same calls with little in them are answered."""
-    tries: dict[str, tuple[int, dict[str, Any]]] = {
+async def oversized_requests(context: Context) -> Verdict:
+    """The control sends the same kinds of calls with small contents."""
+    requests: dict[str, tuple[int, dict[str, Any]]] = {
         "64 MB": (64 * 10**6, {}),
         "100 MB in gzip": (100 * 10**6, {"compression": grpc.Compression.Gzip}),
-        "1 MB of metadata": (4, {"metadata": [("x-much", "a" * 10**6)]}),
+        "1 MB of metadata": (4, {"metadata": [("x-large", "a" * 10**6)]}),
     }
     codes: dict[str, str] = {}
-    async with served(place.bundle, place.folder) as (server, client):
-        traffic = Traffic(place.offline, place.texts)
+    async with run_server_with_client(context.bundle, context.work_dir) as (server, client):
+        traffic = Traffic(context.reference_answers, context.texts)
         async with traffic.flowing([client]):
             await traffic.flow_until(100)
-            before = peak = rss_mb(server.process.pid)
-            for name, (size, how) in tries.items():
-                codes[name], high = await _call(server, size, how)
-                peak = max(peak, high)
+            before_mb = max_mb = rss_mb(server.process.pid)
+            for name, (size, options) in requests.items():
+                codes[name], peak_mb = await _call(server, size, options)
+                max_mb = max(max_mb, peak_mb)
                 await traffic.flow_until(50)
         small = {
             "in gzip": await _call(server, 100, {"compression": grpc.Compression.Gzip}),
-            "with metadata": await _call(server, 100, {"metadata": [("x-little", "a")]}),
+            "with metadata": await _call(server, 100, {"metadata": [("x-small", "a")]}),
         }
     return Verdict(
-        seen=f"{', '.join(f'{name}: {code}' for name, code in codes.items())}; {peak - before:+.0f} MB at most; "
-        f"{traffic.bad()} of {len(traffic.requests):,} items beside them not answered rightly",
-        passed=set(codes.values()) == {"RESOURCE_EXHAUSTED"} and not traffic.bad() and peak - before < 100,
-        control=f"small ones: {', '.join(f'{name} {code}' for name, (code, _) in small.items())}",
+        observed=f"{', '.join(f'{name}: {code}' for name, code in codes.items())}; memory {max_mb - before_mb:+.0f} "
+        f"MB at most; {traffic.failures()} of {len(traffic.requests):,} other items without a correct answer",
+        passed=set(codes.values()) == {"RESOURCE_EXHAUSTED"} and not traffic.failures() and max_mb - before_mb < 100,
+        control=f"small requests: {', '.join(f'{name} {code}' for name, (code, _) in small.items())}",
         control_failed={code for code, _ in small.values()} == {"OK"},
-        figures={"peak_mb": peak - before, "items": len(traffic.requests), "bad_items": traffic.bad()},
+        figures={"peak_mb": max_mb - before_mb, "items": len(traffic.requests), "failed_items": traffic.failures()},
     )
 
 
-async def _call(server: Server, size: int, how: dict[str, Any]) -> tuple[str, float]:
-    """The code of a call with a text of so many bytes, and the server's highest memory meanwhile."""
+async def _call(server: Server, size: int, options: dict[str, Any]) -> tuple[str, float]:
+    """Sends a text of ``size`` bytes; returns the status code and the peak memory of the server in MB meanwhile."""
     message = pb2.AnalyzeRequest(items=[item_pb2.Item(text="a" * size)]).SerializeToString()
-    high = 0.0
+    peak_mb = 0.0
     async with grpc.aio.insecure_channel(server.target, [*_UNBOUNDED, ("grpc.max_metadata_size", 2**24)]) as channel:
-        ask: Any = channel.unary_unary(_ANALYZE)
-        call = ask(message, timeout=60, **how)
+        send: Any = channel.unary_unary(_ANALYZE)
+        call = send(message, timeout=60, **options)
         while not call.done():
-            high = max(high, rss_mb(server.process.pid))
+            peak_mb = max(peak_mb, rss_mb(server.process.pid))
             await asyncio.sleep(0.005)
-        return (await call.code()).name, high
+        return (await call.code()).name, peak_mb
 
 
-@case(
-    "fuzzing",
-    fault="messages that Hypothesis makes: random bytes, good ones with bytes changed, and odd but valid ones",
-    expected="an answer for each, never a fault of the server's; it goes on as before",
+@scenario(
+    "fuzzed messages",
+    fault="Messages generated by Hypothesis: random bytes, valid messages with changed bytes, and unusual valid "
+    "messages",
+    expected="Every message is answered, never with an internal error; the server keeps working",
 )
-async def fuzzing(place: Place) -> Verdict:
-    """Over unary calls, so that each message has a status of its own."""
-    examples = place.many(3_000, 200)
+async def fuzzed_messages(context: Context) -> Verdict:
+    """Uses unary calls, so that each message has its own status. The control calls an unknown method."""
+    examples = context.scaled(3_000, 200)
     codes: Counter[str] = Counter()
-    incidents = 0
-    async with running(place.bundle, place.folder) as server:
+    faults = 0
+    async with run_server(context.bundle, context.work_dir) as server:
         with grpc.insecure_channel(server.target) as channel:
-            ask: Any = channel.unary_unary(_ANALYZE)
+            send: Any = channel.unary_unary(_ANALYZE)
 
             @settings(
                 max_examples=examples,
@@ -165,30 +174,30 @@ async def fuzzing(place: Place) -> Verdict:
                 suppress_health_check=list(HealthCheck),
             )
             @given(_messages())
-            def send(message: bytes) -> None:
-                nonlocal incidents
+            def try_message(message: bytes) -> None:
+                nonlocal faults
                 try:
-                    response = pb2.AnalyzeResponse.FromString(ask(message, timeout=30))
+                    response = pb2.AnalyzeResponse.FromString(send(message, timeout=30))
                 except grpc.RpcError as error:
                     codes[error.code().name] += 1
-                    incidents += error.code() in _FAULTS
+                    faults += error.code() in _SERVER_FAULTS
                     return
                 codes["OK"] += 1
-                incidents += any(one.error.code == grpc.StatusCode.INTERNAL.value[0] for one in response.answers)
+                faults += any(one.error.code == grpc.StatusCode.INTERNAL.value[0] for one in response.answers)
 
-            await asyncio.to_thread(send)
-        traffic = Traffic(place.offline, place.texts)
+            await asyncio.to_thread(try_message)
+        traffic = Traffic(context.reference_answers, context.texts)
         async with AsyncClient(server.target) as client, traffic.flowing([client]):
             await traffic.flow_until(100)
-    refused = await _unknown_method(place)
+    refused = await _unknown_method(context)
     return Verdict(
-        seen=f"{codes.total():,} messages: {', '.join(f'{code} {number:,}' for code, number in codes.most_common())}; "
-        f"{incidents} faults of the server's; {traffic.bad()} of {len(traffic.requests)} items after them not answered "
-        "rightly",
-        passed=not incidents and codes.total() >= examples / 2 and not traffic.bad(),
-        control=f"a method that does not exist is seen as {refused}",
+        observed=f"{codes.total():,} messages: "
+        f"{', '.join(f'{code} {number:,}' for code, number in codes.most_common())}; {faults} internal errors; "
+        f"{traffic.failures()} of {len(traffic.requests)} later items without a correct answer",
+        passed=not faults and codes.total() >= examples / 2 and not traffic.failures(),
+        control=f"a call of an unknown method is counted as {refused}",
         control_failed=refused == "UNIMPLEMENTED",
-        figures={"messages": codes.total(), "faults": incidents},
+        figures={"messages": codes.total(), "internal_errors": faults},
     )
 
 
@@ -208,22 +217,25 @@ def _messages() -> st.SearchStrategy[bytes]:
         st.integers(0, 1_000),
     )
 
-    def damage(message: bytes, place: int, byte: int, length: int) -> bytes:
+    def corrupt(message: bytes, position: int, byte: int, length: int) -> bytes:
         changed = bytearray(message or b"\x00")
-        changed[place % len(changed)] = byte
+        changed[position % len(changed)] = byte
         return bytes(changed[: max(1, length % (2 * len(changed)))])
 
     numbers = st.integers(0, 10**6)
-    damaged = st.builds(damage, valid, numbers, st.integers(0, 255), numbers)
-    return st.one_of(valid, damaged, st.binary(max_size=2_000))
+    corrupted = st.builds(corrupt, valid, numbers, st.integers(0, 255), numbers)
+    return st.one_of(valid, corrupted, st.binary(max_size=2_000))
 
 
-async def _unknown_method(place: Place) -> str:
-    """The control: a status that is no answer is seen."""
-    async with running(place.bundle, place.folder) as server, grpc.aio.insecure_channel(server.target) as channel:
+async def _unknown_method(context: Context) -> str:
+    """Returns the status code of a call of an unknown method."""
+    async with (
+        run_server(context.bundle, context.work_dir) as server,
+        grpc.aio.insecure_channel(server.target) as channel,
+    ):
         try:
-            ask: Any = channel.unary_unary("/polyhead.v1.InferenceService/Nothing")
-            await ask(b"", timeout=10)
+            send: Any = channel.unary_unary("/polyhead.v1.InferenceService/Nothing")
+            await send(b"", timeout=10)
         except grpc.aio.AioRpcError as error:
             return str(error.code().name)
     return "OK"

@@ -1,4 +1,4 @@
-"""Whether the memory of a server grows that loads another bundle now and then, for which it needs room for two."""
+"""Decides whether the memory of a server grows, although each reload temporarily needs memory for two bundles."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# So many floors in all where there is time: as many in each half, with as many loads of either bundle.
+# Number of periods between reloads if time permits; even halves, so that each half loads either bundle equally often.
 PERIODS = 32
-# Student's t, two-sided 95 %, for a line through the second half of them: two of its 16 points are spent on it.
+# Two-sided 95 % quantile of Student's t for a line through the second half: 16 points, two degrees of freedom fewer.
 _T = 2.145
-# In the half of 10 minutes, a server that settled went up by 4 MB, 80 MB an hour, and wandered by as much: the limit
-# has to come to more than that.
-_SHORTEST_S = 1800.0
-MOST_MB_PER_HOUR = 60.0
-MOST_MB = 20.0
-# Of fewer periods than these, one whose reload outlasts it is not outvoted: it holds two models all the time.
-_FEWEST = 8
-_MOST_MB_OF_FEW = 200.0
+# In a half of 10 minutes, a settled server grew by 4 MB (80 MB an hour) and fluctuated by as much. A slope is only
+# meaningful if the limit amounts to more than that.
+_MIN_SLOPE_S = 1800.0
+MAX_MB_PER_HOUR = 60.0
+MAX_MB = 20.0
+# With fewer periods, one reload that outlasts its period, and so holds two models throughout, changes the median.
+_MIN_PERIODS = 8
+_MAX_MB_OF_FEW_PERIODS = 200.0
 
 
 @dataclass(frozen=True)
 class Growth:
-    """How much the floor grows.
+    """Growth of the minimum memory.
 
     Attributes:
-        by: Between the medians of the halves in MB, or in the second half in MB an hour.
-        error: Half the 95 % interval; 0 where there is too little for one.
-        limit: What it has to stay below.
-        seconds: For how long it was watched.
+        by: MB an hour in the second half, or MB between the medians of the halves.
+        error: Half the width of the 95 % interval; 0 if the time is too short for an interval.
+        limit: Limit that ``by`` and ``error`` together must stay below.
+        seconds: Duration of the observation.
     """
 
     by: float
@@ -39,33 +39,37 @@ class Growth:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether it is known to be below the limit."""
+        """Whether the growth is below the limit, including its error."""
         return self.by + self.error < self.limit
 
     def __str__(self) -> str:
         if self.error:
             return f"{self.by:+.0f} +- {self.error:.0f} MB an hour in the second half"
-        return f"{self.by:+.0f} MB from the first half to the second ({self.seconds:.0f} s: too short for more)"
+        return f"{self.by:+.0f} MB from the first half to the second ({self.seconds:.0f} s are too short for a slope)"
 
 
-def growth(times: Sequence[float], floors: Sequence[float]) -> Growth:
-    """How much the floor of memory grows: the least of each period between two reloads.
+def growth(times: Sequence[float], minima: Sequence[float]) -> Growth:
+    """Returns how much the minimum memory of each period between two reloads grows.
 
     Args:
-        times: When each was seen, in seconds.
-        floors: MB.
+        times: Time of each minimum in seconds.
+        minima: Minimum memory of each period in MB.
     """
-    half, seconds = len(floors) // 2, times[-1] - times[0]
-    if len(floors) < PERIODS or seconds < _SHORTEST_S * (1 - 2 / PERIODS):
-        by = statistics.median(floors[half:]) - statistics.median(floors[:half])
-        return Growth(by, 0.0, MOST_MB if len(floors) >= _FEWEST else _MOST_MB_OF_FEW, seconds)
-    return Growth(*line([one / 3600 for one in times[half:]], floors[half:]), MOST_MB_PER_HOUR, seconds)
+    half, seconds = len(minima) // 2, times[-1] - times[0]
+    if len(minima) < PERIODS or seconds < _MIN_SLOPE_S * (1 - 2 / PERIODS):
+        by = statistics.median(minima[half:]) - statistics.median(minima[:half])
+        return Growth(by, 0.0, MAX_MB if len(minima) >= _MIN_PERIODS else _MAX_MB_OF_FEW_PERIODS, seconds)
+    return Growth(*fit_slope([one / 3600 for one in times[half:]], minima[half:]), MAX_MB_PER_HOUR, seconds)
 
 
-def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
-    """Slope of a line through 16 points, and half its 95 % interval."""
+def fit_slope(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
+    """Returns the slope of a line through 16 points, and half the width of its 95 % interval.
+
+    Raises:
+        ValueError: The number of points is not 16, for which the quantile holds.
+    """
     if len(xs) != PERIODS // 2:
-        raise ValueError(f"the quantile is that for {PERIODS // 2} points, not for {len(xs)}")
+        raise ValueError(f"the quantile holds for {PERIODS // 2} points, not for {len(xs)}")
     slope, intercept = statistics.linear_regression(xs, ys)
     residue = sum((y - slope * x - intercept) ** 2 for x, y in zip(xs, ys, strict=True))
     mean = statistics.fmean(xs)

@@ -1,6 +1,7 @@
-"""Texts that others have published: whether each is answered as it is alone, and counted as transformers counts it.
+"""External corpora: compares answers with the reference answers, and token counts with those of transformers.
 
-The reference has its own settings and the same library below: what it can find is a fault of the server's own making.
+The tokenizer of transformers has its own settings but uses the same library underneath, so a different count points to
+an error of the server, not of the library.
 """
 
 from __future__ import annotations
@@ -16,30 +17,32 @@ from polyhead_client import Answer, AsyncClient
 
 from .adversarial_inputs import families
 from .external_corpora import naughty_strings, texts_by_language
-from .processes import served
-from .scenario import Place, Verdict, case
+from .processes import run_server_with_client
+from .scenario import Context, Verdict, scenario
 
 _CALLS = 8
 _BATCH = 32
-_WAYS = f"in calls of one text, in calls of {_BATCH} and in a stream amid ordinary and hostile ones"
-_EXPECTED = "the answers of the engine run alone; as many tokens as the tokenizer of transformers counts"
+_REQUESTS = (
+    f"in calls of one text, in calls of {_BATCH} texts and in a stream, mixed with ordinary and adversarial texts"
+)
+_EXPECTED = "Every answer equals the reference answer, and its token count equals that of the transformers tokenizer"
 
 
-@case("naughty strings", fault=f"each string of the big list of naughty strings, {_WAYS}", expected=_EXPECTED)
-async def naughty(place: Place) -> Verdict:
-    """The control: each answer held against the string after it."""
+@scenario("naughty strings", fault=f"Each string of the Big List of Naughty Strings, {_REQUESTS}", expected=_EXPECTED)
+async def naughty_strings_scenario(context: Context) -> Verdict:
+    """The control judges each answer as an answer to the next string."""
     texts = naughty_strings()
-    return _finding(await _check(place, texts), f"{len(texts)} strings", {"texts": len(texts)})
+    return _verdict(await _check(context, texts), f"{len(texts)} strings", {"texts": len(texts)})
 
 
-@case("ten languages", fault=f"texts in ten languages, {_WAYS}", expected=_EXPECTED)
-async def ten_languages(place: Place) -> Verdict:
-    """The control: each answer held against the text after it."""
-    by_language = texts_by_language(place.many(200, 20))
+@scenario("multilingual texts", fault=f"Texts in ten languages, {_REQUESTS}", expected=_EXPECTED)
+async def multilingual_texts(context: Context) -> Verdict:
+    """The control judges each answer as an answer to the next text."""
+    by_language = texts_by_language(context.scaled(200, 20))
     texts = list(itertools.chain.from_iterable(by_language.values()))
-    check = await _check(place, texts)
+    check = await _check(context, texts)
     unknown = {language: check.reference.unknown_share(some) for language, some in by_language.items()}
-    return _finding(
+    return _verdict(
         check,
         f"{len(texts):,} texts in {len(by_language)} languages",
         {"texts": len(texts), "languages": len(by_language)}
@@ -49,12 +52,12 @@ async def ten_languages(place: Place) -> Verdict:
 
 @dataclass(frozen=True)
 class _Reference:
-    """Token ids of texts, by the tokenizer of transformers.
+    """Token ids of texts from the transformers tokenizer.
 
     Attributes:
-        ids: By text; special tokens inside a text are text.
-        unknown: The id of what the vocabulary does not hold; -1 where there is none.
-        special: Texts with another number of tokens where special tokens inside a text are special.
+        ids: Token ids by text; special tokens inside a text count as text.
+        unknown: Id of the unknown token; -1 if there is none.
+        special: Number of texts whose token count differs if special tokens inside a text are parsed as such.
     """
 
     ids: Mapping[str, Sequence[int]]
@@ -62,41 +65,41 @@ class _Reference:
     special: int
 
     def unknown_share(self, texts: Sequence[str]) -> float:
-        """Which part of the texts' tokens, special ones included, the vocabulary does not hold."""
+        """Share of unknown tokens among the tokens of the texts, including special tokens."""
         ids = [one for text in texts for one in self.ids[text]]
         return ids.count(self.unknown) / len(ids)
 
 
 @dataclass(frozen=True)
 class _Check:
-    """What came of some texts.
+    """Result of comparing the answers to some texts.
 
     Attributes:
-        items: Answers, those to ordinary and hostile texts among them.
-        wrong: Answers that are not those of the engine run alone.
-        miscounted: Answers that report another number of tokens than the reference.
-        pairs: Texts with other tokens than the next one, so that their answers must not be those of the next.
-        told_apart: Those of them whose answers are found wrong for the next one.
-        tokens: Of the texts.
-        reference: Their tokens.
+        items: Number of answers, including those to ordinary and adversarial texts.
+        incorrect: Answers that differ from the reference answers.
+        miscounted: Answers whose token count differs from the reference.
+        pairs: Texts whose tokens differ from those of the next text, so that the answers must differ, too.
+        distinguished: Pairs in which the answer is judged incorrect for the next text.
+        tokens: Number of tokens of the texts.
+        reference: Token ids of the texts.
     """
 
     items: int
-    wrong: int
+    incorrect: int
     miscounted: int
     pairs: int
-    told_apart: int
+    distinguished: int
     tokens: int
     reference: _Reference
 
 
-async def _check(place: Place, texts: Sequence[str]) -> _Check:
-    neighbours = [*place.texts, *families(50).values()]
-    reference = _reference(place.bundle, [*texts, *neighbours])
-    async with served(place.bundle, place.folder) as (_, client):
-        single = await _ask(client, texts, 1)
-        mixed = random.Random(0).sample([*texts, *neighbours], len(texts) + len(neighbours))
-        answers = [*single, *await _ask(client, mixed, _BATCH), *await _stream(client, mixed)]
+async def _check(context: Context, texts: Sequence[str]) -> _Check:
+    other_texts = [*context.texts, *families(50).values()]
+    reference = _reference(context.bundle, [*texts, *other_texts])
+    async with run_server_with_client(context.bundle, context.work_dir) as (_, client):
+        single = await _call(client, texts, 1)
+        mixed = random.Random(0).sample([*texts, *other_texts], len(texts) + len(other_texts))
+        answers = [*single, *await _call(client, mixed, _BATCH), *await _stream(client, mixed)]
     pairs = [
         (following, answer)
         for (text, answer), following in zip(single, [*texts[1:], texts[0]], strict=True)
@@ -104,17 +107,17 @@ async def _check(place: Place, texts: Sequence[str]) -> _Check:
     ]
     return _Check(
         items=len(answers),
-        wrong=_wrong(place, answers),
-        miscounted=sum(_seen(answer) != len(reference.ids[text]) for text, answer in answers),
+        incorrect=_incorrect(context, answers),
+        miscounted=sum(_token_count(answer) != len(reference.ids[text]) for text, answer in answers),
         pairs=len(pairs),
-        told_apart=_wrong(place, pairs),
+        distinguished=_incorrect(context, pairs),
         tokens=sum(len(reference.ids[text]) for text in texts),
         reference=reference,
     )
 
 
 def _reference(bundle: Path, texts: Sequence[str]) -> _Reference:
-    # Takes seconds, for which the other programs need not wait.
+    # Imported here because the import takes seconds that the other scenarios do not need.
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(bundle / "tokenizer.json"))
@@ -130,8 +133,8 @@ def _reference(bundle: Path, texts: Sequence[str]) -> _Reference:
 _Answered = tuple[str, Answer]
 
 
-async def _ask(client: AsyncClient, texts: Sequence[str], size: int) -> list[_Answered]:
-    """Texts with their answers, from calls of so many texts, some calls at a time."""
+async def _call(client: AsyncClient, texts: Sequence[str], size: int) -> list[_Answered]:
+    """Returns texts with their answers from concurrent calls of ``size`` texts each."""
     slots = asyncio.Semaphore(_CALLS)
 
     async def call(batch: Sequence[str]) -> list[_Answered]:
@@ -146,27 +149,31 @@ async def _stream(client: AsyncClient, texts: Sequence[str]) -> list[_Answered]:
     return list(zip(texts, [answer async for answer in client.stream(texts)], strict=True))
 
 
-def _wrong(place: Place, answers: Sequence[_Answered]) -> int:
-    return sum(answer.result is None or place.offline.judge(text, answer.result) != "right" for text, answer in answers)
+def _incorrect(context: Context, answers: Sequence[_Answered]) -> int:
+    return sum(
+        answer.result is None or context.reference_answers.judge(text, answer.result) != "correct"
+        for text, answer in answers
+    )
 
 
-def _seen(answer: Answer) -> int:
+def _token_count(answer: Answer) -> int:
     return answer.result.truncation.tokens_seen if answer.result else -1
 
 
-def _finding(check: _Check, texts: str, figures: Mapping[str, float]) -> Verdict:
+def _verdict(check: _Check, texts: str, figures: Mapping[str, float]) -> Verdict:
     return Verdict(
-        seen=f"{texts} with {check.tokens:,} tokens: of {check.items:,} answers {check.wrong} are not those of the "
-        f"engine run alone, and {check.miscounted} report another number of tokens",
-        passed=not (check.wrong or check.miscounted),
-        control=f"held against the text after it, {check.told_apart:,} of {check.pairs:,} answers are wrong; with "
-        f"special tokens inside a text taken for such, the tokenizer counts {check.reference.special} otherwise",
-        control_failed=check.told_apart == check.pairs > 0 and check.reference.special > 0,
+        observed=f"{texts} with {check.tokens:,} tokens: of {check.items:,} answers, {check.incorrect} differ from the "
+        f"reference answer and {check.miscounted} report another token count",
+        passed=not (check.incorrect or check.miscounted),
+        control=f"judged as answers to the next text, {check.distinguished:,} of {check.pairs:,} answers are "
+        f"incorrect; texts whose token count changes if special tokens inside a text are parsed as such: "
+        f"{check.reference.special}",
+        control_failed=check.distinguished == check.pairs > 0 and check.reference.special > 0,
         figures={
             **figures,
             "tokens": check.tokens,
             "answers": check.items,
-            "wrong": check.wrong,
+            "incorrect": check.incorrect,
             "miscounted": check.miscounted,
         },
     )

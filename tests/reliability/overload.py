@@ -1,4 +1,4 @@
-"""More load than a server can bear."""
+"""More load than a server can handle."""
 
 from __future__ import annotations
 
@@ -7,106 +7,130 @@ import json
 import math
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from bench.harness.texts import DEMO_TEXTS, ROOT
 
-from .processes import rss_mb, running, thread_cpu_s
-from .scenario import Place, Verdict, case
+from .processes import rss_mb, run_server, thread_cpu_s
+from .scenario import Context, Verdict, scenario
 
 _DEADLINE_S = 0.5
-_TIMES = (1, 2, 5, 10)
-# Admission that admits everything.
-_OFF = ("--max-queue-s", "1e9", "--max-queue-tokens", "1000000000")
-# Of the best of the four.
-_LEAST = 0.8
-# What arrives at random at the rate of the capacity cannot all be answered in time.
-_NEAR_CAPACITY = 0.9
-_TOLD = ("p50_ms", "p99_ms", "refused_per_s", "expired_per_s", "rss_mb", "client_cpu", "latest_ms")
+_LOAD_FACTORS = (1, 2, 5, 10)
+# Flags that disable admission control.
+_UNBOUNDED = ("--max-queue-s", "1e9", "--max-queue-tokens", "1000000000")
+# Minimum goodput at every level, as a share of the best of the four levels.
+_MIN_GOODPUT = 0.8
+# Goodput to expect at the capacity: with random arrivals at that rate, some messages cannot be answered in time.
+_GOODPUT_AT_CAPACITY = 0.9
+# Factor on the deadline for the latency that the client measures: its own timer is late, too.
+_LATENCY_MARGIN = 1.05
+_LEVEL_FIGURES = ("p50_ms", "p99_ms", "refused_per_s", "expired_per_s", "rss_mb", "client_cpu", "max_send_delay_ms")
 Level = dict[str, float]
 
 
-@case(
+@scenario(
     "overload",
-    fault="messages of 16 texts at 1, 2, 5 and 10 times the capacity, each worth nothing after 500 ms",
-    expected="goodput stays above 0.8 of its peak, what is accepted comes in time, memory stays",
+    fault="Messages of 16 texts at 1, 2, 5 and 10 times the capacity, with a deadline of 500 ms",
+    expected="Goodput stays above 0.8 of its peak, accepted messages are answered in time and memory does not grow",
     timed=True,
 )
-async def overload(place: Place) -> Verdict:
-    """The server on one core, the load on another; the capacity is measured anew before and after each load."""
-    levels = await _levels(place, _TIMES)
-    shares = {times: _share(one) for times, one in levels.items()}
+async def overload(context: Context) -> Verdict:
+    """Runs the server on one core and the load on another; measures the capacity before and after each load.
+
+    The control is a server without admission control that does not receive the deadline.
+    """
+    levels = await _levels(context, _LOAD_FACTORS)
+    shares = {factor: _share(one) for factor, one in levels.items()}
     peak = max(shares.values())
-    (without,) = (await _levels(place, _TIMES[-1:], *_OFF, secret=True)).values()
-    collapsed = _share(without)
+    (unbounded,) = (await _levels(context, _LOAD_FACTORS[-1:], *_UNBOUNDED, hide_deadline=True)).values()
+    collapsed = _share(unbounded)
     slowest_ms = max(one["p99_ms"] for one in levels.values())
-    grown_mb = levels[_TIMES[-1]]["rss_mb"] - levels[_TIMES[0]]["rss_mb"]
+    growth_mb = levels[_LOAD_FACTORS[-1]]["rss_mb"] - levels[_LOAD_FACTORS[0]]["rss_mb"]
     return Verdict(
-        seen=f"goodput {', '.join(f'{share:.2f} at {times}x' for times, share in shares.items())} of what could be; "
-        f"p99 of the accepted {slowest_ms:.0f} ms; a refused text costs {_refusal_us(levels):.0f} us of CPU; "
-        f"{grown_mb:+.0f} MB from 1x to 10x",
-        # The client's own timer says when an answer is late, and is late itself.
-        passed=min(shares.values()) >= _LEAST * max(peak, _NEAR_CAPACITY)
-        and slowest_ms <= 1050 * _DEADLINE_S
+        observed=f"goodput {', '.join(f'{share:.2f} at {factor}x' for factor, share in shares.items())} of the texts "
+        f"that could be answered; the highest p99 of accepted messages is {slowest_ms:.0f} ms; a refused text costs "
+        f"{_refusal_us(levels):.0f} us of CPU; memory {growth_mb:+.0f} MB from 1x to 10x",
+        passed=min(shares.values()) >= _MIN_GOODPUT * max(peak, _GOODPUT_AT_CAPACITY)
+        and slowest_ms <= 1000 * _LATENCY_MARGIN * _DEADLINE_S
         and not any(one["failed"] for one in levels.values()),
-        control=f"a server without bounds that is not told the deadline: {collapsed:.2f} at {_TIMES[-1]}x",
+        control=f"without admission control, and with the deadline hidden from the server: goodput {collapsed:.2f} at "
+        f"{_LOAD_FACTORS[-1]}x",
         control_failed=collapsed < 0.5,
         figures={
             "capacity_items_per_s": levels[1]["capacity_per_s"],
-            **{f"goodput_share_{times}x": share for times, share in shares.items()},
-            **{f"{name}_{times}x": one[name] for name in _TOLD for times, one in levels.items()},
+            **{f"goodput_share_{factor}x": share for factor, share in shares.items()},
+            **{f"{name}_{factor}x": one[name] for name in _LEVEL_FIGURES for factor, one in levels.items()},
             "refused_text_cpu_us": _refusal_us(levels),
             "control_goodput_share_10x": collapsed,
-            "control_rss_mb": without["rss_mb"],
+            "control_rss_mb": unbounded["rss_mb"],
         },
     )
 
 
-async def _levels(place: Place, times: tuple[int, ...], *flags: str, secret: bool = False) -> dict[int, Level]:
-    """A server of its own under each load in turn; returns what each load saw, with the capacity around it."""
-    ours, theirs = sorted(os.sched_getaffinity(0))[:2]
-    seconds = place.many(8, 4)
-    found: dict[int, Level] = {}
+async def _levels(
+    context: Context, factors: Sequence[int], *flags: str, hide_deadline: bool = False
+) -> dict[int, Level]:
+    """Runs a server under each load in turn; returns the figures of each load, and the capacity around it."""
+    server_core, load_core = sorted(os.sched_getaffinity(0))[:2]
+    seconds = context.scaled(8, 4)
+    levels: dict[int, Level] = {}
     flags = ("--threads", "1", *flags)
-    async with running(place.bundle, place.folder, *flags, wrap=["taskset", "-c", str(ours)]) as server:
+    async with run_server(context.bundle, context.work_dir, *flags, wrap=["taskset", "-c", str(server_core)]) as server:
         pid = server.process.pid
 
         async def capacity() -> float:
             closed = ("--in-flight", "4", "--deadline-s", "10", "--seconds", str(seconds / 2))
-            return float((await _flood(theirs, server.target, *closed))["good_per_s"])
+            return float((await _flood(load_core, server.target, *closed))["good_per_s"])
 
         await capacity()
-        for one in times:
-            now = await capacity()
-            load = ["--rate", str(one * now / 16), "--seconds", str(seconds), *(["--secret"] if secret else [])]
+        for factor in factors:
+            before_load = await capacity()
+            load = [
+                "--rate",
+                str(factor * before_load / 16),
+                "--seconds",
+                str(seconds),
+                *(["--hide-deadline"] if hide_deadline else []),
+            ]
             before = thread_cpu_s(pid)
-            found[one] = await _flood(theirs, server.target, *load)
+            levels[factor] = await _flood(load_core, server.target, *load)
             used = sorted(cpu_s - before.get(tid, 0.0) for tid, cpu_s in thread_cpu_s(pid).items())
-            # The compute thread takes most; everything else is the event loop's and gRPC's.
-            found[one] |= {"rss_mb": rss_mb(pid), "other_cpu_per_s": sum(used[:-1]) / (seconds + 1)}
-            found[one]["capacity_per_s"] = now if secret else (now + await capacity()) / 2
-    return found
+            # The compute thread uses the most CPU; the rest belongs to the event loop and gRPC.
+            levels[factor] |= {"rss_mb": rss_mb(pid), "other_cpu_per_s": sum(used[:-1]) / (seconds + 1)}
+            levels[factor]["capacity_per_s"] = before_load if hide_deadline else (before_load + await capacity()) / 2
+    return levels
 
 
 def _share(level: Level) -> float:
-    """Texts answered in time, over those that could be: chance may bring fewer than the capacity."""
+    """Texts answered in time as a share of those that could be; at random, fewer than the capacity may arrive."""
     return level["good_per_s"] / min(level["capacity_per_s"], 16 * level["messages_per_s"])
 
 
 async def _flood(core: int, target: str, *flags: str) -> dict[str, Any]:
-    command = ["taskset", "-c", str(core), sys.executable, "-m", "faults.flood", target, str(DEMO_TEXTS), *flags]
+    command = [
+        "taskset",
+        "-c",
+        str(core),
+        sys.executable,
+        "-m",
+        "tests.reliability.flood",
+        target,
+        str(DEMO_TEXTS),
+        *flags,
+    ]
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
     if process.returncode:
-        raise SystemExit(f"the load ended with {process.returncode}")
+        raise SystemExit(f"the load generator exited with code {process.returncode}")
     figures: dict[str, Any] = json.loads(output)
     return figures
 
 
 def _refusal_us(levels: dict[int, Level]) -> float:
-    """CPU that a refused text costs, outside of the compute thread; NaN where none was refused."""
-    least, most = levels[_TIMES[0]], levels[_TIMES[-1]]
-    refused = most["refused_per_s"] + most["expired_per_s"]
-    # What the answered ones cost grows with their number.
-    answered = least["other_cpu_per_s"] * most["good_per_s"] / max(least["good_per_s"], 1e-9)
-    return 1e6 * (most["other_cpu_per_s"] - answered) / refused if refused > 0 else math.nan
+    """CPU microseconds per refused text, without the compute thread; NaN if none was refused."""
+    lowest, highest = levels[_LOAD_FACTORS[0]], levels[_LOAD_FACTORS[-1]]
+    refused_per_s = highest["refused_per_s"] + highest["expired_per_s"]
+    # The cost of the answered texts is proportional to their number.
+    answered_cpu_per_s = lowest["other_cpu_per_s"] * highest["good_per_s"] / max(lowest["good_per_s"], 1e-9)
+    return 1e6 * (highest["other_cpu_per_s"] - answered_cpu_per_s) / refused_per_s if refused_per_s > 0 else math.nan

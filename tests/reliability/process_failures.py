@@ -1,4 +1,4 @@
-"""Processes and memory that the server loses: its supervisor, a worker that stands still, memory that ends."""
+"""Process failures: a killed supervisor, a worker without memory, a frozen worker."""
 
 from __future__ import annotations
 
@@ -19,108 +19,125 @@ from .processes import (
     Server,
     address_space,
     children,
-    finish,
-    listeners,
-    runs,
-    served,
-    start,
-    until,
+    count_listeners,
+    is_running,
+    run_server_with_client,
+    start_server,
+    stop_server,
+    wait_until,
 )
-from .scenario import Place, Verdict, case
+from .scenario import Context, Verdict, scenario
 from .traffic import PlainClient, Traffic
 
-# In messages of at most 4 MB.
-_LARGE = ["word " * 600_000] * 8
+# Texts of 3 MB each; a message may have at most 4 MB.
+_LARGE_TEXTS = ["word " * 600_000] * 8
 
 
-@case(
+@scenario(
     "killed supervisor",
-    fault="the supervisor of two workers killed with SIGKILL under load, again and again",
-    expected="its workers finish what they accepted and go; the port is free; a server that is started there serves",
+    fault="The supervisor of two workers is killed with SIGKILL under load, repeatedly",
+    expected="The workers finish the accepted requests and exit; the port is free, and a new server on it serves",
 )
-async def killed_supervisor(place: Place) -> Verdict:
-    """The control: a worker that is stopped does not go, and is seen."""
-    times = place.many(5, 1)
-    address, gone, lost = f"127.0.0.1:{free_port()}", [], 0
-    orphans_seen = False
+async def killed_supervisor(context: Context) -> Verdict:
+    """The control stops a worker, which then outlives the supervisor and must be detected."""
+    times = context.scaled(5, 1)
+    address = f"127.0.0.1:{free_port()}"
+    exit_s: list[float] = []
+    incorrect = 0
+    orphan_detected = False
     for number in range(times):
-        server = start(place.bundle, place.folder / "server.log", "--workers", "2", target=address)
+        server = start_server(context.bundle, context.work_dir / "server.log", "--workers", "2", target=address)
         try:
-            await server.serving()
-            await until(partial(_both_serve, server), "the workers did not come up")
+            await server.wait_until_serving()
+            await wait_until(partial(_both_serve, server), "the workers did not start")
             workers = children(server.process.pid)
-            traffic = Traffic(place.offline, place.texts)
+            traffic = Traffic(context.reference_answers, context.texts)
             async with AsyncClient(server.target) as client, traffic.flowing([client], streams=0):
                 await traffic.flow_until(100)
                 if number == 0:
                     os.kill(workers[0], signal.SIGSTOP)
-                began = time.monotonic()
-                await server.end(signal.SIGKILL)
+                killed = time.monotonic()
+                await server.stop(signal.SIGKILL)
                 if number == 0:
                     await asyncio.sleep(2.0)
-                    orphans_seen = runs(workers[0])
+                    orphan_detected = is_running(workers[0])
                     os.kill(workers[0], signal.SIGCONT)
-                # Nobody is there to answer new calls; what was accepted has been answered.
+                # No process answers new calls; the accepted calls have been answered.
                 traffic.stop()
-                await until(partial(_all_gone, workers), "workers outlived their supervisor")
-                gone.append(time.monotonic() - began)
-            lost += sum(one.outcome == "wrong" for one in traffic.requests)
+                await wait_until(partial(_all_exited, workers), "workers outlived their supervisor")
+                exit_s.append(time.monotonic() - killed)
+            incorrect += sum(one.outcome == "incorrect" for one in traffic.requests)
         finally:
-            await finish(server)
-    async with served(place.bundle, place.folder, target=address) as (server, client):
-        traffic = Traffic(place.offline, place.texts)
+            await stop_server(server)
+    async with run_server_with_client(context.bundle, context.work_dir, target=address) as (server, client):
+        traffic = Traffic(context.reference_answers, context.texts)
         async with traffic.flowing([client]):
             await traffic.flow_until(100)
     return Verdict(
-        seen=f"{times} kills: all workers gone after at most {max(gone[1:] or gone):.1f} s, {lost} wrong answers; of "
-        f"{len(traffic.requests)} items of a new server on the port {traffic.bad()} were not answered rightly",
-        passed=not lost and not traffic.bad(),
-        control="a worker that was stopped meanwhile was seen to outlive it" if orphans_seen else "nothing was seen",
-        control_failed=orphans_seen,
-        figures={"kills": times, "gone_most_s": max(gone[1:] or gone)},
+        observed=f"{times} kills: all workers exited within {max(exit_s[1:] or exit_s):.1f} s, {incorrect} incorrect "
+        f"answers; {traffic.failures()} of {len(traffic.requests)} items of a new server on the port without a "
+        "correct answer",
+        passed=not incorrect and not traffic.failures(),
+        control=f"a stopped worker that outlives the supervisor is {'' if orphan_detected else 'not '}detected",
+        control_failed=orphan_detected,
+        figures={"kills": times, "exit_max_s": max(exit_s[1:] or exit_s)},
     )
 
 
-@case(
-    "not enough memory",
-    fault="a worker of two that may not take more memory than it has, while large messages come",
-    expected="whatever becomes of the worker and of calls with megabytes, no other item of the shipped client fails",
+@scenario(
+    "memory limit",
+    fault="One of two workers cannot allocate any more memory while large messages arrive",
+    expected="The worker and the large calls may fail, but no other item of the shipped client does",
 )
-async def not_enough_memory(place: Place) -> Verdict:
-    """RLIMIT_AS of a running worker, over and over, as the supervisor starts fresh ones."""
-    traffic = Traffic(place.offline, [*place.texts[:50], *("word " * (20 * n) + place.texts[n] for n in range(50))])
-    before: list[int] = []
-    large: Counter[str] = Counter()
-    async with served(place.bundle, place.folder, "--workers", "2", connections=4) as (server, client):
-        await until(partial(_both_serve, server), "the workers did not come up")
+async def memory_limit(context: Context) -> Verdict:
+    """Sets RLIMIT_AS of a running worker, again after each restart by the supervisor.
+
+    The control starts a server under a limit that is too low.
+    """
+    traffic = Traffic(
+        context.reference_answers, [*context.texts[:50], *("word " * (20 * n) + context.texts[n] for n in range(50))]
+    )
+    victims: list[int] = []
+    large_calls: Counter[str] = Counter()
+    async with run_server_with_client(context.bundle, context.work_dir, "--workers", "2", connections=4) as (
+        server,
+        client,
+    ):
+        await wait_until(partial(_both_serve, server), "the workers did not start")
         async with traffic.flowing([client], calls=4, items=32, streams=2):
             await traffic.flow_until(100)
-            begun = time.monotonic()
-            for _ in range(place.many(5, 1)):
+            started = time.monotonic()
+            for _ in range(context.scaled(5, 1)):
                 victim = min(children(server.process.pid))
-                before.append(victim)
+                victims.append(victim)
                 size = address_space(victim)
                 resource.prlimit(victim, resource.RLIMIT_AS, (size, size))
-                for text in _LARGE:
-                    # Megabytes that it would have to take, if it is the one that gets them.
-                    large[await _code(client, text)] += 1
-                await until(partial(_both_serve, server), "the workers did not come back")
+                for text in _LARGE_TEXTS:
+                    # The limited worker needs megabytes for each text that it receives.
+                    large_calls[await _status(client, text)] += 1
+                await wait_until(partial(_both_serve, server), "the workers did not restart")
                 await traffic.flow_until(100)
-            died = sum(not runs(pid) for pid in before)
+            died = sum(not is_running(pid) for pid in victims)
             ended = time.monotonic()
             await traffic.flow_until(100)
-        tight = await _start_within(place, 300 * 2**20)
+        exit_code = await _start_within(context, 300 * 2**20)
     return Verdict(
-        seen=f"{len(before)} limits, {died} workers died of them; {len(traffic.requests):,} items: {traffic.bad()} "
-        f"without a right answer; calls with 3 MB ended {', '.join(f'{code} {n}' for code, n in large.items())}",
-        passed=not traffic.bad() and traffic.enough(begun, ended),
-        control=f"a server that may take 300 MB of addresses in all does not come up: exit code {tight}",
-        control_failed=tight != 0,
-        figures={"limits": len(before), "died": died, "items": len(traffic.requests), "bad_items": traffic.bad()},
+        observed=f"{len(victims)} limits, {died} workers died; {len(traffic.requests):,} items: {traffic.failures()} "
+        "without a correct answer; calls of 3 MB ended with "
+        f"{', '.join(f'{code} {n}' for code, n in large_calls.items())}",
+        passed=not traffic.failures() and traffic.covers(started, ended),
+        control=f"a server that is limited to an address space of 300 MB does not start: exit code {exit_code}",
+        control_failed=exit_code != 0,
+        figures={
+            "limits": len(victims),
+            "died": died,
+            "items": len(traffic.requests),
+            "failed_items": traffic.failures(),
+        },
     )
 
 
-async def _code(client: AsyncClient, text: str) -> str:
+async def _status(client: AsyncClient, text: str) -> str:
     try:
         (answer,) = await client.analyze([text], deadline_s=60)
     except PolyheadError as error:
@@ -128,35 +145,38 @@ async def _code(client: AsyncClient, text: str) -> str:
     return answer.error.code if answer.error else "OK"
 
 
-async def _start_within(place: Place, size: int) -> int:
-    """Exit code of a server that is started under a limit of its address space."""
-    server = start(place.bundle, place.folder / "tight.log", wrap=["prlimit", f"--as={size}"])
+async def _start_within(context: Context, size: int) -> int:
+    """Returns the exit code of a server that starts with a limit on its address space in bytes."""
+    server = start_server(context.bundle, context.work_dir / "limited.log", wrap=["prlimit", f"--as={size}"])
     try:
         return await asyncio.to_thread(server.process.wait, 60)
     finally:
-        await finish(server)
+        await stop_server(server)
 
 
-@case(
+@scenario(
     "frozen worker",
-    fault="one of two workers stands still (SIGSTOP) for 5 s under load",
-    expected="late answers, none wrong, none lost",
+    fault="One of two workers is stopped with SIGSTOP for 5 s under load",
+    expected="Answers are late, but none is incorrect or lost",
 )
-async def frozen_worker(place: Place) -> Verdict:
-    """The control: calls with a short deadline on connections to both workers fail."""
-    traffic = Traffic(place.offline, place.texts)
-    async with served(place.bundle, place.folder, "--workers", "2", connections=4) as (server, client):
-        await until(partial(_both_serve, server), "the workers did not come up")
+async def frozen_worker(context: Context) -> Verdict:
+    """The control sends calls with a short deadline over connections to both workers."""
+    traffic = Traffic(context.reference_answers, context.texts)
+    async with run_server_with_client(context.bundle, context.work_dir, "--workers", "2", connections=4) as (
+        server,
+        client,
+    ):
+        await wait_until(partial(_both_serve, server), "the workers did not start")
         plain = [PlainClient(server.target) for _ in range(8)]
         for one in plain:
-            await one.analyze([("", place.texts[0])], deadline_s=10)
+            await one.analyze([("", context.texts[0])], deadline_s=10)
         async with traffic.flowing([client], calls=8):
             await traffic.flow_until(100)
-            begun = time.monotonic()
+            started = time.monotonic()
             victim = children(server.process.pid)[0]
             os.kill(victim, signal.SIGSTOP)
-            tries: list[Awaitable[object]] = [one.analyze([("", place.texts[0])], deadline_s=2) for one in plain]
-            missed = sum(isinstance(one, PolyheadError) for one in await asyncio.gather(*tries, return_exceptions=True))
+            calls: list[Awaitable[object]] = [one.analyze([("", context.texts[0])], deadline_s=2) for one in plain]
+            failed = sum(isinstance(one, PolyheadError) for one in await asyncio.gather(*calls, return_exceptions=True))
             await asyncio.sleep(3.0)
             os.kill(victim, signal.SIGCONT)
             ended = time.monotonic()
@@ -166,18 +186,18 @@ async def frozen_worker(place: Place) -> Verdict:
     longest = max(one.done - one.sent for one in traffic.requests)
     after = traffic.outcomes(since=ended)
     return Verdict(
-        seen=f"{len(traffic.requests):,} items: {traffic.bad()} without a right answer; the longest took {longest:.1f} "
-        "s",
-        passed=not traffic.bad() and after["right"] >= 100 and traffic.outcomes(until=begun)["right"] >= 100,
-        control=f"{missed} of 8 single calls with a deadline of 2 s, over a connection each, failed meanwhile",
-        control_failed=missed > 0,
-        figures={"items": len(traffic.requests), "bad_items": traffic.bad(), "longest_s": longest},
+        observed=f"{len(traffic.requests):,} items: {traffic.failures()} without a correct answer; the slowest took "
+        f"{longest:.1f} s",
+        passed=not traffic.failures() and after["correct"] >= 100 and traffic.outcomes(until=started)["correct"] >= 100,
+        control=f"{failed} of 8 single calls with a deadline of 2 s, each over its own connection, failed in that time",
+        control_failed=failed > 0,
+        figures={"items": len(traffic.requests), "failed_items": traffic.failures(), "max_s": longest},
     )
 
 
 def _both_serve(server: Server) -> bool:
-    return listeners(server.port) == 2
+    return count_listeners(server.port) == 2
 
 
-def _all_gone(pids: Sequence[int]) -> bool:
-    return not any(map(runs, pids))
+def _all_exited(pids: Sequence[int]) -> bool:
+    return not any(map(is_running, pids))

@@ -1,4 +1,4 @@
-"""Servers as processes, and what the kernel knows of them."""
+"""Server processes, and their state as reported by the kernel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polyhead_client import AsyncClient, Tls
 
 from bench.harness.servers import BIN, free_port, wait_until_serving
 
-_END_S = 60.0
+_TIMEOUT_S = 60.0
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -26,10 +26,10 @@ class Server:
     """A server process.
 
     Attributes:
-        process: The process; of several workers, their supervisor.
+        process: The process; the supervisor if there are several workers.
         target: HOST:PORT.
-        log: File with everything that it said.
-        tls: How to connect, where it wants TLS.
+        log: File with the log of the server.
+        tls: Client credentials, if the server requires TLS.
     """
 
     process: subprocess.Popen[bytes]
@@ -39,32 +39,29 @@ class Server:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port on which the server listens."""
         return int(self.target.rpartition(":")[2])
 
-    async def serving(self) -> None:
-        """Waits until its health service says SERVING."""
+    async def wait_until_serving(self) -> None:
+        """Waits until the health service reports SERVING."""
         credentials = self.tls.credentials() if self.tls else None
         await asyncio.to_thread(wait_until_serving, self.process, self.target, self.log, credentials=credentials)
 
-    async def end(self, number: int = signal.SIGTERM) -> int:
-        """Sends a signal and returns the exit code."""
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        """Sends a signal, waits for the process to end and returns its exit code."""
         self.process.send_signal(number)
-        return await asyncio.to_thread(self.process.wait, _END_S)
+        return await asyncio.to_thread(self.process.wait, _TIMEOUT_S)
 
 
-Served = tuple[Server, AsyncClient]
-
-
-def start(bundle: Path, log: Path, *flags: str, target: str | None = None, wrap: Sequence[str] = ()) -> Server:
-    """Starts a server, on a free port unless told which; it does not serve yet.
+def start_server(bundle: Path, log: Path, *flags: str, target: str | None = None, wrap: Sequence[str] = ()) -> Server:
+    """Starts a server without waiting until it serves.
 
     Args:
-        bundle: What to serve.
-        log: File for what it says; added to.
-        flags: Of ``polyhead-serve``.
-        target: HOST:PORT.
-        wrap: A command that starts it, such as ``taskset -c 0``.
+        bundle: The bundle to serve.
+        log: File to which the log of the server is appended.
+        flags: Flags of ``polyhead-serve``.
+        target: HOST:PORT; a free port of the loopback interface by default.
+        wrap: Command that runs the server, such as ``taskset -c 0``.
     """
     address = target or f"127.0.0.1:{free_port()}"
     command = [*wrap, str(BIN / "polyhead-serve"), str(bundle), "--listen", address, "--device", "cpu", *flags]
@@ -73,64 +70,64 @@ def start(bundle: Path, log: Path, *flags: str, target: str | None = None, wrap:
 
 
 @contextlib.asynccontextmanager
-async def running(
+async def run_server(
     bundle: Path,
-    folder: Path,
+    log_dir: Path,
     *flags: str,
     target: str | None = None,
     wrap: Sequence[str] = (),
     tls: Tls | None = None,
 ) -> AsyncIterator[Server]:
-    """A server that serves; it is ended afterwards, whatever state it is in."""
-    server = start(bundle, folder / "server.log", *flags, target=target, wrap=wrap)
+    """Runs a server that is ready to serve; it is stopped afterwards, whatever its state."""
+    server = start_server(bundle, log_dir / "server.log", *flags, target=target, wrap=wrap)
     server.tls = tls
     try:
-        await server.serving()
+        await server.wait_until_serving()
         yield server
     finally:
-        await finish(server)
+        await stop_server(server)
 
 
 @contextlib.asynccontextmanager
-async def served(
-    bundle: Path, folder: Path, *flags: str, target: str | None = None, connections: int = 1
-) -> AsyncIterator[Served]:
-    """A server that serves, and the shipped client to it."""
+async def run_server_with_client(
+    bundle: Path, log_dir: Path, *flags: str, target: str | None = None, connections: int = 1
+) -> AsyncIterator[tuple[Server, AsyncClient]]:
+    """Runs a server that is ready to serve, and yields it with a shipped client that is connected to it."""
     async with (
-        running(bundle, folder, *flags, target=target) as server,
+        run_server(bundle, log_dir, *flags, target=target) as server,
         AsyncClient(server.target, connections=connections) as client,
     ):
         yield server, client
 
 
-async def finish(server: Server) -> None:
-    """Ends a server that may have ended already, with force where it must be."""
+async def stop_server(server: Server) -> None:
+    """Stops a server that may have stopped already; kills it if it does not stop in time."""
     if server.process.poll() is None:
         try:
-            await server.end()
+            await server.stop()
         except subprocess.TimeoutExpired:
-            await server.end(signal.SIGKILL)
+            await server.stop(signal.SIGKILL)
 
 
-async def until(done: Callable[[], bool], problem: str) -> None:
-    """Waits for something that the kernel knows, and ends the program with ``problem`` where it does not come."""
-    end = time.monotonic() + _END_S
+async def wait_until(done: Callable[[], bool], problem: str) -> None:
+    """Waits until a condition holds; raises RuntimeError with ``problem`` if it does not hold in time."""
+    end = time.monotonic() + _TIMEOUT_S
     while not done():
         if time.monotonic() > end:
             raise RuntimeError(problem)
         await asyncio.sleep(0.02)
 
 
-def runs(pid: int) -> bool:
-    """Whether a process is there, and no zombie."""
+def is_running(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
 
-def listeners(port: int) -> int:
-    """Sockets that listen on a port of this machine: of several workers, those that serve."""
+def count_listeners(port: int) -> int:
+    """Number of sockets that listen on a port of this machine, which is the number of workers that serve."""
     # gRPC listens on the IPv6 form of an IPv4 address.
     lines = (line for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()[1:])
     fields = (line.split() for line in lines)
@@ -138,33 +135,28 @@ def listeners(port: int) -> int:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process has started and that still run."""
+    """Ids of the running child processes of a process."""
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def rss_mb(pid: int) -> float:
-    """Resident megabytes of a process."""
+    """Resident memory of a process in MB."""
     found = re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return int(found[1]) / 1024 if found else 0.0
 
 
 def address_space(pid: int) -> int:
-    """Bytes of addresses that a process has mapped."""
+    """Size of the mapped address space of a process in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def descriptors(pid: int) -> int:
-    """Open files and sockets of a process."""
+def open_descriptors(pid: int) -> int:
+    """Number of open file descriptors of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-def cpu_s(pid: int) -> float:
-    """CPU seconds that a process has taken."""
-    return sum(thread_cpu_s(pid).values())
-
-
 def thread_cpu_s(pid: int) -> dict[int, float]:
-    """CPU seconds of each thread; the one with the process's number runs the event loop."""
+    """CPU seconds of each thread by thread id; the thread with the id of the process runs the event loop."""
     found = {}
     for folder in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Clients that take more than their part: that never read, that flood, that hang up, that send in bulk."""
+"""Clients that use more than their share: they never read, flood, cancel, or send in bulk."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ from polyhead_client import AsyncClient
 
 from bench.harness.texts import DEMO_TEXTS, ROOT
 
-from .processes import Server, descriptors, rss_mb, running
-from .scenario import Place, Verdict, case
+from .processes import Server, open_descriptors, rss_mb, run_server
+from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
-# Channels to one target share a connection unless they are told not to.
+# Without this option, channels to one target share a connection.
 _OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
-# Without probing, the client's side of a connection takes 64 kB of answers that nobody reads, and not megabytes.
-_SMALL_CONNECTION = [*_OWN_CONNECTION, ("grpc.http2.bdp_probe", 0)]
+# Without bandwidth probing, the client side of a connection buffers 64 kB of unread answers instead of megabytes.
+_SMALL_BUFFER = [*_OWN_CONNECTION, ("grpc.http2.bdp_probe", 0)]
 _WARM_UP_ITEMS = 500
-# Until a load's process has started and filled the server.
-_UNDER_WAY_S = 3.0
+# Time until the process of a load has started and filled the queue of the server.
+_RAMP_UP_S = 3.0
 
-
-Ask = Callable[[], Awaitable[dict[str, float]]]
+# Returns the latencies and errors since the previous call.
+ReadProbe = Callable[[], Awaitable[dict[str, float]]]
 
 
 @contextlib.asynccontextmanager
-async def probing(server: Server, *flags: str) -> AsyncIterator[Ask]:
-    """Asks the server small things, in a process of its own; yields what tells what it saw since it was last asked."""
-    command = [sys.executable, "-m", "faults.probe", server.target, *flags]
+async def probing(server: Server, *flags: str) -> AsyncIterator[ReadProbe]:
+    """Sends small requests from a separate process; yields a function that reports their latencies."""
+    command = [sys.executable, "-m", "tests.reliability.probe", server.target, *flags]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdin=pipe, stdout=pipe)
     if process.stdin is None or process.stdout is None:
         raise SystemExit("the probe has no pipes")
-    told, heard = process.stdin, process.stdout
+    stdin, stdout = process.stdin, process.stdout
 
-    async def ask() -> dict[str, float]:
-        told.write(b"\n")
-        figures: dict[str, float] = json.loads(await heard.readline())
+    async def read() -> dict[str, float]:
+        stdin.write(b"\n")
+        figures: dict[str, float] = json.loads(await stdout.readline())
         return figures
 
-    await ask()
+    await read()
     try:
-        yield ask
+        yield read
     finally:
-        told.close()
+        stdin.close()
         await process.wait()
 
 
 @contextlib.asynccontextmanager
-async def loaded(server: Server, seconds: float, *flags: str) -> AsyncIterator[dict[str, float]]:
-    """A load of bench/loadgen/main.py for so long; its own figures are there when the block is left."""
+async def background_load(server: Server, seconds: float, *flags: str) -> AsyncIterator[dict[str, float]]:
+    """Runs the load generator of the benchmarks; the yielded figures are filled in when the block ends."""
     command = [
         sys.executable,
         "-m",
@@ -68,19 +68,19 @@ async def loaded(server: Server, seconds: float, *flags: str) -> AsyncIterator[d
         str(seconds),
         *flags,
     ]
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     figures: dict[str, float] = {}
-    await asyncio.sleep(_UNDER_WAY_S)
+    await asyncio.sleep(_RAMP_UP_S)
     yield figures
     if process.returncode is not None:
-        raise SystemExit(f"the load ended early, with {process.returncode}")
+        raise SystemExit(f"the load generator exited early with code {process.returncode}")
     output, _ = await process.communicate()
     figures.update(json.loads(output))
 
 
-async def _warm(place: Place, server: Server) -> float:
-    """Answers some traffic first; returns the resident memory after it."""
-    traffic = Traffic(place.offline, place.texts)
+async def _warm_up(context: Context, server: Server) -> float:
+    """Warms the server up with some traffic; returns the resident memory in MB afterwards."""
+    traffic = Traffic(context.reference_answers, context.texts)
     async with AsyncClient(server.target) as client, traffic.flowing([client]):
         await traffic.flow_until(_WARM_UP_ITEMS // 2)
     return rss_mb(server.process.pid)
@@ -94,39 +94,40 @@ def _message(text: str, items: int = 1) -> pb2.StreamAnalyzeRequest:
     return pb2.StreamAnalyzeRequest(items=[item_pb2.Item(text=text)] * items)
 
 
-@case(
-    "silent readers",
-    fault="streams that send without end and never read an answer",
-    expected="the server stops reading them, their memory is bounded, and others are answered as before",
+@scenario(
+    "unread streams",
+    fault="Streams that send endlessly and never read an answer",
+    expected="The server stops reading them, their memory is bounded and other clients are answered as before",
     timed=True,
 )
-async def silent_readers(place: Place) -> Verdict:
-    """The control: a server with a window so large that it goes on reading."""
-    streams = place.many(20, 5)
-    async with running(place.bundle, place.folder) as server:
-        before = await _warm(place, server)
-        taken, more = await _send_unread(server, streams)
-        grown = rss_mb(server.process.pid) - before
-        traffic = Traffic(place.offline, place.texts)
+async def unread_streams(context: Context) -> Verdict:
+    """The control is a server whose stream window is so large that it keeps reading."""
+    streams = context.scaled(20, 5)
+    async with run_server(context.bundle, context.work_dir) as server:
+        before_mb = await _warm_up(context, server)
+        accepted, late = await _send_unread(server, streams)
+        growth_mb = rss_mb(server.process.pid) - before_mb
+        traffic = Traffic(context.reference_answers, context.texts)
         async with AsyncClient(server.target) as client, traffic.flowing([client]):
             await traffic.flow_until(100)
-    async with running(place.bundle, place.folder, "--stream-window", "1000000") as server:
-        await _warm(place, server)
-        _, control = await _send_unread(server, 2)
+    async with run_server(context.bundle, context.work_dir, "--stream-window", "1000000") as server:
+        await _warm_up(context, server)
+        _, control_late = await _send_unread(server, 2)
     return Verdict(
-        seen=f"{streams} streams: {taken / streams:.0f} texts taken of each, then none; {grown:+.1f} MB; of "
-        f"{len(traffic.requests)} items sent beside them by others {traffic.bad()} were not answered rightly",
-        passed=more == 0 and grown < 2.0 * streams and not traffic.bad() and len(traffic.requests) >= 100,
-        control=f"with --stream-window 1000000 {control:,} texts were still taken in the last 3 s of 15",
-        control_failed=control > 0,
-        figures={"streams": streams, "texts_taken_of_each": taken / streams, "grown_mb": grown},
+        observed=f"{streams} streams: {accepted / streams:.0f} texts accepted from each, then none; memory "
+        f"{growth_mb:+.1f} MB; {traffic.failures()} of {len(traffic.requests)} items of other clients without a "
+        "correct answer",
+        passed=late == 0 and growth_mb < 2.0 * streams and not traffic.failures() and len(traffic.requests) >= 100,
+        control=f"with --stream-window 1000000 the server still accepts {control_late:,} texts in the last 3 s of 15",
+        control_failed=control_late > 0,
+        figures={"streams": streams, "accepted_texts_per_stream": accepted / streams, "growth_mb": growth_mb},
     )
 
 
 async def _send_unread(server: Server, streams: int) -> tuple[int, int]:
-    """Texts that the server took until it took no more, and those that it still took when patience ended."""
+    """Returns how many texts the server accepted, and how many of them in the last interval of 3 s."""
     counts = [0] * streams
-    # Many bytes, so that gRPC's own buffers are soon full; and one unknown word, so that it costs the model little.
+    # Many bytes fill the buffers of gRPC quickly, and a single unknown word costs the model little.
     message = _message("x" * 400)
 
     async def send(number: int, channel: grpc.aio.Channel) -> None:
@@ -136,169 +137,172 @@ async def _send_unread(server: Server, streams: int) -> tuple[int, int]:
             counts[number] += 1
 
     async with contextlib.AsyncExitStack() as stack:
-        channels = [grpc.aio.insecure_channel(server.target, _SMALL_CONNECTION) for _ in range(streams)]
+        channels = [grpc.aio.insecure_channel(server.target, _SMALL_BUFFER) for _ in range(streams)]
         for channel in channels:
             await stack.enter_async_context(channel)
         tasks = [asyncio.create_task(send(number, channel)) for number, channel in enumerate(channels)]
-        seen, more = 0, -1
+        accepted, late = 0, -1
         for _ in range(5):
-            if not more:
+            if not late:
                 break
             await asyncio.sleep(3.0)
-            seen, more = sum(counts), sum(counts) - seen
+            accepted, late = sum(counts), sum(counts) - accepted
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return seen, more
+    return accepted, late
 
 
-@case(
+@scenario(
     "flooding streams",
     fault="100 streams that send as fast as the server reads",
-    expected="memory stays; a single call beside them has its turn, and does not wait for what they have sent before",
+    expected="Memory is bounded; concurrent single calls are scheduled fairly and do not wait for the texts that the "
+    "streams sent before them",
     timed=True,
 )
-async def flooding_streams(place: Place) -> Verdict:
-    """By bench/loadgen/main.py, in a process of its own."""
-    seconds = place.many(20, 5)
+async def flooding_streams(context: Context) -> Verdict:
+    """Uses the load generator of the benchmarks. The control is the latency of the flood itself."""
+    seconds = context.scaled(20, 5)
     flood = ("--mode", "stream", "--items", "8", "--in-flight", "6400", "--connections", "100")
-    async with running(place.bundle, place.folder) as server:
-        before = await _warm(place, server)
-        async with probing(server, "--text", place.texts[0]) as ask:
+    async with run_server(context.bundle, context.work_dir) as server:
+        before_mb = await _warm_up(context, server)
+        async with probing(server, "--text", context.texts[0]) as read_probe:
             await asyncio.sleep(seconds / 2)
-            alone = await ask()
-        async with loaded(server, 2 * seconds + 15, *flood) as itself:
-            traffic = Traffic(place.offline, place.texts)
+            alone = await read_probe()
+        async with background_load(server, 2 * seconds + 15, *flood) as flood_figures:
+            traffic = Traffic(context.reference_answers, context.texts)
             async with (
-                probing(server, "--text", place.texts[0]) as ask,
+                probing(server, "--text", context.texts[0]) as read_probe,
                 AsyncClient(server.target) as client,
                 traffic.flowing([client], calls=1, items=1, streams=1),
             ):
                 await asyncio.sleep(seconds)
-                beside = await ask()
-            during = rss_mb(server.process.pid)
+                during = await read_probe()
+            during_mb = rss_mb(server.process.pid)
         await asyncio.sleep(2.0)
-        after = rss_mb(server.process.pid)
+        after_mb = rss_mb(server.process.pid)
     return Verdict(
-        seen=f"{during - before:+.0f} MB during the flood, {after - before:+.0f} MB after it; single calls: p50 "
-        f"{beside['p50_ms']:.0f} ms, p99 {beside['p99_ms']:.0f} ms, alone {alone['p50_ms']:.0f} and "
-        f"{alone['p99_ms']:.0f} ms; {traffic.bad()} of {len(traffic.requests)} items beside it not answered rightly",
-        passed=during - before < 150
-        and beside["p50_ms"] < itself["p50_ms"] / 3
-        and not traffic.bad()
-        and not beside["errors"],
-        control=f"the flood's own texts, which wait for one another: p50 {itself['p50_ms']:,.0f} ms",
-        control_failed=itself["p50_ms"] > 3 * beside["p50_ms"],
+        observed=f"memory {during_mb - before_mb:+.0f} MB during the flood and {after_mb - before_mb:+.0f} MB after "
+        f"it; single calls: p50 {during['p50_ms']:.0f} ms and p99 {during['p99_ms']:.0f} ms during the flood, "
+        f"{alone['p50_ms']:.0f} and {alone['p99_ms']:.0f} ms without it; {traffic.failures()} of "
+        f"{len(traffic.requests)} other items without a correct answer",
+        passed=during_mb - before_mb < 150
+        and during["p50_ms"] < flood_figures["p50_ms"] / 3
+        and not traffic.failures()
+        and not during["errors"],
+        control=f"texts of the flood, which wait for each other: p50 {flood_figures['p50_ms']:,.0f} ms",
+        control_failed=flood_figures["p50_ms"] > 3 * during["p50_ms"],
         figures={
-            "during_mb": during - before,
-            "after_mb": after - before,
+            "during_mb": during_mb - before_mb,
+            "after_mb": after_mb - before_mb,
             **{f"alone_{name}": alone[name] for name in ("p50_ms", "p99_ms")},
-            **{f"beside_{name}": beside[name] for name in ("p50_ms", "p99_ms")},
-            "flood_p50_ms": itself["p50_ms"],
-            "flood_items_per_s": itself["items_per_s"],
+            **{f"during_{name}": during[name] for name in ("p50_ms", "p99_ms")},
+            "flood_p50_ms": flood_figures["p50_ms"],
+            "flood_items_per_s": flood_figures["items_per_s"],
         },
     )
 
 
-@case(
+@scenario(
     "bulk stream",
-    fault="one stream that sends in bulk beside single calls",
-    expected="a single call waits for a few passes, not for the bulk",
+    fault="One stream that sends in bulk during single calls",
+    expected="A single call waits for a few batches, not for the whole bulk",
     timed=True,
 )
-async def bulk_stream(place: Place) -> Verdict:
-    """The control: the same load as many single calls, each of which has its turn."""
-    seconds = place.many(15, 4)
-    found: dict[str, dict[str, float]] = {}
-    async with running(place.bundle, place.folder) as server:
-        await _warm(place, server)
+async def bulk_stream(context: Context) -> Verdict:
+    """The control sends the same load as many single calls, with which the scheduler shares the server fairly."""
+    seconds = context.scaled(15, 4)
+    latencies: dict[str, dict[str, float]] = {}
+    async with run_server(context.bundle, context.work_dir) as server:
+        await _warm_up(context, server)
         loads = {
             "alone": None,
-            "beside the bulk": ("--mode", "stream", "--items", "32", "--in-flight", "512"),
-            "beside 512 calls": ("--mode", "unary", "--items", "1", "--in-flight", "512"),
+            "during bulk": ("--mode", "stream", "--items", "32", "--in-flight", "512"),
+            "during 512 calls": ("--mode", "unary", "--items", "1", "--in-flight", "512"),
         }
         for name, flags in loads.items():
             async with (
-                loaded(server, seconds + 12, *flags) if flags else contextlib.nullcontext(),
-                probing(server, "--text", place.texts[0]) as ask,
+                background_load(server, seconds + 12, *flags) if flags else contextlib.nullcontext(),
+                probing(server, "--text", context.texts[0]) as read_probe,
             ):
                 await asyncio.sleep(seconds)
-                found[name] = await ask()
-    alone, beside, crowd = found.values()
+                latencies[name] = await read_probe()
+    alone, during, contended = latencies.values()
     return Verdict(
-        seen=f"single calls: p50 {alone['p50_ms']:.0f} ms and p99 {alone['p99_ms']:.0f} ms alone, "
-        f"{beside['p50_ms']:.0f} and {beside['p99_ms']:.0f} ms beside the bulk",
-        passed=beside["p99_ms"] < 250 and not beside["errors"],
-        control=f"beside 512 single calls in flight, which have their turns as well: p50 {crowd['p50_ms']:.0f} ms",
-        control_failed=crowd["p50_ms"] > 250,
+        observed=f"single calls: p50 {alone['p50_ms']:.0f} ms and p99 {alone['p99_ms']:.0f} ms alone, "
+        f"{during['p50_ms']:.0f} and {during['p99_ms']:.0f} ms during the bulk",
+        passed=during["p99_ms"] < 250 and not during["errors"],
+        control=f"with 512 single calls in flight, which are scheduled fairly as well: p50 {contended['p50_ms']:,.0f} "
+        "ms",
+        control_failed=contended["p50_ms"] > 250,
         figures={
             f"{name.replace(' ', '_')}_{rank}": figures[rank]
-            for name, figures in found.items()
+            for name, figures in latencies.items()
             for rank in ("p50_ms", "p99_ms")
         },
     )
 
 
-@case(
+@scenario(
     "cancelled streams",
-    fault="20,000 streams cancelled after their first text",
-    expected="less than 1 kB of memory for each, no descriptor and no thread stays",
+    fault="20,000 streams that are cancelled after their first text",
+    expected="Memory grows by less than 1 kB per stream; no file descriptor leaks",
 )
-async def cancelled_streams(place: Place) -> Verdict:
-    """The control: streams that are kept open are seen by the same measure."""
-    streams = place.many(20_000, 2_000)
-    async with running(place.bundle, place.folder) as server:
+async def cancelled_streams(context: Context) -> Verdict:
+    """The control measures streams that stay open in the same way."""
+    streams = context.scaled(20_000, 2_000)
+    async with run_server(context.bundle, context.work_dir) as server:
         pid = server.process.pid
-        await _warm(place, server)
-        await cancel_streams(place, server.target, streams // 10)
-        before, open_before = rss_mb(pid), descriptors(pid)
-        await cancel_streams(place, server.target, streams)
+        await _warm_up(context, server)
+        await cancel_streams(context, server.target, streams // 10)
+        before, open_before = rss_mb(pid), open_descriptors(pid)
+        await cancel_streams(context, server.target, streams)
         await asyncio.sleep(1.0)
-        grown_kb = 1024 * (rss_mb(pid) - before) / streams
-        opened = descriptors(pid) - open_before
-        traffic = Traffic(place.offline, place.texts)
+        growth_kb = 1024 * (rss_mb(pid) - before) / streams
+        leaked = open_descriptors(pid) - open_before
+        traffic = Traffic(context.reference_answers, context.texts)
         async with AsyncClient(server.target) as client, traffic.flowing([client]):
             await traffic.flow_until(100)
-        held = place.many(2_000, 500)
+        held = context.scaled(2_000, 500)
         before = rss_mb(pid)
         async with grpc.aio.insecure_channel(server.target) as channel:
             calls = [_stub(channel).StreamAnalyze() for _ in range(held)]
             for call in calls:
-                with contextlib.suppress(*_ENDED_UNSEEN):
-                    await call.write(_message(place.texts[0]))
+                with contextlib.suppress(*_ENDED_EARLY):
+                    await call.write(_message(context.texts[0]))
             await asyncio.sleep(2.0)
             held_kb = 1024 * (rss_mb(pid) - before) / sum(not call.done() for call in calls)
             for call in calls:
                 call.cancel()
     return Verdict(
-        seen=f"{streams:,} streams: {grown_kb:.2f} kB for each, {opened:+d} descriptors; of {len(traffic.requests)} "
-        f"items sent after them {traffic.bad()} were not answered rightly",
-        passed=grown_kb < (4.0 if place.quick else 1.0)
-        and opened <= 2
-        and not traffic.bad()
+        observed=f"{streams:,} streams: {growth_kb:.2f} kB per stream, {leaked:+d} descriptors; {traffic.failures()} "
+        f"of {len(traffic.requests)} later items without a correct answer",
+        passed=growth_kb < (4.0 if context.quick else 1.0)
+        and leaked <= 2
+        and not traffic.failures()
         and len(traffic.requests) >= 100,
-        control=f"{held:,} streams kept open: {held_kb:.1f} kB for each",
+        control=f"{held:,} open streams: {held_kb:.1f} kB per stream",
         control_failed=held_kb > 1.0,
-        figures={"streams": streams, "kb_each": grown_kb, "descriptors": opened, "kb_each_kept_open": held_kb},
+        figures={"streams": streams, "kb_per_stream": growth_kb, "descriptors": leaked, "kb_per_open_stream": held_kb},
     )
 
 
-# A server that falls behind ends some streams before it looks at them.
-_ENDED_UNSEEN = (grpc.aio.AioRpcError, asyncio.InvalidStateError)
+# An overloaded server ends some streams before it reads them.
+_ENDED_EARLY = (grpc.aio.AioRpcError, asyncio.InvalidStateError)
 
 
-async def cancel_streams(place: Place, target: str, streams: int) -> None:
-    """Opens streams, sends a text on each, hangs up; half of them before and half after an answer may have come."""
+async def cancel_streams(context: Context, target: str, streams: int) -> None:
+    """Opens streams, sends a text on each and cancels them: half at once, half when an answer may have arrived."""
 
     async def one(stub: Any, number: int) -> None:
         call = stub.StreamAnalyze()
-        with contextlib.suppress(*_ENDED_UNSEEN):
-            await call.write(_message(place.texts[number % len(place.texts)]))
+        with contextlib.suppress(*_ENDED_EARLY):
+            await call.write(_message(context.texts[number % len(context.texts)]))
             if number % 2:
                 await asyncio.sleep(0.02)
         call.cancel()
 
     async with grpc.aio.insecure_channel(target) as channel:
         stub = _stub(channel)
-        for begun in range(0, streams, 50):
-            await asyncio.gather(*(one(stub, number) for number in range(begun, min(begun + 50, streams))))
+        for first in range(0, streams, 50):
+            await asyncio.gather(*(one(stub, number) for number in range(first, min(first + 50, streams))))

@@ -1,4 +1,4 @@
-"""Whether an answer may depend on anything but its text, or reach another item."""
+"""Whether an answer depends on anything but its text, or reaches another item."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from polyhead_client import Answer, AsyncClient
 from polyhead_export.golden import GOLDEN_TEXTS
 
 from .adversarial_inputs import families
-from .external_corpora import NotRunError, naughty_strings
-from .processes import running, served
-from .reference_answers import TOLERANCE, Offline
-from .scenario import Place, Verdict, case
+from .external_corpora import CorpusNotAvailableError, naughty_strings
+from .processes import run_server, run_server_with_client
+from .reference_answers import TOLERANCE, ReferenceAnswers
+from .scenario import Context, Verdict, scenario
 
 _STREAMS = 64
-# A language each, and the scripts that tokenizers stumble over.
+# PyTorch uses other kernels than the reference.
+_TORCH_TOLERANCE = 1e-4
+# One text per language, including scripts that tokenizers often handle incorrectly.
 _LANGUAGES = (
     "Where is my parcel? It should have come on Monday.",
     "Wo ist mein Paket? Es sollte am Montag kommen.",
@@ -36,132 +38,147 @@ _LANGUAGES = (
 )
 
 
-@case(
-    "company",
-    fault="the same text alone, in random batches, beside long and hostile texts, from two workers, after a restart",
-    expected=f"numbers at most {TOLERANCE:g} from those of the engine run alone; from PyTorch at most 1e-4",
+@scenario(
+    "batch invariance",
+    fault="The same text is sent alone, in random batches, with long and adversarial texts, to two workers and after a "
+    "restart",
+    expected=f"No number differs by more than {TOLERANCE:g} from the reference answer, or by more than "
+    f"{_TORCH_TOLERANCE:g} with PyTorch",
 )
-async def company(place: Place) -> Verdict:
-    """Ten languages, hostile texts and ordinary ones, and the list of naughty strings where it lies."""
-    hostile, naughty = [*families(50).values(), *families(2_000).values()], _naughty_strings()
-    texts = list(dict.fromkeys([*_LANGUAGES, *GOLDEN_TEXTS, *hostile, *naughty, *place.texts[:50]]))
-    texts = texts[:: place.many(1, 3)]
-    batches = place.many(50, 3)
+async def batch_invariance(context: Context) -> Verdict:
+    """Uses ordinary, multilingual and adversarial texts, and the Big List of Naughty Strings if it is available.
+
+    The control is the difference between answers to different texts.
+    """
+    adversarial, naughty = [*families(50).values(), *families(2_000).values()], _naughty_strings()
+    texts = list(dict.fromkeys([*_LANGUAGES, *GOLDEN_TEXTS, *adversarial, *naughty, *context.texts[:50]]))
+    texts = texts[:: context.scaled(1, 3)]
+    batches = context.scaled(50, 3)
     rng = random.Random(0)
-    worst: dict[str, float] = {}
-    async with served(place.bundle, place.folder) as (server, client):
-        worst["alone"] = await _worst(place.offline, client, [[text] for text in texts])
+    differences: dict[str, float] = {}
+    async with run_server_with_client(context.bundle, context.work_dir) as (server, client):
+        differences["alone"] = await _max_difference(context.reference_answers, client, [[text] for text in texts])
         mixed = [rng.choices(texts, k=rng.randint(2, 64)) for _ in range(batches)]
-        worst["in random batches"] = await _worst(place.offline, client, mixed)
-    # A server hardly pads at all.
-    worst["padded to 128 tokens"] = max(place.offline.apart_when_padded(text, 128) for text in texts)
-    async with running(place.bundle, place.folder, "--workers", "2") as server:
+        differences["in random batches"] = await _max_difference(context.reference_answers, client, mixed)
+    # Computed without a server, because a server pads very little.
+    differences["padded to 128 tokens"] = max(context.reference_answers.padding_difference(text, 128) for text in texts)
+    by_connection: list[float] = []
+    async with run_server(context.bundle, context.work_dir, "--workers", "2") as server:
         for _ in range(4):
-            # A connection reaches one worker; of four, both have some, or nearly always.
+            # Each connection reaches one worker; four almost always reach both.
             async with AsyncClient(server.target) as client:
-                found = await _worst(place.offline, client, [texts])
-                worst["two workers, another process"] = max(found, worst.get("two workers, another process", 0.0))
-    fp32 = Offline([place.bundle], "fp32")
-    async with served(place.bundle, place.folder, "--engine", "torch") as (server, client):
-        worst["PyTorch"] = await _worst(fp32, client, [texts])
-    by_text = Offline([place.bundle], "auto")
-    control = min(_apart(by_text, one, other) for one, other in itertools.pairwise(place.texts[:11]))
-    limits = {name: 1e-4 if name == "PyTorch" else TOLERANCE for name in worst}
+                by_connection.append(await _max_difference(context.reference_answers, client, [texts]))
+    differences["with two workers"] = max(by_connection)
+    fp32 = ReferenceAnswers([context.bundle], "fp32")
+    async with run_server_with_client(context.bundle, context.work_dir, "--engine", "torch") as (server, client):
+        differences["with PyTorch"] = await _max_difference(fp32, client, [texts])
+    reference_answers = ReferenceAnswers([context.bundle], "auto")
+    control = min(
+        _text_difference(reference_answers, one, other) for one, other in itertools.pairwise(context.texts[:11])
+    )
+    limits = {name: _TORCH_TOLERANCE if name == "with PyTorch" else TOLERANCE for name in differences}
     return Verdict(
-        seen=f"{len(texts)} texts, {len(naughty)} of them from the list of naughty strings: off by at most "
-        f"{', '.join(f'{one:.1g} {name}' for name, one in worst.items())}",
-        passed=all(worst[name] <= limits[name] for name in worst),
-        control=f"answers to different texts are at least {control:.1g} apart",
+        observed=f"{len(texts)} texts, {len(naughty)} of them from the Big List of Naughty Strings: the largest "
+        f"difference is {', '.join(f'{one:.1g} {name}' for name, one in differences.items())}",
+        passed=all(differences[name] <= limits[name] for name in differences),
+        control=f"answers to different texts differ by at least {control:.1g}",
         control_failed=control > TOLERANCE,
-        figures={"texts": len(texts), "batches": batches, **{f"off_{name}": one for name, one in worst.items()}},
+        figures={
+            "texts": len(texts),
+            "batches": batches,
+            **{f"max_difference_{name.replace(' ', '_')}": one for name, one in differences.items()},
+        },
     )
 
 
 def _naughty_strings() -> list[str]:
     try:
         return naughty_strings()
-    except NotRunError:
+    except CorpusNotAvailableError:
         return []
 
 
-async def _worst(offline: Offline, client: AsyncClient, batches: Sequence[Sequence[str]]) -> float:
-    """The largest difference of any number of any answer."""
+async def _max_difference(
+    reference_answers: ReferenceAnswers, client: AsyncClient, batches: Sequence[Sequence[str]]
+) -> float:
+    """Returns the largest difference of any number of any answer."""
     worst = 0.0
     for batch in batches:
         for text, answer in zip(batch, await client.analyze(batch, deadline_s=60), strict=True):
-            worst = max(worst, offline.distance(text, answer.unwrap()))
+            worst = max(worst, reference_answers.difference(text, answer.unwrap()))
     return worst
 
 
-def _apart(offline: Offline, one: str, other: str) -> float:
-    (version,) = offline.versions
-    rows = [offline.answer(version, text)[0] for text in (one, other)]
+def _text_difference(reference_answers: ReferenceAnswers, one: str, other: str) -> float:
+    (version,) = reference_answers.versions
+    rows = [reference_answers.answer(version, text)[0] for text in (one, other)]
     return float(abs(rows[0] - rows[1]).max())
 
 
-@case(
-    "random cancels",
-    fault=f"{_STREAMS} streams at once, cancelled at random moments and opened again",
-    expected="every answer belongs to its item: its id, its text's numbers",
+@scenario(
+    "response isolation",
+    fault=f"{_STREAMS} concurrent streams that are cancelled at random moments and reopened",
+    expected="Every answer carries the id of its item and the numbers of its text",
 )
-async def random_cancels(place: Place) -> Verdict:
-    """Short texts, in the order in which they are finished, so that there is much to be mixed up."""
-    items = place.many(100_000, 5_000)
-    texts = list(dict.fromkeys(" ".join(text.split()[:4]) for text in place.texts))
-    place.offline.learn(texts)
+async def response_isolation(context: Context) -> Verdict:
+    """Uses short texts and completion order, so that many answers could be swapped.
+
+    The control judges an answer under the text of another item.
+    """
+    items = context.scaled(100_000, 5_000)
+    texts = list(dict.fromkeys(" ".join(text.split()[:4]) for text in context.texts))
+    context.reference_answers.precompute(texts)
     counts: Counter[str] = Counter()
-    async with running(place.bundle, place.folder) as server, contextlib.AsyncExitStack() as stack:
+    async with run_server(context.bundle, context.work_dir) as server, contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(server.target)) for _ in range(4)]
         await asyncio.gather(
             *(
-                _stream(place, clients[number % 4], texts, items=items, counts=counts, seed=number)
+                _stream(context, clients[number % 4], texts, items=items, counts=counts, seed=number)
                 for number in range(_STREAMS)
             )
         )
         (answer,) = await clients[0].analyze(texts[:1], deadline_s=20)
-    swapped = place.offline.judge(texts[1], answer.unwrap())
+    swapped = context.reference_answers.judge(texts[1], answer.unwrap())
     return Verdict(
-        seen=f"{counts['sent']:,} items over {_STREAMS} streams, {counts['cancels']:,} cancels: {counts['right']:,} "
-        f"answered, {counts['mixed up']} mixed up, {counts['failed']} failed",
-        passed=counts["right"] > items / 4 and not counts["mixed up"] and not counts["failed"],
-        control=f"an answer under another item's text is found {swapped}",
-        control_failed=swapped == "wrong",
+        observed=f"{counts['sent']:,} items over {_STREAMS} streams, {counts['cancels']:,} cancels: "
+        f"{counts['correct']:,} answered, {counts['swapped']} swapped, {counts['failed']} failed",
+        passed=counts["correct"] > items / 4 and not counts["swapped"] and not counts["failed"],
+        control=f"an answer under the text of another item is judged {swapped}",
+        control_failed=swapped == "incorrect",
         figures=dict(counts),
     )
 
 
 async def _stream(
-    place: Place, client: AsyncClient, texts: Sequence[str], *, items: int, counts: Counter[str], seed: int
+    context: Context, client: AsyncClient, texts: Sequence[str], *, items: int, counts: Counter[str], seed: int
 ) -> None:
-    """One stream after the other, until all streams together have sent enough."""
+    """Opens one stream after another until all streams together have sent ``items``."""
     rng = random.Random(seed)
     while counts["sent"] < items:
-        on_their_way: dict[str, str] = {}
+        in_flight: dict[str, str] = {}
         length = rng.randint(1, 200)
 
-        async def feed(
-            on_their_way: dict[str, str] = on_their_way, length: int = length
-        ) -> AsyncIterator[tuple[str, str]]:
+        async def feed(in_flight: dict[str, str] = in_flight, length: int = length) -> AsyncIterator[tuple[str, str]]:
             for number in range(length):
                 counts["sent"] += 1
                 item_id = f"{seed}-{number}"
-                on_their_way[item_id] = rng.choice(texts)
-                yield item_id, on_their_way[item_id]
+                in_flight[item_id] = rng.choice(texts)
+                yield item_id, in_flight[item_id]
 
         stop_after = rng.randint(1, length) if rng.random() < 0.5 else length
         async with contextlib.aclosing(client.stream(feed(), order="completion")) as answers:
             seen = 0
             async for answer in answers:
-                counts[_belongs(place, answer, on_their_way.pop(answer.item_id, None))] += 1
+                counts[_outcome(context, answer, in_flight.pop(answer.item_id, None))] += 1
                 seen += 1
                 if seen == stop_after:
                     counts["cancels"] += stop_after < length
                     break
 
 
-def _belongs(place: Place, answer: Answer, text: str | None) -> str:
+def _outcome(context: Context, answer: Answer, text: str | None) -> str:
     if answer.result is None:
         return "failed"
-    if text is None or place.offline.judge(text, answer.result) != "right":
-        return "mixed up"
-    return "right"
+    if text is None or context.reference_answers.judge(text, answer.result) != "correct":
+        return "swapped"
+    return "correct"

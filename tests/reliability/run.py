@@ -1,19 +1,20 @@
-"""Makes everything go wrong that may go wrong with a server, and writes down what came of it: docs/reliability.md.
+"""Injects faults into real servers, checks how they behave, and writes docs/reliability.md.
 
-Each fault program starts real servers, lets traffic of the shipped client flow, records each item with its answer and
-holds it against the answer of the engine run alone. A finding counts only where enough traffic flowed before and after
-the fault; and each has a control, the same without what is to protect, which must fail, or the program could not have
-seen a failure.
+Each scenario starts real servers, sends traffic with the shipped client, and compares each answer with the answer of
+the engine alone. A verdict counts only if enough traffic flowed before and after the fault. Each scenario has a
+control, which repeats it without the protection under test and must fail; otherwise the scenario could not have
+detected a failure.
 
-    python tests/reliability/run.py --bundle build/demo/bundle                       # all of it, half an hour on two cores
-    python tests/reliability/run.py --bundle build/demo/bundle --quick               # a little, less than five minutes
-    python tests/reliability/run.py --bundle build/demo/bundle --only "killed workers" --only reloads
+    python -m tests.reliability.run --bundle build/demo/bundle            # everything: half an hour on two cores
+    python -m tests.reliability.run --bundle build/demo/bundle --quick    # a short run: less than five minutes
+    python -m tests.reliability.run --bundle build/demo/bundle --only "killed workers" --only reloads
+    python -m tests.reliability.run --write-page                          # only writes the page from stored results
 
-The figures go to bench/results/reliability.json, where what was not run keeps its old ones, and the page is made of
-them. Quick runs write nothing unless told where; they leave out the programs whose verdicts hang on a clock, unless
-``--only`` names them, so that they say the same beside other work: CI runs them. Programs that work on published texts
-look for them in the folder that POLYHEAD_DATA names, and are not run without. Ends with 1 where anything was not as
-expected.
+Results are stored in bench/results/reliability.json, and the page is generated from that file; scenarios that were not
+run keep their previous results. Quick runs store nothing unless --output is given. They skip the scenarios whose
+verdict depends on timing, unless --only names them, so that the outcome does not depend on other work on the machine;
+CI runs them. Scenarios on external corpora read them from the directory in POLYHEAD_DATA and are skipped without it.
+The exit code is 1 if any scenario did not behave as expected.
 """
 
 from __future__ import annotations
@@ -31,153 +32,174 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from polyhead_server.settings import usable_cores
 
-from bench.harness.texts import DEMO_TEXTS, read
+from bench.harness.texts import DEMO_TEXTS, read_texts
 
-from .corrupt_bundle_fixture import with_another_head
-from .external_corpora import NotRunError
-from .reference_answers import Offline
-from .report import page
-from .scenario import CASES, Case, Place, Verdict
+from .corrupt_bundle_fixture import write_bundle_with_other_head
+from .external_corpora import CorpusNotAvailableError
+from .reference_answers import ReferenceAnswers
+from .report import RESULTS, write_page
+from .scenario import SCENARIOS, Context, Scenario, Verdict
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results/reliability.json"
-PAGE = HERE.parent / "docs/reliability.md"
-# The order of the table.
+# In the order of the table.
 MODULES = (
-    "restarts",
-    "damages",
-    "kills",
+    "restarts_and_reloads",
+    "corrupt_bundles",
+    "worker_crashes",
     "overload",
-    "hogs",
-    "hostile",
-    "corpora",
-    "mixups",
-    "messages",
+    "resource_abuse",
+    "adversarial_inputs",
+    "multilingual_inputs",
+    "response_isolation",
+    "malformed_messages",
     "network",
     "tls",
-    "ends",
-    "stages",
-    "engines",
-    "artifacts",
-    "disks",
+    "process_failures",
+    "cancellation",
+    "engine_failures",
+    "interrupted_writes",
+    "disk_full",
     "soak",
 )
-TEXTS = 200
+MAX_TEXTS = 200
+FULL_SOAK_MINUTES = 4.0
+QUICK_SOAK_MINUTES = 1 / 8
+
+Save = Callable[[str, dict[str, Any]], None]
 
 
 def main() -> None:
     """Runs the command line."""
     for module in MODULES:
-        importlib.import_module(f"faults.{module}")
+        importlib.import_module(f"{__package__}.{module}")
+    arguments = _parse(sys.argv[1:])
+    if arguments.write_page:
+        write_page()
+        return
+    # Same as Ctrl-C, so that the servers are stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    failed = asyncio.run(run_all(arguments, _make_save(arguments)))
+    if failed:
+        sys.exit(f"not as expected: {', '.join(failed)}")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--only", action="append", choices=CASES, metavar="FAULT", help=f"one of {', '.join(CASES)}")
-    parser.add_argument("--quick", action="store_true", help="a little of each fault whose verdict hangs on no clock")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--bundle", type=Path, help="bundle to serve")
+    task.add_argument("--write-page", action="store_true", help="only write the page from the stored results")
+    parser.add_argument(
+        "--only", action="append", choices=SCENARIOS, metavar="SCENARIO", help=f"one of {', '.join(SCENARIOS)}"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="run a small part of each scenario whose verdict does not depend on timing"
+    )
     parser.add_argument(
         "--soak-minutes",
         type=float,
         metavar="N",
-        help="length of the soak (default: 4; with --quick an eighth of one); from 30 on its memory has a slope",
+        help="duration of the soak (default: 4, with --quick 0.125); from 30 on, memory growth is reported as a slope",
     )
-    parser.add_argument("--output", type=Path, help=f"file for the figures (default: {RESULTS.name}, with its page)")
-    arguments = parser.parse_args()
-    # As Ctrl-C does: the servers that were started are ended.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    output = arguments.output or (None if arguments.quick else RESULTS)
-    report: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
-        "cores": usable_cores(),
-        "quick": arguments.quick,
-        "faults": json.loads(output.read_text())["faults"] if output and output.exists() else {},
-    }
+    parser.add_argument("--output", type=Path, help=f"file for the results (default: {RESULTS.name} and its page)")
+    return parser.parse_args(argv)
 
-    def save(name: str, found: dict[str, Any]) -> None:
-        known = {**report["faults"], name: found}
-        report["faults"] = {name: known[name] for name in CASES if name in known}
+
+def _make_save(arguments: argparse.Namespace) -> Save:
+    """Returns a function that stores the result of one scenario, and updates the page with the default output."""
+    output = arguments.output or (None if arguments.quick else RESULTS)
+    results = json.loads(output.read_text(encoding="utf-8"))["scenarios"] if output and output.exists() else {}
+
+    def save(name: str, result: dict[str, Any]) -> None:
+        results[name] = result
+        report = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "command": shlex.join(["python", "-m", "tests.reliability.run", *sys.argv[1:]]),
+            "cores": usable_cores(),
+            "quick": arguments.quick,
+            "scenarios": {name: results[name] for name in SCENARIOS if name in results},
+        }
         if output:
             output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         if output == RESULTS:
-            PAGE.write_text(page(report), encoding="utf-8")
+            write_page()
 
-    bad = asyncio.run(run_all(arguments, save))
-    if bad:
-        sys.exit(f"not as expected: {', '.join(bad)}")
+    return save
 
 
-async def run_all(arguments: argparse.Namespace, save: Callable[[str, dict[str, Any]], None]) -> list[str]:
-    """Runs the fault programs that are asked for; returns those that saw another thing."""
-    texts = [row["text"] for row in read(DEMO_TEXTS)]
-    texts = random.Random(0).sample(texts, min(TEXTS, len(texts)))
-    names = arguments.only or asked_for(arguments.quick)
-    # What no clock decides may run beside another; half of it waits for something else than a core.
-    turns = asyncio.Semaphore(2 if arguments.quick and not any(CASES[name].timed for name in names) else 1)
-    bad: list[str] = []
-    soak_s = 60 * (arguments.soak_minutes or (1 / 8 if arguments.quick else 4))
-    with tempfile.TemporaryDirectory(prefix="polyhead-reliability-") as folder:
-        other = with_another_head(arguments.bundle, Path(folder) / "other")
-        offline = Offline([arguments.bundle, other])
-        offline.learn(texts)
+async def run_all(arguments: argparse.Namespace, save: Save) -> list[str]:
+    """Runs the selected scenarios; returns the names of those that did not behave as expected."""
+    texts = read_texts(DEMO_TEXTS)
+    texts = random.Random(0).sample(texts, min(MAX_TEXTS, len(texts)))
+    names = arguments.only or select_scenarios(arguments.quick)
+    # Two scenarios without timing may run at once; half of the time they wait for something other than a core.
+    slots = asyncio.Semaphore(2 if arguments.quick and not any(SCENARIOS[name].timed for name in names) else 1)
+    failed: list[str] = []
+    soak_s = 60 * (arguments.soak_minutes or (QUICK_SOAK_MINUTES if arguments.quick else FULL_SOAK_MINUTES))
+    with tempfile.TemporaryDirectory(prefix="polyhead-reliability-") as directory:
+        bundle = arguments.bundle.resolve()
+        other_bundle = write_bundle_with_other_head(bundle, Path(directory) / "other")
+        reference_answers = ReferenceAnswers([bundle, other_bundle])
+        reference_answers.precompute(texts)
 
         async def run(name: str) -> None:
-            scratch = Path(folder) / name.replace(" ", "-")
-            scratch.mkdir()
-            place = Place(arguments.bundle.resolve(), other, offline, texts, scratch, arguments.quick, soak_s)
-            async with turns:
+            work_dir = Path(directory) / name.replace(" ", "-")
+            work_dir.mkdir()
+            context = Context(bundle, other_bundle, reference_answers, texts, work_dir, arguments.quick, soak_s)
+            async with slots:
                 try:
-                    found = await run_one(CASES[name], place)
-                except NotRunError as error:
+                    result = await run_scenario(SCENARIOS[name], context)
+                except CorpusNotAvailableError as error:
                     print(f"{name}: not run: {error}", flush=True)
                     return
-            save(name, found)
-            good = found["passed"] and found["control_failed"]
-            bad.extend([] if good else [name])
-            mark = "as expected" if good else "NOT AS EXPECTED"
-            print(f"{name}: {mark} in {found['seconds']} s\n  {found['seen']}\n  control: {found['control']}")
-            print(f"  {found['figures']}", flush=True)
+            save(name, result)
+            as_expected = result["passed"] and result["control_failed"]
+            if not as_expected:
+                failed.append(name)
+            label = "as expected" if as_expected else "NOT AS EXPECTED"
+            print(f"{name}: {label} in {result['seconds']} s\n  {result['observed']}\n  control: {result['control']}")
+            print(f"  {result['figures']}", flush=True)
 
         await asyncio.gather(*map(run, names))
-    return bad
+    return failed
 
 
-def asked_for(quick: bool) -> list[str]:
-    """The fault programs of a run that names none."""
-    left_out = [name for name, one in CASES.items() if quick and one.timed]
-    if left_out:
-        print(f"left out, as their verdicts hang on a clock: {', '.join(left_out)}", flush=True)
-    return [name for name in CASES if name not in left_out]
+def select_scenarios(quick: bool) -> list[str]:
+    """Returns the scenarios of a run without --only."""
+    skipped = [name for name, one in SCENARIOS.items() if quick and one.timed]
+    if skipped:
+        print(f"skipped because the verdict depends on timing: {', '.join(skipped)}", flush=True)
+    return [name for name in SCENARIOS if name not in skipped]
 
 
-async def run_one(case: Case, place: Place) -> dict[str, Any]:
-    """What came of a fault; a program that breaks is a finding as well.
+async def run_scenario(scenario: Scenario, context: Context) -> dict[str, Any]:
+    """Returns the result of a scenario; an exception in the scenario counts as a failure.
 
     Raises:
-        NotRunError: The texts that it works on are not on this machine.
+        CorpusNotAvailableError: The corpus that the scenario needs is not on this machine.
     """
-    began, others = time.monotonic(), os.getloadavg()[0]
+    started, load_average = time.monotonic(), os.getloadavg()[0]
     try:
-        finding = await case.program(place)
-    except NotRunError:
+        verdict = await scenario.run(context)
+    except CorpusNotAvailableError:
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the others are still to be run
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the other scenarios must still run
         traceback.print_exc()
-        finding = Verdict(seen=f"the program broke: {type(error).__name__}: {error}", passed=False)
-    figures = finding.figures.items()
+        verdict = Verdict(observed=f"the scenario raised {type(error).__name__}: {error}", passed=False)
+    figures = verdict.figures.items()
     return {
-        "fault": case.fault,
-        "expected": case.expected,
-        **dataclasses.asdict(finding),
+        "fault": scenario.fault,
+        "expected": scenario.expected,
+        **dataclasses.asdict(verdict),
         "figures": {key: value if isinstance(value, int) else float(f"{value:.4g}") for key, value in figures},
-        "seconds": round(time.monotonic() - began),
-        # What else ran on the machine when it began: times are worth as much as that is little.
-        "load_average": round(others, 1),
+        "seconds": round(time.monotonic() - started),
+        # Load of the machine at the start: the higher it is, the less the measured times mean.
+        "load_average": round(load_average, 1),
     }
 
 

@@ -1,4 +1,4 @@
-"""What a fault program is, and what it says when it has run."""
+"""Scenarios: a fault, the expected behavior, and a function that injects the fault and returns a verdict."""
 
 from __future__ import annotations
 
@@ -6,81 +6,88 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .reference_answers import Offline
+from .reference_answers import ReferenceAnswers
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a fault program works.
+class Context:
+    """Inputs of a scenario.
 
     Attributes:
-        bundle: What is served.
-        other: The same backbone with another head: other answers, in the same embedding space.
-        offline: The right answers of both.
-        texts: Ordinary texts, whose right answers are known already.
-        folder: Of its own, empty.
-        quick: Whether to do as little as still shows something.
-        soak_s: Seconds of the soak.
+        bundle: The bundle to serve.
+        other_bundle: A bundle with the same backbone and a different head: different answers in the same embedding
+            space.
+        reference_answers: The correct answers of both bundles.
+        texts: Ordinary texts whose reference answers are already computed.
+        work_dir: An empty directory for the scenario alone.
+        quick: Whether to run the smallest amount of work that still shows a failure.
+        soak_s: Duration of the soak in seconds.
     """
 
     bundle: Path
-    other: Path
-    offline: Offline
+    other_bundle: Path
+    reference_answers: ReferenceAnswers
     texts: list[str]
-    folder: Path
+    work_dir: Path
     quick: bool
     soak_s: float
 
-    def many(self, full: int, quick: int) -> int:
-        """The number for a full run, or that for a quick one."""
+    def scaled(self, full: int, quick: int) -> int:
+        """Returns ``full`` for a full run and ``quick`` for a quick run."""
         return quick if self.quick else full
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a fault.
+    """Result of a scenario.
 
     Attributes:
-        seen: One sentence without its full stop, with the numbers that decide.
-        passed: Whether it is what was expected, and enough traffic flowed before and after the fault.
-        control: What was done that must fail, and what came of it; empty where the figures need none.
-        control_failed: Whether it failed.
-        figures: Numbers by name, units in the names.
+        observed: One sentence without a full stop that states the decisive numbers.
+        passed: Whether the observation matches the expectation, and enough traffic flowed before and after the fault.
+        control: What the control did and what was observed; empty if the figures need no control.
+        control_failed: Whether the control failed, as it must.
+        figures: Numbers by name, with units in the names.
     """
 
-    seen: str
+    observed: str
     passed: bool
     control: str = ""
     control_failed: bool = True
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-Program = Callable[[Place], Awaitable[Verdict]]
+ScenarioFunction = Callable[[Context], Awaitable[Verdict]]
 
 
 @dataclass(frozen=True)
-class Case:
-    """A fault program with its name on the command line, and what stands in the table.
+class Scenario:
+    """A registered scenario.
 
     Attributes:
-        timed: Whether its verdict hangs on a clock, so that other work on the machine may turn it.
+        name: Name on the command line and in the results.
+        fault: The injected fault, as shown on the page.
+        expected: The expected behavior, as shown on the page.
+        run: Injects the fault and returns the verdict.
+        timed: Whether the verdict depends on timing, so that other work on the machine can change it.
     """
 
     name: str
     fault: str
     expected: str
-    program: Program
+    run: ScenarioFunction
     timed: bool = False
 
 
-CASES: dict[str, Case] = {}
+SCENARIOS: dict[str, Scenario] = {}
 
 
-def case(name: str, *, fault: str, expected: str, timed: bool = False) -> Callable[[Program], Program]:
-    """Makes a function a fault program; they run in the order in which they are written."""
+def scenario(
+    name: str, *, fault: str, expected: str, timed: bool = False
+) -> Callable[[ScenarioFunction], ScenarioFunction]:
+    """Registers a function as a scenario; scenarios run in the order of their registration."""
 
-    def register(program: Program) -> Program:
-        CASES[name] = Case(name, fault, expected, program, timed)
-        return program
+    def register(run: ScenarioFunction) -> ScenarioFunction:
+        SCENARIOS[name] = Scenario(name, fault, expected, run, timed)
+        return run
 
     return register

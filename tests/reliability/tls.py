@@ -1,4 +1,4 @@
-"""Peers that may not speak to the server, or do not know how to, and a certificate that changes under load."""
+"""Unauthorized and malformed TLS clients, and a certificate that is replaced under load."""
 
 from __future__ import annotations
 
@@ -19,117 +19,120 @@ from polyhead_client import Answer, AsyncClient, PolyheadError, Tls
 from bench.harness.certificates import DAY, Authority, Files
 from bench.harness.servers import free_port
 
-from .processes import Server, descriptors, running, until
-from .scenario import Place, Verdict, case
+from .processes import Server, open_descriptors, run_server, wait_until
+from .scenario import Context, Verdict, scenario
 from .traffic import Traffic
 
-# Keys, and each one's right.
+# Names of the API keys; each key has the scope of the same name.
 _INFER, _INFO = "infer", "info"
-# The neighbours send nothing of the kind, so that the server's metrics tell whether it was parsed.
-_LARGE = "word " * 20_000
-_LARGE_IS_BETWEEN = ("65536.0", "262144.0")
-# Descriptors of the server for those neighbours who connect anew, more or less.
-_COME_AND_GO = 10
-# A new certificate is read when a connection comes.
-_IN_FORCE_S = 1.0
-# What no server can let in: the client itself hangs up.
-_NEVER_ANSWERED = {"plain text", "a client that trusts another authority"}
+# The concurrent traffic sends no message of this size, so the metrics of the server show whether one was parsed.
+_LARGE_TEXT = "word " * 20_000
+_LARGE_BUCKETS = ("65536.0", "262144.0")
+# Fluctuation of the descriptors of the server caused by concurrent clients that open new connections.
+_DESCRIPTOR_MARGIN = 10
+# Maximum time until new connections get a new certificate, which is loaded when a connection arrives.
+_MAX_RELOAD_S = 1.0
+# Attempts that no server can accept, because the client itself aborts the handshake.
+_ABORTED_BY_CLIENT = {"plaintext", "a client that trusts another authority"}
 
 
-class Try(NamedTuple):
-    """What a client comes with, and how its call is to end; docs/guides/security.md has the table."""
+class Attempt(NamedTuple):
+    """Credentials of a client, and the expected status of its call; the security guide lists them."""
 
     tls: Tls | None
     key: str | None
-    ending: str
+    status: str
 
 
-@case(
+@scenario(
     "TLS faults",
-    fault="certificates and keys that are wrong, expired or missing, plain text, half handshakes, random bytes, and a "
-    "server's certificate that is replaced, under load",
-    expected="each ends as security.md says, and nothing of a refused call is parsed; the new certificate is in force "
-    "at once; clients that may be served, over lasting connections and over new ones, notice nothing",
+    fault="Under load: certificates and keys that are invalid, expired or missing, plaintext, incomplete handshakes "
+    "and random bytes; the certificate of the server is replaced",
+    expected="Each attempt ends as documented in the security guide, and no message of a refused call is parsed; a new "
+    "certificate takes effect at once; authorized clients on existing and on new connections are not affected",
 )
-async def tls_faults(place: Place) -> Verdict:
-    """The control: the same tries on a server that wants neither certificates nor keys."""
-    authority = Authority(place.folder)
-    files, good = authority.issue("server"), _tls(authority, authority.issue("client"))
-    tries, rounds = _tries(place, authority, good), place.many(10, 2)
-    halves = place.many(200, 50)
+async def tls_faults(context: Context) -> Verdict:
+    """The control makes the same attempts on a server that requires neither client certificates nor keys."""
+    authority = Authority(context.work_dir)
+    files, valid_tls = authority.issue("server"), _tls(authority, authority.issue("client"))
+    attempts, rounds = _attempts(context, authority, valid_tls), context.scaled(10, 2)
+    incomplete = context.scaled(200, 50)
     metrics = free_port()
-    guards = (
+    auth_flags = (
         *("--tls-client-ca", str(authority.cert)),
-        *("--api-keys", str(_write_keys(place.folder / "keys.toml"))),
+        *("--api-keys", str(_write_keys(context.work_dir / "keys.toml"))),
         *("--metrics-listen", f"127.0.0.1:{metrics}"),
     )
-    lasting, fresh = Traffic(place.offline, place.texts), Traffic(place.offline, place.texts)
-    otherwise: list[str] = []
+    persistent, reconnecting = (Traffic(context.reference_answers, context.texts) for _ in range(2))
+    unexpected: list[str] = []
     async with (
-        running(place.bundle, place.folder, *files.flags, *guards, tls=good) as server,
-        AsyncClient(server.target, tls=good, api_key=_INFER) as client,
-        lasting.flowing([client], calls=2),
-        fresh.flowing([_Newcomer(server.target, good)], calls=2, items=1, streams=0),
+        run_server(context.bundle, context.work_dir, *files.flags, *auth_flags, tls=valid_tls) as server,
+        AsyncClient(server.target, tls=valid_tls, api_key=_INFER) as client,
+        persistent.flowing([client], calls=2),
+        reconnecting.flowing([_ReconnectingClient(server.target, valid_tls)], calls=2, items=1, streams=0),
     ):
-        await _flow(lasting, fresh)
-        begun = time.monotonic()
+        await _flow(persistent, reconnecting)
+        started = time.monotonic()
         for _ in range(rounds):
-            endings = await _endings(server, tries)
-            otherwise += [f"{name} {end}" for name, end in endings.items() if end != tries[name].ending]
+            statuses = await _statuses(server, attempts)
+            unexpected += [f"{name} {one}" for name, one in statuses.items() if one != attempts[name].status]
         parsed = await asyncio.to_thread(_large_parsed, metrics)
-        async with _half_handshakes(server, halves):
-            await _flow(lasting, fresh)
-            in_force = [await _replace(server, files, authority, fresh, number) for number in range(rounds)]
+        async with _incomplete_handshakes(server, incomplete):
+            await _flow(persistent, reconnecting)
+            reload_s = [
+                await _replace_certificate(server, files, authority, reconnecting, number) for number in range(rounds)
+            ]
         ended = time.monotonic()
-        await _flow(lasting, fresh)
-        served = await _ending(server, Try(good, _INFER, "OK"))
+        await _flow(persistent, reconnecting)
+        authorized = await _status(server, Attempt(valid_tls, _INFER, "OK"))
         counted = await asyncio.to_thread(_large_parsed, metrics)
-    async with running(place.bundle, place.folder, *files.flags, tls=good) as server:
-        opened = await _endings(server, tries)
-    answered = [name for name, ending in opened.items() if ending == "OK"]
-    tried = rounds * len(tries)
+    async with run_server(context.bundle, context.work_dir, *files.flags, tls=valid_tls) as server:
+        open_statuses = await _statuses(server, attempts)
+    answered = [name for name, status in open_statuses.items() if status == "OK"]
+    count = rounds * len(attempts)
     return Verdict(
-        seen=f"{tried} tries of {len(tries)} kinds: {len(otherwise)} ended otherwise{': ' if otherwise else ''}"
-        f"{', '.join(sorted(set(otherwise)))}, {parsed} of their messages were parsed; {halves} half handshakes at "
-        f"once; {rounds} new certificates, in force after at most {max(in_force):.2f} s; {lasting.bad()} of "
-        f"{len(lasting.requests):,} items beside them and {fresh.bad()} of {len(fresh.requests):,} over a new "
-        "connection each not answered rightly",
-        passed=not (otherwise or parsed or lasting.bad() or fresh.bad())
-        and lasting.enough(begun, ended)
-        and fresh.enough(begun, ended)
-        and max(in_force) < _IN_FORCE_S,
-        control=f"a server that wants neither certificates nor keys answers {len(answered)} of the {len(tries)} kinds: "
-        f"{', '.join(answered)}; the message of a call that may be made ({served}) is seen to be parsed: {counted}",
-        control_failed=set(answered) == set(tries) - _NEVER_ANSWERED and (served, counted) == ("OK", 1),
+        observed=f"{count} attempts of {len(attempts)} kinds: {len(unexpected)} ended "
+        f"unexpectedly{': ' if unexpected else ''}{', '.join(sorted(set(unexpected)))}, {parsed} of their messages "
+        f"were parsed; {incomplete} concurrent incomplete handshakes; {rounds} new certificates, each in effect "
+        f"within {max(reload_s):.2f} s; {persistent.failures()} of {len(persistent.requests):,} items on existing "
+        f"connections and {reconnecting.failures()} of {len(reconnecting.requests):,} items on new connections "
+        "without a correct answer",
+        passed=not (unexpected or parsed or persistent.failures() or reconnecting.failures())
+        and persistent.covers(started, ended)
+        and reconnecting.covers(started, ended)
+        and max(reload_s) < _MAX_RELOAD_S,
+        control=f"a server without client authentication answers {len(answered)} of the {len(attempts)} kinds: "
+        f"{', '.join(answered)}; {counted} message of an authorized call ({authorized}) is counted as parsed",
+        control_failed=set(answered) == set(attempts) - _ABORTED_BY_CLIENT and (authorized, counted) == ("OK", 1),
         figures={
-            "tries": tried,
-            "otherwise": len(otherwise),
+            "attempts": count,
+            "unexpected": len(unexpected),
             "parsed": parsed,
-            "half_handshakes": halves,
+            "incomplete_handshakes": incomplete,
             "new_certificates": rounds,
-            "in_force_most_s": max(in_force),
-            "items": len(lasting.requests),
-            "bad_items": lasting.bad(),
-            "new_connections": len(fresh.requests),
-            "bad_new_connections": fresh.bad(),
+            "reload_max_s": max(reload_s),
+            "items": len(persistent.requests),
+            "failed_items": persistent.failures(),
+            "items_on_new_connections": len(reconnecting.requests),
+            "failed_items_on_new_connections": reconnecting.failures(),
         },
     )
 
 
-def _tries(place: Place, authority: Authority, good: Tls) -> Mapping[str, Try]:
-    (place.folder / "other").mkdir()
-    other = Authority(place.folder / "other")
+def _attempts(context: Context, authority: Authority, valid_tls: Tls) -> Mapping[str, Attempt]:
+    (context.work_dir / "other").mkdir()
+    other = Authority(context.work_dir / "other")
     expired = authority.issue("expired", begins=-3 * DAY, ends=-DAY)
     unavailable = "UNAVAILABLE"
     return {
-        "plain text": Try(None, _INFER, unavailable),
-        "a client that trusts another authority": Try(_tls(other, None), _INFER, unavailable),
-        "no certificate": Try(_tls(authority, None), _INFER, unavailable),
-        "a certificate of another authority": Try(_tls(authority, other.issue("client")), _INFER, unavailable),
-        "an expired certificate": Try(_tls(authority, expired), _INFER, unavailable),
-        "no key": Try(good, None, "UNAUTHENTICATED UNAUTHENTICATED"),
-        "a wrong key": Try(good, "wrong", "UNAUTHENTICATED UNAUTHENTICATED"),
-        "a key for another method": Try(good, _INFO, "PERMISSION_DENIED PERMISSION_DENIED"),
+        "plaintext": Attempt(None, _INFER, unavailable),
+        "a client that trusts another authority": Attempt(_tls(other, None), _INFER, unavailable),
+        "no certificate": Attempt(_tls(authority, None), _INFER, unavailable),
+        "a certificate of another authority": Attempt(_tls(authority, other.issue("client")), _INFER, unavailable),
+        "an expired certificate": Attempt(_tls(authority, expired), _INFER, unavailable),
+        "no key": Attempt(valid_tls, None, "UNAUTHENTICATED UNAUTHENTICATED"),
+        "an invalid key": Attempt(valid_tls, "invalid", "UNAUTHENTICATED UNAUTHENTICATED"),
+        "a key for another method": Attempt(valid_tls, _INFO, "PERMISSION_DENIED PERMISSION_DENIED"),
     }
 
 
@@ -149,83 +152,90 @@ async def _flow(*traffics: Traffic) -> None:
     await asyncio.gather(*(one.flow_until(60) for one in traffics))
 
 
-async def _endings(server: Server, tries: Mapping[str, Try]) -> dict[str, str]:
-    return {name: await _ending(server, one) for name, one in tries.items()}
+async def _statuses(server: Server, attempts: Mapping[str, Attempt]) -> dict[str, str]:
+    return {name: await _status(server, one) for name, one in attempts.items()}
 
 
-async def _ending(server: Server, one: Try) -> str:
-    """How a call with a large message ends: its code, and the reason if it gives one."""
+async def _status(server: Server, one: Attempt) -> str:
+    """Sends a large message; returns the status code, and the reason of the error if there is one."""
     try:
         async with AsyncClient(server.target, tls=one.tls, api_key=one.key, max_attempts=1) as client:
-            (answer,) = await client.analyze([_LARGE], deadline_s=30)
+            (answer,) = await client.analyze([_LARGE_TEXT], deadline_s=30)
     except PolyheadError as error:
         return f"{error.code} {error.reason}".strip()
     return answer.error.code if answer.error else "OK"
 
 
 def _large_parsed(port: int) -> int:
-    """How many large messages the server has parsed, as its metrics say."""
+    """Returns the number of large messages that the server has parsed according to its metrics."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as page:
         text = page.read().decode()
     counts = dict(re.findall(r'^polyhead_request_bytes_bucket{le="(\S+)"} (\S+)$', text, re.MULTILINE))
-    low, high = (float(counts[limit]) for limit in _LARGE_IS_BETWEEN)
+    low, high = (float(counts[limit]) for limit in _LARGE_BUCKETS)
     return int(high - low)
 
 
 @contextlib.asynccontextmanager
-async def _half_handshakes(server: Server, number: int) -> AsyncIterator[None]:
-    """Connections that stop halfway, and a quarter as many each that hang up halfway and that send random bytes.
+async def _incomplete_handshakes(server: Server, number: int) -> AsyncIterator[None]:
+    """Opens ``number`` connections that stop in the middle of the handshake.
 
-    The server is seen to hold the first, and to let go of them all in the end.
+    A quarter as many close in the middle of it, and a quarter as many send random bytes. The open descriptors of the
+    server must show that it holds the stopped connections, and that it releases all of them in the end.
     """
     hello, rng = _client_hello(), random.Random(0)
-    before = descriptors(server.process.pid)
-    stay = [hello[: len(hello) // 2]] * number
-    writers = [await _said(server, first) for first in [*stay, *(rng.randbytes(500) for _ in range(number // 4))]]
+    before = open_descriptors(server.process.pid)
+    stalled = [hello[: len(hello) // 2]] * number
+    writers = [await _connect(server, data) for data in [*stalled, *(rng.randbytes(500) for _ in range(number // 4))]]
     for _ in range(number // 4):
-        # The server's own half of the handshake is on its way to nobody.
-        (await _said(server, hello)).close()
-    least = before + number - _COME_AND_GO
+        # The peer closes while the server answers the handshake.
+        (await _connect(server, hello)).close()
+    minimum = before + number - _DESCRIPTOR_MARGIN
     try:
-        await until(lambda: descriptors(server.process.pid) >= least, "the half handshakes are not seen")
+        await wait_until(
+            lambda: open_descriptors(server.process.pid) >= minimum, "the incomplete handshakes are not counted"
+        )
         yield
     finally:
         for writer in writers:
             writer.close()
-    most = before + _COME_AND_GO
-    await until(lambda: descriptors(server.process.pid) <= most, "the server keeps the half handshakes")
+    maximum = before + _DESCRIPTOR_MARGIN
+    await wait_until(
+        lambda: open_descriptors(server.process.pid) <= maximum, "the server keeps the incomplete handshakes"
+    )
 
 
 def _client_hello() -> bytes:
-    """What a client says first."""
-    said = ssl.MemoryBIO()
-    handshake = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), said, server_hostname="localhost")
+    """Returns the first message of a TLS client."""
+    outgoing = ssl.MemoryBIO()
+    handshake = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
     with contextlib.suppress(ssl.SSLWantReadError):
         handshake.do_handshake()
-    return said.read()
+    return outgoing.read()
 
 
-async def _said(server: Server, first: bytes) -> asyncio.StreamWriter:
+async def _connect(server: Server, data: bytes) -> asyncio.StreamWriter:
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(first)
+    writer.write(data)
     return writer
 
 
-async def _replace(server: Server, files: Files, authority: Authority, fresh: Traffic, number: int) -> float:
-    """Puts another certificate in place, under load; returns the seconds until a new connection gets it."""
-    before = await _presented(server)
+async def _replace_certificate(
+    server: Server, files: Files, authority: Authority, reconnecting: Traffic, number: int
+) -> float:
+    """Replaces the certificate under load; returns the seconds until a new connection gets the new one."""
+    before = await _certificate_serial(server)
     files.replace(authority.issue(f"next-{number}"))
-    begun = time.monotonic()
-    while await _presented(server) == before:
-        if time.monotonic() > begun + 30:
-            raise RuntimeError("the new certificate does not come")
-    took = time.monotonic() - begun
-    await fresh.flow_until(10)
-    return took
+    started = time.monotonic()
+    while await _certificate_serial(server) == before:
+        if time.monotonic() > started + 30:
+            raise RuntimeError("the server does not load the new certificate")
+    duration_s = time.monotonic() - started
+    await reconnecting.flow_until(10)
+    return duration_s
 
 
-async def _presented(server: Server) -> str:
-    """The serial number of the certificate that a new connection gets."""
+async def _certificate_serial(server: Server) -> str:
+    """Returns the serial number of the certificate that a new connection gets."""
     if server.tls is None or server.tls.certificate_file is None:
         raise RuntimeError("the server has no certificate")
     context = ssl.create_default_context(cafile=server.tls.ca_file)
@@ -237,20 +247,20 @@ async def _presented(server: Server) -> str:
     return serial
 
 
-class _Newcomer:
-    """A client that connects anew for each call."""
+class _ReconnectingClient:
+    """A client that opens a new connection for each call."""
 
     def __init__(self, target: str, tls: Tls) -> None:
         self._target = target
         self._tls = tls
 
     async def analyze(self, texts: Iterable[tuple[str, str]], *, deadline_s: float | None = None) -> list[Answer]:
-        """One call over a connection of its own."""
+        """Sends one call over its own connection."""
         async with AsyncClient(self._target, tls=self._tls, api_key=_INFER) as client:
             return await client.analyze(texts, deadline_s=deadline_s)
 
     async def stream(self, texts: AsyncIterator[tuple[str, str]]) -> AsyncIterator[Answer]:
-        """One stream over a connection of its own."""
+        """Sends one stream over its own connection."""
         async with AsyncClient(self._target, tls=self._tls, api_key=_INFER) as client:
             async for answer in client.stream(texts):
                 yield answer

@@ -1,4 +1,4 @@
-"""Load that records each request with its answer and judges it by the offline answer."""
+"""Load that records each request with its answer, and compares each answer with the reference answer."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from polyhead_client import Answer, PolyheadError
 from polyhead_client.conversion import answers_of
 from polyhead_client.errors import map_grpc_errors
 
-from .reference_answers import Offline, version
+from .reference_answers import ReferenceAnswers, version
 
-# Enough of both kinds before a fault and after it, or the fault has met nothing.
-LEAST_ITEMS = 50
+# Minimum number of items of each method before and after a fault; with fewer, the fault may have met no traffic.
+MIN_ITEMS = 50
+# Maximum number of items of a stream that are in flight: enough to keep a server busy; more would only wait longer.
+_MAX_STREAM_IN_FLIGHT = 24
 _CALL_DEADLINE_S = 20.0
-# A broken client tries again so soon: often enough to meet the fault, seldom enough not to be all of the load.
-_AGAIN_S = 0.05
+# Pause after a failure: short enough to meet the fault again, long enough that retries do not dominate the load.
+_RETRY_PAUSE_S = 0.05
 
 
 class Caller(Protocol):
-    """What the shipped client and the plain one have in common."""
+    """Methods that the shipped client and the plain client share."""
 
     async def analyze(self, texts: Iterable[tuple[str, str]], *, deadline_s: float | None = ...) -> list[Answer]:
-        """Answers a batch of texts."""
+        """Returns the answers to a batch of texts."""
         ...
 
     def stream(self, texts: AsyncIterator[tuple[str, str]]) -> AsyncIterator[Answer]:
-        """Answers a stream of texts, in order."""
+        """Yields the answers to a stream of texts in order."""
         ...
 
 
@@ -45,15 +47,15 @@ class Request:
 
     Attributes:
         text: The text.
-        way: ``unary`` or ``stream``.
-        sent: Second of ``time.monotonic()``.
-        done: When its answer came, or its failure; 0 while it has none.
-        outcome: ``right``, ``wrong``, or the code of an error; ``lost`` while it has none.
-        version: Of what answered, as the answer says.
+        method: ``unary`` or ``stream``.
+        sent: Send time by ``time.monotonic()``.
+        done: Time of the answer or of the failure; 0 while there is neither.
+        outcome: ``correct``, ``incorrect`` or an error code; ``lost`` while there is none.
+        version: Version of the model that answered, as named by the answer.
     """
 
     text: str
-    way: str
+    method: str
     sent: float
     done: float = 0.0
     outcome: str = "lost"
@@ -61,11 +63,11 @@ class Request:
 
 
 class Traffic:
-    """Callers in closed loops, until they are told to stop."""
+    """Closed-loop callers that send until they are stopped."""
 
-    def __init__(self, offline: Offline, texts: Sequence[str]) -> None:
+    def __init__(self, reference_answers: ReferenceAnswers, texts: Sequence[str]) -> None:
         self.requests: list[Request] = []
-        self._offline = offline
+        self._reference_answers = reference_answers
         self._texts = itertools.cycle(texts)
         self._stopping = False
 
@@ -73,10 +75,17 @@ class Traffic:
     async def flowing(
         self, clients: Sequence[Caller], *, calls: int = 4, items: int = 4, streams: int = 2
     ) -> AsyncIterator[None]:
-        """Load for as long as the block lasts: so many callers and streams, dealt out over the clients."""
-        turns = itertools.cycle(clients)
-        tasks = [asyncio.create_task(self._call(next(turns), items)) for _ in range(calls)]
-        tasks += [asyncio.create_task(self._stream(next(turns))) for _ in range(streams)]
+        """Sends load while the block runs.
+
+        Args:
+            clients: Clients among which the callers are distributed.
+            calls: Number of callers that send unary calls.
+            items: Texts per unary call.
+            streams: Number of callers that send streams.
+        """
+        next_client = itertools.cycle(clients)
+        tasks = [asyncio.create_task(self._call(next(next_client), items)) for _ in range(calls)]
+        tasks += [asyncio.create_task(self._stream(next(next_client))) for _ in range(streams)]
         try:
             yield
         finally:
@@ -84,51 +93,51 @@ class Traffic:
             await asyncio.gather(*tasks)
 
     def stop(self) -> None:
-        """Sends nothing more; what is on its way is waited for at the end of ``flowing``."""
+        """Stops sending; the end of ``flowing`` waits for the requests in flight."""
         self._stopping = True
 
     async def flow_until(self, items: int, deadline_s: float = 60.0) -> None:
-        """Waits until so many more items of each way have an answer."""
-        ways, end = {one.way for one in self.requests}, time.monotonic() + deadline_s
-        begun = self._answered()
-        while any(self._answered()[way] < begun[way] + items for way in ways or {"unary"}):
+        """Waits until ``items`` more items of each method are answered correctly."""
+        methods, end = {one.method for one in self.requests}, time.monotonic() + deadline_s
+        before = self._correct()
+        while any(self._correct()[method] < before[method] + items for method in methods or {"unary"}):
             if time.monotonic() > end:
                 raise RuntimeError(f"no traffic flows: {self.outcomes()}")
             await asyncio.sleep(0.05)
 
     def outcomes(self, *, since: float = 0.0, until: float = float("inf")) -> Counter[str]:
-        """How many items ended how, of those sent in a span of time."""
+        """Counts the outcomes of the items that were sent in a span of time."""
         return Counter(one.outcome for one in self.requests if since <= one.sent < until)
 
-    def bad(self) -> int:
-        """Items without a right answer."""
-        return len(self.requests) - self.outcomes()["right"]
+    def failures(self) -> int:
+        """Number of items without a correct answer."""
+        return len(self.requests) - self.outcomes()["correct"]
 
-    def enough(self, *moments: float) -> bool:
-        """Whether enough items of each way were answered rightly before and after every moment."""
+    def covers(self, *moments: float) -> bool:
+        """Whether enough items of each method were answered correctly before and after every moment."""
         spans = list(itertools.pairwise([0.0, *moments, float("inf")]))
-        ways = {one.way for one in self.requests}
+        methods = {one.method for one in self.requests}
         counts = Counter(
-            (one.way, span)
+            (one.method, span)
             for one in self.requests
             for span in spans
-            if one.outcome == "right" and span[0] <= one.sent < span[1]
+            if one.outcome == "correct" and span[0] <= one.sent < span[1]
         )
-        return bool(ways) and all(counts[way, span] >= LEAST_ITEMS for way in ways for span in spans)
+        return bool(methods) and all(counts[method, span] >= MIN_ITEMS for method in methods for span in spans)
 
-    def _answered(self) -> Counter[str]:
-        return Counter(one.way for one in self.requests if one.outcome == "right")
+    def _correct(self) -> Counter[str]:
+        return Counter(one.method for one in self.requests if one.outcome == "correct")
 
-    def _send(self, way: str) -> Request:
-        self.requests.append(Request(next(self._texts), way, time.monotonic()))
+    def _send(self, method: str) -> Request:
+        self.requests.append(Request(next(self._texts), method, time.monotonic()))
         return self.requests[-1]
 
-    def _judge(self, request: Request, answer: Answer) -> None:
+    def _record(self, request: Request, answer: Answer) -> None:
         request.done = time.monotonic()
         if answer.result is None:
             request.outcome = answer.error.code if answer.error else "UNKNOWN"
             return
-        request.outcome = self._offline.judge(request.text, answer.result)
+        request.outcome = self._reference_answers.judge(request.text, answer.result)
         request.version = version(answer.result.fingerprints)
 
     async def _call(self, client: Caller, items: int) -> None:
@@ -139,30 +148,29 @@ class Traffic:
                 answers = await client.analyze(texts, deadline_s=_CALL_DEADLINE_S)
             except PolyheadError as error:
                 _fail(sent, error)
-                await asyncio.sleep(_AGAIN_S)
+                await asyncio.sleep(_RETRY_PAUSE_S)
                 continue
             for request, answer in zip(sent, answers, strict=True):
-                self._judge(request, answer)
+                self._record(request, answer)
 
     async def _stream(self, client: Caller) -> None:
         while not self._stopping:
-            on_their_way: dict[str, Request] = {}
+            in_flight: dict[str, Request] = {}
             try:
-                async for answer in client.stream(self._feed(on_their_way)):
-                    self._judge(on_their_way.pop(answer.item_id), answer)
+                async for answer in client.stream(self._feed(in_flight)):
+                    self._record(in_flight.pop(answer.item_id), answer)
             except PolyheadError as error:
-                _fail(on_their_way.values(), error)
-                await asyncio.sleep(_AGAIN_S)
+                _fail(in_flight.values(), error)
+                await asyncio.sleep(_RETRY_PAUSE_S)
 
-    async def _feed(self, on_their_way: dict[str, Request]) -> AsyncIterator[tuple[str, str]]:
+    async def _feed(self, in_flight: dict[str, Request]) -> AsyncIterator[tuple[str, str]]:
         for number in itertools.count():
-            # Two dozen on their way keep a server at work; more would only make each of them wait.
-            while len(on_their_way) >= 24 and not self._stopping:
+            while len(in_flight) >= _MAX_STREAM_IN_FLIGHT and not self._stopping:
                 await asyncio.sleep(0.005)
             if self._stopping:
                 return
-            on_their_way[str(number)] = self._send("stream")
-            yield str(number), on_their_way[str(number)].text
+            in_flight[str(number)] = self._send("stream")
+            yield str(number), in_flight[str(number)].text
 
 
 def _fail(requests: Iterable[Request], error: PolyheadError) -> None:
@@ -171,7 +179,7 @@ def _fail(requests: Iterable[Request], error: PolyheadError) -> None:
 
 
 class PlainClient:
-    """The stubs alone: one connection, no retries, no second try of a stream. What the controls are made with."""
+    """Generated stubs without the shipped client: one connection, no retries, no reopened streams. Used by controls."""
 
     def __init__(self, target: str) -> None:
         options = [
@@ -190,12 +198,12 @@ class PlainClient:
         await self.channel.close()
 
     async def analyze(self, texts: Iterable[tuple[str, str]], *, deadline_s: float | None = None) -> list[Answer]:
-        """One call, one try."""
+        """Sends one call without retries."""
         with map_grpc_errors():
             return answers_of(await self._stub.Analyze(pb2.AnalyzeRequest(items=_items(texts)), timeout=deadline_s))
 
     async def stream(self, texts: AsyncIterator[tuple[str, str]]) -> AsyncIterator[Answer]:
-        """One stream, one item a message."""
+        """Sends one stream with one item per message."""
 
         async def requests() -> AsyncIterator[pb2.StreamAnalyzeRequest]:
             async for one in texts:

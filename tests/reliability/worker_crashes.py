@@ -1,4 +1,4 @@
-"""Workers that are killed without warning."""
+"""Workers that are killed with SIGKILL."""
 
 from __future__ import annotations
 
@@ -10,63 +10,66 @@ import time
 
 from polyhead_client import AsyncClient
 
-from .processes import Server, children, listeners, running, until
-from .scenario import Place, Verdict, case
+from .processes import Server, children, count_listeners, run_server, wait_until
+from .scenario import Context, Verdict, scenario
 from .traffic import PlainClient, Traffic
 
 _WORKERS = 2
-# A supervisor lets a worker that dies young wait longer each time: a fresh one after so many keeps the run short.
-_KILLS_OF_A_SERVER = 10
-# The kernel hangs up for the dead at once; the client's event loop has heard of it after so long.
-_HEARD_S = 0.25
+# The supervisor delays the restart of a worker that dies early longer each time; a fresh server after this many kills
+# keeps the run short.
+_KILLS_PER_SERVER = 10
+# The kernel closes the connections of a killed process at once; the event loop of the client has noticed after this.
+_DETECTION_S = 0.25
 
 
-@case(
+@scenario(
     "killed workers",
-    fault="a worker of two killed with SIGKILL under load, again and again",
-    expected="with the shipped client no item fails; with the stubs alone only what was in flight on the worker's own "
-    "connections fails",
+    fault="One of two workers is killed with SIGKILL under load, repeatedly",
+    expected="No item of the shipped client fails; without it, only items in flight on connections to the killed "
+    "worker fail",
     timed=True,
 )
-async def killed_workers(place: Place) -> Verdict:
-    """The shipped client over several connections, and the stubs alone as the control."""
-    kills = place.many(50, 4)
-    back: list[float] = []
-    items = bad = 0
-    enough = True
-    for begun in range(0, kills, _KILLS_OF_A_SERVER):
-        traffic, moments = await _kill(place, min(_KILLS_OF_A_SERVER, kills - begun), back, shipped=True)
-        items, bad = items + len(traffic.requests), bad + traffic.bad()
-        enough = enough and traffic.enough(*moments)
-    plain, moments = await _kill(place, place.many(10, 2), [], shipped=False)
-    lost = [one for one in plain.requests if one.outcome != "right"]
-    # In flight at a kill: sent before it, or before the client could hear of it.
-    hit = [one for one in lost if any(one.sent <= moment + _HEARD_S and one.done >= moment for moment in moments)]
+async def killed_workers(context: Context) -> Verdict:
+    """Uses the shipped client over several connections; the control uses the stubs without it."""
+    kills = context.scaled(50, 4)
+    restart_s: list[float] = []
+    items = failures = 0
+    covered = True
+    for first in range(0, kills, _KILLS_PER_SERVER):
+        traffic, moments = await _kill(context, min(_KILLS_PER_SERVER, kills - first), restart_s, shipped=True)
+        items, failures = items + len(traffic.requests), failures + traffic.failures()
+        covered = covered and traffic.covers(*moments)
+    plain, moments = await _kill(context, context.scaled(10, 2), [], shipped=False)
+    lost = [one for one in plain.requests if one.outcome != "correct"]
+    # In flight at a kill: sent before it, or before the client could detect it.
+    in_flight = [
+        one for one in lost if any(one.sent <= moment + _DETECTION_S and one.done >= moment for moment in moments)
+    ]
     return Verdict(
-        seen=f"{kills} kills, {items:,} items: {bad} without a right answer; both workers serve again after "
-        f"{statistics.median(back):.1f} s (median; at most {max(back):.1f} s)",
-        passed=not bad and enough and len(hit) == len(lost),
-        control=f"the stubs alone: {len(lost)} of {len(plain.requests):,} items failed in {len(moments)} kills, "
-        f"{len(hit)} of them in flight",
+        observed=f"{kills} kills, {items:,} items: {failures} without a correct answer; both workers serve again after "
+        f"{statistics.median(restart_s):.1f} s (median; at most {max(restart_s):.1f} s)",
+        passed=not failures and covered and len(in_flight) == len(lost),
+        control=f"stubs without the client: {len(lost)} of {len(plain.requests):,} items failed in {len(moments)} "
+        f"kills, {len(in_flight)} of them in flight",
         control_failed=bool(lost),
         figures={
             "kills": kills,
             "items": items,
-            "bad_items": bad,
+            "failed_items": failures,
             "plain_failed": len(lost),
-            "plain_failed_in_flight": len(hit),
-            "back_median_s": statistics.median(back),
-            "back_most_s": max(back),
+            "plain_failed_in_flight": len(in_flight),
+            "restart_median_s": statistics.median(restart_s),
+            "restart_max_s": max(restart_s),
         },
     )
 
 
-async def _kill(place: Place, kills: int, back: list[float], *, shipped: bool) -> tuple[Traffic, list[float]]:
-    """Kills the workers of one server in turns; adds to ``back`` how long each was away."""
-    traffic, moments = Traffic(place.offline, place.texts), []
-    async with running(place.bundle, place.folder, "--workers", str(_WORKERS)) as server:
-        await _all_serve(server)
-        # The kernel deals connections out by chance: of eight, both workers have some.
+async def _kill(context: Context, kills: int, restart_s: list[float], *, shipped: bool) -> tuple[Traffic, list[float]]:
+    """Kills the workers of one server in turn; appends to ``restart_s`` how long each was missing."""
+    traffic, moments = Traffic(context.reference_answers, context.texts), []
+    async with run_server(context.bundle, context.work_dir, "--workers", str(_WORKERS)) as server:
+        await _wait_until_all_serve(server)
+        # The kernel assigns connections at random: of eight, each worker has some.
         clients = (
             [AsyncClient(server.target, connections=4)] if shipped else [PlainClient(server.target) for _ in range(8)]
         )
@@ -76,14 +79,14 @@ async def _kill(place: Place, kills: int, back: list[float], *, shipped: bool) -
                 victim = sorted(children(server.process.pid))[number % _WORKERS]
                 moments.append(time.monotonic())
                 os.kill(victim, signal.SIGKILL)
-                await asyncio.sleep(_HEARD_S)
-                await _all_serve(server)
-                back.append(time.monotonic() - moments[-1])
+                await asyncio.sleep(_DETECTION_S)
+                await _wait_until_all_serve(server)
+                restart_s.append(time.monotonic() - moments[-1])
                 await traffic.flow_until(100)
         for client in clients:
             await client.__aexit__()
     return traffic, moments
 
 
-async def _all_serve(server: Server) -> None:
-    await until(lambda: listeners(server.port) == _WORKERS, "not all workers came back")
+async def _wait_until_all_serve(server: Server) -> None:
+    await wait_until(lambda: count_listeners(server.port) == _WORKERS, "not all workers restarted")
