@@ -5,6 +5,7 @@ The ``conftest.py`` of each folder that uses the fixtures imports them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -39,6 +40,10 @@ _SIZES = {
 _PAD_TOKEN_IDS = {"bert": 0, "roberta": 1, "distilbert": 0}
 
 
+# Graphs of this process by a digest of their model: an export takes seconds, and most tests start from the same model.
+_graphs: dict[str, bytes] = {}
+
+
 def ignore(line: str) -> None:
     """A ``report`` callback that discards the line."""
 
@@ -59,6 +64,18 @@ def make_model(family: str = "bert", **settings: Any) -> PolyheadModel:
         backbone=backbone, heads=heads, **{"max_tokens": MAX_TOKENS, "pad_token_id": pad_token_id, **settings}
     )
     return cast(PolyheadModel, PolyheadModel(config).eval())
+
+
+def write_graph(model: PolyheadModel, path: Path) -> None:
+    """Writes the graph of a model; exports it once for all models of the same configuration and weights."""
+    digest = hashlib.sha256(repr(model.config.to_diff_dict()).encode())
+    for name, values in model.state_dict().items():
+        digest.update(name.encode() + values.numpy().tobytes())
+    key = digest.hexdigest()
+    if key not in _graphs:
+        export_graph(model, path)
+        _graphs[key] = path.read_bytes()
+    path.write_bytes(_graphs[key])
 
 
 def make_tokenizer() -> tokenizers.Tokenizer:
@@ -105,7 +122,7 @@ def model() -> PolyheadModel:
 def graph_file(model: PolyheadModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The graph of ``model``; read-only."""
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
-    export_graph(model, path)
+    write_graph(model, path)
     return path
 
 

@@ -15,7 +15,7 @@ from polyhead_export.cli import VARIANT_NAMES
 from polyhead_export.errors import FusionError, SettingsError
 from polyhead_export.export import export
 from polyhead_export.layout import GRAPHS
-from polyhead_export.onnx_export import EMBEDDING_OUTPUT, export_graph, random_texts
+from polyhead_export.onnx_export import EMBEDDING_OUTPUT, random_texts
 from polyhead_export.quantization.fusion import count_operators, fuse_attention
 from polyhead_export.quantization.smoothquant import collect_absmax, fold_biases, quantize
 from polyhead_export.quantization.variants import make_variant
@@ -28,14 +28,14 @@ from polyhead_server.inference.model import load_model
 from polyhead_training.model import PolyheadModel
 from polyhead_training.tokenization import pad
 
-from tests.support.tiny_model import ignore, make_model
+from tests.support.tiny_model import ignore, make_model, write_graph
 
 GOLDEN = [[2, 3], [2, 9, 10, 3], [2, *range(20, 50), 3], [2, 7, 3]]
 
 
 def _make(model: PolyheadModel, folder: Path, name: str) -> tuple[Path, Path]:
     plain = folder / "model.onnx"
-    export_graph(model, plain)
+    write_graph(model, plain)
     return plain, make_variant(name, plain, model.config, GOLDEN, ignore)  # type: ignore[arg-type]
 
 
@@ -85,7 +85,7 @@ def test_int8_is_close_to_fp32_and_batch_invariant(tmp_path: Path, family: str) 
 
 
 def test_int8_is_calibrated_on_real_texts_if_available(model: PolyheadModel, tmp_path: Path) -> None:
-    export_graph(model, tmp_path / "model.onnx")
+    write_graph(model, tmp_path / "model.onnx")
     texts = random_texts(model.config, 400)[200:]
     lines: list[str] = []
     made = []
@@ -101,7 +101,7 @@ def test_int8_is_calibrated_on_real_texts_if_available(model: PolyheadModel, tmp
 
 
 def test_smoothing_is_chosen_by_accuracy_before_cosine(model: PolyheadModel, tmp_path: Path) -> None:
-    export_graph(model, tmp_path / "model.onnx")
+    write_graph(model, tmp_path / "model.onnx")
     lines: list[str] = []
     losses = iter([0.1, 0.0, 0.1, 0.1])
     make_variant("int8", tmp_path / "model.onnx", model.config, GOLDEN, lines.append, (), lambda _: next(losses))
@@ -120,7 +120,7 @@ def test_folded_biases_do_not_change_outputs(tmp_path: Path) -> None:
     for name, values in model.named_parameters():
         if name.endswith(("self.key.bias", "self.value.bias")):
             values.data.uniform_(-1, 1)
-    export_graph(model, tmp_path / "model.onnx")
+    write_graph(model, tmp_path / "model.onnx")
     folded = fold_biases(fuse_attention(onnx.load(tmp_path / "model.onnx"), 2))
     onnx.save_model(folded, str(tmp_path / "folded.onnx"))
     assert (
@@ -133,7 +133,7 @@ def test_folded_biases_do_not_change_outputs(tmp_path: Path) -> None:
 
 
 def test_smoothing_does_not_change_products(model: PolyheadModel, tmp_path: Path) -> None:
-    export_graph(model, tmp_path / "model.onnx")
+    write_graph(model, tmp_path / "model.onnx")
     folded = fold_biases(fuse_attention(onnx.load(tmp_path / "model.onnx"), 2))
     largest = collect_absmax(tmp_path / "scratch", folded, GOLDEN)
     for smoothing in (0.0, 1.0):
