@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError, ServerError
 from polyhead_server.inference.model import Model
+from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.rpc import service_names
 from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.inference_service import InferenceService
@@ -104,4 +105,5 @@ def _internal_errors(operation: str) -> Iterator[None]:
     except ServerError:
         raise
     except Exception as error:
+        exit_if_out_of_memory(error)
         raise InternalError.logged(f"{operation} failed", error) from error

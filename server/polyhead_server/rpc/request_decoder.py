@@ -25,6 +25,7 @@ from polyhead_server.inference.types import (
     Task,
     Truncation,
 )
+from polyhead_server.out_of_memory import exit_if_out_of_memory
 
 from . import message_limits
 
@@ -88,7 +89,8 @@ class RequestDecoder:
             return self._decode(self._type.FromString(data))
         except InvalidRequestError as error:
             return _invalid_message(error)
-        except message.DecodeError:
+        except message.DecodeError as error:
+            exit_if_out_of_memory(error)
             problem = "the message is not a valid protobuf message of this RPC; none of its items were decoded"
             return _invalid_message(InvalidRequestError("MALFORMED_MESSAGE", problem))
 

@@ -92,7 +92,7 @@ class Method(Generic[P, R]):
         """
         try:
             return cast(P, _from_json(self.params, request.params))
-        except (KeyError, TypeError, ValueError, StartupError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, StartupError) as error:
             raise RpcError(INVALID_PARAMS, f"invalid parameters of {self.name}: {error}", request.id) from error
 
     def result_of(self, response: Response) -> R:
@@ -105,7 +105,7 @@ class Method(Generic[P, R]):
             raise response.error
         try:
             return cast(R, _from_json(self.result, response.result))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise RpcError(INVALID_REQUEST, f"invalid result of {self.name}: {error}", response.id) from error
 
 
@@ -220,6 +220,7 @@ def _from_json(kind: Any, value: Any) -> Any:
         KeyError: The dataclass has no such field.
         TypeError: A field is missing, or a value has another type.
         ValueError: A value is out of range.
+        OverflowError: A number is too large.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     result: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import cast
 
 import pytest
@@ -146,6 +147,18 @@ async def test_unexpected_error_is_reported_by_its_incident_alone(
     with pytest.raises(InternalError) as caught:
         await operations.reload(force=False)
     assert "secret" not in str(caught.value)
+
+
+async def test_process_without_memory_exits(
+    operations: Operations, reloader: FakeReloader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    reloader.fails = MemoryError()
+    with pytest.raises(SystemExit):
+        await operations.reload(force=False)
 
 
 async def test_reload_by_signal_logs_its_failure_and_raises_nothing(

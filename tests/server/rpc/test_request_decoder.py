@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from google.protobuf.message import DecodeError
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import item_pb2
 from polyhead_server.errors import InvalidRequestError
@@ -16,6 +19,7 @@ from polyhead_server.inference.types import (
     Task,
     Truncation,
 )
+from polyhead_server.rpc import message_limits
 from polyhead_server.rpc.request_decoder import MAX_ITEM_ID_BYTES, RequestDecoder
 
 MAX_ITEMS = 5
@@ -146,3 +150,18 @@ def test_text_must_be_utf8_up_to_the_limit() -> None:
     decode = RequestDecoder(pb2.StreamAnalyzeRequest, MAX_ITEMS, max_text_bytes=lambda: 4)
     data = request(item_pb2.Item(text="aXb" + "long" * 9)).replace(b"aXb", b"a\xffb")
     assert reasons(decode(data)) == ["TEXT_NOT_UTF8"]
+
+
+def test_process_that_cannot_parse_for_lack_of_memory_exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed allocation in protobuf is no mistake of the client; here the step before the parser plays its part."""
+
+    def fail(*_: object) -> None:
+        raise DecodeError("Error parsing message: Arena alloc failed")
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(message_limits, "check", fail)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit):
+        decode_analyze(b"")

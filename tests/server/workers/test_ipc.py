@@ -117,6 +117,7 @@ def test_invalid_line_has_the_error_code_of_json_rpc(line: bytes, code: int, req
         (ipc.SERVING, {"embedding_space": "space", "heads": "topic"}),
         (ipc.SERVING, {"embedding_space": "space", "heads": [{"name": "topic"}]}),
         (ipc.CONFIGURE, {"settings": {"bundle": "x", "threads": -1}}),
+        (ipc.CONFIGURE, {"settings": {"bundle": "x", "max_queue_s": 10**400}}),
     ],
 )
 def test_parameters_of_another_type_are_invalid(method: Method[Any, Any], params: dict[str, Any]) -> None:
