@@ -8,9 +8,7 @@ import json
 import os
 import select
 import sys
-import termios
 import time
-import tty
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -171,6 +169,9 @@ def _key_reader() -> Iterator[Callable[[float], bool]]:
     if not sys.stdin.isatty():
         yield _sleep
         return
+    import termios  # not on Windows, where the other commands run too
+    import tty
+
     stdin = sys.stdin.fileno()
     settings = termios.tcgetattr(stdin)
 
