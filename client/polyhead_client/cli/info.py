@@ -11,7 +11,7 @@ from polyhead_client.types import HeadInfo, ModelInfo
 def render(model: ModelInfo) -> str:
     """Renders a table: styled and wrapped for a terminal, plain and unwrapped otherwise, so that grep finds lines."""
     rows = _rows(model)
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         with suppress(ModuleNotFoundError):  # the image of the server has no rich
             return _render_styled(rows)
     width = max(len(name) for name, _ in rows)

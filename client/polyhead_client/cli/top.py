@@ -94,7 +94,7 @@ def _console() -> Console:
         from rich.console import Console
     except ModuleNotFoundError as error:
         raise CommandError(1, "the table requires rich: pip install 'polyhead[client]', or use --json") from error
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         return Console(highlight=False)
     # Not even with FORCE_COLOR is a pipe a terminal: its reader wants a table per reading.
     return Console(highlight=False, color_system=None, width=_PIPE_WIDTH, force_terminal=False)

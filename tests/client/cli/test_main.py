@@ -290,6 +290,11 @@ def test_closed_stdin_or_stdout_is_a_usage_error(servicer: FakeServicer, redirec
     assert done.stderr.splitlines()[-1].startswith(f"Error: {name} is closed")
 
 
+def test_info_without_a_stdout_succeeds(servicer: FakeServicer) -> None:
+    done = run_in_shell(servicer, "info >&-")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_key_file_that_is_not_text_is_a_usage_error_and_not_shown(run: Run, tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(b"\xff\xfeSECRET")
     result = run("info", "--api-key-file", str(tmp_path / "key"))
