@@ -141,7 +141,7 @@ def require_passed(variant: str, checks: Sequence[Check]) -> None:
 def format_table(checks: Sequence[Check]) -> str:
     """Formats checks as a table for a terminal: name, value, limit, result."""
     table = Table(box=None, padding=(0, 0, 0, 2))
-    table.add_column("check")
+    table.add_column("check", overflow="fold")
     table.add_column("value", justify="right")
     table.add_column("limit", justify="right")
     table.add_column()
@@ -149,7 +149,7 @@ def format_table(checks: Sequence[Check]) -> str:
         result = "ok" if check.passed else "FAILED"
         table.add_row(check.name, f"{check.value:.2g}", f"{check.limit:.2g}", result)
     # The table goes to a callback, not to a terminal of a known width; names must not be cut off.
-    console = Console(width=_TABLE_WIDTH, color_system=None, highlight=False)
+    console = Console(width=_TABLE_WIDTH, color_system=None, markup=False, emoji=False, highlight=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -178,6 +178,15 @@ def test_exception_of_the_input_ends_the_call_with_that_exception(client: Face, 
     assert servicer.stream_ended.wait(10)
 
 
+def test_input_that_raises_the_end_of_another_iterator_has_failed(client: Face) -> None:
+    def texts() -> Iterator[str]:
+        yield "one"
+        raise StopAsyncIteration
+
+    with pytest.raises(RuntimeError, match="raised StopAsyncIteration"):
+        list(client.stream(texts()))
+
+
 def test_item_error_does_not_end_the_stream(client: Face) -> None:
     good, bad, after = client.stream(["good", ERROR + "no", "after"])
     assert (label(good), label(after)) == ("good", "after")

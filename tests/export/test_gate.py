@@ -296,3 +296,11 @@ def test_table_shows_value_limit_and_result() -> None:
         ["names", "0", "0", "ok"],
         ["difference.logits", "0.25", "0.0001", "FAILED"],
     ]
+
+
+def test_table_shows_every_name_literally_and_in_full() -> None:
+    names = ["difference.logits_[bold]", "difference.[/x]:smile:", "difference." + "z" * 240]
+    table = gate.format_table([Check(name, 0, 0) for name in names])
+    assert names[0] in table
+    assert names[1] in table
+    assert table.count("z") == 240

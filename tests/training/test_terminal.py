@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from polyhead_training.terminal import format_table, progress_bar
+
+SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
 
 def test_table_aligns_numeric_columns_to_the_right() -> None:
@@ -23,8 +27,18 @@ def test_table_shows_markup_and_emoji_codes_literally() -> None:
     assert "[red]x[/red] :smile:" in format_table(["label"], [["[red]x[/red] :smile:"]])
 
 
+def test_table_has_no_styles_where_colors_are_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert "\x1b" not in format_table(["name"], [["a"]])
+
+
 @pytest.mark.parametrize("enabled", [True, False])
-def test_progress_bar_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str], enabled: bool) -> None:
+@pytest.mark.parametrize("color", ["", "1"])
+def test_progress_bar_is_silent_without_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, color: str, enabled: bool
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", color)
     with progress_bar("stage [one]", "steps", 3, completed=1, enabled=enabled) as advance:
         advance("loss 0.5")
         advance("")
@@ -34,11 +48,15 @@ def test_progress_bar_is_silent_without_a_terminal(capsys: pytest.CaptureFixture
 def test_progress_bar_shows_description_count_and_detail_on_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")
     with progress_bar("stage [one]", "steps", 3, completed=1) as advance:
         advance("loss 0.5")
-    shown = capsys.readouterr().err
+        shown = capsys.readouterr().err
+        assert shown.rfind(SHOW_CURSOR) > shown.rfind(HIDE_CURSOR)
+    shown += capsys.readouterr().err
     assert "stage [one]" in shown
     assert "2/3" in shown
     assert "loss 0.5" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -41,7 +42,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: 
     for row in rows:
         table.add_row(*map(Text, row))
     width = shutil.get_terminal_size((_LOG_COLUMNS, 0)).columns
-    console = Console(file=io.StringIO(), width=width, markup=False, emoji=False, highlight=False)
+    console = Console(file=io.StringIO(), width=width, color_system=None, markup=False, emoji=False, highlight=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
@@ -73,7 +74,11 @@ def progress_bar(
         TimeRemainingColumn(),
         TextColumn("{task.fields[detail]}", markup=False),
     )
-    with Progress(*columns, console=console, transient=True, disable=not (enabled and console.is_terminal)) as bar:
+    # FORCE_COLOR makes rich treat a log file as a terminal, and would fill it with redrawn bars.
+    live = enabled and console.is_terminal and sys.stderr is not None and sys.stderr.isatty()
+    with Progress(*columns, console=console, transient=True, disable=not live) as bar:
+        if live:
+            console.show_cursor()  # rich hides it, and a second Ctrl-C ends the process without showing it again
         task = bar.add_task(description, total=total, completed=completed, detail="")
 
         def advance(detail: str = "") -> None:

@@ -22,6 +22,7 @@ from polyhead_client.types import Answer, Fingerprints
 
 from .admin import admin
 from .failure import CommandError
+from .info import render
 from .jsonl import LineError, format_answer, read_items, read_texts
 from .options import ServerOptions, server_options, with_options
 from .top import top
@@ -209,12 +210,7 @@ def info(server: ServerOptions, as_json: bool) -> None:
     """  # noqa: D301  \b tells click to keep the line breaks
     with _mapped_errors(server.target), server.connect() as client:
         model = client.info()
-        if as_json:
-            click.echo(json.dumps(dataclasses.asdict(model), ensure_ascii=False))
-        else:
-            from .info import render  # rich takes a fifth of a command's start-up time
-
-            click.echo(render(model))
+        click.echo(json.dumps(dataclasses.asdict(model), ensure_ascii=False) if as_json else render(model))
 
 
 def _run(

@@ -8,9 +8,7 @@ import json
 import os
 import select
 import sys
-import termios
 import time
-import tty
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -19,6 +17,7 @@ import click
 from polyhead.v1 import admin_service_pb2 as pb2
 
 from .admin import get_stats, target_option
+from .failure import CommandError
 from .rates import WorkerRates, rates
 
 if TYPE_CHECKING:  # rich takes a fifth of a command's start-up time, and only this command and ``info`` use it
@@ -70,22 +69,35 @@ def top(target: str, interval_s: float, once: bool, as_json: bool) -> None:
     PADDING   share of padding in the computed tokens (on wide terminals)
     MODEL     id of the loaded bundle (on wide terminals)
     """  # noqa: D301  \b tells click to keep the line breaks
-    from rich.console import Console
-
-    if sys.stdout.isatty():
-        console = Console(highlight=False)
-    else:
-        console = Console(highlight=False, color_system=None, width=_PIPE_WIDTH)
-    live = console.is_terminal and not (console.is_dumb_terminal or once or as_json)
+    console = None if as_json else _console()
+    live = console is not None and console.is_terminal and not (console.is_dumb_terminal or once)
     try:
         with _key_reader() if live else nullcontext(_sleep) as wait:
             readings = _readings(target, interval_s, wait)
-            if live:
+            if console is None:
+                _print_json(readings, once)
+            elif live:
                 _show_live(console, target, readings)
             else:
-                _print_readings(console, target, readings, once, as_json)
+                _print_tables(console, target, readings, once)
     except KeyboardInterrupt:
         pass  # the usual way to leave
+
+
+def _console() -> Console:
+    """Returns a console on stdout.
+
+    Raises:
+        CommandError: The table cannot be rendered, because rich is not installed.
+    """
+    try:
+        from rich.console import Console
+    except ModuleNotFoundError as error:
+        raise CommandError(1, "the table requires rich: pip install 'polyhead[client]', or use --json") from error
+    if sys.stdout is not None and sys.stdout.isatty():
+        return Console(highlight=False)
+    # Not even with FORCE_COLOR is a pipe a terminal: its reader wants a table per reading.
+    return Console(highlight=False, color_system=None, width=_PIPE_WIDTH, force_terminal=False)
 
 
 def render(target: str, rows: Sequence[WorkerRates], width: int) -> Group:
@@ -128,17 +140,22 @@ def _show_live(console: Console, target: str, readings: Iterator[list[WorkerRate
             display.update(Group(table, Text("q to quit", style="dim")), refresh=True)
 
 
-def _print_readings(
-    console: Console, target: str, readings: Iterator[list[WorkerRates]], once: bool, as_json: bool
-) -> None:
-    for rows in itertools.islice(readings, 1, 2) if once else readings:
-        if as_json:
-            for row in rows:
-                click.echo(json.dumps(dataclasses.asdict(row)))
-        else:
-            with console.capture() as capture:
-                console.print(render(target, rows, console.width))
-            click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+def _print_json(readings: Iterator[list[WorkerRates]], once: bool) -> None:
+    for rows in _selected(readings, once):
+        for row in rows:
+            click.echo(json.dumps(dataclasses.asdict(row)))
+
+
+def _print_tables(console: Console, target: str, readings: Iterator[list[WorkerRates]], once: bool) -> None:
+    for rows in _selected(readings, once):
+        with console.capture() as capture:
+            console.print(render(target, rows, console.width))
+        click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def _selected(readings: Iterator[list[WorkerRates]], once: bool) -> Iterator[list[WorkerRates]]:
+    """Returns the second reading, which is the first with rates, or all of them."""
+    return itertools.islice(readings, 1, 2) if once else readings
 
 
 def _sleep(seconds: float) -> bool:
@@ -152,6 +169,9 @@ def _key_reader() -> Iterator[Callable[[float], bool]]:
     if not sys.stdin.isatty():
         yield _sleep
         return
+    import termios  # not on Windows, where the other commands run too
+    import tty
+
     stdin = sys.stdin.fileno()
     settings = termios.tcgetattr(stdin)
 

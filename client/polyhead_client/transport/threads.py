@@ -148,6 +148,8 @@ class BlockingIterator(AsyncIterator[T]):
             return self._next()
         except StopIteration:
             raise StopAsyncIteration from None
+        except StopAsyncIteration as error:  # as an error of the caller's input, it must not look like its end
+            raise RuntimeError("the iterable raised StopAsyncIteration") from error
 
     async def aclose(self) -> None:
         """Does nothing: a thread may be blocked in the iterable, which then cannot be closed."""

@@ -201,6 +201,19 @@ def test_info_prints_a_plain_table_to_a_pipe(run: Run) -> None:
     assert "\x1b" not in text
 
 
+def test_info_lines_in_a_pipe_are_neither_styled_nor_wrapped(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "20")
+    assert "labels account, billing" in run("info").stdout
+
+
+@pytest.mark.usefixtures("without_rich")
+def test_texts_and_model_are_printed_without_rich(run: Run) -> None:
+    assert received(run("analyze", "one")) == ["one"]
+    assert json.loads(run("info", "--json").stdout)["model_id"] == "fake-0123456789ab"
+    assert "labels account, billing" in run("info").stdout
+
+
 def test_info_prints_json_on_request(run: Run) -> None:
     model = json.loads(run("info", "--json").stdout)
     assert [head["labels"] for head in model["heads"]] == [["account", "billing"], ["bad", "good"]]
@@ -275,6 +288,11 @@ def test_closed_stdin_or_stdout_is_a_usage_error(servicer: FakeServicer, redirec
     done = run_in_shell(servicer, redirections)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"Error: {name} is closed")
+
+
+def test_info_without_a_stdout_succeeds(servicer: FakeServicer) -> None:
+    done = run_in_shell(servicer, "info >&-")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_key_file_that_is_not_text_is_a_usage_error_and_not_shown(run: Run, tmp_path: Path) -> None:

@@ -134,6 +134,26 @@ def test_json_is_a_line_for_each_worker_and_reading(admin: FakeAdminService, mon
     assert items_per_s == [None, 100.0, 100.0]
 
 
+def test_forced_colors_do_not_turn_a_pipe_into_a_terminal(
+    admin: FakeAdminService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    interrupt_after(2, monkeypatch)
+    result = CliRunner().invoke(main, ["top"])
+    assert [line.split()[0] for line in result.stdout.splitlines()].count("PID") == admin.calls == 3
+    assert "\x1b" not in result.stdout
+
+
+@pytest.mark.usefixtures("without_rich")
+def test_only_the_table_requires_rich(admin: FakeAdminService, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_after(2, monkeypatch)
+    result = CliRunner().invoke(main, ["top", "--once", "--json"])
+    assert (result.exit_code, json.loads(result.stdout)["items_per_s"]) == (0, 100.0)
+    result = CliRunner().invoke(main, ["top", "--once"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "pip install 'polyhead[client]'" in result.stderr
+
+
 def test_unreachable_admin_service_is_reported_with_a_hint() -> None:
     result = CliRunner().invoke(main, ["top", "--once", "--target", "unix:/nowhere/admin.sock"])
     assert result.exit_code == 2

@@ -34,6 +34,12 @@ def test_temperature_maximizes_the_likelihood(kind: HeadKind) -> None:
     assert best < min(cooler, warmer)
 
 
+@pytest.mark.parametrize("logit", [np.nan, np.inf])
+def test_logit_that_is_not_finite_leaves_the_temperature_at_1(logit: float) -> None:
+    logits = np.array([[0.5, logit], [1.0, 0.0]])
+    assert fit_temperature("softmax", logits, np.array([0, 1])) == 1.0
+
+
 @pytest.mark.parametrize("rows", [1, 2, 5, 50])
 @pytest.mark.parametrize("factor", [0.01, 1.0, 100.0])
 def test_temperature_never_makes_validation_less_likely(rows: int, factor: float) -> None:

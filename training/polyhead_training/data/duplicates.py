@@ -5,7 +5,8 @@
     text --normalize--> letters and digits --equal--> exact duplicates
                                            --MinHash, locality-sensitive hashing, Jaccard--> near duplicates
 
-MinHash is vectorized here: it finds the same pairs as datasketch 2.0.0, five times faster on 50,000 texts.
+MinHash is vectorized here. On 50,000 texts it finds 1,726 of the 1,830 pairs that datasketch 2.0.0 finds, in 4.5 s
+instead of 22.6 s; like every locality-sensitive hash, it misses a few near duplicates.
 """
 
 from __future__ import annotations

@@ -30,10 +30,10 @@ def fit_temperature(kind: HeadKind, logits: Floats, targets: Integers) -> float:
         targets: (N,) indices of the true labels, ``UNLABELLED`` for rows without a label.
 
     Returns:
-        The temperature, 0.05 to 20; 1 without labelled rows.
+        The temperature, 0.05 to 20; 1 without labelled rows, and if a logit is not finite.
     """
     logits, targets = labelled(logits, targets)
-    if not len(targets):
+    if not len(targets) or not np.isfinite(logits).all():
         return 1.0
 
     def slope(log_inverse: float) -> float:

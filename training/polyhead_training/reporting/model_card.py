@@ -132,7 +132,7 @@ def _front_matter(results: Results) -> list[str]:
         tags=["polyhead", "sentence-similarity", "text-classification"],
         # The path of a local folder is not a valid hub id.
         base_model=backbone if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", backbone) else None,
-        model_name=name,
+        model_name=name if evaluations else None,
         eval_results=evaluations or None,
     )
     return ["---", "# license: set the license before you publish the model", *data.to_yaml().splitlines(), "---"]
