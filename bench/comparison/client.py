@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import uvloop
 
-from bench.harness.cli import make_parser
+from bench.harness.arguments import make_parser
 from bench.harness.texts import FORMAT_HELP, read_texts
 from bench.loadgen.loops import LoadStats, closed_loop, open_loop
 

@@ -36,7 +36,7 @@ from polyhead_client import Client
 from tqdm import tqdm
 
 from bench.harness import results
-from bench.harness.cli import add_output_flag, make_parser
+from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.results import Figures
 from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, read_texts
 from bench.harness.upper_bound import UpperBound

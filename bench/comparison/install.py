@@ -13,7 +13,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from bench.harness.cli import make_parser
+from bench.harness.arguments import make_parser
 
 from .launch import ENVIRONMENTS, SERVERS_FOLDER
 

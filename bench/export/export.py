@@ -36,7 +36,7 @@ from polyhead_training.tokenization import encode, load_tokenizer
 from tqdm import tqdm
 
 from bench.harness import results
-from bench.harness.cli import add_output_flag, make_parser
+from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.servers import BIN
 from bench.harness.texts import read
 

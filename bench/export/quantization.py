@@ -42,7 +42,7 @@ from polyhead_training.tokenization import encode, load_tokenizer, pad
 from tqdm import tqdm
 
 from bench.harness import results
-from bench.harness.cli import add_output_flag, make_parser
+from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.texts import FORMAT_HELP, read_texts
 from bench.harness.upper_bound import batches_of_similar_length
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from polyhead_server.settings import usable_cores
 
-from .cli import program
+from .arguments import program
 
 Figures = dict[str, float]
 SERVER_PACKAGES = ("polyhead", "onnxruntime", "grpcio")

@@ -38,7 +38,7 @@ from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_client import AsyncClient
 from polyhead_client.core.retry import DEFAULT_MAX_ATTEMPTS
 
-from bench.harness.cli import make_parser
+from bench.harness.arguments import make_parser
 from bench.harness.texts import FORMAT_HELP, read_texts
 
 from .loops import DRAIN_TIMEOUT_S, LoadStats, arrivals, closed_loop, open_loop, until

@@ -24,7 +24,7 @@ import uvloop
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 
-from bench.harness.cli import make_parser
+from bench.harness.arguments import make_parser
 from bench.harness.texts import FORMAT_HELP, read_texts
 
 from .loops import LoadStats

@@ -27,7 +27,7 @@ from typing import Any
 
 import jinja2
 
-from bench.harness.cli import make_parser
+from bench.harness.arguments import make_parser
 from bench.harness.texts import ROOT
 
 from . import tables
@@ -60,7 +60,7 @@ def main() -> None:
     for path, text in generated.items():
         (arguments.root / path).parent.mkdir(parents=True, exist_ok=True)
         (arguments.root / path).write_text(text, encoding="utf-8")
-    from .figures import draw
+    from .charts import draw
 
     draw(reports, arguments.root / CHARTS)
 

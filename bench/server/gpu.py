@@ -37,11 +37,11 @@ from polyhead_training.model import PolyheadModel, load_model
 from tqdm import tqdm
 
 from bench.harness import results
-from bench.harness.cli import add_output_flag, make_parser
+from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.servers import serving
 from bench.harness.texts import DEMO_TEXTS, read_texts
 from bench.harness.upper_bound import batches_of_similar_length, open_tokenizer
-from bench.loadgen.run import run_loads
+from bench.loadgen.launch import run_loads
 
 SHAPES = ((1, 16), (1, 128), (8, 32), (64, 32), (64, 64), (256, 32), (1024, 32))
 BATCH_TOKENS = (4096, 8192, 16_384, 32_768)

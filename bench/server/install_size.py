@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.harness.cli import add_output_flag, make_parser
+from bench.harness.arguments import add_output_flag, make_parser
 
 LIBRARIES = "import click, grpc.aio, grpc_health.v1, grpc_reflection, numpy, onnxruntime, prometheus_client, tokenizers"
 SERVER = (

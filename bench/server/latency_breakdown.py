@@ -26,13 +26,13 @@ from polyhead_server.settings import usable_cores
 from tqdm import tqdm
 
 from bench.harness import results
-from bench.harness.cli import add_output_flag, make_parser
+from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.processes import find_server, thread_cpu_s
 from bench.harness.results import Figures
 from bench.harness.servers import serving
 from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, ROOT, read_texts
 from bench.harness.upper_bound import UpperBound
-from bench.loadgen.run import command
+from bench.loadgen.launch import command
 
 from .throughput import LOADS
 

@@ -35,14 +35,14 @@ from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from tqdm import tqdm
 
 from bench.harness import results
-from bench.harness.cli import add_output_flag, make_parser
+from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.inputs import ExactLengthTexts, bundle_with_heads
 from bench.harness.memory import memory
 from bench.harness.results import Figures
 from bench.harness.servers import serving
 from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, read_texts, write_texts
 from bench.harness.upper_bound import UpperBound, with_efficiency
-from bench.loadgen.run import run_load
+from bench.loadgen.launch import run_load
 
 STREAMS = (1, 4, 16, 64, 256, 1000)
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)

@@ -18,10 +18,10 @@ import polyhead_bundle as bundle
 from polyhead_server.inference.scheduler import BatchLimits
 from polyhead_server.inference.tokenization import Tokenizer
 
-from bench.harness.cli import make_parser
+from bench.harness.arguments import make_parser
 from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, read_texts, with_long_texts
 
-from .simulation import Machine, Simulation, upper_bound
+from .simulated_server import Machine, Simulation, upper_bound
 
 # Name: texts per message, texts in flight, whether all belong to one stream.
 LOADS = {

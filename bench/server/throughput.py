@@ -24,12 +24,12 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.harness import results
-from bench.harness.cli import add_output_flag, make_parser
+from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.results import Figures
 from bench.harness.servers import free_port, metric, serving
 from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, read_texts, with_long_texts, write_texts
 from bench.harness.upper_bound import UpperBound, with_efficiency
-from bench.loadgen.run import run_load
+from bench.loadgen.launch import run_load
 
 _STREAM_OF_32 = ("--mode", "stream", "--items", "32", "--in-flight", "256")
 # Name of a load in the result file, and the flags of the load generator.

@@ -17,10 +17,10 @@ from polyhead_server.settings import usable_cores
 from tqdm import tqdm
 
 from bench.harness import results
-from bench.harness.cli import add_output_flag, make_parser
+from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.servers import serving
 from bench.harness.texts import DEMO_TEXTS
-from bench.loadgen.run import run_loads
+from bench.loadgen.launch import run_loads
 
 from .workers_simulation import IN_FLIGHT_PER_CORE, WORKERS, Costs, simulate
 

@@ -38,7 +38,7 @@ from polyhead_training.train import build_model
 from torch.nn import functional
 
 from bench.harness import results
-from bench.harness.cli import add_output_flag, make_parser
+from bench.harness.arguments import add_output_flag, make_parser
 
 
 def main() -> None:

@@ -12,14 +12,19 @@ from typing import Any, Generic, TypeVar, Unpack
 from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2
 
+from polyhead_client.core.batch_call import BatchCall
+from polyhead_client.core.concurrency_limit import AdaptiveLimit, FixedLimit
+from polyhead_client.core.hedging import HedgeAfter, Hedging
+from polyhead_client.core.message_limits import MessageLimits
+from polyhead_client.core.retry import DEFAULT_MAX_ATTEMPTS, Deadline, RetryBudget, RetryPolicy
+from polyhead_client.core.stream_state import StreamState
+from polyhead_client.transport import channel
+from polyhead_client.transport.credentials import Tls, authorization
+from polyhead_client.transport.pool import DEFAULT_CONNECTIONS
+from polyhead_client.transport.runtime import Runtime
+
 from . import conversion
-from .batch import BatchCall
 from .conversion import StreamRequest
-from .core.concurrency_limit import AdaptiveLimit, FixedLimit
-from .core.hedging import HedgeAfter, Hedging
-from .core.message_limits import MessageLimits
-from .core.retry import DEFAULT_MAX_ATTEMPTS, Deadline, RetryBudget, RetryPolicy
-from .core.stream_state import StreamState
 from .errors import InvalidRequestError, PolyheadError
 from .options import (
     AnalyzeOptions,
@@ -31,10 +36,6 @@ from .options import (
 )
 from .session import Session, StreamMethod
 from .streaming import Stream
-from .transport import channel
-from .transport.credentials import Tls, authorization
-from .transport.pool import DEFAULT_CONNECTIONS
-from .transport.runtime import Runtime
 from .types import Answer, ModelInfo
 
 # The server's default address.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from typing import Self, TypeAlias, Unpack
 
+from polyhead_client.core.stream_state import Text
+from polyhead_client.transport.asyncio_runtime import AsyncioRuntime
+
 from ._base import BaseClient
-from .core.stream_state import Text
 from .options import AnalyzeOptions, UnaryDeadline, documented, resolve
 from .streaming import Stream
-from .transport.tasks import AsyncioRuntime
 from .types import Answer, ModelInfo
 
 # A plain iterable is read on the event loop: use an async one where its next text may take time.

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from typing import Self, Unpack
 from weakref import WeakSet
 
+from polyhead_client.core.stream_state import Text
+from polyhead_client.transport.thread_runtime import ThreadRuntime, run
+
 from ._base import BaseClient
-from .core.stream_state import Text
 from .options import AnalyzeOptions, UnaryDeadline, documented, resolve
 from .streaming import Stream
-from .transport.threads import ThreadRuntime, run
 from .types import Answer, ModelInfo
 
 _running: WeakSet[Stream] = WeakSet()

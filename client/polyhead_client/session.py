@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 from polyhead.v1 import inference_service_pb2_grpc as service_grpc
 
-from .batch import Attempts
-from .core.hedging import Hedging
-from .core.retry import Deadline, RetryBudget, RetryPolicy
+from polyhead_client.core.batch_call import Attempts
+from polyhead_client.core.hedging import Hedging
+from polyhead_client.core.retry import Deadline, RetryBudget, RetryPolicy
+from polyhead_client.transport.pool import ConnectionPool
+from polyhead_client.transport.runtime import Queue, Runtime
+
 from .errors import InvalidRequestError, PolyheadError, UnavailableError
 from .streaming import Stream
-from .transport.pool import ConnectionPool
-from .transport.runtime import Queue, Runtime
 
 StreamMethod = Literal["StreamAnalyze", "StreamEmbed", "StreamClassify", "StreamSentiment"]
 UnaryMethod = Literal["Analyze", "GetModelInfo"]

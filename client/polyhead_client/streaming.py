@@ -14,12 +14,13 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
+from polyhead_client.core.stream_state import StreamState
+from polyhead_client.transport.pool import ConnectionPool
+from polyhead_client.transport.runtime import Runtime, Worker
+
 from . import conversion
 from .conversion import StreamRequest
-from .core.stream_state import StreamState
 from .errors import PolyheadError
-from .transport.pool import ConnectionPool
-from .transport.runtime import Runtime, Worker
 from .types import Answer
 
 

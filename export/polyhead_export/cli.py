@@ -131,7 +131,10 @@ def export_command(  # noqa: PLR0917
         if extra_format:
             from polyhead_training.runs.run_directory import load_run
 
-            from polyhead_export.interop.sentence_transformers import require_writable, write_sentence_transformer
+            from polyhead_export.interop.export_sentence_transformers import (
+                require_writable,
+                write_sentence_transformer,
+            )
 
             # Checked first, so that a bad destination fails at once and not after minutes of work.
             require_writable(run := load_run(run_dir), extra_dir)
@@ -141,7 +144,7 @@ def export_command(  # noqa: PLR0917
             write_sentence_transformer(run, extra_dir)
             click.echo(extra_dir)
         if push_to_hub:
-            from polyhead_export.interop.hub import push_bundle
+            from polyhead_export.interop.push_to_hub import push_bundle
 
             _report(push_bundle(bundle, push_to_hub))
         missing = set(settings.required) - set(bundle.manifest.variants)
@@ -224,7 +227,7 @@ def _command() -> Iterator[None]:
     from polyhead_training.errors import TrainingError
 
     from polyhead_export.interop.checkpoint import CheckpointError
-    from polyhead_export.interop.sentence_transformers import InterchangeError
+    from polyhead_export.interop.export_sentence_transformers import InterchangeError
 
     from .errors import ContentError, ExportError, SettingsError
     from .signing import SigningError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.corrupt_bundles import record_parser_calls
+from tests.support.bundle_rejection import record_parser_calls
 from tests.support.tiny_model import bundle_dir, export_report, model, run_dir
 
 __all__ = ["bundle_dir", "export_report", "model", "run_dir"]

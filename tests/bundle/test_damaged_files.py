@@ -13,7 +13,7 @@ from pathlib import Path
 import polyhead_bundle as bundle
 import pytest
 
-from tests.support.corrupt_bundles import assert_rejected, forge, serve, verify_quietly
+from tests.support.bundle_rejection import assert_rejected, forge, serve, verify_quietly
 
 FLIPS = 300
 

@@ -18,7 +18,7 @@ from polyhead_export.errors import ContentError
 from polyhead_server.errors import StartupError
 from safetensors.torch import load_file
 
-from tests.support.corrupt_bundles import forge, serve, verify_quietly
+from tests.support.bundle_rejection import forge, serve, verify_quietly
 
 
 def _with_weights_in(bundle_copy: Path, location: str) -> bytes:

@@ -11,7 +11,7 @@ import polyhead_bundle as bundle
 import pytest
 from polyhead_bundle import FORMAT_VERSION, BundleError, FormatError
 
-from tests.support.corrupt_bundles import assert_rejected, forge, serve, verify_quietly
+from tests.support.bundle_rejection import assert_rejected, forge, serve, verify_quietly
 
 
 def _named(name: str) -> Callable[[dict[str, Any]], None]:

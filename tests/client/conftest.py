@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.client_faces import AsyncFace, Face, SyncFace
+from tests.support.both_clients import AsyncFace, Face, SyncFace
 from tests.support.fake_server import FakeServicer, serve_fake
 
 

@@ -24,7 +24,7 @@ from polyhead_client import (
     UnavailableError,
 )
 
-from tests.support.client_faces import Face
+from tests.support.both_clients import Face
 from tests.support.fake_server import BUSY, FakeServicer, label
 
 UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED

@@ -22,7 +22,7 @@ from polyhead.v1 import inference_service_pb2_grpc
 from polyhead_client import Tls, UnavailableError
 from polyhead_client.cli.main import main
 
-from tests.support.client_faces import Face
+from tests.support.both_clients import Face
 from tests.support.fake_server import FakeServicer, serve_fake
 
 KEY = "secret-0123456789"

@@ -24,7 +24,7 @@ from polyhead_client import (
     UnavailableError,
 )
 
-from tests.support.client_faces import AsyncFace, Face
+from tests.support.both_clients import AsyncFace, Face
 from tests.support.fake_server import BREAK, END, ERROR, FakeServicer, embedding_of, label
 
 UNICODE = [

@@ -14,7 +14,7 @@ import pytest
 from bench.harness.servers import free_port
 from tests.e2e.conftest import Start, start  # noqa: F401, the fixture
 from tests.support.demo import BIN, ROOT
-from tests.support.pages import Block, PageRunner, blocks
+from tests.support.markdown_pages import Block, PageRunner, blocks
 
 # Some pages train or export, which takes longer on a busy machine than other tests.
 pytestmark = pytest.mark.timeout(1200)

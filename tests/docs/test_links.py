@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.demo import ROOT
-from tests.support.pages import anchors, links
+from tests.support.markdown_pages import anchors, links
 
 PAGES = [
     path.relative_to(ROOT).as_posix()

@@ -21,7 +21,7 @@ from polyhead.v1 import inference_service_pb2_grpc
 
 from bench.harness.certificates import DAY, Authority
 from bench.harness.servers import free_port
-from tests.support.secured import (
+from tests.support.secured_server import (
     KEYS,
     READER,
     TEXT,

@@ -41,8 +41,8 @@ from polyhead_server.settings import usable_cores
 
 from bench.harness.texts import DEMO_TEXTS, read_texts
 
-from .corrupt_bundle_fixture import write_bundle_with_other_head
 from .external_corpora import CorpusNotAvailableError
+from .recalibrated_bundle import write_bundle_with_other_head
 from .reference_answers import ReferenceAnswers
 from .report import RESULTS, write_page
 from .scenario import SCENARIOS, Context, Scenario, Verdict
@@ -77,7 +77,7 @@ Save = Callable[[str, dict[str, Any]], None]
 def main() -> None:
     """Runs the command line."""
     for module in MODULES:
-        importlib.import_module(f"{__package__}.{module}")
+        importlib.import_module(f"{__package__}.scenarios.{module}")
     arguments = _parse(sys.argv[1:])
     if arguments.write_page:
         write_page()

@@ -30,7 +30,7 @@ from transformers import (
     RobertaModel,
 )
 
-from tests.support.tiny_model import ignore, make_tokenizer
+from .tiny_model import ignore, make_tokenizer
 
 TEXTS = [
     "",

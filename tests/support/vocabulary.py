@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from tests.support import sources
+from . import sources
 
 _UNCHECKED = re.compile(r"<!-- vocabulary: off -->.*?<!-- vocabulary: on -->", re.DOTALL)
 # Pages that are generated from other surfaces, or that must name old words.

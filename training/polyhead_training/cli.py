@@ -123,9 +123,9 @@ def main(  # noqa: PLR0917 - click passes them by name
     # Imported here because these imports take seconds, which --help does not need.
     from safetensors import SafetensorError
 
-    from polyhead_training import train
     from polyhead_training.runs.in_progress import ResumePolicy
 
+    from . import train
     from .config_file import read_config
     from .errors import DivergenceError, HubError, StoppedError, StorageError, TrainingError
 

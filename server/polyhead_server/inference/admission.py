@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from polyhead_server.errors import ExpiredError, OverloadedError, ServerError
 
-from .accounting import TokenAccounting
+from .token_accounting import TokenAccounting
 from .types import EstimatedSize, Flow
 
 # Weight of the newest batch in the moving averages: about the last 20 batches count.

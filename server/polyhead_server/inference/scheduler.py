@@ -19,10 +19,10 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .accounting import TokenAccounting, TokenSnapshot
 from .expiry_heap import ExpiryHeap
 from .fair_clock import FairClock
 from .length_buckets import LengthBuckets
+from .token_accounting import TokenAccounting, TokenSnapshot
 from .types import Batch, Entry
 
 # One batch in so many is headed by the entry that has waited longest.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polyhead_server.inference.model import Model
-from polyhead_server.worker_types import HeadIdentity, ModelIdentity
+from polyhead_server.process_reports import HeadIdentity, ModelIdentity
 
 
 def identity_of(model: Model) -> ModelIdentity:

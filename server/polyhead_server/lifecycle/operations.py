@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError, ServerError
 from polyhead_server.inference.model import Model
 from polyhead_server.out_of_memory import exit_if_out_of_memory
+from polyhead_server.process_reports import ReloadResult, WorkerStats
 from polyhead_server.rpc import service_names
 from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.inference_service import InferenceService
-from polyhead_server.worker_types import ReloadResult, WorkerStats
 
 from .compatibility import identity_of
 from .reload import Reloader

@@ -30,6 +30,7 @@ from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics, listen_for_scrapes
 from polyhead_server.observability.tracing import Tracing
 from polyhead_server.out_of_memory import exit_if_out_of_memory
+from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.rpc import service_names
 from polyhead_server.rpc.admin_service import AdminServer, listen
 from polyhead_server.rpc.handlers import inference_handler
@@ -41,7 +42,6 @@ from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
 from polyhead_server.security.file_watcher import FileWatcher
 from polyhead_server.security.tls import Certificates
 from polyhead_server.settings import Settings
-from polyhead_server.worker_types import ModelIdentity, ReloadResult, WorkerStats
 
 from .compatibility import identity_of, incompatibility
 from .operations import Operations

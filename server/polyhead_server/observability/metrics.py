@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disabl
 from polyhead_server.addresses import split_address
 from polyhead_server.errors import ExpiredError, InternalError, OverloadedError, ServerError, StartupError
 
-from .instruments import Instruments
+from .metric_factories import Instruments
 
 if TYPE_CHECKING:
     from polyhead_server.inference.model import Model

@@ -21,11 +21,11 @@ from polyhead.v1 import admin_service_pb2_grpc, item_pb2
 
 from polyhead_server.addresses import exclusive, private_files
 from polyhead_server.errors import StartupError
+from polyhead_server.process_reports import ReloadResult, WorkerStats
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.security.tls import Certificates, add_port
 from polyhead_server.settings import Settings
-from polyhead_server.worker_types import ReloadResult, WorkerStats
 
 from . import service_names
 from .health import Health

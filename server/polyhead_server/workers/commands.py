@@ -9,8 +9,8 @@ from collections.abc import Coroutine, Mapping, Set
 from typing import Any, Protocol, TypeVar
 
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError
+from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
-from polyhead_server.worker_types import ModelIdentity, ReloadResult, WorkerStats
 
 from . import ipc
 from .ipc import Method, NoParams, ReloadParams

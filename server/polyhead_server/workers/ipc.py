@@ -24,8 +24,8 @@ from typing import Any, Generic, TypeVar, cast
 
 from polyhead_server.errors import StartupError
 from polyhead_server.json_types import Values
+from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
-from polyhead_server.worker_types import ModelIdentity, ReloadResult, WorkerStats
 
 # The labels of a large model make long lines.
 MAX_LINE_BYTES = 64 * 2**20

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from polyhead_server.errors import NotReadyError, ServerError
 from polyhead_server.lifecycle.entry import run
-from polyhead_server.worker_types import ModelIdentity, ReloadResult, WorkerStats
+from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 
 from . import ipc
 from .ipc import Method, NoParams, NoResult, ReloadParams, Request, Response, RpcError, WorkerConfig

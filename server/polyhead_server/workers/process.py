@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any, Self, TypeVar, cast
 
-from polyhead_server.worker_types import ModelIdentity
+from polyhead_server.process_reports import ModelIdentity
 
 from . import ipc
 from .ipc import Method, Request, Response, RpcError, WorkerConfig

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from polyhead_server.inference.scheduler import BatchLimits
 
-from bench.server.simulation import Machine, Simulation, upper_bound
+from bench.server.simulated_server import Machine, Simulation, upper_bound
 
 MACHINE = Machine(threads=2, overhead_us=2000, token_us=100)
 

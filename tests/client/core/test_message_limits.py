@@ -10,7 +10,7 @@ import pytest
 from polyhead_client import Answer, InvalidRequestError, ItemError, ResourceExhaustedError
 from polyhead_client.core.message_limits import MessageLimits
 
-from tests.support.client_faces import Face
+from tests.support.both_clients import Face
 from tests.support.fake_server import BUSY, FakeServicer, label, labels, serve_fake
 from tests.support.polling import wait_until
 from tests.support.stream_states import answers_to, ids, new_state, offer_all, rejections_of

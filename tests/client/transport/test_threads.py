@@ -5,8 +5,8 @@ import threading
 import time
 
 import pytest
-from polyhead_client.transport.tasks import AsyncioRuntime
-from polyhead_client.transport.threads import ThreadRuntime, run
+from polyhead_client.transport.asyncio_runtime import AsyncioRuntime
+from polyhead_client.transport.thread_runtime import ThreadRuntime, run
 
 
 def test_run_returns_the_result_of_a_coroutine_that_does_not_suspend() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 import threading
 
-from polyhead_server.inference.accounting import TokenAccounting
+from polyhead_server.inference.token_accounting import TokenAccounting
 from polyhead_server.inference.types import Entry, EstimatedSize, Flow
 
 from tests.support.queue_entries import entry

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from polyhead_server.inference.accounting import TokenAccounting
 from polyhead_server.inference.admission import Admission
 from polyhead_server.inference.scheduler import BatchLimits, BatchScheduler
+from polyhead_server.inference.token_accounting import TokenAccounting
 from polyhead_server.inference.types import Flow
 
 from tests.support.queue_entries import admits, put, sizes

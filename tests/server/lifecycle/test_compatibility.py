@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from polyhead_server.inference.model import Model
 from polyhead_server.lifecycle.compatibility import identity_of, incompatibility
-from polyhead_server.worker_types import HeadIdentity, ModelIdentity
+from polyhead_server.process_reports import HeadIdentity, ModelIdentity
 
 TOPIC = HeadIdentity("topic", "softmax", ("a", "b"))
 MOOD = HeadIdentity("mood", "sigmoid", ("no", "yes"))

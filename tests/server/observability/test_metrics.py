@@ -8,7 +8,7 @@ import pytest
 from polyhead_server.errors import ExpiredError
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.types import Batch
-from polyhead_server.observability.instruments import BatchHistogram, Instruments
+from polyhead_server.observability.metric_factories import BatchHistogram, Instruments
 from polyhead_server.observability.metrics import Metrics
 
 from tests.support.queue_entries import entry

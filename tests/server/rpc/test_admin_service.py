@@ -15,11 +15,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
 from polyhead_server.errors import ReloadError, StartupError
+from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.rpc.admin_service import AdminServer
 from polyhead_server.rpc.health import Health
 from polyhead_server.security import api_keys
 from polyhead_server.settings import Settings
-from polyhead_server.worker_types import ModelIdentity, ReloadResult, WorkerStats
 
 pytestmark = pytest.mark.timeout(60)
 

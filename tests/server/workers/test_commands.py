@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError
+from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.security.file_watcher import FileWatcher
 from polyhead_server.settings import Settings
-from polyhead_server.worker_types import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.workers.commands import WorkerCommands
 from polyhead_server.workers.ipc import Method, NoParams, NoResult, ReloadParams, WorkerConfig
 from polyhead_server.workers.process import WorkerEndedError, WorkerFailedError, WorkerProcess

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from polyhead.v1 import admin_service_pb2
+from polyhead_server.process_reports import HeadIdentity, ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
-from polyhead_server.worker_types import HeadIdentity, ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.workers import ipc
 from polyhead_server.workers.ipc import Method, NoParams, NoResult, ReloadParams, Request, Response, RpcError
 

@@ -11,7 +11,7 @@ import pytest
 from polyhead_server.errors import NotReadyError, ReloadError
 from polyhead_server.json_types import Values
 from polyhead_server.lifecycle.operations import Operations
-from polyhead_server.worker_types import HeadIdentity, ModelIdentity, ReloadResult
+from polyhead_server.process_reports import HeadIdentity, ModelIdentity, ReloadResult
 from polyhead_server.workers import ipc
 from polyhead_server.workers.ipc import NoParams, ReloadParams
 from polyhead_server.workers.main import SupervisorConnection

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from polyhead_server.process_reports import ModelIdentity
 from polyhead_server.settings import Settings
-from polyhead_server.worker_types import ModelIdentity
 from polyhead_server.workers import ipc
 from polyhead_server.workers.ipc import Method, NoResult, ReloadParams, WorkerConfig
 from polyhead_server.workers.process import WorkerEndedError, WorkerFailedError, WorkerProcess

@@ -17,7 +17,7 @@ from pathlib import Path
 import onnxruntime
 from sentence_transformers import SentenceTransformer, export_dynamic_quantized_onnx_model
 
-from bench.harness.cli import make_parser
+from bench.harness.arguments import make_parser
 from bench.harness.texts import FORMAT_HELP, read_texts
 
 _QUANTIZED = "onnx/model_qint8_avx512_vnni.onnx"

@@ -15,10 +15,9 @@ from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_client import AsyncClient
 
 from bench.harness.texts import DEMO_TEXTS, ROOT
-
-from .processes import Server, open_descriptors, rss_mb, run_server
-from .scenario import Context, Verdict, scenario
-from .traffic import Traffic
+from tests.reliability.processes import Server, open_descriptors, rss_mb, run_server
+from tests.reliability.scenario import Context, Verdict, scenario
+from tests.reliability.traffic import Traffic
 
 # Without this option, channels to one target share a connection.
 _OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]

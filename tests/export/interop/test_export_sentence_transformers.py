@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polyhead_export.interop.sentence_transformers as module
+import polyhead_export.interop.export_sentence_transformers as module
 import pytest
 import tokenizers
 import torch
 from numpy.typing import NDArray
-from polyhead_export.interop.sentence_transformers import InterchangeError, write_sentence_transformer
+from polyhead_export.interop.export_sentence_transformers import InterchangeError, write_sentence_transformer
 from polyhead_training.runs.run_directory import Run, load_run
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 from safetensors import safe_open

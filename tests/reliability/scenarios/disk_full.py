@@ -14,9 +14,9 @@ from pathlib import Path
 
 from bench.harness.servers import BIN
 from bench.training.resume import tiny
+from tests.reliability.scenario import Context, Verdict, scenario
 
 from .interrupted_writes import CONFIG, STEPS, is_valid
-from .scenario import Context, Verdict, scenario
 
 _DISK_BYTES = 100_000_000
 # Free bytes during training: enough for nothing, and for the first checkpoint only.

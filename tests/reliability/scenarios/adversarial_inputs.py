@@ -7,10 +7,11 @@ import base64
 import random
 from collections.abc import Mapping
 
-from .processes import run_server_with_client
+from tests.reliability.processes import run_server_with_client
+from tests.reliability.scenario import Context, Verdict, scenario
+from tests.reliability.traffic import Traffic
+
 from .resource_abuse import probing
-from .scenario import Context, Verdict, scenario
-from .traffic import Traffic
 
 _MAX_STALL_MS = 20.0
 # A stall that a text causes occurs each time, a stall that other processes cause does not: the minimum counts.

@@ -21,12 +21,12 @@ from polyhead_client import AsyncClient
 
 from bench.harness.servers import free_port
 from bench.harness.texts import ROOT
+from tests.reliability.processes import run_server
+from tests.reliability.reference_answers import version
+from tests.reliability.scenario import Context, Verdict, scenario
+from tests.reliability.traffic import Traffic
 
-from .processes import run_server
-from .reference_answers import version
 from .restarts_and_reloads import replace_link
-from .scenario import Context, Verdict, scenario
-from .traffic import Traffic
 
 _RELOAD_TIMEOUT_S = 60.0
 _FUZZING_TIMEOUT_S = 600.0

@@ -17,11 +17,10 @@ from pathlib import Path
 from polyhead_client import AsyncClient
 
 from bench.harness.servers import free_port
-
-from .processes import run_server, start_server, stop_server
-from .reference_answers import version
-from .scenario import Context, Verdict, scenario
-from .traffic import Caller, PlainClient, Traffic
+from tests.reliability.processes import run_server, start_server, stop_server
+from tests.reliability.reference_answers import version
+from tests.reliability.scenario import Context, Verdict, scenario
+from tests.reliability.traffic import Caller, PlainClient, Traffic
 
 _RELOAD_S = 60.0
 

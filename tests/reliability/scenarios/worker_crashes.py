@@ -10,9 +10,9 @@ import time
 
 from polyhead_client import AsyncClient
 
-from .processes import Server, children, count_listeners, run_server, wait_until
-from .scenario import Context, Verdict, scenario
-from .traffic import PlainClient, Traffic
+from tests.reliability.processes import Server, children, count_listeners, run_server, wait_until
+from tests.reliability.scenario import Context, Verdict, scenario
+from tests.reliability.traffic import PlainClient, Traffic
 
 _WORKERS = 2
 # The supervisor delays the restart of a worker that dies early longer each time; a fresh server after this many kills

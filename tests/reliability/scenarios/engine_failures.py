@@ -23,7 +23,7 @@ from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.settings import Settings
 
-from .scenario import Context, Verdict, scenario
+from tests.reliability.scenario import Context, Verdict, scenario
 
 _SECRET = "the secret of the engine"  # noqa: S105 - must not reach a client
 _HANG_S = 2.0

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator
 
 from polyhead.v1 import inference_service_pb2 as service_pb2
 
-from . import conversion
-from .core.concurrency_limit import FixedLimit
-from .core.message_limits import MessageLimits
-from .core.retry import RetryPolicy
-from .core.stream_state import StreamState, Text
-from .errors import PolyheadError, ServerError
-from .types import Answer
+from polyhead_client import conversion
+from polyhead_client.errors import PolyheadError, ServerError
+from polyhead_client.types import Answer
+
+from .concurrency_limit import FixedLimit
+from .message_limits import MessageLimits
+from .retry import RetryPolicy
+from .stream_state import StreamState, Text
 
 # Maximum size of a unary message: the server's limit of items, and bytes that every gRPC server accepts.
 _MAX_ITEMS, _MAX_BYTES = 1024, 4 * 2**20

@@ -23,7 +23,7 @@ from polyhead_client import (
     UnavailableError,
 )
 
-from tests.support.client_faces import Face
+from tests.support.both_clients import Face
 from tests.support.fake_server import ERROR, FakeServicer, labels
 
 

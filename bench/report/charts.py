@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .plots import Panel, bars, intervals, lines
+from .chart_types import Panel, bars, intervals, lines
 
 Report = dict[str, Any]
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from polyhead_client import Answer, AsyncClient
 
+from tests.reliability.external_corpora import naughty_strings, texts_by_language
+from tests.reliability.processes import run_server_with_client
+from tests.reliability.scenario import Context, Verdict, scenario
+
 from .adversarial_inputs import families
-from .external_corpora import naughty_strings, texts_by_language
-from .processes import run_server_with_client
-from .scenario import Context, Verdict, scenario
 
 _CALLS = 8
 _BATCH = 32

@@ -13,10 +13,9 @@ from pathlib import Path
 from polyhead_client import PolyheadError
 
 from bench.harness.servers import free_port, metric
-
-from .processes import run_server_with_client, start_server
-from .scenario import Context, Verdict, scenario
-from .traffic import Traffic
+from tests.reliability.processes import run_server_with_client, start_server
+from tests.reliability.scenario import Context, Verdict, scenario
+from tests.reliability.traffic import Traffic
 
 
 @scenario(

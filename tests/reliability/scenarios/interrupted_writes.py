@@ -19,10 +19,9 @@ import polyhead_bundle as bundle
 from bench.harness.servers import BIN
 from bench.harness.texts import DEMO_TEXTS
 from bench.training.resume import measure, tiny, train
-
-from .processes import run_server_with_client
-from .reference_answers import ReferenceAnswers
-from .scenario import Context, Verdict, scenario
+from tests.reliability.processes import run_server_with_client
+from tests.reliability.reference_answers import ReferenceAnswers
+from tests.reliability.scenario import Context, Verdict, scenario
 
 CONFIG = DEMO_TEXTS.with_name("config.toml")
 # Share of a short run during which Python starts; a kill before then tests nothing.

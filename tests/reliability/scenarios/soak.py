@@ -15,12 +15,13 @@ from pathlib import Path
 
 from polyhead_client import AsyncClient, PolyheadError
 
-from .memory_growth import MAX_MB, MAX_MB_PER_HOUR, PERIODS, growth
-from .processes import open_descriptors, rss_mb, run_server_with_client
+from tests.reliability.memory_growth import MAX_MB, MAX_MB_PER_HOUR, PERIODS, growth
+from tests.reliability.processes import open_descriptors, rss_mb, run_server_with_client
+from tests.reliability.scenario import Context, Verdict, scenario
+from tests.reliability.traffic import MIN_ITEMS, Traffic
+
 from .resource_abuse import cancel_streams
 from .restarts_and_reloads import replace_link
-from .scenario import Context, Verdict, scenario
-from .traffic import MIN_ITEMS, Traffic
 
 _SAMPLE_INTERVAL_S = 0.25
 # A reload takes one or two seconds, and longer if the machine is busy.

@@ -8,8 +8,8 @@ from typing import Any
 
 import polyhead_bundle as bundle
 import pytest
-from polyhead_export.interop import hub
-from polyhead_export.interop.hub import PushError, push_bundle
+from polyhead_export.interop import push_to_hub
+from polyhead_export.interop.push_to_hub import PushError, push_bundle
 
 
 def test_bundle_is_uploaded_in_one_private_commit(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +26,7 @@ def test_bundle_is_uploaded_in_one_private_commit(bundle_dir: Path, monkeypatch:
             calls.append((fields.pop("repo_id"), fields))
             return SimpleNamespace(commit_url="https://hub/commit")
 
-    monkeypatch.setattr(hub, "HfApi", Api)
+    monkeypatch.setattr(push_to_hub, "HfApi", Api)
     found = bundle.load(bundle_dir)
     assert push_bundle(found, "me/tiny") == "https://hub/commit"
     (first, made), (second, sent) = calls
@@ -45,7 +45,7 @@ def test_public_repository_is_rejected_and_left_unchanged(bundle_dir: Path, monk
         def repo_info(self, repository: str) -> SimpleNamespace:
             return SimpleNamespace(private=False)
 
-    monkeypatch.setattr(hub, "HfApi", Api)
+    monkeypatch.setattr(push_to_hub, "HfApi", Api)
     with pytest.raises(PushError, match="the repository is public"):
         push_bundle(bundle.load(bundle_dir), "me/tiny")
 
@@ -65,6 +65,6 @@ def test_failed_upload_is_one_line_with_the_repository(
         def create_repo(self, repository: str, **fields: Any) -> None:
             raise error
 
-    monkeypatch.setattr(hub, "HfApi", Api)
+    monkeypatch.setattr(push_to_hub, "HfApi", Api)
     with pytest.raises(PushError, match=rf"^me/tiny: the bundle was not uploaded: {reason}; log in"):
         push_bundle(bundle.load(bundle_dir), "me/tiny")

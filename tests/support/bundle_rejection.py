@@ -21,7 +21,7 @@ from polyhead_server.inference.model import Model, load_model
 from polyhead_server.settings import Settings
 from polyhead_training.model import PolyheadModel
 
-from tests.support.small_bundle import rewrite_manifest
+from .small_bundle import rewrite_manifest
 
 # Entry points of the parsers that a reader may call only after the bundle is verified.
 PARSERS: dict[str, tuple[Any, str]] = {

@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator, Sequence
 from polyhead_client import Answer, AsyncClient
 from polyhead_export.golden import GOLDEN_TEXTS
 
+from tests.reliability.external_corpora import CorpusNotAvailableError, naughty_strings
+from tests.reliability.processes import run_server, run_server_with_client
+from tests.reliability.reference_answers import TOLERANCE, ReferenceAnswers
+from tests.reliability.scenario import Context, Verdict, scenario
+
 from .adversarial_inputs import families
-from .external_corpora import CorpusNotAvailableError, naughty_strings
-from .processes import run_server, run_server_with_client
-from .reference_answers import TOLERANCE, ReferenceAnswers
-from .scenario import Context, Verdict, scenario
 
 _STREAMS = 64
 # PyTorch uses other kernels than the reference.

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.harness.texts import DEMO_TEXTS, ROOT
-
-from .processes import rss_mb, run_server, thread_cpu_s
-from .scenario import Context, Verdict, scenario
+from tests.reliability.processes import rss_mb, run_server, thread_cpu_s
+from tests.reliability.scenario import Context, Verdict, scenario
 
 _DEADLINE_S = 0.5
 _LOAD_FACTORS = (1, 2, 5, 10)

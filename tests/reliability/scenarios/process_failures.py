@@ -14,8 +14,7 @@ from functools import partial
 from polyhead_client import AsyncClient, PolyheadError
 
 from bench.harness.servers import free_port
-
-from .processes import (
+from tests.reliability.processes import (
     Server,
     address_space,
     children,
@@ -26,8 +25,8 @@ from .processes import (
     stop_server,
     wait_until,
 )
-from .scenario import Context, Verdict, scenario
-from .traffic import PlainClient, Traffic
+from tests.reliability.scenario import Context, Verdict, scenario
+from tests.reliability.traffic import PlainClient, Traffic
 
 # Texts of 3 MB each; a message may have at most 4 MB.
 _LARGE_TEXTS = ["word " * 600_000] * 8

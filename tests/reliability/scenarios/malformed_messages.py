@@ -17,9 +17,9 @@ from polyhead.v1 import item_pb2
 from polyhead_client import AsyncClient
 from polyhead_client.conversion import answers_of
 
-from .processes import Server, rss_mb, run_server, run_server_with_client
-from .scenario import Context, Verdict, scenario
-from .traffic import Traffic
+from tests.reliability.processes import Server, rss_mb, run_server, run_server_with_client
+from tests.reliability.scenario import Context, Verdict, scenario
+from tests.reliability.traffic import Traffic
 
 _STREAM = "/polyhead.v1.InferenceService/StreamAnalyze"
 _ANALYZE = "/polyhead.v1.InferenceService/Analyze"

@@ -9,10 +9,10 @@ import time
 
 from polyhead_client import AsyncClient
 
-from .processes import open_descriptors, rss_mb, run_server
-from .proxy import NetworkConditions, bad_network
-from .scenario import Context, Verdict, scenario
-from .traffic import PlainClient, Traffic
+from tests.reliability.processes import open_descriptors, rss_mb, run_server
+from tests.reliability.proxy import NetworkConditions, bad_network
+from tests.reliability.scenario import Context, Verdict, scenario
+from tests.reliability.traffic import PlainClient, Traffic
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
