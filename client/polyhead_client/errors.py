@@ -30,7 +30,7 @@ class PolyheadError(Exception):
     Attributes:
         code: Name of the gRPC status code, for example ``"UNAVAILABLE"``.
         message: Human-readable description.
-        reason: Machine-readable reason, one of those listed in docs/reference/errors.md; empty when the server sent none.
+        reason: Machine-readable reason, listed in docs/reference/errors.md; empty when the server sent none.
         retry_after_s: Seconds to wait before the next attempt, infinite for never; None when the server sent no delay.
     """
 

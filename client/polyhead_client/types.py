@@ -20,7 +20,7 @@ class ItemError:
 
     Attributes:
         code: Name of the gRPC status code, for example ``"OUT_OF_RANGE"``.
-        reason: Machine-readable reason, one of those listed in docs/reference/errors.md; empty when the server sent none.
+        reason: Machine-readable reason, listed in docs/reference/errors.md; empty when the server sent none.
         message: Human-readable description.
         retry_after_s: Seconds to wait before sending the item again; None when the server sent no delay.
     """
