@@ -223,7 +223,7 @@ def _quoted(text: str) -> str:
 )
 @click.option("--days", type=click.IntRange(min=1), help="Days until the key expires.  [default: never]")
 def main(file: Path, name: str, scopes: tuple[str, ...], days: int | None) -> None:
-    """Create a key for NAME, append its hash and scopes to FILE, and print the key. The key is stored nowhere.
+    """Create a key for NAME, append its hash and scopes to FILE, and print the key. The key itself is not stored.
 
     A running server reads the changed file without a restart. To revoke a key, remove its entry.
     """
