@@ -3,11 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# An index for PyTorch's wheel. Empty: on Linux without an NVIDIA driver PyTorch's CPU index, if it answers; else pip's own.
+# Index of PyTorch's wheel. Default: on Linux without an NVIDIA driver PyTorch's CPU index if it answers, otherwise pip's.
 TORCH_INDEX ?=
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 CONFIG ?= training/demo/config.toml
-# Each configuration has a run and a bundle of its own, under the name that it gives itself.
+# Each configuration has its own run and bundle, in a folder with the name in the configuration.
 NAME := $(shell sed -n '/^name = /{s/^name = "\(.*\)"/\1/p;q}' $(CONFIG))
 RUN ?= build/$(NAME)/run
 BUNDLE ?= build/$(NAME)/bundle
@@ -23,11 +23,11 @@ help:  ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# What training, exporting and serving the demo needs; `setup` adds what the tests, linters and pages need.
+# Extras for training, exporting and serving the demo; `setup` adds those for tests, linters and pages.
 RUNTIME_EXTRAS := server,training,export,client,demo
 ALL_EXTRAS := $(RUNTIME_EXTRAS),hub,signing,tensorboard,otel,bench,dev,docs,supply
 
-# A stamp is newer than everything that decides what is installed, or the installation is done again.
+# The stamp files are older than these prerequisites when an installation is out of date.
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) $$(sh deploy/torch_index.sh $(BIN)/python $(TORCH_INDEX)) torch==$(TORCH_VERSION)
@@ -38,12 +38,12 @@ $(VENV)/.installed: $(VENV)/.runtime
 	$(PIP_INSTALL) --editable '.[$(ALL_EXTRAS)]'
 	touch $@
 
-setup: $(VENV)/.installed  ## make .venv and install everything, exactly as locked
+setup: $(VENV)/.installed  ## create .venv and install everything, in the versions of constraints.txt
 
-proto: setup  ## generate the committed stubs from proto/polyhead/v1
+proto: setup  ## regenerate the committed stubs from proto/polyhead/v1
 	$(BIN)/python proto/generate.py $(STUBS)
 
-# A run is trained again only when its configuration or data changed; `make train` always trains.
+# A run is trained again only if its configuration or data has changed; `make train` always trains.
 $(RUN)/run.json: $(CONFIG) $(wildcard $(dir $(CONFIG))*.jsonl) | $(VENV)/.runtime
 	$(BIN)/polyhead-train $(CONFIG) --output-dir $(RUN) --resume
 
@@ -53,10 +53,10 @@ $(BUNDLE)/bundle.json: $(RUN)/run.json | $(VENV)/.runtime
 train: $(VENV)/.runtime  ## train CONFIG (default: the demo model) into RUN
 	$(BIN)/polyhead-train $(CONFIG) --output-dir $(RUN)
 
-export: $(RUN)/run.json  ## export RUN into the verified bundle BUNDLE
+export: $(RUN)/run.json  ## export RUN to the verified bundle BUNDLE
 	$(BIN)/polyhead-export $(RUN) $(BUNDLE)
 
-serve: $(BUNDLE)/bundle.json  ## serve BUNDLE on LISTEN; installs, trains and exports first what is missing
+serve: $(BUNDLE)/bundle.json  ## serve BUNDLE on LISTEN; first installs, trains and exports if necessary
 	exec $(BIN)/polyhead-serve $(BUNDLE) --listen $(LISTEN)
 
 test: setup  ## run the tests
@@ -73,7 +73,7 @@ lint: setup lint-proto lint-deploy lint-workflow  ## code, protocol, deployment 
 lint-proto: setup
 	$(BIN)/python proto/generate.py --lint
 
-# actionlint knows more than the schema does, and is no Python package that installs without a download of its own.
+# actionlint checks more than the schema, but no Python package installs it without an additional download.
 lint-workflow: setup
 	$(BIN)/yamllint --strict --config-file .yamllint.yaml .github .pre-commit-config.yaml
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/ci.yml
@@ -85,16 +85,16 @@ lint-deploy: setup
 types: setup  ## mypy --strict on source and tests
 	$(BIN)/mypy $(SOURCES) tests bench proto/generate.py proto/reference.py deploy/audit.py docs/conf.py
 
-contracts: setup  ## import-linter: who may import what
+contracts: setup  ## import-linter: allowed imports between packages and folders
 	$(BIN)/lint-imports
 
-package: setup  ## install the server alone as the image does, held against hashes; weigh it; it has no torch
+package: setup  ## install the server alone, verified by hashes, as in the image; measure its size
 	rm -rf build/server-only
 	PYTHON=$(PYTHON) sh deploy/install.sh server build/server-only
 	$(BIN)/python -m bench.server.install_size build/server-only --output build/supply/install.json
 	! ls build/server-only/lib/python3*/site-packages | grep -iE '^(torch|transformers)$$'
 
-# An allow-list: a licence that is not in it is a question for a person, not for this file.
+# Allowed licences. Adding one is a decision of the maintainers.
 LICENCES := Apache-2.0;Apache Software License;Apache-2.0 AND BSD-2-Clause;Apache-2.0 OR BSD-2-Clause;BSD-3-Clause;$\
   3-Clause BSD License;BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0;MIT;MIT License;MPL-2.0 AND MIT;PSF-2.0
 supply: package  ## bill of materials and licences of what `make package` installed, in build/supply
@@ -103,23 +103,23 @@ supply: package  ## bill of materials and licences of what `make package` instal
 	$(BIN)/pip-licenses --python build/server-only/bin/python --from mixed --order license --with-urls \
 	  --format markdown --output-file build/supply/licences.md --allow-only '$(LICENCES)'
 
-audit: setup  ## known vulnerabilities of what ships; asks the index, and says so where it does not answer
+audit: setup  ## known vulnerabilities of the locked packages; reports if the advisory service does not answer
 	$(BIN)/python deploy/audit.py
 
 # Versions come from constraints.txt, hashes of all files of a release from the index.
 COMPILE = $(BIN)/uv pip compile --quiet --no-annotate --generate-hashes --python-version 3.11 \
   --constraint constraints.txt --custom-compile-command 'make lock'
-lock: setup  ## write the locks with hashes anew, after a change of pyproject.toml or constraints.txt
+lock: setup  ## regenerate the lock files with hashes, after a change of pyproject.toml or constraints.txt
 	$(COMPILE) --universal --output-file locks/build.txt locks/build.in
 	$(COMPILE) --universal --output-file locks/server.txt --extra server pyproject.toml
 	$(COMPILE) --python-platform x86_64-manylinux_2_28 --override locks/server-gpu-overrides.txt \
 	  --output-file locks/server-gpu.txt --extra server pyproject.toml locks/server-gpu.in
 
-docs: setup  ## build the pages and the reference into build/site; a broken link or name is an error
+docs: setup  ## build the documentation site in build/site; a broken link or name is an error
 	$(BIN)/python -m proto.reference docs/reference/protocol.md
 	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs build/site
 
-# About an hour on two cores, which nothing else may use meanwhile.
+# Takes about an hour on two cores. Run it on an otherwise idle machine.
 bench: $(BUNDLE)/bundle.json  ## measure the server against the onnxruntime upper bound; writes docs/benchmarks.md
 	$(BIN)/python -m bench.server.throughput --bundle $(BUNDLE) --variant int8 --output bench/results/throughput-int8.json
 	$(BIN)/python -m bench.server.throughput --bundle $(BUNDLE) --variant fp32 --output bench/results/throughput-fp32.json
@@ -138,9 +138,9 @@ compare: $(BUNDLE)/bundle.json  ## install other servers, each in its own enviro
 	$(BIN)/python -m bench.comparison.compare --bundle $(BUNDLE) --output bench/results/comparison.json
 	$(BIN)/python -m bench.report.page
 
-format: setup  ## let ruff format and fix what it can
+format: setup  ## format the code and apply automatic fixes with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove what was built; keeps .venv
+clean:  ## remove build outputs and caches; keeps .venv
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

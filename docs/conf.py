@@ -85,8 +85,8 @@ _SECTIONS = {
 }
 _INTRODUCTION = """# Training configuration
 
-Every field of the TOML file that `polyhead-train` reads. `--set KEY=VALUE` overrides a field, for example
-`--set training.batch_size=16`. [Train](../guides/train.md) explains how to use them.
+This page describes every field of the TOML file that `polyhead-train` reads. `--set KEY=VALUE` overrides a field, for
+example `--set training.batch_size=16`. [Train](../guides/train.md) explains how to use the fields.
 """
 
 

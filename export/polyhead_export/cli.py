@@ -44,7 +44,7 @@ _CONFIG = click.option(
     options_metavar="",
     subcommand_metavar="RUN_DIR OUTPUT_DIR | COMMAND ...",
 )
-@click.version_option(package_name="polyhead", prog_name="polyhead-export")
+@click.version_option(package_name="polyhead", prog_name="polyhead-export", message="%(prog)s %(version)s")
 def main() -> None:
     """Export a trained model to a verified bundle; verify and sign bundles; import checkpoints.
 

@@ -18,11 +18,11 @@ _HELP = """Serve BUNDLE over gRPC: embeddings, classes and sentiments from one f
 
 \b
 Examples:
-  polyhead-serve build/bundle
-  polyhead-serve build/bundle --listen 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key --api-keys keys.toml
-  polyhead-serve build/bundle --listen unix:/run/polyhead.sock
-  polyhead-serve build/bundle --workers 4
-  POLYHEAD_ENGINE=torch polyhead-serve build/bundle
+  polyhead-serve bundles/tickets
+  polyhead-serve bundles/tickets --listen 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key --api-keys keys.toml
+  polyhead-serve bundles/tickets --listen unix:/run/polyhead.sock
+  polyhead-serve bundles/tickets --workers 4
+  POLYHEAD_ENGINE=torch polyhead-serve bundles/tickets
 
 The server listens immediately. Its health service reports NOT_SERVING until the model has reproduced the bundle's
 golden results on the selected engine and device. With --workers, each worker starts to listen once it is ready.
@@ -62,10 +62,17 @@ def _options(command: Any) -> Any:
     return command
 
 
-@click.command(help=_HELP, context_settings={"auto_envvar_prefix": "POLYHEAD", "max_content_width": 120})
+@click.command(
+    help=_HELP,
+    context_settings={
+        "auto_envvar_prefix": "POLYHEAD",
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 120,
+    },
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_options
-@click.version_option(package_name="polyhead")
+@click.version_option(package_name="polyhead", prog_name="polyhead-serve", message="%(prog)s %(version)s")
 def main(**values: Any) -> None:
     """Runs the command line."""
     try:

@@ -1,4 +1,4 @@
-"""Errors of items, calls and the server. They know no transport; ``rpc/status.py`` puts them on the wire.
+"""Errors of items, calls and the server, independent of gRPC; ``rpc/status.py`` converts them to statuses.
 
 Each class names its canonical status code (google.rpc.Code) and its reason, as plain strings::
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import click
 import pytest
@@ -32,3 +33,19 @@ def test_help_keeps_marked_lines(main: click.Command) -> None:
         assert result.exit_code == 0, names
         assert "\\b" not in result.stdout, names
         assert command.help, names
+
+
+@pytest.mark.parametrize("main", [client, export, keys, serve, train], ids=NAMES)
+def test_short_help_flag_prints_the_help(main: click.Command) -> None:
+    for _, names in commands(main):
+        short, full = (CliRunner().invoke(main, [*names, flag]) for flag in ("-h", "--help"))
+        assert (short.exit_code, short.stdout) == (0, full.stdout), names
+
+
+@pytest.mark.parametrize(
+    ("main", "program"),
+    [(client, "polyhead"), (export, "polyhead-export"), (serve, "polyhead-serve"), (train, "polyhead-train")],
+)
+def test_version_flag_prints_program_and_version(main: click.Command, program: str) -> None:
+    result = CliRunner().invoke(main, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"{program} {version('polyhead')}\n")

@@ -42,7 +42,7 @@ def test_help_lists_the_commands(arguments: list[str]) -> None:
 
 def test_version_is_printed() -> None:
     result = _invoke("--version")
-    assert (result.exit_code, result.stdout) == (0, f"polyhead-export, version {version('polyhead')}\n")
+    assert (result.exit_code, result.stdout) == (0, f"polyhead-export {version('polyhead')}\n")
 
 
 @pytest.mark.parametrize("command", ["verify", "sign", "import", "export"])

@@ -38,7 +38,7 @@ class _StopSignal:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="polyhead")
+@click.version_option(package_name="polyhead", prog_name="polyhead-train", message="%(prog)s %(version)s")
 @click.argument("config_path", metavar="CONFIG.toml", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--output-dir",

@@ -229,13 +229,16 @@ class TrainingConfig(_Section):
 
 
 class Config(_Section):
-    """Configuration of a training run, as ``read_config`` returns it."""
+    """The name of the model and the sections of the file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the model, and of the run directory unless --output-dir is given."""
     model: ModelConfig = ModelConfig()
+    """Backbone, pooling and heads."""
     data: DataConfig
+    """Files with labelled rows, and how they are sampled."""
     training: TrainingConfig = TrainingConfig()
+    """Hyperparameters and stages."""
     _source: Path = PrivateAttr(default=Path("config"))
 
     @property

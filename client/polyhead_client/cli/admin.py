@@ -41,7 +41,7 @@ def admin() -> None:
     its own:
 
     \b
-      polyhead-serve build/bundle --admin-listen unix:/run/polyhead-admin.sock
+      polyhead-serve bundles/tickets --admin-listen unix:/run/polyhead-admin.sock
       polyhead admin stats --target unix:/run/polyhead-admin.sock
 
     Output is one line of JSON per worker; durations are in seconds. If the server requires API keys, set

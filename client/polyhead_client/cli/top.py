@@ -50,7 +50,7 @@ def top(target: str, interval_s: float, once: bool, as_json: bool) -> None:
     reading. Requires the server's admin service.
 
     \b
-      polyhead-serve build/bundle --admin-listen unix:/run/polyhead-admin.sock
+      polyhead-serve bundles/tickets --admin-listen unix:/run/polyhead-admin.sock
       polyhead top --target unix:/run/polyhead-admin.sock
       polyhead top --target unix:/run/polyhead-admin.sock --json | jq .items_per_s
 

@@ -1,4 +1,4 @@
-"""From texts to results: admission, tokenization, scheduling, execution, postprocessing. Knows no transport.
+"""The inference pipeline: admission, tokenization, scheduling, execution, postprocessing. Independent of gRPC.
 
 The way of a text, one file a step::
 

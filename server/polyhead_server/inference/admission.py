@@ -1,4 +1,4 @@
-"""Admission control: rejects an item that would wait too long, before anything is spent on it.
+"""Admission control: rejects items that would wait too long, before they are tokenized.
 
 One rule for all calls: an item is admitted if it can be expected to be answered before its deadline, and if the queue
 has capacity for it. The scheduler shares the engine fairly among calls, so the expected wait of an item is its own

@@ -1,4 +1,4 @@
-"""Measures the engine at start to choose the batch size: machines and variants differ.
+"""Measures the engine at startup to determine the batch size limit and the fixed cost of a batch.
 
 A smaller batch pays its fixed cost again and again; a larger one only makes every text in it wait.
 """

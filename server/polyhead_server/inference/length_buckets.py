@@ -1,4 +1,4 @@
-"""Waiting entries grouped by length, so that a batch of similar lengths is found without looking at every entry."""
+"""Waiting entries grouped by length, so that the scheduler finds similar-length entries without a scan of the queue."""
 
 from __future__ import annotations
 

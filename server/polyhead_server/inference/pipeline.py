@@ -1,4 +1,4 @@
-"""The inference pipeline: takes items in, passes them through every step, and resolves one future per item.
+"""The inference pipeline: accepts items, passes them through every step, and resolves one future per item.
 
 ::
 
@@ -159,7 +159,7 @@ class Pipeline:
         blocking: bool = False,
         arrived_ns: int | None = None,
     ) -> list[OutcomeFuture]:
-        """Takes the items of a message in.
+        """Submits the items of a message.
 
         Args:
             message: Items and the options for them.

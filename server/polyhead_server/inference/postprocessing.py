@@ -1,4 +1,4 @@
-"""Logits to probabilities. A head's function follows from its declared kind, never from the number of its labels.
+"""Converts logits to probabilities, by the declared kind of each head and never by the number of its labels.
 
 Softmax and sigmoid exist three times in the project: here, in the export gate and in the training room's evaluation.
 The server imports neither room, and the gate is an independent check of what the server computes.

@@ -1,4 +1,4 @@
-"""Texts to token ids: once per text, and off the event loop where it would take long."""
+"""Tokenization: converts each text to token ids once, on the event loop or, for long texts, offloaded to a thread."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _SWITCH_INTERVAL_S = 0.0005
 
 
 class ServerFailedError(Exception):
-    """The server cannot continue. The message is all that there is to report."""
+    """The server cannot continue. Reported as one line, without a traceback."""
 
 
 def run(

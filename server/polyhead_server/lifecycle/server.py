@@ -177,7 +177,7 @@ class _Process:
         return cast(Pipeline, self._service.pipeline)
 
     async def _serve_until_stopped(self) -> bool:
-        """Serves until the server is told to stop; returns False if the engine failed permanently before that."""
+        """Serves until a request to stop; returns False if the engine failed permanently before that."""
         stopped = asyncio.create_task(self._stop.wait())
         failed = asyncio.create_task(wait_for_failure(lambda: self._service.pipeline))
         await asyncio.wait({cast(Any, stopped), failed}, return_when=asyncio.FIRST_COMPLETED)
@@ -188,7 +188,7 @@ class _Process:
         return False
 
     async def _load_first_model(self) -> bool:
-        """Loads the model and answers with it; returns False if the server was told to stop before it was ready."""
+        """Loads the model and answers with it; returns False after a request to stop before it was ready."""
         if self._settings.metrics_listen:
             listen_for_scrapes(self._settings.metrics_listen, self._metrics.registry)
         # Created before the bundle is loaded, so that a bundle put in place meanwhile counts as a change. A bundle is

@@ -210,15 +210,20 @@ def _quoted(text: str) -> str:
     return json.dumps(text)
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("name")
 @click.option(
-    "--scope", "scopes", multiple=True, required=True, type=click.Choice(list(SCOPES)), help="May be repeated."
+    "--scope",
+    "scopes",
+    multiple=True,
+    required=True,
+    type=click.Choice(list(SCOPES)),
+    help="A group of methods, or one method, that the key may call; repeatable.",
 )
 @click.option("--days", type=click.IntRange(min=1), help="Days until the key expires.  [default: never]")
 def main(file: Path, name: str, scopes: tuple[str, ...], days: int | None) -> None:
-    """Create a key for NAME, append its hash and scopes to FILE, and print the key. The key is stored nowhere.
+    """Create a key for NAME, append its hash and scopes to FILE, and print the key. The key itself is not stored.
 
     A running server reads the changed file without a restart. To revoke a key, remove its entry.
     """

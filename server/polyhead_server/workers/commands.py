@@ -157,6 +157,6 @@ class WorkerCommands:
         return results
 
     def _remaining(self) -> list[WorkerProcess]:
-        """The workers that have not been told to stop, by number."""
+        """The workers that are not being stopped, by number."""
         remaining = (worker for worker in self._workers if not worker.stop_requested)
         return sorted(remaining, key=lambda worker: worker.number)

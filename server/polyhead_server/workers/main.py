@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Serves on its share of the cores until it is told to stop or its supervisor ends."""
+    """Serves on its share of the cores until it receives a signal to stop or its supervisor ends."""
     # Reads the first line and not a byte more: the event loop reads what follows.
     message = ipc.decode(io.FileIO(0, closefd=False).readline())
     assert isinstance(message, Request)  # noqa: S101 - the supervisor sends nothing else first

@@ -258,7 +258,7 @@ class Supervisor:
         return new
 
     async def _wait_until_ended(self, worker: WorkerProcess) -> int:
-        """Waits for the end of a worker and returns its exit code; kills one that was told to stop and does not."""
+        """Waits for the end of a worker and returns its exit code; kills one that does not stop when requested."""
         try:
             timeout_s = self._settings.drain_timeout_s + KILL_GRACE_S
             code = await asyncio.wait_for(asyncio.shield(worker.exit_code), timeout_s)

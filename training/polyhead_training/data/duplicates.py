@@ -5,8 +5,8 @@
     text --normalize--> letters and digits --equal--> exact duplicates
                                            --MinHash, locality-sensitive hashing, Jaccard--> near duplicates
 
-MinHash is vectorized here. On 50,000 texts it finds 1,726 of the 1,830 pairs that datasketch 2.0.0 finds, in 4.5 s
-instead of 22.6 s; like every locality-sensitive hash, it misses a few near duplicates.
+MinHash is vectorized here, which is several times faster than datasketch; docs/decisions/0010-libraries-and-own-code.md
+compares the two.
 """
 
 from __future__ import annotations

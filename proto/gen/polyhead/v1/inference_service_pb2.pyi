@@ -24,7 +24,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AnalyzeRequest(_message.Message):
-    """AnalyzeRequest is one batch of items. Fields that several request messages have carry the same number in each."""
+    """AnalyzeRequest is one batch of items. A field that several request messages share has the same number in each."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
