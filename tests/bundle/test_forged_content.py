@@ -60,7 +60,7 @@ FORGED_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "backbone with custom code": ({}, {"auto_map": {"AutoModel": "evil/repo--model.Evil"}}, "auto_map"),
     "unsupported family": ({}, {"model_type": "align_text_model"}, "'align_text_model' is not supported"),
     "kernel from the hub": ({}, {"attn_implementation": "evil/kernel"}, "attn_implementation"),
-    "not a polyhead": ({"model_type": "bert"}, {}, "not of polyhead"),
+    "not a polyhead": ({"model_type": "bert"}, {}, "not 'polyhead'"),
 }
 
 

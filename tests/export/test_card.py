@@ -43,7 +43,7 @@ def test_card_of_a_run_without_evaluation_has_no_such_section(run_dir: Path, bun
 def test_card_shows_similarity_before_and_after_training(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
     similarity = '{"similarity": {"pairs": 1500, "spearman_before": 0.867, "spearman_after": 0.855}}'
     card = render_card(_run(run_dir, similarity, tmp_path), bundle.load(bundle_dir).manifest)
-    assert "of 1,500 pairs of texts with people's scores:\n0.8670 before training, 0.8550 after." in card
+    assert "with human scores, 1,500 text pairs:\n0.8670 before training, 0.8550 after training." in card
 
 
 @pytest.mark.parametrize("evaluation", ["{", "[]", '{"test": 1}', '{"test": {"topic": {}}}'])

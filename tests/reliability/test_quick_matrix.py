@@ -11,7 +11,7 @@ import pytest
 
 from .report import ROOT
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.reliability]
 
 
 @pytest.mark.timeout(1200)

@@ -164,7 +164,8 @@ def test_similarity_is_part_of_the_evaluation() -> None:
     assert "similarity" not in _evaluate().to_json()
 
 
-def test_table_has_a_line_for_each_split_and_head() -> None:
+def test_table_has_a_line_for_each_split_and_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     found = _evaluate(unlabelled=["topic"])
     header, _, *lines = [line.split() for line in table(found).splitlines()]
     assert header == ["split", "head", "rows", "accuracy", "macro-F1", "ECE", "majority"]
