@@ -79,6 +79,8 @@ async def supervise(settings: Settings) -> int:
         address = stack.enter_context(reserve(settings.listen))
         folder, metrics = stack.enter_context(_metrics(settings.metrics_listen))
         supervisor = Supervisor(dataclasses.replace(settings, listen=address), folder, metrics)
+        # Before gRPC is imported, which takes a while: without a handler a signal would end the process at once.
+        supervisor.handle_signals()
         if settings.admin_listen:
             await _serve_admin(settings, supervisor.commands, stack)
         return await supervisor.run()
@@ -111,12 +113,15 @@ class Supervisor:
         self._cut_off = False
         self._background: set[asyncio.Task[Any]] = set()
 
-    async def run(self) -> int:
-        """Runs the workers until a signal; returns the exit code."""
+    def handle_signals(self) -> None:
+        """Makes signals stop the server or reload the bundle; one that comes before ``run`` takes effect there."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._in_background(self.commands.reload_and_log()))
+
+    async def run(self) -> int:
+        """Runs the workers until a signal; returns the exit code."""
         configs = worker_configs(self._settings, sorted(os.sched_getaffinity(0)), usable_cores())
         watch = asyncio.create_task(self._watch_bundle())
         tasks = [asyncio.create_task(self._keep_running(number, config)) for number, config in enumerate(configs)]

@@ -15,9 +15,9 @@ from polyhead_server.rpc import service_names
 from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
-TIMEOUT_S = 5
+TIMEOUT_S = 20
 STATUS = health_pb2.HealthCheckResponse
 # The type stubs do not know List yet.
 MESSAGES: Any = health_pb2

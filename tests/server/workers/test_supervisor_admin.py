@@ -19,6 +19,7 @@ from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
 from polyhead_server.errors import StartupError
 from polyhead_server.rpc import service_names
+from polyhead_server.rpc.admin_service import AdminServer
 from polyhead_server.settings import Settings
 from polyhead_server.workers import supervisor
 from polyhead_server.workers.ipc import WorkerConfig
@@ -165,9 +166,19 @@ async def test_server_whose_workers_have_all_died_is_not_alive(
 async def test_admin_address_that_is_taken_is_refused_before_any_worker_starts(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with supervised(settings) as admin:
-        await admin.wait_until(lambda workers: len(workers) == 2)
-        with monkeypatch.context() as patch:
-            patch.setattr(supervisor.Supervisor, "run", None)
-            with pytest.raises(StartupError, match="cannot listen on"):
-                await supervise(settings)
+    monkeypatch.setattr(supervisor.Supervisor, "run", None)
+    async with await asyncio.start_unix_server(lambda *_: None, settings.admin_listen.removeprefix("unix:")):
+        with pytest.raises(StartupError, match="cannot listen on"):
+            await supervise(settings)
+
+
+async def test_server_that_is_stopped_while_the_admin_service_opens_exits_with_0(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def open_slowly(_: AdminServer) -> None:
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(AdminServer, "open", open_slowly)
+    assert await supervise(settings) == 0
