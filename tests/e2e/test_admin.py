@@ -86,7 +86,8 @@ def test_admin_service_outlives_the_workers(start: Start, demo_bundle: Path) -> 
     wait_until(lambda: serving(server) == 4, "both workers serve again")
     code, stats, _ = admin("stats", "--target", target)
     assert code == 0
-    assert [one["process_id"] for one in stats] == workers_of(server)
+    # Statistics are in the order of the slots, and the second may have been filled first.
+    assert {one["process_id"] for one in stats} == set(workers_of(server))
     assert server.log.read_text().count("died with code") == server.log.read_text().count("died with code -9") == 2
     assert server.log.read_text().count("the admin service listens") == 1
     assert server.stop() == 0
