@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import select
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,6 @@ import click
 from polyhead.v1 import admin_service_pb2 as pb2
 
 from .admin import get_stats, target_option
-from .failure import CommandError
 from .rates import WorkerRates, rates
 
 if TYPE_CHECKING:  # rich takes a fifth of a command's start-up time, and only this command and ``info`` use it
@@ -69,35 +69,32 @@ def top(target: str, interval_s: float, once: bool, as_json: bool) -> None:
     PADDING   share of padding in the computed tokens (on wide terminals)
     MODEL     id of the loaded bundle (on wide terminals)
     """  # noqa: D301  \b tells click to keep the line breaks
-    console = None if as_json else _console()
-    live = console is not None and console.is_terminal and not (console.is_dumb_terminal or once)
+    console = None if once or as_json else _live_console()
     try:
-        with _key_reader() if live else nullcontext(_sleep) as wait:
+        with _key_reader() if console else nullcontext(_sleep) as wait:
             readings = _readings(target, interval_s, wait)
-            if console is None:
-                _print_json(readings, once)
-            elif live:
+            if console:
                 _show_live(console, target, readings)
             else:
-                _print_tables(console, target, readings, once)
+                _print_readings(target, readings, once, as_json)
     except KeyboardInterrupt:
         pass  # the usual way to leave
 
 
-def _console() -> Console:
-    """Returns a console on stdout.
-
-    Raises:
-        CommandError: The table cannot be rendered, because rich is not installed.
-    """
+def _live_console() -> Console | None:
+    """Returns a console on stdout; None if stdout is not a terminal, or rich is not installed."""
+    if not _is_terminal():
+        return None
     try:
         from rich.console import Console
-    except ModuleNotFoundError as error:
-        raise CommandError(1, "the table requires rich: pip install 'polyhead[client]', or use --json") from error
-    if sys.stdout is not None and sys.stdout.isatty():
-        return Console(highlight=False)
-    # Not even with FORCE_COLOR is a pipe a terminal: its reader wants a table per reading.
-    return Console(highlight=False, color_system=None, width=_PIPE_WIDTH, force_terminal=False)
+    except ModuleNotFoundError:  # in the image of the server
+        return None
+    console = Console(highlight=False)
+    return console if console.is_terminal and not console.is_dumb_terminal else None
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def render(target: str, rows: Sequence[WorkerRates], width: int) -> Group:
@@ -106,16 +103,43 @@ def render(target: str, rows: Sequence[WorkerRates], width: int) -> Group:
     from rich.table import Table
     from rich.text import Text
 
-    columns = [column for column in _COLUMNS if width >= _WIDE or not column.wide]
+    columns = _columns(width)
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column.name, justify=column.justify, no_wrap=True, max_width=_MAX_WIDTH)
     for row in rows:
         style = "bold" if row.process_id == 0 else None if row.serving else "yellow"
         table.add_row(*(Text(column.value(row)) for column in columns), style=style)
+    return Group(Text(target, no_wrap=True, overflow="ellipsis"), table, Text(_errors(rows)))
+
+
+def render_plain(target: str, rows: Sequence[WorkerRates], width: int) -> str:
+    """Renders the same table as plain text."""
+    columns = _columns(width)
+    cells = [[column.name for column in columns]]
+    cells += [[_shorten(column.value(row)) for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    aligned = [
+        " ".join(
+            cell.ljust(cell_width) if column.justify == "left" else cell.rjust(cell_width)
+            for cell, cell_width, column in zip(line, widths, columns, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+    return "\n".join([target, *aligned, _errors(rows)])
+
+
+def _columns(width: int) -> list[_Column]:
+    return [column for column in _COLUMNS if width >= _WIDE or not column.wide]
+
+
+def _errors(rows: Sequence[WorkerRates]) -> str:
     errors = sorted(rows[-1].item_errors_per_s.items()) if rows else []
-    reasons = ", ".join(f"{reason} {rate:.1f}/s" for reason, rate in errors) or "none"
-    return Group(Text(target, no_wrap=True, overflow="ellipsis"), table, Text(f"errors: {reasons}"))
+    return f"errors: {', '.join(f'{reason} {rate:.1f}/s' for reason, rate in errors) or 'none'}"
+
+
+def _shorten(cell: str) -> str:
+    return cell if len(cell) <= _MAX_WIDTH else cell[: _MAX_WIDTH - 1] + "…"
 
 
 def _readings(target: str, interval_s: float, wait: Callable[[float], bool]) -> Iterator[list[WorkerRates]]:
@@ -140,22 +164,14 @@ def _show_live(console: Console, target: str, readings: Iterator[list[WorkerRate
             display.update(Group(table, Text("q to quit", style="dim")), refresh=True)
 
 
-def _print_json(readings: Iterator[list[WorkerRates]], once: bool) -> None:
-    for rows in _selected(readings, once):
-        for row in rows:
-            click.echo(json.dumps(dataclasses.asdict(row)))
-
-
-def _print_tables(console: Console, target: str, readings: Iterator[list[WorkerRates]], once: bool) -> None:
-    for rows in _selected(readings, once):
-        with console.capture() as capture:
-            console.print(render(target, rows, console.width))
-        click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
-
-
-def _selected(readings: Iterator[list[WorkerRates]], once: bool) -> Iterator[list[WorkerRates]]:
-    """Returns the second reading, which is the first with rates, or all of them."""
-    return itertools.islice(readings, 1, 2) if once else readings
+def _print_readings(target: str, readings: Iterator[list[WorkerRates]], once: bool, as_json: bool) -> None:
+    width = shutil.get_terminal_size().columns if _is_terminal() else _PIPE_WIDTH
+    for rows in itertools.islice(readings, 1, 2) if once else readings:
+        if as_json:
+            for row in rows:
+                click.echo(json.dumps(dataclasses.asdict(row)))
+        else:
+            click.echo(render_plain(target, rows, width))
 
 
 def _sleep(seconds: float) -> bool:

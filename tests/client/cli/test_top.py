@@ -23,7 +23,7 @@ from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
 from polyhead_client.cli.main import main
 from polyhead_client.cli.rates import rates
-from polyhead_client.cli.top import render
+from polyhead_client.cli.top import render, render_plain
 from rich.console import Console
 
 from tests.support.worker_stats import worker_stats
@@ -31,7 +31,7 @@ from tests.support.worker_stats import worker_stats
 TIMEOUT_S = 60.0
 
 
-def rendered(width: int, process_ids: tuple[int, int] = (7, 8), **changed: Any) -> list[str]:
+def rendered(width: int, process_ids: tuple[int, ...] = (7, 8), **changed: Any) -> list[str]:
     """Renders two workers as lines of text."""
     before = [worker_stats(process_id, **changed) for process_id in process_ids]
     after = [worker_stats(process_id, 2, **changed) for process_id in process_ids]
@@ -145,13 +145,27 @@ def test_forced_colors_do_not_turn_a_pipe_into_a_terminal(
 
 
 @pytest.mark.usefixtures("without_rich")
-def test_only_the_table_requires_rich(admin: FakeAdminService, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_readings_are_printed_without_rich(
+    admin: FakeAdminService, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
     interrupt_after(2, monkeypatch)
-    result = CliRunner().invoke(main, ["top", "--once", "--json"])
-    assert (result.exit_code, json.loads(result.stdout)["items_per_s"]) == (0, 100.0)
-    result = CliRunner().invoke(main, ["top", "--once"])
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert "pip install 'polyhead[client]'" in result.stderr
+    result = CliRunner().invoke(main, ["top", "--once", *options])
+    assert (result.exit_code, result.stderr, admin.calls) == (0, "", 2)
+    assert "100.0" in result.stdout
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_plain_table_has_the_cells_of_the_live_one(width: int) -> None:
+    before, after = ([worker_stats(pid, seconds, model_id="m" * 30) for pid in (7, 8)] for seconds in (0, 2))
+    plain = render_plain("unix:admin", rates(before, after), width).splitlines()
+    assert [line.split() for line in plain] == [line.split() for line in rendered(width, model_id="m" * 30)]
+    assert (
+        len(
+            {line.index(rate) + len(rate) for line, rate in zip(plain[1:4], ("TEXTS/S", "100.0", "100.0"), strict=True)}
+        )
+        == 1
+    )
 
 
 def test_unreachable_admin_service_is_reported_with_a_hint() -> None:
