@@ -17,7 +17,7 @@ STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto train export serve test test-reliability check bench reliability lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs compare clean
+.PHONY: help setup proto train export serve test test-slow check bench reliability lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs compare clean
 
 help:  ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,14 +59,14 @@ export: $(RUN)/run.json  ## export RUN to the verified bundle BUNDLE
 serve: $(BUNDLE)/bundle.json  ## serve BUNDLE on LISTEN; first installs, trains and exports if necessary
 	exec $(BIN)/polyhead-serve $(BUNDLE) --listen $(LISTEN)
 
-# One process more than the two cores of a small machine: the tests of servers mostly wait.
+# Two processes per core of a small machine: the tests of servers mostly wait.
 test: setup  ## run the tests
-	$(BIN)/pytest -m 'not reliability' --numprocesses 3 --dist loadfile
+	$(BIN)/pytest -m 'not slow' --numprocesses 4 --dist loadfile
 
-test-reliability: setup  ## run the fault scenarios whose verdict does not depend on timing
-	$(BIN)/pytest -m reliability
+test-slow: setup  ## run the commands of every page, and the fault scenarios whose verdict does not depend on timing
+	$(BIN)/pytest -m slow --numprocesses 2
 
-check: lint types contracts test test-reliability package supply audit docs  ## everything that CI runs
+check: lint types contracts test test-slow package supply audit docs  ## everything that CI runs
 
 lint: setup lint-proto lint-deploy lint-workflow  ## code, protocol, deployment files, workflow, vocabulary, conflict markers
 	$(BIN)/ruff check .

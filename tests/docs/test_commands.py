@@ -53,6 +53,7 @@ def demo_runner(runner: PageRunner, demo_run: Path, demo_bundle: Path) -> PageRu
 
 
 @pytest.mark.model
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_commands_of_page_succeed(page: str, demo_runner: PageRunner) -> None:
     assert demo_runner.run_page(PAGES[page]) > 0

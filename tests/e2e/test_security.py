@@ -92,7 +92,7 @@ def by_health(secured: Secured) -> str:
 # The first column of the table, and a call of that kind.
 CASES: dict[str, Callable[[Secured], str]] = {
     "a valid certificate and a valid key": lambda secured: outcome(secured.open()),
-    "plain text to a port with TLS": lambda secured: outcome(grpc.insecure_channel(secured.server.target)),
+    "plaintext to a port with TLS": lambda secured: outcome(grpc.insecure_channel(secured.server.target)),
     "no certificate where the server requires one": lambda secured: outcome(
         connect(secured.server, secured.authority, None)
     ),
@@ -104,7 +104,7 @@ CASES: dict[str, Callable[[Secured], str]] = {
     "an expired key": lambda secured: outcome(secured.open(), bearer("expired")),
     "a valid key for another method": lambda secured: outcome(secured.open(), bearer("probe")),
     "a valid key for a method that does not exist": by_unknown_method,
-    "reflection without the right to it": by_reflection,
+    "reflection without its scope": by_reflection,
     "the health service without a key": by_health,
 }
 

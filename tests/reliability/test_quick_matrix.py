@@ -11,7 +11,7 @@ import pytest
 
 from .report import ROOT
 
-pytestmark = [pytest.mark.model, pytest.mark.reliability]
+pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 
 @pytest.mark.timeout(1200)
