@@ -71,7 +71,7 @@ check: lint types contracts test test-slow package supply audit docs  ## everyth
 lint: setup lint-proto lint-deploy lint-workflow  ## code, protocol, deployment files, workflow, vocabulary, conflict markers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m tests.support.vocabulary
+	$(BIN)/python -m tests.support.public_wording
 	! git grep -nIE '^\s*((<{7}|>{7}|\|{7}) |={7}$$)'
 
 lint-proto: setup

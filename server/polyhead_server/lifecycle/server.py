@@ -33,12 +33,12 @@ from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.rpc import service_names
 from polyhead_server.rpc.admin_service import AdminServer, listen
-from polyhead_server.rpc.handlers import inference_handler
 from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
+from polyhead_server.rpc.method_table import inference_handler
 from polyhead_server.security.file_watcher import FileWatcher
 from polyhead_server.security.tls import Certificates
 from polyhead_server.settings import Settings

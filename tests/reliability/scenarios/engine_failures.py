@@ -18,9 +18,9 @@ from polyhead_server.inference.model import Model, load_model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.rpc import service_names
-from polyhead_server.rpc.handlers import inference_handler
 from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
+from polyhead_server.rpc.method_table import inference_handler
 from polyhead_server.settings import Settings
 
 from tests.reliability.scenario import Context, Verdict, scenario

@@ -20,10 +20,10 @@ from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.observability.tracing import Tracing
 from polyhead_server.rpc import service_names
-from polyhead_server.rpc.handlers import inference_handler
 from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
+from polyhead_server.rpc.method_table import inference_handler
 from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine

@@ -17,12 +17,12 @@ from polyhead.v1 import item_pb2
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics
-from polyhead_server.rpc import handlers, service_names
-from polyhead_server.rpc.handlers import inference_handler
+from polyhead_server.rpc import method_table, service_names
 from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
+from polyhead_server.rpc.method_table import inference_handler
 from polyhead_server.rpc.request_decoder import RequestDecoder
 from polyhead_server.security.api_keys import CALLER, Keys
 from polyhead_server.settings import Settings
@@ -92,7 +92,7 @@ async def guarded(
             callers.append(CALLER.get())
             return await super().submit(*args, **kwargs)
 
-    monkeypatch.setattr(handlers, "RequestDecoder", Counting)
+    monkeypatch.setattr(method_table, "RequestDecoder", Counting)
     service = InferenceService(settings(), Metrics())
     server = aio.server(interceptors=[AuthInterceptor(Keys(path)), ErrorInterceptor(service_names.INFERENCE)])
     health = Health()

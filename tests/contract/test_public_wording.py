@@ -1,4 +1,4 @@
-"""Public texts use the project's vocabulary; ``python -m tests.support.vocabulary`` prints the same findings."""
+"""Public texts use the project's vocabulary; ``python -m tests.support.public_wording`` prints the same findings."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import sources, vocabulary
-from tests.support.vocabulary import RULES, SURFACES, Passage, Rule, find
+from tests.support import public_wording, sources
+from tests.support.public_wording import RULES, SURFACES, Passage, Rule, find
 
 # Fewest passages of each surface: a scan that finds fewer looks in the wrong place.
 MIN_PASSAGES = {
@@ -71,14 +71,14 @@ def test_phrase_is_found_across_a_line_break() -> None:
 def test_marked_part_of_a_page_is_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "ROOT", tmp_path)
     (tmp_path / "Makefile").write_text("<!-- vocabulary: off -->\nmend\n<!-- vocabulary: on -->\nmend\n")
-    assert [found.place for found in find("make", vocabulary.make_passages())] == ["Makefile:4"]
+    assert [found.place for found in find("make", public_wording.make_passages())] == ["Makefile:4"]
 
 
 def test_command_fails_if_it_finds_a_private_word(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(vocabulary.SURFACES, "make", lambda: iter([Passage("Makefile", "mend the code")]))
-    assert vocabulary.main(["make"]) == 1
+    monkeypatch.setitem(public_wording.SURFACES, "make", lambda: iter([Passage("Makefile", "mend the code")]))
+    assert public_wording.main(["make"]) == 1
     assert 'Makefile: "mend" -> fix, correct' in capsys.readouterr().err
-    monkeypatch.setitem(vocabulary.SURFACES, "make", lambda: iter([Passage("Makefile", "fix the code")]))
-    assert vocabulary.main(["make"]) == 0
+    monkeypatch.setitem(public_wording.SURFACES, "make", lambda: iter([Passage("Makefile", "fix the code")]))
+    assert public_wording.main(["make"]) == 0

@@ -1,7 +1,7 @@
 """Checks that public texts use the project's vocabulary; prints each private word with its place and replacement.
 
-    python -m tests.support.vocabulary             # exit code 1 if it finds any
-    python -m tests.support.vocabulary deploy      # one surface only
+    python -m tests.support.public_wording             # exit code 1 if it finds any
+    python -m tests.support.public_wording deploy      # one surface only
 
 A surface is a kind of text that users read: the help of every command, metrics, error reasons, the protocol, pages,
 deployment files, training configurations and the Makefile. ``RULES`` lists the words. A rule matches narrowly enough
