@@ -59,9 +59,9 @@ export: $(RUN)/run.json  ## export RUN to the verified bundle BUNDLE
 serve: $(BUNDLE)/bundle.json  ## serve BUNDLE on LISTEN; first installs, trains and exports if necessary
 	exec $(BIN)/polyhead-serve $(BUNDLE) --listen $(LISTEN)
 
-# Two processes per core of a small machine: the tests of servers mostly wait.
+# Two processes per core of a small machine, as the tests of servers mostly wait; one thread each for PyTorch.
 test: setup  ## run the tests
-	$(BIN)/pytest -m 'not slow' --numprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' --numprocesses 4 --dist loadfile
 
 test-slow: setup  ## run the commands of every page, and the fault scenarios whose verdict does not depend on timing
 	$(BIN)/pytest -m slow --numprocesses 2

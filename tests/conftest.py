@@ -1,7 +1,9 @@
-"""Fixtures that several rooms share."""
+"""Fixtures and the order of tests that several rooms share."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,3 +21,17 @@ def demo_run() -> Path:
 def demo_bundle() -> Path:
     """The verified bundle of the demo model; tests must not change it."""
     return demo.demo_bundle()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Trains the demo model in the background of a parallel run of all tests, so that no worker waits for it."""
+    config = session.config
+    parallel = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if parallel and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        subprocess.Popen([sys.executable, "-m", "tests.support.demo"], cwd=demo.ROOT, stderr=subprocess.DEVNULL)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Moves the files that use the demo model to the end."""
+    users = {item.path for item in items if {"demo_run", "demo_bundle"} & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path in users)

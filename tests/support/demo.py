@@ -62,3 +62,7 @@ def _sources() -> Iterator[Path]:
         for path in sorted((ROOT / folder).rglob("*")):
             if path.is_file() and path.suffix != ".pyc":
                 yield path
+
+
+if __name__ == "__main__":
+    demo_bundle()
