@@ -1,4 +1,4 @@
-"""Fixtures and the order of tests that several rooms share."""
+"""Fixtures that several packages share, and the order of the tests."""
 
 from __future__ import annotations
 

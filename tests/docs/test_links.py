@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,23 @@ def test_dead_links_are_found(tmp_path: Path) -> None:
     (tmp_path / "training").mkdir()
     page.write_text("[guide](training.md)\n")
     assert dead_links(page) == ["training.md"]
+
+
+def missing_files(text: str) -> set[str]:
+    """The files of the repository that a text names in backticks and that do not exist; capitals are placeholders."""
+    named = set(
+        re.findall(r"`((?:bench|bundle|client|deploy|docs|export|proto|server|tests|training)/[\w./-]+\.\w+)`", text)
+    )
+    return {name for name in named - GENERATED if not re.search(r"[A-Z]{3}", name) and not (ROOT / name).exists()}
+
+
+# The changelog names files that were renamed.
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
+def test_files_named_by_page_exist(page: str) -> None:
+    assert missing_files((ROOT / page).read_text()) == set()
+
+
+def test_missing_file_is_reported() -> None:
+    assert missing_files("See `tests/gone.py`, `bench/report/page.py` and `training/configs/CONFIG.toml`.") == {
+        "tests/gone.py"
+    }

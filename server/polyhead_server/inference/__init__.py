@@ -8,6 +8,6 @@ The way of a text, one file a step::
                              windows         length_buckets
                                              expiry_heap
 
-``accounting`` counts the work in progress, ``model`` loads the bundle, ``autotune`` chooses the batch size and
+``token_accounting`` counts the work in progress, ``model`` loads the bundle, ``autotune`` chooses the batch size and
 ``types`` has the types that the steps share.
 """

@@ -1,7 +1,7 @@
 """Converts logits to probabilities, by the declared kind of each head and never by the number of its labels.
 
-Softmax and sigmoid exist three times in the project: here, in the export gate and in the training room's evaluation.
-The server imports neither room, and the gate is an independent check of what the server computes.
+Softmax and sigmoid exist twice in the project: here, and in ``polyhead_training.evaluation.probabilities``, which the
+export gate uses. The server imports neither training nor export.
 """
 
 from __future__ import annotations
