@@ -23,12 +23,22 @@ def demo_bundle() -> Path:
     return demo.demo_bundle()
 
 
+_DEMO = pytest.StashKey[subprocess.Popen[bytes]]()
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Trains the demo model in the background of a parallel run of all tests, so that no worker waits for it."""
     config = session.config
     parallel = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
     if parallel and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
-        subprocess.Popen([sys.executable, "-m", "tests.support.demo"], cwd=demo.ROOT, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "tests.support.demo"]
+        config.stash[_DEMO] = subprocess.Popen(command, cwd=demo.ROOT, stderr=subprocess.DEVNULL)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Waits for the demo model, which the tests that use it have waited for already."""
+    if (process := session.config.stash.get(_DEMO, None)) is not None:
+        process.wait()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
