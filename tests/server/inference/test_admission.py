@@ -100,7 +100,7 @@ async def test_queue_has_a_limit_in_tokens(admission: Admission, scheduler: Batc
 async def test_reserved_texts_count_until_they_are_released(admission: Admission) -> None:
     assert admission.admit(Flow(), sizes(9990), None, blocking=False)[0] == 1
     assert not admits(admission, 11)
-    admission.release(sizes(9990))
+    admission.release(Flow(), sizes(9990))
     assert admits(admission, 11)
 
 
@@ -113,7 +113,7 @@ async def test_item_is_rejected_when_it_cannot_be_answered_before_its_deadline(
             deadline = time.monotonic() + left_s
             # Each of both flows gets half of the machine: 600 tokens take 0.6 s, and 0.65 of the time may be filled.
             assert admission.admit(Flow(), sizes(600), deadline, blocking=blocking)[0] == admitted
-            admission.release(sizes(600)[:admitted])
+            admission.release(Flow(), sizes(600)[:admitted])
         assert isinstance(admission.admit(Flow(), sizes(600), deadline, blocking=blocking)[1], OverloadedError)
 
 
@@ -125,7 +125,7 @@ async def test_first_item_is_admitted_when_nothing_waits(admission: Admission) -
 async def test_unary_message_is_admitted_whole_or_not_at_all(admission: Admission, scheduler: BatchScheduler) -> None:
     put(scheduler, 9000)
     assert admission.admit(Flow(), sizes(*[100] * 10), None, blocking=False)[0] == 10
-    admission.release(sizes(*[100] * 10))
+    admission.release(Flow(), sizes(*[100] * 10))
     assert admission.admit(Flow(), sizes(*[100] * 11), None, blocking=False)[0] == 0
     _, rejection = admission.admit(Flow(), sizes(*[100] * 11), None, blocking=False)
     assert "10100 tokens would wait" in str(rejection)

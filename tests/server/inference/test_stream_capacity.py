@@ -71,7 +71,7 @@ async def test_stream_is_woken_when_reserved_texts_never_reach_the_queue(
     waiting = asyncio.ensure_future(admission.wait_for_capacity(stream))
     await asyncio.sleep(0)
     assert not waiting.done()
-    admission.release(sizes(8000))
+    admission.release(Flow(), sizes(8000))
     await asyncio.wait_for(waiting, 10)
 
 
@@ -87,7 +87,7 @@ async def test_streams_woken_together_check_the_capacity_again(admission: Admiss
         put(scheduler, 10, stream)
     waiting = [asyncio.ensure_future(admit_next(stream)) for stream in streams]
     await asyncio.sleep(0)
-    admission.release(sizes(8000))
+    admission.release(Flow(), sizes(8000))
     for _ in range(5):
         await asyncio.sleep(0)
     assert [task.done() for task in waiting] == [True, False, False]
@@ -103,7 +103,7 @@ async def test_cancelled_stream_does_not_disturb_other_waiters(admission: Admiss
     await asyncio.sleep(0)
     cancelled.cancel()
     await asyncio.sleep(0)
-    admission.release(sizes(8000))
+    admission.release(Flow(), sizes(8000))
     await asyncio.wait_for(other, 10)
 
 
