@@ -217,7 +217,7 @@ class Admission:
         limit = STREAM_QUEUE_SHARE * self._max_queue_tokens
         if self._tokens_per_s:
             limit = min(limit, STREAM_QUEUE_SHARE * self._max_queue_s * self._tokens_per_s)
-        flows = self._accounting.pending_flows + (not flow.pending_tokens)
+        flows = max(self._accounting.pending_flows + (not flow.pending_tokens), 1)
         return max(limit - self._accounting.pending_tokens, limit / flows - flow.pending_tokens)
 
     def _count_with_capacity(self, flow: Flow, sizes: Sequence[EstimatedSize]) -> int:

@@ -147,10 +147,10 @@ class _Items(Sequence[Item | InvalidItem]):
     def __getitem__(self, index: slice) -> list[Item | InvalidItem]: ...
 
     def __getitem__(self, index: int | slice) -> Item | InvalidItem | list[Item | InvalidItem]:
-        found = self._encoded[index]
         if isinstance(index, slice):
-            return [_decode_item(one.item_id, one.text, self._max_text_bytes) for one in found]
-        return _decode_item(found.item_id, found.text, self._max_text_bytes)
+            return [_decode_item(one.item_id, one.text, self._max_text_bytes) for one in self._encoded[index]]
+        one = self._encoded[index]
+        return _decode_item(one.item_id, one.text, self._max_text_bytes)
 
 
 def _invalid_message(error: InvalidRequestError) -> Message:

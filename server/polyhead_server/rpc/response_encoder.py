@@ -45,7 +45,7 @@ _ANSWER_OVERHEAD_BYTES = 8
 _MAX_CACHED_SIZES = 1024
 _MAX_UINT32 = 2**32 - 1
 # A thousand years, in nanoseconds, and the nanoseconds of a second that take the most bytes.
-_MAX_NANOSECONDS = 1000 * 365 * 86_400 * 10**9 + 999_999_999
+_LONG_NS = 1000 * 365 * 86_400 * 10**9 + 999_999_999
 _HEAD_KINDS = {Task.EMBEDDING: None, Task.CLASSIFICATION: "softmax", Task.SENTIMENT: "sigmoid"}
 _MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
@@ -102,12 +102,12 @@ class ResponseEncoder:
             (),
             tuple(np.ones(len(head.labels) if head.kind == "softmax" else 1, np.float32) for head in self._heads),
         )
-        longest = Timings(*[_MAX_NANOSECONDS] * 4, _MAX_UINT32, _MAX_UINT32, -_MAX_NANOSECONDS)
+        longest = Timings(_LONG_NS, _LONG_NS, _LONG_NS, _LONG_NS, _MAX_UINT32, _MAX_UINT32, -_LONG_NS)
         answer = self.encode("i" * MAX_ITEM_ID_BYTES, Result(output, TokenizedText(([],), 1, 1), longest), options)
         cut = answer.result.truncation
         cut.tokens_seen = cut.tokens_used = cut.cut_at_code_point = cut.windows = _MAX_UINT32
         if options.timings:
-            answer.result.timings.admission.CopyFrom(_duration(_MAX_NANOSECONDS))
+            answer.result.timings.admission.CopyFrom(_duration(_LONG_NS))
         for one in (answer.result.sentiment, *answer.result.additional_sentiments):
             if one.head:
                 one.label = max(next(head.labels for head in self._heads if head.name == one.head), key=_utf8_length)

@@ -53,10 +53,8 @@ class ServingModel:
         max_items = self.encoder.max_items(message.options)
         if len(message.items) <= max_items:
             return message
-        mib = MAX_RESPONSE_BYTES / 2**20
-        error = TooManyItemsError(
-            max_items, f"fit into a response of {mib:g} MiB with these options; a stream has no limit"
-        )
+        why = f"are certain to fit into a response of {MAX_RESPONSE_BYTES // 2**20} MiB with these options"
+        error = TooManyItemsError(max_items, f"{why}; use a stream for more")
         return reject(Message((InvalidItem("", error),), message.options), error)
 
     def _fingerprints(self, options: RequestOptions) -> Iterator[tuple[str, str, str]]:

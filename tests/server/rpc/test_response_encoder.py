@@ -18,7 +18,8 @@ EMBEDDING = np.array([0.1, -2.5], dtype=np.float32)
 
 def result(*probabilities: list[float], tokens: TokenizedText | None = None) -> Result:
     rows = tuple(np.array(row, dtype=np.float32) for row in probabilities)
-    return Result(ModelOutput(EMBEDDING, rows), tokens or TokenizedText(([2, 7, 3],), 3), Timings(1, 2, 3, 7, 4, 5, 0))
+    output = ModelOutput(EMBEDDING, rows, rows)
+    return Result(output, tokens or TokenizedText(([2, 7, 3],), 3), Timings(1, 2, 3, 7, 4, 5, 0))
 
 
 @pytest.fixture
