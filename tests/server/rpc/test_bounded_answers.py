@@ -238,11 +238,15 @@ async def test_message_of_a_stream_enters_the_queue_in_parts(
     await engine.hold()
     accounting = pipeline.scheduler.accounting
     most = 0
+    async with asyncio.timeout(30):
+        while most < 150:
+            await asyncio.sleep(0.001)
+            most = max(most, accounting.pending_tokens)
     for _ in range(200):
         await asyncio.sleep(0)
         most = max(most, accounting.pending_tokens)
     # Half of the queue by estimate, where each text has one token more; and not the 5,000 tokens of the message.
-    assert 150 < most <= 250
+    assert most <= 250
     # Nobody else is refused.
     (other,) = await pipeline.submit(Message([Item("", "w4")], RequestOptions()), Flow(unary=True), None)
     assert not other.done()
