@@ -311,9 +311,14 @@ def _count_special_tokens(tokenizer: tokenizers.Tokenizer) -> tuple[int, int]:
 
 
 def _seconds_per_character(tokenizer: tokenizers.Tokenizer) -> float:
-    """Measures the tokenizer with the most expensive words: a hundred letters, each of which is a piece of its own."""
+    """Measures the tokenizer with expensive words: a hundred letters, most of which are a piece of their own."""
     pieces = (piece.removeprefix("##") for piece in tokenizer.get_vocab())
-    letters = sorted({piece for piece in pieces if len(piece) == 1 and piece.isalnum()}) or list(string.ascii_lowercase)
+    # Latin letters, and those of the vocabulary for one that has no Latin letters.
+    alphabets = string.ascii_lowercase, sorted({piece for piece in pieces if len(piece) == 1 and piece.isalpha()})
+    return max(_seconds_for_words_of(tokenizer, letters) for letters in alphabets if letters)
+
+
+def _seconds_for_words_of(tokenizer: tokenizers.Tokenizer, letters: Sequence[str]) -> float:
     choices = random.Random(0)  # noqa: S311 - no secret
     text = " ".join("".join(choices.choices(letters, k=100)) for _ in range(5))
     best = float("inf")

@@ -26,21 +26,24 @@ _IDEOGRAPHS = (
     (0x2F800, 0x2FA1F),
 )
 _LAST_PUNCTUATION = 0x1FFFF
+_PLANE = 0x10000
 
 
 class WordBoundaries:
     """The characters before which a tokenizer always begins a new word."""
 
-    def __init__(self, boundary: str) -> None:
+    def __init__(self, common: str, rare: str = "") -> None:
         """Compiles the patterns.
 
         Args:
-            boundary: Content of a character class of regular expressions.
+            common: Content of a character class of regular expressions, of characters of the Basic Multilingual Plane.
+            rare: The same for the other planes. Such characters make the class ten times as slow, so that texts with
+                words of ordinary length are recognized without them.
         """
-        self._boundary = re.compile(f"[{boundary}]")
+        self._boundary = re.compile(f"[{common}{rare}]")
         # Possessive quantifiers make one pass over the text, whatever it contains.
-        word = f"[^{boundary}]{{0,{MAX_ORDINARY_WORD}}}+"
-        self._ordinary = re.compile(f"(?:{word}[{boundary}]++)*+{word}")
+        word = f"[^{common}]{{0,{MAX_ORDINARY_WORD}}}+"
+        self._ordinary = re.compile(f"(?:{word}[{common}]++)*+{word}")
 
     @classmethod
     def whitespace(cls) -> WordBoundaries:
@@ -54,16 +57,17 @@ class WordBoundaries:
         Args:
             tokenizer: A tokenizer with BERT's normalizer and pre-tokenizer.
         """
-        single = [one for one in _candidates() if _separates(tokenizer, one)]
-        ranges = [
-            f"{chr(first)}-{chr(last)}"
+        parts = [(ord(one), re.escape(one)) for one in _candidates() if _separates(tokenizer, one)]
+        parts += [
+            (first, f"{chr(first)}-{chr(last)}")
             for first, last in _IDEOGRAPHS
             if all(_separates(tokenizer, chr(one)) for one in (first, (first + last) // 2, last))
         ]
-        return cls("".join(map(re.escape, single)) + "".join(ranges))
+        common = "".join(part for first, part in parts if first < _PLANE)
+        return cls(common, "".join(part for first, part in parts if first >= _PLANE))
 
     def is_ordinary(self, text: str) -> bool:
-        """Returns whether a text has no word beyond ``MAX_ORDINARY_WORD`` characters."""
+        """Returns whether a text has no word beyond ``MAX_ORDINARY_WORD`` characters; may be False without a reason."""
         return self._ordinary.fullmatch(text) is not None
 
     def cuts(self, text: str, size: int) -> list[tuple[int, int]]:
