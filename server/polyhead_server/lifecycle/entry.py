@@ -14,8 +14,9 @@ from typing import Any, NoReturn, cast
 import click
 
 from polyhead_server.errors import StartupError
-from polyhead_server.observability.logging import configure
+from polyhead_server.observability.logging import configure, print_line
 from polyhead_server.out_of_memory import exit_if_out_of_memory
+from polyhead_server.printable import printable
 from polyhead_server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -57,10 +58,10 @@ def run(
         with asyncio.Runner(loop_factory=_uvloop if fast_loop else None) as runner:
             code = runner.run(_guarded(work(settings)))
     except StartupError as error:
-        report(error)
+        print_line(_report_line(error))
         code = EXIT_CANNOT_START
     except ServerFailedError as error:
-        report(error)
+        print_line(_report_line(error))
         code = EXIT_FAILED
     except BaseException as error:
         exit_if_out_of_memory(error)
@@ -75,8 +76,12 @@ def run(
 
 
 def report(error: Exception) -> None:
-    """Prints an error as one line on standard error."""
-    click.echo(f"polyhead-serve: {error}", err=True)
+    """Prints an error on standard error, for a command that has not configured the log."""
+    click.echo(_report_line(error), err=True)
+
+
+def _report_line(error: Exception) -> str:
+    return "\n".join(map(printable, f"polyhead-serve: {error}".split("\n")))
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:
@@ -92,20 +97,25 @@ async def _guarded(work: Coroutine[Any, Any, int]) -> int:
 
 
 def _handle_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    exit_if_out_of_memory(context.get("exception"))
-    loop.default_exception_handler(context)
+    error = context.get("exception")
+    exit_if_out_of_memory(error)
+    if error:
+        # The message of asyncio quotes the task or the callback with its arguments.
+        logger.error("unexpected error on the event loop", exc_info=error)
+    else:
+        loop.default_exception_handler(context)
 
 
 def _watch_threads() -> None:
-    """Ends the process when a thread, a callback from C or a finalizer runs out of memory."""
-    thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
+    """Logs what a thread, a callback from C or a finalizer raises; out of memory, it ends the process."""
 
     def on_thread_error(arguments: threading.ExceptHookArgs) -> None:
         exit_if_out_of_memory(arguments.exc_value)
-        thread_hook(arguments)
+        if arguments.exc_type is not SystemExit:
+            logger.error("unexpected error in a thread", exc_info=arguments.exc_value)
 
     def on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
         exit_if_out_of_memory(unraisable.exc_value)
-        unraisable_hook(unraisable)
+        logger.error("unexpected error outside of any call", exc_info=unraisable.exc_value)
 
     threading.excepthook, sys.unraisablehook = on_thread_error, on_unraisable

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disabl
 from polyhead_server.addresses import split_address
 from polyhead_server.errors import ExpiredError, InternalError, OverloadedError, ServerError, StartupError
 
+from .logging import dropped_lines
 from .metric_factories import Instruments
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class Metrics:
             started = time.monotonic()
             await sleep(_SAMPLE_INTERVAL_S)
             self._queue.event_loop_lag_seconds.observe(max(time.monotonic() - started - _SAMPLE_INTERVAL_S, 0.0))
+            self._runtime.count_dropped_lines()
             if serving := pipeline():
                 self._queue.set(serving)
 
@@ -164,7 +166,18 @@ class _RuntimeMetrics:
         # Alerts watch this counter, and Prometheus sees no increase in a series that appears with the value 1.
         for outcome in ("success", "refused"):
             self.reloads.labels(outcome)
+        self.dropped_log_lines = make.counter(
+            "polyhead_dropped_log_lines", "Number of log lines that were not written.", "reason"
+        )
         self._current: list[Gauge] = []
+        self._dropped_lines = dict.fromkeys(dropped_lines(), 0)
+        for reason in self._dropped_lines:
+            self.dropped_log_lines.labels(reason)
+
+    def count_dropped_lines(self) -> None:
+        for reason, count in dropped_lines().items():
+            self.dropped_log_lines.labels(reason).inc(count - self._dropped_lines[reason])
+            self._dropped_lines[reason] = count
 
     def set(self, model: Model, threads: int) -> None:
         self.compute_threads.set(threads)

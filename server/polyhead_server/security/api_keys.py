@@ -111,7 +111,7 @@ class Keys:
         if not matching or matching[0].expiry_s <= self._clock():
             raise UnauthenticatedError
         if method not in matching[0].methods:
-            raise PermissionDeniedError
+            raise PermissionDeniedError(matching[0].name)
         return matching[0].name
 
 
