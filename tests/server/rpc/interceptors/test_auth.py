@@ -170,6 +170,28 @@ async def test_rejection_does_not_reveal_which_methods_exist(guarded: Guarded) -
             assert await refused(guarded.unary(metadata, b"", method)) == real
 
 
+async def test_permission_denied_is_logged_with_the_name_of_the_key(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    await refused(guarded.unary(bearer("probe")))
+    await refused(guarded.unary(bearer("reader"), b"", "/no.Such/" + "x" * 5_000))
+    first, second = [record for record in caplog.records if record.name.endswith("interceptors.auth")]
+    assert first.getMessage().startswith(
+        f"permission denied: key probe may not call /{service_names.INFERENCE}/Analyze"
+    )
+    assert first.__dict__["fields"]["key"] == first.__dict__["limit_key"] == "probe"
+    assert "key reader may not call /no.Such/xxx" in second.getMessage()
+    assert len(second.getMessage()) < 500
+
+
+async def test_call_without_a_valid_key_is_logged_without_what_it_sent(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    await refused(guarded.unary(bearer("wrong-key-of-a-stranger")))
+    assert "rejected: no valid API key for /polyhead.v1.InferenceService/Analyze, from ipv" in caplog.text
+    assert "wrong-key" not in caplog.text
+
+
 async def test_scheme_is_case_insensitive(guarded: Guarded) -> None:
     assert await guarded.unary((("authorization", "bEaReR reader"),))
 
