@@ -157,7 +157,8 @@ def test_dropped_lines_are_counted_and_stated_once_the_log_is_read(
             counted = re.search(rb'polyhead_dropped_log_lines_total\{reason="queue_full"\} ([\d.]+)', response.read())
             assert counted
             assert float(counted[1]) > 100
-        reading = threading.Thread(target=_collect, args=(read, chunks := []))
+        chunks: list[bytes] = []
+        reading = threading.Thread(target=_collect, args=(read, chunks))
         reading.start()
         wait_until(lambda: b"log lines were dropped" in b"".join(chunks), "the log states what was dropped")
         process.send_signal(signal.SIGTERM)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -15,6 +17,7 @@ import click
 
 from polyhead_server.errors import StartupError
 from polyhead_server.observability.logging import configure, print_line
+from polyhead_server.observability.scrape_server import MAX_CONNECTIONS
 from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.printable import printable
 from polyhead_server.settings import Settings
@@ -28,6 +31,8 @@ EXIT_FAILED = 1
 # A compute thread that has finished a batch needs the interpreter to take the next one while the event loop is busy. By
 # default it waits up to 5 ms, and a core idles with it.
 _SWITCH_INTERVAL_S = 0.0005
+# Every connection takes a file descriptor. Below this many, a few clients can take all of them.
+_FEW_DESCRIPTORS = 4096
 
 
 class ServerFailedError(Exception):
@@ -51,6 +56,7 @@ def run(
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     configure(settings.log_level, settings.log_format)
+    _raise_descriptor_limit()
     # Below a warning, the library's own lines do not concern an operator.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     _watch_threads()
@@ -73,6 +79,21 @@ def run(
     # A thread may still be computing or loading a model. A normal exit would finalize the interpreter under it and
     # abort the process.
     os._exit(code)
+
+
+def _raise_descriptor_limit() -> None:
+    """Raises the limit of open files and sockets as far as the system allows; warns if that is not far."""
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    if 0 <= limit < _FEW_DESCRIPTORS:
+        logger.warning(
+            "at most %d files and connections may be open; raise the hard limit (ulimit -Hn, LimitNOFILE=) to at least "
+            "%d. The metrics address takes at most %d of them",
+            limit,
+            _FEW_DESCRIPTORS,
+            MAX_CONNECTIONS,
+        )
 
 
 def report(error: Exception) -> None:

@@ -27,7 +27,8 @@ from polyhead_server.addresses import exclusive, require_local
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.model import Model, describe, load_model
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.observability.metrics import Metrics, listen_for_scrapes
+from polyhead_server.observability.metrics import Metrics
+from polyhead_server.observability.scrape_server import listen_for_scrapes
 from polyhead_server.observability.tracing import Tracing
 from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server process, served over HTTP on their own address."""
+"""Prometheus metrics of one server process; ``scrape_server`` serves them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
-from polyhead_server.addresses import split_address
-from polyhead_server.errors import ExpiredError, InternalError, OverloadedError, ServerError, StartupError
+from polyhead_server.errors import ExpiredError, InternalError, OverloadedError, ServerError
 
 from .logging import dropped_lines
 from .metric_factories import Instruments
@@ -268,18 +267,3 @@ class _QueueMetrics:
         self.items.set(pipeline.scheduler.accounting.waiting_items)
         self.tokens.set(pipeline.scheduler.accounting.waiting_tokens)
         self.expected_wait.set(pipeline.admission.expected_wait_s())
-
-
-def listen_for_scrapes(address: str, registry: CollectorRegistry) -> None:
-    """Serves ``http://HOST:PORT/metrics`` from a thread of its own.
-
-    Raises:
-        StartupError: The address is invalid or in use.
-    """
-    host, port = split_address(address)
-    # By default each counter and histogram gets another series with its creation time, which nobody needs.
-    disable_created_metrics()  # type: ignore[no-untyped-call]
-    try:
-        start_http_server(port, host, registry=registry)
-    except OSError as error:
-        raise StartupError(f"cannot listen on {address}: {error}") from error

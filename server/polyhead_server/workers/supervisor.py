@@ -34,8 +34,8 @@ from prometheus_client import CollectorRegistry
 from polyhead_server.addresses import require_local, reserve
 from polyhead_server.errors import StartupError
 from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, EXIT_FAILED, ServerFailedError
-from polyhead_server.observability.metrics import listen_for_scrapes
 from polyhead_server.observability.multiprocess import WorkerMetrics
+from polyhead_server.observability.scrape_server import listen_for_scrapes
 from polyhead_server.security.file_watcher import FileWatcher
 from polyhead_server.settings import Settings, usable_cores
 

@@ -93,10 +93,12 @@ def test_lone_surrogate_is_written(pipe: tuple[int, int]) -> None:
 
 def test_many_threads_write_whole_lines(pipe: tuple[int, int]) -> None:
     writer = LineWriter(pipe[1], notice)
-    threads = [
-        threading.Thread(target=lambda name=name: [writer.write(name * 50) for _ in range(100)])  # type: ignore[misc]
-        for name in "abcd"
-    ]
+
+    def write(name: str) -> None:
+        for _ in range(100):
+            writer.write(name * 50)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
     for thread in threads:
         thread.start()
     for thread in threads:
