@@ -79,7 +79,7 @@ async def test_prometheus_gets_the_format_and_the_compression_that_it_accepts(po
     _, headers, body = await get(port, b"GET /metrics HTTP/1.1\r\n" + accept + b"\r\n")
     assert headers["Content-Encoding"] == "gzip"
     assert headers["Content-Type"].startswith("application/openmetrics-text")
-    (family,) = parse_openmetrics(gzip.decompress(body).decode())
+    (family,) = parse_openmetrics(gzip.decompress(body).decode())  # type: ignore[no-untyped-call]
     assert family.name == "calls"
 
 

@@ -46,6 +46,7 @@ class Guarded:
         decoded: One entry for each decoded message.
         callers: Name of the caller of each submitted message.
         keys: The key file.
+        refresh: Reads the key file again.
     """
 
     def __init__(self, channel: aio.Channel, keys: Path) -> None:
@@ -54,6 +55,7 @@ class Guarded:
         self.keys = keys
         self.decoded: list[str] = []
         self.callers: list[str] = []
+        self.refresh: Callable[[], None]
 
     async def unary(
         self, metadata: Any, data: bytes | None = None, method: str = f"/{service_names.INFERENCE}/Analyze"
@@ -94,7 +96,8 @@ async def guarded(
 
     monkeypatch.setattr(method_table, "RequestDecoder", Counting)
     service = InferenceService(settings(), Metrics())
-    server = aio.server(interceptors=[AuthInterceptor(Keys(path)), ErrorInterceptor(service_names.INFERENCE)])
+    accepted = Keys(path)
+    server = aio.server(interceptors=[AuthInterceptor(accepted), ErrorInterceptor(service_names.INFERENCE)])
     health = Health()
     health.add_to(server)
     await health.set(serving=True, alive=True)
@@ -107,7 +110,7 @@ async def guarded(
     service.serve(pipeline)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         guarded = Guarded(channel, path)
-        guarded.decoded, guarded.callers = decoded, callers
+        guarded.decoded, guarded.callers, guarded.refresh = decoded, callers, accepted.refresh
         yield guarded
     await server.stop(None)
     await pipeline.close()
@@ -220,6 +223,7 @@ async def test_open_stream_survives_the_removal_of_its_key(guarded: Guarded) -> 
     fresh.write_text("keys = []\n")
     fresh.chmod(0o600)
     fresh.rename(guarded.keys)
+    guarded.refresh()
     assert (await refused(guarded.unary(bearer("reader"))))[0] is grpc.StatusCode.UNAUTHENTICATED
     await call.write(request)
     assert await call.read() is not aio.EOF
