@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
 import stat
 from collections.abc import Awaitable, Callable
@@ -74,7 +75,8 @@ class BundleWatcher:
 
     def _look(self) -> _Look:
         root = self._bundle.resolve()
-        paths = [Path(folder, name) for folder, _, names in os.walk(root) for name in sorted(names)][:_MAX_FILES]
+        found = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+        paths = sorted(itertools.islice(found, _MAX_FILES))
         files = tuple((str(path.relative_to(root)), file_signature(path)) for path in paths)
         return _Look(self._digest(), (str(root), *files))
 

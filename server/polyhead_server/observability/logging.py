@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 import traceback
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -43,8 +45,10 @@ def configure(level: str, log_format: str) -> None:
         level: Minimum level, such as ``info``.
         log_format: ``text`` or ``json``.
     """
+    # A process that was started without standard error has opened something else as descriptor 2 by now.
+    descriptor = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else STANDARD_ERROR
     formatter = JsonFormatter() if log_format == "json" else TextFormatter(TEXT_FORMAT)
-    logging.basicConfig(level=level.upper(), handlers=[LogHandler(formatter)])
+    logging.basicConfig(level=level.upper(), handlers=[LogHandler(formatter, descriptor)])
     logging.captureWarnings(capture=True)
 
 
