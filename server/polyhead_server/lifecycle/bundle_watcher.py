@@ -25,15 +25,26 @@ _CHUNK_BYTES = 2**20
 _MAX_FILES = 1000
 
 
+class _Identity(NamedTuple):
+    """A manifest that was replaced or whose content was changed has another identity; its mode and times do not count.
+
+    The manifest contains the digests of all other files.
+    """
+
+    device: int
+    inode: int
+    digest: bytes
+
+
 class _Look(NamedTuple):
     """A bundle as found on disk.
 
     Attributes:
-        manifest: Digest of the manifest; None if there is none.
+        manifest: Identity of the manifest; None if there is none.
         files: Signatures of all files.
     """
 
-    manifest: bytes | None
+    manifest: _Identity | None
     files: tuple[object, ...]
 
 
@@ -43,8 +54,8 @@ class BundleWatcher:
     def __init__(self, bundle: Path) -> None:
         """Takes the path of the bundle, which may be a link."""
         self._bundle = bundle
-        self._digest = _ManifestDigest(bundle / _MANIFEST)
-        self._manifest = self._digest()
+        self._read_manifest = _Manifest(bundle / _MANIFEST)
+        self._manifest = self._read_manifest()
 
     async def watch(
         self,
@@ -78,37 +89,35 @@ class BundleWatcher:
         found = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
         paths = sorted(itertools.islice(found, _MAX_FILES))
         files = tuple((str(path.relative_to(root)), file_signature(path)) for path in paths)
-        return _Look(self._digest(), (str(root), *files))
+        return _Look(self._read_manifest(), (str(root), *files))
 
 
-class _ManifestDigest:
-    """The digest of a manifest, which is read again only if its file has changed.
-
-    The manifest contains the digests of all other files. So a changed mode, owner or time does not make another bundle.
-    """
+class _Manifest:
+    """The identity of a manifest, which is read again only if its file has changed in any way."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._signature: tuple[int, ...] | None = None
-        self._digest: bytes | None = None
+        self._identity: _Identity | None = None
 
-    def __call__(self) -> bytes | None:
+    def __call__(self) -> _Identity | None:
         signature = file_signature(self._path)
         if signature != self._signature:
-            self._signature, self._digest = signature, _digest(self._path)
-        return self._digest
+            self._signature, self._identity = signature, _identity(self._path)
+        return self._identity
 
 
-def _digest(path: Path) -> bytes | None:
-    """Returns the digest of a regular file; None if there is none."""
+def _identity(path: Path) -> _Identity | None:
+    """Returns the identity of a regular file; None if there is none."""
     digest = hashlib.sha256()
     try:
         # Opening a pipe that nobody writes to would block.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 return None
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     except OSError:
         return None
-    return digest.digest()
+    return _Identity(status.st_dev, status.st_ino, digest.digest())

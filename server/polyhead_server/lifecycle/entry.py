@@ -17,7 +17,6 @@ import click
 
 from polyhead_server.errors import StartupError
 from polyhead_server.observability.logging import configure, print_line
-from polyhead_server.observability.scrape_server import MAX_CONNECTIONS
 from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.printable import printable
 from polyhead_server.settings import Settings
@@ -87,6 +86,9 @@ def _raise_descriptor_limit() -> None:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     if 0 <= limit < _FEW_DESCRIPTORS:
+        # Imports prometheus_client, which a worker must configure first.
+        from polyhead_server.observability.scrape_server import MAX_CONNECTIONS
+
         logger.warning(
             "at most %d files and connections may be open; raise the hard limit (ulimit -Hn, LimitNOFILE=) to at least "
             "%d. The metrics address takes at most %d of them",

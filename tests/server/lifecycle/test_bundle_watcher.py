@@ -33,7 +33,11 @@ def replace_manifest(text: str) -> Step:
 
 
 def remove_manifest(bundle: Path) -> None:
-    (bundle / "bundle.json").unlink()
+    (bundle / "bundle.json").rename(bundle / "elsewhere")
+
+
+def restore_manifest(bundle: Path) -> None:
+    (bundle / "elsewhere").rename(bundle / "bundle.json")
 
 
 def change_mode(bundle: Path) -> None:
@@ -86,10 +90,11 @@ CASES: dict[str, tuple[list[Step], list[int]]] = {
     "each new manifest once": ([nothing, write("bundle.json", "2"), nothing, replace_manifest("3"), nothing], [2, 4]),
     "not its mode": ([nothing, change_mode, nothing], []),
     "not its time": ([nothing, change_time, nothing], []),
-    "not the same content": ([nothing, replace_manifest("1"), nothing], []),
+    "not the same content": ([nothing, write("bundle.json", "1"), nothing], []),
+    "another file of the same content": ([nothing, replace_manifest("1"), nothing], [2]),
     "not other files of a bundle that serves": ([write("model.onnx", "2"), nothing, nothing], []),
     "once it is there again": ([remove_manifest, nothing, write("bundle.json", "2"), nothing], [3]),
-    "not if it was gone for a moment": ([remove_manifest, nothing, write("bundle.json", "1"), nothing], []),
+    "not if it was gone for a moment": ([remove_manifest, nothing, restore_manifest, nothing], []),
     "not a pipe, which would block": ([replace_by_a_pipe, nothing], []),
 }
 
