@@ -71,6 +71,9 @@ async def _load_endlessly(context: Context, timeout_s: int) -> tuple[Traffic, bo
     ):
         replace_link(link, endless)
         server.process.send_signal(signal.SIGHUP)
+        # The load resolves the link soon after it has begun.
+        await _logs(server, ": reloading", _RELOAD_S)
+        await asyncio.sleep(2.0)
         limited = timeout_s < _UNLIMITED_S
         refused = limited and await _logs(server, f"took longer than {timeout_s} s", timeout_s + _RELOAD_S)
         replace_link(link, context.other_bundle)
