@@ -11,3 +11,7 @@ import os
 # onnxruntime's Linux wheels send usage data to Microsoft, with an id that they store in the home directory, unless this
 # is set when they are imported. ORT_DISABLE_TELEMETRY=0 in the environment permits it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# gRPC's core writes lines of its own to standard error, past the log and its format, and blocks while nobody reads
+# them. It reads the variable when it is imported. What matters reaches the log through the server.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -212,13 +212,18 @@ class UnauthenticatedError(ServerError):
 
 
 class PermissionDeniedError(ServerError):
-    """The API key is valid but does not allow this method. The message never says whether the method exists."""
+    """The API key is valid but does not allow this method. The message never says whether the method exists.
+
+    Attributes:
+        key: Name of the key, for the log; not part of the message.
+    """
 
     code = "PERMISSION_DENIED"
     reason = "PERMISSION_DENIED"
 
-    def __init__(self) -> None:
+    def __init__(self, key: str) -> None:
         super().__init__("this API key may not call this method")
+        self.key = key
 
 
 class InternalError(ServerError):

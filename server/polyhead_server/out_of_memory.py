@@ -7,10 +7,14 @@ which clients retry elsewhere. Every RPC, thread and event-loop boundary calls t
 from __future__ import annotations
 
 import os
+import select
 
 from google.protobuf.message import DecodeError, EncodeError
 
 _MESSAGE = b"polyhead-serve: out of memory; exiting so that the supervisor restarts the process\n"
+
+_standard_error = select.poll()
+_standard_error.register(2, select.POLLOUT)
 
 
 def exit_if_out_of_memory(error: BaseException | None) -> None:
@@ -21,8 +25,12 @@ def exit_if_out_of_memory(error: BaseException | None) -> None:
     """
     if _is_out_of_memory(error):
         # os.write and os._exit allocate nothing; logging or a normal interpreter exit would.
-        os.write(2, _MESSAGE)
-        os._exit(1)
+        try:
+            # A pipe that nobody reads must not keep the process.
+            if _standard_error.poll(0):
+                os.write(2, _MESSAGE)
+        finally:
+            os._exit(1)
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

@@ -118,7 +118,9 @@ class Settings:
         "Seconds of --drain-timeout-s during which new calls are still accepted while health reports NOT_SERVING.",
     )
     start_timeout_s: float = _option(
-        300.0, "Seconds after which a worker that is not serving is killed. Requires --workers 2 or more."
+        300.0,
+        "Seconds within which a bundle must load. A reload that takes longer is refused and the old model stays; a "
+        "server that does not serve by then exits, and a worker is killed and restarted.",
     )
     max_worker_age_s: float = _option(
         0.0,

@@ -27,7 +27,7 @@ EXAMPLES = [
     (errors.NotReadyError(), 14, "NOT_READY"),
     (errors.DrainingError(), 14, "DRAINING"),
     (errors.UnauthenticatedError(), 16, "UNAUTHENTICATED"),
-    (errors.PermissionDeniedError(), 7, "PERMISSION_DENIED"),
+    (errors.PermissionDeniedError("shop"), 7, "PERMISSION_DENIED"),
     (errors.InternalError("abc"), 13, "INTERNAL"),
     (errors.ReloadError("no"), 9, "RELOAD_REFUSED"),
 ]

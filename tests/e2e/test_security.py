@@ -36,7 +36,7 @@ from tests.support.secured_server import (
 )
 from tests.support.sources import documentation_page
 
-from .conftest import START_S, Start
+from .conftest import START_S, Start, wait_until
 
 pytestmark = pytest.mark.model
 
@@ -162,17 +162,22 @@ class Load:
                 thread.join()
 
 
+def certificate(secured: Secured) -> int:
+    return presented(secured.server, secured.authority, secured.client)
+
+
 def test_certificate_changes_under_load_without_a_failed_call(secured: Secured) -> None:
     load = Load(lambda: outcome(secured.open()))
     stub: Any
     with load.running(), secured.open() as lasting:
         stub = inference_service_pb2_grpc.InferenceServiceStub(lasting)
-        seen = [presented(secured.server, secured.authority, secured.client)]
+        seen = [certificate(secured)]
         for number in range(5):
             load.wait_for(10)
             secured.files.replace(secured.authority.issue(f"next-{number}"))
             load.wait_for(10)
-            seen.append(presented(secured.server, secured.authority, secured.client))
+            wait_until(lambda: certificate(secured) != seen[-1], "the new certificate is presented")
+            seen.append(certificate(secured))
             stub.Analyze(pb2.AnalyzeRequest(items=[TEXT]), metadata=READER, timeout=START_S)
     assert len(set(seen)) == 6
     assert len(load.endings) >= 100
@@ -180,20 +185,24 @@ def test_certificate_changes_under_load_without_a_failed_call(secured: Secured) 
 
 
 def test_invalid_certificate_keeps_the_old_one_and_is_logged_once(secured: Secured) -> None:
-    before = presented(secured.server, secured.authority, secured.client)
+    before, log = certificate(secured), secured.server.log
+    refusal = "certificate has expired; the previous version stays in force"
     secured.files.replace(secured.authority.issue("old", begins=-3 * DAY, ends=-DAY))
+    wait_until(lambda: refusal in log.read_text(), "the expired certificate is refused")
     for _ in range(3):
         assert outcome(secured.open()) == "OK"
-        assert presented(secured.server, secured.authority, secured.client) == before
-    assert secured.server.log.read_text().count("certificate has expired; the previous version stays in force") == 1
+        assert certificate(secured) == before
+    assert log.read_text().count(refusal) == 1
     secured.files.replace(secured.authority.issue("repaired"))
-    assert presented(secured.server, secured.authority, secured.client) != before
+    wait_until(lambda: certificate(secured) != before, "the repaired certificate is presented")
 
 
 def test_certificate_that_expires_while_it_is_served_is_rejected_by_clients(secured: Secured) -> None:
-    short = secured.authority.issue("short", ends=datetime.timedelta(seconds=3))
+    before = certificate(secured)
+    short = secured.authority.issue("short", ends=datetime.timedelta(seconds=8))
     secured.files.replace(short)
     try:
+        wait_until(lambda: certificate(secured) != before, "the new certificate is presented")
         assert outcome(secured.open()) == "OK"
         ends = time.monotonic() + START_S
         while (ending := outcome(secured.open())) == "OK":
@@ -201,7 +210,7 @@ def test_certificate_that_expires_while_it_is_served_is_rejected_by_clients(secu
         assert ending == "UNAVAILABLE"
     finally:
         secured.files.replace(secured.authority.issue("long"))
-    assert outcome(secured.open()) == "OK"
+    wait_until(lambda: outcome(secured.open()) == "OK", "the last certificate is presented")
 
 
 def test_stream_outlives_the_removal_of_its_key(secured: Secured) -> None:
@@ -218,13 +227,14 @@ def test_stream_outlives_the_removal_of_its_key(secured: Secured) -> None:
             answers = stub.StreamAnalyze(requests(), metadata=READER, timeout=START_S)
             assert next(answers).answers
             write_keys(secured.keys, [])
-            assert outcome(secured.open()) == "UNAUTHENTICATED UNAUTHENTICATED"
+            rejected = "UNAUTHENTICATED UNAUTHENTICATED"
+            wait_until(lambda: outcome(secured.open()) == rejected, "the removed key is rejected")
             more.set()
             assert [len(answer.answers) for answer in answers] == [1]
     finally:
         more.set()
         write_keys(secured.keys, list(KEYS))
-    assert outcome(secured.open()) == "OK"
+    wait_until(lambda: outcome(secured.open()) == "OK", "the key is accepted again")
 
 
 def test_log_contains_no_key(secured: Secured) -> None:

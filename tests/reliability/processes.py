@@ -53,7 +53,14 @@ class Server:
         return await asyncio.to_thread(self.process.wait, _TIMEOUT_S)
 
 
-def start_server(bundle: Path, log: Path, *flags: str, target: str | None = None, wrap: Sequence[str] = ()) -> Server:
+def start_server(
+    bundle: Path,
+    log: Path,
+    *flags: str,
+    target: str | None = None,
+    wrap: Sequence[str] = (),
+    stderr: int | None = None,
+) -> Server:
     """Starts a server without waiting until it serves.
 
     Args:
@@ -62,11 +69,12 @@ def start_server(bundle: Path, log: Path, *flags: str, target: str | None = None
         flags: Flags of ``polyhead-serve``.
         target: HOST:PORT; a free port of the loopback interface by default.
         wrap: Command that runs the server, such as ``taskset -c 0``.
+        stderr: File descriptor to which the log is written instead.
     """
     address = target or f"127.0.0.1:{free_port()}"
     command = [*wrap, str(BIN / "polyhead-serve"), str(bundle), "--listen", address, "--device", "cpu", *flags]
-    with log.open("ab") as stderr:
-        return Server(subprocess.Popen(command, stderr=stderr), address, log)
+    with log.open("ab") as file:
+        return Server(subprocess.Popen(command, stderr=file if stderr is None else stderr), address, log)
 
 
 @contextlib.asynccontextmanager

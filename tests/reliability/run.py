@@ -62,6 +62,8 @@ MODULES = (
     "network",
     "tls",
     "process_failures",
+    "log_and_metrics",
+    "hung_operations",
     "cancellation",
     "engine_failures",
     "interrupted_writes",

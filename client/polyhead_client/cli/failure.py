@@ -6,12 +6,14 @@ from typing import IO, Any
 
 import click
 
+from .printable import printable
+
 
 class CommandError(click.ClickException):
     """Ends the command with ``polyhead: MESSAGE`` on stderr and ``exit_code`` as its exit status."""
 
     def __init__(self, exit_code: int, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
         self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance or the class
 
     def show(self, file: IO[Any] | None = None) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from google.protobuf.duration_pb2 import Duration
 from polyhead.v1 import admin_service_pb2 as pb2
 
+from .printable import printable
+
 # Fields that are added up to a total of all workers.
 _SUMMED_FIELDS = (
     *(
@@ -75,7 +77,7 @@ def rates(before: Sequence[pb2.WorkerStats], after: Sequence[pb2.WorkerStats]) -
 def _worker_rates(before: pb2.WorkerStats | None, after: pb2.WorkerStats) -> WorkerRates:
     state = WorkerRates(
         after.process_id,
-        after.model_id,
+        printable(after.model_id),
         after.serving,
         _seconds(after.up_time),
         after.requests_running,
@@ -102,7 +104,7 @@ def _worker_rates(before: pb2.WorkerStats | None, after: pb2.WorkerStats) -> Wor
         items_per_batch=items / batches if batches else None,
         # A batch is counted at its end, including its time before the first reading.
         busy_share=min(compute_s / elapsed_s / max(after.compute_threads, 1), 1.0),
-        item_errors_per_s={reason: count / elapsed_s for reason, count in errors.items() if count},
+        item_errors_per_s={printable(reason): count / elapsed_s for reason, count in errors.items() if count},
     )
 
 

@@ -49,5 +49,8 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees the model, whatever still refers to the engine; a later ``run`` raises EngineError."""
+        """Frees the model, whatever still refers to the engine; a later ``run`` raises EngineError.
+
+        May be called while another thread is in ``run``, which onnxruntime then ends with an error.
+        """
         ...

@@ -85,6 +85,8 @@ class OnnxEngine:
     def close(self) -> None:
         """See ``Engine.close``."""
         self._session = None
+        # Ends a run in another thread, even one that would never end.
+        self._run_options.terminate = True
 
     def _provider_options(self) -> tuple[str, dict[str, str]]:
         # TF32 keeps 10 bits of the mantissa: too few for answers that agree to 1e-5.
@@ -106,14 +108,15 @@ def _options(device: str, threads: int) -> onnxruntime.SessionOptions:
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     # Otherwise the session keeps a memory plan for every shape that it ever saw.
     options.enable_mem_pattern = False
-    options.log_severity_level = 3
+    # A failed run raises what it would also write to standard error, past the log.
+    options.log_severity_level = 4
     return options
 
 
-def _run_options(device: str) -> onnxruntime.RunOptions | None:
-    if device != "cpu":
-        return None
+def _run_options(device: str) -> onnxruntime.RunOptions:
     options = onnxruntime.RunOptions()
+    if device != "cpu":
+        return options
     # After each run the arena releases what it added to its initial size and no other run uses. Otherwise it would stay
     # at its peak size.
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -65,6 +66,41 @@ class Model:
         trim_heap()
 
 
+class Loading:
+    """A load in progress, which another thread may abandon."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._abandoned = False
+
+    def abandon(self) -> None:
+        """Stops the load as soon as the engine allows."""
+        with self._lock:
+            self._abandoned = True
+            engine = self._engine
+        if engine:
+            engine.close()
+
+    def require(self) -> None:
+        """Returns if the load has not been abandoned.
+
+        Raises:
+            StartupError: It has.
+        """
+        if self._abandoned:
+            raise StartupError("the load was abandoned")
+
+    def stops(self, engine: Engine) -> Engine:
+        """Returns an engine that ``abandon`` closes, whatever it computes by then."""
+        with self._lock:
+            self._engine = engine
+            abandoned = self._abandoned
+        if abandoned:
+            engine.close()
+        return engine
+
+
 def trim_heap() -> None:
     """Returns freed memory to the system. glibc keeps it otherwise: half the size of a model that was closed."""
     # Other C libraries have no such function.
@@ -72,12 +108,17 @@ def trim_heap() -> None:
         trim(0)
 
 
-def load_model(settings: Settings) -> Model:
+def load_model(settings: Settings, loading: Loading | None = None) -> Model:
     """Verifies the bundle, opens the best engine that works, and checks it against the golden texts.
+
+    Args:
+        settings: Settings of the server.
+        loading: Allows another thread to abandon the load.
 
     Raises:
         StartupError: The bundle is damaged, the variant is unknown, or no engine passes its self-test.
     """
+    loading = loading or Loading()
     try:
         # Where a link is switched to another bundle meanwhile, everything is still read from this one.
         source = bundle.load(settings.bundle.resolve())
@@ -91,10 +132,12 @@ def load_model(settings: Settings) -> Model:
         raise
     except BaseException as error:  # the library has no error class of its own, and panics on some damaged files
         raise StartupError(f"{path}: is not a valid tokenizer: {error}") from error
-    engine, fallback_reasons = _first_working_engine(source, tokenizer, settings)
+    engine, fallback_reasons = _first_working_engine(source, tokenizer, settings, loading)
     if hint := engines.unused_gpu_hint(engine.runtime):
         logger.warning(hint)
     tuned = autotune.measure(engine, manifest.max_tokens, settings.max_batch_tokens)
+    intra_op_engine = _intra_op_engine(source, tokenizer, engine.runtime, settings, loading)
+    loading.require()
     return Model(
         source,
         tokenizer,
@@ -103,12 +146,12 @@ def load_model(settings: Settings) -> Model:
         tuned.batch_tokens,
         tuned.tokens_per_s,
         tuned.overhead_tokens,
-        _intra_op_engine(source, tokenizer, engine.runtime, settings),
+        intra_op_engine,
     )
 
 
 def _first_working_engine(
-    source: bundle.Bundle, tokenizer: Tokenizer, settings: Settings
+    source: bundle.Bundle, tokenizer: Tokenizer, settings: Settings, loading: Loading
 ) -> tuple[Engine, tuple[str, ...]]:
     """Returns the first engine in the order of preference that passes its self-test, and why those before it did not.
 
@@ -120,8 +163,9 @@ def _first_working_engine(
     # The same with the messages of libraries, which may contain paths: for the operator, not for clients.
     details: list[str] = []
     for name, device, variant in engine_choices(source, pairs, settings.variant):
+        loading.require()
         try:
-            engine = engines.open_engine(source, name, device, variant)
+            engine = loading.stops(engines.open_engine(source, name, device, variant))
             self_test(source, tokenizer, engine)
         except EngineError as error:
             reasons.append(f"{name} on {device}, {variant}: {error}")
@@ -135,13 +179,13 @@ def _first_working_engine(
 
 
 def _intra_op_engine(
-    source: bundle.Bundle, tokenizer: Tokenizer, runtime: Runtime, settings: Settings
+    source: bundle.Bundle, tokenizer: Tokenizer, runtime: Runtime, settings: Settings, loading: Loading
 ) -> Engine | None:
     threads = min(settings.compute_threads(runtime.device), _MAX_INTRA_OP_THREADS)
     if (runtime.engine, runtime.device) != ("onnx", "cpu") or threads < 2:
         return None
     try:
-        engine = engines.open_engine(source, runtime.engine, runtime.device, runtime.variant, threads)
+        engine = loading.stops(engines.open_engine(source, runtime.engine, runtime.device, runtime.variant, threads))
         self_test(source, tokenizer, engine)
     except EngineError as error:
         logger.warning("each batch is computed by one thread: %s", error)

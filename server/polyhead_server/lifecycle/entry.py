@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -14,8 +16,9 @@ from typing import Any, NoReturn, cast
 import click
 
 from polyhead_server.errors import StartupError
-from polyhead_server.observability.logging import configure
+from polyhead_server.observability.logging import configure, print_line
 from polyhead_server.out_of_memory import exit_if_out_of_memory
+from polyhead_server.printable import printable
 from polyhead_server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -27,6 +30,8 @@ EXIT_FAILED = 1
 # A compute thread that has finished a batch needs the interpreter to take the next one while the event loop is busy. By
 # default it waits up to 5 ms, and a core idles with it.
 _SWITCH_INTERVAL_S = 0.0005
+# Every connection takes a file descriptor. Below this many, a few clients can take all of them.
+_FEW_DESCRIPTORS = 4096
 
 
 class ServerFailedError(Exception):
@@ -50,6 +55,7 @@ def run(
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     configure(settings.log_level, settings.log_format)
+    _raise_descriptor_limit()
     # Below a warning, the library's own lines do not concern an operator.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     _watch_threads()
@@ -57,10 +63,10 @@ def run(
         with asyncio.Runner(loop_factory=_uvloop if fast_loop else None) as runner:
             code = runner.run(_guarded(work(settings)))
     except StartupError as error:
-        report(error)
+        print_line(_report_line(error))
         code = EXIT_CANNOT_START
     except ServerFailedError as error:
-        report(error)
+        print_line(_report_line(error))
         code = EXIT_FAILED
     except BaseException as error:
         exit_if_out_of_memory(error)
@@ -74,9 +80,31 @@ def run(
     os._exit(code)
 
 
+def _raise_descriptor_limit() -> None:
+    """Raises the limit of open files and sockets as far as the system allows; warns if that is not far."""
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    if 0 <= limit < _FEW_DESCRIPTORS:
+        # Imports prometheus_client, which a worker must configure first.
+        from polyhead_server.observability.scrape_server import MAX_CONNECTIONS
+
+        logger.warning(
+            "at most %d files and connections may be open; raise the hard limit (ulimit -Hn, LimitNOFILE=) to at least "
+            "%d. The metrics address takes at most %d of them",
+            limit,
+            _FEW_DESCRIPTORS,
+            MAX_CONNECTIONS,
+        )
+
+
 def report(error: Exception) -> None:
-    """Prints an error as one line on standard error."""
-    click.echo(f"polyhead-serve: {error}", err=True)
+    """Prints an error on standard error, for a command that has not configured the log."""
+    click.echo(_report_line(error), err=True)
+
+
+def _report_line(error: Exception) -> str:
+    return "\n".join(map(printable, f"polyhead-serve: {error}".split("\n")))
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:
@@ -92,20 +120,25 @@ async def _guarded(work: Coroutine[Any, Any, int]) -> int:
 
 
 def _handle_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    exit_if_out_of_memory(context.get("exception"))
-    loop.default_exception_handler(context)
+    error = context.get("exception")
+    exit_if_out_of_memory(error)
+    if error:
+        # The message of asyncio quotes the task or the callback with its arguments.
+        logger.error("unexpected error on the event loop", exc_info=error)
+    else:
+        loop.default_exception_handler(context)
 
 
 def _watch_threads() -> None:
-    """Ends the process when a thread, a callback from C or a finalizer runs out of memory."""
-    thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
+    """Logs what a thread, a callback from C or a finalizer raises; out of memory, it ends the process."""
 
     def on_thread_error(arguments: threading.ExceptHookArgs) -> None:
         exit_if_out_of_memory(arguments.exc_value)
-        thread_hook(arguments)
+        if arguments.exc_type is not SystemExit:
+            logger.error("unexpected error in a thread", exc_info=arguments.exc_value)
 
     def on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
         exit_if_out_of_memory(unraisable.exc_value)
-        unraisable_hook(unraisable)
+        logger.error("unexpected error outside of any call", exc_info=unraisable.exc_value)
 
     threading.excepthook, sys.unraisablehook = on_thread_error, on_unraisable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -18,6 +17,7 @@ from polyhead_server.rpc.inference_service import InferenceService
 
 from .compatibility import identity_of
 from .reload import Reloader
+from .reload_queue import ReloadQueue
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ class Operations:
         """
         self.reloader: Reloader | None = None
         self.drained = False
-        self._reload_task: asyncio.Task[Model] | None = None
+        # A load cannot be stopped once it has begun, so the next one waits for it.
+        self._reloads = ReloadQueue(self._reload)
         self._service = service
         self._health = health
 
@@ -54,18 +55,20 @@ class Operations:
             ReloadError: The old model stays; states why.
         """
         with _internal_errors("reload"):
-            model = await self._reload(force=force)
+            model = await self._reloads.request(force=force)
         return ReloadResult(os.getpid(), model.source.model_id, dict(model.fingerprints.heads), identity_of(model))
 
-    async def reload_and_log(self) -> None:
-        """Reloads for a caller that reads the outcome in the log, such as a signal or the bundle watcher."""
+    async def reload_and_log(self) -> bool:
+        """Reloads for a caller that reads the outcome in the log, such as a signal; returns whether it succeeded."""
         try:
             await self.reload(force=False)
         except ReloadError:
             # The reloader has logged it.
-            pass
+            return False
         except ServerError as error:
             logger.error("not reloaded: %s", error)  # noqa: TRY400 - the traceback adds nothing
+            return False
+        return True
 
     async def drain(self) -> None:
         """Reports NOT_SERVING for the inference service from now on; calls are still answered."""
@@ -84,17 +87,10 @@ class Operations:
         with _internal_errors("stats"):
             return WorkerStats(**{**self._service.stats(), "process_id": os.getpid(), "serving": self._health.serving})
 
-    async def _reload(self, *, force: bool) -> Model:
+    async def _reload(self, force: bool) -> Model:
         if self.reloader is None:
             raise NotReadyError
-        # A load cannot be stopped once it has begun. It continues after its caller has gone, and the next caller waits
-        # for it before starting another.
-        while self._reload_task and not self._reload_task.done():
-            await asyncio.wait({self._reload_task})
-        self._reload_task = asyncio.create_task(self.reloader.reload(force=force))
-        # Marks the exception as retrieved: the reloader has logged it, and the caller may have gone.
-        self._reload_task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return await asyncio.shield(self._reload_task)
+        return await self.reloader.reload(force=force)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import Protocol
 from polyhead_server.errors import ReloadError, StartupError
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
+from polyhead_server.threads import in_daemon_thread
 
 from .compatibility import identity_of, incompatibility
 
@@ -92,7 +93,7 @@ class Reloader:
                 raise self._refuse("loading failed; see the log") from error
             reason = incompatibility(identity_of(old.model), identity_of(model))
             if reason and not force:
-                await asyncio.to_thread(model.close)
+                await in_daemon_thread(model.close, "model-closer")
                 raise self._refuse(f"{reason}. Force the reload, or serve it from another server")
             self._service.serve(self._start(model))
             self._count("success")

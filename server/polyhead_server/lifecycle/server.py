@@ -10,15 +10,13 @@ One of several workers binds after the self-test, so that the kernel gives no co
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import logging
 import signal
-import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from grpc import aio
 from grpc_reflection.v1alpha import reflection
@@ -27,7 +25,8 @@ from polyhead_server.addresses import exclusive, require_local
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.model import Model, describe, load_model
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.observability.metrics import Metrics, listen_for_scrapes
+from polyhead_server.observability.metrics import Metrics
+from polyhead_server.observability.scrape_server import listen_for_scrapes
 from polyhead_server.observability.tracing import Tracing
 from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
@@ -39,18 +38,20 @@ from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
 from polyhead_server.rpc.method_table import inference_handler
-from polyhead_server.security.file_watcher import FileWatcher
 from polyhead_server.security.tls import Certificates
 from polyhead_server.settings import Settings
+from polyhead_server.threads import in_daemon_thread
 
+from .bundle_watcher import BundleWatcher
 from .compatibility import identity_of, incompatibility
+from .entry import ServerFailedError
+from .model_loader import LoadTimeoutError, ModelLoader
 from .operations import Operations
 from .reload import Reloader
 from .watchdog import wait_for_failure
 
 logger = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
 # Seconds for the last responses to leave after the last inference call has ended.
 _FLUSH_S = 1.0
 # Calls may continue for this long before clients are redirected. It is short enough that no client retries in vain too
@@ -118,6 +119,7 @@ class _Process:
         interceptors = [telemetry, *AuthInterceptor.from_settings(settings), ErrorInterceptor(service_names.INFERENCE)]
         self._server = aio.server(interceptors=interceptors, options=_options(settings, shares_port=bool(worker)))
         self._operations = Operations(self._service, self._health)
+        self._loader = ModelLoader(lambda loading: load_model(settings, loading), settings.start_timeout_s)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self, address: str, stack: contextlib.AsyncExitStack) -> int:
@@ -191,21 +193,22 @@ class _Process:
         """Loads the model and answers with it; returns False after a request to stop before it was ready."""
         if self._settings.metrics_listen:
             listen_for_scrapes(self._settings.metrics_listen, self._metrics.registry)
-        # Created before the bundle is loaded, so that a bundle put in place meanwhile counts as a change. A bundle is
-        # put in place as a whole: a new manifest means that all its files are new.
-        watcher = FileWatcher([self._settings.bundle / "bundle.json"])
-        load = asyncio.create_task(self._load())
+        load = asyncio.create_task(self._load_watched())
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait([cast(Any, load), stopped], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if not load.done():
             load.cancel()
             return False
-        model = load.result()
+        try:
+            watcher, model = load.result()
+        except LoadTimeoutError as error:
+            # Unlike another reason not to start, this one may pass.
+            raise ServerFailedError(str(error)) from error
         self._require_compatible(model)
         self._service.serve(self._start_pipeline(model))
         self._operations.reloader = Reloader(
-            self._load, self._start_pipeline, self._service, self._metrics.count_reload
+            self._loader.load, self._start_pipeline, self._service, self._metrics.count_reload
         )
         if self._settings.reload_interval_s:
             self._in_background(watcher.watch(self._operations.reload_and_log, self._settings.reload_interval_s))
@@ -220,8 +223,10 @@ class _Process:
                 "Restore the bundle that is being served, or accept this one with polyhead admin reload --force"
             )
 
-    async def _load(self) -> Model:
-        return await _in_daemon_thread(lambda: load_model(self._settings))
+    async def _load_watched(self) -> tuple[BundleWatcher, Model]:
+        # Created before the bundle is loaded, so that a bundle put in place meanwhile counts as a change.
+        watcher = await in_daemon_thread(lambda: BundleWatcher(self._settings.bundle), "bundle-watcher")
+        return watcher, await self._loader.load()
 
     def _start_pipeline(self, model: Model) -> Pipeline:
         threads = self._settings.compute_threads(model.engine.runtime.device)
@@ -285,22 +290,6 @@ class _SingleProcess:
 
     async def stats(self) -> list[WorkerStats]:
         return [await self._operations.stats()]
-
-
-def _in_daemon_thread(work: Callable[[], _T]) -> asyncio.Future[_T]:
-    """Runs ``work`` in a thread that does not delay the end of the process, unlike those of asyncio's executor."""
-    outcome: concurrent.futures.Future[_T] = concurrent.futures.Future()
-
-    def run() -> None:
-        # From here on the future cannot be cancelled, even if its waiter has gone when the work ends.
-        outcome.set_running_or_notify_cancel()
-        try:
-            outcome.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - the boundary of the thread: the waiter raises it
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, name="model-loader", daemon=True).start()
-    return asyncio.wrap_future(outcome)
 
 
 def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server process, served over HTTP on their own address."""
+"""Prometheus metrics of one server process; ``scrape_server`` serves them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
-from polyhead_server.addresses import split_address
-from polyhead_server.errors import ExpiredError, InternalError, OverloadedError, ServerError, StartupError
+from polyhead_server.errors import ExpiredError, InternalError, OverloadedError, ServerError
 
+from .logging import dropped_lines
 from .metric_factories import Instruments
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class Metrics:
             started = time.monotonic()
             await sleep(_SAMPLE_INTERVAL_S)
             self._queue.event_loop_lag_seconds.observe(max(time.monotonic() - started - _SAMPLE_INTERVAL_S, 0.0))
+            self._runtime.count_dropped_lines()
             if serving := pipeline():
                 self._queue.set(serving)
 
@@ -171,7 +172,18 @@ class _RuntimeMetrics:
         # Alerts watch this counter, and Prometheus sees no increase in a series that appears with the value 1.
         for outcome in ("success", "refused"):
             self.reloads.labels(outcome)
+        self.dropped_log_lines = make.counter(
+            "polyhead_dropped_log_lines", "Number of log lines that were not written.", "reason"
+        )
         self._current: list[Gauge] = []
+        self._dropped_lines = dict.fromkeys(dropped_lines(), 0)
+        for reason in self._dropped_lines:
+            self.dropped_log_lines.labels(reason)
+
+    def count_dropped_lines(self) -> None:
+        for reason, count in dropped_lines().items():
+            self.dropped_log_lines.labels(reason).inc(count - self._dropped_lines[reason])
+            self._dropped_lines[reason] = count
 
     def set(self, model: Model, threads: int) -> None:
         self.compute_threads.set(threads)
@@ -262,18 +274,3 @@ class _QueueMetrics:
         self.items.set(pipeline.scheduler.accounting.waiting_items)
         self.tokens.set(pipeline.scheduler.accounting.waiting_tokens)
         self.expected_wait.set(pipeline.admission.expected_wait_s())
-
-
-def listen_for_scrapes(address: str, registry: CollectorRegistry) -> None:
-    """Serves ``http://HOST:PORT/metrics`` from a thread of its own.
-
-    Raises:
-        StartupError: The address is invalid or in use.
-    """
-    host, port = split_address(address)
-    # By default each counter and histogram gets another series with its creation time, which nobody needs.
-    disable_created_metrics()  # type: ignore[no-untyped-call]
-    try:
-        start_http_server(port, host, registry=registry)
-    except OSError as error:
-        raise StartupError(f"cannot listen on {address}: {error}") from error

@@ -82,7 +82,7 @@ class Key:
 
 
 class Keys:
-    """The keys of a file, which is read again when it changes."""
+    """The keys of a file, which is read again in the background when it changes."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         """Reads the file.
@@ -96,6 +96,10 @@ class Keys:
         """
         self._keys = ReloadingFile([path], lambda: read(path))
         self._clock = clock
+
+    def refresh(self) -> None:
+        """Reads the file now if it has changed, instead of within ``POLL_INTERVAL_S``."""
+        self._keys.refresh()
 
     def authorize(self, presented: str, method: str) -> str:
         """Returns the name of the presented key if it may call the method.
@@ -111,7 +115,7 @@ class Keys:
         if not matching or matching[0].expiry_s <= self._clock():
             raise UnauthenticatedError
         if method not in matching[0].methods:
-            raise PermissionDeniedError
+            raise PermissionDeniedError(matching[0].name)
         return matching[0].name
 
 

@@ -81,8 +81,12 @@ class Certificates:
         self._on_expiry = on_expiry
         on_expiry(self._certificate.value().expiry_s)
 
+    def refresh(self) -> None:
+        """Reads the files now if they have changed, instead of within ``POLL_INTERVAL_S``."""
+        self._certificate.refresh()
+
     def credentials(self) -> grpc.ServerCredentials:
-        """Returns credentials for one port; each new connection gets the certificate of the current files."""
+        """Returns credentials for one port; each new connection gets the last valid certificate."""
         presented = self._certificate.value()
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:

@@ -9,19 +9,23 @@ from collections.abc import Coroutine, Mapping, Set
 from typing import Any, Protocol, TypeVar
 
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError
+from polyhead_server.lifecycle.reload_queue import ReloadQueue
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 
 from . import ipc
 from .ipc import Method, NoParams, ReloadParams
-from .process import WorkerEndedError, WorkerFailedError, WorkerProcess
+from .process import WorkerEndedError, WorkerFailedError, WorkerHangsError, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-# Seconds in which a worker must answer a request that requires no work.
-_RESPONSE_TIMEOUT_S = 10.0
+# Seconds in which a worker must answer a request that requires no work. A worker that is stopped or hangs must not hold
+# up an operator.
+_RESPONSE_TIMEOUT_S = 3.0
+# Seconds beyond --start-timeout-s after which a worker does not answer a reload: it refuses it by itself before that.
+_RELOAD_GRACE_S = 15.0
 
 
 class HealthReporter(Protocol):
@@ -59,42 +63,54 @@ class WorkerCommands:
         self._workers = workers
         self._serving = serving
         self._commands: set[asyncio.Task[Any]] = set()
+        self._reloads = ReloadQueue(self._reload)
 
     async def reload(self, *, force: bool) -> list[ReloadResult]:
         """Reloads one worker after the other and stops at the first failure.
 
         The reload continues if the caller is cancelled: otherwise only some of the workers might serve the new model.
+        Requests that come while a reload runs share the next one.
 
         Raises:
             ReloadError: A worker failed; states which, why, and how many serve the new model.
         """
-        return await self._uninterrupted(self._reload(force=force))
+        return await self._reloads.request(force=force)
 
-    async def reload_and_log(self) -> None:
-        """Reloads for a caller that reads the outcome in the log, such as a signal or the bundle watcher."""
-        with contextlib.suppress(ReloadError):
+    async def reload_and_log(self) -> bool:
+        """Reloads for a caller that reads the outcome in the log, such as a signal; returns whether it succeeded."""
+        try:
             await self.reload(force=False)
+        except ReloadError:
+            return False
+        return True
 
     async def drain(self) -> None:
         """Makes all workers report NOT_SERVING, also those that start later.
 
         Raises:
-            InternalError: A worker did not confirm.
+            InternalError: A worker did not confirm. One that hangs does as requested once it continues.
         """
         self.drained = True
         await self.update_health()
-        await self._uninterrupted(self._request_all(ipc.DRAIN))
+        _, failures = await self._uninterrupted(self._request_all(ipc.DRAIN))
+        if failures:
+            raise InternalError.logged("; ".join(failures))
 
     async def stats(self) -> list[WorkerStats]:
-        """Returns the statistics of all workers that serve.
+        """Returns the statistics of all workers that serve; leaves out those that hang, and logs which.
 
         Raises:
             NotReadyError: No worker serves.
-            InternalError: A worker did not answer.
+            InternalError: No worker answered.
         """
         if not self._serving:
             raise NotReadyError
-        return await self._request_all(ipc.STATS)
+        results, failures = await self._request_all(ipc.STATS)
+        if failures and not results:
+            raise InternalError.logged("; ".join(failures))
+        for failure in failures:
+            logger.warning("%s", failure)
+        return results
 
     async def add(self, worker: WorkerProcess) -> None:
         """Applies what happened while a worker was starting, now that it serves."""
@@ -116,15 +132,17 @@ class WorkerCommands:
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(task)
 
-    async def _reload(self, *, force: bool) -> list[ReloadResult]:
+    async def _reload(self, force: bool) -> list[ReloadResult]:
         """Reloads all workers, including those that are starting: they may have read the old bundle."""
         results: list[ReloadResult] = []
+        timeout_s = self._settings.start_timeout_s + _RELOAD_GRACE_S
         async with self.changing:
             for worker in self._remaining():
                 if not await worker.wait_until_serving():
                     continue
                 try:
-                    result = await worker.request(ipc.RELOAD, ReloadParams(force), self._settings.start_timeout_s)
+                    await self._require_response(worker)
+                    result = await worker.request(ipc.RELOAD, ReloadParams(force), timeout_s)
                 except WorkerFailedError as error:
                     raise self._reload_error(worker, error, len(results)) from error
                 # A worker that starts from now on finds the same bundle as this one.
@@ -135,6 +153,14 @@ class WorkerCommands:
         logger.info("all %d workers have reloaded", len(results))
         return results
 
+    async def _require_response(self, worker: WorkerProcess) -> None:
+        """Finds a worker that hangs before the others, and the callers, wait for its reload."""
+        try:
+            await worker.request(ipc.STATS, NoParams(), _RESPONSE_TIMEOUT_S)
+        except WorkerFailedError as error:
+            if isinstance(error, WorkerHangsError):
+                raise
+
     def _reload_error(self, worker: WorkerProcess, error: WorkerFailedError, reloaded: int) -> ReloadError:
         problem = f"worker {worker.number}: {error}"
         if reloaded:
@@ -142,19 +168,24 @@ class WorkerCommands:
         logger.error("reload stopped at %s", problem)
         return ReloadError(problem)
 
-    async def _request_all(self, method: Method[NoParams, R]) -> list[R]:
-        """Sends a request to all workers that serve, at once; leaves out those that end meanwhile."""
+    async def _request_all(self, method: Method[NoParams, R]) -> tuple[list[R], list[str]]:
+        """Sends a request to all workers that serve, at once; leaves out those that end meanwhile.
+
+        Returns:
+            The results, and why workers gave none.
+        """
         workers = [worker for worker in self._remaining() if worker.serving_since]
         answers = await asyncio.gather(
             *(worker.request(method, NoParams(), _RESPONSE_TIMEOUT_S) for worker in workers), return_exceptions=True
         )
         results: list[R] = []
+        failures: list[str] = []
         for worker, answer in zip(workers, answers, strict=True):
             if not isinstance(answer, BaseException):
                 results.append(answer)
             elif not isinstance(answer, WorkerEndedError):
-                raise InternalError.logged(f"{method.name} failed in worker {worker.number}: {answer}")
-        return results
+                failures.append(f"{method.name} failed in worker {worker.number}: {answer}")
+        return results, failures
 
     def _remaining(self) -> list[WorkerProcess]:
         """The workers that are not being stopped, by number."""

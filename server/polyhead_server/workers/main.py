@@ -21,7 +21,8 @@ from .ipc import Method, NoParams, NoResult, ReloadParams, Request, Response, Rp
 if TYPE_CHECKING:
     from polyhead_server.lifecycle.operations import Operations
 
-logger = logging.getLogger(__name__)
+# Not __name__, which is __main__ here.
+logger = logging.getLogger("polyhead_server.workers.main")
 
 
 def main() -> None:

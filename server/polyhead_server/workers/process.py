@@ -25,6 +25,10 @@ class WorkerFailedError(Exception):
     """A worker did not carry out a request; the message states why."""
 
 
+class WorkerHangsError(WorkerFailedError):
+    """A worker did not answer a request in time. It may do so later."""
+
+
 class WorkerEndedError(WorkerFailedError):
     """A worker ended before it answered a request."""
 
@@ -108,7 +112,8 @@ class WorkerProcess:
 
         Raises:
             WorkerEndedError: The worker ended.
-            WorkerFailedError: The operation failed, or the time is over.
+            WorkerHangsError: The time is over.
+            WorkerFailedError: The operation failed.
         """
         request_id = next(self._request_ids)
         response = self._responses[request_id] = asyncio.get_running_loop().create_future()
@@ -118,7 +123,7 @@ class WorkerProcess:
         try:
             return method.result_of(await asyncio.wait_for(response, timeout_s))
         except TimeoutError:
-            raise WorkerFailedError(f"it did not answer within {timeout_s:g} s") from None
+            raise WorkerHangsError(f"it did not answer within {timeout_s:g} s") from None
         except RpcError as error:
             raise WorkerFailedError(error.message) from error
         finally:

@@ -33,11 +33,12 @@ from prometheus_client import CollectorRegistry
 
 from polyhead_server.addresses import require_local, reserve
 from polyhead_server.errors import StartupError
+from polyhead_server.lifecycle.bundle_watcher import BundleWatcher
 from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, EXIT_FAILED, ServerFailedError
-from polyhead_server.observability.metrics import listen_for_scrapes
 from polyhead_server.observability.multiprocess import WorkerMetrics
-from polyhead_server.security.file_watcher import FileWatcher
+from polyhead_server.observability.scrape_server import listen_for_scrapes
 from polyhead_server.settings import Settings, usable_cores
+from polyhead_server.threads import in_daemon_thread
 
 from .commands import WorkerCommands
 from .config import worker_configs
@@ -137,10 +138,9 @@ class Supervisor:
 
     async def _watch_bundle(self) -> None:
         # Only the supervisor watches: if each worker did, the commands would not know the new model's identity, and
-        # workers that start later could not be checked against it. A bundle is put in place as a whole, so a new
-        # manifest means that all its files are new.
+        # workers that start later could not be checked against it.
         if self._settings.reload_interval_s:
-            watcher = FileWatcher([self._settings.bundle / "bundle.json"])
+            watcher = await in_daemon_thread(lambda: BundleWatcher(self._settings.bundle), "bundle-watcher")
             await watcher.watch(self.commands.reload_and_log, self._settings.reload_interval_s)
 
     def _on_stop_signal(self) -> None:

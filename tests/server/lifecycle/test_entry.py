@@ -47,3 +47,13 @@ def test_unexpected_error_is_logged_and_exits_with_code_1() -> None:
 
 def test_sighup_before_the_model_is_ready_is_ignored() -> None:
     assert run_until("os.kill(os.getpid(), signal.SIGHUP); return 0") == (0, "")
+
+
+def test_process_without_standard_error_writes_its_log_nowhere() -> None:
+    """What is opened first gets the descriptor of standard error, such as a socket or a file of a bundle."""
+    program = PROGRAM.format("import logging; logging.getLogger('polyhead_server').error('x'); return 0")
+    opened = "import tempfile\nfile = tempfile.TemporaryFile()\nassert file.fileno() == 2\n"
+    check = program.replace("run(Settings", "run_(Settings").replace("import run\n", "import run as run_\n")
+    check = opened + check.replace("return 0", "logging.getLogger().handlers[0].flush(); return file.tell()")
+    done = subprocess.run(["/bin/sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, check], timeout=60, check=False)
+    assert done.returncode == 0

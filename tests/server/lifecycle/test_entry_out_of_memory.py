@@ -72,7 +72,8 @@ def test_process_continues_after_another_error(boundary: str) -> None:
     """Control: the error reaches the boundary, and is logged there."""
     code, log = exit_of(BOUNDARIES[boundary], "ValueError('a bug')")
     assert code == 0
-    assert "ValueError: a bug" in log
+    # What a library logs may contain data of a request, so only the type of its exception is shown.
+    assert ("ValueError was logged" if boundary == "grpc" else "ValueError: a bug") in log
     assert OUT_OF_MEMORY not in log
 
 

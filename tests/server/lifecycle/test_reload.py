@@ -16,12 +16,12 @@ from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.inference.tokenization import Tokenizer
 from polyhead_server.inference.types import Flow, Item, Message, RequestOptions, Result
+from polyhead_server.lifecycle.bundle_watcher import BundleWatcher
 from polyhead_server.lifecycle.operations import Operations
 from polyhead_server.lifecycle.reload import Reloader
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.inference_service import InferenceService
-from polyhead_server.security.file_watcher import FileWatcher
 from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import MAX_TOKENS, FakeEngine, embedding_of
@@ -247,7 +247,7 @@ async def test_replaced_bundle_is_loaded_once_even_if_it_is_refused(
         while len(server.counts) < number:
             await asyncio.sleep(0)
 
-    watching = asyncio.ensure_future(FileWatcher([manifest]).watch(operations.reload_and_log, 5, sleep))
+    watching = asyncio.ensure_future(BundleWatcher(tmp_path).watch(operations.reload_and_log, 5, sleep))
     server.next = StartupError("damaged")
     await asyncio.wait_for(replace_and_wait(1), 10)
     server.next = retrained

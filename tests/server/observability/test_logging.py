@@ -10,11 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 from google.protobuf.message import DecodeError
+from polyhead_server.observability.log_filters import OutOfMemoryFilter
 from polyhead_server.observability.logging import (
+    MAX_MESSAGE_CHARACTERS,
     REQUEST_CONTEXT,
     TEXT_FORMAT,
     JsonFormatter,
-    OutOfMemoryFilter,
+    LogHandler,
     TextFormatter,
     fields,
 )
@@ -72,6 +74,61 @@ def test_text_line_contains_the_request_id() -> None:
 
 def test_text_line_outside_of_calls_has_no_request_id() -> None:
     assert TextFormatter(TEXT_FORMAT).format(record()).endswith("INFO polyhead_server.x: done: yes")
+
+
+# A line break to forge a line, an escape sequence, a directional override, a zero-width space, a control character.
+HOSTILE = "x\n2026-01-01 ERROR forged\x1b[31m\u202e\u200b\x9b\x00" + "y" * 10_000
+
+
+def fail() -> None:
+    raise ValueError(HOSTILE)
+
+
+FORMATTERS = [TextFormatter(TEXT_FORMAT), JsonFormatter()]
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS)
+def test_hostile_strings_are_escaped_and_cut_wherever_they_stand(formatter: logging.Formatter) -> None:
+    try:
+        fail()
+    except ValueError:
+        exc_info = sys.exc_info()
+    line = formatter.format(record("a key: %s", HOSTILE, exc_info=exc_info, **fields(key=HOSTILE, method=HOSTILE)))
+    shown = json.loads(line) if isinstance(formatter, JsonFormatter) else {"text": line}
+    for value in map(str, shown.values()):
+        assert all(part.isprintable() for part in value.split("\n"))
+        assert not any(part.startswith("2026-01-01") for part in value.split("\n"))
+    assert len(line) < 2 * MAX_MESSAGE_CHARACTERS
+    assert r"\x1b[31m\u202e\u200b\x9b\x00" in line.replace("\\\\", "\\")
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS)
+def test_traceback_names_the_code(formatter: logging.Formatter) -> None:
+    try:
+        int("odd")
+    except ValueError:
+        line = formatter.format(record(exc_info=sys.exc_info()))
+    assert "test_logging.py" in line
+    assert "int(" in line
+
+
+def test_line_states_how_many_were_suppressed_before_it() -> None:
+    line = TextFormatter(TEXT_FORMAT).format(record(suppressed=12_345))
+    assert line.endswith("done: yes (12,345 similar lines suppressed before)")
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS)
+def test_handler_writes_own_words_of_a_library(formatter: logging.Formatter) -> None:
+    read, write = os.pipe()
+    handler = LogHandler(formatter, write)
+    handler.handle(logging.LogRecord("grpc._cython.cygrpc", logging.ERROR, "x.py", 1, "Invalid %s", (HOSTILE,), None))
+    handler.handle(logging.LogRecord("polyhead_server.x", logging.INFO, "x.py", 1, "%d", ("no number",), None))
+    handler.flush()
+    lines = os.read(read, 65536).decode().splitlines()
+    os.close(read)
+    assert len(lines) == 2
+    assert "details are left out" in lines[0]
+    assert "could not be formatted" in lines[1]
 
 
 class Exited(BaseException):

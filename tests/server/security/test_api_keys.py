@@ -121,6 +121,7 @@ def test_removed_key_is_rejected(path: Path) -> None:
     keys = Keys(write(path, VALID))
     assert keys.authorize("secret", ANALYZE) == "shop"
     write(path, "keys = []\n")
+    keys.refresh()
     with pytest.raises(UnauthenticatedError):
         keys.authorize("secret", ANALYZE)
 
@@ -131,6 +132,7 @@ def test_invalid_new_file_keeps_the_old_scopes_and_is_logged(
 ) -> None:
     keys = Keys(write(path, VALID))
     write(path, text)
+    keys.refresh()
     assert keys.authorize("secret", ANALYZE) == "shop"
     assert f"{path}" in caplog.text
     assert "stays in force" in caplog.text
@@ -176,6 +178,7 @@ def test_created_key_is_accepted_and_not_stored(path: Path) -> None:
     first = create(path, "shop", ["infer"], None)
     keys = Keys(path)
     second = create(path, "probe", ["info"], datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1))
+    keys.refresh()
     assert (keys.authorize(first, ANALYZE), keys.authorize(second, INFO)) == ("shop", "probe")
     assert not any(key in path.read_text() or key in repr(read(path)) for key in (first, second))
     assert path.stat().st_mode & 0o777 == 0o600

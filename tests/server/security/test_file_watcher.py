@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from polyhead_server.errors import StartupError
-from polyhead_server.security.file_watcher import FileWatcher, ReloadingFile, file_signature, read_bytes
+from polyhead_server.security.file_watcher import MAX_FILE_BYTES, ReloadingFile, file_signature, read_bytes
+
+from tests.support.polling import wait_until
 
 
 def replace(path: Path, text: str) -> None:
@@ -29,7 +36,11 @@ class NumberFile:
         self.reads = 0
         self._path = folder / "number"
         self.write("1")
-        self.number = ReloadingFile([self._path], self._read, lambda: self.now)
+        self.number = ReloadingFile([self._path], self._read, lambda: self.now, poll_interval_s=None)
+
+    def current(self) -> int:
+        self.number.refresh()
+        return self.number.value()
 
     def write(self, text: str) -> None:
         replace(self._path, text)
@@ -52,13 +63,13 @@ def file(tmp_path: Path) -> NumberFile:
 
 def test_unchanged_file_is_not_read_again(file: NumberFile) -> None:
     file.now = 1e9
-    assert [file.number.value() for _ in range(3)] == [1, 1, 1]
+    assert [file.current() for _ in range(3)] == [1, 1, 1]
     assert file.reads == 1
 
 
 def test_changed_file_is_read_once(file: NumberFile) -> None:
     file.write("2")
-    assert [file.number.value() for _ in range(3)] == [2, 2, 2]
+    assert [file.current() for _ in range(3)] == [2, 2, 2]
     assert file.reads == 2
 
 
@@ -66,9 +77,9 @@ def test_invalid_file_keeps_the_old_value_and_is_logged_once(
     file: NumberFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     file.write("x")
-    assert [file.number.value() for _ in range(3)] == [1, 1, 1]
+    assert [file.current() for _ in range(3)] == [1, 1, 1]
     file.write("x")
-    assert file.number.value() == 1
+    assert file.current() == 1
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "'x'" in record.message
     assert "stays in force" in record.message
@@ -76,22 +87,22 @@ def test_invalid_file_keeps_the_old_value_and_is_logged_once(
 
 def test_invalid_file_is_read_again_after_the_retry_interval(file: NumberFile) -> None:
     file.write("x")
-    file.number.value()
+    file.current()
     file.now = 9.9
-    file.number.value()
+    file.current()
     assert file.reads == 2
     file.now = 10.1
-    file.number.value()
-    file.number.value()
+    file.current()
+    file.current()
     assert file.reads == 3
 
 
 def test_removed_file_keeps_the_old_value(file: NumberFile, caplog: pytest.LogCaptureFixture) -> None:
     file.remove()
-    assert file.number.value() == 1
+    assert file.current() == 1
     assert "No such file" in caplog.text
     file.write("3")
-    assert file.number.value() == 3
+    assert file.current() == 3
 
 
 def test_link_counts_as_the_file_that_it_leads_to(tmp_path: Path) -> None:
@@ -105,6 +116,7 @@ def test_link_counts_as_the_file_that_it_leads_to(tmp_path: Path) -> None:
     fresh = tmp_path / "fresh"
     fresh.symlink_to("new")
     fresh.rename(link)
+    text.refresh()
     assert text.value() == "new"
 
 
@@ -127,61 +139,78 @@ def test_signature_changes_with_content_and_mode(tmp_path: Path) -> None:
     assert file_signature(tmp_path / "missing") is None
 
 
-async def changes_seen(watcher: FileWatcher, steps: list[str | None], path: Path) -> list[int]:
-    """Watches while the file is replaced, or removed for None, before each look; returns the number of each look that
-    saw a change.
-    """
-    looks = 0
-    seen: list[int] = []
-
-    async def sleep(interval_s: float) -> None:
-        nonlocal looks
-        assert interval_s == 5
-        if looks == len(steps):
-            raise TimeoutError
-        step = steps[looks]
-        looks += 1
-        apply(step)
-
-    def apply(step: str | None) -> None:
-        if step is None:
-            path.unlink(missing_ok=True)
-        elif step:
-            replace(path, step)
-
-    async def on_change() -> None:
-        seen.append(looks)
-
-    with pytest.raises(TimeoutError):
-        await watcher.watch(on_change, 5, sleep)
-    return seen
-
-
-async def test_watcher_reports_each_change_once(tmp_path: Path) -> None:
+def test_change_is_found_in_the_background(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("1")
-    assert await changes_seen(FileWatcher([path]), ["", "2", "", "", "3", ""], path) == [2, 5]
-
-
-async def test_watcher_reports_a_change_before_its_first_look(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("1")
-    watcher = FileWatcher([path])
+    file = ReloadingFile([path], path.read_text, poll_interval_s=0.01)
     replace(path, "2")
-    assert await changes_seen(watcher, ["", ""], path) == [1]
+    wait_until(lambda: file.value() == "2")
 
 
-async def test_watcher_waits_until_a_removed_file_is_there_again(tmp_path: Path) -> None:
+def test_background_thread_ends_with_the_value(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("1")
-    assert await changes_seen(FileWatcher([path]), [None, "", "2", ""], path) == [3]
+    before = set(threading.enumerate())
+    file = ReloadingFile([path], path.read_text, poll_interval_s=0.01)
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.daemon
+    del file
+    thread.join(20)
+    assert not thread.is_alive()
 
 
-async def test_file_that_disappears_for_a_moment_has_not_changed(tmp_path: Path) -> None:
-    target, path = tmp_path / "target", tmp_path / "link"
-    target.write_text("1")
-    path.symlink_to(target)
-    watcher = FileWatcher([path])
-    assert await changes_seen(watcher, ["", None], path) == []
-    path.symlink_to(target)
-    assert await changes_seen(watcher, ["", ""], path) == []
+def test_file_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
+    """The background thread hangs in it, as it would on a network file system without its server."""
+    path = tmp_path / "file"
+    path.write_text("1")
+    reads, resume = threading.Event(), threading.Event()
+
+    def read() -> str:
+        if path.read_text() == "hangs":
+            reads.set()
+            resume.wait(20)
+        return path.read_text()
+
+    file = ReloadingFile([path], read, poll_interval_s=0.01)
+    replace(path, "hangs")
+    assert reads.wait(20)
+    assert file.value() == "1"
+    replace(path, "2")
+    resume.set()
+    wait_until(lambda: file.value() == "2")
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+def make_large(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (make_fifo, "it is not a regular file"),
+        (Path.mkdir, "Is a directory"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is not a regular file"),
+        (make_socket, "No such device or address"),
+        (make_large, "it is larger than 16,777,216 bytes"),
+        (lambda path: None, "No such file or directory"),
+    ],
+    ids=["fifo", "directory", "device", "socket", "large", "missing"],
+)
+def test_only_regular_files_of_a_bounded_size_are_read(
+    make: Callable[[Path], None], problem: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    make(path)
+    with pytest.raises(StartupError, match=f"cannot read the key file {re.escape(str(path))}: {problem}"):
+        read_bytes(path, "the key file")

@@ -36,6 +36,7 @@ def refused(cert: Path, key: Path, client_ca: Path | None = None) -> str:
 
 def expiry_of(certificates: Certificates) -> float:
     seen: list[float] = []
+    certificates.refresh()
     certificates.observe(seen.append)
     return seen[-1]
 

@@ -8,18 +8,22 @@ from typing import Any, cast
 
 import pytest
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError
+from polyhead_server.lifecycle.bundle_watcher import BundleWatcher
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
-from polyhead_server.security.file_watcher import FileWatcher
 from polyhead_server.settings import Settings
 from polyhead_server.workers.commands import WorkerCommands
 from polyhead_server.workers.ipc import Method, NoParams, NoResult, ReloadParams, WorkerConfig
-from polyhead_server.workers.process import WorkerEndedError, WorkerFailedError, WorkerProcess
+from polyhead_server.workers.process import WorkerEndedError, WorkerFailedError, WorkerHangsError, WorkerProcess
 
 OLD, NEW = ModelIdentity("old", ()), ModelIdentity("new", ())
 
 
 def stats_of(process_id: int) -> WorkerStats:
     return WorkerStats(process_id, "m", True, 1.0, 0, 0, 0, 0.0, 0, 0, 0, 0, 0.0, {}, 1)
+
+
+# A reload first finds out whether the worker answers at all.
+PING = ("stats", NoParams())
 
 
 class FakeWorker:
@@ -30,9 +34,12 @@ class FakeWorker:
         gate: Requests wait for it.
     """
 
-    def __init__(self, number: int, fails: str = "", serves: bool = True, drained: bool = False) -> None:
+    def __init__(
+        self, number: int, fails: str = "", serves: bool = True, drained: bool = False, hangs: bool = False
+    ) -> None:
         self.number = number
         self.fails = fails
+        self.hangs = hangs
         self.config = WorkerConfig(Settings(bundle=Path("x")), drained=drained)
         self.requests: list[tuple[str, Any]] = []
         self.stop_requested = False
@@ -45,8 +52,10 @@ class FakeWorker:
     async def wait_until_serving(self) -> bool:
         return self.serves
 
-    async def request(self, method: Method[Any, Any], params: Any, _: float) -> Any:
+    async def request(self, method: Method[Any, Any], params: Any, timeout_s: float) -> Any:
         self.requests.append((method.name, params))
+        if self.hangs:
+            raise WorkerHangsError(f"it did not answer within {timeout_s:g} s")
         await self.gate.wait()
         if self.ended:
             raise WorkerEndedError("it ended")
@@ -84,7 +93,7 @@ async def test_reload_reaches_all_workers_in_order() -> None:
     workers = [FakeWorker(number) for number in range(3)]
     results = await commands_to(*workers).reload(force=True)
     assert [result.process_id for result in results] == [0, 1, 2]
-    assert [worker.requests for worker in workers] == [[("reload", ReloadParams(force=True))]] * 3
+    assert [worker.requests for worker in workers] == [[PING, ("reload", ReloadParams(force=True))]] * 3
 
 
 async def test_drain_and_stats_reach_all_workers() -> None:
@@ -128,7 +137,7 @@ async def test_reload_continues_when_its_caller_is_cancelled() -> None:
     assert not workers[1].requests
     workers[0].gate.set()
     async with commands.changing:
-        assert workers[1].requested == ["reload"]
+        assert workers[1].requested == ["stats", "reload"]
     assert commands.identity == NEW
 
 
@@ -136,7 +145,7 @@ async def test_reload_skips_workers_that_were_told_to_stop() -> None:
     workers = [FakeWorker(0), FakeWorker(0)]
     workers[0].stop_requested = True
     await commands_to(*workers).reload(force=False)
-    assert (len(workers[0].requests), len(workers[1].requests)) == (0, 1)
+    assert (workers[0].requested, workers[1].requested) == ([], ["stats", "reload"])
 
 
 async def test_reload_without_workers_fails() -> None:
@@ -170,11 +179,47 @@ async def test_stats_leave_out_a_worker_that_ends_meanwhile() -> None:
     assert [stats.process_id for stats in await commands_to(*workers).stats()] == [0]
 
 
-async def test_stats_fail_if_a_worker_hangs(caplog: pytest.LogCaptureFixture) -> None:
-    workers = [FakeWorker(0), FakeWorker(1, fails="it did not answer within 10 s")]
+async def test_stats_leave_out_a_worker_that_hangs_and_the_log_names_it(caplog: pytest.LogCaptureFixture) -> None:
+    workers = [FakeWorker(0), FakeWorker(1, fails="it did not answer within 3 s")]
+    assert [stats.process_id for stats in await commands_to(*workers).stats()] == [0]
+    assert "stats failed in worker 1: it did not answer within 3 s" in caplog.text
+
+
+async def test_stats_fail_if_every_worker_hangs() -> None:
     with pytest.raises(InternalError):
-        await commands_to(*workers).stats()
-    assert "stats failed in worker 1: it did not answer within 10 s" in caplog.text
+        await commands_to(FakeWorker(0, fails="it did not answer within 3 s")).stats()
+
+
+async def test_drain_fails_if_a_worker_hangs_and_drains_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    workers = [FakeWorker(0, fails="it did not answer within 3 s"), FakeWorker(1)]
+    commands = commands_to(*workers)
+    with pytest.raises(InternalError):
+        await commands.drain()
+    assert commands.drained
+    assert workers[1].requested == ["drain"]
+    assert "drain failed in worker 0: it did not answer within 3 s" in caplog.text
+
+
+async def test_worker_that_hangs_does_not_hold_up_a_reload() -> None:
+    workers = [FakeWorker(0), FakeWorker(1, hangs=True), FakeWorker(2)]
+    with pytest.raises(ReloadError) as caught:
+        await commands_to(*workers).reload(force=False)
+    assert str(caught.value) == "worker 1: it did not answer within 3 s. 1 of 3 workers serve the new model"
+    assert [worker.requested for worker in workers] == [["stats", "reload"], ["stats"], []]
+
+
+async def test_reloads_requested_while_one_runs_share_the_next() -> None:
+    worker = FakeWorker(0)
+    worker.gate.clear()
+    commands = commands_to(worker)
+    first = asyncio.create_task(commands.reload(force=False))
+    while not worker.requests:
+        await asyncio.sleep(0)
+    others = [asyncio.create_task(commands.reload(force=False)) for _ in range(20)]
+    await asyncio.sleep(0)
+    worker.gate.set()
+    await asyncio.gather(first, *others)
+    assert worker.requested.count("reload") == 2
 
 
 @pytest.mark.parametrize(
@@ -212,7 +257,7 @@ async def test_replaced_bundle_is_reloaded_once_by_all_workers(tmp_path: Path) -
     reloads: list[int] = []
 
     async def sleep(_: float) -> None:
-        reloads.append(len(workers[1].requests))
+        reloads.append(workers[1].requested.count("reload"))
         if len(reloads) == 2:
             (tmp_path / "new").write_text("new")
             (tmp_path / "new").rename(manifest)
@@ -220,7 +265,7 @@ async def test_replaced_bundle_is_reloaded_once_by_all_workers(tmp_path: Path) -
             raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        await FileWatcher([manifest]).watch(commands.reload_and_log, 5, sleep)
+        await BundleWatcher(tmp_path).watch(commands.reload_and_log, 5, sleep)
     assert reloads == [0, 0, 1, 1, 1]
-    assert [worker.requests for worker in workers] == [[("reload", ReloadParams(force=False))]] * 2
+    assert [worker.requests for worker in workers] == [[PING, ("reload", ReloadParams(force=False))]] * 2
     assert commands.identity == NEW

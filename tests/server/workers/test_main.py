@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import subprocess
+import sys
 from typing import Any, cast
 
 import pytest
@@ -150,3 +152,9 @@ async def test_notifications_and_errors_are_not_answered(
     connection.send(ipc.encode_error(ipc.RpcError(ipc.PARSE_ERROR, "not a line of JSON")))
     assert [one["method"] for one in await connection.end()] == ["serving"]
     assert "the supervisor rejected a message: not a line of JSON" in caplog.text
+
+
+def test_prometheus_client_is_not_imported_before_the_worker_is_configured() -> None:
+    """It reads the folder in which all workers count from the environment when it is imported."""
+    program = "import sys, polyhead_server.workers.main; sys.exit('prometheus_client' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -185,10 +185,12 @@ async def test_supervisor_watches_the_bundle_for_its_workers(script: Callable[[s
         print(config["settings"]["reload_interval_s"], file=received)
         print({SERVING!r}, flush=True)
         open({str(tmp_path / "bundle.json")!r}, "w").write("new")
-        print(json.loads(sys.stdin.readline())["method"], file=received)
+        ping = json.loads(sys.stdin.readline())
+        print(json.dumps({{"jsonrpc": "2.0", "id": ping["id"], "error": {{"code": 1, "message": "x"}}}}), flush=True)
+        print(ping["method"], json.loads(sys.stdin.readline())["method"], file=received)
         os.kill(os.getppid(), signal.SIGTERM)
         time.sleep(1000)
         """
     )
     await supervise(Settings(bundle=tmp_path, listen="127.0.0.1:0", reload_interval_s=0.01))
-    assert (tmp_path / "received").read_text().split() == ["0.0", "reload"]
+    assert (tmp_path / "received").read_text().split() == ["0.0", "stats", "reload"]

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,22 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from polyhead_server.errors import PermissionDeniedError, ServerError, UnauthenticatedError
+from polyhead_server.errors import PermissionDeniedError, UnauthenticatedError
+from polyhead_server.observability.logging import fields
+from polyhead_server.printable import printable
 from polyhead_server.rpc import service_names
 from polyhead_server.security.api_keys import CALLER, Keys
 from polyhead_server.settings import Settings
 
 from .errors import abort
 
+logger = logging.getLogger(__name__)
+
 # Health probes carry no key, and learn only whether the server serves.
 _PUBLIC_PREFIX = f"/{service_names.HEALTH}/"
 _SCHEME = "bearer "
+# A caller may name any method.
+_MAX_METHOD_CHARACTERS = 100
 
 
 class AuthInterceptor(aio.ServerInterceptor):
@@ -54,7 +61,9 @@ class AuthInterceptor(aio.ServerInterceptor):
             try:
                 CALLER.set(self._keys.authorize(_bearer_token(handler_call_details.invocation_metadata), method))
             except (UnauthenticatedError, PermissionDeniedError) as error:
-                return _rejecting_handler(error)
+                if isinstance(error, PermissionDeniedError):
+                    CALLER.set(error.key)
+                return _rejecting_handler(error, method)
         return await continuation(handler_call_details)
 
 
@@ -70,10 +79,25 @@ def _bearer_token(metadata: Any) -> str:
     return str(values[0][len(_SCHEME) :])
 
 
-def _rejecting_handler(error: ServerError) -> grpc.RpcMethodHandler[Any, Any]:
+def _rejecting_handler(
+    error: UnauthenticatedError | PermissionDeniedError, method: str
+) -> grpc.RpcMethodHandler[Any, Any]:
     """Returns a handler that fails a call of any kind: on the wire, a unary call is a stream of one message."""
 
     async def reject(_: Any, context: aio.ServicerContext[Any, Any]) -> None:
+        _log_rejection(error, method, context.peer())
         await abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(reject)
+
+
+def _log_rejection(error: UnauthenticatedError | PermissionDeniedError, method: str, peer: str) -> None:
+    """Logs who was rejected. Both lines are limited in rate, by key where there is one."""
+    method = printable(method, _MAX_METHOD_CHARACTERS)
+    if isinstance(error, PermissionDeniedError):
+        extra = {**fields(method=method, peer=peer, key=error.key), "limit_key": error.key}
+        logger.warning("permission denied: key %s may not call %s, from %s", error.key, method, peer, extra=extra)
+    else:
+        logger.warning(
+            "rejected: no valid API key for %s, from %s", method, peer, extra=fields(method=method, peer=peer)
+        )

@@ -124,7 +124,9 @@ class TelemetryInterceptor(aio.ServerInterceptor):
             values = {"method": method, "code": code, "items": call.items, "duration_s": round(duration_s, 6)}
             text = "%s %s, items: %d, %.1f ms, %s at %s"
             arguments = (method, code, call.items, duration_s * 1000, caller or "anonymous", peer)
-            logger.log(self._level, text, *arguments, extra=fields(**values, peer=peer, key=caller))
+            # Whoever has no key cannot write lines without a limit.
+            extra = {**fields(**values, peer=peer, key=caller), "unlimited": code != "UNAUTHENTICATED"}
+            logger.log(self._level, text, *arguments, extra=extra)
 
 
 class _CallRecord:

@@ -46,6 +46,7 @@ class Guarded:
         decoded: One entry for each decoded message.
         callers: Name of the caller of each submitted message.
         keys: The key file.
+        refresh: Reads the key file again.
     """
 
     def __init__(self, channel: aio.Channel, keys: Path) -> None:
@@ -54,6 +55,7 @@ class Guarded:
         self.keys = keys
         self.decoded: list[str] = []
         self.callers: list[str] = []
+        self.refresh: Callable[[], None]
 
     async def unary(
         self, metadata: Any, data: bytes | None = None, method: str = f"/{service_names.INFERENCE}/Analyze"
@@ -94,7 +96,8 @@ async def guarded(
 
     monkeypatch.setattr(method_table, "RequestDecoder", Counting)
     service = InferenceService(settings(), Metrics())
-    server = aio.server(interceptors=[AuthInterceptor(Keys(path)), ErrorInterceptor(service_names.INFERENCE)])
+    accepted = Keys(path)
+    server = aio.server(interceptors=[AuthInterceptor(accepted), ErrorInterceptor(service_names.INFERENCE)])
     health = Health()
     health.add_to(server)
     await health.set(serving=True, alive=True)
@@ -107,7 +110,7 @@ async def guarded(
     service.serve(pipeline)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         guarded = Guarded(channel, path)
-        guarded.decoded, guarded.callers = decoded, callers
+        guarded.decoded, guarded.callers, guarded.refresh = decoded, callers, accepted.refresh
         yield guarded
     await server.stop(None)
     await pipeline.close()
@@ -170,6 +173,28 @@ async def test_rejection_does_not_reveal_which_methods_exist(guarded: Guarded) -
             assert await refused(guarded.unary(metadata, b"", method)) == real
 
 
+async def test_permission_denied_is_logged_with_the_name_of_the_key(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    await refused(guarded.unary(bearer("probe")))
+    await refused(guarded.unary(bearer("reader"), b"", "/no.Such/" + "x" * 5_000))
+    first, second = [record for record in caplog.records if record.name.endswith("interceptors.auth")]
+    assert first.getMessage().startswith(
+        f"permission denied: key probe may not call /{service_names.INFERENCE}/Analyze"
+    )
+    assert first.__dict__["fields"]["key"] == first.__dict__["limit_key"] == "probe"
+    assert "key reader may not call /no.Such/xxx" in second.getMessage()
+    assert len(second.getMessage()) < 500
+
+
+async def test_call_without_a_valid_key_is_logged_without_what_it_sent(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    await refused(guarded.unary(bearer("wrong-key-of-a-stranger")))
+    assert "rejected: no valid API key for /polyhead.v1.InferenceService/Analyze, from ipv" in caplog.text
+    assert "wrong-key" not in caplog.text
+
+
 async def test_scheme_is_case_insensitive(guarded: Guarded) -> None:
     assert await guarded.unary((("authorization", "bEaReR reader"),))
 
@@ -198,6 +223,7 @@ async def test_open_stream_survives_the_removal_of_its_key(guarded: Guarded) -> 
     fresh.write_text("keys = []\n")
     fresh.chmod(0o600)
     fresh.rename(guarded.keys)
+    guarded.refresh()
     assert (await refused(guarded.unary(bearer("reader"))))[0] is grpc.StatusCode.UNAUTHENTICATED
     await call.write(request)
     assert await call.read() is not aio.EOF

@@ -1,0 +1,41 @@
+"""Queues requests to reload: one reload runs, and one more waits for it, however many are requested."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+R = TypeVar("R")
+
+
+class ReloadQueue(Generic[R]):
+    """Runs reloads one at a time. Requests that come while one runs share the next one.
+
+    A request never joins the reload that is running, which may have read the bundle before it was replaced. A reload
+    continues after its callers have gone.
+    """
+
+    def __init__(self, reload: Callable[[bool], Awaitable[R]]) -> None:
+        """Takes the reload; its argument says whether to accept an incompatible model."""
+        self._reload = reload
+        self._running = asyncio.Lock()
+        # By ``force``: a request must not be refused, or forced, because of another one.
+        self._waiting: dict[bool, asyncio.Task[R]] = {}
+        self._tasks: set[asyncio.Task[R]] = set()
+
+    async def request(self, *, force: bool) -> R:
+        """Waits for a reload that starts after this call, and returns its result or raises its error."""
+        task = self._waiting.get(force)
+        if task is None:
+            task = self._waiting[force] = asyncio.create_task(self._run(force))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            # Marks the exception as retrieved: the callers may have gone.
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(task)
+
+    async def _run(self, force: bool) -> R:
+        async with self._running:
+            del self._waiting[force]
+            return await self._reload(force)

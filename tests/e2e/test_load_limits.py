@@ -1,0 +1,48 @@
+"""Loads that hang in a real server process: at its start, during a reload, and while it stops."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from .conftest import START_S, Hang, Start, wait_until
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+
+
+def test_server_whose_first_load_hangs_exits(start: Start, demo_bundle: Path, hang: Hang) -> None:
+    hang.begin()
+    server = start(demo_bundle, "--start-timeout-s", "3", environment=hang.environment)
+    assert server.process.wait(START_S) == 1
+    assert "loading took longer than 3 s (--start-timeout-s)" in server.log.read_text().splitlines()[-1]
+
+
+def test_server_stops_while_its_first_load_hangs(start: Start, demo_bundle: Path, hang: Hang) -> None:
+    hang.begin()
+    server = start(demo_bundle, environment=hang.environment)
+    wait_until(hang.has_begun, "the load hangs")
+    assert server.stop() == 0
+
+
+def test_another_reload_follows_one_that_hangs(start: Start, demo_bundle: Path, hang: Hang) -> None:
+    """Nothing can stop what hangs here, unlike a run of onnxruntime; the server abandons it."""
+    server = start(demo_bundle, "--start-timeout-s", "20", environment=hang.environment)
+    server.wait_until_serving()
+    hang.begin()
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "not reloaded: loading took longer than 20 s" in server.log.read_text(), "the reload is refused")
+    hang.end()
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "; closing demo-" in server.log.read_text(), "the next reload succeeds")
+    assert server.stop() == 0
+
+
+def test_server_stops_while_a_reload_hangs(start: Start, demo_bundle: Path, hang: Hang) -> None:
+    server = start(demo_bundle, environment=hang.environment)
+    server.wait_until_serving()
+    hang.begin()
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(hang.has_begun, "the load hangs")
+    assert server.stop() == 0
