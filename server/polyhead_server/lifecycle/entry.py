@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -53,6 +54,7 @@ def run(
     # Below a warning, the library's own lines do not concern an operator.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     _watch_threads()
+    _allow_open_files()
     try:
         with asyncio.Runner(loop_factory=_uvloop if fast_loop else None) as runner:
             code = runner.run(_guarded(work(settings)))
@@ -94,6 +96,12 @@ async def _guarded(work: Coroutine[Any, Any, int]) -> int:
 def _handle_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     exit_if_out_of_memory(context.get("exception"))
     loop.default_exception_handler(context)
+
+
+def _allow_open_files() -> None:
+    """Raises the soft limit on open files, which is meant for programs that use ``select``, to the hard limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _watch_threads() -> None:
