@@ -10,19 +10,21 @@ import zlib
 
 from polyhead_server.errors import InvalidRequestError, MessageTooLargeError
 
-# No protobuf message begins with these bytes: they would be a tag with the wire type 7, which does not exist.
-_GZIP_MAGIC = b"\x1f\x8b"
-# zlib's code for gzip framing.
-_GZIP_FRAMING = 31
+# First bytes of gzip, and of deflate at each compression level. No request message begins with them: the first would be
+# a tag with the wire type 7, which does not exist, the others one of field 15, which no request message has.
+_MAGIC = (b"\x1f\x8b", b"x\x01", b"x\x5e", b"x\x9c", b"x\xda")
+# zlib's code for either framing.
+_ANY_FRAMING = 47
 # A message may always inflate to this size, and beyond it to this multiple of its compressed size. Texts compress to a
 # third or a tenth; only repetition compresses further.
 _MIN_LIMIT_BYTES = 2**20
 _MAX_RATIO = 32
+_DAMAGED = "the compressed message is damaged"
 
 
 def is_compressed(data: bytes) -> bool:
-    """Whether a message is compressed with gzip, the only algorithm that the server offers."""
-    return data.startswith(_GZIP_MAGIC)
+    """Whether a message is compressed with gzip or deflate, the algorithms of gRPC."""
+    return data.startswith(_MAGIC)
 
 
 def inflate(data: bytes, max_bytes: int) -> bytes:
@@ -33,22 +35,22 @@ def inflate(data: bytes, max_bytes: int) -> bytes:
         max_bytes: Maximum size of an inflated message.
 
     Raises:
-        InvalidRequestError: It is not valid gzip.
+        InvalidRequestError: Its compression is damaged.
         MessageTooLargeError: It inflates to more than the maximum, or to too large a multiple of its size.
     """
     if not is_compressed(data):
         return data
     limit = min(max_bytes, max(_MIN_LIMIT_BYTES, _MAX_RATIO * len(data)))
-    inflater = zlib.decompressobj(_GZIP_FRAMING)
+    inflater = zlib.decompressobj(_ANY_FRAMING)
     try:
         message = inflater.decompress(data, limit + 1)
     except zlib.error:
-        raise InvalidRequestError("MALFORMED_MESSAGE", "the message is not valid gzip") from None
+        raise InvalidRequestError("MALFORMED_MESSAGE", _DAMAGED) from None
     if len(message) > limit:
         raise MessageTooLargeError(
             f"the message inflates to more than {limit} bytes, the limit for its compressed size; send a smaller or an "
             "uncompressed message"
         )
     if not inflater.eof or inflater.unused_data:
-        raise InvalidRequestError("MALFORMED_MESSAGE", "the message is not valid gzip")
+        raise InvalidRequestError("MALFORMED_MESSAGE", _DAMAGED)
     return message

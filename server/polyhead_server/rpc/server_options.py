@@ -8,8 +8,6 @@ from polyhead_server.settings import Settings
 
 Options = list[tuple[str, int]]
 
-# Bit set of the compression algorithms in gRPC's numbering: none (1) and gzip (4), without deflate (2).
-_NO_COMPRESSION_AND_GZIP = 1 | 4
 # Seconds in which a new connection must complete its TLS and HTTP/2 handshakes.
 _HANDSHAKE_TIMEOUT_S = 20
 # Calls that wait in gRPC until the event loop takes them, before gRPC itself cancels some without a reason. That is
@@ -57,7 +55,6 @@ def common_options(settings: Settings) -> Options:
         ("grpc.server_handshake_timeout_ms", 1000 * _HANDSHAKE_TIMEOUT_S),
         # The server inflates messages itself, after it has authorized their calls; see ``compression``.
         ("grpc.per_message_decompression", 0),
-        ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION_AND_GZIP),
         ("grpc.max_allowed_incoming_connections", _max_connections(settings)),
     ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import unquote
 _DESCRIPTORS = Path("/proc/self/fd")
 # ``tcpi_bytes_acked`` and ``tcpi_bytes_received`` in Linux's ``struct tcp_info``.
 _TCP_BYTES = struct.Struct("120xQQ")
+_TCP_FAMILIES = {socket.AF_INET, socket.AF_INET6}
 _MAPPED_PREFIX = "::ffff:"
 
 
@@ -58,18 +58,19 @@ def normalized(peer: str) -> str:
 def _connections() -> Iterator[tuple[str, socket.socket]]:
     """Yields each connected TCP socket of this process with its peer, as a duplicate that ends with the iteration."""
     for entry in os.listdir(_DESCRIPTORS):  # noqa: PTH208 - numbers, not paths
-        # Another thread may close the descriptor at any time; the duplicate is another socket then, or none.
+        # Another thread may close a descriptor at any time; its number then means another file, or none.
         with contextlib.suppress(OSError):
-            descriptor = os.dup(int(entry))
-            try:
-                if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                    continue
-                connection = socket.socket(fileno=descriptor)
-            except OSError:
-                os.close(descriptor)
-                raise
-            descriptor = -1
-            with connection:
-                if connection.family in {socket.AF_INET, socket.AF_INET6} and connection.type == socket.SOCK_STREAM:
-                    address = connection.getpeername()
-                    yield f"{address[0].removeprefix(_MAPPED_PREFIX)}:{address[1]}", connection
+            if (_DESCRIPTORS / entry).is_socket():
+                with _duplicate(int(entry)) as connection:
+                    if connection.family in _TCP_FAMILIES and connection.type == socket.SOCK_STREAM:
+                        address = connection.getpeername()
+                        yield f"{address[0].removeprefix(_MAPPED_PREFIX)}:{address[1]}", connection
+
+
+def _duplicate(descriptor: int) -> socket.socket:
+    duplicate = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        raise

@@ -138,10 +138,10 @@ def _deserialize_large(data: bytes, *, max_bytes: int, deserialize: _Deserialize
 def _deserialize_small(data: bytes, *, deserialize: _Deserializer) -> Any:
     """Deserializes a small message: gRPC would send the text of a deserializer's exception to the client."""
     on_message(len(data))
-    if len(data) > _MAX_SMALL_MESSAGE_BYTES:
-        raise MessageTooLargeError(f"a message to this service may have at most {_MAX_SMALL_MESSAGE_BYTES} bytes")
     if is_compressed(data):
         raise CompressedMessageError
+    if len(data) > _MAX_SMALL_MESSAGE_BYTES:
+        raise MessageTooLargeError(f"a message to this service may have at most {_MAX_SMALL_MESSAGE_BYTES} bytes")
     try:
         return deserialize(data)
     except Exception as error:  # noqa: BLE001 - whatever the parser raises, the client sent an invalid message
@@ -183,6 +183,11 @@ def _mapping_errors(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Aw
             raise
         except ServerError as error:
             await abort(context, error)
+        except NotImplementedError as error:
+            # The generated classes implement every method of a service this way.
+            if context.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                await abort(context, InternalError.logged("an RPC failed", error))
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server does not implement the method")
         except Exception as error:  # noqa: BLE001 - the boundary of the RPC
             exit_if_out_of_memory(error)
             await abort(context, InternalError.logged("an RPC failed", error))
