@@ -19,12 +19,13 @@ from polyhead_server.observability.logging import configure
 from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.settings import Settings
 
+from . import stop_signals
+from .stop_signals import EXIT_FAILED
+
 logger = logging.getLogger(__name__)
 
 # Exit code of a process that cannot start as configured; starting it again would not help.
 EXIT_CANNOT_START = 2
-# Exit code of a process that failed, or that cut off accepted work.
-EXIT_FAILED = 1
 # A compute thread that has finished a batch needs the interpreter to take the next one while the event loop is busy. By
 # default it waits up to 5 ms, and a core idles with it.
 _SWITCH_INTERVAL_S = 0.0005
@@ -47,6 +48,7 @@ def run(
         work: The work of the process.
         fast_loop: Run on uvloop, for a process that answers calls, instead of on asyncio's own loop.
     """
+    stop_signals.block()
     # The default action would end a process that is not ready to reload yet.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from polyhead_server.errors import WatchEndedError
 
-from . import service_names
+from . import service_names, sockets
 
 _Context = aio.ServicerContext[Any, Any]
 _Response = health_pb2.HealthCheckResponse
@@ -30,6 +30,7 @@ _messages: Any = health_pb2
 _MAX_WATCHES_PER_CONNECTION = 100
 _MAX_WATCHES = 10_000
 _MAX_WATCH_S = 3600.0
+_WRITE_TIMEOUT_S = 60.0
 
 
 class Health(health_pb2_grpc.HealthServicer):
@@ -50,6 +51,7 @@ class Health(health_pb2_grpc.HealthServicer):
         max_watches: int = _MAX_WATCHES,
         max_watches_per_connection: int = _MAX_WATCHES_PER_CONNECTION,
         max_watch_s: float = _MAX_WATCH_S,
+        write_timeout_s: float = _WRITE_TIMEOUT_S,
     ) -> None:
         """Starts as NOT_SERVING.
 
@@ -57,11 +59,13 @@ class Health(health_pb2_grpc.HealthServicer):
             max_watches: Maximum number of watches; one more ends the oldest watch of the connection with the most.
             max_watches_per_connection: Maximum number of watches of a connection; one more ends its oldest.
             max_watch_s: Maximum duration of a watch, shortened by a random 0 to 10 %.
+            write_timeout_s: Seconds in which a client must read a status.
         """
         self.serving = self.alive = False
         self._max_watches = max_watches
         self._max_watches_per_connection = max_watches_per_connection
         self._max_watch_s = max_watch_s
+        self._write_timeout_s = write_timeout_s
         # Set, and replaced by a new one, at each change.
         self._changed = asyncio.Event()
         # Time limits of the watches by connection, oldest first.
@@ -101,19 +105,21 @@ class Health(health_pb2_grpc.HealthServicer):
         Raises:
             WatchEndedError: A limit ended it.
         """
+        # Flow control does not hold headers back. Without them, a status could not follow a message that is held back.
+        await context.send_initial_metadata(())
+        watch = _Watch(context)
         max_s = self._max_watch_s * random.uniform(0.9, 1.0)  # noqa: S311 - not a secret
         try:
             async with asyncio.timeout(max_s) as limit:
-                peer = context.peer()
-                self._watches.setdefault(peer, deque()).append(limit)
+                self._watches.setdefault(watch.peer, deque()).append(limit)
                 self._watch_count += 1
                 try:
-                    self._end_excess(peer)
-                    await self._send_changes(request.service, context)
+                    self._end_excess(watch.peer)
+                    await self._send_changes(request.service, watch)
                 finally:
-                    self._remove(peer, limit)
+                    self._remove(watch.peer, limit)
         except TimeoutError:
-            raise WatchEndedError from None
+            await watch.end()
 
     def _end_excess(self, peer: str) -> None:
         # All connections through a Unix socket look alike.
@@ -137,17 +143,48 @@ class Health(health_pb2_grpc.HealthServicer):
             if not watches:
                 del self._watches[peer]
 
-    async def _send_changes(self, name: str, context: _Context) -> None:
+    async def _send_changes(self, name: str, watch: _Watch) -> None:
         sent = None
         while True:
             # Taken before the status is read, so that a change during the write is not missed.
             changed = self._changed
             status = self._statuses().get(name, _Response.SERVICE_UNKNOWN)
             if status != sent:
-                await context.write(_Response(status=status))
+                async with asyncio.timeout(self._write_timeout_s):
+                    await watch.write(_Response(status=status))
                 sent = status
             await changed.wait()
 
     def _statuses(self) -> dict[str, int]:
         states = {"": self.alive, service_names.INFERENCE: self.serving}
         return {name: _Response.SERVING if good else _Response.NOT_SERVING for name, good in states.items()}
+
+
+class _Watch:
+    """The server's end of a watch.
+
+    Attributes:
+        peer: Its connection, as gRPC names it.
+    """
+
+    def __init__(self, context: _Context) -> None:
+        self.peer = context.peer()
+        self._context = context
+        self._writing = False
+
+    async def write(self, response: Any) -> None:
+        self._writing = True
+        await self._context.write(response)
+        self._writing = False
+
+    async def end(self) -> None:
+        """Ends the watch with a status, or closes a connection whose client does not read.
+
+        Raises:
+            WatchEndedError: The status.
+        """
+        if not self._writing:
+            raise WatchEndedError
+        # A status would wait behind the message that is not read. gRPC cancels the call when its connection is closed.
+        await asyncio.to_thread(sockets.close, sockets.normalized(self.peer))
+        await asyncio.get_running_loop().create_future()

@@ -57,15 +57,26 @@ class Connection:
         large_calls: Those of them that may send large messages.
         unread_bytes: Bytes of responses that have not been sent yet.
         incomplete_bytes: Estimated bytes of incomplete request messages.
+        closing: Whether it is being closed.
         expected_bytes: Received bytes since the last sample that belong to no incomplete message.
     """
 
-    __slots__ = ("calls", "expected_bytes", "incomplete_bytes", "large_calls", "peer", "transferred", "unread_bytes")
+    __slots__ = (
+        "calls",
+        "closing",
+        "expected_bytes",
+        "incomplete_bytes",
+        "large_calls",
+        "peer",
+        "transferred",
+        "unread_bytes",
+    )
 
     def __init__(self, peer: str, transferred: Transferred) -> None:
         self.peer = peer
         self.calls = self.large_calls = self.unread_bytes = 0
         self.incomplete_bytes = self.expected_bytes = 0.0
+        self.closing = False
         self.transferred = transferred
 
     @property
@@ -78,7 +89,7 @@ class Connection:
         received = transferred.received - self.transferred.received
         expected = self.expected_bytes + _SENT_OVERHEAD * (transferred.sent - self.transferred.sent)
         # Parts of calls that were cancelled are no longer held.
-        most = self.large_calls * max_message_bytes + self.calls * _SMALL_BYTES
+        most = self.calls * max_message_bytes
         self.incomplete_bytes = min(max(0.0, self.incomplete_bytes + received - expected), most)
         self.transferred, self.expected_bytes = transferred, 0.0
 
@@ -152,8 +163,9 @@ class HeldBytes:
         Raises:
             OverloadedError: The client has not read too many responses.
         """
-        if connection := _CONNECTION.get(None):
-            self._require_room(connection, 1)
+        connection = _CONNECTION.get(None)
+        if connection and connection.unread_bytes >= self._max_connection_bytes:
+            raise OverloadedError.unread(self._max_connection_bytes)
 
     def hold(self, context: _Context, size: int) -> None:
         """Counts a response until its call is done: its last byte has been sent, or its client is gone.
@@ -200,7 +212,7 @@ class HeldBytes:
         # A response that is larger than the limit is sent on its own.
         if connection.unread_bytes and connection.unread_bytes + size > self._max_connection_bytes:
             raise OverloadedError.unread(self._max_connection_bytes)
-        if self._unread_bytes and self._unread_bytes + size > self._max_bytes:
+        if self._unread_bytes and self._unread_bytes + size > self._max_bytes and not self._closing:
             largest = self._largest()
             if largest.unread_bytes < 2 * (connection.unread_bytes + size):
                 raise OverloadedError.unread(self._max_bytes)
@@ -218,9 +230,12 @@ class HeldBytes:
         return sum(connection.held_bytes for connection in self._connections.values())
 
     def _largest(self) -> Connection:
-        return max(self._connections.values(), key=lambda connection: connection.held_bytes)
+        return max(self._connections.values(), key=lambda connection: (not connection.closing) * connection.held_bytes)
 
     def _start_closing(self, connection: Connection, problem: str) -> None:
+        if connection.closing:
+            return
+        connection.closing = True
         if (now := time.monotonic()) > self._logged_at + _LOG_INTERVAL_S:
             self._logged_at = now
             logger.warning("closing the connection of %s: %s", connection.peer, problem)
