@@ -13,7 +13,6 @@ from typing import Self
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import (
-    ConnectionTerminated,
     DataReceived,
     Event,
     ResponseReceived,
@@ -24,6 +23,7 @@ from h2.events import (
 from h2.settings import SettingCodes, Settings
 
 TIMEOUT_S = 30.0
+_FRAME_HEADER, _GOAWAY = 9, 7
 
 
 def frame(message: bytes, *, compressed: bool = False) -> bytes:
@@ -74,6 +74,7 @@ class Http2Client:
         )
         self._connection.initiate_connection()
         self._outcomes: dict[int, Outcome] = {}
+        self._received = bytearray()
         self._flush()
 
     def __enter__(self) -> Self:
@@ -164,13 +165,27 @@ class Http2Client:
         if not data:
             self.closed = True
             return 0
-        received = sum(self._on_event(event, acknowledge=acknowledge) for event in self._connection.receive_data(data))
+        events = self._connection.receive_data(self._frames_but_goaway(data))
+        received = sum(self._on_event(event, acknowledge=acknowledge) for event in events)
         self._flush()
         return received
 
+    def _frames_but_goaway(self, data: bytes) -> bytes:
+        """Returns the frames that are complete. h2 would read nothing after GOAWAY, which only precedes the end."""
+        self._received += data
+        frames = bytearray()
+        while len(self._received) >= _FRAME_HEADER:
+            end = _FRAME_HEADER + int.from_bytes(self._received[:3], "big")
+            if len(self._received) < end:
+                break
+            if self._received[3] == _GOAWAY:
+                self.going_away = True
+            else:
+                frames += self._received[:end]
+            del self._received[:end]
+        return bytes(frames)
+
     def _on_event(self, event: Event, *, acknowledge: bool) -> int:
-        if isinstance(event, ConnectionTerminated):
-            self.going_away = True
         outcome = self._outcomes.get(getattr(event, "stream_id", None) or 0)
         if outcome is None:
             return 0

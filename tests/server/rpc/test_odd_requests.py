@@ -98,11 +98,9 @@ async def server(
     metrics, health = Metrics(), Health(max_watch_s=TIMEOUT_S)
     service = InferenceService(config, metrics)
     errors = ErrorInterceptor(service_names.INFERENCE, request_timeout_s=TIMEOUT_S, held_bytes=service.held_bytes)
-    auth = (
-        []
-        if getattr(request.node, "callspec", None) and request.node.callspec.params["key"] == "not required"
-        else [AuthInterceptor(Keys(keys))]
-    )
+    callspec = getattr(request.node, "callspec", None)
+    keyless = callspec is not None and callspec.params.get("key") == "not required"
+    auth = [] if keyless else [AuthInterceptor(Keys(keys))]
     interceptors = [TelemetryInterceptor(config, metrics, None), *auth, errors]
     grpc_server = aio.server(interceptors=interceptors, options=inference_options(config, shares_port=False))
     grpc_server.add_generic_rpc_handlers((inference_handler(service),))
@@ -204,12 +202,12 @@ async def test_ordinary_requests_are_answered(server: Server) -> None:
     assert empty.status == OK
 
 
-async def test_bomb_is_not_inflated_beyond_its_worth(server: Server) -> None:
+@pytest.mark.parametrize("method", [UNARY[0], INFERENCE_STREAM])
+async def test_bomb_is_not_inflated_beyond_its_worth(server: Server, method: str) -> None:
     server.service.serve(server.pipeline)
-    for method in (UNARY[0], INFERENCE_STREAM):
-        outcome = await server.run(lambda client, method=method: send_odd(client, method, "bomb", WITH_KEY))
-        assert outcome.status == RESOURCE_EXHAUSTED
-        assert "inflates to more than" in outcome.headers["grpc-message"]
+    outcome = await server.run(lambda client: send_odd(client, method, "bomb", WITH_KEY))
+    assert outcome.status == RESOURCE_EXHAUSTED
+    assert "inflates to more than" in outcome.headers["grpc-message"]
 
 
 async def test_unread_unary_responses_are_bounded(server: Server) -> None:

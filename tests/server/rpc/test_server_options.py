@@ -12,14 +12,12 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
-from polyhead_server.rpc import server_options
 from polyhead_server.rpc.server_options import inference_options
 from polyhead_server.settings import Settings
 
 pytestmark = pytest.mark.timeout(120)
 
-CALLS = 4000
-METHOD = "no.Such/Thing"
+CALLS = 3000
 
 
 async def burst(options: list[tuple[str, int]], connections: int) -> Counter[str]:
@@ -33,7 +31,7 @@ async def burst(options: list[tuple[str, int]], connections: int) -> Counter[str
     async def answer(_: Any, __: Any) -> bytes:
         return b""
 
-    handlers = {
+    handlers: dict[str, Any] = {
         "Busy": grpc.unary_unary_rpc_method_handler(busy),
         "Answer": grpc.unary_unary_rpc_method_handler(answer),
     }
@@ -72,7 +70,7 @@ def test_connections_leave_descriptors_for_everything_else(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def limit(hard: int) -> int:
-        monkeypatch.setattr(server_options.resource, "getrlimit", lambda _: (hard, hard))
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (hard, hard))
         return dict(inference_options(settings(max_connections=4096), shares_port=False))[
             "grpc.max_allowed_incoming_connections"
         ]
