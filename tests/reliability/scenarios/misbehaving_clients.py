@@ -313,7 +313,9 @@ async def _share_after_kill(context: Context, age_s: str) -> tuple[tuple[int, in
     """Returns the connections of the survivor and the replacement, and the failed calls after the kill."""
     request = pb2.AnalyzeRequest(items=[item_pb2.Item(text=context.texts[0])])
     flags = ("--workers", "2", "--max-connection-age-s", age_s)
-    async with run_server(context.bundle, context.work_dir, *flags) as server:
+    log_dir = context.work_dir / age_s
+    log_dir.mkdir()
+    async with run_server(context.bundle, log_dir, *flags) as server:
         await wait_until(lambda: server.log.read_text().count("all 2 workers serve") == 1, "two workers serve")
         failures = 0
         counting = stopping = False

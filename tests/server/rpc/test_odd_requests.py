@@ -107,9 +107,9 @@ async def server(
     health.add_to(grpc_server)
     reflection.enable_server_reflection((service_names.INFERENCE,), grpc_server)
     channelz.add_channelz_servicer(grpc_server)
-    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(
-        admin_service_pb2_grpc.AdminServiceServicer(), grpc_server
-    )
+    # A generated class, which implements no method.
+    unimplemented = cast(Any, admin_service_pb2_grpc.AdminServiceServicer)()
+    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(unimplemented, grpc_server)
     port = grpc_server.add_insecure_port("127.0.0.1:0")
     await grpc_server.start()
     pipeline = Pipeline(model, config, metrics.observe_batch)
