@@ -6,7 +6,7 @@ until it is whole. Neither has a limit in gRPC, except that a stream which is no
 - A response counts from its encoding until its call is done. A call whose response exceeds a limit is rejected.
 - gRPC does not tell how much of a request has arrived. The kernel tells how many bytes a connection has received;
   those that were not delivered in messages, beyond an allowance for protocol overhead, belong to incomplete messages.
-  They are sampled, and a connection beyond its limit is closed.
+  They are sampled, and a connection beyond its limit is closed, as is one that sends much besides messages.
 
 If all connections together reach the limit, the connection that holds the most is closed.
 """
@@ -43,6 +43,9 @@ _BYTES_PER_MESSAGE = 64
 _BYTES_PER_CALL = 1024
 _SENT_OVERHEAD = 0.02
 _SAMPLE_INTERVAL_S = 1.0
+# Limit for bytes of anything besides messages between two samples, such as a flood of HTTP/2 frames, on a connection
+# without a call that may send large messages.
+_MAX_EXCESS_BYTES = 16 * 2**20
 # Sampling takes at most this part of the time: with very many connections it becomes less frequent.
 _MAX_SAMPLING = 0.02
 _LOG_INTERVAL_S = 10.0
@@ -84,14 +87,19 @@ class Connection:
         """Bytes held in both directions."""
         return self.unread_bytes + self.incomplete_bytes
 
-    def sample(self, transferred: Transferred, max_message_bytes: int) -> None:
-        """Updates ``incomplete_bytes`` from the kernel's counts."""
+    def sample(self, transferred: Transferred, max_message_bytes: int) -> float:
+        """Updates ``incomplete_bytes`` from the kernel's counts.
+
+        Returns:
+            Bytes received since the last sample beyond those of messages and their overhead.
+        """
         received = transferred.received - self.transferred.received
         expected = self.expected_bytes + _SENT_OVERHEAD * (transferred.sent - self.transferred.sent)
         # Parts of calls that were cancelled are no longer held.
         most = self.calls * max_message_bytes
         self.incomplete_bytes = min(max(0.0, self.incomplete_bytes + received - expected), most)
         self.transferred, self.expected_bytes = transferred, 0.0
+        return received - expected
 
 
 # The connection of the call that the current task serves.
@@ -187,24 +195,24 @@ class HeldBytes:
         duration_s = 0.0
         while True:
             await sleep(max(_SAMPLE_INTERVAL_S, duration_s / _MAX_SAMPLING))
-            if self._connections:
-                started = time.monotonic()
-                sample = await asyncio.to_thread(self._sample)
-                duration_s = time.monotonic() - started
-                self.check(sample)
+            started = time.monotonic()
+            sample = await asyncio.to_thread(self._sample)
+            duration_s = time.monotonic() - started
+            self.check(sample)
 
     def check(self, sample: Mapping[str, Transferred]) -> None:
         """Closes the connections that a sample shows to be beyond their limits."""
-        self._last_sample = sample
-        for peer, connection in list(self._connections.items()):
-            if transferred := sample.get(peer):
-                connection.sample(transferred, self._max_message_bytes)
+        previous, self._last_sample = self._last_sample, sample
+        for peer, transferred in sample.items():
+            connection = self._connections.get(peer) or Connection(peer, previous.get(peer, Transferred(0, 0)))
+            excess = connection.sample(transferred, self._max_message_bytes)
             limit = self._max_connection_bytes if connection.large_calls else _SMALL_BYTES
-            if not connection.calls:
-                # Nothing is held for a connection without calls.
-                del self._connections[peer]
-            elif connection.incomplete_bytes > limit:
+            if connection.incomplete_bytes > limit:
                 self._start_closing(connection, f"it sent more than {limit} bytes of incomplete messages")
+            elif excess > _MAX_EXCESS_BYTES and not connection.large_calls:
+                self._start_closing(connection, f"it sent {excess:.0f} bytes that belong to no message")
+        # Nothing is held for a connection without calls.
+        self._connections = {peer: one for peer, one in self._connections.items() if one.calls}
         if self._held_bytes() > self._max_bytes:
             self._start_closing(self._largest(), _MOST_HELD)
 

@@ -118,6 +118,15 @@ async def test_parts_of_calls_that_have_ended_are_not_held() -> None:
     assert held.closed == []
 
 
+async def test_connection_that_floods_the_server_with_anything_but_messages_is_closed() -> None:
+    held = Held()
+    await held.call("a:1", messages=(10 * MB,) * 2)
+    await held.transfer(a_1=21 * MB, b_1=1 * MB, c_1=20 * MB)
+    assert held.closed == ["c:1"]
+    await held.transfer(a_1=10 * MB, b_1=20 * MB)
+    assert held.closed == ["c:1", "b:1"]
+
+
 async def test_connection_that_holds_the_most_is_closed_when_all_together_hold_too_much() -> None:
     held = Held()
     peers = {f"p_{number}": 18 * MB + number for number in range(6)}
