@@ -54,6 +54,7 @@ MODULES = (
     "worker_crashes",
     "overload",
     "resource_abuse",
+    "misbehaving_clients",
     "adversarial_inputs",
     "expensive_requests",
     "multilingual_inputs",

@@ -12,7 +12,7 @@ from typing import Any
 from grpc import aio
 from polyhead.v1 import inference_service_pb2
 
-from polyhead_server.errors import DrainingError, NotReadyError, OverloadedError
+from polyhead_server.errors import DrainingError, NotReadyError, OverloadedError, ServerError, StreamAgeError
 from polyhead_server.inference.loop_turns import LoopTurns
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.inference.types import MAX_PART_ITEMS, Flow, InvalidItem, Item, ItemOutcome, Message
@@ -21,7 +21,8 @@ from polyhead_server.observability.metrics import Metrics
 from polyhead_server.settings import Settings
 
 from . import model_info, worker_stats
-from .active_calls import ActiveCalls
+from .active_calls import ActiveCalls, when_done
+from .held_bytes import HeldBytes
 from .response_buffer import ResponseBuffer
 from .serving_model import ServingModel
 from .stream import StreamReader, write_answers
@@ -35,11 +36,13 @@ class InferenceService:
     Attributes:
         metrics: Counts requests, items and errors.
         max_items: Maximum number of items in a message.
+        held_bytes: Counts the responses that clients have not read yet.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.metrics = metrics
         self.max_items = settings.max_items_per_message
+        self.held_bytes = HeldBytes(settings.max_held_bytes, settings.max_message_bytes)
         self._settings = settings
         self._model: ServingModel | None = None
         self._readers: set[asyncio.Task[None]] = set()
@@ -89,7 +92,8 @@ class InferenceService:
 
     async def analyze(self, message: Message, context: _Context) -> Any:
         """Answers a unary call: every item of one message, in request order."""
-        with self._call() as model:
+        with self._call(context) as model:
+            self.held_bytes.require_room()
             message = await self._decode(model.check_response_size(model.check(message)))
             outcomes = await self._outcomes(model.pipeline, message, _deadline(context))
             self.metrics.count_outcomes(outcomes)
@@ -106,6 +110,7 @@ class InferenceService:
                     model.encoder.encode(item.item_id, outcome, message.options)
                     for item, outcome in zip(message.items[part], outcomes[part], strict=True)
                 )
+            self.held_bytes.hold(context, response.ByteSize())
             return response
 
     async def _decode(self, message: Message) -> Message:
@@ -135,29 +140,33 @@ class InferenceService:
         self, response_type: Callable[..., Any], messages: AsyncIterator[Message], context: _Context
     ) -> None:
         """Answers a bidirectional stream: one task reads and submits items, this one writes their answers."""
-        with self._call():
+        with self._call(context):
             buffer = ResponseBuffer(self._settings.stream_window)
             reader = StreamReader(buffer, self._require_model, _deadline(context), self._turns)
             task = asyncio.create_task(reader.run(messages))
             # A task that is cancelled before its first step never runs, so it cannot close the buffer itself.
-            task.add_done_callback(lambda task: buffer.close(DrainingError()) if task.cancelled() else None)
+            task.add_done_callback(lambda task: buffer.close(self._end_reason()) if task.cancelled() else None)
             self._readers.add(task)
+            age_s = self._settings.stream_age_s()
+            end = asyncio.get_running_loop().call_later(age_s, task.cancel) if age_s else None
             try:
                 await write_answers(buffer, response_type, context, self.metrics, self._turns)
             finally:
                 self._readers.discard(task)
                 task.cancel()
+                if end:
+                    end.cancel()
                 buffer.cancel()
 
-    async def get_model_info(self, _: Any, __: _Context) -> Any:
+    async def get_model_info(self, _: Any, context: _Context) -> Any:
         """Describes the serving model."""
-        with self._call() as model:
+        with self._call(context) as model:
             info = model_info.describe(model.pipeline.model, model.encoder, self._settings)
             return inference_service_pb2.GetModelInfoResponse(model=info)
 
     @contextlib.contextmanager
-    def _call(self) -> Iterator[ServingModel]:
-        """Tracks a call and yields the model that serves at its start.
+    def _call(self, context: _Context) -> Iterator[ServingModel]:
+        """Tracks a call until its last byte has been sent, and yields the model that serves at its start.
 
         Raises:
             DrainingError: The server is shutting down.
@@ -167,10 +176,12 @@ class InferenceService:
             raise DrainingError
         model = self._require_model()
         self._calls.begin()
-        try:
-            yield model
-        finally:
-            self._calls.end()
+        when_done(context, self._calls.end)
+        yield model
+
+    def _end_reason(self) -> ServerError:
+        """Why a stream whose client has not ended it accepts no more items."""
+        return DrainingError() if self._draining else StreamAgeError()
 
     def _require_model(self) -> ServingModel:
         if self._model is None:
