@@ -118,7 +118,9 @@ def _guarded(path: Path, rows: Iterator[RawRow | Problem]) -> Iterator[RawRow | 
             line = row.line
             yield row
     except _ExpansionError:
-        reason = f"holds more than {MAX_EXPANSION} times its size on disk: decompress the file if its content is meant"
+        reason = (
+            f"expands to more than {MAX_EXPANSION} times its size on disk, the limit: decompress it if this is intended"
+        )
         yield _final(path, line, f"{_after(line)}{reason}")
     except EOFError:
         yield _final(path, line, f"{_after(line)}the compressed data ends early: copy or download the file again")

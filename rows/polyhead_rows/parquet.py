@@ -12,7 +12,7 @@ from .values import Unreadable, checked, duplicate_names, too_long
 
 # Rows that are decoded at once, and the bytes that they may have.
 _BATCH_ROWS = 4096
-_BATCH_BYTES = 256 * 2**20
+_BATCH_BYTES = 32 * 2**20
 # Buffered reading holds a page of each column; by default whole row groups are prefetched.
 _STREAMED = {"pre_buffer": False, "buffer_size": 2**20}
 # Bytes of UTF-8 that a value within the limit has at most.
