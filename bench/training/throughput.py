@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from polyhead_training.config import Config
 from polyhead_training.config_file import read_config
 from polyhead_training.data.collation import Batch, EncodedRows
+from polyhead_training.data.dataset import read_data
 from polyhead_training.data.preparation import prepare
 from polyhead_training.data.sampling import Sampler
 from polyhead_training.loop.distillation import base_embeddings
@@ -71,7 +72,7 @@ def main() -> None:
 def measure(config: Config, steps: int, rounds: int) -> dict[str, Any]:
     """Times both loops in interleaved rounds; returns tokens per second, efficiency and the padding of an epoch."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.training.mixed_precision)
-    prepared = prepare(config)
+    prepared = prepare(config, read_data(config))
     rows = prepared.splits["train"]
     lengths = [len(ids) for ids in rows.ids]
     sampler = Sampler(

@@ -19,7 +19,13 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 CACHE = ROOT / "build/test-demo"
 CONFIG = ROOT / "training/demo/config.toml"
-SOURCES = ("bundle/polyhead_bundle", "export/polyhead_export", "training/polyhead_training", "training/demo")
+SOURCES = (
+    "bundle/polyhead_bundle",
+    "export/polyhead_export",
+    "rows/polyhead_rows",
+    "training/polyhead_training",
+    "training/demo",
+)
 
 
 def demo_run() -> Path:

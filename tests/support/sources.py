@@ -15,6 +15,7 @@ MIN_MODULES = {
     "bundle/polyhead_bundle": 6,
     "client/polyhead_client": 20,
     "export/polyhead_export": 20,
+    "rows/polyhead_rows": 8,
     "server/polyhead_server": 45,
     "training/polyhead_training": 35,
 }

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from polyhead_training import train as train_module
 from polyhead_training.cli import main
 from polyhead_training.errors import HubError
 from safetensors import SafetensorError
+
+from tests.support.tiny_training import subprocess_environment
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +132,51 @@ def test_dry_run_lists_every_invalid_row_with_exit_code_2(
         in (result.stderr)
     )
     assert f"{train}:26: field 'text': '' is not a valid text" in result.stderr
-    assert f"{test}:1: field 'label': 4.5 is a float" in result.stderr
+    assert f"{test}:1: field 'label': '4.5' is not a valid label of head 'topic'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "content", "message"),
+    [
+        (["training.batch_size=0", "model.poolin=cls"], None, "config.toml: training.batch_size: 0"),
+        (["data.test=nowhere.jsonl"], None, "data.test: the file"),
+        ([], '{"text": "a", "sentiment": "positve"}\n', "train.jsonl:1: field 'sentiment': 'positve'"),
+        ([], "", "train.jsonl: has no rows"),
+    ],
+)
+def test_mistakes_are_reported_before_torch_is_imported(
+    config_file: Path, overrides: list[str], content: str | None, message: str
+) -> None:
+    if content is not None:
+        (config_file.parent / "train.jsonl").write_text(content)
+    program = (
+        "import sys; from polyhead_training.cli import main\n"
+        "try: main()\n"
+        "finally: print(*sorted({'torch', 'transformers', 'accelerate', 'pyarrow', 'sklearn'} & {*sys.modules}))"
+    )
+    settings = [argument for override in overrides for argument in ("--set", override)]
+    result = subprocess.run(
+        [sys.executable, "-c", program, config_file, "--dry-run", *settings],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=subprocess_environment(),
+    )
+    assert message in result.stderr
+    assert (result.returncode, result.stdout) == (2, "\n")
+
+
+def test_dry_run_without_mistakes_imports_torch(config_file: Path) -> None:
+    """Control of the test above."""
+    program = "import sys; from polyhead_training.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", program, config_file, "--dry-run"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=subprocess_environment(),
+    )
+    assert result.stdout == "True\n"
 
 
 def test_run_in_progress_requires_resume_or_restart(config_file: Path, tmp_path: Path) -> None:

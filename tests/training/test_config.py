@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from polyhead_training.config import Config, DataConfig, HeadConfig, ModelConfig, StageConfig, TrainingConfig
 from polyhead_training.errors import ConfigError
+from polyhead_training.model_types import RESERVED_HEAD_NAMES
 from pydantic import ValidationError
+from torch import nn
 
 MINIMAL = {"name": "tickets", "data": {"train": "rows.jsonl"}}
 
@@ -92,6 +95,11 @@ def test_invalid_heads_are_rejected(heads: list[dict[str, object]], message: str
 def test_contradictory_fields_are_rejected(section: str, values: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Config.model_validate(MINIMAL | {section: values})
+
+
+def test_reserved_head_names_are_those_of_torch() -> None:
+    valid = {name for name in dir(nn.ModuleDict) if re.fullmatch("[a-z][a-z0-9_]*", name)}
+    assert valid - RESERVED_HEAD_NAMES == set()
 
 
 def test_resolve_starts_at_the_folder_of_the_file() -> None:

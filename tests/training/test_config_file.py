@@ -16,6 +16,7 @@ SHIPPED = [TRAINING / "demo" / "config.toml", *sorted((TRAINING / "configs").glo
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
+    (tmp_path / "rows.jsonl").touch()
     return tmp_path / "tickets.toml"
 
 
@@ -31,7 +32,7 @@ def test_config_has_the_path_of_its_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "field", "reason"),
     [
-        ("name = \n", "", "is not valid TOML.*line 1"),
+        ("name = \n", "", "is not valid TOML: Invalid value .column 8"),
         ('name = "x"\n', "data", "is missing"),
         (MINIMAL + "[training]\nbatch_sise = 4\n", "training.batch_sise", "did you mean batch_size"),
         (MINIMAL + "[training]\nzzz = 4\n", "training.zzz", "the fields are seed, batch_size"),
@@ -43,7 +44,6 @@ def test_config_has_the_path_of_its_file(path: Path) -> None:
         (MINIMAL + '[[model.heads]]\nname = "a"\n', "model.heads.0.kind", "is missing: softmax .one of"),
         (MINIMAL + '[model]\npooling = "max"\n', "model.pooling", "'max': Input should be 'cls', 'mean'"),
         (WITH_STAGE + "epochs = 0\n", "training.stages.0.epochs", "Number of epochs over the training rows"),
-        (MINIMAL + "[training]\nseed = -1\nbatch_size = 0\n", "training.seed", "and 1 more"),
     ],
 )
 def test_error_names_file_field_and_fix(path: Path, text: str, field: str, reason: str) -> None:
@@ -53,6 +53,83 @@ def test_error_names_file_field_and_fix(path: Path, text: str, field: str, reaso
     assert caught.value.field == field
     assert re.search(reason, caught.value.reason)
     assert "\n" not in str(caught.value)
+
+
+def test_all_mistakes_are_listed_in_the_order_of_the_file(path: Path) -> None:
+    path.write_text(
+        """\
+nam = "x"
+batch_size = 3
+
+[model]
+pooling = "maen"
+[[model.heads]]
+name = "topic"
+kind = "softmax"
+threshold = 0.3
+class_weights = {ap = 2.0}
+labels = ["app", "billing"]
+[[model.heads]]
+name = "mood"
+kind = "sigmoid"
+labels = ["a"]
+
+[data]
+train = ["nowhere.jsonl", "row.jsonl", "${NOPE}/x.csv"]
+validation = "v.csv"
+
+[training]
+loss_weights = {tpic = 3.0}
+batch_size = 0
+"""
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_config(path, ["x", "training.seed=-1"])
+    found = [line.removeprefix(str(path)) for line in str(caught.value).splitlines()]
+    expected = [
+        ": --set 'x' is not a valid override",
+        ": name: is missing: Name of the model",
+        ": training.seed: -1: Input should be greater",
+        ":1: nam: is not a valid field: did you mean name?",
+        ":2: batch_size: is not a valid field: did you mean training.batch_size?",
+        ":5: model.pooling: 'maen': Input should be 'cls', 'mean' or 'cls_mean'; did you mean mean?",
+        ":6: model.heads.0: threshold 0.3",
+        ":6: model.heads.0: class_weights has the label 'ap', but labels has only app, billing; did you mean 'app'?",
+        ":12: model.heads.1: kind 'sigmoid' and labels ('a',)",
+        ":18: data.train: the file",
+        ":18: data.train: the file",
+        ":18: data.train: '${NOPE}/x.csv' requires the environment variable NOPE",
+        ":19: data.validation: the file",
+        ":23: training.batch_size: 0",
+    ]
+    assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
+    assert found[10].endswith("did you mean 'rows.jsonl'?")
+
+
+def test_mistakes_between_sections_are_listed_beside_those_within(path: Path) -> None:
+    path.write_text(MINIMAL + '[training]\nbatch_size = 0\nloss_weights = {tpic = 3.0}\n[model]\nmax_tokens = "many"\n')
+    with pytest.raises(ConfigError) as caught:
+        read_config(path)
+    first, second, third = str(caught.value).splitlines()
+    assert first.startswith(f"{path}:5: training.batch_size")
+    assert second == (
+        f"{path}:6: training.loss_weights.tpic refers to head 'tpic', but model.heads has only sentiment, topic; "
+        "did you mean 'topic'?"
+    )
+    assert third.startswith(f"{path}:8: model.max_tokens: 'many'")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_files_of_windows_editors_are_read(path: Path, encoding: str, end: str) -> None:
+    path.write_bytes(MINIMAL.replace("\n", end).encode(encoding))
+    assert read_config(path).name == "tickets"
+
+
+def test_file_in_another_encoding_is_an_error_with_its_line(path: Path) -> None:
+    path.write_bytes(MINIMAL.encode() + b"# caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"tickets\.toml:4: is not UTF-8: save the file as UTF-8"):
+        read_config(path)
 
 
 def test_missing_file_is_a_config_error(path: Path) -> None:

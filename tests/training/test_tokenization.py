@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from polyhead_training import tokenization
 from polyhead_training.backbone import open_backbone
-from polyhead_training.tokenization import encode, load_tokenizer, pad
+from polyhead_training.tokenization import chunks, encode, load_tokenizer, pad
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -39,6 +39,12 @@ def test_encode_keeps_the_order_of_many_texts(checkpoints: dict[str, Path]) -> N
     tokenizer = load_tokenizer(checkpoints["bert"] / "tokenizer.json")
     texts = [TEXTS[number % 3] for number in range(2500)]
     assert list(encode(tokenizer, texts, 32)) == [next(encode(tokenizer, [text], 32)) for text in texts]
+
+
+def test_chunks_are_bounded_in_texts_and_characters() -> None:
+    assert list(chunks(["aa", "b", "cccc", "d", "e", "f"], 2, 4)) == [["aa", "b"], ["cccc"], ["d", "e"], ["f"]]
+    assert list(chunks(["a", "bbbbbb", "c"], 9, 4)) == [["a"], ["bbbbbb"], ["c"]]
+    assert list(chunks([], 9, 4)) == []
 
 
 def test_pad_pads_on_the_right() -> None:

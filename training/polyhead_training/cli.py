@@ -9,8 +9,12 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from polyhead_training.runs.in_progress import ResumePolicy
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -120,25 +124,28 @@ def main(  # noqa: PLR0917 - click passes them by name
     # Spinning OpenMP threads slow training several times on shared cores. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     stop = _StopSignal()
-    # Imported here because these imports take seconds, which --help does not need.
+    # Imported here for the sake of --help.
     from safetensors import SafetensorError
 
-    from polyhead_training.runs.in_progress import ResumePolicy
+    from polyhead_training.data.dataset import read_data
 
-    from . import train
     from .config_file import read_config
     from .errors import DivergenceError, HubError, StoppedError, StorageError, TrainingError
 
-    _silence_transformers()
     start = time.monotonic()
     try:
         config = read_config(config_path, overrides)
+        data = read_data(config)
+        # Imports torch, which takes seconds: mistakes in the configuration or the rows are reported before.
+        from . import train
+
+        _silence_transformers()
         if dry_run:
-            train.dry_run(config, _report)
+            train.dry_run(config, data, _report)
             return
         destination = output_dir or Path("runs") / config.name
         policy: ResumePolicy = "refuse" if resume is None else "resume" if resume else "restart"
-        train.train(config, destination, max_steps=max_steps, policy=policy, stop=stop, report=_report)
+        train.train(config, destination, data=data, max_steps=max_steps, policy=policy, stop=stop, report=_report)
     except StoppedError as error:
         _report(f"polyhead-train: {error}; resume with\n  {_resume_command()}")
         sys.exit(128 + (stop.signal or signal.SIGTERM))

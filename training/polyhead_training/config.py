@@ -9,22 +9,39 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
-from torch import nn
 
 from .errors import ConfigError
-from .model import EmbeddingPoolingKind, HeadKind, PolyheadConfig, PoolingKind
+from .model_types import RESERVED_HEAD_NAMES, EmbeddingPoolingKind, HeadKind, PoolingKind, output_names
+from .suggestions import did_you_mean, folded
 
 PartName = Annotated[str, Field(pattern=r"^(heads|head:.+|pooling|layers:[1-9][0-9]*|embeddings|backbone|all)$")]
+# Prefix of the names of hub datasets among the sources of rows.
+HUB_PREFIX = "hub:"
 # The name of a head becomes part of an ONNX output name and a JSON key.
 HeadName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+_Value = TypeVar("_Value")
+
+
+def _require(value: _Value, reasons: Sequence[str]) -> _Value:
+    """Returns a valid value.
+
+    Raises:
+        ValueError: There are reasons against it, one per line of the message.
+    """
+    if reasons:
+        raise ValueError("\n".join(reasons))
+    return value
 
 
 class HeadConfig(_Section):
@@ -60,21 +77,22 @@ class HeadConfig(_Section):
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> Self:
         labels = self.labels
+        reasons = []
         if self.kind == "sigmoid" and (labels is None or len(labels) != 2):
-            raise ValueError(
-                f"kind 'sigmoid' and labels {labels}: name two labels, the label for 0 and the label for 1"
-            )
-        if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels) or "" in labels):
-            raise ValueError(f"labels {labels}: a head requires at least two labels, all different, none of them empty")
+            reasons.append(f"kind 'sigmoid' and labels {labels}: name two labels, the label for 0 and the label for 1")
+        elif labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels) or not all(map(folded, labels))):
+            reasons.append(f"labels {labels}: a head requires at least two labels, all different, none of them blank")
         if self.kind == "softmax" and self.threshold != 0.5:
-            raise ValueError(
+            reasons.append(
                 f"threshold {self.threshold}: a softmax head predicts its most probable label: remove threshold"
             )
         if isinstance(self.class_weights, dict) and labels is not None:
             for label in self.class_weights:
                 if label not in labels:
-                    raise ValueError(f"class_weights has the label {label!r}, but labels has only {', '.join(labels)}")
-        return self
+                    hint = did_you_mean(label, labels)
+                    known = f"labels has only {', '.join(labels)}{'; ' if hint else ''}{hint}"
+                    reasons.append(f"class_weights has the label {label!r}, but {known}")
+        return _require(self, reasons)
 
 
 _DEFAULT_HEADS = (
@@ -105,15 +123,18 @@ class ModelConfig(_Section):
     @classmethod
     def _names_are_distinct(cls, heads: tuple[HeadConfig, ...]) -> tuple[HeadConfig, ...]:
         names = [head.name for head in heads]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two heads have the name {name!r}: rename one")
-            if hasattr(nn.ModuleDict, name):
-                raise ValueError(f"{name!r} is not a valid name of a head: torch reserves it; choose another")
-        outputs = PolyheadConfig(heads=[{"name": head.name, "kind": head.kind} for head in heads]).output_names()
-        if len(set(outputs.values())) < len(heads):
-            raise ValueError(f"heads {names}: two of them would share an ONNX output name: rename the head 'sentiment'")
-        return heads
+        reasons = [
+            f"two heads have the name {name!r}: rename one" for name in sorted(set(names)) if names.count(name) > 1
+        ]
+        reasons += [
+            f"{name!r} is not a valid name of a head: torch reserves it; choose another"
+            for name in names
+            if name in RESERVED_HEAD_NAMES
+        ]
+        outputs = output_names((head.name, head.kind) for head in heads)
+        if len(set(outputs.values())) < len(set(names)):
+            reasons.append(f"heads {names}: two of them would share an ONNX output name: rename the head 'sentiment'")
+        return _require(heads, reasons)
 
 
 class DataConfig(_Section):
@@ -240,6 +261,7 @@ class Config(_Section):
     training: TrainingConfig = TrainingConfig()
     """Hyperparameters and stages."""
     _source: Path = PrivateAttr(default=Path("config"))
+    _line_of: Callable[[str], int] | None = PrivateAttr(default=None)
 
     @property
     def source(self) -> Path:
@@ -248,39 +270,64 @@ class Config(_Section):
 
     def error(self, field: str, reason: str) -> ConfigError:
         """Builds an error about a field, for code that finds it inconsistent with the data or the backbone."""
-        return ConfigError(self.source, field, reason)
+        return ConfigError(self.source, field, reason, line=self._line_of(field) if self._line_of else 0)
 
     def resolve(self, field: str, text: str) -> Path:
         """Resolves the path in a field: expands ``${VARIABLE}`` and anchors it at the configuration file's folder.
 
         Raises:
-            ConfigError: A variable is not set.
+            ConfigError: Variables are not set.
         """
+        unset = [name for name in re.findall(r"\$\{(\w+)\}", text) if name not in os.environ]
+        if unset:
+            names = " and ".join(dict.fromkeys(unset))
+            raise self.error(field, f"{text!r} requires the environment variable {names}, which is not set")
+        return self.source.parent / re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], text)
 
-        def value(match: re.Match[str]) -> str:
-            if match[1] not in os.environ:
-                raise self.error(field, f"{text!r} requires the environment variable {match[1]}, which is not set")
-            return os.environ[match[1]]
+    def sources(self) -> dict[str, list[Path]]:
+        """Returns the files and hub datasets with rows, by field of the section ``data``.
 
-        return self.source.parent / re.sub(r"\$\{(\w+)\}", value, text)
+        Raises:
+            ConfigError: Variables in paths are not set, or files do not exist; the error lists all of them.
+        """
+        found: dict[str, list[Path]] = {}
+        errors = []
+        for field in ("train", "validation", "test", "similarity"):
+            found[field] = []
+            for text in getattr(self.data, field):
+                try:
+                    found[field].append(self._existing(f"data.{field}", text))
+                except ConfigError as error:
+                    errors.append(error)
+        if errors:
+            raise ConfigError.combine(errors)
+        return found
+
+    def _existing(self, field: str, text: str) -> Path:
+        if text.startswith(HUB_PREFIX):
+            return Path(text)
+        path = self.resolve(field, text)
+        if path.is_dir():
+            raise self.error(field, f"{path} is a folder: name the files in it")
+        if not path.exists():
+            siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+            hint = did_you_mean(path.name, siblings) or "paths are relative to the configuration file"
+            raise self.error(field, f"the file {path} does not exist; {hint}")
+        return path
 
     @model_validator(mode="after")
-    def _heads_exist(self) -> Self:
-        names = {head.name for head in self.model.heads}
-        references = {f"training.loss_weights.{name}": name for name in self.training.loss_weights}
+    def _sections_fit(self) -> Self:
+        names = sorted(head.name for head in self.model.heads)
+        references = [(f"training.loss_weights.{name}", name) for name in self.training.loss_weights]
         for index, stage in enumerate(self.training.stages):
-            parts = [part for part in (*stage.train, *stage.learning_rates) if part.startswith("head:")]
-            references |= {f"training.stages.{index}.train": part.removeprefix("head:") for part in parts}
-        for field, name in references.items():
+            for field, parts in (("train", stage.train), ("learning_rates", stage.learning_rates)):
+                heads = [part.removeprefix("head:") for part in parts if part.startswith("head:")]
+                references += [(f"training.stages.{index}.{field}", name) for name in heads]
+        reasons = []
+        for field, name in references:
             if name not in names:
-                raise ValueError(
-                    f"{field} refers to head {name!r}, but model.heads has only {', '.join(sorted(names))}"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _text_field_is_not_a_label(self) -> Self:
-        fields = [head.field for head in self.model.heads]
-        if self.data.text in fields:
-            raise ValueError(f"data.text and a head's field are both {self.data.text!r}: they must differ")
-        return self
+                hint = f"; {did_you_mean(name, names)}" if did_you_mean(name, names) else ""
+                reasons.append(f"{field} refers to head {name!r}, but model.heads has only {', '.join(names)}{hint}")
+        if self.data.text in [head.field for head in self.model.heads]:
+            reasons.append(f"data.text and a head's field are both {self.data.text!r}: they must differ")
+        return _require(self, reasons)

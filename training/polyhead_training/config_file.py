@@ -1,10 +1,14 @@
-"""Reader of configuration files, with overrides from the command line and readable error messages."""
+"""Reader of configuration files, with overrides from the command line and readable error messages.
+
+All mistakes of a file are reported at once, each with its line.
+"""
 
 from __future__ import annotations
 
-import difflib
+import copy
+import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from .config import Config, DataConfig, HeadConfig, ModelConfig, StageConfig, TrainingConfig
 from .errors import ConfigError
+from .suggestions import closest
 
 # Class of each section, by the section's dotted name without list indices.
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -23,6 +28,11 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "training": TrainingConfig,
     "training.stages": StageConfig,
 }
+# Times that a file is validated again without its invalid values, which hide faults of the sections around them.
+_MAX_VALIDATIONS = 5
+
+# Position of a value in the file: keys, and indices of lists.
+_Location = tuple[str | int, ...]
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -37,25 +47,89 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         The configuration, with all defaults filled in.
 
     Raises:
-        ConfigError: The file cannot be read, or a field is invalid.
+        ConfigError: The file cannot be read, or fields are invalid; the error lists all of them.
     """
+    text = _read_text(path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(path, "", f"cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(path, "", f"is not valid TOML: {error}") from None
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message, line = str(error), 0
+        if found := re.search(r" \(at line (\d+), column (\d+)\)", message):
+            message, line = message.replace(found[0], f" (column {found[2]})"), int(found[1])
+        raise ConfigError(path, "", f"is not valid TOML: {message}", line=line) from None
+    errors = []
+    lines = _Lines(text)
     for override in overrides:
-        _apply(path, values, override)
+        try:
+            lines.forget(_apply(path, values, override))
+        except ConfigError as error:
+            errors.append(error)
     try:
         config = Config.model_validate(values)
-    except ValidationError as error:
-        raise _explain(path, error.errors(include_url=False)) from None
+    except ValidationError:
+        errors += [
+            ConfigError(path, field, reason, line=lines.find(field or reason.split()[0]))
+            for details in _faults(values)
+            for field, reason in _explain(details)
+        ]
+        errors += _missing_files(path, values, lines)
+    if errors:
+        raise ConfigError.combine(sorted(errors, key=lambda error: error.line))
     config._source = path
+    config._line_of = lines.find
     return config
 
 
-def _apply(path: Path, values: dict[str, Any], override: str) -> None:
+def _read_text(path: Path) -> str:
+    try:
+        # Some editors write a byte order mark, which TOML does not allow.
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(path, "", f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(path, "", "is not UTF-8: save the file as UTF-8", line=line) from None
+
+
+class _Lines:
+    """Lines of the fields of a TOML file. A field inside a value has the line on which the value starts."""
+
+    def __init__(self, text: str) -> None:
+        self._lines: dict[_Location, int] = {}
+        section: _Location = ()
+        for number, line in enumerate(text.splitlines(), start=1):
+            if found := re.match(r"\s*(\[\[?)([^\[\]]+)\]", line):
+                section = self._section(_keys(found[2]), is_list=len(found[1]) == 2)
+                self._lines.setdefault(section, number)
+            elif found := re.match(r"\s*([\w.\"' -]+?)\s*=", line):
+                self._lines.setdefault((*section, *_keys(found[1])), number)
+
+    def find(self, field: str) -> int:
+        """Returns the line of a dotted field, or of the section that lacks it; 0 if there is neither."""
+        location = tuple(int(key) if key.isdecimal() else key for key in field.split("."))
+        starts = (location[:count] for count in range(len(location), 0, -1))
+        return next((self._lines[start] for start in starts if start in self._lines), 0)
+
+    def forget(self, location: _Location) -> None:
+        """Removes the lines of a field that the command line overrides."""
+        for other in [other for other in self._lines if other[: len(location)] == location]:
+            del self._lines[other]
+        # Without a line of its own, the field would have that of its section.
+        self._lines[location] = 0
+
+    def _section(self, keys: _Location, *, is_list: bool) -> _Location:
+        if not is_list:
+            return keys
+        count = sum(1 for other in self._lines if other[:-1] == keys and isinstance(other[-1], int))
+        return (*keys, count)
+
+
+def _keys(text: str) -> _Location:
+    return tuple(key.strip(" \"'") for key in text.split("."))
+
+
+def _apply(path: Path, values: dict[str, Any], override: str) -> _Location:
+    """Sets the field that an override names; returns its location."""
     key, separator, text = override.partition("=")
     if not separator:
         raise ConfigError(path, "", f"--set {override!r} is not a valid override: write --set key=value")
@@ -69,6 +143,7 @@ def _apply(path: Path, values: dict[str, Any], override: str) -> None:
         raise ConfigError(
             path, key, "--set refers to a field that does not exist; a list requires the index of an existing element"
         ) from None
+    return tuple(int(name) if name.isdecimal() else name for name in (*parents, last))
 
 
 def _parse(text: str) -> object:
@@ -79,12 +154,77 @@ def _parse(text: str) -> object:
     return values["value"] if len(values) == 1 else text
 
 
-def _explain(path: Path, errors: Sequence[ErrorDetails]) -> ConfigError:
-    first = errors[0]
-    field = ".".join(map(str, first["loc"]))
-    reason = _reason(first)
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return ConfigError(path, field, reason + more)
+def _faults(values: dict[str, Any]) -> Iterator[ErrorDetails]:
+    """Yields all faults of a configuration.
+
+    A section that contains an invalid value is not compared with others, so its value is removed and the rest
+    validated again.
+    """
+    rest = copy.deepcopy(values)
+    known = set()
+    for number in range(_MAX_VALIDATIONS):
+        try:
+            Config.model_validate(rest)
+        except ValidationError as error:
+            faults = error.errors(include_url=False)
+        else:
+            return
+        for fault in faults:
+            # A section that lost invalid elements may also be reported as too short.
+            parts = [
+                other for other in faults if other is not fault and other["loc"][: len(fault["loc"])] == fault["loc"]
+            ]
+            if fault["type"] == "too_short" and parts:
+                continue
+            # Later faults of other types may be effects of the removal.
+            if (number == 0 or fault["type"] == "value_error") and (fault["loc"], fault["msg"]) not in known:
+                known.add((fault["loc"], fault["msg"]))
+                yield fault
+        removed = [_remove(rest, fault) for fault in faults]
+        if not any(removed):
+            return
+
+
+def _remove(values: dict[str, Any], fault: ErrorDetails) -> bool:
+    """Removes an invalid value, or an unknown field, from a configuration; returns whether it could."""
+    *parents, last = fault["loc"] or [""]
+    target: Any = values
+    for key in parents:
+        is_present = key in target if isinstance(target, dict) else isinstance(target, list)
+        if not is_present:  # a branch of a union, not a key
+            return False
+        target = target[key]
+    if not isinstance(target, dict) or last not in target:
+        return False
+    if fault["type"] != "extra_forbidden" and isinstance(target[last], dict | list):
+        return False
+    del target[last]
+    return True
+
+
+def _missing_files(path: Path, values: dict[str, Any], lines: _Lines) -> list[ConfigError]:
+    """Returns an error for each missing file, if the section ``data`` is valid by itself."""
+    try:
+        config = Config.model_validate({"name": "any", "data": values.get("data"), "model": {"heads": [_ANY_HEAD]}})
+        config._source = path
+        config._line_of = lines.find
+        config.sources()
+    except ValidationError:
+        return []
+    except ConfigError as error:
+        return [ConfigError(path, error.field, error.reason, line=error.line), *error.others]
+    return []
+
+
+# A head whose field cannot be the text's.
+_ANY_HEAD = {"name": "any", "kind": "softmax", "field": "\0"}
+
+
+def _explain(error: ErrorDetails) -> Iterator[tuple[str, str]]:
+    """Yields the dotted field and the reason of each fault; one validator may report several."""
+    field = ".".join(map(str, error["loc"]))
+    for reason in _reason(error).split("\n"):
+        yield field, reason
 
 
 def _reason(error: ErrorDetails) -> str:
@@ -92,17 +232,26 @@ def _reason(error: ErrorDetails) -> str:
     section = _SECTIONS.get(".".join(names[:-1])) if names else None
     fields = section.model_fields if section else {}
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(names[-1], fields, n=1)
-        return "is not a valid field: " + (
-            f"did you mean {close[0]}?" if close else f"the fields are {', '.join(fields)}"
-        )
+        return f"is not a valid field: {_suggestion(names[-1], fields)}"
     if error["type"] == "missing":
         return f"is missing: {_description(fields, names)}"
     if error["type"] == "value_error":
         # The validators of config.py include the value and the fix in their message.
         return error["msg"].removeprefix("Value error, ")
     hint = _description(fields, names)
-    return f"{error['input']!r}: {error['msg']}{f' ({hint})' if hint else ''}"
+    allowed = re.findall(r"'([^']*)'", str(error.get("ctx", {}).get("expected", "")))
+    close = closest(str(error["input"]), allowed)
+    question = f"; did you mean {close}?" if close else ""
+    return f"{error['input']!r}: {error['msg']}{question}{f' ({hint})' if hint else ''}"
+
+
+def _suggestion(name: str, fields: Any) -> str:
+    if close := closest(name, fields):
+        return f"did you mean {close}?"
+    for section, kind in _SECTIONS.items():
+        if name in kind.model_fields:
+            return f"did you mean {section}.{name}?" if section else f"did you mean {name}, outside of any section?"
+    return f"the fields are {', '.join(fields)}"
 
 
 def _description(fields: Any, names: Sequence[str]) -> str:

@@ -16,9 +16,13 @@ Errors::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from polyhead_rows import Problem
+
+# Other rows with the same fault that one line of an error names.
+_MAX_LINES = 20
 
 
 class TrainingError(Exception):
@@ -26,37 +30,34 @@ class TrainingError(Exception):
 
 
 class ConfigError(TrainingError):
-    """A field of the configuration is invalid.
+    """Fields of the configuration are invalid.
 
     Attributes:
         path: The configuration file.
-        field: Dotted name of the field, ``training.batch_size``; empty when the error concerns the whole file.
+        line: Line of the file, counted from 1; 0 where the fault is not in a line of it.
+        field: Dotted name of the first invalid field, ``training.batch_size``; empty when the error concerns the whole
+            file.
         reason: The fault and how to correct it.
+        others: The other faults of the file, an error each.
     """
 
-    def __init__(self, path: Path, field: str, reason: str) -> None:
-        super().__init__(f"{path}: {field}: {reason}" if field else f"{path}: {reason}")
+    def __init__(
+        self, path: Path, field: str, reason: str, *, line: int = 0, others: Sequence[ConfigError] = ()
+    ) -> None:
+        place = f"{path}:{line}" if line else str(path)
+        first = f"{place}: {field}: {reason}" if field else f"{place}: {reason}"
+        super().__init__("\n".join([first, *map(str, others)]))
         self.path = path
+        self.line = line
         self.field = field
         self.reason = reason
+        self.others = tuple(others)
 
-
-@dataclass(frozen=True)
-class Problem:
-    """An invalid row.
-
-    Attributes:
-        path: The file.
-        line: Line of the file, or row of a Parquet file, counted from 1; 0 when the error concerns the whole file.
-        reason: The fault, with the field and the value, and how to correct it.
-    """
-
-    path: Path
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.reason}" if self.line else f"{self.path}: {self.reason}"
+    @classmethod
+    def combine(cls, errors: Sequence[ConfigError]) -> ConfigError:
+        """Combines the errors of one file into one that lists all of them."""
+        first, *others = errors
+        return cls(first.path, first.field, first.reason, line=first.line, others=others)
 
 
 class DataError(TrainingError):
@@ -71,7 +72,18 @@ class DataError(TrainingError):
         self.problems = tuple(problems)
         self.found = len(problems) if found is None else found
         more = [f"{self.found:,} rows are invalid; the first {len(problems)} are listed"]
-        super().__init__("\n".join([*map(str, problems), *(more if self.found > len(problems) else [])]))
+        super().__init__("\n".join([*_grouped(problems), *(more if self.found > len(problems) else [])]))
+
+
+def _grouped(problems: Sequence[Problem]) -> Iterator[str]:
+    """Yields a line for each fault of each file, with all of the rows that have it."""
+    groups: dict[tuple[Path, str], list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault((problem.path, problem.reason), []).append(problem)
+    for first, *others in groups.values():
+        lines = ", ".join(str(other.line) for other in others[:_MAX_LINES])
+        more = f" and {len(others) - _MAX_LINES} more" if len(others) > _MAX_LINES else ""
+        yield f"{first}{f' (also in line {lines}{more})' if others else ''}"
 
 
 class BackboneError(TrainingError):

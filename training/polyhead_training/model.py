@@ -10,23 +10,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from .model_types import ActivationKind, EmbeddingPoolingKind, HeadKind, PoolingKind, output_names
+
 # Model families whose layers and embeddings have the attribute names that loop/stages.py requires.
 FAMILIES = frozenset({"bert", "camembert", "distilbert", "roberta", "xlm-roberta"})
 # Attention implementations of transformers itself; any other name makes it fetch a kernel from the hub.
 _ATTENTIONS = frozenset({None, "eager", "sdpa"})
-
-HeadKind = Literal["softmax", "sigmoid"]
-# Trained heads use ReLU; imported classifiers of BERT and RoBERTa use tanh.
-ActivationKind = Literal["relu", "tanh"]
-PoolingKind = Literal["cls", "mean", "cls_mean"]
-# "shared": the embedding is the heads' input features, including the effects of training on them.
-EmbeddingPoolingKind = Literal["cls", "mean", "shared"]
 
 
 class Outputs(NamedTuple):
@@ -91,16 +86,8 @@ class PolyheadConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is
         return cast(PreTrainedConfig, AutoConfig.for_model(values.pop("model_type"), **values))
 
     def output_names(self) -> dict[str, str]:
-        """Returns the output name of each head's logits in an exported graph, by head name, in order.
-
-        The first softmax head's output is ``logits``, the first sigmoid head's is ``sentiment_logits``, any other
-        head's is ``<name>_logits``.
-        """
-        names: dict[str, str] = {}
-        for head in self.heads:
-            first = "logits" if head["kind"] == "softmax" else "sentiment_logits"
-            names[head["name"]] = f"{head['name']}_logits" if first in names.values() else first
-        return names
+        """Returns the output name of each head's logits in an exported graph, by head name, in order."""
+        return output_names((head["name"], head["kind"]) for head in self.heads)
 
 
 def _require_no_code(where: str, values: dict[str, Any]) -> None:

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-# Texts per tokenizer call: enough to keep its threads busy, few enough to avoid a second copy of the data in memory.
+# Texts and characters per tokenizer call: enough to keep its threads busy, few enough to bound its memory, about
+# 200 bytes for each character.
 _CHUNK_TEXTS = 1024
+_CHUNK_CHARACTERS = 2**20
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -72,9 +74,23 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> Itera
 
 def encode_counted(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> Iterator[tuple[list[int], int]]:
     """Yields the same ids as ``encode``, each with the text's number of tokens before truncation."""
-    for start in range(0, len(texts), _CHUNK_TEXTS):
-        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + _CHUNK_TEXTS])):
+    for chunk in chunks(texts, _CHUNK_TEXTS, _CHUNK_CHARACTERS):
+        for encoding in tokenizer.encode_batch_fast(chunk):
             yield _truncate(encoding, max_tokens), len(encoding)
+
+
+def chunks(texts: Sequence[str], max_texts: int, max_characters: int) -> Iterator[list[str]]:
+    """Splits texts into lists of at most ``max_texts`` and ``max_characters``; a longer text is a list of its own."""
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        if chunk and (len(chunk) == max_texts or size + len(text) > max_characters):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(text)
+        size += len(text)
+    if chunk:
+        yield chunk
 
 
 def pad(ids: Sequence[Sequence[int]], pad_token_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

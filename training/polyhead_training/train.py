@@ -22,7 +22,7 @@ from polyhead_bundle.atomic_directory import recover
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from polyhead_training.data.dataset import Row
+from polyhead_training.data.dataset import Data, Row, read_data
 from polyhead_training.data.preparation import Prepared, prepare
 from polyhead_training.evaluation.evaluate import Evaluation, Split, evaluate_run, table
 from polyhead_training.evaluation.metrics import quick_score
@@ -62,6 +62,7 @@ def train(
     config: Config,
     destination: Path,
     *,
+    data: Data | None = None,
     max_steps: int | None = None,
     policy: ResumePolicy = "refuse",
     stop: Callable[[], bool] = lambda: False,
@@ -72,6 +73,7 @@ def train(
     Args:
         config: The configuration.
         destination: The run directory; an existing run there is replaced.
+        data: The rows, if the caller has read them; None reads them.
         max_steps: Steps after which training ends early; None for no limit.
         policy: Action for an existing run in progress.
         stop: Returns whether to stop; called once per step.
@@ -90,7 +92,7 @@ def train(
         recover(destination.resolve())
     accelerator.wait_for_everyone()
     report = report if accelerator.is_main_process else _discard
-    prepared = prepare(config)
+    prepared = prepare(config, data or read_data(config))
     for line in prepared.report.lines():
         report(line)
     model = build_model(config, prepared.backbone, prepared.data.heads).to(accelerator.device)
@@ -131,17 +133,18 @@ def train(
     return evaluation
 
 
-def dry_run(config: Config, report: Report = print) -> None:
+def dry_run(config: Config, data: Data, report: Report = print) -> None:
     """Validates the configuration, the data and the backbone without training.
 
     Args:
         config: The configuration.
+        data: Its rows.
         report: Receives the data quality report.
 
     Raises:
         TrainingError: The configuration, the data or the backbone cannot be used.
     """
-    prepared = prepare(config)
+    prepared = prepare(config, data)
     for line in prepared.report.lines():
         report(line)
     check_stages(config, build_model(config, prepared.backbone, prepared.data.heads))

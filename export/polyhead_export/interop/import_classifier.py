@@ -13,7 +13,8 @@ from typing import Any, cast
 import torch
 from polyhead_training.backbone import Backbone
 from polyhead_training.config import HeadConfig
-from polyhead_training.model import ActivationKind, PolyheadModel
+from polyhead_training.model import PolyheadModel
+from polyhead_training.model_types import ActivationKind
 from polyhead_training.tokenization import encode, pad
 from pydantic import ValidationError
 from tokenizers import Tokenizer

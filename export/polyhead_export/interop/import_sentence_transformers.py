@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from polyhead_training.backbone import Backbone
-from polyhead_training.model import EmbeddingPoolingKind, PolyheadModel
+from polyhead_training.model import PolyheadModel
+from polyhead_training.model_types import EmbeddingPoolingKind
 from polyhead_training.tokenization import encode, pad
 from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from polyhead_rows import RawRow
 from polyhead_training.config import Config
 from polyhead_training.data.dataset import Data, Pair, Row, read_data, split_rows
 from polyhead_training.errors import ConfigError, DataError
@@ -17,7 +18,10 @@ HEADS = """[
     {name = "topic", kind = "softmax", field = "label", labels = ["app", "billing"]},
     {name = "sentiment", kind = "sigmoid", labels = ["negative", "positive"]},
 ]""".replace("\n", "")
-GOOD = [{"text": "good", "label": "app", "sentiment": 1}, {"text": "bad", "label": "billing", "sentiment": 0}]
+GOOD: list[dict[str, object]] = [
+    {"text": "good", "label": "app", "sentiment": 1},
+    {"text": "bad", "label": "billing", "sentiment": 0},
+]
 
 
 @pytest.fixture
@@ -158,7 +162,11 @@ def test_pair_without_a_field_names_the_setting(read: Read, write_jsonl: WriteJs
 
 
 def test_hub_dataset_name_is_not_resolved_as_a_path(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyhead_training.data.hub_datasets.read_dataset", lambda name: iter(GOOD))
+    def read_dataset(name: str, fields: Collection[str]) -> Iterator[RawRow]:
+        for line, row in enumerate(GOOD, start=1):
+            yield RawRow(Path(name), line, row, tuple(row))
+
+    monkeypatch.setattr("polyhead_training.data.hub_datasets.read_dataset", read_dataset)
     data = read(train=["hub:owner/name#train"], validation=["good.jsonl"])
     assert [(str(row.path), row.line) for row in data.train] == [
         ("hub:owner/name#train", 1),
@@ -182,6 +190,90 @@ def test_split_depends_on_the_seed_alone() -> None:
     rows = [row(str(n), "a") for n in range(200)]
     assert split_rows(rows, 0.2, seed=1) == split_rows(rows, 0.2, seed=1)
     assert split_rows(rows, 0.2, seed=1) != split_rows(rows, 0.2, seed=2)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_split_never_takes_the_last_row_of_a_label(fraction: float) -> None:
+    rows = [
+        row(f"{label}{n}", label) for label, count in (("a", 30), ("b", 1), ("c", 2), ("d", 3)) for n in range(count)
+    ]
+    for seed in range(10):
+        stay, taken = split_rows(rows, fraction, seed)
+        assert {found.labels[0] for found in stay} == {"a", "b", "c", "d"}
+        assert len(stay) + len(taken) == len(rows)
+
+
+def test_split_keeps_the_last_row_of_each_head() -> None:
+    rows = [Row(str(n), ("a" if n % 2 else "b", "x" if n == 7 else "y"), Path("a.jsonl"), n, 0) for n in range(20)]
+    assert all("x" in {found.labels[1] for found in split_rows(rows, 0.5, seed)[0]} for seed in range(20))
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("a.csv", "text,label\n"), ("a.csv", "")])
+def test_training_file_without_rows_is_an_error(read: Read, tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=rf"{name}: has no rows"):
+        read(train=[name])
+
+
+def test_split_without_rows_is_remembered(read: Read, tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("text,label\n")
+    data = read(train=["good.jsonl", "empty.csv"], validation=["empty.csv"], test=["empty.csv"])
+    assert data.empty == ("validation", "test")
+    assert data.fields[tmp_path / "empty.csv"] == ()
+    assert read(train=["good.jsonl"]).empty == ("validation",)
+
+
+def test_equal_faults_of_a_file_are_one_line(read: Read, write_jsonl: WriteJsonl) -> None:
+    path = write_jsonl("a.jsonl", [{"text": "a", "label": "ap" if n % 2 else "app"} for n in range(60)])
+    with pytest.raises(DataError) as caught:
+        read(test=["a.jsonl"])
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{path}:2: field 'label': 'ap' is not a valid label")
+    assert line.endswith("(also in line 4, 6, " + ", ".join(map(str, range(8, 43, 2))) + " and 9 more)")
+    assert caught.value.found == 30
+
+
+@pytest.mark.parametrize("text", ["", " ", "\u200b\ufeff\xa0", "\x00", None, 3, 1.5, True, ["a"], {"a": 1}])
+def test_value_that_is_no_text_is_an_error(read: Read, write_jsonl: WriteJsonl, text: object) -> None:
+    write_jsonl("a.jsonl", [{"text": text}])
+    with pytest.raises(DataError, match=r"a\.jsonl:1: field 'text': .* is not a valid text"):
+        read(test=["a.jsonl"])
+
+
+def test_unnamed_columns_have_no_influence(read: Read, tmp_path: Path) -> None:
+    """Neither their values nor names that occur twice."""
+    (tmp_path / "a.csv").write_bytes(b"note,text,label,note,\n\xff,one,app,\xff,\n")
+    (tmp_path / "a.jsonl").write_text(
+        '{"note": ' + "[" * 5000 + "]" * 5000 + ', "note": ' + "9" * 5000 + ', "text": "one", "label": "app"}\n'
+    )
+    for name in ("a.csv", "a.jsonl"):
+        (found,) = read(test=[name]).test
+        assert (found.text, found.labels[0]) == ("one", "app")
+
+
+def test_labels_of_all_formats_are_equal(read: Read, write_jsonl: WriteJsonl, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\none,0.0\ntwo,1.0\nthree,\nfour,1.5\nfive,v1.0\nsix,True\n")
+    values = [0, 1.0, None, 1.5, "v1.0", True]
+    write_jsonl("a.jsonl", [{"text": f"row {n}", "label": value} for n, value in enumerate(values)])
+    data = read('[{name = "topic", kind = "softmax", field = "label"}]', train=["a.csv"], test=["a.jsonl"])
+    assert data.heads[0].labels == ("0", "1", "1.5", "true", "v1.0")
+    assert [row.labels[0] for row in data.test] == ["0", "1", None, "1.5", "v1.0", "true"]
+
+
+def test_several_heads_without_labels_are_listed_with_suggestions(read: Read, write_jsonl: WriteJsonl) -> None:
+    write_jsonl("a.jsonl", [{"text": "a", "lable": "app", "sentimnt": 1}])
+    with pytest.raises(ConfigError) as caught:
+        read(train=["a.jsonl"])
+    first, second = str(caught.value).splitlines()
+    assert "model.heads.0.field: 'label': no training row has a label in this field; did you mean 'lable'?" in first
+    assert "model.heads.1.field: 'sentiment': no training row" in second
+    assert "did you mean 'sentimnt'?" in second
+
+
+def test_missing_text_field_has_a_suggestion(read: Read, write_jsonl: WriteJsonl) -> None:
+    write_jsonl("a.jsonl", [{"Text ": "a", "label": "app"}])
+    with pytest.raises(DataError, match=r"has no field 'text', only 'Text ', 'label': did you mean 'Text '\?"):
+        read(test=["a.jsonl"])
 
 
 def test_labels_are_those_of_the_training_rows_sorted(configure: Callable[..., Config]) -> None:

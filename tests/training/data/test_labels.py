@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.labels import read_label
@@ -24,8 +26,44 @@ def test_sigmoid_label_of_zero_is_the_first(value: object) -> None:
     assert read_label(SENTIMENT, value) == "negative"
 
 
-def test_softmax_label_may_be_an_integer() -> None:
-    assert read_label(OPEN, 3) == "3"
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("3", [3, 3.0, "3", "3.0", "3.00", Decimal(3), Decimal("3.00"), Decimal("0.3E1")]),
+        ("0", [0, 0.0, -0.0, "0", "0.0", "-0.0", Decimal("0E-10")]),
+        ("-2", [-2, -2.0, "-2.0", Decimal("-2.0")]),
+        ("1.5", [1.5, "1.5", Decimal("1.5")]),
+        ("0.001", [0.001, "0.001", Decimal("0.001"), Decimal("1E-3")]),
+        ("100", [100, 1e2, Decimal("1E+2")]),
+        ("v1.0", ["v1.0"]),
+        ("007", ["007"]),
+        ("1.0.0", ["1.0.0"]),
+        ("1e5", ["1e5"]),
+        ("true", [True, "true", "True", "TRUE"]),
+        ("false", [False, "false", "False"]),
+    ],
+)
+def test_equal_values_have_one_name_in_every_format(name: str, values: list[object]) -> None:
+    assert {read_label(OPEN, value) for value in values} == {name}
+
+
+@pytest.mark.parametrize("value", ["", float("nan")])
+@pytest.mark.parametrize("head", [TOPIC, OPEN, SENTIMENT])
+def test_empty_cell_means_no_label_in_every_format(head: HeadConfig, value: object) -> None:
+    assert read_label(head, value) is None
+
+
+def test_configured_labels_keep_their_spelling() -> None:
+    head = HeadConfig(name="version", kind="softmax", labels=("1.0", "1.5", "True"))
+    assert [read_label(head, value) for value in (1, "1", "1.0", Decimal("1.00"), 1.5, "true", True)] == [
+        "1.0",
+        "1.0",
+        "1.0",
+        "1.0",
+        "1.5",
+        "True",
+        "True",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -37,13 +75,15 @@ def test_softmax_label_may_be_an_integer() -> None:
             r"field 'label': 'Sport' is not a valid label of head 'topic': did you mean 'Sports'\?.*Sports, World",
         ),
         (TOPIC, "WORLD", "did you mean 'World'"),
-        (TOPIC, "", "the label is empty"),
+        (TOPIC, "  ", "the label '  ' is blank"),
+        (OPEN, "\u3000", r"the label '\\u3000' is blank"),
         (TOPIC, "zebra", r"head 'topic': \(labels: Sports, World\)"),
-        (OPEN, "good \ud83d", r"field 'label': '\\ud83d' is a lone surrogate; write the complete character"),
-        (OPEN, 1.5, "1.5 is a float"),
-        (OPEN, True, "True is a bool"),
+        (TOPIC, "Sports\u200b", r"'Sports\\u200b' is not a valid label of head 'topic': did you mean 'Sports'"),
         (OPEN, ["Sports"], "is a list"),
-        (SENTIMENT, 2, r"field 'sentiment': '2' is not a valid label.*negative, positive, 0, 1, true, false"),
+        (OPEN, b"Sports", "is a bytes"),
+        (OPEN, float("inf"), "inf is a float"),
+        (OPEN, ["x" * 1000], r"field 'label': \['xxx.{70,90}\.\.\. is a list"),
+        (SENTIMENT, 2, r"field 'sentiment': '2' is not a valid label.*negative, positive, 0, 1, false, true"),
         (SENTIMENT, "positiv", "did you mean 'positive'"),
         (SENTIMENT, 0.5, "'0.5' is not a valid label"),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.dataset import Data, Row
+from polyhead_training.data.label_checks import one_edit_apart
 from polyhead_training.data.quality_report import DataReport, describe_data
 
 HEADS = (
@@ -27,14 +28,22 @@ def describe(
     train: Sequence[LabelledText],
     validation: Sequence[LabelledText] = (),
     test: Sequence[LabelledText] = (),
+    *,
     tokens: Sequence[int] | None = None,
     fields: Mapping[Path, tuple[str, ...]] | None = None,
+    heads: tuple[HeadConfig, ...] = HEADS,
+    empty: tuple[str, ...] = (),
 ) -> DataReport:
     """Computes the report at a token limit of 10; ``tokens`` are the token counts of the training rows."""
     splits = {"train": rows("a.jsonl", train), "validation": rows("b.jsonl", validation), "test": rows("c.jsonl", test)}
     counts = {split: [3] * len(found) for split, found in splits.items()}
-    data = Data(HEADS, **splits, similarity=(), fields=fields or {})
+    data = Data(heads, **splits, similarity=(), fields=fields or {}, empty=empty)
     return describe_data(data, counts | ({"train": tokens} if tokens else {}), max_tokens=10)
+
+
+def describe_labels(train: Sequence[LabelledText], labels: Sequence[str]) -> DataReport:
+    """Computes the report for training rows of a topic head with these labels."""
+    return describe(train, heads=(HEADS[0].model_copy(update={"labels": tuple(labels)}), HEADS[1]))
 
 
 def warning(report: DataReport, part: str) -> str:
@@ -132,8 +141,104 @@ def test_file_without_a_similar_field_gets_no_warning() -> None:
     assert not any("no field" in line for line in report.warnings)
 
 
+def many(label: str, count: int = 20, start: str = "row") -> list[LabelledText]:
+    return [(f"{start} {label} {number}", (label, "positive" if number % 2 else "negative")) for number in range(count)]
+
+
 def test_valid_rows_produce_no_warning() -> None:
-    assert describe([("a", APP), ("b", BILLING)], [("c", APP), ("d", BILLING)]).warnings == []
+    train, validation = ([*many("app", start=start), *many("billing", start=start)] for start in ("first", "second"))
+    assert describe(train, validation).warnings == []
+
+
+def test_labels_that_spell_a_missing_value_are_listed() -> None:
+    labels = ("N/A", "NULL", "NaN", "None", "nan", "#N/A", "<NA>", "-", "app", "Nancy", "nulls", "none of these")
+    report = describe_labels([*many("app"), *many("Nancy"), *many("nulls"), *many("none of these")], labels)
+    assert not any("missing value" in line for line in report.warnings)
+    line = warning(describe_labels([row for label in labels for row in many(label)], labels), "spell a missing value")
+    assert [label for label in labels if repr(label) in line] == list(labels[:8])
+    assert "first in a.jsonl:1)" in line
+
+
+def test_na_is_a_label_unless_other_spellings_of_a_missing_value_occur() -> None:
+    assert not any("missing" in line for line in describe_labels([*many("NA"), *many("EU")], ("NA", "EU")).warnings)
+    report = describe_labels([*many("NA"), *many("EU"), *many("NaN")], ("NA", "NaN", "EU"))
+    assert "'NA' (20" in warning(report, "missing value")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("App", "app"),
+        ("app", "app "),
+        ("app", "app\u200b"),
+        ("app", "\uff41\uff50\uff50"),
+        ("b\xa0c", "B c", "b  c"),
+        ("e\u0301", "\xe9"),
+    ],
+)
+def test_labels_that_differ_invisibly_are_shown_escaped(labels: tuple[str, ...]) -> None:
+    report = describe_labels([row for label in labels for row in many(label)], labels)
+    line = warning(report, "differ only in case, spaces or invisible characters")
+    assert all(repr(label) in line for label in labels)
+    assert not any("one letter" in other for other in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (("billing", "biling"), True),
+        (("billing", "bililng"), True),
+        (("billing", "billings"), True),
+        (("Billing", "bylling"), True),
+        (("app", "apps"), True),
+        (("cat", "bat"), False),
+        (("class 1", "class 2"), False),
+        (("v1.0", "v1.1"), False),
+        (("1", "2"), False),
+        (("billing", "delivery"), False),
+        (("male", "female"), False),
+    ],
+)
+def test_labels_one_letter_apart_are_a_warning(labels: tuple[str, str], expected: bool) -> None:
+    report = describe_labels([row for label in labels for row in many(label)], labels)
+    assert any("differ by one letter" in line for line in report.warnings) is expected
+
+
+def test_many_labels_are_compared_fast() -> None:
+    labels = [
+        f"{chr(97 + number % 26)}{chr(97 + number // 26 % 26)}{'xyz'[number % 3]}{number}" for number in range(5000)
+    ]
+    assert one_edit_apart([*labels, "billing", "biling"]) == [("biling", "billing")]
+
+
+def test_label_with_one_training_row_is_a_warning() -> None:
+    report = describe([*many("app"), *many("billing", 1)], [*many("app", start="v"), *many("billing", start="v")])
+    assert "'billing' (a.jsonl:21)" in warning(report, "with one row")
+    assert not any("with one row" in line for line in describe([*many("app"), *many("billing", 2)]).warnings)
+
+
+def test_small_splits_are_a_warning() -> None:
+    few, enough = [*many("app", 10), *many("billing", 9)], [*many("app"), *many("billing")]
+    report = describe(few, few, enough)
+    assert "has only 19 rows" in warning(report, "train: has only")
+    assert "has only 19 rows; an accuracy on them is uncertain by up to 22%" in warning(report, "validation: has only")
+    assert not any(line.startswith("test: has only") for line in report.warnings)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_split_without_rows_is_a_warning(split: str) -> None:
+    report = describe([*many("app"), *many("billing")], empty=(split,), fields={Path("x.csv"): ()})
+    assert warning(report, f"{split}: has no rows")
+    assert "x.csv: has no rows" in report.warnings
+
+
+def test_invisible_characters_are_escaped_in_the_table() -> None:
+    report = describe_labels(
+        [*many("app"), *many("app\u200b"), *many("two\nlines")], ("app", "app\u200b", "two\nlines")
+    )
+    table = next(iter(report.lines()))
+    assert "app 33.3%, 'app\\u200b' 33.3%" in table
+    assert "two\\nlines" in table
 
 
 def test_report_is_json_serializable() -> None:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from polyhead_training.errors import DataError, HubError, Problem
+from polyhead_rows import Problem, RawRow
+
+from polyhead_training.errors import DataError, HubError
 
 _NAME = re.compile(
     r"hub:(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<configuration>[\w.+-]+))?#(?P<split>[\w.]+)"
 )
 
 
-def read_dataset(name: str) -> Iterator[dict[str, object]]:
+def read_dataset(name: str, fields: Collection[str]) -> Iterator[RawRow]:
     """Reads one split of a dataset. Code that belongs to the dataset is never run.
 
     Args:
         name: ``hub:OWNER/NAME[@REVISION][:CONFIGURATION]#SPLIT``.
+        fields: The fields whose values are read; the others, for example images, are not decoded.
 
     Yields:
         The rows. A ClassLabel number becomes the label's name, or None where it marks a missing label.
@@ -37,8 +40,10 @@ def read_dataset(name: str) -> Iterator[dict[str, object]]:
     names = {
         field: feature.names for field, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"
     }
-    for row in dataset:
-        yield {field: _label(names[field], value) if field in names else value for field, value in row.items()}
+    every = tuple(dataset.column_names)
+    for line, row in enumerate(dataset.select_columns([field for field in every if field in fields]), start=1):
+        values = {field: _label(names[field], value) if field in names else value for field, value in row.items()}
+        yield RawRow(Path(name), line, values, every)
 
 
 def _load(name: str, match: re.Match[str]) -> Any:

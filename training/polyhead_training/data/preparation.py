@@ -13,7 +13,7 @@ from polyhead_training.config import Config
 from polyhead_training.tokenization import encode
 
 from .collation import EncodedRows, encode_rows
-from .dataset import Data, Row, read_data
+from .dataset import Data, Row
 from .quality_report import DataReport, describe_data
 
 
@@ -42,15 +42,17 @@ class Prepared:
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def prepare(config: Config) -> Prepared:
-    """Reads, encodes and checks the rows and locates the backbone.
+def prepare(config: Config, data: Data) -> Prepared:
+    """Encodes and checks the rows and locates the backbone.
+
+    Args:
+        config: The configuration.
+        data: Its rows.
 
     Raises:
-        ConfigError: The configuration contradicts the data or the backbone.
-        DataError: Rows are invalid.
+        ConfigError: The configuration contradicts the backbone.
         BackboneError: The backbone cannot be used.
     """
-    data = read_data(config)
     backbone = find_backbone(config)
     limit = config.model.max_tokens
 

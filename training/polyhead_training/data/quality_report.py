@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-import difflib
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,15 +16,20 @@ from typing import Any
 
 import numpy as np
 
+from polyhead_training.config import HeadConfig
+from polyhead_training.suggestions import bare, closest
 from polyhead_training.terminal import format_table
 
 from .dataset import Data, Row
 from .duplicates import exact_pairs, groups, near_pairs, normalize, signatures
+from .label_checks import equal_when_folded, one_edit_apart, spelled_missing
 
 # Examples in one warning: enough to show a pattern, few enough to read.
 _MAX_EXAMPLES = 5
 # Share of truncated texts above which the report warns.
 _MAX_TRUNCATED = 0.1
+# Rows of a split below which the report warns.
+_MIN_ROWS = 30
 
 Warnings = Iterator[str]
 
@@ -146,7 +151,10 @@ def describe_data(data: Data, tokens: Mapping[str, Sequence[int]], max_tokens: i
     """
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     normalized = {split: [normalize(row.text) for row in rows] for split, rows in splits.items()}
-    warnings = list(_misspelled_fields(data))
+    warnings = [*_misspelled_fields(data), *_empty_splits(data)]
+    for column, head in enumerate(data.heads):
+        warnings += _label_warnings(head, [row for rows in splits.values() for row in rows], column)
+        warnings += _single_rows(head, data.train, column)
     reports = {}
     for split, rows in splits.items():
         repeats = groups(normalized[split])
@@ -165,7 +173,9 @@ def describe_data(data: Data, tokens: Mapping[str, Sequence[int]], max_tokens: i
 
 
 def _shares(head: HeadCounts) -> str:
-    return ", ".join(f"{label} {count / head.labelled:.1%}" for label, count in head.labels.items() if count) or "-"
+    return (
+        ", ".join(f"{bare(label)} {count / head.labelled:.1%}" for label, count in head.labels.items() if count) or "-"
+    )
 
 
 def _count(rows: Sequence[Row], column: int, labels: Sequence[str]) -> HeadCounts:
@@ -207,12 +217,64 @@ def _misspelled_fields(data: Data) -> Iterator[str]:
     for source, fields in data.fields.items():
         for head in data.heads:
             rest = [field for field in fields if field not in {other.field for other in data.heads}]
-            close = difflib.get_close_matches(head.field, rest, n=1)
-            if head.field not in fields and close:
-                yield f"{source}: has no field {head.field!r} for head {head.name!r}; did you mean {close[0]!r}?"
+            close = closest(head.field, rest)
+            if head.field not in fields and close is not None:
+                yield f"{source}: has no field {head.field!r} for head {head.name!r}; did you mean {close!r}?"
+
+
+def _empty_splits(data: Data) -> Warnings:
+    """Warns of splits, and of files of other splits, without rows."""
+    effects = {
+        "validation": "no epoch is selected, and no temperature or threshold is fitted; set data.validation",
+        "test": "nothing is evaluated on it",
+    }
+    for split in data.empty:
+        yield f"{split}: has no rows, so {effects[split]}"
+    for source, fields in data.fields.items():
+        if not fields:
+            yield f"{source}: has no rows"
+
+
+def _label_warnings(head: HeadConfig, rows: Sequence[Row], column: int) -> Warnings:
+    """Warns of labels that are likely spellings of another label, or of a missing one."""
+    counts = Counter(row.labels[column] for row in rows)
+    first = {row.labels[column]: row for row in reversed(rows)}
+
+    def show(label: str) -> str:
+        return f"{label!r} ({counts[label]:,}, first in {_location(first[label])})"
+
+    labels = [label for label in head.labels or () if counts[label]]
+    if missing := spelled_missing(labels):
+        names = ", ".join(map(show, missing))
+        yield f"head {head.name!r}: labels that spell a missing value: {names}; leave the field empty for no label"
+    for group in equal_when_folded(label for label in labels if label not in missing):
+        names = ", ".join(map(show, group))
+        yield f"head {head.name!r}: labels that differ only in case, spaces or invisible characters: {names}"
+    pairs = [" and ".join(map(show, pair)) for pair in one_edit_apart(labels) if not set(pair) & set(missing)]
+    if pairs:
+        yield f"head {head.name!r}: labels that differ by one letter, perhaps misspelled: {_summary(pairs, len(pairs))}"
+
+
+def _single_rows(head: HeadConfig, train: Sequence[Row], column: int) -> Warnings:
+    """Warns of labels with a single training row."""
+    counts = Counter(row.labels[column] for row in train)
+    single = [
+        f"{row.labels[column]!r} ({_location(row)})"
+        for row in train
+        if row.labels[column] is not None and counts[row.labels[column]] == 1
+    ]
+    if single:
+        reason = "too few to learn it; add rows, or merge it with another label"
+        yield f"train: labels of head {head.name!r} with one row, {reason}: {_summary(single, len(single))}"
 
 
 def _split_warnings(split: str, rows: Sequence[Row], repeats: Sequence[Sequence[int]], report: SplitReport) -> Warnings:
+    if split == "train" and len(rows) < _MIN_ROWS:
+        yield f"train: has only {len(rows)} rows; the model is unlikely to be reliable"
+    elif 0 < len(rows) < _MIN_ROWS:
+        # 95 % confidence interval of an accuracy of 0.5, the widest one.
+        margin = min(0.5, 1.96 * math.sqrt(0.25 / len(rows)))
+        yield f"{split}: has only {len(rows)} rows; an accuracy on them is uncertain by up to {margin:.0%}"
     if unlabelled := [row for row in rows if not any(row.labels)]:
         yield f"{split}: rows without a label for any head: {_summary(map(_location, unlabelled), len(unlabelled))}"
     pairs = [(rows[numbers[0]], rows[number]) for numbers in repeats for number in numbers[1:]]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import optimize
 
-from polyhead_training.model import HeadKind
+from polyhead_training.model_types import HeadKind
 
 from .metrics import macro_f1
 from .probabilities import Floats, Integers, answers, label_logits, labelled, log_probabilities

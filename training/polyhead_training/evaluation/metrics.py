@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyhead_training.model import HeadKind
+from polyhead_training.model_types import HeadKind
 
 from .probabilities import BINS, Bin, Confidences, Floats, Integers, answers, calibration, confidences, labelled
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from polyhead_training.data.labels import UNLABELLED
-from polyhead_training.model import HeadKind
+from polyhead_training.model_types import HeadKind
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]

@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from polyhead_training.config import HeadConfig, TrainingConfig
 from polyhead_training.data.labels import UNLABELLED
-from polyhead_training.model import HeadKind, Outputs
+from polyhead_training.model import Outputs
+from polyhead_training.model_types import HeadKind
 
 
 class Totals(NamedTuple):

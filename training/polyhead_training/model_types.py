@@ -1,0 +1,44 @@
+"""Kinds and names that the configuration and the model share. Imports nothing, so that a configuration is read fast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+HeadKind = Literal["softmax", "sigmoid"]
+# Trained heads use ReLU; imported classifiers of BERT and RoBERTa use tanh.
+ActivationKind = Literal["relu", "tanh"]
+PoolingKind = Literal["cls", "mean", "cls_mean"]
+# "shared": the embedding is the heads' input features, including the effects of training on them.
+EmbeddingPoolingKind = Literal["cls", "mean", "shared"]
+
+# Attributes of torch.nn.ModuleDict, which holds the heads by name, and the one that transformers adds to it, as far as
+# they are valid names of heads.
+RESERVED_HEAD_NAMES = frozenset(
+    """
+    add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches eval
+    extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys load_state_dict
+    modules mtia named_buffers named_children named_modules named_parameters parameters pop register_backward_hook
+    register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
+    register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
+    register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_
+    set_extra_state set_submodule share_memory smart_apply state_dict to to_empty train training type update values xpu
+    zero_grad
+    """.split()  # noqa: SIM905
+)
+
+
+def output_names(heads: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Returns the output name of each head's logits in an exported graph, by head name, in order.
+
+    The first softmax head's output is ``logits``, the first sigmoid head's is ``sentiment_logits``, any other
+    head's is ``<name>_logits``.
+
+    Args:
+        heads: Name and kind of each head.
+    """
+    names: dict[str, str] = {}
+    for name, kind in heads:
+        first = "logits" if kind == "softmax" else "sentiment_logits"
+        names[name] = f"{name}_logits" if first in names.values() else first
+    return names

@@ -1,0 +1,44 @@
+"""Suggestions for misspelled names, and names made safe to show."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterable
+
+# Unicode categories without a glyph: control and format characters, such as the zero-width space.
+_INVISIBLE = ("Cc", "Cf")
+# Longer values would make an error message unreadable.
+_MAX_SHOWN_CHARACTERS = 80
+
+
+def folded(name: str) -> str:
+    """Returns the name without differences of case, spaces, invisible characters and Unicode form."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    visible = "".join(c for c in plain if c.isspace() or unicodedata.category(c) not in _INVISIBLE)
+    return " ".join(visible.split())
+
+
+def closest(name: str, candidates: Iterable[str]) -> str | None:
+    """Returns the most similar candidate; None if none is similar."""
+    choices = list(candidates)
+    equal = [choice for choice in choices if folded(choice) == folded(name)]
+    close = equal or difflib.get_close_matches(name, choices, n=1)
+    return close[0] if close else None
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """Returns the question ``did you mean 'x'?`` for the most similar candidate; an empty string if none is similar."""
+    found = closest(name, candidates)
+    return "" if found is None else f"did you mean {found!r}?"
+
+
+def shown(value: object) -> str:
+    """Formats a value of a file for a message: as Python would, shortened, with invisible characters escaped."""
+    text = repr(value[: _MAX_SHOWN_CHARACTERS + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= _MAX_SHOWN_CHARACTERS + 2 else f"{text[:_MAX_SHOWN_CHARACTERS]}..."
+
+
+def bare(name: str) -> str:
+    """Formats a name for a table: without quotes unless it has invisible characters or spaces around it."""
+    return name if name.isprintable() and name == name.strip() else repr(name)
