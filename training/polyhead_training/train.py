@@ -51,6 +51,7 @@ from .errors import BackboneError, StorageError
 from .model import PolyheadModel
 from .predict import embed, predict
 from .terminal import Report
+from .weights import WeightsError
 
 # Other processes wait this long while the main process evaluates and writes alone.
 _PROCESS_TIMEOUT = timedelta(hours=4)
@@ -156,7 +157,7 @@ def build_model(config: Config, backbone: Backbone, heads: Sequence[HeadConfig])
         heads: The heads with their labels.
 
     Raises:
-        BackboneError: The weights cannot be read.
+        BackboneError: The weights cannot be read, or do not match the backbone's configuration.
     """
     try:
         return PolyheadModel.from_backbone(
@@ -171,8 +172,8 @@ def build_model(config: Config, backbone: Backbone, heads: Sequence[HeadConfig])
                 for head in heads
             ],
         )
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise BackboneError(backbone.reference, f"its weights cannot be read: {error}") from error
+    except WeightsError as error:
+        raise BackboneError(backbone.reference, str(error)) from error
 
 
 def _start(config: Config, destination: Path) -> Accelerator:
