@@ -105,6 +105,22 @@ def textless_ids(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(special if number is None else [*special, number])
 
 
+def unread_texts(tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[int]:
+    """Returns the numbers of the texts that a tokenizer reads nothing of, although they are not blank.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: N texts.
+        ids: Their token ids.
+    """
+    textless = textless_ids(tokenizer)
+    return [
+        number
+        for number, (text, found) in enumerate(zip(texts, ids, strict=True))
+        if textless.issuperset(found) and text.strip()
+    ]
+
+
 def _truncate(encoding: Encoding, max_tokens: int) -> list[int]:
     ids = encoding.ids
     if len(ids) <= max_tokens:

@@ -31,6 +31,7 @@ from polyhead_training.loop.loop import Loop, Validation
 from polyhead_training.loop.stages import check_stages
 from polyhead_training.reporting.model_card import write_card
 from polyhead_training.reporting.report import write_report
+from polyhead_training.reporting.results import implausible
 from polyhead_training.runs.checkpoint import BEST_NAME
 from polyhead_training.runs.in_progress import Identity, ResumePolicy, difference, in_progress_path, in_progress_run
 from polyhead_training.runs.run_directory import (
@@ -128,6 +129,9 @@ def train(
         if accelerator.is_main_process:
             _write(destination, folder, config, model, prepared, evaluation, identity)
         report(table(evaluation))
+        found = evaluation.to_json()
+        for warning in implausible({split: found[split] for split in evaluation.splits}):
+            report(f"warning: {warning}")
         accelerator.end_training()
     return evaluation
 

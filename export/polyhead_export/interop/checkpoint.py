@@ -13,7 +13,7 @@ from polyhead_training.backbone import Backbone
 from polyhead_training.checkpoint_tokenizer import control_tokens, input_tokens
 from polyhead_training.config import HeadConfig
 from polyhead_training.model import PolyheadModel
-from polyhead_training.tokenization import encode, textless_ids
+from polyhead_training.tokenization import encode, unread_texts
 from polyhead_training.weights import WeightsError, first_line
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -149,8 +149,8 @@ def require_same_tokens(
     """
     kept = input_tokens(backbone.tokenizer)
     texts = comparison_texts(backbone.tokenizer, original, max_tokens)
-    textless, unread = textless_ids(backbone.tokenizer), 0
-    for text, ids in zip(texts, encode(backbone.tokenizer, texts, max_tokens), strict=True):
+    encoded_texts = list(encode(backbone.tokenizer, texts, max_tokens))
+    for text, ids in zip(texts, encoded_texts, strict=True):
         encoded = original(text, truncation=True, max_length=max_tokens)
         if encoded["input_ids"] != ids:
             reason = f"tokenizer.json and tokenizer_config.json give different tokens for {text[:40]!r}"
@@ -159,10 +159,10 @@ def require_same_tokens(
         if hasattr(backbone.config, "type_vocab_size") and any(encoded.get("token_type_ids", ())):
             reason = "its tokenizer gives a text other token types than 0, which a run does not"
             raise CheckpointError(reference, reason, "choose another checkpoint")
-        unread += bool(text) and textless.issuperset(ids)
-    if unread > _MAX_UNREAD * len(texts):
+    unread = unread_texts(backbone.tokenizer, texts, encoded_texts)
+    if len(unread) > _MAX_UNREAD * len(texts):
         report(
-            f"warning: {reference}: its tokenizer reads {unread} of {len(texts)} texts as unknown tokens alone; "
+            f"warning: {reference}: its tokenizer reads {len(unread)} of {len(texts)} texts as unknown tokens alone; "
             "use it only for texts in the language that it was made for"
         )
     if kept:
