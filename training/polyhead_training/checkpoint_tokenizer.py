@@ -174,10 +174,10 @@ def _require_text(reference: str, tokenizer: Tokenizer) -> None:
 def _require_embeddings(reference: str, tokenizer: Tokenizer, config: PreTrainedConfig) -> None:
     """Rejects a tokenizer with an id that the model has no row of an embedding table for."""
     rows = int(config.vocab_size)
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     encoding = tokenizer.encode(_PROBES[0])
-    ids = {**dict(zip(encoding.tokens, encoding.ids, strict=True)), **vocabulary}
-    token, largest = max(ids.items(), key=lambda item: item[1])
+    # A special token around a text may have another id than in the vocabulary.
+    around = zip(encoding.tokens, encoding.ids, strict=True)
+    token, largest = max([*tokenizer.get_vocab(with_added_tokens=True).items(), *around], key=lambda item: item[1])
     if largest >= rows:
         sizes = f"the tokenizer's largest id is {largest} (token {token!r}), the embedding has {rows} rows"
         hint = "take both from the same checkpoint, or call resize_token_embeddings where the tokens were added"

@@ -27,7 +27,7 @@ WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 # Prefixes that torch.compile, DataParallel and DistributedDataParallel, FSDP and activation checkpointing add to names.
 _WRAPPERS = r"(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)"
-_WRAPPER_PREFIX = re.compile(rf"(?:^|(?<=\.)){_WRAPPERS}\.")
+_WRAPPER_PREFIX = re.compile(rf"(?:^|(?<=\.))(?:{_WRAPPERS}\.)+")
 _FLOAT_TYPES = frozenset({"F16", "BF16", "F32", "F64"})
 # Buffers of older releases, which hold no weights.
 _BUFFERS = ("position_ids", "token_type_ids")
@@ -129,8 +129,8 @@ def load_pretrained(auto_class: Any, folder: Path, *, backbone_only: bool = True
         WeightsError: A weight is missing, has another shape than ``config.json`` says, is not a number or is zero
             throughout; or the file holds layers that ``config.json`` does not describe.
     """
-    # transformers reads these names with a mapping; it would otherwise leave every layer at random values.
-    wrapped = any(unwrapped(name) != name for name in _read_all(folder))
+    # Without this mapping, transformers would leave the layers with these names at random values.
+    renamed = {f"^{re.escape(name)}$": unwrapped(name) for name in _read_all(folder) if unwrapped(name) != name}
     try:
         model, report = auto_class.from_pretrained(
             folder,
@@ -140,7 +140,7 @@ def load_pretrained(auto_class: Any, folder: Path, *, backbone_only: bool = True
             dtype=torch.float32,
             # Shapes are checked below, with an error that names them.
             ignore_mismatched_sizes=True,
-            key_mapping={_WRAPPER_PREFIX.pattern: ""} if wrapped else None,
+            key_mapping=renamed or None,
             output_loading_info=True,
         )
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
