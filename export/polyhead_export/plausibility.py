@@ -20,7 +20,7 @@ from .runners import Outputs
 from .settings import Limits
 
 # Relative difference below which two outputs count as equal; another text changes a trained model's output far more.
-_EQUAL = 1e-6
+_EQUAL = 1e-5
 # With fewer labelled rows, a label that is never predicted may be chance.
 _MIN_ROWS = 20
 
