@@ -193,6 +193,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"its weights are quantized \({QUERY} has the type I8\)",
     ),
     "own code": (config(auto_map={"AutoModel": "someone/code--model.Model"}), "code of its own.*never run"),
+    "relative positions": (
+        config(position_embedding_type="relative_key"),
+        r"its positions are 'relative_key' .*choose a checkpoint with absolute positions",
+    ),
     "not a number": (_with(QUERY, float("nan")), rf"its weight {QUERY} has values that are not numbers"),
     "infinite": (_with(WORDS, float("inf")), rf"its weight {WORDS} has values that are not numbers"),
     "zero throughout": (

@@ -97,7 +97,7 @@ def unwrapped(name: str) -> str:
 
 
 def require_full_checkpoint(folder: Path, config: Mapping[str, Any]) -> None:
-    """Rejects the folder of an adapter, a quantized checkpoint, and one whose model is not a class of transformers.
+    """Rejects an adapter, a quantized checkpoint, and one whose model transformers does not compute.
 
     Args:
         folder: The checkpoint.
@@ -111,6 +111,11 @@ def require_full_checkpoint(folder: Path, config: Mapping[str, Any]) -> None:
     if code := config.get("auto_map"):
         reason = f"its config.json refers to code of its own (auto_map: {json.dumps(code)}), which is never run"
         raise WeightsError(reason, "choose a checkpoint of a supported family that requires no remote code")
+    positions = config.get("position_embedding_type") or "absolute"
+    if positions != "absolute":
+        # transformers 5 computes absolute positions whatever this field says.
+        reason = f"its positions are {positions!r} (position_embedding_type), which transformers no longer computes"
+        raise WeightsError(reason, "choose a checkpoint with absolute positions")
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
         reason = f"is quantized (quantization_config in config.json: {method})"

@@ -28,6 +28,10 @@ MAX_DIFFERENCE = 1e-4
 _MIN_VARIATION = 1e-5
 # Added tokens in one text of the comparison; few enough for the shortest token limit.
 _TOKENS_PER_TEXT = 2
+# As in the configuration of training.
+_MIN_TOKENS = 8
+# transformers reports a limit of 1e30 for a tokenizer without one.
+_NO_LIMIT = 1e9
 # Added tokens named in a message.
 _MAX_SHOWN = 10
 # Share of the texts of the comparison above which a tokenizer that reads none of their words is reported.
@@ -127,6 +131,30 @@ def load_original_tokenizer(reference: str, backbone: Backbone) -> Any:
     except Exception as error:  # the libraries involved raise errors of many types
         hint = "save it again with AutoTokenizer's save_pretrained"
         raise CheckpointError(reference, f"its tokenizer cannot be loaded ({first_line(error)})", hint) from error
+
+
+def token_limit(reference: str, backbone: Backbone, stated: float, source: str, report: Callable[[str], None]) -> int:
+    """Returns the token limit of a checkpoint: the stated one, or the number of its positions if that is smaller.
+
+    Args:
+        reference: The checkpoint.
+        backbone: Its backbone.
+        stated: The limit that a file states; transformers states a huge number where there is none.
+        source: The field that states it.
+        report: Called with a line where the limit is lowered.
+
+    Raises:
+        CheckpointError: The limit leaves no room for a text.
+    """
+    positions = backbone.usable_positions
+    limit = int(min(stated, positions))
+    if limit < _MIN_TOKENS:
+        field = source if stated <= positions else "max_position_embeddings"
+        reason = f"its max_tokens {limit} (from {field}) leave no room for a text"
+        raise CheckpointError(reference, reason, f"correct {field}, at least {_MIN_TOKENS} tokens are required")
+    if positions < stated < _NO_LIMIT:
+        report(f"{reference}: {source} {int(stated)} exceeds its {positions} positions, which become the token limit")
+    return limit
 
 
 def require_same_tokens(

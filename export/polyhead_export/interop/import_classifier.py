@@ -32,6 +32,7 @@ from .checkpoint import (
     load_original_tokenizer,
     require_same_outputs,
     require_same_tokens,
+    token_limit,
 )
 
 DEFAULT_HEAD = "topic"
@@ -88,7 +89,9 @@ def read_classifier(
     family = FAMILIES[architecture]
     labels = _labels(reference, backbone, family, report)
     original_tokenizer = load_original_tokenizer(reference, backbone)
-    max_tokens = int(min(original_tokenizer.model_max_length, backbone.usable_positions))
+    max_tokens = token_limit(
+        reference, backbone, original_tokenizer.model_max_length, "model_max_length of tokenizer_config.json", report
+    )
     texts = require_same_tokens(reference, backbone, original_tokenizer, max_tokens, report)
     original = _load_classifier(reference, backbone.folder)
     hidden: Any = original.get_submodule(family.hidden)

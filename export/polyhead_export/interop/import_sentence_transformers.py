@@ -25,6 +25,7 @@ from .checkpoint import (
     read_module_settings,
     require_same_outputs,
     require_same_tokens,
+    token_limit,
 )
 
 _MODULE_PREFIX = "sentence_transformers."
@@ -70,8 +71,10 @@ def read_sentence_transformer(
         normalize_settings = read_module_settings(reference, root / modules["Normalize"] / "config.json")
         _require_supported(reference, "Normalize", normalize_settings, _NORMALIZE_SETTINGS)
     original_tokenizer = load_original_tokenizer(reference, backbone)
-    length = settings.get("max_seq_length") or original_tokenizer.model_max_length
-    max_tokens = int(min(length, backbone.usable_positions))
+    length, source = settings.get("max_seq_length"), "max_seq_length"
+    if not length:
+        length, source = original_tokenizer.model_max_length, "model_max_length of tokenizer_config.json"
+    max_tokens = token_limit(reference, backbone, length, source, report)
     texts = require_same_tokens(reference, backbone, original_tokenizer, max_tokens, report)
     model = build_model(
         reference, backbone, pooling=pooling, embedding_pooling=pooling, normalize=normalize, max_tokens=max_tokens

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from polyhead_export.errors import SettingsError
 from polyhead_export.export import export
 from polyhead_export.interop.checkpoint import CheckpointError
 from polyhead_export.interop.import_checkpoint import import_checkpoint
@@ -215,3 +216,21 @@ def test_limit_of_the_tokenizer_may_be_absent_or_huge(tmp_path: Path, length: fl
     checkpoint = write_classifier(tmp_path)
     edit_json(checkpoint / "tokenizer_config.json", model_max_length=length)
     assert import_run(checkpoint).model.config.max_tokens == 40
+
+
+@pytest.mark.parametrize("length", [0, -1, 7])
+def test_limit_of_the_tokenizer_must_leave_room_for_a_text(tmp_path: Path, length: int) -> None:
+    checkpoint = write_classifier(tmp_path)
+    edit_json(checkpoint / "tokenizer_config.json", model_max_length=length)
+    with pytest.raises(CheckpointError, match=r"correct model_max_length of tokenizer_config\.json, at least 8"):
+        import_run(checkpoint)
+
+
+def test_evaluation_data_that_the_tokenizer_cannot_read_is_refused(tmp_path: Path) -> None:
+    run = import_run(write_classifier(tmp_path))
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps({"text": f"你好 {number}", "label": "apple"}) + "\n" for number in range(9)))
+    settings = Settings(variants=("fp32",)).with_overrides((), [path])
+    message = r"reads 9 of 9 texts as special and unknown tokens alone, the first in line 1; pass rows in the language"
+    with pytest.raises(SettingsError, match=message):
+        export(run.path, tmp_path / "bundle", ignore, settings)

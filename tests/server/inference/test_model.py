@@ -105,7 +105,7 @@ def test_self_test_is_logged_once(load: Load, caplog: pytest.LogCaptureFixture) 
     engines = {"onnx/cpu": FakeEngine(), "onnx/cpu on 2": FakeEngine()}
     assert load(engines, threads=2).intra_op_engine is not None
     assert [record.message for record in caplog.records if "self-test" in record.message] == [
-        "self-test of onnx on cpu, fp32 passed: 2 texts, off by at most 0"
+        "self-test of onnx/cpu/fp32 passed: 2 texts, off by at most 0"
     ]
 
 
