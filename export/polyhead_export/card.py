@@ -9,6 +9,7 @@ from polyhead_training.reporting.model_card import code, figures, table
 from polyhead_training.reporting.results import read_evaluation
 from polyhead_training.runs.run_directory import EVALUATION_NAME, Run
 
+from . import plausibility
 from .layout import CARD, CONFIG, GRAPH, TOKENIZER, WEIGHTS
 
 _FILES = {
@@ -76,6 +77,8 @@ def _gate(manifest: Manifest) -> list[str]:
         "The gate compares each graph with the trained model on golden texts, on ragged random batches and, if given,",
         "on evaluation data. The bundle holds only variants whose every value is within its limit.",
     ]
+    if warnings := plausibility.warnings(manifest.variants["fp32"].gate):
+        lines += ["", *(f"- **Warning**: {warning}." for warning in warnings)]
     for name, variant in manifest.variants.items():
         rows = [[f"`{check.name}`", f"{check.value:.2g}", f"{check.limit:.2g}"] for check in variant.gate]
         note = "" if variant.batch_invariant else "; results depend on the other texts in the batch"

@@ -205,17 +205,18 @@ def sign(bundle: Path, private_key: Path, signature: Path | None) -> None:
 @click.argument("checkpoint")
 @click.argument("run_dir", type=_PATH)
 @click.option("--name", help="Name of the model.  [default: last part of CHECKPOINT]")
-def import_command(checkpoint: str, run_dir: Path, name: str | None) -> None:
+@click.option("--head", metavar="NAME", help="Name of a classifier's head.  [default: topic]")
+def import_command(checkpoint: str, run_dir: Path, name: str | None, head: str | None) -> None:
     """Convert a checkpoint to a run directory, without training.
 
     CHECKPOINT is a folder or hub id of a sentence-transformers model, which becomes a model without heads, or of a
-    BERT, RoBERTa or DistilBERT classifier, whose head becomes `topic`. The outputs are compared with the checkpoint's;
-    a checkpoint that cannot be represented exactly is an error.
+    BERT, RoBERTa or DistilBERT classifier, whose head becomes `topic` or --head. The outputs are compared with the
+    checkpoint's; a checkpoint that cannot be represented exactly is an error.
     """
     with _command():
         from polyhead_export.interop.import_checkpoint import import_checkpoint
 
-        path = import_checkpoint(checkpoint, run_dir, name, _report)
+        path = import_checkpoint(checkpoint, run_dir, name, _report, head)
     click.echo(path)
 
 

@@ -8,6 +8,7 @@
     +-- SettingsError         the export configuration, or a file that it names, is invalid
     +-- ContentError          a bundle is intact, but a file does not match its manifest
     +-- GateError             a graph does not match the trained model; nothing was written
+        +-- ImplausibleModelError  the trained model itself makes no sense
         +-- NamesError        its inputs or outputs have other names
         +-- ShapeError        its inputs or outputs have other dimensions or types
         +-- ValuesError       its outputs differ from the trained model's
@@ -86,6 +87,10 @@ class NamesError(GateError):
 
 class ShapeError(GateError):
     """The graph's inputs or outputs have other dimensions or types than the model's."""
+
+
+class ImplausibleModelError(GateError):
+    """The trained model's outputs are not numbers, or hardly depend on the text."""
 
 
 class ValuesError(GateError):

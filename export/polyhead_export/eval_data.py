@@ -18,11 +18,12 @@ from polyhead_bundle import Head
 from polyhead_training.config import HeadConfig
 from polyhead_training.data.dataset import read_labelled
 from polyhead_training.data.labels import UNLABELLED
+from polyhead_training.data.vocabulary import MAX_UNREAD
 from polyhead_training.errors import RunError
 from polyhead_training.evaluation.metrics import HeadScore, score
 from polyhead_training.evaluation.probabilities import answers
 from polyhead_training.runs.run_directory import Run
-from polyhead_training.tokenization import encode, load_tokenizer, pad
+from polyhead_training.tokenization import encode, load_tokenizer, pad, unread_texts
 
 from .errors import SettingsError
 from .runners import Outputs, Runner, torch_runner
@@ -89,7 +90,7 @@ def read_eval_data(run: Run, heads: Sequence[Head], paths: Sequence[Path]) -> Ev
 
     Raises:
         DataError: Rows cannot be read; the error names them.
-        SettingsError: A file is missing, or no row has a label.
+        SettingsError: A file is missing, no row has a label, or the tokenizer reads almost none of the texts.
         RunError: ``run.json`` does not say which fields to read.
     """
     for path in paths:
@@ -109,7 +110,12 @@ def read_eval_data(run: Run, heads: Sequence[Head], paths: Sequence[Path]) -> Ev
         raise SettingsError(paths[0], "no row has a label of any head; check the names of the fields")
     model = run.model
     tokenizer = load_tokenizer(run.tokenizer_path)
-    ids = list(encode(tokenizer, [row.text for row in rows], model.config.max_tokens))
+    texts = [row.text for row in rows]
+    ids = list(encode(tokenizer, texts, model.config.max_tokens))
+    if len(unread := unread_texts(tokenizer, texts, ids)) > MAX_UNREAD * len(texts):
+        reason = f"the model reads {len(unread):,} of {len(texts):,} texts as special and unknown tokens alone"
+        hint = "pass rows in the language that the model was made for"
+        raise SettingsError(rows[unread[0]].path, f"{reason}, the first in line {rows[unread[0]].line}; {hint}")
     reference = predict(torch_runner(model), ids, model.config.pad_token_id)
     return EvalData(ids, targets, reference, model.config.pad_token_id)
 

@@ -29,7 +29,7 @@ from polyhead_training.tokenization import encode, load_tokenizer, pad
 from polyhead_export.quantization.fusion import count_operators, summary
 from polyhead_export.quantization.variants import make_variant
 
-from . import gate
+from . import gate, plausibility
 from .card import render_card
 from .errors import GateError, GraphError
 from .eval_data import EvalData, read_eval_data
@@ -119,6 +119,9 @@ def _make(  # noqa: PLR0917
     checks = gate.measure(path, run.model, ids, heads, limits, eval_data)
     report(gate.format_table(checks))
     gate.require_passed(name, checks)
+    if name == "fp32":
+        for warning in plausibility.warnings(checks):
+            report(f"warning: {warning}")
     # Wherever they run, fp32 must match the trained model, and other variants their own outputs of this export.
     runner = torch_runner(run.model) if name == "fp32" else onnx_runner(path)
     return Variant(

@@ -23,10 +23,12 @@ from polyhead_training.tokenization import pad
 from rich.console import Console
 from rich.table import Table
 
+from . import plausibility
 from .errors import (
     AccuracyError,
     CalibrationError,
     GateError,
+    ImplausibleModelError,
     InvarianceError,
     LabelsError,
     NamesError,
@@ -44,6 +46,9 @@ Ids = Sequence[int]
 _ERRORS: dict[str, type[GateError]] = {
     "names": NamesError,
     "dims": ShapeError,
+    "identical_outputs": ImplausibleModelError,
+    "label_share": ImplausibleModelError,
+    "majority_gap": ImplausibleModelError,
     "golden": ValuesError,
     "difference": ValuesError,
     "cosine_distance": ValuesError,
@@ -101,6 +106,7 @@ def measure(  # noqa: PLR0917
         Check("label_disagreement", disagreement, limits.label_disagreement),
         *(_compare_scores(eval_data, rows, heads, limits) if eval_data and rows else ()),
         *_check_invariance(graph, golden, random_texts, heads, limits),
+        *plausibility.measure([theirs for _, theirs in pairs[: len(golden)]], heads, limits, eval_data),
     )
 
 

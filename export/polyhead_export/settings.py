@@ -44,6 +44,13 @@ class Limits(BaseModel):
     invariance: float = Field(ge=0)
     """Difference of any output for one text, in a batch of its own, with other texts, and with padding; relative for
     numbers above 1."""
+    identical_outputs: float = Field(default=0.5, ge=0, le=1)
+    """Share of the golden texts for which the trained model has the same output as for another one."""
+    label_share: float = Field(default=1.0, ge=0, le=1)
+    """Share of the evaluation data, or else of the golden texts, for which a head of the trained model predicts its
+    most frequent prediction."""
+    majority_gap: float = Field(default=1.0, ge=-1, le=1)
+    """Accuracy on the evaluation data of always predicting the most frequent label, minus that of the trained model."""
     golden: float = Field(gt=0)
     """Difference of any output for a golden text, on any engine and machine that serves the variant."""
 

@@ -52,6 +52,14 @@ def test_damaged_evaluation_is_a_run_error(run_dir: Path, bundle_dir: Path, tmp_
         render_card(_run(run_dir, evaluation, tmp_path), bundle.load(bundle_dir).manifest)
 
 
+def test_card_states_what_a_useful_model_rarely_does(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    manifest = bundle.load(bundle_dir).manifest
+    gate = (*manifest.variants["fp32"].gate, bundle.Check("majority_gap.topic", 0.25, 1))
+    variants = {"fp32": dataclasses.replace(manifest.variants["fp32"], gate=gate)}
+    card = render_card(_run(run_dir, None, tmp_path), dataclasses.replace(manifest, variants=variants))
+    assert "- **Warning**: head 'topic' is no better on the evaluation data than its most frequent label.\n" in card
+
+
 def test_bar_in_a_label_is_escaped(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
     manifest = bundle.load(bundle_dir).manifest
     head = dataclasses.replace(manifest.heads[0], labels=("a|b", "c", "d"))

@@ -103,13 +103,15 @@ def test_export_prints_only_its_own_report(run_dir: Path, tmp_path: Path) -> Non
     first, second, *tables, writing, done = result.stderr.splitlines()
     assert first == "tiny: exporting the graph"
     assert second.startswith("gate: no evaluation data")
+    # The random model predicts the same sentiment for every golden text.
     assert [line.partition(":")[0] for line in tables if not line.startswith(" ")] == [
         "variant fp32",
+        "warning",
         "int8",
         "variant int8",
     ]
     assert sum(line.split() == ["check", "value", "limit"] for line in tables) == 2
-    assert sum(line.endswith("  ok") for line in tables) == 2 * 10
+    assert sum(line.endswith("  ok") for line in tables) == 2 * 15
     assert writing == f"writing {tmp_path / 'tiny'}"
     assert done.startswith("done in ")
 

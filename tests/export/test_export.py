@@ -48,7 +48,7 @@ def test_bundle_holds_what_serving_requires(bundle_dir: Path) -> None:
     assert {"torch", "onnx", "onnxruntime"} <= set(manifest.built_with)
     variant = manifest.variants["fp32"]
     assert (variant.file, variant.batch_invariant) == ("model.onnx", True)
-    assert len(variant.gate) == 10
+    assert len(variant.gate) == 15
     assert variant.operators["LayerNormalization"] == 6
 
 

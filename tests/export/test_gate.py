@@ -18,6 +18,7 @@ from polyhead_export.errors import (
     AccuracyError,
     CalibrationError,
     GateError,
+    ImplausibleModelError,
     InvarianceError,
     LabelsError,
     NamesError,
@@ -76,6 +77,11 @@ def test_exported_graph_passes_every_check(model: PolyheadModel, graph_file: Pat
         "label_disagreement",
         "batch_invariance",
         "padding_invariance",
+        "identical_outputs.sentence_embedding",
+        "identical_outputs.logits",
+        "identical_outputs.sentiment_logits",
+        "label_share.topic",
+        "label_share.sentiment",
     ]
     assert 0 < _values(checks)["difference.sentence_embedding"] < 1e-5
 
@@ -259,6 +265,9 @@ def test_head_with_a_constant_prediction_loses_accuracy(  # noqa: PLR0917
         ("macro_f1_drop.sentiment", AccuracyError),
         ("calibration.topic", CalibrationError),
         ("cosine_distance.worst", ValuesError),
+        ("identical_outputs.logits", ImplausibleModelError),
+        ("label_share.topic", ImplausibleModelError),
+        ("majority_gap.topic", ImplausibleModelError),
     ],
 )
 def test_failed_check_has_its_own_error(check: str, error: type[GateError]) -> None:

@@ -143,7 +143,7 @@ def test_downloaded_weights_are_pinned_and_checked_too(
     assert asked == {
         "reference": MINILM,
         "revision": "1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
-        "allow_patterns": ["*.json", "*.txt", "*.safetensors"],
+        "allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"],
     }
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from polyhead_training.backbone import open_backbone
 from polyhead_training.model import PolyheadConfig, PolyheadModel, Pooling
+from polyhead_training.weights import WeightsError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel
@@ -123,7 +124,7 @@ def test_checkpoint_that_lacks_weights_is_rejected(checkpoints: dict[str, Path],
     (tmp_path / "config.json").write_bytes((checkpoints["bert"] / "config.json").read_bytes())
     kept = {name: value for name, value in weights.items() if name != removed}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(OSError, match="lacks 1 of the backbone's weights"):
+    with pytest.raises(WeightsError, match="lacks 1 of the weights of BertModel, including"):
         PolyheadModel.from_backbone(tmp_path, heads=HEADS)
 
 

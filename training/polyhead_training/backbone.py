@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +25,16 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+from .checkpoint_tokenizer import open_tokenizer
 from .config import Config
 from .errors import BackboneError, HubError
 from .model import FAMILIES
-from .tokenization import configured, load_tokenizer
+from .weights import WeightsError, describe_foreign_content, first_line, read_entries, require_full_checkpoint
 
 # Pickled weights run code when they are loaded, so they are not even downloaded.
-_HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 # Families whose position ids start at pad_token_id + 1; those of the others start at 0.
 _POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert"})
 
@@ -116,17 +118,23 @@ def open_backbone(reference: str, revision: str | None, base: Path) -> Backbone:
     folder, sha256 = base / reference, None
     if not folder.is_dir():
         folder, sha256 = _folder_of_id(reference, revision)
-    _require_files(reference, folder)
+    content = _read_config(reference, folder)
+    try:
+        require_full_checkpoint(folder, content)
+        read_entries(folder)
+    except WeightsError as error:
+        raise BackboneError(reference, str(error)) from error
     if sha256 is not None:
         _require_weights(reference, folder / "model.safetensors", sha256)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise BackboneError(reference, f"its config.json cannot be used: {_first_line(error)}") from None
+    # transformers validates fields with several classes of exceptions.
+    except Exception as error:
+        raise BackboneError(reference, f"its config.json cannot be used: {first_line(error)}") from error
     if config.model_type not in FAMILIES:
         families = ", ".join(sorted(FAMILIES))
         raise BackboneError(reference, f"its family {config.model_type!r} is not supported; choose one of {families}")
-    return Backbone(reference, folder, config, _tokenizer_of(reference, folder, config))
+    return Backbone(reference, folder, config, open_tokenizer(reference, folder, config))
 
 
 def _folder_of_id(reference: str, revision: str | None) -> tuple[Path, str | None]:
@@ -157,7 +165,7 @@ def _download(reference: str, revision: str | None) -> Path:
         raise BackboneError(reference, f"is neither a folder nor a model on the hub{at}; check the spelling") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         hint = "try again, or download it elsewhere and set model.backbone to its folder"
-        raise HubError(reference, f"the hub did not deliver it ({_first_line(error)}); {hint}") from error
+        raise HubError(reference, f"the hub did not deliver it ({first_line(error)}); {hint}") from error
 
 
 def _require_weights(reference: str, path: Path, sha256: str) -> None:
@@ -168,36 +176,23 @@ def _require_weights(reference: str, path: Path, sha256: str) -> None:
         raise BackboneError(reference, f"{path} is not the pinned file: {hashes}; reinstall it")
 
 
-def _require_files(reference: str, folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise BackboneError(reference, f"{folder} is not a checkpoint: it has no config.json")
-    if not any(folder.glob("*.safetensors")):
-        if any(folder.glob("*.bin")):
-            hint = "load them where you trust them and write safetensors with save_pretrained"
-            raise BackboneError(reference, f"{folder} has only pickled weights (.bin), which are never read; {hint}")
-        raise BackboneError(reference, f"{folder} has no weights (*.safetensors)")
-
-
-def _tokenizer_of(reference: str, folder: Path, config: PreTrainedConfig) -> Tokenizer:
+def _read_config(reference: str, folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not (path.exists() or path.is_symlink()):
+        if (folder / "adapter_config.json").is_file():
+            return {}
+        hint = "name the folder that save_pretrained wrote"
+        raise BackboneError(reference, f"{folder} is not a checkpoint: it has no config.json; {hint}")
+    if found := describe_foreign_content(path):
+        raise BackboneError(reference, "; ".join(found))
     try:
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = load_tokenizer(folder / "tokenizer.json")
-        else:
-            tokenizer = configured(_converted(folder))
-    # The tokenizers library raises plain Exception.
-    except Exception as error:
-        raise BackboneError(reference, f"{folder} has no readable tokenizer: {_first_line(error)}") from error
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        sizes = f"{tokenizer.get_vocab_size()} tokens, the model's vocabulary {config.vocab_size}"
-        raise BackboneError(reference, f"the tokenizer has {sizes}; they do not belong together")
-    return tokenizer
-
-
-def _converted(folder: Path) -> Tokenizer:
-    """Converts older tokenizer files, for example ``vocab.txt``, into a fast tokenizer."""
-    slow: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return Tokenizer.from_str(slow.backend_tokenizer.to_str())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise BackboneError(reference, f"its config.json is not valid JSON: {error}; fetch it again") from None
+    if not isinstance(content, dict):
+        raise BackboneError(reference, "its config.json is not a JSON object; fetch it again")
+    labels = content.get("id2label")
+    if labels is not None and not (isinstance(labels, dict) and all(str(key).isdecimal() for key in labels)):
+        reason = f"config.json's id2label is {json.dumps(labels)[:80]}; it maps the number of each logit to its label"
+        raise BackboneError(reference, f'{reason}, as in {{"0": "negative", "1": "positive"}}')
+    return content

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .model_types import ActivationKind, EmbeddingPoolingKind, HeadKind, PoolingKind, output_names
+from .weights import load_pretrained
 
 # Model families whose layers and embeddings have the attribute names that loop/stages.py requires.
 FAMILIES = frozenset({"bert", "camembert", "distilbert", "roberta", "xlm-roberta"})
@@ -206,20 +207,9 @@ class PolyheadModel(PreTrainedModel):  # type: ignore[misc]  # transformers is n
             **settings: Fields of ``PolyheadConfig`` other than ``backbone``.
 
         Raises:
-            OSError: The folder has no safetensors weights, or some weights are missing. Pickled weights are never read.
+            WeightsError: The folder has no safetensors weights, or they do not match ``config.json``.
         """
-        backbone, report = AutoModel.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        # transformers only warns about missing weights and leaves them at random values.
-        missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-        if missing:
-            raise OSError(f"{folder} lacks {len(missing)} of the backbone's weights, including {missing[0]}")
+        backbone = load_pretrained(AutoModel, folder)
         model = cls(PolyheadConfig(backbone=backbone.config.to_diff_dict(), **settings))
         backbone.pooler = None
         model.backbone.load_state_dict(backbone.state_dict())

@@ -1,7 +1,8 @@
 """Tokenization of texts, with the truncation rule that training, export and server share.
 
 A text of more than ``max_tokens`` tokens keeps its leading special tokens, the first ids that fit, and its trailing
-special tokens. The names of special tokens inside a text, such as ``[SEP]``, are tokenized as ordinary text.
+special tokens. The names of special tokens inside a text, such as ``[SEP]``, are tokenized as ordinary text. Any other
+added token stays a single token.
 """
 
 from __future__ import annotations
@@ -110,6 +111,30 @@ def pad(ids: Sequence[Sequence[int]], pad_token_id: int) -> tuple[NDArray[np.int
         input_ids[row, : len(values)] = values
         attention_mask[row, : len(values)] = 1
     return input_ids, attention_mask
+
+
+def textless_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Returns the ids that stand for no part of a text: those of the special tokens and of unknown characters."""
+    special = [number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special]
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    number = None if unknown is None else tokenizer.token_to_id(unknown)
+    return frozenset(special if number is None else [*special, number])
+
+
+def unread_texts(tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[int]:
+    """Returns the numbers of the texts that a tokenizer reads nothing of, although they are not blank.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: N texts.
+        ids: Their token ids.
+    """
+    textless = textless_ids(tokenizer)
+    return [
+        number
+        for number, (text, found) in enumerate(zip(texts, ids, strict=True))
+        if textless.issuperset(found) and text.strip()
+    ]
 
 
 def _truncate(encoding: Encoding, max_tokens: int) -> list[int]:

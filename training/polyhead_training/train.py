@@ -31,6 +31,7 @@ from polyhead_training.loop.loop import Loop, Validation
 from polyhead_training.loop.stages import check_stages
 from polyhead_training.reporting.model_card import write_card
 from polyhead_training.reporting.report import write_report
+from polyhead_training.reporting.results import implausible
 from polyhead_training.runs.checkpoint import BEST_NAME
 from polyhead_training.runs.in_progress import Identity, ResumePolicy, difference, in_progress_path, in_progress_run
 from polyhead_training.runs.run_directory import (
@@ -51,6 +52,7 @@ from .errors import BackboneError, StorageError
 from .model import PolyheadModel
 from .predict import embed, predict
 from .terminal import Report
+from .weights import WeightsError
 
 # Other processes wait this long while the main process evaluates and writes alone.
 _PROCESS_TIMEOUT = timedelta(hours=4)
@@ -129,6 +131,9 @@ def train(
         if accelerator.is_main_process:
             _write(destination, folder, config, model, prepared, evaluation, identity)
         report(table(evaluation))
+        found = evaluation.to_json()
+        for warning in implausible({split: found[split] for split in evaluation.splits}):
+            report(f"warning: {warning}")
         accelerator.end_training()
     return evaluation
 
@@ -159,7 +164,7 @@ def build_model(config: Config, backbone: Backbone, heads: Sequence[HeadConfig])
         heads: The heads with their labels.
 
     Raises:
-        BackboneError: The weights cannot be read.
+        BackboneError: The weights cannot be read, or do not match the backbone's configuration.
     """
     try:
         return PolyheadModel.from_backbone(
@@ -174,8 +179,8 @@ def build_model(config: Config, backbone: Backbone, heads: Sequence[HeadConfig])
                 for head in heads
             ],
         )
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise BackboneError(backbone.reference, f"its weights cannot be read: {error}") from error
+    except WeightsError as error:
+        raise BackboneError(backbone.reference, str(error)) from error
 
 
 def _start(config: Config, destination: Path) -> Accelerator:

@@ -19,11 +19,13 @@ from polyhead_training.runs.run_directory import staged_run, write_run
 from pydantic import ValidationError
 
 from .checkpoint import CheckpointError, ImportedModel
-from .import_classifier import FAMILIES, read_classifier
+from .import_classifier import DEFAULT_HEAD, FAMILIES, read_classifier
 from .import_sentence_transformers import read_modules, read_sentence_transformer
 
 
-def import_checkpoint(reference: str, destination: Path, name: str | None, report: Callable[[str], None]) -> Path:
+def import_checkpoint(
+    reference: str, destination: Path, name: str | None, report: Callable[[str], None], head: str | None = None
+) -> Path:
     """Writes a run directory with the outputs of a checkpoint, without training.
 
     A SentenceTransformer becomes a run without heads and with the same embedding. A sequence classifier becomes a run
@@ -35,6 +37,7 @@ def import_checkpoint(reference: str, destination: Path, name: str | None, repor
         destination: The run directory; an existing run is replaced, any other directory is an error.
         name: Name of the model; defaults to the last part of ``reference``.
         report: Called with each line of progress.
+        head: Name of a classifier's head; defaults to ``topic``.
 
     Returns:
         ``destination``.
@@ -46,26 +49,33 @@ def import_checkpoint(reference: str, destination: Path, name: str | None, repor
     """
     name = name or Path(reference).resolve().name
     with staged_run(destination) as folder:
-        imported = _read(reference, report)
+        imported = _read(reference, head, report)
         config = _config(reference, name, imported)
         write_run(folder, config, imported.heads, imported.model, imported.tokenizer)
     report(f"{name}: token limit {imported.model.config.max_tokens}")
     return destination
 
 
-def _read(reference: str, report: Callable[[str], None]) -> ImportedModel:
+def _read(reference: str, head: str | None, report: Callable[[str], None]) -> ImportedModel:
     root = Path(reference)
     # A SentenceTransformer saved before 2021 keeps its backbone in a subfolder.
     nested = read_modules(reference, root)["Transformer"] if (root / "modules.json").is_file() else ""
     backbone = open_backbone(str(root / nested) if nested else reference, None, Path())
     root = root if nested else backbone.folder
     if (root / "modules.json").is_file():
+        if head is not None:
+            reason = "is a SentenceTransformer, which has no heads"
+            raise CheckpointError(reference, reason, "leave out --head, or import a classifier")
         return read_sentence_transformer(reference, root, backbone, report)
-    architectures = backbone.config.architectures or ["no architecture"]
+    architectures = backbone.config.architectures
+    if not architectures:
+        reason = "config.json does not name its architecture"
+        hint = f'add "architectures": ["CLASS"] to it, where CLASS is one of {", ".join(FAMILIES)}'
+        raise CheckpointError(reference, reason, hint)
     if architectures[0] not in FAMILIES:
         reason = f"is neither a SentenceTransformer (no modules.json) nor a sequence classifier ({architectures[0]})"
         raise CheckpointError(reference, reason, "train heads on it with polyhead-train, as model.backbone")
-    return read_classifier(reference, backbone, architectures[0], report)
+    return read_classifier(reference, backbone, architectures[0], head or DEFAULT_HEAD, report)
 
 
 def _config(reference: str, name: str, imported: ImportedModel) -> Config:

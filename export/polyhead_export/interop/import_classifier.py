@@ -1,14 +1,15 @@
-"""Imports a BERT, RoBERTa or DistilBERT sequence classifier; its head becomes the head ``topic``.
+"""Imports a BERT, RoBERTa or DistilBERT sequence classifier; its head becomes the head ``topic``, or another name.
 
 The head's hidden layer is BERT's pooler or RoBERTa's dense layer, with tanh, or DistilBERT's pre_classifier, with ReLU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from polyhead_training.backbone import Backbone
@@ -16,6 +17,7 @@ from polyhead_training.config import HeadConfig
 from polyhead_training.model import PolyheadModel
 from polyhead_training.model_types import ActivationKind
 from polyhead_training.tokenization import encode, pad
+from polyhead_training.weights import WeightsError, load_pretrained, read_entries
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 from torch import nn
@@ -24,7 +26,6 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from polyhead_export.golden import golden_texts
 
 from .checkpoint import (
-    LOADING_ERRORS,
     MAX_DIFFERENCE,
     CheckpointError,
     ImportedModel,
@@ -32,10 +33,10 @@ from .checkpoint import (
     load_original_tokenizer,
     require_same_outputs,
     require_same_tokens,
-    unreadable_weights,
+    token_limit,
 )
 
-HEAD = "topic"
+DEFAULT_HEAD = "topic"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ FAMILIES = {
 
 
 def read_classifier(
-    reference: str, backbone: Backbone, architecture: str, report: Callable[[str], None]
+    reference: str, backbone: Backbone, architecture: str, name: str, report: Callable[[str], None]
 ) -> ImportedModel:
     """Reads a classifier and verifies that the converted model has the same logits.
 
@@ -77,6 +78,7 @@ def read_classifier(
         reference: The folder or hub id.
         backbone: The classifier's backbone and tokenizer.
         architecture: Its class in transformers, a key of ``FAMILIES``.
+        name: Name of the head.
         report: Called with each line of progress.
 
     Raises:
@@ -85,14 +87,16 @@ def read_classifier(
     # sentence-transformers marks the classifiers that it trains, which score pairs of texts.
     if hasattr(backbone.config, "sentence_transformers"):
         raise CheckpointError(reference, "is a CrossEncoder, which scores pairs of texts", "choose another checkpoint")
-    labels = _labels(reference, backbone.config)
-    original_tokenizer = load_original_tokenizer(reference, backbone)
-    max_tokens = min(original_tokenizer.model_max_length, backbone.usable_positions)
-    require_same_tokens(reference, backbone, original_tokenizer, max_tokens)
-    original = _load_classifier(reference, backbone.folder)
     family = FAMILIES[architecture]
+    labels = _labels(reference, backbone, family, report)
+    original_tokenizer = load_original_tokenizer(reference, backbone)
+    max_tokens = token_limit(
+        reference, backbone, original_tokenizer.model_max_length, "model_max_length of tokenizer_config.json", report
+    )
+    texts = require_same_tokens(reference, backbone, original_tokenizer, max_tokens, report)
+    original = _load_classifier(reference, backbone.folder)
     hidden: Any = original.get_submodule(family.hidden)
-    head = _head_config(reference, labels, hidden.out_features, _dropout(original.config, family))
+    head = _head_config(reference, name, labels, hidden.out_features, _dropout(original.config, family))
     fields = head.model_dump(mode="json", include={"name", "kind", "labels", "hidden_size", "dropout"})
     model = build_model(
         reference,
@@ -103,15 +107,15 @@ def read_classifier(
         heads=[{**fields, "activation": family.activation}],
     )
     _copy_weights(model, hidden, original.get_submodule(family.output))
-    difference = _max_logit_difference(model, original, backbone.tokenizer)
-    require_same_outputs(reference, "logits", difference)
-    report(f"{reference}: {architecture} with {len(labels)} labels: {', '.join(labels)}")
+    difference = _compare_logits(reference, model, original, backbone.tokenizer, texts)
+    report(f"{reference}: {architecture} with {len(labels)} labels, as head {name}: {', '.join(labels)}")
     report(f"its logits and those of the run differ by at most {difference:.2g} (limit {MAX_DIFFERENCE:g})")
     return ImportedModel(model, backbone.tokenizer, (head,))
 
 
-def _labels(reference: str, config: PreTrainedConfig) -> tuple[str, ...]:
+def _labels(reference: str, backbone: Backbone, family: Family, report: Callable[[str], None]) -> tuple[str, ...]:
     """Returns the labels in the order of the logits."""
+    config = backbone.config
     if config.problem_type == "multi_label_classification":
         reason = "assigns each label its own probability (problem_type multi_label_classification)"
         hint = "a softmax head predicts exactly one label: choose another checkpoint"
@@ -119,10 +123,24 @@ def _labels(reference: str, config: PreTrainedConfig) -> tuple[str, ...]:
     if config.num_labels < 2 or config.problem_type == "regression":
         reason = f"outputs a number, not a label ({config.num_labels} logits, problem_type regression or none)"
         raise CheckpointError(reference, reason, "choose a checkpoint that has labels")
+    # transformers assumes two labels where config.json names none.
+    stated = "id2label" in json.loads((backbone.folder / "config.json").read_bytes())
+    output = read_entries(backbone.folder).get(f"{family.output}.weight")
+    if output and output.shape[0] != config.num_labels:
+        default = "" if stated else " by default, as config.json does not have it"
+        reason = f"id2label names {config.num_labels} labels{default}, the head has {output.shape[0]}"
+        raise CheckpointError(reference, reason, "give each logit its label in config.json's id2label")
     labels = tuple(str(config.id2label.get(index, "")) for index in range(config.num_labels))
     if len(set(labels)) < len(labels) or "" in labels:
         hint = "give each logit a distinct label in config.json's id2label"
         raise CheckpointError(reference, f"its labels are {list(labels)}", hint)
+    if not stated:
+        report(f"warning: {reference}: config.json has no id2label, so its labels are {', '.join(labels)}")
+    inverse = {str(label): str(index) for label, index in (config.label2id or {}).items()}
+    contradictions = [label for index, label in enumerate(labels) if inverse.get(label, str(index)) != str(index)]
+    if contradictions:
+        reason = f"config.json's id2label and label2id give {contradictions[0]!r} different logits"
+        raise CheckpointError(reference, reason, "correct the one that is wrong")
     return labels
 
 
@@ -132,51 +150,50 @@ def _dropout(config: PreTrainedConfig, family: Family) -> float:
     return next((value for value in values if value is not None), 0.0)
 
 
-def _head_config(reference: str, labels: tuple[str, ...], hidden_size: int, dropout: float) -> HeadConfig:
+def _head_config(reference: str, name: str, labels: tuple[str, ...], hidden_size: int, dropout: float) -> HeadConfig:
     try:
         return HeadConfig(
-            name=HEAD, kind="softmax", field="label", labels=labels, hidden_size=hidden_size, dropout=dropout
+            name=name, kind="softmax", field="label", labels=labels, hidden_size=hidden_size, dropout=dropout
         )
     except ValidationError as error:
         fault = error.errors()[0]
+        if fault["loc"] == ("name",):
+            reason = f"{name!r} is not a valid name of a head: {fault['msg']}"
+            raise CheckpointError(reference, reason, "choose another with --head") from None
         reason = f"its head has {'.'.join(map(str, fault['loc']))} {fault['input']!r}: {fault['msg']}"
         raise CheckpointError(reference, reason, "correct its config.json") from None
 
 
 def _copy_weights(model: PolyheadModel, hidden: nn.Module, output: nn.Module) -> None:
     """Copies the classifier's two layers into the model's head."""
-    layers: Any = model.heads[HEAD].layers
+    (head,) = model.heads.values()
+    layers: Any = head.layers
     layers[1].load_state_dict(hidden.state_dict())
     layers[4].load_state_dict(output.state_dict())
 
 
 def _load_classifier(reference: str, folder: Path) -> PreTrainedModel:
     try:
-        original, report = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except LOADING_ERRORS as error:
-        raise unreadable_weights(reference, error) from error
-    # transformers only warns about missing weights, and initializes them randomly.
-    if missing := sorted(report["missing_keys"]):
-        hint = "its head was not trained; choose another checkpoint"
-        raise CheckpointError(reference, f"lacks the weights {missing[0]}", hint)
-    return cast(PreTrainedModel, original.eval())
+        return load_pretrained(AutoModelForSequenceClassification, folder, backbone_only=False)
+    except WeightsError as error:
+        raise CheckpointError(reference, error.reason, error.hint) from error
 
 
-def _max_logit_difference(model: PolyheadModel, original: PreTrainedModel, tokenizer: Tokenizer) -> float:
-    """Largest difference of any logit on the golden texts; relative for logits above 1."""
+def _compare_logits(
+    reference: str, model: PolyheadModel, original: PreTrainedModel, tokenizer: Tokenizer, texts: Sequence[str]
+) -> float:
+    """Returns the largest difference of any logit; relative for logits above 1.
+
+    Raises:
+        CheckpointError: It exceeds the limit.
+    """
     config = model.config
-    differences = []
-    for ids in encode(tokenizer, golden_texts(config.max_tokens), config.max_tokens):
+    # A golden text that spells out special tokens has other tokens in transformers, but the same tokens are comparable.
+    compared = dict.fromkeys([*golden_texts(config.max_tokens), *texts])
+    actual, expected = [], []
+    for ids in encode(tokenizer, list(compared), config.max_tokens):
         input_ids, mask = map(torch.from_numpy, pad([ids], config.pad_token_id))  # (1, T)
         with torch.inference_mode():
-            expected = original(input_ids=input_ids, attention_mask=mask).logits  # (1, labels)
-            actual = model(input_ids, mask).logits[HEAD]  # (1, labels)
-        differences.append(((actual - expected).abs() / expected.abs().clamp(min=1)).max())
-    return float(torch.stack(differences).max())
+            expected.append(original(input_ids=input_ids, attention_mask=mask).logits)  # (1, labels)
+            actual += model(input_ids, mask).logits.values()  # (1, labels)
+    return require_same_outputs(reference, "logits", actual, expected)

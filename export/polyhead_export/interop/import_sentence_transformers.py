@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from polyhead_training.backbone import Backbone
 from polyhead_training.model import PolyheadModel
 from polyhead_training.model_types import EmbeddingPoolingKind
 from polyhead_training.tokenization import encode, pad
-from tokenizers import Tokenizer
-from tokenizers.normalizers import Lowercase, Sequence
+from polyhead_training.weights import load_pretrained
+from tokenizers import Tokenizer, normalizers
 from transformers import AutoModel
 
 from .checkpoint import (
@@ -26,7 +26,7 @@ from .checkpoint import (
     read_module_settings,
     require_same_outputs,
     require_same_tokens,
-    texts_without_special_tokens,
+    token_limit,
 )
 
 _MODULE_PREFIX = "sentence_transformers."
@@ -72,17 +72,18 @@ def read_sentence_transformer(
         normalize_settings = read_module_settings(reference, root / modules["Normalize"] / "config.json")
         _require_supported(reference, "Normalize", normalize_settings, _NORMALIZE_SETTINGS)
     original_tokenizer = load_original_tokenizer(reference, backbone)
-    length = settings.get("max_seq_length") or original_tokenizer.model_max_length
-    max_tokens = min(length, backbone.usable_positions)
-    require_same_tokens(reference, backbone, original_tokenizer, max_tokens)
+    length, source = settings.get("max_seq_length"), "max_seq_length"
+    if not length:
+        length, source = original_tokenizer.model_max_length, "model_max_length of tokenizer_config.json"
+    max_tokens = token_limit(reference, backbone, length, source, report)
+    texts = require_same_tokens(reference, backbone, original_tokenizer, max_tokens, report)
     model = build_model(
         reference, backbone, pooling=pooling, embedding_pooling=pooling, normalize=normalize, max_tokens=max_tokens
     )
     lowercase = bool(settings.get("do_lower_case"))
     if lowercase:
         _add_lowercase(backbone.tokenizer)
-    difference = _max_embedding_difference(model, backbone, original_tokenizer, lowercase)
-    require_same_outputs(reference, "embeddings", difference)
+    _compare_embeddings(reference, model, backbone, original_tokenizer, texts, lowercase=lowercase)
     normalized = "normalized" if normalize else "not normalized"
     report(f"{reference}: SentenceTransformer, pooling {pooling}, {normalized}, without heads")
     return ImportedModel(model, backbone.tokenizer)
@@ -167,32 +168,36 @@ def _require_supported(reference: str, module: str, settings: Mapping[str, Any],
 
 def _add_lowercase(tokenizer: Tokenizer) -> None:
     """Lowercases texts before the tokenizer's own normalization, as ``do_lower_case`` does in sentence-transformers."""
-    normalizers = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
-    tokenizer.normalizer = Sequence([Lowercase(), *normalizers])
+    others = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
 
 
-def _max_embedding_difference(
-    model: PolyheadModel, backbone: Backbone, original_tokenizer: Any, lowercase: bool
-) -> float:
-    """Largest difference of any number of an embedding on the golden texts; relative for numbers above 1.
+def _compare_embeddings(
+    reference: str,
+    model: PolyheadModel,
+    backbone: Backbone,
+    original_tokenizer: Any,
+    texts: Sequence[str],
+    *,
+    lowercase: bool,
+) -> None:
+    """Rejects a model whose embeddings differ from the checkpoint's.
 
     The expected embedding is computed as in sentence-transformers: with the checkpoint's own tokenizer and backbone, as
     the first token's vector or the mean over the tokens, scaled to unit length if the modules say so.
+
+    Raises:
+        CheckpointError: The embeddings differ.
     """
-    original = AutoModel.from_pretrained(
-        backbone.folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, dtype=torch.float32
-    ).eval()
+    original = load_pretrained(AutoModel, backbone.folder)
     config = model.config
-    texts = texts_without_special_tokens(original_tokenizer, config.max_tokens)
-    differences = []
+    actual, expected = [], []
     for text, ids in zip(texts, encode(backbone.tokenizer, texts, config.max_tokens), strict=True):
         original_text = text.lower() if lowercase else text
         batch = original_tokenizer(original_text, truncation=True, max_length=config.max_tokens, return_tensors="pt")
         with torch.inference_mode():
             hidden = original(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-            expected = hidden[:, 0] if config.embedding_pooling == "cls" else hidden.mean(dim=1)  # (1, H)
-            if config.normalize:
-                expected = torch.nn.functional.normalize(expected, dim=-1)
-            actual = model(*map(torch.from_numpy, pad([ids], config.pad_token_id))).sentence_embedding  # (1, H)
-        differences.append(((actual - expected).abs() / expected.abs().clamp(min=1)).max())
-    return float(torch.stack(differences).max())
+            pooled = hidden[:, 0] if config.embedding_pooling == "cls" else hidden.mean(dim=1)  # (1, H)
+            expected.append(torch.nn.functional.normalize(pooled, dim=-1) if config.normalize else pooled)
+            actual.append(model(*map(torch.from_numpy, pad([ids], config.pad_token_id))).sentence_embedding)  # (1, H)
+    require_same_outputs(reference, "embeddings", actual, expected)

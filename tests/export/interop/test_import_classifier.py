@@ -73,7 +73,9 @@ def test_head_settings_of_the_classifier_are_removed(tmp_path: Path) -> None:
 def test_report_describes_the_imported_classifier(tmp_path: Path) -> None:
     lines: list[str] = []
     import_run(write_classifier(tmp_path), report=lines.append)
-    assert any("BertForSequenceClassification with 3 labels: zebra, apple, mango" in line for line in lines)
+    assert any(
+        "BertForSequenceClassification with 3 labels, as head topic: zebra, apple, mango" in line for line in lines
+    )
     assert any("differ by" in line for line in lines)
 
 
@@ -105,7 +107,7 @@ def test_classifier_without_a_trained_head_is_rejected(tmp_path: Path) -> None:
         name: value for name, value in load_file(checkpoint / "model.safetensors").items() if "pooler" not in name
     }
     save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks the weights bert\.pooler\.dense\.bias"):
+    with pytest.raises(CheckpointError, match=r"lacks 2 of .*bert\.pooler\.dense\.bias; its head was not trained"):
         import_run(checkpoint)
 
 
@@ -129,3 +131,48 @@ def test_older_cross_encoder_is_rejected(tmp_path: Path) -> None:
     edit_json(checkpoint / "config.json", sentence_transformers={"version": "4.1.0"})
     with pytest.raises(CheckpointError, match="is a CrossEncoder"):
         import_run(checkpoint)
+
+
+def _edit_labels(checkpoint: Path, **labels: Any) -> None:
+    config = json.loads((checkpoint / "config.json").read_bytes())
+    config = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
+    (checkpoint / "config.json").write_text(json.dumps({**config, **labels}))
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ({}, r"id2label names 2 labels by default, as config\.json does not have it, the head has 3; give each logit"),
+        ({"id2label": {"0": "a", "1": "b"}}, r"id2label names 2 labels, the head has 3; give each logit its label"),
+        ({"id2label": {str(number): f"{number}" for number in range(5)}}, r"names 5 labels, the head has 3"),
+        ({"num_labels": 4}, r"names 4 labels.*the head has 3"),
+        ({"id2label": {"0": "a", "1": "a", "2": "b"}}, r"its labels are \['a', 'a', 'b'\]; give each logit a distinct"),
+        ({"id2label": {"0": "a", "1": "b", "3": "c"}}, r"its labels are \['a', 'b', ''\]"),
+        (
+            {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 1, "b": 0, "c": 2}},
+            r"id2label and label2id give 'a' different logits",
+        ),
+    ],
+)
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_labels_that_do_not_fit_the_head_are_refused(
+    tmp_path: Path, family: str, labels: dict[str, Any], reason: str
+) -> None:
+    checkpoint = write_classifier(tmp_path, family)
+    _edit_labels(checkpoint, **labels)
+    with pytest.raises(CheckpointError, match=reason):
+        import_run(checkpoint)
+
+
+def test_two_labels_without_names_are_reported(tmp_path: Path) -> None:
+    checkpoint = write_classifier(tmp_path, id2label={0: "LABEL_0", 1: "LABEL_1"}, label2id={})
+    _edit_labels(checkpoint)
+    lines: list[str] = []
+    assert import_run(checkpoint, lines.append).heads[0]["labels"] == ["LABEL_0", "LABEL_1"]
+    assert any("config.json has no id2label, so its labels are LABEL_0, LABEL_1" in line for line in lines)
+
+
+def test_numbers_are_labels(tmp_path: Path) -> None:
+    checkpoint = write_classifier(tmp_path)
+    _edit_labels(checkpoint, id2label={"0": 1, "1": 2, "2": 3}, label2id={"1": "0", "2": "1", "3": "2"})
+    assert import_run(checkpoint).heads[0]["labels"] == ["1", "2", "3"]

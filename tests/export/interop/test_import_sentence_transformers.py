@@ -78,7 +78,10 @@ def test_lowercasing_outside_the_tokenizer_is_kept(tmp_path: Path) -> None:
 
 
 def test_token_limit_is_capped_at_the_number_of_positions(tmp_path: Path) -> None:
-    assert import_run(write_sentence_transformer(tmp_path, "roberta", length=512)).model.config.max_tokens == 40
+    lines: list[str] = []
+    run = import_run(write_sentence_transformer(tmp_path, "roberta", length=512), lines.append)
+    assert run.model.config.max_tokens == 40
+    assert any("exceeds its 40 positions, which become the token limit" in line for line in lines)
 
 
 def test_embeddings_that_differ_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +163,7 @@ def test_optional_prompts_are_reported(tmp_path: Path) -> None:
 
 
 def test_too_small_token_limit_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="max_tokens 4"):
+    with pytest.raises(CheckpointError, match=r"max_tokens 4 \(from .*_length.*\) leave no room for a text; correct"):
         import_run(write_sentence_transformer(tmp_path, length=4))
 
 

@@ -100,6 +100,15 @@ def test_model_has_a_second_engine_of_several_threads(load: Load, threads: int, 
     assert load(engines, threads=1).intra_op_engine is None
 
 
+def test_self_test_is_logged_once(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    engines = {"onnx/cpu": FakeEngine(), "onnx/cpu on 2": FakeEngine()}
+    assert load(engines, threads=2).intra_op_engine is not None
+    assert [record.message for record in caplog.records if "self-test" in record.message] == [
+        "self-test of onnx/cpu/fp32 passed: 2 texts, off by at most 0"
+    ]
+
+
 def test_second_engine_that_fails_its_self_test_is_not_used(load: Load, caplog: pytest.LogCaptureFixture) -> None:
     engine = FakeEngine()
     model = load({"onnx/cpu": engine, "onnx/cpu on 2": NanEngine()}, threads=2)

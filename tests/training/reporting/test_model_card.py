@@ -104,6 +104,17 @@ def test_weakest_labels_are_listed(finished_run: Path) -> None:
     assert "weakest labels of `urgent`" not in _card(finished_run)
 
 
+def test_head_that_learned_nothing_is_stated(finished_run: Path) -> None:
+    assert "**Warning**" not in _card(finished_run)
+    content = json.loads((finished_run / "evaluation.json").read_bytes())
+    for label, found in content["test"]["topic"]["labels"].items():
+        found["answered"] = 120 * (label == HOSTILE)
+    (finished_run / "evaluation.json").write_text(json.dumps(content))
+    [line] = [line for line in _card(finished_run).splitlines() if "**Warning**" in line]
+    assert line.startswith("- **Warning**: test: head 'topic' predicts \"\\<script\\>")
+    assert line.endswith("for each of the 120 rows.")
+
+
 def test_token_limit_is_stated(finished_run: Path) -> None:
     assert "Texts are truncated to 256 tokens" in _card(finished_run)
 

@@ -125,6 +125,14 @@ def test_errors_show_their_location(finished_run: Path) -> None:
     assert f"rows.jsonl:{error['line']}" in _page(finished_run).text
 
 
+def test_head_that_learned_nothing_is_shown(finished_run: Path) -> None:
+    content = json.loads((finished_run / "evaluation.json").read_bytes())
+    for label, found in content["test"]["topic"]["labels"].items():
+        found["answered"] = 120 * (label == HOSTILE)
+    (finished_run / "evaluation.json").write_text(json.dumps(content))
+    assert f"head 'topic' predicts {HOSTILE!r} for each of the 120 rows" in _page(finished_run).text
+
+
 def test_data_section_shows_statistics_and_warnings(finished_run: Path) -> None:
     text = " ".join(_page(finished_run).text.replace("\N{NO-BREAK SPACE}", " ").split())
     assert f"3 texts of test occur in train: {HOSTILE}" in text

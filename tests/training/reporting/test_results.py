@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from polyhead_training.errors import RunError
-from polyhead_training.reporting.results import read_evaluation, read_results
+from polyhead_training.reporting.results import implausible, read_evaluation, read_results
 
 
 def test_results_contain_every_file_of_the_run(finished_run: Path) -> None:
@@ -61,3 +62,22 @@ def test_evaluation_of_another_shape_is_rejected(tmp_path: Path, content: object
     path.write_text(json.dumps(content))
     with pytest.raises(RunError, match=r"evaluation\.json: is not a valid evaluation"):
         read_evaluation(path)
+
+
+def _found(accuracy: float, answered: list[int], rows: int = 40, majority: float | None = 0.6) -> dict[str, Any]:
+    labels = {f"label {number}": {"answered": count} for number, count in enumerate(answered)}
+    return {"test": {"topic": {"rows": rows, "accuracy": accuracy, "majority_baseline": majority, "labels": labels}}}
+
+
+def test_head_that_learned_nothing_is_reported() -> None:
+    assert list(implausible(_found(0.6, [0, 40]))) == ["test: head 'topic' predicts 'label 1' for each of the 40 rows"]
+    assert list(implausible(_found(0.55, [30, 10]))) == [
+        "test: head 'topic' is no better than its most frequent label (accuracy 55.0%, baseline 60.0%)"
+    ]
+
+
+@pytest.mark.parametrize(
+    "found", [_found(0.61, [30, 10]), _found(0.5, [0, 19], 19), _found(1, [40, 0], majority=1), {"test": {}}]
+)
+def test_head_that_learned_something_or_cannot_be_judged_is_not_reported(found: dict[str, Any]) -> None:
+    assert list(implausible(found)) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,6 +15,7 @@ from polyhead_training.tokenization import encode
 from .collation import EncodedRows, encode_rows
 from .dataset import Data, Row
 from .quality_report import DataReport, describe_data
+from .vocabulary import require_known_words, vocabulary_warnings
 
 
 @dataclass(frozen=True)
@@ -69,5 +70,8 @@ def prepare(config: Config, data: Data) -> Prepared:
         encode_texts([pair.first for pair in data.similarity]),
         encode_texts([pair.second for pair in data.similarity]),
     )
+    require_known_words(backbone, data.train, splits["train"].ids)
     report = describe_data(data, {split: rows.tokens for split, rows in splits.items()}, limit)
+    unknown = vocabulary_warnings(backbone, {split: (rows, splits[split].ids) for split, rows in texts.items()})
+    report = replace(report, warnings=[*report.warnings, *unknown])
     return Prepared(data, backbone, splits, pairs, report)

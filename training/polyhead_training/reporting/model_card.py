@@ -9,7 +9,7 @@ from typing import Any
 
 from polyhead_training.runs.run_directory import CARD_NAME
 
-from .results import Results, read_results
+from .results import Results, implausible, read_results
 
 # Weakest labels listed per head; the training report lists all.
 _MAX_WEAK_LABELS = 5
@@ -209,6 +209,7 @@ def _limits(results: Results) -> list[str]:
     lines += [
         f"- The weakest labels of {code(head)} are {', '.join(labels)}." for head, labels in weak.items() if labels
     ]
+    lines += [f"- **Warning**: {_in_line(warning)}." for warning in implausible(results.splits)]
     return ["## Limits", "", *lines]
 
 
@@ -243,6 +244,11 @@ def _truncated(split: Mapping[str, Any]) -> str:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _in_line(text: str) -> str:
+    """Escapes Markdown in a sentence with labels of the data."""
+    return re.sub(r"([\\`*_<>|\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def _in_cell(text: str) -> str:

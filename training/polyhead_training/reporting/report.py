@@ -20,7 +20,7 @@ from markupsafe import Markup
 from polyhead_training.runs.run_directory import REPORT_NAME
 
 from .charts import Series, interval_bar, line_chart, reliability_chart
-from .results import Results, read_results
+from .results import Results, implausible, read_results
 
 # Labels in a confusion matrix that fits on a page.
 _MAX_SHOWN_LABELS = 20
@@ -45,6 +45,7 @@ def render_report(results: Results) -> str:
     return _template().render(
         run=results.run,
         rows=_rows(results),
+        warnings=list(implausible(results.splits)),
         similarity=results.similarity,
         curves=_curves(results),
         heads=[_head(results, head) for head in results.heads],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from polyhead_training.runs.run_directory import DATA_NAME, EVALUATION_NAME, MET
 
 _RUN_NAME = "run.json"
 _SIMILARITY = "similarity"
+# With fewer rows, a label that is never predicted may be chance.
+_MIN_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,25 @@ class Results:
         """Returns the split to report for a head: test, or validation if test has no labels for it."""
         found = [split for split in ("test", "validation") if self.splits.get(split, {}).get(head, {}).get("rows")]
         return found[0] if found else None
+
+
+def implausible(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yields a sentence for each head whose predictions on a split show that it learned nothing.
+
+    Args:
+        splits: Evaluations of ``evaluation.json`` by split and head name.
+    """
+    for split, heads in splits.items():
+        for name, found in heads.items():
+            # With a single label among few rows, nothing can be judged.
+            if found["rows"] < _MIN_ROWS or found["majority_baseline"] in (None, 1):
+                continue
+            answered = [label for label, one in found.get("labels", {}).items() if one["answered"]]
+            if len(answered) == 1:
+                yield f"{split}: head {name!r} predicts {answered[0]!r} for each of the {found['rows']:,} rows"
+            elif found["accuracy"] <= found["majority_baseline"]:
+                figures = f"accuracy {found['accuracy']:.1%}, baseline {found['majority_baseline']:.1%}"
+                yield f"{split}: head {name!r} is no better than its most frequent label ({figures})"
 
 
 def read_results(folder: Path) -> Results:
