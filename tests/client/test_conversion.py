@@ -8,12 +8,20 @@ from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2, model_pb2
 from polyhead_client import Answer, InvalidRequestError, ServerError, conversion
 
+REQUEST = service_pb2.AnalyzeRequest()
 NUMBERS = [0.1, -2.5, 3e-5, 65504.0]
 
 
 def converted(**result: object) -> Answer:
     answer = item_pb2.Answer(item_id="7", result=item_pb2.Result(**result))  # type: ignore[arg-type]
-    return conversion.answers_of(service_pb2.AnalyzeResponse(answers=[answer]))[0]
+    return conversion.answers_of(service_pb2.AnalyzeResponse(answers=[answer]), REQUEST)[0]
+
+
+def classification(head: str, *probabilities: float) -> item_pb2.Classification:
+    scores = [
+        item_pb2.LabelScore(label=str(number), probability=one) for number, one in enumerate(probabilities or [1])
+    ]
+    return item_pb2.Classification(head=head, scores=scores)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +79,7 @@ def test_malformed_embedding_is_a_server_error(wire: item_pb2.Embedding, problem
 
 def test_answer_without_an_outcome_is_a_server_error() -> None:
     with pytest.raises(ServerError, match="neither"):
-        conversion.answers_of(service_pb2.AnalyzeResponse(answers=[item_pb2.Answer(item_id="7")]))
+        conversion.answers_of(service_pb2.AnalyzeResponse(answers=[item_pb2.Answer(item_id="7")]), REQUEST)
 
 
 def test_outputs_that_were_not_requested_are_none() -> None:
@@ -81,7 +89,7 @@ def test_outputs_that_were_not_requested_are_none() -> None:
 
 def test_additional_heads_keep_their_order() -> None:
     result = converted(
-        additional_classifications=[item_pb2.Classification(head="a"), item_pb2.Classification(head="b")],
+        additional_classifications=[classification("a"), classification("b")],
         additional_sentiments=[item_pb2.Sentiment(head="c", probability=0.25, label="no")],
     ).unwrap()
     assert [one.head for one in result.additional_classifications] == ["a", "b"]
@@ -141,14 +149,14 @@ def test_item_error_has_the_retry_delay() -> None:
         error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=1, nanos=500_000_000))
     )
     wire = item_pb2.Answer(item_id="7", error=status)
-    (answer,) = conversion.answers_of(service_pb2.AnalyzeResponse(answers=[wire]))
+    (answer,) = conversion.answers_of(service_pb2.AnalyzeResponse(answers=[wire]), REQUEST)
     assert answer.error is not None
     assert answer.error.retry_after_s == 1.5
 
 
 def test_item_error_with_an_unknown_code_is_unknown() -> None:
     wire = item_pb2.Answer(item_id="7", error=status_pb2.Status(code=99, message="odd"))
-    (answer,) = conversion.answers_of(service_pb2.AnalyzeResponse(answers=[wire]))
+    (answer,) = conversion.answers_of(service_pb2.AnalyzeResponse(answers=[wire]), REQUEST)
     assert answer.error is not None
     assert (answer.error.code, answer.error.reason, answer.error.message) == ("UNKNOWN", "", "odd")
 

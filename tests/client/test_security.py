@@ -107,7 +107,7 @@ def test_key_goes_along_with_every_kind_of_call(connect: Any, servicer: FakeServ
     client: Face = connect(servicer.target, api_key=KEY, hedge_after_s=30)
     client.info()
     client.analyze(["text"])
-    list(client.stream(["text"], "embed"))
+    list(client.stream(["text"], "stream_embed"))
     assert [one["authorization"] for one in servicer.metadata] == [f"Bearer {KEY}"] * 3
 
 

@@ -47,6 +47,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         max_in_flight_seen: Maximum number of items of a stream that were received and not yet answered.
         max_items: Items accepted in one message; a larger one gets a single answer without an id.
         labels: Minimum number of labels of the classification.
+        missing: Outputs that no result has, as if the model had no head for them.
         stream_ended: Set when the last stream is over, for whatever reason.
         open_streams: Number of streams that are not over.
     """
@@ -70,6 +71,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self.max_in_flight_seen = 0
         self.max_items = 1024
         self.labels = 2
+        self.missing: list[Any] = []
         self.stream_ended = threading.Event()
         self.open_streams = 0
         self._lock = threading.Lock()  # of ``open_streams``
@@ -166,6 +168,8 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         answer = _answer(item, request)
         for number in range(2, self.labels):
             answer.result.classification.scores.add(label=f"a label of some length, {number:08}", probability=0.0)
+        for name in self.missing:
+            answer.result.ClearField(name)
         return answer
 
     def _drain(self, requests: Iterator[Any], arrived: queue.SimpleQueue[Any], in_flight: _Counter) -> None:
@@ -275,9 +279,10 @@ def _answer(item: item_pb2.Item, request: Any) -> item_pb2.Answer:
     )
     options = getattr(request, "embedding_options", item_pb2.EmbeddingOptions())
     half = options.encoding == item_pb2.EMBEDDING_ENCODING_FLOAT16_LE
-    values = np.array(embedding_of(item.text), "<f2" if half else "<f4").tobytes()
+    dimensions = options.dimensions or 3
+    values = np.resize(np.array(embedding_of(item.text), "<f2" if half else "<f4"), dimensions).tobytes()
     encoding = item_pb2.EMBEDDING_ENCODING_FLOAT16_LE if half else item_pb2.EMBEDDING_ENCODING_FLOAT32_LE
-    result.embedding.CopyFrom(item_pb2.Embedding(values=values, encoding=encoding, dimensions=3))
+    result.embedding.CopyFrom(item_pb2.Embedding(values=values, encoding=encoding, dimensions=dimensions))
     if request.options.include_timings:
         result.timings.total.FromMilliseconds(1500)
     return item_pb2.Answer(item_id=item.item_id, result=result)

@@ -57,7 +57,7 @@ def test_call_with_a_rejected_message_is_cancelled_when_the_next_one_starts(
     client: Face, servicer: FakeServicer
 ) -> None:
     servicer.max_items = 3
-    sent = []
+    sent: list[str] = []
 
     def texts() -> Iterator[str]:
         while len(servicer.calls) < 2 and len(sent) < 100_000:  # a slow reader sends several small messages first
