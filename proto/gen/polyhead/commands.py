@@ -20,27 +20,35 @@ _OPTIONAL = {
 }
 _EXIT_USAGE = 2
 
+# Module with the function ``main``, and extra, of each command.
+MODULES = {
+    "polyhead": ("polyhead_client.cli.main", "client"),
+    "polyhead-train": ("polyhead_training.cli", "training"),
+    "polyhead-export": ("polyhead_export.cli", "export"),
+    "polyhead-serve": ("polyhead_server.cli", "server"),
+}
+
 
 def client() -> None:
     """Runs ``polyhead``."""
     # The command reports failed connections itself. gRPC's C++ core reads this when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    _run("polyhead", "polyhead_client.cli.main", "client")
+    _run("polyhead")
 
 
 def train() -> None:
     """Runs ``polyhead-train``."""
-    _run("polyhead-train", "polyhead_training.cli", "training")
+    _run("polyhead-train")
 
 
 def export() -> None:
     """Runs ``polyhead-export``."""
-    _run("polyhead-export", "polyhead_export.cli", "export")
+    _run("polyhead-export")
 
 
 def serve() -> None:
     """Runs ``polyhead-serve``."""
-    _run("polyhead-serve", "polyhead_server.cli", "server")
+    _run("polyhead-serve")
 
 
 def missing_package(error: ModuleNotFoundError, extra: str) -> str:
@@ -59,7 +67,8 @@ def missing_package(error: ModuleNotFoundError, extra: str) -> str:
     return f"needs pip install 'polyhead[{_OPTIONAL.get(package, extra)}]': the package {package} is not installed"
 
 
-def _run(program: str, module: str, extra: str) -> None:
+def _run(program: str) -> None:
+    module, extra = MODULES[program]
     try:
         importlib.import_module(module).main(prog_name=program)
     except ModuleNotFoundError as error:
