@@ -47,6 +47,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         max_in_flight_seen: Maximum number of items of a stream that were received and not yet answered.
         max_items: Items accepted in one message; a larger one gets a single answer without an id.
         labels: Minimum number of labels of the classification.
+        embedding_spaces: Fingerprints of the results in the order of the items; empty for that of the model.
         missing: Outputs that no result has, as if the model had no head for them.
         stream_ended: Set when the last stream is over, for whatever reason.
         open_streams: Number of streams that are not over.
@@ -72,6 +73,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self.max_items = 1024
         self.labels = 2
         self.missing: list[Any] = []
+        self.embedding_spaces: list[str] = []
         self.stream_ended = threading.Event()
         self.open_streams = 0
         self._lock = threading.Lock()  # of ``open_streams``
@@ -168,6 +170,8 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         answer = _answer(item, request)
         for number in range(2, self.labels):
             answer.result.classification.scores.add(label=f"a label of some length, {number:08}", probability=0.0)
+        if self.embedding_spaces:
+            answer.result.fingerprints.embedding_space = self.embedding_spaces[int(item.item_id)]
         for name in self.missing:
             answer.result.ClearField(name)
         return answer

@@ -235,7 +235,17 @@ def _tls_problem(family: int, address: object, shown: str, tls: Tls, name: str) 
             raise
         except (ConnectionError, ssl.SSLEOFError):
             return _Problem("TLS_NOT_SUPPORTED", f"the server at {shown} ends the TLS handshake: {_RESTART_HINT}")
-    return _http2_problem(received, shown)
+    # TLS 1.3 rejects a client certificate after the client's part of the handshake, gRPC's servers without an alert.
+    return _http2_problem(received, shown) if received else _client_certificate_problem(shown, tls, "")
+
+
+def _client_certificate_problem(shown: str, tls: Tls, alert: str) -> _Problem:
+    own = f"the certificate {tls.certificate_file}" if tls.certificate_file else "a client without a certificate"
+    return _Problem(
+        "CLIENT_CERTIFICATE_REJECTED",
+        f"the server at {shown} rejects {own}{alert}: pass one that it trusts as tls=Tls(certificate_file=..., "
+        "key_file=...), or --cert and --key",
+    )
 
 
 def _context(tls: Tls) -> ssl.SSLContext:
@@ -281,12 +291,7 @@ def _tls_error_problem(error: ssl.SSLError, family: int, address: object, shown:
         )
     reason = error.reason or ""
     if "ALERT" in reason:
-        own = f"the certificate {tls.certificate_file}" if tls.certificate_file else "a client without a certificate"
-        return _Problem(
-            "CLIENT_CERTIFICATE_REJECTED",
-            f"the server at {shown} rejects {own} ({reason.lower().replace('_', ' ')}): pass one that it trusts as "
-            "tls=Tls(certificate_file=..., key_file=...), or --cert and --key",
-        )
+        return _client_certificate_problem(shown, tls, f" ({reason.lower().replace('_', ' ')})")
     with _connect(family, address) as connection:
         received = _exchange(connection)
     if (problem := _http2_problem(received, shown)) is not None and received:
