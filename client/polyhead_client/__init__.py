@@ -140,20 +140,22 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Imports a public name.
+if not TYPE_CHECKING:  # it would make every misspelt name valid
 
-    Raises:
-        ModuleNotFoundError: A package of the extra ``client`` is not installed.
-    """
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"polyhead_client {missing_package(error, 'client')}", name=error.name) from None
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        """Imports a public name.
+
+        Raises:
+            ModuleNotFoundError: A package of the extra ``client`` is not installed.
+        """
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"polyhead_client {missing_package(error, 'client')}", name=error.name) from None
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
