@@ -123,4 +123,4 @@ def test_unary_call_rejects_an_async_iterable(client: Face) -> None:
         yield "text"
 
     with pytest.raises(InvalidRequestError, match="not async_generator; the streaming methods of AsyncClient"):
-        client.analyze(texts())  # type: ignore[arg-type]
+        client.analyze(texts())

@@ -37,6 +37,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         metadata: Metadata of each call.
         peers: Peer of each call, one per connection.
         unary_failures: Status codes that the next unary calls fail with.
+        failure_message: Their message.
         pushback: Retry push-back of those failures, in milliseconds.
         hanging_calls: Number of next unary calls that hang until they are cancelled.
         hanging_call_ended: Set when one of those is over.
@@ -61,6 +62,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self.metadata: list[dict[str, str]] = []
         self.peers: list[str] = []
         self.unary_failures: list[grpc.StatusCode] = []
+        self.failure_message = "requested failure"
         self.pushback: str | None = None
         self.hanging_calls = 0
         self.hanging_call_ended = threading.Event()
@@ -114,7 +116,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             if self.pushback is not None:
                 trailing.append(("grpc-retry-pushback-ms", self.pushback))
             context.set_trailing_metadata(tuple(trailing))
-            context.abort(self.unary_failures.pop(0), "requested failure")
+            context.abort(self.unary_failures.pop(0), self.failure_message)
         if self.hanging_calls:
             self.hanging_calls -= 1
             context.add_callback(self.hanging_call_ended.set)

@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
 
-from polyhead_client.errors import PolyheadError, UnavailableError, map_grpc_errors
+from polyhead_client.errors import PolyheadError, map_grpc_errors
 from polyhead_client.transport import channel
 from polyhead_client.transport.credentials import authorization
 from polyhead_client.transport.diagnosis import Diagnosis
@@ -120,7 +120,7 @@ def _call(target: str, call: Callable[[Any, Any], Any]) -> Any:
         error = failure
         if failure.code in {"UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"}:
             error = Diagnosis(parsed, None, SERVICE, "--admin-listen").explain(failure)
-        hint = " (was the server started with --admin-listen?)" if isinstance(error, UnavailableError) else ""
+        hint = " (was the server started with --admin-listen?)" if error.reason in {"", "CONNECTION_REFUSED"} else ""
         raise CommandError(1 if error.code in {"INTERNAL", "UNKNOWN"} else 2, f"{target}: {error}{hint}") from error
 
 

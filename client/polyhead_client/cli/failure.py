@@ -9,11 +9,16 @@ import click
 from polyhead_client.errors import PolyheadError, UnavailableError
 
 
+def printable(text: str) -> str:
+    """Escapes characters that could control a terminal: a server may send any text."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 class CommandError(click.ClickException):
     """Ends the command with ``polyhead: MESSAGE`` on stderr and ``exit_code`` as its exit status."""
 
     def __init__(self, exit_code: int, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
         self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance or the class
 
     def show(self, file: IO[Any] | None = None) -> None:

@@ -7,10 +7,12 @@ from contextlib import suppress
 
 from polyhead_client.types import HeadInfo, ModelInfo
 
+from .failure import printable
+
 
 def render(model: ModelInfo) -> str:
     """Renders a table: styled and wrapped for a terminal, plain and unwrapped otherwise, so that grep finds lines."""
-    rows = _rows(model)
+    rows = [(name, printable(value)) for name, value in _rows(model)]
     if sys.stdout is not None and sys.stdout.isatty():
         with suppress(ModuleNotFoundError):  # the image of the server has no rich
             return _render_styled(rows)

@@ -266,6 +266,13 @@ def test_failed_call_exits_with_1_and_one_line(run: Run) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_text_of_a_server_cannot_control_the_terminal(run: Run, servicer: FakeServicer) -> None:
+    servicer.failure_message = "\x1b[2J\x1b]0;owned\x07\nline\u202e"
+    servicer.unary_failures = [grpc.StatusCode.INTERNAL]
+    result = run("info")
+    assert result.stderr.endswith(r"INTERNAL: \x1b[2J\x1b]0;owned\x07 line\u202e" + "\n")
+
+
 def test_info_prints_a_plain_table_to_a_pipe(run: Run) -> None:
     text = run("info").stdout
     for fact in ["fake-0123456789ab", "onnx, cpu, fp32", "no cuda here", "account, billing", "threshold 0.5", "256"]:
