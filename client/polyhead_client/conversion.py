@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -88,6 +89,8 @@ _WIRE_FORMATS = {
     item_pb2.EMBEDDING_ENCODING_INT8: ("i1", 1),
     item_pb2.EMBEDDING_ENCODING_BINARY: ("u1", 8),
 }
+_MAX_PROBABILITY = 1 + 1e-6  # 1, and the error of float32
+_OUT_OF_RANGE = "a probability that is not between 0 and 1"
 # Maximum difference between 1 and the sum of a head's probabilities, for thousands of labels in float32.
 _MAX_SUM_ERROR = 0.01
 _MAX_DIMENSIONS_EXCLUSIVE = 2**32
@@ -263,7 +266,8 @@ def _embedding(embedding: item_pb2.Embedding) -> NDArray[np.float32]:
     if embedding.encoding == item_pb2.EMBEDDING_ENCODING_INT8:
         with np.errstate(all="ignore"):  # checked below
             values = values * np.float32(embedding.scale)
-    if not np.isfinite(values).all():
+    # The product finds NaN and infinity at a fraction of the cost; it may overflow for finite values.
+    if not math.isfinite(values.dot(values)) and not np.isfinite(values).all():
         raise invalid_answer("an embedding contains NaN or infinity")
     # An array over bytes is read-only and a converted one is writable: make both behave alike.
     values.flags.writeable = False
@@ -272,27 +276,31 @@ def _embedding(embedding: item_pb2.Embedding) -> NDArray[np.float32]:
 
 def _classification(classification: item_pb2.Classification) -> Classification:
     scores = tuple(LabelScore(score.label, score.probability) for score in classification.scores)
-    probabilities = [score.probability for score in scores]
-    problem = None
-    if not scores:
-        problem = "no labels"
-    elif not all(0 <= probability <= 1 for probability in probabilities):
-        problem = "a probability that is not between 0 and 1"
-    elif probabilities != sorted(probabilities, reverse=True):
-        problem = "labels that are not ordered by probability"
-    elif abs(sum(probabilities) - 1) > _MAX_SUM_ERROR:
-        problem = f"probabilities that add up to {sum(probabilities):g}"
-    elif len({score.label for score in scores}) < len(scores):
-        problem = "a label twice"
-    if problem is not None:
+    if problem := _scores_problem(scores):
         raise invalid_answer(f"the output of head {classification.head!r} has {problem}")
     return Classification(classification.head, scores)
 
 
+def _scores_problem(scores: tuple[LabelScore, ...]) -> str | None:
+    """Returns what is impossible about the scores of a softmax head."""
+    total, previous = 0.0, _MAX_PROBABILITY
+    for score in scores:
+        probability = score.probability
+        if not 0 <= probability <= previous:
+            ordered = 0 <= probability <= _MAX_PROBABILITY
+            return "labels that are not ordered by probability" if ordered else _OUT_OF_RANGE
+        total += probability
+        previous = probability
+    if not scores:
+        return "no labels"
+    if abs(total - 1) > _MAX_SUM_ERROR:
+        return f"probabilities that add up to {total:g}"
+    return "a label twice" if len({score.label for score in scores}) < len(scores) else None
+
+
 def _sentiment(sentiment: item_pb2.Sentiment) -> Sentiment:
-    if not 0 <= sentiment.probability <= 1:
-        problem = f"the output of head {sentiment.head!r} has a probability that is not between 0 and 1"
-        raise invalid_answer(problem)
+    if not 0 <= sentiment.probability <= _MAX_PROBABILITY:
+        raise invalid_answer(f"the output of head {sentiment.head!r} has {_OUT_OF_RANGE}")
     return Sentiment(sentiment.head, sentiment.probability, sentiment.label)
 
 
