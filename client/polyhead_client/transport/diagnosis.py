@@ -25,7 +25,9 @@ from .credentials import Tls
 from .target import Target
 
 # Limits of one diagnosis, so that a failed call is not delayed for long.
-_TIMEOUT_S, _MAX_ADDRESSES = 1.0, 8
+_TIMEOUT_S, _TOTAL_TIMEOUT_S, _MAX_ADDRESSES = 1.0, 2.0, 8
+# Part of gRPC's message for a name that it cannot resolve; the standard library could wait for long.
+_NOT_RESOLVED = "errors resolving"
 # A diagnosis is shared by the calls that fail within this time.
 _VALID_S = 1.0
 # gRPC calls through a proxy that its environment names; a direct connection says nothing about those.
@@ -82,6 +84,8 @@ class Diagnosis:
                 "WRONG_SERVICE",
                 f"the server at {self._target} has no {self._service}: use the address of polyhead-serve {self._flag}",
             )
+        elif _NOT_RESOLVED in error.message:
+            problem = _name_not_resolved(self._target, error.message)
         else:
             problem = self._find()
         if problem is None:
@@ -110,6 +114,7 @@ def connection_problem(target: Target, tls: Tls | None, *, check_health: bool) -
         return None
     refused: list[str] = []
     reached = False
+    end_s = time.monotonic() + _TOTAL_TIMEOUT_S
     for family, address, host in _addresses(target):
         if isinstance(address, _Problem):
             return address
@@ -124,6 +129,8 @@ def connection_problem(target: Target, tls: Tls | None, *, check_health: bool) -
         if problem is not None:
             return problem
         reached = True
+        if time.monotonic() > end_s:
+            break
     if reached:
         return _health_problem(target, tls) if check_health else None
     if not refused:
@@ -139,11 +146,16 @@ def _addresses(target: Target) -> Iterator[tuple[int, object, str]]:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            message = f"the host name {host!r} of {target} cannot be resolved: {getattr(error, 'strerror', error)}"
-            yield 0, _Problem("NAME_NOT_RESOLVED", message), host
+            yield 0, _name_not_resolved(target, str(getattr(error, "strerror", error))), host
             return
         for family, _, _, _, address in found[:_MAX_ADDRESSES]:
             yield family, address, host
+
+
+def _name_not_resolved(target: Target, detail: str) -> _Problem:
+    host = target.addresses[0][0] if target.addresses else target.text
+    message = f"the host name {host!r} cannot be resolved; check the name, and the name server: {detail}"
+    return _Problem("NAME_NOT_RESOLVED", message)
 
 
 def _format(address: object) -> str:
@@ -282,7 +294,8 @@ def _tls_error_problem(error: ssl.SSLError, family: int, address: object, shown:
         if error.verify_code in {_EXPIRED, _NOT_YET_VALID}:
             state = "has expired" if error.verify_code == _EXPIRED else "is not valid yet"
             return _Problem(
-                "CERTIFICATE_EXPIRED", f"a certificate of the server at {shown} {state}: renew it, or check the clock"
+                "CERTIFICATE_EXPIRED",
+                f"a certificate in the chain of the server at {shown} {state}: renew it, or check the clock",
             )
         return _Problem(
             "CERTIFICATE_NOT_TRUSTED",

@@ -22,6 +22,8 @@ from click.testing import CliRunner
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from polyhead_client import DeadlineExceededError, InvalidRequestError, PolyheadError, Tls, UnavailableError
 from polyhead_client.cli.main import main
+from polyhead_client.transport import diagnosis
+from polyhead_client.transport.target import parse
 
 from tests.client.test_security import Pair, pair, secured
 from tests.support.fake_server import FakeServicer, serve_fake
@@ -227,6 +229,20 @@ def test_nobody_at_the_target_is_named_with_every_address(connect: Any, tmp_path
 def test_unknown_host_is_named(connect: Any) -> None:
     error = failure(connect, "no-such-host.invalid:50051")
     assert (error.reason, "'no-such-host.invalid'" in error.message) == ("NAME_NOT_RESOLVED", True)
+
+
+def test_diagnosis_of_many_silent_addresses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(diagnosis, "_TOTAL_TIMEOUT_S", 0.0)
+    probed: list[Any] = []
+
+    def probe(_: int, address: Any, *__: Any) -> None:
+        probed.append(address)
+
+    monkeypatch.setattr(diagnosis, "_probe", probe)
+    target = parse("ipv4:" + ",".join(f"127.0.0.{number}:1" for number in range(1, 9)))
+    assert diagnosis.connection_problem(target, None, check_health=False) is None
+    assert len(probed) == 1
 
 
 def test_second_address_is_used_if_nobody_listens_at_the_first(connect: Any, own: Pair) -> None:
