@@ -35,12 +35,10 @@ def main() -> int:
 
 
 def generate(output: Path) -> None:
-    """Writes ``*_pb2.py``, ``*_pb2.pyi``, ``*_pb2_grpc.py`` and ``*_pb2_grpc.pyi`` under ``output``."""
-    package = output / "polyhead"
-    shutil.rmtree(package, ignore_errors=True)
+    """Writes ``*_pb2.py``, ``*_pb2.pyi``, ``*_pb2_grpc.py`` and ``*_pb2_grpc.pyi`` to ``output/polyhead/v1``."""
+    shutil.rmtree(output / "polyhead/v1", ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     protoc("--python_out", "--grpc_python_out", "--mypy_out", "--mypy_grpc_out", output=output)
-    (package / "py.typed").touch()
 
 
 def lint() -> int:

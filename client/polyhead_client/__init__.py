@@ -7,38 +7,98 @@
                               `--> options
 """
 
-from .aio import AsyncClient
-from .client import Client
-from .conversion import Encoding, Order, Task, TruncationPolicy
-from .core.stream_state import Text
-from .errors import (
-    AccessDeniedError,
-    DeadlineExceededError,
-    InvalidRequestError,
-    ItemFailedError,
-    PolyheadError,
-    ResourceExhaustedError,
-    ServerError,
-    UnavailableError,
-)
-from .options import AnalyzeOptions, StreamAnalyzeOptions, StreamEmbedOptions, StreamOptions
-from .transport.credentials import Tls
-from .types import (
-    Answer,
-    Classification,
-    EmbeddingInfo,
-    Fingerprints,
-    HeadInfo,
-    ItemError,
-    LabelScore,
-    Limits,
-    ModelInfo,
-    Result,
-    RuntimeInfo,
-    Sentiment,
-    Timings,
-    Truncation,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from polyhead.commands import missing_package
+
+if TYPE_CHECKING:
+    from .aio import AsyncClient
+    from .client import Client
+    from .conversion import Encoding, Order, Task, TruncationPolicy
+    from .core.stream_state import Text
+    from .errors import (
+        AccessDeniedError,
+        DeadlineExceededError,
+        InvalidRequestError,
+        ItemFailedError,
+        PolyheadError,
+        ResourceExhaustedError,
+        ServerError,
+        UnavailableError,
+    )
+    from .options import (
+        AnalyzeOptions,
+        EmbedOptions,
+        StreamAnalyzeOptions,
+        StreamEmbedOptions,
+        StreamOptions,
+        UnaryOptions,
+    )
+    from .transport.credentials import Tls
+    from .types import (
+        Answer,
+        Classification,
+        EmbeddingInfo,
+        Fingerprints,
+        HeadInfo,
+        ItemError,
+        LabelScore,
+        Limits,
+        ModelInfo,
+        Result,
+        RuntimeInfo,
+        Sentiment,
+        Timings,
+        Truncation,
+    )
+
+# The modules are imported when a name is used, so that ``import polyhead_client`` works without the extra and its
+# sub-packages can be imported before gRPC is.
+_MODULES = {
+    "aio": ("AsyncClient",),
+    "client": ("Client",),
+    "conversion": ("Encoding", "Order", "Task", "TruncationPolicy"),
+    "core.stream_state": ("Text",),
+    "errors": (
+        "AccessDeniedError",
+        "DeadlineExceededError",
+        "InvalidRequestError",
+        "ItemFailedError",
+        "PolyheadError",
+        "ResourceExhaustedError",
+        "ServerError",
+        "UnavailableError",
+    ),
+    "options": (
+        "AnalyzeOptions",
+        "EmbedOptions",
+        "StreamAnalyzeOptions",
+        "StreamEmbedOptions",
+        "StreamOptions",
+        "UnaryOptions",
+    ),
+    "transport.credentials": ("Tls",),
+    "types": (
+        "Answer",
+        "Classification",
+        "EmbeddingInfo",
+        "Fingerprints",
+        "HeadInfo",
+        "ItemError",
+        "LabelScore",
+        "Limits",
+        "ModelInfo",
+        "Result",
+        "RuntimeInfo",
+        "Sentiment",
+        "Timings",
+        "Truncation",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "AccessDeniedError",
@@ -48,6 +108,7 @@ __all__ = [
     "Classification",
     "Client",
     "DeadlineExceededError",
+    "EmbedOptions",
     "EmbeddingInfo",
     "Encoding",
     "Fingerprints",
@@ -74,5 +135,28 @@ __all__ = [
     "Tls",
     "Truncation",
     "TruncationPolicy",
+    "UnaryOptions",
     "UnavailableError",
 ]
+
+
+if not TYPE_CHECKING:  # it would make every misspelt name valid
+
+    def __getattr__(name: str) -> Any:
+        """Imports a public name.
+
+        Raises:
+            ModuleNotFoundError: A package of the extra ``client`` is not installed.
+        """
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"polyhead_client {missing_package(error, 'client')}", name=error.name) from None
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
 """Runs the ``polyhead`` command: ``python -m polyhead_client``."""
 
-from polyhead_client.cli.main import main
+from polyhead.commands import client
 
 if __name__ == "__main__":
-    main(prog_name="polyhead")
+    client()

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sized
 from typing import Any, Generic, TypeVar, Unpack
 
+import numpy as np
+from numpy.typing import NDArray
 from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2
 
@@ -17,17 +20,19 @@ from polyhead_client.core.concurrency_limit import AdaptiveLimit, FixedLimit
 from polyhead_client.core.hedging import HedgeAfter, Hedging
 from polyhead_client.core.message_limits import MessageLimits
 from polyhead_client.core.retry import DEFAULT_MAX_ATTEMPTS, Deadline, RetryBudget, RetryPolicy
-from polyhead_client.core.stream_state import StreamState
+from polyhead_client.core.stream_state import StreamState, require_text
 from polyhead_client.transport import channel
 from polyhead_client.transport.credentials import Tls, authorization
+from polyhead_client.transport.diagnosis import Diagnosis
 from polyhead_client.transport.pool import DEFAULT_CONNECTIONS
 from polyhead_client.transport.runtime import Runtime
+from polyhead_client.transport.target import parse
 
 from . import conversion
-from .conversion import StreamRequest
-from .errors import InvalidRequestError, PolyheadError
+from .conversion import StreamRequest, Task
+from .errors import InvalidRequestError, PolyheadError, ServerError
 from .options import (
-    AnalyzeOptions,
+    EmbedOptions,
     StreamAnalyzeOptions,
     StreamEmbedOptions,
     StreamOptions,
@@ -60,6 +65,9 @@ class BaseClient(ABC, Generic[TextsT, AnswersT]):
     the call continues on another one: unanswered items are sent again, and every item is answered once.
     """
 
+    # Types of the inputs that streaming methods accept.
+    _inputs: tuple[type[Any], ...] = (Iterable,)
+
     def __init__(
         self,
         target: str = DEFAULT_TARGET,
@@ -72,12 +80,13 @@ class BaseClient(ABC, Generic[TextsT, AnswersT]):
         api_key: str | None = None,
         allow_plaintext_key: bool = False,
     ) -> None:
-        """Configures the client; it connects on first use.
+        """Configures the client; it connects on first use, in the process and event loop of that call.
 
         Args:
-            target: ``HOST:PORT`` of the server, or any name that gRPC resolves: ``dns:///NAME:PORT`` for all addresses
-                of a name, ``ipv4:10.0.0.1:50051,10.0.0.2:50051`` for a list, ``unix:/PATH`` for a Unix socket. Calls
-                are distributed over several servers in turn, skipping those whose health service reports NOT_SERVING.
+            target: ``HOST:PORT`` of the server, or another form that gRPC resolves: ``dns:///NAME:PORT`` for all
+                addresses of a name, ``ipv4:10.0.0.1:50051,10.0.0.2:50051`` for a list, ``unix:/PATH`` for a socket.
+                Calls are distributed over several servers in turn, skipping those whose health service reports
+                NOT_SERVING.
             wait_for_ready: True waits for an unreachable server until the call's deadline; False tries ``max_attempts``
                 times.
             connections: Maximum number of connections to each address. Each reaches one of the server's workers at
@@ -98,33 +107,83 @@ class BaseClient(ABC, Generic[TextsT, AnswersT]):
         if connections < 1:
             raise InvalidRequestError("INVALID_ARGUMENT", f"connections: {connections} is less than 1")
         RetryPolicy(max_attempts, RetryBudget(), Deadline(None))  # rejects an invalid number now, not in the first call
-        metadata = authorization(api_key, target, tls, allow_plaintext_key)
-        hedging = Hedging(hedge_after_s)
-        credentials = tls.credentials() if tls else None
-        options = channel.options(target, tls)
-        runtime = self._create_runtime()
-        channels = [runtime.open_channel(target, options, credentials) for _ in range(connections)]
-        self._session = Session(runtime, channels, hedging=hedging, metadata=metadata, wait_for_ready=wait_for_ready)
+        self._target = parse(target)
+        self._metadata = authorization(api_key, self._target, tls, allow_plaintext_key)
+        self._tls = tls
+        self._credentials = tls.credentials() if tls else None
+        self._connections = connections
+        self._wait_for_ready = wait_for_ready
+        self._hedging = Hedging(hedge_after_s)
+        self._diagnosis = Diagnosis(self._target, tls)
+        self._budget = RetryBudget()
         self._max_attempts = max_attempts
         self._limits = MessageLimits()
+        self._lock = threading.Lock()  # of the attributes below
+        self._session: Session | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return f"<{type(self).__name__} target={self._target.text!r}{', tls' if self._tls else ''}{state}>"
+
+    @property
+    def target(self) -> str:
+        """The target, as given."""
+        return self._target.text
 
     @property
     def running_streams(self) -> int:
         """Number of streams whose answers are being iterated."""
-        return self._session.running_streams
+        return self._session.running_streams if self._session else 0
 
     @property
     def retry_tokens(self) -> float:
         """Tokens left in the throttle of this client's retries."""
-        return self._session.budget.tokens
+        return self._budget.tokens
 
     @abstractmethod
     def _create_runtime(self) -> Runtime:
         """Returns the runtime of this client: threads or asyncio."""
 
     @abstractmethod
-    def _answers(self, stream: Stream, texts: TextsT) -> AnswersT:
-        """Returns the iterator that runs ``stream``."""
+    def _answers(self, open_stream: Callable[[], tuple[Session, Stream]], texts: TextsT) -> AnswersT:
+        """Returns the iterator that opens a stream at its first step and runs it."""
+
+    def _connected(self) -> Session:
+        """Returns the session for this process and event loop, opened by the first call in it.
+
+        Raises:
+            InvalidRequestError: The client is closed, or is in use by another event loop.
+        """
+        with self._lock:
+            if self._closed:
+                raise InvalidRequestError("FAILED_PRECONDITION", "the client is closed; create a new one", "CLOSED")
+            if self._session is None or not self._session.runtime.usable():
+                runtime = self._create_runtime()
+                options = channel.options(self._target, self._tls)
+                channels = [
+                    runtime.open_channel(self._target.text, options, self._credentials)
+                    for _ in range(self._connections)
+                ]
+                self._session = Session(
+                    runtime,
+                    channels,
+                    budget=self._budget,
+                    hedging=self._hedging,
+                    diagnosis=self._diagnosis,
+                    metadata=self._metadata,
+                    wait_for_ready=self._wait_for_ready,
+                )
+            return self._session
+
+    async def _close(self) -> None:
+        """Ends all calls and closes the connections."""
+        with self._lock:
+            # Connections of a parent process, or of an event loop that has ended, are gone already.
+            session = self._session if self._session and self._session.runtime.usable() else None
+            self._closed, self._session = True, None
+        if session is not None:
+            await session.close()
 
     @documented(StreamAnalyzeOptions)
     def stream(self, texts: TextsT, **options: Unpack[StreamAnalyzeOptions]) -> AnswersT:
@@ -146,7 +205,7 @@ class BaseClient(ABC, Generic[TextsT, AnswersT]):
         return self._open_stream("StreamAnalyze", template, texts, filled)
 
     @documented(StreamEmbedOptions)
-    def embed(self, texts: TextsT, **options: Unpack[StreamEmbedOptions]) -> AnswersT:
+    def stream_embed(self, texts: TextsT, **options: Unpack[StreamEmbedOptions]) -> AnswersT:
         """Streams texts and yields answers with their embeddings.
 
         Args:
@@ -165,7 +224,7 @@ class BaseClient(ABC, Generic[TextsT, AnswersT]):
         return self._open_stream("StreamEmbed", template, texts, filled)
 
     @documented(StreamOptions)
-    def classify(self, texts: TextsT, **options: Unpack[StreamOptions]) -> AnswersT:
+    def stream_classify(self, texts: TextsT, **options: Unpack[StreamOptions]) -> AnswersT:
         """Streams texts and yields answers with their classifications.
 
         Args:
@@ -184,7 +243,7 @@ class BaseClient(ABC, Generic[TextsT, AnswersT]):
         return self._open_stream("StreamClassify", template, texts, filled)
 
     @documented(StreamOptions)
-    def sentiment(self, texts: TextsT, **options: Unpack[StreamOptions]) -> AnswersT:
+    def stream_sentiment(self, texts: TextsT, **options: Unpack[StreamOptions]) -> AnswersT:
         """Streams texts and yields answers with their sentiments.
 
         Args:
@@ -205,7 +264,6 @@ class BaseClient(ABC, Generic[TextsT, AnswersT]):
     def _open_stream(
         self, method: StreamMethod, template: StreamRequest, texts: TextsT, options: Mapping[str, Any]
     ) -> AnswersT:
-        reject_bare_str(texts)
         # The client restores the order: an answer that waited for others at the server would count as in flight.
         template.order = item_pb2.ANSWER_ORDER_COMPLETION
         max_in_flight = options["max_in_flight"]
@@ -218,43 +276,93 @@ class BaseClient(ABC, Generic[TextsT, AnswersT]):
             limits=self._limits,
         )
 
-        def start_call(stub: Any, requests: Any) -> Any:
-            return self._session.start_stream(stub, method, requests, state.deadline)
+        reject_invalid_texts(texts, self._inputs)
 
-        stream = Stream(self._session.runtime, state, template, self._session.pool, start_call)
-        return self._answers(stream, texts)
+        def open_stream() -> tuple[Session, Stream]:
+            session = self._connected()
 
-    async def _analyze(self, texts: Any, options: AnalyzeOptions) -> list[Answer]:
-        filled = resolve(AnalyzeOptions, options)
+            def start_call(stub: Any, requests: Any) -> Any:
+                return session.start_stream(stub, method, requests, state.deadline)
+
+            return session, Stream(
+                session.runtime, state, template, session.pool, start_call=start_call, explain=session.explain
+            )
+
+        return self._answers(open_stream, texts)
+
+    async def _analyze(self, texts: Any, kind: type[Any], options: Mapping[str, Any], *tasks: Task) -> list[Answer]:
+        """Makes the unary calls for a batch of texts.
+
+        Args:
+            texts: The texts.
+            kind: Type of the options.
+            options: The options that were given.
+            *tasks: The tasks of a method that does not take them as an option.
+        """
+        filled = resolve(kind, options)
         retry = self._retry_policy(filled["deadline_s"])
-        template = conversion.request_template(service_pb2.AnalyzeRequest, filled)
-        reject_bare_str(texts)
+        template = conversion.request_template(service_pb2.AnalyzeRequest, {"tasks": tasks, **filled})
+        reject_invalid_texts(texts, (Iterable,))
         batch = BatchCall(template, texts, retry, self._limits)
-        self._session.require_open()
+        session = self._connected()
         while (wait_s := batch.wait_s()) is not None:
-            await self._session.wait(wait_s)
+            await session.wait(wait_s)
             for request in batch.requests():
                 try:
-                    response = await self._session.call("Analyze", request, retry)
+                    response = await session.call("Analyze", request, retry)
                 except PolyheadError as error:
                     batch.on_error(error)
                 else:
                     batch.on_response(response)
         return batch.answers()
 
+    async def _embeddings(self, texts: Any, options: Mapping[str, Any]) -> NDArray[np.float32]:
+        answers = await self._analyze(texts, EmbedOptions, options, "embedding")
+        spaces = {answer.unwrap().fingerprints.embedding_space for answer in answers}
+        if len(spaces) > 1:
+            problem = f"the texts were embedded by different models, with embedding spaces {', '.join(sorted(spaces))}"
+            raise ServerError("INTERNAL", f"{problem}; pass expected_fingerprints", "EMBEDDING_SPACES_DIFFER")
+        if answers:
+            return np.stack([answer.embedding for answer in answers])
+        dimensions = options.get("dimensions")
+        if dimensions is None:
+            dimensions = (await self._info(resolve(EmbedOptions, options)["deadline_s"])).embedding.dimensions
+        return np.empty((0, dimensions), np.float32)
+
     async def _info(self, deadline_s: float | None) -> ModelInfo:
-        self._session.require_open()
+        session = self._connected()
         request = service_pb2.GetModelInfoRequest()
-        return conversion.model_info_of(
-            await self._session.call("GetModelInfo", request, self._retry_policy(deadline_s))
-        )
+        return conversion.model_info_of(await session.call("GetModelInfo", request, self._retry_policy(deadline_s)))
 
     def _retry_policy(self, deadline_s: float | None) -> RetryPolicy:
         """Returns the retry policy of a call that starts now."""
-        return RetryPolicy(self._max_attempts, self._session.budget, Deadline(deadline_s))
+        return RetryPolicy(self._max_attempts, self._budget, Deadline(deadline_s))
 
 
-def reject_bare_str(texts: object) -> None:
-    """Rejects a single str: as an iterable of str it would be analyzed character by character."""
+def reject_invalid_texts(texts: object, kinds: tuple[type[Any], ...]) -> None:
+    """Rejects what is no collection of texts, and the first invalid element of a collection, before anything is sent.
+
+    A single str is an iterable of its characters, bytes one of numbers, and a mapping or table one of its keys.
+
+    Args:
+        texts: The input of a call.
+        kinds: ``Iterable``, and ``AsyncIterable`` where the call accepts it.
+
+    Raises:
+        InvalidRequestError: The message names the element.
+    """
+    advice = ""
     if isinstance(texts, str):
-        raise InvalidRequestError("INVALID_ARGUMENT", "texts: expected an iterable of texts, not one str; use [text]")
+        advice = "; use [text]"
+    elif isinstance(texts, bytes | bytearray | Mapping) or hasattr(texts, "columns"):
+        advice = "; pass its texts alone"
+    elif isinstance(texts, AsyncIterable) and AsyncIterable not in kinds:
+        advice = "; the streaming methods of AsyncClient accept it"
+    elif isinstance(texts, kinds) and getattr(texts, "ndim", 1) == 1:
+        if isinstance(texts, Sized):  # a generator, which cannot be read twice, is checked while it is read
+            for number, text in enumerate(texts):  # type: ignore[arg-type, var-annotated]
+                require_text(number, text)
+        return
+    what = "one str" if isinstance(texts, str) else type(texts).__name__
+    problem = f"texts: expected an iterable of texts, not {what}{advice}"
+    raise InvalidRequestError("INVALID_ARGUMENT", problem, "INVALID_TEXT")

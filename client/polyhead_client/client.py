@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import Self, Unpack
 from weakref import WeakSet
+
+import numpy as np
+from numpy.typing import NDArray
 
 from polyhead_client.core.stream_state import Text
 from polyhead_client.transport.thread_runtime import ThreadRuntime, run
 
 from ._base import BaseClient
-from .options import AnalyzeOptions, UnaryDeadline, documented, resolve
+from .options import AnalyzeOptions, EmbedOptions, UnaryDeadline, UnaryOptions, documented, resolve
+from .session import Session
 from .streaming import Stream
 from .types import Answer, ModelInfo
 
@@ -29,14 +34,23 @@ def _stop_streams() -> None:
         run(stream.stop())
 
 
+# A child process has none of the threads of its parent's streams.
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_running.clear)
+
+
 class Client(BaseClient[Iterable[Text], Iterator[Answer]]):
     """A blocking client of one server, or of several that serve the same model. Threads may share it.
 
     Use it as a context manager, or call ``close``::
 
         with Client("127.0.0.1:50051") as client:
-            for answer in client.stream(lines):
-                print(answer.item_id, answer.unwrap().sentiment)
+            for answer in client.analyze(texts):
+                print(answer.item_id, answer.sentiment.label)
+            for answer in client.stream(lines):  # any iterable, even an infinite one
+                print(answer.item_id, answer.sentiment.label)
+
+    After a fork it connects again in the child process.
     """
 
     def __enter__(self) -> Self:
@@ -47,7 +61,7 @@ class Client(BaseClient[Iterable[Text], Iterator[Answer]]):
 
     def close(self) -> None:
         """Closes the connections; running calls end with UnavailableError."""
-        run(self._session.close())
+        run(self._close())
 
     @documented(AnalyzeOptions)
     def analyze(self, texts: Iterable[Text], **options: Unpack[AnalyzeOptions]) -> list[Answer]:
@@ -56,17 +70,88 @@ class Client(BaseClient[Iterable[Text], Iterator[Answer]]):
         The call is retried while the server is away, or is overloaded and sends a retry delay.
 
         Args:
-            texts: The texts to analyze, each a ``str`` or ``(item_id, text)``.
+            texts: The texts to analyze, each a ``str`` or ``(item_id, text)``: a list, a numpy array, a pandas Series.
             **options: See ``AnalyzeOptions``.
 
         Returns:
             One answer for each text. An item's error is part of its answer and is not raised.
 
         Raises:
-            InvalidRequestError: An option has an invalid value.
+            InvalidRequestError: An option or a text is invalid; nothing was sent.
             PolyheadError: The call as a whole failed; the subclass tells how to react.
         """
-        return run(self._analyze(texts, options))
+        return run(self._analyze(texts, AnalyzeOptions, options))
+
+    @documented(EmbedOptions)
+    def embed(self, texts: Iterable[Text], **options: Unpack[EmbedOptions]) -> list[Answer]:
+        """Returns answers with their embeddings, otherwise like ``analyze``.
+
+        Args:
+            texts: The texts to embed, each a ``str`` or ``(item_id, text)``: a list, a numpy array, a pandas Series.
+            **options: See ``EmbedOptions``.
+
+        Returns:
+            One answer for each text. An item's error is part of its answer and is not raised.
+
+        Raises:
+            InvalidRequestError: An option or a text is invalid; nothing was sent.
+            PolyheadError: The call as a whole failed; the subclass tells how to react.
+        """
+        return run(self._analyze(texts, EmbedOptions, options, "embedding"))
+
+    @documented(UnaryOptions)
+    def classify(self, texts: Iterable[Text], **options: Unpack[UnaryOptions]) -> list[Answer]:
+        """Returns answers with their classifications, otherwise like ``analyze``.
+
+        Args:
+            texts: The texts to classify, each a ``str`` or ``(item_id, text)``: a list, a numpy array, a pandas Series.
+            **options: See ``UnaryOptions``.
+
+        Returns:
+            One answer for each text. An item's error is part of its answer and is not raised.
+
+        Raises:
+            InvalidRequestError: An option or a text is invalid; nothing was sent.
+            PolyheadError: The call as a whole failed; the subclass tells how to react.
+        """
+        return run(self._analyze(texts, UnaryOptions, options, "classification"))
+
+    @documented(UnaryOptions)
+    def sentiment(self, texts: Iterable[Text], **options: Unpack[UnaryOptions]) -> list[Answer]:
+        """Returns answers with their sentiments, otherwise like ``analyze``.
+
+        Args:
+            texts: The texts to rate, each a ``str`` or ``(item_id, text)``: a list, a numpy array, a pandas Series.
+            **options: See ``UnaryOptions``.
+
+        Returns:
+            One answer for each text. An item's error is part of its answer and is not raised.
+
+        Raises:
+            InvalidRequestError: An option or a text is invalid; nothing was sent.
+            PolyheadError: The call as a whole failed; the subclass tells how to react.
+        """
+        return run(self._analyze(texts, UnaryOptions, options, "sentiment"))
+
+    @documented(EmbedOptions)
+    def embeddings(self, texts: Iterable[Text], **options: Unpack[EmbedOptions]) -> NDArray[np.float32]:
+        """Returns the embeddings of a batch of texts as one matrix.
+
+        Args:
+            texts: The texts to embed, as for ``embed``.
+            **options: See ``EmbedOptions``.
+
+        Returns:
+            Array of float32, shape (number of texts, dimensions), in the order of the texts. Shape (0, dimensions)
+            without texts, for which the server is asked for its dimensions unless they are given.
+
+        Raises:
+            ItemFailedError: A text has an error, the first of them; no embedding is returned. ``embed`` returns the
+                others.
+            InvalidRequestError: An option or a text is invalid; nothing was sent.
+            PolyheadError: The call as a whole failed; the subclass tells how to react.
+        """
+        return run(self._embeddings(texts, options))
 
     @documented(UnaryDeadline)
     def info(self, **options: Unpack[UnaryDeadline]) -> ModelInfo:
@@ -83,8 +168,9 @@ class Client(BaseClient[Iterable[Text], Iterator[Answer]]):
     def _create_runtime(self) -> ThreadRuntime:
         return ThreadRuntime()
 
-    def _answers(self, stream: Stream, texts: Iterable[Text]) -> Iterator[Answer]:
-        with self._session.running(stream):
+    def _answers(self, open_stream: Callable[[], tuple[Session, Stream]], texts: Iterable[Text]) -> Iterator[Answer]:
+        session, stream = open_stream()
+        with session.running(stream):
             _running.add(stream)
             try:
                 stream.start(texts)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2, model_pb2
 
-from .errors import InvalidRequestError, ServerError, reason_of, retry_after_of
+from .errors import InvalidRequestError, invalid_answer, reason_of, retry_after_of
 from .types import (
     Answer,
     Classification,
@@ -62,6 +63,13 @@ _TASKS = {
     "classification": item_pb2.TASK_CLASSIFICATION,
     "sentiment": item_pb2.TASK_SENTIMENT,
 }
+_TASK_NAMES = {number: task for task, number in _TASKS.items()}
+# The task of each stream that has one.
+_STREAM_TASKS: dict[type[Any], list[str]] = {
+    service_pb2.StreamEmbedRequest: ["embedding"],
+    service_pb2.StreamClassifyRequest: ["classification"],
+    service_pb2.StreamSentimentRequest: ["sentiment"],
+}
 _TRUNCATION = {
     "truncate": item_pb2.TRUNCATION_POLICY_TRUNCATE,
     "error": item_pb2.TRUNCATION_POLICY_ERROR,
@@ -81,6 +89,10 @@ _WIRE_FORMATS = {
     item_pb2.EMBEDDING_ENCODING_INT8: ("i1", 1),
     item_pb2.EMBEDDING_ENCODING_BINARY: ("u1", 8),
 }
+_MAX_PROBABILITY = 1 + 1e-6  # 1, and the error of float32
+_OUT_OF_RANGE = "a probability that is not between 0 and 1"
+# Maximum difference between 1 and the sum of a head's probabilities, for thousands of labels in float32.
+_MAX_SUM_ERROR = 0.01
 _MAX_DIMENSIONS_EXCLUSIVE = 2**32
 
 
@@ -134,13 +146,23 @@ def with_items(template: RequestT, items: Iterable[item_pb2.Item]) -> RequestT:
     return request
 
 
-def answers_of(response: service_pb2.AnalyzeResponse | StreamResponse) -> list[Answer]:
+def answers_of(
+    response: service_pb2.AnalyzeResponse | StreamResponse, template: service_pb2.AnalyzeRequest | StreamRequest
+) -> list[Answer]:
     """Returns the answers in a response message.
+
+    A result that lacks a requested task becomes the error TASK_NOT_AVAILABLE, whether or not the server says so itself.
+
+    Args:
+        response: The response.
+        template: The request, with or without its items.
 
     Raises:
         ServerError: An answer violates the contract.
     """
-    return [_answer(answer) for answer in response.answers]
+    tasks = _STREAM_TASKS.get(type(template)) or [_TASK_NAMES[task] for task in template.tasks]  # type: ignore[union-attr]
+    dimensions = template.embedding_options.dimensions if hasattr(template, "embedding_options") else 0
+    return [_answer(answer, tasks, dimensions) for answer in response.answers]
 
 
 def model_info_of(response: service_pb2.GetModelInfoResponse) -> ModelInfo:
@@ -181,14 +203,24 @@ def _lookup(option: str, choices: Mapping[str, ChoiceT], choice: str) -> ChoiceT
     raise InvalidRequestError("INVALID_ARGUMENT", f"{option}: {choice!r} is not one of {', '.join(choices)}")
 
 
-def _answer(answer: item_pb2.Answer) -> Answer:
+def _answer(answer: item_pb2.Answer, tasks: Iterable[str], dimensions: int) -> Answer:
     match answer.WhichOneof("outcome"):
         case "result":
-            return Answer(answer.item_id, result=_result(answer.result))
+            result = _result(answer.result, dimensions)
+            for task in tasks:
+                if getattr(result, task) is None:
+                    return Answer(answer.item_id, error=_task_error(task, result))
+            return Answer(answer.item_id, result=result)
         case "error":
             return Answer(answer.item_id, error=_item_error(answer.error))
         case _:
-            raise ServerError("INTERNAL", f"the answer to item {answer.item_id!r} has neither a result nor an error")
+            raise invalid_answer(f"the answer to item {answer.item_id!r} has neither a result nor an error")
+
+
+def _task_error(task: str, result: Result) -> ItemError:
+    heads = ", ".join(result.fingerprints.heads) or "none"
+    problem = f"the model has no head for the task {task}; its heads are: {heads}"
+    return ItemError("INVALID_ARGUMENT", "TASK_NOT_AVAILABLE", problem)
 
 
 def _item_error(status: status_pb2.Status) -> ItemError:
@@ -196,7 +228,10 @@ def _item_error(status: status_pb2.Status) -> ItemError:
     return ItemError(code, reason_of(status), status.message, retry_after_of(status))
 
 
-def _result(result: item_pb2.Result) -> Result:
+def _result(result: item_pb2.Result, dimensions: int = 0) -> Result:
+    if dimensions and result.HasField("embedding") and result.embedding.dimensions != dimensions:
+        problem = f"{dimensions} dimensions were requested, and the embedding has {result.embedding.dimensions}"
+        raise invalid_answer(problem)
     truncation = result.truncation
     return Result(
         truncation=Truncation(
@@ -218,18 +253,22 @@ def _result(result: item_pb2.Result) -> Result:
 
 def _embedding(embedding: item_pb2.Embedding) -> NDArray[np.float32]:
     if embedding.encoding not in _WIRE_FORMATS:
-        raise ServerError("INTERNAL", f"unknown embedding encoding {embedding.encoding}: update this client")
+        raise invalid_answer(f"unknown embedding encoding {embedding.encoding}: update this client")
     dtype_name, packed = _WIRE_FORMATS[embedding.encoding]
     dtype = np.dtype(dtype_name)
     if len(embedding.values) != -(-embedding.dimensions // packed) * dtype.itemsize:
         problem = f"an embedding of {embedding.dimensions} {dtype} dimensions cannot have {len(embedding.values)} bytes"
-        raise ServerError("INTERNAL", problem)
+        raise invalid_answer(problem)
     wire_values = np.frombuffer(embedding.values, dtype)
     if embedding.encoding == item_pb2.EMBEDDING_ENCODING_BINARY:
         wire_values = np.unpackbits(wire_values, count=embedding.dimensions).astype(np.int8) * 2 - 1
     values = wire_values.astype(np.float32, copy=False)  # (dimensions,)
     if embedding.encoding == item_pb2.EMBEDDING_ENCODING_INT8:
-        values = values * np.float32(embedding.scale)
+        with np.errstate(all="ignore"):  # checked below
+            values = values * np.float32(embedding.scale)
+    # The product finds NaN and infinity at a fraction of the cost; it may overflow for finite values.
+    if not math.isfinite(values.dot(values)) and not np.isfinite(values).all():
+        raise invalid_answer("an embedding contains NaN or infinity")
     # An array over bytes is read-only and a converted one is writable: make both behave alike.
     values.flags.writeable = False
     return values
@@ -237,10 +276,31 @@ def _embedding(embedding: item_pb2.Embedding) -> NDArray[np.float32]:
 
 def _classification(classification: item_pb2.Classification) -> Classification:
     scores = tuple(LabelScore(score.label, score.probability) for score in classification.scores)
+    if problem := _scores_problem(scores):
+        raise invalid_answer(f"the output of head {classification.head!r} has {problem}")
     return Classification(classification.head, scores)
 
 
+def _scores_problem(scores: tuple[LabelScore, ...]) -> str | None:
+    """Returns what is impossible about the scores of a softmax head."""
+    total, previous = 0.0, _MAX_PROBABILITY
+    for score in scores:
+        probability = score.probability
+        if not 0 <= probability <= previous:
+            ordered = 0 <= probability <= _MAX_PROBABILITY
+            return "labels that are not ordered by probability" if ordered else _OUT_OF_RANGE
+        total += probability
+        previous = probability
+    if not scores:
+        return "no labels"
+    if abs(total - 1) > _MAX_SUM_ERROR:
+        return f"probabilities that add up to {total:g}"
+    return "a label twice" if len({score.label for score in scores}) < len(scores) else None
+
+
 def _sentiment(sentiment: item_pb2.Sentiment) -> Sentiment:
+    if not 0 <= sentiment.probability <= _MAX_PROBABILITY:
+        raise invalid_answer(f"the output of head {sentiment.head!r} has {_OUT_OF_RANGE}")
     return Sentiment(sentiment.head, sentiment.probability, sentiment.label)
 
 

@@ -138,6 +138,11 @@ def error_for_code(code: str, message: str, reason: str = "") -> PolyheadError:
     return kind(code, message, reason)
 
 
+def invalid_answer(problem: str) -> ServerError:
+    """Builds the error for a response that violates the contract."""
+    return ServerError("INTERNAL", f"invalid response: {problem}", "INVALID_ANSWER")
+
+
 @contextmanager
 def map_grpc_errors() -> Iterator[None]:
     """Turns errors that gRPC raises inside the block, from a sync or an asyncio call, into this module's errors."""

@@ -83,7 +83,7 @@ class EmbeddingOptions(TypedDict, total=False):
 
 
 class StreamOptions(RequestOptions, total=False):
-    """Options of every streaming method."""
+    """Options of every streaming method; all those of ``stream_classify`` and ``stream_sentiment``."""
 
     order: Annotated[
         Order,
@@ -102,6 +102,14 @@ class StreamOptions(RequestOptions, total=False):
     deadline_s: Annotated[float | None, Option(None, "Seconds for the whole stream; None for no limit.")]
 
 
+class UnaryOptions(RequestOptions, UnaryDeadline, total=False):
+    """Options of ``classify`` and ``sentiment``."""
+
+
+class EmbedOptions(RequestOptions, EmbeddingOptions, UnaryDeadline, total=False):
+    """Options of ``embed`` and ``embeddings``."""
+
+
 class AnalyzeOptions(TaskOptions, RequestOptions, EmbeddingOptions, UnaryDeadline, total=False):
     """Options of ``analyze``."""
 
@@ -111,7 +119,7 @@ class StreamAnalyzeOptions(TaskOptions, StreamOptions, EmbeddingOptions, total=F
 
 
 class StreamEmbedOptions(StreamOptions, EmbeddingOptions, total=False):
-    """Options of ``embed``."""
+    """Options of ``stream_embed``."""
 
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])

@@ -12,10 +12,11 @@ from polyhead.v1 import inference_service_pb2_grpc as service_grpc
 from polyhead_client.core.batch_call import Attempts
 from polyhead_client.core.hedging import Hedging
 from polyhead_client.core.retry import Deadline, RetryBudget, RetryPolicy
+from polyhead_client.transport.diagnosis import Diagnosis
 from polyhead_client.transport.pool import ConnectionPool
 from polyhead_client.transport.runtime import Queue, Runtime
 
-from .errors import InvalidRequestError, PolyheadError, UnavailableError
+from .errors import PolyheadError, UnavailableError
 from .streaming import Stream
 
 StreamMethod = Literal["StreamAnalyze", "StreamEmbed", "StreamClassify", "StreamSentiment"]
@@ -36,7 +37,9 @@ class Session:
         runtime: Runtime,
         channels: list[Any],
         *,
+        budget: RetryBudget,
         hedging: Hedging,
+        diagnosis: Diagnosis,
         metadata: tuple[tuple[str, str], ...],
         wait_for_ready: bool,
     ) -> None:
@@ -45,15 +48,19 @@ class Session:
         Args:
             runtime: Threads or asyncio.
             channels: Channels that connect on first use.
+            budget: Throttle of all retries.
             hedging: When unary calls are sent a second time.
+            diagnosis: Explains why calls fail.
             metadata: Sent with every call.
             wait_for_ready: Wait for an unreachable server until the call's deadline.
         """
         self.runtime = runtime
         self.pool = ConnectionPool([service_grpc.InferenceServiceStub(channel) for channel in channels])
-        self.budget = RetryBudget()
+        self.budget = budget
         self._channels = channels
         self._hedging = hedging
+        self._diagnosis = diagnosis
+        self._responded = False  # whether any unary call had a response
         self._metadata = metadata
         self._wait_for_ready = wait_for_ready
         self._streams: set[Stream] = set()  # those that are running
@@ -75,7 +82,7 @@ class Session:
         """Registers a stream while it runs, so that ``close`` ends it."""
         self._streams.add(stream)
         try:
-            self.require_open()
+            self.require_still_open()
             yield
         finally:
             self._streams.discard(stream)
@@ -103,14 +110,29 @@ class Session:
                     else:
                         response = await self._hedged_attempt(method, request, attempts, hedge_s)
             except PolyheadError as error:
-                await self.wait(attempts.on_failure(error))
+                delay_s = attempts.on_failure(error)
+                if delay_s is None:
+                    raise await self.explain(error, self._responded) from error.__cause__
+                await self.wait(delay_s)
             except ValueError:  # gRPC raises it for a channel that was closed in this moment
                 self.require_still_open()
                 raise
             else:
                 attempts.on_success()
+                self._responded = True
                 self._hedging.observe(time.monotonic() - start)
                 return response
+
+    async def explain(self, error: PolyheadError, responded: bool) -> PolyheadError:
+        """Returns the error that tells the cause and the fix, if they can be found; otherwise ``error``.
+
+        Args:
+            error: The error of a call that is not retried.
+            responded: Whether the server has responded before, so that an expired deadline has no cause to look for.
+        """
+        if error.code in {"UNAVAILABLE", "UNIMPLEMENTED"} or (error.code == "DEADLINE_EXCEEDED" and not responded):
+            return await self.runtime.offload(self._diagnosis.explain, error)
+        return error
 
     async def _attempt(self, method: UnaryMethod, request: Any, attempts: Attempts) -> Any:
         with self.pool.acquire(attempts.tried) as lease:
@@ -161,11 +183,6 @@ class Session:
             async with self._changed:
                 await self._changed.wait_until(lambda: self._closed, seconds)
         self.require_still_open()
-
-    def require_open(self) -> None:
-        """Rejects a call that starts after the client was closed."""
-        if self._closed:
-            raise InvalidRequestError("FAILED_PRECONDITION", "the client is closed; create a new one")
 
     def require_still_open(self) -> None:
         """Ends a call during which the client was closed."""

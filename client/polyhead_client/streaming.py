@@ -10,7 +10,7 @@ changes it notifies the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -33,7 +33,9 @@ class Stream:
         state: StreamState,
         template: StreamRequest,
         pool: ConnectionPool[Any],
+        *,
         start_call: Callable[[Any, Any], Any],
+        explain: Callable[[PolyheadError, bool], Awaitable[PolyheadError]],
     ) -> None:
         """Prepares the call.
 
@@ -43,12 +45,15 @@ class Stream:
             template: Request message without items.
             pool: Connections to use.
             start_call: Starts a gRPC call, given a stub and the request iterator.
+            explain: Returns the error to raise for that of a gRPC call, and whether the server has responded.
         """
         self._runtime = runtime
         self._state = state
         self._template = template
         self._pool = pool
         self._start_call = start_call
+        self._explain = explain
+        self._responded = False
         self._avoid: set[int] = set()  # the connection of the last gRPC call
         self._call: Any = None
         self._changed = runtime.condition()
@@ -70,8 +75,11 @@ class Stream:
             await self._changed.wait_until(self._state.can_collect)
             answers = self._state.collect()
             self._changed.notify_all()
-        if not answers and self._state.error is not None:
-            raise self._state.error
+        error = self._state.error
+        if not answers and error is not None:
+            if isinstance(error, PolyheadError):
+                raise await self._explain(error, self._responded) from error.__cause__
+            raise error
         return answers
 
     async def stop(self) -> None:
@@ -145,7 +153,8 @@ class Stream:
 
     async def _receive_answers(self) -> None:
         async for response in self._runtime.responses(self._call):
-            answers = conversion.answers_of(response)
+            self._responded = True
+            answers = conversion.answers_of(response, self._template)
             async with self._changed:
                 self._state.on_answers(answers)
                 self._changed.notify_all()

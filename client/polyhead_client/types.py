@@ -5,17 +5,61 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ItemFailedError
+from .errors import InvalidRequestError, ItemFailedError
+
+OutputT = TypeVar("OutputT")
+
+# Fields of the protocol that are float32; their shortest decimals are shorter than those of the equal float64.
+_FLOAT32_FIELDS = ("probability", "temperature", "threshold")
+
+
+class Value:
+    """Base class of the values that a client returns."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields by name, as values that ``json.dumps`` accepts.
+
+        Nested values are dicts, tuples and embeddings are lists. A float32 is the shortest decimal that restores it:
+        0.9, not the 0.8999999761581421 of the equal float64.
+        """
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
+        return {one.name: _to_json(getattr(self, one.name), one.name in _FLOAT32_FIELDS) for one in fields}
+
+
+def _to_json(value: Any, is_float32: bool = False) -> Any:
+    converted: Any = value
+    match value:
+        case Value():
+            converted = value.to_dict()
+        case np.ndarray():
+            converted = [_shortest(number) for number in value]
+        case Mapping():
+            converted = {key: _to_json(one) for key, one in value.items()}
+        case tuple():
+            converted = [_to_json(one) for one in value]
+        case float() if not math.isfinite(value):
+            converted = None  # JSON has no infinity
+        case float() if is_float32:
+            converted = _shortest(value)
+    return converted
+
+
+def _shortest(number: float | np.float32) -> float:
+    return float(str(np.float32(number)))
 
 
 @dataclass(frozen=True)
-class ItemError:
+class ItemError(Value):
     """The reason why one item has no result.
 
     Attributes:
@@ -32,7 +76,7 @@ class ItemError:
 
 
 @dataclass(frozen=True)
-class LabelScore:
+class LabelScore(Value):
     """One label and its probability, 0 to 1."""
 
     label: str
@@ -40,7 +84,7 @@ class LabelScore:
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Value):
     """The output of a softmax head.
 
     Attributes:
@@ -53,12 +97,17 @@ class Classification:
 
     @property
     def best(self) -> LabelScore:
-        """The most probable label."""
+        """The most probable label, with its probability."""
         return self.scores[0]
+
+    @property
+    def label(self) -> str:
+        """The most probable label."""
+        return self.scores[0].label
 
 
 @dataclass(frozen=True)
-class Sentiment:
+class Sentiment(Value):
     """The output of a sigmoid head.
 
     Attributes:
@@ -73,7 +122,7 @@ class Sentiment:
 
 
 @dataclass(frozen=True)
-class Truncation:
+class Truncation(Value):
     """How much of the text the model read.
 
     Attributes:
@@ -92,7 +141,7 @@ class Truncation:
 
 
 @dataclass(frozen=True)
-class Fingerprints:
+class Fingerprints(Value):
     """Identity of the weights that computed a result.
 
     Two embeddings are comparable exactly when their ``embedding_space`` is equal.
@@ -107,7 +156,7 @@ class Fingerprints:
 
 
 @dataclass(frozen=True)
-class Timings:
+class Timings(Value):
     """Time that one item spent in each step on the server, in seconds.
 
     Attributes:
@@ -133,7 +182,7 @@ class Timings:
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class Result(Value):
     """The outputs for one text, all computed in the same forward pass.
 
     Attributes:
@@ -157,10 +206,36 @@ class Result:
     additional_sentiments: tuple[Sentiment, ...] = ()
     timings: Timings | None = None
 
+    @property
+    def heads(self) -> dict[str, Classification | Sentiment]:
+        """The output of each head, by its name."""
+        first = [one for one in (self.classification, self.sentiment) if one is not None]
+        return {one.head: one for one in (*first, *self.additional_classifications, *self.additional_sentiments)}
+
+    def head(self, name: str) -> Classification | Sentiment:
+        """Returns the output of a head.
+
+        Args:
+            name: Name of the head, as in ``ModelInfo.heads``.
+
+        Raises:
+            InvalidRequestError: The result has no output of that head; the message names those it has.
+        """
+        heads = self.heads
+        if name in heads:
+            return heads[name]
+        near = difflib.get_close_matches(str(name), heads, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        problem = f"the result has no head {name!r}; {hint}It has {', '.join(map(repr, heads)) or 'none'}"
+        raise InvalidRequestError("NOT_FOUND", problem, "UNKNOWN_HEAD")
+
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Value):
     """The outcome of one item: exactly one of ``result`` and ``error`` is set.
+
+    ``embedding``, ``classification``, ``sentiment`` and ``head`` return a part of the result, never None: they raise
+    where there is none, so that a type checker accepts ``answer.sentiment.label``.
 
     Attributes:
         item_id: Id of the item as the caller gave it, or its running number in the call.
@@ -171,6 +246,53 @@ class Answer:
     item_id: str
     result: Result | None = None
     error: ItemError | None = None
+
+    @property
+    def embedding(self) -> NDArray[np.float32]:
+        """Sentence embedding, float32, shape (dimensions,).
+
+        Raises:
+            ItemFailedError: The item has an error.
+            InvalidRequestError: The result has no embedding.
+        """
+        return self._output("embedding", self.unwrap().embedding)
+
+    @property
+    def classification(self) -> Classification:
+        """Output of the first softmax head.
+
+        Raises:
+            ItemFailedError: The item has an error.
+            InvalidRequestError: The result has no classification.
+        """
+        return self._output("classification", self.unwrap().classification)
+
+    @property
+    def sentiment(self) -> Sentiment:
+        """Output of the first sigmoid head.
+
+        Raises:
+            ItemFailedError: The item has an error.
+            InvalidRequestError: The result has no sentiment.
+        """
+        return self._output("sentiment", self.unwrap().sentiment)
+
+    def head(self, name: str) -> Classification | Sentiment:
+        """Returns the output of a head, like ``Result.head``.
+
+        Raises:
+            ItemFailedError: The item has an error.
+            InvalidRequestError: The result has no output of that head; the message names those it has.
+        """
+        return self.unwrap().head(name)
+
+    def _output(self, task: str, output: OutputT | None) -> OutputT:
+        if output is None:
+            problem = (
+                f"the answer to item {self.item_id!r} has no {task}: it was not requested, or the model has no head"
+            )
+            raise InvalidRequestError("NOT_FOUND", f"{problem} for it", "OUTPUT_MISSING")
+        return output
 
     def unwrap(self) -> Result:
         """Returns the result, for callers that treat an item error as an exception.
@@ -185,7 +307,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class HeadInfo:
+class HeadInfo(Value):
     """One head of the model.
 
     Attributes:
@@ -204,7 +326,7 @@ class HeadInfo:
 
 
 @dataclass(frozen=True)
-class EmbeddingInfo:
+class EmbeddingInfo(Value):
     """The sentence embedding.
 
     Attributes:
@@ -219,7 +341,7 @@ class EmbeddingInfo:
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(Value):
     """The server's limits on requests.
 
     Attributes:
@@ -238,7 +360,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class RuntimeInfo:
+class RuntimeInfo(Value):
     """The engine that runs the model, which may differ from the configured one.
 
     Attributes:
@@ -255,7 +377,7 @@ class RuntimeInfo:
 
 
 @dataclass(frozen=True)
-class ModelInfo:
+class ModelInfo(Value):
     """The model behind a server and how the server runs it.
 
     Attributes:

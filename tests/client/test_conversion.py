@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from google.protobuf import duration_pb2
@@ -8,12 +10,20 @@ from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2, model_pb2
 from polyhead_client import Answer, InvalidRequestError, ServerError, conversion
 
+REQUEST = service_pb2.AnalyzeRequest()
 NUMBERS = [0.1, -2.5, 3e-5, 65504.0]
 
 
 def converted(**result: object) -> Answer:
     answer = item_pb2.Answer(item_id="7", result=item_pb2.Result(**result))  # type: ignore[arg-type]
-    return conversion.answers_of(service_pb2.AnalyzeResponse(answers=[answer]))[0]
+    return conversion.answers_of(service_pb2.AnalyzeResponse(answers=[answer]), REQUEST)[0]
+
+
+def classification(head: str, *probabilities: float) -> item_pb2.Classification:
+    scores = [
+        item_pb2.LabelScore(label=str(number), probability=one) for number, one in enumerate(probabilities or [1])
+    ]
+    return item_pb2.Classification(head=head, scores=scores)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +81,7 @@ def test_malformed_embedding_is_a_server_error(wire: item_pb2.Embedding, problem
 
 def test_answer_without_an_outcome_is_a_server_error() -> None:
     with pytest.raises(ServerError, match="neither"):
-        conversion.answers_of(service_pb2.AnalyzeResponse(answers=[item_pb2.Answer(item_id="7")]))
+        conversion.answers_of(service_pb2.AnalyzeResponse(answers=[item_pb2.Answer(item_id="7")]), REQUEST)
 
 
 def test_outputs_that_were_not_requested_are_none() -> None:
@@ -81,7 +91,7 @@ def test_outputs_that_were_not_requested_are_none() -> None:
 
 def test_additional_heads_keep_their_order() -> None:
     result = converted(
-        additional_classifications=[item_pb2.Classification(head="a"), item_pb2.Classification(head="b")],
+        additional_classifications=[classification("a"), classification("b")],
         additional_sentiments=[item_pb2.Sentiment(head="c", probability=0.25, label="no")],
     ).unwrap()
     assert [one.head for one in result.additional_classifications] == ["a", "b"]
@@ -141,14 +151,14 @@ def test_item_error_has_the_retry_delay() -> None:
         error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=1, nanos=500_000_000))
     )
     wire = item_pb2.Answer(item_id="7", error=status)
-    (answer,) = conversion.answers_of(service_pb2.AnalyzeResponse(answers=[wire]))
+    (answer,) = conversion.answers_of(service_pb2.AnalyzeResponse(answers=[wire]), REQUEST)
     assert answer.error is not None
     assert answer.error.retry_after_s == 1.5
 
 
 def test_item_error_with_an_unknown_code_is_unknown() -> None:
     wire = item_pb2.Answer(item_id="7", error=status_pb2.Status(code=99, message="odd"))
-    (answer,) = conversion.answers_of(service_pb2.AnalyzeResponse(answers=[wire]))
+    (answer,) = conversion.answers_of(service_pb2.AnalyzeResponse(answers=[wire]), REQUEST)
     assert answer.error is not None
     assert (answer.error.code, answer.error.reason, answer.error.message) == ("UNKNOWN", "", "odd")
 
@@ -163,3 +173,65 @@ def test_items_are_added_to_a_copy_of_the_template() -> None:
     message = conversion.with_items(template, [item_pb2.Item(item_id="1", text="one")])
     assert (list(message.tasks), [item.text for item in message.items]) == ([3], ["one"])
     assert len(template.items) == 0
+
+
+def test_answer_without_a_task_is_an_error_only_if_the_task_was_requested() -> None:
+    answer = item_pb2.Answer(item_id="7", result=item_pb2.Result(sentiment=item_pb2.Sentiment(probability=0.5)))
+    response = service_pb2.AnalyzeResponse(answers=[answer])
+    cases: list[tuple[Any, bool]] = [
+        (REQUEST, False),
+        (service_pb2.AnalyzeRequest(tasks=[item_pb2.TASK_SENTIMENT]), False),
+        (service_pb2.AnalyzeRequest(tasks=[item_pb2.TASK_SENTIMENT, item_pb2.TASK_CLASSIFICATION]), True),
+        (service_pb2.StreamSentimentRequest(), False),
+        (service_pb2.StreamClassifyRequest(), True),
+    ]
+    for template, lacks in cases:
+        (converted,) = conversion.answers_of(response, template)
+        assert (converted.error is not None) == lacks
+
+
+NAN, INFINITY = float("nan"), float("inf")
+LIES: list[tuple[dict[str, Any], str]] = [
+    ({"embedding": item_pb2.Embedding(values=np.array([1, NAN], "<f4").tobytes(), encoding=1, dimensions=2)}, "NaN"),  # type: ignore[arg-type]
+    ({"embedding": item_pb2.Embedding(values=np.array([-INFINITY], "<f2").tobytes(), encoding=2, dimensions=1)}, "NaN"),  # type: ignore[arg-type]
+    ({"embedding": item_pb2.Embedding(values=b"\1\0", encoding=3, dimensions=2, scale=INFINITY)}, "NaN or infinity"),  # type: ignore[arg-type]
+    ({"classification": item_pb2.Classification(head="a")}, "head 'a' has no labels"),
+    ({"classification": classification("a", 0.5, NAN)}, "not between 0 and 1"),
+    ({"classification": classification("a", 1.5, -0.5)}, "not between 0 and 1"),
+    ({"classification": classification("a", 0.25, 0.75)}, "not ordered by probability"),
+    ({"classification": classification("a", 0.5, 0.25)}, "add up to 0.75"),
+    ({"additional_classifications": [classification("a", 0.75, 0.75)]}, "add up to 1.5"),
+    (
+        {"classification": item_pb2.Classification(scores=[item_pb2.LabelScore(label="x", probability=0.5)] * 2)},
+        "a label twice",
+    ),
+    ({"sentiment": item_pb2.Sentiment(head="a", probability=NAN)}, "head 'a' has a probability that is not between"),
+    ({"sentiment": item_pb2.Sentiment(probability=-0.1)}, "not between 0 and 1"),
+    ({"additional_sentiments": [item_pb2.Sentiment(probability=1.1)]}, "not between 0 and 1"),
+]
+
+
+@pytest.mark.parametrize(("result", "problem"), LIES)
+def test_impossible_output_is_a_server_error(result: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ServerError, match=problem) as caught:
+        converted(**result)
+    assert caught.value.reason == "INVALID_ANSWER"
+
+
+def test_embedding_has_the_requested_number_of_dimensions() -> None:
+    embedding = item_pb2.Embedding(values=bytes(8), encoding=1, dimensions=2)  # type: ignore[arg-type]
+    answer = item_pb2.Answer(item_id="7", result=item_pb2.Result(embedding=embedding))
+    response = service_pb2.AnalyzeResponse(answers=[answer])
+    for dimensions in (0, 2):
+        options = item_pb2.EmbeddingOptions(dimensions=dimensions)
+        assert conversion.answers_of(response, service_pb2.AnalyzeRequest(embedding_options=options))[0].error is None
+    options = item_pb2.EmbeddingOptions(dimensions=3)
+    with pytest.raises(ServerError, match="3 dimensions were requested, and the embedding has 2"):
+        conversion.answers_of(response, service_pb2.StreamEmbedRequest(embedding_options=options))
+
+
+def test_thousands_of_float32_probabilities_add_up() -> None:
+    generator = np.random.default_rng(1)
+    probabilities = np.sort(generator.dirichlet(np.full(5000, 0.1)).astype(np.float32))[::-1]
+    answer = converted(classification=classification("a", *map(float, probabilities)))
+    assert len(answer.classification.scores) == 5000

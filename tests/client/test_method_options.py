@@ -14,9 +14,11 @@ from polyhead_client import (
     AnalyzeOptions,
     AsyncClient,
     Client,
+    EmbedOptions,
     StreamAnalyzeOptions,
     StreamEmbedOptions,
     StreamOptions,
+    UnaryOptions,
 )
 from polyhead_client.options import documented, resolve
 
@@ -24,10 +26,14 @@ from tests.support.demo import ROOT
 
 METHODS: dict[str, Any] = {
     "stream": StreamAnalyzeOptions,
-    "embed": StreamEmbedOptions,
-    "classify": StreamOptions,
-    "sentiment": StreamOptions,
+    "stream_embed": StreamEmbedOptions,
+    "stream_classify": StreamOptions,
+    "stream_sentiment": StreamOptions,
     "analyze": AnalyzeOptions,
+    "embed": EmbedOptions,
+    "embeddings": EmbedOptions,
+    "classify": UnaryOptions,
+    "sentiment": UnaryOptions,
 }
 
 
@@ -76,10 +82,12 @@ from polyhead_client import Answer, AsyncClient, Client
 def sync(client: Client, texts: list[str]) -> None:
     reveal_type(client.stream(texts, tasks=["embedding"], order="completion", dimensions=64, max_in_flight=8))
     reveal_type(client.analyze(texts, truncation="window", deadline_s=None, expected_fingerprints=client.info()))
-    client.embed([("id", "text")], encoding="float16", include_timings=True)
+    client.stream_embed([("id", "text")], encoding="float16", include_timings=True)
+    reveal_type(client.embed([("id", "text")], encoding="float16", include_timings=True))
+    reveal_type(client.embeddings(texts, dimensions=8).shape)
 
 async def aio(client: AsyncClient, texts: list[str]) -> None:
-    async for answer in client.classify(texts, order="request"):
+    async for answer in client.stream_classify(texts, order="request"):
         reveal_type(answer)
     reveal_type(await client.analyze(texts, tasks=["sentiment"]))
 """
@@ -118,6 +126,8 @@ def test_mypy_infers_the_types_of_correct_calls(tmp_path: Path) -> None:
     assert [kind.replace("builtins.", "") for kind in revealed] == [
         f"typing.Iterator[{answer}]",
         f"list[{answer}]",
+        f"list[{answer}]",
+        "tuple[Any, ...]",
         answer,
         f"list[{answer}]",
     ]

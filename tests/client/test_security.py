@@ -36,16 +36,17 @@ class Pair:
     key: Path
 
 
-def pair(folder: Path, name: str) -> Pair:
-    """Creates a certificate for a host name; for localhost also for the loopback address."""
+def pair(folder: Path, name: str, days: int = 0) -> Pair:
+    """Creates a certificate for a host name, valid ``days`` from now; for localhost also for the loopback address."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    day = datetime.timedelta(days=1)
+    valid = datetime.datetime.now(datetime.UTC) + days * day
     names: list[x509.GeneralName] = [x509.DNSName(name)]
     if name == "localhost":
         names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
-    builder = builder.serial_number(1).not_valid_before(now - day).not_valid_after(now + day)
+    builder = builder.serial_number(1).not_valid_before(valid - day).not_valid_after(valid + day / 2)
     builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     made = Pair(folder / f"{name}.pem", folder / f"{name}.key")
@@ -107,7 +108,7 @@ def test_key_goes_along_with_every_kind_of_call(connect: Any, servicer: FakeServ
     client: Face = connect(servicer.target, api_key=KEY, hedge_after_s=30)
     client.info()
     client.analyze(["text"])
-    list(client.stream(["text"], "embed"))
+    list(client.stream(["text"], "stream_embed"))
     assert [one["authorization"] for one in servicer.metadata] == [f"Bearer {KEY}"] * 3
 
 

@@ -284,9 +284,9 @@ def test_options_reach_the_server(client: Face, servicer: FakeServicer) -> None:
     ("method", "call"),
     [
         ("stream", "StreamAnalyze"),
-        ("embed", "StreamEmbed"),
-        ("classify", "StreamClassify"),
-        ("sentiment", "StreamSentiment"),
+        ("stream_embed", "StreamEmbed"),
+        ("stream_classify", "StreamClassify"),
+        ("stream_sentiment", "StreamSentiment"),
     ],
 )
 def test_each_method_makes_its_own_rpc(client: Face, servicer: FakeServicer, method: str, call: str) -> None:

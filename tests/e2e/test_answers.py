@@ -130,9 +130,12 @@ def test_result_is_the_same_alone_and_in_any_batch(client: Client, texts: list[s
                 assert max_difference([row_of(answer)], [alone[text]]) <= BATCH_TOLERANCE
 
 
-def test_single_task_streams_equal_the_full_analysis(client: Client) -> None:
+@pytest.mark.parametrize("prefix", ["", "stream_"])
+def test_single_tasks_equal_the_full_analysis(client: Client, prefix: str) -> None:
     analyzed = client.analyze(TEXTS)
-    embedded, classified, rated = map(list, (client.embed(TEXTS), client.classify(TEXTS), client.sentiment(TEXTS)))
+    embedded, classified, rated = (
+        list(getattr(client, prefix + method)(TEXTS)) for method in ("embed", "classify", "sentiment")
+    )
     for full, embedding, classification, sentiment in zip(analyzed, embedded, classified, rated, strict=True):
         result = full.unwrap()
         assert result.embedding is not None
@@ -141,6 +144,15 @@ def test_single_task_streams_equal_the_full_analysis(client: Client) -> None:
         assert sentiment.unwrap().sentiment is not None
         assert classification.unwrap().embedding is None
         assert sentiment.unwrap().sentiment.label == result.sentiment.label  # type: ignore[union-attr]
+
+
+def test_embeddings_of_all_texts_are_one_matrix(client: Client) -> None:
+    matrix = client.embeddings(TEXTS)
+    embedded = client.embed(TEXTS)
+    assert matrix.shape == (len(TEXTS), client.info().embedding.dimensions)
+    assert max(float(abs(row - answer.embedding).max()) for row, answer in zip(matrix, embedded, strict=True)) <= (
+        BATCH_TOLERANCE
+    )
 
 
 def test_truncated_text_reports_where_it_was_cut(client: Client) -> None:

@@ -14,6 +14,8 @@ class Face(Protocol):
 
     def analyze(self, texts: Iterable[Text], **options: Any) -> list[Answer]: ...
 
+    def unary(self, method: str, texts: Any, **options: Any) -> Any: ...
+
     def stream(self, texts: Iterable[Text], method: str = "stream", **options: Any) -> Iterator[Answer]: ...
 
     def info(self) -> ModelInfo: ...
@@ -32,6 +34,9 @@ class SyncFace:
         self.info = self.client.info
         self.close = self.dispose = self.client.close
 
+    def unary(self, method: str, texts: Any, **options: Any) -> Any:
+        return getattr(self.client, method)(texts, **options)
+
     def stream(self, texts: Iterable[Text], method: str = "stream", **options: Any) -> Iterator[Answer]:
         answers: Iterator[Answer] = getattr(self.client, method)(texts, **options)
         return answers
@@ -42,10 +47,10 @@ class AsyncFace:
 
     def __init__(self, target: str, **options: Any) -> None:
         self.runner = asyncio.Runner()
-        self.client = self.runner.run(self._connect(target, options))
+        self.client = AsyncClient(target, **options)
 
-    async def _connect(self, target: str, options: dict[str, Any]) -> AsyncClient:
-        return AsyncClient(target, **options)
+    def unary(self, method: str, texts: Any, **options: Any) -> Any:
+        return self.runner.run(getattr(self.client, method)(texts, **options))
 
     def analyze(self, texts: Iterable[Text], **options: Any) -> list[Answer]:
         return self.runner.run(self.client.analyze(texts, **options))

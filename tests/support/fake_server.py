@@ -37,6 +37,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         metadata: Metadata of each call.
         peers: Peer of each call, one per connection.
         unary_failures: Status codes that the next unary calls fail with.
+        failure_message: Their message.
         pushback: Retry push-back of those failures, in milliseconds.
         hanging_calls: Number of next unary calls that hang until they are cancelled.
         hanging_call_ended: Set when one of those is over.
@@ -47,6 +48,8 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         max_in_flight_seen: Maximum number of items of a stream that were received and not yet answered.
         max_items: Items accepted in one message; a larger one gets a single answer without an id.
         labels: Minimum number of labels of the classification.
+        embedding_spaces: Fingerprints of the results in the order of the items; empty for that of the model.
+        missing: Outputs that no result has, as if the model had no head for them.
         stream_ended: Set when the last stream is over, for whatever reason.
         open_streams: Number of streams that are not over.
     """
@@ -59,6 +62,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self.metadata: list[dict[str, str]] = []
         self.peers: list[str] = []
         self.unary_failures: list[grpc.StatusCode] = []
+        self.failure_message = "requested failure"
         self.pushback: str | None = None
         self.hanging_calls = 0
         self.hanging_call_ended = threading.Event()
@@ -70,6 +74,8 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self.max_in_flight_seen = 0
         self.max_items = 1024
         self.labels = 2
+        self.missing: list[Any] = []
+        self.embedding_spaces: list[str] = []
         self.stream_ended = threading.Event()
         self.open_streams = 0
         self._lock = threading.Lock()  # of ``open_streams``
@@ -110,7 +116,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             if self.pushback is not None:
                 trailing.append(("grpc-retry-pushback-ms", self.pushback))
             context.set_trailing_metadata(tuple(trailing))
-            context.abort(self.unary_failures.pop(0), "requested failure")
+            context.abort(self.unary_failures.pop(0), self.failure_message)
         if self.hanging_calls:
             self.hanging_calls -= 1
             context.add_callback(self.hanging_call_ended.set)
@@ -166,6 +172,10 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         answer = _answer(item, request)
         for number in range(2, self.labels):
             answer.result.classification.scores.add(label=f"a label of some length, {number:08}", probability=0.0)
+        if self.embedding_spaces:
+            answer.result.fingerprints.embedding_space = self.embedding_spaces[int(item.item_id)]
+        for name in self.missing:
+            answer.result.ClearField(name)
         return answer
 
     def _drain(self, requests: Iterator[Any], arrived: queue.SimpleQueue[Any], in_flight: _Counter) -> None:
@@ -275,9 +285,10 @@ def _answer(item: item_pb2.Item, request: Any) -> item_pb2.Answer:
     )
     options = getattr(request, "embedding_options", item_pb2.EmbeddingOptions())
     half = options.encoding == item_pb2.EMBEDDING_ENCODING_FLOAT16_LE
-    values = np.array(embedding_of(item.text), "<f2" if half else "<f4").tobytes()
+    dimensions = options.dimensions or 3
+    values = np.resize(np.array(embedding_of(item.text), "<f2" if half else "<f4"), dimensions).tobytes()
     encoding = item_pb2.EMBEDDING_ENCODING_FLOAT16_LE if half else item_pb2.EMBEDDING_ENCODING_FLOAT32_LE
-    result.embedding.CopyFrom(item_pb2.Embedding(values=values, encoding=encoding, dimensions=3))
+    result.embedding.CopyFrom(item_pb2.Embedding(values=values, encoding=encoding, dimensions=dimensions))
     if request.options.include_timings:
         result.timings.total.FromMilliseconds(1500)
     return item_pb2.Answer(item_id=item.item_id, result=result)

@@ -11,6 +11,7 @@ them between ``<!-- vocabulary: off -->`` and ``<!-- vocabulary: on -->``.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import re
 import sys
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+from polyhead.commands import MODULES
 
 from . import sources
 
@@ -169,9 +171,10 @@ def help_passages() -> Iterator[Passage]:
     """Help texts, option names and metavars of every command that an installation provides."""
     from polyhead_server.security.api_keys import main as api_keys
 
-    for script in importlib.metadata.distribution("polyhead").entry_points:
-        if script.group == "console_scripts":
-            yield from _command_passages(script.load(), script.name)
+    scripts = importlib.metadata.distribution("polyhead").entry_points
+    for name in scripts.select(group="console_scripts").names:
+        module, _ = MODULES[name]
+        yield from _command_passages(importlib.import_module(module).main, name)
     yield from _command_passages(api_keys, "python -m polyhead_server.security.api_keys")
 
 

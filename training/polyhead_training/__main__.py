@@ -1,5 +1,5 @@
 """``python -m polyhead_training``: entry point for launchers that start several processes."""
 
-from .cli import main
+from polyhead.commands import train
 
-main(prog_name="polyhead-train")
+train()

@@ -14,9 +14,11 @@ from google.protobuf.duration_pb2 import Duration
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
 
-from polyhead_client.errors import PolyheadError, UnavailableError, map_grpc_errors
+from polyhead_client.errors import PolyheadError, map_grpc_errors
 from polyhead_client.transport import channel
 from polyhead_client.transport.credentials import authorization
+from polyhead_client.transport.diagnosis import Diagnosis
+from polyhead_client.transport.target import parse
 
 from .failure import CommandError
 
@@ -28,6 +30,7 @@ target_option = click.option(
     show_envvar=True,
     help="Address of the admin service, as given to polyhead-serve --admin-listen.",
 )
+SERVICE = "polyhead.v1.AdminService"
 # A model may take minutes to load, and the workers load it one after the other.
 _RELOAD_TIMEOUT_S = 1800.0
 _TIMEOUT_S = 30.0
@@ -109,11 +112,15 @@ def get_stats(target: str) -> pb2.GetStatsResponse:
 def _call(target: str, call: Callable[[Any, Any], Any]) -> Any:
     """Makes a call, given the stub and the metadata with the API key."""
     try:
-        key = authorization(os.environ.get("POLYHEAD_API_KEY"), target, None, allow_plaintext_key=False)
+        parsed = parse(target)
+        key = authorization(os.environ.get("POLYHEAD_API_KEY"), parsed, None, allow_plaintext_key=False)
         with map_grpc_errors(), grpc.insecure_channel(target, channel.NO_PROXY) as opened:
             return call(admin_service_pb2_grpc.AdminServiceStub(opened), key)
-    except PolyheadError as error:
-        hint = " (was the server started with --admin-listen?)" if isinstance(error, UnavailableError) else ""
+    except PolyheadError as failure:
+        error = failure
+        if failure.code in {"UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"}:
+            error = Diagnosis(parsed, None, SERVICE, "--admin-listen").explain(failure)
+        hint = " (was the server started with --admin-listen?)" if error.reason in {"", "CONNECTION_REFUSED"} else ""
         raise CommandError(1 if error.code in {"INTERNAL", "UNKNOWN"} else 2, f"{target}: {error}{hint}") from error
 
 

@@ -6,6 +6,8 @@ from typing import IO, Any
 
 import click
 
+from polyhead_client.errors import PolyheadError, UnavailableError
+
 from .printable import printable
 
 
@@ -19,3 +21,8 @@ class CommandError(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Prints the message as one line."""
         click.echo(f"polyhead: {self.message}", file=file, err=file is None)
+
+
+def is_unexplained(error: PolyheadError) -> bool:
+    """Whether the server is unavailable, and nobody knows why."""
+    return isinstance(error, UnavailableError) and not error.reason

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -16,14 +15,13 @@ import click
 
 from polyhead_client.client import Client
 from polyhead_client.conversion import Encoding, Order, Task, TruncationPolicy
-from polyhead_client.core.stream_state import Text
 from polyhead_client.errors import AccessDeniedError, InvalidRequestError, PolyheadError, UnavailableError
 from polyhead_client.types import Answer, Fingerprints
 
 from .admin import admin
-from .failure import CommandError
+from .failure import CommandError, is_unexplained
 from .info import render
-from .jsonl import LineError, format_answer, read_items, read_texts
+from .jsonl import format_answer, read_items, read_texts
 from .options import ServerOptions, server_options, with_options
 from .top import top
 
@@ -55,7 +53,11 @@ def _text_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options of all commands that send texts."""
     options = [
         click.argument("texts", metavar="[TEXT]...", nargs=-1),
-        click.option("--jsonl", is_flag=True, help='Read {"id": ..., "text": ...} objects from stdin, one per line.'),
+        click.option(
+            "--jsonl",
+            is_flag=True,
+            help='Read {"text": ...} objects from stdin, one per line, with or without "id". Other fields are ignored.',
+        ),
         click.option(
             "--truncation",
             type=click.Choice(get_args(TruncationPolicy)),
@@ -116,9 +118,9 @@ def main() -> None:
 
     \b
     Exit status:
-      0    success
-      1    an item has an error, the call failed, or input or output failed
-      2    wrong command line, wrong credentials, or no server at --target
+      0    success: every text has a result
+      1    a text or line has an error, the call failed, or input or output failed
+      2    wrong command line, wrong credentials, or no server at --target; nothing was answered
       130  interrupted
     """  # noqa: D301  \b tells click to keep the line breaks
 
@@ -165,7 +167,7 @@ def embed(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, **options:
       polyhead embed "Where is my refund?" | jq -c .embedding
       polyhead embed --dimensions 128 --jsonl < texts.jsonl > embeddings.jsonl
     """  # noqa: D301  \b tells click to keep the line breaks
-    _run(server, texts, jsonl, lambda client, items: client.embed(items, **options))
+    _run(server, texts, jsonl, lambda client, items: client.stream_embed(items, **options))
 
 
 @main.command()
@@ -179,7 +181,7 @@ def classify(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, **optio
     \b
       polyhead classify < questions.txt | jq -r .classification.scores[0].label
     """  # noqa: D301  \b tells click to keep the line breaks
-    _run(server, texts, jsonl, lambda client, items: client.classify(items, **options))
+    _run(server, texts, jsonl, lambda client, items: client.stream_classify(items, **options))
 
 
 @main.command()
@@ -193,7 +195,7 @@ def sentiment(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, **opti
     \b
       polyhead sentiment "Never again." | jq .sentiment.probability
     """  # noqa: D301  \b tells click to keep the line breaks
-    _run(server, texts, jsonl, lambda client, items: client.sentiment(items, **options))
+    _run(server, texts, jsonl, lambda client, items: client.stream_sentiment(items, **options))
 
 
 @main.command()
@@ -210,46 +212,31 @@ def info(server: ServerOptions, as_json: bool) -> None:
     """  # noqa: D301  \b tells click to keep the line breaks
     with _mapped_errors(server.target), server.connect() as client:
         model = client.info()
-        click.echo(json.dumps(dataclasses.asdict(model), ensure_ascii=False) if as_json else render(model))
+        click.echo(json.dumps(model.to_dict(), ensure_ascii=False) if as_json else render(model))
 
 
 def _run(
     server: ServerOptions,
     texts: tuple[str, ...],
     jsonl: bool,
-    call: Callable[[Client, Iterable[Text]], Iterator[Answer]],
+    call: Callable[[Client, Iterable[Any]], Iterator[Answer]],
 ) -> None:
     """Streams the input to the server and the answers to stdout."""
     if texts and jsonl:
         raise click.UsageError("--jsonl reads stdin and cannot be combined with TEXT arguments")
-    source = _Input(texts or (read_items if jsonl else read_texts)(_open_stdin()))
+    source = texts or (read_items if jsonl else read_texts)(_open_stdin())
     if sys.stdout is None:
         raise click.UsageError("stdout is closed, and the answers are written to it")
     stdout = sys.stdout.buffer
-    failed = False
-    with _mapped_errors(server.target), server.connect() as client:
+    answered = failed = 0
+    with _mapped_errors(server.target, lambda: answered), server.connect() as client:
         for answer in call(client, source):
-            failed = failed or answer.error is not None
+            answered += 1
+            failed += answer.error is not None
             stdout.write(format_answer(answer))
             stdout.flush()
-    if source.error is not None:
-        raise CommandError(_EXIT_USAGE, str(source.error))
     if failed:
         sys.exit(_EXIT_FAILED)
-
-
-class _Input:
-    """Texts up to the first malformed line, so that those before it are still answered."""
-
-    def __init__(self, texts: Iterable[Text]) -> None:
-        self._texts = texts
-        self.error: LineError | None = None
-
-    def __iter__(self) -> Iterator[Text]:
-        try:
-            yield from self._texts
-        except LineError as error:
-            self.error = error
 
 
 def _open_stdin() -> BinaryIO:
@@ -267,14 +254,20 @@ def _open_stdin() -> BinaryIO:
 
 
 @contextmanager
-def _mapped_errors(target: str) -> Iterator[None]:
-    """Ends the process with one line on stderr if the call fails, and silently on a broken pipe or Ctrl-C."""
+def _mapped_errors(target: str, answered: Callable[[], int] = int) -> Iterator[None]:
+    """Ends the process with one line on stderr if the call fails, and silently on a broken pipe or Ctrl-C.
+
+    Args:
+        target: Address of the server.
+        answered: Returns the number of answers that were printed; after the first, a failure is no usage error.
+    """
     try:
         yield
     except PolyheadError as error:
-        hint = " (is a server running there? see polyhead-serve --help)" if isinstance(error, UnavailableError) else ""
-        exit_code = _EXIT_USAGE if isinstance(error, _USAGE_ERRORS) else _EXIT_FAILED
-        raise CommandError(exit_code, f"{target}: {error}{hint}") from error
+        hint = " (is a server running there? see polyhead-serve --help)" if is_unexplained(error) else ""
+        exit_code = _EXIT_USAGE if isinstance(error, _USAGE_ERRORS) and not answered() else _EXIT_FAILED
+        progress = f" (after {answered()} answers; the other texts have none)" if answered() else ""
+        raise CommandError(exit_code, f"{target}: {error}{hint}{progress}") from error
     except BrokenPipeError:
         _discard_stdout()
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from polyhead.v1 import inference_service_pb2 as service_pb2
 
 from polyhead_client import conversion
-from polyhead_client.errors import PolyheadError, ServerError
+from polyhead_client.errors import PolyheadError, invalid_answer
 from polyhead_client.types import Answer
 
 from .concurrency_limit import FixedLimit
@@ -60,12 +60,12 @@ class BatchCall:
             PolyheadError: The response rejects the message as a whole, for a reason other than its size.
         """
         try:
-            self._state.on_answers(conversion.answers_of(response))
+            self._state.on_answers(conversion.answers_of(response, self._template))
         except PolyheadError as error:
             if not self._state.split_message(error):
                 raise
         if self._state.in_flight:
-            raise ServerError("INTERNAL", f"the server left {self._state.in_flight} items of a call unanswered")
+            raise invalid_answer(f"the server left {self._state.in_flight} items of a call unanswered")
 
     def on_error(self, error: PolyheadError) -> None:
         """Records that the call for the last message failed.
@@ -102,17 +102,7 @@ class Attempts:
         """Records the response."""
         self._retry.on_success()
 
-    def on_failure(self, error: PolyheadError) -> float:
-        """Records a failure.
-
-        Returns:
-            Seconds to wait before the next attempt.
-
-        Raises:
-            PolyheadError: ``error`` itself, when there is no next attempt.
-        """
+    def on_failure(self, error: PolyheadError) -> float | None:
+        """Records a failure; returns the seconds to wait before the next attempt, None when there is none."""
         self._failures += 1
-        delay_s = self._retry.on_failure(error, self._failures)
-        if delay_s is None:
-            raise error
-        return delay_s
+        return self._retry.on_failure(error, self._failures)

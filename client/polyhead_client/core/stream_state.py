@@ -17,6 +17,7 @@ No I/O and no locks: ``streaming.Stream`` holds a condition while it calls these
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from typing import TypeAlias
 from polyhead.v1 import item_pb2
 
 from polyhead_client.conversion import Order, in_request_order
-from polyhead_client.errors import PolyheadError, ServerError, error_for_code
+from polyhead_client.errors import InvalidRequestError, PolyheadError, error_for_code, invalid_answer
 from polyhead_client.types import Answer, ItemError
 
 from .concurrency_limit import ConcurrencyLimit
@@ -37,6 +38,8 @@ from .retry import RetryPolicy, is_retryable
 # One text to send: the text, or its id and the text.
 Text: TypeAlias = str | tuple[str, str]
 
+# Maximum number of characters of an invalid value in a message.
+_MAX_SHOWN = 40
 # Maximum number of completed answers that wait for an earlier one, as a multiple of the items held otherwise.
 _MAX_BLOCKED_FACTOR = 4
 # Maximum overhead of an item inside a message, in bytes: its tag and its length.
@@ -147,9 +150,18 @@ class StreamState:
         """Seconds until a delayed item may be sent again; None without such an item."""
         return max(0.0, self._delayed[0][0] - self._now()) if self._delayed else None
 
-    def offer(self, text: Text) -> None:
-        """Adds a text; one that cannot be sent becomes an error answer in its position."""
+    def offer(self, text: Text | Answer) -> None:
+        """Adds a text; one that cannot be sent becomes an error answer in its position, where an answer stays as it is.
+
+        Raises:
+            InvalidRequestError: The text is not a ``str`` or ``(item_id, text)``.
+        """
         number = self._offered
+        if isinstance(text, Answer):
+            self._offered += 1
+            self._answers.add(number, text)
+            return
+        require_text(number, text)
         item_id, content = text if isinstance(text, tuple) else (str(number), text)
         self._offered += 1
         item = encode_item(number, content)
@@ -235,7 +247,7 @@ class StreamState:
         """Records that the server ended the stream; another call must follow if delayed items remain."""
         if self._in_flight or not self._input_ended:
             problem = f"the server ended the call with {self.in_flight} items or more unanswered"
-            self.fail(ServerError("INTERNAL", problem))
+            self.fail(invalid_answer(problem))
         elif not self.unanswered:
             self.close()
 
@@ -338,8 +350,39 @@ class StreamState:
         self._waiting.extendleft(reversed(due))
 
 
+def require_text(number: int, text: object) -> None:
+    """Rejects an element of the input that is neither a text nor an id with a text.
+
+    Args:
+        number: Its position in the input, from 0.
+        text: The element.
+
+    Raises:
+        InvalidRequestError: The message names the position and the value.
+    """
+    if isinstance(text, str | Answer):
+        return
+    what = _describe(text)
+    if isinstance(text, tuple) and len(text) == 2:
+        item_id, content = text
+        if isinstance(item_id, str) and isinstance(content, str):
+            return
+        what = _describe(content) if isinstance(item_id, str) else f"a tuple whose id is {_describe(item_id)}"
+    problem = f"text {number} is {what}; expected a str or (item_id, text) with two str"
+    raise InvalidRequestError("INVALID_ARGUMENT", problem, "INVALID_TEXT")
+
+
+def _describe(value: object) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    shown = f" {value!r:.{_MAX_SHOWN}}" if isinstance(value, bytes | int | float) else ""
+    return f"of type {type(value).__name__}{shown}"
+
+
 def _unexpected_answer(answer: Answer) -> PolyheadError:
     """Builds the error for an answer that belongs to no item in flight."""
     if answer.error is not None and not answer.item_id:
         return error_for_code(answer.error.code, answer.error.message, answer.error.reason)
-    return ServerError("INTERNAL", f"the server answered item {answer.item_id!r}, which is not in flight")
+    return invalid_answer(f"the server answered item {answer.item_id!r}, which is not in flight")

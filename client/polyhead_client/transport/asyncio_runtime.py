@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, TypeVar
@@ -10,13 +11,43 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from polyhead_client.errors import UnavailableError, map_grpc_errors
+from polyhead_client.errors import InvalidRequestError, UnavailableError, map_grpc_errors
 
 T = TypeVar("T")
 
 
 class AsyncioRuntime:
-    """See ``runtime.Runtime``."""
+    """See ``runtime.Runtime``. Bound to the event loop in which it is created, as gRPC's channels are."""
+
+    def __init__(self) -> None:
+        """Binds to the running event loop.
+
+        Raises:
+            InvalidRequestError: None is running.
+        """
+        self._process = os.getpid()
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            problem = "AsyncClient requires a running asyncio event loop: await it in one, or use Client"
+            raise InvalidRequestError("FAILED_PRECONDITION", problem, "NO_EVENT_LOOP") from error
+
+    def usable(self) -> bool:
+        """Whether this is its event loop; False if the loop has ended, for example that of an earlier asyncio.run.
+
+        Raises:
+            InvalidRequestError: Its event loop runs in another thread.
+        """
+        if self._process != os.getpid() or not self._loop.is_running():
+            return False
+        if self._loop is not asyncio.get_running_loop():
+            problem = "another event loop is using this AsyncClient; create one in each event loop, or use Client"
+            raise InvalidRequestError("FAILED_PRECONDITION", problem, "OTHER_EVENT_LOOP")
+        return True
+
+    async def offload(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Calls it in a thread."""
+        return await asyncio.to_thread(work, *arguments)
 
     def open_channel(
         self, target: str, options: list[tuple[str, Any]], credentials: grpc.ChannelCredentials | None

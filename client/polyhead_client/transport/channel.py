@@ -6,15 +6,16 @@ import json
 
 from polyhead_client.core.message_limits import MAX_MESSAGE_BYTES
 
-from .credentials import Tls, is_local
+from .credentials import Tls
+from .target import Target
 
-_SERVICE = "polyhead.v1.InferenceService"
+SERVICE = "polyhead.v1.InferenceService"
 
 # Round robin over several addresses, skipping those whose health service reports NOT_SERVING (draining, loading).
 # No retryPolicy: gRPC would retry on this channel only, and not what a stream has already sent (see ``core.retry``).
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
-    "healthCheckConfig": {"serviceName": _SERVICE},
+    "healthCheckConfig": {"serviceName": SERVICE},
 }
 
 # gRPC reads proxies from the environment; one would carry local traffic (texts, API keys) to a network.
@@ -39,10 +40,10 @@ _OPTIONS: list[tuple[str, int | str]] = [
 ]
 
 
-def options(target: str, tls: Tls | None) -> list[tuple[str, int | str]]:
+def options(target: Target, tls: Tls | None) -> list[tuple[str, int | str]]:
     """Returns the options for a channel to ``target``."""
     selected = list(_OPTIONS)
-    if is_local(target):
+    if target.local:
         selected += NO_PROXY
     if tls and tls.server_name:
         selected.append(("grpc.ssl_target_name_override", tls.server_name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import grpc
 
 from polyhead_client.errors import InvalidRequestError
 
-_SCHEMES = ("ipv4:", "ipv6:", "dns:")
+from .target import Target
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,54 @@ class Tls:
         """Builds the gRPC channel credentials.
 
         Raises:
-            InvalidRequestError: A file cannot be read.
+            InvalidRequestError: A file cannot be read, or is not a certificate or key.
         """
+        self.context()
         return grpc.ssl_channel_credentials(
             _content("ca_file", self.ca_file),
             _content("key_file", self.key_file),
             _content("certificate_file", self.certificate_file),
         )
 
+    def context(self) -> ssl.SSLContext:
+        """Builds the equivalent settings for the standard library, which names the file that it cannot use.
+
+        Raises:
+            InvalidRequestError: A file cannot be read, or is not a certificate or key.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.set_alpn_protocols(["h2"])
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as gRPC: an intermediate certificate may be trusted
+        if (roots := _content("ca_file", self.ca_file)) is not None:
+            try:
+                context.load_verify_locations(cadata=roots.decode())
+            except (ssl.SSLError, ValueError) as error:
+                raise _tls_error(f"ca_file: {self.ca_file} contains no certificate in PEM format") from error
+        _content("certificate_file", self.certificate_file)
+        _content("key_file", self.key_file)
+        if self.certificate_file is not None and self.key_file is not None:
+            try:
+                context.load_cert_chain(self.certificate_file, self.key_file, password=_no_password)
+            except (ssl.SSLError, ValueError) as error:
+                problem = f"{self.certificate_file} and {self.key_file} are not a certificate and its key in PEM format"
+                if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+                    problem = f"{self.key_file} is not the key of {self.certificate_file}"
+                elif isinstance(error, _EncryptedKeyError):
+                    problem = f"{self.key_file} is encrypted; remove its passphrase"
+                raise _tls_error(f"certificate_file, key_file: {problem}") from error
+        return context
+
+
+class _EncryptedKeyError(ValueError):
+    """A private key has a passphrase, which gRPC cannot use."""
+
+
+def _no_password() -> str:
+    raise _EncryptedKeyError
+
 
 def authorization(
-    api_key: str | None, target: str, tls: Tls | None, allow_plaintext_key: bool
+    api_key: str | None, target: Target, tls: Tls | None, allow_plaintext_key: bool
 ) -> tuple[tuple[str, str], ...]:
     """Builds the metadata that carries the API key with every call; empty without a key.
 
@@ -61,32 +98,10 @@ def authorization(
     if not (api_key.isascii() and api_key.isprintable() and api_key.strip()):
         problem = "api_key: must be non-empty printable ASCII without line breaks"
         raise InvalidRequestError("INVALID_ARGUMENT", problem)
-    if tls is None and not allow_plaintext_key and not is_local(target):
+    if tls is None and not allow_plaintext_key and not target.local:
         problem = f"api_key: {target} is not a loopback address, and the key would cross the network unencrypted"
         raise InvalidRequestError("INVALID_ARGUMENT", f"{problem}; use tls, or allow_plaintext_key=True")
     return (("authorization", f"Bearer {api_key}"),)
-
-
-def is_local(target: str) -> bool:
-    """Whether traffic to ``target`` stays on this machine."""
-    if target.startswith(("unix:", "unix-abstract:")):
-        return True
-    for scheme in _SCHEMES:
-        target = target.removeprefix(scheme)
-    return all(_is_loopback(address) for address in target.split(","))
-
-
-def _is_loopback(address: str) -> bool:
-    # dns://SERVER/NAME resolves NAME with a name server of the user's choice, whose answer is not trusted here.
-    address = address.removeprefix("///")
-    host = address.rpartition(":")[0] if address.count(":") == 1 or address.startswith("[") else address
-    host = host.strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _content(name: str, file: str | Path | None) -> bytes | None:
@@ -95,4 +110,8 @@ def _content(name: str, file: str | Path | None) -> bytes | None:
     try:
         return Path(file).read_bytes()
     except OSError as error:
-        raise InvalidRequestError("INVALID_ARGUMENT", f"tls: {name}: cannot read {file}: {error.strerror}") from error
+        raise _tls_error(f"{name}: cannot read {file}: {error.strerror}") from error
+
+
+def _tls_error(problem: str) -> InvalidRequestError:
+    return InvalidRequestError("INVALID_ARGUMENT", f"tls: {problem}")

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc
+
+T = TypeVar("T")
 
 
 class Condition(Protocol):
@@ -64,6 +66,16 @@ class ClosableIterator(Protocol):
 
 class Runtime(Protocol):
     """Blocking, concurrency and gRPC calls in one of the two styles."""
+
+    def usable(self) -> bool:
+        """Whether connections of this runtime can be used here: in this process, and in this event loop.
+
+        Raises:
+            InvalidRequestError: They are in use by another event loop.
+        """
+
+    async def offload(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Returns ``work(*arguments)``, which may block."""
 
     def open_channel(
         self, target: str, options: list[tuple[str, Any]], credentials: grpc.ChannelCredentials | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
@@ -28,6 +29,17 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 class ThreadRuntime:
     """See ``runtime.Runtime``."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+
+    def usable(self) -> bool:
+        """Whether this is the process that created it."""
+        return self._process == os.getpid()
+
+    async def offload(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Calls it in the calling thread."""
+        return work(*arguments)
 
     def open_channel(
         self, target: str, options: list[tuple[str, Any]], credentials: grpc.ChannelCredentials | None

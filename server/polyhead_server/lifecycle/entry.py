@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, cast
 
 import click
+from polyhead.commands import missing_package
 
 from polyhead_server.errors import StartupError
 from polyhead_server.observability.logging import configure, print_line
@@ -71,6 +72,9 @@ def run(
     except ServerFailedError as error:
         print_line(_report_line(error))
         code = EXIT_FAILED
+    except ModuleNotFoundError as error:
+        report(StartupError(missing_package(error, "server")))
+        code = EXIT_CANNOT_START
     except BaseException as error:
         exit_if_out_of_memory(error)
         if not isinstance(error, Exception):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -123,21 +124,92 @@ def test_jsonl_id_with_half_an_emoji_comes_back_as_valid_json(run: Run) -> None:
     assert (first["id"], second["id"], received(result)) == ("\ud83d", "2", ["ok", "ok"])
 
 
-@pytest.mark.parametrize(
-    "line", ["nonsense", '["id", "text"]', '{"id": "2"}', '{"id": 2, "text": "two"}', "[" * 100_000]
-)
-def test_malformed_jsonl_line_is_reported_after_the_answers_before_it(run: Run, line: str) -> None:
-    result = run("classify", "--jsonl", input=f'{{"id": "1", "text": "one"}}\n{line}\n'.encode())
-    assert received(result) == ["one"]
-    assert result.exit_code == 2
-    assert result.stderr.startswith("polyhead: input, line 2: not ")
-    assert result.stderr.count("\n") == 1
+MALFORMED = [
+    (b"nonsense", "not valid JSON"),
+    (b'{"id": "2", "text": "tw', "not valid JSON"),
+    (b'["id", "text"]', "not a JSON object"),
+    (b"null", "not a JSON object"),
+    (b'{"id": "2"}', 'no field "text"'),
+    (b'{"text": "two"}', 'no field "id"'),
+    (b'{"id": 2, "text": "two"}', '"id" is the number 2, not a string'),
+    (b'{"id": null, "text": "two"}', '"id" is null'),
+    (b'{"id": "2", "text": null}', '"text" is null'),
+    (b'{"id": "2", "text": NaN}', '"text" is the number nan'),
+    (b'{"id": "2", "text": ["two"]}', '"text" is an array'),
+    (b'{"id": "2", "text": {"de": "zwei"}}', '"text" is an object'),
+    (b'{"id": "2", "text": true}', '"text" is true'),
+    (b'{"id": "2", "text": "two", "text": "zwei"}', "the field 'text' occurs twice"),
+    (b'{"id": "2", "text": "caf\xe9"}', "not valid UTF-8: byte 25 is 0xe9"),
+    (b'{"id": "2", "text": "two", "n": ' + b"9" * 5000 + b"}", "not valid JSON"),
+    (b"[" * 100_000, "nested too deeply"),
+    (b'{"id": "2", "text": ' + b'{"a":' * 100_000, "nested too deeply"),
+]
+
+
+@pytest.mark.parametrize(("line", "problem"), MALFORMED)
+def test_malformed_jsonl_line_gets_an_error_with_its_number_and_the_others_are_answered(
+    run: Run, line: bytes, problem: str
+) -> None:
+    result = run("classify", "--jsonl", input=b'{"id": "1", "text": "one"}\n%s\n{"id": "3", "text": "three"}\n' % line)
+    first, second, third = lines(result)
+    assert [one["classification"]["scores"][0]["label"] for one in (first, third)] == ["one", "three"]
+    assert (second["line"], second["error"]["code"]) == (2, "INVALID_ARGUMENT")
+    assert second["id"] in {None, "2"}
+    assert second["error"]["reason"] == ("TEXT_NOT_UTF8" if "UTF-8" in problem else "MALFORMED_LINE")
+    assert problem in second["error"]["message"]
+    assert (result.exit_code, result.stderr) == (1, "")
+
+
+def test_malformed_lines_keep_their_position_in_completion_order_too(run: Run) -> None:
+    records = [b'{"id": "%d", "text": "ok"}' % number if number % 3 else b"no" for number in range(300)]
+    result = run("classify", "--jsonl", "--order", "completion", input=b"\n".join(records))
+    assert sorted(line["line"] for line in lines(result) if "error" in line) == list(range(1, 301, 3))
+    assert sum("classification" in line for line in lines(result)) == 200
+
+
+def test_file_of_malformed_lines_alone_needs_no_answer(run: Run) -> None:
+    result = run("classify", "--jsonl", input=b"no\nno\n")
+    assert [line["line"] for line in lines(result)] == [1, 2]
+    assert result.exit_code == 1
+
+
+def test_training_rows_are_numbered(run: Run) -> None:
+    rows = b'{"text": "one", "label": "billing", "sentiment": 1}\n{"text": "two", "label": null, "sentiment": 0.5}\n'
+    result = run("classify", "--jsonl", input=rows)
+    assert (received(result), [line["id"] for line in lines(result)]) == (["one", "two"], ["0", "1"])
+    assert result.exit_code == 0
+
+
+def test_first_line_without_an_id_does_not_reject_the_others(run: Run) -> None:
+    result = run("classify", "--jsonl", input=b'{"text": "one"}\n{"id": "b", "text": "two"}\n{"text": "three"}\n')
+    assert [line["id"] for line in lines(result)] == ["0", "b", None]
+    assert lines(result)[2]["line"] == 3
 
 
 def test_jsonl_skips_blank_lines_and_counts_them(run: Run) -> None:
     result = run("classify", "--jsonl", input=b'{"id": "1", "text": "one"}\n\n \r\n{"id": "4", "text": "four"}\n\nno\n')
-    assert received(result) == ["one", "four"]
-    assert "line 6" in result.stderr
+    assert [line.get("line") for line in lines(result)] == [None, None, 6]
+
+
+def test_failure_after_the_first_answers_is_no_usage_error(run: Run, servicer: FakeServicer) -> None:
+    servicer.stream_failures = [(2, grpc.StatusCode.UNIMPLEMENTED)]
+    result = run("classify", "one", "two", "three")
+    assert (result.exit_code, received(result)) == (1, ["one", "two"])
+    assert "after 2 answers" in result.stderr
+
+
+@pytest.mark.parametrize(("command", "missing"), [("classify", "classification"), ("sentiment", "sentiment")])
+def test_task_without_a_head_is_an_error_that_names_the_heads(
+    run: Run, servicer: FakeServicer, command: str, missing: str
+) -> None:
+    servicer.missing = [missing]
+    for arguments in ([command], ["analyze", "--tasks", missing]):
+        result = run(*arguments, "text")
+        (line,) = lines(result)
+        assert line["error"]["reason"] == "TASK_NOT_AVAILABLE"
+        assert line["error"]["message"].endswith("its heads are: topic, mood")
+        assert result.exit_code == 1
+    assert run("analyze", "text").exit_code == 0  # control: every task that the model has
 
 
 @pytest.mark.parametrize(("jsonl", "line"), [([], "text"), (["--jsonl"], '{"id": "0", "text": "text"}')])
@@ -192,6 +264,13 @@ def test_failed_call_exits_with_1_and_one_line(run: Run) -> None:
     assert result.exit_code == 1
     assert result.stderr.endswith("INTERNAL: requested failure\n")
     assert result.stderr.count("\n") == 1
+
+
+def test_text_of_a_server_cannot_control_the_terminal(run: Run, servicer: FakeServicer) -> None:
+    servicer.failure_message = "\x1b[2J\x1b]0;owned\x07\nline\u202e"
+    servicer.unary_failures = [grpc.StatusCode.INTERNAL]
+    result = run("info")
+    assert result.stderr.endswith(r"INTERNAL: \x1b[2J\x1b]0;owned\x07 line\u202e" + "\n")
 
 
 def test_info_prints_a_plain_table_to_a_pipe(run: Run) -> None:
