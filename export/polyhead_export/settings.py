@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from .errors import SettingsError
+from .layout import GOLDEN_LIMITS
 
 VariantName = Literal["fp32", "int8", "int8-dynamic", "fp16"]
 VARIANTS: tuple[VariantName, ...] = get_args(VariantName)
@@ -63,7 +64,7 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "macro_f1_drop": 0,
         "calibration": 1e-4,
         "invariance": 1e-5,
-        "golden": 1e-3,
+        "golden": GOLDEN_LIMITS["fp32"],
     },
     "int8": {
         "difference": 0.1,
@@ -75,7 +76,7 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "macro_f1_drop": 0.005,
         "calibration": 0.01,
         "invariance": 1e-5,
-        "golden": 0.05,
+        "golden": GOLDEN_LIMITS["int8"],
     },
     "int8-dynamic": {
         "difference": 0.2,
@@ -87,7 +88,7 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "macro_f1_drop": 0.01,
         "calibration": 0.02,
         "invariance": 10.0,
-        "golden": 0.05,
+        "golden": GOLDEN_LIMITS["int8-dynamic"],
     },
     "fp16": {
         "difference": 0.005,
@@ -99,7 +100,7 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "macro_f1_drop": 0.002,
         "calibration": 0.005,
         "invariance": 0.01,
-        "golden": 0.02,
+        "golden": GOLDEN_LIMITS["fp16"],
     },
 }
 # Variants that are batch-invariant by construction; the gate verifies it with a limit of 1e-5.

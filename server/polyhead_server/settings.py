@@ -68,6 +68,12 @@ class Settings:
         False, "Allow API keys beyond loopback without TLS, where the network can read them."
     )
     no_reflection: bool = _option(False, "Disable gRPC server reflection, which tools such as grpcurl use.")
+    public_key: str = _option(
+        "",
+        "PEM file with the public key of the bundle's signer. The bundle's signature is verified before it is loaded, "
+        "at startup and at each reload. Empty accepts unsigned bundles.",
+    )
+    signature: str = _option("", "Signature file. Requires --public-key. Empty reads BUNDLE.sig.")
     engine: str = _option("auto", "Inference engine. auto tries onnx, then torch.", ("auto", "onnx", "torch"))
     device: str = _option(
         "auto",
@@ -158,6 +164,8 @@ class Settings:
                 f"--workers {self.workers} cannot share --listen {self.listen}: only one process can listen on a Unix "
                 "socket; use --workers 1, or HOST:PORT"
             )
+        if self.signature and not self.public_key:
+            raise StartupError("--signature requires --public-key")
         self._require_encryption()
 
     def _require_encryption(self) -> None:
