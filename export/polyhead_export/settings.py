@@ -24,7 +24,7 @@ VARIANTS: tuple[VariantName, ...] = get_args(VariantName)
 class Limits(BaseModel):
     """How far a variant's graph may deviate from the trained model in fp32. A value equal to its limit passes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     difference: float = Field(ge=0)
     """Absolute difference of any number of the embedding."""
@@ -110,7 +110,7 @@ BATCH_INVARIANT: frozenset[str] = frozenset({"fp32", "int8"})
 class Settings(BaseModel):
     """Options of one export."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     variants: tuple[VariantName, ...] = ("fp32", "int8")
     """Variants to make; a bundle always has fp32."""

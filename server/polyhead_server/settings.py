@@ -16,7 +16,7 @@ CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 # One thread prepares a batch and reads the results of its last one while the GPU computes the other thread's batch.
 _CUDA_THREADS = 2
 # Smallest valid value of each numeric setting.
-_MIN_VALUES = {
+MIN_VALUES = {
     "threads": 0,
     "max_batch_tokens": 0,
     "workers": 1,
@@ -155,7 +155,7 @@ class Settings:
         Raises:
             StartupError: Names the flags.
         """
-        for name, minimum in _MIN_VALUES.items():
+        for name, minimum in MIN_VALUES.items():
             if getattr(self, name) < minimum:
                 flag = name.replace("_", "-")
                 raise StartupError(f"--{flag} {getattr(self, name)} is less than the minimum of {minimum}")
