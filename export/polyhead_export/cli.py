@@ -123,6 +123,11 @@ def export_command(  # noqa: PLR0917
       fp16          half precision, for GPUs
 
     A variant other than fp32 that fails its gate is left out of the bundle; the failed checks are printed.
+
+    \b
+    Examples:
+      polyhead-export runs/tickets bundles/tickets
+      polyhead-export runs/tickets bundles/tickets --variant fp16 --eval-data data/test.jsonl
     """  # noqa: D301 (click reads the \b)
     with _command():
         _silence_transformers()
@@ -215,9 +220,11 @@ def sign(bundle: Path, private_key: Path, signature: Path | None) -> None:
     OpenSSF model signing.
 
     \b
-    Create a key pair with:
+    Examples:
+      # Create a key pair, and sign
       openssl ecparam -name prime256v1 -genkey -noout -out key.pem
       openssl ec -in key.pem -pubout -out key.pub
+      polyhead-export sign bundles/tickets key.pem
     """  # noqa: D301 (click reads the \b)
     with _command():
         from polyhead_bundle import default_signature
@@ -239,7 +246,11 @@ def import_command(checkpoint: str, run_dir: Path, name: str | None) -> None:
     CHECKPOINT is a folder or hub id of a sentence-transformers model, which becomes a model without heads, or of a
     BERT, RoBERTa or DistilBERT classifier, whose head becomes `topic`. The outputs are compared with the checkpoint's;
     a checkpoint that cannot be represented exactly is an error.
-    """
+
+    \b
+    Examples:
+      polyhead-export import sentence-transformers/all-MiniLM-L6-v2 runs/minilm
+    """  # noqa: D301 (click reads the \b)
     with _command():
         _silence_transformers()
         from polyhead_export.interop.import_checkpoint import import_checkpoint

@@ -68,7 +68,7 @@ def _options(command: Any) -> Any:
     context_settings={
         "auto_envvar_prefix": "POLYHEAD",
         "help_option_names": ["-h", "--help"],
-        "max_content_width": 120,
+        "max_content_width": 100,
     },
 )
 @click.argument("bundle", type=click.Path(path_type=Path))

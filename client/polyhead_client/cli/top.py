@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import click
 from polyhead.v1 import admin_service_pb2 as pb2
 
-from .admin import get_stats, target_option
+from .admin import admin_options, get_stats
 from .rates import WorkerRates, rates
 from .units import format_count, format_duration
 
@@ -37,7 +37,7 @@ _MAX_WIDTH = 24
 
 
 @click.command()
-@target_option
+@admin_options
 @click.option(
     "--interval",
     "interval_s",
@@ -49,7 +49,7 @@ _MAX_WIDTH = 24
 )
 @click.option("--once", is_flag=True, help="Take two readings, print the rates between them and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per worker and reading, one per line.")
-def top(target: str, interval_s: float, once: bool, as_json: bool) -> None:
+def top(target: str, api_key: str | None, interval_s: float, once: bool, as_json: bool) -> None:
     """Show the load of each worker of a running server.
 
     The table is refreshed until q or Ctrl-C is pressed. It shows the columns that fit the terminal, and the busiest
@@ -57,6 +57,7 @@ def top(target: str, interval_s: float, once: bool, as_json: bool) -> None:
     the server's admin service.
 
     \b
+    Examples:
       polyhead-serve bundles/tickets --admin-listen unix:/run/polyhead-admin.sock
       polyhead top --target unix:/run/polyhead-admin.sock
       polyhead top --target unix:/run/polyhead-admin.sock --json | jq .items_per_s
@@ -79,9 +80,9 @@ def top(target: str, interval_s: float, once: bool, as_json: bool) -> None:
     console = None if once or as_json else _live_console()
     try:
         if console:
-            _show_live(console, target, interval_s)
+            _show_live(console, target, api_key, interval_s)
         else:
-            _print_readings(target, _readings(target, interval_s), once, as_json)
+            _print_readings(target, _readings(target, api_key, interval_s), once, as_json)
     except KeyboardInterrupt:
         pass  # the usual way to leave
 
@@ -169,23 +170,23 @@ def _shorten(cell: str) -> str:
     return cell if len(cell) <= _MAX_WIDTH else cell[: _MAX_WIDTH - 1] + "…"
 
 
-def _readings(target: str, interval_s: float) -> Iterator[list[WorkerRates]]:
+def _readings(target: str, api_key: str | None, interval_s: float) -> Iterator[list[WorkerRates]]:
     """Yields the rates after each interval, without end."""
     before: Sequence[pb2.WorkerStats] = ()
     while True:
-        after = get_stats(target).workers
+        after = get_stats(target, api_key).workers
         yield rates(before, after)
         before = after
         time.sleep(interval_s)
 
 
-def _show_live(console: Console, target: str, interval_s: float) -> None:
+def _show_live(console: Console, target: str, api_key: str | None, interval_s: float) -> None:
     """Shows the table until q is pressed, and redraws it when the terminal changes its size."""
     from rich.console import ConsoleDimensions, Group
     from rich.live import Live
     from rich.text import Text
 
-    reader = _Reader(target)
+    reader = _Reader(target, api_key)
     before: Sequence[pb2.WorkerStats] = ()
     rows: Sequence[WorkerRates] | None = None
     with (
@@ -216,8 +217,8 @@ def _show_live(console: Console, target: str, interval_s: float) -> None:
 class _Reader:
     """Reads the statistics in a thread, so that keys are read while a server does not answer."""
 
-    def __init__(self, target: str) -> None:
-        self._target = target
+    def __init__(self, target: str, api_key: str | None) -> None:
+        self._target, self._api_key = target, api_key
         self._thread: threading.Thread | None = None
         self._outcome: Sequence[pb2.WorkerStats] | Exception | None = None
 
@@ -240,7 +241,7 @@ class _Reader:
 
     def _read(self) -> None:
         try:
-            self._outcome = get_stats(self._target).workers
+            self._outcome = get_stats(self._target, self._api_key).workers
         except Exception as error:  # noqa: BLE001 - raised by ``result``
             self._outcome = error
 
