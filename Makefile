@@ -17,7 +17,7 @@ STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto train export serve test test-slow check bench reliability lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs compare clean
+.PHONY: help setup proto train export serve test test-slow check bench reliability lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs references compare clean
 
 help:  ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,7 +87,7 @@ lint-deploy: setup
 	sh deploy/lint.sh $(BIN)
 
 types: setup  ## mypy --strict on source and tests
-	$(BIN)/mypy $(SOURCES) tests bench proto/generate.py proto/reference.py deploy/audit.py docs/conf.py
+	$(BIN)/mypy $(SOURCES) tests bench proto/generate.py proto/reference.py deploy/audit.py docs
 
 contracts: setup  ## import-linter: allowed imports between packages and folders
 	$(BIN)/lint-imports
@@ -120,8 +120,13 @@ lock: setup  ## regenerate the lock files with hashes, after a change of pyproje
 	  --output-file locks/server-gpu.txt --extra server pyproject.toml locks/server-gpu.in
 
 docs: setup  ## build the documentation site in build/site; a broken link or name is an error
+	$(BIN)/python -m docs.reference_pages --check
 	$(BIN)/python -m proto.reference docs/reference/protocol.md
 	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs build/site
+	$(BIN)/python -m docs.site_links docs build/site
+
+references: setup  ## regenerate the references of configuration and command line in docs/reference
+	$(BIN)/python -m docs.reference_pages
 
 # Takes about an hour on two cores. Run it on an otherwise idle machine.
 bench: $(BUNDLE)/bundle.json  ## measure the server against the onnxruntime upper bound; writes docs/benchmarks.md

@@ -1,4 +1,6 @@
-"""The bundle: polyhead's artifact, a closed directory of hashed files with one manifest. Standard library only.
+"""The bundle: polyhead's artifact, a closed directory of hashed files with one manifest.
+
+Only the verification of signatures requires more than the standard library.
 
 ``write`` and ``load`` are inverse operations::
 
@@ -9,7 +11,7 @@ SHA-256 before it returns, so no model or tokenizer parser ever sees a byte that
 """
 
 from .atomic_directory import add_path_to_os_errors, recover, replace_directory, staging_folder
-from .errors import BundleError, FormatError, IntegrityError
+from .errors import BundleError, FormatError, IntegrityError, SignatureError
 from .manifest import (
     CARD,
     CONFIG,
@@ -28,6 +30,7 @@ from .manifest import (
     Variant,
     external_data_name,
 )
+from .signature import default_signature, verify_signature
 from .store import Bundle, fingerprint, load, require_replaceable, sha256_of, write
 
 __all__ = [
@@ -48,9 +51,11 @@ __all__ = [
     "Head",
     "IntegrityError",
     "Manifest",
+    "SignatureError",
     "Tensor",
     "Variant",
     "add_path_to_os_errors",
+    "default_signature",
     "external_data_name",
     "fingerprint",
     "load",
@@ -59,5 +64,6 @@ __all__ = [
     "require_replaceable",
     "sha256_of",
     "staging_folder",
+    "verify_signature",
     "write",
 ]

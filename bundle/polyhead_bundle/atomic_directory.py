@@ -14,8 +14,9 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from pathlib import Path
 def staging_folder(target: Path) -> Iterator[Path]:
     """Creates an empty folder in the parent of ``target`` and removes it on exit, unless it was renamed.
 
+    The umask decides the mode of the folder and of everything written in it, as for any other directory.
+
     Args:
         target: The directory that the folder will become, with links resolved; missing parents are created.
 
@@ -33,7 +36,9 @@ def staging_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     recover(target)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
+    # Not tempfile.mkdtemp: its folder would be private to its owner, whatever the umask says.
+    staging = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
+    staging.mkdir()
     lock = _lock(staging)
     try:
         with add_path_to_os_errors(target):
@@ -79,13 +84,15 @@ def recover(target: Path) -> None:
 
 
 def replace_directory(staging: Path, destination: Path) -> None:
-    """Renames ``staging`` to ``destination``; a previous directory is moved aside first and deleted last.
+    """Syncs ``staging`` and renames it to ``destination``; a previous directory is moved aside first and deleted last.
 
     Args:
-        staging: The complete, synced folder, in the same parent as ``destination``.
+        staging: The complete folder of ``staging_folder``, in the same parent as ``destination``.
         destination: The directory to create or replace. It is restored when renaming fails.
     """
     previous = staging.with_name(staging.name + ".old")
+    _apply_default_modes(staging)
+    sync_tree(staging)
     try:
         if destination.exists():
             destination.rename(previous)
@@ -96,6 +103,19 @@ def replace_directory(staging: Path, destination: Path) -> None:
         raise
     sync(destination.parent)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _apply_default_modes(root: Path) -> None:
+    """Gives every file and folder the mode that the umask gives to new ones, which ``root`` shows.
+
+    Some libraries write files that only their owner may read, and copies keep the mode of their source.
+    """
+    mode = stat.S_IMODE(root.stat().st_mode)
+    for directory, folders, files in os.walk(root):
+        for names, target in ((folders, mode), (files, mode & 0o666)):
+            for path in (Path(directory) / name for name in names):
+                if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != target:
+                    path.chmod(target)
 
 
 def sync_tree(root: Path) -> None:

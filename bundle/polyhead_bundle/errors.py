@@ -5,6 +5,7 @@
     BundleError
     +-- FormatError      bundle.json is not a valid manifest of a supported format version
     +-- IntegrityError   a file is missing, unexpected, changed, or not a regular file of its own
+    +-- SignatureError   the bundle does not match its signature, or the public key cannot be used
 """
 
 from __future__ import annotations
@@ -32,3 +33,7 @@ class FormatError(BundleError):
 
 class IntegrityError(BundleError):
     """A file of the bundle is missing, unexpected, changed, or not a regular file of its own."""
+
+
+class SignatureError(BundleError):
+    """The bundle does not match its signature, or the public key cannot be used."""

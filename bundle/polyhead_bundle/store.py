@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import codec
-from .atomic_directory import replace_directory, staging_folder, sync_tree
+from .atomic_directory import replace_directory, staging_folder
 from .errors import BundleError, FormatError, IntegrityError
 from .manifest import MANIFEST_NAME, FileEntry, Manifest, check_file_name, check_manifest
 
@@ -100,8 +100,6 @@ def write(destination: Path, manifest: Manifest, sources: Mapping[str, Path]) ->
             _fill(staging, manifest, sources)
         except ValueError as error:
             raise FormatError(target / MANIFEST_NAME, str(error)) from None
-        staging.chmod(0o755)
-        sync_tree(staging)
         bundle = load(staging)
         replace_directory(staging, target)
     return dataclasses.replace(bundle, path=destination)

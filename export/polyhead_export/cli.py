@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +21,7 @@ VARIANT_NAMES = ("fp32", "int8", "int8-dynamic", "fp16")
 _EXPORT = "export"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FREE_SPACE_HINT = "existing files are unchanged; free some space and run the same command again"
+_INSTALL_EXPORT = "pip install 'polyhead[export]'"
 _PATH = click.Path(path_type=Path)
 
 
@@ -122,8 +123,14 @@ def export_command(  # noqa: PLR0917
       fp16          half precision, for GPUs
 
     A variant other than fp32 that fails its gate is left out of the bundle; the failed checks are printed.
+
+    \b
+    Examples:
+      polyhead-export runs/tickets bundles/tickets
+      polyhead-export runs/tickets bundles/tickets --variant fp16 --eval-data data/test.jsonl
     """  # noqa: D301 (click reads the \b)
     with _command():
+        _silence_transformers()
         from .export import export
 
         settings = _read_settings(config, variants, eval_data)
@@ -163,13 +170,37 @@ def verify(bundle: Path, config: Path | None, signature: Path | None, public_key
     Checks the signature if --public-key is given, then hashes, tokenizer, graphs, golden outputs, and the gate against
     the PyTorch weights in the bundle. The gate uses the limits of --config or the defaults; limits stored in the bundle
     are not trusted. Accuracy and calibration are not measured again.
-    """
-    with _command():
-        from .verify import verify
 
-        if signature or public_key:
-            _verify_signature(bundle, signature, public_key)
-        verify(bundle, _report, _read_settings(config, (), ()))
+    Without torch, transformers and onnx, as on a machine that only serves, it checks signature, hashes, tokenizer,
+    graphs and golden outputs, and reports what it skipped. Like `polyhead-serve BUNDLE --check`, it then requires
+    nothing but polyhead[server].
+
+    \b
+    Examples:
+      polyhead-export verify bundles/tickets
+      polyhead-export verify bundles/tickets --public-key signing.pub
+    """  # noqa: D301 (click reads the \b)
+    with _command():
+        from polyhead_bundle import load, verify_signature
+
+        # Checked first: a changed file is reported at once, and not after the import of torch.
+        found = load(bundle)
+        if public_key:
+            verify_signature(found, public_key, signature)
+            _report(f"signature matches {public_key}")
+        elif signature:
+            raise click.UsageError("--signature requires --public-key")
+        try:
+            import onnx  # noqa: F401
+            import torch  # noqa: F401
+
+            _silence_transformers()
+        except ModuleNotFoundError as error:
+            _verify_without_torch(bundle, config, str(error.name))
+        else:
+            from .verify import verify
+
+            verify(bundle, _report, _read_settings(config, (), ()))
     click.echo(bundle)
 
 
@@ -189,14 +220,18 @@ def sign(bundle: Path, private_key: Path, signature: Path | None) -> None:
     OpenSSF model signing.
 
     \b
-    Create a key pair with:
+    Examples:
+      # Create a key pair, and sign
       openssl ecparam -name prime256v1 -genkey -noout -out key.pem
       openssl ec -in key.pem -pubout -out key.pub
+      polyhead-export sign bundles/tickets key.pem
     """  # noqa: D301 (click reads the \b)
-    target = signature or _sibling(bundle, ".sig")
     with _command():
+        from polyhead_bundle import default_signature
+
         from .signing import sign
 
+        target = signature or default_signature(bundle)
         sign(bundle, target, private_key)
     click.echo(target)
 
@@ -212,8 +247,13 @@ def import_command(checkpoint: str, run_dir: Path, name: str | None, head: str |
     CHECKPOINT is a folder or hub id of a sentence-transformers model, which becomes a model without heads, or of a
     BERT, RoBERTa or DistilBERT classifier, whose head becomes `topic` or --head. The outputs are compared with the
     checkpoint's; a checkpoint that cannot be represented exactly is an error.
-    """
+
+    \b
+    Examples:
+      polyhead-export import sentence-transformers/all-MiniLM-L6-v2 runs/minilm
+    """  # noqa: D301 (click reads the \b)
     with _command():
+        _silence_transformers()
         from polyhead_export.interop.import_checkpoint import import_checkpoint
 
         path = import_checkpoint(checkpoint, run_dir, name, _report, head)
@@ -223,25 +263,18 @@ def import_command(checkpoint: str, run_dir: Path, name: str | None, head: str |
 @contextmanager
 def _command() -> Iterator[None]:
     """Runs a command: reports its duration on success, and exits with one line of explanation on an error."""
-    # PyTorch takes seconds to import, and --help does not require it.
     from polyhead_bundle import BundleError
     from polyhead_training.errors import TrainingError
 
-    from polyhead_export.interop.checkpoint import CheckpointError
-    from polyhead_export.interop.export_sentence_transformers import InterchangeError
+    from .errors import ExportError
 
-    from .errors import ContentError, ExportError, SettingsError
-    from .signing import SigningError
-
-    _silence_transformers()
     started = time.monotonic()
-    input_errors: tuple[Any, ...] = (BundleError, CheckpointError, ContentError, InterchangeError, SettingsError)
     try:
         yield
-    except (*input_errors, SigningError, TrainingError) as error:
+    except (BundleError, TrainingError) as error:
         _fail(error, 2)
     except ExportError as error:
-        _fail(error, 1)
+        _fail(error, error.exit_code)
     except OSError as error:
         _fail(OSError(f"{error}; {_FREE_SPACE_HINT}") if error.errno in _DISK_FULL else error, 1)
     _report(f"done in {time.monotonic() - started:.0f} s")
@@ -254,13 +287,16 @@ def _read_settings(config: Path | None, variants: tuple[str, ...], eval_data: tu
     return read_settings(config).with_overrides(variants, eval_data)
 
 
-def _verify_signature(bundle: Path, signature: Path | None, public_key: Path | None) -> None:
-    from .signing import verify_signature
+def _verify_without_torch(bundle: Path, config: Path | None, missing: str) -> None:
+    from .verify_without_torch import verify_without_torch
 
-    if public_key is None:
-        raise click.UsageError("--signature requires --public-key")
-    verify_signature(bundle, signature or _sibling(bundle, ".sig"), public_key)
-    _report(f"signature matches {public_key}")
+    if config is not None:
+        raise click.UsageError(f"--config sets limits of the gate, which requires {missing}: {_INSTALL_EXPORT}")
+    verify_without_torch(bundle, _report)
+    _report(
+        "skipped: the gate, the operators of the graphs, the fingerprints and torch/config.json, which require "
+        f"{missing}: {_INSTALL_EXPORT}"
+    )
 
 
 def _sibling(directory: Path, suffix: str) -> Path:

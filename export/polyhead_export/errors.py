@@ -27,7 +27,13 @@ from polyhead_bundle import Check
 
 
 class ExportError(Exception):
-    """Base class of the errors of this package; ``polyhead_bundle`` defines its own."""
+    """Base class of the errors of this package; ``polyhead_bundle`` defines its own.
+
+    Attributes:
+        exit_code: Exit code of a command that the error ends: 2 if its input is invalid, otherwise 1.
+    """
+
+    exit_code = 1
 
 
 class GraphError(ExportError):
@@ -46,6 +52,8 @@ class SettingsError(ExportError):
         reason: What is wrong with it, and how to fix it.
     """
 
+    exit_code = 2
+
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
@@ -59,6 +67,8 @@ class ContentError(ExportError):
         path: The file.
         reason: What is wrong with it.
     """
+
+    exit_code = 2
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}; export the model again")

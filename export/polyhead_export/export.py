@@ -35,8 +35,8 @@ from .errors import GateError, GraphError
 from .eval_data import EvalData, read_eval_data
 from .fingerprints import compute_fingerprints
 from .golden import golden_texts
-from .layout import CARD, CONFIG, GRAPH, TOKENIZER, WEIGHTS
-from .onnx_export import EMBEDDING_OUTPUT, describe_embedding, describe_graph, export_graph
+from .layout import CARD, CONFIG, EMBEDDING_OUTPUT, GRAPH, TOKENIZER, WEIGHTS
+from .onnx_export import describe_embedding, describe_graph, export_graph
 from .runners import Runner, onnx_runner, torch_runner
 from .settings import BATCH_INVARIANT, Limits, Settings, VariantName
 

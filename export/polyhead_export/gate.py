@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from polyhead_bundle import Check, Head, Manifest, Tensor
+from polyhead_bundle import Check, Head, Tensor
 from polyhead_training.evaluation.probabilities import log_probabilities
 from polyhead_training.model import PolyheadModel
 from polyhead_training.tokenization import pad
@@ -36,7 +36,8 @@ from .errors import (
     ValuesError,
 )
 from .eval_data import EvalData, predicted_labels
-from .onnx_export import EMBEDDING_OUTPUT, describe_graph, signature
+from .layout import EMBEDDING_OUTPUT
+from .onnx_export import describe_graph, signature
 from .runners import Outputs, Runner, onnx_runner, torch_runner
 from .settings import Limits, Settings
 
@@ -108,27 +109,6 @@ def measure(  # noqa: PLR0917
         *_check_invariance(graph, golden, random_texts, heads, limits),
         *plausibility.measure([theirs for _, theirs in pairs[: len(golden)]], heads, limits, eval_data),
     )
-
-
-def compare_golden(path: Path, manifest: Manifest, variant: str, golden: Sequence[Ids], tolerance: float) -> Check:
-    """Check ``golden``: the largest difference of any output for a golden text from the expected one in the manifest.
-
-    Args:
-        path: The variant's ONNX file, whose outputs are those of the manifest.
-        manifest: The manifest with the expected outputs.
-        variant: Name of the variant.
-        golden: Token ids of its golden texts, in order.
-        tolerance: The limit.
-    """
-    graph = onnx_runner(path)
-    differences = []
-    for expected, ids in zip(manifest.variants[variant].golden, golden, strict=True):
-        outputs = graph(*pad([ids], manifest.pad_token_id))
-        differences.append(np.abs(outputs[manifest.embedding.output][0] - np.asarray(expected.embedding)))
-        differences += [
-            np.abs(outputs[head.output][0] - np.asarray(expected.logits[head.name])) for head in manifest.heads
-        ]
-    return Check("golden", _max(differences), tolerance)
 
 
 def require_passed(variant: str, checks: Sequence[Check]) -> None:

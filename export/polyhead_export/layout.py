@@ -1,16 +1,32 @@
-"""File names inside a bundle, and loading the trained model from one."""
+"""File names inside a bundle, names in its graphs, and loading the trained model from one."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polyhead_bundle import CARD, CONFIG, TOKENIZER, WEIGHTS
-from polyhead_training.model import PolyheadModel
-from polyhead_training.model import load_model as load_trained_model
 
 from .errors import ContentError
 
-__all__ = ["CARD", "CONFIG", "GRAPH", "GRAPHS", "TOKENIZER", "WEIGHTS", "load_model"]
+if TYPE_CHECKING:  # verifying a bundle without its weights requires no torch
+    from polyhead_training.model import PolyheadModel
+
+__all__ = [
+    "CARD",
+    "CONFIG",
+    "EMBEDDING_OUTPUT",
+    "GOLDEN_LIMITS",
+    "GRAPH",
+    "GRAPHS",
+    "INPUT_NAMES",
+    "TOKENIZER",
+    "WEIGHTS",
+    "load_model",
+]
+
+INPUT_NAMES = ("input_ids", "attention_mask")
+EMBEDDING_OUTPUT = "sentence_embedding"
 
 GRAPH = "model.onnx"
 # File name of each variant's graph.
@@ -20,6 +36,8 @@ GRAPHS = {
     "int8-dynamic": "model.int8-dynamic.onnx",
     "fp16": "model.fp16.onnx",
 }
+# Default limit of each variant for the difference of any output for a golden text.
+GOLDEN_LIMITS = {"fp32": 1e-3, "int8": 0.05, "int8-dynamic": 0.05, "fp16": 0.02}
 
 
 def load_model(folder: Path) -> PolyheadModel:
@@ -28,6 +46,8 @@ def load_model(folder: Path) -> PolyheadModel:
     Raises:
         ContentError: The weights do not match the model that ``config.json`` describes.
     """
+    from polyhead_training.model import load_model as load_trained_model
+
     try:
         return load_trained_model(folder)
     except Exception as error:  # the libraries involved raise errors of many types

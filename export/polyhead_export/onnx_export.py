@@ -24,9 +24,7 @@ from torch import nn
 from torch.export import Dim
 
 from .errors import GraphError
-
-INPUT_NAMES = ("input_ids", "attention_mask")
-EMBEDDING_OUTPUT = "sentence_embedding"
+from .layout import EMBEDDING_OUTPUT, INPUT_NAMES
 
 # LayerNormalization was added in opset 17 and Gelu in 20; every supported onnxruntime reads 20.
 _OPSET = 20

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
-import torch
 from numpy.typing import NDArray
-from polyhead_training.model import PolyheadModel
 
 from .errors import GraphError
-from .onnx_export import EMBEDDING_OUTPUT, INPUT_NAMES
+from .layout import EMBEDDING_OUTPUT, INPUT_NAMES
+
+if TYPE_CHECKING:
+    from polyhead_training.model import PolyheadModel
 
 # Outputs for a batch of B texts by output name: (B, H) for the embedding, (B, logits) for each head.
 Outputs = dict[str, NDArray[np.float32]]
@@ -27,6 +29,8 @@ Runner = Callable[[NDArray[np.int64], NDArray[np.int64]], Outputs]
 
 def torch_runner(model: PolyheadModel) -> Runner:
     """Returns a runner for the trained model in fp32; the model is switched to evaluation mode."""
+    import torch
+
     model.eval()
     names = model.config.output_names()
 
@@ -60,6 +64,8 @@ def onnx_runner(path: Path) -> Runner:
 
 @contextmanager
 def _single_thread() -> Iterator[None]:
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

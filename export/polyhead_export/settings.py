@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from .errors import SettingsError
+from .layout import GOLDEN_LIMITS
 
 VariantName = Literal["fp32", "int8", "int8-dynamic", "fp16"]
 VARIANTS: tuple[VariantName, ...] = get_args(VariantName)
@@ -23,7 +24,7 @@ VARIANTS: tuple[VariantName, ...] = get_args(VariantName)
 class Limits(BaseModel):
     """How far a variant's graph may deviate from the trained model in fp32. A value equal to its limit passes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     difference: float = Field(ge=0)
     """Absolute difference of any number of the embedding."""
@@ -70,7 +71,7 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "macro_f1_drop": 0,
         "calibration": 1e-4,
         "invariance": 1e-5,
-        "golden": 1e-3,
+        "golden": GOLDEN_LIMITS["fp32"],
     },
     "int8": {
         "difference": 0.1,
@@ -82,7 +83,7 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "macro_f1_drop": 0.005,
         "calibration": 0.01,
         "invariance": 1e-5,
-        "golden": 0.05,
+        "golden": GOLDEN_LIMITS["int8"],
     },
     "int8-dynamic": {
         "difference": 0.2,
@@ -94,7 +95,7 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "macro_f1_drop": 0.01,
         "calibration": 0.02,
         "invariance": 10.0,
-        "golden": 0.05,
+        "golden": GOLDEN_LIMITS["int8-dynamic"],
     },
     "fp16": {
         "difference": 0.005,
@@ -106,7 +107,7 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "macro_f1_drop": 0.002,
         "calibration": 0.005,
         "invariance": 0.01,
-        "golden": 0.02,
+        "golden": GOLDEN_LIMITS["fp16"],
     },
 }
 # Variants that are batch-invariant by construction; the gate verifies it with a limit of 1e-5.
@@ -116,7 +117,7 @@ BATCH_INVARIANT: frozenset[str] = frozenset({"fp32", "int8"})
 class Settings(BaseModel):
     """Options of one export."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     variants: tuple[VariantName, ...] = ("fp32", "int8")
     """Variants to make; a bundle always has fp32."""

@@ -1,9 +1,10 @@
-"""Signs and verifies bundles in OpenSSF's model-signing format, with elliptic curve keys and without a network.
+"""Signs bundles in OpenSSF's model-signing format, with elliptic curve keys and without a network.
 
 ::
 
     BUNDLE/ --load--> every byte is verified --model-signing + private key--> BUNDLE.sig   (beside, never inside)
-    BUNDLE/ + BUNDLE.sig + public key --> the files are exactly those that the holder of the private key signed
+
+``polyhead_bundle.verify_signature`` verifies them, wherever the bundle is served.
 
 Keys are PEM files on the curves P-256, P-384 or P-521; openssl creates them with::
 
@@ -26,18 +27,19 @@ from polyhead_bundle import BundleError
 from .errors import ExportError
 
 _INSTALL = "install it: pip install '.[signing]' in polyhead's sources"
-_FETCH_AGAIN = "fetch the bundle and its signature again, and check that the public key is the signer's"
 _NEW_KEY = "use a PEM file of a key on the curve P-256, P-384 or P-521 without a password"
 
 
 class SigningError(ExportError):
-    """A bundle cannot be signed, or does not match its signature.
+    """A bundle cannot be signed.
 
     Attributes:
         path: The file or directory at fault.
         reason: What is wrong with it.
         hint: How to fix it.
     """
+
+    exit_code = 2
 
     def __init__(self, path: Path, reason: str, hint: str) -> None:
         super().__init__(f"{path}: {reason}; {hint}")
@@ -72,33 +74,11 @@ def sign(bundle_dir: Path, signature: Path, private_key: Path) -> None:
         (Path(staging) / signature.name).replace(signature)
 
 
-def verify_signature(bundle_dir: Path, signature: Path, public_key: Path) -> None:
-    """Rejects a bundle that differs, in any file or byte, from what the holder of a key signed.
-
-    Args:
-        bundle_dir: The bundle; its own hashes are verified first.
-        signature: The file that ``sign`` wrote.
-        public_key: PEM file of the signer's public key, from a source that the bundle's sender cannot change.
-
-    Raises:
-        SigningError: model-signing is not installed, the bundle is damaged or does not match the signature, the
-            signature is invalid or was made with another key, or a file is missing.
-    """
-    library = _import_model_signing(bundle_dir)
-    _require_intact(bundle_dir)
-    with _errors_about(public_key, "is not a usable public key", _NEW_KEY):
-        verifier = library.verifying.Config().use_elliptic_key_verifier(public_key=public_key)
-    verifier.set_hashing_config(_every_file(library.hashing))
-    with _errors_about(signature, f"is not a signature of {bundle_dir} by the key {public_key}", _FETCH_AGAIN):
-        verifier.verify(bundle_dir.resolve(), signature)
-
-
 def _import_model_signing(bundle_dir: Path) -> Any:
     """Imports model-signing with the modules used here."""
     try:
         import model_signing.hashing
         import model_signing.signing
-        import model_signing.verifying
     except ImportError as error:
         reason = f"signatures require the package model-signing, which cannot be imported: {error}"
         raise SigningError(bundle_dir, reason, _INSTALL) from error

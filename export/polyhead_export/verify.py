@@ -16,7 +16,7 @@ import onnx
 import polyhead_bundle as bundle
 from polyhead_bundle import MANIFEST_NAME, Bundle, Manifest, Variant
 from polyhead_training.model import PolyheadConfig, PolyheadModel
-from polyhead_training.tokenization import encode, load_tokenizer, read_tokenizer
+from polyhead_training.tokenization import encode, load_tokenizer
 
 from polyhead_export.quantization.fusion import count_operators
 
@@ -26,6 +26,7 @@ from .fingerprints import compute_fingerprints
 from .layout import CONFIG, TOKENIZER, WEIGHTS, load_model
 from .onnx_export import describe_embedding, describe_graph, require_no_local_trace
 from .settings import BATCH_INVARIANT, VARIANTS, Limits, Settings
+from .verify_without_torch import compare_golden, require_plain_tokenizer
 
 DEFAULT_SETTINGS = Settings()
 # The ONNX standard's operators, and those that every onnxruntime includes.
@@ -72,7 +73,7 @@ def verify(path: Path, report: Callable[[str], None], settings: Settings = DEFAU
         try:
             # A manifest may tighten the tolerance of an export, not widen it.
             tolerance = min(manifest.variants[name].golden_tolerance, limits.golden)
-            golden = gate.compare_golden(file, manifest, name, ids, tolerance)
+            golden = compare_golden(file, manifest, name, ids, tolerance)
             checks = (golden, *gate.measure(file, model, ids, manifest.heads, limits))
         except GraphError as error:
             raise ContentError(file, str(error)) from error
@@ -80,20 +81,6 @@ def verify(path: Path, report: Callable[[str], None], settings: Settings = DEFAU
         gate.require_passed(name, checks)
         require_fingerprints(found, name, model)
     return found
-
-
-def require_plain_tokenizer(path: Path) -> None:
-    """Rejects a tokenizer with padding or truncation enabled.
-
-    Raises:
-        ContentError: Either is enabled, or the file is not a tokenizer.
-    """
-    try:
-        tokenizer = read_tokenizer(path)
-    except ValueError as error:
-        raise ContentError(path, f"is not a valid tokenizer: {error}") from error
-    if tokenizer.padding is not None or tokenizer.truncation is not None:
-        raise ContentError(path, "has padding or truncation enabled")
 
 
 def require_graph(path: Path, manifest: Manifest, variant: Variant) -> None:

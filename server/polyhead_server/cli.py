@@ -23,6 +23,7 @@ Examples:
   polyhead-serve bundles/tickets --listen unix:/run/polyhead.sock
   polyhead-serve bundles/tickets --workers 4
   POLYHEAD_ENGINE=torch polyhead-serve bundles/tickets
+  polyhead-serve bundles/tickets --check --public-key signing.pub
 
 The server listens immediately. Its health service reports NOT_SERVING until the model has reproduced the bundle's
 golden results on the selected engine and device. With --workers, each worker starts to listen once it is ready.
@@ -38,9 +39,9 @@ choice was rejected.
 
 \b
 Exit codes:
-  0  stopped by a signal after answering all accepted items
+  0  stopped by a signal after answering all accepted items, or --check passed
   1  the server failed, or exited before answering all accepted items
-  2  the server cannot start as configured
+  2  the server cannot start as configured, or --check failed
 """
 
 
@@ -67,19 +68,29 @@ def _options(command: Any) -> Any:
     context_settings={
         "auto_envvar_prefix": "POLYHEAD",
         "help_option_names": ["-h", "--help"],
-        "max_content_width": 120,
+        "max_content_width": 100,
     },
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Verify hashes, graphs, golden outputs and, with --public-key, the signature of BUNDLE on the selected engine "
+    "and device, and the files that other flags name; then exit without listening.",
+)
 @_options
 @click.version_option(package_name="polyhead", prog_name="polyhead-serve", message="%(prog)s %(version)s")
-def main(**values: Any) -> None:
+def main(check: bool, **values: Any) -> None:
     """Runs the command line."""
     try:
         settings = Settings(**values)
     except StartupError as error:
         report(error)
         sys.exit(EXIT_CANNOT_START)
+    if check:
+        from polyhead_server.lifecycle.check import run_check
+
+        run_check(settings)
     if settings.workers > 1:
         # uvloop cannot start processes safely once gRPC runs, see ``supervisor``.
         run(settings, _supervise, fast_loop=False)

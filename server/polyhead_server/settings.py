@@ -20,7 +20,7 @@ _WORKERS_CONNECTION_AGE_S = 300.0
 # Age at which a stream ends, as a part of the grace period of its connection.
 _STREAM_SHARE = 0.9
 # Smallest valid value of each numeric setting.
-_MIN_VALUES = {
+MIN_VALUES = {
     "threads": 0,
     "max_batch_tokens": 0,
     "workers": 1,
@@ -78,6 +78,12 @@ class Settings:
         False, "Allow API keys beyond loopback without TLS, where the network can read them."
     )
     no_reflection: bool = _option(False, "Disable gRPC server reflection, which tools such as grpcurl use.")
+    public_key: str = _option(
+        "",
+        "PEM file with the public key of the bundle's signer. The bundle's signature is verified before it is loaded, "
+        "at startup and at each reload. Empty accepts unsigned bundles.",
+    )
+    signature: str = _option("", "Signature file. Requires --public-key. Empty reads BUNDLE.sig.")
     engine: str = _option("auto", "Inference engine. auto tries onnx, then torch.", ("auto", "onnx", "torch"))
     device: str = _option(
         "auto",
@@ -180,7 +186,7 @@ class Settings:
         Raises:
             StartupError: Names the flags.
         """
-        for name, minimum in _MIN_VALUES.items():
+        for name, minimum in MIN_VALUES.items():
             if getattr(self, name) < minimum:
                 flag = name.replace("_", "-")
                 raise StartupError(f"--{flag} {getattr(self, name)} is less than the minimum of {minimum}")
@@ -189,6 +195,8 @@ class Settings:
                 f"--workers {self.workers} cannot share --listen {self.listen}: only one process can listen on a Unix "
                 "socket; use --workers 1, or HOST:PORT"
             )
+        if self.signature and not self.public_key:
+            raise StartupError("--signature requires --public-key")
         self._require_encryption()
 
     def _require_encryption(self) -> None:

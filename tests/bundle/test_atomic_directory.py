@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -129,3 +132,25 @@ def test_every_file_and_folder_is_synced(tmp_path: Path, monkeypatch: pytest.Mon
 
 class _KilledError(Exception):
     """Simulates the end of the process."""
+
+
+@pytest.fixture
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002], indirect=True, ids=oct)
+def test_umask_decides_every_mode(tmp_path: Path, umask: int) -> None:
+    with staging_folder(tmp_path / "run") as staging:
+        (staging / "folder").mkdir(0o700)
+        (staging / "folder/private").touch(0o600)
+        (staging / "executable").touch()
+        (staging / "executable").chmod(0o777)
+        replace_directory(staging, tmp_path / "run")
+    modes = {
+        path.name: stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / "run", *(tmp_path / "run").rglob("*")]
+    }
+    folder, file = 0o777 & ~umask, 0o666 & ~umask
+    assert modes == {"run": folder, "folder": folder, "private": file, "executable": file}

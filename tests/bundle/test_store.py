@@ -7,10 +7,11 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import polyhead_bundle as bundle
 import pytest
-from polyhead_bundle import BundleError, FormatError, IntegrityError, store
+from polyhead_bundle import BundleError, FormatError, IntegrityError, atomic_directory, store
 
 from tests.support.small_bundle import FILES, MANIFEST, changed_manifest, write_demo_bundle, write_sources
 
@@ -220,10 +221,13 @@ def test_directory_that_is_not_a_bundle_is_never_replaced(tmp_path: Path, occupy
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("step", ["sha256_of", "sync_tree", "load", "replace_directory"])
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [(store, "sha256_of"), (store, "load"), (store, "replace_directory"), (atomic_directory, "sync_tree")],
+)
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_interrupted_write_leaves_the_old_bundle_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str, error: BaseException
 ) -> None:
     old = write_demo_bundle(tmp_path)
 
@@ -231,7 +235,7 @@ def test_interrupted_write_leaves_the_old_bundle_and_nothing_else(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, step, fail)
+        patch.setattr(module, step, fail)
         with pytest.raises(type(error)):
             write_demo_bundle(tmp_path, changed_manifest(name="second"))
     assert bundle.load(old.path) == old

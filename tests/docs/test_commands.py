@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from polyhead_export.signing import sign
 
 from bench.harness.servers import free_port
+from docs import sample_answer
 from tests.e2e.conftest import Start, start  # noqa: F401, the fixture
 from tests.support.demo import BIN, ROOT
+from tests.support.extras import hide_all_but
 from tests.support.markdown_pages import Block, PageRunner, blocks
 
 # Some pages train or export, which takes longer on a busy machine than other tests.
@@ -25,9 +30,21 @@ WITH_COMMANDS = [name for name, text in PAGES.items() if any(block.runs for bloc
 ROWS = {"tickets.jsonl": ("train.jsonl", 48), "tickets-test.jsonl": ("test.jsonl", 24)}
 
 
+# Extras of the environment that a page is about. Pages that are not listed are about a complete installation.
+EXTRAS = {
+    "docs/guides/client.md": ("client",),
+    "docs/guides/deploy.md": ("server",),
+    "docs/guides/monitor.md": ("server",),
+    "docs/guides/operate.md": ("server",),
+    "docs/guides/security.md": ("server",),
+    "docs/guides/serve.md": ("server",),
+    "docs/guides/train.md": ("training",),
+}
+
+
 @pytest.fixture
-def runner(tmp_path: Path, start: Start) -> Iterator[PageRunner]:  # noqa: F811
-    """A runner in a folder with the input files that pages mention."""
+def runner(tmp_path: Path, start: Start, request: pytest.FixtureRequest) -> Iterator[PageRunner]:  # noqa: F811
+    """A runner in a folder with the input files that pages mention, in the environment that the page is about."""
     for name, (source, count) in ROWS.items():
         lines = (ROOT / "training/demo" / source).read_text().splitlines(keepends=True)
         (tmp_path / name).write_text("".join(lines[:: len(lines) // count][:count]))
@@ -38,9 +55,22 @@ def runner(tmp_path: Path, start: Start) -> Iterator[PageRunner]:  # noqa: F811
     (tmp_path / ".venv/bin/activate").touch()
     port = free_port()
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "POLYHEAD_TARGET": f"127.0.0.1:{port}"}
-    runner = PageRunner(tmp_path, environment, start, port)
+    page = request.node.callspec.params["page"] if hasattr(request.node, "callspec") else ""
+    if page in EXTRAS:
+        environment |= hide_all_but(tmp_path / ".modules", *EXTRAS[page])
+    server_environment = hide_all_but(tmp_path / ".server-modules", "server")
+    runner = PageRunner(tmp_path, environment, start, port, server_environment=server_environment)
     yield runner
     runner.stop()
+
+
+def _sign(folder: Path) -> None:
+    """Signs the bundle with a new key, whose public half is ``key.pub``."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (folder / "key.pub").write_bytes(public)
+    sign(folder / "bundles/tickets", folder / "bundles/tickets.sig", folder / "key.pem")
 
 
 @pytest.fixture
@@ -48,6 +78,7 @@ def demo_runner(runner: PageRunner, demo_run: Path, demo_bundle: Path) -> PageRu
     """A runner beside the demo's run and bundle, with a server."""
     shutil.copytree(demo_run, runner.folder / "runs/tickets")
     shutil.copytree(demo_bundle, runner.folder / "bundles/tickets")
+    _sign(runner.folder)
     runner.serve(runner.folder / "bundles/tickets")
     return runner
 
@@ -57,6 +88,18 @@ def demo_runner(runner: PageRunner, demo_run: Path, demo_bundle: Path) -> PageRu
 @pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_commands_of_page_succeed(page: str, demo_runner: PageRunner) -> None:
     assert demo_runner.run_page(PAGES[page]) > 0
+
+
+def test_environments_are_those_of_pages_with_commands() -> None:
+    assert set(EXTRAS) <= set(PAGES)
+    # Otherwise nothing would notice that a page requires more than its environment has.
+    assert {"docs/guides/deploy.md", "docs/guides/serve.md", "docs/guides/client.md"} <= set(WITH_COMMANDS)
+
+
+def test_command_that_requires_another_extra_is_reported(runner: PageRunner) -> None:
+    runner.environment |= hide_all_but(runner.folder / ".modules", "server")
+    with pytest.raises(AssertionError, match="No module named 'torch'"):
+        runner.run("python -c 'import torch'", Block(1, "console", "", None))
 
 
 def test_readme_and_the_guides_have_commands() -> None:
@@ -73,13 +116,29 @@ def test_programs_of_page_run_or_say_why_not(page: str) -> None:
 
 @pytest.mark.model
 def test_sample_answer_of_readme_is_the_answer_of_the_demo(demo_runner: PageRunner) -> None:
-    shown = list(blocks(PAGES["README.md"]))
-    index = next(number for number, block in enumerate(shown) if "polyhead analyze --dimensions" in block.code)
-    command = shown[index].commands()[-1]
-    answer, sample = json.loads(demo_runner.run(command, shown[index])), json.loads(shown[index + 1].code)
+    command, shown = sample_answer.sample(PAGES["README.md"])
+    assert demo_runner.server is not None
+    answer = json.loads(sample_answer.ask(command, demo_runner.server.target))
     # Other CPUs compute slightly different numbers, in training most of all.
-    assert approximate(answer) == approximate(sample)
-    assert max(map(len, shown[index + 1].code.splitlines())) <= 120
+    assert approximate(answer) == approximate(json.loads(shown)), "run python -m docs.sample_answer"
+
+
+def test_sample_answer_of_readme_is_generated() -> None:
+    command, shown = sample_answer.sample(PAGES["README.md"])
+    assert sample_answer.wrap(json.dumps(json.loads(shown))) == shown
+    assert command in [command for block in blocks(PAGES["README.md"]) for command in _commands(block)]
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def _commands(block: Block) -> list[str]:
+    return block.commands() if block.language == "console" else []
+
+
+def test_sample_answer_is_replaced_and_nothing_else() -> None:
+    text = PAGES["README.md"]
+    changed = sample_answer.replaced(text, "{}\n")
+    assert sample_answer.sample(changed)[1] == "{}\n"
+    assert sample_answer.replaced(changed, sample_answer.sample(text)[1]) == text
 
 
 def approximate(answer: dict[str, Any]) -> object:

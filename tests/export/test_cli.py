@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from polyhead_bundle import Bundle, Check, store
+from polyhead_bundle import Bundle, Check, atomic_directory
 from polyhead_export import export, gate
 from polyhead_export.cli import main
 
@@ -184,7 +184,7 @@ def test_sigterm_leaves_no_partly_written_bundle(
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(export, "export", write_copy)
-    monkeypatch.setattr(store, "sync_tree", terminate)
+    monkeypatch.setattr(atomic_directory, "sync_tree", terminate)
     result = _invoke("run", tmp_path / "bundle")
     assert (result.exit_code, len(staged)) == (128 + signal.SIGTERM, 1)
     assert list(tmp_path.iterdir()) == []

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.e2e.conftest import Server, Start
@@ -90,6 +90,7 @@ class PageRunner:
         folder: Folder in which the commands run.
         environment: Environment of the commands.
         start: Starts servers.
+        server_environment: Variables of the servers.
         port: Replaces the documented port, so that another server on this machine does not interfere.
         server: The running server.
     """
@@ -99,6 +100,7 @@ class PageRunner:
     start: Start
     port: int
     server: Server | None = None
+    server_environment: Mapping[str, str] = field(default_factory=dict)
 
     def run_page(self, page: str) -> int:
         """Runs a page; returns the number of commands and programs.
@@ -121,7 +123,8 @@ class PageRunner:
     def run(self, command: str, block: Block) -> str:
         """Runs one command or program; returns its standard output."""
         command = command.replace(LISTEN, f"127.0.0.1:{self.port}")
-        if served := re.match(r"polyhead-serve (?!-)(\S+)(.*)", command):
+        served = re.match(r"polyhead-serve (?!-)(\S+)(.*)", command)
+        if served and "--check" not in command:
             # `start` chooses the address.
             self.serve(self.folder / served[1], *re.sub(r"--listen \S+|#.*", "", served[2]).split())
             return ""
@@ -135,7 +138,8 @@ class PageRunner:
     def serve(self, bundle: Path, *flags: str) -> None:
         """Starts a server in place of the previous one."""
         self.stop()
-        self.server = self.start(bundle, *flags, target=f"127.0.0.1:{self.port}")
+        target = f"127.0.0.1:{self.port}"
+        self.server = self.start(bundle, *flags, target=target, environment=self.server_environment)
         self.server.wait_until_serving()
 
     def stop(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +20,9 @@ from polyhead_client.transport.diagnosis import Diagnosis
 from polyhead_client.transport.target import parse
 
 from .failure import CommandError
+from .options import api_key_option, with_options
 
-target_option = click.option(
+_target_option = click.option(
     "--target",
     metavar="HOST:PORT|unix:PATH",
     required=True,
@@ -31,6 +31,13 @@ target_option = click.option(
     help="Address of the admin service, as given to polyhead-serve --admin-listen.",
 )
 SERVICE = "polyhead.v1.AdminService"
+
+
+def admin_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options of a connection to the admin service, which a command receives as ``target`` and ``api_key``."""
+    return with_options([_target_option, api_key_option], command)
+
+
 # A model may take minutes to load, and the workers load it one after the other.
 _RELOAD_TIMEOUT_S = 1800.0
 _TIMEOUT_S = 30.0
@@ -44,59 +51,65 @@ def admin() -> None:
     its own:
 
     \b
+    Examples:
       polyhead-serve bundles/tickets --admin-listen unix:/run/polyhead-admin.sock
       polyhead admin stats --target unix:/run/polyhead-admin.sock
 
-    Output is one line of JSON per worker; durations are in seconds. If the server requires API keys, set
-    $POLYHEAD_API_KEY to a key with the scope "admin".
+    Output is one line of JSON per worker; durations are in seconds. If the server requires API keys,
+    --api-key-file or $POLYHEAD_API_KEY provides one with the scope "admin".
     """  # noqa: D301  \b tells click to keep the line breaks
 
 
 @admin.command()
-@target_option
+@admin_options
 @click.option(
     "--force", is_flag=True, help="Accept a bundle with a different embedding space, different heads or labels."
 )
-def reload(target: str, force: bool) -> None:
+def reload(target: str, api_key: str | None, force: bool) -> None:
     """Load the bundle again from its path and switch to it.
 
     Requests that the server has accepted are completed with the old model. Prints the new model and fingerprints of
-    each worker. Exit status 2 means that the new bundle was rejected, with the reason on stderr; the old model stays.
+    each worker. Exit code 2 means that the new bundle was rejected, with the reason on stderr; the old model stays.
 
     \b
+    Examples:
       polyhead admin reload --target unix:/run/polyhead-admin.sock
     """  # noqa: D301  \b tells click to keep the line breaks
     request = pb2.ReloadRequest(force=force)
-    _print(_call(target, lambda stub, key: stub.Reload(request, timeout=_RELOAD_TIMEOUT_S, metadata=key)).workers)
+    _print(
+        _call(target, api_key, lambda stub, key: stub.Reload(request, timeout=_RELOAD_TIMEOUT_S, metadata=key)).workers
+    )
 
 
 @admin.command()
-@target_option
-def drain(target: str) -> None:
+@admin_options
+def drain(target: str, api_key: str | None) -> None:
     """Report NOT_SERVING to health checks, so that load balancers send no new requests.
 
     The server continues to answer the requests that reach it. Prints nothing.
 
     \b
+    Examples:
       polyhead admin drain --target unix:/run/polyhead-admin.sock
     """  # noqa: D301  \b tells click to keep the line breaks
-    _call(target, lambda stub, key: stub.Drain(pb2.DrainRequest(), timeout=_TIMEOUT_S, metadata=key))
+    _call(target, api_key, lambda stub, key: stub.Drain(pb2.DrainRequest(), timeout=_TIMEOUT_S, metadata=key))
 
 
 @admin.command()
-@target_option
-def stats(target: str) -> None:
+@admin_options
+def stats(target: str, api_key: str | None) -> None:
     """Print queue lengths, counters and state of each worker.
 
     Counters start at zero when a worker starts. See "polyhead top" for rates.
 
     \b
+    Examples:
       polyhead admin stats --target unix:/run/polyhead-admin.sock | jq .queued_items
     """  # noqa: D301  \b tells click to keep the line breaks
-    _print(get_stats(target).workers)
+    _print(get_stats(target, api_key).workers)
 
 
-def get_stats(target: str) -> pb2.GetStatsResponse:
+def get_stats(target: str, api_key: str | None) -> pb2.GetStatsResponse:
     """Returns the statistics of each worker.
 
     Raises:
@@ -104,16 +117,16 @@ def get_stats(target: str) -> pb2.GetStatsResponse:
     """
     request = pb2.GetStatsRequest()
     response: pb2.GetStatsResponse = _call(
-        target, lambda stub, key: stub.GetStats(request, timeout=_TIMEOUT_S, metadata=key)
+        target, api_key, lambda stub, key: stub.GetStats(request, timeout=_TIMEOUT_S, metadata=key)
     )
     return response
 
 
-def _call(target: str, call: Callable[[Any, Any], Any]) -> Any:
+def _call(target: str, api_key: str | None, call: Callable[[Any, Any], Any]) -> Any:
     """Makes a call, given the stub and the metadata with the API key."""
     try:
         parsed = parse(target)
-        key = authorization(os.environ.get("POLYHEAD_API_KEY"), parsed, None, allow_plaintext_key=False)
+        key = authorization(api_key, parsed, None, allow_plaintext_key=False)
         with map_grpc_errors(), grpc.insecure_channel(target, channel.NO_PROXY) as opened:
             return call(admin_service_pb2_grpc.AdminServiceStub(opened), key)
     except PolyheadError as failure:

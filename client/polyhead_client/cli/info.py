@@ -8,6 +8,7 @@ from contextlib import suppress
 from polyhead_client.types import HeadInfo, ModelInfo
 
 from .printable import printable
+from .units import format_bytes
 
 
 def render(model: ModelInfo) -> str:
@@ -51,7 +52,7 @@ def _rows(model: ModelInfo) -> list[tuple[str, str]]:
     rows += [
         ("limits", f"{limits.max_tokens:,} tokens per text, of its first {limits.max_characters:,} characters"),
         *([("", f"{limits.max_windows:,} windows per text")] if limits.max_windows else []),
-        ("", f"{limits.max_items_per_message:,} items and {limits.max_message_bytes:,} bytes per message"),
+        ("", f"{limits.max_items_per_message:,} items and {format_bytes(limits.max_message_bytes)} per message"),
         ("server", f"version {model.server_version}, bundle format {model.bundle_format_version}"),
     ]
     return rows

@@ -99,7 +99,7 @@ class _Commands(click.Group):
             sys.exit(failure.exit_code)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="polyhead", prog_name="polyhead", message="%(prog)s %(version)s")
 def main() -> None:
     """Analyze texts with a polyhead server.
@@ -108,6 +108,7 @@ def main() -> None:
     arrives, in the order of the texts.
 
     \b
+    Examples:
       polyhead analyze "The parcel came late, but the quality is great."
       polyhead sentiment < reviews.txt | jq -r .sentiment.label
       tail -f app.log | polyhead classify
@@ -117,7 +118,7 @@ def main() -> None:
     "polyhead COMMAND --help" describes the options and the output of a command.
 
     \b
-    Exit status:
+    Exit codes:
       0    success: every text has a result
       1    a text or line has an error, the call failed, or input or output failed
       2    wrong command line, wrong credentials, or no server at --target; nothing was answered
@@ -146,6 +147,7 @@ def analyze(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, tasks: s
     read). A text that cannot be analyzed has "error" (code, reason, message) instead.
 
     \b
+    Examples:
       polyhead analyze "Where is my refund?"
       polyhead analyze --tasks classification,sentiment < reviews.txt
     """  # noqa: D301  \b tells click to keep the line breaks
@@ -164,6 +166,7 @@ def embed(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, **options:
     comparable only within one embedding space, which "polyhead info" prints.
 
     \b
+    Examples:
       polyhead embed "Where is my refund?" | jq -c .embedding
       polyhead embed --dimensions 128 --jsonl < texts.jsonl > embeddings.jsonl
     """  # noqa: D301  \b tells click to keep the line breaks
@@ -179,6 +182,7 @@ def classify(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, **optio
     every label in "scores", most probable first.
 
     \b
+    Examples:
       polyhead classify < questions.txt | jq -r .classification.scores[0].label
     """  # noqa: D301  \b tells click to keep the line breaks
     _run(server, texts, jsonl, lambda client, items: client.stream_classify(items, **options))
@@ -193,6 +197,7 @@ def sentiment(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, **opti
     positive label, and the "label" that follows from the model's threshold.
 
     \b
+    Examples:
       polyhead sentiment "Never again." | jq .sentiment.probability
     """  # noqa: D301  \b tells click to keep the line breaks
     _run(server, texts, jsonl, lambda client, items: client.stream_sentiment(items, **options))
@@ -207,6 +212,7 @@ def info(server: ServerOptions, as_json: bool) -> None:
     Prints its heads and labels, limits on requests, fingerprints, and the engine, device and variant in use.
 
     \b
+    Examples:
       polyhead info
       polyhead info --json | jq -r .fingerprints.embedding_space
     """  # noqa: D301  \b tells click to keep the line breaks

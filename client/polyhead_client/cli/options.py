@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
@@ -45,12 +45,10 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
         tls, ca, cert, key, name = (options.pop(one) for one in ("tls", "ca", "cert", "key", "server_name"))
         if (cert is None) != (key is None):
             raise click.UsageError("--cert and --key belong together; give both")
-        key_file = options.pop("api_key_file")
         server = ServerOptions(
             target=options.pop("target"),
             tls=Tls(ca, cert, key, name) if tls or ca or cert or name else None,
-            # No flag takes the key itself: every user of the machine can read command lines.
-            api_key=_read_key(key_file) if key_file else os.environ.get("POLYHEAD_API_KEY"),
+            api_key=options.pop("api_key"),
             allow_plaintext_key=options.pop("allow_plaintext_key"),
         )
         command(server=server, **options)
@@ -76,11 +74,7 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
             metavar="NAME",
             help="Expected name in the server's certificate.  [default: the host in --target]",
         ),
-        click.option(
-            "--api-key-file",
-            type=click.File("rb"),
-            help="File that contains the API key.  [default: the key in $POLYHEAD_API_KEY, if set]",
-        ),
+        api_key_option,
         click.option("--allow-plaintext-key", is_flag=True, help="Send the API key to another machine without TLS."),
     ]
     return with_options(options, with_server)
@@ -91,11 +85,27 @@ def _tls_option(flag: str, **settings: Any) -> Callable[..., Any]:
     return click.option(flag, envvar=variable, show_envvar=True, **settings)
 
 
-def _read_key(file: BinaryIO) -> str:
+def _read_key(_: click.Context, __: click.Parameter, path: str | None) -> str | None:
+    if path is None:
+        return os.environ.get("POLYHEAD_API_KEY")
     try:
-        return file.read().decode().strip()
+        with click.open_file(path, "rb") as file:
+            return bytes(file.read()).decode().strip()
     except UnicodeDecodeError:  # its message would reveal a part of the key
-        raise click.BadParameter("not valid UTF-8 text", param_hint="--api-key-file") from None
+        raise click.BadParameter("not valid UTF-8 text") from None
+
+
+# No flag takes the key itself: every user of the machine can read command lines.
+api_key_option = click.option(
+    "--api-key-file",
+    "api_key",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    envvar="POLYHEAD_API_KEY_FILE",
+    show_envvar=True,
+    callback=_read_key,
+    help="File that contains the API key.  [default: the key in $POLYHEAD_API_KEY, if set]",
+)
 
 
 def with_options(options: list[Callable[..., Any]], command: Callable[..., None]) -> Callable[..., None]:

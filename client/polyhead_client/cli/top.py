@@ -8,30 +8,36 @@ import json
 import os
 import select
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import click
 from polyhead.v1 import admin_service_pb2 as pb2
 
-from .admin import get_stats, target_option
+from .admin import admin_options, get_stats
 from .rates import WorkerRates, rates
+from .units import format_count, format_duration
 
 if TYPE_CHECKING:  # rich takes a fifth of a command's start-up time, and only this command and ``info`` use it
     from rich.console import Console, Group
 
-# Columns of a terminal from which the wide columns are shown, and of output that is not a terminal.
-_WIDE = 118
+# Width of output that is not a terminal.
 _PIPE_WIDTH = 160
+# Lines of the screen besides those of the workers: address, header, total, errors, note, keys.
+_OTHER_LINES = 6
+# How often the terminal's size is compared while the command waits.
+_RESIZE_POLL_S = 0.2
 # Maximum width of a column; a longer model id is cut.
 _MAX_WIDTH = 24
 
 
 @click.command()
-@target_option
+@admin_options
 @click.option(
     "--interval",
     "interval_s",
@@ -43,13 +49,15 @@ _MAX_WIDTH = 24
 )
 @click.option("--once", is_flag=True, help="Take two readings, print the rates between them and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per worker and reading, one per line.")
-def top(target: str, interval_s: float, once: bool, as_json: bool) -> None:
+def top(target: str, api_key: str | None, interval_s: float, once: bool, as_json: bool) -> None:
     """Show the load of each worker of a running server.
 
-    The table is refreshed until q or Ctrl-C is pressed. If stdout is not a terminal, a plain table is printed for each
-    reading. Requires the server's admin service.
+    The table is refreshed until q or Ctrl-C is pressed. It shows the columns that fit the terminal, and the busiest
+    workers if not all of them fit. If stdout is not a terminal, a plain table is printed for each reading. Requires
+    the server's admin service.
 
     \b
+    Examples:
       polyhead-serve bundles/tickets --admin-listen unix:/run/polyhead-admin.sock
       polyhead top --target unix:/run/polyhead-admin.sock
       polyhead top --target unix:/run/polyhead-admin.sock --json | jq .items_per_s
@@ -65,18 +73,16 @@ def top(target: str, interval_s: float, once: bool, as_json: bool) -> None:
     BUSY      share of the compute threads' time that batches took
     BATCH     mean number of texts per batch
     ERRORS/S  items answered with an error per second
-    UP        time since the worker started (on wide terminals)
-    PADDING   share of padding in the computed tokens (on wide terminals)
-    MODEL     id of the loaded bundle (on wide terminals)
+    UP        time since the worker started (from 89 columns)
+    PADDING   share of padding in the computed tokens (from 98 columns)
+    MODEL     id of the loaded bundle (from 123 columns)
     """  # noqa: D301  \b tells click to keep the line breaks
     console = None if once or as_json else _live_console()
     try:
-        with _key_reader() if console else nullcontext(_sleep) as wait:
-            readings = _readings(target, interval_s, wait)
-            if console:
-                _show_live(console, target, readings)
-            else:
-                _print_readings(target, readings, once, as_json)
+        if console:
+            _show_live(console, target, api_key, interval_s)
+        else:
+            _print_readings(target, _readings(target, api_key, interval_s), once, as_json)
     except KeyboardInterrupt:
         pass  # the usual way to leave
 
@@ -97,20 +103,38 @@ def _is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
-def render(target: str, rows: Sequence[WorkerRates], width: int) -> Group:
-    """Renders the workers as a table for ``width`` columns, and the errors by reason below it."""
+def render(target: str, rows: Sequence[WorkerRates], width: int, height: int | None = None) -> Group:
+    """Renders the workers as a table, and the errors by reason below it.
+
+    Args:
+        target: Address of the admin service.
+        rows: The workers, and their total in the last row.
+        width: Columns of the terminal; columns of the table that do not fit are left out.
+        height: Lines of the terminal; the least busy workers that do not fit are left out. None for no limit.
+    """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     columns = _columns(width)
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column.name, justify=column.justify, no_wrap=True, max_width=_MAX_WIDTH)
-    for row in rows:
+    shown = _busiest(rows, len(rows) if height is None else max(1, height - _OTHER_LINES))
+    for row in shown:
         style = "bold" if row.process_id == 0 else None if row.serving else "yellow"
         table.add_row(*(Text(column.value(row)) for column in columns), style=style)
-    return Group(Text(target, no_wrap=True, overflow="ellipsis"), table, Text(_errors(rows)))
+    lines: list[Text | Table] = [Text(target, no_wrap=True, overflow="ellipsis"), table]
+    if len(shown) < len(rows):
+        lines.append(Text(f"{len(rows) - len(shown)} more workers do not fit", style="dim"))
+    return Group(*lines, Text(_errors(rows), no_wrap=True, overflow="ellipsis"))
+
+
+def _busiest(rows: Sequence[WorkerRates], count: int) -> list[WorkerRates]:
+    """Returns the ``count`` busiest workers, in their order, and the total."""
+    workers, total = rows[:-1], rows[-1:]
+    chosen = sorted(range(len(workers)), key=lambda one: -(workers[one].busy_share or 0))[:count]
+    return [*(workers[one] for one in sorted(chosen)), *total]
 
 
 def render_plain(target: str, rows: Sequence[WorkerRates], width: int) -> str:
@@ -130,7 +154,11 @@ def render_plain(target: str, rows: Sequence[WorkerRates], width: int) -> str:
 
 
 def _columns(width: int) -> list[_Column]:
-    return [column for column in _COLUMNS if width >= _WIDE or not column.wide]
+    """Returns the columns that fit, leaving out the least important. At least the first one is shown."""
+    columns = list(_COLUMNS)
+    while len(columns) > 1 and sum(column.width + 1 for column in columns) - 1 > width:
+        columns.remove(max(columns, key=lambda column: column.rank))
+    return columns
 
 
 def _errors(rows: Sequence[WorkerRates]) -> str:
@@ -142,26 +170,80 @@ def _shorten(cell: str) -> str:
     return cell if len(cell) <= _MAX_WIDTH else cell[: _MAX_WIDTH - 1] + "…"
 
 
-def _readings(target: str, interval_s: float, wait: Callable[[float], bool]) -> Iterator[list[WorkerRates]]:
-    """Yields the rates after each interval, until ``wait`` returns False."""
+def _readings(target: str, api_key: str | None, interval_s: float) -> Iterator[list[WorkerRates]]:
+    """Yields the rates after each interval, without end."""
     before: Sequence[pb2.WorkerStats] = ()
     while True:
-        after = get_stats(target).workers
+        after = get_stats(target, api_key).workers
         yield rates(before, after)
         before = after
-        if not wait(interval_s):
-            return
+        time.sleep(interval_s)
 
 
-def _show_live(console: Console, target: str, readings: Iterator[list[WorkerRates]]) -> None:
-    from rich.console import Group
+def _show_live(console: Console, target: str, api_key: str | None, interval_s: float) -> None:
+    """Shows the table until q is pressed, and redraws it when the terminal changes its size."""
+    from rich.console import ConsoleDimensions, Group
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=console, screen=True, auto_refresh=False) as display:
-        for rows in readings:
-            table = render(target, rows, console.width)
-            display.update(Group(table, Text("q to quit", style="dim")), refresh=True)
+    reader = _Reader(target, api_key)
+    before: Sequence[pb2.WorkerStats] = ()
+    rows: Sequence[WorkerRates] | None = None
+    with (
+        _default_exit_on_signals(),
+        _keys() as key_pressed,
+        Live(console=console, screen=True, auto_refresh=False) as display,
+    ):
+        hint = Text("q to quit" if key_pressed else "Ctrl-C to quit", style="dim")
+        drawn: os.terminal_size | None = None
+        due = 0.0
+        while True:
+            if time.monotonic() >= due and (after := reader.result()) is not None:
+                rows, before = rates(before, after), after
+                drawn, due = None, time.monotonic() + interval_s
+            # Not the console's own size, which the variables COLUMNS and LINES fix at the start.
+            size = os.get_terminal_size(sys.stdout.fileno())
+            if rows is not None and size != drawn:
+                console.size = ConsoleDimensions(size.columns, size.lines)
+                display.update(Group(render(target, rows, size.columns, size.lines), hint), refresh=True)
+                drawn = size
+            left_s = max(0.0, min(_RESIZE_POLL_S, due - time.monotonic()) if rows is not None else 0.05)
+            if key_pressed is None:
+                time.sleep(left_s)
+            elif key_pressed(left_s):
+                return
+
+
+class _Reader:
+    """Reads the statistics in a thread, so that keys are read while a server does not answer."""
+
+    def __init__(self, target: str, api_key: str | None) -> None:
+        self._target, self._api_key = target, api_key
+        self._thread: threading.Thread | None = None
+        self._outcome: Sequence[pb2.WorkerStats] | Exception | None = None
+
+    def result(self) -> Sequence[pb2.WorkerStats] | None:
+        """Returns a new reading, or None while the server has not answered; starts the next call if none runs.
+
+        Raises:
+            CommandError: The call failed.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._read, daemon=True)
+            self._thread.start()
+        self._thread.join(_RESIZE_POLL_S / 4)
+        if self._thread.is_alive():
+            return None
+        self._thread = None
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    def _read(self) -> None:
+        try:
+            self._outcome = get_stats(self._target, self._api_key).workers
+        except Exception as error:  # noqa: BLE001 - raised by ``result``
+            self._outcome = error
 
 
 def _print_readings(target: str, readings: Iterator[list[WorkerRates]], once: bool, as_json: bool) -> None:
@@ -174,63 +256,93 @@ def _print_readings(target: str, readings: Iterator[list[WorkerRates]], once: bo
             click.echo(render_plain(target, rows, width))
 
 
-def _sleep(seconds: float) -> bool:
-    time.sleep(seconds)
-    return True
-
-
 @contextmanager
-def _key_reader() -> Iterator[Callable[[float], bool]]:
-    """Yields a function that waits for a time and returns False as soon as q is pressed."""
-    if not sys.stdin.isatty():
-        yield _sleep
+def _keys() -> Iterator[Callable[[float], bool] | None]:
+    """Yields a function that waits for a time and returns whether q was pressed; None without a terminal to read.
+
+    If stdin is a pipe or a file, the keys come from the terminal of the process. Its settings are restored on exit.
+    """
+    try:
+        terminal = _open_terminal()
+    except OSError:
+        yield None
         return
     import termios  # not on Windows, where the other commands run too
     import tty
 
-    stdin = sys.stdin.fileno()
-    settings = termios.tcgetattr(stdin)
+    def pressed(seconds: float) -> bool:
+        if not select.select([terminal], [], [], seconds)[0]:
+            return False
+        keys = os.read(terminal, 1024)
+        # Nothing to read means that the terminal is gone.
+        return not keys or b"q" in keys.lower()
 
-    def wait(seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while (left_s := end - time.monotonic()) > 0:
-            if select.select([stdin], [], [], left_s)[0] and os.read(stdin, 1) in {b"q", b"Q", b""}:
-                return False
-        return True
-
+    settings = termios.tcgetattr(terminal)
     try:
-        tty.setcbreak(stdin)
-        yield wait
+        tty.setcbreak(terminal)
+        yield pressed
     finally:
-        termios.tcsetattr(stdin, termios.TCSADRAIN, settings)
+        with suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(terminal, termios.TCSADRAIN, settings)
+        os.close(terminal)
+
+
+def _open_terminal() -> int:
+    if sys.stdin is not None and sys.stdin.isatty():
+        return os.dup(sys.stdin.fileno())
+    return os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+
+
+@contextmanager
+def _default_exit_on_signals() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end the block with an exception, so that the terminal is restored."""
+
+    def leave(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Column(NamedTuple):
+    """A column. ``width`` fits its largest usual value; those of the highest ``rank`` are left out first."""
+
     name: str
     value: Callable[[WorkerRates], str]
+    width: int
+    rank: int = 0
     justify: Literal["left", "right"] = "right"
-    wide: bool = False
 
 
-def _format(value: float | None, spec: str) -> str:
+def _share(value: float | None, spec: str) -> str:
     return "-" if value is None else format(value, spec)
 
 
+def _rate(value: float | None) -> str:
+    return "-" if value is None else format_count(value, decimals=1)
+
+
 _COLUMNS = [
-    _Column("PID", lambda row: str(row.process_id or "all")),
-    _Column("MODEL", lambda row: row.model_id, justify="left", wide=True),
-    _Column("STATE", lambda row: "serving" if row.serving else "drained", justify="left"),
-    _Column("UP", lambda row: f"{row.up_s:,.0f} s", wide=True),
-    _Column("CALLS", lambda row: f"{row.calls:,}"),
-    _Column("QUEUE", lambda row: f"{row.queued_items:,}"),
-    _Column("WAIT", lambda row: f"{row.expected_wait_s * 1000:,.0f} ms"),
-    _Column("TEXTS/S", lambda row: _format(row.items_per_s, ",.1f")),
-    _Column("TOKENS/S", lambda row: _format(row.tokens_per_s, ",.0f")),
-    _Column("PADDING", lambda row: _format(row.padding_share, ".1%"), wide=True),
-    _Column("BUSY", lambda row: _format(row.busy_share, ".0%")),
-    _Column("BATCH", lambda row: _format(row.items_per_batch, ".1f")),
+    _Column("PID", lambda row: str(row.process_id or "all"), 7),
+    _Column("MODEL", lambda row: row.model_id, _MAX_WIDTH, rank=12, justify="left"),
+    _Column("STATE", lambda row: "serving" if row.serving else "drained", 7, rank=1, justify="left"),
+    _Column("UP", lambda row: format_duration(row.up_s), 11, rank=10),
+    _Column("CALLS", lambda row: format_count(row.calls), 6, rank=6),
+    _Column("QUEUE", lambda row: format_count(row.queued_items), 6, rank=4),
+    _Column("WAIT", lambda row: format_duration(row.expected_wait_s), 10, rank=5),
+    _Column("TEXTS/S", lambda row: _rate(row.items_per_s), 7, rank=2),
+    _Column("TOKENS/S", lambda row: "-" if row.tokens_per_s is None else format_count(row.tokens_per_s), 8, rank=9),
+    _Column("PADDING", lambda row: _share(row.padding_share, ".1%"), 8, rank=11),
+    _Column("BUSY", lambda row: _share(row.busy_share, ".0%"), 4, rank=3),
+    _Column("BATCH", lambda row: _rate(row.items_per_batch), 5, rank=8),
     _Column(
         "ERRORS/S",
-        lambda row: _format(None if row.items_per_s is None else sum(row.item_errors_per_s.values()), ".1f"),
+        lambda row: _rate(None if row.items_per_s is None else sum(row.item_errors_per_s.values())),
+        8,
+        rank=7,
     ),
 ]

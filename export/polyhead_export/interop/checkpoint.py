@@ -49,6 +49,8 @@ class CheckpointError(ExportError):
         hint: How to fix it.
     """
 
+    exit_code = 2
+
     def __init__(self, reference: str, reason: str, hint: str) -> None:
         super().__init__(f"checkpoint {reference}: {reason}; {hint}")
         self.reference = reference

@@ -89,6 +89,8 @@ class InterchangeError(ExportError):
         reason: What is wrong, and how to fix it.
     """
 
+    exit_code = 2
+
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
@@ -142,7 +144,6 @@ def _staged(destination: Path) -> Iterator[Path]:
     _require_free(target)
     with staging_folder(target) as staging:
         yield staging
-        staging.chmod(0o755)
         # Another process may have written to the destination in the meantime.
         _require_free(target)
         replace_directory(staging, target)

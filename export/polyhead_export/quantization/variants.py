@@ -25,8 +25,8 @@ from polyhead_training.model import PolyheadConfig
 from polyhead_training.tokenization import pad
 
 from polyhead_export.errors import GraphError
-from polyhead_export.layout import GRAPHS
-from polyhead_export.onnx_export import EMBEDDING_OUTPUT, random_texts, save_graph
+from polyhead_export.layout import EMBEDDING_OUTPUT, GRAPHS
+from polyhead_export.onnx_export import random_texts, save_graph
 from polyhead_export.runners import onnx_runner
 from polyhead_export.settings import VariantName
 

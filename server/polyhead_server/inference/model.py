@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polyhead_bundle as bundle
@@ -119,23 +120,11 @@ def load_model(settings: Settings, loading: Loading | None = None) -> Model:
         StartupError: The bundle is damaged, the variant is unknown, or no engine passes its self-test.
     """
     loading = loading or Loading()
-    try:
-        # Where a link is switched to another bundle meanwhile, everything is still read from this one.
-        source = bundle.load(settings.bundle.resolve())
-        manifest = source.manifest
-        path = source.file("tokenizer.json")
-    except bundle.BundleError as error:
-        raise StartupError(str(error)) from error
-    try:
-        tokenizer = Tokenizer(path, manifest.max_tokens, manifest.max_tokens * settings.max_characters_per_token)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library has no error class of its own, and panics on some damaged files
-        raise StartupError(f"{path}: is not a valid tokenizer: {error}") from error
+    source, tokenizer = _open_bundle(settings)
     engine, fallback_reasons = _first_working_engine(source, tokenizer, settings, loading)
     if hint := engines.unused_gpu_hint(engine.runtime):
         logger.warning(hint)
-    tuned = autotune.measure(engine, manifest.max_tokens, settings.max_batch_tokens)
+    tuned = autotune.measure(engine, source.manifest.max_tokens, settings.max_batch_tokens)
     intra_op_engine = _intra_op_engine(source, tokenizer, engine.runtime, settings, loading)
     loading.require()
     return Model(
@@ -148,6 +137,62 @@ def load_model(settings: Settings, loading: Loading | None = None) -> Model:
         tuned.overhead_tokens,
         intra_op_engine,
     )
+
+
+def check_bundle(settings: Settings) -> Iterator[str]:
+    """Verifies the bundle as ``load_model`` does, and every other variant that the selected engine could serve.
+
+    Yields:
+        One line per check that passed.
+
+    Raises:
+        StartupError: As ``load_model`` does, or another variant of the bundle does not reproduce its golden texts.
+    """
+    source, tokenizer = _open_bundle(settings)
+    yield f"{source.model_id}: {len(source.manifest.files)} files are unchanged"
+    yield f"signature matches {settings.public_key}" if settings.public_key else "signature: skipped, no --public-key"
+    engine, rejected = _first_working_engine(source, tokenizer, settings, Loading())
+    runtime = engine.runtime
+    engine.close()
+    yield from (f"not used: {reason}" for reason in rejected)
+    others = [name for name in source.manifest.variants if name != runtime.variant]
+    # PyTorch has one set of weights for all variants.
+    for variant in [runtime.variant, *(others if settings.variant == "auto" and runtime.engine == "onnx" else [])]:
+        try:
+            engine = engines.open_engine(source, runtime.engine, runtime.device, variant)
+            difference = largest_difference(source, tokenizer, engine)
+        except EngineError as error:
+            detail = f": {error.__cause__}" if error.__cause__ else ""
+            raise StartupError(f"{source.path}: variant {variant}: {error}{detail}") from error
+        engine.close()
+        texts = len(source.manifest.variants[variant].golden)
+        yield f"{runtime.engine} on {runtime.device}, {variant}: {texts} golden texts, off by at most {difference:.2g}"
+    tokenizer.close()
+
+
+def _open_bundle(settings: Settings) -> tuple[bundle.Bundle, Tokenizer]:
+    """Verifies a bundle and its signature, and opens its tokenizer.
+
+    Raises:
+        StartupError: The bundle is damaged, does not match its signature, or its tokenizer is invalid.
+    """
+    try:
+        # Where a link is switched to another bundle meanwhile, everything is still read from this one.
+        source = bundle.load(settings.bundle.resolve())
+        if settings.public_key:
+            signature = Path(settings.signature) if settings.signature else None
+            bundle.verify_signature(source, Path(settings.public_key), signature)
+        manifest = source.manifest
+        path = source.file("tokenizer.json")
+    except bundle.BundleError as error:
+        raise StartupError(str(error)) from error
+    try:
+        tokenizer = Tokenizer(path, manifest.max_tokens, manifest.max_tokens * settings.max_characters_per_token)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library has no error class of its own, and panics on some damaged files
+        raise StartupError(f"{path}: is not a valid tokenizer: {error}") from error
+    return source, tokenizer
 
 
 def _first_working_engine(
@@ -220,6 +265,9 @@ def self_test(source: bundle.Bundle, tokenizer: Tokenizer, engine: Engine) -> No
 
 def largest_difference(source: bundle.Bundle, tokenizer: Tokenizer, engine: Engine) -> float:
     """Runs every golden text by itself; returns the largest difference of an output from the bundle's.
+
+    Returns:
+        The largest difference.
 
     Raises:
         EngineError: An output differs by more than the variant's tolerance, or is not a number.

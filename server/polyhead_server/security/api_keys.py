@@ -214,7 +214,11 @@ def _quoted(text: str) -> str:
     return json.dumps(text)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+_PROGRAM = "python -m polyhead_server.security.api_keys"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="polyhead", prog_name=_PROGRAM, message="%(prog)s %(version)s")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("name")
 @click.option(
@@ -229,8 +233,18 @@ def _quoted(text: str) -> str:
 def main(file: Path, name: str, scopes: tuple[str, ...], days: int | None) -> None:
     """Create a key for NAME, append its hash and scopes to FILE, and print the key. The key itself is not stored.
 
-    A running server reads the changed file without a restart. To revoke a key, remove its entry.
-    """
+    A running server reads the changed file without a restart. To revoke a key, remove its entry. A new file is readable
+    by its owner alone, whatever the umask says.
+
+    \b
+    Examples:
+      python -m polyhead_server.security.api_keys keys.toml shop --scope infer --scope info --days 90
+
+    \b
+    Exit codes:
+      0  success; the key is on stdout
+      2  invalid command line, name or file; nothing was written
+    """  # noqa: D301 (click reads the \b)
     now = datetime.datetime.now(datetime.UTC)
     try:
         click.echo(create(file, name, scopes, now + datetime.timedelta(days=days) if days else None))
@@ -240,4 +254,4 @@ def main(file: Path, name: str, scopes: tuple[str, ...], days: int | None) -> No
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=_PROGRAM)

@@ -26,6 +26,7 @@ import random
 import signal
 import tempfile
 from collections.abc import Coroutine, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -252,7 +253,8 @@ class Supervisor:
         async with self.commands.changing:
             if old.ended or self._stopping.is_set():
                 return old
-            logger.info("worker %d has served for %.0f s; starting its successor", old.number, old.serving_s)
+            age = timedelta(seconds=round(old.serving_s))
+            logger.info("worker %d has served for %s; starting its successor", old.number, age)
             new = await self._start(old.number, config)
             if new is None:
                 return old

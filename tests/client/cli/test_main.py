@@ -378,7 +378,8 @@ def test_key_file_that_is_not_text_is_a_usage_error_and_not_shown(run: Run, tmp_
     (tmp_path / "key").write_bytes(b"\xff\xfeSECRET")
     result = run("info", "--api-key-file", str(tmp_path / "key"))
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "--api-key-file: not valid UTF-8 text" in result.stderr
+    assert "--api-key-file" in result.stderr
+    assert "not valid UTF-8 text" in result.stderr
     assert "SECRET" not in result.stderr
 
 

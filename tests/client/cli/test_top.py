@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
+import signal
 import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fcntl import ioctl
 from typing import Any
@@ -42,7 +45,8 @@ def rendered(width: int, process_ids: tuple[int, ...] = (7, 8), **changed: Any) 
 
 
 def cells(header: str, line: str) -> dict[str, str]:
-    values = line.replace(" s ", "s ").replace(" ms", "ms").split()
+    # The units of a duration follow a space.
+    values = re.sub(r"(\d) (ms|s|min|h|d)\b(?: (\d+) (s|min|h)\b)?", r"\1\2\3\4", line).split()
     return dict(zip(header.split(), values, strict=True))
 
 
@@ -54,7 +58,7 @@ def test_table_has_a_line_for_each_worker_and_one_for_all() -> None:
         "PID": "7",
         "MODEL": "demo",
         "STATE": "serving",
-        "UP": "62s",
+        "UP": "1min2s",
         "CALLS": "3",
         "QUEUE": "4",
         "WAIT": "250ms",
@@ -67,12 +71,32 @@ def test_table_has_a_line_for_each_worker_and_one_for_all() -> None:
     }
 
 
-def test_narrow_table_fits_80_columns_with_large_numbers() -> None:
-    _, header, *lines, _ = rendered(80, (4194303, 4194304), queued_items=99_999, requests_running=9_999)
-    assert all(len(line) <= 80 for line in lines)
-    assert "MODEL" not in header
-    assert cells(header, lines[0])["QUEUE"] == "99,999"
-    assert not any("…" in line for line in [header, *lines])
+LARGE = {"queued_items": 12_345_678, "requests_running": 99_999, "items_total": 10**9, "tokens_total": 10**12}
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 89, 98, 123, 160])
+def test_table_fits_the_terminal_with_large_numbers(width: int) -> None:
+    _, header, *lines, _ = rendered(width, (4194303, 4194304), model_id="m" * 30, **LARGE)
+    assert max(map(len, [header, *lines])) <= width
+    assert not any("…" in line for line in (header, *lines) if "MODEL" not in header)
+    assert {"PID", "STATE"} <= set(header.split())
+    shown = {80: "QUEUE", 89: "UP", 98: "PADDING", 123: "MODEL"}
+    for least, column in shown.items():
+        assert (column in header.split()) is (width >= least) or column == "QUEUE"
+    if width >= 80:
+        assert cells(header, lines[0])["QUEUE"] == "12.3M"
+
+
+def test_workers_that_do_not_fit_the_terminal_are_counted() -> None:
+    before = [worker_stats(process_id) for process_id in range(1, 65)]
+    after = [worker_stats(process_id, 2) for process_id in range(1, 65)]
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(render("unix:admin", rates(before, after), 80, 24))
+    lines = capture.get().splitlines()
+    assert len(lines) <= 23
+    assert lines[-3].split()[0] == "all"
+    assert "46 more workers do not fit" in lines[-2]
 
 
 class FakeAdminService(admin_service_pb2_grpc.AdminServiceServicer):
@@ -80,9 +104,15 @@ class FakeAdminService(admin_service_pb2_grpc.AdminServiceServicer):
 
     def __init__(self) -> None:
         self.calls = 0
+        self.fails = False
+        self.hangs = threading.Event()
+        self.hangs.set()
 
     def GetStats(self, request: pb2.GetStatsRequest, context: Any) -> pb2.GetStatsResponse:  # noqa: N802
         self.calls += 1
+        self.hangs.wait(TIMEOUT_S)
+        if self.fails:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
         return pb2.GetStatsResponse(workers=[worker_stats(after_s=2 * self.calls)])
 
 
@@ -175,21 +205,127 @@ def test_unreachable_admin_service_is_reported_with_a_hint() -> None:
     assert "--admin-listen" in result.stderr
 
 
-def test_terminal_shows_a_live_table_until_q_is_pressed(admin: FakeAdminService) -> None:
-    terminal, child = pty.openpty()
-    ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm"}
-    command = [sys.executable, "-m", "polyhead_client", "top", "--interval", "0.2"]
-    with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment) as process:
-        os.close(child)
-        shown = read_until(terminal, b"100.0")
-        assert admin.calls >= 2
-        os.write(terminal, b"xq")
-        shown += read_until(terminal, b"\x1b[?1049l")  # leaves the alternate screen
-        assert process.wait(TIMEOUT_S) == 0
-    os.close(terminal)
+class Terminal:
+    """``polyhead top`` in a terminal of its own."""
+
+    def __init__(self, *, stdin: int | None = None, rows: int = 24, columns: int = 80) -> None:
+        self.fd, child = pty.openpty()
+        self.resize(rows, columns)
+        self.settings = termios.tcgetattr(self.fd)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm"}
+        command = [sys.executable, "-c", _IN_TERMINAL, "top", "--interval", "0.2"]
+        self.process = subprocess.Popen(
+            command, stdin=child if stdin is None else stdin, stdout=child, stderr=child, env=environment
+        )
+        self._child = child
+
+    def resize(self, rows: int, columns: int) -> None:
+        ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(TIMEOUT_S)
+        os.close(self._child)
+        os.close(self.fd)
+
+    def left(self) -> bool:
+        """Whether the command has left the alternate screen, and the settings are those from before its start."""
+        read_until(self.fd, b"\x1b[?1049l")
+        return self.process.wait(TIMEOUT_S) is not None and termios.tcgetattr(self.fd) == self.settings
+
+
+# A session of its own makes the terminal of stdout that of the process, as in a shell.
+_IN_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+from polyhead_client.cli.main import main
+main(prog_name="polyhead")
+"""
+
+
+@pytest.fixture
+def terminals() -> Iterator[Callable[..., Terminal]]:
+    opened: list[Terminal] = []
+
+    def start(**options: Any) -> Terminal:
+        opened.append(Terminal(**options))
+        return opened[-1]
+
+    yield start
+    for terminal in opened:
+        terminal.close()
+
+
+def test_terminal_shows_a_live_table_until_q_is_pressed(
+    admin: FakeAdminService, terminals: Callable[..., Terminal]
+) -> None:
+    terminal = terminals()
+    shown = read_until(terminal.fd, b"100.0")
+    assert admin.calls >= 2
+    os.write(terminal.fd, b"xq")
+    assert terminal.left()
+    assert terminal.process.returncode == 0
     assert b"\x1b[?1049h" in shown
     assert b"q to quit" in shown
+
+
+@pytest.mark.usefixtures("admin")
+def test_q_is_read_from_the_terminal_if_stdin_is_a_file(terminals: Callable[..., Terminal]) -> None:
+    with open(os.devnull, "rb") as stdin:  # noqa: PTH123
+        terminal = terminals(stdin=stdin.fileno())
+    read_until(terminal.fd, b"q to quit")
+    os.write(terminal.fd, b"q")
+    assert terminal.left()
+    assert terminal.process.returncode == 0
+
+
+def test_q_ends_the_command_while_the_server_does_not_answer(
+    admin: FakeAdminService, terminals: Callable[..., Terminal]
+) -> None:
+    terminal = terminals()
+    read_until(terminal.fd, b"q to quit")
+    admin.hangs.clear()
+    calls = admin.calls
+    wait_until(lambda: admin.calls > calls)
+    os.write(terminal.fd, b"q")
+    assert terminal.left()
+    admin.hangs.set()
+
+
+@pytest.mark.usefixtures("admin")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_signal_restores_the_terminal(terminals: Callable[..., Terminal], number: int) -> None:
+    terminal = terminals()
+    read_until(terminal.fd, b"q to quit")
+    terminal.process.send_signal(number)
+    assert terminal.left()
+    assert terminal.process.returncode == (0 if number == signal.SIGINT else 128 + number)
+
+
+@pytest.mark.usefixtures("admin")
+def test_table_follows_the_size_of_the_terminal(terminals: Callable[..., Terminal]) -> None:
+    terminal = terminals()
+    assert b"MODEL" not in read_until(terminal.fd, b"q to quit")
+    terminal.resize(24, 140)
+    read_until(terminal.fd, b"MODEL")
+
+
+def test_lost_server_restores_the_terminal_and_names_the_address(
+    admin: FakeAdminService, terminals: Callable[..., Terminal]
+) -> None:
+    terminal = terminals()
+    read_until(terminal.fd, b"q to quit")
+    admin.fails = True
+    assert terminal.left()
+    assert terminal.process.returncode == 2
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + TIMEOUT_S
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def read_until(terminal: int, expected: bytes) -> bytes:

@@ -14,8 +14,8 @@ import torch
 from polyhead_export.cli import VARIANT_NAMES
 from polyhead_export.errors import FusionError, SettingsError
 from polyhead_export.export import export
-from polyhead_export.layout import GRAPHS
-from polyhead_export.onnx_export import EMBEDDING_OUTPUT, random_texts
+from polyhead_export.layout import EMBEDDING_OUTPUT, GRAPHS
+from polyhead_export.onnx_export import random_texts
 from polyhead_export.quantization.fusion import count_operators, fuse_attention
 from polyhead_export.quantization.smoothquant import collect_absmax, fold_biases, quantize
 from polyhead_export.quantization.variants import make_variant

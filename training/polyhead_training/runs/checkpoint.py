@@ -127,7 +127,12 @@ def restore_random_states(folder: Path, accelerator: Accelerator) -> None:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file durably, and replaces an existing one atomically."""
     partial = path.with_name(path.name + ".partial")
+    # The library creates files that only their owner may read. The umask decides the mode of this one.
+    partial.unlink(missing_ok=True)
+    partial.touch()
+    mode = partial.stat().st_mode
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial, metadata)
+    partial.chmod(mode)
     replace_file(partial, path)
 
 

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from polyhead_bundle.atomic_directory import replace_directory, staging_folder, sync_tree
+from polyhead_bundle.atomic_directory import replace_directory, staging_folder
 from tokenizers import Tokenizer
 
 from polyhead_training.config import Config, HeadConfig
@@ -113,8 +113,6 @@ def staged_run(destination: Path) -> Iterator[Path]:
         except OSError as error:
             raise RunError(target, f"cannot be written: {error.strerror}. Choose another --output-dir") from None
         yield staging
-        staging.chmod(0o755)
-        sync_tree(staging)
         # Checked again: files may have appeared there while training took hours.
         require_replaceable(target)
         replace_directory(staging, target)

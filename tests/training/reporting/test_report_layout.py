@@ -1,0 +1,109 @@
+"""The report fits screens of 360 to 1,600 pixels and A4: only the boxes of wide tables scroll, and paper shows all."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from polyhead_training.config import HeadConfig
+from polyhead_training.reporting.report import write_report
+
+from tests.support.finished_run import HEADS, write_finished_run
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+MANY_LABELS = tuple(f"a_rather_long_label_of_a_ticket_queue_{number:02d}" for number in range(30))
+RUNS = {
+    "few labels": HEADS,
+    "many long labels": (HeadConfig(name="topic", kind="softmax", labels=MANY_LABELS), *HEADS[1:]),
+}
+# A4 without the margins of the style sheet, in CSS pixels.
+PAPER_WIDTH = round((210 - 2 * 14) / 25.4 * 96)
+# Reports the width of the page, each element beyond it outside of a scroll box, and the boxes with hidden content.
+MEASURE = """<!doctype html><iframe id="frame" src="%s" style="border: 0; width: %dpx; height: 900px"></iframe>
+<pre id="found"></pre>
+<script>
+frame.onload = () => {
+  const page = frame.contentDocument, width = page.documentElement.clientWidth, outside = [], hidden = [];
+  const name = (one) => one.tagName + "." + one.className;
+  for (const one of page.querySelectorAll("body *")) {
+    if (!one.closest(".wrap, svg") && one.getBoundingClientRect().right > width + 1) outside.push(name(one));
+    if (one.closest(".wrap") && one.getBoundingClientRect().right > width + 1) hidden.push(name(one));
+  }
+  found.textContent = JSON.stringify({scroll: page.documentElement.scrollWidth, width, outside, hidden});
+};
+</script>"""
+
+
+@pytest.fixture(params=RUNS)
+def report(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    write_finished_run(tmp_path, RUNS[request.param])
+    write_report(tmp_path)
+    return tmp_path / "report.html"
+
+
+def measure(page: Path, width: int) -> dict[str, Any]:
+    """Opens a page in a frame of a width and returns what does not fit."""
+    outer = page.with_name("measure.html")
+    outer.write_text(MEASURE % (page.name, width))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
+    flags += ["--allow-file-access-from-files", "--virtual-time-budget=5000", "--window-size=1700,1000", "--dump-dom"]
+    profile = page.parent / "profile"
+    command = [str(BROWSER), *flags, f"--user-data-dir={profile}", outer.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r'<pre id="found">(.+?)</pre>', done.stdout)
+    assert found, done.stdout[-1000:]
+    measured: dict[str, Any] = json.loads(html.unescape(found[1]))
+    return measured
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [360, 600, 768, 1024, 1600])
+def test_page_does_not_scroll_sideways(report: Path, width: int) -> None:
+    found = measure(report, width)
+    assert found["width"] == width
+    assert (found["scroll"], found["outside"]) == (width, [])
+
+
+@needs_browser
+def test_paper_shows_every_table_in_full(report: Path) -> None:
+    text = report.read_text()
+    assert text.count("@media print {") == 1
+    report.write_text(text.replace("@media print {", "@media all {").replace("@page { size: A4; margin: 14mm; }", ""))
+    found = measure(report, PAPER_WIDTH)
+    assert (found["outside"], found["hidden"]) == ([], [])
+
+
+@needs_browser
+def test_table_outside_of_a_scroll_box_is_found(report: Path) -> None:
+    report.write_text(report.read_text().replace('class="wrap"', ""))
+    assert measure(report, 360)["outside"]
+
+
+class _Tables(HTMLParser):
+    """Counts the tables, and those whose parent is a scroll box that the keyboard reaches."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.count = self.boxed = 0
+        self._before: tuple[str, dict[str, str | None]] = ("", {})
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self.count += 1
+            self.boxed += self._before == ("div", {"class": "wrap", "tabindex": "0"})
+        self._before = (tag, dict(attrs))
+
+
+def test_every_table_is_in_a_scroll_box(report: Path) -> None:
+    tables = _Tables(report.read_text())
+    assert tables.count > 5
+    assert tables.boxed == tables.count
