@@ -12,6 +12,8 @@ from polyhead_client import Answer, AsyncClient, Client, ModelInfo, Text
 class Face(Protocol):
     """The interface that tests use, over ``Client`` or ``AsyncClient``."""
 
+    client: Any
+
     def analyze(self, texts: Iterable[Text], **options: Any) -> list[Answer]: ...
 
     def unary(self, method: str, texts: Any, **options: Any) -> Any: ...

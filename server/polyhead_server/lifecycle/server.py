@@ -299,5 +299,3 @@ class _SingleProcess:
 
     async def stats(self) -> list[WorkerStats]:
         return [await self._operations.stats()]
-
-

@@ -9,13 +9,24 @@ from typing import Any
 
 import pytest
 from polyhead_training.config_file import read_config
-from polyhead_training.data.preparation import prepare
+from polyhead_training.data.dataset import read_data
+from polyhead_training.data.preparation import Prepared, prepare
 from polyhead_training.errors import BackboneError
 from polyhead_training.train import dry_run
 
 from tests.support import tiny_training
 
 UNKNOWN = "你好 世界"
+
+
+def _prepare(config_file: Path) -> Prepared:
+    config = read_config(config_file)
+    return prepare(config, read_data(config))
+
+
+def _dry_run(config_file: Path) -> None:
+    config = read_config(config_file)
+    dry_run(config, read_data(config), tiny_training.ignore)
 
 
 @pytest.fixture
@@ -27,7 +38,7 @@ def warnings_of(
     def warnings(count: int) -> list[str]:
         changed = [{**row, "text": f"{UNKNOWN} {number}"} for number, row in enumerate(rows[:count])]
         write_jsonl("train.jsonl", [*changed, *rows[count:]])
-        return prepare(read_config(config_file)).report.warnings
+        return _prepare(config_file).report.warnings
 
     return warnings
 
@@ -47,7 +58,7 @@ def test_unknown_tokens_among_known_ones_are_reported(
     config_file: Path, rows: list[dict[str, Any]], write_jsonl: Callable[[str, Sequence[object]], Path]
 ) -> None:
     write_jsonl("train.jsonl", [{**row, "text": f"late {UNKNOWN} {row['text'][:20]}"} for row in rows])
-    found = [warning for warning in prepare(read_config(config_file)).report.warnings if "unknown to" in warning]
+    found = [warning for warning in _prepare(config_file).report.warnings if "unknown to" in warning]
     assert [warning.partition(":")[0] for warning in found] == ["train", "validation"]
     assert "% of the tokens are unknown to the backbone; consider another model.backbone" in found[0]
 
@@ -63,7 +74,7 @@ def test_backbone_that_knows_almost_no_text_is_refused(warnings_of: Callable[[in
 def test_dry_run_refuses_it_too(
     config_file: Path, rows: list[dict[str, Any]], write_jsonl: Callable[[str, Sequence[object]], Path]
 ) -> None:
-    dry_run(read_config(config_file), tiny_training.ignore)
+    _dry_run(config_file)
     write_jsonl("train.jsonl", [{**row, "text": f"{UNKNOWN} {number}"} for number, row in enumerate(rows)])
     with pytest.raises(BackboneError, match="special and unknown tokens alone"):
-        dry_run(read_config(config_file), tiny_training.ignore)
+        _dry_run(config_file)

@@ -9,7 +9,7 @@ from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.evaluation.calibration import best_threshold, fit_temperature
 from polyhead_training.evaluation.metrics import macro_f1
 from polyhead_training.evaluation.probabilities import answers, confidences, log_probabilities
-from polyhead_training.model import HeadKind
+from polyhead_training.model_types import HeadKind
 
 
 def _drawn(kind: HeadKind, rows: int, factor: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.evaluation.metrics import HeadScore, LabelScore, macro_f1, quick_score, score
-from polyhead_training.model import HeadKind
+from polyhead_training.model_types import HeadKind
 
 NAMES = ("a", "b", "c")
 

@@ -17,7 +17,7 @@ from polyhead_training.evaluation.probabilities import (
     log_probabilities,
     probabilities,
 )
-from polyhead_training.model import HeadKind
+from polyhead_training.model_types import HeadKind
 
 
 def test_probabilities_of_a_softmax_head_are_its_softmax() -> None:
