@@ -45,7 +45,7 @@ from polyhead_server.threads import in_daemon_thread
 from .bundle_watcher import BundleWatcher
 from .compatibility import identity_of, incompatibility
 from .entry import ServerFailedError
-from .model_loader import LoadTimeoutError, ModelLoader
+from .model_loader import ModelLoader
 from .operations import Operations
 from .reload import Reloader
 from .watchdog import wait_for_failure
@@ -202,9 +202,10 @@ class _Process:
             return False
         try:
             watcher, model = load.result()
-        except LoadTimeoutError as error:
-            # Unlike another reason not to start, this one may pass.
-            raise ServerFailedError(str(error)) from error
+        except StartupError as error:
+            if error.transient:
+                raise ServerFailedError(str(error)) from error
+            raise
         self._require_compatible(model)
         self._service.serve(self._start_pipeline(model))
         self._operations.reloader = Reloader(
