@@ -335,4 +335,12 @@ class ReloadError(ServerError):
 
 
 class StartupError(ServerError):
-    """The server cannot start as configured. Printed by the command line, never sent to a client."""
+    """The server cannot start as configured. Printed by the command line, never sent to a client.
+
+    Attributes:
+        transient: Whether another attempt may succeed.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient

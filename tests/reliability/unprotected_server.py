@@ -19,7 +19,7 @@ def _library_lines() -> None:
     """Logs what libraries log, as often as they log it."""
     from polyhead_server.observability import log_filters, logging
 
-    vars(logging)["own_words"] = lambda record: record
+    vars(logging)["redact"] = lambda record: record
     log_filters.RateLimitFilter.filter = lambda *_: True  # type: ignore[method-assign]
 
 

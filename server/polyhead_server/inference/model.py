@@ -83,7 +83,7 @@ class Loading:
         if engine:
             engine.close()
 
-    def require(self) -> None:
+    def raise_if_abandoned(self) -> None:
         """Returns if the load has not been abandoned.
 
         Raises:
@@ -92,7 +92,7 @@ class Loading:
         if self._abandoned:
             raise StartupError("the load was abandoned")
 
-    def stops(self, engine: Engine) -> Engine:
+    def guard(self, engine: Engine) -> Engine:
         """Returns an engine that ``abandon`` closes, whatever it computes by then."""
         with self._lock:
             self._engine = engine
@@ -126,7 +126,7 @@ def load_model(settings: Settings, loading: Loading | None = None) -> Model:
         logger.warning(hint)
     tuned = autotune.measure(engine, source.manifest.max_tokens, settings.max_batch_tokens)
     intra_op_engine = _intra_op_engine(source, tokenizer, engine.runtime, settings, loading)
-    loading.require()
+    loading.raise_if_abandoned()
     return Model(
         source,
         tokenizer,
@@ -208,9 +208,9 @@ def _first_working_engine(
     # The same with the messages of libraries, which may contain paths: for the operator, not for clients.
     details: list[str] = []
     for name, device, variant in engine_choices(source, pairs, settings.variant):
-        loading.require()
+        loading.raise_if_abandoned()
         try:
-            engine = loading.stops(engines.open_engine(source, name, device, variant))
+            engine = loading.guard(engines.open_engine(source, name, device, variant))
             self_test(source, tokenizer, engine)
         except EngineError as error:
             reasons.append(f"{name} on {device}, {variant}: {error}")
@@ -230,7 +230,7 @@ def _intra_op_engine(
     if (runtime.engine, runtime.device) != ("onnx", "cpu") or threads < 2:
         return None
     try:
-        engine = loading.stops(engines.open_engine(source, runtime.engine, runtime.device, runtime.variant, threads))
+        engine = loading.guard(engines.open_engine(source, runtime.engine, runtime.device, runtime.variant, threads))
         # The same graph in another order of additions: checked too, and not logged a second time.
         largest_difference(source, tokenizer, engine)
     except EngineError as error:

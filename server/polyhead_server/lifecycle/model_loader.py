@@ -20,10 +20,6 @@ logger = logging.getLogger(__name__)
 MAX_ABANDONED = 2
 
 
-class LoadTimeoutError(StartupError):
-    """A load took longer than its limit."""
-
-
 class ModelLoader:
     """Loads models, each within a limit. Event loop only."""
 
@@ -42,8 +38,7 @@ class ModelLoader:
         """Loads a model.
 
         Raises:
-            LoadTimeoutError: It takes longer than the limit.
-            StartupError: The model cannot be served.
+            StartupError: The model cannot be served, or the load takes longer than the limit, which is transient.
         """
         if len(self._abandoned) >= MAX_ABANDONED:
             raise StartupError(
@@ -60,7 +55,7 @@ class ModelLoader:
         if running.done():
             return running.result()
         self._abandon(running, loading)
-        raise LoadTimeoutError(f"loading took longer than {self._timeout_s:g} s (--start-timeout-s)")
+        raise StartupError(f"loading took longer than {self._timeout_s:g} s (--start-timeout-s)", transient=True)
 
     def _abandon(self, running: asyncio.Future[Model], loading: Loading) -> None:
         if running.done():

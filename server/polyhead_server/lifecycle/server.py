@@ -47,7 +47,7 @@ from . import stop_signals
 from .bundle_watcher import BundleWatcher
 from .compatibility import identity_of, incompatibility
 from .entry import ServerFailedError
-from .model_loader import LoadTimeoutError, ModelLoader
+from .model_loader import ModelLoader
 from .operations import Operations
 from .reload import Reloader
 from .watchdog import wait_for_failure
@@ -211,9 +211,10 @@ class _Process:
             return False
         try:
             watcher, model = load.result()
-        except LoadTimeoutError as error:
-            # Unlike another reason not to start, this one may pass.
-            raise ServerFailedError(str(error)) from error
+        except StartupError as error:
+            if error.transient:
+                raise ServerFailedError(str(error)) from error
+            raise
         self._require_compatible(model)
         self._service.serve(self._start_pipeline(model))
         self._operations.reloader = Reloader(

@@ -88,7 +88,7 @@ class _Kind:
         return True
 
 
-def own_words(record: logging.LogRecord) -> logging.LogRecord:
+def redact(record: logging.LogRecord) -> logging.LogRecord:
     """Returns a record of a trusted logger; of any other, only what no caller can choose.
 
     That is the logger, the place in the code and the type of the exception. gRPC logs metadata that is not UTF-8, with

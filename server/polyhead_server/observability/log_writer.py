@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 # Bytes of lines that wait for a slow reader. Beyond it lines are dropped.
 MAX_WAITING_BYTES = 2**20
-# Bytes of one system call, so that a reader gets lines soon.
-_MAX_WRITE_BYTES = 2**16
+# Bytes of one system call. Up to this size, the lines of workers that share a pipe never mix.
+_MAX_WRITE_BYTES = select.PIPE_BUF
 
 
 class LineWriter:

@@ -2,7 +2,7 @@
 
 ::
 
-    record -> log_filters: within a rate, own words -> formatter: one line, escaped -> log_writer: a thread writes
+    record -> log_filters: within a rate, redacted -> formatter: one line, escaped -> log_writer: a thread writes
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from polyhead_server.printable import printable
 
-from .log_filters import OutOfMemoryFilter, RateLimitFilter, own_words
+from .log_filters import OutOfMemoryFilter, RateLimitFilter, redact
 from .log_writer import LineWriter
 
 # Fields of every line that is logged on behalf of a call: ``request_id``, and ``trace_id`` if the call is traced.
@@ -92,7 +92,7 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Hands over a line."""
         try:
-            self.writer.write(self.format(own_words(record)))
+            self.writer.write(self.format(redact(record)))
         except Exception:  # noqa: BLE001 - a line that cannot be formatted must not fail what it reports
             self.handleError(record)
 

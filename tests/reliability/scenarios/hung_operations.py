@@ -35,7 +35,7 @@ _RELOAD_S, _CONTROL_S = 30.0, 10.0
 _ADMIN_DEADLINE_S = 8.0
 _STORM = 100
 # One begins with the storm and one waits; a fast machine begins another while it lasts.
-_MAX_RELOADS = 4
+_MAX_RELOADS = 3
 
 
 @scenario(

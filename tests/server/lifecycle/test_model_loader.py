@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.model import Loading, Model
-from polyhead_server.lifecycle.model_loader import MAX_ABANDONED, LoadTimeoutError, ModelLoader
+from polyhead_server.lifecycle.model_loader import MAX_ABANDONED, ModelLoader
 
 from tests.support.fake_engine import FakeEngine
 
@@ -37,7 +37,7 @@ class Loads:
     def load(self, loading: Loading) -> Model:
         engine = FakeEngine()
         self.engines.append(engine)
-        loading.stops(cast(Any, engine))
+        loading.guard(cast(Any, engine))
         if self.hang:
             self.resume.wait()
         self.models.append(FakeModel())
@@ -59,8 +59,9 @@ async def test_load_within_the_limit_returns_the_model(loads: Loads) -> None:
 
 async def test_load_that_hangs_is_abandoned_and_another_may_follow(loads: Loads) -> None:
     loader = ModelLoader(loads.load, 0.05)
-    with pytest.raises(LoadTimeoutError, match=r"loading took longer than 0.05 s \(--start-timeout-s\)"):
+    with pytest.raises(StartupError, match=r"loading took longer than 0.05 s \(--start-timeout-s\)") as caught:
         await loader.load()
+    assert caught.value.transient
     # What the engine computes is stopped.
     assert loads.engines[0].closed
     loads.hang = False
@@ -70,7 +71,7 @@ async def test_load_that_hangs_is_abandoned_and_another_may_follow(loads: Loads)
 
 
 async def test_model_of_an_abandoned_load_is_closed(loads: Loads) -> None:
-    with pytest.raises(LoadTimeoutError):
+    with pytest.raises(StartupError, match="took longer"):
         await ModelLoader(loads.load, 0.05).load()
     loads.resume.set()
     while not (loads.models and loads.models[0].closed.is_set()):
@@ -80,7 +81,7 @@ async def test_model_of_an_abandoned_load_is_closed(loads: Loads) -> None:
 async def test_abandoned_loads_are_bounded(loads: Loads) -> None:
     loader = ModelLoader(loads.load, 0.05)
     for _ in range(MAX_ABANDONED):
-        with pytest.raises(LoadTimeoutError):
+        with pytest.raises(StartupError, match="took longer"):
             await loader.load()
     with pytest.raises(StartupError, match="still running; restart the server"):
         await loader.load()
@@ -113,7 +114,7 @@ async def test_error_of_a_load_is_raised() -> None:
 def test_engine_opened_after_the_load_was_abandoned_is_closed() -> None:
     loading, engine = Loading(), FakeEngine()
     loading.abandon()
-    loading.stops(cast(Any, engine))
+    loading.guard(cast(Any, engine))
     assert engine.closed
     with pytest.raises(StartupError):
-        loading.require()
+        loading.raise_if_abandoned()

@@ -6,7 +6,7 @@ import logging
 import sys
 
 import pytest
-from polyhead_server.observability.log_filters import BURST_LINES, LINES_PER_S, RateLimitFilter, own_words
+from polyhead_server.observability.log_filters import BURST_LINES, LINES_PER_S, RateLimitFilter, redact
 
 HEADER = "Bearer polyhead_secret"
 
@@ -26,7 +26,7 @@ def test_library_line_contains_nothing_of_a_request(name: str) -> None:
     try:
         fail()
     except ValueError:
-        line = own_words(record(name, exc_info=sys.exc_info()))
+        line = redact(record(name, exc_info=sys.exc_info()))
     assert HEADER not in line.getMessage()
     assert line.exc_info is None
     assert "ValueError" in line.getMessage()
@@ -35,11 +35,11 @@ def test_library_line_contains_nothing_of_a_request(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["polyhead_server", "polyhead_server.rpc.stream", "py.warnings"])
 def test_own_line_is_unchanged(name: str) -> None:
-    assert own_words(record(name)).getMessage() == f"cannot parse {HEADER}"
+    assert redact(record(name)).getMessage() == f"cannot parse {HEADER}"
 
 
 def test_package_with_a_similar_name_is_not_trusted() -> None:
-    assert HEADER not in own_words(record("polyhead_server_plugin")).getMessage()
+    assert HEADER not in redact(record("polyhead_server_plugin")).getMessage()
 
 
 class Clock:
