@@ -275,6 +275,8 @@ def _command() -> Iterator[None]:
         _fail(error, 2)
     except ExportError as error:
         _fail(error, error.exit_code)
+    except ModuleNotFoundError as error:
+        _fail(ImportError(f"this command requires the package {error.name}: {_INSTALL_EXPORT}"), 2)
     except OSError as error:
         _fail(OSError(f"{error}; {_FREE_SPACE_HINT}") if error.errno in _DISK_FULL else error, 1)
     _report(f"done in {time.monotonic() - started:.0f} s")

@@ -149,3 +149,11 @@ def test_limits_of_the_gate_require_torch(run: Run, served: Path) -> None:
     done = run(BIN / "polyhead-export", "verify", served, "--config", served.parent / "export.toml")
     assert done.returncode == 2
     assert "pip install 'polyhead[export]'" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("export", "run", "bundle"), ("run", "bundle"), ("import", "checkpoint", "run")])
+def test_command_that_requires_torch_names_the_extra(run: Run, arguments: tuple[str, ...]) -> None:
+    done = run(BIN / "polyhead-export", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "pip install 'polyhead[export]'" in line

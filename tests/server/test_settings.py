@@ -37,6 +37,11 @@ def test_number_below_its_minimum_is_refused(name: str, value: int) -> None:
         settings.Settings(bundle=Path("x"), **{name: value})  # type: ignore[arg-type]
 
 
+def test_signature_without_a_key_to_verify_it_is_refused() -> None:
+    with pytest.raises(StartupError, match="--signature requires --public-key"):
+        settings.Settings(bundle=Path("x"), signature="x.sig")
+
+
 def test_explicit_thread_count_is_used() -> None:
     assert settings.Settings(bundle=Path("x"), threads=3).compute_threads("cuda") == 3
 

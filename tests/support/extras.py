@@ -15,18 +15,24 @@ from .demo import ROOT
 
 _BLOCKER = '''"""Hides the packages that an installation without them would lack."""
 import sys
-from importlib.abc import MetaPathFinder
 
 HIDDEN = frozenset({hidden!r})
 
 
-class Hide(MetaPathFinder):
+class Hide:
+    """A finder that does not find the hidden packages, and all others as the finder behind it does."""
+
+    def __init__(self, finder):
+        self._finder = finder
+
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in HIDDEN:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        return None if name.partition(".")[0] in HIDDEN else self._finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self._finder, name)
 
 
-sys.meta_path.insert(0, Hide())
+sys.meta_path[:] = map(Hide, sys.meta_path)
 '''
 
 
