@@ -200,7 +200,8 @@ class PlainClient:
     async def analyze(self, texts: Iterable[tuple[str, str]], *, deadline_s: float | None = None) -> list[Answer]:
         """Sends one call without retries."""
         with map_grpc_errors():
-            return answers_of(await self._stub.Analyze(pb2.AnalyzeRequest(items=_items(texts)), timeout=deadline_s))
+            request = pb2.AnalyzeRequest(items=_items(texts))
+            return answers_of(await self._stub.Analyze(request, timeout=deadline_s), request)
 
     async def stream(self, texts: AsyncIterator[tuple[str, str]]) -> AsyncIterator[Answer]:
         """Sends one stream with one item per message."""
@@ -211,7 +212,7 @@ class PlainClient:
 
         with map_grpc_errors():
             async for response in self._stub.StreamAnalyze(requests()):
-                for answer in answers_of(response):
+                for answer in answers_of(response, pb2.StreamAnalyzeRequest()):
                     yield answer
 
 

@@ -75,7 +75,8 @@ async def malformed_stream_messages(context: Context) -> Verdict:
         for malformed in kinds.values():
             for message in (valid, malformed, valid):
                 await call.write(message)
-                (answer,) = answers_of(pb2.StreamAnalyzeResponse.FromString(await call.read()))
+                response = pb2.StreamAnalyzeResponse.FromString(await call.read())
+                (answer,) = answers_of(response, pb2.StreamAnalyzeRequest())
                 if message == malformed:
                     answered += answer.error is not None
                 elif answer.result is not None:
