@@ -30,7 +30,7 @@ from polyhead_client.transport.target import parse
 
 from . import conversion
 from .conversion import StreamRequest, Task
-from .errors import InvalidRequestError, PolyheadError, ServerError
+from .errors import InvalidRequestError, PolyheadError, ServerError, require_integer
 from .options import (
     EmbedOptions,
     StreamAnalyzeOptions,
@@ -104,9 +104,12 @@ class BaseClient(ABC, Generic[TextsT, AnswersT]):
         Raises:
             InvalidRequestError: An argument has an invalid value.
         """
-        if connections < 1:
-            raise InvalidRequestError("INVALID_ARGUMENT", f"connections: {connections} is less than 1")
+        require_integer("connections", connections)
         RetryPolicy(max_attempts, RetryBudget(), Deadline(None))  # rejects an invalid number now, not in the first call
+        given: object = tls
+        if given is not None and not isinstance(given, Tls):
+            problem = f"tls: expected Tls, not {type(given).__name__}; use tls=Tls()"
+            raise InvalidRequestError("INVALID_ARGUMENT", problem)
         self._target = parse(target)
         self._metadata = authorization(api_key, self._target, tls, allow_plaintext_key)
         self._tls = tls

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2, model_pb2
 
-from .errors import InvalidRequestError, invalid_answer, reason_of, retry_after_of
+from .errors import InvalidRequestError, invalid_answer, reason_of, require_integer, retry_after_of
 from .types import (
     Answer,
     Classification,
@@ -110,6 +110,9 @@ def request_template(kind: type[RequestT], options: Mapping[str, Any]) -> Reques
         "options": item_options(options["truncation"], options["include_timings"], options["expected_fingerprints"])
     }
     if "tasks" in options:
+        if isinstance(options["tasks"], str):
+            problem = f"tasks: expected a list of tasks, not one str; use [{options['tasks']!r}]"
+            raise InvalidRequestError("INVALID_ARGUMENT", problem)
         fields["tasks"] = [_lookup("tasks", _TASKS, task) for task in options["tasks"]]
     if "encoding" in options:
         fields["embedding_options"] = embedding_options(options["encoding"], options["dimensions"])
@@ -129,8 +132,10 @@ def item_options(
 
 def embedding_options(encoding: Encoding, dimensions: int | None) -> item_pb2.EmbeddingOptions:
     """Builds the options of the embedding."""
-    if dimensions is not None and not 0 < dimensions < _MAX_DIMENSIONS_EXCLUSIVE:
-        raise InvalidRequestError("INVALID_ARGUMENT", f"dimensions: {dimensions} is not between 1 and 2 ** 32 - 1")
+    if dimensions is not None:
+        require_integer("dimensions", dimensions)
+        if dimensions >= _MAX_DIMENSIONS_EXCLUSIVE:
+            raise InvalidRequestError("INVALID_ARGUMENT", f"dimensions: {dimensions} is not below 2 ** 32")
     return item_pb2.EmbeddingOptions(encoding=_lookup("encoding", _ENCODING, encoding), dimensions=dimensions or 0)
 
 
@@ -187,7 +192,10 @@ def model_info_of(response: service_pb2.GetModelInfoResponse) -> ModelInfo:
 
 
 def _fingerprints_message(expected: Fingerprints | ModelInfo) -> item_pb2.Fingerprints:
-    fingerprints = expected.fingerprints if isinstance(expected, ModelInfo) else expected
+    fingerprints: Any = expected.fingerprints if isinstance(expected, ModelInfo) else expected
+    if not isinstance(fingerprints, Fingerprints):
+        problem = f"expected_fingerprints: expected Fingerprints or ModelInfo, not {type(expected).__name__}"
+        raise InvalidRequestError("INVALID_ARGUMENT", problem)
     return item_pb2.Fingerprints(
         embedding_space=fingerprints.embedding_space,
         heads=[
@@ -198,7 +206,7 @@ def _fingerprints_message(expected: Fingerprints | ModelInfo) -> item_pb2.Finger
 
 
 def _lookup(option: str, choices: Mapping[str, ChoiceT], choice: str) -> ChoiceT:
-    if choice in choices:
+    if isinstance(choice, str) and choice in choices:
         return choices[choice]
     raise InvalidRequestError("INVALID_ARGUMENT", f"{option}: {choice!r} is not one of {', '.join(choices)}")
 

@@ -15,9 +15,10 @@ Errors::
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -136,6 +137,18 @@ def error_for_code(code: str, message: str, reason: str = "") -> PolyheadError:
     """Builds the error for the name of a status code."""
     kind = _BY_CODE.get(grpc.StatusCode.__members__.get(code, grpc.StatusCode.UNKNOWN), ServerError)
     return kind(code, message, reason)
+
+
+def require_integer(name: str, value: object, minimum: int = 1) -> None:
+    """Rejects an argument that is not an integer of at least ``minimum``.
+
+    Raises:
+        InvalidRequestError: The message names the argument and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise InvalidRequestError("INVALID_ARGUMENT", f"{name}: {value!r} is not an integer")
+    if operator.index(value) < minimum:
+        raise InvalidRequestError("INVALID_ARGUMENT", f"{name}: {value} is less than {minimum}")
 
 
 def invalid_answer(problem: str) -> ServerError:

@@ -103,7 +103,7 @@ def test_generator_is_checked_while_it_is_read(client: Face) -> None:
 )
 @pytest.mark.parametrize("method", ["analyze", "embed", "embeddings", "classify", "sentiment", "stream"])
 def test_value_that_is_no_collection_of_texts_is_rejected(
-    client: Face, servicer: FakeServicer, method: str, texts: Any, problem: str
+    client: Any, servicer: FakeServicer, method: str, texts: Any, problem: str
 ) -> None:
     with pytest.raises(InvalidRequestError, match=problem):
         client.unary(method, texts) if method != "stream" else client.client.stream(texts)
@@ -124,3 +124,35 @@ def test_unary_call_rejects_an_async_iterable(client: Face) -> None:
 
     with pytest.raises(InvalidRequestError, match="not async_generator; the streaming methods of AsyncClient"):
         client.analyze(texts())
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"tasks": "embedding"},
+        {"tasks": ["poetry"]},
+        {"tasks": [None]},
+        {"truncation": "cut"},
+        {"encoding": "float64"},
+        {"encoding": ["int8"]},
+        {"dimensions": 0},
+        {"dimensions": "64"},
+        {"dimensions": 64.0},
+        {"dimensions": True},
+        {"dimensions": 2**32},
+        {"deadline_s": "5"},
+        {"deadline_s": float("nan")},
+        {"expected_fingerprints": "00112233445566aa"},
+    ],
+)
+def test_invalid_option_is_named_and_nothing_is_sent(
+    client: Face, servicer: FakeServicer, option: dict[str, Any]
+) -> None:
+    for call in (client.analyze, client.stream):
+        with pytest.raises(InvalidRequestError, match=f"^INVALID_ARGUMENT: {next(iter(option))}: "):
+            list(call(["text"], **option))
+    assert servicer.calls == []
+
+
+def test_number_of_numpy_is_a_number_of_dimensions(client: Face) -> None:
+    assert client.unary("embeddings", ["text"], dimensions=np.int64(2)).shape == (1, 2)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from polyhead_client.errors import InvalidRequestError
+from polyhead_client.errors import require_integer
 
 # Initially two messages of 32 items: one that the server computes and one that waits for it.
 _INITIAL_LIMIT, _MIN_LIMIT, _MAX_LIMIT = 64, 32, 1024
@@ -45,10 +45,9 @@ class FixedLimit:
         """Sets the limit.
 
         Raises:
-            InvalidRequestError: The limit is less than 1.
+            InvalidRequestError: The limit is not an integer of at least 1.
         """
-        if limit < 1:
-            raise InvalidRequestError("INVALID_ARGUMENT", f"max_in_flight: {limit} is less than 1")
+        require_integer("max_in_flight", limit)
         self.limit = limit
 
     def on_full(self) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from polyhead_client.errors import InvalidRequestError
+from polyhead_client.errors import InvalidRequestError, require_integer
 
 # CANCELLED beside UNAVAILABLE: a server that stops gracefully sends it for calls that it has not started.
 _RETRYABLE_CODES = frozenset({"UNAVAILABLE", "CANCELLED"})
@@ -46,7 +46,13 @@ class Deadline:
     """The point in time at which a call expires."""
 
     def __init__(self, seconds: float | None, now: Callable[[], float] = time.monotonic) -> None:
-        """Starts the countdown; None means no limit."""
+        """Starts the countdown; None means no limit.
+
+        Raises:
+            InvalidRequestError: ``seconds`` is not a number.
+        """
+        if seconds is not None and (not isinstance(seconds, int | float) or math.isnan(seconds)):
+            raise InvalidRequestError("INVALID_ARGUMENT", f"deadline_s: {seconds!r} is not a number of seconds or None")
         self._now = now
         self._end = None if seconds is None else now() + seconds
 
@@ -101,10 +107,9 @@ class RetryPolicy:
             uniform: Source of the jitter.
 
         Raises:
-            InvalidRequestError: ``max_attempts`` is less than 1.
+            InvalidRequestError: ``max_attempts`` is not an integer of at least 1.
         """
-        if max_attempts < 1:
-            raise InvalidRequestError("INVALID_ARGUMENT", f"max_attempts: {max_attempts} is less than 1")
+        require_integer("max_attempts", max_attempts)
         self.deadline = deadline
         self._max_attempts = max_attempts
         self._budget = budget

@@ -95,8 +95,8 @@ def authorization(
     if api_key is None:
         return ()
     # No error message contains the key itself.
-    if not (api_key.isascii() and api_key.isprintable() and api_key.strip()):
-        problem = "api_key: must be non-empty printable ASCII without line breaks"
+    if not (isinstance(api_key, str) and api_key.isascii() and api_key.isprintable() and api_key.strip()):
+        problem = "api_key: must be a non-empty str of printable ASCII without line breaks"
         raise InvalidRequestError("INVALID_ARGUMENT", problem)
     if tls is None and not allow_plaintext_key and not target.local:
         problem = f"api_key: {target} is not a loopback address, and the key would cross the network unencrypted"

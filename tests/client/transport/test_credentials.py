@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from polyhead_client import AsyncClient, Client, InvalidRequestError, Tls
@@ -52,7 +53,24 @@ def test_error_names_the_file_that_cannot_be_read(tmp_path: Path) -> None:
         Client(tls=Tls(ca_file=tmp_path / "missing.pem"))
 
 
-@pytest.mark.parametrize("options", [{"connections": 0}, {"max_attempts": 0}, {"hedge_after_s": 0}, {"api_key": ""}])
-def test_error_names_the_invalid_argument(options: dict[str, float]) -> None:
-    with pytest.raises(InvalidRequestError, match=next(iter(options))):
-        Client(**options)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"connections": 0},
+        {"connections": "4"},
+        {"connections": True},
+        {"max_attempts": 0},
+        {"max_attempts": 2.5},
+        {"hedge_after_s": 0},
+        {"hedge_after_s": "p99"},
+        {"api_key": ""},
+        {"api_key": KEY.encode()},
+        {"tls": True},
+        {"tls": "ca.pem"},
+    ],
+)
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_error_names_the_invalid_argument(client: type[Any], options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^INVALID_ARGUMENT: {next(iter(options))}: ") as caught:
+        client(**options)
+    assert KEY not in str(caught.value)
