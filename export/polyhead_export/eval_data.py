@@ -23,6 +23,7 @@ from polyhead_training.errors import RunError
 from polyhead_training.evaluation.metrics import HeadScore, score
 from polyhead_training.evaluation.probabilities import answers
 from polyhead_training.runs.run_directory import Run
+from polyhead_training.suggestions import did_you_mean
 from polyhead_training.tokenization import encode, load_tokenizer, pad, unread_texts
 
 from .errors import SettingsError
@@ -94,8 +95,10 @@ def read_eval_data(run: Run, heads: Sequence[Head], paths: Sequence[Path]) -> Ev
         RunError: ``run.json`` does not say which fields to read.
     """
     for path in paths:
-        if not path.is_file():
-            raise SettingsError(path, "evaluation data not found")
+        if not path.exists():
+            siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+            hint = did_you_mean(path.name, siblings)
+            raise SettingsError(path, f"evaluation data not found{'; ' if hint else ''}{hint}")
     text, described = _fields(run, heads)
     rows = read_labelled(paths, text, described)
     indices = [{label: index for index, label in enumerate(head.labels)} for head in heads]

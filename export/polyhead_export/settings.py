@@ -8,10 +8,11 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from polyhead_training.suggestions import did_you_mean
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from .errors import SettingsError
@@ -169,7 +170,7 @@ def read_settings(path: Path | None) -> Settings:
     if path is None:
         return Settings()
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(path, f"cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -180,16 +181,30 @@ def read_settings(path: Path | None) -> Settings:
 
 
 def _validated(path: Path, values: dict[str, Any]) -> Settings:
-    prefix: tuple[str | int, ...] = ()
+    reasons: list[str] = []
     try:
         settings = Settings.model_validate(values)
-        for name in settings.limits:
-            prefix = ("limits", name)
-            settings.limits_of(name)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, (*prefix, *first["loc"])))
-        known = ", ".join(Limits.model_fields if prefix else Settings.model_fields)
-        hint = f"; known fields are {known}" if first["type"] == "extra_forbidden" else ""
-        raise SettingsError(path, f"{field}: {first['msg']}{hint}") from None
+        reasons += _reasons(error, (), Settings)
+        settings = Settings()
+    # Limits are validated by themselves too, so that all mistakes are listed at once.
+    limits = values.get("limits")
+    for name, given in limits.items() if isinstance(limits, dict) else ():
+        if name in VARIANTS and isinstance(given, dict):
+            try:
+                Limits.model_validate({**_DEFAULTS[name], **given})
+            except ValidationError as error:
+                reasons += _reasons(error, ("limits", name), Limits)
+    if reasons:
+        raise SettingsError(path, f"\n{path}: ".join(dict.fromkeys(reasons)))
     return settings
+
+
+def _reasons(error: ValidationError, prefix: tuple[str, ...], section: type[BaseModel]) -> Iterator[str]:
+    for fault in error.errors(include_url=False):
+        field = ".".join(map(str, (*prefix, *fault["loc"])))
+        hint = ""
+        if fault["type"] == "extra_forbidden":
+            close = did_you_mean(str(fault["loc"][-1]), section.model_fields)
+            hint = f"; {close}" if close else f"; known fields are {', '.join(section.model_fields)}"
+        yield f"{field}: {fault['msg']}{hint}"

@@ -44,7 +44,7 @@ def read_csv(lines: Lines, path: Path, fields: frozenset[str] | None) -> Iterato
         if header is None:
             header = tuple(record)
             if repeated := duplicate_names(header, fields):
-                reason = f"has more than one column {repeated[0]!r} among its columns {', '.join(map(repr, header))}"
+                reason = f"has more than one column {repeated[0]!r} among its {len(header):,} columns"
                 yield Problem(path, records.start, f"{reason}: remove or rename one", is_final=True)
                 return
             columns = {name: index for index, name in enumerate(header) if fields is None or name in fields}

@@ -37,7 +37,7 @@ def read_parquet(path: Path, fields: frozenset[str] | None) -> Iterator[RawRow |
         with pq.ParquetFile(path) as file:
             names, metadata = tuple(file.schema_arrow.names), file.metadata
             if repeated := duplicate_names(names, fields):
-                reason = f"has more than one column {repeated[0]!r} among its columns {', '.join(map(repr, names))}"
+                reason = f"has more than one column {repeated[0]!r} among its {len(names):,} columns"
                 yield Problem(path, 0, f"{reason}: remove or rename one", is_final=True)
                 return
             columns = [name for name in names if fields is None or name in fields]

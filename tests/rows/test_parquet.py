@@ -109,9 +109,7 @@ def test_unnamed_columns_have_no_influence(path: Path) -> None:
 def test_named_column_that_occurs_twice_is_a_problem(path: Path) -> None:
     pq.write_table(pa.table({"text": ["one"], "label": ["x"]}).append_column("label", pa.array(["y"])), path)
     (problem,) = read_rows(path, FIELDS)
-    assert str(problem) == (
-        f"{path}: has more than one column 'label' among its columns 'text', 'label', 'label': remove or rename one"
-    )
+    assert str(problem) == (f"{path}: has more than one column 'label' among its 3 columns: remove or rename one")
 
 
 def test_names_with_dots_are_names(path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Unicode categories without a glyph: control and format characters, such as the zero-width space.
 _INVISIBLE = ("Cc", "Cf")
 # Longer values would make an error message unreadable.
 _MAX_SHOWN_CHARACTERS = 80
+_MAX_NAMES = 20
 
 
 def folded(name: str) -> str:
@@ -35,8 +37,15 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
 
 def shown(value: object) -> str:
     """Formats a value of a file for a message: as Python would, shortened, with invisible characters escaped."""
-    text = repr(value[: _MAX_SHOWN_CHARACTERS + 1] if isinstance(value, str | bytes) else value)
+    # reprlib bounds the depth and the size of nested values.
+    text = repr(value[: _MAX_SHOWN_CHARACTERS + 1]) if isinstance(value, str | bytes) else reprlib.repr(value)
     return text if len(text) <= _MAX_SHOWN_CHARACTERS + 2 else f"{text[:_MAX_SHOWN_CHARACTERS]}..."
+
+
+def listed(names: Sequence[str]) -> str:
+    """Formats names for a message, the first ones of many."""
+    more = ", ..." if len(names) > _MAX_NAMES else ""
+    return ", ".join(map(shown, names[:_MAX_NAMES])) + more
 
 
 def bare(name: str) -> str:

@@ -223,9 +223,11 @@ def test_evaluation_file_without_labels_is_named(run_dir: Path, tmp_path: Path) 
             "colour = 1",
             r"export\.toml: colour: Extra inputs are not permitted; known fields are variants, eval_data, limits",
         ),
+        ("variant = ['int8']", r"export\.toml: variant: Extra inputs .*; did you mean 'variants'\?"),
+        ("[limits.int8]\ncosin_mean = 1", r"limits\.int8\.cosin_mean: Extra inputs .*; did you mean 'cosine_mean'\?"),
         (
-            "[limits.int8]\ncosine = 1",
-            r"limits\.int8\.cosine: Extra inputs .*; known fields are difference, logit",
+            "colour = 1\n[limits.int8]\ncosine_mean = -1\nzzz = 1",
+            r"(?s)export\.toml: colour.*export\.toml: limits\.int8\.cosine_mean.*export\.toml: limits\.int8\.zzz",
         ),
         ("[limits.int8]\ncosine_mean = -1", r"limits\.int8\.cosine_mean: Input should be greater"),
         ("variants = [", r"export\.toml: is not valid TOML"),

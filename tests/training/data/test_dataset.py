@@ -233,7 +233,11 @@ def test_equal_faults_of_a_file_are_one_line(read: Read, write_jsonl: WriteJsonl
     assert caught.value.found == 30
 
 
-@pytest.mark.parametrize("text", ["", " ", "\u200b\ufeff\xa0", "\x00", None, 3, 1.5, True, ["a"], {"a": 1}])
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "\u200b\ufeff\xa0", "\x00", None, 3, 1.5, True, ["a"], {"a": 1}, json.loads("[" * 900 + "]" * 900)],
+    ids=lambda text: repr(text)[:20],
+)
 def test_value_that_is_no_text_is_an_error(read: Read, write_jsonl: WriteJsonl, text: object) -> None:
     write_jsonl("a.jsonl", [{"text": text}])
     with pytest.raises(DataError, match=r"a\.jsonl:1: field 'text': .* is not a valid text"):

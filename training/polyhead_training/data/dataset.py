@@ -21,7 +21,7 @@ from polyhead_rows import Problem, RawRow
 
 from polyhead_training.config import Config, HeadConfig
 from polyhead_training.errors import ConfigError, DataError
-from polyhead_training.suggestions import did_you_mean, folded, shown
+from polyhead_training.suggestions import did_you_mean, folded, listed, shown
 
 from .labels import read_label
 from .readers import Source, read_source
@@ -253,7 +253,7 @@ def _raw_rows(source: Source, fields: Collection[str]) -> Iterator[RawRow | Prob
 def _require(raw: RawRow, required: Mapping[str, str]) -> None:
     for field, setting in required.items():
         if field not in raw.values:
-            names = ", ".join(map(shown, raw.names)) or "none at all"
+            names = listed(raw.names) or "none at all"
             hint = did_you_mean(field, raw.names)
             fix = f"set {setting} to one of these"
             raise ValueError(f"has no field {field!r}, only {names}: {f'{hint} {fix}' if hint else fix}")
