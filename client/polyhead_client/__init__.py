@@ -7,38 +7,91 @@
                               `--> options
 """
 
-from .aio import AsyncClient
-from .client import Client
-from .conversion import Encoding, Order, Task, TruncationPolicy
-from .core.stream_state import Text
-from .errors import (
-    AccessDeniedError,
-    DeadlineExceededError,
-    InvalidRequestError,
-    ItemFailedError,
-    PolyheadError,
-    ResourceExhaustedError,
-    ServerError,
-    UnavailableError,
-)
-from .options import AnalyzeOptions, StreamAnalyzeOptions, StreamEmbedOptions, StreamOptions
-from .transport.credentials import Tls
-from .types import (
-    Answer,
-    Classification,
-    EmbeddingInfo,
-    Fingerprints,
-    HeadInfo,
-    ItemError,
-    LabelScore,
-    Limits,
-    ModelInfo,
-    Result,
-    RuntimeInfo,
-    Sentiment,
-    Timings,
-    Truncation,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .aio import AsyncClient
+    from .choices import Encoding, Order, Task, TruncationPolicy
+    from .client import Client
+    from .core.stream_state import Text
+    from .errors import (
+        AccessDeniedError,
+        DeadlineExceededError,
+        InvalidRequestError,
+        ItemFailedError,
+        PolyheadError,
+        ResourceExhaustedError,
+        ServerError,
+        UnavailableError,
+    )
+    from .options import AnalyzeOptions, StreamAnalyzeOptions, StreamEmbedOptions, StreamOptions
+    from .transport.credentials import Tls
+    from .types import (
+        Answer,
+        Classification,
+        EmbeddingInfo,
+        Fingerprints,
+        HeadInfo,
+        ItemError,
+        LabelScore,
+        Limits,
+        ModelInfo,
+        Result,
+        RuntimeInfo,
+        Sentiment,
+        Timings,
+        Truncation,
+    )
+
+# Imported when a name is used: numpy and gRPC take longer to import than the command's --help should take.
+_MODULES = {
+    "aio": ("AsyncClient",),
+    "client": ("Client",),
+    "choices": (
+        "Encoding",
+        "Order",
+        "Task",
+        "TruncationPolicy",
+    ),
+    "core.stream_state": ("Text",),
+    "errors": (
+        "AccessDeniedError",
+        "DeadlineExceededError",
+        "InvalidRequestError",
+        "ItemFailedError",
+        "PolyheadError",
+        "ResourceExhaustedError",
+        "ServerError",
+        "UnavailableError",
+    ),
+    "options": (
+        "AnalyzeOptions",
+        "StreamAnalyzeOptions",
+        "StreamEmbedOptions",
+        "StreamOptions",
+    ),
+    "transport.credentials": ("Tls",),
+    "types": (
+        "Answer",
+        "Classification",
+        "EmbeddingInfo",
+        "Fingerprints",
+        "HeadInfo",
+        "ItemError",
+        "LabelScore",
+        "Limits",
+        "ModelInfo",
+        "Result",
+        "RuntimeInfo",
+        "Sentiment",
+        "Timings",
+        "Truncation",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "AccessDeniedError",
@@ -76,3 +129,18 @@ __all__ = [
     "TruncationPolicy",
     "UnavailableError",
 ]
+
+
+if not TYPE_CHECKING:  # it would make every misspelt name valid
+
+    def __getattr__(name: str) -> Any:
+        """Imports a public name."""
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

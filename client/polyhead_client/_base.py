@@ -24,6 +24,7 @@ from polyhead_client.transport.pool import DEFAULT_CONNECTIONS
 from polyhead_client.transport.runtime import Runtime
 
 from . import conversion
+from .choices import DEFAULT_TARGET
 from .conversion import StreamRequest
 from .errors import InvalidRequestError, PolyheadError
 from .options import (
@@ -37,9 +38,6 @@ from .options import (
 from .session import Session, StreamMethod
 from .streaming import Stream
 from .types import Answer, ModelInfo
-
-# The server's default address.
-DEFAULT_TARGET = "127.0.0.1:50051"
 
 # Maximum size of a stream's message: gRPC's cost per message hardly grows up to 32 items, and a larger message would
 # delay the first of its items.

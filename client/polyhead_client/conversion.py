@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf import duration_pb2
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2, model_pb2
 
+from .choices import Encoding, Order, TruncationPolicy
 from .errors import InvalidRequestError, ServerError, reason_of, retry_after_of
 from .types import (
     Answer,
@@ -36,11 +37,6 @@ from .types import (
     Timings,
     Truncation,
 )
-
-Task = Literal["embedding", "classification", "sentiment"]
-TruncationPolicy = Literal["truncate", "error", "window"]
-Order = Literal["request", "completion"]
-Encoding = Literal["float32", "float16", "int8", "binary"]
 
 StreamRequest = (
     service_pb2.StreamAnalyzeRequest

@@ -225,6 +225,7 @@ def _command() -> Iterator[None]:
     # PyTorch takes seconds to import, and --help does not require it.
     from polyhead_bundle import BundleError
     from polyhead_training.errors import TrainingError
+    from polyhead_training.terminal import format_duration
 
     from polyhead_export.interop.checkpoint import CheckpointError
     from polyhead_export.interop.export_sentence_transformers import InterchangeError
@@ -243,7 +244,7 @@ def _command() -> Iterator[None]:
         _fail(error, 1)
     except OSError as error:
         _fail(OSError(f"{error}; {_FREE_SPACE_HINT}") if error.errno in _DISK_FULL else error, 1)
-    _report(f"done in {time.monotonic() - started:.0f} s")
+    _report(f"done in {format_duration(time.monotonic() - started)}")
 
 
 def _read_settings(config: Path | None, variants: tuple[str, ...], eval_data: tuple[Path, ...]) -> Settings:

@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import grpc
-from google.protobuf import message
-from google.protobuf.duration_pb2 import Duration
-from polyhead.v1 import admin_service_pb2 as pb2
-from polyhead.v1 import admin_service_pb2_grpc
-
-from polyhead_client.errors import PolyheadError, UnavailableError, map_grpc_errors
-from polyhead_client.transport import channel
-from polyhead_client.transport.credentials import authorization
 
 from .failure import CommandError
+
+# gRPC takes longer to import than --help should take.
+if TYPE_CHECKING:
+    from google.protobuf import message
+    from polyhead.v1 import admin_service_pb2 as pb2
 
 target_option = click.option(
     "--target",
@@ -63,6 +59,8 @@ def reload(target: str, force: bool) -> None:
     \b
       polyhead admin reload --target unix:/run/polyhead-admin.sock
     """  # noqa: D301  \b tells click to keep the line breaks
+    from polyhead.v1 import admin_service_pb2 as pb2
+
     request = pb2.ReloadRequest(force=force)
     _print(_call(target, lambda stub, key: stub.Reload(request, timeout=_RELOAD_TIMEOUT_S, metadata=key)).workers)
 
@@ -77,6 +75,8 @@ def drain(target: str) -> None:
     \b
       polyhead admin drain --target unix:/run/polyhead-admin.sock
     """  # noqa: D301  \b tells click to keep the line breaks
+    from polyhead.v1 import admin_service_pb2 as pb2
+
     _call(target, lambda stub, key: stub.Drain(pb2.DrainRequest(), timeout=_TIMEOUT_S, metadata=key))
 
 
@@ -99,6 +99,8 @@ def get_stats(target: str) -> pb2.GetStatsResponse:
     Raises:
         CommandError: The call failed.
     """
+    from polyhead.v1 import admin_service_pb2 as pb2
+
     request = pb2.GetStatsRequest()
     response: pb2.GetStatsResponse = _call(
         target, lambda stub, key: stub.GetStats(request, timeout=_TIMEOUT_S, metadata=key)
@@ -108,6 +110,13 @@ def get_stats(target: str) -> pb2.GetStatsResponse:
 
 def _call(target: str, call: Callable[[Any, Any], Any]) -> Any:
     """Makes a call, given the stub and the metadata with the API key."""
+    import grpc
+    from polyhead.v1 import admin_service_pb2_grpc
+
+    from polyhead_client.errors import PolyheadError, UnavailableError, map_grpc_errors
+    from polyhead_client.transport import channel
+    from polyhead_client.transport.credentials import authorization
+
     try:
         key = authorization(os.environ.get("POLYHEAD_API_KEY"), target, None, allow_plaintext_key=False)
         with map_grpc_errors(), grpc.insecure_channel(target, channel.NO_PROXY) as opened:
@@ -124,6 +133,9 @@ def _print(workers: Iterable[message.Message]) -> None:
 
 def _to_json(value: Any) -> Any:
     """Converts a message field; durations become seconds. Protobuf's own JSON turns large numbers into strings."""
+    from google.protobuf import message
+    from google.protobuf.duration_pb2 import Duration
+
     if isinstance(value, Duration):
         return value.ToTimedelta().total_seconds()
     if isinstance(value, message.Message):

@@ -10,26 +10,26 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 
 import click
 
-from polyhead_client.client import Client
-from polyhead_client.conversion import Encoding, Order, Task, TruncationPolicy
-from polyhead_client.core.stream_state import Text
-from polyhead_client.errors import AccessDeniedError, InvalidRequestError, PolyheadError, UnavailableError
-from polyhead_client.types import Answer, Fingerprints
+from polyhead_client.choices import Encoding, Order, Task, TruncationPolicy
 
 from .admin import admin
 from .failure import CommandError
-from .info import render
-from .jsonl import LineError, format_answer, read_items, read_texts
 from .options import ServerOptions, server_options, with_options
 from .top import top
 
+# numpy and gRPC take longer to import than --help should take.
+if TYPE_CHECKING:
+    from polyhead_client.client import Client
+    from polyhead_client.core.stream_state import Text
+    from polyhead_client.types import Answer, Fingerprints
+
+    from .jsonl import LineError
+
 _EXIT_FAILED, _EXIT_USAGE, _EXIT_INTERRUPTED = 1, 2, 130
-# Errors that the user of the command can fix.
-_USAGE_ERRORS = (AccessDeniedError, InvalidRequestError, UnavailableError)
 
 _encoding = click.option(
     "--encoding",
@@ -44,6 +44,8 @@ _dimensions = click.option(
 
 
 def _parse_embedding_space(_: click.Context, __: click.Parameter, value: str | None) -> Fingerprints | None:
+    from polyhead_client.types import Fingerprints
+
     if value is None:
         return None
     if not re.fullmatch("[0-9a-f]{16}", value):
@@ -208,6 +210,8 @@ def info(server: ServerOptions, as_json: bool) -> None:
       polyhead info
       polyhead info --json | jq -r .fingerprints.embedding_space
     """  # noqa: D301  \b tells click to keep the line breaks
+    from .info import render
+
     with _mapped_errors(server.target), server.connect() as client:
         model = client.info()
         click.echo(json.dumps(dataclasses.asdict(model), ensure_ascii=False) if as_json else render(model))
@@ -220,6 +224,8 @@ def _run(
     call: Callable[[Client, Iterable[Text]], Iterator[Answer]],
 ) -> None:
     """Streams the input to the server and the answers to stdout."""
+    from .jsonl import format_answer, read_items, read_texts
+
     if texts and jsonl:
         raise click.UsageError("--jsonl reads stdin and cannot be combined with TEXT arguments")
     source = _Input(texts or (read_items if jsonl else read_texts)(_open_stdin()))
@@ -246,6 +252,8 @@ class _Input:
         self.error: LineError | None = None
 
     def __iter__(self) -> Iterator[Text]:
+        from .jsonl import LineError
+
         try:
             yield from self._texts
         except LineError as error:
@@ -269,11 +277,15 @@ def _open_stdin() -> BinaryIO:
 @contextmanager
 def _mapped_errors(target: str) -> Iterator[None]:
     """Ends the process with one line on stderr if the call fails, and silently on a broken pipe or Ctrl-C."""
+    from polyhead_client.errors import AccessDeniedError, InvalidRequestError, PolyheadError, UnavailableError
+
+    # Errors that the user of the command can fix.
+    usage_errors = (AccessDeniedError, InvalidRequestError, UnavailableError)
     try:
         yield
     except PolyheadError as error:
         hint = " (is a server running there? see polyhead-serve --help)" if isinstance(error, UnavailableError) else ""
-        exit_code = _EXIT_USAGE if isinstance(error, _USAGE_ERRORS) else _EXIT_FAILED
+        exit_code = _EXIT_USAGE if isinstance(error, usage_errors) else _EXIT_FAILED
         raise CommandError(exit_code, f"{target}: {error}{hint}") from error
     except BrokenPipeError:
         _discard_stdout()

@@ -15,13 +15,14 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import click
-from polyhead.v1 import admin_service_pb2 as pb2
 
 from .admin import get_stats, target_option
-from .rates import WorkerRates, rates
 
-if TYPE_CHECKING:  # rich takes a fifth of a command's start-up time, and only this command and ``info`` use it
+if TYPE_CHECKING:  # gRPC and rich take longer to import than --help should take
+    from polyhead.v1 import admin_service_pb2 as pb2
     from rich.console import Console, Group
+
+    from .rates import WorkerRates
 
 # Columns of a terminal from which the wide columns are shown, and of output that is not a terminal.
 _WIDE = 118
@@ -144,6 +145,8 @@ def _shorten(cell: str) -> str:
 
 def _readings(target: str, interval_s: float, wait: Callable[[float], bool]) -> Iterator[list[WorkerRates]]:
     """Yields the rates after each interval, until ``wait`` returns False."""
+    from .rates import rates
+
     before: Sequence[pb2.WorkerStats] = ()
     while True:
         after = get_stats(target).workers

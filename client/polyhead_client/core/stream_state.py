@@ -25,7 +25,8 @@ from typing import TypeAlias
 
 from polyhead.v1 import item_pb2
 
-from polyhead_client.conversion import Order, in_request_order
+from polyhead_client.choices import Order
+from polyhead_client.conversion import in_request_order
 from polyhead_client.errors import PolyheadError, ServerError, error_for_code
 from polyhead_client.types import Answer, ItemError
 
