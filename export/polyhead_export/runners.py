@@ -111,7 +111,7 @@ class SharedRunner:
                 self._outputs[key] = outputs
         return [self._outputs[key] for key in keys]
 
-    def reopen(self, open_runner: Callable[[], Runner]) -> None:
+    def close(self, open_runner: Callable[[], Runner]) -> None:
         """Frees the runner's memory and keeps the outputs; a batch that is new opens another runner of the graph."""
         self._open_runner = open_runner
         self._runner = None
@@ -127,16 +127,18 @@ class SharedRunners:
     def __init__(self, threads: Executor) -> None:
         self._threads = threads
         self._graphs: dict[bytes, SharedRunner] = {}
+        self._open = b""
 
     def graph(self, path: Path) -> SharedRunner:
         """Returns the runner of a graph. Other graphs leave the memory; their outputs remain."""
-        for other in self._graphs.values():
-            other.reopen(_closed)
         digest, opened = _file_digest(path), partial(onnx_runner, path)
-        runner = self._graphs.setdefault(digest, SharedRunner(opened, self._threads))
-        # The file of an equal graph may have been overwritten.
-        runner.reopen(opened)
-        return runner
+        if digest != self._open:
+            for other in self._graphs.values():
+                other.close(_closed)
+            # The file of an equal graph may have been overwritten since.
+            self._graphs.setdefault(digest, SharedRunner(opened, self._threads)).close(opened)
+            self._open = digest
+        return self._graphs[digest]
 
     def model(self, model: PolyheadModel) -> SharedRunner:
         """Returns a runner of the trained model."""
