@@ -16,8 +16,8 @@ from polyhead.commands import missing_package
 
 if TYPE_CHECKING:
     from .aio import AsyncClient
+    from .choices import Encoding, Order, Task, TruncationPolicy
     from .client import Client
-    from .conversion import Encoding, Order, Task, TruncationPolicy
     from .core.stream_state import Text
     from .errors import (
         AccessDeniedError,
@@ -55,12 +55,12 @@ if TYPE_CHECKING:
         Truncation,
     )
 
-# The modules are imported when a name is used, so that ``import polyhead_client`` works without the extra and its
-# sub-packages can be imported before gRPC is.
+# The modules are imported when a name is used, so that ``import polyhead_client`` works without the extra, and --help
+# does not wait for numpy and gRPC.
 _MODULES = {
     "aio": ("AsyncClient",),
+    "choices": ("Encoding", "Order", "Task", "TruncationPolicy"),
     "client": ("Client",),
-    "conversion": ("Encoding", "Order", "Task", "TruncationPolicy"),
     "core.stream_state": ("Text",),
     "errors": (
         "AccessDeniedError",

@@ -29,7 +29,8 @@ from polyhead_client.transport.runtime import Runtime
 from polyhead_client.transport.target import parse
 
 from . import conversion
-from .conversion import StreamRequest, Task
+from .choices import DEFAULT_TARGET, Task
+from .conversion import StreamRequest
 from .errors import InvalidRequestError, PolyheadError, ServerError, require_integer
 from .options import (
     EmbedOptions,
@@ -42,9 +43,6 @@ from .options import (
 from .session import Session, StreamMethod
 from .streaming import Stream
 from .types import Answer, ModelInfo
-
-# The server's default address.
-DEFAULT_TARGET = "127.0.0.1:50051"
 
 # Maximum size of a stream's message: gRPC's cost per message hardly grows up to 32 items, and a larger message would
 # delay the first of its items.

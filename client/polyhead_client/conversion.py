@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf import duration_pb2
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2, model_pb2
 
+from .choices import Encoding, Order, TruncationPolicy
 from .errors import InvalidRequestError, invalid_answer, reason_of, require_integer, retry_after_of
 from .types import (
     Answer,
@@ -37,11 +38,6 @@ from .types import (
     Timings,
     Truncation,
 )
-
-Task = Literal["embedding", "classification", "sentiment"]
-TruncationPolicy = Literal["truncate", "error", "window"]
-Order = Literal["request", "completion"]
-Encoding = Literal["float32", "float16", "int8", "binary"]
 
 StreamRequest = (
     service_pb2.StreamAnalyzeRequest

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
 
-from .conversion import Encoding, Order, Task, TruncationPolicy
+from .choices import Encoding, Order, Task, TruncationPolicy
 from .types import Fingerprints, ModelInfo
 
 # Deadline of unary calls: none of them may wait for ever, and a server keeps an item queued for half a minute at most.

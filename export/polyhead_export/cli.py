@@ -265,6 +265,7 @@ def _command() -> Iterator[None]:
     """Runs a command: reports its duration on success, and exits with one line of explanation on an error."""
     from polyhead_bundle import BundleError
     from polyhead_training.errors import TrainingError
+    from polyhead_training.terminal import format_duration
 
     from .errors import ExportError
 
@@ -279,7 +280,7 @@ def _command() -> Iterator[None]:
         _fail(ImportError(f"this command requires the package {error.name}: {_INSTALL_EXPORT}"), 2)
     except OSError as error:
         _fail(OSError(f"{error}; {_FREE_SPACE_HINT}") if error.errno in _DISK_FULL else error, 1)
-    _report(f"done in {time.monotonic() - started:.0f} s")
+    _report(f"done in {format_duration(time.monotonic() - started)}")
 
 
 def _read_settings(config: Path | None, variants: tuple[str, ...], eval_data: tuple[Path, ...]) -> Settings:

@@ -27,7 +27,7 @@ from polyhead_training.suggestions import did_you_mean
 from polyhead_training.tokenization import encode, load_tokenizer, pad, unread_texts
 
 from .errors import SettingsError
-from .runners import Outputs, Runner, torch_runner
+from .runners import Outputs, Runner, run_all, torch_runner
 
 _BATCH_SIZE = 16
 
@@ -58,9 +58,9 @@ class EvalData:
         reference = {name: values[::step] for name, values in self.reference.items()}
         return EvalData(self.ids[::step], self.targets[::step], reference, self.pad_token_id)
 
-    def predict(self, runner: Runner) -> Outputs:
+    def predict(self, runner: Runner, description: str = "") -> Outputs:
         """Runs a graph on the rows; the outputs are in the order of the rows."""
-        return predict(runner, self.ids, self.pad_token_id)
+        return predict(runner, self.ids, self.pad_token_id, description)
 
     def score(self, outputs: Outputs, head: Head, column: int) -> HeadScore:
         """Scores one head, with its temperature and threshold."""
@@ -71,11 +71,12 @@ class EvalData:
             self.targets[:, column],
             temperature=head.temperature,
             threshold=0.5 if head.threshold is None else head.threshold,
+            intervals=False,
         )
 
-    def worst_accuracy_drop(self, runner: Runner, heads: Sequence[Head]) -> float:
+    def worst_accuracy_drop(self, runner: Runner, heads: Sequence[Head], description: str = "") -> float:
         """Largest accuracy that any head of a graph loses against the trained model; 0 when no head loses any."""
-        outputs = self.predict(runner)
+        outputs = self.predict(runner, description)
         drops = [
             (self.score(self.reference, head, column).accuracy or 0.0)
             - (self.score(outputs, head, column).accuracy or 0.0)
@@ -86,8 +87,14 @@ class EvalData:
         return max([0.0, *drops])
 
 
-def read_eval_data(run: Run, heads: Sequence[Head], paths: Sequence[Path]) -> EvalData:
+def read_eval_data(run: Run, heads: Sequence[Head], paths: Sequence[Path], reference: Runner | None = None) -> EvalData:
     """Reads labelled files as training does, and runs the trained model on them.
+
+    Args:
+        run: The run.
+        heads: Its heads with their calibration.
+        paths: The files.
+        reference: Runner of the trained model; None opens one.
 
     Raises:
         DataError: Rows cannot be read; the error names them.
@@ -119,8 +126,10 @@ def read_eval_data(run: Run, heads: Sequence[Head], paths: Sequence[Path]) -> Ev
         reason = f"the model reads {len(unread):,} of {len(texts):,} texts as special and unknown tokens alone"
         hint = "pass rows in the language that the model was made for"
         raise SettingsError(rows[unread[0]].path, f"{reason}, the first in line {rows[unread[0]].line}; {hint}")
-    reference = predict(torch_runner(model), ids, model.config.pad_token_id)
-    return EvalData(ids, targets, reference, model.config.pad_token_id)
+    outputs = predict(
+        reference or torch_runner(model), ids, model.config.pad_token_id, "trained model: evaluation data"
+    )
+    return EvalData(ids, targets, outputs, model.config.pad_token_id)
 
 
 def _fields(run: Run, heads: Sequence[Head]) -> tuple[str, list[HeadConfig]]:
@@ -139,13 +148,21 @@ def _fields(run: Run, heads: Sequence[Head]) -> tuple[str, list[HeadConfig]]:
         raise RunError(run.path / "run.json", f"config: does not match this release ({error}); train again") from None
 
 
-def predict(runner: Runner, ids: Sequence[Sequence[int]], pad_token_id: int) -> Outputs:
-    """Runs N texts in batches of similar length; the outputs are in the order of the texts."""
+def predict(runner: Runner, ids: Sequence[Sequence[int]], pad_token_id: int, description: str = "") -> Outputs:
+    """Runs N texts in batches of similar length; the outputs are in the order of the texts.
+
+    Args:
+        runner: The runner.
+        ids: Token ids of the texts.
+        pad_token_id: Token that pads the shorter texts of a batch.
+        description: Text of the progress bar; empty for none.
+    """
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+    batches = [order[start : start + _BATCH_SIZE] for start in range(0, len(order), _BATCH_SIZE)]
+    padded = (pad([ids[row] for row in rows], pad_token_id) for rows in batches)
     outputs: dict[str, NDArray[Any]] = {}
-    for start in range(0, len(order), _BATCH_SIZE):
-        rows = order[start : start + _BATCH_SIZE]
-        for name, values in runner(*pad([ids[row] for row in rows], pad_token_id)).items():
+    for rows, found in zip(batches, run_all(runner, padded, len(batches), description), strict=True):
+        for name, values in found.items():
             outputs.setdefault(name, np.zeros((len(ids), values.shape[1]), np.float32))[rows] = values
     return outputs
 

@@ -14,9 +14,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 import polyhead_bundle as bundle
@@ -24,6 +26,7 @@ from polyhead_bundle import Bundle, Golden, Head, Manifest, Variant, external_da
 from polyhead_training.errors import RunError
 from polyhead_training.model import PolyheadConfig
 from polyhead_training.runs.run_directory import Run, load_run
+from polyhead_training.terminal import format_duration
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 
 from polyhead_export.quantization.fusion import count_operators, summary
@@ -37,7 +40,7 @@ from .fingerprints import compute_fingerprints
 from .golden import golden_texts
 from .layout import CARD, CONFIG, EMBEDDING_OUTPUT, GRAPH, TOKENIZER, WEIGHTS
 from .onnx_export import describe_embedding, describe_graph, export_graph
-from .runners import Runner, onnx_runner, torch_runner
+from .runners import Runner, SharedRunners, run_all, worker_threads
 from .settings import BATCH_INVARIANT, Limits, Settings, VariantName
 
 DEFAULT_SETTINGS = Settings()
@@ -74,17 +77,27 @@ def export(
     run = load_run(run_dir)
     heads = read_heads(run)
     ids = _encode_golden(run)
-    with tempfile.TemporaryDirectory(prefix="polyhead-export-") as folder, bundle.add_path_to_os_errors(Path(folder)):
-        report(f"{run.name}: exporting the graph")
-        eval_data = read_eval_data(run, heads, settings.eval_data_files) if settings.eval_data else None
-        if eval_data is None:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="polyhead-export-"))
+        stack.enter_context(bundle.add_path_to_os_errors(Path(folder)))
+        runners = SharedRunners(stack.enter_context(worker_threads()))
+        reference = runners.model(run.model)
+        if settings.eval_data:
+            report(f"{run.name}: running the trained model on the evaluation data")
+            with _timed("evaluation data read and run", report):
+                eval_data = read_eval_data(run, heads, settings.eval_data_files, reference)
+        else:
+            eval_data = None
             report("gate: no evaluation data; accuracy and calibration are not checked (use --eval-data)")
         graph = Path(folder) / GRAPH
-        export_graph(run.model, graph)
+        report(f"{run.name}: exporting the graph")
+        with _timed("graph exported", report):
+            export_graph(run.model, graph)
+        work = _Work(run, heads, ids, eval_data, runners, reference, report)
         variants: dict[str, Variant] = {}
         for name in settings.selected:
             try:
-                variants[name] = _make(name, run, graph, heads, ids, eval_data, settings.limits_of(name), report)
+                variants[name] = _make(name, graph, settings.limits_of(name), work)
             except (GateError, GraphError) as error:
                 if name == "fp32":
                     raise
@@ -94,45 +107,74 @@ def export(
         return bundle.write(output_dir, manifest, _collect(run, Path(folder), manifest))
 
 
-def _make(  # noqa: PLR0917
-    name: VariantName,
-    run: Run,
-    plain: Path,
-    heads: tuple[Head, ...],
-    ids: Sequence[Sequence[int]],
-    eval_data: EvalData | None,
-    limits: Limits,
-    report: Callable[[str], None],
-) -> Variant:
+class _Work(NamedTuple):
+    """What the variants of one export share: inputs, and runners that compute each batch once.
+
+    Attributes:
+        run: The run.
+        heads: Its heads.
+        ids: Token ids of the golden texts.
+        eval_data: Labelled rows, if there are any.
+        runners: Runners of the graphs.
+        reference: Runner of the trained model.
+        report: Called with each line of progress.
+    """
+
+    run: Run
+    heads: tuple[Head, ...]
+    ids: Sequence[Sequence[int]]
+    eval_data: EvalData | None
+    runners: SharedRunners
+    reference: Runner
+    report: Callable[[str], None]
+
+
+def _make(name: VariantName, plain: Path, limits: Limits, work: _Work) -> Variant:
     """Writes one variant beside the plain graph and runs the gate on it."""
-    if eval_data:
-        sample = eval_data.sample(_MAX_SELECTION_ROWS)
+    config, heads, report = work.run.model.config, work.heads, work.report
+    texts: Sequence[Sequence[int]] = ()
+    sample = work.eval_data.sample(_MAX_SELECTION_ROWS) if work.eval_data else None
 
-        def accuracy_drop(candidate: Path) -> float:
-            return sample.worst_accuracy_drop(onnx_runner(candidate), heads)
+    def accuracy_drop(candidate: Path) -> float:
+        if sample is None:
+            return 0.0
+        return sample.worst_accuracy_drop(work.runners.graph(candidate), heads, f"{name}: evaluation data")
 
-        path = make_variant(name, plain, run.model.config, ids, report, eval_data.ids, accuracy_drop)
-    else:
-        path = make_variant(name, plain, run.model.config, ids, report)
+    if work.eval_data:
+        texts = work.eval_data.ids
+    with _timed(f"variant {name} made", report) if name != "fp32" else nullcontext():
+        path = make_variant(name, plain, config, work.ids, report, texts, accuracy_drop, work.runners.graph)
     counts = count_operators(onnx.load(str(path), load_external_data=False))
     report(f"variant {name}: {summary(counts)}")
-    checks = gate.measure(path, run.model, ids, heads, limits, eval_data)
+    graph = work.runners.graph(path)
+    with _timed(f"variant {name} checked", report):
+        checks = gate.measure(
+            path, work.run.model, work.ids, heads, limits, work.eval_data, graph=graph, reference=work.reference
+        )
     report(gate.format_table(checks))
     gate.require_passed(name, checks)
     if name == "fp32":
         for warning in plausibility.warnings(checks):
             report(f"warning: {warning}")
     # Wherever they run, fp32 must match the trained model, and other variants their own outputs of this export.
-    runner = torch_runner(run.model) if name == "fp32" else onnx_runner(path)
+    runner = work.reference if name == "fp32" else graph
     return Variant(
         file=path.name,
         batch_invariant=name in BATCH_INVARIANT,
         golden_tolerance=limits.golden,
-        fingerprints=compute_fingerprints(run.model, heads, run.tokenizer_path.read_bytes(), name),
+        fingerprints=compute_fingerprints(work.run.model, heads, work.run.tokenizer_path.read_bytes(), name),
         gate=checks,
-        golden=_run_golden(runner, run.model.config, heads, ids),
+        golden=_run_golden(runner, config, heads, work.ids),
         operators=counts,
     )
+
+
+@contextmanager
+def _timed(step: str, report: Callable[[str], None]) -> Iterator[None]:
+    """Reports how long a step took, if it succeeded."""
+    started = time.monotonic()
+    yield
+    report(f"{step} in {format_duration(time.monotonic() - started)}")
 
 
 def read_heads(run: Run) -> tuple[Head, ...]:
@@ -192,7 +234,7 @@ def _run_golden(
     runner: Runner, config: PolyheadConfig, heads: Sequence[Head], ids: Sequence[Sequence[int]]
 ) -> tuple[Golden, ...]:
     """Runs the golden texts, each in a batch of its own."""
-    outputs = [runner(*pad([text_ids], config.pad_token_id)) for text_ids in ids]
+    outputs = run_all(runner, [pad([text_ids], config.pad_token_id) for text_ids in ids], len(ids))
     return tuple(
         Golden(
             text=text,

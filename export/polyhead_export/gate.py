@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from .errors import (
 from .eval_data import EvalData, predicted_labels
 from .layout import EMBEDDING_OUTPUT
 from .onnx_export import describe_graph, signature
-from .runners import Outputs, Runner, onnx_runner, torch_runner
+from .runners import Outputs, Runner, SharedRunner, onnx_runner, run_all, torch_runner
 from .settings import Limits, Settings
 
 Ids = Sequence[int]
@@ -76,6 +77,8 @@ def measure(  # noqa: PLR0917
     heads: Sequence[Head],
     limits: Limits = DEFAULT_LIMITS,
     eval_data: EvalData | None = None,
+    graph: Runner | None = None,
+    reference: Runner | None = None,
 ) -> tuple[Check, ...]:
     """Compares a graph with the trained model.
 
@@ -86,6 +89,8 @@ def measure(  # noqa: PLR0917
         heads: The heads with their calibration, in the model's order.
         limits: How far the graph may deviate.
         eval_data: Labelled rows; without them, accuracy and calibration are not checked.
+        graph: Runner of the graph; None opens one.
+        reference: Runner of the trained model; None opens one.
 
     Returns:
         All checks, including failed ones. When ``names`` or ``dims`` fail, only these two, since nothing else can be
@@ -94,12 +99,13 @@ def measure(  # noqa: PLR0917
     checks = compare_signatures(signature(model.config), describe_graph(onnx.load(path, load_external_data=False)))
     if not all(check.passed for check in checks):
         return checks
-    graph, reference = onnx_runner(path), torch_runner(model)
+    graph = graph or SharedRunner(partial(onnx_runner, path))
+    reference = reference or torch_runner(model)
     random_texts = _RandomTexts(model)
     texts: list[list[Ids]] = [[ids] for ids in golden]
     batches = [pad(batch, model.config.pad_token_id) for batch in [*texts, *random_texts.ragged_batches()]]
-    pairs = [(graph(*batch), reference(*batch)) for batch in batches]
-    rows = eval_data.predict(graph) if eval_data else None
+    pairs = list(zip(*(run_all(runner, batches, len(batches)) for runner in (graph, reference)), strict=True))
+    rows = eval_data.predict(graph, f"{path.name}: evaluation data") if eval_data else None
     disagreement = _label_disagreement(pairs[: len(golden)], eval_data, rows, heads)
     return (
         *checks,
@@ -218,15 +224,21 @@ def _check_invariance(
     graph: Runner, golden: Sequence[Ids], random_texts: _RandomTexts, heads: Sequence[Head], limits: Limits
 ) -> list[Check]:
     """Compares the output for each golden text in a batch of its own with its output among others and padded."""
-    batched, padded = [], []
-    for index, ids in enumerate(golden):
-        alone = _all_outputs(graph(*pad([ids], random_texts.pad_token_id)), heads, 0)
-        row = index % (_BATCH_MATES + 1)
+    pad_token_id = random_texts.pad_token_id
+    rows = [index % (_BATCH_MATES + 1) for index in range(len(golden))]
+    batches = []
+    for row, ids in zip(rows, golden, strict=True):
         mates = random_texts.texts(_BATCH_MATES, 2 * len(ids))
-        together = graph(*pad([*mates[:row], ids, *mates[row:]], random_texts.pad_token_id))
-        batched.append(relative_difference(_all_outputs(together, heads, row), alone))
-        input_ids, mask = pad([ids, [0] * random_texts.max_tokens], random_texts.pad_token_id)  # (2, T)
-        padded.append(relative_difference(_all_outputs(graph(input_ids[:1], mask[:1]), heads, 0), alone))
+        input_ids, mask = pad([ids, [0] * random_texts.max_tokens], pad_token_id)  # (2, T)
+        together = pad([*mates[:row], ids, *mates[row:]], pad_token_id)
+        batches += [pad([ids], pad_token_id), together, (input_ids[:1], mask[:1])]
+    outputs = list(run_all(graph, batches, len(batches)))
+    batched, padded = [], []
+    for index, row in enumerate(rows):
+        single, together_outputs, padded_outputs = outputs[3 * index : 3 * index + 3]
+        alone = _all_outputs(single, heads, 0)
+        batched.append(relative_difference(_all_outputs(together_outputs, heads, row), alone))
+        padded.append(relative_difference(_all_outputs(padded_outputs, heads, 0), alone))
     return [
         Check("batch_invariance", _max(batched), limits.invariance),
         Check("padding_invariance", _max(padded), limits.invariance),

@@ -1,19 +1,30 @@
-"""Runs one batch: with the trained model in PyTorch, or with a graph in onnxruntime, both on the CPU.
+"""Runs batches: with the trained model in PyTorch, or with a graph in onnxruntime, both on the CPU.
 
-Both use a single thread. The number of threads determines the order in which numbers are added, and so the last digits
-of the golden outputs in a bundle, which must be the same in every export.
+Both compute a batch in a single thread. The number of threads determines the order in which numbers are added, and so
+the last digits of the golden outputs in a bundle, which must be the same in every export. Different batches run at the
+same time, one on each CPU core::
+
+    checks --batches--> SharedRunner --batches that it has not seen--> threads --> torch_runner or onnx_runner
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from polyhead_bundle import external_data_name
+from polyhead_training.terminal import progress_bar
 
 from .errors import GraphError
 from .layout import EMBEDDING_OUTPUT, INPUT_NAMES
@@ -23,8 +34,15 @@ if TYPE_CHECKING:
 
 # Outputs for a batch of B texts by output name: (B, H) for the embedding, (B, logits) for each head.
 Outputs = dict[str, NDArray[np.float32]]
-# Takes input_ids and attention_mask, (B, T) each.
+# input_ids and attention_mask, (B, T) each.
+Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
+# Takes input_ids and attention_mask.
 Runner = Callable[[NDArray[np.int64], NDArray[np.int64]], Outputs]
+
+# More threads gain little, and each needs memory for the activations of its batch.
+_MAX_THREADS = 8
+# Batches that are padded and computed together; more of them would only wait in memory.
+_CHUNK_BATCHES = 64
 
 
 def torch_runner(model: PolyheadModel) -> Runner:
@@ -35,7 +53,7 @@ def torch_runner(model: PolyheadModel) -> Runner:
     names = model.config.output_names()
 
     def run(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Outputs:
-        with torch.inference_mode(), _single_thread():
+        with torch.inference_mode(), _single_thread:
             embedding, logits = model(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
         outputs = {EMBEDDING_OUTPUT: embedding, **{names[head]: values for head, values in logits.items()}}
         return {name: values.numpy() for name, values in outputs.items()}
@@ -62,16 +80,146 @@ def onnx_runner(path: Path) -> Runner:
     return run
 
 
-@contextmanager
-def _single_thread() -> Iterator[None]:
-    import torch
+class SharedRunner:
+    """A runner for several checks: it computes each batch once, and different batches at the same time.
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    Args:
+        open_runner: Opens the runner that computes a batch; called when the first batch requires it.
+        threads: Executor for the batches; None to compute them one after the other.
+    """
+
+    def __init__(self, open_runner: Callable[[], Runner], threads: Executor | None = None) -> None:
+        self._open_runner = open_runner
+        self._threads = threads
+        self._runner: Runner | None = None
+        self._outputs: dict[bytes, Outputs] = {}
+
+    def __call__(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Outputs:
+        """Returns the outputs for a batch; they are shared, so the arrays are read-only."""
+        return self.run_all([(input_ids, attention_mask)])[0]
+
+    def run_all(self, batches: Sequence[Batch]) -> list[Outputs]:
+        """Returns the outputs for each batch."""
+        keys = [_digest(batch) for batch in batches]
+        new = {key: batch for key, batch in zip(keys, batches, strict=True) if key not in self._outputs}
+        if new:
+            self._runner = runner = self._runner or self._open_runner()
+            run = self._threads.map if self._threads else map
+            for key, outputs in zip(new, run(lambda batch: runner(*batch), new.values()), strict=True):
+                for values in outputs.values():
+                    values.flags.writeable = False
+                self._outputs[key] = outputs
+        return [self._outputs[key] for key in keys]
+
+    def close(self, open_runner: Callable[[], Runner]) -> None:
+        """Frees the runner's memory and keeps the outputs; a batch that is new opens another runner of the graph."""
+        self._open_runner = open_runner
+        self._runner = None
+
+
+class SharedRunners:
+    """The shared runners of an export: one for each different graph, whatever the names of their files.
+
+    Args:
+        threads: Executor for the batches.
+    """
+
+    def __init__(self, threads: Executor) -> None:
+        self._threads = threads
+        self._graphs: dict[bytes, SharedRunner] = {}
+        self._open = b""
+
+    def graph(self, path: Path) -> SharedRunner:
+        """Returns the runner of a graph. Other graphs leave the memory; their outputs remain."""
+        digest, opened = _file_digest(path), partial(onnx_runner, path)
+        if digest != self._open:
+            for other in self._graphs.values():
+                other.close(_closed)
+            # The file of an equal graph may have been overwritten since.
+            self._graphs.setdefault(digest, SharedRunner(opened, self._threads)).close(opened)
+            self._open = digest
+        return self._graphs[digest]
+
+    def model(self, model: PolyheadModel) -> SharedRunner:
+        """Returns a runner of the trained model."""
+        return SharedRunner(partial(torch_runner, model), self._threads)
+
+
+def run_all(runner: Runner, batches: Iterable[Batch], total: int, description: str = "") -> Iterator[Outputs]:
+    """Yields the outputs for each batch, in order; a ``SharedRunner`` computes many of them at the same time.
+
+    Args:
+        runner: The runner.
+        batches: The batches, which may be built as they are needed.
+        total: Number of batches.
+        description: Text of the progress bar; empty for none.
+    """
+    remaining = iter(batches)
+    with progress_bar(description, "batches", total, enabled=bool(description)) as advance:
+        while chunk := list(islice(remaining, _CHUNK_BATCHES)):
+            found = runner.run_all(chunk) if isinstance(runner, SharedRunner) else [runner(*batch) for batch in chunk]
+            for outputs in found:
+                advance("")
+                yield outputs
+
+
+@contextmanager
+def worker_threads() -> Iterator[Executor]:
+    """Opens an executor with a thread for each CPU core that this process may use, at most 8."""
+    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS), "polyhead-export") as threads:
+        yield threads
+
+
+def _closed() -> Runner:
+    raise RuntimeError("another graph has been opened since")
+
+
+def _file_digest(path: Path) -> bytes:
+    """SHA-256 over a graph's file and the file of its weights, if it has one."""
+    digest = hashlib.sha256()
+    for file in (path, path.with_name(external_data_name(path.name))):
+        if file.exists():
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.digest()
+
+
+def _digest(batch: Batch) -> bytes:
+    input_ids, attention_mask = batch
+    digest = hashlib.sha256(repr(input_ids.shape).encode())
+    digest.update(input_ids.tobytes())
+    digest.update(attention_mask.tobytes())
+    return digest.digest()
+
+
+class _SingleThread:
+    """Limits torch to one thread per batch while any batch runs, in whichever thread it runs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+        self._threads = 1
+
+    def __enter__(self) -> None:
+        import torch
+
+        with self._lock:
+            if self._running == 0:
+                self._threads = torch.get_num_threads()
+            self._running += 1
+            # OpenMP keeps the number for each of its callers.
+            torch.set_num_threads(1)
+
+    def __exit__(self, *error: object) -> None:
+        import torch
+
+        with self._lock:
+            self._running -= 1
+            if self._running == 0:
+                torch.set_num_threads(self._threads)
+
+
+_single_thread = _SingleThread()
 
 
 def cpu_session(path: Path) -> onnxruntime.InferenceSession:

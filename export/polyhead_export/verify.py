@@ -9,14 +9,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import onnx
 import polyhead_bundle as bundle
 from polyhead_bundle import MANIFEST_NAME, Bundle, Manifest, Variant
 from polyhead_training.model import PolyheadConfig, PolyheadModel
+from polyhead_training.terminal import format_duration
 from polyhead_training.tokenization import encode, load_tokenizer
+from tokenizers import Tokenizer
 
 from polyhead_export.quantization.fusion import count_operators
 
@@ -25,6 +28,7 @@ from .errors import ContentError, GraphError
 from .fingerprints import compute_fingerprints
 from .layout import CONFIG, TOKENIZER, WEIGHTS, load_model
 from .onnx_export import describe_embedding, describe_graph, require_no_local_trace
+from .runners import SharedRunners, worker_threads
 from .settings import BATCH_INVARIANT, VARIANTS, Limits, Settings
 from .verify_without_torch import compare_golden, require_plain_tokenizer
 
@@ -64,7 +68,24 @@ def verify(path: Path, report: Callable[[str], None], settings: Settings = DEFAU
     model = load_model(found.file(CONFIG).parent)
     require_described(found, model.config)
     tokenizer = load_tokenizer(found.file(TOKENIZER))
+    with worker_threads() as threads:
+        _run_gate(found, files, model, tokenizer, SharedRunners(threads), settings, report)
+    return found
+
+
+def _run_gate(  # noqa: PLR0917
+    found: Bundle,
+    files: Mapping[str, Path],
+    model: PolyheadModel,
+    tokenizer: Tokenizer,
+    runners: SharedRunners,
+    settings: Settings,
+    report: Callable[[str], None],
+) -> None:
+    """Compares every variant with its golden outputs and with the trained model; each text is computed once."""
+    manifest, reference = found.manifest, runners.model(model)
     for name, file in files.items():
+        started = time.monotonic()
         limits = _limits_of(found, name, settings)
         if manifest.variants[name].batch_invariant != (name in BATCH_INVARIANT):
             raise ContentError(found.path / MANIFEST_NAME, f"variants.{name}.batch_invariant: is wrong for {name}")
@@ -73,14 +94,16 @@ def verify(path: Path, report: Callable[[str], None], settings: Settings = DEFAU
         try:
             # A manifest may tighten the tolerance of an export, not widen it.
             tolerance = min(manifest.variants[name].golden_tolerance, limits.golden)
-            golden = compare_golden(file, manifest, name, ids, tolerance)
-            checks = (golden, *gate.measure(file, model, ids, manifest.heads, limits))
+            graph = runners.graph(file)
+            golden = compare_golden(graph, manifest, name, ids, tolerance)
+            measured = gate.measure(file, model, ids, manifest.heads, limits, graph=graph, reference=reference)
+            checks = (golden, *measured)
         except GraphError as error:
             raise ContentError(file, str(error)) from error
-        report(f"variant {name}:\n{gate.format_table(checks)}")
+        seconds = format_duration(time.monotonic() - started)
+        report(f"variant {name}, checked in {seconds}:\n{gate.format_table(checks)}")
         gate.require_passed(name, checks)
         require_fingerprints(found, name, model)
-    return found
 
 
 def require_graph(path: Path, manifest: Manifest, variant: Variant) -> None:

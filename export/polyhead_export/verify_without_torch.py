@@ -16,7 +16,7 @@ from polyhead_training.tokenization import encode, load_tokenizer, pad, read_tok
 
 from .errors import ContentError, GraphError
 from .layout import GOLDEN_LIMITS, TOKENIZER
-from .runners import cpu_session, onnx_runner
+from .runners import Runner, cpu_session, onnx_runner, run_all
 
 # onnxruntime's names of types, as the manifest names them.
 _TYPES = {"tensor(int64)": "int64", "tensor(float)": "float32"}
@@ -52,7 +52,7 @@ def verify_without_torch(path: Path, report: Callable[[str], None]) -> Bundle:
             require_signature(file, manifest)
             # A manifest may tighten the tolerance of an export, not widen it.
             tolerance = min(variant.golden_tolerance, GOLDEN_LIMITS[name])
-            check = compare_golden(file, manifest, name, ids, tolerance)
+            check = compare_golden(onnx_runner(file), manifest, name, ids, tolerance)
         except GraphError as error:
             raise ContentError(file, str(error)) from error
         if not check.passed:
@@ -95,24 +95,24 @@ def _describe(value: onnxruntime.NodeArg) -> Tensor:
 
 
 def compare_golden(
-    path: Path, manifest: Manifest, variant: str, golden: Sequence[Sequence[int]], tolerance: float
+    graph: Runner, manifest: Manifest, variant: str, golden: Sequence[Sequence[int]], tolerance: float
 ) -> Check:
     """Check ``golden``: the largest difference of any output for a golden text from the expected one in the manifest.
 
     Args:
-        path: The variant's ONNX file, whose outputs are those of the manifest.
+        graph: Runner of the variant's graph, whose outputs are those of the manifest.
         manifest: The manifest with the expected outputs.
         variant: Name of the variant.
         golden: Token ids of its golden texts, in order.
         tolerance: The limit.
 
     Raises:
-        GraphError: onnxruntime cannot load or run the graph.
+        GraphError: onnxruntime cannot run the graph.
     """
-    graph = onnx_runner(path)
     differences = []
-    for expected, ids in zip(manifest.variants[variant].golden, golden, strict=True):
-        outputs = graph(*pad([ids], manifest.pad_token_id))
+    batches = [pad([ids], manifest.pad_token_id) for ids in golden]
+    found = run_all(graph, batches, len(batches))
+    for expected, outputs in zip(manifest.variants[variant].golden, found, strict=True):
         differences.append(np.abs(outputs[manifest.embedding.output][0] - np.asarray(expected.embedding)))
         differences += [
             np.abs(outputs[head.output][0] - np.asarray(expected.logits[head.name])) for head in manifest.heads

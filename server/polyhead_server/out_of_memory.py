@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import select
-
-from google.protobuf.message import DecodeError, EncodeError
+import sys
 
 _MESSAGE = b"polyhead-serve: out of memory; exiting so that the supervisor restarts the process\n"
 
@@ -37,6 +36,10 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     # A message built by the server can always be serialized, unless memory for its bytes is missing. A message that
     # cannot be parsed may come from a client, which must not be able to end the server, so a DecodeError counts only
     # when protobuf blames an allocation.
-    if isinstance(error, DecodeError):
-        return "alloc" in str(error)
-    return isinstance(error, MemoryError | EncodeError)
+    # Without memory nothing can be imported, and an error of protobuf means that its module already is.
+    if (protobuf := sys.modules.get("google.protobuf.message")) is not None:
+        if isinstance(error, protobuf.DecodeError):
+            return "alloc" in str(error)
+        if isinstance(error, protobuf.EncodeError):
+            return True
+    return isinstance(error, MemoryError)

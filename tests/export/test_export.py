@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
+import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +15,22 @@ import onnx
 import polyhead_bundle as bundle
 import pytest
 import torch
+from numpy.typing import NDArray
 from polyhead_bundle import BundleError, Head
 from polyhead_export import export as export_module
+from polyhead_export import gate, runners
 from polyhead_export.errors import ValuesError
+from polyhead_export.eval_data import read_eval_data
 from polyhead_export.export import export
 from polyhead_export.golden import golden_texts
+from polyhead_export.layout import GRAPHS
 from polyhead_export.onnx_export import export_graph
+from polyhead_export.runners import Outputs, Runner, onnx_runner, torch_runner
 from polyhead_export.settings import Settings
+from polyhead_export.verify import verify
 from polyhead_training.errors import RunError
 from polyhead_training.model import PolyheadModel
+from polyhead_training.runs.run_directory import load_run
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 
 from tests.support.tiny_model import ignore, make_model
@@ -100,6 +110,75 @@ def test_same_run_gives_the_same_bundle(run_dir: Path, bundle_dir: Path, tmp_pat
             assert export(run_dir, tmp_path / "again", ignore, fp32).digest == bundle.load(bundle_dir).digest
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, bytes]]:
+    """How often each batch was computed, by the digest of the graph, or "model", and the batch's token ids."""
+    counts: Counter[tuple[str, bytes]] = Counter()
+    lock = threading.Lock()
+
+    def counting(name: str, run: Runner) -> Runner:
+        def call(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Outputs:
+            with lock:
+                counts[name, input_ids.tobytes() + attention_mask.tobytes()] += 1
+            return run(input_ids, attention_mask)
+
+        return call
+
+    graph, model = runners.onnx_runner, runners.torch_runner
+    monkeypatch.setattr(
+        runners, "onnx_runner", lambda path: counting(hashlib.sha256(path.read_bytes()).hexdigest(), graph(path))
+    )
+    monkeypatch.setattr(runners, "torch_runner", lambda trained: counting("model", model(trained)))
+    return counts
+
+
+@pytest.fixture(scope="module")
+def eval_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty labelled rows: two batches."""
+    labels = ("app", "billing", "support")
+    rows = [{"text": f"row {'word ' * n}", "label": labels[n % 3], "sentiment": n % 2} for n in range(20)]
+    path = tmp_path_factory.mktemp("eval") / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+# A model with random weights loses accuracy in int8, which is not tested here.
+_UNLIMITED = {"label_disagreement": 1.0, "accuracy_drop": 1.0, "macro_f1_drop": 1.0, "calibration": 1.0}
+
+
+def test_every_batch_passes_through_each_graph_and_the_model_once(
+    run_dir: Path, eval_file: Path, tmp_path: Path, computed: Counter[tuple[str, bytes]]
+) -> None:
+    settings = Settings(variants=("fp32", "int8"), limits={"int8": _UNLIMITED}).with_overrides((), [eval_file])
+    found = export(run_dir, tmp_path / "bundle", ignore, settings)
+    assert set(found.manifest.variants) == {"fp32", "int8"}
+    assert set(computed.values()) == {1}
+    # fp32, and the candidates of int8, of which one becomes the variant.
+    by_runner = Counter(name for name, _ in computed)
+    files = [tmp_path / "bundle" / GRAPHS[name] for name in ("fp32", "int8")]
+    graphs = {hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    assert graphs < by_runner.keys() - {"model"}
+    computed.clear()
+    verify(tmp_path / "bundle", ignore, settings)
+    assert set(computed.values()) == {1}
+    assert {name for name, _ in computed} == {"model", *graphs}
+
+
+def test_shared_batches_give_the_figures_of_computing_each_again(
+    run_dir: Path, eval_file: Path, tmp_path: Path, model: PolyheadModel
+) -> None:
+    settings = Settings(variants=("fp32", "int8"), limits={"int8": _UNLIMITED}).with_overrides((), [eval_file])
+    found = export(run_dir, tmp_path / "bundle", ignore, settings)
+    run = load_run(run_dir)
+    heads, ids = found.manifest.heads, list(encode(load_tokenizer(run.tokenizer_path), golden_texts(48), 48))
+    eval_data = read_eval_data(run, heads, [eval_file])
+    for name, variant in found.manifest.variants.items():
+        path = tmp_path / "bundle" / variant.file
+        limits = settings.limits_of(name)  # type: ignore[arg-type]
+        alone = gate.measure(path, model, ids, heads, limits, eval_data, onnx_runner(path), torch_runner(model))
+        assert alone == variant.gate
 
 
 def test_graph_with_wrong_outputs_is_not_written(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polyhead.v1 import item_pb2
 from polyhead_client import Answer, ItemError
-from polyhead_client.conversion import Order
+from polyhead_client.choices import Order
 from polyhead_client.core.concurrency_limit import ConcurrencyLimit, FixedLimit
 from polyhead_client.core.retry import Deadline, RetryBudget, RetryPolicy
 from polyhead_client.core.stream_state import StreamState

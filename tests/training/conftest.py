@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from polyhead_training.config import Config
 from polyhead_training.config_file import read_config
 
@@ -76,3 +77,11 @@ def configure(config_file: Path) -> WriteConfig:
 def finished_run(tmp_path: Path) -> Path:
     """A finished run without a model, with hostile texts in its data."""
     return write_finished_run(tmp_path)
+
+
+@pytest.fixture
+def new_process_state() -> Iterator[None]:
+    """Resets the precision of earlier tests: accelerate keeps one per process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

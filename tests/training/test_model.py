@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from polyhead_training.backbone import open_backbone
-from polyhead_training.model import PolyheadConfig, PolyheadModel, Pooling
+from polyhead_training.model import PolyheadConfig, PolyheadModel, Pooling, summarize
 from polyhead_training.weights import WeightsError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -44,12 +44,12 @@ def ragged(model: PolyheadModel, lengths: list[int], width: int) -> tuple[Tensor
 
 def test_cls_pooling_takes_the_first_vector() -> None:
     hidden = torch.arange(12.0).reshape(1, 3, 4)
-    assert Pooling("cls", 4)(hidden, torch.ones(1, 3)).tolist() == [[0, 1, 2, 3]]
+    assert Pooling("cls", 4)(summarize(hidden, torch.ones(1, 3))).tolist() == [[0, 1, 2, 3]]
 
 
 def test_mean_pooling_ignores_padding() -> None:
     hidden = torch.arange(12.0).reshape(1, 3, 4)
-    assert Pooling("mean", 4)(hidden, torch.tensor([[1, 1, 0]])).tolist() == [[2, 3, 4, 5]]
+    assert Pooling("mean", 4)(summarize(hidden, torch.tensor([[1, 1, 0]]))).tolist() == [[2, 3, 4, 5]]
 
 
 def test_cls_mean_pooling_is_layer_norm_of_mean_plus_linear_of_both() -> None:
@@ -57,7 +57,8 @@ def test_cls_mean_pooling_is_layer_norm_of_mean_plus_linear_of_both() -> None:
     with torch.no_grad():
         pooling.mix.weight.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]]))
         pooling.mix.bias.copy_(torch.tensor([0.0, 1.0]))
-        found = pooling(torch.tensor([[[1.0, 2.0], [3.0, 6.0], [99.0, 99.0]]]), torch.tensor([[1, 1, 0]]))
+        hidden = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [99.0, 99.0]]])
+        found = pooling(summarize(hidden, torch.tensor([[1, 1, 0]])))
     # mean = (2, 4); linear = (1 * 1, 2 * 4 + 1) = (1, 9); sum = (3, 13), of mean 8 and deviation 5.
     torch.testing.assert_close(found, torch.tensor([[-1.0, 1.0]]))
 
@@ -66,7 +67,7 @@ def test_cls_mean_pooling_starts_as_the_normalized_mean(build: Build) -> None:
     model = build("bert")
     hidden = torch.randn(2, 5, 32)
     expected = torch.nn.functional.layer_norm(hidden.mean(dim=1), (32,))
-    torch.testing.assert_close(model.pooling(hidden, torch.ones(2, 5)), expected)
+    torch.testing.assert_close(model.pooling(summarize(hidden, torch.ones(2, 5))), expected)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from polyhead_training.terminal import format_table, progress_bar
+from polyhead_training.terminal import format_duration, format_size, format_table, progress_bar
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
@@ -31,6 +31,44 @@ def test_table_has_no_styles_where_colors_are_forced(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     assert "\x1b" not in format_table(["name"], [["a"]])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (125, "2 min 5 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 0 min"),
+        (4 * 3600 + 12 * 60 + 29, "4 h 12 min"),
+        (100 * 3600, "100 h 0 min"),
+    ],
+)
+def test_durations_have_at_most_two_units(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (1540, "1.54 kB"),
+        (99_960, "100 kB"),
+        (999_400, "999 kB"),
+        (999_600, "1 MB"),
+        (3_501_060, "3.5 MB"),
+        (1_250_000_000, "1.25 GB"),
+        (5_000_000_000_000_000, "5,000 TB"),
+    ],
+)
+def test_sizes_have_a_decimal_unit(count: int, text: str) -> None:
+    assert format_size(count) == text
 
 
 @pytest.mark.parametrize("enabled", [True, False])

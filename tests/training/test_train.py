@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from polyhead_training.backbone import find_backbone
 from polyhead_training.config import Config
 from polyhead_training.data.collation import encode_rows
@@ -23,7 +22,7 @@ from polyhead_training.predict import embed, predict
 from polyhead_training.runs.run_directory import load_run
 from polyhead_training.train import build_model, train
 
-from tests.support.tiny_training import ignore
+from tests.support.tiny_training import ignore, metric_lines, write_jsonl
 
 Configure = Callable[..., Config]
 
@@ -83,7 +82,7 @@ def test_training_fits_its_rows(configure: Configure, tmp_path: Path) -> None:
     config = configure(
         # An epoch over 15 copies of the rows is faster than 15 epochs, each with an evaluation and two checkpoints.
         f"data={{train={['train.jsonl'] * 15}, validation='train.jsonl'}}",
-        "training.stages=[{name='all', train=['all'], epochs=2, learning_rate=0.003}]",
+        "training.stages=[{name='all', train=['all'], epochs=4, learning_rate=0.003}]",
     )
     scores = scores_of(train(config, tmp_path / "run", report=ignore), "validation")
     assert scores["topic"].accuracy == 1.0
@@ -210,6 +209,37 @@ def test_configured_trackers_receive_the_metrics(configure: Configure, tmp_path:
     assert not (tmp_path / "run" / "trackers").exists()
 
 
+def test_head_without_labels_in_a_step_has_no_loss_there(
+    configure: Configure, config_file: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Rows of 9 steps have a topic alone, and a step of 10 has a sentiment alone."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+    topics = [{**row, "sentiment": None} for row in rows] * 2
+    write_jsonl(config_file.with_name("train.jsonl"), [*topics, *({**row, "label": None} for row in rows[:2])])
+    config = configure(
+        "training.trackers=['tensorboard']",
+        "data={train='train.jsonl', validation='test.jsonl'}",
+        "training.stages=[{name='heads', train=['heads'], epochs=4, learning_rate=0.01}]",
+        "training.batch_size=2",
+    )
+    train(config, tmp_path / "run", report=ignore)
+    losses = [line["losses"] for line in metric_lines(tmp_path / "run") if "loss" in line]
+    assert all(isinstance(found, dict) for found in losses)
+    expected = {"topic": 0, "sentiment": 0}
+    for found in losses:
+        for head, loss in dict(found).items():  # type: ignore[call-overload]
+            assert loss != 0.0
+            expected[head] += loss is not None
+    assert 0 < expected["sentiment"] + expected["topic"] < 2 * len(losses)
+    (folder,) = {path.parent for path in (tmp_path / "run" / "trackers").rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder)).Reload()
+    tags = events.Tags()["scalars"]
+    assert {
+        head: len(events.Scalars(f"losses/{head}")) if f"losses/{head}" in tags else 0 for head in expected
+    } == expected
+
+
 def test_unknown_tracker_is_rejected(configure: Configure, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.trackers: 'tensorbord' is not an installed tracker"):
         train(configure("training.trackers=['tensorbord']"), tmp_path / "run", report=ignore)
@@ -289,14 +319,6 @@ def test_destination_is_checked_before_the_data_is_read(configure: Configure, tm
 def test_half_precision_without_a_gpu_is_rejected(configure: Configure, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.mixed_precision: 'fp16' requires a GPU"):
         train(configure("training.mixed_precision=fp16"), tmp_path / "run", report=ignore)
-
-
-@pytest.fixture
-def new_process_state() -> Iterator[None]:
-    """Resets the precision of earlier tests: accelerate keeps one per process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.usefixtures("new_process_state")

@@ -131,6 +131,7 @@ def main(  # noqa: PLR0917 - click passes them by name
 
     from .config_file import read_config
     from .errors import DivergenceError, HubError, StoppedError, StorageError, TrainingError
+    from .terminal import format_duration
 
     start = time.monotonic()
     try:
@@ -155,7 +156,7 @@ def main(  # noqa: PLR0917 - click passes them by name
     except (OSError, SafetensorError) as error:
         _report_error(error)
         sys.exit(1)
-    _report(f"completed in {time.monotonic() - start:.0f} s")
+    _report(f"completed in {format_duration(time.monotonic() - start)}")
     if _is_main_process():
         click.echo(destination)
 

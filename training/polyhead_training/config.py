@@ -233,6 +233,9 @@ class TrainingConfig(_Section):
     select: Literal["best", "last"] = "best"
     """Weights that the run keeps: best (of the epoch with the highest mean macro-F1 of the heads on validation) or
     last."""
+    feature_cache_mb: int = Field(default=4096, ge=0)
+    """Maximum size, in MB (10^6 bytes), of the files in which stages with a frozen backbone keep its vectors of the
+    training and validation texts, so that it computes each text only once; 0 disables them."""
     checkpoint_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints; the end of an epoch and a signal also write one."""
     trackers: tuple[str, ...] = ()

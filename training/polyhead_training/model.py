@@ -2,8 +2,9 @@
 
 Shapes: B texts, T tokens, H hidden size::
 
-    input_ids (B, T) --backbone--> hidden (B, T, H) --embedding pooling--> sentence_embedding (B, H)
-                                                    --head pooling--> features (B, H) --each head--> logits (B, outputs)
+    input_ids (B, T) --backbone--> hidden (B, T, H) --summarize--> cls, mean (B, H)
+    cls, mean (B, H) --embedding pooling--> sentence_embedding (B, H)
+                     --head pooling--> features (B, H) --each head--> logits (B, outputs)
 """
 
 from __future__ import annotations
@@ -35,6 +36,18 @@ class Outputs(NamedTuple):
 
     sentence_embedding: Tensor
     logits: dict[str, Tensor]
+
+
+class TextVectors(NamedTuple):
+    """The token vectors of B texts as far as pooling depends on them; padding has no effect on them.
+
+    Attributes:
+        cls: (B, H) vector of the first token.
+        mean: (B, H) mean over the vectors of the text's tokens.
+    """
+
+    cls: Tensor
+    mean: Tensor
 
 
 class PolyheadConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is not typed
@@ -100,8 +113,15 @@ def _require_no_code(where: str, values: dict[str, Any]) -> None:
             raise ValueError(f"{where}: {key} {values[key]!r} is not an implementation of transformers")
 
 
+def summarize(hidden: Tensor, attention_mask: Tensor) -> TextVectors:
+    """Summarizes (B, T, H) token vectors, with the (B, T) mask of real tokens, for pooling."""
+    weights = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
+    mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)  # (B, H)
+    return TextVectors(hidden[:, 0], mean)
+
+
 class Pooling(nn.Module):
-    """Pools the token vectors of a text into one vector.
+    """Combines the vectors of a text into one vector.
 
     ``cls`` takes the first token's vector, ``mean`` the mean over the text's tokens. ``cls_mean`` combines both: a
     linear layer over both is added to the mean, the residual branch, and LayerNorm follows, as in a transformer's own
@@ -115,13 +135,11 @@ class Pooling(nn.Module):
             self.mix = nn.Linear(2 * hidden_size, hidden_size)
             self.norm = nn.LayerNorm(hidden_size)
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Pools (B, T, H) token vectors, with the (B, T) mask of real tokens, into (B, H)."""
-        cls = hidden[:, 0]  # (B, H)
+    def forward(self, vectors: TextVectors) -> Tensor:
+        """Computes a (B, H) vector of each text."""
+        cls, mean = vectors
         if self.kind == "cls":
             return cls
-        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
-        mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)  # (B, H)
         if self.kind == "mean":
             return mean
         return cast(Tensor, self.norm(mean + self.mix(torch.cat([cls, mean], dim=-1))))  # (B, H)
@@ -224,9 +242,17 @@ class PolyheadModel(PreTrainedModel):  # type: ignore[misc]  # transformers is n
             input_ids: (B, T) int64 token ids.
             attention_mask: (B, T) int64, 1 for the text's tokens and 0 for padding.
         """
+        return self.outputs(self.encode(input_ids, attention_mask))
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> TextVectors:
+        """Runs the backbone alone; takes the same arguments as ``forward``."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, H)
-        features = self.pooling(hidden, attention_mask)  # (B, H)
-        embedding = features if self.embedding_pooling is None else self.embedding_pooling(hidden, attention_mask)
+        return summarize(hidden, attention_mask)
+
+    def outputs(self, vectors: TextVectors) -> Outputs:
+        """Computes the sentence embeddings and the logits of every head from the backbone's vectors of B texts."""
+        features = self.pooling(vectors)  # (B, H)
+        embedding = features if self.embedding_pooling is None else self.embedding_pooling(vectors)
         if self.config.normalize:
             embedding = nn.functional.normalize(embedding, dim=-1)  # (B, H)
         return Outputs(embedding, {name: head(features) for name, head in self.heads.items()})

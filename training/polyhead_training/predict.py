@@ -12,12 +12,19 @@ from torch import Tensor
 
 from polyhead_training.data.collation import EncodedRows
 
+from .features import Features, row_outputs
 from .model import Outputs, PolyheadModel
 
 Matrix = NDArray[np.float32]
 
 
-def predict(model: PolyheadModel, rows: EncodedRows, batch_size: int, accelerator: Accelerator) -> dict[str, Matrix]:
+def predict(
+    model: PolyheadModel,
+    rows: EncodedRows,
+    batch_size: int,
+    accelerator: Accelerator,
+    features: Features | None = None,
+) -> dict[str, Matrix]:
     """Computes the logits of every head, (rows, outputs), in the order of the rows.
 
     Args:
@@ -25,9 +32,10 @@ def predict(model: PolyheadModel, rows: EncodedRows, batch_size: int, accelerato
         rows: The rows.
         batch_size: Texts per forward pass.
         accelerator: The processes that share the rows; every process receives the results of all rows.
+        features: The backbone's vectors of the rows, if they are known already.
     """
     sizes = {head["name"]: 1 if head["kind"] == "sigmoid" else len(head["labels"]) for head in model.config.heads}
-    return _run_batches(model, rows, batch_size, accelerator, sizes, lambda outputs: outputs.logits)
+    return _run_batches(model, rows, batch_size, accelerator, sizes, lambda outputs: outputs.logits, features)
 
 
 def embed(model: PolyheadModel, rows: EncodedRows, batch_size: int, accelerator: Accelerator) -> Matrix:
@@ -46,14 +54,14 @@ def _run_batches(  # noqa: PLR0917
     accelerator: Accelerator,
     sizes: dict[str, int],
     select: Callable[[Outputs], dict[str, Tensor]],
+    features: Features | None = None,
 ) -> dict[str, Matrix]:
     model.eval()
     results = {name: torch.zeros(len(rows), size, device=model.device) for name, size in sizes.items()}
     batches: Sequence[list[int]] = rows.by_length(batch_size)
     with torch.inference_mode():
         for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
-            batch = rows.batch(numbers, model.device)
-            for name, values in select(model(batch.input_ids, batch.attention_mask)).items():
+            for name, values in select(row_outputs(model, rows, numbers, features)).items():
                 results[name][numbers] = values.float()
     # Each row is computed by one process and is zero in the others, so the sum is its result.
     return {name: accelerator.reduce(values, "sum").cpu().numpy() for name, values in results.items()}

@@ -28,7 +28,7 @@ from polyhead_training.evaluation.evaluate import Evaluation, Split, evaluate_ru
 from polyhead_training.evaluation.metrics import quick_score
 from polyhead_training.evaluation.similarity import Correlations, Similarity, correlations
 from polyhead_training.loop.loop import Loop, Validation
-from polyhead_training.loop.stages import check_stages
+from polyhead_training.loop.stages import check_stages, trains_backbone, trains_embedding
 from polyhead_training.reporting.model_card import write_card
 from polyhead_training.reporting.report import write_report
 from polyhead_training.reporting.results import implausible
@@ -49,13 +49,15 @@ from polyhead_training.runs.run_directory import (
 from .backbone import Backbone
 from .config import Config, HeadConfig
 from .errors import BackboneError, StorageError
+from .features import FeatureCache
 from .model import PolyheadModel
-from .predict import embed, predict
+from .predict import Matrix, embed, predict
 from .terminal import Report
 from .weights import WeightsError
 
 # Other processes wait this long while the main process evaluates and writes alone.
 _PROCESS_TIMEOUT = timedelta(hours=4)
+_VALIDATION = "validation"
 # Characters of a row's text in an error message.
 _MAX_SHOWN_CHARACTERS = 80
 
@@ -111,6 +113,14 @@ def train(
         report(f"{destination} contains a run that was started with {other}; it is replaced when this run is complete")
     with _folder(destination, identity, policy, accelerator) as folder:
         accelerator.init_trackers(config.name)
+        features = FeatureCache(
+            folder=folder,
+            model=model,
+            batch_size=config.training.batch_size,
+            accelerator=accelerator,
+            max_megabytes=config.training.feature_cache_mb,
+            report=report,
+        )
         before = _correlations(config, model, prepared, accelerator)
         Loop(
             config=config,
@@ -121,13 +131,17 @@ def train(
             describe_row=lambda number: _describe(prepared.data.train[number]),
             folder=folder,
             max_steps=max_steps,
-            validate=lambda: _validate(config, model, prepared, accelerator),
+            features=features,
+            validate=lambda: _validate(config, model, prepared, accelerator, features),
             stop=stop,
             report=report,
         ).run()
+        if any(trains_backbone(stage, model) for stage in config.training.stages):
+            # The best weights may be those of an earlier stage, with another backbone.
+            features.clear()
         if config.training.select == "best" and config.training.stages:
             model.load_state_dict(load_file(folder / BEST_NAME))
-        evaluation = _evaluate(config, model, prepared, before, accelerator)
+        evaluation = _evaluate(config, model, prepared, before, accelerator, features)
         if accelerator.is_main_process:
             _write(destination, folder, config, model, prepared, evaluation, identity)
         report(table(evaluation))
@@ -238,9 +252,11 @@ def _folder(destination: Path, identity: Identity, policy: ResumePolicy, acceler
         raise StorageError(Path(named) if named else in_progress_path(destination), error) from error
 
 
-def _validate(config: Config, model: PolyheadModel, prepared: Prepared, accelerator: Accelerator) -> Validation:
-    rows = prepared.splits["validation"]
-    logits = predict(model, rows, config.training.batch_size, accelerator)
+def _validate(
+    config: Config, model: PolyheadModel, prepared: Prepared, accelerator: Accelerator, features: FeatureCache
+) -> Validation:
+    rows = prepared.splits[_VALIDATION]
+    logits = predict(model, rows, config.training.batch_size, accelerator, features.get(_VALIDATION, rows))
     return {
         head.name: quick_score(head.kind, logits[head.name], rows.labels[:, column].numpy())
         for column, head in enumerate(prepared.data.heads)
@@ -262,21 +278,32 @@ def _correlations(
     return correlations(first, second, np.array([pair.score for pair in prepared.data.similarity]))
 
 
-def _evaluate(
-    config: Config, model: PolyheadModel, prepared: Prepared, before: Correlations | None, accelerator: Accelerator
+def _evaluate(  # noqa: PLR0917
+    config: Config,
+    model: PolyheadModel,
+    prepared: Prepared,
+    before: Correlations | None,
+    accelerator: Accelerator,
+    features: FeatureCache,
 ) -> Evaluation:
-    texts = {"validation": prepared.data.validation, "test": prepared.data.test}
+    def logits(name: str) -> dict[str, Matrix]:
+        # The other splits are evaluated only here.
+        found = features.get(name, prepared.splits[name]) if name == _VALIDATION else None
+        return predict(model, prepared.splits[name], config.training.batch_size, accelerator, found)
+
+    texts = {_VALIDATION: prepared.data.validation, "test": prepared.data.test}
     splits = {
         name: Split(
             texts=[row.text for row in rows],
             locations=[(row.path, row.line) for row in rows],
             targets=prepared.splits[name].labels.numpy(),
-            logits=predict(model, prepared.splits[name], config.training.batch_size, accelerator),
+            logits=logits(name),
         )
         for name, rows in texts.items()
-        if rows or name == "validation"
+        if rows or name == _VALIDATION
     }
-    after = _correlations(config, model, prepared, accelerator)
+    unchanged = not any(trains_embedding(stage, model) for stage in config.training.stages)
+    after = before if unchanged else _correlations(config, model, prepared, accelerator)
     similarity = Similarity(len(prepared.data.similarity), before, after) if before and after else None
     return evaluate_run(prepared.data.heads, splits, similarity, config.training.seed)
 

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import grpc
-from google.protobuf import message
-from google.protobuf.duration_pb2 import Duration
-from polyhead.v1 import admin_service_pb2 as pb2
-from polyhead.v1 import admin_service_pb2_grpc
-
-from polyhead_client.errors import PolyheadError, map_grpc_errors
-from polyhead_client.transport import channel
-from polyhead_client.transport.credentials import authorization
-from polyhead_client.transport.diagnosis import Diagnosis
-from polyhead_client.transport.target import parse
 
 from .failure import CommandError
 from .options import api_key_option, with_options
+
+# gRPC takes longer to import than --help should take.
+if TYPE_CHECKING:
+    from google.protobuf import message
+    from polyhead.v1 import admin_service_pb2 as pb2
 
 _target_option = click.option(
     "--target",
@@ -75,6 +69,8 @@ def reload(target: str, api_key: str | None, force: bool) -> None:
     Examples:
       polyhead admin reload --target unix:/run/polyhead-admin.sock
     """  # noqa: D301  \b tells click to keep the line breaks
+    from polyhead.v1 import admin_service_pb2 as pb2
+
     request = pb2.ReloadRequest(force=force)
     _print(
         _call(target, api_key, lambda stub, key: stub.Reload(request, timeout=_RELOAD_TIMEOUT_S, metadata=key)).workers
@@ -92,6 +88,8 @@ def drain(target: str, api_key: str | None) -> None:
     Examples:
       polyhead admin drain --target unix:/run/polyhead-admin.sock
     """  # noqa: D301  \b tells click to keep the line breaks
+    from polyhead.v1 import admin_service_pb2 as pb2
+
     _call(target, api_key, lambda stub, key: stub.Drain(pb2.DrainRequest(), timeout=_TIMEOUT_S, metadata=key))
 
 
@@ -115,6 +113,8 @@ def get_stats(target: str, api_key: str | None) -> pb2.GetStatsResponse:
     Raises:
         CommandError: The call failed.
     """
+    from polyhead.v1 import admin_service_pb2 as pb2
+
     request = pb2.GetStatsRequest()
     response: pb2.GetStatsResponse = _call(
         target, api_key, lambda stub, key: stub.GetStats(request, timeout=_TIMEOUT_S, metadata=key)
@@ -124,6 +124,15 @@ def get_stats(target: str, api_key: str | None) -> pb2.GetStatsResponse:
 
 def _call(target: str, api_key: str | None, call: Callable[[Any, Any], Any]) -> Any:
     """Makes a call, given the stub and the metadata with the API key."""
+    import grpc
+    from polyhead.v1 import admin_service_pb2_grpc
+
+    from polyhead_client.errors import PolyheadError, map_grpc_errors
+    from polyhead_client.transport import channel
+    from polyhead_client.transport.credentials import authorization
+    from polyhead_client.transport.diagnosis import Diagnosis
+    from polyhead_client.transport.target import parse
+
     try:
         parsed = parse(target)
         key = authorization(api_key, parsed, None, allow_plaintext_key=False)
@@ -144,6 +153,9 @@ def _print(workers: Iterable[message.Message]) -> None:
 
 def _to_json(value: Any) -> Any:
     """Converts a message field; durations become seconds. Protobuf's own JSON turns large numbers into strings."""
+    from google.protobuf import message
+    from google.protobuf.duration_pb2 import Duration
+
     if isinstance(value, Duration):
         return value.ToTimedelta().total_seconds()
     if isinstance(value, message.Message):

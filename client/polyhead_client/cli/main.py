@@ -9,25 +9,24 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 
 import click
 
-from polyhead_client.client import Client
-from polyhead_client.conversion import Encoding, Order, Task, TruncationPolicy
-from polyhead_client.errors import AccessDeniedError, InvalidRequestError, PolyheadError, UnavailableError
-from polyhead_client.types import Answer, Fingerprints
+from polyhead_client.choices import Encoding, Order, Task, TruncationPolicy
 
 from .admin import admin
-from .failure import CommandError, is_unexplained
-from .info import render
-from .jsonl import format_answer, read_items, read_texts
+from .failure import CommandError
 from .options import ServerOptions, server_options, with_options
 from .top import top
 
+# numpy and gRPC take longer to import than --help should take.
+if TYPE_CHECKING:
+    from polyhead_client.client import Client
+    from polyhead_client.types import Answer, Fingerprints
+
+
 _EXIT_FAILED, _EXIT_USAGE, _EXIT_INTERRUPTED = 1, 2, 130
-# Errors that the user of the command can fix.
-_USAGE_ERRORS = (AccessDeniedError, InvalidRequestError, UnavailableError)
 
 _encoding = click.option(
     "--encoding",
@@ -42,6 +41,8 @@ _dimensions = click.option(
 
 
 def _parse_embedding_space(_: click.Context, __: click.Parameter, value: str | None) -> Fingerprints | None:
+    from polyhead_client.types import Fingerprints
+
     if value is None:
         return None
     if not re.fullmatch("[0-9a-f]{16}", value):
@@ -216,6 +217,8 @@ def info(server: ServerOptions, as_json: bool) -> None:
       polyhead info
       polyhead info --json | jq -r .fingerprints.embedding_space
     """  # noqa: D301  \b tells click to keep the line breaks
+    from .info import render
+
     with _mapped_errors(server.target), server.connect() as client:
         model = client.info()
         click.echo(json.dumps(model.to_dict(), ensure_ascii=False) if as_json else render(model))
@@ -228,6 +231,8 @@ def _run(
     call: Callable[[Client, Iterable[Any]], Iterator[Answer]],
 ) -> None:
     """Streams the input to the server and the answers to stdout."""
+    from .jsonl import format_answer, read_items, read_texts
+
     if texts and jsonl:
         raise click.UsageError("--jsonl reads stdin and cannot be combined with TEXT arguments")
     source = texts or (read_items if jsonl else read_texts)(_open_stdin())
@@ -267,11 +272,17 @@ def _mapped_errors(target: str, answered: Callable[[], int] = int) -> Iterator[N
         target: Address of the server.
         answered: Returns the number of answers that were printed; after the first, a failure is no usage error.
     """
+    from polyhead_client.errors import AccessDeniedError, InvalidRequestError, PolyheadError, UnavailableError
+
+    from .failure import is_unexplained
+
+    # Errors that the user of the command can fix.
+    usage_errors = (AccessDeniedError, InvalidRequestError, UnavailableError)
     try:
         yield
     except PolyheadError as error:
         hint = " (is a server running there? see polyhead-serve --help)" if is_unexplained(error) else ""
-        exit_code = _EXIT_USAGE if isinstance(error, _USAGE_ERRORS) and not answered() else _EXIT_FAILED
+        exit_code = _EXIT_USAGE if isinstance(error, usage_errors) and not answered() else _EXIT_FAILED
         progress = f" (after {answered()} answers; the other texts have none)" if answered() else ""
         raise CommandError(exit_code, f"{target}: {error}{hint}{progress}") from error
     except BrokenPipeError:

@@ -6,13 +6,16 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from polyhead_client._base import DEFAULT_TARGET
-from polyhead_client.client import Client
-from polyhead_client.transport.credentials import Tls
+from polyhead_client.choices import DEFAULT_TARGET
+
+# numpy and gRPC take longer to import than --help should take.
+if TYPE_CHECKING:
+    from polyhead_client.client import Client
+    from polyhead_client.transport.credentials import Tls
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class ServerOptions:
 
     def connect(self) -> Client:
         """Creates a client."""
+        from polyhead_client.client import Client
+
         return Client(self.target, tls=self.tls, api_key=self.api_key, allow_plaintext_key=self.allow_plaintext_key)
 
 
@@ -42,6 +47,8 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def with_server(**options: Any) -> None:
+        from polyhead_client.transport.credentials import Tls
+
         tls, ca, cert, key, name = (options.pop(one) for one in ("tls", "ca", "cert", "key", "server_name"))
         if (cert is None) != (key is None):
             raise click.UsageError("--cert and --key belong together; give both")

@@ -17,14 +17,15 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import click
-from polyhead.v1 import admin_service_pb2 as pb2
 
 from .admin import admin_options, get_stats
-from .rates import WorkerRates, rates
 from .units import format_count, format_duration
 
-if TYPE_CHECKING:  # rich takes a fifth of a command's start-up time, and only this command and ``info`` use it
+if TYPE_CHECKING:  # gRPC and rich take longer to import than --help should take
+    from polyhead.v1 import admin_service_pb2 as pb2
     from rich.console import Console, Group
+
+    from .rates import WorkerRates
 
 # Width of output that is not a terminal.
 _PIPE_WIDTH = 160
@@ -172,6 +173,8 @@ def _shorten(cell: str) -> str:
 
 def _readings(target: str, api_key: str | None, interval_s: float) -> Iterator[list[WorkerRates]]:
     """Yields the rates after each interval, without end."""
+    from .rates import rates
+
     before: Sequence[pb2.WorkerStats] = ()
     while True:
         after = get_stats(target, api_key).workers
@@ -185,6 +188,8 @@ def _show_live(console: Console, target: str, api_key: str | None, interval_s: f
     from rich.console import ConsoleDimensions, Group
     from rich.live import Live
     from rich.text import Text
+
+    from .rates import rates
 
     reader = _Reader(target, api_key)
     before: Sequence[pb2.WorkerStats] = ()

@@ -26,7 +26,8 @@ from typing import TypeAlias
 
 from polyhead.v1 import item_pb2
 
-from polyhead_client.conversion import Order, in_request_order
+from polyhead_client.choices import Order
+from polyhead_client.conversion import in_request_order
 from polyhead_client.errors import InvalidRequestError, PolyheadError, error_for_code, invalid_answer
 from polyhead_client.types import Answer, ItemError
 

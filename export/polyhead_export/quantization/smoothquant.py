@@ -31,7 +31,7 @@ from onnx import helper
 
 from polyhead_export.errors import FusionError
 from polyhead_export.onnx_export import save_graph
-from polyhead_export.runners import cpu_session
+from polyhead_export.runners import cpu_session, worker_threads
 
 from .fusion import ATTENTION
 from .graph_editor import CONTRIB_DOMAIN, Array, Graph, Linear
@@ -86,12 +86,19 @@ def collect_absmax(path: Path, proto: onnx.ModelProto, texts: Sequence[Sequence[
     observed.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in inputs)
     save_graph(observed, path)
     session = cpu_session(path)
-    absmax: dict[str, Array] = {}
-    for ids in texts:
+
+    def text_absmax(ids: Sequence[int]) -> list[Array]:
         feeds = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
-        for name, values in zip(inputs, session.run(inputs, feeds), strict=True):
-            text_absmax = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)  # (channels,)
-            absmax[name] = np.maximum(absmax.get(name, np.float32(0)), text_absmax)
+        return [
+            np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)  # (channels,)
+            for values in session.run(inputs, feeds)
+        ]
+
+    absmax: dict[str, Array] = {}
+    with worker_threads() as threads:
+        for found in threads.map(text_absmax, texts):
+            for name, values in zip(inputs, found, strict=True):
+                absmax[name] = np.maximum(absmax.get(name, np.float32(0)), values)
     return absmax
 
 

@@ -27,7 +27,7 @@ from polyhead_training.tokenization import pad
 from polyhead_export.errors import GraphError
 from polyhead_export.layout import EMBEDDING_OUTPUT, GRAPHS
 from polyhead_export.onnx_export import random_texts, save_graph
-from polyhead_export.runners import onnx_runner
+from polyhead_export.runners import Runner, onnx_runner, run_all
 from polyhead_export.settings import VariantName
 
 from .fusion import fuse_attention
@@ -57,6 +57,7 @@ def make_variant(  # noqa: PLR0917
     report: Callable[[str], None],
     texts: Sequence[Ids] = (),
     accuracy_drop: AccuracyDrop = lambda _: 0.0,
+    open_runner: Callable[[Path], Runner] = onnx_runner,
 ) -> Path:
     """Writes one variant beside the plain graph.
 
@@ -68,6 +69,7 @@ def make_variant(  # noqa: PLR0917
         report: Called with each line of progress.
         texts: Token ids of realistic texts, if any are available; some are used for calibration.
         accuracy_drop: Accuracy that a graph loses; the smoothing is chosen by it first, then by the cosine.
+        open_runner: Opens the runner of a graph.
 
     Returns:
         The variant's file.
@@ -77,7 +79,7 @@ def make_variant(  # noqa: PLR0917
     """
     target = plain.with_name(GRAPHS[name])
     if name == "int8":
-        _make_int8(plain, target, config, golden, report, texts, accuracy_drop)
+        _make_int8(plain, target, config, golden, report, texts, accuracy_drop, open_runner)
     elif name == "int8-dynamic":
         _make_dynamic(plain, target)
     elif name == "fp16":
@@ -93,6 +95,7 @@ def _make_int8(  # noqa: PLR0917
     report: Callable[[str], None],
     texts: Sequence[Ids],
     accuracy_drop: AccuracyDrop,
+    open_runner: Callable[[Path], Runner],
 ) -> None:
     """Calibrates on golden texts, random tokens and available real texts; without these, the range margin is larger."""
     layers = int(config.backbone_config().num_hidden_layers)
@@ -109,11 +112,13 @@ def _make_int8(  # noqa: PLR0917
     scratch = target.with_name(f"{target.name}.scratch")
     margin = np.float32(RANGE_MARGIN_REAL_TEXTS if real else RANGE_MARGIN_RANDOM_TOKENS)
     absmax = {value: margin * channels for value, channels in collect_absmax(scratch, fused, calibration).items()}
-    expected = _embeddings(plain, selection, config.pad_token_id)
+    expected = _embeddings(open_runner(plain), selection, config.pad_token_id)
     best = (-np.inf, -np.inf, 0.0)
     for smoothing in _SMOOTHINGS:
         save_graph(quantize(fused, absmax, smoothing, layers * LINEARS_PER_LAYER), scratch)
-        cosine = float((_embeddings(scratch, selection, config.pad_token_id) * expected).sum(axis=1).mean())
+        cosine = float(
+            (_embeddings(open_runner(scratch), selection, config.pad_token_id) * expected).sum(axis=1).mean()
+        )
         best = max(best, (-accuracy_drop(scratch), cosine, smoothing))
     for path in scratch.parent.glob(f"{scratch.name}*"):
         path.unlink()
@@ -123,11 +128,12 @@ def _make_int8(  # noqa: PLR0917
 
 
 def _embeddings(
-    graph: Path, texts: Sequence[Ids], pad_token_id: int
+    runner: Runner, texts: Sequence[Ids], pad_token_id: int
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """Computes embeddings of unit length, each text in a batch of its own, (texts, H)."""
-    run = onnx_runner(graph)
-    embeddings = np.stack([run(*pad([ids], pad_token_id))[EMBEDDING_OUTPUT][0] for ids in texts]).astype(np.float64)
+    batches = [pad([ids], pad_token_id) for ids in texts]
+    outputs = run_all(runner, batches, len(batches))
+    embeddings = np.stack([found[EMBEDDING_OUTPUT][0] for found in outputs]).astype(np.float64)
     unit = embeddings / np.linalg.norm(embeddings, axis=1)[:, None]
     return cast("np.ndarray[tuple[int, int], np.dtype[np.float64]]", unit)
 

@@ -6,7 +6,7 @@ import pytest
 from polyhead_client import (
     ItemError,
 )
-from polyhead_client.conversion import Order
+from polyhead_client.choices import Order
 from polyhead_client.core.retry import RetryBudget
 
 from tests.support.stream_states import (

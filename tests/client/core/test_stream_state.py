@@ -14,7 +14,7 @@ from polyhead_client import (
     ServerError,
     UnavailableError,
 )
-from polyhead_client.conversion import Order
+from polyhead_client.choices import Order
 
 from tests.support.stream_states import (
     Clock,

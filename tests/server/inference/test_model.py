@@ -109,6 +109,15 @@ def test_self_test_is_logged_once(load: Load, caplog: pytest.LogCaptureFixture) 
     ]
 
 
+def test_golden_texts_are_computed_once_although_there_are_two_engines(load: Load) -> None:
+    """The second engine runs the same graph on the same device: it computes the longest of them."""
+    first, second = FakeEngine(), FakeEngine()
+    load({"onnx/cpu": first, "onnx/cpu on 2": second}, threads=2)
+    # "" and "w1 w2", each between two special tokens; batches that measure the speed follow.
+    assert first.batch_shapes[:2] == [(1, 2), (1, 4)]
+    assert second.batch_shapes == [(1, 4)]
+
+
 def test_second_engine_that_fails_its_self_test_is_not_used(load: Load, caplog: pytest.LogCaptureFixture) -> None:
     engine = FakeEngine()
     model = load({"onnx/cpu": engine, "onnx/cpu on 2": NanEngine()}, threads=2)

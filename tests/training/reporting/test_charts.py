@@ -53,6 +53,25 @@ def test_long_series_is_averaged() -> None:
     assert len({y for _, y in line}) == 1
 
 
+def test_missing_values_are_gaps_and_single_points_remain_visible() -> None:
+    series = Series("a", [(step, None if step % 20 == 9 else 1.0) for step in range(60)] + [(60, None), (61, 2.0)])
+    chart = line_chart("loss", [series])
+    assert [len(line) for line in _points(chart)] == [9, 19, 19, 10, 1]
+    assert len(list(_parse(chart).iter("circle"))) == 1
+
+
+def test_gap_does_not_pull_the_average_of_a_long_series_down() -> None:
+    points = [(float(step), 1.0 if step % 2 else None) for step in range(1, 2_401)]
+    [line] = _points(line_chart("loss", [Series("a", points)]))
+    assert len(line) == 120
+    # A constant line is drawn at one height, and so is this one.
+    assert len({y for _, y in line}) == 1
+
+
+def test_series_of_gaps_alone_is_omitted() -> None:
+    assert _points(line_chart("loss", [Series("a", [(1, None), (2, None)])])) == []
+
+
 def test_legend_shows_the_lines_with_colors_and_dashes() -> None:
     chart = line_chart("loss", [Series("a", [(1, 1)]), Series("b", [(1, 2)], 1, dashed=True), Series("empty", [])])
     root = _parse(chart)

@@ -214,8 +214,8 @@ def test_report_is_deterministic(finished_run: Path) -> None:
 
 
 def test_long_training_time_is_shown_in_minutes(finished_run: Path) -> None:
-    assert "trained in 15 seconds" in _page(finished_run).text
+    assert "trained in 15 s" in _page(finished_run).text
     line = {"step": 40, "seconds": 600.0, "stage": "second", "learning_rate": 1e-4, "loss": 1.0, "losses": {}}
     with (finished_run / "metrics.jsonl").open("a") as stream:
         stream.write(json.dumps(line) + "\n")
-    assert "trained in 10 minutes" in _page(finished_run).text
+    assert "trained in 10 min 0 s" in _page(finished_run).text

@@ -65,8 +65,8 @@ class HeadScore:
         ece: Expected calibration error, as in ``Calibration``.
         brier: Brier score, as in ``Calibration``.
         intervals: 95 % intervals of accuracy, macro_f1, balanced_accuracy, ece and brier, low and high: percentiles
-            over 1,000 resamples of the rows. The ECE is biased upwards, more so in a resample, so its interval may lie
-            above the ECE itself.
+            over 1,000 resamples of the rows; empty if they were not requested. The ECE is biased upwards, more so in a
+            resample, so its interval may lie above the ECE itself.
         labels: Metrics of each label, in the order of the logits.
         confusion: Rows by true label (outer) and predicted label (inner).
         reliability: Reliability diagram, as in ``Calibration``.
@@ -101,6 +101,7 @@ def score(
     temperature: float = 1.0,
     threshold: float = 0.5,
     seed: int = 0,
+    intervals: bool = True,
 ) -> HeadScore:
     """Computes all metrics of one head.
 
@@ -112,6 +113,7 @@ def score(
         temperature: Divisor of the logits.
         threshold: Minimum probability at which a sigmoid head predicts its second label; a softmax head ignores it.
         seed: Seed of the resamples.
+        intervals: Whether to compute the intervals, which takes much longer than the metrics.
     """
     used = threshold if kind == "sigmoid" else None
     logits, targets = labelled(logits, targets)
@@ -133,7 +135,7 @@ def score(
         majority_baseline=float(support.max() / len(targets)),
         macro_f1=float(metrics.f1_score(targets, predicted, labels=present, average="macro", zero_division=0)),
         balanced_accuracy=float(metrics.recall_score(targets, predicted, labels=present, average="macro")),
-        intervals=_intervals(targets, predicted, found, len(labels), seed),
+        intervals=_intervals(targets, predicted, found, len(labels), seed) if intervals else {},
         labels={
             name: LabelScore(
                 int(support[index]), int(answered[index]), *(_defined(by_label[n][index]) for n in range(3))

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyhead_training.data.collation import EncodedRows
+from polyhead_training.features import Features, compute_rows, row_outputs
 from polyhead_training.model import PolyheadModel
-from polyhead_training.runs.checkpoint import replace_file
-from polyhead_training.terminal import progress_bar
 
 NAME = "base_embeddings.npy"
 
@@ -34,8 +33,13 @@ class BaseEmbeddings:
         return torch.from_numpy(self.values[list(rows)].astype(np.float32)).to(device)
 
 
-def base_embeddings(
-    folder: Path, model: PolyheadModel, rows: EncodedRows, batch_size: int, accelerator: Accelerator
+def base_embeddings(  # noqa: PLR0917
+    folder: Path,
+    model: PolyheadModel,
+    rows: EncodedRows,
+    batch_size: int,
+    accelerator: Accelerator,
+    features: Features | None = None,
 ) -> BaseEmbeddings:
     """Opens the rows' embeddings before training, and computes them on first use.
 
@@ -45,36 +49,16 @@ def base_embeddings(
         rows: The training rows.
         batch_size: Texts per forward pass.
         accelerator: The processes that share the rows.
+        features: The backbone's vectors of the rows, if they are known already.
     """
     path = folder / NAME
+
+    def embed(numbers: Sequence[int]) -> Tensor:
+        with accelerator.autocast():
+            embedding = row_outputs(model, rows, numbers, features).sentence_embedding.float()  # (B, H)
+        return torch.nn.functional.normalize(embedding, dim=-1)
+
     if not path.exists():
-        _compute(path, model, rows, batch_size, accelerator)
+        shape = (int(model.backbone.config.hidden_size),)
+        compute_rows(path, embed, model, rows, shape, np.float16, batch_size, accelerator, "embeddings before training")
     return BaseEmbeddings(path)
-
-
-def _compute(path: Path, model: PolyheadModel, rows: EncodedRows, batch_size: int, accelerator: Accelerator) -> None:
-    partial = path.with_name(path.name + ".partial")
-    shape = (len(rows), int(model.backbone.config.hidden_size))
-    if accelerator.is_main_process:
-        np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape).flush()
-    accelerator.wait_for_everyone()
-    values = np.lib.format.open_memmap(partial, mode="r+")
-    model.eval()
-    batches = rows.by_length(batch_size)[accelerator.process_index :: accelerator.num_processes]
-    with (
-        torch.inference_mode(),
-        accelerator.autocast(),
-        progress_bar(
-            "embeddings before training", "batches", len(batches), enabled=accelerator.is_main_process
-        ) as advance,
-    ):
-        for numbers in batches:
-            batch = rows.batch(numbers, model.device)
-            embedding = model(batch.input_ids, batch.attention_mask).sentence_embedding.float()  # (B, H)
-            values[numbers] = torch.nn.functional.normalize(embedding, dim=-1).cpu().numpy()
-            advance("")
-    values.flush()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        replace_file(partial, path)
-    accelerator.wait_for_everyone()

@@ -21,6 +21,7 @@ from polyhead_training.config import Config, HeadConfig, StageConfig
 from polyhead_training.data.collation import EncodedRows
 from polyhead_training.data.sampling import Sampler
 from polyhead_training.errors import StoppedError
+from polyhead_training.features import FeatureCache, Features
 from polyhead_training.model import PolyheadModel
 from polyhead_training.runs.checkpoint import (
     BEST_NAME,
@@ -35,10 +36,12 @@ from polyhead_training.terminal import Report, progress_bar
 
 from .distillation import base_embeddings
 from .loss import Objective
-from .stages import Stage
+from .stages import Stage, trains_backbone, trains_embedding
 from .step import Stepper
 from .training_log import StepMetrics, TrainingLog
 
+# Name of the split with the training rows.
+_TRAIN = "train"
 # Validation scores by head and measure, including macro_f1; None without labelled rows.
 Validation = dict[str, dict[str, float | None]]
 
@@ -55,6 +58,7 @@ class Loop:
         describe_row: Returns the location and text of the row with a number, for error messages.
         folder: Folder of the run in progress.
         max_steps: Steps of the whole run after which it ends early; None for no limit.
+        features: Cache of the backbone's vectors while it is frozen.
         validate: Scores the model on the validation rows.
         stop: Returns whether a signal requested the end.
         report: Receives messages for the terminal.
@@ -71,6 +75,7 @@ class Loop:
         describe_row: Callable[[int], str],
         folder: Path,
         max_steps: int | None,
+        features: FeatureCache,
         validate: Callable[[], Validation],
         stop: Callable[[], bool],
         report: Report,
@@ -82,6 +87,7 @@ class Loop:
         self.describe_row = describe_row
         self.folder = folder
         self.max_steps = max_steps
+        self.features = features
         self.validate = validate
         self.stop = stop
         self.report = report
@@ -134,9 +140,19 @@ class Loop:
             f"stage {stage.config.name}: {stage.steps:,} steps, peak learning rate {stage.config.learning_rate:g}"
         )
         self.report(stage.describe())
+        features = self._features(stage)
         base = None
         if self.config.distillation and stage.trains_embedding:
-            base = base_embeddings(self.folder, self.model, self.rows, self.config.batch_size, self.accelerator)
+            base = base_embeddings(
+                self.folder,
+                self.model,
+                self.rows,
+                self.config.batch_size,
+                self.accelerator,
+                features or self.features.existing(_TRAIN),
+            )
+        if stage.trains_backbone:
+            self.features.clear()
         stepper = Stepper(
             config=self.config,
             stage=stage,
@@ -145,6 +161,7 @@ class Loop:
             accelerator=self.accelerator,
             rows=self.rows,
             base=base,
+            features=features,
             first_step=self.progress.stage_step,
         )
         if self.progress.stage_step:
@@ -152,6 +169,37 @@ class Loop:
             if self.accelerator.scaler is not None and self.progress.scaler is not None:
                 self.accelerator.scaler.load_state_dict(self.progress.scaler)
         return stepper
+
+    def _features(self, stage: Stage) -> Features | None:
+        """Returns the frozen backbone's vectors of the training rows if that saves computing some of them twice."""
+        if stage.trains_backbone:
+            return None
+        self.features.freeze()
+        if self.progress.stage_step == stage.steps or self._frozen_texts() <= len(self.rows):
+            return None
+        return self.features.get(_TRAIN, self.rows, mixed_precision=True)
+
+    def _frozen_texts(self) -> int:
+        """Counts the texts of all steps until the backbone changes, and those of the embeddings before training.
+
+        The count is the same at every step of a stage, so a resumed run makes the same decision.
+        """
+        texts, left = 0, math.inf if self.max_steps is None else self.max_steps
+        embedded = not self.config.distillation
+        steps_per_epoch = math.ceil(len(self.rows) / self.sampler.rows_per_step)
+        for index, stage in enumerate(self.config.stages):
+            steps = min(left, stage.epochs * steps_per_epoch)
+            left -= steps
+            if not steps:
+                break
+            embeds = not embedded and trains_embedding(stage, self.model)
+            embedded = embedded or embeds
+            if index >= self.progress.stage:
+                texts += len(self.rows) if embeds else 0
+                if trains_backbone(stage, self.model):
+                    break
+                texts += min(int(steps) * self.sampler.rows_per_step, stage.epochs * len(self.rows))
+        return texts
 
     def _plan(self, index: int) -> list[list[list[int]]]:
         """Returns the rows of each step of each epoch of a stage, up to ``max_steps``."""

@@ -79,6 +79,17 @@ def check_stages(config: Config, model: PolyheadModel) -> None:
             raise config.error(f"{field}.train", f"{reason}: add a part with parameters, or remove the stage")
 
 
+def trains_backbone(stage: StageConfig, model: PolyheadModel) -> bool:
+    """Returns whether a stage changes a part of the backbone."""
+    return any(map(_in_backbone, _trained(stage, list(units(model)))))
+
+
+def trains_embedding(stage: StageConfig, model: PolyheadModel) -> bool:
+    """Returns whether a stage changes a part of the sentence embedding."""
+    shared = model.config.embedding_pooling == "shared" and "pooling" in _trained(stage, list(units(model)))
+    return shared or trains_backbone(stage, model)
+
+
 class Stage:
     """A stage applied to a model: the units that train, the step that unfreezes each, and their learning rates.
 
@@ -98,13 +109,17 @@ class Stage:
         self._rates = learning_rates(config, names)
 
     @property
+    def trains_backbone(self) -> bool:
+        """Whether the stage changes a part of the backbone."""
+        return trains_backbone(self.config, self._model)
+
+    @property
     def trains_embedding(self) -> bool:
         """Whether the stage changes a part of the sentence embedding."""
-        shared = {"pooling"} if self._model.config.embedding_pooling == "shared" else set()
-        return any(name in shared or _in_backbone(name) for name in self._unfreeze_steps)
+        return trains_embedding(self.config, self._model)
 
     def begin_step(self, step: int) -> None:
-        """Unfreezes the units that train in a step and freezes the others, including their dropout.
+        """Unfreezes the units that train in a step and freezes the others, whose dropout is off.
 
         Args:
             step: Step of the stage, counted from 0.

@@ -15,6 +15,7 @@ from polyhead_training.config import TrainingConfig
 from polyhead_training.data.collation import EncodedRows
 from polyhead_training.data.sampling import micro_batches
 from polyhead_training.errors import DivergenceError
+from polyhead_training.features import Features, row_outputs
 from polyhead_training.model import PolyheadModel
 
 from .distillation import BaseEmbeddings
@@ -38,6 +39,7 @@ class Stepper:
         accelerator: Device, mixed precision and processes.
         rows: The training rows.
         base: Embeddings of the rows before training; None for no distillation.
+        features: The frozen backbone's vectors of the rows; None to compute them in every step.
         first_step: Step of the stage to start from, counted from 0.
     """
 
@@ -51,6 +53,7 @@ class Stepper:
         accelerator: Accelerator,
         rows: EncodedRows,
         base: BaseEmbeddings | None,
+        features: Features | None = None,
         first_step: int = 0,
     ) -> None:
         self.config = config
@@ -60,6 +63,7 @@ class Stepper:
         self.accelerator = accelerator
         self.rows = rows
         self.base = base
+        self.features = features
         weighting = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         self.optimizer = stage.build_optimizer(config.weight_decay, weighting)
         self.scheduler = stage.build_scheduler(self.optimizer, config.warmup, first_step)
@@ -85,8 +89,8 @@ class Stepper:
         number = self.scheduler.last_epoch
         self.stage.begin_step(number)
         rate = self.stage.config.learning_rate * self.stage.schedule(number, self.config.warmup)
-        metrics = StepMetrics.zero(len(self.objective.heads), rate, self.accelerator.device)
         totals = self.objective.totals(self.rows.labels[list(rows)])
+        metrics = StepMetrics.zero((totals.heads > 0).tolist(), rate, self.accelerator.device)
         batches = micro_batches(rows, self.config.batch_size)
         for numbers in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
             losses = self._forward(numbers, totals)
@@ -101,11 +105,11 @@ class Stepper:
         return metrics
 
     def _forward(self, numbers: Sequence[int], totals: Totals) -> Losses:
-        batch = self.rows.batch(numbers, self.accelerator.device)
+        device = self.accelerator.device
         with self.accelerator.autocast():
-            outputs = self.model(batch.input_ids, batch.attention_mask)
-        base = self.base.batch(numbers, self.accelerator.device) if self.base else None
-        losses: Losses = self.objective(outputs, batch.labels, totals, base)
+            outputs = row_outputs(self.model, self.rows, numbers, self.features)
+        base = self.base.batch(numbers, device) if self.base else None
+        losses: Losses = self.objective(outputs, self.rows.labels[list(numbers)].to(device), totals, base)
         return losses
 
     def _sum_over_processes(self, metrics: StepMetrics) -> None:

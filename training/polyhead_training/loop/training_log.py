@@ -17,6 +17,7 @@ from torch import Tensor
 from polyhead_training.errors import ResumeError
 from polyhead_training.runs.checkpoint import Progress
 from polyhead_training.runs.run_directory import METRICS_NAME
+from polyhead_training.terminal import format_duration
 
 from .loss import Losses
 
@@ -33,17 +34,19 @@ class StepMetrics:
 
     Attributes:
         learning_rate: The stage's learning rate in the step.
+        labelled: For each head, whether any row of the step, in any process, has a label for it.
         values: (5 + heads,) total loss, distillation, tokens, tokens with padding, stop requests, each head's loss;
             sums over micro-batches and processes.
     """
 
     learning_rate: float
+    labelled: Sequence[bool]
     values: Tensor
 
     @classmethod
-    def zero(cls, heads: int, learning_rate: float, device: torch.device) -> StepMetrics:
+    def zero(cls, labelled: Sequence[bool], learning_rate: float, device: torch.device) -> StepMetrics:
         """Returns the metrics before the first micro-batch."""
-        return cls(learning_rate, torch.zeros(_FIXED_VALUES + heads, device=device))
+        return cls(learning_rate, labelled, torch.zeros(_FIXED_VALUES + len(labelled), device=device))
 
     def add(self, losses: Losses, lengths: Sequence[int]) -> None:
         """Adds the losses of a micro-batch of texts with these lengths in tokens."""
@@ -65,11 +68,14 @@ class StepMetrics:
         return float(self.values[_STOP_REQUESTS]) > 0
 
     def to_json(self, heads: Sequence[str], distilled: bool) -> dict[str, Any]:
-        """Returns the content of a line of ``metrics.jsonl``."""
+        """Returns the content of a line of ``metrics.jsonl``; the loss of a head without labels in the step is None."""
         total, distillation, tokens, padded_tokens, _, *losses = self.values.tolist()
         return {
             "loss": total,
-            "losses": dict(zip(heads, losses, strict=True)),
+            "losses": {
+                head: loss if labelled else None
+                for head, loss, labelled in zip(heads, losses, self.labelled, strict=True)
+            },
             **({"distillation": distillation} if distilled else {}),
             "learning_rate": self.learning_rate,
             "tokens": int(tokens),
@@ -122,7 +128,7 @@ class TrainingLog:
         """Logs the validation scores of an epoch; returns a message for the terminal."""
         self._log(progress, {"stage": stage, "epoch": epoch, "validation": scores})
         summary = "; ".join(f"{head} {_format_scores(found)}" for head, found in scores.items())
-        return f"  epoch {epoch}, step {progress.steps:,}, {self._seconds():.0f} s: validation {summary}"
+        return f"  epoch {epoch}, step {progress.steps:,}, {format_duration(self._seconds())}: validation {summary}"
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._start, 3)

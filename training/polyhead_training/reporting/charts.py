@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -17,7 +18,8 @@ _MAX_TICK_INTERVALS = 5
 # More dots would hide the line.
 _MAX_DOTS = 12
 _KEY: dict[str, Any] = {"width": 22, "height": 8, "aria_hidden": "true"}
-Point = tuple[float, float]
+# None is a gap: nothing was measured there.
+Point = tuple[float, float | None]
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,17 @@ class Series:
     color: int = 0
     dashed: bool = False
 
+    @property
+    def has_values(self) -> bool:
+        """Whether any point is not a gap."""
+        return any(y is not None for _, y in self.points)
+
 
 class _Frame(NamedTuple):
     """Mapping of values to coordinates of the drawing, whose unit is about a pixel."""
 
-    low: Point
-    high: Point
+    low: tuple[float, float]
+    high: tuple[float, float]
     left: float = 46
     right: float = 414
     top: float = 20
@@ -59,11 +66,11 @@ def line_chart(title: str, series: Sequence[Series], marks: Sequence[tuple[float
 
     Args:
         title: Title of the chart.
-        series: The lines; those without points are omitted.
+        series: The lines; those without values are omitted.
         marks: Steps to mark, with their labels.
     """
-    drawn = [Series(one.name, _thin(one.points), one.color, one.dashed) for one in series if one.points]
-    values = [y for one in drawn for _, y in one.points] or [0.0]
+    drawn = [Series(one.name, _thin(one.points), one.color, one.dashed) for one in series if one.has_values]
+    values = [y for one in drawn for _, y in one.points if y is not None] or [0.0]
     ticks = _ticks(min(values), max(values))
     steps = _ticks(0, max([x for one in drawn for x, _ in one.points] or [1]))
     frame = _Frame((0, ticks[0]), (steps[-1], ticks[-1]))
@@ -137,13 +144,22 @@ def _mark(frame: _Frame, step: float, name: str) -> Markup:
 
 
 def _line(frame: _Frame, series: Series) -> Markup:
-    points = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in series.points)
-    dots = series.points if len(series.points) <= _MAX_DOTS else []
-    drawn = _element("polyline", points=points, fill="none", **_stroke(series))
-    return drawn + Markup("").join(_dot(frame, point, 2.4, _color(series)) for point in dots)
+    """Draws a line for each run of points without a gap, and dots on a short series and on single points."""
+    runs = [
+        [(x, y) for x, y in points if y is not None]
+        for known, points in groupby(series.points, key=lambda point: point[1] is not None)
+        if known
+    ]
+    few = sum(map(len, runs)) <= _MAX_DOTS
+    parts = []
+    for run in runs:
+        points = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in run)
+        parts.append(_element("polyline", points=points, fill="none", **_stroke(series)))
+        parts += [_dot(frame, point, 2.4, _color(series)) for point in run if few or len(run) == 1]
+    return Markup("").join(parts)
 
 
-def _dot(frame: _Frame, point: Point, radius: float, color: str) -> Markup:
+def _dot(frame: _Frame, point: tuple[float, float], radius: float, color: str) -> Markup:
     center = {"cx": frame.x(point[0]), "cy": frame.y(point[1]), "r": round(radius, 1)}
     return _element("circle", **center, fill=color, fill_opacity=0.6)
 
@@ -173,9 +189,15 @@ def _stroke(series: Series) -> dict[str, Any]:
 
 
 def _thin(points: Sequence[Point]) -> list[Point]:
+    """Averages neighboring points; a gap remains only where a whole group has no values."""
     size = math.ceil(len(points) / _MAX_POINTS)
-    groups = [points[start : start + size] for start in range(0, len(points), size)] if points else []
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    thinned: list[Point] = []
+    for start in range(0, len(points), size or 1):
+        group = points[start : start + size]
+        known = [(x, y) for x, y in group if y is not None]
+        x = sum(x for x, _ in known or group) / len(known or group)
+        thinned.append((x, sum(y for _, y in known) / len(known) if known else None))
+    return thinned
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -18,8 +18,9 @@ import jinja2
 from markupsafe import Markup
 
 from polyhead_training.runs.run_directory import REPORT_NAME
+from polyhead_training.terminal import format_duration
 
-from .charts import Series, interval_bar, line_chart, reliability_chart
+from .charts import Point, Series, interval_bar, line_chart, reliability_chart
 from .results import Results, implausible, read_results
 
 # Labels in a confusion matrix that fits on a page.
@@ -65,7 +66,13 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "range": _range, "short": _short, "figure": _figure}
+    environment.filters |= {
+        "percent": _percent,
+        "range": _range,
+        "short": _short,
+        "figure": _figure,
+        "duration": format_duration,
+    }
     return environment.get_template("report.html.jinja")
 
 
@@ -100,17 +107,17 @@ def _curves(results: Results) -> list[Markup]:
     for title, measure in (("macro-F1", "macro_f1"), ("accuracy", "accuracy")):
         scores = [Series(name, _points(epochs, "validation", name, measure), color) for color, name in enumerate(names)]
         charts.append((f"Validation {title} after each epoch", scores))
-    return [line_chart(title, series, starts) for title, series in charts if any(one.points for one in series)]
+    return [line_chart(title, series, starts) for title, series in charts if any(one.has_values for one in series)]
 
 
-def _points(lines: Sequence[dict[str, Any]], *path: str) -> list[tuple[float, float]]:
+def _points(lines: Sequence[dict[str, Any]], *path: str) -> list[Point]:
+    """Returns a value of each line by its step; None, a gap, where the line lacks the value."""
     points = []
     for line in lines:
         value: Any = line
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
-        if value is not None:
-            points.append((float(line["step"]), float(value)))
+        points.append((float(line["step"]), None if value is None else float(value)))
     return points
 
 

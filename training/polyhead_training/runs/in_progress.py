@@ -6,6 +6,7 @@
                         last.safetensors      checkpoint.py
                         best.safetensors
                         base_embeddings.npy   loop/distillation.py
+                        features_SPLIT.npy    features.py
                         metrics.jsonl         loop/training_log.py
                         trackers/             files of accelerate's trackers
 """
