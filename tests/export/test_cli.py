@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -19,6 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from polyhead_bundle import Bundle, Check, atomic_directory
 from polyhead_export import export, gate
 from polyhead_export.cli import main
+
+from tests.support.checkpoints import write_classifier
 
 
 def _invoke(*arguments: str | Path) -> Result:
@@ -83,6 +86,12 @@ def test_invalid_checkpoint_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     result = _invoke("import", tmp_path / "nothing", tmp_path / "run")
     assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_head_of_an_imported_classifier_is_named(tmp_path: Path) -> None:
+    result = _invoke("import", write_classifier(tmp_path), tmp_path / "run", "--head", "mood")
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'run'}\n")
+    assert [head["name"] for head in json.loads((tmp_path / "run" / "run.json").read_bytes())["heads"]] == ["mood"]
 
 
 def test_help_does_not_load_torch() -> None:

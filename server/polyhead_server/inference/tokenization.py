@@ -57,7 +57,9 @@ class Placement(enum.Enum):
 
 
 class Tokenizer:
-    """The bundle's tokenizer with the bundle's limits. Special tokens inside a text are read as plain text.
+    """The bundle's tokenizer with the bundle's limits.
+
+    Special tokens inside a text, such as ``[SEP]``, are read as plain text; other added tokens stay single tokens.
 
     Threads: any thread may call ``encode`` and ``close``; the other methods belong to the event loop.
     """
