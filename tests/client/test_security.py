@@ -36,7 +36,7 @@ class Pair:
     key: Path
 
 
-def pair(folder: Path, name: str, days: int = 0) -> Pair:
+def pair(folder: Path, name: str, days: int = 0, alternative_names: bool = True) -> Pair:
     """Creates a certificate for a host name, valid ``days`` from now; for localhost also for the loopback address."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
@@ -47,7 +47,8 @@ def pair(folder: Path, name: str, days: int = 0) -> Pair:
         names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
     builder = builder.serial_number(1).not_valid_before(valid - day).not_valid_after(valid + day / 2)
-    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    if alternative_names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     made = Pair(folder / f"{name}.pem", folder / f"{name}.key")
     made.certificate.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))

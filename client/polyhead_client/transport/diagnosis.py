@@ -279,7 +279,10 @@ def _name_problem(family: int, address: object, shown: str, tls: Tls, name: str)
     with _connect(family, address) as connection, context.wrap_socket(connection) as secured:
         certificate = secured.getpeercert() or {}
     alternatives: Any = certificate.get("subjectAltName", ())  # pairs of kind and name
+    subject: Any = certificate.get("subject", ())  # the same, in tuples
     names = [str(value) for _, value in alternatives]
+    # gRPC accepts the common name of a certificate without alternative names.
+    names = names or [str(value) for pairs in subject for kind, value in pairs if kind == "commonName"]
     example = next((one for one in names if "*" not in one), "NAME")
     return _Problem(
         "CERTIFICATE_NAME_MISMATCH",

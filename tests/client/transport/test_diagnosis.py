@@ -101,6 +101,14 @@ def test_certificate_for_another_name_is_named_with_the_option(
         call(connect(servicer.target.replace("127.0.0.1", "localhost"), tls=expected))  # control
 
 
+def test_common_name_is_named_if_the_certificate_has_no_other(connect: Any, tmp_path: Path) -> None:
+    own = pair(tmp_path, "model.example", alternative_names=False)
+    with secured(own) as servicer:
+        error = failure(connect, servicer.target, tls=Tls(own.certificate))
+        assert "is for model.example, not for '127.0.0.1'" in error.message
+        connect(servicer.target, tls=Tls(own.certificate, server_name="model.example")).info()
+
+
 def test_command_names_the_certificate_mismatch_in_one_line(other: Pair) -> None:
     with secured(other) as servicer:
         target = servicer.target.replace("127.0.0.1", "localhost")
