@@ -40,8 +40,14 @@ $(VENV)/.installed: $(VENV)/.runtime
 
 setup: $(VENV)/.installed  ## create .venv and install everything, in the versions of constraints.txt
 
-proto: setup  ## regenerate the committed stubs from proto/polyhead/v1
-	$(BIN)/python proto/generate.py $(STUBS)
+# An environment of its own: the generator's versions are the oldest that the stubs run with.
+build/proto-generator/.installed: proto/generator.txt
+	$(PYTHON) -m venv build/proto-generator
+	build/proto-generator/bin/pip install --quiet --disable-pip-version-check --requirement proto/generator.txt
+	touch $@
+
+proto: build/proto-generator/.installed  ## regenerate the committed stubs and descriptors from proto/
+	build/proto-generator/bin/python proto/generate.py $(STUBS)
 
 # A run is trained again only if its configuration or data has changed; `make train` always trains.
 $(RUN)/run.json: $(CONFIG) $(wildcard $(dir $(CONFIG))*.jsonl) | $(VENV)/.runtime

@@ -6,6 +6,8 @@ Each class names its canonical status code (google.rpc.Code) and its reason, as 
     +-- InvalidRequestError            INVALID_ARGUMENT, own reasons              the client must change the request
     |   +-- TextTooLongError           OUT_OF_RANGE, TEXT_TOO_LONG                TRUNCATION_POLICY_ERROR only
     |   +-- FingerprintMismatchError   FAILED_PRECONDITION, FINGERPRINT_MISMATCH  not the model that the client expects
+    +-- ModelNotFoundError             NOT_FOUND, MODEL_NOT_FOUND                 the request names another model
+    +-- NotSupportedError              UNIMPLEMENTED, NOT_SUPPORTED               an RPC that the model cannot answer
     +-- ExpiredError                   DEADLINE_EXCEEDED, DEADLINE_EXPIRED        the deadline passed in the queue
     +-- OverloadedError                RESOURCE_EXHAUSTED, OVERLOADED             retry after ``retry_after_s``
     +-- NotReadyError                  UNAVAILABLE, NOT_READY                     the model is still loading
@@ -84,6 +86,23 @@ class FingerprintMismatchError(InvalidRequestError):
         problem = f"{component}: expected {expected}, the model has {actual or 'no such head'}"
         super().__init__(self.reason, problem)
         self.metadata = {"component": component, "expected": expected, "actual": actual}
+
+
+class ModelNotFoundError(ServerError):
+    """The request names a model or a version that this server does not serve."""
+
+    code = "NOT_FOUND"
+    reason = "MODEL_NOT_FOUND"
+
+    def __init__(self, served: str) -> None:
+        super().__init__(f"this server serves model {served!r}, version 1, and no other")
+
+
+class NotSupportedError(ServerError):
+    """The method belongs to a protocol that this server speaks, but the model cannot answer it."""
+
+    code = "UNIMPLEMENTED"
+    reason = "NOT_SUPPORTED"
 
 
 class ExpiredError(ServerError):

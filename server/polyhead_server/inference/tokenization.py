@@ -7,6 +7,7 @@ import enum
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import tokenizers
 
@@ -20,6 +21,15 @@ _MAX_INLINE_CHARACTERS = 500
 _MAX_LOOKUP_CHARACTERS = 8192
 # Characters that the thread tokenizes before it turns to other messages: about 10 ms. One text alone may need as much.
 _MAX_CHUNK_CHARACTERS = 32_768
+
+
+class Token(NamedTuple):
+    """One token: its id, its text, and the code points of the text that it stands for; None for a special token."""
+
+    id: int
+    text: str
+    special: bool
+    span: tuple[int, int] | None
 
 
 class Placement(enum.Enum):
@@ -97,6 +107,30 @@ class Tokenizer:
                 begin, size = number, 0
             size += characters
         yield slice(begin, len(texts))
+
+    async def describe(self, text: str, *, special: bool) -> list[Token]:
+        """Returns the tokens of a text, which is cut to the limit of characters and to no other.
+
+        Args:
+            text: The text.
+            special: Whether to add the special tokens that the model reads.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._describe, text, special)
+
+    def _describe(self, text: str, special: bool) -> list[Token]:
+        head = text[: self._max_characters]
+        (encoding,) = self._tokenizer.encode_batch([head], add_special_tokens=special)
+        rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+        return [
+            Token(number, token, special=True, span=None)
+            if is_special
+            else Token(number, head[begin:end], special=False, span=(begin, end))
+            for number, token, is_special, (begin, end) in rows
+        ]
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
+        """Returns the text of token ids; ids that the vocabulary does not have are skipped."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special))
 
     async def encode_async(self, texts: list[str], placement: Placement, max_windows: int = 1) -> list[TokenizedText]:
         """Tokenizes like ``encode``, in the place that ``placement`` decided."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, cast
 
 from grpc import aio
 from polyhead.v1 import inference_service_pb2
 
 from polyhead_server.errors import DrainingError, NotReadyError, OverloadedError
+from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.inference.types import Flow, Message
+from polyhead_server.inference.types import Flow, ItemOutcome, Message
 from polyhead_server.json_types import Values
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.settings import Settings
@@ -22,7 +23,7 @@ from . import model_info, worker_stats
 from .active_calls import ActiveCalls
 from .response_buffer import ResponseBuffer
 from .serving_model import ServingModel
-from .stream import StreamReader, write_answers
+from .stream import StreamReader, Submitter, write_answers
 
 _Context = aio.ServicerContext[Any, Any]
 
@@ -49,6 +50,14 @@ class InferenceService:
     def pipeline(self) -> Pipeline | None:
         """The pipeline that answers now; None before the model is ready."""
         return self._model.pipeline if self._model else None
+
+    def require_model(self) -> Model:
+        """Returns the model that serves now.
+
+        Raises:
+            NotReadyError: No model serves yet.
+        """
+        return self._require_model().pipeline.model
 
     def max_text_bytes(self) -> int:
         """Returns how many bytes of a text to decode: 4 for each code point, of which one detects truncation."""
@@ -86,9 +95,31 @@ class InferenceService:
 
     async def analyze(self, message: Message, context: _Context) -> Any:
         """Answers a unary call: every item of one message, in request order."""
+        model, outcomes = await self._answer(message, _deadline(context))
+        pairs = zip(message.items, outcomes, strict=True)
+        return inference_service_pb2.AnalyzeResponse(
+            answers=[model.encoder.encode(item.item_id, outcome, message.options) for item, outcome in pairs]
+        )
+
+    async def answer(self, message: Message, deadline: float | None) -> tuple[Model, list[ItemOutcome]]:
+        """Answers the items of one message for a transport with an encoding of its own.
+
+        Args:
+            message: The items.
+            deadline: ``time.monotonic()`` second after which the answers are useless; None for no deadline.
+
+        Returns:
+            The model, and one outcome for each item.
+
+        Raises:
+            ServerError: No item was accepted.
+        """
+        model, outcomes = await self._answer(message, deadline)
+        return model.pipeline.model, outcomes
+
+    async def _answer(self, message: Message, deadline: float | None) -> tuple[ServingModel, list[ItemOutcome]]:
         with self._call() as model:
-            message = model.check(message)
-            futures = await model.pipeline.submit(message, Flow(unary=True), _deadline(context))
+            futures = await model.pipeline.submit(model.check(message), Flow(unary=True), deadline)
             # A cancelled call cancels these futures, which removes their items from the queue.
             outcomes = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
             self.metrics.count_outcomes(outcomes)
@@ -96,10 +127,31 @@ class InferenceService:
             if overloaded and len(overloaded) == len(outcomes):
                 # No item was accepted, so the call as a whole fails: gRPC clients then know when to retry.
                 raise overloaded[0]
-            pairs = zip(message.items, outcomes, strict=True)
-            return inference_service_pb2.AnalyzeResponse(
-                answers=[model.encoder.encode(item.item_id, outcome, message.options) for item, outcome in pairs]
-            )
+            return model, outcomes
+
+    @contextlib.asynccontextmanager
+    async def session(
+        self, read: Callable[[Submitter], Awaitable[None]], deadline: float | None, on_end: Callable[[], None]
+    ) -> AsyncIterator[asyncio.Task[None]]:
+        """Runs the reading half of a stream in a task, which a drain cancels.
+
+        Args:
+            read: Reads requests and submits their items.
+            deadline: ``time.monotonic()`` second at which the stream expires; None for no deadline.
+            on_end: Called when the task has ended.
+
+        Yields:
+            The task. Outside of the block it has ended.
+        """
+        with self._call():
+            task: asyncio.Task[None] = asyncio.create_task(cast(Any, read(Submitter(self._require_model, deadline))))
+            task.add_done_callback(lambda _: on_end())
+            self._readers.add(task)
+            try:
+                yield task
+            finally:
+                self._readers.discard(task)
+                task.cancel()
 
     async def stream(
         self, response_type: Callable[..., Any], messages: AsyncIterator[Message], context: _Context
@@ -107,7 +159,7 @@ class InferenceService:
         """Answers a bidirectional stream: one task reads and submits items, this one writes their answers."""
         with self._call():
             buffer = ResponseBuffer(self._settings.stream_window)
-            reader = StreamReader(buffer, self._require_model, _deadline(context))
+            reader = StreamReader(buffer, Submitter(self._require_model, _deadline(context)))
             task = asyncio.create_task(reader.run(messages))
             # A task that is cancelled before its first step never runs, so it cannot close the buffer itself.
             task.add_done_callback(lambda task: buffer.close(DrainingError()) if task.cancelled() else None)

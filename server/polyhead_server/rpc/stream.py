@@ -18,7 +18,7 @@ from grpc import aio
 from polyhead.v1 import item_pb2
 
 from polyhead_server.errors import InvalidRequestError
-from polyhead_server.inference.types import Flow, Message
+from polyhead_server.inference.types import Flow, Message, OutcomeFuture
 from polyhead_server.observability.metrics import Metrics
 
 from .response_buffer import PendingAnswer, ResponseBuffer
@@ -28,22 +28,63 @@ from .serving_model import ServingModel, reject
 _RESPONSE_BYTES = 2**20
 
 
-class StreamReader:
-    """Reads the messages of one stream and submits their items."""
+class Submitter:
+    """Submits the messages of one stream to the model that serves at that moment, as capacity comes."""
 
-    def __init__(self, buffer: ResponseBuffer, current: Callable[[], ServingModel], deadline: float | None) -> None:
-        """Creates the reader of one stream.
+    def __init__(self, current: Callable[[], ServingModel], deadline: float | None) -> None:
+        """Creates the submitter of one stream.
 
         Args:
-            buffer: Receives a pending answer for every item.
             current: Returns the model that serves now; a reload may change it during the stream.
             deadline: ``time.monotonic()`` second at which the call expires; None for no deadline.
         """
-        self._buffer = buffer
         self._current = current
         self._deadline = deadline
         self._model: ServingModel | None = None
         self._flow = Flow()
+
+    async def submit(
+        self, message: Message, arrived_ns: int, deadline: float | None = None
+    ) -> tuple[ServingModel, Message, list[OutcomeFuture]]:
+        """Waits for capacity and submits a message; returns the model, the checked message and its items' futures.
+
+        Args:
+            message: The items.
+            arrived_ns: ``time.monotonic_ns()`` of the message's arrival.
+            deadline: Deadline of this message, if it is earlier than that of the stream.
+        """
+        model = await self._wait_for_capacity()
+        accepted = model.check(message)
+        limits = [one for one in (deadline, self._deadline) if one is not None]
+        futures = await model.pipeline.submit(
+            accepted, self._flow, min(limits, default=None), blocking=True, arrived_ns=arrived_ns
+        )
+        return model, accepted, futures
+
+    async def _wait_for_capacity(self) -> ServingModel:
+        """Waits until the queue of the serving model accepts another message; returns that model."""
+        while True:
+            if self._model is not (current := self._current()):
+                # Each queue counts a flow's waiting tokens; items in the previous model's queue keep their own flow.
+                self._model, self._flow = current, Flow()
+            await current.pipeline.admission.wait_for_capacity(self._flow)
+            # A reload may have replaced the model during the wait.
+            if current is self._current():
+                return current
+
+
+class StreamReader:
+    """Reads the messages of one stream and submits their items."""
+
+    def __init__(self, buffer: ResponseBuffer, submitter: Submitter) -> None:
+        """Creates the reader of one stream.
+
+        Args:
+            buffer: Receives a pending answer for every item.
+            submitter: Submits the items.
+        """
+        self._buffer = buffer
+        self._submitter = submitter
 
     async def run(self, messages: AsyncIterator[Message]) -> None:
         """Submits items until the client half-closes the stream; then closes the buffer, with the error if any."""
@@ -61,24 +102,11 @@ class StreamReader:
     async def _submit(self, message: Message) -> None:
         arrived_ns = time.monotonic_ns()
         await self._buffer.wait_for_space()
-        model = await self._wait_for_capacity()
-        accepted = model.check(_check_order(message, self._buffer.in_order))
-        futures = await model.pipeline.submit(
-            accepted, self._flow, self._deadline, blocking=True, arrived_ns=arrived_ns
+        model, accepted, futures = await self._submitter.submit(
+            _check_order(message, self._buffer.in_order), arrived_ns
         )
         for item, future in zip(accepted.items, futures, strict=True):
             self._buffer.add(PendingAnswer(item.item_id, accepted.options, model.encoder, future))
-
-    async def _wait_for_capacity(self) -> ServingModel:
-        """Waits until the queue of the serving model accepts another message; returns that model."""
-        while True:
-            if self._model is not (current := self._current()):
-                # Each queue counts a flow's waiting tokens; items in the previous model's queue keep their own flow.
-                self._model, self._flow = current, Flow()
-            await current.pipeline.admission.wait_for_capacity(self._flow)
-            # A reload may have replaced the model during the wait.
-            if current is self._current():
-                return current
 
 
 async def write_answers(

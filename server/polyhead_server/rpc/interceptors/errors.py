@@ -21,14 +21,14 @@ _Context = aio.ServicerContext[Any, Any]
 class ErrorInterceptor(aio.ServerInterceptor):
     """Fails a call with the status of the ``ServerError`` that its handler raises; logs any other exception."""
 
-    def __init__(self, service_name: str) -> None:
+    def __init__(self, *service_names: str) -> None:
         """Creates the interceptor of one server.
 
         Args:
-            service_name: Full name of the service whose deserializers never raise; its handlers get decoded messages.
-                Other services' handlers also get their deserializers wrapped. Empty if there is no such service.
+            service_names: Full names of the services whose deserializers never raise; their handlers get decoded
+                messages. Other services' handlers also get their deserializers wrapped.
         """
-        self._prefix = f"/{service_name}/"
+        self._prefixes = tuple(f"/{name}/" for name in service_names)
         # A method has one handler, which all its calls share.
         self._wrap = functools.cache(_wrap)
 
@@ -39,7 +39,7 @@ class ErrorInterceptor(aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        if not str(handler_call_details.method).startswith(self._prefix):
+        if not str(handler_call_details.method).startswith(self._prefixes):
             return _wrap_with_deserializer(handler)
         return self._wrap(handler)
 
@@ -48,6 +48,10 @@ def _wrap(handler: Any) -> Any:
     if handler.stream_stream:
         return grpc.stream_stream_rpc_method_handler(
             _mapping_errors(handler.stream_stream), handler.request_deserializer, handler.response_serializer
+        )
+    if handler.stream_unary:
+        return grpc.stream_unary_rpc_method_handler(
+            _mapping_errors(handler.stream_unary), handler.request_deserializer, handler.response_serializer
         )
     return grpc.unary_unary_rpc_method_handler(
         _mapping_errors(handler.unary_unary), handler.request_deserializer, handler.response_serializer
