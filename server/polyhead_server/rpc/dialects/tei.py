@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from grpc import aio
 
@@ -131,7 +131,9 @@ class TeiServices:
         return TYPES["tei.v1.EmbedResponse"](embeddings=values.tolist(), metadata=_metadata(plan, result))
 
     def _predictions(self, plan: _Plan, _: Model, result: Result) -> Any:
-        predictions = [{"label": label, "score": score} for label, score in tei.predictions(model, plan.head, result)]
+        predictions = [
+            {"label": label, "score": score} for label, score in tei.predictions(cast(tei.Head, plan.head), result)
+        ]
         return TYPES["tei.v1.PredictResponse"](predictions=predictions, metadata=_metadata(plan, result))
 
     async def _tokenize(self, request: Any, _: _Context) -> Any:
