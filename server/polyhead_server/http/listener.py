@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,9 @@ _MAX_HEADER_BYTES = 32 * 2**10
 _HEADER_TIMEOUT_S = 10.0
 _KEEP_ALIVE_S = 75
 _BACKLOG = 512
+
+# It would log a line for each malformed request; whoever needs no key could fill the log.
+logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
 
 
 class _Protocol(HttpToolsProtocol):

@@ -22,8 +22,11 @@ from polyhead_server.settings import Settings
 
 from .errors import abort
 
-# Health probes carry no key, and learn only whether the server serves.
+# Probes carry no key, and learn only whether the server serves.
 _PUBLIC_PREFIX = f"/{service_names.HEALTH}/"
+_PUBLIC = frozenset(
+    f"/inference.GRPCInferenceService/{method}" for method in ("ServerLive", "ServerReady", "ModelReady")
+)
 _SCHEME = "bearer "
 
 
@@ -50,7 +53,7 @@ class AuthInterceptor(aio.ServerInterceptor):
     ) -> Any:
         """Decides by the key alone: a method that does not exist is rejected like one that the key does not allow."""
         method = str(handler_call_details.method)
-        if not method.startswith(_PUBLIC_PREFIX):
+        if not method.startswith(_PUBLIC_PREFIX) and method not in _PUBLIC:
             try:
                 CALLER.set(self._keys.authorize(_bearer_token(handler_call_details.invocation_metadata), method))
             except (UnauthenticatedError, PermissionDeniedError) as error:

@@ -3,6 +3,7 @@
 const $ = (id) => document.getElementById(id);
 const MAX_SHOWN = 200; // answers and rows of the similarity table; a file may have more
 const MAX_SIMILARITY = 24;
+const labels = {}; // of each head, by its name
 
 function element(name, attributes = {}, ...children) {
   const node = document.createElement(name);
@@ -48,7 +49,10 @@ function headsOf(answer) {
     tables.push(headTable(one.head, rows));
   }
   for (const one of [answer.sentiment, ...(answer.additional_sentiments ?? [])].filter(Boolean)) {
-    tables.push(headTable(`${one.head}: ${one.label}`, [["positive side", one.probability]]));
+    // The labels of the head are the negative one and the positive one.
+    const [negative, positive] = labels[one.head] ?? ["negative", "positive"];
+    const rows = [[positive, one.probability], [negative, 1 - one.probability]];
+    tables.push(headTable(`${one.head}: ${one.label}`, one.label === positive ? rows : rows.reverse()));
   }
   return tables;
 }
@@ -208,6 +212,7 @@ async function card() {
   try {
     const info = await (await call("/v1/info")).json();
     $("model-name").textContent = info.name;
+    for (const head of info.heads) labels[head.name] = head.labels;
     const heads = info.heads.map((head) => `${head.name} (${head.labels.join(", ")})`);
     const rows = [["Model", info.model_id], ["Heads", heads.join("; ")],
       ["Embedding", `${info.embedding.dimensions} dimensions, ${info.embedding.pooling} pooling`],
