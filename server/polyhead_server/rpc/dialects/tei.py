@@ -27,10 +27,11 @@ _Context = aio.ServicerContext[Any, Any]
 
 
 class _Plan(NamedTuple):
-    """A decoded request: its message, the head that it asks for, and its arrival."""
+    """A decoded request: its message, the head that it asks for or how it wants its embedding, and its arrival."""
 
     message: Message
     head: tei.Head | None
+    normalize: bool
     characters: int
     arrived_ns: int
 
@@ -106,16 +107,19 @@ class TeiServices:
         normalize = request.normalize if request.HasField("normalize") else True
         tei.require_normalize(normalize, self._backend.model())
         dimensions = request.dimensions if request.HasField("dimensions") else 0
-        return self._plan(request, RequestOptions(frozenset({Task.EMBEDDING}), dimensions=dimensions))
+        options = RequestOptions(frozenset({Task.EMBEDDING}), dimensions=dimensions)
+        return self._plan(request, options, normalize=normalize)
 
     def _plan_predict(self, request: Any, context: _Context) -> _Plan:
         if request.raw_scores:
             raise tei.invalid("raw_scores", "is not supported: scores are calibrated probabilities")
         wanted = next((str(value) for key, value in context.invocation_metadata() or () if key == _HEAD), "")
         head = tei.head_of(self._backend.model(), wanted)
-        return self._plan(request, RequestOptions(frozenset({head.task})), head)
+        return self._plan(request, RequestOptions(frozenset({head.task})), head=head)
 
-    def _plan(self, request: Any, options: RequestOptions, head: tei.Head | None = None) -> _Plan:
+    def _plan(
+        self, request: Any, options: RequestOptions, *, head: tei.Head | None = None, normalize: bool = True
+    ) -> _Plan:
         if request.truncation_direction == _LEFT:
             raise tei.invalid(
                 "truncation_direction", "must be TRUNCATION_DIRECTION_RIGHT: the beginning of a text is read"
@@ -124,10 +128,10 @@ class TeiServices:
             raise tei.invalid("inputs", "cannot be empty")
         item = item_from_bytes("", request.inputs, self._backend.service.max_text_bytes())
         message = Message((item,), tei.with_truncation(options, truncate=request.truncate))
-        return _Plan(message, head, len(request.inputs), time.monotonic_ns())
+        return _Plan(message, head, normalize, len(request.inputs), time.monotonic_ns())
 
     def _embedding(self, plan: _Plan, model: Model, result: Result) -> Any:
-        values = tei.embedding(model, result, plan.message.options.dimensions)
+        values = tei.embedding(model, result, plan.message.options.dimensions, normalize=plan.normalize)
         return TYPES["tei.v1.EmbedResponse"](embeddings=values.tolist(), metadata=_metadata(plan, result))
 
     def _predictions(self, plan: _Plan, _: Model, result: Result) -> Any:
