@@ -143,12 +143,12 @@ def listening_sockets(address: str, backlog: int, *, shares_port: bool) -> list[
     for family, (host, _, *scope) in _resolve(address):
         try:
             listener = _bind(family, (host, port, *scope), share_port=shares_port)
+            listener.listen(backlog)
         except OSError as error:
             if error.errno not in _UNAVAILABLE:
                 raise StartupError(f"cannot listen on {address}; is another server running there? {error}") from error
             missing = error
             continue
-        listener.listen(backlog)
         port = listener.getsockname()[1]
         sockets.append(listener)
     if not sockets:

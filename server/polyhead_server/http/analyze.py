@@ -33,7 +33,7 @@ from polyhead_server.serving.backend import Backend, Submission, Submitter, dead
 from polyhead_server.serving.embeddings import encode_embedding, shorten
 from polyhead_server.serving.texts import item_from_string
 
-from .calls import Call, boolean, integer, require_fields, respond
+from .calls import Call, boolean, integer, loads, require_fields, respond
 from .errors import error_fields
 from .openai import kind
 
@@ -383,8 +383,8 @@ def _reader_error(reader: asyncio.Task[None]) -> ServerError | None:
 
 def _line_item(line: bytes, number: int, limit: int) -> Item | InvalidItem:
     try:
-        entry = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+        entry = loads(line)
+    except ValueError as error:
         return _invalid_item("", f"line {number} is not valid JSON: {error}")
     if isinstance(entry, str):
         return item_from_string(str(number - 1), entry, limit)

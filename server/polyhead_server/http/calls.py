@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from polyhead_server.serving.backend import Backend
 # Seconds within which a client must send its whole body, and each part of a stream's.
 BODY_TIMEOUT_S = 30.0
 _JSON = "application/json"
+_MAX_SLOW_JSON_BYTES = 2**20
 # The deadline that the client sets, in seconds: this API's own header, and the one that OpenAI's clients send.
 _TIMEOUT_HEADERS = ("x-request-timeout-s", "x-stainless-read-timeout")
 
@@ -138,12 +140,32 @@ def json_object(body: bytes) -> dict[str, Any]:
         InvalidRequestError: The bytes are not one; names the position.
     """
     try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        document = loads(body)
+    except ValueError as error:
         raise InvalidRequestError("MALFORMED_MESSAGE", f"the body is not valid JSON: {error}") from None
     if not isinstance(document, dict):
         raise InvalidRequestError("MALFORMED_MESSAGE", "the body is not a JSON object")
     return document
+
+
+def loads(data: bytes) -> Any:
+    """Parses JSON.
+
+    Half of a surrogate pair in an escape is kept, so that its text alone gets an error and not the whole document.
+
+    Raises:
+        ValueError: It is not valid JSON; names the position.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        # The standard library's parser takes several times as long, and recurses.
+        if "surrogate" not in str(error) or len(data) > _MAX_SLOW_JSON_BYTES:
+            raise
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def respond(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -113,6 +113,7 @@ class HttpListener:
         """
         config = uvicorn.Config(
             app,
+            interface="asgi3",
             http=_Protocol,
             ws="none",
             lifespan="off",

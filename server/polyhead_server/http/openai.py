@@ -121,9 +121,9 @@ def _truncation(value: Any) -> Truncation:
 
 
 def _of_input(index: int, error: ServerError, *, alone: bool) -> ServerError:
-    if alone or not isinstance(error, InvalidRequestError):
+    if not isinstance(error, InvalidRequestError):
         return error
-    return FieldError("input", f"input {index}: {error}", error.reason)
+    return FieldError("input", str(error) if alone else f"input {index}: {error}", error.reason)
 
 
 def truncated_header(results: list[Result]) -> dict[str, str]:

@@ -85,7 +85,7 @@ def test_first_error_fails_the_call_and_names_the_text(view: ModelView) -> None:
         view.respond(view.request([b"a", b"b"], [], {}), [RESULTS[0], error])
     # The error may be shared by several texts, and keeps its own message.
     assert str(error) == "internal error, incident abc"
-    with pytest.raises(InternalError, match="^internal error"):
+    with pytest.raises(InternalError, match=r"^internal error"):
         view.respond(view.request([b"b"], [], {}), [error])
 
 
@@ -93,32 +93,33 @@ def test_partial_request_gets_an_error_for_a_text_and_answers_for_its_neighbours
     request = view.request([b"a", b"\xff"], [], {"partial": True})
     tensors = {one.name: one for one in view.respond(request, [RESULTS[0], InternalError("abc")])}
     assert tensors["error"].flat() == ["", "internal error, incident abc"]
-    assert np.isnan(tensors["embedding"].values[1]).all()  # type: ignore[index]
-    assert np.isnan(tensors["topic_probabilities"].values[1]).all()  # type: ignore[index]
+    assert np.isnan(tensors["embedding"].values[1]).all()
+    assert np.isnan(tensors["topic_probabilities"].values[1]).all()
     assert tensors["topic_label"].flat() == ["b", ""]
     assert tensors["embedding"].flat()[:2] == [1, 2]
 
 
 @pytest.mark.parametrize(
-    ("texts", "outputs", "parameters", "reason", "message"),
+    ("texts", "outputs", "parameters", "refusal"),
     [
-        ([], [], {}, "EMPTY_REQUEST", "at least one text"),
-        ([b"a"] * 5, [], {}, "TOO_MANY_ITEMS", "5 elements; at most 4"),
-        ([b"a"], ["logits"], {}, "UNKNOWN_OUTPUT", "its outputs are embedding, topic_prob"),
-        ([b"a"], ["embedding", "embedding"], {}, "UNKNOWN_OUTPUT", "twice"),
-        ([b"a"], ["error"], {}, "UNKNOWN_OUTPUT", "no output 'error'"),
-        ([b"a"], [], {"top_k": 3}, "UNKNOWN_PARAMETER", "'top_k' is not known to this server; it knows dimensions"),
-        ([b"a"], [], {"truncation": "left"}, "INVALID_PARAMETER", "truncate, error, window"),
-        ([b"a"], [], {"truncation": 1}, "INVALID_PARAMETER", "truncation must be one of"),
-        ([b"a"], [], {"partial": "yes"}, "INVALID_PARAMETER", "partial must be a boolean"),
-        ([b"a"], [], {"dimensions": 3}, "INVALID_PARAMETER", "0 to 2"),
-        ([b"a"], [], {"dimensions": True}, "INVALID_PARAMETER", "0 to 2"),
-        ([b"a"], [], {"timeout": -1}, "INVALID_PARAMETER", "timeout"),
+        ([], [], {}, ("EMPTY_REQUEST", "at least one text")),
+        ([b"a"] * 5, [], {}, ("TOO_MANY_ITEMS", "5 elements; at most 4")),
+        ([b"a"], ["logits"], {}, ("UNKNOWN_OUTPUT", "its outputs are embedding, topic_prob")),
+        ([b"a"], ["embedding", "embedding"], {}, ("UNKNOWN_OUTPUT", "twice")),
+        ([b"a"], ["error"], {}, ("UNKNOWN_OUTPUT", "no output 'error'")),
+        ([b"a"], [], {"top_k": 3}, ("UNKNOWN_PARAMETER", "'top_k' is not known to this server; it knows dimensions")),
+        ([b"a"], [], {"truncation": "left"}, ("INVALID_PARAMETER", "truncate, error, window")),
+        ([b"a"], [], {"truncation": 1}, ("INVALID_PARAMETER", "truncation must be one of")),
+        ([b"a"], [], {"partial": "yes"}, ("INVALID_PARAMETER", "partial must be a boolean")),
+        ([b"a"], [], {"dimensions": 3}, ("INVALID_PARAMETER", "0 to 2")),
+        ([b"a"], [], {"dimensions": True}, ("INVALID_PARAMETER", "0 to 2")),
+        ([b"a"], [], {"timeout": -1}, ("INVALID_PARAMETER", "timeout")),
     ],
 )
 def test_invalid_request_is_refused_with_its_mend(
-    view: ModelView, texts: list[bytes], outputs: list[str], parameters: dict[str, Any], reason: str, message: str
+    view: ModelView, texts: list[bytes], outputs: list[str], parameters: dict[str, Any], refusal: tuple[str, str]
 ) -> None:
+    reason, message = refusal
     with pytest.raises(InvalidRequestError, match=message) as caught:
         view.request(texts, outputs, parameters)
     assert caught.value.reason == reason
@@ -151,11 +152,10 @@ def test_raw_content_is_split_into_what_was_joined(texts: list[bytes]) -> None:
 def test_any_bytes_are_split_or_refused(data: bytes, count: int) -> None:
     try:
         texts = split_bytes_tensor(data, count)
-    except InvalidRequestError as error:
-        assert error.reason == "INVALID_TENSOR"
-    else:
-        assert raw(*texts) == data
-        assert len(texts) == count
+    except InvalidRequestError:
+        return
+    assert raw(*texts) == data
+    assert len(texts) == count
 
 
 @pytest.mark.parametrize(

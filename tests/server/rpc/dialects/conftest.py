@@ -32,7 +32,7 @@ class DialectServer:
         """Calls a method such as ``tei.v1.Embed/Embed``; an iterable is sent as a stream, bytes as they are."""
         service, name = path.split("/")
         (method,) = [one for one in METHODS[service] if one.name == name]
-        kind = {
+        kind: Any = {
             (False, False): self.channel.unary_unary,
             (True, True): self.channel.stream_stream,
             (True, False): self.channel.stream_unary,
@@ -45,8 +45,27 @@ class DialectServer:
         return kind(f"/{path}", _serialize, response_type.FromString)(request, **options)
 
 
+async def refusal(call: Any) -> tuple[str, str]:
+    """Returns the code and the message with which a call fails."""
+    with pytest.raises(aio.AioRpcError) as caught:
+        await call
+    return caught.value.code().name, str(caught.value.details())
+
+
+async def read_until_error(call: Any) -> tuple[list[Any], str]:
+    """Returns the responses of a stream and the code with which it then fails."""
+    responses: list[Any] = []
+
+    async def read() -> None:
+        async for response in call:
+            responses.append(response)  # noqa: PERF401 - those before the error are kept
+
+    code, _ = await refusal(read())
+    return responses, code
+
+
 def _serialize(request: Any) -> bytes:
-    return request if isinstance(request, bytes) else request.SerializeToString()  # type: ignore[no-any-return]
+    return request if isinstance(request, bytes) else request.SerializeToString()
 
 
 @pytest.fixture

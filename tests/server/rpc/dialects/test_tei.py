@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import grpc
 import pytest
-from grpc import aio
 from polyhead_server.rpc.dialects.descriptors import METHODS, TYPES
 
 from tests.support.fake_engine import embedding_of
 
-from .conftest import DialectServer
+from .conftest import DialectServer, read_until_error, refusal
 
 pytestmark = pytest.mark.timeout(60)
 LONG = "w1 " * 50
-
-
-async def refusal(call: Any) -> tuple[str, str]:
-    with pytest.raises(aio.AioRpcError) as caught:
-        await call
-    return caught.value.code().name, str(caught.value.details())
 
 
 def unit(values: list[float]) -> list[float]:
@@ -40,7 +32,9 @@ async def test_unary_reply_carries_its_timings_as_metadata(running: DialectServe
     call = running.call("tei.v1.Embed/Embed", {"inputs": b"w1 w2"})
     await call
     names = dict(await call.initial_metadata())
-    assert {"x-compute-characters", "x-compute-tokens", "x-total-time", "x-queue-time", "x-inference-time"} <= set(names)
+    assert {"x-compute-characters", "x-compute-tokens", "x-total-time", "x-queue-time", "x-inference-time"} <= set(
+        names
+    )
     assert names["x-compute-tokens"] == "4"
 
 
@@ -107,11 +101,8 @@ async def test_streams_answer_in_order(running: DialectServer) -> None:
 async def test_first_error_ends_a_stream(running: DialectServer) -> None:
     request = TYPES["tei.v1.PredictRequest"]
     call = running.call("tei.v1.Predict/PredictStream", [request(inputs=text) for text in (b"w1", b"", b"w2")])
-    responses = []
-    with pytest.raises(aio.AioRpcError) as caught:
-        async for one in call:
-            responses.append(one)
-    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    responses, code = await read_until_error(call)
+    assert code == "INVALID_ARGUMENT"
     assert len(responses) == 1
 
 
