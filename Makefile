@@ -25,7 +25,7 @@ help:  ## print this help
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Extras for training, exporting and serving the demo; `setup` adds those for tests, linters and pages.
 RUNTIME_EXTRAS := server,training,export,client,demo
-ALL_EXTRAS := $(RUNTIME_EXTRAS),hub,signing,tensorboard,otel,bench,dev,docs,supply
+ALL_EXTRAS := $(RUNTIME_EXTRAS),http,hub,signing,tensorboard,otel,bench,dev,docs,supply
 
 # The stamp files are older than these prerequisites when an installation is out of date.
 $(VENV)/.runtime: pyproject.toml constraints.txt
@@ -40,8 +40,14 @@ $(VENV)/.installed: $(VENV)/.runtime
 
 setup: $(VENV)/.installed  ## create .venv and install everything, in the versions of constraints.txt
 
-proto: setup  ## regenerate the committed stubs from proto/polyhead/v1
-	$(BIN)/python proto/generate.py $(STUBS)
+# An environment of its own: the generator's versions are the oldest that the stubs run with.
+build/proto-generator/.installed: proto/generator.txt
+	$(PYTHON) -m venv build/proto-generator
+	build/proto-generator/bin/pip install --quiet --disable-pip-version-check --requirement proto/generator.txt
+	touch $@
+
+proto: build/proto-generator/.installed  ## regenerate the committed stubs and descriptors from proto/
+	build/proto-generator/bin/python proto/generate.py $(STUBS)
 
 # A run is trained again only if its configuration or data has changed; `make train` always trains.
 $(RUN)/run.json: $(CONFIG) $(wildcard $(dir $(CONFIG))*.jsonl) | $(VENV)/.runtime

@@ -1,7 +1,7 @@
-"""Generates the Python stubs from ``proto/polyhead/v1``, or lints the protocol.
+"""Generates the stubs of ``proto/polyhead/v1`` and the descriptors of ``proto/dialects``, or lints the protocol.
 
 Both use the installed grpcio-tools and the google.rpc definitions of ``googleapis-common-protos``. Neither uses the
-network.
+network. ``make proto`` runs the generator with the versions of ``proto/generator.txt``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+DIALECT_DESCRIPTORS = HERE.parent / "server/polyhead_server/rpc/dialects/descriptors.binpb"
 # COMMENTS in addition to STANDARD: every element must be documented. google/ is third-party.
 LINT = {"version": "v2", "lint": {"use": ["STANDARD", "COMMENTS"], "ignore": ["google"]}}
 
@@ -39,6 +40,8 @@ def generate(output: Path) -> None:
     shutil.rmtree(output / "polyhead/v1", ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     protoc("--python_out", "--grpc_python_out", "--mypy_out", "--mypy_grpc_out", output=output)
+    # Data and not modules: a process can load only one module that defines the names of another project's protocol.
+    protoc(f"--descriptor_set_out={DIALECT_DESCRIPTORS}", pattern="dialects/*.proto")
 
 
 def lint() -> int:
@@ -50,10 +53,10 @@ def lint() -> int:
         return subprocess.run([buf, "lint", image, "--config", json.dumps(LINT)], cwd=folder, check=False).returncode
 
 
-def protoc(*flags: str, output: Path | None = None) -> None:
+def protoc(*flags: str, output: Path | None = None, pattern: str = "polyhead/v1/*.proto") -> None:
     """Runs protoc on all files of the protocol; flags that end in ``_out`` get ``output`` as their value."""
     includes = [HERE, Path(str(metadata.distribution("googleapis-common-protos").locate_file("")))]
-    sources = sorted(str(path.relative_to(HERE)) for path in HERE.glob("polyhead/v1/*.proto"))
+    sources = sorted(str(path.relative_to(HERE)) for path in HERE.glob(pattern))
     arguments = [f"{flag}={output}" if flag.endswith("_out") else flag for flag in flags]
     command = [sys.executable, "-m", "grpc_tools.protoc", *(f"-I{path}" for path in includes), *arguments, *sources]
     # protoc finds the mypy plug-ins next to the interpreter.

@@ -121,6 +121,41 @@ def private_files() -> Iterator[None]:
         os.umask(before)
 
 
+def listening_sockets(address: str, backlog: int, *, shares_port: bool) -> list[socket.socket]:
+    """Returns sockets that listen on every address that a name stands for.
+
+    Args:
+        address: HOST:PORT or unix:PATH.
+        backlog: Connections that wait to be accepted.
+        shares_port: Whether other processes listen on the same port.
+
+    Raises:
+        StartupError: The address is taken or does not exist.
+    """
+    path = unix_path(address)
+    if path is not None:
+        with private_files():
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(os.fspath(path))
+            listener.listen(backlog)
+        return [listener]
+    port, sockets, missing = split_address(address)[1], [], None
+    for family, (host, _, *scope) in _resolve(address):
+        try:
+            listener = _bind(family, (host, port, *scope), share_port=shares_port)
+            listener.listen(backlog)
+        except OSError as error:
+            if error.errno not in _UNAVAILABLE:
+                raise StartupError(f"cannot listen on {address}; is another server running there? {error}") from error
+            missing = error
+            continue
+        port = listener.getsockname()[1]
+        sockets.append(listener)
+    if not sockets:
+        raise StartupError(f"cannot listen on {address}: {missing}")
+    return sockets
+
+
 @contextlib.contextmanager
 def reserve(address: str) -> Iterator[str]:
     """Reserves HOST:PORT for sockets with SO_REUSEPORT while the context is open; yields it with port 0 resolved.

@@ -15,6 +15,8 @@ Each class names its canonical status code (google.rpc.Code) and its reason, as 
     |   +-- IncompleteRequestError     INVALID_ARGUMENT, INCOMPLETE_REQUEST       the call ended before its message
     |   +-- CompressedMessageError     UNIMPLEMENTED, COMPRESSED_MESSAGE          this service accepts no compression
     |   +-- MessageTooLargeError       RESOURCE_EXHAUSTED, MESSAGE_TOO_LARGE      send smaller messages
+    +-- ModelNotFoundError             NOT_FOUND, MODEL_NOT_FOUND                 the request names another model
+    +-- NotSupportedError              UNIMPLEMENTED, NOT_SUPPORTED               an RPC that the model cannot answer
     +-- ExpiredError                   DEADLINE_EXCEEDED, DEADLINE_EXPIRED        the deadline passed in the queue
     +-- RequestTimeoutError            DEADLINE_EXCEEDED, REQUEST_TIMEOUT         the request message did not arrive
     +-- OverloadedError                RESOURCE_EXHAUSTED, OVERLOADED             retry after ``retry_after_s``
@@ -193,6 +195,23 @@ class RequestTimeoutError(ServerError):
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(f"the request message did not arrive within {timeout_s:g} s")
+
+
+class ModelNotFoundError(ServerError):
+    """The request names a model or a version that this server does not serve."""
+
+    code = "NOT_FOUND"
+    reason = "MODEL_NOT_FOUND"
+
+    def __init__(self, served: str) -> None:
+        super().__init__(f"this server serves model {served!r}, version 1, and no other")
+
+
+class NotSupportedError(ServerError):
+    """The method belongs to a protocol that this server speaks, but the model cannot answer it."""
+
+    code = "UNIMPLEMENTED"
+    reason = "NOT_SUPPORTED"
 
 
 class ExpiredError(ServerError):

@@ -21,6 +21,7 @@ _WORKERS_CONNECTION_AGE_S = 300.0
 _STREAM_SHARE = 0.9
 # Smallest valid value of each numeric setting.
 MIN_VALUES = {
+    "http_max_connections": 1,
     "threads": 0,
     "max_batch_tokens": 0,
     "workers": 1,
@@ -45,6 +46,10 @@ MIN_VALUES = {
     "start_timeout_s": 1,
     "max_worker_age_s": 0,
 }
+
+
+# Protocols of --dialects.
+DIALECTS = ("polyhead", "oip", "tei")
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -77,6 +82,23 @@ class Settings:
     allow_plaintext_keys: bool = _option(
         False, "Allow API keys beyond loopback without TLS, where the network can read them."
     )
+    served_name: str = _option(
+        "", "Name of the model in requests of other protocols than polyhead's own. Empty uses the bundle's name."
+    )
+    dialects: str = _option(
+        "polyhead,oip,tei",
+        "gRPC protocols to serve, separated by commas: polyhead; oip, the Open Inference Protocol; tei, that of "
+        "text-embeddings-inference.",
+    )
+    http_listen: str = _option(
+        "",
+        "Address to listen on for HTTP: HOST:PORT or unix:PATH; requires polyhead[http]. An address beyond loopback "
+        "requires --tls-cert or --allow-plaintext. Empty disables HTTP.",
+    )
+    http_max_connections: int = _option(
+        1000, "Maximum number of HTTP connections; further calls are answered with status 503."
+    )
+    no_playground: bool = _option(False, "Do not serve the page at / of --http-listen.")
     no_reflection: bool = _option(False, "Disable gRPC server reflection, which tools such as grpcurl use.")
     public_key: str = _option(
         "",
@@ -180,6 +202,12 @@ class Settings:
     # system.
     cores: int = 0
 
+    @property
+    def enabled_dialects(self) -> list[str]:
+        """The gRPC protocols to serve, in the order of ``DIALECTS``."""
+        wanted = {name.strip() for name in self.dialects.split(",")}
+        return [name for name in DIALECTS if name in wanted]
+
     def __post_init__(self) -> None:
         """Rejects values that cannot work, and plaintext where other machines could read it.
 
@@ -190,13 +218,17 @@ class Settings:
             if getattr(self, name) < minimum:
                 flag = name.replace("_", "-")
                 raise StartupError(f"--{flag} {getattr(self, name)} is less than the minimum of {minimum}")
-        if self.workers > 1 and self.listen.startswith("unix:"):
-            raise StartupError(
-                f"--workers {self.workers} cannot share --listen {self.listen}: only one process can listen on a Unix "
-                "socket; use --workers 1, or HOST:PORT"
-            )
         if self.signature and not self.public_key:
             raise StartupError("--signature requires --public-key")
+        unknown = {name.strip() for name in self.dialects.split(",")} - {*DIALECTS, ""}
+        if unknown or not self.enabled_dialects:
+            raise StartupError(f"--dialects {self.dialects}: name at least one of {', '.join(DIALECTS)}, and no other")
+        for flag, address in (("--listen", self.listen), ("--http-listen", self.http_listen)):
+            if self.workers > 1 and address.startswith("unix:"):
+                raise StartupError(
+                    f"--workers {self.workers} cannot share {flag} {address}: only one process can listen on a Unix "
+                    "socket; use --workers 1, or HOST:PORT"
+                )
         self._require_encryption()
 
     def _require_encryption(self) -> None:
@@ -204,16 +236,23 @@ class Settings:
             raise StartupError("--tls-cert and --tls-key require each other")
         if self.tls_client_ca and not self.tls_cert:
             raise StartupError("--tls-client-ca requires --tls-cert and --tls-key")
-        if self.tls_cert or is_local(self.listen):
+        if self.tls_cert:
+            return
+        self._require_local("--listen", self.listen)
+        if self.http_listen:
+            self._require_local("--http-listen", self.http_listen)
+
+    def _require_local(self, flag: str, address: str) -> None:
+        if is_local(address):
             return
         if not self.allow_plaintext:
             raise StartupError(
-                f"--listen {self.listen} is beyond loopback and has no TLS: add --tls-cert and --tls-key, or "
+                f"{flag} {address} is beyond loopback and has no TLS: add --tls-cert and --tls-key, or "
                 "--allow-plaintext if something else encrypts, such as a proxy or a service mesh"
             )
         if self.api_keys and not self.allow_plaintext_keys:
             raise StartupError(
-                f"--api-keys without TLS would send API keys to --listen {self.listen} in plaintext: add --tls-cert "
+                f"--api-keys without TLS would send API keys to {flag} {address} in plaintext: add --tls-cert "
                 "and --tls-key, or --allow-plaintext-keys if something else encrypts"
             )
 

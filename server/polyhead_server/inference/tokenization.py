@@ -47,6 +47,15 @@ class OffloadedTexts(NamedTuple):
     seconds: float = 0.0
 
 
+class Token(NamedTuple):
+    """One token: its id, its text, and the code points of the text that it stands for; None for a special token."""
+
+    id: int
+    text: str
+    special: bool
+    span: tuple[int, int] | None
+
+
 class Placement(enum.Enum):
     """Where the texts of a message are tokenized."""
 
@@ -135,6 +144,42 @@ class Tokenizer:
                 begin, size = number, 0
             size += characters
         yield slice(begin, len(texts))
+
+    async def describe(self, text: str, flow: Flow, *, special: bool) -> list[Token]:
+        """Returns the tokens of a text, which is cut to the limit of characters and to no other.
+
+        Args:
+            text: The text.
+            flow: The call to which the time of the thread is charged.
+            special: Whether to add the special tokens that the model reads.
+        """
+        head = text[: self._max_characters]
+        return await self._worker.run(flow, self._describe(head, special=special))
+
+    def _describe(self, head: str, *, special: bool) -> Generator[None, None, list[Token]]:
+        yield
+        (encoding,) = self._tokenizer.encode_batch([head], add_special_tokens=special)
+        rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+        return [
+            Token(number, token, special=True, span=None)
+            if is_special
+            else Token(number, head[begin:end], special=False, span=(begin, end))
+            for number, token, is_special, (begin, end) in rows
+        ]
+
+    async def decode(self, ids: Sequence[int], flow: Flow, *, skip_special: bool) -> str:
+        """Returns the text of token ids; ids that the vocabulary does not have are skipped.
+
+        Args:
+            ids: The ids.
+            flow: The call to which the time of the thread is charged.
+            skip_special: Whether to leave out special tokens.
+        """
+        return await self._worker.run(flow, self._decode(list(ids), skip_special=skip_special))
+
+    def _decode(self, ids: list[int], *, skip_special: bool) -> Generator[None, None, str]:
+        yield
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special))
 
     async def encode_async(
         self, texts: list[str], placement: Placement, flow: Flow, max_windows: int = 1

@@ -32,6 +32,8 @@ from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.rpc import service_names
 from polyhead_server.rpc.admin_service import AdminServer, listen
+from polyhead_server.rpc.dialects import handlers
+from polyhead_server.rpc.dialects.descriptors import reflection_pool
 from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
@@ -40,6 +42,7 @@ from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
 from polyhead_server.rpc.method_table import inference_handler
 from polyhead_server.rpc.server_options import inference_options
 from polyhead_server.security.tls import Certificates
+from polyhead_server.serving.backend import Backend
 from polyhead_server.settings import Settings
 from polyhead_server.threads import in_daemon_thread
 
@@ -47,6 +50,7 @@ from . import stop_signals
 from .bundle_watcher import BundleWatcher
 from .compatibility import identity_of, incompatibility
 from .entry import ServerFailedError
+from .http_listener import http_listener
 from .model_loader import ModelLoader
 from .operations import Operations
 from .reload import Reloader
@@ -116,10 +120,14 @@ class _Process:
         if self._certificates:
             self._certificates.observe(self._metrics.certificate_expiry())
         self._tracing = Tracing.from_settings(settings)
+        dialects = settings.enabled_dialects
+        self._backend = Backend(self._service, settings, lambda: self._health.serving)
+        self._http = http_listener(self._backend, settings, self._certificates)
         # Telemetry is outermost, so that refused calls are counted too.
-        telemetry = TelemetryInterceptor(settings, self._metrics, self._tracing)
+        telemetry = TelemetryInterceptor(settings, self._metrics, self._tracing, handlers.paths(dialects))
         errors = ErrorInterceptor(
             service_names.INFERENCE,
+            *handlers.services(dialects),
             max_message_bytes=settings.max_message_bytes,
             request_timeout_s=settings.request_timeout_s,
             held_bytes=self._service.held_bytes,
@@ -139,13 +147,19 @@ class _Process:
         self._in_background(self._metrics.sample(lambda: self._service.pipeline))
         self._in_background(self._service.held_bytes.watch())
         await self._health.set(serving=False, alive=False)
-        self._server.add_generic_rpc_handlers((inference_handler(self._service),))
+        dialects = self._settings.enabled_dialects
+        if "polyhead" in dialects:
+            self._server.add_generic_rpc_handlers((inference_handler(self._service),))
+        self._server.add_generic_rpc_handlers(tuple(handlers.handlers(dialects, self._backend)))
         self._health.add_to(self._server)
         if not self._settings.no_reflection:
-            names = (service_names.INFERENCE, service_names.HEALTH, service_names.REFLECTION)
-            reflection.enable_server_reflection(names, self._server)
+            names = [service_names.HEALTH, service_names.REFLECTION, *handlers.services(dialects)]
+            if "polyhead" in dialects:
+                names.append(service_names.INFERENCE)
+            reflection.enable_server_reflection(names, self._server, pool=reflection_pool())
         if not self._worker:
             address = await listen(self._server, address, self._certificates)
+            await self._listen_for_http(stack)
             admin = AdminServer(self._settings, _SingleProcess(self._operations), self._health)
             stack.push_async_callback(admin.close)
             await admin.open()
@@ -155,12 +169,22 @@ class _Process:
         await self._health.set(serving=not drained, alive=True)
         if self._worker:
             address = await listen(self._server, address, self._certificates)
+            await self._listen_for_http(stack)
             self._worker.on_serving(identity_of(self._pipeline.model), self._operations)
         logger.info("serving %s on %s", self._pipeline.model.source.model_id, address)
         if await self._serve_until_stopped():
             return await self._drain()
         await self._drain(join_threads=False)
         return 1
+
+    async def _listen_for_http(self, stack: contextlib.AsyncExitStack) -> None:
+        if self._http:
+            http_address = self._settings.http_listen
+            if not self._worker:
+                http_address = stack.enter_context(exclusive(http_address))
+            stack.push_async_callback(self._http.close, _FLUSH_S)
+            http_address = await self._http.listen(http_address, shares_port=bool(self._worker))
+            logger.info("serving HTTP on %s", http_address)
 
     def _handle_signals(self) -> None:
         # A worker's supervisor kills it; a service manager may signal every process of the server in addition.

@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import Any, cast
 
 from grpc import aio
 from polyhead.v1 import inference_service_pb2
 
 from polyhead_server.errors import DrainingError, NotReadyError, OverloadedError, ServerError, StreamAgeError
 from polyhead_server.inference.loop_turns import LoopTurns
+from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.inference.types import MAX_PART_ITEMS, Flow, InvalidItem, Item, ItemOutcome, Message
 from polyhead_server.json_types import Values
@@ -25,7 +26,7 @@ from .active_calls import ActiveCalls, when_done
 from .held_bytes import HeldBytes
 from .response_buffer import ResponseBuffer
 from .serving_model import ServingModel
-from .stream import StreamReader, write_answers
+from .stream import StreamReader, Submitter, write_answers
 
 _Context = aio.ServicerContext[Any, Any]
 
@@ -55,6 +56,14 @@ class InferenceService:
     def pipeline(self) -> Pipeline | None:
         """The pipeline that answers now; None before the model is ready."""
         return self._model.pipeline if self._model else None
+
+    def require_model(self) -> Model:
+        """Returns the model that serves now.
+
+        Raises:
+            NotReadyError: No model serves yet.
+        """
+        return self._require_model().pipeline.model
 
     def max_text_bytes(self) -> int:
         """Returns how many bytes of a text to decode: 4 for each code point, of which one detects truncation."""
@@ -95,12 +104,7 @@ class InferenceService:
         with self._call(context) as model:
             self.held_bytes.require_room()
             message = await self._decode(model.check_response_size(model.check(message)))
-            outcomes = await self._outcomes(model.pipeline, message, _deadline(context))
-            self.metrics.count_outcomes(outcomes)
-            overloaded = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
-            if overloaded and len(overloaded) == len(outcomes):
-                # No item was accepted, so the call as a whole fails: gRPC clients then know when to retry.
-                raise overloaded[0]
+            outcomes = await self._answer(model.pipeline, message, _deadline(context))
             response = inference_service_pb2.AnalyzeResponse()
             for begin in range(0, len(outcomes), MAX_PART_ITEMS):
                 if begin:
@@ -113,6 +117,25 @@ class InferenceService:
             self.held_bytes.hold(context, response.ByteSize())
             return response
 
+    async def answer(self, message: Message, deadline: float | None) -> tuple[Model, Sequence[ItemOutcome]]:
+        """Answers the items of one message for a transport with an encoding of its own, inside of ``tracked``.
+
+        Args:
+            message: The items.
+            deadline: ``time.monotonic()`` second after which the answers are useless; None for no deadline.
+
+        Returns:
+            The model, and one outcome for each item.
+
+        Raises:
+            DrainingError: The server is shutting down.
+            NotReadyError: No model serves yet.
+            OverloadedError: No item was accepted.
+        """
+        model = self._accepting_model()
+        outcomes = await self._answer(model.pipeline, await self._decode(model.check(message)), deadline)
+        return model.pipeline.model, outcomes
+
     async def _decode(self, message: Message) -> Message:
         """Decodes the items of a message, part by part."""
         items: list[Item | InvalidItem] = []
@@ -121,6 +144,15 @@ class InferenceService:
                 await self._turns.next()
             items += part.items
         return dataclasses.replace(message, items=items)
+
+    async def _answer(self, pipeline: Pipeline, message: Message, deadline: float | None) -> Sequence[ItemOutcome]:
+        outcomes = await self._outcomes(pipeline, message, deadline)
+        self.metrics.count_outcomes(outcomes)
+        overloaded = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
+        if overloaded and len(overloaded) == len(outcomes):
+            # No item was accepted, so the call as a whole fails: gRPC clients then know when to retry.
+            raise overloaded[0]
+        return outcomes
 
     async def _outcomes(self, pipeline: Pipeline, message: Message, deadline: float | None) -> Sequence[ItemOutcome]:
         if message.error:
@@ -136,27 +168,74 @@ class InferenceService:
                 future.cancel()
             raise
 
+    @contextlib.contextmanager
+    def tracked(self, context: _Context | None = None) -> Iterator[None]:
+        """Counts a call as running: until its last byte has been sent if it has a context, otherwise in this block."""
+        self._calls.begin()
+        if context is not None:
+            when_done(context, self._calls.end)
+            yield
+            return
+        try:
+            yield
+        finally:
+            self._calls.end()
+
+    @contextlib.asynccontextmanager
+    async def session(
+        self, read: Callable[[Submitter], Awaitable[None]], deadline: float | None, on_end: Callable[[], None]
+    ) -> AsyncIterator[asyncio.Task[None]]:
+        """Runs the reading half of a stream in a task, which a drain cancels.
+
+        Args:
+            read: Reads requests and submits their items.
+            deadline: ``time.monotonic()`` second at which the stream expires; None for no deadline.
+            on_end: Called when the task has ended.
+
+        Yields:
+            The task. Outside of the block it has ended.
+
+        Raises:
+            DrainingError: The server is shutting down.
+            NotReadyError: No model serves yet.
+        """
+        self._accepting_model()
+        submitter = Submitter(self._require_model, deadline, self._turns)
+        task: asyncio.Task[None] = asyncio.create_task(cast(Any, read(submitter)))
+        task.add_done_callback(lambda _: on_end())
+        with self._reading(task):
+            yield task
+
+    @contextlib.contextmanager
+    def _reading(self, task: asyncio.Task[None]) -> Iterator[None]:
+        """Registers the reading half of a stream, which ends with a drain, with the stream's age, or with the block."""
+        self._readers.add(task)
+        age_s = self._settings.stream_age_s()
+        end = asyncio.get_running_loop().call_later(age_s, task.cancel) if age_s else None
+        try:
+            yield
+        finally:
+            self._readers.discard(task)
+            task.cancel()
+            if end:
+                end.cancel()
+
     async def stream(
         self, response_type: Callable[..., Any], messages: AsyncIterator[Message], context: _Context
     ) -> None:
         """Answers a bidirectional stream: one task reads and submits items, this one writes their answers."""
         with self._call(context):
             buffer = ResponseBuffer(self._settings.stream_window)
-            reader = StreamReader(buffer, self._require_model, _deadline(context), self._turns)
+            submitter = Submitter(self._require_model, _deadline(context), self._turns)
+            reader = StreamReader(buffer, submitter, self._turns)
             task = asyncio.create_task(reader.run(messages))
             # A task that is cancelled before its first step never runs, so it cannot close the buffer itself.
-            task.add_done_callback(lambda task: buffer.close(self._end_reason()) if task.cancelled() else None)
-            self._readers.add(task)
-            age_s = self._settings.stream_age_s()
-            end = asyncio.get_running_loop().call_later(age_s, task.cancel) if age_s else None
-            try:
-                await write_answers(buffer, response_type, context, self.metrics, self._turns)
-            finally:
-                self._readers.discard(task)
-                task.cancel()
-                if end:
-                    end.cancel()
-                buffer.cancel()
+            task.add_done_callback(lambda task: buffer.close(self.end_reason()) if task.cancelled() else None)
+            with self._reading(task):
+                try:
+                    await write_answers(buffer, response_type, context, self.metrics, self._turns)
+                finally:
+                    buffer.cancel()
 
     async def get_model_info(self, _: Any, context: _Context) -> Any:
         """Describes the serving model."""
@@ -172,14 +251,16 @@ class InferenceService:
             DrainingError: The server is shutting down.
             NotReadyError: No model serves yet.
         """
+        model = self._accepting_model()
+        with self.tracked(context):
+            yield model
+
+    def _accepting_model(self) -> ServingModel:
         if self._draining:
             raise DrainingError
-        model = self._require_model()
-        self._calls.begin()
-        when_done(context, self._calls.end)
-        yield model
+        return self._require_model()
 
-    def _end_reason(self) -> ServerError:
+    def end_reason(self) -> ServerError:
         """Why a stream whose client has not ended it accepts no more items."""
         return DrainingError() if self._draining else StreamAgeError()
 

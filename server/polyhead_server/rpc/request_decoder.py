@@ -6,8 +6,6 @@ does not affect the other items of its message.
 
 from __future__ import annotations
 
-import codecs
-import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, overload
@@ -28,6 +26,7 @@ from polyhead_server.inference.types import (
     Truncation,
 )
 from polyhead_server.out_of_memory import exit_if_out_of_memory
+from polyhead_server.serving.texts import item_from_bytes
 
 from . import message_limits
 
@@ -39,7 +38,6 @@ _ID_NOT_UTF8 = InvalidRequestError("ITEM_ID_NOT_UTF8", "item_id is not valid UTF
 _FINGERPRINT_DIGITS = 16
 # More heads than any model has.
 _MAX_EXPECTED_HEADS = 1024
-_decode_utf8 = codecs.utf_8_decode
 
 _TASKS = {
     item_pb2.TASK_EMBEDDING: Task.EMBEDDING,
@@ -186,22 +184,11 @@ def _decode_item(item_id: bytes, text: bytes, max_text_bytes: int) -> Item | Inv
         decoded_id = item_id.decode()
     except UnicodeDecodeError:
         return InvalidItem(_echoed(item_id), _ID_NOT_UTF8)
-    try:
-        # A cut may split a character; with final=False the decoder ignores the incomplete rest.
-        decoded_text, _ = _decode_utf8(text[:max_text_bytes], "strict", len(text) <= max_text_bytes)
-    except UnicodeDecodeError as error:
-        return InvalidItem(decoded_id, _text_not_utf8(error.reason, error.start))
-    return Item(decoded_id, decoded_text)
+    return item_from_bytes(decoded_id, text, max_text_bytes)
 
 
 def _echoed(item_id: bytes) -> str:
     return item_id[:MAX_ITEM_ID_BYTES].decode(errors="replace")[:_MAX_ECHOED_ID]
-
-
-@functools.lru_cache(maxsize=4096)
-def _text_not_utf8(reason: str, position: int) -> InvalidRequestError:
-    """Returns one error for all texts with the same mistake, because making an error costs more than sending one."""
-    return InvalidRequestError("TEXT_NOT_UTF8", f"text is not valid UTF-8: {reason} at byte {position}")
 
 
 def _bytes_types() -> dict[str, type[message.Message]]:

@@ -25,6 +25,7 @@ from polyhead_server.inference.types import (
     Timings,
     TokenizedText,
 )
+from polyhead_server.serving.embeddings import encode_embedding, shorten
 
 from .status import status
 
@@ -34,7 +35,6 @@ _ENCODING_NUMBERS = {
     Encoding.INT8: item_pb2.EMBEDDING_ENCODING_INT8,
     Encoding.BINARY: item_pb2.EMBEDDING_ENCODING_BINARY,
 }
-_MAX_INT8 = 127
 # gRPC clients accept messages of 4 MiB by default; 1 KiB is more than the rest of a response needs.
 MAX_RESPONSE_BYTES = 4 * 2**20
 _RESPONSE_OVERHEAD_BYTES = 1024
@@ -47,7 +47,6 @@ _MAX_UINT32 = 2**32 - 1
 # A thousand years, in nanoseconds, and the nanoseconds of a second that take the most bytes.
 _LONG_NS = 1000 * 365 * 86_400 * 10**9 + 999_999_999
 _HEAD_KINDS = {Task.EMBEDDING: None, Task.CLASSIFICATION: "softmax", Task.SENTIMENT: "sigmoid"}
-_MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
 
 class ResponseEncoder:
@@ -141,13 +140,7 @@ class ResponseEncoder:
         return wire
 
     def _set_embedding(self, wire: item_pb2.Embedding, values: NDArray[np.float32], options: RequestOptions) -> None:
-        if options.dimensions:
-            values = values[: options.dimensions]  # (dimensions,)
-            if self._normalized:
-                # In float64 the squares of small numbers are not zero. The remaining dimensions may all be zero; a zero
-                # vector has no direction and is left as it is.
-                wide = values.astype(np.float64)
-                values = (wide / (np.linalg.norm(wide) or 1)).astype(np.float32)
+        values = shorten(values, options.dimensions, normalized=self._normalized)
         wire.values, wire.scale = encode_embedding(values, options.encoding)
         wire.encoding = _ENCODING_NUMBERS[options.encoding]
         wire.dimensions = len(values)
@@ -167,31 +160,6 @@ class ResponseEncoder:
                 probability = float(probabilities[0])
                 label = head.labels[probability >= head.threshold]
                 yield item_pb2.Sentiment(head=head.name, probability=probability, label=label)
-
-
-def encode_embedding(values: NDArray[np.float32], encoding: Encoding) -> tuple[bytes, float]:
-    """Encodes an embedding as bytes.
-
-    Args:
-        values: (dimensions,) finite numbers.
-        encoding: Layout of the bytes, as ``polyhead.v1.EmbeddingEncoding`` defines it.
-
-    Returns:
-        The bytes, and the scale of the integers for ``INT8``; the scale is 0 for the other layouts.
-
-    Raises:
-        EncodingOverflowError: The layout has no number that is large enough.
-    """
-    if encoding is Encoding.INT8:
-        largest = float(np.abs(values).max())
-        # In this order because 127 divided by a tiny number is infinite.
-        steps = np.rint(values / np.float32(largest) * np.float32(_MAX_INT8)) if largest else values
-        return steps.astype(np.int8).tobytes(), largest / _MAX_INT8
-    if encoding is Encoding.FLOAT16_LE and float(np.abs(values).max()) > _MAX_FLOAT16:
-        raise EncodingOverflowError(_MAX_FLOAT16)
-    if encoding is Encoding.BINARY:
-        return np.packbits(values > 0).tobytes(), 0.0
-    return values.astype("<f4" if encoding is Encoding.FLOAT32_LE else "<f2", copy=False).tobytes(), 0.0
 
 
 def _set_first_and_rest(first: Any, rest: Any, answers: Iterable[Any]) -> None:

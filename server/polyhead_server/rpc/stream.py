@@ -21,6 +21,7 @@ from polyhead.v1 import item_pb2
 
 from polyhead_server.errors import InvalidRequestError, ServerError
 from polyhead_server.inference.loop_turns import LoopTurns
+from polyhead_server.inference.model import Model
 from polyhead_server.inference.types import MAX_PART_ITEMS, Flow, Message, OutcomeFuture
 from polyhead_server.observability.metrics import Metrics
 
@@ -31,30 +32,106 @@ from .serving_model import ServingModel, reject
 _RESPONSE_BYTES = 2**20
 
 
-class StreamReader:
-    """Reads the messages of one stream and submits their items."""
+class Submitter:
+    """Submits the messages of one stream to the model that serves at that moment, as capacity comes."""
 
-    def __init__(
-        self,
-        buffer: ResponseBuffer,
-        current: Callable[[], ServingModel],
-        deadline: float | None,
-        turns: LoopTurns,
-    ) -> None:
-        """Creates the reader of one stream.
+    def __init__(self, current: Callable[[], ServingModel], deadline: float | None, turns: LoopTurns) -> None:
+        """Creates the submitter of one stream.
 
         Args:
-            buffer: Receives a pending answer for every item.
             current: Returns the model that serves now; a reload may change it during the stream.
             deadline: ``time.monotonic()`` second at which the call expires; None for no deadline.
             turns: Turns on the event loop for the parts of large messages.
         """
-        self._buffer = buffer
         self._current = current
         self._deadline = deadline
         self._turns = turns
         self._model: ServingModel | None = None
         self._flow = Flow()
+
+    async def submit_some(self, message: Message, arrived_ns: int) -> tuple[ServingModel, list[OutcomeFuture]]:
+        """Waits for capacity and submits the first items of a message, at least one.
+
+        Args:
+            message: A part of a message.
+            arrived_ns: ``time.monotonic_ns()`` of the message's arrival.
+
+        Returns:
+            The model that answers, and one future for each item that was submitted.
+        """
+        model = await self._wait_for_capacity()
+        part = model.check(message)
+        if part.error:
+            return model, [_resolved(part.error) for _ in part.items]
+        futures = await model.pipeline.submit(part, self._flow, self._deadline, blocking=True, arrived_ns=arrived_ns)
+        return model, futures
+
+    async def submit(
+        self, message: Message, arrived_ns: int, deadline: float | None = None
+    ) -> tuple[Model, list[OutcomeFuture]]:
+        """Waits for capacity and submits all items of a message to one model, part by part.
+
+        Args:
+            message: The message.
+            arrived_ns: ``time.monotonic_ns()`` of its arrival.
+            deadline: Deadline of this message, if it is earlier than that of the stream.
+
+        Returns:
+            The model that answers, and one future for each item.
+        """
+        stream_deadline = self._deadline
+        self._deadline = min((one for one in (deadline, stream_deadline) if one is not None), default=None)
+        futures: list[OutcomeFuture] = []
+        model: ServingModel | None = None
+        try:
+            left = message
+            while left.items:
+                current, some = await self.submit_some(next(left.parts()), arrived_ns)
+                if model is not None and current is not model:
+                    # A reload came in between: the answers of a message come from one model.
+                    for future in (*futures, *some):
+                        future.cancel()
+                    futures, left, model = [], message, None
+                    continue
+                model = current
+                futures += some
+                left = dataclasses.replace(left, items=left.items[len(some) :])
+                if left.items:
+                    await self._turns.next()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        finally:
+            self._deadline = stream_deadline
+        return (model or self._current()).pipeline.model, futures
+
+    async def _wait_for_capacity(self) -> ServingModel:
+        """Waits until the queue of the serving model accepts another message; returns that model."""
+        while True:
+            if self._model is not (current := self._current()):
+                # Each queue counts a flow's waiting tokens; items in the previous model's queue keep their own flow.
+                self._model, self._flow = current, Flow()
+            await current.pipeline.admission.wait_for_capacity(self._flow)
+            # A reload may have replaced the model during the wait.
+            if current is self._current():
+                return current
+
+
+class StreamReader:
+    """Reads the messages of one stream and submits their items."""
+
+    def __init__(self, buffer: ResponseBuffer, submitter: Submitter, turns: LoopTurns) -> None:
+        """Creates the reader of one stream.
+
+        Args:
+            buffer: Receives a pending answer for every item.
+            submitter: Submits the items.
+            turns: Turns on the event loop for the parts of large messages.
+        """
+        self._buffer = buffer
+        self._submitter = submitter
+        self._turns = turns
 
     async def run(self, messages: AsyncIterator[Message]) -> None:
         """Submits items until the client half-closes the stream; then closes the buffer, with the error if any."""
@@ -79,28 +156,10 @@ class StreamReader:
             left = part
             while left.items:
                 await self._buffer.wait_for_space()
-                model = await self._wait_for_capacity()
-                futures = await self._submit_part(model, model.check(left), arrived_ns)
+                model, futures = await self._submitter.submit_some(left, arrived_ns)
                 for item, future in zip(left.items, futures, strict=False):
                     self._buffer.add(PendingAnswer(item.item_id, left.options, model.encoder, future))
                 left = dataclasses.replace(left, items=left.items[len(futures) :])
-
-    async def _submit_part(self, model: ServingModel, part: Message, arrived_ns: int) -> list[OutcomeFuture]:
-        """Returns a future for each of the items that are answered now; at least for one if there is capacity."""
-        if part.error:
-            return [_resolved(part.error) for _ in part.items]
-        return await model.pipeline.submit(part, self._flow, self._deadline, blocking=True, arrived_ns=arrived_ns)
-
-    async def _wait_for_capacity(self) -> ServingModel:
-        """Waits until the queue of the serving model accepts another message; returns that model."""
-        while True:
-            if self._model is not (current := self._current()):
-                # Each queue counts a flow's waiting tokens; items in the previous model's queue keep their own flow.
-                self._model, self._flow = current, Flow()
-            await current.pipeline.admission.wait_for_capacity(self._flow)
-            # A reload may have replaced the model during the wait.
-            if current is self._current():
-                return current
 
 
 async def write_answers(

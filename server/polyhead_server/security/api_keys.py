@@ -49,10 +49,33 @@ _RPCS = {
     method.name: f"/{service.full_name}/{method.name}" for service in (_INFERENCE, _ADMIN) for method in service.methods
 }
 
+# Methods of the other protocols that the server speaks, by the scope that allows them.
+_OIP, _TEI = "/inference.GRPCInferenceService", "/tei.v1"
+_DIALECTS = {
+    "infer": frozenset(
+        {f"{_OIP}/ModelInfer", f"{_OIP}/ModelStreamInfer"}
+        | {
+            f"{_TEI}.{service}/{method}"
+            for service, methods in {
+                "Embed": "Embed EmbedStream EmbedSparse EmbedSparseStream EmbedAll EmbedAllStream",
+                "Predict": "Predict PredictStream PredictPair PredictPairStream",
+                "Rerank": "Rerank RerankStream",
+                "Tokenize": "Tokenize TokenizeStream Decode DecodeStream",
+            }.items()
+            for method in methods.split()
+        }
+    ),
+    "info": frozenset(
+        {f"{_OIP}/{method}" for method in ("ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics")}
+        | {f"{_OIP}/RepositoryIndex", f"{_TEI}.Info/Info"}
+    ),
+}
+
 # The methods that each scope allows. The name of an RPC is a scope as well.
 SCOPES: dict[str, frozenset[str]] = {
-    "infer": frozenset(_RPCS[method.name] for method in _INFERENCE.methods if method.name != "GetModelInfo"),
-    "info": frozenset({_RPCS["GetModelInfo"]}),
+    "infer": frozenset(_RPCS[method.name] for method in _INFERENCE.methods if method.name != "GetModelInfo")
+    | _DIALECTS["infer"],
+    "info": frozenset({_RPCS["GetModelInfo"]}) | _DIALECTS["info"],
     "admin": frozenset(_RPCS[method.name] for method in _ADMIN.methods),
     "reflection": frozenset({"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"}),
     **{name: frozenset({path}) for name, path in _RPCS.items()},

@@ -57,6 +57,7 @@ class Certificates:
         Raises:
             StartupError: A file cannot be read, or a client could not trust the certificate.
         """
+        self._cert, self._key, self._client_ca = cert, key, client_ca
         self._require_client_certificate = client_ca is not None
         self._on_expiry: Callable[[float], None] = lambda _: None
         paths = [cert, key] if client_ca is None else [cert, key, client_ca]
@@ -104,6 +105,29 @@ class Certificates:
             renewed,  # type: ignore[arg-type]
             self._require_client_certificate,
         )
+
+    def http_context(self) -> ssl.SSLContext:
+        """Returns a context for an HTTPS listener, which presents the certificate of the current files.
+
+        The context is renewed in the callback that chooses a certificate, which every new connection runs.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        presented: CheckedCertificate | None = None
+
+        def renew(*_: object) -> None:
+            nonlocal presented
+            current = self._certificate.value()
+            if current is not presented:
+                context.load_cert_chain(self._cert, self._key)
+                presented = current
+
+        renew()
+        if self._client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(self._client_ca)
+        context.sni_callback = renew
+        return context
 
 
 def add_port(server: aio.Server, address: str, certificates: Certificates | None) -> int:

@@ -23,7 +23,7 @@ from polyhead_server.rpc.response_buffer import ResponseBuffer
 from polyhead_server.rpc.response_encoder import ResponseEncoder
 from polyhead_server.rpc.serving_model import ServingModel
 from polyhead_server.rpc.status import status
-from polyhead_server.rpc.stream import StreamReader
+from polyhead_server.rpc.stream import StreamReader, Submitter
 from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine
@@ -229,7 +229,8 @@ async def test_message_of_a_stream_enters_the_queue_in_parts(
     engine.gate.clear()
     serving = ServingModel.from_pipeline(pipeline)
     buffer = ResponseBuffer(10_000)
-    reader = StreamReader(buffer, lambda: serving, None, LoopTurns())
+    turns = LoopTurns()
+    reader = StreamReader(buffer, Submitter(lambda: serving, None, turns), turns)
 
     async def messages() -> AsyncIterator[Message]:
         yield Message([Item(str(number), "w1 w2 w3") for number in range(1000)], RequestOptions())

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from polyhead.v1 import item_pb2
 from polyhead_server.errors import ExpiredError, OverloadedError
 from polyhead_server.inference.types import Encoding, ModelOutput, RequestOptions, Result, Task, Timings, TokenizedText
-from polyhead_server.rpc.response_encoder import ResponseEncoder, encode_embedding
+from polyhead_server.rpc.response_encoder import ResponseEncoder
+from polyhead_server.serving.embeddings import encode_embedding
 
 EMBEDDING = np.array([0.1, -2.5], dtype=np.float32)
 

@@ -5,255 +5,221 @@ Operations on a running server, for its operators. Served on its own address (--
 InferenceService.
 """
 
-from collections import abc as _abc
-from google.protobuf import descriptor as _descriptor
-from google.protobuf import duration_pb2 as _duration_pb2
-from google.protobuf import message as _message
-from google.protobuf.internal import containers as _containers
-from polyhead.v1 import item_pb2 as _item_pb2
-import builtins as _builtins
+import builtins
+import collections.abc
+import google.protobuf.descriptor
+import google.protobuf.duration_pb2
+import google.protobuf.internal.containers
+import google.protobuf.message
+import polyhead.v1.item_pb2
 import sys
-import typing as _typing
+import typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    import typing_extensions
 
-DESCRIPTOR: _descriptor.FileDescriptor
+DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
-@_typing.final
-class ReloadRequest(_message.Message):
+@typing.final
+class ReloadRequest(google.protobuf.message.Message):
     """ReloadRequest is the request of Reload."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    FORCE_FIELD_NUMBER: _builtins.int
-    force: _builtins.bool
+    FORCE_FIELD_NUMBER: builtins.int
+    force: builtins.bool
     """force accepts a bundle whose embeddings are not comparable with those of the serving model, or whose heads or
     labels differ. False when absent.
     """
     def __init__(
         self,
         *,
-        force: _builtins.bool = ...,
+        force: builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["force", b"force"]) -> None: ...
 
-Global___ReloadRequest: _TypeAlias = ReloadRequest  # noqa: Y015
+Global___ReloadRequest: typing_extensions.TypeAlias = ReloadRequest
 
-@_typing.final
-class ReloadResponse(_message.Message):
+@typing.final
+class ReloadResponse(google.protobuf.message.Message):
     """ReloadResponse describes the models that serve after the reload."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    WORKERS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerReload]:
+    WORKERS_FIELD_NUMBER: builtins.int
+    @property
+    def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkerReload]:
         """workers holds one entry for each worker."""
 
     def __init__(
         self,
         *,
-        workers: _abc.Iterable[Global___WorkerReload] | None = ...,
+        workers: collections.abc.Iterable[Global___WorkerReload] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["workers", b"workers"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["workers", b"workers"]) -> None: ...
 
-Global___ReloadResponse: _TypeAlias = ReloadResponse  # noqa: Y015
+Global___ReloadResponse: typing_extensions.TypeAlias = ReloadResponse
 
-@_typing.final
-class WorkerReload(_message.Message):
+@typing.final
+class WorkerReload(google.protobuf.message.Message):
     """WorkerReload describes the model that one worker serves after the reload."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    PROCESS_ID_FIELD_NUMBER: _builtins.int
-    MODEL_ID_FIELD_NUMBER: _builtins.int
-    FINGERPRINTS_FIELD_NUMBER: _builtins.int
-    process_id: _builtins.int
+    PROCESS_ID_FIELD_NUMBER: builtins.int
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    FINGERPRINTS_FIELD_NUMBER: builtins.int
+    process_id: builtins.int
     """process_id is the operating system's id of the worker process."""
-    model_id: _builtins.str
+    model_id: builtins.str
     """model_id names the bundle, as in ModelInfo."""
-    @_builtins.property
-    def fingerprints(self) -> _item_pb2.Fingerprints:
+    @property
+    def fingerprints(self) -> polyhead.v1.item_pb2.Fingerprints:
         """fingerprints identify the model."""
 
     def __init__(
         self,
         *,
-        process_id: _builtins.int = ...,
-        model_id: _builtins.str = ...,
-        fingerprints: _item_pb2.Fingerprints | None = ...,
+        process_id: builtins.int = ...,
+        model_id: builtins.str = ...,
+        fingerprints: polyhead.v1.item_pb2.Fingerprints | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fingerprints", b"fingerprints"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprints", b"fingerprints", "model_id", b"model_id", "process_id", b"process_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["fingerprints", b"fingerprints"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["fingerprints", b"fingerprints", "model_id", b"model_id", "process_id", b"process_id"]) -> None: ...
 
-Global___WorkerReload: _TypeAlias = WorkerReload  # noqa: Y015
+Global___WorkerReload: typing_extensions.TypeAlias = WorkerReload
 
-@_typing.final
-class DrainRequest(_message.Message):
+@typing.final
+class DrainRequest(google.protobuf.message.Message):
     """DrainRequest is the request of Drain."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+Global___DrainRequest: typing_extensions.TypeAlias = DrainRequest
 
-@_typing.final
-class DrainResponse(_message.Message):
+@typing.final
+class DrainResponse(google.protobuf.message.Message):
     """DrainResponse means that the health service of every worker reports NOT_SERVING."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
+Global___DrainResponse: typing_extensions.TypeAlias = DrainResponse
 
-@_typing.final
-class GetStatsRequest(_message.Message):
+@typing.final
+class GetStatsRequest(google.protobuf.message.Message):
     """GetStatsRequest is the request of GetStats."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetStatsRequest: _TypeAlias = GetStatsRequest  # noqa: Y015
+Global___GetStatsRequest: typing_extensions.TypeAlias = GetStatsRequest
 
-@_typing.final
-class GetStatsResponse(_message.Message):
+@typing.final
+class GetStatsResponse(google.protobuf.message.Message):
     """GetStatsResponse is the state of the server."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    WORKERS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStats]:
+    WORKERS_FIELD_NUMBER: builtins.int
+    @property
+    def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkerStats]:
         """workers holds one entry for each worker."""
 
     def __init__(
         self,
         *,
-        workers: _abc.Iterable[Global___WorkerStats] | None = ...,
+        workers: collections.abc.Iterable[Global___WorkerStats] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["workers", b"workers"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["workers", b"workers"]) -> None: ...
 
-Global___GetStatsResponse: _TypeAlias = GetStatsResponse  # noqa: Y015
+Global___GetStatsResponse: typing_extensions.TypeAlias = GetStatsResponse
 
-@_typing.final
-class WorkerStats(_message.Message):
+@typing.final
+class WorkerStats(google.protobuf.message.Message):
     """WorkerStats is the state of one worker. Totals count from the start of the worker."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    @_typing.final
-    class ItemErrorsTotalEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
+    @typing.final
+    class ItemErrorsTotalEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.int
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
         def __init__(
             self,
             *,
-            key: _builtins.str = ...,
-            value: _builtins.int = ...,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
-    PROCESS_ID_FIELD_NUMBER: _builtins.int
-    MODEL_ID_FIELD_NUMBER: _builtins.int
-    SERVING_FIELD_NUMBER: _builtins.int
-    UP_TIME_FIELD_NUMBER: _builtins.int
-    REQUESTS_RUNNING_FIELD_NUMBER: _builtins.int
-    QUEUED_ITEMS_FIELD_NUMBER: _builtins.int
-    QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
-    EXPECTED_WAIT_FIELD_NUMBER: _builtins.int
-    ITEMS_TOTAL_FIELD_NUMBER: _builtins.int
-    TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
-    PADDING_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
-    BATCHES_TOTAL_FIELD_NUMBER: _builtins.int
-    COMPUTE_TOTAL_FIELD_NUMBER: _builtins.int
-    ITEM_ERRORS_TOTAL_FIELD_NUMBER: _builtins.int
-    COMPUTE_THREADS_FIELD_NUMBER: _builtins.int
-    process_id: _builtins.int
+    PROCESS_ID_FIELD_NUMBER: builtins.int
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    SERVING_FIELD_NUMBER: builtins.int
+    UP_TIME_FIELD_NUMBER: builtins.int
+    REQUESTS_RUNNING_FIELD_NUMBER: builtins.int
+    QUEUED_ITEMS_FIELD_NUMBER: builtins.int
+    QUEUED_TOKENS_FIELD_NUMBER: builtins.int
+    EXPECTED_WAIT_FIELD_NUMBER: builtins.int
+    ITEMS_TOTAL_FIELD_NUMBER: builtins.int
+    TOKENS_TOTAL_FIELD_NUMBER: builtins.int
+    PADDING_TOKENS_TOTAL_FIELD_NUMBER: builtins.int
+    BATCHES_TOTAL_FIELD_NUMBER: builtins.int
+    COMPUTE_TOTAL_FIELD_NUMBER: builtins.int
+    ITEM_ERRORS_TOTAL_FIELD_NUMBER: builtins.int
+    COMPUTE_THREADS_FIELD_NUMBER: builtins.int
+    process_id: builtins.int
     """process_id is the operating system's id of the worker process."""
-    model_id: _builtins.str
+    model_id: builtins.str
     """model_id names the bundle, as in ModelInfo."""
-    serving: _builtins.bool
+    serving: builtins.bool
     """serving is true if the health service reports SERVING."""
-    requests_running: _builtins.int
+    requests_running: builtins.int
     """requests_running is the number of calls in progress, streams included."""
-    queued_items: _builtins.int
+    queued_items: builtins.int
     """queued_items is the number of texts, or windows of texts, in the queue."""
-    queued_tokens: _builtins.int
+    queued_tokens: builtins.int
     """queued_tokens is the number of tokens in the queue."""
-    items_total: _builtins.int
+    items_total: builtins.int
     """items_total is the number of texts, or windows of texts, computed."""
-    tokens_total: _builtins.int
+    tokens_total: builtins.int
     """tokens_total is the number of tokens computed, without padding."""
-    padding_tokens_total: _builtins.int
+    padding_tokens_total: builtins.int
     """padding_tokens_total is the number of padding tokens computed."""
-    batches_total: _builtins.int
+    batches_total: builtins.int
     """batches_total is the number of batches computed."""
-    compute_threads: _builtins.int
+    compute_threads: builtins.int
     """compute_threads is the number of compute threads, the maximum number of batches in progress."""
-    @_builtins.property
-    def up_time(self) -> _duration_pb2.Duration:
+    @property
+    def up_time(self) -> google.protobuf.duration_pb2.Duration:
         """up_time is the time since the worker started."""
 
-    @_builtins.property
-    def expected_wait(self) -> _duration_pb2.Duration:
+    @property
+    def expected_wait(self) -> google.protobuf.duration_pb2.Duration:
         """expected_wait is the expected queueing time of a text that arrives now."""
 
-    @_builtins.property
-    def compute_total(self) -> _duration_pb2.Duration:
+    @property
+    def compute_total(self) -> google.protobuf.duration_pb2.Duration:
         """compute_total is the sum of the durations of all batches; batches on several threads overlap."""
 
-    @_builtins.property
-    def item_errors_total(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+    @property
+    def item_errors_total(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
         """item_errors_total is the number of items answered with an error, by reason. docs/reference/errors.md lists the
         reasons.
         """
@@ -261,26 +227,23 @@ class WorkerStats(_message.Message):
     def __init__(
         self,
         *,
-        process_id: _builtins.int = ...,
-        model_id: _builtins.str = ...,
-        serving: _builtins.bool = ...,
-        up_time: _duration_pb2.Duration | None = ...,
-        requests_running: _builtins.int = ...,
-        queued_items: _builtins.int = ...,
-        queued_tokens: _builtins.int = ...,
-        expected_wait: _duration_pb2.Duration | None = ...,
-        items_total: _builtins.int = ...,
-        tokens_total: _builtins.int = ...,
-        padding_tokens_total: _builtins.int = ...,
-        batches_total: _builtins.int = ...,
-        compute_total: _duration_pb2.Duration | None = ...,
-        item_errors_total: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
-        compute_threads: _builtins.int = ...,
+        process_id: builtins.int = ...,
+        model_id: builtins.str = ...,
+        serving: builtins.bool = ...,
+        up_time: google.protobuf.duration_pb2.Duration | None = ...,
+        requests_running: builtins.int = ...,
+        queued_items: builtins.int = ...,
+        queued_tokens: builtins.int = ...,
+        expected_wait: google.protobuf.duration_pb2.Duration | None = ...,
+        items_total: builtins.int = ...,
+        tokens_total: builtins.int = ...,
+        padding_tokens_total: builtins.int = ...,
+        batches_total: builtins.int = ...,
+        compute_total: google.protobuf.duration_pb2.Duration | None = ...,
+        item_errors_total: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        compute_threads: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compute_total", b"compute_total", "expected_wait", b"expected_wait", "up_time", b"up_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches_total", b"batches_total", "compute_threads", b"compute_threads", "compute_total", b"compute_total", "expected_wait", b"expected_wait", "item_errors_total", b"item_errors_total", "items_total", b"items_total", "model_id", b"model_id", "padding_tokens_total", b"padding_tokens_total", "process_id", b"process_id", "queued_items", b"queued_items", "queued_tokens", b"queued_tokens", "requests_running", b"requests_running", "serving", b"serving", "tokens_total", b"tokens_total", "up_time", b"up_time"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["compute_total", b"compute_total", "expected_wait", b"expected_wait", "up_time", b"up_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["batches_total", b"batches_total", "compute_threads", b"compute_threads", "compute_total", b"compute_total", "expected_wait", b"expected_wait", "item_errors_total", b"item_errors_total", "items_total", b"items_total", "model_id", b"model_id", "padding_tokens_total", b"padding_tokens_total", "process_id", b"process_id", "queued_items", b"queued_items", "queued_tokens", b"queued_tokens", "requests_running", b"requests_running", "serving", b"serving", "tokens_total", b"tokens_total", "up_time", b"up_time"]) -> None: ...
 
-Global___WorkerStats: _TypeAlias = WorkerStats  # noqa: Y015
+Global___WorkerStats: typing_extensions.TypeAlias = WorkerStats

@@ -5,95 +5,170 @@ Operations on a running server, for its operators. Served on its own address (--
 InferenceService.
 """
 
-from collections import abc as _abc
-from grpc import aio as _aio
-from polyhead.v1 import admin_service_pb2 as _admin_service_pb2
-import abc as _abc_1
-import grpc as _grpc
+import abc
+import collections.abc
+import grpc
+import grpc.aio
+import polyhead.v1.admin_service_pb2
 import sys
-import typing as _typing
+import typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
+if sys.version_info >= (3, 13):
+    import typing as typing_extensions
 else:
-    from typing_extensions import Self as _Self
+    import typing_extensions
 
-_T = _typing.TypeVar("_T")
+_T = typing.TypeVar("_T")
 
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+class _MaybeAsyncIterator(collections.abc.AsyncIterator[_T], collections.abc.Iterator[_T], metaclass=abc.ABCMeta): ...
 
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
+_AdminServiceReloadType = typing_extensions.TypeVar(
+    '_AdminServiceReloadType',
+    grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.ReloadRequest,
+        polyhead.v1.admin_service_pb2.ReloadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.ReloadRequest,
+        polyhead.v1.admin_service_pb2.ReloadResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.ReloadRequest,
+        polyhead.v1.admin_service_pb2.ReloadResponse,
+    ],
+)
 
-class AdminServiceStub:
+_AdminServiceDrainType = typing_extensions.TypeVar(
+    '_AdminServiceDrainType',
+    grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.DrainRequest,
+        polyhead.v1.admin_service_pb2.DrainResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.DrainRequest,
+        polyhead.v1.admin_service_pb2.DrainResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.DrainRequest,
+        polyhead.v1.admin_service_pb2.DrainResponse,
+    ],
+)
+
+_AdminServiceGetStatsType = typing_extensions.TypeVar(
+    '_AdminServiceGetStatsType',
+    grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetStatsRequest,
+        polyhead.v1.admin_service_pb2.GetStatsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetStatsRequest,
+        polyhead.v1.admin_service_pb2.GetStatsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetStatsRequest,
+        polyhead.v1.admin_service_pb2.GetStatsResponse,
+    ],
+)
+
+class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrainType, _AdminServiceGetStatsType]):
     """AdminService changes and describes a running server. Each call reaches every worker of the server."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
-    Reload: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ReloadRequest, _admin_service_pb2.ReloadResponse]
+    @typing.overload
+    def __init__(self: AdminServiceStub[
+        grpc.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.ReloadRequest,
+            polyhead.v1.admin_service_pb2.ReloadResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.DrainRequest,
+            polyhead.v1.admin_service_pb2.DrainResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.GetStatsRequest,
+            polyhead.v1.admin_service_pb2.GetStatsResponse,
+        ],
+    ], channel: grpc.Channel) -> None: ...
+
+    @typing.overload
+    def __init__(self: AdminServiceStub[
+        grpc.aio.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.ReloadRequest,
+            polyhead.v1.admin_service_pb2.ReloadResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.DrainRequest,
+            polyhead.v1.admin_service_pb2.DrainResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.GetStatsRequest,
+            polyhead.v1.admin_service_pb2.GetStatsResponse,
+        ],
+    ], channel: grpc.aio.Channel) -> None: ...
+
+    Reload: _AdminServiceReloadType
     """Reload loads the bundle again from the same path and serves it. Items accepted earlier are still answered by the
     previous model. Fails with FAILED_PRECONDITION if the new bundle cannot be served or must not replace the previous
     one; the previous model then keeps serving.
     """
-    Drain: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DrainRequest, _admin_service_pb2.DrainResponse]
+
+    Drain: _AdminServiceDrainType
     """Drain makes the health service report NOT_SERVING, so that load balancers send no more calls. The server keeps
     running and answers calls as before; SIGTERM ends it.
     """
-    GetStats: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetStatsRequest, _admin_service_pb2.GetStatsResponse]
+
+    GetStats: _AdminServiceGetStatsType
     """GetStats describes the current load and the work done since the start."""
 
-@_typing.type_check_only
-class AdminServiceAsyncStub(AdminServiceStub):
+AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.ReloadRequest,
+        polyhead.v1.admin_service_pb2.ReloadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.DrainRequest,
+        polyhead.v1.admin_service_pb2.DrainResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetStatsRequest,
+        polyhead.v1.admin_service_pb2.GetStatsResponse,
+    ],
+]
+
+class AdminServiceServicer(metaclass=abc.ABCMeta):
     """AdminService changes and describes a running server. Each call reaches every worker of the server."""
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    Reload: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ReloadRequest, _admin_service_pb2.ReloadResponse]  # type: ignore[assignment]
-    """Reload loads the bundle again from the same path and serves it. Items accepted earlier are still answered by the
-    previous model. Fails with FAILED_PRECONDITION if the new bundle cannot be served or must not replace the previous
-    one; the previous model then keeps serving.
-    """
-    Drain: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DrainRequest, _admin_service_pb2.DrainResponse]  # type: ignore[assignment]
-    """Drain makes the health service report NOT_SERVING, so that load balancers send no more calls. The server keeps
-    running and answers calls as before; SIGTERM ends it.
-    """
-    GetStats: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetStatsRequest, _admin_service_pb2.GetStatsResponse]  # type: ignore[assignment]
-    """GetStats describes the current load and the work done since the start."""
-
-class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server."""
-
-    @_abc_1.abstractmethod
+    @abc.abstractmethod
     def Reload(
         self,
-        request: _admin_service_pb2.ReloadRequest,
+        request: polyhead.v1.admin_service_pb2.ReloadRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.ReloadResponse, _abc.Awaitable[_admin_service_pb2.ReloadResponse]]:
+    ) -> typing.Union[polyhead.v1.admin_service_pb2.ReloadResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.ReloadResponse]]:
         """Reload loads the bundle again from the same path and serves it. Items accepted earlier are still answered by the
         previous model. Fails with FAILED_PRECONDITION if the new bundle cannot be served or must not replace the previous
         one; the previous model then keeps serving.
         """
 
-    @_abc_1.abstractmethod
+    @abc.abstractmethod
     def Drain(
         self,
-        request: _admin_service_pb2.DrainRequest,
+        request: polyhead.v1.admin_service_pb2.DrainRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.DrainResponse, _abc.Awaitable[_admin_service_pb2.DrainResponse]]:
+    ) -> typing.Union[polyhead.v1.admin_service_pb2.DrainResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.DrainResponse]]:
         """Drain makes the health service report NOT_SERVING, so that load balancers send no more calls. The server keeps
         running and answers calls as before; SIGTERM ends it.
         """
 
-    @_abc_1.abstractmethod
+    @abc.abstractmethod
     def GetStats(
         self,
-        request: _admin_service_pb2.GetStatsRequest,
+        request: polyhead.v1.admin_service_pb2.GetStatsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.GetStatsResponse, _abc.Awaitable[_admin_service_pb2.GetStatsResponse]]:
+    ) -> typing.Union[polyhead.v1.admin_service_pb2.GetStatsResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.GetStatsResponse]]:
         """GetStats describes the current load and the work done since the start."""
 
-def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

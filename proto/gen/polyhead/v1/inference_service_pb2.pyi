@@ -5,381 +5,338 @@ The inference RPCs: embeddings, classes and sentiments from one forward pass, ov
 streams.
 """
 
-from collections import abc as _abc
-from google.protobuf import descriptor as _descriptor
-from google.protobuf import message as _message
-from google.protobuf.internal import containers as _containers
-from polyhead.v1 import item_pb2 as _item_pb2
-from polyhead.v1 import model_pb2 as _model_pb2
-import builtins as _builtins
+import builtins
+import collections.abc
+import google.protobuf.descriptor
+import google.protobuf.internal.containers
+import google.protobuf.message
+import polyhead.v1.item_pb2
+import polyhead.v1.model_pb2
 import sys
-import typing as _typing
+import typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    import typing_extensions
 
-DESCRIPTOR: _descriptor.FileDescriptor
+DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
-@_typing.final
-class AnalyzeRequest(_message.Message):
+@typing.final
+class AnalyzeRequest(google.protobuf.message.Message):
     """AnalyzeRequest is one batch of items. A field that several request messages share has the same number in each."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ITEMS_FIELD_NUMBER: _builtins.int
-    TASKS_FIELD_NUMBER: _builtins.int
-    OPTIONS_FIELD_NUMBER: _builtins.int
-    EMBEDDING_OPTIONS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Item]:
+    ITEMS_FIELD_NUMBER: builtins.int
+    TASKS_FIELD_NUMBER: builtins.int
+    OPTIONS_FIELD_NUMBER: builtins.int
+    EMBEDDING_OPTIONS_FIELD_NUMBER: builtins.int
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[polyhead.v1.item_pb2.Item]:
         """items are the texts to answer, at most Limits.max_items_per_message. More are accepted up to the server's own limit
         if their answers are certain to fit into a response of 4 MiB, as with fewer tasks or a shorter encoding; otherwise
         the message is rejected before anything is computed. A request without items gets no answers.
         """
 
-    @_builtins.property
-    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_item_pb2.Task.ValueType]:
+    @property
+    def tasks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[polyhead.v1.item_pb2.Task.ValueType]:
         """tasks are the requested tasks; duplicates have no effect. Empty requests every task for which the model has a head."""
 
-    @_builtins.property
-    def options(self) -> _item_pb2.ItemOptions:
+    @property
+    def options(self) -> polyhead.v1.item_pb2.ItemOptions:
         """options apply to every item of the message."""
 
-    @_builtins.property
-    def embedding_options(self) -> _item_pb2.EmbeddingOptions:
+    @property
+    def embedding_options(self) -> polyhead.v1.item_pb2.EmbeddingOptions:
         """embedding_options apply to every item of the message."""
 
     def __init__(
         self,
         *,
-        items: _abc.Iterable[_item_pb2.Item] | None = ...,
-        tasks: _abc.Iterable[_item_pb2.Task.ValueType] | None = ...,
-        options: _item_pb2.ItemOptions | None = ...,
-        embedding_options: _item_pb2.EmbeddingOptions | None = ...,
+        items: collections.abc.Iterable[polyhead.v1.item_pb2.Item] | None = ...,
+        tasks: collections.abc.Iterable[polyhead.v1.item_pb2.Task.ValueType] | None = ...,
+        options: polyhead.v1.item_pb2.ItemOptions | None = ...,
+        embedding_options: polyhead.v1.item_pb2.EmbeddingOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding_options", b"embedding_options", "options", b"options"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_options", b"embedding_options", "items", b"items", "options", b"options", "tasks", b"tasks"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["embedding_options", b"embedding_options", "options", b"options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["embedding_options", b"embedding_options", "items", b"items", "options", b"options", "tasks", b"tasks"]) -> None: ...
 
-Global___AnalyzeRequest: _TypeAlias = AnalyzeRequest  # noqa: Y015
+Global___AnalyzeRequest: typing_extensions.TypeAlias = AnalyzeRequest
 
-@_typing.final
-class AnalyzeResponse(_message.Message):
+@typing.final
+class AnalyzeResponse(google.protobuf.message.Message):
     """AnalyzeResponse is the response of Analyze."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ANSWERS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def answers(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Answer]:
+    ANSWERS_FIELD_NUMBER: builtins.int
+    @property
+    def answers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[polyhead.v1.item_pb2.Answer]:
         """answers holds one answer for each item, in request order."""
 
     def __init__(
         self,
         *,
-        answers: _abc.Iterable[_item_pb2.Answer] | None = ...,
+        answers: collections.abc.Iterable[polyhead.v1.item_pb2.Answer] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers"]) -> None: ...
 
-Global___AnalyzeResponse: _TypeAlias = AnalyzeResponse  # noqa: Y015
+Global___AnalyzeResponse: typing_extensions.TypeAlias = AnalyzeResponse
 
-@_typing.final
-class StreamAnalyzeRequest(_message.Message):
+@typing.final
+class StreamAnalyzeRequest(google.protobuf.message.Message):
     """StreamAnalyzeRequest carries some items of the stream; its tasks and options apply to the items of this message only."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ITEMS_FIELD_NUMBER: _builtins.int
-    TASKS_FIELD_NUMBER: _builtins.int
-    OPTIONS_FIELD_NUMBER: _builtins.int
-    EMBEDDING_OPTIONS_FIELD_NUMBER: _builtins.int
-    ORDER_FIELD_NUMBER: _builtins.int
-    order: _item_pb2.AnswerOrder.ValueType
+    ITEMS_FIELD_NUMBER: builtins.int
+    TASKS_FIELD_NUMBER: builtins.int
+    OPTIONS_FIELD_NUMBER: builtins.int
+    EMBEDDING_OPTIONS_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    order: polyhead.v1.item_pb2.AnswerOrder.ValueType
     """order is the order of the answers. The first message of the stream fixes it; items of a later message with another
     order are rejected with INVALID_ARGUMENT.
     """
-    @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Item]:
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[polyhead.v1.item_pb2.Item]:
         """items are the texts to answer, at most Limits.max_items_per_message."""
 
-    @_builtins.property
-    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_item_pb2.Task.ValueType]:
+    @property
+    def tasks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[polyhead.v1.item_pb2.Task.ValueType]:
         """tasks are the requested tasks. Empty requests every task for which the model has a head."""
 
-    @_builtins.property
-    def options(self) -> _item_pb2.ItemOptions:
+    @property
+    def options(self) -> polyhead.v1.item_pb2.ItemOptions:
         """options apply to every item of the message."""
 
-    @_builtins.property
-    def embedding_options(self) -> _item_pb2.EmbeddingOptions:
+    @property
+    def embedding_options(self) -> polyhead.v1.item_pb2.EmbeddingOptions:
         """embedding_options apply to every item of the message."""
 
     def __init__(
         self,
         *,
-        items: _abc.Iterable[_item_pb2.Item] | None = ...,
-        tasks: _abc.Iterable[_item_pb2.Task.ValueType] | None = ...,
-        options: _item_pb2.ItemOptions | None = ...,
-        embedding_options: _item_pb2.EmbeddingOptions | None = ...,
-        order: _item_pb2.AnswerOrder.ValueType = ...,
+        items: collections.abc.Iterable[polyhead.v1.item_pb2.Item] | None = ...,
+        tasks: collections.abc.Iterable[polyhead.v1.item_pb2.Task.ValueType] | None = ...,
+        options: polyhead.v1.item_pb2.ItemOptions | None = ...,
+        embedding_options: polyhead.v1.item_pb2.EmbeddingOptions | None = ...,
+        order: polyhead.v1.item_pb2.AnswerOrder.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding_options", b"embedding_options", "options", b"options"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_options", b"embedding_options", "items", b"items", "options", b"options", "order", b"order", "tasks", b"tasks"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["embedding_options", b"embedding_options", "options", b"options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["embedding_options", b"embedding_options", "items", b"items", "options", b"options", "order", b"order", "tasks", b"tasks"]) -> None: ...
 
-Global___StreamAnalyzeRequest: _TypeAlias = StreamAnalyzeRequest  # noqa: Y015
+Global___StreamAnalyzeRequest: typing_extensions.TypeAlias = StreamAnalyzeRequest
 
-@_typing.final
-class StreamAnalyzeResponse(_message.Message):
+@typing.final
+class StreamAnalyzeResponse(google.protobuf.message.Message):
     """StreamAnalyzeResponse carries some answers of the stream."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ANSWERS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def answers(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Answer]:
+    ANSWERS_FIELD_NUMBER: builtins.int
+    @property
+    def answers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[polyhead.v1.item_pb2.Answer]:
         """answers are those that are ready, at least one."""
 
     def __init__(
         self,
         *,
-        answers: _abc.Iterable[_item_pb2.Answer] | None = ...,
+        answers: collections.abc.Iterable[polyhead.v1.item_pb2.Answer] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers"]) -> None: ...
 
-Global___StreamAnalyzeResponse: _TypeAlias = StreamAnalyzeResponse  # noqa: Y015
+Global___StreamAnalyzeResponse: typing_extensions.TypeAlias = StreamAnalyzeResponse
 
-@_typing.final
-class StreamEmbedRequest(_message.Message):
+@typing.final
+class StreamEmbedRequest(google.protobuf.message.Message):
     """StreamEmbedRequest carries some items of the stream."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ITEMS_FIELD_NUMBER: _builtins.int
-    OPTIONS_FIELD_NUMBER: _builtins.int
-    EMBEDDING_OPTIONS_FIELD_NUMBER: _builtins.int
-    ORDER_FIELD_NUMBER: _builtins.int
-    order: _item_pb2.AnswerOrder.ValueType
+    ITEMS_FIELD_NUMBER: builtins.int
+    OPTIONS_FIELD_NUMBER: builtins.int
+    EMBEDDING_OPTIONS_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    order: polyhead.v1.item_pb2.AnswerOrder.ValueType
     """order is the order of the answers, as in StreamAnalyzeRequest."""
-    @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Item]:
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[polyhead.v1.item_pb2.Item]:
         """items are the texts to embed, at most Limits.max_items_per_message."""
 
-    @_builtins.property
-    def options(self) -> _item_pb2.ItemOptions:
+    @property
+    def options(self) -> polyhead.v1.item_pb2.ItemOptions:
         """options apply to every item of the message."""
 
-    @_builtins.property
-    def embedding_options(self) -> _item_pb2.EmbeddingOptions:
+    @property
+    def embedding_options(self) -> polyhead.v1.item_pb2.EmbeddingOptions:
         """embedding_options apply to every item of the message."""
 
     def __init__(
         self,
         *,
-        items: _abc.Iterable[_item_pb2.Item] | None = ...,
-        options: _item_pb2.ItemOptions | None = ...,
-        embedding_options: _item_pb2.EmbeddingOptions | None = ...,
-        order: _item_pb2.AnswerOrder.ValueType = ...,
+        items: collections.abc.Iterable[polyhead.v1.item_pb2.Item] | None = ...,
+        options: polyhead.v1.item_pb2.ItemOptions | None = ...,
+        embedding_options: polyhead.v1.item_pb2.EmbeddingOptions | None = ...,
+        order: polyhead.v1.item_pb2.AnswerOrder.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding_options", b"embedding_options", "options", b"options"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_options", b"embedding_options", "items", b"items", "options", b"options", "order", b"order"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["embedding_options", b"embedding_options", "options", b"options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["embedding_options", b"embedding_options", "items", b"items", "options", b"options", "order", b"order"]) -> None: ...
 
-Global___StreamEmbedRequest: _TypeAlias = StreamEmbedRequest  # noqa: Y015
+Global___StreamEmbedRequest: typing_extensions.TypeAlias = StreamEmbedRequest
 
-@_typing.final
-class StreamEmbedResponse(_message.Message):
+@typing.final
+class StreamEmbedResponse(google.protobuf.message.Message):
     """StreamEmbedResponse carries some answers of the stream."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ANSWERS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def answers(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Answer]:
+    ANSWERS_FIELD_NUMBER: builtins.int
+    @property
+    def answers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[polyhead.v1.item_pb2.Answer]:
         """answers are those that are ready, at least one. They contain embeddings only."""
 
     def __init__(
         self,
         *,
-        answers: _abc.Iterable[_item_pb2.Answer] | None = ...,
+        answers: collections.abc.Iterable[polyhead.v1.item_pb2.Answer] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers"]) -> None: ...
 
-Global___StreamEmbedResponse: _TypeAlias = StreamEmbedResponse  # noqa: Y015
+Global___StreamEmbedResponse: typing_extensions.TypeAlias = StreamEmbedResponse
 
-@_typing.final
-class StreamClassifyRequest(_message.Message):
+@typing.final
+class StreamClassifyRequest(google.protobuf.message.Message):
     """StreamClassifyRequest carries some items of the stream."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ITEMS_FIELD_NUMBER: _builtins.int
-    OPTIONS_FIELD_NUMBER: _builtins.int
-    ORDER_FIELD_NUMBER: _builtins.int
-    order: _item_pb2.AnswerOrder.ValueType
+    ITEMS_FIELD_NUMBER: builtins.int
+    OPTIONS_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    order: polyhead.v1.item_pb2.AnswerOrder.ValueType
     """order is the order of the answers, as in StreamAnalyzeRequest."""
-    @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Item]:
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[polyhead.v1.item_pb2.Item]:
         """items are the texts to classify, at most Limits.max_items_per_message."""
 
-    @_builtins.property
-    def options(self) -> _item_pb2.ItemOptions:
+    @property
+    def options(self) -> polyhead.v1.item_pb2.ItemOptions:
         """options apply to every item of the message."""
 
     def __init__(
         self,
         *,
-        items: _abc.Iterable[_item_pb2.Item] | None = ...,
-        options: _item_pb2.ItemOptions | None = ...,
-        order: _item_pb2.AnswerOrder.ValueType = ...,
+        items: collections.abc.Iterable[polyhead.v1.item_pb2.Item] | None = ...,
+        options: polyhead.v1.item_pb2.ItemOptions | None = ...,
+        order: polyhead.v1.item_pb2.AnswerOrder.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "options", b"options", "order", b"order"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["options", b"options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["items", b"items", "options", b"options", "order", b"order"]) -> None: ...
 
-Global___StreamClassifyRequest: _TypeAlias = StreamClassifyRequest  # noqa: Y015
+Global___StreamClassifyRequest: typing_extensions.TypeAlias = StreamClassifyRequest
 
-@_typing.final
-class StreamClassifyResponse(_message.Message):
+@typing.final
+class StreamClassifyResponse(google.protobuf.message.Message):
     """StreamClassifyResponse carries some answers of the stream."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ANSWERS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def answers(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Answer]:
+    ANSWERS_FIELD_NUMBER: builtins.int
+    @property
+    def answers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[polyhead.v1.item_pb2.Answer]:
         """answers are those that are ready, at least one. They contain classifications only."""
 
     def __init__(
         self,
         *,
-        answers: _abc.Iterable[_item_pb2.Answer] | None = ...,
+        answers: collections.abc.Iterable[polyhead.v1.item_pb2.Answer] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers"]) -> None: ...
 
-Global___StreamClassifyResponse: _TypeAlias = StreamClassifyResponse  # noqa: Y015
+Global___StreamClassifyResponse: typing_extensions.TypeAlias = StreamClassifyResponse
 
-@_typing.final
-class StreamSentimentRequest(_message.Message):
+@typing.final
+class StreamSentimentRequest(google.protobuf.message.Message):
     """StreamSentimentRequest carries some items of the stream."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ITEMS_FIELD_NUMBER: _builtins.int
-    OPTIONS_FIELD_NUMBER: _builtins.int
-    ORDER_FIELD_NUMBER: _builtins.int
-    order: _item_pb2.AnswerOrder.ValueType
+    ITEMS_FIELD_NUMBER: builtins.int
+    OPTIONS_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    order: polyhead.v1.item_pb2.AnswerOrder.ValueType
     """order is the order of the answers, as in StreamAnalyzeRequest."""
-    @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Item]:
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[polyhead.v1.item_pb2.Item]:
         """items are the texts to rate, at most Limits.max_items_per_message."""
 
-    @_builtins.property
-    def options(self) -> _item_pb2.ItemOptions:
+    @property
+    def options(self) -> polyhead.v1.item_pb2.ItemOptions:
         """options apply to every item of the message."""
 
     def __init__(
         self,
         *,
-        items: _abc.Iterable[_item_pb2.Item] | None = ...,
-        options: _item_pb2.ItemOptions | None = ...,
-        order: _item_pb2.AnswerOrder.ValueType = ...,
+        items: collections.abc.Iterable[polyhead.v1.item_pb2.Item] | None = ...,
+        options: polyhead.v1.item_pb2.ItemOptions | None = ...,
+        order: polyhead.v1.item_pb2.AnswerOrder.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "options", b"options", "order", b"order"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["options", b"options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["items", b"items", "options", b"options", "order", b"order"]) -> None: ...
 
-Global___StreamSentimentRequest: _TypeAlias = StreamSentimentRequest  # noqa: Y015
+Global___StreamSentimentRequest: typing_extensions.TypeAlias = StreamSentimentRequest
 
-@_typing.final
-class StreamSentimentResponse(_message.Message):
+@typing.final
+class StreamSentimentResponse(google.protobuf.message.Message):
     """StreamSentimentResponse carries some answers of the stream."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ANSWERS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def answers(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Answer]:
+    ANSWERS_FIELD_NUMBER: builtins.int
+    @property
+    def answers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[polyhead.v1.item_pb2.Answer]:
         """answers are those that are ready, at least one. They contain sentiments only."""
 
     def __init__(
         self,
         *,
-        answers: _abc.Iterable[_item_pb2.Answer] | None = ...,
+        answers: collections.abc.Iterable[polyhead.v1.item_pb2.Answer] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers"]) -> None: ...
 
-Global___StreamSentimentResponse: _TypeAlias = StreamSentimentResponse  # noqa: Y015
+Global___StreamSentimentResponse: typing_extensions.TypeAlias = StreamSentimentResponse
 
-@_typing.final
-class GetModelInfoRequest(_message.Message):
+@typing.final
+class GetModelInfoRequest(google.protobuf.message.Message):
     """GetModelInfoRequest is the request of GetModelInfo."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetModelInfoRequest: _TypeAlias = GetModelInfoRequest  # noqa: Y015
+Global___GetModelInfoRequest: typing_extensions.TypeAlias = GetModelInfoRequest
 
-@_typing.final
-class GetModelInfoResponse(_message.Message):
+@typing.final
+class GetModelInfoResponse(google.protobuf.message.Message):
     """GetModelInfoResponse is the response of GetModelInfo."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    MODEL_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def model(self) -> _model_pb2.ModelInfo:
+    MODEL_FIELD_NUMBER: builtins.int
+    @property
+    def model(self) -> polyhead.v1.model_pb2.ModelInfo:
         """model describes the model that the server serves."""
 
     def __init__(
         self,
         *,
-        model: _model_pb2.ModelInfo | None = ...,
+        model: polyhead.v1.model_pb2.ModelInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model"]) -> None: ...
 
-Global___GetModelInfoResponse: _TypeAlias = GetModelInfoResponse  # noqa: Y015
+Global___GetModelInfoResponse: typing_extensions.TypeAlias = GetModelInfoResponse

@@ -5,7 +5,7 @@ import warnings
 
 from polyhead.v1 import inference_service_pb2 as polyhead_dot_v1_dot_inference__service__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.74.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in polyhead/v1/inference_service_pb2_grpc.py depends on'
+        + f' but the generated code in polyhead/v1/inference_service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class InferenceServiceStub:
+class InferenceServiceStub(object):
     """InferenceService answers texts with an embedding, a class and a sentiment.
 
     Messages carry one or more items in both directions. One message of several items is much cheaper than one message
@@ -76,7 +76,7 @@ class InferenceServiceStub:
                 _registered_method=True)
 
 
-class InferenceServiceServicer:
+class InferenceServiceServicer(object):
     """InferenceService answers texts with an embedding, a class and a sentiment.
 
     Messages carry one or more items in both directions. One message of several items is much cheaper than one message
@@ -172,7 +172,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class InferenceService:
+class InferenceService(object):
     """InferenceService answers texts with an embedding, a class and a sentiment.
 
     Messages carry one or more items in both directions. One message of several items is much cheaper than one message

@@ -5,30 +5,125 @@ The inference RPCs: embeddings, classes and sentiments from one forward pass, ov
 streams.
 """
 
-from collections import abc as _abc
-from grpc import aio as _aio
-from polyhead.v1 import inference_service_pb2 as _inference_service_pb2
-import abc as _abc_1
-import grpc as _grpc
+import abc
+import collections.abc
+import grpc
+import grpc.aio
+import polyhead.v1.inference_service_pb2
 import sys
-import typing as _typing
+import typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
+if sys.version_info >= (3, 13):
+    import typing as typing_extensions
 else:
-    from typing_extensions import Self as _Self
+    import typing_extensions
 
-_T = _typing.TypeVar("_T")
+_T = typing.TypeVar("_T")
 
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+class _MaybeAsyncIterator(collections.abc.AsyncIterator[_T], collections.abc.Iterator[_T], metaclass=abc.ABCMeta): ...
 
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
+_InferenceServiceAnalyzeType = typing_extensions.TypeVar(
+    '_InferenceServiceAnalyzeType',
+    grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.inference_service_pb2.AnalyzeRequest,
+        polyhead.v1.inference_service_pb2.AnalyzeResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.inference_service_pb2.AnalyzeRequest,
+        polyhead.v1.inference_service_pb2.AnalyzeResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.inference_service_pb2.AnalyzeRequest,
+        polyhead.v1.inference_service_pb2.AnalyzeResponse,
+    ],
+)
 
-class InferenceServiceStub:
+_InferenceServiceStreamAnalyzeType = typing_extensions.TypeVar(
+    '_InferenceServiceStreamAnalyzeType',
+    grpc.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamAnalyzeRequest,
+        polyhead.v1.inference_service_pb2.StreamAnalyzeResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamAnalyzeRequest,
+        polyhead.v1.inference_service_pb2.StreamAnalyzeResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamAnalyzeRequest,
+        polyhead.v1.inference_service_pb2.StreamAnalyzeResponse,
+    ],
+)
+
+_InferenceServiceStreamEmbedType = typing_extensions.TypeVar(
+    '_InferenceServiceStreamEmbedType',
+    grpc.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamEmbedRequest,
+        polyhead.v1.inference_service_pb2.StreamEmbedResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamEmbedRequest,
+        polyhead.v1.inference_service_pb2.StreamEmbedResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamEmbedRequest,
+        polyhead.v1.inference_service_pb2.StreamEmbedResponse,
+    ],
+)
+
+_InferenceServiceStreamClassifyType = typing_extensions.TypeVar(
+    '_InferenceServiceStreamClassifyType',
+    grpc.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamClassifyRequest,
+        polyhead.v1.inference_service_pb2.StreamClassifyResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamClassifyRequest,
+        polyhead.v1.inference_service_pb2.StreamClassifyResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamClassifyRequest,
+        polyhead.v1.inference_service_pb2.StreamClassifyResponse,
+    ],
+)
+
+_InferenceServiceStreamSentimentType = typing_extensions.TypeVar(
+    '_InferenceServiceStreamSentimentType',
+    grpc.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamSentimentRequest,
+        polyhead.v1.inference_service_pb2.StreamSentimentResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamSentimentRequest,
+        polyhead.v1.inference_service_pb2.StreamSentimentResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamSentimentRequest,
+        polyhead.v1.inference_service_pb2.StreamSentimentResponse,
+    ],
+)
+
+_InferenceServiceGetModelInfoType = typing_extensions.TypeVar(
+    '_InferenceServiceGetModelInfoType',
+    grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.inference_service_pb2.GetModelInfoRequest,
+        polyhead.v1.inference_service_pb2.GetModelInfoResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.inference_service_pb2.GetModelInfoRequest,
+        polyhead.v1.inference_service_pb2.GetModelInfoResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.inference_service_pb2.GetModelInfoRequest,
+        polyhead.v1.inference_service_pb2.GetModelInfoResponse,
+    ],
+)
+
+class InferenceServiceStub(typing.Generic[_InferenceServiceAnalyzeType, _InferenceServiceStreamAnalyzeType, _InferenceServiceStreamEmbedType, _InferenceServiceStreamClassifyType, _InferenceServiceStreamSentimentType, _InferenceServiceGetModelInfoType]):
     """InferenceService answers texts with an embedding, a class and a sentiment.
 
     Messages carry one or more items in both directions. One message of several items is much cheaper than one message
@@ -41,25 +136,108 @@ class InferenceServiceStub:
     no item can be accepted now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
     """
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
-    Analyze: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.AnalyzeRequest, _inference_service_pb2.AnalyzeResponse]
+    @typing.overload
+    def __init__(self: InferenceServiceStub[
+        grpc.UnaryUnaryMultiCallable[
+            polyhead.v1.inference_service_pb2.AnalyzeRequest,
+            polyhead.v1.inference_service_pb2.AnalyzeResponse,
+        ],
+        grpc.StreamStreamMultiCallable[
+            polyhead.v1.inference_service_pb2.StreamAnalyzeRequest,
+            polyhead.v1.inference_service_pb2.StreamAnalyzeResponse,
+        ],
+        grpc.StreamStreamMultiCallable[
+            polyhead.v1.inference_service_pb2.StreamEmbedRequest,
+            polyhead.v1.inference_service_pb2.StreamEmbedResponse,
+        ],
+        grpc.StreamStreamMultiCallable[
+            polyhead.v1.inference_service_pb2.StreamClassifyRequest,
+            polyhead.v1.inference_service_pb2.StreamClassifyResponse,
+        ],
+        grpc.StreamStreamMultiCallable[
+            polyhead.v1.inference_service_pb2.StreamSentimentRequest,
+            polyhead.v1.inference_service_pb2.StreamSentimentResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            polyhead.v1.inference_service_pb2.GetModelInfoRequest,
+            polyhead.v1.inference_service_pb2.GetModelInfoResponse,
+        ],
+    ], channel: grpc.Channel) -> None: ...
+
+    @typing.overload
+    def __init__(self: InferenceServiceStub[
+        grpc.aio.UnaryUnaryMultiCallable[
+            polyhead.v1.inference_service_pb2.AnalyzeRequest,
+            polyhead.v1.inference_service_pb2.AnalyzeResponse,
+        ],
+        grpc.aio.StreamStreamMultiCallable[
+            polyhead.v1.inference_service_pb2.StreamAnalyzeRequest,
+            polyhead.v1.inference_service_pb2.StreamAnalyzeResponse,
+        ],
+        grpc.aio.StreamStreamMultiCallable[
+            polyhead.v1.inference_service_pb2.StreamEmbedRequest,
+            polyhead.v1.inference_service_pb2.StreamEmbedResponse,
+        ],
+        grpc.aio.StreamStreamMultiCallable[
+            polyhead.v1.inference_service_pb2.StreamClassifyRequest,
+            polyhead.v1.inference_service_pb2.StreamClassifyResponse,
+        ],
+        grpc.aio.StreamStreamMultiCallable[
+            polyhead.v1.inference_service_pb2.StreamSentimentRequest,
+            polyhead.v1.inference_service_pb2.StreamSentimentResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            polyhead.v1.inference_service_pb2.GetModelInfoRequest,
+            polyhead.v1.inference_service_pb2.GetModelInfoResponse,
+        ],
+    ], channel: grpc.aio.Channel) -> None: ...
+
+    Analyze: _InferenceServiceAnalyzeType
     """Analyze answers one batch of items, in request order, with every requested task."""
-    StreamAnalyze: _grpc.StreamStreamMultiCallable[_inference_service_pb2.StreamAnalyzeRequest, _inference_service_pb2.StreamAnalyzeResponse]
+
+    StreamAnalyze: _InferenceServiceStreamAnalyzeType
     """StreamAnalyze answers a stream of items with every requested task."""
-    StreamEmbed: _grpc.StreamStreamMultiCallable[_inference_service_pb2.StreamEmbedRequest, _inference_service_pb2.StreamEmbedResponse]
+
+    StreamEmbed: _InferenceServiceStreamEmbedType
     """StreamEmbed is StreamAnalyze restricted to TASK_EMBEDDING."""
-    StreamClassify: _grpc.StreamStreamMultiCallable[_inference_service_pb2.StreamClassifyRequest, _inference_service_pb2.StreamClassifyResponse]
+
+    StreamClassify: _InferenceServiceStreamClassifyType
     """StreamClassify is StreamAnalyze restricted to TASK_CLASSIFICATION."""
-    StreamSentiment: _grpc.StreamStreamMultiCallable[_inference_service_pb2.StreamSentimentRequest, _inference_service_pb2.StreamSentimentResponse]
+
+    StreamSentiment: _InferenceServiceStreamSentimentType
     """StreamSentiment is StreamAnalyze restricted to TASK_SENTIMENT."""
-    GetModelInfo: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.GetModelInfoRequest, _inference_service_pb2.GetModelInfoResponse]
+
+    GetModelInfo: _InferenceServiceGetModelInfoType
     """GetModelInfo describes the model and how it runs."""
 
-@_typing.type_check_only
-class InferenceServiceAsyncStub(InferenceServiceStub):
+InferenceServiceAsyncStub: typing_extensions.TypeAlias = InferenceServiceStub[
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.inference_service_pb2.AnalyzeRequest,
+        polyhead.v1.inference_service_pb2.AnalyzeResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamAnalyzeRequest,
+        polyhead.v1.inference_service_pb2.StreamAnalyzeResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamEmbedRequest,
+        polyhead.v1.inference_service_pb2.StreamEmbedResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamClassifyRequest,
+        polyhead.v1.inference_service_pb2.StreamClassifyResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        polyhead.v1.inference_service_pb2.StreamSentimentRequest,
+        polyhead.v1.inference_service_pb2.StreamSentimentResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.inference_service_pb2.GetModelInfoRequest,
+        polyhead.v1.inference_service_pb2.GetModelInfoResponse,
+    ],
+]
+
+class InferenceServiceServicer(metaclass=abc.ABCMeta):
     """InferenceService answers texts with an embedding, a class and a sentiment.
 
     Messages carry one or more items in both directions. One message of several items is much cheaper than one message
@@ -72,79 +250,52 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     no item can be accepted now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
     """
 
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    Analyze: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.AnalyzeRequest, _inference_service_pb2.AnalyzeResponse]  # type: ignore[assignment]
-    """Analyze answers one batch of items, in request order, with every requested task."""
-    StreamAnalyze: _aio.StreamStreamMultiCallable[_inference_service_pb2.StreamAnalyzeRequest, _inference_service_pb2.StreamAnalyzeResponse]  # type: ignore[assignment]
-    """StreamAnalyze answers a stream of items with every requested task."""
-    StreamEmbed: _aio.StreamStreamMultiCallable[_inference_service_pb2.StreamEmbedRequest, _inference_service_pb2.StreamEmbedResponse]  # type: ignore[assignment]
-    """StreamEmbed is StreamAnalyze restricted to TASK_EMBEDDING."""
-    StreamClassify: _aio.StreamStreamMultiCallable[_inference_service_pb2.StreamClassifyRequest, _inference_service_pb2.StreamClassifyResponse]  # type: ignore[assignment]
-    """StreamClassify is StreamAnalyze restricted to TASK_CLASSIFICATION."""
-    StreamSentiment: _aio.StreamStreamMultiCallable[_inference_service_pb2.StreamSentimentRequest, _inference_service_pb2.StreamSentimentResponse]  # type: ignore[assignment]
-    """StreamSentiment is StreamAnalyze restricted to TASK_SENTIMENT."""
-    GetModelInfo: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.GetModelInfoRequest, _inference_service_pb2.GetModelInfoResponse]  # type: ignore[assignment]
-    """GetModelInfo describes the model and how it runs."""
-
-class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """InferenceService answers texts with an embedding, a class and a sentiment.
-
-    Messages carry one or more items in both directions. One message of several items is much cheaper than one message
-    for each. Every item that the server reads gets exactly one Answer: an invalid item, even one whose text is not valid
-    UTF-8, is answered with an error and does not affect other items. The grouping of answers into messages is
-    independent of the grouping of the items.
-
-    A call as a whole fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
-    down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call of which
-    no item can be accepted now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
-    """
-
-    @_abc_1.abstractmethod
+    @abc.abstractmethod
     def Analyze(
         self,
-        request: _inference_service_pb2.AnalyzeRequest,
+        request: polyhead.v1.inference_service_pb2.AnalyzeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_inference_service_pb2.AnalyzeResponse, _abc.Awaitable[_inference_service_pb2.AnalyzeResponse]]:
+    ) -> typing.Union[polyhead.v1.inference_service_pb2.AnalyzeResponse, collections.abc.Awaitable[polyhead.v1.inference_service_pb2.AnalyzeResponse]]:
         """Analyze answers one batch of items, in request order, with every requested task."""
 
-    @_abc_1.abstractmethod
+    @abc.abstractmethod
     def StreamAnalyze(
         self,
-        request_iterator: _MaybeAsyncIterator[_inference_service_pb2.StreamAnalyzeRequest],
+        request_iterator: _MaybeAsyncIterator[polyhead.v1.inference_service_pb2.StreamAnalyzeRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.StreamAnalyzeResponse], _abc.AsyncIterator[_inference_service_pb2.StreamAnalyzeResponse]]:
+    ) -> typing.Union[collections.abc.Iterator[polyhead.v1.inference_service_pb2.StreamAnalyzeResponse], collections.abc.AsyncIterator[polyhead.v1.inference_service_pb2.StreamAnalyzeResponse]]:
         """StreamAnalyze answers a stream of items with every requested task."""
 
-    @_abc_1.abstractmethod
+    @abc.abstractmethod
     def StreamEmbed(
         self,
-        request_iterator: _MaybeAsyncIterator[_inference_service_pb2.StreamEmbedRequest],
+        request_iterator: _MaybeAsyncIterator[polyhead.v1.inference_service_pb2.StreamEmbedRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.StreamEmbedResponse], _abc.AsyncIterator[_inference_service_pb2.StreamEmbedResponse]]:
+    ) -> typing.Union[collections.abc.Iterator[polyhead.v1.inference_service_pb2.StreamEmbedResponse], collections.abc.AsyncIterator[polyhead.v1.inference_service_pb2.StreamEmbedResponse]]:
         """StreamEmbed is StreamAnalyze restricted to TASK_EMBEDDING."""
 
-    @_abc_1.abstractmethod
+    @abc.abstractmethod
     def StreamClassify(
         self,
-        request_iterator: _MaybeAsyncIterator[_inference_service_pb2.StreamClassifyRequest],
+        request_iterator: _MaybeAsyncIterator[polyhead.v1.inference_service_pb2.StreamClassifyRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.StreamClassifyResponse], _abc.AsyncIterator[_inference_service_pb2.StreamClassifyResponse]]:
+    ) -> typing.Union[collections.abc.Iterator[polyhead.v1.inference_service_pb2.StreamClassifyResponse], collections.abc.AsyncIterator[polyhead.v1.inference_service_pb2.StreamClassifyResponse]]:
         """StreamClassify is StreamAnalyze restricted to TASK_CLASSIFICATION."""
 
-    @_abc_1.abstractmethod
+    @abc.abstractmethod
     def StreamSentiment(
         self,
-        request_iterator: _MaybeAsyncIterator[_inference_service_pb2.StreamSentimentRequest],
+        request_iterator: _MaybeAsyncIterator[polyhead.v1.inference_service_pb2.StreamSentimentRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.StreamSentimentResponse], _abc.AsyncIterator[_inference_service_pb2.StreamSentimentResponse]]:
+    ) -> typing.Union[collections.abc.Iterator[polyhead.v1.inference_service_pb2.StreamSentimentResponse], collections.abc.AsyncIterator[polyhead.v1.inference_service_pb2.StreamSentimentResponse]]:
         """StreamSentiment is StreamAnalyze restricted to TASK_SENTIMENT."""
 
-    @_abc_1.abstractmethod
+    @abc.abstractmethod
     def GetModelInfo(
         self,
-        request: _inference_service_pb2.GetModelInfoRequest,
+        request: polyhead.v1.inference_service_pb2.GetModelInfoRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_inference_service_pb2.GetModelInfoResponse, _abc.Awaitable[_inference_service_pb2.GetModelInfoResponse]]:
+    ) -> typing.Union[polyhead.v1.inference_service_pb2.GetModelInfoResponse, collections.abc.Awaitable[polyhead.v1.inference_service_pb2.GetModelInfoResponse]]:
         """GetModelInfo describes the model and how it runs."""
 
-def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -3,30 +3,30 @@
 isort:skip_file
 Items, their options and their answers: the messages that all RPCs of InferenceService share."""
 
-from collections import abc as _abc
-from google.protobuf import descriptor as _descriptor
-from google.protobuf import duration_pb2 as _duration_pb2
-from google.protobuf import message as _message
-from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
-from google.rpc import status_pb2 as _status_pb2
-import builtins as _builtins
+import builtins
+import collections.abc
+import google.protobuf.descriptor
+import google.protobuf.duration_pb2
+import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
+import google.protobuf.message
+import google.rpc.status_pb2
 import sys
-import typing as _typing
+import typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    import typing_extensions
 
-DESCRIPTOR: _descriptor.FileDescriptor
+DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 class _Task:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _TaskEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Task.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     TASK_UNSPECIFIED: _Task.ValueType  # 0
     """TASK_UNSPECIFIED is rejected with INVALID_ARGUMENT. An empty list of tasks requests every task."""
     TASK_EMBEDDING: _Task.ValueType  # 1
@@ -49,14 +49,14 @@ TASK_CLASSIFICATION: Task.ValueType  # 2
 """TASK_CLASSIFICATION requests the class probabilities of every softmax head."""
 TASK_SENTIMENT: Task.ValueType  # 3
 """TASK_SENTIMENT requests the probability of every sigmoid head."""
-Global___Task: _TypeAlias = Task  # noqa: Y015
+Global___Task: typing_extensions.TypeAlias = Task
 
 class _EmbeddingEncoding:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _EmbeddingEncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EmbeddingEncoding.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _EmbeddingEncodingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_EmbeddingEncoding.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     EMBEDDING_ENCODING_UNSPECIFIED: _EmbeddingEncoding.ValueType  # 0
     """EMBEDDING_ENCODING_UNSPECIFIED in a request means EMBEDDING_ENCODING_FLOAT32_LE; never used in an answer."""
     EMBEDDING_ENCODING_FLOAT32_LE: _EmbeddingEncoding.ValueType  # 1
@@ -89,14 +89,14 @@ EMBEDDING_ENCODING_BINARY: EmbeddingEncoding.ValueType  # 4
 """EMBEDDING_ENCODING_BINARY is one bit per dimension, 1 if the value is above 0, starting with the most significant
 bit of the first byte; the last byte is padded with zeros. Compare such embeddings by Hamming distance.
 """
-Global___EmbeddingEncoding: _TypeAlias = EmbeddingEncoding  # noqa: Y015
+Global___EmbeddingEncoding: typing_extensions.TypeAlias = EmbeddingEncoding
 
 class _TruncationPolicy:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _TruncationPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TruncationPolicy.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _TruncationPolicyEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_TruncationPolicy.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     TRUNCATION_POLICY_UNSPECIFIED: _TruncationPolicy.ValueType  # 0
     """TRUNCATION_POLICY_UNSPECIFIED means TRUNCATION_POLICY_TRUNCATE."""
     TRUNCATION_POLICY_TRUNCATE: _TruncationPolicy.ValueType  # 1
@@ -123,14 +123,14 @@ TRUNCATION_POLICY_WINDOW: TruncationPolicy.ValueType  # 3
 the logits of each head are averaged over the windows, weighted by their number of tokens; the embedding is scaled
 to length 1 again if EmbeddingInfo.normalized is true. Text after the last window is truncated.
 """
-Global___TruncationPolicy: _TypeAlias = TruncationPolicy  # noqa: Y015
+Global___TruncationPolicy: typing_extensions.TypeAlias = TruncationPolicy
 
 class _AnswerOrder:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _AnswerOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AnswerOrder.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _AnswerOrderEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_AnswerOrder.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     ANSWER_ORDER_UNSPECIFIED: _AnswerOrder.ValueType  # 0
     """ANSWER_ORDER_UNSPECIFIED means ANSWER_ORDER_REQUEST in the first message of a stream, and no change in later ones."""
     ANSWER_ORDER_REQUEST: _AnswerOrder.ValueType  # 1
@@ -147,53 +147,49 @@ ANSWER_ORDER_REQUEST: AnswerOrder.ValueType  # 1
 """ANSWER_ORDER_REQUEST answers items in request order."""
 ANSWER_ORDER_COMPLETION: AnswerOrder.ValueType  # 2
 """ANSWER_ORDER_COMPLETION answers each item as soon as it is computed; item_id identifies the item."""
-Global___AnswerOrder: _TypeAlias = AnswerOrder  # noqa: Y015
+Global___AnswerOrder: typing_extensions.TypeAlias = AnswerOrder
 
-@_typing.final
-class Item(_message.Message):
+@typing.final
+class Item(google.protobuf.message.Message):
     """Item is one text to answer."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ITEM_ID_FIELD_NUMBER: _builtins.int
-    TEXT_FIELD_NUMBER: _builtins.int
-    item_id: _builtins.str
+    ITEM_ID_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    item_id: builtins.str
     """item_id is an id chosen by the client, at most 256 bytes, which the item's Answer repeats. Empty when absent. An
     item with a longer id is rejected; its Answer contains the first 64 code points of the id. Ids need not be unique,
     but under ANSWER_ORDER_COMPLETION only unique ids identify the answers.
     """
-    text: _builtins.str
+    text: builtins.str
     """text is the text, in UTF-8. It may be empty. Special tokens of the model's vocabulary in it, such as "[SEP]", are
     treated as plain text.
     """
     def __init__(
         self,
         *,
-        item_id: _builtins.str = ...,
-        text: _builtins.str = ...,
+        item_id: builtins.str = ...,
+        text: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "text", b"text"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["item_id", b"item_id", "text", b"text"]) -> None: ...
 
-Global___Item: _TypeAlias = Item  # noqa: Y015
+Global___Item: typing_extensions.TypeAlias = Item
 
-@_typing.final
-class ItemOptions(_message.Message):
+@typing.final
+class ItemOptions(google.protobuf.message.Message):
     """ItemOptions apply to every item of one message, for all tasks."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TRUNCATION_FIELD_NUMBER: _builtins.int
-    INCLUDE_TIMINGS_FIELD_NUMBER: _builtins.int
-    EXPECTED_FINGERPRINTS_FIELD_NUMBER: _builtins.int
+    TRUNCATION_FIELD_NUMBER: builtins.int
+    INCLUDE_TIMINGS_FIELD_NUMBER: builtins.int
+    EXPECTED_FINGERPRINTS_FIELD_NUMBER: builtins.int
     truncation: Global___TruncationPolicy.ValueType
     """truncation is the treatment of texts beyond the token limit; unspecified means TRUNCATION_POLICY_TRUNCATE."""
-    include_timings: _builtins.bool
+    include_timings: builtins.bool
     """include_timings requests Result.timings. False when absent."""
-    @_builtins.property
+    @property
     def expected_fingerprints(self) -> Global___Fingerprints:
         """expected_fingerprints are the fingerprints that the serving model must have. Items are rejected with
         FAILED_PRECONDITION if the embedding space or a listed head differs, and with INVALID_ARGUMENT if a fingerprint does
@@ -204,28 +200,25 @@ class ItemOptions(_message.Message):
         self,
         *,
         truncation: Global___TruncationPolicy.ValueType = ...,
-        include_timings: _builtins.bool = ...,
+        include_timings: builtins.bool = ...,
         expected_fingerprints: Global___Fingerprints | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_fingerprints", b"expected_fingerprints"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_fingerprints", b"expected_fingerprints", "include_timings", b"include_timings", "truncation", b"truncation"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["expected_fingerprints", b"expected_fingerprints"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["expected_fingerprints", b"expected_fingerprints", "include_timings", b"include_timings", "truncation", b"truncation"]) -> None: ...
 
-Global___ItemOptions: _TypeAlias = ItemOptions  # noqa: Y015
+Global___ItemOptions: typing_extensions.TypeAlias = ItemOptions
 
-@_typing.final
-class EmbeddingOptions(_message.Message):
+@typing.final
+class EmbeddingOptions(google.protobuf.message.Message):
     """EmbeddingOptions apply to the embedding of every item of one message."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ENCODING_FIELD_NUMBER: _builtins.int
-    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: builtins.int
+    DIMENSIONS_FIELD_NUMBER: builtins.int
     encoding: Global___EmbeddingEncoding.ValueType
     """encoding is the layout of the values; unspecified means EMBEDDING_ENCODING_FLOAT32_LE."""
-    dimensions: _builtins.int
+    dimensions: builtins.int
     """dimensions truncates the embedding to its first dimensions, scaled to Euclidean length 1 again if
     EmbeddingInfo.normalized is true; 0 means all. More than EmbeddingInfo.dimensions is rejected with
     INVALID_ARGUMENT. Truncated embeddings are most accurate for models trained with Matryoshka representation
@@ -235,35 +228,31 @@ class EmbeddingOptions(_message.Message):
         self,
         *,
         encoding: Global___EmbeddingEncoding.ValueType = ...,
-        dimensions: _builtins.int = ...,
+        dimensions: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "encoding", b"encoding"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dimensions", b"dimensions", "encoding", b"encoding"]) -> None: ...
 
-Global___EmbeddingOptions: _TypeAlias = EmbeddingOptions  # noqa: Y015
+Global___EmbeddingOptions: typing_extensions.TypeAlias = EmbeddingOptions
 
-@_typing.final
-class Answer(_message.Message):
+@typing.final
+class Answer(google.protobuf.message.Message):
     """Answer is the outcome of one item: a result or an error. An error of one item does not affect other items."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ITEM_ID_FIELD_NUMBER: _builtins.int
-    RESULT_FIELD_NUMBER: _builtins.int
-    ERROR_FIELD_NUMBER: _builtins.int
-    item_id: _builtins.str
+    ITEM_ID_FIELD_NUMBER: builtins.int
+    RESULT_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    item_id: builtins.str
     """item_id is the id of the item, unchanged. Empty if the message was malformed or had too many items: one answer then
     stands for all of its items.
     """
-    @_builtins.property
+    @property
     def result(self) -> Global___Result:
         """result holds the answers of the requested tasks."""
 
-    @_builtins.property
-    def error(self) -> _status_pb2.Status:
+    @property
+    def error(self) -> google.rpc.status_pb2.Status:
         """error states why there is no result. Its details contain a google.rpc.ErrorInfo with domain "polyhead" and one of
         the reasons listed in docs/reference/errors.md. It repeats nothing of the request.
         """
@@ -271,67 +260,63 @@ class Answer(_message.Message):
     def __init__(
         self,
         *,
-        item_id: _builtins.str = ...,
+        item_id: builtins.str = ...,
         result: Global___Result | None = ...,
-        error: _status_pb2.Status | None = ...,
+        error: google.rpc.status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "item_id", b"item_id", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "error"]  # noqa: Y015
-    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+    def HasField(self, field_name: typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "item_id", b"item_id", "outcome", b"outcome", "result", b"result"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["result", "error"] | None: ...
 
-Global___Answer: _TypeAlias = Answer  # noqa: Y015
+Global___Answer: typing_extensions.TypeAlias = Answer
 
-@_typing.final
-class Result(_message.Message):
+@typing.final
+class Result(google.protobuf.message.Message):
     """Result holds the answers of the requested tasks, all computed in one forward pass."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    EMBEDDING_FIELD_NUMBER: _builtins.int
-    CLASSIFICATION_FIELD_NUMBER: _builtins.int
-    SENTIMENT_FIELD_NUMBER: _builtins.int
-    ADDITIONAL_CLASSIFICATIONS_FIELD_NUMBER: _builtins.int
-    ADDITIONAL_SENTIMENTS_FIELD_NUMBER: _builtins.int
-    TRUNCATION_FIELD_NUMBER: _builtins.int
-    FINGERPRINTS_FIELD_NUMBER: _builtins.int
-    TIMINGS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
+    EMBEDDING_FIELD_NUMBER: builtins.int
+    CLASSIFICATION_FIELD_NUMBER: builtins.int
+    SENTIMENT_FIELD_NUMBER: builtins.int
+    ADDITIONAL_CLASSIFICATIONS_FIELD_NUMBER: builtins.int
+    ADDITIONAL_SENTIMENTS_FIELD_NUMBER: builtins.int
+    TRUNCATION_FIELD_NUMBER: builtins.int
+    FINGERPRINTS_FIELD_NUMBER: builtins.int
+    TIMINGS_FIELD_NUMBER: builtins.int
+    @property
     def embedding(self) -> Global___Embedding:
         """embedding is set if TASK_EMBEDDING was requested."""
 
-    @_builtins.property
+    @property
     def classification(self) -> Global___Classification:
         """classification is the answer of the first softmax head. Set if TASK_CLASSIFICATION was requested and the model has
         such a head.
         """
 
-    @_builtins.property
+    @property
     def sentiment(self) -> Global___Sentiment:
         """sentiment is the answer of the first sigmoid head. Set if TASK_SENTIMENT was requested and the model has such a
         head.
         """
 
-    @_builtins.property
-    def additional_classifications(self) -> _containers.RepeatedCompositeFieldContainer[Global___Classification]:
+    @property
+    def additional_classifications(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Classification]:
         """additional_classifications are the answers of the other softmax heads, in the model's order."""
 
-    @_builtins.property
-    def additional_sentiments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sentiment]:
+    @property
+    def additional_sentiments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Sentiment]:
         """additional_sentiments are the answers of the other sigmoid heads, in the model's order."""
 
-    @_builtins.property
+    @property
     def truncation(self) -> Global___Truncation:
         """truncation reports how much of the text was read; always set."""
 
-    @_builtins.property
+    @property
     def fingerprints(self) -> Global___Fingerprints:
         """fingerprints identify the model; always set."""
 
-    @_builtins.property
+    @property
     def timings(self) -> Global___Timings:
         """timings are set if ItemOptions.include_timings was set."""
 
@@ -341,284 +326,253 @@ class Result(_message.Message):
         embedding: Global___Embedding | None = ...,
         classification: Global___Classification | None = ...,
         sentiment: Global___Sentiment | None = ...,
-        additional_classifications: _abc.Iterable[Global___Classification] | None = ...,
-        additional_sentiments: _abc.Iterable[Global___Sentiment] | None = ...,
+        additional_classifications: collections.abc.Iterable[Global___Classification] | None = ...,
+        additional_sentiments: collections.abc.Iterable[Global___Sentiment] | None = ...,
         truncation: Global___Truncation | None = ...,
         fingerprints: Global___Fingerprints | None = ...,
         timings: Global___Timings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "embedding", b"embedding", "fingerprints", b"fingerprints", "sentiment", b"sentiment", "timings", b"timings", "truncation", b"truncation"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["additional_classifications", b"additional_classifications", "additional_sentiments", b"additional_sentiments", "classification", b"classification", "embedding", b"embedding", "fingerprints", b"fingerprints", "sentiment", b"sentiment", "timings", b"timings", "truncation", b"truncation"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["classification", b"classification", "embedding", b"embedding", "fingerprints", b"fingerprints", "sentiment", b"sentiment", "timings", b"timings", "truncation", b"truncation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["additional_classifications", b"additional_classifications", "additional_sentiments", b"additional_sentiments", "classification", b"classification", "embedding", b"embedding", "fingerprints", b"fingerprints", "sentiment", b"sentiment", "timings", b"timings", "truncation", b"truncation"]) -> None: ...
 
-Global___Result: _TypeAlias = Result  # noqa: Y015
+Global___Result: typing_extensions.TypeAlias = Result
 
-@_typing.final
-class Embedding(_message.Message):
+@typing.final
+class Embedding(google.protobuf.message.Message):
     """Embedding is a sentence embedding."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    VALUES_FIELD_NUMBER: _builtins.int
-    ENCODING_FIELD_NUMBER: _builtins.int
-    DIMENSIONS_FIELD_NUMBER: _builtins.int
-    SCALE_FIELD_NUMBER: _builtins.int
-    values: _builtins.bytes
+    VALUES_FIELD_NUMBER: builtins.int
+    ENCODING_FIELD_NUMBER: builtins.int
+    DIMENSIONS_FIELD_NUMBER: builtins.int
+    SCALE_FIELD_NUMBER: builtins.int
+    values: builtins.bytes
     """values holds `dimensions` numbers in the layout given by `encoding`."""
     encoding: Global___EmbeddingEncoding.ValueType
     """encoding is the layout of `values`; never EMBEDDING_ENCODING_UNSPECIFIED."""
-    dimensions: _builtins.int
+    dimensions: builtins.int
     """dimensions is the number of numbers in `values`."""
-    scale: _builtins.float
+    scale: builtins.float
     """scale is the factor of the integers of EMBEDDING_ENCODING_INT8; 0 for the other encodings."""
     def __init__(
         self,
         *,
-        values: _builtins.bytes = ...,
+        values: builtins.bytes = ...,
         encoding: Global___EmbeddingEncoding.ValueType = ...,
-        dimensions: _builtins.int = ...,
-        scale: _builtins.float = ...,
+        dimensions: builtins.int = ...,
+        scale: builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "encoding", b"encoding", "scale", b"scale", "values", b"values"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dimensions", b"dimensions", "encoding", b"encoding", "scale", b"scale", "values", b"values"]) -> None: ...
 
-Global___Embedding: _TypeAlias = Embedding  # noqa: Y015
+Global___Embedding: typing_extensions.TypeAlias = Embedding
 
-@_typing.final
-class Classification(_message.Message):
+@typing.final
+class Classification(google.protobuf.message.Message):
     """Classification is the answer of a softmax head."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    HEAD_FIELD_NUMBER: _builtins.int
-    SCORES_FIELD_NUMBER: _builtins.int
-    head: _builtins.str
+    HEAD_FIELD_NUMBER: builtins.int
+    SCORES_FIELD_NUMBER: builtins.int
+    head: builtins.str
     """head is the head's name, as in ModelInfo."""
-    @_builtins.property
-    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
+    @property
+    def scores(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
         """scores holds each label of the head, most probable first; the probabilities sum to 1."""
 
     def __init__(
         self,
         *,
-        head: _builtins.str = ...,
-        scores: _abc.Iterable[Global___LabelScore] | None = ...,
+        head: builtins.str = ...,
+        scores: collections.abc.Iterable[Global___LabelScore] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "scores", b"scores"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["head", b"head", "scores", b"scores"]) -> None: ...
 
-Global___Classification: _TypeAlias = Classification  # noqa: Y015
+Global___Classification: typing_extensions.TypeAlias = Classification
 
-@_typing.final
-class LabelScore(_message.Message):
+@typing.final
+class LabelScore(google.protobuf.message.Message):
     """LabelScore is one label and its probability."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    LABEL_FIELD_NUMBER: _builtins.int
-    PROBABILITY_FIELD_NUMBER: _builtins.int
-    label: _builtins.str
+    LABEL_FIELD_NUMBER: builtins.int
+    PROBABILITY_FIELD_NUMBER: builtins.int
+    label: builtins.str
     """label is the name of the class."""
-    probability: _builtins.float
+    probability: builtins.float
     """probability is the calibrated probability of the label, 0 to 1."""
     def __init__(
         self,
         *,
-        label: _builtins.str = ...,
-        probability: _builtins.float = ...,
+        label: builtins.str = ...,
+        probability: builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "probability", b"probability"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["label", b"label", "probability", b"probability"]) -> None: ...
 
-Global___LabelScore: _TypeAlias = LabelScore  # noqa: Y015
+Global___LabelScore: typing_extensions.TypeAlias = LabelScore
 
-@_typing.final
-class Sentiment(_message.Message):
+@typing.final
+class Sentiment(google.protobuf.message.Message):
     """Sentiment is the answer of a sigmoid head."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    HEAD_FIELD_NUMBER: _builtins.int
-    PROBABILITY_FIELD_NUMBER: _builtins.int
-    LABEL_FIELD_NUMBER: _builtins.int
-    head: _builtins.str
+    HEAD_FIELD_NUMBER: builtins.int
+    PROBABILITY_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    head: builtins.str
     """head is the head's name, as in ModelInfo."""
-    probability: _builtins.float
+    probability: builtins.float
     """probability is the calibrated probability of the positive label, 0 to 1."""
-    label: _builtins.str
+    label: builtins.str
     """label is the positive label if probability >= the head's threshold, otherwise the negative one."""
     def __init__(
         self,
         *,
-        head: _builtins.str = ...,
-        probability: _builtins.float = ...,
-        label: _builtins.str = ...,
+        head: builtins.str = ...,
+        probability: builtins.float = ...,
+        label: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "label", b"label", "probability", b"probability"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["head", b"head", "label", b"label", "probability", b"probability"]) -> None: ...
 
-Global___Sentiment: _TypeAlias = Sentiment  # noqa: Y015
+Global___Sentiment: typing_extensions.TypeAlias = Sentiment
 
-@_typing.final
-class Truncation(_message.Message):
+@typing.final
+class Truncation(google.protobuf.message.Message):
     """Truncation reports how much of the text the model read."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TRUNCATED_FIELD_NUMBER: _builtins.int
-    TOKENS_SEEN_FIELD_NUMBER: _builtins.int
-    TOKENS_USED_FIELD_NUMBER: _builtins.int
-    CUT_AT_CODE_POINT_FIELD_NUMBER: _builtins.int
-    WINDOWS_FIELD_NUMBER: _builtins.int
-    truncated: _builtins.bool
+    TRUNCATED_FIELD_NUMBER: builtins.int
+    TOKENS_SEEN_FIELD_NUMBER: builtins.int
+    TOKENS_USED_FIELD_NUMBER: builtins.int
+    CUT_AT_CODE_POINT_FIELD_NUMBER: builtins.int
+    WINDOWS_FIELD_NUMBER: builtins.int
+    truncated: builtins.bool
     """truncated is true if the model did not read the whole text."""
-    tokens_seen: _builtins.int
+    tokens_seen: builtins.int
     """tokens_seen is the number of tokens of the text before truncation, special tokens included. A text beyond
     Limits.max_characters is cut there first, and the rest is not counted.
     """
-    tokens_used: _builtins.int
+    tokens_used: builtins.int
     """tokens_used is the number of tokens that the model read, special tokens included, summed over all windows."""
-    cut_at_code_point: _builtins.int
+    cut_at_code_point: builtins.int
     """cut_at_code_point is the position at which the unread part of the text begins, in Unicode code points. Absent if
     the text was not truncated.
     """
-    windows: _builtins.int
+    windows: builtins.int
     """windows is the number of windows in which the text was read; 1 unless TRUNCATION_POLICY_WINDOW is set."""
     def __init__(
         self,
         *,
-        truncated: _builtins.bool = ...,
-        tokens_seen: _builtins.int = ...,
-        tokens_used: _builtins.int = ...,
-        cut_at_code_point: _builtins.int | None = ...,
-        windows: _builtins.int = ...,
+        truncated: builtins.bool = ...,
+        tokens_seen: builtins.int = ...,
+        tokens_used: builtins.int = ...,
+        cut_at_code_point: builtins.int | None = ...,
+        windows: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cut_at_code_point", b"_cut_at_code_point", "cut_at_code_point", b"cut_at_code_point"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cut_at_code_point", b"_cut_at_code_point", "cut_at_code_point", b"cut_at_code_point", "tokens_seen", b"tokens_seen", "tokens_used", b"tokens_used", "truncated", b"truncated", "windows", b"windows"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__cut_at_code_point: _TypeAlias = _typing.Literal["cut_at_code_point"]  # noqa: Y015
-    _WhichOneofArgType__cut_at_code_point: _TypeAlias = _typing.Literal["_cut_at_code_point", b"_cut_at_code_point"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__cut_at_code_point) -> _WhichOneofReturnType__cut_at_code_point | None: ...
+    def HasField(self, field_name: typing.Literal["_cut_at_code_point", b"_cut_at_code_point", "cut_at_code_point", b"cut_at_code_point"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_cut_at_code_point", b"_cut_at_code_point", "cut_at_code_point", b"cut_at_code_point", "tokens_seen", b"tokens_seen", "tokens_used", b"tokens_used", "truncated", b"truncated", "windows", b"windows"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_cut_at_code_point", b"_cut_at_code_point"]) -> typing.Literal["cut_at_code_point"] | None: ...
 
-Global___Truncation: _TypeAlias = Truncation  # noqa: Y015
+Global___Truncation: typing_extensions.TypeAlias = Truncation
 
-@_typing.final
-class Fingerprints(_message.Message):
+@typing.final
+class Fingerprints(google.protobuf.message.Message):
     """Fingerprints identify the model behind an answer. Two embeddings are comparable if and only if embedding_space is
     equal.
     """
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    EMBEDDING_SPACE_FIELD_NUMBER: _builtins.int
-    HEADS_FIELD_NUMBER: _builtins.int
-    embedding_space: _builtins.str
+    EMBEDDING_SPACE_FIELD_NUMBER: builtins.int
+    HEADS_FIELD_NUMBER: builtins.int
+    embedding_space: builtins.str
     """embedding_space identifies backbone, tokenizer, pooling, normalization and numeric precision. 16 hexadecimal
     digits.
     """
-    @_builtins.property
-    def heads(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeadFingerprint]:
+    @property
+    def heads(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___HeadFingerprint]:
         """heads holds one entry for each head, in the model's order."""
 
     def __init__(
         self,
         *,
-        embedding_space: _builtins.str = ...,
-        heads: _abc.Iterable[Global___HeadFingerprint] | None = ...,
+        embedding_space: builtins.str = ...,
+        heads: collections.abc.Iterable[Global___HeadFingerprint] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_space", b"embedding_space", "heads", b"heads"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["embedding_space", b"embedding_space", "heads", b"heads"]) -> None: ...
 
-Global___Fingerprints: _TypeAlias = Fingerprints  # noqa: Y015
+Global___Fingerprints: typing_extensions.TypeAlias = Fingerprints
 
-@_typing.final
-class HeadFingerprint(_message.Message):
+@typing.final
+class HeadFingerprint(google.protobuf.message.Message):
     """HeadFingerprint identifies the version of one head."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    HEAD_FIELD_NUMBER: _builtins.int
-    FINGERPRINT_FIELD_NUMBER: _builtins.int
-    head: _builtins.str
+    HEAD_FIELD_NUMBER: builtins.int
+    FINGERPRINT_FIELD_NUMBER: builtins.int
+    head: builtins.str
     """head is the head's name."""
-    fingerprint: _builtins.str
+    fingerprint: builtins.str
     """fingerprint identifies the embedding space and the head's weights, labels, temperature and threshold. 16
     hexadecimal digits.
     """
     def __init__(
         self,
         *,
-        head: _builtins.str = ...,
-        fingerprint: _builtins.str = ...,
+        head: builtins.str = ...,
+        fingerprint: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "head", b"head"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fingerprint", b"fingerprint", "head", b"head"]) -> None: ...
 
-Global___HeadFingerprint: _TypeAlias = HeadFingerprint  # noqa: Y015
+Global___HeadFingerprint: typing_extensions.TypeAlias = HeadFingerprint
 
-@_typing.final
-class Timings(_message.Message):
+@typing.final
+class Timings(google.protobuf.message.Message):
     """Timings are the durations of an item's stages in the server."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TOKENIZATION_FIELD_NUMBER: _builtins.int
-    QUEUE_FIELD_NUMBER: _builtins.int
-    COMPUTE_FIELD_NUMBER: _builtins.int
-    TOTAL_FIELD_NUMBER: _builtins.int
-    BATCH_ITEMS_FIELD_NUMBER: _builtins.int
-    BATCH_TOKENS_FIELD_NUMBER: _builtins.int
-    ADMISSION_FIELD_NUMBER: _builtins.int
-    DELIVERY_FIELD_NUMBER: _builtins.int
-    batch_items: _builtins.int
+    TOKENIZATION_FIELD_NUMBER: builtins.int
+    QUEUE_FIELD_NUMBER: builtins.int
+    COMPUTE_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    BATCH_ITEMS_FIELD_NUMBER: builtins.int
+    BATCH_TOKENS_FIELD_NUMBER: builtins.int
+    ADMISSION_FIELD_NUMBER: builtins.int
+    DELIVERY_FIELD_NUMBER: builtins.int
+    batch_items: builtins.int
     """batch_items is the number of texts, or windows of texts, in the batch."""
-    batch_tokens: _builtins.int
+    batch_tokens: builtins.int
     """batch_tokens is the number of tokens in the batch, padding included."""
-    @_builtins.property
-    def tokenization(self) -> _duration_pb2.Duration:
+    @property
+    def tokenization(self) -> google.protobuf.duration_pb2.Duration:
         """tokenization is the duration of the tokenization of the message's texts."""
 
-    @_builtins.property
-    def queue(self) -> _duration_pb2.Duration:
+    @property
+    def queue(self) -> google.protobuf.duration_pb2.Duration:
         """queue is the time from the end of tokenization to the start of the item's batch."""
 
-    @_builtins.property
-    def compute(self) -> _duration_pb2.Duration:
+    @property
+    def compute(self) -> google.protobuf.duration_pb2.Duration:
         """compute is the duration of the item's batch; for a text of several windows, of the batch that finished last."""
 
-    @_builtins.property
-    def total(self) -> _duration_pb2.Duration:
+    @property
+    def total(self) -> google.protobuf.duration_pb2.Duration:
         """total is the time from the arrival of the message to the end of the item's batch: admission, tokenization, queue
         and compute.
         """
 
-    @_builtins.property
-    def admission(self) -> _duration_pb2.Duration:
+    @property
+    def admission(self) -> google.protobuf.duration_pb2.Duration:
         """admission is the time that the message waited to be accepted: in a stream, until the queue had capacity."""
 
-    @_builtins.property
-    def delivery(self) -> _duration_pb2.Duration:
+    @property
+    def delivery(self) -> google.protobuf.duration_pb2.Duration:
         """delivery is the time from the end of the item's batch until the answer is written. It includes waiting for the
         answers of earlier items under ANSWER_ORDER_REQUEST, and waiting for the client to read. Not part of total.
         """
@@ -626,19 +580,16 @@ class Timings(_message.Message):
     def __init__(
         self,
         *,
-        tokenization: _duration_pb2.Duration | None = ...,
-        queue: _duration_pb2.Duration | None = ...,
-        compute: _duration_pb2.Duration | None = ...,
-        total: _duration_pb2.Duration | None = ...,
-        batch_items: _builtins.int = ...,
-        batch_tokens: _builtins.int = ...,
-        admission: _duration_pb2.Duration | None = ...,
-        delivery: _duration_pb2.Duration | None = ...,
+        tokenization: google.protobuf.duration_pb2.Duration | None = ...,
+        queue: google.protobuf.duration_pb2.Duration | None = ...,
+        compute: google.protobuf.duration_pb2.Duration | None = ...,
+        total: google.protobuf.duration_pb2.Duration | None = ...,
+        batch_items: builtins.int = ...,
+        batch_tokens: builtins.int = ...,
+        admission: google.protobuf.duration_pb2.Duration | None = ...,
+        delivery: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "compute", b"compute", "delivery", b"delivery", "queue", b"queue", "tokenization", b"tokenization", "total", b"total"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "batch_items", b"batch_items", "batch_tokens", b"batch_tokens", "compute", b"compute", "delivery", b"delivery", "queue", b"queue", "tokenization", b"tokenization", "total", b"total"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["admission", b"admission", "compute", b"compute", "delivery", b"delivery", "queue", b"queue", "tokenization", b"tokenization", "total", b"total"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["admission", b"admission", "batch_items", b"batch_items", "batch_tokens", b"batch_tokens", "compute", b"compute", "delivery", b"delivery", "queue", b"queue", "tokenization", b"tokenization", "total", b"total"]) -> None: ...
 
-Global___Timings: _TypeAlias = Timings  # noqa: Y015
+Global___Timings: typing_extensions.TypeAlias = Timings

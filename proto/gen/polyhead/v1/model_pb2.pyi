@@ -3,29 +3,29 @@
 isort:skip_file
 The description of the model that a server serves."""
 
-from collections import abc as _abc
-from google.protobuf import descriptor as _descriptor
-from google.protobuf import message as _message
-from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
-from polyhead.v1 import item_pb2 as _item_pb2
-import builtins as _builtins
+import builtins
+import collections.abc
+import google.protobuf.descriptor
+import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
+import google.protobuf.message
+import polyhead.v1.item_pb2
 import sys
-import typing as _typing
+import typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    import typing_extensions
 
-DESCRIPTOR: _descriptor.FileDescriptor
+DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 class _HeadKind:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _HeadKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HeadKind.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _HeadKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_HeadKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     HEAD_KIND_UNSPECIFIED: _HeadKind.ValueType  # 0
     """HEAD_KIND_UNSPECIFIED is never sent."""
     HEAD_KIND_SOFTMAX: _HeadKind.ValueType  # 1
@@ -42,214 +42,195 @@ HEAD_KIND_SOFTMAX: HeadKind.ValueType  # 1
 """HEAD_KIND_SOFTMAX marks a head with mutually exclusive labels."""
 HEAD_KIND_SIGMOID: HeadKind.ValueType  # 2
 """HEAD_KIND_SIGMOID marks a binary head with a negative and a positive label."""
-Global___HeadKind: _TypeAlias = HeadKind  # noqa: Y015
+Global___HeadKind: typing_extensions.TypeAlias = HeadKind
 
-@_typing.final
-class ModelInfo(_message.Message):
+@typing.final
+class ModelInfo(google.protobuf.message.Message):
     """ModelInfo describes the model that a server serves, and how it runs."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    MODEL_ID_FIELD_NUMBER: _builtins.int
-    HEADS_FIELD_NUMBER: _builtins.int
-    EMBEDDING_FIELD_NUMBER: _builtins.int
-    LIMITS_FIELD_NUMBER: _builtins.int
-    FINGERPRINTS_FIELD_NUMBER: _builtins.int
-    RUNTIME_FIELD_NUMBER: _builtins.int
-    BUNDLE_FORMAT_VERSION_FIELD_NUMBER: _builtins.int
-    SERVER_VERSION_FIELD_NUMBER: _builtins.int
-    model_id: _builtins.str
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    HEADS_FIELD_NUMBER: builtins.int
+    EMBEDDING_FIELD_NUMBER: builtins.int
+    LIMITS_FIELD_NUMBER: builtins.int
+    FINGERPRINTS_FIELD_NUMBER: builtins.int
+    RUNTIME_FIELD_NUMBER: builtins.int
+    BUNDLE_FORMAT_VERSION_FIELD_NUMBER: builtins.int
+    SERVER_VERSION_FIELD_NUMBER: builtins.int
+    model_id: builtins.str
     """model_id is the bundle's name and the first 12 hexadecimal digits of its digest."""
-    bundle_format_version: _builtins.int
+    bundle_format_version: builtins.int
     """bundle_format_version is the format version of the bundle."""
-    server_version: _builtins.str
+    server_version: builtins.str
     """server_version is the version of the polyhead server."""
-    @_builtins.property
-    def heads(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeadInfo]:
+    @property
+    def heads(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___HeadInfo]:
         """heads are the model's heads, in the order of their answers."""
 
-    @_builtins.property
+    @property
     def embedding(self) -> Global___EmbeddingInfo:
         """embedding describes the sentence embedding."""
 
-    @_builtins.property
+    @property
     def limits(self) -> Global___Limits:
         """limits are the server's limits on requests."""
 
-    @_builtins.property
-    def fingerprints(self) -> _item_pb2.Fingerprints:
+    @property
+    def fingerprints(self) -> polyhead.v1.item_pb2.Fingerprints:
         """fingerprints are those that every Result of this model carries."""
 
-    @_builtins.property
+    @property
     def runtime(self) -> Global___RuntimeInfo:
         """runtime describes the engine and device in use."""
 
     def __init__(
         self,
         *,
-        model_id: _builtins.str = ...,
-        heads: _abc.Iterable[Global___HeadInfo] | None = ...,
+        model_id: builtins.str = ...,
+        heads: collections.abc.Iterable[Global___HeadInfo] | None = ...,
         embedding: Global___EmbeddingInfo | None = ...,
         limits: Global___Limits | None = ...,
-        fingerprints: _item_pb2.Fingerprints | None = ...,
+        fingerprints: polyhead.v1.item_pb2.Fingerprints | None = ...,
         runtime: Global___RuntimeInfo | None = ...,
-        bundle_format_version: _builtins.int = ...,
-        server_version: _builtins.str = ...,
+        bundle_format_version: builtins.int = ...,
+        server_version: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "fingerprints", b"fingerprints", "limits", b"limits", "runtime", b"runtime"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_format_version", b"bundle_format_version", "embedding", b"embedding", "fingerprints", b"fingerprints", "heads", b"heads", "limits", b"limits", "model_id", b"model_id", "runtime", b"runtime", "server_version", b"server_version"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["embedding", b"embedding", "fingerprints", b"fingerprints", "limits", b"limits", "runtime", b"runtime"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bundle_format_version", b"bundle_format_version", "embedding", b"embedding", "fingerprints", b"fingerprints", "heads", b"heads", "limits", b"limits", "model_id", b"model_id", "runtime", b"runtime", "server_version", b"server_version"]) -> None: ...
 
-Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
+Global___ModelInfo: typing_extensions.TypeAlias = ModelInfo
 
-@_typing.final
-class HeadInfo(_message.Message):
+@typing.final
+class HeadInfo(google.protobuf.message.Message):
     """HeadInfo describes one head."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
-    KIND_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    TEMPERATURE_FIELD_NUMBER: _builtins.int
-    THRESHOLD_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
+    NAME_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    TEMPERATURE_FIELD_NUMBER: builtins.int
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    name: builtins.str
     """name is the head's name, unique in the model."""
     kind: Global___HeadKind.ValueType
     """kind is the head's kind."""
-    temperature: _builtins.float
+    temperature: builtins.float
     """temperature is the divisor of the logits; 1 if the head is not calibrated."""
-    threshold: _builtins.float
+    threshold: builtins.float
     """threshold is the minimum probability of the positive label of a sigmoid head. Absent for a softmax head."""
-    @_builtins.property
-    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """labels are in the order of the head's outputs; for a sigmoid head, the negative label and then the positive one."""
 
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        name: builtins.str = ...,
         kind: Global___HeadKind.ValueType = ...,
-        labels: _abc.Iterable[_builtins.str] | None = ...,
-        temperature: _builtins.float = ...,
-        threshold: _builtins.float | None = ...,
+        labels: collections.abc.Iterable[builtins.str] | None = ...,
+        temperature: builtins.float = ...,
+        threshold: builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "kind", b"kind", "labels", b"labels", "name", b"name", "temperature", b"temperature", "threshold", b"threshold"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
-    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+    def HasField(self, field_name: typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_threshold", b"_threshold", "kind", b"kind", "labels", b"labels", "name", b"name", "temperature", b"temperature", "threshold", b"threshold"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_threshold", b"_threshold"]) -> typing.Literal["threshold"] | None: ...
 
-Global___HeadInfo: _TypeAlias = HeadInfo  # noqa: Y015
+Global___HeadInfo: typing_extensions.TypeAlias = HeadInfo
 
-@_typing.final
-class EmbeddingInfo(_message.Message):
+@typing.final
+class EmbeddingInfo(google.protobuf.message.Message):
     """EmbeddingInfo describes the sentence embedding."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    DIMENSIONS_FIELD_NUMBER: _builtins.int
-    POOLING_FIELD_NUMBER: _builtins.int
-    NORMALIZED_FIELD_NUMBER: _builtins.int
-    dimensions: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: builtins.int
+    POOLING_FIELD_NUMBER: builtins.int
+    NORMALIZED_FIELD_NUMBER: builtins.int
+    dimensions: builtins.int
     """dimensions is the number of dimensions."""
-    pooling: _builtins.str
+    pooling: builtins.str
     """pooling is the pooling of the token vectors: "cls", "mean" or "cls_mean"."""
-    normalized: _builtins.bool
+    normalized: builtins.bool
     """normalized is true if every embedding has Euclidean length 1, so that a dot product is a cosine similarity."""
     def __init__(
         self,
         *,
-        dimensions: _builtins.int = ...,
-        pooling: _builtins.str = ...,
-        normalized: _builtins.bool = ...,
+        dimensions: builtins.int = ...,
+        pooling: builtins.str = ...,
+        normalized: builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "normalized", b"normalized", "pooling", b"pooling"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dimensions", b"dimensions", "normalized", b"normalized", "pooling", b"pooling"]) -> None: ...
 
-Global___EmbeddingInfo: _TypeAlias = EmbeddingInfo  # noqa: Y015
+Global___EmbeddingInfo: typing_extensions.TypeAlias = EmbeddingInfo
 
-@_typing.final
-class Limits(_message.Message):
+@typing.final
+class Limits(google.protobuf.message.Message):
     """Limits are the server's limits on requests."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    MAX_TOKENS_FIELD_NUMBER: _builtins.int
-    MAX_CHARACTERS_FIELD_NUMBER: _builtins.int
-    MAX_ITEMS_PER_MESSAGE_FIELD_NUMBER: _builtins.int
-    MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
-    MAX_WINDOWS_FIELD_NUMBER: _builtins.int
-    max_tokens: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: builtins.int
+    MAX_CHARACTERS_FIELD_NUMBER: builtins.int
+    MAX_ITEMS_PER_MESSAGE_FIELD_NUMBER: builtins.int
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: builtins.int
+    MAX_WINDOWS_FIELD_NUMBER: builtins.int
+    max_tokens: builtins.int
     """max_tokens is the maximum number of tokens that the model reads of one text, special tokens included.
     TruncationPolicy determines the treatment of longer texts.
     """
-    max_characters: _builtins.int
+    max_characters: builtins.int
     """max_characters is the maximum length of a text in Unicode code points; the rest is truncated."""
-    max_items_per_message: _builtins.int
+    max_items_per_message: builtins.int
     """max_items_per_message is the maximum number of items in a message, in streams and in unary calls. With so many items
     the response of a unary call is at most 4 MiB, the default limit of gRPC clients, whatever the options.
     """
-    max_message_bytes: _builtins.int
+    max_message_bytes: builtins.int
     """max_message_bytes is the maximum size of a serialized request message, in bytes."""
-    max_windows: _builtins.int
+    max_windows: builtins.int
     """max_windows is the maximum number of windows of one text under TRUNCATION_POLICY_WINDOW."""
     def __init__(
         self,
         *,
-        max_tokens: _builtins.int = ...,
-        max_characters: _builtins.int = ...,
-        max_items_per_message: _builtins.int = ...,
-        max_message_bytes: _builtins.int = ...,
-        max_windows: _builtins.int = ...,
+        max_tokens: builtins.int = ...,
+        max_characters: builtins.int = ...,
+        max_items_per_message: builtins.int = ...,
+        max_message_bytes: builtins.int = ...,
+        max_windows: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_characters", b"max_characters", "max_items_per_message", b"max_items_per_message", "max_message_bytes", b"max_message_bytes", "max_tokens", b"max_tokens", "max_windows", b"max_windows"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_characters", b"max_characters", "max_items_per_message", b"max_items_per_message", "max_message_bytes", b"max_message_bytes", "max_tokens", b"max_tokens", "max_windows", b"max_windows"]) -> None: ...
 
-Global___Limits: _TypeAlias = Limits  # noqa: Y015
+Global___Limits: typing_extensions.TypeAlias = Limits
 
-@_typing.final
-class RuntimeInfo(_message.Message):
+@typing.final
+class RuntimeInfo(google.protobuf.message.Message):
     """RuntimeInfo describes the engine and device in use, which may differ from the preferred ones."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ENGINE_FIELD_NUMBER: _builtins.int
-    DEVICE_FIELD_NUMBER: _builtins.int
-    VARIANT_FIELD_NUMBER: _builtins.int
-    FALLBACK_REASONS_FIELD_NUMBER: _builtins.int
-    engine: _builtins.str
+    ENGINE_FIELD_NUMBER: builtins.int
+    DEVICE_FIELD_NUMBER: builtins.int
+    VARIANT_FIELD_NUMBER: builtins.int
+    FALLBACK_REASONS_FIELD_NUMBER: builtins.int
+    engine: builtins.str
     """engine is "onnx" (onnxruntime) or "torch" (PyTorch)."""
-    device: _builtins.str
+    device: builtins.str
     """device is "cpu" or "cuda"."""
-    variant: _builtins.str
+    variant: builtins.str
     """variant is the variant of the bundle's model, such as "fp32"."""
-    @_builtins.property
-    def fallback_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+    @property
+    def fallback_reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """fallback_reasons states, for each preferred choice that was not used, why. Empty if the first choice is in use."""
 
     def __init__(
         self,
         *,
-        engine: _builtins.str = ...,
-        device: _builtins.str = ...,
-        variant: _builtins.str = ...,
-        fallback_reasons: _abc.Iterable[_builtins.str] | None = ...,
+        engine: builtins.str = ...,
+        device: builtins.str = ...,
+        variant: builtins.str = ...,
+        fallback_reasons: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "engine", b"engine", "fallback_reasons", b"fallback_reasons", "variant", b"variant"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["device", b"device", "engine", b"engine", "fallback_reasons", b"fallback_reasons", "variant", b"variant"]) -> None: ...
 
-Global___RuntimeInfo: _TypeAlias = RuntimeInfo  # noqa: Y015
+Global___RuntimeInfo: typing_extensions.TypeAlias = RuntimeInfo

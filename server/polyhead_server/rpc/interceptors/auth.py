@@ -27,8 +27,11 @@ from .errors import abort
 
 logger = logging.getLogger(__name__)
 
-# Health probes carry no key, and learn only whether the server serves.
+# Probes carry no key, and learn only whether the server serves.
 _PUBLIC_PREFIX = f"/{service_names.HEALTH}/"
+_PUBLIC = frozenset(
+    f"/inference.GRPCInferenceService/{method}" for method in ("ServerLive", "ServerReady", "ModelReady")
+)
 _SCHEME = "bearer "
 # A caller may name any method.
 _MAX_METHOD_CHARACTERS = 100
@@ -57,7 +60,7 @@ class AuthInterceptor(aio.ServerInterceptor):
     ) -> Any:
         """Decides by the key alone: a method that does not exist is rejected like one that the key does not allow."""
         method = str(handler_call_details.method)
-        if not method.startswith(_PUBLIC_PREFIX):
+        if not method.startswith(_PUBLIC_PREFIX) and method not in _PUBLIC:
             try:
                 CALLER.set(self._keys.authorize(_bearer_token(handler_call_details.invocation_metadata), method))
             except (UnauthenticatedError, PermissionDeniedError) as error:

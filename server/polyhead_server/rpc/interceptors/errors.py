@@ -49,8 +49,7 @@ class ErrorInterceptor(aio.ServerInterceptor):
 
     def __init__(
         self,
-        service_name: str,
-        *,
+        *service_names: str,
         max_message_bytes: int = _MAX_MESSAGE_BYTES,
         request_timeout_s: float = _REQUEST_TIMEOUT_S,
         held_bytes: HeldBytes | None = None,
@@ -58,13 +57,13 @@ class ErrorInterceptor(aio.ServerInterceptor):
         """Creates the interceptor of one server.
 
         Args:
-            service_name: Full name of the service whose messages may be large and compressed, and whose streams may
-                wait for messages without limit. Empty if there is no such service.
-            max_message_bytes: Maximum size of an inflated message of that service.
+            service_names: Full names of the services whose messages may be large and compressed, and whose streams may
+                wait for messages without limit.
+            max_message_bytes: Maximum size of an inflated message of these services.
             request_timeout_s: Seconds in which the message of any other call must arrive.
             held_bytes: Counts what is held for the callers; None to count nothing.
         """
-        self._prefix = f"/{service_name}/"
+        self._prefixes = tuple(f"/{name}/" for name in service_names)
         self._large = functools.partial(_deserialize_large, max_bytes=max_message_bytes)
         self._timeout_s = request_timeout_s
         self._held_bytes = held_bytes
@@ -78,7 +77,7 @@ class ErrorInterceptor(aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        if str(handler_call_details.method).startswith(self._prefix):
+        if str(handler_call_details.method).startswith(self._prefixes):
             return self._wrap_large(handler)
         return self._wrap_small(handler)
 
@@ -87,6 +86,11 @@ class ErrorInterceptor(aio.ServerInterceptor):
         if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(
                 self._counted(handler.stream_stream, large=True), deserialize, handler.response_serializer
+            )
+
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(
+                self._counted(handler.stream_unary, large=True), deserialize, handler.response_serializer
             )
 
         async def unary(_: Any, context: _Context) -> Any:

@@ -13,7 +13,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -45,9 +46,24 @@ _Context = aio.ServicerContext[Any, Any]
 class TelemetryInterceptor(aio.ServerInterceptor):
     """Observes every call of the inference service, including those that other interceptors reject."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, tracing: Tracing | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        tracing: Tracing | None,
+        dialect_methods: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Creates the interceptor.
+
+        Args:
+            settings: The server's.
+            metrics: Counts the calls.
+            tracing: Traces the calls; None for no traces.
+            dialect_methods: The names in metrics of the dialects' methods, by their paths.
+        """
         self._metrics = metrics
-        metrics.initialize_requests(_METHODS.values())
+        self._methods = {**_METHODS, **dialect_methods}
+        metrics.initialize_requests(self._methods.values())
         self._tracing = tracing
         self._level = logging.getLevelName(settings.access_log.upper())
 
@@ -55,7 +71,7 @@ class TelemetryInterceptor(aio.ServerInterceptor):
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
         """Wraps the handlers of the inference service; leaves those of other services unchanged."""
-        if str(handler_call_details.method) not in _METHODS:
+        if str(handler_call_details.method) not in self._methods:
             return await continuation(handler_call_details)
         call = _CallRecord(handler_call_details)
         REQUEST_CONTEXT.set({"request_id": call.request_id})
@@ -102,8 +118,8 @@ class TelemetryInterceptor(aio.ServerInterceptor):
         def measured(data: bytes) -> Any:
             self._metrics.observe_request_bytes(len(data))
             message = deserialize(data)
-            # The decoded message of GetModelInfo is None.
-            call.items += len(message.items) if message else 0
+            # Messages of the dialects are not counted: those that carry texts carry one, or a tensor.
+            call.items += len(getattr(message, "items", ()))
             return message
 
         return measured
@@ -118,8 +134,8 @@ class TelemetryInterceptor(aio.ServerInterceptor):
 
     def _on_end(self, call: _CallRecord, code: str, context: _Context) -> None:
         duration_s = time.monotonic() - call.started
-        method = _METHODS[call.path]
-        self._metrics.observe_request(method, code, duration_s, unary=not method.startswith("Stream"))
+        method = self._methods[call.path]
+        self._metrics.observe_request(method, code, duration_s, unary="Stream" not in method)
         if logger.isEnabledFor(self._level):
             caller, peer = CALLER.get(), context.peer()
             values = {"method": method, "code": code, "items": call.items, "duration_s": round(duration_s, 6)}

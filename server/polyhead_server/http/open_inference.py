@@ -1,0 +1,230 @@
+"""The Open Inference Protocol over HTTP, with its binary tensor extension."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+
+from polyhead_server.errors import InvalidRequestError, ModelNotFoundError, NotReadyError
+from polyhead_server.inference.model import Model
+from polyhead_server.serving import open_inference
+from polyhead_server.serving.backend import Backend, deadline_after
+from polyhead_server.serving.open_inference import VERSION, InferRequest, ModelView, OutputTensor, TensorSpec
+
+from .calls import Call, json_object, respond
+
+# Length of the JSON part of a body, after which the raw tensors follow.
+_JSON_LENGTH = "inference-header-content-length"
+_FIELDS = {"id", "inputs", "outputs", "parameters"}
+
+
+async def server_metadata(_: Call) -> Response:
+    """``GET /v2``."""
+    extensions = ["model_configuration", "binary_tensor_data"]
+    return respond({"name": "polyhead", "version": metadata.version("polyhead"), "extensions": extensions})
+
+
+async def live(_: Call) -> Response:
+    """``GET /v2/health/live``."""
+    return respond({"live": True})
+
+
+async def ready(call: Call) -> Response:
+    """``GET /v2/health/ready``."""
+    return respond({"ready": call.backend.ready}, 200 if call.backend.ready else 503)
+
+
+async def model_ready(call: Call) -> Response:
+    """``GET /v2/models/{model}/ready``."""
+    try:
+        _require_model(call)
+    except NotReadyError:
+        return respond({"name": call.request.path_params["model"], "ready": False}, 503)
+    name = call.backend.served_name()
+    return respond({"name": name, "ready": call.backend.ready}, 200 if call.backend.ready else 503)
+
+
+async def model_metadata(call: Call) -> Response:
+    """``GET /v2/models/{model}``."""
+    view = _require_model(call)
+    return respond(
+        {
+            "name": call.backend.served_name(),
+            "versions": [VERSION],
+            "platform": "polyhead",
+            "inputs": [_described(spec) for spec in view.inputs],
+            "outputs": [_described(spec) for spec in view.outputs],
+        }
+    )
+
+
+async def model_config(call: Call) -> Response:
+    """``GET /v2/models/{model}/config``: as Triton describes a model, with each head's labels in the parameters."""
+    view = _require_model(call)
+    return respond(
+        {
+            "name": call.backend.served_name(),
+            "platform": "polyhead",
+            "backend": "polyhead",
+            "max_batch_size": call.backend.max_items,
+            "input": [_configured(spec) for spec in view.inputs],
+            "output": [_configured(spec) for spec in view.outputs],
+            "dynamic_batching": {},
+            "parameters": {
+                f"{head}_labels": {"string_value": json.dumps(labels, ensure_ascii=False)}
+                for head, labels in view.labels.items()
+            },
+        }
+    )
+
+
+async def infer(call: Call) -> Response:
+    """``POST /v2/models/{model}/infer``."""
+    _require_model(call)
+    document, binary = _split(await call.body(), call.headers.get(_JSON_LENGTH))
+    _require_fields(document)
+    outputs = _outputs(document)
+    view = call.backend.view(_view)
+    texts = _texts(document, binary)
+    call.texts = len(texts)
+    names = [output["name"] for output in outputs]
+    parameters = _object(document, "parameters")
+    decoded = view.request(texts, names, parameters, str(document.get("id", "")))
+    deadline = deadline_after(call.timeout_s(), decoded.timeout_s)
+    model, outcomes = await call.backend.answer(decoded.message, deadline)
+    tensors = call.backend.view(_view, model).respond(decoded, outcomes)
+    return _response(call, document, tensors, _binary_outputs(decoded, outputs, parameters))
+
+
+def _view(backend: Backend, model: Model) -> ModelView:
+    return ModelView(model.source.manifest, backend.max_items, backend.service.max_text_bytes())
+
+
+def _require_model(call: Call) -> ModelView:
+    call.backend.require_name(call.request.path_params["model"])
+    if call.request.path_params.get("version", VERSION) != VERSION:
+        raise ModelNotFoundError(call.backend.served_name())
+    return call.backend.view(_view)
+
+
+def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
+    """Splits a body into its JSON document and the raw tensors after it."""
+    if length is None:
+        return json_object(body), b""
+    if not length.isdecimal() or int(length[:20]) > len(body):
+        problem = f"header {_JSON_LENGTH} must be the length of the JSON part of the body, at most {len(body)}"
+        raise InvalidRequestError("INVALID_TENSOR", problem)
+    return json_object(body[: int(length)]), body[int(length) :]
+
+
+def _require_fields(document: dict[str, Any]) -> None:
+    for name in document:
+        if name not in _FIELDS:
+            problem = f"field {name[:64]!a} is not known; the fields are {', '.join(sorted(_FIELDS))}"
+            raise InvalidRequestError("UNKNOWN_PARAMETER", problem)
+
+
+def _texts(document: dict[str, Any], binary: bytes) -> list[bytes]:
+    inputs = document.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise InvalidRequestError("INVALID_TENSOR", "inputs must be a list of one tensor, which holds the texts")
+    tensor = inputs[0]
+    open_inference.require_datatype(str(tensor.get("datatype", "")))
+    shape = tensor.get("shape")
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+        raise InvalidRequestError(
+            "INVALID_TENSOR", "inputs[0].shape must be a list of integers; send [n,1] for n texts"
+        )
+    count = open_inference.element_count(shape)
+    parameters = _object(tensor, "parameters")
+    size = parameters.pop("binary_data_size", None)
+    if parameters:
+        problem = f"inputs[0].parameters {next(iter(parameters))[:64]!a} is not supported"
+        raise InvalidRequestError("UNKNOWN_PARAMETER", problem)
+    if size is None:
+        return _json_texts(tensor.get("data"), count)
+    if tensor.get("data") is not None:
+        raise InvalidRequestError("INVALID_TENSOR", "inputs[0] has both data and binary_data_size; use one of them")
+    if type(size) is not int or size != len(binary):
+        problem = f"inputs[0].parameters.binary_data_size is {size!a}, the body has {len(binary)} bytes after the JSON"
+        raise InvalidRequestError("INVALID_TENSOR", problem)
+    return open_inference.split_bytes_tensor(binary, count)
+
+
+def _json_texts(data: Any, count: int) -> list[bytes]:
+    if not isinstance(data, list):
+        raise InvalidRequestError("INVALID_TENSOR", "inputs[0].data must be a list of texts")
+    flat = [one for row in data for one in (row if isinstance(row, list) else [row])]
+    if len(flat) != count:
+        problem = f"inputs[0].data has {len(flat)} elements, its shape has {count}"
+        raise InvalidRequestError("INVALID_TENSOR", problem)
+    for index, text in enumerate(flat):
+        if not isinstance(text, str):
+            raise InvalidRequestError("INVALID_TENSOR", f"inputs[0].data: element {index} is not a text")
+    # A lone surrogate becomes invalid UTF-8, which is an error of this text alone.
+    return [text.encode(errors="surrogatepass") for text in flat]
+
+
+def _outputs(document: dict[str, Any]) -> list[dict[str, Any]]:
+    outputs = document.get("outputs") or []
+    if not isinstance(outputs, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) for one in outputs
+    ):
+        raise InvalidRequestError("UNKNOWN_OUTPUT", "outputs must be a list of objects with a name")
+    for output in outputs:
+        for name in _object(output, "parameters"):
+            if name != "binary_data":
+                problem = f"parameter {name[:64]!a} of output {output['name'][:64]!a} is not supported"
+                raise InvalidRequestError("UNKNOWN_PARAMETER", problem)
+    return outputs
+
+
+def _object(document: dict[str, Any], name: str) -> dict[str, Any]:
+    value = document.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidRequestError("INVALID_PARAMETER", f"{name} must be an object")
+    return value
+
+
+def _binary_outputs(decoded: InferRequest, outputs: list[dict[str, Any]], parameters: dict[str, Any]) -> set[str]:
+    """Returns the names of the outputs that are wanted in binary form."""
+    every = parameters.get("binary_data_output") is True
+    if not outputs:
+        return set(decoded.outputs) if every else set()
+    return {output["name"] for output in outputs if _object(output, "parameters").get("binary_data", every)}
+
+
+def _response(call: Call, document: dict[str, Any], tensors: list[OutputTensor], binary: set[str]) -> Response:
+    described: list[dict[str, Any]] = []
+    raw: list[bytes] = []
+    for tensor in tensors:
+        fields: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if tensor.name in binary:
+            raw.append(tensor.raw())
+            fields["parameters"] = {"binary_data_size": len(raw[-1])}
+        else:
+            fields["data"] = tensor.flat()
+        described.append(fields)
+    content: dict[str, Any] = {"model_name": call.backend.served_name(), "model_version": VERSION, "outputs": described}
+    if document.get("id"):
+        content["id"] = document["id"]
+    if not raw:
+        return respond(content)
+    head = orjson.dumps(content)
+    headers = {_JSON_LENGTH: str(len(head))}
+    return Response(b"".join([head, *raw]), headers=headers, media_type="application/octet-stream")
+
+
+def _described(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
+
+
+def _configured(spec: TensorSpec) -> dict[str, Any]:
+    types = {"FP32": "TYPE_FP32", "BYTES": "TYPE_STRING", "BOOL": "TYPE_BOOL"}
+    return {"name": spec.name, "data_type": types[spec.datatype], "dims": list(spec.shape[1:])}

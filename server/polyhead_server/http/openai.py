@@ -1,0 +1,140 @@
+"""OpenAI's ``/v1/embeddings`` and ``/v1/models``."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from starlette.responses import Response
+
+from polyhead_server.errors import InvalidRequestError, ServerError
+from polyhead_server.inference.types import Encoding, Message, RequestOptions, Result, Task, Truncation
+from polyhead_server.serving.backend import deadline_after, first_error
+from polyhead_server.serving.embeddings import encode_embedding, shorten
+from polyhead_server.serving.texts import item_from_string
+
+from .calls import Call, integer, require_fields, respond
+
+# OpenAI's own limit, which its clients rely on.
+MAX_INPUTS = 2048
+_FIELDS = ("input", "model", "encoding_format", "dimensions", "user", "truncation")
+_FOREIGN_IDS = (
+    "input contains token ids, which belong to another tokenizer; send texts "
+    "(langchain-openai: OpenAIEmbeddings(check_embedding_ctx_length=False))"
+)
+TRUNCATED_HEADER = "x-polyhead-truncated"
+
+
+class FieldError(InvalidRequestError):
+    """A field of the request is invalid."""
+
+    def __init__(self, field: str, problem: str, reason: str = "INVALID_PARAMETER") -> None:
+        super().__init__(reason, problem)
+        self.metadata = {"field": field}
+
+
+async def embeddings(call: Call) -> Response:
+    """``POST /v1/embeddings``."""
+    document = await call.json()
+    require_fields(document, _FIELDS)
+    backend = call.backend
+    if not isinstance(document.get("model", ""), str):
+        raise FieldError("model", "model must be a string")
+    # Without a name, as many tools allow, the served model answers.
+    if name := document.get("model"):
+        backend.require_name(name)
+    encoding = document.get("encoding_format", "float")
+    if encoding not in {"float", "base64"}:
+        raise FieldError("encoding_format", "encoding_format must be float or base64")
+    model = backend.model()
+    info = model.source.manifest.embedding
+    options = RequestOptions(
+        frozenset({Task.EMBEDDING}),
+        dimensions=integer(document, "dimensions", info.dimensions),
+        truncation=_truncation(document.get("truncation")),
+    )
+    texts = _texts(document.get("input"))
+    call.texts = len(texts)
+    limit = model.source.manifest.max_tokens * backend.settings.max_characters_per_token
+    items = tuple(item_from_string("", text, limit) for text in texts)
+    model, outcomes = await backend.answer(Message(items, options), deadline_after(call.timeout_s()))
+    if failure := first_error(outcomes):
+        raise _of_input(*failure, alone=len(outcomes) == 1)
+    results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
+    data = []
+    for index, result in enumerate(results):
+        values: Any = shorten(result.output.embedding, options.dimensions, normalized=info.normalized)
+        if encoding == "base64":
+            values = base64.b64encode(encode_embedding(values, Encoding.FLOAT32_LE)[0]).decode()
+        data.append({"object": "embedding", "index": index, "embedding": values})
+    tokens = sum(result.tokens.used for result in results)
+    content = {
+        "object": "list",
+        "data": data,
+        "model": backend.served_name(),
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    return respond(content, headers=truncated_header(results))
+
+
+async def models(call: Call) -> Response:
+    """``GET /v1/models``."""
+    return respond({"object": "list", "data": [_model(call)]})
+
+
+async def model(call: Call) -> Response:
+    """``GET /v1/models/{model}``."""
+    call.backend.require_name(call.request.path_params["model"])
+    return respond(_model(call))
+
+
+def _model(call: Call) -> dict[str, Any]:
+    model_id = call.backend.model().source.model_id
+    return {"id": call.backend.served_name(), "object": "model", "created": 0, "owned_by": "polyhead", "root": model_id}
+
+
+def _texts(given: Any) -> list[str]:
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, list):
+        raise FieldError("input", "input must be a text or a list of texts")
+    if not given:
+        raise FieldError("input", "input is an empty list; send at least one text", "EMPTY_REQUEST")
+    if len(given) > MAX_INPUTS:
+        raise FieldError("input", f"input has {len(given)} texts; at most {MAX_INPUTS} are allowed", "TOO_MANY_ITEMS")
+    for index, text in enumerate(given):
+        if isinstance(text, str):
+            continue
+        if isinstance(text, int | list):
+            raise FieldError("input", _FOREIGN_IDS)
+        raise FieldError("input", f"input {index} is {kind(text)}, not a text")
+    return given
+
+
+def _truncation(value: Any) -> Truncation:
+    if value is None:
+        return Truncation.TRUNCATE
+    policies = {policy.name.lower(): policy for policy in Truncation}
+    if not isinstance(value, str) or value not in policies:
+        raise FieldError("truncation", f"truncation must be one of {', '.join(policies)}")
+    return policies[value]
+
+
+def _of_input(index: int, error: ServerError, *, alone: bool) -> ServerError:
+    if not isinstance(error, InvalidRequestError):
+        return error
+    return FieldError("input", str(error) if alone else f"input {index}: {error}", error.reason)
+
+
+def truncated_header(results: list[Result]) -> dict[str, str]:
+    """Returns the header that counts the texts of which the model did not read the whole; none if it is 0."""
+    count = sum(result.tokens.cut_at is not None for result in results)
+    return {TRUNCATED_HEADER: str(count)} if count else {}
+
+
+def kind(value: Any) -> str:
+    """Returns what a JSON value is, in JSON's words."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", list: "an array", dict: "an object"}
+    return names.get(type(value), "a text")

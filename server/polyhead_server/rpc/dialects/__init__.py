@@ -1,0 +1,1 @@
+"""Other projects' gRPC protocols on the same port: wire -> shared types -> the same pipeline -> wire."""

@@ -1,0 +1,262 @@
+"""``inference.GRPCInferenceService``: the Open Inference Protocol over gRPC, with Triton's extensions.
+
+``serving/open_inference.py`` gives the tensors their meaning; this module only reads and writes the messages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+from grpc import aio
+
+from polyhead_server.errors import InvalidRequestError, ModelNotFoundError, NotReadyError, ServerError
+from polyhead_server.inference.model import Model
+from polyhead_server.inference.types import ItemOutcome
+from polyhead_server.rpc.message_limits import check_fields
+from polyhead_server.serving import open_inference
+from polyhead_server.serving.backend import Backend, Submission, Submitter, deadline_after
+from polyhead_server.serving.open_inference import VERSION, InferRequest, ModelView, TensorSpec
+
+from .descriptors import TYPES
+from .ordered_stream import OrderedStream
+
+NAME = "inference.GRPCInferenceService"
+_Context = aio.ServicerContext[Any, Any]
+_DATA_TYPES = {"FP32": "TYPE_FP32", "BYTES": "TYPE_STRING", "BOOL": "TYPE_BOOL"}
+# Fields of ModelInferRequest that hold tensors, whose number of nested fields is bounded.
+_INPUTS, _CONTENTS, _BYTES_CONTENTS = 5, 5, 8
+_FINAL = "triton_final_response"
+
+
+class OpenInferenceService:
+    """The RPCs of the protocol, by their names."""
+
+    def __init__(self, backend: Backend) -> None:
+        """Creates the service.
+
+        Args:
+            backend: Answers the texts.
+        """
+        self._backend = backend
+
+    def deserializer(self, method: str) -> Callable[[bytes], Any]:
+        """Returns the deserializer of a method's requests; it may raise a ``ServerError``."""
+        kind = TYPES[f"inference.{'ModelInfer' if method == 'ModelStreamInfer' else method}Request"]
+        if method not in {"ModelInfer", "ModelStreamInfer"}:
+            return kind.FromString  # type: ignore[no-any-return]
+
+        def infer_request(data: bytes) -> Any:
+            check_fields(data, (_INPUTS, _CONTENTS, _BYTES_CONTENTS), self._backend.max_items)
+            return kind.FromString(data)
+
+        return infer_request
+
+    async def ServerLive(self, _: Any, __: _Context) -> Any:  # noqa: N802
+        """Tells whether the process is alive, which an answer proves."""
+        return TYPES["inference.ServerLiveResponse"](live=True)
+
+    async def ServerReady(self, _: Any, __: _Context) -> Any:  # noqa: N802
+        """Tells whether the server should receive calls."""
+        return TYPES["inference.ServerReadyResponse"](ready=self._backend.ready)
+
+    async def ModelReady(self, request: Any, __: _Context) -> Any:  # noqa: N802
+        """Tells whether the named model is served and ready."""
+        try:
+            self._require_model(request.name, request.version)
+        except NotReadyError:
+            return TYPES["inference.ModelReadyResponse"](ready=False)
+        return TYPES["inference.ModelReadyResponse"](ready=self._backend.ready)
+
+    async def ServerMetadata(self, _: Any, __: _Context) -> Any:  # noqa: N802
+        """Describes the server."""
+        return TYPES["inference.ServerMetadataResponse"](
+            name="polyhead",
+            version=metadata.version("polyhead"),
+            extensions=["model_configuration", "statistics", "model_repository(index)"],
+        )
+
+    async def ModelMetadata(self, request: Any, _: _Context) -> Any:  # noqa: N802
+        """Describes the tensors of the model."""
+        view = self._require_model(request.name, request.version)
+        tensor = TYPES["inference.ModelMetadataResponse"].TensorMetadata
+
+        def described(spec: TensorSpec) -> Any:
+            return tensor(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+
+        return TYPES["inference.ModelMetadataResponse"](
+            name=self._backend.served_name(),
+            versions=[VERSION],
+            platform="polyhead",
+            inputs=map(described, view.inputs),
+            outputs=map(described, view.outputs),
+        )
+
+    async def ModelConfig(self, request: Any, _: _Context) -> Any:  # noqa: N802
+        """Describes the model as Triton would; the labels of each head stand in the parameters, as JSON."""
+        view = self._require_model(request.name, request.version)
+        return TYPES["inference.ModelConfigResponse"](
+            config={
+                "name": self._backend.served_name(),
+                "platform": "polyhead",
+                "backend": "polyhead",
+                "max_batch_size": self._backend.max_items,
+                "input": [_config(spec) for spec in view.inputs],
+                "output": [_config(spec) for spec in view.outputs],
+                "dynamic_batching": {},
+                "parameters": {
+                    f"{head}_labels": {"string_value": json.dumps(labels, ensure_ascii=False)}
+                    for head, labels in view.labels.items()
+                },
+            }
+        )
+
+    async def ModelStatistics(self, request: Any, _: _Context) -> Any:  # noqa: N802
+        """Returns the counters of this process since its start."""
+        if request.name:
+            self._require_model(request.name, request.version)
+        stats = self._backend.statistics()
+        success = {"count": stats.texts, "ns": int(stats.batch_s * 1e9)}
+        return TYPES["inference.ModelStatisticsResponse"](
+            model_stats=[
+                {
+                    "name": self._backend.served_name(),
+                    "version": VERSION,
+                    "inference_count": stats.texts,
+                    "execution_count": stats.batches,
+                    "inference_stats": {
+                        "success": success,
+                        "fail": {"count": stats.errors},
+                        "queue": {"count": stats.texts, "ns": int(stats.queue_s * 1e9)},
+                        "compute_infer": success,
+                    },
+                }
+            ]
+        )
+
+    async def RepositoryIndex(self, _: Any, __: _Context) -> Any:  # noqa: N802
+        """Lists the served model."""
+        index = {"name": self._backend.served_name(), "version": VERSION, "state": "UNAVAILABLE"}
+        if self._backend.ready:
+            index["state"] = "READY"
+        return TYPES["inference.RepositoryIndexResponse"](models=[index])
+
+    async def ModelInfer(self, request: Any, context: _Context) -> Any:  # noqa: N802
+        """Answers the texts of one request."""
+        decoded = self._decode(request)
+        deadline = deadline_after(context.time_remaining(), decoded.timeout_s)
+        model, outcomes = await self._backend.answer(decoded.message, deadline)
+        return self._encode(request, decoded, self._backend.view(_view, model), outcomes)
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: _Context) -> None:  # noqa: N802
+        """Answers a stream of requests in order; the error of one does not end the stream.
+
+        A client that sends the metadata ``triton_grpc_error: true`` gets the first error as the stream's status.
+        """
+        strict = ("triton_grpc_error", "true") in {
+            (str(key), str(value).lower()) for key, value in context.invocation_metadata() or ()
+        }
+        response_type = TYPES["inference.ModelStreamInferResponse"]
+
+        async def submit(submitter: Submitter, request: Any) -> tuple[tuple[Any, InferRequest], Submission]:
+            decoded = self._decode(request)
+            deadline = deadline_after(decoded.timeout_s)
+            return (request, decoded), await self._backend.submit(submitter, decoded.message, deadline)
+
+        def respond(plan: tuple[Any, InferRequest], submission: Submission, outcomes: list[ItemOutcome]) -> Any:
+            view = self._backend.view(_view, submission.model)
+            return response_type(infer_response=self._encode(*plan, view, outcomes))
+
+        def failed(request: Any, error: ServerError) -> Any:
+            if strict:
+                raise error
+            return response_type(error_message=str(error), infer_response={"id": request.id[:64]})
+
+        await OrderedStream(self._backend, submit, respond, failed).run(requests, context)
+
+    def _require_model(self, name: str, version: str) -> ModelView:
+        """Returns the tensors of the named model.
+
+        Raises:
+            ModelNotFoundError: There is no such model.
+            NotReadyError: The model is still loading.
+        """
+        self._backend.require_name(name)
+        if version not in {"", VERSION}:
+            raise ModelNotFoundError(self._backend.served_name())
+        return self._backend.view(_view)
+
+    def _decode(self, request: Any) -> InferRequest:
+        view = self._require_model(request.model_name, request.model_version)
+        texts = _texts(request)
+        for output in request.outputs:
+            if output.parameters:
+                problem = f"output {output.name[:64]!a} has parameters; this server supports none for outputs"
+                raise InvalidRequestError("UNKNOWN_PARAMETER", problem)
+        parameters = {name: _value(value) for name, value in request.parameters.items()}
+        return view.request(texts, [output.name for output in request.outputs], parameters, request.id)
+
+    def _encode(self, request: Any, decoded: InferRequest, view: ModelView, outcomes: Sequence[ItemOutcome]) -> Any:
+        tensors = view.respond(decoded, outcomes)
+        # Always raw: the clients' ``as_numpy`` reads nothing else for numbers.
+        return TYPES["inference.ModelInferResponse"](
+            model_name=request.model_name,
+            model_version=VERSION,
+            id=request.id,
+            parameters={_FINAL: {"bool_param": True}}
+            if "triton_enable_empty_final_response" in request.parameters
+            else {},
+            outputs=[{"name": one.name, "datatype": one.datatype, "shape": one.shape} for one in tensors],
+            raw_output_contents=[one.raw() for one in tensors],
+        )
+
+
+def _view(backend: Backend, model: Model) -> ModelView:
+    return ModelView(model.source.manifest, backend.max_items, backend.service.max_text_bytes())
+
+
+def _config(spec: TensorSpec) -> dict[str, Any]:
+    # Without the batch dimension, which ``max_batch_size`` stands for.
+    return {"name": spec.name, "data_type": _DATA_TYPES[spec.datatype], "dims": spec.shape[1:]}
+
+
+def _texts(request: Any) -> list[bytes]:
+    """Returns the elements of the request's input tensor.
+
+    Raises:
+        InvalidRequestError: Names the field that is wrong.
+    """
+    if len(request.inputs) != 1:
+        problem = f"the request has {len(request.inputs)} input tensors; send the texts in one"
+        raise InvalidRequestError("INVALID_TENSOR", problem)
+    (tensor,) = request.inputs
+    if tensor.parameters:
+        problem = "the input tensor has parameters, such as a shared memory region; send its content in the request"
+        raise InvalidRequestError("UNKNOWN_PARAMETER", problem)
+    open_inference.require_datatype(tensor.datatype)
+    count = open_inference.element_count(tensor.shape)
+    if len(request.raw_input_contents) > 1:
+        problem = f"raw_input_contents has {len(request.raw_input_contents)} elements for one input tensor"
+        raise InvalidRequestError("INVALID_TENSOR", problem)
+    typed = tensor.contents.ListFields()
+    if request.raw_input_contents:
+        if typed:
+            problem = "the content stands both in raw_input_contents and in contents; use one of them"
+            raise InvalidRequestError("INVALID_TENSOR", problem)
+        return open_inference.split_bytes_tensor(request.raw_input_contents[0], count)
+    others = [field.name for field, _ in typed if field.name != "bytes_contents"]
+    if others:
+        problem = f"contents.{others[0]} is set for a tensor of datatype BYTES; use bytes_contents"
+        raise InvalidRequestError("INVALID_TENSOR", problem)
+    texts = list(tensor.contents.bytes_contents)
+    if len(texts) != count:
+        problem = f"the shape of the input tensor has {count} elements, bytes_contents has {len(texts)}"
+        raise InvalidRequestError("INVALID_TENSOR", problem)
+    return texts
+
+
+def _value(parameter: Any) -> Any:
+    choice = parameter.WhichOneof("parameter_choice")
+    return getattr(parameter, choice) if choice else None

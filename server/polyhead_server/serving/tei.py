@@ -1,0 +1,115 @@
+"""The meaning of text-embeddings-inference's requests, over gRPC and HTTP."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polyhead_bundle as bundle
+from numpy.typing import NDArray
+
+from polyhead_server.errors import InvalidRequestError
+from polyhead_server.inference.model import Model
+from polyhead_server.inference.types import Flow, InvalidItem, Item, RequestOptions, Result, Task, Truncation
+
+from .backend import Backend
+from .embeddings import shorten
+from .open_inference import probabilities
+
+# One id of a vocabulary takes a few microseconds to decode.
+MAX_DECODED_IDS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A head of the model, its position among the heads, and the task that computes it."""
+
+    index: int
+    head: bundle.Head
+    task: Task
+
+
+def invalid(field: str, problem: str) -> InvalidRequestError:
+    """Returns the error of a field with a value that cannot be served."""
+    return InvalidRequestError("INVALID_PARAMETER", f"{field} {problem}")
+
+
+def head_of(model: Model, name: str) -> Head:
+    """Returns a head by its name; without a name the first softmax head, or the first head of all.
+
+    Raises:
+        InvalidRequestError: The model has no such head, or none at all.
+    """
+    heads = [
+        Head(index, head, Task.CLASSIFICATION if head.kind == "softmax" else Task.SENTIMENT)
+        for index, head in enumerate(model.source.manifest.heads)
+    ]
+    if not heads:
+        raise InvalidRequestError("TASK_NOT_AVAILABLE", "the model has no heads and returns embeddings only")
+    named = [head for head in heads if head.head.name == name] if name else sorted(heads, key=lambda h: h.task.value)
+    if not named:
+        known = ", ".join(head.head.name for head in heads)
+        raise InvalidRequestError("TASK_NOT_AVAILABLE", f"the model has no head {name[:64]!a}; its heads are {known}")
+    return named[0]
+
+
+def require_normalize(normalize: bool, model: Model) -> None:
+    """Rejects a request for embeddings without normalization from a model whose graph normalizes them."""
+    if not normalize and model.source.manifest.embedding.normalized:
+        raise invalid("normalize", "must be true: the model's embeddings have length 1")
+
+
+def with_truncation(options: RequestOptions, *, truncate: bool) -> RequestOptions:
+    """Returns the options with the policy for texts that are too long."""
+    return dataclasses.replace(options, truncation=Truncation.TRUNCATE if truncate else Truncation.ERROR)
+
+
+def embedding(model: Model, result: Result, dimensions: int, *, normalize: bool = True) -> NDArray[np.float32]:
+    """Returns the embedding of a result: (dimensions,) float32, of length 1 if ``normalize``."""
+    info = model.source.manifest.embedding
+    values = shorten(result.output.embedding, dimensions, normalized=info.normalized)
+    if normalize and not info.normalized:
+        values = values / np.float32(np.linalg.norm(values) or 1)
+    return values
+
+
+def predictions(head: Head, result: Result) -> list[tuple[str, float]]:
+    """Returns each label of a head with its probability, most probable first."""
+    values = probabilities(head.head, result, head.index).tolist()
+    return sorted(zip(head.head.labels, values, strict=True), key=lambda pair: -pair[1])
+
+
+async def tokenize(backend: Backend, item: Item | InvalidItem, *, special: bool) -> list[dict[str, Any]]:
+    """Tokenizes a text without running the model.
+
+    Args:
+        backend: Has the tokenizer.
+        item: The text.
+        special: Whether to add the special tokens that the model reads.
+
+    Returns:
+        For each token its id, text, whether it is special, and the code points ``start`` and ``stop`` in the text
+        where it has a place there.
+    """
+    if isinstance(item, InvalidItem):
+        raise item.error
+    encoding = await backend.model().tokenizer.describe(item.text, Flow(), special=special)
+    return [
+        {"id": one.id, "text": one.text, "special": one.special}
+        | ({} if one.span is None else {"start": one.span[0], "stop": one.span[1]})
+        for one in encoding
+    ]
+
+
+async def decode(backend: Backend, ids: Sequence[int], *, skip_special: bool) -> str:
+    """Returns the text of token ids.
+
+    Raises:
+        InvalidRequestError: There are too many ids.
+    """
+    if len(ids) > MAX_DECODED_IDS:
+        raise invalid("ids", f"has {len(ids)} elements; at most {MAX_DECODED_IDS} are allowed")
+    return await backend.model().tokenizer.decode(ids, Flow(), skip_special=skip_special)

@@ -1,0 +1,177 @@
+"""``/v1/analyze``: JSON documents and streams of JSON lines."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.fake_engine import FakeEngine, embedding_of
+
+from .conftest import HttpServer, Reply
+
+pytestmark = pytest.mark.timeout(60)
+LINES = {"content-type": "application/x-ndjson"}
+
+
+def lines(reply: Reply) -> list[Any]:
+    return [json.loads(line) for line in reply.body.splitlines()]
+
+
+async def test_every_task_is_answered_at_once(running: HttpServer) -> None:
+    reply = await running.post("/v1/analyze", {"texts": ["w1", "w2 w3"], "timings": True})
+    first, second = reply.json["answers"]
+    assert (first["embedding"], second["embedding"]) == (embedding_of("w1"), embedding_of("w2 w3"))
+    assert [one["label"] for one in first["classification"]["scores"]] == ["a", "b", "c"]
+    assert first["sentiment"]["label"] == "positive"
+    assert first["truncation"]["tokens_used"] == 3
+    assert first["timings"]["total_s"] > 0
+    assert reply.json["model"] == "fake-" + "d" * 12
+    assert reply.json["fingerprints"]["heads"] == {"topic": "t" * 16, "sentiment": "s" * 16}
+
+
+async def test_bad_item_gets_an_error_and_its_neighbours_their_answers(running: HttpServer) -> None:
+    items = [{"id": "x", "text": "w1"}, {"id": 5, "text": "w2"}, {"text": None}, "w3", {"id": [], "text": "w4"}]
+    reply = await running.post("/v1/analyze", {"items": items, "tasks": ["embedding"]})
+    answers = reply.json["answers"]
+    assert [one["id"] for one in answers] == ["x", "5", "", "", ""]
+    assert [one.get("embedding") for one in answers] == [embedding_of("w1"), embedding_of("w2"), None, None, None]
+    assert [one["error"]["message"] for one in answers[2:]] == [
+        "text is null, not a text",
+        'the item is a text, not an object {"id": ..., "text": ...}',
+        "id is an array, not a text",
+    ]
+
+
+async def test_encodings_and_dimensions(running: HttpServer) -> None:
+    body = {"text": "w1", "tasks": ["embedding"], "embedding": {"encoding": "float16", "dimensions": 1}}
+    (answer,) = (await running.post("/v1/analyze", body)).json["answers"]
+    assert answer["embedding"]["dimensions"] == 1
+    values = np.frombuffer(base64.b64decode(answer["embedding"]["values"]), "<f2")
+    assert values.tolist() == embedding_of("w1")[:1]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "send one of text, texts and items"),
+        ({"text": "w1", "texts": ["w1"]}, "send one of text, texts and items"),
+        ({"texts": []}, "empty list"),
+        ({"texts": "w1"}, "texts must be a list"),
+        ({"texts": ["w1"] * 9}, "9 texts; at most 8"),
+        ({"text": "w1", "tasks": "embedding"}, "tasks must be a list"),
+        ({"text": "w1", "tasks": ["rerank"]}, "tasks must be one of embedding, classification, sentiment"),
+        ({"text": "w1", "truncation": "left"}, "truncate, error, window"),
+        ({"text": "w1", "timings": 1}, "timings must be true or false"),
+        ({"text": "w1", "embedding": {"encoding": "float64"}}, "float32, float16, int8, binary"),
+        ({"text": "w1", "embedding": {"dimensions": 3}}, "from 1 to 2"),
+        ({"text": "w1", "expected_fingerprints": "x"}, "expected_fingerprints must be"),
+        ({"text": "w1", "temperature": 0}, "field 'temperature' is not known"),
+    ],
+)
+async def test_invalid_document_is_refused(running: HttpServer, body: Any, message: str) -> None:
+    reply = await running.post("/v1/analyze", body)
+    assert reply.status == 400
+    assert message in reply.json["error"]["message"]
+
+
+async def test_other_model_than_expected_is_refused(running: HttpServer) -> None:
+    body = {"text": "w1", "expected_fingerprints": {"embedding_space": "0" * 16}}
+    (answer,) = (await running.post("/v1/analyze", body)).json["answers"]
+    assert answer["error"]["reason"] == "FINGERPRINT_MISMATCH"
+
+
+async def test_lines_are_answered_by_lines_in_order(running: HttpServer) -> None:
+    body = b"".join(json.dumps({"id": f"i{n}", "text": f"w{n % 200}"}).encode() + b"\n" for n in range(500))
+    answers = lines(await running.post("/v1/analyze?tasks=embedding", body, LINES))
+    assert [one["id"] for one in answers] == [f"i{n}" for n in range(500)]
+    assert [one["embedding"] for one in answers] == [embedding_of(f"w{n % 200}") for n in range(500)]
+
+
+async def test_broken_line_gets_an_error_and_the_stream_goes_on(running: HttpServer) -> None:
+    body = b'{"id": "a", "text": "w1"}\n\nnot json\n{"text": 5}\n"w2"\r\n' + b"[" * 50_000 + b'\n{"text": "w3"}'
+    answers = lines(await running.post("/v1/analyze?tasks=embedding", body, LINES))
+    assert [one.get("embedding") for one in answers] == [
+        embedding_of("w1"), None, None, embedding_of("w2"), None, embedding_of("w3")
+    ]  # fmt: skip
+    assert "line 3 is not valid JSON" in answers[1]["error"]["message"]
+    assert answers[5]["id"] == "6"
+
+
+async def test_line_beyond_the_limit_ends_the_stream_with_an_error(running: HttpServer) -> None:
+    answers = lines(await running.post("/v1/analyze", b'"w1"\n"' + b"x" * 200_000, LINES))
+    assert answers[-1]["error"]["reason"] == "MESSAGE_TOO_LARGE"
+
+
+@pytest.mark.parametrize("query", ["tasks=rerank", "dimensions=3", "dimensions=x", "timings=1", "model=fake"])
+async def test_invalid_option_of_a_stream_is_refused(running: HttpServer, query: str) -> None:
+    reply = await running.post(f"/v1/analyze?{query}", b'"w1"\n', LINES)
+    assert reply.status == 400
+
+
+async def test_answers_come_while_the_body_still_comes(running: HttpServer) -> None:
+    host, port = running.address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"POST /v1/analyze HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
+        b"transfer-encoding: chunked\r\n\r\n"
+    )
+    for text in ("w1", "w2"):
+        line = json.dumps({"id": text, "text": text}).encode() + b"\n"
+        writer.write(b"%x\r\n%b\r\n" % (len(line), line))
+        async with asyncio.timeout(10):
+            while f'"id":"{text}"'.encode() not in await reader.readline():
+                pass
+    writer.write(b"0\r\n\r\n")
+    async with asyncio.timeout(10):
+        while await reader.readline() != b"0\r\n":
+            pass
+    writer.close()
+
+
+async def test_drain_ends_a_stream_after_its_answers(running: HttpServer, engine: FakeEngine) -> None:
+    host, port = running.address.split(":")
+    engine.gate.clear()
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"POST /v1/analyze?tasks=embedding HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
+        b'transfer-encoding: chunked\r\n\r\n5\r\n"w1"\n\r\n'
+    )
+    await engine.hold()
+    running.service.drain()
+    engine.gate.set()
+    async with asyncio.timeout(10):
+        body = await reader.readuntil(b"0\r\n\r\n")
+    assert b'"embedding":[11.0,3.0]' in body
+    assert body.index(b"DRAINING") > body.index(b"embedding")
+    writer.close()
+
+
+async def test_lost_connection_withdraws_the_texts(running: HttpServer, engine: FakeEngine) -> None:
+    pipeline = running.service.pipeline
+    assert pipeline is not None
+    host, port = running.address.split(":")
+    engine.gate.clear()
+    held = asyncio.ensure_future(running.post("/v1/analyze", {"text": "w1"}))
+    await engine.hold()
+    _, writer = await asyncio.open_connection(host, int(port))
+    body = json.dumps({"texts": ["w2", "w3"]}).encode()
+    writer.write(b"POST /v1/analyze HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    async with asyncio.timeout(10):
+        while pipeline.scheduler.accounting.waiting_items < 2:
+            await asyncio.sleep(0.001)
+        writer.close()
+        while pipeline.scheduler.accounting.waiting_items:
+            await asyncio.sleep(0.001)
+    engine.gate.set()
+    assert (await held).status == 200
+
+
+async def test_info_describes_the_model(running: HttpServer) -> None:
+    info = (await running.get("/v1/info")).json
+    assert [head["name"] for head in info["heads"]] == ["topic", "sentiment"]
+    assert info["limits"]["max_items_per_message"] == 8

@@ -1,0 +1,141 @@
+"""What surrounds every HTTP call: paths, keys, request ids, deadlines, and the OpenAPI document."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from polyhead_server.http import api, openapi
+from polyhead_server.http.api import create_app, endpoints
+from polyhead_server.http.listener import HttpListener
+from polyhead_server.security.api_keys import Keys
+
+from .conftest import HttpServer
+
+pytestmark = pytest.mark.timeout(60)
+DIALECTS = ["polyhead", "openai", "tei", "oip"]
+
+
+def _name(one: api.Endpoint) -> str:
+    return f"{one.method} {one.path}"
+
+
+def _path(one: api.Endpoint) -> str:
+    return one.path.replace("{model}", "fake").replace("{version}", "1")
+
+
+@pytest.fixture
+async def secured(running: HttpServer, tmp_path: Path) -> AsyncIterator[HttpServer]:
+    """The server with two keys: ``all`` may infer and read the model's description, ``info`` only the latter."""
+    path = tmp_path / "keys.toml"
+    entries = {"all": '"infer", "info"', "info": '"info"'}
+    path.write_text(
+        "".join(
+            f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\nscopes = [{scopes}]\n'
+            for name, scopes in entries.items()
+        )
+    )
+    path.chmod(0o600)
+    listener = HttpListener(
+        create_app(running.backend, Keys(path), DIALECTS, with_playground=False), None, max_connections=50
+    )
+    address = await listener.listen("127.0.0.1:0", shares_port=False)
+    yield HttpServer(running.service, running.backend, address)
+    await listener.close(1)
+
+
+async def test_unknown_path_and_method_are_told_apart(running: HttpServer) -> None:
+    assert (await running.get("/nothing")).status == 404
+    reply = await running.get("/v1/embeddings")
+    assert (reply.status, reply.headers["allow"]) == (405, "POST")
+    assert (await running.request("HEAD", "/health")).status == 200
+
+
+@pytest.mark.parametrize(
+    "one", [one for one in endpoints(DIALECTS) if one.rpc], ids=lambda one: f"{one.method} {one.path}"
+)
+async def test_endpoint_requires_a_key_with_its_scope(secured: HttpServer, one: api.Endpoint) -> None:
+    path = _path(one)
+    body: object = None if one.method == "GET" else {}
+    statuses = [
+        (await secured.request(one.method, path, body, headers)).status
+        for headers in ({}, {"authorization": "Bearer no"}, {"authorization": "Bearer info"})
+    ]
+    allowed = (await secured.request(one.method, path, body, {"authorization": "bearer all"})).status
+    assert statuses[:2] == [401, 401]
+    assert (statuses[2] == 403) == (one.rpc == api.INFER)
+    assert allowed in {200, 400, 422}
+
+
+@pytest.mark.parametrize("one", [one for one in endpoints(DIALECTS) if not one.rpc], ids=lambda one: one.path)
+async def test_probe_needs_no_key(secured: HttpServer, one: api.Endpoint) -> None:
+    assert (
+        await secured.request(one.method, one.path.replace("{model}", "fake").replace("{version}", "1"))
+    ).status == 200
+
+
+async def test_body_is_not_read_before_the_key_is_checked(secured: HttpServer) -> None:
+    assert (await secured.post("/v1/analyze", b"x" * 90_000)).status == 401
+
+
+async def test_refusal_in_teis_form_has_no_body(secured: HttpServer) -> None:
+    reply = await secured.post("/embed", {"inputs": "w1"})
+    assert (reply.status, reply.body) == (401, b"")
+    assert reply.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(("sent", "kept"), [("abc-1", True), ("a b", False), ("x" * 200, False)])
+async def test_valid_request_id_is_returned(running: HttpServer, sent: str, kept: bool) -> None:
+    reply = await running.post("/v1/analyze", {"text": "w1"}, {"x-request-id": sent})
+    assert (reply.headers["x-request-id"] == sent) == kept
+
+
+async def test_deadline_header_is_obeyed(running: HttpServer) -> None:
+    late = await running.post("/v1/analyze", {"text": "w1"}, {"x-request-timeout-s": "1e-9"})
+    assert late.status in {429, 504} or late.json["answers"][0]["error"]["reason"] in {"DEADLINE_EXPIRED", "OVERLOADED"}
+    assert (await running.post("/v1/analyze", {"text": "w1"}, {"x-request-timeout-s": "soon"})).status == 400
+    assert (await running.post("/v1/analyze", {"text": "w1"}, {"x-request-timeout-s": "30"})).status == 200
+
+
+async def test_metrics_count_calls_by_path_and_status(running: HttpServer) -> None:
+    await running.post("/v1/embeddings", {"input": "w1"})
+    await running.post("/v1/embeddings", {"input": []})
+    value = running.service.metrics.value
+    for status in ("200", "400"):
+        assert value("polyhead_requests_total", method="POST /v1/embeddings", code=status) == 1
+
+
+async def test_unexpected_error_reveals_nothing(running: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(running.service, "require_model", broken)
+    reply = await running.post("/v1/embeddings", {"input": "w1"})
+    assert reply.status == 500
+    assert b"secret" not in reply.body
+    assert "incident" in reply.json["error"]["message"]
+
+
+def test_openapi_document_describes_every_endpoint_and_no_other() -> None:
+    paths: dict[str, list[str]] = {}
+    for one in endpoints(DIALECTS):
+        paths.setdefault(one.path, []).append(one.method)
+    described = openapi.describe(paths)["paths"]
+    assert {path: sorted(methods) for path, methods in paths.items()} == {
+        path: sorted(method.upper() for method in operations) for path, operations in described.items()
+    }
+    assert list(openapi.describe({"/embed": ["POST"]})["paths"]) == ["/embed"]
+
+
+async def test_openapi_document_is_served(running: HttpServer) -> None:
+    assert (await running.get("/openapi.json")).json["openapi"].startswith("3.1")
+
+
+async def test_page_is_served_under_a_strict_policy(running: HttpServer, secured: HttpServer) -> None:
+    page = await running.get("/")
+    assert b"<title>polyhead playground</title>" in page.body
+    assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+    assert (await running.get("/playground/app.js")).headers["content-type"].startswith("text/javascript")
+    assert (await secured.get("/")).status == 405

@@ -1,0 +1,97 @@
+"""The HTTP API of text-embeddings-inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.fake_engine import embedding_of
+
+from .conftest import HttpServer
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def unit(values: list[float]) -> list[float]:
+    length = sum(value * value for value in values) ** 0.5
+    return [value / length for value in values]
+
+
+@pytest.mark.parametrize("path", ["/embed", "/"])
+async def test_embed_answers_a_list_for_one_text_and_for_several(running: HttpServer, path: str) -> None:
+    (one,) = (await running.post(path, {"inputs": "w1"})).json
+    several = (await running.post(path, {"inputs": ["w1", "w2"], "normalize": False})).json
+    assert one == pytest.approx(unit(embedding_of("w1")))
+    assert several == [embedding_of("w1"), embedding_of("w2")]
+
+
+async def test_predict_answers_one_text_flat_and_a_batch_nested(running: HttpServer) -> None:
+    flat = (await running.post("/predict", {"inputs": "w1"})).json
+    nested = (await running.post("/predict", {"inputs": [["w1"], ["w2"]]})).json
+    assert [one["label"] for one in flat] == ["a", "b", "c"]
+    assert nested[0] == flat
+    assert len(nested) == 2
+    mood = (await running.post("/predict", {"inputs": "w1", "head": "sentiment"})).json
+    assert {one["label"] for one in mood} == {"negative", "positive"}
+
+
+async def test_root_with_parameters_classifies(running: HttpServer) -> None:
+    reply = await running.post("/", {"inputs": "w1", "parameters": {}})
+    assert reply.json == [(await running.post("/predict", {"inputs": "w1"})).json]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/embed", {"inputs": []}, 400, "cannot be empty"),
+        ("/embed", {}, 422, "must be a text"),
+        ("/embed", {"inputs": [1, 2]}, 422, "token ids"),
+        ("/embed", {"inputs": ["w1", {}]}, 422, "inputs 1 is an object"),
+        ("/embed", {"inputs": "w1 " * 50, "truncate": False}, 422, "52 tokens"),
+        ("/embed", {"inputs": "w1", "truncation_direction": "left"}, 422, "must be right"),
+        ("/embed", {"inputs": "w1", "prompt_name": "query"}, 422, "no prompts"),
+        ("/predict", {"inputs": ["w1", "w2"]}, 422, 'send [["a"], ["b"]]'),
+        ("/predict", {"inputs": "w1", "raw_scores": True}, 422, "raw_scores"),
+        ("/predict", {"inputs": "w1", "head": "topics"}, 422, "its heads are topic, sentiment"),
+        ("/predict", {"inputs": "w1", "top_k": 1}, 422, "'top_k' is not known"),
+        ("/tokenize", {"inputs": None}, 422, "must be a text"),
+        ("/decode", {"ids": ["a"]}, 422, "list of token ids"),
+        ("/embed", b"{", 422, "not valid JSON"),
+    ],
+)
+async def test_bad_request_is_refused_in_teis_form(
+    running: HttpServer, path: str, body: Any, status: int, message: str
+) -> None:
+    reply = await running.post(path, body)
+    assert (reply.status, reply.json["error_type"]) == (status, "Empty" if status == 400 else "Validation")
+    assert message in reply.json["error"]
+
+
+async def test_tokenize_and_decode(running: HttpServer) -> None:
+    (tokens,) = (await running.post("/tokenize", {"inputs": "w1 w22"})).json
+    assert [(one["text"], one.get("start"), one.get("stop")) for one in tokens] == [
+        ("[CLS]", None, None),
+        ("w1", 0, 2),
+        ("w22", 3, 6),
+        ("[SEP]", None, None),
+    ]
+    assert (await running.post("/decode", {"ids": [one["id"] for one in tokens]})).json == ["w1 w22"]
+
+
+async def test_headers_tell_timings_and_truncation(running: HttpServer) -> None:
+    reply = await running.post("/embed", {"inputs": ["w1 " * 50]})
+    assert reply.headers["x-polyhead-truncated"] == "1"
+    assert reply.headers["x-compute-tokens"] == "16"
+
+
+async def test_info_and_health(loading: HttpServer) -> None:
+    assert (await loading.get("/health")).status == 503
+    assert (await loading.get("/info")).json["error_type"] == "Unhealthy"
+
+
+async def test_health_follows_readiness(running: HttpServer) -> None:
+    assert (await running.get("/health")).status == 200
+    assert (await running.get("/info")).json["max_input_length"] == 16
+    running.ready = False
+    assert (await running.get("/ping")).status == 503
