@@ -8,6 +8,6 @@ MAX_ROW_CHARACTERS = 32 * 2**20
 MAX_VALUE_CHARACTERS = 4 * 2**20
 # Uncompressed size of a file as a multiple of its size on disk. Compressed prose has a factor of about 3, repetitive
 # logs 50; gzip reaches 1,000, and Parquet's dictionaries have no bound.
-MAX_EXPANSION = 200
+MAX_EXPANSION = 100
 # Files that hold less than this, in bytes or characters, may have any factor.
 EXPANSION_ALLOWANCE = 64 * 2**20

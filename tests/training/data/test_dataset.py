@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from polyhead_rows import RawRow
-from polyhead_training.config import Config
-from polyhead_training.data.dataset import Data, Pair, Row, read_data, split_rows
+from polyhead_training.config import Config, HeadConfig
+from polyhead_training.data.dataset import Data, Pair, Row, read_data, read_labelled, split_rows
 from polyhead_training.errors import ConfigError, DataError
 
 WriteJsonl = Callable[[str, Sequence[object]], Path]
@@ -262,6 +262,16 @@ def test_labels_of_all_formats_are_equal(read: Read, write_jsonl: WriteJsonl, tm
     data = read('[{name = "topic", kind = "softmax", field = "label"}]', train=["a.csv"], test=["a.jsonl"])
     assert data.heads[0].labels == ("0", "1", "1.5", "true", "v1.0")
     assert [row.labels[0] for row in data.test] == ["0", "1", None, "1.5", "v1.0", "true"]
+
+
+@pytest.mark.parametrize("labels", [("0", "1"), ("0.0", "1.0")])
+@pytest.mark.parametrize("value", ["1", "1.0", "1.00"])
+def test_evaluation_files_have_the_labels_of_any_format(tmp_path: Path, labels: tuple[str, ...], value: str) -> None:
+    (tmp_path / "a.csv").write_text(f"text,label\none,{value}\n")
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "one", "label": {value}}}\n')
+    head = HeadConfig(name="topic", kind="softmax", field="label", labels=labels)
+    rows = read_labelled([tmp_path / "a.csv", tmp_path / "a.jsonl"], "text", [head])
+    assert [row.labels for row in rows] == [(labels[1],)] * 2
 
 
 def test_several_heads_without_labels_are_listed_with_suggestions(read: Read, write_jsonl: WriteJsonl) -> None:

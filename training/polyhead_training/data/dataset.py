@@ -37,7 +37,7 @@ _MAX_BLANK_CHARACTERS = 100
 _Item = TypeVar("_Item")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """A labelled text.
 
