@@ -53,7 +53,8 @@ def run(
         work: The work of the process.
         fast_loop: Run on uvloop, for a process that answers calls, instead of on asyncio's own loop.
     """
-    stop_signals.block()
+    if fast_loop:
+        stop_signals.block()
     # The default action would end a process that is not ready to reload yet.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -123,7 +124,11 @@ def _uvloop() -> asyncio.AbstractEventLoop:
 async def _guarded(work: Coroutine[Any, Any, int]) -> int:
     """Runs ``work`` on a loop that ends the process when a task or a callback of the loop runs out of memory."""
     asyncio.get_running_loop().set_exception_handler(_handle_loop_error)
-    return await work
+    try:
+        return await work
+    finally:
+        # Closing the loop waits for its threads.
+        stop_signals.exit_in_time()
 
 
 def _handle_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -143,7 +143,7 @@ class _Process:
         if self._tracing:
             stack.push_async_callback(self._tracing.close)
         stack.push_async_callback(self._server.stop, None)
-        self._handle_signals()
+        self._handle_signals(stack)
         self._in_background(self._metrics.sample(lambda: self._service.pipeline))
         self._in_background(self._service.held_bytes.watch())
         await self._health.set(serving=False, alive=False)
@@ -186,10 +186,10 @@ class _Process:
             http_address = await self._http.listen(http_address, shares_port=bool(self._worker))
             logger.info("serving HTTP on %s", http_address)
 
-    def _handle_signals(self) -> None:
+    def _handle_signals(self, stack: contextlib.AsyncExitStack) -> None:
         # A worker's supervisor kills it; a service manager may signal every process of the server in addition.
-        ignore_second = bool(self._worker)
-        stop_signals.handle(self._on_stop_signal, self._settings.drain_timeout_s, ignore_second=ignore_second)
+        timeout_s, ignore_second = self._settings.drain_timeout_s, bool(self._worker)
+        stack.enter_context(stop_signals.handled(self._on_stop_signal, timeout_s, ignore_second=ignore_second))
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     def _on_stop_signal(self) -> None:

@@ -12,7 +12,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 # Exit code of a process that failed, or that cut off accepted work.
@@ -23,12 +23,13 @@ _GRACE_S = 5.0
 
 
 def block() -> None:
-    """Blocks the signals until ``handle`` takes them. Called before the process starts other threads."""
+    """Blocks the signals outside of ``handled``. Called before the process starts other threads."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
-def handle(on_stop: Callable[[], None], drain_timeout_s: float, *, ignore_second: bool = False) -> None:
-    """Handles SIGTERM and SIGINT from now on.
+@contextlib.contextmanager
+def handled(on_stop: Callable[[], None], drain_timeout_s: float, *, ignore_second: bool = False) -> Iterator[None]:
+    """Handles SIGTERM and SIGINT within the block.
 
     Args:
         on_stop: Called on the running event loop for each signal.
@@ -36,30 +37,46 @@ def handle(on_stop: Callable[[], None], drain_timeout_s: float, *, ignore_second
         ignore_second: Whether only the first signal counts.
     """
     loop = asyncio.get_running_loop()
-    block()
+    left = threading.Event()
+    timers: list[threading.Timer] = []
 
     def wait() -> None:
-        _wait_for_signal(loop, on_stop)
-        _exit_after(drain_timeout_s + _GRACE_S)
         while True:
-            _wait_for_signal(loop, on_stop)
-            if not ignore_second:
-                _exit_after(_GRACE_S)
+            signal.sigwait(_SIGNALS)
+            if left.is_set():
+                return
+            if not timers:
+                timers.append(_exit_after(drain_timeout_s + _GRACE_S))
+            elif not ignore_second:
+                timers.append(_exit_after(_GRACE_S))
+            # A loop that is closed belongs to a process that is ending.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(on_stop)
 
-    threading.Thread(target=wait, name="signals", daemon=True).start()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    thread = threading.Thread(target=wait, name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.pthread_kill(thread.ident or 0, signal.SIGTERM)
+        thread.join()
+        for timer in timers:
+            timer.cancel()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _wait_for_signal(loop: asyncio.AbstractEventLoop, on_stop: Callable[[], None]) -> None:
-    signal.sigwait(_SIGNALS)
-    # A loop that is closed belongs to a process that is ending.
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(on_stop)
+def exit_in_time() -> None:
+    """Ends the process if it does not end by itself within a few seconds."""
+    _exit_after(_GRACE_S)
 
 
-def _exit_after(seconds: float) -> None:
+def _exit_after(seconds: float) -> threading.Timer:
     timer = threading.Timer(seconds, _exit)
     timer.daemon = True
     timer.start()
+    return timer
 
 
 def _exit() -> NoReturn:

@@ -34,7 +34,6 @@ from prometheus_client import CollectorRegistry
 
 from polyhead_server.addresses import require_local, reserve
 from polyhead_server.errors import StartupError
-from polyhead_server.lifecycle import stop_signals
 from polyhead_server.lifecycle.bundle_watcher import BundleWatcher
 from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, ServerFailedError
 from polyhead_server.lifecycle.stop_signals import EXIT_FAILED
@@ -119,10 +118,10 @@ class Supervisor:
 
     def handle_signals(self) -> None:
         """Makes signals stop the server or reload the bundle; one that comes before ``run`` takes effect there."""
-        stop_signals.handle(self._on_stop_signal, self._settings.drain_timeout_s + KILL_GRACE_S)
-        asyncio.get_running_loop().add_signal_handler(
-            signal.SIGHUP, lambda: self._in_background(self.commands.reload_and_log())
-        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._in_background(self.commands.reload_and_log()))
 
     async def run(self) -> int:
         """Runs the workers until a signal; returns the exit code."""

@@ -57,3 +57,10 @@ def test_process_without_standard_error_writes_its_log_nowhere() -> None:
     check = opened + check.replace("return 0", "logging.getLogger().handlers[0].flush(); return file.tell()")
     done = subprocess.run(["/bin/sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, check], timeout=60, check=False)
     assert done.returncode == 0
+
+
+def test_process_may_open_as_many_files_as_the_hard_limit_allows() -> None:
+    program = PROGRAM.format("import resource; return len(set(resource.getrlimit(resource.RLIMIT_NOFILE)))")
+    command = ["sh", "-c", 'ulimit -S -n 256; exec "$@"', "sh", sys.executable, "-c", program]
+    # One number for both limits.
+    assert subprocess.run(command, timeout=60, check=False).returncode == 1

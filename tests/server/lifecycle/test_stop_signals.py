@@ -23,9 +23,9 @@ async def main():
     def on_stop():
         print("stop", flush=True)
         stopped.set()
-    stop_signals.handle(on_stop, {drain_timeout_s}, ignore_second={ignore_second})
-    print("ready", flush=True)
-    {work}
+    with stop_signals.handled(on_stop, {drain_timeout_s}, ignore_second={ignore_second}):
+        print("ready", flush=True)
+        {work}
 
 asyncio.run(main())
 """
