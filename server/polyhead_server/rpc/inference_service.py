@@ -89,9 +89,12 @@ class InferenceService:
 
     async def analyze(self, message: Message, context: _Context) -> Any:
         """Answers a unary call: every item of one message, in request order."""
-        with self._call() as model:
-            message = await self._decode(model.check_response_size(model.check(message)))
-            outcomes = await self._outcomes(model.pipeline, message, _deadline(context))
+        with self._call():
+            message = await self._decode(message)
+            # Not earlier: a reload during the decoding would close the pipeline before the items are submitted.
+            model = self._require_model()
+            message = model.check_response_size(model.check(message))
+            outcomes = await _outcomes(model.pipeline, message, _deadline(context))
             self.metrics.count_outcomes(outcomes)
             overloaded = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
             if overloaded and len(overloaded) == len(outcomes):
@@ -115,21 +118,9 @@ class InferenceService:
             if number:
                 await self._turns.next()
             items += part.items
-        return dataclasses.replace(message, items=items)
-
-    async def _outcomes(self, pipeline: Pipeline, message: Message, deadline: float | None) -> Sequence[ItemOutcome]:
-        if message.error:
-            return [message.error] * len(message.items)
-        if len(message.items) > MAX_PART_ITEMS:
+        if len(items) > MAX_PART_ITEMS:
             await self._turns.next()
-        futures = await pipeline.submit(message, Flow(unary=True), deadline)
-        try:
-            return [await future for future in futures]
-        except asyncio.CancelledError:
-            # Removes the items of a cancelled call from the queue.
-            for future in futures:
-                future.cancel()
-            raise
+        return dataclasses.replace(message, items=items)
 
     async def stream(
         self, response_type: Callable[..., Any], messages: AsyncIterator[Message], context: _Context
@@ -182,3 +173,17 @@ def _deadline(context: _Context) -> float | None:
     """The call's deadline as a ``time.monotonic()`` second; None if it has none."""
     remaining_s = context.time_remaining()
     return None if remaining_s is None else time.monotonic() + remaining_s
+
+
+async def _outcomes(pipeline: Pipeline, message: Message, deadline: float | None) -> Sequence[ItemOutcome]:
+    """Returns the outcome of each item of a unary call."""
+    if message.error:
+        return [message.error] * len(message.items)
+    futures = await pipeline.submit(message, Flow(unary=True), deadline)
+    try:
+        return [await future for future in futures]
+    except asyncio.CancelledError:
+        # Removes the items of a cancelled call from the queue.
+        for future in futures:
+            future.cancel()
+        raise
