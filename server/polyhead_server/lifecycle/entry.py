@@ -63,7 +63,6 @@ def run(
     # Below a warning, the library's own lines do not concern an operator.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     _watch_threads()
-    _allow_open_files()
     try:
         with asyncio.Runner(loop_factory=_uvloop if fast_loop else None) as runner:
             code = runner.run(_guarded(work(settings)))
@@ -139,12 +138,6 @@ def _handle_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any])
         logger.error("unexpected error on the event loop", exc_info=error)
     else:
         loop.default_exception_handler(context)
-
-
-def _allow_open_files() -> None:
-    """Raises the soft limit on open files, which is meant for programs that use ``select``, to the hard limit."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _watch_threads() -> None:

@@ -101,10 +101,24 @@ class InferenceService:
 
     async def analyze(self, message: Message, context: _Context) -> Any:
         """Answers a unary call: every item of one message, in request order."""
+<<<<<<< HEAD
         with self._call(context) as model:
             self.held_bytes.require_room()
             message = await self._decode(model.check_response_size(model.check(message)))
             outcomes = await self._answer(model.pipeline, message, _deadline(context))
+=======
+        with self._call():
+            message = await self._decode(message)
+            # Not earlier: a reload during the decoding would close the pipeline before the items are submitted.
+            model = self._require_model()
+            message = model.check_response_size(model.check(message))
+            outcomes = await _outcomes(model.pipeline, message, _deadline(context))
+            self.metrics.count_outcomes(outcomes)
+            overloaded = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
+            if overloaded and len(overloaded) == len(outcomes):
+                # No item was accepted, so the call as a whole fails: gRPC clients then know when to retry.
+                raise overloaded[0]
+>>>>>>> refs/heads/compute
             response = inference_service_pb2.AnalyzeResponse()
             for begin in range(0, len(outcomes), MAX_PART_ITEMS):
                 if begin:
@@ -143,6 +157,7 @@ class InferenceService:
             if number:
                 await self._turns.next()
             items += part.items
+<<<<<<< HEAD
         return dataclasses.replace(message, items=items)
 
     async def _answer(self, pipeline: Pipeline, message: Message, deadline: float | None) -> Sequence[ItemOutcome]:
@@ -158,15 +173,11 @@ class InferenceService:
         if message.error:
             return [message.error] * len(message.items)
         if len(message.items) > MAX_PART_ITEMS:
+=======
+        if len(items) > MAX_PART_ITEMS:
+>>>>>>> refs/heads/compute
             await self._turns.next()
-        futures = await pipeline.submit(message, Flow(unary=True), deadline)
-        try:
-            return [await future for future in futures]
-        except asyncio.CancelledError:
-            # Removes the items of a cancelled call from the queue.
-            for future in futures:
-                future.cancel()
-            raise
+        return dataclasses.replace(message, items=items)
 
     @contextlib.contextmanager
     def tracked(self, context: _Context | None = None) -> Iterator[None]:
@@ -274,3 +285,17 @@ def _deadline(context: _Context) -> float | None:
     """The call's deadline as a ``time.monotonic()`` second; None if it has none."""
     remaining_s = context.time_remaining()
     return None if remaining_s is None else time.monotonic() + remaining_s
+
+
+async def _outcomes(pipeline: Pipeline, message: Message, deadline: float | None) -> Sequence[ItemOutcome]:
+    """Returns the outcome of each item of a unary call."""
+    if message.error:
+        return [message.error] * len(message.items)
+    futures = await pipeline.submit(message, Flow(unary=True), deadline)
+    try:
+        return [await future for future in futures]
+    except asyncio.CancelledError:
+        # Removes the items of a cancelled call from the queue.
+        for future in futures:
+            future.cancel()
+        raise

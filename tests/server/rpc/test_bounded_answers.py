@@ -207,6 +207,30 @@ async def test_calls_with_many_items_take_turns(
     assert turns == before
 
 
+async def test_large_call_is_answered_by_the_model_that_a_reload_brings_while_it_is_decoded(
+    running: InferenceServer, model: Model, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = running.service.pipeline
+    assert old is not None
+    new = Pipeline(dataclasses.replace(model, engine=FakeEngine()), settings())
+    new.start()
+    take_turn, reloaded = LoopTurns.next, False
+
+    async def reload(self: LoopTurns) -> None:
+        nonlocal reloaded
+        if not reloaded:
+            reloaded = True
+            running.service.serve(new)
+            old.scheduler.close()
+        await take_turn(self)
+
+    monkeypatch.setattr(LoopTurns, "next", reload)
+    response = await asyncio.wait_for(running.stub.Analyze(pb2.AnalyzeRequest(items=items(TEXTS * 2))), 30)
+    assert reloaded
+    assert {answer.WhichOneof("outcome") for answer in response.answers} == {"result"}
+    await new.close()
+
+
 async def test_error_of_a_message_is_made_once(running: InferenceServer, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
