@@ -101,24 +101,13 @@ class InferenceService:
 
     async def analyze(self, message: Message, context: _Context) -> Any:
         """Answers a unary call: every item of one message, in request order."""
-<<<<<<< HEAD
-        with self._call(context) as model:
+        with self._call(context):
             self.held_bytes.require_room()
-            message = await self._decode(model.check_response_size(model.check(message)))
-            outcomes = await self._answer(model.pipeline, message, _deadline(context))
-=======
-        with self._call():
             message = await self._decode(message)
             # Not earlier: a reload during the decoding would close the pipeline before the items are submitted.
             model = self._require_model()
             message = model.check_response_size(model.check(message))
-            outcomes = await _outcomes(model.pipeline, message, _deadline(context))
-            self.metrics.count_outcomes(outcomes)
-            overloaded = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
-            if overloaded and len(overloaded) == len(outcomes):
-                # No item was accepted, so the call as a whole fails: gRPC clients then know when to retry.
-                raise overloaded[0]
->>>>>>> refs/heads/compute
+            outcomes = await self._answer(model, message, _deadline(context))
             response = inference_service_pb2.AnalyzeResponse()
             for begin in range(0, len(outcomes), MAX_PART_ITEMS):
                 if begin:
@@ -146,9 +135,10 @@ class InferenceService:
             NotReadyError: No model serves yet.
             OverloadedError: No item was accepted.
         """
-        model = self._accepting_model()
-        outcomes = await self._answer(model.pipeline, await self._decode(model.check(message)), deadline)
-        return model.pipeline.model, outcomes
+        self._accepting_model()
+        message = await self._decode(message)
+        model = self._require_model()
+        return model.pipeline.model, await self._answer(model, model.check(message), deadline)
 
     async def _decode(self, message: Message) -> Message:
         """Decodes the items of a message, part by part."""
@@ -157,27 +147,18 @@ class InferenceService:
             if number:
                 await self._turns.next()
             items += part.items
-<<<<<<< HEAD
+        if len(items) > MAX_PART_ITEMS:
+            await self._turns.next()
         return dataclasses.replace(message, items=items)
 
-    async def _answer(self, pipeline: Pipeline, message: Message, deadline: float | None) -> Sequence[ItemOutcome]:
-        outcomes = await self._outcomes(pipeline, message, deadline)
+    async def _answer(self, model: ServingModel, message: Message, deadline: float | None) -> Sequence[ItemOutcome]:
+        outcomes = await _outcomes(model.pipeline, message, deadline)
         self.metrics.count_outcomes(outcomes)
         overloaded = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
         if overloaded and len(overloaded) == len(outcomes):
             # No item was accepted, so the call as a whole fails: gRPC clients then know when to retry.
             raise overloaded[0]
         return outcomes
-
-    async def _outcomes(self, pipeline: Pipeline, message: Message, deadline: float | None) -> Sequence[ItemOutcome]:
-        if message.error:
-            return [message.error] * len(message.items)
-        if len(message.items) > MAX_PART_ITEMS:
-=======
-        if len(items) > MAX_PART_ITEMS:
->>>>>>> refs/heads/compute
-            await self._turns.next()
-        return dataclasses.replace(message, items=items)
 
     @contextlib.contextmanager
     def tracked(self, context: _Context | None = None) -> Iterator[None]:
