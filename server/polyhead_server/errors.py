@@ -1,10 +1,16 @@
 """Errors of items, calls and the server, independent of gRPC; ``rpc/status.py`` converts them to statuses.
 
+A message or its metadata never repeats text of the request, whose length only the client knows; it names our own words,
+numbers and limits.
+
 Each class names its canonical status code (google.rpc.Code) and its reason, as plain strings::
 
     ServerError
     +-- InvalidRequestError            INVALID_ARGUMENT, own reasons              the client must change the request
     |   +-- TextTooLongError           OUT_OF_RANGE, TEXT_TOO_LONG                TRUNCATION_POLICY_ERROR only
+    |   +-- TooManyItemsError          TOO_MANY_ITEMS                             send smaller messages
+    |   +-- TaskNotAvailableError      TASK_NOT_AVAILABLE                         the model has no head for the task
+    |   +-- EncodingOverflowError      ENCODING_OVERFLOW                          the encoding has too small a range
     |   +-- FingerprintMismatchError   FAILED_PRECONDITION, FINGERPRINT_MISMATCH  not the model that the client expects
     +-- ExpiredError                   DEADLINE_EXCEEDED, DEADLINE_EXPIRED        the deadline passed in the queue
     +-- OverloadedError                RESOURCE_EXHAUSTED, OVERLOADED             retry after ``retry_after_s``
@@ -68,22 +74,72 @@ class TextTooLongError(InvalidRequestError):
         self.metadata = {"tokens": str(tokens), "max_tokens": str(max_tokens)}
 
 
+class TooManyItemsError(InvalidRequestError):
+    """The message has more items than a message may have, or than answers fit into a response.
+
+    Args:
+        max_items: Number of items that a message with the same options may have.
+        why: Clause that states where the limit comes from.
+    """
+
+    code = "INVALID_ARGUMENT"
+    reason = "TOO_MANY_ITEMS"
+
+    def __init__(self, max_items: int, why: str) -> None:
+        super().__init__(self.reason, f"the message has too many items; at most {max_items} {why}")
+        self.metadata = {"max_items": str(max_items)}
+
+
+class TaskNotAvailableError(InvalidRequestError):
+    """The message requests a task for which the model has no head.
+
+    Args:
+        task: Name of the task.
+        heads: Names of the heads that the model has, with their kinds.
+    """
+
+    code = "INVALID_ARGUMENT"
+    reason = "TASK_NOT_AVAILABLE"
+
+    def __init__(self, task: str, heads: str) -> None:
+        super().__init__(self.reason, f"the model has no head for {task}; its heads are: {heads or 'none'}")
+        self.metadata = {"task": task, "heads": heads}
+
+
+class EncodingOverflowError(InvalidRequestError):
+    """A number of the embedding is beyond the range of the encoding that the client requests.
+
+    Args:
+        largest: Largest number of the encoding.
+    """
+
+    code = "INVALID_ARGUMENT"
+    reason = "ENCODING_OVERFLOW"
+
+    def __init__(self, largest: float) -> None:
+        problem = f"the embedding has a value beyond {largest:g}, the largest of the encoding; request float32"
+        super().__init__(self.reason, problem)
+
+
 class FingerprintMismatchError(InvalidRequestError):
     """The serving model is not the one that the client expects.
 
     Args:
-        component: ``embedding_space``, or the name of a head.
-        expected: Fingerprint that the client sent.
+        component: ``embedding_space``, the name of a head of the model, or ``head`` for one that it does not have.
         actual: Fingerprint of the serving model; empty if the model has no such head.
     """
 
     code = "FAILED_PRECONDITION"
     reason = "FINGERPRINT_MISMATCH"
 
-    def __init__(self, component: str, expected: str, actual: str) -> None:
-        problem = f"{component}: expected {expected}, the model has {actual or 'no such head'}"
-        super().__init__(self.reason, problem)
-        self.metadata = {"component": component, "expected": expected, "actual": actual}
+    def __init__(self, component: str, actual: str) -> None:
+        super().__init__(
+            self.reason,
+            f"{component}: the model has {actual}, and the request expects another"
+            if actual
+            else "the request expects a head that the model does not have",
+        )
+        self.metadata = {"component": component, "actual": actual}
 
 
 class ExpiredError(ServerError):

@@ -19,7 +19,10 @@ EXAMPLES = [
     (errors.InvalidRequestError("TEXT_NOT_UTF8", "no"), 3, "TEXT_NOT_UTF8"),
     (errors.TextTooLongError(10, 5), 11, "TEXT_TOO_LONG"),
     (errors.ExpiredError(), 4, "DEADLINE_EXPIRED"),
-    (errors.FingerprintMismatchError("embedding_space", "a", "b"), 9, "FINGERPRINT_MISMATCH"),
+    (errors.TooManyItemsError(5, "are allowed"), 3, "TOO_MANY_ITEMS"),
+    (errors.TaskNotAvailableError("sentiment", "topic (softmax)"), 3, "TASK_NOT_AVAILABLE"),
+    (errors.EncodingOverflowError(65504.0), 3, "ENCODING_OVERFLOW"),
+    (errors.FingerprintMismatchError("embedding_space", "b"), 9, "FINGERPRINT_MISMATCH"),
     (errors.OverloadedError.late(3.0, 1.0), 8, "OVERLOADED"),
     (errors.NotReadyError(), 14, "NOT_READY"),
     (errors.DrainingError(), 14, "DRAINING"),
@@ -66,5 +69,5 @@ def test_facts_are_machine_readable() -> None:
     info = error_details_pb2.ErrorInfo()
     assert status(errors.TextTooLongError(10, 5)).details[0].Unpack(info)
     assert dict(info.metadata) == {"tokens": "10", "max_tokens": "5"}
-    assert status(errors.FingerprintMismatchError("topic", "a", "b")).details[0].Unpack(info)
-    assert dict(info.metadata) == {"component": "topic", "expected": "a", "actual": "b"}
+    assert status(errors.FingerprintMismatchError("topic", "b")).details[0].Unpack(info)
+    assert dict(info.metadata) == {"component": "topic", "actual": "b"}

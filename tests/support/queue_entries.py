@@ -38,7 +38,7 @@ def put(scheduler: BatchScheduler, tokens: int, flow: Flow | None = None) -> Non
 
 def admits(admission: Admission, size: int, deadline_s: float | None = None, flow: Flow | None = None) -> bool:
     """Returns whether an item of a unary call is admitted; leaves nothing reserved."""
-    deadline = None if deadline_s is None else time.monotonic() + deadline_s
-    admitted, _ = admission.admit(flow or Flow(), sizes(size), deadline, blocking=False)
-    admission.release(sizes(size)[:admitted])
+    flow, deadline = flow or Flow(), None if deadline_s is None else time.monotonic() + deadline_s
+    admitted, _ = admission.admit(flow, sizes(size), deadline, blocking=False)
+    admission.release(flow, sizes(size)[:admitted])
     return admitted == 1

@@ -3,17 +3,22 @@
 One rule for all calls: an item is admitted if it can be expected to be answered before its deadline, and if the queue
 has capacity for it. The scheduler shares the engine fairly among calls, so the expected wait of an item is its own
 call's share: the tokens of its call, times the calls that wait, but never more than all waiting tokens; divided by the
-measured token rate; plus, for long texts, the tokenization of the texts before it. A unary call that waits counts
-whole, including the part of it that was computed already: its answers go out together, and calls that come later are
-served before its last text. So the tokens of all such calls, divided by the rate, are the time that one of them takes
-(Little's law). A stream waits for capacity before each message, which pushes back on its client, and streams leave half
-of the queue to unary calls.
+measured token rate. For texts that are tokenized off the event loop, the time of the tokenization thread is added,
+which is shared in the same way. A unary call that waits counts whole, including the part of it that was computed
+already: its answers go out together, and calls that come later are served before its last text. So the tokens of all
+such calls, divided by the rate, are the time that one of them takes (Little's law).
+
+The capacity is shared as well. A call that has nothing in the queue may always put an item there; beyond that, a call
+may use what is free, and its equal share of the capacity when nothing is free. So no call can fill the queue for the
+others. A unary message that does not fit is rejected. A stream waits for capacity, which pushes back on its client, and
+its message enters the queue in parts as capacity comes. Streams leave half of the queue to unary calls.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from polyhead_server.errors import ExpiredError, OverloadedError, ServerError
@@ -54,8 +59,9 @@ class Admission:
         self._characters_per_s = _INITIAL_CHARACTERS_PER_S
         self._tokens_per_s = tokens_per_s * workers
         self._batch_s = 0.0
-        self._waiters: list[tuple[Flow, asyncio.Future[None]]] = []
-        self._wake_scheduled = False
+        self._waiters: deque[tuple[Flow, asyncio.Future[None]]] = deque()
+        # Waiters that the current round of waking has not looked at yet.
+        self._unchecked_waiters = 0
 
     @property
     def tokens_per_s(self) -> float:
@@ -77,7 +83,12 @@ class Admission:
             self._tokens_per_s += (rate - self._tokens_per_s) * (EWMA_ALPHA if self._tokens_per_s else 1)
 
     def observe_tokenization(self, characters: int, seconds: float) -> None:
-        """Updates the tokenization rate from texts that were tokenized off the event loop."""
+        """Updates the tokenization rate.
+
+        Args:
+            characters: Code points of ordinary texts that were tokenized off the event loop.
+            seconds: Time that the tokenizer worked for them, without waiting.
+        """
         self._characters_per_s += (characters / max(seconds, 1e-6) - self._characters_per_s) * EWMA_ALPHA
 
     def expected_wait_s(self) -> float:
@@ -96,18 +107,21 @@ class Admission:
             flow: The call that the items belong to.
             sizes: Estimated size of each item.
             deadline: ``time.monotonic()`` second after which the answers are useless.
-            blocking: True for a stream, which waited in ``wait_for_capacity`` and is only held to its deadline.
+            blocking: True for a stream, which waits in ``wait_for_capacity`` instead of being rejected.
 
         Returns:
-            The number of admitted items, counted from the first, and the error of the others.
+            The number of admitted items, counted from the first, and the error of the others. Where a stream gets no
+            error, the others have to wait for capacity.
         """
         if deadline is not None and deadline <= time.monotonic():
             return 0, ExpiredError()
         limit_s = self._limit_s(deadline, blocking=blocking)
+        if blocking:
+            sizes = sizes[: self._count_with_capacity(flow, sizes)]
         admitted, rejection = self.first_rejected(flow, sizes, limit_s, blocking=blocking)
         if rejection and not blocking and self._fits_empty_queue(sizes, limit_s):
             admitted = 0
-        self._accounting.reserve(sizes[:admitted])
+        self._accounting.reserve(flow, sizes[:admitted])
         return admitted, rejection
 
     def first_rejected(
@@ -124,73 +138,104 @@ class Admission:
         Returns:
             The index of that item and its error; the number of items and None when all may be admitted.
         """
-        queue = self._accounting.snapshot(flow)
-        pending = queue.waiting_tokens + queue.reserved_tokens
-        flows = queue.waiting_flows + (not queue.flow_tokens)
+        queue = self._accounting.snapshot()
+        pending, own = queue.waiting_tokens + queue.reserved_tokens, flow.pending_tokens
+        flows = queue.pending_flows + (not own)
+        offloaded_flows = queue.offloaded_flows + (not flow.reserved_characters)
+        share = self._max_queue_tokens / flows
         tokens = characters = 0
         for index, size in enumerate(sizes):
             # With nothing before the item, trying delays no other item.
             try_anyway = pending + tokens == 0
+            # A call that has nothing in the queue is not rejected for what others have there.
+            entitled = own + tokens == 0
             tokens, characters = tokens + size.tokens, characters + size.characters
             if try_anyway:
                 continue
-            if not blocking and pending + tokens > self._max_queue_tokens:
+            if not blocking and not entitled and pending + tokens > self._max_queue_tokens and own + tokens > share:
                 wait_s = self._seconds(pending + tokens)
                 return index, OverloadedError.full(pending + tokens, self._max_queue_tokens, wait_s)
             # Texts that are tokenized inline do not wait for those that are not.
-            ahead = queue.reserved_characters + characters if characters else 0
-            share = min(pending + queue.in_service_tokens + tokens, (queue.flow_tokens + tokens) * flows)
-            wait_s = self._wait_s(share, ahead)
+            ahead = (
+                min(
+                    queue.reserved_characters + characters,
+                    (flow.reserved_characters + characters) * offloaded_flows,
+                )
+                if characters
+                else 0
+            )
+            before = min(pending + queue.in_service_tokens + tokens, (own + tokens) * flows)
+            wait_s = self._wait_s(before, ahead)
             if wait_s > limit_s:
                 return index, OverloadedError.late(wait_s, limit_s)
         return len(sizes), None
 
-    def release(self, sizes: Sequence[EstimatedSize]) -> None:
+    def release(self, flow: Flow, sizes: Sequence[EstimatedSize]) -> None:
         """Ends the reservation of admitted items: they are in the queue now, or gone."""
-        self._accounting.release(sizes)
+        self._accounting.release(flow, sizes)
         # The reservations may have been all that was in the way, and no batch will come to wake the waiters for them.
         self.wake()
 
     async def wait_for_capacity(self, flow: Flow) -> None:
-        """Waits until the queue has capacity for a stream's next message."""
-        while not self._has_capacity(flow):
+        """Waits until the queue has capacity for an item of a stream.
+
+        One waiter is woken at a time: the next one is looked at only after the first has reserved its items.
+        """
+        while not self.has_capacity(flow):
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append((flow, waiter))
             await waiter
 
     def wake(self) -> None:
         """Lets waiting streams look again soon; must be called whenever something leaves the queue."""
-        if self._waiters and not self._wake_scheduled:
-            self._wake_scheduled = True
-            # Once for all entries that leave together, for example the items of a cancelled stream.
+        idle = not self._unchecked_waiters
+        # Once for all entries that leave together, for example the items of a cancelled stream.
+        self._unchecked_waiters = len(self._waiters)
+        if idle and self._waiters:
             asyncio.get_running_loop().call_soon(self._wake)
 
     def _wake(self) -> None:
-        self._wake_scheduled = False
-        waiters, self._waiters = self._waiters, []
-        for flow, waiter in waiters:
+        while self._unchecked_waiters:
+            self._unchecked_waiters -= 1
+            flow, waiter = self._waiters.popleft()
             if waiter.done():
                 continue
-            if self._has_capacity(flow):
+            if self.has_capacity(flow):
                 waiter.set_result(None)
-            else:
-                self._waiters.append((flow, waiter))
+                # The task of the waiter runs before this, because it was scheduled first.
+                if self._unchecked_waiters:
+                    asyncio.get_running_loop().call_soon(self._wake)
+                return
+            self._waiters.append((flow, waiter))
 
-    def _has_capacity(self, flow: Flow) -> bool:
-        """Streams fill half of the queue; beyond that, each may still have one message in it, so that none starves."""
-        pending = self._accounting.pending_tokens
-        if not flow.waiting_tokens:
-            return pending < self._max_queue_tokens
-        return (
-            pending <= STREAM_QUEUE_SHARE * self._max_queue_tokens
-            and self._seconds(pending) <= STREAM_QUEUE_SHARE * self._max_queue_s
-        )
+    def has_capacity(self, flow: Flow) -> bool:
+        """Returns whether a stream may put another item into the queue."""
+        return not flow.pending_tokens or self._stream_capacity(flow) >= 0
+
+    def _stream_capacity(self, flow: Flow) -> float:
+        """Returns how many tokens a stream may add: what is free of half the queue, or up to an equal share of it."""
+        limit = STREAM_QUEUE_SHARE * self._max_queue_tokens
+        if self._tokens_per_s:
+            limit = min(limit, STREAM_QUEUE_SHARE * self._max_queue_s * self._tokens_per_s)
+        flows = max(self._accounting.pending_flows + (not flow.pending_tokens), 1)
+        return max(limit - self._accounting.pending_tokens, limit / flows - flow.pending_tokens)
+
+    def _count_with_capacity(self, flow: Flow, sizes: Sequence[EstimatedSize]) -> int:
+        """Returns how many items of a stream the queue has capacity for."""
+        if not self.has_capacity(flow):
+            return 0
+        left = self._stream_capacity(flow)
+        for count, size in enumerate(sizes):
+            left -= size.tokens
+            # The first item may exceed the capacity: it would fit at no other time either.
+            if left < 0 and count:
+                return count
+        return len(sizes)
 
     def _fits_empty_queue(self, sizes: Sequence[EstimatedSize], limit_s: float) -> bool:
         """Returns whether a whole message could be admitted if nothing were before it."""
         tokens, characters = map(sum, zip(*sizes, strict=True))
-        ahead = self._accounting.reserved_characters + characters if characters else 0
-        return tokens <= self._max_queue_tokens and self._wait_s(tokens, ahead) <= limit_s
+        return tokens <= self._max_queue_tokens and self._wait_s(tokens, characters) <= limit_s
 
     def _limit_s(self, deadline: float | None, *, blocking: bool) -> float:
         left_s = float("inf") if deadline is None else DEADLINE_SAFETY_FACTOR * (deadline - time.monotonic())

@@ -23,6 +23,7 @@ from polyhead_server.settings import Settings
 
 from .admission import Admission
 from .executor import BatchOutcome, Executor
+from .loop_turns import LoopTurns
 from .model import Model
 from .scheduler import BatchLimits, BatchScheduler
 from .tokenization import Placement
@@ -32,6 +33,7 @@ from .types import (
     EstimatedSize,
     Flow,
     InvalidItem,
+    Item,
     ItemOutcome,
     Message,
     OutcomeFuture,
@@ -124,6 +126,7 @@ class Pipeline:
             on_exception=self._on_exception,
         )
         self._loop = asyncio.get_running_loop()
+        self._turns = LoopTurns()
         # Messages whose items are on their way into the queue.
         self._submitting = 0
         self._none_submitting = asyncio.Event()
@@ -162,19 +165,18 @@ class Pipeline:
         """Submits the items of a message.
 
         Args:
-            message: Items and the options for them.
+            message: Items and the options for them; not a message that is rejected as a whole.
             flow: The call that the message belongs to.
             deadline: ``time.monotonic()`` second after which the answers are useless.
-            blocking: True for streams, which wait for capacity instead of being rejected.
+            blocking: True for streams. Only as many items are submitted as the queue has capacity for.
             arrived_ns: ``time.monotonic_ns()`` of the message's arrival, where it waited since; None for now.
 
         Returns:
-            One future per item, in order. A future holds the item's outcome and never an exception; cancelling it means
-            that the answer is not wanted any more.
+            One future per submitted item, in order; those of a stream may be fewer than its items, and none. A future
+            holds the item's outcome and never an exception; cancelling it means that the answer is not wanted any more.
         """
         arrived_ns = arrived_ns or time.monotonic_ns()
-        futures: list[OutcomeFuture] = [self._loop.create_future() for _ in message.items]
-        submission = self._admit(message, futures, flow, deadline, arrived_ns, blocking=blocking)
+        futures, submission = self._admit(message, flow, deadline, arrived_ns, blocking=blocking)
         self._submitting += 1
         self._none_submitting.clear()
         try:
@@ -194,34 +196,36 @@ class Pipeline:
         return futures
 
     def _admit(
-        self,
-        message: Message,
-        futures: Sequence[OutcomeFuture],
-        flow: Flow,
-        deadline: float | None,
-        arrived_ns: int,
-        *,
-        blocking: bool,
-    ) -> _Submission:
-        """Resolves the futures of invalid and rejected items; returns the admitted ones."""
-        texts: list[str] = []
-        wanted: list[OutcomeFuture] = []
-        for item, future in zip(message.items, futures, strict=True):
-            if isinstance(item, InvalidItem):
-                future.set_result(item.error)
-            else:
-                texts.append(item.text)
-                wanted.append(future)
+        self, message: Message, flow: Flow, deadline: float | None, arrived_ns: int, *, blocking: bool
+    ) -> tuple[list[OutcomeFuture], _Submission]:
+        """Makes the futures of the submitted items and resolves those of invalid and rejected ones.
+
+        Returns:
+            The futures, and the admitted items.
+        """
+        texts = [item.text for item in message.items if isinstance(item, Item)]
         truncation = message.options.truncation
         max_windows = self._max_windows if truncation is Truncation.WINDOW else 1
         placement = self.model.tokenizer.placement(texts)
         sizes = self._estimate(texts, placement, max_windows)
         admitted, rejection = self.admission.admit(flow, sizes, deadline, blocking=blocking)
-        if rejection:
-            for future in wanted[admitted:]:
+        futures: list[OutcomeFuture] = []
+        wanted: list[OutcomeFuture] = []
+        for item in message.items:
+            future: OutcomeFuture = self._loop.create_future()
+            if isinstance(item, InvalidItem):
+                future.set_result(item.error)
+            elif len(wanted) < admitted:
+                wanted.append(future)
+            elif rejection:
                 future.set_result(rejection)
-            texts, wanted, sizes = texts[:admitted], wanted[:admitted], sizes[:admitted]
-        return _Submission(texts, wanted, sizes, placement, truncation, max_windows, flow, deadline, arrived_ns)
+            else:
+                break
+            futures.append(future)
+        submission = _Submission(
+            texts[:admitted], wanted, sizes[:admitted], placement, truncation, max_windows, flow, deadline, arrived_ns
+        )
+        return futures, submission
 
     def _estimate(self, texts: Sequence[str], placement: Placement, max_windows: int) -> list[EstimatedSize]:
         """Estimates the sizes of texts before they are tokenized: English has 4 characters a token."""
@@ -237,17 +241,22 @@ class Pipeline:
         sizes, done = submission.sizes, 0
         try:
             for chunk in self.model.tokenizer.chunks(submission.texts):
+                if done:
+                    await self._turns.next()
                 await self._enqueue_chunk(submission, chunk)
-                self.admission.release(sizes[chunk])
+                self.admission.release(submission.flow, sizes[chunk])
                 done = chunk.stop
         finally:
-            self.admission.release(sizes[done:])
+            if done < len(sizes):
+                self.admission.release(submission.flow, sizes[done:])
 
     async def _enqueue_chunk(self, submission: _Submission, chunk: slice) -> None:
         started_ns = time.monotonic_ns()
         texts, futures = submission.texts[chunk], submission.futures[chunk]
         try:
-            tokenized = await self.model.tokenizer.encode_async(texts, submission.placement, submission.max_windows)
+            tokenized = await self.model.tokenizer.encode_async(
+                texts, submission.placement, submission.flow, submission.max_windows
+            )
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception, and every future must be resolved
@@ -256,9 +265,9 @@ class Pipeline:
                 future.set_result(failure)
             return
         now_ns = time.monotonic_ns()
-        if offloaded := sum(size.characters for size in submission.sizes[chunk]):
-            self.admission.observe_tokenization(offloaded, (now_ns - started_ns) / 1e9)
-        self.scheduler.put(self._entries(submission, futures, tokenized, now_ns, now_ns - started_ns))
+        if tokenized.characters:
+            self.admission.observe_tokenization(tokenized.characters, tokenized.seconds)
+        self.scheduler.put(self._entries(submission, futures, tokenized.texts, now_ns, now_ns - started_ns))
 
     def _entries(
         self,

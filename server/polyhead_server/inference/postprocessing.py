@@ -7,6 +7,7 @@ export gate uses. The server imports neither training nor export.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polyhead_bundle as bundle
@@ -15,70 +16,75 @@ from numpy.typing import NDArray
 from .types import ModelOutput
 
 
-def probabilities(head: bundle.Head, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def probabilities(head: bundle.Head, logits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Converts a head's logits to probabilities.
 
     Args:
         head: Gives the kind, and the temperature that divides the logits (Guo et al. 2017, arXiv 1706.04599).
-        logits: (B, outputs) float32.
+        logits: (..., outputs) float32 or float64, finite.
 
     Returns:
-        (B, outputs) float32: softmax over the outputs, or the sigmoid of each.
+        (..., outputs) float32: softmax over the outputs, or the sigmoid of each.
     """
-    scaled = logits / np.float32(head.temperature)  # (B, outputs)
+    # float32 resolves a quotient of 10,000 only to 1e-3, and overflows at temperatures far below 1.
+    scaled = logits.astype(np.float64) / head.temperature  # (..., outputs)
     if head.kind == "sigmoid":
         # exp of a large positive number overflows, so each sign has its own form of the same function.
-        small = np.exp(-np.abs(scaled))  # (B, 1)
+        small = np.exp(-np.abs(scaled))  # (..., 1)
         return np.asarray(np.where(scaled >= 0, 1 / (1 + small), small / (1 + small)), dtype=np.float32)
-    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))  # (B, labels)
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))  # (..., labels)
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
 def pool_windows(
     heads: Sequence[bundle.Head], windows: Sequence[ModelOutput], tokens: Sequence[int], *, normalized: bool
-) -> ModelOutput:
+) -> ModelOutput | None:
     """Pools the outputs of a text's windows into one output, each window weighted by its tokens.
 
     The embedding is the mean of the windows' embeddings, scaled to length 1 where ``normalized``. A head's
-    probabilities are those of the mean of the windows' logits. The logits themselves are not needed: up to a constant
-    they are the logarithms of the probabilities (logarithmic opinion pool, Genest and Zidek 1986, section 3).
+    probabilities are those of the mean of the windows' logits. The windows' probabilities would not do: in float32 a
+    probability close to 1 has lost the logit that it was made of.
 
     Args:
         heads: Heads in the model's order.
         windows: Outputs of the W windows.
         tokens: (W,) tokens of each window.
         normalized: Whether embeddings have length 1.
+
+    Returns:
+        The output of the text; None if it is not finite.
     """
-    weights = np.asarray(tokens, dtype=np.float32) / np.float32(sum(tokens))  # (W,)
-    embedding = weights @ np.stack([window.embedding for window in windows])  # (dimensions,)
+    weights = np.asarray(tokens, dtype=np.float64) / sum(tokens)  # (W,)
+    embedding = _mean(weights, [window.embedding for window in windows])  # (dimensions,)
     if normalized:
-        embedding = embedding / np.float32(np.linalg.norm(embedding) or 1)
-    pooled = []
-    for index, head in enumerate(heads):
-        odds = np.stack([window.probabilities[index] for window in windows])  # (W, outputs)
-        if head.kind == "sigmoid":
-            odds = np.concatenate([1 - odds, odds], axis=1)  # (W, 2)
-        powers = np.exp(weights @ np.log(np.maximum(odds, np.finfo(np.float32).tiny)))  # (outputs,) or (2,)
-        shares = (powers / powers.sum()).astype(np.float32)
-        pooled.append(shares[1:] if head.kind == "sigmoid" else shares)
-    return ModelOutput(embedding.astype(np.float32), tuple(pooled))
+        embedding = embedding / (np.linalg.norm(embedding) or 1)
+    logits = [_mean(weights, [window.logits[index] for window in windows]) for index in range(len(heads))]
+    (pooled,) = postprocess(heads, [embedding[None], *(values[None] for values in logits)])
+    return pooled
 
 
-def postprocess(heads: Sequence[bundle.Head], outputs: Sequence[NDArray[np.float32]]) -> list[ModelOutput | None]:
+def _mean(weights: NDArray[np.float64], windows: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    return np.asarray(weights @ np.stack(windows).astype(np.float64))
+
+
+def postprocess(heads: Sequence[bundle.Head], outputs: Sequence[NDArray[np.floating[Any]]]) -> list[ModelOutput | None]:
     """Splits the outputs of a batch into one row per item.
 
     Args:
         heads: Heads in the model's order.
-        outputs: The embedding (B, dimensions), then each head's logits (B, outputs), float32.
+        outputs: The embedding (B, dimensions), then each head's logits (B, outputs).
 
     Returns:
-        B rows; None for an item whose embedding or logits are not all finite.
+        B rows; None for an item with a number that is not finite, among the outputs or among the probabilities.
     """
-    embedding, *logits = outputs
     with np.errstate(all="ignore"):  # values that are not finite are found below
-        scores = [probabilities(head, values) for head, values in zip(heads, logits, strict=True)]
-    finite = np.logical_and.reduce([np.isfinite(values).all(axis=-1) for values in outputs])  # (B,)
+        embedding, *logits = (np.asarray(values, dtype=np.float32) for values in outputs)
+        scores = [probabilities(head, values) for head, values in zip(heads, outputs[1:], strict=True)]
+    every = (embedding, *logits, *scores)
+    finite = np.logical_and.reduce([np.isfinite(values).all(axis=-1) for values in every])  # (B,)
     return [
-        ModelOutput(embedding[row], tuple(score[row] for score in scores)) if finite[row] else None
+        ModelOutput(embedding[row], tuple(one[row] for one in logits), tuple(one[row] for one in scores))
+        if finite[row]
+        else None
         for row in range(len(embedding))
     ]

@@ -19,7 +19,8 @@ class TokenSnapshot(NamedTuple):
         waiting_flows: Flows that have entries waiting.
         reserved_tokens: Estimated tokens of admitted items that are not in the queue yet.
         reserved_characters: Code points of those items that are tokenized off the event loop.
-        flow_tokens: Waiting tokens of the flow that was asked about; 0 without one.
+        pending_flows: Flows that have entries waiting or items reserved.
+        offloaded_flows: Flows that have ``reserved_characters``.
     """
 
     waiting_items: int
@@ -28,7 +29,8 @@ class TokenSnapshot(NamedTuple):
     waiting_flows: int
     reserved_tokens: int
     reserved_characters: int
-    flow_tokens: int
+    pending_flows: int
+    offloaded_flows: int
 
 
 class TokenAccounting:
@@ -45,12 +47,13 @@ class TokenAccounting:
       lengths, and the sum of ``waiting_tokens`` over all flows.
     - ``waiting_flows`` is the number of flows whose ``waiting_tokens`` is not 0.
     - ``in_service_tokens`` is the sum over all flows; a flow's is 0 unless the flow is unary and has entries waiting.
-    - ``reserved_tokens`` and ``reserved_characters`` are the sums of the sizes that were reserved and not released.
+    - ``reserved_tokens`` and ``reserved_characters`` are the sums of the sizes that were reserved and not released, and
+      the sums over all flows.
+    - ``pending_flows`` and ``offloaded_flows`` are the numbers of flows whose ``pending_tokens`` and
+      ``reserved_characters`` are not 0.
 
-    Threads: the scheduler calls ``enqueue``, ``take`` and ``remove`` from any thread while it holds ``lock``. The event
-    loop alone calls ``reserve`` and ``release``, without the lock. ``snapshot`` takes the lock; on the event loop all
-    its counters agree with each other, on other threads the reservations may be newer than the rest. A single counter
-    may be read without the lock: it is one integer, and it may be outdated at once.
+    Threads: the scheduler calls ``enqueue``, ``take`` and ``remove`` from any thread while it holds ``lock``. The other
+    methods take the lock. A single counter may be read without it: it is one integer, and it may be outdated at once.
     """
 
     def __init__(self) -> None:
@@ -61,14 +64,16 @@ class TokenAccounting:
         self.waiting_flows = 0
         self.reserved_tokens = 0
         self.reserved_characters = 0
+        self.pending_flows = 0
+        self.offloaded_flows = 0
 
     @property
     def pending_tokens(self) -> int:
         """Tokens that wait now or will wait once they are tokenized."""
         return self.waiting_tokens + self.reserved_tokens
 
-    def snapshot(self, flow: Flow | None = None) -> TokenSnapshot:
-        """Reads all counters under the lock, and those of ``flow`` where one is given."""
+    def snapshot(self) -> TokenSnapshot:
+        """Reads all counters under the lock."""
         with self.lock:
             return TokenSnapshot(
                 self.waiting_items,
@@ -77,13 +82,15 @@ class TokenAccounting:
                 self.waiting_flows,
                 self.reserved_tokens,
                 self.reserved_characters,
-                flow.waiting_tokens if flow else 0,
+                self.pending_flows,
+                self.offloaded_flows,
             )
 
     def enqueue(self, entry: Entry) -> None:
         """Counts an entry that enters the queue. Requires the lock."""
         flow, length = entry.flow, entry.length
         self.waiting_flows += not flow.waiting_tokens
+        self.pending_flows += not flow.pending_tokens
         flow.waiting_tokens += length
         entry.waiting = True
         self.waiting_items += 1
@@ -105,17 +112,33 @@ class TokenAccounting:
         flow.waiting_tokens -= length
         if not flow.waiting_tokens:
             self.waiting_flows -= 1
+            self.pending_flows -= not flow.reserved_tokens
             self.in_service_tokens -= flow.in_service_tokens
             flow.in_service_tokens = 0
 
-    def reserve(self, sizes: Iterable[EstimatedSize]) -> None:
-        """Counts admitted items that are not tokenized yet. Event loop only."""
-        for tokens, characters in sizes:
+    def reserve(self, flow: Flow, sizes: Iterable[EstimatedSize]) -> None:
+        """Counts admitted items of a flow that are not tokenized yet."""
+        self._add(flow, *_total(sizes))
+
+    def release(self, flow: Flow, sizes: Iterable[EstimatedSize]) -> None:
+        """Ends reservations: their items are in the queue now, or gone."""
+        tokens, characters = _total(sizes)
+        self._add(flow, -tokens, -characters)
+
+    def _add(self, flow: Flow, tokens: int, characters: int) -> None:
+        with self.lock:
+            before = bool(flow.pending_tokens), bool(flow.reserved_characters)
+            flow.reserved_tokens += tokens
+            flow.reserved_characters += characters
             self.reserved_tokens += tokens
             self.reserved_characters += characters
+            self.pending_flows += bool(flow.pending_tokens) - before[0]
+            self.offloaded_flows += bool(flow.reserved_characters) - before[1]
 
-    def release(self, sizes: Iterable[EstimatedSize]) -> None:
-        """Ends reservations: their items are in the queue now, or gone. Event loop only."""
-        for tokens, characters in sizes:
-            self.reserved_tokens -= tokens
-            self.reserved_characters -= characters
+
+def _total(sizes: Iterable[EstimatedSize]) -> tuple[int, int]:
+    tokens = characters = 0
+    for size in sizes:
+        tokens += size.tokens
+        characters += size.characters
+    return tokens, characters

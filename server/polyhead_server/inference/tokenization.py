@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
-import asyncio
+import bisect
 import enum
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import random
+import string
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import tokenizers
 
-from .types import TokenizedText
+from .fair_worker import FairWorker
+from .types import MAX_PART_ITEMS, Flow, TokenizedText
 from .windows import spans
+from .word_boundaries import WordBoundaries
 from .word_cache import MAX_CHARACTERS, WordCache, is_cacheable
 
 # Tokenizing takes about 0.3 us a character: up to here it is cheaper than a hop to a thread and back (0.1 ms).
 _MAX_INLINE_CHARACTERS = 500
+# Longest time on the event loop, for texts of the most expensive words.
+_MAX_INLINE_S = 0.0003
 # Looking words up in the cache takes a fifth of that.
 _MAX_LOOKUP_CHARACTERS = 8192
-# Characters that the thread tokenizes before it turns to other messages: about 10 ms. One text alone may need as much.
+# Characters that are tokenized before the first of their texts enter the queue.
 _MAX_CHUNK_CHARACTERS = 32_768
+# Characters that the thread tokenizes between two looks at the clock: 2 ms of ordinary texts, or 10 ms of the most
+# expensive words. A tokenizer whose words have unknown boundaries tokenizes each text in one step.
+_STEP_CHARACTERS = 8192
+_EXPENSIVE_STEP_CHARACTERS = 1024
+
+
+class OffloadedTexts(NamedTuple):
+    """Texts that were tokenized, and how long the thread worked for the ordinary ones.
+
+    Attributes:
+        texts: The tokenized texts.
+        characters: Code points of the texts without words of unusual length that the thread tokenized.
+        seconds: Time that they took, without waiting.
+    """
+
+    texts: list[TokenizedText]
+    characters: int = 0
+    seconds: float = 0.0
 
 
 class Placement(enum.Enum):
@@ -53,10 +78,19 @@ class Tokenizer:
         self._max_tokens = max_tokens
         self._max_characters = max_characters
         self._leading, self._trailing = _count_special_tokens(self._tokenizer)
-        self._words = self._word_cache() if word_cache else None
+        empty = self._tokenizer.encode("").ids
+        self._special = empty[: self._leading], empty[self._leading :]
+        words = self._word_cache()
+        self._words = words if word_cache else None
+        # A tokenizer whose words can be cached makes the ids of a text word by word.
+        self._is_separable = words is not None
+        self._boundaries = (
+            WordBoundaries.of_bert(self._tokenizer) if self._is_separable else WordBoundaries.whitespace()
+        )
         self._max_content = max(max_tokens - self._leading - self._trailing, 1)
-        # One thread keeps the order of the calls; encode_batch_fast releases the GIL while it works.
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenization")
+        self._max_expensive_inline = _MAX_INLINE_S / _seconds_per_character(self._tokenizer)
+        # encode_batch_fast releases the GIL while it works.
+        self._worker = FairWorker("tokenization")
 
     @property
     def has_word_cache(self) -> bool:
@@ -65,13 +99,15 @@ class Tokenizer:
 
     def close(self) -> None:
         """Ends the thread and frees the word cache."""
-        self._executor.shutdown(wait=False)
+        self._worker.close()
         self._words = None
 
     def placement(self, texts: Sequence[str]) -> Placement:
         """Decides where the texts of a message are tokenized: the only place where that is decided."""
         characters = sum(map(len, texts))
-        if characters <= _MAX_INLINE_CHARACTERS:
+        if characters <= _MAX_INLINE_CHARACTERS and (
+            characters <= self._max_expensive_inline or all(map(self._boundaries.is_ordinary, texts))
+        ):
             return Placement.INLINE
         if self._words is not None and characters <= _MAX_LOOKUP_CHARACTERS:
             return Placement.LOOKUP
@@ -92,24 +128,27 @@ class Tokenizer:
         begin = size = 0
         for number, text in enumerate(texts):
             characters = min(len(text), self._max_characters)
-            if number > begin and size + characters > _MAX_CHUNK_CHARACTERS:
+            if number > begin and (size + characters > _MAX_CHUNK_CHARACTERS or number - begin >= MAX_PART_ITEMS):
                 yield slice(begin, number)
                 begin, size = number, 0
             size += characters
         yield slice(begin, len(texts))
 
-    async def encode_async(self, texts: list[str], placement: Placement, max_windows: int = 1) -> list[TokenizedText]:
-        """Tokenizes like ``encode``, in the place that ``placement`` decided."""
+    async def encode_async(
+        self, texts: list[str], placement: Placement, flow: Flow, max_windows: int = 1
+    ) -> OffloadedTexts:
+        """Tokenizes like ``encode``, where ``placement`` says; the time of the thread is charged to ``flow``."""
         if placement is Placement.INLINE:
-            return self.encode(texts, max_windows)
+            return OffloadedTexts(self.encode(texts, max_windows))
         if placement is Placement.OFFLOADED:
-            return await self._encode_offloaded(texts, max_windows)
+            return await self._worker.run(flow, self._steps(texts, max_windows))
         # Unknown words are not added here, which would take as long as the library does.
         known = [self._look_up(text, max_windows, add=False) for text in texts]
         left = [text for text, tokens in zip(texts, known, strict=True) if tokens is None]
         if self.placement(left) is Placement.INLINE:
-            return _fill(known, self.encode(left, max_windows))
-        return _fill(known, await self._encode_offloaded(left, max_windows))
+            return OffloadedTexts(_fill(known, self.encode(left, max_windows)))
+        made = await self._worker.run(flow, self._steps(left, max_windows))
+        return made._replace(texts=_fill(known, made.texts))
 
     def encode(self, texts: list[str], max_windows: int = 1) -> list[TokenizedText]:
         """Returns the token ids of each text, cut to the model's token limit or to so many windows of that length.
@@ -120,8 +159,78 @@ class Tokenizer:
         left = [text for text, tokens in zip(texts, known, strict=True) if tokens is None]
         return _fill(known, self._encode_with_library(left, max_windows))
 
-    async def _encode_offloaded(self, texts: list[str], max_windows: int) -> list[TokenizedText]:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self.encode, texts, max_windows)
+    def _steps(self, texts: Sequence[str], max_windows: int) -> Generator[None, None, OffloadedTexts]:
+        """Tokenizes like ``encode``, in steps of little work."""
+        found: list[TokenizedText] = []
+        characters, seconds = 0, 0.0
+        for group, size, ordinary in self._groups(texts):
+            step = _STEP_CHARACTERS if ordinary else _EXPENSIVE_STEP_CHARACTERS
+            steps = self._encode_group(group, max_windows, step)
+            spent = 0.0
+            while True:
+                started = time.monotonic()
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    found += end.value
+                    break
+                finally:
+                    spent += time.monotonic() - started
+                yield
+            if ordinary:
+                characters, seconds = characters + size, seconds + spent
+        return OffloadedTexts(found, characters, seconds)
+
+    def _groups(self, texts: Sequence[str]) -> Iterator[tuple[list[str], int, bool]]:
+        """Groups consecutive ordinary texts; yields each group, its code points and whether it is ordinary."""
+        group: list[str] = []
+        size = 0
+        for text in texts:
+            length = min(len(text), self._max_characters)
+            ordinary = self._is_ordinary(text)
+            if group and (not ordinary or size + length > _STEP_CHARACTERS):
+                yield group, size, True
+                group, size = [], 0
+            if ordinary:
+                group.append(text)
+                size += length
+            else:
+                yield [text], length, False
+        if group:
+            yield group, size, True
+
+    def _is_ordinary(self, text: str) -> bool:
+        # A tokenizer to which the words of a text make no difference needs no look at them.
+        return self._max_expensive_inline >= _MAX_INLINE_CHARACTERS or self._boundaries.is_ordinary(
+            text[: self._max_characters]
+        )
+
+    def _encode_group(
+        self, texts: list[str], max_windows: int, step: int
+    ) -> Generator[None, None, list[TokenizedText]]:
+        """Tokenizes some texts; a text of more than ``step`` characters in parts where the tokenizer allows that."""
+        head = texts[0][: self._max_characters]
+        parts = self._boundaries.cuts(head, step) if self._is_separable and len(texts) == 1 else []
+        if len(parts) < 2:
+            found = self.encode(texts, max_windows)
+            yield
+            return found
+        content: list[int] = []
+        ends: list[int] = []
+        for begin, end in parts:
+            (encoding,) = self._tokenizer.encode_batch_fast([head[begin:end]], add_special_tokens=False)
+            content += encoding.ids
+            ends.append(len(content))
+            yield
+        ids = [*self._special[0], *content, *self._special[1]]
+
+        def begin_of(number: int) -> int:
+            index = bisect.bisect_right(ends, number)
+            begin, end = parts[index]
+            first = ends[index - 1] if index else 0
+            return begin + self._offset(head[begin:end], number - first, add_special_tokens=False)
+
+        return [self._cut(texts[0], head, ids, max_windows, begin_of)]
 
     def _look_up(self, text: str, max_windows: int, *, add: bool) -> TokenizedText | None:
         """Tokenizes a text of known plain words; returns None for any other text."""
@@ -142,16 +251,30 @@ class Tokenizer:
     def _word_cache(self) -> WordCache | None:
         if not is_cacheable(self._tokenizer):
             return None
-        empty = self._tokenizer.encode("").ids
-        leading, trailing = empty[: self._leading], empty[self._leading :]
+        leading, trailing = self._special
         text = "a b"
         plain = self._tokenizer.encode(text, add_special_tokens=False).ids
         # A tokenizer that puts anything else around a text, or repeats it, is left to the library.
         as_expected = self._tokenizer.encode(text).ids == [*leading, *plain, *trailing]
         return WordCache(self._tokenizer, leading, trailing) if as_expected else None
 
-    def _cut(self, text: str, head: str, ids: list[int], max_windows: int) -> TokenizedText:
-        """Cuts the token ids of ``head``, the part of ``text`` that was read, to the limits."""
+    def _cut(
+        self,
+        text: str,
+        head: str,
+        ids: list[int],
+        max_windows: int,
+        begin_of: Callable[[int], int] | None = None,
+    ) -> TokenizedText:
+        """Cuts the token ids of ``head``, the part of ``text`` that was read, to the limits.
+
+        Args:
+            text: The whole text.
+            head: Its beginning, up to the limit of characters.
+            ids: Token ids of ``head``, with special tokens.
+            max_windows: Largest number of windows.
+            begin_of: Returns the code point where a token of the text itself begins; None to tokenize it again.
+        """
         if len(ids) <= self._max_tokens:
             return TokenizedText((ids,), len(ids), cut_at=len(head) if len(head) < len(text) else None)
         end = len(ids) - self._trailing
@@ -161,17 +284,18 @@ class Tokenizer:
         read = parts[-1][1]
         if read == len(content):
             return TokenizedText(windows, len(ids), cut_at=len(head) if len(head) < len(text) else None)
-        return TokenizedText(windows, len(ids), cut_at=self._begin(head, read))
+        return TokenizedText(windows, len(ids), cut_at=begin_of(read) if begin_of else self._begin(head, read))
 
     def _begin(self, head: str, number: int) -> int:
         """Returns the code point where a token of the text itself begins."""
         words = self._words
         begin = words.begin(head, number) if words else None
-        if begin is not None:
-            return begin
+        return self._offset(head, self._leading + number) if begin is None else begin
+
+    def _offset(self, text: str, number: int, *, add_special_tokens: bool = True) -> int:
         # Offsets are needed only here, and the fast encoding has none.
-        (encoding,) = self._tokenizer.encode_batch([head])
-        return int(encoding.offsets[self._leading + number][0])
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)
+        return int(encoding.offsets[number][0])
 
 
 def _fill(known: list[TokenizedText | None], made: list[TokenizedText]) -> list[TokenizedText]:
@@ -184,3 +308,22 @@ def _count_special_tokens(tokenizer: tokenizers.Tokenizer) -> tuple[int, int]:
     """Counts the special tokens before and after a text, such as [CLS] and [SEP]; each window gets them too."""
     mask = tokenizer.encode("a").special_tokens_mask
     return (mask.index(0), mask[::-1].index(0)) if 0 in mask else (0, 0)
+
+
+def _seconds_per_character(tokenizer: tokenizers.Tokenizer) -> float:
+    """Measures the tokenizer with expensive words: a hundred letters, most of which are a piece of their own."""
+    pieces = (piece.removeprefix("##") for piece in tokenizer.get_vocab())
+    # Latin letters, and those of the vocabulary for one that has no Latin letters.
+    alphabets = string.ascii_lowercase, sorted({piece for piece in pieces if len(piece) == 1 and piece.isalpha()})
+    return max(_seconds_for_words_of(tokenizer, letters) for letters in alphabets if letters)
+
+
+def _seconds_for_words_of(tokenizer: tokenizers.Tokenizer, letters: Sequence[str]) -> float:
+    choices = random.Random(0)  # noqa: S311 - no secret
+    text = " ".join("".join(choices.choices(letters, k=100)) for _ in range(5))
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        tokenizer.encode_batch_fast([text])
+        best = min(best, time.perf_counter() - started)
+    return best / len(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,6 +40,10 @@ class Truncation(enum.Enum):
 
 
 ALL_TASKS = frozenset(Task)
+MAX_ITEM_ID_BYTES = 256
+# Size of a part of a message, which one step on the event loop processes: some tenths of a millisecond.
+MAX_PART_ITEMS = 64
+MAX_PART_CHARACTERS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,8 @@ class RequestOptions:
     """Options that a message sets for all of its items.
 
     Attributes:
-        tasks: Kinds of answers to compute.
+        tasks: Kinds of answers to compute, as far as the model has heads for them.
+        required_tasks: Those of them that the message names, for which the model must have a head.
         encoding: Byte layout of the embedding.
         dimensions: Dimensions of the embedding to return; 0 for all.
         truncation: Policy for texts that are too long.
@@ -72,6 +78,7 @@ class RequestOptions:
     """
 
     tasks: frozenset[Task] = ALL_TASKS
+    required_tasks: frozenset[Task] = frozenset()
     encoding: Encoding = Encoding.FLOAT32_LE
     dimensions: int = 0
     truncation: Truncation = Truncation.TRUNCATE
@@ -82,11 +89,32 @@ class RequestOptions:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A decoded request message. ``in_order`` is None when the message does not set the order of the answers."""
+    """A decoded request message.
 
-    items: tuple[Item | InvalidItem, ...]
+    Attributes:
+        items: The items; those of a large message are decoded when they are read.
+        options: Options for all of them.
+        in_order: Order of the answers; None when the message does not set it.
+        error: Error with which every item is rejected, made once for all of them; None for a message that is accepted.
+    """
+
+    items: Sequence[Item | InvalidItem]
     options: RequestOptions
     in_order: bool | None = None
+    error: InvalidRequestError | None = None
+
+    def parts(self) -> Iterator[Message]:
+        """Divides the message into consecutive parts, each of which is little work for the event loop."""
+        part: list[Item | InvalidItem] = []
+        characters = 0
+        for item in self.items:
+            part.append(item)
+            characters += len(item.text) if isinstance(item, Item) else 0
+            if len(part) >= MAX_PART_ITEMS or characters >= MAX_PART_CHARACTERS:
+                yield Message(part, self.options, self.in_order, self.error)
+                part, characters = [], 0
+        if part:
+            yield Message(part, self.options, self.in_order, self.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +154,32 @@ class EstimatedSize(NamedTuple):
 class Flow:
     """One call, a stream or a unary request, among which the scheduler shares out the engine.
 
-    ``TokenAccounting`` alone writes the two token counters, ``FairClock`` alone writes the two fields after them.
+    ``TokenAccounting`` alone writes the four counters, ``FairClock`` the next two fields, ``FairWorker`` the last one.
 
     Attributes:
         unary: Whether the answers go out together when the last one is ready.
         waiting_tokens: Tokens of the flow's entries that wait.
         in_service_tokens: Tokens of a unary flow's entries that left the queue while others of the flow still wait.
+        reserved_tokens: Estimated tokens of the flow's admitted items that are not in the queue yet.
+        reserved_characters: Code points of those items that are tokenized off the event loop.
         virtual_finish: Virtual time at which the flow's last entry would be finished.
         last_length: Tokens of that last entry.
+        worker_time: Seconds of the tokenization thread that the flow is charged with.
     """
 
     unary: bool = False
     waiting_tokens: int = 0
     in_service_tokens: int = 0
+    reserved_tokens: int = 0
+    reserved_characters: int = 0
     virtual_finish: float = 0.0
     last_length: int = 0
+    worker_time: float = 0.0
+
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens of the flow that wait now or will wait once they are tokenized."""
+        return self.waiting_tokens + self.reserved_tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -229,10 +268,12 @@ class ModelOutput:
 
     Attributes:
         embedding: (dimensions,) float32.
-        probabilities: One array per head in the model's order: (labels,) float32, or (1,) for a sigmoid head.
+        logits: One array per head in the model's order: (labels,) float32, or (1,) for a sigmoid head.
+        probabilities: The same shapes.
     """
 
     embedding: NDArray[np.float32]
+    logits: tuple[NDArray[np.float32], ...]
     probabilities: tuple[NDArray[np.float32], ...]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import polyhead_bundle as bundle
 
-from polyhead_server.errors import ServerError
+from polyhead_server.errors import InternalError, ServerError
 
 from . import postprocessing
 from .types import ItemOutcome, OutcomeFuture, Result, TokenizedText
@@ -75,5 +75,7 @@ def combine_outcomes(manifest: bundle.Manifest, tokens: TokenizedText, outcomes:
         [len(window) for window in tokens.windows],
         normalized=manifest.embedding.normalized,
     )
+    if output is None:
+        return InternalError.logged("the pooled output is not finite")
     slowest = max((result.timings for result in results), key=lambda timings: timings.total_ns)
     return Result(output, tokens, slowest)

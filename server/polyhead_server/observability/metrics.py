@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -95,11 +96,17 @@ class Metrics:
 
     def count_outcomes(self, outcomes: Iterable[ItemOutcome]) -> None:
         """Counts errors and truncated texts among the outcomes of items."""
+        reasons: Counter[str] = Counter()
+        truncated = 0
         for outcome in outcomes:
             if isinstance(outcome, ServerError):
-                self._items.errors.labels(outcome.reason).inc()
-            elif outcome.tokens.cut_at is not None:
-                self._items.truncated.inc()
+                reasons[outcome.reason] += 1
+            else:
+                truncated += outcome.tokens.cut_at is not None
+        for reason, count in reasons.items():
+            self._items.errors.labels(reason).inc(count)
+        if truncated:
+            self._items.truncated.inc(truncated)
 
     def observe_batch(self, batch: Batch, duration_s: float) -> None:
         """Records a batch that has just been computed, and the queueing time of each of its items."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from grpc import aio
 from polyhead.v1 import inference_service_pb2
 
 from polyhead_server.errors import DrainingError, NotReadyError, OverloadedError
+from polyhead_server.inference.loop_turns import LoopTurns
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.inference.types import Flow, Message
+from polyhead_server.inference.types import MAX_PART_ITEMS, Flow, InvalidItem, Item, ItemOutcome, Message
 from polyhead_server.json_types import Values
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.settings import Settings
@@ -44,6 +46,7 @@ class InferenceService:
         self._draining = False
         self._started = time.monotonic()
         self._calls = ActiveCalls(metrics.set_requests_running)
+        self._turns = LoopTurns()
 
     @property
     def pipeline(self) -> Pipeline | None:
@@ -86,20 +89,38 @@ class InferenceService:
 
     async def analyze(self, message: Message, context: _Context) -> Any:
         """Answers a unary call: every item of one message, in request order."""
-        with self._call() as model:
-            message = model.check(message)
-            futures = await model.pipeline.submit(message, Flow(unary=True), _deadline(context))
-            # A cancelled call cancels these futures, which removes their items from the queue.
-            outcomes = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
+        with self._call():
+            message = await self._decode(message)
+            # Not earlier: a reload during the decoding would close the pipeline before the items are submitted.
+            model = self._require_model()
+            message = model.check_response_size(model.check(message))
+            outcomes = await _outcomes(model.pipeline, message, _deadline(context))
             self.metrics.count_outcomes(outcomes)
             overloaded = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
             if overloaded and len(overloaded) == len(outcomes):
                 # No item was accepted, so the call as a whole fails: gRPC clients then know when to retry.
                 raise overloaded[0]
-            pairs = zip(message.items, outcomes, strict=True)
-            return inference_service_pb2.AnalyzeResponse(
-                answers=[model.encoder.encode(item.item_id, outcome, message.options) for item, outcome in pairs]
-            )
+            response = inference_service_pb2.AnalyzeResponse()
+            for begin in range(0, len(outcomes), MAX_PART_ITEMS):
+                if begin:
+                    await self._turns.next()
+                part = slice(begin, begin + MAX_PART_ITEMS)
+                response.answers.extend(
+                    model.encoder.encode(item.item_id, outcome, message.options)
+                    for item, outcome in zip(message.items[part], outcomes[part], strict=True)
+                )
+            return response
+
+    async def _decode(self, message: Message) -> Message:
+        """Decodes the items of a message, part by part."""
+        items: list[Item | InvalidItem] = []
+        for number, part in enumerate(message.parts()):
+            if number:
+                await self._turns.next()
+            items += part.items
+        if len(items) > MAX_PART_ITEMS:
+            await self._turns.next()
+        return dataclasses.replace(message, items=items)
 
     async def stream(
         self, response_type: Callable[..., Any], messages: AsyncIterator[Message], context: _Context
@@ -107,13 +128,13 @@ class InferenceService:
         """Answers a bidirectional stream: one task reads and submits items, this one writes their answers."""
         with self._call():
             buffer = ResponseBuffer(self._settings.stream_window)
-            reader = StreamReader(buffer, self._require_model, _deadline(context))
+            reader = StreamReader(buffer, self._require_model, _deadline(context), self._turns)
             task = asyncio.create_task(reader.run(messages))
             # A task that is cancelled before its first step never runs, so it cannot close the buffer itself.
             task.add_done_callback(lambda task: buffer.close(DrainingError()) if task.cancelled() else None)
             self._readers.add(task)
             try:
-                await write_answers(buffer, response_type, context, self.metrics)
+                await write_answers(buffer, response_type, context, self.metrics, self._turns)
             finally:
                 self._readers.discard(task)
                 task.cancel()
@@ -122,7 +143,7 @@ class InferenceService:
     async def get_model_info(self, _: Any, __: _Context) -> Any:
         """Describes the serving model."""
         with self._call() as model:
-            info = model_info.describe(model.pipeline.model, model.encoder.fingerprints, self._settings)
+            info = model_info.describe(model.pipeline.model, model.encoder, self._settings)
             return inference_service_pb2.GetModelInfoResponse(model=info)
 
     @contextlib.contextmanager
@@ -152,3 +173,17 @@ def _deadline(context: _Context) -> float | None:
     """The call's deadline as a ``time.monotonic()`` second; None if it has none."""
     remaining_s = context.time_remaining()
     return None if remaining_s is None else time.monotonic() + remaining_s
+
+
+async def _outcomes(pipeline: Pipeline, message: Message, deadline: float | None) -> Sequence[ItemOutcome]:
+    """Returns the outcome of each item of a unary call."""
+    if message.error:
+        return [message.error] * len(message.items)
+    futures = await pipeline.submit(message, Flow(unary=True), deadline)
+    try:
+        return [await future for future in futures]
+    except asyncio.CancelledError:
+        # Removes the items of a cancelled call from the queue.
+        for future in futures:
+            future.cancel()
+        raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from polyhead_server.errors import InvalidRequestError
+from polyhead_server.errors import InvalidRequestError, TooManyItemsError
 
 # Messages up to this size parse within a few milliseconds whatever they contain.
 _SMALL_BYTES = 64 * 2**10
@@ -51,7 +51,7 @@ def _check(data: bytes, max_items: int) -> None:
                 if count > _MAX_ITEM_FIELDS:
                     raise InvalidRequestError("MALFORMED_MESSAGE", f"an item has more than {_MAX_ITEM_FIELDS} fields")
         if items > max_items:
-            raise InvalidRequestError("TOO_MANY_ITEMS", f"the message has more than {max_items} items")
+            raise TooManyItemsError(max_items, "are allowed")
         if other_bytes > _MAX_OTHER_BYTES:
             problem = f"the message has more than {_MAX_OTHER_BYTES} bytes besides its items"
             raise InvalidRequestError("MALFORMED_MESSAGE", problem)

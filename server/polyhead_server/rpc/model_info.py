@@ -5,18 +5,21 @@ from __future__ import annotations
 from importlib import metadata
 
 import polyhead_bundle as bundle
-from polyhead.v1 import item_pb2, model_pb2
+from polyhead.v1 import model_pb2
 
 from polyhead_server.inference.model import Model
+from polyhead_server.inference.types import RequestOptions
 from polyhead_server.settings import Settings
 
+from .response_encoder import ResponseEncoder
 
-def describe(model: Model, fingerprints: item_pb2.Fingerprints, settings: Settings) -> model_pb2.ModelInfo:
+
+def describe(model: Model, encoder: ResponseEncoder, settings: Settings) -> model_pb2.ModelInfo:
     """Builds the response of ``GetModelInfo``.
 
     Args:
         model: The serving model.
-        fingerprints: Those that every result of the model carries.
+        encoder: Encoder of the model's answers.
         settings: The server's, which hold the limits on requests.
     """
     manifest, runtime = model.source.manifest, model.engine.runtime
@@ -40,11 +43,12 @@ def describe(model: Model, fingerprints: item_pb2.Fingerprints, settings: Settin
         limits=model_pb2.Limits(
             max_tokens=manifest.max_tokens,
             max_characters=manifest.max_tokens * settings.max_characters_per_token,
-            max_items_per_message=settings.max_items_per_message,
+            # Answers with everything that a client may request.
+            max_items_per_message=min(settings.max_items_per_message, encoder.max_items(RequestOptions(timings=True))),
             max_message_bytes=settings.max_message_bytes,
             max_windows=settings.max_windows,
         ),
-        fingerprints=fingerprints,
+        fingerprints=encoder.fingerprints,
         runtime=model_pb2.RuntimeInfo(
             engine=runtime.engine,
             device=runtime.device,

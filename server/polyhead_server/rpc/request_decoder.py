@@ -7,16 +7,18 @@ does not affect the other items of its message.
 from __future__ import annotations
 
 import codecs
+import functools
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 from polyhead.v1 import inference_service_pb2, item_pb2
 
-from polyhead_server.errors import InvalidRequestError
+from polyhead_server.errors import InvalidRequestError, TooManyItemsError
 from polyhead_server.inference.types import (
     ALL_TASKS,
+    MAX_ITEM_ID_BYTES,
     Encoding,
     InvalidItem,
     Item,
@@ -29,9 +31,14 @@ from polyhead_server.out_of_memory import exit_if_out_of_memory
 
 from . import message_limits
 
-MAX_ITEM_ID_BYTES = 256
 # Code points of an invalid id that its answer repeats: enough to find the item, few enough to keep the answer small.
 _MAX_ECHOED_ID = 64
+_ID_TOO_LONG = InvalidRequestError("ITEM_ID_TOO_LONG", f"item_id has more than {MAX_ITEM_ID_BYTES} bytes")
+_ID_NOT_UTF8 = InvalidRequestError("ITEM_ID_NOT_UTF8", "item_id is not valid UTF-8")
+# Every fingerprint has so many hexadecimal digits.
+_FINGERPRINT_DIGITS = 16
+# More heads than any model has.
+_MAX_EXPECTED_HEADS = 1024
 _decode_utf8 = codecs.utf_8_decode
 
 _TASKS = {
@@ -97,15 +104,13 @@ class RequestDecoder:
     def _decode(self, request: Any) -> Message:
         if len(request.items) > self._max_items:
             # One answer for the whole message: answering thousands of empty items would cost more than sending them.
-            problem = f"the message has {len(request.items)} items; at most {self._max_items} are allowed"
-            raise InvalidRequestError("TOO_MANY_ITEMS", problem)
-        max_text_bytes = self._max_text_bytes()
-        items = tuple(_decode_item(item.item_id, item.text, max_text_bytes) for item in request.items)
+            raise TooManyItemsError(self._max_items, "are allowed")
+        items = _Items(request.items, self._max_text_bytes())
         try:
             in_order = _lookup(_IN_ORDER, getattr(request, "order", 0), "order")
             return Message(items, self._options(request), in_order)
         except InvalidRequestError as error:
-            return Message(tuple(InvalidItem(item.item_id, error) for item in items), RequestOptions())
+            return Message(items, RequestOptions(), error=error)
 
     def _options(self, request: Any) -> RequestOptions:
         # Deduplicated first: even a small message may repeat a task thousands of times.
@@ -115,43 +120,88 @@ class RequestDecoder:
         expected = request.options.expected_fingerprints
         return RequestOptions(
             tasks=tasks or self._tasks,
+            required_tasks=tasks or (frozenset() if self._tasks == ALL_TASKS else self._tasks),
             encoding=_lookup(_ENCODINGS, embedding_options.encoding if embedding_options else 0, "encoding"),
             dimensions=embedding_options.dimensions if embedding_options else 0,
             truncation=_lookup(_TRUNCATION, request.options.truncation, "truncation"),
             timings=request.options.include_timings,
-            expected_space=expected.embedding_space,
-            expected_heads=tuple((head.head, head.fingerprint) for head in expected.heads),
+            expected_space=_fingerprint(expected.embedding_space),
+            expected_heads=_expected_heads(expected.heads),
         )
+
+
+class _Items(Sequence[Item | InvalidItem]):
+    """The items of a message, each decoded when it is read, so that a large message can be decoded in parts."""
+
+    def __init__(self, encoded: Sequence[Any], max_text_bytes: int) -> None:
+        self._encoded = encoded
+        self._max_text_bytes = max_text_bytes
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    @overload
+    def __getitem__(self, index: int) -> Item | InvalidItem: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item | InvalidItem]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | InvalidItem | list[Item | InvalidItem]:
+        if isinstance(index, slice):
+            return [_decode_item(one.item_id, one.text, self._max_text_bytes) for one in self._encoded[index]]
+        one = self._encoded[index]
+        return _decode_item(one.item_id, one.text, self._max_text_bytes)
 
 
 def _invalid_message(error: InvalidRequestError) -> Message:
     """Returns a message of one invalid item, which stands for a message whose items were not decoded."""
-    return Message((InvalidItem("", error),), RequestOptions())
+    return Message((InvalidItem("", error),), RequestOptions(), error=error)
 
 
 def _lookup(table: dict[Any, Any], number: int, field: str) -> Any:
     if number not in table:
-        raise InvalidRequestError(f"UNKNOWN_{field.upper()}", f"{field} {number} is not known to this server")
+        raise InvalidRequestError(f"UNKNOWN_{field.upper()}", f"the {field} is not one that this server knows")
     return table[number]
+
+
+def _fingerprint(expected: str) -> str:
+    if len(expected) not in {0, _FINGERPRINT_DIGITS}:
+        problem = f"an expected fingerprint does not have {_FINGERPRINT_DIGITS} digits"
+        raise InvalidRequestError("INVALID_FINGERPRINT", problem)
+    return expected
+
+
+def _expected_heads(heads: Sequence[Any]) -> tuple[tuple[str, str], ...]:
+    if len(heads) > _MAX_EXPECTED_HEADS:
+        problem = f"expected_fingerprints lists more than {_MAX_EXPECTED_HEADS} heads"
+        raise InvalidRequestError("INVALID_FINGERPRINT", problem)
+    return tuple((head.head, _fingerprint(head.fingerprint)) for head in heads)
 
 
 def _decode_item(item_id: bytes, text: bytes, max_text_bytes: int) -> Item | InvalidItem:
     """Decodes an item, and of its text only as much as the model may need."""
-    decoded_id = item_id.decode(errors="replace")
     if len(item_id) > MAX_ITEM_ID_BYTES:
-        problem = f"item_id has more than {MAX_ITEM_ID_BYTES} bytes"
-        return InvalidItem(decoded_id[:_MAX_ECHOED_ID], InvalidRequestError("ITEM_ID_TOO_LONG", problem))
-    if decoded_id.encode() != item_id:
-        return InvalidItem(
-            decoded_id[:_MAX_ECHOED_ID], InvalidRequestError("ITEM_ID_NOT_UTF8", "item_id is not valid UTF-8")
-        )
+        return InvalidItem(_echoed(item_id), _ID_TOO_LONG)
+    try:
+        decoded_id = item_id.decode()
+    except UnicodeDecodeError:
+        return InvalidItem(_echoed(item_id), _ID_NOT_UTF8)
     try:
         # A cut may split a character; with final=False the decoder ignores the incomplete rest.
         decoded_text, _ = _decode_utf8(text[:max_text_bytes], "strict", len(text) <= max_text_bytes)
     except UnicodeDecodeError as error:
-        problem = f"text is not valid UTF-8: {error.reason} at byte {error.start}"
-        return InvalidItem(decoded_id, InvalidRequestError("TEXT_NOT_UTF8", problem))
+        return InvalidItem(decoded_id, _text_not_utf8(error.reason, error.start))
     return Item(decoded_id, decoded_text)
+
+
+def _echoed(item_id: bytes) -> str:
+    return item_id[:MAX_ITEM_ID_BYTES].decode(errors="replace")[:_MAX_ECHOED_ID]
+
+
+@functools.lru_cache(maxsize=4096)
+def _text_not_utf8(reason: str, position: int) -> InvalidRequestError:
+    """Returns one error for all texts with the same mistake, because making an error costs more than sending one."""
+    return InvalidRequestError("TEXT_NOT_UTF8", f"text is not valid UTF-8: {reason} at byte {position}")
 
 
 def _bytes_types() -> dict[str, type[message.Message]]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from polyhead_server.errors import FingerprintMismatchError, InvalidRequestError
+from polyhead_server.errors import (
+    FingerprintMismatchError,
+    InvalidRequestError,
+    TaskNotAvailableError,
+    TooManyItemsError,
+)
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.inference.types import InvalidItem, Message, RequestOptions
 
-from .response_encoder import ResponseEncoder
+from .response_encoder import MAX_RESPONSE_BYTES, ResponseEncoder
 
 
 @dataclass(frozen=True)
@@ -26,16 +32,30 @@ class ServingModel:
         return cls(pipeline, ResponseEncoder(model.source.manifest, model.fingerprints))
 
     def check(self, message: Message) -> Message:
-        """Returns the message; with every item invalid if this model does not meet the message's preconditions."""
+        """Returns the message; rejected if this model does not meet the message's preconditions."""
         options = message.options
         if options.dimensions > self.encoder.dimensions:
-            problem = f"the embedding has {self.encoder.dimensions} dimensions, not {options.dimensions}"
+            problem = f"the embedding has only {self.encoder.dimensions} dimensions"
             return reject(message, InvalidRequestError("TOO_MANY_DIMENSIONS", problem))
+        if missing := sorted(options.required_tasks - self.encoder.tasks, key=lambda task: task.value):
+            heads = ", ".join(f"{head.name} ({head.kind})" for head in self.pipeline.model.source.manifest.heads)
+            return reject(message, TaskNotAvailableError(missing[0].name.lower(), heads))
         if options.expected_space or options.expected_heads:
             for component, expected, actual in self._fingerprints(options):
                 if expected not in {"", actual}:
-                    return reject(message, FingerprintMismatchError(component, expected, actual))
+                    return reject(message, FingerprintMismatchError(component, actual))
         return message
+
+    def check_response_size(self, message: Message) -> Message:
+        """Returns the message of a unary call; rejected as a whole if its answers might not fit into a response."""
+        if message.error:
+            return message
+        max_items = self.encoder.max_items(message.options)
+        if len(message.items) <= max_items:
+            return message
+        why = f"are certain to fit into a response of {MAX_RESPONSE_BYTES // 2**20} MiB with these options"
+        error = TooManyItemsError(max_items, f"{why}; use a stream for more")
+        return reject(Message((InvalidItem("", error),), message.options), error)
 
     def _fingerprints(self, options: RequestOptions) -> Iterator[tuple[str, str, str]]:
         """Yields each component with its expected and its actual fingerprint."""
@@ -43,9 +63,10 @@ class ServingModel:
         yield "embedding_space", options.expected_space, actual.embedding_space
         heads = {head.head: head.fingerprint for head in actual.heads}
         for name, expected in options.expected_heads:
-            yield name, expected, heads.get(name, "")
+            # The name of a head that the model does not have is text of the request.
+            yield (name if name in heads else "head"), expected, heads.get(name, "")
 
 
 def reject(message: Message, error: InvalidRequestError) -> Message:
-    """Returns a message in which every item is invalid with the same error."""
-    return Message(tuple(InvalidItem(item.item_id, error) for item in message.items), message.options)
+    """Returns the message, of which every item is rejected with the same error."""
+    return dataclasses.replace(message, error=message.error or error)

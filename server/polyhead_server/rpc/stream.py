@@ -10,15 +10,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from grpc import aio
 from polyhead.v1 import item_pb2
 
-from polyhead_server.errors import InvalidRequestError
-from polyhead_server.inference.types import Flow, Message
+from polyhead_server.errors import InvalidRequestError, ServerError
+from polyhead_server.inference.loop_turns import LoopTurns
+from polyhead_server.inference.types import MAX_PART_ITEMS, Flow, Message, OutcomeFuture
 from polyhead_server.observability.metrics import Metrics
 
 from .response_buffer import PendingAnswer, ResponseBuffer
@@ -31,17 +34,25 @@ _RESPONSE_BYTES = 2**20
 class StreamReader:
     """Reads the messages of one stream and submits their items."""
 
-    def __init__(self, buffer: ResponseBuffer, current: Callable[[], ServingModel], deadline: float | None) -> None:
+    def __init__(
+        self,
+        buffer: ResponseBuffer,
+        current: Callable[[], ServingModel],
+        deadline: float | None,
+        turns: LoopTurns,
+    ) -> None:
         """Creates the reader of one stream.
 
         Args:
             buffer: Receives a pending answer for every item.
             current: Returns the model that serves now; a reload may change it during the stream.
             deadline: ``time.monotonic()`` second at which the call expires; None for no deadline.
+            turns: Turns on the event loop for the parts of large messages.
         """
         self._buffer = buffer
         self._current = current
         self._deadline = deadline
+        self._turns = turns
         self._model: ServingModel | None = None
         self._flow = Flow()
 
@@ -59,15 +70,26 @@ class StreamReader:
             self._buffer.close(error)
 
     async def _submit(self, message: Message) -> None:
+        """Submits the items of a message, part by part, as buffer and queue have space for them."""
         arrived_ns = time.monotonic_ns()
-        await self._buffer.wait_for_space()
-        model = await self._wait_for_capacity()
-        accepted = model.check(_check_order(message, self._buffer.in_order))
-        futures = await model.pipeline.submit(
-            accepted, self._flow, self._deadline, blocking=True, arrived_ns=arrived_ns
-        )
-        for item, future in zip(accepted.items, futures, strict=True):
-            self._buffer.add(PendingAnswer(item.item_id, accepted.options, model.encoder, future))
+        message = _check_order(message, self._buffer.in_order)
+        for number, part in enumerate(message.parts()):
+            if number:
+                await self._turns.next()
+            left = part
+            while left.items:
+                await self._buffer.wait_for_space()
+                model = await self._wait_for_capacity()
+                futures = await self._submit_part(model, model.check(left), arrived_ns)
+                for item, future in zip(left.items, futures, strict=False):
+                    self._buffer.add(PendingAnswer(item.item_id, left.options, model.encoder, future))
+                left = dataclasses.replace(left, items=left.items[len(futures) :])
+
+    async def _submit_part(self, model: ServingModel, part: Message, arrived_ns: int) -> list[OutcomeFuture]:
+        """Returns a future for each of the items that are answered now; at least for one if there is capacity."""
+        if part.error:
+            return [_resolved(part.error) for _ in part.items]
+        return await model.pipeline.submit(part, self._flow, self._deadline, blocking=True, arrived_ns=arrived_ns)
 
     async def _wait_for_capacity(self) -> ServingModel:
         """Waits until the queue of the serving model accepts another message; returns that model."""
@@ -82,7 +104,11 @@ class StreamReader:
 
 
 async def write_answers(
-    buffer: ResponseBuffer, response_type: Callable[..., Any], context: aio.ServicerContext[Any, Any], metrics: Metrics
+    buffer: ResponseBuffer,
+    response_type: Callable[..., Any],
+    context: aio.ServicerContext[Any, Any],
+    metrics: Metrics,
+    turns: LoopTurns,
 ) -> None:
     """Writes answers as soon as the buffer has them, several in a message, until the buffer is closed and empty.
 
@@ -91,11 +117,17 @@ async def write_answers(
     """
     while ready := await buffer.ready():
         metrics.count_outcomes(pending.future.result() for pending in ready)
-        answers = (
-            pending.encoder.encode(pending.item_id, pending.future.result(), pending.options) for pending in ready
-        )
-        for chunk in _chunks(answers):
-            await context.write(response_type(answers=chunk))
+        chunk: list[item_pb2.Answer] = []
+        size = 0
+        for number, pending in enumerate(ready, 1):
+            answer = pending.encoder.encode(pending.item_id, pending.future.result(), pending.options)
+            chunk.append(answer)
+            size += answer.ByteSize()
+            if size >= _RESPONSE_BYTES or number == len(ready):
+                await context.write(response_type(answers=chunk))
+                chunk, size = [], 0
+            elif not number % MAX_PART_ITEMS:
+                await turns.next()
 
 
 def _check_order(message: Message, in_order: bool) -> Message:
@@ -105,15 +137,7 @@ def _check_order(message: Message, in_order: bool) -> Message:
     return reject(message, InvalidRequestError("STREAM_ORDER_CHANGED", problem))
 
 
-def _chunks(answers: Iterator[item_pb2.Answer]) -> Iterator[list[item_pb2.Answer]]:
-    """Groups answers into lists of about ``_RESPONSE_BYTES``."""
-    chunk: list[item_pb2.Answer] = []
-    size = 0
-    for answer in answers:
-        chunk.append(answer)
-        size += answer.ByteSize()
-        if size >= _RESPONSE_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+def _resolved(error: ServerError) -> OutcomeFuture:
+    future: OutcomeFuture = asyncio.get_running_loop().create_future()
+    future.set_result(error)
+    return future

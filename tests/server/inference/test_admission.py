@@ -55,9 +55,10 @@ async def test_stream_counts_only_its_waiting_tokens(admission: Admission, sched
 
 async def test_everything_with_capacity_is_admitted_before_a_rate_is_known(scheduler: BatchScheduler) -> None:
     admission = Admission(scheduler.accounting, 1, max_queue_s=0.001, max_queue_tokens=10_000, tokens_per_s=0)
-    put(scheduler, 9000)
-    assert admits(admission, 1000)
-    assert not admits(admission, 1001)
+    flow = Flow()
+    put(scheduler, 9000, flow)
+    assert admits(admission, 1000, flow=flow)
+    assert not admits(admission, 1001, flow=flow)
 
 
 async def test_unary_item_is_rejected_when_its_wait_exceeds_the_limit(
@@ -87,21 +88,35 @@ async def test_single_text_is_admitted_however_much_of_a_stream_waits(
 
 
 async def test_queue_has_a_limit_in_tokens(admission: Admission, scheduler: BatchScheduler) -> None:
-    stream = Flow()
-    put(scheduler, 9950, stream)
-    assert admits(admission, 50)
-    assert not admits(admission, 51)
-    _, rejection = admission.admit(Flow(), sizes(51), None, blocking=False)
+    flow = Flow()
+    put(scheduler, 9950, flow)
+    patient = Admission(scheduler.accounting, 2, max_queue_s=1e9, max_queue_tokens=10_000, tokens_per_s=1000)
+    assert admits(patient, 50, flow=flow)
+    assert not admits(patient, 51, flow=flow)
+    _, rejection = patient.admit(flow, sizes(51), None, blocking=False)
     assert isinstance(rejection, OverloadedError)
     assert "10001 tokens would wait, the limit is 10000" in str(rejection)
     assert rejection.retry_after_s == pytest.approx(10_001 / 2000 / 2)
 
 
+async def test_call_may_use_its_share_of_a_queue_that_others_fill(scheduler: BatchScheduler) -> None:
+    admission = Admission(scheduler.accounting, 2, max_queue_s=1e9, max_queue_tokens=10_000, tokens_per_s=1000)
+    put(scheduler, 20_000)
+    # Two calls: each has a share of 5,000 tokens, and its first item whatever the size.
+    assert admission.first_rejected(Flow(), sizes(*[100] * 60), 1e9, blocking=False)[0] == 50
+    assert admits(admission, 5000)
+    assert admits(admission, 6000)
+    for _ in range(8):
+        put(scheduler, 100)
+    assert admission.first_rejected(Flow(), sizes(*[100] * 60), 1e9, blocking=False)[0] == 10
+
+
 async def test_reserved_texts_count_until_they_are_released(admission: Admission) -> None:
-    assert admission.admit(Flow(), sizes(9990), None, blocking=False)[0] == 1
-    assert not admits(admission, 11)
-    admission.release(sizes(9990))
-    assert admits(admission, 11)
+    flow = Flow()
+    assert admission.admit(flow, sizes(3990), None, blocking=False)[0] == 1
+    assert not admits(admission, 11, flow=flow)
+    admission.release(flow, sizes(3990))
+    assert admits(admission, 11, flow=flow)
 
 
 async def test_item_is_rejected_when_it_cannot_be_answered_before_its_deadline(
@@ -110,10 +125,10 @@ async def test_item_is_rejected_when_it_cannot_be_answered_before_its_deadline(
     put(scheduler, 1000)
     for blocking in (True, False):
         for left_s, admitted in ((1.0, 1), (0.5, 0)):
-            deadline = time.monotonic() + left_s
+            deadline, flow = time.monotonic() + left_s, Flow()
             # Each of both flows gets half of the machine: 600 tokens take 0.6 s, and 0.65 of the time may be filled.
-            assert admission.admit(Flow(), sizes(600), deadline, blocking=blocking)[0] == admitted
-            admission.release(sizes(600)[:admitted])
+            assert admission.admit(flow, sizes(600), deadline, blocking=blocking)[0] == admitted
+            admission.release(flow, sizes(600)[:admitted])
         assert isinstance(admission.admit(Flow(), sizes(600), deadline, blocking=blocking)[1], OverloadedError)
 
 
@@ -123,12 +138,14 @@ async def test_first_item_is_admitted_when_nothing_waits(admission: Admission) -
 
 
 async def test_unary_message_is_admitted_whole_or_not_at_all(admission: Admission, scheduler: BatchScheduler) -> None:
+    flow = Flow()
     put(scheduler, 9000)
-    assert admission.admit(Flow(), sizes(*[100] * 10), None, blocking=False)[0] == 10
-    admission.release(sizes(*[100] * 10))
-    assert admission.admit(Flow(), sizes(*[100] * 11), None, blocking=False)[0] == 0
-    _, rejection = admission.admit(Flow(), sizes(*[100] * 11), None, blocking=False)
-    assert "10100 tokens would wait" in str(rejection)
+    # Two calls: half of 2,000 tokens a second for each, for at most 2 s.
+    assert admission.admit(flow, sizes(*[100] * 20), None, blocking=False)[0] == 20
+    admission.release(flow, sizes(*[100] * 20))
+    assert admission.admit(flow, sizes(*[100] * 21), None, blocking=False)[0] == 0
+    _, rejection = admission.admit(flow, sizes(*[100] * 21), None, blocking=False)
+    assert "the expected wait is 2.10 s" in str(rejection)
 
 
 async def test_message_that_just_fits_an_empty_queue_is_rejected_whole(
@@ -149,7 +166,32 @@ async def test_message_too_large_for_an_empty_queue_is_admitted_as_far_as_it_fit
 
 async def test_stream_is_not_rejected_for_queue_limits(admission: Admission, scheduler: BatchScheduler) -> None:
     put(scheduler, 10_000)
-    assert admission.admit(Flow(), sizes(1000, 1000), None, blocking=True)[0] == 2
+    flow = Flow()
+    # Streams share 2,000 tokens, which take 1 s: the first item has a place, and the others wait without an error.
+    assert admission.admit(flow, sizes(900, 200, 200), None, blocking=True) == (1, None)
+    assert admission.admit(flow, sizes(200), None, blocking=True) == (1, None)
+    assert not admission.has_capacity(flow)
+    assert admission.admit(flow, sizes(200), None, blocking=True) == (0, None)
+
+
+@pytest.mark.parametrize("tokens", [1, 100, 3000, 20_000])
+@pytest.mark.parametrize("streams", [1, 3, 60])
+async def test_streams_that_send_without_end_hold_their_shares_of_the_queue(
+    admission: Admission, scheduler: BatchScheduler, streams: int, tokens: int
+) -> None:
+    flows = [Flow() for _ in range(streams)]
+    for flow in flows:
+        while admission.has_capacity(flow):
+            admitted, error = admission.admit(flow, sizes(*[tokens] * 50), None, blocking=True)
+            assert admitted
+            assert error is None
+    # Half of the queue in total, of which later streams get smaller shares, and one item for each stream.
+    harmonic = sum(1 / number for number in range(1, streams + 1))
+    assert scheduler.accounting.pending_tokens <= 2000 * harmonic + streams * tokens
+    assert all(flow.pending_tokens for flow in flows)
+    # A call that has nothing in the queue is admitted.
+    assert admits(admission, 10)
+    assert admission.has_capacity(Flow())
 
 
 async def test_item_whose_deadline_passed_is_expired(admission: Admission) -> None:
@@ -172,21 +214,26 @@ async def test_long_texts_are_rejected_when_tokenizing_those_before_them_takes_t
     put(scheduler, 10)
     # A million code points a second until a rate was observed, and at most 2 s of queue.
     long = [EstimatedSize(100, 400_000)] * 6
-    assert admission.admit(Flow(), long, None, blocking=False)[0] == 4
-    _, rejection = admission.admit(Flow(), long[:1], None, blocking=False)
+    flow = Flow()
+    assert admission.admit(flow, long, None, blocking=False)[0] == 4
+    _, rejection = admission.admit(flow, long[:1], None, blocking=False)
     assert isinstance(rejection, OverloadedError)
-    # A short text does not wait for them.
+    # A short text does not wait for them, and a long one only for its own share of the time.
     assert admits(admission, 100, deadline_s=0.5)
-    admission.release(long[:4])
+    other = Flow()
+    assert admission.admit(other, [EstimatedSize(100, 20_000)], time.monotonic() + 0.5, blocking=False)[0] == 1
+    admission.release(other, [EstimatedSize(100, 20_000)])
+    admission.release(flow, long[:4])
     for _ in range(100):
         admission.observe_tokenization(100_000, 1.0)
-    assert admission.admit(Flow(), long, None, blocking=False)[0] == 0
+    assert admission.admit(flow, long, None, blocking=False)[0] == 0
 
 
 async def test_first_rejected_changes_nothing(admission: Admission, scheduler: BatchScheduler) -> None:
-    put(scheduler, 9000)
+    flow = Flow()
+    put(scheduler, 9000, flow)
     before = scheduler.accounting.snapshot()
-    index, rejection = admission.first_rejected(Flow(), sizes(500, 500, 500), 1e9, blocking=False)
+    index, rejection = admission.first_rejected(flow, sizes(500, 500, 500), 1e9, blocking=False)
     assert index == 2
     assert "10500 tokens would wait" in str(rejection)
     assert scheduler.accounting.snapshot() == before

@@ -9,7 +9,7 @@ from polyhead_server.errors import ExpiredError, InternalError, InvalidRequestEr
 from polyhead_server.inference import scheduler
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.inference.tokenization import Placement
+from polyhead_server.inference.tokenization import OffloadedTexts, Placement
 from polyhead_server.inference.types import (
     Flow,
     InvalidItem,
@@ -241,11 +241,11 @@ async def test_message_cancelled_while_it_is_submitted_leaves_nothing_behind(
     await engine.hold()
     encode, entered = pipeline.model.tokenizer.encode_async, asyncio.Event()
 
-    async def first_chunk_only(texts: list[str], placement: Placement, max_windows: int) -> list[TokenizedText]:
+    async def first_chunk_only(texts: list[str], placement: Placement, flow: Flow, max_windows: int) -> OffloadedTexts:
         if len(texts) == 2:
-            return await encode(texts, placement, max_windows)
+            return await encode(texts, placement, flow, max_windows)
         entered.set()
-        never: asyncio.Future[list[TokenizedText]] = asyncio.get_running_loop().create_future()
+        never: asyncio.Future[OffloadedTexts] = asyncio.get_running_loop().create_future()
         return await never
 
     monkeypatch.setattr(pipeline.model.tokenizer, "encode_async", first_chunk_only)

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import polyhead_bundle as bundle
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from polyhead_server.inference import postprocessing
 
 
@@ -73,6 +78,7 @@ def test_windows_are_weighted_by_their_tokens(normalized: bool) -> None:
     pooled = postprocessing.pool_windows(
         [topic, mood], [row for row in rows if row], [10, 10, 5], normalized=normalized
     )
+    assert pooled is not None
     mean = weights @ embeddings
     np.testing.assert_allclose(pooled.embedding, mean / (np.linalg.norm(mean) if normalized else 1), rtol=1e-5)
     # Equal to the probabilities of the mean of the logits, which pool_windows does not see.
@@ -85,10 +91,59 @@ def test_windows_are_weighted_by_their_tokens(normalized: bool) -> None:
         assert one.dtype == np.float32
 
 
-def test_windows_with_probabilities_of_0_and_1_are_pooled_to_finite_values() -> None:
-    mood = bundle.Head("mood", "sigmoid", "mood_logits", ("no", "yes"), threshold=0.5)
-    rows = postprocessing.postprocess([mood], [np.zeros((2, 4), np.float32), np.array([[500.0], [-500.0]], np.float32)])
-    (probability,) = postprocessing.pool_windows(
-        [mood], [row for row in rows if row], [7, 7], normalized=True
-    ).probabilities
-    assert probability.tolist() == [0.5]
+FINITE = st.floats(-(2.0**99), 2.0**99, width=32)
+
+
+@given(
+    windows=st.lists(st.tuples(FINITE, FINITE, FINITE, st.integers(1, 512)), min_size=1, max_size=6),
+    temperature=st.floats(1e-3, 1e3),
+)
+@example(windows=[(17.2, 0, 0, 128), (0.1, 0, 0, 128), (-14.3, 0, 0, 128), (-15.4, 0, 0, 128)], temperature=1.0)
+@example(windows=[(500.0, 1, 0, 7), (-500.0, 0, 1, 7)], temperature=1.0)
+@example(windows=[(3e38, -3e38, 3e38, 512), (3e38, 3e38, -3e38, 1)], temperature=1.0)
+def test_windows_are_pooled_like_exact_arithmetic(
+    windows: list[tuple[float, float, float, int]], temperature: float
+) -> None:
+    topic = bundle.Head("topic", "softmax", "logits", ("a", "b"), temperature)
+    mood = bundle.Head("mood", "sigmoid", "mood_logits", ("no", "yes"), temperature, 0.5)
+    logits = np.array([values[:2] for values in windows], dtype=np.float32)
+    moods = np.array([values[2:3] for values in windows], dtype=np.float32)
+    rows = postprocessing.postprocess([topic, mood], [np.ones((len(windows), 4), np.float32), logits, moods])
+    tokens = [window[3] for window in windows]
+    pooled = postprocessing.pool_windows([topic, mood], [one for one in rows if one], tokens, normalized=True)
+    assert pooled is not None
+    for index, values in enumerate(([one - other for one, other in logits.tolist()], moods[:, 0].tolist())):
+        # The difference of two logits decides, as the logit of a sigmoid head does.
+        mean = sum(Fraction(value) * count for value, count in zip(values, tokens, strict=True)) / sum(tokens)
+        expected = 1 / (1 + math.exp(-float(max(min(mean / Fraction(temperature), 700), -700))))
+        # float64 rounds the sum of large numbers of both signs.
+        slack = 1e-5 + max(map(abs, values)) / temperature * 1e-15
+        assert pooled.probabilities[index][0] == pytest.approx(expected, abs=slack)
+        assert pooled.probabilities[index].dtype == np.float32
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1.0, 7.0])
+@pytest.mark.parametrize("logit", [0.0, 20.0, -90.0, 12_345.0])
+def test_window_alone_has_the_same_probabilities_as_the_text(logit: float, temperature: float) -> None:
+    head = bundle.Head("mood", "sigmoid", "mood_logits", ("no", "yes"), temperature, 0.5)
+    (only,) = postprocessing.postprocess([head], [np.ones((1, 4), np.float32), row(logit)])
+    assert only is not None
+    pooled = postprocessing.pool_windows([head], [only], [9], normalized=False)
+    assert pooled is not None
+    assert pooled.probabilities[0].tolist() == only.probabilities[0].tolist()
+
+
+def test_row_whose_probabilities_are_not_finite_is_no_result() -> None:
+    head = bundle.Head("mood", "sigmoid", "mood_logits", ("no", "yes"), 1e-300, 0.5)
+    topic = softmax(1e-300)
+    assert postprocessing.postprocess([topic], [np.ones((1, 4), np.float32), row(3e38, 1)]) == [None]
+    (sharp,) = postprocessing.postprocess([head], [np.ones((1, 4), np.float32), row(3e38)])
+    assert sharp is not None
+    assert sharp.probabilities[0].tolist() == [1.0]
+
+
+def test_mean_of_embeddings_that_cancel_out_is_no_reason_to_divide_by_zero() -> None:
+    rows = postprocessing.postprocess([], [np.array([[1, 0], [-1, 0]], np.float32)])
+    pooled = postprocessing.pool_windows([], [one for one in rows if one], [5, 5], normalized=True)
+    assert pooled is not None
+    assert pooled.embedding.tolist() == [0, 0]

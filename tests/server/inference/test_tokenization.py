@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from polyhead_server.inference.tokenization import Placement, Tokenizer
-from polyhead_server.inference.types import TokenizedText
+from polyhead_server.inference.types import Flow, TokenizedText
 
 from tests.support.fake_engine import MAX_TOKENS, WORDS
 
@@ -56,7 +56,8 @@ def test_special_tokens_in_a_text_are_read_as_text(tokenizer: Tokenizer) -> None
 @pytest.mark.parametrize("count", [1, 1000])
 async def test_async_and_sync_agree(tokenizer: Tokenizer, count: int) -> None:
     texts = [f"w{number % 200}" for number in range(count)]
-    assert await tokenizer.encode_async(texts, tokenizer.placement(texts)) == tokenizer.encode(texts)
+    made = await tokenizer.encode_async(texts, tokenizer.placement(texts), Flow())
+    assert made.texts == tokenizer.encode(texts)
 
 
 def words_of(window: list[int]) -> list[str]:
@@ -122,6 +123,6 @@ async def test_placement_decides_the_thread_and_not_the_tokens(
         return encode(*arguments)
 
     monkeypatch.setattr(tokenizer, "encode", record)
-    assert await tokenizer.encode_async(texts, placement) == encode(texts)
+    assert (await tokenizer.encode_async(texts, placement, Flow())).texts == encode(texts)
     inline = threads == [threading.current_thread()]
     assert inline == (placement is not Placement.OFFLOADED)

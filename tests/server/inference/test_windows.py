@@ -88,7 +88,9 @@ async def test_text_that_is_resolved_otherwise_cancels_its_windows() -> None:
 
 
 def window_result(embedding: list[float], total_ns: int) -> Result:
-    output = ModelOutput(np.array(embedding, np.float32), (np.array([0.5], np.float32),) * 2)
+    output = ModelOutput(
+        np.array(embedding, np.float32), (np.array([0.0], np.float32),) * 2, (np.array([0.5], np.float32),) * 2
+    )
     return Result(output, TOKENS, Timings(1, 2, 3, total_ns, 1, 8, 0))
 
 

@@ -3,14 +3,17 @@ from __future__ import annotations
 import string
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polyhead_server.inference import word_cache
+from polyhead_server.inference.fair_worker import FairWorker
 from polyhead_server.inference.tokenization import Placement, Tokenizer
-from polyhead_server.inference.types import TokenizedText
+from polyhead_server.inference.types import Flow, TokenizedText
+from polyhead_server.inference.word_boundaries import WordBoundaries
 from polyhead_server.inference.word_cache import WordCache, is_cacheable
 from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 
@@ -157,7 +160,8 @@ async def test_texts_keep_their_order_wherever_tokenized(pair: tuple[Tokenizer, 
     cached, library = pair
     texts = [("h\u00e9llo " if number % 3 else "hello ") * (number % 5) + f"0{number}" for number in range(count)]
     for _ in range(2):
-        assert await cached.encode_async(texts, cached.placement(texts)) == library.encode(texts)
+        made = await cached.encode_async(texts, cached.placement(texts), Flow())
+        assert made.texts == library.encode(texts)
 
 
 def offloaded(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
@@ -179,8 +183,8 @@ def test_messages_of_medium_size_are_looked_up_first(
     pair: tuple[Tokenizer, Tokenizer], characters: int, expected: Placement
 ) -> None:
     cached, library = pair
-    assert cached.placement(["a" * characters]) is expected
-    assert library.placement(["a" * characters]) is not Placement.LOOKUP
+    assert cached.placement(["a"] * characters) is expected
+    assert library.placement(["a"] * characters) is not Placement.LOOKUP
 
 
 def test_long_plain_text_is_offloaded(tmp_path: Path) -> None:
@@ -203,7 +207,7 @@ async def test_unknown_words_of_a_looked_up_message_are_not_added_on_the_event_l
 
     monkeypatch.setattr(tokenizer, "encode", record)
     for _ in range(2):
-        assert await tokenizer.encode_async(texts, Placement.LOOKUP) == encode(texts)
+        assert (await tokenizer.encode_async(texts, Placement.LOOKUP, Flow())).texts == encode(texts)
     # All texts were offloaded at first; later the cache knew all of them.
     assert threads == [(20, False), (0, True)]
 
@@ -218,3 +222,114 @@ def test_words_are_not_added_without_being_asked() -> None:
     words = words_of(LOWER)
     assert words.encode("hello", add=False) is None
     assert words.encode("hello", add=True) == words.encode("hello", add=False)
+
+
+@pytest.fixture(scope="module")
+def long_texts(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer that reads long texts, of which words of many letters are expensive."""
+    path = tmp_path_factory.mktemp("bert") / "tokenizer.json"
+    LOWER.save(str(path))
+    return Tokenizer(path, max_tokens=16, max_characters=100_000)
+
+
+SEPARATORS = [
+    *" \t\n-.,'[",
+    "\u060c",
+    "\u3000",
+    "\u4e2d",
+    "\u3400",
+    "\u2028",
+    "\U0002a700",
+    "\u20ac",
+    "\u0301",
+    "\u200b",
+]
+PARTS = st.sampled_from([*PIECES, "hello" * 9, "b" * 99, "x" * 120, "h\u00e9llo", "\u00c5", "\U0001d400"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(PARTS, st.sampled_from(SEPARATORS)), max_size=60), st.integers(1, 40))
+@pytest.mark.parametrize("tokenizer", [LOWER, CASED], ids=["uncased", "cased"])
+def test_text_that_is_cut_at_boundaries_has_the_same_tokens(
+    tokenizer: tokenizers.Tokenizer, parts: list[tuple[str, str]], size: int
+) -> None:
+    text = "".join(word + separator for word, separator in parts)
+    cuts = BOUNDARIES[id(tokenizer)].cuts(text, size)
+    assert "".join(text[begin:end] for begin, end in cuts) == text
+    whole = tokenizer.encode(text, add_special_tokens=False)
+    pieces = [tokenizer.encode(text[begin:end], add_special_tokens=False) for begin, end in cuts]
+    assert [one for piece in pieces for one in piece.ids] == whole.ids
+    assert [
+        (begin + first, begin + last)
+        for (begin, _), piece in zip(cuts, pieces, strict=True)
+        for first, last in piece.offsets
+    ] == whole.offsets
+
+
+BOUNDARIES = {id(tokenizer): WordBoundaries.of_bert(tokenizer) for tokenizer in (LOWER, CASED)}
+
+
+@pytest.mark.parametrize("separator", ["\u060c", "\u3000", "\u4e2d", "\U0002a6df", "-", "\n"])
+def test_expensive_text_can_be_cut_at_every_kind_of_boundary(separator: str) -> None:
+    boundaries = BOUNDARIES[id(LOWER)]
+    text = ("b" * 99 + separator) * 300
+    assert not boundaries.is_ordinary(text)
+    assert max(end - begin for begin, end in boundaries.cuts(text, 1000)) < 1100
+
+
+def test_text_without_long_words_is_ordinary() -> None:
+    boundaries = BOUNDARIES[id(LOWER)]
+    assert boundaries.is_ordinary("")
+    assert boundaries.is_ordinary("b" * 24 + " " + "d" * 24 + "." + "\u4e2d" * 100 + "hello " * 10_000)
+    assert not boundaries.is_ordinary("hello " * 10_000 + "b" * 25)
+    assert not boundaries.is_ordinary("b" * 25 + "." * 10_000)
+
+
+def test_ideographs_are_no_boundary_for_a_tokenizer_that_does_not_separate_them() -> None:
+    tokenizer = bert()
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, handle_chinese_chars=False)
+    boundaries = WordBoundaries.of_bert(tokenizer)
+    assert not boundaries.is_ordinary("\u4e2d" * 25)
+    assert boundaries.is_ordinary(("b" * 24 + "\u060c") * 3)
+
+
+LONG_WORDS = ["b" * 99 + " ", "hello " * 300, "bad.", "h\u00e9llo\u060c", "x" * 5000]
+
+
+@pytest.mark.parametrize("max_windows", [1, 3, 1000])
+async def test_long_texts_are_tokenized_in_parts_like_the_library_does(long_texts: Tokenizer, max_windows: int) -> None:
+    texts = ["".join(LONG_WORDS[(number + place) % 5] for place in range(20)) for number in range(5)] + ["hello", ""]
+    made = await long_texts.encode_async(texts, Placement.OFFLOADED, Flow(), max_windows)
+    assert made.texts == long_texts.encode(texts, max_windows)
+    # What ordinary texts cost is measured with ordinary texts alone.
+    assert made.characters == 5
+    assert made.seconds > 0
+
+
+async def test_expensive_texts_are_tokenized_in_steps_of_bounded_size(
+    long_texts: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    async def run(self: FairWorker, flow: Flow, work: Any) -> Any:
+        try:
+            while True:
+                next(work)
+                steps.append(0)
+        except StopIteration as end:
+            return end.value
+
+    monkeypatch.setattr(FairWorker, "run", run)
+    text = ("b" * 99 + " ") * 10
+    await long_texts.encode_async([text] * 10, Placement.OFFLOADED, Flow())
+    assert len(steps) == 10
+    steps.clear()
+    await long_texts.encode_async(["hello " * 100] * 10, Placement.OFFLOADED, Flow())
+    assert len(steps) == 1
+
+
+def test_text_of_long_words_is_not_tokenized_on_the_event_loop(long_texts: Tokenizer) -> None:
+    assert long_texts.placement(["hello " * 80]) is Placement.INLINE
+    assert long_texts.placement(["b" * 100]) is not Placement.INLINE
+    assert long_texts.placement(["hello", "b" * 100]) is not Placement.INLINE
+    assert long_texts.placement(["b" * 24] * 20) is Placement.INLINE

@@ -43,7 +43,7 @@ async def test_too_many_dimensions_are_rejected_and_the_stream_continues(running
     refused, whole, cut = await collect(running.stub.StreamEmbed(requests))
     for answer in (*unary.answers, refused):
         assert (answer.item_id, answer.error.code) == ("w1", grpc.StatusCode.INVALID_ARGUMENT.value[0])
-        assert "2 dimensions, not 3" in answer.error.message
+        assert "only 2 dimensions" in answer.error.message
     assert [embedding(whole), embedding(cut)] == [embedding_of("w1"), embedding_of("w1")[:1]]
 
 
@@ -150,7 +150,7 @@ def expecting(space: str = "", **heads: str) -> item_pb2.ItemOptions:
         (expecting(topic="t" * 16), None),
         (expecting("x" * 16), "embedding_space"),
         (expecting("e" * 16, topic="x" * 16), "topic"),
-        (expecting(unknown="x" * 16), "unknown"),
+        (expecting(unknown="x" * 16), "a head that the model does not have"),
     ],
 )
 async def test_items_are_rejected_if_the_model_is_not_the_expected_one(

@@ -8,9 +8,9 @@ import pytest
 from google.protobuf.message import DecodeError
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import item_pb2
-from polyhead_server.errors import InvalidRequestError
 from polyhead_server.inference.types import (
     ALL_TASKS,
+    MAX_ITEM_ID_BYTES,
     Encoding,
     InvalidItem,
     Item,
@@ -20,7 +20,7 @@ from polyhead_server.inference.types import (
     Truncation,
 )
 from polyhead_server.rpc import message_limits
-from polyhead_server.rpc.request_decoder import MAX_ITEM_ID_BYTES, RequestDecoder
+from polyhead_server.rpc.request_decoder import RequestDecoder
 
 MAX_ITEMS = 5
 
@@ -32,15 +32,19 @@ def request(*items: item_pb2.Item, **fields: object) -> bytes:
 
 
 def reasons(message: Message) -> list[str | None]:
+    """Returns why each item is rejected."""
+    if message.error:
+        return [message.error.reason] * len(message.items)
     return [item.error.reason if isinstance(item, InvalidItem) else None for item in message.items]
 
 
 def test_message_without_options_requests_every_task() -> None:
     message = decode_analyze(request(item_pb2.Item(item_id="1", text="héllo")))
-    assert message == Message(
-        (Item("1", "héllo"),),
-        RequestOptions(ALL_TASKS, Encoding.FLOAT32_LE, truncation=Truncation.TRUNCATE, timings=False),
+    assert list(message.items) == [Item("1", "héllo")]
+    assert message.options == RequestOptions(
+        ALL_TASKS, encoding=Encoding.FLOAT32_LE, truncation=Truncation.TRUNCATE, timings=False
     )
+    assert (message.in_order, message.error) == (None, None)
 
 
 def test_options_are_decoded() -> None:
@@ -53,7 +57,12 @@ def test_options_are_decoded() -> None:
         )
     )
     assert message.options == RequestOptions(
-        frozenset({Task.SENTIMENT}), Encoding.INT8, dimensions=1, truncation=Truncation.ERROR, timings=True
+        frozenset({Task.SENTIMENT}),
+        frozenset({Task.SENTIMENT}),
+        Encoding.INT8,
+        dimensions=1,
+        truncation=Truncation.ERROR,
+        timings=True,
     )
     assert message.in_order is False
 
@@ -68,7 +77,8 @@ def test_options_are_decoded() -> None:
 )
 def test_single_task_stream_requests_its_task_only(request_type: type[pb2.StreamEmbedRequest], task: Task) -> None:
     data = request_type(items=[item_pb2.Item(text="x")]).SerializeToString()
-    assert RequestDecoder(request_type, MAX_ITEMS, frozenset({task}))(data).options.tasks == {task}
+    options = RequestDecoder(request_type, MAX_ITEMS, frozenset({task}))(data).options
+    assert options.tasks == options.required_tasks == {task}
 
 
 @pytest.mark.parametrize("request_type", [pb2.AnalyzeRequest, pb2.StreamAnalyzeRequest, pb2.StreamEmbedRequest])
@@ -125,17 +135,51 @@ def test_invalid_id_is_echoed_truncated(item_id: bytes) -> None:
 def test_unknown_enum_number_rejects_every_item(fields: dict[str, object], reason: str) -> None:
     message = decode_analyze(request(item_pb2.Item(item_id="1"), item_pb2.Item(item_id="2"), **fields))
     assert reasons(message) == [reason, reason]
-    assert isinstance(message.items[0], InvalidItem)
-    assert isinstance(message.items[0].error, InvalidRequestError)
+    assert [item.item_id for item in message.items] == ["1", "2"]
 
 
 def test_expected_fingerprints_are_decoded() -> None:
     expected = item_pb2.Fingerprints(
-        embedding_space="e", heads=[item_pb2.HeadFingerprint(head="topic", fingerprint="t")]
+        embedding_space="e" * 16, heads=[item_pb2.HeadFingerprint(head="topic", fingerprint="t" * 16)]
     )
     options = item_pb2.ItemOptions(expected_fingerprints=expected)
     decoded = decode_analyze(pb2.AnalyzeRequest(options=options).SerializeToString()).options
-    assert (decoded.expected_space, decoded.expected_heads) == ("e", (("topic", "t"),))
+    assert (decoded.expected_space, decoded.expected_heads) == ("e" * 16, (("topic", "t" * 16),))
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        item_pb2.Fingerprints(embedding_space="e" * 17),
+        item_pb2.Fingerprints(embedding_space="e" * 60_000),
+        item_pb2.Fingerprints(heads=[item_pb2.HeadFingerprint(head="topic", fingerprint="short")]),
+        item_pb2.Fingerprints(heads=[item_pb2.HeadFingerprint(head="topic")] * 1025),
+    ],
+)
+def test_fingerprint_that_no_model_can_have_rejects_every_item(expected: item_pb2.Fingerprints) -> None:
+    options = item_pb2.ItemOptions(expected_fingerprints=expected)
+    message = decode_analyze(request(item_pb2.Item(item_id="1"), item_pb2.Item(item_id="2"), options=options))
+    assert reasons(message) == ["INVALID_FINGERPRINT"] * 2
+    assert len(str(message.error)) < 100
+
+
+def test_items_with_the_same_mistake_share_one_error() -> None:
+    data = request(*[item_pb2.Item(text="??")] * 2).replace(b"??", b"\xff\xfe")
+    first, second = decode_analyze(data).items
+    assert isinstance(first, InvalidItem)
+    assert isinstance(second, InvalidItem)
+    assert first.error is second.error
+
+
+def test_large_message_is_decoded_in_parts() -> None:
+    texts = [str(number) for number in range(1000)] + ["x" * 40_000] * 4
+    data = pb2.AnalyzeRequest(items=[item_pb2.Item(text=text) for text in texts]).SerializeToString()
+    message = RequestDecoder(pb2.AnalyzeRequest, 2000)(data)
+    parts = [[item.text for item in part.items if isinstance(item, Item)] for part in message.parts()]
+    assert [text for part in parts for text in part] == texts
+    assert max(map(len, parts)) == 64
+    assert [len(part) for part in parts[-2:]] == [42, 2]
+    assert message.items[:2] == [Item("", "0"), Item("", "1")]
 
 
 @pytest.mark.parametrize(("text", "decoded"), [("aé€😀" * 9, "aé€😀aé€"), ("aé€", "aé€"), ("😀" * 9, "😀" * 4)])

@@ -8,8 +8,10 @@ import time
 import numpy as np
 import polyhead_bundle as bundle
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from polyhead.v1 import item_pb2
-from polyhead_server.errors import ExpiredError
+from polyhead_server.errors import ExpiredError, OverloadedError
 from polyhead_server.inference.types import Encoding, ModelOutput, RequestOptions, Result, Task, Timings, TokenizedText
 from polyhead_server.rpc.response_encoder import ResponseEncoder, encode_embedding
 
@@ -18,7 +20,8 @@ EMBEDDING = np.array([0.1, -2.5], dtype=np.float32)
 
 def result(*probabilities: list[float], tokens: TokenizedText | None = None) -> Result:
     rows = tuple(np.array(row, dtype=np.float32) for row in probabilities)
-    return Result(ModelOutput(EMBEDDING, rows), tokens or TokenizedText(([2, 7, 3],), 3), Timings(1, 2, 3, 7, 4, 5, 0))
+    output = ModelOutput(EMBEDDING, rows, rows)
+    return Result(output, tokens or TokenizedText(([2, 7, 3],), 3), Timings(1, 2, 3, 7, 4, 5, 0))
 
 
 @pytest.fixture
@@ -124,3 +127,105 @@ def test_error_becomes_an_answer(encoder: ResponseEncoder) -> None:
     answer = encoder.encode("id", ExpiredError(), RequestOptions())
     assert answer.WhichOneof("outcome") == "error"
     assert answer.error.code == 4
+
+
+def output_of(embedding: list[float]) -> ModelOutput:
+    rows = (np.ones(3, np.float32), np.ones(1, np.float32))
+    return ModelOutput(np.array(embedding, np.float32), rows, rows)
+
+
+def test_float16_embedding_beyond_its_range_is_an_error(encoder: ResponseEncoder) -> None:
+    for values, fits in (([65_504.0, -1.0], True), ([1.0, -65_600.0], False)):
+        output = output_of(values)
+        outcome = dataclasses.replace(result([1, 0, 0], [0]), output=output)
+        answer = encoder.encode("id", outcome, RequestOptions(encoding=Encoding.FLOAT16_LE))
+        assert (answer.WhichOneof("outcome") == "result") == fits
+        assert fits or (answer.item_id, answer.error.code) == ("id", 3)
+        assert encoder.encode("id", outcome, RequestOptions()).WhichOneof("outcome") == "result"
+
+
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=9))
+@example([1e-45, -1e-45, 0.0])
+@example([3e-39, 1e-39, -2e-39])
+def test_int8_encoding_is_within_half_a_step_of_any_embedding(values: list[float]) -> None:
+    embedding = np.array(values, np.float32)
+    data, scale = encode_embedding(embedding, Encoding.INT8)
+    steps = np.frombuffer(data, np.int8)
+    assert np.abs(steps.astype(int)).max() == (127 if embedding.any() else 0)
+    np.testing.assert_allclose(steps * scale, embedding, atol=scale * 0.5001)
+
+
+def test_shortened_embedding_of_tiny_numbers_is_normalized_again(manifest: bundle.Manifest) -> None:
+    embedding = dataclasses.replace(manifest.embedding, normalized=True)
+    encoder = ResponseEncoder(
+        dataclasses.replace(manifest, embedding=embedding), manifest.variants["fp32"].fingerprints
+    )
+    output = output_of([3e-30, 1.0])
+    outcome = dataclasses.replace(result([1, 0, 0], [0]), output=output)
+    cut = encoder.encode("", outcome, RequestOptions(dimensions=1)).result.embedding
+    assert np.frombuffer(cut.values, "<f4").tolist() == [1.0]
+
+
+def wide(manifest: bundle.Manifest, dimensions: int, labels: int, heads: int) -> ResponseEncoder:
+    """Makes the encoder of a model with many dimensions, labels and heads."""
+    embedding = dataclasses.replace(manifest.embedding, dimensions=dimensions)
+    softmax = [
+        bundle.Head(f"h{one}", "softmax", f"o{one}", tuple(f"label {number}" for number in range(labels)))
+        for one in range(heads)
+    ]
+    sigmoid = [
+        bundle.Head(f"s{one}", "sigmoid", f"p{one}", ("no", "a longer label"), threshold=0.5) for one in range(heads)
+    ]
+    names = {head.name: "f" * 16 for head in (*softmax, *sigmoid)}
+    changed = dataclasses.replace(manifest, embedding=embedding, heads=(*softmax, *sigmoid))
+    return ResponseEncoder(changed, bundle.Fingerprints("e" * 16, names))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    dimensions=st.sampled_from([1, 384, 1024, 4096]),
+    labels=st.sampled_from([2, 30, 700]),
+    heads=st.integers(0, 3),
+    tasks=st.sets(st.sampled_from(list(Task)), min_size=1),
+    encoding=st.sampled_from(list(Encoding)),
+    cut=st.booleans(),
+    timings=st.booleans(),
+)
+def test_unary_response_of_as_many_items_as_fit_stays_below_4_mib(
+    manifest: bundle.Manifest,
+    *,
+    dimensions: int,
+    labels: int,
+    heads: int,
+    tasks: set[Task],
+    encoding: Encoding,
+    cut: bool,
+    timings: bool,
+) -> None:
+    encoder = wide(manifest, dimensions, labels, heads)
+    options = RequestOptions(
+        tasks=frozenset(tasks), encoding=encoding, dimensions=dimensions // 2 if cut else 0, timings=timings
+    )
+    count = encoder.max_items(options)
+    rows = [np.full(labels, 1 / labels, np.float32)] * heads + [np.ones(1, np.float32)] * heads
+    output = ModelOutput(np.ones(dimensions, np.float32), tuple(rows), tuple(rows))
+    tokens = TokenizedText(([2] * 512,) * 32, 2**31, cut_at=2**31)
+    long_ns = 3600 * 10**9 + 999_999_999
+    outcome = Result(output, tokens, Timings(long_ns, long_ns, long_ns, 4 * long_ns, 4096, 2**30, 0))
+    largest = max(
+        encoder.encode("i" * 256, one, options).ByteSize() for one in (outcome, OverloadedError.late(1e9, 1e9))
+    )
+    # Each answer has a tag and a length in the response.
+    assert count * (largest + 5) <= 4 * 2**20
+    # And the limit is not far below what fits.
+    assert count * max(largest, 1280) * 1.3 > 4 * 2**20 - 2 * largest or count == 1
+
+
+def test_tasks_of_a_model_are_those_of_its_heads(manifest: bundle.Manifest) -> None:
+    fingerprints = manifest.variants["fp32"].fingerprints
+    for heads, tasks in (
+        (manifest.heads, set(Task)),
+        (manifest.heads[:1], {Task.EMBEDDING, Task.CLASSIFICATION}),
+        ((), {Task.EMBEDDING}),
+    ):
+        assert ResponseEncoder(dataclasses.replace(manifest, heads=heads), fingerprints).tasks == tasks

@@ -34,11 +34,14 @@ class AnalyzeRequest(_message.Message):
     EMBEDDING_OPTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Item]:
-        """items are the texts to answer, at most Limits.max_items_per_message. A request without items gets no answers."""
+        """items are the texts to answer, at most Limits.max_items_per_message. More are accepted up to the server's own limit
+        if their answers are certain to fit into a response of 4 MiB, as with fewer tasks or a shorter encoding; otherwise
+        the message is rejected before anything is computed. A request without items gets no answers.
+        """
 
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_item_pb2.Task.ValueType]:
-        """tasks are the requested tasks; duplicates have no effect. Empty requests every task of the model."""
+        """tasks are the requested tasks; duplicates have no effect. Empty requests every task for which the model has a head."""
 
     @_builtins.property
     def options(self) -> _item_pb2.ItemOptions:
@@ -109,7 +112,7 @@ class StreamAnalyzeRequest(_message.Message):
 
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_item_pb2.Task.ValueType]:
-        """tasks are the requested tasks. Empty requests every task of the model."""
+        """tasks are the requested tasks. Empty requests every task for which the model has a head."""
 
     @_builtins.property
     def options(self) -> _item_pb2.ItemOptions:

@@ -37,7 +37,9 @@ class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType],
     """TASK_SENTIMENT requests the probability of every sigmoid head."""
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper):
-    """Task is one kind of answer about a text."""
+    """Task is one kind of answer about a text. A task for which the model has no head is rejected with INVALID_ARGUMENT and
+    reason TASK_NOT_AVAILABLE.
+    """
 
 TASK_UNSPECIFIED: Task.ValueType  # 0
 """TASK_UNSPECIFIED is rejected with INVALID_ARGUMENT. An empty list of tasks requests every task."""
@@ -60,7 +62,9 @@ class _EmbeddingEncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Emb
     EMBEDDING_ENCODING_FLOAT32_LE: _EmbeddingEncoding.ValueType  # 1
     """EMBEDDING_ENCODING_FLOAT32_LE is IEEE 754 binary32, little-endian, 4 bytes per dimension."""
     EMBEDDING_ENCODING_FLOAT16_LE: _EmbeddingEncoding.ValueType  # 2
-    """EMBEDDING_ENCODING_FLOAT16_LE is IEEE 754 binary16, little-endian, 2 bytes per dimension, rounded to nearest even."""
+    """EMBEDDING_ENCODING_FLOAT16_LE is IEEE 754 binary16, little-endian, 2 bytes per dimension, rounded to nearest even. An
+    embedding with a value beyond its range is an error; EmbeddingInfo.normalized excludes that.
+    """
     EMBEDDING_ENCODING_INT8: _EmbeddingEncoding.ValueType  # 3
     """EMBEDDING_ENCODING_INT8 is one signed byte per dimension, -127 to 127, to be multiplied by Embedding.scale."""
     EMBEDDING_ENCODING_BINARY: _EmbeddingEncoding.ValueType  # 4
@@ -76,7 +80,9 @@ EMBEDDING_ENCODING_UNSPECIFIED: EmbeddingEncoding.ValueType  # 0
 EMBEDDING_ENCODING_FLOAT32_LE: EmbeddingEncoding.ValueType  # 1
 """EMBEDDING_ENCODING_FLOAT32_LE is IEEE 754 binary32, little-endian, 4 bytes per dimension."""
 EMBEDDING_ENCODING_FLOAT16_LE: EmbeddingEncoding.ValueType  # 2
-"""EMBEDDING_ENCODING_FLOAT16_LE is IEEE 754 binary16, little-endian, 2 bytes per dimension, rounded to nearest even."""
+"""EMBEDDING_ENCODING_FLOAT16_LE is IEEE 754 binary16, little-endian, 2 bytes per dimension, rounded to nearest even. An
+embedding with a value beyond its range is an error; EmbeddingInfo.normalized excludes that.
+"""
 EMBEDDING_ENCODING_INT8: EmbeddingEncoding.ValueType  # 3
 """EMBEDDING_ENCODING_INT8 is one signed byte per dimension, -127 to 127, to be multiplied by Embedding.scale."""
 EMBEDDING_ENCODING_BINARY: EmbeddingEncoding.ValueType  # 4
@@ -190,7 +196,8 @@ class ItemOptions(_message.Message):
     @_builtins.property
     def expected_fingerprints(self) -> Global___Fingerprints:
         """expected_fingerprints are the fingerprints that the serving model must have. Items are rejected with
-        FAILED_PRECONDITION if the embedding space or a listed head differs. Empty fields match any model.
+        FAILED_PRECONDITION if the embedding space or a listed head differs, and with INVALID_ARGUMENT if a fingerprint does
+        not have 16 digits. Empty fields match any model.
         """
 
     def __init__(
@@ -248,8 +255,8 @@ class Answer(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
-    """item_id is the id of the item, unchanged. Empty if the message was malformed or had more items than
-    Limits.max_items_per_message: one answer then stands for all of its items.
+    """item_id is the id of the item, unchanged. Empty if the message was malformed or had too many items: one answer then
+    stands for all of its items.
     """
     @_builtins.property
     def result(self) -> Global___Result:
@@ -258,7 +265,7 @@ class Answer(_message.Message):
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """error states why there is no result. Its details contain a google.rpc.ErrorInfo with domain "polyhead" and one of
-        the reasons listed in docs/reference/errors.md.
+        the reasons listed in docs/reference/errors.md. It repeats nothing of the request.
         """
 
     def __init__(

@@ -194,7 +194,9 @@ class Limits(_message.Message):
     max_characters: _builtins.int
     """max_characters is the maximum length of a text in Unicode code points; the rest is truncated."""
     max_items_per_message: _builtins.int
-    """max_items_per_message is the maximum number of items in a message, in streams and in unary calls."""
+    """max_items_per_message is the maximum number of items in a message, in streams and in unary calls. With so many items
+    the response of a unary call is at most 4 MiB, the default limit of gRPC clients, whatever the options.
+    """
     max_message_bytes: _builtins.int
     """max_message_bytes is the maximum size of a serialized request message, in bytes."""
     max_windows: _builtins.int
