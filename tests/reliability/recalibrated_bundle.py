@@ -13,15 +13,20 @@ from polyhead_training.model import PolyheadModel
 _TEMPERATURE_FACTOR = 2.0
 
 
-def write_bundle_with_other_head(source: Path, destination: Path) -> Path:
+def write_bundle_with_other_head(source: Path, destination: Path, factor: float = _TEMPERATURE_FACTOR) -> Path:
     """Writes the bundle that an export would write after a new calibration of the first head.
 
     The temperature is part of neither the graph nor the golden logits, so everything else stays unchanged. The
     fingerprints are computed by the same code as in the export.
+
+    Args:
+        source: The bundle to change.
+        destination: Folder of the new bundle.
+        factor: Factor on the temperature of the first head.
     """
     found = bundle.load(source)
     first, *others = found.manifest.heads
-    heads = (dataclasses.replace(first, temperature=first.temperature * _TEMPERATURE_FACTOR), *others)
+    heads = (dataclasses.replace(first, temperature=first.temperature * factor), *others)
     model = PolyheadModel.from_pretrained(source / "torch").eval()
     tokenizer = found.file(bundle.TOKENIZER).read_bytes()
     variants = {

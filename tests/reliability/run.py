@@ -55,6 +55,7 @@ MODULES = (
     "overload",
     "resource_abuse",
     "adversarial_inputs",
+    "expensive_requests",
     "multilingual_inputs",
     "response_isolation",
     "malformed_messages",
