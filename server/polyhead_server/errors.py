@@ -6,10 +6,16 @@ Each class names its canonical status code (google.rpc.Code) and its reason, as 
     +-- InvalidRequestError            INVALID_ARGUMENT, own reasons              the client must change the request
     |   +-- TextTooLongError           OUT_OF_RANGE, TEXT_TOO_LONG                TRUNCATION_POLICY_ERROR only
     |   +-- FingerprintMismatchError   FAILED_PRECONDITION, FINGERPRINT_MISMATCH  not the model that the client expects
+    |   +-- IncompleteRequestError     INVALID_ARGUMENT, INCOMPLETE_REQUEST       the call ended before its message
+    |   +-- CompressedMessageError     UNIMPLEMENTED, COMPRESSED_MESSAGE          this service accepts no compression
+    |   +-- MessageTooLargeError       RESOURCE_EXHAUSTED, MESSAGE_TOO_LARGE      send smaller messages
     +-- ExpiredError                   DEADLINE_EXCEEDED, DEADLINE_EXPIRED        the deadline passed in the queue
+    +-- RequestTimeoutError            DEADLINE_EXCEEDED, REQUEST_TIMEOUT         the request message did not arrive
     +-- OverloadedError                RESOURCE_EXHAUSTED, OVERLOADED             retry after ``retry_after_s``
     +-- NotReadyError                  UNAVAILABLE, NOT_READY                     the model is still loading
     +-- DrainingError                  UNAVAILABLE, DRAINING                      shutting down; use another server
+    +-- WatchEndedError                UNAVAILABLE, WATCH_ENDED                  a limit of health watches; watch again
+    +-- StreamAgeError                 UNAVAILABLE, STREAM_AGE                   continue on another stream
     +-- UnauthenticatedError           UNAUTHENTICATED, same                      no valid API key
     +-- PermissionDeniedError          PERMISSION_DENIED, same                    the API key does not allow the method
     +-- InternalError                  INTERNAL, same                             logged under an incident id
@@ -26,6 +32,9 @@ from types import MappingProxyType
 from typing import ClassVar, Self
 
 logger = logging.getLogger(__name__)
+
+# Seconds after which a client that reads its responses has made room for others.
+_UNREAD_RETRY_S = 1.0
 
 
 class ServerError(Exception):
@@ -86,6 +95,50 @@ class FingerprintMismatchError(InvalidRequestError):
         self.metadata = {"component": component, "expected": expected, "actual": actual}
 
 
+class IncompleteRequestError(InvalidRequestError):
+    """The client ended its side of a unary call without sending a whole message."""
+
+    code = "INVALID_ARGUMENT"
+    reason = "INCOMPLETE_REQUEST"
+
+    def __init__(self) -> None:
+        super().__init__(self.reason, "the call ended before its request message was complete")
+
+
+class CompressedMessageError(InvalidRequestError):
+    """The message is compressed, and the service accepts only uncompressed messages."""
+
+    code = "UNIMPLEMENTED"
+    reason = "COMPRESSED_MESSAGE"
+
+    def __init__(self) -> None:
+        super().__init__(self.reason, "this service accepts no compressed messages")
+
+
+class MessageTooLargeError(InvalidRequestError):
+    """The message is larger than the service accepts.
+
+    Args:
+        problem: States the limit.
+    """
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "MESSAGE_TOO_LARGE"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(self.reason, problem)
+
+
+class RequestTimeoutError(ServerError):
+    """The request message did not arrive in time."""
+
+    code = "DEADLINE_EXCEEDED"
+    reason = "REQUEST_TIMEOUT"
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"the request message did not arrive within {timeout_s:g} s")
+
+
 class ExpiredError(ServerError):
     """The caller's deadline passed while the item was queued; it was not computed."""
 
@@ -124,6 +177,12 @@ class OverloadedError(ServerError):
         """The queue has no capacity for the item's tokens."""
         return cls(f"{tokens} tokens would wait, the limit is {max_tokens}", wait_s / 2)
 
+    @classmethod
+    def unread(cls, max_bytes: int) -> Self:
+        """The client has not read the responses of earlier calls."""
+        problem = f"more than {max_bytes} bytes of earlier responses on this connection have not been read"
+        return cls(problem, _UNREAD_RETRY_S)
+
 
 class NotReadyError(ServerError):
     """The model is still loading."""
@@ -143,6 +202,26 @@ class DrainingError(ServerError):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down; items without an answer were not accepted")
+
+
+class WatchEndedError(ServerError):
+    """A limit on the number or the duration of health watches ended this one."""
+
+    code = "UNAVAILABLE"
+    reason = "WATCH_ENDED"
+
+    def __init__(self) -> None:
+        super().__init__("a limit of the health service ended this watch; watch again")
+
+
+class StreamAgeError(ServerError):
+    """The stream has reached its maximum age; every item that it accepted has been answered."""
+
+    code = "UNAVAILABLE"
+    reason = "STREAM_AGE"
+
+    def __init__(self) -> None:
+        super().__init__("the stream has reached its maximum age; send items without an answer on another stream")
 
 
 class UnauthenticatedError(ServerError):

@@ -15,6 +15,10 @@ CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 # One thread prepares a batch and reads the results of its last one while the GPU computes the other thread's batch.
 _CUDA_THREADS = 2
+# Default age of a connection to one of several workers.
+_WORKERS_CONNECTION_AGE_S = 300.0
+# Age at which a stream ends, as a part of the grace period of its connection.
+_STREAM_SHARE = 0.9
 # Smallest valid value of each numeric setting.
 _MIN_VALUES = {
     "threads": 0,
@@ -27,6 +31,12 @@ _MIN_VALUES = {
     "reload_interval_s": 0,
     "max_items_per_message": 1,
     "max_message_bytes": 1024,
+    "max_held_bytes": 2**20,
+    "max_connections": 1,
+    "max_calls_per_connection": 1,
+    "max_connection_age_s": 0,
+    "max_connection_age_grace_s": 1,
+    "request_timeout_s": 1,
     "max_characters_per_token": 1,
     "stream_window": 1,
     "batch_timeout_s": 1,
@@ -102,6 +112,25 @@ class Settings:
     )
     max_items_per_message: int = _option(1024, "Maximum number of items in a request message.")
     max_message_bytes: int = _option(16 * 2**20, "Maximum size of a request message in bytes.")
+    max_held_bytes: int = _option(
+        512 * 2**20,
+        "Limit in bytes of unread responses and incomplete requests. One connection may hold a quarter of it.",
+    )
+    max_connections: int = _option(
+        4096, "Maximum number of connections of each worker. The limit on open files may reduce it."
+    )
+    max_calls_per_connection: int = _option(
+        256, "Maximum number of concurrent calls on a connection. Clients hold further calls back until others end."
+    )
+    max_connection_age_s: float = _option(
+        0.0,
+        "Age in seconds, varied by 10 %, at which a connection is asked to close (GOAWAY), so that clients spread over "
+        "all workers again. 0 uses 300 with --workers 2 or more, and no limit otherwise.",
+    )
+    max_connection_age_grace_s: float = _option(
+        300.0, "Seconds after --max-connection-age-s within which calls must end. Streams end gracefully before."
+    )
+    request_timeout_s: float = _option(60.0, "Seconds in which the request message of a unary call must arrive.")
     max_characters_per_token: int = _option(
         250, "Truncate each text to N x max_tokens characters before tokenizing, where max_tokens is the model's limit."
     )
@@ -181,6 +210,17 @@ class Settings:
     def compute_threads(self, device: str) -> int:
         """Returns the number of compute threads on a device, with 0 resolved."""
         return self.threads or (_CUDA_THREADS if device == "cuda" else self.cores or usable_cores())
+
+    def connection_age_s(self) -> float | None:
+        """Returns the age at which a connection is asked to close, with 0 resolved; None for no limit."""
+        return self.max_connection_age_s or (_WORKERS_CONNECTION_AGE_S if self.workers > 1 else None)
+
+    def stream_age_s(self) -> float | None:
+        """Returns the age at which a stream ends; None for no limit.
+
+        A stream that begins just before its connection is asked to close has the grace period.
+        """
+        return _STREAM_SHARE * self.max_connection_age_grace_s if self.connection_age_s() else None
 
 
 def usable_cores() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -18,12 +19,13 @@ from polyhead_server.observability.logging import configure
 from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.settings import Settings
 
+from . import stop_signals
+from .stop_signals import EXIT_FAILED
+
 logger = logging.getLogger(__name__)
 
 # Exit code of a process that cannot start as configured; starting it again would not help.
 EXIT_CANNOT_START = 2
-# Exit code of a process that failed, or that cut off accepted work.
-EXIT_FAILED = 1
 # A compute thread that has finished a batch needs the interpreter to take the next one while the event loop is busy. By
 # default it waits up to 5 ms, and a core idles with it.
 _SWITCH_INTERVAL_S = 0.0005
@@ -46,6 +48,8 @@ def run(
         work: The work of the process.
         fast_loop: Run on uvloop, for a process that answers calls, instead of on asyncio's own loop.
     """
+    if fast_loop:
+        stop_signals.block()
     # The default action would end a process that is not ready to reload yet.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -53,6 +57,7 @@ def run(
     # Below a warning, the library's own lines do not concern an operator.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     _watch_threads()
+    _allow_open_files()
     try:
         with asyncio.Runner(loop_factory=_uvloop if fast_loop else None) as runner:
             code = runner.run(_guarded(work(settings)))
@@ -88,12 +93,22 @@ def _uvloop() -> asyncio.AbstractEventLoop:
 async def _guarded(work: Coroutine[Any, Any, int]) -> int:
     """Runs ``work`` on a loop that ends the process when a task or a callback of the loop runs out of memory."""
     asyncio.get_running_loop().set_exception_handler(_handle_loop_error)
-    return await work
+    try:
+        return await work
+    finally:
+        # Closing the loop waits for its threads.
+        stop_signals.exit_in_time()
 
 
 def _handle_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     exit_if_out_of_memory(context.get("exception"))
     loop.default_exception_handler(context)
+
+
+def _allow_open_files() -> None:
+    """Raises the soft limit on open files, which is meant for programs that use ``select``, to the hard limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _watch_threads() -> None:

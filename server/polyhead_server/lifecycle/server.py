@@ -39,10 +39,12 @@ from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
 from polyhead_server.rpc.method_table import inference_handler
+from polyhead_server.rpc.server_options import inference_options
 from polyhead_server.security.file_watcher import FileWatcher
 from polyhead_server.security.tls import Certificates
 from polyhead_server.settings import Settings
 
+from . import stop_signals
 from .compatibility import identity_of, incompatibility
 from .operations import Operations
 from .reload import Reloader
@@ -115,8 +117,15 @@ class _Process:
         self._tracing = Tracing.from_settings(settings)
         # Telemetry is outermost, so that refused calls are counted too.
         telemetry = TelemetryInterceptor(settings, self._metrics, self._tracing)
-        interceptors = [telemetry, *AuthInterceptor.from_settings(settings), ErrorInterceptor(service_names.INFERENCE)]
-        self._server = aio.server(interceptors=interceptors, options=_options(settings, shares_port=bool(worker)))
+        errors = ErrorInterceptor(
+            service_names.INFERENCE,
+            max_message_bytes=settings.max_message_bytes,
+            request_timeout_s=settings.request_timeout_s,
+            held_bytes=self._service.held_bytes,
+        )
+        interceptors = [telemetry, *AuthInterceptor.from_settings(settings), errors]
+        options = inference_options(settings, shares_port=bool(worker))
+        self._server = aio.server(interceptors=interceptors, options=options)
         self._operations = Operations(self._service, self._health)
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -124,8 +133,9 @@ class _Process:
         if self._tracing:
             stack.push_async_callback(self._tracing.close)
         stack.push_async_callback(self._server.stop, None)
-        self._handle_signals()
+        self._handle_signals(stack)
         self._in_background(self._metrics.sample(lambda: self._service.pipeline))
+        self._in_background(self._service.held_bytes.watch())
         await self._health.set(serving=False, alive=False)
         self._server.add_generic_rpc_handlers((inference_handler(self._service),))
         self._health.add_to(self._server)
@@ -150,14 +160,13 @@ class _Process:
         await self._drain(join_threads=False)
         return 1
 
-    def _handle_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop_signal)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+    def _handle_signals(self, stack: contextlib.AsyncExitStack) -> None:
+        # A worker's supervisor kills it; a service manager may signal every process of the server in addition.
+        timeout_s, ignore_second = self._settings.drain_timeout_s, bool(self._worker)
+        stack.enter_context(stop_signals.handled(self._on_stop_signal, timeout_s, ignore_second=ignore_second))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     def _on_stop_signal(self) -> None:
-        # A service manager may signal every process of the server in addition to the supervisor's own signal.
         if self._stop.is_set() and not self._worker:
             logger.warning("second signal: running work is cut off")
             self._cut_off.set()
@@ -301,16 +310,3 @@ def _in_daemon_thread(work: Callable[[], _T]) -> asyncio.Future[_T]:
 
     threading.Thread(target=run, name="model-loader", daemon=True).start()
     return asyncio.wrap_future(outcome)
-
-
-def _options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_send_message_length", -1),
-        # Enabled for workers only. Otherwise a second server could bind the same port silently and take half the calls.
-        ("grpc.so_reuseport", int(shares_port)),
-        # Without the probe, a stream whose client does not read costs 70 kB instead of 4.3 MB.
-        ("grpc.http2.bdp_probe", 0),
-        # Only the admin service shows channelz data.
-        ("grpc.enable_channelz", int(bool(settings.admin_listen))),
-    ]

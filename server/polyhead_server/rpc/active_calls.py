@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
+
+from grpc import aio
+
+
+def when_done(context: aio.ServicerContext[Any, Any], action: Callable[[], None]) -> None:
+    """Runs ``action`` once gRPC has sent a call's last byte, or has lost its client."""
+    # The type stubs declare a class where gRPC accepts every callable.
+    context.add_done_callback(lambda _: action())  # type: ignore[arg-type]
 
 
 class ActiveCalls:

@@ -29,6 +29,7 @@ from polyhead_server.settings import Settings
 
 from . import service_names
 from .health import Health
+from .server_options import common_options
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +77,11 @@ class AdminServer:
             return
         async with contextlib.AsyncExitStack() as stack:
             address = stack.enter_context(exclusive(self._settings.admin_listen))
-            # An empty name: these services parse their own messages and may raise while doing so.
-            interceptors = [*AuthInterceptor.from_settings(self._settings), ErrorInterceptor("")]
-            server = aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
+            # An empty name: the messages of all these services are small.
+            errors = ErrorInterceptor("", request_timeout_s=self._settings.request_timeout_s)
+            interceptors = [*AuthInterceptor.from_settings(self._settings), errors]
+            options = [("grpc.so_reuseport", 0), *common_options(self._settings)]
+            server = aio.server(interceptors=interceptors, options=options)
             stack.push_async_callback(server.stop, _FLUSH_S)
             admin_service_pb2_grpc.add_AdminServiceServicer_to_server(_AdminServicer(self._backend), server)
             self._health.add_to(server)

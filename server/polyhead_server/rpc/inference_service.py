@@ -11,7 +11,7 @@ from typing import Any
 from grpc import aio
 from polyhead.v1 import inference_service_pb2
 
-from polyhead_server.errors import DrainingError, NotReadyError, OverloadedError
+from polyhead_server.errors import DrainingError, NotReadyError, OverloadedError, ServerError, StreamAgeError
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.inference.types import Flow, Message
 from polyhead_server.json_types import Values
@@ -19,7 +19,8 @@ from polyhead_server.observability.metrics import Metrics
 from polyhead_server.settings import Settings
 
 from . import model_info, worker_stats
-from .active_calls import ActiveCalls
+from .active_calls import ActiveCalls, when_done
+from .held_bytes import HeldBytes
 from .response_buffer import ResponseBuffer
 from .serving_model import ServingModel
 from .stream import StreamReader, write_answers
@@ -33,11 +34,13 @@ class InferenceService:
     Attributes:
         metrics: Counts requests, items and errors.
         max_items: Maximum number of items in a message.
+        held_bytes: Counts the responses that clients have not read yet.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.metrics = metrics
         self.max_items = settings.max_items_per_message
+        self.held_bytes = HeldBytes(settings.max_held_bytes, settings.max_message_bytes)
         self._settings = settings
         self._model: ServingModel | None = None
         self._readers: set[asyncio.Task[None]] = set()
@@ -86,7 +89,8 @@ class InferenceService:
 
     async def analyze(self, message: Message, context: _Context) -> Any:
         """Answers a unary call: every item of one message, in request order."""
-        with self._call() as model:
+        with self._call(context) as model:
+            self.held_bytes.require_room()
             message = model.check(message)
             futures = await model.pipeline.submit(message, Flow(unary=True), _deadline(context))
             # A cancelled call cancels these futures, which removes their items from the queue.
@@ -97,37 +101,43 @@ class InferenceService:
                 # No item was accepted, so the call as a whole fails: gRPC clients then know when to retry.
                 raise overloaded[0]
             pairs = zip(message.items, outcomes, strict=True)
-            return inference_service_pb2.AnalyzeResponse(
+            response = inference_service_pb2.AnalyzeResponse(
                 answers=[model.encoder.encode(item.item_id, outcome, message.options) for item, outcome in pairs]
             )
+            self.held_bytes.hold(context, response.ByteSize())
+            return response
 
     async def stream(
         self, response_type: Callable[..., Any], messages: AsyncIterator[Message], context: _Context
     ) -> None:
         """Answers a bidirectional stream: one task reads and submits items, this one writes their answers."""
-        with self._call():
+        with self._call(context):
             buffer = ResponseBuffer(self._settings.stream_window)
             reader = StreamReader(buffer, self._require_model, _deadline(context))
             task = asyncio.create_task(reader.run(messages))
             # A task that is cancelled before its first step never runs, so it cannot close the buffer itself.
-            task.add_done_callback(lambda task: buffer.close(DrainingError()) if task.cancelled() else None)
+            task.add_done_callback(lambda task: buffer.close(self._end_reason()) if task.cancelled() else None)
             self._readers.add(task)
+            age_s = self._settings.stream_age_s()
+            end = asyncio.get_running_loop().call_later(age_s, task.cancel) if age_s else None
             try:
                 await write_answers(buffer, response_type, context, self.metrics)
             finally:
                 self._readers.discard(task)
                 task.cancel()
+                if end:
+                    end.cancel()
                 buffer.cancel()
 
-    async def get_model_info(self, _: Any, __: _Context) -> Any:
+    async def get_model_info(self, _: Any, context: _Context) -> Any:
         """Describes the serving model."""
-        with self._call() as model:
+        with self._call(context) as model:
             info = model_info.describe(model.pipeline.model, model.encoder.fingerprints, self._settings)
             return inference_service_pb2.GetModelInfoResponse(model=info)
 
     @contextlib.contextmanager
-    def _call(self) -> Iterator[ServingModel]:
-        """Tracks a call and yields the model that serves at its start.
+    def _call(self, context: _Context) -> Iterator[ServingModel]:
+        """Tracks a call until its last byte has been sent, and yields the model that serves at its start.
 
         Raises:
             DrainingError: The server is shutting down.
@@ -137,10 +147,12 @@ class InferenceService:
             raise DrainingError
         model = self._require_model()
         self._calls.begin()
-        try:
-            yield model
-        finally:
-            self._calls.end()
+        when_done(context, self._calls.end)
+        yield model
+
+    def _end_reason(self) -> ServerError:
+        """Why a stream whose client has not ended it accepts no more items."""
+        return DrainingError() if self._draining else StreamAgeError()
 
     def _require_model(self) -> ServingModel:
         if self._model is None:

@@ -33,7 +33,8 @@ from prometheus_client import CollectorRegistry
 
 from polyhead_server.addresses import require_local, reserve
 from polyhead_server.errors import StartupError
-from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, EXIT_FAILED, ServerFailedError
+from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, ServerFailedError
+from polyhead_server.lifecycle.stop_signals import EXIT_FAILED
 from polyhead_server.observability.metrics import listen_for_scrapes
 from polyhead_server.observability.multiprocess import WorkerMetrics
 from polyhead_server.security.file_watcher import FileWatcher

@@ -47,3 +47,10 @@ def test_unexpected_error_is_logged_and_exits_with_code_1() -> None:
 
 def test_sighup_before_the_model_is_ready_is_ignored() -> None:
     assert run_until("os.kill(os.getpid(), signal.SIGHUP); return 0") == (0, "")
+
+
+def test_process_may_open_as_many_files_as_the_hard_limit_allows() -> None:
+    program = PROGRAM.format("import resource; return len(set(resource.getrlimit(resource.RLIMIT_NOFILE)))")
+    command = ["sh", "-c", 'ulimit -S -n 256; exec "$@"', "sh", sys.executable, "-c", program]
+    # One number for both limits.
+    assert subprocess.run(command, timeout=60, check=False).returncode == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import struct
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead_server.rpc import service_names
 from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
+
+from tests.support.http2_client import Http2Client, frame
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -47,37 +49,6 @@ async def server() -> AsyncIterator[HealthServer]:
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield HealthServer(health, port, channel)
     await grpc_server.stop(None)
-
-
-async def watch_without_reading(port: int) -> asyncio.StreamWriter:
-    """Watches the health of the whole server over HTTP/2 with a flow-control window of 0 bytes."""
-
-    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-        return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-    def header(name: str, value: str) -> bytes:
-        return b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-
-    headers = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": "/grpc.health.v1.Health/Watch",
-        ":authority": "localhost",
-        "content-type": "application/grpc",
-        "te": "trailers",
-    }
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-    writer.write(frame(4, 0, 0, struct.pack(">HI", 4, 0)))
-    writer.write(frame(1, 4, 1, b"".join(header(*pair) for pair in headers.items())))
-    writer.write(frame(0, 1, 1, bytes(5)))
-    # Flow control does not hold headers back. Once they are here, the server writes the first status.
-    async with asyncio.timeout(TIMEOUT_S):
-        while True:
-            length, kind, _, _ = struct.unpack(">IBBI", b"\0" + await reader.readexactly(9))
-            await reader.readexactly(length)
-            if kind == 1:
-                return writer
 
 
 async def test_each_name_has_its_own_status(server: HealthServer) -> None:
@@ -114,10 +85,94 @@ async def test_watcher_of_an_unknown_name_is_told_so(server: HealthServer) -> No
 
 
 async def test_watcher_that_does_not_read_delays_no_change(server: HealthServer) -> None:
-    writer = await watch_without_reading(server.port)
+    with Http2Client(server.port, window=0) as client:
+        stream = client.open(f"{service_names.HEALTH}/Watch")
+        client.send(stream, frame(b""))
+        async with asyncio.timeout(TIMEOUT_S):
+            # Flow control does not hold headers back. Once they are here, the server writes the first status.
+            while not client.outcome(stream).headers:
+                await asyncio.to_thread(client.receive, 0.1)
+            await server.health.set(serving=True, alive=True)
+            assert [await server.check(name) for name in ("", service_names.INFERENCE)] == [STATUS.SERVING] * 2
+            await server.health.set(serving=False, alive=False)
+            assert await server.check("") == STATUS.NOT_SERVING
+
+
+async def ended_with(call: Any) -> str:
+    """Returns the name of the status code with which a watch ends."""
     async with asyncio.timeout(TIMEOUT_S):
-        await server.health.set(serving=True, alive=True)
-        assert [await server.check(name) for name in ("", service_names.INFERENCE)] == [STATUS.SERVING] * 2
-        await server.health.set(serving=False, alive=False)
-        assert await server.check("") == STATUS.NOT_SERVING
-    writer.close()
+        return str((await call.code()).name)
+
+
+@contextlib.asynccontextmanager
+async def serving(health: Health) -> AsyncIterator[int]:
+    grpc_server = aio.server(interceptors=[ErrorInterceptor(service_names.INFERENCE)])
+    health.add_to(grpc_server)
+    port = grpc_server.add_insecure_port("127.0.0.1:0")
+    await grpc_server.start()
+    yield port
+    await grpc_server.stop(None)
+
+
+@contextlib.asynccontextmanager
+async def connection(port: int) -> AsyncIterator[Any]:
+    async with aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        yield health_pb2_grpc.HealthStub(channel)
+
+
+async def watches(stub: Any, number: int) -> list[Any]:
+    """Watches several times, one after the other, and returns the calls once each has received a status."""
+    calls = []
+    for _ in range(number):
+        calls.append(stub.Watch(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S))
+        await calls[-1].read()
+    return calls
+
+
+async def test_excess_watch_of_a_connection_ends_its_oldest() -> None:
+    async with (
+        serving(Health(max_watches_per_connection=3)) as port,
+        connection(port) as stub,
+        connection(port) as other,
+    ):
+        (unaffected,) = await watches(other, 1)
+        calls = await watches(stub, 5)
+        assert [await ended_with(call) for call in calls[:2]] == ["UNAVAILABLE"] * 2
+        assert [call.done() for call in (*calls[2:], unaffected)] == [False] * 4
+        for call in calls[2:]:
+            call.cancel()
+        # Ended watches do not count.
+        await watches(stub, 2)
+
+
+async def test_excess_watch_ends_one_of_the_connection_with_the_most() -> None:
+    async with serving(Health(max_watches=4)) as port, connection(port) as many, connection(port) as few:
+        calls = await watches(many, 4)
+        (own,) = await watches(few, 1)
+        assert await ended_with(calls[0]) == "UNAVAILABLE"
+        assert not own.done()
+
+
+async def test_watch_has_a_limited_duration() -> None:
+    async with serving(Health(max_watch_s=0.05)) as port, connection(port) as stub:
+        (call,) = await watches(stub, 1)
+        assert await ended_with(call) == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize("max_watch_s", [0.05, 60.0])
+async def test_connection_whose_watch_is_not_read_is_closed(
+    max_watch_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    health = Health(max_watch_s=max_watch_s, write_timeout_s=0.05 if max_watch_s > 1 else 60.0)
+    async with serving(health) as port, connection(port) as other:
+
+        def watch() -> bool:
+            with Http2Client(port, window=0) as client:
+                stream = client.open(f"{service_names.HEALTH}/Watch")
+                client.send(stream, frame(b""))
+                client.finish(stream)
+                return client.closed
+
+        assert await asyncio.to_thread(watch)
+        await other.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+    assert caplog.records == []

@@ -1,4 +1,12 @@
-"""Maps exceptions of RPCs to statuses. Unexpected ones become INTERNAL with an incident id and nothing else."""
+"""Makes every call end with a status of the server's own, whatever the client sends and whatever a handler raises.
+
+::
+
+    bytes -> size limit, decompression -> deserializer -> the method -> response, or the status of what was raised
+
+A unary call is received like a stream of one message: gRPC would end one without a message without any status, and wait
+without limit for one that never comes. Unexpected exceptions become INTERNAL with an incident id and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +19,57 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from polyhead_server.errors import InternalError, InvalidRequestError, OverloadedError, ServerError
+from polyhead_server.errors import (
+    CompressedMessageError,
+    IncompleteRequestError,
+    InternalError,
+    InvalidRequestError,
+    MessageTooLargeError,
+    OverloadedError,
+    RequestTimeoutError,
+    ServerError,
+)
 from polyhead_server.out_of_memory import exit_if_out_of_memory
+from polyhead_server.rpc.compression import inflate, is_compressed
+from polyhead_server.rpc.held_bytes import HeldBytes, on_message
 from polyhead_server.rpc.status import status
 
 _Context = aio.ServicerContext[Any, Any]
+_Deserializer = Callable[[bytes], Any]
+
+# Defaults of --max-message-bytes and --request-timeout-s.
+_MAX_MESSAGE_BYTES = 16 * 2**20
+_REQUEST_TIMEOUT_S = 60.0
+# Messages to the services besides inference name a service or a file; most of their callers need no key.
+_MAX_SMALL_MESSAGE_BYTES = 4096
 
 
 class ErrorInterceptor(aio.ServerInterceptor):
     """Fails a call with the status of the ``ServerError`` that its handler raises; logs any other exception."""
 
-    def __init__(self, service_name: str) -> None:
+    def __init__(
+        self,
+        service_name: str,
+        *,
+        max_message_bytes: int = _MAX_MESSAGE_BYTES,
+        request_timeout_s: float = _REQUEST_TIMEOUT_S,
+        held_bytes: HeldBytes | None = None,
+    ) -> None:
         """Creates the interceptor of one server.
 
         Args:
-            service_name: Full name of the service whose deserializers never raise; its handlers get decoded messages.
-                Other services' handlers also get their deserializers wrapped. Empty if there is no such service.
+            service_name: Full name of the service whose messages may be large and compressed, and whose streams may
+                wait for messages without limit. Empty if there is no such service.
+            max_message_bytes: Maximum size of an inflated message of that service.
+            request_timeout_s: Seconds in which the message of any other call must arrive.
+            held_bytes: Counts what is held for the callers; None to count nothing.
         """
         self._prefix = f"/{service_name}/"
+        self._large = functools.partial(_deserialize_large, max_bytes=max_message_bytes)
+        self._timeout_s = request_timeout_s
+        self._held_bytes = held_bytes
         # A method has one handler, which all its calls share.
-        self._wrap = functools.cache(_wrap)
+        self._wrap_large, self._wrap_small = functools.cache(self._wrap), functools.cache(self._wrap_with_limits)
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
@@ -39,19 +78,101 @@ class ErrorInterceptor(aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        if not str(handler_call_details.method).startswith(self._prefix):
-            return _wrap_with_deserializer(handler)
-        return self._wrap(handler)
+        if str(handler_call_details.method).startswith(self._prefix):
+            return self._wrap_large(handler)
+        return self._wrap_small(handler)
 
+    def _wrap(self, handler: Any) -> Any:
+        deserialize = functools.partial(self._large, deserialize=handler.request_deserializer)
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(
+                self._counted(handler.stream_stream, large=True), deserialize, handler.response_serializer
+            )
 
-def _wrap(handler: Any) -> Any:
-    if handler.stream_stream:
-        return grpc.stream_stream_rpc_method_handler(
-            _mapping_errors(handler.stream_stream), handler.request_deserializer, handler.response_serializer
+        async def unary(_: Any, context: _Context) -> Any:
+            return await handler.unary_unary(await _read(context, self._timeout_s), context)
+
+        return grpc.stream_unary_rpc_method_handler(
+            self._counted(unary, large=True), deserialize, handler.response_serializer
         )
-    return grpc.unary_unary_rpc_method_handler(
-        _mapping_errors(handler.unary_unary), handler.request_deserializer, handler.response_serializer
-    )
+
+    def _wrap_with_limits(self, handler: Any) -> Any:
+        """Wraps a handler of a library's service."""
+        timeout_s = self._timeout_s
+        deserialize = functools.partial(_deserialize_small, deserialize=handler.request_deserializer)
+        serializer = handler.response_serializer
+
+        async def unary(_: Any, context: _Context) -> Any:
+            response = (handler.unary_unary or handler.unary_stream)(await _read(context, timeout_s), context)
+            # The methods of channelz are synchronous.
+            return await response if inspect.isawaitable(response) else response
+
+        async def stream(_: Any, context: _Context) -> None:
+            async for response in handler.stream_stream(_messages(context, timeout_s), context):
+                await context.write(response)
+
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(self._counted(stream, large=False), deserialize, serializer)
+        if handler.unary_stream:
+            return grpc.stream_stream_rpc_method_handler(self._counted(unary, large=False), deserialize, serializer)
+        return grpc.stream_unary_rpc_method_handler(self._counted(unary, large=False), deserialize, serializer)
+
+    def _counted(self, behavior: Callable[..., Awaitable[Any]], *, large: bool) -> Callable[..., Awaitable[Any]]:
+        """Counts what is held for the calls of a method, and maps what it raises."""
+        behavior = _mapping_errors(behavior)
+        if (held_bytes := self._held_bytes) is None:
+            return behavior
+
+        async def counted(request: Any, context: _Context) -> Any:
+            held_bytes.begin(context, large=large)
+            return await behavior(request, context)
+
+        return counted
+
+
+def _deserialize_large(data: bytes, *, max_bytes: int, deserialize: _Deserializer) -> Any:
+    on_message(len(data))
+    return deserialize(inflate(data, max_bytes))
+
+
+def _deserialize_small(data: bytes, *, deserialize: _Deserializer) -> Any:
+    """Deserializes a small message: gRPC would send the text of a deserializer's exception to the client."""
+    on_message(len(data))
+    if is_compressed(data):
+        raise CompressedMessageError
+    if len(data) > _MAX_SMALL_MESSAGE_BYTES:
+        raise MessageTooLargeError(f"a message to this service may have at most {_MAX_SMALL_MESSAGE_BYTES} bytes")
+    try:
+        return deserialize(data)
+    except Exception as error:  # noqa: BLE001 - whatever the parser raises, the client sent an invalid message
+        exit_if_out_of_memory(error)
+        problem = "the message is not a valid protobuf message of this RPC"
+        raise InvalidRequestError("MALFORMED_MESSAGE", problem) from None
+
+
+async def _read(context: _Context, timeout_s: float) -> Any:
+    """Reads the message of a unary call.
+
+    Raises:
+        IncompleteRequestError: The client ended its side of the call before a whole message.
+        RequestTimeoutError: The message did not arrive in time.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            message = await context.read()
+    except TimeoutError:
+        raise RequestTimeoutError(timeout_s) from None
+    if message is aio.EOF:
+        raise IncompleteRequestError
+    return message
+
+
+async def _messages(context: _Context, timeout_s: float) -> AsyncIterator[Any]:
+    while True:
+        try:
+            yield await _read(context, timeout_s)
+        except IncompleteRequestError:
+            return
 
 
 def _mapping_errors(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -62,39 +183,16 @@ def _mapping_errors(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Aw
             raise
         except ServerError as error:
             await abort(context, error)
+        except NotImplementedError as error:
+            # The generated classes implement every method of a service this way.
+            if context.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                await abort(context, InternalError.logged("an RPC failed", error))
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server does not implement the method")
         except Exception as error:  # noqa: BLE001 - the boundary of the RPC
             exit_if_out_of_memory(error)
             await abort(context, InternalError.logged("an RPC failed", error))
 
     return call
-
-
-def _wrap_with_deserializer(handler: Any) -> Any:
-    """Wraps a handler to receive bytes: gRPC would send the text of a deserializer's exception to the client."""
-
-    def deserialize(data: bytes) -> Any:
-        try:
-            return handler.request_deserializer(data)
-        except Exception as error:  # noqa: BLE001 - whatever the parser raises, the client sent an invalid message
-            exit_if_out_of_memory(error)
-            problem = "the message is not a valid protobuf message of this RPC"
-            raise InvalidRequestError("MALFORMED_MESSAGE", problem) from None
-
-    async def unary(data: bytes, context: _Context) -> Any:
-        response = (handler.unary_unary or handler.unary_stream)(deserialize(data), context)
-        # The methods of channelz are synchronous.
-        return await response if inspect.isawaitable(response) else response
-
-    async def stream(messages: AsyncIterator[bytes], context: _Context) -> None:
-        async for response in handler.stream_stream((deserialize(data) async for data in messages), context):
-            await context.write(response)
-
-    serializer = handler.response_serializer
-    if handler.stream_stream:
-        return grpc.stream_stream_rpc_method_handler(_mapping_errors(stream), None, serializer)
-    if handler.unary_stream:
-        return grpc.unary_stream_rpc_method_handler(_mapping_errors(unary), None, serializer)
-    return grpc.unary_unary_rpc_method_handler(_mapping_errors(unary), None, serializer)
 
 
 async def abort(context: _Context, error: ServerError) -> None:

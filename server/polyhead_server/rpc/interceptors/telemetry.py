@@ -60,9 +60,10 @@ class TelemetryInterceptor(aio.ServerInterceptor):
         call = _CallRecord(handler_call_details)
         REQUEST_CONTEXT.set({"request_id": call.request_id})
         handler = await continuation(handler_call_details)
-        make = grpc.stream_stream_rpc_method_handler if handler.stream_stream else grpc.unary_unary_rpc_method_handler
+        # The error interceptor receives unary calls like streams of one message.
+        make = grpc.stream_stream_rpc_method_handler if handler.stream_stream else grpc.stream_unary_rpc_method_handler
         return make(
-            self._observed(handler.stream_stream or handler.unary_unary, call),
+            self._observed(handler.stream_stream or handler.stream_unary, call),
             handler.request_deserializer and self._measured_deserializer(handler.request_deserializer, call),
             handler.response_serializer and self._measured_serializer(handler.response_serializer),
         )

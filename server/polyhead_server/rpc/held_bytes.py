@@ -1,0 +1,255 @@
+"""Bounds the bytes that the server holds for its clients: unread responses and incomplete requests.
+
+gRPC keeps a response until its client grants HTTP/2 flow-control window for it, and the parts of a request message
+until it is whole. Neither has a limit in gRPC, except that a stream which is not read stops itself.
+
+- A response counts from its encoding until its call is done. A call whose response exceeds a limit is rejected.
+- gRPC does not tell how much of a request has arrived. The kernel tells how many bytes a connection has received;
+  those that were not delivered in messages, beyond an allowance for protocol overhead, belong to incomplete messages.
+  They are sampled, and a connection beyond its limit is closed, as is one that sends much besides messages.
+
+If all connections together reach the limit, the connection that holds the most is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from grpc import aio
+
+from polyhead_server.errors import OverloadedError
+
+from . import sockets
+from .active_calls import when_done
+from .sockets import Transferred
+
+logger = logging.getLogger(__name__)
+
+_Context = aio.ServicerContext[Any, Any]
+
+# Part of the limit that one connection may hold.
+_CONNECTION_SHARE = 0.25
+# Limit of incomplete messages on a connection without a call that may send large messages.
+_SMALL_BYTES = 256 * 2**10
+# Allowances for protocol overhead: a fraction of messages (frames, TLS records), bytes for each message and each call
+# besides its metadata, and a fraction of what was sent (its acknowledgements).
+_MESSAGE_OVERHEAD = 1.05
+_BYTES_PER_MESSAGE = 64
+_BYTES_PER_CALL = 1024
+_SENT_OVERHEAD = 0.02
+_SAMPLE_INTERVAL_S = 1.0
+# Limit for bytes of anything besides messages between two samples, such as a flood of HTTP/2 frames, on a connection
+# without a call that may send large messages.
+_MAX_EXCESS_BYTES = 16 * 2**20
+# Sampling takes at most this part of the time: with very many connections it becomes less frequent.
+_MAX_SAMPLING = 0.02
+_LOG_INTERVAL_S = 10.0
+
+
+class Connection:
+    """What is held for one connection.
+
+    Attributes:
+        peer: ADDRESS:PORT of the client.
+        calls: Calls in progress.
+        large_calls: Those of them that may send large messages.
+        unread_bytes: Bytes of responses that have not been sent yet.
+        incomplete_bytes: Estimated bytes of incomplete request messages.
+        closing: Whether it is being closed.
+        expected_bytes: Received bytes since the last sample that belong to no incomplete message.
+    """
+
+    __slots__ = (
+        "calls",
+        "closing",
+        "expected_bytes",
+        "incomplete_bytes",
+        "large_calls",
+        "peer",
+        "transferred",
+        "unread_bytes",
+    )
+
+    def __init__(self, peer: str, transferred: Transferred) -> None:
+        self.peer = peer
+        self.calls = self.large_calls = self.unread_bytes = 0
+        self.incomplete_bytes = self.expected_bytes = 0.0
+        self.closing = False
+        self.transferred = transferred
+
+    @property
+    def held_bytes(self) -> float:
+        """Bytes held in both directions."""
+        return self.unread_bytes + self.incomplete_bytes
+
+    def sample(self, transferred: Transferred, max_message_bytes: int) -> float:
+        """Updates ``incomplete_bytes`` from the kernel's counts.
+
+        Returns:
+            Bytes received since the last sample beyond those of messages and their overhead.
+        """
+        received = transferred.received - self.transferred.received
+        expected = self.expected_bytes + _SENT_OVERHEAD * (transferred.sent - self.transferred.sent)
+        # Parts of calls that were cancelled are no longer held.
+        most = self.calls * max_message_bytes
+        self.incomplete_bytes = min(max(0.0, self.incomplete_bytes + received - expected), most)
+        self.transferred, self.expected_bytes = transferred, 0.0
+        return received - expected
+
+
+# The connection of the call that the current task serves.
+_CONNECTION: ContextVar[Connection] = ContextVar("polyhead_connection")
+
+
+def on_message(size: int) -> None:
+    """Counts a message that was delivered to the current call."""
+    if connection := _CONNECTION.get(None):
+        connection.expected_bytes += _MESSAGE_OVERHEAD * size + _BYTES_PER_MESSAGE
+
+
+class HeldBytes:
+    """The bytes that are held for all connections. Event loop only."""
+
+    def __init__(
+        self,
+        max_bytes: int,
+        max_message_bytes: int,
+        *,
+        sample: Callable[[], Mapping[str, Transferred]] = sockets.transferred,
+        close: Callable[[str], None] = sockets.close,
+    ) -> None:
+        """Starts without connections.
+
+        Args:
+            max_bytes: Limit for all connections; one connection may hold a quarter of it.
+            max_message_bytes: Maximum size of a message.
+            sample: Returns the transferred bytes of every connection; called in a thread.
+            close: Closes a connection; called in a thread.
+        """
+        self._max_bytes = max_bytes
+        self._max_connection_bytes = round(max_bytes * _CONNECTION_SHARE)
+        self._max_message_bytes = max_message_bytes
+        self._sample, self._close = sample, close
+        self._connections: dict[str, Connection] = {}
+        self._last_sample: Mapping[str, Transferred] = {}
+        self._unread_bytes = 0
+        self._closing: set[asyncio.Task[None]] = set()
+        self._logged_at = float("-inf")
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes of responses that have not been sent yet."""
+        return self._unread_bytes
+
+    def begin(self, context: _Context, *, large: bool) -> None:
+        """Counts a call that begins, until it is done.
+
+        Args:
+            context: Context of the call. The current task, and tasks that it starts, serve this call.
+            large: Whether the call may send large messages.
+        """
+        peer = sockets.normalized(context.peer())
+        if (connection := self._connections.get(peer)) is None:
+            # A connection that the last sample does not contain is new.
+            connection = Connection(peer, self._last_sample.get(peer, Transferred(0, 0)))
+            self._connections[peer] = connection
+        connection.calls += 1
+        connection.large_calls += large
+        metadata = context.invocation_metadata() or ()
+        connection.expected_bytes += _BYTES_PER_CALL + sum(len(key) + len(value) for key, value in metadata)
+        _CONNECTION.set(connection)
+        when_done(context, lambda: self._end(connection, large=large))
+
+    def require_room(self) -> None:
+        """Checks, before anything is computed, that a response may be held for the current call's connection.
+
+        Raises:
+            OverloadedError: The client has not read too many responses.
+        """
+        connection = _CONNECTION.get(None)
+        if connection and connection.unread_bytes >= self._max_connection_bytes:
+            raise OverloadedError.unread(self._max_connection_bytes)
+
+    def hold(self, context: _Context, size: int) -> None:
+        """Counts a response until its call is done: its last byte has been sent, or its client is gone.
+
+        Raises:
+            OverloadedError: The response exceeds a limit and must not be sent.
+        """
+        if connection := _CONNECTION.get(None):
+            self._require_room(connection, size)
+            self._add(connection, size)
+            when_done(context, lambda: self._add(connection, -size))
+
+    async def watch(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """Samples the connections and closes those beyond their limits; never returns.
+
+        Args:
+            sleep: Waits for a number of seconds.
+        """
+        duration_s = 0.0
+        while True:
+            await sleep(max(_SAMPLE_INTERVAL_S, duration_s / _MAX_SAMPLING))
+            started = time.monotonic()
+            sample = await asyncio.to_thread(self._sample)
+            duration_s = time.monotonic() - started
+            self.check(sample)
+
+    def check(self, sample: Mapping[str, Transferred]) -> None:
+        """Closes the connections that a sample shows to be beyond their limits."""
+        previous, self._last_sample = self._last_sample, sample
+        for peer, transferred in sample.items():
+            connection = self._connections.get(peer) or Connection(peer, previous.get(peer, Transferred(0, 0)))
+            excess = connection.sample(transferred, self._max_message_bytes)
+            limit = self._max_connection_bytes if connection.large_calls else _SMALL_BYTES
+            if connection.incomplete_bytes > limit:
+                self._start_closing(connection, f"it sent more than {limit} bytes of incomplete messages")
+            elif excess > _MAX_EXCESS_BYTES and not connection.large_calls:
+                self._start_closing(connection, f"it sent {excess:.0f} bytes that belong to no message")
+        # Nothing is held for a connection without calls.
+        self._connections = {peer: one for peer, one in self._connections.items() if one.calls}
+        if self._held_bytes() > self._max_bytes:
+            self._start_closing(self._largest(), _MOST_HELD)
+
+    def _require_room(self, connection: Connection, size: int) -> None:
+        # A response that is larger than the limit is sent on its own.
+        if connection.unread_bytes and connection.unread_bytes + size > self._max_connection_bytes:
+            raise OverloadedError.unread(self._max_connection_bytes)
+        if self._unread_bytes and self._unread_bytes + size > self._max_bytes and not self._closing:
+            largest = self._largest()
+            if largest.unread_bytes < 2 * (connection.unread_bytes + size):
+                raise OverloadedError.unread(self._max_bytes)
+            self._start_closing(largest, _MOST_HELD)
+
+    def _add(self, connection: Connection, size: int) -> None:
+        connection.unread_bytes += size
+        self._unread_bytes += size
+
+    def _end(self, connection: Connection, *, large: bool) -> None:
+        connection.calls -= 1
+        connection.large_calls -= large
+
+    def _held_bytes(self) -> float:
+        return sum(connection.held_bytes for connection in self._connections.values())
+
+    def _largest(self) -> Connection:
+        return max(self._connections.values(), key=lambda connection: (not connection.closing) * connection.held_bytes)
+
+    def _start_closing(self, connection: Connection, problem: str) -> None:
+        if connection.closing:
+            return
+        connection.closing = True
+        if (now := time.monotonic()) > self._logged_at + _LOG_INTERVAL_S:
+            self._logged_at = now
+            logger.warning("closing the connection of %s: %s", connection.peer, problem)
+        task = asyncio.create_task(asyncio.to_thread(self._close, connection.peer))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+_MOST_HELD = "all connections together hold too many bytes of unread responses and incomplete messages, it the most"
