@@ -134,6 +134,20 @@ def count_listeners(port: int) -> int:
     return sum(one[3] == "0A" and int(one[1].rpartition(":")[2], 16) == port for one in fields)
 
 
+def count_connections(port: int, pid: int) -> int:
+    """Number of established connections to a port that a process of this machine has accepted."""
+    inodes = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            inodes.add(str(entry.readlink()))
+    lines = (line for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()[1:])
+    fields = (line.split() for line in lines)
+    return sum(
+        one[3] == "01" and int(one[1].rpartition(":")[2], 16) == port and f"socket:[{one[9]}]" in inodes
+        for one in fields
+    )
+
+
 def children(pid: int) -> list[int]:
     """Ids of the running child processes of a process."""
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

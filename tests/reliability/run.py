@@ -54,6 +54,7 @@ MODULES = (
     "worker_crashes",
     "overload",
     "resource_abuse",
+    "misbehaving_clients",
     "adversarial_inputs",
     "multilingual_inputs",
     "response_isolation",
