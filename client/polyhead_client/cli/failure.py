@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from polyhead_client.errors import PolyheadError, UnavailableError
-
 from .printable import printable
+
+if TYPE_CHECKING:  # gRPC takes longer to import than --help should take
+    from polyhead_client.errors import PolyheadError
 
 
 class CommandError(click.ClickException):
@@ -25,4 +26,6 @@ class CommandError(click.ClickException):
 
 def is_unexplained(error: PolyheadError) -> bool:
     """Whether the server is unavailable, and nobody knows why."""
+    from polyhead_client.errors import UnavailableError
+
     return isinstance(error, UnavailableError) and not error.reason
