@@ -89,7 +89,7 @@ def write_image(output: Path, *flags: str) -> None:
 
 def lint() -> int:
     """Checks style and compatibility of the protocol with buf; returns 0, or buf's exit code."""
-    buf = [Path(sys.executable).with_name("buf"), "--config", json.dumps(CONFIG)]
+    buf = [str(Path(sys.executable).with_name("buf")), "--config", json.dumps(CONFIG)]
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "image.binpb"
         write_image(image, "--include_source_info")

@@ -25,8 +25,9 @@ def lint(folder: Path, *replacement: str, file: str = "item.proto") -> subproces
         before, after = replacement
         assert text.count(before) == 1
         path.write_text(text.replace(before, after))
-    command = [sys.executable, folder / "proto/generate.py", "--lint"]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, folder / "proto/generate.py", "--lint"], check=False, capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,215 @@
+"""The Go and TypeScript clients against real servers: same answers, retries of items and streams, deadlines.
+
+Both ship a command with the same output, so that a test runs against each of them. They are skipped where the toolchain
+is absent; CONTRIBUTING.md says how to install it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from filelock import FileLock
+from polyhead_client import Client
+
+from tests.support.demo import ROOT
+from tests.support.fake_server import BUSY, ERROR, FakeServicer, serve_fake
+
+from .conftest import Start
+
+pytestmark = pytest.mark.slow
+
+GO_SOURCES = Path("/usr/share/gocode/src")  # of Debian's golang-*-dev packages
+GO_PACKAGES = ("google.golang.org/grpc", "google.golang.org/protobuf", "google.golang.org/genproto")
+NPM = ROOT / "clients/npm"
+TEXTS = [f"Parcel {number} is {'late, and nobody answers' if number % 3 else 'here'}" for number in range(300)]
+
+
+@dataclass(frozen=True)
+class Command:
+    """The command of a client.
+
+    Attributes:
+        arguments: The program.
+        dash: Prefix of its flags.
+        timeout: Formats seconds as the flag of the deadline and its value.
+    """
+
+    arguments: Sequence[str | Path]
+    dash: str
+    timeout: Callable[[float], list[str]]
+
+    def run(
+        self, target: str, texts: Sequence[str], *flags: str, timeout_s: float | None = None, key: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Analyzes texts, which are its standard input."""
+        options = [f"{self.dash}target", target, *(f"{self.dash}{flag}" for flag in flags)]
+        if timeout_s is not None:
+            options += self.timeout(timeout_s)
+        environment = os.environ | ({"POLYHEAD_API_KEY": key} if key else {})
+        lines = "".join(f"{text}\n" for text in texts)
+        return subprocess.run(
+            [*map(str, self.arguments), *options],
+            input=lines,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=120,
+        )
+
+    def answers(self, target: str, texts: Sequence[str], *flags: str) -> list[dict[str, Any]]:
+        """Returns the answer of each text, in their order."""
+        done = self.run(target, texts, *flags)
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        assert sorted(int(record["id"]) for record in records) == list(range(len(texts))), done.stderr
+        assert done.returncode == int(any("error" in record for record in records))
+        return sorted(records, key=lambda record: int(record["id"]))
+
+
+def go_command(folder: Path) -> Command:
+    if shutil.which("go") is None or not all((GO_SOURCES / package).exists() for package in GO_PACKAGES):
+        pytest.skip("Debian's Go toolchain and packages are not installed")
+    package = folder / "src/github.com/polyhead/polyhead/clients/go"
+    package.parent.mkdir(parents=True)
+    package.symlink_to(ROOT / "clients/go")
+    environment = os.environ | {"GO111MODULE": "off", "GOFLAGS": "", "GOPATH": f"{folder}:{GO_SOURCES.parent}"}
+    program = folder / "polyhead-analyze"
+    for command in (["go", "vet", ".", "./cmd/..."], ["go", "build", "-o", program, "./cmd/polyhead-analyze"]):
+        # The shell's own notion of the folder: the compiler finds the package by the path of the link.
+        built = subprocess.run(
+            command, cwd=package, env=environment | {"PWD": str(package)}, capture_output=True, text=True, check=False
+        )
+        assert built.returncode == 0, built.stderr
+    return Command([program], "-", lambda seconds: ["-timeout", f"{seconds}s"])
+
+
+def npm_command(folder: Path) -> Command:
+    compiler = NPM / "node_modules/.bin/tsc"
+    if shutil.which("node") is None or not compiler.exists():
+        pytest.skip("node or the packages of clients/npm are not installed; `make test-slow` installs the latter")
+    with FileLock(NPM / "node_modules/.build.lock"):
+        built = subprocess.run([compiler, "--project", NPM], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout
+    return Command(["node", NPM / "dist/cli.js"], "--", lambda seconds: ["--timeout-ms", str(round(seconds * 1000))])
+
+
+@pytest.fixture(scope="module", params=[go_command, npm_command], ids=["go", "npm"])
+def command(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    found: Command = request.param(tmp_path_factory.mktemp("client"))
+    return found
+
+
+@pytest.fixture
+def servicer() -> Iterator[FakeServicer]:
+    with serve_fake() as servicer:
+        yield servicer
+
+
+def labels(answers: Sequence[dict[str, Any]]) -> list[str | None]:
+    """Returns the text that the fake server received for each answer; None for an error."""
+    return [answer["sentiment"]["label"] if "sentiment" in answer else None for answer in answers]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("flags", [(), ("unary",)], ids=["stream", "unary"])
+def test_answers_are_those_of_the_python_client(
+    command: Command, flags: tuple[str, ...], demo_bundle: Path, start: Start
+) -> None:
+    server = start(demo_bundle)
+    server.wait_until_serving()
+    answers = command.answers(server.target, TEXTS, *flags)
+    with Client(server.target) as client:
+        expected = [answer.unwrap() for answer in client.analyze(TEXTS)]
+    for answer, result in zip(answers, expected, strict=True):
+        assert result.embedding is not None
+        assert answer["embedding"] == pytest.approx(result.embedding.tolist(), abs=1e-6)
+        assert result.classification is not None
+        scores = [(score.label, pytest.approx(score.probability, abs=1e-6)) for score in result.classification.scores]
+        assert [(score["label"], score["probability"]) for score in answer["classification"]["scores"]] == scores
+        assert result.sentiment is not None
+        assert answer["sentiment"]["label"] == result.sentiment.label
+        assert answer["truncated"] is False
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("flags", [(), ("unary",)], ids=["stream", "unary"])
+def test_rejected_items_are_sent_again(command: Command, servicer: FakeServicer, flags: tuple[str, ...]) -> None:
+    texts = [f"{BUSY}{number}" if number % 4 == 0 else f"text {number}" for number in range(200)]
+    assert labels(command.answers(servicer.target, texts, *flags)) == texts
+    assert sum(len(request.items) for request in servicer.requests) == 250
+
+
+@pytest.mark.parametrize("flags", [(), ("unary",)], ids=["stream", "unary"])
+def test_rejection_is_returned_without_retries(
+    command: Command, servicer: FakeServicer, flags: tuple[str, ...]
+) -> None:
+    """Control: the fake server does reject these items."""
+    answers = command.answers(servicer.target, [f"{BUSY}1", "text"], *flags, "max-attempts=1")
+    assert labels(answers) == [None, "text"]
+    assert answers[0]["error"]["code"] == "ResourceExhausted"
+    assert answers[0]["error"]["reason"] == "REQUESTED"
+
+
+@pytest.mark.parametrize("flags", [(), ("unary",)], ids=["stream", "unary"])
+def test_error_of_an_item_does_not_affect_others(
+    command: Command, servicer: FakeServicer, flags: tuple[str, ...]
+) -> None:
+    answers = command.answers(servicer.target, ["first", f"{ERROR} bad", "last"], *flags)
+    assert labels(answers) == ["first", None, "last"]
+    assert answers[1]["error"]["code"] == "InvalidArgument"
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED], ids=lambda code: code.name)
+def test_broken_stream_loses_nothing(command: Command, servicer: FakeServicer, code: grpc.StatusCode) -> None:
+    servicer.stream_failures = [(0, code), (3, code)]
+    texts = [f"text {number}" for number in range(200)]
+    assert labels(command.answers(servicer.target, texts)) == texts
+    assert servicer.calls == ["StreamAnalyze"] * 3
+
+
+def test_final_error_ends_a_stream(command: Command, servicer: FakeServicer) -> None:
+    servicer.stream_failures = [(0, grpc.StatusCode.PERMISSION_DENIED)]
+    done = command.run(servicer.target, ["text"])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "requested failure" in done.stderr
+    assert servicer.calls == ["StreamAnalyze"]
+
+
+def test_unary_call_is_retried_while_the_server_is_unavailable(command: Command, servicer: FakeServicer) -> None:
+    servicer.unary_failures = [grpc.StatusCode.UNAVAILABLE] * 2
+    assert labels(command.answers(servicer.target, ["text"], "unary")) == ["text"]
+    assert servicer.calls == ["Analyze"] * 3
+
+
+@pytest.mark.parametrize("flags", [(), ("unary",)], ids=["stream", "unary"])
+def test_call_ends_at_its_deadline(command: Command, servicer: FakeServicer, flags: tuple[str, ...]) -> None:
+    servicer.gate.clear()
+    done = command.run(servicer.target, ["text"], *flags, timeout_s=1)
+    assert done.returncode == 1
+    assert "deadline" in done.stderr.replace("_", " ").lower()
+    servicer.gate.set()
+
+
+def test_stream_limits_the_items_in_flight(command: Command, servicer: FakeServicer) -> None:
+    texts = [f"text {number}" for number in range(2000)]
+    assert labels(command.answers(servicer.target, texts)) == texts
+    assert servicer.max_in_flight_seen <= 256
+    assert len(servicer.requests) < len(texts)
+
+
+def test_api_key_is_sent_to_this_machine_only(command: Command, servicer: FakeServicer) -> None:
+    assert command.run(servicer.target, ["text"], key="secret").returncode == 0
+    assert servicer.metadata[0]["authorization"] == "Bearer secret"
+    refused = command.run("polyhead.invalid:50051", ["text"], key="secret")
+    assert refused.returncode != 0
+    assert "loopback" in refused.stderr
+    assert "secret" not in refused.stderr
