@@ -83,7 +83,7 @@ def go_command(folder: Path) -> Command:
     package.symlink_to(ROOT / "clients/go")
     environment = os.environ | {"GO111MODULE": "off", "GOFLAGS": "", "GOPATH": f"{folder}:{GO_SOURCES.parent}"}
     program = folder / "polyhead-analyze"
-    for command in (["go", "vet", ".", "./cmd/..."], ["go", "build", "-o", program, "./cmd/polyhead-analyze"]):
+    for command in (["go", "vet", ".", "./cmd/..."], ["go", "build", "-o", str(program), "./cmd/polyhead-analyze"]):
         # The shell's own notion of the folder: the compiler finds the package by the path of the link.
         built = subprocess.run(
             command, cwd=package, env=environment | {"PWD": str(package)}, capture_output=True, text=True, check=False
