@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,3 +215,38 @@ def test_api_key_is_sent_to_this_machine_only(command: Command, servicer: FakeSe
     assert refused.returncode != 0
     assert "loopback" in refused.stderr
     assert "secret" not in refused.stderr
+
+
+def test_example_of_the_npm_package_runs(servicer: FakeServicer) -> None:
+    """It imports the package by its name, through its exports."""
+    npm_command(NPM)
+    (example, *_) = re.findall(r"^```js\n(.*?)^```", (NPM / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert example.count("127.0.0.1:50051") == 1
+    path = NPM / "dist/example.js"
+    path.write_text(example.replace("127.0.0.1:50051", servicer.target))
+    done = subprocess.run(["node", path], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == ["0 Where is my refund? 3", "1 Love it! 3"]
+    path.unlink()
+
+
+def test_npm_package_contains_code_types_and_licence() -> None:
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    npm_command(NPM)
+    command = ["npm", "pack", "--dry-run", "--json", "--ignore-scripts", "--offline"]
+    packed = subprocess.run(command, cwd=NPM, capture_output=True, text=True, check=True, timeout=60)
+    listing = json.loads(packed.stdout)
+    (package,) = listing if isinstance(listing, list) else listing.values()
+    names = {file["path"] for file in package["files"]}
+    manifest = json.loads((NPM / "package.json").read_text())
+    exported = [target for one in manifest["exports"].values() if isinstance(one, dict) for target in one.values()]
+    assert {path.removeprefix("./") for path in [*exported, *manifest["bin"].values()]} <= names
+    assert {"LICENSE", "README.md", "package.json", "src/index.ts", "dist/gen/polyhead/v1/item_pb.d.ts"} <= names
+    assert [name for name in names if name.startswith(("node_modules", "package-lock"))] == []
+
+
+def test_versions_are_those_of_the_server() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert json.loads((NPM / "package.json").read_text())["version"] == version
+    assert json.loads((NPM / "package-lock.json").read_text())["version"] == version
