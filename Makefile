@@ -17,7 +17,7 @@ STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto clients train export serve test test-slow check bench reliability lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs compare clean
+.PHONY: help setup proto proto-release clients train export serve test test-slow check bench reliability lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs compare clean
 
 help:  ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ clients/npm/node_modules/.package-lock.json: clients/npm/package-lock.json
 # On Debian: apt-get install protoc-gen-go protoc-gen-go-grpc nodejs npm
 clients: build/proto-generator/.installed $(NODE_MODULES)  ## regenerate the committed code of clients/go and clients/npm
 	build/proto-generator/bin/python proto/generate.py --clients
+
+proto-release: build/proto-generator/.installed  ## make the protocol the released one, which lint-proto compares with
+	build/proto-generator/bin/python proto/generate.py --release
 
 # A run is trained again only if its configuration or data has changed; `make train` always trains.
 $(RUN)/run.json: $(CONFIG) $(wildcard $(dir $(CONFIG))*.jsonl) | $(VENV)/.runtime
