@@ -217,6 +217,47 @@ def test_api_key_is_sent_to_this_machine_only(command: Command, servicer: FakeSe
     assert "secret" not in refused.stderr
 
 
+# Prints how many texts a stream read for ten answers, and whether it closed its input.
+ABANDONED_STREAM = """
+import { Client } from "@polyhead/client";
+
+const client = new Client(process.argv[2], { maxInFlight: 16 });
+let [read, closed, answered] = [0, false, 0];
+async function* texts() {
+  try {
+    for (;;) yield `text ${read++}`;
+  } finally {
+    closed = true;
+  }
+}
+for await (const answer of client.stream(texts())) {
+  if (++answered === 10) break;
+}
+console.log(JSON.stringify({ read, closed }));
+client.close();
+"""
+
+
+def test_npm_stream_reads_no_further_than_its_consumer(servicer: FakeServicer) -> None:
+    npm_command(NPM)
+    path = NPM / "dist/abandoned.js"
+    path.write_text(ABANDONED_STREAM)
+    done = subprocess.run(["node", path, servicer.target], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    state = json.loads(done.stdout)
+    assert state["closed"]
+    assert state["read"] <= 10 + 16 + 1
+    assert servicer.stream_ended.wait(10)
+    path.unlink()
+
+
+@pytest.mark.parametrize("flags", [("max-attempts=0",), ("max-attempts=x",)])
+def test_invalid_option_is_a_usage_error(command: Command, flags: tuple[str, ...]) -> None:
+    done = command.run("127.0.0.1:1", ["text"], *flags)
+    assert done.returncode == 2
+    assert "max-attempts" in done.stderr
+
+
 def test_example_of_the_npm_package_runs(servicer: FakeServicer) -> None:
     """It imports the package by its name, through its exports."""
     npm_command(NPM)

@@ -17,7 +17,8 @@ import { errorReason, float32s } from "./answers.js";
 import { Client, type RequestOptions } from "./client.js";
 import type { Answer } from "./v1.js";
 
-const USAGE = "usage: polyhead-analyze [--target HOST:PORT] [--tls] [--ca FILE] [--timeout-ms N] [--unary] [TEXT...]";
+const USAGE =
+  "usage: polyhead-analyze [--target HOST:PORT] [--tls] [--ca FILE] [--timeout-ms N] [--max-attempts N] [--unary] [TEXT...]";
 
 async function main(): Promise<number> {
   const options = {
@@ -30,13 +31,15 @@ async function main(): Promise<number> {
   } as const;
   let client: Client;
   let parsed;
+  let request: RequestOptions = {};
   try {
     parsed = parseArgs({ options, allowPositionals: true });
-    const { target, tls, ca, "max-attempts": maxAttempts } = parsed.values;
+    const { target, tls, ca, "max-attempts": maxAttempts, "timeout-ms": timeout } = parsed.values;
+    if (timeout !== undefined) request = { timeoutMs: positive("--timeout-ms", timeout) };
     client = new Client(target, {
       tls: ca === undefined ? tls : { ca: readFileSync(ca) },
       apiKey: process.env["POLYHEAD_API_KEY"],
-      maxAttempts: Number(maxAttempts),
+      maxAttempts: positive("--max-attempts", maxAttempts),
     });
   } catch (error) {
     console.error(`polyhead-analyze: ${(error as Error).message}\n${USAGE}`);
@@ -44,8 +47,6 @@ async function main(): Promise<number> {
   }
   const { values, positionals } = parsed;
   const lines = positionals.length > 0 ? positionals : createInterface({ input: process.stdin, crlfDelay: Infinity });
-  const timeout = values["timeout-ms"];
-  const request: RequestOptions = timeout === undefined ? {} : { timeoutMs: Number(timeout) };
   let failed = false;
   try {
     const answers = values.unary ? await client.analyze(await collect(lines), request) : client.stream(lines, request);
@@ -60,6 +61,12 @@ async function main(): Promise<number> {
     client.close();
   }
   return failed ? 1 : 0;
+}
+
+function positive(flag: string, value: string): number {
+  const number = Number(value);
+  if (Number.isInteger(number) && number >= 1) return number;
+  throw new RangeError(`${flag}: ${value} is not a positive integer`);
 }
 
 async function collect(lines: Iterable<string> | AsyncIterable<string>): Promise<string[]> {
