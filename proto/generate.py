@@ -1,7 +1,7 @@
 """Generates the code of ``proto/polyhead/v1`` and the descriptors of ``proto/dialects``, or lints the protocol.
 
-All of it uses the installed grpcio-tools, the google.rpc definitions of ``googleapis-common-protos`` and no network.
-``make proto`` and ``make clients`` run the generator with the versions of ``proto/generator.txt``.
+The generator uses the installed grpcio-tools and the google.rpc definitions of ``googleapis-common-protos``; ``make
+proto`` and ``make clients`` run it with the versions of ``proto/generator.txt``. Nothing here uses the network.
 
 ``--lint`` also compares the protocol with ``proto/released.binpb``, an image of its last release: a removed or
 renumbered field, or any other change that breaks existing clients, is an error. ``--release`` replaces the image.
@@ -10,27 +10,19 @@ renumbered field, or any other change that breaks existing clients, is an error.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-DIALECT_DESCRIPTORS = HERE.parent / "server/polyhead_server/rpc/dialects/descriptors.binpb"
 ROOT = HERE.parent
+DIALECT_DESCRIPTORS = ROOT / "server/polyhead_server/rpc/dialects/descriptors.binpb"
 RELEASED = HERE / "released.binpb"
 GO, NPM = ROOT / "clients/go", ROOT / "clients/npm"
 GO_MODULE = "github.com/polyhead/polyhead/clients/go"
-# COMMENTS in addition to STANDARD: every element must be documented. google/ is third-party.
-CONFIG = {
-    "version": "v2",
-    "lint": {"use": ["STANDARD", "COMMENTS"], "ignore": ["google"]},
-    "breaking": {"use": ["FILE"], "ignore": ["google"]},
-}
 
 
 def main() -> int:
@@ -45,7 +37,7 @@ def main() -> int:
     if arguments.lint:
         return lint()
     if arguments.release:
-        write_image(RELEASED)
+        protoc("--include_imports", f"--descriptor_set_out={RELEASED}")
     elif arguments.clients:
         generate_clients(GO, NPM / "src/gen")
     else:
@@ -82,19 +74,11 @@ def generate_clients(go: Path, typescript: Path) -> None:
     protoc(plugin, "--es_out", "--es_opt=target=ts,import_extension=js", *google, output=typescript)
 
 
-def write_image(output: Path, *flags: str) -> None:
-    """Writes the protocol and everything that it imports as a file descriptor set, which buf reads as an image."""
-    protoc("--include_imports", f"--descriptor_set_out={output}", *flags)
-
-
 def lint() -> int:
-    """Checks style and compatibility of the protocol with buf; returns 0, or buf's exit code."""
-    buf = [str(Path(sys.executable).with_name("buf")), "--config", json.dumps(CONFIG)]
-    with tempfile.TemporaryDirectory() as folder:
-        image = Path(folder) / "image.binpb"
-        write_image(image, "--include_source_info")
-        style = subprocess.run([*buf, "lint", image], cwd=folder, check=False)
-        compatibility = subprocess.run([*buf, "breaking", image, "--against", RELEASED], cwd=folder, check=False)
+    """Checks style and compatibility of the protocol by the rules of ``buf.yaml``; returns 0, or buf's exit code."""
+    buf = str(Path(sys.executable).with_name("buf"))
+    style = subprocess.run([buf, "lint", HERE], check=False)
+    compatibility = subprocess.run([buf, "breaking", HERE, "--against", RELEASED], check=False)
     return style.returncode or compatibility.returncode
 
 
