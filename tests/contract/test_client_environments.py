@@ -31,7 +31,7 @@ TEST_PACKAGES = (
 )
 # Depends on mypy and not on the versions of grpcio and protobuf.
 SKIPPED = "tests/client/test_method_options.py"
-# grpc.aio before 1.80 loses the status of a stream on which it writes when the server rejects a message as too large.
+# grpc.aio 1.78 loses the status of a stream on which it writes when the server rejects a message as too large.
 LOST_STATUS = (
     "tests/client/core/test_message_limits.py"
     "::test_text_that_is_too_large_by_itself_gets_an_error_answer[AsyncFace-stream]"
