@@ -12,7 +12,7 @@ NAME := $(shell sed -n '/^name = /{s/^name = "\(.*\)"/\1/p;q}' $(CONFIG))
 RUN ?= build/$(NAME)/run
 BUNDLE ?= build/$(NAME)/bundle
 LISTEN ?= 127.0.0.1:50051
-SOURCES := bundle/polyhead_bundle client/polyhead_client export/polyhead_export rows/polyhead_rows server/polyhead_server training/polyhead_training
+SOURCES := adapters/polyhead_adapters bundle/polyhead_bundle client/polyhead_client export/polyhead_export rows/polyhead_rows server/polyhead_server training/polyhead_training
 STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
