@@ -108,7 +108,6 @@ class PolyheadAnalyzer(ConnectionFields, RunnableSerializable[str, Analysis]):
     the other alone.
     """
 
-    name: str | None = "polyhead"
     tasks: tuple[Literal["classification", "sentiment"], ...] = ("classification", "sentiment")
 
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> Analysis:  # noqa: A002

@@ -15,7 +15,8 @@ from tests.support.fake_server import ERROR, FakeServicer, embedding_of
 def test_list_gives_a_matrix_and_a_str_a_vector(servicer: FakeServicer) -> None:
     with PolyheadEncoder(servicer.target) as encoder:
         matrix = encoder.encode(["one", "two"], batch_size=1)
-        assert (matrix.dtype, matrix.shape) == (np.float32, (2, 3))
+        assert matrix.dtype == np.float32
+        assert matrix.shape == (2, 3)
         np.testing.assert_array_equal(encoder.encode("two"), matrix[1])
         np.testing.assert_array_equal(matrix[1], np.array(embedding_of("two"), np.float32))
         assert len(servicer.calls) == 2
