@@ -12,7 +12,8 @@ from tests.support.fake_server import ERROR, FakeServicer, embedding_of
 
 pytest.importorskip("haystack", reason="polyhead[haystack] is not installed")
 
-from haystack import Document, Pipeline
+import haystack
+from haystack import Document
 from haystack.utils import Secret
 from polyhead_adapters.haystack import (
     PolyheadDocumentEmbedder,
@@ -169,17 +170,30 @@ def test_invalid_options_are_rejected_by_warm_up(options: dict[str, Any]) -> Non
         PolyheadTextEmbedder(**options).warm_up()
 
 
-def test_pipeline(servicer: FakeServicer) -> None:
+def test_pipeline(servicer: FakeServicer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipeline that was saved and loaded routes documents and embeds those with one label."""
-    pipeline = Pipeline()
+    monkeypatch.setenv("HAYSTACK_DESERIALIZATION_ALLOWLIST", "polyhead_adapters.haystack")
+    pipeline = getattr(haystack, "AsyncPipeline", haystack.Pipeline)()  # one class since version 3
     pipeline.add_component("router", PolyheadDocumentRouter(["billing"], target=servicer.target))
     pipeline.add_component("embedder", PolyheadDocumentEmbedder(target=servicer.target))
     pipeline.connect("router.billing", "embedder.documents")
-    loaded = Pipeline.loads(pipeline.dumps(), allowed_modules=["polyhead_adapters.haystack"])
+    loaded = type(pipeline).loads(pipeline.dumps())
     documents = [Document(content="billing"), Document(content="account")]
     outputs = loaded.run({"router": {"documents": documents}})
     assert [document.embedding for document in outputs["embedder"]["documents"]] == [embedding_of("bil")]
     assert outputs["router"]["unmatched"] == documents[1:]
     assert asyncio.run(loaded.run_async({"router": {"documents": documents}})) == outputs
-    loaded.close()
-    assert loaded.run({"router": {"documents": documents}}) == outputs
+
+
+def test_component_connects_again_after_close(servicer: FakeServicer) -> None:
+    embedder = PolyheadTextEmbedder(target=servicer.target)
+    output = embedder.run("one")
+    embedder.close()
+    assert embedder.run("one") == output
+
+    async def run_twice() -> None:
+        for _ in range(2):
+            assert await embedder.run_async("one") == output
+            await embedder.close_async()
+
+    asyncio.run(run_twice())
