@@ -120,21 +120,22 @@ class HeldBytes:
         max_bytes: int,
         max_message_bytes: int,
         *,
-        sample: Callable[[], Mapping[str, Transferred]] = sockets.transferred,
-        close: Callable[[str], None] = sockets.close,
+        sample: Callable[[int], Mapping[str, Transferred]] = sockets.transferred,
+        close: Callable[[str, int], None] = sockets.close,
     ) -> None:
         """Starts without connections.
 
         Args:
             max_bytes: Limit for all connections; one connection may hold a quarter of it.
             max_message_bytes: Maximum size of a message.
-            sample: Returns the transferred bytes of every connection; called in a thread.
-            close: Closes a connection; called in a thread.
+            sample: Returns the transferred bytes of every connection to a port; called in a thread.
+            close: Closes the connection of a peer to a port; called in a thread.
         """
         self._max_bytes = max_bytes
         self._max_connection_bytes = round(max_bytes * _CONNECTION_SHARE)
         self._max_message_bytes = max_message_bytes
         self._sample, self._close = sample, close
+        self._port = 0
         self._connections: dict[str, Connection] = {}
         self._last_sample: Mapping[str, Transferred] = {}
         self._unread_bytes = 0
@@ -186,17 +187,23 @@ class HeldBytes:
             self._add(connection, size)
             when_done(context, lambda: self._add(connection, -size))
 
-    async def watch(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    async def watch(self, port: int, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Samples the connections and closes those beyond their limits; never returns.
 
         Args:
+            port: Port that gRPC listens on. Connections to other ports, such as that of HTTP, are none of its own.
             sleep: Waits for a number of seconds.
         """
+        self._port = port
         duration_s = 0.0
         while True:
             await sleep(max(_SAMPLE_INTERVAL_S, duration_s / _MAX_SAMPLING))
             started = time.monotonic()
-            sample = await asyncio.to_thread(self._sample)
+            try:
+                sample = await asyncio.to_thread(self._sample, port)
+            except OSError as error:
+                self._warn("the connections cannot be sampled: %s", error)
+                continue
             duration_s = time.monotonic() - started
             self.check(sample)
 
@@ -244,12 +251,22 @@ class HeldBytes:
         if connection.closing:
             return
         connection.closing = True
-        if (now := time.monotonic()) > self._logged_at + _LOG_INTERVAL_S:
-            self._logged_at = now
-            logger.warning("closing the connection of %s: %s", connection.peer, problem)
-        task = asyncio.create_task(asyncio.to_thread(self._close, connection.peer))
+        self._warn("closing the connection of %s: %s", connection.peer, problem)
+        task = asyncio.create_task(self._close_connection(connection))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+    async def _close_connection(self, connection: Connection) -> None:
+        try:
+            await asyncio.to_thread(self._close, connection.peer, self._port)
+        except OSError as error:
+            connection.closing = False
+            self._warn("the connection of %s cannot be closed: %s", connection.peer, error)
+
+    def _warn(self, message: str, *arguments: object) -> None:
+        if (now := time.monotonic()) > self._logged_at + _LOG_INTERVAL_S:
+            self._logged_at = now
+            logger.warning(message, *arguments)
 
 
 _MOST_HELD = "all connections together hold too many bytes of unread responses and incomplete messages, it the most"

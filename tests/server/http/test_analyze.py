@@ -113,6 +113,18 @@ async def test_invalid_option_of_a_stream_is_refused(running: HttpServer, query:
     assert reply.status == 400
 
 
+async def test_stream_is_refused_while_the_server_drains(running: HttpServer) -> None:
+    running.service.drain()
+    reply = await running.post("/v1/analyze", b'"w1"\n', LINES)
+    assert (reply.status, reply.json["error"]["reason"]) == (503, "DRAINING")
+    assert "retry-after" in reply.headers
+
+
+async def test_invalid_deadline_of_a_stream_is_refused(running: HttpServer) -> None:
+    reply = await running.post("/v1/analyze", b'"w1"\n', {**LINES, "x-request-timeout-s": "soon"})
+    assert (reply.status, reply.json["error"]["reason"]) == (400, "INVALID_PARAMETER")
+
+
 async def test_answers_come_while_the_body_still_comes(running: HttpServer) -> None:
     host, port = running.address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
