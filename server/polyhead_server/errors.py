@@ -258,6 +258,11 @@ class OverloadedError(ServerError):
         problem = f"more than {max_bytes} bytes of earlier responses on this connection have not been read"
         return cls(problem, _UNREAD_RETRY_S)
 
+    @classmethod
+    def bodies(cls, max_bytes: int) -> Self:
+        """The bodies of all HTTP calls in progress are too large together."""
+        return cls(f"the bodies of all calls in progress have more than {max_bytes} bytes", _UNREAD_RETRY_S)
+
 
 class NotReadyError(ServerError):
     """The model is still loading."""

@@ -352,7 +352,7 @@ class LineStream(Response):
         backend = self._call.backend
         limit = _max_characters(backend)
         number = 0
-        async for lines in _line_groups(self._call.parts(), backend.settings.max_message_bytes):
+        async for lines in _line_groups(self._call):
             for begin in range(0, len(lines), _MAX_LINES):
                 items: list[Item | InvalidItem] = []
                 for line in lines[begin : begin + _MAX_LINES]:
@@ -410,23 +410,27 @@ def _line_item(line: bytes, number: int, limit: int) -> Item | InvalidItem:
     return _item(entry, limit)
 
 
-async def _line_groups(parts: AsyncIterator[bytes], max_line_bytes: int) -> AsyncIterator[list[bytes]]:
+async def _line_groups(call: Call) -> AsyncIterator[list[bytes]]:
     """Yields the complete lines of each part of a body.
 
     Raises:
         InvalidRequestError: A line is too long.
+        OverloadedError: The incomplete lines and bodies of all calls are too large together.
     """
+    limit = call.backend.settings.max_message_bytes
     rest: list[bytes] = []
     size = 0
-    async for part in parts:
+    async for part in call.parts():
         *lines, last = part.split(b"\n")
         if lines:
             lines[0] = b"".join([*rest, lines[0]])
             rest, size = [], 0
+            call.release()
             yield lines
         rest.append(last)
         size += len(last)
-        if size > max_line_bytes:
-            raise InvalidRequestError("MESSAGE_TOO_LARGE", f"a line has more than {max_line_bytes} bytes")
+        if size > limit:
+            raise InvalidRequestError("MESSAGE_TOO_LARGE", f"a line has more than {limit} bytes")
+        call.keep(len(last))
     if size:
         yield [b"".join(rest)]

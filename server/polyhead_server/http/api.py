@@ -165,6 +165,7 @@ class _Resource:
         except ClientDisconnect:
             pass
         finally:
+            call.release()
             self._on_end(call, endpoint, response)
 
     async def _respond(self, call: Call, endpoint: Endpoint | None) -> Response:

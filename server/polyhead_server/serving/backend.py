@@ -97,6 +97,7 @@ class Backend:
     Attributes:
         service: The inference service.
         settings: The server's.
+        body_bytes: Bytes of the HTTP bodies that are kept.
     """
 
     def __init__(self, service: Service, settings: Settings, ready: Callable[[], bool]) -> None:
@@ -109,6 +110,7 @@ class Backend:
         """
         self.service = service
         self.settings = settings
+        self.body_bytes = 0
         self._ready = ready
         self._views: dict[Any, tuple[Model, Any]] = {}
 
