@@ -336,7 +336,7 @@ class LineStream(Response):
             ServerError: The stream is refused; nothing has been sent.
         """
         service = self._call.backend.service
-        async with service.session(self._read, self._deadline, self._changed.set) as reader:
+        async with service.session(self._read, self._deadline, self._changed.set, has_age=False) as reader:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
                 while await self._wait(reader):

@@ -49,9 +49,14 @@ class Service(Protocol):
         """Why a stream whose reading half was cancelled ends."""
 
     def session(
-        self, read: Callable[[Any], Awaitable[None]], deadline: float | None, on_end: Callable[[], None]
+        self,
+        read: Callable[[Any], Awaitable[None]],
+        deadline: float | None,
+        on_end: Callable[[], None],
+        *,
+        has_age: bool = True,
     ) -> AbstractAsyncContextManager[asyncio.Task[None]]:
-        """Runs the reading half of a stream in a task that a drain cancels."""
+        """Runs the reading half of a stream in a task that a drain cancels, and the age of the stream if it has one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine, embedding_of
 
@@ -125,7 +126,9 @@ async def test_invalid_deadline_of_a_stream_is_refused(running: HttpServer) -> N
     assert (reply.status, reply.json["error"]["reason"]) == (400, "INVALID_PARAMETER")
 
 
-async def test_answers_come_while_the_body_still_comes(running: HttpServer) -> None:
+async def test_answers_come_while_the_body_still_comes(running: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Streams of gRPC end at this age, because their connection does. That of HTTP does not.
+    monkeypatch.setattr(Settings, "stream_age_s", lambda _: 1e-6)
     host, port = running.address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(
