@@ -117,6 +117,20 @@ async def test_parts_of_calls_that_have_ended_are_not_held() -> None:
     assert held.closed == []
 
 
+@pytest.mark.parametrize("lasting", [False, True])
+async def test_parts_of_ended_calls_do_not_add_up_on_a_busy_connection(lasting: bool) -> None:
+    # A load balancer with a connection for all its clients, some of which give up in the middle of a message.
+    held = Held()
+    running = [await held.call("a:1") for _ in range(20)]
+    for _ in range(40):
+        await held.transfer(a_1=3 * MB)
+        if not lasting:
+            ended, running = running, [await held.call("a:1") for _ in range(20)]
+            for call in ended:
+                call.end()
+    assert bool(held.closed) == lasting
+
+
 async def test_connection_that_floods_the_server_with_anything_but_messages_is_closed() -> None:
     held = Held()
     await held.call("a:1", messages=(10 * MB,) * 2)
