@@ -164,6 +164,11 @@ class _Resource:
                     await response(scope, receive, send)
         except ClientDisconnect:
             pass
+        except Exception as error:
+            exit_if_out_of_memory(error)
+            # A stream that has begun; uvicorn cuts the connection off and logs nothing.
+            InternalError.logged("an HTTP stream failed", error)
+            raise
         finally:
             call.release()
             self._on_end(call, endpoint, response)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import http.client
 import json
 from typing import Any
 
@@ -146,6 +147,18 @@ async def test_answers_come_while_the_body_still_comes(running: HttpServer, monk
         while await reader.readline() != b"0\r\n":
             pass
     writer.close()
+
+
+async def test_stream_that_fails_is_cut_off_and_logged(
+    running: HttpServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def record(*_: Any) -> Any:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr("polyhead_server.http.analyze.record", record)
+    with pytest.raises(http.client.IncompleteRead):
+        await running.post("/v1/analyze", b'"w1"\n', LINES)
+    assert "an HTTP stream failed" in caplog.text
 
 
 async def test_drain_ends_a_stream_after_its_answers(running: HttpServer, engine: FakeEngine) -> None:
