@@ -255,7 +255,7 @@ class OverloadedError(ServerError):
     @classmethod
     def unread(cls, max_bytes: int) -> Self:
         """The client has not read the responses of earlier calls."""
-        problem = f"more than {max_bytes} bytes of earlier responses on this connection have not been read"
+        problem = f"more than {max_bytes} bytes of earlier responses have not been read"
         return cls(problem, _UNREAD_RETRY_S)
 
     @classmethod
