@@ -136,8 +136,12 @@ def listening_sockets(address: str, backlog: int, *, shares_port: bool) -> list[
     if path is not None:
         with private_files():
             listener = socket.socket(socket.AF_UNIX)
-            listener.bind(os.fspath(path))
-            listener.listen(backlog)
+            try:
+                listener.bind(os.fspath(path))
+                listener.listen(backlog)
+            except OSError as error:
+                listener.close()
+                raise StartupError(f"cannot listen on {address}: {error}") from error
         return [listener]
     port, sockets, missing = split_address(address)[1], [], None
     for family, (host, _, *scope) in _resolve(address):

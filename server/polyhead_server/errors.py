@@ -266,8 +266,13 @@ class OverloadedError(ServerError):
     @classmethod
     def unread(cls, max_bytes: int) -> Self:
         """The client has not read the responses of earlier calls."""
-        problem = f"more than {max_bytes} bytes of earlier responses on this connection have not been read"
+        problem = f"more than {max_bytes} bytes of earlier responses have not been read"
         return cls(problem, _UNREAD_RETRY_S)
+
+    @classmethod
+    def bodies(cls, max_bytes: int) -> Self:
+        """The bodies of all HTTP calls in progress are too large together."""
+        return cls(f"the bodies of all calls in progress have more than {max_bytes} bytes", _UNREAD_RETRY_S)
 
 
 class NotReadyError(ServerError):

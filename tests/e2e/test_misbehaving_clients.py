@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import signal
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import item_pb2
 
+from bench.harness.servers import free_port
 from tests.support.http2_client import Http2Client, frame
 from tests.support.worker_load import answered
 
@@ -104,3 +106,17 @@ def test_incomplete_requests_within_the_limit_are_waited_for(start: Start, demo_
         client.send(streams[0], frame(message)[-1:])
         assert client.finish(streams[0]).status == 0
     assert "incomplete messages" not in server.log.read_text()
+
+
+def test_large_bodies_of_http_are_not_taken_for_a_flood(start: Start, demo_bundle: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    server = start(demo_bundle, "--http-listen", address)
+    server.wait_until_serving()
+    connection = http.client.HTTPConnection(address, timeout=60)
+    body = b'{"text": "%b"}' % (b"x" * 15_000_000)
+    for _ in range(40):
+        connection.request("POST", "/v1/analyze", body)
+        response = connection.getresponse()
+        assert b"embedding" in response.read()
+    connection.close()
+    assert "closing the connection" not in server.log.read_text()

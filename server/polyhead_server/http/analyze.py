@@ -62,9 +62,6 @@ async def analyze(call: Call) -> Response:
     options = _options(document, _embedding_options(document), call.backend.model())
     items = _items(document, call.backend)
     call.texts = len(items)
-    if len(items) > call.backend.max_items:
-        problem = f"the request has {len(items)} texts; at most {call.backend.max_items} are allowed"
-        raise InvalidRequestError("TOO_MANY_ITEMS", problem)
     model, outcomes = await call.backend.answer(Message(items, options), deadline_after(call.timeout_s()))
     pairs = zip(items, outcomes, strict=True)
     return respond(
@@ -199,6 +196,9 @@ def _items(document: Mapping[str, Any], backend: Backend) -> tuple[Item | Invali
         raise InvalidRequestError("INVALID_PARAMETER", f"{given[0]} must be a list")
     if not entries:
         raise InvalidRequestError("EMPTY_REQUEST", f"{given[0]} is an empty list; send at least one text")
+    if len(entries) > backend.max_items:
+        problem = f"the request has {len(entries)} texts; at most {backend.max_items} are allowed"
+        raise InvalidRequestError("TOO_MANY_ITEMS", problem)
     limit = _max_characters(backend)
     if given[0] == "items":
         return tuple(_item(entry, limit) for entry in entries)
@@ -310,19 +310,33 @@ class LineStream(Response):
     media_type = NDJSON
 
     def __init__(self, call: Call, options: RequestOptions) -> None:
+        """Prepares the stream.
+
+        Args:
+            call: The call.
+            options: What to answer for each line.
+
+        Raises:
+            InvalidRequestError: The header with the deadline is invalid.
+        """
         super().__init__(status_code=200)
         # The length is not known in advance.
         del self.headers["content-length"]
         self._call = call
         self._options = options
+        self._deadline = deadline_after(call.timeout_s())
         self._pending: deque[_Pending] = deque()
         self._changed = asyncio.Event()
         self._space = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Runs the stream."""
-        backend, deadline = self._call.backend, deadline_after(self._call.timeout_s())
-        async with backend.service.session(self._read, deadline, self._changed.set) as reader:
+        """Runs the stream.
+
+        Raises:
+            ServerError: The stream is refused; nothing has been sent.
+        """
+        service = self._call.backend.service
+        async with service.session(self._read, self._deadline, self._changed.set, has_age=False) as reader:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
                 while await self._wait(reader):
@@ -338,7 +352,7 @@ class LineStream(Response):
         backend = self._call.backend
         limit = _max_characters(backend)
         number = 0
-        async for lines in _line_groups(self._call.parts(), backend.settings.max_message_bytes):
+        async for lines in _line_groups(self._call):
             for begin in range(0, len(lines), _MAX_LINES):
                 items: list[Item | InvalidItem] = []
                 for line in lines[begin : begin + _MAX_LINES]:
@@ -396,23 +410,27 @@ def _line_item(line: bytes, number: int, limit: int) -> Item | InvalidItem:
     return _item(entry, limit)
 
 
-async def _line_groups(parts: AsyncIterator[bytes], max_line_bytes: int) -> AsyncIterator[list[bytes]]:
+async def _line_groups(call: Call) -> AsyncIterator[list[bytes]]:
     """Yields the complete lines of each part of a body.
 
     Raises:
         InvalidRequestError: A line is too long.
+        OverloadedError: The incomplete lines and bodies of all calls are too large together.
     """
+    limit = call.backend.settings.max_message_bytes
     rest: list[bytes] = []
     size = 0
-    async for part in parts:
+    async for part in call.parts():
         *lines, last = part.split(b"\n")
         if lines:
             lines[0] = b"".join([*rest, lines[0]])
             rest, size = [], 0
+            call.release()
             yield lines
         rest.append(last)
         size += len(last)
-        if size > max_line_bytes:
-            raise InvalidRequestError("MESSAGE_TOO_LARGE", f"a line has more than {max_line_bytes} bytes")
+        if size > limit:
+            raise InvalidRequestError("MESSAGE_TOO_LARGE", f"a line has more than {limit} bytes")
+        call.keep(len(last))
     if size:
         yield [b"".join(rest)]

@@ -156,14 +156,26 @@ class _Resource:
             with self._backend.service.tracked() if endpoint and endpoint.rpc else contextlib.nullcontext():
                 response = await self._respond(call, endpoint)
                 response.headers[_REQUEST_ID] = request_id
-                await response(scope, receive, send)
+                try:
+                    await response(scope, receive, send)
+                except ServerError as error:
+                    # A stream may be refused at its start.
+                    response = _form(endpoint)(error)
+                    response.headers[_REQUEST_ID] = request_id
+                    await response(scope, receive, send)
         except ClientDisconnect:
             pass
+        except Exception as error:
+            exit_if_out_of_memory(error)
+            # A stream that has begun; uvicorn cuts the connection off and logs nothing.
+            InternalError.logged("an HTTP stream failed", error)
+            raise
         finally:
+            call.release()
             self._on_end(call, endpoint, response)
 
     async def _respond(self, call: Call, endpoint: Endpoint | None) -> Response:
-        form = endpoint.error if endpoint else polyhead_error
+        form = _form(endpoint)
         try:
             if endpoint is None:
                 return _no_endpoint(self._methods)
@@ -191,6 +203,10 @@ class _Resource:
             text = "%s %s, items: %d, %.1f ms, %s at %s"
             arguments = (name, status, call.texts, duration_s * 1000, caller or "anonymous", peer)
             logger.log(self._level, text, *arguments, extra=fields(**values, peer=peer, key=caller))
+
+
+def _form(endpoint: Endpoint | None) -> ErrorForm:
+    return endpoint.error if endpoint else polyhead_error
 
 
 def _no_endpoint(methods: dict[str, Endpoint]) -> Response:

@@ -12,11 +12,14 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from polyhead_server.errors import InvalidRequestError, MessageTooLargeError, RequestTimeoutError
+from polyhead_server.errors import InvalidRequestError, MessageTooLargeError, OverloadedError, RequestTimeoutError
 from polyhead_server.serving.backend import Backend
 
 # Seconds within which a client must send its whole body, and each part of a stream's.
 BODY_TIMEOUT_S = 30.0
+# A body up to this size does not count against the limit for the bodies of all calls, so that large ones cannot keep it
+# out.
+_SMALL_BODY_BYTES = 64 * 2**10
 _JSON = "application/json"
 _MAX_SLOW_JSON_BYTES = 2**20
 # The deadline that the client sets, in seconds: this API's own header, and the one that OpenAI's clients send.
@@ -38,6 +41,26 @@ class Call:
         self.request = request
         self.arrived_ns = time.monotonic_ns()
         self.texts = 0
+        self._kept_bytes = self._counted_bytes = 0
+
+    def keep(self, size: int) -> None:
+        """Counts bytes of the body that are kept until ``release``.
+
+        Raises:
+            OverloadedError: The bodies of all calls are too large together.
+        """
+        self._kept_bytes += size
+        more = max(0, self._kept_bytes - _SMALL_BODY_BYTES) - self._counted_bytes
+        limit = self.backend.settings.max_held_bytes
+        if more and self.backend.body_bytes + more > limit:
+            raise OverloadedError.bodies(limit)
+        self._counted_bytes += more
+        self.backend.body_bytes += more
+
+    def release(self) -> None:
+        """Ends the counting of the bytes that were kept."""
+        self.backend.body_bytes -= self._counted_bytes
+        self._kept_bytes = self._counted_bytes = 0
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -49,6 +72,7 @@ class Call:
 
         Raises:
             ServerError: It is too large or too slow.
+            OverloadedError: The bodies of all calls are too large together.
             ClientDisconnect: The client has gone.
         """
         limit = self.backend.settings.max_message_bytes
@@ -63,6 +87,7 @@ class Call:
                     size += len(part)
                     if size > limit:
                         raise MessageTooLargeError(f"the body has more than {limit} bytes")
+                    self.keep(len(part))
                     parts.append(part)
         except TimeoutError:
             raise RequestTimeoutError(BODY_TIMEOUT_S) from None

@@ -123,7 +123,8 @@ class HttpListener:
             date_header=False,
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
-            limit_concurrency=max_connections,
+            # From this number of connections on, uvicorn refuses.
+            limit_concurrency=max_connections + 1,
         )
         config.load()
         config.ssl = context

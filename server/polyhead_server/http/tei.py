@@ -47,7 +47,7 @@ async def tokenize(call: Call) -> Response:
     require_fields(document, ("inputs", "add_special_tokens", "prompt_name"))
     special = boolean(document, "add_special_tokens", default=True)
     _reject(document, "prompt_name", "the model has no prompts")
-    texts = _texts(document.get("inputs"))
+    texts = _texts(call, document.get("inputs"))
     items = [item_from_string("", text, _max_characters(call)) for text in texts]
     return respond([await tei.tokenize(call.backend, item, special=special) for item in items])
 
@@ -59,11 +59,15 @@ async def decode(call: Call) -> Response:
     skip = boolean(document, "skip_special_tokens", default=True)
     ids = document.get("ids")
     lists: list[Any] = ids if isinstance(ids, list) and ids and isinstance(ids[0], list) else [ids]
+    if len(lists) > call.backend.max_items:
+        raise InvalidRequestError(
+            "TOO_MANY_ITEMS", f"ids has {len(lists)} lists; at most {call.backend.max_items} are allowed"
+        )
+    if sum(len(one) for one in lists if isinstance(one, list)) > tei.MAX_DECODED_IDS:
+        raise tei.invalid("ids", f"must have at most {tei.MAX_DECODED_IDS} elements")
     for one in lists:
         if not isinstance(one, list) or not all(type(number) is int and 0 <= number < 2**32 for number in one):
             raise tei.invalid("ids", "must be a list of token ids, or a list of such lists")
-    if sum(map(len, lists)) > tei.MAX_DECODED_IDS:
-        raise tei.invalid("ids", f"must have at most {tei.MAX_DECODED_IDS} elements")
     return respond([await tei.decode(call.backend, one, skip_special=skip) for one in lists])
 
 
@@ -115,7 +119,7 @@ async def _embed(call: Call, document: dict[str, Any]) -> Response:
     if _object(document, "parameters"):
         raise tei.invalid("parameters", "must be empty")
     options = RequestOptions(frozenset({Task.EMBEDDING}), dimensions=integer(document, "dimensions", info.dimensions))
-    results, headers = await _answer(call, document, _texts(document.get("inputs")), options)
+    results, headers = await _answer(call, document, _texts(call, document.get("inputs")), options)
     dimensions = options.dimensions
     rows = [tei.embedding(model, result, dimensions, normalize=normalize) for result in results]
     return respond(rows, headers=headers)
@@ -131,7 +135,7 @@ async def _predict(call: Call, document: dict[str, Any], *, nested: bool) -> Res
     model = call.backend.model()
     head = tei.head_of(model, wanted)
     top_k = _top_k(document, head)
-    texts, several = _predicted_texts(document.get("inputs"))
+    texts, several = _predicted_texts(call, document.get("inputs"))
     results, headers = await _answer(call, document, texts, RequestOptions(frozenset({head.task})))
     predictions = [tei.predictions(head, result)[:top_k] for result in results]
     rows = [[{"score": score, "label": label} for label, score in labels] for labels in predictions]
@@ -184,13 +188,18 @@ def _headers(texts: list[str], results: list[Result], started_ns: int) -> dict[s
     }
 
 
-def _texts(given: Any) -> list[str]:
-    """Returns the inputs of a request, one or several."""
+def _texts(call: Call, given: Any) -> list[str]:
+    """Returns the inputs of a request, one or several.
+
+    Raises:
+        InvalidRequestError: They are none, too many, or no texts.
+    """
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list):
         raise tei.invalid("inputs", "must be a text or a list of texts")
     if not texts:
         raise InvalidRequestError("EMPTY_REQUEST", "inputs cannot be empty")
+    _require_few(call, texts)
     for index, text in enumerate(texts):
         if isinstance(text, int | list):
             raise tei.invalid("inputs", "contains token ids, which this server does not read; send texts")
@@ -199,14 +208,19 @@ def _texts(given: Any) -> list[str]:
     return texts
 
 
-def _predicted_texts(given: Any) -> tuple[list[str], bool]:
-    """Returns the texts to classify, and whether they came as a list."""
+def _predicted_texts(call: Call, given: Any) -> tuple[list[str], bool]:
+    """Returns the texts to classify, and whether they came as a list.
+
+    Raises:
+        InvalidRequestError: They are none, too many, or no texts.
+    """
     if isinstance(given, str):
         return [given], False
     if not isinstance(given, list) or not given:
         if given == []:
             raise InvalidRequestError("EMPTY_REQUEST", "inputs cannot be empty")
         raise tei.invalid("inputs", 'must be a text, or a list of lists of one text: [["a"], ["b"]]')
+    _require_few(call, given)
     if all(isinstance(one, list) and len(one) == 1 and isinstance(one[0], str) for one in given):
         return [one[0] for one in given], True
     if all(isinstance(one, str) for one in given):
@@ -220,6 +234,12 @@ def _object(document: dict[str, Any], field: str) -> dict[str, Any]:
     if value is not None and not isinstance(value, dict):
         raise tei.invalid(field, f"is {kind(value)}, not an object")
     return value or {}
+
+
+def _require_few(call: Call, texts: list[Any]) -> None:
+    if len(texts) > call.backend.max_items:
+        problem = f"inputs has {len(texts)} elements; at most {call.backend.max_items} are allowed"
+        raise InvalidRequestError("TOO_MANY_ITEMS", problem)
 
 
 def _reject(document: dict[str, Any], field: str, why: str) -> None:

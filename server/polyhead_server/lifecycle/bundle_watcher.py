@@ -85,7 +85,8 @@ class BundleWatcher:
                 refused = None if await reload() else look.files
 
     def _look(self) -> _Look:
-        root = self._bundle.resolve()
+        # Path.resolve raises for a link that leads to itself.
+        root = Path(os.path.realpath(self._bundle))
         found = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
         paths = sorted(itertools.islice(found, _MAX_FILES))
         files = tuple((str(path.relative_to(root)), file_signature(path)) for path in paths)

@@ -21,7 +21,7 @@ from typing import Any, cast
 from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
-from polyhead_server.addresses import exclusive, require_local
+from polyhead_server.addresses import exclusive, require_local, split_address, unix_path
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.model import Model, describe, load_model
 from polyhead_server.inference.pipeline import Pipeline
@@ -145,7 +145,6 @@ class _Process:
         stack.push_async_callback(self._server.stop, None)
         self._handle_signals(stack)
         self._in_background(self._metrics.sample(lambda: self._service.pipeline))
-        self._in_background(self._service.held_bytes.watch())
         await self._health.set(serving=False, alive=False)
         dialects = self._settings.enabled_dialects
         if "polyhead" in dialects:
@@ -158,7 +157,7 @@ class _Process:
                 names.append(service_names.INFERENCE)
             reflection.enable_server_reflection(names, self._server, pool=reflection_pool())
         if not self._worker:
-            address = await listen(self._server, address, self._certificates)
+            address = await self._listen(address)
             await self._listen_for_http(stack)
             admin = AdminServer(self._settings, _SingleProcess(self._operations), self._health)
             stack.push_async_callback(admin.close)
@@ -168,7 +167,7 @@ class _Process:
         drained = self._operations.drained or bool(self._worker and self._worker.drained)
         await self._health.set(serving=not drained, alive=True)
         if self._worker:
-            address = await listen(self._server, address, self._certificates)
+            address = await self._listen(address)
             await self._listen_for_http(stack)
             self._worker.on_serving(identity_of(self._pipeline.model), self._operations)
         logger.info("serving %s on %s", self._pipeline.model.source.model_id, address)
@@ -176,6 +175,12 @@ class _Process:
             return await self._drain()
         await self._drain(join_threads=False)
         return 1
+
+    async def _listen(self, address: str) -> str:
+        address = await listen(self._server, address, self._certificates)
+        if not unix_path(address):
+            self._in_background(self._service.held_bytes.watch(split_address(address)[1]))
+        return address
 
     async def _listen_for_http(self, stack: contextlib.AsyncExitStack) -> None:
         if self._http:

@@ -14,8 +14,10 @@ If all connections together reach the limit, the connection that holds the most 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -49,6 +51,8 @@ _MAX_EXCESS_BYTES = 16 * 2**20
 # Sampling takes at most this part of the time: with very many connections it becomes less frequent.
 _MAX_SAMPLING = 0.02
 _LOG_INTERVAL_S = 10.0
+# Samples in which what calls received is told apart by their age.
+_MAX_INTERVALS = 30
 
 
 class Connection:
@@ -56,12 +60,14 @@ class Connection:
 
     Attributes:
         peer: ADDRESS:PORT of the client.
-        calls: Calls in progress.
+        calls: Calls in progress, oldest first, with the number of samples before each.
         large_calls: Those of them that may send large messages.
         unread_bytes: Bytes of responses that have not been sent yet.
         incomplete_bytes: Estimated bytes of incomplete request messages.
         closing: Whether it is being closed.
         expected_bytes: Received bytes since the last sample that belong to no incomplete message.
+        samples: Number of samples.
+        intervals: Received bytes beyond the expected ones between the last samples.
     """
 
     __slots__ = (
@@ -69,15 +75,19 @@ class Connection:
         "closing",
         "expected_bytes",
         "incomplete_bytes",
+        "intervals",
         "large_calls",
         "peer",
+        "samples",
         "transferred",
         "unread_bytes",
     )
 
     def __init__(self, peer: str, transferred: Transferred) -> None:
         self.peer = peer
-        self.calls = self.large_calls = self.unread_bytes = 0
+        self.calls: dict[object, int] = {}
+        self.large_calls = self.unread_bytes = self.samples = 0
+        self.intervals: deque[float] = deque(maxlen=_MAX_INTERVALS)
         self.incomplete_bytes = self.expected_bytes = 0.0
         self.closing = False
         self.transferred = transferred
@@ -95,11 +105,21 @@ class Connection:
         """
         received = transferred.received - self.transferred.received
         expected = self.expected_bytes + _SENT_OVERHEAD * (transferred.sent - self.transferred.sent)
-        # Parts of calls that were cancelled are no longer held.
-        most = self.calls * max_message_bytes
-        self.incomplete_bytes = min(max(0.0, self.incomplete_bytes + received - expected), most)
+        excess = received - expected
+        self.samples += 1
+        self.intervals.append(excess)
+        # Parts of calls that have ended are no longer held: the others began later than what came for those. One more
+        # interval, because a call may begin after its first bytes have come.
+        recent = self.samples - next(iter(self.calls.values()), self.samples) + 1
+        if recent < len(self.intervals):
+            self.incomplete_bytes = 0.0
+            for one in itertools.islice(self.intervals, len(self.intervals) - recent, None):
+                self.incomplete_bytes = max(0.0, self.incomplete_bytes + one)
+        else:
+            self.incomplete_bytes = max(0.0, self.incomplete_bytes + excess)
+        self.incomplete_bytes = min(self.incomplete_bytes, len(self.calls) * max_message_bytes)
         self.transferred, self.expected_bytes = transferred, 0.0
-        return received - expected
+        return excess
 
 
 # The connection of the call that the current task serves.
@@ -120,21 +140,22 @@ class HeldBytes:
         max_bytes: int,
         max_message_bytes: int,
         *,
-        sample: Callable[[], Mapping[str, Transferred]] = sockets.transferred,
-        close: Callable[[str], None] = sockets.close,
+        sample: Callable[[int], Mapping[str, Transferred]] = sockets.transferred,
+        close: Callable[[str, int], None] = sockets.close,
     ) -> None:
         """Starts without connections.
 
         Args:
             max_bytes: Limit for all connections; one connection may hold a quarter of it.
             max_message_bytes: Maximum size of a message.
-            sample: Returns the transferred bytes of every connection; called in a thread.
-            close: Closes a connection; called in a thread.
+            sample: Returns the transferred bytes of every connection to a port; called in a thread.
+            close: Closes the connection of a peer to a port; called in a thread.
         """
         self._max_bytes = max_bytes
         self._max_connection_bytes = round(max_bytes * _CONNECTION_SHARE)
         self._max_message_bytes = max_message_bytes
         self._sample, self._close = sample, close
+        self._port = 0
         self._connections: dict[str, Connection] = {}
         self._last_sample: Mapping[str, Transferred] = {}
         self._unread_bytes = 0
@@ -158,12 +179,13 @@ class HeldBytes:
             # A connection that the last sample does not contain is new.
             connection = Connection(peer, self._last_sample.get(peer, Transferred(0, 0)))
             self._connections[peer] = connection
-        connection.calls += 1
+        call = object()
+        connection.calls[call] = connection.samples
         connection.large_calls += large
         metadata = context.invocation_metadata() or ()
         connection.expected_bytes += _BYTES_PER_CALL + sum(len(key) + len(value) for key, value in metadata)
         _CONNECTION.set(connection)
-        when_done(context, lambda: self._end(connection, large=large))
+        when_done(context, lambda: self._end(connection, call, large=large))
 
     def require_room(self) -> None:
         """Checks, before anything is computed, that a response may be held for the current call's connection.
@@ -186,17 +208,23 @@ class HeldBytes:
             self._add(connection, size)
             when_done(context, lambda: self._add(connection, -size))
 
-    async def watch(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    async def watch(self, port: int, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Samples the connections and closes those beyond their limits; never returns.
 
         Args:
+            port: Port that gRPC listens on. Connections to other ports, such as that of HTTP, are none of its own.
             sleep: Waits for a number of seconds.
         """
+        self._port = port
         duration_s = 0.0
         while True:
             await sleep(max(_SAMPLE_INTERVAL_S, duration_s / _MAX_SAMPLING))
             started = time.monotonic()
-            sample = await asyncio.to_thread(self._sample)
+            try:
+                sample = await asyncio.to_thread(self._sample, port)
+            except OSError as error:
+                self._warn("the connections cannot be sampled: %s", error)
+                continue
             duration_s = time.monotonic() - started
             self.check(sample)
 
@@ -230,8 +258,8 @@ class HeldBytes:
         connection.unread_bytes += size
         self._unread_bytes += size
 
-    def _end(self, connection: Connection, *, large: bool) -> None:
-        connection.calls -= 1
+    def _end(self, connection: Connection, call: object, *, large: bool) -> None:
+        del connection.calls[call]
         connection.large_calls -= large
 
     def _held_bytes(self) -> float:
@@ -244,12 +272,22 @@ class HeldBytes:
         if connection.closing:
             return
         connection.closing = True
-        if (now := time.monotonic()) > self._logged_at + _LOG_INTERVAL_S:
-            self._logged_at = now
-            logger.warning("closing the connection of %s: %s", connection.peer, problem)
-        task = asyncio.create_task(asyncio.to_thread(self._close, connection.peer))
+        self._warn("closing the connection of %s: %s", connection.peer, problem)
+        task = asyncio.create_task(self._close_connection(connection))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+    async def _close_connection(self, connection: Connection) -> None:
+        try:
+            await asyncio.to_thread(self._close, connection.peer, self._port)
+        except OSError as error:
+            connection.closing = False
+            self._warn("the connection of %s cannot be closed: %s", connection.peer, error)
+
+    def _warn(self, message: str, *arguments: object) -> None:
+        if (now := time.monotonic()) > self._logged_at + _LOG_INTERVAL_S:
+            self._logged_at = now
+            logger.warning(message, *arguments)
 
 
 _MOST_HELD = "all connections together hold too many bytes of unread responses and incomplete messages, it the most"

@@ -175,7 +175,12 @@ class InferenceService:
 
     @contextlib.asynccontextmanager
     async def session(
-        self, read: Callable[[Submitter], Awaitable[None]], deadline: float | None, on_end: Callable[[], None]
+        self,
+        read: Callable[[Submitter], Awaitable[None]],
+        deadline: float | None,
+        on_end: Callable[[], None],
+        *,
+        has_age: bool = True,
     ) -> AsyncIterator[asyncio.Task[None]]:
         """Runs the reading half of a stream in a task, which a drain cancels.
 
@@ -183,6 +188,7 @@ class InferenceService:
             read: Reads requests and submits their items.
             deadline: ``time.monotonic()`` second at which the stream expires; None for no deadline.
             on_end: Called when the task has ended.
+            has_age: Whether the stream ends with its age, which leaves time to the connection's; HTTP's have none.
 
         Yields:
             The task. Outside of the block it has ended.
@@ -195,14 +201,14 @@ class InferenceService:
         submitter = Submitter(self._require_model, deadline, self._turns)
         task: asyncio.Task[None] = asyncio.create_task(cast(Any, read(submitter)))
         task.add_done_callback(lambda _: on_end())
-        with self._reading(task):
+        with self._reading(task, has_age=has_age):
             yield task
 
     @contextlib.contextmanager
-    def _reading(self, task: asyncio.Task[None]) -> Iterator[None]:
+    def _reading(self, task: asyncio.Task[None], *, has_age: bool = True) -> Iterator[None]:
         """Registers the reading half of a stream, which ends with a drain, with the stream's age, or with the block."""
         self._readers.add(task)
-        age_s = self._settings.stream_age_s()
+        age_s = self._settings.stream_age_s() if has_age else None
         end = asyncio.get_running_loop().call_later(age_s, task.cancel) if age_s else None
         try:
             yield

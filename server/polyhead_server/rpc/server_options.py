@@ -14,7 +14,7 @@ _HANDSHAKE_TIMEOUT_S = 20
 # more than honest clients open at once, so that every rejection of theirs is the server's own; it still bounds the cost
 # of a client that opens calls and resets them at once.
 _MAX_PENDING_CALLS = 16_384
-# File descriptors besides those of connections: the model, logs, metrics and their clients.
+# File descriptors besides those of gRPC's and HTTP's connections: the model, logs, metrics and their clients.
 _OTHER_DESCRIPTORS = 200
 # Seconds after which gRPC cancels a call that still waits there. Far beyond any stall of the event loop.
 _MAX_PENDING_S = 3600
@@ -64,7 +64,10 @@ def _max_connections(settings: Settings) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
         return settings.max_connections
-    return max(1, min(settings.max_connections, hard - _OTHER_DESCRIPTORS))
+    left = hard - _OTHER_DESCRIPTORS
+    if settings.http_listen:
+        left -= min(settings.http_max_connections, left // 2)
+    return max(1, min(settings.max_connections, left))
 
 
 def _connection_age(settings: Settings) -> Options:

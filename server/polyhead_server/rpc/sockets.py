@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -16,6 +17,7 @@ _DESCRIPTORS = Path("/proc/self/fd")
 _TCP_BYTES = struct.Struct("120xQQ")
 _TCP_FAMILIES = {socket.AF_INET, socket.AF_INET6}
 _MAPPED_PREFIX = "::ffff:"
+_NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
 
 
 class Transferred(NamedTuple):
@@ -25,19 +27,31 @@ class Transferred(NamedTuple):
     received: int
 
 
-def transferred() -> dict[str, Transferred]:
-    """Returns the bytes of every TCP connection of this process, by peer as in ``normalized``."""
+def transferred(port: int) -> dict[str, Transferred]:
+    """Returns the bytes of every TCP connection to a port of this process, by peer as in ``normalized``.
+
+    Raises:
+        OSError: The system does not show the connections, or too many files are open to look at them.
+    """
     found: dict[str, Transferred] = {}
-    for peer, connection in _connections():
+    for peer, connection in _connections(port):
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_BYTES.size)
         if len(info) == _TCP_BYTES.size:
             found[peer] = Transferred(*_TCP_BYTES.unpack(info))
     return found
 
 
-def close(peer: str) -> None:
-    """Closes the connection of a peer as in ``normalized``; gRPC ends its calls."""
-    for other, connection in _connections():
+def close(peer: str, port: int | None = None) -> None:
+    """Closes the connection of a peer as in ``normalized``; gRPC ends its calls.
+
+    Args:
+        peer: The peer.
+        port: Port of this process that it is connected to; None for any.
+
+    Raises:
+        OSError: The system does not show the connections, or too many files are open to look at them.
+    """
+    for other, connection in _connections(port):
         if other == peer:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -52,19 +66,27 @@ def normalized(peer: str) -> str:
     scheme, _, address = peer.partition(":")
     if scheme not in {"ipv4", "ipv6"}:
         return peer
-    return unquote(address).replace("[", "").replace("]", "").removeprefix(_MAPPED_PREFIX)
+    host, _, port = unquote(address).rpartition(":")
+    # The kernel's address of a link-local peer is without the zone.
+    return f"{host.strip('[]').partition('%')[0].removeprefix(_MAPPED_PREFIX)}:{port}"
 
 
-def _connections() -> Iterator[tuple[str, socket.socket]]:
-    """Yields each connected TCP socket of this process with its peer, as a duplicate that ends with the iteration."""
+def _connections(port: int | None) -> Iterator[tuple[str, socket.socket]]:
+    """Yields each TCP connection to a port, or to any, with its peer, as a duplicate that ends with the iteration."""
     for entry in os.listdir(_DESCRIPTORS):  # noqa: PTH208 - numbers, not paths
-        # Another thread may close a descriptor at any time; its number then means another file, or none.
-        with contextlib.suppress(OSError):
-            if (_DESCRIPTORS / entry).is_socket():
-                with _duplicate(int(entry)) as connection:
-                    if connection.family in _TCP_FAMILIES and connection.type == socket.SOCK_STREAM:
-                        address = connection.getpeername()
+        try:
+            if not (_DESCRIPTORS / entry).is_socket():
+                continue
+            with _duplicate(int(entry)) as connection:
+                if connection.family in _TCP_FAMILIES and connection.type == socket.SOCK_STREAM:
+                    address = connection.getpeername()
+                    if port in {None, connection.getsockname()[1]}:
                         yield f"{address[0].removeprefix(_MAPPED_PREFIX)}:{address[1]}", connection
+        except OSError as error:
+            # Another thread may close a descriptor at any time; its number then means another file, or none. But the
+            # connections found must not be taken for all of them when others could not be looked at.
+            if error.errno in _NO_DESCRIPTOR:
+                raise
 
 
 def _duplicate(descriptor: int) -> socket.socket:

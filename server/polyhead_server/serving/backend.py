@@ -49,9 +49,14 @@ class Service(Protocol):
         """Why a stream whose reading half was cancelled ends."""
 
     def session(
-        self, read: Callable[[Any], Awaitable[None]], deadline: float | None, on_end: Callable[[], None]
+        self,
+        read: Callable[[Any], Awaitable[None]],
+        deadline: float | None,
+        on_end: Callable[[], None],
+        *,
+        has_age: bool = True,
     ) -> AbstractAsyncContextManager[asyncio.Task[None]]:
-        """Runs the reading half of a stream in a task that a drain cancels."""
+        """Runs the reading half of a stream in a task that a drain cancels, and the age of the stream if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,7 @@ class Backend:
     Attributes:
         service: The inference service.
         settings: The server's.
+        body_bytes: Bytes of the HTTP bodies that are kept.
     """
 
     def __init__(self, service: Service, settings: Settings, ready: Callable[[], bool]) -> None:
@@ -109,6 +115,7 @@ class Backend:
         """
         self.service = service
         self.settings = settings
+        self.body_bytes = 0
         self._ready = ready
         self._views: dict[Any, tuple[Model, Any]] = {}
 

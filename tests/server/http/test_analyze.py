@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import http.client
 import json
 from typing import Any
 
 import numpy as np
 import pytest
+from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine, embedding_of
 
@@ -113,7 +115,21 @@ async def test_invalid_option_of_a_stream_is_refused(running: HttpServer, query:
     assert reply.status == 400
 
 
-async def test_answers_come_while_the_body_still_comes(running: HttpServer) -> None:
+async def test_stream_is_refused_while_the_server_drains(running: HttpServer) -> None:
+    running.service.drain()
+    reply = await running.post("/v1/analyze", b'"w1"\n', LINES)
+    assert (reply.status, reply.json["error"]["reason"]) == (503, "DRAINING")
+    assert "retry-after" in reply.headers
+
+
+async def test_invalid_deadline_of_a_stream_is_refused(running: HttpServer) -> None:
+    reply = await running.post("/v1/analyze", b'"w1"\n', {**LINES, "x-request-timeout-s": "soon"})
+    assert (reply.status, reply.json["error"]["reason"]) == (400, "INVALID_PARAMETER")
+
+
+async def test_answers_come_while_the_body_still_comes(running: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Streams of gRPC end at this age, because their connection does. That of HTTP does not.
+    monkeypatch.setattr(Settings, "stream_age_s", lambda _: 1e-6)
     host, port = running.address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(
@@ -131,6 +147,18 @@ async def test_answers_come_while_the_body_still_comes(running: HttpServer) -> N
         while await reader.readline() != b"0\r\n":
             pass
     writer.close()
+
+
+async def test_stream_that_fails_is_cut_off_and_logged(
+    running: HttpServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def record(*_: Any) -> Any:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr("polyhead_server.http.analyze.record", record)
+    with pytest.raises(http.client.IncompleteRead):
+        await running.post("/v1/analyze", b'"w1"\n', LINES)
+    assert "an HTTP stream failed" in caplog.text
 
 
 async def test_drain_ends_a_stream_after_its_answers(running: HttpServer, engine: FakeEngine) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from polyhead_server.http import api, openapi
+from polyhead_server.http import api, calls, openapi
 from polyhead_server.http.api import create_app, endpoints
 from polyhead_server.http.listener import HttpListener
 from polyhead_server.security.api_keys import Keys
@@ -139,3 +139,18 @@ async def test_page_is_served_under_a_strict_policy(running: HttpServer, secured
     assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
     assert (await running.get("/playground/app.js")).headers["content-type"].startswith("text/javascript")
     assert (await secured.get("/")).status == 405
+
+
+async def test_bodies_of_all_calls_together_are_bounded(running: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "_SMALL_BODY_BYTES", 1000)
+    large = {"text": "w1", "texts": None, "tasks": ["embedding"] * 6000}
+    assert (await running.post("/v1/analyze", large)).status == 200
+    assert running.backend.body_bytes == 0
+    running.backend.body_bytes = running.backend.settings.max_held_bytes
+    refused = await running.post("/v1/analyze", large)
+    assert (refused.status, refused.json["error"]["reason"]) == (429, "OVERLOADED")
+    assert (await running.post("/v1/analyze", {"text": "w1"})).status == 200
+    line = b'"' + b"x" * 90_000 + b'"'
+    stream = await running.post("/v1/analyze", line, {"content-type": "application/x-ndjson"})
+    assert b"OVERLOADED" in stream.body
+    assert running.backend.body_bytes == running.backend.settings.max_held_bytes

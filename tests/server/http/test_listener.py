@@ -9,6 +9,7 @@ import pytest
 from polyhead_server.errors import StartupError
 from polyhead_server.http import calls, listener
 from polyhead_server.http.listener import HttpListener
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .conftest import HttpServer
@@ -18,6 +19,10 @@ pytestmark = pytest.mark.timeout(60)
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None:
     pass
+
+
+async def _answering_app(scope: Scope, receive: Receive, send: Send) -> None:
+    await Response(status_code=204)(scope, receive, send)
 
 
 async def connect(server: HttpServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -82,9 +87,31 @@ async def test_keep_alive_serves_several_calls(running: HttpServer) -> None:
     writer.close()
 
 
+async def test_calls_beyond_the_number_of_connections_are_refused() -> None:
+    http = HttpListener(_answering_app, None, max_connections=2)
+    host, port = (await http.listen("127.0.0.1:0", shares_port=False)).split(":")
+    statuses = []
+    writers = []
+    for _ in range(3):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writers.append(writer)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(10):
+            statuses.append((await reader.readuntil(b"\r\n\r\n")).split()[1])
+    assert statuses == [b"204", b"204", b"503"]
+    for writer in writers:
+        writer.close()
+    await http.close(1)
+
+
 async def test_address_that_is_taken_is_an_error(running: HttpServer) -> None:
     with pytest.raises(StartupError, match="is another server running there"):
         await HttpListener(_app, None, max_connections=1).listen(running.address, shares_port=False)
+
+
+async def test_unix_socket_in_a_missing_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="No such file"):
+        await HttpListener(_app, None, max_connections=1).listen(f"unix:{tmp_path}/none/x.sock", shares_port=False)
 
 
 async def test_unix_socket_is_private(tmp_path: Path) -> None:

@@ -85,6 +85,10 @@ async def test_root_with_parameters_classifies(running: HttpServer) -> None:
         ("/embed", {"inputs": "w1", "parameters": {"top_k": 1}}, 422, "parameters must be empty"),
         ("/tokenize", {"inputs": None}, 422, "must be a text"),
         ("/decode", {"ids": ["a"]}, 422, "list of token ids"),
+        ("/embed", {"inputs": ["w1"] * 9}, 422, "at most 8 are allowed"),
+        ("/predict", {"inputs": [["w1"]] * 9}, 422, "at most 8 are allowed"),
+        ("/tokenize", {"inputs": ["w1"] * 9}, 422, "at most 8 are allowed"),
+        ("/decode", {"ids": [[5]] * 9}, 422, "at most 8 are allowed"),
         ("/embed", b"{", 422, "not valid JSON"),
     ],
 )

@@ -143,3 +143,20 @@ async def test_link_counts_as_the_bundle_that_it_leads_to(bundle: Path, tmp_path
         fresh.rename(link)
 
     assert await reloads(link, [nothing, switch, nothing], lambda: True) == [2]
+
+
+async def test_link_that_leads_to_itself_is_no_bundle(bundle: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(bundle)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "bundle.json").write_text("2")
+
+    def lead_to(target: Path) -> Step:
+        def step(_: Path) -> None:
+            link.unlink()
+            link.symlink_to(target)
+
+        return step
+
+    assert await reloads(link, [lead_to(link), lead_to(other), nothing], lambda: True) == [2]

@@ -46,7 +46,7 @@ class Held:
 
     def __init__(self, max_bytes: int = 100 * MB) -> None:
         self.closed: list[str] = []
-        self.account = HeldBytes(max_bytes, MESSAGE_BYTES, sample=dict, close=self.closed.append)
+        self.account = HeldBytes(max_bytes, MESSAGE_BYTES, sample=lambda _: {}, close=self._close)
         self._transferred: dict[str, Transferred] = {}
 
     async def call(self, peer: str, *, large: bool = True, messages: tuple[int, ...] = (), response: int = 0) -> Call:
@@ -70,11 +70,10 @@ class Held:
             peer = name.replace("_", ":")
             self._transferred[peer] = Transferred(0, self._transferred.get(peer, Transferred(0, 0)).received + size)
         self.account.check(dict(self._transferred))
-        await self.settle()
+        await settle()
 
-    async def settle(self) -> None:
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            await task
+    def _close(self, peer: str, _: int) -> None:
+        self.closed.append(peer)
 
 
 async def test_delivered_messages_are_not_held() -> None:
@@ -116,6 +115,20 @@ async def test_parts_of_calls_that_have_ended_are_not_held() -> None:
     stream.end()
     await held.transfer(a_1=9 * MB)
     assert held.closed == []
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+async def test_parts_of_ended_calls_do_not_add_up_on_a_busy_connection(lasting: bool) -> None:
+    # A load balancer with a connection for all its clients, some of which give up in the middle of a message.
+    held = Held()
+    running = [await held.call("a:1") for _ in range(20)]
+    for _ in range(40):
+        await held.transfer(a_1=3 * MB)
+        if not lasting:
+            ended, running = running, [await held.call("a:1") for _ in range(20)]
+            for call in ended:
+                call.end()
+    assert bool(held.closed) == lasting
 
 
 async def test_connection_that_floods_the_server_with_anything_but_messages_is_closed() -> None:
@@ -164,7 +177,7 @@ async def test_connections_that_fill_the_limit_do_not_keep_others_out() -> None:
     for hog in hogs:
         await held.call(hog, response=25 * MB)
     await held.call("a:1", response=1 * MB)
-    await held.settle()
+    await settle()
     assert len(held.closed) == 1
     assert set(held.closed) <= set(hogs)
 
@@ -176,3 +189,58 @@ async def test_equal_connections_are_not_closed_for_each_other() -> None:
     with pytest.raises(OverloadedError):
         await held.call("a:1", response=8 * MB)
     assert held.closed == []
+
+
+async def test_sampling_continues_after_a_sample_that_failed() -> None:
+    samples: list[Any] = [{"a:1": Transferred(0, 20 * MB)}, OSError(24, "Too many open files")]
+    samples.append({"a:1": Transferred(0, 30 * MB)})
+    ports: list[int] = []
+
+    def sample(port: int) -> Any:
+        ports.append(port)
+        found = samples.pop(0)
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    closed: list[tuple[str, int]] = []
+
+    async def sleep(_: float) -> None:
+        if not samples:
+            raise asyncio.CancelledError
+
+    account = HeldBytes(100 * MB, MESSAGE_BYTES, sample=sample, close=lambda *arguments: closed.append(arguments))
+    for _ in range(3):
+        await asyncio.create_task(begin(account, "a:1"))
+    with pytest.raises(asyncio.CancelledError):
+        await account.watch(50051, sleep)
+    await settle()
+    assert ports == [50051] * 3
+    assert closed == [("a:1", 50051)]
+
+
+async def test_connection_that_could_not_be_closed_is_closed_later() -> None:
+    attempts: list[str] = []
+
+    def close(peer: str, _: int) -> None:
+        attempts.append(peer)
+        if len(attempts) == 1:
+            raise OSError(24, "Too many open files")
+
+    account = HeldBytes(100 * MB, MESSAGE_BYTES, close=close)
+    for _ in range(4):
+        await asyncio.create_task(begin(account, "a:1"))
+    for _ in range(2):
+        account.check({"a:1": Transferred(0, 30 * MB)})
+        await settle()
+    assert attempts == ["a:1", "a:1"]
+
+
+async def begin(account: HeldBytes, peer: str) -> None:
+    context: Any = Call(peer)
+    account.begin(context, large=True)
+
+
+async def settle() -> None:
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        await task

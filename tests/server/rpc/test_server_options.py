@@ -69,13 +69,17 @@ async def test_grpc_cancels_calls_of_a_burst_by_default() -> None:
 def test_connections_leave_descriptors_for_everything_else(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def limit(hard: int) -> int:
+    def limit(hard: int, **values: Any) -> int:
         monkeypatch.setattr(resource, "getrlimit", lambda _: (hard, hard))
-        return dict(inference_options(settings(max_connections=4096), shares_port=False))[
+        return dict(inference_options(settings(max_connections=4096, **values), shares_port=False))[
             "grpc.max_allowed_incoming_connections"
         ]
 
     assert limit(1024) < 1024 - 100
+    # HTTP has connections too.
+    http = {"http_listen": "127.0.0.1:0", "http_max_connections": 1000}
+    assert limit(4096, **http) == limit(4096) - 1000
+    assert 300 < limit(1024, **http) < limit(1024) / 2 + 1
     assert limit(2**20) == limit(resource.RLIM_INFINITY) == 4096
 
 

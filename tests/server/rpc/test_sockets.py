@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -28,31 +29,53 @@ def peer(server: socket.socket) -> str:
     return f"{host}:{port}"
 
 
+def port(server: socket.socket) -> int:
+    return int(server.getsockname()[1])
+
+
+def test_connections_to_other_ports_are_not_counted(pair: tuple[socket.socket, socket.socket]) -> None:
+    client, server = pair
+    assert set(sockets.transferred(port(server))) == {peer(server)}
+    assert set(sockets.transferred(port(client))) == {peer(client)}
+
+
+def test_connections_are_not_counted_in_part(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dup(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "dup", dup)
+    with pytest.raises(OSError, match="Too many open files"):
+        sockets.transferred(port(pair[1]))
+
+
 def test_received_bytes_of_each_connection_are_counted(pair: tuple[socket.socket, socket.socket]) -> None:
     client, server = pair
     client.sendall(b"x" * 1000)
     # Also while the process has not read them.
-    wait_until(lambda: sockets.transferred()[peer(server)].received == 1000)
+    wait_until(lambda: sockets.transferred(port(server))[peer(server)].received == 1000)
     server.sendall(b"y" * 300)
-    wait_until(lambda: sockets.transferred()[peer(server)].sent >= 300)
+    wait_until(lambda: sockets.transferred(port(server))[peer(server)].sent >= 300)
 
 
 def test_counting_leaves_no_descriptors_open(pair: tuple[socket.socket, socket.socket]) -> None:
     with open(os.devnull) as other:  # noqa: PTH123 - a descriptor of another kind
         before = os.listdir("/proc/self/fd")  # noqa: PTH208 - numbers
-        assert peer(pair[1]) in sockets.transferred()
+        assert peer(pair[1]) in sockets.transferred(port(pair[1]))
         assert os.listdir("/proc/self/fd") == before  # noqa: PTH208 - numbers
         assert not other.closed
 
 
 def test_connection_of_a_peer_is_closed_and_no_other(pair: tuple[socket.socket, socket.socket]) -> None:
     client, server = pair
-    sockets.close("192.0.2.1:1")
+    sockets.close("192.0.2.1:1", port(server))
+    sockets.close(peer(server), port(server) - 1)
     client.setblocking(False)
     with pytest.raises(BlockingIOError):
         client.recv(1)
     client.setblocking(True)
-    sockets.close(peer(server))
+    sockets.close(peer(server), port(server))
     assert client.recv(1) == b""
 
 
@@ -62,6 +85,7 @@ def test_connection_of_a_peer_is_closed_and_no_other(pair: tuple[socket.socket, 
         ("ipv4:127.0.0.1:50051", "127.0.0.1:50051"),
         ("ipv6:%5B::1%5D:50051", "::1:50051"),
         ("ipv6:[::ffff:10.0.0.1]:7", "10.0.0.1:7"),
+        ("ipv6:%5Bfe80::1%252%5D:7", "fe80::1:7"),
         ("unix:", "unix:"),
     ],
 )

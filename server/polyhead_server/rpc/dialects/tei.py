@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import metadata
@@ -53,9 +54,9 @@ class TeiServices:
             ("Predict", "Predict"): self._unary(self._plan_predict, self._predictions),
             ("Predict", "PredictStream"): self._stream(self._plan_predict, self._predictions),
             ("Tokenize", "Tokenize"): self._tokenize,
-            ("Tokenize", "TokenizeStream"): _each(self._tokenize),
+            ("Tokenize", "TokenizeStream"): self._each(self._tokenize),
             ("Tokenize", "Decode"): self._decode,
-            ("Tokenize", "DecodeStream"): _each(self._decode),
+            ("Tokenize", "DecodeStream"): self._each(self._decode),
         }
 
     def method(self, service: str, name: str) -> Callable[..., Awaitable[Any]]:
@@ -98,6 +99,26 @@ class TeiServices:
                 return respond(plan, submission.model, _result(outcomes[0]))
 
             await OrderedStream(self._backend, submit, response, _end_stream).run(requests, context)
+
+        return stream
+
+    def _each(self, unary: Callable[[Any, _Context], Awaitable[Any]]) -> Callable[..., Awaitable[None]]:
+        async def stream(requests: AsyncIterator[Any], context: _Context) -> None:
+            queue: asyncio.Queue[Any] = asyncio.Queue()
+
+            async def read(_: Submitter) -> None:
+                async for request in requests:
+                    queue.put_nowait(request)
+                    # The next one is read after this one was answered.
+                    await queue.join()
+
+            async with self._backend.service.session(read, None, lambda: queue.put_nowait(None)) as reader:
+                while (request := await queue.get()) is not None:
+                    await context.write(await unary(request, context))
+                    queue.task_done()
+                if reader.cancelled():
+                    raise self._backend.service.end_reason()
+                await reader
 
         return stream
 
@@ -145,7 +166,7 @@ class TeiServices:
         return TYPES["tei.v1.EncodeResponse"](tokens=tokens)
 
     async def _decode(self, request: Any, _: _Context) -> Any:
-        text = await tei.decode(self._backend, list(request.ids), skip_special=request.skip_special_tokens)
+        text = await tei.decode(self._backend, request.ids, skip_special=request.skip_special_tokens)
         return TYPES["tei.v1.DecodeResponse"](text=text)
 
 
@@ -166,14 +187,6 @@ def _result(outcome: ItemOutcome) -> Result:
 def _end_stream(_: Any, error: ServerError) -> Any:
     # The protocol has no error for one request: the first one ends the stream.
     raise error
-
-
-def _each(unary: Callable[[Any, _Context], Awaitable[Any]]) -> Callable[..., Awaitable[None]]:
-    async def stream(requests: AsyncIterator[Any], context: _Context) -> None:
-        async for request in requests:
-            await context.write(await unary(request, context))
-
-    return stream
 
 
 def _not_supported(method: str) -> Callable[..., Awaitable[Any]]:

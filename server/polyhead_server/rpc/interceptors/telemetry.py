@@ -76,6 +76,9 @@ class TelemetryInterceptor(aio.ServerInterceptor):
         call = _CallRecord(handler_call_details)
         REQUEST_CONTEXT.set({"request_id": call.request_id})
         handler = await continuation(handler_call_details)
+        if handler is None:
+            # A service that is not enabled.
+            return None
         # The error interceptor receives unary calls like streams of one message.
         make = grpc.stream_stream_rpc_method_handler if handler.stream_stream else grpc.stream_unary_rpc_method_handler
         return make(

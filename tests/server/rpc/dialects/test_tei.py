@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import Any
 
@@ -128,6 +129,36 @@ async def test_tokens_have_their_place_in_the_text(running: DialectServer) -> No
     assert [one.text for one in plain.tokens] == ["w1"]
     text = await running.call("tei.v1.Tokenize/Decode", {"ids": [6, 7], "skip_special_tokens": True})
     assert text.text == "w1 w2"
+
+
+async def test_drain_ends_a_stream_of_tokens_after_its_answers(running: DialectServer) -> None:
+    async def requests() -> Any:
+        yield TYPES["tei.v1.EncodeRequest"](inputs=b"w1")
+        await asyncio.Event().wait()
+
+    call = running.call("tei.v1.Tokenize/TokenizeStream", requests(), timeout=10)
+    responses = []
+
+    async def read() -> None:
+        async for response in call:
+            responses.append(len(response.tokens))
+            running.service.drain()
+
+    code, _ = await refusal(read())
+    assert (responses, code) == ([1], "UNAVAILABLE")
+
+
+async def test_stream_of_tokens_ends_with_the_error_of_a_request(running: DialectServer) -> None:
+    request = TYPES["tei.v1.EncodeRequest"]
+    call = running.call("tei.v1.Tokenize/TokenizeStream", [request(inputs=b"w1"), request(inputs=b"\xff"), request()])
+    responses, code = await read_until_error(call)
+    assert (len(responses), code) == (1, "INVALID_ARGUMENT")
+
+
+async def test_too_many_ids_are_refused(running: DialectServer) -> None:
+    code, message = await refusal(running.call("tei.v1.Tokenize/Decode", {"ids": [5] * 65_537}))
+    assert code == "INVALID_ARGUMENT"
+    assert "at most 65536" in message
 
 
 async def test_info_tells_the_limits(running: DialectServer) -> None:

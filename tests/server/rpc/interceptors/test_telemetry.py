@@ -228,3 +228,15 @@ async def test_access_log_describes_each_call_without_its_texts(
     assert values["duration_s"] > 0
     assert values["peer"].startswith("ipv4:127.0.0.1:")
     assert "w1" not in caplog.text
+
+
+async def test_method_of_a_service_that_is_not_enabled_is_unimplemented(settings: Callable[..., Settings]) -> None:
+    server = aio.server(
+        interceptors=[TelemetryInterceptor(settings(), Metrics(), None), ErrorInterceptor(service_names.INFERENCE)]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        method: Any = channel.unary_unary(f"/{service_names.INFERENCE}/Analyze")
+        assert await method(b"", timeout=10).code() is grpc.StatusCode.UNIMPLEMENTED
+    await server.stop(None)
