@@ -88,7 +88,8 @@ class Diagnosis:
                 f"the server at {self._target} has no {self._service}: use the address of polyhead-serve {self._flag}",
             )
         elif _NOT_RESOLVED in error.message:
-            problem = _name_not_resolved(self._target, error.message)
+            # Only the last part of gRPC's nested message says more than the name.
+            problem = _name_not_resolved(self._target, error.message.rstrip("]").rpartition(": ")[2])
         else:
             problem = self._find()
         if problem is None:
@@ -162,7 +163,7 @@ def _addresses(target: Target) -> Iterator[tuple[int, object, str]]:
 
 def _name_not_resolved(target: Target, detail: str) -> _Problem:
     host = target.addresses[0][0] if target.addresses else target.text
-    message = f"the host name {host!r} cannot be resolved; check the name, and the name server: {detail}"
+    message = f"the host name {host!r} cannot be resolved ({detail}); check the name, and the name server"
     return _Problem("NAME_NOT_RESOLVED", message)
 
 
