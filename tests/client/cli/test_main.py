@@ -181,6 +181,11 @@ def test_training_rows_are_numbered(run: Run) -> None:
     assert result.exit_code == 0
 
 
+def test_repeated_fields_that_are_not_read_are_ignored(run: Run) -> None:
+    result = run("classify", "--jsonl", input=b'{"text": "one", "tag": 1, "tag": 2, "meta": {"x": 1, "x": 2}}\n')
+    assert (received(result), result.exit_code) == (["one"], 0)
+
+
 def test_first_line_without_an_id_does_not_reject_the_others(run: Run) -> None:
     result = run("classify", "--jsonl", input=b'{"text": "one"}\n{"id": "b", "text": "two"}\n{"text": "three"}\n')
     assert [line["id"] for line in lines(result)] == ["0", "b", None]
