@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from polyhead_client.errors import PolyheadError, UnavailableError
-
 from .printable import printable
+
+# gRPC takes longer to import than --help should take.
+if TYPE_CHECKING:
+    from polyhead_client.errors import PolyheadError
 
 
 class CommandError(click.ClickException):
@@ -30,4 +32,6 @@ def describe(target: str, error: PolyheadError) -> str:
 
 def is_unexplained(error: PolyheadError) -> bool:
     """Whether the server is unavailable, and nobody knows why."""
+    from polyhead_client.errors import UnavailableError
+
     return isinstance(error, UnavailableError) and not error.reason
