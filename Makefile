@@ -12,12 +12,12 @@ NAME := $(shell sed -n '/^name = /{s/^name = "\(.*\)"/\1/p;q}' $(CONFIG))
 RUN ?= build/$(NAME)/run
 BUNDLE ?= build/$(NAME)/bundle
 LISTEN ?= 127.0.0.1:50051
-SOURCES := bundle/polyhead_bundle client/polyhead_client export/polyhead_export rows/polyhead_rows server/polyhead_server training/polyhead_training
+SOURCES := adapters/polyhead_adapters bundle/polyhead_bundle client/polyhead_client export/polyhead_export rows/polyhead_rows server/polyhead_server training/polyhead_training
 STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto train export serve test test-slow check bench reliability lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs references compare clean
+.PHONY: help setup proto proto-release clients train export serve test test-slow test-adapters check bench reliability lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs references compare clean
 
 help:  ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,19 @@ build/proto-generator/.installed: proto/generator.txt
 proto: build/proto-generator/.installed  ## regenerate the committed stubs and descriptors from proto/
 	build/proto-generator/bin/python proto/generate.py $(STUBS)
 
+# The packages of clients/npm: its compiler and its generator. Without npm, or if the registry does not answer, its tests
+# are skipped.
+NODE_MODULES := $(if $(shell command -v npm),clients/npm/node_modules/.package-lock.json)
+clients/npm/node_modules/.package-lock.json: clients/npm/package-lock.json
+	cd clients/npm && npm ci --no-audit --no-fund || echo 'the npm registry does not answer' >&2
+
+# On Debian: apt-get install protoc-gen-go protoc-gen-go-grpc nodejs npm
+clients: build/proto-generator/.installed $(NODE_MODULES)  ## regenerate the committed code of clients/go and clients/npm
+	build/proto-generator/bin/python proto/generate.py --clients
+
+proto-release: build/proto-generator/.installed  ## make the protocol the released one, which lint-proto compares with
+	build/proto-generator/bin/python proto/generate.py --release
+
 # A run is trained again only if its configuration or data has changed; `make train` always trains.
 $(RUN)/run.json: $(CONFIG) $(wildcard $(dir $(CONFIG))*.jsonl) | $(VENV)/.runtime
 	$(BIN)/polyhead-train $(CONFIG) --output-dir $(RUN) --resume
@@ -66,13 +79,22 @@ serve: $(BUNDLE)/bundle.json  ## serve BUNDLE on LISTEN; first installs, trains 
 	exec $(BIN)/polyhead-serve $(BUNDLE) --listen $(LISTEN)
 
 # Two processes per core of a small machine, as the tests of servers mostly wait; one thread each for PyTorch.
-test: setup  ## run the tests
+test: setup build/proto-generator/.installed  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' --numprocesses 4 --dist loadfile
 
-test-slow: setup  ## run the commands of every page, and the fault scenarios whose verdict does not depend on timing
+# An environment of its own: the frameworks require many packages that nothing else here does.
+build/adapters/.installed: tests/adapters/requirements.txt pyproject.toml
+	$(PYTHON) -m venv build/adapters
+	build/adapters/bin/pip install --quiet --disable-pip-version-check --requirement tests/adapters/requirements.txt
+	touch $@
+
+test-adapters: build/adapters/.installed  ## run the tests of the adapters with LangChain, LlamaIndex and Haystack
+	build/adapters/bin/pytest tests/adapters
+
+test-slow: setup $(NODE_MODULES)  ## run the commands of every page, and the fault scenarios whose verdict does not depend on timing
 	$(BIN)/pytest -m slow --numprocesses 2
 
-check: lint types contracts test test-slow package supply audit docs  ## everything that CI runs
+check: lint types contracts test test-slow test-adapters package supply audit docs  ## everything that CI runs
 
 lint: setup lint-proto lint-deploy lint-workflow  ## code, protocol, deployment files, workflow, vocabulary, conflict markers
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ from polyhead_client.transport.target import parse
 from . import conversion
 from .choices import DEFAULT_TARGET, Task
 from .conversion import StreamRequest
-from .errors import InvalidRequestError, PolyheadError, ServerError, require_integer
+from .errors import InvalidRequestError, PolyheadError, require_integer
 from .options import (
     EmbedOptions,
     StreamAnalyzeOptions,
@@ -42,7 +42,7 @@ from .options import (
 )
 from .session import Session, StreamMethod
 from .streaming import Stream
-from .types import Answer, ModelInfo
+from .types import Answer, ModelInfo, embedding_matrix
 
 # Maximum size of a stream's message: gRPC's cost per message hardly grows up to 32 items, and a larger message would
 # delay the first of its items.
@@ -319,12 +319,8 @@ class BaseClient(ABC, Generic[TextsT, AnswersT]):
 
     async def _embeddings(self, texts: Any, options: Mapping[str, Any]) -> NDArray[np.float32]:
         answers = await self._analyze(texts, EmbedOptions, options, "embedding")
-        spaces = {answer.unwrap().fingerprints.embedding_space for answer in answers}
-        if len(spaces) > 1:
-            problem = f"the texts were embedded by different models, with embedding spaces {', '.join(sorted(spaces))}"
-            raise ServerError("INTERNAL", f"{problem}; pass expected_fingerprints", "EMBEDDING_SPACES_DIFFER")
         if answers:
-            return np.stack([answer.embedding for answer in answers])
+            return embedding_matrix(answers)
         dimensions = options.get("dimensions")
         if dimensions is None:
             dimensions = (await self._info(resolve(EmbedOptions, options)["deadline_s"])).embedding.dimensions

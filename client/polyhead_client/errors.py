@@ -170,7 +170,8 @@ def _from_rpc_error(error: Any) -> PolyheadError:
     code, message = error.code(), error.details() or "the server sent no message"
     if code is grpc.StatusCode.INTERNAL and message == _LOST_STATUS:
         code, message = grpc.StatusCode.UNAVAILABLE, "the stream ended while a message was being sent"
-    trailing = dict(error.trailing_metadata() or ())
+    # By iteration: dict() asks for keys(), which yields pairs in older versions of grpc.aio, such as 1.78.
+    trailing = dict(iter(error.trailing_metadata() or ()))
     status = status_pb2.Status()
     with suppress(DecodeError):  # perhaps a proxy's own format: code and message are usable without the details
         status = status_pb2.Status.FromString(trailing.get(_DETAILS_KEY, b""))

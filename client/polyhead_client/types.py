@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidRequestError, ItemFailedError
+from .errors import InvalidRequestError, ItemFailedError, ServerError
 
 OutputT = TypeVar("OutputT")
 
@@ -304,6 +304,26 @@ class Answer(Value):
             return self.result
         error = self.error or ItemError("UNKNOWN", "", "the server sent neither a result nor an error")
         raise ItemFailedError(self.item_id, error.code, error.message, error.reason, error.retry_after_s)
+
+
+def embedding_matrix(answers: Sequence[Answer]) -> NDArray[np.float32]:
+    """Returns the embeddings of a call as one matrix.
+
+    Args:
+        answers: At least one answer.
+
+    Returns:
+        Array of float32, shape (number of answers, dimensions).
+
+    Raises:
+        ItemFailedError: An item has an error, the first of them.
+        ServerError: Different models answered, and their embeddings are not comparable.
+    """
+    spaces = {answer.unwrap().fingerprints.embedding_space for answer in answers}
+    if len(spaces) > 1:
+        problem = f"the texts were embedded by different models, with embedding spaces {', '.join(sorted(spaces))}"
+        raise ServerError("INTERNAL", f"{problem}; pass expected_fingerprints", "EMBEDDING_SPACES_DIFFER")
+    return np.stack([answer.embedding for answer in answers])
 
 
 @dataclass(frozen=True)

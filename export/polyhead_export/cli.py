@@ -263,9 +263,10 @@ def import_command(checkpoint: str, run_dir: Path, name: str | None, head: str |
 @contextmanager
 def _command() -> Iterator[None]:
     """Runs a command: reports its duration on success, and exits with one line of explanation on an error."""
+    from polyhead.commands import missing_package
     from polyhead_bundle import BundleError
     from polyhead_training.errors import TrainingError
-    from polyhead_training.terminal import format_duration
+    from polyhead_training.units import format_duration
 
     from .errors import ExportError
 
@@ -277,7 +278,7 @@ def _command() -> Iterator[None]:
     except ExportError as error:
         _fail(error, error.exit_code)
     except ModuleNotFoundError as error:
-        _fail(ImportError(f"this command requires the package {error.name}: {_INSTALL_EXPORT}"), 2)
+        _fail(ImportError(missing_package(error, "export")), 2)
     except OSError as error:
         _fail(OSError(f"{error}; {_FREE_SPACE_HINT}") if error.errno in _DISK_FULL else error, 1)
     _report(f"done in {format_duration(time.monotonic() - started)}")

@@ -26,8 +26,8 @@ from polyhead_bundle import Bundle, Golden, Head, Manifest, Variant, external_da
 from polyhead_training.errors import RunError
 from polyhead_training.model import PolyheadConfig
 from polyhead_training.runs.run_directory import Run, load_run
-from polyhead_training.terminal import format_duration
 from polyhead_training.tokenization import encode, load_tokenizer, pad
+from polyhead_training.units import format_duration
 
 from polyhead_export.quantization.fusion import count_operators, summary
 from polyhead_export.quantization.variants import make_variant

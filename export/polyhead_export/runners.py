@@ -24,7 +24,6 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from polyhead_bundle import external_data_name
-from polyhead_training.terminal import progress_bar
 
 from .errors import GraphError
 from .layout import EMBEDDING_OUTPUT, INPUT_NAMES
@@ -78,6 +77,18 @@ def onnx_runner(path: Path) -> Runner:
             raise GraphError(f"onnxruntime cannot run {path.name} on {input_ids.shape} tokens: {error}") from error
 
     return run
+
+
+@contextmanager
+def _progress(description: str, total: int) -> Iterator[Callable[[str], None]]:
+    if not description:
+        yield lambda _: None
+        return
+    # A server without rich verifies bundles too, and shows no progress.
+    from polyhead_training.terminal import progress_bar
+
+    with progress_bar(description, "batches", total) as advance:
+        yield advance
 
 
 class SharedRunner:
@@ -155,7 +166,7 @@ def run_all(runner: Runner, batches: Iterable[Batch], total: int, description: s
         description: Text of the progress bar; empty for none.
     """
     remaining = iter(batches)
-    with progress_bar(description, "batches", total, enabled=bool(description)) as advance:
+    with _progress(description, total) as advance:
         while chunk := list(islice(remaining, _CHUNK_BATCHES)):
             found = runner.run_all(chunk) if isinstance(runner, SharedRunner) else [runner(*batch) for batch in chunk]
             for outputs in found:

@@ -17,8 +17,8 @@ import onnx
 import polyhead_bundle as bundle
 from polyhead_bundle import MANIFEST_NAME, Bundle, Manifest, Variant
 from polyhead_training.model import PolyheadConfig, PolyheadModel
-from polyhead_training.terminal import format_duration
 from polyhead_training.tokenization import encode, load_tokenizer
+from polyhead_training.units import format_duration
 from tokenizers import Tokenizer
 
 from polyhead_export.quantization.fusion import count_operators

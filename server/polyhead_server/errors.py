@@ -16,6 +16,7 @@ Each class names its canonical status code (google.rpc.Code) and its reason, as 
     |   +-- CompressedMessageError     UNIMPLEMENTED, COMPRESSED_MESSAGE          this service accepts no compression
     |   +-- MessageTooLargeError       RESOURCE_EXHAUSTED, MESSAGE_TOO_LARGE      send smaller messages
     +-- ModelNotFoundError             NOT_FOUND, MODEL_NOT_FOUND                 the request names another model
+    +-- PathNotFoundError              NOT_FOUND, PATH_NOT_FOUND                  HTTP: no such path
     +-- NotSupportedError              UNIMPLEMENTED, NOT_SUPPORTED               an RPC that the model cannot answer
     +-- ExpiredError                   DEADLINE_EXCEEDED, DEADLINE_EXPIRED        the deadline passed in the queue
     +-- RequestTimeoutError            DEADLINE_EXCEEDED, REQUEST_TIMEOUT         the request message did not arrive
@@ -205,6 +206,16 @@ class ModelNotFoundError(ServerError):
 
     def __init__(self, served: str) -> None:
         super().__init__(f"this server serves model {served!r}, version 1, and no other")
+
+
+class PathNotFoundError(ServerError):
+    """HTTP: the server has no such path."""
+
+    code = "NOT_FOUND"
+    reason = "PATH_NOT_FOUND"
+
+    def __init__(self) -> None:
+        super().__init__("this server has no such path; GET /openapi.json lists them")
 
 
 class NotSupportedError(ServerError):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -42,6 +43,24 @@ def test_write_on_a_stream_that_has_just_ended_raises_unavailable() -> None:
 def test_push_back_is_a_delay_or_forbids_retries(pushback: str, seconds: float) -> None:
     raised = Raised(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", ("grpc-retry-pushback-ms", pushback))
     assert caught(raised).retry_after_s == seconds
+
+
+class PairsAsKeys(tuple[tuple[str, str], ...]):
+    """Metadata as in older versions of grpc.aio, whose ``keys`` yields pairs."""
+
+    __slots__ = ()
+
+    def keys(self) -> Iterator[tuple[str, str]]:
+        return iter(self)
+
+
+def test_metadata_whose_keys_are_pairs_is_read() -> None:
+    raised = Raised(grpc.StatusCode.UNAVAILABLE, "busy")
+    metadata = PairsAsKeys([("grpc-retry-pushback-ms", "250")])
+    with pytest.raises(TypeError):
+        dict(metadata)  # control
+    raised.__dict__["trailing_metadata"] = lambda: metadata
+    assert caught(raised).retry_after_s == 0.25
 
 
 def test_retry_info_is_used_without_push_back() -> None:

@@ -7,7 +7,6 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,6 +25,7 @@ from polyhead_client import (
 
 from tests.support.both_clients import Face
 from tests.support.fake_server import BUSY, FakeServicer, label
+from tests.support.polling import wait_until
 
 UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
 BUSY_CODE = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -269,14 +269,12 @@ def test_failed_call_with_hedging_is_retried(connect: Any, servicer: FakeService
 
 
 def test_calls_of_threads_spread_over_the_connections(servicer: FakeServicer) -> None:
-    ready = threading.Barrier(3, timeout=20)
-
-    def texts() -> Iterator[str]:
-        ready.wait()  # all of the streams are open
-        yield "text"
-
+    servicer.gate.clear()
     with Client(servicer.target, connections=3) as client, ThreadPoolExecutor(3) as pool:
-        for answers in [pool.submit(list, client.stream(texts())) for _ in range(3)]:
+        streams = [pool.submit(list, client.stream(iter(["text"]))) for _ in range(3)]
+        wait_until(lambda: servicer.open_streams == 3)
+        servicer.gate.set()
+        for answers in streams:
             answers.result()
     assert len(set(servicer.peers)) == 3
 

@@ -11,10 +11,8 @@ import pytest
 from tests.support.demo import ROOT
 from tests.support.markdown_pages import anchors, links
 
-PAGES = [
-    path.relative_to(ROOT).as_posix()
-    for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), ROOT / "training/demo/README.md")
-]
+PATTERNS = ("*.md", "docs/**/*.md", "clients/*.md", "clients/*/README.md", "training/demo/README.md")
+PAGES = [path.relative_to(ROOT).as_posix() for pattern in PATTERNS for path in sorted(ROOT.glob(pattern))]
 # Pages that `make docs` generates and the repository does not hold.
 GENERATED = {line[1:] for line in (ROOT / ".gitignore").read_text().splitlines() if line.startswith("/docs/")}
 

@@ -77,7 +77,7 @@ def by_reflection(secured: Secured) -> str:
     with secured.open() as channel:
         call: Any = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
         try:
-            list(call(iter([b""]), metadata=READER, timeout=START_S))
+            list(call(iter([b""]), timeout=START_S))
         except grpc.RpcError as error:
             return described(error)
     return "OK"
@@ -104,7 +104,7 @@ CASES: dict[str, Callable[[Secured], str]] = {
     "an expired key": lambda secured: outcome(secured.open(), bearer("expired")),
     "a valid key for another method": lambda secured: outcome(secured.open(), bearer("probe")),
     "a valid key for a method that does not exist": by_unknown_method,
-    "reflection without its scope": by_reflection,
+    "reflection without a key": by_reflection,
     "the health service without a key": by_health,
 }
 

@@ -164,7 +164,7 @@ def test_failed_gate_exits_with_1(bundle_dir: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_full_disk_is_a_one_line_error(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(gate, "measure", fail)

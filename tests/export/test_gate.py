@@ -31,7 +31,7 @@ from polyhead_export.runners import onnx_runner, torch_runner
 from polyhead_export.settings import Settings
 from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.model import Head as ModelHead
-from polyhead_training.model import PolyheadModel, Pooling
+from polyhead_training.model import PolyheadModel, Pooling, TextVectors
 
 from tests.support.tiny_model import make_model
 
@@ -115,15 +115,15 @@ def test_nan_output_fails(tmp_path: Path, model: PolyheadModel, graph_file: Path
     assert {"difference.sentiment_logits", "batch_invariance", "padding_invariance"} <= _failed(checks)
 
 
-def _pooling_over_padding(self: Pooling, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+def _summary_with_padding(hidden: torch.Tensor, attention_mask: torch.Tensor) -> TextVectors:
     """Simulates a tokenizer that pads, or a missing mask."""
-    return hidden.mean(dim=1)
+    return TextVectors(hidden.mean(dim=1), hidden.mean(dim=1))
 
 
 def test_output_that_depends_on_padding_fails_only_the_invariance_checks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pooling, "forward", _pooling_over_padding)
+    monkeypatch.setattr("polyhead_training.model.summarize", _summary_with_padding)
     export_graph(model := make_model(), tmp_path / "model.onnx")
     checks = gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)
     assert _failed(checks) == {"batch_invariance", "padding_invariance"}
@@ -131,9 +131,9 @@ def test_output_that_depends_on_padding_fails_only_the_invariance_checks(
         gate.require_passed("fp32", checks)
 
 
-def _pooling_over_the_batch(self: Pooling, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+def _pooling_over_the_batch(self: Pooling, vectors: TextVectors) -> torch.Tensor:
     """Simulates per-tensor dynamic quantization: every text in the batch affects the scale."""
-    return hidden[:, 0] + 1e-3 * hidden[:, 0].mean(dim=0, keepdim=True)
+    return vectors.cls + 1e-3 * vectors.cls.mean(dim=0, keepdim=True)
 
 
 def test_output_that_depends_on_the_batch_fails_only_batch_invariance(

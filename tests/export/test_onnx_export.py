@@ -13,7 +13,7 @@ import torch
 from polyhead_export import onnx_export
 from polyhead_export.errors import GraphError
 from polyhead_export.runners import onnx_runner, torch_runner
-from polyhead_training.model import PolyheadModel, Pooling
+from polyhead_training.model import PolyheadModel, Pooling, TextVectors
 
 from tests.support.tiny_model import make_model
 
@@ -113,8 +113,8 @@ def test_module_in_training_mode_is_named() -> None:
 
 
 def test_model_that_cannot_be_exported_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def branch(self: Pooling, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return hidden[:, 0] if hidden.sum() > 0 else hidden[:, 1]
+    def branch(self: Pooling, vectors: TextVectors) -> torch.Tensor:
+        return vectors.cls if vectors.mean.sum() > 0 else vectors.mean
 
     monkeypatch.setattr(Pooling, "forward", branch)
     with pytest.raises(GraphError, match=r"PyTorch cannot export the model: .*data-dependent") as caught:

@@ -112,11 +112,13 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     def _begin(self, call: str, context: Any) -> None:
         self._arrive(call, context)
         if self.unary_failures:
-            trailing = [("grpc-status-details-bin", _status(0, "").SerializeToString())]
+            code = self.unary_failures.pop(0)
+            details = _status(code.value[0], "requested failure")
+            trailing = [("grpc-status-details-bin", details.SerializeToString())]
             if self.pushback is not None:
                 trailing.append(("grpc-retry-pushback-ms", self.pushback))
             context.set_trailing_metadata(tuple(trailing))
-            context.abort(self.unary_failures.pop(0), self.failure_message)
+            context.abort(code, self.failure_message)
         if self.hanging_calls:
             self.hanging_calls -= 1
             context.add_callback(self.hanging_call_ended.set)

@@ -12,6 +12,7 @@ MIN_PAGES = 12
 # Fewest modules of each package that a scan must find. A scan that finds fewer looks in the wrong folder, and would
 # otherwise pass by checking nothing.
 MIN_MODULES = {
+    "adapters/polyhead_adapters": 6,
     "bundle/polyhead_bundle": 6,
     "client/polyhead_client": 20,
     "export/polyhead_export": 20,

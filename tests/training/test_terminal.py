@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from polyhead_training.terminal import format_duration, format_size, format_table, progress_bar
+from polyhead_training.terminal import format_table, progress_bar
+from polyhead_training.units import format_duration, format_size
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 

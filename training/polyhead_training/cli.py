@@ -131,7 +131,7 @@ def main(  # noqa: PLR0917 - click passes them by name
 
     from .config_file import read_config
     from .errors import DivergenceError, HubError, StoppedError, StorageError, TrainingError
-    from .terminal import format_duration
+    from .units import format_duration
 
     start = time.monotonic()
     try:

@@ -22,7 +22,8 @@ from torch import Tensor
 from .data.collation import EncodedRows
 from .model import Outputs, PolyheadModel, TextVectors
 from .runs.checkpoint import replace_file
-from .terminal import Report, format_duration, format_size, progress_bar
+from .terminal import Report, progress_bar
+from .units import format_duration, format_size
 
 # Bytes per megabyte of the configuration.
 _MEGABYTE = 1_000_000

@@ -8,8 +8,7 @@ import click
 
 from .printable import printable
 
-# gRPC takes longer to import than --help should take.
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # gRPC takes longer to import than --help should take
     from polyhead_client.errors import PolyheadError
 
 

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from polyhead_server.errors import (
     InternalError,
     InvalidRequestError,
+    PathNotFoundError,
     ServerError,
     UnauthenticatedError,
 )
@@ -198,15 +199,7 @@ def _no_endpoint(methods: dict[str, Endpoint]) -> Response:
         response = next(iter(methods.values())).error(error)
         response.headers["allow"] = ", ".join(methods)
         return response
-    return polyhead_error(_UnknownPathError())
-
-
-class _UnknownPathError(ServerError):
-    code = "NOT_FOUND"
-    reason = "PATH_NOT_FOUND"
-
-    def __init__(self) -> None:
-        super().__init__("this server has no such path; GET /openapi.json lists them")
+    return polyhead_error(PathNotFoundError())
 
 
 def _bearer(call: Call) -> str:

@@ -12,7 +12,7 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from polyhead_server.errors import InvalidRequestError
+from polyhead_server.errors import InvalidRequestError, MessageTooLargeError, RequestTimeoutError
 from polyhead_server.serving.backend import Backend
 
 # Seconds within which a client must send its whole body, and each part of a stream's.
@@ -21,24 +21,6 @@ _JSON = "application/json"
 _MAX_SLOW_JSON_BYTES = 2**20
 # The deadline that the client sets, in seconds: this API's own header, and the one that OpenAI's clients send.
 _TIMEOUT_HEADERS = ("x-request-timeout-s", "x-stainless-read-timeout")
-
-
-class BodyTooLargeError(InvalidRequestError):
-    """The body exceeds the limit; it was not read to its end."""
-
-    code = "RESOURCE_EXHAUSTED"
-
-    def __init__(self, limit: int) -> None:
-        super().__init__("MESSAGE_TOO_LARGE", f"the body has more than {limit} bytes")
-
-
-class BodyTimeoutError(InvalidRequestError):
-    """The body did not arrive in time."""
-
-    code = "DEADLINE_EXCEEDED"
-
-    def __init__(self) -> None:
-        super().__init__("REQUEST_TIMEOUT", f"the body did not arrive within {BODY_TIMEOUT_S:g} s")
 
 
 class Call:
@@ -66,13 +48,13 @@ class Call:
         """Reads the whole body.
 
         Raises:
-            InvalidRequestError: It is too large or too slow.
+            ServerError: It is too large or too slow.
             ClientDisconnect: The client has gone.
         """
         limit = self.backend.settings.max_message_bytes
         declared = self.headers.get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > limit:
-            raise BodyTooLargeError(limit)
+            raise MessageTooLargeError(f"the body has more than {limit} bytes")
         parts: list[bytes] = []
         size = 0
         try:
@@ -80,17 +62,17 @@ class Call:
                 async for part in self.request.stream():
                     size += len(part)
                     if size > limit:
-                        raise BodyTooLargeError(limit)
+                        raise MessageTooLargeError(f"the body has more than {limit} bytes")
                     parts.append(part)
         except TimeoutError:
-            raise BodyTimeoutError from None
+            raise RequestTimeoutError(BODY_TIMEOUT_S) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def parts(self) -> AsyncIterator[bytes]:
         """Yields the body as it comes.
 
         Raises:
-            InvalidRequestError: The next part takes too long.
+            RequestTimeoutError: The next part takes too long.
         """
         stream = self.request.stream()
         while True:
@@ -98,7 +80,7 @@ class Call:
                 async with asyncio.timeout(BODY_TIMEOUT_S):
                     part = await anext(stream, None)
             except TimeoutError:
-                raise BodyTimeoutError from None
+                raise RequestTimeoutError(BODY_TIMEOUT_S) from None
             if part is None:
                 return
             if part:

@@ -25,12 +25,11 @@ _FOREIGN_IDS = (
 TRUNCATED_HEADER = "x-polyhead-truncated"
 
 
-class FieldError(InvalidRequestError):
-    """A field of the request is invalid."""
-
-    def __init__(self, field: str, problem: str, reason: str = "INVALID_PARAMETER") -> None:
-        super().__init__(reason, problem)
-        self.metadata = {"field": field}
+def field_error(field: str, problem: str, reason: str = "INVALID_PARAMETER") -> InvalidRequestError:
+    """Returns the error of an invalid field, whose name the clients read."""
+    error = InvalidRequestError(reason, problem)
+    error.metadata = {"field": field}
+    return error
 
 
 async def embeddings(call: Call) -> Response:
@@ -39,13 +38,13 @@ async def embeddings(call: Call) -> Response:
     require_fields(document, _FIELDS)
     backend = call.backend
     if not isinstance(document.get("model", ""), str):
-        raise FieldError("model", "model must be a string")
+        raise field_error("model", "model must be a string")
     # Without a name, as many tools allow, the served model answers.
     if name := document.get("model"):
         backend.require_name(name)
     encoding = document.get("encoding_format", "float")
     if encoding not in {"float", "base64"}:
-        raise FieldError("encoding_format", "encoding_format must be float or base64")
+        raise field_error("encoding_format", "encoding_format must be float or base64")
     model = backend.model()
     info = model.source.manifest.embedding
     options = RequestOptions(
@@ -97,17 +96,17 @@ def _texts(given: Any) -> list[str]:
     if isinstance(given, str):
         return [given]
     if not isinstance(given, list):
-        raise FieldError("input", "input must be a text or a list of texts")
+        raise field_error("input", "input must be a text or a list of texts")
     if not given:
-        raise FieldError("input", "input is an empty list; send at least one text", "EMPTY_REQUEST")
+        raise field_error("input", "input is an empty list; send at least one text", "EMPTY_REQUEST")
     if len(given) > MAX_INPUTS:
-        raise FieldError("input", f"input has {len(given)} texts; at most {MAX_INPUTS} are allowed", "TOO_MANY_ITEMS")
+        raise field_error("input", f"input has {len(given)} texts; at most {MAX_INPUTS} are allowed", "TOO_MANY_ITEMS")
     for index, text in enumerate(given):
         if isinstance(text, str):
             continue
         if isinstance(text, int | list):
-            raise FieldError("input", _FOREIGN_IDS)
-        raise FieldError("input", f"input {index} is {kind(text)}, not a text")
+            raise field_error("input", _FOREIGN_IDS)
+        raise field_error("input", f"input {index} is {kind(text)}, not a text")
     return given
 
 
@@ -116,14 +115,14 @@ def _truncation(value: Any) -> Truncation:
         return Truncation.TRUNCATE
     policies = {policy.name.lower(): policy for policy in Truncation}
     if not isinstance(value, str) or value not in policies:
-        raise FieldError("truncation", f"truncation must be one of {', '.join(policies)}")
+        raise field_error("truncation", f"truncation must be one of {', '.join(policies)}")
     return policies[value]
 
 
 def _of_input(index: int, error: ServerError, *, alone: bool) -> ServerError:
     if not isinstance(error, InvalidRequestError):
         return error
-    return FieldError("input", str(error) if alone else f"input {index}: {error}", error.reason)
+    return field_error("input", str(error) if alone else f"input {index}: {error}", error.reason)
 
 
 def truncated_header(results: list[Result]) -> dict[str, str]:

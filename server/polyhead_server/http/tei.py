@@ -17,8 +17,10 @@ from polyhead_server.serving.texts import item_from_string
 from .calls import Call, boolean, integer, require_fields, respond
 from .openai import kind, truncated_header
 
-_EMBED_FIELDS = ("inputs", "truncate", "normalize", "dimensions", "truncation_direction", "prompt_name", "parameters")
-_PREDICT_FIELDS = ("inputs", "truncate", "raw_scores", "truncation_direction", "head", "parameters")
+# Fields of the hub's inference API. ``options`` concerns its queue and cache, and never the answer.
+_HUB_FIELDS = ("parameters", "options")
+_EMBED_FIELDS = ("inputs", "truncate", "normalize", "dimensions", "truncation_direction", "prompt_name", *_HUB_FIELDS)
+_PREDICT_FIELDS = ("inputs", "truncate", "raw_scores", "truncation_direction", "head", *_HUB_FIELDS)
 
 
 async def embed(call: Call) -> Response:
@@ -109,8 +111,9 @@ async def _embed(call: Call, document: dict[str, Any]) -> Response:
     model = call.backend.model()
     info = model.source.manifest.embedding
     normalize = boolean(document, "normalize", default=True)
-    tei.require_normalize(normalize, model)
     _reject(document, "prompt_name", "the model has no prompts")
+    if _object(document, "parameters"):
+        raise tei.invalid("parameters", "must be empty")
     options = RequestOptions(frozenset({Task.EMBEDDING}), dimensions=integer(document, "dimensions", info.dimensions))
     results, headers = await _answer(call, document, _texts(document.get("inputs")), options)
     dimensions = options.dimensions
@@ -127,10 +130,22 @@ async def _predict(call: Call, document: dict[str, Any], *, nested: bool) -> Res
         raise tei.invalid("head", "must be the name of a head")
     model = call.backend.model()
     head = tei.head_of(model, wanted)
+    top_k = _top_k(document, head)
     texts, several = _predicted_texts(document.get("inputs"))
     results, headers = await _answer(call, document, texts, RequestOptions(frozenset({head.task})))
-    rows = [[{"score": score, "label": label} for label, score in tei.predictions(head, result)] for result in results]
+    predictions = [tei.predictions(head, result)[:top_k] for result in results]
+    rows = [[{"score": score, "label": label} for label, score in labels] for labels in predictions]
     return respond(rows if several or nested else rows[0], headers=headers)
+
+
+def _top_k(document: dict[str, Any], head: tei.Head) -> int | None:
+    """Returns the number of labels to answer with, from the parameters as huggingface_hub sends them."""
+    parameters = _object(document, "parameters")
+    require_fields(parameters, ("top_k", "function_to_apply"))
+    kind_of_head = head.head.kind
+    if parameters.get("function_to_apply") not in (None, kind_of_head):
+        raise tei.invalid("function_to_apply", f"must be {kind_of_head}: scores are calibrated probabilities")
+    return integer(parameters, "top_k", 2**31 - 1) or None
 
 
 async def _answer(
@@ -138,8 +153,7 @@ async def _answer(
 ) -> tuple[list[Result], dict[str, str]]:
     if document.get("truncation_direction") not in {None, "right", "Right"}:
         raise tei.invalid("truncation_direction", "must be right: the beginning of a text is read")
-    if document.get("parameters") not in (None, {}):
-        raise tei.invalid("parameters", "must be empty")
+    require_fields(_object(document, "options"), ("wait_for_model", "use_cache"))
     started_ns = time.monotonic_ns()
     call.texts = len(texts)
     limit = _max_characters(call)
@@ -198,6 +212,14 @@ def _predicted_texts(given: Any) -> tuple[list[str], bool]:
     if all(isinstance(one, str) for one in given):
         raise tei.invalid("inputs", 'is a flat list, which means one pair of texts; for a batch send [["a"], ["b"]]')
     raise tei.invalid("inputs", 'must be a text, or a list of lists of one text: [["a"], ["b"]]')
+
+
+def _object(document: dict[str, Any], field: str) -> dict[str, Any]:
+    """Returns an object of the request; an empty one for null and a missing field."""
+    value = document.get(field)
+    if value is not None and not isinstance(value, dict):
+        raise tei.invalid(field, f"is {kind(value)}, not an object")
+    return value or {}
 
 
 def _reject(document: dict[str, Any], field: str, why: str) -> None:

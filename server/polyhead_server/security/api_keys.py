@@ -77,7 +77,6 @@ SCOPES: dict[str, frozenset[str]] = {
     | _DIALECTS["infer"],
     "info": frozenset({_RPCS["GetModelInfo"]}) | _DIALECTS["info"],
     "admin": frozenset(_RPCS[method.name] for method in _ADMIN.methods),
-    "reflection": frozenset({"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"}),
     **{name: frozenset({path}) for name, path in _RPCS.items()},
 }
 

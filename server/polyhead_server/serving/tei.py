@@ -56,19 +56,16 @@ def head_of(model: Model, name: str) -> Head:
     return named[0]
 
 
-def require_normalize(normalize: bool, model: Model) -> None:
-    """Rejects a request for embeddings without normalization from a model whose graph normalizes them."""
-    if not normalize and model.source.manifest.embedding.normalized:
-        raise invalid("normalize", "must be true: the model's embeddings have length 1")
-
-
 def with_truncation(options: RequestOptions, *, truncate: bool) -> RequestOptions:
     """Returns the options with the policy for texts that are too long."""
     return dataclasses.replace(options, truncation=Truncation.TRUNCATE if truncate else Truncation.ERROR)
 
 
 def embedding(model: Model, result: Result, dimensions: int, *, normalize: bool = True) -> NDArray[np.float32]:
-    """Returns the embedding of a result: (dimensions,) float32, of length 1 if ``normalize``."""
+    """Returns the embedding of a result: (dimensions,) float32.
+
+    It has length 1 if ``normalize``, and is otherwise as the model returns it; many models normalize themselves.
+    """
     info = model.source.manifest.embedding
     values = shorten(result.output.embedding, dimensions, normalized=info.normalized)
     if normalize and not info.normalized:

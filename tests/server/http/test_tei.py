@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import polyhead_bundle as bundle
 import pytest
 
 from tests.support.fake_engine import embedding_of
@@ -21,9 +23,20 @@ def unit(values: list[float]) -> list[float]:
 @pytest.mark.parametrize("path", ["/embed", "/"])
 async def test_embed_answers_a_list_for_one_text_and_for_several(running: HttpServer, path: str) -> None:
     (one,) = (await running.post(path, {"inputs": "w1"})).json
-    several = (await running.post(path, {"inputs": ["w1", "w2"], "normalize": False})).json
+    hub_options = {"wait_for_model": True, "use_cache": False}
+    several = (await running.post(path, {"inputs": ["w1", "w2"], "normalize": False, "options": hub_options})).json
     assert one == pytest.approx(unit(embedding_of("w1")))
     assert several == [embedding_of("w1"), embedding_of("w2")]
+
+
+class TestModelThatNormalizes:
+    @pytest.fixture
+    def manifest(self, manifest: bundle.Manifest) -> bundle.Manifest:
+        return dataclasses.replace(manifest, embedding=dataclasses.replace(manifest.embedding, normalized=True))
+
+    async def test_embedding_is_as_the_model_returns_it(self, running: HttpServer) -> None:
+        for body in ({}, {"normalize": False}, {"normalize": True}):
+            assert (await running.post("/embed", {"inputs": "w1", **body})).json == [embedding_of("w1")]
 
 
 async def test_predict_answers_one_text_flat_and_a_batch_nested(running: HttpServer) -> None:
@@ -38,7 +51,14 @@ async def test_predict_answers_one_text_flat_and_a_batch_nested(running: HttpSer
 
 async def test_root_with_parameters_classifies(running: HttpServer) -> None:
     reply = await running.post("/", {"inputs": "w1", "parameters": {}})
-    assert reply.json == [(await running.post("/predict", {"inputs": "w1"})).json]
+    every = (await running.post("/predict", {"inputs": "w1"})).json
+    assert reply.json == [every]
+    cases: list[tuple[Any, int]] = [
+        *(({"top_k": 2}, 2), ({"top_k": 2, "function_to_apply": "softmax"}, 2), ({"top_k": 99}, 3)),
+        *(({"top_k": None, "function_to_apply": None}, 3), (None, 3)),
+    ]
+    for parameters, labels in cases:
+        assert (await running.post("/", {"inputs": "w1", "parameters": parameters})).json == [every[:labels]]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +75,14 @@ async def test_root_with_parameters_classifies(running: HttpServer) -> None:
         ("/predict", {"inputs": "w1", "raw_scores": True}, 422, "raw_scores"),
         ("/predict", {"inputs": "w1", "head": "topics"}, 422, "its heads are topic, sentiment"),
         ("/predict", {"inputs": "w1", "top_k": 1}, 422, "'top_k' is not known"),
+        ("/", {"inputs": "w1", "parameters": [1]}, 422, "an array, not an object"),
+        ("/", {"inputs": "w1", "parameters": {"top_k": 0}}, 422, "top_k must be an integer from 1"),
+        ("/", {"inputs": "w1", "parameters": {"function_to_apply": "none"}}, 422, "must be softmax"),
+        ("/", {"inputs": "w1", "parameters": {"function_to_apply": {}}}, 422, "must be softmax"),
+        ("/", {"inputs": "w1", "parameters": {"candidate_labels": ["a"]}}, 422, "'candidate_labels' is not known"),
+        ("/embed", {"inputs": "w1", "options": {"wait": True}}, 422, "'wait' is not known"),
+        ("/embed", {"inputs": "w1", "options": 1}, 422, "a number, not an object"),
+        ("/embed", {"inputs": "w1", "parameters": {"top_k": 1}}, 422, "parameters must be empty"),
         ("/tokenize", {"inputs": None}, 422, "must be a text"),
         ("/decode", {"ids": ["a"]}, 422, "list of token ids"),
         ("/embed", b"{", 422, "not valid JSON"),

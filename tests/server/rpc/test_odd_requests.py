@@ -57,7 +57,7 @@ INFERENCE_STREAM, REFLECTION = (
 )
 UNKNOWN = ["no.Such/Thing", f"{service_names.HEALTH}/Nothing"]
 METHODS = [*UNARY, INFERENCE_STREAM, REFLECTION, *UNKNOWN]
-PUBLIC = {method for method in METHODS if method.startswith(f"{service_names.HEALTH}/")}
+PUBLIC = {one for one in METHODS if one.startswith((f"{service_names.HEALTH}/", f"{service_names.REFLECTION}/"))}
 OK, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, PERMISSION_DENIED, UNIMPLEMENTED, UNAUTHENTICATED = (
     *(0, 3, 4, 8, 7, 12, 16),
 )
@@ -91,7 +91,7 @@ async def server(
 ) -> AsyncIterator[Server]:
     """A server that is loading its model; it requires keys unless the parameter ``key`` says otherwise."""
     keys = tmp_path / "keys.toml"
-    scopes = '["infer", "info", "reflection", "admin"]'
+    scopes = '["infer", "info", "admin"]'
     keys.write_text(f'[[keys]]\nname = "k"\nsha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"\nscopes = {scopes}\n')
     keys.chmod(0o600)
     config = settings(max_held_bytes=2**20)

@@ -54,7 +54,6 @@ def allowed(keys: Keys, presented: str) -> set[str]:
         ('"infer"', {ANALYZE, STREAM_EMBED}),
         ('"info"', {INFO}),
         ('"admin"', {RELOAD}),
-        ('"reflection"', {REFLECTION}),
         ('"StreamEmbed", "info"', {STREAM_EMBED, INFO}),
         ("", set()),
     ],

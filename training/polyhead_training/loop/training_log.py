@@ -17,7 +17,7 @@ from torch import Tensor
 from polyhead_training.errors import ResumeError
 from polyhead_training.runs.checkpoint import Progress
 from polyhead_training.runs.run_directory import METRICS_NAME
-from polyhead_training.terminal import format_duration
+from polyhead_training.units import format_duration
 
 from .loss import Losses
 

@@ -18,7 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from polyhead_training.runs.run_directory import REPORT_NAME
-from polyhead_training.terminal import format_duration
+from polyhead_training.units import format_duration
 
 from .charts import Point, Series, interval_bar, line_chart, reliability_chart
 from .results import Results, implausible, read_results

@@ -105,7 +105,6 @@ class TeiServices:
         if request.HasField("prompt_name"):
             raise tei.invalid("prompt_name", "is not supported: the model has no prompts")
         normalize = request.normalize if request.HasField("normalize") else True
-        tei.require_normalize(normalize, self._backend.model())
         dimensions = request.dimensions if request.HasField("dimensions") else 0
         options = RequestOptions(frozenset({Task.EMBEDDING}), dimensions=dimensions)
         return self._plan(request, options, normalize=normalize)

@@ -27,8 +27,9 @@ from .errors import abort
 
 logger = logging.getLogger(__name__)
 
-# Probes carry no key, and learn only whether the server serves.
-_PUBLIC_PREFIX = f"/{service_names.HEALTH}/"
+# Probes carry no key, and learn only whether the server serves. Reflection shows what the protocols' files show, and
+# clients that build their stubs from it send no key.
+_PUBLIC_PREFIXES = (f"/{service_names.HEALTH}/", f"/{service_names.REFLECTION}/")
 _PUBLIC = frozenset(
     f"/inference.GRPCInferenceService/{method}" for method in ("ServerLive", "ServerReady", "ModelReady")
 )
@@ -60,7 +61,7 @@ class AuthInterceptor(aio.ServerInterceptor):
     ) -> Any:
         """Decides by the key alone: a method that does not exist is rejected like one that the key does not allow."""
         method = str(handler_call_details.method)
-        if not method.startswith(_PUBLIC_PREFIX) and method not in _PUBLIC:
+        if not method.startswith(_PUBLIC_PREFIXES) and method not in _PUBLIC:
             try:
                 CALLER.set(self._keys.authorize(_bearer_token(handler_call_details.invocation_metadata), method))
             except (UnauthenticatedError, PermissionDeniedError) as error:

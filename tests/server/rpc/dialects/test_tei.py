@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import polyhead_bundle as bundle
 import pytest
 from polyhead_server.rpc.dialects.descriptors import METHODS, TYPES
 
@@ -26,6 +28,17 @@ async def test_embed_normalizes_unless_told_otherwise(running: DialectServer) ->
     assert list(plain.embeddings) == pytest.approx(unit(embedding_of("w1")))
     assert list(raw.embeddings) == embedding_of("w1")
     assert plain.metadata.compute_tokens == 3
+
+
+class TestModelThatNormalizes:
+    @pytest.fixture
+    def manifest(self, manifest: bundle.Manifest) -> bundle.Manifest:
+        return dataclasses.replace(manifest, embedding=dataclasses.replace(manifest.embedding, normalized=True))
+
+    async def test_embedding_is_as_the_model_returns_it(self, running: DialectServer) -> None:
+        for options in ({}, {"normalize": False}, {"normalize": True}):
+            reply = await running.call("tei.v1.Embed/Embed", {"inputs": b"w1", **options})
+            assert list(reply.embeddings) == embedding_of("w1")
 
 
 async def test_unary_reply_carries_its_timings_as_metadata(running: DialectServer) -> None:

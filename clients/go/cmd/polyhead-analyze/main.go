@@ -1,0 +1,266 @@
+// Command polyhead-analyze prints the embedding, class and sentiment of texts as JSON lines.
+//
+// It reads the texts from its arguments, or one per line from standard input. The API key, if the server requires one,
+// is read from POLYHEAD_API_KEY and sent only over TLS or to this machine.
+//
+// Exit status: 0 success, 1 an item has an error or the call failed, 2 wrong command line.
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
+	polyhead "github.com/polyhead/polyhead/clients/go"
+	"github.com/polyhead/polyhead/clients/go/polyheadv1"
+)
+
+const maxLineBytes = 16 << 20
+
+type record struct {
+	ID             string          `json:"id"`
+	Embedding      []float32       `json:"embedding,omitempty"`
+	Classification *classification `json:"classification,omitempty"`
+	Sentiment      *sentiment      `json:"sentiment,omitempty"`
+	Truncated      *bool           `json:"truncated,omitempty"`
+	Error          *failure        `json:"error,omitempty"`
+}
+
+type classification struct {
+	Head   string  `json:"head"`
+	Scores []score `json:"scores"`
+}
+
+type score struct {
+	Label       string  `json:"label"`
+	Probability float32 `json:"probability"`
+}
+
+type sentiment struct {
+	Head        string  `json:"head"`
+	Probability float32 `json:"probability"`
+	Label       string  `json:"label"`
+}
+
+type failure struct {
+	Code    string `json:"code"`
+	Reason  string `json:"reason,omitempty"`
+	Message string `json:"message"`
+}
+
+var errItems = errors.New("some items have errors")
+
+func main() {
+	target := flag.String("target", "127.0.0.1:50051", "address of the server, `HOST:PORT`")
+	useTLS := flag.Bool("tls", false, "connect with TLS, verified by the system's certificates")
+	ca := flag.String("ca", "", "connect with TLS, verified by the certificates in this PEM `file`")
+	timeout := flag.Duration("timeout", 0, "deadline of the whole call; 0 for none")
+	unary := flag.Bool("unary", false, "send one unary call instead of a stream")
+	attempts := flag.Int("max-attempts", 5, "consecutive attempts of a call or an item; 1 disables retries")
+	flag.Parse()
+	if *attempts < 1 || *timeout < 0 {
+		fmt.Fprintln(os.Stderr, "polyhead-analyze: -max-attempts must be at least 1, and -timeout at least 0")
+		os.Exit(2)
+	}
+	ctx := context.Background()
+	if *timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, *timeout)
+		defer cancel()
+	}
+	err := run(ctx, *target, *ca, *useTLS, *unary, *attempts)
+	if errors.Is(err, errItems) {
+		os.Exit(1)
+	} else if err != nil {
+		fmt.Fprintln(os.Stderr, "polyhead-analyze:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, target, ca string, useTLS, unary bool, attempts int) error {
+	options, err := dialOptions(target, ca, useTLS)
+	if err != nil {
+		return err
+	}
+	connection, err := grpc.Dial(target, options...)
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	client := polyhead.New(connection, polyhead.MaxAttempts(attempts))
+	out := bufio.NewWriter(os.Stdout)
+	defer out.Flush() // answers that came before an error
+	encoder, failed := json.NewEncoder(out), false
+	write := func(answer *polyheadv1.Answer) error {
+		failed = failed || answer.GetError() != nil
+		record, err := newRecord(answer)
+		if err != nil {
+			return err
+		}
+		return encoder.Encode(record)
+	}
+	if unary {
+		err = analyze(ctx, client, write)
+	} else {
+		err = stream(ctx, client, write)
+	}
+	if err == nil {
+		err = out.Flush()
+	}
+	if err == nil && failed {
+		err = errItems
+	}
+	return err
+}
+
+func dialOptions(target, ca string, useTLS bool) ([]grpc.DialOption, error) {
+	transport, secure := grpc.WithInsecure(), false
+	switch {
+	case ca != "":
+		certificates, err := credentials.NewClientTLSFromFile(ca, "")
+		if err != nil {
+			return nil, err
+		}
+		transport, secure = grpc.WithTransportCredentials(certificates), true
+	case useTLS:
+		transport, secure = grpc.WithTransportCredentials(credentials.NewTLS(nil)), true
+	}
+	options := []grpc.DialOption{transport}
+	if key := os.Getenv("POLYHEAD_API_KEY"); key != "" {
+		credential := polyhead.APIKey(key)
+		if secure {
+			options = append(options, grpc.WithPerRPCCredentials(credential))
+		} else if isLoopback(target) {
+			options = append(options, grpc.WithPerRPCCredentials(polyhead.PlaintextAPIKey{APIKey: credential}))
+		} else {
+			return nil, fmt.Errorf("POLYHEAD_API_KEY: %s is not a loopback address; add -tls", target)
+		}
+	}
+	return options, nil
+}
+
+func isLoopback(target string) bool {
+	host, _, err := net.SplitHostPort(target)
+	return err == nil && (host == "localhost" || net.ParseIP(host).IsLoopback())
+}
+
+// analyze answers all texts with one unary call.
+func analyze(ctx context.Context, client *polyhead.Client, write func(*polyheadv1.Answer) error) error {
+	var items []*polyheadv1.Item
+	err := readItems(ctx, func(item *polyheadv1.Item) bool {
+		items = append(items, item)
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	answers, err := client.Analyze(ctx, items, polyhead.Options{})
+	if err != nil {
+		return err
+	}
+	for _, answer := range answers {
+		if err := write(answer); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stream answers texts while it reads them.
+func stream(ctx context.Context, client *polyhead.Client, write func(*polyheadv1.Answer) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	items, read := make(chan *polyheadv1.Item), make(chan error, 1)
+	go func() {
+		defer close(items)
+		read <- readItems(ctx, func(item *polyheadv1.Item) bool {
+			select {
+			case items <- item:
+				return true
+			case <-ctx.Done():
+				return false
+			}
+		})
+	}()
+	if err := client.Stream(ctx, items, polyhead.Options{}, write); err != nil {
+		return err
+	}
+	return <-read
+}
+
+// readItems passes on every text, with its number as id, until add returns false.
+func readItems(ctx context.Context, add func(*polyheadv1.Item) bool) error {
+	number := 0
+	next := func(text string) bool {
+		item := &polyheadv1.Item{ItemId: strconv.Itoa(number), Text: text}
+		number++
+		return add(item)
+	}
+	if flag.NArg() > 0 {
+		for _, text := range flag.Args() {
+			if !next(text) {
+				return ctx.Err()
+			}
+		}
+		return nil
+	}
+	lines := bufio.NewScanner(os.Stdin)
+	lines.Buffer(nil, maxLineBytes)
+	for lines.Scan() {
+		if !next(lines.Text()) {
+			return ctx.Err()
+		}
+	}
+	return lines.Err()
+}
+
+func newRecord(answer *polyheadv1.Answer) (*record, error) {
+	record := &record{ID: answer.GetItemId()}
+	if answer.GetError() != nil {
+		record.Error = newFailure(answer.GetError())
+		return record, nil
+	}
+	result := answer.GetResult()
+	if embedding := result.GetEmbedding(); embedding != nil {
+		values, err := polyhead.Float32s(embedding)
+		if err != nil {
+			return nil, err
+		}
+		record.Embedding = values
+	}
+	if head := result.GetClassification(); head != nil {
+		record.Classification = &classification{Head: head.GetHead()}
+		for _, one := range head.GetScores() {
+			record.Classification.Scores = append(record.Classification.Scores, score{one.GetLabel(), one.GetProbability()})
+		}
+	}
+	if head := result.GetSentiment(); head != nil {
+		record.Sentiment = &sentiment{head.GetHead(), head.GetProbability(), head.GetLabel()}
+	}
+	truncated := result.GetTruncation().GetTruncated()
+	record.Truncated = &truncated
+	return record, nil
+}
+
+func newFailure(failed *rpcstatus.Status) *failure {
+	record := &failure{Code: codes.Code(failed.GetCode()).String(), Message: failed.GetMessage()}
+	for _, detail := range status.FromProto(failed).Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok {
+			record.Reason = info.GetReason()
+		}
+	}
+	return record
+}

@@ -1,0 +1,20 @@
+/**
+ * Client of a polyhead server, which answers a text with an embedding, a class and a sentiment from one forward pass.
+ *
+ * `@polyhead/client/v1` exports the generated messages and services.
+ */
+
+export { errorReason, float32s, result } from "./answers.js";
+export { Client, type ClientOptions, type RequestOptions } from "./client.js";
+export type { ItemInit } from "./items.js";
+export {
+  type Answer,
+  type Classification,
+  type Embedding,
+  EmbeddingEncoding,
+  type ModelInfo,
+  type Result,
+  type Sentiment,
+  Task,
+  TruncationPolicy,
+} from "./v1.js";

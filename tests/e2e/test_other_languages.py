@@ -1,0 +1,293 @@
+"""The Go and TypeScript clients against real servers: same answers, retries of items and streams, deadlines.
+
+Both ship a command with the same output, so that a test runs against each of them. They are skipped where the toolchain
+is absent; CONTRIBUTING.md says how to install it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from filelock import FileLock
+from polyhead_client import Client
+
+from tests.support.demo import ROOT
+from tests.support.fake_server import BUSY, ERROR, FakeServicer, serve_fake
+
+from .conftest import Start
+
+pytestmark = pytest.mark.slow
+
+GO_SOURCES = Path("/usr/share/gocode/src")  # of Debian's golang-*-dev packages
+GO_PACKAGES = ("google.golang.org/grpc", "google.golang.org/protobuf", "google.golang.org/genproto")
+NPM = ROOT / "clients/npm"
+TEXTS = [f"Parcel {number} is {'late, and nobody answers' if number % 3 else 'here'}" for number in range(300)]
+
+
+@dataclass(frozen=True)
+class Command:
+    """The command of a client.
+
+    Attributes:
+        arguments: The program.
+        dash: Prefix of its flags.
+        timeout: Formats seconds as the flag of the deadline and its value.
+    """
+
+    arguments: Sequence[str | Path]
+    dash: str
+    timeout: Callable[[float], list[str]]
+
+    def run(
+        self, target: str, texts: Sequence[str], *flags: str, timeout_s: float | None = None, key: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Analyzes texts, which are its standard input."""
+        options = [f"{self.dash}target", target, *(f"{self.dash}{flag}" for flag in flags)]
+        if timeout_s is not None:
+            options += self.timeout(timeout_s)
+        environment = os.environ | ({"POLYHEAD_API_KEY": key} if key else {})
+        lines = "".join(f"{text}\n" for text in texts)
+        return subprocess.run(
+            [*map(str, self.arguments), *options],
+            input=lines,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=120,
+        )
+
+    def answers(self, target: str, texts: Sequence[str], *flags: str) -> list[dict[str, Any]]:
+        """Returns the answer of each text, in their order."""
+        done = self.run(target, texts, *flags)
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        assert sorted(int(record["id"]) for record in records) == list(range(len(texts))), done.stderr
+        assert done.returncode == int(any("error" in record for record in records))
+        return sorted(records, key=lambda record: int(record["id"]))
+
+
+def go_command(folder: Path) -> Command:
+    if shutil.which("go") is None or not all((GO_SOURCES / package).exists() for package in GO_PACKAGES):
+        pytest.skip("Debian's Go toolchain and packages are not installed")
+    package = folder / "src/github.com/polyhead/polyhead/clients/go"
+    package.parent.mkdir(parents=True)
+    package.symlink_to(ROOT / "clients/go")
+    environment = os.environ | {"GO111MODULE": "off", "GOFLAGS": "", "GOPATH": f"{folder}:{GO_SOURCES.parent}"}
+    program = folder / "polyhead-analyze"
+    for command in (["go", "vet", ".", "./cmd/..."], ["go", "build", "-o", str(program), "./cmd/polyhead-analyze"]):
+        # The shell's own notion of the folder: the compiler finds the package by the path of the link.
+        built = subprocess.run(
+            command, cwd=package, env=environment | {"PWD": str(package)}, capture_output=True, text=True, check=False
+        )
+        assert built.returncode == 0, built.stderr
+    return Command([program], "-", lambda seconds: ["-timeout", f"{seconds}s"])
+
+
+def npm_command(folder: Path) -> Command:
+    compiler = NPM / "node_modules/.bin/tsc"
+    if shutil.which("node") is None or not compiler.exists():
+        pytest.skip("node or the packages of clients/npm are not installed; `make test-slow` installs the latter")
+    with FileLock(NPM / "node_modules/.build.lock"):
+        built = subprocess.run([compiler, "--project", NPM], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout
+    return Command(["node", NPM / "dist/cli.js"], "--", lambda seconds: ["--timeout-ms", str(round(seconds * 1000))])
+
+
+@pytest.fixture(scope="module", params=[go_command, npm_command], ids=["go", "npm"])
+def command(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    found: Command = request.param(tmp_path_factory.mktemp("client"))
+    return found
+
+
+@pytest.fixture
+def servicer() -> Iterator[FakeServicer]:
+    with serve_fake() as servicer:
+        yield servicer
+
+
+def labels(answers: Sequence[dict[str, Any]]) -> list[str | None]:
+    """Returns the text that the fake server received for each answer; None for an error."""
+    return [answer["sentiment"]["label"] if "sentiment" in answer else None for answer in answers]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("flags", [(), ("unary",)], ids=["stream", "unary"])
+def test_answers_are_those_of_the_python_client(
+    command: Command, flags: tuple[str, ...], demo_bundle: Path, start: Start
+) -> None:
+    server = start(demo_bundle)
+    server.wait_until_serving()
+    answers = command.answers(server.target, TEXTS, *flags)
+    with Client(server.target) as client:
+        expected = [answer.unwrap() for answer in client.analyze(TEXTS)]
+    for answer, result in zip(answers, expected, strict=True):
+        assert result.embedding is not None
+        assert answer["embedding"] == pytest.approx(result.embedding.tolist(), abs=1e-6)
+        assert result.classification is not None
+        scores = [(score.label, pytest.approx(score.probability, abs=1e-6)) for score in result.classification.scores]
+        assert [(score["label"], score["probability"]) for score in answer["classification"]["scores"]] == scores
+        assert result.sentiment is not None
+        assert answer["sentiment"]["label"] == result.sentiment.label
+        assert answer["truncated"] is False
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("flags", [(), ("unary",)], ids=["stream", "unary"])
+def test_rejected_items_are_sent_again(command: Command, servicer: FakeServicer, flags: tuple[str, ...]) -> None:
+    texts = [f"{BUSY}{number}" if number % 4 == 0 else f"text {number}" for number in range(200)]
+    assert labels(command.answers(servicer.target, texts, *flags)) == texts
+    assert sum(len(request.items) for request in servicer.requests) == 250
+
+
+@pytest.mark.parametrize("flags", [(), ("unary",)], ids=["stream", "unary"])
+def test_rejection_is_returned_without_retries(
+    command: Command, servicer: FakeServicer, flags: tuple[str, ...]
+) -> None:
+    """Control: the fake server does reject these items."""
+    answers = command.answers(servicer.target, [f"{BUSY}1", "text"], *flags, "max-attempts=1")
+    assert labels(answers) == [None, "text"]
+    assert answers[0]["error"]["code"] == "ResourceExhausted"
+    assert answers[0]["error"]["reason"] == "REQUESTED"
+
+
+@pytest.mark.parametrize("flags", [(), ("unary",)], ids=["stream", "unary"])
+def test_error_of_an_item_does_not_affect_others(
+    command: Command, servicer: FakeServicer, flags: tuple[str, ...]
+) -> None:
+    answers = command.answers(servicer.target, ["first", f"{ERROR} bad", "last"], *flags)
+    assert labels(answers) == ["first", None, "last"]
+    assert answers[1]["error"]["code"] == "InvalidArgument"
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED], ids=lambda code: code.name)
+def test_broken_stream_loses_nothing(command: Command, servicer: FakeServicer, code: grpc.StatusCode) -> None:
+    servicer.stream_failures = [(0, code), (3, code)]
+    texts = [f"text {number}" for number in range(200)]
+    assert labels(command.answers(servicer.target, texts)) == texts
+    assert servicer.calls == ["StreamAnalyze"] * 3
+
+
+def test_final_error_ends_a_stream(command: Command, servicer: FakeServicer) -> None:
+    servicer.stream_failures = [(0, grpc.StatusCode.PERMISSION_DENIED)]
+    done = command.run(servicer.target, ["text"])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "requested failure" in done.stderr
+    assert servicer.calls == ["StreamAnalyze"]
+
+
+def test_unary_call_is_retried_while_the_server_is_unavailable(command: Command, servicer: FakeServicer) -> None:
+    servicer.unary_failures = [grpc.StatusCode.UNAVAILABLE] * 2
+    assert labels(command.answers(servicer.target, ["text"], "unary")) == ["text"]
+    assert servicer.calls == ["Analyze"] * 3
+
+
+@pytest.mark.parametrize("flags", [(), ("unary",)], ids=["stream", "unary"])
+def test_call_ends_at_its_deadline(command: Command, servicer: FakeServicer, flags: tuple[str, ...]) -> None:
+    servicer.gate.clear()
+    done = command.run(servicer.target, ["text"], *flags, timeout_s=1)
+    assert done.returncode == 1
+    assert "deadline" in done.stderr.replace("_", " ").lower()
+    servicer.gate.set()
+
+
+def test_stream_limits_the_items_in_flight(command: Command, servicer: FakeServicer) -> None:
+    texts = [f"text {number}" for number in range(2000)]
+    assert labels(command.answers(servicer.target, texts)) == texts
+    assert servicer.max_in_flight_seen <= 256
+    assert len(servicer.requests) < len(texts)
+
+
+def test_api_key_is_sent_to_this_machine_only(command: Command, servicer: FakeServicer) -> None:
+    assert command.run(servicer.target, ["text"], key="secret").returncode == 0
+    assert servicer.metadata[0]["authorization"] == "Bearer secret"
+    refused = command.run("polyhead.invalid:50051", ["text"], key="secret")
+    assert refused.returncode != 0
+    assert "loopback" in refused.stderr
+    assert "secret" not in refused.stderr
+
+
+# Prints how many texts a stream read for ten answers, and whether it closed its input.
+ABANDONED_STREAM = """
+import { Client } from "@polyhead/client";
+
+const client = new Client(process.argv[2], { maxInFlight: 16 });
+let [read, closed, answered] = [0, false, 0];
+async function* texts() {
+  try {
+    for (;;) yield `text ${read++}`;
+  } finally {
+    closed = true;
+  }
+}
+for await (const answer of client.stream(texts())) {
+  if (++answered === 10) break;
+}
+console.log(JSON.stringify({ read, closed }));
+client.close();
+"""
+
+
+def test_npm_stream_reads_no_further_than_its_consumer(servicer: FakeServicer) -> None:
+    npm_command(NPM)
+    path = NPM / "dist/abandoned.js"
+    path.write_text(ABANDONED_STREAM)
+    done = subprocess.run(["node", path, servicer.target], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    state = json.loads(done.stdout)
+    assert state["closed"]
+    assert state["read"] <= 10 + 16 + 1
+    assert servicer.stream_ended.wait(10)
+    path.unlink()
+
+
+@pytest.mark.parametrize("flags", [("max-attempts=0",), ("max-attempts=x",)])
+def test_invalid_option_is_a_usage_error(command: Command, flags: tuple[str, ...]) -> None:
+    done = command.run("127.0.0.1:1", ["text"], *flags)
+    assert done.returncode == 2
+    assert "max-attempts" in done.stderr
+
+
+def test_example_of_the_npm_package_runs(servicer: FakeServicer) -> None:
+    """It imports the package by its name, through its exports."""
+    npm_command(NPM)
+    (example, *_) = re.findall(r"^```js\n(.*?)^```", (NPM / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert example.count("127.0.0.1:50051") == 1
+    path = NPM / "dist/example.js"
+    path.write_text(example.replace("127.0.0.1:50051", servicer.target))
+    done = subprocess.run(["node", path], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == ["0 Where is my refund? 3", "1 Love it! 3"]
+    path.unlink()
+
+
+def test_npm_package_contains_code_types_and_licence() -> None:
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    npm_command(NPM)
+    command = ["npm", "pack", "--dry-run", "--json", "--ignore-scripts", "--offline"]
+    packed = subprocess.run(command, cwd=NPM, capture_output=True, text=True, check=True, timeout=60)
+    listing = json.loads(packed.stdout)
+    (package,) = listing if isinstance(listing, list) else listing.values()
+    names = {file["path"] for file in package["files"]}
+    manifest = json.loads((NPM / "package.json").read_text())
+    exported = [target for one in manifest["exports"].values() if isinstance(one, dict) for target in one.values()]
+    assert {path.removeprefix("./") for path in [*exported, *manifest["bin"].values()]} <= names
+    assert {"LICENSE", "README.md", "package.json", "src/index.ts", "dist/gen/polyhead/v1/item_pb.d.ts"} <= names
+    assert [name for name in names if name.startswith(("node_modules", "package-lock"))] == []
+
+
+def test_versions_are_those_of_the_server() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert json.loads((NPM / "package.json").read_text())["version"] == version
+    assert json.loads((NPM / "package-lock.json").read_text())["version"] == version
