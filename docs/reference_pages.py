@@ -280,7 +280,7 @@ def _server_settings(settings: type[Any], minimums: Mapping[str, float]) -> Iter
             raise MissingTextError(f"{flag} has no help text")
         choices = field.metadata["choices"]
         kind = ", ".join(f"`{one}`" for one in choices) if choices else _KINDS[type(field.default)]
-        limit = f"at least {minimums[field.name]:g}" if field.name in minimums else ""
+        limit = f"at least {_number(minimums[field.name])}" if field.name in minimums else ""
         unit = ", ".join(filter(None, (_unit_of(field.name), limit)))
         default = "empty" if field.default == "" else f"`{json.dumps(field.default)}`"
         variable = f"`POLYHEAD_{field.name.upper()}`"
@@ -318,8 +318,12 @@ def _type(entry: Mapping[str, Any]) -> str:
 def _unit(name: str, entry: Mapping[str, Any]) -> str:
     """Unit and limits of a number."""
     numbers = [one for one in (entry, *entry.get("anyOf", ())) if one.get("type") in ("integer", "number")]
-    limits = [f"{text} {one[bound]:g}" for one in numbers for bound, text in BOUNDS.items() if bound in one]
+    limits = [f"{text} {_number(one[bound])}" for one in numbers for bound, text in BOUNDS.items() if bound in one]
     return ", ".join(filter(None, (_unit_of(name) if numbers else "", *limits)))
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def _unit_of(name: str) -> str:

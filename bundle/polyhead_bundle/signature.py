@@ -76,9 +76,10 @@ def _read_key(path: Path) -> EllipticCurvePublicKey:
         ) from None
     try:
         key = serialization.load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        detail = " ".join(str(error).split()) or type(error).__name__
-        raise SignatureError(path, f"is not a usable public key: {detail}; {_VALID_KEY}") from None
+    except OSError as error:
+        raise SignatureError(path, f"is not a usable public key: {error.strerror or error}; {_VALID_KEY}") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise SignatureError(path, f"is not a usable public key; {_VALID_KEY}") from None
     if not isinstance(key, EllipticCurvePublicKey) or key.curve.name not in _HASHES:
         raise SignatureError(path, f"is not a usable public key: it has another type; {_VALID_KEY}")
     return key

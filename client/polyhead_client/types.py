@@ -225,8 +225,8 @@ class Result(Value):
         if name in heads:
             return heads[name]
         near = difflib.get_close_matches(str(name), heads, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        problem = f"the result has no head {name!r}; {hint}It has {', '.join(map(repr, heads)) or 'none'}"
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        problem = f"the result has no head {name!r}, only {', '.join(map(repr, heads)) or 'none'}{hint}"
         raise InvalidRequestError("NOT_FOUND", problem, "UNKNOWN_HEAD")
 
 

@@ -13,7 +13,7 @@ from .types import Problem, RawRow
 from .values import checked, duplicate_names
 
 # First line that Excel writes and reads to declare the separator.
-_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
+_SEPARATOR_LINE = re.compile(r'"?sep=([^"\r\n]?)"{0,2}[\r\n]*', re.IGNORECASE)
 _OTHER_SEPARATORS = (";", "\t", "|")
 _DOUBLE_QUOTES = 'write each double quote inside a quoted cell twice ("")'
 
@@ -78,6 +78,9 @@ class _Records:
         try:
             line = self._lines.read()
             if declared := _SEPARATOR_LINE.fullmatch(line):
+                if not declared[1]:
+                    reason = "declares no separator: write it after sep=, or remove the line"
+                    return Problem(self._path, self._lines.number, reason, is_final=True)
                 self.separator = declared[1]
                 line = self._lines.read()
             while line and not line.strip("\r\n"):

@@ -152,7 +152,9 @@ def test_head_is_found_by_name() -> None:
     assert list(RESULT.heads) == ["topic", "mood", "language", "urgent"]
 
 
-@pytest.mark.parametrize(("name", "hint"), [("topc", "did you mean 'topic'?"), ("x", "It has 'topic', 'mood'")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("topc", "did you mean 'topic'?"), ("x", "no head 'x', only 'topic', 'mood'")]
+)
 def test_unknown_head_is_an_error_with_the_nearest_name(name: str, hint: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         Answer("1", RESULT).head(name)

@@ -74,3 +74,8 @@ def test_command_without_help_is_an_error(command: click.Command, message: str) 
     (context,) = commands(command, "tool")
     with pytest.raises(MissingTextError, match=message):
         list(reference_pages._command(context))
+
+
+def test_limits_are_written_out() -> None:
+    assert MIN_VALUES["max_held_bytes"] == 2**20
+    assert "bytes, at least 1,048,576" in configuration_page()

@@ -195,7 +195,7 @@ ATTACKS: dict[Callable[[Signed], None], str] = {
     _remove_the_signature: r"demo\.sig: is not a signature of .*No such file",
     _write_an_invalid_signature: r"demo\.sig: is not a signature of .*; fetch",
     _write_an_empty_json_signature: r"demo\.sig: is not a signature of .*; fetch",
-    _write_an_invalid_key: r"signer\.pub: is not a usable public key: .*; use a PEM file",
+    _write_an_invalid_key: r"signer\.pub: is not a usable public key; use a PEM file",
     _remove_the_key: r"signer\.pub: is not a usable public key.*No such file.*; use a PEM file",
 }
 

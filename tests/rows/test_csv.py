@@ -104,6 +104,13 @@ def test_name_with_a_semicolon_is_a_name_if_it_is_requested(path: Path) -> None:
     assert values(path, ("text;label",)) == [{"text;label": "one"}]
 
 
+@pytest.mark.parametrize("line", ["sep=", 'sep="', '"sep="'])
+def test_separator_line_without_a_separator_is_an_error(path: Path, line: str) -> None:
+    path.write_bytes(f"{line}\r\ntext,label\r\none,x\r\n".encode())
+    (problem,) = read_rows(path, FIELDS)
+    assert str(problem).startswith(f"{path}:1: declares no separator")
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("line", ["sep={}", '"sep={}"', "SEP={}"])
 def test_separator_line_of_excel_is_read(path: Path, separator: str, line: str) -> None:

@@ -156,7 +156,9 @@ def test_sentencepiece_file_alone_names_the_package_and_the_alternative(
     (copies["roberta"] / "sentencepiece.bpe.model").write_bytes(b"\x0a\x0b\x0a\x05")
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sentencepiece" else find_spec(name))
-    message = r"sentencepiece\.bpe\.model requires .*pip install sentencepiece, or write tokenizer\.json with Auto"
+    message = (
+        r"sentencepiece\.bpe\.model requires .*pip install sentencepiece, or write tokenizer\.json with save_pretrained"
+    )
     with pytest.raises(BackboneError, match=message):
         open_tokenizer(copies["roberta"])
 

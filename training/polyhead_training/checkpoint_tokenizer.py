@@ -91,7 +91,7 @@ def _read(reference: str, folder: Path) -> Tokenizer:
     if models := sorted(folder.glob("*.model")):
         _require_content(reference, models[0])
         if importlib.util.find_spec("sentencepiece") is None:
-            hint = "pip install sentencepiece, or write tokenizer.json with AutoTokenizer's save_pretrained elsewhere"
+            hint = "pip install sentencepiece, or write tokenizer.json with save_pretrained where it is installed"
             reason = f"has no {_TOKENIZER}, and reading {models[0].name} requires the package sentencepiece: {hint}"
             raise BackboneError(reference, reason)
         return configured(_converted(reference, folder))

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from .config import Config, DataConfig, HeadConfig, ModelConfig, StageConfig, TrainingConfig
 from .errors import ConfigError
-from .suggestions import closest
+from .suggestions import closest, did_you_mean
 
 # Class of each section, by the section's dotted name without list indices.
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -240,9 +240,9 @@ def _reason(error: ErrorDetails) -> str:
         return error["msg"].removeprefix("Value error, ")
     hint = _description(fields, names)
     allowed = re.findall(r"'([^']*)'", str(error.get("ctx", {}).get("expected", "")))
-    close = closest(str(error["input"]), allowed)
-    question = f"; did you mean {close}?" if close else ""
-    return f"{error['input']!r}: {error['msg']}{question}{f' ({hint})' if hint else ''}"
+    question = did_you_mean(str(error["input"]), allowed)
+    description = f" ({hint.removesuffix('.')})" if hint else ""
+    return f"{error['input']!r}: {error['msg']}{'; ' if question else ''}{question}{description}"
 
 
 def _suggestion(name: str, fields: Any) -> str:

@@ -83,7 +83,8 @@ def _grouped(problems: Sequence[Problem]) -> Iterator[str]:
     for first, *others in groups.values():
         lines = ", ".join(str(other.line) for other in others[:_MAX_LINES])
         more = f" and {len(others) - _MAX_LINES} more" if len(others) > _MAX_LINES else ""
-        yield f"{first}{f' (also in line {lines}{more})' if others else ''}"
+        noun = "line" if len(others) == 1 else "lines"
+        yield f"{first}{f' (also in {noun} {lines}{more})' if others else ''}"
 
 
 class BackboneError(TrainingError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .failure import CommandError
+from .failure import CommandError, describe
 from .options import api_key_option, with_options
 
 # gRPC takes longer to import than --help should take.
@@ -139,11 +139,13 @@ def _call(target: str, api_key: str | None, call: Callable[[Any, Any], Any]) -> 
         with map_grpc_errors(), grpc.insecure_channel(target, channel.NO_PROXY) as opened:
             return call(admin_service_pb2_grpc.AdminServiceStub(opened), key)
     except PolyheadError as failure:
-        error = failure
+        error, hint = failure, ""
         if failure.code in {"UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"}:
             error = Diagnosis(parsed, None, SERVICE, "--admin-listen").explain(failure)
-        hint = " (was the server started with --admin-listen?)" if error.reason in {"", "CONNECTION_REFUSED"} else ""
-        raise CommandError(1 if error.code in {"INTERNAL", "UNKNOWN"} else 2, f"{target}: {error}{hint}") from error
+            if not error.reason:
+                hint = " (was the server started with --admin-listen?)"
+        exit_code = 1 if error.code in {"INTERNAL", "UNKNOWN"} else 2
+        raise CommandError(exit_code, f"{describe(target, error)}{hint}") from error
 
 
 def _print(workers: Iterable[message.Message]) -> None:

@@ -24,6 +24,11 @@ class CommandError(click.ClickException):
         click.echo(f"polyhead: {self.message}", file=file, err=file is None)
 
 
+def describe(target: str, error: PolyheadError) -> str:
+    """Formats an error of a call to ``target``, which stands in front unless the message names it."""
+    return str(error) if target in error.message else f"{target}: {error}"
+
+
 def is_unexplained(error: PolyheadError) -> bool:
     """Whether the server is unavailable, and nobody knows why."""
     from polyhead_client.errors import UnavailableError

@@ -21,6 +21,8 @@ _PRINTED = (
     "truncation",
     "timings",
 )
+# Fields of a line that are read.
+_READ = ("text", "id")
 _EXPECTED = 'expected {"text": "..."}, with an "id" if the lines have ids'
 
 
@@ -104,8 +106,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _InvalidLineError(f"the field {twice!r} occurs twice")
+        for name in _READ:
+            if names.count(name) > 1:
+                raise _InvalidLineError(f"the field {name!r} occurs twice")
     return fields
 
 

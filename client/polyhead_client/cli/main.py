@@ -274,7 +274,7 @@ def _mapped_errors(target: str, answered: Callable[[], int] = int) -> Iterator[N
     """
     from polyhead_client.errors import AccessDeniedError, InvalidRequestError, PolyheadError, UnavailableError
 
-    from .failure import is_unexplained
+    from .failure import describe, is_unexplained
 
     # Errors that the user of the command can fix.
     usage_errors = (AccessDeniedError, InvalidRequestError, UnavailableError)
@@ -284,7 +284,7 @@ def _mapped_errors(target: str, answered: Callable[[], int] = int) -> Iterator[N
         hint = " (is a server running there? see polyhead-serve --help)" if is_unexplained(error) else ""
         exit_code = _EXIT_USAGE if isinstance(error, usage_errors) and not answered() else _EXIT_FAILED
         progress = f" (after {answered()} answers; the other texts have none)" if answered() else ""
-        raise CommandError(exit_code, f"{target}: {error}{hint}{progress}") from error
+        raise CommandError(exit_code, f"{describe(target, error)}{hint}{progress}") from error
     except BrokenPipeError:
         _discard_stdout()
     except KeyboardInterrupt:

@@ -45,6 +45,7 @@ _SERVING = b"\x08\x01"
 # Verification errors of OpenSSL.
 _EXPIRED, _NOT_YET_VALID, _NAME_MISMATCHES = 10, 9, (62, 64)
 
+_DEFAULT_FLAG = "--listen"
 _RESTART_HINT = "start the server with --tls-cert, or connect without TLS"
 
 
@@ -58,7 +59,9 @@ class _Problem(NamedTuple):
 class Diagnosis:
     """Explains the failed calls of one client. Any thread may use it; it blocks."""
 
-    def __init__(self, target: Target, tls: Tls | None, service: str = channel.SERVICE, flag: str = "--listen") -> None:
+    def __init__(
+        self, target: Target, tls: Tls | None, service: str = channel.SERVICE, flag: str = _DEFAULT_FLAG
+    ) -> None:
         """Connects to nothing yet.
 
         Args:
@@ -85,7 +88,8 @@ class Diagnosis:
                 f"the server at {self._target} has no {self._service}: use the address of polyhead-serve {self._flag}",
             )
         elif _NOT_RESOLVED in error.message:
-            problem = _name_not_resolved(self._target, error.message)
+            # Only the last part of gRPC's nested message says more than the name.
+            problem = _name_not_resolved(self._target, error.message.rstrip("]").rpartition(": ")[2])
         else:
             problem = self._find()
         if problem is None:
@@ -96,18 +100,21 @@ class Diagnosis:
         with self._lock:
             if time.monotonic() >= self._valid_until_s:
                 self._problem = connection_problem(
-                    self._target, self._tls, check_health=self._service == channel.SERVICE
+                    self._target, self._tls, self._flag, check_health=self._service == channel.SERVICE
                 )
                 self._valid_until_s = time.monotonic() + _VALID_S
             return self._problem
 
 
-def connection_problem(target: Target, tls: Tls | None, *, check_health: bool) -> _Problem | None:
+def connection_problem(
+    target: Target, tls: Tls | None, flag: str = _DEFAULT_FLAG, *, check_health: bool
+) -> _Problem | None:
     """Connects to the target and returns the first problem; None if there is none, or none can be found.
 
     Args:
         target: The target.
         tls: TLS settings; None for plain TCP.
+        flag: Flag of polyhead-serve with the address of the service that is called.
         check_health: Also ask the health service whether the inference service is ready.
     """
     if not target.local and any(os.environ.get(name) or os.environ.get(name.upper()) for name in _PROXY_VARIABLES):
@@ -124,7 +131,8 @@ def connection_problem(target: Target, tls: Tls | None, *, check_health: bool) -
         except TimeoutError:
             problem = _Problem("CONNECTION_TIMEOUT", f"no answer from {shown}; check the address and the firewall")
         except OSError as error:
-            refused.append(f"{shown}: {error.strerror or error}")
+            reason = error.strerror or str(error)
+            refused.append(reason if shown == target.text else f"{shown}: {reason}")
             continue
         if problem is not None:
             return problem
@@ -135,7 +143,8 @@ def connection_problem(target: Target, tls: Tls | None, *, check_health: bool) -
         return _health_problem(target, tls) if check_health else None
     if not refused:
         return None
-    return _Problem("CONNECTION_REFUSED", f"no server at {target} ({'; '.join(refused)}); is polyhead-serve running?")
+    server = "polyhead-serve running" if flag == _DEFAULT_FLAG else f"polyhead-serve running with {flag}"
+    return _Problem("CONNECTION_REFUSED", f"no server at {target} ({'; '.join(refused)}); is {server}?")
 
 
 def _addresses(target: Target) -> Iterator[tuple[int, object, str]]:
@@ -154,7 +163,7 @@ def _addresses(target: Target) -> Iterator[tuple[int, object, str]]:
 
 def _name_not_resolved(target: Target, detail: str) -> _Problem:
     host = target.addresses[0][0] if target.addresses else target.text
-    message = f"the host name {host!r} cannot be resolved; check the name, and the name server: {detail}"
+    message = f"the host name {host!r} cannot be resolved ({detail}); check the name, and the name server"
     return _Problem("NAME_NOT_RESOLVED", message)
 
 
@@ -215,8 +224,8 @@ def _http2_problem(received: bytes, shown: str) -> _Problem | None:
     if received.startswith((b"HTTP/", b"<")):  # some answer HTTP/2's preface with HTML and no status line
         return _Problem(
             "NOT_GRPC",
-            f"the server at {shown} speaks HTTP/1, not gRPC: it is that of polyhead-serve --metrics-listen, or of "
-            "another program",
+            f"the server at {shown} speaks HTTP/1, not gRPC: the address is that of polyhead-serve --metrics-listen or "
+            "--http-listen, or of another program; use the address of --listen",
         )
     what = "sends something else" if received else "closes the connection"
     return _Problem("NOT_GRPC", f"the server at {shown} does not speak gRPC: it {what}")

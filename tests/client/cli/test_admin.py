@@ -135,3 +135,19 @@ class Proxy(socketserver.ThreadingTCPServer):
     def __exit__(self, *error: Any) -> None:
         self.shutdown()
         super().__exit__(*error)
+
+
+@pytest.mark.parametrize(
+    ("admin_target", "key", "reason"),
+    [
+        ("http://127.0.0.1:1", "k", "is a URL"),
+        ("192.0.2.1:1", "k", "unencrypted"),
+        ("127.0.0.1:1", "k\u00e9y", "ASCII"),
+    ],
+)
+def test_invalid_target_or_key_is_not_blamed_on_the_server(
+    monkeypatch: pytest.MonkeyPatch, admin_target: str, key: str, reason: str
+) -> None:
+    monkeypatch.setenv("POLYHEAD_API_KEY", key)
+    result = admin("stats", "--target", admin_target)
+    assert (result.exit_code, reason in result.stderr, "--admin-listen" in result.stderr) == (2, True, False)

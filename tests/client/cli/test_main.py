@@ -139,6 +139,7 @@ MALFORMED = [
     (b'{"id": "2", "text": {"de": "zwei"}}', '"text" is an object'),
     (b'{"id": "2", "text": true}', '"text" is true'),
     (b'{"id": "2", "text": "two", "text": "zwei"}', "the field 'text' occurs twice"),
+    (b'{"id": "2", "id": "3", "text": "two"}', "the field 'id' occurs twice"),
     (b'{"id": "2", "text": "caf\xe9"}', "not valid UTF-8: byte 25 is 0xe9"),
     (b'{"id": "2", "text": "two", "n": ' + b"9" * 5000 + b"}", "not valid JSON"),
     (b"[" * 100_000, "nested too deeply"),
@@ -178,6 +179,11 @@ def test_training_rows_are_numbered(run: Run) -> None:
     result = run("classify", "--jsonl", input=rows)
     assert (received(result), [line["id"] for line in lines(result)]) == (["one", "two"], ["0", "1"])
     assert result.exit_code == 0
+
+
+def test_repeated_fields_that_are_not_read_are_ignored(run: Run) -> None:
+    result = run("classify", "--jsonl", input=b'{"text": "one", "tag": 1, "tag": 2, "meta": {"x": 1, "x": 2}}\n')
+    assert (received(result), result.exit_code) == (["one"], 0)
 
 
 def test_first_line_without_an_id_does_not_reject_the_others(run: Run) -> None:
@@ -255,7 +261,7 @@ def test_empty_input_prints_nothing(run: Run) -> None:
 def test_unreachable_server_exits_with_2_and_one_line(arguments: list[str]) -> None:
     result = CliRunner().invoke(main, [*arguments, "--target", "127.0.0.1:1"])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("polyhead: 127.0.0.1:1: UNAVAILABLE: ")
+    assert result.stderr.startswith("polyhead: UNAVAILABLE: no server at 127.0.0.1:1 (Connection refused)")
     assert result.stderr.count("\n") == 1
 
 

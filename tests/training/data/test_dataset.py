@@ -229,7 +229,7 @@ def test_equal_faults_of_a_file_are_one_line(read: Read, write_jsonl: WriteJsonl
         read(test=["a.jsonl"])
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"{path}:2: field 'label': 'ap' is not a valid label")
-    assert line.endswith("(also in line 4, 6, " + ", ".join(map(str, range(8, 43, 2))) + " and 9 more)")
+    assert line.endswith("(also in lines 4, 6, " + ", ".join(map(str, range(8, 43, 2))) + " and 9 more)")
     assert caught.value.found == 30
 
 

@@ -215,6 +215,8 @@ def test_label_with_one_training_row_is_a_warning() -> None:
     report = describe([*many("app"), *many("billing", 1)], [*many("app", start="v"), *many("billing", start="v")])
     assert "'billing' (a.jsonl:21)" in warning(report, "with one row")
     assert not any("with one row" in line for line in describe([*many("app"), *many("billing", 2)]).warnings)
+    missing = describe_labels([*many("app"), *many("NaN", 1)], ["app", "NaN"])
+    assert not any("with one row" in line for line in missing.warnings)
 
 
 def test_small_splits_are_a_warning() -> None:

@@ -256,16 +256,17 @@ def _label_warnings(head: HeadConfig, rows: Sequence[Row], column: int) -> Warni
 
 
 def _single_rows(head: HeadConfig, train: Sequence[Row], column: int) -> Warnings:
-    """Warns of labels with a single training row."""
+    """Warns of labels with a single training row, but for those that spell a missing value."""
     counts = Counter(row.labels[column] for row in train)
+    missing = spelled_missing(head.labels or ())
     single = [
-        f"{row.labels[column]!r} ({_location(row)})"
+        f"{label!r} ({_location(row)})"
         for row in train
-        if row.labels[column] is not None and counts[row.labels[column]] == 1
+        if (label := row.labels[column]) is not None and label not in missing and counts[label] == 1
     ]
     if single:
-        reason = "too few to learn it; add rows, or merge it with another label"
-        yield f"train: labels of head {head.name!r} with one row, {reason}: {_summary(single, len(single))}"
+        found = f"labels of head {head.name!r} with one row, too few to learn: {_summary(single, len(single))}"
+        yield f"train: {found}; add rows, or merge them with other labels"
 
 
 def _split_warnings(split: str, rows: Sequence[Row], repeats: Sequence[Sequence[int]], report: SplitReport) -> Warnings:
@@ -287,7 +288,8 @@ def _split_warnings(split: str, rows: Sequence[Row], repeats: Sequence[Sequence[
     for name, head in report.heads.items():
         missing = [label for label, count in head.labels.items() if not count]
         if head.labelled and missing:
-            yield f"{split}: no row has the label {', '.join(map(repr, missing))} of head {name!r}"
+            noun = "label" if len(missing) == 1 else "labels"
+            yield f"{split}: no rows with the {noun} {', '.join(map(repr, missing))} of head {name!r}"
     if report.tokens and report.tokens.truncated > _MAX_TRUNCATED:
         yield f"{split}: {report.tokens.truncated:.0%} of the texts are truncated; consider a higher model.max_tokens"
 
