@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -26,6 +25,7 @@ from polyhead_server.rpc.dialects.descriptors import TYPES
 
 from bench.harness.certificates import Authority
 from bench.harness.servers import free_port
+from tests.support.demo import BIN
 
 from .conftest import START_S, Server, Start, put, wait_until
 
@@ -76,7 +76,7 @@ def by_analyze(address: str, texts: list[str]) -> Any:
 
 def by_tei_grpc(target: str, texts: list[str]) -> Any:
     with grpc.insecure_channel(target) as channel:
-        embed = channel.stream_stream(
+        embed: Any = channel.stream_stream(
             "/tei.v1.Embed/EmbedStream",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=TYPES["tei.v1.EmbedResponse"].FromString,
@@ -86,11 +86,11 @@ def by_tei_grpc(target: str, texts: list[str]) -> Any:
 
 
 def by_oip_grpc(target: str, texts: list[str]) -> Any:
-    tensor = {"name": "text", "datatype": "BYTES", "shape": [len(texts)]}
-    tensor["contents"] = {"bytes_contents": [text.encode() for text in texts]}
+    contents = {"bytes_contents": [text.encode() for text in texts]}
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [len(texts)], "contents": contents}
     request = TYPES["inference.ModelInferRequest"](model_name="demo", inputs=[tensor], outputs=[{"name": "embedding"}])
     with grpc.insecure_channel(target) as channel:
-        infer = channel.unary_unary(
+        infer: Any = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=TYPES["inference.ModelInferResponse"].FromString,
@@ -99,8 +99,9 @@ def by_oip_grpc(target: str, texts: list[str]) -> Any:
     return np.frombuffer(data, "<f4").reshape(len(texts), -1)
 
 
-HTTP = {"openai": by_openai, "tei http": by_tei_http, "oip http": by_oip_http, "analyze": by_analyze}
-GRPC = {"tei grpc": by_tei_grpc, "oip grpc": by_oip_grpc}
+Call = Callable[[str, list[str]], Any]
+HTTP: dict[str, Call] = {"openai": by_openai, "tei http": by_tei_http, "oip http": by_oip_http, "analyze": by_analyze}
+GRPC: dict[str, Call] = {"tei grpc": by_tei_grpc, "oip grpc": by_oip_grpc}
 
 
 @pytest.fixture
@@ -197,7 +198,8 @@ def test_reload_and_drain_under_load_of_all_protocols(
 ) -> None:
     served = tmp_path / "served"
     put(demo_bundle, served)
-    server, address = serve(served)
+    admin = f"127.0.0.1:{free_port()}"
+    server, address = serve(served, "--admin-listen", admin)
     with Client(server.target) as client:
         expected = client.embeddings(TEXTS)
         space = client.info().fingerprints.embedding_space
@@ -206,7 +208,7 @@ def test_reload_and_drain_under_load_of_all_protocols(
         wait_until(lambda: all(load.counts["right"] >= 5 for load in loads), "every protocol is answered")
         # The same graph under another fingerprint.
         put(twin, served)
-        server.process.send_signal(signal.SIGHUP)
+        subprocess.run([BIN / "polyhead", "admin", "reload", "--force", "--target", admin], check=True)
         wait_until(lambda: client.info().fingerprints.embedding_space != space, "the bundle is reloaded")
         seen = [load.counts["right"] for load in loads]
         wait_until(
