@@ -17,7 +17,7 @@ STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto proto-release clients train export serve test test-slow test-adapters check bench reliability lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs references compare clean
+.PHONY: help setup proto proto-release clients train export serve test test-slow test-adapters test-environments check bench reliability lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs references compare clean
 
 help:  ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,7 +92,10 @@ test-adapters: build/adapters/.installed  ## run the tests of the adapters with 
 	build/adapters/bin/pytest tests/adapters
 
 test-slow: setup $(NODE_MODULES)  ## run the commands of every page, and the fault scenarios whose verdict does not depend on timing
-	$(BIN)/pytest -m slow --numprocesses 2
+	$(BIN)/pytest -m 'slow and not environments' --numprocesses 2
+
+test-environments: setup  ## run the client's tests in environments with the oldest gRPC and protobuf that others require
+	$(BIN)/pytest -m environments
 
 check: lint types contracts test test-slow test-adapters package supply audit docs  ## everything that CI runs
 

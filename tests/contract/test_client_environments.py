@@ -17,7 +17,7 @@ from tests.support.package_index import Environment
 
 from .conftest import Distributions
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.environments, pytest.mark.timeout(1200)]
 
 # What the tests of the client import, in the versions that the other package permits.
 TEST_PACKAGES = (

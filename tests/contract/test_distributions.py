@@ -23,6 +23,8 @@ ROOTS = {
     "polyhead_client": "client",
     "polyhead_export": "export",
     "polyhead_server": "server",
+    "polyhead_adapters": "adapters",
+    "polyhead_rows": "rows",
     "polyhead_training": "training",
 }
 

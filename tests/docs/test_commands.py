@@ -33,6 +33,7 @@ ROWS = {"tickets.jsonl": ("train.jsonl", 48), "tickets-test.jsonl": ("test.jsonl
 # Extras of the environment that a page is about. Pages that are not listed are about a complete installation.
 EXTRAS = {
     "docs/guides/client.md": ("client",),
+    "docs/guides/connect.md": ("client", "http"),
     "docs/guides/deploy.md": ("server",),
     "docs/guides/monitor.md": ("server",),
     "docs/guides/operate.md": ("server",),
@@ -58,7 +59,7 @@ def runner(tmp_path: Path, start: Start, request: pytest.FixtureRequest) -> Iter
     page = request.node.callspec.params["page"] if hasattr(request.node, "callspec") else ""
     if page in EXTRAS:
         environment |= hide_all_but(tmp_path / ".modules", *EXTRAS[page])
-    server_environment = hide_all_but(tmp_path / ".server-modules", "server")
+    server_environment = hide_all_but(tmp_path / ".server-modules", "http" if page.endswith("connect.md") else "server")
     runner = PageRunner(tmp_path, environment, start, port, server_environment=server_environment)
     yield runner
     runner.stop()

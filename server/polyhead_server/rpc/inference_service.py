@@ -280,8 +280,8 @@ async def _outcomes(pipeline: Pipeline, message: Message, deadline: float | None
         return [message.error] * len(message.items)
     futures = await pipeline.submit(message, Flow(unary=True), deadline)
     try:
-        if len(futures) == 1:
-            return [await futures[0]]
+        if len(futures) <= 1:
+            return [await future for future in futures]
         # Not one after the other: that would return before the callbacks that trace the last futures have run.
         await asyncio.wait(futures)
         return [future.result() for future in futures]

@@ -156,12 +156,13 @@ async def _statuses(server: Server, attempts: Mapping[str, Attempt]) -> dict[str
 
 
 async def _status(server: Server, one: Attempt) -> str:
-    """Sends a large message; returns the status code, and the reason of the error if there is one."""
+    """Sends a large message; returns the status code, and the reason of the error if the server gives one."""
     try:
         async with AsyncClient(server.target, tls=one.tls, api_key=one.key, max_attempts=1) as client:
             (answer,) = await client.analyze([_LARGE_TEXT], deadline_s=30)
     except PolyheadError as error:
-        return f"{error.code} {error.reason}".strip()
+        # A failed handshake has no reason on the wire; the client finds one out by itself.
+        return error.code if error.code == "UNAVAILABLE" else f"{error.code} {error.reason}".strip()
     return answer.error.code if answer.error else "OK"
 
 

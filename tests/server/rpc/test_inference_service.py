@@ -36,6 +36,10 @@ async def test_unary_call_answers_in_request_order(running: InferenceServer) -> 
     assert [embedding(answer) for answer in response.answers] == [embedding_of(text) for text in TEXTS]
 
 
+async def test_call_without_items_gets_no_answers(running: InferenceServer) -> None:
+    assert await running.stub.Analyze(pb2.AnalyzeRequest()) == pb2.AnalyzeResponse()
+
+
 async def test_too_many_dimensions_are_rejected_and_the_stream_continues(running: InferenceServer) -> None:
     options = [item_pb2.EmbeddingOptions(dimensions=number) for number in (3, 2, 1)]
     unary = await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]), embedding_options=options[0]))
