@@ -234,9 +234,11 @@ class Terminal:
         return self.process.wait(TIMEOUT_S) is not None and termios.tcgetattr(self.fd) == self.settings
 
 
-# A session of its own makes the terminal of stdout that of the process, as in a shell.
+# A session of its own makes the terminal of stdout that of the process, as in a shell. A background job of a shell
+# ignores SIGINT, and its child processes inherit that.
 _IN_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.setsid()
 fcntl.ioctl(1, termios.TIOCSCTTY, 0)
 from polyhead_client.cli.main import main
