@@ -164,7 +164,7 @@ def test_info_describes_the_model(client: Face) -> None:
 
 def test_target_may_be_a_unix_socket_a_name_or_an_address_list(connect: Any, tmp_path: Path) -> None:
     servicer = FakeServicer()
-    server = grpc.server(futures.ThreadPoolExecutor(4))
+    server = grpc.server(futures.ThreadPoolExecutor(64))
     service_grpc.add_InferenceServiceServicer_to_server(servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(servicer.health, server)
     servicer.health.set("polyhead.v1.InferenceService", health_pb2.HealthCheckResponse.SERVING)

@@ -56,7 +56,8 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
 
     def __init__(self) -> None:
         self.target = ""
-        self.health = health.HealthServicer()
+        # Not its non-blocking watches: they send under a lock that the thread which completes the sending may wait for.
+        self.health = health.HealthServicer(experimental_non_blocking=False)
         self.requests: list[Any] = []
         self.calls: list[str] = []
         self.metadata: list[dict[str, str]] = []
@@ -228,7 +229,7 @@ def serve_fake(
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # no other process may share the port
     ]
-    server = grpc.server(futures.ThreadPoolExecutor(32), options=options)
+    server = grpc.server(futures.ThreadPoolExecutor(64), options=options)
     inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
     servicer.health.set("polyhead.v1.InferenceService", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer.health, server)
