@@ -130,8 +130,9 @@ package: setup  ## install the server alone, verified by hashes, as in the image
 	! ls build/server-only/lib/python3*/site-packages | grep -iE '^(torch|transformers)$$'
 
 # Allowed licences. Adding one is a decision of the maintainers.
-LICENCES := Apache-2.0;Apache Software License;Apache-2.0 AND BSD-2-Clause;Apache-2.0 OR BSD-2-Clause;BSD-3-Clause;$\
-  3-Clause BSD License;BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0;MIT;MIT License;MPL-2.0 AND MIT;PSF-2.0
+LICENCES := Apache-2.0;Apache Software License;Apache-2.0 AND BSD-2-Clause;Apache-2.0 OR BSD-2-Clause;$\
+  Apache-2.0 OR BSD-3-Clause;BSD-3-Clause;3-Clause BSD License;BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0;$\
+  MIT;MIT-0;MIT License;MPL-2.0 AND MIT;PSF-2.0
 supply: package  ## bill of materials and licences of what `make package` installed, in build/supply
 	$(BIN)/cyclonedx-py environment build/server-only/bin/python --pyproject pyproject.toml --output-reproducible \
 	  --output-file build/supply/sbom.cdx.json

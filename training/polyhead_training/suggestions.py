@@ -22,10 +22,11 @@ def folded(name: str) -> str:
 
 
 def closest(name: str, candidates: Iterable[str]) -> str | None:
-    """Returns the most similar candidate; None if none is similar."""
+    """Returns the most similar candidate, of similar ones that with the same letters; None if none is similar."""
     choices = list(candidates)
     equal = [choice for choice in choices if folded(choice) == folded(name)]
-    close = equal or difflib.get_close_matches(name, choices, n=1)
+    similar = difflib.get_close_matches(name, choices)
+    close = equal or sorted(similar, key=lambda choice: sorted(choice) != sorted(name))
     return close[0] if close else None
 
 
