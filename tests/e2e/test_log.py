@@ -180,7 +180,7 @@ def _collect(descriptor: int, chunks: list[bytes]) -> None:
 
 
 def test_grpc_itself_writes_nothing(start: Start, demo_bundle: Path) -> None:
-    """Its core reports a port that is taken with a line of its own unless it is told not to."""
+    """Its core reports a port that is taken with a line of its own unless it is configured not to."""
     taken = start(demo_bundle)
     taken.wait_until_serving()
     second = start(demo_bundle, "--log-format", "json", target=taken.target)

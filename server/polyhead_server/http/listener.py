@@ -22,7 +22,7 @@ _HEADER_TIMEOUT_S = 10.0
 _KEEP_ALIVE_S = 75
 _BACKLOG = 512
 
-# It would log a line for each malformed request; whoever needs no key could fill the log.
+# It would log a line for each malformed request; clients without a key could fill the log.
 logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
 
 

@@ -1,4 +1,4 @@
-"""Writes log lines without ever making their authors wait for whoever reads them."""
+"""Writes log lines without ever making their authors wait for the reader of the log."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ _MAX_EXCESS_BYTES = 16 * 2**20
 # Sampling takes at most this part of the time: with very many connections it becomes less frequent.
 _MAX_SAMPLING = 0.02
 _LOG_INTERVAL_S = 10.0
-# Samples in which what calls received is told apart by their age.
+# Samples in which what calls received is distinguished by their age.
 _MAX_INTERVALS = 30
 
 

@@ -173,13 +173,13 @@ async def test_response_larger_than_the_limit_is_sent_alone() -> None:
 
 async def test_connections_that_fill_the_limit_do_not_keep_others_out() -> None:
     held = Held()
-    hogs = [f"h:{number}" for number in range(4)]
-    for hog in hogs:
-        await held.call(hog, response=25 * MB)
+    greedy = [f"h:{number}" for number in range(4)]
+    for connection in greedy:
+        await held.call(connection, response=25 * MB)
     await held.call("a:1", response=1 * MB)
     await settle()
     assert len(held.closed) == 1
-    assert set(held.closed) <= set(hogs)
+    assert set(held.closed) <= set(greedy)
 
 
 async def test_equal_connections_are_not_closed_for_each_other() -> None:
