@@ -2,8 +2,8 @@
 
 ::
 
-    cli --> client, aio --> _base --> session --> streaming, batch --> core (no I/O) --> conversion --> types, errors
-                              |          `--> transport (channels, pool, credentials, threads or tasks)
+    cli --> client, aio --> _base --> session --> streaming, batch --> core (no I/O) --> conversion --> model_info, types
+                              |          `--> transport (channels, pool, credentials, threads or tasks)   `--> errors
                               `--> options
 """
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ServerError,
         UnavailableError,
     )
+    from .model_info import EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
     from .options import (
         AnalyzeOptions,
         EmbedOptions,
@@ -41,15 +42,10 @@ if TYPE_CHECKING:
     from .types import (
         Answer,
         Classification,
-        EmbeddingInfo,
         Fingerprints,
-        HeadInfo,
         ItemError,
         LabelScore,
-        Limits,
-        ModelInfo,
         Result,
-        RuntimeInfo,
         Sentiment,
         Timings,
         Truncation,
@@ -72,6 +68,7 @@ _MODULES = {
         "ServerError",
         "UnavailableError",
     ),
+    "model_info": ("EmbeddingInfo", "HeadInfo", "Limits", "ModelInfo", "RuntimeInfo"),
     "options": (
         "AnalyzeOptions",
         "EmbedOptions",
@@ -84,15 +81,10 @@ _MODULES = {
     "types": (
         "Answer",
         "Classification",
-        "EmbeddingInfo",
         "Fingerprints",
-        "HeadInfo",
         "ItemError",
         "LabelScore",
-        "Limits",
-        "ModelInfo",
         "Result",
-        "RuntimeInfo",
         "Sentiment",
         "Timings",
         "Truncation",

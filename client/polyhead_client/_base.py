@@ -32,6 +32,7 @@ from . import conversion
 from .choices import DEFAULT_TARGET, Task
 from .conversion import StreamRequest
 from .errors import InvalidRequestError, PolyheadError, require_integer
+from .model_info import ModelInfo
 from .options import (
     EmbedOptions,
     StreamAnalyzeOptions,
@@ -42,7 +43,7 @@ from .options import (
 )
 from .session import Session, StreamMethod
 from .streaming import Stream
-from .types import Answer, ModelInfo, embedding_matrix
+from .types import Answer, embedding_matrix
 
 # Maximum size of a stream's message: gRPC's cost per message hardly grows up to 32 items, and a larger message would
 # delay the first of its items.

@@ -12,10 +12,11 @@ from polyhead_client.core.stream_state import Text
 from polyhead_client.transport.asyncio_runtime import AsyncioRuntime
 
 from ._base import BaseClient
+from .model_info import ModelInfo
 from .options import AnalyzeOptions, EmbedOptions, UnaryDeadline, UnaryOptions, documented, resolve
 from .session import Session
 from .streaming import Stream
-from .types import Answer, ModelInfo
+from .types import Answer
 
 # A plain iterable is read on the event loop: use an async one where its next text may take time.
 Texts: TypeAlias = Iterable[Text] | AsyncIterable[Text]

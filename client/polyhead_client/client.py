@@ -15,10 +15,11 @@ from polyhead_client.core.stream_state import Text
 from polyhead_client.transport.thread_runtime import ThreadRuntime, run
 
 from ._base import BaseClient
+from .model_info import ModelInfo
 from .options import AnalyzeOptions, EmbedOptions, UnaryDeadline, UnaryOptions, documented, resolve
 from .session import Session
 from .streaming import Stream
-from .types import Answer, ModelInfo
+from .types import Answer
 
 _running: WeakSet[Stream] = WeakSet()
 

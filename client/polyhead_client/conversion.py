@@ -22,22 +22,8 @@ from polyhead.v1 import item_pb2, model_pb2
 
 from .choices import Encoding, Order, TruncationPolicy
 from .errors import InvalidRequestError, invalid_answer, reason_of, require_integer, retry_after_of
-from .types import (
-    Answer,
-    Classification,
-    EmbeddingInfo,
-    Fingerprints,
-    HeadInfo,
-    ItemError,
-    LabelScore,
-    Limits,
-    ModelInfo,
-    Result,
-    RuntimeInfo,
-    Sentiment,
-    Timings,
-    Truncation,
-)
+from .model_info import EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
+from .types import Answer, Classification, Fingerprints, ItemError, LabelScore, Result, Sentiment, Timings, Truncation
 
 StreamRequest = (
     service_pb2.StreamAnalyzeRequest

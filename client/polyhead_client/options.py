@@ -15,7 +15,8 @@ from functools import cache
 from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
 
 from .choices import Encoding, Order, Task, TruncationPolicy
-from .types import Fingerprints, ModelInfo
+from .model_info import ModelInfo
+from .types import Fingerprints
 
 # Deadline of unary calls: none of them may wait for ever, and a server keeps an item queued for half a minute at most.
 DEFAULT_DEADLINE_S = 30.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 
-from polyhead_client.types import HeadInfo, ModelInfo
+from polyhead_client.model_info import HeadInfo, ModelInfo
 
 from .printable import printable
 from .units import format_bytes

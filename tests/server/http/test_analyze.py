@@ -155,7 +155,7 @@ async def test_stream_that_fails_is_cut_off_and_logged(
     def record(*_: Any) -> Any:
         raise ValueError("a defect")
 
-    monkeypatch.setattr("polyhead_server.http.analyze.record", record)
+    monkeypatch.setattr("polyhead_server.http.analyze_lines.record", record)
     with pytest.raises(http.client.IncompleteRead):
         await running.post("/v1/analyze", b'"w1"\n', LINES)
     assert "an HTTP stream failed" in caplog.text

@@ -1,0 +1,102 @@
+"""The description of the model behind a server, ``ModelInfo`` and its parts: frozen dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .types import Fingerprints, Value
+
+
+@dataclass(frozen=True)
+class HeadInfo(Value):
+    """One head of the model.
+
+    Attributes:
+        name: Unique name within the model.
+        kind: ``"softmax"`` (exactly one label applies) or ``"sigmoid"`` (a yes-or-no question).
+        labels: In the order of the head's outputs; for a sigmoid head the negative label, then the positive one.
+        temperature: Divisor of the logits; 1 when the head was not calibrated.
+        threshold: Minimum probability of a sigmoid head's positive label; None for a softmax head.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    temperature: float
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class EmbeddingInfo(Value):
+    """The sentence embedding.
+
+    Attributes:
+        dimensions: Number of values.
+        pooling: Reduction of the token vectors to one vector: ``"cls"``, ``"mean"`` or ``"cls_mean"``.
+        normalized: True when every embedding has length 1, so that a dot product is a cosine.
+    """
+
+    dimensions: int
+    pooling: str
+    normalized: bool
+
+
+@dataclass(frozen=True)
+class Limits(Value):
+    """The server's limits on requests.
+
+    Attributes:
+        max_tokens: Tokens of one text that the model reads, special tokens included.
+        max_characters: Code points of one text that the server tokenizes; the rest counts as truncated.
+        max_items_per_message: Items in one message, in streams and in unary calls.
+        max_message_bytes: Bytes of one request message on the wire.
+        max_windows: Windows of one text with ``truncation="window"``; 0 for a server without window support.
+    """
+
+    max_tokens: int
+    max_characters: int
+    max_items_per_message: int
+    max_message_bytes: int
+    max_windows: int = 0
+
+
+@dataclass(frozen=True)
+class RuntimeInfo(Value):
+    """The engine that runs the model, which may differ from the configured one.
+
+    Attributes:
+        engine: ``"onnx"`` or ``"torch"``.
+        device: ``"cpu"`` or ``"cuda"``.
+        variant: Model variant of the bundle, for example ``"fp32"``.
+        fallback_reasons: For each preferred choice that is not in use, the reason; empty when the first choice runs.
+    """
+
+    engine: str
+    device: str
+    variant: str
+    fallback_reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelInfo(Value):
+    """The model behind a server and how the server runs it.
+
+    Attributes:
+        model_id: Name of the bundle and the first 12 hexadecimal digits of its digest.
+        heads: In the order of their outputs.
+        embedding: The sentence embedding.
+        limits: Limits on requests.
+        fingerprints: The fingerprints in every result of this model.
+        runtime: Engine, device and variant in use.
+        bundle_format_version: Format version of the bundle.
+        server_version: Version of the polyhead server.
+    """
+
+    model_id: str
+    heads: tuple[HeadInfo, ...]
+    embedding: EmbeddingInfo
+    limits: Limits
+    fingerprints: Fingerprints
+    runtime: RuntimeInfo
+    bundle_format_version: int
+    server_version: str
