@@ -2,9 +2,10 @@
 
 ::
 
-    cli --> client, aio --> _base --> session --> streaming, batch --> core (no I/O) --> conversion --> model_info, types
-                              |          `--> transport (channels, pool, credentials, threads or tasks)   `--> errors
+    cli --> client, aio --> _base --> session --> streaming, batch --> core (no I/O) --> conversion --> values
+                              |          `--> transport (channels, pool, credentials, threads or tasks)
                               `--> options
+    values: model_info, types, errors
 """
 
 from __future__ import annotations
