@@ -87,6 +87,8 @@ async def test_malformed_message_is_answered_and_the_stream_continues(running: I
 
 async def test_stream_accepts_no_more_items_than_its_window(running: InferenceServer, engine: FakeEngine) -> None:
     engine.gate.clear()
+    first = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
+    await engine.hold()  # so that no text of the stream is in a batch
     seen = 0
 
     async def requests() -> AsyncIterator[pb2.StreamAnalyzeRequest]:
@@ -98,13 +100,14 @@ async def test_stream_accepts_no_more_items_than_its_window(running: InferenceSe
     window = asyncio.ensure_future(collect(running.stub.StreamAnalyze(requests())))
     pipeline = running.service.pipeline
     assert pipeline is not None
-    while pipeline.scheduler.accounting.waiting_tokens < 7 * 3:
+    while pipeline.scheduler.accounting.waiting_tokens < 8 * 3:
         await asyncio.sleep(0.001)
     other = await running.stub.GetModelInfo(pb2.GetModelInfoRequest())
     assert other.model.runtime.engine == "fake"
-    # One text is in the engine; the rest of the window of 8 is in the queue.
-    assert len(pipeline.scheduler.snapshot().entries) <= 8
+    # The window of 8 is in the queue.
+    assert len(pipeline.scheduler.snapshot().entries) == 8
     engine.gate.set()
+    await first
     assert len(await window) == len(TEXTS) == seen
 
 
