@@ -12,12 +12,12 @@ NAME := $(shell sed -n '/^name = /{s/^name = "\(.*\)"/\1/p;q}' $(CONFIG))
 RUN ?= build/$(NAME)/run
 BUNDLE ?= build/$(NAME)/bundle
 LISTEN ?= 127.0.0.1:50051
-SOURCES := adapters/polyhead_adapters bundle/polyhead_bundle client/polyhead_client export/polyhead_export rows/polyhead_rows server/polyhead_server training/polyhead_training
+SOURCES := adapters/polyhead_adapters bulk/polyhead_bulk bundle/polyhead_bundle client/polyhead_client export/polyhead_export rows/polyhead_rows server/polyhead_server training/polyhead_training
 STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto proto-release clients train export serve test test-slow test-adapters test-environments check bench reliability lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs references compare clean
+.PHONY: help setup deploy-tools proto proto-release clients train export serve test test-slow test-adapters test-ray test-ray-haproxy test-environments test-interoperability check bench bench-ray reliability lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs references compare clean
 
 help:  ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ help:  ## print this help
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Extras for training, exporting and serving the demo; `setup` adds those for tests, linters and pages.
 RUNTIME_EXTRAS := server,training,export,client,demo
-ALL_EXTRAS := $(RUNTIME_EXTRAS),http,hub,signing,tensorboard,otel,bench,dev,docs,supply
+ALL_EXTRAS := $(RUNTIME_EXTRAS),bulk,http,hub,signing,sweep,tensorboard,otel,bench,dev,docs,supply
 
 # The stamp files are older than these prerequisites when an installation is out of date.
 $(VENV)/.runtime: pyproject.toml constraints.txt
@@ -62,6 +62,15 @@ clients: build/proto-generator/.installed $(NODE_MODULES)  ## regenerate the com
 proto-release: build/proto-generator/.installed  ## make the protocol the released one, which lint-proto compares with
 	build/proto-generator/bin/python proto/generate.py --release
 
+# Helm and kubectl check the chart and the manifests, Envoy carries calls in a test. Debian has the other proxies:
+# apt-get install haproxy nginx-light
+DEPLOY_TOOLS := build/deploy-tools/.installed
+$(DEPLOY_TOOLS): deploy/tools.py deploy/tools.txt
+	$(PYTHON) deploy/tools.py build/deploy-tools
+	touch $@
+
+deploy-tools: $(DEPLOY_TOOLS)  ## install Helm, kubectl and Envoy in build/deploy-tools/bin
+
 # A run is trained again only if its configuration or data has changed; `make train` always trains.
 $(RUN)/run.json: $(CONFIG) $(wildcard $(dir $(CONFIG))*.jsonl) | $(VENV)/.runtime
 	$(BIN)/polyhead-train $(CONFIG) --output-dir $(RUN) --resume
@@ -79,7 +88,7 @@ serve: $(BUNDLE)/bundle.json  ## serve BUNDLE on LISTEN; first installs, trains 
 	exec $(BIN)/polyhead-serve $(BUNDLE) --listen $(LISTEN)
 
 # Two processes per core of a small machine, as the tests of servers mostly wait; one thread each for PyTorch.
-test: setup build/proto-generator/.installed  ## run the tests
+test: setup build/proto-generator/.installed $(DEPLOY_TOOLS)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' --numprocesses 4 --dist loadfile
 
 # An environment of its own: the frameworks require many packages that nothing else here does.
@@ -91,13 +100,31 @@ build/adapters/.installed: tests/adapters/requirements.txt pyproject.toml
 test-adapters: build/adapters/.installed  ## run the tests of the adapters with LangChain, LlamaIndex and Haystack
 	build/adapters/bin/pytest tests/adapters
 
-test-slow: setup $(NODE_MODULES)  ## run the commands of every page, and the fault scenarios whose verdict does not depend on timing
+# An environment of its own, as for the adapters. It has no PyTorch to make the bundle.
+build/ray/.installed: tests/ray_serve/requirements.txt pyproject.toml
+	$(PYTHON) -m venv build/ray
+	build/ray/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement tests/ray_serve/requirements.txt
+	touch $@
+
+# Ray leaves sockets for the garbage collector to close.
+RAY_PYTEST = POLYHEAD_TEST_BUNDLE=$(BUNDLE) build/ray/bin/pytest -W ignore::pytest.PytestUnraisableExceptionWarning -W ignore::ResourceWarning
+
+test-ray: build/ray/.installed $(BUNDLE)/bundle.json  ## run the tests of Ray Serve and Ray Data, four minutes
+	$(RAY_PYTEST) tests/ray_serve tests/ray_data -k 'not haproxy'
+
+test-ray-haproxy: build/ray/.installed $(BUNDLE)/bundle.json  ## run them with HAProxy in place of Ray's proxy, four minutes
+	$(RAY_PYTEST) tests/ray_serve -k haproxy
+
+test-slow: setup $(NODE_MODULES)  ## run the commands of every page, fault scenarios, and the client beside the two packages with the tightest requirements
 	$(BIN)/pytest -m 'slow and not environments' --numprocesses 2
 
-test-environments: setup  ## run the client's tests in environments with the oldest gRPC and protobuf that others require
+test-environments: setup  ## run the client's tests beside the other packages that docs/guides/client.md lists, and with its oldest requirements
 	$(BIN)/pytest -m environments
 
-check: lint types contracts test test-slow test-adapters package supply audit docs  ## everything that CI runs
+test-interoperability: $(BUNDLE)/bundle.json  ## run the real clients of other servers, each in its own environment; writes docs/interoperability.md
+	$(BIN)/python -m tests.interoperability.run --bundle $(BUNDLE)
+
+check: lint types contracts test test-slow test-adapters test-ray package supply audit docs  ## everything that CI runs
 
 lint: setup lint-proto lint-deploy lint-workflow  ## code, protocol, deployment files, workflow, vocabulary, conflict markers
 	$(BIN)/ruff check .
@@ -114,11 +141,11 @@ lint-workflow: setup
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 	if command -v actionlint > /dev/null; then actionlint; fi
 
-lint-deploy: setup
+lint-deploy: setup $(DEPLOY_TOOLS)
 	sh deploy/lint.sh $(BIN)
 
 types: setup  ## mypy --strict on source and tests
-	$(BIN)/mypy $(SOURCES) tests bench proto/generate.py proto/reference.py deploy/audit.py docs
+	$(BIN)/mypy $(SOURCES) tests bench proto/generate.py proto/reference.py deploy/audit.py deploy/tools.py deploy/schemas/trim.py docs
 
 contracts: setup  ## import-linter: allowed imports between packages and folders
 	$(BIN)/lint-imports
@@ -132,7 +159,7 @@ package: setup  ## install the server alone, verified by hashes, as in the image
 # Allowed licences. Adding one is a decision of the maintainers.
 LICENCES := Apache-2.0;Apache Software License;Apache-2.0 AND BSD-2-Clause;Apache-2.0 OR BSD-2-Clause;$\
   Apache-2.0 OR BSD-3-Clause;BSD-3-Clause;3-Clause BSD License;BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0;$\
-  MIT;MIT-0;MIT License;MPL-2.0 AND MIT;PSF-2.0
+  MIT;MIT-0;MIT License;MPL-2.0 AND MIT;MPL-2.0 AND (Apache-2.0 OR MIT);PSF-2.0
 supply: package  ## bill of materials and licences of what `make package` installed, in build/supply
 	$(BIN)/cyclonedx-py environment build/server-only/bin/python --pyproject pyproject.toml --output-reproducible \
 	  --output-file build/supply/sbom.cdx.json
@@ -147,9 +174,11 @@ COMPILE = $(BIN)/uv pip compile --quiet --no-annotate --generate-hashes --python
   --constraint constraints.txt --custom-compile-command 'make lock'
 lock: setup  ## regenerate the lock files with hashes, after a change of pyproject.toml or constraints.txt
 	$(COMPILE) --universal --output-file locks/build.txt locks/build.in
-	$(COMPILE) --universal --output-file locks/server.txt --extra server pyproject.toml
+	$(COMPILE) --universal --output-file locks/server.txt --extra http pyproject.toml
+	$(COMPILE) --universal --output-file locks/bulk.txt --extra http --extra bulk pyproject.toml
+	$(COMPILE) --universal --output-file locks/ray.txt --extra ray --extra bulk pyproject.toml
 	$(COMPILE) --python-platform x86_64-manylinux_2_28 --override locks/server-gpu-overrides.txt \
-	  --output-file locks/server-gpu.txt --extra server pyproject.toml locks/server-gpu.in
+	  --output-file locks/server-gpu.txt --extra http pyproject.toml locks/server-gpu.in
 
 docs: setup  ## build the documentation site in build/site; a broken link or name is an error
 	$(BIN)/python -m docs.reference_pages --check
@@ -168,15 +197,23 @@ bench: $(BUNDLE)/bundle.json  ## measure the server against the onnxruntime uppe
 	$(BIN)/python -m bench.server.latency_breakdown --bundle $(BUNDLE) --output bench/results/latency_breakdown.json
 	$(BIN)/python -m bench.server.workers --bundle $(BUNDLE) --output bench/results/workers.json
 	$(BIN)/python -m bench.server.scaling --bundle $(BUNDLE) --work build/scaling --output bench/results/scaling.json
+	$(BIN)/python -m bench.bulk.throughput --bundle $(BUNDLE) --output bench/results/bulk.json
+	$(BIN)/python -m bench.bulk.memory --bundle $(BUNDLE) --output bench/results/bulk_memory.json
+	$(BIN)/python -m bench.bulk.kills --bundle $(BUNDLE) --output bench/results/bulk_kills.json
 	$(BIN)/python -m bench.report.page
 
 # Takes about half an hour on two cores. Run it on an otherwise idle machine, or the measured times mean little.
 reliability: $(BUNDLE)/bundle.json  ## inject faults into real servers; writes docs/reliability.md (QUICK=1: 5 minutes, without timing-dependent scenarios; writes nothing)
 	$(BIN)/python -m tests.reliability.run --bundle $(BUNDLE) $(if $(QUICK),--quick)
 
+bench-ray: build/ray/.installed $(BUNDLE)/bundle.json  ## measure what Ray Serve costs; writes its part of docs/guides/ray.md
+	build/ray/bin/python -m bench.server.ray_serve --bundle $(BUNDLE) --output bench/results/ray_serve.json
+	$(BIN)/python -m bench.report.page
+
 compare: $(BUNDLE)/bundle.json  ## install other servers, each in its own environment, and compare them with polyhead
 	$(BIN)/python -m bench.comparison.install
 	$(BIN)/python -m bench.comparison.compare --bundle $(BUNDLE) --output bench/results/comparison.json
+	$(BIN)/python -m bench.comparison.compare --bundle $(BUNDLE) --only mosec mlserver --protocols --settings bench/results/comparison.json --output bench/results/protocols.json
 	$(BIN)/python -m bench.report.page
 
 format: setup  ## format the code and apply automatic fixes with ruff

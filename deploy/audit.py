@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/guides/supply-chain.md"
 # Packages that ship, and those that build them. For development packages: python deploy/audit.py constraints.txt
-FILES = ("locks/build.txt", "locks/server.txt", "locks/server-gpu.txt")
+FILES = ("locks/build.txt", "locks/server.txt", "locks/server-gpu.txt", "locks/bulk.txt", "locks/ray.txt")
 
 
 @dataclass

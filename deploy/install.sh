@@ -1,7 +1,8 @@
 #!/bin/sh
-# Installs the server for production. Every file from a package index is verified against its hash.
+# Installs the server, bulk jobs or a node of a Ray cluster, with HTTP, for production. Every file from a package index is
+# verified against its hash.
 #
-#   sh deploy/install.sh LOCK DESTINATION      # LOCK: server, or server-gpu
+#   sh deploy/install.sh LOCK DESTINATION      # LOCK: server, server-gpu, bulk or ray
 #
 # Requires Python 3.11 or newer, as ${PYTHON} or `python3`, and the source tree that contains this file. DESTINATION
 # becomes a virtual environment without pip, which may be copied to the same path on another machine. Both the Dockerfile
@@ -25,4 +26,4 @@ pip() { "$work/build/bin/pip" --python "$destination/bin/python" --quiet --disab
 pip install --require-hashes --only-binary :all: --requirement "locks/$lock.txt"
 pip install --no-deps --no-index "$work"/polyhead-*.whl
 # Fails if lock file and wheel disagree about versions. Not for the GPU, whose onnxruntime package has another name.
-if [ "$lock" = server ]; then pip check; fi
+if [ "$lock" != server-gpu ]; then pip check; fi

@@ -26,13 +26,17 @@ SECTIONS = {
     "ModelConfig": "`[model]`",
     "HeadConfig": "`[[model.heads]]`",
     "DataConfig": "`[data]`",
+    "EmbeddingSourceConfig": "`[[data.embedding]]`",
+    "RetrievalConfig": "`[[data.retrieval]]`",
     "TrainingConfig": "`[training]`",
     "StageConfig": "`[[training.stages]]`",
 }
 # Unit of a number by the end of its name, as the naming rules have it.
 UNITS = {
+    "r_drop": "",  # the name of a method
     "_s": "seconds",
     "_bytes": "bytes",
+    "_mb": "MiB",
     "_tokens": "tokens",
     "_steps": "steps",
     "epochs": "epochs",

@@ -4,7 +4,7 @@
 module         extra                  contains
 =============  =====================  ========================================================
 encoder        ``client``             ``encode()`` as in sentence-transformers
-langchain      ``langchain``          embeddings, and a runnable for classes and sentiments
+langchain      ``langchain``          embeddings, and a runnable for the answers of heads
 llama_index    ``llama-index``        embeddings
 haystack       ``haystack``           embedders of texts and documents, and routers
 =============  =====================  ========================================================

@@ -32,6 +32,7 @@ class ConnectionOptions(TypedDict, total=False):
     Attributes:
         tls: TLS settings; ``Tls()`` for the default trusted roots, None for plain TCP.
         truncation: How a text beyond the token limit is read: ``"truncate"``, ``"error"`` or ``"window"``.
+        prompt: Name of a prompt of the model, whose text the server puts before every text; None for none.
         deadline_s: Seconds for a whole call. None for 30 s for a call of up to 32 texts, and no limit otherwise.
         expected_embedding_space: Fingerprint of the embedding space that every answer must have, so that vectors of
             different models are never mixed; None accepts any.
@@ -41,6 +42,7 @@ class ConnectionOptions(TypedDict, total=False):
 
     tls: Tls | None
     truncation: TruncationPolicy
+    prompt: str | None
     deadline_s: float | None
     expected_embedding_space: str | None
     client_options: Mapping[str, Any]
@@ -80,7 +82,10 @@ class Connection:
             raise TypeError(f"client_options: {min(own)!r} is an argument of its own")
         self._arguments: dict[str, Any] = {"target": target, "api_key": api_key, "dimensions": dimensions, **options}
         self._client_arguments = {**client_options, "target": target, "api_key": api_key, "tls": options.get("tls")}
-        self._options: dict[str, Any] = {"truncation": options.get("truncation", "truncate")}
+        self._options: dict[str, Any] = {
+            "truncation": options.get("truncation", "truncate"),
+            "prompt": options.get("prompt"),
+        }
         if (deadline_s := options.get("deadline_s")) is not None:
             self._options["deadline_s"] = deadline_s
         if (space := options.get("expected_embedding_space")) is not None:
@@ -124,19 +129,22 @@ class Connection:
         """``info`` for asyncio."""
         return await self._async_client().info()
 
-    def answers(self, texts: Sequence[str], *tasks: Task, show_progress: bool = False) -> list[Answer]:
+    def answers(
+        self, texts: Sequence[str], *tasks: Task, prompt: str | None = None, show_progress: bool = False
+    ) -> list[Answer]:
         """Returns the answer to each text, in order.
 
         Args:
             texts: The texts.
             *tasks: What to compute.
+            prompt: Name of a prompt; None for that of the connection.
             show_progress: Show a progress bar.
 
         Raises:
             InvalidRequestError: A text is invalid; nothing was sent.
             PolyheadError: The call as a whole failed; the subclass tells how to react.
         """
-        options = self._options_of(tasks)
+        options = self._options_of(tasks, prompt)
         if isinstance(texts, str) or (len(texts) <= MAX_UNARY_TEXTS and not show_progress):
             return self._client.analyze(texts, **options)
         answers: Iterable[Answer] = self._client.stream(texts, **options)
@@ -146,19 +154,22 @@ class Connection:
             answers = track(answers, description="Texts", total=len(texts))
         return list(answers)
 
-    async def aanswers(self, texts: Sequence[str], *tasks: Task) -> list[Answer]:
+    async def aanswers(self, texts: Sequence[str], *tasks: Task, prompt: str | None = None) -> list[Answer]:
         """``answers`` for asyncio."""
-        options = self._options_of(tasks)
+        options = self._options_of(tasks, prompt)
         client = self._async_client()
         if isinstance(texts, str) or len(texts) <= MAX_UNARY_TEXTS:
             return await client.analyze(texts, **options)
         return [answer async for answer in client.stream(texts, **options)]
 
-    def embeddings(self, texts: Sequence[str], *, show_progress: bool = False) -> NDArray[np.float32]:
+    def embeddings(
+        self, texts: Sequence[str], *, prompt: str | None = None, show_progress: bool = False
+    ) -> NDArray[np.float32]:
         """Returns the embeddings of texts.
 
         Args:
             texts: The texts.
+            prompt: Name of a prompt; None for that of the connection.
             show_progress: Show a progress bar.
 
         Returns:
@@ -171,18 +182,19 @@ class Connection:
         """
         if not len(texts):  # its shape requires the number of dimensions
             return self._client.embeddings([], dimensions=self._dimensions)
-        return embedding_matrix(self.answers(texts, "embedding", show_progress=show_progress))
+        return embedding_matrix(self.answers(texts, "embedding", prompt=prompt, show_progress=show_progress))
 
-    def vectors(self, texts: Sequence[str]) -> list[list[float]]:
+    def vectors(self, texts: Sequence[str], prompt: str | None = None) -> list[list[float]]:
         """``embeddings`` as lists."""
-        return self.embeddings(texts).tolist() if len(texts) else []
+        return self.embeddings(texts, prompt=prompt).tolist() if len(texts) else []
 
-    async def avectors(self, texts: Sequence[str]) -> list[list[float]]:
+    async def avectors(self, texts: Sequence[str], prompt: str | None = None) -> list[list[float]]:
         """``vectors`` for asyncio."""
-        return embedding_matrix(await self.aanswers(texts, "embedding")).tolist() if len(texts) else []
+        return embedding_matrix(await self.aanswers(texts, "embedding", prompt=prompt)).tolist() if len(texts) else []
 
-    def _options_of(self, tasks: tuple[Task, ...]) -> dict[str, Any]:
-        return {**self._options, "dimensions": self._dimensions, "tasks": tasks}
+    def _options_of(self, tasks: tuple[Task, ...], prompt: str | None) -> dict[str, Any]:
+        options = {**self._options, "dimensions": self._dimensions, "tasks": tasks}
+        return options if prompt is None else {**options, "prompt": prompt}
 
     def _async_client(self) -> AsyncClient:
         """Returns the client of the running event loop: two loops cannot share one."""

@@ -49,6 +49,7 @@ class ConnectionFields(BaseModel):
             api_key=self.api_key.get_secret_value() if self.api_key else None,
             tls=self.tls,
             truncation=self.truncation,
+            prompt=getattr(self, "prompt", None),
             deadline_s=self.deadline_s,
             expected_embedding_space=self.expected_embedding_space,
             dimensions=getattr(self, "dimensions", None),

@@ -67,6 +67,7 @@ class PolyheadEncoder:
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = False,
+        prompt_name: str | None = None,
     ) -> NDArray[np.float32]:
         """Embeds texts.
 
@@ -77,6 +78,7 @@ class PolyheadEncoder:
             convert_to_numpy: True; nothing else is supported.
             convert_to_tensor: False; nothing else is supported.
             normalize_embeddings: Scale every embedding to length 1. Most models do so themselves.
+            prompt_name: Name of the model's prompt to put before each text; None for the option ``prompt``.
 
         Returns:
             Array of float32, shape (number of texts, dimensions), in the order of the texts; shape (dimensions,) for a
@@ -90,7 +92,7 @@ class PolyheadEncoder:
         if convert_to_tensor or not convert_to_numpy:
             raise ValueError("encode() returns a numpy array; pass it to torch.from_numpy, or to list")
         texts = [sentences] if isinstance(sentences, str) else sentences
-        matrix = self._connection.embeddings(texts, show_progress=bool(show_progress_bar))
+        matrix = self._connection.embeddings(texts, prompt=prompt_name, show_progress=bool(show_progress_bar))
         if normalize_embeddings:
             lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
             matrix = matrix / np.maximum(lengths, np.finfo(np.float32).tiny)

@@ -1,4 +1,4 @@
-"""Haystack: embedders of texts and documents, and routers by class or sentiment.
+"""Haystack: embedders of texts and documents, and routers by the labels of a head.
 
 Install it with ``pip install 'polyhead[haystack]'``.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Self, TypeAlias, Unpack
 
 from ._extras import provided_by
 
 with provided_by("haystack"):
     from haystack import Document, component, default_from_dict, default_to_dict
     from haystack.utils import Secret
-    from polyhead_client import Answer, Classification, InvalidRequestError, ModelInfo, Sentiment, Tls
+    from polyhead_client import Answer, InvalidRequestError, ModelInfo, Tls
     from polyhead_client.choices import DEFAULT_TARGET
     from polyhead_client.types import embedding_matrix
 
@@ -262,25 +262,42 @@ class PolyheadDocumentEmbedder(_Component):
         return {"documents": embedded, "meta": meta}
 
 
+RouterTask: TypeAlias = Literal["classification", "sentiment", "labels", "score"]
+# The kind of head whose labels each task routes by.
+_KINDS = {"classification": "softmax", "sentiment": "sigmoid", "labels": "multilabel", "score": "ordinal"}
+
+
 class _Router(_Component):
-    """Finds the label of each text."""
+    """Finds the outputs of each text."""
 
     def __init__(self, own: dict[str, Any], options: ComponentOptions) -> None:
         super().__init__(own, options)
         self._labels: list[str] = own["labels"]
-        self._task: Literal["classification", "sentiment"] = own["task"]
+        self._task: RouterTask = own["task"]
         self._head: str | None = own["head"]
         self._labels_checked = False
         if UNMATCHED in self._labels:
             raise ValueError(f"labels: {UNMATCHED!r} is the output for all other labels; leave it out")
 
-    def _label(self, answer: Answer) -> str:
-        output: Classification | Sentiment
+    def _outputs_of(self, answer: Answer) -> list[str]:
+        """Returns the outputs that a text goes to: one, or several by a multilabel head."""
+        head = self._head_output(answer)
+        labels = head.labels if self._task == "labels" else (head.label,)
+        return [label for label in labels if label in self._labels] or [UNMATCHED]
+
+    def _head_output(self, answer: Answer) -> Any:
         if self._head is not None:
-            output = answer.head(self._head)
-        else:
-            output = answer.classification if self._task == "classification" else answer.sentiment
-        return output.label if output.label in self._labels else UNMATCHED
+            return answer.head(self._head)
+        match self._task:
+            case "classification":
+                return answer.classification
+            case "sentiment":
+                return answer.sentiment
+            case "labels":
+                return answer.label_sets[0]
+            case "score":
+                # The output of a regression head has no label.
+                return next(score for score in answer.scores if score.label is not None)
 
     def _answers(self, texts: list[str]) -> list[Answer]:
         connection = self._connected()
@@ -296,7 +313,7 @@ class _Router(_Component):
 
     def _check_labels(self, model: ModelInfo) -> None:
         """Rejects labels that the head never returns, which would otherwise be outputs that receive nothing."""
-        kind = "softmax" if self._task == "classification" else "sigmoid"
+        kind = _KINDS[self._task]
         heads = [head for head in model.heads if head.kind == kind and self._head in (None, head.name)]
         if not heads:
             names = ", ".join(head.name for head in model.heads if head.kind == kind) or "none"
@@ -310,21 +327,22 @@ class _Router(_Component):
 
 @component
 class PolyheadTextRouter(_Router):
-    """Sends a text to the output that is named like its class or sentiment.
+    """Sends a text to the output that is named like its label: its class, its sentiment, or its number of stars.
 
     ::
 
         router = PolyheadTextRouter(labels=["billing", "technical"])
         pipeline.connect("router.billing", "billing_prompt.text")
 
-    A text with any other label goes to the output ``unmatched``.
+    A text with any other label goes to the output ``unmatched``. By a multilabel head a text goes to the output of each
+    label that applies.
     """
 
     def __init__(
         self,
         labels: list[str],
         *,
-        task: Literal["classification", "sentiment"] = "classification",
+        task: RouterTask = "classification",
         head: str | None = None,
         **options: Unpack[ComponentOptions],
     ) -> None:
@@ -332,7 +350,7 @@ class PolyheadTextRouter(_Router):
 
         Args:
             labels: Labels of the head, each the name of an output.
-            task: Route by class or by sentiment.
+            task: Route by class, by sentiment, by the labels of a multilabel head, or by the score of an ordinal head.
             head: Name of the head, which must be one of this task; None for the model's first.
             **options: See ``ComponentOptions`` and ``ConnectionOptions``.
 
@@ -349,37 +367,38 @@ class PolyheadTextRouter(_Router):
             text: The text.
 
         Returns:
-            The text, by the name of its output.
+            The text, by the name of each of its outputs.
 
         Raises:
             InvalidRequestError: The model has no such head, or its head has no such label.
             ItemFailedError: The text has an error.
             PolyheadError: The call failed; the subclass tells how to react.
         """
-        return {self._label(self._answers([text])[0]): text}
+        return dict.fromkeys(self._outputs_of(self._answers([text])[0]), text)
 
     async def run_async(self, text: str) -> dict[str, str]:
         """``run`` for asyncio."""
-        return {self._label((await self._aanswers([text]))[0]): text}
+        return dict.fromkeys(self._outputs_of((await self._aanswers([text]))[0]), text)
 
 
 @component
 class PolyheadDocumentRouter(_Router):
-    """Sends each document to the output that is named like its class or sentiment, all documents in one call.
+    """Sends each document to the output that is named like its label, all documents in one call.
 
     ::
 
         router = PolyheadDocumentRouter(labels=["negative"], task="sentiment")
         pipeline.connect("router.negative", "complaints.documents")
 
-    Documents with any other label go to the output ``unmatched``.
+    Documents with any other label go to the output ``unmatched``. By a multilabel head a document goes to the output of
+    each label that applies.
     """
 
     def __init__(
         self,
         labels: list[str],
         *,
-        task: Literal["classification", "sentiment"] = "classification",
+        task: RouterTask = "classification",
         head: str | None = None,
         raise_on_failure: bool = True,
         **options: Unpack[ComponentOptions],
@@ -388,7 +407,7 @@ class PolyheadDocumentRouter(_Router):
 
         Args:
             labels: Labels of the head, each the name of an output.
-            task: Route by class or by sentiment.
+            task: Route by class, by sentiment, by the labels of a multilabel head, or by the score of an ordinal head.
             head: Name of the head, which must be one of this task; None for the model's first.
             raise_on_failure: Raise the error of a document; False sends it to ``unmatched`` and logs a warning. A call
                 that fails as a whole always raises.
@@ -427,7 +446,8 @@ class PolyheadDocumentRouter(_Router):
         outputs: dict[str, list[Document]] = {name: [] for name in (*self._labels, UNMATCHED)}
         for document, answer in zip(documents, answers, strict=True):
             failed = not self._raise_on_failure and _log_failure(document, answer)
-            outputs[UNMATCHED if failed else self._label(answer)].append(document)
+            for name in [UNMATCHED] if failed else self._outputs_of(answer):
+                outputs[name].append(document)
         return outputs
 
 

@@ -1,8 +1,8 @@
 """Command line of the clients of all compared servers. Requires uvloop, and the repository root on PYTHONPATH.
 
-    python -m bench.comparison.servers.mosec.client 127.0.0.1:8000 texts.jsonl --in-flight 64
-    python -m bench.comparison.servers.mosec.client 127.0.0.1:8000 texts.jsonl --rate 300
-    python -m bench.comparison.servers.mosec.client 127.0.0.1:8000 texts.jsonl --answers 20
+    python -m bench.comparison.http_client 127.0.0.1:8000/inference texts.jsonl --in-flight 64
+    python -m bench.comparison.http_client 127.0.0.1:8000/inference texts.jsonl --rate 300
+    python -m bench.comparison.http_client 127.0.0.1:8000/inference texts.jsonl --answers 20
 
 Each client module implements one request and passes it to main. The loads are those of bench/loadgen/loops.py with one
 text per message; the figures are printed as one line of JSON. --answers waits until the server is ready and prints its
@@ -33,23 +33,23 @@ _RETRY_INTERVAL_S = 0.5
 
 
 class Answer(NamedTuple):
-    """A server's answer to one text."""
+    """A server's answer to one text; some protocols answer with the embedding only."""
 
     embedding: bytes  # float32, little-endian
-    probabilities: list[float]
-    sentiment: float
+    probabilities: list[float] | None = None
+    sentiment: float | None = None
 
 
 # Sends one text and waits for its answer.
 Request = Callable[[str], Awaitable[Answer]]
-# Opens a connection to HOST:PORT.
+# Opens a connection to the target.
 Connect = Callable[[str], AbstractAsyncContextManager[Request]]
 
 
 def main(connect: Connect) -> None:
     """Runs the command line of a client."""
     parser = make_parser(__doc__)
-    parser.add_argument("target", metavar="HOST:PORT")
+    parser.add_argument("target", metavar="HOST:PORT[/PATH]")
     parser.add_argument("texts", type=Path, help=FORMAT_HELP)
     parser.add_argument("--in-flight", type=int, default=64, help="closed loop: texts in flight (default: 64)")
     parser.add_argument("--rate", type=float, help="open loop: texts per second at Poisson arrivals")
@@ -80,7 +80,7 @@ async def _load(connect: Connect, arguments: argparse.Namespace, texts: list[str
 
 async def _answers(
     connect: Connect, arguments: argparse.Namespace, texts: list[str]
-) -> list[tuple[str, list[float], float]]:
+) -> list[tuple[str, list[float] | None, float | None]]:
     async with connect(arguments.target) as request:
         await _wait_until_ready(request, texts[0])
         answers = [await request(text) for text in texts[: arguments.answers]]

@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.harness.processes import cpu_s, find_server, session_cpu_s
 from bench.harness.servers import free_port, serving
 from bench.harness.texts import ROOT
 
@@ -48,6 +49,7 @@ class Server:
         package: Its name on PyPI.
         protocol: Protocol and payload, in words.
         client: Module of its client in ``bench.comparison``.
+        path: Path of its HTTP requests; empty for gRPC.
         command: Its command in its environment; ``{port}`` and ``{folder}`` are filled in.
     """
 
@@ -55,6 +57,7 @@ class Server:
     package: str
     protocol: str
     client: str
+    path: str = ""
     command: tuple[str, ...] = field(default=("python", "{folder}/server.py"))
 
     @property
@@ -92,10 +95,15 @@ class Server:
                 start_new_session=True,
             )
             try:
-                client = (self._bin("python"), "-m", f"{_CLIENTS}.{self.client}", f"127.0.0.1:{port}")
-                yield Load(client, self._environment())
+                target = f"127.0.0.1:{port}{self.path}"
+                yield self.load(self.client, target, lambda: session_cpu_s(process.pid))
             finally:
                 _stop(process)
+
+    def load(self, client: str, target: str, server_cpu_s: Callable[[], float]) -> Load:
+        """Returns a load generator that runs in the server's environment."""
+        command = (self._bin("python"), "-m", f"{_CLIENTS}.{client}", target)
+        return Load(command, self._environment(), server_cpu_s)
 
     def _bin(self, program: str) -> str:
         return str(ENVIRONMENTS / self.name / "bin" / program)
@@ -112,19 +120,24 @@ class Server:
 
 @dataclass(frozen=True)
 class Load:
-    """A client's command without its load, and its environment."""
+    """A client's command without its load, its environment, and the CPU seconds that the server has used."""
 
     command: tuple[str, ...]
     environment: dict[str, str]
+    server_cpu_s: Callable[[], float]
 
     def run(self, texts: Path, seconds: float, *flags: str) -> dict[str, float]:
-        """Runs the client in its own process and returns its figures."""
+        """Runs the client in its own process; returns its figures, and the server's CPU time per text."""
+        before_s = self.server_cpu_s()
         found: dict[str, float] = self._run(str(texts.resolve()), "--seconds", str(seconds), *flags)
-        return found
+        used_s = self.server_cpu_s() - before_s
+        return {**found, "server_cpu_ms_per_text": 1000 * used_s / found["answered"]}
 
-    def answers(self, texts: Path, count: int) -> list[tuple[str, list[float], float]]:
+    def answers(self, texts: Path, count: int) -> list[tuple[str, list[float] | None, float | None]]:
         """Waits until the server is ready; returns its answers to the first texts, with embeddings in base64."""
-        found: list[tuple[str, list[float], float]] = self._run(str(texts.resolve()), "--answers", str(count))
+        found: list[tuple[str, list[float] | None, float | None]] = self._run(
+            str(texts.resolve()), "--answers", str(count)
+        )
         return found
 
     def _run(self, *flags: str) -> Any:
@@ -135,20 +148,48 @@ class Load:
         return json.loads(done.stdout)
 
 
-@contextlib.contextmanager
-def polyhead(bundle: Path, variant: str) -> Iterator[Load]:
-    """Runs polyhead's server with its default flags."""
-    with serving(bundle, "--engine", "onnx", "--device", "cpu", "--variant", variant) as target:
-        yield _polyhead_load("analyze_client", target)
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol of polyhead's server, and the client that measures it.
+
+    Attributes:
+        name: Name of its row.
+        words: Protocol and payload, in words.
+        client: Module of its client in ``bench.comparison``.
+        path: Path of its HTTP requests; empty for gRPC.
+        environment: The compared server in whose environment the client runs, so that both are measured by the same
+            program; None for that of polyhead.
+    """
+
+    name: str
+    words: str
+    client: str
+    path: str = ""
+    environment: Server | None = None
+
+    @property
+    def installed(self) -> bool:
+        """Whether the environment of the client exists."""
+        return self.environment is None or self.environment.installed
+
+    @contextlib.contextmanager
+    def serving(self, bundle: Path, variant: str) -> Iterator[Load]:
+        """Runs polyhead's server with its default settings; yields the load generator of this protocol."""
+        http = f"127.0.0.1:{free_port()}"
+        flags = (*_polyhead_flags(variant), *(("--http-listen", http) if self.path else ()))
+        load = self.environment.load if self.environment else _polyhead_load
+        with serving(bundle, *flags) as target:
+            pid = find_server(target)
+            yield load(self.client, http + self.path if self.path else target, lambda: cpu_s(pid))
 
 
 @contextlib.contextmanager
 def three_polyheads(bundle: Path, variant: str) -> Iterator[Load]:
     """Runs three polyhead servers side by side; the client requests one task from each."""
     with contextlib.ExitStack() as stack:
-        flags = ("--engine", "onnx", "--device", "cpu", "--variant", variant)
-        targets = [stack.enter_context(serving(bundle, *flags)) for _ in range(3)]
-        yield _polyhead_load("servers.three_servers.client", ",".join(targets))
+        targets = [stack.enter_context(serving(bundle, *_polyhead_flags(variant))) for _ in range(3)]
+        pids = list(map(find_server, targets))
+        yield _polyhead_load("servers.three_servers.client", ",".join(targets), lambda: sum(map(cpu_s, pids)))
 
 
 def sentence_transformers_offline(folder: Path, texts: Path) -> dict[str, float]:
@@ -161,8 +202,12 @@ def sentence_transformers_offline(folder: Path, texts: Path) -> dict[str, float]
     return found
 
 
-def _polyhead_load(client: str, target: str) -> Load:
-    return Load((sys.executable, "-m", f"{_CLIENTS}.{client}", target), _client_environment(ROOT))
+def _polyhead_flags(variant: str) -> tuple[str, ...]:
+    return ("--engine", "onnx", "--device", "cpu", "--variant", variant, "--served-name", "polyhead")
+
+
+def _polyhead_load(client: str, target: str, server_cpu_s: Callable[[], float]) -> Load:
+    return Load((sys.executable, "-m", f"{_CLIENTS}.{client}", target), _client_environment(ROOT), server_cpu_s)
 
 
 def _client_environment(*path: Path) -> dict[str, str]:
@@ -179,15 +224,19 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+_HTTP_CLIENT = "http_client"
+_MOSEC = Server(
+    "mosec",
+    "mosec",
+    "HTTP, MessagePack",
+    _HTTP_CLIENT,
+    "/inference",
+    ("python", "{folder}/server.py", "--address", "127.0.0.1", "--port", "{port}", "--timeout", "60000"),
+)
+_MLSERVER = Server("mlserver", "mlserver", "gRPC, V2 protocol", "v2_client")
 SERVERS: Sequence[Server] = (
-    Server(
-        "mosec",
-        "mosec",
-        "HTTP, MessagePack",
-        "servers.mosec.client",
-        ("python", "{folder}/server.py", "--address", "127.0.0.1", "--port", "{port}", "--timeout", "60000"),
-    ),
-    Server("mlserver", "mlserver", "gRPC, V2 protocol", "v2_client"),
+    _MOSEC,
+    _MLSERVER,
     Server("pytriton", "nvidia-pytriton", "gRPC, V2 protocol", "v2_client"),
     Server("litserve", "litserve", "HTTP, JSON with base64 embeddings", "servers.litserve.client"),
     Server("ray", "ray", "gRPC, polyhead's protocol", "analyze_client"),
@@ -196,6 +245,14 @@ SERVERS: Sequence[Server] = (
         "bentoml",
         "HTTP, JSON with base64 embeddings",
         "servers.bentoml.client",
+        "",
         ("bentoml", "serve", "server:Polyhead", "--working-dir", "{folder}", "--host", "127.0.0.1", "--port", "{port}"),
     ),
+)
+POLYHEAD = Protocol("polyhead", "gRPC, polyhead's protocol", "analyze_client")
+OTHER_PROTOCOLS: Sequence[Protocol] = (
+    Protocol("polyhead, HTTP /v1/analyze", "HTTP, JSON", _HTTP_CLIENT, "/v1/analyze", _MOSEC),
+    Protocol("polyhead, OpenAI", "HTTP, JSON with base64 embeddings", _HTTP_CLIENT, "/v1/embeddings", _MOSEC),
+    Protocol("polyhead, Open Inference gRPC", "gRPC, V2 protocol", "v2_client", environment=_MLSERVER),
+    Protocol("polyhead, tei.v1", "gRPC, text-embeddings-inference's protocol", "tei_client"),
 )

@@ -1,4 +1,4 @@
-"""Client of MLServer and PyTriton: V2 inference protocol over gRPC. See ``bench/comparison/client.py``."""
+"""Client of the V2 (Open Inference) protocol over gRPC: MLServer, PyTriton and polyhead. See ``client.py`` here."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import numpy as np
-from tritonclient.grpc import InferInput  # type: ignore[import-not-found]
-from tritonclient.grpc.aio import InferenceServerClient  # type: ignore[import-not-found]
+from tritonclient.grpc import InferInput
+from tritonclient.grpc.aio import InferenceServerClient
 
 from .client import Answer, Request, main
 
@@ -21,11 +21,10 @@ async def connect(target: str) -> AsyncIterator[Request]:
             given = InferInput("text", [1, 1], "BYTES")
             given.set_data_from_numpy(np.array([[text.encode()]], dtype=np.object_))
             found = await client.infer("polyhead", [given])
-            return Answer(
-                found.as_numpy("embeddings").astype("<f4").tobytes(),
-                found.as_numpy("probabilities")[0].tolist(),
-                float(found.as_numpy("sentiments").item()),
-            )
+            # The servers name their outputs differently, but return the numbers in the same order.
+            names = [one.name for one in found.get_response().outputs if one.datatype == "FP32"]
+            embedding, probabilities, sentiment = map(found.as_numpy, names)
+            return Answer(embedding.astype("<f4").tobytes(), probabilities[0].tolist(), float(sentiment.ravel()[-1]))
 
         yield request
 

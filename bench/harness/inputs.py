@@ -11,8 +11,9 @@ import torch
 from polyhead_export.export import export
 from polyhead_export.settings import Settings, VariantName
 from polyhead_training.backbone import open_backbone
-from polyhead_training.config import Config, DataConfig, HeadConfig, ModelConfig
+from polyhead_training.config import Config, DataConfig
 from polyhead_training.model import PolyheadModel
+from polyhead_training.model_config import HeadConfig, ModelConfig
 from polyhead_training.runs.run_directory import staged_run, write_run
 
 from .upper_bound import open_tokenizer
@@ -89,7 +90,7 @@ def _write_run(folder: Path, name: str, count: int) -> None:
         backbone.folder,
         pooling=settings.pooling,
         embedding_pooling=settings.embedding_pooling,
-        heads=[head.model_dump(include={"name", "kind", "labels", "hidden_size", "dropout"}) for head in heads],
+        heads=[head.layer_settings() for head in heads],
         max_tokens=settings.max_tokens,
         pad_token_id=backbone.pad_token_id,
     )

@@ -22,6 +22,17 @@ def cpu_s(pid: int) -> float:
     return _cpu_s(Path(f"/proc/{pid}"))
 
 
+def session_cpu_s(session: int) -> float:
+    """Returns the user and system time of all processes of a session in seconds, without those that have ended."""
+    total = 0.0
+    for folder in Path("/proc").glob("[0-9]*"):
+        # A process may end while it is inspected.
+        with contextlib.suppress(OSError):
+            if os.getsid(int(folder.name)) == session:
+                total += _cpu_s(folder)
+    return total
+
+
 def thread_cpu_s(pid: int) -> dict[int, float]:
     """Returns the CPU seconds of each thread of a process by thread id; the main thread has the process's id."""
     return {int(folder.name): _cpu_s(folder) for folder in Path(f"/proc/{pid}/task").iterdir()}

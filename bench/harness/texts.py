@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,23 @@ def write_texts(path: Path, texts: Sequence[str]) -> Path:
     """Writes texts in the format that the load generators read; returns the path."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return path
+
+
+def zipf_texts(texts: Sequence[str], exponent: float, distinct: int, seed: int) -> Iterator[str]:
+    """Yields texts endlessly, the text of rank r with a probability proportional to 1 / r ** exponent.
+
+    Args:
+        texts: Texts to make them of.
+        exponent: Exponent of Zipf's law.
+        distinct: Number of different texts; where there are fewer ``texts``, they recur with a number at their end.
+        seed: Seed of the choice.
+    """
+    rng = random.Random(seed)
+    weights = list(itertools.accumulate(rank**-exponent for rank in range(1, distinct + 1)))
+    while True:
+        for index in rng.choices(range(distinct), cum_weights=weights, k=1000):
+            copy, number = divmod(index, len(texts))
+            yield f"{texts[number]} {copy}" if copy else texts[number]
 
 
 def with_long_texts(texts: Sequence[str]) -> list[str]:

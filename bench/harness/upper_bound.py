@@ -80,6 +80,26 @@ class UpperBound:
             thread.join()
         return sum(done.get() for _ in range(done.qsize())) / (time.perf_counter() - began)
 
+    def whole_pass(self) -> Figures:
+        """Computes every text once, with one thread per core; returns ``wall_s`` and ``cpu_s``."""
+        work: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        for number in self._order.tolist():
+            work.put(number)
+
+        def compute() -> None:
+            while (number := work.get()) is not None:
+                self._engine.run(*self._batches[number])
+
+        threads = [threading.Thread(target=compute) for _ in range(usable_cores())]
+        for _ in threads:
+            work.put(None)
+        began, began_cpu = time.perf_counter(), time.process_time()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - began_cpu}
+
     def single_text_ms(self) -> float:
         """Measures the median time of a batch of one text on one thread, in milliseconds."""
         return 1000 * statistics.median(self._run_s(*one) for one in self._singles)

@@ -39,6 +39,7 @@ class LoadStats:
         self.ends = self.begins + seconds
         self._items = items
         self._answered = 0
+        self._answered_in_total = 0
         self._offered = 0
         self._errors = 0
         self._latencies_s: list[float] = []
@@ -82,7 +83,8 @@ class LoadStats:
 
         Returns:
             ``items_per_s``; ``offered_per_s`` (open loop only); ``p50_ms``, ``p90_ms``, ``p99_ms``; ``messages``, the
-            number of latencies; ``errors`` in items; ``client_cores``, CPU seconds of this process per second.
+            number of latencies; ``answered``, all items answered with a result, those outside of the measured time
+            included; ``errors`` in items; ``client_cores``, CPU seconds of this process per second.
 
         Raises:
             SystemExit: Too few answers came within the measured time.
@@ -96,11 +98,13 @@ class LoadStats:
             **({"offered_per_s": self._offered / seconds} if self._offered else {}),
             **{f"p{percent}_ms": 1000 * ordered[len(ordered) * percent // 100] for percent in (50, 90, 99)},
             "messages": len(ordered),
+            "answered": self._answered_in_total,
             "errors": self._errors,
             "client_cores": (cpu_ended - cpu_begun) / (ended - begun),
         }
 
     def _count(self, results: int) -> bool:
+        self._answered_in_total += results
         now = time.perf_counter()
         if not self.begins <= now < self.ends:
             return False

@@ -15,6 +15,8 @@ refused item ends the program.
 Open loop (--rate): texts leave at Poisson arrivals whatever the server does. Latency counts from the scheduled send
 time; refused items are counted as errors.
 
+All connections take their texts from one sequence: the file again and again, or texts by Zipf's law (--zipf).
+
 The first second is a warm-up and does not count.
 """
 
@@ -39,7 +41,7 @@ from polyhead_client import AsyncClient
 from polyhead_client.core.retry import DEFAULT_MAX_ATTEMPTS
 
 from bench.harness.arguments import make_parser
-from bench.harness.texts import FORMAT_HELP, read_texts
+from bench.harness.texts import FORMAT_HELP, read_texts, zipf_texts
 
 from .loops import DRAIN_TIMEOUT_S, LoadStats, arrivals, closed_loop, open_loop, until
 
@@ -62,7 +64,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="open loop: texts per second")
     parser.add_argument("--tasks", type=int, nargs="+", default=_TASKS, help="task numbers (default: 1 2 3)")
     parser.add_argument("--mixed-tasks", action="store_true", help="request a random subset of the tasks per message")
-    parser.add_argument("--seed", type=int, default=0, help="seed of arrivals and task subsets (default: 0)")
+    parser.add_argument("--zipf", type=float, metavar="S", help="exponent of Zipf's law, such as 1.1")
+    parser.add_argument("--distinct", type=int, default=100_000, help="--zipf: different texts (default: 100,000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of arrivals, task subsets and --zipf (default: 0)")
     parser.add_argument("--seconds", type=float, default=10.0, help="measured seconds (default: 10)")
     arguments = parser.parse_args()
     if arguments.mode == "client":
@@ -82,20 +86,24 @@ async def generate(arguments: argparse.Namespace, texts: Sequence[str], stats: L
     arguments.in_flight //= arguments.connections
     arguments.rate = arguments.rate and arguments.rate / arguments.connections
     mode = _MODES[arguments.mode]
-    await asyncio.gather(*(mode(arguments, texts, stats) for _ in range(arguments.connections)))
+    endless = (
+        zipf_texts(texts, arguments.zipf, arguments.distinct, arguments.seed)
+        if arguments.zipf
+        else itertools.cycle(texts)
+    )
+    await asyncio.gather(*(mode(arguments, endless, stats) for _ in range(arguments.connections)))
 
 
-def requests(kind: Callable[..., Any], arguments: argparse.Namespace, texts: Sequence[str]) -> Iterator[Any]:
-    """Yields requests endlessly, cycling through the texts."""
-    endless = itertools.cycle(texts)
+def requests(kind: Callable[..., Any], arguments: argparse.Namespace, texts: Iterator[str]) -> Iterator[Any]:
+    """Yields requests endlessly."""
     rng, tasks = random.Random(arguments.seed), list(arguments.tasks)
     subsets = [subset for size in range(1, len(tasks) + 1) for subset in itertools.combinations(tasks, size)]
     while True:
-        items = [item_pb2.Item(text=next(endless)) for _ in range(arguments.items)]
+        items = [item_pb2.Item(text=next(texts)) for _ in range(arguments.items)]
         yield kind(items=items, tasks=rng.choice(subsets) if arguments.mixed_tasks else tasks)
 
 
-async def unary(arguments: argparse.Namespace, texts: Sequence[str], stats: LoadStats) -> None:
+async def unary(arguments: argparse.Namespace, texts: Iterator[str], stats: LoadStats) -> None:
     """Generates unary calls."""
     messages = requests(pb2.AnalyzeRequest, arguments, texts)
     async with grpc.aio.insecure_channel(arguments.target, _OWN_CONNECTION) as channel:
@@ -111,7 +119,7 @@ async def unary(arguments: argparse.Namespace, texts: Sequence[str], stats: Load
             await closed_loop(call, _messages_in_flight(arguments), stats)
 
 
-async def stream(arguments: argparse.Namespace, texts: Sequence[str], stats: LoadStats) -> None:
+async def stream(arguments: argparse.Namespace, texts: Iterator[str], stats: LoadStats) -> None:
     """Generates messages on one bidirectional stream."""
     messages = requests(pb2.StreamAnalyzeRequest, arguments, texts)
     async with grpc.aio.insecure_channel(arguments.target, _OWN_CONNECTION) as channel:
@@ -142,21 +150,20 @@ async def stream(arguments: argparse.Namespace, texts: Sequence[str], stats: Loa
         call.cancel()
 
 
-async def client(arguments: argparse.Namespace, texts: Sequence[str], stats: LoadStats) -> None:
+async def client(arguments: argparse.Namespace, texts: Iterator[str], stats: LoadStats) -> None:
     """Generates texts for a stream of polyhead_client."""
-    endless = itertools.cycle(texts)
     tasks: Any = [item_pb2.Task.Name(number).removeprefix("TASK_").lower() for number in arguments.tasks]
     sent_at: deque[float] = deque()
 
     async def immediately() -> AsyncIterator[str]:
-        for text in endless:
+        for text in texts:
             sent_at.append(time.perf_counter())
             yield text
 
     async def when_due(dues: Sequence[float]) -> AsyncIterator[str]:
         for due in dues:
             await until(due)
-            yield next(endless)
+            yield next(texts)
 
     # An open loop counts refused items, which the client would retry.
     attempts = 1 if arguments.rate else DEFAULT_MAX_ATTEMPTS

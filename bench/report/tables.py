@@ -11,6 +11,9 @@ Rows = Mapping[str, Mapping[str, Sequence[float]]]
 HEADINGS = {
     "efficiency": "efficiency",
     "efficiency_without_client": "without client",
+    "cpu_efficiency": "CPU efficiency",
+    "texts_per_s": "texts/s",
+    "texts_per_cpu_s": "texts per CPU second",
     "items_per_s": "texts/s",
     "tokens_per_s": "tokens/s",
     "padding": "padding",
@@ -19,8 +22,11 @@ HEADINGS = {
     "overhead_ms": "overhead, ms",
     "errors": "errors",
     "client_cores": "client, cores",
+    "server_cpu_ms_per_text": "server, CPU ms/text",
     "min_over_mean": "min/mean",
     "max_over_mean": "max/mean",
+    "job_s": "whole job, s",
+    "speedup": "speed-up",
     "startup_s": "startup, s",
     "startup_cpu_s": "startup CPU, s",
     "idle_cpu_percent": "idle CPU, %",
@@ -30,9 +36,10 @@ HEADINGS = {
     "accuracy": "accuracy",
 }
 # In the result files only; with them the tables would be too wide.
-HIDDEN = {"upper_bound", "messages", "single_text_ms", "p90_ms", "offered_per_s", "rate"}
-INTEGERS = {"items_per_s", "tokens_per_s", "errors", "rss_before_mb", "rss_mb", "peak_rss_mb"}
-DIGITS = {"accuracy": 3}
+HIDDEN = {"upper_bound", "messages", "answered", "single_text_ms", "p90_ms", "offered_per_s", "rate"}
+_RATES = {"items_per_s", "texts_per_s", "texts_per_cpu_s", "tokens_per_s"}
+INTEGERS = _RATES | {"errors", "rss_before_mb", "rss_mb", "peak_rss_mb"}
+DIGITS = {"accuracy": 3, "cpu_efficiency": 3}
 
 
 def spread_table(first: str, rows: Rows) -> str:

@@ -76,7 +76,7 @@ def measure(
     began = time.monotonic()
     train(command, folder / "whole")
     seconds = time.monotonic() - began
-    expected = _digest(folder / "whole")
+    expected = digest(folder / "whole")
     train([*command, "--set", "training.seed=12345"], folder / "other")
     found: list[tuple[str, bool]] = []
     with tqdm(total=kills, unit="kill") as bar:
@@ -89,7 +89,7 @@ def measure(
                 seconds = min(seconds, time.monotonic() - began)
             else:
                 train([*command, "--resume"], destination)
-                found.append((state, _digest(destination) == expected))
+                found.append((state, digest(destination) == expected))
                 bar.update()
             shutil.rmtree(destination)
     return {
@@ -97,7 +97,7 @@ def measure(
         "run_seconds": round(seconds, 1),
         "killed": dict(Counter(state for state, _ in found)),
         "bit_equal": sum(equal for _, equal in found),
-        "control_differs": _digest(folder / "other") != expected,
+        "control_differs": digest(folder / "other") != expected,
     }
 
 
@@ -138,7 +138,8 @@ def train(command: Sequence[str], destination: Path) -> None:
     subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def _digest(run: Path) -> str:
+def digest(run: Path) -> str:
+    """Returns the SHA-256 of the weights of a run."""
     return hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
 
 

@@ -117,7 +117,7 @@ def _training_loop(  # noqa: PLR0917
     if config.training.distillation and stage.trains_embedding:
         # Only the rows of the measured steps are embedded.
         part = EncodedRows(
-            [rows.ids[row] for row in chosen], rows.labels[chosen], rows.pad_token_id, [0] * len(chosen), []
+            [rows.ids[row] for row in chosen], rows.labels.rows(chosen), rows.pad_token_id, [0] * len(chosen), []
         )
         found = base_embeddings(folder, model, part, config.training.batch_size, accelerator)
         base = _Lookup(found, {row: index for index, row in enumerate(chosen)})

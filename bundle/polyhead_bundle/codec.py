@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import FormatError
-from .manifest import FORMAT_VERSION, Manifest, check_manifest
+from .manifest import FORMAT_VERSION, READABLE_VERSIONS, Manifest, check_manifest
 
 
 def render(manifest: Manifest) -> bytes:
@@ -34,11 +34,17 @@ def _canonical(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode()
 
 
-def parse(path: Path) -> tuple[Manifest, str]:
+# What version 3 added to the manifest and to each head, with the values that a manifest of version 2 implies.
+_ADDED_TO_MANIFEST: dict[str, Any] = {"prompts": {}}
+_ADDED_TO_HEADS: dict[str, Any] = {"thresholds": None, "spread": 1.0}
+_KINDS_OF_VERSION_2 = ("softmax", "sigmoid")
+
+
+def parse(path: Path) -> tuple[Manifest, str, int]:
     """Reads ``bundle.json`` strictly.
 
     Returns:
-        The validated manifest and its digest (64 hexadecimal digits).
+        The validated manifest, in the form of this release, its digest (64 hexadecimal digits) and its format version.
 
     Raises:
         FormatError: The file is not the canonical form of a valid manifest of a supported format version.
@@ -52,16 +58,34 @@ def parse(path: Path) -> tuple[Manifest, str]:
         raise FormatError(path, "must hold a JSON object")
     version = document.pop("format_version", None)
     # Python treats true and 1.0 as equal to 1; JSON does not.
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise FormatError(path, f"has format_version {version!r}; this release reads {FORMAT_VERSION}")
+    if type(version) is not int or version not in READABLE_VERSIONS:
+        readable = " and ".join(map(str, READABLE_VERSIONS))
+        raise FormatError(path, f"has format_version {version!r}; this release reads {readable}")
     digest = document.pop("digest", None)
     try:
         _check_digest(raw, {"format_version": version, **document}, digest)
-        manifest = typing.cast(Manifest, _decode(Manifest, document, "bundle.json"))
+        current = document if version == FORMAT_VERSION else _upgrade(document)
+        manifest = typing.cast(Manifest, _decode(Manifest, current, "bundle.json"))
         check_manifest(manifest)
     except (ValueError, OverflowError, RecursionError) as error:
         raise FormatError(path, str(error)) from None
-    return manifest, typing.cast(str, digest)
+    return manifest, typing.cast(str, digest), version
+
+
+def _upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Completes a document of version 2.
+
+    Raises:
+        ValueError: It has a field or a kind of head that version 2 does not have.
+    """
+    heads = [dict(_require(dict, head, "heads")) for head in _require(list, document.get("heads"), "heads")]
+    for entries, added in ((dict(document), _ADDED_TO_MANIFEST), *((head, _ADDED_TO_HEADS) for head in heads)):
+        if unknown := sorted(entries.keys() & added.keys()):
+            raise ValueError(f"unknown fields {unknown} in format version 2")
+    for head in heads:
+        if head.get("kind") not in _KINDS_OF_VERSION_2:
+            raise ValueError(f"heads: kind {head.get('kind')!r} is not one of {list(_KINDS_OF_VERSION_2)} in version 2")
+    return {**document, **_ADDED_TO_MANIFEST, "heads": [{**head, **_ADDED_TO_HEADS} for head in heads]}
 
 
 def _check_digest(raw: bytes, body: Mapping[str, Any], digest: object) -> None:

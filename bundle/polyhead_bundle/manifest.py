@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Literal
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+# Version 2 has softmax and sigmoid heads alone; codec.parse completes its manifests.
+READABLE_VERSIONS = (2, FORMAT_VERSION)
 MANIFEST_NAME = "bundle.json"
 
 TOKENIZER = "tokenizer.json"
@@ -17,6 +21,11 @@ CARD = "README.md"
 
 # Plain names, at most one folder deep: no file system can resolve such a name to a path outside the bundle.
 _FILE_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
+# Names of prompts are those of sentence-transformers' models, such as "query" and "retrieval.passage".
+PROMPT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+# Characters of a prompt, an instruction of a few sentences at most, and prompts of a model, one for each of its tasks.
+MAX_PROMPT_CHARACTERS = 1000
+MAX_PROMPTS = 256
 # [CLS], [SEP] and one token of text.
 _MIN_TOKENS = 3
 
@@ -38,21 +47,54 @@ class Tensor:
     dims: tuple[int | str, ...]
 
 
+HeadKind = Literal["softmax", "sigmoid", "multilabel", "ordinal", "regression"]
+
+
 @dataclass(frozen=True)
 class Head:
     """One head: the graph output that holds its logits, and how logits become a prediction.
 
-    ``labels`` are in the order of the logits; a sigmoid head has one logit and two labels, negative and positive.
-    Logits are divided by ``temperature``. ``threshold`` is the lowest probability at which a sigmoid head predicts the
-    positive label; null for a softmax head.
+    ``kind``: softmax, exactly one label applies; sigmoid, a yes-or-no question with two labels, negative and positive;
+    multilabel, each label applies or does not; ordinal, one of ordered labels; regression, a number. ``labels`` are in
+    the order of the logits, those of an ordinal head from the lowest to the highest; a regression head has none. Widths
+    of the output: softmax and multilabel K for K labels, sigmoid 1, ordinal K - 1 (logit j is the log-odds that the
+    answer is above label j), regression 1 (the value itself).
+
+    Logits are divided by ``temperature``, which is 1 for a regression head. ``threshold`` is the lowest probability at
+    which a sigmoid head predicts the positive label; null for other kinds. ``thresholds`` are those of a multilabel
+    head, one per label; null for other kinds. ``spread`` is the standard deviation of a regression head's training
+    targets, the unit in which differences between its outputs are judged; 1 for other kinds.
     """
 
     name: str
-    kind: Literal["softmax", "sigmoid"]
+    kind: HeadKind
     output: str
     labels: tuple[str, ...]
     temperature: float = 1.0
     threshold: float | None = None
+    thresholds: tuple[float, ...] | None = None
+    spread: float = 1.0
+
+    @property
+    def width(self) -> int:
+        """Number of logits."""
+        if self.kind in ("sigmoid", "regression"):
+            return 1
+        return len(self.labels) - (self.kind == "ordinal")
+
+    @property
+    def label_values(self) -> tuple[float, ...]:
+        """The value of each label of an ordinal head.
+
+        The numbers that the labels spell if each spells one, else their places, counted from 1.
+        """
+        try:
+            values = tuple(map(float, self.labels))
+        except ValueError:
+            values = ()
+        if values and all(map(math.isfinite, values)):
+            return values
+        return tuple(map(float, range(1, len(self.labels) + 1)))
 
 
 @dataclass(frozen=True)
@@ -117,7 +159,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of ``bundle.json``. ``files`` does not list ``bundle.json`` itself; ``digest`` covers that file."""
+    """The content of ``bundle.json``. ``files`` does not list ``bundle.json`` itself; ``digest`` covers that file.
+
+    ``prompts`` maps names to texts. A request that names a prompt has its text put before each of its own texts.
+    """
 
     name: str
     files: dict[str, FileEntry]
@@ -129,6 +174,7 @@ class Manifest:
     pad_token_id: int
     variants: dict[str, Variant]
     built_with: dict[str, str]
+    prompts: dict[str, str] = dataclass_field(default_factory=dict)
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -140,13 +186,14 @@ def check_manifest(manifest: Manifest) -> None:
     for name in manifest.files:
         check_file_name(name)
     _check_graph(manifest)
+    check_prompts(manifest.prompts)
     if manifest.max_tokens < _MIN_TOKENS:
         raise ValueError(f"max_tokens: {manifest.max_tokens} is below {_MIN_TOKENS}, which leaves no token for text")
     if manifest.pad_token_id < 0:
         raise ValueError(f"pad_token_id: {manifest.pad_token_id} is not a token id")
     if "fp32" not in manifest.variants:
         raise ValueError("variants: fp32 is missing; every bundle has it")
-    widths = {head.name: _width(head) for head in manifest.heads}
+    widths = {head.name: head.width for head in manifest.heads}
     for key, variant in manifest.variants.items():
         _check_variant(key, variant, manifest.files, set(widths))
         _check_golden(f"variants.{key}.golden", variant.golden, manifest.embedding.dimensions, widths)
@@ -161,6 +208,23 @@ def check_file_name(name: str) -> None:
     """
     if name == MANIFEST_NAME or not _FILE_NAME.fullmatch(name):
         raise ValueError(f"files: {name!r} is not a valid file name in a bundle")
+
+
+def check_prompts(prompts: Mapping[str, str]) -> None:
+    """Rejects prompts that a bundle cannot hold.
+
+    Raises:
+        ValueError: There are too many, a name is not one, or a text is empty or too long; the message names the prompt.
+    """
+    if len(prompts) > MAX_PROMPTS:
+        raise ValueError(f"prompts: {len(prompts)} are too many; at most {MAX_PROMPTS} are allowed")
+    for name, text in prompts.items():
+        if not PROMPT_NAME.fullmatch(name):
+            raise ValueError(
+                f"prompts: {name[:64]!r} is not a valid name: a letter, then up to 63 letters, digits and ._-"
+            )
+        if not 0 < len(text) <= MAX_PROMPT_CHARACTERS:
+            raise ValueError(f"prompts.{name}: has {len(text)} characters; 1 to {MAX_PROMPT_CHARACTERS} are allowed")
 
 
 def external_data_name(graph: str) -> str:
@@ -186,17 +250,12 @@ def _check_graph(manifest: Manifest) -> None:
     _check_width(outputs, manifest.embedding.output, manifest.embedding.dimensions, "embedding")
     for head in manifest.heads:
         _check_head(head)
-        _check_width(outputs, head.output, _width(head), f"heads.{head.name}")
+        _check_width(outputs, head.output, head.width, f"heads.{head.name}")
 
 
 def _require_distinct(where: str, names: list[str]) -> None:
     if len(set(names)) != len(names):
         raise ValueError(f"{where}: duplicate name among {names}")
-
-
-def _width(head: Head) -> int:
-    """Number of logits of a head."""
-    return 1 if head.kind == "sigmoid" else len(head.labels)
 
 
 def _check_width(outputs: Mapping[str, Tensor], name: str, width: int, where: str) -> None:
@@ -208,16 +267,39 @@ def _check_width(outputs: Mapping[str, Tensor], name: str, width: int, where: st
 
 def _check_head(head: Head) -> None:
     where = f"heads.{head.name}"
+    _check_labels(where, head)
+    if not 0 < head.temperature < math.inf:
+        raise ValueError(f"{where}.temperature: must be above 0; got {head.temperature}")
+    if not 0 < head.spread < math.inf:
+        raise ValueError(f"{where}.spread: must be above 0; got {head.spread}")
+    if head.kind == "regression" and head.temperature != 1:
+        raise ValueError(f"{where}.temperature: must be 1 for a regression head, whose output is its answer")
+    if head.kind != "regression" and head.spread != 1:
+        raise ValueError(f"{where}.spread: must be 1 for a {head.kind} head; only a regression head has one")
+    for field, found, owner in (
+        ("threshold", head.threshold, "sigmoid"),
+        ("thresholds", head.thresholds, "multilabel"),
+    ):
+        if (found is not None) != (head.kind == owner):
+            rule = "required for" if head.kind == owner else "not allowed for"
+            article = "an" if head.kind == "ordinal" else "a"
+            raise ValueError(f"{where}.{field}: {rule} {article} {head.kind} head")
+    if head.thresholds is not None and len(head.thresholds) != len(head.labels):
+        raise ValueError(f"{where}.thresholds: {len(head.thresholds)} for {len(head.labels)} labels; one each")
+    for threshold in (head.threshold, *(head.thresholds or ())):
+        if threshold is not None and not 0 < threshold < 1:
+            raise ValueError(f"{where}.threshold: must be between 0 and 1; got {threshold}")
+
+
+def _check_labels(where: str, head: Head) -> None:
+    if head.kind == "regression":
+        if head.labels:
+            raise ValueError(f"{where}.labels: a regression head has no labels; got {list(head.labels)}")
+        return
     if len(head.labels) < 2 or len(set(head.labels)) != len(head.labels):
         raise ValueError(f"{where}.labels: requires at least two distinct labels; got {list(head.labels)}")
-    if not 0 < head.temperature < float("inf"):
-        raise ValueError(f"{where}.temperature: must be above 0; got {head.temperature}")
     if head.kind == "sigmoid" and len(head.labels) != 2:
         raise ValueError(f"{where}.labels: a sigmoid head has two labels, negative and positive")
-    if (head.threshold is not None) != (head.kind == "sigmoid"):
-        raise ValueError(f"{where}.threshold: required for a sigmoid head, not allowed for a softmax head")
-    if head.threshold is not None and not 0 < head.threshold < 1:
-        raise ValueError(f"{where}.threshold: must be between 0 and 1; got {head.threshold}")
 
 
 def _check_variant(key: str, variant: Variant, files: Mapping[str, FileEntry], heads: set[str]) -> None:

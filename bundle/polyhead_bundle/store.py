@@ -14,7 +14,7 @@ from pathlib import Path
 from . import codec
 from .atomic_directory import replace_directory, staging_folder
 from .errors import BundleError, FormatError, IntegrityError
-from .manifest import MANIFEST_NAME, FileEntry, Manifest, check_file_name, check_manifest
+from .manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, check_file_name, check_manifest
 
 # A manifest holds a dozen golden outputs and names. A larger file is not a manifest, and is rejected before it is read.
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -22,11 +22,15 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose every byte was verified when it was loaded."""
+    """A bundle on disk whose every byte was verified when it was loaded.
+
+    ``format_version`` is that of its ``bundle.json``; ``manifest`` has the form of this release.
+    """
 
     path: Path
     manifest: Manifest
     digest: str
+    format_version: int = FORMAT_VERSION
 
     @property
     def model_id(self) -> str:
@@ -70,9 +74,9 @@ def _load(path: Path) -> Bundle:
     _require_regular_file(manifest_path, FormatError, "is missing: this directory is not a bundle")
     if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
         raise FormatError(manifest_path, f"is larger than {MAX_MANIFEST_BYTES} bytes")
-    manifest, digest = codec.parse(manifest_path)
+    manifest, digest, version = codec.parse(manifest_path)
     _verify_files(path, manifest.files)
-    return Bundle(path=path, manifest=manifest, digest=digest)
+    return Bundle(path=path, manifest=manifest, digest=digest, format_version=version)
 
 
 def write(destination: Path, manifest: Manifest, sources: Mapping[str, Path]) -> Bundle:
@@ -116,7 +120,7 @@ def require_replaceable(destination: Path) -> None:
     if not destination.exists():
         return
     try:
-        manifest, _ = codec.parse(destination / MANIFEST_NAME)
+        manifest, _, _ = codec.parse(destination / MANIFEST_NAME)
         _verify_names(destination, manifest.files)
     except (BundleError, OSError):
         reason = "already exists, is not a bundle of this release, and was left unchanged; remove it or choose another"

@@ -5,7 +5,7 @@
     cli --> client, aio --> _base --> session --> streaming, batch --> core (no I/O) --> conversion --> values
                               |          `--> transport (channels, pool, credentials, threads or tasks)
                               `--> options
-    values: model_info, types, errors
+    values: model_info, types, head_outputs, errors
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ServerError,
         UnavailableError,
     )
+    from .head_outputs import Classification, HeadOutput, LabelScore, LabelSet, Score, Sentiment
     from .model_info import EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
     from .options import (
         AnalyzeOptions,
@@ -40,17 +41,7 @@ if TYPE_CHECKING:
         UnaryOptions,
     )
     from .transport.credentials import Tls
-    from .types import (
-        Answer,
-        Classification,
-        Fingerprints,
-        ItemError,
-        LabelScore,
-        Result,
-        Sentiment,
-        Timings,
-        Truncation,
-    )
+    from .types import Answer, Fingerprints, ItemError, Result, Timings, Truncation
 
 # The modules are imported when a name is used, so that ``import polyhead_client`` works without the extra, and --help
 # does not wait for numpy and gRPC.
@@ -69,6 +60,7 @@ _MODULES = {
         "ServerError",
         "UnavailableError",
     ),
+    "head_outputs": ("Classification", "HeadOutput", "LabelScore", "LabelSet", "Score", "Sentiment"),
     "model_info": ("EmbeddingInfo", "HeadInfo", "Limits", "ModelInfo", "RuntimeInfo"),
     "options": (
         "AnalyzeOptions",
@@ -79,17 +71,7 @@ _MODULES = {
         "UnaryOptions",
     ),
     "transport.credentials": ("Tls",),
-    "types": (
-        "Answer",
-        "Classification",
-        "Fingerprints",
-        "ItemError",
-        "LabelScore",
-        "Result",
-        "Sentiment",
-        "Timings",
-        "Truncation",
-    ),
+    "types": ("Answer", "Fingerprints", "ItemError", "Result", "Timings", "Truncation"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -106,10 +88,12 @@ __all__ = [
     "Encoding",
     "Fingerprints",
     "HeadInfo",
+    "HeadOutput",
     "InvalidRequestError",
     "ItemError",
     "ItemFailedError",
     "LabelScore",
+    "LabelSet",
     "Limits",
     "ModelInfo",
     "Order",
@@ -117,6 +101,7 @@ __all__ = [
     "ResourceExhaustedError",
     "Result",
     "RuntimeInfo",
+    "Score",
     "Sentiment",
     "ServerError",
     "StreamAnalyzeOptions",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Task = Literal["embedding", "classification", "sentiment"]
+Task = Literal["embedding", "classification", "sentiment", "labels", "score"]
 TruncationPolicy = Literal["truncate", "error", "window"]
 Order = Literal["request", "completion"]
 Encoding = Literal["float32", "float16", "int8", "binary"]

@@ -134,6 +134,40 @@ class Client(BaseClient[Iterable[Text], Iterator[Answer]]):
         """
         return run(self._analyze(texts, UnaryOptions, options, "sentiment"))
 
+    @documented(UnaryOptions)
+    def labels(self, texts: Iterable[Text], **options: Unpack[UnaryOptions]) -> list[Answer]:
+        """Returns answers with the labels of their multilabel heads, otherwise like ``analyze``.
+
+        Args:
+            texts: The texts to label, each a ``str`` or ``(item_id, text)``: a list, a numpy array, a pandas Series.
+            **options: See ``UnaryOptions``.
+
+        Returns:
+            One answer for each text. An item's error is part of its answer and is not raised.
+
+        Raises:
+            InvalidRequestError: An option or a text is invalid; nothing was sent.
+            PolyheadError: The call as a whole failed; the subclass tells how to react.
+        """
+        return run(self._analyze(texts, UnaryOptions, options, "labels"))
+
+    @documented(UnaryOptions)
+    def score(self, texts: Iterable[Text], **options: Unpack[UnaryOptions]) -> list[Answer]:
+        """Returns answers with the scores of their ordinal and regression heads, otherwise like ``analyze``.
+
+        Args:
+            texts: The texts to score, each a ``str`` or ``(item_id, text)``: a list, a numpy array, a pandas Series.
+            **options: See ``UnaryOptions``.
+
+        Returns:
+            One answer for each text. An item's error is part of its answer and is not raised.
+
+        Raises:
+            InvalidRequestError: An option or a text is invalid; nothing was sent.
+            PolyheadError: The call as a whole failed; the subclass tells how to react.
+        """
+        return run(self._analyze(texts, UnaryOptions, options, "score"))
+
     @documented(EmbedOptions)
     def embeddings(self, texts: Iterable[Text], **options: Unpack[EmbedOptions]) -> NDArray[np.float32]:
         """Returns the embeddings of a batch of texts as one matrix.

@@ -1,4 +1,4 @@
-"""Conversion between protobuf messages and this package's own types; no other module knows both.
+"""Conversion between protobuf messages and this package's own types; with ``head_conversion`` alone knows both.
 
 ::
 
@@ -22,8 +22,9 @@ from polyhead.v1 import item_pb2, model_pb2
 
 from .choices import Encoding, Order, TruncationPolicy
 from .errors import InvalidRequestError, invalid_answer, reason_of, require_integer, retry_after_of
+from .head_conversion import classification_of, label_set_of, score_of, sentiment_of
 from .model_info import EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
-from .types import Answer, Classification, Fingerprints, ItemError, LabelScore, Result, Sentiment, Timings, Truncation
+from .types import Answer, Fingerprints, ItemError, Result, Timings, Truncation
 
 StreamRequest = (
     service_pb2.StreamAnalyzeRequest
@@ -44,7 +45,11 @@ _TASKS = {
     "embedding": item_pb2.TASK_EMBEDDING,
     "classification": item_pb2.TASK_CLASSIFICATION,
     "sentiment": item_pb2.TASK_SENTIMENT,
+    "labels": item_pb2.TASK_LABELS,
+    "score": item_pb2.TASK_SCORE,
 }
+# Attributes of a result that hold the output of a task, where they are not named like it.
+_OUTPUTS = {"labels": "label_sets", "score": "scores"}
 _TASK_NAMES = {number: task for task, number in _TASKS.items()}
 # The task of each stream that has one.
 _STREAM_TASKS: dict[type[Any], list[str]] = {
@@ -71,10 +76,6 @@ _WIRE_FORMATS = {
     item_pb2.EMBEDDING_ENCODING_INT8: ("i1", 1),
     item_pb2.EMBEDDING_ENCODING_BINARY: ("u1", 8),
 }
-_MAX_PROBABILITY = 1 + 1e-6  # 1, and the error of float32
-_OUT_OF_RANGE = "a probability that is not between 0 and 1"
-# Maximum difference between 1 and the sum of a head's probabilities, for thousands of labels in float32.
-_MAX_SUM_ERROR = 0.01
 _MAX_DIMENSIONS_EXCLUSIVE = 2**32
 
 
@@ -89,7 +90,9 @@ def request_template(kind: type[RequestT], options: Mapping[str, Any]) -> Reques
         InvalidRequestError: An option has an unknown value.
     """
     fields: dict[str, Any] = {
-        "options": item_options(options["truncation"], options["include_timings"], options["expected_fingerprints"])
+        "options": item_options(
+            options["truncation"], options["include_timings"], options["expected_fingerprints"], options["prompt"]
+        )
     }
     if "tasks" in options:
         if isinstance(options["tasks"], str):
@@ -102,11 +105,16 @@ def request_template(kind: type[RequestT], options: Mapping[str, Any]) -> Reques
 
 
 def item_options(
-    truncation: TruncationPolicy, include_timings: bool, expected: Fingerprints | ModelInfo | None
+    truncation: TruncationPolicy,
+    include_timings: bool,
+    expected: Fingerprints | ModelInfo | None,
+    prompt: str | None = None,
 ) -> item_pb2.ItemOptions:
     """Builds the options that apply to every item, whatever its tasks."""
     policy = _lookup("truncation", _TRUNCATION, truncation)
     options = item_pb2.ItemOptions(truncation=policy, include_timings=include_timings)
+    if prompt is not None:
+        options.prompt = _prompt_name(prompt)
     if expected is not None:
         options.expected_fingerprints.CopyFrom(_fingerprints_message(expected))
     return options
@@ -119,6 +127,14 @@ def embedding_options(encoding: Encoding, dimensions: int | None) -> item_pb2.Em
         if dimensions >= _MAX_DIMENSIONS_EXCLUSIVE:
             raise InvalidRequestError("INVALID_ARGUMENT", f"dimensions: {dimensions} is not below 2 ** 32")
     return item_pb2.EmbeddingOptions(encoding=_lookup("encoding", _ENCODING, encoding), dimensions=dimensions or 0)
+
+
+def _prompt_name(prompt: object) -> str:
+    # An empty name would mean no prompt.
+    if isinstance(prompt, str) and prompt and prompt.isascii():
+        return prompt
+    problem = f"prompt: {prompt!r} is not the name of a prompt; ModelInfo.prompts has those of the model"
+    raise InvalidRequestError("INVALID_ARGUMENT", problem, "UNKNOWN_PROMPT")
 
 
 def in_request_order(order: Order) -> bool:
@@ -170,6 +186,7 @@ def model_info_of(response: service_pb2.GetModelInfoResponse) -> ModelInfo:
         runtime=RuntimeInfo(runtime.engine, runtime.device, runtime.variant, tuple(runtime.fallback_reasons)),
         bundle_format_version=model.bundle_format_version,
         server_version=model.server_version,
+        prompts={prompt.name: prompt.text for prompt in model.prompts},
     )
 
 
@@ -198,7 +215,8 @@ def _answer(answer: item_pb2.Answer, tasks: Iterable[str], dimensions: int) -> A
         case "result":
             result = _result(answer.result, dimensions)
             for task in tasks:
-                if getattr(result, task) is None:
+                output = getattr(result, _OUTPUTS.get(task, task))
+                if output is None or (isinstance(output, tuple) and not output):
                     return Answer(answer.item_id, error=_task_error(task, result))
             return Answer(answer.item_id, result=result)
         case "error":
@@ -233,11 +251,13 @@ def _result(result: item_pb2.Result, dimensions: int = 0) -> Result:
         ),
         fingerprints=_fingerprints(result.fingerprints),
         embedding=_embedding(result.embedding) if result.HasField("embedding") else None,
-        classification=_classification(result.classification) if result.HasField("classification") else None,
-        sentiment=_sentiment(result.sentiment) if result.HasField("sentiment") else None,
-        additional_classifications=tuple(_classification(one) for one in result.additional_classifications),
-        additional_sentiments=tuple(_sentiment(one) for one in result.additional_sentiments),
+        classification=classification_of(result.classification) if result.HasField("classification") else None,
+        sentiment=sentiment_of(result.sentiment) if result.HasField("sentiment") else None,
+        additional_classifications=tuple(classification_of(one) for one in result.additional_classifications),
+        additional_sentiments=tuple(sentiment_of(one) for one in result.additional_sentiments),
         timings=_timings(result.timings) if result.HasField("timings") else None,
+        label_sets=tuple(label_set_of(one) for one in result.label_sets),
+        scores=tuple(score_of(one) for one in result.scores),
     )
 
 
@@ -262,36 +282,6 @@ def _embedding(embedding: item_pb2.Embedding) -> NDArray[np.float32]:
     # An array over bytes is read-only and a converted one is writable: make both behave alike.
     values.flags.writeable = False
     return values
-
-
-def _classification(classification: item_pb2.Classification) -> Classification:
-    scores = tuple(LabelScore(score.label, score.probability) for score in classification.scores)
-    if problem := _scores_problem(scores):
-        raise invalid_answer(f"the output of head {classification.head!r} has {problem}")
-    return Classification(classification.head, scores)
-
-
-def _scores_problem(scores: tuple[LabelScore, ...]) -> str | None:
-    """Returns what is impossible about the scores of a softmax head."""
-    total, previous = 0.0, _MAX_PROBABILITY
-    for score in scores:
-        probability = score.probability
-        if not 0 <= probability <= previous:
-            ordered = 0 <= probability <= _MAX_PROBABILITY
-            return "labels that are not ordered by probability" if ordered else _OUT_OF_RANGE
-        total += probability
-        previous = probability
-    if not scores:
-        return "no labels"
-    if abs(total - 1) > _MAX_SUM_ERROR:
-        return f"probabilities that add up to {total:g}"
-    return "a label twice" if len({score.label for score in scores}) < len(scores) else None
-
-
-def _sentiment(sentiment: item_pb2.Sentiment) -> Sentiment:
-    if not 0 <= sentiment.probability <= _MAX_PROBABILITY:
-        raise invalid_answer(f"the output of head {sentiment.head!r} has {_OUT_OF_RANGE}")
-    return Sentiment(sentiment.head, sentiment.probability, sentiment.label)
 
 
 def _fingerprints(fingerprints: item_pb2.Fingerprints) -> Fingerprints:
@@ -324,4 +314,5 @@ def _head(head: model_pb2.HeadInfo) -> HeadInfo:
         labels=tuple(head.labels),
         temperature=head.temperature,
         threshold=head.threshold if head.HasField("threshold") else None,
+        thresholds=tuple(head.thresholds) or None,
     )

@@ -88,8 +88,11 @@ _DETAILS_KEY, _PUSHBACK_KEY = "grpc-status-details-bin", "grpc-retry-pushback-ms
 # Digits of a 64-bit number; Python refuses to parse several thousand.
 _MAX_PUSHBACK_DIGITS = 19
 
-# The message that grpc.aio puts in place of the status when it writes on a stream that has just ended.
-_LOST_STATUS = "Internal error from Core"
+# The message that grpc.aio puts in place of the server's status when a write fails because the stream has ended.
+LOST_STATUS = "Internal error from Core"
+# Part of gRPC's own message about a stream that was reset. Proxies such as Envoy, HAProxy and nginx reset the streams
+# of a server that died, as they can no longer send a status once they have forwarded the headers of the response.
+_RESET = "RST_STREAM"
 
 # CANCELLED beside UNAVAILABLE: a server that stops sends it for calls that it has not started.
 _BY_CODE: dict[grpc.StatusCode, type[PolyheadError]] = {
@@ -168,8 +171,10 @@ def map_grpc_errors() -> Iterator[None]:
 def _from_rpc_error(error: Any) -> PolyheadError:
     """Builds the error for a failed call; an RpcError has these methods although its type does not declare them."""
     code, message = error.code(), error.details() or "the server sent no message"
-    if code is grpc.StatusCode.INTERNAL and message == _LOST_STATUS:
+    if code is grpc.StatusCode.INTERNAL and message == LOST_STATUS:
         code, message = grpc.StatusCode.UNAVAILABLE, "the stream ended while a message was being sent"
+    elif code is grpc.StatusCode.INTERNAL and _RESET in message and not error.trailing_metadata():
+        code = grpc.StatusCode.UNAVAILABLE
     # By iteration: dict() asks for keys(), which yields pairs in older versions of grpc.aio, such as 1.78.
     trailing = dict(iter(error.trailing_metadata() or ()))
     status = status_pb2.Status()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from .types import Fingerprints, Value
+from .types import Fingerprints
+from .value import Value
 
 
 @dataclass(frozen=True)
@@ -13,10 +15,14 @@ class HeadInfo(Value):
 
     Attributes:
         name: Unique name within the model.
-        kind: ``"softmax"`` (exactly one label applies) or ``"sigmoid"`` (a yes-or-no question).
-        labels: In the order of the head's outputs; for a sigmoid head the negative label, then the positive one.
+        kind: ``"softmax"`` (exactly one label applies), ``"sigmoid"`` (a yes-or-no question), ``"multilabel"`` (any
+            number of labels applies), ``"ordinal"`` (exactly one of ordered labels applies) or ``"regression"`` (a
+            number).
+        labels: In the order of the head's outputs; for a sigmoid head the negative label, then the positive one; for an
+            ordinal head the lowest first; empty for a regression head.
         temperature: Divisor of the logits; 1 when the head was not calibrated.
-        threshold: Minimum probability of a sigmoid head's positive label; None for a softmax head.
+        threshold: Minimum probability of a sigmoid head's positive label; None for other heads.
+        thresholds: Minimum probabilities of a multilabel head's labels, in their order; None for other heads.
     """
 
     name: str
@@ -24,6 +30,7 @@ class HeadInfo(Value):
     labels: tuple[str, ...]
     temperature: float
     threshold: float | None
+    thresholds: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,9 @@ class Limits(Value):
     """The server's limits on requests.
 
     Attributes:
-        max_tokens: Tokens of one text that the model reads, special tokens included.
-        max_characters: Code points of one text that the server tokenizes; the rest counts as truncated.
+        max_tokens: Tokens of one text that the model reads, special tokens and prompt included.
+        max_characters: Code points of one text that the server tokenizes, prompt included; the rest counts as
+            truncated.
         max_items_per_message: Items in one message, in streams and in unary calls.
         max_message_bytes: Bytes of one request message on the wire.
         max_windows: Windows of one text with ``truncation="window"``; 0 for a server without window support.
@@ -90,6 +98,7 @@ class ModelInfo(Value):
         runtime: Engine, device and variant in use.
         bundle_format_version: Format version of the bundle.
         server_version: Version of the polyhead server.
+        prompts: Text of each prompt, by its name; the option ``prompt`` takes a name.
     """
 
     model_id: str
@@ -100,3 +109,4 @@ class ModelInfo(Value):
     runtime: RuntimeInfo
     bundle_format_version: int
     server_version: str
+    prompts: Mapping[str, str] = field(default_factory=dict)

@@ -47,6 +47,14 @@ class RequestOptions(TypedDict, total=False):
             'text, ``"window"`` reads it in overlapping windows and pools their outputs.',
         ),
     ]
+    prompt: Annotated[
+        str | None,
+        Option(
+            None,
+            'Name of a prompt of the model, whose text the server puts before every text, such as ``"query"``; those '
+            "that the model has are in ``ModelInfo.prompts``. None for no prompt.",
+        ),
+    ]
     include_timings: Annotated[bool, Option(False, "Add the time that each step took on the server to every result.")]
     expected_fingerprints: Annotated[
         Fingerprints | ModelInfo | None,
@@ -63,7 +71,11 @@ class TaskOptions(TypedDict, total=False):
 
     tasks: Annotated[
         Iterable[Task],
-        Option((), 'Any of ``"embedding"``, ``"classification"``, ``"sentiment"``; empty for all that the model has.'),
+        Option(
+            (),
+            'Any of ``"embedding"``, ``"classification"``, ``"sentiment"``, ``"labels"``, ``"score"``; empty for all '
+            "that the model has.",
+        ),
     ]
 
 
@@ -104,7 +116,7 @@ class StreamOptions(RequestOptions, total=False):
 
 
 class UnaryOptions(RequestOptions, UnaryDeadline, total=False):
-    """Options of ``classify`` and ``sentiment``."""
+    """Options of ``classify``, ``sentiment``, ``labels`` and ``score``."""
 
 
 class EmbedOptions(RequestOptions, EmbeddingOptions, UnaryDeadline, total=False):

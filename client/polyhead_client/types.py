@@ -2,57 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InvalidRequestError, ItemFailedError, ServerError
+from .head_outputs import Classification, HeadOutput, LabelSet, Score, Sentiment
+from .value import Value
 
 OutputT = TypeVar("OutputT")
-
-# Fields of the protocol that are float32; their shortest decimals are shorter than those of the equal float64.
-_FLOAT32_FIELDS = ("probability", "temperature", "threshold")
-
-
-class Value:
-    """Base class of the values that a client returns."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields by name, as values that ``json.dumps`` accepts.
-
-        Nested values are dicts, tuples and embeddings are lists. A float32 is the shortest decimal that restores it:
-        0.9, not the 0.8999999761581421 of the equal float64.
-        """
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
-        return {one.name: _to_json(getattr(self, one.name), one.name in _FLOAT32_FIELDS) for one in fields}
-
-
-def _to_json(value: Any, is_float32: bool = False) -> Any:
-    converted: Any = value
-    match value:
-        case Value():
-            converted = value.to_dict()
-        case np.ndarray():
-            converted = [_shortest(number) for number in value]
-        case Mapping():
-            converted = {key: _to_json(one) for key, one in value.items()}
-        case tuple():
-            converted = [_to_json(one) for one in value]
-        case float() if not math.isfinite(value):
-            converted = None  # JSON has no infinity
-        case float() if is_float32:
-            converted = _shortest(value)
-    return converted
-
-
-def _shortest(number: float | np.float32) -> float:
-    return float(str(np.float32(number)))
+HeadT = TypeVar("HeadT", bound=HeadOutput)
 
 
 @dataclass(frozen=True)
@@ -73,59 +36,13 @@ class ItemError(Value):
 
 
 @dataclass(frozen=True)
-class LabelScore(Value):
-    """One label and its probability, 0 to 1."""
-
-    label: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Classification(Value):
-    """The output of a softmax head.
-
-    Attributes:
-        head: Name of the head.
-        scores: Every label of the head once, most probable first; the probabilities sum to 1.
-    """
-
-    head: str
-    scores: tuple[LabelScore, ...]
-
-    @property
-    def best(self) -> LabelScore:
-        """The most probable label, with its probability."""
-        return self.scores[0]
-
-    @property
-    def label(self) -> str:
-        """The most probable label."""
-        return self.scores[0].label
-
-
-@dataclass(frozen=True)
-class Sentiment(Value):
-    """The output of a sigmoid head.
-
-    Attributes:
-        head: Name of the head.
-        probability: Probability of the positive label, 0 to 1.
-        label: The positive label when the probability reaches the head's threshold, otherwise the negative one.
-    """
-
-    head: str
-    probability: float
-    label: str
-
-
-@dataclass(frozen=True)
 class Truncation(Value):
     """How much of the text the model read.
 
     Attributes:
         truncated: True when the model did not read the whole text.
-        tokens_seen: Number of tokens in the text before truncation, special tokens included.
-        tokens_used: Number of tokens that the model read in all windows, special tokens included.
+        tokens_seen: Number of tokens in the text before truncation, special tokens and prompt included.
+        tokens_used: Number of tokens that the model read in all windows, special tokens and prompt included.
         cut_at_code_point: Start of the unread part: ``text[cut_at_code_point:]``. None when the whole text was read.
         windows: Number of windows that the text was split into; 1 unless ``truncation="window"`` required more.
     """
@@ -161,7 +78,7 @@ class Timings(Value):
         queue_s: End of tokenization to start of the forward pass.
         compute_s: Forward pass of the batch that contained the item.
         total_s: Arrival of the message to completion of the item's answer: admission, tokenization, queue, compute.
-        batch_items: Number of items in the batch.
+        batch_items: Number of items in the batch; 0 for an answer from the server's cache.
         batch_tokens: Number of tokens in the batch, padding included.
         admission_s: Arrival of the message to its admission; a stream waits here for free capacity.
         delivery_s: Completion of the item's answer to its write on the stream, after those before it. Not included in
@@ -192,6 +109,8 @@ class Result(Value):
         additional_classifications: Outputs of the softmax heads after the first.
         additional_sentiments: Outputs of the sigmoid heads after the first.
         timings: Time per step. None unless ``include_timings=True``.
+        label_sets: Outputs of the multilabel heads.
+        scores: Outputs of the ordinal and regression heads.
     """
 
     truncation: Truncation
@@ -202,25 +121,39 @@ class Result(Value):
     additional_classifications: tuple[Classification, ...] = ()
     additional_sentiments: tuple[Sentiment, ...] = ()
     timings: Timings | None = None
+    label_sets: tuple[LabelSet, ...] = ()
+    scores: tuple[Score, ...] = ()
 
     @property
-    def heads(self) -> dict[str, Classification | Sentiment]:
+    def heads(self) -> dict[str, HeadOutput]:
         """The output of each head, by its name."""
-        first = [one for one in (self.classification, self.sentiment) if one is not None]
-        return {one.head: one for one in (*first, *self.additional_classifications, *self.additional_sentiments)}
+        outputs: list[HeadOutput] = [one for one in (self.classification, self.sentiment) if one is not None]
+        outputs += [*self.additional_classifications, *self.additional_sentiments, *self.label_sets, *self.scores]
+        return {one.head: one for one in outputs}
 
-    def head(self, name: str) -> Classification | Sentiment:
+    @overload
+    def head(self, name: str) -> HeadOutput: ...
+
+    @overload
+    def head(self, name: str, kind: type[HeadT]) -> HeadT: ...
+
+    def head(self, name: str, kind: type[Any] = Value) -> Any:
         """Returns the output of a head.
 
         Args:
             name: Name of the head, as in ``ModelInfo.heads``.
+            kind: Type that the output must have, for type checkers: ``answer.head("stars", Score).value``.
 
         Raises:
-            InvalidRequestError: The result has no output of that head; the message names those it has.
+            InvalidRequestError: The result has no output of that head; the message names those it has. Or the output
+                has another type.
         """
         heads = self.heads
         if name in heads:
-            return heads[name]
+            if isinstance(heads[name], kind):
+                return heads[name]
+            problem = f"the output of head {name!r} is a {type(heads[name]).__name__}, not a {kind.__name__}"
+            raise InvalidRequestError("NOT_FOUND", problem, "UNKNOWN_HEAD")
         near = difflib.get_close_matches(str(name), heads, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         problem = f"the result has no head {name!r}, only {', '.join(map(repr, heads)) or 'none'}{hint}"
@@ -231,8 +164,9 @@ class Result(Value):
 class Answer(Value):
     """The outcome of one item: exactly one of ``result`` and ``error`` is set.
 
-    ``embedding``, ``classification``, ``sentiment`` and ``head`` return a part of the result, never None: they raise
-    where there is none, so that a type checker accepts ``answer.sentiment.label``.
+    ``embedding``, ``classification``, ``sentiment``, ``label_sets``, ``scores`` and ``head`` return a part of the
+    result, never None and never nothing: they raise where there is none, so that a type checker accepts
+    ``answer.sentiment.label``.
 
     Attributes:
         item_id: Id of the item as the caller gave it, or its running number in the call.
@@ -274,14 +208,41 @@ class Answer(Value):
         """
         return self._output("sentiment", self.unwrap().sentiment)
 
-    def head(self, name: str) -> Classification | Sentiment:
+    @property
+    def label_sets(self) -> tuple[LabelSet, ...]:
+        """Outputs of the multilabel heads, at least one.
+
+        Raises:
+            ItemFailedError: The item has an error.
+            InvalidRequestError: The result has no label sets.
+        """
+        return self._output("label set", self.unwrap().label_sets or None)
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """Outputs of the ordinal and regression heads, at least one.
+
+        Raises:
+            ItemFailedError: The item has an error.
+            InvalidRequestError: The result has no scores.
+        """
+        return self._output("score", self.unwrap().scores or None)
+
+    @overload
+    def head(self, name: str) -> HeadOutput: ...
+
+    @overload
+    def head(self, name: str, kind: type[HeadT]) -> HeadT: ...
+
+    def head(self, name: str, kind: type[Any] = Value) -> Any:
         """Returns the output of a head, like ``Result.head``.
 
         Raises:
             ItemFailedError: The item has an error.
-            InvalidRequestError: The result has no output of that head; the message names those it has.
+            InvalidRequestError: The result has no output of that head; the message names those it has. Or the output
+                has another type.
         """
-        return self.unwrap().head(name)
+        return self.unwrap().head(name, kind)
 
     def _output(self, task: str, output: OutputT | None) -> OutputT:
         if output is None:

@@ -1,5 +1,5 @@
-// Package polyhead calls a polyhead server, which answers a text with an embedding, a class and a sentiment from one
-// forward pass.
+// Package polyhead calls a polyhead server, which answers a text with an embedding and the answers of all heads from
+// one forward pass.
 //
 // The package polyheadv1 holds the generated messages and stubs. Client adds retries, deadlines and a stream that
 // loses no item.

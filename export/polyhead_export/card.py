@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from polyhead_bundle import Head, Manifest
-from polyhead_training.reporting.model_card import code, figures, table
+from polyhead_training.reporting.model_card import code, figures, prompts, table, thresholds
 from polyhead_training.reporting.results import read_evaluation
 from polyhead_training.runs.run_directory import EVALUATION_NAME, Run
 
@@ -31,7 +31,14 @@ def render_card(run: Run, manifest: Manifest) -> str:
     Raises:
         RunError: ``evaluation.json`` is not a file that ``polyhead-train`` writes.
     """
-    sections = [_introduction(manifest), _heads(manifest.heads), _evaluation(run), _gate(manifest), _usage(manifest)]
+    sections = [
+        _introduction(manifest),
+        _heads(manifest.heads),
+        prompts(manifest.prompts, run.content["config"].get("data", {}).get("prompt")),
+        _evaluation(run),
+        _gate(manifest),
+        _usage(manifest),
+    ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 
@@ -55,7 +62,7 @@ def _heads(heads: Sequence[Head]) -> list[str]:
             head.kind,
             ", ".join(map(code, head.labels)),
             f"{head.temperature:.4g}",
-            "" if head.threshold is None else f"{head.threshold:g}",
+            thresholds(head.threshold, head.thresholds),
         ]
         for head in heads
     ]
@@ -67,7 +74,8 @@ def _evaluation(run: Run) -> list[str]:
     if not path.is_file():
         return []
     splits = read_evaluation(path)
-    return figures(splits, splits.pop("similarity", None))
+    similarity, retrieval = (splits.pop(part, None) for part in ("similarity", "retrieval"))
+    return figures(splits, similarity, retrieval)
 
 
 def _gate(manifest: Manifest) -> list[str]:

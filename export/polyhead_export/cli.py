@@ -240,13 +240,13 @@ def sign(bundle: Path, private_key: Path, signature: Path | None) -> None:
 @click.argument("checkpoint")
 @click.argument("run_dir", type=_PATH)
 @click.option("--name", help="Name of the model.  [default: last part of CHECKPOINT]")
-@click.option("--head", metavar="NAME", help="Name of a classifier's head.  [default: topic]")
+@click.option("--head", metavar="NAME", help="Name of the head of a classifier or SetFit model.  [default: topic]")
 def import_command(checkpoint: str, run_dir: Path, name: str | None, head: str | None) -> None:
     """Convert a checkpoint to a run directory, without training.
 
     CHECKPOINT is a folder or hub id of a sentence-transformers model, which becomes a model without heads, or of a
-    BERT, RoBERTa or DistilBERT classifier, whose head becomes `topic` or --head. The outputs are compared with the
-    checkpoint's; a checkpoint that cannot be represented exactly is an error.
+    SetFit model or classifier, whose head becomes `topic` or --head. The outputs are compared with the checkpoint's; a
+    checkpoint that cannot be represented exactly is an error.
 
     \b
     Examples:

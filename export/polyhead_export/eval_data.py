@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from polyhead_bundle import Head
-from polyhead_training.config import HeadConfig
 from polyhead_training.data.dataset import read_labelled
-from polyhead_training.data.labels import UNLABELLED
+from polyhead_training.data.target_tensors import Targets
 from polyhead_training.data.vocabulary import MAX_UNREAD
 from polyhead_training.errors import RunError
-from polyhead_training.evaluation.metrics import HeadScore, score
-from polyhead_training.evaluation.probabilities import answers
+from polyhead_training.evaluation.probabilities import answers, is_labelled
+from polyhead_training.evaluation.scoring import score
+from polyhead_training.model_config import HeadConfig
 from polyhead_training.runs.run_directory import Run
 from polyhead_training.suggestions import did_you_mean
 from polyhead_training.tokenization import encode, load_tokenizer, pad, unread_texts
@@ -30,6 +30,15 @@ from .errors import SettingsError
 from .runners import Outputs, Runner, run_all, torch_runner
 
 _BATCH_SIZE = 16
+# Metrics that a variant may lose by, and the limits for them, by kind of head.
+_LIMITS = {"accuracy": "accuracy_drop", "macro_f1": "macro_f1_drop"}
+DROPS: dict[str, dict[str, str]] = {
+    "softmax": _LIMITS,
+    "sigmoid": _LIMITS,
+    "multilabel": {"micro_f1": "accuracy_drop", "macro_f1": "macro_f1_drop"},
+    "ordinal": {"accuracy": "accuracy_drop", "macro_f1": "macro_f1_drop", "qwk": "macro_f1_drop"},
+    "regression": {"r2": "r2_drop"},
+}
 
 
 @dataclass(frozen=True)
@@ -38,51 +47,55 @@ class EvalData:
 
     Attributes:
         ids: Token ids of the N texts.
-        targets: (N, heads) index of each head's true label, ``UNLABELLED`` where there is none.
+        targets: True answers for each head, as in training's ``Targets.arrays``.
         reference: The trained model's outputs, (N, H) and (N, logits).
         pad_token_id: Token that pads the shorter texts of a batch.
     """
 
     ids: Sequence[Sequence[int]]
-    targets: NDArray[np.int64]
+    targets: tuple[NDArray[Any], ...]
     reference: Outputs
     pad_token_id: int
 
     def labelled_rows(self, column: int) -> int:
-        """Number of rows that have a label for a head."""
-        return int((self.targets[:, column] != UNLABELLED).sum())
+        """Number of rows that have an answer for a head."""
+        return int(is_labelled(self.targets[column]).sum())
 
     def sample(self, count: int) -> EvalData:
         """Returns about ``count`` evenly spaced rows."""
         step = -(-len(self.ids) // count)
         reference = {name: values[::step] for name, values in self.reference.items()}
-        return EvalData(self.ids[::step], self.targets[::step], reference, self.pad_token_id)
+        targets = tuple(answers[::step] for answers in self.targets)
+        return EvalData(self.ids[::step], targets, reference, self.pad_token_id)
 
     def predict(self, runner: Runner, description: str = "") -> Outputs:
         """Runs a graph on the rows; the outputs are in the order of the rows."""
         return predict(runner, self.ids, self.pad_token_id, description)
 
-    def score(self, outputs: Outputs, head: Head, column: int) -> HeadScore:
-        """Scores one head, with its temperature and threshold."""
+    def score(self, outputs: Outputs, head: Head, column: int) -> dict[str, Any]:
+        """Computes the metrics of one head, with its temperature and thresholds, in the form of ``evaluation.json``."""
         return score(
             head.kind,
             head.labels,
             outputs[head.output],
-            self.targets[:, column],
+            self.targets[column],
             temperature=head.temperature,
-            threshold=0.5 if head.threshold is None else head.threshold,
+            threshold=_threshold(head),
             intervals=False,
-        )
+        ).to_json()
 
     def worst_accuracy_drop(self, runner: Runner, heads: Sequence[Head], description: str = "") -> float:
-        """Largest accuracy that any head of a graph loses against the trained model; 0 when no head loses any."""
+        """Largest loss of any head of a graph against the trained model, 0 when no head loses any.
+
+        The loss is that of the head's first metric in ``DROPS``.
+        """
         outputs = self.predict(runner, description)
-        drops = [
-            (self.score(self.reference, head, column).accuracy or 0.0)
-            - (self.score(outputs, head, column).accuracy or 0.0)
-            for column, head in enumerate(heads)
-            if self.labelled_rows(column)
-        ]
+        drops = []
+        for column, head in enumerate(heads):
+            if self.labelled_rows(column):
+                metric = next(iter(DROPS[head.kind]))
+                ours, theirs = (self.score(found, head, column)[metric] for found in (outputs, self.reference))
+                drops.append((theirs or 0.0) - (ours or 0.0))
         # A sample of sparsely labelled rows may contain no label at all.
         return max([0.0, *drops])
 
@@ -108,28 +121,23 @@ def read_eval_data(run: Run, heads: Sequence[Head], paths: Sequence[Path], refer
             raise SettingsError(path, f"evaluation data not found{'; ' if hint else ''}{hint}")
     text, described = _fields(run, heads)
     rows = read_labelled(paths, text, described)
-    indices = [{label: index for index, label in enumerate(head.labels)} for head in heads]
-    targets = np.array(
-        [
-            [UNLABELLED if label is None else index[label] for index, label in zip(indices, row.labels, strict=True)]
-            for row in rows
-        ],
-        dtype=np.int64,
-    ).reshape(len(rows), len(heads))
-    if not (targets != UNLABELLED).any():
+    targets = Targets.encode([row.labels for row in rows], described)
+    if not targets.labelled().any():
         raise SettingsError(paths[0], "no row has a label of any head; check the names of the fields")
     model = run.model
     tokenizer = load_tokenizer(run.tokenizer_path)
     texts = [row.text for row in rows]
-    ids = list(encode(tokenizer, texts, model.config.max_tokens))
-    if len(unread := unread_texts(tokenizer, texts, ids)) > MAX_UNREAD * len(texts):
+    plain = list(encode(tokenizer, texts, model.config.max_tokens))
+    if len(unread := unread_texts(tokenizer, texts, plain)) > MAX_UNREAD * len(texts):
         reason = f"the model reads {len(unread):,} of {len(texts):,} texts as special and unknown tokens alone"
         hint = "pass rows in the language that the model was made for"
         raise SettingsError(rows[unread[0]].path, f"{reason}, the first in line {rows[unread[0]].line}; {hint}")
+    prefix = run.prefix
+    ids = list(encode(tokenizer, [prefix + text for text in texts], model.config.max_tokens)) if prefix else plain
     outputs = predict(
         reference or torch_runner(model), ids, model.config.pad_token_id, "trained model: evaluation data"
     )
-    return EvalData(ids, targets, outputs, model.config.pad_token_id)
+    return EvalData(ids, targets.arrays(), outputs, model.config.pad_token_id)
 
 
 def _fields(run: Run, heads: Sequence[Head]) -> tuple[str, list[HeadConfig]]:
@@ -142,7 +150,7 @@ def _fields(run: Run, heads: Sequence[Head]) -> tuple[str, list[HeadConfig]]:
         text = str(config["data"]["text"])
         configured = [HeadConfig.model_validate(head) for head in config["model"]["heads"]]
         return text, [
-            one.model_copy(update={"labels": head.labels}) for one, head in zip(configured, heads, strict=True)
+            one.model_copy(update={"labels": head.labels or None}) for one, head in zip(configured, heads, strict=True)
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(run.path / "run.json", f"config: does not match this release ({error}); train again") from None
@@ -167,7 +175,10 @@ def predict(runner: Runner, ids: Sequence[Sequence[int]], pad_token_id: int, des
     return outputs
 
 
-def predicted_labels(outputs: Outputs, head: Head) -> NDArray[np.integer[Any]]:
-    """Index of the label that a head predicts for each text, (B,)."""
-    threshold = 0.5 if head.threshold is None else head.threshold
-    return answers(head.kind, outputs[head.output], head.temperature, threshold)
+def predictions(outputs: Outputs, head: Head) -> NDArray[Any]:
+    """What a head predicts for each of B texts, as in training's ``answers``."""
+    return answers(head.kind, outputs[head.output], head.temperature, _threshold(head))
+
+
+def _threshold(head: Head) -> float | tuple[float, ...]:
+    return head.thresholds or (0.5 if head.threshold is None else head.threshold)

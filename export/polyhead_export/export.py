@@ -26,7 +26,7 @@ from polyhead_bundle import Bundle, Golden, Head, Manifest, Variant, external_da
 from polyhead_training.errors import RunError
 from polyhead_training.model import PolyheadConfig
 from polyhead_training.runs.run_directory import Run, load_run
-from polyhead_training.tokenization import encode, load_tokenizer, pad
+from polyhead_training.tokenization import encode, load_tokenizer, overlong_prompts, pad
 from polyhead_training.units import format_duration
 
 from polyhead_export.quantization.fusion import count_operators, summary
@@ -143,7 +143,7 @@ def _make(name: VariantName, plain: Path, limits: Limits, work: _Work) -> Varian
     if work.eval_data:
         texts = work.eval_data.ids
     with _timed(f"variant {name} made", report) if name != "fp32" else nullcontext():
-        path = make_variant(name, plain, config, work.ids, report, texts, accuracy_drop, work.runners.graph)
+        path = make_variant(name, plain, work.run.model, work.ids, report, texts, accuracy_drop, work.runners.graph)
     counts = count_operators(onnx.load(str(path), load_external_data=False))
     report(f"variant {name}: {summary(counts)}")
     graph = work.runners.graph(path)
@@ -198,8 +198,10 @@ def read_heads(run: Run) -> tuple[Head, ...]:
                 labels=tuple(head["labels"]),
                 temperature=float(head["temperature"]),
                 threshold=head["threshold"],
+                thresholds=None if head.get("thresholds") is None else tuple(head["thresholds"]),
+                spread=float(model_head.get("spread", 1.0)),
             )
-            for head in run.heads
+            for head, model_head in zip(run.heads, run.model.config.heads, strict=True)
         )
     except KeyError as error:
         raise RunError(run.path / "run.json", f"heads: a head has no field {error}; train again") from None
@@ -210,7 +212,11 @@ def _encode_golden(run: Run) -> list[list[int]]:
         tokenizer = load_tokenizer(run.tokenizer_path)
     except Exception as error:  # tokenizers raises plain Exception
         raise RunError(run.tokenizer_path, f"is not a valid tokenizer: {error}; train again") from error
-    return list(encode(tokenizer, golden_texts(run.model.config.max_tokens), run.model.config.max_tokens))
+    limit, prompts = run.model.config.max_tokens, run.model.config.prompts
+    for name, tokens in overlong_prompts(tokenizer, prompts, limit).items():
+        reason = f"prompts.{name}: has {tokens} tokens, and max_tokens is {limit}, which leaves none for a text"
+        raise RunError(run.path, f"{reason}; train again with a shorter one")
+    return list(encode(tokenizer, golden_texts(limit, prompts), limit))
 
 
 def _describe(run: Run, heads: tuple[Head, ...], graph: Path, variants: dict[str, Variant]) -> Manifest:
@@ -227,6 +233,7 @@ def _describe(run: Run, heads: tuple[Head, ...], graph: Path, variants: dict[str
         pad_token_id=config.pad_token_id,
         variants=variants,
         built_with=_versions(),
+        prompts=dict(config.prompts),
     )
 
 
@@ -241,7 +248,7 @@ def _run_golden(
             embedding=tuple(expected[EMBEDDING_OUTPUT][0].tolist()),
             logits={head.name: tuple(expected[head.output][0].tolist()) for head in heads},
         )
-        for text, expected in zip(golden_texts(config.max_tokens), outputs, strict=True)
+        for text, expected in zip(golden_texts(config.max_tokens, config.prompts), outputs, strict=True)
     )
 
 

@@ -31,17 +31,20 @@ def compute_fingerprints(model: PolyheadModel, heads: Sequence[Head], tokenizer:
     """
     config, weights = model.config, model.state_dict()
     space = fingerprint(
-        _hash_weights(weights, ("backbone", "embedding_pooling", *_shared_pooling(config))),
+        _hash_weights(weights, ("backbone", "embedding_pooling", "embedding_layers", *_shared_pooling(config))),
         _canonical({key: value for key, value in config.backbone.items() if key not in _PROVENANCE}),
         tokenizer,
         _canonical([config.embedding_pooling, *(config.pooling for _ in _shared_pooling(config)), config.normalize]),
+        # A model without such layers has the fingerprint that it had before they were known.
+        *([_canonical(config.embedding_layers)] if config.embedding_layers else []),
         _canonical([config.max_tokens, config.pad_token_id, precision]),
     )
     return Fingerprints(space, {head.name: _head_fingerprint(space, config, weights, head) for head in heads})
 
 
 def _head_fingerprint(space: str, config: PolyheadConfig, weights: Mapping[str, torch.Tensor], head: Head) -> str:
-    settings = [config.pooling, head.kind, head.labels, head.temperature, head.threshold]
+    threshold = head.threshold if head.thresholds is None else head.thresholds
+    settings = [config.pooling, head.kind, head.labels, head.temperature, threshold]
     return fingerprint(space, _hash_weights(weights, ("pooling", f"heads.{head.name}")), _canonical(settings))
 
 

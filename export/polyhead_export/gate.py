@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from polyhead_bundle import Check, Head, Tensor
-from polyhead_training.evaluation.probabilities import log_probabilities
+from polyhead_training.evaluation.probabilities import probabilities
 from polyhead_training.model import PolyheadModel
 from polyhead_training.tokenization import pad
 from rich.console import Console
@@ -36,7 +36,8 @@ from .errors import (
     ShapeError,
     ValuesError,
 )
-from .eval_data import EvalData, predicted_labels
+from .eval_data import EvalData
+from .head_checks import compare_predictions, compare_scores
 from .layout import EMBEDDING_OUTPUT
 from .onnx_export import describe_graph, signature
 from .runners import Outputs, Runner, SharedRunner, onnx_runner, run_all, torch_runner
@@ -51,12 +52,18 @@ _ERRORS: dict[str, type[GateError]] = {
     "identical_outputs": ImplausibleModelError,
     "label_share": ImplausibleModelError,
     "majority_gap": ImplausibleModelError,
+    "constant_gap": ImplausibleModelError,
     "golden": ValuesError,
     "difference": ValuesError,
     "cosine_distance": ValuesError,
+    "value_difference": ValuesError,
+    "value_difference_mean": ValuesError,
     "label_disagreement": LabelsError,
     "accuracy_drop": AccuracyError,
+    "micro_f1_drop": AccuracyError,
     "macro_f1_drop": AccuracyError,
+    "qwk_drop": AccuracyError,
+    "r2_drop": AccuracyError,
     "calibration": CalibrationError,
     "batch_invariance": InvarianceError,
     "padding_invariance": InvarianceError,
@@ -106,12 +113,12 @@ def measure(  # noqa: PLR0917
     batches = [pad(batch, model.config.pad_token_id) for batch in [*texts, *random_texts.ragged_batches()]]
     pairs = list(zip(*(run_all(runner, batches, len(batches)) for runner in (graph, reference)), strict=True))
     rows = eval_data.predict(graph, f"{path.name}: evaluation data") if eval_data else None
-    disagreement = _label_disagreement(pairs[: len(golden)], eval_data, rows, heads)
+    evaluated = [(rows, eval_data.reference)] if eval_data and rows else []
     return (
         *checks,
-        *_compare_values(pairs, eval_data, rows, limits),
-        Check("label_disagreement", disagreement, limits.label_disagreement),
-        *(_compare_scores(eval_data, rows, heads, limits) if eval_data and rows else ()),
+        *_compare_values([*pairs, *evaluated], heads, limits),
+        *compare_predictions([*pairs[: len(golden)], *evaluated], heads, limits),
+        *(compare_scores(eval_data, rows, heads, limits) if eval_data and rows else ()),
         *_check_invariance(graph, golden, random_texts, heads, limits),
         *plausibility.measure([theirs for _, theirs in pairs[: len(golden)]], heads, limits, eval_data),
     )
@@ -179,12 +186,12 @@ class _RandomTexts:
             yield [*self.texts(count - 1, max_length), longest]
 
 
-def _compare_values(
-    pairs: Sequence[tuple[Outputs, Outputs]], eval_data: EvalData | None, rows: Outputs | None, limits: Limits
-) -> list[Check]:
-    if eval_data and rows:
-        pairs = [*pairs, (rows, eval_data.reference)]
-    differences = {name: _max([np.abs(ours[name] - theirs[name]) for ours, theirs in pairs]) for name in pairs[0][1]}
+def _compare_values(pairs: Sequence[tuple[Outputs, Outputs]], heads: Sequence[Head], limits: Limits) -> list[Check]:
+    spreads = {head.output: head.spread for head in heads}
+    differences = {
+        name: _max([np.abs(ours[name] - theirs[name]) for ours, theirs in pairs]) / spreads.get(name, 1.0)
+        for name in pairs[0][1]
+    }
     distances = [_cosine_distance(ours[EMBEDDING_OUTPUT], theirs[EMBEDDING_OUTPUT]) for ours, theirs in pairs]
     output_limits = {EMBEDDING_OUTPUT: limits.difference}
     return [
@@ -195,29 +202,6 @@ def _compare_values(
         Check("cosine_distance.mean", float(np.mean(np.concatenate(distances))), limits.cosine_mean),
         Check("cosine_distance.worst", _max(distances), limits.cosine_worst),
     ]
-
-
-def _label_disagreement(
-    golden: Sequence[tuple[Outputs, Outputs]], eval_data: EvalData | None, rows: Outputs | None, heads: Sequence[Head]
-) -> float:
-    """Share of predictions in which the graph and the trained model disagree."""
-    pairs = [*golden, (rows, eval_data.reference)] if eval_data and rows else golden
-    differs = [
-        predicted_labels(ours, head) != predicted_labels(theirs, head) for ours, theirs in pairs for head in heads
-    ]
-    return float(np.concatenate(differs).mean()) if heads else 0.0
-
-
-def _compare_scores(eval_data: EvalData, rows: Outputs, heads: Sequence[Head], limits: Limits) -> Iterator[Check]:
-    """Yields the scores that each head loses on the evaluation data, and the change of its calibration error."""
-    for column, head in enumerate(heads):
-        if not eval_data.labelled_rows(column):
-            continue
-        ours, theirs = eval_data.score(rows, head, column), eval_data.score(eval_data.reference, head, column)
-        for metric, limit in (("accuracy", limits.accuracy_drop), ("macro_f1", limits.macro_f1_drop)):
-            drop = getattr(theirs, metric) - getattr(ours, metric)
-            yield Check(f"{metric}_drop.{head.name}", max(0.0, drop), limit)
-        yield Check(f"calibration.{head.name}", abs((ours.ece or 0.0) - (theirs.ece or 0.0)), limits.calibration)
 
 
 def _check_invariance(
@@ -246,12 +230,13 @@ def _check_invariance(
 
 
 def _all_outputs(outputs: Outputs, heads: Sequence[Head], row: int) -> NDArray[np.float64]:
-    """All numbers for one text: the embedding, and every head's logits and probabilities, (H + logits + labels,)."""
-    logits = [outputs[head.output][row] for head in heads]
-    probabilities = [
-        np.exp(log_probabilities(head.kind, outputs[head.output][row : row + 1], head.temperature)[0]) for head in heads
-    ]
-    return np.concatenate([outputs[EMBEDDING_OUTPUT][row], *logits, *probabilities])
+    """All numbers for one text: the embedding, and every head's logits and probabilities, (H + logits + labels,).
+
+    The value of a regression head is in units of its spread.
+    """
+    logits = [outputs[head.output][row] / head.spread for head in heads]
+    scores = [probabilities(head.kind, outputs[head.output][row], head.temperature) / head.spread for head in heads]
+    return np.concatenate([outputs[EMBEDDING_OUTPUT][row], *logits, *scores])
 
 
 def relative_difference(values: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:

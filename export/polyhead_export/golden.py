@@ -5,6 +5,9 @@ All of them were written for this purpose. None is taken from user data, which m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import islice
+
 GOLDEN_TEXTS = (
     "",
     "Thanks",
@@ -24,18 +27,22 @@ GOLDEN_TEXTS = (
     "first line\n\n\tindented second line\r\nthird   line \u00a0with odd\u200bspaces ",
 )
 
+_PROMPTED_TEXT = "How long does it take until a refund is on my account?"
+_MAX_PROMPTED = 4
 _LONG_SENTENCE = "The courier rang twice, nobody was at home, and so the box went back to the depot once more. "
 
 
-def golden_texts(max_tokens: int) -> tuple[str, ...]:
+def golden_texts(max_tokens: int, prompts: Mapping[str, str] = {}) -> tuple[str, ...]:
     """Returns the golden texts for a model; the last text exceeds the model's token limit.
 
     Args:
         max_tokens: The model's token limit, special tokens included.
+        prompts: The model's prompts by name. The first of them are put before a text, as the server does.
 
     Returns:
         A dozen texts.
     """
     # No tokenizer of a supported family produces fewer tokens than one per word.
     words = len(_LONG_SENTENCE.split())
-    return (*GOLDEN_TEXTS, (_LONG_SENTENCE * (max_tokens // words + 1)).strip())
+    prompted = (prefix + _PROMPTED_TEXT for prefix in islice(prompts.values(), _MAX_PROMPTED))
+    return (*GOLDEN_TEXTS, *prompted, (_LONG_SENTENCE * (max_tokens // words + 1)).strip())

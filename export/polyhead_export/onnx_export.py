@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import warnings
@@ -20,8 +21,10 @@ import onnx
 import torch
 from polyhead_bundle import Embedding, Tensor, external_data_name
 from polyhead_training.model import PolyheadConfig, PolyheadModel
+from polyhead_training.model_types import output_width
 from torch import nn
 from torch.export import Dim
+from transformers.activations import NewGELUActivation
 
 from .errors import GraphError
 from .layout import EMBEDDING_OUTPUT, INPUT_NAMES
@@ -52,8 +55,8 @@ class _FlatModel(nn.Module):
 def signature(config: PolyheadConfig) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Inputs and outputs, in order, that the graph of a model has, derived from its configuration."""
     inputs = tuple(Tensor(name, "int64", ("batch", "sequence")) for name in INPUT_NAMES)
-    widths = {head["name"]: 1 if head["kind"] == "sigmoid" else len(head["labels"]) for head in config.heads}
-    outputs = {EMBEDDING_OUTPUT: int(config.backbone_config().hidden_size)}
+    widths = {head["name"]: output_width(head["kind"], len(head["labels"])) for head in config.heads}
+    outputs = {EMBEDDING_OUTPUT: config.embedding_size()}
     outputs |= {output: widths[head] for head, output in config.output_names().items()}
     return inputs, tuple(Tensor(name, "float32", ("batch", width)) for name, width in outputs.items())
 
@@ -61,7 +64,7 @@ def signature(config: PolyheadConfig) -> tuple[tuple[Tensor, ...], tuple[Tensor,
 def describe_embedding(config: PolyheadConfig) -> Embedding:
     """Describes the sentence embedding of a model, derived from its configuration."""
     pooling = config.pooling if config.embedding_pooling == "shared" else config.embedding_pooling
-    return Embedding(EMBEDDING_OUTPUT, int(config.backbone_config().hidden_size), pooling, config.normalize)
+    return Embedding(EMBEDDING_OUTPUT, config.embedding_size(), pooling, config.normalize)
 
 
 def export_graph(model: PolyheadModel, path: Path) -> None:
@@ -81,6 +84,7 @@ def export_graph(model: PolyheadModel, path: Path) -> None:
     flat = _FlatModel(model).eval()
     require_evaluation_mode(flat)
     proto = _trace(flat, model.config)
+    _share_equal_weights(proto)
     strip_metadata(proto)
     require_no_local_trace(proto)
     save_graph(proto, path)
@@ -147,7 +151,7 @@ def _trace(flat: _FlatModel, config: PolyheadConfig) -> onnx.ModelProto:
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])  # (B, T)
     dims = {0: Dim("batch"), 1: Dim("sequence", max=config.max_tokens)}
     try:
-        with _quiet(), _plain_attention(flat.model), torch.no_grad():
+        with quiet(), _plain_operators(flat.model), torch.no_grad():
             program = torch.onnx.export(
                 flat,
                 (ids, mask),
@@ -163,6 +167,25 @@ def _trace(flat: _FlatModel, config: PolyheadConfig) -> onnx.ModelProto:
         # The cause holds the reason; the message of the error itself is a page about how to report it.
         reason = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
         raise GraphError(f"PyTorch cannot export the model: {reason}") from error
+
+
+def _share_equal_weights(proto: onnx.ModelProto) -> None:
+    """Keeps one of equal weights: the exporter transposes a weight that layers share, as in ALBERT, for each layer."""
+    kept: dict[tuple[bytes, int, tuple[int, ...]], str] = {}
+    names = {
+        tensor.name: kept.setdefault(
+            (hashlib.sha256(tensor.raw_data).digest(), tensor.data_type, tuple(tensor.dims)), tensor.name
+        )
+        for tensor in proto.graph.initializer
+        if tensor.raw_data
+    }
+    for node in proto.graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = names.get(name, name)
+    for position in reversed(range(len(proto.graph.initializer))):
+        name = proto.graph.initializer[position].name
+        if names.get(name, name) != name:
+            del proto.graph.initializer[position]
 
 
 def strip_metadata(proto: onnx.ModelProto) -> None:
@@ -181,26 +204,42 @@ def _describe(value: onnx.ValueInfoProto) -> Tensor:
 
 
 @contextmanager
-def _plain_attention(model: PolyheadModel) -> Iterator[None]:
-    """Exports eager attention: PyTorch's own adds a guard against rows of padding only, which never occur."""
+def _plain_operators(model: PolyheadModel) -> Iterator[None]:
+    """Exports operators that ONNX and the quantizers know.
+
+    PyTorch's own attention adds a guard against rows of padding only, which never occur. GELU's approximation by tanh
+    is written out in some families, and is one operator in ONNX.
+    """
     config = model.backbone.config
     previous = config._attn_implementation
     config._attn_implementation = "eager"
+    replaced = [
+        (parent, name, child)
+        for parent in model.backbone.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, NewGELUActivation)
+    ]
+    for parent, name, _ in replaced:
+        setattr(parent, name, nn.GELU(approximate="tanh").eval())
     try:
         yield
     finally:
         config._attn_implementation = previous
+        for parent, name, child in replaced:
+            setattr(parent, name, child)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences the exporter's warnings about missing packages and its own deprecated calls, which users cannot fix."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -3,19 +3,21 @@
 ::
 
     the model's outputs for the golden texts --> identical_outputs: do they depend on the text?
-    the model's predictions for the evaluation data, or else for the golden texts --> label_share, majority_gap
+    the model's predictions for the evaluation data, or else for the golden texts --> label_share
+    its metrics on the evaluation data --> majority_gap, constant_gap
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from polyhead_bundle import Check, Head
-from polyhead_training.data.labels import UNLABELLED
+from polyhead_training.evaluation.probabilities import is_labelled
 
-from .eval_data import EvalData, predicted_labels
+from .eval_data import EvalData, predictions
 from .runners import Outputs
 from .settings import Limits
 
@@ -37,26 +39,41 @@ def measure(
         limits: The limits.
         eval_data: Labelled rows with the model's outputs.
     """
+    spreads = {head.output: head.spread for head in heads}
     for name in outputs[0]:
-        rows = np.concatenate([found[name] for found in outputs])  # (texts, N)
+        rows = np.concatenate([found[name] for found in outputs]) / spreads.get(name, 1.0)  # (texts, N)
         yield Check(f"identical_outputs.{name}", _identical(rows), limits.identical_outputs)
     for column, head in enumerate(heads):
-        targets = eval_data.targets[:, column] if eval_data else np.zeros(0, np.int64)
-        known = targets != UNLABELLED
-        if eval_data and known.sum() >= _MIN_ROWS and len(np.unique(targets[known])) > 1:
-            predicted = predicted_labels(eval_data.reference, head)[known]
-            majority = np.bincount(targets[known]).max() / known.sum()
-            gap = float(majority - (predicted == targets[known]).mean())
-            yield Check(f"label_share.{head.name}", _largest_share(predicted), limits.label_share)
-            yield Check(f"majority_gap.{head.name}", gap, limits.majority_gap)
+        found = _judged(eval_data, head, column)
+        if eval_data and found:
+            predicted = predictions(eval_data.reference, head)[is_labelled(eval_data.targets[column])]
         else:
-            predicted = np.concatenate([predicted_labels(found, head) for found in outputs])
+            predicted = np.concatenate([predictions(one, head) for one in outputs])
+        if head.kind != "regression":
             yield Check(f"label_share.{head.name}", _largest_share(predicted), limits.label_share)
+        if not found:
+            continue
+        if head.kind in ("ordinal", "regression"):
+            quality = found["qwk" if head.kind == "ordinal" else "r2"] or 0.0
+            yield Check(f"constant_gap.{head.name}", -max(-1.0, quality), limits.majority_gap)
+        else:
+            gap = found["majority_baseline"] - found["micro_f1" if head.kind == "multilabel" else "accuracy"]
+            yield Check(f"majority_gap.{head.name}", gap, limits.majority_gap)
+
+
+def _judged(eval_data: EvalData | None, head: Head, column: int) -> dict[str, Any]:
+    """Returns the trained model's metrics of a head; empty with too few rows, and if all have the same answer."""
+    if eval_data is None or eval_data.labelled_rows(column) < _MIN_ROWS:
+        return {}
+    targets = eval_data.targets[column]
+    if len(np.unique(targets[is_labelled(targets)], axis=0)) < 2:
+        return {}
+    return eval_data.score(eval_data.reference, head, column)
 
 
 def warnings(checks: Sequence[Check]) -> list[str]:
     """Returns a sentence for each check that passed with a value that a useful model rarely has."""
-    judged = {check.name.partition(".")[2] for check in checks if check.name.startswith("majority_gap.")}
+    judged = {name for kind, _, name in (check.name.partition(".") for check in checks) if kind.endswith("_gap")}
     found = []
     for check in checks:
         kind, _, head = check.name.partition(".")
@@ -66,6 +83,8 @@ def warnings(checks: Sequence[Check]) -> list[str]:
             found.append(f"head {head!r} predicts the same label for {texts}{hint}")
         if kind == "majority_gap" and check.value >= 0:
             found.append(f"head {head!r} is no better on the evaluation data than its most frequent label")
+        if kind == "constant_gap" and check.value >= 0:
+            found.append(f"head {head!r} is no better on the evaluation data than a constant prediction")
     return found
 
 
@@ -80,4 +99,5 @@ def _identical(rows: NDArray[np.floating]) -> float:
 
 
 def _largest_share(labels: NDArray[np.integer]) -> float:
-    return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
+    """Share of the most frequent prediction: a label, or a set of labels."""
+    return float(np.unique(labels, axis=0, return_counts=True)[1].max() / len(labels))

@@ -30,17 +30,25 @@ class Limits(BaseModel):
     difference: float = Field(ge=0)
     """Absolute difference of any number of the embedding."""
     logit_difference: float = Field(ge=0)
-    """Absolute difference of any logit."""
+    """Absolute difference of any logit; of a regression head's value in units of the spread of its training targets."""
     cosine_mean: float = Field(ge=0)
     """1 - cosine of the embeddings, mean over golden texts and evaluation data."""
     cosine_worst: float = Field(ge=0)
     """1 - cosine of the embeddings, maximum over all texts, random tokens included."""
     label_disagreement: float = Field(ge=0, le=1)
-    """Share of predictions, on golden texts and evaluation data, with another label."""
+    """Share of predictions, on golden texts and evaluation data, with another label; for a multilabel head share of
+    decisions about a label."""
+    value_difference: float = Field(ge=0)
+    """Absolute difference of any value of a regression head on these texts, in units of its spread."""
+    value_difference_mean: float = Field(ge=0)
+    """Mean of these differences."""
     accuracy_drop: float = Field(ge=0, le=1)
-    """Accuracy that any head may lose on the evaluation data; 0.003 is 0.3 percentage points."""
+    """Accuracy, or micro-F1 of a multilabel head, that any head may lose on the evaluation data; 0.003 is 0.3
+    percentage points."""
     macro_f1_drop: float = Field(ge=0, le=1)
-    """Macro-F1 that any head may lose."""
+    """Macro-F1, and quadratic weighted kappa of an ordinal head, that any head may lose."""
+    r2_drop: float = Field(ge=0, le=1)
+    """R2 that any regression head may lose."""
     calibration: float = Field(ge=0, le=1)
     """Absolute change of any head's expected calibration error."""
     invariance: float = Field(ge=0)
@@ -52,7 +60,9 @@ class Limits(BaseModel):
     """Share of the evaluation data, or else of the golden texts, for which a head of the trained model predicts its
     most frequent prediction."""
     majority_gap: float = Field(default=1.0, ge=-1, le=1)
-    """Accuracy on the evaluation data of always predicting the most frequent label, minus that of the trained model."""
+    """Accuracy (multilabel: micro-F1) on the evaluation data of always predicting the most frequent label, minus that
+    of the trained model. For an ordinal head the negative quadratic weighted kappa, for a regression head the negative
+    R2: both are 0 for a constant prediction."""
     golden: float = Field(gt=0)
     """Difference of any output for a golden text, on any engine and machine that serves the variant."""
 
@@ -68,8 +78,11 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "cosine_mean": 1e-6,
         "cosine_worst": 1e-6,
         "label_disagreement": 0,
+        "value_difference": 1e-4,
+        "value_difference_mean": 1e-5,
         "accuracy_drop": 0,
         "macro_f1_drop": 0,
+        "r2_drop": 1e-4,
         "calibration": 1e-4,
         "invariance": 1e-5,
         "golden": GOLDEN_LIMITS["fp32"],
@@ -80,8 +93,11 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "cosine_mean": 0.01,
         "cosine_worst": 0.03,
         "label_disagreement": 0.05,
+        "value_difference": 1.0,
+        "value_difference_mean": 0.1,
         "accuracy_drop": 0.003,
         "macro_f1_drop": 0.005,
+        "r2_drop": 0.01,
         "calibration": 0.01,
         "invariance": 1e-5,
         "golden": GOLDEN_LIMITS["int8"],
@@ -92,8 +108,11 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "cosine_mean": 0.02,
         "cosine_worst": 0.06,
         "label_disagreement": 0.1,
+        "value_difference": 2.0,
+        "value_difference_mean": 0.2,
         "accuracy_drop": 0.01,
         "macro_f1_drop": 0.01,
+        "r2_drop": 0.02,
         "calibration": 0.02,
         "invariance": 10.0,
         "golden": GOLDEN_LIMITS["int8-dynamic"],
@@ -104,8 +123,11 @@ _DEFAULTS: dict[VariantName, dict[str, float]] = {
         "cosine_mean": 1e-4,
         "cosine_worst": 1e-3,
         "label_disagreement": 0.01,
+        "value_difference": 0.05,
+        "value_difference_mean": 0.005,
         "accuracy_drop": 0.002,
         "macro_f1_drop": 0.002,
+        "r2_drop": 0.002,
         "calibration": 0.005,
         "invariance": 0.01,
         "golden": GOLDEN_LIMITS["fp16"],

@@ -143,9 +143,14 @@ def require_described(found: Bundle, config: PolyheadConfig) -> None:
             [(head.name, head.kind, head.output, list(head.labels)) for head in manifest.heads],
             [(head["name"], head["kind"], outputs[head["name"]], list(head["labels"])) for head in config.heads],
         ),
+        "heads.spread": (
+            [head.spread for head in manifest.heads],
+            [head.get("spread", 1.0) for head in config.heads],
+        ),
         "embedding": (manifest.embedding, describe_embedding(config)),
         "max_tokens": (manifest.max_tokens, config.max_tokens),
         "pad_token_id": (manifest.pad_token_id, config.pad_token_id),
+        "prompts": (manifest.prompts, config.prompts),
     }
     for field, (actual, expected) in fields.items():
         if actual != expected:

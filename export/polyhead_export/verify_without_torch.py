@@ -99,6 +99,8 @@ def compare_golden(
 ) -> Check:
     """Check ``golden``: the largest difference of any output for a golden text from the expected one in the manifest.
 
+    Differences of a regression head are in units of the spread of its training targets.
+
     Args:
         graph: Runner of the variant's graph, whose outputs are those of the manifest.
         manifest: The manifest with the expected outputs.
@@ -115,7 +117,8 @@ def compare_golden(
     for expected, outputs in zip(manifest.variants[variant].golden, found, strict=True):
         differences.append(np.abs(outputs[manifest.embedding.output][0] - np.asarray(expected.embedding)))
         differences += [
-            np.abs(outputs[head.output][0] - np.asarray(expected.logits[head.name])) for head in manifest.heads
+            np.abs(outputs[head.output][0] - np.asarray(expected.logits[head.name])) / head.spread
+            for head in manifest.heads
         ]
     # The largest difference; NaN when any is NaN, which no limit accepts.
     return Check("golden", float(np.max([np.max(values) for values in differences])), tolerance)

@@ -34,16 +34,22 @@ def checked(row: RawRow, source: str = "") -> RawRow | Problem:
     for field, value in row.values.items():
         if isinstance(value, Unreadable):
             return row.problem(f"field {field!r}: {value.reason}")
-        if not isinstance(value, str):
-            continue
-        if len(value) > MAX_VALUE_CHARACTERS:
-            return row.problem(f"field {field!r}: {too_long(f'{len(value):,} characters')}")
-        if not value.isascii() and (found := SURROGATE.search(value)):
-            if found[0] in source:
-                return row.problem(NOT_UTF8)
-            reason = f"{found[0]!r} is a lone surrogate; write the complete character, or remove it"
-            return row.problem(f"field {field!r}: {reason}")
+        # A list of labels is as valid as each of its elements.
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and (reason := _fault(text, source)):
+                return row.problem(reason if reason == NOT_UTF8 else f"field {field!r}: {reason}")
     return row
+
+
+def _fault(text: str, source: str) -> str:
+    """Returns what is wrong with a text; an empty string if nothing is."""
+    if len(text) > MAX_VALUE_CHARACTERS:
+        return too_long(f"{len(text):,} characters")
+    if text.isascii() or not (found := SURROGATE.search(text)):
+        return ""
+    if found[0] in source:
+        return NOT_UTF8
+    return f"{found[0]!r} is a lone surrogate; write the complete character, or remove it"
 
 
 def too_long(size: str) -> str:

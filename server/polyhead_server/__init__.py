@@ -1,4 +1,4 @@
-"""Serves a bundle over gRPC: embeddings, classes and sentiments from one forward pass.
+"""Serves a bundle over gRPC: embeddings and the answers of all heads from one forward pass.
 
 The way of a text, one module a step::
 

@@ -14,7 +14,7 @@ from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, report, run
 from .errors import StartupError
 from .settings import Settings
 
-_HELP = """Serve BUNDLE over gRPC: embeddings, classes and sentiments from one forward pass.
+_HELP = """Serve BUNDLE over gRPC: embeddings and the answers of all heads from one forward pass.
 
 \b
 Examples:

@@ -10,6 +10,7 @@ Each class names its canonical status code (google.rpc.Code) and its reason, as 
     |   +-- TextTooLongError           OUT_OF_RANGE, TEXT_TOO_LONG                TRUNCATION_POLICY_ERROR only
     |   +-- TooManyItemsError          TOO_MANY_ITEMS                             send smaller messages
     |   +-- TaskNotAvailableError      TASK_NOT_AVAILABLE                         the model has no head for the task
+    |   +-- UnknownPromptError         UNKNOWN_PROMPT                             the model has no prompt of that name
     |   +-- EncodingOverflowError      ENCODING_OVERFLOW                          the encoding has too small a range
     |   +-- FingerprintMismatchError   FAILED_PRECONDITION, FINGERPRINT_MISMATCH  not the model that the client expects
     |   +-- IncompleteRequestError     INVALID_ARGUMENT, INCOMPLETE_REQUEST       the call ended before its message
@@ -25,6 +26,7 @@ Each class names its canonical status code (google.rpc.Code) and its reason, as 
     +-- DrainingError                  UNAVAILABLE, DRAINING                      shutting down; use another server
     +-- WatchEndedError                UNAVAILABLE, WATCH_ENDED                  a limit of health watches; watch again
     +-- StreamAgeError                 UNAVAILABLE, STREAM_AGE                   continue on another stream
+    +-- ReplicaLostError               UNAVAILABLE, REPLICA_LOST                 Ray Serve: the replica ended; retry
     +-- UnauthenticatedError           UNAUTHENTICATED, same                      no valid API key
     +-- PermissionDeniedError          PERMISSION_DENIED, same                    the API key does not allow the method
     +-- InternalError                  INTERNAL, same                             logged under an incident id
@@ -36,12 +38,14 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar, Self
 
 logger = logging.getLogger(__name__)
 
+# Names in a message; few enough that a response has room for the errors of all items.
+_MAX_LISTED = 8
 # Seconds after which a client that reads its responses has made room for others.
 _UNREAD_RETRY_S = 1.0
 
@@ -116,6 +120,22 @@ class TaskNotAvailableError(InvalidRequestError):
     def __init__(self, task: str, heads: str) -> None:
         super().__init__(self.reason, f"the model has no head for {task}; its heads are: {heads or 'none'}")
         self.metadata = {"task": task, "heads": heads}
+
+
+class UnknownPromptError(InvalidRequestError):
+    """The message names a prompt that the model does not have.
+
+    Args:
+        names: Names of the prompts that it has.
+    """
+
+    code = "INVALID_ARGUMENT"
+    reason = "UNKNOWN_PROMPT"
+
+    def __init__(self, names: Sequence[str]) -> None:
+        listed = ", ".join(names[:_MAX_LISTED]) + (f" and {len(names) - _MAX_LISTED} more" * (len(names) > _MAX_LISTED))
+        known = f"its prompts are: {listed}" if names else "it has none; omit the name"
+        super().__init__(self.reason, f"the model has no such prompt; {known}")
 
 
 class EncodingOverflowError(InvalidRequestError):
@@ -313,6 +333,16 @@ class StreamAgeError(ServerError):
 
     def __init__(self) -> None:
         super().__init__("the stream has reached its maximum age; send items without an answer on another stream")
+
+
+class ReplicaLostError(ServerError):
+    """The replica of Ray Serve that had the call ended before it answered."""
+
+    code = "UNAVAILABLE"
+    reason = "REPLICA_LOST"
+
+    def __init__(self) -> None:
+        super().__init__("the replica that had this call ended before it answered; send the call again")
 
 
 class UnauthenticatedError(ServerError):

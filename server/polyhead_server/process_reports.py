@@ -6,12 +6,12 @@ one process and reports in the same types.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class HeadIdentity:
-    """Name, kind (``softmax`` or ``sigmoid``) and ordered labels of one head."""
+    """Name, kind and ordered labels of one head."""
 
     name: str
     kind: str
@@ -19,7 +19,8 @@ class HeadIdentity:
 
     def __str__(self) -> str:
         """The head as shown in an error message."""
-        return f"{self.name} ({self.kind}: {', '.join(self.labels)})"
+        labels = f": {', '.join(self.labels)}" if self.labels else ""
+        return f"{self.name} ({self.kind}{labels})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,12 @@ class ModelIdentity:
     Attributes:
         embedding_space: Fingerprint; only embeddings of the same space can be compared.
         heads: The heads, in order.
+        prompts: Text of each prompt, by its name.
     """
 
     embedding_space: str
     heads: tuple[HeadIdentity, ...]
+    prompts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

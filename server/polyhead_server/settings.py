@@ -29,6 +29,7 @@ MIN_VALUES = {
     "max_queue_s": 0,
     "max_queue_tokens": 1,
     "max_windows": 1,
+    "answer_cache_mb": 0,
     "reload_interval_s": 0,
     "max_items_per_message": 1,
     "max_message_bytes": 1024,
@@ -137,6 +138,12 @@ class Settings:
     max_queue_tokens: int = _option(
         1_000_000,
         "Queue limit in tokens. Beyond it unary items are rejected; streams pause reading at half of it.",
+    )
+    answer_cache_mb: int = _option(
+        0,
+        "Size limit in MiB of each worker's cache of answers to texts that were computed before. A reload empties it. "
+        "0 disables it. A faster answer reveals that somebody sent the same text before: with mutually untrusted "
+        "clients, leave it disabled.",
     )
     max_items_per_message: int = _option(1024, "Maximum number of items in a request message.")
     max_message_bytes: int = _option(16 * 2**20, "Maximum size of a request message in bytes.")

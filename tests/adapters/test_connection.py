@@ -54,6 +54,18 @@ def test_options_are_sent(servicer: FakeServicer) -> None:
 
 
 @pytest.mark.parametrize("number", [1, MAX_UNARY_TEXTS + 1])
+def test_prompt_of_a_call_replaces_that_of_the_connection(servicer: FakeServicer, number: int) -> None:
+    connection = Connection(servicer.target, prompt="passage")
+    connection.embeddings(texts(number))
+    connection.embeddings(texts(number), prompt="query")
+    asyncio.run(connection.avectors(texts(number), "query"))
+    asyncio.run(connection.avectors(texts(number)))
+    Connection(servicer.target).embeddings(texts(number))
+    found = dict.fromkeys(request.options.prompt for request in servicer.requests)
+    assert list(found) == ["passage", "query", ""]
+
+
+@pytest.mark.parametrize("number", [1, MAX_UNARY_TEXTS + 1])
 def test_deadline_limits_the_whole_call(servicer: FakeServicer, number: int) -> None:
     servicer.gate.clear()
     connection = Connection(servicer.target, deadline_s=0.2)

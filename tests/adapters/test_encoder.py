@@ -30,6 +30,13 @@ def test_arrays_and_empty_lists(servicer: FakeServicer) -> None:
         assert encoder.get_sentence_embedding_dimension() == 2
 
 
+def test_prompt_name_is_that_of_the_model(servicer: FakeServicer) -> None:
+    with PolyheadEncoder(servicer.target, prompt="passage") as encoder:
+        encoder.encode("one")
+        encoder.encode(["one"], prompt_name="query")
+    assert [request.options.prompt for request in servicer.requests] == ["passage", "query"]
+
+
 def test_normalization(servicer: FakeServicer) -> None:
     with PolyheadEncoder(servicer.target) as encoder:
         raw = encoder.encode(["one", "\0\0\0"])

@@ -15,6 +15,7 @@ pytest.importorskip("haystack", reason="polyhead[haystack] is not installed")
 import haystack
 from haystack import Document
 from haystack.utils import Secret
+from polyhead.v1.model_pb2 import HEAD_KIND_MULTILABEL, HEAD_KIND_ORDINAL, HEAD_KIND_REGRESSION, HeadInfo
 from polyhead_adapters.haystack import (
     PolyheadDocumentEmbedder,
     PolyheadDocumentRouter,
@@ -24,7 +25,7 @@ from polyhead_adapters.haystack import (
 from polyhead_client import InvalidRequestError, ItemFailedError, Tls
 
 COMPONENTS: list[tuple[Any, dict[str, Any]]] = [
-    (PolyheadTextEmbedder, {"dimensions": 2, "prefix": "query: "}),
+    (PolyheadTextEmbedder, {"dimensions": 2, "prefix": "query: ", "prompt": "query"}),
     (PolyheadDocumentEmbedder, {"meta_fields_to_embed": ["title"], "raise_on_failure": False}),
     (PolyheadTextRouter, {"labels": ["billing"], "head": "topic"}),
     (PolyheadDocumentRouter, {"labels": ["good"], "task": "sentiment"}),
@@ -47,6 +48,15 @@ def test_text_embedder(servicer: FakeServicer, asynchronous: bool) -> None:
     assert servicer.requests[0].items[0].text == "qone!"
     with pytest.raises(TypeError, match="PolyheadDocumentEmbedder embeds documents"):
         run(embedder, asynchronous, text=[Document(content="one")])
+
+
+@both
+def test_each_component_names_its_own_prompt(servicer: FakeServicer, asynchronous: bool) -> None:
+    run(PolyheadTextEmbedder(target=servicer.target, prompt="query"), asynchronous, text="one")
+    documents = [Document(content="one")]
+    run(PolyheadDocumentEmbedder(target=servicer.target, prompt="passage"), asynchronous, documents=documents)
+    run(PolyheadDocumentEmbedder(target=servicer.target), asynchronous, documents=documents)
+    assert [request.options.prompt for request in servicer.requests] == ["query", "passage", ""]
 
 
 @both
@@ -103,6 +113,34 @@ def test_document_router_by_sentiment(servicer: FakeServicer, asynchronous: bool
     outputs = run(router, asynchronous, documents=documents)
     assert outputs == {"good": documents[:1], "bad": documents[1:2], "unmatched": documents[2:]}
     assert len(servicer.requests) == 1
+
+
+@both
+def test_router_by_a_multilabel_head_sends_a_text_to_every_label_that_applies(
+    servicer: FakeServicer, asynchronous: bool
+) -> None:
+    servicer.additional_heads = [HeadInfo(name="tags", kind=HEAD_KIND_MULTILABEL, labels=["late", "rude", "broken"])]
+    servicer.applying = ["late", "rude"]
+    router = PolyheadTextRouter(["late", "rude"], task="labels", target=servicer.target)
+    assert run(router, asynchronous, text="text") == {"late": "text", "rude": "text"}
+    documents = [Document(content="text")]
+    by_document = PolyheadDocumentRouter(["rude", "broken"], task="labels", target=servicer.target)
+    outputs = run(by_document, asynchronous, documents=documents)
+    assert outputs == {"rude": documents, "broken": [], "unmatched": []}
+    servicer.applying = []
+    assert run(router, asynchronous, text="text") == {"unmatched": "text"}
+
+
+@both
+def test_router_by_an_ordinal_head(servicer: FakeServicer, asynchronous: bool) -> None:
+    servicer.additional_heads = [
+        HeadInfo(name="price", kind=HEAD_KIND_REGRESSION),
+        HeadInfo(name="stars", kind=HEAD_KIND_ORDINAL, labels=["1", "2"]),
+    ]
+    router = PolyheadTextRouter(["1", "2"], task="score", target=servicer.target)
+    assert run(router, asynchronous, text="text") == {"2": "text"}
+    with pytest.raises(InvalidRequestError, match="the model has no score head 'price'; it has stars"):
+        run(PolyheadTextRouter(["1"], task="score", head="price", target=servicer.target), asynchronous, text="text")
 
 
 @both

@@ -66,6 +66,17 @@ def test_texts_of_a_call_share_one_request(servicer: FakeServicer) -> None:
     assert [len(request.items) for request in servicer.requests] == [2, 1, 1, 1]
 
 
+def test_queries_and_documents_have_their_own_prompts(servicer: FakeServicer) -> None:
+    embeddings = PolyheadEmbeddings(target=servicer.target, query_prompt="query", document_prompt="passage")
+    embeddings.embed_documents(["one"])
+    embeddings.embed_query("one")
+    asyncio.run(embeddings.aembed_documents(["one"]))
+    asyncio.run(embeddings.aembed_query("one"))
+    PolyheadAnalyzer(target=servicer.target, prompt="query").batch(["one", "two"])
+    prompts = [request.options.prompt for request in servicer.requests]
+    assert prompts == ["passage", "query", "passage", "query", "query"]
+
+
 def test_analyzer_returns_class_and_sentiment(servicer: FakeServicer) -> None:
     analyzer = PolyheadAnalyzer(target=servicer.target)
     analysis = analyzer.invoke("bill")
@@ -76,7 +87,9 @@ def test_analyzer_returns_class_and_sentiment(servicer: FakeServicer) -> None:
         "truncated": False,
     }
     assert asyncio.run(analyzer.ainvoke("bill")) == analysis
-    assert analyzer.get_output_jsonschema()["$defs"]["Analysis"]["properties"].keys() == analysis.keys()
+    properties = analyzer.get_output_jsonschema()["$defs"]["Analysis"]["properties"]
+    # The model has no heads of the other kinds.
+    assert properties.keys() == analysis.keys() | {"label_sets", "scores"}
 
 
 def test_batches_are_one_call_and_have_callbacks_for_each_text(servicer: FakeServicer) -> None:
@@ -156,3 +169,15 @@ def test_invalid_configuration_is_rejected_at_once() -> None:
         PolyheadEmbeddings(target="host")
     with pytest.raises(ValueError, match="dimension"):
         PolyheadEmbeddings(dimension=3)  # type: ignore[call-arg]
+
+
+def test_analysis_of_multilabel_ordinal_and_regression_heads(servicer: FakeServicer) -> None:
+    analyzer = PolyheadAnalyzer(target=servicer.target, tasks=("labels", "score"))
+    analysis = rounded(analyzer.invoke("late"))
+    assert analysis["label_sets"] == {"tags": {"head": "tags", "labels": ["late"], "scores": {"late": 0.9, "other": 0}}}
+    assert analysis["scores"] == {
+        "stars": {"head": "stars", "value": 1.9, "label": "2", "scores": {"1": 0.1, "2": 0.9}},
+        "price": {"head": "price", "value": -0.7},
+    }
+    assert "label_sets" not in PolyheadAnalyzer(target=servicer.target).invoke("late")
+    assert [[int(task) for task in request.tasks] for request in servicer.requests] == [[4, 5], [2, 3]]

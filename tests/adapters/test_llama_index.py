@@ -39,6 +39,21 @@ def test_asynchronous_query_text_and_batch(servicer: FakeServicer) -> None:
     assert [len(request.items) for request in servicer.requests] == [1, 1, 2] * 2
 
 
+def test_queries_and_texts_have_their_own_prompts(servicer: FakeServicer) -> None:
+    model = PolyheadEmbedding(target=servicer.target, query_prompt="query", text_prompt="passage")
+    model.get_query_embedding("one")
+    model.get_text_embedding("one")
+    model.get_text_embedding_batch(["one", "two"])
+
+    async def embed() -> None:
+        await model.aget_query_embedding("one")
+        await model.aget_text_embedding("one")
+        await model.aget_text_embedding_batch(["one", "two"])
+
+    asyncio.run(embed())
+    assert [request.options.prompt for request in servicer.requests] == ["query", "passage", "passage"] * 2
+
+
 def test_batch_size_of_the_framework(servicer: FakeServicer) -> None:
     texts = [f"{number:03}" for number in range(5)]
     model = PolyheadEmbedding(target=servicer.target, embed_batch_size=2)

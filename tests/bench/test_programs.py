@@ -16,8 +16,10 @@ SOURCES = sorted((ROOT / "bench").rglob("*.py"))
 PROGRAMS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in SOURCES
-    # The servers of the comparison are started in their own environments, and take no flags.
-    if '__name__ == "__main__"' in path.read_text() and "servers" not in path.parts and "_client" not in path.stem
+    # The servers and libraries of comparisons are started in their own environments, and take no flags.
+    if '__name__ == "__main__"' in path.read_text()
+    and not {"servers", "libraries"} & {*path.parts}
+    and "_client" not in path.stem
 }
 
 

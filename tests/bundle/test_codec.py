@@ -13,10 +13,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polyhead_bundle import FormatError, Manifest, codec
 
-from tests.support.small_bundle import HEADS, MANIFEST, changed_manifest, rewrite_manifest, write_demo_bundle
+from tests.support.small_bundle import (
+    EVERY_KIND,
+    HEADS,
+    MANIFEST,
+    changed_manifest,
+    rewrite_manifest,
+    to_version_2,
+    write_demo_bundle,
+)
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "unknown format version": (lambda d: d.update(format_version=1), "format_version 1; this release reads 2"),
+    "unknown format version": (lambda d: d.update(format_version=1), "format_version 1; this release reads 2 and 3"),
     "format version of another type": (lambda d: d.update(format_version=True), "format_version True"),
     "unknown field": (lambda d: d.update(extra=1), "unknown fields \\['extra'\\]"),
     "missing field": (lambda d: d.pop("pad_token_id"), "missing fields \\['pad_token_id'\\]"),
@@ -119,3 +127,50 @@ def test_any_text_and_number_survives_a_round_trip(
 
 def _with_files(manifest: Manifest) -> Manifest:
     return dataclasses.replace(manifest, files={"model.onnx": bundle.FileEntry("0" * 64, 1)})
+
+
+def test_every_kind_of_head_survives_a_round_trip(tmp_path: Path) -> None:
+    written = write_demo_bundle(tmp_path, EVERY_KIND)
+    loaded = bundle.load(written.path)
+    assert loaded.manifest.heads == EVERY_KIND.heads
+    assert loaded.format_version == bundle.FORMAT_VERSION
+
+
+def test_prompts_survive_a_round_trip_in_the_order_of_their_names(tmp_path: Path) -> None:
+    prompts = {"query": "query: ", "STS": "é ", "retrieval.passage": "passage: ", "text-matching_2": "x"}
+    write_demo_bundle(tmp_path, changed_manifest(prompts=prompts))
+    assert list(bundle.load(tmp_path / "demo").manifest.prompts.items()) == sorted(prompts.items())
+
+
+def test_bundle_of_version_2_has_the_manifest_of_this_release(tmp_path: Path) -> None:
+    written = write_demo_bundle(tmp_path)
+    rewrite_manifest(written.path / "bundle.json", to_version_2)
+    loaded = bundle.load(written.path)
+    assert loaded.manifest == written.manifest
+    assert (loaded.format_version, written.format_version) == (2, 3)
+
+
+def test_bundle_of_version_2_can_be_replaced(tmp_path: Path) -> None:
+    written = write_demo_bundle(tmp_path)
+    rewrite_manifest(written.path / "bundle.json", to_version_2)
+    assert write_demo_bundle(tmp_path).format_version == 3
+
+
+NOT_VERSION_2: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "later field": (lambda d: d["heads"][0].update(spread=1.0), "unknown fields .'spread'. in format version 2"),
+    "prompts": (lambda d: d.update(prompts={}), "unknown fields .'prompts'. in format version 2"),
+    "later kind": (lambda d: d["heads"][0].update(kind="multilabel"), "kind 'multilabel' is not one of"),
+    "head of another type": (lambda d: d.update(heads=[1]), "heads: 1 has the wrong type"),
+    "heads of another type": (lambda d: d.update(heads={}), "heads: {} has the wrong type"),
+    "no heads": (lambda d: d.pop("heads"), "heads: None has the wrong type"),
+}
+
+
+@pytest.mark.parametrize("forgery", NOT_VERSION_2)
+def test_version_2_has_only_its_own_fields_and_kinds(tmp_path: Path, forgery: str) -> None:
+    change, message = NOT_VERSION_2[forgery]
+    path = write_demo_bundle(tmp_path).path / "bundle.json"
+    rewrite_manifest(path, to_version_2)
+    rewrite_manifest(path, change)
+    with pytest.raises(FormatError, match=message):
+        bundle.load(path.parent)

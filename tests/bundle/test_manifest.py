@@ -8,13 +8,19 @@ from typing import Any
 
 import polyhead_bundle as bundle
 import pytest
-from polyhead_bundle import Check, Fingerprints, FormatError, Golden, Manifest
+from polyhead_bundle import Check, Fingerprints, FormatError, Golden, Head, Manifest
 
-from tests.support.small_bundle import HEADS, MANIFEST, changed_manifest, write_demo_bundle, write_sources
+from tests.support.small_bundle import EVERY_KIND, HEADS, MANIFEST, changed_manifest, write_demo_bundle, write_sources
 
 
 def _variant(**fields: Any) -> Manifest:
     return changed_manifest(variants={"fp32": dataclasses.replace(MANIFEST.variants["fp32"], **fields)})
+
+
+def _head(name: str, **fields: Any) -> Manifest:
+    """A manifest with every kind of head, of which one is changed."""
+    heads = (dataclasses.replace(head, **fields) if head.name == name else head for head in EVERY_KIND.heads)
+    return dataclasses.replace(EVERY_KIND, heads=tuple(heads))
 
 
 CONTRADICTIONS = {
@@ -44,16 +50,36 @@ CONTRADICTIONS = {
     ),
     "threshold of a softmax head": (
         changed_manifest(heads=(dataclasses.replace(HEADS[0], threshold=0.5), HEADS[1])),
-        "not allowed for a softmax head",
+        "heads.topic.threshold: not allowed for a softmax head",
     ),
     "sigmoid head without threshold": (
         changed_manifest(heads=(HEADS[0], dataclasses.replace(HEADS[1], threshold=None))),
-        "required for a sigmoid head",
+        "heads.sentiment.threshold: required for a sigmoid head",
     ),
+    "multilabel head without thresholds": (
+        _head("tags", thresholds=None),
+        "heads.tags.thresholds: required for a multilabel head",
+    ),
+    "multilabel head with one threshold for all": (_head("tags", threshold=0.5), "heads.tags.threshold: not allowed"),
+    "fewer thresholds than labels": (_head("tags", thresholds=(0.5, 0.5)), "2 for 3 labels"),
+    "threshold of one": (_head("tags", thresholds=(0.5, 1.0, 0.5)), "heads.tags.threshold: must be between 0 and 1"),
+    "thresholds of an ordinal head": (_head("stars", thresholds=(0.5,) * 5), "not allowed for an ordinal head"),
+    "ordinal head with a label too many": (_head("stars", labels=tuple("123456")), r"expected \(batch, 5\)"),
+    "ordinal head of one label": (_head("stars", labels=("1",)), "two distinct labels"),
+    "labels of a regression head": (_head("price", labels=("low", "high")), "a regression head has no labels"),
+    "temperature of a regression head": (_head("price", temperature=2.0), "heads.price.temperature: must be 1"),
+    "spread of zero": (_head("price", spread=0.0), "heads.price.spread: must be above 0"),
+    "spread of a softmax head": (_head("topic", spread=2.0), "heads.topic.spread: must be 1"),
+    "multilabel head without labels": (_head("tags", labels=(), thresholds=()), "two distinct labels"),
     "unknown output": (
         changed_manifest(embedding=dataclasses.replace(MANIFEST.embedding, output="embedding")),
         "not among the graph's outputs",
     ),
+    "name of a prompt with a space": (changed_manifest(prompts={"my query": "query: "}), "is not a valid name"),
+    "name of a prompt that begins with a digit": (changed_manifest(prompts={"1st": "query: "}), "is not a valid name"),
+    "prompt without text": (changed_manifest(prompts={"query": ""}), r"prompts.query: has 0 characters"),
+    "prompt of a page": (changed_manifest(prompts={"query": "a" * 1001}), r"prompts.query: has 1001 characters"),
+    "too many prompts": (changed_manifest(prompts={f"p{n}": "a" for n in range(257)}), "257 are too many"),
     "token limit without text": (changed_manifest(max_tokens=2), "leaves no token for text"),
     "negative padding token": (changed_manifest(pad_token_id=-1), "pad_token_id"),
     "no golden text": (_variant(golden=()), "golden: is empty"),
@@ -92,3 +118,27 @@ def test_name_outside_the_bundle_is_never_written(tmp_path: Path, name: str) -> 
         bundle.write(tmp_path / "inside" / "demo", MANIFEST, names)
     assert not list(tmp_path.rglob("escaped"))
     assert not list((tmp_path / "inside").iterdir())
+
+
+def test_width_of_each_kind() -> None:
+    assert {head.name: head.width for head in EVERY_KIND.heads} == {
+        "topic": 3,
+        "sentiment": 1,
+        "tags": 3,
+        "stars": 4,
+        "price": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("labels", "values"),
+    [
+        (("1", "2", "5"), (1.0, 2.0, 5.0)),
+        (("-0.5", "0", "1e1"), (-0.5, 0.0, 10.0)),
+        (("low", "medium", "high"), (1.0, 2.0, 3.0)),
+        (("1", "2", "many"), (1.0, 2.0, 3.0)),
+        (("1", "2", "inf"), (1.0, 2.0, 3.0)),
+    ],
+)
+def test_values_of_ordered_labels(labels: tuple[str, ...], values: tuple[float, ...]) -> None:
+    assert Head("stars", "ordinal", "logits", labels).label_values == values

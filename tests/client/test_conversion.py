@@ -145,6 +145,13 @@ def test_expected_fingerprints_may_come_from_a_result_or_a_model() -> None:
     assert (options.HasField("expected_fingerprints"), options.truncation) == (False, 3)
 
 
+def test_prompts_of_a_model_are_its_texts_by_name() -> None:
+    prompts = [model_pb2.Prompt(name="passage", text="passage: "), model_pb2.Prompt(name="query", text="query: ")]
+    response = service_pb2.GetModelInfoResponse(model=model_pb2.ModelInfo(prompts=prompts))
+    assert conversion.model_info_of(response).prompts == {"passage": "passage: ", "query": "query: "}
+    assert conversion.model_info_of(service_pb2.GetModelInfoResponse()).prompts == {}
+
+
 def test_item_error_has_the_retry_delay() -> None:
     status = status_pb2.Status(code=8, message="busy")
     status.details.add().Pack(
@@ -235,3 +242,53 @@ def test_thousands_of_float32_probabilities_add_up() -> None:
     probabilities = np.sort(generator.dirichlet(np.full(5000, 0.1)).astype(np.float32))[::-1]
     answer = converted(classification=classification("a", *map(float, probabilities)))
     assert len(answer.classification.scores) == 5000
+
+
+def label_scores(*pairs: tuple[str, float]) -> list[item_pb2.LabelScore]:
+    return [item_pb2.LabelScore(label=label, probability=probability) for label, probability in pairs]
+
+
+def test_label_set_need_not_sum_to_one_and_may_be_empty() -> None:
+    scores = label_scores(("a", 0.9), ("b", 0.8))
+    result = converted(label_sets=[item_pb2.LabelSet(head="tags", scores=scores)]).unwrap()
+    assert [(one.head, one.labels) for one in result.label_sets] == [("tags", ())]
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "problem"),
+    [
+        (label_scores(("a", 0.1), ("b", 0.8)), [], "labels that are not ordered"),
+        (label_scores(("a", 1.1)), [], "not between 0 and 1"),
+        (label_scores(("a", 0.5), ("a", 0.5)), [], "a label twice"),
+        (label_scores(("a", 0.5)), ["b"], "a label twice or without a probability"),
+        (label_scores(("a", 0.5)), ["a", "a"], "a label twice or without a probability"),
+        ([], [], "no labels"),
+    ],
+)
+def test_impossible_label_set_is_a_server_error(
+    scores: list[item_pb2.LabelScore], labels: list[str], problem: str
+) -> None:
+    with pytest.raises(ServerError, match=problem):
+        converted(label_sets=[item_pb2.LabelSet(head="tags", scores=scores, labels=labels)])
+
+
+@pytest.mark.parametrize(
+    ("score", "problem"),
+    [
+        (item_pb2.Score(head="price", value=float("nan")), "the value nan"),
+        (item_pb2.Score(head="stars", label="1", probabilities=label_scores(("1", 0.5))), "add up to 0.5"),
+        (item_pb2.Score(head="stars", label="3", probabilities=label_scores(("1", 1))), "label without a probability"),
+    ],
+)
+def test_impossible_score_is_a_server_error(score: item_pb2.Score, problem: str) -> None:
+    with pytest.raises(ServerError, match=problem):
+        converted(scores=[score])
+
+
+def test_heads_have_their_kind_and_thresholds() -> None:
+    kinds = [model_pb2.HEAD_KIND_MULTILABEL, model_pb2.HEAD_KIND_ORDINAL, model_pb2.HEAD_KIND_REGRESSION]
+    heads = [model_pb2.HeadInfo(name="x", kind=kind) for kind in kinds]
+    heads[0].thresholds.extend([0.5, 0.25])
+    model = conversion.model_info_of(service_pb2.GetModelInfoResponse(model=model_pb2.ModelInfo(heads=heads)))
+    assert [head.kind for head in model.heads] == ["multilabel", "ordinal", "regression"]
+    assert [head.thresholds for head in model.heads] == [(0.5, 0.25), None, None]

@@ -37,6 +37,14 @@ def test_write_on_a_stream_that_has_just_ended_raises_unavailable() -> None:
     assert type(caught(Raised(grpc.StatusCode.INTERNAL, "anything else"))) is errors.ServerError
 
 
+def test_stream_that_a_proxy_reset_raises_unavailable() -> None:
+    message = "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))"
+    error = caught(Raised(grpc.StatusCode.INTERNAL, message))
+    assert (type(error), error.code) == (UnavailableError, "UNAVAILABLE")
+    # A server that says so in a status of its own is at fault.
+    assert type(caught(Raised(grpc.StatusCode.INTERNAL, message, ("key", "value")))) is errors.ServerError
+
+
 @pytest.mark.parametrize(
     ("pushback", "seconds"), [("250", 0.25), ("1", 0.001), ("-1", math.inf), ("soon", math.inf), ("9" * 5000, math.inf)]
 )

@@ -1,12 +1,9 @@
-"""Options as type checkers and ``help()`` see them, and as the methods take them."""
+"""Options as ``help()`` shows them, and as the methods take them."""
 
 from __future__ import annotations
 
 import inspect
 import pydoc
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any, Unpack
 
 import pytest
@@ -21,8 +18,6 @@ from polyhead_client import (
     UnaryOptions,
 )
 from polyhead_client.options import documented, resolve
-
-from tests.support.demo import ROOT
 
 METHODS: dict[str, Any] = {
     "stream": StreamAnalyzeOptions,
@@ -74,65 +69,3 @@ def test_documented_keeps_a_method_without_docstring() -> None:  # as with pytho
     def method(**options: Unpack[StreamOptions]) -> None: ...
 
     assert documented(StreamOptions)(method).__doc__ is None
-
-
-CALLS = """
-from polyhead_client import Answer, AsyncClient, Client
-
-def sync(client: Client, texts: list[str]) -> None:
-    reveal_type(client.stream(texts, tasks=["embedding"], order="completion", dimensions=64, max_in_flight=8))
-    reveal_type(client.analyze(texts, truncation="window", deadline_s=None, expected_fingerprints=client.info()))
-    client.stream_embed([("id", "text")], encoding="float16", include_timings=True)
-    reveal_type(client.embed([("id", "text")], encoding="float16", include_timings=True))
-    reveal_type(client.embeddings(texts, dimensions=8).shape)
-
-async def aio(client: AsyncClient, texts: list[str]) -> None:
-    async for answer in client.stream_classify(texts, order="request"):
-        reveal_type(answer)
-    reveal_type(await client.analyze(texts, tasks=["sentiment"]))
-"""
-MISTAKES = """
-from polyhead_client import AsyncClient, Client
-
-def mistakes(client: Client, aio: AsyncClient) -> None:
-    client.stream(["text"], order="random")
-    client.classify(["text"], encoding="int8")
-    client.analyze(["text"], max_in_flight=8)
-    client.embed(["text"], dimensions="64")
-    client.info(deadline=3)
-    aio.stream(["text"], task=["embedding"])
-"""
-
-
-def check_types(code: str, folder: Path) -> list[str]:
-    """Runs ``mypy --strict`` on user code and returns its messages without their positions."""
-    (folder / "user.py").write_text(code)
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", str(ROOT / "pyproject.toml")]
-    done = subprocess.run(
-        [*command, "--no-error-summary", str(folder / "user.py")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
-    assert done.stderr == ""
-    return [line.split(": ", 1)[1] for line in done.stdout.splitlines()]
-
-
-def test_mypy_infers_the_types_of_correct_calls(tmp_path: Path) -> None:
-    revealed = [message.removeprefix("note: Revealed type is ").strip('"') for message in check_types(CALLS, tmp_path)]
-    answer = "polyhead_client.types.Answer"
-    assert [kind.replace("builtins.", "") for kind in revealed] == [
-        f"typing.Iterator[{answer}]",
-        f"list[{answer}]",
-        f"list[{answer}]",
-        "tuple[Any, ...]",
-        answer,
-        f"list[{answer}]",
-    ]
-
-
-def test_mypy_rejects_every_wrong_option(tmp_path: Path) -> None:
-    errors = check_types(MISTAKES, tmp_path)
-    assert [message.split(":")[0] for message in errors if "error" in message] == ["error"] * 6, errors

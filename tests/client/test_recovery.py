@@ -249,15 +249,15 @@ def test_hedging_is_limited_by_its_budget(connect: Any, servicer: FakeServicer) 
 
 
 def test_failure_of_one_hedged_call_waits_for_the_other(connect: Any, servicer: FakeServicer) -> None:
-    client = connect(servicer.target, hedge_after_s=0.1)
+    client = connect(servicer.target, hedge_after_s=0.5)
     servicer.gate.clear()
-    threading.Timer(0.4, servicer.gate.set).start()
     answered: list[Any] = []
     thread = threading.Thread(target=lambda: answered.extend(client.analyze(["text"])))
     thread.start()
-    while not servicer.calls:
-        time.sleep(0.005)
+    wait_until(lambda: len(servicer.calls) == 1)
     servicer.unary_failures = [grpc.StatusCode.INTERNAL]  # the second call fails with it
+    wait_until(lambda: not servicer.unary_failures)
+    threading.Timer(0.3, servicer.gate.set).start()  # after the client has received the failure
     thread.join(20)
     assert [label(answer) for answer in answered] == ["text"]
     assert servicer.calls == ["Analyze"] * 2

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,13 +20,12 @@ from polyhead_client import (
     Timings,
     Truncation,
 )
-from polyhead_client.types import Value
+from polyhead_client.value import Value
 
 from tests.support.both_clients import Face
-from tests.support.demo import ROOT
 from tests.support.fake_server import ERROR, FakeServicer, embedding_of, labels
 
-TASKS = {"embed": "embedding", "classify": "classification", "sentiment": "sentiment"}
+TASKS = ("embed", "classify", "sentiment", "labels", "score")
 FLOAT32 = float(np.float32(0.9))  # 0.8999999761581421
 RESULT = Result(
     Truncation(False, 3, 3),
@@ -54,7 +49,7 @@ def test_unary_method_of_one_task_returns_a_list_and_requests_that_task_alone(
     assert answers[2].error is not None
     assert labels(answers[:2]) == ["one", "two"]
     (request,) = servicer.requests
-    assert [int(task) for task in request.tasks] == [1 + list(TASKS).index(method)]
+    assert [int(task) for task in request.tasks] == [1 + TASKS.index(method)]
 
 
 def test_embeddings_are_one_matrix_in_the_order_of_the_texts(client: Face) -> None:
@@ -86,11 +81,20 @@ def test_embeddings_of_different_models_are_never_in_one_matrix(client: Face, se
     assert client.unary("embeddings", ["one", "two"]).shape == (2, 3)  # control
 
 
-@pytest.mark.parametrize("task", ["embedding", "classification", "sentiment"])
+@pytest.mark.parametrize(
+    ("task", "field"),
+    [
+        ("embedding", "embedding"),
+        ("classification", "classification"),
+        ("sentiment", "sentiment"),
+        ("labels", "label_sets"),
+        ("score", "scores"),
+    ],
+)
 def test_result_without_a_requested_output_is_an_error_that_names_the_heads(
-    client: Face, servicer: FakeServicer, task: str
+    client: Face, servicer: FakeServicer, task: str, field: str
 ) -> None:
-    servicer.missing = [task]
+    servicer.missing = [field]
     for answers in (client.analyze(["one"], tasks=[task]), list(client.stream(["one"], tasks=[task]))):
         (answer,) = answers
         assert answer.error is not None
@@ -138,17 +142,41 @@ def test_every_returned_type_has_a_dict() -> None:
     values = [getattr(polyhead_client, name) for name in polyhead_client.__all__]
     dataclasses = [kind for kind in values if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__")]
     assert [kind.__name__ for kind in dataclasses if not issubclass(kind, Value)] == ["Tls"]  # an argument
-    assert len(dataclasses) == 15
+    assert len(dataclasses) == 17
+
+
+def test_label_sets_and_scores_of_a_server(client: Face) -> None:
+    (answer,) = client.analyze(["abc"], tasks=["labels", "score"])
+    (tags,), (stars, price) = answer.label_sets, answer.scores
+    assert (tags.head, tags.labels, tags.scores[1]) == ("tags", ("abc",), LabelScore("other", 0.0))
+    assert (stars.label, [one.label for one in stars.probabilities]) == ("2", ["1", "2"])
+    assert (price.label, price.probabilities) == (None, ())
+    assert list(answer.unwrap().heads) == ["topic", "mood", "tags", "stars", "price"]
+    assert answer.head("stars") is stars
+    assert answer.to_dict()["result"]["scores"] == [
+        {
+            "head": "stars",
+            "value": 1.9,
+            "label": "2",
+            "probabilities": [{"label": "1", "probability": 0.1}, {"label": "2", "probability": 0.9}],
+        },
+        {"head": "price", "value": -0.7, "label": None, "probabilities": []},
+    ]
+
+
+def test_label_sets_and_scores_that_were_not_computed_raise() -> None:
+    for part in ("label_sets", "scores"):
+        with pytest.raises(InvalidRequestError, match=f"no {part[:-1].replace('_', ' ')}"):
+            getattr(Answer("1", RESULT), part)
 
 
 def test_head_is_found_by_name() -> None:
     answer = Answer("1", RESULT)
-    assert [answer.head(name).label for name in ("topic", "mood", "language", "urgent")] == [
-        "billing",
-        "good",
-        "de",
-        "no",
-    ]
+    assert [answer.head(name, Classification).label for name in ("topic", "language")] == ["billing", "de"]
+    assert [answer.head(name, Sentiment).label for name in ("mood", "urgent")] == ["good", "no"]
+    assert answer.head("topic") is answer.classification
+    with pytest.raises(InvalidRequestError, match="the output of head 'topic' is a Classification, not a Sentiment"):
+        answer.head("topic", Sentiment)
     assert list(RESULT.heads) == ["topic", "mood", "language", "urgent"]
 
 
@@ -175,21 +203,3 @@ def test_part_that_is_missing_raises(part: str) -> None:
         getattr(Answer("mine", Result(RESULT.truncation, RESULT.fingerprints)), part)
     with pytest.raises(ItemFailedError, match="too long"):
         getattr(Answer("mine", error=ItemError("OUT_OF_RANGE", "TEXT_TOO_LONG", "too long")), part)
-
-
-def python_blocks(page: Path) -> list[str]:
-    return [block.split("```")[0] for block in page.read_text().split("```python\n")[1:]]
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/guides/quickstart.md"])
-def test_python_of_the_page_passes_strict_type_checks(page: str, tmp_path: Path) -> None:
-    blocks = python_blocks(ROOT / page)
-    assert blocks
-    code = tmp_path / "page.py"
-    code.write_text("\n".join(blocks))
-    command: list[Any] = [sys.executable, "-m", "mypy", "--strict", "--config-file", ROOT / "pyproject.toml", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    # The control has another size: mypy does not read a file again that has the size and second of the last one.
-    code.write_text("\n".join(blocks).replace(".sentiment.label", ".sentiment.labels"))
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=280).returncode == 1

@@ -293,12 +293,13 @@ def test_each_method_makes_its_own_rpc(client: Face, servicer: FakeServicer, met
     expected = client.info()
     servicer.calls.clear()
     requested: dict[str, Any] = {"truncation": "window", "order": "completion", "include_timings": True}
-    (answer,) = client.stream(["abc"], method, expected_fingerprints=expected, **requested)
+    (answer,) = client.stream(["abc"], method, expected_fingerprints=expected, prompt="query", **requested)
     request = servicer.requests[0]
     assert servicer.calls == [call]
     assert label(answer) == "abc"
     assert request.options.expected_fingerprints.embedding_space == "00112233445566aa"
     assert (request.options.truncation, request.options.include_timings, request.order) == (3, True, 2)
+    assert request.options.prompt == "query"
 
 
 @pytest.mark.parametrize(

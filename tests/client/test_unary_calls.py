@@ -60,11 +60,12 @@ def test_analyze_returns_an_error_in_order_for_a_text_that_cannot_be_sent(client
 def test_options_reach_the_server(client: Face, servicer: FakeServicer) -> None:
     expected = Fingerprints("00112233445566aa", {})
     requested: dict[str, Any] = {"truncation": "error", "include_timings": True, "expected_fingerprints": expected}
-    client.analyze(["text"], tasks=["embedding"], encoding="binary", dimensions=64, **requested)
+    client.analyze(["text"], tasks=["embedding"], encoding="binary", dimensions=64, prompt="query", **requested)
     (request,) = servicer.requests
     assert request.options.expected_fingerprints.embedding_space == "00112233445566aa"
     assert (list(request.tasks), request.options.truncation, request.options.include_timings) == ([1], 2, True)
     assert (request.embedding_options.encoding, request.embedding_options.dimensions) == (4, 64)
+    assert request.options.prompt == "query"
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])

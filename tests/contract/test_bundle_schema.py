@@ -12,7 +12,7 @@ import pytest
 from polyhead_bundle import FORMAT_VERSION
 from polyhead_export.bundle_schema import SCHEMA_NAME, manifest_schema, render
 
-from tests.support.small_bundle import write_demo_bundle
+from tests.support.small_bundle import EVERY_KIND, write_demo_bundle
 
 COMMITTED = Path(polyhead_bundle.__file__).parent / SCHEMA_NAME
 STALE = f"run: python -m polyhead_export.bundle_schema > bundle/polyhead_bundle/{SCHEMA_NAME}"
@@ -57,6 +57,13 @@ def test_every_object_type_is_described_and_closed() -> None:
 
 def test_written_manifest_is_valid(faults: Callable[[dict[str, Any]], list[str]], document: dict[str, Any]) -> None:
     assert faults(document) == []
+
+
+def test_manifest_with_every_kind_of_head_is_valid(
+    faults: Callable[[dict[str, Any]], list[str]], tmp_path: Path
+) -> None:
+    path = write_demo_bundle(tmp_path, EVERY_KIND).path / "bundle.json"
+    assert faults(json.loads(path.read_bytes())) == []
 
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.message
+import json
 import subprocess
 import tarfile
 import zipfile
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.slow
 # Source root of each package of the wheel.
 ROOTS = {
     "polyhead": "proto/gen",
+    "polyhead_bulk": "bulk",
     "polyhead_bundle": "bundle",
     "polyhead_client": "client",
     "polyhead_export": "export",
@@ -70,8 +72,13 @@ def test_wheel_contains_nothing_else(wheel: zipfile.ZipFile) -> None:
     assert {name for name in packages if not name.endswith(".dist-info")} == set(ROOTS)
 
 
-def test_metadata_names_licence_readme_and_python(wheel: zipfile.ZipFile) -> None:
+def metadata_path(wheel: zipfile.ZipFile) -> str:
     (path,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    return path
+
+
+def test_metadata_names_licence_readme_and_python(wheel: zipfile.ZipFile) -> None:
+    path = metadata_path(wheel)
     metadata = email.message_from_bytes(wheel.read(path))
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Description-Content-Type"] == "text/markdown"
@@ -81,6 +88,31 @@ def test_metadata_names_licence_readme_and_python(wheel: zipfile.ZipFile) -> Non
     assert readme.decode().strip() == (ROOT / "README.md").read_text().strip()
     licence = wheel.read(path.replace("METADATA", "licenses/LICENSE"))
     assert licence == (ROOT / "LICENSE").read_bytes()
+
+
+def repository() -> str:
+    """Returns the address of the repository, which the module of the Go client names."""
+    module = (ROOT / "clients/go/go.mod").read_text().splitlines()[0].removeprefix("module ")
+    return f"https://{module.removesuffix('/clients/go')}"
+
+
+def test_metadata_names_the_project_s_addresses(wheel: zipfile.ZipFile) -> None:
+    metadata = email.message_from_bytes(wheel.read(metadata_path(wheel)))
+    urls = dict(line.split(", ") for line in metadata.get_all("Project-URL", []))
+    assert urls.pop("Repository") == repository()
+    assert urls.pop("Issues") == f"{repository()}/issues"
+    assert set(urls) == {"Documentation", "Changelog"}
+    for url in urls.values():
+        address, _, file = url.partition("/blob/main/")
+        assert (address, (ROOT / file).is_file()) == (repository(), True)
+
+
+def test_npm_package_names_the_project_s_addresses() -> None:
+    manifest = json.loads((ROOT / "clients/npm/package.json").read_text())
+    directory = "clients/npm"
+    assert manifest["repository"] == {"type": "git", "url": f"git+{repository()}.git", "directory": directory}
+    assert manifest["homepage"] == f"{repository()}/tree/main/{directory}#readme"
+    assert manifest["bugs"] == {"url": f"{repository()}/issues"}
 
 
 def test_source_distribution_contains_the_repository(distributions: Distributions) -> None:

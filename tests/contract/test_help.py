@@ -122,8 +122,8 @@ def test_command_that_calls_a_server_reads_an_api_key_file(name: str) -> None:
     assert "POLYHEAD_API_KEY_FILE" in invoke(name, "--help")[1]
 
 
-# The admin service has an address of its own.
-DIFFERENT = {"--target"}
+# The admin service has an address of its own. A job takes any variant that its bundle has, an export those it can make.
+DIFFERENT = {"--target", "--variant"}
 
 
 def test_options_of_one_name_are_alike() -> None:

@@ -1,4 +1,4 @@
-"""The lock files contain the tested versions, with hashes, and every requirement of the server."""
+"""The lock files contain the tested versions, with hashes, and every requirement of their extras."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from packaging.utils import canonicalize_name
 
 from tests.support.demo import ROOT
 
-LOCKS = ("build", "server", "server-gpu")
+# The extras that each lock contains.
+EXTRAS = {
+    "server": ("server", "http"),
+    "server-gpu": ("server", "http"),
+    "bulk": ("server", "http", "bulk"),
+    "ray": ("server", "http", "bulk", "ray"),
+}
+LOCKS = ("build", *EXTRAS)
 
 
 def pins(name: str) -> dict[str, str]:
@@ -35,19 +42,22 @@ def test_every_locked_package_has_hashes(lock: str) -> None:
     assert [entry.split()[0] for entry in entries if not re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry)] == []
 
 
-@pytest.mark.parametrize("lock", ["server", "server-gpu"])
-def test_lock_satisfies_the_requirements_of_the_server(lock: str) -> None:
+@pytest.mark.parametrize("lock", EXTRAS)
+def test_lock_satisfies_the_requirements_of_its_extras(lock: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     locked = pins(f"locks/{lock}.txt")
     if lock == "server-gpu":
         assert "onnxruntime" not in locked
         locked["onnxruntime"] = locked["onnxruntime-gpu"]
-    for line in project["dependencies"] + project["optional-dependencies"]["server"]:
-        requirement = Requirement(line)
-        assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), (
-            f"{requirement}: run `make lock`"
-        )
+    extras = [one for extra in EXTRAS[lock] for one in project["optional-dependencies"][extra]]
+    for requirement in map(Requirement, project["dependencies"] + extras):
+        if requirement.name == project["name"]:  # of another extra
+            continue
+        version = locked.get(canonicalize_name(requirement.name))
+        satisfied = version is not None and requirement.specifier.contains(version)
+        assert satisfied, f"{requirement}: run `make lock`"
 
 
-def test_server_locks_do_not_contain_torch() -> None:
-    assert {"torch", "transformers"} & (pins("locks/server.txt").keys() | pins("locks/server-gpu.txt").keys()) == set()
+@pytest.mark.parametrize("lock", EXTRAS)
+def test_lock_does_not_contain_torch(lock: str) -> None:
+    assert {"torch", "transformers"} & pins(f"locks/{lock}.txt").keys() == set()

@@ -90,7 +90,8 @@ def test_documented_metrics_are_those_of_the_server() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page_names_existing_metrics_only(page: Path) -> None:
     # The Python packages have similar names.
-    packages = {f"polyhead_{room}" for room in ("adapters", "bundle", "client", "export", "rows", "server", "training")}
+    rooms = ("adapters", "bulk", "bundle", "client", "export", "rows", "server", "training")
+    packages = {f"polyhead_{room}" for room in rooms}
     named = set(re.findall(r"\bpolyhead_\w+", page.read_text())) - packages
     assert named - sample_names() - set(registered()) == set()
 

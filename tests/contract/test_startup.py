@@ -17,6 +17,7 @@ HEAVY = [
     "numpy",
     "onnx",
     "onnxruntime",
+    "optuna",
     "pyarrow",
     "pydantic",
     "rich",
@@ -33,6 +34,7 @@ SUBCOMMANDS = {
         *(["admin", "reload"], ["admin", "stats"]),
     ],
     "polyhead_export.cli": [["verify"], ["sign"], ["import"]],
+    "polyhead_training.cli": [["sweep"]],
 }
 
 PROGRAM = """

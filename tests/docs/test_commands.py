@@ -20,6 +20,7 @@ from tests.e2e.conftest import Start, start  # noqa: F401, the fixture
 from tests.support.demo import BIN, ROOT
 from tests.support.extras import hide_all_but
 from tests.support.markdown_pages import Block, PageRunner, blocks
+from tests.support.search_data import write_search_data
 
 # Some pages train or export, which takes longer on a busy machine than other tests.
 pytestmark = pytest.mark.timeout(1200)
@@ -32,6 +33,7 @@ ROWS = {"tickets.jsonl": ("train.jsonl", 48), "tickets-test.jsonl": ("test.jsonl
 
 # Extras of the environment that a page is about. Pages that are not listed are about a complete installation.
 EXTRAS = {
+    "docs/guides/bulk.md": ("bulk", "client"),
     "docs/guides/client.md": ("client",),
     "docs/guides/connect.md": ("client", "http"),
     "docs/guides/deploy.md": ("server",),
@@ -49,6 +51,7 @@ def runner(tmp_path: Path, start: Start, request: pytest.FixtureRequest) -> Iter
     for name, (source, count) in ROWS.items():
         lines = (ROOT / "training/demo" / source).read_text().splitlines(keepends=True)
         (tmp_path / name).write_text("".join(lines[:: len(lines) // count][:count]))
+    write_search_data(tmp_path)
     (tmp_path / "reviews.txt").write_text("love this kettle\nthe parcel never came\n")
     (tmp_path / "texts.jsonl").write_text('{"id": "1", "text": "Where is my refund?"}\n')
     # The environment is active already.

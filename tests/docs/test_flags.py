@@ -23,6 +23,8 @@ PAGES = {
 }
 # Flags of other programs, in running text.
 FOREIGN = {
+    "--grpc-port": "serve start",
+    "--grpc-servicer-functions": "serve start",
     "--local-dir": "hf download",
     "--no-healthcheck": "docker run",
     "--require-hashes": "pip",

@@ -1,7 +1,8 @@
 """The Go and TypeScript clients against real servers: same answers, retries of items and streams, deadlines.
 
 Both ship a command with the same output, so that a test runs against each of them. They are skipped where the toolchain
-is absent; CONTRIBUTING.md says how to install it.
+is absent; clients/README.md says how to install it. The Go client is compiled in each of the ways that is possible:
+with the modules of go.sum, and with Debian's packages.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,10 @@ from .conftest import Start
 
 pytestmark = pytest.mark.slow
 
+GO = ROOT / "clients/go"
 GO_SOURCES = Path("/usr/share/gocode/src")  # of Debian's golang-*-dev packages
-GO_PACKAGES = ("google.golang.org/grpc", "google.golang.org/protobuf", "google.golang.org/genproto")
+# The first is of golang-github-golang-protobuf-1-5-dev, instead of which apt may choose 1-3.
+GO_PACKAGES = ("github.com/golang/protobuf/proto/registry.go", "google.golang.org/grpc", "google.golang.org/genproto")
 NPM = ROOT / "clients/npm"
 TEXTS = [f"Parcel {number} is {'late, and nobody answers' if number % 3 else 'here'}" for number in range(300)]
 
@@ -77,21 +81,48 @@ class Command:
         return sorted(records, key=lambda record: int(record["id"]))
 
 
-def go_command(folder: Path) -> Command:
+def go_modules_command(folder: Path) -> Command:
+    """Compiles with the modules that go.mod names, verified against go.sum."""
+    if shutil.which("go") is None:
+        pytest.skip("Go is not installed")
+    environment = {"GO111MODULE": "on", "GOFLAGS": "-mod=readonly"}
+    try:
+        downloaded = _go(GO, environment, "mod", "download", timeout_s=60)
+    except subprocess.TimeoutExpired:
+        pytest.skip("the Go module proxy does not answer")
+    if downloaded.returncode != 0:
+        assert "checksum mismatch" not in downloaded.stderr
+        pytest.skip(f"Go modules cannot be downloaded: {downloaded.stderr.splitlines()[-1]}")
+    return _go_command(GO, environment, folder)
+
+
+def go_debian_command(folder: Path) -> Command:
+    """Compiles with Debian's packages, without modules."""
     if shutil.which("go") is None or not all((GO_SOURCES / package).exists() for package in GO_PACKAGES):
         pytest.skip("Debian's Go toolchain and packages are not installed")
     package = folder / "src/github.com/polyhead/polyhead/clients/go"
     package.parent.mkdir(parents=True)
-    package.symlink_to(ROOT / "clients/go")
-    environment = os.environ | {"GO111MODULE": "off", "GOFLAGS": "", "GOPATH": f"{folder}:{GO_SOURCES.parent}"}
+    package.symlink_to(GO)
+    environment = {"GO111MODULE": "off", "GOFLAGS": "", "GOPATH": f"{folder}:{GO_SOURCES.parent}"}
+    return _go_command(package, environment, folder)
+
+
+def _go_command(package: Path, environment: Mapping[str, str], folder: Path) -> Command:
     program = folder / "polyhead-analyze"
-    for command in (["go", "vet", ".", "./cmd/..."], ["go", "build", "-o", str(program), "./cmd/polyhead-analyze"]):
-        # The shell's own notion of the folder: the compiler finds the package by the path of the link.
-        built = subprocess.run(
-            command, cwd=package, env=environment | {"PWD": str(package)}, capture_output=True, text=True, check=False
-        )
+    for arguments in (["vet", ".", "./cmd/..."], ["build", "-o", str(program), "./cmd/polyhead-analyze"]):
+        built = _go(package, environment, *arguments)
         assert built.returncode == 0, built.stderr
     return Command([program], "-", lambda seconds: ["-timeout", f"{seconds}s"])
+
+
+def _go(
+    package: Path, environment: Mapping[str, str], *arguments: str, timeout_s: float = 600
+) -> subprocess.CompletedProcess[str]:
+    # The shell's own notion of the folder: the compiler finds a linked package by the path of the link.
+    variables = {**os.environ, **environment, "PWD": str(package)}
+    return subprocess.run(
+        ["go", *arguments], cwd=package, env=variables, capture_output=True, text=True, check=False, timeout=timeout_s
+    )
 
 
 def npm_command(folder: Path) -> Command:
@@ -104,7 +135,9 @@ def npm_command(folder: Path) -> Command:
     return Command(["node", NPM / "dist/cli.js"], "--", lambda seconds: ["--timeout-ms", str(round(seconds * 1000))])
 
 
-@pytest.fixture(scope="module", params=[go_command, npm_command], ids=["go", "npm"])
+@pytest.fixture(
+    scope="module", params=[go_modules_command, go_debian_command, npm_command], ids=["go-modules", "go-debian", "npm"]
+)
 def command(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Command:
     found: Command = request.param(tmp_path_factory.mktemp("client"))
     return found
@@ -258,33 +291,56 @@ def test_invalid_option_is_a_usage_error(command: Command, flags: tuple[str, ...
     assert "max-attempts" in done.stderr
 
 
-def test_example_of_the_npm_package_runs(servicer: FakeServicer) -> None:
-    """It imports the package by its name, through its exports."""
-    npm_command(NPM)
-    (example, *_) = re.findall(r"^```js\n(.*?)^```", (NPM / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert example.count("127.0.0.1:50051") == 1
-    path = NPM / "dist/example.js"
-    path.write_text(example.replace("127.0.0.1:50051", servicer.target))
-    done = subprocess.run(["node", path], capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(done.stdout.splitlines()) == ["0 Where is my refund? 3", "1 Love it! 3"]
-    path.unlink()
-
-
-def test_npm_package_contains_code_types_and_licence() -> None:
+@pytest.fixture(scope="module")
+def npm_tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as ``npm publish`` would upload it."""
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
     npm_command(NPM)
-    command = ["npm", "pack", "--dry-run", "--json", "--ignore-scripts", "--offline"]
-    packed = subprocess.run(command, cwd=NPM, capture_output=True, text=True, check=True, timeout=60)
-    listing = json.loads(packed.stdout)
-    (package,) = listing if isinstance(listing, list) else listing.values()
-    names = {file["path"] for file in package["files"]}
+    folder = tmp_path_factory.mktemp("package")
+    command = ["npm", "pack", "--ignore-scripts", "--offline", "--pack-destination", str(folder)]
+    subprocess.run(command, cwd=NPM, capture_output=True, check=True, timeout=60)
+    (tarball,) = folder.iterdir()
+    return tarball
+
+
+def test_npm_package_works_as_a_dependency(npm_tarball: Path, tmp_path: Path, servicer: FakeServicer) -> None:
+    """The example of its page, in TypeScript, in a project in which only the package is installed."""
+    installed = tmp_path / "node_modules/@polyhead/client"
+    installed.mkdir(parents=True)
+    subprocess.run(["tar", "-xzf", npm_tarball, "-C", installed, "--strip-components=1"], check=True)
+    for scope in ("@bufbuild", "@connectrpc", "@types", "undici-types"):
+        (tmp_path / "node_modules" / scope).symlink_to(NPM / "node_modules" / scope)
+    (example, *_) = re.findall(r"^```js\n(.*?)^```", (installed / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert example.count("127.0.0.1:50051") == 1
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    (tmp_path / "example.ts").write_text(example.replace("127.0.0.1:50051", servicer.target))
+    # Without skipLibCheck: the declarations of the package are checked too.
+    compiler = str(NPM / "node_modules/.bin/tsc")
+    command = [compiler, "--strict", "--module", "NodeNext", "--target", "ES2022", "example.ts"]
+    compiled = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert compiled.returncode == 0, compiled.stdout
+    done = subprocess.run(["node", "example.js"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == ["0 Where is my refund? 3", "1 Love it! 3"]
+
+
+def test_npm_package_contains_code_types_and_licence(npm_tarball: Path) -> None:
+    with tarfile.open(npm_tarball) as archive:
+        names = {name.removeprefix("package/") for name in archive.getnames()}
     manifest = json.loads((NPM / "package.json").read_text())
     exported = [target for one in manifest["exports"].values() if isinstance(one, dict) for target in one.values()]
     assert {path.removeprefix("./") for path in [*exported, *manifest["bin"].values()]} <= names
     assert {"LICENSE", "README.md", "package.json", "src/index.ts", "dist/gen/polyhead/v1/item_pb.d.ts"} <= names
     assert [name for name in names if name.startswith(("node_modules", "package-lock"))] == []
+
+
+def test_checksums_of_every_required_go_module_are_recorded() -> None:
+    """Otherwise ``go build`` refuses the module; ``go mod tidy`` writes both files."""
+    required = re.findall(r"^\t(\S+ v\S+)", (GO / "go.mod").read_text(), re.MULTILINE)
+    recorded = set(re.findall(r"^(\S+ v\S+) h1:\S{43}=$", (GO / "go.sum").read_text(), re.MULTILINE))
+    assert len(required) >= 3
+    assert {f"{module}{file}" for module in required for file in ("", "/go.mod")} <= recorded
 
 
 def test_versions_are_those_of_the_server() -> None:

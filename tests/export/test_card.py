@@ -25,7 +25,7 @@ def test_card_in_the_bundle_shows_heads_scores_and_gate(bundle_dir: Path) -> Non
     assert "- Token limit: 48, special tokens included" in card
     assert "| `topic` | softmax | `app`, `billing`, `support` | 1 |  |" in card
     assert "| `sentiment` | sigmoid | `negative`, `positive` | 1 | 0.5 |" in card
-    assert "| test | `topic` | 120 | 0.9500 [0.9100, 0.9800] | 0.2500 | 0.9375 | 0.0125 |" in card
+    assert "| test | `topic` | 120 | 0.9500 [0.9100, 0.9800] | 0.9375 | 0.0125 | 0.2500 |" in card
     assert "| `padding_invariance` |" in card
     assert "polyhead-serve" in card
 

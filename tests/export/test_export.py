@@ -178,7 +178,9 @@ def test_shared_batches_give_the_figures_of_computing_each_again(
         path = tmp_path / "bundle" / variant.file
         limits = settings.limits_of(name)  # type: ignore[arg-type]
         alone = gate.measure(path, model, ids, heads, limits, eval_data, onnx_runner(path), torch_runner(model))
-        assert alone == variant.gate
+        assert [(one.name, one.limit) for one in alone] == [(one.name, one.limit) for one in variant.gate]
+        # Rounding differs between runs of several threads.
+        assert [one.value for one in alone] == pytest.approx([one.value for one in variant.gate], rel=1e-3, abs=1e-7)
 
 
 def test_graph_with_wrong_outputs_is_not_written(

@@ -25,12 +25,12 @@ from polyhead_export.errors import (
     ShapeError,
     ValuesError,
 )
-from polyhead_export.eval_data import EvalData, predict, predicted_labels
+from polyhead_export.eval_data import EvalData, predict, predictions
 from polyhead_export.onnx_export import describe_graph, export_graph, signature
 from polyhead_export.runners import onnx_runner, torch_runner
 from polyhead_export.settings import Settings
 from polyhead_training.data.labels import UNLABELLED
-from polyhead_training.model import Head as ModelHead
+from polyhead_training.heads import Head as ModelHead
 from polyhead_training.model import PolyheadModel, Pooling, TextVectors
 
 from tests.support.tiny_model import make_model
@@ -115,7 +115,7 @@ def test_nan_output_fails(tmp_path: Path, model: PolyheadModel, graph_file: Path
     assert {"difference.sentiment_logits", "batch_invariance", "padding_invariance"} <= _failed(checks)
 
 
-def _summary_with_padding(hidden: torch.Tensor, attention_mask: torch.Tensor) -> TextVectors:
+def _summary_with_padding(hidden: torch.Tensor, attention_mask: torch.Tensor, _pooling: str) -> TextVectors:
     """Simulates a tokenizer that pads, or a missing mask."""
     return TextVectors(hidden.mean(dim=1), hidden.mean(dim=1))
 
@@ -230,10 +230,13 @@ SHIFT = 1e3
 def eval_data(model: PolyheadModel) -> EvalData:
     """Rows labelled with the model's predictions; the first five are wrong for each head, and one has no label."""
     reference = predict(torch_runner(model), IDS, 0)
-    targets = np.stack([predicted_labels(reference, head) for head in HEADS], axis=1)
-    targets[:5] = (targets[:5] + 1) % np.array([3, 2])
-    targets[5] = UNLABELLED
-    return EvalData(IDS, targets, reference, 0)
+    targets = []
+    for head in HEADS:
+        answers = predictions(reference, head)
+        answers[:5] = (answers[:5] + 1) % len(head.labels)
+        answers[5] = UNLABELLED
+        targets.append(answers)
+    return EvalData(IDS, tuple(targets), reference, 0)
 
 
 @pytest.mark.parametrize(("head", "column"), [("topic", 0), ("sentiment", 1)])
@@ -242,7 +245,7 @@ def test_head_with_a_constant_prediction_loses_accuracy(  # noqa: PLR0917
 ) -> None:
     path = _shifted(graph_file, tmp_path / "model.onnx", HEADS[column].output, SHIFT)
     predicted = 0 if head == "topic" else 1
-    known = eval_data.targets[:, column][eval_data.targets[:, column] != UNLABELLED]
+    known = eval_data.targets[column][eval_data.targets[column] != UNLABELLED]
     limits = Settings(limits={"int8": {"logit_difference": 2 * SHIFT}}).limits_of("int8")
     checks = gate.measure(path, model, GOLDEN, HEADS, limits, eval_data)
     values = _values(checks)
@@ -251,9 +254,9 @@ def test_head_with_a_constant_prediction_loses_accuracy(  # noqa: PLR0917
     assert values[f"accuracy_drop.{other}"] == values[f"macro_f1_drop.{other}"] == 0
     assert values[f"calibration.{other}"] < 1e-6
     # Its confidence is 1 everywhere, so its calibration error equals its error rate.
-    before = eval_data.score(eval_data.reference, HEADS[column], column).ece or 0
+    before = eval_data.score(eval_data.reference, HEADS[column], column)["ece"]
     assert values[f"calibration.{head}"] == pytest.approx(abs((known != predicted).mean() - before), abs=1e-6)
-    reference_labels = predicted_labels(eval_data.reference, HEADS[column])
+    reference_labels = predictions(eval_data.reference, HEADS[column])
     assert values["label_disagreement"] >= (reference_labels != predicted).sum() / (2 * (len(IDS) + len(GOLDEN)))
 
 
@@ -276,7 +279,7 @@ def test_failed_check_has_its_own_error(check: str, error: type[GateError]) -> N
 
 
 def test_rows_without_labels_cause_no_accuracy_drop(graph_file: Path, eval_data: EvalData) -> None:
-    bare = dataclasses.replace(eval_data, targets=np.full_like(eval_data.targets, UNLABELLED))
+    bare = dataclasses.replace(eval_data, targets=(np.full(len(IDS), UNLABELLED),) * len(HEADS))
     assert bare.worst_accuracy_drop(onnx_runner(graph_file), HEADS) == 0
     assert eval_data.worst_accuracy_drop(onnx_runner(graph_file), HEADS) == 0
 

@@ -39,7 +39,7 @@ def values(checks: object) -> dict[str, float]:
 
 def eval_data(targets: list[int], logits: Sequence[Sequence[float]]) -> EvalData:
     reference = {"logits": np.array(logits, np.float32)}
-    return EvalData([[2, 3]] * len(targets), np.array(targets)[:, None], reference, 0)
+    return EvalData([[2, 3]] * len(targets), (np.array(targets),), reference, 0)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from bench.loadgen.loops import arrivals, until
 
 _METHOD = "/polyhead.v1.InferenceService/Analyze"
 _WARM_UP_S = 1.0
+_REQUESTS = 5000
 # Later than any deadline: an answer before then is late, and a missing answer is lost.
 _MAX_WAIT_S = 10.0
 
@@ -118,9 +119,12 @@ def main() -> None:
 async def flood(arguments: argparse.Namespace) -> dict[str, float]:
     """Sends the load; returns rates in items per second, latencies and the CPU use of this process."""
     texts = itertools.cycle([row["text"] for row in read(arguments.texts)])
+    # More than can be in flight, and different ones: equal texts share a computation.
     requests = [
-        pb2.AnalyzeRequest(items=[item_pb2.Item(text=next(texts)) for _ in range(arguments.items)]).SerializeToString()
-        for _ in range(100)
+        pb2.AnalyzeRequest(
+            items=[item_pb2.Item(text=f"{next(texts)} {number}") for _ in range(arguments.items)]
+        ).SerializeToString()
+        for number in range(_REQUESTS)
     ]
     async with grpc.aio.insecure_channel(arguments.target) as channel:
         one = Flood(arguments, requests, channel)

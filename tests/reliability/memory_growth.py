@@ -62,6 +62,21 @@ def growth(times: Sequence[float], minima: Sequence[float]) -> Growth:
     return Growth(*fit_slope([one / 3600 for one in times[half:]], minima[half:]), MAX_MB_PER_HOUR, seconds)
 
 
+def leak_by_period(periods: int, seconds: float, measured: Growth) -> list[float]:
+    """Returns the memory in MB that a leak of twice the limit would have added by each period.
+
+    The leak grows by the number of the period and not by the time of its minimum: in a soak of a few seconds, the
+    minima of two neighboring periods may lie a moment apart.
+
+    Args:
+        periods: Number of periods between two reloads.
+        seconds: Duration of all periods.
+        measured: Growth without the leak, whose limit is doubled.
+    """
+    limit_per_period = measured.limit * seconds / 3600 / periods if measured.error else measured.limit / (periods / 2)
+    return [2 * limit_per_period * period for period in range(periods)]
+
+
 def fit_slope(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
     """Returns the slope of a line through 16 points, and half the width of its 95 % interval.
 

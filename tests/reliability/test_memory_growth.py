@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from .memory_growth import MAX_MB_PER_HOUR, PERIODS, fit_slope, growth
+from .memory_growth import MAX_MB_PER_HOUR, PERIODS, fit_slope, growth, leak_by_period
 
 
 def minima(period_s: float, mb_per_hour: float, noise_mb: float, periods: int = PERIODS) -> tuple[list[float], ...]:
@@ -40,6 +40,22 @@ def test_short_soak_is_judged_by_the_medians_of_its_halves(mb: float, is_bounded
     assert result.is_bounded == is_bounded
     assert result.by == pytest.approx(mb, abs=3)
     assert "too short" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("times", "memory"),
+    [
+        # The first minimum at the end of its period, while memory was still high, and the second at the start of its.
+        ([3.7, 4.0], [319, 263]),
+        ([10.0 * number for number in range(8)], [263] * 8),
+        ([3600 / PERIODS * number for number in range(PERIODS)], [263 + number % 2 for number in range(PERIODS)]),
+    ],
+)
+def test_leak_of_twice_the_limit_is_not_bounded(times: list[float], memory: list[float]) -> None:
+    measured = growth(times, memory)
+    assert measured.is_bounded
+    leak = leak_by_period(len(times), 3600 if measured.error else 10 * len(times), measured)
+    assert not growth(times, [mb + leaked for mb, leaked in zip(memory, leak, strict=True)]).is_bounded
 
 
 def test_interval_contains_the_slope_in_95_percent_of_cases() -> None:

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polyhead_rows import RawRow, read_rows
-from polyhead_training.config import HeadConfig
 from polyhead_training.data.labels import read_label
+from polyhead_training.model_config import HeadConfig
 
 FIELDS = ("text", "label")
 FORMATS = ("csv", "csv.gz", "jsonl", "jsonl.gz", "parquet")

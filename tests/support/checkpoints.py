@@ -15,14 +15,29 @@ from polyhead_training.tokenization import encode, load_tokenizer, pad
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    AlbertModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    DebertaV2Model,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     DistilBertModel,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    ElectraModel,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    MPNetModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -60,7 +75,51 @@ _MODELS: dict[str, tuple[type, type, type, dict[str, Any]]] = {
         DistilBertForSequenceClassification,
         {**_DISTIL_SIZES, "max_position_embeddings": 40},
     ),
+    "mpnet": (
+        MPNetConfig,
+        MPNetModel,
+        MPNetForSequenceClassification,
+        {**_SIZES, "max_position_embeddings": 42, "pad_token_id": 1},
+    ),
+    "electra": (
+        ElectraConfig,
+        ElectraModel,
+        ElectraForSequenceClassification,
+        {**_SIZES, "max_position_embeddings": 40, "embedding_size": 16},
+    ),
+    "albert": (
+        AlbertConfig,
+        AlbertModel,
+        AlbertForSequenceClassification,
+        {**_SIZES, "max_position_embeddings": 40, "embedding_size": 16},
+    ),
+    "deberta-v2": (
+        DebertaV2Config,
+        DebertaV2Model,
+        DebertaV2ForSequenceClassification,
+        {
+            **_SIZES,
+            "max_position_embeddings": 40,
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
+    ),
+    "modernbert": (
+        ModernBertConfig,
+        ModernBertModel,
+        ModernBertForSequenceClassification,
+        {
+            **_SIZES,
+            "max_position_embeddings": 40,
+            "global_attn_every_n_layers": 2,
+            "local_attention": 8,
+            **dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id", "eos_token_id", "sep_token_id"), 0),
+        },
+    ),
 }
+MODEL_TYPES = tuple(_MODELS)
 
 _SPECIAL = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
 

@@ -50,6 +50,8 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         labels: Minimum number of labels of the classification.
         embedding_spaces: Fingerprints of the results in the order of the items; empty for that of the model.
         missing: Outputs that no result has, as if the model had no head for them.
+        additional_heads: Heads of the model's description besides those that always answer.
+        applying: Labels of every label set; None for the text itself.
         stream_ended: Set when the last stream is over, for whatever reason.
         open_streams: Number of streams that are not over.
     """
@@ -76,6 +78,8 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self.max_items = 1024
         self.labels = 2
         self.missing: list[Any] = []
+        self.additional_heads: list[model_pb2.HeadInfo] = []
+        self.applying: list[str] | None = None
         self.embedding_spaces: list[str] = []
         self.stream_ended = threading.Event()
         self.open_streams = 0
@@ -91,7 +95,9 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
 
     def GetModelInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._begin("GetModelInfo", context)
-        return pb2.GetModelInfoResponse(model=MODEL)
+        response = pb2.GetModelInfoResponse(model=MODEL)
+        response.model.heads.extend(self.additional_heads)
+        return response
 
     def StreamAnalyze(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
         return self._stream("StreamAnalyze", pb2.StreamAnalyzeResponse, request_iterator, context)
@@ -177,6 +183,10 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             answer.result.classification.scores.add(label=f"a label of some length, {number:08}", probability=0.0)
         if self.embedding_spaces:
             answer.result.fingerprints.embedding_space = self.embedding_spaces[int(item.item_id)]
+        if self.applying is not None:
+            for label_set in answer.result.label_sets:
+                label_set.scores.extend(item_pb2.LabelScore(label=label) for label in self.applying)
+                label_set.labels[:] = self.applying
         for name in self.missing:
             answer.result.ClearField(name)
         return answer
@@ -292,6 +302,15 @@ def _answer(item: item_pb2.Item, request: Any) -> item_pb2.Answer:
     values = np.resize(np.array(embedding_of(item.text), "<f2" if half else "<f4"), dimensions).tobytes()
     encoding = item_pb2.EMBEDDING_ENCODING_FLOAT16_LE if half else item_pb2.EMBEDDING_ENCODING_FLOAT32_LE
     result.embedding.CopyFrom(item_pb2.Embedding(values=values, encoding=encoding, dimensions=dimensions))
+    # Heads that only a request for their tasks finds.
+    tasks = getattr(request, "tasks", ())
+    if item_pb2.TASK_LABELS in tasks:
+        scores = [item_pb2.LabelScore(label=item.text, probability=0.9), item_pb2.LabelScore(label="other")]
+        result.label_sets.add(head="tags", scores=scores, labels=[item.text])
+    if item_pb2.TASK_SCORE in tasks:
+        scores = [item_pb2.LabelScore(label="1", probability=0.1), item_pb2.LabelScore(label="2", probability=0.9)]
+        result.scores.add(head="stars", value=1.9, label="2", probabilities=scores)
+        result.scores.add(head="price", value=-0.7)
     if request.options.include_timings:
         result.timings.total.FromMilliseconds(1500)
     return item_pb2.Answer(item_id=item.item_id, result=result)
@@ -319,6 +338,7 @@ MODEL = model_pb2.ModelInfo(
         ],
     ),
     runtime=model_pb2.RuntimeInfo(engine="onnx", device="cpu", variant="fp32", fallback_reasons=["no cuda here"]),
+    prompts=[model_pb2.Prompt(name="passage", text="passage: "), model_pb2.Prompt(name="query", text="query: ")],
     bundle_format_version=1,
     server_version="0.2.0",
 )

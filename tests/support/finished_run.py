@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from polyhead_training.config import Config, DataConfig, HeadConfig, ModelConfig
+from polyhead_training.config import Config, DataConfig
 from polyhead_training.data.labels import UNLABELLED
+from polyhead_training.evaluation.encodings import forms
 from polyhead_training.evaluation.evaluate import Split, evaluate_run
-from polyhead_training.evaluation.similarity import Correlations, Similarity
+from polyhead_training.evaluation.similarity import Correlations, FormCorrelations, Similarity
+from polyhead_training.model_config import HeadConfig, ModelConfig
+from polyhead_training.model_types import SELECTION
 
 HOSTILE = "<script>alert('no')</script> & `|more`"
 HEADS = (
@@ -19,11 +22,17 @@ HEADS = (
     HeadConfig(name="sentiment", kind="sigmoid", labels=("negative", "positive"), threshold="best"),
     HeadConfig(name="urgent", kind="sigmoid", labels=("no", "yes")),
 )
+OTHER_KINDS = (
+    HeadConfig(name="tags", kind="multilabel", labels=("app", HOSTILE, "support"), threshold="best"),
+    HeadConfig(name="stars", kind="ordinal", labels=("1", "2", "3", "4")),
+    HeadConfig(name="price", kind="regression"),
+)
 
 
 def write_finished_run(folder: Path, heads: Sequence[HeadConfig] = HEADS) -> Path:
     """Writes the files of a run except the model and the tokenizer; the head ``urgent`` has no labels."""
-    similarity = Similarity(40, before=Correlations(0.8674, 0.86), after=Correlations(0.8551, None))
+    shorter = [FormCorrelations(form, 0.8, 0.9) for form in forms(32, (16,))]
+    similarity = Similarity(40, before=Correlations(0.8674, 0.86), after=Correlations(0.8551, None), forms=shorter)
     evaluation = evaluate_run(heads, {"validation": _split(heads, 80, 1), "test": _split(heads, 120, 2)}, similarity)
     config = Config(name="tiny", model=ModelConfig(heads=tuple(heads)), data=DataConfig(train=("a.jsonl",)))
     described = [
@@ -32,7 +41,8 @@ def write_finished_run(folder: Path, heads: Sequence[HeadConfig] = HEADS) -> Pat
             "kind": head.kind,
             "labels": list(head.labels or ()),
             "temperature": evaluation.temperatures[head.name],
-            "threshold": evaluation.thresholds[head.name],
+            "threshold": evaluation.thresholds[head.name] if head.kind == "sigmoid" else None,
+            "thresholds": evaluation.thresholds[head.name] if head.kind == "multilabel" else None,
         }
         for head in heads
     ]
@@ -53,20 +63,35 @@ def write_finished_run(folder: Path, heads: Sequence[HeadConfig] = HEADS) -> Pat
 
 def _split(heads: Sequence[HeadConfig], rows: int, seed: int) -> Split:
     rng = np.random.default_rng(seed)
-    targets, logits = [], {}
+    targets, logits = {}, {}
     for head in heads:
         width = len(head.labels or ())
+        if head.kind in ("multilabel", "ordinal", "regression"):
+            targets[head.name], logits[head.name] = _other_answers(head.kind, width, rows, rng)
+            continue
         true = rng.integers(0, width, rows)
         found = (np.eye(width)[true] * 2 + rng.normal(0, 1.5, (rows, width))).astype(np.float32)
         logits[head.name] = found if head.kind == "softmax" else found[:, 1:] - found[:, :1]
-        targets.append(np.full(rows, UNLABELLED) if head.name == "urgent" else true)
+        targets[head.name] = np.full(rows, UNLABELLED) if head.name == "urgent" else true
     texts = [f"{HOSTILE} {number} {'long ' * 100}" for number in range(rows)]
     locations = [(Path("rows.jsonl"), number + 1) for number in range(rows)]
-    return Split(texts, locations, np.stack(targets, axis=1), logits)
+    return Split(texts, locations, targets, logits)
+
+
+def _other_answers(kind: str, width: int, rows: int, rng: np.random.Generator) -> tuple[Any, Any]:
+    if kind == "regression":
+        prices = rng.normal(100, 10, rows)
+        return prices, (prices + rng.normal(0, 5, rows))[:, None].astype(np.float32)
+    if kind == "multilabel":
+        marks = rng.integers(0, 2, (rows, width))
+        return marks, (marks * 4 - 2 + rng.normal(0, 1.5, (rows, width))).astype(np.float32)
+    stars = rng.integers(0, width, rows)
+    noisy = stars[:, None] + rng.normal(0, 0.7, (rows, 1))
+    return stars, (3 * (noisy - np.arange(width - 1) - 0.5)).astype(np.float32)
 
 
 def _metrics(heads: Sequence[HeadConfig]) -> list[dict[str, Any]]:
-    empty = {"accuracy": None, "macro_f1": None, "nll": None}
+    empty: dict[str, float | None] = {"accuracy": None, "macro_f1": None, "nll": None}
     lines: list[dict[str, Any]] = []
     for step in (10, 20, 30):
         stage = "first" if step < 20 else "second"
@@ -74,8 +99,9 @@ def _metrics(heads: Sequence[HeadConfig]) -> list[dict[str, Any]]:
         line = {"step": step, "seconds": step / 2, "stage": stage}
         distillation = {"distillation": 0.01} if stage == "second" else {}
         lines.append({**line, "loss": 3 / step, "losses": losses, **distillation, "learning_rate": 1e-3, "tokens": 99})
-        found = {"accuracy": step / 40, "macro_f1": step / 50, "nll": 0.5}
+        found: dict[str, float | None] = {"accuracy": step / 40, "macro_f1": step / 50, "nll": 0.5}
         scores = {head.name: empty if head.name == "urgent" else found for head in heads}
+        scores |= {head.name: {SELECTION[head.kind]: step / 60} for head in heads if head in OTHER_KINDS}
         lines.append({**line, "epoch": 1, "validation": scores})
     return lines
 
@@ -97,9 +123,13 @@ def _data(heads: Sequence[HeadConfig]) -> dict[str, Any]:
             "duplicates": {"exact": 4, "conflicting": 1},
         }
 
+    tokens = {"p50": 12, "p95": 40, "max": 300, "truncated": 0.0125, "lost": 0.004}
+    source = {"name": "pairs", "kind": "scored_pairs", "loss": "cosent", "rows": 2000, "texts": 3900}
+    source |= {"tokens": tokens, "duplicates": 2, "conflicting": 0, "scores": [0.0, 2.5, 5.0]}
     leak = {"splits": ["train", "test"], "exact": 1, "near": 2, "examples": [["a.jsonl:3", "b.jsonl:9"]]}
     return {
         "splits": {"train": split(1200), "validation": split(80), "test": split(0)},
         "leakage": [leak],
+        "embedding": [source],
         "warnings": [f"3 texts of test occur in train: {HOSTILE}"],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 import venv
@@ -37,13 +38,18 @@ class Environment:
         return self.run(*command)
 
     @staticmethod
-    def run(*command: str | Path, timeout_s: float = 900) -> str:
-        """Runs a program in the repository; returns its standard output.
+    def run(*command: str | Path, cwd: Path = ROOT, timeout_s: float = 900) -> str:
+        """Runs a program, by default in the repository; returns its standard output.
+
+        The packages that it imports are those of its environment: PYTHONPATH does not apply to it.
 
         Raises:
             AssertionError: It failed; the message is its output.
         """
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout_s)
+        variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(
+            command, cwd=cwd, env=variables, capture_output=True, text=True, check=False, timeout=timeout_s
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

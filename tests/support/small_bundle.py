@@ -47,6 +47,52 @@ MANIFEST = Manifest(
     built_with={"torch": "2.0"},
 )
 
+# A head of each kind, over the same outputs of the backbone.
+EVERY_KIND = dataclasses.replace(
+    MANIFEST,
+    outputs=(
+        *MANIFEST.outputs,
+        Tensor("tags_logits", "float32", ("batch", 3)),
+        Tensor("stars_logits", "float32", ("batch", 4)),
+        Tensor("price_logits", "float32", ("batch", 1)),
+    ),
+    heads=(
+        *HEADS,
+        Head("tags", "multilabel", "tags_logits", ("late", "broken", "rude"), 1.2, thresholds=(0.5, 0.25, 0.75)),
+        Head("stars", "ordinal", "stars_logits", ("1", "2", "3", "4", "5"), temperature=0.8),
+        Head("price", "regression", "price_logits", (), spread=12.5),
+    ),
+    variants={
+        "fp32": dataclasses.replace(
+            MANIFEST.variants["fp32"],
+            fingerprints=Fingerprints(
+                "0" * 16, dict.fromkeys(("topic", "sentiment", "tags", "stars", "price"), "1" * 16)
+            ),
+            golden=(
+                Golden(
+                    "good day",
+                    (0.6, -0.8),
+                    {
+                        "topic": (0.1, 0.2, 0.3),
+                        "sentiment": (-1.5,),
+                        "tags": (-2.0, 0.5, 1.0),
+                        "stars": (3.0, 2.0, 0.5, -1.0),
+                        "price": (19.99,),
+                    },
+                ),
+            ),
+        )
+    },
+)
+
+
+def to_version_2(document: dict[str, Any]) -> None:
+    """Gives a manifest the form of version 2 of the format."""
+    document["format_version"] = 2
+    del document["prompts"]
+    for head in document["heads"]:
+        del head["thresholds"], head["spread"]
+
 
 def write_sources(folder: Path) -> dict[str, Path]:
     """Writes the files of a bundle into a folder and returns their paths by name."""

@@ -13,6 +13,7 @@ MIN_PAGES = 12
 # otherwise pass by checking nothing.
 MIN_MODULES = {
     "adapters/polyhead_adapters": 6,
+    "bulk/polyhead_bulk": 25,
     "bundle/polyhead_bundle": 6,
     "client/polyhead_client": 20,
     "export/polyhead_export": 20,

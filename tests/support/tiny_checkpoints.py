@@ -2,74 +2,81 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    BertConfig,
+    BertModel,
+    CamembertConfig,
+    CamembertModel,
+    DebertaV2Config,
+    DebertaV2Model,
+    DistilBertConfig,
+    DistilBertModel,
+    ElectraConfig,
+    ElectraModel,
+    ModernBertConfig,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
-SENTENCES = [
-    "The parcel came two days late and the box was wet.",
-    "Lovely soup, my children asked for more!",
-    "I cannot log in, the password page is broken again.",
-    "What a kind person on the phone, thank you so much.",
-    "The second invoice charges me twice for one month.",
-    "Great update, the search is quick and finds everything.",
-]
+from .tiny_tokenizers import byte_pairs, unigram, wordpiece
 
-
-@functools.cache  # Training it again would number its tokens in another order.
-def _wordpiece() -> str:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return tokenizer.to_str()
-
-
-def _byte_pairs() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    return tokenizer
+# Weights are large enough for every layer to affect the outputs.
+_LARGE_WEIGHTS = {"initializer_range": 0.2}
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
 def write_bert(folder: Path) -> None:
     """Writes a BERT whose tokenizer file enables padding and truncation, like that of all-MiniLM-L6-v2."""
-    tokenizer = Tokenizer.from_str(_wordpiece())
+    tokenizer = wordpiece()
     tokenizer.enable_padding(length=128)
     tokenizer.enable_truncation(128)
     tokenizer.save(str(folder / "tokenizer.json"))
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = BertConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=40, **sizes)
+    config = BertConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=40, **_SIZES)
     BertModel(config).save_pretrained(folder)
 
 
 def write_roberta(folder: Path) -> None:
     """Writes a RoBERTa, whose positions start after the padding id."""
-    tokenizer = _byte_pairs()
+    tokenizer = byte_pairs()
     tokenizer.save(str(folder / "tokenizer.json"))
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = RobertaConfig(
-        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=42, pad_token_id=1, type_vocab_size=1, **sizes
+        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=42, pad_token_id=1, type_vocab_size=1, **_SIZES
     )
     RobertaModel(config).save_pretrained(folder)
 
 
+def write_xlm_roberta(folder: Path) -> None:
+    """Writes an XLM-R: the layout of RoBERTa with a Unigram tokenizer."""
+    tokenizer = unigram()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = XLMRobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=41, pad_token_id=0, type_vocab_size=1, **_SIZES
+    )
+    XLMRobertaModel(config).save_pretrained(folder)
+
+
+def write_camembert(folder: Path) -> None:
+    """Writes a CamemBERT: the layout of RoBERTa with a Unigram tokenizer."""
+    tokenizer = unigram()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = CamembertConfig(
+        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=41, pad_token_id=0, type_vocab_size=1, **_SIZES
+    )
+    CamembertModel(config).save_pretrained(folder)
+
+
 def write_distilbert(folder: Path) -> None:
     """Writes a DistilBERT without tokenizer.json, like an older checkpoint, so that its tokenizer must be converted."""
-    vocabulary = Tokenizer.from_str(_wordpiece()).get_vocab()
+    vocabulary = wordpiece().get_vocab()
     (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)) + "\n")
     config = DistilBertConfig(
         vocab_size=len(vocabulary), max_position_embeddings=40, dim=32, n_layers=2, n_heads=2, hidden_dim=64
@@ -77,4 +84,77 @@ def write_distilbert(folder: Path) -> None:
     DistilBertModel(config).save_pretrained(folder)
 
 
-WRITERS = {"bert": write_bert, "roberta": write_roberta, "distilbert": write_distilbert}
+def write_mpnet(folder: Path) -> None:
+    """Writes an MPNet: relative positions in every layer, and absolute ones that start after the padding id."""
+    tokenizer = wordpiece()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = MPNetConfig(
+        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=42, pad_token_id=1, **_SIZES, **_LARGE_WEIGHTS
+    )
+    MPNetModel(config).save_pretrained(folder)
+
+
+def write_electra(folder: Path) -> None:
+    """Writes an ELECTRA, whose embeddings are projected to the width of its layers."""
+    tokenizer = wordpiece()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = ElectraConfig(
+        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=40, embedding_size=16, **_SIZES
+    )
+    ElectraModel(config).save_pretrained(folder)
+
+
+def write_albert(folder: Path) -> None:
+    """Writes an ALBERT: two groups of three layers, which share their weights."""
+    tokenizer = unigram()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    sizes = {**_SIZES, **_LARGE_WEIGHTS, "num_hidden_layers": 6, "num_hidden_groups": 2, "embedding_size": 16}
+    AlbertModel(
+        AlbertConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=40, pad_token_id=0, **sizes)
+    ).save_pretrained(folder)
+
+
+def write_deberta(folder: Path) -> None:
+    """Writes a DeBERTa-v3: disentangled attention, no table of absolute positions, no token types."""
+    tokenizer = unigram()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    attention = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}
+    config = DebertaV2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=40,
+        position_buckets=16,
+        position_biased_input=False,
+        norm_rel_ebd="layer_norm",
+        type_vocab_size=0,
+        **attention,
+        **_SIZES,
+        **_LARGE_WEIGHTS,
+    )
+    DebertaV2Model(config).save_pretrained(folder)
+
+
+def write_modernbert(folder: Path) -> None:
+    """Writes a ModernBERT: rotary positions, local attention in its second layer, no token types."""
+    tokenizer = byte_pairs()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    attention = {"global_attn_every_n_layers": 2, "local_attention": 8}
+    special = {"pad_token_id": 1, "bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2}
+    config = ModernBertConfig(
+        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=40, **attention, **special, **_SIZES
+    )
+    ModernBertModel(config).save_pretrained(folder)
+
+
+WRITERS = {
+    "bert": write_bert,
+    "roberta": write_roberta,
+    "xlm-roberta": write_xlm_roberta,
+    "camembert": write_camembert,
+    "distilbert": write_distilbert,
+    "mpnet": write_mpnet,
+    "electra": write_electra,
+    "albert": write_albert,
+    "deberta-v2": write_deberta,
+    "modernbert": write_modernbert,
+}
+FAMILIES = tuple(WRITERS)

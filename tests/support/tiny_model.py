@@ -16,9 +16,10 @@ import torch
 from polyhead_export.export import export
 from polyhead_export.onnx_export import export_graph
 from polyhead_export.settings import Settings
-from polyhead_training.config import Config, DataConfig, HeadConfig
+from polyhead_training.config import Config, DataConfig
 from polyhead_training.evaluation.metrics import HeadScore
 from polyhead_training.model import PolyheadConfig, PolyheadModel
+from polyhead_training.model_config import HeadConfig
 from polyhead_training.runs.run_directory import EVALUATION_NAME, write_json, write_run
 
 MAX_TOKENS = 48
@@ -59,10 +60,9 @@ def make_model(family: str = "bert", **settings: Any) -> PolyheadModel:
         "pad_token_id": pad_token_id,
         **_SIZES[family],
     }
-    heads = [head.model_dump(include={"name", "kind", "labels", "hidden_size", "dropout"}) for head in HEADS]
-    config = PolyheadConfig(
-        backbone=backbone, heads=heads, **{"max_tokens": MAX_TOKENS, "pad_token_id": pad_token_id, **settings}
-    )
+    heads = [head.layer_settings() for head in HEADS]
+    defaults = {"heads": heads, "max_tokens": MAX_TOKENS, "pad_token_id": pad_token_id}
+    config = PolyheadConfig(backbone=backbone, **{**defaults, **settings})
     return cast(PolyheadModel, PolyheadModel(config).eval())
 
 

@@ -13,7 +13,7 @@ from polyhead_training.config import Config
 from polyhead_training.errors import StoppedError
 from polyhead_training.train import train
 
-from .tiny_checkpoints import SENTENCES
+from .tiny_tokenizers import SENTENCES
 
 LABELS = ["delivery", "product", "account", "support", "billing", "app"]
 # 24 labelled rows in six classes.

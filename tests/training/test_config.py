@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from polyhead_training.config import Config, DataConfig, HeadConfig, ModelConfig, StageConfig, TrainingConfig
+from polyhead_training.config import Config, DataConfig
 from polyhead_training.errors import ConfigError
+from polyhead_training.model_config import HeadConfig, ModelConfig
 from polyhead_training.model_types import RESERVED_HEAD_NAMES
+from polyhead_training.training_config import StageConfig, TrainingConfig
 from pydantic import ValidationError
 from torch import nn
 
@@ -57,7 +59,7 @@ def test_config_is_frozen() -> None:
             ],
             "share an ONNX output name",
         ),
-        ([], "at least 1 item"),
+        ([], "data has labelled rows, but model.heads is empty"),
         ([{"name": "text", "kind": "softmax"}], "data.text and a head's field are both 'text'"),
     ],
 )
@@ -97,6 +99,33 @@ def test_contradictory_fields_are_rejected(section: str, values: dict[str, objec
         Config.model_validate(MINIMAL | {section: values})
 
 
+@pytest.mark.parametrize(
+    ("prompts", "prompt", "message"),
+    [
+        (
+            {"query": "query: "},
+            "queries",
+            "data.prompt is 'queries', but model.prompts has only query; did you mean 'query'",
+        ),
+        ({}, "query", "data.prompt is 'query', but model.prompts has none"),
+        ({"my query": "query: "}, None, "match pattern"),
+        ({"query": ""}, None, "at least 1 character"),
+        ({"query": "q" * 1001}, None, "at most 1000 characters"),
+        ({f"p{number}": "q" for number in range(257)}, None, "at most 256 items"),
+    ],
+)
+def test_invalid_prompts_are_rejected(prompts: dict[str, str], prompt: str | None, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Config.model_validate(MINIMAL | {"model": {"prompts": prompts}, "data": {"train": "a.jsonl", "prompt": prompt}})
+
+
+def test_prefix_is_the_text_of_the_prompt_of_the_labelled_rows() -> None:
+    model = {"prompts": {"query": "query: ", "retrieval.passage": "passage: "}}
+    assert Config.model_validate(MINIMAL | {"model": model}).prefix == ""
+    data = {"train": "a.jsonl", "prompt": "retrieval.passage"}
+    assert Config.model_validate(MINIMAL | {"model": model, "data": data}).prefix == "passage: "
+
+
 def test_reserved_head_names_are_those_of_torch() -> None:
     valid = {name for name in dir(nn.ModuleDict) if re.fullmatch("[a-z][a-z0-9_]*", name)}
     assert valid - RESERVED_HEAD_NAMES == set()
@@ -116,3 +145,22 @@ def test_resolve_names_a_variable_that_is_not_set(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("SOME_FOLDER", raising=False)
     with pytest.raises(ConfigError, match=r"data\.train: .*environment variable SOME_FOLDER, which is not set"):
         Config.model_validate(MINIMAL).resolve("data.train", "${SOME_FOLDER}/rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ema_decay": 0.99}, "ema_decay has no effect without average = 'ema': set average, or remove ema_decay"),
+        ({"average": "swa", "ema_decay": 0.99}, "ema_decay has no effect"),
+        ({"teacher_weight": 0.5}, "teacher_weight has no effect without teacher"),
+        ({"teacher_temperature": 4}, "teacher_temperature has no effect without teacher"),
+    ],
+)
+def test_setting_without_effect_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrainingConfig.model_validate(settings)
+
+
+def test_settings_of_average_and_teacher_are_accepted() -> None:
+    TrainingConfig.model_validate({"average": "ema", "ema_decay": 0.99})
+    TrainingConfig.model_validate({"teacher": "runs/large", "teacher_weight": 0.5, "teacher_temperature": 4})

@@ -43,6 +43,7 @@ def test_config_has_the_path_of_its_file(path: Path) -> None:
         ),
         (MINIMAL + '[[model.heads]]\nname = "a"\n', "model.heads.0.kind", "is missing: softmax .one of"),
         (MINIMAL + '[model]\npooling = "max"\n', "model.pooling", "'max': Input should be 'cls', 'mean'"),
+        ('model = "small"\n' + MINIMAL, "model", "'small'"),
         (WITH_STAGE + "epochs = 0\n", "training.stages.0.epochs", "Number of epochs over the training rows"),
     ],
 )
@@ -92,7 +93,7 @@ batch_size = 0
         ": training.seed: -1: Input should be greater",
         ":1: nam: is not a valid field: did you mean name?",
         ":2: batch_size: is not a valid field: did you mean training.batch_size?",
-        ":5: model.pooling: 'maen': Input should be 'cls', 'mean' or 'cls_mean'; did you mean 'mean'? (",
+        ":5: model.pooling: 'maen': Input should be 'cls', 'mean', 'cls_mean' or 'embedding'; did you mean 'mean'? (",
         ":6: model.heads.0: threshold 0.3",
         ":6: model.heads.0: class_weights has the label 'ap', but labels has only app, billing; did you mean 'app'?",
         ":12: model.heads.1: kind 'sigmoid' and labels ('a',)",

@@ -30,13 +30,11 @@ from transformers import AutoConfig, PreTrainedConfig
 from .checkpoint_tokenizer import open_tokenizer
 from .config import Config
 from .errors import BackboneError, HubError
-from .model import FAMILIES
+from .structure import EXAMPLES, FAMILIES, LayoutError, empty_backbone, find_layers, usable_positions
 from .weights import WeightsError, describe_foreign_content, first_line, read_entries, require_full_checkpoint
 
 # Pickled weights run code when they are loaded, so they are not even downloaded.
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
-# Families whose position ids start at pad_token_id + 1; those of the others start at 0.
-_POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert"})
 
 
 @dataclass(frozen=True)
@@ -68,23 +66,19 @@ class Backbone:
         folder: The folder with its files.
         config: Its own configuration.
         tokenizer: Its tokenizer, with padding and truncation off.
+        usable_positions: Maximum tokens per text that it has positions for.
     """
 
     reference: str
     folder: Path
     config: PreTrainedConfig
     tokenizer: Tokenizer
+    usable_positions: int
 
     @property
     def pad_token_id(self) -> int:
         """Token that pads the shorter texts of a batch."""
         return int(self.config.pad_token_id or 0)
-
-    @property
-    def usable_positions(self) -> int:
-        """Maximum tokens per text that the backbone has position embeddings for."""
-        positions = int(self.config.max_position_embeddings)
-        return positions - self.pad_token_id - 1 if self.config.model_type in _POSITIONS_AFTER_PADDING else positions
 
 
 def find_backbone(config: Config) -> Backbone:
@@ -132,9 +126,20 @@ def open_backbone(reference: str, revision: str | None, base: Path) -> Backbone:
     except Exception as error:
         raise BackboneError(reference, f"its config.json cannot be used: {first_line(error)}") from error
     if config.model_type not in FAMILIES:
-        families = ", ".join(sorted(FAMILIES))
-        raise BackboneError(reference, f"its family {config.model_type!r} is not supported; choose one of {families}")
-    return Backbone(reference, folder, config, open_tokenizer(reference, folder, config))
+        reason = f"its family {config.model_type!r} is not an encoder of texts in transformers"
+        raise BackboneError(reference, f"{reason}; choose another, for example {EXAMPLES}")
+    tokenizer = open_tokenizer(reference, folder, config)
+    return Backbone(reference, folder, config, tokenizer, _usable_positions(reference, config))
+
+
+def _usable_positions(reference: str, config: PreTrainedConfig) -> int:
+    """Checks the layout of the backbone that a configuration describes, without weights, and returns its positions."""
+    try:
+        empty = empty_backbone(config)
+        find_layers(empty)
+        return usable_positions(empty, config)
+    except LayoutError as error:
+        raise BackboneError(reference, str(error)) from error
 
 
 def _folder_of_id(reference: str, revision: str | None) -> tuple[Path, str | None]:

@@ -185,11 +185,8 @@ def _require_embeddings(reference: str, tokenizer: Tokenizer, config: PreTrained
     padding = int(config.pad_token_id or 0)
     if not 0 <= padding < rows:
         raise BackboneError(reference, f"config.json: pad_token_id {padding} is not among the {rows} token ids")
-    # DistilBERT has no token types.
-    types = getattr(config, "type_vocab_size", None)
-    if types is not None and types < 1:
-        raise BackboneError(reference, f"config.json: type_vocab_size {types} leaves no type for a text; set it to 1")
-    if types is not None and (used := max(encoding.type_ids)):
+    # DistilBERT and others have no token types.
+    if getattr(config, "type_vocab_size", 0) and (used := max(encoding.type_ids)):
         reason = f"its tokenizer gives a text the token type {used}, and only type 0 is supported"
         raise BackboneError(reference, f"{reason}; choose another checkpoint")
 

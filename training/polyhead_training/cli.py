@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 import os
-import shlex
-import signal
-import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
+from .command_line import StopSignal, exit_codes, is_main_process, report, silence_transformers
+from .sweep.command import sweep
+
 if TYPE_CHECKING:
     from polyhead_training.runs.in_progress import ResumePolicy
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+class _CommandWithSubcommands(click.Group):
+    """A command of its own, unless its first argument is the name of another command."""
+
+    allow_extra_args = False
+    allow_interspersed_args = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] in self.commands:
+            ctx.args = args
+            return []
+        return click.Command.parse_args(self, ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        if not ctx.args:
+            return click.Command.invoke(self, ctx)
+        name, *arguments = ctx.args
+        with self.commands[name].make_context(name, arguments, parent=ctx) as context:
+            return context.command.invoke(context)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        # click asks on behalf of another command for the words before its name, which are no arguments here.
+        return [one for one in super().get_params(ctx) if ctx.command is self or not isinstance(one, click.Argument)]
 
 
-class _StopSignal:
-    """Handles SIGINT and SIGTERM from the first call on: the first signal requests a stop, the second kills."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._installed = False
-
-    def __call__(self) -> bool:
-        """Returns whether a signal requested a stop."""
-        if not self._installed:
-            self._installed = True
-            for number in _SIGNALS:
-                signal.signal(number, self._handle)
-        return self.signal is not None
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        self.signal = number
-        for other in _SIGNALS:
-            signal.signal(other, signal.SIG_DFL)
-        _report(f"{signal.Signals(number).name}: saving a checkpoint after this step; repeat to end immediately")
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_CommandWithSubcommands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+    subcommand_metavar="| sweep ...",
+)
 @click.version_option(package_name="polyhead", prog_name="polyhead-train", message="%(prog)s %(version)s")
 @click.argument("config_path", metavar="CONFIG.toml", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
@@ -69,6 +73,20 @@ class _StopSignal:
     help="Stop training after N optimizer steps, then evaluate and write the run as usual.",
 )
 @click.option(
+    "--seeds",
+    metavar="N",
+    type=click.IntRange(min=2),
+    help="Train N runs, with the seeds from training.seed on, and keep the best on validation. The report has the mean "
+    "and the spread of every metric.",
+)
+@click.option(
+    "--folds",
+    metavar="N",
+    type=click.IntRange(min=2),
+    help="Cross-validate on the training rows with N folds, then train on all of them. The run also has the prediction "
+    "for each row by a model trained without it, and the rows whose label is likely a mistake.",
+)
+@click.option(
     "--set",
     "overrides",
     metavar="KEY=VALUE",
@@ -81,17 +99,23 @@ def main(  # noqa: PLR0917 - click passes them by name
     dry_run: bool,
     resume: bool | None,
     max_steps: int | None,
+    seeds: int | None,
+    folds: int | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Train a text classifier with a sentence embedding from labelled texts.
+    """Train a text classifier and a sentence embedding from labelled texts and text pairs.
 
     CONFIG.toml names the data, the heads and the training stages. The result is a run directory with the model, its
     evaluation, a model card and report.html. polyhead-export converts it into a bundle that polyhead-serve serves.
 
     stdout receives the path of the run directory, stderr all messages and progress.
 
-    A run in progress is stored in DIR.in_progress. SIGINT (Ctrl-C) and SIGTERM save a checkpoint there and print the
-    command that resumes it. After a crash, the same command resumes from the last periodic checkpoint.
+    A run in progress is stored in DIR.in_progress, those of --seeds and --folds in DIR.repeats. SIGINT (Ctrl-C) and
+    SIGTERM save a checkpoint there and print the command that resumes it. After a crash, the same command resumes from
+    the last periodic checkpoint.
+
+    polyhead-train sweep CONFIG.toml searches for better values of chosen fields; see polyhead-train sweep --help. Write
+    ./sweep for a configuration file of that name.
 
     \b
     Minimal configuration (a label may be absent or null in any row):
@@ -108,6 +132,10 @@ def main(  # noqa: PLR0917 - click passes them by name
       polyhead-train tickets.toml --output-dir runs/try --max-steps 20
       # Change fields without editing the file
       polyhead-train tickets.toml --set training.batch_size=16 --set training.stages.0.epochs=2
+      # 8 to 64 rows per label; measure by cross-validation, and list likely mistakes in the labels
+      polyhead-train tickets.toml --set training.recipe=few-shot --folds 5
+      # Mean and spread over five seeds
+      polyhead-train tickets.toml --seeds 5
       # Continue after an interruption
       polyhead-train tickets.toml --resume
       # Train on two GPUs, or in two processes
@@ -121,76 +149,42 @@ def main(  # noqa: PLR0917 - click passes them by name
       130  stopped by SIGINT; progress is saved
       143  stopped by SIGTERM; progress is saved
     """  # noqa: D301 (click reads the \b)
-    # Spinning OpenMP threads slow training several times on shared cores. OpenMP reads this when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    stop = _StopSignal()
-    # Imported here for the sake of --help.
-    from safetensors import SafetensorError
-
-    from polyhead_training.data.dataset import read_data
-
-    from .config_file import read_config
-    from .errors import DivergenceError, HubError, StoppedError, StorageError, TrainingError
-    from .units import format_duration
-
+    _require_possible(seeds, folds)
+    stop = StopSignal()
     start = time.monotonic()
-    try:
+    with exit_codes(stop):
+        # Imported here for the sake of --help.
+        from polyhead_training.data.dataset import read_data
+
+        from .config_file import read_config
+
         config = read_config(config_path, overrides)
         data = read_data(config)
         # Imports torch, which takes seconds: mistakes in the configuration or the rows are reported before.
         from . import train
+        from .repeats import Repeats
 
-        _silence_transformers()
-        if dry_run:
-            train.dry_run(config, data, _report)
-            return
+        silence_transformers()
         destination = output_dir or Path("runs") / config.name
         policy: ResumePolicy = "refuse" if resume is None else "resume" if resume else "restart"
-        train.train(config, destination, data=data, max_steps=max_steps, policy=policy, stop=stop, report=_report)
-    except StoppedError as error:
-        _report(f"polyhead-train: {error}; resume with\n  {_resume_command()}")
-        sys.exit(128 + (stop.signal or signal.SIGTERM))
-    except TrainingError as error:
-        _report_error(error)
-        sys.exit(1 if isinstance(error, DivergenceError | HubError | StorageError) else 2)
-    except (OSError, SafetensorError) as error:
-        _report_error(error)
-        sys.exit(1)
-    _report(f"completed in {format_duration(time.monotonic() - start)}")
-    if _is_main_process():
+        runs = Repeats(config, destination, data, max_steps, policy, stop, report)
+        if dry_run:
+            train.dry_run(config, data, report)
+            runs.check(folds)
+            return
+        runs.train(seeds, folds)
+    from .units import format_duration
+
+    report(f"completed in {format_duration(time.monotonic() - start)}")
+    if is_main_process():
         click.echo(destination)
 
 
-def _resume_command() -> str:
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--restart")]
-    program = [sys.argv[0]]
-    if Path(sys.argv[0]).name == "__main__.py":
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        launcher = ["torchrun", "--nproc-per-node", str(processes)] if processes > 1 else ["python"]
-        program = [*launcher, "-m", "polyhead_training"]
-    return shlex.join([*program, *arguments, "--resume"])
+def _require_possible(seeds: int | None, folds: int | None) -> None:
+    if seeds and folds:
+        raise click.UsageError("--seeds and --folds: choose one of them")
+    if (seeds or folds) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise click.UsageError("--seeds and --folds run in one process: start polyhead-train without a launcher")
 
 
-def _is_main_process() -> bool:
-    # Launchers of several processes set RANK.
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _report(message: str) -> None:
-    """Prints a message to stderr, in the main process only."""
-    if _is_main_process():
-        click.echo(message, err=True)
-
-
-def _report_error(error: Exception) -> None:
-    """Prints an error to stderr, in every process: it may have occurred in one of them only."""
-    process = "" if _is_main_process() else f" (process {os.environ['RANK']})"
-    click.echo(f"polyhead-train{process}: {error}", err=True)
-
-
-def _silence_transformers() -> None:
-    """Disables transformers' own warnings and progress bars; training checks and reports what matters itself."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+main.add_command(sweep)

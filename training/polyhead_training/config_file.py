@@ -15,9 +15,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from .config import Config, DataConfig, HeadConfig, ModelConfig, StageConfig, TrainingConfig
+from .config import Config, DataConfig
+from .embedding_config import EmbeddingSourceConfig, RetrievalConfig
 from .errors import ConfigError
+from .model_config import HeadConfig, ModelConfig
 from .suggestions import closest, did_you_mean
+from .training_config import StageConfig, TrainingConfig
 
 # Class of each section, by the section's dotted name without list indices.
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -27,6 +30,9 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataConfig,
     "training": TrainingConfig,
     "training.stages": StageConfig,
+    # Last: an unknown field is more likely one of the sections above.
+    "data.embedding": EmbeddingSourceConfig,
+    "data.retrieval": RetrievalConfig,
 }
 # Times that a file is validated again without its invalid values, which hide faults of the sections around them.
 _MAX_VALIDATIONS = 5
@@ -49,6 +55,37 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: The file cannot be read, or fields are invalid; the error lists all of them.
     """
+    values, lines, errors = _read_values(path, overrides)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError:
+        errors += [
+            ConfigError(path, field, reason, line=lines.find(field or reason.split()[0]))
+            for details in _faults(values)
+            for field, reason in _explain(details)
+        ]
+        errors += _missing_files(path, values, lines)
+    if errors:
+        raise ConfigError.combine(sorted(errors, key=lambda error: error.line))
+    config._source = path
+    config._line_of = lines.find
+    return config
+
+
+def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Reads the fields that a configuration sets, as they are written; takes the same arguments as ``read_config``.
+
+    Raises:
+        ConfigError: The file cannot be read, or an override refers to a list element that does not exist.
+    """
+    values, _, errors = _read_values(path, overrides)
+    if errors:
+        raise ConfigError.combine(errors)
+    return values
+
+
+def _read_values(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], _Lines, list[ConfigError]]:
+    """Returns the fields of a file after the overrides, their lines, and the faults of the overrides."""
     text = _read_text(path)
     try:
         values = tomllib.loads(text)
@@ -64,20 +101,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             lines.forget(_apply(path, values, override))
         except ConfigError as error:
             errors.append(error)
-    try:
-        config = Config.model_validate(values)
-    except ValidationError:
-        errors += [
-            ConfigError(path, field, reason, line=lines.find(field or reason.split()[0]))
-            for details in _faults(values)
-            for field, reason in _explain(details)
-        ]
-        errors += _missing_files(path, values, lines)
-    if errors:
-        raise ConfigError.combine(sorted(errors, key=lambda error: error.line))
-    config._source = path
-    config._line_of = lines.find
-    return config
+    return values, lines, errors
 
 
 def _read_text(path: Path) -> str:
@@ -204,8 +228,12 @@ def _remove(values: dict[str, Any], fault: ErrorDetails) -> bool:
 
 def _missing_files(path: Path, values: dict[str, Any], lines: _Lines) -> list[ConfigError]:
     """Returns an error for each missing file, if the section ``data`` is valid by itself."""
+    model = values.get("model")
+    prompts = model.get("prompts", {}) if isinstance(model, dict) else {}
     try:
-        config = Config.model_validate({"name": "any", "data": values.get("data"), "model": {"heads": [_ANY_HEAD]}})
+        config = Config.model_validate(
+            {"name": "any", "data": values.get("data"), "model": {"heads": [_ANY_HEAD], "prompts": prompts}}
+        )
         config._source = path
         config._line_of = lines.find
         config.sources()

@@ -8,7 +8,9 @@ Pooling and heads, which may train meanwhile, read nothing else::
 
 from __future__ import annotations
 
+import hashlib
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,7 +35,8 @@ class Features:
     """The backbone's vectors of the rows of a split.
 
     Attributes:
-        values: (rows, 2, H) float32, memory-mapped: the vector of the first token and the mean vector of each row.
+        values: (rows, V, H) float32, memory-mapped: the vector of the first token and the mean vector of each row, and
+            a third if the sentence embedding has another pooling.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,8 +47,57 @@ class Features:
 
     def batch(self, rows: Sequence[int], device: torch.device) -> TextVectors:
         """Returns the vectors of the rows with these numbers, (B, H) each."""
-        vectors = torch.from_numpy(self.values[list(rows)]).to(device)  # (B, 2, H)
-        return TextVectors(vectors[:, 0], vectors[:, 1])
+        vectors = torch.from_numpy(self.values[list(rows)]).to(device)  # (B, V, H)
+        return TextVectors(*vectors.unbind(dim=1))
+
+
+class SharedVectors:
+    """Files with vectors that several runs share, of a backbone that no stage of theirs trains.
+
+    A resumed run finds the vectors that it computed before, so that it continues with the same numbers.
+
+    Args:
+        folder: Folder of the files; it may be missing.
+        max_megabytes: Maximum size of all vectors together, in MB; further ones are not kept.
+    """
+
+    def __init__(self, folder: Path, max_megabytes: int) -> None:
+        self._folder = folder
+        self._left = max_megabytes * _MEGABYTE
+        self._vectors: dict[bytes, NDArray[np.float32]] = {}
+        for path in sorted(folder.glob("*.npz")):
+            with np.load(path, allow_pickle=False) as stored:
+                self._keep([key.tobytes() for key in stored["keys"]], stored["values"])
+
+    def add(self, precision: str, rows: EncodedRows, values: NDArray[np.float32]) -> None:
+        """Keeps the (rows, V, H) vectors of rows, computed in a number format, that are not known."""
+        keys = [_key(precision, ids) for ids in rows.ids]
+        new = [number for number, key in enumerate(keys) if key not in self._vectors]
+        if not new or values[new].nbytes > self._left:
+            return
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / f"{len(self._vectors):012}.npz"
+        partial = path.with_name(path.name + ".partial")
+        found = [keys[number] for number in new]
+        with partial.open("wb") as stream:
+            np.savez(stream, keys=np.frombuffer(b"".join(found), np.uint8).reshape(len(found), -1), values=values[new])
+        replace_file(partial, path)
+        self._keep(found, values[new])
+
+    def get(self, precision: str, rows: EncodedRows) -> NDArray[np.float32] | None:
+        """Returns the (rows, V, H) vectors of rows; None unless all of them are known."""
+        found = [self._vectors.get(_key(precision, ids)) for ids in rows.ids]
+        known = [vectors for vectors in found if vectors is not None]
+        return np.stack(known) if len(known) == len(found) > 0 else None
+
+    def _keep(self, keys: Sequence[bytes], values: NDArray[np.float32]) -> None:
+        self._left -= values.nbytes
+        self._vectors |= dict(zip(keys, values, strict=True))
+
+
+def _key(precision: str, ids: Sequence[int]) -> bytes:
+    """Identifies a text, and the number format of the backbone, by 32 bytes."""
+    return hashlib.sha256(precision.encode() + array("q", ids).tobytes()).digest()
 
 
 def row_outputs(model: PolyheadModel, rows: EncodedRows, numbers: Sequence[int], features: Features | None) -> Outputs:
@@ -70,6 +122,7 @@ class FeatureCache:
         accelerator: The processes that share the rows.
         max_megabytes: Maximum size of all files together, in MB; a split that exceeds it is not cached.
         report: Receives messages for the terminal.
+        shared: Vectors of other runs with the same backbone; None if a stage trains it.
     """
 
     def __init__(
@@ -81,7 +134,9 @@ class FeatureCache:
         accelerator: Accelerator,
         max_megabytes: int,
         report: Report,
+        shared: SharedVectors | None = None,
     ) -> None:
+        self.shared = shared
         self._folder = folder
         self._model = model
         self._batch_size = batch_size
@@ -124,16 +179,25 @@ class FeatureCache:
         if not self._frozen or not self._fits(split, len(rows)):
             return None
         path = self._path(split)
+        precision = str(self._accelerator.mixed_precision) if mixed_precision else "no"
         if not path.exists():
-            self._compute(path, split, rows, mixed_precision)
-        return Features(path)
+            self._compute(path, split, rows, precision)
+        features = Features(path)
+        if self.shared:
+            self.shared.add(precision, rows, features.values)
+        return features
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """Number of vectors of a row, and their size."""
+        return self._model.vectors_per_text, int(self._model.backbone.config.hidden_size)
 
     def _path(self, split: str) -> Path:
         return self._folder / f"features_{split}.npy"
 
     def _fits(self, split: str, rows: int) -> bool:
         if split not in self._sizes:
-            size = rows * 2 * int(self._model.backbone.config.hidden_size) * np.dtype(np.float32).itemsize
+            size = rows * int(np.prod(self._shape)) * np.dtype(np.float32).itemsize
             fits = sum(self._sizes.values()) + size <= self._max_bytes
             self._sizes[split] = size if fits else 0
             # 0 turns the cache off, which needs no explanation.
@@ -144,22 +208,27 @@ class FeatureCache:
                 )
         return self._sizes[split] > 0
 
-    def _compute(self, path: Path, split: str, rows: EncodedRows, mixed_precision: bool) -> None:
+    def _compute(self, path: Path, split: str, rows: EncodedRows, precision: str) -> None:
         start = time.monotonic()
+        if self.shared and (known := self.shared.get(precision, rows)) is not None:
+            partial = path.with_name(path.name + ".partial")
+            with partial.open("wb") as stream:
+                np.save(stream, known)
+            replace_file(partial, path)
+            return
 
         def encode(numbers: Sequence[int]) -> Tensor:
             batch = rows.batch(numbers, self._model.device)
-            with self._accelerator.autocast() if mixed_precision else nullcontext():
+            with nullcontext() if precision == "no" else self._accelerator.autocast():
                 vectors = self._model.encode(batch.input_ids, batch.attention_mask)
-            return torch.stack(vectors, dim=1).float()  # (B, 2, H)
+            return torch.stack([one for one in vectors if one is not None], dim=1).float()  # (B, V, H)
 
-        shape = (2, int(self._model.backbone.config.hidden_size))
         compute_rows(
             path,
             encode,
             self._model,
             rows,
-            shape,
+            self._shape,
             np.float32,
             self._batch_size,
             self._accelerator,

@@ -14,6 +14,7 @@ from polyhead_training.data.collation import EncodedRows
 
 from .features import Features, row_outputs
 from .model import Outputs, PolyheadModel
+from .model_types import output_width
 
 Matrix = NDArray[np.float32]
 
@@ -34,13 +35,13 @@ def predict(
         accelerator: The processes that share the rows; every process receives the results of all rows.
         features: The backbone's vectors of the rows, if they are known already.
     """
-    sizes = {head["name"]: 1 if head["kind"] == "sigmoid" else len(head["labels"]) for head in model.config.heads}
+    sizes = {head["name"]: output_width(head["kind"], len(head["labels"])) for head in model.config.heads}
     return _run_batches(model, rows, batch_size, accelerator, sizes, lambda outputs: outputs.logits, features)
 
 
 def embed(model: PolyheadModel, rows: EncodedRows, batch_size: int, accelerator: Accelerator) -> Matrix:
     """Computes sentence embeddings, (rows, H), in the order of the rows; takes the same arguments as ``predict``."""
-    sizes = {"": int(model.backbone.config.hidden_size)}
+    sizes = {"": model.config.embedding_size()}
     results = _run_batches(
         model, rows, batch_size, accelerator, sizes, lambda outputs: {"": outputs.sentence_embedding}
     )

@@ -7,7 +7,7 @@ added token stays a single token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -78,6 +78,18 @@ def encode_counted(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) 
     for chunk in chunks(texts, _CHUNK_TEXTS, _CHUNK_CHARACTERS):
         for encoding in tokenizer.encode_batch_fast(chunk):
             yield _truncate(encoding, max_tokens), len(encoding)
+
+
+def overlong_prompts(tokenizer: Tokenizer, prompts: Mapping[str, str], max_tokens: int) -> dict[str, int]:
+    """Returns the prompts that leave no token for a text, by name, each with its number of tokens.
+
+    Args:
+        tokenizer: A tokenizer from ``configured`` or ``load_tokenizer``.
+        prompts: Texts by name.
+        max_tokens: Maximum number of ids of a text, special tokens and prompt included.
+    """
+    counts = (tokens for _, tokens in encode_counted(tokenizer, list(prompts.values()), max_tokens))
+    return {name: tokens for name, tokens in zip(prompts, counts, strict=True) if tokens >= max_tokens}
 
 
 def chunks(texts: Sequence[str], max_texts: int, max_characters: int) -> Iterator[list[str]]:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -25,10 +24,12 @@ from safetensors.torch import load_file
 from polyhead_training.data.dataset import Data, Row, read_data
 from polyhead_training.data.preparation import Prepared, prepare
 from polyhead_training.evaluation.evaluate import Evaluation, Split, evaluate_run, table
-from polyhead_training.evaluation.metrics import quick_score
-from polyhead_training.evaluation.similarity import Correlations, Similarity, correlations
-from polyhead_training.loop.loop import Loop, Validation
+from polyhead_training.evaluation.scoring import quick_score
+from polyhead_training.loop.loop import SIMILARITY, Loop, Validation
+from polyhead_training.loop.loss import standardizations
 from polyhead_training.loop.stages import check_stages, trains_backbone, trains_embedding
+from polyhead_training.loop.teacher import Teacher, open_teacher
+from polyhead_training.reporting.embedding_table import embedding_table
 from polyhead_training.reporting.model_card import write_card
 from polyhead_training.reporting.report import write_report
 from polyhead_training.reporting.results import implausible
@@ -47,11 +48,13 @@ from polyhead_training.runs.run_directory import (
 )
 
 from .backbone import Backbone
-from .config import Config, HeadConfig
+from .config import Config
+from .embedding_quality import EmbeddingQuality, embedding_correlations, measure, retrieval, similarity
 from .errors import BackboneError, StorageError
-from .features import FeatureCache
+from .features import FeatureCache, SharedVectors
 from .model import PolyheadModel
-from .predict import Matrix, embed, predict
+from .model_config import HeadConfig
+from .predict import Matrix, predict
 from .terminal import Report
 from .weights import WeightsError
 
@@ -67,6 +70,9 @@ def train(
     destination: Path,
     *,
     data: Data | None = None,
+    out_of_fold: Split | None = None,
+    shared: SharedVectors | None = None,
+    describe: bool = True,
     max_steps: int | None = None,
     policy: ResumePolicy = "refuse",
     stop: Callable[[], bool] = lambda: False,
@@ -78,6 +84,9 @@ def train(
         config: The configuration.
         destination: The run directory; an existing run there is replaced.
         data: The rows, if the caller has read them; None reads them.
+        out_of_fold: Predictions of a cross-validation, evaluated in place of those for the validation rows.
+        shared: Vectors of other runs with the same backbone, if none of them trains it.
+        describe: Whether to report on the rows.
         max_steps: Steps after which training ends early; None for no limit.
         policy: Action for an existing run in progress.
         stop: Returns whether to stop; called once per step.
@@ -97,13 +106,15 @@ def train(
     accelerator.wait_for_everyone()
     report = report if accelerator.is_main_process else _discard
     prepared = prepare(config, data or read_data(config))
-    for line in prepared.report.lines():
+    for line in prepared.report.lines() if describe else ():
         report(line)
     model = build_model(config, prepared.backbone, prepared.data.heads).to(accelerator.device)
+    model.standardize(standardizations(prepared.data.heads, prepared.splits["train"].labels))
     check_stages(config, model)
+    teacher = open_teacher(config, prepared.data.heads)
     # The heads' initial weights must be equal in every process; dropout must differ.
     set_seed(config.training.seed, device_specific=True)
-    identity = _identity(config, max_steps, accelerator, prepared)
+    identity = _identity(config, max_steps, accelerator, prepared, teacher)
     existing = stored_identity(destination, identity)
     if policy == "resume" and existing == identity:
         report(f"{destination} is complete; nothing to resume")
@@ -120,18 +131,22 @@ def train(
             accelerator=accelerator,
             max_megabytes=config.training.feature_cache_mb,
             report=report,
+            shared=shared,
         )
-        before = _correlations(config, model, prepared, accelerator)
+        targets = teacher.logits(folder, prepared.data.train, accelerator) if teacher else None
+        before = measure(config, model, prepared, accelerator)
         Loop(
             config=config,
             heads=prepared.data.heads,
             model=model,
             accelerator=accelerator,
             rows=prepared.splits["train"],
+            embedding=prepared.embedding,
             describe_row=lambda number: _describe(prepared.data.train[number]),
             folder=folder,
             max_steps=max_steps,
             features=features,
+            teacher=targets,
             validate=lambda: _validate(config, model, prepared, accelerator, features),
             stop=stop,
             report=report,
@@ -139,13 +154,16 @@ def train(
         if any(trains_backbone(stage, model) for stage in config.training.stages):
             # The best weights may be those of an earlier stage, with another backbone.
             features.clear()
-        if config.training.select == "best" and config.training.stages:
+        # A stage without a loss of the heads is not scored.
+        if config.training.select == "best" and (folder / BEST_NAME).exists():
             model.load_state_dict(load_file(folder / BEST_NAME))
-        evaluation = _evaluate(config, model, prepared, before, accelerator, features)
+        model.fold()
+        evaluation = _evaluate(config, model, prepared, before, accelerator, features, out_of_fold)
         if accelerator.is_main_process:
             _write(destination, folder, config, model, prepared, evaluation, identity)
-        report(table(evaluation))
         found = evaluation.to_json()
+        for shown in filter(None, (table(evaluation), embedding_table(found))):
+            report(shown)
         for warning in implausible({split: found[split] for split in evaluation.splits}):
             report(f"warning: {warning}")
         accelerator.end_training()
@@ -167,13 +185,14 @@ def dry_run(config: Config, data: Data, report: Report = print) -> None:
     for line in prepared.report.lines():
         report(line)
     check_stages(config, build_model(config, prepared.backbone, prepared.data.heads))
+    open_teacher(config, prepared.data.heads)
 
 
 def build_model(config: Config, backbone: Backbone, heads: Sequence[HeadConfig]) -> PolyheadModel:
     """Builds a model from a backbone and newly initialized pooling and heads.
 
     Args:
-        config: Pooling and token limit.
+        config: Pooling, token limit and prompts.
         backbone: The pretrained checkpoint.
         heads: The heads with their labels.
 
@@ -187,11 +206,9 @@ def build_model(config: Config, backbone: Backbone, heads: Sequence[HeadConfig])
             embedding_pooling=config.model.embedding_pooling,
             normalize=config.model.normalize,
             max_tokens=config.model.max_tokens,
+            prompts=dict(config.model.prompts),
             pad_token_id=backbone.pad_token_id,
-            heads=[
-                head.model_dump(mode="json", include={"name", "kind", "labels", "hidden_size", "dropout"})
-                for head in heads
-            ],
+            heads=[head.layer_settings() for head in heads],
         )
     except WeightsError as error:
         raise BackboneError(backbone.reference, str(error)) from error
@@ -220,7 +237,9 @@ def _start(config: Config, destination: Path) -> Accelerator:
     )
 
 
-def _identity(config: Config, max_steps: int | None, accelerator: Accelerator, prepared: Prepared) -> Identity:
+def _identity(
+    config: Config, max_steps: int | None, accelerator: Accelerator, prepared: Prepared, teacher: Teacher | None
+) -> Identity:
     return {
         "config": config.model_dump(mode="json"),
         "max_steps": max_steps,
@@ -228,6 +247,7 @@ def _identity(config: Config, max_steps: int | None, accelerator: Accelerator, p
         "device": accelerator.device.type,
         "labels": {head.name: list(head.labels or ()) for head in prepared.data.heads},
         "data_sha256": prepared.digest(),
+        "teacher_sha256": teacher.sha256() if teacher else None,
     }
 
 
@@ -257,10 +277,14 @@ def _validate(
 ) -> Validation:
     rows = prepared.splits[_VALIDATION]
     logits = predict(model, rows, config.training.batch_size, accelerator, features.get(_VALIDATION, rows))
-    return {
-        head.name: quick_score(head.kind, logits[head.name], rows.labels[:, column].numpy())
-        for column, head in enumerate(prepared.data.heads)
+    scores: Validation = {
+        head.name: quick_score(head.kind, head.labels or (), logits[head.name], answers)
+        for head, answers in zip(prepared.data.heads, rows.labels.arrays(), strict=True)
     }
+    if config.data.embedding:
+        found = embedding_correlations(model, prepared, config.training.batch_size, accelerator)
+        scores |= {SIMILARITY: {"spearman": found.spearman}} if found else {}
+    return scores
 
 
 def _describe(row: Row) -> str:
@@ -268,23 +292,14 @@ def _describe(row: Row) -> str:
     return f"{row.path}:{row.line}: {text!r}"
 
 
-def _correlations(
-    config: Config, model: PolyheadModel, prepared: Prepared, accelerator: Accelerator
-) -> Correlations | None:
-    """Evaluates the model's embedding on the similarity pairs; returns None without pairs."""
-    if not prepared.data.similarity:
-        return None
-    first, second = (embed(model, rows, config.training.batch_size, accelerator) for rows in prepared.pairs)
-    return correlations(first, second, np.array([pair.score for pair in prepared.data.similarity]))
-
-
 def _evaluate(  # noqa: PLR0917
     config: Config,
     model: PolyheadModel,
     prepared: Prepared,
-    before: Correlations | None,
+    before: EmbeddingQuality,
     accelerator: Accelerator,
     features: FeatureCache,
+    out_of_fold: Split | None,
 ) -> Evaluation:
     def logits(name: str) -> dict[str, Matrix]:
         # The other splits are evaluated only here.
@@ -292,20 +307,27 @@ def _evaluate(  # noqa: PLR0917
         return predict(model, prepared.splits[name], config.training.batch_size, accelerator, found)
 
     texts = {_VALIDATION: prepared.data.validation, "test": prepared.data.test}
+    heads = [head.name for head in prepared.data.heads]
     splits = {
         name: Split(
             texts=[row.text for row in rows],
             locations=[(row.path, row.line) for row in rows],
-            targets=prepared.splits[name].labels.numpy(),
+            targets=dict(zip(heads, prepared.splits[name].labels.arrays(), strict=True)),
             logits=logits(name),
         )
         for name, rows in texts.items()
         if rows or name == _VALIDATION
     }
+    splits[_VALIDATION] = out_of_fold or splits[_VALIDATION]
     unchanged = not any(trains_embedding(stage, model) for stage in config.training.stages)
-    after = before if unchanged else _correlations(config, model, prepared, accelerator)
-    similarity = Similarity(len(prepared.data.similarity), before, after) if before and after else None
-    return evaluate_run(prepared.data.heads, splits, similarity, config.training.seed)
+    after = before if unchanged else measure(config, model, prepared, accelerator)
+    return evaluate_run(
+        prepared.data.heads,
+        splits,
+        similarity(prepared, before, after),
+        config.training.seed,
+        retrieval(prepared, before, after),
+    )
 
 
 def _write(  # noqa: PLR0917

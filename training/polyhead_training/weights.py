@@ -31,8 +31,7 @@ _WRAPPER_PREFIX = re.compile(rf"(?:^|(?<=\.))(?:{_WRAPPERS}\.)+")
 _FLOAT_TYPES = frozenset({"F16", "BF16", "F32", "F64"})
 # Buffers of older releases, which hold no weights.
 _BUFFERS = ("position_ids", "token_type_ids")
-# Modules of a backbone, after the family's prefix. The pooler serves next-sentence prediction; a backbone may lack it.
-_BACKBONE_PARTS = ("embeddings.", "encoder.", "transformer.")
+# The pooler serves next-sentence prediction; a backbone may lack it.
 _UNUSED_BY_BACKBONES = ("pooler.",)
 # Tables that some checkpoints leave at zero.
 _MAY_BE_ZERO = ("token_type_embeddings", "position_embeddings")
@@ -238,9 +237,11 @@ def _require_shapes(mismatched: Iterable[tuple[str, Any, Any]], unused: tuple[st
 
 def _require_complete(model: Any, missing: Iterable[str], unexpected: Iterable[str], unused: tuple[str, ...]) -> None:
     base = f"{model.base_model_prefix}."
+    of_base = getattr(model, model.base_model_prefix, model)
+    parts = tuple(f"{name}." for name, _ in of_base.named_children() if not f"{name}.".startswith(_UNUSED_BY_BACKBONES))
     if lacking := sorted(name for name in missing if not name.startswith(unused)):
         reason = f"lacks {len(lacking)} of the weights of {type(model).__name__}, including {lacking[0]}"
-        of_backbone = any(name.removeprefix(base).startswith(_BACKBONE_PARTS) for name in lacking)
+        of_backbone = any(name.removeprefix(base).startswith(parts) for name in lacking)
         if of_backbone and (others := sorted(unexpected)):
             names = f"it has others, such as {others[0]}, of another architecture or saved under other names"
             raise WeightsError(f"{reason}; {names}", _SAVE_AGAIN)
@@ -249,9 +250,7 @@ def _require_complete(model: Any, missing: Iterable[str], unexpected: Iterable[s
         raise WeightsError(reason, "its head was not trained; choose another checkpoint")
     # Layers beyond those of config.json would be dropped.
     dropped = sorted(
-        name
-        for name in unexpected
-        if name.removeprefix(base).startswith(_BACKBONE_PARTS) and not name.endswith(_BUFFERS)
+        name for name in unexpected if name.removeprefix(base).startswith(parts) and not name.endswith(_BUFFERS)
     )
     if dropped:
         reason = f"has {len(dropped)} weights that config.json does not describe, including {dropped[0]}"

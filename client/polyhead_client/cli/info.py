@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import suppress
 
@@ -49,6 +50,8 @@ def _rows(model: ModelInfo) -> list[tuple[str, str]]:
     ]
     for head in model.heads:
         rows += _head_rows(head, model.fingerprints.heads.get(head.name, "unknown"))
+    for index, (name, text) in enumerate(model.prompts.items()):
+        rows.append(("" if index else "prompts", f"{name}: {json.dumps(text, ensure_ascii=False)}"))
     rows += [
         ("limits", f"{limits.max_tokens:,} tokens per text, of its first {limits.max_characters:,} characters"),
         *([("", f"{limits.max_windows:,} windows per text")] if limits.max_windows else []),
@@ -59,9 +62,11 @@ def _rows(model: ModelInfo) -> list[tuple[str, str]]:
 
 
 def _head_rows(head: HeadInfo, fingerprint: str) -> list[tuple[str, str]]:
-    threshold = "" if head.threshold is None else f", threshold {head.threshold:g}"
-    return [
-        ("head", f"{head.name} ({head.kind}), fingerprint {fingerprint}"),
-        ("", f"labels {', '.join(head.labels)}"),
-        ("", f"temperature {head.temperature:g}{threshold}"),
-    ]
+    rows = [("head", f"{head.name} ({head.kind}), fingerprint {fingerprint}")]
+    if head.labels:
+        threshold = "" if head.threshold is None else f", threshold {head.threshold:g}"
+        labels = [*head.labels]
+        if head.thresholds:
+            labels = [f"{label} from {least:g}" for label, least in zip(labels, head.thresholds, strict=True)]
+        rows += [("", f"labels {', '.join(labels)}"), ("", f"temperature {head.temperature:g}{threshold}")]
+    return rows

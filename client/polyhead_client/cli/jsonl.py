@@ -18,6 +18,8 @@ _PRINTED = (
     "sentiment",
     "additional_classifications",
     "additional_sentiments",
+    "label_sets",
+    "scores",
     "truncation",
     "timings",
 )

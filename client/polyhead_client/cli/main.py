@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 
 import click
+from polyhead.commands import SUBCOMMANDS
 
 from polyhead_client.choices import Encoding, Order, Task, TruncationPolicy
 
@@ -68,6 +70,12 @@ def _text_options(command: Callable[..., None]) -> Callable[..., None]:
             "windows and pool their outputs.",
         ),
         click.option(
+            "--prompt",
+            metavar="NAME",
+            help="Prompt of the model to put before each text, such as query; polyhead info lists them.  "
+            "[default: none]",
+        ),
+        click.option(
             "--order",
             type=click.Choice(get_args(Order)),
             default="request",
@@ -87,7 +95,21 @@ def _text_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Commands(click.Group):
-    """A group whose commands end with one line on stderr when stdin or stdout fails."""
+    """A group whose commands end with one line on stderr when stdin or stdout fails.
+
+    Commands of other packages are imported when they are run or listed.
+    """
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Returns the names of all commands."""
+        return sorted([*super().list_commands(context), *SUBCOMMANDS])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Returns a command by its name."""
+        if name not in SUBCOMMANDS:
+            return super().get_command(context, name)
+        command: click.Command = getattr(importlib.import_module(SUBCOMMANDS[name]), name)
+        return command
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Runs the command line."""
@@ -141,11 +163,11 @@ main.add_command(top)
     help=f"Tasks to compute: {', '.join(get_args(Task))}.  [default: all that the model has]",
 )
 def analyze(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, tasks: str | None, **options: Any) -> None:
-    """Compute the embedding, class and sentiment of each TEXT.
+    """Compute the embedding of each TEXT and the answers of all heads.
 
     Reads one text per line from stdin if no TEXT is given. Output fields: "id" (the number of the text from 0, or its
-    id with --jsonl), "embedding", "classification", "sentiment", and "truncation" (how much of the text the model
-    read). A text that cannot be analyzed has "error" (code, reason, message) instead.
+    id with --jsonl), "embedding", "classification", "sentiment", "label_sets", "scores", and "truncation" (how much of
+    the text the model read). A text that cannot be analyzed has "error" (code, reason, message) instead.
 
     \b
     Examples:
@@ -202,6 +224,37 @@ def sentiment(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, **opti
       polyhead sentiment "Never again." | jq .sentiment.probability
     """  # noqa: D301  \b tells click to keep the line breaks
     _run(server, texts, jsonl, lambda client, items: client.stream_sentiment(items, **options))
+
+
+@main.command()
+@_text_options
+def labels(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, **options: Any) -> None:
+    """Compute the labels of each TEXT: those of a multilabel head that apply.
+
+    Reads one text per line from stdin if no TEXT is given. Output field: "label_sets", one for each multilabel head,
+    with the "probability" of every label in "scores", most probable first, and the "labels" at or above their
+    thresholds.
+
+    \b
+    Examples:
+      polyhead labels < reviews.txt | jq -c .label_sets[0].labels
+    """  # noqa: D301  \b tells click to keep the line breaks
+    _run(server, texts, jsonl, lambda client, items: client.stream(items, tasks=["labels"], **options))
+
+
+@main.command()
+@_text_options
+def score(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, **options: Any) -> None:
+    """Compute the score of each TEXT, such as a number of stars.
+
+    Reads one text per line from stdin if no TEXT is given. Output field: "scores", one for each ordinal or regression
+    head, with its "value"; for an ordinal head also its "label" and the "probabilities" of its labels.
+
+    \b
+    Examples:
+      polyhead score "Broke after a week." | jq .scores[0].value
+    """  # noqa: D301  \b tells click to keep the line breaks
+    _run(server, texts, jsonl, lambda client, items: client.stream(items, tasks=["score"], **options))
 
 
 @main.command()

@@ -43,28 +43,45 @@ class ServerOptions:
 
 def server_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the connection options to a command, which receives them as one ``server`` argument."""
-    file = click.Path(exists=True, dir_okay=False)
 
     @functools.wraps(command)
     def with_server(**options: Any) -> None:
-        from polyhead_client.transport.credentials import Tls
+        command(server=server_options_from(options), **options)
 
-        tls, ca, cert, key, name = (options.pop(one) for one in ("tls", "ca", "cert", "key", "server_name"))
-        if (cert is None) != (key is None):
-            raise click.UsageError("--cert and --key belong together; give both")
-        server = ServerOptions(
-            target=options.pop("target"),
-            tls=Tls(ca, cert, key, name) if tls or ca or cert or name else None,
-            api_key=options.pop("api_key"),
-            allow_plaintext_key=options.pop("allow_plaintext_key"),
-        )
-        command(server=server, **options)
+    return with_options(connection_options(DEFAULT_TARGET), with_server)
 
-    options = [
+
+def server_options_from(options: dict[str, Any]) -> ServerOptions:
+    """Takes the values of the connection options out of those of a command.
+
+    Raises:
+        click.UsageError: They contradict each other.
+    """
+    from polyhead_client.transport.credentials import Tls
+
+    tls, ca, cert, key, name = (options.pop(one) for one in ("tls", "ca", "cert", "key", "server_name"))
+    if (cert is None) != (key is None):
+        raise click.UsageError("--cert and --key belong together; give both")
+    return ServerOptions(
+        target=options.pop("target"),
+        tls=Tls(ca, cert, key, name) if tls or ca or cert or name else None,
+        api_key=options.pop("api_key"),
+        allow_plaintext_key=options.pop("allow_plaintext_key"),
+    )
+
+
+def connection_options(default_target: str | None) -> list[Callable[..., Any]]:
+    """Returns the connection options.
+
+    Args:
+        default_target: Target without the flag; None for a command that can do without a server.
+    """
+    file = click.Path(exists=True, dir_okay=False)
+    return [
         click.option(
             "--target",
             metavar="HOST:PORT",
-            default=DEFAULT_TARGET,
+            default=default_target,
             envvar="POLYHEAD_TARGET",
             show_default=True,
             show_envvar=True,
@@ -84,7 +101,6 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
         api_key_option,
         click.option("--allow-plaintext-key", is_flag=True, help="Send the API key to another machine without TLS."),
     ]
-    return with_options(options, with_server)
 
 
 def _tls_option(flag: str, **settings: Any) -> Callable[..., Any]:

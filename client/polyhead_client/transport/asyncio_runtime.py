@@ -13,6 +13,8 @@ import grpc.aio
 
 from polyhead_client.errors import InvalidRequestError, UnavailableError, map_grpc_errors
 
+from .stream_responses import Responses
+
 T = TypeVar("T")
 
 
@@ -82,9 +84,8 @@ class AsyncioRuntime:
         return _iterate(source)
 
     def responses(self, call: Any) -> AsyncIterator[Any]:
-        """Returns the call, which is an async iterator."""
-        responses: AsyncIterator[Any] = aiter(call)
-        return responses
+        """Iterates over the responses of a streaming call."""
+        return Responses(call)
 
     async def request_iterator(self, next_request: Callable[[], Coroutine[Any, Any, T | None]]) -> AsyncIterator[T]:
         """Iterates in gRPC's task."""

@@ -22,9 +22,10 @@ export function errorReason(status: Status): string | undefined {
 /**
  * Returns the values of an embedding in the encoding FLOAT32_LE, the default, or INT8.
  *
- * @throws TypeError The embedding has another encoding.
+ * @throws TypeError The result has no embedding, or one in another encoding.
  */
-export function float32s(embedding: Embedding): Float32Array {
+export function float32s(embedding: Embedding | undefined): Float32Array {
+  if (embedding === undefined) throw new TypeError("the result has no embedding; request the task");
   const { values, dimensions, encoding, scale } = embedding;
   const view = new DataView(values.buffer, values.byteOffset, values.byteLength);
   if (encoding === EmbeddingEncoding.FLOAT32_LE && values.length === 4 * dimensions) {

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /**
- * Prints the embedding, class and sentiment of texts as JSON lines.
+ * Prints the embedding of texts and the answers of all heads as JSON lines.
  *
  * It reads the texts from its arguments, or one per line from standard input. The API key, if the server requires one,
  * is read from POLYHEAD_API_KEY and sent only over TLS or to this machine. Exit status: 0 success, 1 an item has an error
@@ -15,7 +15,7 @@ import { Code } from "@connectrpc/connect";
 
 import { errorReason, float32s } from "./answers.js";
 import { Client, type RequestOptions } from "./client.js";
-import type { Answer } from "./v1.js";
+import type { Answer, LabelScore } from "./v1.js";
 
 const USAGE =
   "usage: polyhead-analyze [--target HOST:PORT] [--tls] [--ca FILE] [--timeout-ms N] [--max-attempts N] [--unary] [TEXT...]";
@@ -81,17 +81,34 @@ function record({ itemId: id, outcome }: Answer): object {
     const error = status && { code: Code[status.code], reason: errorReason(status), message: status.message };
     return { id, error };
   }
-  const { embedding, classification, sentiment, truncation } = outcome.value;
+  const { embedding, classification, sentiment, labelSets, scores, truncation } = outcome.value;
   return {
     id,
     embedding: embedding && Array.from(float32s(embedding)),
     classification: classification && {
       head: classification.head,
-      scores: classification.scores.map(({ label, probability }) => ({ label, probability })),
+      scores: labelScores(classification.scores),
     },
     sentiment: sentiment && { head: sentiment.head, probability: sentiment.probability, label: sentiment.label },
+    label_sets: nonEmpty(labelSets.map(({ head, scores, labels }) => ({ head, scores: labelScores(scores), labels }))),
+    scores: nonEmpty(
+      scores.map(({ head, value, label, probabilities }) => ({
+        head,
+        value,
+        label: label || null,
+        probabilities: labelScores(probabilities),
+      })),
+    ),
     truncated: truncation?.truncated,
   };
+}
+
+function nonEmpty(list: object[]): object[] | undefined {
+  return list.length > 0 ? list : undefined;
+}
+
+function labelScores(scores: readonly LabelScore[]): object[] {
+  return scores.map(({ label, probability }) => ({ label, probability }));
 }
 
 process.exitCode = await main();

@@ -1,5 +1,5 @@
 /**
- * Client of a polyhead server, which answers a text with an embedding, a class and a sentiment from one forward pass.
+ * Client of a polyhead server, which answers a text with an embedding and the answers of all heads from one forward pass.
  *
  * `@polyhead/client/v1` exports the generated messages and services.
  */
@@ -12,8 +12,11 @@ export {
   type Classification,
   type Embedding,
   EmbeddingEncoding,
+  type LabelScore,
+  type LabelSet,
   type ModelInfo,
   type Result,
+  type Score,
   type Sentiment,
   Task,
   TruncationPolicy,

@@ -130,6 +130,9 @@ def require_writable(run: Run, destination: Path) -> dict[str, str]:
         InterchangeError: The run cannot be written; the error names the reason.
     """
     _require_free(destination.resolve())
+    if run.model.config.embedding_layers or "+" in run.model.config.embedding_pooling:
+        reason = "its embedding was imported with modules of its own or with several poolings"
+        raise InterchangeError(run.path, f"{reason}; use the folder that it was imported from")
     if describe_embedding(run.model.config).pooling == "cls_mean":
         reason = "its embedding shares the heads' pooling cls_mean, which no other program supports"
         hint = 'train again with model.embedding_pooling = "mean" or "cls"'
@@ -224,8 +227,9 @@ def _write_modules(config: PolyheadConfig, pooling: str, folder: Path) -> None:
     ]
     write_json(folder / "modules.json", modules)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": config.max_tokens, "do_lower_case": False})
-    general: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": {}, "default_prompt_name": None}
-    write_json(folder / "config_sentence_transformers.json", {**general, "similarity_fn_name": "cosine"})
+    general: dict[str, Any] = {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"}
+    prompts: dict[str, Any] = {"prompts": config.prompts, "default_prompt_name": None}
+    write_json(folder / "config_sentence_transformers.json", {**general, **prompts})
     for path in kinds:
         (folder / path).mkdir(exist_ok=True)
     size = int(config.backbone_config().hidden_size)

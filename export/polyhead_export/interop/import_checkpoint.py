@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from polyhead_training.backbone import open_backbone
-from polyhead_training.config import Config, DataConfig, ModelConfig, TrainingConfig
+from polyhead_training.config import Config, DataConfig
+from polyhead_training.model_config import ModelConfig
 from polyhead_training.runs.run_directory import staged_run, write_run
+from polyhead_training.training_config import TrainingConfig
 from pydantic import ValidationError
 
 from .checkpoint import CheckpointError, ImportedModel
 from .import_classifier import DEFAULT_HEAD, FAMILIES, read_classifier
-from .import_sentence_transformers import read_modules, read_sentence_transformer
+from .import_sentence_transformers import read_sentence_transformer
+from .modules import read_modules
+from .setfit import is_setfit, read_head
 
 
 def import_checkpoint(
@@ -28,16 +32,17 @@ def import_checkpoint(
 ) -> Path:
     """Writes a run directory with the outputs of a checkpoint, without training.
 
-    A SentenceTransformer becomes a run without heads and with the same embedding. A sequence classifier becomes a run
-    with the softmax head ``topic`` and the same logits; its embedding is the mean of its token vectors, scaled to unit
-    length. One difference remains: special tokens that are spelled out in a text are treated as text.
+    A SentenceTransformer becomes a run without heads and with the same embedding; a SetFit model becomes one with its
+    head, too. A sequence classifier becomes a run with the same logits and the head ``topic``, which is softmax,
+    multilabel or regression as its ``problem_type`` says; its embedding is the mean of its token vectors, scaled to
+    unit length. One difference remains: special tokens that are spelled out in a text are treated as text.
 
     Args:
         reference: A folder, or a hub id.
         destination: The run directory; an existing run is replaced, any other directory is an error.
         name: Name of the model; defaults to the last part of ``reference``.
         report: Called with each line of progress.
-        head: Name of a classifier's head; defaults to ``topic``.
+        head: Name of the head of a classifier or SetFit model; defaults to ``topic``.
 
     Returns:
         ``destination``.
@@ -59,10 +64,14 @@ def import_checkpoint(
 def _read(reference: str, head: str | None, report: Callable[[str], None]) -> ImportedModel:
     root = Path(reference)
     # A SentenceTransformer saved before 2021 keeps its backbone in a subfolder.
-    nested = read_modules(reference, root)["Transformer"] if (root / "modules.json").is_file() else ""
-    backbone = open_backbone(str(root / nested) if nested else reference, None, Path())
+    modules = read_modules(reference, root) if (root / "modules.json").is_file() else []
+    nested = bool(modules) and modules[0].folder != root
+    backbone = open_backbone(str(modules[0].folder) if nested else reference, None, Path())
     root = root if nested else backbone.folder
     if (root / "modules.json").is_file():
+        if is_setfit(root):
+            linear = read_head(reference, root, head or DEFAULT_HEAD)
+            return read_sentence_transformer(reference, root, backbone, report, linear)
         if head is not None:
             reason = "is a SentenceTransformer, which has no heads"
             raise CheckpointError(reference, reason, "leave out --head, or import a classifier")
@@ -71,6 +80,10 @@ def _read(reference: str, head: str | None, report: Callable[[str], None]) -> Im
     if not architectures:
         reason = "config.json does not name its architecture"
         hint = f'add "architectures": ["CLASS"] to it, where CLASS is one of {", ".join(FAMILIES)}'
+        raise CheckpointError(reference, reason, hint)
+    if architectures[0] not in FAMILIES and architectures[0].endswith("ForSequenceClassification"):
+        reason = f"is a {architectures[0]}, whose head a run cannot represent"
+        hint = f"supported are {', '.join(FAMILIES)}; or train heads on its backbone with polyhead-train"
         raise CheckpointError(reference, reason, hint)
     if architectures[0] not in FAMILIES:
         reason = f"is neither a SentenceTransformer (no modules.json) nor a sequence classifier ({architectures[0]})"
@@ -84,13 +97,14 @@ def _config(reference: str, name: str, imported: ImportedModel) -> Config:
     settings: dict[str, Any] = {
         "backbone": reference,
         "pooling": model_config.pooling,
-        "embedding_pooling": model_config.embedding_pooling,
         "normalize": model_config.normalize,
         "max_tokens": model_config.max_tokens,
+        "prompts": model_config.prompts,
     }
     try:
-        # Only training requires heads and data, so these two are set without validation.
-        model = ModelConfig(**settings).model_copy(update={"heads": imported.heads})
+        # Only training requires heads, data and a single pooling, so these are set without validation.
+        update = {"heads": imported.heads, "embedding_pooling": model_config.embedding_pooling}
+        model = ModelConfig(**settings).model_copy(update=update)
         data = DataConfig.model_construct(train=())
         return Config(name=name, model=model, data=data, training=TrainingConfig(stages=()))
     except ValidationError as error:

@@ -1,6 +1,7 @@
-"""Imports a BERT, RoBERTa or DistilBERT sequence classifier; its head becomes the head ``topic``, or another name.
+"""Imports a sequence classifier; its head becomes the head ``topic``, or another name.
 
-The head's hidden layer is BERT's pooler or RoBERTa's dense layer, with tanh, or DistilBERT's pre_classifier, with ReLU.
+The head's hidden layer is a pooler, as in BERT, or a dense layer of the head itself, as in RoBERTa. That of ModernBERT
+ends with a LayerNorm.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 
 import torch
 from polyhead_training.backbone import Backbone
-from polyhead_training.config import HeadConfig
 from polyhead_training.model import PolyheadModel
-from polyhead_training.model_types import ActivationKind
+from polyhead_training.model_config import HeadConfig
+from polyhead_training.model_types import ActivationKind, HeadKind
 from polyhead_training.tokenization import encode, pad
 from polyhead_training.weights import WeightsError, load_pretrained, read_entries
 from pydantic import ValidationError
@@ -37,6 +38,8 @@ from .checkpoint import (
 )
 
 DEFAULT_HEAD = "topic"
+# Field of evaluation data that holds the answers for a head, by kind.
+_FIELDS = {"softmax": "label", "multilabel": "labels", "regression": "score"}
 
 
 @dataclass(frozen=True)
@@ -48,22 +51,33 @@ class Family:
         output: Path of the output layer.
         activation: Activation between the two.
         dropouts: Configuration fields that hold the dropout; the first one that is set applies.
+        norm: Path of the LayerNorm after the activation, if there is one.
     """
 
     hidden: str
     output: str
     activation: ActivationKind
     dropouts: tuple[str, ...]
+    norm: str | None = None
 
 
 _BERT = Family("bert.pooler.dense", "classifier", "tanh", ("classifier_dropout", "hidden_dropout_prob"))
 _ROBERTA = Family("classifier.dense", "classifier.out_proj", "tanh", ("classifier_dropout", "hidden_dropout_prob"))
 _DISTILBERT = Family("pre_classifier", "classifier", "relu", ("seq_classif_dropout",))
+_ELECTRA = Family("classifier.dense", "classifier.out_proj", "gelu", ("classifier_dropout", "hidden_dropout_prob"))
+_DEBERTA = Family("pooler.dense", "classifier", "gelu", ("cls_dropout", "hidden_dropout_prob"))
 # Supported classes of transformers.
 FAMILIES = {
+    "AlbertForSequenceClassification": Family("albert.pooler", "classifier", "tanh", ("classifier_dropout_prob",)),
     "BertForSequenceClassification": _BERT,
     "CamembertForSequenceClassification": _ROBERTA,
+    "DebertaV2ForSequenceClassification": _DEBERTA,
     "DistilBertForSequenceClassification": _DISTILBERT,
+    "ElectraForSequenceClassification": _ELECTRA,
+    "MPNetForSequenceClassification": _ROBERTA,
+    "ModernBertForSequenceClassification": Family(
+        "head.dense", "classifier", "gelu", ("classifier_dropout",), norm="head.norm"
+    ),
     "RobertaForSequenceClassification": _ROBERTA,
     "XLMRobertaForSequenceClassification": _ROBERTA,
 }
@@ -82,13 +96,14 @@ def read_classifier(
         report: Called with each line of progress.
 
     Raises:
-        CheckpointError: The classifier cannot be represented by a softmax head, or its files are damaged.
+        CheckpointError: No kind of head can represent the classifier, or its files are damaged.
     """
     # sentence-transformers marks the classifiers that it trains, which score pairs of texts.
     if hasattr(backbone.config, "sentence_transformers"):
         raise CheckpointError(reference, "is a CrossEncoder, which scores pairs of texts", "choose another checkpoint")
     family = FAMILIES[architecture]
-    labels = _labels(reference, backbone, family, report)
+    kind = _kind(reference, backbone.config)
+    labels = None if kind == "regression" else _labels(reference, backbone, family, report)
     original_tokenizer = load_original_tokenizer(reference, backbone)
     max_tokens = token_limit(
         reference, backbone, original_tokenizer.model_max_length, "model_max_length of tokenizer_config.json", report
@@ -96,33 +111,39 @@ def read_classifier(
     texts = require_same_tokens(reference, backbone, original_tokenizer, max_tokens, report)
     original = _load_classifier(reference, backbone.folder)
     hidden: Any = original.get_submodule(family.hidden)
-    head = _head_config(reference, name, labels, hidden.out_features, _dropout(original.config, family))
-    fields = head.model_dump(mode="json", include={"name", "kind", "labels", "hidden_size", "dropout"})
+    norm: Any = original.get_submodule(family.norm) if family.norm else None
+    head = _head_config(reference, name, kind, labels, hidden.out_features, _dropout(original.config, family))
     model = build_model(
         reference,
         backbone,
-        pooling="cls",
+        # Only ModernBERT's configuration has a choice.
+        pooling=getattr(original.config, "classifier_pooling", "cls"),
         embedding_pooling="mean",
         max_tokens=max_tokens,
-        heads=[{**fields, "activation": family.activation}],
+        heads=[{**head.layer_settings(), "activation": family.activation, **({"norm_eps": norm.eps} if norm else {})}],
     )
-    _copy_weights(model, hidden, original.get_submodule(family.output))
+    _copy_weights(model, hidden, norm, original.get_submodule(family.output))
     difference = _compare_logits(reference, model, original, backbone.tokenizer, texts)
-    report(f"{reference}: {architecture} with {len(labels)} labels, as head {name}: {', '.join(labels)}")
+    answer = f"with {len(labels)} labels, as head {name}: {', '.join(labels)}" if labels else f"as head {name}"
+    report(f"{reference}: {architecture} {answer} ({kind})")
     report(f"its logits and those of the run differ by at most {difference:.2g} (limit {MAX_DIFFERENCE:g})")
     return ImportedModel(model, backbone.tokenizer, (head,))
+
+
+def _kind(reference: str, config: PreTrainedConfig) -> HeadKind:
+    """Returns the kind of head that a classifier has, by the conventions of transformers."""
+    if config.problem_type == "regression" or config.num_labels == 1:
+        if config.problem_type not in ("regression", None) or config.num_labels != 1:
+            reason = f"has {config.num_labels} logits and problem_type {config.problem_type}"
+            hint = "a regression head has one number, other heads have two labels or more: choose another checkpoint"
+            raise CheckpointError(reference, reason, hint)
+        return "regression"
+    return "multilabel" if config.problem_type == "multi_label_classification" else "softmax"
 
 
 def _labels(reference: str, backbone: Backbone, family: Family, report: Callable[[str], None]) -> tuple[str, ...]:
     """Returns the labels in the order of the logits."""
     config = backbone.config
-    if config.problem_type == "multi_label_classification":
-        reason = "assigns each label its own probability (problem_type multi_label_classification)"
-        hint = "a softmax head predicts exactly one label: choose another checkpoint"
-        raise CheckpointError(reference, reason, hint)
-    if config.num_labels < 2 or config.problem_type == "regression":
-        reason = f"outputs a number, not a label ({config.num_labels} logits, problem_type regression or none)"
-        raise CheckpointError(reference, reason, "choose a checkpoint that has labels")
     # transformers assumes two labels where config.json names none.
     stated = "id2label" in json.loads((backbone.folder / "config.json").read_bytes())
     output = read_entries(backbone.folder).get(f"{family.output}.weight")
@@ -150,10 +171,12 @@ def _dropout(config: PreTrainedConfig, family: Family) -> float:
     return next((value for value in values if value is not None), 0.0)
 
 
-def _head_config(reference: str, name: str, labels: tuple[str, ...], hidden_size: int, dropout: float) -> HeadConfig:
+def _head_config(  # noqa: PLR0917
+    reference: str, name: str, kind: HeadKind, labels: tuple[str, ...] | None, hidden_size: int, dropout: float
+) -> HeadConfig:
     try:
         return HeadConfig(
-            name=name, kind="softmax", field="label", labels=labels, hidden_size=hidden_size, dropout=dropout
+            name=name, kind=kind, field=_FIELDS[kind], labels=labels, hidden_size=hidden_size, dropout=dropout
         )
     except ValidationError as error:
         fault = error.errors()[0]
@@ -164,12 +187,12 @@ def _head_config(reference: str, name: str, labels: tuple[str, ...], hidden_size
         raise CheckpointError(reference, reason, "correct its config.json") from None
 
 
-def _copy_weights(model: PolyheadModel, hidden: nn.Module, output: nn.Module) -> None:
-    """Copies the classifier's two layers into the model's head."""
+def _copy_weights(model: PolyheadModel, hidden: nn.Module, norm: nn.Module | None, output: nn.Module) -> None:
+    """Copies the classifier's layers into the model's head, whose biases are zero where the classifier has none."""
     (head,) = model.heads.values()
     layers: Any = head.layers
-    layers[1].load_state_dict(hidden.state_dict())
-    layers[4].load_state_dict(output.state_dict())
+    for target, source in ((layers[1], hidden), (layers[4], output), *([(layers[2][1], norm)] if norm else [])):
+        target.load_state_dict({"bias": torch.zeros_like(target.bias), **source.state_dict()})
 
 
 def _load_classifier(reference: str, folder: Path) -> PreTrainedModel:

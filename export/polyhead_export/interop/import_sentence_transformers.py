@@ -1,56 +1,64 @@
-"""Imports a SentenceTransformer with the modules Transformer, Pooling and optionally Normalize, without heads."""
+"""Imports a SentenceTransformer with its pooling and the modules after it; that of a SetFit model with its head."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from polyhead_bundle.manifest import check_prompts
 from polyhead_training.backbone import Backbone
 from polyhead_training.model import PolyheadModel
-from polyhead_training.model_types import EmbeddingPoolingKind
-from polyhead_training.tokenization import encode, pad
+from polyhead_training.tokenization import encode, overlong_prompts, pad
 from polyhead_training.weights import load_pretrained
 from tokenizers import Tokenizer, normalizers
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
+
+from polyhead_export.golden import GOLDEN_TEXTS
 
 from .checkpoint import (
     CheckpointError,
     ImportedModel,
     build_model,
-    damaged_file,
     load_original_tokenizer,
-    read_json,
     read_module_settings,
     require_same_outputs,
     require_same_tokens,
     token_limit,
 )
+from .modules import Layer, load_layers, read_layer, read_modules, require_supported
+from .setfit import LinearHead, load_head
 
-_MODULE_PREFIX = "sentence_transformers."
-_KINDS = ("Transformer", "Pooling", "Normalize")
 _POOLING_KEYS = {
     "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+# Names of one release of sentence-transformers for another's.
+_POOLING_ALIASES = {"mean_sqrt_len_tokens": "mean_sqrt_len"}
 # Settings of a Transformer module and the only value that can be imported; every other setting changes the embedding.
 _TEXT_SETTINGS: dict[str, Any] = {
     "transformer_task": "feature-extraction",
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": "token_embeddings",
 }
+# Each is put before one text of the comparison.
+_MAX_COMPARED_PROMPTS = 8
 _SUPPORTED_SETTINGS = frozenset({"max_seq_length", "do_lower_case", "unpad_inputs"})
-_NORMALIZE_SETTINGS = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
 
 
 def read_sentence_transformer(
-    reference: str, root: Path, backbone: Backbone, report: Callable[[str], None]
+    reference: str,
+    root: Path,
+    backbone: Backbone,
+    report: Callable[[str], None],
+    head: LinearHead | None = None,
 ) -> ImportedModel:
     """Reads a SentenceTransformer and verifies that the converted model has the same embeddings.
 
@@ -59,65 +67,58 @@ def read_sentence_transformer(
         root: The folder that holds ``modules.json``.
         backbone: Its backbone and tokenizer.
         report: Called with each line of progress.
+        head: The head of a SetFit model.
 
     Raises:
         CheckpointError: The model has modules or settings that a run directory cannot represent, or damaged files.
     """
     modules = read_modules(reference, root)
-    _require_plain_model(reference, root, report)
-    pooling = _read_pooling(reference, root / modules["Pooling"])
+    prompts = _read_prompts(reference, _require_plain_model(reference, root), report)
+    pooling = _read_pooling(reference, modules[1].folder)
     settings = _read_transformer_settings(reference, backbone.folder)
-    normalize = "Normalize" in modules
-    if normalize:
-        normalize_settings = read_module_settings(reference, root / modules["Normalize"] / "config.json")
-        _require_supported(reference, "Normalize", normalize_settings, _NORMALIZE_SETTINGS)
+    layers = [read_layer(reference, module) for module in modules[2:] if module.kind != "Dropout"]
+    normalize = bool(layers) and layers[-1].settings["kind"] == "normalize"
+    layers = layers[: len(layers) - normalize]
     original_tokenizer = load_original_tokenizer(reference, backbone)
     length, source = settings.get("max_seq_length"), "max_seq_length"
     if not length:
         length, source = original_tokenizer.model_max_length, "model_max_length of tokenizer_config.json"
     max_tokens = token_limit(reference, backbone, length, source, report)
+    for name, tokens in overlong_prompts(backbone.tokenizer, prompts, max_tokens).items():
+        reason = f"its prompt {name} has {tokens} tokens, which leaves none of {max_tokens} for a text"
+        raise CheckpointError(reference, reason, "remove it from config_sentence_transformers.json")
     texts = require_same_tokens(reference, backbone, original_tokenizer, max_tokens, report)
+    # sentence-transformers puts a prompt before a text before it is tokenized, too.
+    texts = [*texts, *(prefix + GOLDEN_TEXTS[-1] for prefix in islice(prompts.values(), _MAX_COMPARED_PROMPTS))]
     model = build_model(
-        reference, backbone, pooling=pooling, embedding_pooling=pooling, normalize=normalize, max_tokens=max_tokens
+        reference,
+        backbone,
+        # A run without heads has no use for their pooling; these have no weights.
+        pooling="embedding" if head else "cls" if pooling == "cls" else "mean",
+        embedding_pooling=pooling,
+        embedding_layers=[layer.settings for layer in layers],
+        normalize=normalize,
+        max_tokens=max_tokens,
+        prompts=prompts,
+        heads=[head.settings] if head else [],
     )
+    load_layers(reference, model, layers)
+    if head:
+        load_head(reference, model, head)
     lowercase = bool(settings.get("do_lower_case"))
     if lowercase:
         _add_lowercase(backbone.tokenizer)
-    _compare_embeddings(reference, model, backbone, original_tokenizer, texts, lowercase=lowercase)
+    original = Original(load_pretrained(AutoModel, backbone.folder), pooling, layers, normalize, head)
+    _compare(reference, model, backbone, original, original_tokenizer, texts, lowercase=lowercase)
     normalized = "normalized" if normalize else "not normalized"
-    report(f"{reference}: SentenceTransformer, pooling {pooling}, {normalized}, without heads")
-    return ImportedModel(model, backbone.tokenizer)
+    between = f", {len(layers)} layers after it" if layers else ""
+    heads = f"with the head {head.config.name}: {', '.join(head.config.labels or ())}" if head else "without heads"
+    report(f"{reference}: SentenceTransformer, pooling {pooling}{between}, {normalized}, {heads}")
+    return ImportedModel(model, backbone.tokenizer, (head.config,) if head else ())
 
 
-def read_modules(reference: str, root: Path) -> dict[str, str]:
-    """Returns the folder of each module by its kind, in order: Transformer, Pooling and optionally Normalize.
-
-    Raises:
-        CheckpointError: ``modules.json`` is damaged, or lists other modules.
-    """
-    content = read_json(reference, root / "modules.json")
-    try:
-        modules = {_kind(str(entry["type"])): str(entry["path"]) for entry in content}
-    except (KeyError, TypeError):
-        raise damaged_file(reference, "modules.json") from None
-    if unsupported := [kind for kind in modules if kind not in _KINDS]:
-        hint = "only Transformer, Pooling and Normalize are supported; choose another checkpoint"
-        raise CheckpointError(reference, f"has the module {unsupported[0]}", hint)
-    if tuple(modules) not in (_KINDS, _KINDS[:2]) or len(content) != len(modules):
-        reason = f"its modules are {', '.join(_kind(entry['type']) for entry in content)}"
-        raise CheckpointError(reference, reason, "supported are Transformer, Pooling and optionally Normalize")
-    if any(Path(path).is_absolute() or ".." in Path(path).parts for path in modules.values()):
-        raise CheckpointError(reference, "modules.json points outside the checkpoint", "do not use it")
-    return modules
-
-
-def _kind(class_name: str) -> str:
-    """Class name without its module for classes of sentence-transformers, whose modules vary between releases."""
-    return class_name.rpartition(".")[2] if class_name.startswith(_MODULE_PREFIX) else class_name
-
-
-def _require_plain_model(reference: str, root: Path, report: Callable[[str], None]) -> None:
-    """Rejects a model that processes a text in other ways than its modules."""
+def _require_plain_model(reference: str, root: Path) -> dict[str, Any]:
+    """Returns the general settings; rejects a model that processes a text in other ways than its modules."""
     settings = read_module_settings(reference, root / "config_sentence_transformers.json")
     kind = settings.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
@@ -126,44 +127,64 @@ def _require_plain_model(reference: str, root: Path, report: Callable[[str], Non
     if settings.get("truncate_dim") is not None:
         reason = f"truncates its embeddings to {settings['truncate_dim']} numbers"
         raise CheckpointError(reference, reason, "remove truncate_dim from config_sentence_transformers.json")
-    prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if text}
+    return settings
+
+
+def _read_prompts(reference: str, settings: dict[str, Any], report: Callable[[str], None]) -> dict[str, str]:
+    """Returns the prompts that a run can hold, and reports the others.
+
+    sentence-transformers puts its default prompt before a text when none is named; a run has no default.
+
+    Raises:
+        CheckpointError: They are not a table of texts, or too many.
+    """
+    given, prompts = settings.get("prompts") or {}, {}
+    if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
+        hint = "correct config_sentence_transformers.json"
+        raise CheckpointError(reference, "its prompts are not a table of texts by name", hint)
+    if empty := [name for name, text in given.items() if not text]:
+        report(f"{reference}: its prompts without text ({', '.join(empty)}) are not imported; name none instead")
+    for name, text in given.items():
+        if not text:
+            continue
+        try:
+            check_prompts({name: text})
+        except ValueError as error:
+            report(f"{reference}: {error}; it is not imported")
+        else:
+            prompts[name] = text
+    try:
+        check_prompts(prompts)
+    except ValueError as error:
+        raise CheckpointError(reference, str(error), "remove some of them") from None
     default = settings.get("default_prompt_name")
-    if default in prompts:
-        reason = f"prepends the prompt {prompts[default]!r} to every text, which a run does not"
-        hint = "set default_prompt_name to null in config_sentence_transformers.json, and prepend it in your client"
-        raise CheckpointError(reference, reason, hint)
-    if prompts:
-        report(f"{reference}: its prompts ({', '.join(prompts)}) are not imported; prepend them in your client")
+    if isinstance(default, str) and default in prompts:
+        same = f"name it in requests (prompt={default!r}) for the same embeddings"
+        report(f"{reference}: its default prompt {default!r} is not put before a text by default; {same}")
+    return prompts
 
 
-def _read_pooling(reference: str, folder: Path) -> EmbeddingPoolingKind:
+def _read_pooling(reference: str, folder: Path) -> str:
+    """Returns the pooling; several kinds are concatenated in this order, joined by ``+``."""
     settings = read_module_settings(reference, folder / "config.json")
     if not settings.get("include_prompt", True):
         raise CheckpointError(reference, "its pooling excludes prompts (include_prompt)", "choose another checkpoint")
     configured = settings.get("pooling_mode") or [mode for key, mode in _POOLING_KEYS.items() if settings.get(key)]
     # sentence-transformers defaults to the mean.
     modes = [configured] if isinstance(configured, str) else list(configured) or ["mean"]
-    if modes == ["cls"]:
-        return "cls"
-    if modes == ["mean"]:
-        return "mean"
-    pooling = " and ".join(map(str, modes))
-    raise CheckpointError(reference, f"its pooling is {pooling}", "only cls or mean is supported")
+    modes = [_POOLING_ALIASES.get(mode, mode) for mode in map(str, modes)]
+    if unknown := [mode for mode in modes if mode not in _POOLING_KEYS.values()]:
+        supported = ", ".join(_POOLING_KEYS.values())
+        raise CheckpointError(reference, f"its pooling is {unknown[0]}", f"supported are {supported}")
+    return "+".join(modes)
 
 
 def _read_transformer_settings(reference: str, folder: Path) -> dict[str, Any]:
     files = sorted(folder.glob("sentence_*_config.json"))
     settings = read_module_settings(reference, files[0]) if files else {}
     others = {key: value for key, value in settings.items() if key not in _SUPPORTED_SETTINGS}
-    _require_supported(reference, "Transformer", others, _TEXT_SETTINGS)
+    require_supported(reference, "Transformer", others, _TEXT_SETTINGS)
     return settings
-
-
-def _require_supported(reference: str, module: str, settings: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
-    for key, value in settings.items():
-        if value and value != supported.get(key):
-            hint = "a run cannot represent it: choose another checkpoint"
-            raise CheckpointError(reference, f"its module {module} has {key} = {json.dumps(value)}", hint)
 
 
 def _add_lowercase(tokenizer: Tokenizer) -> None:
@@ -172,32 +193,71 @@ def _add_lowercase(tokenizer: Tokenizer) -> None:
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
 
 
-def _compare_embeddings(
+class Original(NamedTuple):
+    """A checkpoint as sentence-transformers computes it.
+
+    Attributes:
+        backbone: Its backbone.
+        pooling: Kinds of its pooling, joined by ``+``.
+        layers: Its modules after the pooling, without a last Normalize.
+        normalize: Whether it ends in Normalize.
+        head: The head of a SetFit model.
+    """
+
+    backbone: PreTrainedModel
+    pooling: str
+    layers: Sequence[Layer]
+    normalize: bool
+    head: LinearHead | None
+
+    def embedding(self, ids: torch.Tensor) -> torch.Tensor:
+        """Computes the embedding, (1, E), of one text's (1, T) token ids."""
+        hidden = self.backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]  # (T, H)
+        weights = torch.arange(1.0, len(hidden) + 1).unsqueeze(-1)  # (T, 1)
+        pooled = {
+            "cls": hidden[0],
+            "max": hidden.max(dim=0).values,
+            "mean": hidden.mean(dim=0),
+            "mean_sqrt_len": hidden.sum(dim=0) / len(hidden) ** 0.5,
+            "weightedmean": (hidden * weights).sum(dim=0) / weights.sum(),
+            "lasttoken": hidden[-1],
+        }
+        vector = torch.cat([pooled[kind] for kind in self.pooling.split("+")]).unsqueeze(0)
+        for layer in self.layers:
+            vector = layer.compute(vector)
+        return torch.nn.functional.normalize(vector, dim=-1) if self.normalize else vector
+
+
+def _compare(  # noqa: PLR0917
     reference: str,
     model: PolyheadModel,
     backbone: Backbone,
+    original: Original,
     original_tokenizer: Any,
     texts: Sequence[str],
     *,
     lowercase: bool,
 ) -> None:
-    """Rejects a model whose embeddings differ from the checkpoint's.
+    """Rejects a model whose embeddings, or the logits of whose head, differ from the checkpoint's.
 
-    The expected embedding is computed as in sentence-transformers: with the checkpoint's own tokenizer and backbone, as
-    the first token's vector or the mean over the tokens, scaled to unit length if the modules say so.
+    The expected values are computed as in sentence-transformers, with the checkpoint's own tokenizer and backbone.
 
     Raises:
-        CheckpointError: The embeddings differ.
+        CheckpointError: They differ.
     """
-    original = load_pretrained(AutoModel, backbone.folder)
     config = model.config
-    actual, expected = [], []
+    actual: dict[str, list[torch.Tensor]] = defaultdict(list)
+    expected: dict[str, list[torch.Tensor]] = defaultdict(list)
     for text, ids in zip(texts, encode(backbone.tokenizer, texts, config.max_tokens), strict=True):
         original_text = text.lower() if lowercase else text
         batch = original_tokenizer(original_text, truncation=True, max_length=config.max_tokens, return_tensors="pt")
         with torch.inference_mode():
-            hidden = original(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-            pooled = hidden[:, 0] if config.embedding_pooling == "cls" else hidden.mean(dim=1)  # (1, H)
-            expected.append(torch.nn.functional.normalize(pooled, dim=-1) if config.normalize else pooled)
-            actual.append(model(*map(torch.from_numpy, pad([ids], config.pad_token_id))).sentence_embedding)  # (1, H)
-    require_same_outputs(reference, "embeddings", actual, expected)
+            embedding = original.embedding(batch["input_ids"])  # (1, E)
+            outputs = model(*map(torch.from_numpy, pad([ids], config.pad_token_id)))
+            expected["embeddings"].append(embedding)
+            actual["embeddings"].append(outputs.sentence_embedding)
+            if original.head:
+                expected["logits"].append(embedding @ original.head.weight.T + original.head.bias)  # (1, logits)
+                actual["logits"] += outputs.logits.values()
+    for name, found in actual.items():
+        require_same_outputs(reference, name, found, expected[name])

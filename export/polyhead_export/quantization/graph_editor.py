@@ -22,7 +22,7 @@ class Linear:
 
     Attributes:
         node: The MatMul.
-        source: The operator that computes its input: LayerNormalization, MultiHeadAttention or Gelu.
+        source: The operator that computes its input.
         bias: The Add of its bias, or None.
     """
 
@@ -66,9 +66,25 @@ class Graph:
                 self.readers[name].append(node)
 
     def linears(self) -> list[Linear]:
-        """Returns the backbone's linear layers in order; heads and pooling use Gemm, on one vector per text."""
-        products = [node for node in self.nodes if node.op_type == "MatMul" and node.input[1] in self.constants]
+        """Returns the backbone's linear layers in order; heads and pooling use Gemm, on one vector per text.
+
+        Products with a table alone, such as DeBERTa's projections of relative positions, depend on no text.
+        """
+        of_text = self._values_of_text()
+        products = [
+            node
+            for node in self.nodes
+            if node.op_type == "MatMul" and node.input[1] in self.constants and node.input[0] in of_text
+        ]
         return [Linear(node, self.maker[node.input[0]], self._bias(node)) for node in products]
+
+    def _values_of_text(self) -> set[str]:
+        """Returns the values that depend on the content of the inputs, not only on their shapes."""
+        found = {value.name for value in self.proto.graph.input}
+        for node in self.nodes:
+            if node.op_type != "Shape" and found.intersection(node.input):
+                found.update(node.output)
+        return found
 
     def _bias(self, product: onnx.NodeProto) -> onnx.NodeProto | None:
         readers = self.readers[product.output[0]]

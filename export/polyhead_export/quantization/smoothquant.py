@@ -13,15 +13,16 @@ signed 8-bit ``Q`` and a scale ``c`` for each output channel.
   alpha)``. It adds no operator, since ``1 / s`` becomes part of the LayerNorm's weights or of the values' projection.
 - The output of a GELU has heavy tails that no fixed scale covers, so ``a`` is computed from each token's largest value.
   A GELU is never below -0.1701, so only few of the 256 steps are used for negative values.
+- Any other input, for example the output of an attention with relative positions, which no fused operator computes, has
+  a scale for each token too. So have the inputs of a weight that several layers share, unless all can be smoothed.
 
 No scale depends on another token; therefore the output for a text is the same in every batch.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +34,9 @@ from polyhead_export.errors import FusionError
 from polyhead_export.onnx_export import save_graph
 from polyhead_export.runners import cpu_session, worker_threads
 
+from .activations import SIGNED_ZERO, TINY, Quantized, can_smooth, quantize_input
 from .fusion import ATTENTION
 from .graph_editor import CONTRIB_DOMAIN, Array, Graph, Linear
-
-# Linear layers of one transformer layer: query, key, value, attention output, and two in the feed-forward network.
-LINEARS_PER_LAYER = 6
-_SIGNED_ZERO = 128
-_GELU_ZERO = 16
-_GELU_MIN = 0.1701
-# The scale of a channel that is never used must not be zero.
-_TINY = 1e-5
 
 
 def fold_biases(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -55,7 +49,9 @@ def fold_biases(proto: onnx.ModelProto) -> onnx.ModelProto:
     linears = {linear.node.output[0]: linear for linear in graph.linears()}
     by_bias = {linear.bias.output[0]: linear for linear in linears.values() if linear.bias is not None}
     for attention in [node for node in graph.nodes if node.op_type == ATTENTION]:
-        projection = next(linear for linear in linears.values() if linear.source is attention)
+        projection = next((linear for linear in linears.values() if linear.source is attention), None)
+        if projection is None:
+            continue
         _, key, value = (by_bias.get(name) for name in attention.input[:3])
         if key is not None:
             graph.replace_value(key.output, key.node.output[0])
@@ -102,147 +98,94 @@ def collect_absmax(path: Path, proto: onnx.ModelProto, texts: Sequence[Sequence[
     return absmax
 
 
-def quantize(proto: onnx.ModelProto, absmax: Mapping[str, Array], smoothing: float, expected: int) -> onnx.ModelProto:
+def quantize(
+    proto: onnx.ModelProto, absmax: Mapping[str, Array], smoothing: float, expected: Sequence[tuple[int, int]]
+) -> onnx.ModelProto:
     """Quantizes every linear layer of the backbone to 8-bit integers.
 
     Args:
         proto: The graph with folded biases.
         absmax: Result of ``collect_absmax``.
         smoothing: SmoothQuant's alpha, 0 to 1: the share of the difficulty that moves from activations to weights.
-        expected: Expected number of linear layers.
+        expected: Shape (in, out) of each linear layer of the backbone, as ``linear_shapes`` of the trained model.
 
     Raises:
-        FusionError: The graph has another number of linear layers, or one with an unsupported input.
+        FusionError: The graph has other linear layers.
     """
     graph = Graph(proto)
     linears = graph.linears()
-    if unsupported := sorted({linear.source.op_type for linear in linears} - _QUANTIZERS.keys()):
-        supported = ", ".join(_QUANTIZERS)
-        raise FusionError(f"int8 supports linear layers after {supported}, not after {', '.join(unsupported)}")
-    if len(linears) != expected:
-        raise FusionError(f"expected {expected} linear layers in the backbone, found {len(linears)}")
-    readers: dict[str, list[Linear]] = defaultdict(list)
-    for linear in linears:
-        readers[linear.node.input[0]].append(linear)
-    factors = {name: _smoothing_factors(graph, group, absmax[name], smoothing) for name, group in readers.items()}
+    _require_linears(graph, linears, expected)
+    factors: dict[str, NDArray[np.float64] | None] = {}
+    for group in _groups(linears):
+        inputs = dict.fromkeys(linear.node.input[0] for linear in group)
+        smoothed = all(can_smooth(graph, linear.source) for linear in group)
+        found = _smoothing_factors(graph, group, absmax, smoothing) if smoothed else None
+        factors |= dict.fromkeys(inputs, found)
     _smooth_values(graph, linears, factors)
-    for name, group in readers.items():
-        source = group[0].source
-        quantized = _QUANTIZERS[source.op_type](graph, name, source, factors[name], absmax[name])
-        for linear in group:
-            _multiply(graph, linear, quantized, factors[name])
+    quantized = {
+        linear.node.input[0]: quantize_input(
+            graph, linear.node.input[0], linear.source, factors[linear.node.input[0]], absmax[linear.node.input[0]]
+        )
+        for linear in linears
+    }
+    for linear in linears:
+        _multiply(graph, linear, quantized[linear.node.input[0]], factors[linear.node.input[0]])
     _prevent_residual_fusion(graph)
     return graph.finish()
 
 
-@dataclass(frozen=True)
-class _Quantized:
-    """A quantized input of linear layers.
-
-    Attributes:
-        nodes: The nodes that quantize it.
-        values: Name of the 8-bit integers.
-        scale: Name of the scale: a scalar, or one number per token.
-        zero: Name of the zero point.
-        per_token: Whether each token has its own scale.
-    """
-
-    nodes: list[onnx.NodeProto]
-    values: str
-    scale: str
-    zero: str
-    per_token: bool = False
+def _require_linears(graph: Graph, linears: Sequence[Linear], expected: Sequence[tuple[int, int]]) -> None:
+    """Checks that the graph has the model's linear layers; layers that share their weights count once."""
+    found = Counter(graph.constants[name].shape for name in {linear.node.input[1] for linear in linears})
+    if found != Counter(expected) or not expected:
+        counts = f"{len(expected)} linear layers in the backbone, found {found.total()} in the graph"
+        raise FusionError(f"int8 quantizes the backbone's linear layers: expected {counts}")
 
 
-def _smoothing_factors(graph: Graph, readers: Sequence[Linear], absmax: Array, alpha: float) -> NDArray[np.float64]:
-    """Computes ``s`` for the channels of an input, (channels,), scaled to a geometric mean of 1."""
-    if readers[0].source.op_type == "Gelu":
-        return np.ones(len(absmax))
-    weights = np.max([np.abs(graph.constants[reader.node.input[1]]).max(axis=1) for reader in readers], axis=0)
-    logs = alpha * np.log(np.maximum(absmax, _TINY)) - (1 - alpha) * np.log(np.maximum(weights, _TINY))
+def _groups(linears: Sequence[Linear]) -> list[list[Linear]]:
+    """Returns groups of layers that must have the same factors, as they share an input or, as in ALBERT, a weight."""
+    groups: list[tuple[set[str], list[Linear]]] = []
+    for linear in linears:
+        names, members = set(linear.node.input[:2]), [linear]
+        for group in [group for group in groups if group[0] & names]:
+            groups.remove(group)
+            names, members = names | group[0], [*group[1], *members]
+        groups.append((names, members))
+    return [members for _, members in groups]
+
+
+def _smoothing_factors(
+    graph: Graph, group: Sequence[Linear], absmax: Mapping[str, Array], alpha: float
+) -> NDArray[np.float64]:
+    """Computes ``s`` for the channels of the inputs of a group, (channels,), scaled to a geometric mean of 1."""
+    weights = np.max([np.abs(graph.constants[linear.node.input[1]]).max(axis=1) for linear in group], axis=0)
+    largest = np.max([absmax[linear.node.input[0]] for linear in group], axis=0)
+    logs = alpha * np.log(np.maximum(largest, TINY)) - (1 - alpha) * np.log(np.maximum(weights, TINY))
     return np.asarray(np.exp(logs - logs.mean()))
 
 
-def _smooth_values(graph: Graph, linears: Sequence[Linear], factors: Mapping[str, NDArray[np.float64]]) -> None:
+def _smooth_values(graph: Graph, linears: Sequence[Linear], factors: Mapping[str, NDArray[np.float64] | None]) -> None:
     """Divides the values' projection by ``s`` instead of the attention's output, which is a mean of values."""
     makers = {linear.node.output[0]: linear for linear in linears}
-    for attention in [node for node in graph.nodes if node.op_type == ATTENTION]:
-        projection = makers[attention.input[2]].node
-        # A new constant is required: equal constants share one tensor, which other nodes may read.
-        weight = graph.constants[projection.input[1]] / factors[attention.output[0]]  # (in, channels)
-        projection.input[1] = graph.constant(f"{projection.output[0]}.smooth", weight)
+    for projection in [linear for linear in linears if linear.source.op_type == ATTENTION]:
+        found = factors[projection.node.input[0]]
+        if found is not None:
+            value = makers[projection.source.input[2]].node
+            # A new constant is required: equal constants share one tensor, which other nodes may read.
+            name = f"{value.input[1]}.over.{projection.node.input[1]}"
+            value.input[1] = graph.constant(name, graph.constants[value.input[1]] / found)  # (in, channels)
 
 
-def _quantize_normalized(
-    graph: Graph, name: str, source: onnx.NodeProto, factors: NDArray[np.float64], absmax: Array
-) -> _Quantized:
-    """Adds a second LayerNormalization with 1 / s in its weights; the first one still feeds the residual branch."""
-    weight, bias = (
-        graph.constant(f"{name}.smooth.{part}", (graph.constants[source.input[position]] / factors).astype(np.float32))
-        for position, part in ((1, "weight"), (2, "bias"))
-    )
-    normalized = onnx.NodeProto()
-    normalized.CopyFrom(source)
-    normalized.input[1], normalized.input[2], normalized.output[0] = weight, bias, f"{name}.smooth"
-    normalized.name = f"{source.name}.smooth"
-    return _quantize_fixed(graph, f"{name}.smooth", [normalized], float((absmax / factors).max()))
-
-
-def _quantize_attended(
-    graph: Graph, name: str, source: onnx.NodeProto, factors: NDArray[np.float64], absmax: Array
-) -> _Quantized:
-    """Quantizes an attention's output with a fixed scale."""
-    del source
-    return _quantize_fixed(graph, name, [], float((absmax / factors).max()))
-
-
-def _quantize_fixed(graph: Graph, name: str, before: list[onnx.NodeProto], absmax: float) -> _Quantized:
-    """Quantizes a value with one scale for all texts; the nodes ``before`` compute the value."""
-    scale = graph.constant(f"{name}.scale", np.float32(max(absmax, _TINY) / (_SIGNED_ZERO - 1)))
-    zero = graph.constant(f"zero.{_SIGNED_ZERO}", np.uint8(_SIGNED_ZERO))
-    node = helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}.q"])
-    return _Quantized([*before, node], f"{name}.q", scale, zero)
-
-
-def _quantize_gelu(
-    graph: Graph, name: str, source: onnx.NodeProto, factors: NDArray[np.float64], absmax: Array
-) -> _Quantized:
-    """Quantizes a GELU's output with one scale per token, in a range that starts at the GELU's minimum."""
-    del source, factors, absmax
-    above = np.float32(1 / (255 - _GELU_ZERO))
-    zero = graph.constant(f"zero.{_GELU_ZERO}", np.uint8(_GELU_ZERO))
-    nodes = [
-        helper.make_node("ReduceMax", [name, graph.constant("last", np.array([-1]))], [f"{name}.max"], keepdims=1),
-        helper.make_node("Mul", [f"{name}.max", graph.constant("gelu.above", above)], [f"{name}.step"]),
-        helper.make_node(
-            "Max",
-            [f"{name}.step", graph.constant("gelu.below", np.float32(_GELU_MIN / _GELU_ZERO))],
-            [f"{name}.scale"],
-        ),
-        # Cheaper than one division per number: int8 rose from 0.94 to 0.96 of the speed of dynamic int8.
-        helper.make_node("Reciprocal", [f"{name}.scale"], [f"{name}.inverse"]),
-        helper.make_node("Mul", [name, f"{name}.inverse"], [f"{name}.steps"]),
-        helper.make_node(
-            "QuantizeLinear", [f"{name}.steps", graph.constant("one", np.float32(1)), zero], [f"{name}.q"]
-        ),
-    ]
-    return _Quantized(nodes, f"{name}.q", f"{name}.scale", zero, per_token=True)
-
-
-_QUANTIZERS = {
-    "LayerNormalization": _quantize_normalized,
-    ATTENTION: _quantize_attended,
-    "Gelu": _quantize_gelu,
-}
-
-
-def _multiply(graph: Graph, linear: Linear, quantized: _Quantized, factors: NDArray[np.float64]) -> None:
+def _multiply(graph: Graph, linear: Linear, quantized: Quantized, factors: NDArray[np.float64] | None) -> None:
     """Replaces the MatMul with an integer product, which includes the bias if the scale is fixed."""
-    node, name = linear.node, linear.node.output[0]
-    weight = graph.constants[node.input[1]].astype(np.float64) * factors[:, None]  # (in, out)
-    scales = np.maximum(np.abs(weight).max(axis=0), _TINY**2) / (_SIGNED_ZERO - 1)  # (out,)
-    integers = graph.constant(f"{name}.weight", np.rint(weight / scales).astype(np.int8))
-    scales_name = graph.constant(f"{name}.weight.scale", scales.astype(np.float32))
+    node, name = linear.node, linear.node.input[1]
+    weight = graph.constants[name].astype(np.float64)  # (in, out)
+    if factors is not None:
+        weight = weight * factors[:, None]
+    scales = np.maximum(np.abs(weight).max(axis=0), TINY**2) / (SIGNED_ZERO - 1)  # (out,)
+    # Layers that share their weight have the same factors, so they share its integers.
+    integers = graph.constant(f"{name}.int8", np.rint(weight / scales).astype(np.int8))
+    scales_name = graph.constant(f"{name}.int8.scale", scales.astype(np.float32))
     if quantized.per_token:
         one = graph.constant("one", np.float32(1))
         inputs, product = [quantized.values, integers, one, scales_name, quantized.zero], f"{node.output[0]}.unscaled"
@@ -274,6 +217,8 @@ def _move_bias_to_residual(graph: Graph, linear: Linear) -> None:
     source = graph.maker.get(added[0]) if readers[0].op_type == "Add" and len(added) == 1 else None
     # At this point the quantized branch has its own LayerNormalization.
     if source is None or source.op_type != "LayerNormalization" or len(graph.readers[added[0]]) != 1:
+        return
+    if len(source.input) < 3:
         return
     name = graph.bias_name(linear)
     total = graph.constants[source.input[2]] + graph.constants[name]

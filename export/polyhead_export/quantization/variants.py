@@ -21,17 +21,18 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from polyhead_bundle import external_data_name
-from polyhead_training.model import PolyheadConfig
+from polyhead_training.model import PolyheadModel
+from polyhead_training.structure import linear_shapes
 from polyhead_training.tokenization import pad
 
-from polyhead_export.errors import GraphError
+from polyhead_export.errors import FusionError, GraphError
 from polyhead_export.layout import EMBEDDING_OUTPUT, GRAPHS
-from polyhead_export.onnx_export import random_texts, save_graph
+from polyhead_export.onnx_export import quiet, random_texts, save_graph
 from polyhead_export.runners import Runner, onnx_runner, run_all
 from polyhead_export.settings import VariantName
 
 from .fusion import fuse_attention
-from .smoothquant import LINEARS_PER_LAYER, collect_absmax, fold_biases, quantize
+from .smoothquant import collect_absmax, fold_biases, quantize
 
 # Takes a graph; returns the largest accuracy that any head loses against the trained model, 0 for none.
 AccuracyDrop = Callable[[Path], float]
@@ -52,7 +53,7 @@ RANGE_MARGIN_REAL_TEXTS = 1.1
 def make_variant(  # noqa: PLR0917
     name: VariantName,
     plain: Path,
-    config: PolyheadConfig,
+    model: PolyheadModel,
     golden: Sequence[Ids],
     report: Callable[[str], None],
     texts: Sequence[Ids] = (),
@@ -64,7 +65,7 @@ def make_variant(  # noqa: PLR0917
     Args:
         name: The variant.
         plain: The fp32 graph.
-        config: The model's configuration.
+        model: The trained model.
         golden: Token ids of the golden texts.
         report: Called with each line of progress.
         texts: Token ids of realistic texts, if any are available; some are used for calibration.
@@ -79,7 +80,7 @@ def make_variant(  # noqa: PLR0917
     """
     target = plain.with_name(GRAPHS[name])
     if name == "int8":
-        _make_int8(plain, target, config, golden, report, texts, accuracy_drop, open_runner)
+        _make_int8(plain, target, model, golden, report, texts, accuracy_drop, open_runner)
     elif name == "int8-dynamic":
         _make_dynamic(plain, target)
     elif name == "fp16":
@@ -90,7 +91,7 @@ def make_variant(  # noqa: PLR0917
 def _make_int8(  # noqa: PLR0917
     plain: Path,
     target: Path,
-    config: PolyheadConfig,
+    model: PolyheadModel,
     golden: Sequence[Ids],
     report: Callable[[str], None],
     texts: Sequence[Ids],
@@ -98,13 +99,9 @@ def _make_int8(  # noqa: PLR0917
     open_runner: Callable[[Path], Runner],
 ) -> None:
     """Calibrates on golden texts, random tokens and available real texts; without these, the range margin is larger."""
-    layers = int(config.backbone_config().num_hidden_layers)
-    try:
-        fused = fold_biases(fuse_attention(onnx.load(str(plain)), layers))
-    except GraphError:
-        raise
-    except Exception as error:  # onnxscript raises errors of many types
-        raise GraphError(f"onnxscript cannot fuse the graph: {error}") from error
+    config = model.config
+    fused = _fused(plain, int(config.backbone_config().num_hidden_layers), report)
+    linears = linear_shapes(model.backbone)
     random = random_texts(config, _CALIBRATION_TEXTS + _SELECTION_TEXTS)
     real = texts[:: max(1, len(texts) // len(random))][: len(random)]
     selection = [*golden[1::2], *random[:_SELECTION_TEXTS], *real[::3]]
@@ -115,7 +112,7 @@ def _make_int8(  # noqa: PLR0917
     expected = _embeddings(open_runner(plain), selection, config.pad_token_id)
     best = (-np.inf, -np.inf, 0.0)
     for smoothing in _SMOOTHINGS:
-        save_graph(quantize(fused, absmax, smoothing, layers * LINEARS_PER_LAYER), scratch)
+        save_graph(quantize(fused, absmax, smoothing, linears), scratch)
         cosine = float(
             (_embeddings(open_runner(scratch), selection, config.pad_token_id) * expected).sum(axis=1).mean()
         )
@@ -124,7 +121,20 @@ def _make_int8(  # noqa: PLR0917
         path.unlink()
     used = f"{len(calibration)} texts, {len(real) - len(real[::3])} of them evaluation data"
     report(f"int8: calibrated on {used}; smoothing {best[2]}, mean cosine {best[1]:.5f} on {len(selection)} others")
-    save_graph(quantize(fused, absmax, best[2], layers * LINEARS_PER_LAYER), target)
+    save_graph(quantize(fused, absmax, best[2], linears), target)
+
+
+def _fused(plain: Path, layers: int, report: Callable[[str], None]) -> onnx.ModelProto:
+    """Returns the graph with fused attention, or as it is where the attention is of another kind."""
+    proto = onnx.load(str(plain))
+    try:
+        with quiet():
+            return fold_biases(fuse_attention(proto, layers))
+    except FusionError:
+        report("int8: the attention of this backbone is not fused; its output is quantized with one scale per token")
+        return proto
+    except Exception as error:  # onnxscript raises errors of many types
+        raise GraphError(f"onnxscript cannot fuse the graph: {error}") from error
 
 
 def _embeddings(

@@ -16,6 +16,7 @@ _OPTIONAL = {
     "model_signing": "signing",
     "OpenSSL": "signing",
     "opentelemetry": "otel",
+    "optuna": "sweep",
     "tensorboard": "tensorboard",
 }
 _EXIT_USAGE = 2
@@ -27,6 +28,8 @@ MODULES = {
     "polyhead-export": ("polyhead_export.cli", "export"),
     "polyhead-serve": ("polyhead_server.cli", "server"),
 }
+# Module of each command of ``polyhead`` that another package provides, as an object of that name.
+SUBCOMMANDS = {"bulk": "polyhead_bulk.cli"}
 
 
 def client() -> None:

@@ -1,10 +1,8 @@
-"""``POST /v1/analyze``: embedding, class and sentiment of texts from one pass, as JSON or as a stream of JSON lines."""
+"""``POST /v1/analyze``: all answers to texts from one pass, as JSON or as a stream of JSON lines."""
 
 from __future__ import annotations
 
 from importlib import metadata
-
-from starlette.responses import Response
 
 from polyhead_server.inference.types import Message
 from polyhead_server.serving.backend import deadline_after
@@ -13,11 +11,14 @@ from .analyze_answer import record
 from .analyze_lines import NDJSON, LineStream
 from .analyze_request import document_options, max_characters, query_options, read_items
 from .calls import Call, respond
+from .exchange import Response
+
+_LINES = {NDJSON, "application/jsonl"}
 
 
-async def analyze(call: Call) -> Response:
+async def analyze(call: Call) -> Response | LineStream:
     """Answers a JSON document, or a body of JSON lines with a stream of JSON lines."""
-    if call.headers.get("content-type", "").partition(";")[0].strip().lower() in {NDJSON, "application/jsonl"}:
+    if (call.header(b"content-type") or "").partition(";")[0].strip().lower() in _LINES:
         return LineStream(call, query_options(call))
     document = await call.json()
     options = document_options(document, call.backend.model())
@@ -53,6 +54,7 @@ async def info(call: Call) -> Response:
                     "labels": head.labels,
                     "temperature": head.temperature,
                     "threshold": head.threshold,
+                    "thresholds": head.thresholds,
                     "fingerprint": model.fingerprints.heads[head.name],
                 }
                 for head in manifest.heads
@@ -63,6 +65,7 @@ async def info(call: Call) -> Response:
                 "normalized": manifest.embedding.normalized,
                 "fingerprint": model.fingerprints.embedding_space,
             },
+            "prompts": manifest.prompts,
             "limits": {
                 "max_tokens": manifest.max_tokens,
                 "max_characters": max_characters(backend),

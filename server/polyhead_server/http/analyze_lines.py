@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import orjson
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from polyhead_server.errors import InvalidRequestError, ServerError
 from polyhead_server.inference.types import InvalidItem, Item, Message, RequestOptions
@@ -20,6 +18,7 @@ from .analyze_answer import record
 from .analyze_request import invalid_item, max_characters, read_item
 from .calls import Call, loads
 from .errors import error_fields
+from .exchange import Exchange
 
 NDJSON = "application/x-ndjson"
 # A stream submits the lines that have arrived together, at most this many at a time.
@@ -33,10 +32,15 @@ class _Pending(NamedTuple):
     submission: Submission
 
 
-class LineStream(Response):
-    """A response that answers each line of the request's body by one line, in order, while the body still comes."""
+class LineStream:
+    """A response that answers each line of the request's body by one line, in order, while the body still comes.
 
-    media_type = NDJSON
+    Attributes:
+        status: HTTP status.
+        headers: Headers of the response.
+    """
+
+    status = 200
 
     def __init__(self, call: Call, options: RequestOptions) -> None:
         """Prepares the stream.
@@ -48,9 +52,7 @@ class LineStream(Response):
         Raises:
             InvalidRequestError: The header with the deadline is invalid.
         """
-        super().__init__(status_code=200)
-        # The length is not known in advance.
-        del self.headers["content-length"]
+        self.headers = {"content-type": NDJSON}
         self._call = call
         self._options = options
         self._deadline = deadline_after(call.timeout_s())
@@ -58,7 +60,7 @@ class LineStream(Response):
         self._changed = asyncio.Event()
         self._space = asyncio.Event()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def send(self, exchange: Exchange) -> None:
         """Runs the stream.
 
         Raises:
@@ -66,16 +68,16 @@ class LineStream(Response):
         """
         service = self._call.backend.service
         async with service.session(self._read, self._deadline, self._changed.set, has_age=False) as reader:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await exchange.start_stream(self.headers)
             try:
                 while await self._wait(reader):
-                    await send({"type": "http.response.body", "body": await self._next_lines(), "more_body": True})
+                    await exchange.send_part(await self._next_lines(), more=True)
             finally:
                 for pending in self._pending:
                     pending.submission.cancel()
             error = self._reader_error(reader)
             last = orjson.dumps({"error": error_fields(error)}) + b"\n" if error else b""
-            await send({"type": "http.response.body", "body": last, "more_body": False})
+            await exchange.send_part(last, more=False)
 
     async def _read(self, submitter: Submitter) -> None:
         backend = self._call.backend

@@ -19,12 +19,13 @@ from polyhead_server.inference.types import (
 from polyhead_server.serving.backend import Backend
 from polyhead_server.serving.texts import item_from_string
 
-from .calls import Call, boolean, integer, require_fields
+from .calls import Call, boolean, integer, require_fields, string
 from .openai import kind
 
 _MAX_ID_BYTES = 256
-_FIELDS = ("text", "texts", "items", "tasks", "truncation", "embedding", "timings", "expected_fingerprints")
-_OPTIONS = ("tasks", "truncation", "encoding", "dimensions", "timings")
+_FIELDS = ("text", "texts", "items", "tasks", "truncation", "prompt", "embedding", "timings", "expected_fingerprints")
+_DEFAULTS = RequestOptions()
+_OPTIONS = ("tasks", "truncation", "prompt", "encoding", "dimensions", "timings")
 _TASKS = {task.name.lower(): task for task in Task}
 _TRUNCATION = {policy.name.lower(): policy for policy in Truncation}
 ENCODINGS = {
@@ -96,6 +97,9 @@ def document_options(document: Mapping[str, Any], model: Model) -> RequestOption
         InvalidRequestError: A field is unknown or has an invalid value.
     """
     require_fields(document, _FIELDS)
+    # The texts alone, as in most requests.
+    if len(document) == 1:
+        return _DEFAULTS
     return _options(document, _embedding_options(document), model)
 
 
@@ -121,6 +125,7 @@ def _options(document: Mapping[str, Any], embedding: Mapping[str, Any], model: M
         encoding=_choice("encoding", embedding.get("encoding") or "float32", ENCODINGS),
         dimensions=integer(embedding, "dimensions", model.source.manifest.embedding.dimensions),
         truncation=_choice("truncation", document.get("truncation") or "truncate", _TRUNCATION),
+        prompt=string(document, "prompt"),
         timings=boolean(document, "timings", default=False),
         expected_space=space,
         expected_heads=heads,
@@ -140,9 +145,9 @@ def _fingerprints(expected: Any) -> tuple[str, tuple[tuple[str, str], ...]]:
 
 def query_options(call: Call) -> RequestOptions:
     """Returns the options of a stream of lines, which stand in the query."""
-    query = dict(call.request.query_params)
+    query = call.exchange.query
     require_fields(query, _OPTIONS)
-    document: dict[str, Any] = {"truncation": query.get("truncation")}
+    document: dict[str, Any] = {"truncation": query.get("truncation"), "prompt": query.get("prompt")}
     if "tasks" in query:
         document["tasks"] = query["tasks"].split(",")
     if "timings" in query:

@@ -9,21 +9,22 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import orjson
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 
 from polyhead_server.errors import InvalidRequestError, MessageTooLargeError, OverloadedError, RequestTimeoutError
 from polyhead_server.serving.backend import Backend
+
+from .decompression import decompressed
+from .exchange import Exchange, Response
 
 # Seconds within which a client must send its whole body, and each part of a stream's.
 BODY_TIMEOUT_S = 30.0
 # A body up to this size does not count against the limit for the bodies of all calls, so that large ones cannot keep it
 # out.
 _SMALL_BODY_BYTES = 64 * 2**10
-_JSON = "application/json"
+_JSON = {"content-type": "application/json"}
 _MAX_SLOW_JSON_BYTES = 2**20
 # The deadline that the client sets, in seconds: this API's own header, and the one that OpenAI's clients send.
-_TIMEOUT_HEADERS = ("x-request-timeout-s", "x-stainless-read-timeout")
+_TIMEOUT_HEADERS = (b"x-request-timeout-s", b"x-stainless-read-timeout")
 
 
 class Call:
@@ -31,14 +32,16 @@ class Call:
 
     Attributes:
         backend: Answers the texts.
-        request: The HTTP request.
+        exchange: The request, and where the response goes.
         arrived_ns: ``time.monotonic_ns()`` of its arrival.
         texts: Number of texts in it, for the log.
     """
 
-    def __init__(self, backend: Backend, request: Request) -> None:
+    __slots__ = ("_counted_bytes", "_kept_bytes", "arrived_ns", "backend", "exchange", "texts")
+
+    def __init__(self, backend: Backend, exchange: Exchange) -> None:
         self.backend = backend
-        self.request = request
+        self.exchange = exchange
         self.arrived_ns = time.monotonic_ns()
         self.texts = 0
         self._kept_bytes = self._counted_bytes = 0
@@ -62,10 +65,10 @@ class Call:
         self.backend.body_bytes -= self._counted_bytes
         self._kept_bytes = self._counted_bytes = 0
 
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The request's headers, by their lower-case names."""
-        return self.request.headers
+    def header(self, name: bytes) -> str | None:
+        """Returns a header of the request by its name in lower case; None if it is missing."""
+        value = self.exchange.headers.get(name)
+        return None if value is None else value.decode("latin-1")
 
     async def body(self) -> bytes:
         """Reads the whole body.
@@ -73,17 +76,26 @@ class Call:
         Raises:
             ServerError: It is too large or too slow.
             OverloadedError: The bodies of all calls are too large together.
-            ClientDisconnect: The client has gone.
+            ClientDisconnectError: The client has gone.
         """
         limit = self.backend.settings.max_message_bytes
-        declared = self.headers.get("content-length", "")
+        declared = self.header(b"content-length") or ""
         if declared.isdecimal() and int(declared[:20]) > limit:
             raise MessageTooLargeError(f"the body has more than {limit} bytes")
+        body = None if b"content-encoding" in self.exchange.headers else self.exchange.arrived_body()
+        if body is None:
+            return await self._awaited_body(limit)
+        if len(body) > limit:
+            raise MessageTooLargeError(f"the body has more than {limit} bytes")
+        self.keep(len(body))
+        return body
+
+    async def _awaited_body(self, limit: int) -> bytes:
         parts: list[bytes] = []
         size = 0
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
-                async for part in self.request.stream():
+                async for part in self._stream():
                     size += len(part)
                     if size > limit:
                         raise MessageTooLargeError(f"the body has more than {limit} bytes")
@@ -99,7 +111,7 @@ class Call:
         Raises:
             RequestTimeoutError: The next part takes too long.
         """
-        stream = self.request.stream()
+        stream = self._stream()
         while True:
             try:
                 async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -110,6 +122,9 @@ class Call:
                 return
             if part:
                 yield part
+
+    def _stream(self) -> AsyncIterator[bytes]:
+        return decompressed(self.exchange.parts(), self.header(b"content-encoding") or "")
 
     async def json(self) -> dict[str, Any]:
         """Reads the body as a JSON object.
@@ -126,7 +141,7 @@ class Call:
             InvalidRequestError: The header is not a number of seconds above 0.
         """
         for name in _TIMEOUT_HEADERS:
-            value = self.headers.get(name)
+            value = self.header(name)
             if value is None:
                 continue
             try:
@@ -136,7 +151,9 @@ class Call:
             if 0 < seconds < float("inf"):
                 return seconds
             if name == _TIMEOUT_HEADERS[0]:
-                raise InvalidRequestError("INVALID_PARAMETER", f"header {name} must be a number of seconds above 0")
+                raise InvalidRequestError(
+                    "INVALID_PARAMETER", f"header {name.decode()} must be a number of seconds above 0"
+                )
         return None
 
 
@@ -175,10 +192,10 @@ def loads(data: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def respond(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def respond(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Returns a JSON response; numpy arrays become lists with the shortest decimals of their numbers."""
     data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(data, status, headers=dict(headers or {}), media_type=_JSON)
+    return Response(data, status, _JSON | headers if headers else dict(_JSON))
 
 
 def require_fields(document: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -205,6 +222,18 @@ def boolean(document: Mapping[str, Any], name: str, default: bool) -> bool:
     raise InvalidRequestError("INVALID_PARAMETER", f"{name} must be true or false")
 
 
+def string(document: Mapping[str, Any], name: str) -> str:
+    """Returns a text field; an empty one for null and a missing field.
+
+    Raises:
+        InvalidRequestError: It is anything else.
+    """
+    value = document.get(name)
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise InvalidRequestError("INVALID_PARAMETER", f"{name} must be a string")
+
+
 def integer(document: Mapping[str, Any], name: str, maximum: int) -> int:
     """Returns an integer field from 1 to the maximum; 0 for null and a missing field.
 
@@ -217,6 +246,3 @@ def integer(document: Mapping[str, Any], name: str, maximum: int) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= maximum:
         return value
     raise InvalidRequestError("INVALID_PARAMETER", f"{name} must be an integer from 1 to {maximum}")
-
-
-__all__ = ["Call", "ClientDisconnect", "boolean", "integer", "json_object", "require_fields", "respond"]

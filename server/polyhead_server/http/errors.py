@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from starlette.responses import Response
-
 from polyhead_server.errors import OverloadedError, ServerError
 
 from .calls import respond
+from .exchange import Response
 
 # HTTP status of each canonical code, as google.rpc maps them.
 _STATUSES = {
@@ -28,7 +27,8 @@ _STATUSES = {
 }
 _STATUSES_BY_REASON = {"MESSAGE_TOO_LARGE": 413, "REQUEST_TIMEOUT": 408, "METHOD_NOT_ALLOWED": 405}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-_TEI_TYPES = {400: "Validation", 413: "Validation", 429: "Overloaded", 503: "Unhealthy", 500: "Backend"}
+# text-embeddings-inference answers a missing key without a body, which its clients fail to decode.
+_TEI_TYPES = {401: "Unauthorized", 429: "Overloaded", 503: "Unhealthy", 500: "Backend"}
 _TEI_STATUSES = {400: 422, 500: 424}
 
 ErrorForm = Callable[[ServerError], Response]
@@ -74,10 +74,8 @@ def openai_error(error: ServerError) -> Response:
 
 
 def tei_error(error: ServerError) -> Response:
-    """Returns ``{"error", "error_type"}``; a missing key is answered without a body."""
+    """Returns ``{"error", "error_type"}``."""
     status = http_status(error)
-    if status == 401:
-        return Response(status_code=401, headers=retry_headers(error))
     kind = "Empty" if error.reason == "EMPTY_REQUEST" else _TEI_TYPES.get(status, "Validation")
     status = status if kind == "Empty" else _TEI_STATUSES.get(status, status)
     return respond({"error": str(error), "error_type": kind}, status, retry_headers(error))

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from polyhead_server import addresses
+
+from .upgrades import IgnoresUpgrades
 
 # Bytes of a request's line and headers.
 _MAX_HEADER_BYTES = 32 * 2**10
@@ -22,11 +22,14 @@ _HEADER_TIMEOUT_S = 10.0
 _KEEP_ALIVE_S = 75
 _BACKLOG = 512
 
+# Called with the scope, ``receive`` and ``send`` of ASGI.
+Application = Callable[[Any, Any, Any], Awaitable[None]]
+
 # It would log a line for each malformed request; clients without a key could fill the log.
 logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
 
 
-class _Protocol(HttpToolsProtocol):
+class _Protocol(IgnoresUpgrades):
     """uvicorn's protocol with bounds on headers, and with an end of the work for a client that has gone."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -43,13 +46,14 @@ class _Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._in_headers:
-            if self._header_timer is None:
-                self._header_timer = self.loop.call_later(_HEADER_TIMEOUT_S, self._close)
             self._header_bytes += len(data)
         super().data_received(data)
-        # Checked afterwards: what came may have completed the headers.
-        if self._in_headers and self._header_bytes > _MAX_HEADER_BYTES:
-            self._close()
+        # Checked afterwards: what came may have completed the headers, as it mostly does.
+        if self._in_headers and self._header_bytes:
+            if self._header_bytes > _MAX_HEADER_BYTES:
+                self._close()
+            elif self._header_timer is None:
+                self._header_timer = self.loop.call_later(_HEADER_TIMEOUT_S, self._close)
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
@@ -57,6 +61,8 @@ class _Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        if self.body_follows:
+            return
         super().on_message_complete()
         self._in_headers, self._header_bytes = True, 0
 
@@ -76,10 +82,10 @@ class _Protocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def _cancelled_with(protocol: _Protocol, app: Any) -> ASGIApp:
+def _cancelled_with(protocol: _Protocol, app: Any) -> Application:
     """Wraps the application so that the loss of the connection cancels the call in progress."""
 
-    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+    async def run(scope: Any, receive: Any, send: Any) -> None:
         protocol.running = asyncio.current_task()
         try:
             await app(scope, receive, send)
@@ -103,7 +109,7 @@ class _Server(uvicorn.Server):
 class HttpListener:
     """The HTTP listener of one process."""
 
-    def __init__(self, app: ASGIApp, context: ssl.SSLContext | None, *, max_connections: int) -> None:
+    def __init__(self, app: Application, context: ssl.SSLContext | None, *, max_connections: int) -> None:
         """Prepares the listener.
 
         Args:

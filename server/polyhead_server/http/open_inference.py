@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from importlib import metadata
 from typing import Any
 
 import orjson
-from starlette.responses import Response
 
 from polyhead_server.errors import InvalidRequestError, ModelNotFoundError, NotReadyError
 from polyhead_server.inference.model import Model
-from polyhead_server.serving import open_inference
+from polyhead_server.serving import open_inference_input
+from polyhead_server.serving import open_inference_metadata as documents
 from polyhead_server.serving.backend import Backend, deadline_after
-from polyhead_server.serving.open_inference import VERSION, InferRequest, ModelView, OutputTensor, TensorSpec
+from polyhead_server.serving.open_inference import VERSION, InferRequest, ModelView, OutputTensor
 
 from .calls import Call, json_object, respond
+from .exchange import Response
 
 # Length of the JSON part of a body, after which the raw tensors follow.
 _JSON_LENGTH = "inference-header-content-length"
 _FIELDS = {"id", "inputs", "outputs", "parameters"}
+# KServe's client repeats them, although the path names the model.
+_MODEL_FIELDS = {"model_name", "model_version"}
 
 
 async def server_metadata(_: Call) -> Response:
     """``GET /v2``."""
-    extensions = ["model_configuration", "binary_tensor_data"]
-    return respond({"name": "polyhead", "version": metadata.version("polyhead"), "extensions": extensions})
+    return respond(documents.server_metadata("binary_tensor_data"))
 
 
 async def live(_: Call) -> Response:
@@ -43,50 +43,38 @@ async def model_ready(call: Call) -> Response:
     try:
         _require_model(call)
     except NotReadyError:
-        return respond({"name": call.request.path_params["model"], "ready": False}, 503)
+        return respond({"name": call.exchange.path_params["model"], "ready": False}, 503)
     name = call.backend.served_name()
     return respond({"name": name, "ready": call.backend.ready}, 200 if call.backend.ready else 503)
 
 
 async def model_metadata(call: Call) -> Response:
     """``GET /v2/models/{model}``."""
-    view = _require_model(call)
-    return respond(
-        {
-            "name": call.backend.served_name(),
-            "versions": [VERSION],
-            "platform": "polyhead",
-            "inputs": [_described(spec) for spec in view.inputs],
-            "outputs": [_described(spec) for spec in view.outputs],
-        }
-    )
+    return respond(documents.model_metadata(call.backend, _require_model(call)))
 
 
 async def model_config(call: Call) -> Response:
-    """``GET /v2/models/{model}/config``: as Triton describes a model, with each head's labels in the parameters."""
-    view = _require_model(call)
-    return respond(
-        {
-            "name": call.backend.served_name(),
-            "platform": "polyhead",
-            "backend": "polyhead",
-            "max_batch_size": call.backend.max_items,
-            "input": [_configured(spec) for spec in view.inputs],
-            "output": [_configured(spec) for spec in view.outputs],
-            "dynamic_batching": {},
-            "parameters": {
-                f"{head}_labels": {"string_value": json.dumps(labels, ensure_ascii=False)}
-                for head, labels in view.labels.items()
-            },
-        }
-    )
+    """``GET /v2/models/{model}/config``: as Triton describes a model."""
+    return respond(documents.model_config(call.backend, _require_model(call)))
+
+
+async def model_statistics(call: Call) -> Response:
+    """``GET /v2/models/stats`` and ``/v2/models/{model}/stats``: counters of this process since its start."""
+    if "model" in call.exchange.path_params:
+        _require_model(call)
+    return respond(documents.model_statistics(call.backend))
+
+
+async def repository_index(call: Call) -> Response:
+    """``POST /v2/repository/index``: the served model, whatever the body asks for."""
+    return respond(documents.repository_index(call.backend))
 
 
 async def infer(call: Call) -> Response:
     """``POST /v2/models/{model}/infer``."""
     _require_model(call)
-    document, binary = _split(await call.body(), call.headers.get(_JSON_LENGTH))
-    _require_fields(document)
+    document, binary = _split(await call.body(), call.header(_JSON_LENGTH.encode()))
+    _require_fields(call, document)
     outputs = _outputs(document)
     view = call.backend.view(_view)
     texts = _texts(document, binary)
@@ -105,8 +93,8 @@ def _view(backend: Backend, model: Model) -> ModelView:
 
 
 def _require_model(call: Call) -> ModelView:
-    call.backend.require_name(call.request.path_params["model"])
-    if call.request.path_params.get("version", VERSION) != VERSION:
+    call.backend.require_name(call.exchange.path_params["model"])
+    if call.exchange.path_params.get("version", VERSION) != VERSION:
         raise ModelNotFoundError(call.backend.served_name())
     return call.backend.view(_view)
 
@@ -121,9 +109,13 @@ def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
     return json_object(body[: int(length)]), body[int(length) :]
 
 
-def _require_fields(document: dict[str, Any]) -> None:
+def _require_fields(call: Call, document: dict[str, Any]) -> None:
+    if document.get("model_name") is not None:
+        call.backend.require_name(str(document["model_name"]))
+    if document.get("model_version") not in (None, "", VERSION):
+        raise ModelNotFoundError(call.backend.served_name())
     for name in document:
-        if name not in _FIELDS:
+        if name not in _FIELDS | _MODEL_FIELDS:
             problem = f"field {name[:64]!a} is not known; the fields are {', '.join(sorted(_FIELDS))}"
             raise InvalidRequestError("UNKNOWN_PARAMETER", problem)
 
@@ -133,26 +125,21 @@ def _texts(document: dict[str, Any], binary: bytes) -> list[bytes]:
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise InvalidRequestError("INVALID_TENSOR", "inputs must be a list of one tensor, which holds the texts")
     tensor = inputs[0]
-    open_inference.require_datatype(str(tensor.get("datatype", "")))
+    open_inference_input.require_datatype(str(tensor.get("datatype", "")))
     shape = tensor.get("shape")
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
         raise InvalidRequestError(
             "INVALID_TENSOR", "inputs[0].shape must be a list of integers; send [n,1] for n texts"
         )
-    count = open_inference.element_count(shape)
+    count = open_inference_input.element_count(shape)
     parameters = _object(tensor, "parameters")
-    size = parameters.pop("binary_data_size", None)
-    if parameters:
-        problem = f"inputs[0].parameters {next(iter(parameters))[:64]!a} is not supported"
-        raise InvalidRequestError("UNKNOWN_PARAMETER", problem)
-    if size is None:
-        return _json_texts(tensor.get("data"), count)
-    if tensor.get("data") is not None:
+    is_binary = parameters.get("binary_data_size") is not None
+    if is_binary and tensor.get("data") is not None:
         raise InvalidRequestError("INVALID_TENSOR", "inputs[0] has both data and binary_data_size; use one of them")
-    if type(size) is not int or size != len(binary):
-        problem = f"inputs[0].parameters.binary_data_size is {size!a}, the body has {len(binary)} bytes after the JSON"
-        raise InvalidRequestError("INVALID_TENSOR", problem)
-    return open_inference.split_bytes_tensor(binary, count)
+    open_inference_input.check_parameters(parameters, len(binary) if is_binary else None)
+    if not is_binary:
+        return _json_texts(tensor.get("data"), count)
+    return open_inference_input.split_bytes_tensor(binary, count)
 
 
 def _json_texts(data: Any, count: int) -> list[bytes]:
@@ -217,14 +204,5 @@ def _response(call: Call, document: dict[str, Any], tensors: list[OutputTensor],
     if not raw:
         return respond(content)
     head = orjson.dumps(content)
-    headers = {_JSON_LENGTH: str(len(head))}
-    return Response(b"".join([head, *raw]), headers=headers, media_type="application/octet-stream")
-
-
-def _described(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
-
-
-def _configured(spec: TensorSpec) -> dict[str, Any]:
-    types = {"FP32": "TYPE_FP32", "BYTES": "TYPE_STRING", "BOOL": "TYPE_BOOL"}
-    return {"name": spec.name, "data_type": types[spec.datatype], "dims": list(spec.shape[1:])}
+    headers = {"content-type": "application/octet-stream", _JSON_LENGTH: str(len(head))}
+    return Response(b"".join([head, *raw]), headers=headers)

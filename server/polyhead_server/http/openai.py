@@ -5,23 +5,24 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from starlette.responses import Response
-
 from polyhead_server.errors import InvalidRequestError, ServerError
 from polyhead_server.inference.types import Encoding, Message, RequestOptions, Result, Task, Truncation
 from polyhead_server.serving.backend import deadline_after, first_error
 from polyhead_server.serving.embeddings import encode_embedding, shorten
 from polyhead_server.serving.texts import item_from_string
 
-from .calls import Call, integer, require_fields, respond
+from .calls import Call, integer, require_fields, respond, string
+from .exchange import Response
 
 # OpenAI's own limit, which its clients rely on.
 MAX_INPUTS = 2048
-_FIELDS = ("input", "model", "encoding_format", "dimensions", "user", "truncation")
+_FIELDS = ("input", "model", "encoding_format", "dimensions", "user", "truncation", "prompt_name")
 _FOREIGN_IDS = (
     "input contains token ids, which belong to another tokenizer; send texts "
     "(langchain-openai: OpenAIEmbeddings(check_embedding_ctx_length=False))"
 )
+_TRUNCATION = {policy.name.lower(): policy for policy in Truncation}
+_EMBEDDING = frozenset({Task.EMBEDDING})
 TRUNCATED_HEADER = "x-polyhead-truncated"
 
 
@@ -48,9 +49,10 @@ async def embeddings(call: Call) -> Response:
     model = backend.model()
     info = model.source.manifest.embedding
     options = RequestOptions(
-        frozenset({Task.EMBEDDING}),
+        _EMBEDDING,
         dimensions=integer(document, "dimensions", info.dimensions),
         truncation=_truncation(document.get("truncation")),
+        prompt=string(document, "prompt_name"),
     )
     texts = _texts(document.get("input"))
     call.texts = len(texts)
@@ -83,7 +85,7 @@ async def models(call: Call) -> Response:
 
 async def model(call: Call) -> Response:
     """``GET /v1/models/{model}``."""
-    call.backend.require_name(call.request.path_params["model"])
+    call.backend.require_name(call.exchange.path_params["model"])
     return respond(_model(call))
 
 
@@ -113,10 +115,9 @@ def _texts(given: Any) -> list[str]:
 def _truncation(value: Any) -> Truncation:
     if value is None:
         return Truncation.TRUNCATE
-    policies = {policy.name.lower(): policy for policy in Truncation}
-    if not isinstance(value, str) or value not in policies:
-        raise field_error("truncation", f"truncation must be one of {', '.join(policies)}")
-    return policies[value]
+    if not isinstance(value, str) or value not in _TRUNCATION:
+        raise field_error("truncation", f"truncation must be one of {', '.join(_TRUNCATION)}")
+    return _TRUNCATION[value]
 
 
 def _of_input(index: int, error: ServerError, *, alone: bool) -> ServerError:

@@ -7,9 +7,9 @@ from importlib import metadata, resources
 from typing import Any
 
 import orjson
-from starlette.responses import Response
 
 from .calls import Call, respond
+from .exchange import Response
 
 
 def handler(paths: dict[str, list[str]]) -> Callable[[Call], Awaitable[Response]]:

@@ -6,15 +6,14 @@ import time
 from importlib import metadata
 from typing import Any
 
-from starlette.responses import Response
-
 from polyhead_server.errors import InvalidRequestError, NotReadyError, TextTooLongError
 from polyhead_server.inference.types import Message, RequestOptions, Result, Task
 from polyhead_server.serving import tei
 from polyhead_server.serving.backend import deadline_after, first_error, of_text
 from polyhead_server.serving.texts import item_from_string
 
-from .calls import Call, boolean, integer, require_fields, respond
+from .calls import Call, boolean, integer, require_fields, respond, string
+from .exchange import Response
 from .openai import kind, truncated_header
 
 # Fields of the hub's inference API. ``options`` concerns its queue and cache, and never the answer.
@@ -30,7 +29,9 @@ async def embed(call: Call) -> Response:
 
 async def predict(call: Call) -> Response:
     """``POST /predict``: the labels of one head with their probabilities, most probable first."""
-    return await _predict(call, await call.json(), nested=False)
+    document = await call.json()
+    # huggingface_hub sends parameters and takes the first element of a list of lists, whatever the path of its URL.
+    return await _predict(call, document, nested="parameters" in document)
 
 
 async def root(call: Call) -> Response:
@@ -46,10 +47,10 @@ async def tokenize(call: Call) -> Response:
     document = await call.json()
     require_fields(document, ("inputs", "add_special_tokens", "prompt_name"))
     special = boolean(document, "add_special_tokens", default=True)
-    _reject(document, "prompt_name", "the model has no prompts")
+    prompt = string(document, "prompt_name")
     texts = _texts(call, document.get("inputs"))
     items = [item_from_string("", text, _max_characters(call)) for text in texts]
-    return respond([await tei.tokenize(call.backend, item, special=special) for item in items])
+    return respond([await tei.tokenize(call.backend, item, special=special, prompt=prompt) for item in items])
 
 
 async def decode(call: Call) -> Response:
@@ -76,7 +77,7 @@ async def info(call: Call) -> Response:
     backend = call.backend
     model, settings = backend.model(), backend.settings
     manifest = model.source.manifest
-    heads = {head.name: dict(enumerate(head.labels)) for head in manifest.heads}
+    heads = [tei.head_of(model, head.name) for head in manifest.heads]
     model_type: dict[str, Any] = {"embedding": {"pooling": manifest.embedding.pooling}}
     return respond(
         {
@@ -94,7 +95,7 @@ async def info(call: Call) -> Response:
             "version": metadata.version("polyhead"),
             "sha": None,
             "docker_label": None,
-            "heads": {name: {str(number): label for number, label in labels.items()} for name, labels in heads.items()},
+            "heads": {one.head.name: {str(i): label for i, label in enumerate(one.labels)} for one in heads},
         }
     )
 
@@ -115,10 +116,13 @@ async def _embed(call: Call, document: dict[str, Any]) -> Response:
     model = call.backend.model()
     info = model.source.manifest.embedding
     normalize = boolean(document, "normalize", default=True)
-    _reject(document, "prompt_name", "the model has no prompts")
     if _object(document, "parameters"):
         raise tei.invalid("parameters", "must be empty")
-    options = RequestOptions(frozenset({Task.EMBEDDING}), dimensions=integer(document, "dimensions", info.dimensions))
+    options = RequestOptions(
+        frozenset({Task.EMBEDDING}),
+        dimensions=integer(document, "dimensions", info.dimensions),
+        prompt=string(document, "prompt_name"),
+    )
     results, headers = await _answer(call, document, _texts(call, document.get("inputs")), options)
     dimensions = options.dimensions
     rows = [tei.embedding(model, result, dimensions, normalize=normalize) for result in results]
@@ -127,13 +131,13 @@ async def _embed(call: Call, document: dict[str, Any]) -> Response:
 
 async def _predict(call: Call, document: dict[str, Any], *, nested: bool) -> Response:
     require_fields(document, _PREDICT_FIELDS)
-    if boolean(document, "raw_scores", default=False):
-        raise tei.invalid("raw_scores", "is not supported: scores are calibrated probabilities")
-    wanted = document.get("head") or call.headers.get("head", "")
+    raw_scores = boolean(document, "raw_scores", default=False)
+    wanted = document.get("head") or (call.header(b"head") or "")
     if not isinstance(wanted, str):
         raise tei.invalid("head", "must be the name of a head")
     model = call.backend.model()
     head = tei.head_of(model, wanted)
+    tei.check_raw_scores(head, raw_scores=raw_scores)
     top_k = _top_k(document, head)
     texts, several = _predicted_texts(call, document.get("inputs"))
     results, headers = await _answer(call, document, texts, RequestOptions(frozenset({head.task})))
@@ -146,9 +150,11 @@ def _top_k(document: dict[str, Any], head: tei.Head) -> int | None:
     """Returns the number of labels to answer with, from the parameters as huggingface_hub sends them."""
     parameters = _object(document, "parameters")
     require_fields(parameters, ("top_k", "function_to_apply"))
-    kind_of_head = head.head.kind
-    if parameters.get("function_to_apply") not in (None, kind_of_head):
-        raise tei.invalid("function_to_apply", f"must be {kind_of_head}: scores are calibrated probabilities")
+    function = tei.FUNCTIONS[head.head.kind]
+    if parameters.get("function_to_apply") not in (None, function):
+        allowed = f"must be {function}" if function else "must be absent"
+        why = "the score is the output itself" if function == "none" else "scores are calibrated probabilities"
+        raise tei.invalid("function_to_apply", f"{allowed}: {why}")
     return integer(parameters, "top_k", 2**31 - 1) or None
 
 
@@ -240,11 +246,6 @@ def _require_few(call: Call, texts: list[Any]) -> None:
     if len(texts) > call.backend.max_items:
         problem = f"inputs has {len(texts)} elements; at most {call.backend.max_items} are allowed"
         raise InvalidRequestError("TOO_MANY_ITEMS", problem)
-
-
-def _reject(document: dict[str, Any], field: str, why: str) -> None:
-    if document.get(field) is not None:
-        raise tei.invalid(field, f"is not supported: {why}")
 
 
 def _max_characters(call: Call) -> int:

@@ -266,7 +266,7 @@ def self_test(source: bundle.Bundle, tokenizer: Tokenizer, engine: Engine) -> No
 def largest_difference(
     source: bundle.Bundle, tokenizer: Tokenizer, engine: Engine, *, longest_only: bool = False
 ) -> float:
-    """Runs every golden text by itself; returns the largest difference of an output from the bundle's.
+    """Runs every golden text by itself; returns the largest difference of an output from the bundle's, in its unit.
 
     Args:
         source: The bundle.
@@ -287,14 +287,16 @@ def largest_difference(
     largest = 0.0
     for golden, text in zip(expected_texts, texts, strict=True):
         expected = [golden.embedding, *(golden.logits[head.name] for head in manifest.heads)]
+        # The outputs of a regression head are on the scale of its training data.
+        units = [1.0, *(head.spread for head in manifest.heads)]
         try:
             outputs = engine.run(*pad(list(text.windows), manifest.pad_token_id))
         except Exception as error:  # whatever the reason, this engine does not serve
             raise EngineError("it cannot run the model") from error
-        for values, golden_values in zip(outputs, expected, strict=True):
+        for values, golden_values, unit in zip(outputs, expected, units, strict=True):
             if values.shape != (1, len(golden_values)):
                 raise EngineError(f"it answers with {values.shape[-1]} values, the bundle states {len(golden_values)}")
-            difference = float(np.abs(values[0] - np.asarray(golden_values, dtype=np.float32)).max())
+            difference = float(np.abs(values[0] - np.asarray(golden_values, dtype=np.float32)).max()) / unit
             # Written so that NaN fails.
             if not difference <= tolerance:
                 raise EngineError(

@@ -3,7 +3,8 @@
 ::
 
     submit -> admission -> tokenization -> scheduler -> executor -> engine, postprocessing -> future
-    (event loop)                           (lock)       (compute threads)                     (event loop)
+    (event loop)                |          (lock)       (compute threads)                     (event loop)
+                                +-> answer cache, if there is one and it knows the token ids -> future
 
 This module and ``windows`` run on the event loop alone. The scheduler stands between the two domains under its own
 lock, and ``executor`` is what runs on the compute threads.
@@ -22,9 +23,12 @@ from polyhead_server.errors import ExpiredError, InternalError, TextTooLongError
 from polyhead_server.settings import Settings
 
 from .admission import Admission
+from .answer_cache import AnswerCache, ObserveLookups
+from .equal_texts import key_of
 from .executor import BatchOutcome, Executor
 from .loop_turns import LoopTurns
 from .model import Model
+from .reused_answers import answer_from_cache, resolve, resolve_shared
 from .scheduler import BatchLimits, BatchScheduler
 from .tokenization import Placement
 from .types import (
@@ -37,6 +41,7 @@ from .types import (
     ItemOutcome,
     Message,
     OutcomeFuture,
+    Result,
     TokenizedText,
     Truncation,
 )
@@ -55,7 +60,10 @@ OnMessage = Callable[[Model, int, Sequence[OutcomeFuture], bool], None]
 
 @dataclass(slots=True)
 class _Submission:
-    """The admitted part of a message on its way into the queue; the three sequences have one element per text."""
+    """The admitted part of a message on its way into the queue; the three sequences have one element per text.
+
+    Each text has its prompt before it, of ``prefix`` code points.
+    """
 
     texts: list[str]
     futures: list[OutcomeFuture]
@@ -63,6 +71,7 @@ class _Submission:
     placement: Placement
     truncation: Truncation
     max_windows: int
+    prefix: int
     flow: Flow
     deadline: float | None
     arrived_ns: int
@@ -80,6 +89,7 @@ class Pipeline:
         threads: Number of compute threads.
         admission: Admission control in front of the queue.
         executor: The compute threads.
+        answer_cache: Outputs that were computed before; None for no cache.
     """
 
     def __init__(
@@ -88,7 +98,9 @@ class Pipeline:
         settings: Settings,
         observe_batch: ObserveBatch | None = None,
         on_message: OnMessage | None = None,
+        *,
         on_exception: Callable[[BaseException], None] | None = None,
+        observe_lookups: ObserveLookups | None = None,
     ) -> None:
         """Prepares the compute threads without starting them.
 
@@ -100,6 +112,7 @@ class Pipeline:
                 the futures of its items, and whether it came over a stream. Called in the context of its call.
             on_exception: Receives every unexpected exception before it becomes an outcome, in the thread that caught
                 it: the event loop or a compute thread. May end the process, for example when memory is exhausted.
+            observe_lookups: Receives the numbers of hits and misses of look-ups in the answer cache.
         """
         self.model = model
         self._max_windows = settings.max_windows
@@ -125,6 +138,8 @@ class Pipeline:
             on_batch_done=self._resolve_batch,
             on_exception=self._on_exception,
         )
+        cache_bytes = settings.answer_cache_mb * 2**20
+        self.answer_cache = AnswerCache(cache_bytes, observe_lookups) if cache_bytes else None
         self._loop = asyncio.get_running_loop()
         self._turns = LoopTurns()
         # Messages whose items are on their way into the queue.
@@ -139,6 +154,7 @@ class Pipeline:
     async def close(self) -> None:
         """Finishes what was submitted, ends the threads and frees the model. Nothing may be submitted any more."""
         await self._none_submitting.wait()
+        self.answer_cache = None
         self.scheduler.close()
         # Everything that was admitted is answered, however long that takes.
         while self.scheduler.accounting.waiting_items and self.executor.is_alive() and not self.failure_reason():
@@ -165,7 +181,8 @@ class Pipeline:
         """Submits the items of a message.
 
         Args:
-            message: Items and the options for them; not a message that is rejected as a whole.
+            message: Items and the options for them, with a prompt of this model or none; not a message that is rejected
+                as a whole.
             flow: The call that the message belongs to.
             deadline: ``time.monotonic()`` second after which the answers are useless.
             blocking: True for streams. Only as many items are submitted as the queue has capacity for.
@@ -203,8 +220,9 @@ class Pipeline:
         Returns:
             The futures, and the admitted items.
         """
-        texts = [item.text for item in message.items if isinstance(item, Item)]
-        truncation = message.options.truncation
+        prompt, truncation = message.options.prompt, message.options.truncation
+        prefix = self.model.source.manifest.prompts[prompt] if prompt else ""
+        texts = [prefix + item.text for item in message.items if isinstance(item, Item)]
         max_windows = self._max_windows if truncation is Truncation.WINDOW else 1
         placement = self.model.tokenizer.placement(texts)
         sizes = self._estimate(texts, placement, max_windows)
@@ -223,7 +241,16 @@ class Pipeline:
                 break
             futures.append(future)
         submission = _Submission(
-            texts[:admitted], wanted, sizes[:admitted], placement, truncation, max_windows, flow, deadline, arrived_ns
+            texts[:admitted],
+            wanted,
+            sizes[:admitted],
+            placement,
+            truncation,
+            max_windows,
+            len(prefix),
+            flow,
+            deadline,
+            arrived_ns,
         )
         return futures, submission
 
@@ -255,7 +282,7 @@ class Pipeline:
         texts, futures = submission.texts[chunk], submission.futures[chunk]
         try:
             tokenized = await self.model.tokenizer.encode_async(
-                texts, submission.placement, submission.flow, submission.max_windows
+                texts, submission.placement, submission.flow, submission.max_windows, submission.prefix
             )
         except asyncio.CancelledError:
             raise
@@ -277,7 +304,10 @@ class Pipeline:
         tokenized_ns: int,
         tokenization_ns: int,
     ) -> list[Entry]:
-        """Makes the entries of tokenized texts, one per window; resolves the future of a text that is refused."""
+        """Makes the entries of tokenized texts, one per window; resolves the future of a text that is refused.
+
+        Those whose output is in the answer cache are resolved as well.
+        """
         flow, deadline, arrived_ns = submission.flow, submission.deadline, submission.arrived_ns
         entries: list[Entry] = []
         for future, tokens in zip(futures, tokenized, strict=True):
@@ -285,9 +315,13 @@ class Pipeline:
                 future.set_result(TextTooLongError(tokens.seen, self.model.source.manifest.max_tokens))
                 continue
             for ids, part in zip(tokens.windows, self._window_futures(future, tokens), strict=True):
-                entry = Entry(flow, tokens, ids, part, deadline, arrived_ns, tokenized_ns, tokenization_ns)
-                part.add_done_callback(partial(self._drop_if_cancelled, entry))
+                key = key_of(ids)
+                entry = Entry(flow, tokens, ids, part, deadline, arrived_ns, tokenized_ns, tokenization_ns, key)
                 entries.append(entry)
+        if self.answer_cache is not None:
+            entries = answer_from_cache(entries, self.answer_cache)
+        for entry in entries:
+            entry.future.add_done_callback(partial(self._drop_if_cancelled, entry))
         return entries
 
     def _window_futures(self, future: OutcomeFuture, tokens: TokenizedText) -> list[OutcomeFuture]:
@@ -312,21 +346,21 @@ class Pipeline:
 
     def _resolve_batch(self, done: BatchOutcome) -> None:
         """Resolves the futures of a finished batch and updates the rates."""
-        batch = done.batch
+        batch, cache = done.batch, self.answer_cache
         for entry in batch.expired:
-            _resolve(entry.future, ExpiredError())
+            resolve(entry.future, ExpiredError())
+        self.scheduler.finish(batch.entries)
         for entry, outcome in zip(batch.entries, done.outcomes, strict=True):
-            _resolve(entry.future, outcome)
+            resolve(entry.future, outcome)
+            if entry.shared:
+                resolve_shared(entry.shared, outcome)
+            if cache is not None and entry.key is not None and isinstance(outcome, Result):
+                cache.put(entry.key, outcome.output)
         self.admission.wake()
         if batch.entries and not done.failed:
             self.admission.observe_batch(batch.tokens, done.compute_s, backlog=batch.backlog)
             if self._observe_batch:
                 self._observe_batch(batch, done.compute_s)
-
-
-def _resolve(future: OutcomeFuture, outcome: ItemOutcome) -> None:
-    if not future.done():
-        future.set_result(outcome)
 
 
 def _ignore(_: BaseException) -> None:

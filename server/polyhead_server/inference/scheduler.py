@@ -2,7 +2,8 @@
 
 A compute thread that becomes free takes a head and, of the entries nearest in length, as many as give the most
 efficient batch: more texts share the fixed cost of a batch, and add padding. It does not wait for more to arrive.
-Entries that were cancelled or whose deadline passed are dropped before anything is computed for them.
+Entries that were cancelled or whose deadline passed are dropped before anything is computed for them. Of entries with
+equal token ids, the first that is taken is computed for all (see ``EqualTexts``).
 
 The head is the entry with the smallest virtual start time (see ``FairClock``), so a single text does not wait behind
 thousands that a stream sent before it. Similar-length entries join ahead of their own scheduling slot and are charged
@@ -19,6 +20,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .equal_texts import EqualTexts
 from .expiry_heap import ExpiryHeap
 from .fair_clock import FairClock
 from .length_buckets import LengthBuckets
@@ -69,6 +71,7 @@ class SchedulerSnapshot:
         arrivals: Entries in the list of arrivals, including those that left the queue.
         deadlines: Entries in the expiry heap, including those that left the queue.
         idle_workers: Threads that wait in ``take``.
+        keys: Different keys of the entries that wait or are being computed.
     """
 
     tokens: TokenSnapshot
@@ -77,15 +80,16 @@ class SchedulerSnapshot:
     arrivals: int
     deadlines: int
     idle_workers: int
+    keys: int
 
 
 class BatchScheduler:
     """Entries in, batches out.
 
     Threads: every public method takes ``accounting.lock`` and may be called from any thread; private methods require
-    the lock. The event loop calls ``put``, ``drop`` and ``close``; compute threads call ``take``. The event loop may
-    cancel an entry's future at any moment without the lock, also between two looks at it here, and calls ``drop`` soon
-    after.
+    the lock. The event loop calls ``put``, ``finish``, ``drop`` and ``close``; compute threads call ``take``. The event
+    loop may cancel an entry's future at any moment without the lock, also between two looks at it here, and calls
+    ``drop`` soon after.
 
     A waiting entry stands in three structures: in the length bucket of its length, in the list of arrivals and, with a
     deadline, in the expiry heap. Its ``waiting`` flag is the truth. An entry that leaves the queue is taken out of one
@@ -94,7 +98,7 @@ class BatchScheduler:
     - taken as the front of its bucket: stale in arrivals and expiry heap;
     - taken as the oldest: stale in its bucket (a tombstone) and in the expiry heap;
     - expired: stale in its bucket (a tombstone) and in arrivals;
-    - dropped: stale in its bucket (a tombstone), in arrivals and in the expiry heap.
+    - dropped, or answered with an equal entry: stale in its bucket (a tombstone), in arrivals and in the expiry heap.
 
     Stale elements are skipped wherever they come to the front. ``put`` removes them all when they outnumber the waiting
     entries by ``_MAX_EXTRA_TOMBSTONES``, which costs little per entry.
@@ -109,6 +113,7 @@ class BatchScheduler:
         self._clock = FairClock()
         self._buckets = LengthBuckets(self._discard)
         self._expiry = ExpiryHeap()
+        self._equal = EqualTexts()
         # In order of arrival.
         self._arrivals: deque[Entry] = deque()
         self._slots = itertools.count(1)
@@ -118,12 +123,16 @@ class BatchScheduler:
         self._closed = False
 
     def put(self, entries: Iterable[Entry]) -> None:
-        """Adds entries and wakes as many workers as may find work."""
+        """Adds entries and wakes as many workers as may find work.
+
+        An entry that is equal to one in computation does not wait: it is added to the ``shared`` entries of that one.
+        """
         with self._changed:
             count = 0
             for entry in entries:
-                self._push(entry)
-                count += 1
+                if not self._equal.join(entry):
+                    self._push(entry)
+                    count += 1
             # Each worker that wakes competes for the interpreter, also one that finds nothing to do.
             self._changed.notify(count)
             self._compact()
@@ -148,6 +157,12 @@ class BatchScheduler:
         with self._changed:
             self._tombstone(entry)
 
+    def finish(self, entries: Iterable[Entry]) -> None:
+        """Ends the computation of entries that were taken; their ``shared`` does not grow any more."""
+        with self._changed:
+            for entry in entries:
+                self._equal.finish(entry)
+
     def close(self) -> None:
         """Lets ``take`` return None once the queue is empty."""
         with self._changed:
@@ -164,6 +179,7 @@ class BatchScheduler:
                 len(self._arrivals),
                 len(self._expiry),
                 self._idle_workers,
+                len(self._equal),
             )
 
     def _push(self, entry: Entry) -> None:
@@ -207,7 +223,7 @@ class BatchScheduler:
         for length in self._buckets.nearest(head):
             longest_with = max(longest, length)
             for _, _, entry in self._buckets.bucket(length):
-                if not entry.waiting:
+                if not entry.waiting or (entry.twins and self._equal.is_duplicate(entry)):
                     continue
                 if not limits.admit(count + 1, longest_with, real_tokens + length, budget):
                     break
@@ -244,6 +260,9 @@ class BatchScheduler:
     def _serve(self, entry: Entry) -> None:
         self._clock.advance(entry.length, self.accounting.waiting_flows)
         self.accounting.take(entry)
+        for other in self._equal.take(entry):
+            self._remove(other)
+            self._buckets.tombstones += 1
 
     def _tombstone(self, entry: Entry) -> bool:
         """Removes a waiting entry that stays in its bucket; returns whether it was waiting."""
@@ -254,6 +273,11 @@ class BatchScheduler:
         return True
 
     def _discard(self, entry: Entry) -> None:
+        """Removes a waiting entry that will not be answered."""
+        self._equal.leave(entry)
+        self._remove(entry)
+
+    def _remove(self, entry: Entry) -> None:
         """Removes a waiting entry that will not be computed; its flow is not charged for it."""
         self.accounting.remove(entry)
         self._clock.refund(entry.flow, entry.length)

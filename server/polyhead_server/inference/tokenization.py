@@ -182,37 +182,42 @@ class Tokenizer:
         return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special))
 
     async def encode_async(
-        self, texts: list[str], placement: Placement, flow: Flow, max_windows: int = 1
+        self, texts: list[str], placement: Placement, flow: Flow, max_windows: int = 1, prefix: int = 0
     ) -> OffloadedTexts:
         """Tokenizes like ``encode``, where ``placement`` says; the time of the thread is charged to ``flow``."""
         if placement is Placement.INLINE:
-            return OffloadedTexts(self.encode(texts, max_windows))
+            return OffloadedTexts(self.encode(texts, max_windows, prefix))
         if placement is Placement.OFFLOADED:
-            return await self._worker.run(flow, self._steps(texts, max_windows))
+            return await self._worker.run(flow, self._steps(texts, max_windows, prefix))
         # Unknown words are not added here, which would take as long as the library does.
-        known = [self._look_up(text, max_windows, add=False) for text in texts]
+        known = [self._look_up(text, max_windows, prefix, add=False) for text in texts]
         left = [text for text, tokens in zip(texts, known, strict=True) if tokens is None]
         if self.placement(left) is Placement.INLINE:
-            return OffloadedTexts(_fill(known, self.encode(left, max_windows)))
-        made = await self._worker.run(flow, self._steps(left, max_windows))
+            return OffloadedTexts(_fill(known, self.encode(left, max_windows, prefix)))
+        made = await self._worker.run(flow, self._steps(left, max_windows, prefix))
         return made._replace(texts=_fill(known, made.texts))
 
-    def encode(self, texts: list[str], max_windows: int = 1) -> list[TokenizedText]:
+    def encode(self, texts: list[str], max_windows: int = 1, prefix: int = 0) -> list[TokenizedText]:
         """Returns the token ids of each text, cut to the model's token limit or to so many windows of that length.
 
         A text beyond the limit of characters is cut there before it is tokenized, which bounds its cost.
-        """
-        known = [self._look_up(text, max_windows, add=True) for text in texts]
-        left = [text for text, tokens in zip(texts, known, strict=True) if tokens is None]
-        return _fill(known, self._encode_with_library(left, max_windows))
 
-    def _steps(self, texts: Sequence[str], max_windows: int) -> Generator[None, None, OffloadedTexts]:
+        Args:
+            texts: The texts, each with its prompt before it.
+            max_windows: Largest number of windows of a text; each begins with the tokens of the prompt.
+            prefix: Code points of the prompt, which ``TokenizedText.cut_at`` does not count.
+        """
+        known = [self._look_up(text, max_windows, prefix, add=True) for text in texts]
+        left = [text for text, tokens in zip(texts, known, strict=True) if tokens is None]
+        return _fill(known, self._encode_with_library(left, max_windows, prefix))
+
+    def _steps(self, texts: Sequence[str], max_windows: int, prefix: int) -> Generator[None, None, OffloadedTexts]:
         """Tokenizes like ``encode``, in steps of little work."""
         found: list[TokenizedText] = []
         characters, seconds = 0, 0.0
         for group, size, ordinary in self._groups(texts):
             step = _STEP_CHARACTERS if ordinary else _EXPENSIVE_STEP_CHARACTERS
-            steps = self._encode_group(group, max_windows, step)
+            steps = self._encode_group(group, max_windows, prefix, step)
             spent = 0.0
             while True:
                 started = time.monotonic()
@@ -253,13 +258,13 @@ class Tokenizer:
         )
 
     def _encode_group(
-        self, texts: list[str], max_windows: int, step: int
+        self, texts: list[str], max_windows: int, prefix: int, step: int
     ) -> Generator[None, None, list[TokenizedText]]:
         """Tokenizes some texts; a text of more than ``step`` characters in parts where the tokenizer allows that."""
         head = texts[0][: self._max_characters]
         parts = self._boundaries.cuts(head, step) if self._is_separable and len(texts) == 1 else []
         if len(parts) < 2:
-            found = self.encode(texts, max_windows)
+            found = self.encode(texts, max_windows, prefix)
             yield
             return found
         content: list[int] = []
@@ -277,21 +282,21 @@ class Tokenizer:
             first = ends[index - 1] if index else 0
             return begin + self._offset(head[begin:end], number - first, add_special_tokens=False)
 
-        return [self._cut(texts[0], head, ids, max_windows, begin_of)]
+        return [self._cut(texts[0], head, ids, max_windows, prefix, begin_of)]
 
-    def _look_up(self, text: str, max_windows: int, *, add: bool) -> TokenizedText | None:
+    def _look_up(self, text: str, max_windows: int, prefix: int, *, add: bool) -> TokenizedText | None:
         """Tokenizes a text of known plain words; returns None for any other text."""
         head, words = text[: self._max_characters], self._words
         ids = words.encode(head, add=add) if words else None
-        return None if ids is None else self._cut(text, head, ids, max_windows)
+        return None if ids is None else self._cut(text, head, ids, max_windows, prefix)
 
-    def _encode_with_library(self, texts: list[str], max_windows: int) -> list[TokenizedText]:
+    def _encode_with_library(self, texts: list[str], max_windows: int, prefix: int) -> list[TokenizedText]:
         if not texts:
             return []
         heads = [text[: self._max_characters] for text in texts]
         encodings = self._tokenizer.encode_batch_fast(heads)
         return [
-            self._cut(text, head, encoding.ids, max_windows)
+            self._cut(text, head, encoding.ids, max_windows, prefix)
             for text, head, encoding in zip(texts, heads, encodings, strict=True)
         ]
 
@@ -305,12 +310,13 @@ class Tokenizer:
         as_expected = self._tokenizer.encode(text).ids == [*leading, *plain, *trailing]
         return WordCache(self._tokenizer, leading, trailing) if as_expected else None
 
-    def _cut(
+    def _cut(  # noqa: PLR0917
         self,
         text: str,
         head: str,
         ids: list[int],
         max_windows: int,
+        prefix: int,
         begin_of: Callable[[int], int] | None = None,
     ) -> TokenizedText:
         """Cuts the token ids of ``head``, the part of ``text`` that was read, to the limits.
@@ -320,18 +326,30 @@ class Tokenizer:
             head: Its beginning, up to the limit of characters.
             ids: Token ids of ``head``, with special tokens.
             max_windows: Largest number of windows.
+            prefix: Code points of ``text`` before those that the client sent.
             begin_of: Returns the code point where a token of the text itself begins; None to tokenize it again.
         """
+        cut_at = max(len(head) - prefix, 0) if len(head) < len(text) else None
         if len(ids) <= self._max_tokens:
-            return TokenizedText((ids,), len(ids), cut_at=len(head) if len(head) < len(text) else None)
-        end = len(ids) - self._trailing
-        content = ids[self._leading : end]
-        parts = spans(len(content), self._max_content, max_windows)
-        windows = tuple([*ids[: self._leading], *content[begin:stop], *ids[end:]] for begin, stop in parts)
+            return TokenizedText((ids,), len(ids), cut_at)
+        # With one window, the prefix is the beginning of its content.
+        repeated = self._prefix_tokens(head, prefix) if prefix and max_windows > 1 else 0
+        begin_of_content, end = self._leading + repeated, len(ids) - self._trailing
+        content = ids[begin_of_content:end]
+        parts = spans(len(content), self._max_content - repeated, max_windows)
+        windows = tuple([*ids[:begin_of_content], *content[begin:stop], *ids[end:]] for begin, stop in parts)
         read = parts[-1][1]
-        if read == len(content):
-            return TokenizedText(windows, len(ids), cut_at=len(head) if len(head) < len(text) else None)
-        return TokenizedText(windows, len(ids), cut_at=begin_of(read) if begin_of else self._begin(head, read))
+        if read < len(content):
+            number = repeated + read
+            cut_at = max((begin_of(number) if begin_of else self._begin(head, number)) - prefix, 0)
+        return TokenizedText(windows, len(ids), cut_at)
+
+    def _prefix_tokens(self, head: str, prefix: int) -> int:
+        """Counts the tokens that end within the first code points, as far as they leave a token of a window."""
+        # The words after the prefix make no difference to a tokenizer that makes the ids of a text word by word.
+        end = self._boundaries.next(head, prefix) if self._is_separable else len(head)
+        (encoding,) = self._tokenizer.encode_batch([head[:end]], add_special_tokens=False)
+        return min(bisect.bisect_right([stop for _, stop in encoding.offsets], prefix), self._max_content - 1)
 
     def _begin(self, head: str, number: int) -> int:
         """Returns the code point where a token of the text itself begins."""

@@ -20,6 +20,8 @@ class Task(enum.Enum):
     EMBEDDING = 1
     CLASSIFICATION = 2
     SENTIMENT = 3
+    LABELS = 4
+    SCORE = 5
 
 
 class Encoding(enum.Enum):
@@ -72,6 +74,7 @@ class RequestOptions:
         encoding: Byte layout of the embedding.
         dimensions: Dimensions of the embedding to return; 0 for all.
         truncation: Policy for texts that are too long.
+        prompt: Name of the prompt of the model to put before every text; empty for none.
         timings: Whether to return a latency breakdown.
         expected_space: Fingerprint that the model's embedding space must have; empty for any.
         expected_heads: Fingerprints that heads must have, by name.
@@ -82,6 +85,7 @@ class RequestOptions:
     encoding: Encoding = Encoding.FLOAT32_LE
     dimensions: int = 0
     truncation: Truncation = Truncation.TRUNCATE
+    prompt: str = ""
     timings: bool = False
     expected_space: str = ""
     expected_heads: tuple[tuple[str, str], ...] = ()
@@ -124,8 +128,9 @@ class TokenizedText:
     Attributes:
         windows: Token ids with special tokens, each list at most the model's limit; several lists for a long text that
             is read in overlapping windows.
-        seen: Number of tokens before truncation.
-        cut_at: Code point where the unread part begins; None when the whole text is read.
+        seen: Number of tokens before truncation, those of the prompt included.
+        cut_at: Code point where the unread part begins, in the text without the prompt; None when the whole text is
+            read.
     """
 
     windows: tuple[list[int], ...]
@@ -195,8 +200,12 @@ class Entry:
         arrived_ns: ``time.monotonic_ns()`` at which the message arrived.
         tokenized_ns: ``time.monotonic_ns()`` at which the tokens were ready and the entry entered the queue.
         tokenization_ns: Duration of the tokenization that the entry was part of.
+        key: Equal for entries with equal token ids, which share a computation; None for an entry that shares none.
         length: Tokens that the model reads, at least 1.
         waiting: Whether the entry waits in the queue; written by ``TokenAccounting`` alone.
+        twins: The waiting entries with the same key, this one included; None for no other. Written by ``EqualTexts``
+            alone, as is ``shared``.
+        shared: Entries that are answered with the computation of this one; None for no other.
     """
 
     flow: Flow
@@ -207,8 +216,11 @@ class Entry:
     arrived_ns: int
     tokenized_ns: int
     tokenization_ns: int
+    key: bytes | None = None
     length: int = field(init=False)
     waiting: bool = field(init=False, default=False)
+    twins: dict[Entry, None] | None = field(init=False, default=None)
+    shared: list[Entry] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.length = max(len(self.ids), 1)
@@ -239,10 +251,18 @@ class Batch:
         longest = max((entry.length for entry in self.entries), default=0)
         return longest * len(self.entries) - self.tokens
 
+    @property
+    def shared_items(self) -> int:
+        """Number of further entries that are answered with the computation of equal ones in this batch."""
+        return sum([len(entry.shared) for entry in self.entries if entry.shared])
+
 
 @dataclass(frozen=True, slots=True)
 class Timings:
     """Latency breakdown of one item in nanoseconds, and the size of the batch that it was computed in.
+
+    An item that was answered from the cache has no batch: ``queue_ns``, ``compute_ns``, ``batch_items`` and
+    ``batch_tokens`` are 0. For one that shares the computation of an equal text, they count from its own arrival.
 
     Attributes:
         finished_ns: ``time.monotonic_ns()`` at which the batch ended; the durations count back from it.
@@ -261,6 +281,11 @@ class Timings:
         """Time before tokenization: the wait for capacity."""
         return self.total_ns - self.tokenization_ns - self.queue_ns - self.compute_ns
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether the item was answered from the cache."""
+        return not self.batch_items
+
 
 @dataclass(frozen=True, slots=True)
 class ModelOutput:
@@ -268,8 +293,9 @@ class ModelOutput:
 
     Attributes:
         embedding: (dimensions,) float32.
-        logits: One array per head in the model's order: (labels,) float32, or (1,) for a sigmoid head.
-        probabilities: The same shapes.
+        logits: One array per head in the model's order: (outputs,) float32.
+        probabilities: One array per head: (numbers,) float32, as ``head_answers`` defines them by the kind of the head;
+            that of a regression head is its value.
     """
 
     embedding: NDArray[np.float32]

@@ -70,15 +70,20 @@ class WordBoundaries:
         """Returns whether a text has no word beyond ``MAX_ORDINARY_WORD`` characters; may be False without a reason."""
         return self._ordinary.fullmatch(text) is not None
 
+    def next(self, text: str, position: int) -> int:
+        """Returns the first boundary in a text from a position on, or the text's end."""
+        found = self._boundary.search(text, position)
+        return found.start() if found else len(text)
+
     def cuts(self, text: str, size: int) -> list[tuple[int, int]]:
         """Divides a text into parts of about ``size`` characters; all but the first begin at a boundary."""
         parts, begin = [], 0
         while len(text) - begin > size:
-            found = self._boundary.search(text, begin + size)
-            if found is None:
+            end = self.next(text, begin + size)
+            if end == len(text):
                 break
-            parts.append((begin, found.start()))
-            begin = found.start()
+            parts.append((begin, end))
+            begin = end
         return [*parts, (begin, len(text))]
 
 

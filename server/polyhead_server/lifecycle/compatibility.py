@@ -8,16 +8,15 @@ from polyhead_server.process_reports import HeadIdentity, ModelIdentity
 
 def identity_of(model: Model) -> ModelIdentity:
     """Returns the identity of a loaded model."""
-    heads = model.source.manifest.heads
-    return ModelIdentity(
-        model.fingerprints.embedding_space, tuple(HeadIdentity(head.name, head.kind, head.labels) for head in heads)
-    )
+    manifest = model.source.manifest
+    heads = tuple(HeadIdentity(head.name, head.kind, head.labels) for head in manifest.heads)
+    return ModelIdentity(model.fingerprints.embedding_space, heads, dict(manifest.prompts))
 
 
 def incompatibility(old: ModelIdentity, new: ModelIdentity) -> str | None:
     """Returns the reason why ``new`` must not replace ``old``; None if it may.
 
-    A head may have been retrained, and new heads may follow the existing ones.
+    A head may have been retrained, new heads may follow the existing ones, and there may be further prompts.
     """
     if new.embedding_space != old.embedding_space:
         return (
@@ -29,4 +28,8 @@ def incompatibility(old: ModelIdentity, new: ModelIdentity) -> str | None:
     for existing, replacement in zip(old.heads, new.heads, strict=False):
         if existing != replacement:
             return f"it has the head {replacement} where the serving model has {existing}"
+    for name, text in old.prompts.items():
+        if new.prompts.get(name) != text:
+            found = f"the text {new.prompts[name]!r}" if name in new.prompts else "no text"
+            return f"it has {found} for the prompt {name}; the serving model has {text!r}"
     return None

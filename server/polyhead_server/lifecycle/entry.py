@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 EXIT_CANNOT_START = 2
 # A compute thread that has finished a batch needs the interpreter to take the next one while the event loop is busy. By
 # default it waits up to 5 ms, and a core idles with it.
-_SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.0005
 # Every connection takes a file descriptor. Below this many, a few clients can take all of them.
 _FEW_DESCRIPTORS = 4096
 
@@ -57,7 +57,7 @@ def run(
         stop_signals.block()
     # The default action would end a process that is not ready to reload yet.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     configure(settings.log_level, settings.log_format)
     _raise_descriptor_limit()
     # Below a warning, the library's own lines do not concern an operator.

@@ -1,4 +1,4 @@
-"""The HTTP listener that the settings ask for; imports nothing of HTTP unless they do."""
+"""The HTTP API and the HTTP listener that the settings ask for; imports nothing of HTTP unless they do."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from polyhead_server.serving.backend import Backend
 from polyhead_server.settings import Settings
 
 if TYPE_CHECKING:
+    from polyhead_server.http.api import App
     from polyhead_server.http.listener import HttpListener
 
 
@@ -24,12 +25,24 @@ def http_listener(backend: Backend, settings: Settings, certificates: Certificat
     if not settings.http_listen:
         return None
     try:
-        from polyhead_server.http.api import create_app
         from polyhead_server.http.listener import HttpListener
+
+        app = http_app(backend, settings)
     except ModuleNotFoundError as error:
         raise StartupError(f"--http-listen requires {error.name}: pip install 'polyhead[http]'") from error
-    keys = Keys(Path(settings.api_keys)) if settings.api_keys else None
-    dialects = [name for name in settings.enabled_dialects if name != "polyhead"]
-    app = create_app(backend, keys, ["polyhead", "openai", *dialects], with_playground=not settings.no_playground)
     context = certificates.http_context() if certificates else None
     return HttpListener(app, context, max_connections=settings.http_max_connections)
+
+
+def http_app(backend: Backend, settings: Settings) -> App:
+    """Returns the HTTP API as an ASGI application, with the API keys and the protocols of the settings.
+
+    Raises:
+        StartupError: The key file is invalid.
+        ModuleNotFoundError: The packages of the extra are missing.
+    """
+    from polyhead_server.http.api import create_app
+
+    keys = Keys(Path(settings.api_keys)) if settings.api_keys else None
+    dialects = [name for name in settings.enabled_dialects if name != "polyhead"]
+    return create_app(backend, keys, ["polyhead", "openai", *dialects], with_playground=not settings.no_playground)

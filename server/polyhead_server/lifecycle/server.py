@@ -23,12 +23,11 @@ from grpc_reflection.v1alpha import reflection
 
 from polyhead_server.addresses import exclusive, require_local, split_address, unix_path
 from polyhead_server.errors import StartupError
-from polyhead_server.inference.model import Model, describe, load_model
+from polyhead_server.inference.model import Model, load_model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.observability.scrape_server import listen_for_scrapes
 from polyhead_server.observability.tracing import Tracing
-from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.rpc import service_names
 from polyhead_server.rpc.admin_service import AdminServer, listen
@@ -53,6 +52,7 @@ from .entry import ServerFailedError
 from .http_listener import http_listener
 from .model_loader import ModelLoader
 from .operations import Operations
+from .pipeline_start import start_pipeline
 from .reload import Reloader
 from .watchdog import wait_for_failure
 
@@ -60,6 +60,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds for the last responses to leave after the last inference call has ended.
 _FLUSH_S = 1.0
+# Seconds for calls whose answer has left to end, at a second signal.
+_END_OF_CALL_S = 0.1
 # Calls may continue for this long before clients are redirected. It is short enough that no client retries in vain too
 # often meanwhile.
 _REDIRECT_DELAY_S = 0.3
@@ -268,19 +270,7 @@ class _Process:
         return watcher, await self._loader.load()
 
     def _start_pipeline(self, model: Model) -> Pipeline:
-        threads = self._settings.compute_threads(model.engine.runtime.device)
-        logger.info(describe(model, threads))
-        self._metrics.set_runtime(model, threads)
-        on_message = self._tracing.on_message if self._tracing else None
-        pipeline = Pipeline(
-            model,
-            self._settings,
-            self._metrics.observe_batch,
-            on_message,
-            on_exception=exit_if_out_of_memory,
-        )
-        pipeline.start()
-        return pipeline
+        return start_pipeline(model, self._settings, self._metrics, self._tracing)
 
     async def _drain(self, *, join_threads: bool = True) -> int:
         """Answers what was accepted, for as long as ``--drain-timeout-s`` allows; returns the exit code.
@@ -302,8 +292,10 @@ class _Process:
             # server answers CANCELLED to calls whose handler has not started.
             self._in_background(self._server.stop(self._settings.drain_timeout_s))
         await asyncio.wait({cut_off, cast(Any, idle)}, return_when=asyncio.FIRST_COMPLETED)
-        stats = self._service.stats()
-        if not stats["requests_running"]:
+        # A call that has been answered may still be ending.
+        await asyncio.wait({idle}, timeout=_END_OF_CALL_S)
+        # Not the number of calls that are running now: those that come later are counted until they are refused.
+        if idle.done() and idle.result():
             # The grace period lets the last responses leave. It also bounds endless streams of other services, such as
             # Health.Watch.
             await self._server.stop(_FLUSH_S)
@@ -311,6 +303,7 @@ class _Process:
                 await self._pipeline.close()
             logger.info("stopped")
             return 0
+        stats = self._service.stats()
         logger.error("cut off: %d calls, %d texts in the queue", stats["requests_running"], stats["queued_items"])
         return 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
 from collections import Counter
@@ -43,6 +44,7 @@ class Metrics:
         self._runtime = _RuntimeMetrics(self.instruments)
         self._requests = _RequestMetrics(self.instruments)
         self._items = _ItemMetrics(self.instruments)
+        self._cache = _CacheMetrics(self.instruments)
         self._queue = _QueueMetrics(self.instruments)
         # With several workers it would show the resources of just one of them.
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
@@ -82,9 +84,9 @@ class Metrics:
 
     def observe_request(self, method: str, code: str, duration_s: float, *, unary: bool) -> None:
         """Counts a call that has ended, and records the duration of a unary one."""
-        self._requests.total.labels(method, code).inc()
+        self._requests.counter(method, code).inc()
         if unary:
-            self._requests.duration_seconds.labels(method).observe(duration_s)
+            self._requests.duration(method).observe(duration_s)
 
     def observe_request_bytes(self, size: int) -> None:
         """Records the size of a request message."""
@@ -117,6 +119,11 @@ class Metrics:
                 [max(started_s - entry.tokenized_ns / 1e9, 0.0) for entry in batch.entries]
             )
 
+    def count_cache_lookups(self, hits: int, misses: int) -> None:
+        """Counts look-ups in the answer cache."""
+        self._cache.hits.inc(hits)
+        self._cache.misses.inc(misses)
+
     async def sample(
         self, pipeline: Callable[[], Pipeline | None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
@@ -133,6 +140,7 @@ class Metrics:
             self._runtime.count_dropped_lines()
             if serving := pipeline():
                 self._queue.set(serving)
+                self._cache.set(serving)
 
     def value(self, name: str, **labels: str) -> float:
         """Returns the current value of a sample of this process, such as ``polyhead_items_total``."""
@@ -209,6 +217,9 @@ class _RequestMetrics:
         self.duration_seconds = make.histogram(
             "polyhead_request_duration_seconds", "Duration of unary calls.", "method", buckets=_DURATION_BUCKETS_S
         )
+        # The library's look-up of labels locks and compares; a dictionary is enough for the few names that there are.
+        self.counter = functools.cache(self.total.labels)
+        self.duration = functools.cache(self.duration_seconds.labels)
         self.running = make.gauge(
             "polyhead_requests_running", "Number of calls in progress, streams included.", mode="livesum"
         )
@@ -225,6 +236,10 @@ class _ItemMetrics:
 
     def __init__(self, make: Instruments) -> None:
         self.computed = make.counter("polyhead_items", "Number of texts, or windows of texts, computed.")
+        self.shared = make.counter(
+            "polyhead_shared_items",
+            "Number of texts, or windows of texts, answered with an equal one that was computed.",
+        )
         self.tokens = make.counter("polyhead_tokens", "Number of tokens computed, without padding.")
         self.padding = make.counter("polyhead_padding_tokens", "Number of padding tokens computed.")
         self.truncated = make.counter("polyhead_truncated_items", "Number of texts that were truncated.")
@@ -243,10 +258,28 @@ class _ItemMetrics:
 
     def observe_batch(self, batch: Batch, duration_s: float) -> None:
         self.computed.inc(len(batch.entries))
+        if shared := batch.shared_items:
+            self.shared.inc(shared)
         self.tokens.inc(batch.tokens)
         self.padding.inc(batch.padding)
         self.batch_size.observe(len(batch.entries))
         self.batch_duration_seconds.observe(duration_s)
+
+
+class _CacheMetrics:
+    """The answer cache; all of them stay 0 without one."""
+
+    def __init__(self, make: Instruments) -> None:
+        self.hits = make.counter(
+            "polyhead_answer_cache_hits", "Number of texts, or windows of texts, answered from the cache."
+        )
+        self.misses = make.counter(
+            "polyhead_answer_cache_misses", "Number of texts, or windows of texts, looked up in vain."
+        )
+        self.bytes = make.gauge("polyhead_answer_cache_bytes", "Memory of the answer cache.", mode="livesum")
+
+    def set(self, pipeline: Pipeline) -> None:
+        self.bytes.set(pipeline.answer_cache.used_bytes if pipeline.answer_cache is not None else 0)
 
 
 class _QueueMetrics:

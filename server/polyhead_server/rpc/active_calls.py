@@ -16,7 +16,7 @@ def when_done(context: aio.ServicerContext[Any, Any], action: Callable[[], None]
 
 
 class ActiveCalls:
-    """The calls in progress of one service. For the event loop only.
+    """The calls in progress of one service. A ``with`` block counts one. For the event loop only.
 
     Attributes:
         count: Number of calls in progress.
@@ -40,6 +40,12 @@ class ActiveCalls:
     def end(self) -> None:
         """Counts a call that ends."""
         self._set(self.count - 1)
+
+    def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Waits until no call is in progress; returns False if that takes longer than the timeout."""

@@ -29,6 +29,7 @@ from .serving_model import ServingModel
 from .stream import StreamReader, Submitter, write_answers
 
 _Context = aio.ServicerContext[Any, Any]
+_NO_BLOCK: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class InferenceService:
@@ -99,26 +100,28 @@ class InferenceService:
             requests_running=self._calls.count,
         )
 
-    async def analyze(self, message: Message, context: _Context) -> Any:
-        """Answers a unary call: every item of one message, in request order."""
-        with self._call(context):
-            self.held_bytes.require_room()
-            message = await self._decode(message)
-            # Not earlier: a reload during the decoding would close the pipeline before the items are submitted.
-            model = self._require_model()
-            message = model.check_response_size(model.check(message))
-            outcomes = await self._answer(model, message, _deadline(context))
-            response = inference_service_pb2.AnalyzeResponse()
-            for begin in range(0, len(outcomes), MAX_PART_ITEMS):
-                if begin:
-                    await self._turns.next()
-                part = slice(begin, begin + MAX_PART_ITEMS)
-                response.answers.extend(
-                    model.encoder.encode(item.item_id, outcome, message.options)
-                    for item, outcome in zip(message.items[part], outcomes[part], strict=True)
-                )
-            self.held_bytes.hold(context, response.ByteSize())
-            return response
+    async def analyze(self, message: Message, context: _Context) -> bytes:
+        """Answers a unary call: every item of one message, in request order. Returns the serialized response."""
+        self._begin(context)
+        self.held_bytes.require_room()
+        message = await self._decode(message)
+        # Not earlier: a reload during the decoding would close the pipeline before the items are submitted.
+        model = self._require_model()
+        message = model.check_response_size(model.check(message))
+        outcomes = await self._answer(model, message, _deadline(context))
+        encoder = model.encoder.for_options(message.options)
+        answers: list[bytes] = []
+        for begin in range(0, len(outcomes), MAX_PART_ITEMS):
+            if begin:
+                await self._turns.next()
+            part = slice(begin, begin + MAX_PART_ITEMS)
+            answers += [
+                encoder.encode(item.item_id, outcome)
+                for item, outcome in zip(message.items[part], outcomes[part], strict=True)
+            ]
+        response = b"".join(answers)
+        self.held_bytes.hold(context, len(response))
+        return response
 
     async def answer(self, message: Message, deadline: float | None) -> tuple[Model, Sequence[ItemOutcome]]:
         """Answers the items of one message for a transport with an encoding of its own, inside of ``tracked``.
@@ -141,7 +144,9 @@ class InferenceService:
         return model.pipeline.model, await self._answer(model, model.check(message), deadline)
 
     async def _decode(self, message: Message) -> Message:
-        """Decodes the items of a message, part by part."""
+        """Decodes the items of a message, part by part; those of a tuple are decoded already."""
+        if isinstance(message.items, tuple) and len(message.items) <= MAX_PART_ITEMS:
+            return message
         items: list[Item | InvalidItem] = []
         for number, part in enumerate(message.parts()):
             if number:
@@ -160,18 +165,13 @@ class InferenceService:
             raise overloaded[0]
         return outcomes
 
-    @contextlib.contextmanager
-    def tracked(self, context: _Context | None = None) -> Iterator[None]:
-        """Counts a call as running: until its last byte has been sent if it has a context, otherwise in this block."""
+    def tracked(self, context: _Context | None = None) -> contextlib.AbstractContextManager[None]:
+        """Counts a call as running: until its last byte has been sent if it has a context, otherwise in a block."""
+        if context is None:
+            return self._calls
         self._calls.begin()
-        if context is not None:
-            when_done(context, self._calls.end)
-            yield
-            return
-        try:
-            yield
-        finally:
-            self._calls.end()
+        when_done(context, self._calls.end)
+        return _NO_BLOCK
 
     @contextlib.asynccontextmanager
     async def session(
@@ -218,40 +218,37 @@ class InferenceService:
             if end:
                 end.cancel()
 
-    async def stream(
-        self, response_type: Callable[..., Any], messages: AsyncIterator[Message], context: _Context
-    ) -> None:
+    async def stream(self, messages: AsyncIterator[Message], context: _Context) -> None:
         """Answers a bidirectional stream: one task reads and submits items, this one writes their answers."""
-        with self._call(context):
-            buffer = ResponseBuffer(self._settings.stream_window)
-            submitter = Submitter(self._require_model, _deadline(context), self._turns)
-            reader = StreamReader(buffer, submitter, self._turns)
-            task = asyncio.create_task(reader.run(messages))
-            # A task that is cancelled before its first step never runs, so it cannot close the buffer itself.
-            task.add_done_callback(lambda task: buffer.close(self.end_reason()) if task.cancelled() else None)
-            with self._reading(task):
-                try:
-                    await write_answers(buffer, response_type, context, self.metrics, self._turns)
-                finally:
-                    buffer.cancel()
+        self._begin(context)
+        buffer = ResponseBuffer(self._settings.stream_window)
+        submitter = Submitter(self._require_model, _deadline(context), self._turns)
+        reader = StreamReader(buffer, submitter, self._turns)
+        task = asyncio.create_task(reader.run(messages))
+        # A task that is cancelled before its first step never runs, so it cannot close the buffer itself.
+        task.add_done_callback(lambda task: buffer.close(self.end_reason()) if task.cancelled() else None)
+        with self._reading(task):
+            try:
+                await write_answers(buffer, context, self.metrics, self._turns)
+            finally:
+                buffer.cancel()
 
     async def get_model_info(self, _: Any, context: _Context) -> Any:
         """Describes the serving model."""
-        with self._call(context) as model:
-            info = model_info.describe(model.pipeline.model, model.encoder, self._settings)
-            return inference_service_pb2.GetModelInfoResponse(model=info)
+        model = self._begin(context)
+        info = model_info.describe(model.pipeline.model, model.encoder, self._settings)
+        return inference_service_pb2.GetModelInfoResponse(model=info)
 
-    @contextlib.contextmanager
-    def _call(self, context: _Context) -> Iterator[ServingModel]:
-        """Tracks a call until its last byte has been sent, and yields the model that serves at its start.
+    def _begin(self, context: _Context) -> ServingModel:
+        """Counts a call as running until its last byte has been sent, and returns the model that serves at its start.
 
         Raises:
             DrainingError: The server is shutting down.
             NotReadyError: No model serves yet.
         """
         model = self._accepting_model()
-        with self.tracked(context):
-            yield model
+        self.tracked(context)
+        return model
 
     def _accepting_model(self) -> ServingModel:
         if self._draining:
@@ -280,11 +277,7 @@ async def _outcomes(pipeline: Pipeline, message: Message, deadline: float | None
         return [message.error] * len(message.items)
     futures = await pipeline.submit(message, Flow(unary=True), deadline)
     try:
-        if len(futures) <= 1:
-            return [await future for future in futures]
-        # Not one after the other: that would return before the callbacks that trace the last futures have run.
-        await asyncio.wait(futures)
-        return [future.result() for future in futures]
+        return [await future for future in futures]
     except asyncio.CancelledError:
         # Removes the items of a cancelled call from the queue.
         for future in futures:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-from grpc import aio
 from polyhead.v1 import inference_service_pb2
 
-from polyhead_server.inference.types import ALL_TASKS, Message, Task
+from polyhead_server.inference.types import ALL_TASKS, Task
 
 from . import service_names
 from .inference_service import InferenceService
@@ -31,7 +29,7 @@ def inference_handler(service: InferenceService) -> grpc.GenericRpcHandler:
         "Analyze": grpc.unary_unary_rpc_method_handler(
             service.analyze,
             RequestDecoder(pb2.AnalyzeRequest, max_items, max_text_bytes=service.max_text_bytes),
-            pb2.AnalyzeResponse.SerializeToString,
+            _serialized,
         ),
         "GetModelInfo": grpc.unary_unary_rpc_method_handler(
             service.get_model_info,
@@ -41,17 +39,14 @@ def inference_handler(service: InferenceService) -> grpc.GenericRpcHandler:
         ),
     }
     for name, tasks in _STREAM_TASKS.items():
-        response_type = getattr(pb2, f"{name}Response")
         handlers[name] = grpc.stream_stream_rpc_method_handler(
-            _stream_method(service, response_type),
+            service.stream,
             RequestDecoder(getattr(pb2, f"{name}Request"), max_items, tasks, service.max_text_bytes),
-            response_type.SerializeToString,
+            _serialized,
         )
     return grpc.method_handlers_generic_handler(service_names.INFERENCE, handlers)
 
 
-def _stream_method(service: InferenceService, response_type: Callable[..., Any]) -> Callable[..., Any]:
-    async def method(messages: AsyncIterator[Message], context: aio.ServicerContext[Any, Any]) -> None:
-        await service.stream(response_type, messages, context)
-
-    return method
+def _serialized(response: bytes) -> bytes:
+    """Serializes nothing: the encoder of answers has done so."""
+    return response

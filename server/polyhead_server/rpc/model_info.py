@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib import metadata
 
-import polyhead_bundle as bundle
 from polyhead.v1 import model_pb2
 
 from polyhead_server.inference.model import Model
@@ -32,6 +31,7 @@ def describe(model: Model, encoder: ResponseEncoder, settings: Settings) -> mode
                 labels=head.labels,
                 temperature=head.temperature,
                 threshold=head.threshold,
+                thresholds=head.thresholds,
             )
             for head in manifest.heads
         ],
@@ -55,6 +55,7 @@ def describe(model: Model, encoder: ResponseEncoder, settings: Settings) -> mode
             variant=runtime.variant,
             fallback_reasons=model.fallback_reasons,
         ),
-        bundle_format_version=bundle.FORMAT_VERSION,
+        prompts=[model_pb2.Prompt(name=name, text=text) for name, text in manifest.prompts.items()],
+        bundle_format_version=model.source.format_version,
         server_version=metadata.version("polyhead"),
     )

@@ -6,9 +6,9 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-from polyhead_server.inference.types import ItemOutcome, RequestOptions
+from polyhead_server.inference.types import ItemOutcome
 
-from .response_encoder import ResponseEncoder
+from .response_encoder import AnswerEncoder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -17,14 +17,12 @@ class PendingAnswer:
 
     Attributes:
         item_id: Id that the answer repeats.
-        options: Options of the item's message.
-        encoder: Encoder of the model that computes the item.
+        encoder: Encoder of the model that computes the item, for the options of the item's message.
         future: Holds the outcome once it is known.
     """
 
     item_id: str
-    options: RequestOptions
-    encoder: ResponseEncoder
+    encoder: AnswerEncoder
     future: asyncio.Future[ItemOutcome]
 
 
@@ -45,7 +43,11 @@ class ResponseBuffer:
         self._limit = limit
         # With in_order: every pending item, in request order. Otherwise: only those whose outcome is known.
         self._queue: deque[PendingAnswer] = deque()
+        # Without in_order: the items whose outcome is not known.
         self._in_progress: set[PendingAnswer] = set()
+        # With in_order: the first pending item, which wakes the writer. A callback for each would cost more than the
+        # rest of the buffer.
+        self._awaited: PendingAnswer | None = None
         self._changed = asyncio.Event()
         self._space = asyncio.Event()
         self._closed = False
@@ -59,10 +61,12 @@ class ResponseBuffer:
 
     def add(self, pending: PendingAnswer) -> None:
         """Adds an item."""
-        self._in_progress.add(pending)
         if self.in_order:
             self._queue.append(pending)
-        pending.future.add_done_callback(lambda _: self._on_done(pending))
+            self._await_first()
+        else:
+            self._in_progress.add(pending)
+            pending.future.add_done_callback(lambda _: self._on_done(pending))
 
     def close(self, error: Exception | None = None) -> None:
         """Declares that no more items will be added. ``ready`` raises ``error`` after the last item."""
@@ -88,7 +92,7 @@ class ResponseBuffer:
 
     def cancel(self) -> None:
         """Cancels every item in progress, because the client no longer reads the answers."""
-        for pending in list(self._in_progress):
+        for pending in (*self._queue, *self._in_progress):
             pending.future.cancel()
 
     def _size(self) -> int:
@@ -96,12 +100,20 @@ class ResponseBuffer:
 
     def _on_done(self, pending: PendingAnswer) -> None:
         self._in_progress.discard(pending)
-        if not self.in_order:
-            self._queue.append(pending)
+        self._queue.append(pending)
         self._changed.set()
 
     def _take(self) -> list[PendingAnswer]:
         taken = []
         while self._queue and self._queue[0].future.done():
             taken.append(self._queue.popleft())
+        if self.in_order:
+            self._await_first()
         return taken
+
+    def _await_first(self) -> None:
+        first = self._queue[0] if self._queue else None
+        if self._awaited is not first:
+            self._awaited = first
+            if first:
+                first.future.add_done_callback(lambda _: self._changed.set())

@@ -1,19 +1,25 @@
-"""Encodes item outcomes as ``polyhead.v1.Answer`` messages."""
+"""Encodes item outcomes as serialized ``polyhead.v1.Answer`` messages.
+
+Every response message has the answers in the same field, so the responses of single answers, one after the other, are
+the response of all of them. The parts that answers share are encoded once: for a model, for the options of messages,
+for a head. Building an answer of protobuf's objects takes three times as long: 27 us instead of 9.5.
+"""
 
 from __future__ import annotations
 
+import functools
+import struct
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import polyhead_bundle as bundle
 from google.protobuf import duration_pb2
-from google.rpc import status_pb2
 from numpy.typing import NDArray
-from polyhead.v1 import item_pb2
+from polyhead.v1 import inference_service_pb2, item_pb2
 
 from polyhead_server.errors import EncodingOverflowError, ServerError
+from polyhead_server.inference import head_answers
 from polyhead_server.inference.types import (
     MAX_ITEM_ID_BYTES,
     Encoding,
@@ -27,7 +33,9 @@ from polyhead_server.inference.types import (
 )
 from polyhead_server.serving.embeddings import encode_embedding, shorten
 
+from .head_encoder import HeadEncoder, head_encoders
 from .status import status
+from .wire_format import delimited, tag, varint
 
 _ENCODING_NUMBERS = {
     Encoding.FLOAT32_LE: item_pb2.EMBEDDING_ENCODING_FLOAT32_LE,
@@ -40,13 +48,22 @@ MAX_RESPONSE_BYTES = 4 * 2**20
 _RESPONSE_OVERHEAD_BYTES = 1024
 # The error of one item, with its details.
 _MAX_ERROR_BYTES = 1024
-# The tag and the length of an answer in a response.
-_ANSWER_OVERHEAD_BYTES = 8
-_MAX_CACHED_SIZES = 1024
+_MAX_CACHED_OPTIONS = 1024
 _MAX_UINT32 = 2**32 - 1
 # A thousand years, in nanoseconds, and the nanoseconds of a second that take the most bytes.
 _LONG_NS = 1000 * 365 * 86_400 * 10**9 + 999_999_999
-_HEAD_KINDS = {Task.EMBEDDING: None, Task.CLASSIFICATION: "softmax", Task.SENTIMENT: "sigmoid"}
+
+_ANSWERS = tag(inference_service_pb2.AnalyzeResponse.DESCRIPTOR, "answers", "message")
+_ANSWER, _RESULT, _EMBEDDING = item_pb2.Answer.DESCRIPTOR, item_pb2.Result.DESCRIPTOR, item_pb2.Embedding.DESCRIPTOR
+_ITEM_ID = tag(_ANSWER, "item_id", "bytes")
+_RESULT_FIELD = tag(_ANSWER, "result", "message")
+_ERROR_FIELD = tag(_ANSWER, "error", "message")
+_EMBEDDING_FIELD = tag(_RESULT, "embedding", "message")
+_TRUNCATION_FIELD = tag(_RESULT, "truncation", "message")
+_FINGERPRINTS_FIELD = tag(_RESULT, "fingerprints", "message")
+_TIMINGS_FIELD = tag(_RESULT, "timings", "message")
+_VALUES = tag(_EMBEDDING, "values", "bytes")
+_SCALE = tag(_EMBEDDING, "scale", "float")
 
 
 class ResponseEncoder:
@@ -60,10 +77,8 @@ class ResponseEncoder:
 
     def __init__(self, manifest: bundle.Manifest, fingerprints: bundle.Fingerprints) -> None:
         self._heads = manifest.heads
-        kinds = {head.kind for head in manifest.heads}
-        self.tasks = frozenset(task for task, kind in _HEAD_KINDS.items() if kind is None or kind in kinds)
-        self._last_error: tuple[ServerError | None, status_pb2.Status] = None, status_pb2.Status()
-        self._max_answer_bytes: dict[tuple[frozenset[Task], Encoding, int, bool], int] = {}
+        self._head_encoders = head_encoders(manifest.heads)
+        self.tasks = frozenset({Task.EMBEDDING, *(head.task for head in self._head_encoders)})
         self._normalized = manifest.embedding.normalized
         self.dimensions = manifest.embedding.dimensions
         self.fingerprints = item_pb2.Fingerprints(
@@ -73,101 +88,145 @@ class ResponseEncoder:
                 for head in self._heads
             ],
         )
+        self._answer_encoders: dict[tuple[frozenset[Task], Encoding, int, bool], AnswerEncoder] = {}
 
-    def encode(self, item_id: str, outcome: ItemOutcome, options: RequestOptions) -> item_pb2.Answer:
-        """Encodes the answer of one item."""
-        if isinstance(outcome, ServerError):
-            return item_pb2.Answer(item_id=item_id, error=self._status(outcome))
-        try:
-            return item_pb2.Answer(item_id=item_id, result=self._result(outcome, options))
-        except EncodingOverflowError as error:
-            return item_pb2.Answer(item_id=item_id, error=self._status(error))
+    def for_options(self, options: RequestOptions) -> AnswerEncoder:
+        """Returns the encoder of answers to messages with these options."""
+        key = options.tasks, options.encoding, options.dimensions, options.timings
+        if (known := self._answer_encoders.get(key)) is not None:
+            return known
+        # The keys are bounded by the checked options, but dimensions may take many values.
+        if len(self._answer_encoders) >= _MAX_CACHED_OPTIONS:
+            self._answer_encoders.clear()
+        made = self._answer_encoders[key] = AnswerEncoder(
+            options,
+            [one for one in self._head_encoders if one.task in options.tasks],
+            delimited(_FINGERPRINTS_FIELD, self.fingerprints.SerializeToString()),
+            options.dimensions or self.dimensions,
+            normalized=self._normalized,
+        )
+        return made
 
     def max_items(self, options: RequestOptions) -> int:
         """Returns the number of items whose answers fit into a response for certain, whatever their ids; at least 1."""
-        key = options.tasks, options.encoding, options.dimensions, options.timings
-        if key not in self._max_answer_bytes:
-            # The keys are bounded by the checked options, but dimensions may take many values.
-            if len(self._max_answer_bytes) >= _MAX_CACHED_SIZES:
-                self._max_answer_bytes.clear()
-            self._max_answer_bytes[key] = self._largest_answer(options).ByteSize() + _ANSWER_OVERHEAD_BYTES
-        largest = max(self._max_answer_bytes[key], MAX_ITEM_ID_BYTES + _MAX_ERROR_BYTES)
+        encoder = self.for_options(options)
+        if not encoder.max_bytes:
+            encoder.max_bytes = self._largest_response(encoder, options).ByteSize()
+        largest = max(encoder.max_bytes, MAX_ITEM_ID_BYTES + _MAX_ERROR_BYTES)
         return max((MAX_RESPONSE_BYTES - _RESPONSE_OVERHEAD_BYTES) // largest, 1)
 
-    def _largest_answer(self, options: RequestOptions) -> item_pb2.Answer:
-        """Returns an answer in which every number takes as many bytes as it can."""
+    def _largest_response(
+        self, encoder: AnswerEncoder, options: RequestOptions
+    ) -> inference_service_pb2.AnalyzeResponse:
+        """Returns the response of one answer in which every number takes as many bytes as it can."""
         output = ModelOutput(
             np.ones(self.dimensions, np.float32),
             (),
-            tuple(np.ones(len(head.labels) if head.kind == "softmax" else 1, np.float32) for head in self._heads),
+            # Every label of a multilabel head applies then.
+            tuple(np.ones(head_answers.numbers_of(head), np.float32) for head in self._heads),
         )
         longest = Timings(_LONG_NS, _LONG_NS, _LONG_NS, _LONG_NS, _MAX_UINT32, _MAX_UINT32, -_LONG_NS)
-        answer = self.encode("i" * MAX_ITEM_ID_BYTES, Result(output, TokenizedText(([],), 1, 1), longest), options)
-        cut = answer.result.truncation
+        outcome = Result(output, TokenizedText(([],), 1, 1), longest)
+        data = encoder.encode("i" * MAX_ITEM_ID_BYTES, outcome)
+        response = inference_service_pb2.AnalyzeResponse.FromString(data)
+        result = response.answers[0].result
+        cut = result.truncation
         cut.tokens_seen = cut.tokens_used = cut.cut_at_code_point = cut.windows = _MAX_UINT32
         if options.timings:
-            answer.result.timings.admission.CopyFrom(_duration(_LONG_NS))
-        for one in (answer.result.sentiment, *answer.result.additional_sentiments):
-            if one.head:
-                one.label = max(next(head.labels for head in self._heads if head.name == one.head), key=_utf8_length)
-        return answer
+            result.timings.admission.CopyFrom(_duration(_LONG_NS))
+        labels = {head.name: head.labels for head in self._heads}
+        labelled: list[item_pb2.Sentiment | item_pb2.Score] = [result.sentiment, *result.additional_sentiments]
+        for score in result.scores:
+            # The labels' values may add up to 0, which takes no bytes here.
+            score.value = 1.0
+        for one in [*labelled, *result.scores]:
+            if names := labels.get(one.head):
+                one.label = max(names, key=_utf8_length)
+        return response
 
-    def _status(self, error: ServerError) -> status_pb2.Status:
-        """Converts an error; the items of a message often share one, and converting it costs more than sending it."""
+
+class AnswerEncoder:
+    """Encodes the answers of one model to messages with the same options.
+
+    Attributes:
+        max_bytes: Size of the largest response of one answer; 0 while unknown.
+    """
+
+    def __init__(
+        self,
+        options: RequestOptions,
+        heads: Sequence[HeadEncoder],
+        fingerprints: bytes,
+        dimensions: int,
+        *,
+        normalized: bool,
+    ) -> None:
+        """Prepares the shared parts.
+
+        Args:
+            options: Options of the messages.
+            heads: Encoders of the requested heads.
+            fingerprints: The field ``fingerprints`` of each result.
+            dimensions: Dimensions of the embedding in the answers.
+            normalized: Whether the model's embeddings have length 1.
+        """
+        self.max_bytes = 0
+        self._heads = heads
+        self._fingerprints = fingerprints
+        self._has_embedding = Task.EMBEDDING in options.tasks
+        self._encoding = options.encoding
+        self._dimensions = options.dimensions
+        # The fields of the embedding besides its values.
+        self._description = item_pb2.Embedding(
+            encoding=_ENCODING_NUMBERS[options.encoding], dimensions=dimensions
+        ).SerializeToString()
+        self._timings = options.timings
+        self._normalized = normalized
+        # The field ``error`` of the last error: the items of a message often share one, and converting it costs more
+        # than sending it.
+        self._last_error: tuple[ServerError | None, bytes] = None, b""
+
+    def encode(self, item_id: str, outcome: ItemOutcome) -> bytes:
+        """Returns a serialized response message with the answer of one item, and nothing else."""
+        try:
+            encoded = self._error(outcome) if isinstance(outcome, ServerError) else self._result(outcome)
+        except EncodingOverflowError as error:
+            encoded = self._error(error)
+        if item_id:
+            encoded = delimited(_ITEM_ID, item_id.encode()) + encoded
+        return _ANSWERS + varint(len(encoded)) + encoded
+
+    def _error(self, error: ServerError) -> bytes:
         if self._last_error[0] is not error:
-            self._last_error = error, status(error)
+            self._last_error = error, delimited(_ERROR_FIELD, status(error).SerializeToString())
         return self._last_error[1]
 
-    def _result(self, result: Result, options: RequestOptions) -> item_pb2.Result:
-        tokens = result.tokens
-        wire = item_pb2.Result(
-            truncation=item_pb2.Truncation(
-                truncated=tokens.cut_at is not None,
-                tokens_seen=tokens.seen,
-                tokens_used=tokens.used,
-                cut_at_code_point=tokens.cut_at,
-                windows=len(tokens.windows),
-            ),
-            fingerprints=self.fingerprints,
-            timings=_timings(result.timings) if options.timings else None,
-        )
-        if Task.EMBEDDING in options.tasks:
-            self._set_embedding(wire.embedding, result.output.embedding, options)
-        if Task.CLASSIFICATION in options.tasks:
-            _set_first_and_rest(wire.classification, wire.additional_classifications, self._classifications(result))
-        if Task.SENTIMENT in options.tasks:
-            _set_first_and_rest(wire.sentiment, wire.additional_sentiments, self._sentiments(result))
-        return wire
+    def _result(self, result: Result) -> bytes:
+        output, tokens = result.output, result.tokens
+        fields = [self._embedding(output.embedding)] if self._has_embedding else []
+        fields += [head.encode(output.probabilities[head.position]) for head in self._heads]
+        fields.append(_truncation(tokens.cut_at, tokens.seen, tokens.used, len(tokens.windows)))
+        fields.append(self._fingerprints)
+        if self._timings:
+            fields.append(delimited(_TIMINGS_FIELD, _timings(result.timings).SerializeToString()))
+        return delimited(_RESULT_FIELD, b"".join(fields))
 
-    def _set_embedding(self, wire: item_pb2.Embedding, values: NDArray[np.float32], options: RequestOptions) -> None:
-        values = shorten(values, options.dimensions, normalized=self._normalized)
-        wire.values, wire.scale = encode_embedding(values, options.encoding)
-        wire.encoding = _ENCODING_NUMBERS[options.encoding]
-        wire.dimensions = len(values)
-
-    def _classifications(self, result: Result) -> Iterable[item_pb2.Classification]:
-        for head, probabilities in zip(self._heads, result.output.probabilities, strict=True):
-            if head.kind == "softmax":
-                values = probabilities.tolist()
-                # Heads have few labels, for which sorting with numpy takes several times as long.
-                best_first = sorted(range(len(values)), key=values.__getitem__, reverse=True)
-                scores = [item_pb2.LabelScore(label=head.labels[i], probability=values[i]) for i in best_first]
-                yield item_pb2.Classification(head=head.name, scores=scores)
-
-    def _sentiments(self, result: Result) -> Iterable[item_pb2.Sentiment]:
-        for head, probabilities in zip(self._heads, result.output.probabilities, strict=True):
-            if head.kind == "sigmoid" and head.threshold is not None:
-                probability = float(probabilities[0])
-                label = head.labels[probability >= head.threshold]
-                yield item_pb2.Sentiment(head=head.name, probability=probability, label=label)
+    def _embedding(self, values: NDArray[np.float32]) -> bytes:
+        values = shorten(values, self._dimensions, normalized=self._normalized)
+        data, scale = encode_embedding(values, self._encoding)
+        embedding = delimited(_VALUES, data) + self._description
+        if scale:
+            embedding += _SCALE + struct.pack("<f", scale)
+        return delimited(_EMBEDDING_FIELD, embedding)
 
 
-def _set_first_and_rest(first: Any, rest: Any, answers: Iterable[Any]) -> None:
-    for index, answer in enumerate(answers):
-        if index == 0:
-            first.CopyFrom(answer)
-        else:
-            rest.append(answer)
+@functools.lru_cache(maxsize=4096)
+def _truncation(cut_at: int | None, seen: int, used: int, windows: int) -> bytes:
+    """Returns the field ``truncation``. Most texts are whole and short, so that few different values occur."""
+    truncation = item_pb2.Truncation(
+        truncated=cut_at is not None, tokens_seen=seen, tokens_used=used, cut_at_code_point=cut_at, windows=windows
+    )
+    return delimited(_TRUNCATION_FIELD, truncation.SerializeToString())
 
 
 def _timings(timings: Timings) -> item_pb2.Timings:

@@ -11,6 +11,7 @@ from polyhead_server.errors import (
     InvalidRequestError,
     TaskNotAvailableError,
     TooManyItemsError,
+    UnknownPromptError,
 )
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.inference.types import InvalidItem, Message, RequestOptions
@@ -37,9 +38,12 @@ class ServingModel:
         if options.dimensions > self.encoder.dimensions:
             problem = f"the embedding has only {self.encoder.dimensions} dimensions"
             return reject(message, InvalidRequestError("TOO_MANY_DIMENSIONS", problem))
-        if missing := sorted(options.required_tasks - self.encoder.tasks, key=lambda task: task.value):
+        if not options.required_tasks <= self.encoder.tasks:
+            missing = sorted(options.required_tasks - self.encoder.tasks, key=lambda task: task.value)
             heads = ", ".join(f"{head.name} ({head.kind})" for head in self.pipeline.model.source.manifest.heads)
             return reject(message, TaskNotAvailableError(missing[0].name.lower(), heads))
+        if options.prompt and options.prompt not in self.pipeline.model.source.manifest.prompts:
+            return reject(message, UnknownPromptError(tuple(self.pipeline.model.source.manifest.prompts)))
         if options.expected_space or options.expected_heads:
             for component, expected, actual in self._fingerprints(options):
                 if expected not in {"", actual}:
@@ -48,7 +52,8 @@ class ServingModel:
 
     def check_response_size(self, message: Message) -> Message:
         """Returns the message of a unary call; rejected as a whole if its answers might not fit into a response."""
-        if message.error:
+        # The answer of one item fits always.
+        if message.error or len(message.items) == 1:
             return message
         max_items = self.encoder.max_items(message.options)
         if len(message.items) <= max_items:

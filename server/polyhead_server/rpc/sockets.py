@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import socket
 import struct
@@ -57,6 +58,8 @@ def close(peer: str, port: int | None = None) -> None:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
+# Each call of a connection has the same peer.
+@functools.lru_cache(maxsize=4096)
 def normalized(peer: str) -> str:
     """Converts ``ServicerContext.peer()`` to ADDRESS:PORT; peers of other kinds, such as Unix sockets, are unchanged.
 

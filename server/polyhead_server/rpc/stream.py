@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from grpc import aio
-from polyhead.v1 import item_pb2
 
 from polyhead_server.errors import InvalidRequestError, ServerError
 from polyhead_server.inference.loop_turns import LoopTurns
@@ -157,17 +156,14 @@ class StreamReader:
             while left.items:
                 await self._buffer.wait_for_space()
                 model, futures = await self._submitter.submit_some(left, arrived_ns)
+                encoder = model.encoder.for_options(left.options)
                 for item, future in zip(left.items, futures, strict=False):
-                    self._buffer.add(PendingAnswer(item.item_id, left.options, model.encoder, future))
+                    self._buffer.add(PendingAnswer(item.item_id, encoder, future))
                 left = dataclasses.replace(left, items=left.items[len(futures) :])
 
 
 async def write_answers(
-    buffer: ResponseBuffer,
-    response_type: Callable[..., Any],
-    context: aio.ServicerContext[Any, Any],
-    metrics: Metrics,
-    turns: LoopTurns,
+    buffer: ResponseBuffer, context: aio.ServicerContext[Any, Any], metrics: Metrics, turns: LoopTurns
 ) -> None:
     """Writes answers as soon as the buffer has them, several in a message, until the buffer is closed and empty.
 
@@ -175,15 +171,15 @@ async def write_answers(
         Exception: The error that the buffer was closed with.
     """
     while ready := await buffer.ready():
-        metrics.count_outcomes(pending.future.result() for pending in ready)
-        chunk: list[item_pb2.Answer] = []
+        metrics.count_outcomes([pending.future.result() for pending in ready])
+        chunk: list[bytes] = []
         size = 0
         for number, pending in enumerate(ready, 1):
-            answer = pending.encoder.encode(pending.item_id, pending.future.result(), pending.options)
+            answer = pending.encoder.encode(pending.item_id, pending.future.result())
             chunk.append(answer)
-            size += answer.ByteSize()
+            size += len(answer)
             if size >= _RESPONSE_BYTES or number == len(ready):
-                await context.write(response_type(answers=chunk))
+                await context.write(b"".join(chunk))
                 chunk, size = [], 0
             elif not number % MAX_PART_ITEMS:
                 await turns.next()

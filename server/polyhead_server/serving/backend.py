@@ -64,7 +64,7 @@ class Statistics:
     """Counters of this process since its start.
 
     Attributes:
-        texts: Texts that the model answered.
+        texts: Texts that were answered, also with the output of an equal one.
         batches: Forward passes.
         errors: Texts that were answered with an error.
         batch_s: Seconds of forward passes, summed over their texts' batches.
@@ -167,8 +167,9 @@ class Backend:
     def statistics(self) -> Statistics:
         """Returns the counters of this process."""
         metrics = self.service.metrics
+        reused = metrics.value("polyhead_shared_items_total") + metrics.value("polyhead_answer_cache_hits_total")
         return Statistics(
-            texts=int(metrics.value("polyhead_items_total")),
+            texts=int(metrics.value("polyhead_items_total") + reused),
             batches=int(metrics.value("polyhead_batch_duration_seconds_count")),
             errors=sum(metrics.item_errors().values()),
             batch_s=metrics.value("polyhead_batch_duration_seconds_sum"),

@@ -19,8 +19,11 @@ def shorten(values: NDArray[np.float32], dimensions: int, *, normalized: bool) -
         values: (dimensions of the model,).
         dimensions: Number of dimensions to keep; 0 for all.
         normalized: Whether the model's embeddings have length 1; the shortened one then has it again.
+
+    Returns:
+        (dimensions,) numbers; ``values`` itself where nothing is cut off, so that each encoder returns the same bytes.
     """
-    if not dimensions:
+    if dimensions in {0, len(values)}:
         return values
     values = values[:dimensions]
     if not normalized:

@@ -11,16 +11,20 @@ import numpy as np
 import polyhead_bundle as bundle
 from numpy.typing import NDArray
 
-from polyhead_server.errors import InvalidRequestError
+from polyhead_server.errors import InvalidRequestError, UnknownPromptError
+from polyhead_server.inference import head_answers
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.types import Flow, InvalidItem, Item, RequestOptions, Result, Task, Truncation
 
 from .backend import Backend
 from .embeddings import shorten
-from .open_inference import probabilities
 
 # One id of a vocabulary takes a few microseconds to decode.
 MAX_DECODED_IDS = 65_536
+
+
+# What turns the outputs of each kind of head into its scores, by huggingface_hub's names; None for none of them.
+FUNCTIONS = {"softmax": "softmax", "sigmoid": "sigmoid", "multilabel": "sigmoid", "ordinal": None, "regression": "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,11 @@ class Head:
     head: bundle.Head
     task: Task
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of its scores: its labels, or its own name for a regression head."""
+        return self.head.labels or (self.head.name,)
+
 
 def invalid(field: str, problem: str) -> InvalidRequestError:
     """Returns the error of a field with a value that cannot be served."""
@@ -38,15 +47,12 @@ def invalid(field: str, problem: str) -> InvalidRequestError:
 
 
 def head_of(model: Model, name: str) -> Head:
-    """Returns a head by its name; without a name the first softmax head, or the first head of all.
+    """Returns a head by its name; without a name the first head of the first task that the model has a head for.
 
     Raises:
         InvalidRequestError: The model has no such head, or none at all.
     """
-    heads = [
-        Head(index, head, Task.CLASSIFICATION if head.kind == "softmax" else Task.SENTIMENT)
-        for index, head in enumerate(model.source.manifest.heads)
-    ]
+    heads = [Head(index, head, head_answers.TASKS[head.kind]) for index, head in enumerate(model.source.manifest.heads)]
     if not heads:
         raise InvalidRequestError("TASK_NOT_AVAILABLE", "the model has no heads and returns embeddings only")
     named = [head for head in heads if head.head.name == name] if name else sorted(heads, key=lambda h: h.task.value)
@@ -54,6 +60,16 @@ def head_of(model: Model, name: str) -> Head:
         known = ", ".join(head.head.name for head in heads)
         raise InvalidRequestError("TASK_NOT_AVAILABLE", f"the model has no head {name[:64]!a}; its heads are {known}")
     return named[0]
+
+
+def check_raw_scores(head: Head, *, raw_scores: bool) -> None:
+    """Checks the field ``raw_scores``: only the scores of a regression head are raw.
+
+    Raises:
+        InvalidRequestError: It asks for raw scores of another head.
+    """
+    if raw_scores and head.head.kind != "regression":
+        raise invalid("raw_scores", "is not supported: scores are calibrated probabilities")
 
 
 def with_truncation(options: RequestOptions, *, truncate: bool) -> RequestOptions:
@@ -74,26 +90,37 @@ def embedding(model: Model, result: Result, dimensions: int, *, normalize: bool 
 
 
 def predictions(head: Head, result: Result) -> list[tuple[str, float]]:
-    """Returns each label of a head with its probability, most probable first."""
-    values = probabilities(head.head, result, head.index).tolist()
-    return sorted(zip(head.head.labels, values, strict=True), key=lambda pair: -pair[1])
+    """Returns each label of a head with its probability, most probable first; a regression head's name and value."""
+    values = head_answers.by_label(head.head, result.output.probabilities[head.index]).tolist()
+    return sorted(zip(head.labels, values, strict=True), key=lambda pair: -pair[1])
 
 
-async def tokenize(backend: Backend, item: Item | InvalidItem, *, special: bool) -> list[dict[str, Any]]:
+async def tokenize(
+    backend: Backend, item: Item | InvalidItem, *, special: bool, prompt: str = ""
+) -> list[dict[str, Any]]:
     """Tokenizes a text without running the model.
 
     Args:
         backend: Has the tokenizer.
         item: The text.
         special: Whether to add the special tokens that the model reads.
+        prompt: Name of the prompt to put before the text; empty for none.
 
     Returns:
-        For each token its id, text, whether it is special, and the code points ``start`` and ``stop`` in the text
-        where it has a place there.
+        For each token its id, text, whether it is special, and the code points ``start`` and ``stop`` where it has a
+        place in the text, of which the prompt is a part here.
+
+    Raises:
+        InvalidRequestError: The item is invalid, or the model has no such prompt.
     """
     if isinstance(item, InvalidItem):
         raise item.error
-    encoding = await backend.model().tokenizer.describe(item.text, Flow(), special=special)
+    model = backend.model()
+    prompts = model.source.manifest.prompts
+    if prompt and prompt not in prompts:
+        raise UnknownPromptError(tuple(prompts))
+    text = prompts[prompt] + item.text if prompt else item.text
+    encoding = await model.tokenizer.describe(text, Flow(), special=special)
     return [
         {"id": one.id, "text": one.text, "special": one.special}
         | ({} if one.span is None else {"start": one.span[0], "stop": one.span[1]})

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import gzip
+import itertools
+from collections import Counter
 from pathlib import Path
 
-from bench.harness.texts import DEMO_TEXTS, read, read_texts, with_long_texts, write_texts
+from bench.harness.texts import DEMO_TEXTS, read, read_texts, with_long_texts, write_texts, zipf_texts
 
 
 def test_written_texts_are_read_back(tmp_path: Path) -> None:
@@ -27,3 +29,14 @@ def test_every_tenth_text_is_concatenated_with_the_next_three() -> None:
     assert changed[0] == "0 1 2 3"
     assert changed[10] == "10 11 0 1"
     assert changed[1:10] == texts[1:10]
+
+
+def test_popularity_of_texts_follows_zipf() -> None:
+    drawn = list(itertools.islice(zipf_texts(["a", "b"], 1.0, 5, seed=0), 100_000))
+    counts = Counter(drawn)
+    assert set(counts) == {"a", "b", "a 1", "b 1", "a 2"}
+    harmonic = sum(1 / rank for rank in range(1, 6))
+    for rank, text in enumerate(("a", "b", "a 1", "b 1", "a 2"), 1):
+        assert abs(counts[text] / 100_000 - 1 / rank / harmonic) < 0.01
+    assert drawn[:100] == list(itertools.islice(zipf_texts(["a", "b"], 1.0, 5, seed=0), 100))
+    assert drawn[:100] != list(itertools.islice(zipf_texts(["a", "b"], 1.0, 5, seed=1), 100))

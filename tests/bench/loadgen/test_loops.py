@@ -42,6 +42,7 @@ def test_warm_up_does_not_count(clock: Clock) -> None:
     assert report["items_per_s"] == pytest.approx(0.8)
     assert report["p50_ms"] == pytest.approx(100)
     assert report["messages"] == 4
+    assert report["answered"] == 10
     assert report["client_cores"] == pytest.approx(0.25)
     assert "offered_per_s" not in report
 

@@ -204,6 +204,14 @@ def test_failure_after_the_first_answers_is_no_usage_error(run: Run, servicer: F
     assert "after 2 answers" in result.stderr
 
 
+def test_labels_and_score_request_their_task_alone(run: Run, servicer: FakeServicer) -> None:
+    (labelled,) = lines(run("labels", "late"))
+    (scored,) = lines(run("score", "late"))
+    assert [list(request.tasks) for request in servicer.requests] == [[4], [5]]
+    assert labelled["label_sets"][0]["labels"] == ["late"]
+    assert [one["value"] for one in scored["scores"]] == [1.9, -0.7]
+
+
 @pytest.mark.parametrize(("command", "missing"), [("classify", "classification"), ("sentiment", "sentiment")])
 def test_task_without_a_head_is_an_error_that_names_the_heads(
     run: Run, servicer: FakeServicer, command: str, missing: str
@@ -225,10 +233,11 @@ def test_byte_order_mark_is_removed(run: Run, jsonl: list[str], line: str) -> No
 
 def test_options_reach_the_server(run: Run, servicer: FakeServicer) -> None:
     options = ["--tasks", "classification,sentiment", "--truncation", "window", "--order", "completion", "--timings"]
-    options += ["--expect-embedding-space", "00112233445566aa"]
+    options += ["--expect-embedding-space", "00112233445566aa", "--prompt", "query"]
     (line,) = lines(run("analyze", *options, "--encoding", "float16", "--dimensions", "2", "text"))
     (request,) = servicer.requests
     assert (list(request.tasks), request.options.truncation, request.order) == ([2, 3], 3, 2)
+    assert request.options.prompt == "query"
     assert request.options.expected_fingerprints.embedding_space == "00112233445566aa"
     assert (request.embedding_options.encoding, request.embedding_options.dimensions) == (2, 2)
     assert line["timings"]["total_s"] == 1.5
@@ -299,8 +308,18 @@ def test_texts_and_model_are_printed_without_rich(run: Run) -> None:
     assert "labels account, billing" in run("info").stdout
 
 
+def test_info_prints_the_prompts_with_their_spaces(run: Run) -> None:
+    lines = run("info").stdout.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("prompts"))
+    assert [line.split(maxsplit=1)[1] for line in (lines[first], f"- {lines[first + 1]}")] == [
+        'passage: "passage: "',
+        'query: "query: "',
+    ]
+
+
 def test_info_prints_json_on_request(run: Run) -> None:
     model = json.loads(run("info", "--json").stdout)
+    assert model["prompts"] == {"passage": "passage: ", "query": "query: "}
     assert [head["labels"] for head in model["heads"]] == [["account", "billing"], ["bad", "good"]]
     assert model["fingerprints"]["embedding_space"] == "00112233445566aa"
 

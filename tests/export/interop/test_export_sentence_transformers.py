@@ -87,6 +87,15 @@ def test_sentence_transformers_gives_the_same_embeddings(
     np.testing.assert_allclose(found, _embed(run, TEXTS), atol=1e-5)
 
 
+def test_prompts_are_those_of_the_model_and_none_is_the_default(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = make_run(prompts={"passage": "the box: ", "query": "where is "})
+    write_sentence_transformer(run, tmp_path / "st")
+    found = SentenceTransformer(str(tmp_path / "st"), device="cpu")
+    written_out = _embed(run, [f"where is {text}" for text in TEXTS])
+    np.testing.assert_allclose(found.encode(TEXTS, prompt_name="query"), written_out, atol=1e-5)
+    np.testing.assert_allclose(found.encode(TEXTS), _embed(run, TEXTS), atol=1e-5)
+
+
 def test_folder_holds_the_files_of_the_format(make_run: Callable[..., Run], tmp_path: Path) -> None:
     write_sentence_transformer(make_run(), tmp_path / "st")
     found = {path.relative_to(tmp_path / "st").as_posix() for path in (tmp_path / "st").rglob("*") if path.is_file()}

@@ -17,6 +17,7 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoTokenizer, BertModel
 
 from tests.support.checkpoints import (
+    MODEL_TYPES,
     TEXTS,
     assert_same_logits,
     edit_json,
@@ -27,11 +28,31 @@ from tests.support.checkpoints import (
 )
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", MODEL_TYPES)
 def test_classifier_keeps_its_logits(tmp_path: Path, family: str) -> None:
     checkpoint = write_classifier(tmp_path, family)
     run = import_run(checkpoint)
     assert run.model.config.max_tokens == 40
+    assert_same_logits(checkpoint, run)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"classifier_pooling": "mean"},
+        {"classifier_bias": True, "norm_bias": True, "norm_eps": 0.1},
+    ],
+)
+def test_modernbert_keeps_its_pooling_its_biases_and_its_norm(tmp_path: Path, settings: dict[str, Any]) -> None:
+    checkpoint = write_classifier(tmp_path, "modernbert", **settings)
+    weights = load_file(checkpoint / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name, one in weights.items():
+        if name.startswith("head."):
+            one.copy_(torch.randn(one.shape, generator=generator))
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    run = import_run(checkpoint)
+    assert run.model.config.heads[0]["norm_eps"] == settings.get("norm_eps", 1e-5)
     assert_same_logits(checkpoint, run)
 
 
@@ -45,6 +66,26 @@ def test_two_labels_become_a_softmax_head(tmp_path: Path) -> None:
     checkpoint = write_classifier(tmp_path, "distilbert", id2label={0: "NEGATIVE", 1: "POSITIVE"}, label2id={})
     run = import_run(checkpoint)
     assert (run.heads[0]["kind"], run.heads[0]["labels"]) == ("softmax", ["NEGATIVE", "POSITIVE"])
+    assert_same_logits(checkpoint, run)
+
+
+def test_multi_label_classifier_becomes_a_multilabel_head(tmp_path: Path) -> None:
+    checkpoint = write_classifier(tmp_path, problem_type="multi_label_classification")
+    run = import_run(checkpoint)
+    (head,) = run.heads
+    assert (head["kind"], head["labels"], head["thresholds"]) == ("multilabel", ["zebra", "apple", "mango"], [0.5] * 3)
+    assert run.content["config"]["model"]["heads"][0]["field"] == "labels"
+    assert_same_logits(checkpoint, run)
+
+
+@pytest.mark.parametrize("settings", [{}, {"problem_type": "regression"}])
+def test_classifier_of_one_number_becomes_a_regression_head(tmp_path: Path, settings: dict[str, Any]) -> None:
+    checkpoint = write_classifier(tmp_path, id2label={0: "score"}, label2id={}, **settings)
+    lines: list[str] = []
+    run = import_run(checkpoint, report=lines.append)
+    (head,) = run.heads
+    assert (head["kind"], head["labels"], head["thresholds"]) == ("regression", [], None)
+    assert any("BertForSequenceClassification as head topic (regression)" in line for line in lines)
     assert_same_logits(checkpoint, run)
 
 
@@ -90,9 +131,11 @@ def test_invalid_dropout_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"problem_type": "multi_label_classification"}, "multi_label_classification"),
-        ({"problem_type": "regression"}, "a number, not a label"),
-        ({"id2label": {0: "score"}, "label2id": {}}, "a number, not a label"),
+        ({"problem_type": "regression"}, "has 3 logits and problem_type regression"),
+        (
+            {"problem_type": "multi_label_classification", "id2label": {0: "only"}, "label2id": {}},
+            "has 1 logits and problem_type multi_label_classification",
+        ),
         ({"id2label": {0: "same", 1: "same"}, "label2id": {}}, "id2label"),
     ],
 )
@@ -154,7 +197,7 @@ def _edit_labels(checkpoint: Path, **labels: Any) -> None:
         ),
     ],
 )
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", MODEL_TYPES)
 def test_labels_that_do_not_fit_the_head_are_refused(
     tmp_path: Path, family: str, labels: dict[str, Any], reason: str
 ) -> None:

@@ -7,11 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from polyhead_export.export import export
 from polyhead_export.interop.checkpoint import CheckpointError
+from polyhead_export.settings import Settings
 from polyhead_training.model import Pooling as ModelPooling
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Dropout, LayerNorm, Normalize
 
 from tests.support.checkpoints import (
     TEXTS,
@@ -21,6 +26,7 @@ from tests.support.checkpoints import (
     run_model,
     write_sentence_transformer,
 )
+from tests.support.tiny_model import ignore
 
 
 @pytest.mark.parametrize(
@@ -92,10 +98,22 @@ def test_embeddings_that_differ_are_rejected(tmp_path: Path, monkeypatch: pytest
         import_run(checkpoint)
 
 
-@pytest.mark.parametrize("pooling", ["max", ("cls", "mean")])
-def test_unsupported_pooling_is_rejected(tmp_path: Path, pooling: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"its pooling is (max|cls and mean)"):
-        import_run(write_sentence_transformer(tmp_path, pooling=pooling))
+@pytest.mark.parametrize(
+    "pooling",
+    ["max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", ("cls", "mean"), ("max", "cls", "lasttoken")],
+)
+def test_every_pooling_keeps_its_embeddings(tmp_path: Path, pooling: Any) -> None:
+    checkpoint = write_sentence_transformer(tmp_path, pooling=pooling)
+    run = import_run(checkpoint)
+    assert run.model.config.embedding_size() == 32 * (1 if isinstance(pooling, str) else len(pooling))
+    assert_same_embeddings(checkpoint, run)
+
+
+def test_unknown_pooling_is_rejected(tmp_path: Path) -> None:
+    checkpoint = write_sentence_transformer(tmp_path)
+    edit_json(checkpoint / "1_Pooling" / "config.json", pooling_mode="attention")
+    with pytest.raises(CheckpointError, match=r"its pooling is attention; supported are cls, max, mean"):
+        import_run(checkpoint)
 
 
 def test_pooling_without_the_prompt_is_rejected(tmp_path: Path) -> None:
@@ -105,9 +123,68 @@ def test_pooling_without_the_prompt_is_rejected(tmp_path: Path) -> None:
         import_run(checkpoint)
 
 
+def _layers() -> dict[str, list[Any]]:
+    torch.manual_seed(1)
+    norm = LayerNorm(32)
+    torch.nn.init.uniform_(norm.norm.weight, 0.5, 1.5)
+    torch.nn.init.uniform_(norm.norm.bias)
+    return {
+        "dense": [Dense(32, 16), Normalize()],
+        "dense without bias": [Dense(32, 48, bias=False, activation_function=torch.nn.Identity())],
+        "two dense layers": [Dense(32, 64, activation_function=torch.nn.GELU()), Dense(64, 8), Normalize()],
+        "normalizations": [Normalize(), norm, Dropout(0.2), Normalize()],
+    }
+
+
+@pytest.mark.parametrize("name", list(_layers()))
+def test_layers_after_the_pooling_keep_their_embeddings(tmp_path: Path, name: str) -> None:
+    checkpoint = write_sentence_transformer(tmp_path, "bert", *_layers()[name])
+    assert_same_embeddings(checkpoint, import_run(checkpoint))
+
+
+def test_graph_of_imported_layers_passes_the_gate_in_int8(tmp_path: Path) -> None:
+    run = import_run(
+        write_sentence_transformer(
+            tmp_path, "bert", Dense(96, 8, bias=False), pooling=("max", "lasttoken", "weightedmean")
+        )
+    )
+    # Random weights, others in each process.
+    settings = Settings(limits={"int8": {"difference": 0.5, "cosine_mean": 0.1, "cosine_worst": 0.3}})
+    found = export(run.path, tmp_path / "bundle", ignore, settings).manifest
+    assert (found.embedding.dimensions, found.embedding.pooling) == (8, "max+lasttoken+weightedmean")
+    assert set(found.variants) == {"fp32", "int8"}
+
+
 def test_unsupported_module_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="has the module Dense"):
-        import_run(write_sentence_transformer(tmp_path, "bert", Dense(32, 16)))
+    checkpoint = write_sentence_transformer(tmp_path)
+    modules = json.loads((checkpoint / "modules.json").read_bytes())
+    modules.append({"path": "2_CNN", "type": "sentence_transformers.models.CNN"})
+    (checkpoint / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match=r"has the module CNN; supported are Transformer, Pooling, Dense"):
+        import_run(checkpoint)
+
+
+def test_activation_outside_torch_is_rejected(tmp_path: Path) -> None:
+    checkpoint = write_sentence_transformer(tmp_path, "bert", Dense(32, 16))
+    edit_json(checkpoint / "2_Dense" / "config.json", activation_function="os.system")
+    with pytest.raises(CheckpointError, match=r"has the activation os\.system; supported are GELU"):
+        import_run(checkpoint)
+
+
+def test_pickled_layer_is_rejected(tmp_path: Path) -> None:
+    checkpoint = write_sentence_transformer(tmp_path, "bert", Dense(32, 16))
+    (checkpoint / "2_Dense" / "model.safetensors").rename(checkpoint / "2_Dense" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"Dense has no 2_Dense/model\.safetensors, and pickled .* never read"):
+        import_run(checkpoint)
+
+
+def test_layer_of_another_width_is_rejected(tmp_path: Path) -> None:
+    checkpoint = write_sentence_transformer(tmp_path, "bert", Dense(32, 16))
+    save_file({"linear.weight": torch.zeros(16, 31)}, checkpoint / "2_Dense" / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"its module 1 after the pooling does not fit .*linear\.weight \(16, 31\)"
+    ):
+        import_run(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -149,17 +226,41 @@ def test_settings_that_change_the_embedding_are_rejected(
         import_run(checkpoint)
 
 
-def test_default_prompt_is_rejected(tmp_path: Path) -> None:
-    checkpoint = write_sentence_transformer(tmp_path, prompts={"query": "query: "}, default_prompt_name="query")
-    with pytest.raises(CheckpointError, match="prepends the prompt 'query: '"):
+def test_prompt_named_in_a_request_gives_the_same_embeddings(tmp_path: Path) -> None:
+    prompts = {"query": "the parcel: ", "retrieval.passage": "soup ", "document": ""}
+    lines: list[str] = []
+    checkpoint = write_sentence_transformer(tmp_path, prompts=prompts, default_prompt_name="query")
+    run = import_run(checkpoint, report=lines.append)
+    assert run.model.config.prompts == {"query": "the parcel: ", "retrieval.passage": "soup "}
+    original = SentenceTransformer(str(checkpoint), device="cpu")
+    for name, prefix in run.model.config.prompts.items():
+        found = run_model(run, [prefix + text for text in TEXTS]).sentence_embedding
+        np.testing.assert_allclose(found, original.encode(TEXTS, prompt_name=name), atol=1e-5)
+    # The default prompt of sentence-transformers is put before a text only if it is named.
+    found = run_model(run, ["the parcel: " + text for text in TEXTS]).sentence_embedding
+    np.testing.assert_allclose(found, original.encode(TEXTS), atol=1e-5)
+    assert any("its default prompt 'query' is not put before a text by default" in line for line in lines)
+    assert any("its prompts without text (document) are not imported" in line for line in lines)
+
+
+def test_prompt_that_a_bundle_cannot_hold_is_reported(tmp_path: Path) -> None:
+    lines: list[str] = []
+    checkpoint = write_sentence_transformer(tmp_path, prompts={"my query": "query: ", "query": "the parcel: "})
+    assert import_run(checkpoint, report=lines.append).model.config.prompts == {"query": "the parcel: "}
+    assert any("prompts: 'my query' is not a valid name" in line for line in lines)
+
+
+def test_prompt_that_leaves_no_token_for_a_text_is_rejected(tmp_path: Path) -> None:
+    checkpoint = write_sentence_transformer(tmp_path, prompts={"query": "parcel " * 40})
+    with pytest.raises(CheckpointError, match=r"its prompt query has .* tokens, which leaves none of 24 for a text"):
         import_run(checkpoint)
 
 
-def test_optional_prompts_are_reported(tmp_path: Path) -> None:
-    lines: list[str] = []
-    checkpoint = write_sentence_transformer(tmp_path, prompts={"query": "query: ", "document": ""})
-    assert_same_embeddings(checkpoint, import_run(checkpoint, report=lines.append))
-    assert any("its prompts (query) are not imported" in line for line in lines)
+def test_prompts_that_are_no_texts_are_rejected(tmp_path: Path) -> None:
+    checkpoint = write_sentence_transformer(tmp_path)
+    edit_json(checkpoint / "config_sentence_transformers.json", prompts={"query": 7})
+    with pytest.raises(CheckpointError, match="its prompts are not a table of texts by name"):
+        import_run(checkpoint)
 
 
 def test_too_small_token_limit_is_rejected(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from polyhead_server import settings as server_settings
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.model import load_model
 from polyhead_training.model import PolyheadModel
+from polyhead_training.structure import linear_shapes
 from polyhead_training.tokenization import pad
 
 from tests.support.tiny_model import ignore, make_model, write_graph
@@ -36,7 +37,7 @@ GOLDEN = [[2, 3], [2, 9, 10, 3], [2, *range(20, 50), 3], [2, 7, 3]]
 def _make(model: PolyheadModel, folder: Path, name: str) -> tuple[Path, Path]:
     plain = folder / "model.onnx"
     write_graph(model, plain)
-    return plain, make_variant(name, plain, model.config, GOLDEN, ignore)  # type: ignore[arg-type]
+    return plain, make_variant(name, plain, model, GOLDEN, ignore)  # type: ignore[arg-type]
 
 
 def _embed(path: Path, *texts: list[int]) -> np.ndarray:
@@ -90,7 +91,7 @@ def test_int8_is_calibrated_on_real_texts_if_available(model: PolyheadModel, tmp
     lines: list[str] = []
     made = []
     for real in ([], texts[:3], texts):
-        path = make_variant("int8", tmp_path / "model.onnx", model.config, GOLDEN, lines.append, real)
+        path = make_variant("int8", tmp_path / "model.onnx", model, GOLDEN, lines.append, real)
         made.append(path.read_bytes())
     assert len(set(made)) == 3
     assert [line.partition(";")[0] for line in lines] == [
@@ -104,7 +105,7 @@ def test_smoothing_is_chosen_by_accuracy_before_cosine(model: PolyheadModel, tmp
     write_graph(model, tmp_path / "model.onnx")
     lines: list[str] = []
     losses = iter([0.1, 0.0, 0.1, 0.1])
-    make_variant("int8", tmp_path / "model.onnx", model.config, GOLDEN, lines.append, (), lambda _: next(losses))
+    make_variant("int8", tmp_path / "model.onnx", model, GOLDEN, lines.append, (), lambda _: next(losses))
     assert "smoothing 0.6," in lines[0]
 
 
@@ -137,7 +138,9 @@ def test_smoothing_does_not_change_products(model: PolyheadModel, tmp_path: Path
     folded = fold_biases(fuse_attention(onnx.load(tmp_path / "model.onnx"), 2))
     largest = collect_absmax(tmp_path / "scratch", folded, GOLDEN)
     for smoothing in (0.0, 1.0):
-        onnx.save_model(quantize(folded, largest, smoothing, 12), str(tmp_path / "int8.onnx"))
+        onnx.save_model(
+            quantize(folded, largest, smoothing, linear_shapes(model.backbone)), str(tmp_path / "int8.onnx")
+        )
         cosine = _embed(tmp_path / "int8.onnx", GOLDEN[2])[0] @ _embed(tmp_path / "model.onnx", GOLDEN[2])[0]
         assert cosine > 0.99
 
@@ -149,10 +152,30 @@ def test_missing_fusion_is_an_error_with_the_operators(graph_file: Path) -> None
         fuse_attention(onnx.load(graph_file), 3)
 
 
-def test_unexpected_number_of_linear_layers_is_an_error(graph_file: Path, tmp_path: Path) -> None:
+def test_unexpected_number_of_linear_layers_is_an_error(model: PolyheadModel, graph_file: Path, tmp_path: Path) -> None:
     folded = fold_biases(fuse_attention(onnx.load(graph_file), 2))
-    with pytest.raises(FusionError, match="expected 13 linear layers in the backbone, found 12"):
-        quantize(folded, collect_absmax(tmp_path / "scratch", folded, GOLDEN), 0.5, 13)
+    absmax = collect_absmax(tmp_path / "scratch", folded, GOLDEN)
+    with pytest.raises(FusionError, match="expected 13 linear layers in the backbone, found 12 in the graph"):
+        quantize(folded, absmax, 0.5, [*linear_shapes(model.backbone), (32, 32)])
+
+
+def test_attention_that_is_not_fused_is_quantized_per_token(
+    model: PolyheadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise FusionError("not fused")
+
+    monkeypatch.setattr("polyhead_export.quantization.variants.fuse_attention", refuse)
+    write_graph(model, tmp_path / "model.onnx")
+    lines: list[str] = []
+    path = make_variant("int8", tmp_path / "model.onnx", model, GOLDEN, lines.append)
+    assert lines[0].startswith("int8: the attention of this backbone is not fused")
+    counted = count_operators(onnx.load(path))
+    assert counted["com.microsoft.MatMulIntegerToFloat"] == 12
+    # Scores and weighted values of two layers, which are no linear layers.
+    assert counted["MatMul"] == 4
+    for text in random_texts(model.config, 5):
+        assert _embed(path, text)[0] @ _embed(tmp_path / "model.onnx", text)[0] > 0.999
 
 
 def test_bundle_with_every_variant_verifies(all_variants: bundle.Bundle, loose: Settings) -> None:

@@ -27,18 +27,19 @@ from tests.reliability.traffic import Traffic
 async def expired_deadlines(context: Context) -> Verdict:
     """Counts the computed texts in the metrics of the server. The control uses a deadline that does not expire."""
     rounds = context.scaled(10, 3)
-    text = "word " * 120
+    # Different ones: equal texts would share a computation.
+    texts = [f"{number} " + "word " * 120 for number in range(64)]
     counts: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
     metrics = f"127.0.0.1:{free_port()}"
     # More texts than the server computes in 0.1 s, in small batches, because a started batch is not interrupted.
-    items, flags = 64, ("--metrics-listen", metrics, "--max-batch-tokens", "256")
+    items, flags = len(texts), ("--metrics-listen", metrics, "--max-batch-tokens", "256")
     async with run_server_with_client(context.bundle, context.work_dir, *flags) as (server, client):
-        await asyncio.gather(*(client.analyze([text] * 8) for _ in range(4)))
+        await asyncio.gather(*(client.analyze(texts[8 * number : 8 * number + 8]) for number in range(4)))
         for number in range(2 * rounds):
             expires = number % 2 == 0
             before = await _computed(metrics)
             deadline_s = 2.0 if expires else 30.0
-            call = asyncio.create_task(client.analyze([text] * items, deadline_s=deadline_s))
+            call = asyncio.create_task(client.analyze(texts, deadline_s=deadline_s))
             await asyncio.sleep(0.1)
             server.process.send_signal(signal.SIGSTOP)
             await asyncio.sleep(2.5)

@@ -201,7 +201,7 @@ async def message_that_fills_the_queue(context: Context) -> Verdict:
     """The control is the number of tokens that the message would add as a whole."""
     calls = context.scaled(100, 20)
     options = item_pb2.ItemOptions(truncation=item_pb2.TRUNCATION_POLICY_WINDOW)
-    texts = ["a b c d " * 1000] * _MAX_ITEMS
+    texts = [f"{number} " + "a b c d " * 1000 for number in range(_MAX_ITEMS)]
     flags = ("--max-queue-tokens", str(_QUEUE_TOKENS))
     async with run_server_with_client(context.bundle, context.work_dir, *flags) as (server, client):
         # The client does not retry what the server rejects for good; these calls must not be rejected at all.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from polyhead_client import AsyncClient, PolyheadError
 
-from tests.reliability.memory_growth import MAX_MB, MAX_MB_PER_HOUR, PERIODS, growth
+from tests.reliability.memory_growth import MAX_MB, MAX_MB_PER_HOUR, PERIODS, growth, leak_by_period
 from tests.reliability.processes import open_descriptors, rss_mb, run_server_with_client
 from tests.reliability.scenario import Context, Verdict, scenario
 from tests.reliability.traffic import MIN_ITEMS, Traffic
@@ -82,10 +82,8 @@ async def soak(context: Context) -> Verdict:
     minima = minima[warm_up_periods:]
     times, memory = [one.second for one in minima], [one.mb for one in minima]
     measured = growth(times, memory)
-    leak_mb_per_s = 2 * (measured.limit / 3600 if measured.error else measured.limit / (seconds / 2))
-    leaking = growth(
-        times, [mb + leak_mb_per_s * (second - times[0]) for second, mb in zip(times, memory, strict=True)]
-    )
+    leak = leak_by_period(periods, seconds, measured)
+    leaking = growth(times, [mb + leaked for mb, leaked in zip(memory, leak, strict=True)])
     half, last = minima[periods // 2], minima[-1]
     descriptors, threads = last.descriptors - half.descriptors, last.threads - half.threads
     return Verdict(
@@ -99,7 +97,7 @@ async def soak(context: Context) -> Verdict:
         and measured.is_bounded
         and threads <= 1
         and descriptors <= 20,
-        control=f"with an added leak of {leak_mb_per_s * 60:.1f} MB a minute, it grows by {leaking}",
+        control=f"with an added leak of {leak[1]:.1f} MB in each period between two reloads, it grows by {leaking}",
         control_failed=not leaking.is_bounded,
         figures={
             "seconds": seconds,

@@ -49,6 +49,17 @@ async def test_bad_item_gets_an_error_and_its_neighbours_their_answers(running: 
     ]
 
 
+async def test_prompt_is_put_before_each_text(running: HttpServer) -> None:
+    body = {"texts": ["w1", "w2"], "prompt": "query", "tasks": ["embedding"]}
+    answers = (await running.post("/v1/analyze", body)).json["answers"]
+    assert [one["embedding"] for one in answers] == [embedding_of("w7 w1"), embedding_of("w7 w2")]
+    answers = (await running.post("/v1/analyze", body | {"prompt": "queries"})).json["answers"]
+    assert [one["error"]["reason"] for one in answers] == ["UNKNOWN_PROMPT"] * 2
+    reply = await running.post("/v1/analyze?prompt=query&tasks=embedding", b'"w1"\n', headers=LINES)
+    assert [one["embedding"] for one in lines(reply)] == [embedding_of("w7 w1")]
+    assert (await running.get("/v1/info")).json["prompts"] == {"passage": "w8 w9 ", "query": "w7 "}
+
+
 async def test_encodings_and_dimensions(running: HttpServer) -> None:
     body = {"text": "w1", "tasks": ["embedding"], "embedding": {"encoding": "float16", "dimensions": 1}}
     (answer,) = (await running.post("/v1/analyze", body)).json["answers"]

@@ -54,6 +54,26 @@ async def test_unknown_path_and_method_are_told_apart(running: HttpServer) -> No
 
 
 @pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("/v2/repository/models/fake/load", ["error"]),
+        ("/v1/chat/completions", ["error", "message"]),
+        ("/rerank", ["error"]),
+    ],
+)
+async def test_unknown_path_is_refused_in_the_form_of_its_protocol(
+    running: HttpServer, path: str, error: list[str]
+) -> None:
+    reply = await running.post(path, {})
+    message = reply.json
+    for field in error:
+        message = message[field]
+    # Triton's client fails while it prints an error that is no string.
+    assert isinstance(message, str)
+    assert (reply.status, "no such path" in message) == (404, True)
+
+
+@pytest.mark.parametrize(
     "one", [one for one in endpoints(DIALECTS) if one.rpc], ids=lambda one: f"{one.method} {one.path}"
 )
 async def test_endpoint_requires_a_key_with_its_scope(secured: HttpServer, one: api.Endpoint) -> None:
@@ -80,9 +100,11 @@ async def test_body_is_not_read_before_the_key_is_checked(secured: HttpServer) -
     assert (await secured.post("/v1/analyze", b"x" * 90_000)).status == 401
 
 
-async def test_refusal_in_teis_form_has_no_body(secured: HttpServer) -> None:
+async def test_refusal_in_teis_form_tells_the_reason(secured: HttpServer) -> None:
     reply = await secured.post("/embed", {"inputs": "w1"})
-    assert (reply.status, reply.body) == (401, b"")
+    # Clients decode the body whatever the status: LlamaIndex, chroma and tei-client.
+    assert (reply.status, reply.json["error_type"]) == (401, "Unauthorized")
+    assert "API key" in reply.json["error"]
     assert reply.headers["www-authenticate"] == "Bearer"
 
 
@@ -154,3 +176,18 @@ async def test_bodies_of_all_calls_together_are_bounded(running: HttpServer, mon
     stream = await running.post("/v1/analyze", line, {"content-type": "application/x-ndjson"})
     assert b"OVERLOADED" in stream.body
     assert running.backend.body_bytes == running.backend.settings.max_held_bytes
+
+
+async def test_server_that_reports_its_life_is_acknowledged(running: HttpServer) -> None:
+    arriving = ["lifespan.startup", "lifespan.shutdown"]
+    sent: list[str] = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": arriving.pop(0)}
+
+    async def send(message: dict[str, str]) -> None:
+        sent.append(message["type"])
+
+    app = create_app(running.backend, None, ["polyhead"], with_playground=False)
+    await app({"type": "lifespan"}, receive, send)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]

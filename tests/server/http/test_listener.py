@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from polyhead_server.errors import StartupError
 from polyhead_server.http import calls, listener
+from polyhead_server.http.exchange import Exchange, Response
 from polyhead_server.http.listener import HttpListener
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from .conftest import HttpServer
 
 pytestmark = pytest.mark.timeout(60)
 
 
-async def _app(scope: Scope, receive: Receive, send: Send) -> None:
+async def _app(scope: Any, receive: Any, send: Any) -> None:
     pass
 
 
-async def _answering_app(scope: Scope, receive: Receive, send: Send) -> None:
-    await Response(status_code=204)(scope, receive, send)
+async def _answering_app(scope: Any, receive: Any, send: Any) -> None:
+    await Response(status=204).send(Exchange(scope, receive, send))
 
 
 async def connect(server: HttpServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

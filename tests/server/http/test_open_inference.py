@@ -88,6 +88,15 @@ async def test_bad_request_is_refused(running: HttpServer, body: Any, headers: d
     assert (await running.post(INFER, {"inputs": [TENSOR]})).status == 200
 
 
+async def test_model_may_be_named_in_the_body_too(running: HttpServer) -> None:
+    # KServe's client names the model in the path and in the body.
+    body = {"model_name": "fake", "model_version": None, "inputs": [TENSOR], "parameters": None}
+    assert outputs(await running.post(INFER, body)) == outputs(await running.post(INFER, {"inputs": [TENSOR]}))
+    others: list[dict[str, Any]] = [{"model_name": "other"}, {"model_version": "2"}, {"model_name": []}]
+    for other in others:
+        assert (await running.post(INFER, body | other)).status == 404
+
+
 async def test_partial_request_keeps_the_neighbours(running: HttpServer) -> None:
     tensor = TENSOR | {"data": ["w1", "\ud800"]}
     reply = await running.post(INFER, {"inputs": [tensor], "parameters": {"partial": True}})
@@ -114,6 +123,17 @@ async def test_health_and_metadata(running: HttpServer) -> None:
     assert (await running.get("/v2/health/ready")).status == 503
     assert (await running.get("/v2/health/live")).status == 200
     assert (await running.get("/v2/models/fake/ready")).status == 503
+
+
+async def test_statistics_and_index_name_the_model(running: HttpServer) -> None:
+    await running.post(INFER, {"inputs": [TENSOR]})
+    for path in ("/v2/models/stats", "/v2/models/fake/stats"):
+        (stats,) = (await running.get(path)).json["model_stats"]
+        assert (stats["name"], stats["inference_count"], stats["inference_stats"]["fail"]["count"]) == ("fake", 2, 0)
+    assert (await running.get("/v2/models/other/stats")).status == 404
+    index = (await running.post("/v2/repository/index", {})).json
+    assert index == [{"name": "fake", "version": "1", "state": "READY"}]
+    assert {"statistics", "model_repository(index)"} <= set((await running.get("/v2")).json["extensions"])
 
 
 async def test_loading_server_is_live_and_not_ready(loading: HttpServer) -> None:

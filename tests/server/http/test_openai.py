@@ -41,6 +41,14 @@ async def test_empty_text_is_embedded(running: HttpServer) -> None:
     assert (await running.post("/v1/embeddings", {"input": ""})).status == 200
 
 
+async def test_prompt_is_put_before_each_input(running: HttpServer) -> None:
+    reply = await running.post("/v1/embeddings", {"input": ["w1", "w2"], "prompt_name": "query"})
+    assert [one["embedding"] for one in reply.json["data"]] == [embedding_of("w7 w1"), embedding_of("w7 w2")]
+    assert reply.json["usage"]["prompt_tokens"] == 8
+    refused = await running.post("/v1/embeddings", {"input": "w1", "prompt_name": "queries"})
+    assert (refused.status, "its prompts are: passage, query" in refused.json["error"]["message"]) == (400, True)
+
+
 async def test_truncation_is_told(running: HttpServer) -> None:
     reply = await running.post("/v1/embeddings", {"input": ["w1 " * 50, "w1"]})
     assert reply.headers["x-polyhead-truncated"] == "1"

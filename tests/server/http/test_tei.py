@@ -49,6 +49,12 @@ async def test_predict_answers_one_text_flat_and_a_batch_nested(running: HttpSer
     assert {one["label"] for one in mood} == {"negative", "positive"}
 
 
+async def test_predict_answers_nested_to_a_body_with_parameters(running: HttpServer) -> None:
+    # huggingface_hub's text_classification, whose URL ends with /predict, takes the first element of a list of lists.
+    flat = (await running.post("/predict", {"inputs": "w1"})).json
+    assert (await running.post("/predict", {"inputs": "w1", "parameters": {"top_k": 1}})).json == [flat[:1]]
+
+
 async def test_root_with_parameters_classifies(running: HttpServer) -> None:
     reply = await running.post("/", {"inputs": "w1", "parameters": {}})
     every = (await running.post("/predict", {"inputs": "w1"})).json
@@ -61,6 +67,16 @@ async def test_root_with_parameters_classifies(running: HttpServer) -> None:
         assert (await running.post("/", {"inputs": "w1", "parameters": parameters})).json == [every[:labels]]
 
 
+async def test_prompt_is_put_before_each_input(running: HttpServer) -> None:
+    body = {"inputs": ["w1", "w2"], "prompt_name": "query"}
+    assert (await running.post("/embed", body | {"normalize": False})).json == [
+        embedding_of("w7 w1"),
+        embedding_of("w7 w2"),
+    ]
+    tokens = (await running.post("/tokenize", body)).json
+    assert [[one["text"] for one in row] for row in tokens] == [["[CLS]", "w7", word, "[SEP]"] for word in ("w1", "w2")]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
@@ -70,7 +86,10 @@ async def test_root_with_parameters_classifies(running: HttpServer) -> None:
         ("/embed", {"inputs": ["w1", {}]}, 422, "inputs 1 is an object"),
         ("/embed", {"inputs": "w1 " * 50, "truncate": False}, 422, "52 tokens"),
         ("/embed", {"inputs": "w1", "truncation_direction": "left"}, 422, "must be right"),
-        ("/embed", {"inputs": "w1", "prompt_name": "query"}, 422, "no prompts"),
+        ("/embed", {"inputs": "w1", "prompt_name": "queries"}, 422, "its prompts are: passage, query"),
+        ("/embed", {"inputs": "w1", "prompt_name": 7}, 422, "prompt_name must be a string"),
+        ("/tokenize", {"inputs": "w1", "prompt_name": "queries"}, 422, "its prompts are: passage, query"),
+        ("/predict", {"inputs": "w1", "prompt_name": "query"}, 422, "'prompt_name' is not known"),
         ("/predict", {"inputs": ["w1", "w2"]}, 422, 'send [["a"], ["b"]]'),
         ("/predict", {"inputs": "w1", "raw_scores": True}, 422, "raw_scores"),
         ("/predict", {"inputs": "w1", "head": "topics"}, 422, "its heads are topic, sentiment"),

@@ -36,7 +36,7 @@ async def test_waiting_items_of_many_messages_share_a_batch(pipeline: Pipeline, 
     engine.gate.clear()
     first = await pipeline.submit(message("w1"), Flow(), None)
     await engine.hold()
-    rest = [await pipeline.submit(message("w2"), Flow(), None) for _ in range(5)]
+    rest = [await pipeline.submit(message(f"w{number}"), Flow(), None) for number in range(2, 7)]
     engine.gate.set()
     await asyncio.gather(*first, *(future for futures in rest for future in futures))
     assert engine.batch_shapes == [(1, 3), (5, 3)]
@@ -241,16 +241,16 @@ async def test_message_cancelled_while_it_is_submitted_leaves_nothing_behind(
     await engine.hold()
     encode, entered = pipeline.model.tokenizer.encode_async, asyncio.Event()
 
-    async def first_chunk_only(texts: list[str], placement: Placement, flow: Flow, max_windows: int) -> OffloadedTexts:
+    async def first_chunk_only(texts: list[str], placement: Placement, flow: Flow, *limits: int) -> OffloadedTexts:
         if len(texts) == 2:
-            return await encode(texts, placement, flow, max_windows)
+            return await encode(texts, placement, flow, *limits)
         entered.set()
         never: asyncio.Future[OffloadedTexts] = asyncio.get_running_loop().create_future()
         return await never
 
     monkeypatch.setattr(pipeline.model.tokenizer, "encode_async", first_chunk_only)
     monkeypatch.setattr(pipeline.model.tokenizer, "chunks", lambda texts: [slice(0, 2), slice(2, len(texts))])
-    submitting = asyncio.create_task(pipeline.submit(message("w1", "w2", "w3"), Flow(), None))
+    submitting = asyncio.create_task(pipeline.submit(message("w2", "w3", "w4"), Flow(), None))
     await entered.wait()
     assert pipeline.scheduler.accounting.snapshot()[:5] == (2, 6, 0, 1, 2)
     submitting.cancel()

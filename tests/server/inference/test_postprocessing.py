@@ -18,6 +18,14 @@ def softmax(temperature: float = 1.0) -> bundle.Head:
 SIGMOID = bundle.Head("sentiment", "sigmoid", "sentiment_logits", ("negative", "positive"), 1.0, 0.5)
 
 
+STARS = bundle.Head("stars", "ordinal", "stars_logits", ("1", "2", "3", "4"), 2.0)
+PRICE = bundle.Head("price", "regression", "price_logits", (), spread=12.5)
+
+
+def tags(temperature: float = 1.0) -> bundle.Head:
+    return bundle.Head("tags", "multilabel", "tags_logits", ("late", "rude"), temperature, thresholds=(0.5, 0.5))
+
+
 def row(*values: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     return np.array([values], dtype=np.float32)
 
@@ -35,6 +43,55 @@ def test_softmax_divides_by_the_temperature() -> None:
 @pytest.mark.parametrize(("logit", "expected"), [(0, 0.5), (500, 1.0), (-500, 0.0), (1.5, 1 / (1 + np.exp(-1.5)))])
 def test_sigmoid_is_correct_for_any_logit(logit: float, expected: float) -> None:
     assert postprocessing.probabilities(SIGMOID, row(logit))[0, 0] == pytest.approx(expected)
+
+
+def test_labels_of_a_multilabel_head_have_independent_probabilities() -> None:
+    found = postprocessing.probabilities(tags(2.0), row(3, -1e4))[0]
+    assert found == pytest.approx([1 / (1 + np.exp(-1.5)), 0])
+    assert postprocessing.probabilities(tags(), row(1e4, 1e4))[0].tolist() == [1, 1]
+
+
+def test_probabilities_of_an_ordinal_head_are_differences_of_those_of_being_above() -> None:
+    found = postprocessing.probabilities(STARS, row(4, 0, -4))[0]
+    above = 1 / (1 + np.exp(-2.0))
+    assert found == pytest.approx([1 - above, above - 0.5, 0.5 - (1 - above), 1 - above], rel=1e-6)
+    assert found.dtype == np.float32
+
+
+@given(st.lists(st.floats(-1e5, 1e5, width=32), min_size=3, max_size=3), st.floats(1e-2, 1e2))
+@example([-5.0, 5.0, 5.0], 1.0)
+def test_probabilities_of_an_ordinal_head_are_a_distribution_for_any_logits(
+    logits: list[float], temperature: float
+) -> None:
+    head = bundle.Head("stars", "ordinal", "stars_logits", ("1", "2", "3", "4"), temperature)
+    found = postprocessing.probabilities(head, row(*logits))[0]
+    assert (found >= 0).all()
+    assert found.sum() == pytest.approx(1)
+    # The probability of the lowest label is given by its own output, whatever the others say.
+    lowest = 1 / (1 + math.exp(max(min(logits[0] / temperature, 700), -700)))
+    assert found[0] == pytest.approx(lowest, abs=1e-6)
+
+
+def test_labels_behind_an_output_that_rises_again_have_no_probability() -> None:
+    head = bundle.Head("stars", "ordinal", "stars_logits", ("1", "2", "3", "4"))
+    assert postprocessing.probabilities(head, row(0, -1000, 1000))[0].tolist() == [0.5, 0.5, 0, 0]
+
+
+def test_output_of_a_regression_head_is_its_value() -> None:
+    assert postprocessing.probabilities(PRICE, row(-1234.5)).tolist() == [[-1234.5]]
+
+
+def test_windows_of_every_other_kind_are_pooled_by_their_logits() -> None:
+    heads = [tags(2.0), STARS, PRICE]
+    numbers: list[list[list[float]]] = [[[1, -2], [-3, 4]], [[3, 1, -1], [-1, -2, -5]], [[10], [20]]]
+    windows = [np.array(one, np.float32) for one in numbers]
+    rows = postprocessing.postprocess(heads, [np.ones((2, 4), np.float32), *windows])
+    pooled = postprocessing.pool_windows(heads, [one for one in rows if one], [30, 10], normalized=False)
+    assert pooled is not None
+    for head, logits, found in zip(heads, windows, pooled.probabilities, strict=True):
+        mean = row(0.75, 0.25) @ logits
+        np.testing.assert_allclose(found, postprocessing.probabilities(head, mean)[0], rtol=1e-6)
+    assert pooled.probabilities[2].tolist() == [12.5]
 
 
 def test_rows_of_a_batch_do_not_influence_each_other() -> None:
@@ -63,6 +120,16 @@ def test_row_that_is_not_finite_does_not_affect_other_rows(bad: float) -> None:
     assert first is not None
     assert third is not None
     assert third.embedding.tolist() == [3, 4]
+
+
+def test_finite_numbers_whose_sum_is_not_finite_are_answered() -> None:
+    largest = float(np.finfo(np.float32).max)
+    rows = postprocessing.postprocess([softmax()], [row(largest, largest), row(largest, 0)])
+    assert [one.embedding.tolist() for one in rows if one] == [[largest, largest]]
+    bad = np.array([[largest, largest], [np.inf, -np.inf]], dtype=np.float32)
+    first, second = postprocessing.postprocess([softmax()], [bad, np.zeros((2, 2), np.float32)])
+    assert first is not None
+    assert second is None
 
 
 @pytest.mark.parametrize("normalized", [True, False])

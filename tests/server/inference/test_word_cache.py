@@ -201,9 +201,9 @@ async def test_unknredact_of_a_looked_up_message_are_not_added_on_the_event_loop
     tokenizer = Tokenizer(tmp_path / "tokenizer.json", 64, 4000)
     texts, threads, encode = [f"word{number} " * 40 for number in range(20)], [], tokenizer.encode
 
-    def record(left: list[str], max_windows: int) -> list[TokenizedText]:
+    def record(left: list[str], *limits: int) -> list[TokenizedText]:
         threads.append((len(left), threading.current_thread() is threading.main_thread()))
-        return encode(left, max_windows)
+        return encode(left, *limits)
 
     monkeypatch.setattr(tokenizer, "encode", record)
     for _ in range(2):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from grpc import aio
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider, sampling
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from polyhead.v1 import inference_service_pb2 as pb2
@@ -36,9 +36,18 @@ TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 class Traced:
     """A server with one compute thread, a stub for it, and its finished spans."""
 
-    def __init__(self, service: InferenceService, stub: Any, exporter: InMemorySpanExporter) -> None:
+    def __init__(
+        self,
+        service: InferenceService,
+        stub: Any,
+        tracing: Tracing,
+        exporter: InMemorySpanExporter,
+        settings: Callable[..., Settings],
+    ) -> None:
         self.service = service
         self.stub = stub
+        self.tracing = tracing
+        self.settings = settings
         self._exporter = exporter
 
     def spans(self) -> dict[str, list[ReadableSpan]]:
@@ -58,8 +67,7 @@ class Traced:
 @pytest.fixture
 async def traced(model: Model, settings: Callable[..., Settings]) -> AsyncIterator[Traced]:
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    tracing, metrics = Tracing(provider), Metrics()
+    tracing, metrics = Tracing(provider, SimpleSpanProcessor(exporter)), Metrics()
     service = InferenceService(settings(), metrics)
     server = aio.server(
         interceptors=[TelemetryInterceptor(settings(), metrics, tracing), ErrorInterceptor(service_names.INFERENCE)]
@@ -71,7 +79,8 @@ async def traced(model: Model, settings: Callable[..., Settings]) -> AsyncIterat
     pipeline.start()
     service.serve(pipeline)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Traced(service, inference_service_pb2_grpc.InferenceServiceStub(channel), exporter)
+        stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
+        yield Traced(service, stub, tracing, exporter, settings)
     await server.stop(None)
     await pipeline.close()
     await tracing.close()
@@ -162,6 +171,42 @@ async def test_span_of_a_cancelled_call_ends_once(traced: Traced, engine: FakeEn
     span = await traced.call("Analyze")
     engine.gate.set()
     assert attributes(span)["rpc.response.status_code"] == "CANCELLED"
+
+
+async def test_span_of_an_item_from_the_cache_has_no_batch(traced: Traced, model: Model) -> None:
+    pipeline = Pipeline(model, traced.settings(answer_cache_mb=1), None, traced.tracing.on_message)
+    pipeline.start()
+    old = traced.service.pipeline
+    assert old
+    traced.service.serve(pipeline)
+    for texts in (("w1",), ("w1", "w2")):
+        await traced.stub.Analyze(pb2.AnalyzeRequest(items=items(*texts)))
+    while len(traced.spans().get(f"{service_names.INFERENCE}/Analyze", ())) < 2:
+        await asyncio.sleep(0)
+    first, second = traced.spans()[f"{service_names.INFERENCE}/Analyze"]
+    assert "polyhead.cached_items" not in attributes(first)
+    assert attributes(second)["polyhead.cached_items"] == 1
+    batches = [span for span in traced.spans()["batch"] if parent_of(span) == second.context.span_id]
+    assert [attributes(batch)["polyhead.items"] for batch in batches] == [1]
+    traced.service.serve(old)
+    await pipeline.close()
+
+
+async def test_sampler_decides_before_anything_is_kept(traced: Traced) -> None:
+    provider = TracerProvider(sampler=sampling.ALWAYS_OFF, shutdown_on_exit=False)
+    tracing = Tracing(provider, SimpleSpanProcessor(InMemorySpanExporter()))
+    assert tracing.begin_call("/a/b", (), "r-1") is None
+    # Control.
+    call = traced.tracing.begin_call("/a/b", (), "r-1")
+    assert call
+    assert len(call.trace_id) == 32
+
+
+async def test_disabled_sdk_disables_tracing(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    assert Tracing.from_settings(settings(otlp_endpoint="http://127.0.0.1:4317")) is None
 
 
 async def test_no_span_contains_a_text(traced: Traced) -> None:

@@ -158,7 +158,7 @@ def test_refusal_is_small_and_repeats_nothing_but_the_id(
         for item in part.items:
             error = message.error or (item.error if isinstance(item, InvalidItem) else None)
             if error:
-                answer = serving.encoder.encode(item.item_id, error, message.options).SerializeToString()
+                answer = serving.encoder.for_options(message.options).encode(item.item_id, error)
                 assert len(answer) < MAX_ANSWER_BYTES
                 assert MARKER.encode() not in answer
 

@@ -13,7 +13,7 @@ from grpc import aio
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import item_pb2
 from polyhead_server.inference.types import Flow, Message
-from polyhead_server.rpc.response_encoder import ResponseEncoder
+from polyhead_server.rpc.response_encoder import AnswerEncoder
 
 from tests.support.fake_engine import FakeEngine, embedding_of
 from tests.support.inference_server import TEXTS, InferenceServer, collect, embedding, items
@@ -119,7 +119,7 @@ async def test_unexpected_error_reveals_no_internals(
     def broken(*_: object) -> None:
         raise ValueError("an internal secret")
 
-    monkeypatch.setattr(ResponseEncoder, "encode", broken)
+    monkeypatch.setattr(AnswerEncoder, "encode", broken)
     with pytest.raises(aio.AioRpcError) as caught:
         await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"])))
     assert caught.value.code() == grpc.StatusCode.INTERNAL

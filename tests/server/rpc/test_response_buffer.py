@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import pytest
 from polyhead_server.errors import DrainingError, ExpiredError
-from polyhead_server.inference.types import ItemOutcome, RequestOptions
+from polyhead_server.inference.types import ItemOutcome
 from polyhead_server.rpc.response_buffer import PendingAnswer, ResponseBuffer
 
 
 def pending(name: str) -> PendingAnswer:
     future: asyncio.Future[ItemOutcome] = asyncio.get_running_loop().create_future()
-    return PendingAnswer(name, RequestOptions(), cast(Any, None), future)
+    return PendingAnswer(name, cast(Any, None), future)
 
 
 def finish(*items: PendingAnswer) -> None:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import numpy as np
 import polyhead_bundle as bundle
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from polyhead_server.errors import InternalError, InvalidRequestError
 from polyhead_server.inference.types import ModelOutput, Result, Timings, TokenizedText
-from polyhead_server.serving.open_inference import (
-    ModelView,
-    element_count,
-    require_datatype,
-    split_bytes_tensor,
-)
+from polyhead_server.serving.open_inference import ModelView
+
+from tests.support.all_heads import with_all_heads
 
 OUTPUTS = ["embedding", "topic_probabilities", "sentiment_probabilities", "topic_label", "sentiment_label", "truncated"]
 
@@ -36,10 +30,6 @@ def result(embedding: list[float], topic: list[float], sentiment: float, cut_at:
 RESULTS = [result([1, 2], [0.2, 0.7, 0.1], 0.9), result([3, 4], [0.5, 0.3, 0.2], 0.1, cut_at=7)]
 
 
-def raw(*texts: bytes) -> bytes:
-    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
-
-
 def test_outputs_hold_every_answer(view: ModelView) -> None:
     request = view.request([b"a", b"b"], [], {})
     tensors = {one.name: one for one in view.respond(request, RESULTS)}
@@ -47,7 +37,7 @@ def test_outputs_hold_every_answer(view: ModelView) -> None:
     assert tensors["embedding"].flat() == [1, 2, 3, 4]
     assert tensors["topic_probabilities"].shape == (2, 3)
     assert tensors["sentiment_probabilities"].flat() == pytest.approx([0.1, 0.9, 0.9, 0.1])
-    assert tensors["topic_label"].raw() == raw(b"b", b"a")
+    assert tensors["topic_label"].raw() == b"\1\0\0\0b\1\0\0\0a"
     assert tensors["sentiment_label"].flat() == ["positive", "negative"]
     assert tensors["truncated"].raw() == b"\0\1"
 
@@ -76,6 +66,13 @@ def test_encodings_have_their_own_datatypes(view: ModelView) -> None:
     (_, datatype, steps), (_, _, (scale,)) = embedding("int8")
     assert (datatype, steps) == ("INT8", [64, 127])
     assert scale == pytest.approx(2 / 127)
+
+
+def test_prompt_is_a_parameter(view: ModelView) -> None:
+    assert view.request([b"a"], [], {"prompt": "query"}).message.options.prompt == "query"
+    assert not view.request([b"a"], [], {"prompt": None}).message.options.prompt
+    with pytest.raises(InvalidRequestError, match="parameter prompt must be a string"):
+        view.request([b"a"], [], {"prompt": 7})
 
 
 def test_first_error_fails_the_call_and_names_the_text(view: ModelView) -> None:
@@ -131,7 +128,8 @@ def test_error_repeats_no_more_than_the_beginning_of_a_name(view: ModelView) -> 
 
 
 def test_parameters_that_clients_send_by_themselves_change_nothing(view: ModelView) -> None:
-    plain, full = view.request([b"a"], [], {}), view.request([b"a"], [], {"priority": 1, "timeout": 1_500_000})
+    sent = {"priority": 1, "timeout": 1_500_000, "content_type": "str", "headers": None}
+    plain, full = view.request([b"a"], [], {}), view.request([b"a"], [], sent)
     assert plain.message == full.message
     assert full.timeout_s == 1.5
 
@@ -142,48 +140,19 @@ def test_text_that_is_not_utf8_is_an_invalid_item(view: ModelView) -> None:
     assert getattr(second, "text") == "b"  # noqa: B009
 
 
-@given(st.lists(st.binary(max_size=20), max_size=5))
-def test_raw_content_is_split_into_what_was_joined(texts: list[bytes]) -> None:
-    assert split_bytes_tensor(raw(*texts), len(texts)) == texts
-
-
-@given(st.binary(max_size=40), st.integers(0, 5))
-def test_any_bytes_are_split_or_refused(data: bytes, count: int) -> None:
-    try:
-        texts = split_bytes_tensor(data, count)
-    except InvalidRequestError:
-        return
-    assert raw(*texts) == data
-    assert len(texts) == count
-
-
-@pytest.mark.parametrize(
-    ("data", "count", "message"),
-    [
-        (raw(b"ab")[:-1], 1, "gives element 0 2 bytes, and 1 are left"),
-        (raw(b"ab") + b"\1", 2, "ends before element 1 of 2"),
-        (raw(b"ab", b"c"), 1, "has 5 bytes after its 1 elements"),
-        (b"\xff\xff\xff\xff", 1, "4294967295 bytes, and 0 are left"),
-    ],
-)
-def test_wrong_length_prefix_is_named(data: bytes, count: int, message: str) -> None:
-    with pytest.raises(InvalidRequestError, match=message):
-        split_bytes_tensor(data, count)
-
-
-@pytest.mark.parametrize(("shape", "count"), [([3], 3), ([3, 1], 3), ([0], 0)])
-def test_shape_gives_the_number_of_texts(shape: list[int], count: int) -> None:
-    assert element_count(shape) == count
-
-
-@pytest.mark.parametrize("shape", [[], [-1], [1, 3], [3, 1, 1], [1] * 1000])
-def test_any_other_shape_is_refused(shape: list[int]) -> None:
-    with pytest.raises(InvalidRequestError, match=r"send \[n,1\] or \[n\]") as caught:
-        element_count(shape)
-    assert len(str(caught.value)) < 200
-
-
-def test_tensor_of_numbers_is_refused() -> None:
-    require_datatype("BYTES")
-    with pytest.raises(InvalidRequestError, match="datatype 'FP32'; send the texts as datatype BYTES"):
-        require_datatype("FP32")
+def test_outputs_of_a_text_without_an_answer_are_nan_and_empty_for_every_kind_of_head(
+    manifest: bundle.Manifest,
+) -> None:
+    view = ModelView(with_all_heads(manifest), max_items=4, max_text_bytes=100)
+    numbers = ([0.2, 0.7, 0.1], [0.9], [0.1, 0.3, 0.7], [0.1, 0.1, 0.1, 0.4, 0.3], [7])
+    rows = tuple(np.asarray(row, np.float32) for row in numbers)
+    answered = Result(
+        ModelOutput(np.zeros(2, np.float32), (), rows), TokenizedText(([2, 3],), 2), Timings(1, 1, 1, 3, 1, 3, 3)
+    )
+    request = view.request([b"a", b"b"], [], {"partial": True})
+    tensors = {one.name: one.flat() for one in view.respond(request, [answered, InternalError("abc")])}
+    assert tensors["tags_labels"] == ['["rude", "broken"]', ""]
+    assert tensors["stars_label"] == ["4", ""]
+    assert tensors["price_value"] == pytest.approx([7, np.nan], nan_ok=True)
+    assert tensors["stars_value"] == pytest.approx([3.7, np.nan], nan_ok=True)
+    assert tensors["tags_probabilities"] == pytest.approx([0.1, 0.3, 0.7, *[np.nan] * 3], nan_ok=True)

@@ -11,7 +11,7 @@ from polyhead_server.settings import Settings
 from polyhead_server.workers import ipc
 from polyhead_server.workers.ipc import Method, NoParams, NoResult, ReloadParams, Request, Response, RpcError
 
-IDENTITY = ModelIdentity("space", (HeadIdentity("topic", "softmax", ("a", "b")),))
+IDENTITY = ModelIdentity("space", (HeadIdentity("topic", "softmax", ("a", "b")),), {"query": "query: "})
 SETTINGS = Settings(bundle=Path("a bundle"), threads=3, max_padding=0.5)
 STATS = WorkerStats(
     process_id=7,

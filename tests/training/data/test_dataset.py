@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from polyhead_rows import RawRow
-from polyhead_training.config import Config, HeadConfig
-from polyhead_training.data.dataset import Data, Pair, Row, read_data, read_labelled, split_rows
+from polyhead_training.config import Config
+from polyhead_training.data.dataset import Data, Pair, Row, read_data, read_labelled
+from polyhead_training.data.splitting import split_rows
 from polyhead_training.errors import ConfigError, DataError
+from polyhead_training.model_config import HeadConfig
 
 WriteJsonl = Callable[[str, Sequence[object]], Path]
 Read = Callable[..., Data]

@@ -3,8 +3,8 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
-from polyhead_training.config import HeadConfig
 from polyhead_training.data.labels import read_label
+from polyhead_training.model_config import HeadConfig
 
 TOPIC = HeadConfig(name="topic", kind="softmax", field="label", labels=("Sports", "World"))
 OPEN = HeadConfig(name="topic", kind="softmax", field="label")

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from polyhead_training.config import HeadConfig
 from polyhead_training.data.dataset import Data, Row
 from polyhead_training.data.label_checks import one_edit_apart
 from polyhead_training.data.quality_report import DataReport, describe_data
+from polyhead_training.model_config import HeadConfig
 
 HEADS = (
     HeadConfig(name="topic", kind="softmax", field="label", labels=("app", "billing")),
@@ -37,7 +37,7 @@ def describe(
     """Computes the report at a token limit of 10; ``tokens`` are the token counts of the training rows."""
     splits = {"train": rows("a.jsonl", train), "validation": rows("b.jsonl", validation), "test": rows("c.jsonl", test)}
     counts = {split: [3] * len(found) for split, found in splits.items()}
-    data = Data(heads, **splits, similarity=(), fields=fields or {}, empty=empty)
+    data = Data(heads, splits["train"], splits["validation"], splits["test"], (), fields or {}, empty)
     return describe_data(data, counts | ({"train": tokens} if tokens else {}), max_tokens=10)
 
 

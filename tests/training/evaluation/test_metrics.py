@@ -115,7 +115,7 @@ def test_resampled_metrics_equal_the_metrics_of_the_drawn_rows(monkeypatch: pyte
     logits, targets = _noisy(60, 3)
     # The only resample is the rows themselves.
     monkeypatch.setattr(
-        "polyhead_training.evaluation.metrics._resamples", lambda rows, seed: [np.ones((1, rows), np.float32)]
+        "polyhead_training.evaluation.metrics.resamples", lambda rows, seed: [np.ones((1, rows), np.float32)]
     )
     found = score("softmax", NAMES, logits, targets)
     for name, interval in found.intervals.items():

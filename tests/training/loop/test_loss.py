@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from polyhead_training.config import HeadConfig, TrainingConfig
 from polyhead_training.data.labels import UNLABELLED
+from polyhead_training.data.target_tensors import Targets
 from polyhead_training.loop.loss import Losses, Objective, class_weights, head_loss
 from polyhead_training.model import Outputs
+from polyhead_training.model_config import HeadConfig
+from polyhead_training.training_config import TrainingConfig
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,8 +21,13 @@ HEADS = (
 ONES = torch.ones(2)
 
 
+def targets(labels: Tensor) -> Targets:
+    """Targets from the (rows, heads) label indices of heads with one label."""
+    return Targets(tuple(labels.unbind(dim=1)), len(labels))
+
+
 def objective(labels: Tensor, heads: tuple[HeadConfig, ...] = HEADS, **settings: Any) -> Objective:
-    return Objective(heads, TrainingConfig(**settings), labels)
+    return Objective(heads, TrainingConfig(**settings), targets(labels))
 
 
 def outputs(topic: Tensor, sentiment: Tensor, embedding: Tensor | None = None) -> Outputs:
@@ -29,7 +36,8 @@ def outputs(topic: Tensor, sentiment: Tensor, embedding: Tensor | None = None) -
 
 
 def losses(objective_module: Objective, found: Outputs, labels: Tensor, base: Tensor | None = None) -> Losses:
-    result: Losses = objective_module(found, labels, objective_module.totals(labels), base)
+    answers = targets(labels)
+    result: Losses = objective_module(found, answers, objective_module.totals(answers), base)
     return result
 
 
@@ -81,9 +89,11 @@ def test_micro_batches_add_up_to_the_step(weighting: str) -> None:
     objective_module = objective(labels, heads, loss_weighting=weighting)
     topic, sentiment, embedding, base = (torch.randn(5, size) for size in (2, 1, 3, 3))
     whole = losses(objective_module, outputs(topic, sentiment, embedding), labels, base)
-    totals = objective_module.totals(labels)
+    totals = objective_module.totals(targets(labels))
     parts = [
-        objective_module(outputs(topic[rows], sentiment[rows], embedding[rows]), labels[rows], totals, base[rows])
+        objective_module(
+            outputs(topic[rows], sentiment[rows], embedding[rows]), targets(labels[rows]), totals, base[rows]
+        )
         for rows in (slice(0, 1), slice(1, 3), slice(3, 5))
     ]
     for name in ("total", "heads", "distillation"):

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from polyhead_training.backbone import find_backbone
-from polyhead_training.config import Config, StageConfig
+from polyhead_training.config import Config
 from polyhead_training.data.dataset import read_data
 from polyhead_training.errors import ConfigError
 from polyhead_training.loop.stages import Stage, check_stages, learning_rates, unfreeze_steps, unit_names, units
 from polyhead_training.model import PolyheadModel
 from polyhead_training.train import build_model
+from polyhead_training.training_config import StageConfig
+
+from tests.support.tiny_checkpoints import FAMILIES
 
 NAMES = ["embeddings", "layer:1", "layer:2", "pooling", "head:topic", "head:sentiment"]
 
@@ -51,7 +54,7 @@ def scheduled_rates(chosen: Stage, steps: int, first_step: int = 0) -> list[list
     return rates
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_units_partition_the_parameters(
     build: Callable[..., PolyheadModel], checkpoints: dict[str, Path], family: str
 ) -> None:

@@ -133,3 +133,9 @@ def test_interval_bar_shows_value_interval_and_baseline() -> None:
     assert float(box.attrib["width"]) == pytest.approx(252 * 0.1, abs=0.15)
     assert float(base.attrib["x1"]) == 4 + 252 * 0.5
     assert root.attrib["aria-label"] == "75.0%, majority baseline 50.0%"
+
+
+@pytest.mark.parametrize("values", [(0.3, 0.1 + 0.2), (1 / 6, 1 / 6 + 3e-17), (0.0, 1e-15), (1e-15, 1e-15)])
+def test_values_that_differ_by_rounding_alone_are_drawn_as_one(values: tuple[float, float]) -> None:
+    lines = [Series(name, [(1.0, value)]) for name, value in zip("ab", values, strict=True)]
+    assert "nan" not in line_chart("accuracy", lines)

@@ -14,7 +14,7 @@ from polyhead_training.model import PolyheadModel
 from polyhead_training.reporting.model_card import code, figures, render_card, table, write_card
 from polyhead_training.reporting.results import read_results
 
-from tests.support.finished_run import HEADS, HOSTILE
+from tests.support.finished_run import HEADS, HOSTILE, OTHER_KINDS, write_finished_run
 
 
 def _card(folder: Path) -> str:
@@ -78,7 +78,7 @@ def test_metrics_have_intervals_and_baselines(finished_run: Path) -> None:
     found = json.loads((finished_run / "evaluation.json").read_bytes())["test"]["topic"]
     low, high = found["intervals"]["accuracy"]
     interval = f"{found['accuracy']:.4f} [{low:.4f}, {high:.4f}]"
-    others = " | ".join(f"{found[name]:.4f}" for name in ("majority_baseline", "macro_f1", "ece"))
+    others = " | ".join(f"{found[name]:.4f}" for name in ("macro_f1", "ece", "majority_baseline"))
     assert f"| test | `topic` | 120 | {interval} | {others} |" in _card(finished_run)
     assert "0.8674 before training, 0.8551 after training." in _card(finished_run)
 
@@ -155,7 +155,7 @@ def test_snippet_of_the_card_runs(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    heads = [head.model_dump(include={"name", "kind", "labels", "hidden_size", "dropout"}) for head in HEADS]
+    heads = [head.layer_settings() for head in HEADS]
     model = PolyheadModel.from_backbone(
         checkpoints["bert"],
         pooling="mean",
@@ -174,3 +174,17 @@ def test_snippet_of_the_card_runs(
     shown = capsys.readouterr().out
     assert "'topic': tensor" in shown
     assert "'urgent': tensor" in shown
+
+
+def test_heads_of_other_kinds_show_their_own_metrics(tmp_path: Path) -> None:
+    results = read_results(write_finished_run(tmp_path, OTHER_KINDS))
+    card = render_card(results)
+    found = results.splits["test"]
+    low, high = found["price"]["intervals"]["mae"]
+    assert f"| test | `price` | 120 | {found['price']['mae']:.4f} [{low:.4f}, {high:.4f}] |" in card
+    assert "| split | head | rows | micro-F1 | macro-F1 | mAP | ECE | majority |" in card
+    assert "QWK: quadratic weighted kappa." in card
+    # A regression head has no calibration.
+    assert "| `stars` | test |" in card
+    assert "| `price` | test |" not in card
+    assert "| `price` | regression |" in card

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyhead_training.config import HeadConfig
+from polyhead_training.model_config import HeadConfig
 from polyhead_training.reporting.report import render_report, write_report
 from polyhead_training.reporting.results import read_results
 
-from tests.support.finished_run import HEADS, HOSTILE, write_finished_run
+from tests.support.finished_run import HEADS, HOSTILE, OTHER_KINDS, write_finished_run
 
 _VOID = {"meta", "link", "br", "img"}
 
@@ -219,3 +219,34 @@ def test_long_training_time_is_shown_in_minutes(finished_run: Path) -> None:
     with (finished_run / "metrics.jsonl").open("a") as stream:
         stream.write(json.dumps(line) + "\n")
     assert "trained in 10 min 0 s" in _page(finished_run).text
+
+
+def test_heads_of_other_kinds_show_their_own_metrics(tmp_path: Path) -> None:
+    results = read_results(write_finished_run(tmp_path, OTHER_KINDS))
+    text = " ".join(_Page(render_report(results)).text.replace("\N{NO-BREAK SPACE}", " ").split())
+    found = results.splits["test"]
+    assert f"tags micro-F1, test {100 * found['tags']['micro_f1']:.1f} %" in text
+    assert f"stars MAE, test {found['stars']['mae']:.3f}" in text
+    assert f"price MAE, test {found['price']['mae']:.3f}" in text
+    assert text.count("below the median baseline") == 2
+    for metric in ("mean_average_precision", "macro_f1"):
+        assert f"{found['tags'][metric]:.4f}" in text
+    for metric in ("rmse", "r2", "spearman", "pearson"):
+        assert f"{found['price'][metric]:.4f}" in text
+    for title in ("Prediction over true number", "Average precision", "Largest errors", "quadratic weighted kappa"):
+        assert title in text
+
+
+def test_labels_in_lists_are_escaped(tmp_path: Path) -> None:
+    html = render_report(read_results(write_finished_run(tmp_path, OTHER_KINDS)))
+    assert "<script" not in html
+    assert HOSTILE in _Page(html).text
+
+
+def test_error_that_exceeds_the_baseline_is_flagged(tmp_path: Path) -> None:
+    path = write_finished_run(tmp_path, OTHER_KINDS[2:]) / "evaluation.json"
+    assert "not significantly below" not in _Page(render_report(read_results(tmp_path))).text
+    content = json.loads(path.read_bytes())
+    content["test"]["price"]["mae_baseline"] = content["test"]["price"]["mae"]
+    path.write_text(json.dumps(content))
+    assert "not significantly below" in _Page(render_report(read_results(tmp_path))).text

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyhead_training.config import HeadConfig
+from polyhead_training.model_config import HeadConfig
 from polyhead_training.reporting.report import write_report
 
 from tests.support.finished_run import HEADS, write_finished_run

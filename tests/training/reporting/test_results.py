@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,4 +81,47 @@ def test_head_that_learned_nothing_is_reported() -> None:
     "found", [_found(0.61, [30, 10]), _found(0.5, [0, 19], 19), _found(1, [40, 0], majority=1), {"test": {}}]
 )
 def test_head_that_learned_something_or_cannot_be_judged_is_not_reported(found: dict[str, Any]) -> None:
+    assert list(implausible(found)) == []
+
+
+def _other(kind: str, **found: Any) -> dict[str, Any]:
+    return {"test": {"any": {"rows": 40, "kind": kind, **found}}}
+
+
+_SOME = {"a": {"answered": 20}, "b": {"answered": 5}}
+_ONE = {"a": {"answered": 40}, "b": {"answered": 0}}
+_NONE = {"a": {"answered": 0}, "b": {"answered": 0}}
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (_other("multilabel", labels=_NONE), "predicts no label for any of the 40 rows"),
+        (
+            _other("multilabel", labels=_SOME, micro_f1=0.3, majority_baseline=0.3),
+            r"is no better than its most frequent label \(micro-F1 30.0%, baseline 30.0%\)",
+        ),
+        (_other("ordinal", labels=_ONE, majority_baseline=0.6, qwk=0.0), "predicts 'a' for each of the 40 rows"),
+        (_other("ordinal", labels=_SOME, majority_baseline=0.6, qwk=-0.1), "does not follow the order of its labels"),
+        (_other("regression", r2=-0.5, pearson=None), "predicts the same number for each of the 40 rows"),
+        (_other("regression", r2=-0.02, pearson=0.1), r"is no better than the mean of the numbers \(R2 -0.020\)"),
+    ],
+)
+def test_other_head_that_learned_nothing_is_reported(found: dict[str, Any], reason: str) -> None:
+    (line,) = implausible(found)
+    assert re.search(f"test: head 'any' {reason}", line)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        _other("multilabel", labels=_SOME, micro_f1=0.4, majority_baseline=0.3),
+        # The median of a skewed distribution is less accurate than its most frequent label.
+        _other("ordinal", labels=_SOME, majority_baseline=0.6, accuracy=0.5, qwk=0.4),
+        _other("ordinal", labels=_ONE, majority_baseline=1, qwk=None),
+        _other("regression", r2=0.2, pearson=0.5),
+        _other("regression", r2=None, pearson=None),
+    ],
+)
+def test_other_head_that_learned_something_is_not_reported(found: dict[str, Any]) -> None:
     assert list(implausible(found)) == []

@@ -12,11 +12,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from polyhead_training.config import HeadConfig
+from polyhead_training.model_config import HeadConfig
 from polyhead_training.tokenization import encode_counted, pad
 
 from .dataset import Row
-from .labels import UNLABELLED
+from .target_tensors import Targets
 
 
 class Batch(NamedTuple):
@@ -25,28 +25,28 @@ class Batch(NamedTuple):
     Attributes:
         input_ids: (B, T) int64 token ids.
         attention_mask: (B, T) int64, 1 for the text's tokens and 0 for padding.
-        labels: (B, heads) int64 label index of each head, ``UNLABELLED`` for rows without a label.
+        labels: True answers for each head.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
-    labels: Tensor
+    labels: Targets
 
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Rows as token ids and label indices.
+    """Rows as token ids and encoded answers.
 
     Attributes:
         ids: Token ids of each row, special tokens included.
-        labels: (rows, heads) int64 label index of each head, ``UNLABELLED`` for rows without a label.
+        labels: True answers for each head.
         pad_token_id: Token that pads the shorter rows of a batch.
         sources: For each row, the index of its source in ``data.train``.
         tokens: For each row, its number of tokens before truncation.
     """
 
     ids: list[list[int]]
-    labels: Tensor
+    labels: Targets
     pad_token_id: int
     sources: list[int]
     tokens: list[int]
@@ -57,8 +57,8 @@ class EncodedRows:
     def batch(self, rows: Sequence[int], device: torch.device) -> Batch:
         """Builds a batch of the rows with these numbers, padded to the longest of them, on a device."""
         input_ids, attention_mask = pad([self.ids[row] for row in rows], self.pad_token_id)
-        tensors = torch.from_numpy(input_ids), torch.from_numpy(attention_mask), self.labels[list(rows)]
-        return Batch(*(tensor.to(device) for tensor in tensors))
+        ids, mask = torch.from_numpy(input_ids).to(device), torch.from_numpy(attention_mask).to(device)
+        return Batch(ids, mask, self.labels.rows(rows).to(device))
 
     def by_length(self, size: int) -> list[list[int]]:
         """Splits all row numbers into batches of ``size``, the longest rows first."""
@@ -67,12 +67,14 @@ class EncodedRows:
 
     def labelled(self) -> list[int]:
         """Returns a bit mask for each row: bit i is set when the row has a label for head i."""
-        bits = 2 ** torch.arange(self.labels.shape[1])  # (heads,)
-        return [int(number) for number in ((self.labels != UNLABELLED) * bits).sum(dim=1)]
+        marks = self.labels.labelled()  # (rows, heads)
+        return [int(number) for number in (marks * 2 ** torch.arange(marks.shape[1])).sum(dim=1)]
 
     def digest(self) -> str:
-        """Computes the SHA-256 over ids and labels, in order."""
-        found = hashlib.sha256(self.labels.numpy().tobytes())
+        """Computes the SHA-256 over ids and answers, in order."""
+        found = hashlib.sha256()
+        for answers in self.labels.arrays():
+            found.update(answers.tobytes())
         for ids in self.ids:
             found.update(array("q", [len(ids), *ids]))
         return found.hexdigest()
@@ -81,20 +83,28 @@ class EncodedRows:
         return len(self.ids[row])
 
 
-def encode_rows(
-    rows: Sequence[Row], heads: Sequence[HeadConfig], tokenizer: Tokenizer, max_tokens: int, pad_token_id: int
+def encode_rows(  # noqa: PLR0917
+    rows: Sequence[Row],
+    heads: Sequence[HeadConfig],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    pad_token_id: int,
+    prefix: str = "",
 ) -> EncodedRows:
-    """Converts texts into token ids, truncated to ``max_tokens``, and labels into label indices."""
-    indices = [{label: index for index, label in enumerate(head.labels or ())} for head in heads]
-    labels = torch.full((len(rows), len(heads)), UNLABELLED)  # (rows, heads)
-    for number, row in enumerate(rows):
-        for column, label in enumerate(row.labels):
-            if label is not None:
-                labels[number, column] = indices[column][label]
-    counted = list(encode_counted(tokenizer, [row.text for row in rows], max_tokens))
+    """Converts texts into token ids, truncated to ``max_tokens``, and answers into tensors.
+
+    Args:
+        rows: The rows.
+        heads: The heads with their labels.
+        tokenizer: The tokenizer.
+        max_tokens: Maximum number of ids of a text, with its prefix.
+        pad_token_id: Token that pads the shorter rows of a batch.
+        prefix: Text before every text.
+    """
+    counted = list(encode_counted(tokenizer, [prefix + row.text for row in rows], max_tokens))
     return EncodedRows(
         ids=[ids for ids, _ in counted],
-        labels=labels,
+        labels=Targets.encode([row.labels for row in rows], heads),
         pad_token_id=pad_token_id,
         sources=[row.source for row in rows],
         tokens=[tokens for _, tokens in counted],

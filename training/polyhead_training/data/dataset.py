@@ -2,39 +2,34 @@
 
 ::
 
-    files, hub datasets --readers.read_source--> RawRow --labels.read_label--> Row --split--> Data
-                                                        --------------------> Pair --------->
+    files, hub datasets --row_reader.RowReader--> RawRow --targets.read_target--> Row --split_rows--> Data
+                                                         ----------------------> Pair -------------->
+                                                         --embedding_data, retrieval_data--> sources, tasks -->
 """
 
 from __future__ import annotations
 
-import math
-import random
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
-from typing import TypeVar
 
 from polyhead_rows import Problem, RawRow
 
-from polyhead_training.config import Config, HeadConfig
+from polyhead_training.config import Config
 from polyhead_training.errors import ConfigError, DataError
-from polyhead_training.suggestions import did_you_mean, folded, listed, shown
+from polyhead_training.model_config import HeadConfig
+from polyhead_training.suggestions import did_you_mean
 
-from .labels import read_label
-from .readers import Source, read_source
+from .embedding_data import EmbeddingSource, read_embedding
+from .readers import Source
+from .retrieval_data import RetrievalTask, read_retrieval
+from .row_reader import RowReader, read_number, read_text
+from .splitting import split_rows
+from .targets import Target, label_numbers, read_target, target_labels
 
-# Problems in one error message: enough to show a pattern, few enough to read.
-_MAX_PROBLEMS = 100
 _DEFAULT_VALIDATION_FRACTION = 0.1
 # Field names of a source that are remembered, for suggestions.
 _MAX_FIELDS = 1000
-# Characters at the start of a text of which one is almost always visible.
-_MAX_BLANK_CHARACTERS = 100
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +38,15 @@ class Row:
 
     Attributes:
         text: The text, not empty.
-        labels: For each head, in order, the name of its label; None for a row without one.
+        labels: For each head, in order, the true answer: the name of a label, those of several labels, or a number;
+            None for a row without one.
         path: The file that contains the row, or the hub dataset under its name in the configuration.
         line: Line of the file on which the row begins, or row of a Parquet file or hub dataset, counted from 1.
         source: Index of the row's source in ``data.train``; 0 in the other splits.
     """
 
     text: str
-    labels: tuple[str | None, ...]
+    labels: tuple[Target | None, ...]
     path: Path
     line: int
     source: int
@@ -83,6 +79,8 @@ class Data:
         similarity: Pairs for evaluation of the sentence embedding.
         fields: For each source of rows, the fields that occur in any of them; none for a source without rows.
         empty: The splits that the configuration names sources for, but that have no rows.
+        embedding: Sources of texts that train the sentence embedding.
+        retrieval: Retrieval tasks for evaluation of the sentence embedding.
     """
 
     heads: tuple[HeadConfig, ...]
@@ -92,6 +90,8 @@ class Data:
     similarity: tuple[Pair, ...]
     fields: Mapping[Source, tuple[str, ...]]
     empty: tuple[str, ...] = ()
+    embedding: tuple[EmbeddingSource, ...] = ()
+    retrieval: tuple[RetrievalTask, ...] = ()
 
 
 def read_data(config: Config) -> Data:
@@ -115,17 +115,30 @@ def read_data(config: Config) -> Data:
     validation = reader.rows(sources["validation"], text, heads)
     test = reader.rows(sources["test"], text, heads)
     similarity = reader.pairs(sources["similarity"], config.data.similarity_fields)
+    embedding = read_embedding(config, sources, reader)
+    retrieval = read_retrieval(config, sources, reader)
     reader.raise_problems()
     empty = []
-    if not sources["validation"]:
-        fraction = config.data.validation_fraction or _DEFAULT_VALIDATION_FRACTION
+    if heads and not sources["validation"]:
+        fraction = config.data.validation_fraction
+        fraction = _DEFAULT_VALIDATION_FRACTION if fraction is None else fraction
         train, validation = split_rows(train, fraction, config.training.seed)
-    if not validation:
+    if heads and not validation:
         empty.append("validation")
     if sources["test"] and not test:
         empty.append("test")
     fields = {source: tuple(names) for source, names in reader.fields.items()}
-    return Data(heads, tuple(train), tuple(validation), tuple(test), tuple(similarity), fields, tuple(empty))
+    return Data(
+        heads,
+        tuple(train),
+        tuple(validation),
+        tuple(test),
+        tuple(similarity),
+        fields,
+        tuple(empty),
+        tuple(embedding),
+        tuple(retrieval),
+    )
 
 
 def read_labelled(paths: Sequence[Source], text: str, heads: Sequence[HeadConfig]) -> list[Row]:
@@ -145,45 +158,11 @@ def read_labelled(paths: Sequence[Source], text: str, heads: Sequence[HeadConfig
     return rows
 
 
-def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Splits rows into two parts, stratified by the combination of labels.
-
-    The second part never takes the last row of a label: a label that occurs once stays in the first part.
-
-    Args:
-        rows: The rows.
-        fraction: Share of the second part, 0 to 1.
-        seed: Seed of the random choice.
-
-    Returns:
-        The first and the second part, each in the order of ``rows``.
-    """
-    strata: dict[tuple[str | None, ...], list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        strata[row.labels].append(index)
-    rng = random.Random(seed)  # noqa: S311
-    order = [index for stratum in strata.values() for index in rng.sample(stratum, len(stratum))]
-    # Taking every 1/fraction-th row of an order by strata comes as close to the fraction in each as whole rows allow.
-    wanted = [row for n, row in enumerate(order) if math.floor((n + 1) * fraction) > math.floor(n * fraction)]
-    left = Counter(label for row in rows for label in enumerate(row.labels))
-    taken = set()
-    for index in wanted:
-        labels = [label for label in enumerate(rows[index].labels) if label[1] is not None]
-        if all(left[label] > 1 for label in labels):
-            left.subtract(labels)
-            taken.add(index)
-    return (
-        [row for index, row in enumerate(rows) if index not in taken],
-        [row for index, row in enumerate(rows) if index in taken],
-    )
-
-
-class _Reader:
+class _Reader(RowReader):
     """Reads sources one after the other and collects their problems."""
 
     def __init__(self) -> None:
-        self.problems: list[Problem] = []
-        self.found = 0
+        super().__init__()
         self.fields: dict[Source, dict[str, None]] = {}
 
     def rows(
@@ -193,94 +172,21 @@ class _Reader:
             names = self.fields[raw.path]
             if len(names) < _MAX_FIELDS:
                 names.update(dict.fromkeys(raw.names))
-            text = _text(raw, text_field)
-            labels = tuple(read_label(head, raw.values.get(head.field)) for head in heads)
+            text = read_text(raw, text_field)
+            labels = tuple(read_target(head, raw.values.get(head.field)) for head in heads)
             return Row(text, labels, raw.path, raw.line, source if is_train else 0)
 
         for source in sources:
             self.fields.setdefault(source, {})
-        return self._read(sources, {text_field: "data.text"}, make, [head.field for head in heads])
+        return self.read(sources, {text_field: "data.text"}, make, [head.field for head in heads])
 
     def pairs(self, sources: Sequence[Source], fields: tuple[str, str, str]) -> list[Pair]:
         first, second, score = fields
 
         def make(raw: RawRow, _: int) -> Pair:
-            return Pair(_text(raw, first), _text(raw, second), _number(raw, score))
+            return Pair(read_text(raw, first), read_text(raw, second), read_number(raw, score))
 
-        return self._read(sources, dict.fromkeys(fields, "data.similarity_fields"), make)
-
-    def raise_problems(self) -> None:
-        if self.problems:
-            raise DataError(self.problems, self.found)
-
-    def _read(
-        self,
-        sources: Sequence[Source],
-        required: Mapping[str, str],
-        make: Callable[[RawRow, int], _Item],
-        optional: Sequence[str] = (),
-    ) -> list[_Item]:
-        items = []
-        for index, source in enumerate(sources):
-            for number, raw in enumerate(_raw_rows(source, {*required, *optional})):
-                if isinstance(raw, Problem):
-                    self._add(raw)
-                    continue
-                try:
-                    _require(raw, required)
-                    items.append(make(raw, index))
-                except ValueError as error:
-                    self._add(raw.problem(str(error)))
-                    if number == 0 and not required.keys() <= raw.values.keys():
-                        # Every other row of the source would report the same problem.
-                        break
-        return items
-
-    def _add(self, problem: Problem) -> None:
-        self.found += 1
-        if len(self.problems) < _MAX_PROBLEMS:
-            self.problems.append(problem)
-
-
-def _raw_rows(source: Source, fields: Collection[str]) -> Iterator[RawRow | Problem]:
-    """Yields the rows of a source; an unreadable source yields a problem instead."""
-    try:
-        yield from read_source(source, fields)
-    except DataError as error:
-        yield from error.problems
-
-
-def _require(raw: RawRow, required: Mapping[str, str]) -> None:
-    for field, setting in required.items():
-        if field not in raw.values:
-            names = listed(raw.names) or "none at all"
-            hint = did_you_mean(field, raw.names)
-            fix = f"set {setting} to one of these"
-            raise ValueError(f"has no field {field!r}, only {names}: {f'{hint} {fix}' if hint else fix}")
-
-
-def _text(raw: RawRow, field: str) -> str:
-    text = raw.values[field]
-    if not isinstance(text, str):
-        kind = "" if text is None else f" of type {type(text).__name__}"
-        raise ValueError(f"field {field!r}: {shown(text)}{kind} is not a valid text; write a string or remove the row")  # noqa: TRY004
-    # Invisible characters alone are no text either.
-    if not folded(text[:_MAX_BLANK_CHARACTERS]) and not folded(text):
-        raise ValueError(f"field {field!r}: {shown(text)} is not a valid text; fill it in or remove the row")
-    return text
-
-
-def _number(raw: RawRow, field: str) -> float:
-    value = raw.values[field]
-    try:
-        # Numbers of a CSV file are strings.
-        is_number = isinstance(value, str | int | float | Decimal) and not isinstance(value, bool)
-        number = float(value) if is_number else math.nan  # type: ignore[arg-type]
-    except (ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"field {field!r}: {shown(value)} is not a finite number; correct it or remove the row")
-    return number
+        return self.read(sources, dict.fromkeys(fields, "data.similarity_fields"), make)
 
 
 def _heads_with_labels(
@@ -292,7 +198,10 @@ def _heads_with_labels(
         ConfigError: Heads have no labels to learn; the error lists all of them.
         DataError: There are no training rows.
     """
-    if not train:
+    if config.model.heads and not config.data.train:
+        fix = "name the files with labelled rows, or set model.heads = [] to train the embedding alone"
+        raise config.error("data.train", f"is missing: {fix}")
+    if config.model.heads and not train:
         raise DataError([Problem(source, 0, "has no rows") for source in config.sources()["train"]])
     names = {name: None for found in fields.values() for name in found}
     heads, errors = [], []
@@ -309,22 +218,40 @@ def _heads_with_labels(
 def _with_labels(config: Config, index: int, train: Sequence[Row], names: Sequence[str]) -> HeadConfig:
     """Returns the head with its labels: the configured ones, or those of the training rows."""
     head = config.model.heads[index]
-    found = sorted({row.labels[index] or "" for row in train} - {""})
-    if not found:
+    answers = {row.labels[index]: row for row in reversed(train) if row.labels[index] is not None}
+    if not answers:
         others = {config.data.text, *(other.field for other in config.model.heads)}
         hint = did_you_mean(head.field, [name for name in names if name not in others])
         fix = f"{hint} Correct the name or remove the head" if hint else "correct the name or remove the head"
         reason = f"{head.field!r}: no training row has a label in this field; {fix}"
         raise config.error(f"model.heads.{index}.field", reason)
-    if head.labels is None and len(found) < 2:
-        reason = (
-            f"{head.field!r}: all training rows have the label {found[0]!r}; add rows with another, or remove the head"
-        )
-        raise config.error(f"model.heads.{index}.field", reason)
-    if head.labels is not None:
+    if len(answers) < 2:
+        ((answer, row),) = answers.items()
+        kind = {"multilabel": "labels", "regression": "number"}.get(head.kind, "label")
+        shown_answer = list(answer) if isinstance(answer, tuple) else answer
+        reason = f"{head.field!r}: all training rows have the {kind} {shown_answer!r} (first: {row.path}:{row.line})"
+        raise config.error(f"model.heads.{index}.field", f"{reason}; add rows with another, or remove the head")
+    if head.kind == "ordinal" and head.labels is not None:
+        numbers = label_numbers(head.labels) or []
+        if len(set(numbers)) < len(numbers):
+            reason = f"{', '.join(head.labels)}: two of them are the same number; remove one"
+            raise config.error(f"model.heads.{index}.labels", reason)
+    if head.labels is not None or head.kind == "regression":
         return head
+    return _with_found_labels(config, index, sorted({label for answer in answers for label in target_labels(answer)}))
+
+
+def _with_found_labels(config: Config, index: int, found: list[str]) -> HeadConfig:
+    """Returns the head with the sorted labels of the training rows; those of an ordinal head are sorted as numbers."""
+    head = config.model.heads[index]
+    if len(found) < 2:
+        fix = "name all labels in labels, add rows with another, or use a sigmoid head"
+        reason = f"{head.field!r}: the lists of the training rows name a single label, {found[0]!r}; {fix}"
+        raise config.error(f"model.heads.{index}.field", reason)
     if isinstance(head.class_weights, dict) and (unexpected := sorted(head.class_weights.keys() - set(found))):
         hint = did_you_mean(unexpected[0], found)
         reason = f"no training row has the label {unexpected[0]!r}; {hint} the labels are {', '.join(found)}"
         raise config.error(f"model.heads.{index}.class_weights", reason)
+    if head.kind == "ordinal":
+        found = [label for _, label in sorted(zip(label_numbers(found) or [], found, strict=True))]
     return head.model_copy(update={"labels": tuple(found)})

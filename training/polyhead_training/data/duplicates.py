@@ -92,6 +92,47 @@ def near_pairs(
     return found
 
 
+def duplicate_sets(texts: Sequence[str]) -> list[int]:
+    """Assigns each text the number of its set of duplicates, exact and near, those of duplicates included.
+
+    Args:
+        texts: N texts, not normalized.
+
+    Returns:
+        For each text, the smallest number of a text in its set; its own for a text without duplicates.
+    """
+    normalized = [normalize(text) for text in texts]
+    sets = _Sets(len(texts))
+    for numbers in groups(normalized):
+        for number in numbers[1:]:
+            sets.join(numbers[0], number)
+    for bands in signatures(normalized).T.tolist():
+        buckets: dict[int, list[int]] = defaultdict(list)
+        for number, key in enumerate(bands):
+            others = buckets[key][:_MAX_BUCKET_TEXTS] if key else []
+            for other in others:
+                if sets.root(other) != sets.root(number) and _near(normalized[other], normalized[number]):
+                    sets.join(other, number)
+            buckets[key].append(number)
+    return [sets.root(number) for number in range(len(texts))]
+
+
+class _Sets:
+    """Disjoint sets of the numbers below a count, at first of one number each; the smallest is the root of a set."""
+
+    def __init__(self, count: int) -> None:
+        self._parents = list(range(count))
+
+    def root(self, number: int) -> int:
+        while self._parents[number] != number:
+            number = self._parents[number] = self._parents[self._parents[number]]
+        return number
+
+    def join(self, first: int, second: int) -> None:
+        low, high = sorted((self.root(first), self.root(second)))
+        self._parents[high] = low
+
+
 def signatures(texts: Sequence[str]) -> Signatures:
     """Computes (N, bands) uint64 MinHash signatures of normalized texts.
 

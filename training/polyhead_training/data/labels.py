@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
 
-from polyhead_training.config import HeadConfig
+from polyhead_training.model_config import HeadConfig
 from polyhead_training.suggestions import did_you_mean, shown
 
 # Label index of a row without a label for a head.

@@ -6,15 +6,16 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from polyhead_training.backbone import Backbone, find_backbone
 from polyhead_training.config import Config
-from polyhead_training.tokenization import encode
+from polyhead_training.tokenization import encode, overlong_prompts
 
 from .collation import EncodedRows, encode_rows
 from .dataset import Data, Row
+from .embedding_encoding import EncodedEmbedding, EncodedRetrieval, encode_embedding, encode_retrieval
+from .embedding_report import describe_embedding
 from .quality_report import DataReport, describe_data
+from .target_tensors import Targets
 from .vocabulary import require_known_words, vocabulary_warnings
 
 
@@ -27,6 +28,8 @@ class Prepared:
         backbone: The checkpoint that training starts from.
         splits: The rows as token ids, by split: train, validation, test.
         pairs: The first and the second texts of the similarity pairs as token ids.
+        embedding: The texts that train the sentence embedding.
+        retrieval: The texts of each retrieval task.
         report: Statistics and warnings about the rows.
     """
 
@@ -34,12 +37,15 @@ class Prepared:
     backbone: Backbone
     splits: Mapping[str, EncodedRows]
     pairs: tuple[EncodedRows, EncodedRows]
+    embedding: EncodedEmbedding
+    retrieval: tuple[EncodedRetrieval, ...]
     report: DataReport
 
     def digest(self) -> str:
         """Computes the SHA-256 over the token ids, labels and similarity scores of all rows."""
         digests = [rows.digest() for rows in (*self.splits.values(), *self.pairs)]
         digests += [repr(pair.score) for pair in self.data.similarity]
+        digests += [self.embedding.digest()]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -51,18 +57,20 @@ def prepare(config: Config, data: Data) -> Prepared:
         data: Its rows.
 
     Raises:
-        ConfigError: The configuration contradicts the backbone.
+        ConfigError: The configuration contradicts the backbone, or a prompt leaves no tokens for a text.
         BackboneError: The backbone cannot be used.
     """
     backbone = find_backbone(config)
     limit = config.model.max_tokens
 
-    def encode_split(rows: Sequence[Row]) -> EncodedRows:
-        return encode_rows(rows, data.heads, backbone.tokenizer, limit, backbone.pad_token_id)
+    _require_room_after_prompts(config, backbone)
+
+    def encode_split(rows: Sequence[Row], prefix: str = config.prefix) -> EncodedRows:
+        return encode_rows(rows, data.heads, backbone.tokenizer, limit, backbone.pad_token_id, prefix)
 
     def encode_texts(texts: Sequence[str]) -> EncodedRows:
         ids = list(encode(backbone.tokenizer, texts, limit))
-        return EncodedRows(ids, torch.zeros(len(ids), 0), backbone.pad_token_id, [0] * len(ids), [])
+        return EncodedRows(ids, Targets((), len(ids)), backbone.pad_token_id, [0] * len(ids), [])
 
     texts = {"train": data.train, "validation": data.validation, "test": data.test}
     splits = {split: encode_split(rows) for split, rows in texts.items()}
@@ -70,8 +78,22 @@ def prepare(config: Config, data: Data) -> Prepared:
         encode_texts([pair.first for pair in data.similarity]),
         encode_texts([pair.second for pair in data.similarity]),
     )
-    require_known_words(backbone, data.train, splits["train"].ids)
+    embedding = encode_embedding(config, data.embedding, backbone)
+    # The words of a prompt say nothing about those of the rows.
+    plain = {split: encode_split(rows, "") for split, rows in texts.items()} if config.prefix else splits
+    require_known_words(backbone, data.train, plain["train"].ids)
+    require_known_words(backbone, embedding.rows, embedding.texts.ids)
     report = describe_data(data, {split: rows.tokens for split, rows in splits.items()}, limit)
-    unknown = vocabulary_warnings(backbone, {split: (rows, splits[split].ids) for split, rows in texts.items()})
-    report = replace(report, warnings=[*report.warnings, *unknown])
-    return Prepared(data, backbone, splits, pairs, report)
+    sources, warnings = describe_embedding(data, embedding, limit)
+    found = {split: (rows, plain[split].ids) for split, rows in texts.items()}
+    unknown = vocabulary_warnings(backbone, {**found, "data.embedding": (embedding.rows, embedding.texts.ids)})
+    report = replace(report, embedding=sources, warnings=[*report.warnings, *warnings, *unknown])
+    retrieval = encode_retrieval(config, data.retrieval, backbone)
+    return Prepared(data, backbone, splits, pairs, embedding, retrieval, report)
+
+
+def _require_room_after_prompts(config: Config, backbone: Backbone) -> None:
+    limit = config.model.max_tokens
+    for name, tokens in overlong_prompts(backbone.tokenizer, config.model.prompts, limit).items():
+        reason = f"has {tokens} tokens, and model.max_tokens is {limit}, which leaves none for a text; shorten it"
+        raise config.error(f"model.prompts.{name}", reason)

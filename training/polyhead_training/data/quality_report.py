@@ -12,17 +12,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polyhead_training.config import HeadConfig
+from polyhead_training.model_config import HeadConfig
 from polyhead_training.suggestions import bare, closest
 from polyhead_training.terminal import format_table
 
 from .dataset import Data, Row
 from .duplicates import exact_pairs, groups, near_pairs, normalize, signatures
 from .label_checks import equal_when_folded, one_edit_apart, spelled_missing
+from .targets import target_labels
+
+if TYPE_CHECKING:
+    from .embedding_report import SourceReport
 
 # Examples in one warning: enough to show a pattern, few enough to read.
 _MAX_EXAMPLES = 5
@@ -30,6 +34,9 @@ _MAX_EXAMPLES = 5
 _MAX_TRUNCATED = 0.1
 # Rows of a split below which the report warns.
 _MIN_ROWS = 30
+# Mean of numbers, in standard deviations, above which the report warns: a float32 has 7 digits, and the export allows
+# values to differ by 1e-5 standard deviations.
+_MAX_OFFSET = 200
 
 Warnings = Iterator[str]
 
@@ -39,14 +46,18 @@ class HeadCounts:
     """Label counts of one head in one split.
 
     Attributes:
-        labelled: Rows with a label.
-        majority_baseline: Share of the most frequent label among them, 0 to 1; None without labelled rows.
+        labelled: Rows with an answer: a label, a list of labels, which may be empty, or a number.
+        majority_baseline: Share of the most frequent label among them, 0 to 1; None without labelled rows, and for
+            heads that do not predict exactly one label.
         labels: Number of rows with each label, in the order of the logits.
+        numbers: Distribution of the numbers of a regression head: minimum, median, maximum, mean and standard
+            deviation; None for other heads.
     """
 
     labelled: int
     majority_baseline: float | None
     labels: dict[str, int]
+    numbers: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,15 +124,17 @@ class DataReport:
         splits: Statistics by split: train, validation, test.
         leakage: One element for each two splits with rows.
         warnings: Likely faults, a sentence each; none of them prevents training.
+        embedding: Statistics of the sources that train the sentence embedding.
     """
 
     splits: dict[str, SplitReport]
     leakage: list[Leak]
     warnings: list[str]
+    embedding: Sequence[SourceReport] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the content of ``data.json``."""
-        return asdict(self)
+        """Returns the content of ``data.json``; without sources, it has no key ``embedding``."""
+        return {key: value for key, value in asdict(self).items() if value or key != "embedding"}
 
     def lines(self) -> Iterator[str]:
         """Yields the report as lines for a terminal."""
@@ -130,13 +143,15 @@ class DataReport:
             for split, found in self.splits.items()
             for name, head in (found.heads.items() if found.rows else ())
         ]
-        yield format_table(["split", "head", "rows", "labelled", "labels"], rows, numeric=["rows", "labelled"])
+        if rows:
+            yield format_table(["split", "head", "rows", "labelled", "labels"], rows, numeric=["rows", "labelled"])
         for split, found in self.splits.items():
             if found.tokens:
                 loss = (
                     f"{found.tokens.truncated:.1%} of the texts truncated, {found.tokens.lost:.1%} of the tokens lost"
                 )
                 yield f"{split}: median {found.tokens.p50} tokens, maximum {found.tokens.max}; {loss}"
+        yield from (source.line() for source in self.embedding)
         for warning in self.warnings:
             yield f"warning: {warning}"
 
@@ -161,31 +176,59 @@ def describe_data(data: Data, tokens: Mapping[str, Sequence[int]], max_tokens: i
         conflicting = sum(_conflict(rows[numbers[0]], rows[n]) for numbers in repeats for n in numbers[1:])
         reports[split] = SplitReport(
             rows=len(rows),
-            unlabelled=sum(not any(row.labels) for row in rows),
-            heads={head.name: _count(rows, column, head.labels or ()) for column, head in enumerate(data.heads)},
-            tokens=_token_counts(np.array(tokens[split]), max_tokens) if rows else None,
+            unlabelled=sum(map(_is_unlabelled, rows)),
+            heads={head.name: _count(rows, column, head) for column, head in enumerate(data.heads)},
+            tokens=token_counts(np.array(tokens[split]), max_tokens) if rows else None,
             duplicates={"exact": sum(len(numbers) - 1 for numbers in repeats), "conflicting": conflicting},
         )
         warnings += _split_warnings(split, rows, repeats, reports[split])
+    warnings += [f"head {name!r}: {reason}" for name, one in reports["train"].heads.items() for reason in _offset(one)]
     leakage = list(_leaks(splits, normalized))
     warnings += [warning for leak in leakage for warning in _leak_warnings(leak)]
     return DataReport(reports, leakage, warnings)
 
 
 def _shares(head: HeadCounts) -> str:
+    if head.numbers:
+        return "{min:.4g} to {max:.4g}, mean {mean:.4g}, standard deviation {spread:.4g}".format(**head.numbers)
     return (
         ", ".join(f"{bare(label)} {count / head.labelled:.1%}" for label, count in head.labels.items() if count) or "-"
     )
 
 
-def _count(rows: Sequence[Row], column: int, labels: Sequence[str]) -> HeadCounts:
-    found = Counter(row.labels[column] for row in rows)
-    counts = {label: found[label] for label in labels}
-    labelled = sum(counts.values())
-    return HeadCounts(labelled, max(counts.values()) / labelled if labelled else None, counts)
+def _count(rows: Sequence[Row], column: int, head: HeadConfig) -> HeadCounts:
+    answers = [answer for row in rows if (answer := row.labels[column]) is not None]
+    if head.kind == "regression":
+        return HeadCounts(len(answers), None, {}, _numbers(np.array(answers)) if answers else None)
+    found = _label_counts(rows, column)
+    counts = {label: found[label] for label in head.labels or ()}
+    is_single = answers and head.kind != "multilabel"
+    return HeadCounts(len(answers), max(counts.values()) / len(answers) if is_single else None, counts)
 
 
-def _token_counts(tokens: Any, max_tokens: int) -> TokenCounts:
+def _numbers(values: Any) -> dict[str, float]:
+    found = {"min": values.min(), "p50": np.median(values), "max": values.max(), "mean": values.mean()}
+    return {name: float(value) for name, value in {**found, "spread": values.std()}.items()}
+
+
+def _offset(head: HeadCounts) -> Warnings:
+    """Warns of numbers that are far from 0 for their spread."""
+    if head.numbers and abs(head.numbers["mean"]) > _MAX_OFFSET * head.numbers["spread"]:
+        found = "mean {mean:.6g}, standard deviation only {spread:.3g}".format(**head.numbers)
+        effect = "float32 rounds the answers coarsely for that, which may fail the gate of the export"
+        yield f"{found}: {effect}; subtract a constant from all numbers"
+
+
+def _label_counts(rows: Iterable[Row], column: int) -> Counter[str]:
+    return Counter(label for row in rows for label in target_labels(row.labels[column]))
+
+
+def _is_unlabelled(row: Row) -> bool:
+    return all(answer is None for answer in row.labels)
+
+
+def token_counts(tokens: Any, max_tokens: int) -> TokenCounts:
+    """Describes the (rows,) numbers of tokens of texts before truncation; there must be at least one."""
     lost = np.maximum(tokens - max_tokens, 0)  # (rows,)
     p50, p95 = np.percentile(tokens, [50, 95], method="nearest")
     return TokenCounts(
@@ -237,8 +280,8 @@ def _empty_splits(data: Data) -> Warnings:
 
 def _label_warnings(head: HeadConfig, rows: Sequence[Row], column: int) -> Warnings:
     """Warns of labels that are likely spellings of another label, or of a missing one."""
-    counts = Counter(row.labels[column] for row in rows)
-    first = {row.labels[column]: row for row in reversed(rows)}
+    counts = _label_counts(rows, column)
+    first = {label: row for row in reversed(rows) for label in target_labels(row.labels[column])}
 
     def show(label: str) -> str:
         return f"{label!r} ({counts[label]:,}, first in {_location(first[label])})"
@@ -252,39 +295,40 @@ def _label_warnings(head: HeadConfig, rows: Sequence[Row], column: int) -> Warni
         yield f"head {head.name!r}: labels that differ only in case, spaces or invisible characters: {names}"
     pairs = [" and ".join(map(show, pair)) for pair in one_edit_apart(labels) if not set(pair) & set(missing)]
     if pairs:
-        yield f"head {head.name!r}: labels that differ by one letter, perhaps misspelled: {_summary(pairs, len(pairs))}"
+        yield f"head {head.name!r}: labels that differ by one letter, perhaps misspelled: {summary(pairs, len(pairs))}"
 
 
 def _single_rows(head: HeadConfig, train: Sequence[Row], column: int) -> Warnings:
     """Warns of labels with a single training row, but for those that spell a missing value."""
-    counts = Counter(row.labels[column] for row in train)
+    counts = _label_counts(train, column)
     missing = spelled_missing(head.labels or ())
     single = [
         f"{label!r} ({_location(row)})"
         for row in train
-        if (label := row.labels[column]) is not None and label not in missing and counts[label] == 1
+        for label in target_labels(row.labels[column])
+        if label not in missing and counts[label] == 1
     ]
     if single:
-        found = f"labels of head {head.name!r} with one row, too few to learn: {_summary(single, len(single))}"
+        found = f"labels of head {head.name!r} with one row, too few to learn: {summary(single, len(single))}"
         yield f"train: {found}; add rows, or merge them with other labels"
 
 
 def _split_warnings(split: str, rows: Sequence[Row], repeats: Sequence[Sequence[int]], report: SplitReport) -> Warnings:
-    if split == "train" and len(rows) < _MIN_ROWS:
+    if split == "train" and 0 < len(rows) < _MIN_ROWS:
         yield f"train: has only {len(rows)} rows; the model is unlikely to be reliable"
     elif 0 < len(rows) < _MIN_ROWS:
         # 95 % confidence interval of an accuracy of 0.5, the widest one.
         margin = min(0.5, 1.96 * math.sqrt(0.25 / len(rows)))
         yield f"{split}: has only {len(rows)} rows; an accuracy on them is uncertain by up to {margin:.0%}"
-    if unlabelled := [row for row in rows if not any(row.labels)]:
-        yield f"{split}: rows without a label for any head: {_summary(map(_location, unlabelled), len(unlabelled))}"
+    if unlabelled := list(filter(_is_unlabelled, rows)):
+        yield f"{split}: rows without a label for any head: {summary(map(_location, unlabelled), len(unlabelled))}"
     pairs = [(rows[numbers[0]], rows[number]) for numbers in repeats for number in numbers[1:]]
     for kind, found in (
         ("with a different label", [pair for pair in pairs if _conflict(*pair)]),
         ("with the same label", [pair for pair in pairs if not _conflict(*pair)]),
     ):
         if found:
-            yield f"{split}: rows that repeat a text {kind}: {_summary(map(_pair, found), len(found))}"
+            yield f"{split}: rows that repeat a text {kind}: {summary(map(_pair, found), len(found))}"
     for name, head in report.heads.items():
         missing = [label for label, count in head.labels.items() if not count]
         if head.labelled and missing:
@@ -302,7 +346,7 @@ def _leak_warnings(leak: Leak) -> Warnings:
         yield f"{later}: rows that also occur in {earlier} inflate the scores: {counts}: {examples}"
 
 
-def _summary(locations: Iterable[str], count: int) -> str:
+def summary(locations: Iterable[str], count: int) -> str:
     """Formats a count and the first locations."""
     return f"{count:,}: {'; '.join(islice(locations, _MAX_EXAMPLES))}{'; ...' if count > _MAX_EXAMPLES else ''}"
 

@@ -65,7 +65,9 @@ class Sampler:
         for row, source in enumerate(self.sources):
             groups[source].append(row)
         counts = epoch_counts(self.config, {source: len(rows) for source, rows in groups.items()})
-        drawn = [self._draw(source, groups[source], number * count, count) for source, count in counts.items()]
+        drawn = [
+            draw(f"{self.seed}/{source}", groups[source], number * count, count) for source, count in counts.items()
+        ]
         order = [row for rows in drawn for row in rows]
         rng.shuffle(order)
         return order
@@ -73,14 +75,15 @@ class Sampler:
     def _sort_key(self, row: int) -> tuple[int, int]:
         return self.labelled[row], self.lengths[row]
 
-    def _draw(self, source: int, rows: Sequence[int], start: int, count: int) -> list[int]:
-        """Returns ``count`` rows from position ``start`` of an endless series of shuffles of ``rows``."""
-        drawn: list[int] = []
-        while len(drawn) < count:
-            shuffle, position = divmod(start + len(drawn), len(rows))
-            shuffled = random.Random(f"{self.seed}/{source}/{shuffle}").sample(rows, len(rows))  # noqa: S311
-            drawn += shuffled[position : position + count - len(drawn)]
-        return drawn
+
+def draw(seed: str, rows: Sequence[int], start: int, count: int) -> list[int]:
+    """Returns ``count`` rows from position ``start`` of an endless series of shuffles of ``rows``."""
+    drawn: list[int] = []
+    while len(drawn) < count:
+        shuffle, position = divmod(start + len(drawn), len(rows))
+        shuffled = random.Random(f"{seed}/{shuffle}").sample(rows, len(rows))  # noqa: S311
+        drawn += shuffled[position : position + count - len(drawn)]
+    return drawn
 
 
 def epoch_counts(config: DataConfig, sizes: dict[int, int]) -> dict[int, int]:
@@ -91,7 +94,7 @@ def epoch_counts(config: DataConfig, sizes: dict[int, int]) -> dict[int, int]:
             (Arivazhagan et al., arXiv 1907.05019, section 4.1).
         sizes: Number of rows of each source.
     """
-    if config.sampling == "proportional":
+    if config.sampling == "proportional" or not sizes:
         return dict(sizes)
     power = 0.0 if config.sampling == "round_robin" else 1.0 / config.sampling_temperature
     weights = {source: size**power for source, size in sizes.items()}

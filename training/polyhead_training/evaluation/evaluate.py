@@ -3,26 +3,42 @@
 ::
 
     Split validation --calibration--> temperature, threshold --+
-    Split validation, Split test --metrics.score---------------+--> Evaluation --to_json--> evaluation.json
+    Split validation, Split test --scoring.score---------------+--> Evaluation --to_json--> evaluation.json
                                  --worst_errors----------------+
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from polyhead_training.config import HeadConfig
 from polyhead_training.data.labels import UNLABELLED
+from polyhead_training.measures import metric_tables
+from polyhead_training.model_config import HeadConfig
 from polyhead_training.terminal import format_table
 
-from .calibration import best_threshold, fit_temperature
-from .metrics import HeadScore, score
-from .probabilities import Calibration, Floats, Integers, answers, calibration, confidences, labelled, log_probabilities
+from .calibration import best_threshold, best_thresholds, fit_temperature
+from .probabilities import (
+    Answers,
+    Calibration,
+    Floats,
+    Integers,
+    Threshold,
+    answers,
+    binary_decisions,
+    calibration,
+    confidences,
+    is_labelled,
+    labelled,
+    log_probabilities,
+    probabilities,
+)
+from .retrieval import Retrieval
+from .scoring import Score, score
 from .similarity import Similarity
 
 # Wrong predictions listed per head: enough to show a pattern, few enough to read.
@@ -31,18 +47,18 @@ _MAX_ERRORS = 20
 
 @dataclass(frozen=True)
 class Split:
-    """Labels and model outputs of the rows of a split.
+    """True answers and model outputs of the rows of a split.
 
     Attributes:
         texts: The texts of the N rows.
         locations: File and line of each row.
-        targets: (N, heads) int64 index of each head's true label, ``UNLABELLED`` for rows without a label.
+        targets: True answers for the N rows, as in ``Targets.arrays``, by head name.
         logits: (N, outputs) float32 of each head, by head name.
     """
 
     texts: Sequence[str]
     locations: Sequence[tuple[Path, int]]
-    targets: Integers
+    targets: Mapping[str, Answers]
     logits: Mapping[str, Floats]
 
 
@@ -52,9 +68,10 @@ class WrongAnswer:
 
     Attributes:
         text: The row's text.
-        label: Its true label.
-        answer: The predicted label.
-        probability: Probability of the predicted label, 0 to 1.
+        label: Its true label, labels or number.
+        answer: The prediction.
+        probability: Probability of the predicted label, or of the most probable wrong decision about a label, 0 to 1;
+            None for a number.
         path: File of the row.
         line: Line of the file.
     """
@@ -62,7 +79,7 @@ class WrongAnswer:
     text: str
     label: str
     answer: str
-    probability: float
+    probability: float | None
     path: str
     line: int
 
@@ -74,12 +91,13 @@ class HeadEvaluation:
     Attributes:
         score: Metrics with the head's temperature and threshold.
         uncalibrated: Calibration at temperature 1; None without labelled rows.
-        errors: The wrong predictions with the highest probability, at most 20.
+        errors: The wrong predictions with the highest probability, of a head that predicts numbers those that are the
+            furthest off, at most 20.
         best_threshold: For a sigmoid head on validation, the threshold with the highest macro-F1, whether the run uses
             it or not; None otherwise.
     """
 
-    score: HeadScore
+    score: Score
     uncalibrated: Calibration | None
     errors: tuple[WrongAnswer, ...]
     best_threshold: float | None = None
@@ -101,10 +119,14 @@ class Evaluation:
     Attributes:
         splits: Evaluations by split (``validation``, ``test``) and head name.
         similarity: Quality of the sentence embedding; None without similarity pairs.
+        retrieval: Quality of retrieval with it, by task.
+        validation: The validation rows; not part of the file.
     """
 
     splits: Mapping[str, Mapping[str, HeadEvaluation]]
     similarity: Similarity | None = None
+    retrieval: Mapping[str, Retrieval] = field(default_factory=dict)
+    validation: Split | None = None
 
     @property
     def temperatures(self) -> dict[str, float]:
@@ -112,8 +134,8 @@ class Evaluation:
         return {name: found.score.temperature for name, found in self.splits["validation"].items()}
 
     @property
-    def thresholds(self) -> dict[str, float | None]:
-        """Minimum probability of the second label of each sigmoid head; None for a softmax head."""
+    def thresholds(self) -> dict[str, float | tuple[float, ...] | None]:
+        """Minimum probability of the second label of a sigmoid head, of each label of a multilabel head; else None."""
         return {name: found.score.threshold for name, found in self.splits["validation"].items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -121,39 +143,50 @@ class Evaluation:
         content: dict[str, Any] = {
             split: {name: found.to_json() for name, found in heads.items()} for split, heads in self.splits.items()
         }
-        return content if self.similarity is None else {**content, "similarity": self.similarity.to_json()}
+        if self.similarity is not None:
+            content["similarity"] = self.similarity.to_json()
+        if self.retrieval:
+            content["retrieval"] = {name: found.to_json() for name, found in self.retrieval.items()}
+        return content
 
 
 def evaluate_run(
-    heads: Sequence[HeadConfig], splits: Mapping[str, Split], similarity: Similarity | None = None, seed: int = 0
+    heads: Sequence[HeadConfig],
+    splits: Mapping[str, Split],
+    similarity: Similarity | None = None,
+    seed: int = 0,
+    retrieval: Mapping[str, Retrieval] | None = None,
 ) -> Evaluation:
     """Fits each head's temperature and threshold on validation, and evaluates every split with them.
 
     Args:
-        heads: The heads with their labels, in the order of the target columns.
+        heads: The heads with their labels.
         splits: ``validation``, which may be empty, and other splits.
         similarity: Quality of the sentence embedding, to include in the result.
         seed: Seed of the resamples for the intervals.
+        retrieval: Quality of retrieval by task, to include in the result.
     """
     found: dict[str, dict[str, HeadEvaluation]] = {split: {} for split in splits}
-    for column, head in enumerate(heads):
-        logits, targets = splits["validation"].logits[head.name], splits["validation"].targets[:, column]
-        temperature = fit_temperature(head.kind, logits, targets)
+    for head in heads:
+        logits, targets = splits["validation"].logits[head.name], splits["validation"].targets[head.name]
+        temperature = fit_temperature(head.kind, logits, targets, balanced=head.loss == "logit_adjusted")
         best = best_threshold(logits, targets, temperature) if head.kind == "sigmoid" else None
-        threshold = head.threshold if isinstance(head.threshold, float) else best or 0.5
+        threshold: Threshold = head.threshold if isinstance(head.threshold, float) else best or 0.5
+        if head.kind == "multilabel" and head.threshold == "best":
+            threshold = best_thresholds(logits, targets, temperature)
         for name, split in splits.items():
-            evaluated = _evaluate(head, column, split, temperature=temperature, threshold=threshold, seed=seed)
+            evaluated = _evaluate(head, split, temperature=temperature, threshold=threshold, seed=seed)
             found[name][head.name] = replace(evaluated, best_threshold=best) if name == "validation" else evaluated
-    return Evaluation(found, similarity)
+    return Evaluation(found, similarity, retrieval or {}, splits["validation"])
 
 
 def worst_errors(
-    head: HeadConfig, logits: Floats, targets: Integers, temperature: float = 1.0, threshold: float = 0.5
+    head: HeadConfig, logits: Floats, targets: Integers, temperature: float = 1.0, threshold: Threshold = 0.5
 ) -> list[tuple[int, int, float]]:
-    """Selects a head's wrong predictions with the highest probability, the highest first, at most 20.
+    """Selects the wrong labels that a head predicts with the highest probability, the highest first, at most 20.
 
     Args:
-        head: The head.
+        head: The head, which predicts one label.
         logits: (N, outputs) of the head.
         targets: (N,) indices of the true labels, ``UNLABELLED`` for rows without a label.
         temperature: Divisor of the logits.
@@ -171,41 +204,83 @@ def worst_errors(
     return [(int(wrong[index]), int(predicted[wrong[index]]), float(probability[index])) for index in order]
 
 
+def wrong_answers(
+    head: HeadConfig, split: Split, temperature: float = 1.0, threshold: Threshold = 0.5
+) -> Iterator[tuple[int, str, str, float | None]]:
+    """Yields a head's worst wrong predictions on a split, the worst first, at most 20.
+
+    Yields:
+        Number of the row, true answer and prediction as texts, and the probability of the prediction, as in
+        ``WrongAnswer``.
+    """
+    logits, targets, labels = split.logits[head.name], split.targets[head.name], head.labels or ()
+    if head.kind == "regression":
+        yield from _wrong_numbers(logits, targets)
+    elif head.kind == "multilabel":
+        yield from _wrong_lists(labels, logits, targets, temperature, threshold)
+    else:
+        for row, answer, probability in worst_errors(head, logits, targets, temperature, threshold):
+            yield row, labels[targets[row]], labels[answer], probability
+
+
+def _wrong_lists(
+    labels: Sequence[str], logits: Floats, targets: Integers, temperature: float, threshold: Threshold
+) -> Iterator[tuple[int, str, str, float | None]]:
+    predicted = answers("multilabel", logits, temperature, threshold)  # (N, labels)
+    present = probabilities("multilabel", logits, temperature)
+    decided = np.where(predicted == 1, present, 1.0 - present)  # (N, labels)
+    worst = np.where((predicted != targets) & is_labelled(targets)[:, None], decided, 0.0).max(axis=1)  # (N,)
+    for row in np.argsort(-worst, kind="stable")[:_MAX_ERRORS]:
+        if worst[row]:
+            true, found = (", ".join(np.array(labels)[marks[row] == 1]) or "none" for marks in (targets, predicted))
+            yield int(row), true, found, float(worst[row])
+
+
+def _wrong_numbers(outputs: Floats, targets: Floats) -> Iterator[tuple[int, str, str, float | None]]:
+    errors = np.nan_to_num(np.abs(outputs[:, 0] - targets))  # (N,)
+    for row in np.argsort(-errors, kind="stable")[:_MAX_ERRORS]:
+        if errors[row]:
+            yield int(row), f"{targets[row]:.6g}", f"{outputs[row, 0]:.6g}", None
+
+
 def table(evaluation: Evaluation) -> str:
-    """Formats the most important metrics by split and head for a terminal."""
-    rows = []
-    for split, heads in evaluation.splits.items():
-        for name, found in heads.items():
-            score = found.score
-            interval = " [{:.4f}, {:.4f}]".format(*score.intervals["accuracy"]) if score.rows else ""
-            metrics = (score.macro_f1, score.ece, score.majority_baseline)
-            rows.append([split, name, f"{score.rows:,}", _format(score.accuracy) + interval, *map(_format, metrics)])
-    header = ["split", "head", "rows", "accuracy", "macro-F1", "ECE", "majority"]
-    return format_table(header, rows, numeric=["rows", "macro-F1", "ECE", "majority"])
+    """Formats the most important metrics by split and head for a terminal, one table for each set of metrics.
+
+    Empty without heads.
+    """
+    content = {
+        split: {name: found.score.to_json() for name, found in heads.items()}
+        for split, heads in evaluation.splits.items()
+    }
+    return "\n".join(
+        format_table(["split", "head", "rows", *titles], rows, numeric=["rows", *titles[1:]])
+        for titles, rows in metric_tables(content)
+    )
 
 
-def _evaluate(
-    head: HeadConfig, column: int, split: Split, *, temperature: float, threshold: float, seed: int
-) -> HeadEvaluation:
-    logits, targets, labels = split.logits[head.name], split.targets[:, column], head.labels or ()
+def _evaluate(head: HeadConfig, split: Split, *, temperature: float, threshold: Threshold, seed: int) -> HeadEvaluation:
+    logits, targets = split.logits[head.name], split.targets[head.name]
     wrong = [
         WrongAnswer(
             text=split.texts[row],
-            label=labels[targets[row]],
-            answer=labels[answer],
+            label=label,
+            answer=answer,
             probability=probability,
             path=str(split.locations[row][0]),
             line=split.locations[row][1],
         )
-        for row, answer, probability in worst_errors(head, logits, targets, temperature, threshold)
+        for row, label, answer, probability in wrong_answers(head, split, temperature, threshold)
     ]
-    known = labelled(logits, targets)
-    return HeadEvaluation(
-        score=score(head.kind, labels, logits, targets, temperature=temperature, threshold=threshold, seed=seed),
-        uncalibrated=calibration(confidences(head.kind, *known)) if len(known[1]) else None,
-        errors=tuple(wrong),
+    found = score(
+        head.kind, head.labels or (), logits, targets, temperature=temperature, threshold=threshold, seed=seed
     )
+    return HeadEvaluation(score=found, uncalibrated=_uncalibrated(head, logits, targets), errors=tuple(wrong))
 
 
-def _format(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _uncalibrated(head: HeadConfig, logits: Floats, targets: Answers) -> Calibration | None:
+    logits, targets = labelled(logits, targets)
+    if not len(targets) or head.kind == "regression":
+        return None
+    if head.kind == "multilabel":
+        return calibration(confidences("sigmoid", *binary_decisions("multilabel", logits, targets)))
+    return calibration(confidences(head.kind, logits, targets))

@@ -27,7 +27,7 @@ from .probabilities import BINS, Bin, Confidences, Floats, Integers, answers, ca
 _RESAMPLES = 1_000
 # Draws in memory at once.
 _CHUNK_DRAWS = 2_000_000
-_PERCENTILES = (2.5, 97.5)
+PERCENTILES = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _intervals(
     summands = np.hstack(
         [one_hot[targets] * hits, one_hot[targets], one_hot[predicted], gap, found.brier[:, None]]
     ).astype(np.float32)
-    products = [drawn @ summands for drawn in _resamples(len(targets), seed)]
+    products = [drawn @ summands for drawn in resamples(len(targets), seed)]
     sums = np.concatenate(products, dtype=np.float64)  # (resamples, summands)
     correct, support, answered, gaps, brier = np.split(
         sums, [labels, 2 * labels, 3 * labels, 3 * labels + BINS], axis=1
@@ -221,10 +221,10 @@ def _intervals(
         "ece": np.abs(gaps).sum(axis=1) / len(targets),
         "brier": brier[:, 0] / len(targets),
     }
-    return {name: np.percentile(values, _PERCENTILES).tolist() for name, values in metrics.items()}
+    return {name: np.percentile(values, PERCENTILES).tolist() for name, values in metrics.items()}
 
 
-def _resamples(rows: int, seed: int) -> Iterator[NDArray[np.float32]]:
+def resamples(rows: int, seed: int) -> Iterator[NDArray[np.float32]]:
     """Yields how often each resample contains each row, (some resamples, rows) at a time."""
     rng = np.random.default_rng(seed)
     size = max(1, min(_RESAMPLES, _CHUNK_DRAWS // rows))

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,9 +21,15 @@ from polyhead_training.model_types import HeadKind
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
+# True answers for one head, as in data.targets.Targets.
+Answers = NDArray[Any]
+# Minimum probability of the second label of a sigmoid head, or of each label of a multilabel head.
+Threshold = float | Sequence[float]
 
 # Number of equal confidence ranges in the reliability diagram and the ECE.
 BINS = 15
+# Probability of a label of an ordinal head in logarithms: labels between two others may have none at all.
+_MIN_PROBABILITY = 1e-12
 
 
 class Confidences(NamedTuple):
@@ -77,9 +84,17 @@ class Calibration:
     reliability: list[Bin]
 
 
-def labelled(logits: Floats, targets: Integers) -> tuple[Floats, Integers]:
-    """Selects the logits and targets of the rows with a label."""
-    chosen = np.asarray(targets) != UNLABELLED  # (N,)
+def is_labelled(targets: Answers) -> NDArray[np.bool_]:
+    """Returns whether each of N rows has an answer for a head, (N,); ``targets`` are those of ``Targets.arrays``."""
+    values = np.asarray(targets)
+    if values.dtype.kind == "f":
+        return np.asarray(~np.isnan(values))
+    return np.asarray((values if values.ndim == 1 else values[:, 0]) != UNLABELLED)
+
+
+def labelled(logits: Floats, targets: Answers) -> tuple[Floats, NDArray[Any]]:
+    """Selects the logits and targets of the rows with an answer."""
+    chosen = is_labelled(targets)  # (N,)
     return np.asarray(logits)[chosen], np.asarray(targets)[chosen]
 
 
@@ -93,10 +108,12 @@ def log_probabilities(kind: HeadKind, logits: Floats, temperature: float = 1.0) 
     """Computes the logarithm of each label's probability, (N, labels).
 
     Args:
-        kind: ``softmax`` or ``sigmoid``.
-        logits: (N, labels) for a softmax head, (N, 1) for a sigmoid head.
+        kind: ``softmax``, ``sigmoid`` or ``ordinal``.
+        logits: (N, labels) for a softmax head, (N, 1) for a sigmoid head, (N, labels - 1) for an ordinal head.
         temperature: Divisor of the logits.
     """
+    if kind == "ordinal":
+        return np.asarray(np.log(np.maximum(probabilities(kind, logits, temperature), _MIN_PROBABILITY)))
     return np.asarray(special.log_softmax(label_logits(kind, logits) / temperature, axis=1))
 
 
@@ -104,24 +121,65 @@ def probabilities(kind: HeadKind, logits: Floats, temperature: float = 1.0) -> N
     """Computes the probabilities that the server returns, in the shape of the logits.
 
     Args:
-        kind: ``softmax`` or ``sigmoid``.
-        logits: (..., labels) for a softmax head, (..., 1) for a sigmoid head.
+        kind: Kind of the head.
+        logits: (..., outputs).
         temperature: Divisor of the logits.
 
     Returns:
-        (..., labels) probabilities of the labels; for a sigmoid head (..., 1), the probability of its second label.
+        (..., labels) probabilities of the labels; those of a multilabel head are independent of each other, others sum
+        to 1. Sigmoid head: (..., 1), the probability of its second label. Regression head: (..., 1), the value.
     """
     scaled = np.asarray(logits, dtype=np.float64) / temperature
-    return np.asarray(special.softmax(scaled, axis=-1) if kind == "softmax" else special.expit(scaled))
+    if kind == "softmax":
+        return np.asarray(special.softmax(scaled, axis=-1))
+    if kind == "ordinal":
+        above = np.minimum.accumulate(special.expit(scaled), axis=-1)  # (..., labels - 1), P(answer is above label j)
+        ends = [(0, 0)] * (above.ndim - 1)
+        return np.asarray(-np.diff(np.pad(above, [*ends, (0, 1)]), axis=-1, prepend=1.0))
+    return scaled if kind == "regression" else np.asarray(special.expit(scaled))
 
 
-def answers(kind: HeadKind, logits: Floats, temperature: float = 1.0, threshold: float = 0.5) -> Integers:
-    """Predicts the label index of each row, (N,): the most probable label, or by threshold for a sigmoid head."""
+def answers(kind: HeadKind, logits: Floats, temperature: float = 1.0, threshold: Threshold = 0.5) -> NDArray[Any]:
+    """Predicts the answer for each of N rows.
+
+    Returns:
+        Softmax head: (N,) index of the most probable label. Sigmoid head: (N,) index, by threshold. Multilabel head:
+        (N, labels), 1 for each label whose probability is at least its threshold. Ordinal head: (N,) index of the
+        median, the first label at or below which the answer lies with a probability of 0.5. Regression head: (N,)
+        value.
+    """
     if kind == "softmax":
         return np.asarray(logits.argmax(axis=1))
+    if kind == "ordinal":
+        # A probability above 0.5 is a logit above 0 at every temperature.
+        return np.asarray((np.minimum.accumulate(logits, axis=1) > 0).sum(axis=1))
+    if kind == "regression":
+        return np.asarray(logits[:, 0], dtype=np.float64)
     # Compared as logits: a threshold of 0.5 is a logit of exactly 0 at every temperature.
-    scaled = np.asarray(logits[:, 0], dtype=np.float64) / temperature
-    return np.asarray(scaled >= special.logit(threshold), dtype=np.int64)
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    passed = np.asarray(scaled >= special.logit(np.asarray(threshold)), dtype=np.int64)  # (N, outputs)
+    return passed if kind == "multilabel" else passed[:, 0]
+
+
+def expected_values(logits: Floats, values: Sequence[float], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Computes the expected value of an ordinal head in each of N rows, (N,), from the values of its labels."""
+    return np.asarray(probabilities("ordinal", logits, temperature) @ np.asarray(values))
+
+
+def binary_decisions(kind: HeadKind, logits: Floats, targets: Integers) -> tuple[Floats, Integers]:
+    """Returns the yes-or-no decisions that an ordinal or a multilabel head makes, as those of one sigmoid head.
+
+    Args:
+        kind: ``multilabel``, whose decisions are its labels, or ``ordinal``, whose decisions are "above label j".
+        logits: (N, outputs).
+        targets: True answers for the N rows.
+
+    Returns:
+        Logits, (N * outputs, 1), and targets, (N * outputs,), 0 or 1.
+    """
+    places = np.arange(logits.shape[1])
+    decisions = targets[:, None] > places if kind == "ordinal" else targets  # (N, outputs)
+    return logits.reshape(-1, 1), decisions.astype(np.int64).ravel()
 
 
 def confidences(kind: HeadKind, logits: Floats, targets: Integers, temperature: float = 1.0) -> Confidences:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .encodings import Form
 from .probabilities import Floats
 
 
@@ -25,6 +27,19 @@ class Correlations:
 
 
 @dataclass(frozen=True)
+class FormCorrelations:
+    """Rank correlations of one form of the embedding, before and after training."""
+
+    form: Form
+    before: float | None
+    after: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns an element of ``forms`` in ``evaluation.json``."""
+        return {**self.form._asdict(), "spearman_before": self.before, "spearman_after": self.after}
+
+
+@dataclass(frozen=True)
 class Similarity:
     """Effect of training on the sentence embedding.
 
@@ -32,11 +47,13 @@ class Similarity:
         pairs: Number of text pairs.
         before: Correlations with the untrained backbone.
         after: Correlations with the trained model.
+        forms: Rank correlations of the first dimensions and of the encodings of the embedding.
     """
 
     pairs: int
     before: Correlations
     after: Correlations
+    forms: Sequence[FormCorrelations] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of ``similarity`` in ``evaluation.json``."""
@@ -46,6 +63,7 @@ class Similarity:
             "spearman_after": self.after.spearman,
             "pearson_before": self.before.pearson,
             "pearson_after": self.after.pearson,
+            **({"forms": [form.to_json() for form in self.forms]} if self.forms else {}),
         }
 
 

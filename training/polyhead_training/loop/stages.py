@@ -14,9 +14,11 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from polyhead_training.config import Config, StageConfig
+from polyhead_training.config import Config
 from polyhead_training.model import PolyheadModel
+from polyhead_training.model_types import CLASS_KINDS
 from polyhead_training.terminal import format_table
+from polyhead_training.training_config import StageConfig
 
 # Learning rate of the learned loss weights, a few scalars: at a backbone's rate they would hardly move.
 _LOSS_WEIGHTS_LEARNING_RATE = 1e-2
@@ -24,11 +26,9 @@ _LOSS_WEIGHTS_LEARNING_RATE = 1e-2
 
 def units(model: PolyheadModel) -> dict[str, nn.Module]:
     """Returns the model's units by name, from the bottom to the top."""
-    backbone = model.backbone
-    # The attribute is named encoder in BERT and RoBERTa, transformer in DistilBERT.
-    layers = (backbone.encoder if hasattr(backbone, "encoder") else backbone.transformer).layer
-    named: dict[str, nn.Module] = {"embeddings": backbone.embeddings}
-    named |= {f"layer:{number}": layer for number, layer in enumerate(layers, start=1)}
+    parts = model.backbone_parts
+    named: dict[str, nn.Module] = {"embeddings": parts.embeddings}
+    named |= {f"layer:{number}": layer for number, layer in enumerate(parts.layers, start=1)}
     named["pooling"] = model.pooling
     return named | {f"head:{name}": head for name, head in model.heads.items()}
 
@@ -37,7 +37,8 @@ def unit_names(part: str, names: Sequence[str]) -> set[str]:
     """Returns the names of the units that belong to a part of a stage.
 
     Args:
-        part: ``heads``, ``head:NAME``, ``pooling``, ``layers:N`` (the top N), ``embeddings``, ``backbone`` or ``all``.
+        part: ``heads``, ``head:NAME``, ``pooling``, ``layers``, ``layers:N`` (the top N), ``embeddings``, ``backbone``
+            or ``all``.
         names: Names of all units, from the bottom to the top.
 
     Raises:
@@ -47,11 +48,13 @@ def unit_names(part: str, names: Sequence[str]) -> set[str]:
     if part.startswith("layers:"):
         count = int(part.removeprefix("layers:"))
         if count > len(layers):
-            raise ValueError(f"{part!r} exceeds the backbone's {len(layers)} layers: choose at most that many")
+            reason = f"{part!r} exceeds the backbone's {len(layers)} layers"
+            raise ValueError(f"{reason}: choose at most that many (layers that share their weights are one)")
         return set(layers[-count:])
     groups = {
         "all": set(names),
         "backbone": {"embeddings", *layers},
+        "layers": set(layers),
         "heads": {name for name in names if name.startswith("head:")},
     }
     return groups.get(part, {part})
@@ -61,11 +64,22 @@ def check_stages(config: Config, model: PolyheadModel) -> None:
     """Checks before training that every stage matches the model.
 
     Raises:
-        ConfigError: A stage names more layers than the backbone has, or trains no parameters.
+        ConfigError: A stage names more layers than the backbone has, trains no parameters, or has no data to learn
+            from; or the embedding has fewer dimensions than it is trained for.
     """
     parts = units(model)
+    size = model.config.embedding_size()
+    if larger := [count for count in config.training.matryoshka if count > size]:
+        reason = f"{larger[0]} exceeds the {size} dimensions of the sentence embedding: choose at most {size}"
+        raise config.error("training.matryoshka", reason)
     for index, stage in enumerate(config.training.stages):
         field = f"training.stages.{index}"
+        if stage.loss == "contrastive" and not trains_embedding(stage, model):
+            reason = f"{list(stage.train)} has no part of the sentence embedding, which loss 'contrastive' trains"
+            raise config.error(f"{field}.train", f"{reason}: name layers, embeddings or backbone")
+        if stage.loss == "contrastive" and not any(head.kind in CLASS_KINDS for head in config.model.heads):
+            reason = f"'contrastive' requires a head of a kind with one label per row: {', '.join(sorted(CLASS_KINDS))}"
+            raise config.error(f"{field}.loss", reason)
         try:
             trained = _trained(stage, list(parts))
             untrained = [part for part in stage.learning_rates if not unit_names(part, list(parts)) & trained]
@@ -77,6 +91,11 @@ def check_stages(config: Config, model: PolyheadModel) -> None:
         if not any(_size(parts[name]) for name in trained):
             reason = f"{list(stage.train)} has no parameters with model.pooling {config.model.pooling!r}"
             raise config.error(f"{field}.train", f"{reason}: add a part with parameters, or remove the stage")
+        teaches = "embedding" in stage.tasks and config.data.embedding and trains_embedding(stage, model)
+        if not teaches and not ("heads" in stage.tasks and config.data.train):
+            reason = f"{list(stage.tasks)}: the stage has no data to learn from: data.train teaches heads, and"
+            fix = "data.embedding teaches embedding, in stages that train a part of the backbone"
+            raise config.error(f"{field}.tasks", f"{reason} {fix}")
 
 
 def trains_backbone(stage: StageConfig, model: PolyheadModel) -> bool:
@@ -86,7 +105,8 @@ def trains_backbone(stage: StageConfig, model: PolyheadModel) -> bool:
 
 def trains_embedding(stage: StageConfig, model: PolyheadModel) -> bool:
     """Returns whether a stage changes a part of the sentence embedding."""
-    shared = model.config.embedding_pooling == "shared" and "pooling" in _trained(stage, list(units(model)))
+    trains_pooling = "pooling" in _trained(stage, list(units(model))) and _size(model.pooling) > 0
+    shared = model.config.embedding_pooling == "shared" and trains_pooling
     return shared or trains_backbone(stage, model)
 
 

@@ -11,16 +11,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from polyhead_training.config import TrainingConfig
 from polyhead_training.data.collation import EncodedRows
+from polyhead_training.data.embedding_sampling import EmbeddingStep
 from polyhead_training.data.sampling import micro_batches
+from polyhead_training.data.target_tensors import Targets
 from polyhead_training.errors import DivergenceError
 from polyhead_training.features import Features, row_outputs
-from polyhead_training.model import PolyheadModel
+from polyhead_training.model import Outputs, PolyheadModel
+from polyhead_training.training_config import TrainingConfig
 
+from .agreement import mean_losses, r_drop_loss, teacher_loss
+from .averaging import Average
+from .contrastive import ContrastiveObjective
 from .distillation import BaseEmbeddings
+from .embedding_task import EmbeddingTask
 from .loss import Losses, Objective, Totals
 from .stages import Stage
+from .teacher import TeacherLogits
 from .training_log import StepMetrics
 
 
@@ -35,11 +42,13 @@ class Stepper:
         config: Training hyperparameters.
         stage: The parts that train and their learning rates.
         model: The model.
-        objective: The loss.
+        objective: The loss; that of a contrastive stage has the same interface.
         accelerator: Device, mixed precision and processes.
         rows: The training rows.
         base: Embeddings of the rows before training; None for no distillation.
+        embedding: Computes the gradients of the steps of embedding training texts; None without such steps.
         features: The frozen backbone's vectors of the rows; None to compute them in every step.
+        teacher: The teacher's logits of the rows; None for no teacher.
         first_step: Step of the stage to start from, counted from 0.
     """
 
@@ -49,11 +58,13 @@ class Stepper:
         config: TrainingConfig,
         stage: Stage,
         model: PolyheadModel,
-        objective: Objective,
+        objective: Objective | ContrastiveObjective,
         accelerator: Accelerator,
         rows: EncodedRows,
         base: BaseEmbeddings | None,
+        embedding: EmbeddingTask | None = None,
         features: Features | None = None,
+        teacher: TeacherLogits | None = None,
         first_step: int = 0,
     ) -> None:
         self.config = config
@@ -63,7 +74,10 @@ class Stepper:
         self.accelerator = accelerator
         self.rows = rows
         self.base = base
+        self.embedding = embedding
         self.features = features
+        self.teacher = teacher
+        self.average = Average(config, stage)
         weighting = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         self.optimizer = stage.build_optimizer(config.weight_decay, weighting)
         self.scheduler = stage.build_scheduler(self.optimizer, config.warmup, first_step)
@@ -75,11 +89,11 @@ class Stepper:
             # The scaler is initialized by its first loss, which a process without rows in the first step lacks.
             accelerator.scaler.scale(torch.zeros((), device=accelerator.device))
 
-    def take(self, rows: Sequence[int], stop: bool, describe_row: Callable[[int], str]) -> StepMetrics:
+    def take(self, step: Sequence[int] | EmbeddingStep, stop: bool, describe_row: Callable[[int], str]) -> StepMetrics:
         """Performs the next step.
 
         Args:
-            rows: Numbers of the rows of the step, over all processes.
+            step: Numbers of the labelled rows of the step, over all processes, or rows of an embedding source.
             stop: Whether this process received a request to stop.
             describe_row: Returns the location and text of a row, for error messages.
 
@@ -89,28 +103,72 @@ class Stepper:
         number = self.scheduler.last_epoch
         self.stage.begin_step(number)
         rate = self.stage.config.learning_rate * self.stage.schedule(number, self.config.warmup)
-        totals = self.objective.totals(self.rows.labels[list(rows)])
-        metrics = StepMetrics.zero((totals.heads > 0).tolist(), rate, self.accelerator.device)
+        if isinstance(step, EmbeddingStep):
+            metrics = self._embedding_gradients(step, rate)
+        else:
+            metrics = self._labelled_gradients(step, rate)
+        if stop:
+            metrics.request_stop()
+        self._sum_over_processes(metrics)
+        if not self._update(metrics.loss):
+            if isinstance(step, EmbeddingStep):
+                diverging = self.embedding.diverging_rows(step) if self.embedding else []
+            else:
+                diverging = [describe_row(row) for row in self._diverging_rows(step)]
+            raise DivergenceError(self.stage.config.name, number + 1, diverging)
+        self.average.update(number + 1)
+        return metrics
+
+    def _labelled_gradients(self, rows: Sequence[int], rate: float) -> StepMetrics:
+        totals = self.objective.totals(self.rows.labels.rows(rows))
+        metrics = self._metrics((totals.heads > 0).tolist(), rate)
         batches = micro_batches(rows, self.config.batch_size)
         for numbers in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
             losses = self._forward(numbers, totals)
             self.accelerator.backward(losses.total)
             metrics.add(losses, [len(self.rows.ids[row]) for row in numbers])
-        if stop:
-            metrics.request_stop()
-        self._sum_over_processes(metrics)
-        if not self._update(metrics.loss):
-            diverging = self._diverging_rows(rows, totals)
-            raise DivergenceError(self.stage.config.name, number + 1, [describe_row(row) for row in diverging])
         return metrics
+
+    def _embedding_gradients(self, step: EmbeddingStep, rate: float) -> StepMetrics:
+        if self.embedding is None:
+            raise ValueError("a step of embedding training texts requires their task")
+        found = self.embedding.backward(step)
+        metrics = self._metrics([False] * len(self.objective.heads), rate, step.source)
+        # Every process has the loss of the whole step.
+        if self.accelerator.is_main_process:
+            metrics.add_embedding(found)
+        return metrics
+
+    def _metrics(self, labelled: Sequence[bool], rate: float, source: int | None = None) -> StepMetrics:
+        sources = self.embedding.names if self.embedding else []
+        return StepMetrics.zero(labelled, rate, self.accelerator.device, sources, source)
 
     def _forward(self, numbers: Sequence[int], totals: Totals) -> Losses:
         device = self.accelerator.device
+        labels = self.rows.labels.rows(numbers).to(device)
+        base = self.base.batch(numbers, device) if self.base else None
+        outputs, losses = self._pass(numbers, labels, totals, base)
+        if not isinstance(self.objective, Objective):
+            # A contrastive stage trains no heads, whose predictions could agree.
+            return losses
+        total = losses.total.new_zeros(())
+        if self.config.r_drop:
+            twin, twin_losses = self._pass(numbers, labels, totals, base)
+            losses = mean_losses(losses, twin_losses)
+            total = self.config.r_drop * r_drop_loss(self.objective, outputs.logits, twin.logits, totals)
+        if self.teacher:
+            targets, temperature = self.teacher.batch(numbers, device), self.config.teacher_temperature
+            found = teacher_loss(self.objective, targets, outputs.logits, totals, temperature)
+            total = total + self.config.teacher_weight * found
+        return losses._replace(total=losses.total + total)
+
+    def _pass(
+        self, numbers: Sequence[int], labels: Targets, totals: Totals, base: Tensor | None
+    ) -> tuple[Outputs, Losses]:
+        """Runs the model on the rows with these numbers, and computes their share of the step's loss."""
         with self.accelerator.autocast():
             outputs = row_outputs(self.model, self.rows, numbers, self.features)
-        base = self.base.batch(numbers, device) if self.base else None
-        losses: Losses = self.objective(outputs, self.rows.labels[list(numbers)].to(device), totals, base)
-        return losses
+        return outputs, self.objective(outputs, labels, totals, base)
 
     def _sum_over_processes(self, metrics: StepMetrics) -> None:
         """Sums gradients and metrics over the processes, in one message."""
@@ -118,11 +176,14 @@ class Stepper:
             return
         trained = [parameter for parameter in self._parameters if parameter.requires_grad]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        flat = torch.cat([metrics.values, *(grad.flatten() for grad in grads)])
-        parts = self.accelerator.reduce(flat, "sum").split([len(metrics.values), *(grad.numel() for grad in grads)])
+        present = metrics.values.new_tensor([p.grad is not None for p in trained])
+        flat = torch.cat([metrics.values, present, *(grad.flatten() for grad in grads)])
+        sizes = [len(metrics.values), len(present), *(grad.numel() for grad in grads)]
+        parts = self.accelerator.reduce(flat, "sum").split(sizes)
         metrics.values = parts[0]
-        for parameter, part in zip(trained, parts[1:], strict=True):
-            parameter.grad = part.view_as(parameter)
+        for parameter, found, part in zip(trained, parts[1].tolist(), parts[2:], strict=True):
+            # A parameter without a gradient in any process, such as a head's in a step of embedding texts, stays as is.
+            parameter.grad = part.view_as(parameter) if found else None
 
     def _update(self, loss: float) -> bool:
         """Clips the gradients and updates the weights; returns False, without an update, if a value is not finite."""
@@ -141,8 +202,9 @@ class Stepper:
             self.scheduler.step()
         return True
 
-    def _diverging_rows(self, rows: Sequence[int], totals: Totals) -> list[int]:
+    def _diverging_rows(self, rows: Sequence[int]) -> list[int]:
         """Returns the rows of a step whose own loss or gradient is not finite."""
+        totals = self.objective.totals(self.rows.labels.rows(rows))
         marks = torch.zeros(len(rows), device=self.accelerator.device)
         for index in range(self.accelerator.process_index, len(rows), self.accelerator.num_processes):
             self._prepared.zero_grad()

@@ -19,6 +19,7 @@ from polyhead_training.runs.checkpoint import Progress
 from polyhead_training.runs.run_directory import METRICS_NAME
 from polyhead_training.units import format_duration
 
+from .embedding_task import EmbeddingLoss
 from .loss import Losses
 
 # Steps between two lines of metrics: often enough for a curve, rarely enough to keep the file readable.
@@ -35,23 +36,43 @@ class StepMetrics:
     Attributes:
         learning_rate: The stage's learning rate in the step.
         labelled: For each head, whether any row of the step, in any process, has a label for it.
-        values: (5 + heads,) total loss, distillation, tokens, tokens with padding, stop requests, each head's loss;
-            sums over micro-batches and processes.
+        values: (5 + heads + sources,) total loss, distillation, tokens, tokens with padding, stop requests, each head's
+            loss, each embedding source's loss; sums over micro-batches and processes.
+        sources: Names of the embedding sources.
+        source: Index of the embedding source of the step; None for a step of labelled rows.
     """
 
     learning_rate: float
     labelled: Sequence[bool]
     values: Tensor
+    sources: Sequence[str] = ()
+    source: int | None = None
 
     @classmethod
-    def zero(cls, labelled: Sequence[bool], learning_rate: float, device: torch.device) -> StepMetrics:
+    def zero(
+        cls,
+        labelled: Sequence[bool],
+        learning_rate: float,
+        device: torch.device,
+        sources: Sequence[str] = (),
+        source: int | None = None,
+    ) -> StepMetrics:
         """Returns the metrics before the first micro-batch."""
-        return cls(learning_rate, labelled, torch.zeros(_FIXED_VALUES + len(labelled), device=device))
+        values = torch.zeros(_FIXED_VALUES + len(labelled) + len(sources), device=device)
+        return cls(learning_rate, labelled, values, sources, source)
 
     def add(self, losses: Losses, lengths: Sequence[int]) -> None:
         """Adds the losses of a micro-batch of texts with these lengths in tokens."""
         work = self.values.new_tensor([sum(lengths), max(lengths) * len(lengths), 0.0])
-        self.values += torch.cat([losses.total[None], losses.distillation[None], work, losses.heads]).detach()
+        found = torch.cat([losses.total[None], losses.distillation[None], work, losses.heads]).detach()
+        self.values[: len(found)] += found
+
+    def add_embedding(self, found: EmbeddingLoss) -> None:
+        """Adds the loss of a step of embedding training texts."""
+        self.values[0] += found.weight * found.loss
+        self.values[2] += sum(map(sum, found.lengths))
+        self.values[3] += sum(max(part) * len(part) for part in found.lengths)
+        self.values[_FIXED_VALUES + len(self.labelled) + found.source] += found.loss
 
     def request_stop(self) -> None:
         """Records that this process received a request to stop."""
@@ -70,13 +91,18 @@ class StepMetrics:
     def to_json(self, heads: Sequence[str], distilled: bool) -> dict[str, Any]:
         """Returns the content of a line of ``metrics.jsonl``; the loss of a head without labels in the step is None."""
         total, distillation, tokens, padded_tokens, _, *losses = self.values.tolist()
+        embedding = {
+            name: loss if index == self.source else None
+            for index, (name, loss) in enumerate(zip(self.sources, losses[len(heads) :], strict=True))
+        }
         return {
             "loss": total,
             "losses": {
                 head: loss if labelled else None
-                for head, loss, labelled in zip(heads, losses, self.labelled, strict=True)
+                for head, loss, labelled in zip(heads, losses[: len(heads)], self.labelled, strict=True)
             },
-            **({"distillation": distillation} if distilled else {}),
+            **({"embedding": embedding} if embedding else {}),
+            **({"distillation": distillation} if distilled and self.source is None else {}),
             "learning_rate": self.learning_rate,
             "tokens": int(tokens),
             "padding": round(1.0 - tokens / padded_tokens, 4),

@@ -15,6 +15,8 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b
 # A longer series is averaged over neighboring points to reduce noise.
 _MAX_POINTS = 120
 _MAX_TICK_INTERVALS = 5
+# Narrowest range of values that ticks of 12 decimal places divide.
+_MIN_WIDTH = 1e-10
 # More dots would hide the line.
 _MAX_DOTS = 12
 _KEY: dict[str, Any] = {"width": 22, "height": 8, "aria_hidden": "true"}
@@ -106,6 +108,21 @@ def reliability_chart(title: str, before: Sequence[dict[str, Any]], after: Seque
     diagonal = _rule("diagonal", frame.left, frame.bottom, frame.right, frame.top)
     parts = [*_axes(frame, ticks, ticks, "confidence"), diagonal, *(_line(frame, one) for one in lines), *dots]
     return _figure(title, parts, lines, width=250)
+
+
+def scatter_chart(title: str, points: Sequence[Sequence[float]]) -> Markup:
+    """Draws the predictions of a regression head over the true numbers; on the diagonal, they are equal.
+
+    Args:
+        title: Title of the chart.
+        points: True number and prediction of each row.
+    """
+    values = [value for point in points for value in point]
+    ticks = _ticks(min(values), max(values))
+    frame = _Frame((ticks[0], ticks[0]), (ticks[-1], ticks[-1]), right=232)
+    diagonal = _rule("diagonal", frame.left, frame.bottom, frame.right, frame.top)
+    dots = [_dot(frame, (true, predicted), 2.4, COLORS[0]) for true, predicted in points]
+    return _figure(title, [*_axes(frame, ticks, ticks, "true number"), diagonal, *dots], [], width=250)
 
 
 def interval_bar(value: float, interval: Sequence[float], baseline: float) -> Markup:
@@ -202,7 +219,9 @@ def _thin(points: Sequence[Point]) -> list[Point]:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Returns evenly spaced round numbers that cover the range from ``low`` to ``high``."""
-    width = (high - low) or abs(high) or 1.0
+    # Values that differ by rounding alone are one value.
+    scale = max(abs(low), abs(high))
+    width = next((one for one in (high - low, scale) if one > max(_MIN_WIDTH, 1e-9 * scale)), 1.0)
     power = 10.0 ** math.floor(math.log10(width / _MAX_TICK_INTERVALS))
     step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if width / step <= _MAX_TICK_INTERVALS)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from polyhead_training.measures import measures_of, metric_tables, show
 from polyhead_training.runs.run_directory import CARD_NAME
 
+from .embedding_table import HEADER, embedding_rows
 from .results import Results, implausible, read_results
 
 # Weakest labels listed per head; the training report lists all.
@@ -35,7 +38,7 @@ print(outputs.sentence_embedding, outputs.logits)
 ```
 
 The logits are uncalibrated: divide them by the head's temperature before the softmax or the sigmoid, as the server
-does. To export the model to ONNX, verify it and serve it:
+does. The output of a regression head is its value. To export the model to ONNX, verify it and serve it:
 
 ```
 polyhead-export run bundle
@@ -62,35 +65,65 @@ def render_card(results: Results) -> str:
         _front_matter(results),
         _introduction(results),
         _heads(results.heads),
+        prompts(results.run["config"]["model"].get("prompts", {}), results.run["config"]["data"].get("prompt")),
         _data(results),
-        figures(results.splits, results.similarity),
+        figures(results.splits, results.similarity, results.retrieval),
         _calibration(results),
         _limits(results),
     ]
     return "\n\n".join(["\n".join(lines) for lines in sections if lines] + [_USAGE]) + "\n"
 
 
-def figures(splits: Mapping[str, Mapping[str, Any]], similarity: Mapping[str, Any] | None) -> list[str]:
+def figures(
+    splits: Mapping[str, Mapping[str, Any]],
+    similarity: Mapping[str, Any] | None,
+    retrieval: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Formats the evaluation section; a head without labels in a split is omitted.
 
     Args:
         splits: Evaluations of ``evaluation.json`` by split and head name.
         similarity: Evaluation of the sentence embedding, if any.
+        retrieval: Evaluation of retrieval with the sentence embedding, by task.
 
     Returns:
         Lines of Markdown; none without metrics.
     """
     lines = []
-    if rows := list(_scores(splits)):
-        header = ["split", "head", "rows", "accuracy", "majority baseline", "macro-F1", "ECE"]
-        note = "Brackets: 95 % bootstrap intervals. ECE: expected calibration error, lower is better."
-        lines += ["", *table(header, rows), "", note]
+    known = {split: {name: found for name, found in heads.items() if found["rows"]} for split, heads in splits.items()}
+    notes = {tuple(one.keys): one.note for heads in known.values() for one in map(measures_of, heads.values())}
+    for titles, rows in metric_tables(known):
+        named = [[split, code(head), *values] for split, head, *values in rows]
+        note = f"Brackets: 95 % bootstrap intervals. {notes[tuple(titles)]}"
+        lines += ["", *table(["split", "head", "rows", *titles], named), "", note]
     if similarity:
-        before, after = (_figure(similarity.get(f"spearman_{when}")) for when in ("before", "after"))
+        before, after = (show(similarity.get(f"spearman_{when}")) for when in ("before", "after"))
         pairs = f"{similarity['pairs']:,} text pairs"
         lines += ["", f"Sentence embedding: Spearman correlation of cosine similarity with human scores, {pairs}:"]
         lines += [f"{before} before training, {after} after training."]
+    for name, task in (retrieval or {}).items():
+        counts = f"{task['queries']:,} queries, {task['documents']:,} documents"
+        lines += ["", f"Retrieval {code(name)}: {counts}, ranked by cosine similarity."]
+    if rows := embedding_rows(similarity, retrieval or {}):
+        lines += ["", "The first dimensions of the embedding, scaled to length 1 again, and its encodings:"]
+        lines += ["", *table(HEADER, rows)]
     return ["## Evaluation", *lines] if lines else []
+
+
+def prompts(texts: Mapping[str, str], of_labels: str | None) -> list[str]:
+    """Formats the section about prompts; none without prompts.
+
+    Args:
+        texts: Text of each prompt, by its name.
+        of_labels: Name of the prompt that the labelled texts were read with, if any.
+    """
+    if not texts:
+        return []
+    note = ["A prompt is a text that is put before another one. A request names it; by default there is none."]
+    if of_labels is not None:
+        note += [f"The heads were trained on texts with the prompt {code(of_labels)}: name it to get their answers."]
+    rows = [[code(name), code(json.dumps(text, ensure_ascii=False))] for name, text in texts.items()]
+    return ["## Prompts", "", *note, "", *table(["prompt", "text"], rows)]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -104,6 +137,14 @@ def code(text: str) -> str:
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     padding = " " if "`" in text else ""
     return f"{fence}{padding}{' '.join(text.split())}{padding}{fence}"
+
+
+def thresholds(threshold: float | None, each: Sequence[float] | None) -> str:
+    """Formats the threshold of a sigmoid head, or those of a multilabel head; an empty string without any."""
+    if each:
+        low, high = min(each), max(each)
+        return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    return "" if threshold is None else f"{threshold:g}"
 
 
 def _front_matter(results: Results) -> list[str]:
@@ -123,7 +164,8 @@ def _front_matter(results: Results) -> list[str]:
         for split, heads in results.splits.items()
         for head, found in heads.items()
         if found["rows"]
-        for metric, key in (("accuracy", "accuracy"), ("f1", "macro_f1"))
+        for metric, key in (("accuracy", "accuracy"), ("f1", "macro_f1"), ("mae", "mae"))
+        if found.get(key) is not None
     ]
     backbone = results.run["config"]["model"]["backbone"]
     data = ModelCardData(
@@ -148,7 +190,7 @@ def _introduction(results: Results) -> list[str]:
         "",
         "## Intended use",
         "",
-        "Classification of texts similar to the training data by the labels below, and comparison of texts by the",
+        "Predictions of the heads below for texts similar to the training data, and comparison of texts by the",
         "cosine similarity of their embeddings. The model is not intended for automated decisions about people.",
     ]
 
@@ -160,10 +202,12 @@ def _heads(heads: Sequence[Mapping[str, Any]]) -> list[str]:
             head["kind"],
             ", ".join(map(code, head["labels"])),
             f"{head['temperature']:.3g}",
-            "" if head["threshold"] is None else f"{head['threshold']:g}",
+            thresholds(head["threshold"], head.get("thresholds")),
         ]
         for head in heads
     ]
+    if not heads:
+        return []
     return ["## Heads", "", *table(["head", "kind", "labels", "temperature", "threshold"], rows)]
 
 
@@ -175,7 +219,16 @@ def _data(results: Results) -> list[str]:
         for name, split in results.data["splits"].items()
         if split["rows"]
     ]
-    lines = ["## Data", "", *table(["split", "rows", "duplicates", "truncated texts"], rows)]
+    lines = ["## Data"]
+    if rows:
+        lines += ["", *table(["split", "rows", "duplicates", "truncated texts"], rows)]
+    if sources := results.data.get("embedding"):
+        taught = [
+            [code(source["name"]), source["kind"].replace("_", " "), source["loss"], f"{source['rows']:,}"]
+            for source in sources
+        ]
+        lines += ["", "Texts that taught the sentence embedding:"]
+        lines += ["", *table(["source", "kind", "loss", "rows"], taught)]
     shared = sum(leak["exact"] + leak["near"] for leak in results.data["leakage"])
     return [*lines, "", f"{shared:,} texts occur in two splits, exactly or nearly."] if shared else lines
 
@@ -185,6 +238,8 @@ def _calibration(results: Results) -> list[str]:
     for head in results.heads:
         if (split := results.best_split(head["name"])) is not None:
             found = results.splits[split][head["name"]]
+            if found["uncalibrated"] is None:
+                continue
             pairs = [(found["uncalibrated"][key], found[key]) for key in ("ece", "brier", "nll")]
             rows.append([code(head["name"]), split, *(f"{before:.4f} to {after:.4f}" for before, after in pairs)])
     if not rows:
@@ -219,31 +274,13 @@ def _weakest(results: Results, head: str) -> list[str]:
     if split is None:
         return []
     found = results.splits[split][head]
-    scores = sorted((one["f1"], label) for label, one in found["labels"].items() if one["support"])
+    scores = sorted((one["f1"], label) for label, one in found.get("labels", {}).items() if one["support"])
     return [f"{code(label)} (F1 {f1:.2f})" for f1, label in scores[:_MAX_WEAK_LABELS] if f1 < found["macro_f1"]]
-
-
-def _scores(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
-    for split, heads in splits.items():
-        for head, found in heads.items():
-            if found["rows"]:
-                low, high = found["intervals"]["accuracy"]
-                yield [
-                    split,
-                    code(head),
-                    f"{found['rows']:,}",
-                    f"{found['accuracy']:.4f} [{low:.4f}, {high:.4f}]",
-                    *(_figure(found[key]) for key in ("majority_baseline", "macro_f1", "ece")),
-                ]
 
 
 def _truncated(split: Mapping[str, Any]) -> str:
     share = (split.get("tokens") or {}).get("truncated")
     return "" if share is None else f"{100 * share:.1f} %"
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _in_line(text: str) -> str:

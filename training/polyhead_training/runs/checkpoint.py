@@ -2,14 +2,15 @@
 
 ::
 
-    RUN_DIR.in_progress/last.safetensors   weights, optimizer, random states, progress: the state that --resume restores
+    RUN_DIR.in_progress/last.safetensors   weights, their average, optimizer, random states, progress: the state that
+                                           --resume restores
     RUN_DIR.in_progress/best.safetensors   the weights of the best epoch so far
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ LAST_NAME = "last.safetensors"
 BEST_NAME = "best.safetensors"
 _MODULE = "module."
 _OPTIMIZER = "optimizer."
+_AVERAGE = "average."
 _RANDOM = "random."
 _PROGRESS = "progress"
 
@@ -54,12 +56,13 @@ class Progress:
     scaler: dict[str, float] | None = None
 
 
-def save_last(
+def save_last(  # noqa: PLR0917
     folder: Path,
     progress: Progress,
     module: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     accelerator: Accelerator,
+    average: Sequence[Tensor] = (),
 ) -> None:
     """Writes the state that a resumed run requires. Every process must call it; the main process writes.
 
@@ -69,9 +72,11 @@ def save_last(
         module: The module with all trained weights.
         optimizer: The optimizer of the current stage; None between stages.
         accelerator: The processes, whose random states are saved too.
+        average: The averaged weights of the current stage.
     """
     tensors = {_MODULE + name: tensor for name, tensor in module.state_dict().items()}
     tensors |= _optimizer_tensors(optimizer) if optimizer else {}
+    tensors |= {f"{_AVERAGE}{number}": tensor for number, tensor in enumerate(average)}
     for name, state in _random_states(accelerator).items():
         tensors[_RANDOM + name] = accelerator.gather(state[None].to(accelerator.device))  # (processes, bytes)
     if accelerator.is_main_process:
@@ -111,6 +116,13 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
                 number, key = name.removeprefix(_OPTIMIZER).split(".")
                 parameter = _parameters(optimizer)[int(number)]
                 optimizer.state[parameter][key] = file.get_tensor(name).to(parameter.device)
+
+
+def restore_average(folder: Path, average: Sequence[Tensor]) -> None:
+    """Loads the averaged weights of the last checkpoint into the average of the current stage."""
+    with safe_open(folder / LAST_NAME, framework="pt") as file:
+        for number, tensor in enumerate(average):
+            tensor.copy_(file.get_tensor(f"{_AVERAGE}{number}"))
 
 
 def restore_random_states(folder: Path, accelerator: Accelerator) -> None:

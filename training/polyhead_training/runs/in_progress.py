@@ -7,6 +7,7 @@
                         best.safetensors
                         base_embeddings.npy   loop/distillation.py
                         features_SPLIT.npy    features.py
+                        teacher_logits.npy    loop/teacher.py
                         metrics.jsonl         loop/training_log.py
                         trackers/             files of accelerate's trackers
 """
@@ -61,7 +62,7 @@ def in_progress_run(destination: Path, identity: Identity, policy: ResumePolicy)
     except OSError as error:
         raise ResumeError(folder, f"cannot be written: {error.strerror}. Choose another --output-dir") from None
     with stream:
-        _lock(stream, folder)
+        lock(stream, folder)
         _prepare(folder, identity, policy)
         yield folder
         _clear(folder)
@@ -108,8 +109,16 @@ def _require_replaceable(folder: Path) -> None:
         )
 
 
-def _lock(stream: IO[str], folder: Path) -> None:
-    """Locks the folder until the file is closed or this process ends, for whatever reason."""
+def lock(stream: IO[Any], folder: Path) -> None:
+    """Locks the folder until the file is closed or this process ends, for whatever reason.
+
+    Args:
+        stream: An open file of the folder.
+        folder: The folder.
+
+    Raises:
+        ResumeError: Another process has locked it.
+    """
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -10,6 +10,9 @@
     evaluation.json  scores by split and head
     report.html      training report
     README.md        the model card
+    repeats.json     with --seeds or --folds, the scores of every run, their mean and their spread
+    label_noise.json with --folds, rows whose label is likely a mistake
+    out_of_fold.jsonl with --folds, the prediction for each training row by a model that was trained without it
     trackers/        files of the configured trackers
 """
 
@@ -28,9 +31,10 @@ from typing import Any
 from polyhead_bundle.atomic_directory import replace_directory, staging_folder
 from tokenizers import Tokenizer
 
-from polyhead_training.config import Config, HeadConfig
+from polyhead_training.config import Config
 from polyhead_training.errors import RunError
 from polyhead_training.model import PolyheadModel, load_model
+from polyhead_training.model_config import HeadConfig
 
 FORMAT_VERSION = 1
 METRICS_NAME = "metrics.jsonl"
@@ -39,6 +43,9 @@ REPORT_NAME = "report.html"
 CARD_NAME = "README.md"
 TRACKERS_NAME = "trackers"
 EVALUATION_NAME = "evaluation.json"
+REPEATS_NAME = "repeats.json"
+LABEL_NOISE_NAME = "label_noise.json"
+OUT_OF_FOLD_NAME = "out_of_fold.jsonl"
 _RUN_NAME = "run.json"
 _MODEL_NAME = "model"
 _TOKENIZER_NAME = "tokenizer.json"
@@ -52,6 +59,9 @@ _RUN_FILES = frozenset(
         REPORT_NAME,
         CARD_NAME,
         TRACKERS_NAME,
+        REPEATS_NAME,
+        LABEL_NOISE_NAME,
+        OUT_OF_FOLD_NAME,
         _MODEL_NAME,
         f"{_MODEL_NAME}/config.json",
         f"{_MODEL_NAME}/model.safetensors",
@@ -81,8 +91,14 @@ class Run:
 
     @property
     def heads(self) -> list[dict[str, Any]]:
-        """The heads, in order, each with ``name``, ``kind``, ``labels``, ``temperature`` and ``threshold``."""
+        """The heads, in order, each with ``name``, ``kind``, ``labels``, ``temperature`` and ``threshold(s)``."""
         return list(self.content["heads"])
+
+    @property
+    def prefix(self) -> str:
+        """Text that was put before the text of every labelled row."""
+        name = self.content["config"].get("data", {}).get("prompt")
+        return self.model.config.prompts[name] if name else ""
 
     @property
     def tokenizer_path(self) -> Path:
@@ -126,7 +142,7 @@ def write_run(
     tokenizer: Tokenizer,
     *,
     temperatures: Mapping[str, float] = {},
-    thresholds: Mapping[str, float | None] = {},
+    thresholds: Mapping[str, float | Sequence[float] | None] = {},
     identity: Mapping[str, Any] = {},
 ) -> None:
     """Writes the files that the export requires: ``run.json``, the model, the tokenizer.
@@ -138,7 +154,8 @@ def write_run(
         model: The model.
         tokenizer: Its tokenizer, with padding and truncation off.
         temperatures: Divisors of the heads' logits, by head name. Default: 1.
-        thresholds: Minimum probability of the second label of a sigmoid head, by head name. Default: 0.5.
+        thresholds: Minimum probability of the second label of a sigmoid head and of each label of a multilabel head, by
+            head name. Default: 0.5.
         identity: Inputs of the run besides the configuration.
     """
     model.save_pretrained(folder / _MODEL_NAME)
@@ -155,6 +172,7 @@ def write_run(
                     "labels": list(head.labels or ()),
                     "temperature": temperatures.get(head.name, 1.0),
                     "threshold": thresholds.get(head.name, 0.5) if head.kind == "sigmoid" else None,
+                    "thresholds": _each_threshold(head, thresholds.get(head.name)),
                 }
                 for head in heads
             ],
@@ -164,6 +182,13 @@ def write_run(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
+
+
+def _each_threshold(head: HeadConfig, threshold: float | Sequence[float] | None) -> list[float] | None:
+    """Returns the threshold of each label of a multilabel head; None for other heads."""
+    if head.kind != "multilabel":
+        return None
+    return list(threshold) if isinstance(threshold, Sequence) else [threshold or 0.5] * len(head.labels or ())
 
 
 def write_json(path: Path, content: object) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
-from mlserver import MLModel, MLServer, ModelSettings, Settings  # type: ignore[import-not-found]
-from mlserver.codecs import NumpyCodec, StringCodec  # type: ignore[import-not-found]
-from mlserver.types import InferenceRequest, InferenceResponse  # type: ignore[import-not-found]
+from mlserver import MLModel, MLServer, ModelSettings, Settings
+from mlserver.codecs import NumpyCodec, StringCodec
+from mlserver.types import InferenceRequest, InferenceResponse
 
 from bench.comparison.graph import Graph, Setting
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-import ray  # type: ignore[import-not-found]
+import ray
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import item_pb2
 from ray import serve
-from ray.serve.config import gRPCOptions  # type: ignore[import-not-found]
+from ray.serve.config import gRPCOptions
 
 from bench.comparison.graph import Graph, Setting
 

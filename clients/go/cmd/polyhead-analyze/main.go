@@ -1,4 +1,4 @@
-// Command polyhead-analyze prints the embedding, class and sentiment of texts as JSON lines.
+// Command polyhead-analyze prints the embedding of texts and the answers of all heads as JSON lines.
 //
 // It reads the texts from its arguments, or one per line from standard input. The API key, if the server requires one,
 // is read from POLYHEAD_API_KEY and sent only over TLS or to this machine.
@@ -35,16 +35,18 @@ type record struct {
 	Embedding      []float32       `json:"embedding,omitempty"`
 	Classification *classification `json:"classification,omitempty"`
 	Sentiment      *sentiment      `json:"sentiment,omitempty"`
+	LabelSets      []labelSet      `json:"label_sets,omitempty"`
+	Scores         []headScore     `json:"scores,omitempty"`
 	Truncated      *bool           `json:"truncated,omitempty"`
 	Error          *failure        `json:"error,omitempty"`
 }
 
 type classification struct {
-	Head   string  `json:"head"`
-	Scores []score `json:"scores"`
+	Head   string       `json:"head"`
+	Scores []labelScore `json:"scores"`
 }
 
-type score struct {
+type labelScore struct {
 	Label       string  `json:"label"`
 	Probability float32 `json:"probability"`
 }
@@ -53,6 +55,19 @@ type sentiment struct {
 	Head        string  `json:"head"`
 	Probability float32 `json:"probability"`
 	Label       string  `json:"label"`
+}
+
+type labelSet struct {
+	Head   string       `json:"head"`
+	Scores []labelScore `json:"scores"`
+	Labels []string     `json:"labels"`
+}
+
+type headScore struct {
+	Head          string       `json:"head"`
+	Value         float32      `json:"value"`
+	Label         *string      `json:"label"`
+	Probabilities []labelScore `json:"probabilities"`
 }
 
 type failure struct {
@@ -242,17 +257,33 @@ func newRecord(answer *polyheadv1.Answer) (*record, error) {
 		record.Embedding = values
 	}
 	if head := result.GetClassification(); head != nil {
-		record.Classification = &classification{Head: head.GetHead()}
-		for _, one := range head.GetScores() {
-			record.Classification.Scores = append(record.Classification.Scores, score{one.GetLabel(), one.GetProbability()})
-		}
+		record.Classification = &classification{head.GetHead(), labelScores(head.GetScores())}
 	}
 	if head := result.GetSentiment(); head != nil {
 		record.Sentiment = &sentiment{head.GetHead(), head.GetProbability(), head.GetLabel()}
 	}
+	for _, head := range result.GetLabelSets() {
+		labels := append([]string{}, head.GetLabels()...)
+		record.LabelSets = append(record.LabelSets, labelSet{head.GetHead(), labelScores(head.GetScores()), labels})
+	}
+	for _, head := range result.GetScores() {
+		score := headScore{Head: head.GetHead(), Value: head.GetValue(), Probabilities: labelScores(head.GetProbabilities())}
+		if label := head.GetLabel(); label != "" {
+			score.Label = &label
+		}
+		record.Scores = append(record.Scores, score)
+	}
 	truncated := result.GetTruncation().GetTruncated()
 	record.Truncated = &truncated
 	return record, nil
+}
+
+func labelScores(encoded []*polyheadv1.LabelScore) []labelScore {
+	scores := make([]labelScore, 0, len(encoded))
+	for _, one := range encoded {
+		scores = append(scores, labelScore{one.GetLabel(), one.GetProbability()})
+	}
+	return scores
 }
 
 func newFailure(failed *rpcstatus.Status) *failure {

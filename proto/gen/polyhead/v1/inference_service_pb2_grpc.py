@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InferenceServiceStub(object):
-    """InferenceService answers texts with an embedding, a class and a sentiment.
+    """InferenceService answers texts with an embedding and the answers of the model's heads.
 
     Messages carry one or more items in both directions. One message of several items is much cheaper than one message
     for each. Every item that the server reads gets exactly one Answer: an invalid item, even one whose text is not valid
@@ -77,7 +77,7 @@ class InferenceServiceStub(object):
 
 
 class InferenceServiceServicer(object):
-    """InferenceService answers texts with an embedding, a class and a sentiment.
+    """InferenceService answers texts with an embedding and the answers of the model's heads.
 
     Messages carry one or more items in both directions. One message of several items is much cheaper than one message
     for each. Every item that the server reads gets exactly one Answer: an invalid item, even one whose text is not valid
@@ -173,7 +173,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService(object):
-    """InferenceService answers texts with an embedding, a class and a sentiment.
+    """InferenceService answers texts with an embedding and the answers of the model's heads.
 
     Messages carry one or more items in both directions. One message of several items is much cheaper than one message
     for each. Every item that the server reads gets exactly one Answer: an invalid item, even one whose text is not valid

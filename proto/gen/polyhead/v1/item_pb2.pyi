@@ -35,6 +35,10 @@ class _TaskEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeW
     """TASK_CLASSIFICATION requests the class probabilities of every softmax head."""
     TASK_SENTIMENT: _Task.ValueType  # 3
     """TASK_SENTIMENT requests the probability of every sigmoid head."""
+    TASK_LABELS: _Task.ValueType  # 4
+    """TASK_LABELS requests the labels of every multilabel head."""
+    TASK_SCORE: _Task.ValueType  # 5
+    """TASK_SCORE requests the value of every ordinal and every regression head."""
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper):
     """Task is one kind of answer about a text. A task for which the model has no head is rejected with INVALID_ARGUMENT and
@@ -49,6 +53,10 @@ TASK_CLASSIFICATION: Task.ValueType  # 2
 """TASK_CLASSIFICATION requests the class probabilities of every softmax head."""
 TASK_SENTIMENT: Task.ValueType  # 3
 """TASK_SENTIMENT requests the probability of every sigmoid head."""
+TASK_LABELS: Task.ValueType  # 4
+"""TASK_LABELS requests the labels of every multilabel head."""
+TASK_SCORE: Task.ValueType  # 5
+"""TASK_SCORE requests the value of every ordinal and every regression head."""
 Global___Task: typing_extensions.TypeAlias = Task
 
 class _EmbeddingEncoding:
@@ -106,7 +114,8 @@ class _TruncationPolicyEnumTypeWrapper(google.protobuf.internal.enum_type_wrappe
     TRUNCATION_POLICY_WINDOW: _TruncationPolicy.ValueType  # 3
     """TRUNCATION_POLICY_WINDOW reads the text in overlapping windows, at most Limits.max_windows of them. Embeddings and
     the logits of each head are averaged over the windows, weighted by their number of tokens; the embedding is scaled
-    to length 1 again if EmbeddingInfo.normalized is true. Text after the last window is truncated.
+    to length 1 again if EmbeddingInfo.normalized is true. Text after the last window is truncated. Every window begins
+    with the text of ItemOptions.prompt.
     """
 
 class TruncationPolicy(_TruncationPolicy, metaclass=_TruncationPolicyEnumTypeWrapper):
@@ -121,7 +130,8 @@ TRUNCATION_POLICY_ERROR: TruncationPolicy.ValueType  # 2
 TRUNCATION_POLICY_WINDOW: TruncationPolicy.ValueType  # 3
 """TRUNCATION_POLICY_WINDOW reads the text in overlapping windows, at most Limits.max_windows of them. Embeddings and
 the logits of each head are averaged over the windows, weighted by their number of tokens; the embedding is scaled
-to length 1 again if EmbeddingInfo.normalized is true. Text after the last window is truncated.
+to length 1 again if EmbeddingInfo.normalized is true. Text after the last window is truncated. Every window begins
+with the text of ItemOptions.prompt.
 """
 Global___TruncationPolicy: typing_extensions.TypeAlias = TruncationPolicy
 
@@ -185,10 +195,16 @@ class ItemOptions(google.protobuf.message.Message):
     TRUNCATION_FIELD_NUMBER: builtins.int
     INCLUDE_TIMINGS_FIELD_NUMBER: builtins.int
     EXPECTED_FINGERPRINTS_FIELD_NUMBER: builtins.int
+    PROMPT_FIELD_NUMBER: builtins.int
     truncation: Global___TruncationPolicy.ValueType
     """truncation is the treatment of texts beyond the token limit; unspecified means TRUNCATION_POLICY_TRUNCATE."""
     include_timings: builtins.bool
     """include_timings requests Result.timings. False when absent."""
+    prompt: builtins.str
+    """prompt is the name of one of ModelInfo.prompts, whose text is put before the text of every item before it is
+    tokenized. Empty means none. A name that the model does not have is rejected with INVALID_ARGUMENT and reason
+    UNKNOWN_PROMPT.
+    """
     @property
     def expected_fingerprints(self) -> Global___Fingerprints:
         """expected_fingerprints are the fingerprints that the serving model must have. Items are rejected with
@@ -202,9 +218,10 @@ class ItemOptions(google.protobuf.message.Message):
         truncation: Global___TruncationPolicy.ValueType = ...,
         include_timings: builtins.bool = ...,
         expected_fingerprints: Global___Fingerprints | None = ...,
+        prompt: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["expected_fingerprints", b"expected_fingerprints"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["expected_fingerprints", b"expected_fingerprints", "include_timings", b"include_timings", "truncation", b"truncation"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["expected_fingerprints", b"expected_fingerprints", "include_timings", b"include_timings", "prompt", b"prompt", "truncation", b"truncation"]) -> None: ...
 
 Global___ItemOptions: typing_extensions.TypeAlias = ItemOptions
 
@@ -284,6 +301,8 @@ class Result(google.protobuf.message.Message):
     TRUNCATION_FIELD_NUMBER: builtins.int
     FINGERPRINTS_FIELD_NUMBER: builtins.int
     TIMINGS_FIELD_NUMBER: builtins.int
+    LABEL_SETS_FIELD_NUMBER: builtins.int
+    SCORES_FIELD_NUMBER: builtins.int
     @property
     def embedding(self) -> Global___Embedding:
         """embedding is set if TASK_EMBEDDING was requested."""
@@ -320,6 +339,14 @@ class Result(google.protobuf.message.Message):
     def timings(self) -> Global___Timings:
         """timings are set if ItemOptions.include_timings was set."""
 
+    @property
+    def label_sets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LabelSet]:
+        """label_sets are the answers of the multilabel heads, in the model's order. Set if TASK_LABELS was requested."""
+
+    @property
+    def scores(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Score]:
+        """scores are the answers of the ordinal and regression heads, in the model's order. Set if TASK_SCORE was requested."""
+
     def __init__(
         self,
         *,
@@ -331,9 +358,11 @@ class Result(google.protobuf.message.Message):
         truncation: Global___Truncation | None = ...,
         fingerprints: Global___Fingerprints | None = ...,
         timings: Global___Timings | None = ...,
+        label_sets: collections.abc.Iterable[Global___LabelSet] | None = ...,
+        scores: collections.abc.Iterable[Global___Score] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["classification", b"classification", "embedding", b"embedding", "fingerprints", b"fingerprints", "sentiment", b"sentiment", "timings", b"timings", "truncation", b"truncation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["additional_classifications", b"additional_classifications", "additional_sentiments", b"additional_sentiments", "classification", b"classification", "embedding", b"embedding", "fingerprints", b"fingerprints", "sentiment", b"sentiment", "timings", b"timings", "truncation", b"truncation"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["additional_classifications", b"additional_classifications", "additional_sentiments", b"additional_sentiments", "classification", b"classification", "embedding", b"embedding", "fingerprints", b"fingerprints", "label_sets", b"label_sets", "scores", b"scores", "sentiment", b"sentiment", "timings", b"timings", "truncation", b"truncation"]) -> None: ...
 
 Global___Result: typing_extensions.TypeAlias = Result
 
@@ -400,7 +429,7 @@ class LabelScore(google.protobuf.message.Message):
     LABEL_FIELD_NUMBER: builtins.int
     PROBABILITY_FIELD_NUMBER: builtins.int
     label: builtins.str
-    """label is the name of the class."""
+    """label is the name of the label."""
     probability: builtins.float
     """probability is the calibrated probability of the label, 0 to 1."""
     def __init__(
@@ -440,6 +469,73 @@ class Sentiment(google.protobuf.message.Message):
 Global___Sentiment: typing_extensions.TypeAlias = Sentiment
 
 @typing.final
+class LabelSet(google.protobuf.message.Message):
+    """LabelSet is the answer of a multilabel head, whose labels apply independently of each other."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: builtins.int
+    SCORES_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    head: builtins.str
+    """head is the head's name, as in ModelInfo."""
+    @property
+    def scores(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
+        """scores holds each label of the head, most probable first. The probabilities do not sum to 1."""
+
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """labels are those whose probability is at or above their threshold, most probable first. Empty if none applies."""
+
+    def __init__(
+        self,
+        *,
+        head: builtins.str = ...,
+        scores: collections.abc.Iterable[Global___LabelScore] | None = ...,
+        labels: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["head", b"head", "labels", b"labels", "scores", b"scores"]) -> None: ...
+
+Global___LabelSet: typing_extensions.TypeAlias = LabelSet
+
+@typing.final
+class Score(google.protobuf.message.Message):
+    """Score is the answer of an ordinal head, such as a number of stars, or of a regression head."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    PROBABILITIES_FIELD_NUMBER: builtins.int
+    head: builtins.str
+    """head is the head's name, as in ModelInfo."""
+    value: builtins.float
+    """value is the output of a regression head, on the scale of its training data; for an ordinal head the expected value,
+    the sum of probability * number over the labels. The number of a label is the label itself if every label of the
+    head is a number, otherwise its position, counted from 1.
+    """
+    label: builtins.str
+    """label is the median label of an ordinal head: the first in the model's order up to which the probabilities sum to at
+    least 0.5. Empty for a regression head.
+    """
+    @property
+    def probabilities(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
+        """probabilities holds each label of an ordinal head, in the model's order; they sum to 1. Empty for a regression head."""
+
+    def __init__(
+        self,
+        *,
+        head: builtins.str = ...,
+        value: builtins.float = ...,
+        label: builtins.str = ...,
+        probabilities: collections.abc.Iterable[Global___LabelScore] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["head", b"head", "label", b"label", "probabilities", b"probabilities", "value", b"value"]) -> None: ...
+
+Global___Score: typing_extensions.TypeAlias = Score
+
+@typing.final
 class Truncation(google.protobuf.message.Message):
     """Truncation reports how much of the text the model read."""
 
@@ -453,14 +549,16 @@ class Truncation(google.protobuf.message.Message):
     truncated: builtins.bool
     """truncated is true if the model did not read the whole text."""
     tokens_seen: builtins.int
-    """tokens_seen is the number of tokens of the text before truncation, special tokens included. A text beyond
-    Limits.max_characters is cut there first, and the rest is not counted.
+    """tokens_seen is the number of tokens of the text before truncation, special tokens and ItemOptions.prompt included.
+    A text beyond Limits.max_characters is cut there first, and the rest is not counted.
     """
     tokens_used: builtins.int
-    """tokens_used is the number of tokens that the model read, special tokens included, summed over all windows."""
+    """tokens_used is the number of tokens that the model read, special tokens and ItemOptions.prompt included, summed over
+    all windows.
+    """
     cut_at_code_point: builtins.int
-    """cut_at_code_point is the position at which the unread part of the text begins, in Unicode code points. Absent if
-    the text was not truncated.
+    """cut_at_code_point is the position in Item.text at which the unread part begins, in Unicode code points; the text of
+    ItemOptions.prompt is not counted. Absent if the text was not truncated.
     """
     windows: builtins.int
     """windows is the number of windows in which the text was read; 1 unless TRUNCATION_POLICY_WINDOW is set."""

@@ -32,6 +32,12 @@ class _HeadKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     """HEAD_KIND_SOFTMAX marks a head with mutually exclusive labels."""
     HEAD_KIND_SIGMOID: _HeadKind.ValueType  # 2
     """HEAD_KIND_SIGMOID marks a binary head with a negative and a positive label."""
+    HEAD_KIND_MULTILABEL: _HeadKind.ValueType  # 3
+    """HEAD_KIND_MULTILABEL marks a head with labels that apply independently of each other: none, one or several."""
+    HEAD_KIND_ORDINAL: _HeadKind.ValueType  # 4
+    """HEAD_KIND_ORDINAL marks a head with mutually exclusive labels in an order, such as numbers of stars."""
+    HEAD_KIND_REGRESSION: _HeadKind.ValueType  # 5
+    """HEAD_KIND_REGRESSION marks a head whose output is a number."""
 
 class HeadKind(_HeadKind, metaclass=_HeadKindEnumTypeWrapper):
     """HeadKind is the kind of a head, which determines how its logits become probabilities."""
@@ -42,6 +48,12 @@ HEAD_KIND_SOFTMAX: HeadKind.ValueType  # 1
 """HEAD_KIND_SOFTMAX marks a head with mutually exclusive labels."""
 HEAD_KIND_SIGMOID: HeadKind.ValueType  # 2
 """HEAD_KIND_SIGMOID marks a binary head with a negative and a positive label."""
+HEAD_KIND_MULTILABEL: HeadKind.ValueType  # 3
+"""HEAD_KIND_MULTILABEL marks a head with labels that apply independently of each other: none, one or several."""
+HEAD_KIND_ORDINAL: HeadKind.ValueType  # 4
+"""HEAD_KIND_ORDINAL marks a head with mutually exclusive labels in an order, such as numbers of stars."""
+HEAD_KIND_REGRESSION: HeadKind.ValueType  # 5
+"""HEAD_KIND_REGRESSION marks a head whose output is a number."""
 Global___HeadKind: typing_extensions.TypeAlias = HeadKind
 
 @typing.final
@@ -58,6 +70,7 @@ class ModelInfo(google.protobuf.message.Message):
     RUNTIME_FIELD_NUMBER: builtins.int
     BUNDLE_FORMAT_VERSION_FIELD_NUMBER: builtins.int
     SERVER_VERSION_FIELD_NUMBER: builtins.int
+    PROMPTS_FIELD_NUMBER: builtins.int
     model_id: builtins.str
     """model_id is the bundle's name and the first 12 hexadecimal digits of its digest."""
     bundle_format_version: builtins.int
@@ -84,6 +97,10 @@ class ModelInfo(google.protobuf.message.Message):
     def runtime(self) -> Global___RuntimeInfo:
         """runtime describes the engine and device in use."""
 
+    @property
+    def prompts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Prompt]:
+        """prompts are the prompts that ItemOptions.prompt may name, in the order of their names."""
+
     def __init__(
         self,
         *,
@@ -95,11 +112,34 @@ class ModelInfo(google.protobuf.message.Message):
         runtime: Global___RuntimeInfo | None = ...,
         bundle_format_version: builtins.int = ...,
         server_version: builtins.str = ...,
+        prompts: collections.abc.Iterable[Global___Prompt] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["embedding", b"embedding", "fingerprints", b"fingerprints", "limits", b"limits", "runtime", b"runtime"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["bundle_format_version", b"bundle_format_version", "embedding", b"embedding", "fingerprints", b"fingerprints", "heads", b"heads", "limits", b"limits", "model_id", b"model_id", "runtime", b"runtime", "server_version", b"server_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bundle_format_version", b"bundle_format_version", "embedding", b"embedding", "fingerprints", b"fingerprints", "heads", b"heads", "limits", b"limits", "model_id", b"model_id", "prompts", b"prompts", "runtime", b"runtime", "server_version", b"server_version"]) -> None: ...
 
 Global___ModelInfo: typing_extensions.TypeAlias = ModelInfo
+
+@typing.final
+class Prompt(google.protobuf.message.Message):
+    """Prompt is a text that the model was trained to read before certain texts, such as queries."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """name is the prompt's name, unique in the model."""
+    text: builtins.str
+    """text is put before a text as it is; it may end in a space."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        text: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "text", b"text"]) -> None: ...
+
+Global___Prompt: typing_extensions.TypeAlias = Prompt
 
 @typing.final
 class HeadInfo(google.protobuf.message.Message):
@@ -112,6 +152,7 @@ class HeadInfo(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     TEMPERATURE_FIELD_NUMBER: builtins.int
     THRESHOLD_FIELD_NUMBER: builtins.int
+    THRESHOLDS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """name is the head's name, unique in the model."""
     kind: Global___HeadKind.ValueType
@@ -119,10 +160,18 @@ class HeadInfo(google.protobuf.message.Message):
     temperature: builtins.float
     """temperature is the divisor of the logits; 1 if the head is not calibrated."""
     threshold: builtins.float
-    """threshold is the minimum probability of the positive label of a sigmoid head. Absent for a softmax head."""
+    """threshold is the minimum probability of the positive label of a sigmoid head. Absent for other heads."""
     @property
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """labels are in the order of the head's outputs; for a sigmoid head, the negative label and then the positive one."""
+        """labels are in the order of the head's outputs; for a sigmoid head, the negative label and then the positive one; for
+        an ordinal head, the lowest first. Empty for a regression head.
+        """
+
+    @property
+    def thresholds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """thresholds are the minimum probabilities at which the labels of a multilabel head apply, in the order of `labels`.
+        Empty for other heads.
+        """
 
     def __init__(
         self,
@@ -132,9 +181,10 @@ class HeadInfo(google.protobuf.message.Message):
         labels: collections.abc.Iterable[builtins.str] | None = ...,
         temperature: builtins.float = ...,
         threshold: builtins.float | None = ...,
+        thresholds: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_threshold", b"_threshold", "kind", b"kind", "labels", b"labels", "name", b"name", "temperature", b"temperature", "threshold", b"threshold"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_threshold", b"_threshold", "kind", b"kind", "labels", b"labels", "name", b"name", "temperature", b"temperature", "threshold", b"threshold", "thresholds", b"thresholds"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_threshold", b"_threshold"]) -> typing.Literal["threshold"] | None: ...
 
 Global___HeadInfo: typing_extensions.TypeAlias = HeadInfo
@@ -177,11 +227,11 @@ class Limits(google.protobuf.message.Message):
     MAX_MESSAGE_BYTES_FIELD_NUMBER: builtins.int
     MAX_WINDOWS_FIELD_NUMBER: builtins.int
     max_tokens: builtins.int
-    """max_tokens is the maximum number of tokens that the model reads of one text, special tokens included.
+    """max_tokens is the maximum number of tokens that the model reads of one text, special tokens and prompt included.
     TruncationPolicy determines the treatment of longer texts.
     """
     max_characters: builtins.int
-    """max_characters is the maximum length of a text in Unicode code points; the rest is truncated."""
+    """max_characters is the maximum length of a text in Unicode code points, prompt included; the rest is truncated."""
     max_items_per_message: builtins.int
     """max_items_per_message is the maximum number of items in a message, in streams and in unary calls. With so many items
     the response of a unary call is at most 4 MiB, the default limit of gRPC clients, whatever the options.

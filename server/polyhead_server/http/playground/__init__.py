@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from importlib import resources
 
-from starlette.responses import Response
-
 from polyhead_server.http.calls import Call
+from polyhead_server.http.exchange import Response
 
 _TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
 _FILES = {"/": "index.html", "/playground/app.js": "app.js", "/playground/style.css": "style.css"}
@@ -28,9 +27,9 @@ def handlers() -> dict[str, Callable[[Call], Awaitable[Response]]]:
 
 def _handler(name: str) -> Callable[[Call], Awaitable[Response]]:
     content = resources.files(__package__).joinpath("static", name).read_bytes()
-    media_type = _TYPES[name.rpartition(".")[2]]
+    headers = {**_HEADERS, "content-type": _TYPES[name.rpartition(".")[2]]}
 
     async def serve(_: Call) -> Response:
-        return Response(content, headers=_HEADERS, media_type=media_type)
+        return Response(content, headers=dict(headers))
 
     return serve

@@ -71,7 +71,8 @@ def _handler(
 
 
 def _serialize(message: Any) -> bytes:
-    return message.SerializeToString()  # type: ignore[no-any-return]
+    # Answers of texts are serialized where they are made.
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def _never_raising(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -95,8 +96,8 @@ def _unary(behavior: Callable[..., Awaitable[Any]], backend: Backend) -> Callabl
     async def unary(request: Any, context: Any) -> Any:
         with backend.service.tracked(context):
             held_bytes.require_room()
-            response = await behavior(_require_decoded(request), context)
-            held_bytes.hold(context, response.ByteSize())
+            response = _serialize(await behavior(_require_decoded(request), context))
+            held_bytes.hold(context, len(response))
             return response
 
     return unary

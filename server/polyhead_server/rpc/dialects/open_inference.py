@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import AsyncIterator, Callable, Sequence
-from importlib import metadata
 from typing import Any
 
 from grpc import aio
@@ -16,19 +15,23 @@ from polyhead_server.errors import InvalidRequestError, ModelNotFoundError, NotR
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.types import ItemOutcome
 from polyhead_server.rpc.message_limits import check_fields
-from polyhead_server.serving import open_inference
+from polyhead_server.rpc.wire_format import delimited, tag
+from polyhead_server.serving import open_inference_input
+from polyhead_server.serving import open_inference_metadata as documents
 from polyhead_server.serving.backend import Backend, Submission, Submitter, deadline_after
-from polyhead_server.serving.open_inference import VERSION, InferRequest, ModelView, TensorSpec
+from polyhead_server.serving.open_inference import VERSION, InferRequest, ModelView
 
 from .descriptors import TYPES
 from .ordered_stream import OrderedStream
 
 NAME = "inference.GRPCInferenceService"
 _Context = aio.ServicerContext[Any, Any]
-_DATA_TYPES = {"FP32": "TYPE_FP32", "BYTES": "TYPE_STRING", "BOOL": "TYPE_BOOL"}
 # Fields of ModelInferRequest that hold tensors, whose number of nested fields is bounded.
 _INPUTS, _CONTENTS, _BYTES_CONTENTS = 5, 5, 8
 _FINAL = "triton_final_response"
+_ID = tag(TYPES["inference.ModelInferResponse"].DESCRIPTOR, "id", "bytes")
+_RAW_OUTPUT_CONTENTS = tag(TYPES["inference.ModelInferResponse"].DESCRIPTOR, "raw_output_contents", "bytes")
+_INFER_RESPONSE = tag(TYPES["inference.ModelStreamInferResponse"].DESCRIPTOR, "infer_response", "message")
 
 
 class OpenInferenceService:
@@ -72,76 +75,27 @@ class OpenInferenceService:
 
     async def ServerMetadata(self, _: Any, __: _Context) -> Any:  # noqa: N802
         """Describes the server."""
-        return TYPES["inference.ServerMetadataResponse"](
-            name="polyhead",
-            version=metadata.version("polyhead"),
-            extensions=["model_configuration", "statistics", "model_repository(index)"],
-        )
+        return TYPES["inference.ServerMetadataResponse"](**documents.server_metadata())
 
     async def ModelMetadata(self, request: Any, _: _Context) -> Any:  # noqa: N802
         """Describes the tensors of the model."""
         view = self._require_model(request.name, request.version)
-        tensor = TYPES["inference.ModelMetadataResponse"].TensorMetadata
-
-        def described(spec: TensorSpec) -> Any:
-            return tensor(name=spec.name, datatype=spec.datatype, shape=spec.shape)
-
-        return TYPES["inference.ModelMetadataResponse"](
-            name=self._backend.served_name(),
-            versions=[VERSION],
-            platform="polyhead",
-            inputs=map(described, view.inputs),
-            outputs=map(described, view.outputs),
-        )
+        return TYPES["inference.ModelMetadataResponse"](**documents.model_metadata(self._backend, view))
 
     async def ModelConfig(self, request: Any, _: _Context) -> Any:  # noqa: N802
-        """Describes the model as Triton would; the labels of each head stand in the parameters, as JSON."""
+        """Describes the model as Triton would."""
         view = self._require_model(request.name, request.version)
-        return TYPES["inference.ModelConfigResponse"](
-            config={
-                "name": self._backend.served_name(),
-                "platform": "polyhead",
-                "backend": "polyhead",
-                "max_batch_size": self._backend.max_items,
-                "input": [_config(spec) for spec in view.inputs],
-                "output": [_config(spec) for spec in view.outputs],
-                "dynamic_batching": {},
-                "parameters": {
-                    f"{head}_labels": {"string_value": json.dumps(labels, ensure_ascii=False)}
-                    for head, labels in view.labels.items()
-                },
-            }
-        )
+        return TYPES["inference.ModelConfigResponse"](config=documents.model_config(self._backend, view))
 
     async def ModelStatistics(self, request: Any, _: _Context) -> Any:  # noqa: N802
         """Returns the counters of this process since its start."""
         if request.name:
             self._require_model(request.name, request.version)
-        stats = self._backend.statistics()
-        success = {"count": stats.texts, "ns": int(stats.batch_s * 1e9)}
-        return TYPES["inference.ModelStatisticsResponse"](
-            model_stats=[
-                {
-                    "name": self._backend.served_name(),
-                    "version": VERSION,
-                    "inference_count": stats.texts,
-                    "execution_count": stats.batches,
-                    "inference_stats": {
-                        "success": success,
-                        "fail": {"count": stats.errors},
-                        "queue": {"count": stats.texts, "ns": int(stats.queue_s * 1e9)},
-                        "compute_infer": success,
-                    },
-                }
-            ]
-        )
+        return TYPES["inference.ModelStatisticsResponse"](**documents.model_statistics(self._backend))
 
     async def RepositoryIndex(self, _: Any, __: _Context) -> Any:  # noqa: N802
         """Lists the served model."""
-        index = {"name": self._backend.served_name(), "version": VERSION, "state": "UNAVAILABLE"}
-        if self._backend.ready:
-            index["state"] = "READY"
-        return TYPES["inference.RepositoryIndexResponse"](models=[index])
+        return TYPES["inference.RepositoryIndexResponse"](models=documents.repository_index(self._backend))
 
     async def ModelInfer(self, request: Any, context: _Context) -> Any:  # noqa: N802
         """Answers the texts of one request."""
@@ -167,7 +121,7 @@ class OpenInferenceService:
 
         def respond(plan: tuple[Any, InferRequest], submission: Submission, outcomes: list[ItemOutcome]) -> Any:
             view = self._backend.view(_view, submission.model)
-            return response_type(infer_response=self._encode(*plan, view, outcomes))
+            return delimited(_INFER_RESPONSE, self._encode(*plan, view, outcomes))
 
         def failed(request: Any, error: ServerError) -> Any:
             if strict:
@@ -192,34 +146,38 @@ class OpenInferenceService:
         view = self._require_model(request.model_name, request.model_version)
         texts = _texts(request)
         for output in request.outputs:
-            if output.parameters:
+            # KServe's client asks for binary outputs, which all are.
+            if set(output.parameters) - {"binary_data"}:
                 problem = f"output {output.name[:64]!a} has parameters; this server supports none for outputs"
                 raise InvalidRequestError("UNKNOWN_PARAMETER", problem)
         parameters = {name: _value(value) for name, value in request.parameters.items()}
         return view.request(texts, [output.name for output in request.outputs], parameters, request.id)
 
-    def _encode(self, request: Any, decoded: InferRequest, view: ModelView, outcomes: Sequence[ItemOutcome]) -> Any:
+    def _encode(self, request: Any, decoded: InferRequest, view: ModelView, outcomes: Sequence[ItemOutcome]) -> bytes:
         tensors = view.respond(decoded, outcomes)
-        # Always raw: the clients' ``as_numpy`` reads nothing else for numbers.
-        return TYPES["inference.ModelInferResponse"](
-            model_name=request.model_name,
-            model_version=VERSION,
-            id=request.id,
-            parameters={_FINAL: {"bool_param": True}}
-            if "triton_enable_empty_final_response" in request.parameters
-            else {},
-            outputs=[{"name": one.name, "datatype": one.datatype, "shape": one.shape} for one in tensors],
-            raw_output_contents=[one.raw() for one in tensors],
+        is_final = "triton_enable_empty_final_response" in request.parameters
+        description = _description(
+            request.model_name, tuple([(one.name, one.datatype, one.shape) for one in tensors]), is_final=is_final
         )
+        # Always raw: the clients' ``as_numpy`` reads nothing else for numbers.
+        contents = [delimited(_RAW_OUTPUT_CONTENTS, one.raw()) for one in tensors]
+        return b"".join((description, delimited(_ID, request.id.encode()), *contents))
+
+
+@functools.lru_cache(maxsize=256)
+def _description(model_name: str, outputs: tuple[tuple[str, str, tuple[int, int]], ...], *, is_final: bool) -> bytes:
+    """Returns the fields of a response that are the same for all calls of a client."""
+    response = TYPES["inference.ModelInferResponse"](
+        model_name=model_name,
+        model_version=VERSION,
+        parameters={_FINAL: {"bool_param": True}} if is_final else {},
+        outputs=[{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in outputs],
+    )
+    return response.SerializeToString()  # type: ignore[no-any-return]
 
 
 def _view(backend: Backend, model: Model) -> ModelView:
     return ModelView(model.source.manifest, backend.max_items, backend.service.max_text_bytes())
-
-
-def _config(spec: TensorSpec) -> dict[str, Any]:
-    # Without the batch dimension, which ``max_batch_size`` stands for.
-    return {"name": spec.name, "data_type": _DATA_TYPES[spec.datatype], "dims": spec.shape[1:]}
 
 
 def _texts(request: Any) -> list[bytes]:
@@ -232,11 +190,11 @@ def _texts(request: Any) -> list[bytes]:
         problem = f"the request has {len(request.inputs)} input tensors; send the texts in one"
         raise InvalidRequestError("INVALID_TENSOR", problem)
     (tensor,) = request.inputs
-    if tensor.parameters:
-        problem = "the input tensor has parameters, such as a shared memory region; send its content in the request"
-        raise InvalidRequestError("UNKNOWN_PARAMETER", problem)
-    open_inference.require_datatype(tensor.datatype)
-    count = open_inference.element_count(tensor.shape)
+    open_inference_input.require_datatype(tensor.datatype)
+    count = open_inference_input.element_count(tensor.shape)
+    raw_bytes = len(request.raw_input_contents[0]) if request.raw_input_contents else None
+    parameters = {name: _value(value) for name, value in tensor.parameters.items()}
+    open_inference_input.check_parameters(parameters, raw_bytes)
     if len(request.raw_input_contents) > 1:
         problem = f"raw_input_contents has {len(request.raw_input_contents)} elements for one input tensor"
         raise InvalidRequestError("INVALID_TENSOR", problem)
@@ -245,7 +203,7 @@ def _texts(request: Any) -> list[bytes]:
         if typed:
             problem = "the content stands both in raw_input_contents and in contents; use one of them"
             raise InvalidRequestError("INVALID_TENSOR", problem)
-        return open_inference.split_bytes_tensor(request.raw_input_contents[0], count)
+        return open_inference_input.split_bytes_tensor(request.raw_input_contents[0], count)
     others = [field.name for field, _ in typed if field.name != "bytes_contents"]
     if others:
         problem = f"contents.{others[0]} is set for a tensor of datatype BYTES; use bytes_contents"

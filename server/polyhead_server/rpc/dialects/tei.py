@@ -13,6 +13,7 @@ from grpc import aio
 from polyhead_server.errors import InvalidRequestError, NotSupportedError, ServerError, TextTooLongError
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.types import ItemOutcome, Message, RequestOptions, Result, Task
+from polyhead_server.rpc.wire_format import delimited, tag
 from polyhead_server.serving import tei
 from polyhead_server.serving.backend import Backend, Submission, Submitter, deadline_after
 from polyhead_server.serving.texts import item_from_bytes
@@ -21,6 +22,7 @@ from .descriptors import TYPES
 from .ordered_stream import OrderedStream
 
 PACKAGE = "tei.v1"
+_EMBEDDINGS = tag(TYPES["tei.v1.EmbedResponse"].DESCRIPTOR, "embeddings", "bytes")
 # Metadata that selects the head of Predict, whose messages have no field for it.
 _HEAD = "head"
 _LEFT = 1
@@ -123,18 +125,15 @@ class TeiServices:
         return stream
 
     def _plan_embed(self, request: Any, _: _Context) -> _Plan:
-        if request.HasField("prompt_name"):
-            raise tei.invalid("prompt_name", "is not supported: the model has no prompts")
         normalize = request.normalize if request.HasField("normalize") else True
         dimensions = request.dimensions if request.HasField("dimensions") else 0
-        options = RequestOptions(frozenset({Task.EMBEDDING}), dimensions=dimensions)
+        options = RequestOptions(frozenset({Task.EMBEDDING}), dimensions=dimensions, prompt=request.prompt_name)
         return self._plan(request, options, normalize=normalize)
 
     def _plan_predict(self, request: Any, context: _Context) -> _Plan:
-        if request.raw_scores:
-            raise tei.invalid("raw_scores", "is not supported: scores are calibrated probabilities")
         wanted = next((str(value) for key, value in context.invocation_metadata() or () if key == _HEAD), "")
         head = tei.head_of(self._backend.model(), wanted)
+        tei.check_raw_scores(head, raw_scores=request.raw_scores)
         return self._plan(request, RequestOptions(frozenset({head.task})), head=head)
 
     def _plan(
@@ -150,9 +149,12 @@ class TeiServices:
         message = Message((item,), tei.with_truncation(options, truncate=request.truncate))
         return _Plan(message, head, normalize, len(request.inputs), time.monotonic_ns())
 
-    def _embedding(self, plan: _Plan, model: Model, result: Result) -> Any:
+    def _embedding(self, plan: _Plan, model: Model, result: Result) -> bytes:
         values = tei.embedding(model, result, plan.message.options.dimensions, normalize=plan.normalize)
-        return TYPES["tei.v1.EmbedResponse"](embeddings=values.tolist(), metadata=_metadata(plan, result))
+        # Numbers in a packed field are the bytes of the array, which need no list of Python's numbers.
+        embeddings = delimited(_EMBEDDINGS, values.astype("<f4", copy=False).tobytes())
+        rest = TYPES["tei.v1.EmbedResponse"](metadata=_metadata(plan, result)).SerializeToString()
+        return embeddings + rest  # type: ignore[no-any-return]
 
     def _predictions(self, plan: _Plan, _: Model, result: Result) -> Any:
         predictions = [
@@ -162,7 +164,8 @@ class TeiServices:
 
     async def _tokenize(self, request: Any, _: _Context) -> Any:
         item = item_from_bytes("", request.inputs, self._backend.service.max_text_bytes())
-        tokens = await tei.tokenize(self._backend, item, special=request.add_special_tokens)
+        special, prompt = request.add_special_tokens, request.prompt_name
+        tokens = await tei.tokenize(self._backend, item, special=special, prompt=prompt)
         return TYPES["tei.v1.EncodeResponse"](tokens=tokens)
 
     async def _decode(self, request: Any, _: _Context) -> Any:

@@ -37,6 +37,8 @@ from polyhead_server.rpc.status import status
 _Context = aio.ServicerContext[Any, Any]
 _Deserializer = Callable[[bytes], Any]
 
+# gRPC libraries look for the details of a status under this key.
+DETAILS_KEY = "grpc-status-details-bin"
 # Defaults of --max-message-bytes and --request-timeout-s.
 _MAX_MESSAGE_BYTES = 16 * 2**20
 _REQUEST_TIMEOUT_S = 60.0
@@ -202,8 +204,7 @@ def _mapping_errors(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Aw
 async def abort(context: _Context, error: ServerError) -> None:
     """Fails the call with the status and the details of an error."""
     wire = status(error)
-    # gRPC libraries look for the details of a status under this key.
-    metadata: list[Any] = [*(context.trailing_metadata() or ()), ("grpc-status-details-bin", wire.SerializeToString())]
+    metadata: list[Any] = [*(context.trailing_metadata() or ()), (DETAILS_KEY, wire.SerializeToString())]
     if isinstance(error, OverloadedError):
         # gRPC clients with a retry policy wait this long before the next attempt. A value of 0 would make them wait
         # until their deadline.

@@ -8,10 +8,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
@@ -23,15 +20,13 @@ from polyhead.v1 import inference_service_pb2
 
 from polyhead_server.observability.logging import REQUEST_CONTEXT, fields
 from polyhead_server.observability.metrics import Metrics
+from polyhead_server.observability.request_ids import REQUEST_ID, request_id
 from polyhead_server.observability.tracing import Tracing
 from polyhead_server.security.api_keys import CALLER
 from polyhead_server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-REQUEST_ID = "x-request-id"
-# A client's request id is used unchanged or not at all: these characters are safe in logs and searches.
-_VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 # Path to name of the methods that are observed. Others are probes, or names that a client made up, each of which would
 # become a metric series.
@@ -90,30 +85,27 @@ class TelemetryInterceptor(aio.ServerInterceptor):
     def _observed(self, behavior: Callable[..., Awaitable[Any]], call: _CallRecord) -> Callable[..., Awaitable[Any]]:
         async def observed(request: Any, context: _Context) -> Any:
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-            traced = self._tracing.call(call.path, call.metadata, call.request_id) if self._tracing else _UNTRACED
-            with traced as span:
-                if self._tracing:
-                    REQUEST_CONTEXT.set(
-                        {"request_id": call.request_id, "trace_id": f"{span.get_span_context().trace_id:032x}"}
-                    )
-                code = "UNKNOWN"
-                try:
-                    response = await behavior(request, context)
-                except aio.AbortError:
-                    code = _code_name(context)
-                    raise
-                except asyncio.CancelledError:
-                    remaining_s = context.time_remaining()
-                    cancelled = remaining_s is None or remaining_s > _CLOCK_SKEW_S
-                    code = "CANCELLED" if cancelled else "DEADLINE_EXCEEDED"
-                    raise
-                else:
-                    code = _code_name(context)
-                    return response
-                finally:
-                    self._on_end(call, code, context)
-                    if self._tracing:
-                        self._tracing.end_call(span, code, call.items)
+            traced = None
+            if self._tracing and (traced := self._tracing.begin_call(call.path, call.metadata, call.request_id)):
+                REQUEST_CONTEXT.set({"request_id": call.request_id, "trace_id": traced.trace_id})
+            code = "UNKNOWN"
+            try:
+                response = await behavior(request, context)
+            except aio.AbortError:
+                code = _code_name(context)
+                raise
+            except asyncio.CancelledError:
+                remaining_s = context.time_remaining()
+                cancelled = remaining_s is None or remaining_s > _CLOCK_SKEW_S
+                code = "CANCELLED" if cancelled else "DEADLINE_EXCEEDED"
+                raise
+            else:
+                code = _code_name(context)
+                return response
+            finally:
+                self._on_end(call, code, context)
+                if self._tracing and traced:
+                    self._tracing.end_call(traced, code, call.items)
 
         return observed
 
@@ -160,10 +152,7 @@ class _CallRecord:
         self.path = str(details.method)
         self.metadata: Any = details.invocation_metadata or ()
         received = next((value for name, value in self.metadata if name == REQUEST_ID), "")
-        self.request_id = str(received) if _VALID_REQUEST_ID.fullmatch(str(received)) else secrets.token_hex(8)
-
-
-_UNTRACED: contextlib.nullcontext[Any] = contextlib.nullcontext()
+        self.request_id = request_id(str(received))
 
 
 def _code_name(context: _Context) -> str:

@@ -47,6 +47,17 @@ async def test_typed_contents_mean_the_same_as_raw_ones(running: DialectServer) 
     assert typed == await running.call(f"{SERVICE}/ModelInfer", request("w1", "w2 w3"))
 
 
+async def test_parameters_that_clients_send_by_themselves_change_nothing(running: DialectServer) -> None:
+    content = raw("w1", "w2 w3")
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [2, 1]}
+    # KServe's client sends both; MLServer's codecs send content_type.
+    parameters = {"binary_data_size": {"int64_param": len(content)}, "content_type": {"string_param": "str"}}
+    binary = {"name": "embedding", "parameters": {"binary_data": {"bool_param": True}}}
+    sent = request("w1", "w2 w3", inputs=[tensor | {"parameters": parameters}], outputs=[binary])
+    response = await running.call(f"{SERVICE}/ModelInfer", sent)
+    assert embeddings(response) == [embedding_of("w1"), embedding_of("w2 w3")]
+
+
 async def test_metadata_and_config_describe_the_answer(running: DialectServer) -> None:
     response = await running.call(f"{SERVICE}/ModelInfer", request("w1"))
     metadata = await running.call(f"{SERVICE}/ModelMetadata", {"name": "fake"})
@@ -225,5 +236,8 @@ async def test_statistics_and_index_name_the_model(running: DialectServer) -> No
     await running.call(f"{SERVICE}/ModelInfer", request("w1", "w2"))
     (stats,) = (await running.call(f"{SERVICE}/ModelStatistics", {"name": "fake"})).model_stats
     assert (stats.name, stats.inference_count) == ("fake", 2)
+    # perf_analyzer ends with "Server side statistics compute counts must be the same" otherwise.
+    times = stats.inference_stats
+    assert {times.compute_input.count, times.compute_infer.count, times.compute_output.count} == {2}
     (index,) = (await running.call(f"{SERVICE}/RepositoryIndex")).models
     assert (index.name, index.state) == ("fake", "READY")

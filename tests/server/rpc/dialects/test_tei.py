@@ -80,7 +80,7 @@ async def test_bad_input_is_refused(running: DialectServer, name: str, fields: d
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("Embed/Embed", {"prompt_name": "query"}, "prompt_name is not supported"),
+        ("Embed/Embed", {"prompt_name": "queries"}, "no such prompt; its prompts are: passage, query"),
         ("Embed/Embed", {"dimensions": 3}, "only 2 dimensions"),
         ("Predict/Predict", {"raw_scores": True}, "raw_scores is not supported"),
     ],
@@ -91,6 +91,15 @@ async def test_option_that_cannot_be_served_is_refused(
     code, details = await refusal(running.call(f"tei.v1.{name}", {"inputs": b"w1"} | fields))
     assert code == "INVALID_ARGUMENT"
     assert message in details
+
+
+async def test_prompt_is_put_before_the_text(running: DialectServer) -> None:
+    fields = {"inputs": b"w1", "prompt_name": "query", "normalize": False}
+    assert list((await running.call("tei.v1.Embed/Embed", fields)).embeddings) == embedding_of("w7 w1")
+    response = await running.call("tei.v1.Tokenize/Tokenize", {"inputs": b"w1", "prompt_name": "query"})
+    assert [(one.text, one.start, one.stop) for one in response.tokens] == [("w7", 0, 2), ("w1", 3, 5)]
+    code, details = await refusal(running.call("tei.v1.Tokenize/Tokenize", {"inputs": b"w1", "prompt_name": "queries"}))
+    assert (code, "its prompts are" in details) == ("INVALID_ARGUMENT", True)
 
 
 async def test_unknown_head_is_refused_with_the_known_ones(running: DialectServer) -> None:

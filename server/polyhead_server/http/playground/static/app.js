@@ -3,7 +3,9 @@
 const $ = (id) => document.getElementById(id);
 const MAX_SHOWN = 200; // answers and rows of the similarity table; a file may have more
 const MAX_SIMILARITY = 24;
-const labels = {}; // of each head, by its name
+const labels = {}, kindOf = {}; // of each head, by its name
+const TASKS = { classification: ["softmax"], sentiment: ["sigmoid"], labels: ["multilabel"],
+  score: ["ordinal", "regression"] };
 
 function element(name, attributes = {}, ...children) {
   const node = document.createElement(name);
@@ -30,6 +32,7 @@ async function analyze(texts) {
   return (await response.json()).answers;
 }
 
+const number = (value) => String(Number(value.toPrecision(4)));
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 
 function headTable(caption, rows) {
@@ -53,6 +56,15 @@ function headsOf(answer) {
     const [negative, positive] = labels[one.head] ?? ["negative", "positive"];
     const rows = [[positive, one.probability], [negative, 1 - one.probability]];
     tables.push(headTable(`${one.head}: ${one.label}`, one.label === positive ? rows : rows.reverse()));
+  }
+  for (const one of answer.label_sets ?? []) {
+    // All that apply, and the most probable of the others.
+    const rows = one.scores.slice(0, Math.max(6, one.labels.length)).map((score) => [score.label, score.probability]);
+    tables.push(headTable(`${one.head}: ${one.labels.join(", ") || "none"}`, rows));
+  }
+  for (const one of answer.scores ?? []) {
+    const rows = one.probabilities.map((score) => [score.label, score.probability]);
+    tables.push(headTable(`${one.head}: ${number(one.value)}${one.label === null ? "" : `, ${one.label}`}`, rows));
   }
   return tables;
 }
@@ -147,6 +159,11 @@ function columnsOf(answer) {
     columns[`${one.head}_label`] = one.label;
     columns[`${one.head}_probability`] = one.probability;
   }
+  for (const one of answer.label_sets ?? []) columns[`${one.head}_labels`] = JSON.stringify(one.labels);
+  for (const one of answer.scores ?? []) {
+    columns[`${one.head}_value`] = one.value;
+    if (one.label !== null) columns[`${one.head}_label`] = one.label;
+  }
   columns.error = answer.error?.message ?? "";
   return columns;
 }
@@ -156,9 +173,11 @@ async function convert(file) {
   const column = header.indexOf("text");
   if (column === -1) throw new Error(`the file has no column "text"; its columns are ${header.join(", ")}`);
   const answers = [], size = 256;
+  const kinds = new Set(Object.values(kindOf));
+  const tasks = Object.entries(TASKS).filter(([, of]) => of.some((kind) => kinds.has(kind))).map(([task]) => task);
   for (let begin = 0; begin < rows.length; begin += size) {
     const texts = rows.slice(begin, begin + size).map((row) => row[column] ?? "");
-    const body = JSON.stringify({ texts, truncation: $("truncation").value, tasks: ["classification", "sentiment"] });
+    const body = JSON.stringify({ texts, truncation: $("truncation").value, tasks });
     const response = await call("/v1/analyze", { method: "POST", body, headers: { "content-type": "application/json" } });
     answers.push(...(await response.json()).answers);
     $("status").textContent = `${answers.length} of ${rows.length} rows analyzed`;
@@ -212,8 +231,8 @@ async function card() {
   try {
     const info = await (await call("/v1/info")).json();
     $("model-name").textContent = info.name;
-    for (const head of info.heads) labels[head.name] = head.labels;
-    const heads = info.heads.map((head) => `${head.name} (${head.labels.join(", ")})`);
+    for (const head of info.heads) [labels[head.name], kindOf[head.name]] = [head.labels, head.kind];
+    const heads = info.heads.map((head) => `${head.name} (${head.labels.join(", ") || "a number"})`);
     const rows = [["Model", info.model_id], ["Heads", heads.join("; ")],
       ["Embedding", `${info.embedding.dimensions} dimensions, ${info.embedding.pooling} pooling`],
       ["Engine", `${info.runtime.engine} on ${info.runtime.device}, variant ${info.runtime.variant}`],

@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file polyhead/v1/item.proto.
  */
 export const file_polyhead_v1_item: GenFile = /*@__PURE__*/
-  fileDesc("ChZwb2x5aGVhZC92MS9pdGVtLnByb3RvEgtwb2x5aGVhZC52MSIlCgRJdGVtEg8KB2l0ZW1faWQYASABKAkSDAoEdGV4dBgCIAEoCSKTAQoLSXRlbU9wdGlvbnMSMQoKdHJ1bmNhdGlvbhgBIAEoDjIdLnBvbHloZWFkLnYxLlRydW5jYXRpb25Qb2xpY3kSFwoPaW5jbHVkZV90aW1pbmdzGAIgASgIEjgKFWV4cGVjdGVkX2ZpbmdlcnByaW50cxgDIAEoCzIZLnBvbHloZWFkLnYxLkZpbmdlcnByaW50cyJYChBFbWJlZGRpbmdPcHRpb25zEjAKCGVuY29kaW5nGAEgASgOMh4ucG9seWhlYWQudjEuRW1iZWRkaW5nRW5jb2RpbmcSEgoKZGltZW5zaW9ucxgCIAEoDSJwCgZBbnN3ZXISDwoHaXRlbV9pZBgBIAEoCRIlCgZyZXN1bHQYAiABKAsyEy5wb2x5aGVhZC52MS5SZXN1bHRIABIjCgVlcnJvchgDIAEoCzISLmdvb2dsZS5ycGMuU3RhdHVzSABCCQoHb3V0Y29tZSKQAwoGUmVzdWx0EikKCWVtYmVkZGluZxgBIAEoCzIWLnBvbHloZWFkLnYxLkVtYmVkZGluZxIzCg5jbGFzc2lmaWNhdGlvbhgCIAEoCzIbLnBvbHloZWFkLnYxLkNsYXNzaWZpY2F0aW9uEikKCXNlbnRpbWVudBgDIAEoCzIWLnBvbHloZWFkLnYxLlNlbnRpbWVudBI/ChphZGRpdGlvbmFsX2NsYXNzaWZpY2F0aW9ucxgEIAMoCzIbLnBvbHloZWFkLnYxLkNsYXNzaWZpY2F0aW9uEjUKFWFkZGl0aW9uYWxfc2VudGltZW50cxgFIAMoCzIWLnBvbHloZWFkLnYxLlNlbnRpbWVudBIrCgp0cnVuY2F0aW9uGAYgASgLMhcucG9seWhlYWQudjEuVHJ1bmNhdGlvbhIvCgxmaW5nZXJwcmludHMYByABKAsyGS5wb2x5aGVhZC52MS5GaW5nZXJwcmludHMSJQoHdGltaW5ncxgIIAEoCzIULnBvbHloZWFkLnYxLlRpbWluZ3MicAoJRW1iZWRkaW5nEg4KBnZhbHVlcxgBIAEoDBIwCghlbmNvZGluZxgCIAEoDjIeLnBvbHloZWFkLnYxLkVtYmVkZGluZ0VuY29kaW5nEhIKCmRpbWVuc2lvbnMYAyABKA0SDQoFc2NhbGUYBCABKAIiRwoOQ2xhc3NpZmljYXRpb24SDAoEaGVhZBgBIAEoCRInCgZzY29yZXMYAiADKAsyFy5wb2x5aGVhZC52MS5MYWJlbFNjb3JlIjAKCkxhYmVsU2NvcmUSDQoFbGFiZWwYASABKAkSEwoLcHJvYmFiaWxpdHkYAiABKAIiPQoJU2VudGltZW50EgwKBGhlYWQYASABKAkSEwoLcHJvYmFiaWxpdHkYAiABKAISDQoFbGFiZWwYAyABKAkikAEKClRydW5jYXRpb24SEQoJdHJ1bmNhdGVkGAEgASgIEhMKC3Rva2Vuc19zZWVuGAIgASgNEhMKC3Rva2Vuc191c2VkGAMgASgNEh4KEWN1dF9hdF9jb2RlX3BvaW50GAQgASgNSACIAQESDwoHd2luZG93cxgFIAEoDUIUChJfY3V0X2F0X2NvZGVfcG9pbnQiVAoMRmluZ2VycHJpbnRzEhcKD2VtYmVkZGluZ19zcGFjZRgBIAEoCRIrCgVoZWFkcxgCIAMoCzIcLnBvbHloZWFkLnYxLkhlYWRGaW5nZXJwcmludCI0Cg9IZWFkRmluZ2VycHJpbnQSDAoEaGVhZBgBIAEoCRITCgtmaW5nZXJwcmludBgCIAEoCSLAAgoHVGltaW5ncxIvCgx0b2tlbml6YXRpb24YASABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKAoFcXVldWUYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKgoHY29tcHV0ZRgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIoCgV0b3RhbBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhITCgtiYXRjaF9pdGVtcxgFIAEoDRIUCgxiYXRjaF90b2tlbnMYBiABKA0SLAoJYWRtaXNzaW9uGAcgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEisKCGRlbGl2ZXJ5GAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uKl0KBFRhc2sSFAoQVEFTS19VTlNQRUNJRklFRBAAEhIKDlRBU0tfRU1CRURESU5HEAESFwoTVEFTS19DTEFTU0lGSUNBVElPThACEhIKDlRBU0tfU0VOVElNRU5UEAMquQEKEUVtYmVkZGluZ0VuY29kaW5nEiIKHkVNQkVERElOR19FTkNPRElOR19VTlNQRUNJRklFRBAAEiEKHUVNQkVERElOR19FTkNPRElOR19GTE9BVDMyX0xFEAESIQodRU1CRURESU5HX0VOQ09ESU5HX0ZMT0FUMTZfTEUQAhIbChdFTUJFRERJTkdfRU5DT0RJTkdfSU5UOBADEh0KGUVNQkVERElOR19FTkNPRElOR19CSU5BUlkQBCqQAQoQVHJ1bmNhdGlvblBvbGljeRIhCh1UUlVOQ0FUSU9OX1BPTElDWV9VTlNQRUNJRklFRBAAEh4KGlRSVU5DQVRJT05fUE9MSUNZX1RSVU5DQVRFEAESGwoXVFJVTkNBVElPTl9QT0xJQ1lfRVJST1IQAhIcChhUUlVOQ0FUSU9OX1BPTElDWV9XSU5ET1cQAypiCgtBbnN3ZXJPcmRlchIcChhBTlNXRVJfT1JERVJfVU5TUEVDSUZJRUQQABIYChRBTlNXRVJfT1JERVJfUkVRVUVTVBABEhsKF0FOU1dFUl9PUkRFUl9DT01QTEVUSU9OEAJCUQoOaW8ucG9seWhlYWQudjFQAVo9Z2l0aHViLmNvbS9wb2x5aGVhZC9wb2x5aGVhZC9jbGllbnRzL2dvL3BvbHloZWFkdjE7cG9seWhlYWR2MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_rpc_status]);
+  fileDesc("ChZwb2x5aGVhZC92MS9pdGVtLnByb3RvEgtwb2x5aGVhZC52MSIlCgRJdGVtEg8KB2l0ZW1faWQYASABKAkSDAoEdGV4dBgCIAEoCSKjAQoLSXRlbU9wdGlvbnMSMQoKdHJ1bmNhdGlvbhgBIAEoDjIdLnBvbHloZWFkLnYxLlRydW5jYXRpb25Qb2xpY3kSFwoPaW5jbHVkZV90aW1pbmdzGAIgASgIEjgKFWV4cGVjdGVkX2ZpbmdlcnByaW50cxgDIAEoCzIZLnBvbHloZWFkLnYxLkZpbmdlcnByaW50cxIOCgZwcm9tcHQYBCABKAkiWAoQRW1iZWRkaW5nT3B0aW9ucxIwCghlbmNvZGluZxgBIAEoDjIeLnBvbHloZWFkLnYxLkVtYmVkZGluZ0VuY29kaW5nEhIKCmRpbWVuc2lvbnMYAiABKA0icAoGQW5zd2VyEg8KB2l0ZW1faWQYASABKAkSJQoGcmVzdWx0GAIgASgLMhMucG9seWhlYWQudjEuUmVzdWx0SAASIwoFZXJyb3IYAyABKAsyEi5nb29nbGUucnBjLlN0YXR1c0gAQgkKB291dGNvbWUi3wMKBlJlc3VsdBIpCgllbWJlZGRpbmcYASABKAsyFi5wb2x5aGVhZC52MS5FbWJlZGRpbmcSMwoOY2xhc3NpZmljYXRpb24YAiABKAsyGy5wb2x5aGVhZC52MS5DbGFzc2lmaWNhdGlvbhIpCglzZW50aW1lbnQYAyABKAsyFi5wb2x5aGVhZC52MS5TZW50aW1lbnQSPwoaYWRkaXRpb25hbF9jbGFzc2lmaWNhdGlvbnMYBCADKAsyGy5wb2x5aGVhZC52MS5DbGFzc2lmaWNhdGlvbhI1ChVhZGRpdGlvbmFsX3NlbnRpbWVudHMYBSADKAsyFi5wb2x5aGVhZC52MS5TZW50aW1lbnQSKwoKdHJ1bmNhdGlvbhgGIAEoCzIXLnBvbHloZWFkLnYxLlRydW5jYXRpb24SLwoMZmluZ2VycHJpbnRzGAcgASgLMhkucG9seWhlYWQudjEuRmluZ2VycHJpbnRzEiUKB3RpbWluZ3MYCCABKAsyFC5wb2x5aGVhZC52MS5UaW1pbmdzEikKCmxhYmVsX3NldHMYCSADKAsyFS5wb2x5aGVhZC52MS5MYWJlbFNldBIiCgZzY29yZXMYCiADKAsyEi5wb2x5aGVhZC52MS5TY29yZSJwCglFbWJlZGRpbmcSDgoGdmFsdWVzGAEgASgMEjAKCGVuY29kaW5nGAIgASgOMh4ucG9seWhlYWQudjEuRW1iZWRkaW5nRW5jb2RpbmcSEgoKZGltZW5zaW9ucxgDIAEoDRINCgVzY2FsZRgEIAEoAiJHCg5DbGFzc2lmaWNhdGlvbhIMCgRoZWFkGAEgASgJEicKBnNjb3JlcxgCIAMoCzIXLnBvbHloZWFkLnYxLkxhYmVsU2NvcmUiMAoKTGFiZWxTY29yZRINCgVsYWJlbBgBIAEoCRITCgtwcm9iYWJpbGl0eRgCIAEoAiI9CglTZW50aW1lbnQSDAoEaGVhZBgBIAEoCRITCgtwcm9iYWJpbGl0eRgCIAEoAhINCgVsYWJlbBgDIAEoCSJRCghMYWJlbFNldBIMCgRoZWFkGAEgASgJEicKBnNjb3JlcxgCIAMoCzIXLnBvbHloZWFkLnYxLkxhYmVsU2NvcmUSDgoGbGFiZWxzGAMgAygJImMKBVNjb3JlEgwKBGhlYWQYASABKAkSDQoFdmFsdWUYAiABKAISDQoFbGFiZWwYAyABKAkSLgoNcHJvYmFiaWxpdGllcxgEIAMoCzIXLnBvbHloZWFkLnYxLkxhYmVsU2NvcmUikAEKClRydW5jYXRpb24SEQoJdHJ1bmNhdGVkGAEgASgIEhMKC3Rva2Vuc19zZWVuGAIgASgNEhMKC3Rva2Vuc191c2VkGAMgASgNEh4KEWN1dF9hdF9jb2RlX3BvaW50GAQgASgNSACIAQESDwoHd2luZG93cxgFIAEoDUIUChJfY3V0X2F0X2NvZGVfcG9pbnQiVAoMRmluZ2VycHJpbnRzEhcKD2VtYmVkZGluZ19zcGFjZRgBIAEoCRIrCgVoZWFkcxgCIAMoCzIcLnBvbHloZWFkLnYxLkhlYWRGaW5nZXJwcmludCI0Cg9IZWFkRmluZ2VycHJpbnQSDAoEaGVhZBgBIAEoCRITCgtmaW5nZXJwcmludBgCIAEoCSLAAgoHVGltaW5ncxIvCgx0b2tlbml6YXRpb24YASABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKAoFcXVldWUYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKgoHY29tcHV0ZRgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIoCgV0b3RhbBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhITCgtiYXRjaF9pdGVtcxgFIAEoDRIUCgxiYXRjaF90b2tlbnMYBiABKA0SLAoJYWRtaXNzaW9uGAcgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEisKCGRlbGl2ZXJ5GAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uKn4KBFRhc2sSFAoQVEFTS19VTlNQRUNJRklFRBAAEhIKDlRBU0tfRU1CRURESU5HEAESFwoTVEFTS19DTEFTU0lGSUNBVElPThACEhIKDlRBU0tfU0VOVElNRU5UEAMSDwoLVEFTS19MQUJFTFMQBBIOCgpUQVNLX1NDT1JFEAUquQEKEUVtYmVkZGluZ0VuY29kaW5nEiIKHkVNQkVERElOR19FTkNPRElOR19VTlNQRUNJRklFRBAAEiEKHUVNQkVERElOR19FTkNPRElOR19GTE9BVDMyX0xFEAESIQodRU1CRURESU5HX0VOQ09ESU5HX0ZMT0FUMTZfTEUQAhIbChdFTUJFRERJTkdfRU5DT0RJTkdfSU5UOBADEh0KGUVNQkVERElOR19FTkNPRElOR19CSU5BUlkQBCqQAQoQVHJ1bmNhdGlvblBvbGljeRIhCh1UUlVOQ0FUSU9OX1BPTElDWV9VTlNQRUNJRklFRBAAEh4KGlRSVU5DQVRJT05fUE9MSUNZX1RSVU5DQVRFEAESGwoXVFJVTkNBVElPTl9QT0xJQ1lfRVJST1IQAhIcChhUUlVOQ0FUSU9OX1BPTElDWV9XSU5ET1cQAypiCgtBbnN3ZXJPcmRlchIcChhBTlNXRVJfT1JERVJfVU5TUEVDSUZJRUQQABIYChRBTlNXRVJfT1JERVJfUkVRVUVTVBABEhsKF0FOU1dFUl9PUkRFUl9DT01QTEVUSU9OEAJCUQoOaW8ucG9seWhlYWQudjFQAVo9Z2l0aHViLmNvbS9wb2x5aGVhZC9wb2x5aGVhZC9jbGllbnRzL2dvL3BvbHloZWFkdjE7cG9seWhlYWR2MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_rpc_status]);
 
 /**
  * Item is one text to answer.
@@ -71,11 +71,21 @@ export type ItemOptions = Message<"polyhead.v1.ItemOptions"> & {
 
   /**
    * expected_fingerprints are the fingerprints that the serving model must have. Items are rejected with
-   * FAILED_PRECONDITION if the embedding space or a listed head differs. Empty fields match any model.
+   * FAILED_PRECONDITION if the embedding space or a listed head differs, and with INVALID_ARGUMENT if a fingerprint does
+   * not have 16 digits. Empty fields match any model.
    *
    * @generated from field: polyhead.v1.Fingerprints expected_fingerprints = 3;
    */
   expectedFingerprints?: Fingerprints | undefined;
+
+  /**
+   * prompt is the name of one of ModelInfo.prompts, whose text is put before the text of every item before it is
+   * tokenized. Empty means none. A name that the model does not have is rejected with INVALID_ARGUMENT and reason
+   * UNKNOWN_PROMPT.
+   *
+   * @generated from field: string prompt = 4;
+   */
+  prompt: string;
 };
 
 /**
@@ -123,8 +133,8 @@ export const EmbeddingOptionsSchema: GenMessage<EmbeddingOptions> = /*@__PURE__*
  */
 export type Answer = Message<"polyhead.v1.Answer"> & {
   /**
-   * item_id is the id of the item, unchanged. Empty if the message was malformed or had more items than
-   * Limits.max_items_per_message: one answer then stands for all of its items.
+   * item_id is the id of the item, unchanged. Empty if the message was malformed or had too many items: one answer then
+   * stands for all of its items.
    *
    * @generated from field: string item_id = 1;
    */
@@ -146,7 +156,7 @@ export type Answer = Message<"polyhead.v1.Answer"> & {
   } | {
     /**
      * error states why there is no result. Its details contain a google.rpc.ErrorInfo with domain "polyhead" and one of
-     * the reasons listed in docs/reference/errors.md.
+     * the reasons listed in docs/reference/errors.md. It repeats nothing of the request.
      *
      * @generated from field: google.rpc.Status error = 3;
      */
@@ -225,6 +235,20 @@ export type Result = Message<"polyhead.v1.Result"> & {
    * @generated from field: polyhead.v1.Timings timings = 8;
    */
   timings?: Timings | undefined;
+
+  /**
+   * label_sets are the answers of the multilabel heads, in the model's order. Set if TASK_LABELS was requested.
+   *
+   * @generated from field: repeated polyhead.v1.LabelSet label_sets = 9;
+   */
+  labelSets: LabelSet[];
+
+  /**
+   * scores are the answers of the ordinal and regression heads, in the model's order. Set if TASK_SCORE was requested.
+   *
+   * @generated from field: repeated polyhead.v1.Score scores = 10;
+   */
+  scores: Score[];
 };
 
 /**
@@ -311,7 +335,7 @@ export const ClassificationSchema: GenMessage<Classification> = /*@__PURE__*/
  */
 export type LabelScore = Message<"polyhead.v1.LabelScore"> & {
   /**
-   * label is the name of the class.
+   * label is the name of the label.
    *
    * @generated from field: string label = 1;
    */
@@ -368,6 +392,86 @@ export const SentimentSchema: GenMessage<Sentiment> = /*@__PURE__*/
   messageDesc(file_polyhead_v1_item, 8);
 
 /**
+ * LabelSet is the answer of a multilabel head, whose labels apply independently of each other.
+ *
+ * @generated from message polyhead.v1.LabelSet
+ */
+export type LabelSet = Message<"polyhead.v1.LabelSet"> & {
+  /**
+   * head is the head's name, as in ModelInfo.
+   *
+   * @generated from field: string head = 1;
+   */
+  head: string;
+
+  /**
+   * scores holds each label of the head, most probable first. The probabilities do not sum to 1.
+   *
+   * @generated from field: repeated polyhead.v1.LabelScore scores = 2;
+   */
+  scores: LabelScore[];
+
+  /**
+   * labels are those whose probability is at or above their threshold, most probable first. Empty if none applies.
+   *
+   * @generated from field: repeated string labels = 3;
+   */
+  labels: string[];
+};
+
+/**
+ * Describes the message polyhead.v1.LabelSet.
+ * Use `create(LabelSetSchema)` to create a new message.
+ */
+export const LabelSetSchema: GenMessage<LabelSet> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_item, 9);
+
+/**
+ * Score is the answer of an ordinal head, such as a number of stars, or of a regression head.
+ *
+ * @generated from message polyhead.v1.Score
+ */
+export type Score = Message<"polyhead.v1.Score"> & {
+  /**
+   * head is the head's name, as in ModelInfo.
+   *
+   * @generated from field: string head = 1;
+   */
+  head: string;
+
+  /**
+   * value is the output of a regression head, on the scale of its training data; for an ordinal head the expected value,
+   * the sum of probability * number over the labels. The number of a label is the label itself if every label of the
+   * head is a number, otherwise its position, counted from 1.
+   *
+   * @generated from field: float value = 2;
+   */
+  value: number;
+
+  /**
+   * label is the median label of an ordinal head: the first in the model's order up to which the probabilities sum to at
+   * least 0.5. Empty for a regression head.
+   *
+   * @generated from field: string label = 3;
+   */
+  label: string;
+
+  /**
+   * probabilities holds each label of an ordinal head, in the model's order; they sum to 1. Empty for a regression head.
+   *
+   * @generated from field: repeated polyhead.v1.LabelScore probabilities = 4;
+   */
+  probabilities: LabelScore[];
+};
+
+/**
+ * Describes the message polyhead.v1.Score.
+ * Use `create(ScoreSchema)` to create a new message.
+ */
+export const ScoreSchema: GenMessage<Score> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_item, 10);
+
+/**
  * Truncation reports how much of the text the model read.
  *
  * @generated from message polyhead.v1.Truncation
@@ -381,23 +485,24 @@ export type Truncation = Message<"polyhead.v1.Truncation"> & {
   truncated: boolean;
 
   /**
-   * tokens_seen is the number of tokens of the text before truncation, special tokens included. A text beyond
-   * Limits.max_characters is cut there first, and the rest is not counted.
+   * tokens_seen is the number of tokens of the text before truncation, special tokens and ItemOptions.prompt included.
+   * A text beyond Limits.max_characters is cut there first, and the rest is not counted.
    *
    * @generated from field: uint32 tokens_seen = 2;
    */
   tokensSeen: number;
 
   /**
-   * tokens_used is the number of tokens that the model read, special tokens included, summed over all windows.
+   * tokens_used is the number of tokens that the model read, special tokens and ItemOptions.prompt included, summed over
+   * all windows.
    *
    * @generated from field: uint32 tokens_used = 3;
    */
   tokensUsed: number;
 
   /**
-   * cut_at_code_point is the position at which the unread part of the text begins, in Unicode code points. Absent if
-   * the text was not truncated.
+   * cut_at_code_point is the position in Item.text at which the unread part begins, in Unicode code points; the text of
+   * ItemOptions.prompt is not counted. Absent if the text was not truncated.
    *
    * @generated from field: optional uint32 cut_at_code_point = 4;
    */
@@ -416,7 +521,7 @@ export type Truncation = Message<"polyhead.v1.Truncation"> & {
  * Use `create(TruncationSchema)` to create a new message.
  */
 export const TruncationSchema: GenMessage<Truncation> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_item, 9);
+  messageDesc(file_polyhead_v1_item, 11);
 
 /**
  * Fingerprints identify the model behind an answer. Two embeddings are comparable if and only if embedding_space is
@@ -446,7 +551,7 @@ export type Fingerprints = Message<"polyhead.v1.Fingerprints"> & {
  * Use `create(FingerprintsSchema)` to create a new message.
  */
 export const FingerprintsSchema: GenMessage<Fingerprints> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_item, 10);
+  messageDesc(file_polyhead_v1_item, 12);
 
 /**
  * HeadFingerprint identifies the version of one head.
@@ -475,7 +580,7 @@ export type HeadFingerprint = Message<"polyhead.v1.HeadFingerprint"> & {
  * Use `create(HeadFingerprintSchema)` to create a new message.
  */
 export const HeadFingerprintSchema: GenMessage<HeadFingerprint> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_item, 11);
+  messageDesc(file_polyhead_v1_item, 13);
 
 /**
  * Timings are the durations of an item's stages in the server.
@@ -547,10 +652,11 @@ export type Timings = Message<"polyhead.v1.Timings"> & {
  * Use `create(TimingsSchema)` to create a new message.
  */
 export const TimingsSchema: GenMessage<Timings> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_item, 12);
+  messageDesc(file_polyhead_v1_item, 14);
 
 /**
- * Task is one kind of answer about a text.
+ * Task is one kind of answer about a text. A task for which the model has no head is rejected with INVALID_ARGUMENT and
+ * reason TASK_NOT_AVAILABLE.
  *
  * @generated from enum polyhead.v1.Task
  */
@@ -582,6 +688,20 @@ export enum Task {
    * @generated from enum value: TASK_SENTIMENT = 3;
    */
   SENTIMENT = 3,
+
+  /**
+   * TASK_LABELS requests the labels of every multilabel head.
+   *
+   * @generated from enum value: TASK_LABELS = 4;
+   */
+  LABELS = 4,
+
+  /**
+   * TASK_SCORE requests the value of every ordinal and every regression head.
+   *
+   * @generated from enum value: TASK_SCORE = 5;
+   */
+  SCORE = 5,
 }
 
 /**
@@ -611,7 +731,8 @@ export enum EmbeddingEncoding {
   FLOAT32_LE = 1,
 
   /**
-   * EMBEDDING_ENCODING_FLOAT16_LE is IEEE 754 binary16, little-endian, 2 bytes per dimension, rounded to nearest even.
+   * EMBEDDING_ENCODING_FLOAT16_LE is IEEE 754 binary16, little-endian, 2 bytes per dimension, rounded to nearest even. An
+   * embedding with a value beyond its range is an error; EmbeddingInfo.normalized excludes that.
    *
    * @generated from enum value: EMBEDDING_ENCODING_FLOAT16_LE = 2;
    */
@@ -669,7 +790,8 @@ export enum TruncationPolicy {
   /**
    * TRUNCATION_POLICY_WINDOW reads the text in overlapping windows, at most Limits.max_windows of them. Embeddings and
    * the logits of each head are averaged over the windows, weighted by their number of tokens; the embedding is scaled
-   * to length 1 again if EmbeddingInfo.normalized is true. Text after the last window is truncated.
+   * to length 1 again if EmbeddingInfo.normalized is true. Text after the last window is truncated. Every window begins
+   * with the text of ItemOptions.prompt.
    *
    * @generated from enum value: TRUNCATION_POLICY_WINDOW = 3;
    */

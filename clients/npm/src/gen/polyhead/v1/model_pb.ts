@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file polyhead/v1/model.proto.
  */
 export const file_polyhead_v1_model: GenFile = /*@__PURE__*/
-  fileDesc("Chdwb2x5aGVhZC92MS9tb2RlbC5wcm90bxILcG9seWhlYWQudjEiqgIKCU1vZGVsSW5mbxIQCghtb2RlbF9pZBgBIAEoCRIkCgVoZWFkcxgCIAMoCzIVLnBvbHloZWFkLnYxLkhlYWRJbmZvEi0KCWVtYmVkZGluZxgDIAEoCzIaLnBvbHloZWFkLnYxLkVtYmVkZGluZ0luZm8SIwoGbGltaXRzGAQgASgLMhMucG9seWhlYWQudjEuTGltaXRzEi8KDGZpbmdlcnByaW50cxgFIAEoCzIZLnBvbHloZWFkLnYxLkZpbmdlcnByaW50cxIpCgdydW50aW1lGAYgASgLMhgucG9seWhlYWQudjEuUnVudGltZUluZm8SHQoVYnVuZGxlX2Zvcm1hdF92ZXJzaW9uGAcgASgNEhYKDnNlcnZlcl92ZXJzaW9uGAggASgJIogBCghIZWFkSW5mbxIMCgRuYW1lGAEgASgJEiMKBGtpbmQYAiABKA4yFS5wb2x5aGVhZC52MS5IZWFkS2luZBIOCgZsYWJlbHMYAyADKAkSEwoLdGVtcGVyYXR1cmUYBCABKAISFgoJdGhyZXNob2xkGAUgASgCSACIAQFCDAoKX3RocmVzaG9sZCJICg1FbWJlZGRpbmdJbmZvEhIKCmRpbWVuc2lvbnMYASABKA0SDwoHcG9vbGluZxgCIAEoCRISCgpub3JtYWxpemVkGAMgASgIIoMBCgZMaW1pdHMSEgoKbWF4X3Rva2VucxgBIAEoDRIWCg5tYXhfY2hhcmFjdGVycxgCIAEoDRIdChVtYXhfaXRlbXNfcGVyX21lc3NhZ2UYAyABKA0SGQoRbWF4X21lc3NhZ2VfYnl0ZXMYBCABKA0SEwoLbWF4X3dpbmRvd3MYBSABKA0iWAoLUnVudGltZUluZm8SDgoGZW5naW5lGAEgASgJEg4KBmRldmljZRgCIAEoCRIPCgd2YXJpYW50GAMgASgJEhgKEGZhbGxiYWNrX3JlYXNvbnMYBCADKAkqUwoISGVhZEtpbmQSGQoVSEVBRF9LSU5EX1VOU1BFQ0lGSUVEEAASFQoRSEVBRF9LSU5EX1NPRlRNQVgQARIVChFIRUFEX0tJTkRfU0lHTU9JRBACQlEKDmlvLnBvbHloZWFkLnYxUAFaPWdpdGh1Yi5jb20vcG9seWhlYWQvcG9seWhlYWQvY2xpZW50cy9nby9wb2x5aGVhZHYxO3BvbHloZWFkdjFiBnByb3RvMw", [file_polyhead_v1_item]);
+  fileDesc("Chdwb2x5aGVhZC92MS9tb2RlbC5wcm90bxILcG9seWhlYWQudjEi0AIKCU1vZGVsSW5mbxIQCghtb2RlbF9pZBgBIAEoCRIkCgVoZWFkcxgCIAMoCzIVLnBvbHloZWFkLnYxLkhlYWRJbmZvEi0KCWVtYmVkZGluZxgDIAEoCzIaLnBvbHloZWFkLnYxLkVtYmVkZGluZ0luZm8SIwoGbGltaXRzGAQgASgLMhMucG9seWhlYWQudjEuTGltaXRzEi8KDGZpbmdlcnByaW50cxgFIAEoCzIZLnBvbHloZWFkLnYxLkZpbmdlcnByaW50cxIpCgdydW50aW1lGAYgASgLMhgucG9seWhlYWQudjEuUnVudGltZUluZm8SHQoVYnVuZGxlX2Zvcm1hdF92ZXJzaW9uGAcgASgNEhYKDnNlcnZlcl92ZXJzaW9uGAggASgJEiQKB3Byb21wdHMYCSADKAsyEy5wb2x5aGVhZC52MS5Qcm9tcHQiJAoGUHJvbXB0EgwKBG5hbWUYASABKAkSDAoEdGV4dBgCIAEoCSKcAQoISGVhZEluZm8SDAoEbmFtZRgBIAEoCRIjCgRraW5kGAIgASgOMhUucG9seWhlYWQudjEuSGVhZEtpbmQSDgoGbGFiZWxzGAMgAygJEhMKC3RlbXBlcmF0dXJlGAQgASgCEhYKCXRocmVzaG9sZBgFIAEoAkgAiAEBEhIKCnRocmVzaG9sZHMYBiADKAJCDAoKX3RocmVzaG9sZCJICg1FbWJlZGRpbmdJbmZvEhIKCmRpbWVuc2lvbnMYASABKA0SDwoHcG9vbGluZxgCIAEoCRISCgpub3JtYWxpemVkGAMgASgIIoMBCgZMaW1pdHMSEgoKbWF4X3Rva2VucxgBIAEoDRIWCg5tYXhfY2hhcmFjdGVycxgCIAEoDRIdChVtYXhfaXRlbXNfcGVyX21lc3NhZ2UYAyABKA0SGQoRbWF4X21lc3NhZ2VfYnl0ZXMYBCABKA0SEwoLbWF4X3dpbmRvd3MYBSABKA0iWAoLUnVudGltZUluZm8SDgoGZW5naW5lGAEgASgJEg4KBmRldmljZRgCIAEoCRIPCgd2YXJpYW50GAMgASgJEhgKEGZhbGxiYWNrX3JlYXNvbnMYBCADKAkqngEKCEhlYWRLaW5kEhkKFUhFQURfS0lORF9VTlNQRUNJRklFRBAAEhUKEUhFQURfS0lORF9TT0ZUTUFYEAESFQoRSEVBRF9LSU5EX1NJR01PSUQQAhIYChRIRUFEX0tJTkRfTVVMVElMQUJFTBADEhUKEUhFQURfS0lORF9PUkRJTkFMEAQSGAoUSEVBRF9LSU5EX1JFR1JFU1NJT04QBUJRCg5pby5wb2x5aGVhZC52MVABWj1naXRodWIuY29tL3BvbHloZWFkL3BvbHloZWFkL2NsaWVudHMvZ28vcG9seWhlYWR2MTtwb2x5aGVhZHYxYgZwcm90bzM", [file_polyhead_v1_item]);
 
 /**
  * ModelInfo describes the model that a server serves, and how it runs.
@@ -77,6 +77,13 @@ export type ModelInfo = Message<"polyhead.v1.ModelInfo"> & {
    * @generated from field: string server_version = 8;
    */
   serverVersion: string;
+
+  /**
+   * prompts are the prompts that ItemOptions.prompt may name, in the order of their names.
+   *
+   * @generated from field: repeated polyhead.v1.Prompt prompts = 9;
+   */
+  prompts: Prompt[];
 };
 
 /**
@@ -85,6 +92,34 @@ export type ModelInfo = Message<"polyhead.v1.ModelInfo"> & {
  */
 export const ModelInfoSchema: GenMessage<ModelInfo> = /*@__PURE__*/
   messageDesc(file_polyhead_v1_model, 0);
+
+/**
+ * Prompt is a text that the model was trained to read before certain texts, such as queries.
+ *
+ * @generated from message polyhead.v1.Prompt
+ */
+export type Prompt = Message<"polyhead.v1.Prompt"> & {
+  /**
+   * name is the prompt's name, unique in the model.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * text is put before a text as it is; it may end in a space.
+   *
+   * @generated from field: string text = 2;
+   */
+  text: string;
+};
+
+/**
+ * Describes the message polyhead.v1.Prompt.
+ * Use `create(PromptSchema)` to create a new message.
+ */
+export const PromptSchema: GenMessage<Prompt> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_model, 1);
 
 /**
  * HeadInfo describes one head.
@@ -107,7 +142,8 @@ export type HeadInfo = Message<"polyhead.v1.HeadInfo"> & {
   kind: HeadKind;
 
   /**
-   * labels are in the order of the head's outputs; for a sigmoid head, the negative label and then the positive one.
+   * labels are in the order of the head's outputs; for a sigmoid head, the negative label and then the positive one; for
+   * an ordinal head, the lowest first. Empty for a regression head.
    *
    * @generated from field: repeated string labels = 3;
    */
@@ -121,11 +157,19 @@ export type HeadInfo = Message<"polyhead.v1.HeadInfo"> & {
   temperature: number;
 
   /**
-   * threshold is the minimum probability of the positive label of a sigmoid head. Absent for a softmax head.
+   * threshold is the minimum probability of the positive label of a sigmoid head. Absent for other heads.
    *
    * @generated from field: optional float threshold = 5;
    */
   threshold?: number | undefined;
+
+  /**
+   * thresholds are the minimum probabilities at which the labels of a multilabel head apply, in the order of `labels`.
+   * Empty for other heads.
+   *
+   * @generated from field: repeated float thresholds = 6;
+   */
+  thresholds: number[];
 };
 
 /**
@@ -133,7 +177,7 @@ export type HeadInfo = Message<"polyhead.v1.HeadInfo"> & {
  * Use `create(HeadInfoSchema)` to create a new message.
  */
 export const HeadInfoSchema: GenMessage<HeadInfo> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_model, 1);
+  messageDesc(file_polyhead_v1_model, 2);
 
 /**
  * EmbeddingInfo describes the sentence embedding.
@@ -168,7 +212,7 @@ export type EmbeddingInfo = Message<"polyhead.v1.EmbeddingInfo"> & {
  * Use `create(EmbeddingInfoSchema)` to create a new message.
  */
 export const EmbeddingInfoSchema: GenMessage<EmbeddingInfo> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_model, 2);
+  messageDesc(file_polyhead_v1_model, 3);
 
 /**
  * Limits are the server's limits on requests.
@@ -177,7 +221,7 @@ export const EmbeddingInfoSchema: GenMessage<EmbeddingInfo> = /*@__PURE__*/
  */
 export type Limits = Message<"polyhead.v1.Limits"> & {
   /**
-   * max_tokens is the maximum number of tokens that the model reads of one text, special tokens included.
+   * max_tokens is the maximum number of tokens that the model reads of one text, special tokens and prompt included.
    * TruncationPolicy determines the treatment of longer texts.
    *
    * @generated from field: uint32 max_tokens = 1;
@@ -185,14 +229,15 @@ export type Limits = Message<"polyhead.v1.Limits"> & {
   maxTokens: number;
 
   /**
-   * max_characters is the maximum length of a text in Unicode code points; the rest is truncated.
+   * max_characters is the maximum length of a text in Unicode code points, prompt included; the rest is truncated.
    *
    * @generated from field: uint32 max_characters = 2;
    */
   maxCharacters: number;
 
   /**
-   * max_items_per_message is the maximum number of items in a message, in streams and in unary calls.
+   * max_items_per_message is the maximum number of items in a message, in streams and in unary calls. With so many items
+   * the response of a unary call is at most 4 MiB, the default limit of gRPC clients, whatever the options.
    *
    * @generated from field: uint32 max_items_per_message = 3;
    */
@@ -218,7 +263,7 @@ export type Limits = Message<"polyhead.v1.Limits"> & {
  * Use `create(LimitsSchema)` to create a new message.
  */
 export const LimitsSchema: GenMessage<Limits> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_model, 3);
+  messageDesc(file_polyhead_v1_model, 4);
 
 /**
  * RuntimeInfo describes the engine and device in use, which may differ from the preferred ones.
@@ -260,7 +305,7 @@ export type RuntimeInfo = Message<"polyhead.v1.RuntimeInfo"> & {
  * Use `create(RuntimeInfoSchema)` to create a new message.
  */
 export const RuntimeInfoSchema: GenMessage<RuntimeInfo> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_model, 4);
+  messageDesc(file_polyhead_v1_model, 5);
 
 /**
  * HeadKind is the kind of a head, which determines how its logits become probabilities.
@@ -288,6 +333,27 @@ export enum HeadKind {
    * @generated from enum value: HEAD_KIND_SIGMOID = 2;
    */
   SIGMOID = 2,
+
+  /**
+   * HEAD_KIND_MULTILABEL marks a head with labels that apply independently of each other: none, one or several.
+   *
+   * @generated from enum value: HEAD_KIND_MULTILABEL = 3;
+   */
+  MULTILABEL = 3,
+
+  /**
+   * HEAD_KIND_ORDINAL marks a head with mutually exclusive labels in an order, such as numbers of stars.
+   *
+   * @generated from enum value: HEAD_KIND_ORDINAL = 4;
+   */
+  ORDINAL = 4,
+
+  /**
+   * HEAD_KIND_REGRESSION marks a head whose output is a number.
+   *
+   * @generated from enum value: HEAD_KIND_REGRESSION = 5;
+   */
+  REGRESSION = 5,
 }
 
 /**

@@ -1,0 +1,135 @@
+"""``_manifest.json``: what a job computes from which inputs, and the parts that are complete.
+
+Its name begins with an underscore, so that readers of data sets skip it and read the folder as one table. Processes
+that share a job (``--shard``) write the same description of it; the list of parts is compiled from their records.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import OutputError, ResumeError
+from .files import locked, write_file
+from .parts import RECORDS, PartRecord
+
+NAME = "_manifest.json"
+_FORMAT_VERSION = 1
+_LOCK = ".lock"
+# Parts of the description that the output depends on, with their names in messages.
+_COMPARED = {"model": "model", "options": "option", "output": "output"}
+
+
+def claim(output: Path, description: Mapping[str, Any]) -> None:
+    """Starts a job in a folder, or continues the same job there.
+
+    Args:
+        output: The folder; created if there is none.
+        description: The job: ``model``, ``options`` and ``output`` as flat mappings, and ``inputs`` in order.
+
+    Raises:
+        ResumeError: The folder holds another job, or files that belong to none.
+        OutputError: The folder cannot be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / RECORDS).mkdir(exist_ok=True)
+        with locked(output / RECORDS / _LOCK):
+            previous = _read(output)
+            if previous is None:
+                _require_empty(output)
+                _write(output, {**description, "complete": False, "parts": []})
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
+    if previous is not None and (differences := list(_differences(previous, description))):
+        raise ResumeError(
+            f"{output} holds the parts of another job: {'; '.join(differences)}. Use another output folder, or delete "
+            "this one"
+        )
+
+
+def update(
+    output: Path, description: Mapping[str, Any], records: Iterable[PartRecord], failures: Sequence[str], *, done: bool
+) -> None:
+    """Writes the list of parts.
+
+    Args:
+        output: The folder.
+        description: As for ``claim``.
+        records: Records of all complete parts in the folder.
+        failures: Fragments without a part, and why.
+        done: Whether no fragment is missing.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    parts = [
+        {name: value for name, value in vars(record).items() if name != "is_last"}
+        for record in sorted(records, key=lambda record: record.key)
+    ]
+    totals = {"rows": sum(part["rows"] for part in parts), "errors": sum(part["errors"] for part in parts)}
+    try:
+        _write(output, {**description, "complete": done, **totals, "failures": list(failures), "parts": parts})
+    except OSError as error:
+        raise OutputError(f"{output / NAME}: cannot be written: {error.strerror or error}") from error
+
+
+def lock(output: Path) -> Any:
+    """Returns a context in which no other process of the job updates the manifest."""
+    return locked(output / RECORDS / _LOCK)
+
+
+def previous_inputs(output: Path) -> list[Mapping[str, Any]]:
+    """Returns the inputs that the manifest in a folder describes; none without a manifest."""
+    try:
+        previous = _read(output)
+    except OSError:
+        return []
+    return list(previous["inputs"]) if previous else []
+
+
+def _read(output: Path) -> dict[str, Any] | None:
+    path = output / NAME
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format_version"] != _FORMAT_VERSION:
+            raise ResumeError(f"{path}: is of another version of polyhead; use another output folder")
+        return dict(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResumeError(f"{path}: is not a manifest of polyhead bulk: {error}; use another output folder") from error
+
+
+def _write(output: Path, content: Mapping[str, Any]) -> None:
+    document = {"format_version": _FORMAT_VERSION, **content}
+    write_file(output / NAME, json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def _require_empty(output: Path) -> None:
+    names = (path.name for path in output.iterdir())
+    others = sorted(name for name in names if name not in (RECORDS, "lost+found") and not name.startswith("."))
+    if others:
+        raise ResumeError(f"{output} is not empty and has no {NAME}: it contains {others[0]}; use another folder")
+
+
+def _differences(previous: Mapping[str, Any], current: Mapping[str, Any]) -> Iterable[str]:
+    for section, name in _COMPARED.items():
+        before, after = previous.get(section, {}), current[section]
+        for key in dict.fromkeys([*before, *after]):
+            if before.get(key) != after.get(key):
+                yield f"{name} {key}: {_short(before.get(key))} there, {_short(after.get(key))} now"
+    before, after = previous.get("inputs", []), current["inputs"]
+    if len(before) != len(after):
+        yield f"inputs: {len(before)} there, {len(after)} now"
+    for old, new in zip(before, after, strict=False):
+        if any(old.get(key) != new.get(key) for key in ("sha256", "size", "format", "partitions")):
+            changed = "has changed since" if old["name"] == new["name"] else f"is now in place of {old['name']}"
+            yield f"input {new['name']}: {changed}"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,6 @@
+"""Readers of inputs: each divides its input into fragments, of which every one becomes a part of the output."""
+
+from .base import Piece, Reader, Want
+from .open import open_reader
+
+__all__ = ["Piece", "Reader", "Want", "open_reader"]

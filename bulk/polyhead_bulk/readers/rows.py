@@ -1,0 +1,179 @@
+"""Reader of JSON Lines and CSV: a line that is not a valid row gets an error in its place."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, cast
+
+import pyarrow as pa
+from polyhead_rows import Problem, RawRow, read_rows, read_stream
+
+from polyhead_bulk.errors import InputError, UsageError
+from polyhead_bulk.selection import ALL, Selection, find_value, missing_column, tops
+from polyhead_bulk.sources import Source
+from polyhead_bulk.texts import Texts, from_values
+
+from .base import PIECE_CHARACTERS, PIECE_ROWS, Want, fragments_of
+
+
+@dataclass
+class _Group:
+    """Consecutive rows: a value of each column, or the reason why the row is invalid."""
+
+    rows: list[RawRow | None] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)
+    characters: int = 0
+
+    def add(self, row: RawRow | Problem, text: object) -> None:
+        """Adds a row."""
+        if isinstance(row, Problem):
+            self.errors[len(self.rows)] = f"line {row.line}: {row.reason}"
+        self.rows.append(row if isinstance(row, RawRow) else None)
+        self.characters += len(text) if isinstance(text, str) else 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next row belongs to another group."""
+        return len(self.rows) >= PIECE_ROWS or self.characters >= PIECE_CHARACTERS
+
+
+class RowReader:
+    """Reads one file of JSON Lines or CSV from its beginning; see ``Reader``.
+
+    The first rows decide the types of kept JSON fields. CSV columns are strings.
+    """
+
+    def __init__(self, source: Source, selection: Selection, part_rows: int, types: Mapping[str, pa.DataType]) -> None:
+        """Reads the first rows.
+
+        Args:
+            source: The input.
+            selection: The columns.
+            part_rows: Rows of a fragment.
+            types: Types of kept columns, where the first rows must not decide.
+
+        Raises:
+            InputError: The input cannot be read.
+            UsageError: No row has a column that is required, or a kept field has values of several types.
+        """
+        self._source = source
+        self._selection = selection
+        self._part_rows = part_rows
+        self._groups = self._read()
+        first = next(self._groups, _Group())
+        self._first = first
+        partitions = dict(source.partitions)
+        rows = [row for row in first.rows if row is not None]
+        names = list(dict.fromkeys([*(name for row in rows for name in row.names), *partitions]))
+        for name in selection.required():
+            if rows and not tops([name]) & {*names}:
+                raise missing_column(name, names)
+        self.fields = [
+            pa.field(name, types.get(name) or self._type(name, rows, partitions)) for name in selection.kept(names)
+        ]
+        self.rows: int | None = None
+        self.fragments: int | None = None
+
+    def pieces(self, want: Want) -> Iterator[Texts]:
+        """See ``Reader``."""
+        yield from fragments_of(self._texts(), self._part_rows, want)
+
+    def _texts(self) -> Iterator[tuple[Texts, dict[str, pa.Array]]]:
+        group: _Group | None = self._first
+        while group is not None and group.rows:
+            values = [None if row is None else find_value(row.values, self._selection.text) for row in group.rows]
+            texts = from_values(values)
+            texts.errors |= {
+                number: f"line {row.line}: no field {self._selection.text!r}; the fields are: {', '.join(row.names)}"
+                for number, row in enumerate(group.rows)
+                if row is not None and not tops([self._selection.text]) & {*row.names}
+            }
+            texts.errors |= group.errors
+            yield texts, {one.name: self._column(one, group.rows) for one in self.fields}
+            group = next(self._groups, None)
+
+    def _read(self) -> Iterator[_Group]:
+        """Yields groups of rows.
+
+        Raises:
+            InputError: The rest of the input cannot be read.
+        """
+        group = _Group()
+        for row in self._rows():
+            if isinstance(row, Problem) and row.is_final:
+                if group.rows:
+                    yield group
+                raise InputError(self._source.name, f"line {row.line}: {row.reason}" if row.line else row.reason)
+            group.add(row, row.values.get(self._selection.text) if isinstance(row, RawRow) else None)
+            if group.is_full:
+                yield group
+                group = _Group()
+        if group.rows:
+            yield group
+
+    def _rows(self) -> Iterator[RawRow | Problem]:
+        source, path = self._source, Path(self._source.name)
+        fields = None if ALL in self._selection.keep else tops(self._selection.required())
+        if source.is_local and source.path.lower().removesuffix(".gz").endswith(f".{source.format}"):
+            yield from read_rows(Path(source.path), fields)
+            return
+        try:
+            stream = self._open()
+            yield from read_stream(stream, source.format, path, fields)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(source.name, f"cannot be read: {error}") from error
+
+    def _open(self) -> IO[bytes]:
+        source = self._source
+        if source.is_stdin:
+            return sys.stdin.buffer
+        stream = source.filesystem.open_input_stream(source.path, compression=source.compression)
+        return cast(IO[bytes], io.BufferedReader(stream))
+
+    def _type(self, name: str, rows: list[RawRow], partitions: Mapping[str, str | None]) -> pa.DataType:
+        if self._source.format == "csv" or name in partitions:
+            return pa.string()
+        values = [find_value(row.values, name) for row in rows]
+        try:
+            kind = pa.array(values).type
+        except (pa.ArrowException, OverflowError) as error:
+            raise UsageError(
+                f"{self._source.name}: field {name!r} has values of several types ({error}): convert them to one type, "
+                f"name it with --column-type {name}=string, or leave it out of --keep"
+            ) from error
+        return pa.string() if pa.types.is_null(kind) else kind
+
+    def _column(self, wanted: pa.Field, rows: list[RawRow | None]) -> pa.Array:
+        partitions = dict(self._source.partitions)
+        if wanted.name in partitions:
+            return pa.array([partitions[wanted.name]] * len(rows), wanted.type)
+        values = [None if row is None else find_value(row.values, wanted.name) for row in rows]
+        if pa.types.is_string(wanted.type):
+            values = [value if value is None or isinstance(value, str) else _to_text(value) for value in values]
+        try:
+            return pa.array(values, wanted.type)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError):
+            line = next(row.line for row in rows if row is not None and not _fits(row, wanted))
+            raise InputError(
+                f"{self._source.name}, line {line}",
+                f"field {wanted.name!r} is not a value of type {wanted.type}, which the rows before have: convert it, "
+                f"name a type for all rows with --column-type {wanted.name}=string, or leave it out of --keep",
+            ) from None
+
+
+def _fits(row: RawRow, wanted: pa.Field) -> bool:
+    try:
+        pa.array([find_value(row.values, wanted.name)], wanted.type)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _to_text(value: object) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)

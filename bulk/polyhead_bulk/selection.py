@@ -1,0 +1,133 @@
+"""Columns of the input that a job reads: the texts, the ids, and those that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .errors import InputError, UsageError
+
+ALL = "*"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Columns by their names; ``review.body`` is the field ``body`` of the column ``review``.
+
+    Attributes:
+        text: Column of the texts.
+        id: Column of the ids; None without ids.
+        keep: Further columns to copy into the output; ``*`` for all.
+    """
+
+    text: str
+    id: str | None = None
+    keep: tuple[str, ...] = ()
+
+    def kept(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Returns the columns to copy, the ids first, given the names of all columns."""
+        wanted = [name for one in self.keep for name in (names if one == ALL else [one])]
+        return tuple(dict.fromkeys([*([self.id] if self.id else []), *wanted]))
+
+    def required(self) -> tuple[str, ...]:
+        """Returns the columns that the options name."""
+        return tuple(dict.fromkeys([self.text, *([self.id] if self.id else []), *(n for n in self.keep if n != ALL)]))
+
+
+def check_names(kept: Iterable[str], added: Sequence[str]) -> None:
+    """Rejects columns of the input that have the name of a column that is added.
+
+    Raises:
+        UsageError: Names the column.
+    """
+    if taken := [name for name in kept if name in added]:
+        raise UsageError(
+            f"the kept column {taken[0]!r} has the name of a column that is added: rename it in the input, or leave it "
+            f"out; the added columns are: {', '.join(added)}"
+        )
+
+
+def find_field(schema: pa.Schema, name: str) -> Any:
+    """Returns the field of a column, or of a field of a struct; None if there is none, or more than one."""
+    if schema.get_field_index(name) >= 0:
+        return schema.field(name)
+    parts = name.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        top = ".".join(parts[:split])
+        if schema.get_field_index(top) < 0:
+            continue
+        field = schema.field(top)
+        for part in parts[split:]:
+            if not pa.types.is_struct(field.type) or field.type.get_field_index(part) < 0:
+                return None
+            field = field.type.field(part)
+        return pa.field(name, field.type)
+    return None
+
+
+def find_column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """Returns a column, or a field of a struct column, null where the struct is null."""
+    if batch.schema.get_field_index(name) >= 0:
+        return batch.column(name)
+    parts = name.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        top = ".".join(parts[:split])
+        if batch.schema.get_field_index(top) >= 0:
+            return pc.struct_field(batch.column(top), parts[split:])
+    raise KeyError(name)
+
+
+def find_value(values: Mapping[str, object], name: str) -> object:
+    """Returns a value of a JSON object, or of an object in it; None where there is none."""
+    if name in values:
+        return values[name]
+    parts = name.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        value: object = values.get(".".join(parts[:split]))
+        for part in parts[split:]:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            return value
+    return None
+
+
+def tops(names: Iterable[str]) -> frozenset[str]:
+    """Returns every name that a column may have which contains one of the named fields."""
+    return frozenset(
+        ".".join(name.split(".")[:split]) for name in names for split in range(1, len(name.split(".")) + 1)
+    )
+
+
+def missing_column(name: str, names: Sequence[str]) -> UsageError:
+    """Returns the error for a column that an input does not have."""
+    return UsageError(f"no column {name!r}; the columns are: {', '.join(names) or 'none'}")
+
+
+def cast_columns(columns: Mapping[str, pa.Array], fields: Sequence[pa.Field], name: str) -> dict[str, pa.Array]:
+    """Converts the kept columns of an input to the types of the first input.
+
+    Args:
+        columns: The columns; none for a fragment without rows.
+        fields: The fields of the first input.
+        name: The input.
+
+    Raises:
+        InputError: A column is missing, or has values that the type does not have.
+    """
+    if not columns:
+        return {field.name: pa.nulls(0, field.type) for field in fields}
+    found = {}
+    for field in fields:
+        if field.name not in columns:
+            raise InputError(name, f"has no column {field.name!r}")
+        column = columns[field.name]
+        try:
+            found[field.name] = column if column.type == field.type else column.cast(field.type)
+        except pa.ArrowException as error:
+            problem = f"column {field.name!r} has type {column.type}; the first input has {field.type}: {error}"
+            raise InputError(name, problem) from error
+    return found

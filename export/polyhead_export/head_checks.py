@@ -1,0 +1,69 @@
+"""Checks of the gate that compare the predictions of each kind of head in a graph and in the trained model.
+
+::
+
+    outputs for golden texts and evaluation data --> label_disagreement, value_difference
+    outputs for evaluation data, true answers ----> what accuracy and calibration the graph loses
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from polyhead_bundle import Check, Head
+
+from .eval_data import DROPS, EvalData, predictions
+from .runners import Outputs
+from .settings import Limits
+
+# Outputs of a graph and of the trained model for the same texts.
+Pair = tuple[Outputs, Outputs]
+
+
+def compare_predictions(pairs: Sequence[Pair], heads: Sequence[Head], limits: Limits) -> Iterator[Check]:
+    """Yields how far the predictions of the graph and of the trained model differ.
+
+    Args:
+        pairs: Outputs for the golden texts and the evaluation data.
+        heads: The heads.
+        limits: The limits.
+
+    Yields:
+        ``label_disagreement``: share of different predictions of all heads that predict one label. One such check for
+        each multilabel head: share of different decisions about a label. ``value_difference`` and
+        ``value_difference_mean`` of each regression head: largest and mean difference in units of its spread.
+    """
+    single = [head for head in heads if head.kind not in ("multilabel", "regression")]
+    differs = [_differs(pair, head) for pair in pairs for head in single]
+    disagreement = float(np.concatenate(differs).mean()) if differs else 0.0
+    yield Check("label_disagreement", disagreement, limits.label_disagreement)
+    for head in heads:
+        if head.kind == "multilabel":
+            decisions = np.concatenate([_differs(pair, head) for pair in pairs])  # (texts, labels)
+            yield Check(f"label_disagreement.{head.name}", float(decisions.mean()), limits.label_disagreement)
+        if head.kind == "regression":
+            found = [np.abs(predictions(ours, head) - predictions(theirs, head)) for ours, theirs in pairs]
+            differences = np.concatenate(found) / head.spread  # (texts,)
+            yield Check(f"value_difference.{head.name}", float(differences.max()), limits.value_difference)
+            yield Check(f"value_difference_mean.{head.name}", float(differences.mean()), limits.value_difference_mean)
+
+
+def compare_scores(eval_data: EvalData, rows: Outputs, heads: Sequence[Head], limits: Limits) -> Iterator[Check]:
+    """Yields the scores that each head loses on the evaluation data, and the change of its calibration error."""
+    for column, head in enumerate(heads):
+        if not eval_data.labelled_rows(column):
+            continue
+        ours, theirs = (eval_data.score(outputs, head, column) for outputs in (rows, eval_data.reference))
+        for metric, limit in DROPS[head.kind].items():
+            drop = (theirs[metric] or 0.0) - (ours[metric] or 0.0)
+            yield Check(f"{metric}_drop.{head.name}", max(0.0, drop), getattr(limits, limit))
+        if head.kind != "regression":
+            change = abs((ours["ece"] or 0.0) - (theirs["ece"] or 0.0))
+            yield Check(f"calibration.{head.name}", change, limits.calibration)
+
+
+def _differs(pair: Pair, head: Head) -> NDArray[np.bool_]:
+    ours, theirs = (predictions(outputs, head) for outputs in pair)
+    return np.asarray(ours != theirs)

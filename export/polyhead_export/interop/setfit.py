@@ -1,0 +1,114 @@
+"""The head of a SetFit model: a logistic regression of scikit-learn on the sentence embedding.
+
+SetFit saves it as a pickle, which runs code when it is loaded, so it is never read. Its numbers are read from
+``model_head.safetensors``, which a user writes where the pickle is trusted: ``CONVERSION`` says how.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyhead_training.model import PolyheadModel
+from polyhead_training.model_config import HeadConfig
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .checkpoint import CheckpointError, read_module_settings
+
+CONFIG = "config_setfit.json"
+PICKLE = "model_head.pkl"
+HEAD = "model_head.safetensors"
+# safetensors would write the numbers of an array that is not contiguous in another order.
+CONVERSION = """\
+python -c "import joblib, json, numpy; from safetensors.numpy import save_file; head = joblib.load('model_head.pkl'); \
+plain = lambda values: numpy.ascontiguousarray(values, 'float32'); \
+save_file({'coef': plain(head.coef_), 'intercept': plain(head.intercept_)}, 'model_head.safetensors', \
+{'classes': json.dumps([str(one) for one in head.classes_])})"
+"""
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A linear head on the sentence embedding.
+
+    Attributes:
+        config: Its name, kind and labels.
+        weight: (logits, E) coefficients.
+        bias: (logits,) intercepts.
+    """
+
+    config: HeadConfig
+    weight: Tensor
+    bias: Tensor
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the model's head."""
+        fields = self.config.layer_settings()
+        return {**fields, "activation": "none"}
+
+
+def is_setfit(folder: Path) -> bool:
+    """Returns whether a folder holds a SetFit model."""
+    return any((folder / name).exists() for name in (CONFIG, PICKLE))
+
+
+def read_head(reference: str, folder: Path, name: str) -> LinearHead:
+    """Reads the head of a SetFit model.
+
+    Args:
+        reference: The folder or hub id.
+        folder: Its files.
+        name: Name of the head.
+
+    Raises:
+        CheckpointError: The head exists as a pickle alone, is not a logistic regression, or contradicts its labels.
+    """
+    path = folder / HEAD
+    if not path.is_file():
+        reason = f"its head is the pickle {PICKLE}, which is never read"
+        hint = f"where you trust it, run this in its folder, which writes {HEAD}, and import it again:\n{CONVERSION}"
+        raise CheckpointError(reference, reason, hint)
+    try:
+        with safe_open(path, "pt") as stream:
+            weight, bias = stream.get_tensor("coef").float(), stream.get_tensor("intercept").float()
+            classes = json.loads((stream.metadata() or {})["classes"])
+    except (KeyError, OSError, SafetensorError, ValueError) as error:
+        reason = f"its {HEAD} lacks coef, intercept or classes ({error})"
+        raise CheckpointError(reference, reason, f"write it again:\n{CONVERSION}") from None
+    logits = 1 if len(classes) == 2 else len(classes)
+    if weight.ndim != 2 or (len(weight), tuple(bias.shape)) != (logits, (logits,)):
+        reason = f"its head has coef {tuple(weight.shape)} and intercept {tuple(bias.shape)} for {len(classes)} classes"
+        hint = "only a logistic regression of one label per text can be imported; train other heads on its backbone"
+        raise CheckpointError(reference, reason, hint)
+    labels = read_module_settings(reference, folder / CONFIG).get("labels") or classes
+    if len(labels) != len(classes):
+        reason = f"{CONFIG} names {len(labels)} labels, the head has {len(classes)} classes"
+        raise CheckpointError(reference, reason, "correct the labels")
+    kind = "sigmoid" if logits == 1 else "softmax"
+    try:
+        config = HeadConfig(name=name, kind=kind, field="label", labels=tuple(map(str, labels)), dropout=0.0)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        hint = "choose another with --head" if fault["loc"] == ("name",) else f"correct the labels in {CONFIG}"
+        raise CheckpointError(reference, f"its head {name!r}: {fault['msg']}", hint) from None
+    return LinearHead(config, weight, bias)
+
+
+def load_head(reference: str, model: PolyheadModel, head: LinearHead) -> None:
+    """Copies the head's coefficients into a model that was built with its settings.
+
+    Raises:
+        CheckpointError: They have another width than the embedding.
+    """
+    width = model.config.embedding_size()
+    if head.weight.shape[1] != width:
+        reason = f"its head has {head.weight.shape[1]} coefficients, its embedding {width} dimensions"
+        raise CheckpointError(reference, reason, "take both from the same model")
+    (built,) = model.heads.values()
+    layers: Any = built.layers
+    layers[1].load_state_dict({"weight": head.weight, "bias": head.bias})

@@ -1,0 +1,78 @@
+"""A SetFit model is imported with its head; its pickle is never read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import joblib  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+import torch
+from polyhead_export.interop import setfit
+from polyhead_export.interop.checkpoint import CheckpointError
+from safetensors.numpy import save_file
+from sentence_transformers.sentence_transformer.modules import Normalize
+from sklearn.linear_model import LogisticRegression
+
+from tests.support.checkpoints import TEXTS, assert_same_embeddings, import_run, run_model, write_sentence_transformer
+
+
+def write_setfit(folder: Path, labels: list[str] | None, classes: int = 3, *, convert: bool = True) -> Path:
+    """Writes a SetFit model as setfit does: a SentenceTransformer, its settings, and a pickled logistic regression."""
+    checkpoint = write_sentence_transformer(folder, "bert", Normalize())
+    settings = {"labels": labels, "normalize_embeddings": False}
+    (checkpoint / setfit.CONFIG).write_text(json.dumps(settings))
+    random = np.random.default_rng(0)
+    head = LogisticRegression().fit(random.normal(size=(60, 32)), np.arange(60) % classes)
+    joblib.dump(head, checkpoint / setfit.PICKLE)
+    if convert:
+        # The command that the error shows.
+        command = setfit.CONVERSION.replace("python", sys.executable, 1)
+        subprocess.run(["sh", "-c", command], check=True, cwd=checkpoint)
+    return checkpoint
+
+
+@pytest.mark.parametrize(("classes", "labels"), [(2, ["bad", "good"]), (3, ["app", "billing", "support"]), (3, None)])
+def test_setfit_model_keeps_its_probabilities(tmp_path: Path, classes: int, labels: list[str] | None) -> None:
+    checkpoint = write_setfit(tmp_path, labels, classes)
+    run = import_run(checkpoint)
+    head = joblib.load(checkpoint / setfit.PICKLE)
+    assert_same_embeddings(checkpoint, run)
+    outputs = run_model(run, TEXTS)
+    (logits,) = outputs.logits.values()
+    expected = head.predict_proba(outputs.sentence_embedding.numpy())
+    found = torch.sigmoid(logits) if classes == 2 else torch.softmax(logits, dim=-1)
+    np.testing.assert_allclose(found.numpy()[:, -1], expected[:, -1], atol=1e-5)
+    assert run.heads[0]["kind"] == ("sigmoid" if classes == 2 else "softmax")
+    assert list(run.heads[0]["labels"]) == (labels or ["0", "1", "2"])
+
+
+def test_pickled_head_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"(?s)pickle model_head\.pkl, which is never read; .*joblib\.load"):
+        import_run(write_setfit(tmp_path, None, convert=False))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"coef": np.zeros((3, 32)), "intercept": np.zeros(3), "classes": None}, r"lacks coef, intercept or classes"),
+        ({"coef": np.zeros((3, 32)), "intercept": np.zeros(3), "classes": ["a", "b"]}, r"coef \(3, 32\) .* 2 classes"),
+        ({"coef": np.zeros((3, 9)), "intercept": np.zeros(3), "classes": ["a", "b", "c"]}, "has 9 coefficients"),
+        (
+            {"coef": np.zeros((4, 32)), "intercept": np.zeros(4), "classes": list("abcd")},
+            "names 3 labels, the head has 4",
+        ),
+    ],
+)
+def test_head_that_does_not_fit_is_rejected(tmp_path: Path, values: dict[str, Any], reason: str) -> None:
+    checkpoint = write_setfit(tmp_path, ["app", "billing", "support"], convert=False)
+    classes = values.pop("classes")
+    metadata = {"classes": json.dumps(classes)} if classes else {}
+    tensors = {name: array.astype(np.float32) for name, array in values.items()}
+    save_file(tensors, checkpoint / setfit.HEAD, metadata)
+    with pytest.raises(CheckpointError, match=reason):
+        import_run(checkpoint)

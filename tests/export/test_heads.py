@@ -1,0 +1,263 @@
+"""Bundles with heads of every kind: outputs, gate, verification."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polyhead_bundle as bundle
+import pytest
+import torch
+from polyhead_bundle import Bundle, Head
+from polyhead_export import gate, plausibility
+from polyhead_export.errors import ContentError
+from polyhead_export.eval_data import EvalData, predict, predictions, read_eval_data
+from polyhead_export.export import export, read_heads
+from polyhead_export.fingerprints import compute_fingerprints
+from polyhead_export.head_checks import compare_predictions, compare_scores
+from polyhead_export.runners import torch_runner
+from polyhead_export.settings import Settings
+from polyhead_export.verify import require_described, verify
+from polyhead_export.verify_without_torch import verify_without_torch
+from polyhead_training.config import Config, DataConfig
+from polyhead_training.model import PolyheadModel
+from polyhead_training.model_config import ModelConfig
+from polyhead_training.runs.run_directory import Run, load_run, write_run
+
+from tests.support import every_kind
+from tests.support.tiny_model import ignore, make_model, make_tokenizer
+
+LIMITS = Settings().limits_of("fp32")
+SPREAD = 250.0
+# A model with random weights loses accuracy in int8, which is not tested here.
+_UNLIMITED = dict.fromkeys(("label_disagreement", "accuracy_drop", "macro_f1_drop", "calibration", "r2_drop"), 1.0)
+
+
+def _model() -> PolyheadModel:
+    model = make_model(heads=[head.layer_settings() for head in every_kind.HEADS])
+    # With a mean as large as the file's, the small differences of random weights would be lost in rounding.
+    model.standardize({"price": (1e3, SPREAD)})
+    model.fold()
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose multilabel head has a threshold of its own for each label."""
+    folder = tmp_path_factory.mktemp("runs") / "every"
+    folder.mkdir()
+    config = Config(name="every", model=ModelConfig(heads=every_kind.HEADS), data=DataConfig(train=("a.jsonl",)))
+    calibration: dict[str, Any] = {"temperatures": {"tags": 1.5, "stars": 0.8}, "thresholds": {"tags": [0.4, 0.5, 0.6]}}
+    write_run(folder, config, every_kind.HEADS, _model(), make_tokenizer(), **calibration)
+    return load_run(folder)
+
+
+@pytest.fixture(scope="module")
+def eval_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows with answers of every kind; the last has none."""
+    rows = [
+        {
+            "text": f"row {'word ' * n}",
+            "topic": "app",
+            "tags": (["late"], ["rude", "broken"], [])[n % 3],
+            "stars": 1 + n % 4,
+            "price": 1000 + 100 * n,
+        }
+        for n in range(30)
+    ]
+    path = tmp_path_factory.mktemp("eval") / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": "none"}]), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(run: Run, eval_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The exported bundle, with fp32 and int8."""
+    settings = Settings(limits={"int8": {**_UNLIMITED, "value_difference": 9.0, "value_difference_mean": 9.0}})
+    return export(run.path, tmp_path_factory.mktemp("bundles") / "b", ignore, settings.with_overrides((), [eval_file]))
+
+
+def test_manifest_describes_every_head(found: Bundle) -> None:
+    outputs = {tensor.name: tensor.dims[1] for tensor in found.manifest.outputs}
+    assert outputs == {
+        "sentence_embedding": 32,
+        "logits": 3,
+        "sentiment_logits": 1,
+        "tags_logits": 3,
+        "stars_logits": 3,
+        "price_logits": 1,
+    }
+    tags, stars, price = found.manifest.heads[2:]
+    assert (tags.thresholds, tags.temperature) == ((0.4, 0.5, 0.6), 1.5)
+    assert (stars.labels, stars.temperature) == (("1", "2", "3", "4"), 0.8)
+    assert (price.labels, price.spread, price.temperature) == ((), SPREAD, 1.0)
+    assert set(found.manifest.variants) == {"fp32", "int8"}
+
+
+def test_gate_checks_each_kind(found: Bundle) -> None:
+    checks = {check.name: check for check in found.manifest.variants["int8"].gate}
+    for name in (
+        "label_disagreement",
+        "label_disagreement.tags",
+        "value_difference.price",
+        "value_difference_mean.price",
+        "micro_f1_drop.tags",
+        "macro_f1_drop.tags",
+        "calibration.tags",
+        "accuracy_drop.stars",
+        "qwk_drop.stars",
+        "r2_drop.price",
+        "majority_gap.tags",
+        "constant_gap.stars",
+        "constant_gap.price",
+    ):
+        assert name in checks
+    assert "label_share.price" not in checks
+    assert "calibration.price" not in checks
+
+
+def test_bundle_verifies_with_and_without_torch(found: Bundle) -> None:
+    settings = Settings(limits={"int8": {**_UNLIMITED, "value_difference": 9.0, "value_difference_mean": 9.0}})
+    verify(found.path, ignore, settings)
+    lines: list[str] = []
+    verify_without_torch(found.path, lines.append)
+    assert sum("golden texts, off by at most" in line for line in lines) == 2
+
+
+def test_golden_outputs_are_compared_in_units_of_the_spread(found: Bundle, tmp_path: Path) -> None:
+    def moved(by: float) -> Bundle:
+        golden = found.manifest.variants["fp32"].golden
+        first = dataclasses.replace(
+            golden[0], logits={**golden[0].logits, "price": (golden[0].logits["price"][0] + by,)}
+        )
+        variant = dataclasses.replace(found.manifest.variants["fp32"], golden=(first, *golden[1:]))
+        manifest = dataclasses.replace(found.manifest, variants={"fp32": variant})
+        files = {name: found.path / name for name in found.manifest.files if "int8" not in name}
+        return bundle.write(tmp_path / f"moved{by}", manifest, files)
+
+    tolerance = found.manifest.variants["fp32"].golden_tolerance
+    verify_without_torch(moved(0.5 * tolerance * SPREAD).path, ignore)
+    with pytest.raises(ContentError, match="does not reproduce the golden outputs"):
+        verify_without_torch(moved(2 * tolerance * SPREAD).path, ignore)
+
+
+def test_changed_spread_is_detected(found: Bundle, run: Run) -> None:
+    heads = (*found.manifest.heads[:-1], dataclasses.replace(found.manifest.heads[-1], spread=1e9))
+    changed = dataclasses.replace(found, manifest=dataclasses.replace(found.manifest, heads=heads))
+    require_described(found, run.model.config)
+    with pytest.raises(ContentError, match=r"heads\.spread"):
+        require_described(changed, run.model.config)
+
+
+def test_fingerprint_depends_on_the_thresholds_alone_of_their_head(run: Run) -> None:
+    heads, tokenizer = read_heads(run), run.tokenizer_path.read_bytes()
+    other = tuple(dataclasses.replace(h, thresholds=(0.4, 0.5, 0.7)) if h.thresholds else h for h in heads)
+    before, after = (compute_fingerprints(run.model, one, tokenizer, "fp32") for one in (heads, other))
+    assert {name for name in before.heads if before.heads[name] != after.heads[name]} == {"tags"}
+
+
+@pytest.fixture(scope="module")
+def evaluated(run: Run, eval_file: Path) -> tuple[EvalData, tuple[Head, ...]]:
+    heads = read_heads(run)
+    return read_eval_data(run, heads, [eval_file]), heads
+
+
+def test_evaluation_data_has_answers_of_every_kind(evaluated: tuple[EvalData, tuple[Head, ...]]) -> None:
+    data, heads = evaluated
+    assert [data.labelled_rows(column) for column in range(len(heads))] == [30, 0, 30, 30, 30]
+    assert data.targets[2][:3].tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+    assert data.targets[3][:4].tolist() == [0, 1, 2, 3]
+    assert data.targets[4][1] == 1100.0
+
+
+def _with(data: EvalData, output: str, values: Any) -> dict[str, Any]:
+    return {**data.reference, output: np.asarray(values, np.float32)}
+
+
+def test_disagreement_of_a_multilabel_head_is_the_share_of_its_decisions(
+    evaluated: tuple[EvalData, tuple[Head, ...]],
+) -> None:
+    data, heads = evaluated
+    logits = np.where(predictions(data.reference, heads[2]) == 1, 9.0, -9.0)
+    logits[0, 0] *= -1
+    checks = {
+        c.name: c.value
+        for c in compare_predictions([(_with(data, "tags_logits", logits), data.reference)], heads, LIMITS)
+    }
+    assert checks["label_disagreement.tags"] == pytest.approx(1 / (31 * 3))
+    assert checks["label_disagreement"] == 0
+
+
+def test_disagreement_of_an_ordinal_head_is_the_share_of_its_labels(
+    evaluated: tuple[EvalData, tuple[Head, ...]],
+) -> None:
+    data, heads = evaluated
+    logits = np.full((31, 3), 9.0)
+    ours = _with(data, "stars_logits", logits)
+    checks = {c.name: c.value for c in compare_predictions([(ours, data.reference)], heads, LIMITS)}
+    differs = (predictions(data.reference, heads[3]) != 3).sum()
+    assert differs > 0
+    # Of the three heads that predict one label.
+    assert checks["label_disagreement"] == pytest.approx(differs / (3 * 31))
+
+
+def test_difference_of_a_regression_head_is_in_units_of_its_spread(
+    evaluated: tuple[EvalData, tuple[Head, ...]],
+) -> None:
+    data, heads = evaluated
+    values = data.reference["price_logits"].copy()
+    values[4] += SPREAD / 2
+    ours = _with(data, "price_logits", values)
+    checks = {c.name: c.value for c in compare_predictions([(ours, data.reference)], heads, LIMITS)}
+    assert checks["value_difference.price"] == pytest.approx(0.5, rel=1e-3)
+    assert checks["value_difference_mean.price"] == pytest.approx(0.5 / 31, rel=1e-3)
+
+
+def test_loss_of_quality_is_measured_for_each_kind(evaluated: tuple[EvalData, tuple[Head, ...]]) -> None:
+    data, heads = evaluated
+    perfect = {
+        **data.reference,
+        "tags_logits": np.where(data.targets[2] == 1, 9.0, -9.0),
+        "stars_logits": 9.0 * (2 * (data.targets[3][:, None] > np.arange(3)) - 1),
+        "price_logits": data.targets[4][:, None],
+    }
+    better = dataclasses.replace(data, reference=perfect)
+    drops = {c.name: c.value for c in compare_scores(better, data.reference, heads, LIMITS)}
+    for name in ("micro_f1_drop.tags", "qwk_drop.stars", "r2_drop.price"):
+        assert drops[name] > 0.1
+    gains = {c.name: c.value for c in compare_scores(data, perfect, heads, LIMITS)}
+    assert {gains[name] for name in gains if "_drop." in name} == {0.0}
+
+
+def test_constant_predictions_are_implausible(evaluated: tuple[EvalData, tuple[Head, ...]]) -> None:
+    data, heads = evaluated
+    constant = {
+        **data.reference,
+        "stars_logits": np.full((31, 3), -9.0),
+        "price_logits": np.full((31, 1), 9000.0),
+        "tags_logits": np.full((31, 3), -9.0),
+    }
+    checks = list(plausibility.measure([constant], heads, LIMITS, dataclasses.replace(data, reference=constant)))
+    found = plausibility.warnings(checks)
+    for text in (
+        "head 'tags' predicts the same label for every row of the evaluation data",
+        "head 'stars' predicts the same label for every row of the evaluation data",
+        "head 'price' is no better on the evaluation data than a constant prediction",
+    ):
+        assert any(text in line for line in found)
+
+
+def test_wrong_value_of_a_regression_head_fails_the_gate(run: Run, found: Bundle) -> None:
+    other = _model()
+    with torch.no_grad():
+        other.get_parameter("heads.price.layers.4.bias").add_(SPREAD)
+    ids = [[2, 9, 10, 3]]
+    checks = gate.measure(found.path / "model.onnx", other, ids, read_heads(run))
+    values = {check.name: check.value for check in checks}
+    assert values["value_difference.price"] == pytest.approx(1.0, rel=1e-3)
+    failed = {check.name for check in checks if not check.passed}
+    assert failed == {"difference.price_logits", "value_difference.price", "value_difference_mean.price"}
+    assert predict(torch_runner(other), ids, 0)["price_logits"].shape == (1, 1)

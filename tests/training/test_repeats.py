@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from polyhead_training.cli import main
+from polyhead_training.config import Config
+from polyhead_training.data.dataset import read_data
+from polyhead_training.errors import ConfigError, ResumeError, StoppedError
+from polyhead_training.model import PolyheadModel, TextVectors
+from polyhead_training.model_config import HeadConfig
+from polyhead_training.repeats import Repeats, table
+from torch import Tensor
+
+from tests.support.search_data import write_search_data
+from tests.support.tiny_tokenizers import SENTENCES
+from tests.support.tiny_training import LABELS, ignore, run_files
+
+Configure = Callable[..., Config]
+WriteJsonl = Callable[[str, Sequence[object]], Path]
+SENTIMENT = "{name='sentiment', kind='sigmoid', labels=['negative', 'positive'], hidden_size=0}"
+# One step per run, on all rows: the fit of the heads.
+FIT = (
+    "data.test=[]",
+    f"model.heads=[{{name='topic', kind='softmax', field='label', hidden_size=0}}, {SENTIMENT}]",
+    "training.stages=[{name='fit', train=['heads'], solver='lbfgs'}]",
+)
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    """24 rows in six classes, none of which nearly equals another."""
+    return [
+        {"text": " ".join(text.split()[start : start + 4]), "label": label, "sentiment": start % 2}
+        for start in range(4)
+        for text, label in zip(SENTENCES, LABELS, strict=True)
+    ]
+
+
+@pytest.fixture
+def folds_config(
+    configure: Configure, config_file: Path, rows: list[dict[str, Any]], write_jsonl: WriteJsonl
+) -> Config:
+    """A configuration without a share of validation, which folds exclude."""
+    write_jsonl("train.jsonl", rows)
+    config_file.write_text(config_file.read_text().replace("validation_fraction = 0.25", ""))
+    return configure(*FIT)
+
+
+def repeats(config: Config, destination: Path, **options: Any) -> Repeats:
+    return Repeats(config, destination, read_data(config), **{"report": ignore, **options})
+
+
+def content(run: Path, name: str) -> Any:
+    return json.loads((run / name).read_text())
+
+
+def stop_at(call: int) -> Callable[[], bool]:
+    """A ``stop`` callback that requests a stop from its n-th call on, counted from 1."""
+    calls = iter([False] * (call - 1))
+    return lambda: next(calls, True)
+
+
+def test_seeds_keep_the_best_run_with_mean_and_spread(configure: Configure, tmp_path: Path) -> None:
+    config = configure("training.seed=3", "training.stages=[{name='all', train=['all'], learning_rate=0.01}]")
+    repeats(config, tmp_path / "run").train_seeds(3)
+    found = content(tmp_path / "run", "repeats.json")
+    assert found["seeds"] == [3, 4, 5]
+    scores = found["spread"]["validation"]
+    means = [statistics.fmean(scores[head]["macro_f1"]["values"][n] for head in scores) for n in range(3)]
+    assert found["kept"] == 3 + means.index(max(means))
+    assert scores["topic"]["macro_f1"]["mean"] == pytest.approx(statistics.fmean(scores["topic"]["macro_f1"]["values"]))
+    assert "accuracy" in found["spread"]["test"]["topic"]
+    run = content(tmp_path / "run", "run.json")
+    assert run["config"]["training"]["seed"] == found["kept"]
+    kept = content(tmp_path / "run", "evaluation.json")["validation"]["topic"]["accuracy"]
+    assert kept == scores["topic"]["accuracy"]["values"][found["kept"] - 3]
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "<h2>Seeds</h2>" in report
+    assert "3 runs with the seeds 3, 4, 5" in report
+    assert not (tmp_path / "run.repeats").exists()
+
+
+def test_runs_of_several_seeds_share_the_validation_rows(configure: Configure, tmp_path: Path) -> None:
+    """Otherwise the best seed would be the one with the easiest validation rows."""
+    config = configure(*FIT)
+    with pytest.raises(StoppedError):
+        repeats(config, tmp_path / "run", stop=stop_at(3)).train_seeds(3)
+    digests = {content(path, "run.json")["data_sha256"] for path in (tmp_path / "run.repeats").glob("seed-[0-9]")}
+    assert len(digests) == 1
+
+
+def test_stopped_seeds_resume_with_the_run_in_progress(configure: Configure, tmp_path: Path) -> None:
+    config = configure("training.stages=[{name='all', train=['all'], learning_rate=0.01}]")
+    repeats(config, tmp_path / "complete").train_seeds(2)
+    with pytest.raises(StoppedError):
+        repeats(config, tmp_path / "run", stop=stop_at(7)).train_seeds(2)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ResumeError, match="continue them with --resume, or discard them with --restart"):
+        repeats(config, tmp_path / "run").train_seeds(2)
+    with pytest.raises(ResumeError, match="was started with seeds = 2, this start has 3"):
+        repeats(config, tmp_path / "run", policy="resume").train_seeds(3)
+    messages: list[str] = []
+    repeats(config, tmp_path / "run", policy="resume", report=messages.append).train_seeds(2)
+    assert any(message.endswith("seed-0 is complete; nothing to resume") for message in messages)
+    assert "resumed after step 2" in messages
+    assert run_files(tmp_path / "run") == run_files(tmp_path / "complete")
+    messages.clear()
+    repeats(config, tmp_path / "run", policy="resume", report=messages.append).train_seeds(2)
+    assert messages == [f"{tmp_path / 'run'} is complete; nothing to resume"]
+
+
+def test_folds_predict_every_row_once_and_train_on_all_rows(folds_config: Config, tmp_path: Path) -> None:
+    repeats(folds_config, tmp_path / "run").train_folds(4)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "out_of_fold.jsonl").read_text().splitlines()]
+    assert [line["line"] for line in lines] == list(range(1, 25))
+    assert Counter(line["fold"] for line in lines).keys() == {1, 2, 3, 4}
+    assert lines[0]["topic"].keys() == {"label", "predicted", "probability"}
+    evaluation = content(tmp_path / "run", "evaluation.json")["validation"]["topic"]
+    assert evaluation["rows"] == 24
+    correct = sum(line["topic"]["label"] == line["topic"]["predicted"] for line in lines)
+    assert evaluation["accuracy"] == pytest.approx(correct / 24)
+    # The temperature comes from the out-of-fold predictions.
+    (head, _) = content(tmp_path / "run", "run.json")["heads"]
+    assert head["temperature"] == evaluation["temperature"] != 1.0
+    assert content(tmp_path / "run", "data.json")["splits"]["train"]["rows"] == 24
+    found = content(tmp_path / "run", "repeats.json")
+    assert found["folds"] == 4
+    assert len(found["spread"]["validation"]["topic"]["accuracy"]["values"]) == 4
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "<h2>Cross-validation</h2>" in report
+    assert "Labels of head topic that are likely mistakes" in report
+
+
+def test_folds_without_validation_do_not_warn_that_it_is_empty(
+    configure: Configure, folds_config: Config, tmp_path: Path
+) -> None:
+    """The predictions of the folds take its place, and fit temperatures and thresholds."""
+    assert folds_config.data.validation_fraction is None
+    messages: list[str] = []
+    config = configure(*FIT, "data.validation_fraction=0")
+    repeats(config, tmp_path / "run", report=messages.append).train_folds(2)
+    assert not any("validation: has no rows" in message for message in messages)
+    assert not any("has no rows" in warning for warning in content(tmp_path / "run", "data.json")["warnings"])
+
+
+def test_teacher_of_folds_is_a_warning(configure: Configure, folds_config: Config, tmp_path: Path) -> None:
+    messages: list[str] = []
+    repeats(folds_config, tmp_path / "run", report=messages.append).check(3)
+    assert not any("teacher" in message for message in messages)
+    steps = "training.stages=[{name='heads', train=['heads'], epochs=1, learning_rate=1e-3}]"
+    repeats(configure(*FIT, steps, "training.teacher=runs/large"), tmp_path / "run", report=messages.append).check(3)
+    assert any("reveals their labels to the models of the folds" in message for message in messages)
+
+
+def test_retrieval_has_a_spread_over_seeds_and_is_not_measured_in_folds(
+    configure: Configure, folds_config: Config, tmp_path: Path
+) -> None:
+    write_search_data(folds_config.source.parent)
+    files = "corpus='help_corpus.jsonl', queries='help_queries.jsonl', qrels='help_qrels.jsonl'"
+    config = configure(*FIT, f"data.retrieval=[{{{files}}}]")
+    repeats(config, tmp_path / "seeds").train_seeds(2)
+    assert len(content(tmp_path / "seeds", "repeats.json")["spread"]["retrieval"]["help"]["ndcg_at_10"]["values"]) == 2
+    assert "<h3>help, retrieval</h3>" in (tmp_path / "seeds" / "report.html").read_text()
+    repeats(config, tmp_path / "folds").train_folds(2)
+    assert "retrieval" not in content(tmp_path / "folds", "repeats.json")["spread"]
+    assert "retrieval" in content(tmp_path / "folds", "evaluation.json")
+
+
+def test_table_has_the_metrics_of_each_kind_of_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    heads = [
+        HeadConfig(name="topic", kind="softmax"),
+        HeadConfig(name="price", kind="regression"),
+    ]
+    metrics = {name: {"mean": 0.5, "sd": 0.25} for name in ("accuracy", "mae", "r2")}
+    shown = table({"validation": {"topic": metrics, "price": metrics}, "similarity": {"spearman_after": {}}}, heads)
+    topic, price = shown.split("\n split")[0], shown[shown.index("MAE") :]
+    assert "accuracy, mean ± sd" in topic
+    assert "price" in price
+    assert shown.count("0.5000 ± 0.2500") == 3
+
+
+def test_copies_of_a_text_share_a_fold(
+    folds_config: Config, tmp_path: Path, rows: list[dict[str, Any]], write_jsonl: WriteJsonl
+) -> None:
+    write_jsonl("train.jsonl", [*rows, *rows[:6]])
+    repeats(folds_config, tmp_path / "run").train_folds(3)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "out_of_fold.jsonl").read_text().splitlines()]
+    assert [line["fold"] for line in lines[24:]] == [line["fold"] for line in lines[:6]]
+
+
+def test_wrong_label_is_in_the_label_noise_report(
+    folds_config: Config, tmp_path: Path, write_jsonl: WriteJsonl
+) -> None:
+    words = {"a": SENTENCES[0].split(), "b": SENTENCES[4].split()}
+    found = [
+        {"text": " ".join(random.Random(n).sample(words[label], 5)), "label": label, "sentiment": n % 2}
+        for n in range(20)
+        for label in "ab"
+    ]
+    found[7]["label"] = "a"
+    write_jsonl("train.jsonl", found)
+    repeats(folds_config, tmp_path / "run").train_folds(4)
+    suspects = content(tmp_path / "run", "label_noise.json")["topic"]["suspects"]
+    assert [suspects[0][key] for key in ("line", "label", "predicted")] == [8, "a", "b"]
+    assert suspects[0]["path"].endswith("train.jsonl")
+
+
+def test_stopped_folds_resume_to_the_same_bytes(folds_config: Config, tmp_path: Path) -> None:
+    repeats(folds_config, tmp_path / "complete").train_folds(3)
+    with pytest.raises(StoppedError):
+        repeats(folds_config, tmp_path / "run", stop=stop_at(3)).train_folds(3)
+    messages: list[str] = []
+    repeats(folds_config, tmp_path / "run", policy="resume", report=messages.append).train_folds(3)
+    assert not any(message.startswith(("fold 1", "fold 2")) for message in messages)
+    assert any(message.startswith("fold 3") for message in messages)
+    for name in ("out_of_fold.jsonl", "label_noise.json", "evaluation.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "complete" / name).read_bytes()
+    assert run_files(tmp_path / "run") == run_files(tmp_path / "complete")
+
+
+def test_label_with_fewer_rows_than_folds_is_named_and_the_run_completes(
+    folds_config: Config, tmp_path: Path, rows: list[dict[str, Any]], write_jsonl: WriteJsonl
+) -> None:
+    write_jsonl("train.jsonl", [*rows, {"text": "I moved to another town.", "label": "address"}])
+    messages: list[str] = []
+    repeats(folds_config, tmp_path / "run", report=messages.append).train_folds(3)
+    assert any("label 'address' has a single text" in message for message in messages)
+    noise = content(tmp_path / "run", "label_noise.json")["topic"]
+    assert noise["rows"] == 24
+    assert "address" not in noise["thresholds"]
+
+
+def test_folds_need_as_many_different_texts(
+    folds_config: Config, tmp_path: Path, rows: list[dict[str, Any]], write_jsonl: WriteJsonl
+) -> None:
+    write_jsonl("train.jsonl", [*rows[:2], next(row for row in rows if row["sentiment"] != rows[0]["sentiment"])])
+    with pytest.raises(ConfigError, match="--folds: 5 folds require as many different texts, and train has 3"):
+        repeats(folds_config, tmp_path / "run").train_folds(5)
+    assert list(tmp_path.glob("run*")) == []
+
+
+def test_configured_share_of_validation_contradicts_folds(configure: Configure, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data.validation_fraction: 0.25 and --folds"):
+        repeats(configure(*FIT), tmp_path / "run").train_folds(3)
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_command_line_rejects_seeds_with_folds_and_several_processes(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = invoke(config_file, "--seeds", "2", "--folds", "2")
+    assert both.exit_code == 2
+    assert "--seeds and --folds: choose one of them" in both.stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "run in one process" in invoke(config_file, "--seeds", "2").stderr
+
+
+def test_dry_run_with_folds_reports_what_cannot_be_measured(folds_config: Config, tmp_path: Path) -> None:
+    result = invoke(folds_config.source, "--dry-run", "--folds", "5", "--output-dir", tmp_path / "run")
+    assert result.exit_code == 0
+    assert "label 'app' has 4 different texts, fewer than 5 folds" in result.stderr
+    assert invoke(folds_config.source, "--dry-run", "--folds", "50").exit_code == 2
+
+
+def test_command_line_prints_the_run_directory(config_file: Path, tmp_path: Path) -> None:
+    settings = [argument for override in FIT for argument in ("--set", override)]
+    result = invoke(config_file, "--seeds", "2", "--output-dir", tmp_path / "out", *settings)
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'out'}\n")
+    assert "kept: seed" in result.stderr
+
+
+@pytest.mark.parametrize("trains_backbone", [False, True])
+def test_frozen_backbone_encodes_each_text_once_for_all_folds(
+    configure: Configure,
+    folds_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trains_backbone: bool,
+) -> None:
+    encoded = 0
+
+    def count(model: PolyheadModel, input_ids: Tensor, attention_mask: Tensor) -> TextVectors:
+        nonlocal encoded
+        encoded += len(input_ids)
+        return encode(model, input_ids, attention_mask)
+
+    encode = PolyheadModel.encode
+    monkeypatch.setattr(PolyheadModel, "encode", count)
+    stages = "training.stages=[{name='all', train=['all'], learning_rate=0.01}]"
+    config = configure("data.test=[]", stages) if trains_backbone else folds_config
+    repeats(config, tmp_path / "run").train_folds(4)
+    assert (encoded == 24) is not trains_backbone

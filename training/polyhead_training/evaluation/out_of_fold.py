@@ -1,0 +1,105 @@
+"""Predictions of a cross-validation: one file of logits per fold, then one prediction for each row.
+
+::
+
+    rows of each fold --write_fold--> fold-K.npz --read_folds--> Split of all rows --prediction_lines--> JSON lines
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyhead_training.data.dataset import Row
+from polyhead_training.data.labels import UNLABELLED
+from polyhead_training.model_config import HeadConfig
+from polyhead_training.model_types import CLASS_KINDS
+from polyhead_training.runs.checkpoint import replace_file
+
+from .evaluate import Split
+from .probabilities import answers, log_probabilities
+
+# Prefixes of the names of heads.
+_TARGETS, _LOGITS = "targets.", "logits."
+
+
+def has_fold(folder: Path, fold: int) -> bool:
+    """Returns whether the predictions of a fold, counted from 0, are stored in a folder."""
+    return _path(folder, fold).exists()
+
+
+def write_fold(folder: Path, fold: int, split: Split) -> None:
+    """Stores targets and logits of the rows of a fold durably."""
+    path = _path(folder, fold)
+    partial = path.with_name(path.name + ".partial")
+    arrays: dict[str, Any] = {_LOGITS + name: values for name, values in split.logits.items()}
+    arrays |= {_TARGETS + name: values for name, values in split.targets.items()}
+    with partial.open("wb") as stream:
+        np.savez(stream, **arrays)
+    replace_file(partial, path)
+
+
+def read_folds(folder: Path, rows: Sequence[Row], assigned: Sequence[int], folds: int) -> Split:
+    """Assembles the predictions of all folds in the order of the rows.
+
+    Args:
+        folder: The folder of ``write_fold``.
+        rows: All rows.
+        assigned: For each row, its fold, counted from 0.
+        folds: Number of folds.
+    """
+    parts: dict[str, Any] = {}
+    for fold in range(folds):
+        numbers = np.flatnonzero(np.array(assigned) == fold)
+        with np.load(_path(folder, fold), allow_pickle=False) as stored:
+            for name in stored.files:
+                values = stored[name]
+                parts.setdefault(name, np.zeros((len(rows), *values.shape[1:]), values.dtype))[numbers] = values
+    return Split(
+        texts=[row.text for row in rows],
+        locations=[(row.path, row.line) for row in rows],
+        targets=_named(parts, _TARGETS),
+        logits=_named(parts, _LOGITS),
+    )
+
+
+def _named(parts: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): values for name, values in parts.items() if name.startswith(prefix)}
+
+
+def prediction_lines(
+    heads: Sequence[HeadConfig], split: Split, assigned: Sequence[int], scores: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yields the lines of ``out_of_fold.jsonl``: place and fold of a row, and for each head its label and prediction.
+
+    Args:
+        heads: The heads; only those with one label per row are in the lines.
+        split: All rows.
+        assigned: For each row, its fold, counted from 0.
+        scores: Evaluation of each head on these rows, by head name, with its temperature and threshold.
+    """
+    predictions, known = {}, {head.name: head.labels or () for head in heads}
+    for head in heads:
+        if head.kind in CLASS_KINDS:
+            logits, temperature = split.logits[head.name], scores[head.name]["temperature"]
+            probabilities = np.exp(log_probabilities(head.kind, logits, temperature))
+            threshold = scores[head.name]["threshold"] or 0.5
+            predictions[head.name] = probabilities, answers(head.kind, logits, temperature, threshold)
+    for number, (path, line) in enumerate(split.locations):
+        content: dict[str, Any] = {"path": str(path), "line": line, "fold": assigned[number] + 1}
+        for name, (probabilities, predicted) in predictions.items():
+            labels, target, answer = known[name], split.targets[name][number], predicted[number]
+            content[name] = {
+                "label": None if target == UNLABELLED else labels[target],
+                "predicted": labels[answer],
+                "probability": round(float(probabilities[number, answer]), 6),
+            }
+        yield json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _path(folder: Path, fold: int) -> Path:
+    return folder / f"fold-{fold + 1}.npz"
