@@ -151,6 +151,8 @@ def transformers_trainer(task: Task, _: Path) -> Learned:
         began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began
+        # The Trainer also predicts in the order of its sampler.
+        arguments.train_sampling_strategy = "sequential"
         logits = {split: trainer.predict(rows[split]).predictions for split in SPLITS}
     if task.kind == "ordinal":
         logits = {split: as_ordinal_logits(special.softmax(found, axis=1)) for split, found in logits.items()}

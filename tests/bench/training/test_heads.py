@@ -74,6 +74,14 @@ def test_system_learns_and_is_scored(opened: Task, system: str, tmp_path: Path) 
     assert np.isfinite(learned.logits["validation"]).all()
 
 
+@pytest.mark.parametrize("opened", ["score"], indirect=True)
+def test_trainer_predicts_in_the_order_of_the_rows(opened: Task, tmp_path: Path) -> None:
+    turned = replace(opened, data=replace(opened.data, test=opened.data.test[::-1]))
+    first, second = (head_systems.transformers_trainer(task, tmp_path).logits["test"] for task in (opened, turned))
+    assert np.ptp(first) > 0
+    np.testing.assert_allclose(first, second[::-1], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("opened", "system"),
     [(name, system) for name in ("topic", "mood") for system in domains.SYSTEMS],
