@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from .command_line import command, report, silence_transformers
+from .compare.command import compare
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 # Equal to settings.VARIANTS, which takes seconds to import.
 VARIANT_NAMES = ("fp32", "int8", "int8-dynamic", "fp16")
 _EXPORT = "export"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FREE_SPACE_HINT = "existing files are unchanged; free some space and run the same command again"
 _INSTALL_EXPORT = "pip install 'polyhead[export]'"
 _PATH = click.Path(path_type=Path)
 
@@ -47,12 +44,13 @@ _CONFIG = click.option(
 )
 @click.version_option(package_name="polyhead", prog_name="polyhead-export", message="%(prog)s %(version)s")
 def main() -> None:
-    """Export a trained model to a verified bundle; verify and sign bundles; import checkpoints.
+    """Export a trained model to a verified bundle; verify, sign and compare bundles; import checkpoints.
 
     \b
       polyhead-export RUN_DIR OUTPUT_DIR         export a run directory of polyhead-train
       polyhead-export verify BUNDLE              check hashes, graphs, golden outputs and the gate
       polyhead-export sign BUNDLE PRIVATE_KEY    sign a bundle
+      polyhead-export compare OLD NEW            count the answers that a new bundle changes
       polyhead-export import CHECKPOINT RUN_DIR  convert a sentence-transformers or classifier checkpoint
 
     An export writes one ONNX graph with the embedding and all heads, compares its outputs with the trained model's, and
@@ -129,8 +127,8 @@ def export_command(  # noqa: PLR0917
       polyhead-export runs/tickets bundles/tickets
       polyhead-export runs/tickets bundles/tickets --variant fp16 --eval-data data/test.jsonl
     """  # noqa: D301 (click reads the \b)
-    with _command():
-        _silence_transformers()
+    with command():
+        silence_transformers()
         from .export import export
 
         settings = _read_settings(config, variants, eval_data)
@@ -145,7 +143,7 @@ def export_command(  # noqa: PLR0917
 
             # Checked first, so that a bad destination fails at once and not after minutes of work.
             require_writable(run := load_run(run_dir), extra_dir)
-        bundle = export(run_dir, output_dir, _report, settings)
+        bundle = export(run_dir, output_dir, report, settings)
         click.echo(bundle.path)
         if extra_format:
             write_sentence_transformer(run, extra_dir)
@@ -153,7 +151,7 @@ def export_command(  # noqa: PLR0917
         if push_to_hub:
             from polyhead_export.interop.push_to_hub import push_bundle
 
-            _report(push_bundle(bundle, push_to_hub))
+            report(push_bundle(bundle, push_to_hub))
         missing = set(settings.required) - set(bundle.manifest.variants)
     if missing:
         sys.exit(3)
@@ -180,27 +178,27 @@ def verify(bundle: Path, config: Path | None, signature: Path | None, public_key
       polyhead-export verify bundles/tickets
       polyhead-export verify bundles/tickets --public-key signing.pub
     """  # noqa: D301 (click reads the \b)
-    with _command():
+    with command():
         from polyhead_bundle import load, verify_signature
 
         # Checked first: a changed file is reported at once, and not after the import of torch.
         found = load(bundle)
         if public_key:
             verify_signature(found, public_key, signature)
-            _report(f"signature matches {public_key}")
+            report(f"signature matches {public_key}")
         elif signature:
             raise click.UsageError("--signature requires --public-key")
         try:
             import onnx  # noqa: F401
             import torch  # noqa: F401
 
-            _silence_transformers()
+            silence_transformers()
         except ModuleNotFoundError as error:
             _verify_without_torch(bundle, config, str(error.name))
         else:
             from .verify import verify
 
-            verify(bundle, _report, _read_settings(config, (), ()))
+            verify(bundle, report, _read_settings(config, (), ()))
     click.echo(bundle)
 
 
@@ -226,7 +224,7 @@ def sign(bundle: Path, private_key: Path, signature: Path | None) -> None:
       openssl ec -in key.pem -pubout -out key.pub
       polyhead-export sign bundles/tickets key.pem
     """  # noqa: D301 (click reads the \b)
-    with _command():
+    with command():
         from polyhead_bundle import default_signature
 
         from .signing import sign
@@ -252,36 +250,12 @@ def import_command(checkpoint: str, run_dir: Path, name: str | None, head: str |
     Examples:
       polyhead-export import sentence-transformers/all-MiniLM-L6-v2 runs/minilm
     """  # noqa: D301 (click reads the \b)
-    with _command():
-        _silence_transformers()
+    with command():
+        silence_transformers()
         from polyhead_export.interop.import_checkpoint import import_checkpoint
 
-        path = import_checkpoint(checkpoint, run_dir, name, _report, head)
+        path = import_checkpoint(checkpoint, run_dir, name, report, head)
     click.echo(path)
-
-
-@contextmanager
-def _command() -> Iterator[None]:
-    """Runs a command: reports its duration on success, and exits with one line of explanation on an error."""
-    from polyhead.commands import missing_package
-    from polyhead_bundle import BundleError
-    from polyhead_training.errors import TrainingError
-    from polyhead_training.units import format_duration
-
-    from .errors import ExportError
-
-    started = time.monotonic()
-    try:
-        yield
-    except (BundleError, TrainingError) as error:
-        _fail(error, 2)
-    except ExportError as error:
-        _fail(error, error.exit_code)
-    except ModuleNotFoundError as error:
-        _fail(ImportError(missing_package(error, "export")), 2)
-    except OSError as error:
-        _fail(OSError(f"{error}; {_FREE_SPACE_HINT}") if error.errno in _DISK_FULL else error, 1)
-    _report(f"done in {format_duration(time.monotonic() - started)}")
 
 
 def _read_settings(config: Path | None, variants: tuple[str, ...], eval_data: tuple[Path, ...]) -> Settings:
@@ -296,8 +270,8 @@ def _verify_without_torch(bundle: Path, config: Path | None, missing: str) -> No
 
     if config is not None:
         raise click.UsageError(f"--config sets limits of the gate, which requires {missing}: {_INSTALL_EXPORT}")
-    verify_without_torch(bundle, _report)
-    _report(
+    verify_without_torch(bundle, report)
+    report(
         "skipped: the gate, the operators of the graphs, the fingerprints and torch/config.json, which require "
         f"{missing}: {_INSTALL_EXPORT}"
     )
@@ -312,18 +286,4 @@ def _sibling(directory: Path, suffix: str) -> Path:
     return named.with_name(named.name + suffix)
 
 
-def _report(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _fail(error: Exception, code: int) -> None:
-    _report(f"polyhead-export: {' '.join(str(error).split())}")
-    sys.exit(code)
-
-
-def _silence_transformers() -> None:
-    """Disables transformers' progress bars and load reports; the export checks the weights itself."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+main.add_command(compare)

@@ -33,7 +33,7 @@ SUBCOMMANDS = {
         *(["analyze"], ["embed"], ["classify"], ["sentiment"], ["info"], ["top"], ["admin"]),
         *(["admin", "reload"], ["admin", "stats"]),
     ],
-    "polyhead_export.cli": [["verify"], ["sign"], ["import"]],
+    "polyhead_export.cli": [["verify"], ["sign"], ["compare"], ["import"]],
     "polyhead_training.cli": [["sweep"]],
 }
 

@@ -141,19 +141,22 @@ def read_data(config: Config) -> Data:
     )
 
 
-def read_labelled(paths: Sequence[Source], text: str, heads: Sequence[HeadConfig]) -> list[Row]:
+def read_labelled(
+    paths: Sequence[Source], text: str, heads: Sequence[HeadConfig], setting: str = "data.text"
+) -> list[Row]:
     """Reads labelled files for heads with known labels.
 
     Args:
         paths: The files.
         text: Field that contains the text.
         heads: The heads with their labels.
+        setting: What a user changes to name another field for the text.
 
     Raises:
         DataError: Rows are invalid; the error counts those of all files and lists the first 100.
     """
     reader = _Reader()
-    rows = reader.rows(paths, text, heads)
+    rows = reader.rows(paths, text, heads, setting=setting)
     reader.raise_problems()
     return rows
 
@@ -166,7 +169,13 @@ class _Reader(RowReader):
         self.fields: dict[Source, dict[str, None]] = {}
 
     def rows(
-        self, sources: Sequence[Source], text_field: str, heads: Sequence[HeadConfig], *, is_train: bool = False
+        self,
+        sources: Sequence[Source],
+        text_field: str,
+        heads: Sequence[HeadConfig],
+        *,
+        is_train: bool = False,
+        setting: str = "data.text",
     ) -> list[Row]:
         def make(raw: RawRow, source: int) -> Row:
             names = self.fields[raw.path]
@@ -178,7 +187,7 @@ class _Reader(RowReader):
 
         for source in sources:
             self.fields.setdefault(source, {})
-        return self.read(sources, {text_field: "data.text"}, make, [head.field for head in heads])
+        return self.read(sources, {text_field: setting}, make, [head.field for head in heads])
 
     def pairs(self, sources: Sequence[Source], fields: tuple[str, str, str]) -> list[Pair]:
         first, second, score = fields
