@@ -43,10 +43,11 @@ def test_recipe_trains_the_embedding_on_all_rows_then_fits_linear_heads(
 ) -> None:
     messages: list[str] = []
     train(read(), tmp_path / "run", report=messages.append)
-    assert "stage contrastive: 75 steps, peak learning rate 0.0001, contrastive loss" in messages
+    assert "stage contrastive: 30 steps, peak learning rate 0.0001, contrastive loss" in messages
     assert "stage heads: fit of the heads by L-BFGS, penalty 1" in messages
-    # The heads are scored once, not after each of the 25 passes.
-    assert [line["stage"] for line in metric_lines(tmp_path / "run") if "validation" in line] == ["heads"]
+    # The heads are not scored before they were fitted.
+    scored = [line["stage"] for line in metric_lines(tmp_path / "run") if "validation" in line]
+    assert scored == ["first_heads", *["all"] * 10, "heads"]
     model = load_run(tmp_path / "run").model
     assert [head["activation"] for head in model.config.heads] == ["none", "none"]
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -64,12 +65,12 @@ def test_run_is_a_function_of_the_seed(read: Callable[..., Config], tmp_path: Pa
     )
 
 
-@pytest.mark.parametrize("steps", [1, 4, 6])
+@pytest.mark.parametrize("steps", [1, 4, 6, 10, 12])
 def test_stopped_run_resumes_to_the_same_bytes(read: Callable[..., Config], tmp_path: Path, steps: int) -> None:
-    """Stops within the contrastive stage, at the fit of the heads, and after it."""
+    """Stops within each stage of several steps, and at each fit of the heads."""
     config = _shorter(read())
     train(config, tmp_path / "complete", report=ignore)
-    stop = iter([False] * steps + [True] * 9)
+    stop = iter([False] * steps + [True] * 20)
     with pytest.raises(StoppedError):
         train(config, tmp_path / "run", stop=lambda: next(stop), report=ignore)
     train(config, tmp_path / "run", policy="resume", report=ignore)
@@ -94,7 +95,6 @@ def test_single_label_is_an_error_that_names_the_head(
 
 
 def _shorter(config: Config) -> Config:
-    """Returns the configuration with two passes of the contrastive stage, six steps."""
-    first, *others = config.training.stages
-    stages = (first.model_copy(update={"epochs": 2}), *others)
+    """Returns the configuration with two passes of each stage that has several, six steps."""
+    stages = tuple(one.model_copy(update={"epochs": min(2, one.epochs)}) for one in config.training.stages)
     return config.model_copy(update={"training": config.training.model_copy(update={"stages": stages})})

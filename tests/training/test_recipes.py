@@ -23,7 +23,7 @@ def few_shot(path: Path, *overrides: str) -> Config:
 
 def test_few_shot_sets_stages_heads_and_validation_in_one_field(path: Path) -> None:
     config = few_shot(path)
-    contrastive, heads = config.training.stages
+    contrastive, *_, heads = config.training.stages
     assert (contrastive.loss, heads.solver) == ("contrastive", "lbfgs")
     assert [(head.name, head.hidden_size) for head in config.model.heads] == [("topic", 0), ("sentiment", 0)]
     assert config.model.pooling == "embedding"
@@ -60,8 +60,6 @@ def test_resolved_configuration_can_be_read_again(path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.teacher=run", "teacher has no effect: every stage has loss 'contrastive' or solver 'lbfgs'"),
-        ("training.r_drop=1", "r_drop has no effect: every stage has loss 'contrastive' or solver 'lbfgs'"),
         ("training.select=best", "training.select 'best' and training.recipe 'few-shot': it spares no rows"),
         ("training.loss_weighting=uncertainty", "training.loss_weighting 'uncertainty' and training.recipe 'few-shot'"),
         ("training.recipe=few-shots", "training.recipe: 'few-shots'"),
@@ -71,6 +69,13 @@ def test_contradictions_are_named_with_the_fix(path: Path, override: str, messag
     with pytest.raises(ConfigError) as caught:
         few_shot(path, override)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["training.teacher=run", "training.r_drop=1"])
+def test_setting_that_no_stage_uses_is_rejected(path: Path, override: str) -> None:
+    fit = "training.stages=[{name='x', train=['heads'], solver='lbfgs'}]"
+    with pytest.raises(ConfigError, match="has no effect: every stage has loss 'contrastive' or solver 'lbfgs'"):
+        few_shot(path, fit, override)
 
 
 def test_contradiction_has_the_line_of_its_field(path: Path) -> None:

@@ -148,6 +148,8 @@ class HeadFitter:
             line_search_fn="strong_wolfe",
         )
         optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch types it so
+        # The next stage would add its first gradient to the last one of this stage.
+        optimizer.zero_grad()
         with torch.no_grad():
             return losses()
 
