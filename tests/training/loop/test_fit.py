@@ -59,7 +59,7 @@ def test_linear_head_on_embeddings_is_scikit_learns_logistic_regression(
     model, rows, accelerator = fit(config)
     with torch.no_grad():
         batch = rows.batch(list(range(len(rows))), torch.device("cpu"))
-        embedding = model(batch.input_ids, batch.attention_mask).sentence_embedding.numpy()
+        embedding = model(batch.input_ids, batch.attention_mask).sentence_embedding.numpy().astype(np.float64)
     logits = predict(model, rows, 4, accelerator)
     for column, (name, kind) in enumerate([("topic", "softmax"), ("sentiment", "sigmoid")]):
         # The stage's loss is the sum of both heads' means, so each head is fitted as if it were alone.
@@ -67,7 +67,8 @@ def test_linear_head_on_embeddings_is_scikit_learns_logistic_regression(
         reference.fit(embedding, rows.labels.heads[column])
         expected = reference.predict_log_proba(embedding)
         found = log_probabilities(kind, logits[name])  # type: ignore[arg-type]  # a list of names and kinds
-        np.testing.assert_allclose(found, expected, atol=2e-3)
+        # A fit in float32, of a random model: another penalty would be off by tenths.
+        np.testing.assert_allclose(found, expected, atol=0.02)
 
 
 def test_stage_of_a_run_fits_in_one_step_and_is_logged_once(configure: Callable[..., Config], tmp_path: Path) -> None:
