@@ -55,9 +55,9 @@ class TokenAccounting:
       ``reserved_characters`` are not 0.
     - ``duplicate_tokens`` is the sum of the lengths of waiting entries without the first of each key.
 
-    Threads: the scheduler calls ``enqueue``, ``take``, ``remove`` and ``count_duplicates`` from any thread while it holds
-    ``lock``. The other
-    methods take the lock. A single counter may be read without it: it is one integer, and it may be outdated at once.
+    Threads: the scheduler calls ``enqueue``, ``take``, ``remove`` and ``count_duplicates`` from any thread while it
+    holds ``lock``. The other methods take the lock. A single counter may be read without it: it is one integer, and it
+    may be outdated at once.
     """
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class TokenAccounting:
             flow.in_service_tokens = 0
 
     def count_duplicates(self, tokens: int) -> None:
-        """Counts waiting tokens that will not be computed, or that do not wait any more if negative. Requires the lock."""
+        """Counts tokens of equal entries that wait, or that wait no longer if negative. Requires the lock."""
         self.duplicate_tokens += tokens
 
     def reserve(self, flow: Flow, sizes: Iterable[EstimatedSize]) -> None:
