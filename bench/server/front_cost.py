@@ -87,8 +87,8 @@ def instant_server(
 def cpu_per_text(process_id: int, targets: dict[str, str], name: str, arguments: argparse.Namespace) -> Figures:
     """Returns CPU microseconds per text of the event loop and of the whole process under one load.
 
-    All of the load counts, its warm-up included: throughput changes too much from second to second on a machine that does
-    other work.
+    All of the load counts, its warm-up included: on a machine that does other work, throughput changes from second to
+    second.
     """
     program, flags = LOADS[name]
     load = command(program, targets[program], arguments.texts, arguments.seconds, flags)
