@@ -5,8 +5,8 @@
     python -m bench.comparison.http_client 127.0.0.1:8000/inference texts.jsonl --answers 20
 
 Each client module implements one request and passes it to main. The loads are those of bench/loadgen/loops.py with one
-text per message; the figures are printed as one line of JSON. --answers waits until the server is ready and prints its
-answers to the first texts instead, with embeddings in base64.
+text per message, and no two texts in flight are equal. The figures are printed as one line of JSON. --answers waits
+until the server is ready and prints its answers to the first texts instead, with embeddings in base64.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import itertools
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -25,7 +24,7 @@ from typing import NamedTuple
 import uvloop
 
 from bench.harness.arguments import make_parser
-from bench.harness.texts import FORMAT_HELP, read_texts
+from bench.harness.texts import FORMAT_HELP, distinct_texts, read_texts
 from bench.loadgen.loops import LoadStats, closed_loop, open_loop
 
 _START_TIMEOUT_S = 120.0
@@ -53,7 +52,7 @@ def main(connect: Connect) -> None:
     parser.add_argument("texts", type=Path, help=FORMAT_HELP)
     parser.add_argument("--in-flight", type=int, default=64, help="closed loop: texts in flight (default: 64)")
     parser.add_argument("--rate", type=float, help="open loop: texts per second at Poisson arrivals")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the arrivals (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of arrivals and texts (default: 0)")
     parser.add_argument("--seconds", type=float, default=10.0, help="measured seconds (default: 10)")
     parser.add_argument("--answers", type=int, metavar="N", help="print the answers to the first N texts instead")
     arguments = parser.parse_args()
@@ -63,7 +62,7 @@ def main(connect: Connect) -> None:
 
 
 async def _load(connect: Connect, arguments: argparse.Namespace, texts: list[str]) -> dict[str, float]:
-    endless = itertools.cycle(texts)
+    endless = distinct_texts(texts, arguments.seed)
     async with connect(arguments.target) as request:
 
         async def call() -> int:

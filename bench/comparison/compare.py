@@ -47,7 +47,7 @@ from tqdm import tqdm
 from bench.harness import results
 from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.results import Figures
-from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, read_texts
+from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, first_turn, read_texts
 from bench.harness.upper_bound import UpperBound
 
 from .launch import (
@@ -112,7 +112,7 @@ class Comparison:
 
     def __init__(self, arguments: argparse.Namespace, texts: Sequence[str]) -> None:
         self._arguments = arguments
-        self._upper_bound = UpperBound(arguments.bundle, arguments.variant, texts)
+        self._upper_bound = UpperBound(arguments.bundle, arguments.variant, first_turn(texts))
         # One before the first server, and one after each.
         self._upper_bounds: list[float] = []
         self._texts = texts

@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import random
+import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_TEXTS = ROOT / "training/demo/train.jsonl"
 FORMAT_HELP = "JSON lines with a field `text`, or one text per line; optionally .gz"
+# Tokens that ``distinct_texts`` adds to a text, with BERT's tokenizers.
+MARK_TOKENS = 4
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -34,6 +37,28 @@ def write_texts(path: Path, texts: Sequence[str]) -> Path:
     """Writes texts in the format that the load generators read; returns the path."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return path
+
+
+def distinct_texts(texts: Sequence[str], seed: int = 0) -> Iterator[str]:
+    """Yields the texts in turn, endlessly, each with four letters before it, so that no two in flight are equal.
+
+    A server that computes equal texts in flight once, or keeps answers, gains nothing from them. Each text has the same
+    number of tokens more.
+
+    Args:
+        texts: Texts to send.
+        seed: First of the letters. Sequences with different seeds, up to 26, have no text in common.
+    """
+    letters = string.ascii_lowercase
+    first = letters[seed % len(letters)]
+    counts = itertools.cycle(itertools.product(letters, repeat=MARK_TOKENS - 1))
+    for text, count in zip(itertools.cycle(texts), counts, strict=False):
+        yield " ".join((first, *count, text))
+
+
+def first_turn(texts: Sequence[str]) -> list[str]:
+    """Returns every text once, as ``distinct_texts`` sends it."""
+    return list(itertools.islice(distinct_texts(texts), len(texts)))
 
 
 def zipf_texts(texts: Sequence[str], exponent: float, distinct: int, seed: int) -> Iterator[str]:

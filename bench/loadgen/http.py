@@ -2,8 +2,8 @@
 
     python -m bench.loadgen.http HOST:PORT texts.jsonl --items 1 --in-flight 64 --seconds 10
 
-Closed loop: each of --in-flight / --items connections sends its next call when the last one was answered.
-The first second is a warm-up and does not count.
+Closed loop: each of --in-flight / --items connections sends its next call when the last one was answered. The texts are
+those of bench.loadgen.main. The first second is a warm-up and does not count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import uvloop
 
 from bench.harness.arguments import make_parser
-from bench.harness.texts import FORMAT_HELP, read_texts
+from bench.harness.texts import FORMAT_HELP, distinct_texts, read_texts
 
 from .loops import LoadStats
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="measured seconds (default: 10)")
     arguments = parser.parse_args()
     stats = LoadStats(arguments.seconds, arguments.items)
-    uvloop.run(generate(arguments, itertools.cycle(read_texts(arguments.texts)), stats))
+    uvloop.run(generate(arguments, distinct_texts(read_texts(arguments.texts)), stats))
     print(json.dumps(stats.report()))
 
 

@@ -30,8 +30,13 @@ def run_load(target: str, texts: Path, seconds: float, flags: Sequence[str], pro
 
 
 def run_loads(target: str, texts: Path, seconds: float, clients: int, flags: Sequence[str]) -> Figures:
-    """Runs several load generators side by side; returns their total throughput and mean latencies."""
+    """Runs several load generators side by side, each with texts of its own.
+
+    Returns:
+        Their total throughput and mean latencies.
+    """
     with ThreadPoolExecutor(clients) as threads:
-        reports = list(threads.map(lambda _: run_load(target, texts, seconds, flags), range(clients)))
+        seeds = (("--seed", str(number)) for number in range(clients))
+        reports = list(threads.map(lambda seed: run_load(target, texts, seconds, (*flags, *seed)), seeds))
     sums = {name: sum(one[name] for one in reports) for name in ("items_per_s", "client_cores")}
     return {**sums, **{name: statistics.fmean(one[name] for one in reports) for name in ("p50_ms", "p99_ms")}}

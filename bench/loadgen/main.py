@@ -15,7 +15,8 @@ refused item ends the program.
 Open loop (--rate): texts leave at Poisson arrivals whatever the server does. Latency counts from the scheduled send
 time; refused items are counted as errors.
 
-All connections take their texts from one sequence: the file again and again, or texts by Zipf's law (--zipf).
+All connections take their texts from one sequence: the file again and again, with letters before each text so that no
+two in flight are equal, or texts by Zipf's law (--zipf), which repeat themselves.
 
 The first second is a warm-up and does not count.
 """
@@ -41,7 +42,7 @@ from polyhead_client import AsyncClient
 from polyhead_client.core.retry import DEFAULT_MAX_ATTEMPTS
 
 from bench.harness.arguments import make_parser
-from bench.harness.texts import FORMAT_HELP, read_texts, zipf_texts
+from bench.harness.texts import FORMAT_HELP, distinct_texts, read_texts, zipf_texts
 
 from .loops import DRAIN_TIMEOUT_S, LoadStats, arrivals, closed_loop, open_loop, until
 
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--mixed-tasks", action="store_true", help="request a random subset of the tasks per message")
     parser.add_argument("--zipf", type=float, metavar="S", help="exponent of Zipf's law, such as 1.1")
     parser.add_argument("--distinct", type=int, default=100_000, help="--zipf: different texts (default: 100,000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of arrivals, task subsets and --zipf (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of arrivals, task subsets and texts (default: 0)")
     parser.add_argument("--seconds", type=float, default=10.0, help="measured seconds (default: 10)")
     arguments = parser.parse_args()
     if arguments.mode == "client":
@@ -89,7 +90,7 @@ async def generate(arguments: argparse.Namespace, texts: Sequence[str], stats: L
     endless = (
         zipf_texts(texts, arguments.zipf, arguments.distinct, arguments.seed)
         if arguments.zipf
-        else itertools.cycle(texts)
+        else distinct_texts(texts, arguments.seed)
     )
     await asyncio.gather(*(mode(arguments, endless, stats) for _ in range(arguments.connections)))
 

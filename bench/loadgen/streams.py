@@ -3,16 +3,15 @@
     python -m bench.loadgen.streams HOST:PORT texts.jsonl --streams 256 --seconds 10
 
 Each of the --streams bidirectional streams, all over one connection, sends its next text when the previous one was
-answered. Besides the figures of bench.loadgen.main, it prints `min_over_mean` and `max_over_mean`: the fewest and the
-most answers of any stream, divided by the mean over all streams. The clock starts once every stream has had its
-first answer; the first second after that is a warm-up and does not count.
+answered. The texts are those of bench.loadgen.main. Besides its figures, this one prints `min_over_mean` and
+`max_over_mean`: the fewest and the most answers of any stream, divided by the mean over all streams. The clock starts
+once every stream has had its first answer; the first second after that is a warm-up and does not count.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 
 from bench.harness.arguments import make_parser
-from bench.harness.texts import FORMAT_HELP, read_texts
+from bench.harness.texts import FORMAT_HELP, distinct_texts, read_texts
 
 from .loops import LoadStats
 
@@ -44,7 +43,7 @@ def main() -> None:
 async def measure(arguments: argparse.Namespace, texts: Sequence[str]) -> dict[str, float]:
     """Keeps all streams busy until the measured time ends; returns the figures."""
     counts = [0] * arguments.streams
-    endless = itertools.cycle(texts)
+    endless = distinct_texts(texts)
     # Created when the last stream has had its first answer.
     stats: LoadStats | None = None
     ready = asyncio.Barrier(arguments.streams)

@@ -39,7 +39,7 @@ from tqdm import tqdm
 from bench.harness import results
 from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.servers import serving
-from bench.harness.texts import DEMO_TEXTS, read_texts
+from bench.harness.texts import DEMO_TEXTS, first_turn, read_texts
 from bench.harness.upper_bound import batches_of_similar_length, open_tokenizer
 from bench.loadgen.launch import run_loads
 
@@ -72,7 +72,7 @@ def main() -> None:
     add_output_flag(parser)
     arguments = parser.parse_args()
     source = bundle.load(arguments.bundle)
-    ids = [one.windows[0] for one in open_tokenizer(source).encode(read_texts(DEMO_TEXTS))]
+    ids = [one.windows[0] for one in open_tokenizer(source).encode(first_turn(read_texts(DEMO_TEXTS)))]
     pad_token_id = source.manifest.pad_token_id
     report: Figures = {
         **results.provenance(PACKAGES[arguments.engine]),

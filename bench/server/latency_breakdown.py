@@ -30,7 +30,7 @@ from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.processes import find_server, thread_cpu_s
 from bench.harness.results import Figures
 from bench.harness.servers import serving
-from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, ROOT, read_texts
+from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, ROOT, first_turn, read_texts
 from bench.harness.upper_bound import UpperBound
 from bench.loadgen.launch import command
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="seconds per load (default: 5)")
     add_output_flag(parser)
     arguments = parser.parse_args()
-    texts = read_texts(arguments.texts)
+    texts = first_turn(read_texts(arguments.texts))
     upper_bound = UpperBound(arguments.bundle, arguments.variant, texts)
     loads: dict[str, Figures] = {}
     with serving(arguments.bundle, "--engine", "onnx", "--device", "cpu", "--variant", arguments.variant) as target:

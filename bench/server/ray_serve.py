@@ -80,6 +80,7 @@ def main() -> None:
         **results.provenance((*results.SERVER_PACKAGES, "ray")),
         "rounds": arguments.rounds,
         "texts": "one of the demo texts" if arguments.demo_texts else "a short one",
+        "equal_texts": False,
         "loads": loads,
     }
     for load, rows in loads.items():

@@ -40,7 +40,7 @@ from bench.harness.inputs import ExactLengthTexts, bundle_with_heads
 from bench.harness.memory import memory
 from bench.harness.results import Figures
 from bench.harness.servers import serving
-from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, read_texts, write_texts
+from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, MARK_TOKENS, first_turn, read_texts, write_texts
 from bench.harness.upper_bound import UpperBound, with_efficiency
 from bench.loadgen.launch import run_load
 
@@ -121,12 +121,13 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def stream_points(arguments: argparse.Namespace, _: Path) -> Iterator[Point]:
     """Yields the given texts over an increasing number of streams."""
-    upper_bound = UpperBound(arguments.bundle, arguments.variant, read_texts(arguments.texts)).items_per_s
+    texts = first_turn(read_texts(arguments.texts))
+    upper_bound = UpperBound(arguments.bundle, arguments.variant, texts).items_per_s
     for count in STREAMS:
         flags = ("--streams", str(count))
         seconds = arguments.seconds * max(1.0, count / 128)
-        source, texts = arguments.bundle, arguments.texts
-        yield Point("streams", "one text each", count, source, texts, "streams", flags, seconds, upper_bound)
+        source, path = arguments.bundle, arguments.texts
+        yield Point("streams", "one text each", count, source, path, "streams", flags, seconds, upper_bound)
 
 
 def length_points(exact_texts: ExactLengthTexts, arguments: argparse.Namespace, work: Path) -> Iterator[Point]:
@@ -135,17 +136,18 @@ def length_points(exact_texts: ExactLengthTexts, arguments: argparse.Namespace, 
         if length > exact_texts.max_tokens:
             tqdm.write(f"skipped texts of {length} tokens: the model reads {exact_texts.max_tokens}")
             continue
-        texts = exact_texts.make([length] * _TEXTS_PER_LENGTH)
+        # The load generator adds the rest.
+        texts = exact_texts.make([length - MARK_TOKENS] * _TEXTS_PER_LENGTH)
         path = write_texts(work / f"length-{length}.jsonl", texts)
         flags = (*_STREAM, str(min(256, _MAX_TOKENS_IN_FLIGHT // length)))
         seconds = arguments.seconds * max(1.0, length / 128)
-        upper_bound = UpperBound(arguments.bundle, arguments.variant, texts).items_per_s
+        upper_bound = UpperBound(arguments.bundle, arguments.variant, first_turn(texts)).items_per_s
         yield Point("lengths", "stream", length, arguments.bundle, path, "main", flags, seconds, upper_bound)
 
 
 def head_points(arguments: argparse.Namespace, work: Path) -> Iterator[Point]:
     """Yields the given texts for models with an increasing number of heads."""
-    texts = read_texts(arguments.texts)
+    texts = first_turn(read_texts(arguments.texts))
     series = {"all heads": (*_STREAM, "256"), "embedding only": (*_STREAM, "256", "--tasks", "1")}
     for count in tqdm(HEADS, "bundles with heads"):
         path = bundle_with_heads(work, count, arguments.variant)

@@ -19,7 +19,7 @@ from polyhead_server.inference.scheduler import BatchLimits
 from polyhead_server.inference.tokenization import Tokenizer
 
 from bench.harness.arguments import make_parser
-from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, read_texts, with_long_texts
+from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, first_turn, read_texts, with_long_texts
 
 from .simulated_server import Machine, Simulation, upper_bound
 
@@ -51,7 +51,8 @@ def main() -> None:
     manifest = source.manifest
     tokenizer = Tokenizer(source.file("tokenizer.json"), manifest.max_tokens, 250 * manifest.max_tokens)
     texts = read_texts(arguments.texts)
-    lengths = [text.used for text in tokenizer.encode(with_long_texts(texts) if arguments.long else texts)]
+    sent = first_turn(with_long_texts(texts) if arguments.long else texts)
+    lengths = [text.used for text in tokenizer.encode(sent)]
     tokenizer.close()
     machine = Machine(arguments.threads, arguments.overhead_us, arguments.token_us)
     limits = BatchLimits(arguments.max_batch_tokens, arguments.max_padding, machine.overhead_us / machine.token_us)

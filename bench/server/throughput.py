@@ -27,7 +27,7 @@ from bench.harness import results
 from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.results import Figures
 from bench.harness.servers import free_port, metric, serving
-from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, read_texts, with_long_texts, write_texts
+from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP, first_turn, read_texts, with_long_texts, write_texts
 from bench.harness.upper_bound import UpperBound, with_efficiency
 from bench.loadgen.launch import run_load
 
@@ -78,7 +78,7 @@ def measure(arguments: argparse.Namespace, texts: Sequence[str]) -> dict[str, di
     prefixes = tuple(arguments.only or ("",))
     loads = [name for name in (*LOADS, *POISSON) if name.startswith(prefixes)]
     found: dict[str, list[Figures]] = {name: [] for name in loads}
-    upper_bound = UpperBound(arguments.bundle, arguments.variant, texts)
+    upper_bound = UpperBound(arguments.bundle, arguments.variant, first_turn(texts))
     metrics = f"127.0.0.1:{free_port()}"
     flags = ("--engine", "onnx", "--device", "cpu", "--variant", arguments.variant, "--metrics-listen", metrics)
     with (

@@ -2,11 +2,11 @@
 
 One rule for all calls: an item is admitted if it can be expected to be answered before its deadline, and if the queue
 has capacity for it. The scheduler shares the engine fairly among calls, so the expected wait of an item is its own
-call's share: the tokens of its call, times the calls that wait, but never more than all waiting tokens; divided by the
-measured token rate. For texts that are tokenized off the event loop, the time of the tokenization thread is added,
-which is shared in the same way. A unary call that waits counts whole, including the part of it that was computed
-already: its answers go out together, and calls that come later are served before its last text. So the tokens of all
-such calls, divided by the rate, are the time that one of them takes (Little's law).
+call's share: the tokens of its call, times the calls that wait, but never more than all waiting tokens, of which those
+of equal texts count once; divided by the measured token rate. For texts that are tokenized off the event loop, the time
+of the tokenization thread is added, which is shared in the same way. A unary call that waits counts whole, including
+the part of it that was computed already: its answers go out together, and calls that come later are served before its
+last text. So the tokens of all such calls, divided by the rate, are the time that one of them takes (Little's law).
 
 The capacity is shared as well. A call that has nothing in the queue may always put an item there; beyond that, a call
 may use what is free, and its equal share of the capacity when nothing is free. So no call can fill the queue for the
@@ -92,8 +92,8 @@ class Admission:
         self._characters_per_s += (characters / max(seconds, 1e-6) - self._characters_per_s) * EWMA_ALPHA
 
     def expected_wait_s(self) -> float:
-        """Seconds until everything that waits now is computed; 0 while no rate is known."""
-        return self._seconds(self._accounting.pending_tokens)
+        """Seconds until everything that waits now is computed, equal texts once; 0 while no rate is known."""
+        return self._seconds(self._accounting.distinct_tokens)
 
     def admit(
         self, flow: Flow, sizes: Sequence[EstimatedSize], deadline: float | None, *, blocking: bool
@@ -140,6 +140,7 @@ class Admission:
         """
         queue = self._accounting.snapshot()
         pending, own = queue.waiting_tokens + queue.reserved_tokens, flow.pending_tokens
+        distinct = pending - queue.duplicate_tokens
         flows = queue.pending_flows + (not own)
         offloaded_flows = queue.offloaded_flows + (not flow.reserved_characters)
         share = self._max_queue_tokens / flows
@@ -153,7 +154,7 @@ class Admission:
             if try_anyway:
                 continue
             if not blocking and not entitled and pending + tokens > self._max_queue_tokens and own + tokens > share:
-                wait_s = self._seconds(pending + tokens)
+                wait_s = self._seconds(distinct + tokens)
                 return index, OverloadedError.full(pending + tokens, self._max_queue_tokens, wait_s)
             # Texts that are tokenized inline do not wait for those that are not.
             ahead = (
@@ -164,7 +165,7 @@ class Admission:
                 if characters
                 else 0
             )
-            before = min(pending + queue.in_service_tokens + tokens, (own + tokens) * flows)
+            before = min(distinct + queue.in_service_tokens + tokens, (own + tokens) * flows)
             wait_s = self._wait_s(before, ahead)
             if wait_s > limit_s:
                 return index, OverloadedError.late(wait_s, limit_s)

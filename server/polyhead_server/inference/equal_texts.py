@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
+from .token_accounting import TokenAccounting
 from .types import Entry
 
 
@@ -36,7 +37,13 @@ class EqualTexts:
     Not thread-safe: the scheduler calls it under its lock. Only writer of ``twins`` and ``shared`` of an ``Entry``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, accounting: TokenAccounting) -> None:
+        """Starts without entries.
+
+        Args:
+            accounting: Counts the tokens of waiting entries that an equal one stands for.
+        """
+        self._accounting = accounting
         self._known: dict[bytes, Entry] = {}
 
     def __len__(self) -> int:
@@ -59,6 +66,7 @@ class EqualTexts:
             first.twins = {first: None}
         first.twins[entry] = None
         entry.twins = first.twins
+        self._accounting.count_duplicates(entry.length)
         return False
 
     def is_duplicate(self, entry: Entry) -> bool:
@@ -75,6 +83,8 @@ class EqualTexts:
             return
         del twins[entry]
         entry.twins = None
+        if twins:
+            self._accounting.count_duplicates(-entry.length)
         if self._known[entry.key] is entry:
             if twins:
                 # The last one: to find the first takes a scan over those that have left.
@@ -92,6 +102,7 @@ class EqualTexts:
         del twins[entry]
         self._known[entry.key] = entry
         entry.shared = list(twins)
+        self._accounting.count_duplicates(-entry.length * len(twins))
         for one in (entry, *twins):
             one.twins = None
         return entry.shared

@@ -113,7 +113,7 @@ class BatchScheduler:
         self._clock = FairClock()
         self._buckets = LengthBuckets(self._discard)
         self._expiry = ExpiryHeap()
-        self._equal = EqualTexts()
+        self._equal = EqualTexts(self.accounting)
         # In order of arrival.
         self._arrivals: deque[Entry] = deque()
         self._slots = itertools.count(1)

@@ -21,6 +21,7 @@ class TokenSnapshot(NamedTuple):
         reserved_characters: Code points of those items that are tokenized off the event loop.
         pending_flows: Flows that have entries waiting or items reserved.
         offloaded_flows: Flows that have ``reserved_characters``.
+        duplicate_tokens: Those of the waiting tokens that are not computed, because an equal entry waits as well.
     """
 
     waiting_items: int
@@ -31,6 +32,7 @@ class TokenSnapshot(NamedTuple):
     reserved_characters: int
     pending_flows: int
     offloaded_flows: int
+    duplicate_tokens: int
 
 
 class TokenAccounting:
@@ -51,9 +53,11 @@ class TokenAccounting:
       the sums over all flows.
     - ``pending_flows`` and ``offloaded_flows`` are the numbers of flows whose ``pending_tokens`` and
       ``reserved_characters`` are not 0.
+    - ``duplicate_tokens`` is the sum of the lengths of waiting entries without the first of each key.
 
-    Threads: the scheduler calls ``enqueue``, ``take`` and ``remove`` from any thread while it holds ``lock``. The other
-    methods take the lock. A single counter may be read without it: it is one integer, and it may be outdated at once.
+    Threads: the scheduler calls ``enqueue``, ``take``, ``remove`` and ``count_duplicates`` from any thread while it
+    holds ``lock``. The other methods take the lock. A single counter may be read without it: it is one integer, and it
+    may be outdated at once.
     """
 
     def __init__(self) -> None:
@@ -66,11 +70,17 @@ class TokenAccounting:
         self.reserved_characters = 0
         self.pending_flows = 0
         self.offloaded_flows = 0
+        self.duplicate_tokens = 0
 
     @property
     def pending_tokens(self) -> int:
         """Tokens that wait now or will wait once they are tokenized."""
         return self.waiting_tokens + self.reserved_tokens
+
+    @property
+    def distinct_tokens(self) -> int:
+        """Pending tokens, those of equal entries once: they are computed once."""
+        return self.pending_tokens - self.duplicate_tokens
 
     def snapshot(self) -> TokenSnapshot:
         """Reads all counters under the lock."""
@@ -84,6 +94,7 @@ class TokenAccounting:
                 self.reserved_characters,
                 self.pending_flows,
                 self.offloaded_flows,
+                self.duplicate_tokens,
             )
 
     def enqueue(self, entry: Entry) -> None:
@@ -115,6 +126,10 @@ class TokenAccounting:
             self.pending_flows -= not flow.reserved_tokens
             self.in_service_tokens -= flow.in_service_tokens
             flow.in_service_tokens = 0
+
+    def count_duplicates(self, tokens: int) -> None:
+        """Counts tokens of equal entries that wait, or that wait no longer if negative. Requires the lock."""
+        self.duplicate_tokens += tokens
 
     def reserve(self, flow: Flow, sizes: Iterable[EstimatedSize]) -> None:
         """Counts admitted items of a flow that are not tokenized yet."""

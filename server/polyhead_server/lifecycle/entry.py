@@ -17,6 +17,7 @@ import click
 from polyhead.commands import missing_package
 
 from polyhead_server.errors import StartupError
+from polyhead_server.interpreter import configure_interpreter
 from polyhead_server.observability.logging import configure, print_line
 from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.printable import printable
@@ -29,9 +30,6 @@ logger = logging.getLogger(__name__)
 
 # Exit code of a process that cannot start as configured; starting it again would not help.
 EXIT_CANNOT_START = 2
-# A compute thread that has finished a batch needs the interpreter to take the next one while the event loop is busy. By
-# default it waits up to 5 ms, and a core idles with it.
-SWITCH_INTERVAL_S = 0.0005
 # Every connection takes a file descriptor. Below this many, a few clients can take all of them.
 _FEW_DESCRIPTORS = 4096
 
@@ -57,7 +55,7 @@ def run(
         stop_signals.block()
     # The default action would end a process that is not ready to reload yet.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    configure_interpreter()
     configure(settings.log_level, settings.log_format)
     _raise_descriptor_limit()
     # Below a warning, the library's own lines do not concern an operator.

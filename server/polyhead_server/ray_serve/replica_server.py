@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from polyhead_server.errors import NotReadyError
 from polyhead_server.inference.model import load_model
 from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.lifecycle.entry import SWITCH_INTERVAL_S
+from polyhead_server.interpreter import configure_interpreter
 from polyhead_server.lifecycle.http_listener import http_app
 from polyhead_server.lifecycle.model_loader import ModelLoader
 from polyhead_server.lifecycle.pipeline_start import start_pipeline
@@ -47,7 +46,7 @@ class ReplicaServer:
             StartupError: A setting or the key file is invalid.
         """
         configure(settings.log_level, settings.log_format)
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        configure_interpreter()
         self._settings = settings
         self._metrics = Metrics()
         self._tracing = Tracing.from_settings(settings)

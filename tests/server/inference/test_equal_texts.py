@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from polyhead_server.errors import ExpiredError, InternalError
+from polyhead_server.inference.admission import Admission
 from polyhead_server.inference.equal_texts import key_of
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
@@ -41,9 +42,15 @@ def keyed(length: int, key: int, flow: Flow | None = None, deadline: float | Non
     return one
 
 
+def duplicates(entries: Iterable[Entry]) -> int:
+    """Returns the tokens of all waiting entries but the first of each key."""
+    waiting = [entry for entry in entries if entry.waiting]
+    return sum(entry.length for entry in waiting) - sum({entry.key: entry.length for entry in waiting}.values())
+
+
 def nothing_left(scheduler: BatchScheduler) -> bool:
     snapshot = scheduler.snapshot()
-    return snapshot.tokens[:6] == (0,) * 6 and snapshot.keys == 0
+    return snapshot.tokens == (0,) * len(snapshot.tokens) and snapshot.keys == 0
 
 
 async def test_equal_texts_that_wait_are_computed_once(
@@ -219,6 +226,29 @@ async def test_equal_texts_take_no_place_in_a_batch(scheduler: BatchScheduler) -
     assert len({entry.key for entry in (*first, *second)}) == 12
 
 
+async def test_queue_full_of_equal_texts_rejects_no_call_that_it_can_answer(
+    scheduler: BatchScheduler, admission: Admission
+) -> None:
+    # At 2,000 tokens a second and at most 2 s, 6,000 tokens would be too many.
+    scheduler.put([keyed(100, 1, Flow(unary=True)) for _ in range(60)])
+    assert scheduler.accounting.waiting_tokens == 6000
+    assert admission.expected_wait_s() == pytest.approx(0.05)
+    assert queue_entries.admits(admission, 100, deadline_s=1.0)
+    scheduler.put([keyed(100, number, Flow(unary=True)) for number in range(2, 45)])
+    assert admission.expected_wait_s() == pytest.approx(2.2)
+    assert not queue_entries.admits(admission, 100)
+
+
+async def test_equal_texts_count_in_full_against_the_limit_of_the_queue(
+    scheduler: BatchScheduler, admission: Admission
+) -> None:
+    flow = Flow(unary=True)
+    scheduler.put([keyed(100, 1, flow) for _ in range(99)])
+    assert queue_entries.admits(admission, 100, flow=flow)
+    scheduler.put([keyed(100, 1, flow)])
+    assert not queue_entries.admits(admission, 100, flow=flow)
+
+
 async def test_text_that_shares_a_computation_is_not_charged(scheduler: BatchScheduler) -> None:
     first, second = Flow(), Flow()
     scheduler.put([keyed(10, 1, first), keyed(10, 1, second)])
@@ -282,6 +312,7 @@ async def test_every_entry_is_answered_once_or_expired_or_dropped(scheduler: Bat
     history = History(scheduler, seed)
     for _ in range(400):
         history.step()
+        assert scheduler.accounting.duplicate_tokens == duplicates(history.everything)
     history.end()
     assert set(history.gone) == set(history.everything)
     assert set(history.gone.values()) == {"answered", "expired", "dropped"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -32,11 +33,12 @@ async def server(
 ) -> AsyncIterator[ReplicaServer]:
     """A server before ``start``."""
     monkeypatch.setattr(replica_server, "load_model", lambda *_: model)
-    interval = sys.getswitchinterval()
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
     server = ReplicaServer(settings(bundle=Path("fake")))
     yield server
     await server.close()
     sys.setswitchinterval(interval)
+    gc.set_threshold(*threshold)
     logging.captureWarnings(capture=False)
 
 

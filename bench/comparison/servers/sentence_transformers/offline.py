@@ -18,7 +18,7 @@ import onnxruntime
 from sentence_transformers import SentenceTransformer, export_dynamic_quantized_onnx_model
 
 from bench.harness.arguments import make_parser
-from bench.harness.texts import FORMAT_HELP, read_texts
+from bench.harness.texts import FORMAT_HELP, first_turn, read_texts
 
 _QUANTIZED = "onnx/model_qint8_avx512_vnni.onnx"
 _THREADS = 2
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("texts", type=Path, help=FORMAT_HELP)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64], help="(default: 8 16 32 64)")
     arguments = parser.parse_args()
-    texts = read_texts(arguments.texts)
+    texts = first_turn(read_texts(arguments.texts))
     model = open_quantized(arguments.folder)
     rates = {}
     for size in arguments.batch_sizes:
