@@ -103,3 +103,10 @@ def test_section_shows_its_runs(name: str) -> None:
     assert heading in page
     assert row in page
     assert page.count("\n###") + page.count("\n## Backbone") == 1
+
+
+def test_section_states_the_settings_of_its_runs() -> None:
+    _, runs, _ = SECTIONS["few_shot"]
+    settings = {"test_rows": 1000, "overrides": ["training.mixed_precision=bf16"], "threads": 2}
+    page = Renderer({"few_shot": {**SOURCE, "settings": settings, "runs": runs}}).page("benchmarks.md.jinja")
+    assert "; at most 1,000 test rows, training.mixed_precision=bf16." in " ".join(page.split())
