@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError, ServerError
+from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import Model
 from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.process_reports import ReloadResult, WorkerStats
@@ -37,7 +38,7 @@ class Operations:
             service: The inference service.
             health: The health service of ``service``.
         """
-        self.reloader: Reloader | None = None
+        self.reloader: Reloader[Intake] | None = None
         self.drained = False
         # A load cannot be stopped once it has begun, so the next one waits for it.
         self._reloads = ReloadQueue(self._reload)
