@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Protocol
 
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError, ServerError
 from polyhead_server.inference.intake import Intake
@@ -21,6 +22,19 @@ from .reload import Reloader
 from .reload_queue import ReloadQueue
 
 logger = logging.getLogger(__name__)
+
+
+class ProcessOperations(Protocol):
+    """What a supervisor may run on one of its processes. Each raises a ``ServerError`` that states why it failed."""
+
+    async def reload(self, *, force: bool) -> ReloadResult:
+        """Loads the bundle again and serves it."""
+
+    async def drain(self) -> None:
+        """Reports NOT_SERVING from now on."""
+
+    async def stats(self) -> WorkerStats:
+        """Returns the statistics of the process."""
 
 
 class Operations:

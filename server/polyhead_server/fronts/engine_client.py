@@ -1,0 +1,437 @@
+"""A front's side of the engine: keeps what the engine has not answered, and gives it to the next engine process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from polyhead_server.errors import (
+    ExpiredError,
+    InternalError,
+    ModelReplacedError,
+    OverloadedError,
+    ServerError,
+)
+from polyhead_server.inference.intake import Submission
+from polyhead_server.inference.model import Model
+from polyhead_server.inference.reused_answers import resolve
+from polyhead_server.inference.types import Entry, Flow, Result, Timings
+from polyhead_server.settings import Settings
+from polyhead_server.threads import in_daemon_thread
+
+from . import records
+from .channel import Channel, ChannelError, greeting, receive_ends
+from .model_files import ModelFiles, import_model, number_of, same_model
+from .pending import Message, Stream, Target
+from .records import NONE_NS, Failure, Flag, Kind, Record, RecordError
+
+logger = logging.getLogger(__name__)
+
+# Interval at which to try to reach an engine process that is not there yet.
+_CONNECT_INTERVAL_S = 0.02
+# Seconds after which a call is worth another attempt that came while there was no engine.
+_NO_ENGINE_RETRY_S = 1.0
+
+
+class EngineClient:
+    """The connection of a front to the engine process, whichever serves at the moment. Event loop only.
+
+    Attributes:
+        failure: Why this front cannot go on; None while it can.
+    """
+
+    def __init__(self, path: Path, settings: Settings, on_target: Callable[[Target], None]) -> None:
+        """Does not connect yet.
+
+        Args:
+            path: Socket of the engine process.
+            settings: The server's.
+            on_target: Called for each model that answers from now on, before messages for its predecessor are given up.
+        """
+        self.failure: str | None = None
+        self._path = path
+        self._settings = settings
+        self._on_target = on_target
+        self._channel: Channel | None = None
+        self._target: Target | None = None
+        self._models: dict[int, asyncio.Future[Model]] = {}
+        # Number of the model that the engine process serves; 0 until it says so.
+        self._serving_number = 0
+        self._next_number = 1
+        self._messages: dict[int, Message] = {}
+        self._held_tokens = 0
+        self._streams: weakref.WeakKeyDictionary[Flow, Stream] = weakref.WeakKeyDictionary()
+        self._streams_by_number: dict[int, Stream] = {}
+        self._loop = asyncio.get_running_loop()
+        self._activating: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Keeps the front connected until it is cancelled."""
+        try:
+            while True:
+                await (await self._connect())
+        finally:
+            if self._channel:
+                self._channel.close()
+
+    async def reserve(self, target: Target, submission: Submission) -> tuple[int, ServerError | None]:
+        """Asks the engine to admit a message. A unary one goes on before the engine has decided.
+
+        Returns:
+            As ``Admission.admit``. The futures of a unary message that the engine refuses later are resolved then.
+        """
+        sizes = [size.tokens for size in submission.sizes]
+        if not sizes:
+            return 0, None
+        tokens = sum(sizes)
+        limit = self._settings.max_queue_tokens
+        if target.number is None and not submission.blocking and self._held_tokens + tokens > limit:
+            return 0, OverloadedError.full(self._held_tokens + tokens, limit, 2 * _NO_ENGINE_RETRY_S)
+        submission.number = self._new_number()
+        flow = submission.number if submission.flow.unary else self._stream(submission.flow).number
+        message = self._messages[submission.number] = Message(target, submission, flow, tokens, sizes)
+        self._held_tokens += tokens
+        target.messages += 1
+        target.idle.clear()
+        if not submission.blocking:
+            self._send_admit(message)
+            return len(sizes), None
+        message.admission = asyncio.get_running_loop().create_future()
+        self._send_admit(message)
+        try:
+            count, error = await message.admission
+        except asyncio.CancelledError:
+            self._send_tokenized(message, 0, last=True)
+            self._end(message)
+            raise
+        message.admission = None
+        if not count:
+            self._end(message)
+        return count, error
+
+    def put(self, submission: Submission, entries: Sequence[Entry]) -> None:
+        """Sends entries of a message that was admitted."""
+        message = self._messages[submission.number]
+        for entry in entries:
+            if entry.future.done():
+                continue
+            entry.number = submission.number << 32 | message.count
+            message.entries[entry.number] = entry
+            message.count += 1
+            self._send_put(message, entry)
+
+    def tokenized(self, submission: Submission, count: int) -> None:
+        """Ends the reservations of so many texts, which are in the queue now, or gone."""
+        message = self._messages[submission.number]
+        message.tokenized += count
+        message.is_last = message.tokenized >= len(submission.sizes)
+        self._send_tokenized(message, count, last=message.is_last)
+        self._end_if_answered(message)
+
+    def cancel(self, entry: Entry) -> None:
+        """Withdraws an entry."""
+        message = self._messages.get(entry.number >> 32)
+        if message and message.entries.pop(entry.number, None):
+            self._send(message.target, records.number(Kind.CANCEL, entry.number))
+            self._end_if_answered(message)
+
+    async def wait_for_capacity(self, target: Target, flow: Flow) -> None:
+        """Waits until the engine has capacity for more of a stream, or another model answers."""
+        if target.is_stale:
+            await target.replaced.wait()
+        elif not target.replaced.is_set():
+            await self._stream(flow).capacity.wait()
+
+    def _stream(self, flow: Flow) -> Stream:
+        stream = self._streams.get(flow)
+        if stream is None:
+            stream = self._streams[flow] = Stream(self._new_number(), asyncio.Event())
+            stream.capacity.set()
+            self._streams_by_number[stream.number] = stream
+            # The last reference may be the tokenization thread's.
+            end = partial(self._loop.call_soon_threadsafe, self._end_stream, stream.number)
+            weakref.finalize(flow, end).atexit = False
+        return stream
+
+    def _end_stream(self, number: int) -> None:
+        del self._streams_by_number[number]
+        if self._channel:
+            self._channel.send(records.number(Kind.END_FLOW, number))
+
+    def _new_number(self) -> int:
+        number, self._next_number = self._next_number, self._next_number + 1
+        return number
+
+    def _send(self, target: Target, record: bytes) -> None:
+        if self._channel and target.number is not None:
+            self._channel.send(record)
+
+    def _send_admit(self, message: Message) -> None:
+        target, submission = message.target, message.submission
+        if self._channel and target.number is not None:
+            deadline = _ns(submission.deadline)
+            request = records.Admit(submission.number, message.flow, deadline, target.number, message.sizes)
+            self._channel.send(records.admit(message.flags, request))
+            message.is_sent = True
+
+    def _send_put(self, message: Message, entry: Entry) -> None:
+        if (number := message.target.number) is not None:
+            record = records.Put(
+                entry.number,
+                message.flow,
+                _ns(entry.deadline),
+                entry.arrived_ns,
+                entry.tokenized_ns,
+                number,
+                entry.item,
+                entry.key or b"",
+            )
+            self._send(message.target, records.put(message.flags, record))
+
+    def _send_tokenized(self, message: Message, count: int, *, last: bool) -> None:
+        record = records.Tokenized(message.submission.number, count)
+        self._send(message.target, records.tokenized(Flag.LAST if last else Flag.NONE, record))
+
+    def _end_if_answered(self, message: Message) -> None:
+        if message.is_last and not message.entries:
+            self._end(message)
+
+    def _end(self, message: Message) -> None:
+        if self._messages.pop(message.submission.number, None):
+            self._held_tokens -= message.tokens
+            message.target.messages -= 1
+            if not message.target.messages:
+                message.target.idle.set()
+
+    async def _connect(self) -> asyncio.Future[None]:
+        """Connects to the engine process, as soon as there is one; returns a future of the connection's end."""
+        while True:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+            try:
+                connection.connect(str(self._path))
+                connection.send(greeting())
+                ends = await receive_ends(connection)
+            except (ChannelError, OSError) as error:
+                connection.close()
+                logger.debug("no engine: %s", error)
+                await asyncio.sleep(_CONNECT_INTERVAL_S)
+                continue
+            except BaseException:
+                connection.close()
+                raise
+            closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._channel = Channel(
+                connection,
+                ends,
+                is_engine=False,
+                on_records=self._on_records,
+                on_message=self._on_message,
+                on_close=partial(self._disconnect, closed),
+            )
+            return closed
+
+    def _disconnect(self, closed: asyncio.Future[None], reason: str) -> None:
+        logger.warning("the engine is lost, %d messages wait for the next: %s", len(self._messages), reason)
+        closed.set_result(None)
+        self._channel = None
+        self._serving_number = 0
+        for message in self._messages.values():
+            message.target.number = None
+        if self._target:
+            self._target.number = None
+        for loading in self._models.values():
+            loading.add_done_callback(_discard)
+        self._models.clear()
+
+    def _on_message(self, description: bytes, descriptors: list[int]) -> None:
+        if len(descriptors) != 2:
+            raise RecordError(f"{len(descriptors)} descriptors of a model")
+        files = ModelFiles(description, *descriptors)
+        number = number_of(files)
+        loading = in_daemon_thread(lambda: import_model(files, self._settings), "model-importer")
+        self._models[number] = loading
+        loading.add_done_callback(lambda loading: self._on_imported(number, loading))
+        if number == self._serving_number:
+            self._begin_activation(number, loading)
+
+    def _on_imported(self, number: int, loading: asyncio.Future[Model]) -> None:
+        if loading.cancelled():
+            return
+        if error := loading.exception():
+            logger.error("a model of the engine cannot be used", exc_info=error)
+            self.failure = f"a model of the engine cannot be used: {type(error).__name__}"
+        elif self._models.get(number) is loading and self._channel:
+            self._channel.send(records.number(Kind.READY, number))
+
+    def _on_records(self, received: Sequence[Record]) -> None:
+        for record in received:
+            match record.kind:
+                case Kind.RESULT:
+                    self._resolve(records.read_numbers(record.body))
+                case Kind.ADMITTED:
+                    self._admitted(records.read_admitted(record.body), has_capacity=bool(record.flags & Flag.CAPACITY))
+                case Kind.REFUSED:
+                    self._refused(record)
+                case Kind.FAILED:
+                    self._failed(record)
+                case Kind.CAPACITY:
+                    self._set_capacity(records.read_number(record.body))
+                case Kind.SERVE:
+                    self._serve(records.read_number(record.body))
+                case unknown:
+                    raise RecordError(f"a record of kind {unknown}")
+
+    def _resolve(self, numbers: records.Numbers) -> None:
+        message = self._messages.get(numbers.entry >> 32)
+        entry = message.entries.pop(numbers.entry, None) if message else None
+        if message is None or entry is None:
+            # It was cancelled.
+            return
+        target = message.target
+        output = records.split_output(numbers.values, target.output_sizes, target.heads)
+        timings = Timings(
+            entry.tokenization_ns,
+            numbers.queue_ns,
+            numbers.compute_ns,
+            max(numbers.finished_ns - entry.arrived_ns, 0),
+            numbers.batch_items,
+            numbers.batch_tokens,
+            numbers.finished_ns,
+        )
+        resolve(entry.future, Result(output, entry.tokens, timings))
+        self._end_if_answered(message)
+
+    def _admitted(self, answer: records.Admitted, *, has_capacity: bool) -> None:
+        message = self._messages.get(answer.message)
+        if message is None or message.admission is None or message.admission.done():
+            return
+        if not has_capacity:
+            self._stream(message.submission.flow).capacity.clear()
+        message.admission.set_result((min(answer.texts, len(message.sizes)), None))
+
+    def _refused(self, record: Record) -> None:
+        answer = records.read_refused(record.body)
+        message = self._messages.get(answer.message)
+        if message is None:
+            return
+        error = _error(record.flags, text=answer.text, retry_after_s=answer.retry_after_s)
+        if isinstance(error, ModelReplacedError):
+            message.target.is_stale = True
+        if message.admission:
+            if not message.admission.done():
+                stale = isinstance(error, ModelReplacedError)
+                message.admission.set_result((answer.texts, None if stale else error))
+            return
+        for future in message.submission.futures[answer.texts :]:
+            resolve(future, error)
+        for number in [number for number, entry in message.entries.items() if entry.item >= answer.texts]:
+            del message.entries[number]
+        self._end_if_answered(message)
+
+    def _failed(self, record: Record) -> None:
+        answer = records.read_failed(record.body)
+        message = self._messages.get(answer.entry >> 32)
+        if message and (entry := message.entries.pop(answer.entry, None)):
+            resolve(entry.future, _error(record.flags, text=answer.incident))
+            self._end_if_answered(message)
+
+    def _set_capacity(self, number: int) -> None:
+        if stream := self._streams_by_number.get(number):
+            stream.capacity.set()
+
+    def _serve(self, number: int) -> None:
+        self._serving_number = number
+        # Its files come by another way than this record, and may come later.
+        if loading := self._models.get(number):
+            self._begin_activation(number, loading)
+
+    def _begin_activation(self, number: int, loading: asyncio.Future[Model]) -> None:
+        task = asyncio.create_task(self._activate(number, loading))
+        self._activating.add(task)
+        task.add_done_callback(self._activating.discard)
+
+    async def _activate(self, number: int, loading: asyncio.Future[Model]) -> None:
+        await asyncio.wait({loading})
+        if self._models.get(number) is not loading or loading.exception():
+            # The engine has ended meanwhile, or the front has failed.
+            return
+        model, old = loading.result(), self._target
+        del self._models[number]
+        for other in [one for one in self._models if one < number]:
+            self._models.pop(other).add_done_callback(_discard)
+        if old and old.number is None and same_model(old.model, model):
+            # Another engine process with the same model.
+            model.tokenizer.close()
+            old.number = number
+            self._resubmit(old)
+            return
+        self._target = Target(model, number)
+        self._on_target(self._target)
+        if old:
+            self._replace(old)
+
+    def _resubmit(self, target: Target) -> None:
+        """Sends what the engine process before has not answered."""
+        logger.info("the engine is back; sending %d messages", len(self._messages))
+        self._give_up(lambda message: message.target is not target and message.target.number is None)
+        if target.is_stale:
+            # It was to be replaced by a model that is not there any more.
+            waited, target.replaced, target.is_stale = target.replaced, asyncio.Event(), False
+            waited.set()
+        for message in list(self._messages.values()):
+            if message.target is not target:
+                continue
+            if message.admission or not message.is_sent:
+                self._send_admit(message)
+            for entry in message.entries.values():
+                self._send_put(message, entry)
+            if message.tokenized:
+                self._send_tokenized(message, message.tokenized, last=message.is_last)
+        for stream in self._streams_by_number.values():
+            stream.capacity.set()
+
+    def _replace(self, old: Target) -> None:
+        """Gives up what only a model that does not answer any more could compute."""
+        old.is_stale = True
+        self._give_up(lambda message: message.target.number is None)
+        old.replaced.set()
+        for stream in self._streams_by_number.values():
+            stream.capacity.set()
+
+    def _give_up(self, applies: Callable[[Message], bool]) -> None:
+        for message in [one for one in self._messages.values() if applies(one)]:
+            if message.admission and not message.admission.done():
+                message.admission.set_result((0, None))
+            for future in message.submission.futures:
+                resolve(future, ModelReplacedError())
+            for entry in message.entries.values():
+                resolve(entry.future, ModelReplacedError())
+            message.entries.clear()
+            self._end_if_answered(message)
+
+
+def _error(failure: int, *, text: str, retry_after_s: float = 0.0) -> ServerError:
+    match failure:
+        case Failure.EXPIRED:
+            return ExpiredError()
+        case Failure.OVERLOADED:
+            return OverloadedError(text, retry_after_s)
+        case Failure.STALE:
+            return ModelReplacedError()
+        case Failure.INTERNAL:
+            return InternalError(text)
+    raise RecordError(f"failure {failure}")
+
+
+def _discard(loading: asyncio.Future[Model]) -> None:
+    if not loading.cancelled() and not loading.exception():
+        loading.result().tokenizer.close()
+
+
+def _ns(seconds: float | None) -> int:
+    return NONE_NS if seconds is None else int(seconds * 1e9)
