@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,28 +21,21 @@ from polyhead_server.inference.model import Model
 from polyhead_server.inference.reused_answers import resolve
 from polyhead_server.inference.types import Entry, Flow, Result, Timings
 from polyhead_server.settings import Settings
-from polyhead_server.threads import in_daemon_thread
 
 from . import records
-from .channel import Channel, ChannelError, greeting, receive_ends
-from .model_files import ModelFiles, import_model, number_of, same_model
+from .engine_link import EngineLink
+from .model_files import same_model
 from .pending import Message, Stream, Target
 from .records import NONE_NS, Failure, Flag, Kind, Record, RecordError
 
 logger = logging.getLogger(__name__)
 
-# Interval at which to try to reach an engine process that is not there yet.
-_CONNECT_INTERVAL_S = 0.02
 # Seconds after which a call is worth another attempt that came while there was no engine.
 _NO_ENGINE_RETRY_S = 1.0
 
 
 class EngineClient:
-    """The connection of a front to the engine process, whichever serves at the moment. Event loop only.
-
-    Attributes:
-        failure: Why this front cannot go on; None while it can.
-    """
+    """The connection of a front to the engine process, whichever serves at the moment. Event loop only."""
 
     def __init__(self, path: Path, settings: Settings, on_target: Callable[[Target], None]) -> None:
         """Does not connect yet.
@@ -53,31 +45,27 @@ class EngineClient:
             settings: The server's.
             on_target: Called for each model that answers from now on, before messages for its predecessor are given up.
         """
-        self.failure: str | None = None
-        self._path = path
+        self._link = EngineLink(
+            path, settings, on_records=self._on_records, on_model=self._on_model, on_lost=self._on_lost
+        )
         self._settings = settings
         self._on_target = on_target
-        self._channel: Channel | None = None
         self._target: Target | None = None
-        self._models: dict[int, asyncio.Future[Model]] = {}
-        # Number of the model that the engine process serves; 0 until it says so.
-        self._serving_number = 0
         self._next_number = 1
         self._messages: dict[int, Message] = {}
         self._held_tokens = 0
         self._streams: weakref.WeakKeyDictionary[Flow, Stream] = weakref.WeakKeyDictionary()
         self._streams_by_number: dict[int, Stream] = {}
         self._loop = asyncio.get_running_loop()
-        self._activating: set[asyncio.Task[None]] = set()
+
+    @property
+    def failure(self) -> str | None:
+        """Why this front cannot go on; None while it can."""
+        return self._link.failure
 
     async def run(self) -> None:
         """Keeps the front connected until it is cancelled."""
-        try:
-            while True:
-                await (await self._connect())
-        finally:
-            if self._channel:
-                self._channel.close()
+        await self._link.run()
 
     async def reserve(self, target: Target, submission: Submission) -> tuple[int, ServerError | None]:
         """Asks the engine to admit a message. A unary one goes on before the engine has decided.
@@ -160,23 +148,22 @@ class EngineClient:
 
     def _end_stream(self, number: int) -> None:
         del self._streams_by_number[number]
-        if self._channel:
-            self._channel.send(records.number(Kind.END_FLOW, number))
+        self._link.send(records.number(Kind.END_FLOW, number))
 
     def _new_number(self) -> int:
         number, self._next_number = self._next_number, self._next_number + 1
         return number
 
     def _send(self, target: Target, record: bytes) -> None:
-        if self._channel and target.number is not None:
-            self._channel.send(record)
+        if target.number is not None:
+            self._link.send(record)
 
     def _send_admit(self, message: Message) -> None:
         target, submission = message.target, message.submission
-        if self._channel and target.number is not None:
+        if target.number is not None:
             deadline = _ns(submission.deadline)
             request = records.Admit(submission.number, message.flow, deadline, target.number, message.sizes)
-            self._channel.send(records.admit(message.flags, request))
+            self._link.send(records.admit(message.flags, request))
             message.is_sent = True
 
     def _send_put(self, message: Message, entry: Entry) -> None:
@@ -208,65 +195,25 @@ class EngineClient:
             if not message.target.messages:
                 message.target.idle.set()
 
-    async def _connect(self) -> asyncio.Future[None]:
-        """Connects to the engine process, as soon as there is one; returns a future of the connection's end."""
-        while True:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-            try:
-                connection.connect(str(self._path))
-                connection.send(greeting())
-                ends = await receive_ends(connection)
-            except (ChannelError, OSError) as error:
-                connection.close()
-                logger.debug("no engine: %s", error)
-                await asyncio.sleep(_CONNECT_INTERVAL_S)
-                continue
-            except BaseException:
-                connection.close()
-                raise
-            closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._channel = Channel(
-                connection,
-                ends,
-                is_engine=False,
-                on_records=self._on_records,
-                on_message=self._on_message,
-                on_close=partial(self._disconnect, closed),
-            )
-            return closed
-
-    def _disconnect(self, closed: asyncio.Future[None], reason: str) -> None:
+    def _on_lost(self, reason: str) -> None:
         logger.warning("the engine is lost, %d messages wait for the next: %s", len(self._messages), reason)
-        closed.set_result(None)
-        self._channel = None
-        self._serving_number = 0
         for message in self._messages.values():
             message.target.number = None
         if self._target:
             self._target.number = None
-        for loading in self._models.values():
-            loading.add_done_callback(_discard)
-        self._models.clear()
 
-    def _on_message(self, description: bytes, descriptors: list[int]) -> None:
-        if len(descriptors) != 2:
-            raise RecordError(f"{len(descriptors)} descriptors of a model")
-        files = ModelFiles(description, *descriptors)
-        number = number_of(files)
-        loading = in_daemon_thread(lambda: import_model(files, self._settings), "model-importer")
-        self._models[number] = loading
-        loading.add_done_callback(lambda loading: self._on_imported(number, loading))
-        if number == self._serving_number:
-            self._begin_activation(number, loading)
-
-    def _on_imported(self, number: int, loading: asyncio.Future[Model]) -> None:
-        if loading.cancelled():
+    def _on_model(self, number: int, model: Model) -> None:
+        old = self._target
+        if old and old.number is None and same_model(old.model, model):
+            # Another engine process with the same model.
+            model.tokenizer.close()
+            old.number = number
+            self._resubmit(old)
             return
-        if error := loading.exception():
-            logger.error("a model of the engine cannot be used", exc_info=error)
-            self.failure = f"a model of the engine cannot be used: {type(error).__name__}"
-        elif self._models.get(number) is loading and self._channel:
-            self._channel.send(records.number(Kind.READY, number))
+        self._target = Target(model, number)
+        self._on_target(self._target)
+        if old:
+            self._replace(old)
 
     def _on_records(self, received: Sequence[Record]) -> None:
         for record in received:
@@ -282,7 +229,7 @@ class EngineClient:
                 case Kind.CAPACITY:
                     self._set_capacity(records.read_number(record.body))
                 case Kind.SERVE:
-                    self._serve(records.read_number(record.body))
+                    self._link.serve(records.read_number(record.body))
                 case unknown:
                     raise RecordError(f"a record of kind {unknown}")
 
@@ -344,37 +291,6 @@ class EngineClient:
         if stream := self._streams_by_number.get(number):
             stream.capacity.set()
 
-    def _serve(self, number: int) -> None:
-        self._serving_number = number
-        # Its files come by another way than this record, and may come later.
-        if loading := self._models.get(number):
-            self._begin_activation(number, loading)
-
-    def _begin_activation(self, number: int, loading: asyncio.Future[Model]) -> None:
-        task = asyncio.create_task(self._activate(number, loading))
-        self._activating.add(task)
-        task.add_done_callback(self._activating.discard)
-
-    async def _activate(self, number: int, loading: asyncio.Future[Model]) -> None:
-        await asyncio.wait({loading})
-        if self._models.get(number) is not loading or loading.exception():
-            # The engine has ended meanwhile, or the front has failed.
-            return
-        model, old = loading.result(), self._target
-        del self._models[number]
-        for other in [one for one in self._models if one < number]:
-            self._models.pop(other).add_done_callback(_discard)
-        if old and old.number is None and same_model(old.model, model):
-            # Another engine process with the same model.
-            model.tokenizer.close()
-            old.number = number
-            self._resubmit(old)
-            return
-        self._target = Target(model, number)
-        self._on_target(self._target)
-        if old:
-            self._replace(old)
-
     def _resubmit(self, target: Target) -> None:
         """Sends what the engine process before has not answered."""
         logger.info("the engine is back; sending %d messages", len(self._messages))
@@ -426,11 +342,6 @@ def _error(failure: int, *, text: str, retry_after_s: float = 0.0) -> ServerErro
         case Failure.INTERNAL:
             return InternalError(text)
     raise RecordError(f"failure {failure}")
-
-
-def _discard(loading: asyncio.Future[Model]) -> None:
-    if not loading.cancelled() and not loading.exception():
-        loading.result().tokenizer.close()
 
 
 def _ns(seconds: float | None) -> int:

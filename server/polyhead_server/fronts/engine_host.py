@@ -30,8 +30,9 @@ from .channel import (
     make_ends,
     read_greeting,
 )
-from .front_connection import FrontConnection, Host, ServedModel
+from .front_connection import FrontConnection
 from .model_files import ModelFiles, export_model
+from .served_model import Host, ServedModel
 
 logger = logging.getLogger(__name__)
 

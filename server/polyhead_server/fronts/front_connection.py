@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from polyhead_server.errors import ExpiredError, InternalError, OverloadedError, ServerError
-from polyhead_server.inference.engine_core import EngineCore
-from polyhead_server.inference.model import Model
 from polyhead_server.inference.types import (
     Entry,
     EstimatedSize,
@@ -24,65 +22,14 @@ from polyhead_server.inference.types import (
 from . import records
 from .channel import Channel
 from .records import NONE_NS, Failure, Flag, Kind, Record, RecordError
+from .served_model import Host, ServedModel
 
 logger = logging.getLogger(__name__)
 
 # A front that has more of these breaks the protocol; its admission bounds them far below.
 MAX_ENTRIES = 2**20
-# Seconds in which the messages that a replaced model has admitted must be tokenized.
-TOKENIZATION_TIMEOUT_S = 10.0
 # The fronts keep the tokenized texts; the outcomes here need none.
 _NO_TOKENS = TokenizedText((), 0)
-
-
-class ServedModel:
-    """A model of the engine process, and the messages of all fronts that it has admitted.
-
-    Attributes:
-        number: Its number among the models of this process.
-        core: Queue and compute threads.
-        model: The model.
-        accepts: Whether it still takes texts of messages that it has admitted.
-    """
-
-    def __init__(self, number: int, core: EngineCore) -> None:
-        self.number = number
-        self.core = core
-        self.model: Model = core.model
-        self.accepts = True
-        self._open_messages = 0
-        self._none_open = asyncio.Event()
-        self._none_open.set()
-
-    def open(self) -> None:
-        """Counts a message whose texts will come."""
-        self._open_messages += 1
-        self._none_open.clear()
-
-    def end(self) -> None:
-        """Counts a message whose texts have all come."""
-        self._open_messages -= 1
-        if not self._open_messages:
-            self._none_open.set()
-
-    async def close(self) -> None:
-        """Finishes what was admitted and frees the model."""
-        try:
-            await asyncio.wait_for(self._none_open.wait(), TOKENIZATION_TIMEOUT_S)
-        except TimeoutError:
-            logger.warning("a front has not tokenized %d messages in time; another model answers", self._open_messages)
-        self.accepts = False
-        await self.core.close()
-
-
-class Host:
-    """What the connections share.
-
-    Attributes:
-        current: The model that answers; None before the first one.
-    """
-
-    current: ServedModel | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from polyhead_server.errors import NotReadyError
 from polyhead_server.fronts.engine_host import EngineHost
-from polyhead_server.fronts.front_connection import ServedModel
+from polyhead_server.fronts.served_model import ServedModel
 from polyhead_server.inference.engine_core import EngineCore
 from polyhead_server.inference.model import Model, describe, load_model
 from polyhead_server.observability.metrics import Metrics
