@@ -35,7 +35,11 @@ _NO_ENGINE_RETRY_S = 1.0
 
 
 class EngineClient:
-    """The connection of a front to the engine process, whichever serves at the moment. Event loop only."""
+    """The connection of a front to the engine process, whichever serves at the moment. Event loop only.
+
+    Attributes:
+        link: The connection itself.
+    """
 
     def __init__(self, path: Path, settings: Settings, on_target: Callable[[Target], None]) -> None:
         """Does not connect yet.
@@ -45,7 +49,7 @@ class EngineClient:
             settings: The server's.
             on_target: Called for each model that answers from now on, before messages for its predecessor are given up.
         """
-        self._link = EngineLink(
+        self.link = EngineLink(
             path, settings, on_records=self._on_records, on_model=self._on_model, on_lost=self._on_lost
         )
         self._settings = settings
@@ -61,11 +65,11 @@ class EngineClient:
     @property
     def failure(self) -> str | None:
         """Why this front cannot go on; None while it can."""
-        return self._link.failure
+        return self.link.failure
 
     async def run(self) -> None:
         """Keeps the front connected until it is cancelled."""
-        await self._link.run()
+        await self.link.run()
 
     async def reserve(self, target: Target, submission: Submission) -> tuple[int, ServerError | None]:
         """Asks the engine to admit a message. A unary one goes on before the engine has decided.
@@ -148,7 +152,7 @@ class EngineClient:
 
     def _end_stream(self, number: int) -> None:
         del self._streams_by_number[number]
-        self._link.send(records.number(Kind.END_FLOW, number))
+        self.link.send(records.number(Kind.END_FLOW, number))
 
     def _new_number(self) -> int:
         number, self._next_number = self._next_number, self._next_number + 1
@@ -156,14 +160,14 @@ class EngineClient:
 
     def _send(self, target: Target, record: bytes) -> None:
         if target.number is not None:
-            self._link.send(record)
+            self.link.send(record)
 
     def _send_admit(self, message: Message) -> None:
         target, submission = message.target, message.submission
         if target.number is not None:
             deadline = _ns(submission.deadline)
             request = records.Admit(submission.number, message.flow, deadline, target.number, message.sizes)
-            self._link.send(records.admit(message.flags, request))
+            self.link.send(records.admit(message.flags, request))
             message.is_sent = True
 
     def _send_put(self, message: Message, entry: Entry) -> None:
@@ -229,7 +233,7 @@ class EngineClient:
                 case Kind.CAPACITY:
                     self._set_capacity(records.read_number(record.body))
                 case Kind.SERVE:
-                    self._link.serve(records.read_number(record.body))
+                    self.link.serve(records.read_number(record.body))
                 case unknown:
                     raise RecordError(f"a record of kind {unknown}")
 

@@ -29,6 +29,7 @@ class EngineLink:
 
     Attributes:
         failure: Why this front cannot go on; None while it can.
+        channel: The connection; None while there is none.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class EngineLink:
         self._path = path
         self._settings = settings
         self._on_records, self._on_model, self._on_lost = on_records, on_model, on_lost
-        self._channel: Channel | None = None
+        self.channel: Channel | None = None
         # Models that the engine has sent, by their numbers; some may still be loading.
         self._models: dict[int, asyncio.Future[Model]] = {}
         # Number of the model that the engine serves; 0 until it says so.
@@ -66,13 +67,13 @@ class EngineLink:
             while True:
                 await (await self._connect())
         finally:
-            if self._channel:
-                self._channel.close()
+            if self.channel:
+                self.channel.close()
 
     def send(self, record: bytes) -> None:
         """Sends a record; does nothing without a connection."""
-        if self._channel:
-            self._channel.send(record)
+        if self.channel:
+            self.channel.send(record)
 
     def serve(self, number: int) -> None:
         """Handles the engine's news that a model answers from now on."""
@@ -98,7 +99,7 @@ class EngineLink:
                 connection.close()
                 raise
             closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._channel = Channel(
+            self.channel = Channel(
                 connection,
                 ends,
                 is_engine=False,
@@ -109,7 +110,7 @@ class EngineLink:
             return closed
 
     def _on_close(self, closed: asyncio.Future[None], reason: str) -> None:
-        self._channel = None
+        self.channel = None
         self._serving_number = 0
         for loading in self._models.values():
             loading.add_done_callback(_discard)

@@ -21,6 +21,9 @@ class RemotePipeline(Intake):
 
     Admission has two parts. This process rejects what would wait too long for its tokenization thread; the engine
     process decides on the queue that all fronts share.
+
+    Attributes:
+        target: The model in the engine process.
     """
 
     threads = 0
@@ -45,7 +48,7 @@ class RemotePipeline(Intake):
         """
         super().__init__(target.model, settings, on_message, on_exception=on_exception)
         self._client = client
-        self._target = target
+        self.target = target
         self._tokenization = Admission(
             TokenAccounting(), 1, settings.max_queue_s, settings.max_queue_tokens, tokens_per_s=0
         )
@@ -56,7 +59,7 @@ class RemotePipeline(Intake):
     async def close(self) -> None:
         """Waits until everything that was submitted is answered. Nothing may be submitted any more."""
         await self._none_submitting.wait()
-        await self._target.idle.wait()
+        await self.target.idle.wait()
         await asyncio.to_thread(self.model.close)
 
     def failure_reason(self) -> str | None:
@@ -70,11 +73,11 @@ class RemotePipeline(Intake):
     async def wait_for_capacity(self, flow: Flow) -> None:
         """See ``Intake.wait_for_capacity``; returns as well once another model answers."""
         await self._tokenization.wait_for_capacity(flow)
-        await self._client.wait_for_capacity(self._target, flow)
+        await self._client.wait_for_capacity(self.target, flow)
 
     async def wait_until_replaced(self) -> None:
         """See ``Intake.wait_until_replaced``."""
-        await self._target.replaced.wait()
+        await self.target.replaced.wait()
 
     async def _reserve(self, submission: Submission) -> tuple[int, ServerError | None]:
         admitted, rejection = self._tokenization.admit(
@@ -86,7 +89,7 @@ class RemotePipeline(Intake):
         del submission.sizes[admitted:]
         count = 0
         try:
-            count, error = await self._client.reserve(self._target, submission)
+            count, error = await self._client.reserve(self.target, submission)
         finally:
             self._tokenization.release(submission.flow, sizes[count:])
         return count, error or rejection

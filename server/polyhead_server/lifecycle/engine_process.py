@@ -132,7 +132,7 @@ class _EngineProcess:
         """Computes for the fronts until they have ended: a service manager may signal all processes at once."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._host.unused.wait(), self._settings.drain_timeout_s)
-        if any(front.has_entries for front in self._host.connections):
+        if any(front.counts()[0] for front in self._host.connections):
             logger.error("cut off: %d texts in the queue", self._current.core.queue_state().items)
             return EXIT_FAILED
         logger.info("stopped")
