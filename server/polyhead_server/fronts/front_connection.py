@@ -104,10 +104,9 @@ class FrontConnection:
         self._queued: list[Entry] = []
         self._queued_for: ServedModel | None = None
 
-    @property
-    def has_entries(self) -> bool:
-        """Whether the front waits for outcomes."""
-        return bool(self._entries)
+    def counts(self) -> tuple[int, int, int]:
+        """Returns the numbers of entries without an outcome, of messages that are not tokenized, and of streams."""
+        return len(self._entries), len(self._messages), len(self._flows)
 
     def attach(self, channel: Channel) -> None:
         """Takes the connection's channel."""
@@ -120,7 +119,7 @@ class FrontConnection:
 
     def serve(self, number: int) -> None:
         """Tells the front which model answers from now on."""
-        self._send(records.number(Kind.SERVE, number))
+        self.send(records.number(Kind.SERVE, number))
 
     def on_records(self, received: Sequence[Record]) -> None:
         """Handles records of the front.
@@ -165,13 +164,18 @@ class FrontConnection:
         for number in list(self._messages):
             self._end_message(number)
 
+    def send(self, record: bytes) -> None:
+        """Sends a record to the front, if it is still there."""
+        if self._channel and not self._channel.closed:
+            self._channel.send(record)
+
     def send_outcome(self, number: int, outcome: ItemOutcome) -> None:
         """Sends the outcome of an entry."""
         if self._entries.pop(number, None) is None:
             return
         match outcome:
             case Result(output, _, timings):
-                self._send(records.result(number, output, timings))
+                self.send(records.result(number, output, timings))
             case ExpiredError():
                 self._fail(number, Failure.EXPIRED)
             case InternalError(incident=incident):
@@ -189,7 +193,7 @@ class FrontConnection:
         if served is None or served.number != request.model:
             if not blocking:
                 self._messages[request.message] = _Message(None, flow)
-            self._send(records.refused(Failure.STALE, records.Refused(request.message, 0, 0.0, "")))
+            self.send(records.refused(Failure.STALE, records.Refused(request.message, 0, 0.0, "")))
             return
         admission = served.core.admission
         sizes = [EstimatedSize(size, 0) for size in request.sizes]
@@ -202,22 +206,22 @@ class FrontConnection:
         elif blocking:
             has_capacity = admission.has_capacity(flow)
             flags = Flag.CAPACITY if has_capacity else Flag.NONE
-            self._send(records.admitted(flags, records.Admitted(request.message, count)))
+            self.send(records.admitted(flags, records.Admitted(request.message, count)))
             if not has_capacity:
                 self._wait_for_capacity(served, request.flow, flow)
 
     def _refuse(self, message: int, count: int, error: ServerError) -> None:
         if isinstance(error, OverloadedError):
             record = records.Refused(message, count, error.retry_after_s, str(error))
-            self._send(records.refused(Failure.OVERLOADED, record))
+            self.send(records.refused(Failure.OVERLOADED, record))
         else:
-            self._send(records.refused(Failure.EXPIRED, records.Refused(message, count, 0.0, "")))
+            self.send(records.refused(Failure.EXPIRED, records.Refused(message, count, 0.0, "")))
 
     def _wait_for_capacity(self, served: ServedModel, number: int, flow: Flow) -> None:
         async def wait() -> None:
             await served.core.admission.wait_for_capacity(flow)
             self._waiting.pop(number, None)
-            self._send(records.number(Kind.CAPACITY, number))
+            self.send(records.number(Kind.CAPACITY, number))
 
         if number not in self._waiting:
             self._waiting[number] = asyncio.get_running_loop().create_task(wait())
@@ -310,11 +314,7 @@ class FrontConnection:
             task.cancel()
 
     def _fail(self, number: int, failure: Failure, incident: str = "") -> None:
-        self._send(records.failed(failure, records.Failed(number, incident)))
-
-    def _send(self, record: bytes) -> None:
-        if self._channel and not self._channel.closed:
-            self._channel.send(record)
+        self.send(records.failed(failure, records.Failed(number, incident)))
 
 
 def _seconds(ns: int) -> float | None:

@@ -55,16 +55,17 @@ async def test_the_next_engine_computes_what_a_killed_one_has_accepted(
     for number, front in enumerate(fronts):
         unary = [f"w{number} w{item}" for item in range(5)]
         futures.update(zip(unary, await front.pipeline.submit(message(*unary), Flow(unary=True), None), strict=True))
-        stream = [f"w{number} w{item} w1" for item in range(5)]
-        some = await front.pipeline.submit(message(*stream), flows[number], None, blocking=True)
-        futures.update(zip(stream, some, strict=True))
+        streamed = [f"w{number} w{item} w1" for item in range(5)]
+        some = await front.pipeline.submit(message(*streamed), flows[number], None, blocking=True)
+        futures.update(zip(streamed, some, strict=True))
     await first.engine.hold()
     await first.stop()
     # They also accept more while there is no engine.
     late = await fronts[0].pipeline.submit(message("w50"), Flow(unary=True), None)
     stream = asyncio.ensure_future(fronts[1].pipeline.submit(message("w51"), flows[1], None, blocking=True))
     await asyncio.sleep(0.05)
-    assert not any(future.done() for future in (*futures.values(), *late, stream))
+    assert not any(future.done() for future in (*futures.values(), *late))
+    assert not stream.done()
     second = new_engine()
     await second.start(make_model("again"))
     futures.update({"w50": late[0], "w51": (await asyncio.wait_for(stream, TIMEOUT_S))[0]})
@@ -186,7 +187,7 @@ def raw(connection: socket.socket, ends: Ends, closed: list[str]) -> Channel:
         ends,
         is_engine=False,
         on_records=lambda _: None,
-        on_message=lambda _, descriptors: [os.close(fd) for fd in descriptors] and None,
+        on_message=lambda _, descriptors: channel.close_all(*descriptors),
         on_close=closed.append,
     )
 

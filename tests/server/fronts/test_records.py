@@ -64,7 +64,8 @@ def test_numbers_of_another_model_are_refused() -> None:
 def test_records_are_found_whatever_pieces_they_come_in() -> None:
     data = records.put(0, PUT) + records.number(Kind.CANCEL, 1) + records.admit(0, ADMIT)
     for size in (1, 7, 8, 9, len(data)):
-        reader, found = RecordReader(), []
+        reader = RecordReader()
+        found: list[Record] = []
         for begin in range(0, len(data), size):
             found += reader.feed(data[begin : begin + size])
         assert [record.kind for record in found] == [Kind.PUT, Kind.CANCEL, Kind.ADMIT]

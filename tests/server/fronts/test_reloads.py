@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -86,8 +87,8 @@ async def test_no_call_that_begins_after_an_answer_of_the_new_model_gets_the_old
 
     tasks = [asyncio.create_task(load(service)) for service in services for _ in range(4)]
     for number, temperature in enumerate(temperatures[1:], 1):
-        count = ended
-        await until(lambda count=count: ended > count + 100 or any(task.done() for task in tasks))
+        next_reload = ended + 100
+        await until(partial(lambda goal: ended > goal or any(task.done() for task in tasks), next_reload))
         await engine.reload(make_model(str(number), temperature=temperature))
     await until(lambda: newest == 5 or any(task.done() for task in tasks))
     stopping = True
@@ -126,7 +127,11 @@ async def test_what_was_admitted_before_a_reload_is_answered_by_the_old_model(
 
 
 async def test_a_message_for_the_old_model_is_submitted_again(
-    new_engine: StartEngine, socket_path: Path, make_model: MakeModel, settings: Callable[..., Settings]
+    new_engine: StartEngine,
+    socket_path: Path,
+    make_model: MakeModel,
+    settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A front that learns of the reload late, because its tokenizer takes long to load."""
     engine = new_engine()
@@ -137,7 +142,7 @@ async def test_a_message_for_the_old_model_is_submitted_again(
     assert (await call(service, "w1"))[0] == OLD
     real_serve = front.client.link.serve
     served: list[int] = []
-    front.client.link.serve = served.append  # type: ignore[method-assign]
+    monkeypatch.setattr(front.client.link, "serve", served.append)
     await engine.reload(make_model("new", temperature=NEW))
     late = asyncio.ensure_future(call(service, "w1"))
     flow = Flow()
@@ -162,7 +167,7 @@ async def test_a_front_that_hangs_does_not_hold_up_a_reload(
     await engine.start(make_model("old", temperature=OLD))
     await hanging.serving()
     await front.serving()
-    hanging.client.link.send = lambda _: None  # type: ignore[method-assign]
+    monkeypatch.setattr(hanging.client.link, "send", lambda _: None)
     await asyncio.wait_for(engine.reload(make_model("new", temperature=NEW)), TIMEOUT_S)
     new = await front.serving(models=2)
     (outcome,) = await answered(await new.submit(message("w50"), Flow(unary=True), None))
