@@ -115,6 +115,7 @@ class Supervisor:
         """
         self._settings = settings
         self._socket_folder = socket_folder
+        self._noun = "processes" if settings.fronts else "workers"
         self._metrics_folder = metrics_folder
         self._metrics = metrics
         self._stopping = asyncio.Event()
@@ -162,11 +163,11 @@ class Supervisor:
 
     def _on_stop_signal(self) -> None:
         if self._stopping.is_set():
-            logger.warning("second signal: killing %d workers", len(self._workers))
+            logger.warning("second signal: killing %d %s", len(self._workers), self._noun)
             for worker in self._workers:
                 worker.kill()
             return
-        logger.info("stopping %d workers", len(self._workers))
+        logger.info("stopping %d %s", len(self._workers), self._noun)
         self._stop()
 
     def _stop(self) -> None:
