@@ -41,8 +41,6 @@ MAX_MESSAGE_BYTES = 64 * 2**10
 _MAGIC = b"polyhead"
 _VERSION = 1
 _GREETING = Struct("<8sIIQ")
-_F_ADD_SEALS = 1033
-_SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW = 1, 2, 4
 
 
 class ChannelError(Exception):
@@ -167,7 +165,7 @@ def make_ends() -> Ends:
     """Makes the memory and the eventfds of a connection."""
     memory = os.memfd_create("polyhead-rings", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(memory, 2 * RING_BYTES)
-    fcntl.fcntl(memory, _F_ADD_SEALS, _SEAL_SHRINK | _SEAL_GROW | _SEAL_SEAL)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return Ends(memory, *(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(4)))
 
 

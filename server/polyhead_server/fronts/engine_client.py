@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 from polyhead_server.errors import (
-    ExpiredError,
     InternalError,
     ModelReplacedError,
     OverloadedError,
@@ -24,12 +23,16 @@ from polyhead_server.settings import Settings
 
 from . import records
 from .engine_link import EngineLink
+from .failures import error_of
 from .model_files import same_model
 from .pending import Message, Stream, Target
-from .records import NONE_NS, Failure, Flag, Kind, Record, RecordError
+from .records import NONE_NS, Flag, Kind, Record, RecordError
 
 logger = logging.getLogger(__name__)
 
+# Engine processes that may end while they have a text. One more might end for the same reason; the supervisor gives up
+# after a few more.
+MAX_LOSSES = 3
 # Seconds after which a call is worth another attempt that came while there was no engine.
 _NO_ENGINE_RETRY_S = 1.0
 
@@ -81,8 +84,9 @@ class EngineClient:
         if not sizes:
             return 0, None
         tokens = sum(sizes)
-        limit = self._settings.max_queue_tokens
-        if target.number is None and not submission.blocking and self._held_tokens + tokens > limit:
+        # With an engine, its admission is what bounds them; twice as many only come together if it has stopped reading.
+        limit = self._settings.max_queue_tokens * (1 if target.number is None else 2)
+        if self._held_tokens and not submission.blocking and self._held_tokens + tokens > limit:
             return 0, OverloadedError.full(self._held_tokens + tokens, limit, 2 * _NO_ENGINE_RETRY_S)
         submission.number = self._new_number()
         flow = submission.number if submission.flow.unary else self._stream(submission.flow).number
@@ -145,10 +149,13 @@ class EngineClient:
             stream = self._streams[flow] = Stream(self._new_number(), asyncio.Event())
             stream.capacity.set()
             self._streams_by_number[stream.number] = stream
-            # The last reference may be the tokenization thread's.
-            end = partial(self._loop.call_soon_threadsafe, self._end_stream, stream.number)
-            weakref.finalize(flow, end).atexit = False
+            weakref.finalize(flow, self._end_stream_soon, stream.number).atexit = False
         return stream
+
+    def _end_stream_soon(self, number: int) -> None:
+        # The last reference may be the tokenization thread's, and the loop may be closed by then.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._end_stream, number)
 
     def _end_stream(self, number: int) -> None:
         del self._streams_by_number[number]
@@ -203,8 +210,13 @@ class EngineClient:
         logger.warning("the engine is lost, %d messages wait for the next: %s", len(self._messages), reason)
         for message in self._messages.values():
             message.target.number = None
+            message.losses += message.is_sent
         if self._target:
             self._target.number = None
+        if any(message.losses >= MAX_LOSSES for message in self._messages.values()):
+            # One of these texts may be what ends it.
+            error = InternalError.logged(f"the engine has ended {MAX_LOSSES} times before it answered a text")
+            self._give_up(lambda message: message.losses >= MAX_LOSSES, error)
 
     def _on_model(self, number: int, model: Model) -> None:
         old = self._target
@@ -270,7 +282,7 @@ class EngineClient:
         message = self._messages.get(answer.message)
         if message is None:
             return
-        error = _error(record.flags, text=answer.text, retry_after_s=answer.retry_after_s)
+        error = error_of(record.flags, text=answer.text, retry_after_s=answer.retry_after_s)
         if isinstance(error, ModelReplacedError):
             message.target.is_stale = True
         if message.admission:
@@ -288,7 +300,7 @@ class EngineClient:
         answer = records.read_failed(record.body)
         message = self._messages.get(answer.entry >> 32)
         if message and (entry := message.entries.pop(answer.entry, None)):
-            resolve(entry.future, _error(record.flags, text=answer.incident))
+            resolve(entry.future, error_of(record.flags, text=answer.incident))
             self._end_if_answered(message)
 
     def _set_capacity(self, number: int) -> None:
@@ -298,7 +310,9 @@ class EngineClient:
     def _resubmit(self, target: Target) -> None:
         """Sends what the engine process before has not answered."""
         logger.info("the engine is back; sending %d messages", len(self._messages))
-        self._give_up(lambda message: message.target is not target and message.target.number is None)
+        self._give_up(
+            lambda message: message.target is not target and message.target.number is None, ModelReplacedError()
+        )
         if target.is_stale:
             # It was to be replaced by a model that is not there any more.
             waited, target.replaced, target.is_stale = target.replaced, asyncio.Event(), False
@@ -318,34 +332,22 @@ class EngineClient:
     def _replace(self, old: Target) -> None:
         """Gives up what only a model that does not answer any more could compute."""
         old.is_stale = True
-        self._give_up(lambda message: message.target.number is None)
+        self._give_up(lambda message: message.target.number is None, ModelReplacedError())
         old.replaced.set()
         for stream in self._streams_by_number.values():
             stream.capacity.set()
 
-    def _give_up(self, applies: Callable[[Message], bool]) -> None:
+    def _give_up(self, applies: Callable[[Message], bool], error: ServerError) -> None:
         for message in [one for one in self._messages.values() if applies(one)]:
             if message.admission and not message.admission.done():
-                message.admission.set_result((0, None))
+                stale = isinstance(error, ModelReplacedError)
+                message.admission.set_result((0, None if stale else error))
             for future in message.submission.futures:
-                resolve(future, ModelReplacedError())
+                resolve(future, error)
             for entry in message.entries.values():
-                resolve(entry.future, ModelReplacedError())
+                resolve(entry.future, error)
             message.entries.clear()
             self._end_if_answered(message)
-
-
-def _error(failure: int, *, text: str, retry_after_s: float = 0.0) -> ServerError:
-    match failure:
-        case Failure.EXPIRED:
-            return ExpiredError()
-        case Failure.OVERLOADED:
-            return OverloadedError(text, retry_after_s)
-        case Failure.STALE:
-            return ModelReplacedError()
-        case Failure.INTERNAL:
-            return InternalError(text)
-    raise RecordError(f"failure {failure}")
 
 
 def _ns(seconds: float | None) -> int:

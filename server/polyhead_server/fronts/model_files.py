@@ -31,8 +31,7 @@ from .records import RecordError
 
 _MANIFEST = "bundle.json"
 _TOKENIZER = "tokenizer.json"
-_F_ADD_SEALS = 1033
-_SEAL_ALL = 1 | 2 | 4 | 8
+_SEAL_ALL = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 # Clients may read these reasons, and the message has a limit.
 _MAX_REASONS = 20
 _MAX_REASON_CHARACTERS = 500
@@ -176,7 +175,7 @@ def _sealed(name: str, data: bytes) -> int:
     fd = os.memfd_create(f"polyhead-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with os.fdopen(os.dup(fd), "wb") as file:
         file.write(data)
-    fcntl.fcntl(fd, _F_ADD_SEALS, _SEAL_ALL)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEAL_ALL)
     return fd
 
 

@@ -55,6 +55,7 @@ class Message:
         count: Number of all its entries so far.
         tokenized: Number of texts that are tokenized.
         is_last: Whether all of them are.
+        losses: Number of engine processes that have ended while they had the message.
     """
 
     target: Target
@@ -68,6 +69,7 @@ class Message:
     count: int = 0
     tokenized: int = 0
     is_last: bool = False
+    losses: int = 0
 
     @property
     def flags(self) -> int:

@@ -28,6 +28,7 @@ from polyhead_server.settings import Settings
 from . import stop_signals
 from .compatibility import identity_of, require_compatible
 from .model_loader import ModelLoader, result_of
+from .operations import internal_errors
 from .reload import Reloader
 from .reload_queue import ReloadQueue
 from .server import WorkerRole
@@ -74,7 +75,6 @@ class _EngineProcess:
             stack.callback(self._host.close)
             if not (model := await self._load()):
                 return 0
-            await self._host.prepare(model)
             self._host.serve(self._start(model))
             self._host.listen()
             sampling = asyncio.create_task(self._metrics.sample(lambda: self._current.core))
@@ -84,16 +84,20 @@ class _EngineProcess:
             return await self._compute_until_stopped()
 
     async def _load(self) -> Model | None:
-        """Loads the model; returns None after a request to stop before it was ready."""
-        load = asyncio.create_task(self._loader.load())
+        """Loads the first model; returns None after a request to stop before it was ready."""
+        load = asyncio.create_task(self._load_prepared())
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait({cast(Any, load), stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if not load.done():
             load.cancel()
             return None
-        model = result_of(load)
+        return result_of(load)
+
+    async def _load_prepared(self) -> Model:
+        model = await self._loader.load()
         require_compatible(self._settings, self._role.serving_identity, model)
+        await self._host.prepare(model)
         return model
 
     def _start(self, model: Model) -> ServedModel:
@@ -163,7 +167,8 @@ class EngineOperations:
         Raises:
             ReloadError: The old model stays; states why.
         """
-        model = await self._reloads.request(force=force)
+        with internal_errors("reload"):
+            model = await self._reloads.request(force=force)
         return ReloadResult(os.getpid(), model.source.model_id, dict(model.fingerprints.heads), identity_of(model))
 
     async def drain(self) -> None:

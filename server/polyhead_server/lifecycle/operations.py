@@ -69,7 +69,7 @@ class Operations:
             NotReadyError: The first model is still loading.
             ReloadError: The old model stays; states why.
         """
-        with _internal_errors("reload"):
+        with internal_errors("reload"):
             model = await self._reloads.request(force=force)
         return ReloadResult(os.getpid(), model.source.model_id, dict(model.fingerprints.heads), identity_of(model))
 
@@ -89,7 +89,7 @@ class Operations:
         """Reports NOT_SERVING for the inference service from now on; calls are still answered."""
         logger.info("drained by an operator: the health service reports NOT_SERVING for %s", service_names.INFERENCE)
         self.drained = True
-        with _internal_errors("drain"):
+        with internal_errors("drain"):
             # While the model is loading, the process as a whole is not alive yet.
             await self._health.set(serving=False, alive=self._health.alive)
 
@@ -99,7 +99,7 @@ class Operations:
         Raises:
             NotReadyError: The first model is still loading.
         """
-        with _internal_errors("stats"):
+        with internal_errors("stats"):
             return WorkerStats(**{**self._service.stats(), "process_id": os.getpid(), "serving": self._health.serving})
 
     async def _reload(self, force: bool) -> Model:
@@ -109,7 +109,7 @@ class Operations:
 
 
 @contextlib.contextmanager
-def _internal_errors(operation: str) -> Iterator[None]:
+def internal_errors(operation: str) -> Iterator[None]:
     """Logs an unexpected error and raises an ``InternalError`` that hides its details."""
     try:
         yield

@@ -12,14 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from polyhead_server.errors import ModelReplacedError, OverloadedError
+from polyhead_server.errors import InternalError, ModelReplacedError, OverloadedError
 from polyhead_server.fronts import channel, records
 from polyhead_server.fronts.channel import Channel, ChannelError, Ends, greeting, read_greeting, receive_ends
+from polyhead_server.fronts.engine_client import MAX_LOSSES
 from polyhead_server.fronts.records import Flag, Kind
 from polyhead_server.fronts.ring import RingWriter
 from polyhead_server.inference.types import Flow, ItemOutcome, OutcomeFuture, Result
 
-from tests.support.fake_engine import embedding_of
+from tests.support.fake_engine import FakeEngine, embedding_of
 from tests.support.front_processes import TIMEOUT_S
 from tests.support.submissions import WINDOW, embedding, message
 
@@ -115,6 +116,34 @@ async def test_calls_without_an_engine_are_bounded(
     assert not held[0].done()
     await new_engine().start(make_model("again"))
     assert isinstance((await answered(held))[0], Result)
+
+
+async def test_a_text_that_ends_every_engine_is_given_up(
+    new_engine: StartEngine, new_front: StartFront, make_model: MakeModel
+) -> None:
+    engine, front = new_engine(), new_front()
+    await engine.start(make_model())
+    pipeline = await front.serving()
+    engine.engine.gate.clear()
+    poison = await pipeline.submit(message("poison"), Flow(unary=True), None)
+    flow = Flow()
+    streamed = await pipeline.submit(message("poison w1"), flow, None, blocking=True)
+    for number in range(MAX_LOSSES):
+        await engine.engine.hold()
+        assert not poison[0].done()
+        await engine.stop()
+        await until(lambda: pipeline.target.number is None)
+        engine = new_engine()
+        model = make_model(str(number))
+        assert isinstance(model.engine, FakeEngine)
+        model.engine.gate.clear()
+        if number == MAX_LOSSES - 1:
+            model.engine.gate.set()
+        await engine.start(model)
+    assert all(isinstance(outcome, InternalError) for outcome in await answered(poison + streamed))
+    # Later texts are computed.
+    assert isinstance((await answered(await pipeline.submit(message("w1"), Flow(unary=True), None)))[0], Result)
+    assert not engine.core.scheduler.accounting.waiting_items
 
 
 async def test_the_end_of_a_front_drops_its_texts_alone(
