@@ -60,7 +60,7 @@ class ReloadableServer:
 
     @property
     def pipeline(self) -> Pipeline:
-        assert self.service.pipeline is not None
+        assert isinstance(self.service.pipeline, Pipeline)
         return self.service.pipeline
 
     async def submit(self, text: str) -> asyncio.Future[object]:
