@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -229,6 +230,41 @@ def test_no_call_that_begins_after_an_answer_of_the_new_model_gets_the_old_one(
     assert not versions.problems
     assert versions.distance > 1e-2
     assert server.log.read_text().count("the engine has reloaded") == 4
+    assert server.stop() == 0
+
+
+def test_a_stopped_front_holds_up_neither_the_others_nor_a_reload(
+    start: Start, demo_bundle: Path, tmp_path: Path
+) -> None:
+    other = write_bundle_with_other_head(demo_bundle, tmp_path / "other")
+    served = tmp_path / "served"
+    put(demo_bundle, served)
+    server = start_fronts(start, served)
+
+    def version(channel: grpc.Channel) -> str:
+        (answer,) = analyze(stub_of(channel), "one text").answers
+        return str(answer.result.fingerprints)
+
+    with contextlib.ExitStack() as stack:
+        # The probability that a front has none of 20 connections is 2 ** -19.
+        channels = [stack.enter_context(channel_to(server)) for _ in range(20)]
+        (old,) = {version(channel) for channel in channels}
+        stopped = processes_of(server, "front")[0]
+        os.kill(stopped, signal.SIGSTOP)
+        request = pb2.AnalyzeRequest(items=[item_pb2.Item(text="one text")])
+        calls = [stub_of(channel).Analyze.future(request, timeout=START_S) for channel in channels]
+        wait_until(lambda: any(call.done() for call in calls), "the other front answers")
+        put(other, served)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "the engine has reloaded" in server.log.read_text(), "the bundle is reloaded")
+        answering = [channel for channel, call in zip(channels, calls, strict=True) if call.done()]
+        assert 0 < len(answering) < len(channels)
+        (new,) = {version(channel) for channel in answering}
+        assert new != old
+        os.kill(stopped, signal.SIGCONT)
+        # Its calls came before the reload and were submitted after it.
+        assert {str(call.result().answers[0].result.fingerprints) for call in calls} == {old, new}
+        assert {version(channel) for channel in channels} == {new}
     assert server.stop() == 0
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import statistics
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ _CONNECTIONS = 8
     fault="The engine process behind two fronts is killed with SIGKILL under load, repeatedly",
     expected="No item fails, also of stubs without retries: the fronts keep what they accepted until the next engine "
     "process computes it",
+    timed=True,
 )
 async def killed_engine(context: Context) -> Verdict:
     """Uses the stubs without the shipped client. The control kills workers that have a model each."""
@@ -41,15 +43,18 @@ async def killed_engine(context: Context) -> Verdict:
     back_s: list[float] = []
     items = failures = 0
     covered = True
+    outcomes: Counter[str] = Counter()
     for first in range(0, kills, _KILLS_PER_SERVER):
         count = min(_KILLS_PER_SERVER, kills - first)
         traffic, moments = await _kill(context, count, back_s, "engine", "--fronts", "2")
         items, failures = items + len(traffic.requests), failures + traffic.failures()
+        outcomes += traffic.outcomes()
         covered = covered and traffic.covers(*moments)
     control, _ = await _kill(context, context.scaled(5, 2), [], "worker", "--workers", "2")
     return Verdict(
-        observed=f"{kills} kills, {items:,} items of stubs without retries: {failures} without a correct answer; the "
-        f"next engine process serves after {statistics.median(back_s):.1f} s (median; at most {max(back_s):.1f} s)",
+        observed=f"{kills} kills, {items:,} items of stubs without retries: {failures} without a correct answer"
+        f"{_reasons(outcomes)}; the next engine process serves after {statistics.median(back_s):.1f} s (median; at most "
+        f"{max(back_s):.1f} s)",
         passed=not failures and covered,
         control=f"killed workers with a model each: {control.failures()} of {len(control.requests):,} items of the "
         "same stubs failed",
@@ -204,6 +209,12 @@ async def _running(context: Context, bundle: Path, *flags: str) -> AsyncIterator
         processes = int(flags[1]) + (flags[0] == "--fronts")
         await wait_until(lambda: _count_serving(server) == processes, "not all processes serve")
         yield server
+
+
+def _reasons(outcomes: Counter[str]) -> str:
+    """Says how the items without a correct answer ended; a call has a deadline of 20 s."""
+    found = [f"{outcome} {count}" for outcome, count in outcomes.items() if outcome != "correct"]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _processes(server: Server, role: str) -> list[int]:
