@@ -53,8 +53,8 @@ async def killed_engine(context: Context) -> Verdict:
     control, _ = await _kill(context, context.scaled(5, 2), [], "worker", "--workers", "2")
     return Verdict(
         observed=f"{kills} kills, {items:,} items of stubs without retries: {failures} without a correct answer"
-        f"{_reasons(outcomes)}; the next engine process serves after {statistics.median(back_s):.1f} s (median; at most "
-        f"{max(back_s):.1f} s)",
+        f"{_reasons(outcomes)}; the next engine process serves after {statistics.median(back_s):.1f} s (median; at "
+        f"most {max(back_s):.1f} s)",
         passed=not failures and covered,
         control=f"killed workers with a model each: {control.failures()} of {len(control.requests):,} items of the "
         "same stubs failed",
