@@ -33,6 +33,12 @@ def test_there_is_one_engine_process_and_it_is_the_first() -> None:
     assert {(config.settings.metrics_listen, config.settings.reload_interval_s) for config in configs} == {("", 0.0)}
 
 
+def test_a_path_that_is_too_long_for_a_socket_is_refused() -> None:
+    front_configs(fronts(1), "/" + "x" * 106)
+    with pytest.raises(StartupError, match="set TMPDIR to a shorter one"):
+        front_configs(fronts(1), "/" + "x" * 107)
+
+
 def test_the_role_survives_encoding() -> None:
     config = WorkerConfig(fronts(1), role=Role.FRONT, engine_socket="/run/engine.sock")
     request = ipc.decode(ipc.encode_notification(ipc.CONFIGURE, config))
