@@ -56,8 +56,9 @@ logger = logging.getLogger(__name__)
 # A worker that dies is restarted after a delay, which doubles each time it dies young.
 RESTART_DELAY_S = 0.1
 MAX_RESTART_DELAY_S = 10.0
-# A worker that served this long counts as healthy.
-_YOUNG_S = 60.0
+# A process that served this long counts as healthy. All calls wait for the next engine process, so it is restarted
+# without a delay unless it dies at once.
+_YOUNG_S = {Role.WORKER: 60.0, Role.FRONT: 60.0, Role.ENGINE: 1.0}
 # Young deaths in a row after which the server gives up, unless another worker serves.
 MAX_DEATHS = 6
 # Seconds after --drain-timeout-s at which a worker that has not ended is killed.
@@ -194,7 +195,7 @@ class Supervisor:
             code, served_s = await self._run_slot(number, config)
             if self._stopping.is_set():
                 return
-            deaths = deaths + 1 if served_s < _YOUNG_S else 1
+            deaths = deaths + 1 if served_s < _YOUNG_S[config.role] else 1
             # Workers that serve keep serving: for example, the bundle may have been damaged after they had loaded it.
             others_serve = any(worker.config.role is config.role for worker in self._serving.values())
             name = process_name(config, number)

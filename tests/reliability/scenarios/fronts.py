@@ -23,7 +23,7 @@ from tests.reliability.traffic import Caller, PlainClient, Traffic
 
 # The supervisor delays the restart of a process that dies early longer each time; a fresh server after this many kills
 # keeps the run short.
-_KILLS_PER_SERVER = 5
+_KILLS_PER_SERVER = 10
 # The kernel closes the connections of a killed process at once; the event loop of the client has noticed after this.
 _DETECTION_S = 0.25
 # Connections are distributed at random: of so many, each front has some.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,6 +168,37 @@ async def test_an_engine_that_dies_is_restarted_while_the_fronts_stay(
     assert await supervise(fronts(2)) in {0, 1}
     assert sorted((tmp_path / "life").read_text().split()) == ["engine"] * 3 + ["front"] * 2
     assert caplog.text.count("the engine died with code -9") == 2
+
+
+@pytest.mark.parametrize(("served_s", "runs"), [(0.9, 6), (1.1, 20)])
+async def test_the_server_gives_up_only_an_engine_that_dies_at_once(
+    served_s: float, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = 0
+    stopped = asyncio.Event()
+
+    async def run_slot(_: object, __: int, config: WorkerConfig) -> tuple[int, float]:
+        nonlocal run
+        if config.role is Role.FRONT:
+            await stopped.wait()
+            return 0, 0.0
+        run += 1
+        if run == runs:
+            stopped.set()
+        if run == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+            # The loop handles the signal.
+            await asyncio.sleep(0.05)
+        return -9, served_s
+
+    monkeypatch.setattr(supervisor, "RESTART_DELAY_S", 0.0)
+    monkeypatch.setattr(supervisor.Supervisor, "_run_slot", run_slot)
+    if runs == 6:
+        with pytest.raises(supervisor.WorkerDiedError, match="the engine died 6 times in a row"):
+            await supervise(fronts(1))
+    else:
+        assert await supervise(fronts(1)) == 0
+    assert run == runs
 
 
 async def test_the_folder_of_the_socket_is_private_and_removed(
