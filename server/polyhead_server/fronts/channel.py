@@ -154,6 +154,10 @@ class Channel:
             step()
         except (RecordError, RingError, OSError) as error:
             self._end(str(error))
+        except BaseException:
+            # Records may be lost. A front sends what was not answered over a new connection.
+            self._end("unexpected error")
+            raise
 
     def _end(self, reason: str) -> None:
         if not self.closed:

@@ -287,6 +287,26 @@ async def test_an_engine_that_breaks_the_protocol_is_left(
     assert isinstance((await answered(futures))[0], Result)
 
 
+async def test_an_unexpected_error_loses_no_text(
+    new_engine: StartEngine, new_front: StartFront, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, front = new_engine(), new_front()
+    await engine.start(make_model())
+    pipeline = await front.serving()
+    errors: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    real = records.read_put
+
+    def fail(body: bytes) -> records.Put:
+        monkeypatch.setattr(records, "read_put", real)
+        raise KeyError(len(body))
+
+    monkeypatch.setattr(records, "read_put", fail)
+    futures = await pipeline.submit(message("w1"), Flow(unary=True), None)
+    assert isinstance((await answered(futures))[0], Result)
+    assert [type(error) for error in errors] == [KeyError]
+
+
 async def test_texts_of_a_model_that_has_gone_with_its_engine_are_given_up(
     new_engine: StartEngine, new_front: StartFront, make_model: MakeModel
 ) -> None:
