@@ -47,6 +47,7 @@ UNITS = {
     "_windows": "windows",
     "threads": "threads",
     "workers": "processes",
+    "fronts": "processes",
     "hidden_size": "units",
     "_fraction": "share",
     "_drop": "share",

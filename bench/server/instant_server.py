@@ -50,11 +50,12 @@ class InstantEngine:
 def main() -> None:
     """Runs the command line of the server."""
     _, flags = make_parser(__doc__).parse_known_args()
-    with mock.patch.object(server, "load_model", _load):
+    with mock.patch.object(server, "load_model", load_instantly):
         cli.main(flags)
 
 
-def _load(settings: Settings, loading: Loading | None = None) -> Model:
+def load_instantly(settings: Settings, loading: Loading | None = None) -> Model:
+    """Loads a model as ``load_model`` does, and replaces its engine."""
     model = load_model(settings, loading)
     return dataclasses.replace(model, engine=InstantEngine(model), intra_op_engine=None)
 

@@ -22,11 +22,13 @@ Examples:
   polyhead-serve bundles/tickets --listen 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key --api-keys keys.toml
   polyhead-serve bundles/tickets --listen unix:/run/polyhead.sock
   polyhead-serve bundles/tickets --workers 4
+  polyhead-serve bundles/tickets --fronts 4
   POLYHEAD_ENGINE=torch polyhead-serve bundles/tickets
   polyhead-serve bundles/tickets --check --public-key signing.pub
 
 The server listens immediately. Its health service reports NOT_SERVING until the model has reproduced the bundle's
-golden results on the selected engine and device. With --workers, each worker starts to listen once it is ready.
+golden results on the selected engine and device. With --workers or --fronts, each process starts to listen once it is
+ready.
 
 SIGTERM and SIGINT drain the server: it answers every accepted item, then exits; a second signal exits immediately.
 SIGHUP reloads the bundle.
@@ -91,7 +93,7 @@ def main(check: bool, **values: Any) -> None:
         from polyhead_server.lifecycle.check import run_check
 
         run_check(settings)
-    if settings.workers > 1:
+    if settings.workers > 1 or settings.fronts:
         # uvloop cannot start processes safely once gRPC runs, see ``supervisor``.
         run(settings, _supervise, fast_loop=False)
     else:

@@ -27,6 +27,7 @@ Each class names its canonical status code (google.rpc.Code) and its reason, as 
     +-- WatchEndedError                UNAVAILABLE, WATCH_ENDED                  a limit of health watches; watch again
     +-- StreamAgeError                 UNAVAILABLE, STREAM_AGE                   continue on another stream
     +-- ReplicaLostError               UNAVAILABLE, REPLICA_LOST                 Ray Serve: the replica ended; retry
+    +-- ModelReplacedError             UNAVAILABLE, MODEL_REPLACED                --fronts: another model answers; retry
     +-- UnauthenticatedError           UNAUTHENTICATED, same                      no valid API key
     +-- PermissionDeniedError          PERMISSION_DENIED, same                    the API key does not allow the method
     +-- InternalError                  INTERNAL, same                             logged under an incident id
@@ -343,6 +344,16 @@ class ReplicaLostError(ServerError):
 
     def __init__(self) -> None:
         super().__init__("the replica that had this call ended before it answered; send the call again")
+
+
+class ModelReplacedError(ServerError):
+    """The engine process ended before it answered, and its successor serves another model."""
+
+    code = "UNAVAILABLE"
+    reason = "MODEL_REPLACED"
+
+    def __init__(self) -> None:
+        super().__init__("the model was replaced before it answered; send the text again")
 
 
 class UnauthenticatedError(ServerError):

@@ -25,6 +25,7 @@ MIN_VALUES = {
     "threads": 0,
     "max_batch_tokens": 0,
     "workers": 1,
+    "fronts": 0,
     "max_padding": 0,
     "max_queue_s": 0,
     "max_queue_tokens": 1,
@@ -48,6 +49,9 @@ MIN_VALUES = {
     "max_worker_age_s": 0,
 }
 
+
+# Largest message that a front can pass on to the engine process.
+MAX_FRONT_ITEMS = 1_000_000
 
 # Protocols of --dialects.
 DIALECTS = ("polyhead", "oip", "tei")
@@ -121,8 +125,15 @@ class Settings:
     workers: int = _option(
         1, "Number of worker processes, which share the port and divide the cores; see docs/performance.md."
     )
+    fronts: int = _option(
+        0,
+        "Number of front processes, which receive calls and tokenize, beside one engine process, which computes for "
+        "all of them; see docs/performance.md. 0 does everything in one process. Cannot be combined with --workers.",
+    )
     threads: int = _option(
-        0, "Number of compute threads of each worker. 0 uses one for each of the worker's cores, or two on a GPU."
+        0,
+        "Number of compute threads of each worker, or of the engine process. 0 uses one for each of its cores, or two "
+        "on a GPU.",
     )
     max_batch_tokens: int = _option(
         0,
@@ -152,7 +163,7 @@ class Settings:
         "Limit in bytes of unread responses and incomplete requests. One connection may hold a quarter of it.",
     )
     max_connections: int = _option(
-        4096, "Maximum number of connections of each worker. The limit on open files may reduce it."
+        4096, "Maximum number of connections of each worker or front. The limit on open files may reduce it."
     )
     max_calls_per_connection: int = _option(
         256, "Maximum number of concurrent calls on a connection. Clients hold further calls back until others end."
@@ -160,7 +171,7 @@ class Settings:
     max_connection_age_s: float = _option(
         0.0,
         "Age in seconds, varied by 10 %, at which a connection is asked to close (GOAWAY), so that clients spread over "
-        "all workers again. 0 uses 300 with --workers 2 or more, and no limit otherwise.",
+        "all workers or fronts again. 0 uses 300 with 2 or more of them, and no limit otherwise.",
     )
     max_connection_age_grace_s: float = _option(
         300.0, "Seconds after --max-connection-age-s within which calls must end. Streams end gracefully before."
@@ -188,8 +199,8 @@ class Settings:
     )
     max_worker_age_s: float = _option(
         0.0,
-        "Age in seconds at which a worker is replaced, shortened by a random 0 to 20 %. 0 disables replacement. "
-        "Requires --workers 2 or more.",
+        "Age in seconds at which a worker or front is replaced, shortened by a random 0 to 20 %. 0 disables "
+        "replacement. Requires --workers 2 or more, or --fronts.",
     )
     admin_listen: str = _option(
         "", "Address of the admin service: HOST:PORT on loopback, or unix:PATH. Empty disables it."
@@ -230,13 +241,27 @@ class Settings:
         unknown = {name.strip() for name in self.dialects.split(",")} - {*DIALECTS, ""}
         if unknown or not self.enabled_dialects:
             raise StartupError(f"--dialects {self.dialects}: name at least one of {', '.join(DIALECTS)}, and no other")
-        for flag, address in (("--listen", self.listen), ("--http-listen", self.http_listen)):
-            if self.workers > 1 and address.startswith("unix:"):
-                raise StartupError(
-                    f"--workers {self.workers} cannot share {flag} {address}: only one process can listen on a Unix "
-                    "socket; use --workers 1, or HOST:PORT"
-                )
+        self._require_shareable()
         self._require_encryption()
+
+    def _require_shareable(self) -> None:
+        if self.fronts and self.workers > 1:
+            raise StartupError(
+                f"--fronts {self.fronts} and --workers {self.workers} exclude each other: fronts share the model of "
+                "one engine process, and each worker has its own"
+            )
+        if self.fronts and self.max_items_per_message > MAX_FRONT_ITEMS:
+            raise StartupError(
+                f"--fronts {self.fronts} accepts messages of at most {MAX_FRONT_ITEMS} items; lower "
+                f"--max-items-per-message {self.max_items_per_message}"
+            )
+        name, count = ("fronts", self.fronts) if self.fronts else ("workers", self.workers)
+        for flag, address in (("--listen", self.listen), ("--http-listen", self.http_listen)):
+            if count > 1 and address.startswith("unix:"):
+                raise StartupError(
+                    f"--{name} {count} cannot share {flag} {address}: only one process can listen on a Unix socket; "
+                    f"use --{name} 1, or HOST:PORT"
+                )
 
     def _require_encryption(self) -> None:
         if bool(self.tls_cert) != bool(self.tls_key):
@@ -269,7 +294,8 @@ class Settings:
 
     def connection_age_s(self) -> float | None:
         """Returns the age at which a connection is asked to close, with 0 resolved; None for no limit."""
-        return self.max_connection_age_s or (_WORKERS_CONNECTION_AGE_S if self.workers > 1 else None)
+        shares_port = max(self.workers, self.fronts) > 1
+        return self.max_connection_age_s or (_WORKERS_CONNECTION_AGE_S if shares_port else None)
 
     def stream_age_s(self) -> float | None:
         """Returns the age at which a stream ends; None for no limit.

@@ -32,6 +32,7 @@ EXAMPLES = [
     (errors.WatchEndedError(), 14, "WATCH_ENDED"),
     (errors.StreamAgeError(), 14, "STREAM_AGE"),
     (errors.ReplicaLostError(), 14, "REPLICA_LOST"),
+    (errors.ModelReplacedError(), 14, "MODEL_REPLACED"),
     (errors.ModelNotFoundError("demo"), 5, "MODEL_NOT_FOUND"),
     (errors.PathNotFoundError(), 5, "PATH_NOT_FOUND"),
     (errors.NotSupportedError("no"), 12, "NOT_SUPPORTED"),

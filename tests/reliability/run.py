@@ -53,6 +53,7 @@ MODULES = (
     "restarts_and_reloads",
     "corrupt_bundles",
     "worker_crashes",
+    "fronts",
     "overload",
     "resource_abuse",
     "misbehaving_clients",

@@ -42,6 +42,27 @@ def test_signature_without_a_key_to_verify_it_is_refused() -> None:
         settings.Settings(bundle=Path("x"), signature="x.sig")
 
 
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"fronts": 2, "workers": 2}, "--fronts 2 and --workers 2 exclude each other"),
+        ({"fronts": 2, "listen": "unix:/x"}, "--fronts 2 cannot share --listen unix:/x"),
+        ({"fronts": 2, "http_listen": "unix:/x"}, "--fronts 2 cannot share --http-listen unix:/x"),
+        ({"fronts": 1, "max_items_per_message": 1_000_001}, "--max-items-per-message 1000001"),
+        ({"fronts": -1}, "--fronts -1 is less than the minimum of 0"),
+    ],
+)
+def test_fronts_refuse_what_they_cannot_do(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(StartupError, match=problem):
+        settings.Settings(bundle=Path("x"), **values)
+
+
+def test_one_front_may_listen_on_a_unix_socket() -> None:
+    one = settings.Settings(bundle=Path("x"), fronts=1, listen="unix:/x")
+    assert one.connection_age_s() is None
+    assert settings.Settings(bundle=Path("x"), fronts=2).connection_age_s() == 300
+
+
 def test_explicit_thread_count_is_used() -> None:
     assert settings.Settings(bundle=Path("x"), threads=3).compute_threads("cuda") == 3
 

@@ -155,7 +155,7 @@ class EstimatedSize(NamedTuple):
     characters: int
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Flow:
     """One call, a stream or a unary request, among which the scheduler shares out the engine.
 
@@ -201,6 +201,8 @@ class Entry:
         tokenized_ns: ``time.monotonic_ns()`` at which the tokens were ready and the entry entered the queue.
         tokenization_ns: Duration of the tokenization that the entry was part of.
         key: Equal for entries with equal token ids, which share a computation; None for an entry that shares none.
+        item: Index of the text among the admitted texts of its message.
+        number: Number by which a front and the engine process refer to it; 0 without fronts.
         length: Tokens that the model reads, at least 1.
         waiting: Whether the entry waits in the queue; written by ``TokenAccounting`` alone.
         twins: The waiting entries with the same key, this one included; None for no other. Written by ``EqualTexts``
@@ -217,6 +219,8 @@ class Entry:
     tokenized_ns: int
     tokenization_ns: int
     key: bytes | None = None
+    item: int = 0
+    number: int = field(init=False, default=0)
     length: int = field(init=False)
     waiting: bool = field(init=False, default=False)
     twins: dict[Entry, None] | None = field(init=False, default=None)
@@ -301,6 +305,24 @@ class ModelOutput:
     embedding: NDArray[np.float32]
     logits: tuple[NDArray[np.float32], ...]
     probabilities: tuple[NDArray[np.float32], ...]
+
+
+class QueueState(NamedTuple):
+    """What waits in the queue of a process; all zero where the queue is in another process.
+
+    Attributes:
+        items: Entries that wait.
+        tokens: Their tokens.
+        pending_tokens: Tokens that wait now or will wait once they are tokenized.
+        expected_wait_s: Expected queueing time of a text that arrives now.
+        cache_bytes: Memory of the answer cache.
+    """
+
+    items: int = 0
+    tokens: int = 0
+    pending_tokens: int = 0
+    expected_wait_s: float = 0.0
+    cache_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from polyhead_server.errors import StartupError
 from polyhead_server.inference.model import Model
 from polyhead_server.process_reports import HeadIdentity, ModelIdentity
+from polyhead_server.settings import Settings
 
 
 def identity_of(model: Model) -> ModelIdentity:
@@ -11,6 +13,19 @@ def identity_of(model: Model) -> ModelIdentity:
     manifest = model.source.manifest
     heads = tuple(HeadIdentity(head.name, head.kind, head.labels) for head in manifest.heads)
     return ModelIdentity(model.fingerprints.embedding_space, heads, dict(manifest.prompts))
+
+
+def require_compatible(settings: Settings, serving: ModelIdentity | None, model: Model) -> None:
+    """Returns if a model may join or follow the one that serves; None for the first model.
+
+    Raises:
+        StartupError: It may not.
+    """
+    if serving and (reason := incompatibility(serving, identity_of(model))):
+        raise StartupError(
+            f"{settings.bundle} cannot replace the serving model: {reason}. "
+            "Restore the bundle that is being served, or accept this one with polyhead admin reload --force"
+        )
 
 
 def incompatibility(old: ModelIdentity, new: ModelIdentity) -> str | None:

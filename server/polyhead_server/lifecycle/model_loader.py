@@ -9,15 +9,36 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.model import Loading, Model
 from polyhead_server.threads import in_daemon_thread
 
+from .entry import ServerFailedError
+
 logger = logging.getLogger(__name__)
 
 # Abandoned loads that may still run. Each may occupy a core and the memory of a model.
 MAX_ABANDONED = 2
+
+
+R = TypeVar("R")
+
+
+def result_of(load: asyncio.Task[R]) -> R:
+    """Returns the result of the first load of a process.
+
+    Raises:
+        ServerFailedError: It failed, and another attempt may succeed.
+        StartupError: The model cannot be served.
+    """
+    try:
+        return load.result()
+    except StartupError as error:
+        if error.transient:
+            raise ServerFailedError(str(error)) from error
+        raise
 
 
 class ModelLoader:

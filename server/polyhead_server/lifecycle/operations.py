@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Protocol
 
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError, ServerError
+from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import Model
 from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.process_reports import ReloadResult, WorkerStats
@@ -20,6 +22,19 @@ from .reload import Reloader
 from .reload_queue import ReloadQueue
 
 logger = logging.getLogger(__name__)
+
+
+class ProcessOperations(Protocol):
+    """What a supervisor may run on one of its processes. Each raises a ``ServerError`` that states why it failed."""
+
+    async def reload(self, *, force: bool) -> ReloadResult:
+        """Loads the bundle again and serves it."""
+
+    async def drain(self) -> None:
+        """Reports NOT_SERVING from now on."""
+
+    async def stats(self) -> WorkerStats:
+        """Returns the statistics of the process."""
 
 
 class Operations:
@@ -37,7 +52,7 @@ class Operations:
             service: The inference service.
             health: The health service of ``service``.
         """
-        self.reloader: Reloader | None = None
+        self.reloader: Reloader[Intake] | None = None
         self.drained = False
         # A load cannot be stopped once it has begun, so the next one waits for it.
         self._reloads = ReloadQueue(self._reload)
@@ -54,7 +69,7 @@ class Operations:
             NotReadyError: The first model is still loading.
             ReloadError: The old model stays; states why.
         """
-        with _internal_errors("reload"):
+        with internal_errors("reload"):
             model = await self._reloads.request(force=force)
         return ReloadResult(os.getpid(), model.source.model_id, dict(model.fingerprints.heads), identity_of(model))
 
@@ -74,7 +89,7 @@ class Operations:
         """Reports NOT_SERVING for the inference service from now on; calls are still answered."""
         logger.info("drained by an operator: the health service reports NOT_SERVING for %s", service_names.INFERENCE)
         self.drained = True
-        with _internal_errors("drain"):
+        with internal_errors("drain"):
             # While the model is loading, the process as a whole is not alive yet.
             await self._health.set(serving=False, alive=self._health.alive)
 
@@ -84,7 +99,7 @@ class Operations:
         Raises:
             NotReadyError: The first model is still loading.
         """
-        with _internal_errors("stats"):
+        with internal_errors("stats"):
             return WorkerStats(**{**self._service.stats(), "process_id": os.getpid(), "serving": self._health.serving})
 
     async def _reload(self, force: bool) -> Model:
@@ -94,7 +109,7 @@ class Operations:
 
 
 @contextlib.contextmanager
-def _internal_errors(operation: str) -> Iterator[None]:
+def internal_errors(operation: str) -> Iterator[None]:
     """Logs an unexpected error and raises an ``InternalError`` that hides its details."""
     try:
         yield

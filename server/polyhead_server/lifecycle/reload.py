@@ -12,11 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from polyhead_server.errors import ReloadError, StartupError
 from polyhead_server.inference.model import Model
-from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.threads import in_daemon_thread
 
 from .compatibility import identity_of, incompatibility
@@ -24,26 +23,39 @@ from .compatibility import identity_of, incompatibility
 logger = logging.getLogger(__name__)
 
 
-class PipelineHost(Protocol):
+class Replaceable(Protocol):
+    """What answers with one model: a pipeline, or the engine core of the engine process."""
+
+    model: Model
+
+    async def close(self) -> None:
+        """Finishes what was submitted and frees the model."""
+
+
+P = TypeVar("P", bound=Replaceable)
+
+
+class PipelineHost(Protocol[P]):
     """A service that answers with one pipeline at a time."""
 
     @property
-    def pipeline(self) -> Pipeline | None:
+    def pipeline(self) -> P | None:
         """The pipeline that answers now."""
 
-    def serve(self, pipeline: Pipeline) -> None:
+    def serve(self, pipeline: P) -> None:
         """Answers with this pipeline from now on."""
 
 
-class Reloader:
+class Reloader(Generic[P]):
     """Replaces the pipeline of a service, one reload at a time."""
 
     def __init__(
         self,
         load: Callable[[], Awaitable[Model]],
-        start: Callable[[Model], Pipeline],
-        service: PipelineHost,
+        start: Callable[[Model], P],
+        service: PipelineHost[P],
         count: Callable[[str], None],
+        prepare: Callable[[Model], Awaitable[None]] | None = None,
     ) -> None:
         """Connects the reloader to the server.
 
@@ -52,11 +64,13 @@ class Reloader:
             start: Creates a running pipeline for the model.
             service: The service whose pipeline is replaced.
             count: Called once per reload with its outcome, ``success`` or ``refused``.
+            prepare: Prepares others for a model that is accepted, before the switch. Raises ``StartupError``.
         """
         self._load = load
         self._start = start
         self._service = service
         self._count = count
+        self._prepare = prepare
         self._lock = asyncio.Lock()
         # Replaced pipelines that are still answering what they accepted.
         self._closing: set[asyncio.Task[None]] = set()
@@ -95,6 +109,12 @@ class Reloader:
             if reason and not force:
                 await in_daemon_thread(model.close, "model-closer")
                 raise self._refuse(f"{reason}. Force the reload, or serve it from another server")
+            if self._prepare:
+                try:
+                    await self._prepare(model)
+                except StartupError as error:
+                    await in_daemon_thread(model.close, "model-closer")
+                    raise self._refuse(str(error)) from error
             self._service.serve(self._start(model))
             self._count("success")
             logger.info("serving %s; closing %s", model.source.model_id, old.model.source.model_id)
@@ -103,7 +123,7 @@ class Reloader:
             task.add_done_callback(self._closing.discard)
             return model
 
-    async def _close(self, pipeline: Pipeline) -> None:
+    async def _close(self, pipeline: P) -> None:
         await pipeline.close()
         logger.info("%s has answered its last item and is closed", pipeline.model.source.model_id)
 

@@ -16,13 +16,14 @@ import signal
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
 from polyhead_server.addresses import exclusive, require_local, split_address, unix_path
-from polyhead_server.errors import StartupError
+from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import Model, load_model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics
@@ -47,11 +48,11 @@ from polyhead_server.threads import in_daemon_thread
 
 from . import stop_signals
 from .bundle_watcher import BundleWatcher
-from .compatibility import identity_of, incompatibility
-from .entry import ServerFailedError
+from .compatibility import identity_of, require_compatible
+from .engine_connection import EngineConnection
 from .http_listener import http_listener
-from .model_loader import ModelLoader
-from .operations import Operations
+from .model_loader import ModelLoader, result_of
+from .operations import Operations, ProcessOperations
 from .pipeline_start import start_pipeline
 from .reload import Reloader
 from .watchdog import wait_for_failure
@@ -77,11 +78,14 @@ class WorkerRole:
         drained: Whether an operator had drained the server before this worker started.
         on_serving: Called when this worker serves, with the identity of its model and the operations that the
             supervisor may run on it.
+        engine_socket: For a front, the socket of the engine process, which has the model; None for a worker that has
+            one of its own.
     """
 
     serving_identity: ModelIdentity | None
     drained: bool
-    on_serving: Callable[[ModelIdentity, Operations], None]
+    on_serving: Callable[[ModelIdentity, ProcessOperations], None]
+    engine_socket: Path | None = None
 
 
 async def serve(settings: Settings, stop: asyncio.Event | None = None, worker: WorkerRole | None = None) -> int:
@@ -215,8 +219,8 @@ class _Process:
         task.add_done_callback(self._tasks.discard)
 
     @property
-    def _pipeline(self) -> Pipeline:
-        return cast(Pipeline, self._service.pipeline)
+    def _pipeline(self) -> Intake:
+        return cast(Intake, self._service.pipeline)
 
     async def _serve_until_stopped(self) -> bool:
         """Serves until a request to stop; returns False if the engine failed permanently before that."""
@@ -231,6 +235,8 @@ class _Process:
 
     async def _load_first_model(self) -> bool:
         """Loads the model and answers with it; returns False after a request to stop before it was ready."""
+        if self._worker and self._worker.engine_socket:
+            return await self._connect_to_engine(self._worker.engine_socket)
         if self._settings.metrics_listen:
             listen_for_scrapes(self._settings.metrics_listen, self._metrics.registry)
         load = asyncio.create_task(self._load_watched())
@@ -240,13 +246,9 @@ class _Process:
         if not load.done():
             load.cancel()
             return False
-        try:
-            watcher, model = load.result()
-        except StartupError as error:
-            if error.transient:
-                raise ServerFailedError(str(error)) from error
-            raise
-        self._require_compatible(model)
+        watcher, model = result_of(load)
+        if self._worker:
+            require_compatible(self._settings, self._worker.serving_identity, model)
         self._service.serve(self._start_pipeline(model))
         self._operations.reloader = Reloader(
             self._loader.load, self._start_pipeline, self._service, self._metrics.count_reload
@@ -255,14 +257,16 @@ class _Process:
             self._in_background(watcher.watch(self._operations.reload_and_log, self._settings.reload_interval_s))
         return True
 
-    def _require_compatible(self, model: Model) -> None:
-        if not self._worker or not self._worker.serving_identity:
-            return
-        if reason := incompatibility(self._worker.serving_identity, identity_of(model)):
-            raise StartupError(
-                f"{self._settings.bundle} cannot replace the serving model: {reason}. "
-                "Restore the bundle that is being served, or accept this one with polyhead admin reload --force"
-            )
+    async def _connect_to_engine(self, engine_socket: Path) -> bool:
+        """Waits for the engine process and answers with its model; returns False after a request to stop before."""
+        connection = EngineConnection(engine_socket, self._settings, self._service, self._tracing)
+        self._in_background(connection.run())
+        serving = asyncio.create_task(connection.serving.wait())
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        serving.cancel()
+        return connection.serving.is_set()
 
     async def _load_watched(self) -> tuple[BundleWatcher, Model]:
         # Created before the bundle is loaded, so that a bundle put in place meanwhile counts as a change.

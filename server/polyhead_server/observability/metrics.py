@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
@@ -20,8 +20,7 @@ from .metric_factories import Instruments
 
 if TYPE_CHECKING:
     from polyhead_server.inference.model import Model
-    from polyhead_server.inference.pipeline import Pipeline
-    from polyhead_server.inference.types import Batch, ItemOutcome
+    from polyhead_server.inference.types import Batch, ItemOutcome, QueueState
 
 # A batch takes from 2 ms to seconds; the queue holds less than a minute of work.
 _DURATION_BUCKETS_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
@@ -30,6 +29,13 @@ _SIZE_BUCKETS_BYTES = [4**power for power in range(3, 13)]
 _BATCH_SIZE_BUCKETS = [1, 2, 4, 8, 16, 32, 64]
 # Often enough to show stalls that a client notices, rarely enough to cost nothing.
 _SAMPLE_INTERVAL_S = 0.1
+
+
+class HasQueue(Protocol):
+    """A component with a queue: a pipeline, or the engine core of the engine process."""
+
+    def queue_state(self) -> QueueState:
+        """Returns what waits."""
 
 
 class Metrics:
@@ -125,7 +131,7 @@ class Metrics:
         self._cache.misses.inc(misses)
 
     async def sample(
-        self, pipeline: Callable[[], Pipeline | None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self, pipeline: Callable[[], HasQueue | None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
         """Samples the queue and the lag of the event loop ten times a second; never returns.
 
@@ -139,8 +145,9 @@ class Metrics:
             self._queue.event_loop_lag_seconds.observe(max(time.monotonic() - started - _SAMPLE_INTERVAL_S, 0.0))
             self._runtime.count_dropped_lines()
             if serving := pipeline():
-                self._queue.set(serving)
-                self._cache.set(serving)
+                queue = serving.queue_state()
+                self._queue.set(queue)
+                self._cache.set(queue)
 
     def value(self, name: str, **labels: str) -> float:
         """Returns the current value of a sample of this process, such as ``polyhead_items_total``."""
@@ -278,8 +285,8 @@ class _CacheMetrics:
         )
         self.bytes = make.gauge("polyhead_answer_cache_bytes", "Memory of the answer cache.", mode="livesum")
 
-    def set(self, pipeline: Pipeline) -> None:
-        self.bytes.set(pipeline.answer_cache.used_bytes if pipeline.answer_cache is not None else 0)
+    def set(self, queue: QueueState) -> None:
+        self.bytes.set(queue.cache_bytes)
 
 
 class _QueueMetrics:
@@ -303,7 +310,7 @@ class _QueueMetrics:
             "polyhead_event_loop_lag_seconds", "Delay of a timer of 0.1 s.", buckets=_DURATION_BUCKETS_S
         )
 
-    def set(self, pipeline: Pipeline) -> None:
-        self.items.set(pipeline.scheduler.accounting.waiting_items)
-        self.tokens.set(pipeline.scheduler.accounting.waiting_tokens)
-        self.expected_wait.set(pipeline.admission.expected_wait_s())
+    def set(self, queue: QueueState) -> None:
+        self.items.set(queue.items)
+        self.tokens.set(queue.tokens)
+        self.expected_wait.set(queue.expected_wait_s)

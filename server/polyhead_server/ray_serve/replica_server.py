@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from polyhead_server.errors import NotReadyError
+from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import load_model
-from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.interpreter import configure_interpreter
 from polyhead_server.lifecycle.http_listener import http_app
 from polyhead_server.lifecycle.model_loader import ModelLoader
@@ -89,7 +89,7 @@ class ReplicaServer:
         return http_app(self._backend, self._settings)
 
     @property
-    def pipeline(self) -> Pipeline:
+    def pipeline(self) -> Intake:
         """The pipeline that answers.
 
         Raises:
@@ -113,7 +113,7 @@ class ReplicaServer:
         """Returns the tokens that wait, and the part of the compute threads that was busy since the last call."""
         pipeline = self.pipeline
         return {
-            QUEUED_TOKENS: float(pipeline.scheduler.accounting.pending_tokens),
+            QUEUED_TOKENS: float(pipeline.queue_state().pending_tokens),
             UTILIZATION: self._utilization.since_last(pipeline.threads),
         }
 

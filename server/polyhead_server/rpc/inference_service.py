@@ -12,10 +12,17 @@ from typing import Any, cast
 from grpc import aio
 from polyhead.v1 import inference_service_pb2
 
-from polyhead_server.errors import DrainingError, NotReadyError, OverloadedError, ServerError, StreamAgeError
+from polyhead_server.errors import (
+    DrainingError,
+    ModelReplacedError,
+    NotReadyError,
+    OverloadedError,
+    ServerError,
+    StreamAgeError,
+)
+from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.loop_turns import LoopTurns
 from polyhead_server.inference.model import Model
-from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.inference.types import MAX_PART_ITEMS, Flow, InvalidItem, Item, ItemOutcome, Message
 from polyhead_server.json_types import Values
 from polyhead_server.observability.metrics import Metrics
@@ -54,7 +61,7 @@ class InferenceService:
         self._turns = LoopTurns()
 
     @property
-    def pipeline(self) -> Pipeline | None:
+    def pipeline(self) -> Intake | None:
         """The pipeline that answers now; None before the model is ready."""
         return self._model.pipeline if self._model else None
 
@@ -72,7 +79,7 @@ class InferenceService:
             return 0
         return 4 * (self.pipeline.model.source.manifest.max_tokens * self._settings.max_characters_per_token + 1)
 
-    def serve(self, pipeline: Pipeline) -> None:
+    def serve(self, pipeline: Intake) -> None:
         """Answers new messages with this pipeline; messages that were accepted before keep the previous one."""
         self._model = ServingModel.from_pipeline(pipeline)
 
@@ -105,10 +112,7 @@ class InferenceService:
         self._begin(context)
         self.held_bytes.require_room()
         message = await self._decode(message)
-        # Not earlier: a reload during the decoding would close the pipeline before the items are submitted.
-        model = self._require_model()
-        message = model.check_response_size(model.check(message))
-        outcomes = await self._answer(model, message, _deadline(context))
+        model, message, outcomes = await self._answer(message, _deadline(context), ServingModel.check_unary)
         encoder = model.encoder.for_options(message.options)
         answers: list[bytes] = []
         for begin in range(0, len(outcomes), MAX_PART_ITEMS):
@@ -140,8 +144,8 @@ class InferenceService:
         """
         self._accepting_model()
         message = await self._decode(message)
-        model = self._require_model()
-        return model.pipeline.model, await self._answer(model, model.check(message), deadline)
+        serving, _, outcomes = await self._answer(message, deadline, ServingModel.check)
+        return serving.pipeline.model, outcomes
 
     async def _decode(self, message: Message) -> Message:
         """Decodes the items of a message, part by part; those of a tuple are decoded already."""
@@ -156,14 +160,26 @@ class InferenceService:
             await self._turns.next()
         return dataclasses.replace(message, items=items)
 
-    async def _answer(self, model: ServingModel, message: Message, deadline: float | None) -> Sequence[ItemOutcome]:
-        outcomes = await _outcomes(model.pipeline, message, deadline)
+    async def _answer(
+        self, message: Message, deadline: float | None, check: Callable[[ServingModel, Message], Message]
+    ) -> tuple[ServingModel, Message, Sequence[ItemOutcome]]:
+        """Answers the items of a unary call with the model that serves now, after ``check`` has accepted the message.
+
+        Where another model has replaced it before it answered, that one answers all of them.
+        """
+        while True:
+            model = self._require_model()
+            checked = check(model, message)
+            outcomes = await _outcomes(model.pipeline, checked, deadline)
+            if not any(isinstance(outcome, ModelReplacedError) for outcome in outcomes):
+                break
+            await model.pipeline.wait_until_replaced()
         self.metrics.count_outcomes(outcomes)
         overloaded = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
         if overloaded and len(overloaded) == len(outcomes):
             # No item was accepted, so the call as a whole fails: gRPC clients then know when to retry.
             raise overloaded[0]
-        return outcomes
+        return model, checked, outcomes
 
     def tracked(self, context: _Context | None = None) -> contextlib.AbstractContextManager[None]:
         """Counts a call as running: until its last byte has been sent if it has a context, otherwise in a block."""
@@ -271,7 +287,7 @@ def _deadline(context: _Context) -> float | None:
     return None if remaining_s is None else time.monotonic() + remaining_s
 
 
-async def _outcomes(pipeline: Pipeline, message: Message, deadline: float | None) -> Sequence[ItemOutcome]:
+async def _outcomes(pipeline: Intake, message: Message, deadline: float | None) -> Sequence[ItemOutcome]:
     """Returns the outcome of each item of a unary call."""
     if message.error:
         return [message.error] * len(message.items)

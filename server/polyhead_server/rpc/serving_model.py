@@ -13,7 +13,7 @@ from polyhead_server.errors import (
     TooManyItemsError,
     UnknownPromptError,
 )
-from polyhead_server.inference.pipeline import Pipeline
+from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.types import InvalidItem, Message, RequestOptions
 
 from .response_encoder import MAX_RESPONSE_BYTES, ResponseEncoder
@@ -23,11 +23,11 @@ from .response_encoder import MAX_RESPONSE_BYTES, ResponseEncoder
 class ServingModel:
     """A running pipeline and the encoder of its answers. A reload replaces both at once."""
 
-    pipeline: Pipeline
+    pipeline: Intake
     encoder: ResponseEncoder
 
     @classmethod
-    def from_pipeline(cls, pipeline: Pipeline) -> ServingModel:
+    def from_pipeline(cls, pipeline: Intake) -> ServingModel:
         """Pairs a pipeline with the encoder of its model."""
         model = pipeline.model
         return cls(pipeline, ResponseEncoder(model.source.manifest, model.fingerprints))
@@ -49,6 +49,10 @@ class ServingModel:
                 if expected not in {"", actual}:
                     return reject(message, FingerprintMismatchError(component, actual))
         return message
+
+    def check_unary(self, message: Message) -> Message:
+        """Returns the message of a unary call as ``check`` does; rejected as well if its answers might not fit."""
+        return self.check_response_size(self.check(message))
 
     def check_response_size(self, message: Message) -> Message:
         """Returns the message of a unary call; rejected as a whole if its answers might not fit into a response."""

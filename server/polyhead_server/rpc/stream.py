@@ -111,7 +111,7 @@ class Submitter:
             if self._model is not (current := self._current()):
                 # Each queue counts a flow's waiting tokens; items in the previous model's queue keep their own flow.
                 self._model, self._flow = current, Flow()
-            await current.pipeline.admission.wait_for_capacity(self._flow)
+            await current.pipeline.wait_for_capacity(self._flow)
             # A reload may have replaced the model during the wait.
             if current is self._current():
                 return current

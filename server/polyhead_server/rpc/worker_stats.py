@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from polyhead_server.inference.pipeline import Pipeline
+from polyhead_server.inference.intake import Intake
 from polyhead_server.json_types import Values
 from polyhead_server.observability.metrics import Metrics
 
 
-def collect(pipeline: Pipeline, metrics: Metrics, *, serving: bool, up_time_s: float, requests_running: int) -> Values:
+def collect(pipeline: Intake, metrics: Metrics, *, serving: bool, up_time_s: float, requests_running: int) -> Values:
     """Returns the current statistics by the field names of ``WorkerStats``; durations in seconds.
 
     Args:
@@ -19,16 +19,16 @@ def collect(pipeline: Pipeline, metrics: Metrics, *, serving: bool, up_time_s: f
         up_time_s: Seconds since the worker started.
         requests_running: Calls in progress.
     """
-    value = metrics.value
+    value, queue = metrics.value, pipeline.queue_state()
     return {
         "process_id": os.getpid(),
         "model_id": pipeline.model.source.model_id,
         "serving": serving,
         "up_time": up_time_s,
         "requests_running": requests_running,
-        "queued_items": pipeline.scheduler.accounting.waiting_items,
-        "queued_tokens": pipeline.scheduler.accounting.waiting_tokens,
-        "expected_wait": pipeline.admission.expected_wait_s(),
+        "queued_items": queue.items,
+        "queued_tokens": queue.tokens,
+        "expected_wait": queue.expected_wait_s,
         "items_total": int(value("polyhead_items_total")),
         "tokens_total": int(value("polyhead_tokens_total")),
         "padding_tokens_total": int(value("polyhead_padding_tokens_total")),

@@ -14,7 +14,7 @@ from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerS
 from polyhead_server.settings import Settings
 
 from . import ipc
-from .ipc import Method, NoParams, ReloadParams
+from .ipc import Method, NoParams, ReloadParams, Role
 from .process import WorkerEndedError, WorkerFailedError, WorkerHangsError, WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,8 @@ class WorkerCommands:
     async def update_health(self) -> None:
         """Reports the health of the server: it is alive while any worker serves."""
         if self.health:
-            alive = bool(self._serving) and not self.stopping
+            answering = any(worker.config.role is not Role.ENGINE for worker in self._serving.values())
+            alive = answering and not self.stopping
             await self.health.set(serving=alive and not self.drained, alive=alive)
 
     async def _uninterrupted(self, command: Coroutine[Any, Any, R]) -> R:
@@ -133,12 +134,15 @@ class WorkerCommands:
         return await asyncio.shield(task)
 
     async def _reload(self, force: bool) -> list[ReloadResult]:
-        """Reloads all workers, including those that are starting: they may have read the old bundle."""
+        """Reloads all workers, including those that are starting: they may have read the old bundle.
+
+        With fronts, the engine process reloads for all of them.
+        """
         results: list[ReloadResult] = []
         timeout_s = self._settings.start_timeout_s + _RELOAD_GRACE_S
         async with self.changing:
             for worker in self._remaining():
-                if not await worker.wait_until_serving():
+                if worker.config.role is Role.FRONT or not await worker.wait_until_serving():
                     continue
                 try:
                     await self._require_response(worker)
@@ -150,7 +154,10 @@ class WorkerCommands:
                 results.append(result)
             if not results:
                 raise ReloadError("no worker serves")
-        logger.info("all %d workers have reloaded", len(results))
+        if self._settings.fronts:
+            logger.info("the engine has reloaded")
+        else:
+            logger.info("all %d workers have reloaded", len(results))
         return results
 
     async def _require_response(self, worker: WorkerProcess) -> None:
@@ -162,7 +169,7 @@ class WorkerCommands:
                 raise
 
     def _reload_error(self, worker: WorkerProcess, error: WorkerFailedError, reloaded: int) -> ReloadError:
-        problem = f"worker {worker.number}: {error}"
+        problem = f"{worker.name}: {error}"
         if reloaded:
             problem += f". {reloaded} of {self._settings.workers} workers serve the new model"
         logger.error("reload stopped at %s", problem)
@@ -184,7 +191,7 @@ class WorkerCommands:
             if not isinstance(answer, BaseException):
                 results.append(answer)
             elif not isinstance(answer, WorkerEndedError):
-                failures.append(f"{method.name} failed in worker {worker.number}: {answer}")
+                failures.append(f"{method.name} failed in {worker.name}: {answer}")
         return results, failures
 
     def _remaining(self) -> list[WorkerProcess]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
 
 from polyhead_server.errors import StartupError
 from polyhead_server.settings import Settings
 
-from .ipc import WorkerConfig
+from .ipc import Role, WorkerConfig
+
+# Longest path of a Unix socket on Linux.
+_MAX_SOCKET_BYTES = 107
 
 
 def partition_cores(cores: Sequence[int], workers: int) -> list[tuple[int, ...]]:
@@ -19,6 +23,23 @@ def partition_cores(cores: Sequence[int], workers: int) -> list[tuple[int, ...]]
     for number in range(workers):
         bounds.append(bounds[-1] + share + (number < remainder))
     return [tuple(cores[begin:end]) for begin, end in itertools.pairwise(bounds)]
+
+
+def front_configs(settings: Settings, engine_socket: str) -> list[WorkerConfig]:
+    """Returns the configuration of the engine process, then that of each front.
+
+    Args:
+        settings: Settings of the server.
+        engine_socket: Socket of the engine process.
+
+    Raises:
+        StartupError: Its path is too long.
+    """
+    if len(os.fsencode(engine_socket)) > _MAX_SOCKET_BYTES:
+        raise StartupError(f"the path of the socket {engine_socket} is too long; set TMPDIR to a shorter one")
+    settings = _without_supervision(settings)
+    roles = [Role.ENGINE, *[Role.FRONT] * settings.fronts]
+    return [WorkerConfig(settings, role=role, engine_socket=engine_socket) for role in roles]
 
 
 def worker_configs(settings: Settings, cores: Sequence[int], usable: int) -> list[WorkerConfig]:
@@ -33,11 +54,15 @@ def worker_configs(settings: Settings, cores: Sequence[int], usable: int) -> lis
     Raises:
         StartupError: There are fewer cores than workers.
     """
-    # Reloads and the admin service are the supervisor's.
-    settings = dataclasses.replace(settings, reload_interval_s=0.0, metrics_listen="", admin_listen="")
+    settings = _without_supervision(settings)
     if settings.workers > usable:
         raise StartupError(f"--workers {settings.workers} is more than the {usable} cores that this process may use")
     if usable == len(cores):
         return [WorkerConfig(settings, share) for share in partition_cores(cores, settings.workers)]
     settings = dataclasses.replace(settings, cores=usable // settings.workers)
     return [WorkerConfig(settings) for _ in range(settings.workers)]
+
+
+def _without_supervision(settings: Settings) -> Settings:
+    # Reloads, scrapes and the admin service are the supervisor's.
+    return dataclasses.replace(settings, reload_interval_s=0.0, metrics_listen="", admin_listen="")

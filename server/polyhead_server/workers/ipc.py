@@ -15,6 +15,7 @@ valid is answered with a JSON-RPC error and does not end a process. Errors and n
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 import types
 import typing
@@ -130,6 +131,14 @@ class ReloadParams:
     force: bool
 
 
+class Role(enum.StrEnum):
+    """The part that a process plays: a whole server, or one of the parts of ``--fronts``."""
+
+    WORKER = "worker"
+    FRONT = "front"
+    ENGINE = "engine"
+
+
 @dataclass(frozen=True)
 class WorkerConfig:
     """Configuration of a worker process.
@@ -141,6 +150,8 @@ class WorkerConfig:
             serves yet.
         drained: Whether an operator has drained the server.
         metrics_folder: Directory of the files in which all workers count; empty without --metrics-listen.
+        role: The part that the process plays.
+        engine_socket: Socket of the engine process; empty without --fronts.
     """
 
     settings: Settings
@@ -148,6 +159,8 @@ class WorkerConfig:
     identity: ModelIdentity | None = None
     drained: bool = False
     metrics_folder: str = ""
+    role: Role = Role.WORKER
+    engine_socket: str = ""
 
 
 CONFIGURE = Method("configure", WorkerConfig, NoResult)
@@ -234,6 +247,8 @@ def _from_json(kind: Any, value: Any) -> Any:
         result = tuple(_from_json(arguments[0], one) for one in _require(list, value))
     elif origin is dict:
         result = {name: _from_json(arguments[1], one) for name, one in _require(dict, value).items()}
+    elif isinstance(kind, type) and issubclass(kind, enum.Enum):
+        result = kind(value)
     elif kind is Path:
         result = Path(_require(str, value))
     elif kind is float and type(value) is int:

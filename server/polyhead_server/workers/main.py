@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from polyhead_server.errors import NotReadyError, ServerError
@@ -16,10 +17,10 @@ from polyhead_server.lifecycle.entry import run
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 
 from . import ipc
-from .ipc import Method, NoParams, NoResult, ReloadParams, Request, Response, RpcError, WorkerConfig
+from .ipc import Method, NoParams, NoResult, ReloadParams, Request, Response, Role, RpcError, WorkerConfig
 
 if TYPE_CHECKING:
-    from polyhead_server.lifecycle.operations import Operations
+    from polyhead_server.lifecycle.operations import ProcessOperations
 
 # Not __name__, which is __main__ here.
 logger = logging.getLogger("polyhead_server.workers.main")
@@ -53,14 +54,20 @@ async def _serve(config: WorkerConfig, output: BinaryIO) -> int:
     reading = asyncio.create_task(connection.read_requests(reader))
     # The pipe ends when the supervisor does.
     reading.add_done_callback(lambda _: stop.set())
+    socket = Path(config.engine_socket) if config.engine_socket else None
+    role = WorkerRole(config.identity, config.drained, connection.announce_serving, socket)
     try:
-        return await serve(
-            config.settings, stop, WorkerRole(config.identity, config.drained, connection.announce_serving)
-        )
+        if config.role is Role.ENGINE:
+            from polyhead_server.lifecycle.engine_process import serve_engine
+
+            return await serve_engine(config.settings, stop, role)
+        return await serve(config.settings, stop, role)
     finally:
-        if reading.done() and config.metrics_folder:
-            # The supervisor was killed and cannot remove it.
-            shutil.rmtree(config.metrics_folder, ignore_errors=True)
+        if reading.done():
+            # The supervisor was killed and cannot remove them.
+            for folder in (config.metrics_folder, str(socket.parent) if socket else ""):
+                if folder:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 class SupervisorConnection:
@@ -69,7 +76,7 @@ class SupervisorConnection:
     def __init__(self, output: BinaryIO) -> None:
         """Takes the stream on which messages to the supervisor are written."""
         self._output = output
-        self._operations: Operations | None = None
+        self._operations: ProcessOperations | None = None
         self._handlers: dict[str, Callable[[Request], Awaitable[Any]]] = {
             ipc.RELOAD.name: _handler(ipc.RELOAD, self._reload),
             ipc.DRAIN.name: _handler(ipc.DRAIN, self._drain),
@@ -82,7 +89,7 @@ class SupervisorConnection:
         """One task for each request that has not been answered yet."""
         return frozenset(self._in_progress)
 
-    def announce_serving(self, identity: ModelIdentity, operations: Operations) -> None:
+    def announce_serving(self, identity: ModelIdentity, operations: ProcessOperations) -> None:
         """Tells the supervisor that this worker serves; from then on it can run operations."""
         self._operations = operations
         self._write(ipc.encode_notification(ipc.SERVING, identity))
@@ -137,7 +144,7 @@ class SupervisorConnection:
     async def _stats(self, _: NoParams) -> WorkerStats:
         return await self._require_operations().stats()
 
-    def _require_operations(self) -> Operations:
+    def _require_operations(self) -> ProcessOperations:
         if self._operations is None:
             raise NotReadyError
         return self._operations

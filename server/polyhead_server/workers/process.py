@@ -13,12 +13,17 @@ from typing import Any, Self, TypeVar, cast
 from polyhead_server.process_reports import ModelIdentity
 
 from . import ipc
-from .ipc import Method, Request, Response, RpcError, WorkerConfig
+from .ipc import Method, Request, Response, Role, RpcError, WorkerConfig
 
 logger = logging.getLogger(__name__)
 
 P = TypeVar("P")
 R = TypeVar("R")
+
+
+def process_name(config: WorkerConfig, number: int) -> str:
+    """Returns the name of a process in the log, such as ``worker 0``."""
+    return "the engine" if config.role is Role.ENGINE else f"{config.role} {number}"
 
 
 class WorkerFailedError(Exception):
@@ -71,6 +76,9 @@ class WorkerProcess:
         """
         # -P: without it, modules in the current directory would take precedence over the installed ones.
         command = [sys.executable, "-P", "-m", "polyhead_server.workers.main"]
+        if config.role is not Role.WORKER:
+            # For those who look at the list of processes.
+            command.append(config.role)
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -83,6 +91,11 @@ class WorkerProcess:
         worker = cls(number, config, process)
         worker._send(ipc.encode_notification(ipc.CONFIGURE, config))
         return worker
+
+    @property
+    def name(self) -> str:
+        """Its name in the log, such as ``worker 0``."""
+        return process_name(self.config, self.number)
 
     @property
     def pid(self) -> int:
@@ -168,7 +181,7 @@ class WorkerProcess:
         if isinstance(message, Request):
             self._handle_request(message)
         elif message.id is None:
-            logger.warning("worker %d, process %d, rejected a message: %s", self.number, self.pid, message.error)
+            logger.warning("%s, process %d, rejected a message: %s", self.name, self.pid, message.error)
         elif (response := self._responses.get(message.id)) and not response.done():
             response.set_result(message)
 
@@ -179,7 +192,7 @@ class WorkerProcess:
         self._serving.set()
 
     def _reject(self, error: RpcError) -> None:
-        logger.warning("worker %d, process %d, sent an invalid message: %s", self.number, self.pid, error)
+        logger.warning("%s, process %d, sent an invalid message: %s", self.name, self.pid, error)
         # A notification, whose errors have no id, is never answered; a line that cannot be read is.
         if error.request_id is not None or error.code in {ipc.PARSE_ERROR, ipc.INVALID_REQUEST}:
             self._send(ipc.encode_error(error))

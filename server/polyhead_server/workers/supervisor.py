@@ -6,9 +6,13 @@
                                    |  JSON-RPC over standard input and output, see ``ipc``; the end of the input
                                    |  tells a worker that its supervisor has ended
 
-The kernel distributes connections among the workers, and a worker listens only once its model has passed the golden
-self-test. A worker that dies is restarted, each time after a longer delay; an old worker is replaced by a successor.
-The server ends when no worker serves and one cannot start, or has died too many times in a row.
+    polyhead-serve --fronts N -> supervisor -> 1 x ... engine, which has the model and the queue
+                                            -> N x ... front, which have the connections; see ``fronts``
+
+The kernel distributes connections among the workers or fronts, and each of them listens only once a model has passed
+the golden self-test. A process that dies is restarted, each time after a longer delay; an old worker or front is
+replaced by a successor. The server ends when none of a kind serves and one cannot start, or has died too many times in
+a row.
 
 The supervisor imports gRPC only if it serves the admin service. Once gRPC has started, no code may run in a forked copy
 of the process, whose locks other threads may hold. So the supervisor runs on asyncio's own event loop, which starts
@@ -43,17 +47,18 @@ from polyhead_server.settings import Settings, usable_cores
 from polyhead_server.threads import in_daemon_thread
 
 from .commands import WorkerCommands
-from .config import worker_configs
-from .ipc import WorkerConfig
-from .process import WorkerProcess
+from .config import front_configs, worker_configs
+from .ipc import Role, WorkerConfig
+from .process import WorkerProcess, process_name
 
 logger = logging.getLogger(__name__)
 
 # A worker that dies is restarted after a delay, which doubles each time it dies young.
 RESTART_DELAY_S = 0.1
 MAX_RESTART_DELAY_S = 10.0
-# A worker that served this long counts as healthy.
-_YOUNG_S = 60.0
+# A process that served this long counts as healthy. All calls wait for the next engine process, so it is restarted
+# without a delay unless it dies at once.
+_YOUNG_S = {Role.WORKER: 60.0, Role.FRONT: 60.0, Role.ENGINE: 1.0}
 # Young deaths in a row after which the server gives up, unless another worker serves.
 MAX_DEATHS = 6
 # Seconds after --drain-timeout-s at which a worker that has not ended is killed.
@@ -81,7 +86,9 @@ async def supervise(settings: Settings) -> int:
     async with contextlib.AsyncExitStack() as stack:
         address = stack.enter_context(reserve(settings.listen))
         folder, metrics = stack.enter_context(_metrics(settings.metrics_listen))
-        supervisor = Supervisor(dataclasses.replace(settings, listen=address), folder, metrics)
+        # No other user may enter it.
+        sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="polyhead-engine-")) if settings.fronts else ""
+        supervisor = Supervisor(dataclasses.replace(settings, listen=address), folder, metrics, sockets)
         # Before gRPC is imported, which takes a while: without a handler a signal would end the process at once.
         supervisor.handle_signals()
         if settings.admin_listen:
@@ -96,15 +103,20 @@ class Supervisor:
         commands: Commands to all workers.
     """
 
-    def __init__(self, settings: Settings, metrics_folder: str, metrics: WorkerMetrics | None) -> None:
+    def __init__(
+        self, settings: Settings, metrics_folder: str, metrics: WorkerMetrics | None, socket_folder: str = ""
+    ) -> None:
         """Prepares the supervisor; ``run`` starts the workers.
 
         Args:
             settings: Settings of the server.
             metrics_folder: Directory of the files in which all workers count; empty without --metrics-listen.
             metrics: Reads these files; None without --metrics-listen.
+            socket_folder: Directory of the socket of the engine process; empty without --fronts.
         """
         self._settings = settings
+        self._socket_folder = socket_folder
+        self._noun = "processes" if settings.fronts else "workers"
         self._metrics_folder = metrics_folder
         self._metrics = metrics
         self._stopping = asyncio.Event()
@@ -125,7 +137,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Runs the workers until a signal; returns the exit code."""
-        configs = worker_configs(self._settings, sorted(os.sched_getaffinity(0)), usable_cores())
+        configs = self._configs()
         watch = asyncio.create_task(self._watch_bundle())
         tasks = [asyncio.create_task(self._keep_running(number, config)) for number, config in enumerate(configs)]
         try:
@@ -138,6 +150,11 @@ class Supervisor:
         logger.info("stopped")
         return EXIT_FAILED if self._cut_off else 0
 
+    def _configs(self) -> list[WorkerConfig]:
+        if self._settings.fronts:
+            return front_configs(self._settings, str(Path(self._socket_folder, "engine.sock")))
+        return worker_configs(self._settings, sorted(os.sched_getaffinity(0)), usable_cores())
+
     async def _watch_bundle(self) -> None:
         # Only the supervisor watches: if each worker did, the commands would not know the new model's identity, and
         # workers that start later could not be checked against it.
@@ -147,18 +164,23 @@ class Supervisor:
 
     def _on_stop_signal(self) -> None:
         if self._stopping.is_set():
-            logger.warning("second signal: killing %d workers", len(self._workers))
+            logger.warning("second signal: killing %d %s", len(self._workers), self._noun)
             for worker in self._workers:
                 worker.kill()
             return
-        logger.info("stopping %d workers", len(self._workers))
+        logger.info("stopping %d %s", len(self._workers), self._noun)
         self._stop()
 
     def _stop(self) -> None:
         self._stopping.set()
         self.commands.stopping = True
         self._in_background(self.commands.update_health())
-        for worker in self._workers:
+        self._terminate()
+
+    def _terminate(self) -> None:
+        """Stops the processes; the engine process only after the last front, which may still wait for it."""
+        fronts = [worker for worker in self._workers if worker.config.role is Role.FRONT]
+        for worker in fronts or self._workers:
             worker.terminate()
 
     def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -173,14 +195,17 @@ class Supervisor:
             code, served_s = await self._run_slot(number, config)
             if self._stopping.is_set():
                 return
-            deaths = deaths + 1 if served_s < _YOUNG_S else 1
+            deaths = deaths + 1 if served_s < _YOUNG_S[config.role] else 1
             # Workers that serve keep serving: for example, the bundle may have been damaged after they had loaded it.
-            if code == EXIT_CANNOT_START and not self._serving:
-                raise StartupError("a worker cannot start; its reason is in the log above")
-            if deaths >= MAX_DEATHS and not self._serving:
-                raise WorkerDiedError(f"worker {number} died {deaths} times in a row, the last time with code {code}")
+            others_serve = any(worker.config.role is config.role for worker in self._serving.values())
+            name = process_name(config, number)
+            if code == EXIT_CANNOT_START and not others_serve:
+                subject = name if config.role is Role.ENGINE else f"a {config.role}"
+                raise StartupError(f"{subject} cannot start; its reason is in the log above")
+            if deaths >= MAX_DEATHS and not others_serve:
+                raise WorkerDiedError(f"{name} died {deaths} times in a row, the last time with code {code}")
             delay_s = min(MAX_RESTART_DELAY_S, RESTART_DELAY_S * 2 ** min(deaths - 1, 10))
-            logger.warning("worker %d died with code %d; restarting it in %g s", number, code, delay_s)
+            logger.warning("%s died with code %d; restarting it in %g s", name, code, delay_s)
             await asyncio.wait({self._stopped}, timeout=delay_s)
 
     async def _run_slot(self, number: int, config: WorkerConfig) -> tuple[int, float]:
@@ -207,11 +232,11 @@ class Supervisor:
         try:
             worker = await WorkerProcess.start(number, config)
         except OSError:
-            logger.exception("worker %d cannot be started", number)
+            logger.exception("%s cannot be started", process_name(config, number))
             return None
         self._workers.add(worker)
         if self._stopping.is_set():
-            worker.terminate()
+            self._terminate()
         return worker
 
     async def _wait_until_serving(self, worker: WorkerProcess) -> bool:
@@ -219,30 +244,40 @@ class Supervisor:
         timeout_s = self._settings.start_timeout_s
         if not await worker.wait_until_serving(timeout_s, self._stopped):
             if not worker.ended and not self._stopping.is_set():
-                logger.error(
-                    "worker %d does not serve after %g s (--start-timeout-s); killing it", worker.number, timeout_s
-                )
+                logger.error("%s does not serve after %g s (--start-timeout-s); killing it", worker.name, timeout_s)
                 worker.kill()
             return False
         # While the first workers load the bundle, another bundle may be put in its place.
-        self.commands.identity = self.commands.identity or worker.identity
-        if worker.config.identity is None and worker.identity != self.commands.identity:
-            logger.error("worker %d has loaded another model than the others; restarting it", worker.number)
-            worker.terminate()
-            return False
+        if worker.config.role is not Role.FRONT:
+            self.commands.identity = self.commands.identity or worker.identity
+            if worker.config.identity is None and worker.identity != self.commands.identity:
+                logger.error("%s has loaded another model than the others; restarting it", worker.name)
+                worker.terminate()
+                return False
         self._serving[worker.number] = worker
-        config = worker.config
-        share = f"cores {list(config.cores)}" if config.cores else f"a quota of {config.settings.cores} cores"
-        logger.info("worker %d serves on %s as process %d", worker.number, share, worker.pid)
-        if len(self._serving) == self._settings.workers:
-            logger.info("all %d workers serve on %s", self._settings.workers, self._settings.listen)
+        self._log_serving(worker)
         await self.commands.add(worker)
         await self.commands.update_health()
         return True
 
+    def _log_serving(self, worker: WorkerProcess) -> None:
+        config = worker.config
+        if config.role is not Role.WORKER:
+            logger.info("%s serves as process %d", worker.name, worker.pid)
+            if len(self._serving) == self._settings.fronts + 1:
+                logger.info("the engine and %d fronts serve on %s", self._settings.fronts, self._settings.listen)
+            return
+        share = f"cores {list(config.cores)}" if config.cores else f"a quota of {config.settings.cores} cores"
+        logger.info("%s serves on %s as process %d", worker.name, share, worker.pid)
+        if len(self._serving) == self._settings.workers:
+            logger.info("all %d workers serve on %s", self._settings.workers, self._settings.listen)
+
     async def _wait_until_old(self, worker: WorkerProcess) -> bool:
         """Waits until a worker is old; returns True if it ended before or the server stops, False once it is old."""
         age_s = self._settings.max_worker_age_s * random.uniform(*_AGE_RANGE) or None  # noqa: S311 - not a secret
+        if worker.config.role is Role.ENGINE:
+            # Two would answer at once.
+            age_s = None
         waited = {cast(asyncio.Task[Any], worker.exit_code), self._stopped}
         done, _ = await asyncio.wait(waited, timeout=age_s, return_when=asyncio.FIRST_COMPLETED)
         return bool(done)
@@ -253,12 +288,12 @@ class Supervisor:
             if old.ended or self._stopping.is_set():
                 return old
             age = timedelta(seconds=round(old.serving_s))
-            logger.info("worker %d has served for %s; starting its successor", old.number, age)
+            logger.info("%s has served for %s; starting its successor", old.name, age)
             new = await self._start(old.number, config)
             if new is None:
                 return old
             if not await self._wait_until_serving(new):
-                logger.error("worker %d stays, because its successor failed", old.number)
+                logger.error("%s stays, because its successor failed", old.name)
                 self._in_background(self._wait_until_ended(new))
                 return old
             old.terminate()
@@ -275,11 +310,13 @@ class Supervisor:
             worker.kill()
             code = await worker.exit_code
         self._workers.discard(worker)
+        if self._stopping.is_set():
+            self._terminate()
         if self._serving.get(worker.number) is worker:
             del self._serving[worker.number]
         if worker.stop_requested and worker.serving_since and code:
             self._cut_off = self._cut_off or self._stopping.is_set()
-            logger.error("worker %d, process %d, ended with code %d: work was cut off", worker.number, worker.pid, code)
+            logger.error("%s, process %d, ended with code %d: work was cut off", worker.name, worker.pid, code)
         if self._metrics:
             self._metrics.merge_dead_worker(worker.pid)
         await self.commands.update_health()

@@ -72,6 +72,22 @@ def test_section_without_its_results_is_omitted(missing: str) -> None:
         assert renderer.page(template).startswith("<!-- Written by `python -m bench.report.page`")
 
 
+def test_fronts_have_a_table_once_they_are_measured() -> None:
+    row = {name: [1000.0, 500.0, 2000.0] for name in ("items_per_s", "fronts_us", "engine_us", "engine_loop_us")}
+    report = {
+        **{name: REPORTS["workers"][name] for name in ("command", "date", "cores", "rounds")},
+        "engine": "instant",
+        "memory_mb": {"0": 300.0, "2": 400.0},
+        "loads": {"unary, 1 item": {"0": row, "2": row}},
+    }
+    text = Renderer({**REPORTS, "fronts": report}).page("performance.md.jinja")
+    assert "| 2 | 1,000 [500, 2,000] |" in text
+    assert "| 400 |" in text
+    without = Renderer({name: one for name, one in REPORTS.items() if name != "fronts"}).page("performance.md.jinja")
+    assert "## Fronts" in without
+    assert "with an engine that answers at once" not in without
+
+
 def test_pages_show_every_chart_that_is_drawn() -> None:
     page = (ROOT / "docs/benchmarks.md").read_text()
     for chart in (ROOT / CHARTS).glob("*.svg"):

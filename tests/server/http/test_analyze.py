@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine, embedding_of
@@ -192,7 +193,7 @@ async def test_drain_ends_a_stream_after_its_answers(running: HttpServer, engine
 
 async def test_lost_connection_withdraws_the_texts(running: HttpServer, engine: FakeEngine) -> None:
     pipeline = running.service.pipeline
-    assert pipeline is not None
+    assert isinstance(pipeline, Pipeline)
     host, port = running.address.split(":")
     engine.gate.clear()
     held = asyncio.ensure_future(running.post("/v1/analyze", {"text": "w1"}))

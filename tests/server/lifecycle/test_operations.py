@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError
+from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import Model
 from polyhead_server.json_types import Values
 from polyhead_server.lifecycle.operations import Operations
@@ -86,7 +87,7 @@ def operations(health: Health) -> Operations:
 @pytest.fixture
 async def reloader(operations: Operations, model: Model) -> FakeReloader:
     reloader = FakeReloader(model)
-    operations.reloader = cast(Reloader, reloader)
+    operations.reloader = cast("Reloader[Intake]", reloader)
     return reloader
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import polyhead_bundle as bundle
 import pytest
 from polyhead_server.errors import ReloadError, StartupError
-from polyhead_server.inference import pipeline
+from polyhead_server.inference import engine_core
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.inference.tokenization import Tokenizer
@@ -60,7 +60,7 @@ class ReloadableServer:
 
     @property
     def pipeline(self) -> Pipeline:
-        assert self.service.pipeline is not None
+        assert isinstance(self.service.pipeline, Pipeline)
         return self.service.pipeline
 
     async def submit(self, text: str) -> asyncio.Future[object]:
@@ -140,8 +140,8 @@ async def test_old_model_is_freed_after_its_last_answer(
 async def test_accepted_items_are_answered_however_long_it_takes(
     server: ReloadableServer, engine: FakeEngine, retrained: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "JOIN_TIMEOUT_S", 0.01)
-    monkeypatch.setattr(pipeline, "CLOSE_CHECK_INTERVAL_S", 0.01)
+    monkeypatch.setattr(engine_core, "JOIN_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(engine_core, "CLOSE_CHECK_INTERVAL_S", 0.01)
     engine.gate.clear()
     # The lengths differ so much that no two items share a batch.
     accepted = [await server.submit("w1 " * length) for length in (1, 4, 8, 12)]
@@ -159,7 +159,7 @@ async def test_accepted_items_are_answered_however_long_it_takes(
 async def test_engine_is_not_closed_while_a_thread_hangs_in_it(
     server: ReloadableServer, engine: FakeEngine, retrained: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "JOIN_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(engine_core, "JOIN_TIMEOUT_S", 0.01)
     engine.gate.clear()
     last = await server.submit("w1")
     await engine.hold()

@@ -180,7 +180,7 @@ async def test_the_deadline_limits_the_wait(replica: Replica, engine: FakeEngine
 
 async def test_a_cancelled_stream_withdraws_its_texts(replica: Replica, engine: FakeEngine) -> None:
     def waiting() -> int:
-        assert replica.service.pipeline
+        assert isinstance(replica.service.pipeline, Pipeline)
         return replica.service.pipeline.scheduler.accounting.waiting_items
 
     engine.gate.clear()

@@ -79,7 +79,7 @@ async def test_the_http_api_is_served_from_the_same_pipeline(server: ReplicaServ
 async def test_a_failed_pipeline_fails_the_health_check(server: ReplicaServer, monkeypatch: pytest.MonkeyPatch) -> None:
     await server.start()
     await server.check_health()
-    monkeypatch.setattr(server.pipeline.executor, "failure_reason", lambda: "a batch hangs")
+    monkeypatch.setattr(server.pipeline, "failure_reason", lambda: "a batch hangs")
     with pytest.raises(RuntimeError, match="the engine failed permanently: a batch hangs"):
         await server.check_health()
     assert await health(server) == health_pb2.HealthCheckResponse.NOT_SERVING

@@ -211,7 +211,7 @@ async def test_large_call_is_answered_by_the_model_that_a_reload_brings_while_it
     running: InferenceServer, model: Model, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = running.service.pipeline
-    assert old is not None
+    assert isinstance(old, Pipeline)
     new = Pipeline(dataclasses.replace(model, engine=FakeEngine()), settings())
     new.start()
     take_turn, reloaded = LoopTurns.next, False

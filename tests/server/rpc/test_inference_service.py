@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import item_pb2
+from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.inference.types import Flow, Message
 from polyhead_server.rpc.response_encoder import AnswerEncoder
 
@@ -57,7 +58,7 @@ async def test_cancelled_call_is_not_computed(running: InferenceServer, engine: 
     first = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
     await engine.hold()
     pipeline = running.service.pipeline
-    assert pipeline is not None
+    assert isinstance(pipeline, Pipeline)
     call = running.stub.Analyze(pb2.AnalyzeRequest(items=items(texts)))
     while pipeline.scheduler.accounting.waiting_items < len(texts):
         await asyncio.sleep(0.001)
@@ -75,7 +76,7 @@ async def test_deadline_of_the_call_reaches_its_items(
     running: InferenceServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = running.service.pipeline
-    assert pipeline is not None
+    assert isinstance(pipeline, Pipeline)
     deadlines: list[float | None] = []
     submit = pipeline.submit
 
@@ -174,7 +175,7 @@ async def test_unary_call_without_an_accepted_item_fails_as_a_whole(
     running: InferenceServer, engine: FakeEngine
 ) -> None:
     pipeline = running.service.pipeline
-    assert pipeline is not None
+    assert isinstance(pipeline, Pipeline)
     for _ in range(200):
         pipeline.admission.observe_batch(tokens=1, compute_s=100.0, backlog=True)
     engine.gate.clear()

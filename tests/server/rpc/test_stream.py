@@ -99,7 +99,7 @@ async def test_stream_accepts_no_more_items_than_its_window(running: InferenceSe
 
     window = asyncio.ensure_future(collect(running.stub.StreamAnalyze(requests())))
     pipeline = running.service.pipeline
-    assert pipeline is not None
+    assert isinstance(pipeline, Pipeline)
     while pipeline.scheduler.accounting.waiting_tokens < 8 * 3:
         await asyncio.sleep(0.001)
     other = await running.stub.GetModelInfo(pb2.GetModelInfoRequest())
@@ -116,7 +116,7 @@ async def test_cancelled_stream_is_not_computed(running: InferenceServer, engine
     first = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
     await engine.hold()
     pipeline = running.service.pipeline
-    assert pipeline is not None
+    assert isinstance(pipeline, Pipeline)
     call = running.stub.StreamAnalyze()
     await call.write(pb2.StreamAnalyzeRequest(items=items(["w2", "w3"])))
     while pipeline.scheduler.accounting.waiting_tokens < 6:
@@ -160,7 +160,7 @@ async def test_stream_continues_with_the_reloaded_model(
     manifest = replace(model.source.manifest, variants={"fp32": replace(variants["fp32"], fingerprints=fingerprints)})
     source = bundle.Bundle(Path("new"), manifest, "f" * 64)
     old = running.service.pipeline
-    assert old is not None
+    assert isinstance(old, Pipeline)
     pipeline = Pipeline(
         Model(source, Tokenizer(tokenizer_file, 16, 1000), FakeEngine(), (), max_batch_tokens=256), settings()
     )
@@ -180,7 +180,7 @@ async def test_stream_with_items_in_the_old_queue_continues_in_the_new_one(
     running: InferenceServer, engine: FakeEngine, model: Model, settings: Callable[..., Settings]
 ) -> None:
     old, call = running.service.pipeline, running.stub.StreamAnalyze()
-    assert old is not None
+    assert isinstance(old, Pipeline)
     engine.gate.clear()
     await call.write(pb2.StreamAnalyzeRequest(items=items(["w1"])))
     await engine.hold()

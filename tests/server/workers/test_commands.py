@@ -38,6 +38,7 @@ class FakeWorker:
         self, number: int, fails: str = "", serves: bool = True, drained: bool = False, hangs: bool = False
     ) -> None:
         self.number = number
+        self.name = f"worker {number}"
         self.fails = fails
         self.hangs = hangs
         self.config = WorkerConfig(Settings(bundle=Path("x")), drained=drained)

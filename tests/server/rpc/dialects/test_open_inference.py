@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.rpc.dialects.descriptors import TYPES
 
 from tests.support.fake_engine import FakeEngine, embedding_of
@@ -189,7 +190,7 @@ async def test_cancelled_stream_withdraws_its_texts(running: DialectServer, engi
     call = running.call(f"{SERVICE}/ModelStreamInfer", [request(f"w{number}") for number in range(20)])
     await engine.hold()
     pipeline = running.service.pipeline
-    assert pipeline is not None
+    assert isinstance(pipeline, Pipeline)
     call.cancel()
     async with asyncio.timeout(10):
         while pipeline.scheduler.accounting.waiting_items:
@@ -222,7 +223,7 @@ async def test_expired_timeout_of_a_request_is_obeyed(running: DialectServer, en
         running.call(f"{SERVICE}/ModelInfer", request("w2", parameters={"timeout": {"int64_param": 1}}))
     )
     pipeline = running.service.pipeline
-    assert pipeline is not None
+    assert isinstance(pipeline, Pipeline)
     async with asyncio.timeout(10):
         while not pipeline.scheduler.accounting.waiting_items and not late.done():
             await asyncio.sleep(0.001)

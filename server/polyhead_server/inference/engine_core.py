@@ -1,0 +1,143 @@
+"""The half of the pipeline behind tokenization, for one model: queue, admission, compute threads and answer cache.
+
+::
+
+    put -> scheduler -> executor -> engine, postprocessing -> outcome of each entry
+     |      (lock)       (compute threads)                     (event loop)
+     +-> answer cache, if there is one and it knows the token ids -> outcome
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from polyhead_server.errors import ExpiredError
+from polyhead_server.settings import Settings
+
+from .admission import Admission
+from .answer_cache import AnswerCache, ObserveLookups
+from .executor import BatchOutcome, Executor
+from .model import Model
+from .reused_answers import answer_from_cache, resolve, resolve_shared
+from .scheduler import BatchLimits, BatchScheduler
+from .types import Batch, Entry, QueueState, Result
+
+logger = logging.getLogger(__name__)
+
+# A compute thread that does not end by then hangs in its engine; as a daemon it does not keep the process alive.
+JOIN_TIMEOUT_S = 10.0
+# Interval at which ``close`` checks whether the rest can still be answered.
+CLOSE_CHECK_INTERVAL_S = 1.0
+
+ObserveBatch = Callable[[Batch, float], None]
+
+
+class EngineCore:
+    """Computes the entries of all calls with one model: one queue, and one compute thread per core.
+
+    Threads: the event loop that creates the object calls every method and owns every field. The compute threads reach
+    nothing here: ``Executor`` calls ``_resolve_batch`` on the event loop.
+
+    Attributes:
+        model: Model that answers.
+        scheduler: Queue of tokenized texts.
+        threads: Number of compute threads.
+        admission: Admission control in front of the queue.
+        executor: The compute threads.
+        answer_cache: Outputs that were computed before; None for no cache.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings,
+        observe_batch: ObserveBatch | None = None,
+        *,
+        on_exception: Callable[[BaseException], None],
+        observe_lookups: ObserveLookups | None = None,
+    ) -> None:
+        """Prepares the compute threads without starting them; see ``Pipeline`` for the arguments."""
+        self.model = model
+        self._observe_batch = observe_batch
+        self.scheduler = BatchScheduler(
+            BatchLimits(model.max_batch_tokens, settings.max_padding, model.overhead_tokens)
+        )
+        self.threads = settings.compute_threads(model.engine.runtime.device)
+        self.admission = Admission(
+            self.scheduler.accounting,
+            self.threads,
+            settings.max_queue_s,
+            settings.max_queue_tokens,
+            model.tokens_per_s,
+        )
+        self.executor = Executor(
+            model,
+            self.scheduler,
+            self.threads,
+            settings.batch_timeout_s,
+            on_batch_done=self._resolve_batch,
+            on_exception=on_exception,
+        )
+        cache_bytes = settings.answer_cache_mb * 2**20
+        self.answer_cache = AnswerCache(cache_bytes, observe_lookups) if cache_bytes else None
+
+    def start(self) -> None:
+        """Starts the compute threads."""
+        self.executor.start()
+
+    async def close(self) -> None:
+        """Finishes what was put into the queue, ends the threads and frees the model. Nothing may be put any more."""
+        self.answer_cache = None
+        self.scheduler.close()
+        # Everything that was admitted is answered, however long that takes.
+        while self.scheduler.accounting.waiting_items and self.executor.is_alive() and not self.failure_reason():
+            await asyncio.to_thread(self.executor.join_any, CLOSE_CHECK_INTERVAL_S)
+        if await asyncio.to_thread(self.executor.join, JOIN_TIMEOUT_S):
+            await asyncio.to_thread(self.model.close)
+        else:
+            logger.error("a compute thread has not ended; the memory of its model is not freed")
+            self.model.tokenizer.close()
+
+    def failure_reason(self) -> str | None:
+        """Why nothing will be computed any more; None while the engine is healthy."""
+        return self.executor.failure_reason()
+
+    def queue_state(self) -> QueueState:
+        """Returns what waits."""
+        accounting, cache = self.scheduler.accounting, self.answer_cache
+        return QueueState(
+            accounting.waiting_items,
+            accounting.waiting_tokens,
+            accounting.pending_tokens,
+            self.admission.expected_wait_s(),
+            cache.used_bytes if cache is not None else 0,
+        )
+
+    def look_up(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Resolves the entries whose output is in the answer cache; returns the others."""
+        return entries if self.answer_cache is None else answer_from_cache(entries, self.answer_cache)
+
+    def drop(self, entry: Entry) -> None:
+        """Removes an entry from the queue whose answer is not wanted any more."""
+        self.scheduler.drop(entry)
+        self.admission.wake()
+
+    def _resolve_batch(self, done: BatchOutcome) -> None:
+        """Resolves the entries of a finished batch and updates the rates."""
+        batch, cache = done.batch, self.answer_cache
+        for entry in batch.expired:
+            resolve(entry.future, ExpiredError())
+        self.scheduler.finish(batch.entries)
+        for entry, outcome in zip(batch.entries, done.outcomes, strict=True):
+            resolve(entry.future, outcome)
+            if entry.shared:
+                resolve_shared(entry.shared, outcome)
+            if cache is not None and entry.key is not None and isinstance(outcome, Result):
+                cache.put(entry.key, outcome.output)
+        self.admission.wake()
+        if batch.entries and not done.failed:
+            self.admission.observe_batch(batch.tokens, done.compute_s, backlog=batch.backlog)
+            if self._observe_batch:
+                self._observe_batch(batch, done.compute_s)

@@ -1,0 +1,203 @@
+"""Life of the engine process of ``--fronts``: load, self-test, serve the fronts; drain and exit on SIGTERM.
+
+::
+
+    load, self-test -> fronts connect -> signal or engine failure -> what was admitted is computed -> exit
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from polyhead_server.errors import NotReadyError
+from polyhead_server.fronts.engine_host import EngineHost
+from polyhead_server.fronts.served_model import ServedModel
+from polyhead_server.inference.engine_core import EngineCore
+from polyhead_server.inference.model import Model, describe, load_model
+from polyhead_server.observability.metrics import Metrics
+from polyhead_server.out_of_memory import exit_if_out_of_memory
+from polyhead_server.process_reports import ReloadResult, WorkerStats
+from polyhead_server.settings import Settings
+
+from . import stop_signals
+from .compatibility import identity_of, require_compatible
+from .model_loader import ModelLoader, result_of
+from .operations import internal_errors
+from .reload import Reloader
+from .reload_queue import ReloadQueue
+from .server import WorkerRole
+from .stop_signals import EXIT_FAILED
+from .watchdog import wait_for_failure
+
+logger = logging.getLogger(__name__)
+
+
+async def serve_engine(settings: Settings, stop: asyncio.Event, role: WorkerRole) -> int:
+    """Serves the fronts until SIGTERM, or until ``stop`` is set.
+
+    Args:
+        settings: Settings of the server.
+        stop: Stops the process as a signal does.
+        role: See ``WorkerRole``; its ``engine_socket`` is where to listen.
+
+    Returns:
+        The exit code: 0 if everything that was admitted was computed.
+
+    Raises:
+        StartupError: The model cannot be served.
+        ServerFailedError: It could not be loaded this time.
+    """
+    return await _EngineProcess(settings, stop, role).run()
+
+
+class _EngineProcess:
+    """The engine process."""
+
+    def __init__(self, settings: Settings, stop: asyncio.Event, role: WorkerRole) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._role = role
+        self._metrics = Metrics()
+        self._host = EngineHost(cast(Path, role.engine_socket))
+        self._loader = ModelLoader(lambda loading: load_model(settings, loading), settings.start_timeout_s)
+        self._background: set[asyncio.Task[Any]] = set()
+
+    async def run(self) -> int:
+        with contextlib.ExitStack() as stack:
+            timeout_s = self._settings.drain_timeout_s
+            stack.enter_context(stop_signals.handled(self._stop.set, timeout_s, ignore_second=True))
+            stack.callback(self._host.close)
+            if not (model := await self._load()):
+                return 0
+            self._host.serve(self._start(model))
+            self._host.listen()
+            sampling = asyncio.create_task(self._metrics.sample(lambda: self._current.core))
+            self._background.add(sampling)
+            self._role.on_serving(identity_of(model), EngineOperations(self._host, self._metrics, self._reloader()))
+            logger.info("computing with %s for the fronts", model.source.model_id)
+            return await self._compute_until_stopped()
+
+    async def _load(self) -> Model | None:
+        """Loads the first model; returns None after a request to stop before it was ready."""
+        load = asyncio.create_task(self._load_prepared())
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({cast(Any, load), stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not load.done():
+            load.cancel()
+            return None
+        return result_of(load)
+
+    async def _load_prepared(self) -> Model:
+        model = await self._loader.load()
+        require_compatible(self._settings, self._role.serving_identity, model)
+        await self._host.prepare(model)
+        return model
+
+    def _start(self, model: Model) -> ServedModel:
+        core = EngineCore(
+            model,
+            self._settings,
+            self._metrics.observe_batch,
+            on_exception=exit_if_out_of_memory,
+            observe_lookups=self._metrics.count_cache_lookups,
+        )
+        logger.info(describe(model, core.threads))
+        self._metrics.set_runtime(model, core.threads)
+        core.start()
+        return ServedModel(self._host.number_of(model), core)
+
+    def _reloader(self) -> Reloader[ServedModel]:
+        return Reloader(
+            self._loader.load, self._start, self._host, self._metrics.count_reload, prepare=self._host.prepare
+        )
+
+    @property
+    def _current(self) -> ServedModel:
+        return cast(ServedModel, self._host.current)
+
+    async def _compute_until_stopped(self) -> int:
+        stopped = asyncio.create_task(self._stop.wait())
+        failed = asyncio.create_task(wait_for_failure(lambda: self._current.core))
+        await asyncio.wait({cast(Any, stopped), failed}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopped.done():
+            logger.error("the engine failed permanently: %s; exiting so that it is restarted", failed.result())
+            return EXIT_FAILED
+        failed.cancel()
+        return await self._drain()
+
+    async def _drain(self) -> int:
+        """Computes for the fronts until they have ended: a service manager may signal all processes at once."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._host.unused.wait(), self._settings.drain_timeout_s)
+        if any(front.counts()[0] for front in self._host.connections):
+            logger.error("cut off: %d texts in the queue", self._current.core.queue_state().items)
+            return EXIT_FAILED
+        logger.info("stopped")
+        return 0
+
+
+class EngineOperations:
+    """Operations on the engine process; see ``ProcessOperations``."""
+
+    def __init__(self, host: EngineHost, metrics: Metrics, reloader: Reloader[ServedModel]) -> None:
+        """Connects the operations to the process.
+
+        Args:
+            host: Serves the fronts.
+            metrics: Counters since the start of the process.
+            reloader: Loads the bundle again.
+        """
+        self._host = host
+        self._metrics = metrics
+        self._reloader = reloader
+        # A load cannot be stopped once it has begun, so the next one waits for it.
+        self._reloads = ReloadQueue(lambda force: self._reloader.reload(force=force))
+        self._started = time.monotonic()
+
+    async def reload(self, *, force: bool) -> ReloadResult:
+        """Loads the bundle again, and serves it for all fronts at once.
+
+        Raises:
+            ReloadError: The old model stays; states why.
+        """
+        with internal_errors("reload"):
+            model = await self._reloads.request(force=force)
+        return ReloadResult(os.getpid(), model.source.model_id, dict(model.fingerprints.heads), identity_of(model))
+
+    async def drain(self) -> None:
+        """Does nothing: the fronts report what load balancers see."""
+
+    async def stats(self) -> WorkerStats:
+        """Returns the statistics of this process, which has no calls of its own.
+
+        Raises:
+            NotReadyError: No model serves yet.
+        """
+        if self._host.current is None:
+            raise NotReadyError
+        core, value = self._host.current.core, self._metrics.value
+        queue = core.queue_state()
+        return WorkerStats(
+            process_id=os.getpid(),
+            model_id=core.model.source.model_id,
+            serving=True,
+            up_time=time.monotonic() - self._started,
+            requests_running=0,
+            queued_items=queue.items,
+            queued_tokens=queue.tokens,
+            expected_wait=queue.expected_wait_s,
+            items_total=int(value("polyhead_items_total")),
+            tokens_total=int(value("polyhead_tokens_total")),
+            padding_tokens_total=int(value("polyhead_padding_tokens_total")),
+            batches_total=int(value("polyhead_batch_duration_seconds_count")),
+            compute_total=value("polyhead_batch_duration_seconds_sum"),
+            item_errors_total={},
+            compute_threads=core.threads,
+        )
