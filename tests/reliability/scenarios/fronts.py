@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -24,6 +25,9 @@ from tests.reliability.traffic import Caller, PlainClient, Traffic
 # The supervisor delays the restart of a process that dies early longer each time; a fresh server after this many kills
 # keeps the run short.
 _KILLS_PER_SERVER = 10
+# An engine process that dies before it has served for a second counts as one that cannot serve: after six in a row the
+# server gives up.
+_SERVED_S = 1.5
 # The kernel closes the connections of a killed process at once; the event loop of the client has noticed after this.
 _DETECTION_S = 0.25
 # Connections are distributed at random: of so many, each front has some.
@@ -151,7 +155,7 @@ async def _kill(
             else [PlainClient(server.target) for _ in range(_CONNECTIONS)]
         )
         async with traffic.flowing(clients, calls=8, streams=4):
-            await traffic.flow_until(100)
+            await asyncio.gather(traffic.flow_until(100), asyncio.sleep(_SERVED_S))
             for number in range(kills):
                 victims = _processes(server, role)
                 serving = _count_serving(server)
@@ -159,7 +163,7 @@ async def _kill(
                 os.kill(victims[number % len(victims)], signal.SIGKILL)
                 await wait_until(partial(_is_above, _count_serving, server, serving), "no process is back")
                 back_s.append(time.monotonic() - moments[-1])
-                await traffic.flow_until(100)
+                await asyncio.gather(traffic.flow_until(100), asyncio.sleep(_SERVED_S))
         for client in clients:
             await client.__aexit__()
     return traffic, moments
