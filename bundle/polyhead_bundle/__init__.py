@@ -17,6 +17,7 @@ from .manifest import (
     CONFIG,
     FORMAT_VERSION,
     MANIFEST_NAME,
+    NOVELTY,
     TOKENIZER,
     WEIGHTS,
     Check,
@@ -33,17 +34,21 @@ from .manifest import (
 )
 from .signature import default_signature, verify_signature
 from .store import Bundle, fingerprint, load, require_replaceable, sha256_of, write
+from .trust import Abstention, CoveragePoint, Novelty
 
 __all__ = [
     "CARD",
     "CONFIG",
     "FORMAT_VERSION",
     "MANIFEST_NAME",
+    "NOVELTY",
     "TOKENIZER",
     "WEIGHTS",
+    "Abstention",
     "Bundle",
     "BundleError",
     "Check",
+    "CoveragePoint",
     "Embedding",
     "FileEntry",
     "Fingerprints",
@@ -53,6 +58,7 @@ __all__ = [
     "HeadKind",
     "IntegrityError",
     "Manifest",
+    "Novelty",
     "SignatureError",
     "Tensor",
     "Variant",

@@ -338,3 +338,15 @@ def test_damaged_weights_are_a_backbone_error(
         (copy / path.name).write_bytes(path.read_bytes()[: 500 if path.suffix == ".safetensors" else None])
     with pytest.raises(BackboneError, match="its weights cannot be read"):
         train(configure("model.backbone=copy"), tmp_path / "run", report=ignore)
+
+
+def test_run_has_the_promise_of_each_head_that_abstains(configure: Configure, tmp_path: Path) -> None:
+    config = configure("training.heads.abstain={accuracy=0.9}")
+    told: list[str] = []
+    evaluation = train(config, tmp_path / "run", max_steps=2, report=told.append)
+    assert evaluation is not None
+    # A handful of rows keeps no promise, which ends nothing.
+    assert [line for line in told if "does not abstain: no confidence keeps an accuracy of 0.9" in line]
+    for head in load_run(tmp_path / "run").heads:
+        assert (head["abstention"]["accuracy"], head["abstention"]["threshold"]) == (0.9, None)
+        assert head["abstention"]["rows"] == evaluation.splits["validation"][head["name"]].score.rows

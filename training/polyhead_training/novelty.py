@@ -1,0 +1,51 @@
+"""Fits the novelty of texts at the end of a run, on a sample of its training and validation texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from accelerate import Accelerator
+
+from .config import Config
+from .data.collation import EncodedRows
+from .data.preparation import Prepared
+from .evaluation.novelty import NoveltyModel, fit_novelty
+from .model import PolyheadModel
+from .predict import Matrix, embed
+
+# Texts whose embeddings are computed: enough for the centroids, and a fraction of the time of an epoch.
+_MAX_TRAIN_TEXTS = 2000
+_MAX_VALIDATION_TEXTS = 1000
+# Fewer texts have no percentiles.
+_MIN_TEXTS = 50
+
+
+def fit_run_novelty(
+    config: Config, model: PolyheadModel, prepared: Prepared, accelerator: Accelerator
+) -> NoveltyModel | None:
+    """Fits the novelty of texts to the final model. Every process of a launcher must call it.
+
+    Args:
+        config: The configuration.
+        model: The model.
+        prepared: The rows.
+        accelerator: The processes that share the rows.
+
+    Returns:
+        The novelty; None if the configuration disables it, or with fewer than 50 training or validation texts.
+    """
+    train, validation = (prepared.splits[name] for name in ("train", "validation"))
+    if not config.training.novelty or min(len(train), len(validation)) < _MIN_TEXTS:
+        return None
+    seed = config.training.seed
+    found: list[Matrix] = []
+    for rows, most in ((train, _MAX_TRAIN_TEXTS), (validation, _MAX_VALIDATION_TEXTS)):
+        chosen = rows.select(_sample(rows, most, seed))
+        found.append(embed(model, chosen, config.training.batch_size, accelerator))
+    return fit_novelty(*found, seed)
+
+
+def _sample(rows: EncodedRows, most: int, seed: int) -> Sequence[int]:
+    count = min(most, len(rows))
+    return sorted(np.random.default_rng(seed).choice(len(rows), count, replace=False).tolist())
