@@ -89,6 +89,11 @@ class Head:
         return len(self.labels) - (self.kind == "ordinal")
 
     @property
+    def abstains_below(self) -> float | None:
+        """Confidence below which the head abstains; None for a head that never does."""
+        return None if self.abstention is None else self.abstention.threshold
+
+    @property
     def label_values(self) -> tuple[float, ...]:
         """The value of each label of an ordinal head.
 

@@ -26,14 +26,15 @@ class Abstention:
     that holds with the probability ``certainty`` for texts like those of validation. The head abstains where its
     confidence, the float32 probability of its prediction, is below ``threshold``; null where no confidence keeps the
     promise, and the head then never abstains. ``lower_bound`` is the accuracy that is certain at the threshold; without
-    a threshold, the highest accuracy that a confidence keeps. ``curve`` is the risk-coverage curve of the ``rows``
-    validation rows, lowest coverage first.
+    a threshold, the highest accuracy that a confidence keeps. ``coverage`` is the share of the ``rows`` validation rows
+    that is answered, 0 without a threshold, and ``curve`` their risk-coverage curve, lowest coverage first.
     """
 
     accuracy: float
     certainty: float
     threshold: float | None
     lower_bound: float
+    coverage: float
     rows: int
     curve: tuple[CoveragePoint, ...]
 
@@ -86,7 +87,11 @@ def check_abstention(where: str, found: Abstention) -> None:
     for field, value in (("accuracy", found.accuracy), ("certainty", found.certainty)):
         if not 0 < value < 1:
             raise ValueError(f"{where}.{field}: must be between 0 and 1; got {value}")
-    shares = [found.lower_bound, *(share for one in found.curve for share in (one.coverage, one.accuracy))]
+    shares = [
+        found.lower_bound,
+        found.coverage,
+        *(share for one in found.curve for share in (one.coverage, one.accuracy)),
+    ]
     thresholds = [*(one.threshold for one in found.curve), *([] if found.threshold is None else [found.threshold])]
     if not all(0 <= value <= 1 for value in (*shares, *thresholds)):
         raise ValueError(f"{where}: has a value that is not between 0 and 1")

@@ -96,8 +96,7 @@ class EvalData:
         found = confident_answers(
             head.kind, outputs[head.output], self.targets[column], head.temperature, _threshold(head)
         )
-        threshold = head.abstention and head.abstention.threshold
-        is_answered = found.confidence >= (threshold or 0.0)
+        is_answered = found.confidence >= (head.abstains_below or 0.0)
         return int(is_answered.sum()), int(found.correct[is_answered].sum())
 
     def worst_accuracy_drop(self, runner: Runner, heads: Sequence[Head], description: str = "") -> float:

@@ -76,7 +76,7 @@ def compare_abstention(eval_data: EvalData, rows: Outputs, heads: Sequence[Head]
     """
     for column, head in enumerate(heads):
         total = eval_data.labelled_rows(column)
-        if head.abstention is None or head.abstention.threshold is None or not total:
+        if head.abstention is None or head.abstains_below is None or not total:
             continue
         ours, theirs = (eval_data.answered(outputs, head, column) for outputs in (rows, eval_data.reference))
         yield Check(f"coverage_difference.{head.name}", abs(ours[0] - theirs[0]) / total, limits.coverage_difference)

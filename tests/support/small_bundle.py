@@ -30,7 +30,9 @@ HEADS = (
     Head("sentiment", "sigmoid", "sentiment_logits", ("negative", "positive"), threshold=0.5),
 )
 # Answers 60 % of the texts with an accuracy of 0.95.
-ABSTENTION = Abstention(0.95, 0.9, 0.75, 0.951, 500, (CoveragePoint(0.75, 0.6, 0.97), CoveragePoint(0.0, 1.0, 0.9)))
+ABSTENTION = Abstention(
+    0.95, 0.9, 0.75, 0.951, 0.6, 500, (CoveragePoint(0.75, 0.6, 0.97), CoveragePoint(0.0, 1.0, 0.9))
+)
 MANIFEST = Manifest(
     name="demo",
     files={},

@@ -39,11 +39,11 @@ def fit_run_novelty(
     if not config.training.novelty or min(len(train), len(validation)) < _MIN_TEXTS:
         return None
     seed = config.training.seed
-    found: list[Matrix] = []
-    for rows, most in ((train, _MAX_TRAIN_TEXTS), (validation, _MAX_VALIDATION_TEXTS)):
-        chosen = rows.select(_sample(rows, most, seed))
-        found.append(embed(model, chosen, config.training.batch_size, accelerator))
-    return fit_novelty(*found, seed)
+
+    def embedded(rows: EncodedRows, most: int) -> Matrix:
+        return embed(model, rows.select(_sample(rows, most, seed)), config.training.batch_size, accelerator)
+
+    return fit_novelty(embedded(train, _MAX_TRAIN_TEXTS), embedded(validation, _MAX_VALIDATION_TEXTS), seed)
 
 
 def _sample(rows: EncodedRows, most: int, seed: int) -> Sequence[int]:

@@ -366,7 +366,7 @@ def _write(  # noqa: PLR0917
             temperatures=evaluation.temperatures,
             thresholds=evaluation.thresholds,
             promises={name: asdict(found.promise) for name, found in evaluation.abstentions.items()},
-            novelty=novelty and (novelty.to_json(), novelty.matrix),
+            novelty=None if novelty is None else (novelty.to_json(), novelty.matrix),
             identity=identity,
         )
         write_report(staging)

@@ -56,6 +56,7 @@ def test_rows_at_the_threshold_pass_the_exact_test() -> None:
     test = stats.binomtest(int(found.correct[answered].sum()), int(answered.sum()), 0.95, alternative="greater")
     assert 0.001 < test.pvalue <= 0.05 / 5
     assert promise.lower_bound >= 0.95
+    assert promise.coverage == answered.mean()
 
 
 def test_head_that_is_always_right_answers_everything() -> None:
@@ -77,7 +78,7 @@ def test_too_few_rows_keep_no_promise() -> None:
     found = ConfidentAnswers(np.linspace(0.5, 1, 58, dtype=np.float32), np.ones(58, np.bool_))
     assert fit_promise(found, 0.95, 0.95).threshold is None  # ln 0.05 / ln 0.95 = 58.4
     assert fit_promise(ConfidentAnswers(*(values[:0] for values in found)), 0.95, 0.95) == Promise(
-        0.95, 0.95, None, 0.0, 0, []
+        0.95, 0.95, None, 0.0, 0.0, 0, []
     )
 
 
@@ -91,7 +92,7 @@ def test_equal_confidences_are_answered_together() -> None:
 
 
 def test_score_counts_what_is_answered() -> None:
-    promise = Promise(0.9, 0.95, 0.75, 0.91, 100, [])
+    promise = Promise(0.9, 0.95, 0.75, 0.91, 0.5, 100, [])
     confidence = np.array([0.75, 0.9, 0.99, 0.7499999], np.float32)
     found = selective_score(promise, ConfidentAnswers(confidence, np.array([True, True, False, False])))
     assert (found.coverage, found.accuracy) == (0.75, pytest.approx(2 / 3))
@@ -102,7 +103,7 @@ def test_score_counts_what_is_answered() -> None:
 
 
 def test_head_that_answers_nothing_has_no_accuracy() -> None:
-    found = selective_score(Promise(0.9, 0.95, 0.99, 0.9, 9, []), draw(5, 0)._replace(confidence=np.full(5, 0.5)))
+    found = selective_score(Promise(0.9, 0.95, 0.99, 0.9, 0.5, 9, []), draw(5, 0)._replace(confidence=np.full(5, 0.5)))
     assert (found.coverage, found.accuracy) == (0.0, None)
 
 
@@ -133,4 +134,4 @@ def test_rows_without_a_label_count_for_nothing() -> None:
 def test_head_without_a_promise_is_not_scored() -> None:
     logits, targets = np.eye(3), np.arange(3)
     assert score_abstention("softmax", logits, targets, None) is None
-    assert score_abstention("multilabel", logits, logits, Promise(0.9, 0.95, 0.5, 0.9, 9, [])) is None
+    assert score_abstention("multilabel", logits, logits, Promise(0.9, 0.95, 0.5, 0.9, 0.5, 9, [])) is None

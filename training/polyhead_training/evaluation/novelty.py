@@ -83,7 +83,8 @@ def fit_novelty(train: Floats, validation: Floats, seed: int = 0) -> NoveltyMode
 
     values = np.asarray(train, dtype=np.float64)
     rows, dimensions = values.shape
-    clusters = min(_MAX_CENTROIDS, max(rows // _MIN_TEXTS, 1))
+    distinct = len(np.unique(values.astype(np.float16), axis=0))
+    clusters = min(_MAX_CENTROIDS, max(rows // _MIN_TEXTS, 1), distinct)
     found = KMeans(clusters, n_init=1, random_state=seed).fit(values)
     centroids = found.cluster_centers_.astype(np.float16)
     residuals = values - found.cluster_centers_[found.labels_]

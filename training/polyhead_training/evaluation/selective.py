@@ -57,6 +57,7 @@ class Promise:
         threshold: Lowest confidence at which the head answers; None where no confidence keeps the promise.
         lower_bound: Accuracy that is certain at the threshold; where it is None, the highest that any start of the
             tests keeps; 0 without rows.
+        coverage: Share of these rows that is answered; 0 without a threshold.
         rows: Validation rows that it was fitted on.
         curve: Threshold, coverage and accuracy of these rows, lowest coverage first.
     """
@@ -65,6 +66,7 @@ class Promise:
     certainty: float
     threshold: float | None
     lower_bound: float
+    coverage: float
     rows: int
     curve: list[dict[str, float]]
 
@@ -102,8 +104,8 @@ class SelectiveScore:
             # Rounded down, as more would not be kept.
             best = f"the highest accuracy that one keeps is {math.floor(1000 * promise.lower_bound) / 1000:g}"
             return f"warning: head {head!r} does not abstain: {reason}; {best}"
-        shares = "" if self.coverage is None else f", which answers {self.coverage:.1%} of the validation rows"
-        return f"head {head!r} keeps {wanted} by abstaining below a confidence of {promise.threshold:.4g}{shares}"
+        share = f"which answers {promise.coverage:.1%} of the validation rows"
+        return f"head {head!r} keeps {wanted} by abstaining below a confidence of {promise.threshold:.4g}, {share}"
 
 
 def confident_answers(
@@ -141,15 +143,16 @@ def fit_promise(found: ConfidentAnswers, accuracy: float, certainty: float) -> P
     fewest = math.ceil(math.log(1 - certainty) / math.log(accuracy))
     starts = [rows >> halvings for halvings in range(rows.bit_length()) if rows >> halvings >= fewest] or [rows]
     if not rows:
-        return Promise(accuracy, certainty, None, 0.0, 0, [])
+        return Promise(accuracy, certainty, None, 0.0, 0.0, 0, [])
     bounds = _lower_bounds(correct, answered, (1 - certainty) / len(starts))  # (cuts,)
     failed = np.append(np.flatnonzero(bounds < accuracy), len(bounds))
     first = np.searchsorted(answered, starts)  # the cut at which each start begins
     last = failed[np.searchsorted(failed, first)] - 1  # the last cut that passes, before the first if there is none
     if not (last >= first).any():
-        return Promise(accuracy, certainty, None, float(bounds[first].max()), rows, curve)
+        return Promise(accuracy, certainty, None, float(bounds[first].max()), 0.0, rows, curve)
     best = int(last[last >= first].max())
-    return Promise(accuracy, certainty, float(thresholds[best]), float(bounds[best]), rows, curve)
+    coverage = float(answered[best] / rows)
+    return Promise(accuracy, certainty, float(thresholds[best]), float(bounds[best]), coverage, rows, curve)
 
 
 def selective_score(promise: Promise, found: ConfidentAnswers) -> SelectiveScore:
