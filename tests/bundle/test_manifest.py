@@ -169,7 +169,7 @@ def test_values_of_ordered_labels(labels: tuple[str, ...], values: tuple[float, 
 
 
 NOVELTY = Novelty(2, (0.5,), 0.1, (0.0, 1.5, 3.0))
-IMPOSSIBLE = {
+IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "no centroids": ({"centroids": 0}, "novelty.centroids: must be at least 1"),
     "no variance": ({"variances": (0.5, 0.0)}, "novelty.variances: must be above 0"),
     "negative noise": ({"noise": -1.0}, "novelty.noise: must be above 0"),

@@ -31,6 +31,8 @@ from .probabilities import Answers, Floats, Threshold, answers, labelled, probab
 
 # Points of a curve: enough to draw it, few enough for a manifest.
 _CURVE_POINTS = 41
+# Rows at the smallest coverage for which a lower bound is worth telling.
+_MIN_TOLD_ROWS = 20
 # Two-sided error rate of the intervals, as of all others in evaluation.json.
 _INTERVAL_ERROR = 0.05
 
@@ -55,8 +57,8 @@ class Promise:
         accuracy: Promised accuracy of the texts on which the head does not abstain, 0 to 1.
         certainty: Probability that the promise holds, 0 to 1.
         threshold: Lowest confidence at which the head answers; None where no confidence keeps the promise.
-        lower_bound: Accuracy that is certain at the threshold; where it is None, the highest that any start of the
-            tests keeps; 0 without rows.
+        lower_bound: Accuracy that is certain at the threshold; where it is None, the highest that a coverage of 1, 1/2,
+            1/4, ... keeps; 0 without rows.
         coverage: Share of these rows that is answered; 0 without a threshold.
         rows: Validation rows that it was fitted on.
         curve: Threshold, coverage and accuracy of these rows, lowest coverage first.
@@ -100,7 +102,9 @@ class SelectiveScore:
         promise = self.promise
         wanted = f"an accuracy of {promise.accuracy:g} with certainty {promise.certainty:g}"
         if promise.threshold is None:
-            reason = f"no confidence keeps {wanted} on {promise.rows:,} validation rows"
+            fewest = _fewest_rows(promise.accuracy, promise.certainty)
+            rows = f"{promise.rows:,} validation rows" + f" of the {fewest:,} that it takes" * (promise.rows < fewest)
+            reason = f"no confidence keeps {wanted} on {rows}"
             # Rounded down, as more would not be kept.
             best = f"the highest accuracy that one keeps is {math.floor(1000 * promise.lower_bound) / 1000:g}"
             return f"warning: head {head!r} does not abstain: {reason}; {best}"
@@ -139,20 +143,31 @@ def fit_promise(found: ConfidentAnswers, accuracy: float, certainty: float) -> P
     thresholds, answered, correct = _cuts(found)
     curve = [_point(thresholds, answered, correct, cut) for cut in _evenly_spaced(answered)]
     rows = len(found.confidence)
-    # Fewer rows cannot keep the promise even if all of them are correct.
-    fewest = math.ceil(math.log(1 - certainty) / math.log(accuracy))
-    starts = [rows >> halvings for halvings in range(rows.bit_length()) if rows >> halvings >= fewest] or [rows]
     if not rows:
         return Promise(accuracy, certainty, None, 0.0, 0.0, 0, [])
+    starts = _halvings(rows, _fewest_rows(accuracy, certainty))
     bounds = _lower_bounds(correct, answered, (1 - certainty) / len(starts))  # (cuts,)
     failed = np.append(np.flatnonzero(bounds < accuracy), len(bounds))
     first = np.searchsorted(answered, starts)  # the cut at which each start begins
     last = failed[np.searchsorted(failed, first)] - 1  # the last cut that passes, before the first if there is none
     if not (last >= first).any():
-        return Promise(accuracy, certainty, None, float(bounds[first].max()), 0.0, rows, curve)
-    best = int(last[last >= first].max())
-    coverage = float(answered[best] / rows)
-    return Promise(accuracy, certainty, float(thresholds[best]), float(bounds[best]), coverage, rows, curve)
+        told = _halvings(rows, _MIN_TOLD_ROWS)
+        cuts = np.searchsorted(answered, told)
+        best = _lower_bounds(correct[cuts], answered[cuts], (1 - certainty) / len(told)).max()
+        return Promise(accuracy, certainty, None, float(best), 0.0, rows, curve)
+    cut = int(last[last >= first].max())
+    coverage = float(answered[cut] / rows)
+    return Promise(accuracy, certainty, float(thresholds[cut]), float(bounds[cut]), coverage, rows, curve)
+
+
+def _fewest_rows(accuracy: float, certainty: float) -> int:
+    """Returns the number of rows below which not even correct answers to all of them keep a promise."""
+    return math.ceil(math.log(1 - certainty) / math.log(accuracy))
+
+
+def _halvings(rows: int, fewest: int) -> list[int]:
+    """Returns the rows at coverages of 1, 1/2, 1/4, ..., down to the fewest; at least all of the rows."""
+    return [rows >> count for count in range(rows.bit_length()) if rows >> count >= fewest] or [rows]
 
 
 def selective_score(promise: Promise, found: ConfidentAnswers) -> SelectiveScore:
