@@ -32,6 +32,7 @@ from .manifest import (
     Variant,
     external_data_name,
 )
+from .reference import HeadReference, Reference
 from .signature import default_signature, verify_signature
 from .store import Bundle, fingerprint, load, require_replaceable, sha256_of, write
 from .trust import Abstention, CoveragePoint, Novelty
@@ -56,9 +57,11 @@ __all__ = [
     "Golden",
     "Head",
     "HeadKind",
+    "HeadReference",
     "IntegrityError",
     "Manifest",
     "Novelty",
+    "Reference",
     "SignatureError",
     "Tensor",
     "Variant",

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Literal
 
+from .reference import Reference, check_reference
 from .trust import Abstention, Novelty, check_abstention, check_novelty
 
 FORMAT_VERSION = 4
-# codec.parse completes older manifests. Version 2 has softmax and sigmoid heads alone; version 3 has no abstention and
-# no novelty.
+# codec.parse completes older manifests. Version 2 has softmax and sigmoid heads alone; version 3 has no abstention,
+# no novelty and no reference.
 READABLE_VERSIONS = (2, 3, FORMAT_VERSION)
 MANIFEST_NAME = "bundle.json"
 
@@ -173,7 +174,7 @@ class Manifest:
     """The content of ``bundle.json``. ``files`` does not list ``bundle.json`` itself; ``digest`` covers that file.
 
     ``prompts`` maps names to texts. A request that names a prompt has its text put before each of its own texts.
-    ``novelty`` is null for a bundle without ``novelty.npy``.
+    ``novelty`` is null for a bundle without ``novelty.npy``, ``reference`` for one of a run without validation texts.
     """
 
     name: str
@@ -188,6 +189,7 @@ class Manifest:
     built_with: dict[str, str]
     prompts: dict[str, str] = dataclass_field(default_factory=dict)
     novelty: Novelty | None = None
+    reference: Reference | None = None
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -202,6 +204,9 @@ def check_manifest(manifest: Manifest) -> None:
     check_prompts(manifest.prompts)
     if manifest.novelty is not None:
         check_novelty(manifest.novelty)
+    if manifest.reference is not None:
+        labels = {head.name: len(head.labels) for head in manifest.heads}
+        check_reference(manifest.reference, labels, manifest.embedding.dimensions)
     if manifest.max_tokens < _MIN_TOKENS:
         raise ValueError(f"max_tokens: {manifest.max_tokens} is below {_MIN_TOKENS}, which leaves no token for text")
     if manifest.pad_token_id < 0:

@@ -51,7 +51,7 @@ from .eval_data import EvalData, read_eval_data
 from .fingerprints import compute_fingerprints
 from .golden import golden_texts
 from .layout import CARD, CONFIG, EMBEDDING_OUTPUT, GRAPH, TOKENIZER, WEIGHTS
-from .novelty import novelty_model, read_novelty
+from .novelty import novelty_model, read_novelty, read_reference
 from .onnx_export import describe_embedding, describe_graph, export_graph
 from .runners import Runner, SharedRunners, run_all, worker_threads
 from .settings import BATCH_INVARIANT, Limits, Settings, VariantName
@@ -279,6 +279,7 @@ def _describe(
         built_with=_versions(),
         prompts=dict(config.prompts),
         novelty=novelty,
+        reference=read_reference(run),
     )
 
 

@@ -1,4 +1,4 @@
-"""The novelty of a run and of a bundle: read, checked, and compared between a graph and the trained model.
+"""What a run and a bundle state about their texts: the novelty of others, and a reference for traffic.
 
 Imports no torch: a bundle is also verified where it is served.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polyhead_bundle as bundle
 from numpy.typing import NDArray
-from polyhead_bundle import NOVELTY, Bundle, Check, Novelty
+from polyhead_bundle import NOVELTY, Bundle, Check, HeadReference, Novelty, Reference
 
 from .errors import ContentError
 from .layout import EMBEDDING_OUTPUT
@@ -48,6 +48,31 @@ def read_novelty(run: Run) -> Novelty | None:
     except ContentError as error:
         raise RunError(error.path, f"{error.reason}; train again") from None
     return novelty
+
+
+def read_reference(run: Run) -> Reference | None:
+    """Reads what the model answered on its validation texts; returns None for a run that does not state it.
+
+    Raises:
+        RunError: ``run.json`` is damaged.
+    """
+    from polyhead_training.errors import RunError
+
+    found = run.content.get("reference")
+    if found is None:
+        return None
+    try:
+        heads = {
+            name: HeadReference(*(tuple(map(float, head[field])) for field in ("answers", "confidence", "edges")))
+            for name, head in found["heads"].items()
+        }
+        moments = (tuple(map(float, found[field])) for field in ("embedding_mean", "embedding_spread"))
+        tokens = tuple(map(float, found["tokens"]))
+        return Reference(
+            int(found["rows"]), heads, tokens, float(found["truncated"]), float(found["unknown_tokens"]), *moments
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(run.path / "run.json", f"reference: is damaged ({error}); train again") from None
 
 
 def require_novelty(found: Bundle) -> None:

@@ -177,6 +177,18 @@ def test_abstention_survives_a_round_trip(tmp_path: Path) -> None:
     assert write_demo_bundle(tmp_path, changed_manifest(heads=heads)).manifest.heads == heads
 
 
+def test_reference_survives_a_round_trip(tmp_path: Path) -> None:
+    heads = {
+        "topic": bundle.HeadReference((0.5, 0.25, 0.25), (0.0,) * 9 + (1.0,), ()),
+        "sentiment": bundle.HeadReference((0.5, 0.5), (), ()),
+    }
+    reference = bundle.Reference(9, heads, (0.5, 0.5), 0.1, 0.0, (), (0.5, 1.5))
+    assert write_demo_bundle(tmp_path, changed_manifest(reference=reference)).manifest.reference == reference
+    damaged = dataclasses.replace(reference, tokens=(0.5, 1.5))
+    with pytest.raises(FormatError, match="reference: has a share that is not between 0 and 1"):
+        write_demo_bundle(tmp_path / "other", changed_manifest(reference=damaged))
+
+
 NOT_VERSION_2: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "later field": (lambda d: d["heads"][0].update(spread=1.0), "unknown fields .'spread'. in format version 2"),
     "prompts": (lambda d: d.update(prompts={}), "unknown fields .'prompts'. in format version 2"),

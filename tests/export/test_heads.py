@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from polyhead_export.eval_data import EvalData, predict, predictions, read_eval_
 from polyhead_export.export import export, read_heads
 from polyhead_export.fingerprints import compute_fingerprints
 from polyhead_export.head_checks import compare_abstention, compare_predictions, compare_scores
+from polyhead_export.novelty import read_novelty, read_reference
 from polyhead_export.runners import torch_runner
 from polyhead_export.settings import Settings
 from polyhead_export.verify import require_described, verify
 from polyhead_export.verify_without_torch import verify_without_torch
 from polyhead_training.config import Config, DataConfig
 from polyhead_training.errors import RunError
+from polyhead_training.evaluation.novelty import fit_novelty
 from polyhead_training.evaluation.probabilities import probabilities
 from polyhead_training.model import PolyheadModel
 from polyhead_training.model_config import ModelConfig
@@ -328,3 +331,57 @@ def test_fingerprint_depends_on_a_threshold_of_abstaining(run: Run) -> None:
     changed = found(_abstaining(heads[index], 0.9))
     assert changed.embedding_space == found(heads[index]).embedding_space
     assert {name for name, one in changed.heads.items() if one != found(heads[index]).heads[name]} == {"stars"}
+
+
+def _with_trust(run: Run, tmp_path: Path) -> Run:
+    """The run with a novelty of random embeddings and a reference of its heads, in a folder of its own."""
+    folder = tmp_path / "run"
+    shutil.copytree(run.path, folder)
+    rng = np.random.default_rng(0)
+    novelty = fit_novelty(*rng.normal(0, 0.2, (2, 100, run.model.config.embedding_size())))
+    np.save(folder / "novelty.npy", novelty.matrix)
+    heads = {
+        head["name"]: {
+            "answers": [0.25] * (len(head["labels"]) or 2),
+            "confidence": [],
+            "edges": [] if head["labels"] else [0, 1, 2],
+        }
+        for head in run.heads
+    }
+    reference = {"rows": 4, "heads": heads, "tokens": [1.0], "truncated": 0, "unknown_tokens": 0}
+    reference |= {"embedding_mean": [], "embedding_spread": []}
+    content = {**json.loads((folder / "run.json").read_text()), "novelty": novelty.to_json(), "reference": reference}
+    (folder / "run.json").write_text(json.dumps(content))
+    return load_run(folder)
+
+
+def test_novelty_and_reference_of_a_run_are_those_of_its_bundle(run: Run, tmp_path: Path) -> None:
+    source = _with_trust(run, tmp_path)
+    found = export(source.path, tmp_path / "bundle", ignore, Settings(variants=("fp32",)))
+    manifest = found.manifest
+    assert manifest.novelty == read_novelty(source)
+    assert manifest.reference == read_reference(source)
+    assert manifest.reference is not None
+    assert manifest.reference.heads["tags"].answers == (0.25,) * 3
+    assert "novelty.npy" in (tmp_path / "bundle/README.md").read_text()
+    checks = {check.name: check for check in manifest.variants["fp32"].gate}
+    assert checks["novelty_difference"].passed
+    verify(tmp_path / "bundle", ignore)
+    verify_without_torch(tmp_path / "bundle", ignore)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda content: content["novelty"].pop("noise"), "novelty: is damaged"),
+        (lambda content: content["novelty"].update(centroids=3), r"is not a matrix of \(8, 32\) float16; train again"),
+        (lambda content: content["reference"].update(tokens=1), "reference: is damaged"),
+    ],
+)
+def test_damaged_novelty_or_reference_is_refused(run: Run, tmp_path: Path, change: Any, problem: str) -> None:
+    source = _with_trust(run, tmp_path)
+    content = dict(source.content)
+    change(content)
+    damaged = dataclasses.replace(source, content=content)
+    with pytest.raises(RunError, match=problem):
+        (read_novelty(damaged), read_reference(damaged))

@@ -105,7 +105,7 @@ EVERY_KIND = dataclasses.replace(
 def to_version_3(document: dict[str, Any]) -> None:
     """Gives a manifest the form of version 3 of the format."""
     document["format_version"] = 3
-    del document["novelty"]
+    del document["novelty"], document["reference"]
     for head in document["heads"]:
         del head["abstention"]
 

@@ -1,8 +1,9 @@
-"""Fits the novelty of texts at the end of a run, on a sample of its training and validation texts."""
+"""What a run states about its texts at its end: how new a text is to it, and what it answered on validation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -10,7 +11,10 @@ from accelerate import Accelerator
 from .config import Config
 from .data.collation import EncodedRows
 from .data.preparation import Prepared
+from .data.vocabulary import unknown_share
+from .evaluation.evaluate import Evaluation
 from .evaluation.novelty import NoveltyModel, fit_novelty
+from .evaluation.reference import describe_validation
 from .model import PolyheadModel
 from .predict import Matrix, embed
 
@@ -49,3 +53,27 @@ def fit_run_novelty(
 def _sample(rows: EncodedRows, most: int, seed: int) -> Sequence[int]:
     count = min(most, len(rows))
     return sorted(np.random.default_rng(seed).choice(len(rows), count, replace=False).tolist())
+
+
+def run_reference(
+    prepared: Prepared, evaluation: Evaluation, max_tokens: int, novelty: NoveltyModel | None
+) -> dict[str, Any] | None:
+    """Describes what the final model reads and answers on its validation texts; returns None without any.
+
+    Args:
+        prepared: The rows.
+        evaluation: The evaluation of the run.
+        max_tokens: Tokens of a text that the model reads.
+        novelty: The novelty of texts, if the run has it.
+    """
+    rows = prepared.splits["validation"]
+    return describe_validation(
+        prepared.data.heads,
+        evaluation.validation.logits if evaluation.validation else {},
+        evaluation.temperatures,
+        evaluation.thresholds,
+        tokens=rows.tokens,
+        max_tokens=max_tokens,
+        unknown_tokens=unknown_share(prepared.backbone.tokenizer, rows.ids),
+        novelty=novelty,
+    )

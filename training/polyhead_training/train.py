@@ -56,7 +56,7 @@ from .errors import BackboneError, StorageError
 from .features import FeatureCache, SharedVectors
 from .model import PolyheadModel
 from .model_config import HeadConfig
-from .novelty import fit_run_novelty
+from .novelty import fit_run_novelty, run_reference
 from .predict import Matrix, predict
 from .terminal import Report
 from .weights import WeightsError
@@ -367,6 +367,7 @@ def _write(  # noqa: PLR0917
             thresholds=evaluation.thresholds,
             promises={name: asdict(found.promise) for name, found in evaluation.abstentions.items()},
             novelty=None if novelty is None else (novelty.to_json(), novelty.matrix),
+            reference=run_reference(prepared, evaluation, model.config.max_tokens, novelty),
             identity=identity,
         )
         write_report(staging)

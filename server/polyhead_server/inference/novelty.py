@@ -27,11 +27,15 @@ class Novelty:
         """
         values = matrix.astype(np.float64)
         centroids, directions = values[: found.centroids], values[found.centroids :]
+        weights = 1 / found.noise - 1 / np.asarray(found.variances)  # (directions,)
+        along = centroids @ directions.T  # (centroids, directions)
+        # The squared distance of x to a centroid c is |x|^2 / noise - weights * (U x)^2, the same for each c, plus a
+        # linear function of x and a constant that c determines.
+        linear = 2 * (along * weights @ directions - centroids / found.noise)  # (centroids, dimensions)
         self._centroids = found.centroids
-        self._matrix = values.T  # (dimensions, centroids + directions)
-        self._squares = (centroids**2).sum(axis=1)  # (centroids,)
-        self._along = centroids @ directions.T  # (centroids, directions)
-        self._weights = 1 / found.noise - 1 / np.asarray(found.variances)  # (directions,)
+        self._matrix = np.vstack([linear, directions])  # (centroids + directions, dimensions)
+        self._constants = (centroids**2).sum(axis=1) / found.noise - along**2 @ weights  # (centroids,)
+        self._weights = weights
         self._noise = found.noise
         self._percentiles = np.asarray(found.percentiles)
         self._shares = np.linspace(0, 1, len(found.percentiles))
@@ -39,12 +43,12 @@ class Novelty:
     def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the novelty of each of (B, dimensions) finite embeddings: (B,) float32, 0 to 1."""
         values = embeddings.astype(np.float64)
-        products = values @ self._matrix  # (B, centroids + directions)
-        near, along = products[:, : self._centroids], products[:, self._centroids :]
-        squares = (values**2).sum(axis=1)[:, None] - 2 * near + self._squares  # (B, centroids)
-        explained = (along[:, None] - self._along) ** 2 @ self._weights  # (B, centroids)
-        distances = (squares / self._noise - explained).min(axis=1)  # (B,)
-        return np.asarray(np.interp(distances, self._percentiles, self._shares), dtype=np.float32)
+        products = values @ self._matrix.T  # (B, centroids + directions)
+        nearest = (products[:, : self._centroids] + self._constants).min(axis=1)  # (B,)
+        shared = (
+            np.einsum("bd,bd->b", values, values) / self._noise - products[:, self._centroids :] ** 2 @ self._weights
+        )
+        return np.asarray(np.interp(shared + nearest, self._percentiles, self._shares), dtype=np.float32)
 
 
 def load_novelty(source: bundle.Bundle) -> Novelty | None:

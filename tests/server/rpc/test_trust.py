@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TypeAlias
 
 import numpy as np
 import polyhead_bundle as bundle
@@ -23,6 +24,7 @@ from polyhead_server.settings import Settings
 from tests.support.all_heads import with_all_heads
 from tests.support.small_bundle import ABSTENTION
 
+Confident: TypeAlias = item_pb2.Classification | item_pb2.Sentiment | item_pb2.Score
 NOVELTY = Novelty(bundle.Novelty(1, (), 1.0, (0.0, 1.0, 4.0)), np.zeros((1, 2), np.float16))
 SCORES = ([0.7, 0.2, 0.1], [0.4], [0.5, 0.25, 0.125], [0.125, 0.125, 0.125, 0.375, 0.25], [-7.5])
 
@@ -36,11 +38,11 @@ def abstaining(manifest: bundle.Manifest, threshold: float | None = 0.65) -> bun
     return dataclasses.replace(changed, heads=tuple(heads))
 
 
-def encode(manifest: bundle.Manifest, *scores: list[float], **options: bool) -> item_pb2.Result:
+def encode(manifest: bundle.Manifest, *scores: list[float], novelty: bool = False) -> item_pb2.Result:
     encoder = ResponseEncoder(manifest, manifest.variants["fp32"].fingerprints, NOVELTY)
     rows = tuple(np.array(row, np.float32) for row in scores or SCORES)
     outcome = Result(ModelOutput(np.array([0, 1], np.float32), rows, rows), TokenizedText(([2],), 1), TIMINGS)
-    data = encoder.for_options(RequestOptions(**options)).encode("", outcome)
+    data = encoder.for_options(RequestOptions(novelty=novelty)).encode("", outcome)
     (answer,) = inference_service_pb2.AnalyzeResponse.FromString(data).answers
     return answer.result
 
@@ -50,7 +52,7 @@ TIMINGS = Timings(1, 2, 3, 7, 4, 5, 0)
 
 def test_head_that_abstains_adds_its_confidence(manifest: bundle.Manifest) -> None:
     result = encode(abstaining(manifest))
-    found = [result.classification, result.sentiment, result.scores[0]]
+    found: list[Confident] = [result.classification, result.sentiment, result.scores[0]]
     assert [one.confidence for one in found] == pytest.approx([0.7, 0.6, 0.375])
     assert [one.abstained for one in found] == [False, True, True]
     # The answers themselves are those of a head that never abstains.
@@ -64,24 +66,26 @@ def test_head_that_abstains_adds_its_confidence(manifest: bundle.Manifest) -> No
 def test_head_without_a_threshold_adds_nothing_and_one_of_0_answers_all(
     manifest: bundle.Manifest, threshold: float | None
 ) -> None:
-    found = encode(abstaining(manifest, threshold))
-    for one in (found.classification, found.sentiment, *found.scores[:1]):
+    result = encode(abstaining(manifest, threshold))
+    found: list[Confident] = [result.classification, result.sentiment, result.scores[0]]
+    for one in found:
         assert one.HasField("abstained") == one.HasField("confidence") == (threshold is not None)
         assert not one.abstained
 
 
 def test_encoded_confidence_is_that_of_every_dialect(manifest: bundle.Manifest) -> None:
     rng, changed = np.random.default_rng(0), abstaining(manifest)
-    heads = {head.kind: head for head in changed.heads}
+    heads: dict[str, bundle.Head] = {head.kind: head for head in changed.heads}
     for _ in range(50):
         topic, stars, mood = rng.dirichlet([1] * 3), rng.dirichlet([1] * 5), rng.random()
         rows = [topic.tolist(), [mood], [0, 0, 0], stars.tolist(), [0]]
         result = encode(changed, *rows)
-        for kind, answer, row in (
+        cases: list[tuple[str, Confident, list[float]]] = [
             ("softmax", result.classification, rows[0]),
             ("sigmoid", result.sentiment, rows[1]),
             ("ordinal", result.scores[0], rows[3]),
-        ):
+        ]
+        for kind, answer, row in cases:
             confidence = head_answers.confidence(heads[kind], np.array(row, np.float32))
             assert answer.confidence == confidence
             assert answer.abstained == head_answers.abstains(heads[kind], confidence)

@@ -18,12 +18,12 @@ def texts(rows: int, seed: int, topics: int = 4) -> NDArray[np.float32]:
     basis = np.random.default_rng(99).normal(0, 1, (topics + 8, DIMENSIONS))
     mixed = basis[rng.integers(0, topics, rows)] + rng.normal(0, 0.3, (rows, 8)) @ basis[topics:]
     mixed += rng.normal(0, 0.05, mixed.shape)
-    return (mixed / np.linalg.norm(mixed, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(mixed / np.linalg.norm(mixed, axis=1, keepdims=True), dtype=np.float32)
 
 
 def strangers(rows: int) -> NDArray[np.float32]:
     found = np.random.default_rng(7).normal(0, 1, (rows, DIMENSIONS))
-    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), dtype=np.float32)
 
 
 def test_strangers_are_further_than_every_validation_text() -> None:

@@ -13,7 +13,7 @@ validation texts that are nearer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,12 +40,16 @@ class NoveltyModel:
         variances: (directions,) variances along the directions.
         noise: Variance along every other direction.
         percentiles: (101,) squared distances of the validation texts at 0, 1, ..., 100 %.
+        mean: (dimensions,) mean of the validation embeddings.
+        spread: (dimensions,) standard deviation of the validation embeddings.
     """
 
     matrix: NDArray[np.float16]
     variances: NDArray[np.float64]
     noise: float
     percentiles: NDArray[np.float64]
+    mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    spread: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     def distances(self, embeddings: Floats) -> NDArray[np.float64]:
         """Computes the squared distance of each of (N, dimensions) embeddings to its nearest centroid, (N,)."""
@@ -98,4 +102,6 @@ def fit_novelty(train: Floats, validation: Floats, seed: int = 0) -> NoveltyMode
         percentiles=np.zeros(_PERCENTILES),
     )
     quantiles = np.quantile(model.distances(validation), np.linspace(0, 1, _PERCENTILES))
-    return NoveltyModel(model.matrix, model.variances, model.noise, np.maximum.accumulate(quantiles))
+    known = np.asarray(validation, dtype=np.float64)
+    percentiles = np.maximum.accumulate(quantiles)
+    return replace(model, percentiles=percentiles, mean=known.mean(axis=0), spread=known.std(axis=0))

@@ -126,10 +126,18 @@ def confident_answers(
     """
     logits, targets = labelled(logits, targets)
     predicted = answers(kind, logits, temperature, threshold)  # (N,)
+    return ConfidentAnswers(confidence_of(kind, logits, temperature, threshold), predicted == targets)
+
+
+def confidence_of(
+    kind: HeadKind, logits: Floats, temperature: float = 1.0, threshold: Threshold = 0.5
+) -> NDArray[np.float32]:
+    """Computes the probability of a head's prediction in each of N rows, (N,) float32, as the server does."""
+    predicted = answers(kind, logits, temperature, threshold)  # (N,)
     found = probabilities(kind, logits, temperature).astype(np.float32)  # (N, labels) or (N, 1)
     if kind == "sigmoid":
         found = np.hstack([np.float32(1) - found, found])
-    return ConfidentAnswers(found[np.arange(len(predicted)), predicted], predicted == targets)
+    return np.asarray(found[np.arange(len(predicted)), predicted])
 
 
 def fit_promise(found: ConfidentAnswers, accuracy: float, certainty: float) -> Promise:

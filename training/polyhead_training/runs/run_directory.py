@@ -150,6 +150,7 @@ def write_run(
     thresholds: Mapping[str, float | Sequence[float] | None] = {},
     promises: Mapping[str, Mapping[str, Any]] = {},
     novelty: tuple[Mapping[str, Any], NDArray[np.float16]] | None = None,
+    reference: Mapping[str, Any] | None = None,
     identity: Mapping[str, Any] = {},
 ) -> None:
     """Writes the files that the export requires: ``run.json``, the model, the tokenizer.
@@ -165,6 +166,7 @@ def write_run(
             head name. Default: 0.5.
         promises: What heads that abstain promise, as in ``evaluation.selective.Promise``, by head name.
         novelty: Numbers and matrix of the novelty of texts, as in ``evaluation.novelty.NoveltyModel``; None for none.
+        reference: What the model reads and answers on its validation texts, as in ``evaluation.reference``.
         identity: Inputs of the run besides the configuration.
     """
     if novelty is not None:
@@ -189,6 +191,7 @@ def write_run(
                 for head in heads
             ],
             "novelty": None if novelty is None else novelty[0],
+            "reference": reference,
             "config": config.model_dump(mode="json"),
             **identity,
             "built_with": {"python": platform.python_version(), **_versions()},
