@@ -1,4 +1,4 @@
-"""Tables of what heads that abstain keep, and of how well strangers are told from known texts."""
+"""Tables of what heads that abstain keep, and of how well unfamiliar texts are told from known ones."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def promise_table(runs: Sequence[Run], variant: str) -> str:
 
 
 def novelty_table(runs: Sequence[Run], scores: Sequence[str]) -> str:
-    """Returns a table with a row for each set and kind of strangers: AUROC and FPR at 95 % of each score."""
+    """Returns a table with a row for each set and kind of unfamiliar texts: AUROC and FPR at 95 % of each score."""
     rows = [
         [
             run["set"],
-            run["strangers"],
+            run["unfamiliar"],
             *(f"{run[one]['auroc']:.3f} / {100 * run[one]['fpr95']:.0f} %" for one in scores),
         ]
         for run in runs
     ]
-    return table(["known", "strangers", *scores], rows, (0, 1))
+    return table(["known", "unfamiliar", *scores], rows, (0, 1))
 
 
 def _mean(values: Sequence[float | None]) -> str:

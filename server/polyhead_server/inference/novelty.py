@@ -33,7 +33,8 @@ class Novelty:
         # linear function of x and a constant that c determines.
         linear = 2 * (along * weights @ directions - centroids / found.noise)  # (centroids, dimensions)
         self._centroids = found.centroids
-        self._matrix = np.vstack([linear, directions])  # (centroids + directions, dimensions)
+        # In float32, as a score mostly waits for the matrix, which the forward pass has displaced from the caches.
+        self._matrix = np.vstack([linear, directions]).astype(np.float32)  # (centroids + directions, dimensions)
         self._constants = (centroids**2).sum(axis=1) / found.noise - along**2 @ weights  # (centroids,)
         self._weights = weights
         self._noise = found.noise
@@ -42,13 +43,12 @@ class Novelty:
 
     def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the novelty of each of (B, dimensions) finite embeddings: (B,) float32, 0 to 1."""
-        values = embeddings.astype(np.float64)
-        products = values @ self._matrix.T  # (B, centroids + directions)
+        products = (embeddings @ self._matrix.T).astype(np.float64)  # (B, centroids + directions)
         nearest = (products[:, : self._centroids] + self._constants).min(axis=1)  # (B,)
-        shared = (
-            np.einsum("bd,bd->b", values, values) / self._noise - products[:, self._centroids :] ** 2 @ self._weights
-        )
-        return np.asarray(np.interp(shared + nearest, self._percentiles, self._shares), dtype=np.float32)
+        shared = products[:, self._centroids :] ** 2 @ self._weights  # (B,)
+        squares = np.einsum("bd,bd->b", embeddings, embeddings, dtype=np.float64)  # (B,)
+        distances = squares / self._noise - shared + nearest
+        return np.asarray(np.interp(distances, self._percentiles, self._shares), dtype=np.float32)
 
 
 def load_novelty(source: bundle.Bundle) -> Novelty | None:

@@ -18,7 +18,7 @@ CENTERS = 3 * np.eye(4, 16)
 
 
 def embed(texts: Sequence[str]) -> NDArray[np.float32]:
-    """Embeds a text near the center of its first character, strangers elsewhere."""
+    """Embeds a text near the center of its first character, unfamiliar ones elsewhere."""
     rng = np.random.default_rng(len(texts))
     known = [CENTERS["abcd".index(text[0])] if text[0] in "abcd" else -CENTERS.sum(axis=0) for text in texts]
     return (np.array(known) + rng.normal(0, 1, (len(texts), 16))).astype(np.float32)
@@ -62,13 +62,13 @@ def test_table_of_promises_counts_splits(rows: Rows) -> None:
     )
 
 
-def test_strangers_are_told_by_their_distance() -> None:
+def test_unfamiliar_texts_are_told_by_their_distance() -> None:
     known = [{"text": f"{'abcd'[number % 4]}{number}", "label": "abcd"[number % 4]} for number in range(1200)]
     (run,) = novelty.measure("letters", known, {"others": [f"x{number}" for number in range(100)]}, embed, 600)  # type: ignore[arg-type]
     assert run["novelty"]["auroc"] > 0.99
     assert run["novelty"]["fpr95"] < 0.05
     table = novelty_table([run], ["novelty", "energy"]).splitlines()
-    assert table[0] == "| known | strangers | novelty | energy |"
+    assert table[0] == "| known | unfamiliar | novelty | energy |"
     assert table[2].startswith("| letters | others | ")
 
 

@@ -1,4 +1,4 @@
-"""Novelty: strangers score high, texts like those of training are spread evenly over the percentiles."""
+"""Novelty: unfamiliar texts score high, texts like those of training are spread evenly over the percentiles."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def texts(rows: int, seed: int, topics: int = 4) -> NDArray[np.float32]:
     return np.asarray(mixed / np.linalg.norm(mixed, axis=1, keepdims=True), dtype=np.float32)
 
 
-def strangers(rows: int) -> NDArray[np.float32]:
+def unfamiliar_texts(rows: int) -> NDArray[np.float32]:
     found = np.random.default_rng(7).normal(0, 1, (rows, DIMENSIONS))
     return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), dtype=np.float32)
 
 
-def test_strangers_are_further_than_every_validation_text() -> None:
+def test_unfamiliar_texts_are_further_than_every_validation_text() -> None:
     novelty = fit_novelty(texts(1500, 0), texts(500, 1))
-    assert (novelty.score(strangers(100)) == 1).all()
+    assert (novelty.score(unfamiliar_texts(100)) == 1).all()
 
 
 def test_novelty_of_held_out_texts_is_a_percentile() -> None:
@@ -57,7 +57,7 @@ def test_model_is_small_and_json() -> None:
 def test_few_texts_have_few_centroids(rows: int) -> None:
     novelty = fit_novelty(texts(rows, 0), texts(3, 1))
     assert novelty.to_json()["centroids"] == max(rows // 20, 1)
-    assert np.isfinite(novelty.score(strangers(5))).all()
+    assert np.isfinite(novelty.score(unfamiliar_texts(5))).all()
 
 
 def test_equal_texts_have_a_novelty() -> None:
