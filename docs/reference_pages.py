@@ -25,10 +25,12 @@ SECTIONS = {
     "Config": "Top level",
     "ModelConfig": "`[model]`",
     "HeadConfig": "`[[model.heads]]`",
+    "AbstainConfig": "`[training.heads.abstain]`",
     "DataConfig": "`[data]`",
     "EmbeddingSourceConfig": "`[[data.embedding]]`",
     "RetrievalConfig": "`[[data.retrieval]]`",
     "TrainingConfig": "`[training]`",
+    "HeadsConfig": "`[training.heads]`",
     "StageConfig": "`[[training.stages]]`",
 }
 # Unit of a number by the end of its name, as the naming rules have it.
@@ -52,6 +54,8 @@ UNITS = {
     "_fraction": "share",
     "_drop": "share",
     "_disagreement": "share",
+    "coverage_difference": "share",
+    "promise_gap": "share",
 }
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"}
 

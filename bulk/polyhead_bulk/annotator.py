@@ -52,6 +52,7 @@ class Annotator:
         list_type: ListType = "fixed",
         on_error: Literal["null", "fail"] = "null",
         max_windows: int = MAX_WINDOWS,
+        novelty: bool = False,
         engine: Literal["auto", "onnx", "torch"] = "auto",
         device: Literal["auto", "cpu", "cuda"] = "auto",
         variant: str = "auto",
@@ -73,6 +74,7 @@ class Annotator:
             on_error: ``null`` leaves the answers of a text that has none null and states the reason in the column
                 ``error``; ``fail`` raises ``RowError``.
             max_windows: See ``AnswerOptions``.
+            novelty: See ``AnswerOptions``.
             engine: Inference engine; as ``polyhead-serve --engine``.
             device: Device; as ``polyhead-serve --device``.
             variant: Variant of the bundle; as ``polyhead-serve --variant``.
@@ -92,6 +94,7 @@ class Annotator:
             dimensions=dimensions,
             list_type=list_type,
             max_windows=max_windows,
+            novelty=novelty,
         )
         if on_error not in ("null", "fail"):
             raise UsageError(f"on_error: {on_error!r} is not one of null, fail")

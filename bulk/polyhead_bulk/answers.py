@@ -29,6 +29,7 @@ class Answers:
         probabilities: (N, numbers) float32 of each wanted head, whose meaning ``head_answers`` defines by its kind.
         tokens: (N,) int32, tokens of each text before truncation.
         truncated: (N,) whether a part of the text was not read.
+        novelty: (N,) float32, how new each text is to the model; None where it is not wanted.
         errors: Reason for each text without an answer.
     """
 
@@ -38,6 +39,7 @@ class Answers:
     probabilities: list[NDArray[np.float32]]
     tokens: NDArray[np.int32]
     truncated: NDArray[np.bool_]
+    novelty: NDArray[np.float32] | None
     errors: dict[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -50,6 +52,7 @@ class Answers:
             [np.zeros((size, head_answers.numbers_of(head)), np.float32) for _, head in layout.heads],
             np.zeros(size, np.int32),
             np.zeros(size, np.bool_),
+            np.zeros(size, np.float32) if layout.options.novelty else None,
         )
 
     def put(
@@ -58,6 +61,7 @@ class Answers:
         embedding: NDArray[np.float32],
         probabilities: list[NDArray[np.float32]],
         finite: NDArray[np.bool_],
+        novelty: NDArray[np.float32] | None = None,
     ) -> None:
         """Stores the outputs of a batch; threads may do so at once for different rows.
 
@@ -66,11 +70,15 @@ class Answers:
             embedding: (B, dimensions of the model).
             probabilities: (B, numbers) of each wanted head.
             finite: (B,) whether all outputs of the text are finite.
+            novelty: (B,) how new each text is; None where it is not wanted.
         """
         if not finite.all():
             self.errors.update(dict.fromkeys(rows[~finite].tolist(), NOT_FINITE))
             rows, embedding = rows[finite], embedding[finite]
             probabilities = [values[finite] for values in probabilities]
+            novelty = None if novelty is None else novelty[finite]
+        if self.novelty is not None and novelty is not None:
+            self.novelty[rows] = novelty
         for stored, values in zip(self.probabilities, probabilities, strict=True):
             stored[rows] = values
         if self.embedding is None or not len(rows):
@@ -94,6 +102,7 @@ class Answers:
             [values[part] for values in self.probabilities],
             self.tokens[part],
             self.truncated[part],
+            None if self.novelty is None else self.novelty[part],
             {row - begin: reason for row, reason in self.errors.items() if begin <= row < end},
         )
 
@@ -109,6 +118,8 @@ class Answers:
             columns["embedding_scale"] = pa.array(self.scales, mask=failed)
         for (_, head), values in zip(self.layout.heads, self.probabilities, strict=True):
             columns |= self._head_columns(head, values, failed)
+        if self.novelty is not None:
+            columns["novelty"] = pa.array(self.novelty, mask=failed)
         columns["truncated"] = pa.array(self.truncated, mask=failed)
         columns["tokens"] = pa.array(self.tokens, mask=failed)
         columns["error"] = _sparse(self.errors, len(failed))
@@ -129,6 +140,10 @@ class Answers:
             columns[f"{head.name}_value"] = pa.array(head_answers.value_of(head, values), mask=failed)
         if head.labels:
             columns[f"{head.name}_probabilities"] = self._list(head_answers.by_label(head, values), mask)
+        if head.abstains_below is not None:
+            confidences = head_answers.confidence(head, values)
+            columns[f"{head.name}_confidence"] = pa.array(confidences, mask=failed)
+            columns[f"{head.name}_abstained"] = pa.array(head_answers.abstains(head, confidences), mask=failed)
         return columns
 
     def _list(self, values: NDArray[Any], mask: pa.Array | None) -> pa.Array:

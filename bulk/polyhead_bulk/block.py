@@ -145,7 +145,7 @@ class Block:
                 self._pooled[row].outputs[window] = output if finite[number] else None
             rows, embedding, finite = rows[whole], embedding[whole], finite[whole]
             scores = [values[whole] for values in scores]
-        self._answers.put(rows, embedding, scores, finite)
+        self._answers.put(rows, embedding, scores, finite, self._novelty(embedding))
 
     def _pool(self, row: int, windows: _Windows) -> None:
         """Combines the outputs of a text's windows as the server does."""
@@ -161,4 +161,12 @@ class Block:
             self._answers.errors[row] = NOT_FINITE
             return
         scores = [pooled.probabilities[index][None] for index, _ in self._layout.heads]
-        self._answers.put(np.array([row]), pooled.embedding[None], scores, np.array([True]))
+        embedding = pooled.embedding[None]
+        self._answers.put(np.array([row]), embedding, scores, np.array([True]), self._novelty(embedding))
+
+    def _novelty(self, embedding: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """Returns the novelty of each text, (B,); None where it is not wanted."""
+        if not self._layout.options.novelty or self._model.novelty is None:
+            return None
+        with np.errstate(all="ignore"):  # that of an embedding that is not finite is never stored
+            return self._model.novelty.score(embedding)

@@ -151,6 +151,11 @@ _ANSWERS = (
         "--dimensions", type=click.IntRange(min=1), help="Number of leading values of each embedding.  [default: all]"
     ),
     click.option(
+        "--novelty",
+        is_flag=True,
+        help="Add the column novelty: how new each text is to the model, 0 to 1.",
+    ),
+    click.option(
         "--list-type",
         type=click.Choice(get_args(ListType)),
         default="fixed",

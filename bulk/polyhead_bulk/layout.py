@@ -40,6 +40,7 @@ class ModelFacts:
         normalized: Whether embeddings have length 1.
         max_tokens: Token limit of a text, special tokens included.
         prompts: Text of each prompt, by its name.
+        has_novelty: Whether the model has the novelty of texts.
     """
 
     model_id: str
@@ -52,6 +53,7 @@ class ModelFacts:
     normalized: bool
     max_tokens: int
     prompts: Mapping[str, str] = field(default_factory=dict)
+    has_novelty: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Layout:
     """The answer columns of a model with some options.
 
     Raises:
-        UsageError: The model has no head for a task, no prompt of that name, or fewer dimensions than are wanted.
+        UsageError: The model has no head for a task, no such prompt, no novelty, or fewer dimensions than wanted.
     """
 
     facts: ModelFacts
@@ -76,6 +78,8 @@ class Layout:
         if prompt is not None and prompt not in prompts:
             known = f"its prompts are: {', '.join(prompts)}" if prompts else "it has none"
             raise UsageError(f"prompt: the model has no prompt {prompt!r}; {known}")
+        if self.options.novelty and not self.facts.has_novelty:
+            raise UsageError("novelty: the model has none: train it with training.novelty")
         dimensions = self.options.dimensions
         if dimensions is not None and dimensions > self.facts.dimensions:
             raise UsageError(f"dimensions: {dimensions} is more than the model's {self.facts.dimensions}")
@@ -129,6 +133,8 @@ class Layout:
             fields.append(pa.field("embedding_scale", pa.float32()))
         for _, head in self.heads:
             fields += self._head_fields(head)
+        if self.options.novelty:
+            fields.append(pa.field("novelty", pa.float32()))
         fields += [pa.field("truncated", pa.bool_()), pa.field("tokens", pa.int32()), pa.field("error", pa.string())]
         return fields
 
@@ -148,6 +154,9 @@ class Layout:
             fields.append(pa.field(f"{head.name}_value", pa.float32()))
         if head.labels:
             fields.append(pa.field(f"{head.name}_probabilities", self._list(pa.float32(), len(head.labels))))
+        if head.abstains_below is not None:
+            fields.append(pa.field(f"{head.name}_confidence", pa.float32()))
+            fields.append(pa.field(f"{head.name}_abstained", pa.bool_()))
         return fields
 
     def _list(self, element: pa.DataType, width: int) -> pa.DataType:

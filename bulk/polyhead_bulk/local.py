@@ -50,6 +50,7 @@ def facts(model: Model) -> ModelFacts:
         normalized=manifest.embedding.normalized,
         max_tokens=manifest.max_tokens,
         prompts=manifest.prompts,
+        has_novelty=model.novelty is not None,
     )
 
 

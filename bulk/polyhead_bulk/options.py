@@ -33,6 +33,7 @@ class AnswerOptions:
         list_type: Arrow type of lists: ``fixed`` for lists of one fixed size, ``list`` for readers that do not support
             these.
         max_windows: Maximum number of windows of a text.
+        novelty: Whether to add the column ``novelty``: how new each text is to the model, 0 to 1.
     """
 
     tasks: tuple[str, ...] = ()
@@ -42,6 +43,7 @@ class AnswerOptions:
     dimensions: int | None = None
     list_type: ListType = "fixed"
     max_windows: int = MAX_WINDOWS
+    novelty: bool = False
 
     def __post_init__(self) -> None:
         """Rejects values that do not exist.

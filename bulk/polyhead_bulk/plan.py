@@ -173,6 +173,7 @@ def describe(plan: Plan, layout: Layout, fields: list[pa.Field], inputs: list[Ma
             "dimensions": layout.dimensions if layout.has_embedding else None,
             "list_type": options.list_type,
             "max_windows": options.max_windows,
+            "novelty": options.novelty,
             "part_rows": plan.part_rows,
             "limit": plan.limit,
         },

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import polyhead_bundle as bundle
-from polyhead_client import Answer, Client, ModelInfo, PolyheadError
+from polyhead_client import Abstention, Answer, Client, ModelInfo, PolyheadError
 from polyhead_server.inference import head_answers
 
 from .answers import Answers
@@ -59,6 +59,7 @@ class RemoteAnnotator:
             tasks=cast(list[Task], list(self.layout.options.tasks)),
             truncation=self.layout.options.truncation,
             prompt=self.layout.options.prompt,
+            include_novelty=self.layout.options.novelty,
             expected_fingerprints=self._info,
         )
         iterator = iter(answers)
@@ -104,7 +105,10 @@ class RemoteAnnotator:
         else:
             embedding = np.zeros((len(rows), layout.facts.dimensions), np.float32)
         scores = [np.stack([_scores(head, answer) for _, answer in good]) for _, head in layout.heads]
-        answers.put(rows, embedding, scores, np.ones(len(rows), np.bool_))
+        novelty = None
+        if layout.options.novelty:
+            novelty = np.array([answer.unwrap().novelty for _, answer in good], np.float32)
+        answers.put(rows, embedding, scores, np.ones(len(rows), np.bool_), novelty)
 
 
 def _scores(head: bundle.Head, answer: Answer) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -146,6 +150,7 @@ def _facts(info: ModelInfo) -> ModelFacts:
             temperature=head.temperature,
             threshold=head.threshold,
             thresholds=head.thresholds,
+            abstention=_abstention(head.abstention),
         )
         for head in info.heads
     )
@@ -162,4 +167,12 @@ def _facts(info: ModelInfo) -> ModelFacts:
         normalized=info.embedding.normalized,
         max_tokens=info.limits.max_tokens,
         prompts=info.prompts,
+        has_novelty=info.has_novelty,
     )
+
+
+def _abstention(found: Abstention | None) -> bundle.Abstention | None:
+    if found is None:
+        return None
+    # A server does not state the rest, which decides nothing.
+    return bundle.Abstention(found.accuracy, found.certainty, found.threshold, 0.0, found.coverage, 0, ())

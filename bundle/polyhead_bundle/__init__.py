@@ -17,6 +17,7 @@ from .manifest import (
     CONFIG,
     FORMAT_VERSION,
     MANIFEST_NAME,
+    NOVELTY,
     TOKENIZER,
     WEIGHTS,
     Check,
@@ -31,19 +32,24 @@ from .manifest import (
     Variant,
     external_data_name,
 )
+from .reference import HeadReference, Reference
 from .signature import default_signature, verify_signature
 from .store import Bundle, fingerprint, load, require_replaceable, sha256_of, write
+from .trust import Abstention, CoveragePoint, Novelty
 
 __all__ = [
     "CARD",
     "CONFIG",
     "FORMAT_VERSION",
     "MANIFEST_NAME",
+    "NOVELTY",
     "TOKENIZER",
     "WEIGHTS",
+    "Abstention",
     "Bundle",
     "BundleError",
     "Check",
+    "CoveragePoint",
     "Embedding",
     "FileEntry",
     "Fingerprints",
@@ -51,8 +57,11 @@ __all__ = [
     "Golden",
     "Head",
     "HeadKind",
+    "HeadReference",
     "IntegrityError",
     "Manifest",
+    "Novelty",
+    "Reference",
     "SignatureError",
     "Tensor",
     "Variant",

@@ -34,9 +34,9 @@ def _canonical(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode()
 
 
-# What version 3 added to the manifest and to each head, with the values that a manifest of version 2 implies.
-_ADDED_TO_MANIFEST: dict[str, Any] = {"prompts": {}}
-_ADDED_TO_HEADS: dict[str, Any] = {"thresholds": None, "spread": 1.0}
+# What each version added to the manifest and to each head, with the values that an older manifest implies.
+_ADDED_TO_MANIFEST: dict[int, dict[str, Any]] = {3: {"prompts": {}}, 4: {"novelty": None, "reference": None}}
+_ADDED_TO_HEADS: dict[int, dict[str, Any]] = {3: {"thresholds": None, "spread": 1.0}, 4: {"abstention": None}}
 _KINDS_OF_VERSION_2 = ("softmax", "sigmoid")
 
 
@@ -59,12 +59,12 @@ def parse(path: Path) -> tuple[Manifest, str, int]:
     version = document.pop("format_version", None)
     # Python treats true and 1.0 as equal to 1; JSON does not.
     if type(version) is not int or version not in READABLE_VERSIONS:
-        readable = " and ".join(map(str, READABLE_VERSIONS))
+        readable = f"{READABLE_VERSIONS[0]} to {READABLE_VERSIONS[-1]}"
         raise FormatError(path, f"has format_version {version!r}; this release reads {readable}")
     digest = document.pop("digest", None)
     try:
         _check_digest(raw, {"format_version": version, **document}, digest)
-        current = document if version == FORMAT_VERSION else _upgrade(document)
+        current = document if version == FORMAT_VERSION else _upgrade(document, version)
         manifest = typing.cast(Manifest, _decode(Manifest, current, "bundle.json"))
         check_manifest(manifest)
     except (ValueError, OverflowError, RecursionError) as error:
@@ -72,20 +72,25 @@ def parse(path: Path) -> tuple[Manifest, str, int]:
     return manifest, typing.cast(str, digest), version
 
 
-def _upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Completes a document of version 2.
+def _upgrade(document: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """Completes a document of an older version.
 
     Raises:
-        ValueError: It has a field or a kind of head that version 2 does not have.
+        ValueError: It has a field or a kind of head that its version does not have.
     """
     heads = [dict(_require(dict, head, "heads")) for head in _require(list, document.get("heads"), "heads")]
-    for entries, added in ((dict(document), _ADDED_TO_MANIFEST), *((head, _ADDED_TO_HEADS) for head in heads)):
+    to_manifest, to_heads = (_added_since(version, added) for added in (_ADDED_TO_MANIFEST, _ADDED_TO_HEADS))
+    for entries, added in ((dict(document), to_manifest), *((head, to_heads) for head in heads)):
         if unknown := sorted(entries.keys() & added.keys()):
-            raise ValueError(f"unknown fields {unknown} in format version 2")
+            raise ValueError(f"unknown fields {unknown} in format version {version}")
     for head in heads:
-        if head.get("kind") not in _KINDS_OF_VERSION_2:
+        if version == 2 and head.get("kind") not in _KINDS_OF_VERSION_2:
             raise ValueError(f"heads: kind {head.get('kind')!r} is not one of {list(_KINDS_OF_VERSION_2)} in version 2")
-    return {**document, **_ADDED_TO_MANIFEST, "heads": [{**head, **_ADDED_TO_HEADS} for head in heads]}
+    return {**document, **to_manifest, "heads": [{**head, **to_heads} for head in heads]}
+
+
+def _added_since(version: int, added: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for later, fields in added.items() if later > version for name, value in fields.items()}
 
 
 def _check_digest(raw: bytes, body: Mapping[str, Any], digest: object) -> None:

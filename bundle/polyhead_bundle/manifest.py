@@ -9,15 +9,20 @@ from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Literal
 
-FORMAT_VERSION = 3
-# Version 2 has softmax and sigmoid heads alone; codec.parse completes its manifests.
-READABLE_VERSIONS = (2, FORMAT_VERSION)
+from .reference import Reference, check_reference
+from .trust import Abstention, Novelty, check_abstention, check_novelty
+
+FORMAT_VERSION = 4
+# codec.parse completes older manifests. Version 2 has softmax and sigmoid heads alone; version 3 has no abstention,
+# no novelty and no reference.
+READABLE_VERSIONS = (2, 3, FORMAT_VERSION)
 MANIFEST_NAME = "bundle.json"
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "torch/config.json"
 WEIGHTS = "torch/model.safetensors"
 CARD = "README.md"
+NOVELTY = "novelty.npy"
 
 # Plain names, at most one folder deep: no file system can resolve such a name to a path outside the bundle.
 _FILE_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -63,7 +68,8 @@ class Head:
     Logits are divided by ``temperature``, which is 1 for a regression head. ``threshold`` is the lowest probability at
     which a sigmoid head predicts the positive label; null for other kinds. ``thresholds`` are those of a multilabel
     head, one per label; null for other kinds. ``spread`` is the standard deviation of a regression head's training
-    targets, the unit in which differences between its outputs are judged; 1 for other kinds.
+    targets, the unit in which differences between its outputs are judged; 1 for other kinds. ``abstention`` is null for
+    a head that never abstains, as multilabel and regression heads.
     """
 
     name: str
@@ -74,6 +80,7 @@ class Head:
     threshold: float | None = None
     thresholds: tuple[float, ...] | None = None
     spread: float = 1.0
+    abstention: Abstention | None = None
 
     @property
     def width(self) -> int:
@@ -81,6 +88,11 @@ class Head:
         if self.kind in ("sigmoid", "regression"):
             return 1
         return len(self.labels) - (self.kind == "ordinal")
+
+    @property
+    def abstains_below(self) -> float | None:
+        """Confidence below which the head abstains; None for a head that never does."""
+        return None if self.abstention is None else self.abstention.threshold
 
     @property
     def label_values(self) -> tuple[float, ...]:
@@ -162,6 +174,7 @@ class Manifest:
     """The content of ``bundle.json``. ``files`` does not list ``bundle.json`` itself; ``digest`` covers that file.
 
     ``prompts`` maps names to texts. A request that names a prompt has its text put before each of its own texts.
+    ``novelty`` is null for a bundle without ``novelty.npy``, ``reference`` for one of a run without validation texts.
     """
 
     name: str
@@ -175,6 +188,8 @@ class Manifest:
     variants: dict[str, Variant]
     built_with: dict[str, str]
     prompts: dict[str, str] = dataclass_field(default_factory=dict)
+    novelty: Novelty | None = None
+    reference: Reference | None = None
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -187,6 +202,11 @@ def check_manifest(manifest: Manifest) -> None:
         check_file_name(name)
     _check_graph(manifest)
     check_prompts(manifest.prompts)
+    if manifest.novelty is not None:
+        check_novelty(manifest.novelty)
+    if manifest.reference is not None:
+        labels = {head.name: len(head.labels) for head in manifest.heads}
+        check_reference(manifest.reference, labels, manifest.embedding.dimensions)
     if manifest.max_tokens < _MIN_TOKENS:
         raise ValueError(f"max_tokens: {manifest.max_tokens} is below {_MIN_TOKENS}, which leaves no token for text")
     if manifest.pad_token_id < 0:
@@ -235,7 +255,9 @@ def external_data_name(graph: str) -> str:
 def _check_known_files(manifest: Manifest) -> None:
     """Rejects files that no reader of a bundle uses."""
     graphs = {variant.file for variant in manifest.variants.values()}
-    known = {TOKENIZER, CONFIG, WEIGHTS, CARD, *graphs, *map(external_data_name, graphs)}
+    if (NOVELTY in manifest.files) != (manifest.novelty is not None):
+        raise ValueError(f"files: {NOVELTY} {'without' if manifest.novelty is None else 'is missing beside'} novelty")
+    known = {TOKENIZER, CONFIG, WEIGHTS, CARD, NOVELTY, *graphs, *map(external_data_name, graphs)}
     if unexpected := sorted(set(manifest.files) - known):
         raise ValueError(f"files: unexpected file {unexpected[0]!r}")
 
@@ -276,6 +298,14 @@ def _check_head(head: Head) -> None:
         raise ValueError(f"{where}.temperature: must be 1 for a regression head, whose output is its answer")
     if head.kind != "regression" and head.spread != 1:
         raise ValueError(f"{where}.spread: must be 1 for a {head.kind} head; only a regression head has one")
+    _check_thresholds(where, head)
+    if head.abstention is not None:
+        if head.kind in {"multilabel", "regression"}:
+            raise ValueError(f"{where}.abstention: not allowed for a {head.kind} head")
+        check_abstention(f"{where}.abstention", head.abstention)
+
+
+def _check_thresholds(where: str, head: Head) -> None:
     for field, found, owner in (
         ("threshold", head.threshold, "sigmoid"),
         ("thresholds", head.thresholds, "multilabel"),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from .head_outputs import Classification, HeadOutput, LabelScore, LabelSet, Score, Sentiment
-    from .model_info import EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
+    from .model_info import Abstention, EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
     from .options import (
         AnalyzeOptions,
         EmbedOptions,
@@ -61,7 +61,7 @@ _MODULES = {
         "UnavailableError",
     ),
     "head_outputs": ("Classification", "HeadOutput", "LabelScore", "LabelSet", "Score", "Sentiment"),
-    "model_info": ("EmbeddingInfo", "HeadInfo", "Limits", "ModelInfo", "RuntimeInfo"),
+    "model_info": ("Abstention", "EmbeddingInfo", "HeadInfo", "Limits", "ModelInfo", "RuntimeInfo"),
     "options": (
         "AnalyzeOptions",
         "EmbedOptions",
@@ -76,6 +76,7 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "Abstention",
     "AccessDeniedError",
     "AnalyzeOptions",
     "Answer",

@@ -23,7 +23,7 @@ from polyhead.v1 import item_pb2, model_pb2
 from .choices import Encoding, Order, TruncationPolicy
 from .errors import InvalidRequestError, invalid_answer, reason_of, require_integer, retry_after_of
 from .head_conversion import classification_of, label_set_of, score_of, sentiment_of
-from .model_info import EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
+from .model_info import Abstention, EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
 from .types import Answer, Fingerprints, ItemError, Result, Timings, Truncation
 
 StreamRequest = (
@@ -91,7 +91,11 @@ def request_template(kind: type[RequestT], options: Mapping[str, Any]) -> Reques
     """
     fields: dict[str, Any] = {
         "options": item_options(
-            options["truncation"], options["include_timings"], options["expected_fingerprints"], options["prompt"]
+            options["truncation"],
+            options["include_timings"],
+            options["expected_fingerprints"],
+            options["prompt"],
+            include_novelty=options["include_novelty"],
         )
     }
     if "tasks" in options:
@@ -109,10 +113,12 @@ def item_options(
     include_timings: bool,
     expected: Fingerprints | ModelInfo | None,
     prompt: str | None = None,
+    *,
+    include_novelty: bool = False,
 ) -> item_pb2.ItemOptions:
     """Builds the options that apply to every item, whatever its tasks."""
     policy = _lookup("truncation", _TRUNCATION, truncation)
-    options = item_pb2.ItemOptions(truncation=policy, include_timings=include_timings)
+    options = item_pb2.ItemOptions(truncation=policy, include_timings=include_timings, include_novelty=include_novelty)
     if prompt is not None:
         options.prompt = _prompt_name(prompt)
     if expected is not None:
@@ -187,6 +193,7 @@ def model_info_of(response: service_pb2.GetModelInfoResponse) -> ModelInfo:
         bundle_format_version=model.bundle_format_version,
         server_version=model.server_version,
         prompts={prompt.name: prompt.text for prompt in model.prompts},
+        has_novelty=model.has_novelty,
     )
 
 
@@ -240,6 +247,8 @@ def _result(result: item_pb2.Result, dimensions: int = 0) -> Result:
     if dimensions and result.HasField("embedding") and result.embedding.dimensions != dimensions:
         problem = f"{dimensions} dimensions were requested, and the embedding has {result.embedding.dimensions}"
         raise invalid_answer(problem)
+    if result.HasField("novelty") and not 0 <= result.novelty <= 1:
+        raise invalid_answer(f"a novelty of {result.novelty:g}, which is not between 0 and 1")
     truncation = result.truncation
     return Result(
         truncation=Truncation(
@@ -258,6 +267,7 @@ def _result(result: item_pb2.Result, dimensions: int = 0) -> Result:
         timings=_timings(result.timings) if result.HasField("timings") else None,
         label_sets=tuple(label_set_of(one) for one in result.label_sets),
         scores=tuple(score_of(one) for one in result.scores),
+        novelty=result.novelty if result.HasField("novelty") else None,
     )
 
 
@@ -315,4 +325,9 @@ def _head(head: model_pb2.HeadInfo) -> HeadInfo:
         temperature=head.temperature,
         threshold=head.threshold if head.HasField("threshold") else None,
         thresholds=tuple(head.thresholds) or None,
+        abstention=_abstention(head.abstention) if head.HasField("abstention") else None,
     )
+
+
+def _abstention(found: model_pb2.Abstention) -> Abstention:
+    return Abstention(found.threshold, found.accuracy, found.certainty, found.coverage)

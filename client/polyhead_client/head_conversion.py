@@ -22,14 +22,15 @@ def classification_of(output: item_pb2.Classification) -> Classification:
     Raises:
         ServerError: It is impossible; the same for the other functions.
     """
-    return Classification(output.head, _label_scores(output.head, output.scores, is_ordered=True, sums_to_one=True))
+    scores = _label_scores(output.head, output.scores, is_ordered=True, sums_to_one=True)
+    return Classification(output.head, scores, *_confidence(output))
 
 
 def sentiment_of(output: item_pb2.Sentiment) -> Sentiment:
     """Returns the output of a sigmoid head."""
     if not 0 <= output.probability <= _MAX_PROBABILITY:
         raise invalid_answer(f"the output of head {output.head!r} has {_OUT_OF_RANGE}")
-    return Sentiment(output.head, output.probability, output.label)
+    return Sentiment(output.head, output.probability, output.label, *_confidence(output))
 
 
 def label_set_of(output: item_pb2.LabelSet) -> LabelSet:
@@ -50,7 +51,18 @@ def score_of(output: item_pb2.Score) -> Score:
     probabilities = _label_scores(output.head, output.probabilities, is_ordered=False, sums_to_one=True)
     if all(score.label != output.label for score in probabilities):
         raise invalid_answer(f"the output of head {output.head!r} has a label without a probability")
-    return Score(output.head, output.value, output.label, probabilities)
+    return Score(output.head, output.value, output.label, probabilities, *_confidence(output))
+
+
+def _confidence(
+    output: item_pb2.Classification | item_pb2.Sentiment | item_pb2.Score,
+) -> tuple[float | None, bool | None]:
+    """Returns ``confidence`` and ``abstained``; None for a head that never abstains."""
+    if not output.HasField("confidence"):
+        return None, None
+    if not 0 <= output.confidence <= _MAX_PROBABILITY:
+        raise invalid_answer(f"the output of head {output.head!r} has a confidence that is not between 0 and 1")
+    return output.confidence, output.abstained
 
 
 def _label_scores(

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from .value import Value
+
+_OPTIONAL = ("confidence", "abstained")
+
+
+class MaybeAbstained(Value):
+    """Base class of the outputs of heads that may abstain; without ``confidence`` in JSON for those that never do."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields by name, like ``Value.to_dict``."""
+        return {name: value for name, value in super().to_dict().items() if name not in _OPTIONAL or value is not None}
 
 
 @dataclass(frozen=True)
@@ -17,16 +27,21 @@ class LabelScore(Value):
 
 
 @dataclass(frozen=True)
-class Classification(Value):
+class Classification(MaybeAbstained):
     """The output of a softmax head.
 
     Attributes:
         head: Name of the head.
         scores: Every label of the head once, most probable first; the probabilities sum to 1.
+        confidence: Probability of the most probable label; None for a head that never abstains.
+        abstained: True when the confidence is below the head's threshold, so that the head does not vouch for its
+            answer, which is unchanged; None for a head that never abstains.
     """
 
     head: str
     scores: tuple[LabelScore, ...]
+    confidence: float | None = None
+    abstained: bool | None = None
 
     @property
     def best(self) -> LabelScore:
@@ -40,18 +55,23 @@ class Classification(Value):
 
 
 @dataclass(frozen=True)
-class Sentiment(Value):
+class Sentiment(MaybeAbstained):
     """The output of a sigmoid head.
 
     Attributes:
         head: Name of the head.
         probability: Probability of the positive label, 0 to 1.
         label: The positive label when the probability reaches the head's threshold, otherwise the negative one.
+        confidence: Probability of ``label``; None for a head that never abstains.
+        abstained: True when the confidence is below the head's threshold, so that the head does not vouch for its
+            answer, which is unchanged; None for a head that never abstains.
     """
 
     head: str
     probability: float
     label: str
+    confidence: float | None = None
+    abstained: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +90,7 @@ class LabelSet(Value):
 
 
 @dataclass(frozen=True)
-class Score(Value):
+class Score(MaybeAbstained):
     """The output of an ordinal or regression head.
 
     Attributes:
@@ -80,12 +100,17 @@ class Score(Value):
         label: Median label of an ordinal head; None for a regression head.
         probabilities: Every label of an ordinal head once, in the model's order; the probabilities sum to 1. Empty for
             a regression head.
+        confidence: Probability of ``label``; None for a head that never abstains.
+        abstained: True when the confidence is below the head's threshold, so that the head does not vouch for its
+            answer, which is unchanged; None for a head that never abstains.
     """
 
     head: str
     value: float
     label: str | None = None
     probabilities: tuple[LabelScore, ...] = ()
+    confidence: float | None = None
+    abstained: bool | None = None
 
 
 HeadOutput: TypeAlias = Classification | Sentiment | LabelSet | Score

@@ -10,6 +10,23 @@ from .value import Value
 
 
 @dataclass(frozen=True)
+class Abstention(Value):
+    """When a head abstains, and what accuracy its other answers keep.
+
+    Attributes:
+        threshold: Lowest confidence at which the head does not abstain.
+        accuracy: Promised share of correct answers among those on which it does not abstain.
+        certainty: Probability that the promise holds for texts like those of validation.
+        coverage: Share of the validation texts on which it does not abstain.
+    """
+
+    threshold: float
+    accuracy: float
+    certainty: float
+    coverage: float
+
+
+@dataclass(frozen=True)
 class HeadInfo(Value):
     """One head of the model.
 
@@ -23,6 +40,7 @@ class HeadInfo(Value):
         temperature: Divisor of the logits; 1 when the head was not calibrated.
         threshold: Minimum probability of a sigmoid head's positive label; None for other heads.
         thresholds: Minimum probabilities of a multilabel head's labels, in their order; None for other heads.
+        abstention: When the head abstains; None for a head that never does.
     """
 
     name: str
@@ -31,6 +49,7 @@ class HeadInfo(Value):
     temperature: float
     threshold: float | None
     thresholds: tuple[float, ...] | None = None
+    abstention: Abstention | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,7 @@ class ModelInfo(Value):
         bundle_format_version: Format version of the bundle.
         server_version: Version of the polyhead server.
         prompts: Text of each prompt, by its name; the option ``prompt`` takes a name.
+        has_novelty: True when the option ``include_novelty`` may be set.
     """
 
     model_id: str
@@ -110,3 +130,4 @@ class ModelInfo(Value):
     bundle_format_version: int
     server_version: str
     prompts: Mapping[str, str] = field(default_factory=dict)
+    has_novelty: bool = False

@@ -56,6 +56,13 @@ class RequestOptions(TypedDict, total=False):
         ),
     ]
     include_timings: Annotated[bool, Option(False, "Add the time that each step took on the server to every result.")]
+    include_novelty: Annotated[
+        bool,
+        Option(
+            False,
+            "Add to every result how new its text is to the model; those that can tell have ``ModelInfo.has_novelty``.",
+        ),
+    ]
     expected_fingerprints: Annotated[
         Fingerprints | ModelInfo | None,
         Option(

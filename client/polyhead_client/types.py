@@ -111,6 +111,8 @@ class Result(Value):
         timings: Time per step. None unless ``include_timings=True``.
         label_sets: Outputs of the multilabel heads.
         scores: Outputs of the ordinal and regression heads.
+        novelty: Share of the model's validation texts that are more like its training texts, 0 to 1. None unless
+            ``include_novelty=True``.
     """
 
     truncation: Truncation
@@ -123,6 +125,7 @@ class Result(Value):
     timings: Timings | None = None
     label_sets: tuple[LabelSet, ...] = ()
     scores: tuple[Score, ...] = ()
+    novelty: float | None = None
 
     @property
     def heads(self) -> dict[str, HeadOutput]:

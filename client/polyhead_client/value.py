@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 
 # Fields of the protocol that are float32; their shortest decimals are shorter than those of the equal float64.
-_FLOAT32_FIELDS = ("probability", "temperature", "threshold", "thresholds", "value")
+_FLOAT32_FIELDS = (
+    *("probability", "temperature", "threshold", "thresholds", "value"),
+    *("confidence", "novelty", "accuracy", "certainty", "coverage"),
+)
 
 
 class Value:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
-from polyhead_bundle import Head, Manifest
-from polyhead_training.reporting.model_card import code, figures, prompts, table, thresholds
+from polyhead_bundle import NOVELTY, Head, Manifest
+from polyhead_training.reporting.model_card import abstentions, code, figures, prompts, table, thresholds
 from polyhead_training.reporting.results import read_evaluation
 from polyhead_training.runs.run_directory import EVALUATION_NAME, Run
 
@@ -18,6 +19,7 @@ _FILES = {
     TOKENIZER: "the tokenizer, with padding and truncation off",
     f"{CONFIG}`, `{WEIGHTS}": "the same model for PyTorch",
     CARD: "this model card",
+    NOVELTY: "centroids and directions of the training texts' embeddings, in float16",
 }
 
 
@@ -36,6 +38,7 @@ def render_card(run: Run, manifest: Manifest) -> str:
         _heads(manifest.heads),
         prompts(manifest.prompts, run.content["config"].get("data", {}).get("prompt")),
         _evaluation(run),
+        abstentions({head.name: asdict(head.abstention) for head in manifest.heads if head.abstention}),
         _gate(manifest),
         _usage(manifest),
     ]
@@ -99,7 +102,7 @@ def _usage(manifest: Manifest) -> list[str]:
     return [
         "## Files",
         "",
-        *(f"- `{name}`: {content}" for name, content in _FILES.items()),
+        *(f"- `{name}`: {content}" for name, content in _FILES.items() if name != NOVELTY or manifest.novelty),
         *(f"- `{variant.file}`: the model, {name}" for name, variant in manifest.variants.items() if name != "fp32"),
         "",
         "Copy the directory as a whole: a bundle with a changed, missing or additional file is rejected.",

@@ -21,6 +21,7 @@ from polyhead_training.data.vocabulary import MAX_UNREAD
 from polyhead_training.errors import RunError
 from polyhead_training.evaluation.probabilities import answers, is_labelled
 from polyhead_training.evaluation.scoring import score
+from polyhead_training.evaluation.selective import confident_answers
 from polyhead_training.model_config import HeadConfig
 from polyhead_training.runs.run_directory import Run
 from polyhead_training.suggestions import did_you_mean
@@ -83,6 +84,20 @@ class EvalData:
             threshold=_threshold(head),
             intervals=False,
         ).to_json()
+
+    def answered(self, outputs: Outputs, head: Head, column: int) -> tuple[int, int]:
+        """Counts the labelled rows on which a head with a threshold does not abstain, and those of them it gets right.
+
+        Args:
+            outputs: Outputs for the rows.
+            head: A head that abstains.
+            column: Its index among the heads.
+        """
+        found = confident_answers(
+            head.kind, outputs[head.output], self.targets[column], head.temperature, _threshold(head)
+        )
+        is_answered = found.confidence >= (head.abstains_below or 0.0)
+        return int(is_answered.sum()), int(found.correct[is_answered].sum())
 
     def worst_accuracy_drop(self, runner: Runner, heads: Sequence[Head], description: str = "") -> float:
         """Largest loss of any head of a graph against the trained model, 0 when no head loses any.

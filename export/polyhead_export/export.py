@@ -22,8 +22,20 @@ from typing import Any, NamedTuple
 
 import onnx
 import polyhead_bundle as bundle
-from polyhead_bundle import Bundle, Golden, Head, Manifest, Variant, external_data_name
+from polyhead_bundle import (
+    NOVELTY,
+    Abstention,
+    Bundle,
+    CoveragePoint,
+    Golden,
+    Head,
+    Manifest,
+    Novelty,
+    Variant,
+    external_data_name,
+)
 from polyhead_training.errors import RunError
+from polyhead_training.evaluation.novelty import NoveltyModel
 from polyhead_training.model import PolyheadConfig
 from polyhead_training.runs.run_directory import Run, load_run
 from polyhead_training.tokenization import encode, load_tokenizer, overlong_prompts, pad
@@ -39,6 +51,7 @@ from .eval_data import EvalData, read_eval_data
 from .fingerprints import compute_fingerprints
 from .golden import golden_texts
 from .layout import CARD, CONFIG, EMBEDDING_OUTPUT, GRAPH, TOKENIZER, WEIGHTS
+from .novelty import novelty_model, read_novelty, read_reference
 from .onnx_export import describe_embedding, describe_graph, export_graph
 from .runners import Runner, SharedRunners, run_all, worker_threads
 from .settings import BATCH_INVARIANT, Limits, Settings, VariantName
@@ -76,6 +89,7 @@ def export(
     bundle.require_replaceable(output_dir)
     run = load_run(run_dir)
     heads = read_heads(run)
+    novelty = read_novelty(run)
     ids = _encode_golden(run)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="polyhead-export-"))
@@ -93,7 +107,16 @@ def export(
         report(f"{run.name}: exporting the graph")
         with _timed("graph exported", report):
             export_graph(run.model, graph)
-        work = _Work(run, heads, ids, eval_data, runners, reference, report)
+        work = _Work(
+            run,
+            heads,
+            ids,
+            eval_data,
+            runners,
+            reference,
+            novelty_model(run_dir, novelty, run.model.config.embedding_size()),
+            report,
+        )
         variants: dict[str, Variant] = {}
         for name in settings.selected:
             try:
@@ -102,7 +125,7 @@ def export(
                 if name == "fp32":
                     raise
                 report(f"variant {name} is left out: {error}")
-        manifest = _describe(run, heads, graph, variants)
+        manifest = _describe(run, heads, graph, variants, novelty)
         report(f"writing {output_dir}")
         return bundle.write(output_dir, manifest, _collect(run, Path(folder), manifest))
 
@@ -117,6 +140,7 @@ class _Work(NamedTuple):
         eval_data: Labelled rows, if there are any.
         runners: Runners of the graphs.
         reference: Runner of the trained model.
+        novelty: Computes the novelty of embeddings, if the run has it.
         report: Called with each line of progress.
     """
 
@@ -126,6 +150,7 @@ class _Work(NamedTuple):
     eval_data: EvalData | None
     runners: SharedRunners
     reference: Runner
+    novelty: NoveltyModel | None
     report: Callable[[str], None]
 
 
@@ -149,7 +174,15 @@ def _make(name: VariantName, plain: Path, limits: Limits, work: _Work) -> Varian
     graph = work.runners.graph(path)
     with _timed(f"variant {name} checked", report):
         checks = gate.measure(
-            path, work.run.model, work.ids, heads, limits, work.eval_data, graph=graph, reference=work.reference
+            path,
+            work.run.model,
+            work.ids,
+            heads,
+            limits,
+            work.eval_data,
+            graph=graph,
+            reference=work.reference,
+            novelty=work.novelty,
         )
     report(gate.format_table(checks))
     gate.require_passed(name, checks)
@@ -200,11 +233,20 @@ def read_heads(run: Run) -> tuple[Head, ...]:
                 threshold=head["threshold"],
                 thresholds=None if head.get("thresholds") is None else tuple(head["thresholds"]),
                 spread=float(model_head.get("spread", 1.0)),
+                abstention=_abstention(head.get("abstention")),
             )
             for head, model_head in zip(run.heads, run.model.config.heads, strict=True)
         )
     except KeyError as error:
         raise RunError(run.path / "run.json", f"heads: a head has no field {error}; train again") from None
+    except TypeError as error:
+        raise RunError(run.path / "run.json", f"heads: abstention is damaged ({error}); train again") from None
+
+
+def _abstention(found: Mapping[str, Any] | None) -> Abstention | None:
+    if found is None:
+        return None
+    return Abstention(**{**found, "curve": tuple(CoveragePoint(**point) for point in found["curve"])})
 
 
 def _encode_golden(run: Run) -> list[list[int]]:
@@ -219,7 +261,9 @@ def _encode_golden(run: Run) -> list[list[int]]:
     return list(encode(tokenizer, golden_texts(limit, prompts), limit))
 
 
-def _describe(run: Run, heads: tuple[Head, ...], graph: Path, variants: dict[str, Variant]) -> Manifest:
+def _describe(
+    run: Run, heads: tuple[Head, ...], graph: Path, variants: dict[str, Variant], novelty: Novelty | None
+) -> Manifest:
     config = run.model.config
     inputs, outputs = describe_graph(onnx.load(str(graph), load_external_data=False))
     return Manifest(
@@ -234,6 +278,8 @@ def _describe(run: Run, heads: tuple[Head, ...], graph: Path, variants: dict[str
         variants=variants,
         built_with=_versions(),
         prompts=dict(config.prompts),
+        novelty=novelty,
+        reference=read_reference(run),
     )
 
 
@@ -267,6 +313,7 @@ def _collect(run: Run, folder: Path, manifest: Manifest) -> dict[str, Path]:
         CONFIG: folder / "config.json",
         WEIGHTS: source / "model.safetensors",
         CARD: folder / CARD,
+        **({NOVELTY: run.path / NOVELTY} if manifest.novelty else {}),
     }
 
 

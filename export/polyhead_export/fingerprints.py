@@ -44,7 +44,9 @@ def compute_fingerprints(model: PolyheadModel, heads: Sequence[Head], tokenizer:
 
 def _head_fingerprint(space: str, config: PolyheadConfig, weights: Mapping[str, torch.Tensor], head: Head) -> str:
     threshold = head.threshold if head.thresholds is None else head.thresholds
-    settings = [config.pooling, head.kind, head.labels, head.temperature, threshold]
+    # A head that never abstains has the fingerprint that it had before heads could.
+    abstains = [] if head.abstains_below is None else [head.abstains_below]
+    settings = [config.pooling, head.kind, head.labels, head.temperature, threshold, *abstains]
     return fingerprint(space, _hash_weights(weights, ("pooling", f"heads.{head.name}")), _canonical(settings))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from polyhead_bundle import Check, Head, Tensor
+from polyhead_training.evaluation.novelty import NoveltyModel
 from polyhead_training.evaluation.probabilities import probabilities
 from polyhead_training.model import PolyheadModel
 from polyhead_training.tokenization import pad
@@ -37,8 +38,9 @@ from .errors import (
     ValuesError,
 )
 from .eval_data import EvalData
-from .head_checks import compare_predictions, compare_scores
+from .head_checks import compare_abstention, compare_predictions, compare_scores
 from .layout import EMBEDDING_OUTPUT
+from .novelty import compare_novelty
 from .onnx_export import describe_graph, signature
 from .runners import Outputs, Runner, SharedRunner, onnx_runner, run_all, torch_runner
 from .settings import Limits, Settings
@@ -56,6 +58,7 @@ _ERRORS: dict[str, type[GateError]] = {
     "golden": ValuesError,
     "difference": ValuesError,
     "cosine_distance": ValuesError,
+    "novelty_difference": ValuesError,
     "value_difference": ValuesError,
     "value_difference_mean": ValuesError,
     "label_disagreement": LabelsError,
@@ -64,6 +67,9 @@ _ERRORS: dict[str, type[GateError]] = {
     "macro_f1_drop": AccuracyError,
     "qwk_drop": AccuracyError,
     "r2_drop": AccuracyError,
+    "answered_accuracy_drop": AccuracyError,
+    "promise_gap": AccuracyError,
+    "coverage_difference": CalibrationError,
     "calibration": CalibrationError,
     "batch_invariance": InvarianceError,
     "padding_invariance": InvarianceError,
@@ -86,6 +92,7 @@ def measure(  # noqa: PLR0917
     eval_data: EvalData | None = None,
     graph: Runner | None = None,
     reference: Runner | None = None,
+    novelty: NoveltyModel | None = None,
 ) -> tuple[Check, ...]:
     """Compares a graph with the trained model.
 
@@ -98,6 +105,7 @@ def measure(  # noqa: PLR0917
         eval_data: Labelled rows; without them, accuracy and calibration are not checked.
         graph: Runner of the graph; None opens one.
         reference: Runner of the trained model; None opens one.
+        novelty: Computes the novelty of embeddings, to be compared; None for a model without it.
 
     Returns:
         All checks, including failed ones. When ``names`` or ``dims`` fail, only these two, since nothing else can be
@@ -117,8 +125,14 @@ def measure(  # noqa: PLR0917
     return (
         *checks,
         *_compare_values([*pairs, *evaluated], heads, limits),
+        *(
+            [compare_novelty([*pairs[: len(golden)], *evaluated], novelty, limits.novelty_difference)]
+            if novelty
+            else []
+        ),
         *compare_predictions([*pairs[: len(golden)], *evaluated], heads, limits),
         *(compare_scores(eval_data, rows, heads, limits) if eval_data and rows else ()),
+        *(compare_abstention(eval_data, rows, heads, limits) if eval_data and rows else ()),
         *_check_invariance(graph, golden, random_texts, heads, limits),
         *plausibility.measure([theirs for _, theirs in pairs[: len(golden)]], heads, limits, eval_data),
     )

@@ -4,6 +4,7 @@
 
     outputs for golden texts and evaluation data --> label_disagreement, value_difference
     outputs for evaluation data, true answers ----> what accuracy and calibration the graph loses
+                                              ----> whether a head that abstains keeps its promise
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from polyhead_bundle import Check, Head
+from polyhead_training.evaluation.selective import interval
 
 from .eval_data import DROPS, EvalData, predictions
 from .runners import Outputs
@@ -62,6 +64,31 @@ def compare_scores(eval_data: EvalData, rows: Outputs, heads: Sequence[Head], li
         if head.kind != "regression":
             change = abs((ours["ece"] or 0.0) - (theirs["ece"] or 0.0))
             yield Check(f"calibration.{head.name}", change, limits.calibration)
+
+
+def compare_abstention(eval_data: EvalData, rows: Outputs, heads: Sequence[Head], limits: Limits) -> Iterator[Check]:
+    """Yields how the answers of heads that abstain differ on the evaluation data, for a threshold that both share.
+
+    Yields:
+        For each head with a threshold: ``coverage_difference``, of the shares that are answered;
+        ``answered_accuracy_drop``, accuracy that the answered texts lose; ``promise_gap``, the promised accuracy minus
+        the upper end of the 95 % interval of the graph's, above 0 where the evaluation data contradicts the promise.
+    """
+    for column, head in enumerate(heads):
+        total = eval_data.labelled_rows(column)
+        if head.abstention is None or head.abstains_below is None or not total:
+            continue
+        ours, theirs = (eval_data.answered(outputs, head, column) for outputs in (rows, eval_data.reference))
+        yield Check(f"coverage_difference.{head.name}", abs(ours[0] - theirs[0]) / total, limits.coverage_difference)
+        drop = _accuracy(theirs) - _accuracy(ours)
+        yield Check(f"answered_accuracy_drop.{head.name}", max(0.0, drop), limits.answered_accuracy_drop)
+        upper = interval(ours[1], ours[0])[1] if ours[0] else 1.0
+        yield Check(f"promise_gap.{head.name}", max(0.0, head.abstention.accuracy - upper), limits.promise_gap)
+
+
+def _accuracy(counts: tuple[int, int]) -> float:
+    answered, correct = counts
+    return correct / answered if answered else 1.0
 
 
 def _differs(pair: Pair, head: Head) -> NDArray[np.bool_]:

@@ -27,6 +27,7 @@ from . import gate
 from .errors import ContentError, GraphError
 from .fingerprints import compute_fingerprints
 from .layout import CONFIG, TOKENIZER, WEIGHTS, load_model
+from .novelty import novelty_model, require_novelty
 from .onnx_export import describe_embedding, describe_graph, require_no_local_trace
 from .runners import SharedRunners, worker_threads
 from .settings import BATCH_INVARIANT, VARIANTS, Limits, Settings
@@ -57,6 +58,7 @@ def verify(path: Path, report: Callable[[str], None], settings: Settings = DEFAU
     manifest = found.manifest
     report(f"{found.model_id}: {len(manifest.files)} files are unchanged")
     require_plain_tokenizer(found.file(TOKENIZER))
+    require_novelty(found)
     files = {name: found.file(variant.file) for name, variant in manifest.variants.items()}
     for name, file in files.items():
         require_graph(file, manifest, manifest.variants[name])
@@ -84,6 +86,7 @@ def _run_gate(  # noqa: PLR0917
 ) -> None:
     """Compares every variant with its golden outputs and with the trained model; each text is computed once."""
     manifest, reference = found.manifest, runners.model(model)
+    novelty = novelty_model(found.path, manifest.novelty, manifest.embedding.dimensions)
     for name, file in files.items():
         started = time.monotonic()
         limits = _limits_of(found, name, settings)
@@ -96,7 +99,9 @@ def _run_gate(  # noqa: PLR0917
             tolerance = min(manifest.variants[name].golden_tolerance, limits.golden)
             graph = runners.graph(file)
             golden = compare_golden(graph, manifest, name, ids, tolerance)
-            measured = gate.measure(file, model, ids, manifest.heads, limits, graph=graph, reference=reference)
+            measured = gate.measure(
+                file, model, ids, manifest.heads, limits, graph=graph, reference=reference, novelty=novelty
+            )
             checks = (golden, *measured)
         except GraphError as error:
             raise ContentError(file, str(error)) from error

@@ -16,6 +16,7 @@ from polyhead_training.tokenization import encode, load_tokenizer, pad, read_tok
 
 from .errors import ContentError, GraphError
 from .layout import GOLDEN_LIMITS, TOKENIZER
+from .novelty import require_novelty
 from .runners import Runner, cpu_session, onnx_runner, run_all
 
 # onnxruntime's names of types, as the manifest names them.
@@ -40,6 +41,7 @@ def verify_without_torch(path: Path, report: Callable[[str], None]) -> Bundle:
     manifest = found.manifest
     report(f"{found.model_id}: {len(manifest.files)} files are unchanged")
     require_plain_tokenizer(found.file(TOKENIZER))
+    require_novelty(found)
     tokenizer = load_tokenizer(found.file(TOKENIZER))
     for name, variant in manifest.variants.items():
         if name not in GOLDEN_LIMITS:

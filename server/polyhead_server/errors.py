@@ -11,6 +11,7 @@ Each class names its canonical status code (google.rpc.Code) and its reason, as 
     |   +-- TooManyItemsError          TOO_MANY_ITEMS                             send smaller messages
     |   +-- TaskNotAvailableError      TASK_NOT_AVAILABLE                         the model has no head for the task
     |   +-- UnknownPromptError         UNKNOWN_PROMPT                             the model has no prompt of that name
+    |   +-- NoveltyNotAvailableError   NOVELTY_NOT_AVAILABLE                      the model has no novelty of texts
     |   +-- EncodingOverflowError      ENCODING_OVERFLOW                          the encoding has too small a range
     |   +-- FingerprintMismatchError   FAILED_PRECONDITION, FINGERPRINT_MISMATCH  not the model that the client expects
     |   +-- IncompleteRequestError     INVALID_ARGUMENT, INCOMPLETE_REQUEST       the call ended before its message
@@ -137,6 +138,16 @@ class UnknownPromptError(InvalidRequestError):
         listed = ", ".join(names[:_MAX_LISTED]) + (f" and {len(names) - _MAX_LISTED} more" * (len(names) > _MAX_LISTED))
         known = f"its prompts are: {listed}" if names else "it has none; omit the name"
         super().__init__(self.reason, f"the model has no such prompt; {known}")
+
+
+class NoveltyNotAvailableError(InvalidRequestError):
+    """The message requests the novelty of its texts, and the model was trained without it."""
+
+    code = "INVALID_ARGUMENT"
+    reason = "NOVELTY_NOT_AVAILABLE"
+
+    def __init__(self) -> None:
+        super().__init__(self.reason, "the model has no novelty: train it with training.novelty, or do not request it")
 
 
 class EncodingOverflowError(InvalidRequestError):

@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import polyhead_bundle as bundle
 import pyarrow as pa
 import pytest
 from polyhead_bulk import Annotator, EngineError, RowError, UsageError
 from polyhead_bulk import annotator as annotator_module
 from polyhead_server.errors import StartupError
+from polyhead_server.inference.model import Model
+from polyhead_server.inference.novelty import Novelty
 
 from tests.support.fake_engine import embedding_of
 
@@ -149,3 +152,14 @@ def test_a_damaged_bundle_is_an_engine_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(annotator_module, "load_model", refuse)
     with pytest.raises(EngineError, match="is missing"):
         Annotator("nowhere")
+
+
+def test_novelty_is_that_of_each_text(make_annotator: MakeAnnotator, model: Model) -> None:
+    novelty = Novelty(bundle.Novelty(1, (), 1e4, (0.0, 50.0)), np.zeros((1, 2), np.float16))
+    object.__setattr__(model, "novelty", novelty)
+    texts = [*words(200), " ".join(["w1"] * 40)]
+    for truncation in ("truncate", "window"):
+        annotated = make_annotator(novelty=True, truncation=truncation)(pa.table({"text": texts}))
+        expected = novelty.score(embeddings(annotated))
+        np.testing.assert_allclose(annotated.column("novelty").to_numpy(), expected, rtol=1e-6)
+        assert len(set(expected.tolist())) > 20

@@ -7,9 +7,13 @@ import pyarrow as pa
 import pytest
 from polyhead_bulk import UsageError
 from polyhead_bulk.answers import NOT_FINITE, Answers
+from polyhead_bulk.layout import Layout
+from polyhead_bulk.local import facts
+from polyhead_bulk.options import AnswerOptions
 from polyhead_server.inference.model import Model
 
 from tests.support.all_heads import with_all_heads
+from tests.support.small_bundle import ABSTENTION
 
 from .conftest import MakeLayout
 
@@ -135,3 +139,29 @@ def test_task_without_a_head_is_a_usage_error(make_layout: MakeLayout) -> None:
         UsageError, match=r"no head for labels; its heads are: topic \(softmax\), sentiment \(sigmoid\)"
     ):
         make_layout(tasks=("labels",))
+
+
+def test_head_that_abstains_has_two_more_columns(model: Model) -> None:
+    heads = model.source.manifest.heads
+    topic = dataclasses.replace(heads[0], abstention=dataclasses.replace(ABSTENTION, threshold=0.6))
+    layout = Layout(dataclasses.replace(facts(model), heads=(topic, *heads[1:])), AnswerOptions())
+    columns = filled(lambda **_: layout).columns()
+    assert [(field.name, field.type) for field in layout.fields] == [
+        (name, column.type) for name, column in columns.items()
+    ]
+    assert columns["topic_confidence"].to_pylist() == pytest.approx([0.5, 0.5, None, 0.9])
+    assert columns["topic_abstained"].to_pylist() == [True, True, None, False]
+    assert "sentiment_abstained" not in columns
+
+
+def test_novelty_is_a_column_for_those_who_want_it(model: Model) -> None:
+    with pytest.raises(UsageError, match="novelty: the model has none"):
+        Layout(facts(model), AnswerOptions(novelty=True))
+    layout = Layout(
+        dataclasses.replace(facts(model), has_novelty=True), AnswerOptions(novelty=True, tasks=("sentiment",))
+    )
+    answers = Answers.allocate(layout, 3)
+    answers.errors[1] = "no text"
+    finite, scores = np.array([True, False]), [np.array([[0.25], [0.5]], np.float32)]
+    answers.put(np.array([0, 2]), np.zeros((2, 2), np.float32), scores, finite, np.array([0.75, np.nan], np.float32))
+    assert answers.slice(0, 3).columns()["novelty"].to_pylist() == [0.75, None, None]

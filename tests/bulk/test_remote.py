@@ -11,6 +11,7 @@ from polyhead_bulk.options import AnswerOptions
 from polyhead_bulk.remote import RemoteAnnotator
 from polyhead_bulk.texts import Texts, from_values
 from polyhead_client import (
+    Abstention,
     Answer,
     Classification,
     EmbeddingInfo,
@@ -103,7 +104,7 @@ def test_the_server_is_asked_for_what_is_wanted_of_the_same_model() -> None:
     client = FakeClient()
     answered(client, [from_values(["a"])], tasks=("sentiment",), truncation="window", prompt="query")
     wanted = {"tasks": ["sentiment"], "truncation": "window", "prompt": "query"}
-    assert client.options == {**wanted, "expected_fingerprints": INFO}
+    assert client.options == {**wanted, "include_novelty": False, "expected_fingerprints": INFO}
 
 
 def test_answers_of_every_other_kind_of_head() -> None:
@@ -162,3 +163,13 @@ def test_the_facts_are_those_of_the_server() -> None:
     facts = RemoteAnnotator(FakeClient(), AnswerOptions()).layout.facts  # type: ignore[arg-type]
     assert (facts.digest, facts.runtime, facts.max_tokens) == ("0123456789ab", "onnx/cpu/int8", 16)
     assert [head.threshold for head in facts.heads] == [None, 0.5]
+
+
+def test_abstention_and_novelty_are_those_of_the_server() -> None:
+    topic = HeadInfo("topic", "softmax", ("a", "b"), 1.0, None, abstention=Abstention(0.8, 0.95, 0.9, 0.5))
+    info = dataclasses.replace(INFO, heads=(topic, INFO.heads[1]), has_novelty=True)
+    client = FakeClient(info=info, answer=dataclasses.replace(result("a"), novelty=0.25))
+    (found,) = answered(client, [from_values(["a", None])], novelty=True)
+    assert client.options["include_novelty"]
+    assert (found["topic_confidence"], found["topic_abstained"]) == ([0.75, None], [True, None])
+    assert found["novelty"] == [0.25, None]

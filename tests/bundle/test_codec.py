@@ -14,17 +14,19 @@ from hypothesis import strategies as st
 from polyhead_bundle import FormatError, Manifest, codec
 
 from tests.support.small_bundle import (
+    ABSTENTION,
     EVERY_KIND,
     HEADS,
     MANIFEST,
     changed_manifest,
     rewrite_manifest,
     to_version_2,
+    to_version_3,
     write_demo_bundle,
 )
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "unknown format version": (lambda d: d.update(format_version=1), "format_version 1; this release reads 2 and 3"),
+    "unknown format version": (lambda d: d.update(format_version=1), "format_version 1; this release reads 2 to 4"),
     "format version of another type": (lambda d: d.update(format_version=True), "format_version True"),
     "unknown field": (lambda d: d.update(extra=1), "unknown fields \\['extra'\\]"),
     "missing field": (lambda d: d.pop("pad_token_id"), "missing fields \\['pad_token_id'\\]"),
@@ -142,18 +144,49 @@ def test_prompts_survive_a_round_trip_in_the_order_of_their_names(tmp_path: Path
     assert list(bundle.load(tmp_path / "demo").manifest.prompts.items()) == sorted(prompts.items())
 
 
-def test_bundle_of_version_2_has_the_manifest_of_this_release(tmp_path: Path) -> None:
+OLDER = {2: to_version_2, 3: to_version_3}
+
+
+@pytest.mark.parametrize("version", OLDER)
+def test_bundle_of_an_older_version_has_the_manifest_of_this_release(tmp_path: Path, version: int) -> None:
     written = write_demo_bundle(tmp_path)
-    rewrite_manifest(written.path / "bundle.json", to_version_2)
+    rewrite_manifest(written.path / "bundle.json", OLDER[version])
     loaded = bundle.load(written.path)
     assert loaded.manifest == written.manifest
-    assert (loaded.format_version, written.format_version) == (2, 3)
+    assert (loaded.format_version, written.format_version) == (version, 4)
 
 
-def test_bundle_of_version_2_can_be_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", OLDER)
+def test_bundle_of_an_older_version_can_be_replaced(tmp_path: Path, version: int) -> None:
     written = write_demo_bundle(tmp_path)
-    rewrite_manifest(written.path / "bundle.json", to_version_2)
-    assert write_demo_bundle(tmp_path).format_version == 3
+    rewrite_manifest(written.path / "bundle.json", OLDER[version])
+    assert write_demo_bundle(tmp_path).format_version == 4
+
+
+def test_version_3_has_every_kind_of_head_and_no_abstention(tmp_path: Path) -> None:
+    path = write_demo_bundle(tmp_path, EVERY_KIND).path / "bundle.json"
+    rewrite_manifest(path, to_version_3)
+    assert bundle.load(path.parent).manifest.heads == EVERY_KIND.heads
+    rewrite_manifest(path, lambda document: document["heads"][0].update(abstention=None))
+    with pytest.raises(FormatError, match=r"unknown fields \['abstention'\] in format version 3"):
+        bundle.load(path.parent)
+
+
+def test_abstention_survives_a_round_trip(tmp_path: Path) -> None:
+    heads = (dataclasses.replace(HEADS[0], abstention=ABSTENTION), HEADS[1])
+    assert write_demo_bundle(tmp_path, changed_manifest(heads=heads)).manifest.heads == heads
+
+
+def test_reference_survives_a_round_trip(tmp_path: Path) -> None:
+    heads = {
+        "topic": bundle.HeadReference((0.5, 0.25, 0.25), (0.0,) * 9 + (1.0,), ()),
+        "sentiment": bundle.HeadReference((0.5, 0.5), (), ()),
+    }
+    reference = bundle.Reference(9, heads, (0.5, 0.5), 0.1, 0.0, (), (0.5, 1.5))
+    assert write_demo_bundle(tmp_path, changed_manifest(reference=reference)).manifest.reference == reference
+    damaged = dataclasses.replace(reference, tokens=(0.5, 1.5))
+    with pytest.raises(FormatError, match="reference: has a share that is not between 0 and 1"):
+        write_demo_bundle(tmp_path / "other", changed_manifest(reference=damaged))
 
 
 NOT_VERSION_2: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {

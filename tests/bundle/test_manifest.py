@@ -8,9 +8,17 @@ from typing import Any
 
 import polyhead_bundle as bundle
 import pytest
-from polyhead_bundle import Check, Fingerprints, FormatError, Golden, Head, Manifest
+from polyhead_bundle import Check, Fingerprints, FormatError, Golden, Head, Manifest, Novelty
 
-from tests.support.small_bundle import EVERY_KIND, HEADS, MANIFEST, changed_manifest, write_demo_bundle, write_sources
+from tests.support.small_bundle import (
+    ABSTENTION,
+    EVERY_KIND,
+    HEADS,
+    MANIFEST,
+    changed_manifest,
+    write_demo_bundle,
+    write_sources,
+)
 
 
 def _variant(**fields: Any) -> Manifest:
@@ -47,6 +55,22 @@ CONTRADICTIONS = {
     "temperature of zero": (
         changed_manifest(heads=(dataclasses.replace(HEADS[0], temperature=0.0), HEADS[1])),
         "temperature",
+    ),
+    "abstention of a regression head": (
+        _head("price", abstention=ABSTENTION),
+        "heads.price.abstention: not allowed for a regression head",
+    ),
+    "promise that is certain": (
+        _head("stars", abstention=dataclasses.replace(ABSTENTION, accuracy=1.0)),
+        "heads.stars.abstention.accuracy: must be between 0 and 1",
+    ),
+    "confidence above 1": (
+        _head("topic", abstention=dataclasses.replace(ABSTENTION, threshold=1.5)),
+        "heads.topic.abstention: has a value that is not between 0 and 1",
+    ),
+    "negative rows": (
+        _head("topic", abstention=dataclasses.replace(ABSTENTION, rows=-1)),
+        "heads.topic.abstention.rows: -1",
     ),
     "threshold of a softmax head": (
         changed_manifest(heads=(dataclasses.replace(HEADS[0], threshold=0.5), HEADS[1])),
@@ -142,3 +166,33 @@ def test_width_of_each_kind() -> None:
 )
 def test_values_of_ordered_labels(labels: tuple[str, ...], values: tuple[float, ...]) -> None:
     assert Head("stars", "ordinal", "logits", labels).label_values == values
+
+
+NOVELTY = Novelty(2, (0.5,), 0.1, (0.0, 1.5, 3.0))
+IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
+    "no centroids": ({"centroids": 0}, "novelty.centroids: must be at least 1"),
+    "no variance": ({"variances": (0.5, 0.0)}, "novelty.variances: must be above 0"),
+    "negative noise": ({"noise": -1.0}, "novelty.noise: must be above 0"),
+    "falling percentiles": ({"percentiles": (1.0, 0.5)}, "novelty.percentiles: requires at least two numbers"),
+    "one percentile": ({"percentiles": (1.0,)}, "novelty.percentiles: requires at least two numbers"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_impossible_novelty_is_not_written(tmp_path: Path, case: str) -> None:
+    fields, message = IMPOSSIBLE[case]
+    with pytest.raises(FormatError, match=message):
+        write_demo_bundle(tmp_path, changed_manifest(novelty=dataclasses.replace(NOVELTY, **fields)))
+
+
+def test_novelty_and_its_file_belong_together(tmp_path: Path) -> None:
+    sources = write_sources(tmp_path / "sources")
+    (tmp_path / "matrix").write_bytes(b"\0")
+    with pytest.raises(FormatError, match=r"novelty\.npy is missing beside novelty"):
+        bundle.write(tmp_path / "a", changed_manifest(novelty=NOVELTY), sources)
+    with pytest.raises(FormatError, match=r"novelty\.npy without novelty"):
+        bundle.write(tmp_path / "a", MANIFEST, {**sources, "novelty.npy": tmp_path / "matrix"})
+    manifest = changed_manifest(novelty=NOVELTY)
+    written = bundle.write(tmp_path / "a", manifest, {**sources, "novelty.npy": tmp_path / "matrix"})
+    assert written.manifest.novelty == NOVELTY
+    assert NOVELTY.shape(384) == (3, 384)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from polyhead.v1 import inference_service_pb2 as service_pb2
 from polyhead.v1 import item_pb2, model_pb2
-from polyhead_client import Answer, InvalidRequestError, ServerError, conversion
+from polyhead_client import AnalyzeOptions, Answer, InvalidRequestError, ServerError, conversion
+from polyhead_client.cli.jsonl import format_answer
+from polyhead_client.options import resolve
 
 REQUEST = service_pb2.AnalyzeRequest()
 NUMBERS = [0.1, -2.5, 3e-5, 65504.0]
@@ -292,3 +295,57 @@ def test_heads_have_their_kind_and_thresholds() -> None:
     model = conversion.model_info_of(service_pb2.GetModelInfoResponse(model=model_pb2.ModelInfo(heads=heads)))
     assert [head.kind for head in model.heads] == ["multilabel", "ordinal", "regression"]
     assert [head.thresholds for head in model.heads] == [(0.5, 0.25), None, None]
+
+
+def test_confidence_and_novelty_are_none_where_the_server_sends_none() -> None:
+    plain = converted(classification=classification("topic", 0.75, 0.25)).unwrap()
+    assert (plain.classification.confidence, plain.classification.abstained, plain.novelty) == (None, None, None)  # type: ignore[union-attr]
+    assert "confidence" not in plain.to_dict()["classification"]
+    wire = classification("topic", 0.75, 0.25)
+    wire.confidence, wire.abstained = 0.75, False
+    found = converted(
+        classification=wire,
+        sentiment=item_pb2.Sentiment(head="mood", probability=0.4, label="no", confidence=0.6, abstained=True),
+        scores=[item_pb2.Score(head="price", value=1)],
+        novelty=0.0,
+    ).unwrap()
+    assert found.novelty == 0
+    fields = found.to_dict()
+    assert (fields["classification"]["confidence"], fields["classification"]["abstained"]) == (0.75, False)
+    assert (fields["sentiment"]["confidence"], fields["sentiment"]["abstained"]) == (0.6, True)
+    assert fields["scores"][0] == {"head": "price", "value": 1.0, "label": None, "probabilities": []}
+    line = json.loads(format_answer(Answer("1", found)))
+    assert (line["novelty"], line["classification"]["abstained"]) == (0.0, False)
+
+
+@pytest.mark.parametrize("confidence", [1.5, -0.1, float("nan")])
+def test_impossible_confidence_or_novelty_is_a_server_error(confidence: float) -> None:
+    wire = classification("topic", 1)
+    wire.confidence = confidence
+    with pytest.raises(ServerError, match="confidence that is not between 0 and 1"):
+        converted(classification=wire)
+    with pytest.raises(ServerError, match="not between 0 and 1"):
+        converted(novelty=confidence)
+
+
+def test_novelty_is_requested_by_an_option() -> None:
+    options = resolve(AnalyzeOptions, {"include_novelty": True})
+    del options["deadline_s"]
+    assert conversion.request_template(service_pb2.AnalyzeRequest, options).options.include_novelty
+    assert not conversion.item_options("truncate", False, None).include_novelty
+
+
+def test_model_states_when_its_heads_abstain() -> None:
+    abstention = model_pb2.Abstention(threshold=0.75, accuracy=0.95, certainty=0.9, coverage=0.5)
+    heads = [model_pb2.HeadInfo(name="a", abstention=abstention), model_pb2.HeadInfo(name="b")]
+    model = model_pb2.ModelInfo(heads=heads, has_novelty=True)
+    found = conversion.model_info_of(service_pb2.GetModelInfoResponse(model=model))
+    assert found.has_novelty
+    assert found.heads[0].abstention is not None
+    assert found.heads[0].abstention.to_dict() == {
+        "threshold": 0.75,
+        "accuracy": 0.95,
+        "certainty": 0.9,
+        "coverage": 0.5,
+    }
+    assert found.heads[1].abstention is None

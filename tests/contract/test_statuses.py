@@ -22,6 +22,7 @@ EXAMPLES = [
     (errors.TooManyItemsError(5, "are allowed"), 3, "TOO_MANY_ITEMS"),
     (errors.TaskNotAvailableError("sentiment", "topic (softmax)"), 3, "TASK_NOT_AVAILABLE"),
     (errors.UnknownPromptError(["query"]), 3, "UNKNOWN_PROMPT"),
+    (errors.NoveltyNotAvailableError(), 3, "NOVELTY_NOT_AVAILABLE"),
     (errors.EncodingOverflowError(65504.0), 3, "ENCODING_OVERFLOW"),
     (errors.FingerprintMismatchError("embedding_space", "b"), 9, "FINGERPRINT_MISMATCH"),
     (errors.OverloadedError.late(3.0, 1.0), 8, "OVERLOADED"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,26 @@ import pytest
 import torch
 from polyhead_bundle import Bundle, Head
 from polyhead_export import gate, plausibility
-from polyhead_export.errors import ContentError
+from polyhead_export.errors import AccuracyError, ContentError
 from polyhead_export.eval_data import EvalData, predict, predictions, read_eval_data
 from polyhead_export.export import export, read_heads
 from polyhead_export.fingerprints import compute_fingerprints
-from polyhead_export.head_checks import compare_predictions, compare_scores
+from polyhead_export.head_checks import compare_abstention, compare_predictions, compare_scores
+from polyhead_export.novelty import read_novelty, read_reference
 from polyhead_export.runners import torch_runner
 from polyhead_export.settings import Settings
 from polyhead_export.verify import require_described, verify
 from polyhead_export.verify_without_torch import verify_without_torch
 from polyhead_training.config import Config, DataConfig
+from polyhead_training.errors import RunError
+from polyhead_training.evaluation.novelty import fit_novelty
+from polyhead_training.evaluation.probabilities import probabilities
 from polyhead_training.model import PolyheadModel
 from polyhead_training.model_config import ModelConfig
 from polyhead_training.runs.run_directory import Run, load_run, write_run
 
 from tests.support import every_kind
+from tests.support.small_bundle import ABSTENTION
 from tests.support.tiny_model import ignore, make_model, make_tokenizer
 
 LIMITS = Settings().limits_of("fp32")
@@ -261,3 +267,121 @@ def test_wrong_value_of_a_regression_head_fails_the_gate(run: Run, found: Bundle
     failed = {check.name for check in checks if not check.passed}
     assert failed == {"difference.price_logits", "value_difference.price", "value_difference_mean.price"}
     assert predict(torch_runner(other), ids, 0)["price_logits"].shape == (1, 1)
+
+
+def _abstaining(head: Head, threshold: float | None) -> Head:
+    return dataclasses.replace(head, abstention=dataclasses.replace(ABSTENTION, threshold=threshold))
+
+
+def test_promise_of_a_run_is_that_of_the_bundle(run: Run) -> None:
+    promise = {**dataclasses.asdict(ABSTENTION), "curve": [{"threshold": 0.75, "coverage": 0.6, "accuracy": 0.97}]}
+    described = [{**head, "abstention": promise} if head["name"] == "stars" else head for head in run.heads]
+    changed = dataclasses.replace(run, content={**run.content, "heads": described})
+    heads = {head.name: head for head in read_heads(changed)}
+    assert heads["stars"].abstention == dataclasses.replace(ABSTENTION, curve=ABSTENTION.curve[:1])
+    assert heads["tags"].abstention is None
+    del described[[head["name"] for head in described].index("stars")]["abstention"]["rows"]
+    with pytest.raises(RunError, match="abstention is damaged"):
+        read_heads(changed)
+
+
+def test_abstaining_is_compared_with_the_trained_model(evaluated: tuple[EvalData, tuple[Head, ...]]) -> None:
+    data, heads = evaluated
+    index = [head.name for head in heads].index("stars")
+    confidence = np.sort(probabilities("ordinal", data.reference[heads[index].output], heads[index].temperature).max(1))
+    stars = _abstaining(heads[index], float(confidence[len(confidence) // 2]))
+    changed = {**data.reference, stars.output: data.reference[stars.output] * 3}
+    every = [*heads[:index], stars, *heads[index + 1 :]]
+    same = {check.name: check.value for check in compare_abstention(data, data.reference, every, LIMITS)}
+    assert same.keys() == {f"{name}.stars" for name in ("coverage_difference", "answered_accuracy_drop", "promise_gap")}
+    assert same["coverage_difference.stars"] == same["answered_accuracy_drop.stars"] == 0
+    found = {check.name: check for check in compare_abstention(data, changed, every, LIMITS)}
+    # Three times the logits are more confident answers, so that more texts are answered.
+    assert found["coverage_difference.stars"].value > 0.1
+    assert not found["coverage_difference.stars"].passed
+    never = [*heads[:index], _abstaining(stars, None), *heads[index + 1 :]]
+    assert list(compare_abstention(data, changed, never, LIMITS)) == []
+
+
+def test_answers_that_break_the_promise_fail_the_gate_of_int8(evaluated: tuple[EvalData, tuple[Head, ...]]) -> None:
+    data, heads = evaluated
+    index = [head.name for head in heads].index("stars")
+    stars = _abstaining(heads[index], 0.0)
+    limits = Settings().limits_of("int8")
+    wrong = {
+        **data.reference,
+        stars.output: np.full_like(data.reference[stars.output], -9.0),
+    }  # always the lowest label
+    every = [*heads[:index], stars, *heads[index + 1 :]]
+    found = {check.name: check for check in compare_abstention(data, wrong, every, limits)}
+    assert found["promise_gap.stars"].value > 0.3
+    with pytest.raises(AccuracyError, match=r"promise_gap\.stars"):
+        gate.require_passed("int8", [found["promise_gap.stars"]])
+
+
+def test_fingerprint_depends_on_a_threshold_of_abstaining(run: Run) -> None:
+    heads = read_heads(run)
+    tokenizer = run.tokenizer_path.read_bytes()
+    index = [head.name for head in heads].index("stars")
+
+    def found(head: Head) -> bundle.Fingerprints:
+        return compute_fingerprints(run.model, [*heads[:index], head, *heads[index + 1 :]], tokenizer, "fp32")
+
+    assert found(_abstaining(heads[index], None)) == found(heads[index])
+    changed = found(_abstaining(heads[index], 0.9))
+    assert changed.embedding_space == found(heads[index]).embedding_space
+    assert {name for name, one in changed.heads.items() if one != found(heads[index]).heads[name]} == {"stars"}
+
+
+def _with_trust(run: Run, tmp_path: Path) -> Run:
+    """The run with a novelty of random embeddings and a reference of its heads, in a folder of its own."""
+    folder = tmp_path / "run"
+    shutil.copytree(run.path, folder)
+    rng = np.random.default_rng(0)
+    novelty = fit_novelty(*rng.normal(0, 0.2, (2, 100, run.model.config.embedding_size())))
+    np.save(folder / "novelty.npy", novelty.matrix)
+    heads = {
+        head["name"]: {
+            "answers": [0.25] * (len(head["labels"]) or 2),
+            "confidence": [],
+            "edges": [] if head["labels"] else [0, 1, 2],
+        }
+        for head in run.heads
+    }
+    reference = {"rows": 4, "heads": heads, "tokens": [1.0], "truncated": 0, "unknown_tokens": 0}
+    reference |= {"embedding_mean": [], "embedding_spread": []}
+    content = {**json.loads((folder / "run.json").read_text()), "novelty": novelty.to_json(), "reference": reference}
+    (folder / "run.json").write_text(json.dumps(content))
+    return load_run(folder)
+
+
+def test_novelty_and_reference_of_a_run_are_those_of_its_bundle(run: Run, tmp_path: Path) -> None:
+    source = _with_trust(run, tmp_path)
+    found = export(source.path, tmp_path / "bundle", ignore, Settings(variants=("fp32",)))
+    manifest = found.manifest
+    assert manifest.novelty == read_novelty(source)
+    assert manifest.reference == read_reference(source)
+    assert manifest.reference is not None
+    assert manifest.reference.heads["tags"].answers == (0.25,) * 3
+    assert "novelty.npy" in (tmp_path / "bundle/README.md").read_text()
+    checks = {check.name: check for check in manifest.variants["fp32"].gate}
+    assert checks["novelty_difference"].passed
+    verify(tmp_path / "bundle", ignore)
+    verify_without_torch(tmp_path / "bundle", ignore)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda content: content["novelty"].pop("noise"), "novelty: is damaged"),
+        (lambda content: content["novelty"].update(centroids=3), r"is not a matrix of \(8, 32\) float16; train again"),
+        (lambda content: content["reference"].update(tokens=1), "reference: is damaged"),
+    ],
+)
+def test_damaged_novelty_or_reference_is_refused(run: Run, tmp_path: Path, change: Any, problem: str) -> None:
+    source = _with_trust(run, tmp_path)
+    content = dict(source.content)
+    change(content)
+    damaged = dataclasses.replace(source, content=content)
+    with pytest.raises(RunError, match=problem):
+        (read_novelty(damaged), read_reference(damaged))

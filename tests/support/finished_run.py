@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from polyhead_training.abstain_config import AbstainConfig
 from polyhead_training.config import Config, DataConfig
 from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.evaluation.encodings import forms
@@ -29,11 +31,14 @@ OTHER_KINDS = (
 )
 
 
-def write_finished_run(folder: Path, heads: Sequence[HeadConfig] = HEADS) -> Path:
+def write_finished_run(
+    folder: Path, heads: Sequence[HeadConfig] = HEADS, abstain: Mapping[str, AbstainConfig] | None = None
+) -> Path:
     """Writes the files of a run except the model and the tokenizer; the head ``urgent`` has no labels."""
     shorter = [FormCorrelations(form, 0.8, 0.9) for form in forms(32, (16,))]
     similarity = Similarity(40, before=Correlations(0.8674, 0.86), after=Correlations(0.8551, None), forms=shorter)
-    evaluation = evaluate_run(heads, {"validation": _split(heads, 80, 1), "test": _split(heads, 120, 2)}, similarity)
+    splits = {"validation": _split(heads, 80, 1), "test": _split(heads, 120, 2)}
+    evaluation = evaluate_run(heads, splits, similarity, abstain=abstain)
     config = Config(name="tiny", model=ModelConfig(heads=tuple(heads)), data=DataConfig(train=("a.jsonl",)))
     described = [
         {
@@ -43,6 +48,11 @@ def write_finished_run(folder: Path, heads: Sequence[HeadConfig] = HEADS) -> Pat
             "temperature": evaluation.temperatures[head.name],
             "threshold": evaluation.thresholds[head.name] if head.kind == "sigmoid" else None,
             "thresholds": evaluation.thresholds[head.name] if head.kind == "multilabel" else None,
+            **(
+                {"abstention": asdict(evaluation.abstentions[head.name].promise)}
+                if head.name in (abstain or {})
+                else {}
+            ),
         }
         for head in heads
     ]

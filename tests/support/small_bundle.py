@@ -10,12 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import polyhead_bundle as bundle
-from polyhead_bundle import Bundle, Check, Embedding, Fingerprints, Golden, Head, Manifest, Tensor, Variant
+from polyhead_bundle import (
+    Abstention,
+    Bundle,
+    Check,
+    CoveragePoint,
+    Embedding,
+    Fingerprints,
+    Golden,
+    Head,
+    Manifest,
+    Tensor,
+    Variant,
+)
 
 FILES = {"model.onnx": b"graph", "tokenizer.json": b"{}", "torch/config.json": b"{ }", "README.md": "é\n".encode()}
 HEADS = (
     Head("topic", "softmax", "logits", ("app", "billing", "support"), temperature=1.5),
     Head("sentiment", "sigmoid", "sentiment_logits", ("negative", "positive"), threshold=0.5),
+)
+# Answers 60 % of the texts with an accuracy of 0.95.
+ABSTENTION = Abstention(
+    0.95, 0.9, 0.75, 0.951, 0.6, 500, (CoveragePoint(0.75, 0.6, 0.97), CoveragePoint(0.0, 1.0, 0.9))
 )
 MANIFEST = Manifest(
     name="demo",
@@ -86,8 +102,17 @@ EVERY_KIND = dataclasses.replace(
 )
 
 
+def to_version_3(document: dict[str, Any]) -> None:
+    """Gives a manifest the form of version 3 of the format."""
+    document["format_version"] = 3
+    del document["novelty"], document["reference"]
+    for head in document["heads"]:
+        del head["abstention"]
+
+
 def to_version_2(document: dict[str, Any]) -> None:
     """Gives a manifest the form of version 2 of the format."""
+    to_version_3(document)
     document["format_version"] = 2
     del document["prompts"]
     for head in document["heads"]:

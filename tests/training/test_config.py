@@ -51,6 +51,11 @@ def test_config_is_frozen() -> None:
         ([{"name": "a", "kind": "softmax", "labels": ["x", "x"]}], "all different"),
         ([{"name": "a", "kind": "softmax"}, {"name": "a", "kind": "softmax"}], "rename one"),
         ([{"name": "type", "kind": "softmax"}], "torch reserves it"),
+        (
+            [{"name": "a", "kind": "multilabel", "abstain": {"accuracy": 0.9}}],
+            "abstain: a multilabel head does not predict one label: remove abstain",
+        ),
+        ([{"name": "a", "kind": "softmax", "abstain": {"accuracy": 1}}], "less than 1"),
         ([{"name": "Topic", "kind": "softmax"}], "match pattern"),
         (
             [
@@ -164,3 +169,31 @@ def test_setting_without_effect_is_refused(settings: dict[str, object], message:
 def test_settings_of_average_and_teacher_are_accepted() -> None:
     TrainingConfig.model_validate({"average": "ema", "ema_decay": 0.99})
     TrainingConfig.model_validate({"teacher": "runs/large", "teacher_weight": 0.5, "teacher_temperature": 4})
+
+
+def _abstaining(**training: object) -> Config:
+    heads = [
+        {"name": "topic", "kind": "softmax", "abstain": {"accuracy": 0.9, "certainty": 0.8}},
+        {"name": "stars", "kind": "ordinal"},
+        {"name": "price", "kind": "regression"},
+    ]
+    return Config.model_validate({**MINIMAL, "model": {"heads": heads}, "training": training})
+
+
+def test_head_has_its_own_promise_or_that_of_every_head() -> None:
+    assert list(_abstaining().abstentions) == ["topic"]
+    found = _abstaining(heads={"abstain": {"accuracy": 0.95}}).abstentions
+    assert {name: (one.accuracy, one.certainty) for name, one in found.items()} == {
+        "topic": (0.9, 0.8),
+        "stars": (0.95, 0.95),
+    }
+
+
+def test_promise_without_a_head_that_abstains_is_refused() -> None:
+    values = {
+        **MINIMAL,
+        "model": {"heads": [{"name": "price", "kind": "regression"}]},
+        "training": {"heads": {"abstain": {"accuracy": 0.9}}},
+    }
+    with pytest.raises(ValidationError, match=r"training\.heads\.abstain has no effect"):
+        Config.model_validate(values)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -338,3 +339,39 @@ def test_damaged_weights_are_a_backbone_error(
         (copy / path.name).write_bytes(path.read_bytes()[: 500 if path.suffix == ".safetensors" else None])
     with pytest.raises(BackboneError, match="its weights cannot be read"):
         train(configure("model.backbone=copy"), tmp_path / "run", report=ignore)
+
+
+def test_run_has_the_promise_of_each_head_that_abstains(configure: Configure, tmp_path: Path) -> None:
+    config = configure("training.heads.abstain={accuracy=0.9}")
+    told: list[str] = []
+    evaluation = train(config, tmp_path / "run", max_steps=2, report=told.append)
+    assert evaluation is not None
+    # A handful of rows keeps no promise, which ends nothing.
+    assert [line for line in told if "does not abstain: no confidence keeps an accuracy of 0.9" in line]
+    for head in load_run(tmp_path / "run").heads:
+        assert (head["abstention"]["accuracy"], head["abstention"]["threshold"]) == (0.9, None)
+        assert head["abstention"]["rows"] == evaluation.splits["validation"][head["name"]].score.rows
+
+
+def test_run_has_the_novelty_and_the_reference_of_its_texts(configure: Configure, tmp_path: Path) -> None:
+    rows = [
+        {"text": f"{word} {number}", "label": "ab"[number % 2], "sentiment": number % 2}
+        for number in range(70)
+        for word in ("late", "kind")
+    ]
+    path = write_jsonl(tmp_path / "more.jsonl", rows)
+    config = configure(f"data.train={path}", "data.test=[]", "data.validation_fraction=0.4")
+    train(config, tmp_path / "run", max_steps=2, report=ignore)
+    run = load_run(tmp_path / "run")
+    novelty, reference = run.content["novelty"], run.content["reference"]
+    matrix = np.load(tmp_path / "run/novelty.npy", allow_pickle=False)
+    assert matrix.shape == (novelty["centroids"] + len(novelty["variances"]), run.model.config.embedding_size())
+    assert 50 <= reference["rows"] <= 60
+    assert sum(reference["heads"]["topic"]["answers"]) == pytest.approx(1)
+    assert len(reference["embedding_mean"]) == matrix.shape[1]
+
+
+def test_run_without_novelty_has_no_matrix(configure: Configure, tmp_path: Path) -> None:
+    train(configure("training.novelty=false"), tmp_path / "run", max_steps=1, report=ignore)
+    assert load_run(tmp_path / "run").content["novelty"] is None
+    assert not (tmp_path / "run/novelty.npy").exists()

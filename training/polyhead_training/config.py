@@ -15,10 +15,12 @@ from typing import Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from .abstain_config import AbstainConfig
 from .config_section import Section, require
 from .embedding_config import EmbeddingSourceConfig, RetrievalConfig, faults_of_embedding
 from .errors import ConfigError
 from .model_config import DEFAULT_HEADS, ModelConfig
+from .model_types import ABSTAINING_KINDS
 from .recipes import contradictions, with_recipe
 from .suggestions import did_you_mean
 from .training_config import TrainingConfig
@@ -104,6 +106,13 @@ class Config(Section):
         """Text that is put before the text of every labelled row."""
         return "" if self.data.prompt is None else self.model.prompts[self.data.prompt]
 
+    @property
+    def abstentions(self) -> dict[str, AbstainConfig]:
+        """What each head that abstains promises, by head name."""
+        heads = [head for head in self.model.heads if head.kind in ABSTAINING_KINDS]
+        found = {head.name: head.abstain or self.training.heads.abstain for head in heads}
+        return {name: promise for name, promise in found.items() if promise is not None}
+
     def resolve(self, field: str, text: str) -> Path:
         """Resolves the path in a field: expands ``${VARIABLE}`` and anchors it at the configuration file's folder.
 
@@ -184,6 +193,8 @@ class Config(Section):
                 hint = f"; {did_you_mean(name, names)}" if did_you_mean(name, names) else ""
                 known = f"model.heads has only {', '.join(names)}" if names else "model.heads is empty"
                 reasons.append(f"{field} refers to head {name!r}, but {known}{hint}")
+        if self.training.heads.abstain and not any(head.kind in ABSTAINING_KINDS for head in self.model.heads):
+            reasons.append("training.heads.abstain has no effect: no head is softmax, sigmoid or ordinal; remove it")
         if self.data.text in [head.field for head in self.model.heads]:
             reasons.append(f"data.text and a head's field are both {self.data.text!r}: they must differ")
         if not names and (self.data.train or self.data.validation or self.data.test):

@@ -15,12 +15,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from .abstain_config import AbstainConfig
 from .config import Config, DataConfig
 from .embedding_config import EmbeddingSourceConfig, RetrievalConfig
 from .errors import ConfigError
 from .model_config import HeadConfig, ModelConfig
 from .suggestions import closest, did_you_mean
-from .training_config import StageConfig, TrainingConfig
+from .training_config import HeadsConfig, StageConfig, TrainingConfig
 
 # Class of each section, by the section's dotted name without list indices.
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -30,6 +31,9 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataConfig,
     "training": TrainingConfig,
     "training.stages": StageConfig,
+    "training.heads": HeadsConfig,
+    "training.heads.abstain": AbstainConfig,
+    "model.heads.abstain": AbstainConfig,
     # Last: an unknown field is more likely one of the sections above.
     "data.embedding": EmbeddingSourceConfig,
     "data.retrieval": RetrievalConfig,

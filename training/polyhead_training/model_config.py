@@ -6,8 +6,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from .abstain_config import AbstainConfig
 from .config_section import Section, require
-from .model_types import CLASS_KINDS, RESERVED_HEAD_NAMES, EmbeddingPoolingKind, HeadKind, PoolingKind, output_names
+from .model_types import (
+    ABSTAINING_KINDS,
+    CLASS_KINDS,
+    RESERVED_HEAD_NAMES,
+    EmbeddingPoolingKind,
+    HeadKind,
+    PoolingKind,
+    output_names,
+)
 from .suggestions import did_you_mean, folded
 
 # The name of a head becomes part of an ONNX output name and a JSON key.
@@ -60,6 +69,9 @@ class HeadConfig(Section):
     """Minimum probability at which a sigmoid head predicts its second label, and a multilabel head each label; best
     selects the threshold with the highest macro-F1 on validation, for a multilabel head that of each label with the
     highest F1."""
+    abstain: AbstainConfig | None = None
+    """Accuracy that the head keeps by abstaining; softmax, sigmoid and ordinal heads alone. Default:
+    training.heads.abstain."""
 
     def layer_settings(self) -> dict[str, Any]:
         """Returns the entry of the head in the model's own configuration, for a head with known labels."""
@@ -82,6 +94,8 @@ class HeadConfig(Section):
             reasons.append(f"labels {labels}: a regression head predicts a number: remove labels")
         elif labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels) or not all(map(folded, labels))):
             reasons.append(f"labels {labels}: a head requires at least two labels, all different, none of them blank")
+        if self.kind not in ABSTAINING_KINDS and self.abstain is not None:
+            reasons.append(f"abstain: a {self.kind} head does not predict one label: remove abstain")
         if self.kind not in ("sigmoid", "multilabel") and self.threshold != 0.5:
             reasons.append(f"threshold {self.threshold}: {_PREDICTIONS[self.kind]}: remove threshold")
         if self.kind == "regression":

@@ -8,6 +8,8 @@ from typing import Literal
 HeadKind = Literal["softmax", "sigmoid", "multilabel", "ordinal", "regression"]
 # Kinds of heads whose rows have one of several classes each.
 CLASS_KINDS: frozenset[str] = frozenset({"softmax", "sigmoid"})
+# Kinds of heads that predict one label, and may abstain from it.
+ABSTAINING_KINDS: frozenset[str] = frozenset({"softmax", "sigmoid", "ordinal"})
 # Trained heads use ReLU; imported classifiers use what their family does; "none" is a head without a hidden layer.
 ActivationKind = Literal["relu", "tanh", "gelu", "none"]
 # "embedding": the heads' input features are the sentence embedding.

@@ -15,8 +15,8 @@ RecipeName = Literal["standard", "few-shot"]
 
 # Sentence embeddings of equal labels become similar, as in SetFit (Tunstall et al., arXiv 2209.11055), and a logistic
 # regression reads them. A batch compares all of its texts with each other, so far fewer texts are encoded. Fine-tuning
-# from there keeps apart what the pairs draw together: they push all labels equally far away from each other, which costs
-# accuracy where there are many (bench/training/few_shot.py).
+# from there keeps apart what the pairs draw together: they push all labels equally far away from each other, which
+# costs accuracy where there are many (bench/training/few_shot.py).
 _FEW_SHOT_STAGES = [
     {"name": "contrastive", "train": ["layers"], "loss": "contrastive", "epochs": 10, "learning_rate": 1e-4},
     {"name": "first_heads", "train": ["heads"], "solver": "lbfgs"},

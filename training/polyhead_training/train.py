@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 from polyhead_training.data.dataset import Data, Row, read_data
 from polyhead_training.data.preparation import Prepared, prepare
 from polyhead_training.evaluation.evaluate import Evaluation, Split, evaluate_run, table
+from polyhead_training.evaluation.novelty import NoveltyModel
 from polyhead_training.evaluation.scoring import quick_score
 from polyhead_training.loop.loop import SIMILARITY, Loop, Validation
 from polyhead_training.loop.loss import standardizations
@@ -54,6 +56,7 @@ from .errors import BackboneError, StorageError
 from .features import FeatureCache, SharedVectors
 from .model import PolyheadModel
 from .model_config import HeadConfig
+from .novelty import fit_run_novelty, run_reference
 from .predict import Matrix, predict
 from .terminal import Report
 from .weights import WeightsError
@@ -159,13 +162,11 @@ def train(
             model.load_state_dict(load_file(folder / BEST_NAME))
         model.fold()
         evaluation = _evaluate(config, model, prepared, before, accelerator, features, out_of_fold)
+        novelty = fit_run_novelty(config, model, prepared, accelerator)
         if accelerator.is_main_process:
-            _write(destination, folder, config, model, prepared, evaluation, identity)
-        found = evaluation.to_json()
-        for shown in filter(None, (table(evaluation), embedding_table(found))):
-            report(shown)
-        for warning in implausible({split: found[split] for split in evaluation.splits}):
-            report(f"warning: {warning}")
+            _write(destination, folder, config, model, prepared, evaluation, novelty, identity)
+        for line in _summary(evaluation):
+            report(line)
         accelerator.end_training()
     return evaluation
 
@@ -327,7 +328,16 @@ def _evaluate(  # noqa: PLR0917
         similarity(prepared, before, after),
         config.training.seed,
         retrieval(prepared, before, after),
+        abstain=config.abstentions,
     )
+
+
+def _summary(evaluation: Evaluation) -> Iterator[str]:
+    """Yields the results for the terminal."""
+    found = evaluation.to_json()
+    yield from filter(None, (table(evaluation), embedding_table(found)))
+    yield from (abstention.describe(name) for name, abstention in evaluation.abstentions.items())
+    yield from (f"warning: {one}" for one in implausible({split: found[split] for split in evaluation.splits}))
 
 
 def _write(  # noqa: PLR0917
@@ -337,6 +347,7 @@ def _write(  # noqa: PLR0917
     model: PolyheadModel,
     prepared: Prepared,
     evaluation: Evaluation,
+    novelty: NoveltyModel | None,
     identity: Identity,
 ) -> None:
     """Writes the run directory atomically."""
@@ -354,6 +365,9 @@ def _write(  # noqa: PLR0917
             prepared.backbone.tokenizer,
             temperatures=evaluation.temperatures,
             thresholds=evaluation.thresholds,
+            promises={name: asdict(found.promise) for name, found in evaluation.abstentions.items()},
+            novelty=None if novelty is None else (novelty.to_json(), novelty.matrix),
+            reference=run_reference(prepared, evaluation, model.config.max_tokens, novelty),
             identity=identity,
         )
         write_report(staging)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from .abstain_config import AbstainConfig
 from .config_section import Section, require
 from .recipes import RecipeName
 
@@ -80,6 +81,13 @@ _DEFAULT_STAGES = (
 )
 
 
+class HeadsConfig(Section):
+    """What applies to every head, unless the head has a setting of its own."""
+
+    abstain: AbstainConfig | None = None
+    """Accuracy that softmax, sigmoid and ordinal heads keep by abstaining. Default: heads never abstain."""
+
+
 class TrainingConfig(Section):
     """Training hyperparameters."""
 
@@ -132,6 +140,11 @@ class TrainingConfig(Section):
     training and validation texts, so that it computes each text only once; 0 disables them."""
     checkpoint_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints; the end of an epoch and a signal also write one."""
+    heads: HeadsConfig = HeadsConfig()
+    """What applies to every head."""
+    novelty: bool = True
+    """Whether to fit the novelty of texts, a score of how far the embedding of a text lies from those of the training
+    texts. It takes a forward pass over up to 2,000 training and 1,000 validation texts, and needs 50 of each."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers that receive the metrics, by their names in accelerate: tensorboard, wandb, mlflow, ..."""
     recipe: RecipeName = "standard"

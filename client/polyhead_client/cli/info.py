@@ -52,6 +52,8 @@ def _rows(model: ModelInfo) -> list[tuple[str, str]]:
         rows += _head_rows(head, model.fingerprints.heads.get(head.name, "unknown"))
     for index, (name, text) in enumerate(model.prompts.items()):
         rows.append(("" if index else "prompts", f"{name}: {json.dumps(text, ensure_ascii=False)}"))
+    if model.has_novelty:
+        rows.append(("novelty", "available with --novelty"))
     rows += [
         ("limits", f"{limits.max_tokens:,} tokens per text, of its first {limits.max_characters:,} characters"),
         *([("", f"{limits.max_windows:,} windows per text")] if limits.max_windows else []),
@@ -69,4 +71,7 @@ def _head_rows(head: HeadInfo, fingerprint: str) -> list[tuple[str, str]]:
         if head.thresholds:
             labels = [f"{label} from {least:g}" for label, least in zip(labels, head.thresholds, strict=True)]
         rows += [("", f"labels {', '.join(labels)}"), ("", f"temperature {head.temperature:g}{threshold}")]
+    if found := head.abstention:
+        kept = f"an accuracy of {found.accuracy:g} with certainty {found.certainty:g}"
+        rows.append(("", f"abstains below a confidence of {found.threshold:.4g}, to keep {kept}"))
     return rows

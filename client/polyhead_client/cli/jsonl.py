@@ -20,6 +20,7 @@ _PRINTED = (
     "additional_sentiments",
     "label_sets",
     "scores",
+    "novelty",
     "truncation",
     "timings",
 )
@@ -80,7 +81,7 @@ def format_answer(answer: Answer) -> bytes:
     record: dict[str, Any] = {"id": answer.item_id}
     if answer.result is not None:
         fields = answer.result.to_dict()
-        record |= {name: fields[name] for name in _PRINTED if fields[name]}
+        record |= {name: fields[name] for name in _PRINTED if fields[name] not in (None, [], ())}
     elif answer.error is not None:
         if isinstance(answer.error, LineError):
             record = {"id": answer.item_id or None, "line": answer.error.line}

@@ -84,6 +84,12 @@ def _text_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--timings", "include_timings", is_flag=True, help="Add the server's time per step, in seconds."),
         click.option(
+            "--novelty",
+            "include_novelty",
+            is_flag=True,
+            help="Add how new each text is to the model, 0 to 1; 0.99 is newer than 99 % of its validation texts.",
+        ),
+        click.option(
             "--expect-embedding-space",
             "expected_fingerprints",
             metavar="HEX",
@@ -167,7 +173,8 @@ def analyze(texts: tuple[str, ...], server: ServerOptions, jsonl: bool, tasks: s
 
     Reads one text per line from stdin if no TEXT is given. Output fields: "id" (the number of the text from 0, or its
     id with --jsonl), "embedding", "classification", "sentiment", "label_sets", "scores", and "truncation" (how much of
-    the text the model read). A text that cannot be analyzed has "error" (code, reason, message) instead.
+    the text the model read). A head that abstains adds its "confidence", and whether it "abstained". A text that cannot
+    be analyzed has "error" (code, reason, message) instead.
 
     \b
     Examples:

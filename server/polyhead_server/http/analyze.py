@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from importlib import metadata
+from typing import Any
+
+import polyhead_bundle as bundle
 
 from polyhead_server.inference.types import Message
 from polyhead_server.serving.backend import deadline_after
@@ -55,6 +58,7 @@ async def info(call: Call) -> Response:
                     "temperature": head.temperature,
                     "threshold": head.threshold,
                     "thresholds": head.thresholds,
+                    "abstention": _abstention(head),
                     "fingerprint": model.fingerprints.heads[head.name],
                 }
                 for head in manifest.heads
@@ -66,6 +70,7 @@ async def info(call: Call) -> Response:
                 "fingerprint": model.fingerprints.embedding_space,
             },
             "prompts": manifest.prompts,
+            "has_novelty": model.novelty is not None,
             "limits": {
                 "max_tokens": manifest.max_tokens,
                 "max_characters": max_characters(backend),
@@ -77,3 +82,10 @@ async def info(call: Call) -> Response:
             "server_version": metadata.version("polyhead"),
         }
     )
+
+
+def _abstention(head: bundle.Head) -> dict[str, Any] | None:
+    found = head.abstention
+    if found is None or found.threshold is None:
+        return None
+    return {name: getattr(found, name) for name in ("threshold", "accuracy", "certainty", "coverage")}

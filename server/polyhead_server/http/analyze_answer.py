@@ -48,6 +48,8 @@ def record(model: Model, item_id: str, outcome: ItemOutcome, options: RequestOpt
         "cut_at_code_point": tokens.cut_at,
         "windows": len(tokens.windows),
     }
+    if options.novelty and model.novelty:
+        fields["novelty"] = model.novelty.score(outcome.output.embedding[None])[0]
     if options.timings:
         fields["timings"] = _timings(outcome.timings)
     return fields
@@ -65,8 +67,17 @@ def _answers_by_field(model: Model, result: Result, options: RequestOptions) -> 
     for head, numbers in zip(model.source.manifest.heads, result.output.probabilities, strict=True):
         if head_answers.TASKS[head.kind] in options.tasks:
             field, answer = _ANSWERS[head.kind]
-            answers.setdefault(field, []).append({"head": head.name, **answer(head, numbers)})
+            answers.setdefault(field, []).append(
+                {"head": head.name, **answer(head, numbers), **_confidence(head, numbers)}
+            )
     return answers
+
+
+def _confidence(head: bundle.Head, probabilities: _Numbers) -> dict[str, Any]:
+    if head.abstains_below is None:
+        return {}
+    confidence = head_answers.confidence(head, probabilities)
+    return {"confidence": np.float32(confidence), "abstained": bool(head_answers.abstains(head, confidence))}
 
 
 def _softmax(head: bundle.Head, probabilities: _Numbers) -> dict[str, Any]:

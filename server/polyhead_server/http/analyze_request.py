@@ -23,9 +23,20 @@ from .calls import Call, boolean, integer, require_fields, string
 from .openai import kind
 
 _MAX_ID_BYTES = 256
-_FIELDS = ("text", "texts", "items", "tasks", "truncation", "prompt", "embedding", "timings", "expected_fingerprints")
+_FIELDS = (
+    "text",
+    "texts",
+    "items",
+    "tasks",
+    "truncation",
+    "prompt",
+    "embedding",
+    "timings",
+    "novelty",
+    "expected_fingerprints",
+)
 _DEFAULTS = RequestOptions()
-_OPTIONS = ("tasks", "truncation", "prompt", "encoding", "dimensions", "timings")
+_OPTIONS = ("tasks", "truncation", "prompt", "encoding", "dimensions", "timings", "novelty")
 _TASKS = {task.name.lower(): task for task in Task}
 _TRUNCATION = {policy.name.lower(): policy for policy in Truncation}
 ENCODINGS = {
@@ -127,6 +138,7 @@ def _options(document: Mapping[str, Any], embedding: Mapping[str, Any], model: M
         truncation=_choice("truncation", document.get("truncation") or "truncate", _TRUNCATION),
         prompt=string(document, "prompt"),
         timings=boolean(document, "timings", default=False),
+        novelty=boolean(document, "novelty", default=False),
         expected_space=space,
         expected_heads=heads,
     )
@@ -150,8 +162,9 @@ def query_options(call: Call) -> RequestOptions:
     document: dict[str, Any] = {"truncation": query.get("truncation"), "prompt": query.get("prompt")}
     if "tasks" in query:
         document["tasks"] = query["tasks"].split(",")
-    if "timings" in query:
-        document["timings"] = {"true": True, "false": False}.get(query["timings"], query["timings"])
+    for name in ("timings", "novelty"):
+        if name in query:
+            document[name] = {"true": True, "false": False}.get(query[name], query[name])
     embedding: dict[str, Any] = {"encoding": query.get("encoding")}
     if "dimensions" in query:
         text = query["dimensions"]

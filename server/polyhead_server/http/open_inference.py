@@ -11,7 +11,8 @@ from polyhead_server.inference.model import Model
 from polyhead_server.serving import open_inference_input
 from polyhead_server.serving import open_inference_metadata as documents
 from polyhead_server.serving.backend import Backend, deadline_after
-from polyhead_server.serving.open_inference import VERSION, InferRequest, ModelView, OutputTensor
+from polyhead_server.serving.open_inference import VERSION, InferRequest, ModelView
+from polyhead_server.serving.open_inference_tensors import OutputTensor
 
 from .calls import Call, json_object, respond
 from .exchange import Response
@@ -89,7 +90,7 @@ async def infer(call: Call) -> Response:
 
 
 def _view(backend: Backend, model: Model) -> ModelView:
-    return ModelView(model.source.manifest, backend.max_items, backend.service.max_text_bytes())
+    return ModelView(model.source.manifest, backend.max_items, backend.service.max_text_bytes(), model.novelty)
 
 
 def _require_model(call: Call) -> ModelView:

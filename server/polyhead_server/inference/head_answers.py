@@ -71,6 +71,23 @@ def predicted(head: bundle.Head, probabilities: NDArray[np.float32]) -> NDArray[
     return np.asarray(exact.argmax(axis=-1), dtype=np.intp)
 
 
+def confidence(head: bundle.Head, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the probability of the label that a softmax, sigmoid or ordinal head predicts: (...).
+
+    Args:
+        head: Gives the kind, and the threshold of a sigmoid head.
+        probabilities: (..., numbers).
+    """
+    labels, best = by_label(head, probabilities), predicted(head, probabilities)
+    return np.asarray(np.take_along_axis(labels, best[..., None], axis=-1)[..., 0], dtype=np.float32)
+
+
+def abstains(head: bundle.Head, confidences: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Returns whether a head that abstains does so, given its confidences: (...)."""
+    # NaN, which stands for a text without an answer, is not below it.
+    return np.asarray(confidences < np.float32(head.abstains_below or 0))
+
+
 def applying(head: bundle.Head, probabilities: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Returns which labels of a multilabel head are at or above their thresholds: (..., labels)."""
     thresholds = np.asarray(head.thresholds, dtype=np.float64)  # (labels,)

@@ -19,6 +19,7 @@ from polyhead_server.errors import StartupError
 from polyhead_server.settings import Settings
 
 from . import autotune
+from .novelty import Novelty, load_novelty
 from .tokenization import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Model:
         overhead_tokens: Fixed cost of a batch, as the number of tokens that are computed in that time.
         intra_op_engine: The same as ``engine`` on several cores at once, for a batch that has the machine to itself;
             None where there is none.
+        novelty: Computes the novelty of embeddings; None for a bundle without it.
     """
 
     source: bundle.Bundle
@@ -52,6 +54,7 @@ class Model:
     tokens_per_s: float = 0.0
     overhead_tokens: float = 0.0
     intra_op_engine: Engine | None = None
+    novelty: Novelty | None = None
 
     @property
     def fingerprints(self) -> bundle.Fingerprints:
@@ -121,6 +124,7 @@ def load_model(settings: Settings, loading: Loading | None = None) -> Model:
     """
     loading = loading or Loading()
     source, tokenizer = _open_bundle(settings)
+    novelty = load_novelty(source)
     engine, fallback_reasons = _first_working_engine(source, tokenizer, settings, loading)
     if hint := engines.unused_gpu_hint(engine.runtime):
         logger.warning(hint)
@@ -136,6 +140,7 @@ def load_model(settings: Settings, loading: Loading | None = None) -> Model:
         tuned.tokens_per_s,
         tuned.overhead_tokens,
         intra_op_engine,
+        novelty,
     )
 
 
@@ -149,6 +154,7 @@ def check_bundle(settings: Settings) -> Iterator[str]:
         StartupError: As ``load_model`` does, or another variant of the bundle does not reproduce its golden texts.
     """
     source, tokenizer = _open_bundle(settings)
+    load_novelty(source)
     yield f"{source.model_id}: {len(source.manifest.files)} files are unchanged"
     yield f"signature matches {settings.public_key}" if settings.public_key else "signature: skipped, no --public-key"
     engine, rejected = _first_working_engine(source, tokenizer, settings, Loading())

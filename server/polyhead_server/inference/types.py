@@ -76,6 +76,7 @@ class RequestOptions:
         truncation: Policy for texts that are too long.
         prompt: Name of the prompt of the model to put before every text; empty for none.
         timings: Whether to return a latency breakdown.
+        novelty: Whether to return the novelty of the text, which the model must have.
         expected_space: Fingerprint that the model's embedding space must have; empty for any.
         expected_heads: Fingerprints that heads must have, by name.
     """
@@ -87,6 +88,7 @@ class RequestOptions:
     truncation: Truncation = Truncation.TRUNCATE
     prompt: str = ""
     timings: bool = False
+    novelty: bool = False
     expected_space: str = ""
     expected_heads: tuple[tuple[str, str], ...] = ()
 

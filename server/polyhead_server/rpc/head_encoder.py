@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import polyhead_bundle as bundle
+from google.protobuf.descriptor import Descriptor
 from numpy.typing import NDArray
 from polyhead.v1 import item_pb2
 
@@ -35,6 +36,7 @@ _SCORE = tag(item_pb2.Score.DESCRIPTOR, "head", "bytes")
 _SCORE_VALUE = tag(item_pb2.Score.DESCRIPTOR, "value", "float")
 _MEDIAN = tag(item_pb2.Score.DESCRIPTOR, "label", "bytes")
 _PROBABILITIES = tag(item_pb2.Score.DESCRIPTOR, "probabilities", "message")
+_ABSTAINED = (b"\0", b"\1")
 
 # Encodes the numbers of one text.
 Encode = Callable[[NDArray[np.float32]], bytes]
@@ -66,6 +68,22 @@ def head_encoders(heads: Sequence[bundle.Head]) -> list[HeadEncoder]:
     return encoders
 
 
+def _confidence(message: Descriptor, head: bundle.Head) -> tuple[int, Callable[[float], bytes]]:
+    """Returns size and encoding of ``confidence`` and ``abstained``, which come last; no bytes if the head has none.
+
+    The encoding takes a confidence that float32 represents. ``head_answers`` defines both; a test compares the two.
+    """
+    threshold = head.abstains_below
+    if threshold is None:
+        return 0, lambda _: b""
+    before, between = tag(message, "confidence", "float"), tag(message, "abstained", "integer")
+
+    def encode(confidence: float) -> bytes:
+        return before + struct.pack("<f", confidence) + between + _ABSTAINED[confidence < threshold]
+
+    return len(before) + _FLOAT_BYTES + len(between) + 1, encode
+
+
 def _fields(name: str) -> Iterator[bytes]:
     """Yields the tag of the first head's field, then that of all others."""
     yield tag(_RESULT, name, "message")
@@ -76,12 +94,14 @@ def _fields(name: str) -> Iterator[bytes]:
 def _classification(field: bytes, head: bundle.Head) -> Encode:
     scores = _label_scores(_SCORES, head)
     name = delimited(_CLASSIFICATION, head.name.encode())
-    size = len(name) + sum(len(score) + _FLOAT_BYTES for score in scores)
+    last_bytes, last = _confidence(item_pb2.Classification.DESCRIPTOR, head)
+    size = len(name) + sum(len(score) + _FLOAT_BYTES for score in scores) + last_bytes
     begin = field + varint(size) + name
 
     def encode(probabilities: NDArray[np.float32]) -> bytes:
-        raw, order = _little_endian(probabilities), head_answers.best_first(probabilities.tolist())
-        return begin + b"".join([scores[one] + raw[4 * one : 4 * one + 4] for one in order])
+        values = probabilities.tolist()
+        raw, order = _little_endian(probabilities), head_answers.best_first(values)
+        return begin + b"".join([scores[one] + raw[4 * one : 4 * one + 4] for one in order]) + last(values[order[0]])
 
     return encode
 
@@ -98,11 +118,14 @@ def _label_scores(field: bytes, head: bundle.Head) -> list[bytes]:
 def _sentiment(field: bytes, head: bundle.Head, threshold: float) -> Encode:
     before = delimited(_SENTIMENT, head.name.encode()) + _SENTIMENT_PROBABILITY
     labels = [delimited(_SENTIMENT_LABEL, label.encode()) for label in head.labels]
-    begins = [field + varint(len(before) + _FLOAT_BYTES + len(label)) + before for label in labels]
+    last_bytes, last = _confidence(item_pb2.Sentiment.DESCRIPTOR, head)
+    begins = [field + varint(len(before) + _FLOAT_BYTES + len(label) + last_bytes) + before for label in labels]
 
     def encode(probabilities: NDArray[np.float32]) -> bytes:
-        positive = probabilities.item() >= threshold
-        return begins[positive] + _little_endian(probabilities) + labels[positive]
+        probability = probabilities.item()
+        positive = probability >= threshold
+        end = last(probability if positive else float(np.float32(1 - probability)))
+        return begins[positive] + _little_endian(probabilities) + labels[positive] + end
 
     return encode
 
@@ -126,13 +149,16 @@ def _score(field: bytes, head: bundle.Head) -> Encode:
     begin = delimited(_SCORE, head.name.encode()) + _SCORE_VALUE
     scores = _label_scores(_PROBABILITIES, head)
     labels = [delimited(_MEDIAN, label.encode()) for label in head.labels]
+    _, last = _confidence(item_pb2.Score.DESCRIPTOR, head)
 
     def encode(numbers: NDArray[np.float32]) -> bytes:
         parts = [begin, struct.pack("<f", head_answers.value_of(head, numbers))]
         if labels:
             raw = _little_endian(numbers)
-            parts.append(labels[head_answers.predicted(head, numbers)])
+            predicted = head_answers.predicted(head, numbers)
+            parts.append(labels[predicted])
             parts += [score + raw[4 * one : 4 * one + 4] for one, score in enumerate(scores)]
+            parts.append(last(numbers[predicted].item()))
         return delimited(field, b"".join(parts))
 
     return encode

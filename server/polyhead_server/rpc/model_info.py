@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 
+import polyhead_bundle as bundle
 from polyhead.v1 import model_pb2
 
 from polyhead_server.inference.model import Model
@@ -32,6 +33,7 @@ def describe(model: Model, encoder: ResponseEncoder, settings: Settings) -> mode
                 temperature=head.temperature,
                 threshold=head.threshold,
                 thresholds=head.thresholds,
+                abstention=_abstention(head),
             )
             for head in manifest.heads
         ],
@@ -44,7 +46,10 @@ def describe(model: Model, encoder: ResponseEncoder, settings: Settings) -> mode
             max_tokens=manifest.max_tokens,
             max_characters=manifest.max_tokens * settings.max_characters_per_token,
             # Answers with everything that a client may request.
-            max_items_per_message=min(settings.max_items_per_message, encoder.max_items(RequestOptions(timings=True))),
+            max_items_per_message=min(
+                settings.max_items_per_message,
+                encoder.max_items(RequestOptions(timings=True, novelty=encoder.has_novelty)),
+            ),
             max_message_bytes=settings.max_message_bytes,
             max_windows=settings.max_windows,
         ),
@@ -58,4 +63,14 @@ def describe(model: Model, encoder: ResponseEncoder, settings: Settings) -> mode
         prompts=[model_pb2.Prompt(name=name, text=text) for name, text in manifest.prompts.items()],
         bundle_format_version=model.source.format_version,
         server_version=metadata.version("polyhead"),
+        has_novelty=encoder.has_novelty,
+    )
+
+
+def _abstention(head: bundle.Head) -> model_pb2.Abstention | None:
+    found = head.abstention
+    if found is None or found.threshold is None:
+        return None
+    return model_pb2.Abstention(
+        threshold=found.threshold, accuracy=found.accuracy, certainty=found.certainty, coverage=found.coverage
     )

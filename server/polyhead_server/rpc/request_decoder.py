@@ -153,6 +153,7 @@ class RequestDecoder:
             truncation=_lookup(_TRUNCATION, request.options.truncation, "truncation"),
             prompt=request.options.prompt,
             timings=request.options.include_timings,
+            novelty=request.options.include_novelty,
             expected_space=_fingerprint(expected.embedding_space),
             expected_heads=_expected_heads(expected.heads),
         )

@@ -20,6 +20,7 @@ from polyhead.v1 import inference_service_pb2, item_pb2
 
 from polyhead_server.errors import EncodingOverflowError, ServerError
 from polyhead_server.inference import head_answers
+from polyhead_server.inference.novelty import Novelty
 from polyhead_server.inference.types import (
     MAX_ITEM_ID_BYTES,
     Encoding,
@@ -62,6 +63,7 @@ _EMBEDDING_FIELD = tag(_RESULT, "embedding", "message")
 _TRUNCATION_FIELD = tag(_RESULT, "truncation", "message")
 _FINGERPRINTS_FIELD = tag(_RESULT, "fingerprints", "message")
 _TIMINGS_FIELD = tag(_RESULT, "timings", "message")
+_NOVELTY_FIELD = tag(_RESULT, "novelty", "float")
 _VALUES = tag(_EMBEDDING, "values", "bytes")
 _SCALE = tag(_EMBEDDING, "scale", "float")
 
@@ -73,10 +75,15 @@ class ResponseEncoder:
         dimensions: Dimensions of the model's embedding.
         fingerprints: Those that every result carries.
         tasks: Tasks for which the model has a head.
+        has_novelty: Whether the model has the novelty of texts.
     """
 
-    def __init__(self, manifest: bundle.Manifest, fingerprints: bundle.Fingerprints) -> None:
+    def __init__(
+        self, manifest: bundle.Manifest, fingerprints: bundle.Fingerprints, novelty: Novelty | None = None
+    ) -> None:
         self._heads = manifest.heads
+        self._novelty = novelty
+        self.has_novelty = novelty is not None
         self._head_encoders = head_encoders(manifest.heads)
         self.tasks = frozenset({Task.EMBEDDING, *(head.task for head in self._head_encoders)})
         self._normalized = manifest.embedding.normalized
@@ -88,11 +95,11 @@ class ResponseEncoder:
                 for head in self._heads
             ],
         )
-        self._answer_encoders: dict[tuple[frozenset[Task], Encoding, int, bool], AnswerEncoder] = {}
+        self._answer_encoders: dict[tuple[frozenset[Task], Encoding, int, bool, bool], AnswerEncoder] = {}
 
     def for_options(self, options: RequestOptions) -> AnswerEncoder:
         """Returns the encoder of answers to messages with these options."""
-        key = options.tasks, options.encoding, options.dimensions, options.timings
+        key = options.tasks, options.encoding, options.dimensions, options.timings, options.novelty
         if (known := self._answer_encoders.get(key)) is not None:
             return known
         # The keys are bounded by the checked options, but dimensions may take many values.
@@ -103,6 +110,7 @@ class ResponseEncoder:
             [one for one in self._head_encoders if one.task in options.tasks],
             delimited(_FINGERPRINTS_FIELD, self.fingerprints.SerializeToString()),
             options.dimensions or self.dimensions,
+            self._novelty if options.novelty else None,
             normalized=self._normalized,
         )
         return made
@@ -158,6 +166,7 @@ class AnswerEncoder:
         heads: Sequence[HeadEncoder],
         fingerprints: bytes,
         dimensions: int,
+        novelty: Novelty | None,
         *,
         normalized: bool,
     ) -> None:
@@ -168,6 +177,7 @@ class AnswerEncoder:
             heads: Encoders of the requested heads.
             fingerprints: The field ``fingerprints`` of each result.
             dimensions: Dimensions of the embedding in the answers.
+            novelty: Computes the novelty of each text; None to leave it out.
             normalized: Whether the model's embeddings have length 1.
         """
         self.max_bytes = 0
@@ -181,6 +191,7 @@ class AnswerEncoder:
             encoding=_ENCODING_NUMBERS[options.encoding], dimensions=dimensions
         ).SerializeToString()
         self._timings = options.timings
+        self._novelty = novelty
         self._normalized = normalized
         # The field ``error`` of the last error: the items of a message often share one, and converting it costs more
         # than sending it.
@@ -207,6 +218,8 @@ class AnswerEncoder:
         fields += [head.encode(output.probabilities[head.position]) for head in self._heads]
         fields.append(_truncation(tokens.cut_at, tokens.seen, tokens.used, len(tokens.windows)))
         fields.append(self._fingerprints)
+        if self._novelty:
+            fields.append(_NOVELTY_FIELD + struct.pack("<f", self._novelty.score(output.embedding[None]).item()))
         if self._timings:
             fields.append(delimited(_TIMINGS_FIELD, _timings(result.timings).SerializeToString()))
         return delimited(_RESULT_FIELD, b"".join(fields))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from polyhead_server.errors import (
     FingerprintMismatchError,
     InvalidRequestError,
+    NoveltyNotAvailableError,
     TaskNotAvailableError,
     TooManyItemsError,
     UnknownPromptError,
@@ -30,7 +31,7 @@ class ServingModel:
     def from_pipeline(cls, pipeline: Intake) -> ServingModel:
         """Pairs a pipeline with the encoder of its model."""
         model = pipeline.model
-        return cls(pipeline, ResponseEncoder(model.source.manifest, model.fingerprints))
+        return cls(pipeline, ResponseEncoder(model.source.manifest, model.fingerprints, model.novelty))
 
     def check(self, message: Message) -> Message:
         """Returns the message; rejected if this model does not meet the message's preconditions."""
@@ -44,6 +45,8 @@ class ServingModel:
             return reject(message, TaskNotAvailableError(missing[0].name.lower(), heads))
         if options.prompt and options.prompt not in self.pipeline.model.source.manifest.prompts:
             return reject(message, UnknownPromptError(tuple(self.pipeline.model.source.manifest.prompts)))
+        if options.novelty and not self.encoder.has_novelty:
+            return reject(message, NoveltyNotAvailableError())
         if options.expected_space or options.expected_heads:
             for component, expected, actual in self._fingerprints(options):
                 if expected not in {"", actual}:

@@ -9,6 +9,9 @@ HEAD_probabilities     FP32 [n,k]       calibrated probabilities in the order of
 HEAD_value             FP32 [n,1]       the value of an ordinal or regression head
 HEAD_label             BYTES [n,1]      the label that a softmax, sigmoid or ordinal head decides for
 HEAD_labels            BYTES [n,1]      the labels of a multilabel head that apply, as a JSON list, most probable first
+HEAD_confidence        FP32 [n,1]       the probability of that label; only for a head that abstains
+HEAD_abstained         BOOL [n,1]       whether the head does not vouch for that label; only for a head that abstains
+novelty                FP32 [n,1]       how new the text is, 0 to 1; only where a call requests it by name
 truncated              BOOL [n,1]       whether the model did not read the whole text
 error                  BYTES [n,1]      why a text has no answer, empty if it has one; only with ``partial``
 ====================== ================ ==========================================================================
@@ -19,8 +22,6 @@ The protocol has no place for the error of one text. By default the first one fa
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 
 from polyhead_server.errors import InvalidRequestError, ServerError
 from polyhead_server.inference import head_answers
+from polyhead_server.inference.novelty import Novelty
 from polyhead_server.inference.types import (
     Encoding,
     ItemOutcome,
@@ -45,6 +47,7 @@ from .backend import first_error, of_text
 from .embeddings import encodable, encode_embedding, shorten
 from .open_inference_input import CONTENT_TYPES, shown
 from .open_inference_parameters import Parameters
+from .open_inference_tensors import DATATYPES, OutputTensor, TensorSpec, column, forms_of, head_tensor
 from .texts import item_from_bytes
 
 TEXT_INPUT = "text"
@@ -63,50 +66,8 @@ _EMBEDDING_TYPES = {
     Encoding.INT8: ("INT8", "i1"),
     Encoding.BINARY: ("UINT8", "u1"),
 }
-# Outputs of a head by its kind.
-_FORMS: Mapping[bundle.HeadKind, tuple[str, ...]] = {
-    "softmax": ("probabilities", "label"),
-    "sigmoid": ("probabilities", "label"),
-    "multilabel": ("probabilities", "labels"),
-    "ordinal": ("probabilities", "value", "label"),
-    "regression": ("value",),
-}
-_NUMERIC_FORMS = ("probabilities", "value")
 _MAX_ID_BYTES = 256
 _MAX_PLANS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """Name, datatype and shape of a tensor; -1 stands for the number of texts."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class OutputTensor:
-    """An output of one call.
-
-    Attributes:
-        values: (n, k) numbers or booleans; for BYTES the list of n texts.
-    """
-
-    name: str
-    datatype: str
-    shape: tuple[int, int]
-    values: NDArray[Any] | list[str]
-
-    def raw(self) -> bytes:
-        """Returns the tensor in the protocol's binary layout: little-endian, in row-major order."""
-        if isinstance(self.values, list):
-            return b"".join(struct.pack("<I", len(text)) + text for text in map(str.encode, self.values))
-        return self.values.tobytes()
-
-    def flat(self) -> list[Any]:
-        """Returns the elements in row-major order."""
-        return self.values if isinstance(self.values, list) else self.values.ravel().tolist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,23 +99,27 @@ class _Plan(NamedTuple):
 class ModelView:
     """The tensors of one model."""
 
-    def __init__(self, manifest: bundle.Manifest, max_items: int, max_text_bytes: int) -> None:
+    def __init__(
+        self, manifest: bundle.Manifest, max_items: int, max_text_bytes: int, novelty: Novelty | None = None
+    ) -> None:
         """Derives the tensors.
 
         Args:
             manifest: The bundle's.
             max_items: Maximum number of texts in a call.
             max_text_bytes: How many bytes of a text to decode.
+            novelty: Computes the novelty of embeddings; None for a model without it.
         """
+        self._novelty = novelty
         self._manifest = manifest
         self._max_items = max_items
         self._max_text_bytes = max_text_bytes
         self._tasks = {"embedding": Task.EMBEDDING, "embedding_scale": Task.EMBEDDING}
         # The index of the head of an output, and the form of the output.
         self._heads: dict[str, tuple[int, str]] = {}
-        for form in ("probabilities", "value", "label", "labels"):
+        for form in ("probabilities", "value", "label", "labels", "confidence", "abstained"):
             for index, head in enumerate(manifest.heads):
-                if form in _FORMS[head.kind]:
+                if form in forms_of(head):
                     self._tasks[f"{head.name}_{form}"] = head_answers.TASKS[head.kind]
                     self._heads[f"{head.name}_{form}"] = (index, form)
         self._output_names = [spec.name for spec in self.outputs]
@@ -177,7 +142,7 @@ class ModelView:
         specs = [TensorSpec("embedding", "FP32", (-1, self._manifest.embedding.dimensions))]
         for name, (index, form) in self._heads.items():
             width = len(self._manifest.heads[index].labels) if form == "probabilities" else 1
-            specs.append(TensorSpec(name, "FP32" if form in _NUMERIC_FORMS else "BYTES", (-1, width)))
+            specs.append(TensorSpec(name, DATATYPES.get(form, "BYTES"), (-1, width)))
         return [*specs, TensorSpec("truncated", "BOOL", (-1, 1))]
 
     def request(
@@ -224,6 +189,7 @@ class ModelView:
             dimensions=settings.integer("dimensions", self._manifest.embedding.dimensions),
             truncation=settings.choice("truncation", _TRUNCATION, Truncation.TRUNCATE),
             prompt=settings.string("prompt"),
+            novelty="novelty" in wanted,
         )
         settings.choice("content_type", CONTENT_TYPES, None)
         timeout_us = settings.integer("timeout", 2**63 - 1)
@@ -236,9 +202,10 @@ class ModelView:
             names.insert(1, "embedding_scale")
         if partial:
             names.append("error")
+        known = [*names, *(["novelty"] if self._novelty else [])]
         for name in outputs:
-            if name not in names:
-                problem = f"the model has no output {shown(name)}; its outputs are {', '.join(names)}"
+            if name not in known:
+                problem = f"the model has no output {shown(name)}; its outputs are {', '.join(known)}"
                 raise InvalidRequestError("UNKNOWN_OUTPUT", problem)
         if len(set(outputs)) < len(outputs):
             raise InvalidRequestError("UNKNOWN_OUTPUT", "an output is requested twice")
@@ -270,7 +237,9 @@ class ModelView:
             return self._embedding(name, request, outcomes)
         if name == "truncated":
             cut = [isinstance(outcome, Result) and outcome.tokens.cut_at is not None for outcome in outcomes]
-            return _column(name, "BOOL", np.asarray(cut, dtype=np.bool_))
+            return column(name, "BOOL", np.asarray(cut, dtype=np.bool_))
+        if name == "novelty":
+            return column(name, "FP32", self._novelties(outcomes))
         if name == "error":
             errors = [str(outcome) if isinstance(outcome, ServerError) else "" for outcome in outcomes]
             return OutputTensor(name, "BYTES", (len(errors), 1), errors)
@@ -279,16 +248,15 @@ class ModelView:
         rows = numbers.get(index)  # (n, numbers)
         if rows is None:
             rows = numbers[index] = _stack([_numbers(head, outcome, index) for outcome in outcomes])
-        if form == "value":
-            return _column(name, "FP32", head_answers.value_of(head, rows))
-        if form == "probabilities":
-            rows = head_answers.by_label(head, rows)
-            return OutputTensor(name, "FP32", (len(rows), rows.shape[1]), rows)
-        texts = (_label if form == "label" else _labels)(head, rows)
-        # NaN stands for a text without an answer.
-        missing = np.isnan(rows[:, 0]).tolist()
-        texts = ["" if is_missing else text for text, is_missing in zip(texts, missing, strict=True)]
-        return OutputTensor(name, "BYTES", (len(texts), 1), texts)
+        return head_tensor(name, form, head, rows)
+
+    def _novelties(self, outcomes: Sequence[ItemOutcome]) -> NDArray[np.float32]:
+        found = np.full(len(outcomes), np.nan, np.float32)
+        results = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, Result)}
+        if results and self._novelty:
+            rows = np.stack([result.output.embedding for result in results.values()])  # (results, dimensions)
+            found[list(results)] = self._novelty.score(rows)
+        return found
 
     def _embedding(self, name: str, request: InferRequest, outcomes: Sequence[ItemOutcome]) -> OutputTensor:
         options, info = request.message.options, self._manifest.embedding
@@ -311,7 +279,7 @@ class ModelView:
             encoded.append(np.frombuffer(data, numpy_type))
             scales.append(scale if has_result else np.nan)
         if name == "embedding_scale":
-            return _column(name, "FP32", np.asarray(scales, dtype="<f4"))
+            return column(name, "FP32", np.asarray(scales, dtype="<f4"))
         rows = _stack(encoded)  # (n, bytes or numbers of an embedding)
         return OutputTensor(name, datatype, (len(rows), rows.shape[1]), rows)
 
@@ -326,19 +294,3 @@ def _numbers(head: bundle.Head, outcome: ItemOutcome, index: int) -> NDArray[np.
     if isinstance(outcome, Result):
         return outcome.output.probabilities[index]
     return np.full(head_answers.numbers_of(head), np.nan, np.float32)
-
-
-def _label(head: bundle.Head, rows: NDArray[np.float32]) -> list[str]:
-    return [head.labels[index] for index in head_answers.predicted(head, rows)]
-
-
-def _labels(head: bundle.Head, rows: NDArray[np.float32]) -> list[str]:
-    """Returns the labels that apply to each text, as JSON lists: a label may contain any character."""
-    sets = []
-    for row, applies in zip(rows, head_answers.applying(head, rows), strict=True):
-        sets.append([head.labels[index] for index in head_answers.best_first(row) if applies[index]])
-    return [json.dumps(labels, ensure_ascii=False) for labels in sets]
-
-
-def _column(name: str, datatype: str, values: NDArray[Any]) -> OutputTensor:
-    return OutputTensor(name, datatype, (len(values), 1), values[:, None])

@@ -7,7 +7,8 @@ from importlib import metadata
 from typing import Any
 
 from .backend import Backend
-from .open_inference import VERSION, ModelView, TensorSpec
+from .open_inference import VERSION, ModelView
+from .open_inference_tensors import TensorSpec
 
 _CONFIGURED_TYPES = {"FP32": "TYPE_FP32", "BYTES": "TYPE_STRING", "BOOL": "TYPE_BOOL"}
 _PLATFORM = "polyhead"

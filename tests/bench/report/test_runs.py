@@ -82,6 +82,23 @@ SECTIONS: dict[str, tuple[str, list[dict[str, Any]], str]] = {
         [{"idea": "ema", "seed": 0, "accuracy": 0.9, "training_seconds": 100.0}],
         "| ema | 1 | 90.00 | 100 |",
     ),
+    "selective_accuracy": (
+        "### Promised accuracy",
+        [
+            {
+                "set": "trec",
+                "seed": 0,
+                "promised": 0.95,
+                "met": True,
+                "all_fp32": 0.8,
+                "all_int8": 0.79,
+                **{
+                    key: {"coverage": 0.6, "accuracy": 0.96, "kept": True, "refuted": False} for key in ("fp32", "int8")
+                },
+            }
+        ],
+        "| trec | 95 | 1 | 1 | 1 | 0 | 60.0 | 96.0 | 79.0 |",
+    ),
     "resume_losses": (
         "### Resumption by loss",
         [{"case": "CoSENT", "steps": 60, "kills": 3, "bit_equal": 3}],

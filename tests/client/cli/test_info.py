@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from polyhead_client import EmbeddingInfo, Fingerprints, HeadInfo, Limits, ModelInfo, RuntimeInfo
+import dataclasses
+
+from polyhead_client import Abstention, EmbeddingInfo, Fingerprints, HeadInfo, Limits, ModelInfo, RuntimeInfo
 from polyhead_client.cli.info import render
 
 MODEL = ModelInfo(
@@ -36,3 +38,12 @@ def test_every_kind_of_head_is_described() -> None:
         "temperature 1",
         f"head price (regression), fingerprint {'p' * 16}",
     ]
+
+
+def test_abstention_and_novelty_are_described() -> None:
+    mood = dataclasses.replace(MODEL.heads[0], abstention=Abstention(0.912345, 0.95, 0.9, 0.6))
+    lines = render(dataclasses.replace(MODEL, heads=(mood,), has_novelty=True)).splitlines()
+    words = [" ".join(line.split()) for line in lines]
+    assert "abstains below a confidence of 0.9123, to keep an accuracy of 0.95 with certainty 0.9" in words
+    assert "novelty available with --novelty" in words
+    assert "novelty" not in render(MODEL)

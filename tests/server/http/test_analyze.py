@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import http.client
 import json
 from typing import Any
 
 import numpy as np
+import polyhead_bundle as bundle
 import pytest
+from polyhead_server.http.analyze_answer import record
+from polyhead_server.inference.model import Model
+from polyhead_server.inference.novelty import Novelty
 from polyhead_server.inference.pipeline import Pipeline
+from polyhead_server.inference.types import ModelOutput, RequestOptions, Result, Timings, TokenizedText
 from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine, embedding_of
+from tests.support.small_bundle import ABSTENTION
 
 from .conftest import HttpServer, Reply
 
@@ -215,3 +222,28 @@ async def test_info_describes_the_model(running: HttpServer) -> None:
     info = (await running.get("/v1/info")).json
     assert [head["name"] for head in info["heads"]] == ["topic", "sentiment"]
     assert info["limits"]["max_items_per_message"] == 8
+
+
+async def test_novelty_and_abstention_are_in_the_answers_of_a_model_that_has_them(
+    running: HttpServer, model: Model
+) -> None:
+    reply = await running.post("/v1/analyze", {"texts": ["w1"], "novelty": True})
+    assert reply.json["answers"][0]["error"]["reason"] == "NOVELTY_NOT_AVAILABLE"
+    info = (await running.get("/v1/info")).json
+    assert (info["has_novelty"], info["heads"][0]["abstention"]) == (False, None)
+    assert "abstained" not in (await running.post("/v1/analyze", {"text": "w1"})).json["answers"][0]["classification"]
+
+
+def test_record_states_confidence_abstention_and_novelty(model: Model) -> None:
+    topic = dataclasses.replace(model.source.manifest.heads[0], abstention=ABSTENTION)
+    manifest = dataclasses.replace(model.source.manifest, heads=(topic, model.source.manifest.heads[1]))
+    novelty = Novelty(bundle.Novelty(1, (), 1.0, (0.0, 4.0)), np.zeros((1, 2), np.float16))
+    changed = dataclasses.replace(model, source=dataclasses.replace(model.source, manifest=manifest), novelty=novelty)
+    scores = (np.array([0.25, 0.5, 0.25], np.float32), np.array([0.9], np.float32))
+    output = ModelOutput(np.array([0, 1], np.float32), scores, scores)
+    outcome = Result(output, TokenizedText(([2],), 1), Timings(1, 1, 1, 3, 1, 1, 1))
+    found = record(changed, "a", outcome, RequestOptions(novelty=True))
+    assert (found["classification"]["confidence"], found["classification"]["abstained"]) == (0.5, True)
+    assert "confidence" not in found["sentiment"]
+    assert found["novelty"] == 0.25
+    assert "novelty" not in record(changed, "a", outcome, RequestOptions())

@@ -74,3 +74,24 @@ def test_equal_probabilities_keep_the_order_of_the_labels() -> None:
 @pytest.mark.parametrize(("head", "count"), [(TOPIC, 3), (MOOD, 1), (TAGS, 2), (STARS, 3), (PRICE, 1)])
 def test_numbers_of_a_head(head: bundle.Head, count: int) -> None:
     assert head_answers.numbers_of(head) == count
+
+
+@pytest.mark.parametrize(
+    ("head", "values", "confidence"),
+    [(TOPIC, [0.2, 0.5, 0.3], 0.5), (MOOD, [0.6], 0.4), (MOOD, [0.75], 0.75), (STARS, [0.4, 0.25, 0.35], 0.25)],
+)
+def test_confidence_is_the_probability_of_the_predicted_label(
+    head: bundle.Head, values: list[float], confidence: float
+) -> None:
+    one = numbers(values)
+    assert head_answers.confidence(head, one) == pytest.approx(confidence)
+    assert head_answers.confidence(head, np.stack([one, one])) == pytest.approx([confidence] * 2)
+
+
+def test_head_abstains_below_its_threshold_and_not_at_it() -> None:
+    threshold = float(np.float32(0.7))
+    head = bundle.Head(
+        "a", "softmax", "logits", ("a", "b"), abstention=bundle.Abstention(0.9, 0.9, threshold, 0.9, 0.5, 9, ())
+    )
+    found = head_answers.abstains(head, numbers([0.7, np.nextafter(np.float32(0.7), np.float32(0)), np.nan]))
+    assert found.tolist() == [False, True, False]

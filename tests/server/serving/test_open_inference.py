@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import polyhead_bundle as bundle
 import pytest
 from polyhead_server.errors import InternalError, InvalidRequestError
+from polyhead_server.inference.novelty import Novelty
 from polyhead_server.inference.types import ModelOutput, Result, Timings, TokenizedText
 from polyhead_server.serving.open_inference import ModelView
 
 from tests.support.all_heads import with_all_heads
+from tests.support.small_bundle import ABSTENTION
 
 OUTPUTS = ["embedding", "topic_probabilities", "sentiment_probabilities", "topic_label", "sentiment_label", "truncated"]
 
@@ -156,3 +159,28 @@ def test_outputs_of_a_text_without_an_answer_are_nan_and_empty_for_every_kind_of
     assert tensors["price_value"] == pytest.approx([7, np.nan], nan_ok=True)
     assert tensors["stars_value"] == pytest.approx([3.7, np.nan], nan_ok=True)
     assert tensors["tags_probabilities"] == pytest.approx([0.1, 0.3, 0.7, *[np.nan] * 3], nan_ok=True)
+
+
+def test_head_that_abstains_has_two_more_outputs(manifest: bundle.Manifest) -> None:
+    topic = dataclasses.replace(manifest.heads[0], abstention=dataclasses.replace(ABSTENTION, threshold=0.6))
+    view = ModelView(dataclasses.replace(manifest, heads=(topic, manifest.heads[1])), max_items=4, max_text_bytes=100)
+    request = view.request([b"a", b"b"], [], {"partial": True})
+    tensors = {one.name: one for one in view.respond(request, [*RESULTS, InternalError("no")])}
+    assert tensors["topic_confidence"].flat()[:2] == pytest.approx([0.7, 0.5])
+    assert np.isnan(tensors["topic_confidence"].flat()[2])
+    assert tensors["topic_abstained"].flat() == [False, True, False]
+    assert "sentiment_confidence" not in tensors
+    assert {spec.name: spec.datatype for spec in view.outputs}["topic_abstained"] == "BOOL"
+
+
+def test_novelty_is_an_output_for_those_who_name_it(manifest: bundle.Manifest, view: ModelView) -> None:
+    novelty = Novelty(bundle.Novelty(1, (), 1.0, (0.0, 5.0, 50.0)), np.zeros((1, 2), np.float16))
+    known = ModelView(manifest, 4, 100, novelty)
+    assert not known.request([b"a"], [], {}).message.options.novelty
+    request = known.request([b"a"], ["novelty"], {"partial": True})
+    assert request.message.options.novelty
+    (found,) = known.respond(request, [RESULTS[0], InternalError("no")])
+    assert (found.datatype, found.flat()[0]) == ("FP32", 0.5)
+    assert np.isnan(found.flat()[1])
+    with pytest.raises(InvalidRequestError, match="the model has no output 'novelty'"):
+        view.request([b"a"], ["novelty"], {})

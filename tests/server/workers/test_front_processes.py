@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -202,12 +202,17 @@ async def test_the_server_gives_up_only_an_engine_that_dies_at_once(
     assert run == runs
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for a socket, whose path is short, as that of ``tmp_path`` is not."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 async def test_the_folder_of_the_socket_is_private_and_removed(
-    script: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Callable[[str], None], tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The path of a socket is short, and tmp_path is not.
-    parent = Path(tempfile.mkdtemp())
-    monkeypatch.setattr("tempfile.tempdir", str(parent))
+    monkeypatch.setattr("tempfile.tempdir", str(short_folder))
     script(
         f"""
         import json, os, signal, sys, time
@@ -221,6 +226,5 @@ async def test_the_folder_of_the_socket_is_private_and_removed(
     assert await supervise(fronts(1)) in {0, 1}
     folder, mode = (tmp_path / "modes").read_text().splitlines()[0].split()
     assert mode.endswith("700")
-    assert folder.startswith(str(parent / "polyhead-engine-"))
-    assert not left_in(parent)
-    parent.rmdir()
+    assert folder.startswith(str(short_folder / "polyhead-engine-"))
+    assert not left_in(short_folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from polyhead_training.abstain_config import AbstainConfig
 from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.evaluation.calibration import best_threshold, fit_temperature
 from polyhead_training.evaluation.evaluate import Evaluation, HeadEvaluation, Split, evaluate_run, table, worst_errors
@@ -192,3 +193,30 @@ def test_table_has_a_line_for_each_split_and_head(monkeypatch: pytest.MonkeyPatc
         f"{high:.4f}]",
         *(f"{value:.4f}" for value in figures),
     ]
+
+
+def _abstaining(accuracy: float) -> Evaluation:
+    splits = {"validation": _split(600, 0), "test": _split(400, 1)}
+    return evaluate_run([TOPIC, SENTIMENT], splits, abstain={"topic": AbstainConfig(accuracy=accuracy)})
+
+
+def test_promise_of_validation_is_scored_on_every_split() -> None:
+    found = _abstaining(0.8)
+    assert list(found.abstentions) == ["topic"]
+    promise = found.abstentions["topic"].promise
+    assert 0 < (promise.threshold or 0) < 1
+    for split, heads in found.splits.items():
+        abstention = heads["topic"].abstention
+        assert abstention is not None
+        assert abstention.promise == promise, split
+        assert (abstention.accuracy or 0) >= 0.8
+        assert heads["sentiment"].abstention is None
+    content = found.to_json()["test"]
+    assert content["topic"]["abstention"]["promise"]["accuracy"] == 0.8
+    assert "abstention" not in content["sentiment"]
+
+
+def test_promise_that_cannot_be_kept_ends_nothing() -> None:
+    found = _abstaining(0.9999)
+    assert found.abstentions["topic"].promise.threshold is None
+    assert found.splits["test"]["topic"].abstention is not None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
+from polyhead_training.abstain_config import AbstainConfig
 from polyhead_training.model import PolyheadModel
 from polyhead_training.reporting.model_card import code, figures, render_card, table, write_card
 from polyhead_training.reporting.results import read_results
@@ -188,3 +189,17 @@ def test_heads_of_other_kinds_show_their_own_metrics(tmp_path: Path) -> None:
     assert "| `stars` | test |" in card
     assert "| `price` | test |" not in card
     assert "| `price` | regression |" in card
+
+
+def test_card_states_what_heads_promise(tmp_path: Path) -> None:
+    promises = {"topic": AbstainConfig(accuracy=0.6), "sentiment": AbstainConfig(accuracy=0.99)}
+    card = render_card(read_results(write_finished_run(tmp_path, abstain=promises)))
+    rows = {
+        line.split("|")[1].strip(): line for line in card[card.index("## Abstention") :].splitlines() if "|" in line
+    }
+    assert "| 0.6 | 0.95 | below 0." in rows["`topic`"]
+    assert "| 0.99 | 0.95 | never |" in rows["`sentiment`"]
+
+
+def test_card_without_promises_has_no_section_about_them(finished_run: Path) -> None:
+    assert "## Abstention" not in render_card(read_results(finished_run))

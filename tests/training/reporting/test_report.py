@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polyhead_training.abstain_config import AbstainConfig
 from polyhead_training.model_config import HeadConfig
 from polyhead_training.reporting.report import render_report, write_report
 from polyhead_training.reporting.results import read_results
@@ -250,3 +251,22 @@ def test_error_that_exceeds_the_baseline_is_flagged(tmp_path: Path) -> None:
     content["test"]["price"]["mae_baseline"] = content["test"]["price"]["mae"]
     path.write_text(json.dumps(content))
     assert "not significantly below" in _Page(render_report(read_results(tmp_path))).text
+
+
+def test_head_that_abstains_has_a_curve_with_its_promise(tmp_path: Path) -> None:
+    folder = write_finished_run(tmp_path, abstain={"topic": AbstainConfig(accuracy=0.6)})
+    html = render_report(read_results(folder))
+    found = json.loads((folder / "evaluation.json").read_text())["test"]["topic"]["abstention"]
+    section = html[html.index("<h3>Abstention</h3>") :]
+    section = section[: section.index("<h3>Labels")]
+    assert "<polygon" in section
+    assert f"{100 * found['coverage']:.1f}" in section
+    assert "Below this confidence the head abstains" in section
+    assert html.count("<h3>Abstention</h3>") == 1
+
+
+def test_promise_that_no_confidence_keeps_is_shown(tmp_path: Path) -> None:
+    folder = write_finished_run(tmp_path, abstain={"topic": AbstainConfig(accuracy=0.99)})
+    html = render_report(read_results(folder))
+    assert "Highest accuracy that a confidence keeps" in html
+    assert "so the head never abstains" in html

@@ -60,6 +60,11 @@ class EncodedRows:
         ids, mask = torch.from_numpy(input_ids).to(device), torch.from_numpy(attention_mask).to(device)
         return Batch(ids, mask, self.labels.rows(rows).to(device))
 
+    def select(self, rows: Sequence[int]) -> EncodedRows:
+        """Returns the rows with these numbers."""
+        ids, sources, tokens = ([values[row] for row in rows] for values in (self.ids, self.sources, self.tokens))
+        return EncodedRows(ids, self.labels.rows(rows), self.pad_token_id, sources, tokens)  # type: ignore[arg-type]
+
     def by_length(self, size: int) -> list[list[int]]:
         """Splits all row numbers into batches of ``size``, the longest rows first."""
         order = sorted(range(len(self)), key=self._length, reverse=True)

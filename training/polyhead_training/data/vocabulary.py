@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from tokenizers import Tokenizer
+
 from polyhead_training.backbone import Backbone
 from polyhead_training.errors import BackboneError
 from polyhead_training.tokenization import textless_ids, unread_texts
@@ -48,8 +50,6 @@ def vocabulary_warnings(
         splits: Rows and their token ids by split.
     """
     tokenizer = backbone.tokenizer
-    unknown_token = getattr(tokenizer.model, "unk_token", None) or "<unk>"
-    unknown, textless = tokenizer.token_to_id(unknown_token), textless_ids(tokenizer)
     for split, (rows, ids) in splits.items():
         if not rows:
             continue
@@ -57,12 +57,18 @@ def vocabulary_warnings(
         if len(unread) > _WARN_UNREAD * len(rows):
             counts = f"{len(unread):,} of {len(rows):,}"
             yield f"{split}: texts of unknown tokens alone: {counts}, for example {_show(rows[unread[0]])}"
-        # Special tokens around a text are not counted.
-        read = sum(1 for found in ids for number in found if number not in textless)
-        missed = sum(1 for found in ids for number in found if number == unknown)
-        share = missed / (read + missed) if missed else 0.0
+        share = unknown_share(tokenizer, ids)
         if share > _WARN_UNKNOWN:
             yield f"{split}: {share:.0%} of the tokens are unknown to the backbone; consider another model.backbone"
+
+
+def unknown_share(tokenizer: Tokenizer, ids: Sequence[Sequence[int]]) -> float:
+    """Returns the share of the tokens of some texts that the tokenizer does not know, special tokens not counted."""
+    unknown_token = getattr(tokenizer.model, "unk_token", None) or "<unk>"
+    unknown, textless = tokenizer.token_to_id(unknown_token), textless_ids(tokenizer)
+    read = sum(1 for found in ids for number in found if number not in textless)
+    missed = sum(1 for found in ids for number in found if number == unknown)
+    return missed / (read + missed) if missed else 0.0
 
 
 def _show(row: Row) -> str:

@@ -3,6 +3,7 @@
 ::
 
     Split validation --calibration--> temperature, threshold --+
+                     --selective----> promise -----------------+
     Split validation, Split test --scoring.score---------------+--> Evaluation --to_json--> evaluation.json
                                  --worst_errors----------------+
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from polyhead_training.abstain_config import AbstainConfig
 from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.measures import metric_tables
 from polyhead_training.model_config import HeadConfig
@@ -39,6 +41,7 @@ from .probabilities import (
 )
 from .retrieval import Retrieval
 from .scoring import Score, score
+from .selective import Promise, SelectiveScore, confident_answers, fit_promise, score_abstention
 from .similarity import Similarity
 
 # Wrong predictions listed per head: enough to show a pattern, few enough to read.
@@ -95,12 +98,14 @@ class HeadEvaluation:
             furthest off, at most 20.
         best_threshold: For a sigmoid head on validation, the threshold with the highest macro-F1, whether the run uses
             it or not; None otherwise.
+        abstention: Coverage and accuracy of a head that was asked to abstain; None for others.
     """
 
     score: Score
     uncalibrated: Calibration | None
     errors: tuple[WrongAnswer, ...]
     best_threshold: float | None = None
+    abstention: SelectiveScore | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of ``evaluation.json`` for this head: the score's metrics and the other attributes."""
@@ -109,6 +114,8 @@ class HeadEvaluation:
             "uncalibrated": asdict(self.uncalibrated) if self.uncalibrated else None,
             "errors": [asdict(error) for error in self.errors],
         }
+        if self.abstention is not None:
+            content["abstention"] = self.abstention.to_json()
         return content if self.best_threshold is None else {**content, "best_threshold": self.best_threshold}
 
 
@@ -138,6 +145,12 @@ class Evaluation:
         """Minimum probability of the second label of a sigmoid head, of each label of a multilabel head; else None."""
         return {name: found.score.threshold for name, found in self.splits["validation"].items()}
 
+    @property
+    def abstentions(self) -> dict[str, SelectiveScore]:
+        """Coverage and accuracy on validation of each head that was asked to abstain, by its name."""
+        found = {name: one.abstention for name, one in self.splits["validation"].items()}
+        return {name: abstention for name, abstention in found.items() if abstention is not None}
+
     def to_json(self) -> dict[str, Any]:
         """Returns the content of ``evaluation.json``."""
         content: dict[str, Any] = {
@@ -156,8 +169,10 @@ def evaluate_run(
     similarity: Similarity | None = None,
     seed: int = 0,
     retrieval: Mapping[str, Retrieval] | None = None,
+    *,
+    abstain: Mapping[str, AbstainConfig] | None = None,
 ) -> Evaluation:
-    """Fits each head's temperature and threshold on validation, and evaluates every split with them.
+    """Fits each head's temperature, threshold and promise on validation, and evaluates every split with them.
 
     Args:
         heads: The heads with their labels.
@@ -165,6 +180,7 @@ def evaluate_run(
         similarity: Quality of the sentence embedding, to include in the result.
         seed: Seed of the resamples for the intervals.
         retrieval: Quality of retrieval by task, to include in the result.
+        abstain: What heads that abstain promise, by name.
     """
     found: dict[str, dict[str, HeadEvaluation]] = {split: {} for split in splits}
     for head in heads:
@@ -174,8 +190,12 @@ def evaluate_run(
         threshold: Threshold = head.threshold if isinstance(head.threshold, float) else best or 0.5
         if head.kind == "multilabel" and head.threshold == "best":
             threshold = best_thresholds(logits, targets, temperature)
+        promise = None
+        if wanted := (abstain or {}).get(head.name):
+            confident = confident_answers(head.kind, logits, targets, temperature, threshold)
+            promise = fit_promise(confident, wanted.accuracy, wanted.certainty)
         for name, split in splits.items():
-            evaluated = _evaluate(head, split, temperature=temperature, threshold=threshold, seed=seed)
+            evaluated = _evaluate(head, split, promise, temperature=temperature, threshold=threshold, seed=seed)
             found[name][head.name] = replace(evaluated, best_threshold=best) if name == "validation" else evaluated
     return Evaluation(found, similarity, retrieval or {}, splits["validation"])
 
@@ -258,7 +278,9 @@ def table(evaluation: Evaluation) -> str:
     )
 
 
-def _evaluate(head: HeadConfig, split: Split, *, temperature: float, threshold: Threshold, seed: int) -> HeadEvaluation:
+def _evaluate(
+    head: HeadConfig, split: Split, promise: Promise | None, *, temperature: float, threshold: Threshold, seed: int
+) -> HeadEvaluation:
     logits, targets = split.logits[head.name], split.targets[head.name]
     wrong = [
         WrongAnswer(
@@ -274,7 +296,12 @@ def _evaluate(head: HeadConfig, split: Split, *, temperature: float, threshold: 
     found = score(
         head.kind, head.labels or (), logits, targets, temperature=temperature, threshold=threshold, seed=seed
     )
-    return HeadEvaluation(score=found, uncalibrated=_uncalibrated(head, logits, targets), errors=tuple(wrong))
+    return HeadEvaluation(
+        score=found,
+        uncalibrated=_uncalibrated(head, logits, targets),
+        errors=tuple(wrong),
+        abstention=score_abstention(head.kind, logits, targets, promise, temperature, threshold),
+    )
 
 
 def _uncalibrated(head: HeadConfig, logits: Floats, targets: Answers) -> Calibration | None:

@@ -110,6 +110,31 @@ def reliability_chart(title: str, before: Sequence[dict[str, Any]], after: Seque
     return _figure(title, parts, lines, width=250)
 
 
+def coverage_chart(title: str, curve: Sequence[dict[str, float]], promised: float, coverage: float | None) -> Markup:
+    """Draws a risk-coverage curve: accuracy over the share of texts that are answered, with 95 % intervals.
+
+    Args:
+        title: Title of the chart.
+        curve: Points of ``evaluation.json``, lowest coverage first, each with the ends of its interval.
+        promised: Promised accuracy, a horizontal line.
+        coverage: Coverage at the threshold, a vertical line; None for none.
+    """
+    ticks = _ticks(min(promised, *(one["low"] for one in curve)), 1.0)
+    across = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    frame = _Frame((0.0, ticks[0]), (1.0, ticks[-1]), right=232)
+    edges = [(one["coverage"], one["high"]) for one in curve] + [(one["coverage"], one["low"]) for one in curve[::-1]]
+    outline = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in edges)
+    line = Series("accuracy", [(one["coverage"], one["accuracy"]) for one in curve])
+    parts = [
+        *_axes(frame, across, ticks, "coverage"),
+        _element("polygon", points=outline, fill=COLORS[0], fill_opacity=0.15),
+        _rule("diagonal", frame.left, frame.y(promised), frame.right, frame.y(promised)),
+        *([] if coverage is None else [_rule("mark", frame.x(coverage), frame.top, frame.x(coverage), frame.bottom)]),
+        _line(frame, line),
+    ]
+    return _figure(title, parts, [], width=250)
+
+
 def scatter_chart(title: str, points: Sequence[Sequence[float]]) -> Markup:
     """Draws the predictions of a regression head over the true numbers; on the diagonal, they are equal.
 

@@ -69,6 +69,7 @@ def render_card(results: Results) -> str:
         _data(results),
         figures(results.splits, results.similarity, results.retrieval),
         _calibration(results),
+        abstentions({head["name"]: head["abstention"] for head in results.heads if head.get("abstention")}),
         _limits(results),
     ]
     return "\n\n".join(["\n".join(lines) for lines in sections if lines] + [_USAGE]) + "\n"
@@ -124,6 +125,33 @@ def prompts(texts: Mapping[str, str], of_labels: str | None) -> list[str]:
         note += [f"The heads were trained on texts with the prompt {code(of_labels)}: name it to get their answers."]
     rows = [[code(name), code(json.dumps(text, ensure_ascii=False))] for name, text in texts.items()]
     return ["## Prompts", "", *note, "", *table(["prompt", "text"], rows)]
+
+
+def abstentions(promises: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Formats the section about heads that abstain; none without any.
+
+    Args:
+        promises: What each head promises, as in ``evaluation.selective.Promise``, by head name.
+    """
+    rows = [
+        [
+            code(name),
+            f"{promise['accuracy']:g}",
+            f"{promise['certainty']:g}",
+            "never" if promise["threshold"] is None else f"below {promise['threshold']:.4g}",
+            f"{promise['lower_bound']:.3f}",
+        ]
+        for name, promise in promises.items()
+    ]
+    if not rows:
+        return []
+    note = [
+        "A head abstains where its confidence is low, so that its other answers keep an accuracy with some certainty,",
+        "on texts similar to the validation data. A head without a confidence that achieves this never abstains; the",
+        "last column then is the highest accuracy that one keeps.",
+    ]
+    header = ["head", "promised accuracy", "certainty", "abstains at a confidence", "lower bound of accuracy"]
+    return ["## Abstention", "", *note, "", *table(header, rows)]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -21,7 +21,7 @@ from polyhead_training.measures import measures_of, metric_tables
 from polyhead_training.runs.run_directory import REPORT_NAME
 from polyhead_training.units import format_duration
 
-from .charts import Point, Series, interval_bar, line_chart, reliability_chart, scatter_chart
+from .charts import Point, Series, coverage_chart, interval_bar, line_chart, reliability_chart, scatter_chart
 from .embedding_table import embedding_rows
 from .model_card import thresholds
 from .results import Results, implausible, read_results
@@ -222,8 +222,17 @@ def _head(results: Results, head: dict[str, Any]) -> dict[str, Any]:
         "confusion": _confusion(list(labels), confusion) if confusion else None,
         "reliability": before and reliability_chart("Reliability diagram", before["reliability"], found["reliability"]),
         "scatter": scatter_chart("Prediction over true number", found["points"]) if found.get("points") else None,
+        "abstention": found.get("abstention"),
+        "coverage": _coverage(found.get("abstention")),
         "best_threshold": results.splits.get("validation", {}).get(head["name"], {}).get("best_threshold"),
     }
+
+
+def _coverage(abstention: Mapping[str, Any] | None) -> Markup | None:
+    if abstention is None or not abstention["curve"]:
+        return None
+    promised, coverage = abstention["promise"]["accuracy"], abstention["coverage"]
+    return coverage_chart("Accuracy over coverage", abstention["curve"], promised, coverage)
 
 
 def _threshold(found: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@
     README.md        the model card
     repeats.json     with --seeds or --folds, the scores of every run, their mean and their spread
     label_noise.json with --folds, rows whose label is likely a mistake
+    novelty.npy      centroids and directions of the training texts' embeddings, unless training.novelty is off
     out_of_fold.jsonl with --folds, the prediction for each training row by a model that was trained without it
     trackers/        files of the configured trackers
 """
@@ -28,6 +29,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from polyhead_bundle.atomic_directory import replace_directory, staging_folder
 from tokenizers import Tokenizer
 
@@ -46,6 +49,7 @@ EVALUATION_NAME = "evaluation.json"
 REPEATS_NAME = "repeats.json"
 LABEL_NOISE_NAME = "label_noise.json"
 OUT_OF_FOLD_NAME = "out_of_fold.jsonl"
+NOVELTY_NAME = "novelty.npy"
 _RUN_NAME = "run.json"
 _MODEL_NAME = "model"
 _TOKENIZER_NAME = "tokenizer.json"
@@ -62,6 +66,7 @@ _RUN_FILES = frozenset(
         REPEATS_NAME,
         LABEL_NOISE_NAME,
         OUT_OF_FOLD_NAME,
+        NOVELTY_NAME,
         _MODEL_NAME,
         f"{_MODEL_NAME}/config.json",
         f"{_MODEL_NAME}/model.safetensors",
@@ -143,6 +148,9 @@ def write_run(
     *,
     temperatures: Mapping[str, float] = {},
     thresholds: Mapping[str, float | Sequence[float] | None] = {},
+    promises: Mapping[str, Mapping[str, Any]] = {},
+    novelty: tuple[Mapping[str, Any], NDArray[np.float16]] | None = None,
+    reference: Mapping[str, Any] | None = None,
     identity: Mapping[str, Any] = {},
 ) -> None:
     """Writes the files that the export requires: ``run.json``, the model, the tokenizer.
@@ -156,8 +164,13 @@ def write_run(
         temperatures: Divisors of the heads' logits, by head name. Default: 1.
         thresholds: Minimum probability of the second label of a sigmoid head and of each label of a multilabel head, by
             head name. Default: 0.5.
+        promises: What heads that abstain promise, as in ``evaluation.selective.Promise``, by head name.
+        novelty: Numbers and matrix of the novelty of texts, as in ``evaluation.novelty.NoveltyModel``; None for none.
+        reference: What the model reads and answers on its validation texts, as in ``evaluation.reference``.
         identity: Inputs of the run besides the configuration.
     """
+    if novelty is not None:
+        np.save(folder / NOVELTY_NAME, novelty[1], allow_pickle=False)
     model.save_pretrained(folder / _MODEL_NAME)
     tokenizer.save(str(folder / _TOKENIZER_NAME))
     write_json(
@@ -173,9 +186,12 @@ def write_run(
                     "temperature": temperatures.get(head.name, 1.0),
                     "threshold": thresholds.get(head.name, 0.5) if head.kind == "sigmoid" else None,
                     "thresholds": _each_threshold(head, thresholds.get(head.name)),
+                    **({"abstention": promises[head.name]} if head.name in promises else {}),
                 }
                 for head in heads
             ],
+            "novelty": None if novelty is None else novelty[0],
+            "reference": reference,
             "config": config.model_dump(mode="json"),
             **identity,
             "built_with": {"python": platform.python_version(), **_versions()},

@@ -196,6 +196,7 @@ class ItemOptions(google.protobuf.message.Message):
     INCLUDE_TIMINGS_FIELD_NUMBER: builtins.int
     EXPECTED_FINGERPRINTS_FIELD_NUMBER: builtins.int
     PROMPT_FIELD_NUMBER: builtins.int
+    INCLUDE_NOVELTY_FIELD_NUMBER: builtins.int
     truncation: Global___TruncationPolicy.ValueType
     """truncation is the treatment of texts beyond the token limit; unspecified means TRUNCATION_POLICY_TRUNCATE."""
     include_timings: builtins.bool
@@ -204,6 +205,10 @@ class ItemOptions(google.protobuf.message.Message):
     """prompt is the name of one of ModelInfo.prompts, whose text is put before the text of every item before it is
     tokenized. Empty means none. A name that the model does not have is rejected with INVALID_ARGUMENT and reason
     UNKNOWN_PROMPT.
+    """
+    include_novelty: builtins.bool
+    """include_novelty requests Result.novelty. False when absent. Rejected with INVALID_ARGUMENT and reason
+    NOVELTY_NOT_AVAILABLE if ModelInfo.has_novelty is false.
     """
     @property
     def expected_fingerprints(self) -> Global___Fingerprints:
@@ -219,9 +224,10 @@ class ItemOptions(google.protobuf.message.Message):
         include_timings: builtins.bool = ...,
         expected_fingerprints: Global___Fingerprints | None = ...,
         prompt: builtins.str = ...,
+        include_novelty: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["expected_fingerprints", b"expected_fingerprints"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["expected_fingerprints", b"expected_fingerprints", "include_timings", b"include_timings", "prompt", b"prompt", "truncation", b"truncation"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["expected_fingerprints", b"expected_fingerprints", "include_novelty", b"include_novelty", "include_timings", b"include_timings", "prompt", b"prompt", "truncation", b"truncation"]) -> None: ...
 
 Global___ItemOptions: typing_extensions.TypeAlias = ItemOptions
 
@@ -303,6 +309,11 @@ class Result(google.protobuf.message.Message):
     TIMINGS_FIELD_NUMBER: builtins.int
     LABEL_SETS_FIELD_NUMBER: builtins.int
     SCORES_FIELD_NUMBER: builtins.int
+    NOVELTY_FIELD_NUMBER: builtins.int
+    novelty: builtins.float
+    """novelty is the share of the model's validation texts that are more like its training texts than this text, 0 to 1: at
+    1 the text is further from them than any of these. Set if ItemOptions.include_novelty was set.
+    """
     @property
     def embedding(self) -> Global___Embedding:
         """embedding is set if TASK_EMBEDDING was requested."""
@@ -360,9 +371,11 @@ class Result(google.protobuf.message.Message):
         timings: Global___Timings | None = ...,
         label_sets: collections.abc.Iterable[Global___LabelSet] | None = ...,
         scores: collections.abc.Iterable[Global___Score] | None = ...,
+        novelty: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["classification", b"classification", "embedding", b"embedding", "fingerprints", b"fingerprints", "sentiment", b"sentiment", "timings", b"timings", "truncation", b"truncation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["additional_classifications", b"additional_classifications", "additional_sentiments", b"additional_sentiments", "classification", b"classification", "embedding", b"embedding", "fingerprints", b"fingerprints", "label_sets", b"label_sets", "scores", b"scores", "sentiment", b"sentiment", "timings", b"timings", "truncation", b"truncation"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_novelty", b"_novelty", "classification", b"classification", "embedding", b"embedding", "fingerprints", b"fingerprints", "novelty", b"novelty", "sentiment", b"sentiment", "timings", b"timings", "truncation", b"truncation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_novelty", b"_novelty", "additional_classifications", b"additional_classifications", "additional_sentiments", b"additional_sentiments", "classification", b"classification", "embedding", b"embedding", "fingerprints", b"fingerprints", "label_sets", b"label_sets", "novelty", b"novelty", "scores", b"scores", "sentiment", b"sentiment", "timings", b"timings", "truncation", b"truncation"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_novelty", b"_novelty"]) -> typing.Literal["novelty"] | None: ...
 
 Global___Result: typing_extensions.TypeAlias = Result
 
@@ -404,8 +417,16 @@ class Classification(google.protobuf.message.Message):
 
     HEAD_FIELD_NUMBER: builtins.int
     SCORES_FIELD_NUMBER: builtins.int
+    CONFIDENCE_FIELD_NUMBER: builtins.int
+    ABSTAINED_FIELD_NUMBER: builtins.int
     head: builtins.str
     """head is the head's name, as in ModelInfo."""
+    confidence: builtins.float
+    """confidence is the probability of the first label. Set if the head has HeadInfo.abstention."""
+    abstained: builtins.bool
+    """abstained is true if confidence is below the head's threshold: the head then does not vouch for its answer, which
+    is unchanged. Set if the head has HeadInfo.abstention.
+    """
     @property
     def scores(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
         """scores holds each label of the head, most probable first; the probabilities sum to 1."""
@@ -415,8 +436,15 @@ class Classification(google.protobuf.message.Message):
         *,
         head: builtins.str = ...,
         scores: collections.abc.Iterable[Global___LabelScore] | None = ...,
+        confidence: builtins.float | None = ...,
+        abstained: builtins.bool | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["head", b"head", "scores", b"scores"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_abstained", b"_abstained", "_confidence", b"_confidence", "abstained", b"abstained", "confidence", b"confidence"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_abstained", b"_abstained", "_confidence", b"_confidence", "abstained", b"abstained", "confidence", b"confidence", "head", b"head", "scores", b"scores"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_abstained", b"_abstained"]) -> typing.Literal["abstained"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_confidence", b"_confidence"]) -> typing.Literal["confidence"] | None: ...
 
 Global___Classification: typing_extensions.TypeAlias = Classification
 
@@ -451,20 +479,35 @@ class Sentiment(google.protobuf.message.Message):
     HEAD_FIELD_NUMBER: builtins.int
     PROBABILITY_FIELD_NUMBER: builtins.int
     LABEL_FIELD_NUMBER: builtins.int
+    CONFIDENCE_FIELD_NUMBER: builtins.int
+    ABSTAINED_FIELD_NUMBER: builtins.int
     head: builtins.str
     """head is the head's name, as in ModelInfo."""
     probability: builtins.float
     """probability is the calibrated probability of the positive label, 0 to 1."""
     label: builtins.str
     """label is the positive label if probability >= the head's threshold, otherwise the negative one."""
+    confidence: builtins.float
+    """confidence is the probability of `label`. Set if the head has HeadInfo.abstention."""
+    abstained: builtins.bool
+    """abstained is true if confidence is below the head's threshold: the head then does not vouch for its answer, which
+    is unchanged. Set if the head has HeadInfo.abstention.
+    """
     def __init__(
         self,
         *,
         head: builtins.str = ...,
         probability: builtins.float = ...,
         label: builtins.str = ...,
+        confidence: builtins.float | None = ...,
+        abstained: builtins.bool | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["head", b"head", "label", b"label", "probability", b"probability"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_abstained", b"_abstained", "_confidence", b"_confidence", "abstained", b"abstained", "confidence", b"confidence"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_abstained", b"_abstained", "_confidence", b"_confidence", "abstained", b"abstained", "confidence", b"confidence", "head", b"head", "label", b"label", "probability", b"probability"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_abstained", b"_abstained"]) -> typing.Literal["abstained"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_confidence", b"_confidence"]) -> typing.Literal["confidence"] | None: ...
 
 Global___Sentiment: typing_extensions.TypeAlias = Sentiment
 
@@ -508,6 +551,8 @@ class Score(google.protobuf.message.Message):
     VALUE_FIELD_NUMBER: builtins.int
     LABEL_FIELD_NUMBER: builtins.int
     PROBABILITIES_FIELD_NUMBER: builtins.int
+    CONFIDENCE_FIELD_NUMBER: builtins.int
+    ABSTAINED_FIELD_NUMBER: builtins.int
     head: builtins.str
     """head is the head's name, as in ModelInfo."""
     value: builtins.float
@@ -518,6 +563,12 @@ class Score(google.protobuf.message.Message):
     label: builtins.str
     """label is the median label of an ordinal head: the first in the model's order up to which the probabilities sum to at
     least 0.5. Empty for a regression head.
+    """
+    confidence: builtins.float
+    """confidence is the probability of `label`. Set if the head has HeadInfo.abstention."""
+    abstained: builtins.bool
+    """abstained is true if confidence is below the head's threshold: the head then does not vouch for its answer, which
+    is unchanged. Set if the head has HeadInfo.abstention.
     """
     @property
     def probabilities(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
@@ -530,8 +581,15 @@ class Score(google.protobuf.message.Message):
         value: builtins.float = ...,
         label: builtins.str = ...,
         probabilities: collections.abc.Iterable[Global___LabelScore] | None = ...,
+        confidence: builtins.float | None = ...,
+        abstained: builtins.bool | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["head", b"head", "label", b"label", "probabilities", b"probabilities", "value", b"value"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_abstained", b"_abstained", "_confidence", b"_confidence", "abstained", b"abstained", "confidence", b"confidence"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_abstained", b"_abstained", "_confidence", b"_confidence", "abstained", b"abstained", "confidence", b"confidence", "head", b"head", "label", b"label", "probabilities", b"probabilities", "value", b"value"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_abstained", b"_abstained"]) -> typing.Literal["abstained"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_confidence", b"_confidence"]) -> typing.Literal["confidence"] | None: ...
 
 Global___Score: typing_extensions.TypeAlias = Score
 
@@ -616,7 +674,7 @@ class HeadFingerprint(google.protobuf.message.Message):
     head: builtins.str
     """head is the head's name."""
     fingerprint: builtins.str
-    """fingerprint identifies the embedding space and the head's weights, labels, temperature and threshold. 16
+    """fingerprint identifies the embedding space and the head's weights, labels, temperature and thresholds. 16
     hexadecimal digits.
     """
     def __init__(

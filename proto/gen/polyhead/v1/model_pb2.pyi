@@ -71,12 +71,15 @@ class ModelInfo(google.protobuf.message.Message):
     BUNDLE_FORMAT_VERSION_FIELD_NUMBER: builtins.int
     SERVER_VERSION_FIELD_NUMBER: builtins.int
     PROMPTS_FIELD_NUMBER: builtins.int
+    HAS_NOVELTY_FIELD_NUMBER: builtins.int
     model_id: builtins.str
     """model_id is the bundle's name and the first 12 hexadecimal digits of its digest."""
     bundle_format_version: builtins.int
     """bundle_format_version is the format version of the bundle."""
     server_version: builtins.str
     """server_version is the version of the polyhead server."""
+    has_novelty: builtins.bool
+    """has_novelty is true if ItemOptions.include_novelty may be set."""
     @property
     def heads(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___HeadInfo]:
         """heads are the model's heads, in the order of their answers."""
@@ -113,9 +116,10 @@ class ModelInfo(google.protobuf.message.Message):
         bundle_format_version: builtins.int = ...,
         server_version: builtins.str = ...,
         prompts: collections.abc.Iterable[Global___Prompt] | None = ...,
+        has_novelty: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["embedding", b"embedding", "fingerprints", b"fingerprints", "limits", b"limits", "runtime", b"runtime"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["bundle_format_version", b"bundle_format_version", "embedding", b"embedding", "fingerprints", b"fingerprints", "heads", b"heads", "limits", b"limits", "model_id", b"model_id", "prompts", b"prompts", "runtime", b"runtime", "server_version", b"server_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bundle_format_version", b"bundle_format_version", "embedding", b"embedding", "fingerprints", b"fingerprints", "has_novelty", b"has_novelty", "heads", b"heads", "limits", b"limits", "model_id", b"model_id", "prompts", b"prompts", "runtime", b"runtime", "server_version", b"server_version"]) -> None: ...
 
 Global___ModelInfo: typing_extensions.TypeAlias = ModelInfo
 
@@ -153,6 +157,7 @@ class HeadInfo(google.protobuf.message.Message):
     TEMPERATURE_FIELD_NUMBER: builtins.int
     THRESHOLD_FIELD_NUMBER: builtins.int
     THRESHOLDS_FIELD_NUMBER: builtins.int
+    ABSTENTION_FIELD_NUMBER: builtins.int
     name: builtins.str
     """name is the head's name, unique in the model."""
     kind: Global___HeadKind.ValueType
@@ -173,6 +178,10 @@ class HeadInfo(google.protobuf.message.Message):
         Empty for other heads.
         """
 
+    @property
+    def abstention(self) -> Global___Abstention:
+        """abstention states when the head abstains. Absent for a head that never does."""
+
     def __init__(
         self,
         *,
@@ -182,12 +191,43 @@ class HeadInfo(google.protobuf.message.Message):
         temperature: builtins.float = ...,
         threshold: builtins.float | None = ...,
         thresholds: collections.abc.Iterable[builtins.float] | None = ...,
+        abstention: Global___Abstention | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_threshold", b"_threshold", "kind", b"kind", "labels", b"labels", "name", b"name", "temperature", b"temperature", "threshold", b"threshold", "thresholds", b"thresholds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_threshold", b"_threshold", "abstention", b"abstention", "threshold", b"threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_threshold", b"_threshold", "abstention", b"abstention", "kind", b"kind", "labels", b"labels", "name", b"name", "temperature", b"temperature", "threshold", b"threshold", "thresholds", b"thresholds"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_threshold", b"_threshold"]) -> typing.Literal["threshold"] | None: ...
 
 Global___HeadInfo: typing_extensions.TypeAlias = HeadInfo
+
+@typing.final
+class Abstention(google.protobuf.message.Message):
+    """Abstention states when a head abstains, and what accuracy its other answers keep."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    ACCURACY_FIELD_NUMBER: builtins.int
+    CERTAINTY_FIELD_NUMBER: builtins.int
+    COVERAGE_FIELD_NUMBER: builtins.int
+    threshold: builtins.float
+    """threshold is the lowest confidence at which the head does not abstain, 0 to 1."""
+    accuracy: builtins.float
+    """accuracy is the promised share of correct answers among those on which the head does not abstain, 0 to 1."""
+    certainty: builtins.float
+    """certainty is the probability that the promise holds for texts like those of validation, 0 to 1."""
+    coverage: builtins.float
+    """coverage is the share of the validation texts on which the head does not abstain, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        threshold: builtins.float = ...,
+        accuracy: builtins.float = ...,
+        certainty: builtins.float = ...,
+        coverage: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "certainty", b"certainty", "coverage", b"coverage", "threshold", b"threshold"]) -> None: ...
+
+Global___Abstention: typing_extensions.TypeAlias = Abstention
 
 @typing.final
 class EmbeddingInfo(google.protobuf.message.Message):

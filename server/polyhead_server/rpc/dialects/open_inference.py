@@ -177,7 +177,7 @@ def _description(model_name: str, outputs: tuple[tuple[str, str, tuple[int, int]
 
 
 def _view(backend: Backend, model: Model) -> ModelView:
-    return ModelView(model.source.manifest, backend.max_items, backend.service.max_text_bytes())
+    return ModelView(model.source.manifest, backend.max_items, backend.service.max_text_bytes(), model.novelty)
 
 
 def _texts(request: Any) -> list[bytes]:

@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file polyhead/v1/item.proto.
  */
 export const file_polyhead_v1_item: GenFile = /*@__PURE__*/
-  fileDesc("ChZwb2x5aGVhZC92MS9pdGVtLnByb3RvEgtwb2x5aGVhZC52MSIlCgRJdGVtEg8KB2l0ZW1faWQYASABKAkSDAoEdGV4dBgCIAEoCSKjAQoLSXRlbU9wdGlvbnMSMQoKdHJ1bmNhdGlvbhgBIAEoDjIdLnBvbHloZWFkLnYxLlRydW5jYXRpb25Qb2xpY3kSFwoPaW5jbHVkZV90aW1pbmdzGAIgASgIEjgKFWV4cGVjdGVkX2ZpbmdlcnByaW50cxgDIAEoCzIZLnBvbHloZWFkLnYxLkZpbmdlcnByaW50cxIOCgZwcm9tcHQYBCABKAkiWAoQRW1iZWRkaW5nT3B0aW9ucxIwCghlbmNvZGluZxgBIAEoDjIeLnBvbHloZWFkLnYxLkVtYmVkZGluZ0VuY29kaW5nEhIKCmRpbWVuc2lvbnMYAiABKA0icAoGQW5zd2VyEg8KB2l0ZW1faWQYASABKAkSJQoGcmVzdWx0GAIgASgLMhMucG9seWhlYWQudjEuUmVzdWx0SAASIwoFZXJyb3IYAyABKAsyEi5nb29nbGUucnBjLlN0YXR1c0gAQgkKB291dGNvbWUi3wMKBlJlc3VsdBIpCgllbWJlZGRpbmcYASABKAsyFi5wb2x5aGVhZC52MS5FbWJlZGRpbmcSMwoOY2xhc3NpZmljYXRpb24YAiABKAsyGy5wb2x5aGVhZC52MS5DbGFzc2lmaWNhdGlvbhIpCglzZW50aW1lbnQYAyABKAsyFi5wb2x5aGVhZC52MS5TZW50aW1lbnQSPwoaYWRkaXRpb25hbF9jbGFzc2lmaWNhdGlvbnMYBCADKAsyGy5wb2x5aGVhZC52MS5DbGFzc2lmaWNhdGlvbhI1ChVhZGRpdGlvbmFsX3NlbnRpbWVudHMYBSADKAsyFi5wb2x5aGVhZC52MS5TZW50aW1lbnQSKwoKdHJ1bmNhdGlvbhgGIAEoCzIXLnBvbHloZWFkLnYxLlRydW5jYXRpb24SLwoMZmluZ2VycHJpbnRzGAcgASgLMhkucG9seWhlYWQudjEuRmluZ2VycHJpbnRzEiUKB3RpbWluZ3MYCCABKAsyFC5wb2x5aGVhZC52MS5UaW1pbmdzEikKCmxhYmVsX3NldHMYCSADKAsyFS5wb2x5aGVhZC52MS5MYWJlbFNldBIiCgZzY29yZXMYCiADKAsyEi5wb2x5aGVhZC52MS5TY29yZSJwCglFbWJlZGRpbmcSDgoGdmFsdWVzGAEgASgMEjAKCGVuY29kaW5nGAIgASgOMh4ucG9seWhlYWQudjEuRW1iZWRkaW5nRW5jb2RpbmcSEgoKZGltZW5zaW9ucxgDIAEoDRINCgVzY2FsZRgEIAEoAiJHCg5DbGFzc2lmaWNhdGlvbhIMCgRoZWFkGAEgASgJEicKBnNjb3JlcxgCIAMoCzIXLnBvbHloZWFkLnYxLkxhYmVsU2NvcmUiMAoKTGFiZWxTY29yZRINCgVsYWJlbBgBIAEoCRITCgtwcm9iYWJpbGl0eRgCIAEoAiI9CglTZW50aW1lbnQSDAoEaGVhZBgBIAEoCRITCgtwcm9iYWJpbGl0eRgCIAEoAhINCgVsYWJlbBgDIAEoCSJRCghMYWJlbFNldBIMCgRoZWFkGAEgASgJEicKBnNjb3JlcxgCIAMoCzIXLnBvbHloZWFkLnYxLkxhYmVsU2NvcmUSDgoGbGFiZWxzGAMgAygJImMKBVNjb3JlEgwKBGhlYWQYASABKAkSDQoFdmFsdWUYAiABKAISDQoFbGFiZWwYAyABKAkSLgoNcHJvYmFiaWxpdGllcxgEIAMoCzIXLnBvbHloZWFkLnYxLkxhYmVsU2NvcmUikAEKClRydW5jYXRpb24SEQoJdHJ1bmNhdGVkGAEgASgIEhMKC3Rva2Vuc19zZWVuGAIgASgNEhMKC3Rva2Vuc191c2VkGAMgASgNEh4KEWN1dF9hdF9jb2RlX3BvaW50GAQgASgNSACIAQESDwoHd2luZG93cxgFIAEoDUIUChJfY3V0X2F0X2NvZGVfcG9pbnQiVAoMRmluZ2VycHJpbnRzEhcKD2VtYmVkZGluZ19zcGFjZRgBIAEoCRIrCgVoZWFkcxgCIAMoCzIcLnBvbHloZWFkLnYxLkhlYWRGaW5nZXJwcmludCI0Cg9IZWFkRmluZ2VycHJpbnQSDAoEaGVhZBgBIAEoCRITCgtmaW5nZXJwcmludBgCIAEoCSLAAgoHVGltaW5ncxIvCgx0b2tlbml6YXRpb24YASABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKAoFcXVldWUYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKgoHY29tcHV0ZRgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIoCgV0b3RhbBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhITCgtiYXRjaF9pdGVtcxgFIAEoDRIUCgxiYXRjaF90b2tlbnMYBiABKA0SLAoJYWRtaXNzaW9uGAcgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEisKCGRlbGl2ZXJ5GAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uKn4KBFRhc2sSFAoQVEFTS19VTlNQRUNJRklFRBAAEhIKDlRBU0tfRU1CRURESU5HEAESFwoTVEFTS19DTEFTU0lGSUNBVElPThACEhIKDlRBU0tfU0VOVElNRU5UEAMSDwoLVEFTS19MQUJFTFMQBBIOCgpUQVNLX1NDT1JFEAUquQEKEUVtYmVkZGluZ0VuY29kaW5nEiIKHkVNQkVERElOR19FTkNPRElOR19VTlNQRUNJRklFRBAAEiEKHUVNQkVERElOR19FTkNPRElOR19GTE9BVDMyX0xFEAESIQodRU1CRURESU5HX0VOQ09ESU5HX0ZMT0FUMTZfTEUQAhIbChdFTUJFRERJTkdfRU5DT0RJTkdfSU5UOBADEh0KGUVNQkVERElOR19FTkNPRElOR19CSU5BUlkQBCqQAQoQVHJ1bmNhdGlvblBvbGljeRIhCh1UUlVOQ0FUSU9OX1BPTElDWV9VTlNQRUNJRklFRBAAEh4KGlRSVU5DQVRJT05fUE9MSUNZX1RSVU5DQVRFEAESGwoXVFJVTkNBVElPTl9QT0xJQ1lfRVJST1IQAhIcChhUUlVOQ0FUSU9OX1BPTElDWV9XSU5ET1cQAypiCgtBbnN3ZXJPcmRlchIcChhBTlNXRVJfT1JERVJfVU5TUEVDSUZJRUQQABIYChRBTlNXRVJfT1JERVJfUkVRVUVTVBABEhsKF0FOU1dFUl9PUkRFUl9DT01QTEVUSU9OEAJCUQoOaW8ucG9seWhlYWQudjFQAVo9Z2l0aHViLmNvbS9wb2x5aGVhZC9wb2x5aGVhZC9jbGllbnRzL2dvL3BvbHloZWFkdjE7cG9seWhlYWR2MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_rpc_status]);
+  fileDesc("ChZwb2x5aGVhZC92MS9pdGVtLnByb3RvEgtwb2x5aGVhZC52MSIlCgRJdGVtEg8KB2l0ZW1faWQYASABKAkSDAoEdGV4dBgCIAEoCSK8AQoLSXRlbU9wdGlvbnMSMQoKdHJ1bmNhdGlvbhgBIAEoDjIdLnBvbHloZWFkLnYxLlRydW5jYXRpb25Qb2xpY3kSFwoPaW5jbHVkZV90aW1pbmdzGAIgASgIEjgKFWV4cGVjdGVkX2ZpbmdlcnByaW50cxgDIAEoCzIZLnBvbHloZWFkLnYxLkZpbmdlcnByaW50cxIOCgZwcm9tcHQYBCABKAkSFwoPaW5jbHVkZV9ub3ZlbHR5GAUgASgIIlgKEEVtYmVkZGluZ09wdGlvbnMSMAoIZW5jb2RpbmcYASABKA4yHi5wb2x5aGVhZC52MS5FbWJlZGRpbmdFbmNvZGluZxISCgpkaW1lbnNpb25zGAIgASgNInAKBkFuc3dlchIPCgdpdGVtX2lkGAEgASgJEiUKBnJlc3VsdBgCIAEoCzITLnBvbHloZWFkLnYxLlJlc3VsdEgAEiMKBWVycm9yGAMgASgLMhIuZ29vZ2xlLnJwYy5TdGF0dXNIAEIJCgdvdXRjb21lIoEECgZSZXN1bHQSKQoJZW1iZWRkaW5nGAEgASgLMhYucG9seWhlYWQudjEuRW1iZWRkaW5nEjMKDmNsYXNzaWZpY2F0aW9uGAIgASgLMhsucG9seWhlYWQudjEuQ2xhc3NpZmljYXRpb24SKQoJc2VudGltZW50GAMgASgLMhYucG9seWhlYWQudjEuU2VudGltZW50Ej8KGmFkZGl0aW9uYWxfY2xhc3NpZmljYXRpb25zGAQgAygLMhsucG9seWhlYWQudjEuQ2xhc3NpZmljYXRpb24SNQoVYWRkaXRpb25hbF9zZW50aW1lbnRzGAUgAygLMhYucG9seWhlYWQudjEuU2VudGltZW50EisKCnRydW5jYXRpb24YBiABKAsyFy5wb2x5aGVhZC52MS5UcnVuY2F0aW9uEi8KDGZpbmdlcnByaW50cxgHIAEoCzIZLnBvbHloZWFkLnYxLkZpbmdlcnByaW50cxIlCgd0aW1pbmdzGAggASgLMhQucG9seWhlYWQudjEuVGltaW5ncxIpCgpsYWJlbF9zZXRzGAkgAygLMhUucG9seWhlYWQudjEuTGFiZWxTZXQSIgoGc2NvcmVzGAogAygLMhIucG9seWhlYWQudjEuU2NvcmUSFAoHbm92ZWx0eRgLIAEoAkgAiAEBQgoKCF9ub3ZlbHR5InAKCUVtYmVkZGluZxIOCgZ2YWx1ZXMYASABKAwSMAoIZW5jb2RpbmcYAiABKA4yHi5wb2x5aGVhZC52MS5FbWJlZGRpbmdFbmNvZGluZxISCgpkaW1lbnNpb25zGAMgASgNEg0KBXNjYWxlGAQgASgCIpUBCg5DbGFzc2lmaWNhdGlvbhIMCgRoZWFkGAEgASgJEicKBnNjb3JlcxgCIAMoCzIXLnBvbHloZWFkLnYxLkxhYmVsU2NvcmUSFwoKY29uZmlkZW5jZRgDIAEoAkgAiAEBEhYKCWFic3RhaW5lZBgEIAEoCEgBiAEBQg0KC19jb25maWRlbmNlQgwKCl9hYnN0YWluZWQiMAoKTGFiZWxTY29yZRINCgVsYWJlbBgBIAEoCRITCgtwcm9iYWJpbGl0eRgCIAEoAiKLAQoJU2VudGltZW50EgwKBGhlYWQYASABKAkSEwoLcHJvYmFiaWxpdHkYAiABKAISDQoFbGFiZWwYAyABKAkSFwoKY29uZmlkZW5jZRgEIAEoAkgAiAEBEhYKCWFic3RhaW5lZBgFIAEoCEgBiAEBQg0KC19jb25maWRlbmNlQgwKCl9hYnN0YWluZWQiUQoITGFiZWxTZXQSDAoEaGVhZBgBIAEoCRInCgZzY29yZXMYAiADKAsyFy5wb2x5aGVhZC52MS5MYWJlbFNjb3JlEg4KBmxhYmVscxgDIAMoCSKxAQoFU2NvcmUSDAoEaGVhZBgBIAEoCRINCgV2YWx1ZRgCIAEoAhINCgVsYWJlbBgDIAEoCRIuCg1wcm9iYWJpbGl0aWVzGAQgAygLMhcucG9seWhlYWQudjEuTGFiZWxTY29yZRIXCgpjb25maWRlbmNlGAUgASgCSACIAQESFgoJYWJzdGFpbmVkGAYgASgISAGIAQFCDQoLX2NvbmZpZGVuY2VCDAoKX2Fic3RhaW5lZCKQAQoKVHJ1bmNhdGlvbhIRCgl0cnVuY2F0ZWQYASABKAgSEwoLdG9rZW5zX3NlZW4YAiABKA0SEwoLdG9rZW5zX3VzZWQYAyABKA0SHgoRY3V0X2F0X2NvZGVfcG9pbnQYBCABKA1IAIgBARIPCgd3aW5kb3dzGAUgASgNQhQKEl9jdXRfYXRfY29kZV9wb2ludCJUCgxGaW5nZXJwcmludHMSFwoPZW1iZWRkaW5nX3NwYWNlGAEgASgJEisKBWhlYWRzGAIgAygLMhwucG9seWhlYWQudjEuSGVhZEZpbmdlcnByaW50IjQKD0hlYWRGaW5nZXJwcmludBIMCgRoZWFkGAEgASgJEhMKC2ZpbmdlcnByaW50GAIgASgJIsACCgdUaW1pbmdzEi8KDHRva2VuaXphdGlvbhgBIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIoCgVxdWV1ZRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIqCgdjb21wdXRlGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEigKBXRvdGFsGAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhMKC2JhdGNoX2l0ZW1zGAUgASgNEhQKDGJhdGNoX3Rva2VucxgGIAEoDRIsCglhZG1pc3Npb24YByABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKwoIZGVsaXZlcnkYCCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24qfgoEVGFzaxIUChBUQVNLX1VOU1BFQ0lGSUVEEAASEgoOVEFTS19FTUJFRERJTkcQARIXChNUQVNLX0NMQVNTSUZJQ0FUSU9OEAISEgoOVEFTS19TRU5USU1FTlQQAxIPCgtUQVNLX0xBQkVMUxAEEg4KClRBU0tfU0NPUkUQBSq5AQoRRW1iZWRkaW5nRW5jb2RpbmcSIgoeRU1CRURESU5HX0VOQ09ESU5HX1VOU1BFQ0lGSUVEEAASIQodRU1CRURESU5HX0VOQ09ESU5HX0ZMT0FUMzJfTEUQARIhCh1FTUJFRERJTkdfRU5DT0RJTkdfRkxPQVQxNl9MRRACEhsKF0VNQkVERElOR19FTkNPRElOR19JTlQ4EAMSHQoZRU1CRURESU5HX0VOQ09ESU5HX0JJTkFSWRAEKpABChBUcnVuY2F0aW9uUG9saWN5EiEKHVRSVU5DQVRJT05fUE9MSUNZX1VOU1BFQ0lGSUVEEAASHgoaVFJVTkNBVElPTl9QT0xJQ1lfVFJVTkNBVEUQARIbChdUUlVOQ0FUSU9OX1BPTElDWV9FUlJPUhACEhwKGFRSVU5DQVRJT05fUE9MSUNZX1dJTkRPVxADKmIKC0Fuc3dlck9yZGVyEhwKGEFOU1dFUl9PUkRFUl9VTlNQRUNJRklFRBAAEhgKFEFOU1dFUl9PUkRFUl9SRVFVRVNUEAESGwoXQU5TV0VSX09SREVSX0NPTVBMRVRJT04QAkJRCg5pby5wb2x5aGVhZC52MVABWj1naXRodWIuY29tL3BvbHloZWFkL3BvbHloZWFkL2NsaWVudHMvZ28vcG9seWhlYWR2MTtwb2x5aGVhZHYxYgZwcm90bzM", [file_google_protobuf_duration, file_google_rpc_status]);
 
 /**
  * Item is one text to answer.
@@ -86,6 +86,14 @@ export type ItemOptions = Message<"polyhead.v1.ItemOptions"> & {
    * @generated from field: string prompt = 4;
    */
   prompt: string;
+
+  /**
+   * include_novelty requests Result.novelty. False when absent. Rejected with INVALID_ARGUMENT and reason
+   * NOVELTY_NOT_AVAILABLE if ModelInfo.has_novelty is false.
+   *
+   * @generated from field: bool include_novelty = 5;
+   */
+  includeNovelty: boolean;
 };
 
 /**
@@ -249,6 +257,14 @@ export type Result = Message<"polyhead.v1.Result"> & {
    * @generated from field: repeated polyhead.v1.Score scores = 10;
    */
   scores: Score[];
+
+  /**
+   * novelty is the share of the model's validation texts that are more like its training texts than this text, 0 to 1: at
+   * 1 the text is further from them than any of these. Set if ItemOptions.include_novelty was set.
+   *
+   * @generated from field: optional float novelty = 11;
+   */
+  novelty?: number | undefined;
 };
 
 /**
@@ -319,6 +335,21 @@ export type Classification = Message<"polyhead.v1.Classification"> & {
    * @generated from field: repeated polyhead.v1.LabelScore scores = 2;
    */
   scores: LabelScore[];
+
+  /**
+   * confidence is the probability of the first label. Set if the head has HeadInfo.abstention.
+   *
+   * @generated from field: optional float confidence = 3;
+   */
+  confidence?: number | undefined;
+
+  /**
+   * abstained is true if confidence is below the head's threshold: the head then does not vouch for its answer, which
+   * is unchanged. Set if the head has HeadInfo.abstention.
+   *
+   * @generated from field: optional bool abstained = 4;
+   */
+  abstained?: boolean | undefined;
 };
 
 /**
@@ -382,6 +413,21 @@ export type Sentiment = Message<"polyhead.v1.Sentiment"> & {
    * @generated from field: string label = 3;
    */
   label: string;
+
+  /**
+   * confidence is the probability of `label`. Set if the head has HeadInfo.abstention.
+   *
+   * @generated from field: optional float confidence = 4;
+   */
+  confidence?: number | undefined;
+
+  /**
+   * abstained is true if confidence is below the head's threshold: the head then does not vouch for its answer, which
+   * is unchanged. Set if the head has HeadInfo.abstention.
+   *
+   * @generated from field: optional bool abstained = 5;
+   */
+  abstained?: boolean | undefined;
 };
 
 /**
@@ -462,6 +508,21 @@ export type Score = Message<"polyhead.v1.Score"> & {
    * @generated from field: repeated polyhead.v1.LabelScore probabilities = 4;
    */
   probabilities: LabelScore[];
+
+  /**
+   * confidence is the probability of `label`. Set if the head has HeadInfo.abstention.
+   *
+   * @generated from field: optional float confidence = 5;
+   */
+  confidence?: number | undefined;
+
+  /**
+   * abstained is true if confidence is below the head's threshold: the head then does not vouch for its answer, which
+   * is unchanged. Set if the head has HeadInfo.abstention.
+   *
+   * @generated from field: optional bool abstained = 6;
+   */
+  abstained?: boolean | undefined;
 };
 
 /**
@@ -567,7 +628,7 @@ export type HeadFingerprint = Message<"polyhead.v1.HeadFingerprint"> & {
   head: string;
 
   /**
-   * fingerprint identifies the embedding space and the head's weights, labels, temperature and threshold. 16
+   * fingerprint identifies the embedding space and the head's weights, labels, temperature and thresholds. 16
    * hexadecimal digits.
    *
    * @generated from field: string fingerprint = 2;

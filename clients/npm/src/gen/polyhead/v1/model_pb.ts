@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file polyhead/v1/model.proto.
  */
 export const file_polyhead_v1_model: GenFile = /*@__PURE__*/
-  fileDesc("Chdwb2x5aGVhZC92MS9tb2RlbC5wcm90bxILcG9seWhlYWQudjEi0AIKCU1vZGVsSW5mbxIQCghtb2RlbF9pZBgBIAEoCRIkCgVoZWFkcxgCIAMoCzIVLnBvbHloZWFkLnYxLkhlYWRJbmZvEi0KCWVtYmVkZGluZxgDIAEoCzIaLnBvbHloZWFkLnYxLkVtYmVkZGluZ0luZm8SIwoGbGltaXRzGAQgASgLMhMucG9seWhlYWQudjEuTGltaXRzEi8KDGZpbmdlcnByaW50cxgFIAEoCzIZLnBvbHloZWFkLnYxLkZpbmdlcnByaW50cxIpCgdydW50aW1lGAYgASgLMhgucG9seWhlYWQudjEuUnVudGltZUluZm8SHQoVYnVuZGxlX2Zvcm1hdF92ZXJzaW9uGAcgASgNEhYKDnNlcnZlcl92ZXJzaW9uGAggASgJEiQKB3Byb21wdHMYCSADKAsyEy5wb2x5aGVhZC52MS5Qcm9tcHQiJAoGUHJvbXB0EgwKBG5hbWUYASABKAkSDAoEdGV4dBgCIAEoCSKcAQoISGVhZEluZm8SDAoEbmFtZRgBIAEoCRIjCgRraW5kGAIgASgOMhUucG9seWhlYWQudjEuSGVhZEtpbmQSDgoGbGFiZWxzGAMgAygJEhMKC3RlbXBlcmF0dXJlGAQgASgCEhYKCXRocmVzaG9sZBgFIAEoAkgAiAEBEhIKCnRocmVzaG9sZHMYBiADKAJCDAoKX3RocmVzaG9sZCJICg1FbWJlZGRpbmdJbmZvEhIKCmRpbWVuc2lvbnMYASABKA0SDwoHcG9vbGluZxgCIAEoCRISCgpub3JtYWxpemVkGAMgASgIIoMBCgZMaW1pdHMSEgoKbWF4X3Rva2VucxgBIAEoDRIWCg5tYXhfY2hhcmFjdGVycxgCIAEoDRIdChVtYXhfaXRlbXNfcGVyX21lc3NhZ2UYAyABKA0SGQoRbWF4X21lc3NhZ2VfYnl0ZXMYBCABKA0SEwoLbWF4X3dpbmRvd3MYBSABKA0iWAoLUnVudGltZUluZm8SDgoGZW5naW5lGAEgASgJEg4KBmRldmljZRgCIAEoCRIPCgd2YXJpYW50GAMgASgJEhgKEGZhbGxiYWNrX3JlYXNvbnMYBCADKAkqngEKCEhlYWRLaW5kEhkKFUhFQURfS0lORF9VTlNQRUNJRklFRBAAEhUKEUhFQURfS0lORF9TT0ZUTUFYEAESFQoRSEVBRF9LSU5EX1NJR01PSUQQAhIYChRIRUFEX0tJTkRfTVVMVElMQUJFTBADEhUKEUhFQURfS0lORF9PUkRJTkFMEAQSGAoUSEVBRF9LSU5EX1JFR1JFU1NJT04QBUJRCg5pby5wb2x5aGVhZC52MVABWj1naXRodWIuY29tL3BvbHloZWFkL3BvbHloZWFkL2NsaWVudHMvZ28vcG9seWhlYWR2MTtwb2x5aGVhZHYxYgZwcm90bzM", [file_polyhead_v1_item]);
+  fileDesc("Chdwb2x5aGVhZC92MS9tb2RlbC5wcm90bxILcG9seWhlYWQudjEi5QIKCU1vZGVsSW5mbxIQCghtb2RlbF9pZBgBIAEoCRIkCgVoZWFkcxgCIAMoCzIVLnBvbHloZWFkLnYxLkhlYWRJbmZvEi0KCWVtYmVkZGluZxgDIAEoCzIaLnBvbHloZWFkLnYxLkVtYmVkZGluZ0luZm8SIwoGbGltaXRzGAQgASgLMhMucG9seWhlYWQudjEuTGltaXRzEi8KDGZpbmdlcnByaW50cxgFIAEoCzIZLnBvbHloZWFkLnYxLkZpbmdlcnByaW50cxIpCgdydW50aW1lGAYgASgLMhgucG9seWhlYWQudjEuUnVudGltZUluZm8SHQoVYnVuZGxlX2Zvcm1hdF92ZXJzaW9uGAcgASgNEhYKDnNlcnZlcl92ZXJzaW9uGAggASgJEiQKB3Byb21wdHMYCSADKAsyEy5wb2x5aGVhZC52MS5Qcm9tcHQSEwoLaGFzX25vdmVsdHkYCiABKAgiJAoGUHJvbXB0EgwKBG5hbWUYASABKAkSDAoEdGV4dBgCIAEoCSLJAQoISGVhZEluZm8SDAoEbmFtZRgBIAEoCRIjCgRraW5kGAIgASgOMhUucG9seWhlYWQudjEuSGVhZEtpbmQSDgoGbGFiZWxzGAMgAygJEhMKC3RlbXBlcmF0dXJlGAQgASgCEhYKCXRocmVzaG9sZBgFIAEoAkgAiAEBEhIKCnRocmVzaG9sZHMYBiADKAISKwoKYWJzdGVudGlvbhgHIAEoCzIXLnBvbHloZWFkLnYxLkFic3RlbnRpb25CDAoKX3RocmVzaG9sZCJWCgpBYnN0ZW50aW9uEhEKCXRocmVzaG9sZBgBIAEoAhIQCghhY2N1cmFjeRgCIAEoAhIRCgljZXJ0YWludHkYAyABKAISEAoIY292ZXJhZ2UYBCABKAIiSAoNRW1iZWRkaW5nSW5mbxISCgpkaW1lbnNpb25zGAEgASgNEg8KB3Bvb2xpbmcYAiABKAkSEgoKbm9ybWFsaXplZBgDIAEoCCKDAQoGTGltaXRzEhIKCm1heF90b2tlbnMYASABKA0SFgoObWF4X2NoYXJhY3RlcnMYAiABKA0SHQoVbWF4X2l0ZW1zX3Blcl9tZXNzYWdlGAMgASgNEhkKEW1heF9tZXNzYWdlX2J5dGVzGAQgASgNEhMKC21heF93aW5kb3dzGAUgASgNIlgKC1J1bnRpbWVJbmZvEg4KBmVuZ2luZRgBIAEoCRIOCgZkZXZpY2UYAiABKAkSDwoHdmFyaWFudBgDIAEoCRIYChBmYWxsYmFja19yZWFzb25zGAQgAygJKp4BCghIZWFkS2luZBIZChVIRUFEX0tJTkRfVU5TUEVDSUZJRUQQABIVChFIRUFEX0tJTkRfU09GVE1BWBABEhUKEUhFQURfS0lORF9TSUdNT0lEEAISGAoUSEVBRF9LSU5EX01VTFRJTEFCRUwQAxIVChFIRUFEX0tJTkRfT1JESU5BTBAEEhgKFEhFQURfS0lORF9SRUdSRVNTSU9OEAVCUQoOaW8ucG9seWhlYWQudjFQAVo9Z2l0aHViLmNvbS9wb2x5aGVhZC9wb2x5aGVhZC9jbGllbnRzL2dvL3BvbHloZWFkdjE7cG9seWhlYWR2MWIGcHJvdG8z", [file_polyhead_v1_item]);
 
 /**
  * ModelInfo describes the model that a server serves, and how it runs.
@@ -84,6 +84,13 @@ export type ModelInfo = Message<"polyhead.v1.ModelInfo"> & {
    * @generated from field: repeated polyhead.v1.Prompt prompts = 9;
    */
   prompts: Prompt[];
+
+  /**
+   * has_novelty is true if ItemOptions.include_novelty may be set.
+   *
+   * @generated from field: bool has_novelty = 10;
+   */
+  hasNovelty: boolean;
 };
 
 /**
@@ -170,6 +177,13 @@ export type HeadInfo = Message<"polyhead.v1.HeadInfo"> & {
    * @generated from field: repeated float thresholds = 6;
    */
   thresholds: number[];
+
+  /**
+   * abstention states when the head abstains. Absent for a head that never does.
+   *
+   * @generated from field: polyhead.v1.Abstention abstention = 7;
+   */
+  abstention?: Abstention | undefined;
 };
 
 /**
@@ -178,6 +192,48 @@ export type HeadInfo = Message<"polyhead.v1.HeadInfo"> & {
  */
 export const HeadInfoSchema: GenMessage<HeadInfo> = /*@__PURE__*/
   messageDesc(file_polyhead_v1_model, 2);
+
+/**
+ * Abstention states when a head abstains, and what accuracy its other answers keep.
+ *
+ * @generated from message polyhead.v1.Abstention
+ */
+export type Abstention = Message<"polyhead.v1.Abstention"> & {
+  /**
+   * threshold is the lowest confidence at which the head does not abstain, 0 to 1.
+   *
+   * @generated from field: float threshold = 1;
+   */
+  threshold: number;
+
+  /**
+   * accuracy is the promised share of correct answers among those on which the head does not abstain, 0 to 1.
+   *
+   * @generated from field: float accuracy = 2;
+   */
+  accuracy: number;
+
+  /**
+   * certainty is the probability that the promise holds for texts like those of validation, 0 to 1.
+   *
+   * @generated from field: float certainty = 3;
+   */
+  certainty: number;
+
+  /**
+   * coverage is the share of the validation texts on which the head does not abstain, 0 to 1.
+   *
+   * @generated from field: float coverage = 4;
+   */
+  coverage: number;
+};
+
+/**
+ * Describes the message polyhead.v1.Abstention.
+ * Use `create(AbstentionSchema)` to create a new message.
+ */
+export const AbstentionSchema: GenMessage<Abstention> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_model, 3);
 
 /**
  * EmbeddingInfo describes the sentence embedding.
@@ -212,7 +268,7 @@ export type EmbeddingInfo = Message<"polyhead.v1.EmbeddingInfo"> & {
  * Use `create(EmbeddingInfoSchema)` to create a new message.
  */
 export const EmbeddingInfoSchema: GenMessage<EmbeddingInfo> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_model, 3);
+  messageDesc(file_polyhead_v1_model, 4);
 
 /**
  * Limits are the server's limits on requests.
@@ -263,7 +319,7 @@ export type Limits = Message<"polyhead.v1.Limits"> & {
  * Use `create(LimitsSchema)` to create a new message.
  */
 export const LimitsSchema: GenMessage<Limits> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_model, 4);
+  messageDesc(file_polyhead_v1_model, 5);
 
 /**
  * RuntimeInfo describes the engine and device in use, which may differ from the preferred ones.
@@ -305,7 +361,7 @@ export type RuntimeInfo = Message<"polyhead.v1.RuntimeInfo"> & {
  * Use `create(RuntimeInfoSchema)` to create a new message.
  */
 export const RuntimeInfoSchema: GenMessage<RuntimeInfo> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_model, 5);
+  messageDesc(file_polyhead_v1_model, 6);
 
 /**
  * HeadKind is the kind of a head, which determines how its logits become probabilities.

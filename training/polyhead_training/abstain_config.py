@@ -1,0 +1,16 @@
+"""Section of the training configuration about abstaining, for one head or for all of them."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from .config_section import Section
+
+
+class AbstainConfig(Section):
+    """An accuracy that a head keeps by abstaining from texts in which its confidence is low."""
+
+    accuracy: float = Field(gt=0, lt=1)
+    """Accuracy of the texts on which the head does not abstain, 0 to 1."""
+    certainty: float = Field(default=0.95, gt=0, lt=1)
+    """Probability that the head keeps this accuracy on texts like those of validation, 0 to 1."""
