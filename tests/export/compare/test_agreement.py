@@ -108,7 +108,7 @@ def vectors(rows: int = 200, size: int = 32, seed: int = 0) -> NDArray[np.float3
 
 def rotated(values: NDArray[Any]) -> NDArray[np.float32]:
     rotation, _ = np.linalg.qr(vectors(values.shape[1], values.shape[1], 1))
-    return (values @ rotation).astype(np.float32)
+    return np.asarray(values @ rotation, dtype=np.float32)
 
 
 @pytest.mark.parametrize(
