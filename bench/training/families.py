@@ -123,7 +123,8 @@ def _export_and_serve(folder: Path, settings: Settings, served: Sequence[str]) -
     figures: dict[str, Any] = {"export_seconds": round(seconds, 1), "variants": {}}
     for name in VARIANTS:
         if name not in exported.manifest.variants:
-            figures["variants"][name] = {"passed": False, "reason": lines[-1]}
+            (reason,) = [line for line in lines if line.startswith(f"variant {name} is left out: ")]
+            figures["variants"][name] = {"passed": False, "reason": reason}
             continue
         variant = exported.manifest.variants[name]
         checks = {check.name: check.value for check in variant.gate}

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import urllib.request
 from functools import partial
@@ -290,13 +291,15 @@ def test_a_signal_to_every_process_answers_what_was_accepted(start: Start, demo_
     assert load.ends.keys() <= NOT_ACCEPTED
 
 
-def test_processes_end_with_their_supervisor(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
-    server = start_fronts(start, demo_bundle, environment={"TMPDIR": str(tmp_path)})
-    assert list(tmp_path.glob("polyhead-engine-*/engine.sock"))
-    pids = workers_of(server)
-    server.stop(signal.SIGKILL)
-    wait_until(lambda: not any(map(alive, pids)), "the processes end")
-    assert not list(tmp_path.glob("polyhead-engine-*"))
+def test_processes_end_with_their_supervisor(start: Start, demo_bundle: Path) -> None:
+    # The path of a socket is short, and tmp_path is not.
+    with tempfile.TemporaryDirectory() as folder:
+        server = start_fronts(start, demo_bundle, environment={"TMPDIR": folder})
+        assert list(Path(folder).glob("polyhead-engine-*/engine.sock"))
+        pids = workers_of(server)
+        server.stop(signal.SIGKILL)
+        wait_until(lambda: not any(map(alive, pids)), "the processes end")
+        assert not list(Path(folder).glob("polyhead-engine-*"))
 
 
 def test_a_damaged_bundle_ends_the_server(start: Start, demo_bundle: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polyhead_bundle as bundle
 from polyhead_server.fronts.engine_client import EngineClient
 from polyhead_server.fronts.engine_host import EngineHost
@@ -16,6 +17,7 @@ from polyhead_server.fronts.remote_pipeline import RemotePipeline
 from polyhead_server.fronts.served_model import ServedModel
 from polyhead_server.inference.engine_core import EngineCore
 from polyhead_server.inference.model import Model
+from polyhead_server.inference.novelty import load_novelty
 from polyhead_server.inference.tokenization import Tokenizer
 from polyhead_server.settings import Settings
 
@@ -31,7 +33,11 @@ def write_model(folder: Path, tokenizer: Path, temperature: float = 1.5) -> Mode
     sources = {**write_sources(folder / "sources"), "tokenizer.json": tokenizer}
     topic, *others = MANIFEST.heads
     heads = (dataclasses.replace(topic, temperature=temperature), *others)
-    source = bundle.write(folder / "bundle", dataclasses.replace(MANIFEST, heads=heads), sources)
+    dimensions = MANIFEST.embedding.dimensions
+    np.save(folder / "novelty.npy", np.eye(2, dimensions, dtype=np.float16))
+    sources["novelty.npy"] = folder / "novelty.npy"
+    novelty = bundle.Novelty(centroids=1, variances=(4.0,), noise=1.0, percentiles=(0.0, 1.0, 4.0))
+    source = bundle.write(folder / "bundle", dataclasses.replace(MANIFEST, heads=heads, novelty=novelty), sources)
     return open_model(source)
 
 
@@ -39,7 +45,7 @@ def open_model(source: bundle.Bundle) -> Model:
     """Opens a bundle with a fake engine of its own."""
     tokens = source.manifest.max_tokens
     tokenizer = Tokenizer(source.file("tokenizer.json"), tokens, max_characters=1000)
-    return Model(source, tokenizer, FakeEngine(), (), max_batch_tokens=256)
+    return Model(source, tokenizer, FakeEngine(), (), max_batch_tokens=256, novelty=load_novelty(source))
 
 
 class EngineProcess:

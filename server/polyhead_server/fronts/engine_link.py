@@ -16,7 +16,7 @@ from polyhead_server.threads import in_daemon_thread
 from . import records
 from .channel import Channel, ChannelError, greeting, receive_ends
 from .model_files import ModelFiles, import_model, number_of
-from .records import Kind, Record, RecordError
+from .records import Kind, Record
 
 logger = logging.getLogger(__name__)
 
@@ -119,10 +119,8 @@ class EngineLink:
         closed.set_result(None)
 
     def _on_message(self, description: bytes, descriptors: list[int]) -> None:
-        """Loads the tokenizer of a model that the engine sends."""
-        if len(descriptors) != 2:
-            raise RecordError(f"{len(descriptors)} descriptors of a model")
-        files = ModelFiles(description, *descriptors)
+        """Loads what this front needs of a model that the engine sends."""
+        files = ModelFiles(description, descriptors)
         number = number_of(files)
         loading = in_daemon_thread(lambda: import_model(files, self._settings), "model-importer")
         self._models[number] = loading

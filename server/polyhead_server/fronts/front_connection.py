@@ -112,10 +112,10 @@ class FrontConnection:
         """Takes the connection's channel."""
         self._channel = channel
 
-    def announce(self, description: bytes, manifest: int, tokenizer: int) -> None:
+    def announce(self, description: bytes, descriptors: Sequence[int]) -> None:
         """Sends a model to the front."""
         if self._channel:
-            self._channel.send_message(description, [manifest, tokenizer])
+            self._channel.send_message(description, list(descriptors))
 
     def serve(self, number: int) -> None:
         """Tells the front which model answers from now on."""

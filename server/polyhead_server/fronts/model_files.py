@@ -1,4 +1,4 @@
-"""What a front needs of a model, as the engine process hands it over: its manifest, its tokenizer, and where it runs.
+"""What a front needs of a model, as the engine process hands it over: some of its files, and where it runs.
 
 The files travel as sealed memory, so a front serves exactly the model that the engine has loaded, whatever stands in
 the bundle's place on disk by then.
@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from polyhead_server.engines import EngineError, Runtime
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.head_answers import numbers_of
 from polyhead_server.inference.model import Model
+from polyhead_server.inference.novelty import read_novelty
 from polyhead_server.inference.tokenization import Tokenizer
 from polyhead_server.settings import Settings
 
@@ -42,17 +44,15 @@ class ModelFiles(NamedTuple):
 
     Attributes:
         description: JSON: the fields of ``_Description``, and the number of the model.
-        manifest: Descriptor of ``bundle.json``.
-        tokenizer: Descriptor of ``tokenizer.json``.
+        descriptors: Those of ``bundle.json``, ``tokenizer.json`` and, if the model has it, ``novelty.npy``.
     """
 
     description: bytes
-    manifest: int
-    tokenizer: int
+    descriptors: Sequence[int]
 
     def close(self) -> None:
         """Closes the descriptors."""
-        close_all(self.manifest, self.tokenizer)
+        close_all(*self.descriptors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +95,14 @@ def export_model(model: Model, number: int) -> ModelFiles:
     source, runtime = model.source, model.engine.runtime
     try:
         manifest = (source.path / _MANIFEST).read_bytes()
-        tokenizer = source.file(_TOKENIZER).read_bytes()
+        files = {name: source.file(name).read_bytes() for name in _listed_files(source.manifest)}
         _, digest, _ = codec.parse(source.path / _MANIFEST)
     except (OSError, bundle.BundleError) as error:
         raise StartupError(f"{source.path}: cannot be read again: {error}", transient=True) from error
-    if digest != source.digest or hashlib.sha256(tokenizer).hexdigest() != source.manifest.files[_TOKENIZER].sha256:
+    unchanged = all(
+        hashlib.sha256(data).hexdigest() == source.manifest.files[name].sha256 for name, data in files.items()
+    )
+    if digest != source.digest or not unchanged:
         raise StartupError(f"{source.path}: has changed while it was loaded", transient=True)
     reasons = [reason[:_MAX_REASON_CHARACTERS] for reason in model.fallback_reasons[:_MAX_REASONS]]
     description = _Description(
@@ -112,7 +115,7 @@ def export_model(model: Model, number: int) -> ModelFiles:
         model.max_batch_tokens,
     )
     text = json.dumps(dataclasses.asdict(description)).encode()
-    return ModelFiles(text, _sealed(_MANIFEST, manifest), _sealed(_TOKENIZER, tokenizer))
+    return ModelFiles(text, [_sealed(name, data) for name, data in {_MANIFEST: manifest, **files}.items()])
 
 
 def number_of(files: ModelFiles) -> int:
@@ -132,19 +135,26 @@ def import_model(files: ModelFiles, settings: Settings) -> Model:
     """
     try:
         description = _describe(files.description)
-        manifest, digest, version = codec.parse(_path(files.manifest))
+        paths = [Path(f"/proc/self/fd/{descriptor}") for descriptor in files.descriptors]
+        if not paths:
+            raise RecordError("a model without files")
+        manifest, digest, version = codec.parse(paths[0])
         if digest != description.digest:
             raise RecordError("the manifest has another digest than its model")
+        listed = dict(zip(_listed_files(manifest), paths[1:], strict=True))
         max_characters = manifest.max_tokens * settings.max_characters_per_token
-        tokenizer = Tokenizer(_path(files.tokenizer), manifest.max_tokens, max_characters)
-    except bundle.BundleError as error:
+        tokenizer = Tokenizer(listed[_TOKENIZER], manifest.max_tokens, max_characters)
+        novelty = None
+        if manifest.novelty is not None:
+            novelty = read_novelty(manifest.novelty, manifest.embedding.dimensions, listed[bundle.NOVELTY])
+    except (bundle.BundleError, StartupError, ValueError) as error:
         raise RecordError(str(error)) from error
     finally:
         files.close()
     runtime = Runtime(description.engine, description.device, description.variant)
     source = bundle.Bundle(settings.bundle, manifest, digest, version)
     reasons = tuple(description.fallback_reasons)
-    return Model(source, tokenizer, RemoteEngine(runtime), reasons, description.max_batch_tokens)
+    return Model(source, tokenizer, RemoteEngine(runtime), reasons, description.max_batch_tokens, novelty=novelty)
 
 
 def same_model(one: Model, other: Model) -> bool:
@@ -171,13 +181,14 @@ def _describe(text: bytes) -> _Description:
     return description
 
 
+def _listed_files(manifest: bundle.Manifest) -> list[str]:
+    """Returns the files of the manifest that a front reads."""
+    return [_TOKENIZER, *([bundle.NOVELTY] if manifest.novelty is not None else [])]
+
+
 def _sealed(name: str, data: bytes) -> int:
     fd = os.memfd_create(f"polyhead-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with os.fdopen(os.dup(fd), "wb") as file:
         file.write(data)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEAL_ALL)
     return fd
-
-
-def _path(fd: int) -> Path:
-    return Path(f"/proc/self/fd/{fd}")

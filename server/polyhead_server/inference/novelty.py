@@ -6,6 +6,7 @@ explains it. The server does not import training.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,21 @@ def load_novelty(source: bundle.Bundle) -> Novelty | None:
     found = source.manifest.novelty
     if found is None:
         return None
-    path, shape = source.file(bundle.NOVELTY), found.shape(source.manifest.embedding.dimensions)
+    return read_novelty(found, source.manifest.embedding.dimensions, source.file(bundle.NOVELTY))
+
+
+def read_novelty(found: bundle.Novelty, dimensions: int, path: Path) -> Novelty:
+    """Reads the matrix of a model's novelty.
+
+    Args:
+        found: What the manifest says.
+        dimensions: Size of the embedding.
+        path: The file.
+
+    Raises:
+        StartupError: The file is not the matrix that the manifest describes.
+    """
+    shape = found.shape(dimensions)
     try:
         matrix: NDArray[Any] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from polyhead_server.engines import EngineError, Runtime
 from polyhead_server.errors import StartupError
@@ -37,7 +38,12 @@ def test_a_front_gets_the_model_of_the_engine(make_model: MakeModel, settings: C
     assert same_model(found, model)
     with pytest.raises(EngineError):
         found.engine.run(None, None)  # type: ignore[arg-type]
-    for fd in (files.manifest, files.tokenizer):
+    assert found.novelty
+    assert model.novelty
+    embeddings = np.eye(3, model.source.manifest.embedding.dimensions, dtype=np.float32)
+    np.testing.assert_array_equal(found.novelty.score(embeddings), model.novelty.score(embeddings))
+    assert len(files.descriptors) == 3
+    for fd in files.descriptors:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
 
@@ -55,7 +61,7 @@ def test_a_bundle_that_changed_since_it_was_loaded_is_not_handed_over(make_model
 
 def test_a_front_cannot_change_the_files(make_model: MakeModel) -> None:
     files = export_model(make_model(), 1)
-    for fd in (files.manifest, files.tokenizer):
+    for fd in files.descriptors:
         with pytest.raises(PermissionError):
             os.pwrite(fd, b"x", 0)
         with pytest.raises(PermissionError):
@@ -66,15 +72,28 @@ def test_a_front_cannot_change_the_files(make_model: MakeModel) -> None:
 def test_files_of_different_models_are_refused(make_model: MakeModel, settings: Callable[..., Settings]) -> None:
     one, other = export_model(make_model("one"), 1), export_model(make_model("other", temperature=3.0), 2)
     with pytest.raises(RecordError, match="another digest"):
-        import_model(ModelFiles(one.description, other.manifest, one.tokenizer), settings())
-    for fd in (one.manifest, other.tokenizer):
+        import_model(ModelFiles(one.description, [other.descriptors[0], *one.descriptors[1:]]), settings())
+    for fd in (one.descriptors[0], *other.descriptors[1:]):
         os.close(fd)
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_another_number_of_files_is_refused(
+    make_model: MakeModel, settings: Callable[..., Settings], count: int
+) -> None:
+    files = export_model(make_model(), 1)
+    with pytest.raises(RecordError):
+        import_model(
+            ModelFiles(files.description, [os.dup(fd) for fd in (*files.descriptors, *files.descriptors)][:count]),
+            settings(),
+        )
+    files.close()
 
 
 @pytest.mark.parametrize("description", [b"", b"[]", b"{}", b"\xff", b'{"number": 1}'])
 def test_an_invalid_description_is_refused(description: bytes) -> None:
     with pytest.raises(RecordError, match="description"):
-        number_of(ModelFiles(description, -1, -1))
+        number_of(ModelFiles(description, []))
 
 
 def test_models_are_the_same_if_bundle_and_engine_are(make_model: MakeModel) -> None:
