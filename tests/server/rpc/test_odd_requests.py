@@ -177,6 +177,9 @@ async def test_every_request_gets_a_status(
     async def check(method: str, odd: str) -> None:
         outcome = await server.run(lambda client: send_odd(client, method, odd, headers))
         statuses = expected(method, odd, key)
+        if method == "grpc.health.v1.Health/Watch" and odd == "two messages" and outcome.data:
+            # It had begun before the second message came, and goes on.
+            return
         assert outcome.status is not None, (method, odd)
         assert statuses is None or outcome.status in statuses, (method, odd, outcome.headers)
 
