@@ -18,7 +18,7 @@ from polyhead_server.settings import Settings
 
 from .admission import Admission
 from .answer_cache import AnswerCache, ObserveLookups
-from .engine_core import EngineCore, ObserveBatch
+from .engine_core import EngineCore, ObserveBatches
 from .executor import Executor
 from .intake import Intake, OnMessage, Submission
 from .model import Model
@@ -39,7 +39,7 @@ class Pipeline(Intake):
         self,
         model: Model,
         settings: Settings,
-        observe_batch: ObserveBatch | None = None,
+        observe_batches: ObserveBatches | None = None,
         on_message: OnMessage | None = None,
         *,
         on_exception: Callable[[BaseException], None] | None = None,
@@ -50,7 +50,7 @@ class Pipeline(Intake):
         Args:
             model: Model that answers.
             settings: Limits.
-            observe_batch: Receives every successful batch and its duration in seconds.
+            observe_batches: Receives every successful batch, several at once where they finished together.
             on_message: Receives every message that was taken in: the model, the ``time.monotonic_ns()`` of its arrival,
                 the futures of its items, and whether it came over a stream. Called in the context of its call.
             on_exception: Receives every unexpected exception before it becomes an outcome, in the thread that caught
@@ -59,7 +59,7 @@ class Pipeline(Intake):
         """
         super().__init__(model, settings, on_message, on_exception=on_exception)
         self._core = EngineCore(
-            model, settings, observe_batch, on_exception=self._on_exception, observe_lookups=observe_lookups
+            model, settings, observe_batches, on_exception=self._on_exception, observe_lookups=observe_lookups
         )
         self.scheduler: BatchScheduler = self._core.scheduler
         self.admission: Admission = self._core.admission

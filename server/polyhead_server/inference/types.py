@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -246,15 +247,15 @@ class Batch:
     expired: list[Entry]
     backlog: bool = False
 
-    @property
+    @functools.cached_property
     def tokens(self) -> int:
         """Real tokens of the entries."""
-        return sum(entry.length for entry in self.entries)
+        return sum([entry.length for entry in self.entries])
 
     @property
     def padding(self) -> int:
         """Padding tokens that the forward pass computes in addition."""
-        longest = max((entry.length for entry in self.entries), default=0)
+        longest = max([entry.length for entry in self.entries], default=0)
         return longest * len(self.entries) - self.tokens
 
     @property

@@ -30,7 +30,7 @@ def start_pipeline(model: Model, settings: Settings, metrics: Metrics, tracing: 
     pipeline = Pipeline(
         model,
         settings,
-        metrics.observe_batch,
+        metrics.observe_batches,
         on_message,
         on_exception=exit_if_out_of_memory,
         observe_lookups=metrics.count_cache_lookups,

@@ -7,7 +7,7 @@ import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,8 +19,9 @@ from .logging import dropped_lines
 from .metric_factories import Instruments
 
 if TYPE_CHECKING:
+    from polyhead_server.inference.executor import BatchOutcome
     from polyhead_server.inference.model import Model
-    from polyhead_server.inference.types import Batch, ItemOutcome, QueueState
+    from polyhead_server.inference.types import ItemOutcome, QueueState
 
 # A batch takes from 2 ms to seconds; the queue holds less than a minute of work.
 _DURATION_BUCKETS_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
@@ -116,14 +117,12 @@ class Metrics:
         if truncated:
             self._items.truncated.inc(truncated)
 
-    def observe_batch(self, batch: Batch, duration_s: float) -> None:
-        """Records a batch that has just been computed, and the queueing time of each of its items."""
-        if batch.entries:
-            self._items.observe_batch(batch, duration_s)
-            started_s = time.monotonic_ns() / 1e9 - duration_s
-            self._queue.seconds.observe_many(
-                [max(started_s - entry.tokenized_ns / 1e9, 0.0) for entry in batch.entries]
-            )
+    def observe_batches(self, finished: Sequence[BatchOutcome]) -> None:
+        """Records batches of at least one item that have been computed, and the queueing time of each item."""
+        self._items.observe_batches(finished)
+        self._queue.seconds.observe_many(
+            [max(done.started_ns - entry.tokenized_ns, 0) / 1e9 for done in finished for entry in done.batch.entries]
+        )
 
     def count_cache_lookups(self, hits: int, misses: int) -> None:
         """Counts look-ups in the answer cache."""
@@ -263,14 +262,15 @@ class _ItemMetrics:
             buckets=_DURATION_BUCKETS_S,
         )
 
-    def observe_batch(self, batch: Batch, duration_s: float) -> None:
-        self.computed.inc(len(batch.entries))
-        if shared := batch.shared_items:
+    def observe_batches(self, finished: Sequence[BatchOutcome]) -> None:
+        sizes = [len(done.batch.entries) for done in finished]
+        self.computed.inc(sum(sizes))
+        if shared := sum([done.batch.shared_items for done in finished]):
             self.shared.inc(shared)
-        self.tokens.inc(batch.tokens)
-        self.padding.inc(batch.padding)
-        self.batch_size.observe(len(batch.entries))
-        self.batch_duration_seconds.observe(duration_s)
+        self.tokens.inc(sum([done.batch.tokens for done in finished]))
+        self.padding.inc(sum([done.batch.padding for done in finished]))
+        self.batch_size.observe_many(sizes)
+        self.batch_duration_seconds.observe_many([done.compute_s for done in finished])
 
 
 class _CacheMetrics:
