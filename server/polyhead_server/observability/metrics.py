@@ -105,15 +105,16 @@ class Metrics:
 
     def count_outcomes(self, outcomes: Iterable[ItemOutcome]) -> None:
         """Counts errors and truncated texts among the outcomes of items."""
-        reasons: Counter[str] = Counter()
+        errors: list[str] = []
         truncated = 0
         for outcome in outcomes:
             if isinstance(outcome, ServerError):
-                reasons[outcome.reason] += 1
+                errors.append(outcome.reason)
             else:
                 truncated += outcome.tokens.cut_at is not None
-        for reason, count in reasons.items():
-            self._items.errors.labels(reason).inc(count)
+        if errors:
+            for reason, count in Counter(errors).items():
+                self._items.errors.labels(reason).inc(count)
         if truncated:
             self._items.truncated.inc(truncated)
 
