@@ -61,6 +61,8 @@ class EngineCore:
         """Prepares the compute threads without starting them; see ``Pipeline`` for the arguments."""
         self.model = model
         self._observe_batches = observe_batches
+        self._loop = asyncio.get_running_loop()
+        self._waking = False
         self.scheduler = BatchScheduler(
             BatchLimits(model.max_batch_tokens, settings.max_padding, model.overhead_tokens)
         )
@@ -118,6 +120,21 @@ class EngineCore:
     def look_up(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Resolves the entries whose output is in the answer cache; returns the others."""
         return entries if self.answer_cache is None else answer_from_cache(entries, self.answer_cache)
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        """Puts entries into the queue.
+
+        Compute threads are woken once for everything that comes in the same iteration of the event loop. A thread that
+        is woken earlier would only wait for the interpreter, take one text where several come, and cost the event loop
+        a switch of threads for each.
+        """
+        if self.scheduler.put(entries) and not self._waking:
+            self._waking = True
+            self._loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._waking = False
+        self.scheduler.wake()
 
     def drop(self, entry: Entry) -> None:
         """Removes an entry from the queue whose answer is not wanted any more."""

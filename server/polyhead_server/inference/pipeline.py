@@ -106,7 +106,7 @@ class Pipeline(Intake):
     def _put(self, submission: Submission, entries: list[Entry]) -> Sequence[Entry]:
         del submission
         left = self._core.look_up(entries)
-        self.scheduler.put(left)
+        self._core.put(left)
         return left
 
     def _drop(self, entry: Entry) -> None:

@@ -87,9 +87,9 @@ class BatchScheduler:
     """Entries in, batches out.
 
     Threads: every public method takes ``accounting.lock`` and may be called from any thread; private methods require
-    the lock. The event loop calls ``put``, ``finish``, ``drop`` and ``close``; compute threads call ``take``. The event
-    loop may cancel an entry's future at any moment without the lock, also between two looks at it here, and calls
-    ``drop`` soon after.
+    the lock. The event loop calls ``put``, ``wake``, ``finish``, ``drop`` and ``close``; compute threads call ``take``.
+    The event loop may cancel an entry's future at any moment without the lock, also between two looks at it here, and
+    calls ``drop`` soon after.
 
     A waiting entry stands in three structures: in the length bucket of its length, in the list of arrivals and, with a
     deadline, in the expiry heap. Its ``waiting`` flag is the truth. An entry that leaves the queue is taken out of one
@@ -122,20 +122,23 @@ class BatchScheduler:
         self._idle_workers = 0
         self._closed = False
 
-    def put(self, entries: Iterable[Entry]) -> None:
-        """Adds entries and wakes as many workers as may find work.
+    def put(self, entries: Iterable[Entry]) -> bool:
+        """Adds entries; returns whether workers are idle, which ``wake`` must wake then.
 
         An entry that is equal to one in computation does not wait: it is added to the ``shared`` entries of that one.
         """
         with self._changed:
-            count = 0
             for entry in entries:
                 if not self._equal.join(entry):
                     self._push(entry)
-                    count += 1
-            # Each worker that wakes competes for the interpreter, also one that finds nothing to do.
-            self._changed.notify(count)
             self._compact()
+            return self._idle_workers > 0
+
+    def wake(self) -> None:
+        """Wakes as many idle workers as may find work."""
+        with self._changed:
+            # Each worker that wakes competes for the interpreter, also one that finds nothing to do.
+            self._changed.notify(self.accounting.waiting_items)
 
     def take(self) -> Batch | None:
         """Waits for work and returns a batch; returns None when the scheduler is closed and empty."""

@@ -30,10 +30,10 @@ class Description(NamedTuple):
 class BatchHistogram(Histogram):
     """A histogram that observes quickly, and all values of a batch at once.
 
-    ``Histogram.observe`` takes two locks for each value, on the event loop, and compares the value with one bucket after
-    the other. Values of one batch mostly fall into one or two buckets, so counting them first takes one lock a bucket.
-    The base class has no such methods, so this uses its protected attributes ``_upper_bounds``, ``_buckets`` and
-    ``_sum``; a test compares it with the base class.
+    ``Histogram.observe`` takes two locks for each value, on the event loop, and compares the value with one bucket
+    after the other. Values of one batch mostly fall into one or two buckets, so counting them first takes one lock a
+    bucket. The base class has no such methods, so this uses its protected attributes ``_upper_bounds``, ``_buckets``
+    and ``_sum``; a test compares it with the base class.
     """
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
