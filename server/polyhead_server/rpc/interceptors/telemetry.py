@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc import aio
@@ -36,7 +36,11 @@ _CLOCK_SKEW_S = 0.05
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 _Context = aio.ServicerContext[Any, Any]
-_Behavior = Callable[..., Awaitable[Any]]
+if TYPE_CHECKING:
+    _RpcMethodHandler = grpc.RpcMethodHandler[Any, Any]
+else:
+    # Generic in the type stubs alone.
+    _RpcMethodHandler = grpc.RpcMethodHandler
 
 
 class TelemetryInterceptor(aio.ServerInterceptor):
@@ -130,7 +134,7 @@ class _CallRecord:
         self.request_id = request_id(received)
 
 
-class _ObservedCall(grpc.RpcMethodHandler):
+class _ObservedCall(_RpcMethodHandler):
     """The handler of one call, which gRPC runs.
 
     gRPC's own factories would take closures, made anew for each call at several times the cost.
@@ -182,14 +186,15 @@ class _ObservedCall(grpc.RpcMethodHandler):
 
 class _ObservedUnary(_ObservedCall):
     response_streaming = False
-    stream_unary = _ObservedCall.run
+    # The type stubs describe the handlers of synchronous servers alone.
+    stream_unary: Any = _ObservedCall.run
     stream_stream = None
 
 
 class _ObservedStream(_ObservedCall):
     response_streaming = True
     stream_unary = None
-    stream_stream = _ObservedCall.run
+    stream_stream: Any = _ObservedCall.run
 
 
 def _code_name(context: _Context) -> str:
