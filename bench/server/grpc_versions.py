@@ -1,15 +1,16 @@
 """CPU time of the server per text under versions of grpcio and Python, beside a minimal server of the same grpcio.
 
     python -m bench.server.grpc_versions --bundle build/demo/bundle --output bench/results/grpc_versions.json
-    python -m bench.server.grpc_versions --bundle build/demo/bundle --python python3.12 --grpcio 1.75.0 1.85.1
+    python -m bench.server.grpc_versions --bundle build/demo/bundle --python python3.11 python3.13 --grpcio 1.85.1
 
-Each Python gets a virtual environment in build/grpc-versions with the server of this source tree and the packages of
-locks/server.txt. Versions of grpcio besides the lock's are installed into folders of their own, which take precedence.
-An environment that exists is used again.
+Measures all versions of grpcio under the first Python, and the first version under the other ones. Each Python gets a
+virtual environment in build/grpc-versions with the server of this source tree and the packages of locks/server.txt.
+Each version of grpcio gets a folder of its own, which takes precedence. What is installed already is used again; delete
+the folder to install the server anew.
 
 The servers of all versions run side by side and take turns. Microseconds of the event loop per text, by the loads of
-bench.server.front_cost. ratio is that of the median round to the first version listed, which --python and --grpcio
-decide: compare ratios, because a machine that does other work makes all times larger.
+bench.server.front_cost. ratio is that to the first Python with the first grpcio in the same round: compare ratios,
+because a machine that does other work makes all times larger.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ FOLDER = ROOT / "build/grpc-versions"
 LOADS = ("unary", "stream")
 SERVERS = {"polyhead": "bench.server.instant_server", "minimal": "bench.server.minimal_server"}
 _LOCK = ROOT / "locks/server.txt"
-_GRPC_PACKAGES = ("grpcio", "grpcio-channelz", "grpcio-health-checking", "grpcio-reflection")
-_VERSIONS = ("1.74.0", "1.75.0", "1.76.0", "1.78.0", "1.80.0", "1.82.3", "1.84.2", "1.85.1", "1.85.3")
+_COMPANIONS = ("grpcio-channelz", "grpcio-health-checking", "grpcio-reflection")
+# The lock's first.
+_VERSIONS = ("1.85.1", "1.74.0", "1.75.0", "1.76.0", "1.78.0", "1.80.0", "1.82.3", "1.84.2", "1.85.3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,9 @@ def main() -> None:
     add_output_flag(parser)
     arguments = parser.parse_args()
     arguments.bundle = arguments.bundle.resolve()
-    installations = [install(python, version) for python in arguments.python for version in arguments.grpcio]
+    first, *others = arguments.python
+    installations = [install(first, version) for version in arguments.grpcio]
+    installations += [install(python, arguments.grpcio[0]) for python in others]
     report = {
         **results.provenance(("polyhead",)),
         "rounds": arguments.rounds,
@@ -104,10 +108,10 @@ def install(python: str, version: str) -> Installation:
     if not packages.exists():
         print(f"Python {number}: installing grpcio {version}", flush=True)
         partial = packages.with_suffix(".partial")
-        # grpcio has patch releases without its companions, whose files are the same in all of a minor version's.
+        # grpcio has patch releases without its companions, which require their own version or a later one.
         minor = ".".join(version.split(".")[:2])
-        names = [f"{name}=={version}" if name == "grpcio" else f"{name}=={minor}.*" for name in _GRPC_PACKAGES]
-        _pip(interpreter, "--no-deps", "--target", str(partial), *names)
+        companions = [f"{name}=={minor}.*,<={version}" for name in _COMPANIONS]
+        _pip(interpreter, "--no-deps", "--target", str(partial), f"grpcio=={version}", *companions)
         partial.rename(packages)
     return Installation(interpreter, packages, f"Python {number}, grpcio {version}")
 
