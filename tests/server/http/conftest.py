@@ -17,6 +17,7 @@ from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.serving.backend import Backend
+from polyhead_server.serving.models import Models
 from polyhead_server.settings import Settings
 
 
@@ -72,7 +73,7 @@ async def loading(settings: Callable[..., Settings]) -> AsyncIterator[HttpServer
     service = InferenceService(values, Metrics())
     server: HttpServer
     backend = Backend(service, values, lambda: server.ready and service.pipeline is not None)
-    app = create_app(backend, None, ["polyhead", "openai", "tei", "oip"], with_playground=True)
+    app = create_app(Models([backend]), None, ["polyhead", "openai", "tei", "oip"], with_playground=True)
     listener = HttpListener(app, None, max_connections=50)
     server = HttpServer(service, backend, await listener.listen("127.0.0.1:0", shares_port=False))
     yield server
