@@ -282,10 +282,14 @@ class Settings:
         if not self.models:
             return [self]
         given = parse_model_settings(self.model_settings, [model.name for model in self.models])
-        common = {"models": (), "model_settings": ""}
         return [
             dataclasses.replace(
-                self, bundle=model.path, served_name=model.name, **_converted(model.name, given[model.name]), **common
+                self,
+                bundle=model.path,
+                served_name=model.name,
+                models=(),
+                model_settings="",
+                **_converted(model.name, given[model.name]),
             )
             for model in self.models
         ]
@@ -361,10 +365,11 @@ def _converted(model: str, values: Mapping[str, str]) -> dict[str, Any]:
     converted: dict[str, Any] = {}
     for name, text in values.items():
         problem, choices = "", known[name].metadata["choices"]
+        default: Any = known[name].default
         try:
-            converted[name] = type(known[name].default)(text)
+            converted[name] = type(default)(text)
         except ValueError:
-            problem = f"is not a valid {'integer' if isinstance(known[name].default, int) else 'number'}"
+            problem = f"is not a valid {'integer' if isinstance(default, int) else 'number'}"
         if choices and text not in choices:
             problem = f"must be one of {', '.join(choices)}"
         elif not problem and name in MIN_VALUES and not converted[name] >= MIN_VALUES[name]:

@@ -126,7 +126,9 @@ def _require_same_model(call: Call, name: str) -> None:
     """Checks the name in a document, which must be that of the path's model, or its id."""
     if call.models.named(name) is not call.backend:
         path_name = call.exchange.path_params["model"]
-        problem = f"model_name is {name[:64]!a}, and the path names {path_name[:64]!a}; send one name, or that of the path"
+        problem = (
+            f"model_name is {name[:64]!a}, and the path names {path_name[:64]!a}; send one name, or that of the path"
+        )
         raise InvalidRequestError("INVALID_PARAMETER", problem)
 
 

@@ -56,6 +56,7 @@ class Reloader(Generic[P]):
         service: PipelineHost[P],
         count: Callable[[str], None],
         prepare: Callable[[Model], Awaitable[None]] | None = None,
+        *,
         name: str = "",
     ) -> None:
         """Connects the reloader to the server.

@@ -1,4 +1,4 @@
-"""The operations of a server without other workers, as the admin service and signals run them: on one model or on all."""
+"""The operations of a server without other workers, on one of its models or on all, for admin service and signals."""
 
 from __future__ import annotations
 

@@ -84,7 +84,8 @@ class Metrics:
 
     def set_runtime(self, model: Model, threads: int) -> None:
         """Reports the serving model and its number of compute threads."""
-        self._runtime.set(model, threads)
+        self._process.set_threads(self._model, model.engine.runtime.device, threads)
+        self._runtime.set(model)
 
     def count_reload(self, outcome: str) -> None:
         """Counts a reload by its outcome, ``success`` or ``refused``."""
@@ -186,7 +187,7 @@ class Metrics:
 
 
 class _ProcessMetrics:
-    """What the models of a process share: its version, its log and its event loop."""
+    """What the models of a process share: its version, log, event loop and threads."""
 
     def __init__(self, make: Instruments) -> None:
         self.build = make.gauge("polyhead_build_info", "1 for the version of the server.", "version", mode="livemax")
@@ -197,9 +198,21 @@ class _ProcessMetrics:
         self.event_loop_lag_seconds = make.histogram(
             "polyhead_event_loop_lag_seconds", "Delay of a timer of 0.1 s.", buckets=_DURATION_BUCKETS_S
         )
+        self.compute_threads = make.gauge(
+            "polyhead_compute_threads",
+            "Number of compute threads, the maximum number of batches in progress.",
+            mode="livesum",
+        )
+        # Device and threads of each model.
+        self._threads: dict[str, tuple[str, int]] = {}
         self._dropped_lines = dict.fromkeys(dropped_lines(), 0)
         for reason in self._dropped_lines:
             self.dropped_log_lines.labels(reason)
+
+    def set_threads(self, model: str, device: str, threads: int) -> None:
+        """Reports how many batches may be in progress: models on one device share its threads."""
+        self._threads[model] = (device, threads)
+        self.compute_threads.set(sum(dict(self._threads.values()).values()))
 
     def count_dropped_lines(self) -> None:
         for reason, count in dropped_lines().items():
@@ -208,7 +221,7 @@ class _ProcessMetrics:
 
 
 class _RuntimeMetrics:
-    """Models, threads and reloads."""
+    """Models and reloads."""
 
     def __init__(self, make: Instruments | ModelInstruments) -> None:
         self.info = make.gauge(
@@ -224,19 +237,13 @@ class _RuntimeMetrics:
             *("component", "fingerprint"),
             mode="livemax",
         )
-        self.compute_threads = make.gauge(
-            "polyhead_compute_threads",
-            "Number of compute threads, the maximum number of batches in progress.",
-            mode="livesum",
-        )
         self.reloads = make.counter("polyhead_reloads", "Number of reloads of the bundle.", "outcome")
         # Alerts watch this counter, and Prometheus sees no increase in a series that appears with the value 1.
         for outcome in ("success", "refused"):
             self.reloads.labels(outcome)
         self._current: list[Gauge] = []
 
-    def set(self, model: Model, threads: int) -> None:
-        self.compute_threads.set(threads)
+    def set(self, model: Model) -> None:
         for gauge in self._current:
             gauge.set(0)
         runtime, fingerprints = model.engine.runtime, model.fingerprints

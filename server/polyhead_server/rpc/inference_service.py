@@ -40,7 +40,7 @@ _NO_BLOCK: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class InferenceService:
-    """The service's RPCs for one model: over one pipeline, which arrives when the model is ready and may be replaced by a reload.
+    """The service's RPCs over the pipeline of one model, which arrives when it is ready and which a reload may replace.
 
     Attributes:
         metrics: Counts requests, items and errors.
