@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import threading
@@ -62,24 +63,22 @@ class Served:
         return float(found[0].rpartition(" ")[2]) if found else 0.0
 
 
-def export_tiny(folder: Path, temperature: float) -> Path:
-    """Exports a tiny model whose first head has this temperature, which decides its probabilities."""
-    model = make_model()
-    write_run_directory(folder / "run", model)
-    exported: bundle.Bundle = export(folder / "run", folder / "first", ignore, Settings(variants=("fp32",)))
-    manifest = exported.manifest
-    heads = (bundle.Head(**{**vars(manifest.heads[0]), "temperature": temperature}), *manifest.heads[1:])
-    changed = bundle.Manifest(**{**vars(manifest), "heads": heads})
-    return bundle.write(folder / "bundle", changed, {name: exported.path / name for name in manifest.files}).path
+def export_tiny(folder: Path) -> tuple[Path, Path]:
+    """Exports a tiny model, and changes the temperature of its first head as a new training would."""
+    write_run_directory(folder / "run", make_model())
+    exported: bundle.Bundle = export(folder / "run", folder / "trained", ignore, Settings(variants=("fp32",)))
+    first, *others = exported.manifest.heads
+    heads = (dataclasses.replace(first, temperature=3 * first.temperature), *others)
+    manifest = dataclasses.replace(exported.manifest, heads=heads)
+    files = {name: exported.path / name for name in manifest.files}
+    return exported.path, bundle.write(folder / "retrained", manifest, files).path
 
 
 @pytest.fixture(scope="module")
 def served(start: Start, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
     folder = tmp_path_factory.mktemp("models")
-    (folder / "one").mkdir()
-    (folder / "two").mkdir()
-    put(export_tiny(folder / "one", 1.0), folder / "tiny")
-    retrained = export_tiny(folder / "two", 3.0)
+    trained, retrained = export_tiny(folder)
+    put(trained, folder / "tiny")
     http, metrics = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     flags = ("--http-listen", http, "--metrics-listen", metrics, "--admin-listen", f"unix:{folder}/admin")
     limits = ("--model-settings", "tiny.max-items-per-message=8,tiny.reload-interval-s=0")
@@ -285,9 +284,9 @@ def test_lines_of_json_are_answered_by_the_named_model(served: Served) -> None:
 
 def test_metrics_count_for_each_model(served: Served) -> None:
     before = {name: served.metric("polyhead_items_total", model=name) for name in NAMES}
-    # Texts that nothing else has sent, which no other would share.
+    # Texts with different tokens: equal ones would share a computation.
     with Client(served.server.target, model="tiny") as client:
-        client.embed([f"refund number {number}" for number in range(5)])
+        client.embed(["refund " * number for number in range(1, 6)])
     assert served.metric("polyhead_items_total", model="tiny") == before["tiny"] + 5
     assert served.metric("polyhead_items_total", model="demo") == before["demo"]
     assert served.metric("polyhead_reloads_total", model="demo", outcome="refused") == 0
