@@ -101,7 +101,7 @@ def json_post(served: Served, path: str, body: Any, **headers: str) -> tuple[int
         return error.code, json.load(error)
 
 
-def embeddings(served: Served, model: str | None) -> list[np.ndarray[Any, Any]]:
+def embeddings(served: Served, model: str | None) -> list[Any]:
     """Returns the embeddings of ``TEXTS`` by the model's own client."""
     with Client(served.server.target, model=model) as client:
         return [answer.unwrap().embedding for answer in client.embed(TEXTS)]
@@ -119,7 +119,7 @@ def test_metadata_names_the_model(served: Served) -> None:
     # Without a name the first model answers.
     np.testing.assert_array_equal(embeddings(served, None), demo)
     with Client(served.server.target, model="tiny") as client:
-        streamed = [answer.unwrap().embedding for answer in client.stream_embed(TEXTS)]
+        streamed: Any = [answer.unwrap().embedding for answer in client.stream_embed(TEXTS)]
         np.testing.assert_allclose(streamed, tiny, atol=1e-5)
         info = client.info()
         assert (info.name, info.model_names) == ("tiny", ("demo", "tiny"))
@@ -168,7 +168,7 @@ def floats(response: Any) -> Any:
 
 
 def call(channel: grpc.Channel, path: str, request: Any, response: str, **options: Any) -> Any:
-    method = channel.unary_unary(path, lambda one: one.SerializeToString(), TYPES[response].FromString)
+    method: Any = channel.unary_unary(path, lambda one: one.SerializeToString(), TYPES[response].FromString)
     return method(request, timeout=60, **options)
 
 
@@ -197,14 +197,14 @@ def test_open_inference_over_grpc_names_the_model_in_each_request(served: Served
         )
         assert [one.name for one in stats.model_stats] == NAMES
         # One stream may name several models, and one that there is not.
-        method = channel.stream_stream(
+        method: Any = channel.stream_stream(
             f"{service}/ModelStreamInfer",
             lambda one: one.SerializeToString(),
             TYPES["inference.ModelStreamInferResponse"].FromString,
         )
         requests = [infer_request(name) for name in ("tiny", "demo", "other", "tiny")]
         responses = list(method(iter(requests), timeout=60))
-        for response, name in zip(responses, ("tiny", "demo", None, "tiny"), strict=True):
+        for response, name in zip(responses, ("tiny", "demo", "", "tiny"), strict=True):
             if name:
                 np.testing.assert_allclose(floats(response.infer_response), expected[name], atol=1e-5)
             else:
@@ -212,8 +212,8 @@ def test_open_inference_over_grpc_names_the_model_in_each_request(served: Served
         for name in ("other", ""):
             with pytest.raises(grpc.RpcError) as caught:
                 call(channel, f"{service}/ModelInfer", infer_request(name), "inference.ModelInferResponse")
-            assert caught.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
-            assert "'demo', 'tiny'" in str(caught.value.details())  # type: ignore[attr-defined]
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+            assert "'demo', 'tiny'" in str(caught.value.details())
 
 
 def test_text_embeddings_inference_answers_with_the_first_model(served: Served) -> None:
@@ -298,7 +298,8 @@ def test_metrics_count_for_each_model(served: Served) -> None:
 
 
 def topic(answer: Answer) -> list[float]:
-    return sorted(score.probability for score in answer.unwrap().classification.scores)
+    classification: Any = answer.unwrap().classification
+    return sorted(score.probability for score in classification.scores)
 
 
 def test_reload_of_one_model_leaves_the_other_alone(served: Served) -> None:
@@ -370,7 +371,8 @@ def test_both_models_answer_under_load_and_a_drain_answers_everything(
     def run(name: str) -> None:
         with Client(server.target, model=name) as client:
             for answer in client.stream(iter(texts)):
-                assert len(answer.unwrap().embedding) == (TINY_DIMENSIONS if name == "tiny" else len(wide))
+                embedding: Any = answer.unwrap().embedding
+                assert len(embedding) == (TINY_DIMENSIONS if name == "tiny" else len(wide))
                 answered[name] += 1
 
     wide = embeddings(served, "demo")[0]
@@ -384,7 +386,7 @@ def test_both_models_answer_under_load_and_a_drain_answers_everything(
 
 
 def test_bundle_that_cannot_be_served_is_named(demo_bundle: Path, tmp_path: Path) -> None:
-    serve = [BIN / "polyhead-serve", f"demo={demo_bundle}", f"broken={tmp_path}"]
+    serve: list[str | Path] = [BIN / "polyhead-serve", f"demo={demo_bundle}", f"broken={tmp_path}"]
     for flags in ([], ["--check"]):
         done = subprocess.run(
             [*serve, "--listen", f"127.0.0.1:{free_port()}", *flags],

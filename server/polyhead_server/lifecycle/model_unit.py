@@ -76,8 +76,8 @@ class ModelUnit:
             cores: Those that the models of the process share; None for its only model.
         """
         self.name = settings.served_name if cores else ""
-        self.metrics = Metrics(self.name, beside.metrics if beside else None)
-        self.service = InferenceService(settings, self.metrics, beside.service if beside else None)
+        self.metrics: Metrics = Metrics(self.name, beside.metrics if beside else None)
+        self.service: InferenceService = InferenceService(settings, self.metrics, beside.service if beside else None)
         self.backend = Backend(self.service, settings, lambda: health.serving)
         self.operations = Operations(self.service, health)
         self._settings = settings

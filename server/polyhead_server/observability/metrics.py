@@ -55,10 +55,10 @@ class Metrics:
             model: Name of the model, one of several; empty for the only one.
             beside: Metrics of another model of the same process.
         """
-        self.instruments = beside.instruments if beside else Instruments()
+        self.instruments: Instruments = beside.instruments if beside else Instruments()
         self._model = model
-        self._process = beside._process if beside else _ProcessMetrics(self.instruments)
-        self._requests = beside._requests if beside else _RequestMetrics(self.instruments)
+        self._process: _ProcessMetrics = beside._process if beside else _ProcessMetrics(self.instruments)
+        self._requests: _RequestMetrics = beside._requests if beside else _RequestMetrics(self.instruments)
         make = ModelInstruments(self.instruments, model) if model else self.instruments
         self._runtime = _RuntimeMetrics(make)
         self._items = _ItemMetrics(make)

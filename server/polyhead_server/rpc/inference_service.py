@@ -60,7 +60,7 @@ class InferenceService:
         """
         self.metrics = metrics
         self.max_items = settings.max_items_per_message
-        self.held_bytes = (
+        self.held_bytes: HeldBytes = (
             beside.held_bytes if beside else HeldBytes(settings.max_held_bytes, settings.max_message_bytes)
         )
         self.model_names: Callable[[], list[str]] = lambda: [self.served_name()]
@@ -69,8 +69,8 @@ class InferenceService:
         self._readers: set[asyncio.Task[None]] = set()
         self._draining = False
         self._started = time.monotonic()
-        self._calls = beside._calls if beside else ActiveCalls(metrics.set_requests_running)
-        self._turns = beside._turns if beside else LoopTurns()
+        self._calls: ActiveCalls = beside._calls if beside else ActiveCalls(metrics.set_requests_running)
+        self._turns: LoopTurns = beside._turns if beside else LoopTurns()
 
     @property
     def pipeline(self) -> Intake | None:

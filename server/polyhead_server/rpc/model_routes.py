@@ -29,7 +29,7 @@ class ModelRoutes(grpc.GenericRpcHandler):
         self._handlers = handlers
         self._default = handlers[models.default]
         # One handler for all calls: the interceptors keep what they derive from a handler.
-        self._not_found = grpc.stream_stream_rpc_method_handler(self._fail)
+        self._not_found: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(self._fail)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Returns the handler of a method for the model that the call names; None if there is no such method."""

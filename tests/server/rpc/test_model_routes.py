@@ -131,7 +131,7 @@ async def test_unknown_name_is_not_found_and_leaves_nothing_behind(running: Serv
 
 
 async def test_method_that_does_not_exist_has_no_model(running: Server) -> None:
-    method = running.channel.unary_unary(f"/{service_names.INFERENCE}/Nothing")
+    method: Any = running.channel.unary_unary(f"/{service_names.INFERENCE}/Nothing")
     with pytest.raises(aio.AioRpcError, match="UNIMPLEMENTED"):
         await method(b"", metadata=(("x-polyhead-model", "third"),))
 
