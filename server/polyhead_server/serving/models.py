@@ -77,4 +77,7 @@ class Models:
 
 def name_in(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
     """Returns the name of the model in the metadata of a call; empty if there is none."""
-    return next((str(value) for key, value in metadata or () if key == MODEL_KEY), "")
+    for key, value in metadata or ():
+        if key == MODEL_KEY:
+            return str(value)
+    return ""
