@@ -145,12 +145,13 @@ lint-deploy: setup $(DEPLOY_TOOLS)
 	sh deploy/lint.sh $(BIN)
 
 types: setup  ## mypy --strict on source and tests
-	$(BIN)/mypy $(SOURCES) tests bench proto/generate.py proto/reference.py deploy/audit.py deploy/tools.py deploy/schemas/trim.py docs
+	$(BIN)/mypy $(SOURCES) tests bench proto/generate.py proto/reference.py deploy/audit.py deploy/distributions.py deploy/tools.py deploy/schemas/trim.py docs
 
 contracts: setup  ## import-linter: allowed imports between packages and folders
 	$(BIN)/lint-imports
 
-package: setup  ## install the server alone, verified by hashes, as in the image; measure its size
+package: setup  ## build and check the distributions in build/dist; install the server alone, as in the image; measure its size
+	$(BIN)/python deploy/distributions.py build/dist
 	rm -rf build/server-only
 	PYTHON=$(PYTHON) sh deploy/install.sh server build/server-only
 	$(BIN)/python -m bench.server.install_size build/server-only --output build/supply/install.json
