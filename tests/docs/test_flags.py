@@ -23,6 +23,7 @@ PAGES = {
 }
 # Flags of other programs, in running text.
 FOREIGN = {
+    "--breaking": "python -m tests.compat.renew",
     "--grpc-port": "serve start",
     "--grpc-servicer-functions": "serve start",
     "--local-dir": "hf download",
