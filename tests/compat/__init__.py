@@ -1,1 +1,1 @@
-"""Compatibility with earlier releases: golden files of what docs/reference/stability.md promises, and tests that hold them."""
+"""Golden files of what docs/reference/stability.md promises, and tests that hold later versions against them."""

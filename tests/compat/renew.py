@@ -3,9 +3,9 @@
     python -m tests.compat.renew                           # new names, calls and stubs, and a bundle of a new format
     python -m tests.compat.renew --breaking "REASON"       # also removes promises that no longer hold
 
-A removed promise is a breaking change: docs/reference/stability.md says in which versions it is allowed. The reason goes into
-``golden/removed.txt`` with the version and the promise. Recorded calls and bundles never change; those that may no
-longer work are deleted by hand, with a line in the same file.
+A removed promise is a breaking change: docs/reference/stability.md says in which versions it is allowed. The reason
+goes into ``golden/removed.txt`` with the version and the promise. Recorded calls and bundles never change; those that
+may no longer work are deleted by hand, with a line in the same file.
 """
 
 from __future__ import annotations
