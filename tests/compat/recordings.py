@@ -19,9 +19,9 @@ from typing import Any
 import grpc
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
-from polyhead_bundle import MANIFEST_NAME
 
 GOLDEN = Path(__file__).parent / "golden"
+_MANIFEST = "bundle.json"
 CALLS, STUBS, BUNDLES = GOLDEN / "calls.json", GOLDEN / "stubs.binpb", GOLDEN / "bundles"
 SERVICE = "polyhead.v1.InferenceService"
 # Versions of which a bundle is recorded, oldest first.
@@ -94,8 +94,8 @@ def write_bundle(version: int, folder: Path) -> Path:
     """Writes the golden bundle of a format version to ``folder/golden``; returns its path."""
     source, bundle = BUNDLES / str(version), folder / "golden"
     bundle.mkdir(parents=True)
-    shutil.copy(source / MANIFEST_NAME, bundle)
-    for name in json.loads((source / MANIFEST_NAME).read_bytes())["files"]:
+    shutil.copy(source / _MANIFEST, bundle)
+    for name in json.loads((source / _MANIFEST).read_bytes())["files"]:
         (bundle / name).parent.mkdir(exist_ok=True)
         file = source / name
         shutil.copy(file if file.exists() else BUNDLES / _SHARED / name, bundle / name)
