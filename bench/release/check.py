@@ -157,8 +157,10 @@ class Check:
     def _problem_of_results(self, step: Step) -> str:
         for file in step.files():
             commit = self._commit_of(self.root / file)
+            if not (self.root / file).exists():
+                return f"{file} is missing"
             if not self._is_current(commit):
-                return f"{file} is {f'of {_short(commit)}' if commit else 'of an unknown commit, or missing'}"
+                return f"{file} is {f'of {_short(commit)}' if commit else 'of an unknown commit, or of several'}"
         return ""
 
     def _set_aside(self, file: Path) -> None:
@@ -249,7 +251,7 @@ def checklist(check: Check, report: Callable[[str], None]) -> int:
         problem, waiver = check.problem(step), check.waiver(step)
         mark = " " if problem else "x"
         reason = f"waived: {waiver}" if problem and waiver else problem
-        details = "; ".join(filter(None, (", ".join(step.files()), reason, step.note if problem else "")))
+        details = "; ".join(filter(None, (reason, step.note))) if problem else ", ".join(step.files())
         report(f"[{mark}] {step.name}{f': {details}' if details else ''}")
         is_complete = is_complete and bool(not problem or waiver)
     for problem in (*check.unknown_results(), *check.outdated_pages()):

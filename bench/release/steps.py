@@ -54,7 +54,11 @@ def steps() -> list[Step]:
     return [
         *(_check(version) for version in PYTHONS),
         _make("demo", f"{_BUNDLE}/bundle.json"),
-        _make("install_size", "package", results=("install_size",)),
+        Step(
+            "install_size",
+            (("make", "package"), _measure("bench.server.install_size", "install_size", "build/server-only")),
+            ("install_size",),
+        ),
         _make("interoperability", "test-interoperability", results=("interoperability",)),
         Step(
             "reliability",
@@ -115,12 +119,20 @@ def _server() -> list[Step]:
 
 
 def _bulk() -> list[Step]:
-    modules = {"bulk": "throughput", "bulk_memory": "memory", "bulk_kills": "kills", "bulk_ray": "ray_scaling"}
+    modules = {"bulk": "throughput", "bulk_memory": "memory", "bulk_kills": "kills"}
     twin = "build/demo/twin-sentence-transformers"
     return [
         *(
             Step(name, (_measure(f"bench.bulk.{module}", name, "--bundle", _BUNDLE),), (name,))
             for name, module in modules.items()
+        ),
+        Step(
+            "bulk_ray",
+            (
+                ("make", "build/ray/.installed"),
+                ("build/ray/bin/python", *_measure("bench.bulk.ray_scaling", "bulk_ray", "--bundle", _BUNDLE)[1:]),
+            ),
+            ("bulk_ray",),
         ),
         Step(
             "bulk_libraries",
