@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import grpc
 import polyhead_bundle
 import pytest
 from google.protobuf import descriptor_pb2
 from polyhead.v1 import inference_service_pb2 as pb2
+from polyhead.v1 import item_pb2
 from polyhead_bundle import FORMAT_VERSION
 from polyhead_client import Client
 
@@ -75,7 +77,7 @@ class RecordedServer:
         self._server = grpc.server(futures.ThreadPoolExecutor(2))
 
     def __enter__(self) -> str:
-        handler = grpc.unary_unary_rpc_method_handler(self._respond)
+        handler: Any = grpc.unary_unary_rpc_method_handler(self._respond)
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, {self._recording.method: handler}),)
         )
@@ -109,7 +111,7 @@ def test_stubs_know_only_the_fields_of_their_image(stubs: Stubs) -> None:
     (file,) = (file for file in older.file if file.name.endswith("item.proto"))
     (answer,) = (message for message in file.message_type if message.name == "Answer")
     del answer.field[0]  # item_id
-    data = pb2.AnalyzeResponse(answers=[{"item_id": "1", "result": {}}]).SerializeToString()
+    data = pb2.AnalyzeResponse(answers=[item_pb2.Answer(item_id="1", result=item_pb2.Result())]).SerializeToString()
     assert stubs.read("Analyze", [data]) == [{"item_id": "1", "result": {}}]
     assert Stubs(older.SerializeToString()).read("Analyze", [data]) == [{"result": {}}]
 

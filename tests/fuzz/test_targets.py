@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from polyhead_server.rpc import request_decoder
+from polyhead_server.rpc import message_limits
 
 from .run import REGRESSIONS
 from .targets import TARGETS
@@ -66,7 +66,7 @@ def test_decoder_that_raises_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ValueError("fault")
 
-    monkeypatch.setattr(request_decoder.message_limits, "check", fail)
+    monkeypatch.setattr(message_limits, "check", fail)
     with pytest.raises(ValueError, match="fault"):
         check(TARGETS["requests"].seeds()[0])
 
