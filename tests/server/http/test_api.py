@@ -191,3 +191,11 @@ async def test_server_that_reports_its_life_is_acknowledged(running: HttpServer)
     app = create_app(running.models, None, ["polyhead"], with_playground=False)
     await app({"type": "lifespan"}, receive, send)
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "POST"])
+async def test_a_page_of_another_origin_is_not_allowed_to_read_answers(running: HttpServer, method: str) -> None:
+    headers = {"origin": "https://elsewhere.example", "access-control-request-method": "POST"}
+    reply = await running.request(method, "/v1/analyze", {"texts": ["w1"]}, headers)
+    assert reply.status == (200 if method == "POST" else 405)
+    assert [name for name in reply.headers if name.startswith("access-control-")] == []
