@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -281,7 +280,8 @@ class Settings:
         """
         if not self.models:
             return [self]
-        given = parse_model_settings(self.model_settings, [model.name for model in self.models])
+        known = {one.name: one for one in dataclasses.fields(self)}
+        given = parse_model_settings(self.model_settings, [model.name for model in self.models], known, MIN_VALUES)
         return [
             dataclasses.replace(
                 self,
@@ -289,7 +289,7 @@ class Settings:
                 served_name=model.name,
                 models=(),
                 model_settings="",
-                **_converted(model.name, given[model.name]),
+                **given[model.name],
             )
             for model in self.models
         ]
@@ -353,30 +353,6 @@ class Settings:
         A stream that begins just before its connection is asked to close has the grace period.
         """
         return _STREAM_SHARE * self.max_connection_age_grace_s if self.connection_age_s() else None
-
-
-def _converted(model: str, values: Mapping[str, str]) -> dict[str, Any]:
-    """Converts settings of a model from text to their types.
-
-    Raises:
-        StartupError: Names the model, the flag and what is wrong.
-    """
-    known = {field.name: field for field in dataclasses.fields(Settings)}
-    converted: dict[str, Any] = {}
-    for name, text in values.items():
-        problem, choices = "", known[name].metadata["choices"]
-        default: Any = known[name].default
-        try:
-            converted[name] = type(default)(text)
-        except ValueError:
-            problem = f"is not a valid {'integer' if isinstance(default, int) else 'number'}"
-        if choices and text not in choices:
-            problem = f"must be one of {', '.join(choices)}"
-        elif not problem and name in MIN_VALUES and not converted[name] >= MIN_VALUES[name]:
-            problem = f"is less than the minimum of {MIN_VALUES[name]}"
-        if problem:
-            raise StartupError(f"--model-settings {model}.{name.replace('_', '-')}={text}: {problem}")
-    return converted
 
 
 def usable_cores() -> int:
