@@ -23,9 +23,13 @@ from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
 from polyhead_server.addresses import exclusive, require_local, split_address, unix_path
+from polyhead_server.drift.exchange import report_on
+from polyhead_server.drift.monitor import DriftMonitor
+from polyhead_server.drift.report import DriftReport
 from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import Model, load_model
 from polyhead_server.inference.pipeline import Pipeline
+from polyhead_server.observability.drift_metrics import DriftMetrics, refresh
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.observability.scrape_server import listen_for_scrapes
 from polyhead_server.observability.tracing import Tracing
@@ -141,7 +145,9 @@ class _Process:
         interceptors = [telemetry, *AuthInterceptor.from_settings(settings), errors]
         options = inference_options(settings, shares_port=bool(worker))
         self._server = aio.server(interceptors=interceptors, options=options)
-        self._operations = Operations(self._service, self._health)
+        self._drift = DriftMonitor(settings)
+        self._operations = Operations(self._service, self._health, self._drift)
+        self._admin_backend = _SingleProcess(self._operations)
         self._loader = ModelLoader(lambda loading: load_model(settings, loading), settings.start_timeout_s)
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -165,7 +171,7 @@ class _Process:
         if not self._worker:
             address = await self._listen(address)
             await self._listen_for_http(stack)
-            admin = AdminServer(self._settings, _SingleProcess(self._operations), self._health)
+            admin = AdminServer(self._settings, self._admin_backend, self._health)
             stack.push_async_callback(admin.close)
             await admin.open()
         if not await self._load_first_model():
@@ -238,6 +244,8 @@ class _Process:
         if self._worker and self._worker.engine_socket:
             return await self._connect_to_engine(self._worker.engine_socket)
         if self._settings.metrics_listen:
+            if self._settings.drift_window_s:
+                self._in_background(refresh(DriftMetrics(self._metrics.instruments), self._admin_backend.drift))
             listen_for_scrapes(self._settings.metrics_listen, self._metrics.registry)
         load = asyncio.create_task(self._load_watched())
         stopped = asyncio.create_task(self._stop.wait())
@@ -274,7 +282,7 @@ class _Process:
         return watcher, await self._loader.load()
 
     def _start_pipeline(self, model: Model) -> Pipeline:
-        return start_pipeline(model, self._settings, self._metrics, self._tracing)
+        return start_pipeline(model, self._settings, self._metrics, self._tracing, self._drift)
 
     async def _drain(self, *, join_threads: bool = True) -> int:
         """Answers what was accepted, for as long as ``--drain-timeout-s`` allows; returns the exit code.
@@ -326,3 +334,7 @@ class _SingleProcess:
 
     async def stats(self) -> list[WorkerStats]:
         return [await self._operations.stats()]
+
+    async def drift(self) -> DriftReport:
+        # Its milliseconds would hold up the event loop.
+        return await asyncio.to_thread(report_on, [await self._operations.drift()])

@@ -54,8 +54,9 @@ class Instruments:
         descriptions: One for each metric, in order of creation.
     """
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        """Args: the registry; None for a new one."""
+        self.registry = registry or CollectorRegistry()
         self.descriptions: list[Description] = []
 
     def counter(self, name: str, help_text: str, *labels: str) -> Counter:
