@@ -112,7 +112,7 @@ def test_server_that_does_not_count_says_so(start: Start, demo_bundle: Path, tmp
     server.wait_until_serving()
     code, _, error = drift("--target", target)
     assert code == 2
-    assert "DRIFT_NOT_AVAILABLE" in error
+    assert "FAILED_PRECONDITION" in error
     assert "--drift-window-s 0" in error
     assert samples(port, "polyhead_drift_texts") == {}
 
