@@ -22,7 +22,7 @@ ODD = "<b>refund & return</b>"
 
 
 def topic(drifted: bool) -> pb2.DriftMeasure:
-    shares = ((ODD, 0.2, 0.7), ("delivery", 0.8, 0.3)) if drifted else ((ODD, 0.2, 0.21), ("delivery", 0.8, 0.79))
+    shares = ((ODD, 0.2, 0.7), ("delivery", 0.8, 0.31)) if drifted else ((ODD, 0.2, 0.21), ("delivery", 0.8, 0.79))
     bins = [pb2.DriftBin(name=name, reference=old, observed=new) for name, old, new in shares]
     return pb2.DriftMeasure(
         head="topic",
@@ -85,7 +85,7 @@ def test_drift_is_exit_code_1_and_names_what_changed(service: FakeAdminService, 
     assert lines[0].endswith(", 5 left out, compared with 400 validation texts")
     assert lines[1] == "drift: topic answers"
     assert re.fullmatch(r"topic +answers +1,234 +0\.360 +1e-07 +drift", lines[4])
-    assert lines[-1] == f"topic answers: {ODD} 20.0 % -> 70.0 %, delivery 80.0 % -> 30.0 %"
+    assert lines[-1] == f"topic answers: {ODD} 20.0 % -> 70.0 %, delivery 80.0 % -> 31.0 %"
 
 
 def test_no_drift_is_exit_code_0(service: FakeAdminService, target: str) -> None:

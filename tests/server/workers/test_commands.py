@@ -135,7 +135,7 @@ async def test_drift_is_that_of_all_workers_together() -> None:
     workers[2].counts_nothing_because = "no model serves yet"
     report = await commands_to(*workers).drift()
     (topic,) = report.measures
-    assert (report.texts, topic.observed, topic.drifted) == (400, (1.0, 0.0), True)
+    assert (report.texts, topic.observed, topic.texts) == (400, (1.0, 0.0), 400)
     assert all(worker.requested == ["drift"] for worker in workers)
 
 

@@ -13,7 +13,7 @@ import pytest
 from polyhead_server.errors import NotReadyError, ReloadError
 from polyhead_server.json_types import Values
 from polyhead_server.lifecycle.operations import Operations
-from polyhead_server.process_reports import HeadIdentity, ModelIdentity, ReloadResult
+from polyhead_server.process_reports import DriftCounts, HeadIdentity, ModelIdentity, ReloadResult
 from polyhead_server.workers import ipc
 from polyhead_server.workers.ipc import NoParams, ReloadParams
 from polyhead_server.workers.main import SupervisorConnection
@@ -38,6 +38,9 @@ class FakeOperations:
 
     async def stats(self) -> None:
         raise NotReadyError
+
+    async def drift(self) -> DriftCounts:
+        return DriftCounts("m has no reference")
 
 
 class Connection:
