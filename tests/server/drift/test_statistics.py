@@ -47,7 +47,8 @@ def test_distance_is_the_jensen_shannon_distance() -> None:
 
 def test_equal_shares_have_no_distance() -> None:
     found = compare_shares(np.array([SHARES * 100] * 24), SHARES, TEXTS)
-    assert found == (0.0, pytest.approx(1), 2400)
+    assert (found.distance, found.effective) == (0.0, 2400)
+    assert found.p_value == pytest.approx(1)
 
 
 def test_g_test_of_two_samples() -> None:

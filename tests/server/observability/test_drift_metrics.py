@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from polyhead_server.drift.report import DriftReport, MeasureDrift
 from polyhead_server.errors import DriftNotAvailableError
@@ -48,7 +50,9 @@ def test_another_model_forgets_the_last_report(made: Instruments) -> None:
 async def test_gauges_follow_the_reports_and_vanish_without_one(
     made: Instruments, caplog: pytest.LogCaptureFixture
 ) -> None:
-    outcomes = iter([DRIFTED, DriftNotAvailableError("no reference"), DRIFTED, ValueError("a fault")])
+    outcomes: Iterator[DriftReport | Exception] = iter(
+        [DRIFTED, DriftNotAvailableError("no reference"), DRIFTED, ValueError("a fault")]
+    )
     seen: list[dict[str, float | None]] = []
 
     async def report() -> DriftReport:

@@ -94,10 +94,12 @@ async def test_worker_runs_the_requested_operations(connection: Connection) -> N
     connection.announce()
     connection.send(ipc.encode_request(ipc.RELOAD, ReloadParams(force=True), 3))
     connection.send(ipc.encode_request(ipc.DRAIN, NoParams(), 4))
+    connection.send(ipc.encode_request(ipc.DRIFT, NoParams(), 5))
     _, *answers = await connection.end()
-    (reloaded, drained) = sorted(answers, key=lambda one: int(one["id"]))
+    (reloaded, drained, drift) = sorted(answers, key=lambda one: int(one["id"]))
     assert (reloaded["id"], reloaded["result"]["model_id"]) == (3, "m")
     assert drained == result(4)
+    assert drift["result"]["problem"] == "m has no reference"
 
 
 async def test_operation_that_takes_long_does_not_delay_the_next(connection: Connection) -> None:
