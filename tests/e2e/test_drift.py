@@ -45,7 +45,8 @@ def drift(*arguments: str) -> tuple[int, dict[str, Any], str]:
 
 def send_until_told(server: Server, target: str, texts: list[str]) -> tuple[int, dict[str, Any], int]:
     """Sends texts over new connections until two buckets have some; returns the last report and their number."""
-    sent, code, report = 0, 3, {}
+    sent, code = 0, 3
+    report: dict[str, Any] = {}
     while code == 3:
         with Client(server.target) as client:
             assert not [answer for answer in client.analyze(texts) if answer.error]
