@@ -13,7 +13,6 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml  # type: ignore[import-untyped]
-from polyhead_server.observability.drift_metrics import DriftMetrics
 from polyhead_server.observability.metrics import Metrics
 
 from tests.support import sources
@@ -48,7 +47,7 @@ def with_all_metrics() -> Metrics:
     """Returns the metrics of a server with TLS that compares its traffic."""
     metrics = Metrics()
     metrics.certificate_expiry()
-    DriftMetrics(metrics.instruments)
+    metrics.drift()
     return metrics
 
 

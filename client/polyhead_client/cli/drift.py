@@ -13,7 +13,7 @@ from .admin import get_drift, target_option
 from .drift_page import as_html
 from .drift_report import DriftReport, as_json, as_text, from_message
 from .failure import CommandError
-from .options import api_key_option
+from .options import api_key_option, model_option
 
 _EXIT_DRIFT, _EXIT_USAGE, _EXIT_TOO_FEW = 1, 2, 3
 _PATH = click.Path(path_type=Path)
@@ -24,6 +24,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--bundle", metavar="DIR", type=_PATH, help="Bundle that answered the texts of OUTPUT.")
 @target_option(required=False)
 @api_key_option
+@model_option("Model of a server with several.  [default: the server's first]")
 @click.option(
     "--min-distance",
     metavar="D",
@@ -41,6 +42,7 @@ def drift(  # noqa: PLR0917
     bundle: Path | None,
     target: str | None,
     api_key: str | None,
+    model: str | None,
     min_distance: float,
     html: Path | None,
     as_json_object: bool,
@@ -73,7 +75,10 @@ def drift(  # noqa: PLR0917
     if (output is None) != (bundle is None):
         raise click.UsageError("OUTPUT and --bundle belong together; give both")
     try:
-        report = _report(output, bundle, min_distance, target, api_key)
+        if target is None:
+            report = _of_files(output, bundle, min_distance)
+        else:
+            report = from_message(get_drift(target, api_key, model))
         if html:
             html.write_text(as_html(report), encoding="utf-8")
     except CommandError as error:
@@ -89,11 +94,7 @@ def drift(  # noqa: PLR0917
         sys.exit(_EXIT_TOO_FEW)
 
 
-def _report(
-    output: Path | None, bundle: Path | None, min_distance: float, target: str | None, api_key: str | None
-) -> DriftReport:
-    if target is not None:
-        return from_message(get_drift(target, api_key))
+def _of_files(output: Path | None, bundle: Path | None, min_distance: float) -> DriftReport:
     try:
         files = importlib.import_module(DRIFT_OF_FILES)
     except ModuleNotFoundError as error:

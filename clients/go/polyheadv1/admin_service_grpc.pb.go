@@ -26,8 +26,9 @@ type AdminServiceClient interface {
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error)
 	// GetStats describes the current load and the work done since the start.
 	GetStats(ctx context.Context, in *GetStatsRequest, opts ...grpc.CallOption) (*GetStatsResponse, error)
-	// GetDrift compares the recent texts and their answers with the validation texts of the model. Fails with
-	// FAILED_PRECONDITION if the bundle has no reference, or if the server does not count its traffic.
+	// GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+	// of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+	// the server does not count its traffic.
 	GetDrift(ctx context.Context, in *GetDriftRequest, opts ...grpc.CallOption) (*GetDriftResponse, error)
 }
 
@@ -88,8 +89,9 @@ type AdminServiceServer interface {
 	Drain(context.Context, *DrainRequest) (*DrainResponse, error)
 	// GetStats describes the current load and the work done since the start.
 	GetStats(context.Context, *GetStatsRequest) (*GetStatsResponse, error)
-	// GetDrift compares the recent texts and their answers with the validation texts of the model. Fails with
-	// FAILED_PRECONDITION if the bundle has no reference, or if the server does not count its traffic.
+	// GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+	// of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+	// the server does not count its traffic.
 	GetDrift(context.Context, *GetDriftRequest) (*GetDriftResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }

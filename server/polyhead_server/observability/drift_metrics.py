@@ -7,9 +7,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from prometheus_client import Gauge
+
 from polyhead_server.errors import ServerError
 
-from .metric_factories import Instruments
+from .metric_factories import Instruments, ModelInstruments
 
 if TYPE_CHECKING:  # the supervisor imports numpy only for the first report
     from polyhead_server.drift.report import DriftReport
@@ -23,7 +25,7 @@ _INTERVAL_S = 15.0
 class DriftMetrics:
     """Gauges of the last report; without samples while there is none."""
 
-    def __init__(self, make: Instruments) -> None:
+    def __init__(self, make: Instruments | ModelInstruments) -> None:
         self._distance = make.gauge(
             "polyhead_drift_distance",
             "Distance of the recent texts from the validation texts.",
@@ -45,25 +47,31 @@ class DriftMetrics:
         self._texts = make.gauge(
             "polyhead_drift_texts", "Number of recent texts that were counted.", "model_id", mode="livesum"
         )
-        self._model_id = ""
+        # The series of the last report.
+        self._shown: set[tuple[Gauge, tuple[str, ...]]] = set()
 
     def set(self, report: DriftReport) -> None:
         """Replaces the last report."""
-        if report.model_id != self._model_id:
-            self.clear()
-        self._model_id = report.model_id
-        self._texts.labels(report.model_id).set(report.texts)
+        series: dict[tuple[Gauge, tuple[str, ...]], float] = {(self._texts, (report.model_id,)): report.texts}
         for one in report.measures:
             labels = (one.measure.head, one.measure.name)
-            self._distance.labels(*labels).set(one.distance)
-            self._detected.labels(*labels).set(one.drifted)
+            series[self._distance, labels] = one.distance
+            series[self._detected, labels] = one.drifted
             if one.p_value is not None:
-                self._p_value.labels(*labels).set(one.p_value)
+                series[self._p_value, labels] = one.p_value
+        for (gauge, values), value in series.items():
+            gauge.labels(*values).set(value)
+        self._remove(self._shown - set(series))
+        self._shown = set(series)
 
     def clear(self) -> None:
         """Removes the last report."""
-        for gauge in (self._distance, self._p_value, self._detected, self._texts):
-            gauge.clear()
+        self._remove(self._shown)
+        self._shown = set()
+
+    def _remove(self, series: set[tuple[Gauge, tuple[str, ...]]]) -> None:
+        for gauge, labels in series:
+            gauge.remove(*labels)
 
 
 async def refresh(

@@ -61,19 +61,19 @@ class FakeBackend:
         self.requested: list[str] = []
         self.fails: Exception | None = None
 
-    async def reload(self, *, force: bool) -> list[ReloadResult]:
-        self._request(f"reload force={force}")
-        return [ReloadResult(7, "m", {"topic": "t"}, ModelIdentity("e", ()))]
+    async def reload(self, *, force: bool, model: str = "") -> list[ReloadResult]:
+        self._request(f"reload force={force}{model and f' of {model}'}")
+        return [ReloadResult(7, "m", {"topic": "t"}, ModelIdentity("e", ()), model)]
 
     async def drain(self) -> None:
         self._request("drain")
 
-    async def stats(self) -> list[WorkerStats]:
-        self._request("stats")
+    async def stats(self, model: str = "") -> list[WorkerStats]:
+        self._request(f"stats{model and f' of {model}'}")
         return [stats_of(7), stats_of(8)]
 
-    async def drift(self) -> DriftReport:
-        self._request("drift")
+    async def drift(self, model: str = "") -> DriftReport:
+        self._request(f"drift of {model}" if model else "drift")
         topic = Measure("topic", "answers", MeasureKind.SHARES, ("a", "b"), (0.5, 0.5), 400)
         mean = Measure("", "embedding", MeasureKind.MEAN, (), (0.0, 1.0), 400, (1.0, 1.0))
         measures = [
@@ -115,6 +115,14 @@ def stub(channel: aio.Channel) -> Any:
     return admin_service_pb2_grpc.AdminServiceStub(channel)
 
 
+async def test_metadata_names_one_of_several_models(stub: Any, backend: FakeBackend) -> None:
+    metadata = (("x-polyhead-model", "tickets"),)
+    (result,) = (await stub.Reload(pb2.ReloadRequest(), timeout=30, metadata=metadata)).workers
+    assert result.model_name == "tickets"
+    await stub.GetStats(pb2.GetStatsRequest(), timeout=30, metadata=metadata)
+    assert backend.requested == ["reload force=False of tickets", "stats of tickets"]
+
+
 async def test_stats_contain_every_worker(stub: Any) -> None:
     first, second = (await stub.GetStats(pb2.GetStatsRequest(), timeout=30)).workers
     assert (first.process_id, second.process_id) == (7, 8)
@@ -122,8 +130,10 @@ async def test_stats_contain_every_worker(stub: Any) -> None:
     assert first.item_errors_total == {"OVERLOADED": 2}
 
 
-async def test_drift_of_all_workers_is_one_report(stub: Any) -> None:
-    report = await stub.GetDrift(pb2.GetDriftRequest(), timeout=30)
+async def test_drift_of_all_workers_is_one_report(stub: Any, backend: FakeBackend) -> None:
+    metadata = (("x-polyhead-model", "tickets"),)
+    report = await stub.GetDrift(pb2.GetDriftRequest(), timeout=30, metadata=metadata)
+    assert backend.requested == ["drift of tickets"]
     assert (report.model_id, report.texts, report.uncounted_texts, report.reference_texts) == ("m", 90, 7, 400)
     assert (report.window, report.min_distance, report.max_p_value) == (Duration(seconds=86400), 0.1, 0.001)
     topic, mean = report.measures

@@ -9,7 +9,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from polyhead_server.drift.exchange import encode
-from polyhead_server.errors import DriftNotAvailableError, InternalError, NotReadyError, ReloadError
+from polyhead_server.errors import (
+    DriftNotAvailableError,
+    InternalError,
+    ModelNotFoundError,
+    NotReadyError,
+    ReloadError,
+)
 from polyhead_server.lifecycle.bundle_watcher import BundleWatcher
 from polyhead_server.process_reports import (
     DriftCounts,
@@ -28,7 +34,7 @@ OLD, NEW = ModelIdentity("old", ()), ModelIdentity("new", ())
 
 
 def stats_of(process_id: int) -> WorkerStats:
-    return WorkerStats(process_id, "m", True, 1.0, 0, 0, 0, 0.0, 0, 0, 0, 0, 0.0, {}, 1)
+    return WorkerStats(process_id, "m", True, 1.0, 0, 0, 0, 0.0, 0, 0, 0, 0, 0.0, {}, 1, "tickets")
 
 
 def counts_of(process_id: int) -> dict[str, Any]:
@@ -325,3 +331,14 @@ async def test_replaced_bundle_is_reloaded_once_by_all_workers(tmp_path: Path) -
     assert reloads == [0, 0, 1, 1, 1]
     assert [worker.requests for worker in workers] == [[PING, ("reload", ReloadParams(force=False))]] * 2
     assert commands.identity == NEW
+
+
+async def test_name_must_be_that_of_the_model() -> None:
+    workers = [FakeWorker(0), FakeWorker(1)]
+    commands = commands_to(*workers)
+    assert len(await commands.stats("tickets")) == 2
+    assert len(await commands.reload(force=False, model="tickets")) == 2
+    for command in (commands.stats("reviews"), commands.reload(force=True, model="reviews")):
+        with pytest.raises(ModelNotFoundError, match="model 'tickets'"):
+            await command
+    assert [params for name, params in workers[0].requests if name == "reload"] == [ReloadParams(force=False)]

@@ -92,7 +92,9 @@ _AdminServiceGetDriftType = typing_extensions.TypeVar(
 )
 
 class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrainType, _AdminServiceGetStatsType, _AdminServiceGetDriftType]):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server."""
+    """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+    models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
+    """
 
     @typing.overload
     def __init__(self: AdminServiceStub[
@@ -149,8 +151,9 @@ class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrai
     """GetStats describes the current load and the work done since the start."""
 
     GetDrift: _AdminServiceGetDriftType
-    """GetDrift compares the recent texts and their answers with the validation texts of the model. Fails with
-    FAILED_PRECONDITION if the bundle has no reference, or if the server does not count its traffic.
+    """GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+    of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+    the server does not count its traffic.
     """
 
 AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
@@ -173,7 +176,9 @@ AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
 ]
 
 class AdminServiceServicer(metaclass=abc.ABCMeta):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server."""
+    """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+    models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
+    """
 
     @abc.abstractmethod
     def Reload(
@@ -210,8 +215,9 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: polyhead.v1.admin_service_pb2.GetDriftRequest,
         context: _ServicerContext,
     ) -> typing.Union[polyhead.v1.admin_service_pb2.GetDriftResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.GetDriftResponse]]:
-        """GetDrift compares the recent texts and their answers with the validation texts of the model. Fails with
-        FAILED_PRECONDITION if the bundle has no reference, or if the server does not count its traffic.
+        """GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+        of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+        the server does not count its traffic.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
