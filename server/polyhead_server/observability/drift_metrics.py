@@ -50,7 +50,7 @@ class DriftMetrics:
         # The series of the last report.
         self._shown: set[tuple[Gauge, tuple[str, ...]]] = set()
 
-    def set(self, report: DriftReport) -> None:
+    def show(self, report: DriftReport) -> None:
         """Replaces the last report."""
         series: dict[tuple[Gauge, tuple[str, ...]], float] = {(self._texts, (report.model_id,)): report.texts}
         for one in report.measures:
@@ -88,7 +88,7 @@ async def refresh(
     """
     while True:
         try:
-            metrics.set(await report())
+            metrics.show(await report())
         except ServerError:
             metrics.clear()
         except Exception:

@@ -8,7 +8,7 @@ import pytest
 from polyhead_server.drift.report import DriftReport, MeasureDrift
 from polyhead_server.errors import DriftNotAvailableError
 from polyhead_server.observability.drift_metrics import DriftMetrics, refresh
-from polyhead_server.observability.metric_factories import Instruments
+from polyhead_server.observability.metric_factories import Instruments, ModelInstruments
 from polyhead_server.process_reports import Measure, MeasureKind
 
 TOPIC = Measure("topic", "answers", MeasureKind.SHARES, ("a", "b"), (0.5, 0.5), 400)
@@ -33,18 +33,28 @@ def values(made: Instruments) -> dict[str, float | None]:
 def test_report_is_shown_by_head_and_measure(made: Instruments) -> None:
     metrics = DriftMetrics(made)
     assert values(made) == {}
-    metrics.set(DRIFTED)
+    metrics.show(DRIFTED)
     assert values(made) == {"distance": 0.4, "p_value": 1e-5, "detected": 1}
     assert made.registry.get_sample_value("polyhead_drift_texts", {"model_id": "m"}) == 90
 
 
 def test_another_model_forgets_the_last_report(made: Instruments) -> None:
     metrics = DriftMetrics(made)
-    metrics.set(DRIFTED)
-    metrics.set(UNTOLD)
+    metrics.show(DRIFTED)
+    metrics.show(UNTOLD)
     assert values(made) == {"distance": 0.2, "detected": 0}
     assert made.registry.get_sample_value("polyhead_drift_texts", {"model_id": "m"}) is None
     assert made.registry.get_sample_value("polyhead_drift_texts", {"model_id": "n"}) == 5
+
+
+def test_each_of_several_models_has_gauges_of_its_own(made: Instruments) -> None:
+    first, second = (DriftMetrics(ModelInstruments(made, name)) for name in ("tickets", "reviews"))
+    first.show(DRIFTED)
+    second.show(UNTOLD)
+    second.clear()
+    labels = {"model": "tickets", **LABELS}
+    assert made.registry.get_sample_value("polyhead_drift_distance", labels) == 0.4
+    assert made.registry.get_sample_value("polyhead_drift_distance", {**labels, "model": "reviews"}) is None
 
 
 async def test_gauges_follow_the_reports_and_vanish_without_one(
