@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from polyhead_server.errors import ExpiredError, InternalError, OverloadedError, ServerError
 
+from .drift_metrics import DriftMetrics
 from .logging import dropped_lines
 from .metric_factories import Instruments, ModelInstruments
 
@@ -62,7 +63,7 @@ class Metrics:
         self._model = model
         self._process: _ProcessMetrics = beside._process if beside else _ProcessMetrics(self.instruments)
         self._requests: _RequestMetrics = beside._requests if beside else _RequestMetrics(self.instruments)
-        make = ModelInstruments(self.instruments, model) if model else self.instruments
+        self._make = make = ModelInstruments(self.instruments, model) if model else self.instruments
         self._runtime = _RuntimeMetrics(make)
         self._items = _ItemMetrics(make)
         self._cache = _CacheMetrics(make)
@@ -75,6 +76,10 @@ class Metrics:
     def registry(self) -> CollectorRegistry:
         """The registry that a scrape reads."""
         return self.instruments.registry
+
+    def drift(self) -> DriftMetrics:
+        """Adds the gauges of drift, which only the process has that reports it."""
+        return DriftMetrics(self._make)
 
     def certificate_expiry(self) -> Callable[[float], None]:
         """Adds the gauge of the certificate's expiry, which a server without TLS does not have; returns its setter."""
