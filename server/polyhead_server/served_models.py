@@ -33,6 +33,9 @@ MODEL_SETTINGS = (
     "stream_window",
     "batch_timeout_s",
     "reload_interval_s",
+    "drift_window_s",
+    "drift_bucket_s",
+    "drift_min_distance",
 )
 
 

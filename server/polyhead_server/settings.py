@@ -49,7 +49,12 @@ MIN_VALUES = {
     "drain_delay_s": 0,
     "start_timeout_s": 1,
     "max_worker_age_s": 0,
+    "drift_window_s": 0,
+    "drift_bucket_s": 1,
+    "drift_min_distance": 0,
 }
+# Buckets of the window of drift: at least two to compare, and at most those whose memory is small.
+MIN_DRIFT_BUCKETS, MAX_DRIFT_BUCKETS = 2, 1000
 
 
 # Largest message that a front can pass on to the engine process.
@@ -216,6 +221,19 @@ class Settings:
         0.0, "Interval in seconds at which to check for a new bundle and reload it. 0 disables the check."
     )
     metrics_listen: str = _option("", "HOST:PORT at which to serve Prometheus metrics. Empty disables them.")
+    drift_window_s: float = _option(
+        86_400.0,
+        "Seconds of recent traffic that are compared with the validation texts of the bundle; see "
+        "docs/guides/monitor.md. Counts are kept, no texts. 0 disables the comparison.",
+    )
+    drift_bucket_s: float = _option(
+        3600.0,
+        "Seconds of traffic that are counted together. The differences between these buckets tell how much the "
+        "traffic varies without drift.",
+    )
+    drift_min_distance: float = _option(
+        0.1, "Smallest distance from the validation texts that is reported as drift, 0 to 1."
+    )
     otlp_endpoint: str = _option(
         "", "OTLP/gRPC endpoint to export traces to, such as http://127.0.0.1:4317. Empty disables tracing."
     )
@@ -247,6 +265,12 @@ class Settings:
                 raise StartupError(f"--{flag} {getattr(self, name)} is less than the minimum of {minimum}")
         if self.signature and not self.public_key:
             raise StartupError("--signature requires --public-key")
+        buckets = self.drift_window_s / self.drift_bucket_s
+        if self.drift_window_s and not MIN_DRIFT_BUCKETS <= buckets <= MAX_DRIFT_BUCKETS:
+            raise StartupError(
+                f"--drift-window-s {self.drift_window_s:g} is not {MIN_DRIFT_BUCKETS} to {MAX_DRIFT_BUCKETS} times "
+                f"--drift-bucket-s {self.drift_bucket_s:g}"
+            )
         unknown = {name.strip() for name in self.dialects.split(",")} - {*DIALECTS, ""}
         if unknown or not self.enabled_dialects:
             raise StartupError(f"--dialects {self.dialects}: name at least one of {', '.join(DIALECTS)}, and no other")

@@ -42,6 +42,9 @@ EXTRAS = {
     "docs/guides/security.md": ("server",),
     "docs/guides/serve.md": ("server",),
     "docs/guides/train.md": ("training",),
+    "docs/tutorials/answer-a-table.md": ("bulk",),
+    "docs/tutorials/call-from-a-service.md": ("client",),
+    "docs/tutorials/run-a-server.md": ("client", "server"),
 }
 
 

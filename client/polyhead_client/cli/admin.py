@@ -16,21 +16,25 @@ if TYPE_CHECKING:
     from google.protobuf import message
     from polyhead.v1 import admin_service_pb2 as pb2
 
-_target_option = click.option(
-    "--target",
-    metavar="HOST:PORT|unix:PATH",
-    required=True,
-    envvar="POLYHEAD_ADMIN_TARGET",
-    show_envvar=True,
-    help="Address of the admin service, as given to polyhead-serve --admin-listen.",
-)
 _model_option = model_option("Model of a server with several.  [default: all]")
 SERVICE = "polyhead.v1.AdminService"
 
 
+def target_option(*, required: bool) -> Callable[..., Any]:
+    """Returns the option for the address of the admin service."""
+    return click.option(
+        "--target",
+        metavar="HOST:PORT|unix:PATH",
+        required=required,
+        envvar="POLYHEAD_ADMIN_TARGET",
+        show_envvar=True,
+        help="Address of the admin service, as given to polyhead-serve --admin-listen.",
+    )
+
+
 def admin_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options of a connection to the admin service, which a command receives as ``target`` and ``api_key``."""
-    return with_options([_target_option, api_key_option], command)
+    return with_options([target_option(required=True), api_key_option], command)
 
 
 # A model may take minutes to load, and the workers load it one after the other.
@@ -123,6 +127,21 @@ def get_stats(target: str, api_key: str | None, model: str | None = None) -> pb2
     request = pb2.GetStatsRequest()
     response: pb2.GetStatsResponse = _call(
         target, api_key, lambda stub, key: stub.GetStats(request, timeout=_TIMEOUT_S, metadata=key), model
+    )
+    return response
+
+
+def get_drift(target: str, api_key: str | None, model: str | None = None) -> pb2.GetDriftResponse:
+    """Returns the comparison of a server's traffic with the validation texts of its model, or of one of its models.
+
+    Raises:
+        CommandError: The call failed, or the server makes no comparison.
+    """
+    from polyhead.v1 import admin_service_pb2 as pb2
+
+    request = pb2.GetDriftRequest()
+    response: pb2.GetDriftResponse = _call(
+        target, api_key, lambda stub, key: stub.GetDrift(request, timeout=_TIMEOUT_S, metadata=key), model
     )
     return response
 

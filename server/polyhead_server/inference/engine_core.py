@@ -23,7 +23,7 @@ from .executor import BatchOutcome, Executor
 from .model import Model
 from .reused_answers import answer_from_cache, resolve, resolve_shared
 from .scheduler import BatchLimits, BatchScheduler
-from .types import Batch, Entry, QueueState, Result
+from .types import Batch, Entry, ItemOutcome, QueueState, Result
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ JOIN_TIMEOUT_S = 10.0
 CLOSE_CHECK_INTERVAL_S = 1.0
 
 ObserveBatch = Callable[[Batch, float], None]
+ObserveOutcomes = Callable[[Sequence[Entry], Sequence[ItemOutcome]], None]
 
 
 class EngineCore:
@@ -58,11 +59,13 @@ class EngineCore:
         *,
         on_exception: Callable[[BaseException], None],
         observe_lookups: ObserveLookups | None = None,
+        observe_outcomes: ObserveOutcomes | None = None,
         slots: ComputeSlots | None = None,
     ) -> None:
         """Prepares the compute threads without starting them; see ``Pipeline`` for the arguments."""
         self.model = model
         self._observe_batch = observe_batch
+        self._observe_outcomes = observe_outcomes
         self.scheduler = BatchScheduler(
             BatchLimits(model.max_batch_tokens, settings.max_padding, model.overhead_tokens)
         )
@@ -145,3 +148,5 @@ class EngineCore:
             self.admission.observe_batch(batch.tokens, done.slot_s + done.compute_s, backlog=batch.backlog)
             if self._observe_batch:
                 self._observe_batch(batch, done.compute_s)
+            if self._observe_outcomes:
+                self._observe_outcomes(batch.entries, done.outcomes)

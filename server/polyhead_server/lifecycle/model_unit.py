@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+from polyhead_server.drift.exchange import report_on
+from polyhead_server.drift.monitor import DriftMonitor
+from polyhead_server.drift.report import DriftReport
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.compute_slots import ComputeSlots
 from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import Model, load_model
 from polyhead_server.inference.pipeline import Pipeline
+from polyhead_server.observability.drift_metrics import refresh
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.observability.tracing import Tracing
 from polyhead_server.rpc.health import Health
@@ -79,7 +83,8 @@ class ModelUnit:
         self.metrics: Metrics = Metrics(self.name, beside.metrics if beside else None)
         self.service: InferenceService = InferenceService(settings, self.metrics, beside.service if beside else None)
         self.backend = Backend(self.service, settings, lambda: health.serving)
-        self.operations = Operations(self.service, health)
+        self._drift = DriftMonitor(settings)
+        self.operations = Operations(self.service, health, self._drift)
         self._settings = settings
         self._tracing = tracing
         self._beside = beside
@@ -123,6 +128,20 @@ class ModelUnit:
         """Samples the queue for the metrics, and with the first model of the process its event loop; never returns."""
         await (self.metrics.sample_queue if self._beside else self.metrics.sample)(lambda: self.pipeline)
 
+    async def drift(self) -> DriftReport:
+        """Compares the traffic of the model with its validation texts.
+
+        Raises:
+            DriftNotAvailableError: The traffic is not counted; states why.
+        """
+        # Its milliseconds would hold up the event loop.
+        return await asyncio.to_thread(report_on, [await self.operations.drift()])
+
+    async def report_drift(self) -> None:
+        """Reports drift in the metrics again and again, if the settings say so; never returns then."""
+        if self._settings.drift_window_s:
+            await refresh(self.metrics.drift(), self.drift)
+
     async def _load(self) -> Model:
         if self._cores is None:
             return await self._loader.load()
@@ -131,7 +150,7 @@ class ModelUnit:
 
     def _start_pipeline(self, model: Model) -> Pipeline:
         slots = self._cores.slots(model.engine.runtime.device) if self._cores else None
-        return start_pipeline(model, self._settings, self.metrics, self._tracing, slots)
+        return start_pipeline(model, self._settings, self.metrics, self._tracing, slots=slots, drift=self._drift)
 
 
 def create_units(settings: Settings, health: Health, tracing: Tracing | None) -> tuple[list[ModelUnit], Models]:

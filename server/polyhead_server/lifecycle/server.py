@@ -229,6 +229,8 @@ class _Process:
         if self._worker and self._worker.engine_socket:
             return await self._connect_to_engine(self._worker.engine_socket)
         if self._settings.metrics_listen:
+            for unit in self._units:
+                self._in_background(unit.report_drift())
             listen_for_scrapes(self._settings.metrics_listen, self._metrics.registry)
         load = asyncio.create_task(self._load_models())
         stopped = asyncio.create_task(self._stop.wait())

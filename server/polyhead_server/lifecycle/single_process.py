@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from polyhead_server.drift.report import DriftReport
 from polyhead_server.errors import ReloadError
 from polyhead_server.process_reports import ReloadResult, WorkerStats
 from polyhead_server.serving.models import Models
@@ -64,6 +65,15 @@ class SingleProcess:
             NotReadyError: The first model is still loading.
         """
         return [await unit.operations.stats() for unit in self._selected(model)]
+
+    async def drift(self, model: str = "") -> DriftReport:
+        """Compares the traffic of one model, without a name the default one, with its validation texts.
+
+        Raises:
+            ModelNotFoundError: There is no model with this name.
+            DriftNotAvailableError: Its traffic is not counted; states why.
+        """
+        return await self._selected(model)[0].drift()
 
     def _selected(self, model: str) -> Sequence[ModelUnit]:
         if not model:

@@ -58,6 +58,10 @@ class _OfModel:
         """Returns the series of these values, as the metric of the only model would."""
         return self._metric.labels(self._model, *values)
 
+    def remove(self, *values: str) -> None:
+        """Removes the series of these values."""
+        self._metric.remove(self._model, *values)
+
     def collect(self) -> Iterable[Metric]:
         """Yields the metric with the samples of this model alone."""
         for metric in self._metric.collect():
@@ -110,8 +114,9 @@ class Instruments:
         descriptions: One for each metric, in order of creation.
     """
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        """Args: the registry; None for a new one."""
+        self.registry = registry or CollectorRegistry()
         self.descriptions: list[Description] = []
         self._shared: dict[str, MetricWrapperBase] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import os
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from polyhead_server.errors import ExpiredError, InternalError, OverloadedError, ServerError
 
+from .drift_metrics import DriftMetrics
 from .logging import dropped_lines
 from .metric_factories import Instruments, ModelInstruments
 
@@ -29,6 +31,8 @@ _SIZE_BUCKETS_BYTES = [4**power for power in range(3, 13)]
 _BATCH_SIZE_BUCKETS = [1, 2, 4, 8, 16, 32, 64]
 # Often enough to show stalls that a client notices, rarely enough to cost nothing.
 _SAMPLE_INTERVAL_S = 0.1
+# Samples for each count of tasks, which takes a millisecond where thousands of streams are open.
+_SAMPLES_PER_TASK_COUNT = 10
 
 
 class HasQueue(Protocol):
@@ -59,7 +63,7 @@ class Metrics:
         self._model = model
         self._process: _ProcessMetrics = beside._process if beside else _ProcessMetrics(self.instruments)
         self._requests: _RequestMetrics = beside._requests if beside else _RequestMetrics(self.instruments)
-        make = ModelInstruments(self.instruments, model) if model else self.instruments
+        self._make = make = ModelInstruments(self.instruments, model) if model else self.instruments
         self._runtime = _RuntimeMetrics(make)
         self._items = _ItemMetrics(make)
         self._cache = _CacheMetrics(make)
@@ -72,6 +76,10 @@ class Metrics:
     def registry(self) -> CollectorRegistry:
         """The registry that a scrape reads."""
         return self.instruments.registry
+
+    def drift(self) -> DriftMetrics:
+        """Adds the gauges of drift, which only the process has that reports it."""
+        return DriftMetrics(self._make)
 
     def certificate_expiry(self) -> Callable[[float], None]:
         """Adds the gauge of the certificate's expiry, which a server without TLS does not have; returns its setter."""
@@ -146,13 +154,15 @@ class Metrics:
     async def sample(
         self, pipeline: Callable[[], HasQueue | None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
-        """Samples the queue and the lag of the event loop ten times a second; never returns.
+        """Samples the queue and the event loop ten times a second, and its tasks once a second; never returns.
 
         Args:
             pipeline: Returns the pipeline that serves now, or None.
             sleep: Waits for a number of seconds.
         """
-        while True:
+        for number in itertools.count():
+            if number % _SAMPLES_PER_TASK_COUNT == 0:
+                self._process.event_loop_tasks.set(len(asyncio.all_tasks()))
             started = time.monotonic()
             await sleep(_SAMPLE_INTERVAL_S)
             self._process.event_loop_lag_seconds.observe(max(time.monotonic() - started - _SAMPLE_INTERVAL_S, 0.0))
@@ -197,6 +207,9 @@ class _ProcessMetrics:
         )
         self.event_loop_lag_seconds = make.histogram(
             "polyhead_event_loop_lag_seconds", "Delay of a timer of 0.1 s.", buckets=_DURATION_BUCKETS_S
+        )
+        self.event_loop_tasks = make.gauge(
+            "polyhead_event_loop_tasks", "Number of asyncio tasks, sampled once a second.", mode="livesum"
         )
         self.compute_threads = make.gauge(
             "polyhead_compute_threads",

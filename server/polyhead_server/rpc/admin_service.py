@@ -20,6 +20,7 @@ from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc, item_pb2
 
 from polyhead_server.addresses import exclusive, private_files
+from polyhead_server.drift.report import MAX_P_VALUE, DriftReport
 from polyhead_server.errors import StartupError
 from polyhead_server.process_reports import ReloadResult, WorkerStats
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
@@ -50,6 +51,9 @@ class AdminBackend(Protocol):
 
     async def stats(self, model: str = "") -> list[WorkerStats]:
         """Returns the statistics of every process for a model, for each without a name."""
+
+    async def drift(self, model: str = "") -> DriftReport:
+        """Compares a model's traffic in all processes with its validation texts; without a name, the first model's."""
 
 
 class AdminServer:
@@ -136,6 +140,9 @@ class _AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         results = await self._backend.stats(name_in(context.invocation_metadata()))
         return pb2.GetStatsResponse(workers=map(_worker_stats, results))
 
+    async def GetDrift(self, _: pb2.GetDriftRequest, context: _Context) -> pb2.GetDriftResponse:  # noqa: N802
+        return _drift(await self._backend.drift(name_in(context.invocation_metadata())))
+
 
 def _worker_reload(result: ReloadResult) -> pb2.WorkerReload:
     heads = [item_pb2.HeadFingerprint(head=head, fingerprint=value) for head, value in result.head_fingerprints.items()]
@@ -154,6 +161,31 @@ def _worker_stats(stats: WorkerStats) -> pb2.WorkerStats:
         for name, value in dataclasses.asdict(stats).items()
     }
     return pb2.WorkerStats(**values)
+
+
+def _drift(report: DriftReport) -> pb2.GetDriftResponse:
+    return pb2.GetDriftResponse(
+        model_id=report.model_id,
+        window=_duration(report.window_s),
+        texts=report.texts,
+        uncounted_texts=report.uncounted,
+        reference_texts=report.reference_texts,
+        min_distance=report.min_distance,
+        max_p_value=MAX_P_VALUE,
+        measures=[
+            pb2.DriftMeasure(
+                head=one.measure.head,
+                name=one.measure.name,
+                texts=one.texts,
+                effective_texts=one.effective,
+                distance=one.distance,
+                p_value=one.p_value,
+                drifted=one.drifted,
+                bins=[pb2.DriftBin(name=name, reference=old, observed=new) for name, old, new in one.bins()],
+            )
+            for one in report.measures
+        ],
+    )
 
 
 def _duration(seconds: float) -> Duration:

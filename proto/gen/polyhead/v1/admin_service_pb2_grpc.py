@@ -51,6 +51,11 @@ class AdminServiceStub(object):
                 request_serializer=polyhead_dot_v1_dot_admin__service__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=polyhead_dot_v1_dot_admin__service__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.GetDrift = channel.unary_unary(
+                '/polyhead.v1.AdminService/GetDrift',
+                request_serializer=polyhead_dot_v1_dot_admin__service__pb2.GetDriftRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_admin__service__pb2.GetDriftResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -82,6 +87,15 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDrift(self, request, context):
+        """GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+        of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+        the server does not count its traffic.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -99,6 +113,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=polyhead_dot_v1_dot_admin__service__pb2.GetStatsRequest.FromString,
                     response_serializer=polyhead_dot_v1_dot_admin__service__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'GetDrift': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDrift,
+                    request_deserializer=polyhead_dot_v1_dot_admin__service__pb2.GetDriftRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_admin__service__pb2.GetDriftResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -184,6 +203,33 @@ class AdminService(object):
             '/polyhead.v1.AdminService/GetStats',
             polyhead_dot_v1_dot_admin__service__pb2.GetStatsRequest.SerializeToString,
             polyhead_dot_v1_dot_admin__service__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDrift(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.AdminService/GetDrift',
+            polyhead_dot_v1_dot_admin__service__pb2.GetDriftRequest.SerializeToString,
+            polyhead_dot_v1_dot_admin__service__pb2.GetDriftResponse.FromString,
             options,
             channel_credentials,
             insecure,
