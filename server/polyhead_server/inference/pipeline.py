@@ -18,6 +18,7 @@ from polyhead_server.settings import Settings
 
 from .admission import Admission
 from .answer_cache import AnswerCache, ObserveLookups
+from .compute_slots import ComputeSlots
 from .engine_core import EngineCore, ObserveBatch
 from .executor import Executor
 from .intake import Intake, OnMessage, Submission
@@ -44,6 +45,7 @@ class Pipeline(Intake):
         *,
         on_exception: Callable[[BaseException], None] | None = None,
         observe_lookups: ObserveLookups | None = None,
+        slots: ComputeSlots | None = None,
     ) -> None:
         """Prepares the compute threads without starting them.
 
@@ -56,10 +58,16 @@ class Pipeline(Intake):
             on_exception: Receives every unexpected exception before it becomes an outcome, in the thread that caught
                 it: the event loop or a compute thread. May end the process, for example when memory is exhausted.
             observe_lookups: Receives the numbers of hits and misses of look-ups in the answer cache.
+            slots: Those that the models of the process share; None for its only model.
         """
         super().__init__(model, settings, on_message, on_exception=on_exception)
         self._core = EngineCore(
-            model, settings, observe_batch, on_exception=self._on_exception, observe_lookups=observe_lookups
+            model,
+            settings,
+            observe_batch,
+            on_exception=self._on_exception,
+            observe_lookups=observe_lookups,
+            slots=slots,
         )
         self.scheduler: BatchScheduler = self._core.scheduler
         self.admission: Admission = self._core.admission
