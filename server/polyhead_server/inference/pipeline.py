@@ -20,7 +20,7 @@ from .admission import Admission
 from .answer_cache import AnswerCache, ObserveLookups
 from .engine_core import EngineCore, ObserveBatch
 from .executor import Executor
-from .intake import Intake, OnMessage, Submission
+from .intake import Intake, OnMessage, OnTexts, Submission
 from .model import Model
 from .scheduler import BatchScheduler
 from .types import Entry, Flow, QueueState
@@ -44,6 +44,7 @@ class Pipeline(Intake):
         *,
         on_exception: Callable[[BaseException], None] | None = None,
         observe_lookups: ObserveLookups | None = None,
+        on_texts: OnTexts | None = None,
     ) -> None:
         """Prepares the compute threads without starting them.
 
@@ -56,8 +57,10 @@ class Pipeline(Intake):
             on_exception: Receives every unexpected exception before it becomes an outcome, in the thread that caught
                 it: the event loop or a compute thread. May end the process, for example when memory is exhausted.
             observe_lookups: Receives the numbers of hits and misses of look-ups in the answer cache.
+            on_texts: Receives every message that was taken in, and a future for each of its first items, as many as
+                were submitted.
         """
-        super().__init__(model, settings, on_message, on_exception=on_exception)
+        super().__init__(model, settings, on_message, on_exception=on_exception, on_texts=on_texts)
         self._core = EngineCore(
             model, settings, observe_batch, on_exception=self._on_exception, observe_lookups=observe_lookups
         )

@@ -23,6 +23,7 @@ from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
 from polyhead_server.addresses import exclusive, require_local, split_address, unix_path
+from polyhead_server.collection.collector import Collector
 from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import Model, load_model
 from polyhead_server.inference.pipeline import Pipeline
@@ -126,6 +127,7 @@ class _Process:
         if self._certificates:
             self._certificates.observe(self._metrics.certificate_expiry())
         self._tracing = Tracing.from_settings(settings)
+        self._collector = Collector.from_settings(settings, self._metrics)
         dialects = settings.enabled_dialects
         self._backend = Backend(self._service, settings, lambda: self._health.serving)
         self._http = http_listener(self._backend, settings, self._certificates)
@@ -148,6 +150,8 @@ class _Process:
     async def run(self, address: str, stack: contextlib.AsyncExitStack) -> int:
         if self._tracing:
             stack.push_async_callback(self._tracing.close)
+        if self._collector:
+            stack.push_async_callback(self._collector.close)
         stack.push_async_callback(self._server.stop, None)
         self._handle_signals(stack)
         self._in_background(self._metrics.sample(lambda: self._service.pipeline))
@@ -259,7 +263,7 @@ class _Process:
 
     async def _connect_to_engine(self, engine_socket: Path) -> bool:
         """Waits for the engine process and answers with its model; returns False after a request to stop before."""
-        connection = EngineConnection(engine_socket, self._settings, self._service, self._tracing)
+        connection = EngineConnection(engine_socket, self._settings, self._service, self._tracing, self._collector)
         self._in_background(connection.run())
         serving = asyncio.create_task(connection.serving.wait())
         stopped = asyncio.create_task(self._stop.wait())
@@ -274,7 +278,7 @@ class _Process:
         return watcher, await self._loader.load()
 
     def _start_pipeline(self, model: Model) -> Pipeline:
-        return start_pipeline(model, self._settings, self._metrics, self._tracing)
+        return start_pipeline(model, self._settings, self._metrics, self._tracing, self._collector)
 
     async def _drain(self, *, join_threads: bool = True) -> int:
         """Answers what was accepted, for as long as ``--drain-timeout-s`` allows; returns the exit code.
