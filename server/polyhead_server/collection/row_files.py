@@ -6,6 +6,7 @@ may be read, moved or deleted at any time.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -37,6 +38,7 @@ class RowFiles:
         self._max_closed_bytes = max_bytes - processes * self._max_file_bytes
         self._descriptor = -1
         self._size = 0
+        self._number = 0
 
     def fits(self, row: bytes) -> bool:
         """Returns whether a row is small enough for a file."""
@@ -84,12 +86,11 @@ class RowFiles:
         self._delete_oldest()
         begin = f"collected-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}"
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        number = 1
         while self._descriptor < 0:
-            try:
-                self._descriptor = os.open(self._folder / f"{begin}-{number}.jsonl", flags, 0o600)
-            except FileExistsError:
-                number += 1
+            # Never used again, so that names sort by age.
+            self._number += 1
+            with contextlib.suppress(FileExistsError):
+                self._descriptor = os.open(self._folder / f"{begin}-{self._number:06d}.jsonl", flags, 0o600)
         self._size = 0
         fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
