@@ -64,6 +64,7 @@ def render_report(results: Results) -> str:
         warnings=list(implausible(results.splits)),
         similarity=results.similarity,
         repeats=_repeats(results),
+        collected=results.collected,
         embedding=embedding_rows(results.similarity, results.retrieval),
         retrieval=results.retrieval,
         curves=_curves(results),
@@ -86,6 +87,7 @@ def _template() -> jinja2.Template:
     environment.filters |= {
         "percent": _percent,
         "range": _range,
+        "bounds": _bounds,
         "spread": _spread,
         "short": _short,
         "figure": _figure,
@@ -264,6 +266,11 @@ def _range(found: dict[str, Any], name: str, digits: int = 1) -> str:
     """Formats the interval of a metric in percent."""
     low, high = found["intervals"][name]
     return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"
+
+
+def _bounds(found: dict[str, Any], digits: int = 1) -> str:
+    """Formats the only interval of a value in percent."""
+    return _range({"intervals": found}, "interval", digits)
 
 
 def _figure(value: float | None, digits: int = 3) -> str:

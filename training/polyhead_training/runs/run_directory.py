@@ -12,6 +12,7 @@
     README.md        the model card
     repeats.json     with --seeds or --folds, the scores of every run, their mean and their spread
     label_noise.json with --folds, rows whose label is likely a mistake
+    collected.json   with collected rows, the accuracy of the model that served and of this one
     novelty.npy      centroids and directions of the training texts' embeddings, unless training.novelty is off
     out_of_fold.jsonl with --folds, the prediction for each training row by a model that was trained without it
     trackers/        files of the configured trackers
@@ -50,6 +51,7 @@ REPEATS_NAME = "repeats.json"
 LABEL_NOISE_NAME = "label_noise.json"
 OUT_OF_FOLD_NAME = "out_of_fold.jsonl"
 NOVELTY_NAME = "novelty.npy"
+COLLECTED_NAME = "collected.json"
 _RUN_NAME = "run.json"
 _MODEL_NAME = "model"
 _TOKENIZER_NAME = "tokenizer.json"
@@ -67,6 +69,7 @@ _RUN_FILES = frozenset(
         LABEL_NOISE_NAME,
         OUT_OF_FOLD_NAME,
         NOVELTY_NAME,
+        COLLECTED_NAME,
         _MODEL_NAME,
         f"{_MODEL_NAME}/config.json",
         f"{_MODEL_NAME}/model.safetensors",
