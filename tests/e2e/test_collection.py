@@ -48,7 +48,7 @@ def send(target: str, texts: list[str]) -> None:
     """Sends the texts over several connections, so that each process receives some."""
     for begin in range(0, len(texts), 50):
         with Client(target) as client:
-            assert all(item.ok for item in client.analyze(texts[begin : begin + 50]))
+            assert all(answer.unwrap() for answer in client.analyze(texts[begin : begin + 50]))
 
 
 @pytest.mark.parametrize("flags", [(), ("--workers", "2"), ("--fronts", "2")], ids=["one", "workers", "fronts"])
@@ -72,7 +72,7 @@ def test_every_process_collects_its_texts(
     assert 100 < len(found) < 400
     assert len({row["text"] for row in found}) == len(found)
     assert all("[email]" in row["text"] and "@" not in row["text"] for row in found)
-    assert all(row["category"] is row["sentiment"] is None for row in found)
+    assert all(row["topic"] is row["sentiment"] is None for row in found)
     metas = [row["_collected"] for row in found]
     assert {reason for meta in metas for reason in meta["reasons"]} == {"random", "low_confidence", "novel"}
     assert all(0 < meta["probability"] <= 1 and meta["redacted"] == 1 for meta in metas)
