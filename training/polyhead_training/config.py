@@ -116,6 +116,13 @@ class Config(Section):
         found = {head.name: head.abstain or self.training.heads.abstain for head in heads}
         return {name: promise for name, promise in found.items() if promise is not None}
 
+    @property
+    def set_coverages(self) -> dict[str, float]:
+        """Coverage of the prediction sets of each head that has them, by head name."""
+        heads = [head for head in self.model.heads if head.kind == "softmax"]
+        found = {head.name: head.prediction_sets or self.training.heads.prediction_sets for head in heads}
+        return {name: one.coverage for name, one in found.items() if one is not None}
+
     def resolve(self, field: str, text: str) -> Path:
         """Resolves the path in a field: expands ``${VARIABLE}`` and anchors it at the configuration file's folder.
 
@@ -168,6 +175,15 @@ class Config(Section):
             raise self.error(field, f"the file {path} does not exist; {hint}")
         return path
 
+    def _doubt_faults(self) -> Iterator[str]:
+        kinds = {head.kind for head in self.model.heads}
+        for name, able, listed in (
+            ("abstain", ABSTAINING_KINDS, "softmax, sigmoid or ordinal"),
+            ("prediction_sets", {"softmax"}, "softmax"),
+        ):
+            if getattr(self.training.heads, name) and kinds.isdisjoint(able):
+                yield f"training.heads.{name} has no effect: no head is {listed}; remove it"
+
     @model_validator(mode="before")
     @classmethod
     def _recipe_fills_defaults(cls, values: object) -> object:
@@ -196,8 +212,7 @@ class Config(Section):
                 hint = f"; {did_you_mean(name, names)}" if did_you_mean(name, names) else ""
                 known = f"model.heads has only {', '.join(names)}" if names else "model.heads is empty"
                 reasons.append(f"{field} refers to head {name!r}, but {known}{hint}")
-        if self.training.heads.abstain and not any(head.kind in ABSTAINING_KINDS for head in self.model.heads):
-            reasons.append("training.heads.abstain has no effect: no head is softmax, sigmoid or ordinal; remove it")
+        reasons += self._doubt_faults()
         if self.data.text in [head.field for head in self.model.heads]:
             reasons.append(f"data.text and a head's field are both {self.data.text!r}: they must differ")
         if not names and (self.data.train or self.data.validation or self.data.test):

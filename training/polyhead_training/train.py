@@ -333,6 +333,7 @@ def _evaluate(  # noqa: PLR0917
         config.training.seed,
         retrieval(prepared, before, after),
         abstain=config.abstentions,
+        set_coverages=config.set_coverages,
     )
 
 
@@ -356,6 +357,7 @@ def _summary(evaluation: Evaluation) -> Iterator[str]:
     found = evaluation.to_json()
     yield from filter(None, (table(evaluation), embedding_table(found)))
     yield from (abstention.describe(name) for name, abstention in evaluation.abstentions.items())
+    yield from (sets.describe(name) for name, sets in evaluation.prediction_sets.items())
     yield from (f"warning: {one}" for one in implausible({split: found[split] for split in evaluation.splits}))
 
 
@@ -388,6 +390,7 @@ def _write(  # noqa: PLR0917
             temperatures=evaluation.temperatures,
             thresholds=evaluation.thresholds,
             promises={name: asdict(found.promise) for name, found in evaluation.abstentions.items()},
+            prediction_sets={name: asdict(sets) for name, sets in evaluation.prediction_sets.items()},
             novelty=None if novelty is None else (novelty.to_json(), novelty.matrix),
             reference=run_reference(prepared, evaluation, model.config.max_tokens, novelty),
             identity=identity,

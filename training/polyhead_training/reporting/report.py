@@ -226,6 +226,7 @@ def _head(results: Results, head: dict[str, Any]) -> dict[str, Any]:
         "scatter": scatter_chart("Prediction over true number", found["points"]) if found.get("points") else None,
         "abstention": found.get("abstention"),
         "coverage": _coverage(found.get("abstention")),
+        "prediction_sets": found.get("prediction_sets"),
         "best_threshold": results.splits.get("validation", {}).get(head["name"], {}).get("best_threshold"),
     }
 

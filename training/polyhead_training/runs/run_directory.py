@@ -152,6 +152,7 @@ def write_run(
     temperatures: Mapping[str, float] = {},
     thresholds: Mapping[str, float | Sequence[float] | None] = {},
     promises: Mapping[str, Mapping[str, Any]] = {},
+    prediction_sets: Mapping[str, Mapping[str, Any]] = {},
     novelty: tuple[Mapping[str, Any], NDArray[np.float16]] | None = None,
     reference: Mapping[str, Any] | None = None,
     identity: Mapping[str, Any] = {},
@@ -168,6 +169,8 @@ def write_run(
         thresholds: Minimum probability of the second label of a sigmoid head and of each label of a multilabel head, by
             head name. Default: 0.5.
         promises: What heads that abstain promise, as in ``evaluation.selective.Promise``, by head name.
+        prediction_sets: What decides the prediction sets of heads that have them, as in
+            ``evaluation.prediction_sets.PredictionSets``, by head name.
         novelty: Numbers and matrix of the novelty of texts, as in ``evaluation.novelty.NoveltyModel``; None for none.
         reference: What the model reads and answers on its validation texts, as in ``evaluation.reference``.
         identity: Inputs of the run besides the configuration.
@@ -190,6 +193,7 @@ def write_run(
                     "threshold": thresholds.get(head.name, 0.5) if head.kind == "sigmoid" else None,
                     "thresholds": _each_threshold(head, thresholds.get(head.name)),
                     **({"abstention": promises[head.name]} if head.name in promises else {}),
+                    **({"prediction_sets": prediction_sets[head.name]} if head.name in prediction_sets else {}),
                 }
                 for head in heads
             ],
