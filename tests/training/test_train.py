@@ -354,6 +354,22 @@ def test_run_has_the_promise_of_each_head_that_abstains(configure: Configure, tm
         assert head["abstention"]["rows"] == evaluation.splits["validation"][head["name"]].score.rows
 
 
+def test_run_has_the_prediction_sets_of_softmax_heads(configure: Configure, tmp_path: Path) -> None:
+    told: list[str] = []
+    config = configure("training.heads.prediction_sets={coverage=0.6}")
+    evaluation = train(config, tmp_path / "run", max_steps=2, report=told.append)
+    assert evaluation is not None
+    topic, sentiment = load_run(tmp_path / "run").heads
+    assert topic["prediction_sets"]["coverage"] == 0.6
+    assert 0 < topic["prediction_sets"]["threshold"] < 1
+    assert "prediction_sets" not in sentiment
+    assert "head 'topic': prediction sets hold labels from a probability of" in "\n".join(told)
+    score = evaluation.splits["test"]["topic"].prediction_sets
+    assert score is not None
+    assert score.size is not None
+    assert "Mean number of labels" in (tmp_path / "run/report.html").read_text()
+
+
 def test_run_has_the_novelty_and_the_reference_of_its_texts(configure: Configure, tmp_path: Path) -> None:
     rows = [
         {"text": f"{word} {number}", "label": "ab"[number % 2], "sentiment": number % 2}
