@@ -53,7 +53,9 @@ function headTable(caption, rows, answer) {
   }
   const notes = [];
   if (answer.abstained) notes.push(element("strong", { class: "cut" }, "Abstains: "));
-  if (answer.confidence !== undefined) notes.push(`confidence ${percent(answer.confidence)}. `);
+  if (answer.confidence !== undefined) {
+    notes.push(`${answer.abstained ? "confidence" : "Confidence"} ${percent(answer.confidence)}. `);
+  }
   if (answer.prediction_set) notes.push(`Prediction set: ${answer.prediction_set.join(", ")}.`);
   return notes.length ? element("div", {}, table, element("p", { class: "facts" }, ...notes)) : table;
 }
