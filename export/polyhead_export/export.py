@@ -242,7 +242,7 @@ def read_heads(run: Run) -> tuple[Head, ...]:
     except KeyError as error:
         raise RunError(run.path / "run.json", f"heads: a head has no field {error}; train again") from None
     except TypeError as error:
-        reason = f"heads: abstention or prediction_sets is damaged ({error}); train again"
+        reason = f"heads: abstention or prediction_sets are damaged ({error}); train again"
         raise RunError(run.path / "run.json", reason) from None
 
 
