@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from polyhead_server.collection import collector as module
+from polyhead_server.collection import rows as rows_module
 from polyhead_server.collection.collector import Collector, TextSampler
 from polyhead_server.collection.row_files import RowFiles
 from polyhead_server.collection.selection import Selection
@@ -218,7 +219,7 @@ async def test_unexpected_error_ends_collecting_and_not_the_answers(
     def fail(*_: object) -> bytes:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(module.rows, "encode", fail)
+    monkeypatch.setattr(rows_module, "encode", fail)
     answers = await outcomes(pipeline, message("w1", "w2", "w3"))
     assert all(isinstance(one, Result) for one in answers)
     await collector.close()
