@@ -231,13 +231,22 @@ class RequestTimeoutError(ServerError):
 
 
 class ModelNotFoundError(ServerError):
-    """The request names a model or a version that this server does not serve."""
+    """The request names a model or a version that this server does not serve.
+
+    Args:
+        served: Names of the models that it serves.
+    """
 
     code = "NOT_FOUND"
     reason = "MODEL_NOT_FOUND"
 
-    def __init__(self, served: str) -> None:
-        super().__init__(f"this server serves model {served!r}, version 1, and no other")
+    def __init__(self, *served: str) -> None:
+        if len(served) == 1:
+            super().__init__(f"this server serves model {served[0]!r}, version 1, and no other")
+            return
+        listed = ", ".join(map(repr, served[:_MAX_LISTED]))
+        more = f" and {len(served) - _MAX_LISTED} more" * (len(served) > _MAX_LISTED)
+        super().__init__(f"this server serves the models {listed}{more}, version 1 of each, and no other")
 
 
 class PathNotFoundError(ServerError):

@@ -47,12 +47,14 @@ class ReloadResult:
         model_id: Name of the bundle, as in ``polyhead.v1.ModelInfo``.
         head_fingerprints: Fingerprint by head name.
         identity: Identity of the model.
+        model_name: Its name in requests.
     """
 
     process_id: int
     model_id: str
     head_fingerprints: dict[str, str]
     identity: ModelIdentity
+    model_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +76,4 @@ class WorkerStats:
     compute_total: float
     item_errors_total: dict[str, int]
     compute_threads: int
+    model_name: str = ""

@@ -24,6 +24,7 @@ from .openai import kind
 
 _MAX_ID_BYTES = 256
 _FIELDS = (
+    "model",
     "text",
     "texts",
     "items",
@@ -37,7 +38,10 @@ _FIELDS = (
     "expected_fingerprints",
 )
 _DEFAULTS = RequestOptions()
-_OPTIONS = ("tasks", "truncation", "prompt", "encoding", "dimensions", "timings", "novelty", "prediction_sets")
+_OPTIONS = (
+    *("model", "tasks", "truncation", "prompt", "encoding", "dimensions"),
+    *("timings", "novelty", "prediction_sets"),
+)
 _TASKS = {task.name.lower(): task for task in Task}
 _TRUNCATION = {policy.name.lower(): policy for policy in Truncation}
 ENCODINGS = {

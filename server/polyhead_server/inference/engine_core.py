@@ -18,6 +18,7 @@ from polyhead_server.settings import Settings
 
 from .admission import Admission
 from .answer_cache import AnswerCache, ObserveLookups
+from .compute_slots import ComputeSlots
 from .executor import BatchOutcome, Executor
 from .model import Model
 from .reused_answers import answer_from_cache, resolve, resolve_shared
@@ -57,6 +58,7 @@ class EngineCore:
         *,
         on_exception: Callable[[BaseException], None],
         observe_lookups: ObserveLookups | None = None,
+        slots: ComputeSlots | None = None,
     ) -> None:
         """Prepares the compute threads without starting them; see ``Pipeline`` for the arguments."""
         self.model = model
@@ -79,6 +81,7 @@ class EngineCore:
             settings.batch_timeout_s,
             on_batch_done=self._resolve_batch,
             on_exception=on_exception,
+            slots=slots,
         )
         cache_bytes = settings.answer_cache_mb * 2**20
         self.answer_cache = AnswerCache(cache_bytes, observe_lookups) if cache_bytes else None
@@ -138,6 +141,7 @@ class EngineCore:
                 cache.put(entry.key, outcome.output)
         self.admission.wake()
         if batch.entries and not done.failed:
-            self.admission.observe_batch(batch.tokens, done.compute_s, backlog=batch.backlog)
+            # Texts behind this batch waited for its slot as well.
+            self.admission.observe_batch(batch.tokens, done.slot_s + done.compute_s, backlog=batch.backlog)
             if self._observe_batch:
                 self._observe_batch(batch, done.compute_s)

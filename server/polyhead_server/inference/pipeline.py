@@ -18,6 +18,7 @@ from polyhead_server.settings import Settings
 
 from .admission import Admission
 from .answer_cache import AnswerCache, ObserveLookups
+from .compute_slots import ComputeSlots
 from .engine_core import EngineCore, ObserveBatch
 from .executor import Executor
 from .intake import Intake, OnMessage, OnTexts, Submission
@@ -45,6 +46,7 @@ class Pipeline(Intake):
         on_exception: Callable[[BaseException], None] | None = None,
         observe_lookups: ObserveLookups | None = None,
         on_texts: OnTexts | None = None,
+        slots: ComputeSlots | None = None,
     ) -> None:
         """Prepares the compute threads without starting them.
 
@@ -59,10 +61,16 @@ class Pipeline(Intake):
             observe_lookups: Receives the numbers of hits and misses of look-ups in the answer cache.
             on_texts: Receives every message that was taken in, and a future for each of its first items, as many as
                 were submitted.
+            slots: Those that the models of the process share; None for its only model.
         """
         super().__init__(model, settings, on_message, on_exception=on_exception, on_texts=on_texts)
         self._core = EngineCore(
-            model, settings, observe_batch, on_exception=self._on_exception, observe_lookups=observe_lookups
+            model,
+            settings,
+            observe_batch,
+            on_exception=self._on_exception,
+            observe_lookups=observe_lookups,
+            slots=slots,
         )
         self.scheduler: BatchScheduler = self._core.scheduler
         self.admission: Admission = self._core.admission

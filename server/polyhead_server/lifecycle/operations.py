@@ -71,7 +71,8 @@ class Operations:
         """
         with internal_errors("reload"):
             model = await self._reloads.request(force=force)
-        return ReloadResult(os.getpid(), model.source.model_id, dict(model.fingerprints.heads), identity_of(model))
+        name, heads = self._service.served_name(), dict(model.fingerprints.heads)
+        return ReloadResult(os.getpid(), model.source.model_id, heads, identity_of(model), name)
 
     async def reload_and_log(self) -> bool:
         """Reloads for a caller that reads the outcome in the log, such as a signal; returns whether it succeeded."""

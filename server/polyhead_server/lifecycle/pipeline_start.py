@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from polyhead_server.collection.collector import Collector
+from polyhead_server.inference.compute_slots import ComputeSlots
 from polyhead_server.inference.model import Model, describe
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics
@@ -16,7 +17,13 @@ logger = logging.getLogger(__name__)
 
 
 def start_pipeline(
-    model: Model, settings: Settings, metrics: Metrics, tracing: Tracing | None, collector: Collector | None
+    model: Model,
+    settings: Settings,
+    metrics: Metrics,
+    tracing: Tracing | None,
+    *,
+    collector: Collector | None = None,
+    slots: ComputeSlots | None = None,
 ) -> Pipeline:
     """Starts a pipeline on the running event loop.
 
@@ -26,6 +33,7 @@ def start_pipeline(
         metrics: Receive the model's identity and every batch.
         tracing: Traces the messages; None for no traces.
         collector: Collects texts; None to collect none.
+        slots: Those that the models of the process share; None for its only model.
     """
     threads = settings.compute_threads(model.engine.runtime.device)
     logger.info(describe(model, threads))
@@ -39,6 +47,7 @@ def start_pipeline(
         on_exception=exit_if_out_of_memory,
         observe_lookups=metrics.count_cache_lookups,
         on_texts=collector.sampler(model) if collector else None,
+        slots=slots,
     )
     pipeline.start()
     return pipeline

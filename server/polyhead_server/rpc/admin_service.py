@@ -25,6 +25,7 @@ from polyhead_server.process_reports import ReloadResult, WorkerStats
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.security.tls import Certificates, add_port
+from polyhead_server.serving.models import name_in
 from polyhead_server.settings import Settings
 
 from . import service_names
@@ -41,14 +42,14 @@ _FLUSH_S = 1.0
 class AdminBackend(Protocol):
     """Operations on all processes of a server. Each raises a ``ServerError`` that states why it failed."""
 
-    async def reload(self, *, force: bool) -> list[ReloadResult]:
-        """Loads the bundle again in every process; ``force`` accepts an incompatible model."""
+    async def reload(self, *, force: bool, model: str = "") -> list[ReloadResult]:
+        """Loads the bundle of a model again in every process, of all without a name; ``force`` accepts any model."""
 
     async def drain(self) -> None:
         """Makes every process report NOT_SERVING."""
 
-    async def stats(self) -> list[WorkerStats]:
-        """Returns the statistics of every process."""
+    async def stats(self, model: str = "") -> list[WorkerStats]:
+        """Returns the statistics of every process for a model, for each without a name."""
 
 
 class AdminServer:
@@ -123,16 +124,17 @@ class _AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
     def __init__(self, backend: AdminBackend) -> None:
         self._backend = backend
 
-    async def Reload(self, request: pb2.ReloadRequest, _: _Context) -> pb2.ReloadResponse:  # noqa: N802
-        results = await self._backend.reload(force=request.force)
+    async def Reload(self, request: pb2.ReloadRequest, context: _Context) -> pb2.ReloadResponse:  # noqa: N802
+        results = await self._backend.reload(force=request.force, model=name_in(context.invocation_metadata()))
         return pb2.ReloadResponse(workers=map(_worker_reload, results))
 
     async def Drain(self, _: pb2.DrainRequest, __: _Context) -> pb2.DrainResponse:  # noqa: N802
         await self._backend.drain()
         return pb2.DrainResponse()
 
-    async def GetStats(self, _: pb2.GetStatsRequest, __: _Context) -> pb2.GetStatsResponse:  # noqa: N802
-        return pb2.GetStatsResponse(workers=map(_worker_stats, await self._backend.stats()))
+    async def GetStats(self, _: pb2.GetStatsRequest, context: _Context) -> pb2.GetStatsResponse:  # noqa: N802
+        results = await self._backend.stats(name_in(context.invocation_metadata()))
+        return pb2.GetStatsResponse(workers=map(_worker_stats, results))
 
 
 def _worker_reload(result: ReloadResult) -> pb2.WorkerReload:
@@ -141,6 +143,7 @@ def _worker_reload(result: ReloadResult) -> pb2.WorkerReload:
         process_id=result.process_id,
         model_id=result.model_id,
         fingerprints=item_pb2.Fingerprints(embedding_space=result.identity.embedding_space, heads=heads),
+        model_name=result.model_name,
     )
 
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Coroutine, Mapping, Set
 from typing import Any, Protocol, TypeVar
 
-from polyhead_server.errors import InternalError, NotReadyError, ReloadError
+from polyhead_server.errors import InternalError, ModelNotFoundError, NotReadyError, ReloadError
 from polyhead_server.lifecycle.reload_queue import ReloadQueue
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
@@ -65,15 +65,22 @@ class WorkerCommands:
         self._commands: set[asyncio.Task[Any]] = set()
         self._reloads = ReloadQueue(self._reload)
 
-    async def reload(self, *, force: bool) -> list[ReloadResult]:
+    async def reload(self, *, force: bool, model: str = "") -> list[ReloadResult]:
         """Reloads one worker after the other and stops at the first failure.
 
         The reload continues if the caller is cancelled: otherwise only some of the workers might serve the new model.
         Requests that come while a reload runs share the next one.
 
+        Args:
+            force: Accept a model that is incompatible with the serving one.
+            model: Name of the model; empty for the one that there is.
+
         Raises:
+            ModelNotFoundError: The model has another name.
             ReloadError: A worker failed; states which, why, and how many serve the new model.
         """
+        if model:
+            await self.stats(model)
         return await self._reloads.request(force=force)
 
     async def reload_and_log(self) -> bool:
@@ -96,10 +103,14 @@ class WorkerCommands:
         if failures:
             raise InternalError.logged("; ".join(failures))
 
-    async def stats(self) -> list[WorkerStats]:
+    async def stats(self, model: str = "") -> list[WorkerStats]:
         """Returns the statistics of all workers that serve; leaves out those that hang, and logs which.
 
+        Args:
+            model: Name of the model; empty for the one that there is.
+
         Raises:
+            ModelNotFoundError: The model has another name.
             NotReadyError: No worker serves.
             InternalError: No worker answered.
         """
@@ -110,6 +121,10 @@ class WorkerCommands:
             raise InternalError.logged("; ".join(failures))
         for failure in failures:
             logger.warning("%s", failure)
+        # The engine process of --fronts does not know the name.
+        names = {result.model_name for result in results} - {""}
+        if model and model not in names:
+            raise ModelNotFoundError(*sorted(names))
         return results
 
     async def add(self, worker: WorkerProcess) -> None:

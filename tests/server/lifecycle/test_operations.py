@@ -22,6 +22,9 @@ pytestmark = pytest.mark.timeout(60)
 class FakeService:
     """An inference service with three running calls."""
 
+    def served_name(self) -> str:
+        return "m"
+
     def stats(self) -> Values:
         return {
             "process_id": 0,

@@ -60,15 +60,15 @@ class FakeBackend:
         self.requested: list[str] = []
         self.fails: Exception | None = None
 
-    async def reload(self, *, force: bool) -> list[ReloadResult]:
-        self._request(f"reload force={force}")
-        return [ReloadResult(7, "m", {"topic": "t"}, ModelIdentity("e", ()))]
+    async def reload(self, *, force: bool, model: str = "") -> list[ReloadResult]:
+        self._request(f"reload force={force}{model and f' of {model}'}")
+        return [ReloadResult(7, "m", {"topic": "t"}, ModelIdentity("e", ()), model)]
 
     async def drain(self) -> None:
         self._request("drain")
 
-    async def stats(self) -> list[WorkerStats]:
-        self._request("stats")
+    async def stats(self, model: str = "") -> list[WorkerStats]:
+        self._request(f"stats{model and f' of {model}'}")
         return [stats_of(7), stats_of(8)]
 
     def _request(self, operation: str) -> None:
@@ -102,6 +102,14 @@ async def channel(backend: FakeBackend, health: Health, tmp_path: Path) -> Async
 @pytest.fixture
 def stub(channel: aio.Channel) -> Any:
     return admin_service_pb2_grpc.AdminServiceStub(channel)
+
+
+async def test_metadata_names_one_of_several_models(stub: Any, backend: FakeBackend) -> None:
+    metadata = (("x-polyhead-model", "tickets"),)
+    (result,) = (await stub.Reload(pb2.ReloadRequest(), timeout=30, metadata=metadata)).workers
+    assert result.model_name == "tickets"
+    await stub.GetStats(pb2.GetStatsRequest(), timeout=30, metadata=metadata)
+    assert backend.requested == ["reload force=False of tickets", "stats of tickets"]
 
 
 async def test_stats_contain_every_worker(stub: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from polyhead_server.errors import InternalError, NotReadyError, ReloadError
+from polyhead_server.errors import InternalError, ModelNotFoundError, NotReadyError, ReloadError
 from polyhead_server.lifecycle.bundle_watcher import BundleWatcher
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
@@ -19,7 +19,7 @@ OLD, NEW = ModelIdentity("old", ()), ModelIdentity("new", ())
 
 
 def stats_of(process_id: int) -> WorkerStats:
-    return WorkerStats(process_id, "m", True, 1.0, 0, 0, 0, 0.0, 0, 0, 0, 0, 0.0, {}, 1)
+    return WorkerStats(process_id, "m", True, 1.0, 0, 0, 0, 0.0, 0, 0, 0, 0, 0.0, {}, 1, "tickets")
 
 
 # A reload first finds out whether the worker answers at all.
@@ -270,3 +270,14 @@ async def test_replaced_bundle_is_reloaded_once_by_all_workers(tmp_path: Path) -
     assert reloads == [0, 0, 1, 1, 1]
     assert [worker.requests for worker in workers] == [[PING, ("reload", ReloadParams(force=False))]] * 2
     assert commands.identity == NEW
+
+
+async def test_name_must_be_that_of_the_model() -> None:
+    workers = [FakeWorker(0), FakeWorker(1)]
+    commands = commands_to(*workers)
+    assert len(await commands.stats("tickets")) == 2
+    assert len(await commands.reload(force=False, model="tickets")) == 2
+    for command in (commands.stats("reviews"), commands.reload(force=True, model="reviews")):
+        with pytest.raises(ModelNotFoundError, match="model 'tickets'"):
+            await command
+    assert [params for name, params in workers[0].requests if name == "reload"] == [ReloadParams(force=False)]

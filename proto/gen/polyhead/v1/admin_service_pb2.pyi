@@ -51,7 +51,7 @@ class ReloadResponse(google.protobuf.message.Message):
     WORKERS_FIELD_NUMBER: builtins.int
     @property
     def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkerReload]:
-        """workers holds one entry for each worker."""
+        """workers holds one entry for each worker, and with several models for each of them."""
 
     def __init__(
         self,
@@ -71,10 +71,13 @@ class WorkerReload(google.protobuf.message.Message):
     PROCESS_ID_FIELD_NUMBER: builtins.int
     MODEL_ID_FIELD_NUMBER: builtins.int
     FINGERPRINTS_FIELD_NUMBER: builtins.int
+    MODEL_NAME_FIELD_NUMBER: builtins.int
     process_id: builtins.int
     """process_id is the operating system's id of the worker process."""
     model_id: builtins.str
     """model_id names the bundle, as in ModelInfo."""
+    model_name: builtins.str
+    """model_name is the model's name in requests; empty if the server has workers or fronts."""
     @property
     def fingerprints(self) -> polyhead.v1.item_pb2.Fingerprints:
         """fingerprints identify the model."""
@@ -85,9 +88,10 @@ class WorkerReload(google.protobuf.message.Message):
         process_id: builtins.int = ...,
         model_id: builtins.str = ...,
         fingerprints: polyhead.v1.item_pb2.Fingerprints | None = ...,
+        model_name: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["fingerprints", b"fingerprints"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["fingerprints", b"fingerprints", "model_id", b"model_id", "process_id", b"process_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fingerprints", b"fingerprints", "model_id", b"model_id", "model_name", b"model_name", "process_id", b"process_id"]) -> None: ...
 
 Global___WorkerReload: typing_extensions.TypeAlias = WorkerReload
 
@@ -136,7 +140,7 @@ class GetStatsResponse(google.protobuf.message.Message):
     WORKERS_FIELD_NUMBER: builtins.int
     @property
     def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkerStats]:
-        """workers holds one entry for each worker."""
+        """workers holds one entry for each worker, and with several models for each of them."""
 
     def __init__(
         self,
@@ -184,6 +188,7 @@ class WorkerStats(google.protobuf.message.Message):
     COMPUTE_TOTAL_FIELD_NUMBER: builtins.int
     ITEM_ERRORS_TOTAL_FIELD_NUMBER: builtins.int
     COMPUTE_THREADS_FIELD_NUMBER: builtins.int
+    MODEL_NAME_FIELD_NUMBER: builtins.int
     process_id: builtins.int
     """process_id is the operating system's id of the worker process."""
     model_id: builtins.str
@@ -191,7 +196,7 @@ class WorkerStats(google.protobuf.message.Message):
     serving: builtins.bool
     """serving is true if the health service reports SERVING."""
     requests_running: builtins.int
-    """requests_running is the number of calls in progress, streams included."""
+    """requests_running is the number of calls in progress, streams included, of all models of the worker."""
     queued_items: builtins.int
     """queued_items is the number of texts, or windows of texts, in the queue."""
     queued_tokens: builtins.int
@@ -206,6 +211,8 @@ class WorkerStats(google.protobuf.message.Message):
     """batches_total is the number of batches computed."""
     compute_threads: builtins.int
     """compute_threads is the number of compute threads, the maximum number of batches in progress."""
+    model_name: builtins.str
+    """model_name is the model's name in requests; empty for the engine process of --fronts."""
     @property
     def up_time(self) -> google.protobuf.duration_pb2.Duration:
         """up_time is the time since the worker started."""
@@ -242,8 +249,9 @@ class WorkerStats(google.protobuf.message.Message):
         compute_total: google.protobuf.duration_pb2.Duration | None = ...,
         item_errors_total: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
         compute_threads: builtins.int = ...,
+        model_name: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["compute_total", b"compute_total", "expected_wait", b"expected_wait", "up_time", b"up_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["batches_total", b"batches_total", "compute_threads", b"compute_threads", "compute_total", b"compute_total", "expected_wait", b"expected_wait", "item_errors_total", b"item_errors_total", "items_total", b"items_total", "model_id", b"model_id", "padding_tokens_total", b"padding_tokens_total", "process_id", b"process_id", "queued_items", b"queued_items", "queued_tokens", b"queued_tokens", "requests_running", b"requests_running", "serving", b"serving", "tokens_total", b"tokens_total", "up_time", b"up_time"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batches_total", b"batches_total", "compute_threads", b"compute_threads", "compute_total", b"compute_total", "expected_wait", b"expected_wait", "item_errors_total", b"item_errors_total", "items_total", b"items_total", "model_id", b"model_id", "model_name", b"model_name", "padding_tokens_total", b"padding_tokens_total", "process_id", b"process_id", "queued_items", b"queued_items", "queued_tokens", b"queued_tokens", "requests_running", b"requests_running", "serving", b"serving", "tokens_total", b"tokens_total", "up_time", b"up_time"]) -> None: ...
 
 Global___WorkerStats: typing_extensions.TypeAlias = WorkerStats

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server.
+    """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+    models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
     """
 
     def __init__(self, channel):
@@ -53,7 +54,8 @@ class AdminServiceStub(object):
 
 
 class AdminServiceServicer(object):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server.
+    """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+    models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
     """
 
     def Reload(self, request, context):
@@ -107,7 +109,8 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server.
+    """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+    models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
     """
 
     @staticmethod

@@ -76,7 +76,9 @@ _AdminServiceGetStatsType = typing_extensions.TypeVar(
 )
 
 class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrainType, _AdminServiceGetStatsType]):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server."""
+    """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+    models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
+    """
 
     @typing.overload
     def __init__(self: AdminServiceStub[
@@ -140,7 +142,9 @@ AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
 ]
 
 class AdminServiceServicer(metaclass=abc.ABCMeta):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server."""
+    """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+    models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
+    """
 
     @abc.abstractmethod
     def Reload(

@@ -17,7 +17,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file polyhead/v1/admin_service.proto.
  */
 export const file_polyhead_v1_admin_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch9wb2x5aGVhZC92MS9hZG1pbl9zZXJ2aWNlLnByb3RvEgtwb2x5aGVhZC52MSIeCg1SZWxvYWRSZXF1ZXN0Eg0KBWZvcmNlGAEgASgIIjwKDlJlbG9hZFJlc3BvbnNlEioKB3dvcmtlcnMYASADKAsyGS5wb2x5aGVhZC52MS5Xb3JrZXJSZWxvYWQiZQoMV29ya2VyUmVsb2FkEhIKCnByb2Nlc3NfaWQYASABKA0SEAoIbW9kZWxfaWQYAiABKAkSLwoMZmluZ2VycHJpbnRzGAMgASgLMhkucG9seWhlYWQudjEuRmluZ2VycHJpbnRzIg4KDERyYWluUmVxdWVzdCIPCg1EcmFpblJlc3BvbnNlIhEKD0dldFN0YXRzUmVxdWVzdCI9ChBHZXRTdGF0c1Jlc3BvbnNlEikKB3dvcmtlcnMYASADKAsyGC5wb2x5aGVhZC52MS5Xb3JrZXJTdGF0cyKWBAoLV29ya2VyU3RhdHMSEgoKcHJvY2Vzc19pZBgBIAEoDRIQCghtb2RlbF9pZBgCIAEoCRIPCgdzZXJ2aW5nGAMgASgIEioKB3VwX3RpbWUYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SGAoQcmVxdWVzdHNfcnVubmluZxgFIAEoDRIUCgxxdWV1ZWRfaXRlbXMYBiABKA0SFQoNcXVldWVkX3Rva2VucxgHIAEoBBIwCg1leHBlY3RlZF93YWl0GAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhMKC2l0ZW1zX3RvdGFsGAkgASgEEhQKDHRva2Vuc190b3RhbBgKIAEoBBIcChRwYWRkaW5nX3Rva2Vuc190b3RhbBgLIAEoBBIVCg1iYXRjaGVzX3RvdGFsGAwgASgEEjAKDWNvbXB1dGVfdG90YWwYDSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SSAoRaXRlbV9lcnJvcnNfdG90YWwYDiADKAsyLS5wb2x5aGVhZC52MS5Xb3JrZXJTdGF0cy5JdGVtRXJyb3JzVG90YWxFbnRyeRIXCg9jb21wdXRlX3RocmVhZHMYDyABKA0aNgoUSXRlbUVycm9yc1RvdGFsRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgEOgI4ATLaAQoMQWRtaW5TZXJ2aWNlEkEKBlJlbG9hZBIaLnBvbHloZWFkLnYxLlJlbG9hZFJlcXVlc3QaGy5wb2x5aGVhZC52MS5SZWxvYWRSZXNwb25zZRI+CgVEcmFpbhIZLnBvbHloZWFkLnYxLkRyYWluUmVxdWVzdBoaLnBvbHloZWFkLnYxLkRyYWluUmVzcG9uc2USRwoIR2V0U3RhdHMSHC5wb2x5aGVhZC52MS5HZXRTdGF0c1JlcXVlc3QaHS5wb2x5aGVhZC52MS5HZXRTdGF0c1Jlc3BvbnNlQlEKDmlvLnBvbHloZWFkLnYxUAFaPWdpdGh1Yi5jb20vcG9seWhlYWQvcG9seWhlYWQvY2xpZW50cy9nby9wb2x5aGVhZHYxO3BvbHloZWFkdjFiBnByb3RvMw", [file_google_protobuf_duration, file_polyhead_v1_item]);
+  fileDesc("Ch9wb2x5aGVhZC92MS9hZG1pbl9zZXJ2aWNlLnByb3RvEgtwb2x5aGVhZC52MSIeCg1SZWxvYWRSZXF1ZXN0Eg0KBWZvcmNlGAEgASgIIjwKDlJlbG9hZFJlc3BvbnNlEioKB3dvcmtlcnMYASADKAsyGS5wb2x5aGVhZC52MS5Xb3JrZXJSZWxvYWQieQoMV29ya2VyUmVsb2FkEhIKCnByb2Nlc3NfaWQYASABKA0SEAoIbW9kZWxfaWQYAiABKAkSLwoMZmluZ2VycHJpbnRzGAMgASgLMhkucG9seWhlYWQudjEuRmluZ2VycHJpbnRzEhIKCm1vZGVsX25hbWUYBCABKAkiDgoMRHJhaW5SZXF1ZXN0Ig8KDURyYWluUmVzcG9uc2UiEQoPR2V0U3RhdHNSZXF1ZXN0Ij0KEEdldFN0YXRzUmVzcG9uc2USKQoHd29ya2VycxgBIAMoCzIYLnBvbHloZWFkLnYxLldvcmtlclN0YXRzIqoECgtXb3JrZXJTdGF0cxISCgpwcm9jZXNzX2lkGAEgASgNEhAKCG1vZGVsX2lkGAIgASgJEg8KB3NlcnZpbmcYAyABKAgSKgoHdXBfdGltZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIYChByZXF1ZXN0c19ydW5uaW5nGAUgASgNEhQKDHF1ZXVlZF9pdGVtcxgGIAEoDRIVCg1xdWV1ZWRfdG9rZW5zGAcgASgEEjAKDWV4cGVjdGVkX3dhaXQYCCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEwoLaXRlbXNfdG90YWwYCSABKAQSFAoMdG9rZW5zX3RvdGFsGAogASgEEhwKFHBhZGRpbmdfdG9rZW5zX3RvdGFsGAsgASgEEhUKDWJhdGNoZXNfdG90YWwYDCABKAQSMAoNY29tcHV0ZV90b3RhbBgNIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhJIChFpdGVtX2Vycm9yc190b3RhbBgOIAMoCzItLnBvbHloZWFkLnYxLldvcmtlclN0YXRzLkl0ZW1FcnJvcnNUb3RhbEVudHJ5EhcKD2NvbXB1dGVfdGhyZWFkcxgPIAEoDRISCgptb2RlbF9uYW1lGBAgASgJGjYKFEl0ZW1FcnJvcnNUb3RhbEVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoBDoCOAEy2gEKDEFkbWluU2VydmljZRJBCgZSZWxvYWQSGi5wb2x5aGVhZC52MS5SZWxvYWRSZXF1ZXN0GhsucG9seWhlYWQudjEuUmVsb2FkUmVzcG9uc2USPgoFRHJhaW4SGS5wb2x5aGVhZC52MS5EcmFpblJlcXVlc3QaGi5wb2x5aGVhZC52MS5EcmFpblJlc3BvbnNlEkcKCEdldFN0YXRzEhwucG9seWhlYWQudjEuR2V0U3RhdHNSZXF1ZXN0Gh0ucG9seWhlYWQudjEuR2V0U3RhdHNSZXNwb25zZUJRCg5pby5wb2x5aGVhZC52MVABWj1naXRodWIuY29tL3BvbHloZWFkL3BvbHloZWFkL2NsaWVudHMvZ28vcG9seWhlYWR2MTtwb2x5aGVhZHYxYgZwcm90bzM", [file_google_protobuf_duration, file_polyhead_v1_item]);
 
 /**
  * ReloadRequest is the request of Reload.
@@ -48,7 +48,7 @@ export const ReloadRequestSchema: GenMessage<ReloadRequest> = /*@__PURE__*/
  */
 export type ReloadResponse = Message<"polyhead.v1.ReloadResponse"> & {
   /**
-   * workers holds one entry for each worker.
+   * workers holds one entry for each worker, and with several models for each of them.
    *
    * @generated from field: repeated polyhead.v1.WorkerReload workers = 1;
    */
@@ -88,6 +88,13 @@ export type WorkerReload = Message<"polyhead.v1.WorkerReload"> & {
    * @generated from field: polyhead.v1.Fingerprints fingerprints = 3;
    */
   fingerprints?: Fingerprints | undefined;
+
+  /**
+   * model_name is the model's name in requests; empty if the server has workers or fronts.
+   *
+   * @generated from field: string model_name = 4;
+   */
+  modelName: string;
 };
 
 /**
@@ -149,7 +156,7 @@ export const GetStatsRequestSchema: GenMessage<GetStatsRequest> = /*@__PURE__*/
  */
 export type GetStatsResponse = Message<"polyhead.v1.GetStatsResponse"> & {
   /**
-   * workers holds one entry for each worker.
+   * workers holds one entry for each worker, and with several models for each of them.
    *
    * @generated from field: repeated polyhead.v1.WorkerStats workers = 1;
    */
@@ -198,7 +205,7 @@ export type WorkerStats = Message<"polyhead.v1.WorkerStats"> & {
   upTime?: Duration | undefined;
 
   /**
-   * requests_running is the number of calls in progress, streams included.
+   * requests_running is the number of calls in progress, streams included, of all models of the worker.
    *
    * @generated from field: uint32 requests_running = 5;
    */
@@ -274,6 +281,13 @@ export type WorkerStats = Message<"polyhead.v1.WorkerStats"> & {
    * @generated from field: uint32 compute_threads = 15;
    */
   computeThreads: number;
+
+  /**
+   * model_name is the model's name in requests; empty for the engine process of --fronts.
+   *
+   * @generated from field: string model_name = 16;
+   */
+  modelName: string;
 };
 
 /**
@@ -284,7 +298,8 @@ export const WorkerStatsSchema: GenMessage<WorkerStats> = /*@__PURE__*/
   messageDesc(file_polyhead_v1_admin_service, 7);
 
 /**
- * AdminService changes and describes a running server. Each call reaches every worker of the server.
+ * AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+ * models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
  *
  * @generated from service polyhead.v1.AdminService
  */
