@@ -143,8 +143,7 @@ class _Process:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self, address: str, stack: contextlib.AsyncExitStack) -> int:
-        for part in filter(None, (self._tracing, self._collector)):
-            stack.push_async_callback(part.close)
+        self._close_after(stack)
         stack.push_async_callback(self._server.stop, None)
         self._handle_signals(stack)
         for unit in self._units:
@@ -180,6 +179,13 @@ class _Process:
             return await self._drain()
         await self._drain(join_threads=False)
         return 1
+
+    def _close_after(self, stack: contextlib.AsyncExitStack) -> None:
+        """Closes what takes the last spans and texts after everything else."""
+        if self._tracing:
+            stack.push_async_callback(self._tracing.close)
+        if self._collector:
+            stack.push_async_callback(self._collector.close)
 
     async def _listen(self, address: str) -> str:
         address = await listen(self._server, address, self._certificates)

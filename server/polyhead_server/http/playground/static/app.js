@@ -4,7 +4,7 @@ const $ = (id) => document.getElementById(id);
 const MAX_SHOWN = 200; // answers and rows of the similarity table; a file may have more
 const MAX_SIMILARITY = 24;
 const labels = {}, kindOf = {}; // of each head, by its name
-const model = {}; // what the server says about it
+const served = {}; // what the server says about the model
 const TASKS = { classification: ["softmax"], sentiment: ["sigmoid"], labels: ["multilabel"],
   score: ["ordinal", "regression"] };
 
@@ -39,8 +39,8 @@ async function analyze(texts) {
 // What the model can tell about how far to trust an answer.
 function doubts() {
   const options = {};
-  if (model.has_novelty) options.novelty = true;
-  if (model.heads?.some((head) => head.prediction_sets)) options.prediction_sets = true;
+  if (served.has_novelty) options.novelty = true;
+  if (served.heads?.some((head) => head.prediction_sets)) options.prediction_sets = true;
   return options;
 }
 
@@ -265,7 +265,7 @@ $("key").addEventListener("change", () => card());
 async function card() {
   try {
     const info = await (await call("/v1/info")).json();
-    Object.assign(model, info);
+    Object.assign(served, info);
     $("model-name").textContent = info.name;
     for (const head of info.heads) [labels[head.name], kindOf[head.name]] = [head.labels, head.kind];
     const heads = info.heads.map((head) => `${head.name} (${head.labels.join(", ") || "a number"})`);
