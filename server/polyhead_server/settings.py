@@ -33,6 +33,7 @@ MIN_VALUES = {
     "max_queue_tokens": 1,
     "max_windows": 1,
     "answer_cache_mb": 0,
+    "collect_mb": 1,
     "reload_interval_s": 0,
     "max_items_per_message": 1,
     "max_message_bytes": 1024,
@@ -237,6 +238,24 @@ class Settings:
     otlp_endpoint: str = _option(
         "", "OTLP/gRPC endpoint to export traces to, such as http://127.0.0.1:4317. Empty disables tracing."
     )
+    collect: str = _option(
+        "",
+        "Folder to collect a sample of the clients' texts in, for labelling and training. The files contain what "
+        "clients send, personal data included: read docs/guides/collect.md first. Empty collects nothing.",
+    )
+    collect_share: float = _option(
+        0.01,
+        "Share of the texts to collect, 0 to 1: a third each at random, with low confidence and of high novelty. "
+        "Requires --collect.",
+    )
+    collect_mb: int = _option(
+        100, "Size limit in MiB of all files in the folder of --collect; the oldest are deleted beyond it."
+    )
+    collect_redact: str = _option(
+        "",
+        "TOML file with regular expressions, by name; what they match is replaced before a text is collected. Requires "
+        "--collect. Empty collects texts as they are.",
+    )
     log_level: str = _option("info", "Minimum log level.", ("debug", "info", "warning", "error"))
     log_format: str = _option("text", "Log output format.", ("text", "json"))
     access_log: str = _option("debug", "Log level of per-request access lines.", ("debug", "info"))
@@ -263,6 +282,10 @@ class Settings:
             if getattr(self, name) < minimum:
                 flag = name.replace("_", "-")
                 raise StartupError(f"--{flag} {getattr(self, name)} is less than the minimum of {minimum}")
+        if not 0 < self.collect_share <= 1:
+            raise StartupError(f"--collect-share {self.collect_share:g} must be above 0 and at most 1")
+        if self.collect_redact and not self.collect:
+            raise StartupError("--collect-redact requires --collect")
         if self.signature and not self.public_key:
             raise StartupError("--signature requires --public-key")
         buckets = self.drift_window_s / self.drift_bucket_s
