@@ -27,6 +27,19 @@ class Abstention(Value):
 
 
 @dataclass(frozen=True)
+class PredictionSets(Value):
+    """What the prediction sets of a head promise.
+
+    Attributes:
+        coverage: Probability that the true label of a text like those of validation is in the set.
+        threshold: Lowest probability of a label in a set; the most probable label is in it in any case.
+    """
+
+    coverage: float
+    threshold: float
+
+
+@dataclass(frozen=True)
 class HeadInfo(Value):
     """One head of the model.
 
@@ -41,6 +54,7 @@ class HeadInfo(Value):
         threshold: Minimum probability of a sigmoid head's positive label; None for other heads.
         thresholds: Minimum probabilities of a multilabel head's labels, in their order; None for other heads.
         abstention: When the head abstains; None for a head that never does.
+        prediction_sets: What the head's prediction sets promise; None for a head without them.
     """
 
     name: str
@@ -50,6 +64,7 @@ class HeadInfo(Value):
     threshold: float | None
     thresholds: tuple[float, ...] | None = None
     abstention: Abstention | None = None
+    prediction_sets: PredictionSets | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +134,8 @@ class ModelInfo(Value):
         server_version: Version of the polyhead server.
         prompts: Text of each prompt, by its name; the option ``prompt`` takes a name.
         has_novelty: True when the option ``include_novelty`` may be set.
+        name: The model's name in requests; empty for a server that has only one model and does not tell its name.
+        model_names: Names of all models of the server, which the client takes as ``model``; the first is the default.
     """
 
     model_id: str
@@ -131,3 +148,5 @@ class ModelInfo(Value):
     server_version: str
     prompts: Mapping[str, str] = field(default_factory=dict)
     has_novelty: bool = False
+    name: str = ""
+    model_names: tuple[str, ...] = ()

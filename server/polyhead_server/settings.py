@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 from .addresses import is_local
 from .errors import StartupError
+from .served_models import ServedBundle, parse_model_settings
 
 CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
@@ -31,6 +33,7 @@ MIN_VALUES = {
     "max_queue_tokens": 1,
     "max_windows": 1,
     "answer_cache_mb": 0,
+    "collect_mb": 1,
     "reload_interval_s": 0,
     "max_items_per_message": 1,
     "max_message_bytes": 1024,
@@ -47,7 +50,12 @@ MIN_VALUES = {
     "drain_delay_s": 0,
     "start_timeout_s": 1,
     "max_worker_age_s": 0,
+    "drift_window_s": 0,
+    "drift_bucket_s": 1,
+    "drift_min_distance": 0,
 }
+# Buckets of the window of drift: at least two to compare, and at most those whose memory is small.
+MIN_DRIFT_BUCKETS, MAX_DRIFT_BUCKETS = 2, 1000
 
 
 # Largest message that a front can pass on to the engine process.
@@ -89,6 +97,11 @@ class Settings:
     )
     served_name: str = _option(
         "", "Name of the model in requests of other protocols than polyhead's own. Empty uses the bundle's name."
+    )
+    model_settings: str = _option(
+        "",
+        "Settings of single models of several, separated by commas: NAME.FLAG=VALUE, such as reviews.max-queue-s=5. "
+        "Flags without an entry apply to each model.",
     )
     dialects: str = _option(
         "polyhead,oip,tei",
@@ -209,13 +222,46 @@ class Settings:
         0.0, "Interval in seconds at which to check for a new bundle and reload it. 0 disables the check."
     )
     metrics_listen: str = _option("", "HOST:PORT at which to serve Prometheus metrics. Empty disables them.")
+    drift_window_s: float = _option(
+        86_400.0,
+        "Seconds of recent traffic that are compared with the validation texts of the bundle; see "
+        "docs/guides/monitor.md. Counts are kept, no texts. 0 disables the comparison.",
+    )
+    drift_bucket_s: float = _option(
+        3600.0,
+        "Seconds of traffic that are counted together. The differences between these buckets tell how much the "
+        "traffic varies without drift.",
+    )
+    drift_min_distance: float = _option(
+        0.1, "Smallest distance from the validation texts that is reported as drift, 0 to 1."
+    )
     otlp_endpoint: str = _option(
         "", "OTLP/gRPC endpoint to export traces to, such as http://127.0.0.1:4317. Empty disables tracing."
+    )
+    collect: str = _option(
+        "",
+        "Folder to collect a sample of the clients' texts in, for labelling and training. The files contain what "
+        "clients send, personal data included: read docs/guides/collect.md first. Empty collects nothing.",
+    )
+    collect_share: float = _option(
+        0.01,
+        "Share of the texts to collect, 0 to 1: a third each at random, with low confidence and of high novelty. "
+        "Requires --collect.",
+    )
+    collect_mb: int = _option(
+        100, "Size limit in MiB of all files in the folder of --collect; the oldest are deleted beyond it."
+    )
+    collect_redact: str = _option(
+        "",
+        "TOML file with regular expressions, by name; what they match is replaced before a text is collected. Requires "
+        "--collect. Empty collects texts as they are.",
     )
     log_level: str = _option("info", "Minimum log level.", ("debug", "info", "warning", "error"))
     log_format: str = _option("text", "Log output format.", ("text", "json"))
     access_log: str = _option("debug", "Log level of per-request access lines.", ("debug", "info"))
 
+    # The models of a server with several; empty for one, which is ``bundle``.
+    models: tuple[ServedBundle, ...] = ()
     # Number of cores of this process if its CPU affinity does not show it: a worker under a CPU quota. 0 asks the
     # system.
     cores: int = 0
@@ -236,13 +282,64 @@ class Settings:
             if getattr(self, name) < minimum:
                 flag = name.replace("_", "-")
                 raise StartupError(f"--{flag} {getattr(self, name)} is less than the minimum of {minimum}")
+        if not 0 < self.collect_share <= 1:
+            raise StartupError(f"--collect-share {self.collect_share:g} must be above 0 and at most 1")
+        if self.collect_redact and not self.collect:
+            raise StartupError("--collect-redact requires --collect")
         if self.signature and not self.public_key:
             raise StartupError("--signature requires --public-key")
+        buckets = self.drift_window_s / self.drift_bucket_s
+        if self.drift_window_s and not MIN_DRIFT_BUCKETS <= buckets <= MAX_DRIFT_BUCKETS:
+            raise StartupError(
+                f"--drift-window-s {self.drift_window_s:g} is not {MIN_DRIFT_BUCKETS} to {MAX_DRIFT_BUCKETS} times "
+                f"--drift-bucket-s {self.drift_bucket_s:g}"
+            )
         unknown = {name.strip() for name in self.dialects.split(",")} - {*DIALECTS, ""}
         if unknown or not self.enabled_dialects:
             raise StartupError(f"--dialects {self.dialects}: name at least one of {', '.join(DIALECTS)}, and no other")
         self._require_shareable()
         self._require_encryption()
+        if self.models or self.model_settings:
+            self._require_valid_models()
+
+    def _require_valid_models(self) -> None:
+        if not self.models:
+            raise StartupError("--model-settings requires several models, each given as NAME=DIR")
+        if self.served_name:
+            raise StartupError(f"--served-name {self.served_name} names one model; several are given as NAME=DIR")
+        if self.signature:
+            raise StartupError(
+                "--signature is that of one bundle; several have BUNDLE.sig, or --model-settings NAME.signature=FILE"
+            )
+        name, count = ("fronts", self.fronts) if self.fronts else ("workers", self.workers)
+        if self.fronts or self.workers > 1:
+            raise StartupError(
+                f"--{name} {count} serves one model, and {len(self.models)} are given: start a server for each, or "
+                "omit the flag"
+            )
+        self.of_models()
+
+    def of_models(self) -> list[Settings]:
+        """Returns the settings of each model, each with one bundle and one name; of one model, these.
+
+        Raises:
+            StartupError: ``--model-settings`` has an invalid entry.
+        """
+        if not self.models:
+            return [self]
+        known = {one.name: one for one in dataclasses.fields(self)}
+        given = parse_model_settings(self.model_settings, [model.name for model in self.models], known, MIN_VALUES)
+        return [
+            dataclasses.replace(
+                self,
+                bundle=model.path,
+                served_name=model.name,
+                models=(),
+                model_settings="",
+                **given[model.name],
+            )
+            for model in self.models
+        ]
 
     def _require_shareable(self) -> None:
         if self.fronts and self.workers > 1:

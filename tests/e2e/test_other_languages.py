@@ -177,6 +177,27 @@ def test_answers_are_those_of_the_python_client(
 
 
 @pytest.mark.parametrize("flags", [(), ("unary",)], ids=["stream", "unary"])
+@pytest.mark.parametrize("abstained", [True, False])
+def test_confidence_novelty_and_prediction_set_are_printed(
+    command: Command, servicer: FakeServicer, flags: tuple[str, ...], abstained: bool
+) -> None:
+    servicer.abstained = abstained
+    (answer,) = command.answers(servicer.target, ["text"], *flags, "novelty", "prediction-sets")
+    expected = {"confidence": 0.75, "abstained": abstained}
+    assert expected.items() <= answer["classification"].items()
+    assert expected.items() <= answer["sentiment"].items()
+    assert answer["novelty"] == 0.25
+    assert answer["classification"]["prediction_set"] == ["text"]
+
+
+def test_answers_without_doubt_have_the_fields_of_before(command: Command, servicer: FakeServicer) -> None:
+    (answer,) = command.answers(servicer.target, ["text"])
+    assert answer.keys() == {"id", "embedding", "classification", "sentiment", "truncated"}
+    assert answer["classification"].keys() == {"head", "scores"}
+    assert answer["sentiment"].keys() == {"head", "probability", "label"}
+
+
+@pytest.mark.parametrize("flags", [(), ("unary",)], ids=["stream", "unary"])
 def test_rejected_items_are_sent_again(command: Command, servicer: FakeServicer, flags: tuple[str, ...]) -> None:
     texts = [f"{BUSY}{number}" if number % 4 == 0 else f"text {number}" for number in range(200)]
     assert labels(command.answers(servicer.target, texts, *flags)) == texts
@@ -248,6 +269,15 @@ def test_api_key_is_sent_to_this_machine_only(command: Command, servicer: FakeSe
     assert refused.returncode != 0
     assert "loopback" in refused.stderr
     assert "secret" not in refused.stderr
+
+
+@pytest.mark.parametrize("flags", [(), ("unary",)])
+def test_name_of_the_model_is_sent_if_it_is_given(
+    command: Command, servicer: FakeServicer, flags: tuple[str, ...]
+) -> None:
+    assert command.run(servicer.target, ["text"], "model=tickets", *flags).returncode == 0
+    assert command.run(servicer.target, ["text"], *flags).returncode == 0
+    assert [one.get("x-polyhead-model") for one in servicer.metadata] == ["tickets", None]
 
 
 # Prints how many texts a stream read for ten answers, and whether it closed its input.

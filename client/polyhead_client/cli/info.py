@@ -42,6 +42,8 @@ def _rows(model: ModelInfo) -> list[tuple[str, str]]:
     embedding, limits, runtime = model.embedding, model.limits, model.runtime
     rows = [
         ("model", model.model_id),
+        *([("", f"served as {model.name}")] if model.name else []),
+        *([("models", ", ".join(model.model_names))] if len(model.model_names) > 1 else []),
         ("engine", f"{runtime.engine}, {runtime.device}, {runtime.variant}"),
         *(("", f"fallback: {reason}") for reason in runtime.fallback_reasons),
         ("embedding", f"{embedding.dimensions} dimensions, {embedding.pooling} pooling"),
@@ -74,4 +76,6 @@ def _head_rows(head: HeadInfo, fingerprint: str) -> list[tuple[str, str]]:
     if found := head.abstention:
         kept = f"an accuracy of {found.accuracy:g} with certainty {found.certainty:g}"
         rows.append(("", f"abstains below a confidence of {found.threshold:.4g}, to keep {kept}"))
+    if sets := head.prediction_sets:
+        rows.append(("", f"prediction sets with a coverage of {sets.coverage:g}, with --prediction-sets"))
     return rows

@@ -18,11 +18,12 @@ from polyhead_server.settings import Settings
 
 from .admission import Admission
 from .answer_cache import AnswerCache, ObserveLookups
+from .compute_slots import ComputeSlots
 from .executor import BatchOutcome, Executor
 from .model import Model
 from .reused_answers import answer_from_cache, resolve, resolve_shared
 from .scheduler import BatchLimits, BatchScheduler
-from .types import Entry, QueueState, Result
+from .types import Entry, ItemOutcome, QueueState, Result
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ JOIN_TIMEOUT_S = 10.0
 CLOSE_CHECK_INTERVAL_S = 1.0
 
 ObserveBatches = Callable[[Sequence[BatchOutcome]], None]
+ObserveOutcomes = Callable[[Sequence[Entry], Sequence[ItemOutcome]], None]
 
 
 class EngineCore:
@@ -57,10 +59,13 @@ class EngineCore:
         *,
         on_exception: Callable[[BaseException], None],
         observe_lookups: ObserveLookups | None = None,
+        observe_outcomes: ObserveOutcomes | None = None,
+        slots: ComputeSlots | None = None,
     ) -> None:
         """Prepares the compute threads without starting them; see ``Pipeline`` for the arguments."""
         self.model = model
         self._observe_batches = observe_batches
+        self._observe_outcomes = observe_outcomes
         self._loop = asyncio.get_running_loop()
         self._waking = False
         self.scheduler = BatchScheduler(
@@ -81,6 +86,7 @@ class EngineCore:
             settings.batch_timeout_s,
             on_batches_done=self._resolve_batches,
             on_exception=on_exception,
+            slots=slots,
         )
         cache_bytes = settings.answer_cache_mb * 2**20
         self.answer_cache = AnswerCache(cache_bytes, observe_lookups) if cache_bytes else None
@@ -149,9 +155,13 @@ class EngineCore:
         self.admission.wake()
         succeeded = [done for done in finished if done.batch.entries and not done.failed]
         for done in succeeded:
-            self.admission.observe_batch(done.batch.tokens, done.compute_s, backlog=done.batch.backlog)
+            # Texts behind a batch waited for its slot as well.
+            self.admission.observe_batch(done.batch.tokens, done.slot_s + done.compute_s, backlog=done.batch.backlog)
         if succeeded and self._observe_batches:
             self._observe_batches(succeeded)
+        if self._observe_outcomes:
+            for done in succeeded:
+                self._observe_outcomes(done.batch.entries, done.outcomes)
 
     def _resolve(self, done: BatchOutcome) -> None:
         cache = self.answer_cache

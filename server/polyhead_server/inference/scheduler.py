@@ -87,9 +87,9 @@ class BatchScheduler:
     """Entries in, batches out.
 
     Threads: every public method takes ``accounting.lock`` and may be called from any thread; private methods require
-    the lock. The event loop calls ``put``, ``wake``, ``finish``, ``drop`` and ``close``; compute threads call ``take``.
-    The event loop may cancel an entry's future at any moment without the lock, also between two looks at it here, and
-    calls ``drop`` soon after.
+    the lock. The event loop calls ``put``, ``wake``, ``finish``, ``drop`` and ``close``; compute threads call ``take``,
+    or ``wait_for_work`` and then ``poll`` where they need a slot in between. The event loop may cancel an entry's
+    future at any moment without the lock, also between two looks at it here, and calls ``drop`` soon after.
 
     A waiting entry stands in three structures: in the length bucket of its length, in the list of arrivals and, with a
     deadline, in the expiry heap. Its ``waiting`` flag is the truth. An entry that leaves the queue is taken out of one
@@ -119,11 +119,11 @@ class BatchScheduler:
         self._slots = itertools.count(1)
         self._numbers = itertools.count()
         self._changed = threading.Condition(self.accounting.lock)
-        self._idle_workers = 0
+        self._idle_workers = self._sleeping_workers = 0
         self._closed = False
 
     def put(self, entries: Iterable[Entry]) -> bool:
-        """Adds entries; returns whether workers are idle, which ``wake`` must wake then.
+        """Adds entries; returns whether workers sleep, which ``wake`` must wake then.
 
         An entry that is equal to one in computation does not wait: it is added to the ``shared`` entries of that one.
         """
@@ -132,10 +132,10 @@ class BatchScheduler:
                 if not self._equal.join(entry):
                     self._push(entry)
             self._compact()
-            return self._idle_workers > 0
+            return self._sleeping_workers > 0
 
     def wake(self) -> None:
-        """Wakes as many idle workers as may find work."""
+        """Wakes as many sleeping workers as may find work."""
         with self._changed:
             # Each worker that wakes competes for the interpreter, also one that finds nothing to do.
             self._changed.notify(self.accounting.waiting_items)
@@ -145,10 +145,17 @@ class BatchScheduler:
         with self._changed:
             self._idle_workers += 1
             while not self.accounting.waiting_items and not self._closed:
-                self._changed.wait()
+                self._sleep()
             batch = self._next_batch(self._idle_workers)
             self._idle_workers -= 1
             return batch if batch.entries or batch.expired or not self._closed else None
+
+    def wait_for_work(self) -> bool:
+        """Waits until an entry waits; returns False when the scheduler is closed and empty."""
+        with self._changed:
+            while not self.accounting.waiting_items and not self._closed:
+                self._sleep()
+            return bool(self.accounting.waiting_items)
 
     def poll(self, idle_workers: int) -> Batch:
         """Returns a batch without waiting, as ``take`` does when so many workers are idle; it may be empty."""
@@ -184,6 +191,12 @@ class BatchScheduler:
                 self._idle_workers,
                 len(self._equal),
             )
+
+    def _sleep(self) -> None:
+        """Waits for ``wake`` or ``close``."""
+        self._sleeping_workers += 1
+        self._changed.wait()
+        self._sleeping_workers -= 1
 
     def _push(self, entry: Entry) -> None:
         number = next(self._numbers)

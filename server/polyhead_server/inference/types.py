@@ -82,6 +82,7 @@ class RequestOptions:
         prompt: Name of the prompt of the model to put before every text; empty for none.
         timings: Whether to return a latency breakdown.
         novelty: Whether to return the novelty of the text, which the model must have.
+        prediction_sets: Whether to return the prediction set of each head that has them.
         expected_space: Fingerprint that the model's embedding space must have; empty for any.
         expected_heads: Fingerprints that heads must have, by name.
     """
@@ -94,6 +95,7 @@ class RequestOptions:
     prompt: str = ""
     timings: bool = False
     novelty: bool = False
+    prediction_sets: bool = False
     expected_space: str = ""
     expected_heads: tuple[tuple[str, str], ...] = ()
 
@@ -235,6 +237,12 @@ class Entry:
 
     def __post_init__(self) -> None:
         self.length = max(len(self.ids), 1)
+
+    @property
+    def is_first_window(self) -> bool:
+        """Whether it is a whole text, or the first window of one; the engine process of ``--fronts`` has no windows."""
+        windows = self.tokens.windows
+        return self.ids is windows[0] if windows else self.tokens.seen > 0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+from polyhead_server.drift.monitor import DriftMonitor
 from polyhead_server.errors import NotReadyError
 from polyhead_server.fronts.engine_host import EngineHost
 from polyhead_server.fronts.served_model import ServedModel
@@ -22,7 +23,7 @@ from polyhead_server.inference.engine_core import EngineCore
 from polyhead_server.inference.model import Model, describe, load_model
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.out_of_memory import exit_if_out_of_memory
-from polyhead_server.process_reports import ReloadResult, WorkerStats
+from polyhead_server.process_reports import DriftCounts, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 
 from . import stop_signals
@@ -64,6 +65,7 @@ class _EngineProcess:
         self._stop = stop
         self._role = role
         self._metrics = Metrics()
+        self._drift = DriftMonitor(settings)
         self._host = EngineHost(cast(Path, role.engine_socket))
         self._loader = ModelLoader(lambda loading: load_model(settings, loading), settings.start_timeout_s)
         self._background: set[asyncio.Task[Any]] = set()
@@ -79,7 +81,7 @@ class _EngineProcess:
             self._host.listen()
             sampling = asyncio.create_task(self._metrics.sample(lambda: self._current.core))
             self._background.add(sampling)
-            self._role.on_serving(identity_of(model), EngineOperations(self._host, self._metrics, self._reloader()))
+            self._role.on_serving(identity_of(model), self._operations())
             logger.info("computing with %s for the fronts", model.source.model_id)
             return await self._compute_until_stopped()
 
@@ -107,16 +109,18 @@ class _EngineProcess:
             self._metrics.observe_batches,
             on_exception=exit_if_out_of_memory,
             observe_lookups=self._metrics.count_cache_lookups,
+            observe_outcomes=self._drift.watch(model),
         )
         logger.info(describe(model, core.threads))
         self._metrics.set_runtime(model, core.threads)
         core.start()
         return ServedModel(self._host.number_of(model), core)
 
-    def _reloader(self) -> Reloader[ServedModel]:
-        return Reloader(
+    def _operations(self) -> EngineOperations:
+        reloader = Reloader(
             self._loader.load, self._start, self._host, self._metrics.count_reload, prepare=self._host.prepare
         )
+        return EngineOperations(self._host, self._metrics, reloader, self._drift)
 
     @property
     def _current(self) -> ServedModel:
@@ -146,14 +150,18 @@ class _EngineProcess:
 class EngineOperations:
     """Operations on the engine process; see ``ProcessOperations``."""
 
-    def __init__(self, host: EngineHost, metrics: Metrics, reloader: Reloader[ServedModel]) -> None:
+    def __init__(
+        self, host: EngineHost, metrics: Metrics, reloader: Reloader[ServedModel], drift: DriftMonitor
+    ) -> None:
         """Connects the operations to the process.
 
         Args:
             host: Serves the fronts.
             metrics: Counters since the start of the process.
             reloader: Loads the bundle again.
+            drift: Counts the texts of all fronts.
         """
+        self._drift = drift
         self._host = host
         self._metrics = metrics
         self._reloader = reloader
@@ -173,6 +181,11 @@ class EngineOperations:
 
     async def drain(self) -> None:
         """Does nothing: the fronts report what load balancers see."""
+
+    async def drift(self) -> DriftCounts:
+        """Returns what the process has counted of the traffic of all fronts."""
+        with internal_errors("drift"):
+            return self._drift.counts()
 
     async def stats(self) -> WorkerStats:
         """Returns the statistics of this process, which has no calls of its own.

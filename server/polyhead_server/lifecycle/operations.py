@@ -8,11 +8,12 @@ import os
 from collections.abc import Iterator
 from typing import Protocol
 
+from polyhead_server.drift.monitor import DriftMonitor
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError, ServerError
 from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import Model
 from polyhead_server.out_of_memory import exit_if_out_of_memory
-from polyhead_server.process_reports import ReloadResult, WorkerStats
+from polyhead_server.process_reports import DriftCounts, ReloadResult, WorkerStats
 from polyhead_server.rpc import service_names
 from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.inference_service import InferenceService
@@ -36,6 +37,9 @@ class ProcessOperations(Protocol):
     async def stats(self) -> WorkerStats:
         """Returns the statistics of the process."""
 
+    async def drift(self) -> DriftCounts:
+        """Returns what the process has counted of its traffic."""
+
 
 class Operations:
     """Operations on this process. Each raises a ``ServerError`` that states why it failed.
@@ -45,12 +49,13 @@ class Operations:
         drained: Whether an operator has drained the server.
     """
 
-    def __init__(self, service: InferenceService, health: Health) -> None:
+    def __init__(self, service: InferenceService, health: Health, drift: DriftMonitor) -> None:
         """Connects the operations to the process.
 
         Args:
             service: The inference service.
             health: The health service of ``service``.
+            drift: Counts the texts that this process computes.
         """
         self.reloader: Reloader[Intake] | None = None
         self.drained = False
@@ -58,6 +63,7 @@ class Operations:
         self._reloads = ReloadQueue(self._reload)
         self._service = service
         self._health = health
+        self._drift = drift
 
     async def reload(self, *, force: bool) -> ReloadResult:
         """Loads the bundle again and serves it.
@@ -71,7 +77,8 @@ class Operations:
         """
         with internal_errors("reload"):
             model = await self._reloads.request(force=force)
-        return ReloadResult(os.getpid(), model.source.model_id, dict(model.fingerprints.heads), identity_of(model))
+        name, heads = self._service.served_name(), dict(model.fingerprints.heads)
+        return ReloadResult(os.getpid(), model.source.model_id, heads, identity_of(model), name)
 
     async def reload_and_log(self) -> bool:
         """Reloads for a caller that reads the outcome in the log, such as a signal; returns whether it succeeded."""
@@ -101,6 +108,11 @@ class Operations:
         """
         with internal_errors("stats"):
             return WorkerStats(**{**self._service.stats(), "process_id": os.getpid(), "serving": self._health.serving})
+
+    async def drift(self) -> DriftCounts:
+        """Returns what this process has counted of its traffic."""
+        with internal_errors("drift"):
+            return self._drift.counts()
 
     async def _reload(self, force: bool) -> Model:
         if self.reloader is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from polyhead_server.collection.collector import Collector
 from polyhead_server.errors import NotReadyError
 from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import load_model
@@ -22,7 +23,9 @@ from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
 from polyhead_server.rpc.method_table import inference_handler
+from polyhead_server.rpc.model_routes import ModelRoutes
 from polyhead_server.serving.backend import Backend
+from polyhead_server.serving.models import Models
 from polyhead_server.settings import Settings
 
 from .autoscaling import QUEUED_TOKENS, UTILIZATION
@@ -50,9 +53,10 @@ class ReplicaServer:
         self._settings = settings
         self._metrics = Metrics()
         self._tracing = Tracing.from_settings(settings)
+        self._collector = Collector.from_settings(settings, self._metrics)
         self._service = InferenceService(settings, self._metrics)
         self._health = Health()
-        self._backend = Backend(self._service, settings, lambda: self._health.serving)
+        self._models = Models([Backend(self._service, settings, lambda: self._health.serving)])
         self._utilization = _Utilization(self._metrics)
         interceptors = [
             TelemetryInterceptor(settings, self._metrics, self._tracing),
@@ -66,7 +70,9 @@ class ReplicaServer:
         handlers = _Handlers()
         self._health.add_to(handlers)  # type: ignore[arg-type]
         self.calls = HandlerCalls(
-            [inference_handler(self._service), *handlers.generic], interceptors, settings.max_message_bytes
+            [ModelRoutes(self._models, {self._models.default: inference_handler(self._service)}), *handlers.generic],
+            interceptors,
+            settings.max_message_bytes,
         )
 
     async def start(self) -> None:
@@ -77,7 +83,8 @@ class ReplicaServer:
         """
         settings = self._settings
         model = await ModelLoader(lambda loading: load_model(settings, loading), settings.start_timeout_s).load()
-        self._service.serve(start_pipeline(model, settings, self._metrics, self._tracing))
+        pipeline = start_pipeline(model, settings, self._metrics, self._tracing, collector=self._collector)
+        self._service.serve(pipeline)
         await self._health.set(serving=True, alive=True)
 
     def http_app(self) -> App:
@@ -86,7 +93,7 @@ class ReplicaServer:
         Raises:
             StartupError: The key file is invalid.
         """
-        return http_app(self._backend, self._settings)
+        return http_app(self._models, self._settings)
 
     @property
     def pipeline(self) -> Intake:
@@ -123,6 +130,8 @@ class ReplicaServer:
         self._service.drain()
         if self._service.pipeline and await self._service.wait_idle(self._settings.drain_timeout_s):
             await self._service.pipeline.close()
+        if self._collector:
+            await self._collector.close()
         if self._tracing:
             await self._tracing.close()
 

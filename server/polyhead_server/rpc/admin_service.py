@@ -20,11 +20,13 @@ from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc, item_pb2
 
 from polyhead_server.addresses import exclusive, private_files
+from polyhead_server.drift.report import MAX_P_VALUE, DriftReport
 from polyhead_server.errors import StartupError
 from polyhead_server.process_reports import ReloadResult, WorkerStats
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.security.tls import Certificates, add_port
+from polyhead_server.serving.models import name_in
 from polyhead_server.settings import Settings
 
 from . import service_names
@@ -41,14 +43,17 @@ _FLUSH_S = 1.0
 class AdminBackend(Protocol):
     """Operations on all processes of a server. Each raises a ``ServerError`` that states why it failed."""
 
-    async def reload(self, *, force: bool) -> list[ReloadResult]:
-        """Loads the bundle again in every process; ``force`` accepts an incompatible model."""
+    async def reload(self, *, force: bool, model: str = "") -> list[ReloadResult]:
+        """Loads the bundle of a model again in every process, of all without a name; ``force`` accepts any model."""
 
     async def drain(self) -> None:
         """Makes every process report NOT_SERVING."""
 
-    async def stats(self) -> list[WorkerStats]:
-        """Returns the statistics of every process."""
+    async def stats(self, model: str = "") -> list[WorkerStats]:
+        """Returns the statistics of every process for a model, for each without a name."""
+
+    async def drift(self, model: str = "") -> DriftReport:
+        """Compares a model's traffic in all processes with its validation texts; without a name, the first model's."""
 
 
 class AdminServer:
@@ -123,16 +128,20 @@ class _AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
     def __init__(self, backend: AdminBackend) -> None:
         self._backend = backend
 
-    async def Reload(self, request: pb2.ReloadRequest, _: _Context) -> pb2.ReloadResponse:  # noqa: N802
-        results = await self._backend.reload(force=request.force)
+    async def Reload(self, request: pb2.ReloadRequest, context: _Context) -> pb2.ReloadResponse:  # noqa: N802
+        results = await self._backend.reload(force=request.force, model=name_in(context.invocation_metadata()))
         return pb2.ReloadResponse(workers=map(_worker_reload, results))
 
     async def Drain(self, _: pb2.DrainRequest, __: _Context) -> pb2.DrainResponse:  # noqa: N802
         await self._backend.drain()
         return pb2.DrainResponse()
 
-    async def GetStats(self, _: pb2.GetStatsRequest, __: _Context) -> pb2.GetStatsResponse:  # noqa: N802
-        return pb2.GetStatsResponse(workers=map(_worker_stats, await self._backend.stats()))
+    async def GetStats(self, _: pb2.GetStatsRequest, context: _Context) -> pb2.GetStatsResponse:  # noqa: N802
+        results = await self._backend.stats(name_in(context.invocation_metadata()))
+        return pb2.GetStatsResponse(workers=map(_worker_stats, results))
+
+    async def GetDrift(self, _: pb2.GetDriftRequest, context: _Context) -> pb2.GetDriftResponse:  # noqa: N802
+        return _drift(await self._backend.drift(name_in(context.invocation_metadata())))
 
 
 def _worker_reload(result: ReloadResult) -> pb2.WorkerReload:
@@ -141,6 +150,7 @@ def _worker_reload(result: ReloadResult) -> pb2.WorkerReload:
         process_id=result.process_id,
         model_id=result.model_id,
         fingerprints=item_pb2.Fingerprints(embedding_space=result.identity.embedding_space, heads=heads),
+        model_name=result.model_name,
     )
 
 
@@ -151,6 +161,31 @@ def _worker_stats(stats: WorkerStats) -> pb2.WorkerStats:
         for name, value in dataclasses.asdict(stats).items()
     }
     return pb2.WorkerStats(**values)
+
+
+def _drift(report: DriftReport) -> pb2.GetDriftResponse:
+    return pb2.GetDriftResponse(
+        model_id=report.model_id,
+        window=_duration(report.window_s),
+        texts=report.texts,
+        uncounted_texts=report.uncounted,
+        reference_texts=report.reference_texts,
+        min_distance=report.min_distance,
+        max_p_value=MAX_P_VALUE,
+        measures=[
+            pb2.DriftMeasure(
+                head=one.measure.head,
+                name=one.measure.name,
+                texts=one.texts,
+                effective_texts=one.effective,
+                distance=one.distance,
+                p_value=one.p_value,
+                drifted=one.drifted,
+                bins=[pb2.DriftBin(name=name, reference=old, observed=new) for name, old, new in one.bins()],
+            )
+            for one in report.measures
+        ],
+    )
 
 
 def _duration(seconds: float) -> Duration:

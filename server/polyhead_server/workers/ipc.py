@@ -6,6 +6,7 @@
                                                     request       reload(ReloadParams) -> ReloadResult
                                                     request       drain(NoParams) -> NoResult
                                                     request       stats(NoParams) -> WorkerStats
+                                                    request       drift(NoParams) -> DriftCounts
     worker -> supervisor, on its standard output    notification  serving(ModelIdentity)
 
 Each method is a constant of this module that names the types of its parameters and its result. A message that is not
@@ -25,7 +26,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from polyhead_server.errors import StartupError
 from polyhead_server.json_types import Values
-from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
+from polyhead_server.process_reports import DriftCounts, ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 
 # The labels of a large model make long lines.
@@ -168,6 +169,7 @@ SERVING = Method("serving", ModelIdentity, NoResult)
 RELOAD = Method("reload", ReloadParams, ReloadResult)
 DRAIN = Method("drain", NoParams, NoResult)
 STATS = Method("stats", NoParams, WorkerStats)
+DRIFT = Method("drift", NoParams, DriftCounts)
 
 
 def encode_request(method: Method[P, Any], params: P, request_id: int) -> bytes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from polyhead_server.errors import NotReadyError, ServerError
 from polyhead_server.lifecycle.entry import run
-from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
+from polyhead_server.process_reports import DriftCounts, ModelIdentity, ReloadResult, WorkerStats
 
 from . import ipc
 from .ipc import Method, NoParams, NoResult, ReloadParams, Request, Response, Role, RpcError, WorkerConfig
@@ -81,6 +81,7 @@ class SupervisorConnection:
             ipc.RELOAD.name: _handler(ipc.RELOAD, self._reload),
             ipc.DRAIN.name: _handler(ipc.DRAIN, self._drain),
             ipc.STATS.name: _handler(ipc.STATS, self._stats),
+            ipc.DRIFT.name: _handler(ipc.DRIFT, self._drift),
         }
         self._in_progress: set[asyncio.Task[None]] = set()
 
@@ -143,6 +144,9 @@ class SupervisorConnection:
 
     async def _stats(self, _: NoParams) -> WorkerStats:
         return await self._require_operations().stats()
+
+    async def _drift(self, _: NoParams) -> DriftCounts:
+        return await self._require_operations().drift()
 
     def _require_operations(self) -> ProcessOperations:
         if self._operations is None:

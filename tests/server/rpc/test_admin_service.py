@@ -14,8 +14,9 @@ from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
-from polyhead_server.errors import ReloadError, StartupError
-from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
+from polyhead_server.drift.report import DriftReport, MeasureDrift
+from polyhead_server.errors import DriftNotAvailableError, ReloadError, StartupError
+from polyhead_server.process_reports import Measure, MeasureKind, ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.rpc.admin_service import AdminServer
 from polyhead_server.rpc.health import Health
 from polyhead_server.security import api_keys
@@ -60,16 +61,26 @@ class FakeBackend:
         self.requested: list[str] = []
         self.fails: Exception | None = None
 
-    async def reload(self, *, force: bool) -> list[ReloadResult]:
-        self._request(f"reload force={force}")
-        return [ReloadResult(7, "m", {"topic": "t"}, ModelIdentity("e", ()))]
+    async def reload(self, *, force: bool, model: str = "") -> list[ReloadResult]:
+        self._request(f"reload force={force}{model and f' of {model}'}")
+        return [ReloadResult(7, "m", {"topic": "t"}, ModelIdentity("e", ()), model)]
 
     async def drain(self) -> None:
         self._request("drain")
 
-    async def stats(self) -> list[WorkerStats]:
-        self._request("stats")
+    async def stats(self, model: str = "") -> list[WorkerStats]:
+        self._request(f"stats{model and f' of {model}'}")
         return [stats_of(7), stats_of(8)]
+
+    async def drift(self, model: str = "") -> DriftReport:
+        self._request(f"drift of {model}" if model else "drift")
+        topic = Measure("topic", "answers", MeasureKind.SHARES, ("a", "b"), (0.5, 0.5), 400)
+        mean = Measure("", "embedding", MeasureKind.MEAN, (), (0.0, 1.0), 400, (1.0, 1.0))
+        measures = [
+            MeasureDrift(topic, 90, (0.9, 0.1), 0.4, 1e-5, 45.0, drifted=True),
+            MeasureDrift(mean, 90, (), 0.1, None, 90.0, drifted=False),
+        ]
+        return DriftReport("m", 86400.0, 90, 7, 400, 0.1, measures)
 
     def _request(self, operation: str) -> None:
         self.requested.append(operation)
@@ -104,11 +115,40 @@ def stub(channel: aio.Channel) -> Any:
     return admin_service_pb2_grpc.AdminServiceStub(channel)
 
 
+async def test_metadata_names_one_of_several_models(stub: Any, backend: FakeBackend) -> None:
+    metadata = (("x-polyhead-model", "tickets"),)
+    (result,) = (await stub.Reload(pb2.ReloadRequest(), timeout=30, metadata=metadata)).workers
+    assert result.model_name == "tickets"
+    await stub.GetStats(pb2.GetStatsRequest(), timeout=30, metadata=metadata)
+    assert backend.requested == ["reload force=False of tickets", "stats of tickets"]
+
+
 async def test_stats_contain_every_worker(stub: Any) -> None:
     first, second = (await stub.GetStats(pb2.GetStatsRequest(), timeout=30)).workers
     assert (first.process_id, second.process_id) == (7, 8)
     assert (first.queued_items, first.expected_wait) == (3, Duration(seconds=1, nanos=500_000_000))
     assert first.item_errors_total == {"OVERLOADED": 2}
+
+
+async def test_drift_of_all_workers_is_one_report(stub: Any, backend: FakeBackend) -> None:
+    metadata = (("x-polyhead-model", "tickets"),)
+    report = await stub.GetDrift(pb2.GetDriftRequest(), timeout=30, metadata=metadata)
+    assert backend.requested == ["drift of tickets"]
+    assert (report.model_id, report.texts, report.uncounted_texts, report.reference_texts) == ("m", 90, 7, 400)
+    assert (report.window, report.min_distance, report.max_p_value) == (Duration(seconds=86400), 0.1, 0.001)
+    topic, mean = report.measures
+    assert (topic.head, topic.name, topic.texts, topic.effective_texts) == ("topic", "answers", 90, 45)
+    assert (topic.distance, topic.p_value, topic.drifted) == (0.4, 1e-5, True)
+    assert [(one.name, one.reference, one.observed) for one in topic.bins] == [("a", 0.5, 0.9), ("b", 0.5, 0.1)]
+    assert (mean.head, mean.HasField("p_value"), len(mean.bins)) == ("", False, 0)
+
+
+async def test_missing_reference_is_a_failed_precondition(stub: Any, backend: FakeBackend) -> None:
+    backend.fails = DriftNotAvailableError("m has no reference")
+    with pytest.raises(grpc.RpcError) as caught:
+        await stub.GetDrift(pb2.GetDriftRequest(), timeout=30)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert caught.value.details() == "m has no reference"
 
 
 @pytest.mark.parametrize("force", [False, True])

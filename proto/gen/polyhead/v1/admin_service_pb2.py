@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from polyhead.v1 import item_pb2 as polyhead_dot_v1_dot_item__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpolyhead/v1/admin_service.proto\x12\x0bpolyhead.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16polyhead/v1/item.proto\"\x1e\n\rReloadRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"<\n\x0eReloadResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.polyhead.v1.WorkerReload\"e\n\x0cWorkerReload\x12\x12\n\nprocess_id\x18\x01 \x01(\r\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12/\n\x0c\x66ingerprints\x18\x03 \x01(\x0b\x32\x19.polyhead.v1.Fingerprints\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\"\x11\n\x0fGetStatsRequest\"=\n\x10GetStatsResponse\x12)\n\x07workers\x18\x01 \x03(\x0b\x32\x18.polyhead.v1.WorkerStats\"\x96\x04\n\x0bWorkerStats\x12\x12\n\nprocess_id\x18\x01 \x01(\r\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12*\n\x07up_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10requests_running\x18\x05 \x01(\r\x12\x14\n\x0cqueued_items\x18\x06 \x01(\r\x12\x15\n\rqueued_tokens\x18\x07 \x01(\x04\x12\x30\n\rexpected_wait\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bitems_total\x18\t \x01(\x04\x12\x14\n\x0ctokens_total\x18\n \x01(\x04\x12\x1c\n\x14padding_tokens_total\x18\x0b \x01(\x04\x12\x15\n\rbatches_total\x18\x0c \x01(\x04\x12\x30\n\rcompute_total\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12H\n\x11item_errors_total\x18\x0e \x03(\x0b\x32-.polyhead.v1.WorkerStats.ItemErrorsTotalEntry\x12\x17\n\x0f\x63ompute_threads\x18\x0f \x01(\r\x1a\x36\n\x14ItemErrorsTotalEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xda\x01\n\x0c\x41\x64minService\x12\x41\n\x06Reload\x12\x1a.polyhead.v1.ReloadRequest\x1a\x1b.polyhead.v1.ReloadResponse\x12>\n\x05\x44rain\x12\x19.polyhead.v1.DrainRequest\x1a\x1a.polyhead.v1.DrainResponse\x12G\n\x08GetStats\x12\x1c.polyhead.v1.GetStatsRequest\x1a\x1d.polyhead.v1.GetStatsResponseBQ\n\x0eio.polyhead.v1P\x01Z=github.com/polyhead/polyhead/clients/go/polyheadv1;polyheadv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpolyhead/v1/admin_service.proto\x12\x0bpolyhead.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16polyhead/v1/item.proto\"\x1e\n\rReloadRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"<\n\x0eReloadResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.polyhead.v1.WorkerReload\"y\n\x0cWorkerReload\x12\x12\n\nprocess_id\x18\x01 \x01(\r\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12/\n\x0c\x66ingerprints\x18\x03 \x01(\x0b\x32\x19.polyhead.v1.Fingerprints\x12\x12\n\nmodel_name\x18\x04 \x01(\t\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\"\x11\n\x0fGetStatsRequest\"=\n\x10GetStatsResponse\x12)\n\x07workers\x18\x01 \x03(\x0b\x32\x18.polyhead.v1.WorkerStats\"\xaa\x04\n\x0bWorkerStats\x12\x12\n\nprocess_id\x18\x01 \x01(\r\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12*\n\x07up_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10requests_running\x18\x05 \x01(\r\x12\x14\n\x0cqueued_items\x18\x06 \x01(\r\x12\x15\n\rqueued_tokens\x18\x07 \x01(\x04\x12\x30\n\rexpected_wait\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bitems_total\x18\t \x01(\x04\x12\x14\n\x0ctokens_total\x18\n \x01(\x04\x12\x1c\n\x14padding_tokens_total\x18\x0b \x01(\x04\x12\x15\n\rbatches_total\x18\x0c \x01(\x04\x12\x30\n\rcompute_total\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12H\n\x11item_errors_total\x18\x0e \x03(\x0b\x32-.polyhead.v1.WorkerStats.ItemErrorsTotalEntry\x12\x17\n\x0f\x63ompute_threads\x18\x0f \x01(\r\x12\x12\n\nmodel_name\x18\x10 \x01(\t\x1a\x36\n\x14ItemErrorsTotalEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x11\n\x0fGetDriftRequest\"\xe8\x01\n\x10GetDriftResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12)\n\x06window\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05texts\x18\x03 \x01(\x04\x12\x17\n\x0funcounted_texts\x18\x04 \x01(\x04\x12\x17\n\x0freference_texts\x18\x05 \x01(\x04\x12\x14\n\x0cmin_distance\x18\x06 \x01(\x01\x12\x13\n\x0bmax_p_value\x18\x07 \x01(\x01\x12+\n\x08measures\x18\x08 \x03(\x0b\x32\x19.polyhead.v1.DriftMeasure\"\xbc\x01\n\x0c\x44riftMeasure\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05texts\x18\x03 \x01(\x04\x12\x17\n\x0f\x65\x66\x66\x65\x63tive_texts\x18\x04 \x01(\x01\x12\x10\n\x08\x64istance\x18\x05 \x01(\x01\x12\x14\n\x07p_value\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07\x64rifted\x18\x07 \x01(\x08\x12#\n\x04\x62ins\x18\x08 \x03(\x0b\x32\x15.polyhead.v1.DriftBinB\n\n\x08_p_value\"=\n\x08\x44riftBin\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\treference\x18\x02 \x01(\x01\x12\x10\n\x08observed\x18\x03 \x01(\x01\x32\xa3\x02\n\x0c\x41\x64minService\x12\x41\n\x06Reload\x12\x1a.polyhead.v1.ReloadRequest\x1a\x1b.polyhead.v1.ReloadResponse\x12>\n\x05\x44rain\x12\x19.polyhead.v1.DrainRequest\x1a\x1a.polyhead.v1.DrainResponse\x12G\n\x08GetStats\x12\x1c.polyhead.v1.GetStatsRequest\x1a\x1d.polyhead.v1.GetStatsResponse\x12G\n\x08GetDrift\x12\x1c.polyhead.v1.GetDriftRequest\x1a\x1d.polyhead.v1.GetDriftResponseBQ\n\x0eio.polyhead.v1P\x01Z=github.com/polyhead/polyhead/clients/go/polyheadv1;polyheadv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,19 +41,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELOADRESPONSE']._serialized_start=136
   _globals['_RELOADRESPONSE']._serialized_end=196
   _globals['_WORKERRELOAD']._serialized_start=198
-  _globals['_WORKERRELOAD']._serialized_end=299
-  _globals['_DRAINREQUEST']._serialized_start=301
-  _globals['_DRAINREQUEST']._serialized_end=315
-  _globals['_DRAINRESPONSE']._serialized_start=317
-  _globals['_DRAINRESPONSE']._serialized_end=332
-  _globals['_GETSTATSREQUEST']._serialized_start=334
-  _globals['_GETSTATSREQUEST']._serialized_end=351
-  _globals['_GETSTATSRESPONSE']._serialized_start=353
-  _globals['_GETSTATSRESPONSE']._serialized_end=414
-  _globals['_WORKERSTATS']._serialized_start=417
-  _globals['_WORKERSTATS']._serialized_end=951
-  _globals['_WORKERSTATS_ITEMERRORSTOTALENTRY']._serialized_start=897
-  _globals['_WORKERSTATS_ITEMERRORSTOTALENTRY']._serialized_end=951
-  _globals['_ADMINSERVICE']._serialized_start=954
-  _globals['_ADMINSERVICE']._serialized_end=1172
+  _globals['_WORKERRELOAD']._serialized_end=319
+  _globals['_DRAINREQUEST']._serialized_start=321
+  _globals['_DRAINREQUEST']._serialized_end=335
+  _globals['_DRAINRESPONSE']._serialized_start=337
+  _globals['_DRAINRESPONSE']._serialized_end=352
+  _globals['_GETSTATSREQUEST']._serialized_start=354
+  _globals['_GETSTATSREQUEST']._serialized_end=371
+  _globals['_GETSTATSRESPONSE']._serialized_start=373
+  _globals['_GETSTATSRESPONSE']._serialized_end=434
+  _globals['_WORKERSTATS']._serialized_start=437
+  _globals['_WORKERSTATS']._serialized_end=991
+  _globals['_WORKERSTATS_ITEMERRORSTOTALENTRY']._serialized_start=937
+  _globals['_WORKERSTATS_ITEMERRORSTOTALENTRY']._serialized_end=991
+  _globals['_GETDRIFTREQUEST']._serialized_start=993
+  _globals['_GETDRIFTREQUEST']._serialized_end=1010
+  _globals['_GETDRIFTRESPONSE']._serialized_start=1013
+  _globals['_GETDRIFTRESPONSE']._serialized_end=1245
+  _globals['_DRIFTMEASURE']._serialized_start=1248
+  _globals['_DRIFTMEASURE']._serialized_end=1436
+  _globals['_DRIFTBIN']._serialized_start=1438
+  _globals['_DRIFTBIN']._serialized_end=1499
+  _globals['_ADMINSERVICE']._serialized_start=1502
+  _globals['_ADMINSERVICE']._serialized_end=1793
 # @@protoc_insertion_point(module_scope)

@@ -75,8 +75,26 @@ _AdminServiceGetStatsType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrainType, _AdminServiceGetStatsType]):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server."""
+_AdminServiceGetDriftType = typing_extensions.TypeVar(
+    '_AdminServiceGetDriftType',
+    grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetDriftRequest,
+        polyhead.v1.admin_service_pb2.GetDriftResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetDriftRequest,
+        polyhead.v1.admin_service_pb2.GetDriftResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetDriftRequest,
+        polyhead.v1.admin_service_pb2.GetDriftResponse,
+    ],
+)
+
+class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrainType, _AdminServiceGetStatsType, _AdminServiceGetDriftType]):
+    """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+    models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
+    """
 
     @typing.overload
     def __init__(self: AdminServiceStub[
@@ -91,6 +109,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrai
         grpc.UnaryUnaryMultiCallable[
             polyhead.v1.admin_service_pb2.GetStatsRequest,
             polyhead.v1.admin_service_pb2.GetStatsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.GetDriftRequest,
+            polyhead.v1.admin_service_pb2.GetDriftResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -108,6 +130,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrai
             polyhead.v1.admin_service_pb2.GetStatsRequest,
             polyhead.v1.admin_service_pb2.GetStatsResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.GetDriftRequest,
+            polyhead.v1.admin_service_pb2.GetDriftResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Reload: _AdminServiceReloadType
@@ -124,6 +150,12 @@ class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrai
     GetStats: _AdminServiceGetStatsType
     """GetStats describes the current load and the work done since the start."""
 
+    GetDrift: _AdminServiceGetDriftType
+    """GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+    of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+    the server does not count its traffic.
+    """
+
 AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         polyhead.v1.admin_service_pb2.ReloadRequest,
@@ -137,10 +169,16 @@ AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
         polyhead.v1.admin_service_pb2.GetStatsRequest,
         polyhead.v1.admin_service_pb2.GetStatsResponse,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetDriftRequest,
+        polyhead.v1.admin_service_pb2.GetDriftResponse,
+    ],
 ]
 
 class AdminServiceServicer(metaclass=abc.ABCMeta):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server."""
+    """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+    models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
+    """
 
     @abc.abstractmethod
     def Reload(
@@ -170,5 +208,16 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[polyhead.v1.admin_service_pb2.GetStatsResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.GetStatsResponse]]:
         """GetStats describes the current load and the work done since the start."""
+
+    @abc.abstractmethod
+    def GetDrift(
+        self,
+        request: polyhead.v1.admin_service_pb2.GetDriftRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[polyhead.v1.admin_service_pb2.GetDriftResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.GetDriftResponse]]:
+        """GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+        of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+        the server does not count its traffic.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -17,7 +17,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file polyhead/v1/admin_service.proto.
  */
 export const file_polyhead_v1_admin_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch9wb2x5aGVhZC92MS9hZG1pbl9zZXJ2aWNlLnByb3RvEgtwb2x5aGVhZC52MSIeCg1SZWxvYWRSZXF1ZXN0Eg0KBWZvcmNlGAEgASgIIjwKDlJlbG9hZFJlc3BvbnNlEioKB3dvcmtlcnMYASADKAsyGS5wb2x5aGVhZC52MS5Xb3JrZXJSZWxvYWQiZQoMV29ya2VyUmVsb2FkEhIKCnByb2Nlc3NfaWQYASABKA0SEAoIbW9kZWxfaWQYAiABKAkSLwoMZmluZ2VycHJpbnRzGAMgASgLMhkucG9seWhlYWQudjEuRmluZ2VycHJpbnRzIg4KDERyYWluUmVxdWVzdCIPCg1EcmFpblJlc3BvbnNlIhEKD0dldFN0YXRzUmVxdWVzdCI9ChBHZXRTdGF0c1Jlc3BvbnNlEikKB3dvcmtlcnMYASADKAsyGC5wb2x5aGVhZC52MS5Xb3JrZXJTdGF0cyKWBAoLV29ya2VyU3RhdHMSEgoKcHJvY2Vzc19pZBgBIAEoDRIQCghtb2RlbF9pZBgCIAEoCRIPCgdzZXJ2aW5nGAMgASgIEioKB3VwX3RpbWUYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SGAoQcmVxdWVzdHNfcnVubmluZxgFIAEoDRIUCgxxdWV1ZWRfaXRlbXMYBiABKA0SFQoNcXVldWVkX3Rva2VucxgHIAEoBBIwCg1leHBlY3RlZF93YWl0GAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhMKC2l0ZW1zX3RvdGFsGAkgASgEEhQKDHRva2Vuc190b3RhbBgKIAEoBBIcChRwYWRkaW5nX3Rva2Vuc190b3RhbBgLIAEoBBIVCg1iYXRjaGVzX3RvdGFsGAwgASgEEjAKDWNvbXB1dGVfdG90YWwYDSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SSAoRaXRlbV9lcnJvcnNfdG90YWwYDiADKAsyLS5wb2x5aGVhZC52MS5Xb3JrZXJTdGF0cy5JdGVtRXJyb3JzVG90YWxFbnRyeRIXCg9jb21wdXRlX3RocmVhZHMYDyABKA0aNgoUSXRlbUVycm9yc1RvdGFsRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgEOgI4ATLaAQoMQWRtaW5TZXJ2aWNlEkEKBlJlbG9hZBIaLnBvbHloZWFkLnYxLlJlbG9hZFJlcXVlc3QaGy5wb2x5aGVhZC52MS5SZWxvYWRSZXNwb25zZRI+CgVEcmFpbhIZLnBvbHloZWFkLnYxLkRyYWluUmVxdWVzdBoaLnBvbHloZWFkLnYxLkRyYWluUmVzcG9uc2USRwoIR2V0U3RhdHMSHC5wb2x5aGVhZC52MS5HZXRTdGF0c1JlcXVlc3QaHS5wb2x5aGVhZC52MS5HZXRTdGF0c1Jlc3BvbnNlQlEKDmlvLnBvbHloZWFkLnYxUAFaPWdpdGh1Yi5jb20vcG9seWhlYWQvcG9seWhlYWQvY2xpZW50cy9nby9wb2x5aGVhZHYxO3BvbHloZWFkdjFiBnByb3RvMw", [file_google_protobuf_duration, file_polyhead_v1_item]);
+  fileDesc("Ch9wb2x5aGVhZC92MS9hZG1pbl9zZXJ2aWNlLnByb3RvEgtwb2x5aGVhZC52MSIeCg1SZWxvYWRSZXF1ZXN0Eg0KBWZvcmNlGAEgASgIIjwKDlJlbG9hZFJlc3BvbnNlEioKB3dvcmtlcnMYASADKAsyGS5wb2x5aGVhZC52MS5Xb3JrZXJSZWxvYWQieQoMV29ya2VyUmVsb2FkEhIKCnByb2Nlc3NfaWQYASABKA0SEAoIbW9kZWxfaWQYAiABKAkSLwoMZmluZ2VycHJpbnRzGAMgASgLMhkucG9seWhlYWQudjEuRmluZ2VycHJpbnRzEhIKCm1vZGVsX25hbWUYBCABKAkiDgoMRHJhaW5SZXF1ZXN0Ig8KDURyYWluUmVzcG9uc2UiEQoPR2V0U3RhdHNSZXF1ZXN0Ij0KEEdldFN0YXRzUmVzcG9uc2USKQoHd29ya2VycxgBIAMoCzIYLnBvbHloZWFkLnYxLldvcmtlclN0YXRzIqoECgtXb3JrZXJTdGF0cxISCgpwcm9jZXNzX2lkGAEgASgNEhAKCG1vZGVsX2lkGAIgASgJEg8KB3NlcnZpbmcYAyABKAgSKgoHdXBfdGltZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIYChByZXF1ZXN0c19ydW5uaW5nGAUgASgNEhQKDHF1ZXVlZF9pdGVtcxgGIAEoDRIVCg1xdWV1ZWRfdG9rZW5zGAcgASgEEjAKDWV4cGVjdGVkX3dhaXQYCCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEwoLaXRlbXNfdG90YWwYCSABKAQSFAoMdG9rZW5zX3RvdGFsGAogASgEEhwKFHBhZGRpbmdfdG9rZW5zX3RvdGFsGAsgASgEEhUKDWJhdGNoZXNfdG90YWwYDCABKAQSMAoNY29tcHV0ZV90b3RhbBgNIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhJIChFpdGVtX2Vycm9yc190b3RhbBgOIAMoCzItLnBvbHloZWFkLnYxLldvcmtlclN0YXRzLkl0ZW1FcnJvcnNUb3RhbEVudHJ5EhcKD2NvbXB1dGVfdGhyZWFkcxgPIAEoDRISCgptb2RlbF9uYW1lGBAgASgJGjYKFEl0ZW1FcnJvcnNUb3RhbEVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoBDoCOAEiEQoPR2V0RHJpZnRSZXF1ZXN0IugBChBHZXREcmlmdFJlc3BvbnNlEhAKCG1vZGVsX2lkGAEgASgJEikKBndpbmRvdxgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhINCgV0ZXh0cxgDIAEoBBIXCg91bmNvdW50ZWRfdGV4dHMYBCABKAQSFwoPcmVmZXJlbmNlX3RleHRzGAUgASgEEhQKDG1pbl9kaXN0YW5jZRgGIAEoARITCgttYXhfcF92YWx1ZRgHIAEoARIrCghtZWFzdXJlcxgIIAMoCzIZLnBvbHloZWFkLnYxLkRyaWZ0TWVhc3VyZSK8AQoMRHJpZnRNZWFzdXJlEgwKBGhlYWQYASABKAkSDAoEbmFtZRgCIAEoCRINCgV0ZXh0cxgDIAEoBBIXCg9lZmZlY3RpdmVfdGV4dHMYBCABKAESEAoIZGlzdGFuY2UYBSABKAESFAoHcF92YWx1ZRgGIAEoAUgAiAEBEg8KB2RyaWZ0ZWQYByABKAgSIwoEYmlucxgIIAMoCzIVLnBvbHloZWFkLnYxLkRyaWZ0QmluQgoKCF9wX3ZhbHVlIj0KCERyaWZ0QmluEgwKBG5hbWUYASABKAkSEQoJcmVmZXJlbmNlGAIgASgBEhAKCG9ic2VydmVkGAMgASgBMqMCCgxBZG1pblNlcnZpY2USQQoGUmVsb2FkEhoucG9seWhlYWQudjEuUmVsb2FkUmVxdWVzdBobLnBvbHloZWFkLnYxLlJlbG9hZFJlc3BvbnNlEj4KBURyYWluEhkucG9seWhlYWQudjEuRHJhaW5SZXF1ZXN0GhoucG9seWhlYWQudjEuRHJhaW5SZXNwb25zZRJHCghHZXRTdGF0cxIcLnBvbHloZWFkLnYxLkdldFN0YXRzUmVxdWVzdBodLnBvbHloZWFkLnYxLkdldFN0YXRzUmVzcG9uc2USRwoIR2V0RHJpZnQSHC5wb2x5aGVhZC52MS5HZXREcmlmdFJlcXVlc3QaHS5wb2x5aGVhZC52MS5HZXREcmlmdFJlc3BvbnNlQlEKDmlvLnBvbHloZWFkLnYxUAFaPWdpdGh1Yi5jb20vcG9seWhlYWQvcG9seWhlYWQvY2xpZW50cy9nby9wb2x5aGVhZHYxO3BvbHloZWFkdjFiBnByb3RvMw", [file_google_protobuf_duration, file_polyhead_v1_item]);
 
 /**
  * ReloadRequest is the request of Reload.
@@ -48,7 +48,7 @@ export const ReloadRequestSchema: GenMessage<ReloadRequest> = /*@__PURE__*/
  */
 export type ReloadResponse = Message<"polyhead.v1.ReloadResponse"> & {
   /**
-   * workers holds one entry for each worker.
+   * workers holds one entry for each worker, and with several models for each of them.
    *
    * @generated from field: repeated polyhead.v1.WorkerReload workers = 1;
    */
@@ -88,6 +88,13 @@ export type WorkerReload = Message<"polyhead.v1.WorkerReload"> & {
    * @generated from field: polyhead.v1.Fingerprints fingerprints = 3;
    */
   fingerprints?: Fingerprints | undefined;
+
+  /**
+   * model_name is the model's name in requests; empty if the server has workers or fronts.
+   *
+   * @generated from field: string model_name = 4;
+   */
+  modelName: string;
 };
 
 /**
@@ -149,7 +156,7 @@ export const GetStatsRequestSchema: GenMessage<GetStatsRequest> = /*@__PURE__*/
  */
 export type GetStatsResponse = Message<"polyhead.v1.GetStatsResponse"> & {
   /**
-   * workers holds one entry for each worker.
+   * workers holds one entry for each worker, and with several models for each of them.
    *
    * @generated from field: repeated polyhead.v1.WorkerStats workers = 1;
    */
@@ -198,7 +205,7 @@ export type WorkerStats = Message<"polyhead.v1.WorkerStats"> & {
   upTime?: Duration | undefined;
 
   /**
-   * requests_running is the number of calls in progress, streams included.
+   * requests_running is the number of calls in progress, streams included, of all models of the worker.
    *
    * @generated from field: uint32 requests_running = 5;
    */
@@ -274,6 +281,13 @@ export type WorkerStats = Message<"polyhead.v1.WorkerStats"> & {
    * @generated from field: uint32 compute_threads = 15;
    */
   computeThreads: number;
+
+  /**
+   * model_name is the model's name in requests; empty for the engine process of --fronts.
+   *
+   * @generated from field: string model_name = 16;
+   */
+  modelName: string;
 };
 
 /**
@@ -284,7 +298,200 @@ export const WorkerStatsSchema: GenMessage<WorkerStats> = /*@__PURE__*/
   messageDesc(file_polyhead_v1_admin_service, 7);
 
 /**
- * AdminService changes and describes a running server. Each call reaches every worker of the server.
+ * GetDriftRequest is the request of GetDrift.
+ *
+ * @generated from message polyhead.v1.GetDriftRequest
+ */
+export type GetDriftRequest = Message<"polyhead.v1.GetDriftRequest"> & {
+};
+
+/**
+ * Describes the message polyhead.v1.GetDriftRequest.
+ * Use `create(GetDriftRequestSchema)` to create a new message.
+ */
+export const GetDriftRequestSchema: GenMessage<GetDriftRequest> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 8);
+
+/**
+ * GetDriftResponse compares the traffic of all workers together with the validation texts of the model.
+ *
+ * @generated from message polyhead.v1.GetDriftResponse
+ */
+export type GetDriftResponse = Message<"polyhead.v1.GetDriftResponse"> & {
+  /**
+   * model_id names the bundle, as in ModelInfo.
+   *
+   * @generated from field: string model_id = 1;
+   */
+  modelId: string;
+
+  /**
+   * window is the time whose texts are counted. A reload begins anew.
+   *
+   * @generated from field: google.protobuf.Duration window = 2;
+   */
+  window?: Duration | undefined;
+
+  /**
+   * texts is the number of texts that were counted.
+   *
+   * @generated from field: uint64 texts = 3;
+   */
+  texts: bigint;
+
+  /**
+   * uncounted_texts is the number of further texts, which were left out so that counting takes little time.
+   *
+   * @generated from field: uint64 uncounted_texts = 4;
+   */
+  uncountedTexts: bigint;
+
+  /**
+   * reference_texts is the number of validation texts.
+   *
+   * @generated from field: uint64 reference_texts = 5;
+   */
+  referenceTexts: bigint;
+
+  /**
+   * min_distance is the smallest distance that is reported as drift.
+   *
+   * @generated from field: double min_distance = 6;
+   */
+  minDistance: number;
+
+  /**
+   * max_p_value is the largest p-value that is reported as drift.
+   *
+   * @generated from field: double max_p_value = 7;
+   */
+  maxPValue: number;
+
+  /**
+   * measures holds one entry for each property that is compared.
+   *
+   * @generated from field: repeated polyhead.v1.DriftMeasure measures = 8;
+   */
+  measures: DriftMeasure[];
+};
+
+/**
+ * Describes the message polyhead.v1.GetDriftResponse.
+ * Use `create(GetDriftResponseSchema)` to create a new message.
+ */
+export const GetDriftResponseSchema: GenMessage<GetDriftResponse> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 9);
+
+/**
+ * DriftMeasure compares one property of the texts, or of the answers of one head.
+ *
+ * @generated from message polyhead.v1.DriftMeasure
+ */
+export type DriftMeasure = Message<"polyhead.v1.DriftMeasure"> & {
+  /**
+   * head is the name of the head; empty for a property of the texts themselves.
+   *
+   * @generated from field: string head = 1;
+   */
+  head: string;
+
+  /**
+   * name is the property: answers, confidence, tokens, truncated, unknown_tokens, novelty or embedding.
+   *
+   * @generated from field: string name = 2;
+   */
+  name: string;
+
+  /**
+   * texts is the number of texts that were counted; of tokens for unknown_tokens.
+   *
+   * @generated from field: uint64 texts = 3;
+   */
+  texts: bigint;
+
+  /**
+   * effective_texts is the number of independent texts that would vary as much from bucket to bucket.
+   *
+   * @generated from field: double effective_texts = 4;
+   */
+  effectiveTexts: number;
+
+  /**
+   * distance is what chance does not explain of the difference. 0 for none. For shares, it is the Jensen-Shannon
+   * distance, at most 1; for the embedding, that of the means, in units of the spread of the validation texts.
+   *
+   * @generated from field: double distance = 5;
+   */
+  distance: number;
+
+  /**
+   * p_value is the probability of such a difference without drift, corrected for the number of measures. Absent until
+   * two buckets have texts.
+   *
+   * @generated from field: optional double p_value = 6;
+   */
+  pValue?: number | undefined;
+
+  /**
+   * drifted is true if distance and p_value are beyond their limits.
+   *
+   * @generated from field: bool drifted = 7;
+   */
+  drifted: boolean;
+
+  /**
+   * bins holds what is compared; empty for the embedding.
+   *
+   * @generated from field: repeated polyhead.v1.DriftBin bins = 8;
+   */
+  bins: DriftBin[];
+};
+
+/**
+ * Describes the message polyhead.v1.DriftMeasure.
+ * Use `create(DriftMeasureSchema)` to create a new message.
+ */
+export const DriftMeasureSchema: GenMessage<DriftMeasure> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 10);
+
+/**
+ * DriftBin is one label, or one range of values.
+ *
+ * @generated from message polyhead.v1.DriftBin
+ */
+export type DriftBin = Message<"polyhead.v1.DriftBin"> & {
+  /**
+   * name is the label or the range.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * reference is the share of the validation texts, 0 to 1.
+   *
+   * @generated from field: double reference = 2;
+   */
+  reference: number;
+
+  /**
+   * observed is the share of the recent texts, 0 to 1.
+   *
+   * @generated from field: double observed = 3;
+   */
+  observed: number;
+};
+
+/**
+ * Describes the message polyhead.v1.DriftBin.
+ * Use `create(DriftBinSchema)` to create a new message.
+ */
+export const DriftBinSchema: GenMessage<DriftBin> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 11);
+
+/**
+ * AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+ * models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
  *
  * @generated from service polyhead.v1.AdminService
  */
@@ -321,6 +528,18 @@ export const AdminService: GenService<{
     methodKind: "unary";
     input: typeof GetStatsRequestSchema;
     output: typeof GetStatsResponseSchema;
+  },
+  /**
+   * GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+   * of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+   * the server does not count its traffic.
+   *
+   * @generated from rpc polyhead.v1.AdminService.GetDrift
+   */
+  getDrift: {
+    methodKind: "unary";
+    input: typeof GetDriftRequestSchema;
+    output: typeof GetDriftResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_polyhead_v1_admin_service, 0);
