@@ -213,7 +213,7 @@ reliability: $(BUNDLE)/bundle.json  ## inject faults into real servers; writes d
 release-check: setup $(BUNDLE)/bundle.json  ## run what a release requires on this commit, hours; continues where it stopped (ARGS=--list: what is done)
 	$(BIN)/python -m bench.release.check $(ARGS)
 
-fuzz: setup  ## fuzz what reads bytes of strangers for SECONDS each, or one TARGET; requires an index with atheris
+fuzz: setup  ## fuzz the readers of untrusted bytes for SECONDS each, or one TARGET; requires an index with atheris
 	$(PIP_INSTALL) --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz.run $(TARGET) --seconds $(SECONDS)
 

@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing of everything that reads bytes of strangers: messages, HTTP bodies, bundles, data files."""
+"""Coverage-guided fuzzing of the readers of untrusted bytes: messages, HTTP bodies, bundles, data files."""

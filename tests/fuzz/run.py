@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .json_mutation import mutated
 from .targets import TARGETS
 
 REGRESSIONS = Path(__file__).parent / "regressions"
@@ -26,6 +27,8 @@ PACKAGES = ["polyhead_bulk", "polyhead_bundle", "polyhead_rows", "polyhead_serve
 _MAX_SECONDS_PER_INPUT = 20
 _MAX_MEMORY_MB = 4096
 _MAX_INPUT_BYTES = 64 * 2**10
+# Every so many changes of a JSON document are changes of its bytes.
+_BYTES_EVERY = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,9 +67,17 @@ def fuzz(name: str, seconds: int) -> None:
         f"-rss_limit_mb={_MAX_MEMORY_MB}",
         f"-max_len={_MAX_INPUT_BYTES}",
         f"-artifact_prefix={folder}/",
+        "-len_control=0",
         "-print_final_stats=1",
     ]
-    atheris.Setup([sys.argv[0], *map(str, known), *flags], check)
+    at = TARGETS[name].json_at
+
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+        document = None if at is None or seed % _BYTES_EVERY == 0 else mutated(data, seed, at)
+        found: bytes = atheris.Mutate(data, len(data)) if document is None else document
+        return found[:max_size]
+
+    atheris.Setup([sys.argv[0], *map(str, known), *flags], check, custom_mutator=None if at is None else mutate)
     atheris.Fuzz()
 
 

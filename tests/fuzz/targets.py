@@ -56,10 +56,12 @@ class Target:
     Attributes:
         create: Prepares it, and returns the function to fuzz. It may leave threads and temporary files to the process.
         seeds: Valid inputs.
+        json_at: Offset at which inputs are JSON documents; None if they are not.
     """
 
     create: Callable[[], Check]
     seeds: Callable[[], list[bytes]]
+    json_at: int | None = None
 
 
 def _requests() -> Check:
@@ -328,10 +330,10 @@ def _parquet_rows() -> list[bytes]:
 
 TARGETS = {
     "requests": Target(_requests, _recorded_requests),
-    "http": Target(_http, _http_bodies),
+    "http": Target(_http, _http_bodies, json_at=1),
     "tensors": Target(_tensors, _tensor_requests),
-    "manifests": Target(_manifests, _golden_manifests),
-    "tokenizers": Target(_tokenizers, _tokenizer_files),
+    "manifests": Target(_manifests, _golden_manifests, json_at=0),
+    "tokenizers": Target(_tokenizers, _tokenizer_files, json_at=0),
     "csv": Target(_rows("csv"), _text_rows("csv")),
     "jsonl": Target(_rows("jsonl"), _text_rows("jsonl")),
     "parquet": Target(_rows("parquet"), _parquet_rows),

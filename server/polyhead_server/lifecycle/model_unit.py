@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from polyhead_server.collection.collector import Collector
 from polyhead_server.drift.exchange import report_on
 from polyhead_server.drift.monitor import DriftMonitor
 from polyhead_server.drift.report import DriftReport
@@ -59,6 +60,7 @@ class ModelUnit:
         service: Answers with the model.
         backend: The model behind the dialects.
         operations: What an operator may do with the model.
+        collector: Collects texts that the model answers; None to collect none.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class ModelUnit:
         self.backend = Backend(self.service, settings, lambda: health.serving)
         self._drift = DriftMonitor(settings)
         self.operations = Operations(self.service, health, self._drift)
+        self.collector: Collector | None = None
         self._settings = settings
         self._tracing = tracing
         self._beside = beside
@@ -150,7 +153,15 @@ class ModelUnit:
 
     def _start_pipeline(self, model: Model) -> Pipeline:
         slots = self._cores.slots(model.engine.runtime.device) if self._cores else None
-        return start_pipeline(model, self._settings, self.metrics, self._tracing, slots=slots, drift=self._drift)
+        return start_pipeline(
+            model,
+            self._settings,
+            self.metrics,
+            self._tracing,
+            collector=self.collector,
+            slots=slots,
+            drift=self._drift,
+        )
 
 
 def create_units(settings: Settings, health: Health, tracing: Tracing | None) -> tuple[list[ModelUnit], Models]:

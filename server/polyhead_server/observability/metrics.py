@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import os
 import time
 from collections import Counter
@@ -30,6 +31,8 @@ _SIZE_BUCKETS_BYTES = [4**power for power in range(3, 13)]
 _BATCH_SIZE_BUCKETS = [1, 2, 4, 8, 16, 32, 64]
 # Often enough to show stalls that a client notices, rarely enough to cost nothing.
 _SAMPLE_INTERVAL_S = 0.1
+# Samples for each count of tasks, which takes a millisecond where thousands of streams are open.
+_SAMPLES_PER_TASK_COUNT = 10
 
 
 class HasQueue(Protocol):
@@ -60,6 +63,7 @@ class Metrics:
         self._model = model
         self._process: _ProcessMetrics = beside._process if beside else _ProcessMetrics(self.instruments)
         self._requests: _RequestMetrics = beside._requests if beside else _RequestMetrics(self.instruments)
+        self._collection: _CollectionMetrics = beside._collection if beside else _CollectionMetrics(self.instruments)
         self._make = make = ModelInstruments(self.instruments, model) if model else self.instruments
         self._runtime = _RuntimeMetrics(make)
         self._items = _ItemMetrics(make)
@@ -148,16 +152,30 @@ class Metrics:
         self._cache.hits.inc(hits)
         self._cache.misses.inc(misses)
 
+    def count_collected(self, reason: str) -> None:
+        """Counts a text that was collected, for one of its reasons."""
+        self._collection.collected.labels(reason).inc()
+
+    def count_uncollected(self, reason: str) -> None:
+        """Counts a text that was not collected for want of room or time, by reason."""
+        self._collection.uncollected.labels(reason).inc()
+
+    def set_collection_stopped(self, stopped: bool) -> None:
+        """Reports whether texts cannot be collected."""
+        self._collection.stopped.set(stopped)
+
     async def sample(
         self, pipeline: Callable[[], HasQueue | None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
-        """Samples the queue and the lag of the event loop ten times a second; never returns.
+        """Samples the queue and the event loop ten times a second, and its tasks once a second; never returns.
 
         Args:
             pipeline: Returns the pipeline that serves now, or None.
             sleep: Waits for a number of seconds.
         """
-        while True:
+        for number in itertools.count():
+            if number % _SAMPLES_PER_TASK_COUNT == 0:
+                self._process.event_loop_tasks.set(len(asyncio.all_tasks()))
             started = time.monotonic()
             await sleep(_SAMPLE_INTERVAL_S)
             self._process.event_loop_lag_seconds.observe(max(time.monotonic() - started - _SAMPLE_INTERVAL_S, 0.0))
@@ -202,6 +220,9 @@ class _ProcessMetrics:
         )
         self.event_loop_lag_seconds = make.histogram(
             "polyhead_event_loop_lag_seconds", "Delay of a timer of 0.1 s.", buckets=_DURATION_BUCKETS_S
+        )
+        self.event_loop_tasks = make.gauge(
+            "polyhead_event_loop_tasks", "Number of asyncio tasks, sampled once a second.", mode="livesum"
         )
         self.compute_threads = make.gauge(
             "polyhead_compute_threads",
@@ -334,6 +355,30 @@ class _CacheMetrics:
 
     def set(self, queue: QueueState) -> None:
         self.bytes.set(queue.cache_bytes)
+
+
+class _CollectionMetrics:
+    """Texts collected for labelling; all of them stay 0 without ``--collect``."""
+
+    def __init__(self, make: Instruments) -> None:
+        self.collected = make.counter(
+            "polyhead_collected_texts",
+            "Number of texts collected for labelling, by reason; a text with several reasons counts for each.",
+            "reason",
+        )
+        self.uncollected = make.counter(
+            "polyhead_uncollected_texts", "Number of texts that could not be collected.", "reason"
+        )
+        # The reasons of ``collection``; see the counter of reloads.
+        for reason in ("random", "low_confidence", "novel"):
+            self.collected.labels(reason)
+        for reason in ("queue_full", "text_too_long", "redaction_failed", "write_failed"):
+            self.uncollected.labels(reason)
+        self.stopped = make.gauge(
+            "polyhead_collection_stopped",
+            "1 while texts cannot be collected, for example because the disk is full, otherwise 0.",
+            mode="livemax",
+        )
 
 
 class _QueueMetrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from types import SimpleNamespace
 from typing import Any, cast
@@ -32,6 +33,25 @@ async def test_event_loop_lag_is_the_delay_of_a_timer(monkeypatch: pytest.Monkey
     assert metrics.value("polyhead_event_loop_lag_seconds_count") == 2
     assert metrics.value("polyhead_event_loop_lag_seconds_sum") == pytest.approx(0.3)
     assert metrics.value("polyhead_event_loop_lag_seconds_bucket", le="0.2") == 1
+
+
+async def test_tasks_of_the_event_loop_are_counted_every_tenth_sample() -> None:
+    counted = []
+    idle = []
+
+    async def sleep(_: float) -> None:
+        counted.append(metrics.value("polyhead_event_loop_tasks"))
+        if len(counted) == 11:
+            raise RuntimeError("enough")
+        idle.append(asyncio.create_task(asyncio.sleep(60)))
+
+    metrics = Metrics()
+    with pytest.raises(RuntimeError, match="enough"):
+        await metrics.sample(lambda: None, sleep)
+    for task in idle:
+        task.cancel()
+    assert counted[0] >= 1
+    assert [tasks - counted[0] for tasks in counted] == [0] * 10 + [10]
 
 
 async def test_queue_seconds_observes_each_item_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
