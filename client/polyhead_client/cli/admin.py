@@ -33,13 +33,13 @@ def admin_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 # A model may take minutes to load, and the workers load it one after the other.
-_RELOAD_TIMEOUT_S = 1800.0
-_TIMEOUT_S = 30.0
+RELOAD_TIMEOUT_S = 1800.0
+TIMEOUT_S = 30.0
 
 
 @click.group()
 def admin() -> None:
-    """Reload, drain or inspect a running server.
+    """Reload, drain or inspect a running server, and roll a new model out.
 
     Every command applies to all workers of the server and requires its admin service, which listens on an address of
     its own:
@@ -72,8 +72,10 @@ def reload(target: str, api_key: str | None, force: bool) -> None:
     from polyhead.v1 import admin_service_pb2 as pb2
 
     request = pb2.ReloadRequest(force=force)
-    _print(
-        _call(target, api_key, lambda stub, key: stub.Reload(request, timeout=_RELOAD_TIMEOUT_S, metadata=key)).workers
+    print_messages(
+        call_admin(
+            target, api_key, lambda stub, key: stub.Reload(request, timeout=RELOAD_TIMEOUT_S, metadata=key)
+        ).workers
     )
 
 
@@ -90,7 +92,7 @@ def drain(target: str, api_key: str | None) -> None:
     """  # noqa: D301  \b tells click to keep the line breaks
     from polyhead.v1 import admin_service_pb2 as pb2
 
-    _call(target, api_key, lambda stub, key: stub.Drain(pb2.DrainRequest(), timeout=_TIMEOUT_S, metadata=key))
+    call_admin(target, api_key, lambda stub, key: stub.Drain(pb2.DrainRequest(), timeout=TIMEOUT_S, metadata=key))
 
 
 @admin.command()
@@ -104,7 +106,7 @@ def stats(target: str, api_key: str | None) -> None:
     Examples:
       polyhead admin stats --target unix:/run/polyhead-admin.sock | jq .queued_items
     """  # noqa: D301  \b tells click to keep the line breaks
-    _print(get_stats(target, api_key).workers)
+    print_messages(get_stats(target, api_key).workers)
 
 
 def get_stats(target: str, api_key: str | None) -> pb2.GetStatsResponse:
@@ -116,14 +118,18 @@ def get_stats(target: str, api_key: str | None) -> pb2.GetStatsResponse:
     from polyhead.v1 import admin_service_pb2 as pb2
 
     request = pb2.GetStatsRequest()
-    response: pb2.GetStatsResponse = _call(
-        target, api_key, lambda stub, key: stub.GetStats(request, timeout=_TIMEOUT_S, metadata=key)
+    response: pb2.GetStatsResponse = call_admin(
+        target, api_key, lambda stub, key: stub.GetStats(request, timeout=TIMEOUT_S, metadata=key)
     )
     return response
 
 
-def _call(target: str, api_key: str | None, call: Callable[[Any, Any], Any]) -> Any:
-    """Makes a call, given the stub and the metadata with the API key."""
+def call_admin(target: str, api_key: str | None, call: Callable[[Any, Any], Any]) -> Any:
+    """Makes a call, given the stub and the metadata with the API key.
+
+    Raises:
+        CommandError: The call failed.
+    """
     import grpc
     from polyhead.v1 import admin_service_pb2_grpc
 
@@ -148,22 +154,23 @@ def _call(target: str, api_key: str | None, call: Callable[[Any, Any], Any]) -> 
         raise CommandError(exit_code, f"{describe(target, error)}{hint}") from error
 
 
-def _print(workers: Iterable[message.Message]) -> None:
-    for worker in workers:
-        click.echo(json.dumps(_to_json(worker)))
+def print_messages(messages: Iterable[message.Message]) -> None:
+    """Prints each message as a line of JSON; durations become seconds."""
+    for worker in messages:
+        click.echo(json.dumps(to_json(worker)))
 
 
-def _to_json(value: Any) -> Any:
-    """Converts a message field; durations become seconds. Protobuf's own JSON turns large numbers into strings."""
+def to_json(value: Any) -> Any:
+    """Converts a message or its field; durations become seconds. Protobuf's own JSON makes large numbers strings."""
     from google.protobuf import message
     from google.protobuf.duration_pb2 import Duration
 
     if isinstance(value, Duration):
         return value.ToTimedelta().total_seconds()
     if isinstance(value, message.Message):
-        return {field.name: _to_json(getattr(value, field.name)) for field in value.DESCRIPTOR.fields}
+        return {field.name: to_json(getattr(value, field.name)) for field in value.DESCRIPTOR.fields}
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_to_json(one) for one in value]
+        return [to_json(one) for one in value]
     return value

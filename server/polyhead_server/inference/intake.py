@@ -41,6 +41,7 @@ from .types import (
 from .windows import combine_outcomes, window_futures
 
 OnMessage = Callable[[Model, int, Sequence[OutcomeFuture], bool], None]
+Observer = Callable[[Model, Message, Sequence[OutcomeFuture]], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -77,9 +78,12 @@ class Intake(abc.ABC):
     Attributes:
         model: Model that answers.
         threads: Number of compute threads of this process.
+        observers: Each receives every message that was taken in: the model, the message, and the futures of its first
+            items, in order. Must not raise.
     """
 
     threads: int
+    observers: Sequence[Observer]
 
     def __init__(
         self,
@@ -91,6 +95,7 @@ class Intake(abc.ABC):
     ) -> None:
         """Creates an intake; see ``Pipeline`` for the arguments."""
         self.model = model
+        self.observers = ()
         self._max_windows = settings.max_windows
         self._on_message = on_message
         self._on_exception = on_exception or _ignore
@@ -189,6 +194,8 @@ class Intake(abc.ABC):
                 self._none_submitting.set()
         if self._on_message:
             self._on_message(self.model, arrived_ns, futures, blocking)
+        for observe in self.observers:
+            observe(self.model, message, futures)
         return futures
 
     def _submission(

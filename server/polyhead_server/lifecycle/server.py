@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,13 +24,15 @@ from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
 from polyhead_server.addresses import exclusive, require_local, split_address, unix_path
+from polyhead_server.candidate.bundle import load_candidate
+from polyhead_server.candidate.parameters import CandidateBundle
 from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import Model, load_model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.observability.scrape_server import listen_for_scrapes
 from polyhead_server.observability.tracing import Tracing
-from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
+from polyhead_server.process_reports import ModelIdentity
 from polyhead_server.rpc import service_names
 from polyhead_server.rpc.admin_service import AdminServer, listen
 from polyhead_server.rpc.dialects import handlers
@@ -48,10 +51,12 @@ from polyhead_server.threads import in_daemon_thread
 
 from . import stop_signals
 from .bundle_watcher import BundleWatcher
+from .candidate_manager import CandidateManager
+from .candidate_operations import CandidateOperations, SingleProcess
 from .compatibility import identity_of, require_compatible
 from .engine_connection import EngineConnection
 from .http_listener import http_listener
-from .model_loader import ModelLoader, result_of
+from .model_loader import ModelLoader, first_model, result_of
 from .operations import Operations, ProcessOperations
 from .pipeline_start import start_pipeline
 from .reload import Reloader
@@ -80,12 +85,14 @@ class WorkerRole:
             supervisor may run on it.
         engine_socket: For a front, the socket of the engine process, which has the model; None for a worker that has
             one of its own.
+        bundle: The bundle that the server has promoted to; None for that of the command line.
     """
 
     serving_identity: ModelIdentity | None
     drained: bool
     on_serving: Callable[[ModelIdentity, ProcessOperations], None]
     engine_socket: Path | None = None
+    bundle: Path | None = None
 
 
 async def serve(settings: Settings, stop: asyncio.Event | None = None, worker: WorkerRole | None = None) -> int:
@@ -141,7 +148,8 @@ class _Process:
         interceptors = [telemetry, *AuthInterceptor.from_settings(settings), errors]
         options = inference_options(settings, shares_port=bool(worker))
         self._server = aio.server(interceptors=interceptors, options=options)
-        self._operations = Operations(self._service, self._health)
+        candidate = CandidateOperations(self._service, settings, self._tracing)
+        self._operations = Operations(self._service, self._health, candidate)
         self._loader = ModelLoader(lambda loading: load_model(settings, loading), settings.start_timeout_s)
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -165,7 +173,10 @@ class _Process:
         if not self._worker:
             address = await self._listen(address)
             await self._listen_for_http(stack)
-            admin = AdminServer(self._settings, _SingleProcess(self._operations), self._health)
+            processes = SingleProcess(self._operations, self._service)
+            manager = CandidateManager(self._settings, processes, self._metrics.candidate)
+            stack.push_async_callback(manager.close)
+            admin = AdminServer(self._settings, processes, manager, self._health)
             stack.push_async_callback(admin.close)
             await admin.open()
         if not await self._load_first_model():
@@ -253,6 +264,7 @@ class _Process:
         self._operations.reloader = Reloader(
             self._loader.load, self._start_pipeline, self._service, self._metrics.count_reload
         )
+        self._operations.load_candidate = self._load_candidate
         if self._settings.reload_interval_s:
             self._in_background(watcher.watch(self._operations.reload_and_log, self._settings.reload_interval_s))
         return True
@@ -271,7 +283,11 @@ class _Process:
     async def _load_watched(self) -> tuple[BundleWatcher, Model]:
         # Created before the bundle is loaded, so that a bundle put in place meanwhile counts as a change.
         watcher = await in_daemon_thread(lambda: BundleWatcher(self._settings.bundle), "bundle-watcher")
-        return watcher, await self._loader.load()
+        bundle = self._worker.bundle if self._worker else None
+        return watcher, await first_model(self._loader, self._settings, bundle)
+
+    async def _load_candidate(self, candidate: CandidateBundle) -> Model:
+        return await self._loader.load(partial(load_candidate, self._settings, candidate))
 
     def _start_pipeline(self, model: Model) -> Pipeline:
         return start_pipeline(model, self._settings, self._metrics, self._tracing)
@@ -310,19 +326,3 @@ class _Process:
         stats = self._service.stats()
         logger.error("cut off: %d calls, %d texts in the queue", stats["requests_running"], stats["queued_items"])
         return 1
-
-
-class _SingleProcess:
-    """The operations of a server without other workers, as the admin service expects them."""
-
-    def __init__(self, operations: Operations) -> None:
-        self._operations = operations
-
-    async def reload(self, *, force: bool) -> list[ReloadResult]:
-        return [await self._operations.reload(force=force)]
-
-    async def drain(self) -> None:
-        await self._operations.drain()
-
-    async def stats(self) -> list[WorkerStats]:
-        return [await self._operations.stats()]

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from polyhead_server.errors import ExpiredError, InternalError, OverloadedError, ServerError
 
+from .candidate_metrics import CandidateMetrics
 from .logging import dropped_lines
 from .metric_factories import Instruments
 
@@ -43,6 +44,7 @@ class Metrics:
 
     Attributes:
         instruments: The metrics, by which checks find their names, labels and HELP texts.
+        candidate: Those of a candidate; with several workers, the supervisor has them instead.
     """
 
     def __init__(self) -> None:
@@ -52,6 +54,8 @@ class Metrics:
         self._items = _ItemMetrics(self.instruments)
         self._cache = _CacheMetrics(self.instruments)
         self._queue = _QueueMetrics(self.instruments)
+        self.candidate = CandidateMetrics()
+        self.registry.register(self.candidate)
         # With several workers it would show the resources of just one of them.
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             ProcessCollector(registry=self.registry)

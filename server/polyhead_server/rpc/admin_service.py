@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+from pathlib import Path
 from typing import Any, Protocol
 
 from google.protobuf.duration_pb2 import Duration
@@ -20,6 +21,8 @@ from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc, item_pb2
 
 from polyhead_server.addresses import exclusive, private_files
+from polyhead_server.candidate.limits import CanaryLimits
+from polyhead_server.candidate.status import CandidateStatus
 from polyhead_server.errors import StartupError
 from polyhead_server.process_reports import ReloadResult, WorkerStats
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
@@ -27,7 +30,8 @@ from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.security.tls import Certificates, add_port
 from polyhead_server.settings import Settings
 
-from . import service_names
+from . import candidate_messages, service_names
+from .candidate_messages import duration
 from .health import Health
 from .server_options import common_options
 
@@ -51,19 +55,39 @@ class AdminBackend(Protocol):
         """Returns the statistics of every process."""
 
 
+class CandidateBackend(Protocol):
+    """Operations on the candidate of a server. Each raises a ``ServerError`` that states why it failed."""
+
+    async def shadow(self, bundle: Path, share: float, keep_texts: int, *, only_when_idle: bool) -> CandidateStatus:
+        """Loads a candidate and compares it on a share of the live texts."""
+
+    async def canary(self, bundle: Path | None, share: float, limits: CanaryLimits, *, force: bool) -> CandidateStatus:
+        """Lets a candidate answer a share of the calls; ``force`` accepts an incompatible one."""
+
+    async def compare(self) -> CandidateStatus:
+        """Returns the state of the candidate."""
+
+    async def promote(self, *, force: bool) -> list[ReloadResult]:
+        """Serves the candidate; ``force`` accepts an incompatible one."""
+
+    async def discard(self) -> None:
+        """Unloads the candidate."""
+
+
 class AdminServer:
     """The listener of the admin service."""
 
-    def __init__(self, settings: Settings, backend: AdminBackend, health: Health) -> None:
+    def __init__(self, settings: Settings, backend: AdminBackend, candidates: CandidateBackend, health: Health) -> None:
         """Prepares the server; ``open`` starts it.
 
         Args:
             settings: Define the address, if any, and the accepted API keys.
             backend: Runs the operations.
+            candidates: Runs those on a candidate.
             health: Health of the whole server, for clients that can reach only this address.
         """
         self._settings = settings
-        self._backend = backend
+        self._servicer = _AdminServicer(backend, candidates)
         self._health = health
         self._running: contextlib.AsyncExitStack | None = None
 
@@ -83,7 +107,7 @@ class AdminServer:
             options = [("grpc.so_reuseport", 0), *common_options(self._settings)]
             server = aio.server(interceptors=interceptors, options=options)
             stack.push_async_callback(server.stop, _FLUSH_S)
-            admin_service_pb2_grpc.add_AdminServiceServicer_to_server(_AdminServicer(self._backend), server)
+            admin_service_pb2_grpc.add_AdminServiceServicer_to_server(self._servicer, server)
             self._health.add_to(server)
             channelz.add_channelz_servicer(server)
             names = (service_names.ADMIN, service_names.CHANNELZ, service_names.HEALTH, service_names.REFLECTION)
@@ -120,8 +144,9 @@ async def listen(server: aio.Server, address: str, certificates: Certificates | 
 class _AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
     """The RPCs of the admin service."""
 
-    def __init__(self, backend: AdminBackend) -> None:
+    def __init__(self, backend: AdminBackend, candidates: CandidateBackend) -> None:
         self._backend = backend
+        self._candidates = candidates
 
     async def Reload(self, request: pb2.ReloadRequest, _: _Context) -> pb2.ReloadResponse:  # noqa: N802
         results = await self._backend.reload(force=request.force)
@@ -133,6 +158,30 @@ class _AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
 
     async def GetStats(self, _: pb2.GetStatsRequest, __: _Context) -> pb2.GetStatsResponse:  # noqa: N802
         return pb2.GetStatsResponse(workers=map(_worker_stats, await self._backend.stats()))
+
+    async def Shadow(self, request: pb2.ShadowRequest, _: _Context) -> pb2.ShadowResponse:  # noqa: N802
+        bundle, share, keep_texts = candidate_messages.read_shadow(request)
+        status = await self._candidates.shadow(
+            bundle, share, keep_texts, only_when_idle=candidate_messages.is_idle(request.priority)
+        )
+        return pb2.ShadowResponse(candidate=candidate_messages.candidate(status))
+
+    async def Compare(self, request: pb2.CompareRequest, _: _Context) -> pb2.CompareResponse:  # noqa: N802
+        status = await self._candidates.compare()
+        return candidate_messages.comparison(status, include_texts=request.include_texts)
+
+    async def Canary(self, request: pb2.CanaryRequest, _: _Context) -> pb2.CanaryResponse:  # noqa: N802
+        bundle, share, limits = candidate_messages.read_canary(request)
+        status = await self._candidates.canary(bundle, share, limits, force=request.force)
+        return pb2.CanaryResponse(candidate=candidate_messages.candidate(status))
+
+    async def Promote(self, request: pb2.PromoteRequest, _: _Context) -> pb2.PromoteResponse:  # noqa: N802
+        results = await self._candidates.promote(force=request.force)
+        return pb2.PromoteResponse(workers=map(_worker_reload, results))
+
+    async def Discard(self, _: pb2.DiscardRequest, __: _Context) -> pb2.DiscardResponse:  # noqa: N802
+        await self._candidates.discard()
+        return pb2.DiscardResponse()
 
 
 def _worker_reload(result: ReloadResult) -> pb2.WorkerReload:
@@ -147,13 +196,7 @@ def _worker_reload(result: ReloadResult) -> pb2.WorkerReload:
 def _worker_stats(stats: WorkerStats) -> pb2.WorkerStats:
     fields = pb2.WorkerStats.DESCRIPTOR.fields_by_name
     values: dict[str, Any] = {
-        name: _duration(value) if fields[name].message_type is Duration.DESCRIPTOR else value
+        name: duration(value) if fields[name].message_type is Duration.DESCRIPTOR else value
         for name, value in dataclasses.asdict(stats).items()
     }
     return pb2.WorkerStats(**values)
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
-    return duration

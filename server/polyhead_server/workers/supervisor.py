@@ -41,11 +41,13 @@ from polyhead_server.errors import StartupError
 from polyhead_server.lifecycle.bundle_watcher import BundleWatcher
 from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, ServerFailedError
 from polyhead_server.lifecycle.stop_signals import EXIT_FAILED
+from polyhead_server.observability.candidate_metrics import CandidateMetrics
 from polyhead_server.observability.multiprocess import WorkerMetrics
 from polyhead_server.observability.scrape_server import listen_for_scrapes
 from polyhead_server.settings import Settings, usable_cores
 from polyhead_server.threads import in_daemon_thread
 
+from .candidate_commands import WorkerProcesses
 from .commands import WorkerCommands
 from .config import front_configs, worker_configs
 from .ipc import Role, WorkerConfig
@@ -85,14 +87,15 @@ async def supervise(settings: Settings) -> int:
     require_local(settings.admin_listen)
     async with contextlib.AsyncExitStack() as stack:
         address = stack.enter_context(reserve(settings.listen))
-        folder, metrics = stack.enter_context(_metrics(settings.metrics_listen))
+        candidate = CandidateMetrics()
+        folder, metrics = stack.enter_context(_metrics(settings.metrics_listen, candidate))
         # No other user may enter it.
         sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="polyhead-engine-")) if settings.fronts else ""
         supervisor = Supervisor(dataclasses.replace(settings, listen=address), folder, metrics, sockets)
         # Before gRPC is imported, which takes a while: without a handler a signal would end the process at once.
         supervisor.handle_signals()
         if settings.admin_listen:
-            await _serve_admin(settings, supervisor.commands, stack)
+            await _serve_admin(settings, supervisor.commands, candidate, stack)
         return await supervisor.run()
 
 
@@ -228,6 +231,7 @@ class Supervisor:
             identity=self.commands.identity,
             drained=self.commands.drained,
             metrics_folder=self._metrics_folder,
+            bundle=self.commands.bundle,
         )
         try:
             worker = await WorkerProcess.start(number, config)
@@ -323,24 +327,29 @@ class Supervisor:
         return code
 
 
-async def _serve_admin(settings: Settings, commands: WorkerCommands, stack: contextlib.AsyncExitStack) -> None:
+async def _serve_admin(
+    settings: Settings, commands: WorkerCommands, metrics: CandidateMetrics, stack: contextlib.AsyncExitStack
+) -> None:
     """Serves the admin service in this process until the stack is closed.
 
     Raises:
         StartupError: The address is taken.
     """
+    from polyhead_server.lifecycle.candidate_manager import CandidateManager
     from polyhead_server.rpc.admin_service import AdminServer
     from polyhead_server.rpc.health import Health
 
     commands.health = Health()
     await commands.update_health()
-    admin = AdminServer(settings, commands, commands.health)
+    manager = CandidateManager(settings, WorkerProcesses(settings, commands), metrics)
+    stack.push_async_callback(manager.close)
+    admin = AdminServer(settings, commands, manager, commands.health)
     await admin.open()
     stack.push_async_callback(admin.close)
 
 
 @contextlib.contextmanager
-def _metrics(listen: str) -> Iterator[tuple[str, WorkerMetrics | None]]:
+def _metrics(listen: str, candidate: CandidateMetrics) -> Iterator[tuple[str, WorkerMetrics | None]]:
     """Answers scrapes for all workers from files in which they count; yields the files' directory and their reader.
 
     Raises:
@@ -353,5 +362,6 @@ def _metrics(listen: str) -> Iterator[tuple[str, WorkerMetrics | None]]:
         registry = CollectorRegistry()
         metrics = WorkerMetrics(Path(folder))
         registry.register(metrics)
+        registry.register(candidate)
         listen_for_scrapes(listen, registry)
         yield folder, metrics
