@@ -37,7 +37,7 @@ from polyhead_server.candidate.parameters import (
 )
 from polyhead_server.candidate.process import CandidateProcess
 from polyhead_server.candidate.status import CandidateStatus
-from polyhead_server.errors import CandidateError
+from polyhead_server.errors import CandidateError, ServerError
 from polyhead_server.observability.candidate_metrics import CandidateFigures, CandidateMetrics
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
@@ -201,6 +201,7 @@ class CandidateManager:
                     _check_description(description, served)
                     await self._processes.sample(SamplingParams(str(socket), share))
                 except BaseException:
+                    await self._processes.sample(SamplingParams())
                     await process.stop()
                     raise
             run = ShadowRun(process, folder, share)
@@ -290,7 +291,7 @@ class CandidateManager:
     async def _watch_canary(self, candidate: _Candidate, run: CanaryRun) -> None:
         while candidate is self._candidate and not run.rollback:
             await asyncio.sleep(run.interval_s)
-            with contextlib.suppress(CandidateError):
+            with contextlib.suppress(ServerError):
                 counts = await self._processes.canary_counts()
                 if reason := run.exceeded(counts):
                     await self._roll_back(candidate, run, reason, lost=False)
@@ -299,8 +300,9 @@ class CandidateManager:
     async def _watch_shadow(self, candidate: _Candidate, run: ShadowRun) -> None:
         while candidate is self._candidate and not run.failure:
             await asyncio.sleep(run.interval_s)
-            await run.update()
-            await self._status(candidate)
+            with contextlib.suppress(ServerError):
+                await run.update()
+                await self._status(candidate)
 
     async def _on_shadow_end(self, candidate: _Candidate, run: ShadowRun, code: int) -> None:
         async with self._lock:
@@ -348,7 +350,7 @@ class CandidateManager:
 
     def _require(self) -> _Candidate:
         if self._candidate is None:
-            raise _refused("there is no candidate; polyhead admin shadow BUNDLE loads one")
+            raise CandidateError("there is no candidate; polyhead admin shadow BUNDLE loads one")
         return self._candidate
 
     @staticmethod

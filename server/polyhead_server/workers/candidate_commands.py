@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +20,8 @@ from .process import WorkerEndedError, WorkerFailedError, WorkerProcess
 
 if TYPE_CHECKING:
     from .commands import WorkerCommands
+
+logger = logging.getLogger(__name__)
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -44,7 +47,7 @@ class CandidateCommands:
             CandidateError: A process failed.
         """
         self._sampling = params
-        await self._request_all(ipc.SAMPLE, params)
+        await self._request_all(ipc.SAMPLE, params, required=bool(params.socket))
 
     async def set_canary(self, params: CanaryParams) -> None:
         """Lets a candidate's engine answer a share of the calls of every process.
@@ -53,16 +56,15 @@ class CandidateCommands:
             CandidateError: A process failed.
         """
         self._canary = params
-        await self._request_all(ipc.SET_CANARY, params)
+        await self._request_all(ipc.SET_CANARY, params, required=bool(params.socket))
 
     async def drain_canary(self) -> None:
         """Waits until the engine of a canary that has ended has answered what it had begun."""
-        with contextlib.suppress(CandidateError):
-            await self._request_all(ipc.DRAIN_CANARY, NoParams(), _DRAIN_TIMEOUT_S)
+        await self._request_all(ipc.DRAIN_CANARY, NoParams(), _DRAIN_TIMEOUT_S, required=False)
 
     async def canary_counts(self) -> list[CanaryCounts]:
-        """Returns the counts of every process since the canary began."""
-        return await self._request_all(ipc.CANARY_COUNTS, NoParams())
+        """Returns the counts of every process since the canary began; leaves out those that hang."""
+        return await self._request_all(ipc.CANARY_COUNTS, NoParams(), required=False)
 
     async def add(self, worker: WorkerProcess) -> None:
         """Applies what runs to a process that has started."""
@@ -72,8 +74,14 @@ class CandidateCommands:
             if self._canary.socket:
                 await worker.request(ipc.SET_CANARY, self._canary, _RESPONSE_TIMEOUT_S)
 
-    async def _request_all(self, method: Method[P, R], params: P, timeout_s: float = _RESPONSE_TIMEOUT_S) -> list[R]:
-        """Sends a request to all processes at once; leaves out those that end meanwhile."""
+    async def _request_all(
+        self, method: Method[P, R], params: P, timeout_s: float = _RESPONSE_TIMEOUT_S, *, required: bool
+    ) -> list[R]:
+        """Sends a request to all processes at once; leaves out those that end meanwhile.
+
+        Raises:
+            CandidateError: A process failed, and all are required.
+        """
         workers = self._processes()
         answers = await asyncio.gather(
             *(worker.request(method, params, timeout_s) for worker in workers), return_exceptions=True
@@ -84,9 +92,11 @@ class CandidateCommands:
             if not isinstance(answer, BaseException):
                 results.append(answer)
             elif not isinstance(answer, WorkerEndedError):
-                failures.append(f"{worker.name}: {answer}")
-        if failures:
+                failures.append(f"{method.name} failed in {worker.name}: {answer}")
+        if failures and required:
             raise CandidateError("; ".join(failures))
+        for failure in failures:
+            logger.warning("%s", failure)
         return results
 
 
