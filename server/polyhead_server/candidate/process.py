@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from polyhead_server.errors import CandidateError
 from polyhead_server.json_dataclasses import from_json, to_json
@@ -37,6 +37,7 @@ class CandidateProcess:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         """Takes a process that was just started."""
         self._process = process
+        self._input = cast(BinaryIO, process.stdin)
         self._loop = asyncio.get_running_loop()
         self._responses: asyncio.Queue[bytes] = asyncio.Queue()
         self._unanswered = 0
@@ -112,9 +113,7 @@ class CandidateProcess:
     async def stop(self) -> None:
         """Ends the process."""
         self._stopping = True
-        with contextlib.suppress(OSError, ValueError):
-            if self._process.stdin:
-                self._process.stdin.close()
+        self._close_input()
         try:
             await asyncio.wait_for(asyncio.shield(self.ended), _END_TIMEOUT_S)
         except TimeoutError:
@@ -137,19 +136,25 @@ class CandidateProcess:
     def _send(self, line: bytes) -> None:
         # A process that has ended has closed its end of the pipe. The few lines that are sent fit into its buffer.
         with contextlib.suppress(OSError, ValueError):
-            if self._process.stdin:
-                self._process.stdin.write(line + b"\n")
-                self._process.stdin.flush()
+            self._input.write(line + b"\n")
+            self._input.flush()
+
+    def _close_input(self) -> None:
+        # What it has not read is of no use to a process that has ended.
+        with contextlib.suppress(OSError):
+            self._input.close()
 
     def _read_lines(self) -> None:
         """Thread: passes on what the process sends, then its exit code."""
         # The loop is closed where the server has ended before.
         with contextlib.suppress(RuntimeError):
-            for line in self._process.stdout or ():
-                self._loop.call_soon_threadsafe(self._responses.put_nowait, line)
+            with cast(BinaryIO, self._process.stdout) as output:
+                for line in output:
+                    self._loop.call_soon_threadsafe(self._responses.put_nowait, line)
             code = self._process.wait()
             self._loop.call_soon_threadsafe(self._set_ended, code)
 
     def _set_ended(self, code: int) -> None:
+        self._close_input()
         if not self.ended.done():
             self.ended.set_result(code)
