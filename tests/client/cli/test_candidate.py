@@ -184,7 +184,10 @@ def test_comparison_is_printed_with_intervals(service: FakeAdminService) -> None
             "embedding: other weights, but close: vectors of both models can stand in one index; "
             "cosine 0.9900 on average, 0.9800 at the 5th percentile, 0.9000 at least"
         ),
-        "topic: 23 of 1,223 changed, 1.88 % (95 %: 1.26 to 2.81), weighted by confidence 1.00 %, mean difference 0.0200",
+        (
+            "topic: 23 of 1,223 changed, 1.88 % (95 %: 1.26 to 2.81), weighted by confidence 1.00 %, "
+            "mean difference 0.0200"
+        ),
         "  labels of the candidate alone: <refund>",
         "  billing becomes <refund>: 20",
         "  app becomes billing: 3",
