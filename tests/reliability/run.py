@@ -54,6 +54,7 @@ MODULES = (
     "corrupt_bundles",
     "worker_crashes",
     "fronts",
+    "candidates",
     "overload",
     "resource_abuse",
     "misbehaving_clients",
