@@ -65,7 +65,7 @@ def _absolute(_: click.Context, __: click.Parameter, path: str | None) -> str:
     type=click.Choice(["idle", "normal"]),
     default="idle",
     show_default=True,
-    help="Processor time of the candidate: only what nothing else wants, or an equal share, which may delay answers.",
+    help="Processor time of the candidate: only what nothing else uses, or an equal share, which may delay answers.",
 )
 def shadow(  # noqa: PLR0917
     bundle: str, target: str, api_key: str | None, share: float, keep_texts: int, priority: str
@@ -73,7 +73,7 @@ def shadow(  # noqa: PLR0917
     """Compare the model in BUNDLE with the served one on live texts.
 
     The candidate runs in a process of its own and answers a share of the live texts, chosen by their hash, with the
-    processor time that nothing else wants; what it cannot answer in time is dropped and counted. Clients get the
+    processor time that is idle otherwise; what it cannot answer in time is dropped and counted. Clients get the
     answers of the served model alone. Prints the candidate. Exit code 2 means that the candidate was rejected, with the
     reason on stderr.
 

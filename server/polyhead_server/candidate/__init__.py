@@ -8,5 +8,5 @@
     CandidateManager  <----------- report -----------+
 
 The candidate's process shares no interpreter with the served model and runs only on processor time that nothing else
-wants, so it cannot delay an answer, and neither its memory nor a crash of it reaches the served model.
+uses, so it cannot delay an answer, and neither its memory nor a crash of it reaches the served model.
 """

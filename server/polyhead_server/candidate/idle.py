@@ -1,4 +1,4 @@
-"""Processor time that nothing else wants: the lowest priority, and a pause while the container is being throttled."""
+"""Processor time that is idle otherwise: the lowest priority, and a pause while the container is being throttled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lower_priority() -> None:
 
 
 def run_only_when_idle() -> None:
-    """Gives this thread the lowest priority: whatever else wants to run comes first, at once.
+    """Gives this thread the lowest priority: whatever else can run comes first, at once.
 
     Where the system does not allow the policy, the lowest niceness counts, with about a hundredth of a share.
     """

@@ -66,7 +66,8 @@ def test_window_forgets_what_is_older() -> None:
 
 def test_counts_of_processes_add_up() -> None:
     both = merged([answers([0.1, 0.2]), answers([0.3], failed=2)])
-    assert (both.texts, both.errors["INTERNAL"], both.total_s) == (5, 2, pytest.approx(0.6))
+    assert (both.texts, both.errors["INTERNAL"]) == (5, 2)
+    assert both.total_s == pytest.approx(0.6)
 
 
 def test_process_that_ended_takes_its_counts_along() -> None:

@@ -46,7 +46,8 @@ def test_equal_models_agree(work: ShadowWork, model: Model) -> None:
     report = work.report()
     assert (report.answered, report.selected, report.dropped, report.compared) == (100, 50, 3, 50)
     assert [head.changed for head in report.heads] == [0, 0]
-    assert (report.embedding.space, report.embedding.least) == ("same", pytest.approx(1))
+    assert report.embedding.space == "same"
+    assert report.embedding.least == pytest.approx(1)
     assert report.served.texts == report.candidate.texts == 50
     assert report.served.mean == pytest.approx(0.005)
 

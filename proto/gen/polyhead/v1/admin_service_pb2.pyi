@@ -264,7 +264,7 @@ class ShadowRequest(google.protobuf.message.Message):
         PRIORITY_UNSPECIFIED: ShadowRequest._Priority.ValueType  # 0
         """PRIORITY_UNSPECIFIED means PRIORITY_IDLE."""
         PRIORITY_IDLE: ShadowRequest._Priority.ValueType  # 1
-        """PRIORITY_IDLE means only what nothing else on the machine wants."""
+        """PRIORITY_IDLE means only what nothing else on the machine uses."""
         PRIORITY_NORMAL: ShadowRequest._Priority.ValueType  # 2
         """PRIORITY_NORMAL means an equal share, which delays the served model where processors are short."""
 
@@ -274,7 +274,7 @@ class ShadowRequest(google.protobuf.message.Message):
     PRIORITY_UNSPECIFIED: ShadowRequest.Priority.ValueType  # 0
     """PRIORITY_UNSPECIFIED means PRIORITY_IDLE."""
     PRIORITY_IDLE: ShadowRequest.Priority.ValueType  # 1
-    """PRIORITY_IDLE means only what nothing else on the machine wants."""
+    """PRIORITY_IDLE means only what nothing else on the machine uses."""
     PRIORITY_NORMAL: ShadowRequest.Priority.ValueType  # 2
     """PRIORITY_NORMAL means an equal share, which delays the served model where processors are short."""
 
@@ -335,7 +335,7 @@ class CompareRequest(google.protobuf.message.Message):
 
     INCLUDE_TEXTS_FIELD_NUMBER: builtins.int
     include_texts: builtins.bool
-    """include_texts asks for the texts that Shadow was told to keep. False when absent."""
+    """include_texts asks for the texts that Shadow was configured to keep. False when absent."""
     def __init__(
         self,
         *,

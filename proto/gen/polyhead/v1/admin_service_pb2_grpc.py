@@ -106,8 +106,8 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Shadow(self, request, context):
-        """Shadow loads a candidate in a process of its own, which answers a share of the live texts with the processor time
-        that nothing else wants, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
+        """Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
+        that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
         the candidate cannot be loaded or there is another one; the served model is unchanged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

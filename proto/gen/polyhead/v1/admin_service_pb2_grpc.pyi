@@ -245,8 +245,8 @@ class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrai
     """GetStats describes the current load and the work done since the start."""
 
     Shadow: _AdminServiceShadowType
-    """Shadow loads a candidate in a process of its own, which answers a share of the live texts with the processor time
-    that nothing else wants, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
+    """Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
+    that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
     the candidate cannot be loaded or there is another one; the served model is unchanged.
     """
 
@@ -339,8 +339,8 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: polyhead.v1.admin_service_pb2.ShadowRequest,
         context: _ServicerContext,
     ) -> typing.Union[polyhead.v1.admin_service_pb2.ShadowResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.ShadowResponse]]:
-        """Shadow loads a candidate in a process of its own, which answers a share of the live texts with the processor time
-        that nothing else wants, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
+        """Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
+        that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
         the candidate cannot be loaded or there is another one; the served model is unchanged.
         """
 
