@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # Index of PyTorch's wheel. Default: on Linux without an NVIDIA driver PyTorch's CPU index if it answers, otherwise pip's.
 TORCH_INDEX ?=
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+# Of `make fuzz`.
+TARGET ?= all
+SECONDS ?= 60
 CONFIG ?= training/demo/config.toml
 # Each configuration has its own run and bundle, in a folder with the name in the configuration.
 NAME := $(shell sed -n '/^name = /{s/^name = "\(.*\)"/\1/p;q}' $(CONFIG))
@@ -17,7 +20,7 @@ STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deploy-tools proto proto-release clients train export serve test test-slow test-adapters test-ray test-ray-haproxy test-environments test-interoperability check bench bench-ray reliability lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs references compare clean
+.PHONY: help setup deploy-tools proto proto-release clients train export serve test test-slow test-adapters test-ray test-ray-haproxy test-environments test-interoperability check bench bench-ray reliability release-check fuzz lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs references compare clean
 
 help:  ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -145,12 +148,13 @@ lint-deploy: setup $(DEPLOY_TOOLS)
 	sh deploy/lint.sh $(BIN)
 
 types: setup  ## mypy --strict on source and tests
-	$(BIN)/mypy $(SOURCES) tests bench proto/generate.py proto/reference.py deploy/audit.py deploy/tools.py deploy/schemas/trim.py docs
+	$(BIN)/mypy $(SOURCES) tests bench proto/generate.py proto/reference.py deploy/audit.py deploy/distributions.py deploy/tools.py deploy/schemas/trim.py docs
 
 contracts: setup  ## import-linter: allowed imports between packages and folders
 	$(BIN)/lint-imports
 
-package: setup  ## install the server alone, verified by hashes, as in the image; measure its size
+package: setup  ## build and check the distributions in build/dist; install the server alone, as in the image; measure its size
+	$(BIN)/python deploy/distributions.py build/dist
 	rm -rf build/server-only
 	PYTHON=$(PYTHON) sh deploy/install.sh server build/server-only
 	$(BIN)/python -m bench.server.install_size build/server-only --output build/supply/install.json
@@ -205,6 +209,13 @@ bench: $(BUNDLE)/bundle.json  ## measure the server against the onnxruntime uppe
 # Takes about half an hour on two cores. Run it on an otherwise idle machine, or the measured times mean little.
 reliability: $(BUNDLE)/bundle.json  ## inject faults into real servers; writes docs/reliability.md (QUICK=1: 5 minutes, without timing-dependent scenarios; writes nothing)
 	$(BIN)/python -m tests.reliability.run --bundle $(BUNDLE) $(if $(QUICK),--quick)
+
+release-check: setup $(BUNDLE)/bundle.json  ## run what a release requires on this commit, hours; continues where it stopped (ARGS=--list: what is done)
+	$(BIN)/python -m bench.release.check $(ARGS)
+
+fuzz: setup  ## fuzz the readers of untrusted bytes for SECONDS each, or one TARGET; requires an index with atheris
+	$(PIP_INSTALL) --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.run $(TARGET) --seconds $(SECONDS)
 
 bench-ray: build/ray/.installed $(BUNDLE)/bundle.json  ## measure what Ray Serve costs; writes its part of docs/guides/ray.md
 	build/ray/bin/python -m bench.server.ray_serve --bundle $(BUNDLE) --output bench/results/ray_serve.json

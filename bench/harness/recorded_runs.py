@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import results
+from . import results, source
 
 TRAINING_PACKAGES = ("polyhead", "torch", "transformers")
 Run = dict[str, Any]
@@ -31,6 +31,7 @@ class RecordedRuns:
         self, path: Path | None, settings: Mapping[str, Any], packages: Iterable[str] = TRAINING_PACKAGES
     ) -> None:
         self.runs: list[Run] = []
+        self._earlier: list[str] = []
         self._path = path
         # As the file holds them.
         self._settings = json.loads(json.dumps(settings))
@@ -40,6 +41,7 @@ class RecordedRuns:
             if content["settings"] != self._settings:
                 sys.exit(f"{path} has runs with {content['settings']}: use the same settings, or another --output")
             self.runs = list(content["runs"])
+            self._earlier = [content.get("commit", "")] if self.runs else []
 
     def has(self, **key: Any) -> bool:
         """Returns whether a run with these values is recorded."""
@@ -50,6 +52,7 @@ class RecordedRuns:
         self.runs.append({**key, **figures})
         print(json.dumps(self.runs[-1]), flush=True)
         report = {**results.provenance(self._packages), "settings": self._settings, "runs": self.runs}
+        report["commit"] = source.of_all([*self._earlier, report["commit"]])
         results.write(self._path, report)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from polyhead_server.settings import usable_cores
 
+from . import source
 from .arguments import program
 
 Figures = dict[str, float]
@@ -22,9 +23,10 @@ SERVER_PACKAGES = ("polyhead", "onnxruntime", "grpcio")
 
 
 def provenance(packages: Iterable[str] = SERVER_PACKAGES) -> dict[str, Any]:
-    """Returns the date, command, machine and package versions of a measurement."""
+    """Returns the date, commit, command, machine and package versions of a measurement."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
+        "commit": source.head(),
         "command": command_line(),
         "cores": usable_cores(),
         # From the processor itself, so that an emulated one is recognizable. Each extension contains those before it.

@@ -49,6 +49,7 @@ def provenance(report: Report) -> dict[str, Any]:
         "command": report["command"],
         "program": shlex.split(report["command"])[2],
         "date": report["date"],
+        "commit": report.get("commit", "")[:12],
         "cores": report.get("cores"),
         "cpu": extension,
         "versions": ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items()),

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench.harness import source
 from bench.harness.arguments import add_output_flag, make_parser
 
 LIBRARIES = "import click, grpc.aio, grpc_health.v1, grpc_reflection, numpy, onnxruntime, prometheus_client, tokenizers"
@@ -37,6 +38,7 @@ def main() -> None:
     python = arguments.environment / "bin/python"
     figures = {
         "date": datetime.now(UTC).date().isoformat(),
+        "commit": source.head(),
         "command": "make package",
         "rounds": arguments.rounds,
         "python": subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout.strip(),

@@ -22,7 +22,7 @@ from polyhead_client.core.message_limits import MessageLimits
 from polyhead_client.core.retry import DEFAULT_MAX_ATTEMPTS, Deadline, RetryBudget, RetryPolicy
 from polyhead_client.core.stream_state import StreamState, require_text
 from polyhead_client.transport import channel
-from polyhead_client.transport.credentials import Tls, authorization
+from polyhead_client.transport.credentials import Tls, authorization, model_metadata
 from polyhead_client.transport.diagnosis import Diagnosis
 from polyhead_client.transport.pool import DEFAULT_CONNECTIONS
 from polyhead_client.transport.runtime import Runtime
@@ -78,6 +78,7 @@ class BaseClient(ABC, Generic[TextsT, AnswersT]):
         tls: Tls | None = None,
         api_key: str | None = None,
         allow_plaintext_key: bool = False,
+        model: str | None = None,
     ) -> None:
         """Configures the client; it connects on first use, in the process and event loop of that call.
 
@@ -99,6 +100,8 @@ class BaseClient(ABC, Generic[TextsT, AnswersT]):
             tls: TLS settings; ``Tls()`` for the default trusted roots, None for plain TCP.
             api_key: API key, sent with every call as ``authorization: Bearer KEY``.
             allow_plaintext_key: Allow sending the API key to another machine without TLS.
+            model: Name of the model that answers, for a server with several; ``ModelInfo.model_names`` lists them. None
+                for the server's first model.
 
         Raises:
             InvalidRequestError: An argument has an invalid value.
@@ -110,7 +113,7 @@ class BaseClient(ABC, Generic[TextsT, AnswersT]):
             problem = f"tls: expected Tls, not {type(given).__name__}; use tls=Tls()"
             raise InvalidRequestError("INVALID_ARGUMENT", problem)
         self._target = parse(target)
-        self._metadata = authorization(api_key, self._target, tls, allow_plaintext_key)
+        self._metadata = authorization(api_key, self._target, tls, allow_plaintext_key) + model_metadata(model)
         self._tls = tls
         self._credentials = tls.credentials() if tls else None
         self._connections = connections

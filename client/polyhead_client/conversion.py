@@ -194,6 +194,8 @@ def model_info_of(response: service_pb2.GetModelInfoResponse) -> ModelInfo:
         server_version=model.server_version,
         prompts={prompt.name: prompt.text for prompt in model.prompts},
         has_novelty=model.has_novelty,
+        name=response.name,
+        model_names=tuple(response.model_names),
     )
 
 

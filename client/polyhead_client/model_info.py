@@ -119,6 +119,8 @@ class ModelInfo(Value):
         server_version: Version of the polyhead server.
         prompts: Text of each prompt, by its name; the option ``prompt`` takes a name.
         has_novelty: True when the option ``include_novelty`` may be set.
+        name: The model's name in requests; empty for a server that has only one model and does not tell its name.
+        model_names: Names of all models of the server, which the client takes as ``model``; the first is the default.
     """
 
     model_id: str
@@ -131,3 +133,5 @@ class ModelInfo(Value):
     server_version: str
     prompts: Mapping[str, str] = field(default_factory=dict)
     has_novelty: bool = False
+    name: str = ""
+    model_names: tuple[str, ...] = ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +11,7 @@ import click
 from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, report, run
 
 from .errors import StartupError
+from .served_models import parse_bundles
 from .settings import Settings
 
 _HELP = """Serve BUNDLE over gRPC: embeddings and the answers of all heads from one forward pass.
@@ -23,6 +23,7 @@ Examples:
   polyhead-serve bundles/tickets --listen unix:/run/polyhead.sock
   polyhead-serve bundles/tickets --workers 4
   polyhead-serve bundles/tickets --fronts 4
+  polyhead-serve tickets=bundles/tickets reviews=bundles/reviews
   POLYHEAD_ENGINE=torch polyhead-serve bundles/tickets
   polyhead-serve bundles/tickets --check --public-key signing.pub
 
@@ -32,6 +33,9 @@ ready.
 
 SIGTERM and SIGINT drain the server: it answers every accepted item, then exits; a second signal exits immediately.
 SIGHUP reloads the bundle.
+
+Several bundles, each as NAME=BUNDLE, are served on one address. A request names its model; one without a name is
+answered by the first.
 
 \b
 --engine auto and --device auto select the first that works:
@@ -73,7 +77,7 @@ def _options(command: Any) -> Any:
         "max_content_width": 100,
     },
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE | NAME=BUNDLE...")
 @click.option(
     "--check",
     is_flag=True,
@@ -82,10 +86,10 @@ def _options(command: Any) -> Any:
 )
 @_options
 @click.version_option(package_name="polyhead", prog_name="polyhead-serve", message="%(prog)s %(version)s")
-def main(check: bool, **values: Any) -> None:
+def main(bundles: tuple[str, ...], check: bool, **values: Any) -> None:
     """Runs the command line."""
     try:
-        settings = Settings(**values)
+        settings = Settings(**{**values, **_bundle_settings(bundles, values["served_name"])})
     except StartupError as error:
         report(error)
         sys.exit(EXIT_CANNOT_START)
@@ -98,6 +102,18 @@ def main(check: bool, **values: Any) -> None:
         run(settings, _supervise, fast_loop=False)
     else:
         run(settings, _serve)
+
+
+def _bundle_settings(bundles: tuple[str, ...], served_name: str) -> dict[str, Any]:
+    """Returns the settings that the positional arguments stand for.
+
+    Raises:
+        StartupError: They are invalid, or name one model otherwise than ``--served-name``.
+    """
+    found = parse_bundles(bundles)
+    if served_name and found.get("served_name", served_name) != served_name:
+        raise StartupError(f"the model has two names, {found['served_name']} and --served-name {served_name}")
+    return found
 
 
 async def _serve(settings: Settings) -> int:

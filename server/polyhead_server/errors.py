@@ -34,6 +34,7 @@ Each class names its canonical status code (google.rpc.Code) and its reason, as 
     +-- InternalError                  INTERNAL, same                             logged under an incident id
     +-- ReloadError                    FAILED_PRECONDITION, RELOAD_REFUSED        admin service; the old model stays
     +-- CandidateError                 FAILED_PRECONDITION, CANDIDATE_REFUSED     admin service; the served model stays
+    +-- DriftNotAvailableError         FAILED_PRECONDITION, DRIFT_NOT_AVAILABLE   admin service; states why
     +-- StartupError                   never sent                                 the server cannot start as configured
 """
 
@@ -232,13 +233,22 @@ class RequestTimeoutError(ServerError):
 
 
 class ModelNotFoundError(ServerError):
-    """The request names a model or a version that this server does not serve."""
+    """The request names a model or a version that this server does not serve.
+
+    Args:
+        served: Names of the models that it serves.
+    """
 
     code = "NOT_FOUND"
     reason = "MODEL_NOT_FOUND"
 
-    def __init__(self, served: str) -> None:
-        super().__init__(f"this server serves model {served!r}, version 1, and no other")
+    def __init__(self, *served: str) -> None:
+        if len(served) == 1:
+            super().__init__(f"this server serves model {served[0]!r}, version 1, and no other")
+            return
+        listed = ", ".join(map(repr, served[:_MAX_LISTED]))
+        more = f" and {len(served) - _MAX_LISTED} more" * (len(served) > _MAX_LISTED)
+        super().__init__(f"this server serves the models {listed}{more}, version 1 of each, and no other")
 
 
 class PathNotFoundError(ServerError):
@@ -427,6 +437,13 @@ class CandidateError(ServerError):
 
     code = "FAILED_PRECONDITION"
     reason = "CANDIDATE_REFUSED"
+
+
+class DriftNotAvailableError(ServerError):
+    """The server does not count its traffic, or the bundle has no reference to compare it with."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "DRIFT_NOT_AVAILABLE"
 
 
 class StartupError(ServerError):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .addresses import is_local
 from .errors import StartupError
+from .served_models import ServedBundle, parse_model_settings
 
 CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
@@ -47,7 +50,12 @@ MIN_VALUES = {
     "drain_delay_s": 0,
     "start_timeout_s": 1,
     "max_worker_age_s": 0,
+    "drift_window_s": 0,
+    "drift_bucket_s": 1,
+    "drift_min_distance": 0,
 }
+# Buckets of the window of drift: at least two to compare, and at most those whose memory is small.
+MIN_DRIFT_BUCKETS, MAX_DRIFT_BUCKETS = 2, 1000
 
 
 # Largest message that a front can pass on to the engine process.
@@ -89,6 +97,11 @@ class Settings:
     )
     served_name: str = _option(
         "", "Name of the model in requests of other protocols than polyhead's own. Empty uses the bundle's name."
+    )
+    model_settings: str = _option(
+        "",
+        "Settings of single models of several, separated by commas: NAME.FLAG=VALUE, such as reviews.max-queue-s=5. "
+        "Flags without an entry apply to each model.",
     )
     dialects: str = _option(
         "polyhead,oip,tei",
@@ -209,6 +222,19 @@ class Settings:
         0.0, "Interval in seconds at which to check for a new bundle and reload it. 0 disables the check."
     )
     metrics_listen: str = _option("", "HOST:PORT at which to serve Prometheus metrics. Empty disables them.")
+    drift_window_s: float = _option(
+        86_400.0,
+        "Seconds of recent traffic that are compared with the validation texts of the bundle; see "
+        "docs/guides/monitor.md. Counts are kept, no texts. 0 disables the comparison.",
+    )
+    drift_bucket_s: float = _option(
+        3600.0,
+        "Seconds of traffic that are counted together. The differences between these buckets tell how much the "
+        "traffic varies without drift.",
+    )
+    drift_min_distance: float = _option(
+        0.1, "Smallest distance from the validation texts that is reported as drift, 0 to 1."
+    )
     otlp_endpoint: str = _option(
         "", "OTLP/gRPC endpoint to export traces to, such as http://127.0.0.1:4317. Empty disables tracing."
     )
@@ -216,6 +242,8 @@ class Settings:
     log_format: str = _option("text", "Log output format.", ("text", "json"))
     access_log: str = _option("debug", "Log level of per-request access lines.", ("debug", "info"))
 
+    # The models of a server with several; empty for one, which is ``bundle``.
+    models: tuple[ServedBundle, ...] = ()
     # Number of cores of this process if its CPU affinity does not show it: a worker under a CPU quota. 0 asks the
     # system.
     cores: int = 0
@@ -238,11 +266,57 @@ class Settings:
                 raise StartupError(f"--{flag} {getattr(self, name)} is less than the minimum of {minimum}")
         if self.signature and not self.public_key:
             raise StartupError("--signature requires --public-key")
+        buckets = self.drift_window_s / self.drift_bucket_s
+        if self.drift_window_s and not MIN_DRIFT_BUCKETS <= buckets <= MAX_DRIFT_BUCKETS:
+            raise StartupError(
+                f"--drift-window-s {self.drift_window_s:g} is not {MIN_DRIFT_BUCKETS} to {MAX_DRIFT_BUCKETS} times "
+                f"--drift-bucket-s {self.drift_bucket_s:g}"
+            )
         unknown = {name.strip() for name in self.dialects.split(",")} - {*DIALECTS, ""}
         if unknown or not self.enabled_dialects:
             raise StartupError(f"--dialects {self.dialects}: name at least one of {', '.join(DIALECTS)}, and no other")
         self._require_shareable()
         self._require_encryption()
+        if self.models or self.model_settings:
+            self._require_valid_models()
+
+    def _require_valid_models(self) -> None:
+        if not self.models:
+            raise StartupError("--model-settings requires several models, each given as NAME=DIR")
+        if self.served_name:
+            raise StartupError(f"--served-name {self.served_name} names one model; several are given as NAME=DIR")
+        if self.signature:
+            raise StartupError(
+                "--signature is that of one bundle; several have BUNDLE.sig, or --model-settings NAME.signature=FILE"
+            )
+        name, count = ("fronts", self.fronts) if self.fronts else ("workers", self.workers)
+        if self.fronts or self.workers > 1:
+            raise StartupError(
+                f"--{name} {count} serves one model, and {len(self.models)} are given: start a server for each, or "
+                "omit the flag"
+            )
+        self.of_models()
+
+    def of_models(self) -> list[Settings]:
+        """Returns the settings of each model, each with one bundle and one name; of one model, these.
+
+        Raises:
+            StartupError: ``--model-settings`` has an invalid entry.
+        """
+        if not self.models:
+            return [self]
+        given = parse_model_settings(self.model_settings, [model.name for model in self.models])
+        return [
+            dataclasses.replace(
+                self,
+                bundle=model.path,
+                served_name=model.name,
+                models=(),
+                model_settings="",
+                **_converted(model.name, given[model.name]),
+            )
+            for model in self.models
+        ]
 
     def _require_shareable(self) -> None:
         if self.fronts and self.workers > 1:
@@ -303,6 +377,30 @@ class Settings:
         A stream that begins just before its connection is asked to close has the grace period.
         """
         return _STREAM_SHARE * self.max_connection_age_grace_s if self.connection_age_s() else None
+
+
+def _converted(model: str, values: Mapping[str, str]) -> dict[str, Any]:
+    """Converts settings of a model from text to their types.
+
+    Raises:
+        StartupError: Names the model, the flag and what is wrong.
+    """
+    known = {field.name: field for field in dataclasses.fields(Settings)}
+    converted: dict[str, Any] = {}
+    for name, text in values.items():
+        problem, choices = "", known[name].metadata["choices"]
+        default: Any = known[name].default
+        try:
+            converted[name] = type(default)(text)
+        except ValueError:
+            problem = f"is not a valid {'integer' if isinstance(default, int) else 'number'}"
+        if choices and text not in choices:
+            problem = f"must be one of {', '.join(choices)}"
+        elif not problem and name in MIN_VALUES and not converted[name] >= MIN_VALUES[name]:
+            problem = f"is less than the minimum of {MIN_VALUES[name]}"
+        if problem:
+            raise StartupError(f"--model-settings {model}.{name.replace('_', '-')}={text}: {problem}")
+    return converted
 
 
 def usable_cores() -> int:

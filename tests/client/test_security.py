@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc
-from polyhead_client import Tls, UnavailableError
+from polyhead_client import InvalidRequestError, Tls, UnavailableError
 from polyhead_client.cli.main import main
 
 from tests.support.both_clients import Face
@@ -111,6 +111,26 @@ def test_key_goes_along_with_every_kind_of_call(connect: Any, servicer: FakeServ
     client.analyze(["text"])
     list(client.stream(["text"], "stream_embed"))
     assert [one["authorization"] for one in servicer.metadata] == [f"Bearer {KEY}"] * 3
+
+
+def test_name_of_the_model_goes_along_with_every_kind_of_call(connect: Any, servicer: FakeServicer) -> None:
+    client: Face = connect(servicer.target, model="tickets", api_key=KEY)
+    client.info()
+    client.analyze(["text"])
+    list(client.stream(["text"], "stream_embed"))
+    assert [one["x-polyhead-model"] for one in servicer.metadata] == ["tickets"] * 3
+    assert [one["authorization"] for one in servicer.metadata] == [f"Bearer {KEY}"] * 3
+
+
+def test_without_a_name_none_is_sent(client: Face, servicer: FakeServicer) -> None:
+    client.info()
+    assert "x-polyhead-model" not in servicer.metadata[0]
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "ä", 7])
+def test_name_that_cannot_be_sent_is_refused(connect: Any, name: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="model: must be"):
+        connect("127.0.0.1:1", model=name)
 
 
 def test_command_takes_tls_and_a_key_from_files(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import email.message
 import json
+import re
 import subprocess
 import tarfile
 import zipfile
@@ -77,17 +78,30 @@ def metadata_path(wheel: zipfile.ZipFile) -> str:
     return path
 
 
-def test_metadata_names_licence_readme_and_python(wheel: zipfile.ZipFile) -> None:
+def test_metadata_names_licence_and_python(wheel: zipfile.ZipFile) -> None:
     path = metadata_path(wheel)
     metadata = email.message_from_bytes(wheel.read(path))
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert metadata["Requires-Python"] == ">=3.11"
-    readme = metadata.get_payload(decode=True)
-    assert isinstance(readme, bytes)
-    assert readme.decode().strip() == (ROOT / "README.md").read_text().strip()
     licence = wheel.read(path.replace("METADATA", "licenses/LICENSE"))
     assert licence == (ROOT / "LICENSE").read_bytes()
+
+
+def test_readme_of_the_package_index_is_that_of_the_repository_with_absolute_links(wheel: zipfile.ZipFile) -> None:
+    readme = email.message_from_bytes(wheel.read(metadata_path(wheel))).get_payload(decode=True)
+    assert isinstance(readme, bytes)
+    shown, source = readme.decode(), (ROOT / "README.md").read_text()
+    host, _, project = repository().removeprefix("https://").partition("/")
+    assert host == "github.com"
+    addresses = {f"{repository()}/blob/main/", f"https://raw.githubusercontent.com/{project}/main/"}
+    for address in addresses:
+        assert address in shown
+        shown = shown.replace(f"]({address}", "](")
+    assert shown.strip() == source.strip()
+    # Images are loaded from the raw files: the page about an image is not an image.
+    images = re.findall(r"!\[[^\]]*\]\(https://([^/]+)/", readme.decode())
+    assert set(images) == {"raw.githubusercontent.com"}
 
 
 def repository() -> str:

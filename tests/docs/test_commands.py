@@ -42,6 +42,9 @@ EXTRAS = {
     "docs/guides/security.md": ("server",),
     "docs/guides/serve.md": ("server",),
     "docs/guides/train.md": ("training",),
+    "docs/tutorials/answer-a-table.md": ("bulk",),
+    "docs/tutorials/call-from-a-service.md": ("client",),
+    "docs/tutorials/run-a-server.md": ("client", "server"),
 }
 
 
@@ -81,7 +84,8 @@ def _sign(folder: Path) -> None:
 def demo_runner(runner: PageRunner, demo_run: Path, demo_bundle: Path) -> PageRunner:
     """A runner beside the demo's run and bundle, with a server."""
     shutil.copytree(demo_run, runner.folder / "runs/tickets")
-    shutil.copytree(demo_bundle, runner.folder / "bundles/tickets")
+    for name in ("tickets", "reviews"):
+        shutil.copytree(demo_bundle, runner.folder / "bundles" / name)
     _sign(runner.folder)
     runner.serve(runner.folder / "bundles/tickets")
     return runner

@@ -23,6 +23,9 @@ PAGES = {
 }
 # Flags of other programs, in running text.
 FOREIGN = {
+    "--list": "make release-check",
+    "--waive": "make release-check",
+    "--breaking": "python -m tests.compat.renew",
     "--grpc-port": "serve start",
     "--grpc-servicer-functions": "serve start",
     "--local-dir": "hf download",

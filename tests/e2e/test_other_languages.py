@@ -250,6 +250,15 @@ def test_api_key_is_sent_to_this_machine_only(command: Command, servicer: FakeSe
     assert "secret" not in refused.stderr
 
 
+@pytest.mark.parametrize("flags", [(), ("unary",)])
+def test_name_of_the_model_is_sent_if_it_is_given(
+    command: Command, servicer: FakeServicer, flags: tuple[str, ...]
+) -> None:
+    assert command.run(servicer.target, ["text"], "model=tickets", *flags).returncode == 0
+    assert command.run(servicer.target, ["text"], *flags).returncode == 0
+    assert [one.get("x-polyhead-model") for one in servicer.metadata] == ["tickets", None]
+
+
 # Prints how many texts a stream read for ten answers, and whether it closed its input.
 ABANDONED_STREAM = """
 import { Client } from "@polyhead/client";

@@ -26,6 +26,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from bench.harness import source
 from bench.harness.arguments import make_parser
 from bench.harness.results import provenance, write
 
@@ -64,7 +65,7 @@ def main() -> None:
         references = [Reference(server) for server in servers]
         for client in arguments.only or CLIENTS:
             result = run_client(client, dict(zip(_TRANSPORTS, servers, strict=True)), references)
-            results[client] = result
+            results[client] = result | {"commit": source.head()}
             _save(results)
             failures += [f"{client}: {problem}" for problem in problems(result)]
             print(f"{client}: {len(result['calls'])} calls, {len(problems(result))} problems", flush=True)
@@ -75,6 +76,7 @@ def main() -> None:
 def _save(results: Mapping[str, Any]) -> None:
     """Stores the results of all clients, and updates the page."""
     report = provenance() | {
+        "commit": source.of_all(one.get("commit", "") for one in results.values()),
         "tolerance": TOLERANCE,
         "texts": len(TEXTS),
         "clients": {client: results[client] for client in CLIENTS if client in results},

@@ -40,6 +40,7 @@ from typing import Any
 
 from polyhead_server.settings import usable_cores
 
+from bench.harness import source
 from bench.harness.texts import DEMO_TEXTS, read_texts
 
 from .external_corpora import CorpusNotAvailableError
@@ -123,9 +124,10 @@ def _make_save(arguments: argparse.Namespace) -> Save:
     results = json.loads(output.read_text(encoding="utf-8"))["scenarios"] if output and output.exists() else {}
 
     def save(name: str, result: dict[str, Any]) -> None:
-        results[name] = result
+        results[name] = result | {"commit": source.head()}
         report = {
             "date": datetime.now(UTC).date().isoformat(),
+            "commit": source.of_all(one.get("commit", "") for one in results.values()),
             "command": shlex.join(["python", "-m", "tests.reliability.run", *sys.argv[1:]]),
             "cores": usable_cores(),
             "quick": arguments.quick,

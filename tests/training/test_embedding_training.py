@@ -82,7 +82,7 @@ def test_one_run_teaches_heads_and_embedding(
 @pytest.mark.parametrize("name", SOURCES)
 def test_each_loss_falls(embedding: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("polyhead_training.loop.training_log._LOG_STEPS", 1)
-    stage = "training.stages=[{name='all', train=['backbone'], epochs=8, learning_rate=0.005}]"
+    stage = "training.stages=[{name='all', train=['backbone'], epochs=16, learning_rate=0.002}]"
     train(embedding(f"data.embedding=[{SOURCES[name]}]", *ALONE[:3], stage), tmp_path / "run", report=ignore)
     found = losses(tmp_path / "run")
     size = 4

@@ -9,27 +9,32 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .failure import CommandError, describe
-from .options import api_key_option, with_options
+from .options import api_key_option, model_option, with_options
 
 # gRPC takes longer to import than --help should take.
 if TYPE_CHECKING:
     from google.protobuf import message
     from polyhead.v1 import admin_service_pb2 as pb2
 
-_target_option = click.option(
-    "--target",
-    metavar="HOST:PORT|unix:PATH",
-    required=True,
-    envvar="POLYHEAD_ADMIN_TARGET",
-    show_envvar=True,
-    help="Address of the admin service, as given to polyhead-serve --admin-listen.",
-)
+_model_option = model_option("Model of a server with several.  [default: all]")
 SERVICE = "polyhead.v1.AdminService"
+
+
+def target_option(*, required: bool) -> Callable[..., Any]:
+    """Returns the option for the address of the admin service."""
+    return click.option(
+        "--target",
+        metavar="HOST:PORT|unix:PATH",
+        required=required,
+        envvar="POLYHEAD_ADMIN_TARGET",
+        show_envvar=True,
+        help="Address of the admin service, as given to polyhead-serve --admin-listen.",
+    )
 
 
 def admin_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options of a connection to the admin service, which a command receives as ``target`` and ``api_key``."""
-    return with_options([_target_option, api_key_option], command)
+    return with_options([target_option(required=True), api_key_option], command)
 
 
 # A model may take minutes to load, and the workers load it one after the other.
@@ -39,7 +44,7 @@ TIMEOUT_S = 30.0
 
 @click.group()
 def admin() -> None:
-    """Reload, drain or inspect a running server, and roll a new model out.
+    """Reload, drain or inspect a running server, or roll a new model out.
 
     Every command applies to all workers of the server and requires its admin service, which listens on an address of
     its own:
@@ -49,7 +54,7 @@ def admin() -> None:
       polyhead-serve bundles/tickets --admin-listen unix:/run/polyhead-admin.sock
       polyhead admin stats --target unix:/run/polyhead-admin.sock
 
-    Output is one line of JSON per worker; durations are in seconds. If the server requires API keys,
+    Output is one line of JSON per worker and model; durations are in seconds. If the server requires API keys,
     --api-key-file or $POLYHEAD_API_KEY provides one with the scope "admin".
     """  # noqa: D301  \b tells click to keep the line breaks
 
@@ -59,11 +64,13 @@ def admin() -> None:
 @click.option(
     "--force", is_flag=True, help="Accept a bundle with a different embedding space, different heads or labels."
 )
-def reload(target: str, api_key: str | None, force: bool) -> None:
+@_model_option
+def reload(target: str, api_key: str | None, force: bool, model: str | None) -> None:
     """Load the bundle again from its path and switch to it.
 
     Requests that the server has accepted are completed with the old model. Prints the new model and fingerprints of
     each worker. Exit code 2 means that the new bundle was rejected, with the reason on stderr; the old model stays.
+    A server with several models reloads all of them, one after the other, or the one that --model names.
 
     \b
     Examples:
@@ -72,11 +79,10 @@ def reload(target: str, api_key: str | None, force: bool) -> None:
     from polyhead.v1 import admin_service_pb2 as pb2
 
     request = pb2.ReloadRequest(force=force)
-    print_messages(
-        call_admin(
-            target, api_key, lambda stub, key: stub.Reload(request, timeout=RELOAD_TIMEOUT_S, metadata=key)
-        ).workers
+    response = call_admin(
+        target, api_key, lambda stub, key: stub.Reload(request, timeout=RELOAD_TIMEOUT_S, metadata=key), model
     )
+    print_messages(response.workers)
 
 
 @admin.command()
@@ -97,7 +103,8 @@ def drain(target: str, api_key: str | None) -> None:
 
 @admin.command()
 @admin_options
-def stats(target: str, api_key: str | None) -> None:
+@_model_option
+def stats(target: str, api_key: str | None, model: str | None) -> None:
     """Print queue lengths, counters and state of each worker.
 
     Counters start at zero when a worker starts. See "polyhead top" for rates.
@@ -106,11 +113,11 @@ def stats(target: str, api_key: str | None) -> None:
     Examples:
       polyhead admin stats --target unix:/run/polyhead-admin.sock | jq .queued_items
     """  # noqa: D301  \b tells click to keep the line breaks
-    print_messages(get_stats(target, api_key).workers)
+    print_messages(get_stats(target, api_key, model).workers)
 
 
-def get_stats(target: str, api_key: str | None) -> pb2.GetStatsResponse:
-    """Returns the statistics of each worker.
+def get_stats(target: str, api_key: str | None, model: str | None = None) -> pb2.GetStatsResponse:
+    """Returns the statistics of each worker, of one of its models or of all.
 
     Raises:
         CommandError: The call failed.
@@ -119,13 +126,28 @@ def get_stats(target: str, api_key: str | None) -> pb2.GetStatsResponse:
 
     request = pb2.GetStatsRequest()
     response: pb2.GetStatsResponse = call_admin(
-        target, api_key, lambda stub, key: stub.GetStats(request, timeout=TIMEOUT_S, metadata=key)
+        target, api_key, lambda stub, key: stub.GetStats(request, timeout=TIMEOUT_S, metadata=key), model
     )
     return response
 
 
-def call_admin(target: str, api_key: str | None, call: Callable[[Any, Any], Any]) -> Any:
-    """Makes a call, given the stub and the metadata with the API key.
+def get_drift(target: str, api_key: str | None, model: str | None = None) -> pb2.GetDriftResponse:
+    """Returns the comparison of a server's traffic with the validation texts of its model, or of one of its models.
+
+    Raises:
+        CommandError: The call failed, or the server makes no comparison.
+    """
+    from polyhead.v1 import admin_service_pb2 as pb2
+
+    request = pb2.GetDriftRequest()
+    response: pb2.GetDriftResponse = call_admin(
+        target, api_key, lambda stub, key: stub.GetDrift(request, timeout=TIMEOUT_S, metadata=key), model
+    )
+    return response
+
+
+def call_admin(target: str, api_key: str | None, call: Callable[[Any, Any], Any], model: str | None = None) -> Any:
+    """Makes a call, given the stub and the metadata with the API key and the name of the model.
 
     Raises:
         CommandError: The call failed.
@@ -135,15 +157,15 @@ def call_admin(target: str, api_key: str | None, call: Callable[[Any, Any], Any]
 
     from polyhead_client.errors import PolyheadError, map_grpc_errors
     from polyhead_client.transport import channel
-    from polyhead_client.transport.credentials import authorization
+    from polyhead_client.transport.credentials import authorization, model_metadata
     from polyhead_client.transport.diagnosis import Diagnosis
     from polyhead_client.transport.target import parse
 
     try:
         parsed = parse(target)
-        key = authorization(api_key, parsed, None, allow_plaintext_key=False)
+        metadata = authorization(api_key, parsed, None, allow_plaintext_key=False) + model_metadata(model)
         with map_grpc_errors(), grpc.insecure_channel(target, channel.NO_PROXY) as opened:
-            return call(admin_service_pb2_grpc.AdminServiceStub(opened), key)
+            return call(admin_service_pb2_grpc.AdminServiceStub(opened), metadata)
     except PolyheadError as failure:
         error, hint = failure, ""
         if failure.code in {"UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"}:
@@ -155,13 +177,13 @@ def call_admin(target: str, api_key: str | None, call: Callable[[Any, Any], Any]
 
 
 def print_messages(messages: Iterable[message.Message]) -> None:
-    """Prints each message as a line of JSON; durations become seconds."""
-    for worker in messages:
-        click.echo(json.dumps(to_json(worker)))
+    """Prints each message as a line of JSON."""
+    for one in messages:
+        click.echo(json.dumps(to_json(one)))
 
 
 def to_json(value: Any) -> Any:
-    """Converts a message or its field; durations become seconds. Protobuf's own JSON makes large numbers strings."""
+    """Converts a message or its field; durations become seconds. Protobuf's own JSON makes large numbers text."""
     from google.protobuf import message
     from google.protobuf.duration_pb2 import Duration
 

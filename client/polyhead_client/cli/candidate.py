@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from .admin import RELOAD_TIMEOUT_S, TIMEOUT_S, admin, admin_options, call_admin, print_messages, to_json
+from .options import model_option
 
 __all__ = ["admin"]
 
@@ -33,6 +35,13 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic in newer vers
         return share
 
 
+_model = model_option("Model of a server with several.  [default: the server's first]")
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    return admin_options(_model(command))
+
+
 _share = click.option(
     "--share",
     type=Share(),
@@ -50,7 +59,7 @@ def _absolute(_: click.Context, __: click.Parameter, path: str | None) -> str:
 
 @admin.command()
 @click.argument("bundle", callback=_absolute)
-@admin_options
+@_options
 @_share
 @click.option(
     "--keep-texts",
@@ -68,7 +77,7 @@ def _absolute(_: click.Context, __: click.Parameter, path: str | None) -> str:
     help="Processor time of the candidate: only what nothing else uses, or an equal share, which may delay answers.",
 )
 def shadow(  # noqa: PLR0917
-    bundle: str, target: str, api_key: str | None, share: float, keep_texts: int, priority: str
+    bundle: str, target: str, api_key: str | None, model: str | None, share: float, keep_texts: int, priority: str
 ) -> None:
     """Compare the model in BUNDLE with the served one on live texts.
 
@@ -88,13 +97,13 @@ def shadow(  # noqa: PLR0917
     level = pb2.ShadowRequest.PRIORITY_NORMAL if priority == "normal" else pb2.ShadowRequest.PRIORITY_IDLE
     request = pb2.ShadowRequest(bundle=bundle, share=share, keep_texts=keep_texts, priority=level)
     response = call_admin(
-        target, api_key, lambda stub, key: stub.Shadow(request, timeout=RELOAD_TIMEOUT_S, metadata=key)
+        target, api_key, lambda stub, key: stub.Shadow(request, timeout=RELOAD_TIMEOUT_S, metadata=key), model
     )
     print_messages([response.candidate])
 
 
 @admin.command()
-@admin_options
+@_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option(
     "--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write the comparison as one HTML page."
@@ -107,7 +116,9 @@ def shadow(  # noqa: PLR0917
     show_default=True,
     help="Changed texts of each head to include, of those that shadow --keep-texts has kept.",
 )
-def compare(target: str, api_key: str | None, as_json: bool, html: Path | None, show_texts: int) -> None:
+def compare(  # noqa: PLR0917
+    target: str, api_key: str | None, model: str | None, as_json: bool, html: Path | None, show_texts: int
+) -> None:
     """Print how far the candidate agrees with the served model so far.
 
     For each head that both have: how many texts get another answer, with a 95 % interval, the most frequent changes,
@@ -126,7 +137,7 @@ def compare(target: str, api_key: str | None, as_json: bool, html: Path | None, 
     from . import comparison, comparison_page
 
     request = pb2.CompareRequest(include_texts=show_texts > 0)
-    found = call_admin(target, api_key, lambda stub, key: stub.Compare(request, timeout=TIMEOUT_S, metadata=key))
+    found = call_admin(target, api_key, lambda stub, key: stub.Compare(request, timeout=TIMEOUT_S, metadata=key), model)
     for head in found.shadow.heads:
         del head.texts[show_texts:]
     if html:
@@ -139,7 +150,7 @@ def compare(target: str, api_key: str | None, as_json: bool, html: Path | None, 
 
 @admin.command()
 @click.argument("bundle", callback=_absolute, required=False)
-@admin_options
+@_options
 @_share
 @click.option(
     "--max-error-rate",
@@ -174,6 +185,7 @@ def canary(  # noqa: PLR0917
     bundle: str,
     target: str,
     api_key: str | None,
+    model: str | None,
     share: float,
     max_error_rate: float,
     max_p99_ratio: float,
@@ -203,15 +215,15 @@ def canary(  # noqa: PLR0917
     )
     request = pb2.CanaryRequest(bundle=bundle, share=share, limits=limits, force=force)
     response = call_admin(
-        target, api_key, lambda stub, key: stub.Canary(request, timeout=RELOAD_TIMEOUT_S, metadata=key)
+        target, api_key, lambda stub, key: stub.Canary(request, timeout=RELOAD_TIMEOUT_S, metadata=key), model
     )
     print_messages([response.candidate])
 
 
 @admin.command()
-@admin_options
+@_options
 @_force
-def promote(target: str, api_key: str | None, force: bool) -> None:
+def promote(target: str, api_key: str | None, model: str | None, force: bool) -> None:
     """Serve the candidate in place of the served model.
 
     As with reload, requests that the server has accepted are completed with the old model. Prints the new model and
@@ -226,14 +238,14 @@ def promote(target: str, api_key: str | None, force: bool) -> None:
 
     request = pb2.PromoteRequest(force=force)
     response = call_admin(
-        target, api_key, lambda stub, key: stub.Promote(request, timeout=RELOAD_TIMEOUT_S, metadata=key)
+        target, api_key, lambda stub, key: stub.Promote(request, timeout=RELOAD_TIMEOUT_S, metadata=key), model
     )
     print_messages(response.workers)
 
 
 @admin.command()
-@admin_options
-def discard(target: str, api_key: str | None) -> None:
+@_options
+def discard(target: str, api_key: str | None, model: str | None) -> None:
     """End the comparison and the canary, and unload the candidate.
 
     Requests that the candidate has begun to answer are completed. Prints nothing.
@@ -244,4 +256,6 @@ def discard(target: str, api_key: str | None) -> None:
     """  # noqa: D301  \b tells click to keep the line breaks
     from polyhead.v1 import admin_service_pb2 as pb2
 
-    call_admin(target, api_key, lambda stub, key: stub.Discard(pb2.DiscardRequest(), timeout=TIMEOUT_S, metadata=key))
+    call_admin(
+        target, api_key, lambda stub, key: stub.Discard(pb2.DiscardRequest(), timeout=TIMEOUT_S, metadata=key), model
+    )

@@ -42,6 +42,8 @@ def _rows(model: ModelInfo) -> list[tuple[str, str]]:
     embedding, limits, runtime = model.embedding, model.limits, model.runtime
     rows = [
         ("model", model.model_id),
+        *([("", f"served as {model.name}")] if model.name else []),
+        *([("models", ", ".join(model.model_names))] if len(model.model_names) > 1 else []),
         ("engine", f"{runtime.engine}, {runtime.device}, {runtime.variant}"),
         *(("", f"fallback: {reason}") for reason in runtime.fallback_reasons),
         ("embedding", f"{embedding.dimensions} dimensions, {embedding.pooling} pooling"),

@@ -18,6 +18,7 @@ from polyhead.commands import SUBCOMMANDS
 from polyhead_client.choices import Encoding, Order, Task, TruncationPolicy
 
 from .candidate import admin
+from .drift import drift
 from .failure import CommandError
 from .options import ServerOptions, server_options, with_options
 from .top import top
@@ -156,6 +157,7 @@ def main() -> None:
 
 
 main.add_command(admin)
+main.add_command(drift)
 main.add_command(top)
 
 

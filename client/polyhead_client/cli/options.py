@@ -27,18 +27,26 @@ class ServerOptions:
         tls: None for plain TCP.
         api_key: None for no key.
         allow_plaintext_key: Allow sending the key to another machine without TLS.
+        model: Name of the model; None for the server's first one.
     """
 
     target: str
     tls: Tls | None
     api_key: str | None = field(repr=False)
     allow_plaintext_key: bool
+    model: str | None = None
 
     def connect(self) -> Client:
         """Creates a client."""
         from polyhead_client.client import Client
 
-        return Client(self.target, tls=self.tls, api_key=self.api_key, allow_plaintext_key=self.allow_plaintext_key)
+        return Client(
+            self.target,
+            tls=self.tls,
+            api_key=self.api_key,
+            allow_plaintext_key=self.allow_plaintext_key,
+            model=self.model,
+        )
 
 
 def server_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -67,6 +75,7 @@ def server_options_from(options: dict[str, Any]) -> ServerOptions:
         tls=Tls(ca, cert, key, name) if tls or ca or cert or name else None,
         api_key=options.pop("api_key"),
         allow_plaintext_key=options.pop("allow_plaintext_key"),
+        model=options.pop("model"),
     )
 
 
@@ -100,7 +109,25 @@ def connection_options(default_target: str | None) -> list[Callable[..., Any]]:
         ),
         api_key_option,
         click.option("--allow-plaintext-key", is_flag=True, help="Send the API key to another machine without TLS."),
+        model_option(
+            "Model that answers, for a server with several; polyhead info lists them.  [default: the server's first]"
+        ),
     ]
+
+
+def model_option(text: str) -> Callable[..., Any]:
+    """Returns the option that names a model.
+
+    Args:
+        text: What the model is for, and the default.
+    """
+    return click.option(
+        "--model",
+        metavar="NAME",
+        envvar="POLYHEAD_MODEL",
+        show_envvar=True,
+        help=text,
+    )
 
 
 def _tls_option(flag: str, **settings: Any) -> Callable[..., Any]:

@@ -13,26 +13,25 @@ from .printable import printable
 
 # Fields that are added up to a total of all workers.
 _SUMMED_FIELDS = (
-    *(
-        "requests_running",
-        "queued_items",
-        "queued_tokens",
-        "items_total",
-        "tokens_total",
-        "padding_tokens_total",
-        "batches_total",
-    ),
-    "compute_threads",
+    "queued_items",
+    "queued_tokens",
+    "items_total",
+    "tokens_total",
+    "padding_tokens_total",
+    "batches_total",
 )
+# Fields that the models of a worker share.
+_SHARED_FIELDS = ("requests_running", "compute_threads")
 
 
 @dataclass(frozen=True)
 class WorkerRates:
-    """State and rates of a worker. Rates are None until there are two readings, and after a restart of the worker.
+    """State and rates of a worker, or of one of its models. Rates are None until there are two readings of it.
 
     Attributes:
         process_id: Process id of the worker; 0 for the total of all workers.
         model_id: Id of the loaded bundle.
+        model_name: Name of the model if the server has several; otherwise empty.
         serving: Whether its health service reports SERVING.
         up_s: Seconds since the worker started to serve.
         calls: Running calls.
@@ -61,17 +60,25 @@ class WorkerRates:
     items_per_batch: float | None = None
     busy_share: float | None = None
     item_errors_per_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    model_name: str = ""
 
 
 def rates(before: Sequence[pb2.WorkerStats], after: Sequence[pb2.WorkerStats]) -> list[WorkerRates]:
-    """Computes the rates of each worker in ``after``, plus the total (process id 0) if there are several workers."""
-    known = {stats.process_id: stats for stats in before}
-    rows = [_worker_rates(known.get(stats.process_id), stats) for stats in after]
+    """Computes the rates of each worker in ``after``, plus the total (process id 0) if there are several rows."""
+    known = {_key(stats): stats for stats in before}
+    rows = [_worker_rates(known.get(_key(stats)), stats) for stats in after]
+    if len({stats.process_id for stats in after}) < len(after):
+        names = [printable(stats.model_name) for stats in after]
+        rows = [dataclasses.replace(row, model_name=name) for row, name in zip(rows, names, strict=True)]
     if len(after) > 1:
         # A worker that is new contributes nothing to the difference yet.
-        same_workers = [known.get(stats.process_id, stats) for stats in after]
+        same_workers = [known.get(_key(stats), stats) for stats in after]
         rows.append(_worker_rates(_total(same_workers) if known else None, _total(after)))
     return rows
+
+
+def _key(stats: pb2.WorkerStats) -> tuple[int, str]:
+    return stats.process_id, stats.model_name
 
 
 def _worker_rates(before: pb2.WorkerStats | None, after: pb2.WorkerStats) -> WorkerRates:
@@ -118,6 +125,9 @@ def _total(workers: Sequence[pb2.WorkerStats]) -> pb2.WorkerStats:
     )
     for name in _SUMMED_FIELDS:
         setattr(total, name, sum(getattr(worker, name) for worker in workers))
+    for name in _SHARED_FIELDS:
+        by_process = {worker.process_id: getattr(worker, name) for worker in workers}
+        setattr(total, name, sum(by_process.values()))
     total.compute_total.FromNanoseconds(sum(worker.compute_total.ToNanoseconds() for worker in workers))
     for worker in workers:
         for reason, count in worker.item_errors_total.items():

@@ -76,7 +76,7 @@ def top(target: str, api_key: str | None, interval_s: float, once: bool, as_json
     ERRORS/S  items answered with an error per second
     UP        time since the worker started (from 89 columns)
     PADDING   share of padding in the computed tokens (from 98 columns)
-    MODEL     id of the loaded bundle (from 123 columns)
+    MODEL     id of the loaded bundle, or the name of each of several models (from 123 columns)
     """  # noqa: D301  \b tells click to keep the line breaks
     console = None if once or as_json else _live_console()
     try:
@@ -333,7 +333,7 @@ def _rate(value: float | None) -> str:
 
 _COLUMNS = [
     _Column("PID", lambda row: str(row.process_id or "all"), 7),
-    _Column("MODEL", lambda row: row.model_id, _MAX_WIDTH, rank=12, justify="left"),
+    _Column("MODEL", lambda row: row.model_name or row.model_id, _MAX_WIDTH, rank=12, justify="left"),
     _Column("STATE", lambda row: "serving" if row.serving else "drained", 7, rank=1, justify="left"),
     _Column("UP", lambda row: format_duration(row.up_s), 11, rank=10),
     _Column("CALLS", lambda row: format_count(row.calls), 6, rank=6),

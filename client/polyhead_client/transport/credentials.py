@@ -12,6 +12,9 @@ from polyhead_client.errors import InvalidRequestError
 
 from .target import Target
 
+# Metadata key that names the model of a call.
+_MODEL_KEY = "x-polyhead-model"
+
 
 @dataclass(frozen=True)
 class Tls:
@@ -102,6 +105,20 @@ def authorization(
         problem = f"api_key: {target} is not a loopback address, and the key would cross the network unencrypted"
         raise InvalidRequestError("INVALID_ARGUMENT", f"{problem}; use tls, or allow_plaintext_key=True")
     return (("authorization", f"Bearer {api_key}"),)
+
+
+def model_metadata(model: str | None) -> tuple[tuple[str, str], ...]:
+    """Builds the metadata that names the model of every call; empty for the server's first model.
+
+    Raises:
+        InvalidRequestError: The name is malformed.
+    """
+    if model is None:
+        return ()
+    if not (isinstance(model, str) and model.isascii() and model.isprintable() and model.strip()):
+        problem = "model: must be a non-empty str of printable ASCII without line breaks"
+        raise InvalidRequestError("INVALID_ARGUMENT", problem)
+    return ((_MODEL_KEY, model),)
 
 
 def _content(name: str, file: str | Path | None) -> bytes | None:

@@ -28,7 +28,8 @@ type AdminServiceClient interface {
 	GetStats(ctx context.Context, in *GetStatsRequest, opts ...grpc.CallOption) (*GetStatsResponse, error)
 	// Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
 	// that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
-	// the candidate cannot be loaded or there is another one; the served model is unchanged.
+	// the candidate cannot be loaded or there is another one; the served model is unchanged. Each model of several has a
+	// candidate of its own: the metadata x-polyhead-model names the model, without it the first, in this and the next four.
 	Shadow(ctx context.Context, in *ShadowRequest, opts ...grpc.CallOption) (*ShadowResponse, error)
 	// Compare describes the candidate: what the comparison has found so far, and the answers of a canary.
 	Compare(ctx context.Context, in *CompareRequest, opts ...grpc.CallOption) (*CompareResponse, error)
@@ -40,6 +41,10 @@ type AdminServiceClient interface {
 	Promote(ctx context.Context, in *PromoteRequest, opts ...grpc.CallOption) (*PromoteResponse, error)
 	// Discard ends the comparison and the canary, and unloads the candidate.
 	Discard(ctx context.Context, in *DiscardRequest, opts ...grpc.CallOption) (*DiscardResponse, error)
+	// GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+	// of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+	// the server does not count its traffic.
+	GetDrift(ctx context.Context, in *GetDriftRequest, opts ...grpc.CallOption) (*GetDriftResponse, error)
 }
 
 type adminServiceClient struct {
@@ -122,6 +127,15 @@ func (c *adminServiceClient) Discard(ctx context.Context, in *DiscardRequest, op
 	return out, nil
 }
 
+func (c *adminServiceClient) GetDrift(ctx context.Context, in *GetDriftRequest, opts ...grpc.CallOption) (*GetDriftResponse, error) {
+	out := new(GetDriftResponse)
+	err := c.cc.Invoke(ctx, "/polyhead.v1.AdminService/GetDrift", in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility
@@ -137,7 +151,8 @@ type AdminServiceServer interface {
 	GetStats(context.Context, *GetStatsRequest) (*GetStatsResponse, error)
 	// Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
 	// that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
-	// the candidate cannot be loaded or there is another one; the served model is unchanged.
+	// the candidate cannot be loaded or there is another one; the served model is unchanged. Each model of several has a
+	// candidate of its own: the metadata x-polyhead-model names the model, without it the first, in this and the next four.
 	Shadow(context.Context, *ShadowRequest) (*ShadowResponse, error)
 	// Compare describes the candidate: what the comparison has found so far, and the answers of a canary.
 	Compare(context.Context, *CompareRequest) (*CompareResponse, error)
@@ -149,6 +164,10 @@ type AdminServiceServer interface {
 	Promote(context.Context, *PromoteRequest) (*PromoteResponse, error)
 	// Discard ends the comparison and the canary, and unloads the candidate.
 	Discard(context.Context, *DiscardRequest) (*DiscardResponse, error)
+	// GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+	// of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+	// the server does not count its traffic.
+	GetDrift(context.Context, *GetDriftRequest) (*GetDriftResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -179,6 +198,9 @@ func (UnimplementedAdminServiceServer) Promote(context.Context, *PromoteRequest)
 }
 func (UnimplementedAdminServiceServer) Discard(context.Context, *DiscardRequest) (*DiscardResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Discard not implemented")
+}
+func (UnimplementedAdminServiceServer) GetDrift(context.Context, *GetDriftRequest) (*GetDriftResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method GetDrift not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 
@@ -337,6 +359,24 @@ func _AdminService_Discard_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_GetDrift_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetDriftRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).GetDrift(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: "/polyhead.v1.AdminService/GetDrift",
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).GetDrift(ctx, req.(*GetDriftRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 var _AdminService_serviceDesc = grpc.ServiceDesc{
 	ServiceName: "polyhead.v1.AdminService",
 	HandlerType: (*AdminServiceServer)(nil),
@@ -372,6 +412,10 @@ var _AdminService_serviceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Discard",
 			Handler:    _AdminService_Discard_Handler,
+		},
+		{
+			MethodName: "GetDrift",
+			Handler:    _AdminService_GetDrift_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -27,7 +27,7 @@ type InferenceServiceClient interface {
 	StreamClassify(ctx context.Context, opts ...grpc.CallOption) (InferenceService_StreamClassifyClient, error)
 	// StreamSentiment is StreamAnalyze restricted to TASK_SENTIMENT.
 	StreamSentiment(ctx context.Context, opts ...grpc.CallOption) (InferenceService_StreamSentimentClient, error)
-	// GetModelInfo describes the model and how it runs.
+	// GetModelInfo describes the model and how it runs, and lists the names of all models of the server.
 	GetModelInfo(ctx context.Context, in *GetModelInfoRequest, opts ...grpc.CallOption) (*GetModelInfoResponse, error)
 }
 
@@ -195,7 +195,7 @@ type InferenceServiceServer interface {
 	StreamClassify(InferenceService_StreamClassifyServer) error
 	// StreamSentiment is StreamAnalyze restricted to TASK_SENTIMENT.
 	StreamSentiment(InferenceService_StreamSentimentServer) error
-	// GetModelInfo describes the model and how it runs.
+	// GetModelInfo describes the model and how it runs, and lists the names of all models of the server.
 	GetModelInfo(context.Context, *GetModelInfoRequest) (*GetModelInfoResponse, error)
 	mustEmbedUnimplementedInferenceServiceServer()
 }

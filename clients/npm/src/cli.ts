@@ -18,13 +18,14 @@ import { Client, type RequestOptions } from "./client.js";
 import type { Answer, LabelScore } from "./v1.js";
 
 const USAGE =
-  "usage: polyhead-analyze [--target HOST:PORT] [--tls] [--ca FILE] [--timeout-ms N] [--max-attempts N] [--unary] [TEXT...]";
+  "usage: polyhead-analyze [--target HOST:PORT] [--tls] [--ca FILE] [--model NAME] [--timeout-ms N] [--max-attempts N] [--unary] [TEXT...]";
 
 async function main(): Promise<number> {
   const options = {
     target: { type: "string", default: "127.0.0.1:50051" },
     tls: { type: "boolean", default: false },
     ca: { type: "string" },
+    model: { type: "string" },
     "timeout-ms": { type: "string" },
     "max-attempts": { type: "string", default: "5" },
     unary: { type: "boolean", default: false },
@@ -34,11 +35,12 @@ async function main(): Promise<number> {
   let request: RequestOptions = {};
   try {
     parsed = parseArgs({ options, allowPositionals: true });
-    const { target, tls, ca, "max-attempts": maxAttempts, "timeout-ms": timeout } = parsed.values;
+    const { target, tls, ca, model, "max-attempts": maxAttempts, "timeout-ms": timeout } = parsed.values;
     if (timeout !== undefined) request = { timeoutMs: positive("--timeout-ms", timeout) };
     client = new Client(target, {
       tls: ca === undefined ? tls : { ca: readFileSync(ca) },
       apiKey: process.env["POLYHEAD_API_KEY"],
+      model,
       maxAttempts: positive("--max-attempts", maxAttempts),
     });
   } catch (error) {

@@ -22,6 +22,8 @@ export interface ClientOptions {
   /** API key, sent only over TLS, to this machine, or with `allowPlaintextKey`. */
   readonly apiKey?: string;
   readonly allowPlaintextKey?: boolean;
+  /** Name of the model that answers, for a server with several; default: the server's first. */
+  readonly model?: string;
   /** Limit on consecutive failed attempts of a call or an item, including the first; default 5, 1 disables retries. */
   readonly maxAttempts?: number;
   /** Limit on the items of a stream that were sent and not yet answered; default 256. */
@@ -51,22 +53,19 @@ export class Client {
    * @throws TypeError The API key would cross a network unencrypted.
    */
   constructor(target: string, options: ClientOptions = {}) {
-    const { tls, apiKey, maxAttempts = 5, maxInFlight = 256 } = options;
+    const { tls, apiKey, model, maxAttempts = 5, maxInFlight = 256 } = options;
     if (!(maxAttempts >= 1)) throw new RangeError(`maxAttempts: ${maxAttempts} is less than 1`);
     if (!(maxInFlight >= 1)) throw new RangeError(`maxInFlight: ${maxInFlight} is less than 1`);
     const baseUrl = `${tls ? "https" : "http"}://${target}`;
     if (apiKey !== undefined && !tls && !options.allowPlaintextKey && !isLoopback(new URL(baseUrl).hostname)) {
       throw new TypeError(`apiKey: ${target} is not a loopback address, and the key would cross the network unencrypted`);
     }
-    const interceptors: Interceptor[] =
-      apiKey === undefined
-        ? []
-        : [
-            (next) => (request) => {
-              request.header.set("authorization", `Bearer ${apiKey}`);
-              return next(request);
-            },
-          ];
+    const withMetadata: Interceptor = (next) => (request) => {
+      if (apiKey !== undefined) request.header.set("authorization", `Bearer ${apiKey}`);
+      if (model !== undefined) request.header.set("x-polyhead-model", model);
+      return next(request);
+    };
+    const interceptors = [withMetadata];
     this.#sessions = new Http2SessionManager(baseUrl, {}, typeof tls === "object" ? tls : undefined);
     const sessionManager = this.#sessions;
     const transport = createGrpcTransport({ baseUrl, interceptors, acceptCompression: [], sessionManager });

@@ -193,6 +193,7 @@ class EngineClient:
                 entry.tokenized_ns,
                 number,
                 entry.item,
+                entry.tokens.seen if entry.is_first_window else 0,
                 entry.key or b"",
             )
             self._send(message.target, records.put(message.flags, record))

@@ -13,7 +13,7 @@ from polyhead_server.serving.backend import deadline_after
 from .analyze_answer import record
 from .analyze_lines import NDJSON, LineStream
 from .analyze_request import document_options, max_characters, query_options, read_items
-from .calls import Call, respond
+from .calls import Call, respond, string
 from .exchange import Response
 
 _LINES = {NDJSON, "application/jsonl"}
@@ -22,8 +22,10 @@ _LINES = {NDJSON, "application/jsonl"}
 async def analyze(call: Call) -> Response | LineStream:
     """Answers a JSON document, or a body of JSON lines with a stream of JSON lines."""
     if (call.header(b"content-type") or "").partition(";")[0].strip().lower() in _LINES:
+        call.select(call.exchange.query.get("model"))
         return LineStream(call, query_options(call))
     document = await call.json()
+    call.select(string(document, "model"))
     options = document_options(document, call.backend.model())
     items = read_items(document, call.backend)
     call.texts = len(items)
@@ -42,13 +44,14 @@ async def analyze(call: Call) -> Response | LineStream:
 
 
 async def info(call: Call) -> Response:
-    """``GET /v1/info``: the model, its heads, its limits, and how it runs."""
-    backend = call.backend
+    """``GET /v1/info``: the model, its heads, its limits, and how it runs; and the names of all models."""
+    backend = call.select(call.exchange.query.get("model"))
     model, settings = backend.model(), backend.settings
     manifest, runtime = model.source.manifest, model.engine.runtime
     return respond(
         {
             "name": backend.served_name(),
+            "model_names": call.models.names(),
             "model_id": model.source.model_id,
             "heads": [
                 {

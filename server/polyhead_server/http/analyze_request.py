@@ -24,6 +24,7 @@ from .openai import kind
 
 _MAX_ID_BYTES = 256
 _FIELDS = (
+    "model",
     "text",
     "texts",
     "items",
@@ -36,7 +37,7 @@ _FIELDS = (
     "expected_fingerprints",
 )
 _DEFAULTS = RequestOptions()
-_OPTIONS = ("tasks", "truncation", "prompt", "encoding", "dimensions", "timings", "novelty")
+_OPTIONS = ("model", "tasks", "truncation", "prompt", "encoding", "dimensions", "timings", "novelty")
 _TASKS = {task.name.lower(): task for task in Task}
 _TRUNCATION = {policy.name.lower(): policy for policy in Truncation}
 ENCODINGS = {

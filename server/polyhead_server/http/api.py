@@ -22,7 +22,7 @@ from polyhead_server.observability.logging import REQUEST_CONTEXT, fields
 from polyhead_server.observability.request_ids import REQUEST_ID, request_id
 from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.security.api_keys import CALLER, Keys
-from polyhead_server.serving.backend import Backend
+from polyhead_server.serving.models import Models
 
 from . import analyze, open_inference, openai, openapi, playground, tei
 from .analyze_lines import LineStream
@@ -110,11 +110,11 @@ def endpoints(dialects: Iterable[str]) -> list[Endpoint]:
     return [endpoint for dialect in dialects for endpoint in tables[dialect]]
 
 
-def create_app(backend: Backend, keys: Keys | None, dialects: Iterable[str], *, with_playground: bool) -> App:
+def create_app(models: Models, keys: Keys | None, dialects: Iterable[str], *, with_playground: bool) -> App:
     """Builds the application.
 
     Args:
-        backend: Answers the texts.
+        models: Answer the texts.
         keys: API keys; None to allow every call.
         dialects: Those to serve.
         with_playground: Whether to serve the page at ``/``.
@@ -128,26 +128,26 @@ def create_app(backend: Backend, keys: Keys | None, dialects: Iterable[str], *, 
     for endpoint in table:
         paths.setdefault(endpoint.path, []).append(endpoint.method)
     table.append(Endpoint("GET", "/openapi.json", openapi.handler(paths), PUBLIC, polyhead_error))
-    return App(backend, keys, table)
+    return App(models, keys, table)
 
 
 class App:
     """The endpoints, as an ASGI application."""
 
-    def __init__(self, backend: Backend, keys: Keys | None, table: Iterable[Endpoint]) -> None:
+    def __init__(self, models: Models, keys: Keys | None, table: Iterable[Endpoint]) -> None:
         """Arranges the endpoints by their paths."""
-        level = logging.getLevelName(backend.settings.access_log.upper())
+        level = logging.getLevelName(models.default.settings.access_log.upper())
         by_path: dict[str, dict[str, Endpoint]] = {}
         for endpoint in table:
             by_path.setdefault(endpoint.path, {})[endpoint.method] = endpoint
-        resources = {path: _Resource(backend, keys, methods, level) for path, methods in by_path.items()}
+        resources = {path: _Resource(models, keys, methods, level) for path, methods in by_path.items()}
         self._fixed = {path: one for path, one in resources.items() if "{" not in path}
         self._patterns = [
             (re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", path)), one)
             for path, one in resources.items()
             if "{" in path
         ]
-        self._unknown = _Resource(backend, keys, {}, level)
+        self._unknown = _Resource(models, keys, {}, level)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         """Answers one call, or follows the life of a server that reports it."""
@@ -169,21 +169,23 @@ class App:
 class _Resource:
     """A path: finds the endpoint of the method and runs it."""
 
-    def __init__(self, backend: Backend, keys: Keys | None, methods: dict[str, Endpoint], level: int) -> None:
-        self._backend = backend
+    def __init__(self, models: Models, keys: Keys | None, methods: dict[str, Endpoint], level: int) -> None:
+        self._models = models
+        # Counts all calls, of whichever model.
+        self._service = models.default.service
         self._keys = keys
         self._methods = methods
         self._level = level
 
     async def run(self, exchange: Exchange) -> None:
-        call = Call(self._backend, exchange)
+        call = Call(self._models, exchange)
         own_id = request_id(call.header(_REQUEST_ID_HEADER) or "")
         REQUEST_CONTEXT.set({"request_id": own_id})
         endpoint = self._methods.get("GET" if exchange.method == "HEAD" else exchange.method)
         response: Response | LineStream | None = None
         try:
             # A draining server waits until the response has been written.
-            with self._backend.service.tracked() if endpoint and endpoint.rpc else contextlib.nullcontext():
+            with self._service.tracked() if endpoint and endpoint.rpc else contextlib.nullcontext():
                 response = await self._respond(call, endpoint)
                 response.headers[REQUEST_ID] = own_id
                 try:
@@ -213,6 +215,7 @@ class _Resource:
                 CALLER.set(self._keys.authorize(_bearer(call), endpoint.rpc))
             header = call.header(_ROUTING_HEADER) or ""
             ROUTING_KEY.set(routing_key(header, CALLER.get(), call.exchange.peer))
+            call.select(None)
             return await endpoint.handler(call)
         except ServerError as error:
             return form(error)
@@ -228,7 +231,7 @@ class _Resource:
         duration_s = (time.monotonic_ns() - call.arrived_ns) / 1e9
         status = response.status if response else _CLIENT_GONE
         name = f"{endpoint.method} {endpoint.path}"
-        self._backend.service.metrics.observe_request(name, str(status), duration_s, unary=True)
+        self._service.metrics.observe_request(name, str(status), duration_s, unary=True)
         if logger.isEnabledFor(self._level):
             caller, peer = CALLER.get(), call.exchange.peer
             values = {"method": name, "code": status, "items": call.texts, "duration_s": round(duration_s, 6)}

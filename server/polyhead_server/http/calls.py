@@ -12,6 +12,7 @@ import orjson
 
 from polyhead_server.errors import InvalidRequestError, MessageTooLargeError, OverloadedError, RequestTimeoutError
 from polyhead_server.serving.backend import Backend
+from polyhead_server.serving.models import MODEL_KEY, Models
 
 from .decompression import decompressed
 from .exchange import Exchange, Response
@@ -21,6 +22,7 @@ BODY_TIMEOUT_S = 30.0
 # A body up to this size does not count against the limit for the bodies of all calls, so that large ones cannot keep it
 # out.
 _SMALL_BODY_BYTES = 64 * 2**10
+_MODEL_HEADER = MODEL_KEY.encode()
 _JSON = {"content-type": "application/json"}
 _MAX_SLOW_JSON_BYTES = 2**20
 # The deadline that the client sets, in seconds: this API's own header, and the one that OpenAI's clients send.
@@ -31,20 +33,32 @@ class Call:
     """A request and the server behind it.
 
     Attributes:
-        backend: Answers the texts.
+        models: The models of the server.
+        backend: The model that answers the texts.
         exchange: The request, and where the response goes.
         arrived_ns: ``time.monotonic_ns()`` of its arrival.
         texts: Number of texts in it, for the log.
     """
 
-    __slots__ = ("_counted_bytes", "_kept_bytes", "arrived_ns", "backend", "exchange", "texts")
+    __slots__ = ("_counted_bytes", "_kept_bytes", "arrived_ns", "backend", "exchange", "models", "texts")
 
-    def __init__(self, backend: Backend, exchange: Exchange) -> None:
-        self.backend = backend
+    def __init__(self, models: Models, exchange: Exchange) -> None:
+        self.models = models
+        self.backend = models.default
         self.exchange = exchange
         self.arrived_ns = time.monotonic_ns()
         self.texts = 0
         self._kept_bytes = self._counted_bytes = 0
+
+    def select(self, name: str | None) -> Backend:
+        """Answers with the model of this name; without a name, with the one of the header or else the first.
+
+        Raises:
+            ModelNotFoundError: There is no such model.
+            NotReadyError: It is still loading.
+        """
+        self.backend = self.models.selected(name or self.header(_MODEL_HEADER))
+        return self.backend
 
     def keep(self, size: int) -> None:
         """Counts bytes of the body that are kept until ``release``.
@@ -55,14 +69,14 @@ class Call:
         self._kept_bytes += size
         more = max(0, self._kept_bytes - _SMALL_BODY_BYTES) - self._counted_bytes
         limit = self.backend.settings.max_held_bytes
-        if more and self.backend.body_bytes + more > limit:
+        if more and self.models.body_bytes + more > limit:
             raise OverloadedError.bodies(limit)
         self._counted_bytes += more
-        self.backend.body_bytes += more
+        self.models.body_bytes += more
 
     def release(self) -> None:
         """Ends the counting of the bytes that were kept."""
-        self.backend.body_bytes -= self._counted_bytes
+        self.models.body_bytes -= self._counted_bytes
         self._kept_bytes = self._counted_bytes = 0
 
     def header(self, name: bytes) -> str | None:

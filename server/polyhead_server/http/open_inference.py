@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from polyhead_server.errors import InvalidRequestError, ModelNotFoundError, NotReadyError
+from polyhead_server.errors import InvalidRequestError, NotReadyError
 from polyhead_server.inference.model import Model
 from polyhead_server.serving import open_inference_input
 from polyhead_server.serving import open_inference_metadata as documents
@@ -36,7 +36,7 @@ async def live(_: Call) -> Response:
 
 async def ready(call: Call) -> Response:
     """``GET /v2/health/ready``."""
-    return respond({"ready": call.backend.ready}, 200 if call.backend.ready else 503)
+    return respond({"ready": call.models.ready}, 200 if call.models.ready else 503)
 
 
 async def model_ready(call: Call) -> Response:
@@ -61,14 +61,15 @@ async def model_config(call: Call) -> Response:
 
 async def model_statistics(call: Call) -> Response:
     """``GET /v2/models/stats`` and ``/v2/models/{model}/stats``: counters of this process since its start."""
-    if "model" in call.exchange.path_params:
-        _require_model(call)
-    return respond(documents.model_statistics(call.backend))
+    if "model" not in call.exchange.path_params:
+        return respond(documents.model_statistics(call.models))
+    _require_model(call)
+    return respond(documents.model_statistics([call.backend]))
 
 
 async def repository_index(call: Call) -> Response:
-    """``POST /v2/repository/index``: the served model, whatever the body asks for."""
-    return respond(documents.repository_index(call.backend))
+    """``POST /v2/repository/index``: the served models, whatever the body asks for."""
+    return respond(documents.repository_index(call.models))
 
 
 async def infer(call: Call) -> Response:
@@ -94,10 +95,10 @@ def _view(backend: Backend, model: Model) -> ModelView:
 
 
 def _require_model(call: Call) -> ModelView:
-    call.backend.require_name(call.exchange.path_params["model"])
+    backend = call.select(call.exchange.path_params["model"])
     if call.exchange.path_params.get("version", VERSION) != VERSION:
-        raise ModelNotFoundError(call.backend.served_name())
-    return call.backend.view(_view)
+        raise call.models.not_found()
+    return backend.view(_view)
 
 
 def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
@@ -112,13 +113,23 @@ def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
 
 def _require_fields(call: Call, document: dict[str, Any]) -> None:
     if document.get("model_name") is not None:
-        call.backend.require_name(str(document["model_name"]))
+        _require_same_model(call, str(document["model_name"]))
     if document.get("model_version") not in (None, "", VERSION):
-        raise ModelNotFoundError(call.backend.served_name())
+        raise call.models.not_found()
     for name in document:
         if name not in _FIELDS | _MODEL_FIELDS:
             problem = f"field {name[:64]!a} is not known; the fields are {', '.join(sorted(_FIELDS))}"
             raise InvalidRequestError("UNKNOWN_PARAMETER", problem)
+
+
+def _require_same_model(call: Call, name: str) -> None:
+    """Checks the name in a document, which must be that of the path's model, or its id."""
+    if call.models.named(name) is not call.backend:
+        path_name = call.exchange.path_params["model"]
+        problem = (
+            f"model_name is {name[:64]!a}, and the path names {path_name[:64]!a}; send one name, or that of the path"
+        )
+        raise InvalidRequestError("INVALID_PARAMETER", problem)
 
 
 def _texts(document: dict[str, Any], binary: bytes) -> list[bytes]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from polyhead_server.errors import InvalidRequestError, ServerError
 from polyhead_server.inference.types import Encoding, Message, RequestOptions, Result, Task, Truncation
-from polyhead_server.serving.backend import deadline_after, first_error
+from polyhead_server.serving.backend import Backend, deadline_after, first_error
 from polyhead_server.serving.embeddings import encode_embedding, shorten
 from polyhead_server.serving.texts import item_from_string
 
@@ -37,12 +37,10 @@ async def embeddings(call: Call) -> Response:
     """``POST /v1/embeddings``."""
     document = await call.json()
     require_fields(document, _FIELDS)
-    backend = call.backend
     if not isinstance(document.get("model", ""), str):
         raise field_error("model", "model must be a string")
-    # Without a name, as many tools allow, the served model answers.
-    if name := document.get("model"):
-        backend.require_name(name)
+    # Without a name, as many tools allow, the first model answers.
+    backend = call.select(document.get("model"))
     encoding = document.get("encoding_format", "float")
     if encoding not in {"float", "base64"}:
         raise field_error("encoding_format", "encoding_format must be float or base64")
@@ -80,18 +78,17 @@ async def embeddings(call: Call) -> Response:
 
 async def models(call: Call) -> Response:
     """``GET /v1/models``."""
-    return respond({"object": "list", "data": [_model(call)]})
+    return respond({"object": "list", "data": [_model(backend) for backend in call.models]})
 
 
 async def model(call: Call) -> Response:
     """``GET /v1/models/{model}``."""
-    call.backend.require_name(call.exchange.path_params["model"])
-    return respond(_model(call))
+    return respond(_model(call.select(call.exchange.path_params["model"])))
 
 
-def _model(call: Call) -> dict[str, Any]:
-    model_id = call.backend.model().source.model_id
-    return {"id": call.backend.served_name(), "object": "model", "created": 0, "owned_by": "polyhead", "root": model_id}
+def _model(backend: Backend) -> dict[str, Any]:
+    model_id = backend.model().source.model_id
+    return {"id": backend.served_name(), "object": "model", "created": 0, "owned_by": "polyhead", "root": model_id}
 
 
 def _texts(given: Any) -> list[str]:

@@ -18,11 +18,12 @@ from polyhead_server.settings import Settings
 
 from .admission import Admission
 from .answer_cache import AnswerCache, ObserveLookups
+from .compute_slots import ComputeSlots
 from .executor import BatchOutcome, Executor
 from .model import Model
 from .reused_answers import answer_from_cache, resolve, resolve_shared
 from .scheduler import BatchLimits, BatchScheduler
-from .types import Batch, Entry, QueueState, Result
+from .types import Batch, Entry, ItemOutcome, QueueState, Result
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ JOIN_TIMEOUT_S = 10.0
 CLOSE_CHECK_INTERVAL_S = 1.0
 
 ObserveBatch = Callable[[Batch, float], None]
+ObserveOutcomes = Callable[[Sequence[Entry], Sequence[ItemOutcome]], None]
 
 
 class EngineCore:
@@ -57,10 +59,13 @@ class EngineCore:
         *,
         on_exception: Callable[[BaseException], None],
         observe_lookups: ObserveLookups | None = None,
+        observe_outcomes: ObserveOutcomes | None = None,
+        slots: ComputeSlots | None = None,
     ) -> None:
         """Prepares the compute threads without starting them; see ``Pipeline`` for the arguments."""
         self.model = model
         self._observe_batch = observe_batch
+        self._observe_outcomes = observe_outcomes
         self.scheduler = BatchScheduler(
             BatchLimits(model.max_batch_tokens, settings.max_padding, model.overhead_tokens)
         )
@@ -79,6 +84,7 @@ class EngineCore:
             settings.batch_timeout_s,
             on_batch_done=self._resolve_batch,
             on_exception=on_exception,
+            slots=slots,
         )
         cache_bytes = settings.answer_cache_mb * 2**20
         self.answer_cache = AnswerCache(cache_bytes, observe_lookups) if cache_bytes else None
@@ -138,6 +144,9 @@ class EngineCore:
                 cache.put(entry.key, outcome.output)
         self.admission.wake()
         if batch.entries and not done.failed:
-            self.admission.observe_batch(batch.tokens, done.compute_s, backlog=batch.backlog)
+            # Texts behind this batch waited for its slot as well.
+            self.admission.observe_batch(batch.tokens, done.slot_s + done.compute_s, backlog=batch.backlog)
             if self._observe_batch:
                 self._observe_batch(batch, done.compute_s)
+            if self._observe_outcomes:
+                self._observe_outcomes(batch.entries, done.outcomes)

@@ -14,6 +14,7 @@ from polyhead_server.engines.collate import pad
 from polyhead_server.errors import InternalError
 
 from . import postprocessing
+from .compute_slots import ComputeSlots
 from .model import Model, self_test
 from .scheduler import BatchScheduler
 from .types import Batch, Entry, ItemOutcome, ModelOutput, Result, Timings
@@ -36,12 +37,14 @@ class BatchOutcome:
         outcomes: One outcome per entry, in order.
         compute_s: Duration of the computation.
         failed: Whether every entry failed inside the server.
+        slot_s: Time that its thread waited for a slot before, while other models computed.
     """
 
     batch: Batch
     outcomes: list[ItemOutcome]
     compute_s: float
     failed: bool
+    slot_s: float = 0.0
 
 
 class Executor:
@@ -62,6 +65,7 @@ class Executor:
         *,
         on_batch_done: Callable[[BatchOutcome], None],
         on_exception: Callable[[BaseException], None],
+        slots: ComputeSlots | None = None,
     ) -> None:
         """Prepares the threads without starting them.
 
@@ -73,8 +77,10 @@ class Executor:
             on_batch_done: Receives every batch with its outcomes, on the event loop that creates the executor.
             on_exception: Receives every unexpected exception that no batch-mate explains, in the thread that caught it
                 and before it becomes an outcome. May end the process, for example when memory is exhausted.
+            slots: Those that the models of the process share; None for its only model.
         """
         self._model = model
+        self._slots = slots
         self._scheduler = scheduler
         self._batch_timeout_s = batch_timeout_s
         self._on_batch_done = on_batch_done
@@ -127,6 +133,9 @@ class Executor:
     def _worker_loop(self) -> None:
         """Thread boundary: computes batches until the scheduler is closed. On an exception the executor has failed."""
         try:
+            if self._slots:
+                self._share_slots(self._slots)
+                return
             while (batch := self._scheduler.take()) is not None:
                 self._process(batch)
         except BaseException as error:
@@ -134,13 +143,28 @@ class Executor:
             logger.exception("a compute thread ended")
             self._fail(f"a compute thread ended: {type(error).__name__}")
 
-    def _process(self, batch: Batch) -> None:
+    def _share_slots(self, slots: ComputeSlots) -> None:
+        """Computes batches, each in a slot, until the scheduler is closed."""
+        while self._scheduler.wait_for_work():
+            waits_since = time.monotonic()
+            slots.acquire()
+            try:
+                with self._lock:
+                    idle = len(self._threads) - len(self._running)
+                # Threads that get no slot now leave their share of the entries to this one.
+                batch = self._scheduler.poll(min(idle, 1 + slots.free))
+                if batch.entries or batch.expired:
+                    self._process(batch, time.monotonic() - waits_since)
+            finally:
+                slots.release()
+
+    def _process(self, batch: Batch, slot_s: float = 0.0) -> None:
         thread_id, started_ns = threading.get_ident(), time.monotonic_ns()
         engine = self._begin(thread_id, started_ns, computes=bool(batch.entries))
         outcomes = self._run(batch.entries, started_ns, engine) if batch.entries else []
         compute_s = (time.monotonic_ns() - started_ns) / 1e9
         failed = bool(outcomes) and all(isinstance(outcome, InternalError) for outcome in outcomes)
-        self._loop.call_soon_threadsafe(self._on_batch_done, BatchOutcome(batch, outcomes, compute_s, failed))
+        self._loop.call_soon_threadsafe(self._on_batch_done, BatchOutcome(batch, outcomes, compute_s, failed, slot_s))
         if self._count_failure(failed=failed):
             self._probe_engine()
         # Not before: a probe that hangs must be found as well.
@@ -157,6 +181,8 @@ class Executor:
             self._running[thread_id] = started_ns
             if computes:
                 exclusive = len(self._running) == 1 and not self._scheduler.accounting.waiting_items
+                if self._slots:
+                    exclusive = exclusive and self._slots.in_use == 1
                 self._exclusive_batches = self._exclusive_batches + 1 if exclusive else 0
             if model.intra_op_engine and self._exclusive_batches > MIN_EXCLUSIVE_BATCHES:
                 return model.intra_op_engine

@@ -18,7 +18,8 @@ from polyhead_server.settings import Settings
 
 from .admission import Admission
 from .answer_cache import AnswerCache, ObserveLookups
-from .engine_core import EngineCore, ObserveBatch
+from .compute_slots import ComputeSlots
+from .engine_core import EngineCore, ObserveBatch, ObserveOutcomes
 from .executor import Executor
 from .intake import Intake, OnMessage, Submission
 from .model import Model
@@ -44,6 +45,8 @@ class Pipeline(Intake):
         *,
         on_exception: Callable[[BaseException], None] | None = None,
         observe_lookups: ObserveLookups | None = None,
+        observe_outcomes: ObserveOutcomes | None = None,
+        slots: ComputeSlots | None = None,
     ) -> None:
         """Prepares the compute threads without starting them.
 
@@ -56,10 +59,18 @@ class Pipeline(Intake):
             on_exception: Receives every unexpected exception before it becomes an outcome, in the thread that caught
                 it: the event loop or a compute thread. May end the process, for example when memory is exhausted.
             observe_lookups: Receives the numbers of hits and misses of look-ups in the answer cache.
+            observe_outcomes: Receives the entries and the outcomes of every successful batch, after they were resolved.
+            slots: Those that the models of the process share; None for its only model.
         """
         super().__init__(model, settings, on_message, on_exception=on_exception)
         self._core = EngineCore(
-            model, settings, observe_batch, on_exception=self._on_exception, observe_lookups=observe_lookups
+            model,
+            settings,
+            observe_batch,
+            on_exception=self._on_exception,
+            observe_lookups=observe_lookups,
+            observe_outcomes=observe_outcomes,
+            slots=slots,
         )
         self.scheduler: BatchScheduler = self._core.scheduler
         self.admission: Admission = self._core.admission

@@ -87,9 +87,9 @@ class BatchScheduler:
     """Entries in, batches out.
 
     Threads: every public method takes ``accounting.lock`` and may be called from any thread; private methods require
-    the lock. The event loop calls ``put``, ``finish``, ``drop`` and ``close``; compute threads call ``take``. The event
-    loop may cancel an entry's future at any moment without the lock, also between two looks at it here, and calls
-    ``drop`` soon after.
+    the lock. The event loop calls ``put``, ``finish``, ``drop`` and ``close``; compute threads call ``take``, or
+    ``wait_for_work`` and then ``poll`` where they need a slot in between. The event loop may cancel an entry's future
+    at any moment without the lock, also between two looks at it here, and calls ``drop`` soon after.
 
     A waiting entry stands in three structures: in the length bucket of its length, in the list of arrivals and, with a
     deadline, in the expiry heap. Its ``waiting`` flag is the truth. An entry that leaves the queue is taken out of one
@@ -146,6 +146,13 @@ class BatchScheduler:
             batch = self._next_batch(self._idle_workers)
             self._idle_workers -= 1
             return batch if batch.entries or batch.expired or not self._closed else None
+
+    def wait_for_work(self) -> bool:
+        """Waits until an entry waits; returns False when the scheduler is closed and empty."""
+        with self._changed:
+            while not self.accounting.waiting_items and not self._closed:
+                self._changed.wait()
+            return bool(self.accounting.waiting_items)
 
     def poll(self, idle_workers: int) -> Batch:
         """Returns a batch without waiting, as ``take`` does when so many workers are idle; it may be empty."""

@@ -231,6 +231,12 @@ class Entry:
     def __post_init__(self) -> None:
         self.length = max(len(self.ids), 1)
 
+    @property
+    def is_first_window(self) -> bool:
+        """Whether it is a whole text, or the first window of one; the engine process of ``--fronts`` has no windows."""
+        windows = self.tokens.windows
+        return self.ids is windows[0] if windows else self.tokens.seen > 0
+
 
 @dataclass(frozen=True)
 class Batch:

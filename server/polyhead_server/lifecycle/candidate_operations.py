@@ -167,24 +167,16 @@ class _Canary:
             await self._running
 
 
-class SingleProcess:
-    """The operations of a server without other processes, as the admin service and ``CandidateManager`` expect them."""
+class UnitProcesses:
+    """A model of a server without other processes, as ``CandidateManager`` expects it."""
 
     def __init__(self, operations: Operations, service: InferenceService) -> None:
         """Takes the operations and the service of this process."""
         self._operations = operations
         self._service = service
 
-    async def reload(self, *, force: bool) -> list[ReloadResult]:
-        """See ``AdminBackend``."""
-        return [await self._operations.reload(force=force)]
-
-    async def drain(self) -> None:
-        """See ``AdminBackend``."""
-        await self._operations.drain()
-
     async def stats(self) -> list[WorkerStats]:
-        """See ``AdminBackend``."""
+        """See ``ServingProcesses``."""
         return [await self._operations.stats()]
 
     async def promote(self, candidate: CandidateBundle, *, force: bool) -> list[ReloadResult]:

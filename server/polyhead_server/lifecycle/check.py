@@ -21,7 +21,7 @@ from .entry import EXIT_CANNOT_START, report
 
 
 def run_check(settings: Settings) -> NoReturn:
-    """Reports each check that passed on standard error, then the bundle on standard output, and ends the process.
+    """Reports each check that passed on standard error, then each bundle on standard output, and ends the process.
 
     The exit code is 0, or 2 after a failed check, whose error is the last line.
     """
@@ -35,12 +35,13 @@ def run_check(settings: Settings) -> NoReturn:
         sys.exit(EXIT_CANNOT_START)
     finally:
         logging.shutdown()
-    click.echo(settings.bundle)
+    for own in settings.of_models():
+        click.echo(own.bundle)
     sys.exit(0)
 
 
 def check(settings: Settings) -> Iterator[str]:
-    """Verifies certificate, API keys and bundle.
+    """Verifies certificate, API keys and bundles.
 
     Yields:
         One line per check that passed.
@@ -52,4 +53,5 @@ def check(settings: Settings) -> Iterator[str]:
         yield f"certificate {settings.tls_cert} is valid"
     if settings.api_keys:
         yield f"{settings.api_keys}: {len(api_keys.read(Path(settings.api_keys)))} keys"
-    yield from check_bundle(settings)
+    for own in settings.of_models():
+        yield from (f"{own.served_name}: {line}" if settings.models else line for line in check_bundle(own))

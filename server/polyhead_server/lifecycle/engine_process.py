@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from polyhead_server.candidate.bundle import load_candidate
 from polyhead_server.candidate.parameters import CandidateBundle
+from polyhead_server.drift.monitor import DriftMonitor
 from polyhead_server.errors import NotReadyError
 from polyhead_server.fronts.engine_host import EngineHost
 from polyhead_server.fronts.served_model import ServedModel
@@ -26,7 +27,7 @@ from polyhead_server.inference.engine_core import EngineCore
 from polyhead_server.inference.model import Model, describe, load_model
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.out_of_memory import exit_if_out_of_memory
-from polyhead_server.process_reports import ReloadResult, WorkerStats
+from polyhead_server.process_reports import DriftCounts, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 
 from . import stop_signals
@@ -68,6 +69,7 @@ class _EngineProcess:
         self._stop = stop
         self._role = role
         self._metrics = Metrics()
+        self._drift = DriftMonitor(settings)
         self._host = EngineHost(cast(Path, role.engine_socket))
         self._loader = ModelLoader(lambda loading: load_model(settings, loading), settings.start_timeout_s)
         self._background: set[asyncio.Task[Any]] = set()
@@ -83,8 +85,7 @@ class _EngineProcess:
             self._host.listen()
             sampling = asyncio.create_task(self._metrics.sample(lambda: self._current.core))
             self._background.add(sampling)
-            operations = EngineOperations(self._host, self._metrics, self._reloader(), self._load_candidate)
-            self._role.on_serving(identity_of(model), operations)
+            self._role.on_serving(identity_of(model), self._operations())
             logger.info("computing with %s for the fronts", model.source.model_id)
             return await self._compute_until_stopped()
 
@@ -115,16 +116,18 @@ class _EngineProcess:
             self._metrics.observe_batch,
             on_exception=exit_if_out_of_memory,
             observe_lookups=self._metrics.count_cache_lookups,
+            observe_outcomes=self._drift.watch(model),
         )
         logger.info(describe(model, core.threads))
         self._metrics.set_runtime(model, core.threads)
         core.start()
         return ServedModel(self._host.number_of(model), core)
 
-    def _reloader(self) -> Reloader[ServedModel]:
-        return Reloader(
+    def _operations(self) -> EngineOperations:
+        reloader = Reloader(
             self._loader.load, self._start, self._host, self._metrics.count_reload, prepare=self._host.prepare
         )
+        return EngineOperations(self._host, self._metrics, reloader, self._drift, self._load_candidate)
 
     @property
     def _current(self) -> ServedModel:
@@ -162,6 +165,7 @@ class EngineOperations:
         host: EngineHost,
         metrics: Metrics,
         reloader: Reloader[ServedModel],
+        drift: DriftMonitor,
         load_candidate: Callable[[CandidateBundle], Awaitable[Model]],
     ) -> None:
         """Connects the operations to the process.
@@ -170,8 +174,10 @@ class EngineOperations:
             host: Serves the fronts.
             metrics: Counters since the start of the process.
             reloader: Loads the bundle again.
+            drift: Counts the texts of all fronts.
             load_candidate: Loads another bundle.
         """
+        self._drift = drift
         self._host = host
         self._metrics = metrics
         self._reloader = reloader
@@ -206,6 +212,11 @@ class EngineOperations:
 
     async def drain(self) -> None:
         """Does nothing: the fronts report what load balancers see."""
+
+    async def drift(self) -> DriftCounts:
+        """Returns what the process has counted of the traffic of all fronts."""
+        with internal_errors("drift"):
+            return self._drift.counts()
 
     async def stats(self) -> WorkerStats:
         """Returns the statistics of this process, which has no calls of its own.

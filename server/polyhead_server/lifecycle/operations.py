@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
@@ -10,11 +11,12 @@ from functools import partial
 from typing import Protocol
 
 from polyhead_server.candidate.parameters import CandidateBundle
+from polyhead_server.drift.monitor import DriftMonitor
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError, ServerError
 from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import Model
 from polyhead_server.out_of_memory import exit_if_out_of_memory
-from polyhead_server.process_reports import ReloadResult, WorkerStats
+from polyhead_server.process_reports import DriftCounts, ReloadResult, WorkerStats
 from polyhead_server.rpc import service_names
 from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.inference_service import InferenceService
@@ -46,6 +48,9 @@ class ProcessOperations(Protocol):
     async def stats(self) -> WorkerStats:
         """Returns the statistics of the process."""
 
+    async def drift(self) -> DriftCounts:
+        """Returns what the process has counted of its traffic."""
+
 
 class Operations:
     """Operations on this process. Each raises a ``ServerError`` that states why it failed.
@@ -57,12 +62,19 @@ class Operations:
         drained: Whether an operator has drained the server.
     """
 
-    def __init__(self, service: InferenceService, health: Health, candidate: CandidateOperations | None = None) -> None:
+    def __init__(
+        self,
+        service: InferenceService,
+        health: Health,
+        drift: DriftMonitor,
+        candidate: CandidateOperations | None = None,
+    ) -> None:
         """Connects the operations to the process.
 
         Args:
             service: The inference service.
             health: The health service of ``service``.
+            drift: Counts the texts that this process computes.
             candidate: The part of this process in a shadow or canary.
         """
         self.candidate = candidate
@@ -73,6 +85,7 @@ class Operations:
         self._reloads = ReloadQueue(self._reload)
         self._service = service
         self._health = health
+        self._drift = drift
 
     async def reload(self, *, force: bool) -> ReloadResult:
         """Loads the bundle again and serves it.
@@ -85,7 +98,7 @@ class Operations:
             ReloadError: The old model stays; states why.
         """
         with internal_errors("reload"):
-            return reload_result(await self._reloads.request(force=force))
+            return self._result(await self._reloads.request(force=force))
 
     async def promote(self, candidate: CandidateBundle, *, force: bool) -> ReloadResult:
         """Loads another bundle and serves it.
@@ -102,7 +115,7 @@ class Operations:
             raise NotReadyError
         with internal_errors("promote"):
             model = await self.reloader.reload(force=force, load=partial(self.load_candidate, candidate))
-        return reload_result(model)
+        return self._result(model)
 
     async def reload_and_log(self) -> bool:
         """Reloads for a caller that reads the outcome in the log, such as a signal; returns whether it succeeded."""
@@ -132,6 +145,14 @@ class Operations:
         """
         with internal_errors("stats"):
             return WorkerStats(**{**self._service.stats(), "process_id": os.getpid(), "serving": self._health.serving})
+
+    async def drift(self) -> DriftCounts:
+        """Returns what this process has counted of its traffic."""
+        with internal_errors("drift"):
+            return self._drift.counts()
+
+    def _result(self, model: Model) -> ReloadResult:
+        return dataclasses.replace(reload_result(model), model_name=self._service.served_name())
 
     async def _reload(self, force: bool) -> Model:
         if self.reloader is None:

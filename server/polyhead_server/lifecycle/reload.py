@@ -56,6 +56,8 @@ class Reloader(Generic[P]):
         service: PipelineHost[P],
         count: Callable[[str], None],
         prepare: Callable[[Model], Awaitable[None]] | None = None,
+        *,
+        name: str = "",
     ) -> None:
         """Connects the reloader to the server.
 
@@ -65,12 +67,15 @@ class Reloader(Generic[P]):
             service: The service whose pipeline is replaced.
             count: Called once per reload with its outcome, ``success`` or ``refused``.
             prepare: Prepares others for a model that is accepted, before the switch. Raises ``StartupError``.
+            name: Name of the model, one of several; empty for the only one.
         """
         self._load = load
         self._start = start
         self._service = service
         self._count = count
         self._prepare = prepare
+        # Begins the messages about one of several models.
+        self._subject = f"{name}: " if name else ""
         self._lock = asyncio.Lock()
         # Replaced pipelines that are still answering what they accepted.
         self._closing: set[asyncio.Task[None]] = set()
@@ -94,7 +99,7 @@ class Reloader(Generic[P]):
             ReloadError: The old model stays; states why.
         """
         async with self._lock:
-            logger.info("reloading")
+            logger.info("%sreloading", self._subject)
             old = self._service.pipeline
             if old is None:
                 raise self._refuse("there is no serving model to replace yet")
@@ -104,7 +109,7 @@ class Reloader(Generic[P]):
                 raise self._refuse(str(error)) from error
             except Exception as error:
                 # For example, not enough memory for two models.
-                logger.exception("loading failed")
+                logger.exception("%sloading failed", self._subject)
                 raise self._refuse("loading failed; see the log") from error
             reason = incompatibility(identity_of(old.model), identity_of(model))
             if reason and not force:
@@ -118,7 +123,7 @@ class Reloader(Generic[P]):
                     raise self._refuse(str(error)) from error
             self._service.serve(self._start(model))
             self._count("success")
-            logger.info("serving %s; closing %s", model.source.model_id, old.model.source.model_id)
+            logger.info("%sserving %s; closing %s", self._subject, model.source.model_id, old.model.source.model_id)
             task = asyncio.create_task(self._close(old))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -129,6 +134,6 @@ class Reloader(Generic[P]):
         logger.info("%s has answered its last item and is closed", pipeline.model.source.model_id)
 
     def _refuse(self, reason: str) -> ReloadError:
-        logger.error("not reloaded: %s", reason)
+        logger.error("%snot reloaded: %s", self._subject, reason)
         self._count("refused")
-        return ReloadError(f"not reloaded, the old model stays: {reason}")
+        return ReloadError(f"{self._subject}not reloaded, the old model stays: {reason}")

@@ -14,9 +14,8 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,12 +23,7 @@ from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
 from polyhead_server.addresses import exclusive, require_local, split_address, unix_path
-from polyhead_server.candidate.bundle import load_candidate
-from polyhead_server.candidate.parameters import CandidateBundle
-from polyhead_server.inference.intake import Intake
-from polyhead_server.inference.model import Model, load_model
-from polyhead_server.inference.pipeline import Pipeline
-from polyhead_server.observability.metrics import Metrics
+from polyhead_server.inference.model import Model
 from polyhead_server.observability.scrape_server import listen_for_scrapes
 from polyhead_server.observability.tracing import Tracing
 from polyhead_server.process_reports import ModelIdentity
@@ -38,28 +32,23 @@ from polyhead_server.rpc.admin_service import AdminServer, listen
 from polyhead_server.rpc.dialects import handlers
 from polyhead_server.rpc.dialects.descriptors import reflection_pool
 from polyhead_server.rpc.health import Health
-from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
 from polyhead_server.rpc.method_table import inference_handler
+from polyhead_server.rpc.model_routes import ModelRoutes
 from polyhead_server.rpc.server_options import inference_options
 from polyhead_server.security.tls import Certificates
-from polyhead_server.serving.backend import Backend
 from polyhead_server.settings import Settings
-from polyhead_server.threads import in_daemon_thread
 
 from . import stop_signals
-from .bundle_watcher import BundleWatcher
-from .candidate_manager import CandidateManager
-from .candidate_operations import CandidateOperations, SingleProcess
 from .compatibility import identity_of, require_compatible
 from .engine_connection import EngineConnection
 from .http_listener import http_listener
-from .model_loader import ModelLoader, first_model, result_of
-from .operations import Operations, ProcessOperations
-from .pipeline_start import start_pipeline
-from .reload import Reloader
+from .model_loader import result_of
+from .model_unit import ModelUnit, create_units
+from .operations import ProcessOperations
+from .single_process import SingleProcess
 from .watchdog import wait_for_failure
 
 logger = logging.getLogger(__name__)
@@ -126,16 +115,16 @@ class _Process:
         self._stop = stop
         self._cut_off = asyncio.Event()
         self._worker = worker
-        self._metrics = Metrics()
         self._health = Health()
-        self._service = InferenceService(settings, self._metrics)
         self._certificates = Certificates.from_settings(settings)
+        self._tracing = Tracing.from_settings(settings)
+        self._units, self._models = create_units(settings, self._health, self._tracing)
+        # What the models of a process share is reached through the first one.
+        self._metrics, self._service = self._units[0].metrics, self._units[0].service
         if self._certificates:
             self._certificates.observe(self._metrics.certificate_expiry())
-        self._tracing = Tracing.from_settings(settings)
         dialects = settings.enabled_dialects
-        self._backend = Backend(self._service, settings, lambda: self._health.serving)
-        self._http = http_listener(self._backend, settings, self._certificates)
+        self._http = http_listener(self._models, settings, self._certificates)
         # Telemetry is outermost, so that refused calls are counted too.
         telemetry = TelemetryInterceptor(settings, self._metrics, self._tracing, handlers.paths(dialects))
         errors = ErrorInterceptor(
@@ -148,9 +137,7 @@ class _Process:
         interceptors = [telemetry, *AuthInterceptor.from_settings(settings), errors]
         options = inference_options(settings, shares_port=bool(worker))
         self._server = aio.server(interceptors=interceptors, options=options)
-        candidate = CandidateOperations(self._service, settings, self._tracing)
-        self._operations = Operations(self._service, self._health, candidate)
-        self._loader = ModelLoader(lambda loading: load_model(settings, loading), settings.start_timeout_s)
+        self._admin = SingleProcess(self._units, self._models)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self, address: str, stack: contextlib.AsyncExitStack) -> int:
@@ -158,12 +145,14 @@ class _Process:
             stack.push_async_callback(self._tracing.close)
         stack.push_async_callback(self._server.stop, None)
         self._handle_signals(stack)
-        self._in_background(self._metrics.sample(lambda: self._service.pipeline))
+        for unit in self._units:
+            self._in_background(unit.sample())
         await self._health.set(serving=False, alive=False)
         dialects = self._settings.enabled_dialects
         if "polyhead" in dialects:
-            self._server.add_generic_rpc_handlers((inference_handler(self._service),))
-        self._server.add_generic_rpc_handlers(tuple(handlers.handlers(dialects, self._backend)))
+            by_model = {unit.backend: inference_handler(unit.service) for unit in self._units}
+            self._server.add_generic_rpc_handlers((ModelRoutes(self._models, by_model),))
+        self._server.add_generic_rpc_handlers(tuple(handlers.handlers(dialects, self._models)))
         self._health.add_to(self._server)
         if not self._settings.no_reflection:
             names = [service_names.HEALTH, service_names.REFLECTION, *handlers.services(dialects)]
@@ -173,21 +162,19 @@ class _Process:
         if not self._worker:
             address = await self._listen(address)
             await self._listen_for_http(stack)
-            processes = SingleProcess(self._operations, self._service)
-            manager = CandidateManager(self._settings, processes, self._metrics.candidate)
-            stack.push_async_callback(manager.close)
-            admin = AdminServer(self._settings, processes, manager, self._health)
+            stack.push_async_callback(self._admin.close)
+            admin = AdminServer(self._settings, self._admin, self._admin.candidates, self._health)
             stack.push_async_callback(admin.close)
             await admin.open()
-        if not await self._load_first_model():
+        if not await self._load_first_models():
             return 0
-        drained = self._operations.drained or bool(self._worker and self._worker.drained)
+        drained = self._units[0].operations.drained or bool(self._worker and self._worker.drained)
         await self._health.set(serving=not drained, alive=True)
         if self._worker:
             address = await self._listen(address)
             await self._listen_for_http(stack)
-            self._worker.on_serving(identity_of(self._pipeline.model), self._operations)
-        logger.info("serving %s on %s", self._pipeline.model.source.model_id, address)
+            self._worker.on_serving(identity_of(self._service.require_model()), self._units[0].operations)
+        logger.info("serving %s on %s", ", ".join(map(_description, self._units)), address)
         if await self._serve_until_stopped():
             return await self._drain()
         await self._drain(join_threads=False)
@@ -222,21 +209,17 @@ class _Process:
 
     def _on_hangup(self) -> None:
         if not self._worker:
-            self._in_background(self._operations.reload_and_log())
+            self._in_background(self._admin.reload_and_log())
 
     def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    @property
-    def _pipeline(self) -> Intake:
-        return cast(Intake, self._service.pipeline)
-
     async def _serve_until_stopped(self) -> bool:
         """Serves until a request to stop; returns False if the engine failed permanently before that."""
         stopped = asyncio.create_task(self._stop.wait())
-        failed = asyncio.create_task(wait_for_failure(lambda: self._service.pipeline))
+        failed = asyncio.create_task(wait_for_failure(lambda: _Pipelines(self._units)))
         await asyncio.wait({cast(Any, stopped), failed}, return_when=asyncio.FIRST_COMPLETED)
         if stopped.done():
             failed.cancel()
@@ -244,30 +227,32 @@ class _Process:
         logger.error("the engine failed permanently: %s; exiting so that the process is restarted", failed.result())
         return False
 
-    async def _load_first_model(self) -> bool:
-        """Loads the model and answers with it; returns False after a request to stop before it was ready."""
+    async def _load_first_models(self) -> bool:
+        """Loads the models and answers with them; returns False after a request to stop before it was ready."""
         if self._worker and self._worker.engine_socket:
             return await self._connect_to_engine(self._worker.engine_socket)
         if self._settings.metrics_listen:
+            for unit in self._units:
+                self._in_background(unit.report_drift())
             listen_for_scrapes(self._settings.metrics_listen, self._metrics.registry)
-        load = asyncio.create_task(self._load_watched())
+        load = asyncio.create_task(self._load_models())
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait([cast(Any, load), stopped], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if not load.done():
             load.cancel()
             return False
-        watcher, model = result_of(load)
-        if self._worker:
-            require_compatible(self._settings, self._worker.serving_identity, model)
-        self._service.serve(self._start_pipeline(model))
-        self._operations.reloader = Reloader(
-            self._loader.load, self._start_pipeline, self._service, self._metrics.count_reload
-        )
-        self._operations.load_candidate = self._load_candidate
-        if self._settings.reload_interval_s:
-            self._in_background(watcher.watch(self._operations.reload_and_log, self._settings.reload_interval_s))
+        for unit, model in zip(self._units, result_of(load), strict=True):
+            if self._worker:
+                require_compatible(self._settings, self._worker.serving_identity, model)
+            unit.serve(model)
+            self._in_background(unit.watch())
         return True
+
+    async def _load_models(self) -> list[Model]:
+        """Loads one model after the other. None answers before all are ready, which would disturb the measurements."""
+        bundle = self._worker.bundle if self._worker else None
+        return [await unit.load(bundle) for unit in self._units]
 
     async def _connect_to_engine(self, engine_socket: Path) -> bool:
         """Waits for the engine process and answers with its model; returns False after a request to stop before."""
@@ -279,18 +264,6 @@ class _Process:
         stopped.cancel()
         serving.cancel()
         return connection.serving.is_set()
-
-    async def _load_watched(self) -> tuple[BundleWatcher, Model]:
-        # Created before the bundle is loaded, so that a bundle put in place meanwhile counts as a change.
-        watcher = await in_daemon_thread(lambda: BundleWatcher(self._settings.bundle), "bundle-watcher")
-        bundle = self._worker.bundle if self._worker else None
-        return watcher, await first_model(self._loader, self._settings, bundle)
-
-    async def _load_candidate(self, candidate: CandidateBundle) -> Model:
-        return await self._loader.load(partial(load_candidate, self._settings, candidate))
-
-    def _start_pipeline(self, model: Model) -> Pipeline:
-        return start_pipeline(model, self._settings, self._metrics, self._tracing)
 
     async def _drain(self, *, join_threads: bool = True) -> int:
         """Answers what was accepted, for as long as ``--drain-timeout-s`` allows; returns the exit code.
@@ -304,7 +277,8 @@ class _Process:
         cut_off = asyncio.create_task(self._cut_off.wait())
         # Load balancers poll the health service and send calls until they have seen the change.
         await asyncio.wait({cut_off}, timeout=min(self._settings.drain_delay_s, self._settings.drain_timeout_s))
-        self._service.drain()
+        for unit in self._units:
+            unit.service.drain()
         idle = asyncio.create_task(self._service.wait_idle(max(0.0, deadline - time.monotonic())))
         await asyncio.wait({cut_off, cast(Any, idle)}, timeout=_REDIRECT_DELAY_S, return_when=asyncio.FIRST_COMPLETED)
         if not idle.done() and not cut_off.done():
@@ -320,9 +294,28 @@ class _Process:
             # Health.Watch.
             await self._server.stop(_FLUSH_S)
             if join_threads:
-                await self._pipeline.close()
+                await asyncio.gather(*(unit.pipeline.close() for unit in self._units if unit.pipeline))
             logger.info("stopped")
             return 0
-        stats = self._service.stats()
-        logger.error("cut off: %d calls, %d texts in the queue", stats["requests_running"], stats["queued_items"])
+        queued = sum(unit.pipeline.queue_state().items for unit in self._units if unit.pipeline)
+        logger.error("cut off: %d calls, %d texts in the queue", self._service.calls_in_progress, queued)
         return 1
+
+
+class _Pipelines:
+    """The pipelines of all models, any of which may fail permanently."""
+
+    def __init__(self, units: Sequence[ModelUnit]) -> None:
+        self._units = units
+
+    def failure_reason(self) -> str | None:
+        """Why one of them cannot answer any more; None while all can."""
+        for unit in self._units:
+            if unit.pipeline and (reason := unit.pipeline.failure_reason()):
+                return f"{unit.name}: {reason}" if unit.name else reason
+        return None
+
+
+def _description(unit: ModelUnit) -> str:
+    model_id = unit.service.require_model().source.model_id
+    return f"{unit.name} ({model_id})" if unit.name else model_id

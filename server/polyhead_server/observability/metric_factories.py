@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.metrics import MetricWrapperBase
 
 # How a scrape of several workers combines the gauges of live workers; those of ended workers are dropped.
 GaugeMode = Literal["livesum", "livemax", "livemin"]
@@ -46,6 +47,65 @@ class BatchHistogram(Histogram):
             self._buckets[bucket].inc(count)
 
 
+class _OfModel:
+    """A metric with labels of its own, of one of several models, whose name is the first label."""
+
+    def __init__(self, metric: MetricWrapperBase, model: str) -> None:
+        self._metric = metric
+        self._model = model
+
+    def labels(self, *values: str) -> Any:
+        """Returns the series of these values, as the metric of the only model would."""
+        return self._metric.labels(self._model, *values)
+
+    def remove(self, *values: str) -> None:
+        """Removes the series of these values."""
+        self._metric.remove(self._model, *values)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yields the metric with the samples of this model alone."""
+        for metric in self._metric.collect():
+            metric.samples = [one for one in metric.samples if one.labels.get("model") == self._model]
+            yield metric
+
+
+class ModelInstruments:
+    """Creates the metrics of one of several models: those of a single model with the label ``model`` before others.
+
+    All models of a server share the metric of a name, which the first of them creates.
+    """
+
+    def __init__(self, make: Instruments, model: str) -> None:
+        """Creates nothing yet.
+
+        Args:
+            make: Creates the shared metrics.
+            model: Name of the model.
+        """
+        self._make = make
+        self._model = model
+
+    def counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        """Creates a counter. The library appends ``_total`` to its name."""
+        metric = self._make.shared(name, lambda: self._make.counter(name, help_text, "model", *labels))
+        return cast(Counter, self._bound(metric, labels))
+
+    def gauge(self, name: str, help_text: str, *labels: str, mode: GaugeMode) -> Gauge:
+        """Creates a gauge."""
+        metric = self._make.shared(name, lambda: self._make.gauge(name, help_text, "model", *labels, mode=mode))
+        return cast(Gauge, self._bound(metric, labels))
+
+    def histogram(self, name: str, help_text: str, *labels: str, buckets: Iterable[float]) -> BatchHistogram:
+        """Creates a histogram."""
+        metric = self._make.shared(
+            name, lambda: self._make.histogram(name, help_text, "model", *labels, buckets=buckets)
+        )
+        return cast(BatchHistogram, self._bound(metric, labels))
+
+    def _bound(self, metric: MetricWrapperBase, labels: Sequence[str]) -> Any:
+        return _OfModel(metric, self._model) if labels else metric.labels(self._model)
+
+
 class Instruments:
     """Creates the metrics of one registry.
 
@@ -54,9 +114,17 @@ class Instruments:
         descriptions: One for each metric, in order of creation.
     """
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        """Args: the registry; None for a new one."""
+        self.registry = registry or CollectorRegistry()
         self.descriptions: list[Description] = []
+        self._shared: dict[str, MetricWrapperBase] = {}
+
+    def shared(self, name: str, create: Callable[[], MetricWrapperBase]) -> MetricWrapperBase:
+        """Returns the metric of a name that several models have, which the first call creates."""
+        if name not in self._shared:
+            self._shared[name] = create()
+        return self._shared[name]
 
     def counter(self, name: str, help_text: str, *labels: str) -> Counter:
         """Creates a counter. The library appends ``_total`` to its name."""

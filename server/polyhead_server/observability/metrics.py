@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import os
 import time
 from collections import Counter
@@ -15,9 +16,10 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from polyhead_server.errors import ExpiredError, InternalError, OverloadedError, ServerError
 
-from .candidate_metrics import CandidateMetrics
+from .candidate_metrics import CandidateCollector
+from .drift_metrics import DriftMetrics
 from .logging import dropped_lines
-from .metric_factories import Instruments
+from .metric_factories import Instruments, ModelInstruments
 
 if TYPE_CHECKING:
     from polyhead_server.inference.model import Model
@@ -30,6 +32,8 @@ _SIZE_BUCKETS_BYTES = [4**power for power in range(3, 13)]
 _BATCH_SIZE_BUCKETS = [1, 2, 4, 8, 16, 32, 64]
 # Often enough to show stalls that a client notices, rarely enough to cost nothing.
 _SAMPLE_INTERVAL_S = 0.1
+# Samples for each count of tasks, which takes a millisecond where thousands of streams are open.
+_SAMPLES_PER_TASK_COUNT = 10
 
 
 class HasQueue(Protocol):
@@ -42,28 +46,46 @@ class HasQueue(Protocol):
 class Metrics:
     """All metrics of one server process, as described in docs/reference/metrics.md. A scrape adds up several workers.
 
+    Each of several models has an object of its own. They share the registry and the metrics of the process; those of
+    the models have the label ``model``.
+
     Attributes:
         instruments: The metrics, by which checks find their names, labels and HELP texts.
         candidate: Those of a candidate; with several workers, the supervisor has them instead.
     """
 
-    def __init__(self) -> None:
-        self.instruments = Instruments()
-        self._runtime = _RuntimeMetrics(self.instruments)
-        self._requests = _RequestMetrics(self.instruments)
-        self._items = _ItemMetrics(self.instruments)
-        self._cache = _CacheMetrics(self.instruments)
-        self._queue = _QueueMetrics(self.instruments)
-        self.candidate = CandidateMetrics()
-        self.registry.register(self.candidate)
+    def __init__(self, model: str = "", beside: Metrics | None = None) -> None:
+        """Creates the metrics.
+
+        Args:
+            model: Name of the model, one of several; empty for the only one.
+            beside: Metrics of another model of the same process.
+        """
+        self.instruments: Instruments = beside.instruments if beside else Instruments()
+        self._model = model
+        self._process: _ProcessMetrics = beside._process if beside else _ProcessMetrics(self.instruments)
+        self._requests: _RequestMetrics = beside._requests if beside else _RequestMetrics(self.instruments)
+        self._make = make = ModelInstruments(self.instruments, model) if model else self.instruments
+        self._runtime = _RuntimeMetrics(make)
+        self._items = _ItemMetrics(make)
+        self._cache = _CacheMetrics(make)
+        self._queue = _QueueMetrics(make)
+        self._candidates: CandidateCollector = beside._candidates if beside else CandidateCollector()
+        if beside is None:
+            self.registry.register(self._candidates)
+        self.candidate = self._candidates.add(model)
         # With several workers it would show the resources of just one of them.
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        if beside is None and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             ProcessCollector(registry=self.registry)
 
     @property
     def registry(self) -> CollectorRegistry:
         """The registry that a scrape reads."""
         return self.instruments.registry
+
+    def drift(self) -> DriftMetrics:
+        """Adds the gauges of drift, which only the process has that reports it."""
+        return DriftMetrics(self._make)
 
     def certificate_expiry(self) -> Callable[[float], None]:
         """Adds the gauge of the certificate's expiry, which a server without TLS does not have; returns its setter."""
@@ -76,7 +98,8 @@ class Metrics:
 
     def set_runtime(self, model: Model, threads: int) -> None:
         """Reports the serving model and its number of compute threads."""
-        self._runtime.set(model, threads)
+        self._process.set_threads(self._model, model.engine.runtime.device, threads)
+        self._runtime.set(model)
 
     def count_reload(self, outcome: str) -> None:
         """Counts a reload by its outcome, ``success`` or ``refused``."""
@@ -137,25 +160,41 @@ class Metrics:
     async def sample(
         self, pipeline: Callable[[], HasQueue | None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
-        """Samples the queue and the lag of the event loop ten times a second; never returns.
+        """Samples the queue and the event loop ten times a second, and its tasks once a second; never returns.
 
         Args:
             pipeline: Returns the pipeline that serves now, or None.
             sleep: Waits for a number of seconds.
         """
-        while True:
+        for number in itertools.count():
+            if number % _SAMPLES_PER_TASK_COUNT == 0:
+                self._process.event_loop_tasks.set(len(asyncio.all_tasks()))
             started = time.monotonic()
             await sleep(_SAMPLE_INTERVAL_S)
-            self._queue.event_loop_lag_seconds.observe(max(time.monotonic() - started - _SAMPLE_INTERVAL_S, 0.0))
-            self._runtime.count_dropped_lines()
-            if serving := pipeline():
-                queue = serving.queue_state()
-                self._queue.set(queue)
-                self._cache.set(queue)
+            self._process.event_loop_lag_seconds.observe(max(time.monotonic() - started - _SAMPLE_INTERVAL_S, 0.0))
+            self._process.count_dropped_lines()
+            self._sample_queue(pipeline())
+
+    async def sample_queue(
+        self, pipeline: Callable[[], HasQueue | None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        """Samples the queue alone, for a model beside the one that ``sample`` runs for; never returns."""
+        while True:
+            await sleep(_SAMPLE_INTERVAL_S)
+            self._sample_queue(pipeline())
+
+    def _sample_queue(self, pipeline: HasQueue | None) -> None:
+        if pipeline:
+            queue = pipeline.queue_state()
+            self._queue.set(queue)
+            self._cache.set(queue)
 
     def value(self, name: str, **labels: str) -> float:
-        """Returns the current value of a sample of this process, such as ``polyhead_items_total``."""
-        return self.registry.get_sample_value(name, labels) or 0.0
+        """Returns the current value of a sample of this model or of the process, such as ``polyhead_items_total``."""
+        of_process = self.registry.get_sample_value(name, labels)
+        if of_process is None and self._model:
+            return self.registry.get_sample_value(name, {"model": self._model, **labels}) or 0.0
+        return of_process or 0.0
 
     def item_errors(self) -> dict[str, int]:
         """Returns the number of items that were answered with an error, by reason."""
@@ -163,10 +202,47 @@ class Metrics:
         return {one.labels["reason"]: int(one.value) for one in samples if one.name.endswith("_total") and one.value}
 
 
-class _RuntimeMetrics:
-    """Versions, models and threads."""
+class _ProcessMetrics:
+    """What the models of a process share: its version, log, event loop and threads."""
 
     def __init__(self, make: Instruments) -> None:
+        self.build = make.gauge("polyhead_build_info", "1 for the version of the server.", "version", mode="livemax")
+        self.build.labels(version("polyhead")).set(1)
+        self.dropped_log_lines = make.counter(
+            "polyhead_dropped_log_lines", "Number of log lines that were not written.", "reason"
+        )
+        self.event_loop_lag_seconds = make.histogram(
+            "polyhead_event_loop_lag_seconds", "Delay of a timer of 0.1 s.", buckets=_DURATION_BUCKETS_S
+        )
+        self.event_loop_tasks = make.gauge(
+            "polyhead_event_loop_tasks", "Number of asyncio tasks, sampled once a second.", mode="livesum"
+        )
+        self.compute_threads = make.gauge(
+            "polyhead_compute_threads",
+            "Number of compute threads, the maximum number of batches in progress.",
+            mode="livesum",
+        )
+        # Device and threads of each model.
+        self._threads: dict[str, tuple[str, int]] = {}
+        self._dropped_lines = dict.fromkeys(dropped_lines(), 0)
+        for reason in self._dropped_lines:
+            self.dropped_log_lines.labels(reason)
+
+    def set_threads(self, model: str, device: str, threads: int) -> None:
+        """Reports how many batches may be in progress: models on one device share its threads."""
+        self._threads[model] = (device, threads)
+        self.compute_threads.set(sum(dict(self._threads.values()).values()))
+
+    def count_dropped_lines(self) -> None:
+        for reason, count in dropped_lines().items():
+            self.dropped_log_lines.labels(reason).inc(count - self._dropped_lines[reason])
+            self._dropped_lines[reason] = count
+
+
+class _RuntimeMetrics:
+    """Models and reloads."""
+
+    def __init__(self, make: Instruments | ModelInstruments) -> None:
         self.info = make.gauge(
             "polyhead_runtime_info",
             "1 for the model, engine, device and variant in use, 0 for those in use before a reload.",
@@ -180,32 +256,13 @@ class _RuntimeMetrics:
             *("component", "fingerprint"),
             mode="livemax",
         )
-        self.build = make.gauge("polyhead_build_info", "1 for the version of the server.", "version", mode="livemax")
-        self.build.labels(version("polyhead")).set(1)
-        self.compute_threads = make.gauge(
-            "polyhead_compute_threads",
-            "Number of compute threads, the maximum number of batches in progress.",
-            mode="livesum",
-        )
         self.reloads = make.counter("polyhead_reloads", "Number of reloads of the bundle.", "outcome")
         # Alerts watch this counter, and Prometheus sees no increase in a series that appears with the value 1.
         for outcome in ("success", "refused"):
             self.reloads.labels(outcome)
-        self.dropped_log_lines = make.counter(
-            "polyhead_dropped_log_lines", "Number of log lines that were not written.", "reason"
-        )
         self._current: list[Gauge] = []
-        self._dropped_lines = dict.fromkeys(dropped_lines(), 0)
-        for reason in self._dropped_lines:
-            self.dropped_log_lines.labels(reason)
 
-    def count_dropped_lines(self) -> None:
-        for reason, count in dropped_lines().items():
-            self.dropped_log_lines.labels(reason).inc(count - self._dropped_lines[reason])
-            self._dropped_lines[reason] = count
-
-    def set(self, model: Model, threads: int) -> None:
-        self.compute_threads.set(threads)
+    def set(self, model: Model) -> None:
         for gauge in self._current:
             gauge.set(0)
         runtime, fingerprints = model.engine.runtime, model.fingerprints
@@ -245,7 +302,7 @@ class _RequestMetrics:
 class _ItemMetrics:
     """Items and the batches in which they are computed. A long text counts as several items if read in windows."""
 
-    def __init__(self, make: Instruments) -> None:
+    def __init__(self, make: Instruments | ModelInstruments) -> None:
         self.computed = make.counter("polyhead_items", "Number of texts, or windows of texts, computed.")
         self.shared = make.counter(
             "polyhead_shared_items",
@@ -280,7 +337,7 @@ class _ItemMetrics:
 class _CacheMetrics:
     """The answer cache; all of them stay 0 without one."""
 
-    def __init__(self, make: Instruments) -> None:
+    def __init__(self, make: Instruments | ModelInstruments) -> None:
         self.hits = make.counter(
             "polyhead_answer_cache_hits", "Number of texts, or windows of texts, answered from the cache."
         )
@@ -294,9 +351,9 @@ class _CacheMetrics:
 
 
 class _QueueMetrics:
-    """The queue, and the lag of the event loop."""
+    """The queue."""
 
-    def __init__(self, make: Instruments) -> None:
+    def __init__(self, make: Instruments | ModelInstruments) -> None:
         self.items = make.gauge("polyhead_queued_items", "Number of items in the queue.", mode="livesum")
         self.tokens = make.gauge("polyhead_queued_tokens", "Number of tokens in the queue.", mode="livesum")
         self.expected_wait = make.gauge(
@@ -309,9 +366,6 @@ class _QueueMetrics:
             "polyhead_queue_seconds",
             "Time of each item from the end of its tokenization to the start of its batch.",
             buckets=_DURATION_BUCKETS_S,
-        )
-        self.event_loop_lag_seconds = make.histogram(
-            "polyhead_event_loop_lag_seconds", "Delay of a timer of 0.1 s.", buckets=_DURATION_BUCKETS_S
         )
 
     def set(self, queue: QueueState) -> None:

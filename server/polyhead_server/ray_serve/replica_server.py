@@ -22,7 +22,9 @@ from polyhead_server.rpc.interceptors.auth import AuthInterceptor
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.rpc.interceptors.telemetry import TelemetryInterceptor
 from polyhead_server.rpc.method_table import inference_handler
+from polyhead_server.rpc.model_routes import ModelRoutes
 from polyhead_server.serving.backend import Backend
+from polyhead_server.serving.models import Models
 from polyhead_server.settings import Settings
 
 from .autoscaling import QUEUED_TOKENS, UTILIZATION
@@ -52,7 +54,7 @@ class ReplicaServer:
         self._tracing = Tracing.from_settings(settings)
         self._service = InferenceService(settings, self._metrics)
         self._health = Health()
-        self._backend = Backend(self._service, settings, lambda: self._health.serving)
+        self._models = Models([Backend(self._service, settings, lambda: self._health.serving)])
         self._utilization = _Utilization(self._metrics)
         interceptors = [
             TelemetryInterceptor(settings, self._metrics, self._tracing),
@@ -66,7 +68,9 @@ class ReplicaServer:
         handlers = _Handlers()
         self._health.add_to(handlers)  # type: ignore[arg-type]
         self.calls = HandlerCalls(
-            [inference_handler(self._service), *handlers.generic], interceptors, settings.max_message_bytes
+            [ModelRoutes(self._models, {self._models.default: inference_handler(self._service)}), *handlers.generic],
+            interceptors,
+            settings.max_message_bytes,
         )
 
     async def start(self) -> None:
@@ -86,7 +90,7 @@ class ReplicaServer:
         Raises:
             StartupError: The key file is invalid.
         """
-        return http_app(self._backend, self._settings)
+        return http_app(self._models, self._settings)
 
     @property
     def pipeline(self) -> Intake:

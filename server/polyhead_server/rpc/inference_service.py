@@ -49,7 +49,7 @@ _NO_BLOCK: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class InferenceService:
-    """The service's RPCs over one pipeline, which arrives when the model is ready and may be replaced by a reload.
+    """The service's RPCs over the pipeline of one model, which arrives when it is ready and which a reload may replace.
 
     Attributes:
         metrics: Counts requests, items and errors.
@@ -57,12 +57,24 @@ class InferenceService:
         held_bytes: Counts the responses that clients have not read yet.
         observers: Observers of the serving pipeline, see ``Intake.observers``; also of those that replace it.
         canary: The model that answers a share of the calls instead; None for no canary.
+        model_names: Returns the names of all models of the server, the default first.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, beside: InferenceService | None = None) -> None:
+        """Creates the service of one model.
+
+        Args:
+            settings: The model's.
+            metrics: The model's.
+            beside: The service of another model of the same process, with which it shares the count of calls in
+                progress and what is held for their clients.
+        """
         self.metrics = metrics
         self.max_items = settings.max_items_per_message
-        self.held_bytes = HeldBytes(settings.max_held_bytes, settings.max_message_bytes)
+        self.held_bytes: HeldBytes = (
+            beside.held_bytes if beside else HeldBytes(settings.max_held_bytes, settings.max_message_bytes)
+        )
+        self.model_names: Callable[[], list[str]] = lambda: [self.served_name()]
         self._settings = settings
         self.observers: list[Observer] = []
         self.canary: Canary | None = None
@@ -70,8 +82,8 @@ class InferenceService:
         self._readers: set[asyncio.Task[None]] = set()
         self._draining = False
         self._started = time.monotonic()
-        self._calls = ActiveCalls(metrics.set_requests_running)
-        self._turns = LoopTurns()
+        self._calls: ActiveCalls = beside._calls if beside else ActiveCalls(metrics.set_requests_running)
+        self._turns: LoopTurns = beside._turns if beside else LoopTurns()
 
     @property
     def pipeline(self) -> Intake | None:
@@ -85,6 +97,14 @@ class InferenceService:
             NotReadyError: No model serves yet.
         """
         return self._route().pipeline.model
+
+    def served_name(self) -> str:
+        """Returns the model's name in requests: the one in its settings, or that of the bundle.
+
+        Raises:
+            NotReadyError: It is that of the bundle, which is still loading.
+        """
+        return self._settings.served_name or self._require_model().pipeline.model.source.manifest.name
 
     def max_text_bytes(self) -> int:
         """Returns how many bytes of a text to decode: 4 for each code point, of which one detects truncation."""
@@ -111,6 +131,11 @@ class InferenceService:
         """Waits until no call is in progress; returns False if that takes longer than the timeout."""
         return await self._calls.wait_idle(timeout_s)
 
+    @property
+    def calls_in_progress(self) -> int:
+        """Number of calls in progress, of all models of the process."""
+        return self._calls.count
+
     def stats(self) -> Values:
         """Returns the current statistics by the field names of ``polyhead.v1.WorkerStats``; durations in seconds.
 
@@ -120,9 +145,10 @@ class InferenceService:
         return worker_stats.collect(
             self._require_model().pipeline,
             self.metrics,
+            name=self.served_name(),
             serving=not self._draining,
             up_time_s=time.monotonic() - self._started,
-            requests_running=self._calls.count,
+            requests_running=self.calls_in_progress,
         )
 
     async def analyze(self, message: Message, context: _Context) -> bytes:
@@ -232,11 +258,19 @@ class InferenceService:
             NotReadyError: No model serves yet.
         """
         self._accepting_model()
-        submitter = Submitter(self._route, deadline, self._turns)
+        submitter = self.submitter(deadline)
         task: asyncio.Task[None] = asyncio.create_task(cast(Any, read(submitter)))
         task.add_done_callback(lambda _: on_end())
         with self._reading(task, has_age=has_age):
             yield task
+
+    def submitter(self, deadline: float | None) -> Submitter:
+        """Returns what submits the messages of a stream to this model.
+
+        Args:
+            deadline: ``time.monotonic()`` second at which the stream expires; None for no deadline.
+        """
+        return Submitter(self._route, deadline, self._turns)
 
     @contextlib.contextmanager
     def _reading(self, task: asyncio.Task[None], *, has_age: bool = True) -> Iterator[None]:
@@ -256,7 +290,7 @@ class InferenceService:
         """Answers a bidirectional stream: one task reads and submits items, this one writes their answers."""
         self._begin(context)
         buffer = ResponseBuffer(self._settings.stream_window)
-        submitter = Submitter(self._route, _deadline(context), self._turns)
+        submitter = self.submitter(_deadline(context))
         reader = StreamReader(buffer, submitter, self._turns)
         task = asyncio.create_task(reader.run(messages))
         # A task that is cancelled before its first step never runs, so it cannot close the buffer itself.
@@ -271,7 +305,9 @@ class InferenceService:
         """Describes the serving model."""
         model = self._begin(context)
         info = model_info.describe(model.pipeline.model, model.encoder, self._settings)
-        return inference_service_pb2.GetModelInfoResponse(model=info)
+        return inference_service_pb2.GetModelInfoResponse(
+            model=info, name=self.served_name(), model_names=self.model_names()
+        )
 
     def _begin(self, context: _Context) -> ServingModel:
         """Counts a call as running until its last byte has been sent, and returns the model that serves at its start.

@@ -9,12 +9,15 @@ from polyhead_server.json_types import Values
 from polyhead_server.observability.metrics import Metrics
 
 
-def collect(pipeline: Intake, metrics: Metrics, *, serving: bool, up_time_s: float, requests_running: int) -> Values:
+def collect(
+    pipeline: Intake, metrics: Metrics, *, name: str, serving: bool, up_time_s: float, requests_running: int
+) -> Values:
     """Returns the current statistics by the field names of ``WorkerStats``; durations in seconds.
 
     Args:
         pipeline: The one that serves now.
         metrics: Counters since the start of the worker.
+        name: The model's name in requests.
         serving: Whether new calls are accepted.
         up_time_s: Seconds since the worker started.
         requests_running: Calls in progress.
@@ -36,4 +39,5 @@ def collect(pipeline: Intake, metrics: Metrics, *, serving: bool, up_time_s: flo
         "compute_total": value("polyhead_batch_duration_seconds_sum"),
         "item_errors_total": metrics.item_errors(),
         "compute_threads": pipeline.threads,
+        "model_name": name,
     }

@@ -1,4 +1,4 @@
-"""What the dialects and the HTTP API need of the server: the serving model, its names, and answers for texts."""
+"""What the dialects and the HTTP API need of the server: one model, its name, and answers for texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from polyhead_server.errors import ModelNotFoundError, ServerError
+from polyhead_server.errors import ServerError
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.types import ItemOutcome, Message, OutcomeFuture
 from polyhead_server.observability.metrics import Metrics
@@ -39,8 +39,14 @@ class Service(Protocol):
     def require_model(self) -> Model:
         """Returns the serving model or raises ``NotReadyError``."""
 
+    def served_name(self) -> str:
+        """Returns the model's name in requests; raises ``NotReadyError`` if that is not known yet."""
+
     def max_text_bytes(self) -> int:
         """Returns how many bytes of a text to decode."""
+
+    def submitter(self, deadline: float | None) -> Submitter:
+        """Returns what submits the messages of a stream to this model."""
 
     async def answer(self, message: Message, deadline: float | None) -> tuple[Model, Sequence[ItemOutcome]]:
         """Answers the items of one message; raises if none was accepted."""
@@ -85,10 +91,12 @@ class Submission:
     Attributes:
         model: The model that answers it.
         futures: One for each text.
+        metrics: Count the outcomes of the model's texts.
     """
 
     model: Model
     futures: list[OutcomeFuture]
+    metrics: Metrics
 
     def cancel(self) -> None:
         """Withdraws the texts that wait in the queue."""
@@ -97,12 +105,11 @@ class Submission:
 
 
 class Backend:
-    """One server process behind the dialects.
+    """One model of a server process behind the dialects.
 
     Attributes:
-        service: The inference service.
-        settings: The server's.
-        body_bytes: Bytes of the HTTP bodies that are kept.
+        service: The inference service of the model.
+        settings: The model's.
     """
 
     def __init__(self, service: Service, settings: Settings, ready: Callable[[], bool]) -> None:
@@ -110,12 +117,11 @@ class Backend:
 
         Args:
             service: The inference service.
-            settings: The server's.
+            settings: The model's.
             ready: Whether the server should receive calls.
         """
         self.service = service
         self.settings = settings
-        self.body_bytes = 0
         self._ready = ready
         self._views: dict[Any, tuple[Model, Any]] = {}
 
@@ -138,18 +144,12 @@ class Backend:
         return self.service.require_model()
 
     def served_name(self) -> str:
-        """Returns the model's name in requests: ``--served-name``, or that of the bundle."""
-        return self.settings.served_name or self.model().source.manifest.name
-
-    def require_name(self, name: str) -> None:
-        """Checks a model name of a request.
+        """Returns the model's name in requests: that of NAME=DIR or ``--served-name``, or that of the bundle.
 
         Raises:
-            ModelNotFoundError: It is neither the served name nor the model's id.
-            NotReadyError: No model serves yet.
+            NotReadyError: It is that of the bundle, which is still loading.
         """
-        if name not in {self.served_name(), self.model().source.model_id}:
-            raise ModelNotFoundError(self.served_name())
+        return self.service.served_name()
 
     def view(self, make: Callable[[Backend, Model], _T], model: Model | None = None) -> _T:
         """Returns what ``make`` derives from the serving model, made once for each model.
@@ -193,7 +193,7 @@ class Backend:
             deadline: ``time.monotonic()`` second after which the answers are useless; None for that of the stream.
         """
         model, futures = await submitter.submit(message, time.monotonic_ns(), deadline)
-        return Submission(model, futures)
+        return Submission(model, futures, self.service.metrics)
 
 
 def first_error(outcomes: Iterable[ItemOutcome]) -> tuple[int, ServerError] | None:

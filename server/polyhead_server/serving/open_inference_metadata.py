@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
@@ -61,8 +62,13 @@ def model_config(backend: Backend, view: ModelView) -> dict[str, Any]:
     }
 
 
-def model_statistics(backend: Backend) -> dict[str, Any]:
-    """Returns the counters of this process since its start.
+def model_statistics(backends: Iterable[Backend]) -> dict[str, Any]:
+    """Returns the counters of these models in this process since its start."""
+    return {"model_stats": [_statistics(backend) for backend in backends]}
+
+
+def _statistics(backend: Backend) -> dict[str, Any]:
+    """Returns the counters of a model.
 
     perf_analyzer requires the three counts of ``compute_*`` to be equal, and ends otherwise. Input and output are
     converted within the time of the other stages.
@@ -70,7 +76,7 @@ def model_statistics(backend: Backend) -> dict[str, Any]:
     stats = backend.statistics()
     count = stats.texts
     computed = {"count": count, "ns": int(stats.batch_s * 1e9)}
-    model = {
+    return {
         "name": backend.served_name(),
         "version": VERSION,
         "inference_count": count,
@@ -84,9 +90,11 @@ def model_statistics(backend: Backend) -> dict[str, Any]:
             "compute_output": {"count": count, "ns": 0},
         },
     }
-    return {"model_stats": [model]}
 
 
-def repository_index(backend: Backend) -> list[dict[str, Any]]:
-    """Lists the served model."""
-    return [{"name": backend.served_name(), "version": VERSION, "state": "READY" if backend.ready else "UNAVAILABLE"}]
+def repository_index(backends: Iterable[Backend]) -> list[dict[str, Any]]:
+    """Lists these models."""
+    return [
+        {"name": backend.served_name(), "version": VERSION, "state": "READY" if backend.ready else "UNAVAILABLE"}
+        for backend in backends
+    ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Mapping, Set
+from collections.abc import Collection, Coroutine, Mapping, Set
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from polyhead_server.candidate.parameters import CandidateBundle
-from polyhead_server.errors import InternalError, NotReadyError, ReloadError
+from polyhead_server.errors import InternalError, ModelNotFoundError, NotReadyError, ReloadError
 from polyhead_server.lifecycle.reload_queue import ReloadQueue
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
@@ -19,6 +19,9 @@ from . import ipc
 from .candidate_commands import CandidateCommands
 from .ipc import Method, NoParams, PromoteParams, ReloadParams, Role
 from .process import WorkerEndedError, WorkerFailedError, WorkerHangsError, WorkerProcess
+
+if TYPE_CHECKING:
+    from polyhead_server.drift.report import DriftReport
 
 logger = logging.getLogger(__name__)
 
@@ -73,15 +76,22 @@ class WorkerCommands:
         self._commands: set[asyncio.Task[Any]] = set()
         self._reloads = ReloadQueue(self._reload)
 
-    async def reload(self, *, force: bool) -> list[ReloadResult]:
+    async def reload(self, *, force: bool, model: str = "") -> list[ReloadResult]:
         """Reloads one worker after the other and stops at the first failure.
 
         The reload continues if the caller is cancelled: otherwise only some of the workers might serve the new model.
         Requests that come while a reload runs share the next one.
 
+        Args:
+            force: Accept a model that is incompatible with the serving one.
+            model: Name of the model; empty for the one that there is.
+
         Raises:
+            ModelNotFoundError: The model has another name.
             ReloadError: A worker failed; states which, why, and how many serve the new model.
         """
+        if model:
+            await self.stats(model)
         return await self._reloads.request(force=force)
 
     async def reload_and_log(self) -> bool:
@@ -104,10 +114,14 @@ class WorkerCommands:
         if failures:
             raise InternalError.logged("; ".join(failures))
 
-    async def stats(self) -> list[WorkerStats]:
+    async def stats(self, model: str = "") -> list[WorkerStats]:
         """Returns the statistics of all workers that serve; leaves out those that hang, and logs which.
 
+        Args:
+            model: Name of the model; empty for the one that there is.
+
         Raises:
+            ModelNotFoundError: The model has another name.
             NotReadyError: No worker serves.
             InternalError: No worker answered.
         """
@@ -118,7 +132,34 @@ class WorkerCommands:
             raise InternalError.logged("; ".join(failures))
         for failure in failures:
             logger.warning("%s", failure)
+        # The engine process of --fronts does not know the name.
+        names = {result.model_name for result in results} - {""}
+        if model and model not in names:
+            raise ModelNotFoundError(*sorted(names))
         return results
+
+    async def drift(self, model: str = "") -> DriftReport:
+        """Compares the traffic of all workers together with the validation texts; logs which workers hang.
+
+        Args:
+            model: Name of the model; empty for the one that there is.
+
+        Raises:
+            ModelNotFoundError: The model has another name.
+            DriftNotAvailableError: No worker counts its traffic; states why.
+            InternalError: No worker answered.
+        """
+        # The supervisor requires numpy for nothing else.
+        from polyhead_server.drift.exchange import report_on
+
+        if model:
+            await self.stats(model)
+        results, failures = await self._request_all(ipc.DRIFT, roles={Role.WORKER, Role.ENGINE})
+        if failures and not results:
+            raise InternalError.logged("; ".join(failures))
+        for failure in failures:
+            logger.warning("%s", failure)
+        return await asyncio.to_thread(report_on, results)
 
     async def add(self, worker: WorkerProcess) -> None:
         """Applies what happened while a worker was starting, now that it serves."""
@@ -195,13 +236,15 @@ class WorkerCommands:
         logger.error("reload stopped at %s", problem)
         return ReloadError(problem)
 
-    async def _request_all(self, method: Method[NoParams, R]) -> tuple[list[R], list[str]]:
-        """Sends a request to all workers that serve, at once; leaves out those that end meanwhile.
+    async def _request_all(
+        self, method: Method[NoParams, R], roles: Collection[Role] = frozenset(Role)
+    ) -> tuple[list[R], list[str]]:
+        """Sends a request to all workers of some roles that serve, at once; leaves out those that end meanwhile.
 
         Returns:
             The results, and why workers gave none.
         """
-        workers = [worker for worker in self._remaining() if worker.serving_since]
+        workers = [one for one in self._remaining() if one.serving_since and one.config.role in roles]
         answers = await asyncio.gather(
             *(worker.request(method, NoParams(), _RESPONSE_TIMEOUT_S) for worker in workers), return_exceptions=True
         )

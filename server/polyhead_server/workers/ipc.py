@@ -8,6 +8,7 @@
                                                     request       promote(PromoteParams) -> ReloadResult
                                                     request       stats(NoParams) -> WorkerStats
                                                     requests of a shadow and of a canary, see ``candidate``
+                                                    request       drift(NoParams) -> DriftCounts
     worker -> supervisor, on its standard output    notification  serving(ModelIdentity)
 
 Each method is a constant of this module that names the types of its parameters and its result. A message that is not
@@ -26,7 +27,7 @@ from polyhead_server.candidate.parameters import CanaryCounts, CanaryParams, Can
 from polyhead_server.errors import StartupError
 from polyhead_server.json_dataclasses import from_json, to_json
 from polyhead_server.json_types import Values
-from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
+from polyhead_server.process_reports import DriftCounts, ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 
 # The labels of a large model make long lines.
@@ -189,6 +190,7 @@ SAMPLE = Method("sample", SamplingParams, NoResult)
 SET_CANARY = Method("set_canary", CanaryParams, NoResult)
 DRAIN_CANARY = Method("drain_canary", NoParams, NoResult)
 CANARY_COUNTS = Method("canary_counts", NoParams, CanaryCounts)
+DRIFT = Method("drift", NoParams, DriftCounts)
 
 
 def encode_request(method: Method[P, Any], params: P, request_id: int) -> bytes:

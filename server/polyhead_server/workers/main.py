@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from polyhead_server.candidate.parameters import CanaryCounts, CanaryParams, SamplingParams
 from polyhead_server.errors import NotReadyError, ServerError
 from polyhead_server.lifecycle.entry import run
-from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
+from polyhead_server.process_reports import DriftCounts, ModelIdentity, ReloadResult, WorkerStats
 
 from . import ipc
 from .ipc import (
@@ -99,6 +99,7 @@ class SupervisorConnection:
             ipc.SET_CANARY.name: _handler(ipc.SET_CANARY, self._set_canary),
             ipc.DRAIN_CANARY.name: _handler(ipc.DRAIN_CANARY, self._drain_canary),
             ipc.CANARY_COUNTS.name: _handler(ipc.CANARY_COUNTS, self._canary_counts),
+            ipc.DRIFT.name: _handler(ipc.DRIFT, self._drift),
         }
         self._in_progress: set[asyncio.Task[None]] = set()
 
@@ -185,6 +186,9 @@ class SupervisorConnection:
         if candidate is None:
             raise NotReadyError
         return candidate
+
+    async def _drift(self, _: NoParams) -> DriftCounts:
+        return await self._require_operations().drift()
 
     def _require_operations(self) -> ProcessOperations:
         if self._operations is None:

@@ -23,8 +23,10 @@ class FakeAdminService(admin_service_pb2_grpc.AdminServiceServicer):
     """Reloads only with ``force``."""
 
     drained = False
+    metadata: dict[str, str]
 
     def Reload(self, request: pb2.ReloadRequest, context: Any) -> pb2.ReloadResponse:  # noqa: N802
+        self.metadata = dict(context.invocation_metadata())
         if not request.force:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not reloaded: it is of another embedding space")
         heads = [item_pb2.HeadFingerprint(head="topic", fingerprint="t")]
@@ -35,7 +37,8 @@ class FakeAdminService(admin_service_pb2_grpc.AdminServiceServicer):
         self.drained = True
         return pb2.DrainResponse()
 
-    def GetStats(self, _: pb2.GetStatsRequest, __: Any) -> pb2.GetStatsResponse:  # noqa: N802
+    def GetStats(self, _: pb2.GetStatsRequest, context: Any) -> pb2.GetStatsResponse:  # noqa: N802
+        self.metadata = dict(context.invocation_metadata())
         wait = Duration(seconds=1, nanos=500_000_000)
         one = pb2.WorkerStats(process_id=7, items_total=2**40, expected_wait=wait, item_errors_total={"OVERLOADED": 3})
         return pb2.GetStatsResponse(workers=[one, pb2.WorkerStats(process_id=8)])
@@ -43,7 +46,7 @@ class FakeAdminService(admin_service_pb2_grpc.AdminServiceServicer):
 
 @pytest.fixture
 def service() -> FakeAdminService:
-    return FakeAdminService()  # type: ignore[abstract]  # other files test the other calls
+    return FakeAdminService()  # type: ignore[abstract]  # no other method is called
 
 
 @pytest.fixture
@@ -73,6 +76,7 @@ def test_reload_prints_the_new_model(target: str) -> None:
         "process_id": 7,
         "model_id": "m",
         "fingerprints": {"embedding_space": "e", "heads": [{"head": "topic", "fingerprint": "t"}]},
+        "model_name": "",
     }
 
 
@@ -151,3 +155,13 @@ def test_invalid_target_or_key_is_not_blamed_on_the_server(
     monkeypatch.setenv("POLYHEAD_API_KEY", key)
     result = admin("stats", "--target", admin_target)
     assert (result.exit_code, reason in result.stderr, "--admin-listen" in result.stderr) == (2, True, False)
+
+
+@pytest.mark.parametrize(("flags", "name"), [((), None), (("--model", "tickets"), "tickets")])
+def test_model_is_named_in_the_metadata(
+    service: FakeAdminService, target: str, flags: tuple[str, ...], name: str | None
+) -> None:
+    for command in (("stats",), ("reload", "--force")):
+        result = admin(*command, "--target", target, *flags)
+        assert result.exit_code == 0
+        assert service.metadata.get("x-polyhead-model") == name

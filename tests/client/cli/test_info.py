@@ -47,3 +47,14 @@ def test_abstention_and_novelty_are_described() -> None:
     assert "abstains below a confidence of 0.9123, to keep an accuracy of 0.95 with certainty 0.9" in words
     assert "novelty available with --novelty" in words
     assert "novelty" not in render(MODEL)
+
+
+def test_names_are_listed_if_there_are_several() -> None:
+    words = [
+        " ".join(line.split())
+        for line in render(dataclasses.replace(MODEL, name="a", model_names=("a", "b"))).splitlines()
+    ]
+    assert words[:3] == ["model demo-0123456789ab", "served as a", "models a, b"]
+    alone = render(dataclasses.replace(MODEL, name="a", model_names=("a",)))
+    assert "served as a" in alone
+    assert "models " not in alone

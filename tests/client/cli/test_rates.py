@@ -37,3 +37,20 @@ def test_total_is_weighted_by_computed_work() -> None:
     assert (total.process_id, total.calls, total.serving) == (0, 6, False)
     assert (total.items_per_s, total.padding_share, total.items_per_batch) == (100, 0.2, 10)
     assert total.busy_share == 0.25 * 2 / 8
+
+
+def test_models_of_one_worker_have_rows_of_their_own() -> None:
+    def reading(after_s: float) -> list[pb2.WorkerStats]:
+        return [worker_stats(7, after_s, model_name=name) for name in ("tickets", "reviews")]
+
+    first, second, total = rates(reading(0), reading(2))
+    assert [(row.process_id, row.model_name) for row in (first, second)] == [(7, "tickets"), (7, "reviews")]
+    assert first.items_per_s == second.items_per_s == 100
+    # Its calls and threads are those of both models.
+    assert (total.calls, total.items_per_s, total.busy_share) == (3, 200, 2 * 0.5 / 2)
+    assert total.model_name == ""
+
+
+def test_name_of_the_only_model_is_not_shown() -> None:
+    rows = rates([], [worker_stats(7, model_name="demo"), worker_stats(8, model_name="demo")])
+    assert {row.model_name for row in rows} == {""}

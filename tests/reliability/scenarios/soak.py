@@ -1,4 +1,4 @@
-"""Mixed load for minutes or hours; memory, file descriptors and threads must not grow."""
+"""Mixed load for minutes or hours; memory, file descriptors, threads and tasks of the event loop must not grow."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from polyhead_client import AsyncClient, PolyheadError
 
+from bench.harness.servers import free_port, metric
 from tests.reliability.memory_growth import MAX_MB, MAX_MB_PER_HOUR, PERIODS, growth, leak_by_period
 from tests.reliability.processes import open_descriptors, rss_mb, run_server_with_client
 from tests.reliability.scenario import Context, Verdict, scenario
@@ -29,6 +30,10 @@ _MIN_PERIOD_S = 10.0
 # After this time a server has allocated its steady memory: the first reload and the first batch of each size are over.
 _WARM_UP_S = 60.0
 _LONG_TEXTS = 40
+# The server counts its tasks once a second.
+_SAMPLES_PER_SCRAPE = 4
+# Tasks follow the calls that run at the moment of a sample: up to a hundred.
+_MAX_TASKS = 100
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,14 @@ class _Minimum:
         mb: Resident memory in MB.
         descriptors: Open file descriptors.
         threads: Threads.
+        tasks: Tasks of the event loop.
     """
 
     second: float
     mb: float
     descriptors: int
     threads: int
+    tasks: int
 
 
 @scenario(
@@ -54,7 +61,8 @@ class _Minimum:
     "reloads",
     expected=f"No answer is incorrect; the minimum memory between two reloads grows by less than {MAX_MB_PER_HOUR:g} "
     "MB an hour in the second half (upper end of the 95 % interval), or, if the time is too short for a slope, by "
-    f"less than {MAX_MB:g} MB from the first half to the second; descriptors and threads do not grow",
+    f"less than {MAX_MB:g} MB from the first half to the second; descriptors, threads and tasks of the event loop do "
+    "not grow",
 )
 async def soak(context: Context) -> Verdict:
     """The control adds a leak of twice the limit to the measured memory, which the same rule must reject."""
@@ -64,8 +72,9 @@ async def soak(context: Context) -> Verdict:
     traffic, counts, long = Traffic(context.reference_answers, context.texts), Counter[str](), _long_texts(context)
     link = context.work_dir / "served"
     replace_link(link, context.bundle)
+    metrics = f"127.0.0.1:{free_port()}"
     async with (
-        run_server_with_client(link, context.work_dir) as (server, client),
+        run_server_with_client(link, context.work_dir, "--metrics-listen", metrics) as (server, client),
         traffic.flowing([client], calls=2, items=8, streams=2),
     ):
         ends = [time.monotonic() + seconds / periods * (number + 1) for number in range(warm_up_periods + periods)]
@@ -77,7 +86,7 @@ async def soak(context: Context) -> Verdict:
         for end, bundle in zip(ends, itertools.cycle((context.other_bundle, context.bundle)), strict=False):
             replace_link(link, bundle)
             server.process.send_signal(signal.SIGHUP)
-            minima.append(await _sample_minimum(end, server.process.pid))
+            minima.append(await _sample_minimum(end, server.process.pid, metrics))
         await asyncio.gather(*noise)
     minima = minima[warm_up_periods:]
     times, memory = [one.second for one in minima], [one.mb for one in minima]
@@ -86,17 +95,19 @@ async def soak(context: Context) -> Verdict:
     leaking = growth(times, [mb + leaked for mb, leaked in zip(memory, leak, strict=True)])
     half, last = minima[periods // 2], minima[-1]
     descriptors, threads = last.descriptors - half.descriptors, last.threads - half.threads
+    tasks = last.tasks - half.tasks
     return Verdict(
         observed=f"{seconds:g} s, {len(traffic.requests) + counts.total():,} items: "
         f"{traffic.failures() + counts['incorrect']} without the correct answer; the minimum memory between two "
         f"reloads grows by {measured}, to {memory[-1]:.0f} MB at the end; {descriptors:+d} descriptors, {threads:+d} "
-        "threads",
+        f"threads, {tasks:+d} tasks",
         passed=not traffic.failures()
         and not counts["incorrect"]
         and counts["correct"] >= MIN_ITEMS
         and measured.is_bounded
         and threads <= 1
-        and descriptors <= 20,
+        and descriptors <= 20
+        and tasks <= _MAX_TASKS,
         control=f"with an added leak of {leak[1]:.1f} MB in each period between two reloads, it grows by {leaking}",
         control_failed=not leaking.is_bounded,
         figures={
@@ -110,19 +121,23 @@ async def soak(context: Context) -> Verdict:
             "mb_at_end": last.mb,
             "descriptors": descriptors,
             "threads": threads,
+            "tasks": tasks,
             **{f"noise_{name}": number for name, number in counts.items()},
         },
     )
 
 
-async def _sample_minimum(end: float, pid: int) -> _Minimum:
+async def _sample_minimum(end: float, pid: int, metrics: str) -> _Minimum:
     """Samples the usage of a server until ``end``, at least twice; returns the minimum of each resource."""
     samples: list[tuple[float, float, int, int]] = []
+    tasks: list[float] = []
     while time.monotonic() < end or len(samples) < 2:
         samples.append((rss_mb(pid), time.monotonic(), open_descriptors(pid), _threads(pid)))
+        if len(samples) % _SAMPLES_PER_SCRAPE == 1:
+            tasks.append(await asyncio.to_thread(metric, metrics, "polyhead_event_loop_tasks"))
         await asyncio.sleep(_SAMPLE_INTERVAL_S)
     mb, second, _, _ = min(samples)
-    return _Minimum(second, mb, min(one[2] for one in samples), min(one[3] for one in samples))
+    return _Minimum(second, mb, min(one[2] for one in samples), min(one[3] for one in samples), int(min(tasks)))
 
 
 def _long_texts(context: Context) -> list[str]:

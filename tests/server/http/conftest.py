@@ -17,6 +17,7 @@ from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.serving.backend import Backend
+from polyhead_server.serving.models import Models
 from polyhead_server.settings import Settings
 
 
@@ -38,7 +39,7 @@ class HttpServer:
     """A server and its address."""
 
     service: InferenceService
-    backend: Backend
+    models: Models
     address: str
     ready: bool = True
     headers: dict[str, str] = field(default_factory=dict)
@@ -71,10 +72,10 @@ async def loading(settings: Callable[..., Settings]) -> AsyncIterator[HttpServer
     values = settings(max_items_per_message=8, max_message_bytes=100_000, stream_window=16)
     service = InferenceService(values, Metrics())
     server: HttpServer
-    backend = Backend(service, values, lambda: server.ready and service.pipeline is not None)
-    app = create_app(backend, None, ["polyhead", "openai", "tei", "oip"], with_playground=True)
+    models = Models([Backend(service, values, lambda: server.ready and service.pipeline is not None)])
+    app = create_app(models, None, ["polyhead", "openai", "tei", "oip"], with_playground=True)
     listener = HttpListener(app, None, max_connections=50)
-    server = HttpServer(service, backend, await listener.listen("127.0.0.1:0", shares_port=False))
+    server = HttpServer(service, models, await listener.listen("127.0.0.1:0", shares_port=False))
     yield server
     await listener.close(1)
 

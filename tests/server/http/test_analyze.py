@@ -128,7 +128,7 @@ async def test_line_beyond_the_limit_ends_the_stream_with_an_error(running: Http
     assert answers[-1]["error"]["reason"] == "MESSAGE_TOO_LARGE"
 
 
-@pytest.mark.parametrize("query", ["tasks=rerank", "dimensions=3", "dimensions=x", "timings=1", "model=fake"])
+@pytest.mark.parametrize("query", ["tasks=rerank", "dimensions=3", "dimensions=x", "timings=1", "modell=fake"])
 async def test_invalid_option_of_a_stream_is_refused(running: HttpServer, query: str) -> None:
     reply = await running.post(f"/v1/analyze?{query}", b'"w1"\n', LINES)
     assert reply.status == 400

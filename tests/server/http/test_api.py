@@ -39,10 +39,10 @@ async def secured(running: HttpServer, tmp_path: Path) -> AsyncIterator[HttpServ
     )
     path.chmod(0o600)
     listener = HttpListener(
-        create_app(running.backend, Keys(path), DIALECTS, with_playground=False), None, max_connections=50
+        create_app(running.models, Keys(path), DIALECTS, with_playground=False), None, max_connections=50
     )
     address = await listener.listen("127.0.0.1:0", shares_port=False)
-    yield HttpServer(running.service, running.backend, address)
+    yield HttpServer(running.service, running.models, address)
     await listener.close(1)
 
 
@@ -167,15 +167,15 @@ async def test_bodies_of_all_calls_together_are_bounded(running: HttpServer, mon
     monkeypatch.setattr(calls, "_SMALL_BODY_BYTES", 1000)
     large = {"text": "w1", "texts": None, "tasks": ["embedding"] * 6000}
     assert (await running.post("/v1/analyze", large)).status == 200
-    assert running.backend.body_bytes == 0
-    running.backend.body_bytes = running.backend.settings.max_held_bytes
+    assert running.models.body_bytes == 0
+    running.models.body_bytes = running.models.default.settings.max_held_bytes
     refused = await running.post("/v1/analyze", large)
     assert (refused.status, refused.json["error"]["reason"]) == (429, "OVERLOADED")
     assert (await running.post("/v1/analyze", {"text": "w1"})).status == 200
     line = b'"' + b"x" * 90_000 + b'"'
     stream = await running.post("/v1/analyze", line, {"content-type": "application/x-ndjson"})
     assert b"OVERLOADED" in stream.body
-    assert running.backend.body_bytes == running.backend.settings.max_held_bytes
+    assert running.models.body_bytes == running.models.default.settings.max_held_bytes
 
 
 async def test_server_that_reports_its_life_is_acknowledged(running: HttpServer) -> None:
@@ -188,6 +188,14 @@ async def test_server_that_reports_its_life_is_acknowledged(running: HttpServer)
     async def send(message: dict[str, str]) -> None:
         sent.append(message["type"])
 
-    app = create_app(running.backend, None, ["polyhead"], with_playground=False)
+    app = create_app(running.models, None, ["polyhead"], with_playground=False)
     await app({"type": "lifespan"}, receive, send)
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "POST"])
+async def test_a_page_of_another_origin_is_not_allowed_to_read_answers(running: HttpServer, method: str) -> None:
+    headers = {"origin": "https://elsewhere.example", "access-control-request-method": "POST"}
+    reply = await running.request(method, "/v1/analyze", {"texts": ["w1"]}, headers)
+    assert reply.status == (200 if method == "POST" else 405)
+    assert [name for name in reply.headers if name.startswith("access-control-")] == []

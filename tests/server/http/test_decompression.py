@@ -60,7 +60,7 @@ async def test_unreadable_body_is_refused(running: HttpServer, body: bytes, enco
 
 async def test_expanded_size_counts_against_the_limit(running: HttpServer) -> None:
     body = gzip.compress(json.dumps({"text": "w" * 50_000_000}).encode())
-    assert len(body) < running.backend.settings.max_message_bytes
+    assert len(body) < running.models.default.settings.max_message_bytes
     assert (await running.post(PATH, body, {"content-encoding": "gzip"})).status == 413
     assert (await running.post(PATH, BODY)).status == 200
-    assert running.backend.body_bytes == 0
+    assert running.models.body_bytes == 0

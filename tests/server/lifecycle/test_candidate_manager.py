@@ -26,7 +26,7 @@ from polyhead_server.candidate.report import ShadowReport
 from polyhead_server.errors import CandidateError, ReloadError
 from polyhead_server.lifecycle import candidate_runs
 from polyhead_server.lifecycle.candidate_manager import CandidateManager
-from polyhead_server.observability.candidate_metrics import CandidateMetrics
+from polyhead_server.observability.candidate_metrics import CandidateCollector
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 
@@ -127,8 +127,8 @@ class World:
 
     def __init__(self, settings: Settings) -> None:
         self.server = FakeServer()
-        self.metrics = CandidateMetrics()
-        self.manager = CandidateManager(settings, self.server, self.metrics)
+        self.metrics = CandidateCollector()
+        self.manager = CandidateManager(settings, self.server, self.metrics.add())
         self.processes: list[FakeProcess] = []
         self.next_description = DESCRIPTION
         self.next_identity: ModelIdentity | None = IDENTITY

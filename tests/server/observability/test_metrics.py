@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from polyhead_server.errors import ExpiredError
 from polyhead_server.inference.model import Model
-from polyhead_server.inference.types import Batch
+from polyhead_server.inference.types import Batch, QueueState
 from polyhead_server.observability.metric_factories import BatchHistogram, Instruments
 from polyhead_server.observability.metrics import Metrics
 
@@ -30,6 +33,25 @@ async def test_event_loop_lag_is_the_delay_of_a_timer(monkeypatch: pytest.Monkey
     assert metrics.value("polyhead_event_loop_lag_seconds_count") == 2
     assert metrics.value("polyhead_event_loop_lag_seconds_sum") == pytest.approx(0.3)
     assert metrics.value("polyhead_event_loop_lag_seconds_bucket", le="0.2") == 1
+
+
+async def test_tasks_of_the_event_loop_are_counted_every_tenth_sample() -> None:
+    counted = []
+    idle = []
+
+    async def sleep(_: float) -> None:
+        counted.append(metrics.value("polyhead_event_loop_tasks"))
+        if len(counted) == 11:
+            raise RuntimeError("enough")
+        idle.append(asyncio.create_task(asyncio.sleep(60)))
+
+    metrics = Metrics()
+    with pytest.raises(RuntimeError, match="enough"):
+        await metrics.sample(lambda: None, sleep)
+    for task in idle:
+        task.cancel()
+    assert counted[0] >= 1
+    assert [tasks - counted[0] for tasks in counted] == [0] * 10 + [10]
 
 
 async def test_queue_seconds_observes_each_item_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,3 +130,46 @@ def test_version_is_reported(model: Model) -> None:
     ]
     assert sample.value == 1
     assert sample.labels["version"]
+
+
+async def test_several_models_have_series_of_their_own_and_share_those_of_the_process() -> None:
+    first = Metrics("a")
+    second = Metrics("b", first)
+    for metrics, count in ((first, 1), (second, 2)):
+        metrics.observe_batch(Batch([entry(3)] * count, []), 0.5)
+        metrics.count_outcomes([ExpiredError()] * count)
+        metrics.count_reload("success")
+    for metrics, model, count in ((first, "a", 1), (second, "b", 2)):
+        assert metrics.value("polyhead_items_total") == metrics.value("polyhead_items_total", model=model) == count
+        assert metrics.value("polyhead_queue_seconds_count") == count
+        assert metrics.value("polyhead_reloads_total", outcome="success") == 1
+        assert metrics.item_errors() == {"DEADLINE_EXPIRED": count}
+    second.set_requests_running(5)
+    assert first.value("polyhead_requests_running") == 5
+    assert first.registry is second.registry
+
+
+def test_only_model_has_no_label() -> None:
+    labels = {label for description in Metrics().instruments.descriptions for label in description.labels}
+    assert "model" not in labels
+
+
+async def test_queue_of_a_second_model_is_sampled_without_the_event_loop() -> None:
+    async def sleep(_: float) -> None:
+        next(turns)
+
+    turns = iter([0])
+    metrics = Metrics("b", Metrics("a"))
+    queue = QueueState(3, 30, 30, 1.5, 0)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await metrics.sample_queue(lambda: cast(Any, SimpleNamespace(queue_state=lambda: queue)), sleep)
+    assert metrics.value("polyhead_queued_items", model="b") == 3
+    assert metrics.value("polyhead_event_loop_lag_seconds_count") == 0
+
+
+def test_models_on_one_device_share_its_threads(model: Model) -> None:
+    first = Metrics("a")
+    second = Metrics("b", first)
+    first.set_runtime(model, 2)
+    second.set_runtime(model, 2)
+    assert first.value("polyhead_compute_threads") == 2

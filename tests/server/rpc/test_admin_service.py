@@ -19,8 +19,9 @@ from polyhead_server.candidate.histogram import Latency
 from polyhead_server.candidate.limits import CanaryLimits, SideReport
 from polyhead_server.candidate.report import Example, HeadComparison, ShadowReport
 from polyhead_server.candidate.status import CanaryStatus, CandidateStatus, ShadowStatus
-from polyhead_server.errors import ReloadError, StartupError
-from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
+from polyhead_server.drift.report import DriftReport, MeasureDrift
+from polyhead_server.errors import DriftNotAvailableError, ReloadError, StartupError
+from polyhead_server.process_reports import Measure, MeasureKind, ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.rpc.admin_service import AdminServer
 from polyhead_server.rpc.health import Health
 from polyhead_server.security import api_keys
@@ -75,16 +76,21 @@ class FakeBackend:
         self.requested: list[str] = []
         self.fails: Exception | None = None
 
-    async def reload(self, *, force: bool) -> list[ReloadResult]:
-        self._request(f"reload force={force}")
-        return [ReloadResult(7, "m", {"topic": "t"}, ModelIdentity("e", ()))]
+    async def reload(self, *, force: bool, model: str = "") -> list[ReloadResult]:
+        self._request(f"reload force={force}{model and f' of {model}'}")
+        return [ReloadResult(7, "m", {"topic": "t"}, ModelIdentity("e", ()), model)]
 
     async def drain(self) -> None:
         self._request("drain")
 
-    async def stats(self) -> list[WorkerStats]:
-        self._request("stats")
+    async def stats(self, model: str = "") -> list[WorkerStats]:
+        self._request(f"stats{model and f' of {model}'}")
         return [stats_of(7), stats_of(8)]
+
+    async def candidates(self, model: str) -> FakeBackend:
+        if model:
+            self.requested.append(f"candidate of {model}")
+        return self
 
     async def shadow(self, bundle: Path, share: float, keep_texts: int, *, only_when_idle: bool) -> CandidateStatus:
         self._request(f"shadow {bundle} {share} {keep_texts} idle={only_when_idle}")
@@ -104,6 +110,16 @@ class FakeBackend:
 
     async def discard(self) -> None:
         self._request("discard")
+
+    async def drift(self, model: str = "") -> DriftReport:
+        self._request(f"drift of {model}" if model else "drift")
+        topic = Measure("topic", "answers", MeasureKind.SHARES, ("a", "b"), (0.5, 0.5), 400)
+        mean = Measure("", "embedding", MeasureKind.MEAN, (), (0.0, 1.0), 400, (1.0, 1.0))
+        measures = [
+            MeasureDrift(topic, 90, (0.9, 0.1), 0.4, 1e-5, 45.0, drifted=True),
+            MeasureDrift(mean, 90, (), 0.1, None, 90.0, drifted=False),
+        ]
+        return DriftReport("m", 86400.0, 90, 7, 400, 0.1, measures)
 
     def _request(self, operation: str) -> None:
         self.requested.append(operation)
@@ -125,7 +141,7 @@ async def health() -> Health:
 
 @pytest.fixture
 async def channel(backend: FakeBackend, health: Health, tmp_path: Path) -> AsyncIterator[aio.Channel]:
-    server = AdminServer(settings_with(f"unix:{tmp_path}/admin"), backend, backend, health)
+    server = AdminServer(settings_with(f"unix:{tmp_path}/admin"), backend, backend.candidates, health)
     await server.open()
     async with aio.insecure_channel(f"unix:{tmp_path}/admin") as channel:
         yield channel
@@ -138,11 +154,40 @@ def stub(channel: aio.Channel) -> Any:
     return admin_service_pb2_grpc.AdminServiceStub(channel)
 
 
+async def test_metadata_names_one_of_several_models(stub: Any, backend: FakeBackend) -> None:
+    metadata = (("x-polyhead-model", "tickets"),)
+    (result,) = (await stub.Reload(pb2.ReloadRequest(), timeout=30, metadata=metadata)).workers
+    assert result.model_name == "tickets"
+    await stub.GetStats(pb2.GetStatsRequest(), timeout=30, metadata=metadata)
+    assert backend.requested == ["reload force=False of tickets", "stats of tickets"]
+
+
 async def test_stats_contain_every_worker(stub: Any) -> None:
     first, second = (await stub.GetStats(pb2.GetStatsRequest(), timeout=30)).workers
     assert (first.process_id, second.process_id) == (7, 8)
     assert (first.queued_items, first.expected_wait) == (3, Duration(seconds=1, nanos=500_000_000))
     assert first.item_errors_total == {"OVERLOADED": 2}
+
+
+async def test_drift_of_all_workers_is_one_report(stub: Any, backend: FakeBackend) -> None:
+    metadata = (("x-polyhead-model", "tickets"),)
+    report = await stub.GetDrift(pb2.GetDriftRequest(), timeout=30, metadata=metadata)
+    assert backend.requested == ["drift of tickets"]
+    assert (report.model_id, report.texts, report.uncounted_texts, report.reference_texts) == ("m", 90, 7, 400)
+    assert (report.window, report.min_distance, report.max_p_value) == (Duration(seconds=86400), 0.1, 0.001)
+    topic, mean = report.measures
+    assert (topic.head, topic.name, topic.texts, topic.effective_texts) == ("topic", "answers", 90, 45)
+    assert (topic.distance, topic.p_value, topic.drifted) == (0.4, 1e-5, True)
+    assert [(one.name, one.reference, one.observed) for one in topic.bins] == [("a", 0.5, 0.9), ("b", 0.5, 0.1)]
+    assert (mean.head, mean.HasField("p_value"), len(mean.bins)) == ("", False, 0)
+
+
+async def test_missing_reference_is_a_failed_precondition(stub: Any, backend: FakeBackend) -> None:
+    backend.fails = DriftNotAvailableError("m has no reference")
+    with pytest.raises(grpc.RpcError) as caught:
+        await stub.GetDrift(pb2.GetDriftRequest(), timeout=30)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert caught.value.details() == "m has no reference"
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -224,6 +269,11 @@ async def test_comparison_shows_texts_on_request_alone(stub: Any, include_texts:
     )
 
 
+async def test_candidate_is_that_of_the_named_model(stub: Any, backend: FakeBackend) -> None:
+    await stub.Discard(pb2.DiscardRequest(), timeout=30, metadata=[("x-polyhead-model", "reviews")])
+    assert backend.requested == ["candidate of reviews", "discard"]
+
+
 async def test_promote_and_discard_reach_the_server(stub: Any, backend: FakeBackend) -> None:
     (worker,) = (await stub.Promote(pb2.PromoteRequest(force=True), timeout=30)).workers
     assert worker.model_id == "n"
@@ -246,13 +296,15 @@ async def test_channelz_shows_connections(channel: aio.Channel) -> None:
 
 
 async def test_server_does_not_listen_without_an_address(backend: FakeBackend, health: Health) -> None:
-    server = AdminServer(settings_with(""), backend, backend, health)
+    server = AdminServer(settings_with(""), backend, backend.candidates, health)
     await server.open()
     await server.close()
 
 
 async def test_address_that_is_taken_is_refused(backend: FakeBackend, health: Health, tmp_path: Path) -> None:
-    first, second = (AdminServer(settings_with(f"unix:{tmp_path}/admin"), backend, backend, health) for _ in range(2))
+    first, second = (
+        AdminServer(settings_with(f"unix:{tmp_path}/admin"), backend, backend.candidates, health) for _ in range(2)
+    )
     await first.open()
     with pytest.raises(StartupError, match="another server"):
         await second.open()
@@ -266,7 +318,9 @@ async def test_admin_service_requires_the_scope_admin(backend: FakeBackend, heal
     operator, client = (
         api_keys.create(file, name, [scope], None) for name, scope in (("operator", "admin"), ("client", "infer"))
     )
-    server = AdminServer(settings_with(f"unix:{tmp_path}/admin", api_keys=str(file)), backend, backend, health)
+    server = AdminServer(
+        settings_with(f"unix:{tmp_path}/admin", api_keys=str(file)), backend, backend.candidates, health
+    )
     await server.open()
     codes = []
     async with aio.insecure_channel(f"unix:{tmp_path}/admin") as channel:

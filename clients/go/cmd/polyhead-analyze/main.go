@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	polyhead "github.com/polyhead/polyhead/clients/go"
@@ -84,6 +85,7 @@ func main() {
 	ca := flag.String("ca", "", "connect with TLS, verified by the certificates in this PEM `file`")
 	timeout := flag.Duration("timeout", 0, "deadline of the whole call; 0 for none")
 	unary := flag.Bool("unary", false, "send one unary call instead of a stream")
+	model := flag.String("model", "", "`name` of the model that answers, for a server with several; default: the first")
 	attempts := flag.Int("max-attempts", 5, "consecutive attempts of a call or an item; 1 disables retries")
 	flag.Parse()
 	if *attempts < 1 || *timeout < 0 {
@@ -91,6 +93,9 @@ func main() {
 		os.Exit(2)
 	}
 	ctx := context.Background()
+	if *model != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "x-polyhead-model", *model)
+	}
 	if *timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, *timeout)

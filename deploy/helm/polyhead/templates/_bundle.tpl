@@ -3,6 +3,29 @@
 {{- list "/bundles" .Values.bundle.path | compact | join "/" -}}
 {{- end -}}
 
+{{/* Positional arguments of the server: the bundle, or the name and the bundle of each model. */}}
+{{- define "polyhead.bundleArgs" -}}
+{{- range .Values.bundle.models -}}
+- {{ printf "%s=/bundles/%s" .name .path }}
+{{ else -}}
+- {{ include "polyhead.bundlePath" . }}
+{{ end -}}
+{{- end -}}
+
+{{/* Each folder whose digest is known, followed by that digest. */}}
+{{- define "polyhead.bundleDigests" -}}
+{{- if .Values.bundle.digest -}}
+- {{ include "polyhead.bundlePath" . }}
+- {{ .Values.bundle.digest | quote }}
+{{ end -}}
+{{- range .Values.bundle.models -}}
+{{- if .digest -}}
+- /bundles/{{ .path }}
+- {{ .digest | quote }}
+{{ end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "polyhead.bundleVolume" -}}
 {{- if .Values.bundle.persistentVolumeClaim -}}
 persistentVolumeClaim:
@@ -43,11 +66,11 @@ emptyDir:
     - name: download
       mountPath: /tmp
 {{- end }}
-{{- if .Values.bundle.digest }}
+{{- with include "polyhead.bundleDigests" . }}
 # The server verifies that the files match bundle.json, and this that bundle.json is the one that was chosen.
 - name: verify-bundle
-  image: {{ include "polyhead.image" . }}
-  {{- with .Values.image.pullPolicy }}
+  image: {{ include "polyhead.image" $ }}
+  {{- with $.Values.image.pullPolicy }}
   imagePullPolicy: {{ . }}
   {{- end }}
   command:
@@ -57,17 +80,16 @@ emptyDir:
       import sys
       from pathlib import Path
       import polyhead_bundle
-      path, expected = sys.argv[1:]
-      digest = polyhead_bundle.load(Path(path)).digest
-      if digest != expected:
-          sys.exit(f"{path} has the digest {digest}, and bundle.digest is {expected}")
-    - {{ include "polyhead.bundlePath" . }}
-    - {{ .Values.bundle.digest | quote }}
+      for path, expected in zip(sys.argv[1::2], sys.argv[2::2]):
+          digest = polyhead_bundle.load(Path(path)).digest
+          if digest != expected:
+              sys.exit(f"{path} has the digest {digest}, and the chart's values state {expected}")
+    {{- . | trim | nindent 4 }}
   resources:
     requests: {cpu: 100m, memory: 128Mi}
     limits: {cpu: "1", memory: 256Mi}
   securityContext:
-    {{- include "polyhead.containerSecurityContext" . | nindent 4 }}
+    {{- include "polyhead.containerSecurityContext" $ | nindent 4 }}
   volumeMounts:
     - name: bundles
       mountPath: /bundles

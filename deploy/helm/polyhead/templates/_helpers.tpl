@@ -56,6 +56,11 @@ capabilities:
 {{- if ne (len $sources) 1 -}}
 {{- fail (printf "set exactly one source of the bundle: bundle.persistentVolumeClaim, bundle.image.reference or bundle.uri.source; set: %s" (join ", " $sources | default "none")) -}}
 {{- end -}}
+{{- if $bundle.models -}}
+{{- if $bundle.uri.source }}{{ fail "bundle.models requires bundle.persistentVolumeClaim or bundle.image.reference: a URI is one bundle" }}{{ end -}}
+{{- if or $bundle.path $bundle.digest }}{{ fail "bundle.models excludes bundle.path and bundle.digest: each model has a path, and may have a digest" }}{{ end -}}
+{{- if ne (int .Values.workers) 1 }}{{ fail "bundle.models requires workers=1: workers serve one model" }}{{ end -}}
+{{- end -}}
 {{- if and $bundle.uri.source (not $bundle.digest) -}}
 {{- fail "bundle.uri.source requires bundle.digest, the field `digest` of bundle.json" -}}
 {{- end -}}

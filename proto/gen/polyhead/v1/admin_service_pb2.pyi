@@ -52,7 +52,7 @@ class ReloadResponse(google.protobuf.message.Message):
     WORKERS_FIELD_NUMBER: builtins.int
     @property
     def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkerReload]:
-        """workers holds one entry for each worker."""
+        """workers holds one entry for each worker, and with several models for each of them."""
 
     def __init__(
         self,
@@ -72,10 +72,13 @@ class WorkerReload(google.protobuf.message.Message):
     PROCESS_ID_FIELD_NUMBER: builtins.int
     MODEL_ID_FIELD_NUMBER: builtins.int
     FINGERPRINTS_FIELD_NUMBER: builtins.int
+    MODEL_NAME_FIELD_NUMBER: builtins.int
     process_id: builtins.int
     """process_id is the operating system's id of the worker process."""
     model_id: builtins.str
     """model_id names the bundle, as in ModelInfo."""
+    model_name: builtins.str
+    """model_name is the model's name in requests; empty if the server has workers or fronts."""
     @property
     def fingerprints(self) -> polyhead.v1.item_pb2.Fingerprints:
         """fingerprints identify the model."""
@@ -86,9 +89,10 @@ class WorkerReload(google.protobuf.message.Message):
         process_id: builtins.int = ...,
         model_id: builtins.str = ...,
         fingerprints: polyhead.v1.item_pb2.Fingerprints | None = ...,
+        model_name: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["fingerprints", b"fingerprints"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["fingerprints", b"fingerprints", "model_id", b"model_id", "process_id", b"process_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fingerprints", b"fingerprints", "model_id", b"model_id", "model_name", b"model_name", "process_id", b"process_id"]) -> None: ...
 
 Global___WorkerReload: typing_extensions.TypeAlias = WorkerReload
 
@@ -137,7 +141,7 @@ class GetStatsResponse(google.protobuf.message.Message):
     WORKERS_FIELD_NUMBER: builtins.int
     @property
     def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkerStats]:
-        """workers holds one entry for each worker."""
+        """workers holds one entry for each worker, and with several models for each of them."""
 
     def __init__(
         self,
@@ -185,6 +189,7 @@ class WorkerStats(google.protobuf.message.Message):
     COMPUTE_TOTAL_FIELD_NUMBER: builtins.int
     ITEM_ERRORS_TOTAL_FIELD_NUMBER: builtins.int
     COMPUTE_THREADS_FIELD_NUMBER: builtins.int
+    MODEL_NAME_FIELD_NUMBER: builtins.int
     process_id: builtins.int
     """process_id is the operating system's id of the worker process."""
     model_id: builtins.str
@@ -192,7 +197,7 @@ class WorkerStats(google.protobuf.message.Message):
     serving: builtins.bool
     """serving is true if the health service reports SERVING."""
     requests_running: builtins.int
-    """requests_running is the number of calls in progress, streams included."""
+    """requests_running is the number of calls in progress, streams included, of all models of the worker."""
     queued_items: builtins.int
     """queued_items is the number of texts, or windows of texts, in the queue."""
     queued_tokens: builtins.int
@@ -207,6 +212,8 @@ class WorkerStats(google.protobuf.message.Message):
     """batches_total is the number of batches computed."""
     compute_threads: builtins.int
     """compute_threads is the number of compute threads, the maximum number of batches in progress."""
+    model_name: builtins.str
+    """model_name is the model's name in requests; empty for the engine process of --fronts."""
     @property
     def up_time(self) -> google.protobuf.duration_pb2.Duration:
         """up_time is the time since the worker started."""
@@ -243,11 +250,155 @@ class WorkerStats(google.protobuf.message.Message):
         compute_total: google.protobuf.duration_pb2.Duration | None = ...,
         item_errors_total: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
         compute_threads: builtins.int = ...,
+        model_name: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["compute_total", b"compute_total", "expected_wait", b"expected_wait", "up_time", b"up_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["batches_total", b"batches_total", "compute_threads", b"compute_threads", "compute_total", b"compute_total", "expected_wait", b"expected_wait", "item_errors_total", b"item_errors_total", "items_total", b"items_total", "model_id", b"model_id", "padding_tokens_total", b"padding_tokens_total", "process_id", b"process_id", "queued_items", b"queued_items", "queued_tokens", b"queued_tokens", "requests_running", b"requests_running", "serving", b"serving", "tokens_total", b"tokens_total", "up_time", b"up_time"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batches_total", b"batches_total", "compute_threads", b"compute_threads", "compute_total", b"compute_total", "expected_wait", b"expected_wait", "item_errors_total", b"item_errors_total", "items_total", b"items_total", "model_id", b"model_id", "model_name", b"model_name", "padding_tokens_total", b"padding_tokens_total", "process_id", b"process_id", "queued_items", b"queued_items", "queued_tokens", b"queued_tokens", "requests_running", b"requests_running", "serving", b"serving", "tokens_total", b"tokens_total", "up_time", b"up_time"]) -> None: ...
 
 Global___WorkerStats: typing_extensions.TypeAlias = WorkerStats
+
+@typing.final
+class GetDriftRequest(google.protobuf.message.Message):
+    """GetDriftRequest is the request of GetDrift."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___GetDriftRequest: typing_extensions.TypeAlias = GetDriftRequest
+
+@typing.final
+class GetDriftResponse(google.protobuf.message.Message):
+    """GetDriftResponse compares the traffic of all workers together with the validation texts of the model."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    WINDOW_FIELD_NUMBER: builtins.int
+    TEXTS_FIELD_NUMBER: builtins.int
+    UNCOUNTED_TEXTS_FIELD_NUMBER: builtins.int
+    REFERENCE_TEXTS_FIELD_NUMBER: builtins.int
+    MIN_DISTANCE_FIELD_NUMBER: builtins.int
+    MAX_P_VALUE_FIELD_NUMBER: builtins.int
+    MEASURES_FIELD_NUMBER: builtins.int
+    model_id: builtins.str
+    """model_id names the bundle, as in ModelInfo."""
+    texts: builtins.int
+    """texts is the number of texts that were counted."""
+    uncounted_texts: builtins.int
+    """uncounted_texts is the number of further texts, which were left out so that counting takes little time."""
+    reference_texts: builtins.int
+    """reference_texts is the number of validation texts."""
+    min_distance: builtins.float
+    """min_distance is the smallest distance that is reported as drift."""
+    max_p_value: builtins.float
+    """max_p_value is the largest p-value that is reported as drift."""
+    @property
+    def window(self) -> google.protobuf.duration_pb2.Duration:
+        """window is the time whose texts are counted. A reload begins anew."""
+
+    @property
+    def measures(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DriftMeasure]:
+        """measures holds one entry for each property that is compared."""
+
+    def __init__(
+        self,
+        *,
+        model_id: builtins.str = ...,
+        window: google.protobuf.duration_pb2.Duration | None = ...,
+        texts: builtins.int = ...,
+        uncounted_texts: builtins.int = ...,
+        reference_texts: builtins.int = ...,
+        min_distance: builtins.float = ...,
+        max_p_value: builtins.float = ...,
+        measures: collections.abc.Iterable[Global___DriftMeasure] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["window", b"window"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["max_p_value", b"max_p_value", "measures", b"measures", "min_distance", b"min_distance", "model_id", b"model_id", "reference_texts", b"reference_texts", "texts", b"texts", "uncounted_texts", b"uncounted_texts", "window", b"window"]) -> None: ...
+
+Global___GetDriftResponse: typing_extensions.TypeAlias = GetDriftResponse
+
+@typing.final
+class DriftMeasure(google.protobuf.message.Message):
+    """DriftMeasure compares one property of the texts, or of the answers of one head."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    TEXTS_FIELD_NUMBER: builtins.int
+    EFFECTIVE_TEXTS_FIELD_NUMBER: builtins.int
+    DISTANCE_FIELD_NUMBER: builtins.int
+    P_VALUE_FIELD_NUMBER: builtins.int
+    DRIFTED_FIELD_NUMBER: builtins.int
+    BINS_FIELD_NUMBER: builtins.int
+    head: builtins.str
+    """head is the name of the head; empty for a property of the texts themselves."""
+    name: builtins.str
+    """name is the property: answers, confidence, tokens, truncated, unknown_tokens, novelty or embedding."""
+    texts: builtins.int
+    """texts is the number of texts that were counted; of tokens for unknown_tokens."""
+    effective_texts: builtins.float
+    """effective_texts is the number of independent texts that would vary as much from bucket to bucket."""
+    distance: builtins.float
+    """distance is what chance does not explain of the difference. 0 for none. For shares, it is the Jensen-Shannon
+    distance, at most 1; for the embedding, that of the means, in units of the spread of the validation texts.
+    """
+    p_value: builtins.float
+    """p_value is the probability of such a difference without drift, corrected for the number of measures. Absent until
+    two buckets have texts.
+    """
+    drifted: builtins.bool
+    """drifted is true if distance and p_value are beyond their limits."""
+    @property
+    def bins(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DriftBin]:
+        """bins holds what is compared; empty for the embedding."""
+
+    def __init__(
+        self,
+        *,
+        head: builtins.str = ...,
+        name: builtins.str = ...,
+        texts: builtins.int = ...,
+        effective_texts: builtins.float = ...,
+        distance: builtins.float = ...,
+        p_value: builtins.float | None = ...,
+        drifted: builtins.bool = ...,
+        bins: collections.abc.Iterable[Global___DriftBin] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_p_value", b"_p_value", "p_value", b"p_value"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_p_value", b"_p_value", "bins", b"bins", "distance", b"distance", "drifted", b"drifted", "effective_texts", b"effective_texts", "head", b"head", "name", b"name", "p_value", b"p_value", "texts", b"texts"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_p_value", b"_p_value"]) -> typing.Literal["p_value"] | None: ...
+
+Global___DriftMeasure: typing_extensions.TypeAlias = DriftMeasure
+
+@typing.final
+class DriftBin(google.protobuf.message.Message):
+    """DriftBin is one label, or one range of values."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    REFERENCE_FIELD_NUMBER: builtins.int
+    OBSERVED_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """name is the label or the range."""
+    reference: builtins.float
+    """reference is the share of the validation texts, 0 to 1."""
+    observed: builtins.float
+    """observed is the share of the recent texts, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        reference: builtins.float = ...,
+        observed: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "observed", b"observed", "reference", b"reference"]) -> None: ...
+
+Global___DriftBin: typing_extensions.TypeAlias = DriftBin
 
 @typing.final
 class ShadowRequest(google.protobuf.message.Message):

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server.
+    """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+    models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
     """
 
     def __init__(self, channel):
@@ -75,10 +76,16 @@ class AdminServiceStub(object):
                 request_serializer=polyhead_dot_v1_dot_admin__service__pb2.DiscardRequest.SerializeToString,
                 response_deserializer=polyhead_dot_v1_dot_admin__service__pb2.DiscardResponse.FromString,
                 _registered_method=True)
+        self.GetDrift = channel.unary_unary(
+                '/polyhead.v1.AdminService/GetDrift',
+                request_serializer=polyhead_dot_v1_dot_admin__service__pb2.GetDriftRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_admin__service__pb2.GetDriftResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server.
+    """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+    models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
     """
 
     def Reload(self, request, context):
@@ -108,7 +115,8 @@ class AdminServiceServicer(object):
     def Shadow(self, request, context):
         """Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
         that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
-        the candidate cannot be loaded or there is another one; the served model is unchanged.
+        the candidate cannot be loaded or there is another one; the served model is unchanged. Each model of several has a
+        candidate of its own: the metadata x-polyhead-model names the model, without it the first, in this and the next four.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,6 +147,15 @@ class AdminServiceServicer(object):
 
     def Discard(self, request, context):
         """Discard ends the comparison and the canary, and unloads the candidate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDrift(self, request, context):
+        """GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+        of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+        the server does not count its traffic.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -187,6 +204,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=polyhead_dot_v1_dot_admin__service__pb2.DiscardRequest.FromString,
                     response_serializer=polyhead_dot_v1_dot_admin__service__pb2.DiscardResponse.SerializeToString,
             ),
+            'GetDrift': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDrift,
+                    request_deserializer=polyhead_dot_v1_dot_admin__service__pb2.GetDriftRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_admin__service__pb2.GetDriftResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'polyhead.v1.AdminService', rpc_method_handlers)
@@ -196,7 +218,8 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server.
+    """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+    models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
     """
 
     @staticmethod
@@ -405,6 +428,33 @@ class AdminService(object):
             '/polyhead.v1.AdminService/Discard',
             polyhead_dot_v1_dot_admin__service__pb2.DiscardRequest.SerializeToString,
             polyhead_dot_v1_dot_admin__service__pb2.DiscardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDrift(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.AdminService/GetDrift',
+            polyhead_dot_v1_dot_admin__service__pb2.GetDriftRequest.SerializeToString,
+            polyhead_dot_v1_dot_admin__service__pb2.GetDriftResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -155,8 +155,26 @@ _AdminServiceDiscardType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrainType, _AdminServiceGetStatsType, _AdminServiceShadowType, _AdminServiceCompareType, _AdminServiceCanaryType, _AdminServicePromoteType, _AdminServiceDiscardType]):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server."""
+_AdminServiceGetDriftType = typing_extensions.TypeVar(
+    '_AdminServiceGetDriftType',
+    grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetDriftRequest,
+        polyhead.v1.admin_service_pb2.GetDriftResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetDriftRequest,
+        polyhead.v1.admin_service_pb2.GetDriftResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetDriftRequest,
+        polyhead.v1.admin_service_pb2.GetDriftResponse,
+    ],
+)
+
+class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrainType, _AdminServiceGetStatsType, _AdminServiceShadowType, _AdminServiceCompareType, _AdminServiceCanaryType, _AdminServicePromoteType, _AdminServiceDiscardType, _AdminServiceGetDriftType]):
+    """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+    models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
+    """
 
     @typing.overload
     def __init__(self: AdminServiceStub[
@@ -191,6 +209,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrai
         grpc.UnaryUnaryMultiCallable[
             polyhead.v1.admin_service_pb2.DiscardRequest,
             polyhead.v1.admin_service_pb2.DiscardResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.GetDriftRequest,
+            polyhead.v1.admin_service_pb2.GetDriftResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -228,6 +250,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrai
             polyhead.v1.admin_service_pb2.DiscardRequest,
             polyhead.v1.admin_service_pb2.DiscardResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.GetDriftRequest,
+            polyhead.v1.admin_service_pb2.GetDriftResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Reload: _AdminServiceReloadType
@@ -247,7 +273,8 @@ class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrai
     Shadow: _AdminServiceShadowType
     """Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
     that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
-    the candidate cannot be loaded or there is another one; the served model is unchanged.
+    the candidate cannot be loaded or there is another one; the served model is unchanged. Each model of several has a
+    candidate of its own: the metadata x-polyhead-model names the model, without it the first, in this and the next four.
     """
 
     Compare: _AdminServiceCompareType
@@ -265,6 +292,12 @@ class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrai
 
     Discard: _AdminServiceDiscardType
     """Discard ends the comparison and the canary, and unloads the candidate."""
+
+    GetDrift: _AdminServiceGetDriftType
+    """GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+    of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+    the server does not count its traffic.
+    """
 
 AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -299,10 +332,16 @@ AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
         polyhead.v1.admin_service_pb2.DiscardRequest,
         polyhead.v1.admin_service_pb2.DiscardResponse,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetDriftRequest,
+        polyhead.v1.admin_service_pb2.GetDriftResponse,
+    ],
 ]
 
 class AdminServiceServicer(metaclass=abc.ABCMeta):
-    """AdminService changes and describes a running server. Each call reaches every worker of the server."""
+    """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+    models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
+    """
 
     @abc.abstractmethod
     def Reload(
@@ -341,7 +380,8 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[polyhead.v1.admin_service_pb2.ShadowResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.ShadowResponse]]:
         """Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
         that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
-        the candidate cannot be loaded or there is another one; the served model is unchanged.
+        the candidate cannot be loaded or there is another one; the served model is unchanged. Each model of several has a
+        candidate of its own: the metadata x-polyhead-model names the model, without it the first, in this and the next four.
         """
 
     @abc.abstractmethod
@@ -379,5 +419,16 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[polyhead.v1.admin_service_pb2.DiscardResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.DiscardResponse]]:
         """Discard ends the comparison and the canary, and unloads the candidate."""
+
+    @abc.abstractmethod
+    def GetDrift(
+        self,
+        request: polyhead.v1.admin_service_pb2.GetDriftRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[polyhead.v1.admin_service_pb2.GetDriftResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.GetDriftResponse]]:
+        """GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+        of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+        the server does not count its traffic.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

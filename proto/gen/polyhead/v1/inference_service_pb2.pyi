@@ -327,16 +327,26 @@ class GetModelInfoResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    MODEL_NAMES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """name is the model's name in the metadata x-polyhead-model."""
     @property
     def model(self) -> polyhead.v1.model_pb2.ModelInfo:
-        """model describes the model that the server serves."""
+        """model describes the model."""
+
+    @property
+    def model_names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """model_names are the names of all models that the server serves; the first answers calls that name none."""
 
     def __init__(
         self,
         *,
         model: polyhead.v1.model_pb2.ModelInfo | None = ...,
+        name: builtins.str = ...,
+        model_names: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "model_names", b"model_names", "name", b"name"]) -> None: ...
 
 Global___GetModelInfoResponse: typing_extensions.TypeAlias = GetModelInfoResponse

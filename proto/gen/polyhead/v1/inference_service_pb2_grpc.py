@@ -33,6 +33,9 @@ class InferenceServiceStub(object):
     UTF-8, is answered with an error and does not affect other items. The grouping of answers into messages is
     independent of the grouping of the items.
 
+    A server may serve several models, each with a name. The metadata x-polyhead-model of a call names the model that
+    answers it; without it the first model answers. A name that the server does not serve fails with NOT_FOUND.
+
     A call as a whole fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
     down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call of which
     no item can be accepted now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
@@ -84,6 +87,9 @@ class InferenceServiceServicer(object):
     UTF-8, is answered with an error and does not affect other items. The grouping of answers into messages is
     independent of the grouping of the items.
 
+    A server may serve several models, each with a name. The metadata x-polyhead-model of a call names the model that
+    answers it; without it the first model answers. A name that the server does not serve fails with NOT_FOUND.
+
     A call as a whole fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
     down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call of which
     no item can be accepted now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
@@ -125,7 +131,7 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetModelInfo(self, request, context):
-        """GetModelInfo describes the model and how it runs.
+        """GetModelInfo describes the model and how it runs, and lists the names of all models of the server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +185,9 @@ class InferenceService(object):
     for each. Every item that the server reads gets exactly one Answer: an invalid item, even one whose text is not valid
     UTF-8, is answered with an error and does not affect other items. The grouping of answers into messages is
     independent of the grouping of the items.
+
+    A server may serve several models, each with a name. The metadata x-polyhead-model of a call names the model that
+    answers it; without it the first model answers. A name that the server does not serve fails with NOT_FOUND.
 
     A call as a whole fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
     down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call of which

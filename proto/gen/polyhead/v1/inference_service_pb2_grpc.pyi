@@ -131,6 +131,9 @@ class InferenceServiceStub(typing.Generic[_InferenceServiceAnalyzeType, _Inferen
     UTF-8, is answered with an error and does not affect other items. The grouping of answers into messages is
     independent of the grouping of the items.
 
+    A server may serve several models, each with a name. The metadata x-polyhead-model of a call names the model that
+    answers it; without it the first model answers. A name that the server does not serve fails with NOT_FOUND.
+
     A call as a whole fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
     down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call of which
     no item can be accepted now), UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
@@ -208,7 +211,7 @@ class InferenceServiceStub(typing.Generic[_InferenceServiceAnalyzeType, _Inferen
     """StreamSentiment is StreamAnalyze restricted to TASK_SENTIMENT."""
 
     GetModelInfo: _InferenceServiceGetModelInfoType
-    """GetModelInfo describes the model and how it runs."""
+    """GetModelInfo describes the model and how it runs, and lists the names of all models of the server."""
 
 InferenceServiceAsyncStub: typing_extensions.TypeAlias = InferenceServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -244,6 +247,9 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
     for each. Every item that the server reads gets exactly one Answer: an invalid item, even one whose text is not valid
     UTF-8, is answered with an error and does not affect other items. The grouping of answers into messages is
     independent of the grouping of the items.
+
+    A server may serve several models, each with a name. The metadata x-polyhead-model of a call names the model that
+    answers it; without it the first model answers. A name that the server does not serve fails with NOT_FOUND.
 
     A call as a whole fails only for reasons that concern all of it: UNAVAILABLE (the server is not ready, or is shutting
     down), RESOURCE_EXHAUSTED (a message larger than Limits.max_message_bytes; or, with RetryInfo, a unary call of which
@@ -296,6 +302,6 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         request: polyhead.v1.inference_service_pb2.GetModelInfoRequest,
         context: _ServicerContext,
     ) -> typing.Union[polyhead.v1.inference_service_pb2.GetModelInfoResponse, collections.abc.Awaitable[polyhead.v1.inference_service_pb2.GetModelInfoResponse]]:
-        """GetModelInfo describes the model and how it runs."""
+        """GetModelInfo describes the model and how it runs, and lists the names of all models of the server."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

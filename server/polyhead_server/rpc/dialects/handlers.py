@@ -10,7 +10,9 @@ from google.protobuf import descriptor_pb2
 
 from polyhead_server.errors import InvalidRequestError, ServerError
 from polyhead_server.out_of_memory import exit_if_out_of_memory
+from polyhead_server.rpc.model_routes import ModelRoutes
 from polyhead_server.serving.backend import Backend
+from polyhead_server.serving.models import Models
 
 from . import open_inference, tei
 from .descriptors import METHODS
@@ -27,9 +29,19 @@ def services(dialects: Iterable[str]) -> list[str]:
     return [service for dialect in dialects for service in SERVICES.get(dialect, ())]
 
 
-def handlers(dialects: Iterable[str], backend: Backend) -> list[grpc.GenericRpcHandler]:
+def handlers(dialects: Iterable[str], models: Models) -> list[grpc.GenericRpcHandler]:
     """Returns the handlers of these dialects; a name without handlers here, such as ``polyhead``, is skipped."""
-    return [grpc.method_handlers_generic_handler(service, _methods(service, backend)) for service in services(dialects)]
+    return [_handler_of(service, models) for service in services(dialects)]
+
+
+def _handler_of(service: str, models: Models) -> grpc.GenericRpcHandler:
+    if service == open_inference.NAME:
+        # Its messages name the model.
+        return grpc.method_handlers_generic_handler(service, _open_inference_methods(models))
+    by_model = {
+        backend: grpc.method_handlers_generic_handler(service, _tei_methods(service, backend)) for backend in models
+    }
+    return ModelRoutes(models, by_model)
 
 
 def paths(dialects: Iterable[str]) -> dict[str, str]:
@@ -41,13 +53,15 @@ def paths(dialects: Iterable[str]) -> dict[str, str]:
     }
 
 
-def _methods(service: str, backend: Backend) -> dict[str, Any]:
-    if service == open_inference.NAME:
-        oip = open_inference.OpenInferenceService(backend)
-        return {
-            method.name: _handler(method, getattr(oip, method.name), oip.deserializer(method.name), backend)
-            for method in METHODS[service]
-        }
+def _open_inference_methods(models: Models) -> dict[str, Any]:
+    oip = open_inference.OpenInferenceService(models)
+    return {
+        method.name: _handler(method, getattr(oip, method.name), oip.deserializer(method.name), models.default)
+        for method in METHODS[open_inference.NAME]
+    }
+
+
+def _tei_methods(service: str, backend: Backend) -> dict[str, Any]:
     services = tei.TeiServices(backend)
     name = service.removeprefix(f"{tei.PACKAGE}.")
     return {

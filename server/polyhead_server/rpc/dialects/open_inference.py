@@ -11,7 +11,7 @@ from typing import Any
 
 from grpc import aio
 
-from polyhead_server.errors import InvalidRequestError, ModelNotFoundError, NotReadyError, ServerError
+from polyhead_server.errors import InvalidRequestError, NotReadyError, ServerError
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.types import ItemOutcome
 from polyhead_server.rpc.message_limits import check_fields
@@ -19,6 +19,7 @@ from polyhead_server.rpc.wire_format import delimited, tag
 from polyhead_server.serving import open_inference_input
 from polyhead_server.serving import open_inference_metadata as documents
 from polyhead_server.serving.backend import Backend, Submission, Submitter, deadline_after
+from polyhead_server.serving.models import Models
 from polyhead_server.serving.open_inference import VERSION, InferRequest, ModelView
 
 from .descriptors import TYPES
@@ -26,6 +27,8 @@ from .ordered_stream import OrderedStream
 
 NAME = "inference.GRPCInferenceService"
 _Context = aio.ServicerContext[Any, Any]
+# A request of a stream, its model, and what it asks for.
+_Plan = tuple[Any, Backend, InferRequest]
 # Fields of ModelInferRequest that hold tensors, whose number of nested fields is bounded.
 _INPUTS, _CONTENTS, _BYTES_CONTENTS = 5, 5, 8
 _FINAL = "triton_final_response"
@@ -37,13 +40,14 @@ _INFER_RESPONSE = tag(TYPES["inference.ModelStreamInferResponse"].DESCRIPTOR, "i
 class OpenInferenceService:
     """The RPCs of the protocol, by their names."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, models: Models) -> None:
         """Creates the service.
 
         Args:
-            backend: Answers the texts.
+            models: Answer the texts.
         """
-        self._backend = backend
+        self._models = models
+        self._max_items = max(backend.max_items for backend in models)
 
     def deserializer(self, method: str) -> Callable[[bytes], Any]:
         """Returns the deserializer of a method's requests; it may raise a ``ServerError``."""
@@ -52,7 +56,7 @@ class OpenInferenceService:
             return kind.FromString  # type: ignore[no-any-return]
 
         def infer_request(data: bytes) -> Any:
-            check_fields(data, (_INPUTS, _CONTENTS, _BYTES_CONTENTS), self._backend.max_items)
+            check_fields(data, (_INPUTS, _CONTENTS, _BYTES_CONTENTS), self._max_items)
             return kind.FromString(data)
 
         return infer_request
@@ -63,15 +67,15 @@ class OpenInferenceService:
 
     async def ServerReady(self, _: Any, __: _Context) -> Any:  # noqa: N802
         """Tells whether the server should receive calls."""
-        return TYPES["inference.ServerReadyResponse"](ready=self._backend.ready)
+        return TYPES["inference.ServerReadyResponse"](ready=self._models.ready)
 
     async def ModelReady(self, request: Any, __: _Context) -> Any:  # noqa: N802
         """Tells whether the named model is served and ready."""
         try:
-            self._require_model(request.name, request.version)
+            backend, _ = self._require_model(request.name, request.version)
         except NotReadyError:
             return TYPES["inference.ModelReadyResponse"](ready=False)
-        return TYPES["inference.ModelReadyResponse"](ready=self._backend.ready)
+        return TYPES["inference.ModelReadyResponse"](ready=backend.ready)
 
     async def ServerMetadata(self, _: Any, __: _Context) -> Any:  # noqa: N802
         """Describes the server."""
@@ -79,30 +83,29 @@ class OpenInferenceService:
 
     async def ModelMetadata(self, request: Any, _: _Context) -> Any:  # noqa: N802
         """Describes the tensors of the model."""
-        view = self._require_model(request.name, request.version)
-        return TYPES["inference.ModelMetadataResponse"](**documents.model_metadata(self._backend, view))
+        backend, view = self._require_model(request.name, request.version)
+        return TYPES["inference.ModelMetadataResponse"](**documents.model_metadata(backend, view))
 
     async def ModelConfig(self, request: Any, _: _Context) -> Any:  # noqa: N802
         """Describes the model as Triton would."""
-        view = self._require_model(request.name, request.version)
-        return TYPES["inference.ModelConfigResponse"](config=documents.model_config(self._backend, view))
+        backend, view = self._require_model(request.name, request.version)
+        return TYPES["inference.ModelConfigResponse"](config=documents.model_config(backend, view))
 
     async def ModelStatistics(self, request: Any, _: _Context) -> Any:  # noqa: N802
-        """Returns the counters of this process since its start."""
-        if request.name:
-            self._require_model(request.name, request.version)
-        return TYPES["inference.ModelStatisticsResponse"](**documents.model_statistics(self._backend))
+        """Returns the counters of this process since its start, of one model or of all."""
+        backends = [self._require_model(request.name, request.version)[0]] if request.name else self._models
+        return TYPES["inference.ModelStatisticsResponse"](**documents.model_statistics(backends))
 
     async def RepositoryIndex(self, _: Any, __: _Context) -> Any:  # noqa: N802
-        """Lists the served model."""
-        return TYPES["inference.RepositoryIndexResponse"](models=documents.repository_index(self._backend))
+        """Lists the served models."""
+        return TYPES["inference.RepositoryIndexResponse"](models=documents.repository_index(self._models))
 
     async def ModelInfer(self, request: Any, context: _Context) -> Any:  # noqa: N802
         """Answers the texts of one request."""
-        decoded = self._decode(request)
+        backend, decoded = self._decode(request)
         deadline = deadline_after(context.time_remaining(), decoded.timeout_s)
-        model, outcomes = await self._backend.answer(decoded.message, deadline)
-        return self._encode(request, decoded, self._backend.view(_view, model), outcomes)
+        model, outcomes = await backend.answer(decoded.message, deadline)
+        return self._encode(request, decoded, backend.view(_view, model), outcomes)
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: _Context) -> None:  # noqa: N802
         """Answers a stream of requests in order; the error of one does not end the stream.
@@ -114,36 +117,43 @@ class OpenInferenceService:
         }
         response_type = TYPES["inference.ModelStreamInferResponse"]
 
-        async def submit(submitter: Submitter, request: Any) -> tuple[tuple[Any, InferRequest], Submission]:
-            decoded = self._decode(request)
-            deadline = deadline_after(decoded.timeout_s)
-            return (request, decoded), await self._backend.submit(submitter, decoded.message, deadline)
+        deadline = deadline_after(context.time_remaining())
+        # Each request names its model; of each, a stream has one flow.
+        submitters: dict[Backend, Submitter] = {}
 
-        def respond(plan: tuple[Any, InferRequest], submission: Submission, outcomes: list[ItemOutcome]) -> Any:
-            view = self._backend.view(_view, submission.model)
-            return delimited(_INFER_RESPONSE, self._encode(*plan, view, outcomes))
+        async def submit(_: Submitter, request: Any) -> tuple[_Plan, Submission]:
+            backend, decoded = self._decode(request)
+            if (submitter := submitters.get(backend)) is None:
+                submitter = submitters[backend] = backend.service.submitter(deadline)
+            own_deadline = deadline_after(decoded.timeout_s)
+            return (request, backend, decoded), await backend.submit(submitter, decoded.message, own_deadline)
+
+        def respond(plan: _Plan, submission: Submission, outcomes: list[ItemOutcome]) -> Any:
+            request, backend, decoded = plan
+            view = backend.view(_view, submission.model)
+            return delimited(_INFER_RESPONSE, self._encode(request, decoded, view, outcomes))
 
         def failed(request: Any, error: ServerError) -> Any:
             if strict:
                 raise error
             return response_type(error_message=str(error), infer_response={"id": request.id[:64]})
 
-        await OrderedStream(self._backend, submit, respond, failed).run(requests, context)
+        await OrderedStream(self._models.default, submit, respond, failed).run(requests, context)
 
-    def _require_model(self, name: str, version: str) -> ModelView:
-        """Returns the tensors of the named model.
+    def _require_model(self, name: str, version: str) -> tuple[Backend, ModelView]:
+        """Returns the named model and its tensors.
 
         Raises:
             ModelNotFoundError: There is no such model.
             NotReadyError: The model is still loading.
         """
-        self._backend.require_name(name)
+        backend = self._models.named(name)
         if version not in {"", VERSION}:
-            raise ModelNotFoundError(self._backend.served_name())
-        return self._backend.view(_view)
+            raise self._models.not_found()
+        return backend, backend.view(_view)
 
-    def _decode(self, request: Any) -> InferRequest:
-        view = self._require_model(request.model_name, request.model_version)
+    def _decode(self, request: Any) -> tuple[Backend, InferRequest]:
+        backend, view = self._require_model(request.model_name, request.model_version)
         texts = _texts(request)
         for output in request.outputs:
             # KServe's client asks for binary outputs, which all are.
@@ -151,7 +161,7 @@ class OpenInferenceService:
                 problem = f"output {output.name[:64]!a} has parameters; this server supports none for outputs"
                 raise InvalidRequestError("UNKNOWN_PARAMETER", problem)
         parameters = {name: _value(value) for name, value in request.parameters.items()}
-        return view.request(texts, [output.name for output in request.outputs], parameters, request.id)
+        return backend, view.request(texts, [output.name for output in request.outputs], parameters, request.id)
 
     def _encode(self, request: Any, decoded: InferRequest, view: ModelView, outcomes: Sequence[ItemOutcome]) -> bytes:
         tensors = view.respond(decoded, outcomes)

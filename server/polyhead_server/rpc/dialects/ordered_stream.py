@@ -33,13 +33,12 @@ class OrderedStream(Generic[_Request, _Plan]):
         """Prepares a stream.
 
         Args:
-            backend: Runs the stream.
+            backend: Runs the stream, until its model drains.
             submit: Decodes a request and submits its texts; returns what ``respond`` needs of it.
             respond: Makes the response to a request from the outcomes of its texts.
             failed: Makes the response to a request that failed, or raises to end the stream.
         """
         self._backend = backend
-        self._metrics = backend.service.metrics
         self._submit = submit
         self._respond = respond
         self._failed = failed
@@ -98,7 +97,7 @@ class OrderedStream(Generic[_Request, _Plan]):
                 raise submitted
             plan, submission = submitted
             outcomes = [await future for future in submission.futures]
-            self._metrics.count_outcomes(outcomes)
+            submission.metrics.count_outcomes(outcomes)
             response = self._respond(plan, submission, outcomes)
         except ServerError as error:
             response = self._failed(request, error)

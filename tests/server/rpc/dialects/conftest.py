@@ -15,6 +15,7 @@ from polyhead_server.rpc.dialects.descriptors import METHODS, TYPES
 from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.interceptors.errors import ErrorInterceptor
 from polyhead_server.serving.backend import Backend
+from polyhead_server.serving.models import Models
 from polyhead_server.settings import Settings
 
 DIALECTS = ["oip", "tei"]
@@ -78,7 +79,7 @@ async def loading(settings: Callable[..., Settings]) -> AsyncIterator[DialectSer
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         dialects = DialectServer(service, channel)
         backend = Backend(service, values, lambda: dialects.ready and service.pipeline is not None)
-        server.add_generic_rpc_handlers(tuple(handlers.handlers(DIALECTS, backend)))
+        server.add_generic_rpc_handlers(tuple(handlers.handlers(DIALECTS, Models([backend]))))
         await server.start()
         yield dialects
     await server.stop(None)

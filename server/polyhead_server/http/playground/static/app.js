@@ -17,6 +17,9 @@ function element(name, attributes = {}, ...children) {
 async function call(path, options = {}) {
   const headers = { ...options.headers };
   if ($("key").value) headers.authorization = `Bearer ${$("key").value}`;
+  // /?model=NAME tries one of several models.
+  const model = new URLSearchParams(location.search).get("model");
+  if (model) headers["x-polyhead-model"] = model;
   const response = await fetch(path, { ...options, headers });
   if (response.status === 401 || response.status === 403) $("key-row").hidden = false;
   if (!response.ok) {

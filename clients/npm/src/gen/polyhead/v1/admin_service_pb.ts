@@ -17,7 +17,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file polyhead/v1/admin_service.proto.
  */
 export const file_polyhead_v1_admin_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch9wb2x5aGVhZC92MS9hZG1pbl9zZXJ2aWNlLnByb3RvEgtwb2x5aGVhZC52MSIeCg1SZWxvYWRSZXF1ZXN0Eg0KBWZvcmNlGAEgASgIIjwKDlJlbG9hZFJlc3BvbnNlEioKB3dvcmtlcnMYASADKAsyGS5wb2x5aGVhZC52MS5Xb3JrZXJSZWxvYWQiZQoMV29ya2VyUmVsb2FkEhIKCnByb2Nlc3NfaWQYASABKA0SEAoIbW9kZWxfaWQYAiABKAkSLwoMZmluZ2VycHJpbnRzGAMgASgLMhkucG9seWhlYWQudjEuRmluZ2VycHJpbnRzIg4KDERyYWluUmVxdWVzdCIPCg1EcmFpblJlc3BvbnNlIhEKD0dldFN0YXRzUmVxdWVzdCI9ChBHZXRTdGF0c1Jlc3BvbnNlEikKB3dvcmtlcnMYASADKAsyGC5wb2x5aGVhZC52MS5Xb3JrZXJTdGF0cyKWBAoLV29ya2VyU3RhdHMSEgoKcHJvY2Vzc19pZBgBIAEoDRIQCghtb2RlbF9pZBgCIAEoCRIPCgdzZXJ2aW5nGAMgASgIEioKB3VwX3RpbWUYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SGAoQcmVxdWVzdHNfcnVubmluZxgFIAEoDRIUCgxxdWV1ZWRfaXRlbXMYBiABKA0SFQoNcXVldWVkX3Rva2VucxgHIAEoBBIwCg1leHBlY3RlZF93YWl0GAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhMKC2l0ZW1zX3RvdGFsGAkgASgEEhQKDHRva2Vuc190b3RhbBgKIAEoBBIcChRwYWRkaW5nX3Rva2Vuc190b3RhbBgLIAEoBBIVCg1iYXRjaGVzX3RvdGFsGAwgASgEEjAKDWNvbXB1dGVfdG90YWwYDSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SSAoRaXRlbV9lcnJvcnNfdG90YWwYDiADKAsyLS5wb2x5aGVhZC52MS5Xb3JrZXJTdGF0cy5JdGVtRXJyb3JzVG90YWxFbnRyeRIXCg9jb21wdXRlX3RocmVhZHMYDyABKA0aNgoUSXRlbUVycm9yc1RvdGFsRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgEOgI4ASLHAQoNU2hhZG93UmVxdWVzdBIOCgZidW5kbGUYASABKAkSDQoFc2hhcmUYAiABKAESEgoKa2VlcF90ZXh0cxgDIAEoDRI1Cghwcmlvcml0eRgEIAEoDjIjLnBvbHloZWFkLnYxLlNoYWRvd1JlcXVlc3QuUHJpb3JpdHkiTAoIUHJpb3JpdHkSGAoUUFJJT1JJVFlfVU5TUEVDSUZJRUQQABIRCg1QUklPUklUWV9JRExFEAESEwoPUFJJT1JJVFlfTk9STUFMEAIiOwoOU2hhZG93UmVzcG9uc2USKQoJY2FuZGlkYXRlGAEgASgLMhYucG9seWhlYWQudjEuQ2FuZGlkYXRlIicKDkNvbXBhcmVSZXF1ZXN0EhUKDWluY2x1ZGVfdGV4dHMYASABKAgirgEKD0NvbXBhcmVSZXNwb25zZRIpCgljYW5kaWRhdGUYASABKAsyFi5wb2x5aGVhZC52MS5DYW5kaWRhdGUSFwoPc2VydmVkX21vZGVsX2lkGAIgASgJEi0KBnNoYWRvdxgDIAEoCzIdLnBvbHloZWFkLnYxLlNoYWRvd0NvbXBhcmlzb24SKAoGY2FuYXJ5GAQgASgLMhgucG9seWhlYWQudjEuQ2FuYXJ5U3RhdGUiaAoNQ2FuYXJ5UmVxdWVzdBIOCgZidW5kbGUYASABKAkSDQoFc2hhcmUYAiABKAESKQoGbGltaXRzGAMgASgLMhkucG9seWhlYWQudjEuQ2FuYXJ5TGltaXRzEg0KBWZvcmNlGAQgASgIIjsKDkNhbmFyeVJlc3BvbnNlEikKCWNhbmRpZGF0ZRgBIAEoCzIWLnBvbHloZWFkLnYxLkNhbmRpZGF0ZSIfCg5Qcm9tb3RlUmVxdWVzdBINCgVmb3JjZRgBIAEoCCI9Cg9Qcm9tb3RlUmVzcG9uc2USKgoHd29ya2VycxgBIAMoCzIZLnBvbHloZWFkLnYxLldvcmtlclJlbG9hZCIQCg5EaXNjYXJkUmVxdWVzdCIRCg9EaXNjYXJkUmVzcG9uc2UiXgoJQ2FuZGlkYXRlEhAKCG1vZGVsX2lkGAEgASgJEg4KBmJ1bmRsZRgCIAEoCRIvCgxmaW5nZXJwcmludHMYAyABKAsyGS5wb2x5aGVhZC52MS5GaW5nZXJwcmludHMiowUKEFNoYWRvd0NvbXBhcmlzb24SDQoFc2hhcmUYASABKAESEAoIYW5zd2VyZWQYAiABKAQSEAoIc2VsZWN0ZWQYAyABKAQSDwoHZHJvcHBlZBgEIAEoBBIQCghjb21wYXJlZBgFIAEoBBITCgtvdGhlcl9tb2RlbBgGIAEoBBJECgxlcnJvcnNfdG90YWwYByADKAsyLi5wb2x5aGVhZC52MS5TaGFkb3dDb21wYXJpc29uLkVycm9yc1RvdGFsRW50cnkSMwoJZW1iZWRkaW5nGAggASgLMiAucG9seWhlYWQudjEuRW1iZWRkaW5nQ29tcGFyaXNvbhIqCgVoZWFkcxgJIAMoCzIbLnBvbHloZWFkLnYxLkhlYWRDb21wYXJpc29uEkQKDG5vdF9jb21wYXJlZBgKIAMoCzIuLnBvbHloZWFkLnYxLlNoYWRvd0NvbXBhcmlzb24uTm90Q29tcGFyZWRFbnRyeRIsCg5zZXJ2ZWRfbGF0ZW5jeRgLIAEoCzIULnBvbHloZWFkLnYxLkxhdGVuY3kSLwoRY2FuZGlkYXRlX2xhdGVuY3kYDCABKAsyFC5wb2x5aGVhZC52MS5MYXRlbmN5EjAKDWNhbmRpZGF0ZV9jcHUYDSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SLQoKcmVwb3J0X2FnZRgOIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIPCgdmYWlsdXJlGA8gASgJGjIKEEVycm9yc1RvdGFsRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgEOgI4ARoyChBOb3RDb21wYXJlZEVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEi7gIKE0VtYmVkZGluZ0NvbXBhcmlzb24SNQoFc3BhY2UYASABKA4yJi5wb2x5aGVhZC52MS5FbWJlZGRpbmdDb21wYXJpc29uLlNwYWNlEg0KBXRleHRzGAIgASgEEhgKC21lYW5fY29zaW5lGAMgASgBSACIAQESFwoKbG93X2Nvc2luZRgEIAEoAUgBiAEBEhkKDGxlYXN0X2Nvc2luZRgFIAEoAUgCiAEBEhcKCnJlY29nbml6ZWQYBiABKAFIA4gBASJrCgVTcGFjZRIVChFTUEFDRV9VTlNQRUNJRklFRBAAEg4KClNQQUNFX1NBTUUQARIUChBTUEFDRV9DT01QQVJBQkxFEAISDwoLU1BBQ0VfT1RIRVIQAxIUChBTUEFDRV9PVEhFUl9TSVpFEARCDgoMX21lYW5fY29zaW5lQg0KC19sb3dfY29zaW5lQg8KDV9sZWFzdF9jb3NpbmVCDQoLX3JlY29nbml6ZWQizQIKDkhlYWRDb21wYXJpc29uEgwKBG5hbWUYASABKAkSDAoEa2luZBgCIAEoCRIMCgRyb3dzGAMgAygJEg8KB2NvbHVtbnMYBCADKAkSJgoFY2VsbHMYBSADKAsyFy5wb2x5aGVhZC52MS5NYXRyaXhDZWxsEhMKC290aGVyX3RleHRzGAYgASgEEhAKCGNvbXBhcmVkGAcgASgEEg8KB2NoYW5nZWQYCCABKAQSFQoId2VpZ2h0ZWQYCSABKAFIAIgBARIXCgpkaWZmZXJlbmNlGAogASgBSAGIAQESEwoLb25seV9zZXJ2ZWQYCyADKAkSFgoOb25seV9jYW5kaWRhdGUYDCADKAkSJwoFdGV4dHMYDSADKAsyGC5wb2x5aGVhZC52MS5DaGFuZ2VkVGV4dEILCglfd2VpZ2h0ZWRCDQoLX2RpZmZlcmVuY2UiOAoKTWF0cml4Q2VsbBILCgNyb3cYASABKA0SDgoGY29sdW1uGAIgASgNEg0KBXRleHRzGAMgASgEIj4KC0NoYW5nZWRUZXh0EgwKBHRleHQYASABKAkSDgoGc2VydmVkGAIgASgJEhEKCWNhbmRpZGF0ZRgDIAEoCSK5AQoHTGF0ZW5jeRINCgV0ZXh0cxgBIAEoBBInCgRtZWFuGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEiYKA3A1MBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhImCgNwOTAYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SJgoDcDk5GAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIqoBCgxDYW5hcnlMaW1pdHMSFwoKZXJyb3JfcmF0ZRgBIAEoAUgAiAEBEhYKCXA5OV9yYXRpbxgCIAEoAUgBiAEBEiYKA3A5ORgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIWCgltaW5fdGV4dHMYBCABKA1IAogBAUINCgtfZXJyb3JfcmF0ZUIMCgpfcDk5X3JhdGlvQgwKCl9taW5fdGV4dHMisgEKC0NhbmFyeVN0YXRlEg0KBXNoYXJlGAEgASgBEikKBmxpbWl0cxgCIAEoCzIZLnBvbHloZWFkLnYxLkNhbmFyeUxpbWl0cxIpCgZzZXJ2ZWQYAyABKAsyGS5wb2x5aGVhZC52MS5Nb2RlbEFuc3dlcnMSLAoJY2FuZGlkYXRlGAQgASgLMhkucG9seWhlYWQudjEuTW9kZWxBbnN3ZXJzEhAKCHJvbGxiYWNrGAUgASgJIroBCgxNb2RlbEFuc3dlcnMSDQoFdGV4dHMYASABKAQSQAoMZXJyb3JzX3RvdGFsGAIgAygLMioucG9seWhlYWQudjEuTW9kZWxBbnN3ZXJzLkVycm9yc1RvdGFsRW50cnkSJQoHbGF0ZW5jeRgDIAEoCzIULnBvbHloZWFkLnYxLkxhdGVuY3kaMgoQRXJyb3JzVG90YWxFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAQ6AjgBMrIECgxBZG1pblNlcnZpY2USQQoGUmVsb2FkEhoucG9seWhlYWQudjEuUmVsb2FkUmVxdWVzdBobLnBvbHloZWFkLnYxLlJlbG9hZFJlc3BvbnNlEj4KBURyYWluEhkucG9seWhlYWQudjEuRHJhaW5SZXF1ZXN0GhoucG9seWhlYWQudjEuRHJhaW5SZXNwb25zZRJHCghHZXRTdGF0cxIcLnBvbHloZWFkLnYxLkdldFN0YXRzUmVxdWVzdBodLnBvbHloZWFkLnYxLkdldFN0YXRzUmVzcG9uc2USQQoGU2hhZG93EhoucG9seWhlYWQudjEuU2hhZG93UmVxdWVzdBobLnBvbHloZWFkLnYxLlNoYWRvd1Jlc3BvbnNlEkQKB0NvbXBhcmUSGy5wb2x5aGVhZC52MS5Db21wYXJlUmVxdWVzdBocLnBvbHloZWFkLnYxLkNvbXBhcmVSZXNwb25zZRJBCgZDYW5hcnkSGi5wb2x5aGVhZC52MS5DYW5hcnlSZXF1ZXN0GhsucG9seWhlYWQudjEuQ2FuYXJ5UmVzcG9uc2USRAoHUHJvbW90ZRIbLnBvbHloZWFkLnYxLlByb21vdGVSZXF1ZXN0GhwucG9seWhlYWQudjEuUHJvbW90ZVJlc3BvbnNlEkQKB0Rpc2NhcmQSGy5wb2x5aGVhZC52MS5EaXNjYXJkUmVxdWVzdBocLnBvbHloZWFkLnYxLkRpc2NhcmRSZXNwb25zZUJRCg5pby5wb2x5aGVhZC52MVABWj1naXRodWIuY29tL3BvbHloZWFkL3BvbHloZWFkL2NsaWVudHMvZ28vcG9seWhlYWR2MTtwb2x5aGVhZHYxYgZwcm90bzM", [file_google_protobuf_duration, file_polyhead_v1_item]);
+  fileDesc("Ch9wb2x5aGVhZC92MS9hZG1pbl9zZXJ2aWNlLnByb3RvEgtwb2x5aGVhZC52MSIeCg1SZWxvYWRSZXF1ZXN0Eg0KBWZvcmNlGAEgASgIIjwKDlJlbG9hZFJlc3BvbnNlEioKB3dvcmtlcnMYASADKAsyGS5wb2x5aGVhZC52MS5Xb3JrZXJSZWxvYWQieQoMV29ya2VyUmVsb2FkEhIKCnByb2Nlc3NfaWQYASABKA0SEAoIbW9kZWxfaWQYAiABKAkSLwoMZmluZ2VycHJpbnRzGAMgASgLMhkucG9seWhlYWQudjEuRmluZ2VycHJpbnRzEhIKCm1vZGVsX25hbWUYBCABKAkiDgoMRHJhaW5SZXF1ZXN0Ig8KDURyYWluUmVzcG9uc2UiEQoPR2V0U3RhdHNSZXF1ZXN0Ij0KEEdldFN0YXRzUmVzcG9uc2USKQoHd29ya2VycxgBIAMoCzIYLnBvbHloZWFkLnYxLldvcmtlclN0YXRzIqoECgtXb3JrZXJTdGF0cxISCgpwcm9jZXNzX2lkGAEgASgNEhAKCG1vZGVsX2lkGAIgASgJEg8KB3NlcnZpbmcYAyABKAgSKgoHdXBfdGltZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIYChByZXF1ZXN0c19ydW5uaW5nGAUgASgNEhQKDHF1ZXVlZF9pdGVtcxgGIAEoDRIVCg1xdWV1ZWRfdG9rZW5zGAcgASgEEjAKDWV4cGVjdGVkX3dhaXQYCCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEwoLaXRlbXNfdG90YWwYCSABKAQSFAoMdG9rZW5zX3RvdGFsGAogASgEEhwKFHBhZGRpbmdfdG9rZW5zX3RvdGFsGAsgASgEEhUKDWJhdGNoZXNfdG90YWwYDCABKAQSMAoNY29tcHV0ZV90b3RhbBgNIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhJIChFpdGVtX2Vycm9yc190b3RhbBgOIAMoCzItLnBvbHloZWFkLnYxLldvcmtlclN0YXRzLkl0ZW1FcnJvcnNUb3RhbEVudHJ5EhcKD2NvbXB1dGVfdGhyZWFkcxgPIAEoDRISCgptb2RlbF9uYW1lGBAgASgJGjYKFEl0ZW1FcnJvcnNUb3RhbEVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoBDoCOAEiEQoPR2V0RHJpZnRSZXF1ZXN0IugBChBHZXREcmlmdFJlc3BvbnNlEhAKCG1vZGVsX2lkGAEgASgJEikKBndpbmRvdxgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhINCgV0ZXh0cxgDIAEoBBIXCg91bmNvdW50ZWRfdGV4dHMYBCABKAQSFwoPcmVmZXJlbmNlX3RleHRzGAUgASgEEhQKDG1pbl9kaXN0YW5jZRgGIAEoARITCgttYXhfcF92YWx1ZRgHIAEoARIrCghtZWFzdXJlcxgIIAMoCzIZLnBvbHloZWFkLnYxLkRyaWZ0TWVhc3VyZSK8AQoMRHJpZnRNZWFzdXJlEgwKBGhlYWQYASABKAkSDAoEbmFtZRgCIAEoCRINCgV0ZXh0cxgDIAEoBBIXCg9lZmZlY3RpdmVfdGV4dHMYBCABKAESEAoIZGlzdGFuY2UYBSABKAESFAoHcF92YWx1ZRgGIAEoAUgAiAEBEg8KB2RyaWZ0ZWQYByABKAgSIwoEYmlucxgIIAMoCzIVLnBvbHloZWFkLnYxLkRyaWZ0QmluQgoKCF9wX3ZhbHVlIj0KCERyaWZ0QmluEgwKBG5hbWUYASABKAkSEQoJcmVmZXJlbmNlGAIgASgBEhAKCG9ic2VydmVkGAMgASgBIscBCg1TaGFkb3dSZXF1ZXN0Eg4KBmJ1bmRsZRgBIAEoCRINCgVzaGFyZRgCIAEoARISCgprZWVwX3RleHRzGAMgASgNEjUKCHByaW9yaXR5GAQgASgOMiMucG9seWhlYWQudjEuU2hhZG93UmVxdWVzdC5Qcmlvcml0eSJMCghQcmlvcml0eRIYChRQUklPUklUWV9VTlNQRUNJRklFRBAAEhEKDVBSSU9SSVRZX0lETEUQARITCg9QUklPUklUWV9OT1JNQUwQAiI7Cg5TaGFkb3dSZXNwb25zZRIpCgljYW5kaWRhdGUYASABKAsyFi5wb2x5aGVhZC52MS5DYW5kaWRhdGUiJwoOQ29tcGFyZVJlcXVlc3QSFQoNaW5jbHVkZV90ZXh0cxgBIAEoCCKuAQoPQ29tcGFyZVJlc3BvbnNlEikKCWNhbmRpZGF0ZRgBIAEoCzIWLnBvbHloZWFkLnYxLkNhbmRpZGF0ZRIXCg9zZXJ2ZWRfbW9kZWxfaWQYAiABKAkSLQoGc2hhZG93GAMgASgLMh0ucG9seWhlYWQudjEuU2hhZG93Q29tcGFyaXNvbhIoCgZjYW5hcnkYBCABKAsyGC5wb2x5aGVhZC52MS5DYW5hcnlTdGF0ZSJoCg1DYW5hcnlSZXF1ZXN0Eg4KBmJ1bmRsZRgBIAEoCRINCgVzaGFyZRgCIAEoARIpCgZsaW1pdHMYAyABKAsyGS5wb2x5aGVhZC52MS5DYW5hcnlMaW1pdHMSDQoFZm9yY2UYBCABKAgiOwoOQ2FuYXJ5UmVzcG9uc2USKQoJY2FuZGlkYXRlGAEgASgLMhYucG9seWhlYWQudjEuQ2FuZGlkYXRlIh8KDlByb21vdGVSZXF1ZXN0Eg0KBWZvcmNlGAEgASgIIj0KD1Byb21vdGVSZXNwb25zZRIqCgd3b3JrZXJzGAEgAygLMhkucG9seWhlYWQudjEuV29ya2VyUmVsb2FkIhAKDkRpc2NhcmRSZXF1ZXN0IhEKD0Rpc2NhcmRSZXNwb25zZSJeCglDYW5kaWRhdGUSEAoIbW9kZWxfaWQYASABKAkSDgoGYnVuZGxlGAIgASgJEi8KDGZpbmdlcnByaW50cxgDIAEoCzIZLnBvbHloZWFkLnYxLkZpbmdlcnByaW50cyKjBQoQU2hhZG93Q29tcGFyaXNvbhINCgVzaGFyZRgBIAEoARIQCghhbnN3ZXJlZBgCIAEoBBIQCghzZWxlY3RlZBgDIAEoBBIPCgdkcm9wcGVkGAQgASgEEhAKCGNvbXBhcmVkGAUgASgEEhMKC290aGVyX21vZGVsGAYgASgEEkQKDGVycm9yc190b3RhbBgHIAMoCzIuLnBvbHloZWFkLnYxLlNoYWRvd0NvbXBhcmlzb24uRXJyb3JzVG90YWxFbnRyeRIzCgllbWJlZGRpbmcYCCABKAsyIC5wb2x5aGVhZC52MS5FbWJlZGRpbmdDb21wYXJpc29uEioKBWhlYWRzGAkgAygLMhsucG9seWhlYWQudjEuSGVhZENvbXBhcmlzb24SRAoMbm90X2NvbXBhcmVkGAogAygLMi4ucG9seWhlYWQudjEuU2hhZG93Q29tcGFyaXNvbi5Ob3RDb21wYXJlZEVudHJ5EiwKDnNlcnZlZF9sYXRlbmN5GAsgASgLMhQucG9seWhlYWQudjEuTGF0ZW5jeRIvChFjYW5kaWRhdGVfbGF0ZW5jeRgMIAEoCzIULnBvbHloZWFkLnYxLkxhdGVuY3kSMAoNY2FuZGlkYXRlX2NwdRgNIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhItCgpyZXBvcnRfYWdlGA4gASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEg8KB2ZhaWx1cmUYDyABKAkaMgoQRXJyb3JzVG90YWxFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAQ6AjgBGjIKEE5vdENvbXBhcmVkRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLuAgoTRW1iZWRkaW5nQ29tcGFyaXNvbhI1CgVzcGFjZRgBIAEoDjImLnBvbHloZWFkLnYxLkVtYmVkZGluZ0NvbXBhcmlzb24uU3BhY2USDQoFdGV4dHMYAiABKAQSGAoLbWVhbl9jb3NpbmUYAyABKAFIAIgBARIXCgpsb3dfY29zaW5lGAQgASgBSAGIAQESGQoMbGVhc3RfY29zaW5lGAUgASgBSAKIAQESFwoKcmVjb2duaXplZBgGIAEoAUgDiAEBImsKBVNwYWNlEhUKEVNQQUNFX1VOU1BFQ0lGSUVEEAASDgoKU1BBQ0VfU0FNRRABEhQKEFNQQUNFX0NPTVBBUkFCTEUQAhIPCgtTUEFDRV9PVEhFUhADEhQKEFNQQUNFX09USEVSX1NJWkUQBEIOCgxfbWVhbl9jb3NpbmVCDQoLX2xvd19jb3NpbmVCDwoNX2xlYXN0X2Nvc2luZUINCgtfcmVjb2duaXplZCLNAgoOSGVhZENvbXBhcmlzb24SDAoEbmFtZRgBIAEoCRIMCgRraW5kGAIgASgJEgwKBHJvd3MYAyADKAkSDwoHY29sdW1ucxgEIAMoCRImCgVjZWxscxgFIAMoCzIXLnBvbHloZWFkLnYxLk1hdHJpeENlbGwSEwoLb3RoZXJfdGV4dHMYBiABKAQSEAoIY29tcGFyZWQYByABKAQSDwoHY2hhbmdlZBgIIAEoBBIVCgh3ZWlnaHRlZBgJIAEoAUgAiAEBEhcKCmRpZmZlcmVuY2UYCiABKAFIAYgBARITCgtvbmx5X3NlcnZlZBgLIAMoCRIWCg5vbmx5X2NhbmRpZGF0ZRgMIAMoCRInCgV0ZXh0cxgNIAMoCzIYLnBvbHloZWFkLnYxLkNoYW5nZWRUZXh0QgsKCV93ZWlnaHRlZEINCgtfZGlmZmVyZW5jZSI4CgpNYXRyaXhDZWxsEgsKA3JvdxgBIAEoDRIOCgZjb2x1bW4YAiABKA0SDQoFdGV4dHMYAyABKAQiPgoLQ2hhbmdlZFRleHQSDAoEdGV4dBgBIAEoCRIOCgZzZXJ2ZWQYAiABKAkSEQoJY2FuZGlkYXRlGAMgASgJIrkBCgdMYXRlbmN5Eg0KBXRleHRzGAEgASgEEicKBG1lYW4YAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SJgoDcDUwGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEiYKA3A5MBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhImCgNwOTkYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iqgEKDENhbmFyeUxpbWl0cxIXCgplcnJvcl9yYXRlGAEgASgBSACIAQESFgoJcDk5X3JhdGlvGAIgASgBSAGIAQESJgoDcDk5GAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhYKCW1pbl90ZXh0cxgEIAEoDUgCiAEBQg0KC19lcnJvcl9yYXRlQgwKCl9wOTlfcmF0aW9CDAoKX21pbl90ZXh0cyKyAQoLQ2FuYXJ5U3RhdGUSDQoFc2hhcmUYASABKAESKQoGbGltaXRzGAIgASgLMhkucG9seWhlYWQudjEuQ2FuYXJ5TGltaXRzEikKBnNlcnZlZBgDIAEoCzIZLnBvbHloZWFkLnYxLk1vZGVsQW5zd2VycxIsCgljYW5kaWRhdGUYBCABKAsyGS5wb2x5aGVhZC52MS5Nb2RlbEFuc3dlcnMSEAoIcm9sbGJhY2sYBSABKAkiugEKDE1vZGVsQW5zd2VycxINCgV0ZXh0cxgBIAEoBBJACgxlcnJvcnNfdG90YWwYAiADKAsyKi5wb2x5aGVhZC52MS5Nb2RlbEFuc3dlcnMuRXJyb3JzVG90YWxFbnRyeRIlCgdsYXRlbmN5GAMgASgLMhQucG9seWhlYWQudjEuTGF0ZW5jeRoyChBFcnJvcnNUb3RhbEVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoBDoCOAEy+wQKDEFkbWluU2VydmljZRJBCgZSZWxvYWQSGi5wb2x5aGVhZC52MS5SZWxvYWRSZXF1ZXN0GhsucG9seWhlYWQudjEuUmVsb2FkUmVzcG9uc2USPgoFRHJhaW4SGS5wb2x5aGVhZC52MS5EcmFpblJlcXVlc3QaGi5wb2x5aGVhZC52MS5EcmFpblJlc3BvbnNlEkcKCEdldFN0YXRzEhwucG9seWhlYWQudjEuR2V0U3RhdHNSZXF1ZXN0Gh0ucG9seWhlYWQudjEuR2V0U3RhdHNSZXNwb25zZRJBCgZTaGFkb3cSGi5wb2x5aGVhZC52MS5TaGFkb3dSZXF1ZXN0GhsucG9seWhlYWQudjEuU2hhZG93UmVzcG9uc2USRAoHQ29tcGFyZRIbLnBvbHloZWFkLnYxLkNvbXBhcmVSZXF1ZXN0GhwucG9seWhlYWQudjEuQ29tcGFyZVJlc3BvbnNlEkEKBkNhbmFyeRIaLnBvbHloZWFkLnYxLkNhbmFyeVJlcXVlc3QaGy5wb2x5aGVhZC52MS5DYW5hcnlSZXNwb25zZRJECgdQcm9tb3RlEhsucG9seWhlYWQudjEuUHJvbW90ZVJlcXVlc3QaHC5wb2x5aGVhZC52MS5Qcm9tb3RlUmVzcG9uc2USRAoHRGlzY2FyZBIbLnBvbHloZWFkLnYxLkRpc2NhcmRSZXF1ZXN0GhwucG9seWhlYWQudjEuRGlzY2FyZFJlc3BvbnNlEkcKCEdldERyaWZ0EhwucG9seWhlYWQudjEuR2V0RHJpZnRSZXF1ZXN0Gh0ucG9seWhlYWQudjEuR2V0RHJpZnRSZXNwb25zZUJRCg5pby5wb2x5aGVhZC52MVABWj1naXRodWIuY29tL3BvbHloZWFkL3BvbHloZWFkL2NsaWVudHMvZ28vcG9seWhlYWR2MTtwb2x5aGVhZHYxYgZwcm90bzM", [file_google_protobuf_duration, file_polyhead_v1_item]);
 
 /**
  * ReloadRequest is the request of Reload.
@@ -48,7 +48,7 @@ export const ReloadRequestSchema: GenMessage<ReloadRequest> = /*@__PURE__*/
  */
 export type ReloadResponse = Message<"polyhead.v1.ReloadResponse"> & {
   /**
-   * workers holds one entry for each worker.
+   * workers holds one entry for each worker, and with several models for each of them.
    *
    * @generated from field: repeated polyhead.v1.WorkerReload workers = 1;
    */
@@ -88,6 +88,13 @@ export type WorkerReload = Message<"polyhead.v1.WorkerReload"> & {
    * @generated from field: polyhead.v1.Fingerprints fingerprints = 3;
    */
   fingerprints?: Fingerprints | undefined;
+
+  /**
+   * model_name is the model's name in requests; empty if the server has workers or fronts.
+   *
+   * @generated from field: string model_name = 4;
+   */
+  modelName: string;
 };
 
 /**
@@ -149,7 +156,7 @@ export const GetStatsRequestSchema: GenMessage<GetStatsRequest> = /*@__PURE__*/
  */
 export type GetStatsResponse = Message<"polyhead.v1.GetStatsResponse"> & {
   /**
-   * workers holds one entry for each worker.
+   * workers holds one entry for each worker, and with several models for each of them.
    *
    * @generated from field: repeated polyhead.v1.WorkerStats workers = 1;
    */
@@ -198,7 +205,7 @@ export type WorkerStats = Message<"polyhead.v1.WorkerStats"> & {
   upTime?: Duration | undefined;
 
   /**
-   * requests_running is the number of calls in progress, streams included.
+   * requests_running is the number of calls in progress, streams included, of all models of the worker.
    *
    * @generated from field: uint32 requests_running = 5;
    */
@@ -274,6 +281,13 @@ export type WorkerStats = Message<"polyhead.v1.WorkerStats"> & {
    * @generated from field: uint32 compute_threads = 15;
    */
   computeThreads: number;
+
+  /**
+   * model_name is the model's name in requests; empty for the engine process of --fronts.
+   *
+   * @generated from field: string model_name = 16;
+   */
+  modelName: string;
 };
 
 /**
@@ -282,6 +296,198 @@ export type WorkerStats = Message<"polyhead.v1.WorkerStats"> & {
  */
 export const WorkerStatsSchema: GenMessage<WorkerStats> = /*@__PURE__*/
   messageDesc(file_polyhead_v1_admin_service, 7);
+
+/**
+ * GetDriftRequest is the request of GetDrift.
+ *
+ * @generated from message polyhead.v1.GetDriftRequest
+ */
+export type GetDriftRequest = Message<"polyhead.v1.GetDriftRequest"> & {
+};
+
+/**
+ * Describes the message polyhead.v1.GetDriftRequest.
+ * Use `create(GetDriftRequestSchema)` to create a new message.
+ */
+export const GetDriftRequestSchema: GenMessage<GetDriftRequest> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 8);
+
+/**
+ * GetDriftResponse compares the traffic of all workers together with the validation texts of the model.
+ *
+ * @generated from message polyhead.v1.GetDriftResponse
+ */
+export type GetDriftResponse = Message<"polyhead.v1.GetDriftResponse"> & {
+  /**
+   * model_id names the bundle, as in ModelInfo.
+   *
+   * @generated from field: string model_id = 1;
+   */
+  modelId: string;
+
+  /**
+   * window is the time whose texts are counted. A reload begins anew.
+   *
+   * @generated from field: google.protobuf.Duration window = 2;
+   */
+  window?: Duration | undefined;
+
+  /**
+   * texts is the number of texts that were counted.
+   *
+   * @generated from field: uint64 texts = 3;
+   */
+  texts: bigint;
+
+  /**
+   * uncounted_texts is the number of further texts, which were left out so that counting takes little time.
+   *
+   * @generated from field: uint64 uncounted_texts = 4;
+   */
+  uncountedTexts: bigint;
+
+  /**
+   * reference_texts is the number of validation texts.
+   *
+   * @generated from field: uint64 reference_texts = 5;
+   */
+  referenceTexts: bigint;
+
+  /**
+   * min_distance is the smallest distance that is reported as drift.
+   *
+   * @generated from field: double min_distance = 6;
+   */
+  minDistance: number;
+
+  /**
+   * max_p_value is the largest p-value that is reported as drift.
+   *
+   * @generated from field: double max_p_value = 7;
+   */
+  maxPValue: number;
+
+  /**
+   * measures holds one entry for each property that is compared.
+   *
+   * @generated from field: repeated polyhead.v1.DriftMeasure measures = 8;
+   */
+  measures: DriftMeasure[];
+};
+
+/**
+ * Describes the message polyhead.v1.GetDriftResponse.
+ * Use `create(GetDriftResponseSchema)` to create a new message.
+ */
+export const GetDriftResponseSchema: GenMessage<GetDriftResponse> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 9);
+
+/**
+ * DriftMeasure compares one property of the texts, or of the answers of one head.
+ *
+ * @generated from message polyhead.v1.DriftMeasure
+ */
+export type DriftMeasure = Message<"polyhead.v1.DriftMeasure"> & {
+  /**
+   * head is the name of the head; empty for a property of the texts themselves.
+   *
+   * @generated from field: string head = 1;
+   */
+  head: string;
+
+  /**
+   * name is the property: answers, confidence, tokens, truncated, unknown_tokens, novelty or embedding.
+   *
+   * @generated from field: string name = 2;
+   */
+  name: string;
+
+  /**
+   * texts is the number of texts that were counted; of tokens for unknown_tokens.
+   *
+   * @generated from field: uint64 texts = 3;
+   */
+  texts: bigint;
+
+  /**
+   * effective_texts is the number of independent texts that would vary as much from bucket to bucket.
+   *
+   * @generated from field: double effective_texts = 4;
+   */
+  effectiveTexts: number;
+
+  /**
+   * distance is what chance does not explain of the difference. 0 for none. For shares, it is the Jensen-Shannon
+   * distance, at most 1; for the embedding, that of the means, in units of the spread of the validation texts.
+   *
+   * @generated from field: double distance = 5;
+   */
+  distance: number;
+
+  /**
+   * p_value is the probability of such a difference without drift, corrected for the number of measures. Absent until
+   * two buckets have texts.
+   *
+   * @generated from field: optional double p_value = 6;
+   */
+  pValue?: number | undefined;
+
+  /**
+   * drifted is true if distance and p_value are beyond their limits.
+   *
+   * @generated from field: bool drifted = 7;
+   */
+  drifted: boolean;
+
+  /**
+   * bins holds what is compared; empty for the embedding.
+   *
+   * @generated from field: repeated polyhead.v1.DriftBin bins = 8;
+   */
+  bins: DriftBin[];
+};
+
+/**
+ * Describes the message polyhead.v1.DriftMeasure.
+ * Use `create(DriftMeasureSchema)` to create a new message.
+ */
+export const DriftMeasureSchema: GenMessage<DriftMeasure> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 10);
+
+/**
+ * DriftBin is one label, or one range of values.
+ *
+ * @generated from message polyhead.v1.DriftBin
+ */
+export type DriftBin = Message<"polyhead.v1.DriftBin"> & {
+  /**
+   * name is the label or the range.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * reference is the share of the validation texts, 0 to 1.
+   *
+   * @generated from field: double reference = 2;
+   */
+  reference: number;
+
+  /**
+   * observed is the share of the recent texts, 0 to 1.
+   *
+   * @generated from field: double observed = 3;
+   */
+  observed: number;
+};
+
+/**
+ * Describes the message polyhead.v1.DriftBin.
+ * Use `create(DriftBinSchema)` to create a new message.
+ */
+export const DriftBinSchema: GenMessage<DriftBin> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 11);
 
 /**
  * ShadowRequest is the request of Shadow.
@@ -325,7 +531,7 @@ export type ShadowRequest = Message<"polyhead.v1.ShadowRequest"> & {
  * Use `create(ShadowRequestSchema)` to create a new message.
  */
 export const ShadowRequestSchema: GenMessage<ShadowRequest> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 8);
+  messageDesc(file_polyhead_v1_admin_service, 12);
 
 /**
  * Priority says which processor time the candidate gets.
@@ -359,7 +565,7 @@ export enum ShadowRequest_Priority {
  * Describes the enum polyhead.v1.ShadowRequest.Priority.
  */
 export const ShadowRequest_PrioritySchema: GenEnum<ShadowRequest_Priority> = /*@__PURE__*/
-  enumDesc(file_polyhead_v1_admin_service, 8, 0);
+  enumDesc(file_polyhead_v1_admin_service, 12, 0);
 
 /**
  * ShadowResponse describes the candidate.
@@ -380,7 +586,7 @@ export type ShadowResponse = Message<"polyhead.v1.ShadowResponse"> & {
  * Use `create(ShadowResponseSchema)` to create a new message.
  */
 export const ShadowResponseSchema: GenMessage<ShadowResponse> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 9);
+  messageDesc(file_polyhead_v1_admin_service, 13);
 
 /**
  * CompareRequest is the request of Compare.
@@ -401,7 +607,7 @@ export type CompareRequest = Message<"polyhead.v1.CompareRequest"> & {
  * Use `create(CompareRequestSchema)` to create a new message.
  */
 export const CompareRequestSchema: GenMessage<CompareRequest> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 10);
+  messageDesc(file_polyhead_v1_admin_service, 14);
 
 /**
  * CompareResponse is the state of the candidate.
@@ -443,7 +649,7 @@ export type CompareResponse = Message<"polyhead.v1.CompareResponse"> & {
  * Use `create(CompareResponseSchema)` to create a new message.
  */
 export const CompareResponseSchema: GenMessage<CompareResponse> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 11);
+  messageDesc(file_polyhead_v1_admin_service, 15);
 
 /**
  * CanaryRequest is the request of Canary.
@@ -487,7 +693,7 @@ export type CanaryRequest = Message<"polyhead.v1.CanaryRequest"> & {
  * Use `create(CanaryRequestSchema)` to create a new message.
  */
 export const CanaryRequestSchema: GenMessage<CanaryRequest> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 12);
+  messageDesc(file_polyhead_v1_admin_service, 16);
 
 /**
  * CanaryResponse describes the candidate.
@@ -508,7 +714,7 @@ export type CanaryResponse = Message<"polyhead.v1.CanaryResponse"> & {
  * Use `create(CanaryResponseSchema)` to create a new message.
  */
 export const CanaryResponseSchema: GenMessage<CanaryResponse> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 13);
+  messageDesc(file_polyhead_v1_admin_service, 17);
 
 /**
  * PromoteRequest is the request of Promote.
@@ -530,7 +736,7 @@ export type PromoteRequest = Message<"polyhead.v1.PromoteRequest"> & {
  * Use `create(PromoteRequestSchema)` to create a new message.
  */
 export const PromoteRequestSchema: GenMessage<PromoteRequest> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 14);
+  messageDesc(file_polyhead_v1_admin_service, 18);
 
 /**
  * PromoteResponse describes the models that serve now.
@@ -551,7 +757,7 @@ export type PromoteResponse = Message<"polyhead.v1.PromoteResponse"> & {
  * Use `create(PromoteResponseSchema)` to create a new message.
  */
 export const PromoteResponseSchema: GenMessage<PromoteResponse> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 15);
+  messageDesc(file_polyhead_v1_admin_service, 19);
 
 /**
  * DiscardRequest is the request of Discard.
@@ -566,7 +772,7 @@ export type DiscardRequest = Message<"polyhead.v1.DiscardRequest"> & {
  * Use `create(DiscardRequestSchema)` to create a new message.
  */
 export const DiscardRequestSchema: GenMessage<DiscardRequest> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 16);
+  messageDesc(file_polyhead_v1_admin_service, 20);
 
 /**
  * DiscardResponse means that the candidate is unloaded.
@@ -581,7 +787,7 @@ export type DiscardResponse = Message<"polyhead.v1.DiscardResponse"> & {
  * Use `create(DiscardResponseSchema)` to create a new message.
  */
 export const DiscardResponseSchema: GenMessage<DiscardResponse> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 17);
+  messageDesc(file_polyhead_v1_admin_service, 21);
 
 /**
  * Candidate is a model that may replace the served one.
@@ -616,7 +822,7 @@ export type Candidate = Message<"polyhead.v1.Candidate"> & {
  * Use `create(CandidateSchema)` to create a new message.
  */
 export const CandidateSchema: GenMessage<Candidate> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 18);
+  messageDesc(file_polyhead_v1_admin_service, 22);
 
 /**
  * ShadowComparison is what a comparison on live texts has found so far.
@@ -735,7 +941,7 @@ export type ShadowComparison = Message<"polyhead.v1.ShadowComparison"> & {
  * Use `create(ShadowComparisonSchema)` to create a new message.
  */
 export const ShadowComparisonSchema: GenMessage<ShadowComparison> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 19);
+  messageDesc(file_polyhead_v1_admin_service, 23);
 
 /**
  * EmbeddingComparison compares the embeddings of both models.
@@ -792,7 +998,7 @@ export type EmbeddingComparison = Message<"polyhead.v1.EmbeddingComparison"> & {
  * Use `create(EmbeddingComparisonSchema)` to create a new message.
  */
 export const EmbeddingComparisonSchema: GenMessage<EmbeddingComparison> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 20);
+  messageDesc(file_polyhead_v1_admin_service, 24);
 
 /**
  * Space says whether vectors of both models can stand in one index.
@@ -840,7 +1046,7 @@ export enum EmbeddingComparison_Space {
  * Describes the enum polyhead.v1.EmbeddingComparison.Space.
  */
 export const EmbeddingComparison_SpaceSchema: GenEnum<EmbeddingComparison_Space> = /*@__PURE__*/
-  enumDesc(file_polyhead_v1_admin_service, 20, 0);
+  enumDesc(file_polyhead_v1_admin_service, 24, 0);
 
 /**
  * HeadComparison compares the answers of a head of both models.
@@ -948,7 +1154,7 @@ export type HeadComparison = Message<"polyhead.v1.HeadComparison"> & {
  * Use `create(HeadComparisonSchema)` to create a new message.
  */
 export const HeadComparisonSchema: GenMessage<HeadComparison> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 21);
+  messageDesc(file_polyhead_v1_admin_service, 25);
 
 /**
  * MatrixCell is one cell of a matrix of labels.
@@ -983,7 +1189,7 @@ export type MatrixCell = Message<"polyhead.v1.MatrixCell"> & {
  * Use `create(MatrixCellSchema)` to create a new message.
  */
 export const MatrixCellSchema: GenMessage<MatrixCell> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 22);
+  messageDesc(file_polyhead_v1_admin_service, 26);
 
 /**
  * ChangedText is a text to which the models give different answers.
@@ -1018,7 +1224,7 @@ export type ChangedText = Message<"polyhead.v1.ChangedText"> & {
  * Use `create(ChangedTextSchema)` to create a new message.
  */
 export const ChangedTextSchema: GenMessage<ChangedText> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 23);
+  messageDesc(file_polyhead_v1_admin_service, 27);
 
 /**
  * Latency summarizes durations.
@@ -1067,7 +1273,7 @@ export type Latency = Message<"polyhead.v1.Latency"> & {
  * Use `create(LatencySchema)` to create a new message.
  */
 export const LatencySchema: GenMessage<Latency> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 24);
+  messageDesc(file_polyhead_v1_admin_service, 28);
 
 /**
  * CanaryLimits are the limits at which a canary is rolled back, each on the answers of the last minute.
@@ -1111,7 +1317,7 @@ export type CanaryLimits = Message<"polyhead.v1.CanaryLimits"> & {
  * Use `create(CanaryLimitsSchema)` to create a new message.
  */
 export const CanaryLimitsSchema: GenMessage<CanaryLimits> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 25);
+  messageDesc(file_polyhead_v1_admin_service, 29);
 
 /**
  * CanaryState is the state of a canary.
@@ -1160,7 +1366,7 @@ export type CanaryState = Message<"polyhead.v1.CanaryState"> & {
  * Use `create(CanaryStateSchema)` to create a new message.
  */
 export const CanaryStateSchema: GenMessage<CanaryState> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 26);
+  messageDesc(file_polyhead_v1_admin_service, 30);
 
 /**
  * ModelAnswers counts the answers of one model during a canary.
@@ -1195,10 +1401,11 @@ export type ModelAnswers = Message<"polyhead.v1.ModelAnswers"> & {
  * Use `create(ModelAnswersSchema)` to create a new message.
  */
 export const ModelAnswersSchema: GenMessage<ModelAnswers> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_admin_service, 27);
+  messageDesc(file_polyhead_v1_admin_service, 31);
 
 /**
- * AdminService changes and describes a running server. Each call reaches every worker of the server.
+ * AdminService changes and describes a running server. Each call reaches every worker of the server. With several
+ * models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
  *
  * @generated from service polyhead.v1.AdminService
  */
@@ -1239,7 +1446,8 @@ export const AdminService: GenService<{
   /**
    * Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
    * that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
-   * the candidate cannot be loaded or there is another one; the served model is unchanged.
+   * the candidate cannot be loaded or there is another one; the served model is unchanged. Each model of several has a
+   * candidate of its own: the metadata x-polyhead-model names the model, without it the first, in this and the next four.
    *
    * @generated from rpc polyhead.v1.AdminService.Shadow
    */
@@ -1289,6 +1497,18 @@ export const AdminService: GenService<{
     methodKind: "unary";
     input: typeof DiscardRequestSchema;
     output: typeof DiscardResponseSchema;
+  },
+  /**
+   * GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+   * of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+   * the server does not count its traffic.
+   *
+   * @generated from rpc polyhead.v1.AdminService.GetDrift
+   */
+  getDrift: {
+    methodKind: "unary";
+    input: typeof GetDriftRequestSchema;
+    output: typeof GetDriftResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_polyhead_v1_admin_service, 0);

@@ -1,0 +1,213 @@
+"""The steps of a release check: what runs on the released commit, and which result files it writes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = "bench/results"
+PYTHONS = ("3.11", "3.12", "3.13")
+_BUNDLE = "build/demo/bundle"
+_GPU_BUNDLE = "build/gpu/bundle"
+# In commands that are only shown, where POLYHEAD_DATA is not set.
+_DATA = "DATA"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step.
+
+    Attributes:
+        name: Its name.
+        commands: Run one after another, from the root of the repository; none for figures that a person puts together.
+        results: Files in ``bench/results`` that it writes, without ``.json``.
+        needs: ``gpu`` and ``data``, for machines that have one or the folder ``POLYHEAD_DATA``.
+        note: What to know before, in particular without a command.
+    """
+
+    name: str
+    commands: tuple[tuple[str, ...], ...] = ()
+    results: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    note: str = ""
+
+    def files(self) -> list[str]:
+        """Returns the paths of the result files, relative to the root."""
+        return [f"{RESULTS}/{name}.json" for name in self.results]
+
+    def missing(self) -> str:
+        """Returns what this machine lacks for it; empty if nothing."""
+        lacks = {
+            "gpu": not shutil.which("nvidia-smi"),
+            "data": not os.environ.get("POLYHEAD_DATA"),
+        }
+        names = {"gpu": "an NVIDIA GPU", "data": "the folder with data sets, POLYHEAD_DATA"}
+        return ", ".join(names[one] for one in self.needs if lacks[one])
+
+
+def steps() -> list[Step]:
+    """Returns all steps in the order in which they run: tests before measurements, short ones before long ones."""
+    return [
+        *(_check(version) for version in PYTHONS),
+        _make("demo", f"{_BUNDLE}/bundle.json"),
+        Step(
+            "install_size",
+            (("make", "package"), _measure("bench.server.install_size", "install_size", "build/server-only")),
+            ("install_size",),
+        ),
+        _make("interoperability", "test-interoperability", results=("interoperability",)),
+        Step(
+            "reliability",
+            (_program("tests.reliability.run", "--bundle", _BUNDLE, "--soak-minutes", "30"),),
+            ("reliability",),
+            note="with a soak of 30 minutes",
+        ),
+        *_server(),
+        *_bulk(),
+        _make("comparison", "compare", results=("comparison", "protocols")),
+        _make("ray_serve", "bench-ray", results=("ray_serve",)),
+        *_export(),
+        *_training(),
+        Step(
+            "gpu",
+            (
+                _measure("bench.server.gpu", "gpu", "--bundle", _GPU_BUNDLE),
+                _measure("bench.server.gpu", "gpu_onnx", "--bundle", _GPU_BUNDLE, "--engine", "onnx"),
+            ),
+            ("gpu", "gpu_onnx"),
+            ("gpu",),
+        ),
+    ]
+
+
+def _program(module: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", module, *arguments)
+
+
+def _measure(module: str, result: str, *arguments: str) -> tuple[str, ...]:
+    return _program(module, *arguments, "--output", f"{RESULTS}/{result}.json")
+
+
+def _make(name: str, target: str, results: Sequence[str] = ()) -> Step:
+    return Step(name, (("make", target),), tuple(results))
+
+
+def _check(version: str) -> Step:
+    """``make check`` with one version of Python, in an environment of its own."""
+    settings = (f"PYTHON=python{version}", f"VENV=build/release/venv-{version}")
+    return Step(f"check-{version}", (("make", "check", *settings),))
+
+
+def _server() -> list[Step]:
+    throughput = {
+        "throughput-int8": ("--variant", "int8"),
+        "throughput-fp32": ("--variant", "fp32"),
+        "throughput-long": ("--long",),
+    }
+    modules = ("startup", "latency_breakdown", "workers", "scaling")
+    return [
+        *(
+            Step(name, (_measure("bench.server.throughput", name, "--bundle", _BUNDLE, *arguments),), (name,))
+            for name, arguments in throughput.items()
+        ),
+        *(Step(name, (_measure(f"bench.server.{name}", name, "--bundle", _BUNDLE),), (name,)) for name in modules),
+    ]
+
+
+def _bulk() -> list[Step]:
+    modules = {"bulk": "throughput", "bulk_memory": "memory", "bulk_kills": "kills"}
+    twin = "build/demo/twin-sentence-transformers"
+    return [
+        *(
+            Step(name, (_measure(f"bench.bulk.{module}", name, "--bundle", _BUNDLE),), (name,))
+            for name, module in modules.items()
+        ),
+        Step(
+            "bulk_ray",
+            (
+                ("make", "build/ray/.installed"),
+                ("build/ray/bin/python", *_measure("bench.bulk.ray_scaling", "bulk_ray", "--bundle", _BUNDLE)[1:]),
+            ),
+            ("bulk_ray",),
+        ),
+        Step(
+            "bulk_libraries",
+            (
+                _program("bench.bulk.install"),
+                _measure("bench.bulk.library_comparison", "bulk_libraries", "--bundle", _BUNDLE, "--model", twin),
+            ),
+            ("bulk_libraries",),
+        ),
+    ]
+
+
+def _export() -> list[Step]:
+    agreement = ("numerical_agreement-blitzer", "numerical_agreement-demo", "numerical_agreement-traffic")
+    by_hand = "from the bundles of training/configs; the commands are in the files"
+    return [Step("export", (), ("export-sst2-agnews", "quantization", *agreement), ("data",), by_hand)]
+
+
+def _training() -> list[Step]:
+    configs = "training/configs"
+    data = os.environ.get("POLYHEAD_DATA", _DATA)
+    on_data = {
+        "few_shot": (),
+        "heads": (),
+        "optimization": (),
+        "selective_accuracy": ("--bundle", _BUNDLE),
+        "novelty": ("--bundle", _BUNDLE),
+    }
+    on_config = {
+        "resume": ("training/demo/config.toml", "--tiny", "--max-steps", "120"),
+        "resume_losses": (),
+        "families": (),
+    }
+    return [
+        *(Step(name, (_measure(f"bench.training.{name}", name, *more),), (name,)) for name, more in on_config.items()),
+        *(
+            Step(name, (_measure(f"bench.training.{name}", name, data, *more),), (name,), ("data",))
+            for name, more in on_data.items()
+        ),
+        Step(
+            "embedding_quality",
+            (
+                _measure(
+                    "bench.training.embedding_quality",
+                    "embedding_quality",
+                    f"{configs}/embedding_multitask.toml",
+                    "--data-dir",
+                    data,
+                ),
+            ),
+            ("embedding_quality",),
+            ("data",),
+        ),
+        Step(
+            "training_throughput",
+            (_measure("bench.training.throughput", "training_throughput", f"{configs}/clothing.toml"),),
+            ("training_throughput",),
+            ("data",),
+        ),
+        Step(
+            "unfreezing",
+            (_measure("bench.training.unfreezing", "unfreezing", f"{configs}/unfreezing.toml"),),
+            ("unfreezing",),
+            ("data",),
+        ),
+        Step(
+            "model_quality",
+            (),
+            ("model_quality", "design_choices"),
+            ("data",),
+            "from the reports of polyhead-train with the files of training/configs",
+        ),
+    ]
+
+
+def root() -> Path:
+    """Returns the root of the repository."""
+    return Path(__file__).parents[2]

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench.harness import source
+
+
+def git(root: Path, *arguments: str) -> None:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    git(tmp_path, "init", "--quiet")
+    change(tmp_path, "code.py")
+    return tmp_path
+
+
+def change(root: Path, path: str) -> str:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(f"{path} {len(list(root.rglob('*')))}")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "change")
+    return source.head(root)
+
+
+def test_head_is_the_commit_and_tells_of_changes_of_measured_files(root: Path) -> None:
+    commit = source.head(root)
+    assert len(commit) == 40
+    (root / "README.md").write_text("new")
+    assert source.head(root) == commit
+    (root / "code.py").write_text("new")
+    assert source.head(root) == f"{commit}-dirty"
+
+
+def test_head_is_empty_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert source.head(tmp_path) == ""
+
+
+def test_commits_are_the_same_if_only_results_and_pages_differ(root: Path) -> None:
+    one = source.head(root)
+    pages = [change(root, path) for path in ("bench/results/speed.json", "docs/page.md", "README.md")]
+    assert [source.is_same(one, page, root) for page in pages] == [True, True, True]
+    other = change(root, "bench/speed.py")
+    assert not source.is_same(one, other, root)
+    assert source.is_same(other[:12], other, root)
+
+
+def test_unknown_and_dirty_commits_equal_none(root: Path) -> None:
+    commit = source.head(root)
+    assert source.is_same(commit, commit, root)
+    for other in ("", f"{commit}-dirty", "0" * 40):
+        assert not source.is_same(other, commit, root)
+    assert not source.is_same("0" * 40, "1" * 40, root)
+    assert not source.is_same(f"{commit}-dirty", f"{commit}-dirty", root)
+
+
+def test_figures_of_several_commits_have_none(root: Path) -> None:
+    one = source.head(root)
+    same, other = change(root, "README.md"), change(root, "code.py")
+    assert source.of_all([one, same], root) == same
+    assert source.of_all([one, other], root) == ""
+    assert source.of_all(["", other], root) == ""
+    assert source.of_all([], root) == ""

@@ -1,0 +1,87 @@
+"""Changes of JSON documents that remain JSON, which changed bytes rarely are."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from typing import Any
+
+_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    -(2**63) - 1,
+    10**30,
+    0.5,
+    -0.0,
+    1e308,
+    "",
+    "a",
+    "\x00",
+    "\ud800",
+    "🙂",
+    "a" * 5000,
+    [],
+    {},
+    [[[[]]]],
+    {"": None},
+)
+_MAX_CHANGES = 3
+
+
+def mutated(data: bytes, seed: int, prefix: int = 0) -> bytes | None:
+    """Returns a document with some values replaced, removed, repeated or moved.
+
+    Args:
+        data: A JSON document, after ``prefix`` bytes that are kept.
+        seed: Selects the changes.
+        prefix: Number of bytes before the document.
+
+    Returns:
+        The changed document; None if ``data`` is not a JSON object or list.
+    """
+    try:
+        document = json.loads(data[prefix:])
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict | list):
+        return None
+    rng = random.Random(seed)
+    for _ in range(rng.randint(1, _MAX_CHANGES)):
+        _change(document, rng)
+    return data[:prefix] + json.dumps(document).encode()
+
+
+def _change(document: Any, rng: random.Random) -> None:
+    """Changes one value of a document."""
+    containers = [one for one in _containers(document) if one]
+    if not containers:
+        return
+    container = rng.choice(containers)
+    key = rng.choice(list(container) if isinstance(container, dict) else range(len(container)))
+    kind = rng.randrange(5)
+    if kind == 0:
+        del container[key]
+    elif kind == 1 and isinstance(container, list):
+        container.insert(rng.randrange(len(container) + 1), copy.deepcopy(container[key]))
+    elif kind == 1:
+        container[f"{key}{rng.choice(('', 's', '_', ' '))}x"] = copy.deepcopy(container[key])
+    elif kind == 2:
+        other = rng.choice(containers)
+        container[key] = copy.deepcopy(rng.choice(list(other.values()) if isinstance(other, dict) else other))
+    else:
+        container[key] = copy.deepcopy(rng.choice(_VALUES))
+
+
+def _containers(value: Any) -> list[Any]:
+    """Returns the objects and lists in a value, itself included."""
+    if not isinstance(value, dict | list):
+        return []
+    inner = value.values() if isinstance(value, dict) else value
+    return [value, *(found for one in inner for found in _containers(one))]

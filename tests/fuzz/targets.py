@@ -1,0 +1,340 @@
+"""What is fuzzed: for each target, a function of bytes that raises for a fault, and inputs to start from.
+
+A reader may reject an input only in its own words: with the errors that its docstring names, or in its answer. Any
+other exception is a fault, and so is an answer that contradicts the input. The server's model is a golden bundle of
+``tests/compat``, with heads of every kind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tests.compat.recordings import VERSIONS, load, write_bundle
+
+Check = Callable[[bytes], None]
+_TIMEOUT_S = 30.0
+# Paths and content types of the HTTP target; the first byte of an input selects one.
+_HTTP = (
+    ("/v1/analyze", "application/json"),
+    ("/v1/analyze", "application/x-ndjson"),
+    ("/v1/embeddings", "application/json"),
+    ("/embed", "application/json"),
+    ("/predict", "application/json"),
+    ("/tokenize", "application/json"),
+    ("/decode", "application/json"),
+    ("/", "application/json"),
+    ("/v2/models/golden/infer", "application/json"),
+    ("/v2/models/golden/infer", "application/octet-stream"),
+)
+_DOCUMENTS: tuple[object, ...] = (
+    {"texts": ["Where is my refund?"], "tasks": ["embedding", "labels"], "embedding": {"dimensions": 2}},
+    {"items": [{"id": "1", "text": "a"}], "novelty": True, "truncation": "window", "prompt": "query"},
+    {"input": ["a", "b"], "model": "golden", "encoding_format": "base64", "dimensions": 3},
+    {"inputs": [["a"], ["b"]], "truncate": True, "raw_scores": True, "top_n": 1},
+    {"ids": [[1, 2, 3]], "skip_special_tokens": False},
+    {
+        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}],
+        "outputs": [{"name": "topic", "parameters": {"binary_data": True}}],
+        "parameters": {"timeout": 1},
+    },
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader of bytes.
+
+    Attributes:
+        create: Prepares it, and returns the function to fuzz. It may leave threads and temporary files to the process.
+        seeds: Valid inputs.
+        json_at: Offset at which inputs are JSON documents; None if they are not.
+    """
+
+    create: Callable[[], Check]
+    seeds: Callable[[], list[bytes]]
+    json_at: int | None = None
+
+
+def _requests() -> Check:
+    """Decodes messages of the InferenceService, which never raises."""
+    from polyhead.v1 import inference_service_pb2 as pb2
+    from polyhead_server.inference.types import InvalidItem, Item
+    from polyhead_server.rpc.request_decoder import RequestDecoder
+
+    decoders = [
+        RequestDecoder(kind, max_items=64, max_text_bytes=lambda: 1000)
+        for kind in (pb2.AnalyzeRequest, pb2.StreamAnalyzeRequest, pb2.StreamEmbedRequest, pb2.StreamClassifyRequest)
+    ]
+
+    def check(data: bytes) -> None:
+        for decode in decoders:
+            message = decode(data)
+            assert 0 <= len(message.items) <= 64
+            for item in message.items:
+                assert isinstance(item, Item | InvalidItem)
+                assert len(item.item_id.encode()) <= 256
+
+    return check
+
+
+def _recorded_requests() -> list[bytes]:
+    return [data for recording in load() for data in recording.requests]
+
+
+def _backend(loop: asyncio.AbstractEventLoop) -> Any:
+    """Returns the backend of a server with the golden model, as HTTP and the dialects call it."""
+    from polyhead_server.inference.model import load_model
+    from polyhead_server.inference.pipeline import Pipeline
+    from polyhead_server.observability.metrics import Metrics
+    from polyhead_server.rpc.inference_service import InferenceService
+    from polyhead_server.serving.backend import Backend
+    from polyhead_server.settings import Settings
+
+    bundle = write_bundle(VERSIONS[-1], Path(tempfile.mkdtemp(prefix="fuzz-")))
+    settings = Settings(bundle=bundle, threads=1, device="cpu", max_items_per_message=8, max_message_bytes=100_000)
+
+    async def start() -> Backend:
+        service = InferenceService(settings, Metrics())
+        pipeline = Pipeline(load_model(settings), settings, service.metrics.observe_batch)
+        pipeline.start()
+        service.serve(pipeline)
+        return Backend(service, settings, lambda: True)
+
+    return loop.run_until_complete(start())
+
+
+def _within_timeout(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
+    loop.run_until_complete(asyncio.wait_for(work, _TIMEOUT_S))
+
+
+def _http() -> Check:
+    """Sends bodies to the HTTP API, which answers each in its own words and never with an internal error."""
+    from polyhead_server.http.api import create_app
+
+    logging.disable()
+    loop = asyncio.new_event_loop()
+    app = create_app(_backend(loop), None, ["polyhead", "openai", "tei", "oip"], with_playground=False)
+
+    async def send_body(data: bytes) -> None:
+        path, content_type = _HTTP[data[0] % len(_HTTP)]
+        headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(data) - 1).encode())]
+        if content_type == "application/octet-stream":
+            head, _, _ = data[1:].partition(b"\0")
+            headers.append((b"inference-header-content-length", str(len(head)).encode()))
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "headers": headers,
+            "query_string": b"",
+            "client": None,
+        }
+        body = [{"type": "http.request", "body": data[1:], "more_body": False}]
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return body.pop() if body else {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        await app(scope, receive, send)
+        content = b"".join(message.get("body", b"") for message in sent)
+        assert sent[0]["status"] in {200, 400, 404, 413, 422, 424}, (sent[0]["status"], content[:200])
+        assert b"INTERNAL" not in content or b"INTERNAL" in data, content[:200]
+
+    def check(data: bytes) -> None:
+        if data:
+            _within_timeout(loop, send_body(data))
+
+    return check
+
+
+def _http_bodies() -> list[bytes]:
+    bodies = [json.dumps(document).encode() for document in _DOCUMENTS]
+    lines = b'{"id": 1, "text": "a"}\n"b"\n'
+    tensor = json.dumps(
+        {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 5}}]}
+    ).encode()
+    seeds = [bytes([number]) + body for number in range(len(_HTTP)) for body in bodies]
+    return [*seeds, b"\x01" + lines, b"\x09" + tensor + b"\x01\0\0\0a"]
+
+
+def _tensors() -> Check:
+    """Answers requests of the Open Inference Protocol over gRPC; it rejects them with a ``ServerError`` alone."""
+    from google.protobuf.message import DecodeError
+    from polyhead_server.errors import InternalError, ServerError
+    from polyhead_server.rpc.dialects.descriptors import TYPES
+    from polyhead_server.rpc.dialects.open_inference import OpenInferenceService
+
+    logging.disable()
+    loop = asyncio.new_event_loop()
+    service = OpenInferenceService(_backend(loop))
+    decode = service.deserializer("ModelInfer")
+    context: Any = SimpleNamespace(time_remaining=lambda: None)
+
+    async def infer(data: bytes) -> None:
+        try:
+            request = decode(data)
+            response = TYPES["inference.ModelInferResponse"].FromString(await service.ModelInfer(request, context))
+        except InternalError:
+            raise
+        except (DecodeError, ServerError):
+            return
+        assert len(response.raw_output_contents) == len(response.outputs)
+        assert response.id == request.id
+
+    return lambda data: _within_timeout(loop, infer(data))
+
+
+def _tensor_requests() -> list[bytes]:
+    from polyhead_server.rpc.dialects.descriptors import TYPES
+
+    kind = TYPES["inference.ModelInferRequest"]
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [2]}
+    whole = kind(
+        model_name="golden", id="1", inputs=[{**tensor, "contents": {"bytes_contents": [b"a", b"b"]}}]
+    ).SerializeToString()
+    raw = kind(
+        model_name="golden",
+        inputs=[tensor],
+        raw_input_contents=[b"\x01\0\0\0a\x01\0\0\0b"],
+        outputs=[{"name": "topic"}, {"name": "embedding"}],
+        parameters={"truncation": {"string_param": "window"}, "timeout": {"int64_param": 5}},
+    ).SerializeToString()
+    return [whole, raw]
+
+
+def _manifests() -> Check:
+    """Reads ``bundle.json``. The digest of a JSON object is corrected, or nothing behind it would be tested."""
+    import hashlib
+
+    from polyhead_bundle import FormatError, codec
+
+    path = Path(tempfile.mkdtemp(prefix="fuzz-")) / "bundle.json"
+
+    def canonical(value: object) -> bytes:
+        return (json.dumps(value, sort_keys=True, indent=2) + "\n").encode()
+
+    def check(data: bytes) -> None:
+        try:
+            document = json.loads(data)
+            document.pop("digest", None)
+            data = canonical({**document, "digest": hashlib.sha256(canonical(document)).hexdigest()})
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            pass
+        path.write_bytes(data)
+        try:
+            manifest, digest, _ = codec.parse(path)
+        except FormatError:
+            return
+        assert len(digest) == 64
+        codec.render(manifest)
+
+    return check
+
+
+def _golden_manifests() -> list[bytes]:
+    found = []
+    for version in VERSIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            document = json.loads((write_bundle(version, Path(folder)) / "bundle.json").read_bytes())
+        for variant in document["variants"].values():
+            del variant["golden"][1:]
+        found.append(json.dumps(document).encode())
+    return found
+
+
+def _tokenizers() -> Check:
+    """Opens ``tokenizer.json`` as a server does, and encodes texts: token ids within the limit, or one error."""
+    from polyhead_server.inference.tokenization import Tokenizer
+
+    path = Path(tempfile.mkdtemp(prefix="fuzz-")) / "tokenizer.json"
+    texts = ["Where is my refund?", "", "🙂 a" * 50]
+
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        try:
+            tokenizer = Tokenizer(path, 24, 1000)
+            encoded = tokenizer.encode(texts, max_windows=3)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 - as lifecycle does: the library panics on some damaged files
+            return
+        assert len(encoded) == len(texts)
+        tokenizer.close()
+
+    return check
+
+
+def _tokenizer_files() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        return [(write_bundle(VERSIONS[-1], Path(folder)) / "tokenizer.json").read_bytes()]
+
+
+def _rows(extension: str) -> Callable[[], Check]:
+    def create() -> Check:
+        from polyhead_rows import Problem, RawRow, read_rows, read_stream
+
+        path = Path(tempfile.mkdtemp(prefix="fuzz-")) / f"rows.{extension}"
+
+        def check(data: bytes) -> None:
+            """Reads a file of rows: each is a row or a problem with its position, and nothing follows a final one."""
+            path.write_bytes(data)
+            rows = list(read_rows(path, ("text", "label")))
+            if extension in ("csv", "jsonl"):
+                rows += read_stream(io.BytesIO(data), extension, Path("-"))
+            for row in rows:
+                assert isinstance(row, RawRow | Problem)
+                assert str(row)
+
+        return check
+
+    return create
+
+
+def _text_rows(extension: str) -> Callable[[], list[bytes]]:
+    samples = {
+        "csv": [
+            'text,label\n"a ""b""",x\n',
+            "sep=;\ntext;label\r\na;b\r\n",
+            "text\tlabel\na\tb\n",
+            "\ufefftext,label\n",
+        ],
+        "jsonl": ['{"text": "a", "label": ["x", 1.5, null]}\n', '[1]\n{"text": "\\ud83d\\ude42"}\n', '{"a": {"b": 1}}'],
+    }
+    return lambda: [sample.encode() for sample in samples[extension]]
+
+
+def _parquet_rows() -> list[bytes]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    found = []
+    for compression in ("none", "snappy"):
+        file = io.BytesIO()
+        table = pa.table({"text": ["a", None, "b"], "label": [["x"], [], None], "number": [1, 2, 3]})
+        parquet.write_table(table, file, compression=compression)
+        found.append(file.getvalue())
+    return found
+
+
+TARGETS = {
+    "requests": Target(_requests, _recorded_requests),
+    "http": Target(_http, _http_bodies, json_at=1),
+    "tensors": Target(_tensors, _tensor_requests),
+    "manifests": Target(_manifests, _golden_manifests, json_at=0),
+    "tokenizers": Target(_tokenizers, _tokenizer_files, json_at=0),
+    "csv": Target(_rows("csv"), _text_rows("csv")),
+    "jsonl": Target(_rows("jsonl"), _text_rows("jsonl")),
+    "parquet": Target(_rows("parquet"), _parquet_rows),
+}

@@ -1,0 +1,78 @@
+"""Every target accepts its seeds, changes of them, and the inputs that once showed a fault. Requires no fuzzer.
+
+The target ``tokenizers`` is left to ``make fuzz``: the library that reads such files panics on some and prints it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from polyhead_server.rpc import message_limits
+
+from .run import REGRESSIONS
+from .targets import TARGETS
+
+TESTED = [name for name in TARGETS if name != "tokenizers"]
+_CHANGES_PER_SEED = 20
+_MAX_CHANGED_SEEDS = 20
+
+
+@pytest.fixture(scope="module")
+def checks() -> Callable[[str], Callable[[bytes], None]]:
+    made: dict[str, Callable[[bytes], None]] = {}
+
+    def check(name: str) -> Callable[[bytes], None]:
+        return made.setdefault(name, TARGETS[name].create())
+
+    return check
+
+
+def changed(data: bytes, rng: random.Random) -> bytes:
+    """Returns the input with some bytes replaced, removed or repeated."""
+    content = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(content) + 1)
+        piece = content[at : at + rng.randint(1, 8)]
+        content[at : at + rng.randint(0, 8)] = rng.choice((b"", rng.randbytes(rng.randint(1, 4)), piece + piece))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_target_accepts_seeds_and_changes_of_them(name: str, checks: Callable[[str], Callable[[bytes], None]]) -> None:
+    rng = random.Random(0)
+    seeds = TARGETS[name].seeds()
+    assert seeds
+    check = checks(name)
+    for seed in seeds:
+        check(seed)
+    for seed in rng.sample(seeds, min(len(seeds), _MAX_CHANGED_SEEDS)):
+        for _ in range(_CHANGES_PER_SEED):
+            check(changed(seed, rng))
+
+
+@pytest.mark.parametrize("path", sorted(REGRESSIONS.glob("*/*")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_target_accepts_an_input_that_once_showed_a_fault(
+    path: Path, checks: Callable[[str], Callable[[bytes], None]]
+) -> None:
+    checks(path.parent.name)(path.read_bytes())
+
+
+def test_decoder_that_raises_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = TARGETS["requests"].create()
+
+    def fail(*_: object) -> None:
+        raise ValueError("fault")
+
+    monkeypatch.setattr(message_limits, "check", fail)
+    with pytest.raises(ValueError, match="fault"):
+        check(TARGETS["requests"].seeds()[0])
+
+
+def test_row_that_is_neither_row_nor_problem_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyhead_rows.read_rows", lambda *_: iter(["neither"]))
+    check = TARGETS["csv"].create()
+    with pytest.raises(AssertionError):
+        check(b"text\na\n")
