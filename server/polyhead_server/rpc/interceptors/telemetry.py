@@ -18,6 +18,7 @@ import grpc
 from grpc import aio
 from polyhead.v1 import inference_service_pb2
 
+from polyhead_server.candidate.routing import HEADER, ROUTING_KEY, routing_key
 from polyhead_server.observability.logging import REQUEST_CONTEXT, fields
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.observability.request_ids import REQUEST_ID, request_id
@@ -85,6 +86,7 @@ class TelemetryInterceptor(aio.ServerInterceptor):
     def _observed(self, behavior: Callable[..., Awaitable[Any]], call: _CallRecord) -> Callable[..., Awaitable[Any]]:
         async def observed(request: Any, context: _Context) -> Any:
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+            ROUTING_KEY.set(routing_key(call.routing_header, CALLER.get(), context.peer() or ""))
             traced = None
             if self._tracing and (traced := self._tracing.begin_call(call.path, call.metadata, call.request_id)):
                 REQUEST_CONTEXT.set({"request_id": call.request_id, "trace_id": traced.trace_id})
@@ -144,7 +146,7 @@ class TelemetryInterceptor(aio.ServerInterceptor):
 class _CallRecord:
     """A call's path, metadata, request id and start, and the number of its items decoded so far."""
 
-    __slots__ = ("items", "metadata", "path", "request_id", "started")
+    __slots__ = ("items", "metadata", "path", "request_id", "routing_header", "started")
 
     def __init__(self, details: grpc.HandlerCallDetails) -> None:
         self.started = time.monotonic()
@@ -153,6 +155,7 @@ class _CallRecord:
         self.metadata: Any = details.invocation_metadata or ()
         received = next((value for name, value in self.metadata if name == REQUEST_ID), "")
         self.request_id = request_id(str(received))
+        self.routing_header = str(next((value for name, value in self.metadata if name == HEADER), ""))
 
 
 def _code_name(context: _Context) -> str:
