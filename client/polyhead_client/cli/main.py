@@ -17,7 +17,7 @@ from polyhead.commands import SUBCOMMANDS
 
 from polyhead_client.choices import Encoding, Order, Task, TruncationPolicy
 
-from .admin import admin
+from .candidate import admin
 from .drift import drift
 from .failure import CommandError
 from .options import ServerOptions, server_options, with_options

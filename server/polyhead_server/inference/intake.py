@@ -42,6 +42,7 @@ from .windows import combine_outcomes, window_futures
 
 OnMessage = Callable[[Model, int, Sequence[OutcomeFuture], bool], None]
 OnTexts = Callable[[Message, list[OutcomeFuture]], None]
+Observer = Callable[[Model, Message, Sequence[OutcomeFuture]], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -78,9 +79,12 @@ class Intake(abc.ABC):
     Attributes:
         model: Model that answers.
         threads: Number of compute threads of this process.
+        observers: Each receives every message that was taken in: the model, the message, and the futures of its first
+            items, in order. Must not raise.
     """
 
     threads: int
+    observers: Sequence[Observer]
 
     def __init__(
         self,
@@ -93,6 +97,7 @@ class Intake(abc.ABC):
     ) -> None:
         """Creates an intake; see ``Pipeline`` for the arguments."""
         self.model = model
+        self.observers = ()
         self._max_windows = settings.max_windows
         self._on_message = on_message
         self._on_texts = on_texts
@@ -194,6 +199,8 @@ class Intake(abc.ABC):
             self._on_message(self.model, arrived_ns, futures, blocking)
         if self._on_texts:
             self._on_texts(message, futures)
+        for observe in self.observers:
+            observe(self.model, message, futures)
         return futures
 
     def _submission(

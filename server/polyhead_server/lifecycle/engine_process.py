@@ -12,9 +12,13 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from polyhead_server.candidate.bundle import load_candidate
+from polyhead_server.candidate.parameters import CandidateBundle
 from polyhead_server.drift.monitor import DriftMonitor
 from polyhead_server.errors import NotReadyError
 from polyhead_server.fronts.engine_host import EngineHost
@@ -28,8 +32,8 @@ from polyhead_server.settings import Settings
 
 from . import stop_signals
 from .compatibility import identity_of, require_compatible
-from .model_loader import ModelLoader, result_of
-from .operations import internal_errors
+from .model_loader import ModelLoader, first_model, result_of
+from .operations import internal_errors, reload_result
 from .reload import Reloader
 from .reload_queue import ReloadQueue
 from .server import WorkerRole
@@ -97,10 +101,13 @@ class _EngineProcess:
         return result_of(load)
 
     async def _load_prepared(self) -> Model:
-        model = await self._loader.load()
+        model = await first_model(self._loader, self._settings, self._role.bundle)
         require_compatible(self._settings, self._role.serving_identity, model)
         await self._host.prepare(model)
         return model
+
+    async def _load_candidate(self, candidate: CandidateBundle) -> Model:
+        return await self._loader.load(partial(load_candidate, self._settings, candidate))
 
     def _start(self, model: Model) -> ServedModel:
         core = EngineCore(
@@ -120,7 +127,7 @@ class _EngineProcess:
         reloader = Reloader(
             self._loader.load, self._start, self._host, self._metrics.count_reload, prepare=self._host.prepare
         )
-        return EngineOperations(self._host, self._metrics, reloader, self._drift)
+        return EngineOperations(self._host, self._metrics, reloader, self._drift, self._load_candidate)
 
     @property
     def _current(self) -> ServedModel:
@@ -150,8 +157,16 @@ class _EngineProcess:
 class EngineOperations:
     """Operations on the engine process; see ``ProcessOperations``."""
 
+    # It answers no calls of its own.
+    candidate = None
+
     def __init__(
-        self, host: EngineHost, metrics: Metrics, reloader: Reloader[ServedModel], drift: DriftMonitor
+        self,
+        host: EngineHost,
+        metrics: Metrics,
+        reloader: Reloader[ServedModel],
+        drift: DriftMonitor,
+        load_candidate: Callable[[CandidateBundle], Awaitable[Model]],
     ) -> None:
         """Connects the operations to the process.
 
@@ -160,14 +175,21 @@ class EngineOperations:
             metrics: Counters since the start of the process.
             reloader: Loads the bundle again.
             drift: Counts the texts of all fronts.
+            load_candidate: Loads another bundle.
         """
         self._drift = drift
         self._host = host
         self._metrics = metrics
         self._reloader = reloader
+        self._load_candidate = load_candidate
         # A load cannot be stopped once it has begun, so the next one waits for it.
         self._reloads = ReloadQueue(lambda force: self._reloader.reload(force=force))
         self._started = time.monotonic()
+
+    @property
+    def model(self) -> Model:
+        """The model that computes now."""
+        return cast(ServedModel, self._host.current).model
 
     async def reload(self, *, force: bool) -> ReloadResult:
         """Loads the bundle again, and serves it for all fronts at once.
@@ -176,8 +198,17 @@ class EngineOperations:
             ReloadError: The old model stays; states why.
         """
         with internal_errors("reload"):
-            model = await self._reloads.request(force=force)
-        return ReloadResult(os.getpid(), model.source.model_id, dict(model.fingerprints.heads), identity_of(model))
+            return reload_result(await self._reloads.request(force=force))
+
+    async def promote(self, candidate: CandidateBundle, *, force: bool) -> ReloadResult:
+        """Loads another bundle, and serves it for all fronts at once.
+
+        Raises:
+            ReloadError: The old model stays; states why.
+        """
+        with internal_errors("promote"):
+            model = await self._reloader.reload(force=force, load=partial(self._load_candidate, candidate))
+        return reload_result(model)
 
     async def drain(self) -> None:
         """Does nothing: the fronts report what load balancers see."""

@@ -75,12 +75,14 @@ class WorkerRole:
             supervisor may run on it.
         engine_socket: For a front, the socket of the engine process, which has the model; None for a worker that has
             one of its own.
+        bundle: The bundle that the server has promoted to; None for that of the command line.
     """
 
     serving_identity: ModelIdentity | None
     drained: bool
     on_serving: Callable[[ModelIdentity, ProcessOperations], None]
     engine_socket: Path | None = None
+    bundle: Path | None = None
 
 
 async def serve(settings: Settings, stop: asyncio.Event | None = None, worker: WorkerRole | None = None) -> int:
@@ -163,7 +165,8 @@ class _Process:
         if not self._worker:
             address = await self._listen(address)
             await self._listen_for_http(stack)
-            admin = AdminServer(self._settings, self._admin, self._health)
+            stack.push_async_callback(self._admin.close)
+            admin = AdminServer(self._settings, self._admin, self._admin.candidates, self._health)
             stack.push_async_callback(admin.close)
             await admin.open()
         if not await self._load_first_models():
@@ -258,7 +261,8 @@ class _Process:
 
     async def _load_models(self) -> list[Model]:
         """Loads one model after the other. None answers before all are ready, which would disturb the measurements."""
-        return [await unit.load() for unit in self._units]
+        bundle = self._worker.bundle if self._worker else None
+        return [await unit.load(bundle) for unit in self._units]
 
     async def _connect_to_engine(self, engine_socket: Path) -> bool:
         """Waits for the engine process and answers with its model; returns False after a request to stop before."""

@@ -9,6 +9,7 @@ from polyhead_server.errors import ReloadError
 from polyhead_server.process_reports import ReloadResult, WorkerStats
 from polyhead_server.serving.models import Models
 
+from .candidate_manager import CandidateManager
 from .model_unit import ModelUnit
 
 
@@ -74,6 +75,20 @@ class SingleProcess:
             DriftNotAvailableError: Its traffic is not counted; states why.
         """
         return await self._selected(model)[0].drift()
+
+    async def candidates(self, model: str = "") -> CandidateManager:
+        """Returns what handles the candidate of one model, without a name of the default one.
+
+        Raises:
+            ModelNotFoundError: There is no model with this name.
+            NotReadyError: The first model is still loading.
+        """
+        return self._selected(model)[0].candidates
+
+    async def close(self) -> None:
+        """Ends all candidates."""
+        for unit in self._units:
+            await unit.candidates.close()
 
     def _selected(self, model: str) -> Sequence[ModelUnit]:
         if not model:

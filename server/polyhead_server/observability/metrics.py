@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from polyhead_server.errors import ExpiredError, InternalError, OverloadedError, ServerError
 
+from .candidate_metrics import CandidateCollector
 from .drift_metrics import DriftMetrics
 from .logging import dropped_lines
 from .metric_factories import Instruments, ModelInstruments
@@ -51,6 +52,7 @@ class Metrics:
 
     Attributes:
         instruments: The metrics, by which checks find their names, labels and HELP texts.
+        candidate: Those of a candidate; with several workers, the supervisor has them instead.
     """
 
     def __init__(self, model: str = "", beside: Metrics | None = None) -> None:
@@ -70,6 +72,10 @@ class Metrics:
         self._items = _ItemMetrics(make)
         self._cache = _CacheMetrics(make)
         self._queue = _QueueMetrics(make)
+        self._candidates: CandidateCollector = beside._candidates if beside else CandidateCollector()
+        if beside is None:
+            self.registry.register(self._candidates)
+        self.candidate = self._candidates.add(model)
         # With several workers it would show the resources of just one of them.
         if beside is None and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             ProcessCollector(registry=self.registry)

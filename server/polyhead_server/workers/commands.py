@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Collection, Coroutine, Mapping, Set
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from polyhead_server.candidate.parameters import CandidateBundle
 from polyhead_server.errors import InternalError, ModelNotFoundError, NotReadyError, ReloadError
 from polyhead_server.lifecycle.reload_queue import ReloadQueue
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 
 from . import ipc
-from .ipc import Method, NoParams, ReloadParams, Role
+from .candidate_commands import CandidateCommands
+from .ipc import Method, NoParams, PromoteParams, ReloadParams, Role
 from .process import WorkerEndedError, WorkerFailedError, WorkerHangsError, WorkerProcess
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+P = TypeVar("P")
 R = TypeVar("R")
 
 # Seconds in which a worker must answer a request that requires no work. A worker that is stopped or hangs must not hold
@@ -44,6 +48,8 @@ class WorkerCommands:
     Attributes:
         identity: Identity of the serving model; None if no worker serves yet.
         drained: Whether an operator has drained the server.
+        bundle: The bundle that the server has promoted to; None for that of the settings.
+        candidate: Commands of a shadow or canary.
         stopping: Whether the server is shutting down.
         health: Health service of the supervisor; None without an admin service.
         changing: Held while a model or a worker is being replaced, so that this happens one at a time.
@@ -59,6 +65,8 @@ class WorkerCommands:
         """
         self.identity: ModelIdentity | None = None
         self.drained = False
+        self.bundle: Path | None = None
+        self.candidate = CandidateCommands(self._serving_others)
         self.stopping = False
         self.health: HealthReporter | None = None
         self.changing = asyncio.Lock()
@@ -158,6 +166,8 @@ class WorkerCommands:
         if self.drained and not worker.config.drained:
             with contextlib.suppress(WorkerFailedError):
                 await worker.request(ipc.DRAIN, NoParams(), _RESPONSE_TIMEOUT_S)
+        if worker.config.role is not Role.ENGINE:
+            await self.candidate.add(worker)
 
     async def update_health(self) -> None:
         """Reports the health of the server: it is alive while any worker serves."""
@@ -174,10 +184,20 @@ class WorkerCommands:
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(task)
 
-    async def _reload(self, force: bool) -> list[ReloadResult]:
-        """Reloads all workers, including those that are starting: they may have read the old bundle.
+    async def promote(self, candidate: CandidateBundle, *, force: bool) -> list[ReloadResult]:
+        """Serves another bundle in one worker after the other and stops at the first failure; see ``reload``.
 
-        With fronts, the engine process reloads for all of them.
+        Workers that start later load that bundle too, until the next reload.
+        """
+        return await self._replace(ipc.PROMOTE, PromoteParams(candidate, force), candidate.path)
+
+    async def _reload(self, force: bool) -> list[ReloadResult]:
+        return await self._replace(ipc.RELOAD, ReloadParams(force), None)
+
+    async def _replace(self, method: Method[P, ReloadResult], params: P, bundle: Path | None) -> list[ReloadResult]:
+        """Replaces the model of all workers, including those that are starting: they may have read the old bundle.
+
+        With fronts, the engine process does so for all of them.
         """
         results: list[ReloadResult] = []
         timeout_s = self._settings.start_timeout_s + _RELOAD_GRACE_S
@@ -187,11 +207,11 @@ class WorkerCommands:
                     continue
                 try:
                     await self._require_response(worker)
-                    result = await worker.request(ipc.RELOAD, ReloadParams(force), timeout_s)
+                    result = await worker.request(method, params, timeout_s)
                 except WorkerFailedError as error:
                     raise self._reload_error(worker, error, len(results)) from error
                 # A worker that starts from now on finds the same bundle as this one.
-                self.identity = result.identity
+                self.identity, self.bundle = result.identity, bundle
                 results.append(result)
             if not results:
                 raise ReloadError("no worker serves")
@@ -236,6 +256,10 @@ class WorkerCommands:
             elif not isinstance(answer, WorkerEndedError):
                 failures.append(f"{method.name} failed in {worker.name}: {answer}")
         return results, failures
+
+    def _serving_others(self) -> list[WorkerProcess]:
+        """The processes that answer calls."""
+        return [one for one in self._remaining() if one.serving_since and one.config.role is not Role.ENGINE]
 
     def _remaining(self) -> list[WorkerProcess]:
         """The workers that are not being stopped, by number."""

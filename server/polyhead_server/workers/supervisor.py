@@ -41,6 +41,7 @@ from polyhead_server.errors import StartupError
 from polyhead_server.lifecycle.bundle_watcher import BundleWatcher
 from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, ServerFailedError
 from polyhead_server.lifecycle.stop_signals import EXIT_FAILED
+from polyhead_server.observability.candidate_metrics import CandidateCollector, CandidateMetrics
 from polyhead_server.observability.drift_metrics import DriftMetrics, refresh
 from polyhead_server.observability.metric_factories import Instruments
 from polyhead_server.observability.multiprocess import WorkerMetrics
@@ -48,6 +49,7 @@ from polyhead_server.observability.scrape_server import listen_for_scrapes
 from polyhead_server.settings import Settings, usable_cores
 from polyhead_server.threads import in_daemon_thread
 
+from .candidate_commands import WorkerProcesses
 from .commands import WorkerCommands
 from .config import front_configs, worker_configs
 from .ipc import Role, WorkerConfig
@@ -94,7 +96,10 @@ async def supervise(settings: Settings) -> int:
         # Before gRPC is imported, which takes a while: without a handler a signal would end the process at once.
         supervisor.handle_signals()
         if settings.admin_listen:
-            await _serve_admin(settings, supervisor.commands, stack)
+            collector = CandidateCollector()
+            if registry:
+                registry.register(collector)
+            await _serve_admin(settings, supervisor.commands, collector.add(), stack)
         if registry and settings.drift_window_s:
             task = asyncio.create_task(refresh(DriftMetrics(Instruments(registry)), supervisor.commands.drift))
             stack.callback(task.cancel)
@@ -233,6 +238,7 @@ class Supervisor:
             identity=self.commands.identity,
             drained=self.commands.drained,
             metrics_folder=self._metrics_folder,
+            bundle=self.commands.bundle,
         )
         try:
             worker = await WorkerProcess.start(number, config)
@@ -328,18 +334,29 @@ class Supervisor:
         return code
 
 
-async def _serve_admin(settings: Settings, commands: WorkerCommands, stack: contextlib.AsyncExitStack) -> None:
+async def _serve_admin(
+    settings: Settings, commands: WorkerCommands, metrics: CandidateMetrics, stack: contextlib.AsyncExitStack
+) -> None:
     """Serves the admin service in this process until the stack is closed.
 
     Raises:
         StartupError: The address is taken.
     """
+    from polyhead_server.lifecycle.candidate_manager import CandidateManager
     from polyhead_server.rpc.admin_service import AdminServer
     from polyhead_server.rpc.health import Health
 
     commands.health = Health()
     await commands.update_health()
-    admin = AdminServer(settings, commands, commands.health)
+    manager = CandidateManager(settings, WorkerProcesses(settings, commands), metrics)
+    stack.push_async_callback(manager.close)
+
+    async def candidates(model: str) -> CandidateManager:
+        if model:
+            await commands.stats(model)
+        return manager
+
+    admin = AdminServer(settings, commands, candidates, commands.health)
     await admin.open()
     stack.push_async_callback(admin.close)
 

@@ -18,6 +18,7 @@ import grpc
 from grpc import aio
 from polyhead.v1 import inference_service_pb2
 
+from polyhead_server.candidate.routing import HEADER, ROUTING_KEY, routing_key
 from polyhead_server.observability.logging import REQUEST_CONTEXT, fields
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.observability.request_ids import REQUEST_ID, request_id
@@ -86,6 +87,7 @@ class TelemetryInterceptor(aio.ServerInterceptor):
     def begin(self, call: _CallRecord, context: _Context) -> TracedCall | None:
         """Observes a call whose handler begins; returns its span if it is traced."""
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        ROUTING_KEY.set(routing_key(call.routing_header, CALLER.get(), context.peer() or ""))
         traced = None
         if self._tracing and (traced := self._tracing.begin_call(call.path, call.metadata, call.request_id)):
             REQUEST_CONTEXT.set({"request_id": call.request_id, "trace_id": traced.trace_id})
@@ -119,18 +121,19 @@ class TelemetryInterceptor(aio.ServerInterceptor):
 class _CallRecord:
     """A call's path, metadata, request id and start, and the number of its items decoded so far."""
 
-    __slots__ = ("items", "metadata", "path", "request_id", "started")
+    __slots__ = ("items", "metadata", "path", "request_id", "routing_header", "started")
 
     def __init__(self, details: grpc.HandlerCallDetails) -> None:
         self.started = time.monotonic()
         self.items = 0
         self.path = str(details.method)
         self.metadata: Any = details.invocation_metadata or ()
-        received = ""
+        received = self.routing_header = ""
         for name, value in self.metadata:
             if name == REQUEST_ID:
-                received = str(value)
-                break
+                received = received or str(value)
+            elif name == HEADER:
+                self.routing_header = self.routing_header or str(value)
         self.request_id = request_id(received)
 
 
