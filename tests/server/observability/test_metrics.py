@@ -36,8 +36,8 @@ async def test_event_loop_lag_is_the_delay_of_a_timer(monkeypatch: pytest.Monkey
 
 
 async def test_tasks_of_the_event_loop_are_counted_every_tenth_sample() -> None:
-    counted = []
-    idle = []
+    counted: list[float] = []
+    idle: list[asyncio.Task[None]] = []
 
     async def sleep(_: float) -> None:
         counted.append(metrics.value("polyhead_event_loop_tasks"))
