@@ -30,7 +30,7 @@ import jinja2
 from bench.harness.arguments import make_parser
 from bench.harness.texts import ROOT
 
-from . import runs, tables, trust
+from . import drift, runs, tables, trust
 from .context import Report, context
 from .markdown import tidy
 from .overview import overview
@@ -99,7 +99,7 @@ class Renderer:
             # Markdown for humans, not HTML from untrusted input.
             autoescape=False,  # noqa: S701
         )
-        self._environment.globals.update(tables.FUNCTIONS, **runs.FUNCTIONS, **trust.FUNCTIONS)
+        self._environment.globals.update(tables.FUNCTIONS, **runs.FUNCTIONS, **trust.FUNCTIONS, **drift.FUNCTIONS)
 
     def page(self, template: str) -> str:
         """Renders a page."""

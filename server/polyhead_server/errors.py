@@ -33,6 +33,8 @@ Each class names its canonical status code (google.rpc.Code) and its reason, as 
     +-- PermissionDeniedError          PERMISSION_DENIED, same                    the API key does not allow the method
     +-- InternalError                  INTERNAL, same                             logged under an incident id
     +-- ReloadError                    FAILED_PRECONDITION, RELOAD_REFUSED        admin service; the old model stays
+    +-- CandidateError                 FAILED_PRECONDITION, CANDIDATE_REFUSED     admin service; the served model stays
+    +-- DriftNotAvailableError         FAILED_PRECONDITION, DRIFT_NOT_AVAILABLE   admin service; states why
     +-- StartupError                   never sent                                 the server cannot start as configured
 """
 
@@ -428,6 +430,20 @@ class ReloadError(ServerError):
 
     code = "FAILED_PRECONDITION"
     reason = "RELOAD_REFUSED"
+
+
+class CandidateError(ServerError):
+    """A candidate cannot be loaded, compared, promoted or used as a canary; the served model is unchanged."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "CANDIDATE_REFUSED"
+
+
+class DriftNotAvailableError(ServerError):
+    """The server does not count its traffic, or the bundle has no reference to compare it with."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "DRIFT_NOT_AVAILABLE"
 
 
 class StartupError(ServerError):

@@ -1,4 +1,4 @@
-"""Reports of one server process: the identity of its model, the result of a reload, its statistics.
+"""Reports of one server process: the identity of its model, the result of a reload, its statistics, its traffic.
 
 The admin service sends them to operators, and workers send them to their supervisor. A server without ``--workers`` is
 one process and reports in the same types.
@@ -6,6 +6,7 @@ one process and reports in the same types.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 
 
@@ -77,3 +78,66 @@ class WorkerStats:
     item_errors_total: dict[str, int]
     compute_threads: int
     model_name: str = ""
+
+
+class MeasureKind(enum.StrEnum):
+    """How a property of the traffic is counted and compared.
+
+    SHARES: each text counts for one of the bins. RATES: each text counts for any number of them. MEAN: the vectors of
+    the texts are summed.
+    """
+
+    SHARES = "shares"
+    RATES = "rates"
+    MEAN = "mean"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One property of the traffic, and its values on the validation texts of the model.
+
+    Attributes:
+        head: Name of the head; empty for a property of the texts themselves.
+        name: Name of the property, as in ``polyhead.v1.DriftMeasure``.
+        kind: How it is counted.
+        bins: Names of the bins; empty for a mean.
+        reference: Share of each bin; the mean of each dimension.
+        texts: Number of validation texts that these values come from.
+        spread: Standard deviation of each dimension; empty for shares and rates.
+    """
+
+    head: str
+    name: str
+    kind: MeasureKind
+    bins: tuple[str, ...]
+    reference: tuple[float, ...]
+    texts: int
+    spread: tuple[float, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Length of its counts: the bins or sums, and for rates and means the number of texts."""
+        return len(self.reference) + (self.kind is not MeasureKind.SHARES)
+
+
+@dataclass(frozen=True, slots=True)
+class DriftCounts:
+    """What a process has counted of its traffic, or why it counts nothing.
+
+    Attributes:
+        problem: Why nothing is counted; empty if something is.
+        model_id: Name of the bundle and the first digits of its digest.
+        measures: What is counted.
+        window_s: Seconds whose texts are counted.
+        min_distance: Smallest distance that is drift.
+        numbers: (K,) numbers of the buckets of time.
+        counts: Base64 of their (K, 2 + width) float64, little-endian: texts, texts that were left out, the measures.
+    """
+
+    problem: str
+    model_id: str = ""
+    measures: tuple[Measure, ...] = ()
+    window_s: float = 0.0
+    min_distance: float = 0.0
+    numbers: tuple[int, ...] = ()
+    counts: str = ""

@@ -30,7 +30,7 @@ HEAVY = [
 ]
 SUBCOMMANDS = {
     "polyhead_client.cli.main": [
-        *(["analyze"], ["embed"], ["classify"], ["sentiment"], ["info"], ["top"], ["admin"]),
+        *(["analyze"], ["embed"], ["classify"], ["sentiment"], ["info"], ["top"], ["admin"], ["drift"]),
         *(["admin", "reload"], ["admin", "stats"]),
     ],
     "polyhead_export.cli": [["verify"], ["sign"], ["compare"], ["import"]],

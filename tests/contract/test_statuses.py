@@ -43,6 +43,8 @@ EXAMPLES = [
     (errors.PermissionDeniedError("shop"), 7, "PERMISSION_DENIED"),
     (errors.InternalError("abc"), 13, "INTERNAL"),
     (errors.ReloadError("no"), 9, "RELOAD_REFUSED"),
+    (errors.CandidateError("no"), 9, "CANDIDATE_REFUSED"),
+    (errors.DriftNotAvailableError("no"), 9, "DRIFT_NOT_AVAILABLE"),
 ]
 
 

@@ -126,7 +126,7 @@ def test_keda_scales_by_the_expected_wait_of_this_release() -> None:
     cpu, wait = rendered["ScaledObject"]["spec"]["triggers"]
     assert cpu["metadata"]["value"] == "70"
     assert wait["metadata"]["threshold"] == "0.5"
-    query = 'avg(polyhead_expected_wait_seconds{namespace="search",service="polyhead"})'
+    query = 'avg(max by (instance) (polyhead_expected_wait_seconds{namespace="search",service="polyhead"}))'
     assert wait["metadata"]["query"] == query
     assert "replicas" not in rendered["Deployment"]["spec"]
     assert (

@@ -84,7 +84,8 @@ def _sign(folder: Path) -> None:
 def demo_runner(runner: PageRunner, demo_run: Path, demo_bundle: Path) -> PageRunner:
     """A runner beside the demo's run and bundle, with a server."""
     shutil.copytree(demo_run, runner.folder / "runs/tickets")
-    shutil.copytree(demo_bundle, runner.folder / "bundles/tickets")
+    for name in ("tickets", "reviews"):
+        shutil.copytree(demo_bundle, runner.folder / "bundles" / name)
     _sign(runner.folder)
     runner.serve(runner.folder / "bundles/tickets")
     return runner

@@ -105,7 +105,7 @@ def _models(loop: asyncio.AbstractEventLoop) -> Any:
 
     async def start() -> Models:
         service = InferenceService(settings, Metrics())
-        pipeline = Pipeline(load_model(settings), settings, service.metrics.observe_batch)
+        pipeline = Pipeline(load_model(settings), settings, service.metrics.observe_batches)
         pipeline.start()
         service.serve(pipeline)
         return Models([Backend(service, settings, lambda: True)])

@@ -55,6 +55,7 @@ MODULES = (
     "corrupt_bundles",
     "worker_crashes",
     "fronts",
+    "candidates",
     "overload",
     "resource_abuse",
     "misbehaving_clients",

@@ -57,6 +57,16 @@ def test_fronts_refuse_what_they_cannot_do(values: dict[str, Any], problem: str)
         settings.Settings(bundle=Path("x"), **values)
 
 
+@pytest.mark.parametrize("values", [{"drift_bucket_s": 86_401.0}, {"drift_bucket_s": 80.0}, {"drift_window_s": 60.0}])
+def test_window_of_too_few_or_too_many_buckets_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(StartupError, match="is not 2 to 1000 times --drift-bucket-s"):
+        settings.Settings(bundle=Path("x"), **values)
+
+
+def test_window_may_be_disabled_whatever_the_bucket() -> None:
+    assert not settings.Settings(bundle=Path("x"), drift_window_s=0.0, drift_bucket_s=80.0).drift_window_s
+
+
 def test_one_front_may_listen_on_a_unix_socket() -> None:
     one = settings.Settings(bundle=Path("x"), fronts=1, listen="unix:/x")
     assert one.connection_age_s() is None

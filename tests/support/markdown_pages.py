@@ -20,6 +20,8 @@ RUNNABLE = ("console", "python")
 # Blocks in other languages may be programs, too; then they have to say why they are not run.
 PROGRAMS = (*RUNNABLE, "sh", "bash", "js")
 LISTEN = "127.0.0.1:50051"
+# One of several bundles of a server.
+_NAMED = re.compile(r"[\w.-]+=bundles/")
 _BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FENCE = re.compile(r"^ *(`{3,}|:{3,}).*?^ *\1$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`[^`\n]*`")
@@ -126,7 +128,10 @@ class PageRunner:
         served = re.match(r"polyhead-serve (?!-)(\S+)(.*)", command)
         if served and "--check" not in command:
             # `start` chooses the address.
-            self.serve(self.folder / served[1], *re.sub(r"--listen \S+|#.*", "", served[2]).split())
+            arguments = re.sub(r"--listen \S+|#.*", "", served[2]).split()
+            self.serve(
+                self._bundle(served[1]), *(str(self._bundle(one)) if _NAMED.match(one) else one for one in arguments)
+            )
             return ""
         program = [sys.executable, "-c", command] if block.language == "python" else ["bash", "-euc", command]
         result = subprocess.run(
@@ -134,6 +139,11 @@ class PageRunner:
         )
         assert result.returncode == 0, f"line {block.line}: {command}\n{result.stdout[-1000:]}{result.stderr[-2000:]}"
         return result.stdout
+
+    def _bundle(self, argument: str) -> Path:
+        """Returns a bundle in the folder, with the name before it if there is one."""
+        name, separator, path = argument.rpartition("=")
+        return Path(f"{name}{separator}{self.folder / path}")
 
     def serve(self, bundle: Path, *flags: str) -> None:
         """Starts a server in place of the previous one."""

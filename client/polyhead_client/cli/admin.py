@@ -16,31 +16,35 @@ if TYPE_CHECKING:
     from google.protobuf import message
     from polyhead.v1 import admin_service_pb2 as pb2
 
-_target_option = click.option(
-    "--target",
-    metavar="HOST:PORT|unix:PATH",
-    required=True,
-    envvar="POLYHEAD_ADMIN_TARGET",
-    show_envvar=True,
-    help="Address of the admin service, as given to polyhead-serve --admin-listen.",
-)
 _model_option = model_option("Model of a server with several.  [default: all]")
 SERVICE = "polyhead.v1.AdminService"
 
 
+def target_option(*, required: bool) -> Callable[..., Any]:
+    """Returns the option for the address of the admin service."""
+    return click.option(
+        "--target",
+        metavar="HOST:PORT|unix:PATH",
+        required=required,
+        envvar="POLYHEAD_ADMIN_TARGET",
+        show_envvar=True,
+        help="Address of the admin service, as given to polyhead-serve --admin-listen.",
+    )
+
+
 def admin_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options of a connection to the admin service, which a command receives as ``target`` and ``api_key``."""
-    return with_options([_target_option, api_key_option], command)
+    return with_options([target_option(required=True), api_key_option], command)
 
 
 # A model may take minutes to load, and the workers load it one after the other.
-_RELOAD_TIMEOUT_S = 1800.0
-_TIMEOUT_S = 30.0
+RELOAD_TIMEOUT_S = 1800.0
+TIMEOUT_S = 30.0
 
 
 @click.group()
 def admin() -> None:
-    """Reload, drain or inspect a running server.
+    """Reload, drain or inspect a running server, or roll a new model out.
 
     Every command applies to all workers of the server and requires its admin service, which listens on an address of
     its own:
@@ -75,10 +79,10 @@ def reload(target: str, api_key: str | None, force: bool, model: str | None) -> 
     from polyhead.v1 import admin_service_pb2 as pb2
 
     request = pb2.ReloadRequest(force=force)
-    response = _call(
-        target, api_key, lambda stub, key: stub.Reload(request, timeout=_RELOAD_TIMEOUT_S, metadata=key), model
+    response = call_admin(
+        target, api_key, lambda stub, key: stub.Reload(request, timeout=RELOAD_TIMEOUT_S, metadata=key), model
     )
-    _print(response.workers)
+    print_messages(response.workers)
 
 
 @admin.command()
@@ -94,7 +98,7 @@ def drain(target: str, api_key: str | None) -> None:
     """  # noqa: D301  \b tells click to keep the line breaks
     from polyhead.v1 import admin_service_pb2 as pb2
 
-    _call(target, api_key, lambda stub, key: stub.Drain(pb2.DrainRequest(), timeout=_TIMEOUT_S, metadata=key))
+    call_admin(target, api_key, lambda stub, key: stub.Drain(pb2.DrainRequest(), timeout=TIMEOUT_S, metadata=key))
 
 
 @admin.command()
@@ -109,7 +113,7 @@ def stats(target: str, api_key: str | None, model: str | None) -> None:
     Examples:
       polyhead admin stats --target unix:/run/polyhead-admin.sock | jq .queued_items
     """  # noqa: D301  \b tells click to keep the line breaks
-    _print(get_stats(target, api_key, model).workers)
+    print_messages(get_stats(target, api_key, model).workers)
 
 
 def get_stats(target: str, api_key: str | None, model: str | None = None) -> pb2.GetStatsResponse:
@@ -121,14 +125,33 @@ def get_stats(target: str, api_key: str | None, model: str | None = None) -> pb2
     from polyhead.v1 import admin_service_pb2 as pb2
 
     request = pb2.GetStatsRequest()
-    response: pb2.GetStatsResponse = _call(
-        target, api_key, lambda stub, key: stub.GetStats(request, timeout=_TIMEOUT_S, metadata=key), model
+    response: pb2.GetStatsResponse = call_admin(
+        target, api_key, lambda stub, key: stub.GetStats(request, timeout=TIMEOUT_S, metadata=key), model
     )
     return response
 
 
-def _call(target: str, api_key: str | None, call: Callable[[Any, Any], Any], model: str | None = None) -> Any:
-    """Makes a call, given the stub and the metadata with the API key and the name of the model."""
+def get_drift(target: str, api_key: str | None, model: str | None = None) -> pb2.GetDriftResponse:
+    """Returns the comparison of a server's traffic with the validation texts of its model, or of one of its models.
+
+    Raises:
+        CommandError: The call failed, or the server makes no comparison.
+    """
+    from polyhead.v1 import admin_service_pb2 as pb2
+
+    request = pb2.GetDriftRequest()
+    response: pb2.GetDriftResponse = call_admin(
+        target, api_key, lambda stub, key: stub.GetDrift(request, timeout=TIMEOUT_S, metadata=key), model
+    )
+    return response
+
+
+def call_admin(target: str, api_key: str | None, call: Callable[[Any, Any], Any], model: str | None = None) -> Any:
+    """Makes a call, given the stub and the metadata with the API key and the name of the model.
+
+    Raises:
+        CommandError: The call failed.
+    """
     import grpc
     from polyhead.v1 import admin_service_pb2_grpc
 
@@ -153,22 +176,23 @@ def _call(target: str, api_key: str | None, call: Callable[[Any, Any], Any], mod
         raise CommandError(exit_code, f"{describe(target, error)}{hint}") from error
 
 
-def _print(workers: Iterable[message.Message]) -> None:
-    for worker in workers:
-        click.echo(json.dumps(_to_json(worker)))
+def print_messages(messages: Iterable[message.Message]) -> None:
+    """Prints each message as a line of JSON."""
+    for one in messages:
+        click.echo(json.dumps(to_json(one)))
 
 
-def _to_json(value: Any) -> Any:
-    """Converts a message field; durations become seconds. Protobuf's own JSON turns large numbers into strings."""
+def to_json(value: Any) -> Any:
+    """Converts a message or its field; durations become seconds. Protobuf's own JSON makes large numbers text."""
     from google.protobuf import message
     from google.protobuf.duration_pb2 import Duration
 
     if isinstance(value, Duration):
         return value.ToTimedelta().total_seconds()
     if isinstance(value, message.Message):
-        return {field.name: _to_json(getattr(value, field.name)) for field in value.DESCRIPTOR.fields}
+        return {field.name: to_json(getattr(value, field.name)) for field in value.DESCRIPTOR.fields}
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_to_json(one) for one in value]
+        return [to_json(one) for one in value]
     return value

@@ -17,7 +17,8 @@ from polyhead.commands import SUBCOMMANDS
 
 from polyhead_client.choices import Encoding, Order, Task, TruncationPolicy
 
-from .admin import admin
+from .candidate import admin
+from .drift import drift
 from .failure import CommandError
 from .options import ServerOptions, server_options, with_options
 from .top import top
@@ -90,6 +91,13 @@ def _text_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Add how new each text is to the model, 0 to 1; 0.99 is newer than 99 % of its validation texts.",
         ),
         click.option(
+            "--prediction-sets",
+            "include_prediction_sets",
+            is_flag=True,
+            help="Add to the answers of heads that have such sets the labels among which the true one is with the "
+            "probability that polyhead info shows.",
+        ),
+        click.option(
             "--expect-embedding-space",
             "expected_fingerprints",
             metavar="HEX",
@@ -156,6 +164,7 @@ def main() -> None:
 
 
 main.add_command(admin)
+main.add_command(drift)
 main.add_command(top)
 
 

@@ -26,6 +26,25 @@ type AdminServiceClient interface {
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error)
 	// GetStats describes the current load and the work done since the start.
 	GetStats(ctx context.Context, in *GetStatsRequest, opts ...grpc.CallOption) (*GetStatsResponse, error)
+	// Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
+	// that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
+	// the candidate cannot be loaded or there is another one; the served model is unchanged. Each model of several has a
+	// candidate of its own: the metadata x-polyhead-model names the model, without it the first, in this and the next four.
+	Shadow(ctx context.Context, in *ShadowRequest, opts ...grpc.CallOption) (*ShadowResponse, error)
+	// Compare describes the candidate: what the comparison has found so far, and the answers of a canary.
+	Compare(ctx context.Context, in *CompareRequest, opts ...grpc.CallOption) (*CompareResponse, error)
+	// Canary lets a candidate answer the calls of a share of the callers, until a limit rolls it back. Fails with
+	// FAILED_PRECONDITION if the candidate cannot be loaded or clients would notice the change.
+	Canary(ctx context.Context, in *CanaryRequest, opts ...grpc.CallOption) (*CanaryResponse, error)
+	// Promote serves the candidate as Reload serves a new bundle, and ends the comparison and the canary. Fails with
+	// FAILED_PRECONDITION if the candidate must not replace the served model, which then keeps serving.
+	Promote(ctx context.Context, in *PromoteRequest, opts ...grpc.CallOption) (*PromoteResponse, error)
+	// Discard ends the comparison and the canary, and unloads the candidate.
+	Discard(ctx context.Context, in *DiscardRequest, opts ...grpc.CallOption) (*DiscardResponse, error)
+	// GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+	// of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+	// the server does not count its traffic.
+	GetDrift(ctx context.Context, in *GetDriftRequest, opts ...grpc.CallOption) (*GetDriftResponse, error)
 }
 
 type adminServiceClient struct {
@@ -63,6 +82,60 @@ func (c *adminServiceClient) GetStats(ctx context.Context, in *GetStatsRequest, 
 	return out, nil
 }
 
+func (c *adminServiceClient) Shadow(ctx context.Context, in *ShadowRequest, opts ...grpc.CallOption) (*ShadowResponse, error) {
+	out := new(ShadowResponse)
+	err := c.cc.Invoke(ctx, "/polyhead.v1.AdminService/Shadow", in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) Compare(ctx context.Context, in *CompareRequest, opts ...grpc.CallOption) (*CompareResponse, error) {
+	out := new(CompareResponse)
+	err := c.cc.Invoke(ctx, "/polyhead.v1.AdminService/Compare", in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) Canary(ctx context.Context, in *CanaryRequest, opts ...grpc.CallOption) (*CanaryResponse, error) {
+	out := new(CanaryResponse)
+	err := c.cc.Invoke(ctx, "/polyhead.v1.AdminService/Canary", in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) Promote(ctx context.Context, in *PromoteRequest, opts ...grpc.CallOption) (*PromoteResponse, error) {
+	out := new(PromoteResponse)
+	err := c.cc.Invoke(ctx, "/polyhead.v1.AdminService/Promote", in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) Discard(ctx context.Context, in *DiscardRequest, opts ...grpc.CallOption) (*DiscardResponse, error) {
+	out := new(DiscardResponse)
+	err := c.cc.Invoke(ctx, "/polyhead.v1.AdminService/Discard", in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) GetDrift(ctx context.Context, in *GetDriftRequest, opts ...grpc.CallOption) (*GetDriftResponse, error) {
+	out := new(GetDriftResponse)
+	err := c.cc.Invoke(ctx, "/polyhead.v1.AdminService/GetDrift", in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility
@@ -76,6 +149,25 @@ type AdminServiceServer interface {
 	Drain(context.Context, *DrainRequest) (*DrainResponse, error)
 	// GetStats describes the current load and the work done since the start.
 	GetStats(context.Context, *GetStatsRequest) (*GetStatsResponse, error)
+	// Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
+	// that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
+	// the candidate cannot be loaded or there is another one; the served model is unchanged. Each model of several has a
+	// candidate of its own: the metadata x-polyhead-model names the model, without it the first, in this and the next four.
+	Shadow(context.Context, *ShadowRequest) (*ShadowResponse, error)
+	// Compare describes the candidate: what the comparison has found so far, and the answers of a canary.
+	Compare(context.Context, *CompareRequest) (*CompareResponse, error)
+	// Canary lets a candidate answer the calls of a share of the callers, until a limit rolls it back. Fails with
+	// FAILED_PRECONDITION if the candidate cannot be loaded or clients would notice the change.
+	Canary(context.Context, *CanaryRequest) (*CanaryResponse, error)
+	// Promote serves the candidate as Reload serves a new bundle, and ends the comparison and the canary. Fails with
+	// FAILED_PRECONDITION if the candidate must not replace the served model, which then keeps serving.
+	Promote(context.Context, *PromoteRequest) (*PromoteResponse, error)
+	// Discard ends the comparison and the canary, and unloads the candidate.
+	Discard(context.Context, *DiscardRequest) (*DiscardResponse, error)
+	// GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+	// of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+	// the server does not count its traffic.
+	GetDrift(context.Context, *GetDriftRequest) (*GetDriftResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -91,6 +183,24 @@ func (UnimplementedAdminServiceServer) Drain(context.Context, *DrainRequest) (*D
 }
 func (UnimplementedAdminServiceServer) GetStats(context.Context, *GetStatsRequest) (*GetStatsResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method GetStats not implemented")
+}
+func (UnimplementedAdminServiceServer) Shadow(context.Context, *ShadowRequest) (*ShadowResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Shadow not implemented")
+}
+func (UnimplementedAdminServiceServer) Compare(context.Context, *CompareRequest) (*CompareResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Compare not implemented")
+}
+func (UnimplementedAdminServiceServer) Canary(context.Context, *CanaryRequest) (*CanaryResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Canary not implemented")
+}
+func (UnimplementedAdminServiceServer) Promote(context.Context, *PromoteRequest) (*PromoteResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Promote not implemented")
+}
+func (UnimplementedAdminServiceServer) Discard(context.Context, *DiscardRequest) (*DiscardResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Discard not implemented")
+}
+func (UnimplementedAdminServiceServer) GetDrift(context.Context, *GetDriftRequest) (*GetDriftResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method GetDrift not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 
@@ -159,6 +269,114 @@ func _AdminService_GetStats_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_Shadow_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ShadowRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Shadow(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: "/polyhead.v1.AdminService/Shadow",
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Shadow(ctx, req.(*ShadowRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_Compare_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CompareRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Compare(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: "/polyhead.v1.AdminService/Compare",
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Compare(ctx, req.(*CompareRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_Canary_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CanaryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Canary(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: "/polyhead.v1.AdminService/Canary",
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Canary(ctx, req.(*CanaryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_Promote_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PromoteRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Promote(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: "/polyhead.v1.AdminService/Promote",
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Promote(ctx, req.(*PromoteRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_Discard_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DiscardRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Discard(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: "/polyhead.v1.AdminService/Discard",
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Discard(ctx, req.(*DiscardRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_GetDrift_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetDriftRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).GetDrift(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: "/polyhead.v1.AdminService/GetDrift",
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).GetDrift(ctx, req.(*GetDriftRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 var _AdminService_serviceDesc = grpc.ServiceDesc{
 	ServiceName: "polyhead.v1.AdminService",
 	HandlerType: (*AdminServiceServer)(nil),
@@ -174,6 +392,30 @@ var _AdminService_serviceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetStats",
 			Handler:    _AdminService_GetStats_Handler,
+		},
+		{
+			MethodName: "Shadow",
+			Handler:    _AdminService_Shadow_Handler,
+		},
+		{
+			MethodName: "Compare",
+			Handler:    _AdminService_Compare_Handler,
+		},
+		{
+			MethodName: "Canary",
+			Handler:    _AdminService_Canary_Handler,
+		},
+		{
+			MethodName: "Promote",
+			Handler:    _AdminService_Promote_Handler,
+		},
+		{
+			MethodName: "Discard",
+			Handler:    _AdminService_Discard_Handler,
+		},
+		{
+			MethodName: "GetDrift",
+			Handler:    _AdminService_GetDrift_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

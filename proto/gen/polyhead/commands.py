@@ -30,6 +30,8 @@ MODULES = {
 }
 # Module of each command of ``polyhead`` that another package provides, as an object of that name.
 SUBCOMMANDS = {"bulk": "polyhead_bulk.cli"}
+# Module by which ``polyhead drift`` reads the files that ``polyhead bulk`` has written.
+DRIFT_OF_FILES = "polyhead_bulk.drift"
 
 
 def client() -> None:

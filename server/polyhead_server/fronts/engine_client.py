@@ -74,6 +74,12 @@ class EngineClient:
         """Keeps the front connected until it is cancelled."""
         await self.link.run()
 
+    def abandon(self) -> None:
+        """Gives up what the engine has not answered: another model, which the caller has put in its place, answers."""
+        if self._target:
+            self._on_lost("it was given up")
+            self._replace(self._target)
+
     async def reserve(self, target: Target, submission: Submission) -> tuple[int, ServerError | None]:
         """Asks the engine to admit a message. A unary one goes on before the engine has decided.
 
@@ -187,6 +193,7 @@ class EngineClient:
                 entry.tokenized_ns,
                 number,
                 entry.item,
+                entry.tokens.seen if entry.is_first_window else 0,
                 entry.key or b"",
             )
             self._send(message.target, records.put(message.flags, record))

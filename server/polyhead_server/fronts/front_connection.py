@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 # A front that has more of these breaks the protocol; its admission bounds them far below.
 MAX_ENTRIES = 2**20
-# The fronts keep the tokenized texts; the outcomes here need none.
-_NO_TOKENS = TokenizedText((), 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -244,7 +242,7 @@ class FrontConnection:
             raise RecordError(f"{len(request.ids) // 4} token ids")
         entry = Entry(
             message.flow,
-            _NO_TOKENS,
+            TokenizedText((), request.seen),
             cast(list[int], records.token_ids(request.ids)),
             cast(OutcomeFuture, RemoteAnswer(self, request.entry)),
             _seconds(request.deadline_ns),
@@ -273,7 +271,7 @@ class FrontConnection:
         if self._queued and self._queued_for:
             queued, self._queued = self._queued, []
             core = self._queued_for.core
-            core.scheduler.put(core.look_up(queued))
+            core.put(core.look_up(queued))
 
     def _tokenized(self, record: Record) -> None:
         request = records.read_tokenized(record.body)

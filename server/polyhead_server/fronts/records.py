@@ -41,7 +41,7 @@ NONE_NS = -1
 
 _HEADER = Struct("<IHH")
 _ADMIT = Struct("<QQqI4x")
-_PUT = Struct("<QQqqqII")
+_PUT = Struct("<QQqqqIII")
 _TOKENIZED = Struct("<QI4x")
 _NUMBER = Struct("<Q")
 _ADMITTED = Struct("<QI4x")
@@ -109,7 +109,10 @@ class Admit(NamedTuple):
 
 
 class Put(NamedTuple):
-    """``item`` is the index of the text in its message; ``ids`` are unsigned 32-bit integers."""
+    """``item`` is the index of the text in its message; ``ids`` are unsigned 32-bit integers.
+
+    ``seen`` is the number of tokens of the whole text; 0 for a window that is not its first.
+    """
 
     entry: int
     flow: int
@@ -118,6 +121,7 @@ class Put(NamedTuple):
     tokenized_ns: int
     model: int
     item: int
+    seen: int
     ids: bytes
 
 
@@ -196,7 +200,7 @@ def admit(flags: int, record: Admit) -> bytes:
 
 def put(flags: int, record: Put) -> bytes:
     """Encodes a ``PUT`` record."""
-    return _encode(Kind.PUT, flags, _PUT.pack(*record[:7]) + record.ids)
+    return _encode(Kind.PUT, flags, _PUT.pack(*record[:8]) + record.ids)
 
 
 def tokenized(flags: int, record: Tokenized) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from polyhead_server.candidate.routing import HEADER, ROUTING_KEY, routing_key
 from polyhead_server.errors import (
     InternalError,
     InvalidRequestError,
@@ -32,6 +33,7 @@ from .exchange import ClientDisconnectError, Exchange, Response, exchange_of
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID_HEADER = REQUEST_ID.encode()
+_ROUTING_HEADER = HEADER.encode()
 _SERVICE = "/polyhead.v1.InferenceService"
 _BEARER = "bearer "
 # The RPC that a key must be allowed to call: the scopes are the same as on gRPC.
@@ -211,6 +213,8 @@ class _Resource:
                 return _no_endpoint(self._methods, call.exchange.path)
             if endpoint.rpc and self._keys:
                 CALLER.set(self._keys.authorize(_bearer(call), endpoint.rpc))
+            header = call.header(_ROUTING_HEADER) or ""
+            ROUTING_KEY.set(routing_key(header, CALLER.get(), call.exchange.peer))
             call.select(None)
             return await endpoint.handler(call)
         except ServerError as error:

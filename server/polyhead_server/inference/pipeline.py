@@ -19,9 +19,9 @@ from polyhead_server.settings import Settings
 from .admission import Admission
 from .answer_cache import AnswerCache, ObserveLookups
 from .compute_slots import ComputeSlots
-from .engine_core import EngineCore, ObserveBatch
+from .engine_core import EngineCore, ObserveBatches, ObserveOutcomes
 from .executor import Executor
-from .intake import Intake, OnMessage, Submission
+from .intake import Intake, OnMessage, OnTexts, Submission
 from .model import Model
 from .scheduler import BatchScheduler
 from .types import Entry, Flow, QueueState
@@ -40,11 +40,13 @@ class Pipeline(Intake):
         self,
         model: Model,
         settings: Settings,
-        observe_batch: ObserveBatch | None = None,
+        observe_batches: ObserveBatches | None = None,
         on_message: OnMessage | None = None,
         *,
         on_exception: Callable[[BaseException], None] | None = None,
         observe_lookups: ObserveLookups | None = None,
+        observe_outcomes: ObserveOutcomes | None = None,
+        on_texts: OnTexts | None = None,
         slots: ComputeSlots | None = None,
     ) -> None:
         """Prepares the compute threads without starting them.
@@ -52,21 +54,25 @@ class Pipeline(Intake):
         Args:
             model: Model that answers.
             settings: Limits.
-            observe_batch: Receives every successful batch and its duration in seconds.
+            observe_batches: Receives every successful batch, several at once where they finished together.
             on_message: Receives every message that was taken in: the model, the ``time.monotonic_ns()`` of its arrival,
                 the futures of its items, and whether it came over a stream. Called in the context of its call.
             on_exception: Receives every unexpected exception before it becomes an outcome, in the thread that caught
                 it: the event loop or a compute thread. May end the process, for example when memory is exhausted.
             observe_lookups: Receives the numbers of hits and misses of look-ups in the answer cache.
+            observe_outcomes: Receives the entries and the outcomes of every successful batch, after they were resolved.
+            on_texts: Receives every message that was taken in, and a future for each of its first items, as many as
+                were submitted.
             slots: Those that the models of the process share; None for its only model.
         """
-        super().__init__(model, settings, on_message, on_exception=on_exception)
+        super().__init__(model, settings, on_message, on_exception=on_exception, on_texts=on_texts)
         self._core = EngineCore(
             model,
             settings,
-            observe_batch,
+            observe_batches,
             on_exception=self._on_exception,
             observe_lookups=observe_lookups,
+            observe_outcomes=observe_outcomes,
             slots=slots,
         )
         self.scheduler: BatchScheduler = self._core.scheduler
@@ -114,7 +120,7 @@ class Pipeline(Intake):
     def _put(self, submission: Submission, entries: list[Entry]) -> Sequence[Entry]:
         del submission
         left = self._core.look_up(entries)
-        self.scheduler.put(left)
+        self._core.put(left)
         return left
 
     def _drop(self, entry: Entry) -> None:

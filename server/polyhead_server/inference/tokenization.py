@@ -71,6 +71,10 @@ class Tokenizer:
     Special tokens inside a text, such as ``[SEP]``, are read as plain text; other added tokens stay single tokens.
 
     Threads: any thread may call ``encode`` and ``close``; the other methods belong to the event loop.
+
+    Attributes:
+        unknown_id: Id of the token for what the vocabulary lacks; None for a tokenizer that has none.
+        special_tokens: Number of special tokens around each text.
     """
 
     def __init__(self, path: Path, max_tokens: int, max_characters: int, *, word_cache: bool = True) -> None:
@@ -102,6 +106,9 @@ class Tokenizer:
         self._max_expensive_inline = _MAX_INLINE_S / _seconds_per_character(self._tokenizer)
         # encode_batch_fast releases the GIL while it works.
         self._worker = FairWorker("tokenization")
+        unknown = getattr(self._tokenizer.model, "unk_token", None) or "<unk>"
+        self.unknown_id: int | None = self._tokenizer.token_to_id(unknown)
+        self.special_tokens = self._leading + self._trailing
 
     @property
     def has_word_cache(self) -> bool:

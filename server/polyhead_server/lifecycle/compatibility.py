@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from polyhead_server.errors import StartupError
-from polyhead_server.inference.model import Model
 from polyhead_server.process_reports import HeadIdentity, ModelIdentity
 from polyhead_server.settings import Settings
+
+# A supervisor imports this and has no model.
+if TYPE_CHECKING:
+    from polyhead_server.inference.model import Model
 
 
 def identity_of(model: Model) -> ModelIdentity:

@@ -12,9 +12,14 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from polyhead_server.candidate.bundle import load_candidate
+from polyhead_server.candidate.parameters import CandidateBundle
+from polyhead_server.drift.monitor import DriftMonitor
 from polyhead_server.errors import NotReadyError
 from polyhead_server.fronts.engine_host import EngineHost
 from polyhead_server.fronts.served_model import ServedModel
@@ -22,13 +27,13 @@ from polyhead_server.inference.engine_core import EngineCore
 from polyhead_server.inference.model import Model, describe, load_model
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.out_of_memory import exit_if_out_of_memory
-from polyhead_server.process_reports import ReloadResult, WorkerStats
+from polyhead_server.process_reports import DriftCounts, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 
 from . import stop_signals
 from .compatibility import identity_of, require_compatible
-from .model_loader import ModelLoader, result_of
-from .operations import internal_errors
+from .model_loader import ModelLoader, first_model, result_of
+from .operations import internal_errors, reload_result
 from .reload import Reloader
 from .reload_queue import ReloadQueue
 from .server import WorkerRole
@@ -64,6 +69,7 @@ class _EngineProcess:
         self._stop = stop
         self._role = role
         self._metrics = Metrics()
+        self._drift = DriftMonitor(settings)
         self._host = EngineHost(cast(Path, role.engine_socket))
         self._loader = ModelLoader(lambda loading: load_model(settings, loading), settings.start_timeout_s)
         self._background: set[asyncio.Task[Any]] = set()
@@ -79,7 +85,7 @@ class _EngineProcess:
             self._host.listen()
             sampling = asyncio.create_task(self._metrics.sample(lambda: self._current.core))
             self._background.add(sampling)
-            self._role.on_serving(identity_of(model), EngineOperations(self._host, self._metrics, self._reloader()))
+            self._role.on_serving(identity_of(model), self._operations())
             logger.info("computing with %s for the fronts", model.source.model_id)
             return await self._compute_until_stopped()
 
@@ -95,28 +101,33 @@ class _EngineProcess:
         return result_of(load)
 
     async def _load_prepared(self) -> Model:
-        model = await self._loader.load()
+        model = await first_model(self._loader, self._settings, self._role.bundle)
         require_compatible(self._settings, self._role.serving_identity, model)
         await self._host.prepare(model)
         return model
+
+    async def _load_candidate(self, candidate: CandidateBundle) -> Model:
+        return await self._loader.load(partial(load_candidate, self._settings, candidate))
 
     def _start(self, model: Model) -> ServedModel:
         core = EngineCore(
             model,
             self._settings,
-            self._metrics.observe_batch,
+            self._metrics.observe_batches,
             on_exception=exit_if_out_of_memory,
             observe_lookups=self._metrics.count_cache_lookups,
+            observe_outcomes=self._drift.watch(model),
         )
         logger.info(describe(model, core.threads))
         self._metrics.set_runtime(model, core.threads)
         core.start()
         return ServedModel(self._host.number_of(model), core)
 
-    def _reloader(self) -> Reloader[ServedModel]:
-        return Reloader(
+    def _operations(self) -> EngineOperations:
+        reloader = Reloader(
             self._loader.load, self._start, self._host, self._metrics.count_reload, prepare=self._host.prepare
         )
+        return EngineOperations(self._host, self._metrics, reloader, self._drift, self._load_candidate)
 
     @property
     def _current(self) -> ServedModel:
@@ -146,20 +157,39 @@ class _EngineProcess:
 class EngineOperations:
     """Operations on the engine process; see ``ProcessOperations``."""
 
-    def __init__(self, host: EngineHost, metrics: Metrics, reloader: Reloader[ServedModel]) -> None:
+    # It answers no calls of its own.
+    candidate = None
+
+    def __init__(
+        self,
+        host: EngineHost,
+        metrics: Metrics,
+        reloader: Reloader[ServedModel],
+        drift: DriftMonitor,
+        load_candidate: Callable[[CandidateBundle], Awaitable[Model]],
+    ) -> None:
         """Connects the operations to the process.
 
         Args:
             host: Serves the fronts.
             metrics: Counters since the start of the process.
             reloader: Loads the bundle again.
+            drift: Counts the texts of all fronts.
+            load_candidate: Loads another bundle.
         """
+        self._drift = drift
         self._host = host
         self._metrics = metrics
         self._reloader = reloader
+        self._load_candidate = load_candidate
         # A load cannot be stopped once it has begun, so the next one waits for it.
         self._reloads = ReloadQueue(lambda force: self._reloader.reload(force=force))
         self._started = time.monotonic()
+
+    @property
+    def model(self) -> Model:
+        """The model that computes now."""
+        return cast(ServedModel, self._host.current).model
 
     async def reload(self, *, force: bool) -> ReloadResult:
         """Loads the bundle again, and serves it for all fronts at once.
@@ -168,11 +198,25 @@ class EngineOperations:
             ReloadError: The old model stays; states why.
         """
         with internal_errors("reload"):
-            model = await self._reloads.request(force=force)
-        return ReloadResult(os.getpid(), model.source.model_id, dict(model.fingerprints.heads), identity_of(model))
+            return reload_result(await self._reloads.request(force=force))
+
+    async def promote(self, candidate: CandidateBundle, *, force: bool) -> ReloadResult:
+        """Loads another bundle, and serves it for all fronts at once.
+
+        Raises:
+            ReloadError: The old model stays; states why.
+        """
+        with internal_errors("promote"):
+            model = await self._reloader.reload(force=force, load=partial(self._load_candidate, candidate))
+        return reload_result(model)
 
     async def drain(self) -> None:
         """Does nothing: the fronts report what load balancers see."""
+
+    async def drift(self) -> DriftCounts:
+        """Returns what the process has counted of the traffic of all fronts."""
+        with internal_errors("drift"):
+            return self._drift.counts()
 
     async def stats(self) -> WorkerStats:
         """Returns the statistics of this process, which has no calls of its own.

@@ -9,10 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
+from polyhead_server.candidate.bundle import load_candidate
+from polyhead_server.candidate.parameters import CandidateBundle
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.model import Loading, Model
+from polyhead_server.settings import Settings
 from polyhead_server.threads import in_daemon_thread
 
 from .entry import ServerFailedError
@@ -41,6 +46,22 @@ def result_of(load: asyncio.Task[R]) -> R:
         raise
 
 
+async def first_model(loader: ModelLoader, settings: Settings, bundle: Path | None) -> Model:
+    """Loads the first model of a process.
+
+    Args:
+        loader: Loads the bundle of the command line.
+        settings: The server's.
+        bundle: The bundle that the server has promoted to since; None for that of the command line.
+
+    Raises:
+        StartupError: See ``ModelLoader.load``.
+    """
+    if bundle is None:
+        return await loader.load()
+    return await loader.load(partial(load_candidate, settings, CandidateBundle(bundle)))
+
+
 class ModelLoader:
     """Loads models, each within a limit. Event loop only."""
 
@@ -55,8 +76,11 @@ class ModelLoader:
         self._timeout_s = timeout_s
         self._abandoned: set[asyncio.Future[Model]] = set()
 
-    async def load(self) -> Model:
+    async def load(self, work: Callable[[Loading], Model] | None = None) -> Model:
         """Loads a model.
+
+        Args:
+            work: Loads another model than usual.
 
         Raises:
             StartupError: The model cannot be served, or the load takes longer than the limit, which is transient.
@@ -67,7 +91,7 @@ class ModelLoader:
                 "still running; restart the server"
             )
         loading = Loading()
-        running = in_daemon_thread(lambda: self._load(loading), "model-loader")
+        running = in_daemon_thread(lambda: (work or self._load)(loading), "model-loader")
         try:
             await asyncio.wait({running}, timeout=self._timeout_s)
         except asyncio.CancelledError:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
+from polyhead_server.candidate.bundle import load_candidate
+from polyhead_server.candidate.parameters import CandidateBundle
+from polyhead_server.collection.collector import Collector
+from polyhead_server.drift.exchange import report_on
+from polyhead_server.drift.monitor import DriftMonitor
+from polyhead_server.drift.report import DriftReport
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.compute_slots import ComputeSlots
 from polyhead_server.inference.intake import Intake
-from polyhead_server.inference.model import Model, load_model
+from polyhead_server.inference.model import Loading, Model, load_model
 from polyhead_server.inference.pipeline import Pipeline
+from polyhead_server.observability.drift_metrics import refresh
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.observability.tracing import Tracing
 from polyhead_server.rpc.health import Health
@@ -19,6 +29,8 @@ from polyhead_server.settings import Settings
 from polyhead_server.threads import in_daemon_thread
 
 from .bundle_watcher import BundleWatcher
+from .candidate_manager import CandidateManager
+from .candidate_operations import CandidateOperations, UnitProcesses
 from .model_loader import ModelLoader
 from .operations import Operations
 from .pipeline_start import start_pipeline
@@ -55,6 +67,8 @@ class ModelUnit:
         service: Answers with the model.
         backend: The model behind the dialects.
         operations: What an operator may do with the model.
+        candidates: The candidate beside the model.
+        collector: Collects texts that the model answers; None to collect none.
     """
 
     def __init__(
@@ -79,7 +93,13 @@ class ModelUnit:
         self.metrics: Metrics = Metrics(self.name, beside.metrics if beside else None)
         self.service: InferenceService = InferenceService(settings, self.metrics, beside.service if beside else None)
         self.backend = Backend(self.service, settings, lambda: health.serving)
-        self.operations = Operations(self.service, health)
+        self._drift = DriftMonitor(settings)
+        candidate = CandidateOperations(self.service, settings, tracing)
+        self.operations = Operations(self.service, health, self._drift, candidate)
+        self.candidates = CandidateManager(
+            settings, UnitProcesses(self.operations, self.service), self.metrics.candidate
+        )
+        self.collector: Collector | None = None
         self._settings = settings
         self._tracing = tracing
         self._beside = beside
@@ -92,8 +112,11 @@ class ModelUnit:
         """The pipeline that answers now; None before the model is ready."""
         return self.service.pipeline
 
-    async def load(self) -> Model:
+    async def load(self, bundle: Path | None = None) -> Model:
         """Loads the first model.
+
+        Args:
+            bundle: The bundle that the server has promoted to; None for that of the settings.
 
         Raises:
             StartupError: It cannot be served.
@@ -101,7 +124,7 @@ class ModelUnit:
         # Created before the bundle is loaded, so that a bundle put in place meanwhile counts as a change.
         self._watcher = await in_daemon_thread(lambda: BundleWatcher(self._settings.bundle), "bundle-watcher")
         try:
-            return await self._load()
+            return await (self._load_candidate(CandidateBundle(bundle)) if bundle else self._load())
         except StartupError as error:
             if not self.name:
                 raise
@@ -113,6 +136,7 @@ class ModelUnit:
         self.operations.reloader = Reloader(
             self._load, self._start_pipeline, self.service, self.metrics.count_reload, name=self.name
         )
+        self.operations.load_candidate = self._load_candidate
 
     async def watch(self) -> None:
         """Reloads the bundle whenever it changes, if the settings say so; never returns then."""
@@ -123,15 +147,40 @@ class ModelUnit:
         """Samples the queue for the metrics, and with the first model of the process its event loop; never returns."""
         await (self.metrics.sample_queue if self._beside else self.metrics.sample)(lambda: self.pipeline)
 
-    async def _load(self) -> Model:
+    async def drift(self) -> DriftReport:
+        """Compares the traffic of the model with its validation texts.
+
+        Raises:
+            DriftNotAvailableError: The traffic is not counted; states why.
+        """
+        # Its milliseconds would hold up the event loop.
+        return await asyncio.to_thread(report_on, [await self.operations.drift()])
+
+    async def report_drift(self) -> None:
+        """Reports drift in the metrics again and again, if the settings say so; never returns then."""
+        if self._settings.drift_window_s:
+            await refresh(self.metrics.drift(), self.drift)
+
+    async def _load(self, work: Callable[[Loading], Model] | None = None) -> Model:
         if self._cores is None:
-            return await self._loader.load()
+            return await self._loader.load(work)
         async with self._cores.loading:
-            return await self._loader.load()
+            return await self._loader.load(work)
+
+    async def _load_candidate(self, candidate: CandidateBundle) -> Model:
+        return await self._load(partial(load_candidate, self._settings, candidate))
 
     def _start_pipeline(self, model: Model) -> Pipeline:
         slots = self._cores.slots(model.engine.runtime.device) if self._cores else None
-        return start_pipeline(model, self._settings, self.metrics, self._tracing, slots)
+        return start_pipeline(
+            model,
+            self._settings,
+            self.metrics,
+            self._tracing,
+            collector=self.collector,
+            slots=slots,
+            drift=self._drift,
+        )
 
 
 def create_units(settings: Settings, health: Health, tracing: Tracing | None) -> tuple[list[ModelUnit], Models]:

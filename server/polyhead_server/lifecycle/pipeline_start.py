@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from polyhead_server.collection.collector import Collector
+from polyhead_server.drift.monitor import DriftMonitor
 from polyhead_server.inference.compute_slots import ComputeSlots
 from polyhead_server.inference.model import Model, describe
 from polyhead_server.inference.pipeline import Pipeline
@@ -16,7 +18,14 @@ logger = logging.getLogger(__name__)
 
 
 def start_pipeline(
-    model: Model, settings: Settings, metrics: Metrics, tracing: Tracing | None, slots: ComputeSlots | None = None
+    model: Model,
+    settings: Settings,
+    metrics: Metrics,
+    tracing: Tracing | None,
+    *,
+    collector: Collector | None = None,
+    slots: ComputeSlots | None = None,
+    drift: DriftMonitor | None = None,
 ) -> Pipeline:
     """Starts a pipeline on the running event loop.
 
@@ -25,6 +34,8 @@ def start_pipeline(
         settings: The server's.
         metrics: Receive the model's identity and every batch.
         tracing: Traces the messages; None for no traces.
+        drift: Counts the texts; None to count none.
+        collector: Collects texts; None to collect none.
         slots: Those that the models of the process share; None for its only model.
     """
     threads = settings.compute_threads(model.engine.runtime.device)
@@ -34,10 +45,12 @@ def start_pipeline(
     pipeline = Pipeline(
         model,
         settings,
-        metrics.observe_batch,
+        metrics.observe_batches,
         on_message,
         on_exception=exit_if_out_of_memory,
         observe_lookups=metrics.count_cache_lookups,
+        observe_outcomes=drift.watch(model) if drift else None,
+        on_texts=collector.sampler(model) if collector else None,
         slots=slots,
     )
     pipeline.start()

@@ -85,11 +85,12 @@ class Reloader(Generic[P]):
         """One task for each replaced pipeline that is still answering what it accepted."""
         return frozenset(self._closing)
 
-    async def reload(self, *, force: bool = False) -> Model:
-        """Loads the bundle again and serves it.
+    async def reload(self, *, force: bool = False, load: Callable[[], Awaitable[Model]] | None = None) -> Model:
+        """Loads the bundle again, or another one, and serves it.
 
         Args:
             force: Accept a model that is incompatible with the serving one, see ``compatibility``.
+            load: Loads the other one; None for the bundle of the command line.
 
         Returns:
             The model that answers from now on.
@@ -103,7 +104,7 @@ class Reloader(Generic[P]):
             if old is None:
                 raise self._refuse("there is no serving model to replace yet")
             try:
-                model = await self._load()
+                model = await (load or self._load)()
             except StartupError as error:
                 raise self._refuse(str(error)) from error
             except Exception as error:

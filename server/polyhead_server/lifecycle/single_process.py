@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from polyhead_server.drift.report import DriftReport
 from polyhead_server.errors import ReloadError
 from polyhead_server.process_reports import ReloadResult, WorkerStats
 from polyhead_server.serving.models import Models
 
+from .candidate_manager import CandidateManager
 from .model_unit import ModelUnit
 
 
@@ -64,6 +66,29 @@ class SingleProcess:
             NotReadyError: The first model is still loading.
         """
         return [await unit.operations.stats() for unit in self._selected(model)]
+
+    async def drift(self, model: str = "") -> DriftReport:
+        """Compares the traffic of one model, without a name the default one, with its validation texts.
+
+        Raises:
+            ModelNotFoundError: There is no model with this name.
+            DriftNotAvailableError: Its traffic is not counted; states why.
+        """
+        return await self._selected(model)[0].drift()
+
+    async def candidates(self, model: str = "") -> CandidateManager:
+        """Returns what handles the candidate of one model, without a name of the default one.
+
+        Raises:
+            ModelNotFoundError: There is no model with this name.
+            NotReadyError: The first model is still loading.
+        """
+        return self._selected(model)[0].candidates
+
+    async def close(self) -> None:
+        """Ends all candidates."""
+        for unit in self._units:
+            await unit.candidates.close()
 
     def _selected(self, model: str) -> Sequence[ModelUnit]:
         if not model:

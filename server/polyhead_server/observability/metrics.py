@@ -8,7 +8,7 @@ import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,12 +16,15 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from polyhead_server.errors import ExpiredError, InternalError, OverloadedError, ServerError
 
+from .candidate_metrics import CandidateCollector
+from .drift_metrics import DriftMetrics
 from .logging import dropped_lines
 from .metric_factories import Instruments, ModelInstruments
 
 if TYPE_CHECKING:
+    from polyhead_server.inference.executor import BatchOutcome
     from polyhead_server.inference.model import Model
-    from polyhead_server.inference.types import Batch, ItemOutcome, QueueState
+    from polyhead_server.inference.types import ItemOutcome, QueueState
 
 # A batch takes from 2 ms to seconds; the queue holds less than a minute of work.
 _DURATION_BUCKETS_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
@@ -49,6 +52,7 @@ class Metrics:
 
     Attributes:
         instruments: The metrics, by which checks find their names, labels and HELP texts.
+        candidate: Those of a candidate; with several workers, the supervisor has them instead.
     """
 
     def __init__(self, model: str = "", beside: Metrics | None = None) -> None:
@@ -62,11 +66,16 @@ class Metrics:
         self._model = model
         self._process: _ProcessMetrics = beside._process if beside else _ProcessMetrics(self.instruments)
         self._requests: _RequestMetrics = beside._requests if beside else _RequestMetrics(self.instruments)
-        make = ModelInstruments(self.instruments, model) if model else self.instruments
+        self._collection: _CollectionMetrics = beside._collection if beside else _CollectionMetrics(self.instruments)
+        self._make = make = ModelInstruments(self.instruments, model) if model else self.instruments
         self._runtime = _RuntimeMetrics(make)
         self._items = _ItemMetrics(make)
         self._cache = _CacheMetrics(make)
         self._queue = _QueueMetrics(make)
+        self._candidates: CandidateCollector = beside._candidates if beside else CandidateCollector()
+        if beside is None:
+            self.registry.register(self._candidates)
+        self.candidate = self._candidates.add(model)
         # With several workers it would show the resources of just one of them.
         if beside is None and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             ProcessCollector(registry=self.registry)
@@ -75,6 +84,10 @@ class Metrics:
     def registry(self) -> CollectorRegistry:
         """The registry that a scrape reads."""
         return self.instruments.registry
+
+    def drift(self) -> DriftMetrics:
+        """Adds the gauges of drift, which only the process has that reports it."""
+        return DriftMetrics(self._make)
 
     def certificate_expiry(self) -> Callable[[float], None]:
         """Adds the gauge of the certificate's expiry, which a server without TLS does not have; returns its setter."""
@@ -120,31 +133,42 @@ class Metrics:
 
     def count_outcomes(self, outcomes: Iterable[ItemOutcome]) -> None:
         """Counts errors and truncated texts among the outcomes of items."""
-        reasons: Counter[str] = Counter()
+        errors: list[str] = []
         truncated = 0
         for outcome in outcomes:
             if isinstance(outcome, ServerError):
-                reasons[outcome.reason] += 1
+                errors.append(outcome.reason)
             else:
                 truncated += outcome.tokens.cut_at is not None
-        for reason, count in reasons.items():
-            self._items.errors.labels(reason).inc(count)
+        if errors:
+            for reason, count in Counter(errors).items():
+                self._items.errors.labels(reason).inc(count)
         if truncated:
             self._items.truncated.inc(truncated)
 
-    def observe_batch(self, batch: Batch, duration_s: float) -> None:
-        """Records a batch that has just been computed, and the queueing time of each of its items."""
-        if batch.entries:
-            self._items.observe_batch(batch, duration_s)
-            started_s = time.monotonic_ns() / 1e9 - duration_s
-            self._queue.seconds.observe_many(
-                [max(started_s - entry.tokenized_ns / 1e9, 0.0) for entry in batch.entries]
-            )
+    def observe_batches(self, finished: Sequence[BatchOutcome]) -> None:
+        """Records batches of at least one item that have been computed, and the queueing time of each item."""
+        self._items.observe_batches(finished)
+        self._queue.seconds.observe_many(
+            [max(done.started_ns - entry.tokenized_ns, 0) / 1e9 for done in finished for entry in done.batch.entries]
+        )
 
     def count_cache_lookups(self, hits: int, misses: int) -> None:
         """Counts look-ups in the answer cache."""
         self._cache.hits.inc(hits)
         self._cache.misses.inc(misses)
+
+    def count_collected(self, reason: str) -> None:
+        """Counts a text that was collected, for one of its reasons."""
+        self._collection.collected.labels(reason).inc()
+
+    def count_uncollected(self, reason: str) -> None:
+        """Counts a text that was not collected for want of room or time, by reason."""
+        self._collection.uncollected.labels(reason).inc()
+
+    def set_collection_stopped(self, stopped: bool) -> None:
+        """Reports whether texts cannot be collected."""
+        self._collection.stopped.set(stopped)
 
     async def sample(
         self, pipeline: Callable[[], HasQueue | None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -313,14 +337,15 @@ class _ItemMetrics:
             buckets=_DURATION_BUCKETS_S,
         )
 
-    def observe_batch(self, batch: Batch, duration_s: float) -> None:
-        self.computed.inc(len(batch.entries))
-        if shared := batch.shared_items:
+    def observe_batches(self, finished: Sequence[BatchOutcome]) -> None:
+        sizes = [len(done.batch.entries) for done in finished]
+        self.computed.inc(sum(sizes))
+        if shared := sum([done.batch.shared_items for done in finished]):
             self.shared.inc(shared)
-        self.tokens.inc(batch.tokens)
-        self.padding.inc(batch.padding)
-        self.batch_size.observe(len(batch.entries))
-        self.batch_duration_seconds.observe(duration_s)
+        self.tokens.inc(sum([done.batch.tokens for done in finished]))
+        self.padding.inc(sum([done.batch.padding for done in finished]))
+        self.batch_size.observe_many(sizes)
+        self.batch_duration_seconds.observe_many([done.compute_s for done in finished])
 
 
 class _CacheMetrics:
@@ -337,6 +362,30 @@ class _CacheMetrics:
 
     def set(self, queue: QueueState) -> None:
         self.bytes.set(queue.cache_bytes)
+
+
+class _CollectionMetrics:
+    """Texts collected for labelling; all of them stay 0 without ``--collect``."""
+
+    def __init__(self, make: Instruments) -> None:
+        self.collected = make.counter(
+            "polyhead_collected_texts",
+            "Number of texts collected for labelling, by reason; a text with several reasons counts for each.",
+            "reason",
+        )
+        self.uncollected = make.counter(
+            "polyhead_uncollected_texts", "Number of texts that could not be collected.", "reason"
+        )
+        # The reasons of ``collection``; see the counter of reloads.
+        for reason in ("random", "low_confidence", "novel"):
+            self.collected.labels(reason)
+        for reason in ("queue_full", "text_too_long", "redaction_failed", "write_failed"):
+            self.uncollected.labels(reason)
+        self.stopped = make.gauge(
+            "polyhead_collection_stopped",
+            "1 while texts cannot be collected, for example because the disk is full, otherwise 0.",
+            mode="livemax",
+        )
 
 
 class _QueueMetrics:

@@ -12,6 +12,7 @@ from typing import Any, cast
 from grpc import aio
 from polyhead.v1 import inference_service_pb2
 
+from polyhead_server.candidate.routing import ROUTING_KEY
 from polyhead_server.errors import (
     DrainingError,
     ModelReplacedError,
@@ -20,10 +21,18 @@ from polyhead_server.errors import (
     ServerError,
     StreamAgeError,
 )
-from polyhead_server.inference.intake import Intake
+from polyhead_server.inference.intake import Intake, Observer
 from polyhead_server.inference.loop_turns import LoopTurns
 from polyhead_server.inference.model import Model
-from polyhead_server.inference.types import MAX_PART_ITEMS, Flow, InvalidItem, Item, ItemOutcome, Message
+from polyhead_server.inference.types import (
+    MAX_PART_ITEMS,
+    Flow,
+    InvalidItem,
+    Item,
+    ItemOutcome,
+    Message,
+    RequestOptions,
+)
 from polyhead_server.json_types import Values
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.settings import Settings
@@ -32,7 +41,7 @@ from . import model_info, worker_stats
 from .active_calls import ActiveCalls, when_done
 from .held_bytes import HeldBytes
 from .response_buffer import ResponseBuffer
-from .serving_model import ServingModel
+from .serving_model import Canary, ServingModel
 from .stream import StreamReader, Submitter, write_answers
 
 _Context = aio.ServicerContext[Any, Any]
@@ -46,6 +55,8 @@ class InferenceService:
         metrics: Counts requests, items and errors.
         max_items: Maximum number of items in a message.
         held_bytes: Counts the responses that clients have not read yet.
+        observers: Observers of the serving pipeline, see ``Intake.observers``; also of those that replace it.
+        canary: The model that answers a share of the calls instead; None for no canary.
         model_names: Returns the names of all models of the server, the default first.
     """
 
@@ -65,7 +76,10 @@ class InferenceService:
         )
         self.model_names: Callable[[], list[str]] = lambda: [self.served_name()]
         self._settings = settings
+        self.observers: list[Observer] = []
+        self.canary: Canary | None = None
         self._model: ServingModel | None = None
+        self._max_text_bytes = 0
         self._readers: set[asyncio.Task[None]] = set()
         self._draining = False
         self._started = time.monotonic()
@@ -78,12 +92,12 @@ class InferenceService:
         return self._model.pipeline if self._model else None
 
     def require_model(self) -> Model:
-        """Returns the model that serves now.
+        """Returns the model that answers the current call, or one that begins now.
 
         Raises:
             NotReadyError: No model serves yet.
         """
-        return self._require_model().pipeline.model
+        return self._route().pipeline.model
 
     def served_name(self) -> str:
         """Returns the model's name in requests: the one in its settings, or that of the bundle.
@@ -91,17 +105,22 @@ class InferenceService:
         Raises:
             NotReadyError: It is that of the bundle, which is still loading.
         """
-        return self._settings.served_name or self.require_model().source.manifest.name
+        return self._settings.served_name or self._require_model().pipeline.model.source.manifest.name
 
     def max_text_bytes(self) -> int:
         """Returns how many bytes of a text to decode: 4 for each code point, of which one detects truncation."""
-        if not self.pipeline:
-            return 0
-        return 4 * (self.pipeline.model.source.manifest.max_tokens * self._settings.max_characters_per_token + 1)
+        return self._max_text_bytes
 
     def serve(self, pipeline: Intake) -> None:
         """Answers new messages with this pipeline; messages that were accepted before keep the previous one."""
+        pipeline.observers = self.observers
         self._model = ServingModel.from_pipeline(pipeline)
+        max_characters = pipeline.model.source.manifest.max_tokens * self._settings.max_characters_per_token
+        self._max_text_bytes = 4 * (max_characters + 1)
+
+    def route_canary(self, pipeline: Intake, share: float) -> None:
+        """Answers calls whose key belongs to a share, 0 to 1, with another pipeline; see ``candidate.routing``."""
+        self.canary = Canary(ServingModel.from_pipeline(pipeline), share)
 
     def drain(self) -> None:
         """Stops accepting items: each stream ends with UNAVAILABLE once its accepted items have been answered."""
@@ -150,7 +169,7 @@ class InferenceService:
                 for item, outcome in zip(message.items[part], outcomes[part], strict=True)
             ]
         response = b"".join(answers)
-        self.held_bytes.hold(context, len(response))
+        self.held_bytes.hold(len(response))
         return response
 
     async def answer(self, message: Message, deadline: float | None) -> tuple[Model, Sequence[ItemOutcome]]:
@@ -194,14 +213,15 @@ class InferenceService:
         Where another model has replaced it before it answered, that one answers all of them.
         """
         while True:
-            model = self._require_model()
+            model = self._route(message.options)
             checked = check(model, message)
             outcomes = await _outcomes(model.pipeline, checked, deadline)
-            if not any(isinstance(outcome, ModelReplacedError) for outcome in outcomes):
+            errors = [outcome for outcome in outcomes if isinstance(outcome, ServerError)]
+            if not any(isinstance(error, ModelReplacedError) for error in errors):
                 break
             await model.pipeline.wait_until_replaced()
         self.metrics.count_outcomes(outcomes)
-        overloaded = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
+        overloaded = [error for error in errors if isinstance(error, OverloadedError)]
         if overloaded and len(overloaded) == len(outcomes):
             # No item was accepted, so the call as a whole fails: gRPC clients then know when to retry.
             raise overloaded[0]
@@ -252,7 +272,7 @@ class InferenceService:
         Args:
             deadline: ``time.monotonic()`` second at which the stream expires; None for no deadline.
         """
-        return Submitter(self._require_model, deadline, self._turns)
+        return Submitter(self._route, deadline, self._turns)
 
     @contextlib.contextmanager
     def _reading(self, task: asyncio.Task[None], *, has_age: bool = True) -> Iterator[None]:
@@ -305,11 +325,23 @@ class InferenceService:
     def _accepting_model(self) -> ServingModel:
         if self._draining:
             raise DrainingError
-        return self._require_model()
+        return self._route()
 
     def end_reason(self) -> ServerError:
         """Why a stream whose client has not ended it accepts no more items."""
         return DrainingError() if self._draining else StreamAgeError()
+
+    def _route(self, options: RequestOptions | None = None) -> ServingModel:
+        """Returns the model that answers the current call.
+
+        Args:
+            options: Those of the message. One that states fingerprints is answered by the served model.
+        """
+        served, canary = self._require_model(), self.canary
+        pinned = options is not None and (options.expected_space or options.expected_heads)
+        if canary is None or pinned or not canary.answers(ROUTING_KEY.get()):
+            return served
+        return canary.model
 
     def _require_model(self) -> ServingModel:
         if self._model is None:

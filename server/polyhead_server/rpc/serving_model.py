@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from polyhead_server.candidate.selection import is_selected
 from polyhead_server.errors import (
     FingerprintMismatchError,
     InvalidRequestError,
@@ -77,6 +78,18 @@ class ServingModel:
         for name, expected in options.expected_heads:
             # The name of a head that the model does not have is text of the request.
             yield (name if name in heads else "head"), expected, heads.get(name, "")
+
+
+@dataclass(frozen=True)
+class Canary:
+    """The model that answers a share of the calls, 0 to 1, instead of the served one."""
+
+    model: ServingModel
+    share: float
+
+    def answers(self, key: str) -> bool:
+        """Whether it answers the calls with this key; a call without a key is the served model's."""
+        return bool(key) and is_selected(key, self.share)
 
 
 def reject(message: Message, error: InvalidRequestError) -> Message:

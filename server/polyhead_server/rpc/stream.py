@@ -21,7 +21,7 @@ from grpc import aio
 from polyhead_server.errors import InvalidRequestError, ServerError
 from polyhead_server.inference.loop_turns import LoopTurns
 from polyhead_server.inference.model import Model
-from polyhead_server.inference.types import MAX_PART_ITEMS, Flow, Message, OutcomeFuture
+from polyhead_server.inference.types import MAX_PART_ITEMS, Flow, Message, OutcomeFuture, RequestOptions
 from polyhead_server.observability.metrics import Metrics
 
 from .response_buffer import PendingAnswer, ResponseBuffer
@@ -34,11 +34,14 @@ _RESPONSE_BYTES = 2**20
 class Submitter:
     """Submits the messages of one stream to the model that serves at that moment, as capacity comes."""
 
-    def __init__(self, current: Callable[[], ServingModel], deadline: float | None, turns: LoopTurns) -> None:
+    def __init__(
+        self, current: Callable[[RequestOptions], ServingModel], deadline: float | None, turns: LoopTurns
+    ) -> None:
         """Creates the submitter of one stream.
 
         Args:
-            current: Returns the model that serves now; a reload may change it during the stream.
+            current: Returns the model that answers a message with such options now; a reload or a canary may change it
+                during the stream.
             deadline: ``time.monotonic()`` second at which the call expires; None for no deadline.
             turns: Turns on the event loop for the parts of large messages.
         """
@@ -58,7 +61,7 @@ class Submitter:
         Returns:
             The model that answers, and one future for each item that was submitted.
         """
-        model = await self._wait_for_capacity()
+        model = await self._wait_for_capacity(message.options)
         part = model.check(message)
         if part.error:
             return model, [_resolved(part.error) for _ in part.items]
@@ -103,17 +106,17 @@ class Submitter:
             raise
         finally:
             self._deadline = stream_deadline
-        return (model or self._current()).pipeline.model, futures
+        return (model or self._current(message.options)).pipeline.model, futures
 
-    async def _wait_for_capacity(self) -> ServingModel:
-        """Waits until the queue of the serving model accepts another message; returns that model."""
+    async def _wait_for_capacity(self, options: RequestOptions) -> ServingModel:
+        """Waits until the queue of the model that answers accepts another message; returns that model."""
         while True:
-            if self._model is not (current := self._current()):
+            if self._model is not (current := self._current(options)):
                 # Each queue counts a flow's waiting tokens; items in the previous model's queue keep their own flow.
                 self._model, self._flow = current, Flow()
             await current.pipeline.wait_for_capacity(self._flow)
             # A reload may have replaced the model during the wait.
-            if current is self._current():
+            if current is self._current(options):
                 return current
 
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Mapping, Set
-from typing import Any, Protocol, TypeVar
+from collections.abc import Collection, Coroutine, Mapping, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from polyhead_server.candidate.parameters import CandidateBundle
 from polyhead_server.errors import InternalError, ModelNotFoundError, NotReadyError, ReloadError
 from polyhead_server.lifecycle.reload_queue import ReloadQueue
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 
 from . import ipc
-from .ipc import Method, NoParams, ReloadParams, Role
+from .candidate_commands import CandidateCommands
+from .ipc import Method, NoParams, PromoteParams, ReloadParams, Role
 from .process import WorkerEndedError, WorkerFailedError, WorkerHangsError, WorkerProcess
+
+if TYPE_CHECKING:
+    from polyhead_server.drift.report import DriftReport
 
 logger = logging.getLogger(__name__)
 
+P = TypeVar("P")
 R = TypeVar("R")
 
 # Seconds in which a worker must answer a request that requires no work. A worker that is stopped or hangs must not hold
@@ -41,6 +48,8 @@ class WorkerCommands:
     Attributes:
         identity: Identity of the serving model; None if no worker serves yet.
         drained: Whether an operator has drained the server.
+        bundle: The bundle that the server has promoted to; None for that of the settings.
+        candidate: Commands of a shadow or canary.
         stopping: Whether the server is shutting down.
         health: Health service of the supervisor; None without an admin service.
         changing: Held while a model or a worker is being replaced, so that this happens one at a time.
@@ -56,6 +65,8 @@ class WorkerCommands:
         """
         self.identity: ModelIdentity | None = None
         self.drained = False
+        self.bundle: Path | None = None
+        self.candidate = CandidateCommands(self._serving_others)
         self.stopping = False
         self.health: HealthReporter | None = None
         self.changing = asyncio.Lock()
@@ -127,11 +138,36 @@ class WorkerCommands:
             raise ModelNotFoundError(*sorted(names))
         return results
 
+    async def drift(self, model: str = "") -> DriftReport:
+        """Compares the traffic of all workers together with the validation texts; logs which workers hang.
+
+        Args:
+            model: Name of the model; empty for the one that there is.
+
+        Raises:
+            ModelNotFoundError: The model has another name.
+            DriftNotAvailableError: No worker counts its traffic; states why.
+            InternalError: No worker answered.
+        """
+        # The supervisor requires numpy for nothing else.
+        from polyhead_server.drift.exchange import report_on
+
+        if model:
+            await self.stats(model)
+        results, failures = await self._request_all(ipc.DRIFT, roles={Role.WORKER, Role.ENGINE})
+        if failures and not results:
+            raise InternalError.logged("; ".join(failures))
+        for failure in failures:
+            logger.warning("%s", failure)
+        return await asyncio.to_thread(report_on, results)
+
     async def add(self, worker: WorkerProcess) -> None:
         """Applies what happened while a worker was starting, now that it serves."""
         if self.drained and not worker.config.drained:
             with contextlib.suppress(WorkerFailedError):
                 await worker.request(ipc.DRAIN, NoParams(), _RESPONSE_TIMEOUT_S)
+        if worker.config.role is not Role.ENGINE:
+            await self.candidate.add(worker)
 
     async def update_health(self) -> None:
         """Reports the health of the server: it is alive while any worker serves."""
@@ -148,10 +184,20 @@ class WorkerCommands:
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(task)
 
-    async def _reload(self, force: bool) -> list[ReloadResult]:
-        """Reloads all workers, including those that are starting: they may have read the old bundle.
+    async def promote(self, candidate: CandidateBundle, *, force: bool) -> list[ReloadResult]:
+        """Serves another bundle in one worker after the other and stops at the first failure; see ``reload``.
 
-        With fronts, the engine process reloads for all of them.
+        Workers that start later load that bundle too, until the next reload.
+        """
+        return await self._replace(ipc.PROMOTE, PromoteParams(candidate, force), candidate.path)
+
+    async def _reload(self, force: bool) -> list[ReloadResult]:
+        return await self._replace(ipc.RELOAD, ReloadParams(force), None)
+
+    async def _replace(self, method: Method[P, ReloadResult], params: P, bundle: Path | None) -> list[ReloadResult]:
+        """Replaces the model of all workers, including those that are starting: they may have read the old bundle.
+
+        With fronts, the engine process does so for all of them.
         """
         results: list[ReloadResult] = []
         timeout_s = self._settings.start_timeout_s + _RELOAD_GRACE_S
@@ -161,11 +207,11 @@ class WorkerCommands:
                     continue
                 try:
                     await self._require_response(worker)
-                    result = await worker.request(ipc.RELOAD, ReloadParams(force), timeout_s)
+                    result = await worker.request(method, params, timeout_s)
                 except WorkerFailedError as error:
                     raise self._reload_error(worker, error, len(results)) from error
                 # A worker that starts from now on finds the same bundle as this one.
-                self.identity = result.identity
+                self.identity, self.bundle = result.identity, bundle
                 results.append(result)
             if not results:
                 raise ReloadError("no worker serves")
@@ -190,13 +236,15 @@ class WorkerCommands:
         logger.error("reload stopped at %s", problem)
         return ReloadError(problem)
 
-    async def _request_all(self, method: Method[NoParams, R]) -> tuple[list[R], list[str]]:
-        """Sends a request to all workers that serve, at once; leaves out those that end meanwhile.
+    async def _request_all(
+        self, method: Method[NoParams, R], roles: Collection[Role] = frozenset(Role)
+    ) -> tuple[list[R], list[str]]:
+        """Sends a request to all workers of some roles that serve, at once; leaves out those that end meanwhile.
 
         Returns:
             The results, and why workers gave none.
         """
-        workers = [worker for worker in self._remaining() if worker.serving_since]
+        workers = [one for one in self._remaining() if one.serving_since and one.config.role in roles]
         answers = await asyncio.gather(
             *(worker.request(method, NoParams(), _RESPONSE_TIMEOUT_S) for worker in workers), return_exceptions=True
         )
@@ -208,6 +256,10 @@ class WorkerCommands:
             elif not isinstance(answer, WorkerEndedError):
                 failures.append(f"{method.name} failed in {worker.name}: {answer}")
         return results, failures
+
+    def _serving_others(self) -> list[WorkerProcess]:
+        """The processes that answer calls."""
+        return [one for one in self._remaining() if one.serving_since and one.config.role is not Role.ENGINE]
 
     def _remaining(self) -> list[WorkerProcess]:
         """The workers that are not being stopped, by number."""

@@ -5,7 +5,10 @@
     supervisor -> worker, on its standard input     notification  configure(WorkerConfig), the first line
                                                     request       reload(ReloadParams) -> ReloadResult
                                                     request       drain(NoParams) -> NoResult
+                                                    request       promote(PromoteParams) -> ReloadResult
                                                     request       stats(NoParams) -> WorkerStats
+                                                    requests of a shadow and of a canary, see ``candidate``
+                                                    request       drift(NoParams) -> DriftCounts
     worker -> supervisor, on its standard output    notification  serving(ModelIdentity)
 
 Each method is a constant of this module that names the types of its parameters and its result. A message that is not
@@ -14,18 +17,17 @@ valid is answered with a JSON-RPC error and does not end a process. Errors and n
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import json
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
+from polyhead_server.candidate.parameters import CanaryCounts, CanaryParams, CandidateBundle, SamplingParams
 from polyhead_server.errors import StartupError
+from polyhead_server.json_dataclasses import from_json, to_json
 from polyhead_server.json_types import Values
-from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
+from polyhead_server.process_reports import DriftCounts, ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 
 # The labels of a large model make long lines.
@@ -92,7 +94,7 @@ class Method(Generic[P, R]):
             RpcError: They are not the parameters of this method.
         """
         try:
-            return cast(P, _from_json(self.params, request.params))
+            return cast(P, from_json(self.params, request.params))
         except (KeyError, TypeError, ValueError, OverflowError, StartupError) as error:
             raise RpcError(INVALID_PARAMS, f"invalid parameters of {self.name}: {error}", request.id) from error
 
@@ -105,7 +107,7 @@ class Method(Generic[P, R]):
         if response.error:
             raise response.error
         try:
-            return cast(R, _from_json(self.result, response.result))
+            return cast(R, from_json(self.result, response.result))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise RpcError(INVALID_REQUEST, f"invalid result of {self.name}: {error}", response.id) from error
 
@@ -131,6 +133,19 @@ class ReloadParams:
     force: bool
 
 
+@dataclass(frozen=True)
+class PromoteParams:
+    """Parameters of ``promote``.
+
+    Attributes:
+        candidate: The bundle.
+        force: Accept a model that is incompatible with the serving one.
+    """
+
+    candidate: CandidateBundle
+    force: bool
+
+
 class Role(enum.StrEnum):
     """The part that a process plays: a whole server, or one of the parts of ``--fronts``."""
 
@@ -152,6 +167,7 @@ class WorkerConfig:
         metrics_folder: Directory of the files in which all workers count; empty without --metrics-listen.
         role: The part that the process plays.
         engine_socket: Socket of the engine process; empty without --fronts.
+        bundle: The bundle that the server has promoted to; None for that of the settings.
     """
 
     settings: Settings
@@ -161,28 +177,35 @@ class WorkerConfig:
     metrics_folder: str = ""
     role: Role = Role.WORKER
     engine_socket: str = ""
+    bundle: Path | None = None
 
 
 CONFIGURE = Method("configure", WorkerConfig, NoResult)
 SERVING = Method("serving", ModelIdentity, NoResult)
 RELOAD = Method("reload", ReloadParams, ReloadResult)
+PROMOTE = Method("promote", PromoteParams, ReloadResult)
 DRAIN = Method("drain", NoParams, NoResult)
 STATS = Method("stats", NoParams, WorkerStats)
+SAMPLE = Method("sample", SamplingParams, NoResult)
+SET_CANARY = Method("set_canary", CanaryParams, NoResult)
+DRAIN_CANARY = Method("drain_canary", NoParams, NoResult)
+CANARY_COUNTS = Method("canary_counts", NoParams, CanaryCounts)
+DRIFT = Method("drift", NoParams, DriftCounts)
 
 
 def encode_request(method: Method[P, Any], params: P, request_id: int) -> bytes:
     """Encodes a request as a line."""
-    return _line(method=method.name, params=_to_json(params), id=request_id)
+    return _line(method=method.name, params=to_json(params), id=request_id)
 
 
 def encode_notification(method: Method[P, Any], params: P) -> bytes:
     """Encodes a notification, which is not answered, as a line."""
-    return _line(method=method.name, params=_to_json(params))
+    return _line(method=method.name, params=to_json(params))
 
 
 def encode_result(result: Any, request_id: int | None) -> bytes:
     """Encodes the result of a request, a dataclass, as a line."""
-    return _line(result=_to_json(result), id=request_id)
+    return _line(result=to_json(result), id=request_id)
 
 
 def encode_error(error: RpcError) -> bytes:
@@ -219,46 +242,3 @@ def decode(line: bytes) -> Request | Response:
 
 def _line(**values: Any) -> bytes:
     return json.dumps({"jsonrpc": "2.0", **values}, default=str).encode() + b"\n"
-
-
-def _to_json(value: Any) -> Values:
-    """Converts a dataclass to values that ``_line`` can write: a path becomes text, a tuple a list."""
-    return dataclasses.asdict(value)
-
-
-def _from_json(kind: Any, value: Any) -> Any:
-    """Converts JSON values to a type: a dataclass, or one of the types that its fields consist of.
-
-    Raises:
-        KeyError: The dataclass has no such field.
-        TypeError: A field is missing, or a value has another type.
-        ValueError: A value is out of range.
-        OverflowError: A number is too large.
-    """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    result: Any
-    if origin is types.UnionType:
-        result = None if value is None else _from_json(arguments[0], value)
-    elif dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        fields = {name: _from_json(hints[name], one) for name, one in _require(dict, value).items()}
-        result = cast(Any, kind)(**fields)
-    elif origin is tuple:
-        result = tuple(_from_json(arguments[0], one) for one in _require(list, value))
-    elif origin is dict:
-        result = {name: _from_json(arguments[1], one) for name, one in _require(dict, value).items()}
-    elif isinstance(kind, type) and issubclass(kind, enum.Enum):
-        result = kind(value)
-    elif kind is Path:
-        result = Path(_require(str, value))
-    elif kind is float and type(value) is int:
-        result = float(value)
-    else:
-        result = _require(kind, value)
-    return result
-
-
-def _require(kind: type, value: Any) -> Any:
-    if type(value) is not kind:
-        raise TypeError(f"{value!r} is not of type {kind.__name__}")
-    return value

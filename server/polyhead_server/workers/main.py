@@ -12,14 +12,27 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from polyhead_server.candidate.parameters import CanaryCounts, CanaryParams, SamplingParams
 from polyhead_server.errors import NotReadyError, ServerError
 from polyhead_server.lifecycle.entry import run
-from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
+from polyhead_server.process_reports import DriftCounts, ModelIdentity, ReloadResult, WorkerStats
 
 from . import ipc
-from .ipc import Method, NoParams, NoResult, ReloadParams, Request, Response, Role, RpcError, WorkerConfig
+from .ipc import (
+    Method,
+    NoParams,
+    NoResult,
+    PromoteParams,
+    ReloadParams,
+    Request,
+    Response,
+    Role,
+    RpcError,
+    WorkerConfig,
+)
 
 if TYPE_CHECKING:
+    from polyhead_server.lifecycle.candidate_operations import CandidateOperations
     from polyhead_server.lifecycle.operations import ProcessOperations
 
 # Not __name__, which is __main__ here.
@@ -55,7 +68,7 @@ async def _serve(config: WorkerConfig, output: BinaryIO) -> int:
     # The pipe ends when the supervisor does.
     reading.add_done_callback(lambda _: stop.set())
     socket = Path(config.engine_socket) if config.engine_socket else None
-    role = WorkerRole(config.identity, config.drained, connection.announce_serving, socket)
+    role = WorkerRole(config.identity, config.drained, connection.announce_serving, socket, config.bundle)
     try:
         if config.role is Role.ENGINE:
             from polyhead_server.lifecycle.engine_process import serve_engine
@@ -81,6 +94,12 @@ class SupervisorConnection:
             ipc.RELOAD.name: _handler(ipc.RELOAD, self._reload),
             ipc.DRAIN.name: _handler(ipc.DRAIN, self._drain),
             ipc.STATS.name: _handler(ipc.STATS, self._stats),
+            ipc.PROMOTE.name: _handler(ipc.PROMOTE, self._promote),
+            ipc.SAMPLE.name: _handler(ipc.SAMPLE, self._sample),
+            ipc.SET_CANARY.name: _handler(ipc.SET_CANARY, self._set_canary),
+            ipc.DRAIN_CANARY.name: _handler(ipc.DRAIN_CANARY, self._drain_canary),
+            ipc.CANARY_COUNTS.name: _handler(ipc.CANARY_COUNTS, self._canary_counts),
+            ipc.DRIFT.name: _handler(ipc.DRIFT, self._drift),
         }
         self._in_progress: set[asyncio.Task[None]] = set()
 
@@ -143,6 +162,33 @@ class SupervisorConnection:
 
     async def _stats(self, _: NoParams) -> WorkerStats:
         return await self._require_operations().stats()
+
+    async def _promote(self, params: PromoteParams) -> ReloadResult:
+        return await self._require_operations().promote(params.candidate, force=params.force)
+
+    async def _sample(self, params: SamplingParams) -> NoResult:
+        self._require_candidate().sample(params)
+        return NoResult()
+
+    async def _set_canary(self, params: CanaryParams) -> NoResult:
+        await self._require_candidate().set_canary(params)
+        return NoResult()
+
+    async def _drain_canary(self, _: NoParams) -> NoResult:
+        await self._require_candidate().drain_canary()
+        return NoResult()
+
+    async def _canary_counts(self, _: NoParams) -> CanaryCounts:
+        return self._require_candidate().canary_counts()
+
+    def _require_candidate(self) -> CandidateOperations:
+        candidate = self._require_operations().candidate
+        if candidate is None:
+            raise NotReadyError
+        return candidate
+
+    async def _drift(self, _: NoParams) -> DriftCounts:
+        return await self._require_operations().drift()
 
     def _require_operations(self) -> ProcessOperations:
         if self._operations is None:

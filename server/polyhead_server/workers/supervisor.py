@@ -41,11 +41,15 @@ from polyhead_server.errors import StartupError
 from polyhead_server.lifecycle.bundle_watcher import BundleWatcher
 from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, ServerFailedError
 from polyhead_server.lifecycle.stop_signals import EXIT_FAILED
+from polyhead_server.observability.candidate_metrics import CandidateCollector, CandidateMetrics
+from polyhead_server.observability.drift_metrics import DriftMetrics, refresh
+from polyhead_server.observability.metric_factories import Instruments
 from polyhead_server.observability.multiprocess import WorkerMetrics
 from polyhead_server.observability.scrape_server import listen_for_scrapes
 from polyhead_server.settings import Settings, usable_cores
 from polyhead_server.threads import in_daemon_thread
 
+from .candidate_commands import WorkerProcesses
 from .commands import WorkerCommands
 from .config import front_configs, worker_configs
 from .ipc import Role, WorkerConfig
@@ -85,14 +89,20 @@ async def supervise(settings: Settings) -> int:
     require_local(settings.admin_listen)
     async with contextlib.AsyncExitStack() as stack:
         address = stack.enter_context(reserve(settings.listen))
-        folder, metrics = stack.enter_context(_metrics(settings.metrics_listen))
+        folder, metrics, registry = stack.enter_context(_metrics(settings.metrics_listen))
         # No other user may enter it.
         sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="polyhead-engine-")) if settings.fronts else ""
         supervisor = Supervisor(dataclasses.replace(settings, listen=address), folder, metrics, sockets)
         # Before gRPC is imported, which takes a while: without a handler a signal would end the process at once.
         supervisor.handle_signals()
         if settings.admin_listen:
-            await _serve_admin(settings, supervisor.commands, stack)
+            collector = CandidateCollector()
+            if registry:
+                registry.register(collector)
+            await _serve_admin(settings, supervisor.commands, collector.add(), stack)
+        if registry and settings.drift_window_s:
+            task = asyncio.create_task(refresh(DriftMetrics(Instruments(registry)), supervisor.commands.drift))
+            stack.callback(task.cancel)
         return await supervisor.run()
 
 
@@ -228,6 +238,7 @@ class Supervisor:
             identity=self.commands.identity,
             drained=self.commands.drained,
             metrics_folder=self._metrics_folder,
+            bundle=self.commands.bundle,
         )
         try:
             worker = await WorkerProcess.start(number, config)
@@ -323,35 +334,49 @@ class Supervisor:
         return code
 
 
-async def _serve_admin(settings: Settings, commands: WorkerCommands, stack: contextlib.AsyncExitStack) -> None:
+async def _serve_admin(
+    settings: Settings, commands: WorkerCommands, metrics: CandidateMetrics, stack: contextlib.AsyncExitStack
+) -> None:
     """Serves the admin service in this process until the stack is closed.
 
     Raises:
         StartupError: The address is taken.
     """
+    from polyhead_server.lifecycle.candidate_manager import CandidateManager
     from polyhead_server.rpc.admin_service import AdminServer
     from polyhead_server.rpc.health import Health
 
     commands.health = Health()
     await commands.update_health()
-    admin = AdminServer(settings, commands, commands.health)
+    manager = CandidateManager(settings, WorkerProcesses(settings, commands), metrics)
+    stack.push_async_callback(manager.close)
+
+    async def candidates(model: str) -> CandidateManager:
+        if model:
+            await commands.stats(model)
+        return manager
+
+    admin = AdminServer(settings, commands, candidates, commands.health)
     await admin.open()
     stack.push_async_callback(admin.close)
 
 
 @contextlib.contextmanager
-def _metrics(listen: str) -> Iterator[tuple[str, WorkerMetrics | None]]:
-    """Answers scrapes for all workers from files in which they count; yields the files' directory and their reader.
+def _metrics(listen: str) -> Iterator[tuple[str, WorkerMetrics | None, CollectorRegistry | None]]:
+    """Answers scrapes for all workers from files in which they count.
+
+    Yields:
+        The directory of the files, their reader, and the registry that is scraped.
 
     Raises:
         StartupError: The address is taken.
     """
     if not listen:
-        yield "", None
+        yield "", None, None
         return
     with tempfile.TemporaryDirectory(prefix="polyhead-metrics-") as folder:
         registry = CollectorRegistry()
         metrics = WorkerMetrics(Path(folder))
         registry.register(metrics)
         listen_for_scrapes(listen, registry)
-        yield folder, metrics
+        yield folder, metrics, registry

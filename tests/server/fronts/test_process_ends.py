@@ -197,7 +197,7 @@ async def test_a_front_that_does_not_read_holds_up_no_other(
             sent += 1
             writer.on_space()
             for item in range(500):
-                put = records.Put(sent << 32 | item, sent, -1, 0, 0, 1, item, ids)
+                put = records.Put(sent << 32 | item, sent, -1, 0, 0, 1, item, len(ids) // 4, ids)
                 writer.write(records.put(Flag.UNARY, put))
             writer.write(records.tokenized(Flag.LAST, records.Tokenized(sent, 500)))
             (outcome,) = await answered(await pipeline.submit(message(f"w{sent % 100}"), Flow(unary=True), None))

@@ -11,7 +11,7 @@ from polyhead_server.inference.types import ModelOutput, Timings
 
 IDS = array("I", [2, 70_000, 2**32 - 1]).tobytes()
 ADMIT = records.Admit(2**60, 7, -1, 3, array("I", [5, 9]))
-PUT = records.Put(2**60, 7, 10**18, 1, 2, 3, 4, IDS)
+PUT = records.Put(2**60, 7, 10**18, 1, 2, 3, 4, 5, IDS)
 OUTPUT = ModelOutput(
     np.asarray([0.5, -1e-30], dtype=np.float32),
     (np.asarray([1, 2, 3], dtype=np.float32), np.asarray([-4], dtype=np.float32)),

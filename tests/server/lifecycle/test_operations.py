@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from typing import cast
 
 import pytest
+from polyhead_server.drift.monitor import DriftMonitor
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError
 from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import Model
@@ -15,6 +17,7 @@ from polyhead_server.lifecycle.operations import Operations
 from polyhead_server.lifecycle.reload import Reloader
 from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.inference_service import InferenceService
+from polyhead_server.settings import Settings
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -84,7 +87,7 @@ async def health() -> Health:
 
 @pytest.fixture
 def operations(health: Health) -> Operations:
-    return Operations(cast(InferenceService, FakeService()), health)
+    return Operations(cast(InferenceService, FakeService()), health, DriftMonitor(Settings(bundle=Path("fake"))))
 
 
 @pytest.fixture
@@ -176,3 +179,7 @@ async def test_refused_reload_by_signal_raises_nothing(operations: Operations, r
     reloader.fails = ReloadError("it is damaged")
     await operations.reload_and_log()
     assert reloader.forced == [False]
+
+
+async def test_process_that_has_counted_nothing_says_why(operations: Operations) -> None:
+    assert (await operations.drift()).problem == "no model serves yet"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polyhead_bundle as bundle
 import pytest
+from polyhead_server.drift.monitor import DriftMonitor
 from polyhead_server.errors import ReloadError, StartupError
 from polyhead_server.inference import engine_core
 from polyhead_server.inference.model import Model
@@ -230,7 +231,7 @@ async def test_replaced_bundle_is_loaded_once_even_if_it_is_refused(
 ) -> None:
     manifest = tmp_path / "bundle.json"
     manifest.write_text("old")
-    operations = Operations(server.service, Health())
+    operations = Operations(server.service, Health(), DriftMonitor(Settings(bundle=Path("fake"))))
     operations.reloader = server.reloader
     looks = asyncio.Queue[None]()
 

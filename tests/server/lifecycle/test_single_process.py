@@ -58,9 +58,14 @@ def operations() -> list[FakeOperations]:
 @pytest.fixture
 def process(operations: list[FakeOperations]) -> SingleProcess:
     backends = [cast(Backend, FakeBackend(one.name)) for one in operations]
-    units: Any = [
-        SimpleNamespace(operations=one, backend=backend) for one, backend in zip(operations, backends, strict=True)
-    ]
+
+    def unit(of: FakeOperations, backend: Backend) -> Any:
+        async def drift() -> str:
+            return f"drift of {of.name}"
+
+        return SimpleNamespace(operations=of, backend=backend, drift=drift)
+
+    units = list(map(unit, operations, backends))
     return SingleProcess(cast("list[ModelUnit]", units), Models(backends))
 
 
@@ -100,8 +105,15 @@ async def test_models_drain_together(process: SingleProcess, operations: list[Fa
 
 
 async def test_statistics_are_those_of_the_named_model_or_of_all(process: SingleProcess) -> None:
-    assert await process.stats() == ["a", "b", "c"]
-    assert await process.stats("c") == ["c"]
+    found: list[Any] = [await process.stats(), await process.stats("c")]
+    assert found == [["a", "b", "c"], ["c"]]
+
+
+async def test_drift_is_that_of_the_named_model_or_of_the_first(process: SingleProcess) -> None:
+    found: list[Any] = [await process.drift(), await process.drift("c")]
+    assert found == ["drift of a", "drift of c"]
+    with pytest.raises(ModelNotFoundError):
+        await process.drift("d")
 
 
 async def test_unknown_name_changes_nothing(process: SingleProcess, operations: list[FakeOperations]) -> None:

@@ -254,7 +254,7 @@ async def test_message_of_a_stream_enters_the_queue_in_parts(
     serving = ServingModel.from_pipeline(pipeline)
     buffer = ResponseBuffer(10_000)
     turns = LoopTurns()
-    reader = StreamReader(buffer, Submitter(lambda: serving, None, turns), turns)
+    reader = StreamReader(buffer, Submitter(lambda _: serving, None, turns), turns)
 
     async def messages() -> AsyncIterator[Message]:
         yield Message([Item(str(number), "w1 w2 w3") for number in range(1000)], RequestOptions())

@@ -6,13 +6,28 @@ import asyncio
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
-from polyhead_server.errors import InternalError, ModelNotFoundError, NotReadyError, ReloadError
+from polyhead_server.drift.exchange import encode
+from polyhead_server.errors import (
+    DriftNotAvailableError,
+    InternalError,
+    ModelNotFoundError,
+    NotReadyError,
+    ReloadError,
+)
 from polyhead_server.lifecycle.bundle_watcher import BundleWatcher
-from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
+from polyhead_server.process_reports import (
+    DriftCounts,
+    Measure,
+    MeasureKind,
+    ModelIdentity,
+    ReloadResult,
+    WorkerStats,
+)
 from polyhead_server.settings import Settings
 from polyhead_server.workers.commands import WorkerCommands
-from polyhead_server.workers.ipc import Method, NoParams, NoResult, ReloadParams, WorkerConfig
+from polyhead_server.workers.ipc import Method, NoParams, NoResult, ReloadParams, Role, WorkerConfig
 from polyhead_server.workers.process import WorkerEndedError, WorkerFailedError, WorkerHangsError, WorkerProcess
 
 OLD, NEW = ModelIdentity("old", ()), ModelIdentity("new", ())
@@ -20,6 +35,20 @@ OLD, NEW = ModelIdentity("old", ()), ModelIdentity("new", ())
 
 def stats_of(process_id: int) -> WorkerStats:
     return WorkerStats(process_id, "m", True, 1.0, 0, 0, 0, 0.0, 0, 0, 0, 0, 0.0, {}, 1, "tickets")
+
+
+def counts_of(process_id: int) -> dict[str, Any]:
+    """Returns 100 texts of label a in the bucket of each of two hours, which differ between processes."""
+    measure = Measure("topic", "answers", MeasureKind.SHARES, ("a", "b"), (0.5, 0.5), 400)
+    counts = encode(np.array([[100.0, 0.0, 100.0, 0.0]] * 2))
+    return {
+        "model_id": "m",
+        "measures": (measure,),
+        "window_s": 7200.0,
+        "min_distance": 0.1,
+        "numbers": (process_id, process_id + 1),
+        "counts": counts,
+    }
 
 
 # A reload first finds out whether the worker answers at all.
@@ -46,6 +75,7 @@ class FakeWorker:
         self.stop_requested = False
         self.serving_since = 1.0 if serves else None
         self.ended = False
+        self.counts_nothing_because = ""
         self.serves = serves
         self.gate = asyncio.Event()
         self.gate.set()
@@ -66,6 +96,7 @@ class FakeWorker:
             "reload": ReloadResult(self.number, "m", {}, NEW),
             "drain": NoResult(),
             "stats": stats_of(self.number),
+            "drift": DriftCounts(self.counts_nothing_because, **counts_of(self.number)),
         }
         return results[method.name]
 
@@ -103,6 +134,36 @@ async def test_drain_and_stats_reach_all_workers() -> None:
     assert [stats.process_id for stats in await commands.stats()] == [0, 1, 2]
     await commands.drain()
     assert [worker.requests for worker in workers] == [[("stats", NoParams()), ("drain", NoParams())]] * 3
+
+
+async def test_drift_is_that_of_all_workers_together() -> None:
+    workers = [FakeWorker(number) for number in range(3)]
+    workers[2].counts_nothing_because = "no model serves yet"
+    report = await commands_to(*workers).drift()
+    (topic,) = report.measures
+    assert (report.texts, topic.observed, topic.texts) == (400, (1.0, 0.0), 400)
+    assert all(worker.requested == ["drift"] for worker in workers)
+
+
+async def test_fronts_are_not_asked_for_drift() -> None:
+    engine, front = FakeWorker(0), FakeWorker(1)
+    engine.config, front.config = (
+        WorkerConfig(Settings(bundle=Path("x")), role=role) for role in (Role.ENGINE, Role.FRONT)
+    )
+    assert (await commands_to(engine, front).drift()).texts == 200
+    assert (engine.requested, front.requested) == (["drift"], [])
+
+
+async def test_drift_without_counts_states_why(caplog: pytest.LogCaptureFixture) -> None:
+    worker = FakeWorker(0)
+    worker.counts_nothing_because = "m has no reference"
+    with pytest.raises(DriftNotAvailableError, match="m has no reference"):
+        await commands_to(worker).drift()
+    with pytest.raises(InternalError):
+        await commands_to(FakeWorker(0, hangs=True)).drift()
+    hanging = await commands_to(FakeWorker(0), FakeWorker(1, hangs=True)).drift()
+    assert hanging.texts == 200
+    assert "drift failed in worker 1" in caplog.text
 
 
 async def test_reload_stops_at_the_first_failure(caplog: pytest.LogCaptureFixture) -> None:

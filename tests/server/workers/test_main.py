@@ -13,7 +13,7 @@ import pytest
 from polyhead_server.errors import NotReadyError, ReloadError
 from polyhead_server.json_types import Values
 from polyhead_server.lifecycle.operations import Operations
-from polyhead_server.process_reports import HeadIdentity, ModelIdentity, ReloadResult
+from polyhead_server.process_reports import DriftCounts, HeadIdentity, ModelIdentity, ReloadResult
 from polyhead_server.workers import ipc
 from polyhead_server.workers.ipc import NoParams, ReloadParams
 from polyhead_server.workers.main import SupervisorConnection
@@ -38,6 +38,9 @@ class FakeOperations:
 
     async def stats(self) -> None:
         raise NotReadyError
+
+    async def drift(self) -> DriftCounts:
+        return DriftCounts("m has no reference")
 
 
 class Connection:
@@ -91,10 +94,12 @@ async def test_worker_runs_the_requested_operations(connection: Connection) -> N
     connection.announce()
     connection.send(ipc.encode_request(ipc.RELOAD, ReloadParams(force=True), 3))
     connection.send(ipc.encode_request(ipc.DRAIN, NoParams(), 4))
+    connection.send(ipc.encode_request(ipc.DRIFT, NoParams(), 5))
     _, *answers = await connection.end()
-    (reloaded, drained) = sorted(answers, key=lambda one: int(one["id"]))
+    (reloaded, drained, drift) = sorted(answers, key=lambda one: int(one["id"]))
     assert (reloaded["id"], reloaded["result"]["model_id"]) == (3, "m")
     assert drained == result(4)
+    assert drift["result"]["problem"] == "m has no reference"
 
 
 async def test_operation_that_takes_long_does_not_delay_the_next(connection: Connection) -> None:

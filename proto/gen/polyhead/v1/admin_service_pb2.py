@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from polyhead.v1 import item_pb2 as polyhead_dot_v1_dot_item__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpolyhead/v1/admin_service.proto\x12\x0bpolyhead.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16polyhead/v1/item.proto\"\x1e\n\rReloadRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"<\n\x0eReloadResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.polyhead.v1.WorkerReload\"y\n\x0cWorkerReload\x12\x12\n\nprocess_id\x18\x01 \x01(\r\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12/\n\x0c\x66ingerprints\x18\x03 \x01(\x0b\x32\x19.polyhead.v1.Fingerprints\x12\x12\n\nmodel_name\x18\x04 \x01(\t\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\"\x11\n\x0fGetStatsRequest\"=\n\x10GetStatsResponse\x12)\n\x07workers\x18\x01 \x03(\x0b\x32\x18.polyhead.v1.WorkerStats\"\xaa\x04\n\x0bWorkerStats\x12\x12\n\nprocess_id\x18\x01 \x01(\r\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12*\n\x07up_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10requests_running\x18\x05 \x01(\r\x12\x14\n\x0cqueued_items\x18\x06 \x01(\r\x12\x15\n\rqueued_tokens\x18\x07 \x01(\x04\x12\x30\n\rexpected_wait\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bitems_total\x18\t \x01(\x04\x12\x14\n\x0ctokens_total\x18\n \x01(\x04\x12\x1c\n\x14padding_tokens_total\x18\x0b \x01(\x04\x12\x15\n\rbatches_total\x18\x0c \x01(\x04\x12\x30\n\rcompute_total\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12H\n\x11item_errors_total\x18\x0e \x03(\x0b\x32-.polyhead.v1.WorkerStats.ItemErrorsTotalEntry\x12\x17\n\x0f\x63ompute_threads\x18\x0f \x01(\r\x12\x12\n\nmodel_name\x18\x10 \x01(\t\x1a\x36\n\x14ItemErrorsTotalEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xda\x01\n\x0c\x41\x64minService\x12\x41\n\x06Reload\x12\x1a.polyhead.v1.ReloadRequest\x1a\x1b.polyhead.v1.ReloadResponse\x12>\n\x05\x44rain\x12\x19.polyhead.v1.DrainRequest\x1a\x1a.polyhead.v1.DrainResponse\x12G\n\x08GetStats\x12\x1c.polyhead.v1.GetStatsRequest\x1a\x1d.polyhead.v1.GetStatsResponseBQ\n\x0eio.polyhead.v1P\x01Z=github.com/polyhead/polyhead/clients/go/polyheadv1;polyheadv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpolyhead/v1/admin_service.proto\x12\x0bpolyhead.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16polyhead/v1/item.proto\"\x1e\n\rReloadRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"<\n\x0eReloadResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.polyhead.v1.WorkerReload\"y\n\x0cWorkerReload\x12\x12\n\nprocess_id\x18\x01 \x01(\r\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12/\n\x0c\x66ingerprints\x18\x03 \x01(\x0b\x32\x19.polyhead.v1.Fingerprints\x12\x12\n\nmodel_name\x18\x04 \x01(\t\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\"\x11\n\x0fGetStatsRequest\"=\n\x10GetStatsResponse\x12)\n\x07workers\x18\x01 \x03(\x0b\x32\x18.polyhead.v1.WorkerStats\"\xaa\x04\n\x0bWorkerStats\x12\x12\n\nprocess_id\x18\x01 \x01(\r\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12*\n\x07up_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10requests_running\x18\x05 \x01(\r\x12\x14\n\x0cqueued_items\x18\x06 \x01(\r\x12\x15\n\rqueued_tokens\x18\x07 \x01(\x04\x12\x30\n\rexpected_wait\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bitems_total\x18\t \x01(\x04\x12\x14\n\x0ctokens_total\x18\n \x01(\x04\x12\x1c\n\x14padding_tokens_total\x18\x0b \x01(\x04\x12\x15\n\rbatches_total\x18\x0c \x01(\x04\x12\x30\n\rcompute_total\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12H\n\x11item_errors_total\x18\x0e \x03(\x0b\x32-.polyhead.v1.WorkerStats.ItemErrorsTotalEntry\x12\x17\n\x0f\x63ompute_threads\x18\x0f \x01(\r\x12\x12\n\nmodel_name\x18\x10 \x01(\t\x1a\x36\n\x14ItemErrorsTotalEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x11\n\x0fGetDriftRequest\"\xe8\x01\n\x10GetDriftResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12)\n\x06window\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05texts\x18\x03 \x01(\x04\x12\x17\n\x0funcounted_texts\x18\x04 \x01(\x04\x12\x17\n\x0freference_texts\x18\x05 \x01(\x04\x12\x14\n\x0cmin_distance\x18\x06 \x01(\x01\x12\x13\n\x0bmax_p_value\x18\x07 \x01(\x01\x12+\n\x08measures\x18\x08 \x03(\x0b\x32\x19.polyhead.v1.DriftMeasure\"\xbc\x01\n\x0c\x44riftMeasure\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05texts\x18\x03 \x01(\x04\x12\x17\n\x0f\x65\x66\x66\x65\x63tive_texts\x18\x04 \x01(\x01\x12\x10\n\x08\x64istance\x18\x05 \x01(\x01\x12\x14\n\x07p_value\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07\x64rifted\x18\x07 \x01(\x08\x12#\n\x04\x62ins\x18\x08 \x03(\x0b\x32\x15.polyhead.v1.DriftBinB\n\n\x08_p_value\"=\n\x08\x44riftBin\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\treference\x18\x02 \x01(\x01\x12\x10\n\x08observed\x18\x03 \x01(\x01\"\xc7\x01\n\rShadowRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x12\n\nkeep_texts\x18\x03 \x01(\r\x12\x35\n\x08priority\x18\x04 \x01(\x0e\x32#.polyhead.v1.ShadowRequest.Priority\"L\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x11\n\rPRIORITY_IDLE\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\";\n\x0eShadowResponse\x12)\n\tcandidate\x18\x01 \x01(\x0b\x32\x16.polyhead.v1.Candidate\"\'\n\x0e\x43ompareRequest\x12\x15\n\rinclude_texts\x18\x01 \x01(\x08\"\xae\x01\n\x0f\x43ompareResponse\x12)\n\tcandidate\x18\x01 \x01(\x0b\x32\x16.polyhead.v1.Candidate\x12\x17\n\x0fserved_model_id\x18\x02 \x01(\t\x12-\n\x06shadow\x18\x03 \x01(\x0b\x32\x1d.polyhead.v1.ShadowComparison\x12(\n\x06\x63\x61nary\x18\x04 \x01(\x0b\x32\x18.polyhead.v1.CanaryState\"h\n\rCanaryRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\x12)\n\x06limits\x18\x03 \x01(\x0b\x32\x19.polyhead.v1.CanaryLimits\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\";\n\x0e\x43\x61naryResponse\x12)\n\tcandidate\x18\x01 \x01(\x0b\x32\x16.polyhead.v1.Candidate\"\x1f\n\x0ePromoteRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"=\n\x0fPromoteResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.polyhead.v1.WorkerReload\"\x10\n\x0e\x44iscardRequest\"\x11\n\x0f\x44iscardResponse\"^\n\tCandidate\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12/\n\x0c\x66ingerprints\x18\x03 \x01(\x0b\x32\x19.polyhead.v1.Fingerprints\"\xa3\x05\n\x10ShadowComparison\x12\r\n\x05share\x18\x01 \x01(\x01\x12\x10\n\x08\x61nswered\x18\x02 \x01(\x04\x12\x10\n\x08selected\x18\x03 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x04\x12\x10\n\x08\x63ompared\x18\x05 \x01(\x04\x12\x13\n\x0bother_model\x18\x06 \x01(\x04\x12\x44\n\x0c\x65rrors_total\x18\x07 \x03(\x0b\x32..polyhead.v1.ShadowComparison.ErrorsTotalEntry\x12\x33\n\tembedding\x18\x08 \x01(\x0b\x32 .polyhead.v1.EmbeddingComparison\x12*\n\x05heads\x18\t \x03(\x0b\x32\x1b.polyhead.v1.HeadComparison\x12\x44\n\x0cnot_compared\x18\n \x03(\x0b\x32..polyhead.v1.ShadowComparison.NotComparedEntry\x12,\n\x0eserved_latency\x18\x0b \x01(\x0b\x32\x14.polyhead.v1.Latency\x12/\n\x11\x63\x61ndidate_latency\x18\x0c \x01(\x0b\x32\x14.polyhead.v1.Latency\x12\x30\n\rcandidate_cpu\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nreport_age\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x66\x61ilure\x18\x0f \x01(\t\x1a\x32\n\x10\x45rrorsTotalEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x32\n\x10NotComparedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xee\x02\n\x13\x45mbeddingComparison\x12\x35\n\x05space\x18\x01 \x01(\x0e\x32&.polyhead.v1.EmbeddingComparison.Space\x12\r\n\x05texts\x18\x02 \x01(\x04\x12\x18\n\x0bmean_cosine\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nlow_cosine\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cleast_cosine\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\nrecognized\x18\x06 \x01(\x01H\x03\x88\x01\x01\"k\n\x05Space\x12\x15\n\x11SPACE_UNSPECIFIED\x10\x00\x12\x0e\n\nSPACE_SAME\x10\x01\x12\x14\n\x10SPACE_COMPARABLE\x10\x02\x12\x0f\n\x0bSPACE_OTHER\x10\x03\x12\x14\n\x10SPACE_OTHER_SIZE\x10\x04\x42\x0e\n\x0c_mean_cosineB\r\n\x0b_low_cosineB\x0f\n\r_least_cosineB\r\n\x0b_recognized\"\xcd\x02\n\x0eHeadComparison\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x03(\t\x12\x0f\n\x07\x63olumns\x18\x04 \x03(\t\x12&\n\x05\x63\x65lls\x18\x05 \x03(\x0b\x32\x17.polyhead.v1.MatrixCell\x12\x13\n\x0bother_texts\x18\x06 \x01(\x04\x12\x10\n\x08\x63ompared\x18\x07 \x01(\x04\x12\x0f\n\x07\x63hanged\x18\x08 \x01(\x04\x12\x15\n\x08weighted\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x17\n\ndifference\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x13\n\x0bonly_served\x18\x0b \x03(\t\x12\x16\n\x0eonly_candidate\x18\x0c \x03(\t\x12\'\n\x05texts\x18\r \x03(\x0b\x32\x18.polyhead.v1.ChangedTextB\x0b\n\t_weightedB\r\n\x0b_difference\"8\n\nMatrixCell\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\r\x12\r\n\x05texts\x18\x03 \x01(\x04\">\n\x0b\x43hangedText\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06served\x18\x02 \x01(\t\x12\x11\n\tcandidate\x18\x03 \x01(\t\"\xb9\x01\n\x07Latency\x12\r\n\x05texts\x18\x01 \x01(\x04\x12\'\n\x04mean\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03p50\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03p90\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03p99\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xaa\x01\n\x0c\x43\x61naryLimits\x12\x17\n\nerror_rate\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tp99_ratio\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12&\n\x03p99\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\tmin_texts\x18\x04 \x01(\rH\x02\x88\x01\x01\x42\r\n\x0b_error_rateB\x0c\n\n_p99_ratioB\x0c\n\n_min_texts\"\xb2\x01\n\x0b\x43\x61naryState\x12\r\n\x05share\x18\x01 \x01(\x01\x12)\n\x06limits\x18\x02 \x01(\x0b\x32\x19.polyhead.v1.CanaryLimits\x12)\n\x06served\x18\x03 \x01(\x0b\x32\x19.polyhead.v1.ModelAnswers\x12,\n\tcandidate\x18\x04 \x01(\x0b\x32\x19.polyhead.v1.ModelAnswers\x12\x10\n\x08rollback\x18\x05 \x01(\t\"\xba\x01\n\x0cModelAnswers\x12\r\n\x05texts\x18\x01 \x01(\x04\x12@\n\x0c\x65rrors_total\x18\x02 \x03(\x0b\x32*.polyhead.v1.ModelAnswers.ErrorsTotalEntry\x12%\n\x07latency\x18\x03 \x01(\x0b\x32\x14.polyhead.v1.Latency\x1a\x32\n\x10\x45rrorsTotalEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xfb\x04\n\x0c\x41\x64minService\x12\x41\n\x06Reload\x12\x1a.polyhead.v1.ReloadRequest\x1a\x1b.polyhead.v1.ReloadResponse\x12>\n\x05\x44rain\x12\x19.polyhead.v1.DrainRequest\x1a\x1a.polyhead.v1.DrainResponse\x12G\n\x08GetStats\x12\x1c.polyhead.v1.GetStatsRequest\x1a\x1d.polyhead.v1.GetStatsResponse\x12\x41\n\x06Shadow\x12\x1a.polyhead.v1.ShadowRequest\x1a\x1b.polyhead.v1.ShadowResponse\x12\x44\n\x07\x43ompare\x12\x1b.polyhead.v1.CompareRequest\x1a\x1c.polyhead.v1.CompareResponse\x12\x41\n\x06\x43\x61nary\x12\x1a.polyhead.v1.CanaryRequest\x1a\x1b.polyhead.v1.CanaryResponse\x12\x44\n\x07Promote\x12\x1b.polyhead.v1.PromoteRequest\x1a\x1c.polyhead.v1.PromoteResponse\x12\x44\n\x07\x44iscard\x12\x1b.polyhead.v1.DiscardRequest\x1a\x1c.polyhead.v1.DiscardResponse\x12G\n\x08GetDrift\x12\x1c.polyhead.v1.GetDriftRequest\x1a\x1d.polyhead.v1.GetDriftResponseBQ\n\x0eio.polyhead.v1P\x01Z=github.com/polyhead/polyhead/clients/go/polyheadv1;polyheadv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\016io.polyhead.v1P\001Z=github.com/polyhead/polyhead/clients/go/polyheadv1;polyheadv1'
   _globals['_WORKERSTATS_ITEMERRORSTOTALENTRY']._loaded_options = None
   _globals['_WORKERSTATS_ITEMERRORSTOTALENTRY']._serialized_options = b'8\001'
+  _globals['_SHADOWCOMPARISON_ERRORSTOTALENTRY']._loaded_options = None
+  _globals['_SHADOWCOMPARISON_ERRORSTOTALENTRY']._serialized_options = b'8\001'
+  _globals['_SHADOWCOMPARISON_NOTCOMPAREDENTRY']._loaded_options = None
+  _globals['_SHADOWCOMPARISON_NOTCOMPAREDENTRY']._serialized_options = b'8\001'
+  _globals['_MODELANSWERS_ERRORSTOTALENTRY']._loaded_options = None
+  _globals['_MODELANSWERS_ERRORSTOTALENTRY']._serialized_options = b'8\001'
   _globals['_RELOADREQUEST']._serialized_start=104
   _globals['_RELOADREQUEST']._serialized_end=134
   _globals['_RELOADRESPONSE']._serialized_start=136
@@ -54,6 +60,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERSTATS']._serialized_end=991
   _globals['_WORKERSTATS_ITEMERRORSTOTALENTRY']._serialized_start=937
   _globals['_WORKERSTATS_ITEMERRORSTOTALENTRY']._serialized_end=991
-  _globals['_ADMINSERVICE']._serialized_start=994
-  _globals['_ADMINSERVICE']._serialized_end=1212
+  _globals['_GETDRIFTREQUEST']._serialized_start=993
+  _globals['_GETDRIFTREQUEST']._serialized_end=1010
+  _globals['_GETDRIFTRESPONSE']._serialized_start=1013
+  _globals['_GETDRIFTRESPONSE']._serialized_end=1245
+  _globals['_DRIFTMEASURE']._serialized_start=1248
+  _globals['_DRIFTMEASURE']._serialized_end=1436
+  _globals['_DRIFTBIN']._serialized_start=1438
+  _globals['_DRIFTBIN']._serialized_end=1499
+  _globals['_SHADOWREQUEST']._serialized_start=1502
+  _globals['_SHADOWREQUEST']._serialized_end=1701
+  _globals['_SHADOWREQUEST_PRIORITY']._serialized_start=1625
+  _globals['_SHADOWREQUEST_PRIORITY']._serialized_end=1701
+  _globals['_SHADOWRESPONSE']._serialized_start=1703
+  _globals['_SHADOWRESPONSE']._serialized_end=1762
+  _globals['_COMPAREREQUEST']._serialized_start=1764
+  _globals['_COMPAREREQUEST']._serialized_end=1803
+  _globals['_COMPARERESPONSE']._serialized_start=1806
+  _globals['_COMPARERESPONSE']._serialized_end=1980
+  _globals['_CANARYREQUEST']._serialized_start=1982
+  _globals['_CANARYREQUEST']._serialized_end=2086
+  _globals['_CANARYRESPONSE']._serialized_start=2088
+  _globals['_CANARYRESPONSE']._serialized_end=2147
+  _globals['_PROMOTEREQUEST']._serialized_start=2149
+  _globals['_PROMOTEREQUEST']._serialized_end=2180
+  _globals['_PROMOTERESPONSE']._serialized_start=2182
+  _globals['_PROMOTERESPONSE']._serialized_end=2243
+  _globals['_DISCARDREQUEST']._serialized_start=2245
+  _globals['_DISCARDREQUEST']._serialized_end=2261
+  _globals['_DISCARDRESPONSE']._serialized_start=2263
+  _globals['_DISCARDRESPONSE']._serialized_end=2280
+  _globals['_CANDIDATE']._serialized_start=2282
+  _globals['_CANDIDATE']._serialized_end=2376
+  _globals['_SHADOWCOMPARISON']._serialized_start=2379
+  _globals['_SHADOWCOMPARISON']._serialized_end=3054
+  _globals['_SHADOWCOMPARISON_ERRORSTOTALENTRY']._serialized_start=2952
+  _globals['_SHADOWCOMPARISON_ERRORSTOTALENTRY']._serialized_end=3002
+  _globals['_SHADOWCOMPARISON_NOTCOMPAREDENTRY']._serialized_start=3004
+  _globals['_SHADOWCOMPARISON_NOTCOMPAREDENTRY']._serialized_end=3054
+  _globals['_EMBEDDINGCOMPARISON']._serialized_start=3057
+  _globals['_EMBEDDINGCOMPARISON']._serialized_end=3423
+  _globals['_EMBEDDINGCOMPARISON_SPACE']._serialized_start=3253
+  _globals['_EMBEDDINGCOMPARISON_SPACE']._serialized_end=3360
+  _globals['_HEADCOMPARISON']._serialized_start=3426
+  _globals['_HEADCOMPARISON']._serialized_end=3759
+  _globals['_MATRIXCELL']._serialized_start=3761
+  _globals['_MATRIXCELL']._serialized_end=3817
+  _globals['_CHANGEDTEXT']._serialized_start=3819
+  _globals['_CHANGEDTEXT']._serialized_end=3881
+  _globals['_LATENCY']._serialized_start=3884
+  _globals['_LATENCY']._serialized_end=4069
+  _globals['_CANARYLIMITS']._serialized_start=4072
+  _globals['_CANARYLIMITS']._serialized_end=4242
+  _globals['_CANARYSTATE']._serialized_start=4245
+  _globals['_CANARYSTATE']._serialized_end=4423
+  _globals['_MODELANSWERS']._serialized_start=4426
+  _globals['_MODELANSWERS']._serialized_end=4612
+  _globals['_MODELANSWERS_ERRORSTOTALENTRY']._serialized_start=2952
+  _globals['_MODELANSWERS_ERRORSTOTALENTRY']._serialized_end=3002
+  _globals['_ADMINSERVICE']._serialized_start=4615
+  _globals['_ADMINSERVICE']._serialized_end=5250
 # @@protoc_insertion_point(module_scope)

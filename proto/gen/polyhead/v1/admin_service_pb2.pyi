@@ -10,6 +10,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import polyhead.v1.item_pb2
 import sys
@@ -255,3 +256,948 @@ class WorkerStats(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["batches_total", b"batches_total", "compute_threads", b"compute_threads", "compute_total", b"compute_total", "expected_wait", b"expected_wait", "item_errors_total", b"item_errors_total", "items_total", b"items_total", "model_id", b"model_id", "model_name", b"model_name", "padding_tokens_total", b"padding_tokens_total", "process_id", b"process_id", "queued_items", b"queued_items", "queued_tokens", b"queued_tokens", "requests_running", b"requests_running", "serving", b"serving", "tokens_total", b"tokens_total", "up_time", b"up_time"]) -> None: ...
 
 Global___WorkerStats: typing_extensions.TypeAlias = WorkerStats
+
+@typing.final
+class GetDriftRequest(google.protobuf.message.Message):
+    """GetDriftRequest is the request of GetDrift."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___GetDriftRequest: typing_extensions.TypeAlias = GetDriftRequest
+
+@typing.final
+class GetDriftResponse(google.protobuf.message.Message):
+    """GetDriftResponse compares the traffic of all workers together with the validation texts of the model."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    WINDOW_FIELD_NUMBER: builtins.int
+    TEXTS_FIELD_NUMBER: builtins.int
+    UNCOUNTED_TEXTS_FIELD_NUMBER: builtins.int
+    REFERENCE_TEXTS_FIELD_NUMBER: builtins.int
+    MIN_DISTANCE_FIELD_NUMBER: builtins.int
+    MAX_P_VALUE_FIELD_NUMBER: builtins.int
+    MEASURES_FIELD_NUMBER: builtins.int
+    model_id: builtins.str
+    """model_id names the bundle, as in ModelInfo."""
+    texts: builtins.int
+    """texts is the number of texts that were counted."""
+    uncounted_texts: builtins.int
+    """uncounted_texts is the number of further texts, which were left out so that counting takes little time."""
+    reference_texts: builtins.int
+    """reference_texts is the number of validation texts."""
+    min_distance: builtins.float
+    """min_distance is the smallest distance that is reported as drift."""
+    max_p_value: builtins.float
+    """max_p_value is the largest p-value that is reported as drift."""
+    @property
+    def window(self) -> google.protobuf.duration_pb2.Duration:
+        """window is the time whose texts are counted. A reload begins anew."""
+
+    @property
+    def measures(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DriftMeasure]:
+        """measures holds one entry for each property that is compared."""
+
+    def __init__(
+        self,
+        *,
+        model_id: builtins.str = ...,
+        window: google.protobuf.duration_pb2.Duration | None = ...,
+        texts: builtins.int = ...,
+        uncounted_texts: builtins.int = ...,
+        reference_texts: builtins.int = ...,
+        min_distance: builtins.float = ...,
+        max_p_value: builtins.float = ...,
+        measures: collections.abc.Iterable[Global___DriftMeasure] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["window", b"window"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["max_p_value", b"max_p_value", "measures", b"measures", "min_distance", b"min_distance", "model_id", b"model_id", "reference_texts", b"reference_texts", "texts", b"texts", "uncounted_texts", b"uncounted_texts", "window", b"window"]) -> None: ...
+
+Global___GetDriftResponse: typing_extensions.TypeAlias = GetDriftResponse
+
+@typing.final
+class DriftMeasure(google.protobuf.message.Message):
+    """DriftMeasure compares one property of the texts, or of the answers of one head."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    TEXTS_FIELD_NUMBER: builtins.int
+    EFFECTIVE_TEXTS_FIELD_NUMBER: builtins.int
+    DISTANCE_FIELD_NUMBER: builtins.int
+    P_VALUE_FIELD_NUMBER: builtins.int
+    DRIFTED_FIELD_NUMBER: builtins.int
+    BINS_FIELD_NUMBER: builtins.int
+    head: builtins.str
+    """head is the name of the head; empty for a property of the texts themselves."""
+    name: builtins.str
+    """name is the property: answers, confidence, tokens, truncated, unknown_tokens, novelty or embedding."""
+    texts: builtins.int
+    """texts is the number of texts that were counted; of tokens for unknown_tokens."""
+    effective_texts: builtins.float
+    """effective_texts is the number of independent texts that would vary as much from bucket to bucket."""
+    distance: builtins.float
+    """distance is what chance does not explain of the difference. 0 for none. For shares, it is the Jensen-Shannon
+    distance, at most 1; for the embedding, that of the means, in units of the spread of the validation texts.
+    """
+    p_value: builtins.float
+    """p_value is the probability of such a difference without drift, corrected for the number of measures. Absent until
+    two buckets have texts.
+    """
+    drifted: builtins.bool
+    """drifted is true if distance and p_value are beyond their limits."""
+    @property
+    def bins(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DriftBin]:
+        """bins holds what is compared; empty for the embedding."""
+
+    def __init__(
+        self,
+        *,
+        head: builtins.str = ...,
+        name: builtins.str = ...,
+        texts: builtins.int = ...,
+        effective_texts: builtins.float = ...,
+        distance: builtins.float = ...,
+        p_value: builtins.float | None = ...,
+        drifted: builtins.bool = ...,
+        bins: collections.abc.Iterable[Global___DriftBin] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_p_value", b"_p_value", "p_value", b"p_value"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_p_value", b"_p_value", "bins", b"bins", "distance", b"distance", "drifted", b"drifted", "effective_texts", b"effective_texts", "head", b"head", "name", b"name", "p_value", b"p_value", "texts", b"texts"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_p_value", b"_p_value"]) -> typing.Literal["p_value"] | None: ...
+
+Global___DriftMeasure: typing_extensions.TypeAlias = DriftMeasure
+
+@typing.final
+class DriftBin(google.protobuf.message.Message):
+    """DriftBin is one label, or one range of values."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    REFERENCE_FIELD_NUMBER: builtins.int
+    OBSERVED_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """name is the label or the range."""
+    reference: builtins.float
+    """reference is the share of the validation texts, 0 to 1."""
+    observed: builtins.float
+    """observed is the share of the recent texts, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        reference: builtins.float = ...,
+        observed: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "observed", b"observed", "reference", b"reference"]) -> None: ...
+
+Global___DriftBin: typing_extensions.TypeAlias = DriftBin
+
+@typing.final
+class ShadowRequest(google.protobuf.message.Message):
+    """ShadowRequest is the request of Shadow."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _Priority:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _PriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[ShadowRequest._Priority.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        PRIORITY_UNSPECIFIED: ShadowRequest._Priority.ValueType  # 0
+        """PRIORITY_UNSPECIFIED means PRIORITY_IDLE."""
+        PRIORITY_IDLE: ShadowRequest._Priority.ValueType  # 1
+        """PRIORITY_IDLE means only what nothing else on the machine uses."""
+        PRIORITY_NORMAL: ShadowRequest._Priority.ValueType  # 2
+        """PRIORITY_NORMAL means an equal share, which delays the served model where processors are short."""
+
+    class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+        """Priority says which processor time the candidate gets."""
+
+    PRIORITY_UNSPECIFIED: ShadowRequest.Priority.ValueType  # 0
+    """PRIORITY_UNSPECIFIED means PRIORITY_IDLE."""
+    PRIORITY_IDLE: ShadowRequest.Priority.ValueType  # 1
+    """PRIORITY_IDLE means only what nothing else on the machine uses."""
+    PRIORITY_NORMAL: ShadowRequest.Priority.ValueType  # 2
+    """PRIORITY_NORMAL means an equal share, which delays the served model where processors are short."""
+
+    BUNDLE_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    KEEP_TEXTS_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    bundle: builtins.str
+    """bundle is the directory of the candidate on the server's machine."""
+    share: builtins.float
+    """share is the share of the live texts that the candidate answers too, above 0 and at most 1. Texts belong to it by
+    their hash, so that equal texts always or never do.
+    """
+    keep_texts: builtins.int
+    """keep_texts is the number of texts that are kept of each head when their answer changes, for CompareResponse. At most
+    1,000; no text is kept when absent.
+    """
+    priority: Global___ShadowRequest.Priority.ValueType
+    """priority is the priority of the candidate."""
+    def __init__(
+        self,
+        *,
+        bundle: builtins.str = ...,
+        share: builtins.float = ...,
+        keep_texts: builtins.int = ...,
+        priority: Global___ShadowRequest.Priority.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bundle", b"bundle", "keep_texts", b"keep_texts", "priority", b"priority", "share", b"share"]) -> None: ...
+
+Global___ShadowRequest: typing_extensions.TypeAlias = ShadowRequest
+
+@typing.final
+class ShadowResponse(google.protobuf.message.Message):
+    """ShadowResponse describes the candidate."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CANDIDATE_FIELD_NUMBER: builtins.int
+    @property
+    def candidate(self) -> Global___Candidate:
+        """candidate is the candidate that was loaded."""
+
+    def __init__(
+        self,
+        *,
+        candidate: Global___Candidate | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["candidate", b"candidate"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidate", b"candidate"]) -> None: ...
+
+Global___ShadowResponse: typing_extensions.TypeAlias = ShadowResponse
+
+@typing.final
+class CompareRequest(google.protobuf.message.Message):
+    """CompareRequest is the request of Compare."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INCLUDE_TEXTS_FIELD_NUMBER: builtins.int
+    include_texts: builtins.bool
+    """include_texts asks for the texts that Shadow was configured to keep. False when absent."""
+    def __init__(
+        self,
+        *,
+        include_texts: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["include_texts", b"include_texts"]) -> None: ...
+
+Global___CompareRequest: typing_extensions.TypeAlias = CompareRequest
+
+@typing.final
+class CompareResponse(google.protobuf.message.Message):
+    """CompareResponse is the state of the candidate."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CANDIDATE_FIELD_NUMBER: builtins.int
+    SERVED_MODEL_ID_FIELD_NUMBER: builtins.int
+    SHADOW_FIELD_NUMBER: builtins.int
+    CANARY_FIELD_NUMBER: builtins.int
+    served_model_id: builtins.str
+    """served_model_id names the served model, as in ModelInfo."""
+    @property
+    def candidate(self) -> Global___Candidate:
+        """candidate is the candidate."""
+
+    @property
+    def shadow(self) -> Global___ShadowComparison:
+        """shadow is the comparison on live texts; absent without one."""
+
+    @property
+    def canary(self) -> Global___CanaryState:
+        """canary is the canary; absent without one."""
+
+    def __init__(
+        self,
+        *,
+        candidate: Global___Candidate | None = ...,
+        served_model_id: builtins.str = ...,
+        shadow: Global___ShadowComparison | None = ...,
+        canary: Global___CanaryState | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["canary", b"canary", "candidate", b"candidate", "shadow", b"shadow"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["canary", b"canary", "candidate", b"candidate", "served_model_id", b"served_model_id", "shadow", b"shadow"]) -> None: ...
+
+Global___CompareResponse: typing_extensions.TypeAlias = CompareResponse
+
+@typing.final
+class CanaryRequest(google.protobuf.message.Message):
+    """CanaryRequest is the request of Canary."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BUNDLE_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    LIMITS_FIELD_NUMBER: builtins.int
+    FORCE_FIELD_NUMBER: builtins.int
+    bundle: builtins.str
+    """bundle is the directory of the candidate on the server's machine; empty for the candidate that is loaded."""
+    share: builtins.float
+    """share is the share of the callers whose calls the candidate answers, above 0 and at most 1. A caller is the metadata
+    x-polyhead-routing-key, otherwise the name of the API key, otherwise the address of the peer.
+    """
+    force: builtins.bool
+    """force accepts a candidate whose embeddings are not comparable with those of the served model, or whose heads or
+    labels differ. False when absent.
+    """
+    @property
+    def limits(self) -> Global___CanaryLimits:
+        """limits roll the canary back. Their default values when absent."""
+
+    def __init__(
+        self,
+        *,
+        bundle: builtins.str = ...,
+        share: builtins.float = ...,
+        limits: Global___CanaryLimits | None = ...,
+        force: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["limits", b"limits"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bundle", b"bundle", "force", b"force", "limits", b"limits", "share", b"share"]) -> None: ...
+
+Global___CanaryRequest: typing_extensions.TypeAlias = CanaryRequest
+
+@typing.final
+class CanaryResponse(google.protobuf.message.Message):
+    """CanaryResponse describes the candidate."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CANDIDATE_FIELD_NUMBER: builtins.int
+    @property
+    def candidate(self) -> Global___Candidate:
+        """candidate is the candidate that answers."""
+
+    def __init__(
+        self,
+        *,
+        candidate: Global___Candidate | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["candidate", b"candidate"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidate", b"candidate"]) -> None: ...
+
+Global___CanaryResponse: typing_extensions.TypeAlias = CanaryResponse
+
+@typing.final
+class PromoteRequest(google.protobuf.message.Message):
+    """PromoteRequest is the request of Promote."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FORCE_FIELD_NUMBER: builtins.int
+    force: builtins.bool
+    """force accepts a candidate whose embeddings are not comparable with those of the served model, or whose heads or
+    labels differ. False when absent.
+    """
+    def __init__(
+        self,
+        *,
+        force: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["force", b"force"]) -> None: ...
+
+Global___PromoteRequest: typing_extensions.TypeAlias = PromoteRequest
+
+@typing.final
+class PromoteResponse(google.protobuf.message.Message):
+    """PromoteResponse describes the models that serve now."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKERS_FIELD_NUMBER: builtins.int
+    @property
+    def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkerReload]:
+        """workers holds one entry for each worker."""
+
+    def __init__(
+        self,
+        *,
+        workers: collections.abc.Iterable[Global___WorkerReload] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["workers", b"workers"]) -> None: ...
+
+Global___PromoteResponse: typing_extensions.TypeAlias = PromoteResponse
+
+@typing.final
+class DiscardRequest(google.protobuf.message.Message):
+    """DiscardRequest is the request of Discard."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DiscardRequest: typing_extensions.TypeAlias = DiscardRequest
+
+@typing.final
+class DiscardResponse(google.protobuf.message.Message):
+    """DiscardResponse means that the candidate is unloaded."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DiscardResponse: typing_extensions.TypeAlias = DiscardResponse
+
+@typing.final
+class Candidate(google.protobuf.message.Message):
+    """Candidate is a model that may replace the served one."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    BUNDLE_FIELD_NUMBER: builtins.int
+    FINGERPRINTS_FIELD_NUMBER: builtins.int
+    model_id: builtins.str
+    """model_id names the bundle, as in ModelInfo."""
+    bundle: builtins.str
+    """bundle is its directory on the server's machine."""
+    @property
+    def fingerprints(self) -> polyhead.v1.item_pb2.Fingerprints:
+        """fingerprints identify the model."""
+
+    def __init__(
+        self,
+        *,
+        model_id: builtins.str = ...,
+        bundle: builtins.str = ...,
+        fingerprints: polyhead.v1.item_pb2.Fingerprints | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["fingerprints", b"fingerprints"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bundle", b"bundle", "fingerprints", b"fingerprints", "model_id", b"model_id"]) -> None: ...
+
+Global___Candidate: typing_extensions.TypeAlias = Candidate
+
+@typing.final
+class ShadowComparison(google.protobuf.message.Message):
+    """ShadowComparison is what a comparison on live texts has found so far."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ErrorsTotalEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class NotComparedEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    SHARE_FIELD_NUMBER: builtins.int
+    ANSWERED_FIELD_NUMBER: builtins.int
+    SELECTED_FIELD_NUMBER: builtins.int
+    DROPPED_FIELD_NUMBER: builtins.int
+    COMPARED_FIELD_NUMBER: builtins.int
+    OTHER_MODEL_FIELD_NUMBER: builtins.int
+    ERRORS_TOTAL_FIELD_NUMBER: builtins.int
+    EMBEDDING_FIELD_NUMBER: builtins.int
+    HEADS_FIELD_NUMBER: builtins.int
+    NOT_COMPARED_FIELD_NUMBER: builtins.int
+    SERVED_LATENCY_FIELD_NUMBER: builtins.int
+    CANDIDATE_LATENCY_FIELD_NUMBER: builtins.int
+    CANDIDATE_CPU_FIELD_NUMBER: builtins.int
+    REPORT_AGE_FIELD_NUMBER: builtins.int
+    FAILURE_FIELD_NUMBER: builtins.int
+    share: builtins.float
+    """share is the share of the live texts that the candidate answers too."""
+    answered: builtins.int
+    """answered is the number of texts that the served model has answered since the comparison began."""
+    selected: builtins.int
+    """selected is the number of those that belong to the share."""
+    dropped: builtins.int
+    """dropped is the number of selected texts that the candidate did not get, because no compute was left for it."""
+    compared: builtins.int
+    """compared is the number of texts that both models have answered."""
+    other_model: builtins.int
+    """other_model is the number of texts that another model than the compared one has answered, after a reload."""
+    failure: builtins.str
+    """failure is why the comparison has ended by itself; empty while it runs."""
+    @property
+    def errors_total(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """errors_total is the number of texts that the candidate could not answer, by reason."""
+
+    @property
+    def embedding(self) -> Global___EmbeddingComparison:
+        """embedding compares the embeddings."""
+
+    @property
+    def heads(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___HeadComparison]:
+        """heads holds one entry for each head that both models have with the same kind."""
+
+    @property
+    def not_compared(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """not_compared is the reason for each other head, by name."""
+
+    @property
+    def served_latency(self) -> Global___Latency:
+        """served_latency is the time of the served model for a text: that of its batch, divided by the texts of the batch."""
+
+    @property
+    def candidate_latency(self) -> Global___Latency:
+        """candidate_latency is the same of the candidate, which computes only while nothing else does."""
+
+    @property
+    def candidate_cpu(self) -> google.protobuf.duration_pb2.Duration:
+        """candidate_cpu is the processor time of the candidate for a text, on average."""
+
+    @property
+    def report_age(self) -> google.protobuf.duration_pb2.Duration:
+        """report_age is the age of these figures. A candidate without processor time does not report newer ones."""
+
+    def __init__(
+        self,
+        *,
+        share: builtins.float = ...,
+        answered: builtins.int = ...,
+        selected: builtins.int = ...,
+        dropped: builtins.int = ...,
+        compared: builtins.int = ...,
+        other_model: builtins.int = ...,
+        errors_total: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        embedding: Global___EmbeddingComparison | None = ...,
+        heads: collections.abc.Iterable[Global___HeadComparison] | None = ...,
+        not_compared: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        served_latency: Global___Latency | None = ...,
+        candidate_latency: Global___Latency | None = ...,
+        candidate_cpu: google.protobuf.duration_pb2.Duration | None = ...,
+        report_age: google.protobuf.duration_pb2.Duration | None = ...,
+        failure: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["candidate_cpu", b"candidate_cpu", "candidate_latency", b"candidate_latency", "embedding", b"embedding", "report_age", b"report_age", "served_latency", b"served_latency"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["answered", b"answered", "candidate_cpu", b"candidate_cpu", "candidate_latency", b"candidate_latency", "compared", b"compared", "dropped", b"dropped", "embedding", b"embedding", "errors_total", b"errors_total", "failure", b"failure", "heads", b"heads", "not_compared", b"not_compared", "other_model", b"other_model", "report_age", b"report_age", "selected", b"selected", "served_latency", b"served_latency", "share", b"share"]) -> None: ...
+
+Global___ShadowComparison: typing_extensions.TypeAlias = ShadowComparison
+
+@typing.final
+class EmbeddingComparison(google.protobuf.message.Message):
+    """EmbeddingComparison compares the embeddings of both models."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _Space:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _SpaceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[EmbeddingComparison._Space.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        SPACE_UNSPECIFIED: EmbeddingComparison._Space.ValueType  # 0
+        """SPACE_UNSPECIFIED means that too few texts were compared."""
+        SPACE_SAME: EmbeddingComparison._Space.ValueType  # 1
+        """SPACE_SAME means equal fingerprints: the same space."""
+        SPACE_COMPARABLE: EmbeddingComparison._Space.ValueType  # 2
+        """SPACE_COMPARABLE means other weights, but vectors close enough for one index."""
+        SPACE_OTHER: EmbeddingComparison._Space.ValueType  # 3
+        """SPACE_OTHER means that an index must be built again."""
+        SPACE_OTHER_SIZE: EmbeddingComparison._Space.ValueType  # 4
+        """SPACE_OTHER_SIZE means that the vectors have another number of dimensions."""
+
+    class Space(_Space, metaclass=_SpaceEnumTypeWrapper):
+        """Space says whether vectors of both models can stand in one index."""
+
+    SPACE_UNSPECIFIED: EmbeddingComparison.Space.ValueType  # 0
+    """SPACE_UNSPECIFIED means that too few texts were compared."""
+    SPACE_SAME: EmbeddingComparison.Space.ValueType  # 1
+    """SPACE_SAME means equal fingerprints: the same space."""
+    SPACE_COMPARABLE: EmbeddingComparison.Space.ValueType  # 2
+    """SPACE_COMPARABLE means other weights, but vectors close enough for one index."""
+    SPACE_OTHER: EmbeddingComparison.Space.ValueType  # 3
+    """SPACE_OTHER means that an index must be built again."""
+    SPACE_OTHER_SIZE: EmbeddingComparison.Space.ValueType  # 4
+    """SPACE_OTHER_SIZE means that the vectors have another number of dimensions."""
+
+    SPACE_FIELD_NUMBER: builtins.int
+    TEXTS_FIELD_NUMBER: builtins.int
+    MEAN_COSINE_FIELD_NUMBER: builtins.int
+    LOW_COSINE_FIELD_NUMBER: builtins.int
+    LEAST_COSINE_FIELD_NUMBER: builtins.int
+    RECOGNIZED_FIELD_NUMBER: builtins.int
+    space: Global___EmbeddingComparison.Space.ValueType
+    """space is the relation of the two spaces."""
+    texts: builtins.int
+    """texts is the number of texts."""
+    mean_cosine: builtins.float
+    """mean_cosine is the mean cosine of the two vectors of a text; absent with other sizes."""
+    low_cosine: builtins.float
+    """low_cosine is the 5th percentile."""
+    least_cosine: builtins.float
+    """least_cosine is the smallest one."""
+    recognized: builtins.float
+    """recognized is the share of texts whose vector of the candidate is nearer to their own vector of the served model
+    than to that of any other text, among the first different ones.
+    """
+    def __init__(
+        self,
+        *,
+        space: Global___EmbeddingComparison.Space.ValueType = ...,
+        texts: builtins.int = ...,
+        mean_cosine: builtins.float | None = ...,
+        low_cosine: builtins.float | None = ...,
+        least_cosine: builtins.float | None = ...,
+        recognized: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_least_cosine", b"_least_cosine", "_low_cosine", b"_low_cosine", "_mean_cosine", b"_mean_cosine", "_recognized", b"_recognized", "least_cosine", b"least_cosine", "low_cosine", b"low_cosine", "mean_cosine", b"mean_cosine", "recognized", b"recognized"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_least_cosine", b"_least_cosine", "_low_cosine", b"_low_cosine", "_mean_cosine", b"_mean_cosine", "_recognized", b"_recognized", "least_cosine", b"least_cosine", "low_cosine", b"low_cosine", "mean_cosine", b"mean_cosine", "recognized", b"recognized", "space", b"space", "texts", b"texts"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_least_cosine", b"_least_cosine"]) -> typing.Literal["least_cosine"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_low_cosine", b"_low_cosine"]) -> typing.Literal["low_cosine"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mean_cosine", b"_mean_cosine"]) -> typing.Literal["mean_cosine"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_recognized", b"_recognized"]) -> typing.Literal["recognized"] | None: ...
+
+Global___EmbeddingComparison: typing_extensions.TypeAlias = EmbeddingComparison
+
+@typing.final
+class HeadComparison(google.protobuf.message.Message):
+    """HeadComparison compares the answers of a head of both models."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
+    COLUMNS_FIELD_NUMBER: builtins.int
+    CELLS_FIELD_NUMBER: builtins.int
+    OTHER_TEXTS_FIELD_NUMBER: builtins.int
+    COMPARED_FIELD_NUMBER: builtins.int
+    CHANGED_FIELD_NUMBER: builtins.int
+    WEIGHTED_FIELD_NUMBER: builtins.int
+    DIFFERENCE_FIELD_NUMBER: builtins.int
+    ONLY_SERVED_FIELD_NUMBER: builtins.int
+    ONLY_CANDIDATE_FIELD_NUMBER: builtins.int
+    TEXTS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """name is the name of the head."""
+    kind: builtins.str
+    """kind is the kind of the head, as in the bundle: softmax, sigmoid, multilabel, ordinal or regression."""
+    other_texts: builtins.int
+    """other_texts is the number of texts in cells that are not kept, as there are too many different ones."""
+    compared: builtins.int
+    """compared is the number of texts."""
+    changed: builtins.int
+    """changed is the number of those with another answer; 0 for a regression head."""
+    weighted: builtins.float
+    """weighted is the mean over all texts of the lower confidence of both models where the answer changed, and 0 where it
+    did not. Absent for multilabel and regression heads.
+    """
+    difference: builtins.float
+    """difference is the mean difference of the answers: of the values of a regression head, of the places of ordinal
+    labels, or of probabilities. Absent if the labels differ.
+    """
+    @property
+    def rows(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """rows names the rows of the matrix: the labels of both models, those of the served one first."""
+
+    @property
+    def columns(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """columns names its columns: the same labels, or "both", "served alone" and "candidate alone" of a multilabel head."""
+
+    @property
+    def cells(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___MatrixCell]:
+        """cells holds the cells of the matrix that are not 0: the label of the served model is the row, that of the candidate
+        the column. Empty for a regression head.
+        """
+
+    @property
+    def only_served(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """only_served lists the labels that the served model alone has."""
+
+    @property
+    def only_candidate(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """only_candidate lists the labels that the candidate alone has."""
+
+    @property
+    def texts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ChangedText]:
+        """texts holds texts whose answer changed, if they were kept and asked for."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        kind: builtins.str = ...,
+        rows: collections.abc.Iterable[builtins.str] | None = ...,
+        columns: collections.abc.Iterable[builtins.str] | None = ...,
+        cells: collections.abc.Iterable[Global___MatrixCell] | None = ...,
+        other_texts: builtins.int = ...,
+        compared: builtins.int = ...,
+        changed: builtins.int = ...,
+        weighted: builtins.float | None = ...,
+        difference: builtins.float | None = ...,
+        only_served: collections.abc.Iterable[builtins.str] | None = ...,
+        only_candidate: collections.abc.Iterable[builtins.str] | None = ...,
+        texts: collections.abc.Iterable[Global___ChangedText] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_difference", b"_difference", "_weighted", b"_weighted", "difference", b"difference", "weighted", b"weighted"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_difference", b"_difference", "_weighted", b"_weighted", "cells", b"cells", "changed", b"changed", "columns", b"columns", "compared", b"compared", "difference", b"difference", "kind", b"kind", "name", b"name", "only_candidate", b"only_candidate", "only_served", b"only_served", "other_texts", b"other_texts", "rows", b"rows", "texts", b"texts", "weighted", b"weighted"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_difference", b"_difference"]) -> typing.Literal["difference"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_weighted", b"_weighted"]) -> typing.Literal["weighted"] | None: ...
+
+Global___HeadComparison: typing_extensions.TypeAlias = HeadComparison
+
+@typing.final
+class MatrixCell(google.protobuf.message.Message):
+    """MatrixCell is one cell of a matrix of labels."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: builtins.int
+    COLUMN_FIELD_NUMBER: builtins.int
+    TEXTS_FIELD_NUMBER: builtins.int
+    row: builtins.int
+    """row is the index of the row."""
+    column: builtins.int
+    """column is the index of the column."""
+    texts: builtins.int
+    """texts is the number of texts."""
+    def __init__(
+        self,
+        *,
+        row: builtins.int = ...,
+        column: builtins.int = ...,
+        texts: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["column", b"column", "row", b"row", "texts", b"texts"]) -> None: ...
+
+Global___MatrixCell: typing_extensions.TypeAlias = MatrixCell
+
+@typing.final
+class ChangedText(google.protobuf.message.Message):
+    """ChangedText is a text to which the models give different answers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    SERVED_FIELD_NUMBER: builtins.int
+    CANDIDATE_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """text is the text, cut to 280 characters."""
+    served: builtins.str
+    """served is the answer of the served model."""
+    candidate: builtins.str
+    """candidate is the answer of the candidate."""
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+        served: builtins.str = ...,
+        candidate: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "served", b"served", "text", b"text"]) -> None: ...
+
+Global___ChangedText: typing_extensions.TypeAlias = ChangedText
+
+@typing.final
+class Latency(google.protobuf.message.Message):
+    """Latency summarizes durations."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: builtins.int
+    MEAN_FIELD_NUMBER: builtins.int
+    P50_FIELD_NUMBER: builtins.int
+    P90_FIELD_NUMBER: builtins.int
+    P99_FIELD_NUMBER: builtins.int
+    texts: builtins.int
+    """texts is the number of texts."""
+    @property
+    def mean(self) -> google.protobuf.duration_pb2.Duration:
+        """mean is the mean."""
+
+    @property
+    def p50(self) -> google.protobuf.duration_pb2.Duration:
+        """p50 is the median."""
+
+    @property
+    def p90(self) -> google.protobuf.duration_pb2.Duration:
+        """p90 is the 90th percentile."""
+
+    @property
+    def p99(self) -> google.protobuf.duration_pb2.Duration:
+        """p99 is the 99th percentile."""
+
+    def __init__(
+        self,
+        *,
+        texts: builtins.int = ...,
+        mean: google.protobuf.duration_pb2.Duration | None = ...,
+        p50: google.protobuf.duration_pb2.Duration | None = ...,
+        p90: google.protobuf.duration_pb2.Duration | None = ...,
+        p99: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["mean", b"mean", "p50", b"p50", "p90", b"p90", "p99", b"p99"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["mean", b"mean", "p50", b"p50", "p90", b"p90", "p99", b"p99", "texts", b"texts"]) -> None: ...
+
+Global___Latency: typing_extensions.TypeAlias = Latency
+
+@typing.final
+class CanaryLimits(google.protobuf.message.Message):
+    """CanaryLimits are the limits at which a canary is rolled back, each on the answers of the last minute."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ERROR_RATE_FIELD_NUMBER: builtins.int
+    P99_RATIO_FIELD_NUMBER: builtins.int
+    P99_FIELD_NUMBER: builtins.int
+    MIN_TEXTS_FIELD_NUMBER: builtins.int
+    error_rate: builtins.float
+    """error_rate is how much larger than the served model's share of failed texts the candidate's may be, 0 to 1. 0.01
+    when absent.
+    """
+    p99_ratio: builtins.float
+    """p99_ratio limits the 99th percentile of the candidate's latency, divided by that of the served model; 0 for no
+    limit. 2 when absent.
+    """
+    min_texts: builtins.int
+    """min_texts is the number of texts that the candidate must have answered before the limits count. 100 when absent."""
+    @property
+    def p99(self) -> google.protobuf.duration_pb2.Duration:
+        """p99 limits the 99th percentile of the candidate's latency. No limit when absent."""
+
+    def __init__(
+        self,
+        *,
+        error_rate: builtins.float | None = ...,
+        p99_ratio: builtins.float | None = ...,
+        p99: google.protobuf.duration_pb2.Duration | None = ...,
+        min_texts: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_error_rate", b"_error_rate", "_min_texts", b"_min_texts", "_p99_ratio", b"_p99_ratio", "error_rate", b"error_rate", "min_texts", b"min_texts", "p99", b"p99", "p99_ratio", b"p99_ratio"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_error_rate", b"_error_rate", "_min_texts", b"_min_texts", "_p99_ratio", b"_p99_ratio", "error_rate", b"error_rate", "min_texts", b"min_texts", "p99", b"p99", "p99_ratio", b"p99_ratio"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_error_rate", b"_error_rate"]) -> typing.Literal["error_rate"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min_texts", b"_min_texts"]) -> typing.Literal["min_texts"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_p99_ratio", b"_p99_ratio"]) -> typing.Literal["p99_ratio"] | None: ...
+
+Global___CanaryLimits: typing_extensions.TypeAlias = CanaryLimits
+
+@typing.final
+class CanaryState(google.protobuf.message.Message):
+    """CanaryState is the state of a canary."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: builtins.int
+    LIMITS_FIELD_NUMBER: builtins.int
+    SERVED_FIELD_NUMBER: builtins.int
+    CANDIDATE_FIELD_NUMBER: builtins.int
+    ROLLBACK_FIELD_NUMBER: builtins.int
+    share: builtins.float
+    """share is the share of the callers whose calls the candidate answers."""
+    rollback: builtins.str
+    """rollback is why the canary was rolled back; empty while it runs."""
+    @property
+    def limits(self) -> Global___CanaryLimits:
+        """limits roll the canary back."""
+
+    @property
+    def served(self) -> Global___ModelAnswers:
+        """served counts the answers of the served model since the canary began."""
+
+    @property
+    def candidate(self) -> Global___ModelAnswers:
+        """candidate counts those of the candidate."""
+
+    def __init__(
+        self,
+        *,
+        share: builtins.float = ...,
+        limits: Global___CanaryLimits | None = ...,
+        served: Global___ModelAnswers | None = ...,
+        candidate: Global___ModelAnswers | None = ...,
+        rollback: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["candidate", b"candidate", "limits", b"limits", "served", b"served"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "limits", b"limits", "rollback", b"rollback", "served", b"served", "share", b"share"]) -> None: ...
+
+Global___CanaryState: typing_extensions.TypeAlias = CanaryState
+
+@typing.final
+class ModelAnswers(google.protobuf.message.Message):
+    """ModelAnswers counts the answers of one model during a canary."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ErrorsTotalEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    TEXTS_FIELD_NUMBER: builtins.int
+    ERRORS_TOTAL_FIELD_NUMBER: builtins.int
+    LATENCY_FIELD_NUMBER: builtins.int
+    texts: builtins.int
+    """texts is the number of texts that were answered, or failed."""
+    @property
+    def errors_total(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """errors_total is the number of texts that failed, by reason. Mistakes of clients do not count."""
+
+    @property
+    def latency(self) -> Global___Latency:
+        """latency is the time from the arrival of a message to the answer."""
+
+    def __init__(
+        self,
+        *,
+        texts: builtins.int = ...,
+        errors_total: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        latency: Global___Latency | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["latency", b"latency"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["errors_total", b"errors_total", "latency", b"latency", "texts", b"texts"]) -> None: ...
+
+Global___ModelAnswers: typing_extensions.TypeAlias = ModelAnswers

@@ -51,6 +51,36 @@ class AdminServiceStub(object):
                 request_serializer=polyhead_dot_v1_dot_admin__service__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=polyhead_dot_v1_dot_admin__service__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.Shadow = channel.unary_unary(
+                '/polyhead.v1.AdminService/Shadow',
+                request_serializer=polyhead_dot_v1_dot_admin__service__pb2.ShadowRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_admin__service__pb2.ShadowResponse.FromString,
+                _registered_method=True)
+        self.Compare = channel.unary_unary(
+                '/polyhead.v1.AdminService/Compare',
+                request_serializer=polyhead_dot_v1_dot_admin__service__pb2.CompareRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_admin__service__pb2.CompareResponse.FromString,
+                _registered_method=True)
+        self.Canary = channel.unary_unary(
+                '/polyhead.v1.AdminService/Canary',
+                request_serializer=polyhead_dot_v1_dot_admin__service__pb2.CanaryRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_admin__service__pb2.CanaryResponse.FromString,
+                _registered_method=True)
+        self.Promote = channel.unary_unary(
+                '/polyhead.v1.AdminService/Promote',
+                request_serializer=polyhead_dot_v1_dot_admin__service__pb2.PromoteRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_admin__service__pb2.PromoteResponse.FromString,
+                _registered_method=True)
+        self.Discard = channel.unary_unary(
+                '/polyhead.v1.AdminService/Discard',
+                request_serializer=polyhead_dot_v1_dot_admin__service__pb2.DiscardRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_admin__service__pb2.DiscardResponse.FromString,
+                _registered_method=True)
+        self.GetDrift = channel.unary_unary(
+                '/polyhead.v1.AdminService/GetDrift',
+                request_serializer=polyhead_dot_v1_dot_admin__service__pb2.GetDriftRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_admin__service__pb2.GetDriftResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -82,6 +112,55 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Shadow(self, request, context):
+        """Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
+        that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
+        the candidate cannot be loaded or there is another one; the served model is unchanged. Each model of several has a
+        candidate of its own: the metadata x-polyhead-model names the model, without it the first, in this and the next four.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Compare(self, request, context):
+        """Compare describes the candidate: what the comparison has found so far, and the answers of a canary.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Canary(self, request, context):
+        """Canary lets a candidate answer the calls of a share of the callers, until a limit rolls it back. Fails with
+        FAILED_PRECONDITION if the candidate cannot be loaded or clients would notice the change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Promote(self, request, context):
+        """Promote serves the candidate as Reload serves a new bundle, and ends the comparison and the canary. Fails with
+        FAILED_PRECONDITION if the candidate must not replace the served model, which then keeps serving.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Discard(self, request, context):
+        """Discard ends the comparison and the canary, and unloads the candidate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDrift(self, request, context):
+        """GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+        of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+        the server does not count its traffic.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -99,6 +178,36 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=polyhead_dot_v1_dot_admin__service__pb2.GetStatsRequest.FromString,
                     response_serializer=polyhead_dot_v1_dot_admin__service__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'Shadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.Shadow,
+                    request_deserializer=polyhead_dot_v1_dot_admin__service__pb2.ShadowRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_admin__service__pb2.ShadowResponse.SerializeToString,
+            ),
+            'Compare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compare,
+                    request_deserializer=polyhead_dot_v1_dot_admin__service__pb2.CompareRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_admin__service__pb2.CompareResponse.SerializeToString,
+            ),
+            'Canary': grpc.unary_unary_rpc_method_handler(
+                    servicer.Canary,
+                    request_deserializer=polyhead_dot_v1_dot_admin__service__pb2.CanaryRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_admin__service__pb2.CanaryResponse.SerializeToString,
+            ),
+            'Promote': grpc.unary_unary_rpc_method_handler(
+                    servicer.Promote,
+                    request_deserializer=polyhead_dot_v1_dot_admin__service__pb2.PromoteRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_admin__service__pb2.PromoteResponse.SerializeToString,
+            ),
+            'Discard': grpc.unary_unary_rpc_method_handler(
+                    servicer.Discard,
+                    request_deserializer=polyhead_dot_v1_dot_admin__service__pb2.DiscardRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_admin__service__pb2.DiscardResponse.SerializeToString,
+            ),
+            'GetDrift': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDrift,
+                    request_deserializer=polyhead_dot_v1_dot_admin__service__pb2.GetDriftRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_admin__service__pb2.GetDriftResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -184,6 +293,168 @@ class AdminService(object):
             '/polyhead.v1.AdminService/GetStats',
             polyhead_dot_v1_dot_admin__service__pb2.GetStatsRequest.SerializeToString,
             polyhead_dot_v1_dot_admin__service__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Shadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.AdminService/Shadow',
+            polyhead_dot_v1_dot_admin__service__pb2.ShadowRequest.SerializeToString,
+            polyhead_dot_v1_dot_admin__service__pb2.ShadowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.AdminService/Compare',
+            polyhead_dot_v1_dot_admin__service__pb2.CompareRequest.SerializeToString,
+            polyhead_dot_v1_dot_admin__service__pb2.CompareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Canary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.AdminService/Canary',
+            polyhead_dot_v1_dot_admin__service__pb2.CanaryRequest.SerializeToString,
+            polyhead_dot_v1_dot_admin__service__pb2.CanaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Promote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.AdminService/Promote',
+            polyhead_dot_v1_dot_admin__service__pb2.PromoteRequest.SerializeToString,
+            polyhead_dot_v1_dot_admin__service__pb2.PromoteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Discard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.AdminService/Discard',
+            polyhead_dot_v1_dot_admin__service__pb2.DiscardRequest.SerializeToString,
+            polyhead_dot_v1_dot_admin__service__pb2.DiscardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDrift(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.AdminService/GetDrift',
+            polyhead_dot_v1_dot_admin__service__pb2.GetDriftRequest.SerializeToString,
+            polyhead_dot_v1_dot_admin__service__pb2.GetDriftResponse.FromString,
             options,
             channel_credentials,
             insecure,

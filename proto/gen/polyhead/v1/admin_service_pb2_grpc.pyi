@@ -75,7 +75,103 @@ _AdminServiceGetStatsType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrainType, _AdminServiceGetStatsType]):
+_AdminServiceShadowType = typing_extensions.TypeVar(
+    '_AdminServiceShadowType',
+    grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.ShadowRequest,
+        polyhead.v1.admin_service_pb2.ShadowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.ShadowRequest,
+        polyhead.v1.admin_service_pb2.ShadowResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.ShadowRequest,
+        polyhead.v1.admin_service_pb2.ShadowResponse,
+    ],
+)
+
+_AdminServiceCompareType = typing_extensions.TypeVar(
+    '_AdminServiceCompareType',
+    grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.CompareRequest,
+        polyhead.v1.admin_service_pb2.CompareResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.CompareRequest,
+        polyhead.v1.admin_service_pb2.CompareResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.CompareRequest,
+        polyhead.v1.admin_service_pb2.CompareResponse,
+    ],
+)
+
+_AdminServiceCanaryType = typing_extensions.TypeVar(
+    '_AdminServiceCanaryType',
+    grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.CanaryRequest,
+        polyhead.v1.admin_service_pb2.CanaryResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.CanaryRequest,
+        polyhead.v1.admin_service_pb2.CanaryResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.CanaryRequest,
+        polyhead.v1.admin_service_pb2.CanaryResponse,
+    ],
+)
+
+_AdminServicePromoteType = typing_extensions.TypeVar(
+    '_AdminServicePromoteType',
+    grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.PromoteRequest,
+        polyhead.v1.admin_service_pb2.PromoteResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.PromoteRequest,
+        polyhead.v1.admin_service_pb2.PromoteResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.PromoteRequest,
+        polyhead.v1.admin_service_pb2.PromoteResponse,
+    ],
+)
+
+_AdminServiceDiscardType = typing_extensions.TypeVar(
+    '_AdminServiceDiscardType',
+    grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.DiscardRequest,
+        polyhead.v1.admin_service_pb2.DiscardResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.DiscardRequest,
+        polyhead.v1.admin_service_pb2.DiscardResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.DiscardRequest,
+        polyhead.v1.admin_service_pb2.DiscardResponse,
+    ],
+)
+
+_AdminServiceGetDriftType = typing_extensions.TypeVar(
+    '_AdminServiceGetDriftType',
+    grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetDriftRequest,
+        polyhead.v1.admin_service_pb2.GetDriftResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetDriftRequest,
+        polyhead.v1.admin_service_pb2.GetDriftResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetDriftRequest,
+        polyhead.v1.admin_service_pb2.GetDriftResponse,
+    ],
+)
+
+class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrainType, _AdminServiceGetStatsType, _AdminServiceShadowType, _AdminServiceCompareType, _AdminServiceCanaryType, _AdminServicePromoteType, _AdminServiceDiscardType, _AdminServiceGetDriftType]):
     """AdminService changes and describes a running server. Each call reaches every worker of the server. With several
     models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
     """
@@ -94,6 +190,30 @@ class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrai
             polyhead.v1.admin_service_pb2.GetStatsRequest,
             polyhead.v1.admin_service_pb2.GetStatsResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.ShadowRequest,
+            polyhead.v1.admin_service_pb2.ShadowResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.CompareRequest,
+            polyhead.v1.admin_service_pb2.CompareResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.CanaryRequest,
+            polyhead.v1.admin_service_pb2.CanaryResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.PromoteRequest,
+            polyhead.v1.admin_service_pb2.PromoteResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.DiscardRequest,
+            polyhead.v1.admin_service_pb2.DiscardResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.GetDriftRequest,
+            polyhead.v1.admin_service_pb2.GetDriftResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -109,6 +229,30 @@ class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrai
         grpc.aio.UnaryUnaryMultiCallable[
             polyhead.v1.admin_service_pb2.GetStatsRequest,
             polyhead.v1.admin_service_pb2.GetStatsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.ShadowRequest,
+            polyhead.v1.admin_service_pb2.ShadowResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.CompareRequest,
+            polyhead.v1.admin_service_pb2.CompareResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.CanaryRequest,
+            polyhead.v1.admin_service_pb2.CanaryResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.PromoteRequest,
+            polyhead.v1.admin_service_pb2.PromoteResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.DiscardRequest,
+            polyhead.v1.admin_service_pb2.DiscardResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            polyhead.v1.admin_service_pb2.GetDriftRequest,
+            polyhead.v1.admin_service_pb2.GetDriftResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -126,6 +270,35 @@ class AdminServiceStub(typing.Generic[_AdminServiceReloadType, _AdminServiceDrai
     GetStats: _AdminServiceGetStatsType
     """GetStats describes the current load and the work done since the start."""
 
+    Shadow: _AdminServiceShadowType
+    """Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
+    that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
+    the candidate cannot be loaded or there is another one; the served model is unchanged. Each model of several has a
+    candidate of its own: the metadata x-polyhead-model names the model, without it the first, in this and the next four.
+    """
+
+    Compare: _AdminServiceCompareType
+    """Compare describes the candidate: what the comparison has found so far, and the answers of a canary."""
+
+    Canary: _AdminServiceCanaryType
+    """Canary lets a candidate answer the calls of a share of the callers, until a limit rolls it back. Fails with
+    FAILED_PRECONDITION if the candidate cannot be loaded or clients would notice the change.
+    """
+
+    Promote: _AdminServicePromoteType
+    """Promote serves the candidate as Reload serves a new bundle, and ends the comparison and the canary. Fails with
+    FAILED_PRECONDITION if the candidate must not replace the served model, which then keeps serving.
+    """
+
+    Discard: _AdminServiceDiscardType
+    """Discard ends the comparison and the canary, and unloads the candidate."""
+
+    GetDrift: _AdminServiceGetDriftType
+    """GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+    of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+    the server does not count its traffic.
+    """
+
 AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         polyhead.v1.admin_service_pb2.ReloadRequest,
@@ -138,6 +311,30 @@ AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         polyhead.v1.admin_service_pb2.GetStatsRequest,
         polyhead.v1.admin_service_pb2.GetStatsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.ShadowRequest,
+        polyhead.v1.admin_service_pb2.ShadowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.CompareRequest,
+        polyhead.v1.admin_service_pb2.CompareResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.CanaryRequest,
+        polyhead.v1.admin_service_pb2.CanaryResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.PromoteRequest,
+        polyhead.v1.admin_service_pb2.PromoteResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.DiscardRequest,
+        polyhead.v1.admin_service_pb2.DiscardResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        polyhead.v1.admin_service_pb2.GetDriftRequest,
+        polyhead.v1.admin_service_pb2.GetDriftResponse,
     ],
 ]
 
@@ -174,5 +371,64 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[polyhead.v1.admin_service_pb2.GetStatsResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.GetStatsResponse]]:
         """GetStats describes the current load and the work done since the start."""
+
+    @abc.abstractmethod
+    def Shadow(
+        self,
+        request: polyhead.v1.admin_service_pb2.ShadowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[polyhead.v1.admin_service_pb2.ShadowResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.ShadowResponse]]:
+        """Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
+        that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
+        the candidate cannot be loaded or there is another one; the served model is unchanged. Each model of several has a
+        candidate of its own: the metadata x-polyhead-model names the model, without it the first, in this and the next four.
+        """
+
+    @abc.abstractmethod
+    def Compare(
+        self,
+        request: polyhead.v1.admin_service_pb2.CompareRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[polyhead.v1.admin_service_pb2.CompareResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.CompareResponse]]:
+        """Compare describes the candidate: what the comparison has found so far, and the answers of a canary."""
+
+    @abc.abstractmethod
+    def Canary(
+        self,
+        request: polyhead.v1.admin_service_pb2.CanaryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[polyhead.v1.admin_service_pb2.CanaryResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.CanaryResponse]]:
+        """Canary lets a candidate answer the calls of a share of the callers, until a limit rolls it back. Fails with
+        FAILED_PRECONDITION if the candidate cannot be loaded or clients would notice the change.
+        """
+
+    @abc.abstractmethod
+    def Promote(
+        self,
+        request: polyhead.v1.admin_service_pb2.PromoteRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[polyhead.v1.admin_service_pb2.PromoteResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.PromoteResponse]]:
+        """Promote serves the candidate as Reload serves a new bundle, and ends the comparison and the canary. Fails with
+        FAILED_PRECONDITION if the candidate must not replace the served model, which then keeps serving.
+        """
+
+    @abc.abstractmethod
+    def Discard(
+        self,
+        request: polyhead.v1.admin_service_pb2.DiscardRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[polyhead.v1.admin_service_pb2.DiscardResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.DiscardResponse]]:
+        """Discard ends the comparison and the canary, and unloads the candidate."""
+
+    @abc.abstractmethod
+    def GetDrift(
+        self,
+        request: polyhead.v1.admin_service_pb2.GetDriftRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[polyhead.v1.admin_service_pb2.GetDriftResponse, collections.abc.Awaitable[polyhead.v1.admin_service_pb2.GetDriftResponse]]:
+        """GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+        of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+        the server does not count its traffic.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

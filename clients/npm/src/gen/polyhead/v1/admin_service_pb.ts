@@ -5,8 +5,8 @@
 // @generated from file polyhead/v1/admin_service.proto (package polyhead.v1, syntax proto3)
 /* eslint-disable */
 
-import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
-import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Duration } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_duration } from "@bufbuild/protobuf/wkt";
 import type { Fingerprints } from "./item_pb.js";
@@ -17,7 +17,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file polyhead/v1/admin_service.proto.
  */
 export const file_polyhead_v1_admin_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch9wb2x5aGVhZC92MS9hZG1pbl9zZXJ2aWNlLnByb3RvEgtwb2x5aGVhZC52MSIeCg1SZWxvYWRSZXF1ZXN0Eg0KBWZvcmNlGAEgASgIIjwKDlJlbG9hZFJlc3BvbnNlEioKB3dvcmtlcnMYASADKAsyGS5wb2x5aGVhZC52MS5Xb3JrZXJSZWxvYWQieQoMV29ya2VyUmVsb2FkEhIKCnByb2Nlc3NfaWQYASABKA0SEAoIbW9kZWxfaWQYAiABKAkSLwoMZmluZ2VycHJpbnRzGAMgASgLMhkucG9seWhlYWQudjEuRmluZ2VycHJpbnRzEhIKCm1vZGVsX25hbWUYBCABKAkiDgoMRHJhaW5SZXF1ZXN0Ig8KDURyYWluUmVzcG9uc2UiEQoPR2V0U3RhdHNSZXF1ZXN0Ij0KEEdldFN0YXRzUmVzcG9uc2USKQoHd29ya2VycxgBIAMoCzIYLnBvbHloZWFkLnYxLldvcmtlclN0YXRzIqoECgtXb3JrZXJTdGF0cxISCgpwcm9jZXNzX2lkGAEgASgNEhAKCG1vZGVsX2lkGAIgASgJEg8KB3NlcnZpbmcYAyABKAgSKgoHdXBfdGltZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIYChByZXF1ZXN0c19ydW5uaW5nGAUgASgNEhQKDHF1ZXVlZF9pdGVtcxgGIAEoDRIVCg1xdWV1ZWRfdG9rZW5zGAcgASgEEjAKDWV4cGVjdGVkX3dhaXQYCCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEwoLaXRlbXNfdG90YWwYCSABKAQSFAoMdG9rZW5zX3RvdGFsGAogASgEEhwKFHBhZGRpbmdfdG9rZW5zX3RvdGFsGAsgASgEEhUKDWJhdGNoZXNfdG90YWwYDCABKAQSMAoNY29tcHV0ZV90b3RhbBgNIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhJIChFpdGVtX2Vycm9yc190b3RhbBgOIAMoCzItLnBvbHloZWFkLnYxLldvcmtlclN0YXRzLkl0ZW1FcnJvcnNUb3RhbEVudHJ5EhcKD2NvbXB1dGVfdGhyZWFkcxgPIAEoDRISCgptb2RlbF9uYW1lGBAgASgJGjYKFEl0ZW1FcnJvcnNUb3RhbEVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoBDoCOAEy2gEKDEFkbWluU2VydmljZRJBCgZSZWxvYWQSGi5wb2x5aGVhZC52MS5SZWxvYWRSZXF1ZXN0GhsucG9seWhlYWQudjEuUmVsb2FkUmVzcG9uc2USPgoFRHJhaW4SGS5wb2x5aGVhZC52MS5EcmFpblJlcXVlc3QaGi5wb2x5aGVhZC52MS5EcmFpblJlc3BvbnNlEkcKCEdldFN0YXRzEhwucG9seWhlYWQudjEuR2V0U3RhdHNSZXF1ZXN0Gh0ucG9seWhlYWQudjEuR2V0U3RhdHNSZXNwb25zZUJRCg5pby5wb2x5aGVhZC52MVABWj1naXRodWIuY29tL3BvbHloZWFkL3BvbHloZWFkL2NsaWVudHMvZ28vcG9seWhlYWR2MTtwb2x5aGVhZHYxYgZwcm90bzM", [file_google_protobuf_duration, file_polyhead_v1_item]);
+  fileDesc("Ch9wb2x5aGVhZC92MS9hZG1pbl9zZXJ2aWNlLnByb3RvEgtwb2x5aGVhZC52MSIeCg1SZWxvYWRSZXF1ZXN0Eg0KBWZvcmNlGAEgASgIIjwKDlJlbG9hZFJlc3BvbnNlEioKB3dvcmtlcnMYASADKAsyGS5wb2x5aGVhZC52MS5Xb3JrZXJSZWxvYWQieQoMV29ya2VyUmVsb2FkEhIKCnByb2Nlc3NfaWQYASABKA0SEAoIbW9kZWxfaWQYAiABKAkSLwoMZmluZ2VycHJpbnRzGAMgASgLMhkucG9seWhlYWQudjEuRmluZ2VycHJpbnRzEhIKCm1vZGVsX25hbWUYBCABKAkiDgoMRHJhaW5SZXF1ZXN0Ig8KDURyYWluUmVzcG9uc2UiEQoPR2V0U3RhdHNSZXF1ZXN0Ij0KEEdldFN0YXRzUmVzcG9uc2USKQoHd29ya2VycxgBIAMoCzIYLnBvbHloZWFkLnYxLldvcmtlclN0YXRzIqoECgtXb3JrZXJTdGF0cxISCgpwcm9jZXNzX2lkGAEgASgNEhAKCG1vZGVsX2lkGAIgASgJEg8KB3NlcnZpbmcYAyABKAgSKgoHdXBfdGltZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIYChByZXF1ZXN0c19ydW5uaW5nGAUgASgNEhQKDHF1ZXVlZF9pdGVtcxgGIAEoDRIVCg1xdWV1ZWRfdG9rZW5zGAcgASgEEjAKDWV4cGVjdGVkX3dhaXQYCCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEwoLaXRlbXNfdG90YWwYCSABKAQSFAoMdG9rZW5zX3RvdGFsGAogASgEEhwKFHBhZGRpbmdfdG9rZW5zX3RvdGFsGAsgASgEEhUKDWJhdGNoZXNfdG90YWwYDCABKAQSMAoNY29tcHV0ZV90b3RhbBgNIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhJIChFpdGVtX2Vycm9yc190b3RhbBgOIAMoCzItLnBvbHloZWFkLnYxLldvcmtlclN0YXRzLkl0ZW1FcnJvcnNUb3RhbEVudHJ5EhcKD2NvbXB1dGVfdGhyZWFkcxgPIAEoDRISCgptb2RlbF9uYW1lGBAgASgJGjYKFEl0ZW1FcnJvcnNUb3RhbEVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoBDoCOAEiEQoPR2V0RHJpZnRSZXF1ZXN0IugBChBHZXREcmlmdFJlc3BvbnNlEhAKCG1vZGVsX2lkGAEgASgJEikKBndpbmRvdxgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhINCgV0ZXh0cxgDIAEoBBIXCg91bmNvdW50ZWRfdGV4dHMYBCABKAQSFwoPcmVmZXJlbmNlX3RleHRzGAUgASgEEhQKDG1pbl9kaXN0YW5jZRgGIAEoARITCgttYXhfcF92YWx1ZRgHIAEoARIrCghtZWFzdXJlcxgIIAMoCzIZLnBvbHloZWFkLnYxLkRyaWZ0TWVhc3VyZSK8AQoMRHJpZnRNZWFzdXJlEgwKBGhlYWQYASABKAkSDAoEbmFtZRgCIAEoCRINCgV0ZXh0cxgDIAEoBBIXCg9lZmZlY3RpdmVfdGV4dHMYBCABKAESEAoIZGlzdGFuY2UYBSABKAESFAoHcF92YWx1ZRgGIAEoAUgAiAEBEg8KB2RyaWZ0ZWQYByABKAgSIwoEYmlucxgIIAMoCzIVLnBvbHloZWFkLnYxLkRyaWZ0QmluQgoKCF9wX3ZhbHVlIj0KCERyaWZ0QmluEgwKBG5hbWUYASABKAkSEQoJcmVmZXJlbmNlGAIgASgBEhAKCG9ic2VydmVkGAMgASgBIscBCg1TaGFkb3dSZXF1ZXN0Eg4KBmJ1bmRsZRgBIAEoCRINCgVzaGFyZRgCIAEoARISCgprZWVwX3RleHRzGAMgASgNEjUKCHByaW9yaXR5GAQgASgOMiMucG9seWhlYWQudjEuU2hhZG93UmVxdWVzdC5Qcmlvcml0eSJMCghQcmlvcml0eRIYChRQUklPUklUWV9VTlNQRUNJRklFRBAAEhEKDVBSSU9SSVRZX0lETEUQARITCg9QUklPUklUWV9OT1JNQUwQAiI7Cg5TaGFkb3dSZXNwb25zZRIpCgljYW5kaWRhdGUYASABKAsyFi5wb2x5aGVhZC52MS5DYW5kaWRhdGUiJwoOQ29tcGFyZVJlcXVlc3QSFQoNaW5jbHVkZV90ZXh0cxgBIAEoCCKuAQoPQ29tcGFyZVJlc3BvbnNlEikKCWNhbmRpZGF0ZRgBIAEoCzIWLnBvbHloZWFkLnYxLkNhbmRpZGF0ZRIXCg9zZXJ2ZWRfbW9kZWxfaWQYAiABKAkSLQoGc2hhZG93GAMgASgLMh0ucG9seWhlYWQudjEuU2hhZG93Q29tcGFyaXNvbhIoCgZjYW5hcnkYBCABKAsyGC5wb2x5aGVhZC52MS5DYW5hcnlTdGF0ZSJoCg1DYW5hcnlSZXF1ZXN0Eg4KBmJ1bmRsZRgBIAEoCRINCgVzaGFyZRgCIAEoARIpCgZsaW1pdHMYAyABKAsyGS5wb2x5aGVhZC52MS5DYW5hcnlMaW1pdHMSDQoFZm9yY2UYBCABKAgiOwoOQ2FuYXJ5UmVzcG9uc2USKQoJY2FuZGlkYXRlGAEgASgLMhYucG9seWhlYWQudjEuQ2FuZGlkYXRlIh8KDlByb21vdGVSZXF1ZXN0Eg0KBWZvcmNlGAEgASgIIj0KD1Byb21vdGVSZXNwb25zZRIqCgd3b3JrZXJzGAEgAygLMhkucG9seWhlYWQudjEuV29ya2VyUmVsb2FkIhAKDkRpc2NhcmRSZXF1ZXN0IhEKD0Rpc2NhcmRSZXNwb25zZSJeCglDYW5kaWRhdGUSEAoIbW9kZWxfaWQYASABKAkSDgoGYnVuZGxlGAIgASgJEi8KDGZpbmdlcnByaW50cxgDIAEoCzIZLnBvbHloZWFkLnYxLkZpbmdlcnByaW50cyKjBQoQU2hhZG93Q29tcGFyaXNvbhINCgVzaGFyZRgBIAEoARIQCghhbnN3ZXJlZBgCIAEoBBIQCghzZWxlY3RlZBgDIAEoBBIPCgdkcm9wcGVkGAQgASgEEhAKCGNvbXBhcmVkGAUgASgEEhMKC290aGVyX21vZGVsGAYgASgEEkQKDGVycm9yc190b3RhbBgHIAMoCzIuLnBvbHloZWFkLnYxLlNoYWRvd0NvbXBhcmlzb24uRXJyb3JzVG90YWxFbnRyeRIzCgllbWJlZGRpbmcYCCABKAsyIC5wb2x5aGVhZC52MS5FbWJlZGRpbmdDb21wYXJpc29uEioKBWhlYWRzGAkgAygLMhsucG9seWhlYWQudjEuSGVhZENvbXBhcmlzb24SRAoMbm90X2NvbXBhcmVkGAogAygLMi4ucG9seWhlYWQudjEuU2hhZG93Q29tcGFyaXNvbi5Ob3RDb21wYXJlZEVudHJ5EiwKDnNlcnZlZF9sYXRlbmN5GAsgASgLMhQucG9seWhlYWQudjEuTGF0ZW5jeRIvChFjYW5kaWRhdGVfbGF0ZW5jeRgMIAEoCzIULnBvbHloZWFkLnYxLkxhdGVuY3kSMAoNY2FuZGlkYXRlX2NwdRgNIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhItCgpyZXBvcnRfYWdlGA4gASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEg8KB2ZhaWx1cmUYDyABKAkaMgoQRXJyb3JzVG90YWxFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAQ6AjgBGjIKEE5vdENvbXBhcmVkRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLuAgoTRW1iZWRkaW5nQ29tcGFyaXNvbhI1CgVzcGFjZRgBIAEoDjImLnBvbHloZWFkLnYxLkVtYmVkZGluZ0NvbXBhcmlzb24uU3BhY2USDQoFdGV4dHMYAiABKAQSGAoLbWVhbl9jb3NpbmUYAyABKAFIAIgBARIXCgpsb3dfY29zaW5lGAQgASgBSAGIAQESGQoMbGVhc3RfY29zaW5lGAUgASgBSAKIAQESFwoKcmVjb2duaXplZBgGIAEoAUgDiAEBImsKBVNwYWNlEhUKEVNQQUNFX1VOU1BFQ0lGSUVEEAASDgoKU1BBQ0VfU0FNRRABEhQKEFNQQUNFX0NPTVBBUkFCTEUQAhIPCgtTUEFDRV9PVEhFUhADEhQKEFNQQUNFX09USEVSX1NJWkUQBEIOCgxfbWVhbl9jb3NpbmVCDQoLX2xvd19jb3NpbmVCDwoNX2xlYXN0X2Nvc2luZUINCgtfcmVjb2duaXplZCLNAgoOSGVhZENvbXBhcmlzb24SDAoEbmFtZRgBIAEoCRIMCgRraW5kGAIgASgJEgwKBHJvd3MYAyADKAkSDwoHY29sdW1ucxgEIAMoCRImCgVjZWxscxgFIAMoCzIXLnBvbHloZWFkLnYxLk1hdHJpeENlbGwSEwoLb3RoZXJfdGV4dHMYBiABKAQSEAoIY29tcGFyZWQYByABKAQSDwoHY2hhbmdlZBgIIAEoBBIVCgh3ZWlnaHRlZBgJIAEoAUgAiAEBEhcKCmRpZmZlcmVuY2UYCiABKAFIAYgBARITCgtvbmx5X3NlcnZlZBgLIAMoCRIWCg5vbmx5X2NhbmRpZGF0ZRgMIAMoCRInCgV0ZXh0cxgNIAMoCzIYLnBvbHloZWFkLnYxLkNoYW5nZWRUZXh0QgsKCV93ZWlnaHRlZEINCgtfZGlmZmVyZW5jZSI4CgpNYXRyaXhDZWxsEgsKA3JvdxgBIAEoDRIOCgZjb2x1bW4YAiABKA0SDQoFdGV4dHMYAyABKAQiPgoLQ2hhbmdlZFRleHQSDAoEdGV4dBgBIAEoCRIOCgZzZXJ2ZWQYAiABKAkSEQoJY2FuZGlkYXRlGAMgASgJIrkBCgdMYXRlbmN5Eg0KBXRleHRzGAEgASgEEicKBG1lYW4YAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SJgoDcDUwGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEiYKA3A5MBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhImCgNwOTkYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iqgEKDENhbmFyeUxpbWl0cxIXCgplcnJvcl9yYXRlGAEgASgBSACIAQESFgoJcDk5X3JhdGlvGAIgASgBSAGIAQESJgoDcDk5GAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhYKCW1pbl90ZXh0cxgEIAEoDUgCiAEBQg0KC19lcnJvcl9yYXRlQgwKCl9wOTlfcmF0aW9CDAoKX21pbl90ZXh0cyKyAQoLQ2FuYXJ5U3RhdGUSDQoFc2hhcmUYASABKAESKQoGbGltaXRzGAIgASgLMhkucG9seWhlYWQudjEuQ2FuYXJ5TGltaXRzEikKBnNlcnZlZBgDIAEoCzIZLnBvbHloZWFkLnYxLk1vZGVsQW5zd2VycxIsCgljYW5kaWRhdGUYBCABKAsyGS5wb2x5aGVhZC52MS5Nb2RlbEFuc3dlcnMSEAoIcm9sbGJhY2sYBSABKAkiugEKDE1vZGVsQW5zd2VycxINCgV0ZXh0cxgBIAEoBBJACgxlcnJvcnNfdG90YWwYAiADKAsyKi5wb2x5aGVhZC52MS5Nb2RlbEFuc3dlcnMuRXJyb3JzVG90YWxFbnRyeRIlCgdsYXRlbmN5GAMgASgLMhQucG9seWhlYWQudjEuTGF0ZW5jeRoyChBFcnJvcnNUb3RhbEVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoBDoCOAEy+wQKDEFkbWluU2VydmljZRJBCgZSZWxvYWQSGi5wb2x5aGVhZC52MS5SZWxvYWRSZXF1ZXN0GhsucG9seWhlYWQudjEuUmVsb2FkUmVzcG9uc2USPgoFRHJhaW4SGS5wb2x5aGVhZC52MS5EcmFpblJlcXVlc3QaGi5wb2x5aGVhZC52MS5EcmFpblJlc3BvbnNlEkcKCEdldFN0YXRzEhwucG9seWhlYWQudjEuR2V0U3RhdHNSZXF1ZXN0Gh0ucG9seWhlYWQudjEuR2V0U3RhdHNSZXNwb25zZRJBCgZTaGFkb3cSGi5wb2x5aGVhZC52MS5TaGFkb3dSZXF1ZXN0GhsucG9seWhlYWQudjEuU2hhZG93UmVzcG9uc2USRAoHQ29tcGFyZRIbLnBvbHloZWFkLnYxLkNvbXBhcmVSZXF1ZXN0GhwucG9seWhlYWQudjEuQ29tcGFyZVJlc3BvbnNlEkEKBkNhbmFyeRIaLnBvbHloZWFkLnYxLkNhbmFyeVJlcXVlc3QaGy5wb2x5aGVhZC52MS5DYW5hcnlSZXNwb25zZRJECgdQcm9tb3RlEhsucG9seWhlYWQudjEuUHJvbW90ZVJlcXVlc3QaHC5wb2x5aGVhZC52MS5Qcm9tb3RlUmVzcG9uc2USRAoHRGlzY2FyZBIbLnBvbHloZWFkLnYxLkRpc2NhcmRSZXF1ZXN0GhwucG9seWhlYWQudjEuRGlzY2FyZFJlc3BvbnNlEkcKCEdldERyaWZ0EhwucG9seWhlYWQudjEuR2V0RHJpZnRSZXF1ZXN0Gh0ucG9seWhlYWQudjEuR2V0RHJpZnRSZXNwb25zZUJRCg5pby5wb2x5aGVhZC52MVABWj1naXRodWIuY29tL3BvbHloZWFkL3BvbHloZWFkL2NsaWVudHMvZ28vcG9seWhlYWR2MTtwb2x5aGVhZHYxYgZwcm90bzM", [file_google_protobuf_duration, file_polyhead_v1_item]);
 
 /**
  * ReloadRequest is the request of Reload.
@@ -298,6 +298,1112 @@ export const WorkerStatsSchema: GenMessage<WorkerStats> = /*@__PURE__*/
   messageDesc(file_polyhead_v1_admin_service, 7);
 
 /**
+ * GetDriftRequest is the request of GetDrift.
+ *
+ * @generated from message polyhead.v1.GetDriftRequest
+ */
+export type GetDriftRequest = Message<"polyhead.v1.GetDriftRequest"> & {
+};
+
+/**
+ * Describes the message polyhead.v1.GetDriftRequest.
+ * Use `create(GetDriftRequestSchema)` to create a new message.
+ */
+export const GetDriftRequestSchema: GenMessage<GetDriftRequest> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 8);
+
+/**
+ * GetDriftResponse compares the traffic of all workers together with the validation texts of the model.
+ *
+ * @generated from message polyhead.v1.GetDriftResponse
+ */
+export type GetDriftResponse = Message<"polyhead.v1.GetDriftResponse"> & {
+  /**
+   * model_id names the bundle, as in ModelInfo.
+   *
+   * @generated from field: string model_id = 1;
+   */
+  modelId: string;
+
+  /**
+   * window is the time whose texts are counted. A reload begins anew.
+   *
+   * @generated from field: google.protobuf.Duration window = 2;
+   */
+  window?: Duration | undefined;
+
+  /**
+   * texts is the number of texts that were counted.
+   *
+   * @generated from field: uint64 texts = 3;
+   */
+  texts: bigint;
+
+  /**
+   * uncounted_texts is the number of further texts, which were left out so that counting takes little time.
+   *
+   * @generated from field: uint64 uncounted_texts = 4;
+   */
+  uncountedTexts: bigint;
+
+  /**
+   * reference_texts is the number of validation texts.
+   *
+   * @generated from field: uint64 reference_texts = 5;
+   */
+  referenceTexts: bigint;
+
+  /**
+   * min_distance is the smallest distance that is reported as drift.
+   *
+   * @generated from field: double min_distance = 6;
+   */
+  minDistance: number;
+
+  /**
+   * max_p_value is the largest p-value that is reported as drift.
+   *
+   * @generated from field: double max_p_value = 7;
+   */
+  maxPValue: number;
+
+  /**
+   * measures holds one entry for each property that is compared.
+   *
+   * @generated from field: repeated polyhead.v1.DriftMeasure measures = 8;
+   */
+  measures: DriftMeasure[];
+};
+
+/**
+ * Describes the message polyhead.v1.GetDriftResponse.
+ * Use `create(GetDriftResponseSchema)` to create a new message.
+ */
+export const GetDriftResponseSchema: GenMessage<GetDriftResponse> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 9);
+
+/**
+ * DriftMeasure compares one property of the texts, or of the answers of one head.
+ *
+ * @generated from message polyhead.v1.DriftMeasure
+ */
+export type DriftMeasure = Message<"polyhead.v1.DriftMeasure"> & {
+  /**
+   * head is the name of the head; empty for a property of the texts themselves.
+   *
+   * @generated from field: string head = 1;
+   */
+  head: string;
+
+  /**
+   * name is the property: answers, confidence, tokens, truncated, unknown_tokens, novelty or embedding.
+   *
+   * @generated from field: string name = 2;
+   */
+  name: string;
+
+  /**
+   * texts is the number of texts that were counted; of tokens for unknown_tokens.
+   *
+   * @generated from field: uint64 texts = 3;
+   */
+  texts: bigint;
+
+  /**
+   * effective_texts is the number of independent texts that would vary as much from bucket to bucket.
+   *
+   * @generated from field: double effective_texts = 4;
+   */
+  effectiveTexts: number;
+
+  /**
+   * distance is what chance does not explain of the difference. 0 for none. For shares, it is the Jensen-Shannon
+   * distance, at most 1; for the embedding, that of the means, in units of the spread of the validation texts.
+   *
+   * @generated from field: double distance = 5;
+   */
+  distance: number;
+
+  /**
+   * p_value is the probability of such a difference without drift, corrected for the number of measures. Absent until
+   * two buckets have texts.
+   *
+   * @generated from field: optional double p_value = 6;
+   */
+  pValue?: number | undefined;
+
+  /**
+   * drifted is true if distance and p_value are beyond their limits.
+   *
+   * @generated from field: bool drifted = 7;
+   */
+  drifted: boolean;
+
+  /**
+   * bins holds what is compared; empty for the embedding.
+   *
+   * @generated from field: repeated polyhead.v1.DriftBin bins = 8;
+   */
+  bins: DriftBin[];
+};
+
+/**
+ * Describes the message polyhead.v1.DriftMeasure.
+ * Use `create(DriftMeasureSchema)` to create a new message.
+ */
+export const DriftMeasureSchema: GenMessage<DriftMeasure> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 10);
+
+/**
+ * DriftBin is one label, or one range of values.
+ *
+ * @generated from message polyhead.v1.DriftBin
+ */
+export type DriftBin = Message<"polyhead.v1.DriftBin"> & {
+  /**
+   * name is the label or the range.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * reference is the share of the validation texts, 0 to 1.
+   *
+   * @generated from field: double reference = 2;
+   */
+  reference: number;
+
+  /**
+   * observed is the share of the recent texts, 0 to 1.
+   *
+   * @generated from field: double observed = 3;
+   */
+  observed: number;
+};
+
+/**
+ * Describes the message polyhead.v1.DriftBin.
+ * Use `create(DriftBinSchema)` to create a new message.
+ */
+export const DriftBinSchema: GenMessage<DriftBin> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 11);
+
+/**
+ * ShadowRequest is the request of Shadow.
+ *
+ * @generated from message polyhead.v1.ShadowRequest
+ */
+export type ShadowRequest = Message<"polyhead.v1.ShadowRequest"> & {
+  /**
+   * bundle is the directory of the candidate on the server's machine.
+   *
+   * @generated from field: string bundle = 1;
+   */
+  bundle: string;
+
+  /**
+   * share is the share of the live texts that the candidate answers too, above 0 and at most 1. Texts belong to it by
+   * their hash, so that equal texts always or never do.
+   *
+   * @generated from field: double share = 2;
+   */
+  share: number;
+
+  /**
+   * keep_texts is the number of texts that are kept of each head when their answer changes, for CompareResponse. At most
+   * 1,000; no text is kept when absent.
+   *
+   * @generated from field: uint32 keep_texts = 3;
+   */
+  keepTexts: number;
+
+  /**
+   * priority is the priority of the candidate.
+   *
+   * @generated from field: polyhead.v1.ShadowRequest.Priority priority = 4;
+   */
+  priority: ShadowRequest_Priority;
+};
+
+/**
+ * Describes the message polyhead.v1.ShadowRequest.
+ * Use `create(ShadowRequestSchema)` to create a new message.
+ */
+export const ShadowRequestSchema: GenMessage<ShadowRequest> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 12);
+
+/**
+ * Priority says which processor time the candidate gets.
+ *
+ * @generated from enum polyhead.v1.ShadowRequest.Priority
+ */
+export enum ShadowRequest_Priority {
+  /**
+   * PRIORITY_UNSPECIFIED means PRIORITY_IDLE.
+   *
+   * @generated from enum value: PRIORITY_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * PRIORITY_IDLE means only what nothing else on the machine uses.
+   *
+   * @generated from enum value: PRIORITY_IDLE = 1;
+   */
+  IDLE = 1,
+
+  /**
+   * PRIORITY_NORMAL means an equal share, which delays the served model where processors are short.
+   *
+   * @generated from enum value: PRIORITY_NORMAL = 2;
+   */
+  NORMAL = 2,
+}
+
+/**
+ * Describes the enum polyhead.v1.ShadowRequest.Priority.
+ */
+export const ShadowRequest_PrioritySchema: GenEnum<ShadowRequest_Priority> = /*@__PURE__*/
+  enumDesc(file_polyhead_v1_admin_service, 12, 0);
+
+/**
+ * ShadowResponse describes the candidate.
+ *
+ * @generated from message polyhead.v1.ShadowResponse
+ */
+export type ShadowResponse = Message<"polyhead.v1.ShadowResponse"> & {
+  /**
+   * candidate is the candidate that was loaded.
+   *
+   * @generated from field: polyhead.v1.Candidate candidate = 1;
+   */
+  candidate?: Candidate | undefined;
+};
+
+/**
+ * Describes the message polyhead.v1.ShadowResponse.
+ * Use `create(ShadowResponseSchema)` to create a new message.
+ */
+export const ShadowResponseSchema: GenMessage<ShadowResponse> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 13);
+
+/**
+ * CompareRequest is the request of Compare.
+ *
+ * @generated from message polyhead.v1.CompareRequest
+ */
+export type CompareRequest = Message<"polyhead.v1.CompareRequest"> & {
+  /**
+   * include_texts asks for the texts that Shadow was configured to keep. False when absent.
+   *
+   * @generated from field: bool include_texts = 1;
+   */
+  includeTexts: boolean;
+};
+
+/**
+ * Describes the message polyhead.v1.CompareRequest.
+ * Use `create(CompareRequestSchema)` to create a new message.
+ */
+export const CompareRequestSchema: GenMessage<CompareRequest> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 14);
+
+/**
+ * CompareResponse is the state of the candidate.
+ *
+ * @generated from message polyhead.v1.CompareResponse
+ */
+export type CompareResponse = Message<"polyhead.v1.CompareResponse"> & {
+  /**
+   * candidate is the candidate.
+   *
+   * @generated from field: polyhead.v1.Candidate candidate = 1;
+   */
+  candidate?: Candidate | undefined;
+
+  /**
+   * served_model_id names the served model, as in ModelInfo.
+   *
+   * @generated from field: string served_model_id = 2;
+   */
+  servedModelId: string;
+
+  /**
+   * shadow is the comparison on live texts; absent without one.
+   *
+   * @generated from field: polyhead.v1.ShadowComparison shadow = 3;
+   */
+  shadow?: ShadowComparison | undefined;
+
+  /**
+   * canary is the canary; absent without one.
+   *
+   * @generated from field: polyhead.v1.CanaryState canary = 4;
+   */
+  canary?: CanaryState | undefined;
+};
+
+/**
+ * Describes the message polyhead.v1.CompareResponse.
+ * Use `create(CompareResponseSchema)` to create a new message.
+ */
+export const CompareResponseSchema: GenMessage<CompareResponse> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 15);
+
+/**
+ * CanaryRequest is the request of Canary.
+ *
+ * @generated from message polyhead.v1.CanaryRequest
+ */
+export type CanaryRequest = Message<"polyhead.v1.CanaryRequest"> & {
+  /**
+   * bundle is the directory of the candidate on the server's machine; empty for the candidate that is loaded.
+   *
+   * @generated from field: string bundle = 1;
+   */
+  bundle: string;
+
+  /**
+   * share is the share of the callers whose calls the candidate answers, above 0 and at most 1. A caller is the metadata
+   * x-polyhead-routing-key, otherwise the name of the API key, otherwise the address of the peer.
+   *
+   * @generated from field: double share = 2;
+   */
+  share: number;
+
+  /**
+   * limits roll the canary back. Their default values when absent.
+   *
+   * @generated from field: polyhead.v1.CanaryLimits limits = 3;
+   */
+  limits?: CanaryLimits | undefined;
+
+  /**
+   * force accepts a candidate whose embeddings are not comparable with those of the served model, or whose heads or
+   * labels differ. False when absent.
+   *
+   * @generated from field: bool force = 4;
+   */
+  force: boolean;
+};
+
+/**
+ * Describes the message polyhead.v1.CanaryRequest.
+ * Use `create(CanaryRequestSchema)` to create a new message.
+ */
+export const CanaryRequestSchema: GenMessage<CanaryRequest> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 16);
+
+/**
+ * CanaryResponse describes the candidate.
+ *
+ * @generated from message polyhead.v1.CanaryResponse
+ */
+export type CanaryResponse = Message<"polyhead.v1.CanaryResponse"> & {
+  /**
+   * candidate is the candidate that answers.
+   *
+   * @generated from field: polyhead.v1.Candidate candidate = 1;
+   */
+  candidate?: Candidate | undefined;
+};
+
+/**
+ * Describes the message polyhead.v1.CanaryResponse.
+ * Use `create(CanaryResponseSchema)` to create a new message.
+ */
+export const CanaryResponseSchema: GenMessage<CanaryResponse> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 17);
+
+/**
+ * PromoteRequest is the request of Promote.
+ *
+ * @generated from message polyhead.v1.PromoteRequest
+ */
+export type PromoteRequest = Message<"polyhead.v1.PromoteRequest"> & {
+  /**
+   * force accepts a candidate whose embeddings are not comparable with those of the served model, or whose heads or
+   * labels differ. False when absent.
+   *
+   * @generated from field: bool force = 1;
+   */
+  force: boolean;
+};
+
+/**
+ * Describes the message polyhead.v1.PromoteRequest.
+ * Use `create(PromoteRequestSchema)` to create a new message.
+ */
+export const PromoteRequestSchema: GenMessage<PromoteRequest> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 18);
+
+/**
+ * PromoteResponse describes the models that serve now.
+ *
+ * @generated from message polyhead.v1.PromoteResponse
+ */
+export type PromoteResponse = Message<"polyhead.v1.PromoteResponse"> & {
+  /**
+   * workers holds one entry for each worker.
+   *
+   * @generated from field: repeated polyhead.v1.WorkerReload workers = 1;
+   */
+  workers: WorkerReload[];
+};
+
+/**
+ * Describes the message polyhead.v1.PromoteResponse.
+ * Use `create(PromoteResponseSchema)` to create a new message.
+ */
+export const PromoteResponseSchema: GenMessage<PromoteResponse> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 19);
+
+/**
+ * DiscardRequest is the request of Discard.
+ *
+ * @generated from message polyhead.v1.DiscardRequest
+ */
+export type DiscardRequest = Message<"polyhead.v1.DiscardRequest"> & {
+};
+
+/**
+ * Describes the message polyhead.v1.DiscardRequest.
+ * Use `create(DiscardRequestSchema)` to create a new message.
+ */
+export const DiscardRequestSchema: GenMessage<DiscardRequest> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 20);
+
+/**
+ * DiscardResponse means that the candidate is unloaded.
+ *
+ * @generated from message polyhead.v1.DiscardResponse
+ */
+export type DiscardResponse = Message<"polyhead.v1.DiscardResponse"> & {
+};
+
+/**
+ * Describes the message polyhead.v1.DiscardResponse.
+ * Use `create(DiscardResponseSchema)` to create a new message.
+ */
+export const DiscardResponseSchema: GenMessage<DiscardResponse> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 21);
+
+/**
+ * Candidate is a model that may replace the served one.
+ *
+ * @generated from message polyhead.v1.Candidate
+ */
+export type Candidate = Message<"polyhead.v1.Candidate"> & {
+  /**
+   * model_id names the bundle, as in ModelInfo.
+   *
+   * @generated from field: string model_id = 1;
+   */
+  modelId: string;
+
+  /**
+   * bundle is its directory on the server's machine.
+   *
+   * @generated from field: string bundle = 2;
+   */
+  bundle: string;
+
+  /**
+   * fingerprints identify the model.
+   *
+   * @generated from field: polyhead.v1.Fingerprints fingerprints = 3;
+   */
+  fingerprints?: Fingerprints | undefined;
+};
+
+/**
+ * Describes the message polyhead.v1.Candidate.
+ * Use `create(CandidateSchema)` to create a new message.
+ */
+export const CandidateSchema: GenMessage<Candidate> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 22);
+
+/**
+ * ShadowComparison is what a comparison on live texts has found so far.
+ *
+ * @generated from message polyhead.v1.ShadowComparison
+ */
+export type ShadowComparison = Message<"polyhead.v1.ShadowComparison"> & {
+  /**
+   * share is the share of the live texts that the candidate answers too.
+   *
+   * @generated from field: double share = 1;
+   */
+  share: number;
+
+  /**
+   * answered is the number of texts that the served model has answered since the comparison began.
+   *
+   * @generated from field: uint64 answered = 2;
+   */
+  answered: bigint;
+
+  /**
+   * selected is the number of those that belong to the share.
+   *
+   * @generated from field: uint64 selected = 3;
+   */
+  selected: bigint;
+
+  /**
+   * dropped is the number of selected texts that the candidate did not get, because no compute was left for it.
+   *
+   * @generated from field: uint64 dropped = 4;
+   */
+  dropped: bigint;
+
+  /**
+   * compared is the number of texts that both models have answered.
+   *
+   * @generated from field: uint64 compared = 5;
+   */
+  compared: bigint;
+
+  /**
+   * other_model is the number of texts that another model than the compared one has answered, after a reload.
+   *
+   * @generated from field: uint64 other_model = 6;
+   */
+  otherModel: bigint;
+
+  /**
+   * errors_total is the number of texts that the candidate could not answer, by reason.
+   *
+   * @generated from field: map<string, uint64> errors_total = 7;
+   */
+  errorsTotal: { [key: string]: bigint };
+
+  /**
+   * embedding compares the embeddings.
+   *
+   * @generated from field: polyhead.v1.EmbeddingComparison embedding = 8;
+   */
+  embedding?: EmbeddingComparison | undefined;
+
+  /**
+   * heads holds one entry for each head that both models have with the same kind.
+   *
+   * @generated from field: repeated polyhead.v1.HeadComparison heads = 9;
+   */
+  heads: HeadComparison[];
+
+  /**
+   * not_compared is the reason for each other head, by name.
+   *
+   * @generated from field: map<string, string> not_compared = 10;
+   */
+  notCompared: { [key: string]: string };
+
+  /**
+   * served_latency is the time of the served model for a text: that of its batch, divided by the texts of the batch.
+   *
+   * @generated from field: polyhead.v1.Latency served_latency = 11;
+   */
+  servedLatency?: Latency | undefined;
+
+  /**
+   * candidate_latency is the same of the candidate, which computes only while nothing else does.
+   *
+   * @generated from field: polyhead.v1.Latency candidate_latency = 12;
+   */
+  candidateLatency?: Latency | undefined;
+
+  /**
+   * candidate_cpu is the processor time of the candidate for a text, on average.
+   *
+   * @generated from field: google.protobuf.Duration candidate_cpu = 13;
+   */
+  candidateCpu?: Duration | undefined;
+
+  /**
+   * report_age is the age of these figures. A candidate without processor time does not report newer ones.
+   *
+   * @generated from field: google.protobuf.Duration report_age = 14;
+   */
+  reportAge?: Duration | undefined;
+
+  /**
+   * failure is why the comparison has ended by itself; empty while it runs.
+   *
+   * @generated from field: string failure = 15;
+   */
+  failure: string;
+};
+
+/**
+ * Describes the message polyhead.v1.ShadowComparison.
+ * Use `create(ShadowComparisonSchema)` to create a new message.
+ */
+export const ShadowComparisonSchema: GenMessage<ShadowComparison> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 23);
+
+/**
+ * EmbeddingComparison compares the embeddings of both models.
+ *
+ * @generated from message polyhead.v1.EmbeddingComparison
+ */
+export type EmbeddingComparison = Message<"polyhead.v1.EmbeddingComparison"> & {
+  /**
+   * space is the relation of the two spaces.
+   *
+   * @generated from field: polyhead.v1.EmbeddingComparison.Space space = 1;
+   */
+  space: EmbeddingComparison_Space;
+
+  /**
+   * texts is the number of texts.
+   *
+   * @generated from field: uint64 texts = 2;
+   */
+  texts: bigint;
+
+  /**
+   * mean_cosine is the mean cosine of the two vectors of a text; absent with other sizes.
+   *
+   * @generated from field: optional double mean_cosine = 3;
+   */
+  meanCosine?: number | undefined;
+
+  /**
+   * low_cosine is the 5th percentile.
+   *
+   * @generated from field: optional double low_cosine = 4;
+   */
+  lowCosine?: number | undefined;
+
+  /**
+   * least_cosine is the smallest one.
+   *
+   * @generated from field: optional double least_cosine = 5;
+   */
+  leastCosine?: number | undefined;
+
+  /**
+   * recognized is the share of texts whose vector of the candidate is nearer to their own vector of the served model
+   * than to that of any other text, among the first different ones.
+   *
+   * @generated from field: optional double recognized = 6;
+   */
+  recognized?: number | undefined;
+};
+
+/**
+ * Describes the message polyhead.v1.EmbeddingComparison.
+ * Use `create(EmbeddingComparisonSchema)` to create a new message.
+ */
+export const EmbeddingComparisonSchema: GenMessage<EmbeddingComparison> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 24);
+
+/**
+ * Space says whether vectors of both models can stand in one index.
+ *
+ * @generated from enum polyhead.v1.EmbeddingComparison.Space
+ */
+export enum EmbeddingComparison_Space {
+  /**
+   * SPACE_UNSPECIFIED means that too few texts were compared.
+   *
+   * @generated from enum value: SPACE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * SPACE_SAME means equal fingerprints: the same space.
+   *
+   * @generated from enum value: SPACE_SAME = 1;
+   */
+  SAME = 1,
+
+  /**
+   * SPACE_COMPARABLE means other weights, but vectors close enough for one index.
+   *
+   * @generated from enum value: SPACE_COMPARABLE = 2;
+   */
+  COMPARABLE = 2,
+
+  /**
+   * SPACE_OTHER means that an index must be built again.
+   *
+   * @generated from enum value: SPACE_OTHER = 3;
+   */
+  OTHER = 3,
+
+  /**
+   * SPACE_OTHER_SIZE means that the vectors have another number of dimensions.
+   *
+   * @generated from enum value: SPACE_OTHER_SIZE = 4;
+   */
+  OTHER_SIZE = 4,
+}
+
+/**
+ * Describes the enum polyhead.v1.EmbeddingComparison.Space.
+ */
+export const EmbeddingComparison_SpaceSchema: GenEnum<EmbeddingComparison_Space> = /*@__PURE__*/
+  enumDesc(file_polyhead_v1_admin_service, 24, 0);
+
+/**
+ * HeadComparison compares the answers of a head of both models.
+ *
+ * @generated from message polyhead.v1.HeadComparison
+ */
+export type HeadComparison = Message<"polyhead.v1.HeadComparison"> & {
+  /**
+   * name is the name of the head.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * kind is the kind of the head, as in the bundle: softmax, sigmoid, multilabel, ordinal or regression.
+   *
+   * @generated from field: string kind = 2;
+   */
+  kind: string;
+
+  /**
+   * rows names the rows of the matrix: the labels of both models, those of the served one first.
+   *
+   * @generated from field: repeated string rows = 3;
+   */
+  rows: string[];
+
+  /**
+   * columns names its columns: the same labels, or "both", "served alone" and "candidate alone" of a multilabel head.
+   *
+   * @generated from field: repeated string columns = 4;
+   */
+  columns: string[];
+
+  /**
+   * cells holds the cells of the matrix that are not 0: the label of the served model is the row, that of the candidate
+   * the column. Empty for a regression head.
+   *
+   * @generated from field: repeated polyhead.v1.MatrixCell cells = 5;
+   */
+  cells: MatrixCell[];
+
+  /**
+   * other_texts is the number of texts in cells that are not kept, as there are too many different ones.
+   *
+   * @generated from field: uint64 other_texts = 6;
+   */
+  otherTexts: bigint;
+
+  /**
+   * compared is the number of texts.
+   *
+   * @generated from field: uint64 compared = 7;
+   */
+  compared: bigint;
+
+  /**
+   * changed is the number of those with another answer; 0 for a regression head.
+   *
+   * @generated from field: uint64 changed = 8;
+   */
+  changed: bigint;
+
+  /**
+   * weighted is the mean over all texts of the lower confidence of both models where the answer changed, and 0 where it
+   * did not. Absent for multilabel and regression heads.
+   *
+   * @generated from field: optional double weighted = 9;
+   */
+  weighted?: number | undefined;
+
+  /**
+   * difference is the mean difference of the answers: of the values of a regression head, of the places of ordinal
+   * labels, or of probabilities. Absent if the labels differ.
+   *
+   * @generated from field: optional double difference = 10;
+   */
+  difference?: number | undefined;
+
+  /**
+   * only_served lists the labels that the served model alone has.
+   *
+   * @generated from field: repeated string only_served = 11;
+   */
+  onlyServed: string[];
+
+  /**
+   * only_candidate lists the labels that the candidate alone has.
+   *
+   * @generated from field: repeated string only_candidate = 12;
+   */
+  onlyCandidate: string[];
+
+  /**
+   * texts holds texts whose answer changed, if they were kept and asked for.
+   *
+   * @generated from field: repeated polyhead.v1.ChangedText texts = 13;
+   */
+  texts: ChangedText[];
+};
+
+/**
+ * Describes the message polyhead.v1.HeadComparison.
+ * Use `create(HeadComparisonSchema)` to create a new message.
+ */
+export const HeadComparisonSchema: GenMessage<HeadComparison> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 25);
+
+/**
+ * MatrixCell is one cell of a matrix of labels.
+ *
+ * @generated from message polyhead.v1.MatrixCell
+ */
+export type MatrixCell = Message<"polyhead.v1.MatrixCell"> & {
+  /**
+   * row is the index of the row.
+   *
+   * @generated from field: uint32 row = 1;
+   */
+  row: number;
+
+  /**
+   * column is the index of the column.
+   *
+   * @generated from field: uint32 column = 2;
+   */
+  column: number;
+
+  /**
+   * texts is the number of texts.
+   *
+   * @generated from field: uint64 texts = 3;
+   */
+  texts: bigint;
+};
+
+/**
+ * Describes the message polyhead.v1.MatrixCell.
+ * Use `create(MatrixCellSchema)` to create a new message.
+ */
+export const MatrixCellSchema: GenMessage<MatrixCell> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 26);
+
+/**
+ * ChangedText is a text to which the models give different answers.
+ *
+ * @generated from message polyhead.v1.ChangedText
+ */
+export type ChangedText = Message<"polyhead.v1.ChangedText"> & {
+  /**
+   * text is the text, cut to 280 characters.
+   *
+   * @generated from field: string text = 1;
+   */
+  text: string;
+
+  /**
+   * served is the answer of the served model.
+   *
+   * @generated from field: string served = 2;
+   */
+  served: string;
+
+  /**
+   * candidate is the answer of the candidate.
+   *
+   * @generated from field: string candidate = 3;
+   */
+  candidate: string;
+};
+
+/**
+ * Describes the message polyhead.v1.ChangedText.
+ * Use `create(ChangedTextSchema)` to create a new message.
+ */
+export const ChangedTextSchema: GenMessage<ChangedText> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 27);
+
+/**
+ * Latency summarizes durations.
+ *
+ * @generated from message polyhead.v1.Latency
+ */
+export type Latency = Message<"polyhead.v1.Latency"> & {
+  /**
+   * texts is the number of texts.
+   *
+   * @generated from field: uint64 texts = 1;
+   */
+  texts: bigint;
+
+  /**
+   * mean is the mean.
+   *
+   * @generated from field: google.protobuf.Duration mean = 2;
+   */
+  mean?: Duration | undefined;
+
+  /**
+   * p50 is the median.
+   *
+   * @generated from field: google.protobuf.Duration p50 = 3;
+   */
+  p50?: Duration | undefined;
+
+  /**
+   * p90 is the 90th percentile.
+   *
+   * @generated from field: google.protobuf.Duration p90 = 4;
+   */
+  p90?: Duration | undefined;
+
+  /**
+   * p99 is the 99th percentile.
+   *
+   * @generated from field: google.protobuf.Duration p99 = 5;
+   */
+  p99?: Duration | undefined;
+};
+
+/**
+ * Describes the message polyhead.v1.Latency.
+ * Use `create(LatencySchema)` to create a new message.
+ */
+export const LatencySchema: GenMessage<Latency> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 28);
+
+/**
+ * CanaryLimits are the limits at which a canary is rolled back, each on the answers of the last minute.
+ *
+ * @generated from message polyhead.v1.CanaryLimits
+ */
+export type CanaryLimits = Message<"polyhead.v1.CanaryLimits"> & {
+  /**
+   * error_rate is how much larger than the served model's share of failed texts the candidate's may be, 0 to 1. 0.01
+   * when absent.
+   *
+   * @generated from field: optional double error_rate = 1;
+   */
+  errorRate?: number | undefined;
+
+  /**
+   * p99_ratio limits the 99th percentile of the candidate's latency, divided by that of the served model; 0 for no
+   * limit. 2 when absent.
+   *
+   * @generated from field: optional double p99_ratio = 2;
+   */
+  p99Ratio?: number | undefined;
+
+  /**
+   * p99 limits the 99th percentile of the candidate's latency. No limit when absent.
+   *
+   * @generated from field: google.protobuf.Duration p99 = 3;
+   */
+  p99?: Duration | undefined;
+
+  /**
+   * min_texts is the number of texts that the candidate must have answered before the limits count. 100 when absent.
+   *
+   * @generated from field: optional uint32 min_texts = 4;
+   */
+  minTexts?: number | undefined;
+};
+
+/**
+ * Describes the message polyhead.v1.CanaryLimits.
+ * Use `create(CanaryLimitsSchema)` to create a new message.
+ */
+export const CanaryLimitsSchema: GenMessage<CanaryLimits> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 29);
+
+/**
+ * CanaryState is the state of a canary.
+ *
+ * @generated from message polyhead.v1.CanaryState
+ */
+export type CanaryState = Message<"polyhead.v1.CanaryState"> & {
+  /**
+   * share is the share of the callers whose calls the candidate answers.
+   *
+   * @generated from field: double share = 1;
+   */
+  share: number;
+
+  /**
+   * limits roll the canary back.
+   *
+   * @generated from field: polyhead.v1.CanaryLimits limits = 2;
+   */
+  limits?: CanaryLimits | undefined;
+
+  /**
+   * served counts the answers of the served model since the canary began.
+   *
+   * @generated from field: polyhead.v1.ModelAnswers served = 3;
+   */
+  served?: ModelAnswers | undefined;
+
+  /**
+   * candidate counts those of the candidate.
+   *
+   * @generated from field: polyhead.v1.ModelAnswers candidate = 4;
+   */
+  candidate?: ModelAnswers | undefined;
+
+  /**
+   * rollback is why the canary was rolled back; empty while it runs.
+   *
+   * @generated from field: string rollback = 5;
+   */
+  rollback: string;
+};
+
+/**
+ * Describes the message polyhead.v1.CanaryState.
+ * Use `create(CanaryStateSchema)` to create a new message.
+ */
+export const CanaryStateSchema: GenMessage<CanaryState> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 30);
+
+/**
+ * ModelAnswers counts the answers of one model during a canary.
+ *
+ * @generated from message polyhead.v1.ModelAnswers
+ */
+export type ModelAnswers = Message<"polyhead.v1.ModelAnswers"> & {
+  /**
+   * texts is the number of texts that were answered, or failed.
+   *
+   * @generated from field: uint64 texts = 1;
+   */
+  texts: bigint;
+
+  /**
+   * errors_total is the number of texts that failed, by reason. Mistakes of clients do not count.
+   *
+   * @generated from field: map<string, uint64> errors_total = 2;
+   */
+  errorsTotal: { [key: string]: bigint };
+
+  /**
+   * latency is the time from the arrival of a message to the answer.
+   *
+   * @generated from field: polyhead.v1.Latency latency = 3;
+   */
+  latency?: Latency | undefined;
+};
+
+/**
+ * Describes the message polyhead.v1.ModelAnswers.
+ * Use `create(ModelAnswersSchema)` to create a new message.
+ */
+export const ModelAnswersSchema: GenMessage<ModelAnswers> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_admin_service, 31);
+
+/**
  * AdminService changes and describes a running server. Each call reaches every worker of the server. With several
  * models, the metadata x-polyhead-model of Reload and GetStats names one of them; without it they concern all.
  *
@@ -336,6 +1442,73 @@ export const AdminService: GenService<{
     methodKind: "unary";
     input: typeof GetStatsRequestSchema;
     output: typeof GetStatsResponseSchema;
+  },
+  /**
+   * Shadow loads a candidate in a process of its own, which answers a share of the live texts with processor time
+   * that is idle otherwise, and compares its answers with those of the served model. Fails with FAILED_PRECONDITION if
+   * the candidate cannot be loaded or there is another one; the served model is unchanged. Each model of several has a
+   * candidate of its own: the metadata x-polyhead-model names the model, without it the first, in this and the next four.
+   *
+   * @generated from rpc polyhead.v1.AdminService.Shadow
+   */
+  shadow: {
+    methodKind: "unary";
+    input: typeof ShadowRequestSchema;
+    output: typeof ShadowResponseSchema;
+  },
+  /**
+   * Compare describes the candidate: what the comparison has found so far, and the answers of a canary.
+   *
+   * @generated from rpc polyhead.v1.AdminService.Compare
+   */
+  compare: {
+    methodKind: "unary";
+    input: typeof CompareRequestSchema;
+    output: typeof CompareResponseSchema;
+  },
+  /**
+   * Canary lets a candidate answer the calls of a share of the callers, until a limit rolls it back. Fails with
+   * FAILED_PRECONDITION if the candidate cannot be loaded or clients would notice the change.
+   *
+   * @generated from rpc polyhead.v1.AdminService.Canary
+   */
+  canary: {
+    methodKind: "unary";
+    input: typeof CanaryRequestSchema;
+    output: typeof CanaryResponseSchema;
+  },
+  /**
+   * Promote serves the candidate as Reload serves a new bundle, and ends the comparison and the canary. Fails with
+   * FAILED_PRECONDITION if the candidate must not replace the served model, which then keeps serving.
+   *
+   * @generated from rpc polyhead.v1.AdminService.Promote
+   */
+  promote: {
+    methodKind: "unary";
+    input: typeof PromoteRequestSchema;
+    output: typeof PromoteResponseSchema;
+  },
+  /**
+   * Discard ends the comparison and the canary, and unloads the candidate.
+   *
+   * @generated from rpc polyhead.v1.AdminService.Discard
+   */
+  discard: {
+    methodKind: "unary";
+    input: typeof DiscardRequestSchema;
+    output: typeof DiscardResponseSchema;
+  },
+  /**
+   * GetDrift compares the recent texts and their answers with the validation texts of the model, of several models that
+   * of the metadata x-polyhead-model or the first. Fails with FAILED_PRECONDITION if the bundle has no reference, or if
+   * the server does not count its traffic.
+   *
+   * @generated from rpc polyhead.v1.AdminService.GetDrift
+   */
+  getDrift: {
+    methodKind: "unary";
+    input: typeof GetDriftRequestSchema;
+    output: typeof GetDriftResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_polyhead_v1_admin_service, 0);

@@ -1,0 +1,134 @@
+"""Entry point of the candidate's process in a shadow; ``CandidateProcess`` starts it.
+
+::
+
+    standard input   the configuration, then one line per request for a report; its end ends the process
+    standard output  the description of the loaded candidate or why it cannot be one, then one line per report
+    socket           packets of the serving processes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import selectors
+import socket
+import sys
+import threading
+from typing import Any, BinaryIO
+
+from polyhead_bundle import BundleError, codec
+
+from polyhead_server.errors import StartupError
+from polyhead_server.json_dataclasses import from_json, to_json
+from polyhead_server.observability.logging import configure
+
+from .bundle import load_candidate
+from .description import Description, describe
+from .idle import QuotaWatch, lower_priority, run_only_when_idle
+from .parameters import ShadowConfig
+from .samples import MAX_PACKET_BYTES, Sample, SampleError, Totals, decode
+from .shadow import MAX_BATCH_ITEMS, ShadowWork
+
+_BACKLOG = 64
+# Seconds between two looks at whether connections have come.
+_POLL_S = 0.5
+_MANIFEST = "bundle.json"
+
+
+def main() -> None:
+    """Compares until the standard input ends."""
+    lines = os.fdopen(os.dup(0), "rb")
+    # What a library prints goes to standard error.
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    config: ShadowConfig = from_json(ShadowConfig, json.loads(lines.readline()))
+    if config.only_when_idle:
+        lower_priority()
+    configure(config.settings.log_level, config.settings.log_format)
+    try:
+        work, description = _prepare(config)
+    except StartupError as error:
+        _write(output, Description(str(error)))
+        sys.exit(1)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    listener.bind(str(config.socket))
+    listener.listen(_BACKLOG)
+    _write(output, description)
+    lock = threading.Lock()
+    threading.Thread(
+        target=_receive, args=(listener, work, lock, config.only_when_idle), name="shadow", daemon=True
+    ).start()
+    for _ in lines:
+        with lock:
+            report = work.report()
+        _write(output, report)
+    # The thread may be computing, which a normal end would wait for.
+    os._exit(0)
+
+
+def _prepare(config: ShadowConfig) -> tuple[ShadowWork, Description]:
+    """Loads the candidate and reads the manifest of the served model.
+
+    Raises:
+        StartupError: One of the bundles cannot be used.
+    """
+    # One text at a time, on one core.
+    settings = dataclasses.replace(config.settings, threads=1)
+    model = load_candidate(settings, config.candidate)
+    try:
+        served, digest, _ = codec.parse(config.served.resolve() / _MANIFEST)
+    except BundleError as error:
+        raise StartupError(f"the bundle of the served model cannot be read again: {error}") from error
+    work = ShadowWork(model, served, digest, config.keep_texts)
+    return work, describe(model, f"{served.name}-{digest[:12]}")
+
+
+def _receive(listener: socket.socket, work: ShadowWork, lock: threading.Lock, only_when_idle: bool) -> None:
+    """Compares what comes, for ever."""
+    if only_when_idle:
+        run_only_when_idle()
+    quota = QuotaWatch()
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        while True:
+            samples: list[tuple[Sample, Totals]] = []
+            for key, _ in selector.select(_POLL_S):
+                connection: Any = key.fileobj
+                if connection is listener:
+                    accepted, _ = listener.accept()
+                    accepted.setblocking(False)
+                    selector.register(accepted, selectors.EVENT_READ)
+                elif not _read(connection, samples):
+                    selector.unregister(connection)
+                    connection.close()
+            if samples:
+                if only_when_idle:
+                    quota.wait()
+                with lock:
+                    work.add(samples)
+
+
+def _read(connection: socket.socket, samples: list[tuple[Sample, Totals]]) -> bool:
+    """Reads some packets of a connection; returns whether it goes on."""
+    for _ in range(MAX_BATCH_ITEMS):
+        try:
+            packet = connection.recv(MAX_PACKET_BYTES)
+            if not packet:
+                return False
+            samples.append(decode(packet))
+        except BlockingIOError:
+            return True
+        except (OSError, SampleError):
+            return False
+    return True
+
+
+def _write(output: BinaryIO, message: Any) -> None:
+    output.write(json.dumps(to_json(message), default=str).encode() + b"\n")
+    output.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Entry point of the candidate's engine in a canary; ``CandidateProcess`` starts it.
+
+It is the engine process of ``--fronts`` with another bundle: the serving processes tokenize for it and encode its
+answers. It reads the configuration from standard input, writes the description of the candidate or why it cannot be
+one, and ends with its input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import Any, BinaryIO, cast
+
+from polyhead_server.candidate.bundle import settings_for
+from polyhead_server.candidate.description import Description, describe
+from polyhead_server.candidate.parameters import EngineConfig, EngineStart
+from polyhead_server.errors import StartupError
+from polyhead_server.json_dataclasses import from_json, to_json
+from polyhead_server.process_reports import ModelIdentity
+
+from .engine_process import EngineOperations, serve_engine
+from .entry import ServerFailedError, run
+from .operations import ProcessOperations
+from .server import WorkerRole
+
+
+def main() -> None:
+    """Computes until the standard input ends."""
+    lines = os.fdopen(os.dup(0), "rb")
+    # What a library prints goes to standard error.
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    config: EngineConfig = from_json(EngineConfig, json.loads(lines.readline()))
+    run(config.settings, lambda _: _serve(config, lines, output))
+
+
+async def _serve(config: EngineConfig, lines: BinaryIO, output: BinaryIO) -> int:
+    stop = asyncio.Event()
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), lines)
+    reading = asyncio.create_task(reader.read())
+    # The pipe ends when the server does.
+    reading.add_done_callback(lambda _: stop.set())
+
+    def on_serving(identity: ModelIdentity, operations: ProcessOperations) -> None:
+        model = cast(EngineOperations, operations).model
+        _write(output, EngineStart(describe(model), identity))
+
+    settings = settings_for(config.settings, config.candidate)
+    role = WorkerRole(None, drained=False, on_serving=on_serving, engine_socket=config.socket)
+    try:
+        return await serve_engine(settings, stop, role)
+    except (StartupError, ServerFailedError) as error:
+        _write(output, EngineStart(Description(str(error))))
+        raise
+
+
+def _write(output: BinaryIO, message: Any) -> None:
+    output.write(json.dumps(to_json(message), default=str).encode() + b"\n")
+    output.flush()
+
+
+if __name__ == "__main__":
+    main()

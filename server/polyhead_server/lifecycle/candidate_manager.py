@@ -1,0 +1,404 @@
+"""The candidate of a server: starts its processes, compares, promotes, discards, and rolls a canary back.
+
+::
+
+                 +--shadow--> compared on live texts --+
+    no candidate-+                                     +--promote--> served model
+         ^       +--canary--> answers a share of calls +
+         |                     |  errors, latency      |
+         +--------discard------+-----------------------+
+                               v
+                          rolled back: the served model answers all calls again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from polyhead_server.candidate.description import Description
+from polyhead_server.candidate.figures import figures_of
+from polyhead_server.candidate.limits import CanaryLimits
+from polyhead_server.candidate.parameters import (
+    CanaryCounts,
+    CanaryParams,
+    CandidateBundle,
+    EngineConfig,
+    EngineStart,
+    SamplingParams,
+    ShadowConfig,
+)
+from polyhead_server.candidate.process import CandidateProcess
+from polyhead_server.candidate.status import CandidateStatus
+from polyhead_server.errors import CandidateError, ServerError
+from polyhead_server.observability.candidate_metrics import CandidateFigures, CandidateMetrics
+from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
+from polyhead_server.settings import Settings
+
+from .candidate_runs import CanaryRun, ShadowRun
+from .compatibility import incompatibility
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+SHADOW_MODULE = "polyhead_server.candidate.main"
+ENGINE_MODULE = "polyhead_server.lifecycle.candidate_engine"
+
+
+class ServingProcesses(Protocol):
+    """The processes of a server that answer calls. Each method raises a ``ServerError`` that states why it failed."""
+
+    @property
+    def bundle(self) -> Path:
+        """Directory of the bundle of the served model."""
+
+    @property
+    def identity(self) -> ModelIdentity | None:
+        """Identity of the served model; None if none serves yet."""
+
+    async def stats(self) -> list[WorkerStats]:
+        """Returns the statistics of every process."""
+
+    async def promote(self, candidate: CandidateBundle, *, force: bool) -> list[ReloadResult]:
+        """Loads another bundle in every process and serves it."""
+
+    async def sample(self, params: SamplingParams) -> None:
+        """Sends a share of the texts of every process to a candidate's process."""
+
+    async def set_canary(self, params: CanaryParams) -> None:
+        """Lets a candidate's engine answer a share of the calls of every process."""
+
+    async def drain_canary(self) -> None:
+        """Waits until the engine of a canary that has ended has answered what it had begun."""
+
+    async def canary_counts(self) -> list[CanaryCounts]:
+        """Returns the counts of every process since the canary began."""
+
+
+@dataclasses.dataclass
+class _Candidate:
+    """The candidate: its bundle, and what runs for it."""
+
+    bundle: CandidateBundle
+    description: Description
+    shadow: ShadowRun | None = None
+    canary: CanaryRun | None = None
+
+
+class CandidateManager:
+    """At most one candidate. Event loop only."""
+
+    def __init__(self, settings: Settings, processes: ServingProcesses, metrics: CandidateMetrics) -> None:
+        """Begins without a candidate.
+
+        Args:
+            settings: The server's.
+            processes: Answer the calls.
+            metrics: Receive the state of the candidate.
+        """
+        self._settings = settings
+        self._processes = processes
+        self._metrics = metrics
+        self._candidate: _Candidate | None = None
+        # One change at a time.
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def shadow(
+        self, bundle: Path, share: float, keep_texts: int, *, only_when_idle: bool = True
+    ) -> CandidateStatus:
+        """Loads a candidate and compares it on a share of the live texts from now on.
+
+        Args:
+            bundle: Its directory.
+            share: Share of the texts, 0 to 1.
+            keep_texts: Number of changed texts to keep of each head.
+            only_when_idle: Whether the candidate computes only while nothing else does.
+
+        Raises:
+            CandidateError: It cannot be loaded, or there is another candidate; the served model is unchanged.
+        """
+        return await self._uninterrupted(self._shadow(bundle, share, keep_texts, only_when_idle))
+
+    async def canary(self, bundle: Path | None, share: float, limits: CanaryLimits, *, force: bool) -> CandidateStatus:
+        """Lets a candidate answer a share of the calls from now on.
+
+        Args:
+            bundle: Its directory; None for the candidate that there is.
+            share: Share of the keys, 0 to 1.
+            limits: At which it is rolled back.
+            force: Accept a candidate that is incompatible with the served model, see ``compatibility``.
+
+        Raises:
+            CandidateError: It cannot be loaded, is incompatible, or there is another candidate.
+        """
+        return await self._uninterrupted(self._start_canary(bundle, share, limits, force=force))
+
+    async def compare(self) -> CandidateStatus:
+        """Returns the state of the candidate.
+
+        Raises:
+            CandidateError: There is none.
+        """
+        candidate = self._require()
+        if candidate.shadow:
+            await candidate.shadow.update()
+        if candidate.canary and not candidate.canary.rollback:
+            candidate.canary.counts = await self._processes.canary_counts()
+        return await self._status(candidate)
+
+    async def promote(self, *, force: bool) -> list[ReloadResult]:
+        """Serves the candidate, as a reload does, and ends the comparison.
+
+        Args:
+            force: Accept a candidate that is incompatible with the served model, see ``compatibility``.
+
+        Raises:
+            CandidateError: There is none.
+            ReloadError: The served model stays, and so does the candidate; states why.
+        """
+        return await self._uninterrupted(self._promote(force=force))
+
+    async def discard(self) -> None:
+        """Ends the candidate's processes.
+
+        Raises:
+            CandidateError: There is none.
+        """
+        await self._uninterrupted(self._discard())
+
+    async def close(self) -> None:
+        """Ends everything."""
+        for task in self._tasks:
+            task.cancel()
+        if self._candidate:
+            for run in (self._candidate.shadow, self._candidate.canary):
+                if run:
+                    run.process.kill()
+                    shutil.rmtree(run.folder, ignore_errors=True)
+
+    async def _shadow(self, bundle: Path, share: float, keep_texts: int, only_when_idle: bool) -> CandidateStatus:
+        async with self._lock:
+            if self._candidate and (self._candidate.shadow or not _is_same(self._candidate, bundle)):
+                raise self._occupied(self._candidate)
+            served = {one.model_id for one in await self._processes.stats()}
+            candidate = CandidateBundle(_resolved(bundle), self._candidate.bundle.digest if self._candidate else "")
+            async with self._starting(SHADOW_MODULE) as (folder, socket):
+                config = ShadowConfig(
+                    self._settings, candidate, self._processes.bundle, socket, keep_texts, only_when_idle
+                )
+                process = await CandidateProcess.start(SHADOW_MODULE, config)
+                description = await self._loaded(process, Description)
+                try:
+                    _check_description(description, served)
+                    await self._processes.sample(SamplingParams(str(socket), share))
+                except BaseException:
+                    await self._processes.sample(SamplingParams())
+                    await process.stop()
+                    raise
+            run = ShadowRun(process, folder, share)
+            current = self._candidate or _Candidate(_verified(candidate, description), description)
+            current.shadow, self._candidate = run, current
+            process.on_end(lambda code: self._in_background(self._on_shadow_end(current, run, code)))
+            self._in_background(self._watch_shadow(current, run))
+            logger.info("comparing candidate %s on %.4g of the texts", description.model_id, share)
+            return await self._status(current)
+
+    async def _start_canary(
+        self, bundle: Path | None, share: float, limits: CanaryLimits, *, force: bool
+    ) -> CandidateStatus:
+        async with self._lock:
+            candidate = self._candidate
+            if bundle is None and candidate is None:
+                raise _refused("there is no candidate; name its bundle")
+            if candidate and ((bundle and not _is_same(candidate, bundle)) or self._runs_canary(candidate)):
+                raise self._occupied(candidate)
+            wanted = candidate.bundle if candidate else CandidateBundle(_resolved(bundle or Path()))
+            async with self._starting(ENGINE_MODULE) as (folder, socket):
+                process = await CandidateProcess.start(ENGINE_MODULE, EngineConfig(self._settings, wanted.path, socket))
+                start = await self._loaded(process, EngineStart)
+                try:
+                    self._check(start, wanted, force=force)
+                    await self._processes.set_canary(CanaryParams(str(socket), share))
+                except BaseException:
+                    await self._processes.set_canary(CanaryParams(lost=True))
+                    await process.stop()
+                    raise
+            run = CanaryRun(process, folder, share, limits)
+            current = candidate or _Candidate(_verified(wanted, start.description), start.description)
+            current.canary, self._candidate = run, current
+            process.on_end(lambda code: self._in_background(self._on_engine_end(current, run, code)))
+            self._in_background(self._watch_canary(current, run))
+            logger.info("candidate %s answers %.4g of the callers", start.description.model_id, share)
+            return await self._status(current)
+
+    def _check(self, start: EngineStart, wanted: CandidateBundle, *, force: bool) -> None:
+        if start.description.error or start.identity is None:
+            raise _refused(start.description.error)
+        if wanted.digest not in {"", start.description.digest}:
+            raise _refused("its bundle has changed; discard it and begin again")
+        serving = self._processes.identity
+        if serving and not force and (reason := incompatibility(serving, start.identity)):
+            raise _refused(f"{reason}. Force the canary, or serve it from another server")
+
+    async def _promote(self, *, force: bool) -> list[ReloadResult]:
+        async with self._lock:
+            candidate = self._require()
+            results = await self._processes.promote(candidate.bundle, force=force)
+            logger.info("candidate %s was promoted", candidate.description.model_id)
+            await self._end(candidate)
+            return results
+
+    async def _discard(self) -> None:
+        async with self._lock:
+            candidate = self._require()
+            await self._end(candidate)
+            logger.info("candidate %s was discarded", candidate.description.model_id)
+
+    async def _end(self, candidate: _Candidate) -> None:
+        """Ends what runs for the candidate."""
+        self._candidate = None
+        if self._runs_canary(candidate) and candidate.canary:
+            await self._end_canary(candidate.canary, lost=False)
+        if candidate.shadow:
+            await self._processes.sample(SamplingParams())
+            await candidate.shadow.stop()
+        self._metrics.update(CandidateFigures())
+
+    async def _end_canary(self, run: CanaryRun, *, lost: bool) -> None:
+        await self._processes.set_canary(CanaryParams(lost=lost))
+        await self._processes.drain_canary()
+        await run.stop()
+
+    async def _roll_back(self, candidate: _Candidate, run: CanaryRun, reason: str, *, lost: bool) -> None:
+        async with self._lock:
+            if run.rollback or candidate is not self._candidate:
+                return
+            run.rollback = reason
+            logger.error("the canary of candidate %s is rolled back: %s", candidate.description.model_id, reason)
+            self._metrics.count_rollback()
+            await self._end_canary(run, lost=lost)
+            await self._status(candidate)
+
+    async def _watch_canary(self, candidate: _Candidate, run: CanaryRun) -> None:
+        while candidate is self._candidate and not run.rollback:
+            await asyncio.sleep(run.interval_s)
+            with contextlib.suppress(ServerError):
+                counts = await self._processes.canary_counts()
+                if reason := run.exceeded(counts):
+                    await self._roll_back(candidate, run, reason, lost=False)
+                await self._status(candidate)
+
+    async def _watch_shadow(self, candidate: _Candidate, run: ShadowRun) -> None:
+        while candidate is self._candidate and not run.failure:
+            await asyncio.sleep(run.interval_s)
+            with contextlib.suppress(ServerError):
+                await run.update()
+                await self._status(candidate)
+
+    async def _on_shadow_end(self, candidate: _Candidate, run: ShadowRun, code: int) -> None:
+        async with self._lock:
+            if candidate is self._candidate:
+                run.failure = f"its process has ended with code {code}"
+                logger.error("the comparison of candidate %s stops: %s", candidate.description.model_id, run.failure)
+                await self._processes.sample(SamplingParams())
+                await self._status(candidate)
+
+    async def _on_engine_end(self, candidate: _Candidate, run: CanaryRun, code: int) -> None:
+        await self._roll_back(candidate, run, f"its engine has ended with code {code}", lost=True)
+
+    async def _status(self, candidate: _Candidate) -> CandidateStatus:
+        """Returns the state of the candidate, which the metrics show from then on."""
+        served = sorted({one.model_id for one in await self._processes.stats()})
+        status = CandidateStatus(
+            candidate.bundle.path,
+            candidate.description,
+            ", ".join(served),
+            candidate.shadow.status() if candidate.shadow else None,
+            candidate.canary.status() if candidate.canary else None,
+        )
+        if candidate is self._candidate:
+            self._metrics.update(figures_of(status))
+        return status
+
+    async def _loaded(self, process: CandidateProcess, kind: type[R]) -> R:
+        """Waits until a process has loaded the candidate, or not."""
+        try:
+            return await process.receive(kind, self._settings.start_timeout_s)
+        except BaseException:
+            process.kill()
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _starting(self, module: str) -> AsyncIterator[tuple[Path, Path]]:
+        """Yields a folder that no other user may enter, and a socket in it; removes it if the start fails."""
+        folder = Path(tempfile.mkdtemp(prefix="polyhead-candidate-"))
+        logger.info("loading a candidate in a process of its own (%s)", module)
+        try:
+            yield folder, folder / "socket"
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _require(self) -> _Candidate:
+        if self._candidate is None:
+            raise CandidateError("there is no candidate; polyhead admin shadow BUNDLE loads one")
+        return self._candidate
+
+    @staticmethod
+    def _runs_canary(candidate: _Candidate) -> bool:
+        return bool(candidate.canary and not candidate.canary.rollback)
+
+    @staticmethod
+    def _occupied(candidate: _Candidate) -> CandidateError:
+        return _refused(f"{candidate.description.model_id} is the candidate already; promote or discard it first")
+
+    async def _uninterrupted(self, work: Coroutine[Any, Any, R]) -> R:
+        """Runs a change to its end, also if its caller goes."""
+        return await asyncio.shield(self._in_background(work))
+
+    def _in_background(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        # Marks the exception as retrieved: the caller may have gone.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return task
+
+
+def _refused(reason: str) -> CandidateError:
+    logger.error("candidate refused: %s", reason)
+    return CandidateError(reason)
+
+
+def _check_description(description: Description, served: set[str]) -> None:
+    """Returns if a candidate was loaded, to be compared with the served model.
+
+    Raises:
+        CandidateError: It was not.
+    """
+    if description.error:
+        raise _refused(description.error)
+    if served != {description.served_model_id}:
+        raise _refused("the bundle of the served model was replaced on disk; reload it, then begin again")
+
+
+def _resolved(bundle: Path) -> Path:
+    # A link may be switched to another bundle later.
+    return bundle.resolve()
+
+
+def _is_same(candidate: _Candidate, bundle: Path) -> bool:
+    return candidate.bundle.path == _resolved(bundle)
+
+
+def _verified(bundle: CandidateBundle, description: Description) -> CandidateBundle:
+    return dataclasses.replace(bundle, digest=description.digest)

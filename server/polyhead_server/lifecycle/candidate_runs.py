@@ -1,0 +1,99 @@
+"""What runs for a candidate: its process in a shadow, and its engine in a canary, with their last reports."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from polyhead_server.candidate.limits import CanaryLimits, Window, exceeded, merged, report_of
+from polyhead_server.candidate.parameters import CanaryCounts
+from polyhead_server.candidate.process import CandidateProcess
+from polyhead_server.candidate.report import ShadowReport
+from polyhead_server.candidate.status import CanaryStatus, ShadowStatus
+from polyhead_server.errors import CandidateError
+
+# Seconds between two reports, for the metrics.
+SHADOW_INTERVAL_S = 5.0
+# Seconds between two looks at the limits of a canary, and how many of them the limits count.
+CANARY_INTERVAL_S = 1.0
+WINDOW_POLLS = 60
+
+
+@dataclass(eq=False)
+class ShadowRun:
+    """A comparison.
+
+    Attributes:
+        process: Computes it.
+        folder: Folder of its socket.
+        share: Share of the texts.
+        failure: Why it has ended by itself; empty while it runs.
+    """
+
+    process: CandidateProcess
+    folder: Path
+    share: float
+    failure: str = ""
+    interval_s: float = SHADOW_INTERVAL_S
+    _report: ShadowReport = field(default_factory=ShadowReport)
+    _reported: float = field(default_factory=time.monotonic)
+
+    async def update(self) -> None:
+        """Asks for a report; keeps the last one if there is no answer."""
+        if not self.failure:
+            with contextlib.suppress(CandidateError):
+                self._report = await self.process.request(ShadowReport)
+                self._reported = time.monotonic()
+
+    def status(self) -> ShadowStatus:
+        """Returns the last report."""
+        return ShadowStatus(self.share, self._report, time.monotonic() - self._reported, self.failure)
+
+    async def stop(self) -> None:
+        """Ends the process."""
+        await self.process.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(eq=False)
+class CanaryRun:
+    """A canary.
+
+    Attributes:
+        process: The candidate's engine.
+        folder: Folder of its socket.
+        share: Share of the keys.
+        limits: At which it is rolled back.
+        rollback: Why it was rolled back; empty while it runs.
+        counts: Those of every serving process at the last look.
+    """
+
+    process: CandidateProcess
+    folder: Path
+    share: float
+    limits: CanaryLimits
+    rollback: str = ""
+    counts: Sequence[CanaryCounts] = ()
+    interval_s: float = CANARY_INTERVAL_S
+    _window: Window = field(default_factory=lambda: Window(WINDOW_POLLS))
+
+    def exceeded(self, counts: Sequence[CanaryCounts]) -> str | None:
+        """Takes the counts of every serving process; returns which limit was exceeded, None for none."""
+        self.counts = counts
+        return exceeded(self.limits, *self._window.add(counts))
+
+    def status(self) -> CanaryStatus:
+        """Returns the counts at the last look."""
+        served, candidate = (one.served for one in self.counts), (one.candidate for one in self.counts)
+        return CanaryStatus(
+            self.share, self.limits, report_of(merged(served)), report_of(merged(candidate)), self.rollback
+        )
+
+    async def stop(self) -> None:
+        """Ends the engine."""
+        await self.process.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)

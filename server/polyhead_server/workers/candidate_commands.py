@@ -1,0 +1,143 @@
+"""Commands of a shadow or a canary to all processes that answer calls, also to those that start later."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from polyhead_server.candidate.parameters import CanaryCounts, CanaryParams, CandidateBundle, SamplingParams
+from polyhead_server.errors import CandidateError
+from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
+from polyhead_server.settings import Settings
+
+from . import ipc
+from .ipc import Method, NoParams
+from .process import WorkerEndedError, WorkerFailedError, WorkerProcess
+
+if TYPE_CHECKING:
+    from .commands import WorkerCommands
+
+logger = logging.getLogger(__name__)
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+# Seconds in which a process must answer. It may have to load a tokenizer, or to finish what it has begun.
+_RESPONSE_TIMEOUT_S = 20.0
+_DRAIN_TIMEOUT_S = 60.0
+
+
+class CandidateCommands:
+    """Commands to the processes that answer calls."""
+
+    def __init__(self, processes: Callable[[], Sequence[WorkerProcess]]) -> None:
+        """Takes the processes that answer calls at the moment."""
+        self._processes = processes
+        self._sampling = SamplingParams()
+        self._canary = CanaryParams()
+
+    async def sample(self, params: SamplingParams) -> None:
+        """Sends a share of the texts of every process to a candidate's process.
+
+        Raises:
+            CandidateError: A process failed.
+        """
+        self._sampling = params
+        await self._request_all(ipc.SAMPLE, params, required=bool(params.socket))
+
+    async def set_canary(self, params: CanaryParams) -> None:
+        """Lets a candidate's engine answer a share of the calls of every process.
+
+        Raises:
+            CandidateError: A process failed.
+        """
+        self._canary = params
+        await self._request_all(ipc.SET_CANARY, params, required=bool(params.socket))
+
+    async def drain_canary(self) -> None:
+        """Waits until the engine of a canary that has ended has answered what it had begun."""
+        await self._request_all(ipc.DRAIN_CANARY, NoParams(), _DRAIN_TIMEOUT_S, required=False)
+
+    async def canary_counts(self) -> list[CanaryCounts]:
+        """Returns the counts of every process since the canary began; leaves out those that hang."""
+        return await self._request_all(ipc.CANARY_COUNTS, NoParams(), required=False)
+
+    async def add(self, worker: WorkerProcess) -> None:
+        """Applies what runs to a process that has started."""
+        with contextlib.suppress(WorkerFailedError):
+            if self._sampling.socket:
+                await worker.request(ipc.SAMPLE, self._sampling, _RESPONSE_TIMEOUT_S)
+            if self._canary.socket:
+                await worker.request(ipc.SET_CANARY, self._canary, _RESPONSE_TIMEOUT_S)
+
+    async def _request_all(
+        self, method: Method[P, R], params: P, timeout_s: float = _RESPONSE_TIMEOUT_S, *, required: bool
+    ) -> list[R]:
+        """Sends a request to all processes at once; leaves out those that end meanwhile.
+
+        Raises:
+            CandidateError: A process failed, and all are required.
+        """
+        workers = self._processes()
+        answers = await asyncio.gather(
+            *(worker.request(method, params, timeout_s) for worker in workers), return_exceptions=True
+        )
+        results: list[R] = []
+        failures: list[str] = []
+        for worker, answer in zip(workers, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                results.append(answer)
+            elif not isinstance(answer, WorkerEndedError):
+                failures.append(f"{method.name} failed in {worker.name}: {answer}")
+        if failures and required:
+            raise CandidateError("; ".join(failures))
+        for failure in failures:
+            logger.warning("%s", failure)
+        return results
+
+
+class WorkerProcesses:
+    """All processes of a server, as ``CandidateManager`` expects them."""
+
+    def __init__(self, settings: Settings, commands: WorkerCommands) -> None:
+        """Takes the settings of the server and the commands to its processes."""
+        self._settings = settings
+        self._commands = commands
+
+    @property
+    def bundle(self) -> Path:
+        """See ``ServingProcesses``."""
+        return self._commands.bundle or self._settings.bundle
+
+    @property
+    def identity(self) -> ModelIdentity | None:
+        """See ``ServingProcesses``."""
+        return self._commands.identity
+
+    async def stats(self) -> list[WorkerStats]:
+        """See ``ServingProcesses``."""
+        return await self._commands.stats()
+
+    async def promote(self, candidate: CandidateBundle, *, force: bool) -> list[ReloadResult]:
+        """See ``ServingProcesses``."""
+        return await self._commands.promote(candidate, force=force)
+
+    async def sample(self, params: SamplingParams) -> None:
+        """See ``ServingProcesses``."""
+        await self._commands.candidate.sample(params)
+
+    async def set_canary(self, params: CanaryParams) -> None:
+        """See ``ServingProcesses``."""
+        await self._commands.candidate.set_canary(params)
+
+    async def drain_canary(self) -> None:
+        """See ``ServingProcesses``."""
+        await self._commands.candidate.drain_canary()
+
+    async def canary_counts(self) -> list[CanaryCounts]:
+        """See ``ServingProcesses``."""
+        return await self._commands.candidate.canary_counts()

@@ -1,0 +1,437 @@
+"""A candidate beside the served model, in real servers: shadow, comparison, canary, promotion."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import urllib.request
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import grpc
+import polyhead_bundle as bundle
+import pytest
+from polyhead.v1 import inference_service_pb2 as pb2
+from polyhead.v1 import inference_service_pb2_grpc, item_pb2
+from polyhead_client import Client
+from polyhead_export.compare.comparison import compare as compare_offline
+
+from bench.harness.servers import free_port
+from tests.support.demo import BIN
+from tests.support.worker_load import Load, serving
+
+from .conftest import Server, Start, wait_until
+
+pytestmark = pytest.mark.model
+
+MODES = {"one process": (), "fronts": ("--fronts", "2"), "workers": ("--workers", "2")}
+TEXTS = [
+    f"{start} {end} {number}"
+    for number, (start, end) in enumerate(
+        (start, end)
+        for start in ("My invoice", "The app", "Your support", "The parcel", "Nobody", "The new version")
+        for end in ("is wrong again", "crashes all day", "was a great help", "came late", "answers me", "works well")
+        for _ in range(5)
+    )
+]
+
+
+@dataclasses.dataclass
+class Admin:
+    """A server with its admin service."""
+
+    server: Server
+    target: str
+
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        """Runs ``polyhead admin``; returns its exit code, its output and its standard error."""
+        command = [str(BIN / "polyhead"), "admin", *arguments, "--target", self.target]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    def ok(self, *arguments: str) -> str:
+        code, output, error = self.run(*arguments)
+        assert code == 0, error
+        return output
+
+    def compare(self) -> Any:
+        return json.loads(self.ok("compare", "--json", "--show-texts", "1000"))
+
+    def compared(self, count: int) -> Any:
+        """Waits until the candidate has answered so many texts; returns the comparison."""
+        wait_until(lambda: self.compare()["shadow"]["compared"] >= count, f"{count} texts are compared")
+        return self.compare()["shadow"]
+
+    def heads(self) -> dict[str, str]:
+        """Fingerprints of the heads that answer."""
+        with Client(self.server.target) as client:
+            return dict(client.info().fingerprints.heads)
+
+    def analyze(self, *texts: str) -> None:
+        with Client(self.server.target) as client:
+            for answer in client.analyze(list(texts)):
+                answer.unwrap()
+
+
+def start_admin(start: Start, served: Path, mode: str, tmp_path: Path, **options: Any) -> Admin:
+    target = f"unix:{tmp_path}/admin"
+    server = start(served, "--admin-listen", target, *MODES[mode], **options)
+    if mode == "one process":
+        server.wait_until_serving()
+    elif mode == "workers":
+        wait_until(lambda: serving(server) == 2, "two workers serve")
+    else:
+        wait_until(lambda: server.log.read_text().count(" serves as process ") == 3, "the fronts serve")
+    return Admin(server, target)
+
+
+def changed(source: Path, path: Path, **heads: dict[str, Any]) -> Path:
+    """Writes a bundle with changes of some heads, whose fingerprints change with them."""
+    found = bundle.load(source)
+    manifest = found.manifest
+    new_heads = tuple(dataclasses.replace(head, **heads.get(head.name, {})) for head in manifest.heads)
+    variants = {
+        name: dataclasses.replace(
+            variant,
+            fingerprints=dataclasses.replace(
+                variant.fingerprints,
+                heads={
+                    head: ("f" * 16 if head in heads else value) for head, value in variant.fingerprints.heads.items()
+                },
+            ),
+        )
+        for name, variant in manifest.variants.items()
+    }
+    new = dataclasses.replace(manifest, heads=new_heads, variants=variants)
+    return bundle.write(path, new, {name: source / name for name in manifest.files}).path
+
+
+@pytest.fixture
+def stricter(demo_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle that calls fewer texts positive."""
+    return changed(demo_bundle, tmp_path / "stricter", sentiment={"threshold": 0.9})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_same_bundle_agrees_fully(start: Start, demo_bundle: Path, tmp_path: Path, mode: str) -> None:
+    admin = start_admin(start, demo_bundle, mode, tmp_path)
+    described = json.loads(admin.ok("shadow", str(demo_bundle), "--share", "100%", "--priority", "normal"))
+    assert described["model_id"] == bundle.load(demo_bundle).model_id
+    for begin in range(0, len(TEXTS), 20):
+        # Each over a connection of its own, so that several processes answer.
+        admin.analyze(*TEXTS[begin : begin + 20])
+    found = admin.compared(len(TEXTS))
+    assert found["answered"] == found["selected"] == found["compared"] == len(TEXTS)
+    assert [head["changed"] for head in found["heads"]] == [0, 0]
+    assert found["embedding"]["least_cosine"] == pytest.approx(1, abs=1e-5)
+    assert not found["errors_total"]
+    admin.ok("discard")
+    assert admin.run("compare")[0] == 2
+    assert admin.server.stop() == 0
+
+
+def test_matrix_is_that_of_the_offline_comparison(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    labels = bundle.load(demo_bundle).manifest.heads[0].labels
+    candidate = changed(
+        demo_bundle,
+        tmp_path / "candidate",
+        topic={"labels": (labels[1], labels[0], *labels[2:-1], "renamed")},
+        sentiment={"threshold": 0.9},
+    )
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    expected = compare_offline(demo_bundle, candidate, [data])
+    admin = start_admin(start, demo_bundle, "one process", tmp_path)
+    admin.ok("shadow", str(candidate), "--share", "1", "--priority", "normal", "--keep-texts", "5")
+    admin.analyze(*TEXTS)
+    found = admin.compared(len(TEXTS))
+    assert len(found["heads"]) == len(expected.heads)
+    for head, offline in zip(found["heads"], expected.heads, strict=True):
+        matrix = [[0] * len(head["columns"]) for _ in head["rows"]]
+        for cell in head["cells"]:
+            matrix[cell["row"]][cell["column"]] = cell["texts"]
+        assert matrix == offline.matrix.tolist()
+        assert tuple(head["rows"]) == offline.rows
+        assert offline.changed
+        assert head["changed"] == offline.changed.texts > 0
+        assert head["weighted"] == pytest.approx(offline.weighted, abs=1e-4)
+        assert 0 < len(head["texts"]) <= 5
+        assert {one["text"] for one in head["texts"]} <= set(TEXTS)
+    # Clients would notice these labels.
+    code, _, error = admin.run("promote")
+    assert code == 2
+    assert "where the serving model has" in error
+    assert admin.heads() == bundle.load(demo_bundle).manifest.variants["int8"].fingerprints.heads
+    admin.ok("promote", "--force")
+    assert admin.heads()["topic"] == "f" * 16
+
+
+def test_no_text_is_kept_unless_it_was_asked_for(
+    start: Start, demo_bundle: Path, stricter: Path, tmp_path: Path
+) -> None:
+    admin = start_admin(start, demo_bundle, "one process", tmp_path)
+    admin.ok("shadow", str(stricter), "--share", "1", "--priority", "normal")
+    admin.analyze(*TEXTS)
+    found = admin.compared(len(TEXTS))
+    assert sum(head["changed"] for head in found["heads"]) > 0
+    assert not any(head["texts"] for head in found["heads"])
+
+
+def test_bad_bundle_is_refused_and_the_served_model_answers(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in demo_bundle.iterdir():
+        (damaged / file.name).symlink_to(file)
+    admin = start_admin(start, demo_bundle, "one process", tmp_path)
+    before = admin.heads()
+    for command in (("shadow", str(damaged)), ("canary", str(damaged)), ("shadow", str(tmp_path / "missing"))):
+        code, _, error = admin.run(*command, "--share", "0.5")
+        assert code == 2
+        assert "FAILED_PRECONDITION" in error
+    assert admin.heads() == before
+    admin.analyze("one text")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_promotion_and_return_under_load_lose_nothing(
+    start: Start, demo_bundle: Path, stricter: Path, tmp_path: Path, mode: str
+) -> None:
+    admin = start_admin(start, demo_bundle, mode, tmp_path)
+    old = admin.heads()
+    admin.ok("shadow", str(stricter), "--share", "10%")
+
+    def under_load(*command: str) -> None:
+        # Each over calls of its own, which end before their deadline on a slow machine.
+        with Load(admin.server.target) as load:
+            load.wait_for(50)
+            admin.ok(*command)
+            load.wait_for(load.answers["result"] + 50)
+        assert set(load.answers) == {"result"}
+        assert set(load.ends) == {"OK"}
+
+    under_load("promote")
+    # No answer is of the old model any more, whichever process gives it.
+    assert {admin.heads()["sentiment"] for _ in range(10)} == {"f" * 16}
+    under_load("reload")
+    assert all(admin.heads() == old for _ in range(10))
+
+
+@pytest.mark.parametrize("mode", ["fronts", "workers"])
+def test_restarted_process_serves_and_samples_what_is_in_force(
+    start: Start, demo_bundle: Path, stricter: Path, tmp_path: Path, mode: str
+) -> None:
+    admin = start_admin(start, demo_bundle, mode, tmp_path)
+    admin.ok("shadow", str(stricter), "--share", "1", "--priority", "normal")
+    admin.ok("promote")
+    admin.ok("shadow", str(demo_bundle), "--share", "1", "--priority", "normal")
+    processes = [one["process_id"] for one in map(json.loads, admin.ok("stats").splitlines())]
+    for pid in processes:
+        os.kill(pid, signal.SIGKILL)
+    restarted = len(processes)
+    marker = " serves as process " if mode == "fronts" else " serves on cores "
+    wait_until(lambda: admin.server.log.read_text().count(marker) == 2 * restarted, "all serve again")
+    assert admin.heads()["sentiment"] == "f" * 16
+    admin.analyze(*TEXTS[:20])
+    assert admin.compared(20)["answered"] == 20
+
+
+def test_share_is_the_same_texts_each_time(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    admin = start_admin(start, demo_bundle, "one process", tmp_path)
+    admin.ok("shadow", str(demo_bundle), "--share", "30%", "--priority", "normal")
+    admin.analyze(*TEXTS)
+    wait_until(lambda: admin.compare()["shadow"]["selected"] > 0, "a text is selected")
+    for _ in range(3):
+        admin.analyze(*TEXTS)
+    wait_until(lambda: admin.compare()["shadow"]["compared"] % 4 == 0, "all are compared")
+    found = admin.compare()["shadow"]
+    assert 0.1 < found["selected"] / found["answered"] < 0.5
+
+
+def answered_by(target: str, key: str) -> str:
+    """Returns the fingerprint of the sentiment head that answers a caller."""
+    request = pb2.AnalyzeRequest(items=[item_pb2.Item(text="one text")])
+    with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
+        metadata = (("x-polyhead-routing-key", key),)
+        (answer,) = stub.Analyze(request, timeout=100, wait_for_ready=True, metadata=metadata).answers
+    return next(one.fingerprint for one in answer.result.fingerprints.heads if one.head == "sentiment")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_canary_answers_a_sticky_share_of_the_callers(
+    start: Start, demo_bundle: Path, stricter: Path, tmp_path: Path, mode: str
+) -> None:
+    admin = start_admin(start, demo_bundle, mode, tmp_path)
+    admin.ok("canary", str(stricter), "--share", "40%")
+    keys = [f"user {number}" for number in range(30)]
+    first = [answered_by(admin.server.target, key) for key in keys]
+    assert [answered_by(admin.server.target, key) for key in keys] == first
+    assert 3 <= Counter(first)["f" * 16] <= 24
+    answered = admin.compare()["canary"]
+    assert (answered["candidate"]["texts"], answered["served"]["texts"]) == (
+        2 * Counter(first)["f" * 16],
+        60 - 2 * Counter(first)["f" * 16],
+    )
+    admin.ok("discard")
+    assert "f" * 16 not in {answered_by(admin.server.target, key) for key in keys}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_canary_whose_engine_dies_is_rolled_back(
+    start: Start, demo_bundle: Path, stricter: Path, tmp_path: Path, mode: str
+) -> None:
+    admin = start_admin(start, demo_bundle, mode, tmp_path)
+    with Client(admin.server.target) as client:
+        admin.ok("canary", str(stricter), "--share", "100%")
+        wait_until(lambda: client.info().fingerprints.heads["sentiment"] == "f" * 16, "the candidate answers")
+        os.kill(engine_of(admin.server), signal.SIGKILL)
+        # The client asks again where a stream was cut.
+        for answer in client.stream((str(number), text) for number, text in enumerate(TEXTS)):
+            answer.unwrap()
+        wait_until(lambda: bool(admin.compare()["canary"]["rollback"]), "it is rolled back")
+        assert "ended with code -9" in admin.compare()["canary"]["rollback"]
+        assert client.info().fingerprints.heads["sentiment"] != "f" * 16
+
+
+def child_of(server: Server, module: str) -> int:
+    """Returns the candidate's process that runs a module."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            parent = int((file.parent / "stat").read_text().rpartition(")")[2].split()[1])
+            if module.encode() in file.read_bytes() and parent == server.process.pid:
+                return int(file.parent.name)
+    raise AssertionError(module)
+
+
+def engine_of(server: Server) -> int:
+    """Returns the candidate's engine in a canary."""
+    return child_of(server, "polyhead_server.lifecycle.candidate_engine")
+
+
+def shadow_of(server: Server) -> int:
+    """Returns the candidate's process in a shadow."""
+    return child_of(server, "polyhead_server.candidate.main")
+
+
+# An engine that fails, or waits, for as long as a file exists, in the candidate's process alone.
+_FAULTY = """
+import os, sys, time
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+
+class Patch(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "polyhead_server.engines.onnx":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        execute = spec.loader.exec_module
+        def exec_module(module):
+            execute(module)
+            run = module.OnnxEngine.run
+            def faulty(self, *arguments):
+                if os.path.exists(os.environ["FAULT"]):
+                    if open(os.environ["FAULT"]).read() == "fail":
+                        raise RuntimeError("broken")
+                    time.sleep(0.2)
+                return run(self, *arguments)
+            module.OnnxEngine.run = faulty
+        spec.loader.exec_module = exec_module
+        return spec
+
+if "polyhead_server.lifecycle.candidate_engine" in sys.orig_argv:
+    sys.meta_path.insert(0, Patch())
+"""
+
+
+@pytest.mark.parametrize(("fault", "reason"), [("fail", "of its texts failed"), ("wait", "99th percentile"), ("", "")])
+def test_canary_beyond_a_limit_is_rolled_back(  # noqa: PLR0917
+    start: Start, demo_bundle: Path, stricter: Path, tmp_path: Path, fault: str, reason: str
+) -> None:
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text(_FAULTY)
+    environment = {"PYTHONPATH": str(modules), "FAULT": str(tmp_path / "fault")}
+    admin = start_admin(start, demo_bundle, "one process", tmp_path, environment=environment)
+    limits = ("--max-p99-ratio", "0", "--max-p99-ms", "150") if fault == "wait" else ("--max-p99-ratio", "0")
+    admin.ok("canary", str(stricter), "--share", "50%", "--min-texts", "20", *limits)
+    keys = [f"user {number}" for number in range(40)]
+    before = [answered_by(admin.server.target, key) for key in keys]
+    if fault:
+        (tmp_path / "fault").write_text(fault)
+
+    def rolled_back() -> str:
+        for key in keys:
+            try:
+                answered_by(admin.server.target, key)
+            except StopIteration:
+                # An answer with an error.
+                continue
+        return str(admin.compare()["canary"]["rollback"])
+
+    if fault:
+        wait_until(lambda: reason in rolled_back(), "it is rolled back")
+        assert "f" * 16 not in {answered_by(admin.server.target, key) for key in keys}
+        assert "is rolled back" in admin.server.log.read_text()
+    else:
+        # The control: as many calls, and no fault.
+        assert not any(rolled_back() for _ in range(3))
+        assert [answered_by(admin.server.target, key) for key in keys] == before
+
+
+def test_shadow_yields_under_overload_and_says_how_much_it_saw(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    admin = start_admin(start, demo_bundle, "one process", tmp_path)
+    admin.ok("shadow", str(demo_bundle), "--share", "1")
+    candidate = shadow_of(admin.server)
+    # No compute at all is the far end of an overload.
+    os.kill(candidate, signal.SIGSTOP)
+    with Client(admin.server.target) as client:
+        texts = [f"{text} {number}" for text in TEXTS for number in range(12)]
+        for answer in client.stream(enumerate_ids(texts)):
+            answer.unwrap()
+    os.kill(candidate, signal.SIGCONT)
+    admin.analyze(*TEXTS)
+    total = len(texts) + len(TEXTS)
+    wait_until(lambda: admin.compare()["shadow"]["answered"] == total, "the candidate has caught up")
+    found = admin.compare()["shadow"]
+    assert found["selected"] == total
+    assert found["dropped"] > 0
+    wait_until(lambda: compared_and_dropped(admin) == total, "what was not dropped is compared")
+
+
+def enumerate_ids(texts: list[str]) -> list[tuple[str, str]]:
+    return [(str(number), text) for number, text in enumerate(texts)]
+
+
+def compared_and_dropped(admin: Admin) -> int:
+    found = admin.compare()["shadow"]
+    return int(found["compared"] + found["dropped"])
+
+
+def test_candidate_ends_with_the_server(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    admin = start_admin(start, demo_bundle, "one process", tmp_path)
+    admin.ok("shadow", str(demo_bundle), "--share", "1")
+    admin.ok("canary", "--share", "50%")
+    pids = [shadow_of(admin.server), engine_of(admin.server)]
+    admin.server.process.kill()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "both have ended")
+
+
+def test_metrics_show_the_candidate(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+    metrics = f"127.0.0.1:{free_port()}"
+    target = f"unix:{tmp_path}/admin"
+    server = start(demo_bundle, "--admin-listen", target, "--metrics-listen", metrics, "--workers", "2")
+    wait_until(lambda: serving(server) == 2, "two workers serve")
+    admin = Admin(server, target)
+    admin.ok("shadow", str(demo_bundle), "--share", "1", "--priority", "normal")
+    admin.analyze(*TEXTS[:10])
+    admin.compared(10)
+    with urllib.request.urlopen(f"http://{metrics}/metrics") as response:
+        page = response.read().decode()
+    assert 'polyhead_shadow_texts_total{outcome="compared"} 10.0' in page
+    assert 'mode="shadow"' in page
