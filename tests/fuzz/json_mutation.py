@@ -34,6 +34,8 @@ _VALUES: tuple[Any, ...] = (
     {"": None},
 )
 _MAX_CHANGES = 3
+# One value of each type.
+_TYPES: tuple[Any, ...] = (None, True, 1, 0.5, "a", [], {})
 
 
 def mutated(data: bytes, seed: int, prefix: int = 0) -> bytes | None:
@@ -69,7 +71,7 @@ def each_value_replaced(data: bytes, prefix: int = 0) -> Iterator[bytes]:
     document = json.loads(data[prefix:])
     for container in _containers(document):
         for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
-            for other in (None, True, 1, 0.5, "a", [], {}):
+            for other in _TYPES:
                 container[key] = other
                 yield data[:prefix] + json.dumps(document).encode()
             container[key] = value
