@@ -160,6 +160,7 @@ def _training() -> list[Step]:
         "optimization": (),
         "selective_accuracy": ("--bundle", _BUNDLE),
         "novelty": ("--bundle", _BUNDLE),
+        "drift": ("--bundle", _BUNDLE),
     }
     on_config = {
         "resume": ("training/demo/config.toml", "--tiny", "--max-steps", "120"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from collections.abc import Iterator
 from typing import Any
 
 _VALUES: tuple[Any, ...] = (
@@ -33,6 +34,8 @@ _VALUES: tuple[Any, ...] = (
     {"": None},
 )
 _MAX_CHANGES = 3
+# One value of each type.
+_TYPES: tuple[Any, ...] = (None, True, 1, 0.5, "a", [], {})
 
 
 def mutated(data: bytes, seed: int, prefix: int = 0) -> bytes | None:
@@ -56,6 +59,22 @@ def mutated(data: bytes, seed: int, prefix: int = 0) -> bytes | None:
     for _ in range(rng.randint(1, _MAX_CHANGES)):
         _change(document, rng)
     return data[:prefix] + json.dumps(document).encode()
+
+
+def each_value_replaced(data: bytes, prefix: int = 0) -> Iterator[bytes]:
+    """Yields a document for each of its values and each other type, with a value of that type in its place.
+
+    Args:
+        data: A JSON document, after ``prefix`` bytes that are kept.
+        prefix: Number of bytes before the document.
+    """
+    document = json.loads(data[prefix:])
+    for container in _containers(document):
+        for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
+            for other in _TYPES:
+                container[key] = other
+                yield data[:prefix] + json.dumps(document).encode()
+            container[key] = value
 
 
 def _change(document: Any, rng: random.Random) -> None:

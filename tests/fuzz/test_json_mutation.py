@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from .json_mutation import mutated
+from .json_mutation import each_value_replaced, mutated
 
 DOCUMENT = {"text": "a", "items": [{"id": 1}, {"id": 2}], "options": {"prompt": None}}
 
@@ -31,3 +31,12 @@ def test_other_bytes_are_left_to_the_fuzzer(data: bytes) -> None:
 
 def test_empty_document_stays_empty() -> None:
     assert mutated(b"{}", 0) == b"{}"
+
+
+def test_each_value_is_replaced_by_each_type_and_then_restored() -> None:
+    found = [json.loads(one[1:]) for one in each_value_replaced(b'x{"a": [1], "b": "c"}', prefix=1)]
+    assert len(found) == 3 * 7
+    assert {"a": {}, "b": "c"} in found
+    assert {"a": [None], "b": "c"} in found
+    assert {"a": [1], "b": []} in found
+    assert all(set(one) == {"a", "b"} for one in found)

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 from polyhead_server.rpc import message_limits
 
+from .json_mutation import each_value_replaced, mutated
 from .run import REGRESSIONS
 from .targets import TARGETS
 
 TESTED = [name for name in TARGETS if name != "tokenizers"]
 _CHANGES_PER_SEED = 20
 _MAX_CHANGED_SEEDS = 20
+# A manifest has thousands of values.
+_MAX_REPLACEMENTS = 100
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,19 @@ def test_target_accepts_seeds_and_changes_of_them(name: str, checks: Callable[[s
     for seed in rng.sample(seeds, min(len(seeds), _MAX_CHANGED_SEEDS)):
         for _ in range(_CHANGES_PER_SEED):
             check(changed(seed, rng))
+
+
+@pytest.mark.parametrize("name", [name for name in TESTED if TARGETS[name].json_at is not None])
+def test_target_accepts_documents_with_a_value_of_another_type(
+    name: str, checks: Callable[[str], Callable[[bytes], None]]
+) -> None:
+    target, check = TARGETS[name], checks(name)
+    seeds = [seed for seed in target.seeds() if mutated(seed, 0, target.json_at or 0)]
+    assert seeds
+    for seed in seeds:
+        documents = list(each_value_replaced(seed, target.json_at or 0))
+        for document in documents[:: len(documents) // _MAX_REPLACEMENTS + 1]:
+            check(document)
 
 
 @pytest.mark.parametrize("path", sorted(REGRESSIONS.glob("*/*")), ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -42,7 +42,7 @@ async def embeddings(call: Call) -> Response:
     # Without a name, as many tools allow, the first model answers.
     backend = call.select(document.get("model"))
     encoding = document.get("encoding_format", "float")
-    if encoding not in {"float", "base64"}:
+    if encoding not in ("float", "base64"):  # a set could not hold a list
         raise field_error("encoding_format", "encoding_format must be float or base64")
     model = backend.model()
     info = model.source.manifest.embedding

@@ -161,7 +161,7 @@ def _top_k(document: dict[str, Any], head: tei.Head) -> int | None:
 async def _answer(
     call: Call, document: dict[str, Any], texts: list[str], options: RequestOptions
 ) -> tuple[list[Result], dict[str, str]]:
-    if document.get("truncation_direction") not in {None, "right", "Right"}:
+    if document.get("truncation_direction") not in (None, "right", "Right"):
         raise tei.invalid("truncation_direction", "must be right: the beginning of a text is read")
     require_fields(_object(document, "options"), ("wait_for_model", "use_cache"))
     started_ns = time.monotonic_ns()

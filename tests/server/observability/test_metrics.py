@@ -38,7 +38,7 @@ async def test_event_loop_lag_is_the_delay_of_a_timer(monkeypatch: pytest.Monkey
 
 
 async def test_tasks_of_the_event_loop_are_counted_every_tenth_sample() -> None:
-    counted = []
+    counted: list[float] = []
     idle: list[asyncio.Task[None]] = []
 
     async def sleep(_: float) -> None:
