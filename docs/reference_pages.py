@@ -26,6 +26,7 @@ SECTIONS = {
     "ModelConfig": "`[model]`",
     "HeadConfig": "`[[model.heads]]`",
     "AbstainConfig": "`[training.heads.abstain]`",
+    "PredictionSetsConfig": "`[training.heads.prediction_sets]`",
     "DataConfig": "`[data]`",
     "EmbeddingSourceConfig": "`[[data.embedding]]`",
     "RetrievalConfig": "`[[data.retrieval]]`",

@@ -53,6 +53,7 @@ class Annotator:
         on_error: Literal["null", "fail"] = "null",
         max_windows: int = MAX_WINDOWS,
         novelty: bool = False,
+        prediction_sets: bool = False,
         engine: Literal["auto", "onnx", "torch"] = "auto",
         device: Literal["auto", "cpu", "cuda"] = "auto",
         variant: str = "auto",
@@ -75,6 +76,7 @@ class Annotator:
                 ``error``; ``fail`` raises ``RowError``.
             max_windows: See ``AnswerOptions``.
             novelty: See ``AnswerOptions``.
+            prediction_sets: See ``AnswerOptions``.
             engine: Inference engine; as ``polyhead-serve --engine``.
             device: Device; as ``polyhead-serve --device``.
             variant: Variant of the bundle; as ``polyhead-serve --variant``.
@@ -95,6 +97,7 @@ class Annotator:
             list_type=list_type,
             max_windows=max_windows,
             novelty=novelty,
+            prediction_sets=prediction_sets,
         )
         if on_error not in ("null", "fail"):
             raise UsageError(f"on_error: {on_error!r} is not one of null, fail")

@@ -131,7 +131,7 @@ class Answers:
         mask = pa.array(failed) if self.errors else None
         columns: dict[str, pa.Array] = {}
         if head.kind == "multilabel":
-            columns[f"{head.name}_labels"] = _label_sets(head, values, mask)
+            columns[f"{head.name}_labels"] = _label_lists(head, values, head_answers.applying(head, values), mask)
         elif head.kind != "regression":
             indices = pa.array(head_answers.predicted(head, values).astype(np.int32), mask=failed)
             labels = pa.DictionaryArray.from_arrays(indices, pa.array(head.labels, pa.string()))
@@ -144,6 +144,9 @@ class Answers:
             confidences = head_answers.confidence(head, values)
             columns[f"{head.name}_confidence"] = pa.array(confidences, mask=failed)
             columns[f"{head.name}_abstained"] = pa.array(head_answers.abstains(head, confidences), mask=failed)
+        if self.layout.options.prediction_sets and head.prediction_sets:
+            inside = head_answers.in_prediction_sets(head, values)
+            columns[f"{head.name}_prediction_set"] = _label_lists(head, values, inside, mask)
         return columns
 
     def _list(self, values: NDArray[Any], mask: pa.Array | None) -> pa.Array:
@@ -154,10 +157,19 @@ class Answers:
         return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=mask)
 
 
-def _label_sets(head: bundle.Head, probabilities: NDArray[np.float32], mask: pa.Array | None) -> pa.Array:
-    """Returns the labels that apply to each text, most probable first, as a column of lists."""
+def _label_lists(
+    head: bundle.Head, probabilities: NDArray[np.float32], chosen: NDArray[np.bool_], mask: pa.Array | None
+) -> pa.Array:
+    """Returns the chosen labels of each text, most probable first, as a column of lists.
+
+    Args:
+        head: Names the labels.
+        probabilities: (N, labels).
+        chosen: (N, labels).
+        mask: (N,) true for a text without an answer.
+    """
     order = np.argsort(-probabilities, axis=1, kind="stable")  # (N, labels)
-    applies = np.take_along_axis(head_answers.applying(head, probabilities), order, axis=1)  # (N, labels)
+    applies = np.take_along_axis(chosen, order, axis=1)  # (N, labels)
     offsets = np.zeros(len(order) + 1, np.int32)
     np.cumsum(applies.sum(axis=1), out=offsets[1:])
     indices = pa.array(order[applies].astype(np.int32))

@@ -156,6 +156,12 @@ _ANSWERS = (
         help="Add the column novelty: how new each text is to the model, 0 to 1.",
     ),
     click.option(
+        "--prediction-sets",
+        is_flag=True,
+        help="Add the column HEAD_prediction_set of heads that have such sets: labels among which the true one is with "
+        "the probability that polyhead info shows.",
+    ),
+    click.option(
         "--list-type",
         type=click.Choice(get_args(ListType)),
         default="fixed",

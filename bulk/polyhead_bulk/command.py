@@ -100,7 +100,17 @@ def _ray_job(plan: Plan, options: Mapping[str, Any], stack: ExitStack) -> Job:
 
 
 def _answer_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("tasks", "truncation", "prompt", "embedding_encoding", "dimensions", "list_type", "max_windows", "novelty")
+    names = (
+        "tasks",
+        "truncation",
+        "prompt",
+        "embedding_encoding",
+        "dimensions",
+        "list_type",
+        "max_windows",
+        "novelty",
+        "prediction_sets",
+    )
     return {name: options[name] for name in names}
 
 

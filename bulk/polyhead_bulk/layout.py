@@ -157,6 +157,8 @@ class Layout:
         if head.abstains_below is not None:
             fields.append(pa.field(f"{head.name}_confidence", pa.float32()))
             fields.append(pa.field(f"{head.name}_abstained", pa.bool_()))
+        if self.options.prediction_sets and head.prediction_sets:
+            fields.append(pa.field(f"{head.name}_prediction_set", pa.list_(pa.string())))
         return fields
 
     def _list(self, element: pa.DataType, width: int) -> pa.DataType:

@@ -34,6 +34,7 @@ class AnswerOptions:
             these.
         max_windows: Maximum number of windows of a text.
         novelty: Whether to add the column ``novelty``: how new each text is to the model, 0 to 1.
+        prediction_sets: Whether to add the column ``HEAD_prediction_set`` of each head that has such sets.
     """
 
     tasks: tuple[str, ...] = ()
@@ -44,6 +45,7 @@ class AnswerOptions:
     list_type: ListType = "fixed"
     max_windows: int = MAX_WINDOWS
     novelty: bool = False
+    prediction_sets: bool = False
 
     def __post_init__(self) -> None:
         """Rejects values that do not exist.

@@ -174,6 +174,7 @@ def describe(plan: Plan, layout: Layout, fields: list[pa.Field], inputs: list[Ma
             "list_type": options.list_type,
             "max_windows": options.max_windows,
             "novelty": options.novelty,
+            "prediction_sets": options.prediction_sets,
             "part_rows": plan.part_rows,
             "limit": plan.limit,
         },

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import polyhead_bundle as bundle
-from polyhead_client import Abstention, Answer, Client, ModelInfo, PolyheadError
+from polyhead_client import Abstention, Answer, Client, ModelInfo, PolyheadError, PredictionSets
 from polyhead_server.inference import head_answers
 
 from .answers import Answers
@@ -151,6 +151,7 @@ def _facts(info: ModelInfo) -> ModelFacts:
             threshold=head.threshold,
             thresholds=head.thresholds,
             abstention=_abstention(head.abstention),
+            prediction_sets=_prediction_sets(head.prediction_sets),
         )
         for head in info.heads
     )
@@ -169,6 +170,11 @@ def _facts(info: ModelInfo) -> ModelFacts:
         prompts=info.prompts,
         has_novelty=info.has_novelty,
     )
+
+
+def _prediction_sets(found: PredictionSets | None) -> bundle.PredictionSets | None:
+    # A server does not state the number of rows.
+    return None if found is None else bundle.PredictionSets(found.coverage, found.threshold, 1)
 
 
 def _abstention(found: Abstention | None) -> bundle.Abstention | None:

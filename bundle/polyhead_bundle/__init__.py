@@ -35,7 +35,7 @@ from .manifest import (
 from .reference import HeadReference, Reference
 from .signature import default_signature, verify_signature
 from .store import Bundle, fingerprint, load, require_replaceable, sha256_of, write
-from .trust import Abstention, CoveragePoint, Novelty
+from .trust import Abstention, CoveragePoint, Novelty, PredictionSets
 
 __all__ = [
     "CARD",
@@ -61,6 +61,7 @@ __all__ = [
     "IntegrityError",
     "Manifest",
     "Novelty",
+    "PredictionSets",
     "Reference",
     "SignatureError",
     "Tensor",

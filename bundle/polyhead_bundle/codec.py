@@ -36,7 +36,11 @@ def _canonical(value: Mapping[str, Any]) -> bytes:
 
 # What each version added to the manifest and to each head, with the values that an older manifest implies.
 _ADDED_TO_MANIFEST: dict[int, dict[str, Any]] = {3: {"prompts": {}}, 4: {"novelty": None, "reference": None}}
-_ADDED_TO_HEADS: dict[int, dict[str, Any]] = {3: {"thresholds": None, "spread": 1.0}, 4: {"abstention": None}}
+_ADDED_TO_HEADS: dict[int, dict[str, Any]] = {
+    3: {"thresholds": None, "spread": 1.0},
+    4: {"abstention": None},
+    5: {"prediction_sets": None},
+}
 _KINDS_OF_VERSION_2 = ("softmax", "sigmoid")
 
 

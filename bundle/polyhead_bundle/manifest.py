@@ -10,12 +10,12 @@ from dataclasses import field as dataclass_field
 from typing import Literal
 
 from .reference import Reference, check_reference
-from .trust import Abstention, Novelty, check_abstention, check_novelty
+from .trust import Abstention, Novelty, PredictionSets, check_abstention, check_novelty, check_prediction_sets
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 # codec.parse completes older manifests. Version 2 has softmax and sigmoid heads alone; version 3 has no abstention,
-# no novelty and no reference.
-READABLE_VERSIONS = (2, 3, FORMAT_VERSION)
+# no novelty and no reference; version 4 has no prediction sets.
+READABLE_VERSIONS = (2, 3, 4, FORMAT_VERSION)
 MANIFEST_NAME = "bundle.json"
 
 TOKENIZER = "tokenizer.json"
@@ -69,7 +69,8 @@ class Head:
     which a sigmoid head predicts the positive label; null for other kinds. ``thresholds`` are those of a multilabel
     head, one per label; null for other kinds. ``spread`` is the standard deviation of a regression head's training
     targets, the unit in which differences between its outputs are judged; 1 for other kinds. ``abstention`` is null for
-    a head that never abstains, as multilabel and regression heads.
+    a head that never abstains, as multilabel and regression heads. ``prediction_sets`` is null for a head without them,
+    as all but softmax heads.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Head:
     thresholds: tuple[float, ...] | None = None
     spread: float = 1.0
     abstention: Abstention | None = None
+    prediction_sets: PredictionSets | None = None
 
     @property
     def width(self) -> int:
@@ -303,6 +305,14 @@ def _check_head(head: Head) -> None:
         if head.kind in {"multilabel", "regression"}:
             raise ValueError(f"{where}.abstention: not allowed for a {head.kind} head")
         check_abstention(f"{where}.abstention", head.abstention)
+    if head.prediction_sets is not None:
+        if head.kind != "softmax":
+            raise ValueError(f"{where}.prediction_sets: not allowed for {_article(head)} {head.kind} head")
+        check_prediction_sets(f"{where}.prediction_sets", head.prediction_sets)
+
+
+def _article(head: Head) -> str:
+    return "an" if head.kind == "ordinal" else "a"
 
 
 def _check_thresholds(where: str, head: Head) -> None:
@@ -312,8 +322,7 @@ def _check_thresholds(where: str, head: Head) -> None:
     ):
         if (found is not None) != (head.kind == owner):
             rule = "required for" if head.kind == owner else "not allowed for"
-            article = "an" if head.kind == "ordinal" else "a"
-            raise ValueError(f"{where}.{field}: {rule} {article} {head.kind} head")
+            raise ValueError(f"{where}.{field}: {rule} {_article(head)} {head.kind} head")
     if head.thresholds is not None and len(head.thresholds) != len(head.labels):
         raise ValueError(f"{where}.thresholds: {len(head.thresholds)} for {len(head.labels)} labels; one each")
     for threshold in (head.threshold, *(head.thresholds or ())):

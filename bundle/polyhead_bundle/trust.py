@@ -40,6 +40,20 @@ class Abstention:
 
 
 @dataclass(frozen=True)
+class PredictionSets:
+    """Sets of labels of a softmax head among which the true one is with the probability ``coverage``.
+
+    A set holds each label whose float32 probability is at or above ``threshold``, and the most probable label in any
+    case. The probability holds for texts like the ``rows`` validation rows that the threshold was found on (split
+    conformal prediction).
+    """
+
+    coverage: float
+    threshold: float
+    rows: int
+
+
+@dataclass(frozen=True)
 class Novelty:
     """What decides the novelty of a text: the Mahalanobis distance of its embedding to the nearest centroid.
 
@@ -72,6 +86,24 @@ def check_novelty(found: Novelty) -> None:
             raise ValueError(f"novelty.{field}: must be above 0; got {min(values)}")
     if len(found.percentiles) < 2 or list(found.percentiles) != sorted(found.percentiles):
         raise ValueError("novelty.percentiles: requires at least two numbers, the lowest first")
+
+
+def check_prediction_sets(where: str, found: PredictionSets) -> None:
+    """Rejects prediction sets with impossible values.
+
+    Args:
+        where: Path of the field, for the message.
+        found: The prediction sets.
+
+    Raises:
+        ValueError: Names the field and what is wrong with it.
+    """
+    if not 0 < found.coverage < 1:
+        raise ValueError(f"{where}.coverage: must be between 0 and 1; got {found.coverage}")
+    if not 0 <= found.threshold <= 1:
+        raise ValueError(f"{where}.threshold: must be from 0 to 1; got {found.threshold}")
+    if found.rows < 1:
+        raise ValueError(f"{where}.rows: {found.rows} is not a number of rows")
 
 
 def check_abstention(where: str, found: Abstention) -> None:

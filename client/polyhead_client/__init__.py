@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from .head_outputs import Classification, HeadOutput, LabelScore, LabelSet, Score, Sentiment
-    from .model_info import Abstention, EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
+    from .model_info import Abstention, EmbeddingInfo, HeadInfo, Limits, ModelInfo, PredictionSets, RuntimeInfo
     from .options import (
         AnalyzeOptions,
         EmbedOptions,
@@ -61,7 +61,7 @@ _MODULES = {
         "UnavailableError",
     ),
     "head_outputs": ("Classification", "HeadOutput", "LabelScore", "LabelSet", "Score", "Sentiment"),
-    "model_info": ("Abstention", "EmbeddingInfo", "HeadInfo", "Limits", "ModelInfo", "RuntimeInfo"),
+    "model_info": ("Abstention", "EmbeddingInfo", "HeadInfo", "Limits", "ModelInfo", "PredictionSets", "RuntimeInfo"),
     "options": (
         "AnalyzeOptions",
         "EmbedOptions",
@@ -99,6 +99,7 @@ __all__ = [
     "ModelInfo",
     "Order",
     "PolyheadError",
+    "PredictionSets",
     "ResourceExhaustedError",
     "Result",
     "RuntimeInfo",

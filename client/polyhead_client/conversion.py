@@ -23,7 +23,7 @@ from polyhead.v1 import item_pb2, model_pb2
 from .choices import Encoding, Order, TruncationPolicy
 from .errors import InvalidRequestError, invalid_answer, reason_of, require_integer, retry_after_of
 from .head_conversion import classification_of, label_set_of, score_of, sentiment_of
-from .model_info import Abstention, EmbeddingInfo, HeadInfo, Limits, ModelInfo, RuntimeInfo
+from .model_info import Abstention, EmbeddingInfo, HeadInfo, Limits, ModelInfo, PredictionSets, RuntimeInfo
 from .types import Answer, Fingerprints, ItemError, Result, Timings, Truncation
 
 StreamRequest = (
@@ -96,6 +96,7 @@ def request_template(kind: type[RequestT], options: Mapping[str, Any]) -> Reques
             options["expected_fingerprints"],
             options["prompt"],
             include_novelty=options["include_novelty"],
+            include_prediction_sets=options["include_prediction_sets"],
         )
     }
     if "tasks" in options:
@@ -115,10 +116,16 @@ def item_options(
     prompt: str | None = None,
     *,
     include_novelty: bool = False,
+    include_prediction_sets: bool = False,
 ) -> item_pb2.ItemOptions:
     """Builds the options that apply to every item, whatever its tasks."""
     policy = _lookup("truncation", _TRUNCATION, truncation)
-    options = item_pb2.ItemOptions(truncation=policy, include_timings=include_timings, include_novelty=include_novelty)
+    options = item_pb2.ItemOptions(
+        truncation=policy,
+        include_timings=include_timings,
+        include_novelty=include_novelty,
+        include_prediction_sets=include_prediction_sets,
+    )
     if prompt is not None:
         options.prompt = _prompt_name(prompt)
     if expected is not None:
@@ -328,7 +335,12 @@ def _head(head: model_pb2.HeadInfo) -> HeadInfo:
         threshold=head.threshold if head.HasField("threshold") else None,
         thresholds=tuple(head.thresholds) or None,
         abstention=_abstention(head.abstention) if head.HasField("abstention") else None,
+        prediction_sets=_prediction_sets(head.prediction_sets) if head.HasField("prediction_sets") else None,
     )
+
+
+def _prediction_sets(found: model_pb2.PredictionSets) -> PredictionSets:
+    return PredictionSets(found.coverage, found.threshold)
 
 
 def _abstention(found: model_pb2.Abstention) -> Abstention:

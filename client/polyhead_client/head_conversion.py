@@ -23,7 +23,10 @@ def classification_of(output: item_pb2.Classification) -> Classification:
         ServerError: It is impossible; the same for the other functions.
     """
     scores = _label_scores(output.head, output.scores, is_ordered=True, sums_to_one=True)
-    return Classification(output.head, scores, *_confidence(output))
+    labels = tuple(output.prediction_set) or None
+    if labels and len({score.label for score in scores}.intersection(labels)) < len(labels):
+        raise invalid_answer(f"the prediction set of head {output.head!r} has a label twice or without a probability")
+    return Classification(output.head, scores, *_confidence(output), labels)
 
 
 def sentiment_of(output: item_pb2.Sentiment) -> Sentiment:

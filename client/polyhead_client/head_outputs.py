@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from .value import Value
 
-_OPTIONAL = ("confidence", "abstained")
+_OPTIONAL = ("confidence", "abstained", "prediction_set")
 
 
 class MaybeAbstained(Value):
@@ -36,12 +36,15 @@ class Classification(MaybeAbstained):
         confidence: Probability of the most probable label; None for a head that never abstains.
         abstained: True when the confidence is below the head's threshold, so that the head does not vouch for its
             answer, which is unchanged; None for a head that never abstains.
+        prediction_set: Labels among which the true one is with the probability ``HeadInfo.prediction_sets.coverage``,
+            most probable first. None unless ``include_prediction_sets=True``, and for a head without such sets.
     """
 
     head: str
     scores: tuple[LabelScore, ...]
     confidence: float | None = None
     abstained: bool | None = None
+    prediction_set: tuple[str, ...] | None = None
 
     @property
     def best(self) -> LabelScore:

@@ -27,6 +27,19 @@ class Abstention(Value):
 
 
 @dataclass(frozen=True)
+class PredictionSets(Value):
+    """What the prediction sets of a head promise.
+
+    Attributes:
+        coverage: Probability that the true label of a text like those of validation is in the set.
+        threshold: Lowest probability of a label in a set; the most probable label is in it in any case.
+    """
+
+    coverage: float
+    threshold: float
+
+
+@dataclass(frozen=True)
 class HeadInfo(Value):
     """One head of the model.
 
@@ -41,6 +54,7 @@ class HeadInfo(Value):
         threshold: Minimum probability of a sigmoid head's positive label; None for other heads.
         thresholds: Minimum probabilities of a multilabel head's labels, in their order; None for other heads.
         abstention: When the head abstains; None for a head that never does.
+        prediction_sets: What the head's prediction sets promise; None for a head without them.
     """
 
     name: str
@@ -50,6 +64,7 @@ class HeadInfo(Value):
     threshold: float | None
     thresholds: tuple[float, ...] | None = None
     abstention: Abstention | None = None
+    prediction_sets: PredictionSets | None = None
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,13 @@ class RequestOptions(TypedDict, total=False):
             "Add to every result how new its text is to the model; those that can tell have ``ModelInfo.has_novelty``.",
         ),
     ]
+    include_prediction_sets: Annotated[
+        bool,
+        Option(
+            False,
+            "Add ``prediction_set`` to the outputs of heads that have such sets; ``HeadInfo.prediction_sets`` tells.",
+        ),
+    ]
     expected_fingerprints: Annotated[
         Fingerprints | ModelInfo | None,
         Option(

@@ -19,7 +19,8 @@ from polyhead_training.data.dataset import read_labelled
 from polyhead_training.data.target_tensors import Targets
 from polyhead_training.data.vocabulary import MAX_UNREAD
 from polyhead_training.errors import RunError
-from polyhead_training.evaluation.probabilities import answers, is_labelled
+from polyhead_training.evaluation.prediction_sets import in_sets
+from polyhead_training.evaluation.probabilities import answers, is_labelled, labelled
 from polyhead_training.evaluation.scoring import score
 from polyhead_training.evaluation.selective import confident_answers
 from polyhead_training.model_config import HeadConfig
@@ -98,6 +99,19 @@ class EvalData:
         )
         is_answered = found.confidence >= (head.abstains_below or 0.0)
         return int(is_answered.sum()), int(found.correct[is_answered].sum())
+
+    def covered(self, outputs: Outputs, head: Head, column: int, threshold: float) -> int:
+        """Counts the labelled rows whose true label is in the prediction set of a softmax head.
+
+        Args:
+            outputs: Outputs for the rows.
+            head: The head.
+            column: Its index among the heads.
+            threshold: Lowest probability of a label in a set.
+        """
+        logits, targets = labelled(outputs[head.output], self.targets[column])
+        inside = in_sets(logits, threshold, head.temperature)  # (rows, labels)
+        return int(inside[np.arange(len(targets)), targets].sum())
 
     def worst_accuracy_drop(self, runner: Runner, heads: Sequence[Head], description: str = "") -> float:
         """Largest loss of any head of a graph against the trained model, 0 when no head loses any.

@@ -31,6 +31,7 @@ from polyhead_bundle import (
     Head,
     Manifest,
     Novelty,
+    PredictionSets,
     Variant,
     external_data_name,
 )
@@ -234,19 +235,25 @@ def read_heads(run: Run) -> tuple[Head, ...]:
                 thresholds=None if head.get("thresholds") is None else tuple(head["thresholds"]),
                 spread=float(model_head.get("spread", 1.0)),
                 abstention=_abstention(head.get("abstention")),
+                prediction_sets=_prediction_sets(head.get("prediction_sets")),
             )
             for head, model_head in zip(run.heads, run.model.config.heads, strict=True)
         )
     except KeyError as error:
         raise RunError(run.path / "run.json", f"heads: a head has no field {error}; train again") from None
     except TypeError as error:
-        raise RunError(run.path / "run.json", f"heads: abstention is damaged ({error}); train again") from None
+        reason = f"heads: abstention or prediction_sets are damaged ({error}); train again"
+        raise RunError(run.path / "run.json", reason) from None
 
 
 def _abstention(found: Mapping[str, Any] | None) -> Abstention | None:
     if found is None:
         return None
     return Abstention(**{**found, "curve": tuple(CoveragePoint(**point) for point in found["curve"])})
+
+
+def _prediction_sets(found: Mapping[str, Any] | None) -> PredictionSets | None:
+    return None if found is None or found["threshold"] is None else PredictionSets(**found)
 
 
 def _encode_golden(run: Run) -> list[list[int]]:

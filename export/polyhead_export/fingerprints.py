@@ -46,7 +46,8 @@ def _head_fingerprint(space: str, config: PolyheadConfig, weights: Mapping[str, 
     threshold = head.threshold if head.thresholds is None else head.thresholds
     # A head that never abstains has the fingerprint that it had before heads could.
     abstains = [] if head.abstains_below is None else [head.abstains_below]
-    settings = [config.pooling, head.kind, head.labels, head.temperature, threshold, *abstains]
+    sets = [] if head.prediction_sets is None else ["prediction_sets", head.prediction_sets.threshold]
+    settings = [config.pooling, head.kind, head.labels, head.temperature, threshold, *abstains, *sets]
     return fingerprint(space, _hash_weights(weights, ("pooling", f"heads.{head.name}")), _canonical(settings))
 
 

@@ -38,7 +38,7 @@ from .errors import (
     ValuesError,
 )
 from .eval_data import EvalData
-from .head_checks import compare_abstention, compare_predictions, compare_scores
+from .head_checks import compare_abstention, compare_prediction_sets, compare_predictions, compare_scores
 from .layout import EMBEDDING_OUTPUT
 from .novelty import compare_novelty
 from .onnx_export import describe_graph, signature
@@ -69,6 +69,7 @@ _ERRORS: dict[str, type[GateError]] = {
     "r2_drop": AccuracyError,
     "answered_accuracy_drop": AccuracyError,
     "promise_gap": AccuracyError,
+    "set_coverage_gap": AccuracyError,
     "coverage_difference": CalibrationError,
     "calibration": CalibrationError,
     "batch_invariance": InvarianceError,
@@ -133,6 +134,7 @@ def measure(  # noqa: PLR0917
         *compare_predictions([*pairs[: len(golden)], *evaluated], heads, limits),
         *(compare_scores(eval_data, rows, heads, limits) if eval_data and rows else ()),
         *(compare_abstention(eval_data, rows, heads, limits) if eval_data and rows else ()),
+        *(compare_prediction_sets(eval_data, rows, heads, limits) if eval_data and rows else ()),
         *_check_invariance(graph, golden, random_texts, heads, limits),
         *plausibility.measure([theirs for _, theirs in pairs[: len(golden)]], heads, limits, eval_data),
     )

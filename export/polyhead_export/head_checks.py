@@ -86,6 +86,24 @@ def compare_abstention(eval_data: EvalData, rows: Outputs, heads: Sequence[Head]
         yield Check(f"promise_gap.{head.name}", max(0.0, head.abstention.accuracy - upper), limits.promise_gap)
 
 
+def compare_prediction_sets(
+    eval_data: EvalData, rows: Outputs, heads: Sequence[Head], limits: Limits
+) -> Iterator[Check]:
+    """Yields ``set_coverage_gap`` of each head with prediction sets.
+
+    It is the wanted coverage minus the upper end of the 95 % interval of the graph's, above 0 where the evaluation data
+    contradicts it.
+    """
+    for column, head in enumerate(heads):
+        total = eval_data.labelled_rows(column)
+        if head.prediction_sets is None or not total:
+            continue
+        sets = head.prediction_sets
+        upper = interval(eval_data.covered(rows, head, column, sets.threshold), total)[1]
+        gap = max(0.0, sets.coverage - upper)
+        yield Check(f"set_coverage_gap.{head.name}", gap, limits.promise_gap)
+
+
 def _accuracy(counts: tuple[int, int]) -> float:
     answered, correct = counts
     return correct / answered if answered else 1.0

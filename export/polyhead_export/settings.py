@@ -59,7 +59,7 @@ class Limits(BaseModel):
     """Accuracy that the texts on which a head does not abstain may lose."""
     promise_gap: float = Field(ge=0, le=1)
     """Promised accuracy of a head that abstains, minus the upper end of the 95 % interval of its accuracy on the
-    evaluation data."""
+    evaluation data; also the limit for the coverage of prediction sets."""
     invariance: float = Field(ge=0)
     """Difference of any output for one text, in a batch of its own, with other texts, and with padding; relative for
     numbers above 1."""

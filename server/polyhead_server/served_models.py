@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,27 +88,64 @@ def _parse_bundle(argument: str) -> ServedBundle:
     return ServedBundle(name, Path(path))
 
 
-def parse_model_settings(text: str, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Returns the settings of single models as text, by the name of the model and of the setting.
+def parse_model_settings(
+    text: str, names: Sequence[str], known: Mapping[str, Field[Any]], minimums: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
+    """Returns the settings of single models, by the name of the model and of the setting.
 
     Args:
         text: ``NAME.FLAG=VALUE``, several separated by commas, as in ``reviews.max-queue-s=5``.
         names: Names of the models.
+        known: Fields of the settings by their names.
+        minimums: Smallest valid value of each numeric setting.
 
     Raises:
-        StartupError: An entry is malformed, or names an unknown model or flag.
+        StartupError: An entry is malformed, names an unknown model or flag, or has an invalid value.
     """
-    found: dict[str, dict[str, str]] = {name: {} for name in names}
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
     for entry in filter(None, (part.strip() for part in text.split(","))):
-        key, separator, value = entry.partition("=")
-        name, _, flag = key.rpartition(".")
-        if not separator or not name:
-            raise StartupError(f"--model-settings {entry}: write NAME.FLAG=VALUE, such as {names[0]}.max-queue-s=5")
-        if name not in found:
-            raise StartupError(f"--model-settings {entry}: there is no model {name}; there are {', '.join(names)}")
-        setting = flag.removeprefix("--").replace("-", "_")
-        if setting not in MODEL_SETTINGS:
-            flags = ", ".join(one.replace("_", "-") for one in MODEL_SETTINGS)
-            raise StartupError(f"--model-settings {entry}: only these flags may differ between models: {flags}")
-        found[name][setting] = value
+        try:
+            name, setting, value = _split(entry, names)
+            found[name][setting] = _convert(value, known[setting], minimums.get(setting))
+        except ValueError as error:
+            raise StartupError(f"--model-settings {entry}: {error}") from error
     return found
+
+
+def _split(entry: str, names: Sequence[str]) -> tuple[str, str, str]:
+    """Returns the model, the setting and the value of ``NAME.FLAG=VALUE``.
+
+    Raises:
+        ValueError: States what is wrong with it.
+    """
+    key, separator, value = entry.partition("=")
+    name, _, flag = key.rpartition(".")
+    setting = flag.removeprefix("--").replace("-", "_")
+    if not separator or not name:
+        raise ValueError(f"write NAME.FLAG=VALUE, such as {names[0]}.max-queue-s=5")
+    if name not in names:
+        raise ValueError(f"there is no model {name}; there are {', '.join(names)}")
+    if setting not in MODEL_SETTINGS:
+        flags = ", ".join(one.replace("_", "-") for one in MODEL_SETTINGS)
+        raise ValueError(f"only these flags may differ between models: {flags}")
+    return name, setting, value
+
+
+def _convert(text: str, field: Field[Any], minimum: float | None) -> Any:
+    """Converts a value to the type of a setting.
+
+    Raises:
+        ValueError: States what is wrong with it.
+    """
+    if (choices := field.metadata["choices"]) and text not in choices:
+        raise ValueError(f"must be one of {', '.join(choices)}")
+    default: Any = field.default
+    try:
+        value = type(default)(text)
+    except ValueError:
+        kind = "integer" if isinstance(default, int) else "number"
+        raise ValueError(f"is not a valid {kind}") from None
+    # Written so that NaN fails.
+    if minimum is not None and not value >= minimum:
+        raise ValueError(f"is less than the minimum of {minimum}")
+    return value

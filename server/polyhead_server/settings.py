@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ MIN_VALUES = {
     "max_queue_tokens": 1,
     "max_windows": 1,
     "answer_cache_mb": 0,
+    "collect_mb": 1,
     "reload_interval_s": 0,
     "max_items_per_message": 1,
     "max_message_bytes": 1024,
@@ -238,6 +238,24 @@ class Settings:
     otlp_endpoint: str = _option(
         "", "OTLP/gRPC endpoint to export traces to, such as http://127.0.0.1:4317. Empty disables tracing."
     )
+    collect: str = _option(
+        "",
+        "Folder to collect a sample of the clients' texts in, for labelling and training. The files contain what "
+        "clients send, personal data included: read docs/guides/collect.md first. Empty collects nothing.",
+    )
+    collect_share: float = _option(
+        0.01,
+        "Share of the texts to collect, 0 to 1: a third each at random, with low confidence and of high novelty. "
+        "Requires --collect.",
+    )
+    collect_mb: int = _option(
+        100, "Size limit in MiB of all files in the folder of --collect; the oldest are deleted beyond it."
+    )
+    collect_redact: str = _option(
+        "",
+        "TOML file with regular expressions, by name; what they match is replaced before a text is collected. Requires "
+        "--collect. Empty collects texts as they are.",
+    )
     log_level: str = _option("info", "Minimum log level.", ("debug", "info", "warning", "error"))
     log_format: str = _option("text", "Log output format.", ("text", "json"))
     access_log: str = _option("debug", "Log level of per-request access lines.", ("debug", "info"))
@@ -264,6 +282,10 @@ class Settings:
             if getattr(self, name) < minimum:
                 flag = name.replace("_", "-")
                 raise StartupError(f"--{flag} {getattr(self, name)} is less than the minimum of {minimum}")
+        if not 0 < self.collect_share <= 1:
+            raise StartupError(f"--collect-share {self.collect_share:g} must be above 0 and at most 1")
+        if self.collect_redact and not self.collect:
+            raise StartupError("--collect-redact requires --collect")
         if self.signature and not self.public_key:
             raise StartupError("--signature requires --public-key")
         buckets = self.drift_window_s / self.drift_bucket_s
@@ -305,7 +327,8 @@ class Settings:
         """
         if not self.models:
             return [self]
-        given = parse_model_settings(self.model_settings, [model.name for model in self.models])
+        known = {one.name: one for one in dataclasses.fields(self)}
+        given = parse_model_settings(self.model_settings, [model.name for model in self.models], known, MIN_VALUES)
         return [
             dataclasses.replace(
                 self,
@@ -313,7 +336,7 @@ class Settings:
                 served_name=model.name,
                 models=(),
                 model_settings="",
-                **_converted(model.name, given[model.name]),
+                **given[model.name],
             )
             for model in self.models
         ]
@@ -377,30 +400,6 @@ class Settings:
         A stream that begins just before its connection is asked to close has the grace period.
         """
         return _STREAM_SHARE * self.max_connection_age_grace_s if self.connection_age_s() else None
-
-
-def _converted(model: str, values: Mapping[str, str]) -> dict[str, Any]:
-    """Converts settings of a model from text to their types.
-
-    Raises:
-        StartupError: Names the model, the flag and what is wrong.
-    """
-    known = {field.name: field for field in dataclasses.fields(Settings)}
-    converted: dict[str, Any] = {}
-    for name, text in values.items():
-        problem, choices = "", known[name].metadata["choices"]
-        default: Any = known[name].default
-        try:
-            converted[name] = type(default)(text)
-        except ValueError:
-            problem = f"is not a valid {'integer' if isinstance(default, int) else 'number'}"
-        if choices and text not in choices:
-            problem = f"must be one of {', '.join(choices)}"
-        elif not problem and name in MIN_VALUES and not converted[name] >= MIN_VALUES[name]:
-            problem = f"is less than the minimum of {MIN_VALUES[name]}"
-        if problem:
-            raise StartupError(f"--model-settings {model}.{name.replace('_', '-')}={text}: {problem}")
-    return converted
 
 
 def usable_cores() -> int:

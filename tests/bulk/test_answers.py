@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import polyhead_bundle as bundle
 import pyarrow as pa
 import pytest
 from polyhead_bulk import UsageError
@@ -165,3 +166,16 @@ def test_novelty_is_a_column_for_those_who_want_it(model: Model) -> None:
     finite, scores = np.array([True, False]), [np.array([[0.25], [0.5]], np.float32)]
     answers.put(np.array([0, 2]), np.zeros((2, 2), np.float32), scores, finite, np.array([0.75, np.nan], np.float32))
     assert answers.slice(0, 3).columns()["novelty"].to_pylist() == [0.75, None, None]
+
+
+def test_prediction_set_is_a_column_for_those_who_want_it(model: Model) -> None:
+    heads = model.source.manifest.heads
+    topic = dataclasses.replace(heads[0], prediction_sets=bundle.PredictionSets(0.9, 0.3, 100))
+    changed = dataclasses.replace(facts(model), heads=(topic, *heads[1:]))
+    layout = Layout(changed, AnswerOptions(prediction_sets=True))
+    columns = filled(lambda **_: layout).columns()
+    assert [(field.name, field.type) for field in layout.fields] == [
+        (name, column.type) for name, column in columns.items()
+    ]
+    assert columns["topic_prediction_set"].to_pylist() == [["b", "c"], ["a", "b"], None, ["c"]]
+    assert "topic_prediction_set" not in Layout(changed, AnswerOptions()).names

@@ -22,6 +22,7 @@ from polyhead_client import (
     LabelSet,
     Limits,
     ModelInfo,
+    PredictionSets,
     Result,
     RuntimeInfo,
     Score,
@@ -173,3 +174,11 @@ def test_abstention_and_novelty_are_those_of_the_server() -> None:
     assert client.options["include_novelty"]
     assert (found["topic_confidence"], found["topic_abstained"]) == ([0.75, None], [True, None])
     assert found["novelty"] == [0.25, None]
+
+
+def test_prediction_sets_are_computed_as_the_server_does() -> None:
+    topic = HeadInfo("topic", "softmax", ("a", "b"), 1.0, None, prediction_sets=PredictionSets(0.9, 0.2))
+    info = dataclasses.replace(INFO, heads=(topic, INFO.heads[1]))
+    client = FakeClient(info=info, answer=result("a"))
+    (found,) = answered(client, [from_values(["a", None])], prediction_sets=True)
+    assert found["topic_prediction_set"] == [["b", "a"], None]

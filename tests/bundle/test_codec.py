@@ -22,11 +22,12 @@ from tests.support.small_bundle import (
     rewrite_manifest,
     to_version_2,
     to_version_3,
+    to_version_4,
     write_demo_bundle,
 )
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "unknown format version": (lambda d: d.update(format_version=1), "format_version 1; this release reads 2 to 4"),
+    "unknown format version": (lambda d: d.update(format_version=1), "format_version 1; this release reads 2 to 5"),
     "format version of another type": (lambda d: d.update(format_version=True), "format_version True"),
     "unknown field": (lambda d: d.update(extra=1), "unknown fields \\['extra'\\]"),
     "missing field": (lambda d: d.pop("pad_token_id"), "missing fields \\['pad_token_id'\\]"),
@@ -144,7 +145,7 @@ def test_prompts_survive_a_round_trip_in_the_order_of_their_names(tmp_path: Path
     assert list(bundle.load(tmp_path / "demo").manifest.prompts.items()) == sorted(prompts.items())
 
 
-OLDER = {2: to_version_2, 3: to_version_3}
+OLDER = {2: to_version_2, 3: to_version_3, 4: to_version_4}
 
 
 @pytest.mark.parametrize("version", OLDER)
@@ -153,14 +154,14 @@ def test_bundle_of_an_older_version_has_the_manifest_of_this_release(tmp_path: P
     rewrite_manifest(written.path / "bundle.json", OLDER[version])
     loaded = bundle.load(written.path)
     assert loaded.manifest == written.manifest
-    assert (loaded.format_version, written.format_version) == (version, 4)
+    assert (loaded.format_version, written.format_version) == (version, 5)
 
 
 @pytest.mark.parametrize("version", OLDER)
 def test_bundle_of_an_older_version_can_be_replaced(tmp_path: Path, version: int) -> None:
     written = write_demo_bundle(tmp_path)
     rewrite_manifest(written.path / "bundle.json", OLDER[version])
-    assert write_demo_bundle(tmp_path).format_version == 4
+    assert write_demo_bundle(tmp_path).format_version == 5
 
 
 def test_version_3_has_every_kind_of_head_and_no_abstention(tmp_path: Path) -> None:
@@ -170,6 +171,15 @@ def test_version_3_has_every_kind_of_head_and_no_abstention(tmp_path: Path) -> N
     rewrite_manifest(path, lambda document: document["heads"][0].update(abstention=None))
     with pytest.raises(FormatError, match=r"unknown fields \['abstention'\] in format version 3"):
         bundle.load(path.parent)
+
+
+def test_prediction_sets_survive_a_round_trip_and_are_unknown_before_version_5(tmp_path: Path) -> None:
+    heads = (dataclasses.replace(HEADS[0], prediction_sets=bundle.PredictionSets(0.9, 0.05, 200)), HEADS[1])
+    written = write_demo_bundle(tmp_path, changed_manifest(heads=heads))
+    assert bundle.load(written.path).manifest.heads == heads
+    rewrite_manifest(written.path / "bundle.json", lambda document: document.update(format_version=4))
+    with pytest.raises(FormatError, match=r"unknown fields \['prediction_sets'\] in format version 4"):
+        bundle.load(written.path)
 
 
 def test_abstention_survives_a_round_trip(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import polyhead_bundle as bundle
 import pytest
-from polyhead_bundle import Check, Fingerprints, FormatError, Golden, Head, Manifest, Novelty
+from polyhead_bundle import Check, Fingerprints, FormatError, Golden, Head, Manifest, Novelty, PredictionSets
 
 from tests.support.small_bundle import (
     ABSTENTION,
@@ -55,6 +55,18 @@ CONTRADICTIONS = {
     "temperature of zero": (
         changed_manifest(heads=(dataclasses.replace(HEADS[0], temperature=0.0), HEADS[1])),
         "temperature",
+    ),
+    "prediction sets of an ordinal head": (
+        _head("stars", prediction_sets=PredictionSets(0.9, 0.05, 200)),
+        "heads.stars.prediction_sets: not allowed for an ordinal head",
+    ),
+    "impossible coverage of prediction sets": (
+        _head("topic", prediction_sets=PredictionSets(1.0, 0.05, 200)),
+        "heads.topic.prediction_sets.coverage: must be between 0 and 1",
+    ),
+    "impossible threshold of prediction sets": (
+        _head("topic", prediction_sets=PredictionSets(0.9, 1.5, 200)),
+        "heads.topic.prediction_sets.threshold: must be from 0 to 1",
     ),
     "abstention of a regression head": (
         _head("price", abstention=ABSTENTION),

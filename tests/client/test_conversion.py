@@ -349,3 +349,29 @@ def test_model_states_when_its_heads_abstain() -> None:
         "coverage": 0.5,
     }
     assert found.heads[1].abstention is None
+
+
+def test_prediction_set_is_none_where_the_server_sends_none() -> None:
+    plain = converted(classification=classification("topic", 0.75, 0.25)).unwrap()
+    assert plain.classification is not None
+    assert plain.classification.prediction_set is None
+    assert "prediction_set" not in plain.to_dict()["classification"]
+    wire = classification("topic", 0.75, 0.25)
+    labels = [score.label for score in wire.scores]
+    wire.prediction_set.extend(labels)
+    found = converted(classification=wire).unwrap()
+    assert found.to_dict()["classification"]["prediction_set"] == labels
+    wire.prediction_set.append("unknown")
+    with pytest.raises(ServerError, match="prediction set of head 'topic'"):
+        converted(classification=wire)
+
+
+def test_prediction_sets_are_requested_by_an_option() -> None:
+    options = resolve(AnalyzeOptions, {"include_prediction_sets": True})
+    del options["deadline_s"]
+    assert conversion.request_template(service_pb2.AnalyzeRequest, options).options.include_prediction_sets
+    head = model_pb2.HeadInfo(name="a", prediction_sets=model_pb2.PredictionSets(coverage=0.9, threshold=0.05))
+    model = model_pb2.ModelInfo(heads=[head])
+    found = conversion.model_info_of(service_pb2.GetModelInfoResponse(model=model)).heads[0].prediction_sets
+    assert found is not None
+    assert found.to_dict() == {"coverage": 0.9, "threshold": 0.05}

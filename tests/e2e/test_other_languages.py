@@ -177,6 +177,27 @@ def test_answers_are_those_of_the_python_client(
 
 
 @pytest.mark.parametrize("flags", [(), ("unary",)], ids=["stream", "unary"])
+@pytest.mark.parametrize("abstained", [True, False])
+def test_confidence_novelty_and_prediction_set_are_printed(
+    command: Command, servicer: FakeServicer, flags: tuple[str, ...], abstained: bool
+) -> None:
+    servicer.abstained = abstained
+    (answer,) = command.answers(servicer.target, ["text"], *flags, "novelty", "prediction-sets")
+    expected = {"confidence": 0.75, "abstained": abstained}
+    assert expected.items() <= answer["classification"].items()
+    assert expected.items() <= answer["sentiment"].items()
+    assert answer["novelty"] == 0.25
+    assert answer["classification"]["prediction_set"] == ["text"]
+
+
+def test_answers_without_doubt_have_the_fields_of_before(command: Command, servicer: FakeServicer) -> None:
+    (answer,) = command.answers(servicer.target, ["text"])
+    assert answer.keys() == {"id", "embedding", "classification", "sentiment", "truncated"}
+    assert answer["classification"].keys() == {"head", "scores"}
+    assert answer["sentiment"].keys() == {"head", "probability", "label"}
+
+
+@pytest.mark.parametrize("flags", [(), ("unary",)], ids=["stream", "unary"])
 def test_rejected_items_are_sent_again(command: Command, servicer: FakeServicer, flags: tuple[str, ...]) -> None:
     texts = [f"{BUSY}{number}" if number % 4 == 0 else f"text {number}" for number in range(200)]
     assert labels(command.answers(servicer.target, texts, *flags)) == texts

@@ -18,7 +18,7 @@ from polyhead_export.errors import AccuracyError, ContentError
 from polyhead_export.eval_data import EvalData, predict, predictions, read_eval_data
 from polyhead_export.export import export, read_heads
 from polyhead_export.fingerprints import compute_fingerprints
-from polyhead_export.head_checks import compare_abstention, compare_predictions, compare_scores
+from polyhead_export.head_checks import compare_abstention, compare_prediction_sets, compare_predictions, compare_scores
 from polyhead_export.novelty import read_novelty, read_reference
 from polyhead_export.runners import torch_runner
 from polyhead_export.settings import Settings
@@ -281,7 +281,7 @@ def test_promise_of_a_run_is_that_of_the_bundle(run: Run) -> None:
     assert heads["stars"].abstention == dataclasses.replace(ABSTENTION, curve=ABSTENTION.curve[:1])
     assert heads["tags"].abstention is None
     del described[[head["name"] for head in described].index("stars")]["abstention"]["rows"]
-    with pytest.raises(RunError, match="abstention is damaged"):
+    with pytest.raises(RunError, match="abstention or prediction_sets are damaged"):
         read_heads(changed)
 
 
@@ -331,6 +331,52 @@ def test_fingerprint_depends_on_a_threshold_of_abstaining(run: Run) -> None:
     changed = found(_abstaining(heads[index], 0.9))
     assert changed.embedding_space == found(heads[index]).embedding_space
     assert {name for name, one in changed.heads.items() if one != found(heads[index]).heads[name]} == {"stars"}
+
+
+def _with_sets(head: Head, threshold: float) -> Head:
+    return dataclasses.replace(head, prediction_sets=bundle.PredictionSets(0.9, threshold, 100))
+
+
+def test_prediction_sets_of_a_run_are_those_of_the_bundle(run: Run) -> None:
+    sets: dict[str, object] = {"coverage": 0.9, "threshold": 0.05, "rows": 100}
+    described = [{**head, "prediction_sets": sets} if head["name"] == "topic" else head for head in run.heads]
+    changed = dataclasses.replace(run, content={**run.content, "heads": described})
+    found = {head.name: head.prediction_sets for head in read_heads(changed)}
+    assert found["topic"] == bundle.PredictionSets(0.9, 0.05, 100)
+    assert found["tags"] is None
+    # A run with too few validation rows has no threshold, so the bundle has no sets.
+    sets["threshold"] = None
+    assert {head.prediction_sets for head in read_heads(changed)} == {None}
+
+
+def test_graph_that_misses_the_coverage_fails_the_gate_of_int8(evaluated: tuple[EvalData, tuple[Head, ...]]) -> None:
+    data, heads = evaluated
+    index = [head.name for head in heads].index("topic")
+    limits = Settings().limits_of("int8")
+
+    def check(threshold: float) -> bundle.Check:
+        every = [*heads[:index], _with_sets(heads[index], threshold), *heads[index + 1 :]]
+        (found,) = compare_prediction_sets(data, data.reference, every, limits)
+        assert found.name == "set_coverage_gap.topic"
+        return found
+
+    assert check(0.0).value == 0
+    # Sets of one label alone have the accuracy of an untrained head as their coverage.
+    assert check(1.0).value > 0.2
+    with pytest.raises(AccuracyError, match=r"set_coverage_gap\.topic"):
+        gate.require_passed("int8", [check(1.0)])
+    assert list(compare_prediction_sets(data, data.reference, heads, limits)) == []
+
+
+def test_fingerprint_depends_on_prediction_sets(run: Run) -> None:
+    heads = read_heads(run)
+    index = [head.name for head in heads].index("topic")
+
+    def found(head: Head) -> str:
+        every = [*heads[:index], head, *heads[index + 1 :]]
+        return compute_fingerprints(run.model, every, run.tokenizer_path.read_bytes(), "fp32").heads["topic"]
+
+    assert len({found(heads[index]), found(_with_sets(heads[index], 0.1)), found(_with_sets(heads[index], 0.2))}) == 3
 
 
 def _with_trust(run: Run, tmp_path: Path) -> Run:

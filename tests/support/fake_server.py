@@ -52,6 +52,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         missing: Outputs that no result has, as if the model had no head for them.
         additional_heads: Heads of the model's description besides those that always answer.
         applying: Labels of every label set; None for the text itself.
+        abstained: Whether the softmax and the sigmoid head abstain; None for heads that never do.
         stream_ended: Set when the last stream is over, for whatever reason.
         open_streams: Number of streams that are not over.
     """
@@ -80,6 +81,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self.missing: list[Any] = []
         self.additional_heads: list[model_pb2.HeadInfo] = []
         self.applying: list[str] | None = None
+        self.abstained: bool | None = None
         self.embedding_spaces: list[str] = []
         self.stream_ended = threading.Event()
         self.open_streams = 0
@@ -187,6 +189,9 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             for label_set in answer.result.label_sets:
                 label_set.scores.extend(item_pb2.LabelScore(label=label) for label in self.applying)
                 label_set.labels[:] = self.applying
+        if self.abstained is not None:
+            for head in (answer.result.classification, answer.result.sentiment):
+                head.confidence, head.abstained = 0.75, self.abstained
         for name in self.missing:
             answer.result.ClearField(name)
         return answer
@@ -311,6 +316,10 @@ def _answer(item: item_pb2.Item, request: Any) -> item_pb2.Answer:
         scores = [item_pb2.LabelScore(label="1", probability=0.1), item_pb2.LabelScore(label="2", probability=0.9)]
         result.scores.add(head="stars", value=1.9, label="2", probabilities=scores)
         result.scores.add(head="price", value=-0.7)
+    if request.options.include_novelty:
+        result.novelty = 0.25
+    if request.options.include_prediction_sets:
+        result.classification.prediction_set.append(item.text)
     if request.options.include_timings:
         result.timings.total.FromMilliseconds(1500)
     return item_pb2.Answer(item_id=item.item_id, result=result)

@@ -102,8 +102,16 @@ EVERY_KIND = dataclasses.replace(
 )
 
 
+def to_version_4(document: dict[str, Any]) -> None:
+    """Gives a manifest the form of version 4 of the format."""
+    document["format_version"] = 4
+    for head in document["heads"]:
+        del head["prediction_sets"]
+
+
 def to_version_3(document: dict[str, Any]) -> None:
     """Gives a manifest the form of version 3 of the format."""
+    to_version_4(document)
     document["format_version"] = 3
     del document["novelty"], document["reference"]
     for head in document["heads"]:

@@ -19,6 +19,7 @@ from polyhead_training.evaluation.metrics import HeadScore, score
 from polyhead_training.loop.loss import Losses, Objective
 from polyhead_training.loop.stages import units
 from polyhead_training.model import PolyheadModel
+from polyhead_training.model_config import DEFAULT_HEADS
 from polyhead_training.predict import embed, predict
 from polyhead_training.runs.run_directory import load_run
 from polyhead_training.train import build_model, train
@@ -353,6 +354,22 @@ def test_run_has_the_promise_of_each_head_that_abstains(configure: Configure, tm
         assert head["abstention"]["rows"] == evaluation.splits["validation"][head["name"]].score.rows
 
 
+def test_run_has_the_prediction_sets_of_softmax_heads(configure: Configure, tmp_path: Path) -> None:
+    told: list[str] = []
+    config = configure("training.heads.prediction_sets={coverage=0.6}")
+    evaluation = train(config, tmp_path / "run", max_steps=2, report=told.append)
+    assert evaluation is not None
+    topic, sentiment = load_run(tmp_path / "run").heads
+    assert topic["prediction_sets"]["coverage"] == 0.6
+    assert 0 < topic["prediction_sets"]["threshold"] < 1
+    assert "prediction_sets" not in sentiment
+    assert "head 'topic': prediction sets hold labels from a probability of" in "\n".join(told)
+    score = evaluation.splits["test"]["topic"].prediction_sets
+    assert score is not None
+    assert score.size is not None
+    assert "Mean number of labels" in (tmp_path / "run/report.html").read_text()
+
+
 def test_run_has_the_novelty_and_the_reference_of_its_texts(configure: Configure, tmp_path: Path) -> None:
     rows = [
         {"text": f"{word} {number}", "label": "ab"[number % 2], "sentiment": number % 2}
@@ -375,3 +392,35 @@ def test_run_without_novelty_has_no_matrix(configure: Configure, tmp_path: Path)
     train(configure("training.novelty=false"), tmp_path / "run", max_steps=1, report=ignore)
     assert load_run(tmp_path / "run").content["novelty"] is None
     assert not (tmp_path / "run/novelty.npy").exists()
+
+
+def test_run_tells_what_collected_rows_bought(
+    configure: Configure, tmp_path: Path, rows: list[dict[str, Any]], write_jsonl: Callable[..., Path]
+) -> None:
+    prediction = {"label": rows[0]["label"], "confidence": 0.5}
+    meta = {"reasons": ["random"], "model": "m-1", "predictions": {DEFAULT_HEADS[0].name: prediction}}
+    collected = [{**row, "text": f"{row['text']} {number}", "_collected": meta} for number, row in enumerate(rows)]
+    write_jsonl("collected.jsonl", [*collected, {**collected[0], "label": None, "sentiment": None}])
+    lines: list[str] = []
+    config = configure('data.train=["train.jsonl", "collected.jsonl"]', "data.collected_holdout=0.5")
+    train(config, tmp_path / "run", report=lines.append)
+    found = json.loads((tmp_path / "run/collected.json").read_text())
+    assert (found["labelled"], found["unlabelled"], found["random"]) == (24, 1, 24)
+    assert 0 < found["held_out"] < 24
+    (name,) = (name for name, one in found["heads"].items() if one["served"]["rows"])
+    scored = found["heads"][name]
+    assert scored["served"]["accuracy"] == pytest.approx(4 / 24)
+    assert scored["held_out"]["trained"]["rows"] == found["held_out"]
+    assert f"collected: head {name!r} of the served model is right in 16.7%" in "\n".join(lines)
+    page = (tmp_path / "run/report.html").read_text()
+    assert "<h2>Collected texts</h2>" in page
+    assert "16.7\N{NO-BREAK SPACE}%" in page
+    # The held-out rows belong to the identity of the run.
+    assert train(config, tmp_path / "run", policy="resume", report=ignore) is None
+    load_run(tmp_path / "run")
+
+
+def test_run_without_collected_rows_has_no_file_of_them(configure: Configure, tmp_path: Path) -> None:
+    train(configure(), tmp_path / "run", max_steps=1, report=ignore)
+    assert not (tmp_path / "run/collected.json").exists()
+    assert "Collected texts" not in (tmp_path / "run/report.html").read_text()

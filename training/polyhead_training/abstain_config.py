@@ -1,4 +1,4 @@
-"""Section of the training configuration about abstaining, for one head or for all of them."""
+"""Sections of the training configuration about doubtful answers, for one head or for all of them."""
 
 from __future__ import annotations
 
@@ -14,3 +14,10 @@ class AbstainConfig(Section):
     """Accuracy of the texts on which the head does not abstain, 0 to 1."""
     certainty: float = Field(default=0.95, gt=0, lt=1)
     """Probability that the head keeps this accuracy on texts like those of validation, 0 to 1."""
+
+
+class PredictionSetsConfig(Section):
+    """Sets of labels among which the true one is with a chosen probability, in place of one uncertain label."""
+
+    coverage: float = Field(gt=0, lt=1)
+    """Share of texts like those of validation whose true label is in the set, 0 to 1."""

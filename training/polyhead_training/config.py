@@ -49,6 +49,9 @@ class DataConfig(Section):
     validation_fraction: float | None = Field(default=None, ge=0, lt=1)
     """Share of train that becomes validation when validation is not set, 0 to 1; with 0, every row trains and nothing
     is measured on validation. Default: 0.1."""
+    collected_holdout: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the random part of the texts that polyhead-serve --collect wrote, as far as they are labelled, that does
+    not train, 0 to 1: the report compares the model on them with the one that served."""
     similarity: tuple[str, ...] = ()
     """Path or list of paths of text pairs with a similarity score, as in STS-B. The sentence embedding is evaluated on
     them before and after training."""
@@ -113,6 +116,13 @@ class Config(Section):
         found = {head.name: head.abstain or self.training.heads.abstain for head in heads}
         return {name: promise for name, promise in found.items() if promise is not None}
 
+    @property
+    def set_coverages(self) -> dict[str, float]:
+        """Coverage of the prediction sets of each head that has them, by head name."""
+        heads = [head for head in self.model.heads if head.kind == "softmax"]
+        found = {head.name: head.prediction_sets or self.training.heads.prediction_sets for head in heads}
+        return {name: one.coverage for name, one in found.items() if one is not None}
+
     def resolve(self, field: str, text: str) -> Path:
         """Resolves the path in a field: expands ``${VARIABLE}`` and anchors it at the configuration file's folder.
 
@@ -165,6 +175,15 @@ class Config(Section):
             raise self.error(field, f"the file {path} does not exist; {hint}")
         return path
 
+    def _doubt_faults(self) -> Iterator[str]:
+        kinds = {head.kind for head in self.model.heads}
+        for name, able, listed in (
+            ("abstain", ABSTAINING_KINDS, "softmax, sigmoid or ordinal"),
+            ("prediction_sets", {"softmax"}, "softmax"),
+        ):
+            if getattr(self.training.heads, name) and kinds.isdisjoint(able):
+                yield f"training.heads.{name} has no effect: no head is {listed}; remove it"
+
     @model_validator(mode="before")
     @classmethod
     def _recipe_fills_defaults(cls, values: object) -> object:
@@ -193,8 +212,7 @@ class Config(Section):
                 hint = f"; {did_you_mean(name, names)}" if did_you_mean(name, names) else ""
                 known = f"model.heads has only {', '.join(names)}" if names else "model.heads is empty"
                 reasons.append(f"{field} refers to head {name!r}, but {known}{hint}")
-        if self.training.heads.abstain and not any(head.kind in ABSTAINING_KINDS for head in self.model.heads):
-            reasons.append("training.heads.abstain has no effect: no head is softmax, sigmoid or ordinal; remove it")
+        reasons += self._doubt_faults()
         if self.data.text in [head.field for head in self.model.heads]:
             reasons.append(f"data.text and a head's field are both {self.data.text!r}: they must differ")
         if not names and (self.data.train or self.data.validation or self.data.test):

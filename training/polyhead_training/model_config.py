@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from .abstain_config import AbstainConfig
+from .abstain_config import AbstainConfig, PredictionSetsConfig
 from .config_section import Section, require
 from .model_types import (
     ABSTAINING_KINDS,
@@ -72,6 +72,9 @@ class HeadConfig(Section):
     abstain: AbstainConfig | None = None
     """Accuracy that the head keeps by abstaining; softmax, sigmoid and ordinal heads alone. Default:
     training.heads.abstain."""
+    prediction_sets: PredictionSetsConfig | None = None
+    """Coverage of the sets of labels that the head returns on request; softmax heads alone. Default:
+    training.heads.prediction_sets."""
 
     def layer_settings(self) -> dict[str, Any]:
         """Returns the entry of the head in the model's own configuration, for a head with known labels."""
@@ -94,8 +97,6 @@ class HeadConfig(Section):
             reasons.append(f"labels {labels}: a regression head predicts a number: remove labels")
         elif labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels) or not all(map(folded, labels))):
             reasons.append(f"labels {labels}: a head requires at least two labels, all different, none of them blank")
-        if self.kind not in ABSTAINING_KINDS and self.abstain is not None:
-            reasons.append(f"abstain: a {self.kind} head does not predict one label: remove abstain")
         if self.kind not in ("sigmoid", "multilabel") and self.threshold != 0.5:
             reasons.append(f"threshold {self.threshold}: {_PREDICTIONS[self.kind]}: remove threshold")
         if self.kind == "regression":
@@ -107,7 +108,7 @@ class HeadConfig(Section):
                 )
                 if value != default
             ]
-        reasons += self._loss_faults()
+        reasons += [*self._doubt_faults(), *self._loss_faults()]
         if isinstance(self.class_weights, dict) and labels is not None:
             for label in self.class_weights:
                 if label not in labels:
@@ -115,6 +116,14 @@ class HeadConfig(Section):
                     known = f"labels has only {', '.join(labels)}{'; ' if hint else ''}{hint}"
                     reasons.append(f"class_weights has the label {label!r}, but {known}")
         return require(self, reasons)
+
+    def _doubt_faults(self) -> list[str]:
+        reasons = []
+        if self.kind not in ABSTAINING_KINDS and self.abstain is not None:
+            reasons.append(f"abstain: a {self.kind} head does not predict one label: remove abstain")
+        if self.kind != "softmax" and self.prediction_sets is not None:
+            reasons.append(f"prediction_sets: only softmax heads have them, not {self.kind}: remove prediction_sets")
+        return reasons
 
     def _loss_faults(self) -> list[str]:
         reasons = []

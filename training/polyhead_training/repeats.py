@@ -195,7 +195,16 @@ class Repeats:
         held = tuple(row for row, one in zip(rows, assigned, strict=True) if one == fold)
         others = tuple(row for row, one in zip(rows, assigned, strict=True) if one != fold)
         self.report(f"fold {fold + 1} of {folds}: {len(others):,} rows train, {len(held):,} are predicted")
-        data = replace(self.data, train=others, validation=held, test=(), similarity=(), retrieval=(), empty=())
+        data = replace(
+            self.data,
+            train=others,
+            validation=held,
+            test=(),
+            similarity=(),
+            retrieval=(),
+            empty=(),
+            collected=None,
+        )
         # The best epoch on the held-out rows would flatter the predictions for them.
         evaluation = self._train(_with_training(self.config, select="last"), folder / name, data)
         if evaluation is None or evaluation.validation is None:

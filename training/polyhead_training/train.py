@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 
 from polyhead_training.data.dataset import Data, Row, read_data
 from polyhead_training.data.preparation import Prepared, prepare
+from polyhead_training.evaluation.collected import collected_lines, score_collected
 from polyhead_training.evaluation.evaluate import Evaluation, Split, evaluate_run, table
 from polyhead_training.evaluation.novelty import NoveltyModel
 from polyhead_training.evaluation.scoring import quick_score
@@ -38,6 +40,7 @@ from polyhead_training.reporting.results import implausible
 from polyhead_training.runs.checkpoint import BEST_NAME
 from polyhead_training.runs.in_progress import Identity, ResumePolicy, difference, in_progress_path, in_progress_run
 from polyhead_training.runs.run_directory import (
+    COLLECTED_NAME,
     DATA_NAME,
     EVALUATION_NAME,
     METRICS_NAME,
@@ -162,10 +165,11 @@ def train(
             model.load_state_dict(load_file(folder / BEST_NAME))
         model.fold()
         evaluation = _evaluate(config, model, prepared, before, accelerator, features, out_of_fold)
+        collected = _score_collected(config, model, prepared, evaluation, accelerator)
         novelty = fit_run_novelty(config, model, prepared, accelerator)
         if accelerator.is_main_process:
-            _write(destination, folder, config, model, prepared, evaluation, novelty, identity)
-        for line in _summary(evaluation):
+            _write(destination, folder, config, model, prepared, evaluation, collected, novelty, identity)
+        for line in (*_summary(evaluation), *(collected_lines(collected) if collected else ())):
             report(line)
         accelerator.end_training()
     return evaluation
@@ -329,6 +333,22 @@ def _evaluate(  # noqa: PLR0917
         config.training.seed,
         retrieval(prepared, before, after),
         abstain=config.abstentions,
+        set_coverages=config.set_coverages,
+    )
+
+
+def _score_collected(
+    config: Config, model: PolyheadModel, prepared: Prepared, evaluation: Evaluation, accelerator: Accelerator
+) -> dict[str, Any] | None:
+    """Returns the content of ``collected.json``; None without collected rows."""
+    if prepared.data.collected is None:
+        return None
+    return score_collected(
+        prepared.data.heads,
+        prepared.data.collected,
+        predict(model, prepared.held_out, config.training.batch_size, accelerator),
+        evaluation.temperatures,
+        evaluation.thresholds,
     )
 
 
@@ -337,6 +357,7 @@ def _summary(evaluation: Evaluation) -> Iterator[str]:
     found = evaluation.to_json()
     yield from filter(None, (table(evaluation), embedding_table(found)))
     yield from (abstention.describe(name) for name, abstention in evaluation.abstentions.items())
+    yield from (sets.describe(name) for name, sets in evaluation.prediction_sets.items())
     yield from (f"warning: {one}" for one in implausible({split: found[split] for split in evaluation.splits}))
 
 
@@ -347,6 +368,7 @@ def _write(  # noqa: PLR0917
     model: PolyheadModel,
     prepared: Prepared,
     evaluation: Evaluation,
+    collected: dict[str, Any] | None,
     novelty: NoveltyModel | None,
     identity: Identity,
 ) -> None:
@@ -357,6 +379,8 @@ def _write(  # noqa: PLR0917
             shutil.copytree(folder / TRACKERS_NAME, staging / TRACKERS_NAME)
         write_json(staging / DATA_NAME, prepared.report.to_json())
         write_json(staging / EVALUATION_NAME, evaluation.to_json())
+        if collected:
+            write_json(staging / COLLECTED_NAME, collected)
         write_run(
             staging,
             config,
@@ -366,6 +390,7 @@ def _write(  # noqa: PLR0917
             temperatures=evaluation.temperatures,
             thresholds=evaluation.thresholds,
             promises={name: asdict(found.promise) for name, found in evaluation.abstentions.items()},
+            prediction_sets={name: asdict(sets) for name, sets in evaluation.prediction_sets.items()},
             novelty=None if novelty is None else (novelty.to_json(), novelty.matrix),
             reference=run_reference(prepared, evaluation, model.config.max_tokens, novelty),
             identity=identity,

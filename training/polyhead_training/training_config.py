@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from .abstain_config import AbstainConfig
+from .abstain_config import AbstainConfig, PredictionSetsConfig
 from .config_section import Section, require
 from .recipes import RecipeName
 
@@ -86,6 +86,8 @@ class HeadsConfig(Section):
 
     abstain: AbstainConfig | None = None
     """Accuracy that softmax, sigmoid and ordinal heads keep by abstaining. Default: heads never abstain."""
+    prediction_sets: PredictionSetsConfig | None = None
+    """Coverage of the sets of labels that softmax heads return on request. Default: heads have no sets."""
 
 
 class TrainingConfig(Section):

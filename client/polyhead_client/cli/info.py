@@ -76,4 +76,6 @@ def _head_rows(head: HeadInfo, fingerprint: str) -> list[tuple[str, str]]:
     if found := head.abstention:
         kept = f"an accuracy of {found.accuracy:g} with certainty {found.certainty:g}"
         rows.append(("", f"abstains below a confidence of {found.threshold:.4g}, to keep {kept}"))
+    if sets := head.prediction_sets:
+        rows.append(("", f"prediction sets with a coverage of {sets.coverage:g}, with --prediction-sets"))
     return rows

@@ -91,6 +91,13 @@ def _text_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Add how new each text is to the model, 0 to 1; 0.99 is newer than 99 % of its validation texts.",
         ),
         click.option(
+            "--prediction-sets",
+            "include_prediction_sets",
+            is_flag=True,
+            help="Add to the answers of heads that have such sets the labels among which the true one is with the "
+            "probability that polyhead info shows.",
+        ),
+        click.option(
             "--expect-embedding-space",
             "expected_fingerprints",
             metavar="HEX",

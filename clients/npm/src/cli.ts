@@ -15,10 +15,11 @@ import { Code } from "@connectrpc/connect";
 
 import { errorReason, float32s } from "./answers.js";
 import { Client, type RequestOptions } from "./client.js";
-import type { Answer, LabelScore } from "./v1.js";
+import type { Answer, Classification, LabelScore, Score, Sentiment } from "./v1.js";
 
 const USAGE =
-  "usage: polyhead-analyze [--target HOST:PORT] [--tls] [--ca FILE] [--model NAME] [--timeout-ms N] [--max-attempts N] [--unary] [TEXT...]";
+  "usage: polyhead-analyze [--target HOST:PORT] [--tls] [--ca FILE] [--model NAME] [--timeout-ms N] [--max-attempts N] " +
+  "[--unary] [--novelty] [--prediction-sets] [TEXT...]";
 
 async function main(): Promise<number> {
   const options = {
@@ -29,6 +30,8 @@ async function main(): Promise<number> {
     "timeout-ms": { type: "string" },
     "max-attempts": { type: "string", default: "5" },
     unary: { type: "boolean", default: false },
+    novelty: { type: "boolean", default: false },
+    "prediction-sets": { type: "boolean", default: false },
   } as const;
   let client: Client;
   let parsed;
@@ -36,7 +39,10 @@ async function main(): Promise<number> {
   try {
     parsed = parseArgs({ options, allowPositionals: true });
     const { target, tls, ca, model, "max-attempts": maxAttempts, "timeout-ms": timeout } = parsed.values;
-    if (timeout !== undefined) request = { timeoutMs: positive("--timeout-ms", timeout) };
+    request = {
+      item: { includeNovelty: parsed.values.novelty, includePredictionSets: parsed.values["prediction-sets"] },
+      ...(timeout === undefined ? {} : { timeoutMs: positive("--timeout-ms", timeout) }),
+    };
     client = new Client(target, {
       tls: ca === undefined ? tls : { ca: readFileSync(ca) },
       apiKey: process.env["POLYHEAD_API_KEY"],
@@ -83,30 +89,44 @@ function record({ itemId: id, outcome }: Answer): object {
     const error = status && { code: Code[status.code], reason: errorReason(status), message: status.message };
     return { id, error };
   }
-  const { embedding, classification, sentiment, labelSets, scores, truncation } = outcome.value;
+  const { embedding, classification, sentiment, labelSets, scores, novelty, truncation } = outcome.value;
   return {
     id,
     embedding: embedding && Array.from(float32s(embedding)),
     classification: classification && {
       head: classification.head,
       scores: labelScores(classification.scores),
+      ...confidence(classification),
+      prediction_set: nonEmpty(classification.predictionSet),
     },
-    sentiment: sentiment && { head: sentiment.head, probability: sentiment.probability, label: sentiment.label },
+    sentiment: sentiment && {
+      head: sentiment.head,
+      probability: sentiment.probability,
+      label: sentiment.label,
+      ...confidence(sentiment),
+    },
     label_sets: nonEmpty(labelSets.map(({ head, scores, labels }) => ({ head, scores: labelScores(scores), labels }))),
     scores: nonEmpty(
-      scores.map(({ head, value, label, probabilities }) => ({
-        head,
-        value,
-        label: label || null,
-        probabilities: labelScores(probabilities),
+      scores.map((score) => ({
+        head: score.head,
+        value: score.value,
+        label: score.label || null,
+        probabilities: labelScores(score.probabilities),
+        ...confidence(score),
       })),
     ),
+    novelty,
     truncated: truncation?.truncated,
   };
 }
 
-function nonEmpty(list: object[]): object[] | undefined {
+function nonEmpty<T>(list: T[]): T[] | undefined {
   return list.length > 0 ? list : undefined;
+}
+
+/** What a head that abstains adds to its answer; undefined fields are not printed. */
+function confidence({ confidence, abstained }: Classification | Sentiment | Score): object {
+  return { confidence, abstained };
 }
 
 function labelScores(scores: readonly LabelScore[]): object[] {

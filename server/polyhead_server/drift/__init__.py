@@ -2,10 +2,10 @@
 
 ::
 
-    batch -> monitor -> counting -> sketch            of each process that computes
+    batch -> monitor -> counting -> sketch            in each process that computes
              (at most 1 % of the time)  |
-                                        +-> counts -> report -> metrics, admin service, ``polyhead drift``
-                                            (merged)  (statistics)
+                                        +-> exchange -> report, statistics -> metrics, admin service, ``polyhead drift``
+                                            (adds up the processes)
 
 Counts and sums alone are kept, no texts. ``polyhead bulk``'s output is compared by the same counting and report.
 """

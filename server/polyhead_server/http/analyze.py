@@ -62,6 +62,7 @@ async def info(call: Call) -> Response:
                     "threshold": head.threshold,
                     "thresholds": head.thresholds,
                     "abstention": _abstention(head),
+                    "prediction_sets": _prediction_sets(head),
                     "fingerprint": model.fingerprints.heads[head.name],
                 }
                 for head in manifest.heads
@@ -85,6 +86,11 @@ async def info(call: Call) -> Response:
             "server_version": metadata.version("polyhead"),
         }
     )
+
+
+def _prediction_sets(head: bundle.Head) -> dict[str, float] | None:
+    found = head.prediction_sets
+    return None if found is None else {"coverage": found.coverage, "threshold": found.threshold}
 
 
 def _abstention(head: bundle.Head) -> dict[str, Any] | None:

@@ -67,9 +67,11 @@ def _answers_by_field(model: Model, result: Result, options: RequestOptions) -> 
     for head, numbers in zip(model.source.manifest.heads, result.output.probabilities, strict=True):
         if head_answers.TASKS[head.kind] in options.tasks:
             field, answer = _ANSWERS[head.kind]
-            answers.setdefault(field, []).append(
-                {"head": head.name, **answer(head, numbers), **_confidence(head, numbers)}
-            )
+            fields = {"head": head.name, **answer(head, numbers), **_confidence(head, numbers)}
+            if options.prediction_sets and head.prediction_sets:
+                labels = head_answers.prediction_set(head, numbers)
+                fields["prediction_set"] = [head.labels[label] for label in labels]
+            answers.setdefault(field, []).append(fields)
     return answers
 
 

@@ -34,10 +34,14 @@ _FIELDS = (
     "embedding",
     "timings",
     "novelty",
+    "prediction_sets",
     "expected_fingerprints",
 )
 _DEFAULTS = RequestOptions()
-_OPTIONS = ("model", "tasks", "truncation", "prompt", "encoding", "dimensions", "timings", "novelty")
+_OPTIONS = (
+    *("model", "tasks", "truncation", "prompt", "encoding", "dimensions"),
+    *("timings", "novelty", "prediction_sets"),
+)
 _TASKS = {task.name.lower(): task for task in Task}
 _TRUNCATION = {policy.name.lower(): policy for policy in Truncation}
 ENCODINGS = {
@@ -140,6 +144,7 @@ def _options(document: Mapping[str, Any], embedding: Mapping[str, Any], model: M
         prompt=string(document, "prompt"),
         timings=boolean(document, "timings", default=False),
         novelty=boolean(document, "novelty", default=False),
+        prediction_sets=boolean(document, "prediction_sets", default=False),
         expected_space=space,
         expected_heads=heads,
     )
@@ -163,7 +168,7 @@ def query_options(call: Call) -> RequestOptions:
     document: dict[str, Any] = {"truncation": query.get("truncation"), "prompt": query.get("prompt")}
     if "tasks" in query:
         document["tasks"] = query["tasks"].split(",")
-    for name in ("timings", "novelty"):
+    for name in ("timings", "novelty", "prediction_sets"):
         if name in query:
             document[name] = {"true": True, "false": False}.get(query[name], query[name])
     embedding: dict[str, Any] = {"encoding": query.get("encoding")}

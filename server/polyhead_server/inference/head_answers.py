@@ -88,6 +88,27 @@ def abstains(head: bundle.Head, confidences: NDArray[np.float32]) -> NDArray[np.
     return np.asarray(confidences < np.float32(head.abstains_below or 0))
 
 
+def prediction_set(head: bundle.Head, probabilities: NDArray[np.float32]) -> list[int]:
+    """Returns the labels of one text's prediction set, most probable first; none for a head without such sets.
+
+    Args:
+        head: Gives the threshold.
+        probabilities: (labels,).
+    """
+    if head.prediction_sets is None:
+        return []
+    inside = in_prediction_sets(head, probabilities)
+    return [label for label in best_first(probabilities.tolist()) if inside[label]]
+
+
+def in_prediction_sets(head: bundle.Head, probabilities: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Returns which labels are in the prediction sets of a softmax head that has them: (..., labels)."""
+    threshold = head.prediction_sets.threshold if head.prediction_sets else 0
+    best = probabilities.argmax(axis=-1)[..., None]
+    inside = probabilities >= np.float32(threshold)
+    return np.asarray(inside | (np.arange(probabilities.shape[-1]) == best))
+
+
 def applying(head: bundle.Head, probabilities: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Returns which labels of a multilabel head are at or above their thresholds: (..., labels)."""
     thresholds = np.asarray(head.thresholds, dtype=np.float64)  # (labels,)

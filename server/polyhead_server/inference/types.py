@@ -77,6 +77,7 @@ class RequestOptions:
         prompt: Name of the prompt of the model to put before every text; empty for none.
         timings: Whether to return a latency breakdown.
         novelty: Whether to return the novelty of the text, which the model must have.
+        prediction_sets: Whether to return the prediction set of each head that has them.
         expected_space: Fingerprint that the model's embedding space must have; empty for any.
         expected_heads: Fingerprints that heads must have, by name.
     """
@@ -89,6 +90,7 @@ class RequestOptions:
     prompt: str = ""
     timings: bool = False
     novelty: bool = False
+    prediction_sets: bool = False
     expected_space: str = ""
     expected_heads: tuple[tuple[str, str], ...] = ()
 

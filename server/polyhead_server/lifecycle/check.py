@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import click
 
+from polyhead_server.collection import collector
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.model import check_bundle
 from polyhead_server.observability.logging import configure
@@ -41,7 +42,7 @@ def run_check(settings: Settings) -> NoReturn:
 
 
 def check(settings: Settings) -> Iterator[str]:
-    """Verifies certificate, API keys and bundles.
+    """Verifies certificate, API keys, what collecting requires, and bundles.
 
     Yields:
         One line per check that passed.
@@ -53,5 +54,8 @@ def check(settings: Settings) -> Iterator[str]:
         yield f"certificate {settings.tls_cert} is valid"
     if settings.api_keys:
         yield f"{settings.api_keys}: {len(api_keys.read(Path(settings.api_keys)))} keys"
+    if settings.collect:
+        collector.check(settings)
+        yield f"texts can be collected in {settings.collect}"
     for own in settings.of_models():
         yield from (f"{own.served_name}: {line}" if settings.models else line for line in check_bundle(own))

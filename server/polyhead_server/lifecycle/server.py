@@ -23,6 +23,7 @@ from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
 from polyhead_server.addresses import exclusive, require_local, split_address, unix_path
+from polyhead_server.collection.collector import Collector
 from polyhead_server.inference.model import Model
 from polyhead_server.observability.scrape_server import listen_for_scrapes
 from polyhead_server.observability.tracing import Tracing
@@ -123,6 +124,9 @@ class _Process:
         self._metrics, self._service = self._units[0].metrics, self._units[0].service
         if self._certificates:
             self._certificates.observe(self._metrics.certificate_expiry())
+        self._collector = Collector.from_settings(settings, self._metrics)
+        for unit in self._units:
+            unit.collector = self._collector
         dialects = settings.enabled_dialects
         self._http = http_listener(self._models, settings, self._certificates)
         # Telemetry is outermost, so that refused calls are counted too.
@@ -141,8 +145,7 @@ class _Process:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self, address: str, stack: contextlib.AsyncExitStack) -> int:
-        if self._tracing:
-            stack.push_async_callback(self._tracing.close)
+        self._close_after(stack)
         stack.push_async_callback(self._server.stop, None)
         self._handle_signals(stack)
         for unit in self._units:
@@ -179,6 +182,13 @@ class _Process:
             return await self._drain()
         await self._drain(join_threads=False)
         return 1
+
+    def _close_after(self, stack: contextlib.AsyncExitStack) -> None:
+        """Closes what takes the last spans and texts after everything else."""
+        if self._tracing:
+            stack.push_async_callback(self._tracing.close)
+        if self._collector:
+            stack.push_async_callback(self._collector.close)
 
     async def _listen(self, address: str) -> str:
         address = await listen(self._server, address, self._certificates)
@@ -256,7 +266,7 @@ class _Process:
 
     async def _connect_to_engine(self, engine_socket: Path) -> bool:
         """Waits for the engine process and answers with its model; returns False after a request to stop before."""
-        connection = EngineConnection(engine_socket, self._settings, self._service, self._tracing)
+        connection = EngineConnection(engine_socket, self._settings, self._service, self._tracing, self._collector)
         self._in_background(connection.run())
         serving = asyncio.create_task(connection.serving.wait())
         stopped = asyncio.create_task(self._stop.wait())

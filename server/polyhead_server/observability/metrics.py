@@ -65,6 +65,7 @@ class Metrics:
         self._model = model
         self._process: _ProcessMetrics = beside._process if beside else _ProcessMetrics(self.instruments)
         self._requests: _RequestMetrics = beside._requests if beside else _RequestMetrics(self.instruments)
+        self._collection: _CollectionMetrics = beside._collection if beside else _CollectionMetrics(self.instruments)
         self._make = make = ModelInstruments(self.instruments, model) if model else self.instruments
         self._runtime = _RuntimeMetrics(make)
         self._items = _ItemMetrics(make)
@@ -156,6 +157,18 @@ class Metrics:
         """Counts look-ups in the answer cache."""
         self._cache.hits.inc(hits)
         self._cache.misses.inc(misses)
+
+    def count_collected(self, reason: str) -> None:
+        """Counts a text that was collected, for one of its reasons."""
+        self._collection.collected.labels(reason).inc()
+
+    def count_uncollected(self, reason: str) -> None:
+        """Counts a text that was not collected for want of room or time, by reason."""
+        self._collection.uncollected.labels(reason).inc()
+
+    def set_collection_stopped(self, stopped: bool) -> None:
+        """Reports whether texts cannot be collected."""
+        self._collection.stopped.set(stopped)
 
     async def sample(
         self, pipeline: Callable[[], HasQueue | None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -348,6 +361,30 @@ class _CacheMetrics:
 
     def set(self, queue: QueueState) -> None:
         self.bytes.set(queue.cache_bytes)
+
+
+class _CollectionMetrics:
+    """Texts collected for labelling; all of them stay 0 without ``--collect``."""
+
+    def __init__(self, make: Instruments) -> None:
+        self.collected = make.counter(
+            "polyhead_collected_texts",
+            "Number of texts collected for labelling, by reason; a text with several reasons counts for each.",
+            "reason",
+        )
+        self.uncollected = make.counter(
+            "polyhead_uncollected_texts", "Number of texts that could not be collected.", "reason"
+        )
+        # The reasons of ``collection``; see the counter of reloads.
+        for reason in ("random", "low_confidence", "novel"):
+            self.collected.labels(reason)
+        for reason in ("queue_full", "text_too_long", "redaction_failed", "write_failed"):
+            self.uncollected.labels(reason)
+        self.stopped = make.gauge(
+            "polyhead_collection_stopped",
+            "1 while texts cannot be collected, for example because the disk is full, otherwise 0.",
+            mode="livemax",
+        )
 
 
 class _QueueMetrics:

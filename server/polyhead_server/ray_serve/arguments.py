@@ -61,6 +61,10 @@ class Arguments(BaseModel):
         "proxy serves polyhead.v1 alone.",
     )
     no_playground: bool = _setting("no_playground")
+    collect: str = _setting("collect")
+    collect_share: float = _setting("collect_share")
+    collect_mb: int = _setting("collect_mb")
+    collect_redact: str = _setting("collect_redact")
     otlp_endpoint: str = _setting("otlp_endpoint")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("log_level")
     log_format: Literal["text", "json"] = _setting("log_format")

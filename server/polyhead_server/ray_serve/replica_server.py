@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from polyhead_server.collection.collector import Collector
 from polyhead_server.errors import NotReadyError
 from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import load_model
@@ -52,6 +53,7 @@ class ReplicaServer:
         self._settings = settings
         self._metrics = Metrics()
         self._tracing = Tracing.from_settings(settings)
+        self._collector = Collector.from_settings(settings, self._metrics)
         self._service = InferenceService(settings, self._metrics)
         self._health = Health()
         self._models = Models([Backend(self._service, settings, lambda: self._health.serving)])
@@ -81,7 +83,8 @@ class ReplicaServer:
         """
         settings = self._settings
         model = await ModelLoader(lambda loading: load_model(settings, loading), settings.start_timeout_s).load()
-        self._service.serve(start_pipeline(model, settings, self._metrics, self._tracing))
+        pipeline = start_pipeline(model, settings, self._metrics, self._tracing, collector=self._collector)
+        self._service.serve(pipeline)
         await self._health.set(serving=True, alive=True)
 
     def http_app(self) -> App:
@@ -127,6 +130,8 @@ class ReplicaServer:
         self._service.drain()
         if self._service.pipeline and await self._service.wait_idle(self._settings.drain_timeout_s):
             await self._service.pipeline.close()
+        if self._collector:
+            await self._collector.close()
         if self._tracing:
             await self._tracing.close()
 

@@ -26,6 +26,7 @@ _CLASSIFICATION = tag(item_pb2.Classification.DESCRIPTOR, "head", "bytes")
 _SCORES = tag(item_pb2.Classification.DESCRIPTOR, "scores", "message")
 _SCORE_LABEL = tag(item_pb2.LabelScore.DESCRIPTOR, "label", "bytes")
 _SCORE_PROBABILITY = tag(item_pb2.LabelScore.DESCRIPTOR, "probability", "float")
+_PREDICTION_SET = tag(item_pb2.Classification.DESCRIPTOR, "prediction_set", "bytes")
 _SENTIMENT = tag(item_pb2.Sentiment.DESCRIPTOR, "head", "bytes")
 _SENTIMENT_PROBABILITY = tag(item_pb2.Sentiment.DESCRIPTOR, "probability", "float")
 _SENTIMENT_LABEL = tag(item_pb2.Sentiment.DESCRIPTOR, "label", "bytes")
@@ -50,14 +51,21 @@ class HeadEncoder(NamedTuple):
     encode: Encode
 
 
-def head_encoders(heads: Sequence[bundle.Head]) -> list[HeadEncoder]:
-    """Returns the encoder of each head, in the model's order."""
+def head_encoders(heads: Sequence[bundle.Head], *, prediction_sets: bool = False) -> list[HeadEncoder]:
+    """Returns the encoder of each head, in the model's order.
+
+    Args:
+        heads: The heads.
+        prediction_sets: Whether to encode the prediction sets of heads that have them.
+    """
     classifications, sentiments = _fields("classification"), _fields("sentiment")
     encoders: list[HeadEncoder] = []
     for index, head in enumerate(heads):
         match head.kind:
             case "softmax":
-                encode = _classification(next(classifications), head)
+                with_set = prediction_sets and head.prediction_sets is not None
+                labels = [delimited(_PREDICTION_SET, label.encode()) for label in head.labels] if with_set else None
+                encode = _classification(next(classifications), head, labels)
             case "sigmoid":
                 encode = _sentiment(next(sentiments), head, cast(float, head.threshold))
             case "multilabel":
@@ -91,7 +99,14 @@ def _fields(name: str) -> Iterator[bytes]:
         yield tag(_RESULT, f"additional_{name}s", "message")
 
 
-def _classification(field: bytes, head: bundle.Head) -> Encode:
+def _classification(field: bytes, head: bundle.Head, labels_in_set: Sequence[bytes] | None = None) -> Encode:
+    """Returns the encoder of a softmax head.
+
+    Args:
+        field: Tag of the field.
+        head: The head.
+        labels_in_set: For each label, the field that puts it into the prediction set; None to leave the set out.
+    """
     scores = _label_scores(_SCORES, head)
     name = delimited(_CLASSIFICATION, head.name.encode())
     last_bytes, last = _confidence(item_pb2.Classification.DESCRIPTOR, head)
@@ -103,7 +118,14 @@ def _classification(field: bytes, head: bundle.Head) -> Encode:
         raw, order = _little_endian(probabilities), head_answers.best_first(values)
         return begin + b"".join([scores[one] + raw[4 * one : 4 * one + 4] for one in order]) + last(values[order[0]])
 
-    return encode
+    if labels_in_set is None:
+        return encode
+
+    def encode_with_set(probabilities: NDArray[np.float32]) -> bytes:
+        added = b"".join([labels_in_set[one] for one in head_answers.prediction_set(head, probabilities)])
+        return field + varint(size + len(added)) + encode(probabilities)[len(begin) - len(name) :] + added
+
+    return encode_with_set
 
 
 def _label_scores(field: bytes, head: bundle.Head) -> list[bytes]:

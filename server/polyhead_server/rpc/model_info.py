@@ -34,6 +34,7 @@ def describe(model: Model, encoder: ResponseEncoder, settings: Settings) -> mode
                 threshold=head.threshold,
                 thresholds=head.thresholds,
                 abstention=_abstention(head),
+                prediction_sets=_prediction_sets(head),
             )
             for head in manifest.heads
         ],
@@ -48,7 +49,7 @@ def describe(model: Model, encoder: ResponseEncoder, settings: Settings) -> mode
             # Answers with everything that a client may request.
             max_items_per_message=min(
                 settings.max_items_per_message,
-                encoder.max_items(RequestOptions(timings=True, novelty=encoder.has_novelty)),
+                encoder.max_items(RequestOptions(timings=True, novelty=encoder.has_novelty, prediction_sets=True)),
             ),
             max_message_bytes=settings.max_message_bytes,
             max_windows=settings.max_windows,
@@ -65,6 +66,11 @@ def describe(model: Model, encoder: ResponseEncoder, settings: Settings) -> mode
         server_version=metadata.version("polyhead"),
         has_novelty=encoder.has_novelty,
     )
+
+
+def _prediction_sets(head: bundle.Head) -> model_pb2.PredictionSets | None:
+    found = head.prediction_sets
+    return None if found is None else model_pb2.PredictionSets(coverage=found.coverage, threshold=found.threshold)
 
 
 def _abstention(head: bundle.Head) -> model_pb2.Abstention | None:

@@ -154,6 +154,7 @@ class RequestDecoder:
             prompt=request.options.prompt,
             timings=request.options.include_timings,
             novelty=request.options.include_novelty,
+            prediction_sets=request.options.include_prediction_sets,
             expected_space=_fingerprint(expected.embedding_space),
             expected_heads=_expected_heads(expected.heads),
         )

@@ -11,6 +11,7 @@ import functools
 import struct
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polyhead_bundle as bundle
@@ -85,6 +86,7 @@ class ResponseEncoder:
         self._novelty = novelty
         self.has_novelty = novelty is not None
         self._head_encoders = head_encoders(manifest.heads)
+        self._with_prediction_sets = head_encoders(manifest.heads, prediction_sets=True)
         self.tasks = frozenset({Task.EMBEDDING, *(head.task for head in self._head_encoders)})
         self._normalized = manifest.embedding.normalized
         self.dimensions = manifest.embedding.dimensions
@@ -95,19 +97,23 @@ class ResponseEncoder:
                 for head in self._heads
             ],
         )
-        self._answer_encoders: dict[tuple[frozenset[Task], Encoding, int, bool, bool], AnswerEncoder] = {}
+        self._answer_encoders: dict[tuple[Any, ...], AnswerEncoder] = {}
 
     def for_options(self, options: RequestOptions) -> AnswerEncoder:
         """Returns the encoder of answers to messages with these options."""
-        key = options.tasks, options.encoding, options.dimensions, options.timings, options.novelty
+        key = (
+            *(options.tasks, options.encoding, options.dimensions),
+            *(options.timings, options.novelty, options.prediction_sets),
+        )
         if (known := self._answer_encoders.get(key)) is not None:
             return known
         # The keys are bounded by the checked options, but dimensions may take many values.
         if len(self._answer_encoders) >= _MAX_CACHED_OPTIONS:
             self._answer_encoders.clear()
+        heads = self._with_prediction_sets if options.prediction_sets else self._head_encoders
         made = self._answer_encoders[key] = AnswerEncoder(
             options,
-            [one for one in self._head_encoders if one.task in options.tasks],
+            [one for one in heads if one.task in options.tasks],
             delimited(_FINGERPRINTS_FIELD, self.fingerprints.SerializeToString()),
             options.dimensions or self.dimensions,
             self._novelty if options.novelty else None,

@@ -247,3 +247,25 @@ def test_record_states_confidence_abstention_and_novelty(model: Model) -> None:
     assert "confidence" not in found["sentiment"]
     assert found["novelty"] == 0.25
     assert "novelty" not in record(changed, "a", outcome, RequestOptions())
+
+
+def test_record_has_the_prediction_set_on_request(model: Model) -> None:
+    sets = bundle.PredictionSets(0.9, 0.25, 100)
+    topic = dataclasses.replace(model.source.manifest.heads[0], prediction_sets=sets)
+    manifest = dataclasses.replace(model.source.manifest, heads=(topic, model.source.manifest.heads[1]))
+    changed = dataclasses.replace(model, source=dataclasses.replace(model.source, manifest=manifest))
+    scores = (np.array([0.25, 0.5, 0.2], np.float32), np.array([0.9], np.float32))
+    output = ModelOutput(np.array([0, 1], np.float32), scores, scores)
+    outcome = Result(output, TokenizedText(([2],), 1), Timings(1, 1, 1, 3, 1, 1, 1))
+    found = record(changed, "a", outcome, RequestOptions(prediction_sets=True))
+    assert found["classification"]["prediction_set"] == ["b", "a"]
+    assert "prediction_set" not in found["sentiment"]
+    assert "prediction_set" not in record(changed, "a", outcome, RequestOptions())["classification"]
+
+
+async def test_prediction_sets_may_be_requested_of_any_model(running: HttpServer) -> None:
+    reply = await running.post("/v1/analyze", {"text": "w1", "prediction_sets": True})
+    assert "prediction_set" not in reply.json["answers"][0]["classification"]
+    assert (await running.get("/v1/info")).json["heads"][0]["prediction_sets"] is None
+    refused = await running.post("/v1/analyze", {"text": "w1", "prediction_sets": "yes"})
+    assert refused.status == 400

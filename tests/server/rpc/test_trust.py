@@ -125,3 +125,60 @@ def test_novelty_of_a_model_without_it_is_refused(model: Model) -> None:
         assert info.has_novelty == (novelty is not None)
         assert [head.HasField("abstention") for head in info.heads] == [True, True, False, True, False]
         assert info.heads[0].abstention.threshold == pytest.approx(0.65)
+
+
+def with_sets(manifest: bundle.Manifest, threshold: float) -> bundle.Manifest:
+    changed = abstaining(manifest)
+    topic = dataclasses.replace(changed.heads[0], prediction_sets=bundle.PredictionSets(0.9, threshold, 100))
+    return dataclasses.replace(changed, heads=(topic, *changed.heads[1:]))
+
+
+def encode_with_sets(manifest: bundle.Manifest, *scores: list[float], wanted: bool = True) -> item_pb2.Result:
+    encoder = ResponseEncoder(manifest, manifest.variants["fp32"].fingerprints, NOVELTY)
+    rows = tuple(np.array(row, np.float32) for row in (*scores, *SCORES[len(scores) :]))
+    outcome = Result(ModelOutput(np.array([0, 1], np.float32), rows, rows), TokenizedText(([2],), 1), TIMINGS)
+    data = encoder.for_options(RequestOptions(prediction_sets=wanted)).encode("", outcome)
+    (answer,) = inference_service_pb2.AnalyzeResponse.FromString(data).answers
+    return answer.result
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"), [(0.2, ["a", "b"]), (0.05, ["a", "b", "c"]), (0.7, ["a"]), (0.9, ["a"])]
+)
+def test_prediction_set_is_added_on_request(manifest: bundle.Manifest, threshold: float, expected: list[str]) -> None:
+    changed = with_sets(manifest, float(np.float32(threshold)))
+    found = encode_with_sets(changed)
+    assert list(found.classification.prediction_set) == expected
+    # Everything else is the same as without.
+    found.classification.ClearField("prediction_set")
+    assert found == encode_with_sets(changed, wanted=False)
+
+
+def test_prediction_set_is_ordered_by_probability(manifest: bundle.Manifest) -> None:
+    found = encode_with_sets(with_sets(manifest, 0.2), [0.25, 0.1, 0.65])
+    assert list(found.classification.prediction_set) == ["c", "a"]
+
+
+def test_head_without_prediction_sets_has_none_on_request(manifest: bundle.Manifest) -> None:
+    changed = abstaining(manifest)
+    assert encode_with_sets(changed) == encode_with_sets(changed, wanted=False)
+
+
+def test_largest_answer_includes_the_whole_prediction_set(manifest: bundle.Manifest) -> None:
+    changed = with_sets(manifest, 0.2)
+    encoder = ResponseEncoder(changed, changed.variants["fp32"].fingerprints, NOVELTY)
+    sizes = []
+    for options in (RequestOptions(), RequestOptions(prediction_sets=True)):
+        encoder.max_items(options)
+        sizes.append(encoder.for_options(options).max_bytes)
+    # Three labels of one letter, each with its tag and its length.
+    assert sizes[1] - sizes[0] == 3 * 3
+
+
+def test_model_states_its_prediction_sets(model: Model) -> None:
+    source = dataclasses.replace(model.source, manifest=with_sets(model.source.manifest, 0.2))
+    described = dataclasses.replace(model, source=source)
+    encoder = ResponseEncoder(source.manifest, described.fingerprints)
+    info = model_info.describe(described, encoder, Settings(bundle=Path("fake")))
+    assert [head.HasField("prediction_sets") for head in info.heads] == [True, False, False, False, False]
+    assert info.heads[0].prediction_sets.coverage == pytest.approx(0.9)

@@ -20,6 +20,7 @@ from polyhead_training.errors import ConfigError, DataError
 from polyhead_training.model_config import HeadConfig
 from polyhead_training.suggestions import did_you_mean
 
+from .collected import META, TEXT, Collected, CollectedRows, hold_out, is_selected, named_as_configured, read_collected
 from .embedding_data import EmbeddingSource, read_embedding
 from .readers import Source
 from .retrieval_data import RetrievalTask, read_retrieval
@@ -43,6 +44,7 @@ class Row:
         path: The file that contains the row, or the hub dataset under its name in the configuration.
         line: Line of the file on which the row begins, or row of a Parquet file or hub dataset, counted from 1.
         source: Index of the row's source in ``data.train``; 0 in the other splits.
+        collected: What a server wrote about the row; None for a row that none has collected.
     """
 
     text: str
@@ -50,6 +52,7 @@ class Row:
     path: Path
     line: int
     source: int
+    collected: Collected | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Data:
         empty: The splits that the configuration names sources for, but that have no rows.
         embedding: Sources of texts that train the sentence embedding.
         retrieval: Retrieval tasks for evaluation of the sentence embedding.
+        collected: The rows that a server has collected, some of which are held out of ``train``; None without any.
     """
 
     heads: tuple[HeadConfig, ...]
@@ -92,6 +96,7 @@ class Data:
     empty: tuple[str, ...] = ()
     embedding: tuple[EmbeddingSource, ...] = ()
     retrieval: tuple[RetrievalTask, ...] = ()
+    collected: CollectedRows | None = None
 
 
 def read_data(config: Config) -> Data:
@@ -118,11 +123,15 @@ def read_data(config: Config) -> Data:
     embedding = read_embedding(config, sources, reader)
     retrieval = read_retrieval(config, sources, reader)
     reader.raise_problems()
+    train, collected = hold_out(train, test, reader.unlabelled, config.data.collected_holdout)
     empty = []
     if heads and not sources["validation"]:
         fraction = config.data.validation_fraction
         fraction = _DEFAULT_VALIDATION_FRACTION if fraction is None else fraction
-        train, validation = split_rows(train, fraction, config.training.seed)
+        # Texts that were chosen because the model is unsure of them would spoil what is fitted on validation.
+        _, validation = split_rows([row for row in train if not is_selected(row)], fraction, config.training.seed)
+        taken = set(map(id, validation))
+        train = [row for row in train if id(row) not in taken]
     if heads and not validation:
         empty.append("validation")
     if sources["test"] and not test:
@@ -138,6 +147,7 @@ def read_data(config: Config) -> Data:
         tuple(empty),
         tuple(embedding),
         tuple(retrieval),
+        collected,
     )
 
 
@@ -167,6 +177,8 @@ class _Reader(RowReader):
     def __init__(self) -> None:
         super().__init__()
         self.fields: dict[Source, dict[str, None]] = {}
+        # Number of collected rows without a label.
+        self.unlabelled = 0
 
     def rows(
         self,
@@ -183,11 +195,21 @@ class _Reader(RowReader):
                 names.update(dict.fromkeys(raw.names))
             text = read_text(raw, text_field)
             labels = tuple(read_target(head, raw.values.get(head.field)) for head in heads)
-            return Row(text, labels, raw.path, raw.line, source if is_train else 0)
+            return Row(text, labels, raw.path, raw.line, source if is_train else 0, read_collected(raw))
 
         for source in sources:
             self.fields.setdefault(source, {})
-        return self.read(sources, {text_field: setting}, make, [head.field for head in heads])
+        names = [name for head in heads for name in (head.field, head.name)]
+        rows = self.read(
+            sources,
+            {text_field: setting},
+            make,
+            [*names, META, TEXT],
+            lambda raw: named_as_configured(raw, text_field, heads),
+        )
+        kept = [row for row in rows if not row.collected or any(answer is not None for answer in row.labels)]
+        self.unlabelled += len(rows) - len(kept)
+        return kept
 
     def pairs(self, sources: Sequence[Source], fields: tuple[str, str, str]) -> list[Pair]:
         first, second, score = fields

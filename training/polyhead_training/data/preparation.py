@@ -31,6 +31,7 @@ class Prepared:
         embedding: The texts that train the sentence embedding.
         retrieval: The texts of each retrieval task.
         report: Statistics and warnings about the rows.
+        held_out: The collected rows that are held out, as token ids.
     """
 
     data: Data
@@ -40,10 +41,12 @@ class Prepared:
     embedding: EncodedEmbedding
     retrieval: tuple[EncodedRetrieval, ...]
     report: DataReport
+    held_out: EncodedRows
 
     def digest(self) -> str:
         """Computes the SHA-256 over the token ids, labels and similarity scores of all rows."""
         digests = [rows.digest() for rows in (*self.splits.values(), *self.pairs)]
+        digests += [self.held_out.digest()] if len(self.held_out) else []
         digests += [repr(pair.score) for pair in self.data.similarity]
         digests += [self.embedding.digest()]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -89,7 +92,8 @@ def prepare(config: Config, data: Data) -> Prepared:
     unknown = vocabulary_warnings(backbone, {**found, "data.embedding": (embedding.rows, embedding.texts.ids)})
     report = replace(report, embedding=sources, warnings=[*report.warnings, *warnings, *unknown])
     retrieval = encode_retrieval(config, data.retrieval, backbone)
-    return Prepared(data, backbone, splits, pairs, embedding, retrieval, report)
+    held_out = encode_split(data.collected.held_out if data.collected else ())
+    return Prepared(data, backbone, splits, pairs, embedding, retrieval, report, held_out)
 
 
 def _require_room_after_prompts(config: Config, backbone: Backbone) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from .label_checks import equal_when_folded, one_edit_apart, spelled_missing
 from .targets import target_labels
 
 if TYPE_CHECKING:
+    from .collected import CollectedRows
     from .embedding_report import SourceReport
 
 # Examples in one warning: enough to show a pattern, few enough to read.
@@ -125,16 +126,19 @@ class DataReport:
         leakage: One element for each two splits with rows.
         warnings: Likely faults, a sentence each; none of them prevents training.
         embedding: Statistics of the sources that train the sentence embedding.
+        collected: The rows that a server has collected; None without any.
     """
 
     splits: dict[str, SplitReport]
     leakage: list[Leak]
     warnings: list[str]
     embedding: Sequence[SourceReport] = ()
+    collected: CollectedRows | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the content of ``data.json``; without sources, it has no key ``embedding``."""
-        return {key: value for key, value in asdict(self).items() if value or key != "embedding"}
+        """Returns the content of ``data.json``; it has no key for what the run does not have."""
+        content = asdict(replace(self, collected=None)) | {"collected": self.collected and self.collected.to_json()}
+        return {key: value for key, value in content.items() if value or key not in {"collected", "embedding"}}
 
     def lines(self) -> Iterator[str]:
         """Yields the report as lines for a terminal."""
@@ -152,6 +156,8 @@ class DataReport:
                 )
                 yield f"{split}: median {found.tokens.p50} tokens, maximum {found.tokens.max}; {loss}"
         yield from (source.line() for source in self.embedding)
+        if self.collected:
+            yield self.collected.line()
         for warning in self.warnings:
             yield f"warning: {warning}"
 
@@ -185,7 +191,7 @@ def describe_data(data: Data, tokens: Mapping[str, Sequence[int]], max_tokens: i
     warnings += [f"head {name!r}: {reason}" for name, one in reports["train"].heads.items() for reason in _offset(one)]
     leakage = list(_leaks(splits, normalized))
     warnings += [warning for leak in leakage for warning in _leak_warnings(leak)]
-    return DataReport(reports, leakage, warnings)
+    return DataReport(reports, leakage, warnings, collected=data.collected)
 
 
 def _shares(head: HeadCounts) -> str:

@@ -55,6 +55,7 @@ class RowReader:
         required: Mapping[str, str],
         make: Callable[[RawRow, int], _Item],
         optional: Sequence[str] = (),
+        adapt: Callable[[RawRow], RawRow] = lambda raw: raw,
     ) -> list[_Item]:
         """Reads the rows of sources.
 
@@ -63,6 +64,7 @@ class RowReader:
             required: Fields that each row must have, and the setting that names each; empty for a fixed name.
             make: Converts a row, with the index of its source; raises ValueError for an invalid one.
             optional: Other fields to read.
+            adapt: Renames fields of a row before anything looks at them.
         """
         items = []
         for index, source in enumerate(sources):
@@ -70,6 +72,7 @@ class RowReader:
                 if isinstance(raw, Problem):
                     self.add(raw)
                     continue
+                raw = adapt(raw)  # noqa: PLW2901
                 try:
                     _require(raw, required)
                     items.append(make(raw, index))

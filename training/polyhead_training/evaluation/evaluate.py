@@ -24,6 +24,7 @@ from polyhead_training.model_config import HeadConfig
 from polyhead_training.terminal import format_table
 
 from .calibration import best_threshold, best_thresholds, fit_temperature
+from .prediction_sets import PredictionSets, SetScore, fit_prediction_sets, score_prediction_sets
 from .probabilities import (
     Answers,
     Calibration,
@@ -99,6 +100,7 @@ class HeadEvaluation:
         best_threshold: For a sigmoid head on validation, the threshold with the highest macro-F1, whether the run uses
             it or not; None otherwise.
         abstention: Coverage and accuracy of a head that was asked to abstain; None for others.
+        prediction_sets: Coverage and size of the prediction sets of a head that has them; None for others.
     """
 
     score: Score
@@ -106,6 +108,7 @@ class HeadEvaluation:
     errors: tuple[WrongAnswer, ...]
     best_threshold: float | None = None
     abstention: SelectiveScore | None = None
+    prediction_sets: SetScore | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of ``evaluation.json`` for this head: the score's metrics and the other attributes."""
@@ -116,6 +119,8 @@ class HeadEvaluation:
         }
         if self.abstention is not None:
             content["abstention"] = self.abstention.to_json()
+        if self.prediction_sets is not None:
+            content["prediction_sets"] = self.prediction_sets.to_json()
         return content if self.best_threshold is None else {**content, "best_threshold": self.best_threshold}
 
 
@@ -151,6 +156,12 @@ class Evaluation:
         found = {name: one.abstention for name, one in self.splits["validation"].items()}
         return {name: abstention for name, abstention in found.items() if abstention is not None}
 
+    @property
+    def prediction_sets(self) -> dict[str, PredictionSets]:
+        """What decides the prediction sets of each head that has them, by its name."""
+        found = {name: one.prediction_sets for name, one in self.splits["validation"].items()}
+        return {name: score.sets for name, score in found.items() if score is not None}
+
     def to_json(self) -> dict[str, Any]:
         """Returns the content of ``evaluation.json``."""
         content: dict[str, Any] = {
@@ -171,6 +182,7 @@ def evaluate_run(
     retrieval: Mapping[str, Retrieval] | None = None,
     *,
     abstain: Mapping[str, AbstainConfig] | None = None,
+    set_coverages: Mapping[str, float] | None = None,
 ) -> Evaluation:
     """Fits each head's temperature, threshold and promise on validation, and evaluates every split with them.
 
@@ -181,6 +193,7 @@ def evaluate_run(
         seed: Seed of the resamples for the intervals.
         retrieval: Quality of retrieval by task, to include in the result.
         abstain: What heads that abstain promise, by name.
+        set_coverages: Coverage of the prediction sets of heads that have them, by name.
     """
     found: dict[str, dict[str, HeadEvaluation]] = {split: {} for split in splits}
     for head in heads:
@@ -194,8 +207,14 @@ def evaluate_run(
         if wanted := (abstain or {}).get(head.name):
             confident = confident_answers(head.kind, logits, targets, temperature, threshold)
             promise = fit_promise(confident, wanted.accuracy, wanted.certainty)
+        sets = None
+        if coverage := (set_coverages or {}).get(head.name):
+            sets = fit_prediction_sets(logits, targets, coverage, temperature)
         for name, split in splits.items():
             evaluated = _evaluate(head, split, promise, temperature=temperature, threshold=threshold, seed=seed)
+            if sets:
+                scored = score_prediction_sets(sets, split.logits[head.name], split.targets[head.name], temperature)
+                evaluated = replace(evaluated, prediction_sets=scored)
             found[name][head.name] = replace(evaluated, best_threshold=best) if name == "validation" else evaluated
     return Evaluation(found, similarity, retrieval or {}, splits["validation"])
 

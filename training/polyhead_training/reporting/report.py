@@ -64,6 +64,7 @@ def render_report(results: Results) -> str:
         warnings=list(implausible(results.splits)),
         similarity=results.similarity,
         repeats=_repeats(results),
+        collected=results.collected,
         embedding=embedding_rows(results.similarity, results.retrieval),
         retrieval=results.retrieval,
         curves=_curves(results),
@@ -86,6 +87,7 @@ def _template() -> jinja2.Template:
     environment.filters |= {
         "percent": _percent,
         "range": _range,
+        "bounds": _bounds,
         "spread": _spread,
         "short": _short,
         "figure": _figure,
@@ -224,6 +226,7 @@ def _head(results: Results, head: dict[str, Any]) -> dict[str, Any]:
         "scatter": scatter_chart("Prediction over true number", found["points"]) if found.get("points") else None,
         "abstention": found.get("abstention"),
         "coverage": _coverage(found.get("abstention")),
+        "prediction_sets": found.get("prediction_sets"),
         "best_threshold": results.splits.get("validation", {}).get(head["name"], {}).get("best_threshold"),
     }
 
@@ -264,6 +267,11 @@ def _range(found: dict[str, Any], name: str, digits: int = 1) -> str:
     """Formats the interval of a metric in percent."""
     low, high = found["intervals"][name]
     return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"
+
+
+def _bounds(found: dict[str, Any], digits: int = 1) -> str:
+    """Formats the only interval of a value in percent."""
+    return _range({"intervals": found}, "interval", digits)
 
 
 def _figure(value: float | None, digits: int = 3) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from polyhead_training.errors import RunError
 from polyhead_training.measures import measures_of
 from polyhead_training.runs.run_directory import (
+    COLLECTED_NAME,
     DATA_NAME,
     EVALUATION_NAME,
     LABEL_NOISE_NAME,
@@ -40,6 +41,7 @@ class Results:
         data: Content of ``data.json``; None without the file.
         repeats: Content of ``repeats.json``; None for a single run.
         label_noise: Content of ``label_noise.json``; None without cross-validation.
+        collected: Content of ``collected.json``; None without collected rows.
     """
 
     run: dict[str, Any]
@@ -50,6 +52,7 @@ class Results:
     repeats: dict[str, Any] | None = None
     label_noise: dict[str, Any] | None = None
     retrieval: dict[str, Any] = field(default_factory=dict)
+    collected: dict[str, Any] | None = None
 
     @property
     def heads(self) -> list[dict[str, Any]]:
@@ -129,7 +132,7 @@ def read_results(folder: Path) -> Results:
     splits = read_evaluation(folder / EVALUATION_NAME)
     metrics = folder / METRICS_NAME
     lines = metrics.read_text("utf-8").splitlines() if metrics.is_file() else []
-    optional = {name: folder / name for name in (DATA_NAME, REPEATS_NAME, LABEL_NOISE_NAME)}
+    optional = {name: folder / name for name in (DATA_NAME, REPEATS_NAME, LABEL_NOISE_NAME, COLLECTED_NAME)}
     found = {name: _object(path) if path.is_file() else None for name, path in optional.items()}
     return Results(
         run=_object(folder / _RUN_NAME),
@@ -140,6 +143,7 @@ def read_results(folder: Path) -> Results:
         data=found[DATA_NAME],
         repeats=found[REPEATS_NAME],
         label_noise=found[LABEL_NOISE_NAME],
+        collected=found[COLLECTED_NAME],
     )
 
 

@@ -12,6 +12,7 @@
     README.md        the model card
     repeats.json     with --seeds or --folds, the scores of every run, their mean and their spread
     label_noise.json with --folds, rows whose label is likely a mistake
+    collected.json   with collected rows, the accuracy of the model that served and of this one
     novelty.npy      centroids and directions of the training texts' embeddings, unless training.novelty is off
     out_of_fold.jsonl with --folds, the prediction for each training row by a model that was trained without it
     trackers/        files of the configured trackers
@@ -50,6 +51,7 @@ REPEATS_NAME = "repeats.json"
 LABEL_NOISE_NAME = "label_noise.json"
 OUT_OF_FOLD_NAME = "out_of_fold.jsonl"
 NOVELTY_NAME = "novelty.npy"
+COLLECTED_NAME = "collected.json"
 _RUN_NAME = "run.json"
 _MODEL_NAME = "model"
 _TOKENIZER_NAME = "tokenizer.json"
@@ -67,6 +69,7 @@ _RUN_FILES = frozenset(
         LABEL_NOISE_NAME,
         OUT_OF_FOLD_NAME,
         NOVELTY_NAME,
+        COLLECTED_NAME,
         _MODEL_NAME,
         f"{_MODEL_NAME}/config.json",
         f"{_MODEL_NAME}/model.safetensors",
@@ -149,6 +152,7 @@ def write_run(
     temperatures: Mapping[str, float] = {},
     thresholds: Mapping[str, float | Sequence[float] | None] = {},
     promises: Mapping[str, Mapping[str, Any]] = {},
+    prediction_sets: Mapping[str, Mapping[str, Any]] = {},
     novelty: tuple[Mapping[str, Any], NDArray[np.float16]] | None = None,
     reference: Mapping[str, Any] | None = None,
     identity: Mapping[str, Any] = {},
@@ -165,6 +169,8 @@ def write_run(
         thresholds: Minimum probability of the second label of a sigmoid head and of each label of a multilabel head, by
             head name. Default: 0.5.
         promises: What heads that abstain promise, as in ``evaluation.selective.Promise``, by head name.
+        prediction_sets: What decides the prediction sets of heads that have them, as in
+            ``evaluation.prediction_sets.PredictionSets``, by head name.
         novelty: Numbers and matrix of the novelty of texts, as in ``evaluation.novelty.NoveltyModel``; None for none.
         reference: What the model reads and answers on its validation texts, as in ``evaluation.reference``.
         identity: Inputs of the run besides the configuration.
@@ -187,6 +193,7 @@ def write_run(
                     "threshold": thresholds.get(head.name, 0.5) if head.kind == "sigmoid" else None,
                     "thresholds": _each_threshold(head, thresholds.get(head.name)),
                     **({"abstention": promises[head.name]} if head.name in promises else {}),
+                    **({"prediction_sets": prediction_sets[head.name]} if head.name in prediction_sets else {}),
                 }
                 for head in heads
             ],

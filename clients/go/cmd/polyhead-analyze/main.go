@@ -38,13 +38,22 @@ type record struct {
 	Sentiment      *sentiment      `json:"sentiment,omitempty"`
 	LabelSets      []labelSet      `json:"label_sets,omitempty"`
 	Scores         []headScore     `json:"scores,omitempty"`
+	Novelty        *float32        `json:"novelty,omitempty"`
 	Truncated      *bool           `json:"truncated,omitempty"`
 	Error          *failure        `json:"error,omitempty"`
+}
+
+// confidence is what a head that abstains adds to its answer.
+type confidence struct {
+	Confidence *float32 `json:"confidence,omitempty"`
+	Abstained  *bool    `json:"abstained,omitempty"`
 }
 
 type classification struct {
 	Head   string       `json:"head"`
 	Scores []labelScore `json:"scores"`
+	confidence
+	PredictionSet []string `json:"prediction_set,omitempty"`
 }
 
 type labelScore struct {
@@ -56,6 +65,7 @@ type sentiment struct {
 	Head        string  `json:"head"`
 	Probability float32 `json:"probability"`
 	Label       string  `json:"label"`
+	confidence
 }
 
 type labelSet struct {
@@ -69,6 +79,7 @@ type headScore struct {
 	Value         float32      `json:"value"`
 	Label         *string      `json:"label"`
 	Probabilities []labelScore `json:"probabilities"`
+	confidence
 }
 
 type failure struct {
@@ -86,6 +97,8 @@ func main() {
 	timeout := flag.Duration("timeout", 0, "deadline of the whole call; 0 for none")
 	unary := flag.Bool("unary", false, "send one unary call instead of a stream")
 	model := flag.String("model", "", "`name` of the model that answers, for a server with several; default: the first")
+	novelty := flag.Bool("novelty", false, "add how new each text is to the model, 0 to 1")
+	sets := flag.Bool("prediction-sets", false, "add the prediction set of each head that has them")
 	attempts := flag.Int("max-attempts", 5, "consecutive attempts of a call or an item; 1 disables retries")
 	flag.Parse()
 	if *attempts < 1 || *timeout < 0 {
@@ -101,7 +114,10 @@ func main() {
 		ctx, cancel = context.WithTimeout(ctx, *timeout)
 		defer cancel()
 	}
-	err := run(ctx, *target, *ca, *useTLS, *unary, *attempts)
+	options := polyhead.Options{
+		Item: &polyheadv1.ItemOptions{IncludeNovelty: *novelty, IncludePredictionSets: *sets},
+	}
+	err := run(ctx, *target, *ca, *useTLS, *unary, *attempts, options)
 	if errors.Is(err, errItems) {
 		os.Exit(1)
 	} else if err != nil {
@@ -110,12 +126,12 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, target, ca string, useTLS, unary bool, attempts int) error {
-	options, err := dialOptions(target, ca, useTLS)
+func run(ctx context.Context, target, ca string, useTLS, unary bool, attempts int, options polyhead.Options) error {
+	dial, err := dialOptions(target, ca, useTLS)
 	if err != nil {
 		return err
 	}
-	connection, err := grpc.Dial(target, options...)
+	connection, err := grpc.Dial(target, dial...)
 	if err != nil {
 		return err
 	}
@@ -133,9 +149,9 @@ func run(ctx context.Context, target, ca string, useTLS, unary bool, attempts in
 		return encoder.Encode(record)
 	}
 	if unary {
-		err = analyze(ctx, client, write)
+		err = analyze(ctx, client, options, write)
 	} else {
-		err = stream(ctx, client, write)
+		err = stream(ctx, client, options, write)
 	}
 	if err == nil {
 		err = out.Flush()
@@ -178,7 +194,9 @@ func isLoopback(target string) bool {
 }
 
 // analyze answers all texts with one unary call.
-func analyze(ctx context.Context, client *polyhead.Client, write func(*polyheadv1.Answer) error) error {
+func analyze(
+	ctx context.Context, client *polyhead.Client, options polyhead.Options, write func(*polyheadv1.Answer) error,
+) error {
 	var items []*polyheadv1.Item
 	err := readItems(ctx, func(item *polyheadv1.Item) bool {
 		items = append(items, item)
@@ -187,7 +205,7 @@ func analyze(ctx context.Context, client *polyhead.Client, write func(*polyheadv
 	if err != nil {
 		return err
 	}
-	answers, err := client.Analyze(ctx, items, polyhead.Options{})
+	answers, err := client.Analyze(ctx, items, options)
 	if err != nil {
 		return err
 	}
@@ -200,7 +218,9 @@ func analyze(ctx context.Context, client *polyhead.Client, write func(*polyheadv
 }
 
 // stream answers texts while it reads them.
-func stream(ctx context.Context, client *polyhead.Client, write func(*polyheadv1.Answer) error) error {
+func stream(
+	ctx context.Context, client *polyhead.Client, options polyhead.Options, write func(*polyheadv1.Answer) error,
+) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	items, read := make(chan *polyheadv1.Item), make(chan error, 1)
@@ -215,7 +235,7 @@ func stream(ctx context.Context, client *polyhead.Client, write func(*polyheadv1
 			}
 		})
 	}()
-	if err := client.Stream(ctx, items, polyhead.Options{}, write); err != nil {
+	if err := client.Stream(ctx, items, options, write); err != nil {
 		return err
 	}
 	return <-read
@@ -262,22 +282,30 @@ func newRecord(answer *polyheadv1.Answer) (*record, error) {
 		record.Embedding = values
 	}
 	if head := result.GetClassification(); head != nil {
-		record.Classification = &classification{head.GetHead(), labelScores(head.GetScores())}
+		record.Classification = &classification{
+			head.GetHead(), labelScores(head.GetScores()), confidence{head.Confidence, head.Abstained}, head.GetPredictionSet(),
+		}
 	}
 	if head := result.GetSentiment(); head != nil {
-		record.Sentiment = &sentiment{head.GetHead(), head.GetProbability(), head.GetLabel()}
+		record.Sentiment = &sentiment{
+			head.GetHead(), head.GetProbability(), head.GetLabel(), confidence{head.Confidence, head.Abstained},
+		}
 	}
 	for _, head := range result.GetLabelSets() {
 		labels := append([]string{}, head.GetLabels()...)
 		record.LabelSets = append(record.LabelSets, labelSet{head.GetHead(), labelScores(head.GetScores()), labels})
 	}
 	for _, head := range result.GetScores() {
-		score := headScore{Head: head.GetHead(), Value: head.GetValue(), Probabilities: labelScores(head.GetProbabilities())}
+		score := headScore{
+			Head: head.GetHead(), Value: head.GetValue(), Probabilities: labelScores(head.GetProbabilities()),
+			confidence: confidence{head.Confidence, head.Abstained},
+		}
 		if label := head.GetLabel(); label != "" {
 			score.Label = &label
 		}
 		record.Scores = append(record.Scores, score)
 	}
+	record.Novelty = result.Novelty
 	truncated := result.GetTruncation().GetTruncated()
 	record.Truncated = &truncated
 	return record, nil

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16polyhead/v1/item.proto\x12\x0bpolyhead.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"%\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xbc\x01\n\x0bItemOptions\x12\x31\n\ntruncation\x18\x01 \x01(\x0e\x32\x1d.polyhead.v1.TruncationPolicy\x12\x17\n\x0finclude_timings\x18\x02 \x01(\x08\x12\x38\n\x15\x65xpected_fingerprints\x18\x03 \x01(\x0b\x32\x19.polyhead.v1.Fingerprints\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\x17\n\x0finclude_novelty\x18\x05 \x01(\x08\"X\n\x10\x45mbeddingOptions\x12\x30\n\x08\x65ncoding\x18\x01 \x01(\x0e\x32\x1e.polyhead.v1.EmbeddingEncoding\x12\x12\n\ndimensions\x18\x02 \x01(\r\"p\n\x06\x41nswer\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.polyhead.v1.ResultH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x81\x04\n\x06Result\x12)\n\tembedding\x18\x01 \x01(\x0b\x32\x16.polyhead.v1.Embedding\x12\x33\n\x0e\x63lassification\x18\x02 \x01(\x0b\x32\x1b.polyhead.v1.Classification\x12)\n\tsentiment\x18\x03 \x01(\x0b\x32\x16.polyhead.v1.Sentiment\x12?\n\x1a\x61\x64\x64itional_classifications\x18\x04 \x03(\x0b\x32\x1b.polyhead.v1.Classification\x12\x35\n\x15\x61\x64\x64itional_sentiments\x18\x05 \x03(\x0b\x32\x16.polyhead.v1.Sentiment\x12+\n\ntruncation\x18\x06 \x01(\x0b\x32\x17.polyhead.v1.Truncation\x12/\n\x0c\x66ingerprints\x18\x07 \x01(\x0b\x32\x19.polyhead.v1.Fingerprints\x12%\n\x07timings\x18\x08 \x01(\x0b\x32\x14.polyhead.v1.Timings\x12)\n\nlabel_sets\x18\t \x03(\x0b\x32\x15.polyhead.v1.LabelSet\x12\"\n\x06scores\x18\n \x03(\x0b\x32\x12.polyhead.v1.Score\x12\x14\n\x07novelty\x18\x0b \x01(\x02H\x00\x88\x01\x01\x42\n\n\x08_novelty\"p\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12\x30\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x1e.polyhead.v1.EmbeddingEncoding\x12\x12\n\ndimensions\x18\x03 \x01(\r\x12\r\n\x05scale\x18\x04 \x01(\x02\"\x95\x01\n\x0e\x43lassification\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\'\n\x06scores\x18\x02 \x03(\x0b\x32\x17.polyhead.v1.LabelScore\x12\x17\n\nconfidence\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x16\n\tabstained\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\r\n\x0b_confidenceB\x0c\n\n_abstained\"0\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"\x8b\x01\n\tSentiment\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12\r\n\x05label\x18\x03 \x01(\t\x12\x17\n\nconfidence\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x16\n\tabstained\x18\x05 \x01(\x08H\x01\x88\x01\x01\x42\r\n\x0b_confidenceB\x0c\n\n_abstained\"Q\n\x08LabelSet\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\'\n\x06scores\x18\x02 \x03(\x0b\x32\x17.polyhead.v1.LabelScore\x12\x0e\n\x06labels\x18\x03 \x03(\t\"\xb1\x01\n\x05Score\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02\x12\r\n\x05label\x18\x03 \x01(\t\x12.\n\rprobabilities\x18\x04 \x03(\x0b\x32\x17.polyhead.v1.LabelScore\x12\x17\n\nconfidence\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x16\n\tabstained\x18\x06 \x01(\x08H\x01\x88\x01\x01\x42\r\n\x0b_confidenceB\x0c\n\n_abstained\"\x90\x01\n\nTruncation\x12\x11\n\ttruncated\x18\x01 \x01(\x08\x12\x13\n\x0btokens_seen\x18\x02 \x01(\r\x12\x13\n\x0btokens_used\x18\x03 \x01(\r\x12\x1e\n\x11\x63ut_at_code_point\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07windows\x18\x05 \x01(\rB\x14\n\x12_cut_at_code_point\"T\n\x0c\x46ingerprints\x12\x17\n\x0f\x65mbedding_space\x18\x01 \x01(\t\x12+\n\x05heads\x18\x02 \x03(\x0b\x32\x1c.polyhead.v1.HeadFingerprint\"4\n\x0fHeadFingerprint\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"\xc0\x02\n\x07Timings\x12/\n\x0ctokenization\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x62\x61tch_items\x18\x05 \x01(\r\x12\x14\n\x0c\x62\x61tch_tokens\x18\x06 \x01(\r\x12,\n\tadmission\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64\x65livery\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration*~\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x12\n\x0eTASK_EMBEDDING\x10\x01\x12\x17\n\x13TASK_CLASSIFICATION\x10\x02\x12\x12\n\x0eTASK_SENTIMENT\x10\x03\x12\x0f\n\x0bTASK_LABELS\x10\x04\x12\x0e\n\nTASK_SCORE\x10\x05*\xb9\x01\n\x11\x45mbeddingEncoding\x12\"\n\x1e\x45MBEDDING_ENCODING_UNSPECIFIED\x10\x00\x12!\n\x1d\x45MBEDDING_ENCODING_FLOAT32_LE\x10\x01\x12!\n\x1d\x45MBEDDING_ENCODING_FLOAT16_LE\x10\x02\x12\x1b\n\x17\x45MBEDDING_ENCODING_INT8\x10\x03\x12\x1d\n\x19\x45MBEDDING_ENCODING_BINARY\x10\x04*\x90\x01\n\x10TruncationPolicy\x12!\n\x1dTRUNCATION_POLICY_UNSPECIFIED\x10\x00\x12\x1e\n\x1aTRUNCATION_POLICY_TRUNCATE\x10\x01\x12\x1b\n\x17TRUNCATION_POLICY_ERROR\x10\x02\x12\x1c\n\x18TRUNCATION_POLICY_WINDOW\x10\x03*b\n\x0b\x41nswerOrder\x12\x1c\n\x18\x41NSWER_ORDER_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41NSWER_ORDER_REQUEST\x10\x01\x12\x1b\n\x17\x41NSWER_ORDER_COMPLETION\x10\x02\x42Q\n\x0eio.polyhead.v1P\x01Z=github.com/polyhead/polyhead/clients/go/polyheadv1;polyheadv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16polyhead/v1/item.proto\x12\x0bpolyhead.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"%\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xdd\x01\n\x0bItemOptions\x12\x31\n\ntruncation\x18\x01 \x01(\x0e\x32\x1d.polyhead.v1.TruncationPolicy\x12\x17\n\x0finclude_timings\x18\x02 \x01(\x08\x12\x38\n\x15\x65xpected_fingerprints\x18\x03 \x01(\x0b\x32\x19.polyhead.v1.Fingerprints\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\x17\n\x0finclude_novelty\x18\x05 \x01(\x08\x12\x1f\n\x17include_prediction_sets\x18\x06 \x01(\x08\"X\n\x10\x45mbeddingOptions\x12\x30\n\x08\x65ncoding\x18\x01 \x01(\x0e\x32\x1e.polyhead.v1.EmbeddingEncoding\x12\x12\n\ndimensions\x18\x02 \x01(\r\"p\n\x06\x41nswer\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.polyhead.v1.ResultH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x81\x04\n\x06Result\x12)\n\tembedding\x18\x01 \x01(\x0b\x32\x16.polyhead.v1.Embedding\x12\x33\n\x0e\x63lassification\x18\x02 \x01(\x0b\x32\x1b.polyhead.v1.Classification\x12)\n\tsentiment\x18\x03 \x01(\x0b\x32\x16.polyhead.v1.Sentiment\x12?\n\x1a\x61\x64\x64itional_classifications\x18\x04 \x03(\x0b\x32\x1b.polyhead.v1.Classification\x12\x35\n\x15\x61\x64\x64itional_sentiments\x18\x05 \x03(\x0b\x32\x16.polyhead.v1.Sentiment\x12+\n\ntruncation\x18\x06 \x01(\x0b\x32\x17.polyhead.v1.Truncation\x12/\n\x0c\x66ingerprints\x18\x07 \x01(\x0b\x32\x19.polyhead.v1.Fingerprints\x12%\n\x07timings\x18\x08 \x01(\x0b\x32\x14.polyhead.v1.Timings\x12)\n\nlabel_sets\x18\t \x03(\x0b\x32\x15.polyhead.v1.LabelSet\x12\"\n\x06scores\x18\n \x03(\x0b\x32\x12.polyhead.v1.Score\x12\x14\n\x07novelty\x18\x0b \x01(\x02H\x00\x88\x01\x01\x42\n\n\x08_novelty\"p\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12\x30\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x1e.polyhead.v1.EmbeddingEncoding\x12\x12\n\ndimensions\x18\x03 \x01(\r\x12\r\n\x05scale\x18\x04 \x01(\x02\"\xad\x01\n\x0e\x43lassification\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\'\n\x06scores\x18\x02 \x03(\x0b\x32\x17.polyhead.v1.LabelScore\x12\x17\n\nconfidence\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x16\n\tabstained\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x16\n\x0eprediction_set\x18\x05 \x03(\tB\r\n\x0b_confidenceB\x0c\n\n_abstained\"0\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"\x8b\x01\n\tSentiment\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12\r\n\x05label\x18\x03 \x01(\t\x12\x17\n\nconfidence\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x16\n\tabstained\x18\x05 \x01(\x08H\x01\x88\x01\x01\x42\r\n\x0b_confidenceB\x0c\n\n_abstained\"Q\n\x08LabelSet\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\'\n\x06scores\x18\x02 \x03(\x0b\x32\x17.polyhead.v1.LabelScore\x12\x0e\n\x06labels\x18\x03 \x03(\t\"\xb1\x01\n\x05Score\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02\x12\r\n\x05label\x18\x03 \x01(\t\x12.\n\rprobabilities\x18\x04 \x03(\x0b\x32\x17.polyhead.v1.LabelScore\x12\x17\n\nconfidence\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x16\n\tabstained\x18\x06 \x01(\x08H\x01\x88\x01\x01\x42\r\n\x0b_confidenceB\x0c\n\n_abstained\"\x90\x01\n\nTruncation\x12\x11\n\ttruncated\x18\x01 \x01(\x08\x12\x13\n\x0btokens_seen\x18\x02 \x01(\r\x12\x13\n\x0btokens_used\x18\x03 \x01(\r\x12\x1e\n\x11\x63ut_at_code_point\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07windows\x18\x05 \x01(\rB\x14\n\x12_cut_at_code_point\"T\n\x0c\x46ingerprints\x12\x17\n\x0f\x65mbedding_space\x18\x01 \x01(\t\x12+\n\x05heads\x18\x02 \x03(\x0b\x32\x1c.polyhead.v1.HeadFingerprint\"4\n\x0fHeadFingerprint\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"\xc0\x02\n\x07Timings\x12/\n\x0ctokenization\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x62\x61tch_items\x18\x05 \x01(\r\x12\x14\n\x0c\x62\x61tch_tokens\x18\x06 \x01(\r\x12,\n\tadmission\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64\x65livery\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration*~\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x12\n\x0eTASK_EMBEDDING\x10\x01\x12\x17\n\x13TASK_CLASSIFICATION\x10\x02\x12\x12\n\x0eTASK_SENTIMENT\x10\x03\x12\x0f\n\x0bTASK_LABELS\x10\x04\x12\x0e\n\nTASK_SCORE\x10\x05*\xb9\x01\n\x11\x45mbeddingEncoding\x12\"\n\x1e\x45MBEDDING_ENCODING_UNSPECIFIED\x10\x00\x12!\n\x1d\x45MBEDDING_ENCODING_FLOAT32_LE\x10\x01\x12!\n\x1d\x45MBEDDING_ENCODING_FLOAT16_LE\x10\x02\x12\x1b\n\x17\x45MBEDDING_ENCODING_INT8\x10\x03\x12\x1d\n\x19\x45MBEDDING_ENCODING_BINARY\x10\x04*\x90\x01\n\x10TruncationPolicy\x12!\n\x1dTRUNCATION_POLICY_UNSPECIFIED\x10\x00\x12\x1e\n\x1aTRUNCATION_POLICY_TRUNCATE\x10\x01\x12\x1b\n\x17TRUNCATION_POLICY_ERROR\x10\x02\x12\x1c\n\x18TRUNCATION_POLICY_WINDOW\x10\x03*b\n\x0b\x41nswerOrder\x12\x1c\n\x18\x41NSWER_ORDER_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41NSWER_ORDER_REQUEST\x10\x01\x12\x1b\n\x17\x41NSWER_ORDER_COMPLETION\x10\x02\x42Q\n\x0eio.polyhead.v1P\x01Z=github.com/polyhead/polyhead/clients/go/polyheadv1;polyheadv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,42 +34,42 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'polyhead.v1.item_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016io.polyhead.v1P\001Z=github.com/polyhead/polyhead/clients/go/polyheadv1;polyheadv1'
-  _globals['_TASK']._serialized_start=2377
-  _globals['_TASK']._serialized_end=2503
-  _globals['_EMBEDDINGENCODING']._serialized_start=2506
-  _globals['_EMBEDDINGENCODING']._serialized_end=2691
-  _globals['_TRUNCATIONPOLICY']._serialized_start=2694
-  _globals['_TRUNCATIONPOLICY']._serialized_end=2838
-  _globals['_ANSWERORDER']._serialized_start=2840
-  _globals['_ANSWERORDER']._serialized_end=2938
+  _globals['_TASK']._serialized_start=2434
+  _globals['_TASK']._serialized_end=2560
+  _globals['_EMBEDDINGENCODING']._serialized_start=2563
+  _globals['_EMBEDDINGENCODING']._serialized_end=2748
+  _globals['_TRUNCATIONPOLICY']._serialized_start=2751
+  _globals['_TRUNCATIONPOLICY']._serialized_end=2895
+  _globals['_ANSWERORDER']._serialized_start=2897
+  _globals['_ANSWERORDER']._serialized_end=2995
   _globals['_ITEM']._serialized_start=96
   _globals['_ITEM']._serialized_end=133
   _globals['_ITEMOPTIONS']._serialized_start=136
-  _globals['_ITEMOPTIONS']._serialized_end=324
-  _globals['_EMBEDDINGOPTIONS']._serialized_start=326
-  _globals['_EMBEDDINGOPTIONS']._serialized_end=414
-  _globals['_ANSWER']._serialized_start=416
-  _globals['_ANSWER']._serialized_end=528
-  _globals['_RESULT']._serialized_start=531
-  _globals['_RESULT']._serialized_end=1044
-  _globals['_EMBEDDING']._serialized_start=1046
-  _globals['_EMBEDDING']._serialized_end=1158
-  _globals['_CLASSIFICATION']._serialized_start=1161
-  _globals['_CLASSIFICATION']._serialized_end=1310
-  _globals['_LABELSCORE']._serialized_start=1312
-  _globals['_LABELSCORE']._serialized_end=1360
-  _globals['_SENTIMENT']._serialized_start=1363
-  _globals['_SENTIMENT']._serialized_end=1502
-  _globals['_LABELSET']._serialized_start=1504
-  _globals['_LABELSET']._serialized_end=1585
-  _globals['_SCORE']._serialized_start=1588
-  _globals['_SCORE']._serialized_end=1765
-  _globals['_TRUNCATION']._serialized_start=1768
-  _globals['_TRUNCATION']._serialized_end=1912
-  _globals['_FINGERPRINTS']._serialized_start=1914
-  _globals['_FINGERPRINTS']._serialized_end=1998
-  _globals['_HEADFINGERPRINT']._serialized_start=2000
-  _globals['_HEADFINGERPRINT']._serialized_end=2052
-  _globals['_TIMINGS']._serialized_start=2055
-  _globals['_TIMINGS']._serialized_end=2375
+  _globals['_ITEMOPTIONS']._serialized_end=357
+  _globals['_EMBEDDINGOPTIONS']._serialized_start=359
+  _globals['_EMBEDDINGOPTIONS']._serialized_end=447
+  _globals['_ANSWER']._serialized_start=449
+  _globals['_ANSWER']._serialized_end=561
+  _globals['_RESULT']._serialized_start=564
+  _globals['_RESULT']._serialized_end=1077
+  _globals['_EMBEDDING']._serialized_start=1079
+  _globals['_EMBEDDING']._serialized_end=1191
+  _globals['_CLASSIFICATION']._serialized_start=1194
+  _globals['_CLASSIFICATION']._serialized_end=1367
+  _globals['_LABELSCORE']._serialized_start=1369
+  _globals['_LABELSCORE']._serialized_end=1417
+  _globals['_SENTIMENT']._serialized_start=1420
+  _globals['_SENTIMENT']._serialized_end=1559
+  _globals['_LABELSET']._serialized_start=1561
+  _globals['_LABELSET']._serialized_end=1642
+  _globals['_SCORE']._serialized_start=1645
+  _globals['_SCORE']._serialized_end=1822
+  _globals['_TRUNCATION']._serialized_start=1825
+  _globals['_TRUNCATION']._serialized_end=1969
+  _globals['_FINGERPRINTS']._serialized_start=1971
+  _globals['_FINGERPRINTS']._serialized_end=2055
+  _globals['_HEADFINGERPRINT']._serialized_start=2057
+  _globals['_HEADFINGERPRINT']._serialized_end=2109
+  _globals['_TIMINGS']._serialized_start=2112
+  _globals['_TIMINGS']._serialized_end=2432
 # @@protoc_insertion_point(module_scope)

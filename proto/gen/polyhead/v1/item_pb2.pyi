@@ -197,6 +197,7 @@ class ItemOptions(google.protobuf.message.Message):
     EXPECTED_FINGERPRINTS_FIELD_NUMBER: builtins.int
     PROMPT_FIELD_NUMBER: builtins.int
     INCLUDE_NOVELTY_FIELD_NUMBER: builtins.int
+    INCLUDE_PREDICTION_SETS_FIELD_NUMBER: builtins.int
     truncation: Global___TruncationPolicy.ValueType
     """truncation is the treatment of texts beyond the token limit; unspecified means TRUNCATION_POLICY_TRUNCATE."""
     include_timings: builtins.bool
@@ -209,6 +210,10 @@ class ItemOptions(google.protobuf.message.Message):
     include_novelty: builtins.bool
     """include_novelty requests Result.novelty. False when absent. Rejected with INVALID_ARGUMENT and reason
     NOVELTY_NOT_AVAILABLE if ModelInfo.has_novelty is false.
+    """
+    include_prediction_sets: builtins.bool
+    """include_prediction_sets requests Classification.prediction_set of each head with HeadInfo.prediction_sets. False when
+    absent.
     """
     @property
     def expected_fingerprints(self) -> Global___Fingerprints:
@@ -225,9 +230,10 @@ class ItemOptions(google.protobuf.message.Message):
         expected_fingerprints: Global___Fingerprints | None = ...,
         prompt: builtins.str = ...,
         include_novelty: builtins.bool = ...,
+        include_prediction_sets: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["expected_fingerprints", b"expected_fingerprints"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["expected_fingerprints", b"expected_fingerprints", "include_novelty", b"include_novelty", "include_timings", b"include_timings", "prompt", b"prompt", "truncation", b"truncation"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["expected_fingerprints", b"expected_fingerprints", "include_novelty", b"include_novelty", "include_prediction_sets", b"include_prediction_sets", "include_timings", b"include_timings", "prompt", b"prompt", "truncation", b"truncation"]) -> None: ...
 
 Global___ItemOptions: typing_extensions.TypeAlias = ItemOptions
 
@@ -419,6 +425,7 @@ class Classification(google.protobuf.message.Message):
     SCORES_FIELD_NUMBER: builtins.int
     CONFIDENCE_FIELD_NUMBER: builtins.int
     ABSTAINED_FIELD_NUMBER: builtins.int
+    PREDICTION_SET_FIELD_NUMBER: builtins.int
     head: builtins.str
     """head is the head's name, as in ModelInfo."""
     confidence: builtins.float
@@ -431,6 +438,12 @@ class Classification(google.protobuf.message.Message):
     def scores(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
         """scores holds each label of the head, most probable first; the probabilities sum to 1."""
 
+    @property
+    def prediction_set(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """prediction_set holds labels among which the true one is with the probability PredictionSets.coverage, most probable
+        first. Not empty if ItemOptions.include_prediction_sets was set and the head has HeadInfo.prediction_sets.
+        """
+
     def __init__(
         self,
         *,
@@ -438,9 +451,10 @@ class Classification(google.protobuf.message.Message):
         scores: collections.abc.Iterable[Global___LabelScore] | None = ...,
         confidence: builtins.float | None = ...,
         abstained: builtins.bool | None = ...,
+        prediction_set: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_abstained", b"_abstained", "_confidence", b"_confidence", "abstained", b"abstained", "confidence", b"confidence"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_abstained", b"_abstained", "_confidence", b"_confidence", "abstained", b"abstained", "confidence", b"confidence", "head", b"head", "scores", b"scores"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_abstained", b"_abstained", "_confidence", b"_confidence", "abstained", b"abstained", "confidence", b"confidence", "head", b"head", "prediction_set", b"prediction_set", "scores", b"scores"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_abstained", b"_abstained"]) -> typing.Literal["abstained"] | None: ...
     @typing.overload

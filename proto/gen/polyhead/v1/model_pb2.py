@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from polyhead.v1 import item_pb2 as polyhead_dot_v1_dot_item__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17polyhead/v1/model.proto\x12\x0bpolyhead.v1\x1a\x16polyhead/v1/item.proto\"\xe5\x02\n\tModelInfo\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12$\n\x05heads\x18\x02 \x03(\x0b\x32\x15.polyhead.v1.HeadInfo\x12-\n\tembedding\x18\x03 \x01(\x0b\x32\x1a.polyhead.v1.EmbeddingInfo\x12#\n\x06limits\x18\x04 \x01(\x0b\x32\x13.polyhead.v1.Limits\x12/\n\x0c\x66ingerprints\x18\x05 \x01(\x0b\x32\x19.polyhead.v1.Fingerprints\x12)\n\x07runtime\x18\x06 \x01(\x0b\x32\x18.polyhead.v1.RuntimeInfo\x12\x1d\n\x15\x62undle_format_version\x18\x07 \x01(\r\x12\x16\n\x0eserver_version\x18\x08 \x01(\t\x12$\n\x07prompts\x18\t \x03(\x0b\x32\x13.polyhead.v1.Prompt\x12\x13\n\x0bhas_novelty\x18\n \x01(\x08\"$\n\x06Prompt\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xc9\x01\n\x08HeadInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.polyhead.v1.HeadKind\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x13\n\x0btemperature\x18\x04 \x01(\x02\x12\x16\n\tthreshold\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\nthresholds\x18\x06 \x03(\x02\x12+\n\nabstention\x18\x07 \x01(\x0b\x32\x17.polyhead.v1.AbstentionB\x0c\n\n_threshold\"V\n\nAbstention\x12\x11\n\tthreshold\x18\x01 \x01(\x02\x12\x10\n\x08\x61\x63\x63uracy\x18\x02 \x01(\x02\x12\x11\n\tcertainty\x18\x03 \x01(\x02\x12\x10\n\x08\x63overage\x18\x04 \x01(\x02\"H\n\rEmbeddingInfo\x12\x12\n\ndimensions\x18\x01 \x01(\r\x12\x0f\n\x07pooling\x18\x02 \x01(\t\x12\x12\n\nnormalized\x18\x03 \x01(\x08\"\x83\x01\n\x06Limits\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x16\n\x0emax_characters\x18\x02 \x01(\r\x12\x1d\n\x15max_items_per_message\x18\x03 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\r\x12\x13\n\x0bmax_windows\x18\x05 \x01(\r\"X\n\x0bRuntimeInfo\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x18\n\x10\x66\x61llback_reasons\x18\x04 \x03(\t*\x9e\x01\n\x08HeadKind\x12\x19\n\x15HEAD_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11HEAD_KIND_SOFTMAX\x10\x01\x12\x15\n\x11HEAD_KIND_SIGMOID\x10\x02\x12\x18\n\x14HEAD_KIND_MULTILABEL\x10\x03\x12\x15\n\x11HEAD_KIND_ORDINAL\x10\x04\x12\x18\n\x14HEAD_KIND_REGRESSION\x10\x05\x42Q\n\x0eio.polyhead.v1P\x01Z=github.com/polyhead/polyhead/clients/go/polyheadv1;polyheadv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17polyhead/v1/model.proto\x12\x0bpolyhead.v1\x1a\x16polyhead/v1/item.proto\"\xe5\x02\n\tModelInfo\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12$\n\x05heads\x18\x02 \x03(\x0b\x32\x15.polyhead.v1.HeadInfo\x12-\n\tembedding\x18\x03 \x01(\x0b\x32\x1a.polyhead.v1.EmbeddingInfo\x12#\n\x06limits\x18\x04 \x01(\x0b\x32\x13.polyhead.v1.Limits\x12/\n\x0c\x66ingerprints\x18\x05 \x01(\x0b\x32\x19.polyhead.v1.Fingerprints\x12)\n\x07runtime\x18\x06 \x01(\x0b\x32\x18.polyhead.v1.RuntimeInfo\x12\x1d\n\x15\x62undle_format_version\x18\x07 \x01(\r\x12\x16\n\x0eserver_version\x18\x08 \x01(\t\x12$\n\x07prompts\x18\t \x03(\x0b\x32\x13.polyhead.v1.Prompt\x12\x13\n\x0bhas_novelty\x18\n \x01(\x08\"$\n\x06Prompt\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xff\x01\n\x08HeadInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.polyhead.v1.HeadKind\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x13\n\x0btemperature\x18\x04 \x01(\x02\x12\x16\n\tthreshold\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\nthresholds\x18\x06 \x03(\x02\x12+\n\nabstention\x18\x07 \x01(\x0b\x32\x17.polyhead.v1.Abstention\x12\x34\n\x0fprediction_sets\x18\x08 \x01(\x0b\x32\x1b.polyhead.v1.PredictionSetsB\x0c\n\n_threshold\"V\n\nAbstention\x12\x11\n\tthreshold\x18\x01 \x01(\x02\x12\x10\n\x08\x61\x63\x63uracy\x18\x02 \x01(\x02\x12\x11\n\tcertainty\x18\x03 \x01(\x02\x12\x10\n\x08\x63overage\x18\x04 \x01(\x02\"5\n\x0ePredictionSets\x12\x10\n\x08\x63overage\x18\x01 \x01(\x02\x12\x11\n\tthreshold\x18\x02 \x01(\x02\"H\n\rEmbeddingInfo\x12\x12\n\ndimensions\x18\x01 \x01(\r\x12\x0f\n\x07pooling\x18\x02 \x01(\t\x12\x12\n\nnormalized\x18\x03 \x01(\x08\"\x83\x01\n\x06Limits\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x16\n\x0emax_characters\x18\x02 \x01(\r\x12\x1d\n\x15max_items_per_message\x18\x03 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\r\x12\x13\n\x0bmax_windows\x18\x05 \x01(\r\"X\n\x0bRuntimeInfo\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x18\n\x10\x66\x61llback_reasons\x18\x04 \x03(\t*\x9e\x01\n\x08HeadKind\x12\x19\n\x15HEAD_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11HEAD_KIND_SOFTMAX\x10\x01\x12\x15\n\x11HEAD_KIND_SIGMOID\x10\x02\x12\x18\n\x14HEAD_KIND_MULTILABEL\x10\x03\x12\x15\n\x11HEAD_KIND_ORDINAL\x10\x04\x12\x18\n\x14HEAD_KIND_REGRESSION\x10\x05\x42Q\n\x0eio.polyhead.v1P\x01Z=github.com/polyhead/polyhead/clients/go/polyheadv1;polyheadv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,20 +33,22 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'polyhead.v1.model_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016io.polyhead.v1P\001Z=github.com/polyhead/polyhead/clients/go/polyheadv1;polyheadv1'
-  _globals['_HEADKIND']._serialized_start=1053
-  _globals['_HEADKIND']._serialized_end=1211
+  _globals['_HEADKIND']._serialized_start=1162
+  _globals['_HEADKIND']._serialized_end=1320
   _globals['_MODELINFO']._serialized_start=65
   _globals['_MODELINFO']._serialized_end=422
   _globals['_PROMPT']._serialized_start=424
   _globals['_PROMPT']._serialized_end=460
   _globals['_HEADINFO']._serialized_start=463
-  _globals['_HEADINFO']._serialized_end=664
-  _globals['_ABSTENTION']._serialized_start=666
-  _globals['_ABSTENTION']._serialized_end=752
-  _globals['_EMBEDDINGINFO']._serialized_start=754
-  _globals['_EMBEDDINGINFO']._serialized_end=826
-  _globals['_LIMITS']._serialized_start=829
-  _globals['_LIMITS']._serialized_end=960
-  _globals['_RUNTIMEINFO']._serialized_start=962
-  _globals['_RUNTIMEINFO']._serialized_end=1050
+  _globals['_HEADINFO']._serialized_end=718
+  _globals['_ABSTENTION']._serialized_start=720
+  _globals['_ABSTENTION']._serialized_end=806
+  _globals['_PREDICTIONSETS']._serialized_start=808
+  _globals['_PREDICTIONSETS']._serialized_end=861
+  _globals['_EMBEDDINGINFO']._serialized_start=863
+  _globals['_EMBEDDINGINFO']._serialized_end=935
+  _globals['_LIMITS']._serialized_start=938
+  _globals['_LIMITS']._serialized_end=1069
+  _globals['_RUNTIMEINFO']._serialized_start=1071
+  _globals['_RUNTIMEINFO']._serialized_end=1159
 # @@protoc_insertion_point(module_scope)

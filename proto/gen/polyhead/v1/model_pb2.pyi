@@ -158,6 +158,7 @@ class HeadInfo(google.protobuf.message.Message):
     THRESHOLD_FIELD_NUMBER: builtins.int
     THRESHOLDS_FIELD_NUMBER: builtins.int
     ABSTENTION_FIELD_NUMBER: builtins.int
+    PREDICTION_SETS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """name is the head's name, unique in the model."""
     kind: Global___HeadKind.ValueType
@@ -182,6 +183,10 @@ class HeadInfo(google.protobuf.message.Message):
     def abstention(self) -> Global___Abstention:
         """abstention states when the head abstains. Absent for a head that never does."""
 
+    @property
+    def prediction_sets(self) -> Global___PredictionSets:
+        """prediction_sets states what the head's prediction sets promise. Absent for a head without them."""
+
     def __init__(
         self,
         *,
@@ -192,9 +197,10 @@ class HeadInfo(google.protobuf.message.Message):
         threshold: builtins.float | None = ...,
         thresholds: collections.abc.Iterable[builtins.float] | None = ...,
         abstention: Global___Abstention | None = ...,
+        prediction_sets: Global___PredictionSets | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_threshold", b"_threshold", "abstention", b"abstention", "threshold", b"threshold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_threshold", b"_threshold", "abstention", b"abstention", "kind", b"kind", "labels", b"labels", "name", b"name", "temperature", b"temperature", "threshold", b"threshold", "thresholds", b"thresholds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_threshold", b"_threshold", "abstention", b"abstention", "prediction_sets", b"prediction_sets", "threshold", b"threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_threshold", b"_threshold", "abstention", b"abstention", "kind", b"kind", "labels", b"labels", "name", b"name", "prediction_sets", b"prediction_sets", "temperature", b"temperature", "threshold", b"threshold", "thresholds", b"thresholds"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_threshold", b"_threshold"]) -> typing.Literal["threshold"] | None: ...
 
 Global___HeadInfo: typing_extensions.TypeAlias = HeadInfo
@@ -228,6 +234,28 @@ class Abstention(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "certainty", b"certainty", "coverage", b"coverage", "threshold", b"threshold"]) -> None: ...
 
 Global___Abstention: typing_extensions.TypeAlias = Abstention
+
+@typing.final
+class PredictionSets(google.protobuf.message.Message):
+    """PredictionSets states what the prediction sets of a softmax head promise."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COVERAGE_FIELD_NUMBER: builtins.int
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    coverage: builtins.float
+    """coverage is the probability that the true label is in the set, for texts like those of validation, 0 to 1."""
+    threshold: builtins.float
+    """threshold is the lowest probability of a label in a set; the most probable label is in it in any case."""
+    def __init__(
+        self,
+        *,
+        coverage: builtins.float = ...,
+        threshold: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["coverage", b"coverage", "threshold", b"threshold"]) -> None: ...
+
+Global___PredictionSets: typing_extensions.TypeAlias = PredictionSets
 
 @typing.final
 class EmbeddingInfo(google.protobuf.message.Message):

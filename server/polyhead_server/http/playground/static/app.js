@@ -4,6 +4,7 @@ const $ = (id) => document.getElementById(id);
 const MAX_SHOWN = 200; // answers and rows of the similarity table; a file may have more
 const MAX_SIMILARITY = 24;
 const labels = {}, kindOf = {}; // of each head, by its name
+const served = {}; // what the server says about the model
 const TASKS = { classification: ["softmax"], sentiment: ["sigmoid"], labels: ["multilabel"],
   score: ["ordinal", "regression"] };
 
@@ -30,44 +31,58 @@ async function call(path, options = {}) {
 }
 
 async function analyze(texts) {
-  const body = JSON.stringify({ texts, truncation: $("truncation").value, timings: true });
+  const body = JSON.stringify({ texts, truncation: $("truncation").value, timings: true, ...doubts() });
   const response = await call("/v1/analyze", { method: "POST", body, headers: { "content-type": "application/json" } });
   return (await response.json()).answers;
+}
+
+// What the model can tell about how far to trust an answer.
+function doubts() {
+  const options = {};
+  if (served.has_novelty) options.novelty = true;
+  if (served.heads?.some((head) => head.prediction_sets)) options.prediction_sets = true;
+  return options;
 }
 
 const number = (value) => String(Number(value.toPrecision(4)));
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 
-function headTable(caption, rows) {
+function headTable(caption, rows, answer) {
   const table = element("table", { class: "head" }, element("caption", {}, caption));
   for (const [label, probability] of rows) {
     const bar = element("meter", { min: 0, max: 1, value: probability, "aria-label": `${label}: ${percent(probability)}` });
     table.append(element("tr", {}, element("th", { scope: "row" }, label), element("td", {}, bar),
       element("td", {}, percent(probability))));
   }
-  return table;
+  const notes = [];
+  if (answer.abstained) notes.push(element("strong", { class: "cut" }, "Abstains: "));
+  if (answer.confidence !== undefined) {
+    notes.push(`${answer.abstained ? "confidence" : "Confidence"} ${percent(answer.confidence)}. `);
+  }
+  if (answer.prediction_set) notes.push(`Prediction set: ${answer.prediction_set.join(", ")}.`);
+  return notes.length ? element("div", {}, table, element("p", { class: "facts" }, ...notes)) : table;
 }
 
 function headsOf(answer) {
   const tables = [];
   for (const one of [answer.classification, ...(answer.additional_classifications ?? [])].filter(Boolean)) {
     const rows = one.scores.slice(0, 6).map((score) => [score.label, score.probability]);
-    tables.push(headTable(one.head, rows));
+    tables.push(headTable(one.head, rows, one));
   }
   for (const one of [answer.sentiment, ...(answer.additional_sentiments ?? [])].filter(Boolean)) {
     // The labels of the head are the negative one and the positive one.
     const [negative, positive] = labels[one.head] ?? ["negative", "positive"];
     const rows = [[positive, one.probability], [negative, 1 - one.probability]];
-    tables.push(headTable(`${one.head}: ${one.label}`, one.label === positive ? rows : rows.reverse()));
+    tables.push(headTable(`${one.head}: ${one.label}`, one.label === positive ? rows : rows.reverse(), one));
   }
   for (const one of answer.label_sets ?? []) {
     // All that apply, and the most probable of the others.
     const rows = one.scores.slice(0, Math.max(6, one.labels.length)).map((score) => [score.label, score.probability]);
-    tables.push(headTable(`${one.head}: ${one.labels.join(", ") || "none"}`, rows));
+    tables.push(headTable(`${one.head}: ${one.labels.join(", ") || "none"}`, rows, one));
   }
   for (const one of answer.scores ?? []) {
     const rows = one.probabilities.map((score) => [score.label, score.probability]);
-    tables.push(headTable(`${one.head}: ${number(one.value)}${one.label === null ? "" : `, ${one.label}`}`, rows));
+    tables.push(headTable(`${one.head}: ${number(one.value)}${one.label === null ? "" : `, ${one.label}`}`, rows, one));
   }
   return tables;
 }
@@ -79,6 +94,11 @@ function factsOf(answer) {
   facts.append(`${truncation.tokens_used} of ${truncation.tokens_seen} tokens read${windows}. `);
   if (truncation.truncated) {
     facts.append(element("strong", { class: "cut" }, `Truncated at character ${truncation.cut_at_code_point}. `));
+  }
+  if (answer.novelty !== undefined) {
+    const rare = answer.novelty >= 0.99;
+    const novelty = `Novelty ${answer.novelty.toFixed(2)}${rare ? ", unlike the training texts" : ""}. `;
+    facts.append(rare ? element("strong", { class: "cut" }, novelty) : novelty);
   }
   if (timings) {
     const ms = (seconds) => `${(1000 * seconds).toFixed(1)} ms`;
@@ -152,21 +172,33 @@ const csvCell = (value) => {
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 };
 
+// The columns of a head that abstains, or that has prediction sets.
+function doubtColumns({ head, confidence, abstained, prediction_set: set }) {
+  const columns = {};
+  if (confidence !== undefined) [columns[`${head}_confidence`], columns[`${head}_abstained`]] = [confidence, abstained];
+  if (set) columns[`${head}_prediction_set`] = JSON.stringify(set);
+  return columns;
+}
+
 function columnsOf(answer) {
   const columns = { truncated: answer.truncation ? String(answer.truncation.truncated) : "" };
   for (const one of [answer.classification, ...(answer.additional_classifications ?? [])].filter(Boolean)) {
     columns[`${one.head}_label`] = one.scores[0].label;
     columns[`${one.head}_probability`] = one.scores[0].probability;
+    Object.assign(columns, doubtColumns(one));
   }
   for (const one of [answer.sentiment, ...(answer.additional_sentiments ?? [])].filter(Boolean)) {
     columns[`${one.head}_label`] = one.label;
     columns[`${one.head}_probability`] = one.probability;
+    Object.assign(columns, doubtColumns(one));
   }
   for (const one of answer.label_sets ?? []) columns[`${one.head}_labels`] = JSON.stringify(one.labels);
   for (const one of answer.scores ?? []) {
     columns[`${one.head}_value`] = one.value;
     if (one.label !== null) columns[`${one.head}_label`] = one.label;
+    Object.assign(columns, doubtColumns(one));
   }
+  if (answer.novelty !== undefined) columns.novelty = answer.novelty;
   columns.error = answer.error?.message ?? "";
   return columns;
 }
@@ -180,7 +212,7 @@ async function convert(file) {
   const tasks = Object.entries(TASKS).filter(([, of]) => of.some((kind) => kinds.has(kind))).map(([task]) => task);
   for (let begin = 0; begin < rows.length; begin += size) {
     const texts = rows.slice(begin, begin + size).map((row) => row[column] ?? "");
-    const body = JSON.stringify({ texts, truncation: $("truncation").value, tasks });
+    const body = JSON.stringify({ texts, truncation: $("truncation").value, tasks, ...doubts() });
     const response = await call("/v1/analyze", { method: "POST", body, headers: { "content-type": "application/json" } });
     answers.push(...(await response.json()).answers);
     $("status").textContent = `${answers.length} of ${rows.length} rows analyzed`;
@@ -233,6 +265,7 @@ $("key").addEventListener("change", () => card());
 async function card() {
   try {
     const info = await (await call("/v1/info")).json();
+    Object.assign(served, info);
     $("model-name").textContent = info.name;
     for (const head of info.heads) [labels[head.name], kindOf[head.name]] = [head.labels, head.kind];
     const heads = info.heads.map((head) => `${head.name} (${head.labels.join(", ") || "a number"})`);

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file polyhead/v1/model.proto.
  */
 export const file_polyhead_v1_model: GenFile = /*@__PURE__*/
-  fileDesc("Chdwb2x5aGVhZC92MS9tb2RlbC5wcm90bxILcG9seWhlYWQudjEi5QIKCU1vZGVsSW5mbxIQCghtb2RlbF9pZBgBIAEoCRIkCgVoZWFkcxgCIAMoCzIVLnBvbHloZWFkLnYxLkhlYWRJbmZvEi0KCWVtYmVkZGluZxgDIAEoCzIaLnBvbHloZWFkLnYxLkVtYmVkZGluZ0luZm8SIwoGbGltaXRzGAQgASgLMhMucG9seWhlYWQudjEuTGltaXRzEi8KDGZpbmdlcnByaW50cxgFIAEoCzIZLnBvbHloZWFkLnYxLkZpbmdlcnByaW50cxIpCgdydW50aW1lGAYgASgLMhgucG9seWhlYWQudjEuUnVudGltZUluZm8SHQoVYnVuZGxlX2Zvcm1hdF92ZXJzaW9uGAcgASgNEhYKDnNlcnZlcl92ZXJzaW9uGAggASgJEiQKB3Byb21wdHMYCSADKAsyEy5wb2x5aGVhZC52MS5Qcm9tcHQSEwoLaGFzX25vdmVsdHkYCiABKAgiJAoGUHJvbXB0EgwKBG5hbWUYASABKAkSDAoEdGV4dBgCIAEoCSLJAQoISGVhZEluZm8SDAoEbmFtZRgBIAEoCRIjCgRraW5kGAIgASgOMhUucG9seWhlYWQudjEuSGVhZEtpbmQSDgoGbGFiZWxzGAMgAygJEhMKC3RlbXBlcmF0dXJlGAQgASgCEhYKCXRocmVzaG9sZBgFIAEoAkgAiAEBEhIKCnRocmVzaG9sZHMYBiADKAISKwoKYWJzdGVudGlvbhgHIAEoCzIXLnBvbHloZWFkLnYxLkFic3RlbnRpb25CDAoKX3RocmVzaG9sZCJWCgpBYnN0ZW50aW9uEhEKCXRocmVzaG9sZBgBIAEoAhIQCghhY2N1cmFjeRgCIAEoAhIRCgljZXJ0YWludHkYAyABKAISEAoIY292ZXJhZ2UYBCABKAIiSAoNRW1iZWRkaW5nSW5mbxISCgpkaW1lbnNpb25zGAEgASgNEg8KB3Bvb2xpbmcYAiABKAkSEgoKbm9ybWFsaXplZBgDIAEoCCKDAQoGTGltaXRzEhIKCm1heF90b2tlbnMYASABKA0SFgoObWF4X2NoYXJhY3RlcnMYAiABKA0SHQoVbWF4X2l0ZW1zX3Blcl9tZXNzYWdlGAMgASgNEhkKEW1heF9tZXNzYWdlX2J5dGVzGAQgASgNEhMKC21heF93aW5kb3dzGAUgASgNIlgKC1J1bnRpbWVJbmZvEg4KBmVuZ2luZRgBIAEoCRIOCgZkZXZpY2UYAiABKAkSDwoHdmFyaWFudBgDIAEoCRIYChBmYWxsYmFja19yZWFzb25zGAQgAygJKp4BCghIZWFkS2luZBIZChVIRUFEX0tJTkRfVU5TUEVDSUZJRUQQABIVChFIRUFEX0tJTkRfU09GVE1BWBABEhUKEUhFQURfS0lORF9TSUdNT0lEEAISGAoUSEVBRF9LSU5EX01VTFRJTEFCRUwQAxIVChFIRUFEX0tJTkRfT1JESU5BTBAEEhgKFEhFQURfS0lORF9SRUdSRVNTSU9OEAVCUQoOaW8ucG9seWhlYWQudjFQAVo9Z2l0aHViLmNvbS9wb2x5aGVhZC9wb2x5aGVhZC9jbGllbnRzL2dvL3BvbHloZWFkdjE7cG9seWhlYWR2MWIGcHJvdG8z", [file_polyhead_v1_item]);
+  fileDesc("Chdwb2x5aGVhZC92MS9tb2RlbC5wcm90bxILcG9seWhlYWQudjEi5QIKCU1vZGVsSW5mbxIQCghtb2RlbF9pZBgBIAEoCRIkCgVoZWFkcxgCIAMoCzIVLnBvbHloZWFkLnYxLkhlYWRJbmZvEi0KCWVtYmVkZGluZxgDIAEoCzIaLnBvbHloZWFkLnYxLkVtYmVkZGluZ0luZm8SIwoGbGltaXRzGAQgASgLMhMucG9seWhlYWQudjEuTGltaXRzEi8KDGZpbmdlcnByaW50cxgFIAEoCzIZLnBvbHloZWFkLnYxLkZpbmdlcnByaW50cxIpCgdydW50aW1lGAYgASgLMhgucG9seWhlYWQudjEuUnVudGltZUluZm8SHQoVYnVuZGxlX2Zvcm1hdF92ZXJzaW9uGAcgASgNEhYKDnNlcnZlcl92ZXJzaW9uGAggASgJEiQKB3Byb21wdHMYCSADKAsyEy5wb2x5aGVhZC52MS5Qcm9tcHQSEwoLaGFzX25vdmVsdHkYCiABKAgiJAoGUHJvbXB0EgwKBG5hbWUYASABKAkSDAoEdGV4dBgCIAEoCSL/AQoISGVhZEluZm8SDAoEbmFtZRgBIAEoCRIjCgRraW5kGAIgASgOMhUucG9seWhlYWQudjEuSGVhZEtpbmQSDgoGbGFiZWxzGAMgAygJEhMKC3RlbXBlcmF0dXJlGAQgASgCEhYKCXRocmVzaG9sZBgFIAEoAkgAiAEBEhIKCnRocmVzaG9sZHMYBiADKAISKwoKYWJzdGVudGlvbhgHIAEoCzIXLnBvbHloZWFkLnYxLkFic3RlbnRpb24SNAoPcHJlZGljdGlvbl9zZXRzGAggASgLMhsucG9seWhlYWQudjEuUHJlZGljdGlvblNldHNCDAoKX3RocmVzaG9sZCJWCgpBYnN0ZW50aW9uEhEKCXRocmVzaG9sZBgBIAEoAhIQCghhY2N1cmFjeRgCIAEoAhIRCgljZXJ0YWludHkYAyABKAISEAoIY292ZXJhZ2UYBCABKAIiNQoOUHJlZGljdGlvblNldHMSEAoIY292ZXJhZ2UYASABKAISEQoJdGhyZXNob2xkGAIgASgCIkgKDUVtYmVkZGluZ0luZm8SEgoKZGltZW5zaW9ucxgBIAEoDRIPCgdwb29saW5nGAIgASgJEhIKCm5vcm1hbGl6ZWQYAyABKAgigwEKBkxpbWl0cxISCgptYXhfdG9rZW5zGAEgASgNEhYKDm1heF9jaGFyYWN0ZXJzGAIgASgNEh0KFW1heF9pdGVtc19wZXJfbWVzc2FnZRgDIAEoDRIZChFtYXhfbWVzc2FnZV9ieXRlcxgEIAEoDRITCgttYXhfd2luZG93cxgFIAEoDSJYCgtSdW50aW1lSW5mbxIOCgZlbmdpbmUYASABKAkSDgoGZGV2aWNlGAIgASgJEg8KB3ZhcmlhbnQYAyABKAkSGAoQZmFsbGJhY2tfcmVhc29ucxgEIAMoCSqeAQoISGVhZEtpbmQSGQoVSEVBRF9LSU5EX1VOU1BFQ0lGSUVEEAASFQoRSEVBRF9LSU5EX1NPRlRNQVgQARIVChFIRUFEX0tJTkRfU0lHTU9JRBACEhgKFEhFQURfS0lORF9NVUxUSUxBQkVMEAMSFQoRSEVBRF9LSU5EX09SRElOQUwQBBIYChRIRUFEX0tJTkRfUkVHUkVTU0lPThAFQlEKDmlvLnBvbHloZWFkLnYxUAFaPWdpdGh1Yi5jb20vcG9seWhlYWQvcG9seWhlYWQvY2xpZW50cy9nby9wb2x5aGVhZHYxO3BvbHloZWFkdjFiBnByb3RvMw", [file_polyhead_v1_item]);
 
 /**
  * ModelInfo describes the model that a server serves, and how it runs.
@@ -184,6 +184,13 @@ export type HeadInfo = Message<"polyhead.v1.HeadInfo"> & {
    * @generated from field: polyhead.v1.Abstention abstention = 7;
    */
   abstention?: Abstention | undefined;
+
+  /**
+   * prediction_sets states what the head's prediction sets promise. Absent for a head without them.
+   *
+   * @generated from field: polyhead.v1.PredictionSets prediction_sets = 8;
+   */
+  predictionSets?: PredictionSets | undefined;
 };
 
 /**
@@ -236,6 +243,34 @@ export const AbstentionSchema: GenMessage<Abstention> = /*@__PURE__*/
   messageDesc(file_polyhead_v1_model, 3);
 
 /**
+ * PredictionSets states what the prediction sets of a softmax head promise.
+ *
+ * @generated from message polyhead.v1.PredictionSets
+ */
+export type PredictionSets = Message<"polyhead.v1.PredictionSets"> & {
+  /**
+   * coverage is the probability that the true label is in the set, for texts like those of validation, 0 to 1.
+   *
+   * @generated from field: float coverage = 1;
+   */
+  coverage: number;
+
+  /**
+   * threshold is the lowest probability of a label in a set; the most probable label is in it in any case.
+   *
+   * @generated from field: float threshold = 2;
+   */
+  threshold: number;
+};
+
+/**
+ * Describes the message polyhead.v1.PredictionSets.
+ * Use `create(PredictionSetsSchema)` to create a new message.
+ */
+export const PredictionSetsSchema: GenMessage<PredictionSets> = /*@__PURE__*/
+  messageDesc(file_polyhead_v1_model, 4);
+
+/**
  * EmbeddingInfo describes the sentence embedding.
  *
  * @generated from message polyhead.v1.EmbeddingInfo
@@ -268,7 +303,7 @@ export type EmbeddingInfo = Message<"polyhead.v1.EmbeddingInfo"> & {
  * Use `create(EmbeddingInfoSchema)` to create a new message.
  */
 export const EmbeddingInfoSchema: GenMessage<EmbeddingInfo> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_model, 4);
+  messageDesc(file_polyhead_v1_model, 5);
 
 /**
  * Limits are the server's limits on requests.
@@ -319,7 +354,7 @@ export type Limits = Message<"polyhead.v1.Limits"> & {
  * Use `create(LimitsSchema)` to create a new message.
  */
 export const LimitsSchema: GenMessage<Limits> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_model, 5);
+  messageDesc(file_polyhead_v1_model, 6);
 
 /**
  * RuntimeInfo describes the engine and device in use, which may differ from the preferred ones.
@@ -361,7 +396,7 @@ export type RuntimeInfo = Message<"polyhead.v1.RuntimeInfo"> & {
  * Use `create(RuntimeInfoSchema)` to create a new message.
  */
 export const RuntimeInfoSchema: GenMessage<RuntimeInfo> = /*@__PURE__*/
-  messageDesc(file_polyhead_v1_model, 6);
+  messageDesc(file_polyhead_v1_model, 7);
 
 /**
  * HeadKind is the kind of a head, which determines how its logits become probabilities.
