@@ -104,7 +104,7 @@ def _backend(loop: asyncio.AbstractEventLoop) -> Any:
 
     async def start() -> Backend:
         service = InferenceService(settings, Metrics())
-        pipeline = Pipeline(load_model(settings), settings, service.metrics.observe_batch)
+        pipeline = Pipeline(load_model(settings), settings, service.metrics.observe_batches)
         pipeline.start()
         service.serve(pipeline)
         return Backend(service, settings, lambda: True)

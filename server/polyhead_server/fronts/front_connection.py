@@ -271,7 +271,7 @@ class FrontConnection:
         if self._queued and self._queued_for:
             queued, self._queued = self._queued, []
             core = self._queued_for.core
-            core.scheduler.put(core.look_up(queued))
+            core.put(core.look_up(queued))
 
     def _tokenized(self, record: Record) -> None:
         request = records.read_tokenized(record.body)

@@ -23,7 +23,7 @@ from .executor import BatchOutcome, Executor
 from .model import Model
 from .reused_answers import answer_from_cache, resolve, resolve_shared
 from .scheduler import BatchLimits, BatchScheduler
-from .types import Batch, Entry, ItemOutcome, QueueState, Result
+from .types import Entry, ItemOutcome, QueueState, Result
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ JOIN_TIMEOUT_S = 10.0
 # Interval at which ``close`` checks whether the rest can still be answered.
 CLOSE_CHECK_INTERVAL_S = 1.0
 
-ObserveBatch = Callable[[Batch, float], None]
+ObserveBatches = Callable[[Sequence[BatchOutcome]], None]
 ObserveOutcomes = Callable[[Sequence[Entry], Sequence[ItemOutcome]], None]
 
 
@@ -40,7 +40,7 @@ class EngineCore:
     """Computes the entries of all calls with one model: one queue, and one compute thread per core.
 
     Threads: the event loop that creates the object calls every method and owns every field. The compute threads reach
-    nothing here: ``Executor`` calls ``_resolve_batch`` on the event loop.
+    nothing here: ``Executor`` calls ``_resolve_batches`` on the event loop.
 
     Attributes:
         model: Model that answers.
@@ -55,7 +55,7 @@ class EngineCore:
         self,
         model: Model,
         settings: Settings,
-        observe_batch: ObserveBatch | None = None,
+        observe_batches: ObserveBatches | None = None,
         *,
         on_exception: Callable[[BaseException], None],
         observe_lookups: ObserveLookups | None = None,
@@ -64,8 +64,10 @@ class EngineCore:
     ) -> None:
         """Prepares the compute threads without starting them; see ``Pipeline`` for the arguments."""
         self.model = model
-        self._observe_batch = observe_batch
+        self._observe_batches = observe_batches
         self._observe_outcomes = observe_outcomes
+        self._loop = asyncio.get_running_loop()
+        self._waking = False
         self.scheduler = BatchScheduler(
             BatchLimits(model.max_batch_tokens, settings.max_padding, model.overhead_tokens)
         )
@@ -82,7 +84,7 @@ class EngineCore:
             self.scheduler,
             self.threads,
             settings.batch_timeout_s,
-            on_batch_done=self._resolve_batch,
+            on_batches_done=self._resolve_batches,
             on_exception=on_exception,
             slots=slots,
         )
@@ -125,28 +127,49 @@ class EngineCore:
         """Resolves the entries whose output is in the answer cache; returns the others."""
         return entries if self.answer_cache is None else answer_from_cache(entries, self.answer_cache)
 
+    def put(self, entries: Sequence[Entry]) -> None:
+        """Puts entries into the queue.
+
+        Compute threads are woken once for everything that comes in the same iteration of the event loop. A thread that
+        is woken earlier would only wait for the interpreter, take one text where several come, and cost the event loop
+        a switch of threads for each.
+        """
+        if self.scheduler.put(entries) and not self._waking:
+            self._waking = True
+            self._loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._waking = False
+        self.scheduler.wake()
+
     def drop(self, entry: Entry) -> None:
         """Removes an entry from the queue whose answer is not wanted any more."""
         self.scheduler.drop(entry)
         self.admission.wake()
 
-    def _resolve_batch(self, done: BatchOutcome) -> None:
-        """Resolves the entries of a finished batch and updates the rates."""
-        batch, cache = done.batch, self.answer_cache
-        for entry in batch.expired:
+    def _resolve_batches(self, finished: Sequence[BatchOutcome]) -> None:
+        """Resolves the entries of finished batches and updates the rates."""
+        self.scheduler.finish([entry for done in finished for entry in done.batch.entries])
+        for done in finished:
+            self._resolve(done)
+        self.admission.wake()
+        succeeded = [done for done in finished if done.batch.entries and not done.failed]
+        for done in succeeded:
+            # Texts behind a batch waited for its slot as well.
+            self.admission.observe_batch(done.batch.tokens, done.slot_s + done.compute_s, backlog=done.batch.backlog)
+        if succeeded and self._observe_batches:
+            self._observe_batches(succeeded)
+        if self._observe_outcomes:
+            for done in succeeded:
+                self._observe_outcomes(done.batch.entries, done.outcomes)
+
+    def _resolve(self, done: BatchOutcome) -> None:
+        cache = self.answer_cache
+        for entry in done.batch.expired:
             resolve(entry.future, ExpiredError())
-        self.scheduler.finish(batch.entries)
-        for entry, outcome in zip(batch.entries, done.outcomes, strict=True):
+        for entry, outcome in zip(done.batch.entries, done.outcomes, strict=True):
             resolve(entry.future, outcome)
             if entry.shared:
                 resolve_shared(entry.shared, outcome)
             if cache is not None and entry.key is not None and isinstance(outcome, Result):
                 cache.put(entry.key, outcome.output)
-        self.admission.wake()
-        if batch.entries and not done.failed:
-            # Texts behind this batch waited for its slot as well.
-            self.admission.observe_batch(batch.tokens, done.slot_s + done.compute_s, backlog=batch.backlog)
-            if self._observe_batch:
-                self._observe_batch(batch, done.compute_s)
-            if self._observe_outcomes:
-                self._observe_outcomes(batch.entries, done.outcomes)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from polyhead_server.engines import Engine
@@ -35,6 +35,7 @@ class BatchOutcome:
     Attributes:
         batch: The batch.
         outcomes: One outcome per entry, in order.
+        started_ns: ``time.monotonic_ns()`` at which it began.
         compute_s: Duration of the computation.
         failed: Whether every entry failed inside the server.
         slot_s: Time that its thread waited for a slot before, while other models computed.
@@ -42,6 +43,7 @@ class BatchOutcome:
 
     batch: Batch
     outcomes: list[ItemOutcome]
+    started_ns: int
     compute_s: float
     failed: bool
     slot_s: float = 0.0
@@ -51,9 +53,9 @@ class Executor:
     """Runs the scheduler's batches on compute threads, one batch per thread at a time.
 
     Threads: the event loop calls the public methods; ``join`` blocks and is called from a helper thread. The compute
-    threads run ``_worker_loop`` and everything below it. ``_lock`` guards the four fields that they share: each of them
+    threads run ``_worker_loop`` and everything below it. ``_lock`` guards the five fields that they share: each of them
     is read and written only under the lock, a few times per batch. All other fields are set by the constructor and do
-    not change. ``on_batch_done`` is called on the event loop; ``on_exception`` in the compute thread.
+    not change. ``on_batches_done`` is called on the event loop; ``on_exception`` in the compute thread.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Executor:
         threads: int,
         batch_timeout_s: float,
         *,
-        on_batch_done: Callable[[BatchOutcome], None],
+        on_batches_done: Callable[[Sequence[BatchOutcome]], None],
         on_exception: Callable[[BaseException], None],
         slots: ComputeSlots | None = None,
     ) -> None:
@@ -74,7 +76,8 @@ class Executor:
             scheduler: Source of the batches.
             threads: Number of compute threads.
             batch_timeout_s: Seconds after which a running batch counts as hung.
-            on_batch_done: Receives every batch with its outcomes, on the event loop that creates the executor.
+            on_batches_done: Receives every batch with its outcomes, on the event loop that creates the executor. A busy
+                loop gets all batches that have finished meanwhile in one call, which costs little more than one batch.
             on_exception: Receives every unexpected exception that no batch-mate explains, in the thread that caught it
                 and before it becomes an outcome. May end the process, for example when memory is exhausted.
             slots: Those that the models of the process share; None for its only model.
@@ -83,7 +86,7 @@ class Executor:
         self._slots = slots
         self._scheduler = scheduler
         self._batch_timeout_s = batch_timeout_s
-        self._on_batch_done = on_batch_done
+        self._on_batches_done = on_batches_done
         self._on_exception = on_exception
         self._loop = asyncio.get_running_loop()
         self._threads = [
@@ -93,6 +96,8 @@ class Executor:
         self._lock = threading.Lock()
         # Start of the running batch of each thread, by thread id.
         self._running: dict[int, int] = {}
+        # Batches that the event loop has not taken yet; while there are any, a call of ``_deliver`` is on its way.
+        self._finished: list[BatchOutcome] = []
         # Batches in a row that ran while no other ran or waited.
         self._exclusive_batches = 0
         # Batches in a row that failed.
@@ -164,12 +169,24 @@ class Executor:
         outcomes = self._run(batch.entries, started_ns, engine) if batch.entries else []
         compute_s = (time.monotonic_ns() - started_ns) / 1e9
         failed = bool(outcomes) and all(isinstance(outcome, InternalError) for outcome in outcomes)
-        self._loop.call_soon_threadsafe(self._on_batch_done, BatchOutcome(batch, outcomes, compute_s, failed, slot_s))
+        self._hand_over(BatchOutcome(batch, outcomes, started_ns, compute_s, failed, slot_s))
         if self._count_failure(failed=failed):
             self._probe_engine()
         # Not before: a probe that hangs must be found as well.
         with self._lock:
             del self._running[thread_id]
+
+    def _hand_over(self, done: BatchOutcome) -> None:
+        with self._lock:
+            self._finished.append(done)
+            is_first = len(self._finished) == 1
+        if is_first:
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            finished, self._finished = self._finished, []
+        self._on_batches_done(finished)
 
     def _begin(self, thread_id: int, started_ns: int, *, computes: bool) -> Engine:
         """Registers a batch that starts now and returns its engine.

@@ -19,7 +19,7 @@ from polyhead_server.settings import Settings
 from .admission import Admission
 from .answer_cache import AnswerCache, ObserveLookups
 from .compute_slots import ComputeSlots
-from .engine_core import EngineCore, ObserveBatch, ObserveOutcomes
+from .engine_core import EngineCore, ObserveBatches, ObserveOutcomes
 from .executor import Executor
 from .intake import Intake, OnMessage, OnTexts, Submission
 from .model import Model
@@ -40,7 +40,7 @@ class Pipeline(Intake):
         self,
         model: Model,
         settings: Settings,
-        observe_batch: ObserveBatch | None = None,
+        observe_batches: ObserveBatches | None = None,
         on_message: OnMessage | None = None,
         *,
         on_exception: Callable[[BaseException], None] | None = None,
@@ -54,7 +54,7 @@ class Pipeline(Intake):
         Args:
             model: Model that answers.
             settings: Limits.
-            observe_batch: Receives every successful batch and its duration in seconds.
+            observe_batches: Receives every successful batch, several at once where they finished together.
             on_message: Receives every message that was taken in: the model, the ``time.monotonic_ns()`` of its arrival,
                 the futures of its items, and whether it came over a stream. Called in the context of its call.
             on_exception: Receives every unexpected exception before it becomes an outcome, in the thread that caught
@@ -69,7 +69,7 @@ class Pipeline(Intake):
         self._core = EngineCore(
             model,
             settings,
-            observe_batch,
+            observe_batches,
             on_exception=self._on_exception,
             observe_lookups=observe_lookups,
             observe_outcomes=observe_outcomes,
@@ -120,7 +120,7 @@ class Pipeline(Intake):
     def _put(self, submission: Submission, entries: list[Entry]) -> Sequence[Entry]:
         del submission
         left = self._core.look_up(entries)
-        self.scheduler.put(left)
+        self._core.put(left)
         return left
 
     def _drop(self, entry: Entry) -> None:

@@ -87,9 +87,9 @@ class BatchScheduler:
     """Entries in, batches out.
 
     Threads: every public method takes ``accounting.lock`` and may be called from any thread; private methods require
-    the lock. The event loop calls ``put``, ``finish``, ``drop`` and ``close``; compute threads call ``take``, or
-    ``wait_for_work`` and then ``poll`` where they need a slot in between. The event loop may cancel an entry's future
-    at any moment without the lock, also between two looks at it here, and calls ``drop`` soon after.
+    the lock. The event loop calls ``put``, ``wake``, ``finish``, ``drop`` and ``close``; compute threads call ``take``,
+    or ``wait_for_work`` and then ``poll`` where they need a slot in between. The event loop may cancel an entry's
+    future at any moment without the lock, also between two looks at it here, and calls ``drop`` soon after.
 
     A waiting entry stands in three structures: in the length bucket of its length, in the list of arrivals and, with a
     deadline, in the expiry heap. Its ``waiting`` flag is the truth. An entry that leaves the queue is taken out of one
@@ -119,30 +119,33 @@ class BatchScheduler:
         self._slots = itertools.count(1)
         self._numbers = itertools.count()
         self._changed = threading.Condition(self.accounting.lock)
-        self._idle_workers = 0
+        self._idle_workers = self._sleeping_workers = 0
         self._closed = False
 
-    def put(self, entries: Iterable[Entry]) -> None:
-        """Adds entries and wakes as many workers as may find work.
+    def put(self, entries: Iterable[Entry]) -> bool:
+        """Adds entries; returns whether workers sleep, which ``wake`` must wake then.
 
         An entry that is equal to one in computation does not wait: it is added to the ``shared`` entries of that one.
         """
         with self._changed:
-            count = 0
             for entry in entries:
                 if not self._equal.join(entry):
                     self._push(entry)
-                    count += 1
-            # Each worker that wakes competes for the interpreter, also one that finds nothing to do.
-            self._changed.notify(count)
             self._compact()
+            return self._sleeping_workers > 0
+
+    def wake(self) -> None:
+        """Wakes as many sleeping workers as may find work."""
+        with self._changed:
+            # Each worker that wakes competes for the interpreter, also one that finds nothing to do.
+            self._changed.notify(self.accounting.waiting_items)
 
     def take(self) -> Batch | None:
         """Waits for work and returns a batch; returns None when the scheduler is closed and empty."""
         with self._changed:
             self._idle_workers += 1
             while not self.accounting.waiting_items and not self._closed:
-                self._changed.wait()
+                self._sleep()
             batch = self._next_batch(self._idle_workers)
             self._idle_workers -= 1
             return batch if batch.entries or batch.expired or not self._closed else None
@@ -151,7 +154,7 @@ class BatchScheduler:
         """Waits until an entry waits; returns False when the scheduler is closed and empty."""
         with self._changed:
             while not self.accounting.waiting_items and not self._closed:
-                self._changed.wait()
+                self._sleep()
             return bool(self.accounting.waiting_items)
 
     def poll(self, idle_workers: int) -> Batch:
@@ -188,6 +191,12 @@ class BatchScheduler:
                 self._idle_workers,
                 len(self._equal),
             )
+
+    def _sleep(self) -> None:
+        """Waits for ``wake`` or ``close``."""
+        self._sleeping_workers += 1
+        self._changed.wait()
+        self._sleeping_workers -= 1
 
     def _push(self, entry: Entry) -> None:
         number = next(self._numbers)

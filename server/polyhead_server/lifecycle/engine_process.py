@@ -113,7 +113,7 @@ class _EngineProcess:
         core = EngineCore(
             model,
             self._settings,
-            self._metrics.observe_batch,
+            self._metrics.observe_batches,
             on_exception=exit_if_out_of_memory,
             observe_lookups=self._metrics.count_cache_lookups,
             observe_outcomes=self._drift.watch(model),

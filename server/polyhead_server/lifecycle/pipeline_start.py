@@ -45,7 +45,7 @@ def start_pipeline(
     pipeline = Pipeline(
         model,
         settings,
-        metrics.observe_batch,
+        metrics.observe_batches,
         on_message,
         on_exception=exit_if_out_of_memory,
         observe_lookups=metrics.count_cache_lookups,

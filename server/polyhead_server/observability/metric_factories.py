@@ -29,12 +29,19 @@ class Description(NamedTuple):
 
 
 class BatchHistogram(Histogram):
-    """A histogram that observes all values of a batch at once.
+    """A histogram that observes quickly, and all values of a batch at once.
 
-    ``Histogram.observe`` takes two locks for each value, on the event loop. Values of one batch mostly fall into one
-    or two buckets, so counting them first takes one lock a bucket. The base class has no such method, so this uses its
-    protected attributes ``_upper_bounds``, ``_buckets`` and ``_sum``; a test compares it with ``observe``.
+    ``Histogram.observe`` takes two locks for each value, on the event loop, and compares the value with one bucket
+    after the other. Values of one batch mostly fall into one or two buckets, so counting them first takes one lock a
+    bucket. The base class has no such methods, so this uses its protected attributes ``_upper_bounds``, ``_buckets``
+    and ``_sum``; a test compares it with the base class.
     """
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        """Observes an amount; a histogram with labels has none of its own. Exemplars are not kept."""
+        del exemplar
+        self._sum.inc(amount)
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
 
     def observe_many(self, amounts: Sequence[float]) -> None:
         """Observes every amount."""

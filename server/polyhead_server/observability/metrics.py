@@ -8,7 +8,7 @@ import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,8 +22,9 @@ from .logging import dropped_lines
 from .metric_factories import Instruments, ModelInstruments
 
 if TYPE_CHECKING:
+    from polyhead_server.inference.executor import BatchOutcome
     from polyhead_server.inference.model import Model
-    from polyhead_server.inference.types import Batch, ItemOutcome, QueueState
+    from polyhead_server.inference.types import ItemOutcome, QueueState
 
 # A batch takes from 2 ms to seconds; the queue holds less than a minute of work.
 _DURATION_BUCKETS_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
@@ -132,26 +133,25 @@ class Metrics:
 
     def count_outcomes(self, outcomes: Iterable[ItemOutcome]) -> None:
         """Counts errors and truncated texts among the outcomes of items."""
-        reasons: Counter[str] = Counter()
+        errors: list[str] = []
         truncated = 0
         for outcome in outcomes:
             if isinstance(outcome, ServerError):
-                reasons[outcome.reason] += 1
+                errors.append(outcome.reason)
             else:
                 truncated += outcome.tokens.cut_at is not None
-        for reason, count in reasons.items():
-            self._items.errors.labels(reason).inc(count)
+        if errors:
+            for reason, count in Counter(errors).items():
+                self._items.errors.labels(reason).inc(count)
         if truncated:
             self._items.truncated.inc(truncated)
 
-    def observe_batch(self, batch: Batch, duration_s: float) -> None:
-        """Records a batch that has just been computed, and the queueing time of each of its items."""
-        if batch.entries:
-            self._items.observe_batch(batch, duration_s)
-            started_s = time.monotonic_ns() / 1e9 - duration_s
-            self._queue.seconds.observe_many(
-                [max(started_s - entry.tokenized_ns / 1e9, 0.0) for entry in batch.entries]
-            )
+    def observe_batches(self, finished: Sequence[BatchOutcome]) -> None:
+        """Records batches of at least one item that have been computed, and the queueing time of each item."""
+        self._items.observe_batches(finished)
+        self._queue.seconds.observe_many(
+            [max(done.started_ns - entry.tokenized_ns, 0) / 1e9 for done in finished for entry in done.batch.entries]
+        )
 
     def count_cache_lookups(self, hits: int, misses: int) -> None:
         """Counts look-ups in the answer cache."""
@@ -337,14 +337,15 @@ class _ItemMetrics:
             buckets=_DURATION_BUCKETS_S,
         )
 
-    def observe_batch(self, batch: Batch, duration_s: float) -> None:
-        self.computed.inc(len(batch.entries))
-        if shared := batch.shared_items:
+    def observe_batches(self, finished: Sequence[BatchOutcome]) -> None:
+        sizes = [len(done.batch.entries) for done in finished]
+        self.computed.inc(sum(sizes))
+        if shared := sum([done.batch.shared_items for done in finished]):
             self.shared.inc(shared)
-        self.tokens.inc(batch.tokens)
-        self.padding.inc(batch.padding)
-        self.batch_size.observe(len(batch.entries))
-        self.batch_duration_seconds.observe(duration_s)
+        self.tokens.inc(sum([done.batch.tokens for done in finished]))
+        self.padding.inc(sum([done.batch.padding for done in finished]))
+        self.batch_size.observe_many(sizes)
+        self.batch_duration_seconds.observe_many([done.compute_s for done in finished])
 
 
 class _CacheMetrics:

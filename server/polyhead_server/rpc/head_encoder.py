@@ -21,6 +21,8 @@ from polyhead_server.inference.types import Task
 from .wire_format import delimited, tag, varint
 
 _FLOAT_BYTES = 4
+# numpy takes as long to parse the name of a type as to copy the values of a text.
+_FLOAT32_LE = np.dtype("<f4")
 _RESULT = item_pb2.Result.DESCRIPTOR
 _CLASSIFICATION = tag(item_pb2.Classification.DESCRIPTOR, "head", "bytes")
 _SCORES = tag(item_pb2.Classification.DESCRIPTOR, "scores", "message")
@@ -187,4 +189,4 @@ def _score(field: bytes, head: bundle.Head) -> Encode:
 
 
 def _little_endian(values: NDArray[np.float32]) -> bytes:
-    return values.astype("<f4", copy=False).tobytes()
+    return values.astype(_FLOAT32_LE, copy=False).tobytes()

@@ -60,7 +60,7 @@ class Connection:
 
     Attributes:
         peer: ADDRESS:PORT of the client.
-        calls: Calls in progress, oldest first, with the number of samples before each.
+        calls: Calls in progress, oldest first.
         large_calls: Those of them that may send large messages.
         unread_bytes: Bytes of responses that have not been sent yet.
         incomplete_bytes: Estimated bytes of incomplete request messages.
@@ -85,7 +85,7 @@ class Connection:
 
     def __init__(self, peer: str, transferred: Transferred) -> None:
         self.peer = peer
-        self.calls: dict[object, int] = {}
+        self.calls: dict[_Call, None] = {}
         self.large_calls = self.unread_bytes = self.samples = 0
         self.intervals: deque[float] = deque(maxlen=_MAX_INTERVALS)
         self.incomplete_bytes = self.expected_bytes = 0.0
@@ -110,7 +110,8 @@ class Connection:
         self.intervals.append(excess)
         # Parts of calls that have ended are no longer held: the others began later than what came for those. One more
         # interval, because a call may begin after its first bytes have come.
-        recent = self.samples - next(iter(self.calls.values()), self.samples) + 1
+        oldest = next(iter(self.calls), None)
+        recent = (self.samples - oldest.samples if oldest else 0) + 1
         if recent < len(self.intervals):
             self.incomplete_bytes = 0.0
             for one in itertools.islice(self.intervals, len(self.intervals) - recent, None):
@@ -122,14 +123,33 @@ class Connection:
         return excess
 
 
-# The connection of the call that the current task serves.
-_CONNECTION: ContextVar[Connection] = ContextVar("polyhead_connection")
+class _Call:
+    """A call in progress.
+
+    Attributes:
+        connection: Its connection.
+        large: Whether it may send large messages.
+        samples: Number of samples of the connection before the call.
+        unread_bytes: Bytes of its response.
+    """
+
+    __slots__ = ("connection", "large", "samples", "unread_bytes")
+
+    def __init__(self, connection: Connection, *, large: bool) -> None:
+        self.connection = connection
+        self.large = large
+        self.samples = connection.samples
+        self.unread_bytes = 0
+
+
+# The call that the current task serves.
+_CALL: ContextVar[_Call | None] = ContextVar("polyhead_held_call", default=None)
 
 
 def on_message(size: int) -> None:
     """Counts a message that was delivered to the current call."""
-    if connection := _CONNECTION.get(None):
-        connection.expected_bytes += _MESSAGE_OVERHEAD * size + _BYTES_PER_MESSAGE
+    if call := _CALL.get():
+        call.connection.expected_bytes += _MESSAGE_OVERHEAD * size + _BYTES_PER_MESSAGE
 
 
 class HeldBytes:
@@ -167,11 +187,12 @@ class HeldBytes:
         """Bytes of responses that have not been sent yet."""
         return self._unread_bytes
 
-    def begin(self, context: _Context, *, large: bool) -> None:
+    def begin(self, context: _Context, metadata_bytes: int, *, large: bool) -> None:
         """Counts a call that begins, until it is done.
 
         Args:
             context: Context of the call. The current task, and tasks that it starts, serve this call.
+            metadata_bytes: Size of the call's metadata.
             large: Whether the call may send large messages.
         """
         peer = sockets.normalized(context.peer())
@@ -179,13 +200,12 @@ class HeldBytes:
             # A connection that the last sample does not contain is new.
             connection = Connection(peer, self._last_sample.get(peer, Transferred(0, 0)))
             self._connections[peer] = connection
-        call = object()
-        connection.calls[call] = connection.samples
+        call = _Call(connection, large=large)
+        connection.calls[call] = None
         connection.large_calls += large
-        metadata = context.invocation_metadata() or ()
-        connection.expected_bytes += _BYTES_PER_CALL + sum(len(key) + len(value) for key, value in metadata)
-        _CONNECTION.set(connection)
-        when_done(context, lambda: self._end(connection, call, large=large))
+        connection.expected_bytes += _BYTES_PER_CALL + metadata_bytes
+        _CALL.set(call)
+        when_done(context, lambda: self._end(call))
 
     def require_room(self) -> None:
         """Checks, before anything is computed, that a response may be held for the current call's connection.
@@ -193,20 +213,21 @@ class HeldBytes:
         Raises:
             OverloadedError: The client has not read too many responses.
         """
-        connection = _CONNECTION.get(None)
-        if connection and connection.unread_bytes >= self._max_connection_bytes:
+        call = _CALL.get()
+        if call and call.connection.unread_bytes >= self._max_connection_bytes:
             raise OverloadedError.unread(self._max_connection_bytes)
 
-    def hold(self, context: _Context, size: int) -> None:
-        """Counts a response until its call is done: its last byte has been sent, or its client is gone.
+    def hold(self, size: int) -> None:
+        """Counts the response of the current call until the call is done.
+
+        It is done when the last byte of the response has been sent, or its client is gone.
 
         Raises:
             OverloadedError: The response exceeds a limit and must not be sent.
         """
-        if connection := _CONNECTION.get(None):
-            self._require_room(connection, size)
-            self._add(connection, size)
-            when_done(context, lambda: self._add(connection, -size))
+        if call := _CALL.get():
+            self._require_room(call.connection, size)
+            self._add(call, size)
 
     async def watch(self, port: int, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Samples the connections and closes those beyond their limits; never returns.
@@ -254,13 +275,15 @@ class HeldBytes:
                 raise OverloadedError.unread(self._max_bytes)
             self._start_closing(largest, _MOST_HELD)
 
-    def _add(self, connection: Connection, size: int) -> None:
-        connection.unread_bytes += size
+    def _add(self, call: _Call, size: int) -> None:
+        call.unread_bytes += size
+        call.connection.unread_bytes += size
         self._unread_bytes += size
 
-    def _end(self, connection: Connection, call: object, *, large: bool) -> None:
-        del connection.calls[call]
-        connection.large_calls -= large
+    def _end(self, call: _Call) -> None:
+        self._add(call, -call.unread_bytes)
+        del call.connection.calls[call]
+        call.connection.large_calls -= call.large
 
     def _held_bytes(self) -> float:
         return sum(connection.held_bytes for connection in self._connections.values())

@@ -79,6 +79,7 @@ class InferenceService:
         self.observers: list[Observer] = []
         self.canary: Canary | None = None
         self._model: ServingModel | None = None
+        self._max_text_bytes = 0
         self._readers: set[asyncio.Task[None]] = set()
         self._draining = False
         self._started = time.monotonic()
@@ -108,14 +109,14 @@ class InferenceService:
 
     def max_text_bytes(self) -> int:
         """Returns how many bytes of a text to decode: 4 for each code point, of which one detects truncation."""
-        if not self.pipeline:
-            return 0
-        return 4 * (self.pipeline.model.source.manifest.max_tokens * self._settings.max_characters_per_token + 1)
+        return self._max_text_bytes
 
     def serve(self, pipeline: Intake) -> None:
         """Answers new messages with this pipeline; messages that were accepted before keep the previous one."""
         pipeline.observers = self.observers
         self._model = ServingModel.from_pipeline(pipeline)
+        max_characters = pipeline.model.source.manifest.max_tokens * self._settings.max_characters_per_token
+        self._max_text_bytes = 4 * (max_characters + 1)
 
     def route_canary(self, pipeline: Intake, share: float) -> None:
         """Answers calls whose key belongs to a share, 0 to 1, with another pipeline; see ``candidate.routing``."""
@@ -168,7 +169,7 @@ class InferenceService:
                 for item, outcome in zip(message.items[part], outcomes[part], strict=True)
             ]
         response = b"".join(answers)
-        self.held_bytes.hold(context, len(response))
+        self.held_bytes.hold(len(response))
         return response
 
     async def answer(self, message: Message, deadline: float | None) -> tuple[Model, Sequence[ItemOutcome]]:
@@ -215,11 +216,12 @@ class InferenceService:
             model = self._route(message.options)
             checked = check(model, message)
             outcomes = await _outcomes(model.pipeline, checked, deadline)
-            if not any(isinstance(outcome, ModelReplacedError) for outcome in outcomes):
+            errors = [outcome for outcome in outcomes if isinstance(outcome, ServerError)]
+            if not any(isinstance(error, ModelReplacedError) for error in errors):
                 break
             await model.pipeline.wait_until_replaced()
         self.metrics.count_outcomes(outcomes)
-        overloaded = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
+        overloaded = [error for error in errors if isinstance(error, OverloadedError)]
         if overloaded and len(overloaded) == len(outcomes):
             # No item was accepted, so the call as a whole fails: gRPC clients then know when to retry.
             raise overloaded[0]

@@ -117,9 +117,12 @@ class RequestDecoder:
         if count > self._max_items:
             # One answer for the whole message: answering thousands of empty items would cost more than sending them.
             raise TooManyItemsError(self._max_items, "are allowed")
-        items: Sequence[Item | InvalidItem] = _Items(request.items, self._max_text_bytes())
+        items: Sequence[Item | InvalidItem]
         if count <= MAX_PART_ITEMS and size <= MAX_PART_CHARACTERS:
-            items = tuple(items[:])
+            max_text_bytes = self._max_text_bytes()
+            items = tuple([_decode_item(one.item_id, one.text, max_text_bytes) for one in request.items])
+        else:
+            items = _Items(request.items, self._max_text_bytes())
         try:
             in_order = _lookup(_IN_ORDER, request.order, "order") if self._has_order else None
             return Message(items, self._options(request), in_order)

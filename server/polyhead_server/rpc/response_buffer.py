@@ -11,7 +11,7 @@ from polyhead_server.inference.types import ItemOutcome
 from .response_encoder import AnswerEncoder
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class PendingAnswer:
     """One item of a stream whose answer has not been written yet.
 

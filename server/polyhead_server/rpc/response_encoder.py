@@ -98,9 +98,19 @@ class ResponseEncoder:
             ],
         )
         self._answer_encoders: dict[tuple[Any, ...], AnswerEncoder] = {}
+        self._last_options = RequestOptions()
+        self._last_encoder = self._find_encoder(self._last_options)
 
     def for_options(self, options: RequestOptions) -> AnswerEncoder:
         """Returns the encoder of answers to messages with these options."""
+        # Consecutive messages mostly have the same options, of which the decoder keeps one object.
+        if self._last_options is options:
+            return self._last_encoder
+        self._last_encoder = self._find_encoder(options)
+        self._last_options = options
+        return self._last_encoder
+
+    def _find_encoder(self, options: RequestOptions) -> AnswerEncoder:
         key = (
             *(options.tasks, options.encoding, options.dimensions),
             *(options.timings, options.novelty, options.prediction_sets),

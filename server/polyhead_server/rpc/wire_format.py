@@ -5,6 +5,8 @@ The fields of a message may be serialized one by one: their concatenation is the
 
 from __future__ import annotations
 
+import functools
+
 from google.protobuf.descriptor import Descriptor
 
 _VARINT, _DELIMITED, _FIXED32 = 0, 2, 5
@@ -22,10 +24,10 @@ def tag(message: Descriptor, field: str, kind: str) -> bytes:
     return varint(message.fields_by_name[field].number << 3 | _TYPES[kind])
 
 
+# Most values are the lengths of fields, of which a model's answers have few different ones.
+@functools.lru_cache(maxsize=8192)
 def varint(value: int) -> bytes:
     """Returns an integer that is not negative."""
-    if value < 128:
-        return _BYTES[value]
     encoded = bytearray()
     while value >= 128:
         encoded.append(value & 127 | 128)
@@ -37,6 +39,3 @@ def varint(value: int) -> bytes:
 def delimited(tag_bytes: bytes, value: bytes) -> bytes:
     """Returns a field of bytes, of a string or of a message."""
     return tag_bytes + varint(len(value)) + value
-
-
-_BYTES = [bytes((value,)) for value in range(128)]

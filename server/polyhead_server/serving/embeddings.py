@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from polyhead_server.errors import EncodingOverflowError, ServerError
 from polyhead_server.inference.types import Encoding, ItemOutcome
 
+_FLOAT32_LE, _FLOAT16_LE = np.dtype("<f4"), np.dtype("<f2")
 _MAX_INT8 = 127
 _MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
@@ -64,4 +65,4 @@ def encode_embedding(values: NDArray[np.float32], encoding: Encoding) -> tuple[b
         raise EncodingOverflowError(_MAX_FLOAT16)
     if encoding is Encoding.BINARY:
         return np.packbits(values > 0).tobytes(), 0.0
-    return values.astype("<f4" if encoding is Encoding.FLOAT32_LE else "<f2", copy=False).tobytes(), 0.0
+    return values.astype(_FLOAT32_LE if encoding is Encoding.FLOAT32_LE else _FLOAT16_LE, copy=False).tobytes(), 0.0

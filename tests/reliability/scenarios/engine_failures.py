@@ -157,7 +157,7 @@ async def _in_process_server(context: Context) -> AsyncIterator[tuple[FaultyEngi
     settings = Settings(bundle=context.bundle, device="cpu", max_batch_tokens=256)
     model = await asyncio.to_thread(load_model, settings)
     engine, metrics = FaultyEngine(model), Metrics()
-    pipeline = Pipeline(dataclasses.replace(model, engine=engine), settings, metrics.observe_batch)
+    pipeline = Pipeline(dataclasses.replace(model, engine=engine), settings, metrics.observe_batches)
     service = InferenceService(settings, metrics)
     server = aio.server(interceptors=[ErrorInterceptor(service_names.INFERENCE)])
     server.add_generic_rpc_handlers((inference_handler(service),))

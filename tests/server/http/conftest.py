@@ -83,7 +83,7 @@ async def loading(settings: Callable[..., Settings]) -> AsyncIterator[HttpServer
 @pytest.fixture
 async def running(loading: HttpServer, model: Model, settings: Callable[..., Settings]) -> AsyncIterator[HttpServer]:
     """A server with one compute thread and the fake engine."""
-    pipeline = Pipeline(model, settings(), loading.service.metrics.observe_batch)
+    pipeline = Pipeline(model, settings(), loading.service.metrics.observe_batches)
     pipeline.start()
     loading.service.serve(pipeline)
     yield loading

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 from polyhead_server.errors import ExpiredError, InternalError
 from polyhead_server.inference.admission import Admission
 from polyhead_server.inference.equal_texts import key_of
+from polyhead_server.inference.executor import BatchOutcome
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.inference.scheduler import BatchScheduler
@@ -192,7 +193,11 @@ async def test_shared_texts_are_reported_with_their_batch(
     model: Model, engine: FakeEngine, settings: Callable[..., Settings]
 ) -> None:
     counts: list[tuple[int, int]] = []
-    pipeline = Pipeline(model, settings(), lambda batch, _: counts.append((len(batch.entries), batch.shared_items)))
+
+    def observe(finished: Sequence[BatchOutcome]) -> None:
+        counts.extend((len(done.batch.entries), done.batch.shared_items) for done in finished)
+
+    pipeline = Pipeline(model, settings(), observe)
     pipeline.start()
     engine.gate.clear()
     first = await submit(pipeline, "w1")

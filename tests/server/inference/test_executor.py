@@ -286,3 +286,60 @@ async def test_exception_hook_sees_a_failure_before_its_item_is_answered(
     # Once, for the text by itself: a whole batch may fail for its size alone.
     assert caught == [(engine.error, "compute-0")]
     await pipeline.close()
+
+
+async def test_messages_of_one_iteration_of_the_event_loop_share_a_batch(
+    model: Model, engine: FakeEngine, settings: Callable[..., Settings]
+) -> None:
+    pipeline = Pipeline(model, settings(threads=1))
+    pipeline.start()
+    await outcomes(pipeline, message("w0"))
+    # Nothing here yields to the event loop.
+    futures = [future for text in ("w1", "w2", "w3") for future in await pipeline.submit(message(text), Flow(), None)]
+    await asyncio.gather(*futures)
+    assert engine.batch_shapes == [(1, 3), (3, 3)]
+    await pipeline.close()
+
+
+async def test_batches_that_finish_while_the_event_loop_is_busy_are_delivered_together(
+    model: Model, engine: FakeEngine, settings: Callable[..., Settings]
+) -> None:
+    deliveries: list[int] = []
+    pipeline = Pipeline(model, settings(threads=1), lambda finished: deliveries.append(len(finished)))
+    pipeline.start()
+    engine.gate.clear()
+    # Their lengths are too different for one batch.
+    futures = [
+        future
+        for count in (1, 4, 12)
+        for future in await pipeline.submit(message(" ".join(["w1"] * count)), Flow(), None)
+    ]
+    await engine.hold()
+    engine.gate.set()
+    deadline = time.monotonic() + 30
+    while len(engine.batch_shapes) < 3:
+        assert time.monotonic() < deadline
+    # The thread hands a batch over before it computes the next one.
+    await asyncio.gather(*futures)
+    assert deliveries in ([3], [2, 1])
+    await pipeline.close()
+
+
+async def test_batch_of_expired_items_only_is_not_reported(
+    model: Model, engine: FakeEngine, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    pipeline = Pipeline(
+        model, settings(threads=1), lambda finished: sizes.extend(len(done.batch.entries) for done in finished)
+    )
+    pipeline.start()
+    engine.gate.clear()
+    first = await pipeline.submit(message("w1"), Flow(), None)
+    await engine.hold()
+    late = await pipeline.submit(message("w2"), Flow(), time.monotonic() + 1000)
+    monkeypatch.setattr(scheduler, "time", FakeClock(time.monotonic() + 2000))
+    engine.gate.set()
+    _, expired = await asyncio.gather(*first, *late)
+    assert isinstance(expired, ExpiredError)
+    assert sizes == [1]
+    await pipeline.close()

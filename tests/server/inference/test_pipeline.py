@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from polyhead_server.errors import ExpiredError, InternalError, InvalidRequestError, OverloadedError, TextTooLongError
 from polyhead_server.inference import scheduler
+from polyhead_server.inference.executor import BatchOutcome
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.inference.tokenization import OffloadedTexts, Placement
@@ -262,17 +263,17 @@ async def test_message_cancelled_while_it_is_submitted_leaves_nothing_behind(
 
 
 async def test_batches_and_messages_are_reported(model: Model, settings: Callable[..., Settings]) -> None:
-    batches: list[tuple[int, float]] = []
+    batches: list[BatchOutcome] = []
     messages: list[tuple[Model, int, int, bool]] = []
     pipeline = Pipeline(
         model,
         settings(),
-        lambda batch, seconds: batches.append((batch.tokens, seconds)),
+        batches.extend,
         lambda by, arrived_ns, futures, stream: messages.append((by, arrived_ns, len(futures), stream)),
     )
     pipeline.start()
     await asyncio.gather(*await pipeline.submit(message("w1 w2"), Flow(), None, blocking=True, arrived_ns=7))
-    assert [tokens for tokens, _ in batches] == [4]
-    assert 0 < batches[0][1] < 10
+    assert [done.batch.tokens for done in batches] == [4]
+    assert 0 < batches[0].compute_s < 10
     assert messages == [(model, 7, 1, True)]
     await pipeline.close()

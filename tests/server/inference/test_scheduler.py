@@ -261,13 +261,14 @@ async def test_two_idle_workers_divide_the_waiting_entries(scheduler: BatchSched
         thread.start()
     while scheduler.snapshot().idle_workers < 2:
         await asyncio.sleep(0)
-    scheduler.put([entry(10) for _ in range(4)])
+    assert scheduler.put([entry(10) for _ in range(4)])
+    scheduler.wake()
     for thread in threads:
         await asyncio.to_thread(thread.join, 10)
     assert taken == [[10, 10], [10, 10]]
 
 
-async def test_put_wakes_no_more_workers_than_it_has_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_more_workers_wake_than_entries_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     conditions: list[Counting] = []
 
     def condition(lock: Any) -> Counting:
@@ -284,7 +285,8 @@ async def test_put_wakes_no_more_workers_than_it_has_entries(monkeypatch: pytest
     while scheduler.snapshot().idle_workers < 3:
         await asyncio.sleep(0)
     for number in (1, 2):
-        scheduler.put([entry(10)])
+        assert scheduler.put([entry(10)])
+        scheduler.wake()
         while scheduler.accounting.waiting_items or scheduler.snapshot().idle_workers > 3 - number:
             await asyncio.sleep(0)
         assert changed.woken == number

@@ -9,10 +9,12 @@ from typing import Any, cast
 
 import pytest
 from polyhead_server.errors import ExpiredError
+from polyhead_server.inference.executor import BatchOutcome
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.types import Batch, QueueState
 from polyhead_server.observability.metric_factories import BatchHistogram, Instruments
 from polyhead_server.observability.metrics import Metrics
+from prometheus_client import Histogram
 
 from tests.support.queue_entries import entry
 
@@ -37,7 +39,7 @@ async def test_event_loop_lag_is_the_delay_of_a_timer(monkeypatch: pytest.Monkey
 
 async def test_tasks_of_the_event_loop_are_counted_every_tenth_sample() -> None:
     counted = []
-    idle = []
+    idle: list[asyncio.Task[None]] = []
 
     async def sleep(_: float) -> None:
         counted.append(metrics.value("polyhead_event_loop_tasks"))
@@ -54,24 +56,36 @@ async def test_tasks_of_the_event_loop_are_counted_every_tenth_sample() -> None:
     assert [tasks - counted[0] for tasks in counted] == [0] * 10 + [10]
 
 
-async def test_queue_seconds_observes_each_item_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_queue_seconds_observes_each_item_of_a_batch() -> None:
     entries = [entry(3) for _ in range(3)]
     for one, tokenized_s in zip(entries, (10.0, 10.0, 13.0), strict=True):
         one.tokenized_ns = int(tokenized_s * 1e9)
-    # The batch took 0.5 s and has just ended: it started at 13.5 s.
-    monkeypatch.setattr(time, "monotonic_ns", lambda: 14 * 10**9)
     metrics = Metrics()
-    metrics.observe_batch(Batch(entries, []), 0.5)
+    # The batch started at 13.5 s.
+    metrics.observe_batches([BatchOutcome(Batch(entries, []), [], 13_500_000_000, 0.5, failed=False)])
     assert metrics.value("polyhead_queue_seconds_count") == 3
     assert metrics.value("polyhead_queue_seconds_sum") == pytest.approx(3.5 + 3.5 + 0.5)
     assert metrics.value("polyhead_queue_seconds_bucket", le="0.5") == 1
     assert metrics.value("polyhead_items_total") == 3
 
 
-async def test_batch_of_expired_items_only_is_not_counted() -> None:
-    metrics = Metrics()
-    metrics.observe_batch(Batch([], [entry(3)]), 0.5)
-    assert metrics.value("polyhead_queue_seconds_count") == metrics.value("polyhead_batch_size_count") == 0
+async def test_batches_that_finished_together_count_like_one_after_the_other() -> None:
+    batches = [Batch([entry(3), entry(5)], []), Batch([entry(4)], [])]
+    finished = [
+        BatchOutcome(batch, [], 10**9, duration_s, failed=False)
+        for batch, duration_s in zip(batches, (0.5, 2.0), strict=True)
+    ]
+    together, one_by_one = Metrics(), Metrics()
+    together.observe_batches(finished)
+    for done in finished:
+        one_by_one.observe_batches([done])
+    assert together.value("polyhead_items_total") == 3
+    assert together.value("polyhead_padding_tokens_total") == 2
+    assert together.value("polyhead_batch_duration_seconds_sum") == 2.5
+    for name in ("polyhead_batch_size", "polyhead_batch_duration_seconds", "polyhead_queue_seconds"):
+        for bound in ("1.0", "2.0", "+Inf"):
+            bucket = f"{name}_bucket"
+            assert together.value(bucket, le=bound) == one_by_one.value(bucket, le=bound) > 0
 
 
 def test_observing_many_values_equals_observing_each() -> None:
@@ -79,14 +93,16 @@ def test_observing_many_values_equals_observing_each() -> None:
     at_once = Instruments().histogram("x_seconds", "X.", buckets=(0.1, 0.5, 1))
     at_once.observe_many(amounts)
     one_by_one = BatchHistogram("x_seconds", "X.", buckets=(0.1, 0.5, 1), registry=None)
+    of_library = Histogram("x_seconds", "X.", buckets=(0.1, 0.5, 1), registry=None)
     for amount in amounts:
         one_by_one.observe(amount)
+        of_library.observe(amount)
+    assert sample_values(of_library)["_count", ""] == 7
     for histogram in (at_once, one_by_one):
-        assert sample_values(histogram)["_count", ""] == 7
-    assert sample_values(at_once) == pytest.approx(sample_values(one_by_one))
+        assert sample_values(histogram) == pytest.approx(sample_values(of_library))
 
 
-def sample_values(histogram: BatchHistogram) -> dict[tuple[str, str], float]:
+def sample_values(histogram: Histogram) -> dict[tuple[str, str], float]:
     """Returns the value of each sample, except the time of creation, by the end of its name and its bucket."""
     return {
         (sample.name.removeprefix("x_seconds"), sample.labels.get("le", "")): sample.value
@@ -136,7 +152,7 @@ async def test_several_models_have_series_of_their_own_and_share_those_of_the_pr
     first = Metrics("a")
     second = Metrics("b", first)
     for metrics, count in ((first, 1), (second, 2)):
-        metrics.observe_batch(Batch([entry(3)] * count, []), 0.5)
+        metrics.observe_batches([BatchOutcome(Batch([entry(3)] * count, []), [], 0, 0.5, failed=False)])
         metrics.count_outcomes([ExpiredError()] * count)
         metrics.count_reload("success")
     for metrics, model, count in ((first, "a", 1), (second, "b", 2)):

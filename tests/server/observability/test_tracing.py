@@ -75,7 +75,7 @@ async def traced(model: Model, settings: Callable[..., Settings]) -> AsyncIterat
     server.add_generic_rpc_handlers((inference_handler(service),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    pipeline = Pipeline(model, settings(), metrics.observe_batch, tracing.on_message)
+    pipeline = Pipeline(model, settings(), metrics.observe_batches, tracing.on_message)
     pipeline.start()
     service.serve(pipeline)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -91,7 +91,7 @@ async def replica(model: Model, settings: Callable[..., Settings], tmp_path: Pat
     keys.chmod(0o600)
     values, metrics = settings(api_keys=str(keys), stream_window=8), Metrics()
     service = InferenceService(values, metrics)
-    pipeline = Pipeline(model, values, metrics.observe_batch)
+    pipeline = Pipeline(model, values, metrics.observe_batches)
     pipeline.start()
     service.serve(pipeline)
     interceptors = [

@@ -14,6 +14,7 @@ from polyhead_server.rpc.sockets import Transferred
 
 KB, MB = 10**3, 10**6
 MESSAGE_BYTES = 10 * MB
+METADATA_BYTES = 14
 
 
 class Call:
@@ -25,9 +26,6 @@ class Call:
 
     def peer(self) -> str:
         return self._peer
-
-    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return (("user-agent", "test"),)
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         self._callbacks.append(callback)
@@ -54,12 +52,12 @@ class Held:
         context: Any = Call(peer)
 
         async def run() -> None:
-            self.account.begin(context, large=large)
+            self.account.begin(context, METADATA_BYTES, large=large)
             for size in messages:
                 held_bytes.on_message(size)
             if response:
                 self.account.require_room()
-                self.account.hold(context, response)
+                self.account.hold(response)
 
         await asyncio.create_task(run())
         return context  # type: ignore[no-any-return]
@@ -238,7 +236,7 @@ async def test_connection_that_could_not_be_closed_is_closed_later() -> None:
 
 async def begin(account: HeldBytes, peer: str) -> None:
     context: Any = Call(peer)
-    account.begin(context, large=True)
+    account.begin(context, METADATA_BYTES, large=True)
 
 
 async def settle() -> None:

@@ -114,7 +114,7 @@ async def server(
     admin_service_pb2_grpc.add_AdminServiceServicer_to_server(unimplemented, grpc_server)
     port = grpc_server.add_insecure_port("127.0.0.1:0")
     await grpc_server.start()
-    pipeline = Pipeline(model, config, metrics.observe_batch)
+    pipeline = Pipeline(model, config, metrics.observe_batches)
     pipeline.start()
     yield Server(service, pipeline, port)
     await grpc_server.stop(None)

@@ -111,7 +111,7 @@ def _unary(behavior: Callable[..., Awaitable[Any]], backend: Backend) -> Callabl
         with backend.service.tracked(context):
             held_bytes.require_room()
             response = _serialize(await behavior(_require_decoded(request), context))
-            held_bytes.hold(context, len(response))
+            held_bytes.hold(len(response))
             return response
 
     return unary

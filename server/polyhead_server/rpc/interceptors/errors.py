@@ -14,6 +14,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -26,13 +27,14 @@ from polyhead_server.errors import (
     InvalidRequestError,
     MessageTooLargeError,
     OverloadedError,
-    RequestTimeoutError,
     ServerError,
 )
 from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.rpc.compression import inflate, is_compressed
 from polyhead_server.rpc.held_bytes import HeldBytes, on_message
 from polyhead_server.rpc.status import status
+
+from .timed_reads import TimedReads
 
 _Context = aio.ServicerContext[Any, Any]
 _Deserializer = Callable[[bytes], Any]
@@ -42,6 +44,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 # Defaults of --max-message-bytes and --request-timeout-s.
 _MAX_MESSAGE_BYTES = 16 * 2**20
 _REQUEST_TIMEOUT_S = 60.0
+# Size of the metadata of the call that the current task serves.
+_METADATA_BYTES: ContextVar[int] = ContextVar("polyhead_metadata_bytes", default=0)
 # Messages to the services besides inference name a service or a file; most of their callers need no key.
 _MAX_SMALL_MESSAGE_BYTES = 4096
 
@@ -67,7 +71,7 @@ class ErrorInterceptor(aio.ServerInterceptor):
         """
         self._prefixes = tuple(f"/{name}/" for name in service_names)
         self._large = functools.partial(_deserialize_large, max_bytes=max_message_bytes)
-        self._timeout_s = request_timeout_s
+        self._reads = TimedReads(request_timeout_s)
         self._held_bytes = held_bytes
         # A method has one handler, which all its calls share.
         self._wrap_large, self._wrap_small = functools.cache(self._wrap), functools.cache(self._wrap_with_limits)
@@ -79,61 +83,90 @@ class ErrorInterceptor(aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
+        if self._held_bytes is not None:
+            # To ask the context for the metadata would decode all of it once more.
+            metadata = handler_call_details.invocation_metadata or ()
+            _METADATA_BYTES.set(sum([len(key) + len(value) for key, value in metadata]))
         if str(handler_call_details.method).startswith(self._prefixes):
             return self._wrap_large(handler)
         return self._wrap_small(handler)
 
     def _wrap(self, handler: Any) -> Any:
         deserialize = functools.partial(self._large, deserialize=handler.request_deserializer)
+        serializer = handler.response_serializer
         if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(
-                self._counted(handler.stream_stream, large=True), deserialize, handler.response_serializer
-            )
-
+            behavior = self._guarded(handler.stream_stream, large=True)
+            return grpc.stream_stream_rpc_method_handler(behavior, deserialize, serializer)
         if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(
-                self._counted(handler.stream_unary, large=True), deserialize, handler.response_serializer
-            )
-
-        async def unary(_: Any, context: _Context) -> Any:
-            return await handler.unary_unary(await _read(context, self._timeout_s), context)
-
-        return grpc.stream_unary_rpc_method_handler(
-            self._counted(unary, large=True), deserialize, handler.response_serializer
-        )
+            behavior = self._guarded(handler.stream_unary, large=True)
+        else:
+            behavior = self._guarded(handler.unary_unary, large=True, reads=True)
+        return grpc.stream_unary_rpc_method_handler(behavior, deserialize, serializer)
 
     def _wrap_with_limits(self, handler: Any) -> Any:
         """Wraps a handler of a library's service."""
-        timeout_s = self._timeout_s
         deserialize = functools.partial(_deserialize_small, deserialize=handler.request_deserializer)
         serializer = handler.response_serializer
 
-        async def unary(_: Any, context: _Context) -> Any:
-            response = (handler.unary_unary or handler.unary_stream)(await _read(context, timeout_s), context)
+        async def unary(message: Any, context: _Context) -> Any:
+            response = (handler.unary_unary or handler.unary_stream)(message, context)
             # The methods of channelz are synchronous.
             return await response if inspect.isawaitable(response) else response
 
         async def stream(_: Any, context: _Context) -> None:
-            async for response in handler.stream_stream(_messages(context, timeout_s), context):
+            async for response in handler.stream_stream(self._messages(context), context):
                 await context.write(response)
 
         if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(self._counted(stream, large=False), deserialize, serializer)
-        if handler.unary_stream:
-            return grpc.stream_stream_rpc_method_handler(self._counted(unary, large=False), deserialize, serializer)
-        return grpc.stream_unary_rpc_method_handler(self._counted(unary, large=False), deserialize, serializer)
+            behavior = self._guarded(stream, large=False)
+        else:
+            behavior = self._guarded(unary, large=False, reads=True)
+        if handler.stream_stream or handler.unary_stream:
+            return grpc.stream_stream_rpc_method_handler(behavior, deserialize, serializer)
+        return grpc.stream_unary_rpc_method_handler(behavior, deserialize, serializer)
 
-    def _counted(self, behavior: Callable[..., Awaitable[Any]], *, large: bool) -> Callable[..., Awaitable[Any]]:
-        """Counts what is held for the calls of a method, and maps what it raises."""
-        behavior = _mapping_errors(behavior)
-        if (held_bytes := self._held_bytes) is None:
-            return behavior
+    async def _messages(self, context: _Context) -> AsyncIterator[Any]:
+        while True:
+            try:
+                yield await self._reads.read(context)
+            except IncompleteRequestError:
+                return
 
-        async def counted(request: Any, context: _Context) -> Any:
-            held_bytes.begin(context, large=large)
-            return await behavior(request, context)
+    def _guarded(
+        self, behavior: Callable[..., Awaitable[Any]], *, large: bool, reads: bool = False
+    ) -> Callable[..., Awaitable[Any]]:
+        """Counts what is held for the calls of a method, and maps what it raises to a status.
 
-        return counted
+        One coroutine does everything: each further one would cost every call more than what it does.
+
+        Args:
+            behavior: The method, with a stream of messages or one message as its first argument.
+            large: Whether its messages may be large.
+            reads: Whether to read one message and pass it instead of the stream.
+        """
+        held_bytes, read = self._held_bytes, self._reads.read
+
+        async def call(request: Any, context: _Context) -> Any:
+            try:
+                if held_bytes is not None:
+                    held_bytes.begin(context, _METADATA_BYTES.get(), large=large)
+                if reads:
+                    request = await read(context)
+                return await behavior(request, context)
+            except (asyncio.CancelledError, aio.AbortError):
+                raise
+            except ServerError as error:
+                await abort(context, error)
+            except NotImplementedError as error:
+                # The generated classes implement every method of a service this way.
+                if context.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                    await abort(context, InternalError.logged("an RPC failed", error))
+                await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server does not implement the method")
+            except Exception as error:  # noqa: BLE001 - the boundary of the RPC
+                exit_if_out_of_memory(error)
+                await abort(context, InternalError.logged("an RPC failed", error))
+
+        return call
 
 
 def _deserialize_large(data: bytes, *, max_bytes: int, deserialize: _Deserializer) -> Any:
@@ -154,51 +187,6 @@ def _deserialize_small(data: bytes, *, deserialize: _Deserializer) -> Any:
         exit_if_out_of_memory(error)
         problem = "the message is not a valid protobuf message of this RPC"
         raise InvalidRequestError("MALFORMED_MESSAGE", problem) from None
-
-
-async def _read(context: _Context, timeout_s: float) -> Any:
-    """Reads the message of a unary call.
-
-    Raises:
-        IncompleteRequestError: The client ended its side of the call before a whole message.
-        RequestTimeoutError: The message did not arrive in time.
-    """
-    try:
-        async with asyncio.timeout(timeout_s):
-            message = await context.read()
-    except TimeoutError:
-        raise RequestTimeoutError(timeout_s) from None
-    if message is aio.EOF:
-        raise IncompleteRequestError
-    return message
-
-
-async def _messages(context: _Context, timeout_s: float) -> AsyncIterator[Any]:
-    while True:
-        try:
-            yield await _read(context, timeout_s)
-        except IncompleteRequestError:
-            return
-
-
-def _mapping_errors(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    async def call(request: Any, context: _Context) -> Any:
-        try:
-            return await behavior(request, context)
-        except (asyncio.CancelledError, aio.AbortError):
-            raise
-        except ServerError as error:
-            await abort(context, error)
-        except NotImplementedError as error:
-            # The generated classes implement every method of a service this way.
-            if context.code() is not grpc.StatusCode.UNIMPLEMENTED:
-                await abort(context, InternalError.logged("an RPC failed", error))
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server does not implement the method")
-        except Exception as error:  # noqa: BLE001 - the boundary of the RPC
-            exit_if_out_of_memory(error)
-            await abort(context, InternalError.logged("an RPC failed", error))
-
-    return call
 
 
 async def abort(context: _Context, error: ServerError) -> None:

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc import aio
@@ -22,7 +22,7 @@ from polyhead_server.candidate.routing import HEADER, ROUTING_KEY, routing_key
 from polyhead_server.observability.logging import REQUEST_CONTEXT, fields
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.observability.request_ids import REQUEST_ID, request_id
-from polyhead_server.observability.tracing import Tracing
+from polyhead_server.observability.tracing import TracedCall, Tracing
 from polyhead_server.security.api_keys import CALLER
 from polyhead_server.settings import Settings
 
@@ -37,6 +37,11 @@ _CLOCK_SKEW_S = 0.05
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 _Context = aio.ServicerContext[Any, Any]
+if TYPE_CHECKING:
+    _RpcMethodHandler = grpc.RpcMethodHandler[Any, Any]
+else:
+    # Generic in the type stubs alone.
+    _RpcMethodHandler = grpc.RpcMethodHandler
 
 
 class TelemetryInterceptor(aio.ServerInterceptor):
@@ -76,60 +81,28 @@ class TelemetryInterceptor(aio.ServerInterceptor):
             # A service that is not enabled.
             return None
         # The error interceptor receives unary calls like streams of one message.
-        make = grpc.stream_stream_rpc_method_handler if handler.stream_stream else grpc.stream_unary_rpc_method_handler
-        return make(
-            self._observed(handler.stream_stream or handler.stream_unary, call),
-            handler.request_deserializer and self._measured_deserializer(handler.request_deserializer, call),
-            handler.response_serializer and self._measured_serializer(handler.response_serializer),
-        )
+        observed = _ObservedStream if handler.stream_stream else _ObservedUnary
+        return observed(self, handler, call)
 
-    def _observed(self, behavior: Callable[..., Awaitable[Any]], call: _CallRecord) -> Callable[..., Awaitable[Any]]:
-        async def observed(request: Any, context: _Context) -> Any:
-            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-            ROUTING_KEY.set(routing_key(call.routing_header, CALLER.get(), context.peer() or ""))
-            traced = None
-            if self._tracing and (traced := self._tracing.begin_call(call.path, call.metadata, call.request_id)):
-                REQUEST_CONTEXT.set({"request_id": call.request_id, "trace_id": traced.trace_id})
-            code = "UNKNOWN"
-            try:
-                response = await behavior(request, context)
-            except aio.AbortError:
-                code = _code_name(context)
-                raise
-            except asyncio.CancelledError:
-                remaining_s = context.time_remaining()
-                cancelled = remaining_s is None or remaining_s > _CLOCK_SKEW_S
-                code = "CANCELLED" if cancelled else "DEADLINE_EXCEEDED"
-                raise
-            else:
-                code = _code_name(context)
-                return response
-            finally:
-                self._on_end(call, code, context)
-                if self._tracing and traced:
-                    self._tracing.end_call(traced, code, call.items)
+    def begin(self, call: _CallRecord, context: _Context) -> TracedCall | None:
+        """Observes a call whose handler begins; returns its span if it is traced."""
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        ROUTING_KEY.set(routing_key(call.routing_header, CALLER.get(), context.peer() or ""))
+        traced = None
+        if self._tracing and (traced := self._tracing.begin_call(call.path, call.metadata, call.request_id)):
+            REQUEST_CONTEXT.set({"request_id": call.request_id, "trace_id": traced.trace_id})
+        return traced
 
-        return observed
+    def on_request(self, size: int) -> None:
+        """Observes a request message of so many bytes."""
+        self._metrics.observe_request_bytes(size)
 
-    def _measured_deserializer(self, deserialize: Callable[[bytes], Any], call: _CallRecord) -> Callable[[bytes], Any]:
-        def measured(data: bytes) -> Any:
-            self._metrics.observe_request_bytes(len(data))
-            message = deserialize(data)
-            # Messages of the dialects are not counted: those that carry texts carry one, or a tensor.
-            call.items += len(getattr(message, "items", ()))
-            return message
+    def on_response(self, size: int) -> None:
+        """Observes a response message of so many bytes."""
+        self._metrics.observe_response_bytes(size)
 
-        return measured
-
-    def _measured_serializer(self, serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-        def measured(message: Any) -> bytes:
-            data = serialize(message)
-            self._metrics.observe_response_bytes(len(data))
-            return data
-
-        return measured
-
-    def _on_end(self, call: _CallRecord, code: str, context: _Context) -> None:
+    def end(self, call: _CallRecord, code: str, context: _Context, traced: TracedCall | None) -> None:
+        """Observes a call that has ended with a status."""
         duration_s = time.monotonic() - call.started
         method = self._methods[call.path]
         self._metrics.observe_request(method, code, duration_s, unary="Stream" not in method)
@@ -141,6 +114,8 @@ class TelemetryInterceptor(aio.ServerInterceptor):
             # Whoever has no key cannot write lines without a limit.
             extra = {**fields(**values, peer=peer, key=caller), "unlimited": code != "UNAUTHENTICATED"}
             logger.log(self._level, text, *arguments, extra=extra)
+        if self._tracing and traced:
+            self._tracing.end_call(traced, code, call.items)
 
 
 class _CallRecord:
@@ -153,9 +128,76 @@ class _CallRecord:
         self.items = 0
         self.path = str(details.method)
         self.metadata: Any = details.invocation_metadata or ()
-        received = next((value for name, value in self.metadata if name == REQUEST_ID), "")
-        self.request_id = request_id(str(received))
-        self.routing_header = str(next((value for name, value in self.metadata if name == HEADER), ""))
+        received = self.routing_header = ""
+        for name, value in self.metadata:
+            if name == REQUEST_ID:
+                received = received or str(value)
+            elif name == HEADER:
+                self.routing_header = self.routing_header or str(value)
+        self.request_id = request_id(received)
+
+
+class _ObservedCall(_RpcMethodHandler):
+    """The handler of one call, which gRPC runs.
+
+    gRPC's own factories would take closures, made anew for each call at several times the cost.
+    """
+
+    request_streaming = True
+
+    def __init__(self, telemetry: TelemetryInterceptor, handler: Any, call: _CallRecord) -> None:
+        self._telemetry = telemetry
+        self._handler = handler
+        self._call = call
+
+    def request_deserializer(self, data: bytes) -> Any:
+        """Deserializes a message."""
+        self._telemetry.on_request(len(data))
+        deserialize = self._handler.request_deserializer
+        message = data if deserialize is None else deserialize(data)
+        # Messages of the dialects are not counted: those that carry texts carry one, or a tensor.
+        self._call.items += len(getattr(message, "items", ()))
+        return message
+
+    def response_serializer(self, message: Any) -> bytes:
+        """Serializes a response."""
+        serialize = self._handler.response_serializer
+        data: bytes = message if serialize is None else serialize(message)
+        self._telemetry.on_response(len(data))
+        return data
+
+    async def run(self, request: Any, context: _Context) -> Any:
+        """Runs the handler, and observes how the call ends."""
+        traced = self._telemetry.begin(self._call, context)
+        code = "UNKNOWN"
+        try:
+            response = await (self._handler.stream_unary or self._handler.stream_stream)(request, context)
+        except aio.AbortError:
+            code = _code_name(context)
+            raise
+        except asyncio.CancelledError:
+            remaining_s = context.time_remaining()
+            cancelled = remaining_s is None or remaining_s > _CLOCK_SKEW_S
+            code = "CANCELLED" if cancelled else "DEADLINE_EXCEEDED"
+            raise
+        else:
+            code = _code_name(context)
+            return response
+        finally:
+            self._telemetry.end(self._call, code, context, traced)
+
+
+class _ObservedUnary(_ObservedCall):
+    response_streaming = False
+    # The type stubs describe the handlers of synchronous servers alone.
+    stream_unary: Any = _ObservedCall.run
+    stream_stream = None
+
+
+class _ObservedStream(_ObservedCall):
+    response_streaming = True
+    stream_unary = None
+    stream_stream: Any = _ObservedCall.run
 
 
 def _code_name(context: _Context) -> str:

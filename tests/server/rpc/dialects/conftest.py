@@ -90,7 +90,7 @@ async def running(
     loading: DialectServer, model: Model, settings: Callable[..., Settings]
 ) -> AsyncIterator[DialectServer]:
     """A server with one compute thread and the fake engine."""
-    pipeline = Pipeline(model, settings(), loading.service.metrics.observe_batch)
+    pipeline = Pipeline(model, settings(), loading.service.metrics.observe_batches)
     pipeline.start()
     loading.service.serve(pipeline)
     yield loading

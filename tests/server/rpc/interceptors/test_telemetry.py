@@ -63,7 +63,7 @@ async def serving(model: Model, settings: Settings) -> AsyncIterator[Observed]:
     server.add_generic_rpc_handlers((inference_handler(service),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    pipeline = Pipeline(model, settings, metrics.observe_batch)
+    pipeline = Pipeline(model, settings, metrics.observe_batches)
     pipeline.start()
     service.serve(pipeline)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
