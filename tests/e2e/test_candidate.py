@@ -386,12 +386,13 @@ def test_canary_beyond_a_limit_is_rolled_back(  # noqa: PLR0917
 
 def test_shadow_yields_under_overload_and_says_how_much_it_saw(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
     admin = start_admin(start, demo_bundle, "one process", tmp_path)
-    admin.ok("shadow", str(demo_bundle), "--share", "1")
+    # With the priority that a machine which is always busy requires, so that the candidate can catch up.
+    admin.ok("shadow", str(demo_bundle), "--share", "1", "--priority", "normal")
     candidate = shadow_of(admin.server)
     # No compute at all is the far end of an overload.
     os.kill(candidate, signal.SIGSTOP)
     with Client(admin.server.target) as client:
-        texts = [f"{text} {number}" for text in TEXTS for number in range(12)]
+        texts = [f"{text} {number}" for text in TEXTS for number in range(8)]
         for answer in client.stream(enumerate_ids(texts)):
             answer.unwrap()
     os.kill(candidate, signal.SIGCONT)
