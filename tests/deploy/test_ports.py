@@ -54,7 +54,8 @@ def settings(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Sett
     with serve.make_context("polyhead-serve", ["bundle"]) as context:
         values = dict(context.params)
     values.pop("check")
-    return Settings(**values)
+    (bundle,) = values.pop("bundles")
+    return Settings(bundle=bundle, **values)
 
 
 def test_server_accepts_the_variables_of_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:

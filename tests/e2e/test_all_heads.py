@@ -151,7 +151,7 @@ def test_description_has_every_kind(client: Client) -> None:
     }
     tags = next(head for head in model.heads if head.name == "tags")
     assert tags.thresholds == pytest.approx((0.4, 0.5, 0.6))
-    assert model.bundle_format_version == 4
+    assert model.bundle_format_version == 5
 
 
 def rounded(value: Any) -> Any:

@@ -12,6 +12,7 @@ otherwise.
 from __future__ import annotations
 
 import argparse
+import logging
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,8 @@ def fuzz(name: str, seconds: int) -> None:
     """Fuzzes a target; ends the process."""
     import atheris
 
+    # Every invalid input would be logged.
+    logging.disable()
     folder = BUILD / name
     for path in (folder / "corpus", folder / "seeds"):
         path.mkdir(parents=True, exist_ok=True)

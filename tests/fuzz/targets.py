@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import logging
 import tempfile
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -121,7 +120,6 @@ def _http() -> Check:
     """Sends bodies to the HTTP API, which answers each in its own words and never with an internal error."""
     from polyhead_server.http.api import create_app
 
-    logging.disable()
     loop = asyncio.new_event_loop()
     app = create_app(_models(loop), None, ["polyhead", "openai", "tei", "oip"], with_playground=False)
 
@@ -178,7 +176,6 @@ def _tensors() -> Check:
     from polyhead_server.rpc.dialects.descriptors import TYPES
     from polyhead_server.rpc.dialects.open_inference import OpenInferenceService
 
-    logging.disable()
     loop = asyncio.new_event_loop()
     service = OpenInferenceService(_models(loop))
     decode = service.deserializer("ModelInfer")

@@ -52,7 +52,7 @@ def test_change_that_breaks_clients_is_rejected(tmp_path: Path, before: str, aft
 
 
 def test_removed_rpc_is_rejected(tmp_path: Path) -> None:
-    rpc = "  // GetModelInfo describes the model and how it runs.\n"
+    rpc = "  // GetModelInfo describes the model and how it runs, and lists the names of all models of the server.\n"
     call = "  rpc GetModelInfo(GetModelInfoRequest) returns (GetModelInfoResponse);\n"
     linted = lint(tmp_path, rpc + call, "", file="inference_service.proto")
     assert linted.returncode != 0

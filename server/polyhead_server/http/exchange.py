@@ -72,7 +72,7 @@ class Exchange:
     @property
     def peer(self) -> str:
         """Address of the client."""
-        return ":".join(map(str, self._scope["client"] or ("unix",)))
+        return ":".join(map(str, self._scope.get("client") or ("unix",)))
 
     @property
     def query(self) -> dict[str, str]:

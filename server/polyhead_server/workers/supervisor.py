@@ -95,11 +95,12 @@ async def supervise(settings: Settings) -> int:
         supervisor = Supervisor(dataclasses.replace(settings, listen=address), folder, metrics, sockets)
         # Before gRPC is imported, which takes a while: without a handler a signal would end the process at once.
         supervisor.handle_signals()
+        candidates = CandidateCollector()
+        if registry:
+            registry.register(candidates)
+        candidate_metrics = candidates.add()
         if settings.admin_listen:
-            collector = CandidateCollector()
-            if registry:
-                registry.register(collector)
-            await _serve_admin(settings, supervisor.commands, collector.add(), stack)
+            await _serve_admin(settings, supervisor.commands, candidate_metrics, stack)
         if registry and settings.drift_window_s:
             task = asyncio.create_task(refresh(DriftMetrics(Instruments(registry)), supervisor.commands.drift))
             stack.callback(task.cancel)
