@@ -176,6 +176,7 @@ def test_contradictory_arguments_are_refused(arguments: tuple[str, ...]) -> None
 
 
 def test_target_of_the_environment_gives_way_to_files(tmp_path: Path) -> None:
+    pytest.importorskip("orjson", reason="the files of a bulk job are read by polyhead[bulk]")
     done = drift(tmp_path, "--bundle", tmp_path, POLYHEAD_ADMIN_TARGET="unix:/nowhere")
     assert done.exit_code == 2
     assert "is not a folder that polyhead bulk has written" in done.stderr
