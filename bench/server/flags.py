@@ -1,7 +1,6 @@
 """Throughput and latency of a server with different flags, each divided by those of the first.
 
-    python -m bench.server.flags --bundle build/demo/bundle --output bench/results/drift_throughput.json \\
-        --arm counting= --arm 'not counting=--drift-window-s 0'
+    python -m bench.server.flags --bundle build/demo/bundle --arm counting= --arm 'not counting=--drift-window-s 0'
 
 A server for each arm. They run side by side and take turns under each load, in an order that changes, so that a trend
 of the machine's speed meets all of them. ratio is the throughput divided by that of the first arm in the same round.

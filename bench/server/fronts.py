@@ -8,7 +8,8 @@ The engine answers at once unless --real-engine is given, so that everything els
 servers run side by side and take turns; 0 fronts is the server of one process. Microseconds of CPU time are per text:
 of all fronts together, of the engine process, and of its event loop alone, which bounds what the fronts can be given.
 The CPU time of a machine that does other work is larger, so compare the servers of one run. Throughput shows the gain
-only on a machine with a core for each front beside the cores of the load generator.
+only on a machine with a core for each front beside the cores of the load generator; or, as root, with
+--front-cores 0.1, which limits each front to a tenth of a core.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tqdm import tqdm
 
 from bench.harness import results
 from bench.harness.arguments import add_output_flag, make_parser
+from bench.harness.cpu_quota import cpu_quota
 from bench.harness.processes import thread_cpu_s
 from bench.harness.results import Figures
 from bench.harness.servers import BIN, free_port, wait_until_serving
@@ -79,6 +81,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, default=DEMO_TEXTS, help=f"{FORMAT_HELP} (default: the demo's)")
     parser.add_argument("--fronts", type=int, nargs="+", default=[0, 1, 2, 4], help="(default: 0 1 2 4)")
     parser.add_argument("--real-engine", action="store_true", help="compute with the model")
+    parser.add_argument("--front-cores", type=float, help="cores of each front, a part of one (default: no limit)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of all servers (default: 5)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds per load (default: 5)")
     add_output_flag(parser)
@@ -92,6 +95,9 @@ def main() -> None:
             str(count): stack.enter_context(running(arguments.bundle, count, real=arguments.real_engine))
             for count in arguments.fronts
         }
+        if arguments.front_cores:
+            fronts = [process for server in servers.values() for process in server.fronts]
+            stack.enter_context(cpu_quota(fronts, arguments.front_cores))
         for _ in tqdm(range(arguments.rounds), unit="round"):
             for load in LOADS:
                 for name, server in servers.items():
@@ -101,6 +107,7 @@ def main() -> None:
         **results.provenance(),
         "engine": "model" if arguments.real_engine else "instant",
         "rounds": arguments.rounds,
+        "front_cores": arguments.front_cores,
         "memory_mb": memory,
         "loads": {
             load: {name: results.spread_all(rounds) for name, rounds in servers_.items()}

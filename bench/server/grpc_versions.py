@@ -1,12 +1,14 @@
-"""CPU time of the server per text under versions of grpcio and Python, beside a minimal server of the same grpcio.
+"""CPU time of the server per text under versions of grpcio and Python, and variables of gRPC.
 
     python -m bench.server.grpc_versions --bundle build/demo/bundle --output bench/results/grpc_versions.json
     python -m bench.server.grpc_versions --bundle build/demo/bundle --python python3.11 python3.13 --grpcio 1.85.1
+    python -m bench.server.grpc_versions --bundle build/demo/bundle --grpcio 1.85.1 --variable GRPC_POLL_STRATEGY=poll
 
-Measures all versions of grpcio under the first Python, and the first version under the other ones. Each Python gets a
-virtual environment in build/grpc-versions with the server of this source tree and the packages of locks/server.txt.
-Each version of grpcio gets a folder of its own, which takes precedence. What is installed already is used again; delete
-the folder to install the server anew.
+Measures all versions of grpcio under the first Python, and the first version under the other ones and with each of the
+environment variables, beside a minimal server of the same installation. Each Python gets a virtual environment in
+build/grpc-versions with the server of this source tree and the packages of locks/server.txt. Each version of grpcio
+gets a folder of its own, which takes precedence. What is installed already is used again; delete the folder to install
+the server anew.
 
 The servers of all versions run side by side and take turns. Microseconds of the event loop per text, by the loads of
 bench.server.front_cost. ratio is that to the first Python with the first grpcio in the same round: compare ratios,
@@ -22,7 +24,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +55,22 @@ class Installation:
         python: The interpreter of its virtual environment.
         packages: Folder of the packages of gRPC that replace those of the environment.
         name: Both versions, for the result.
+        variables: Environment variables of its servers.
     """
 
     python: Path
     packages: Path
     name: str
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
         """Returns the variables of a process of this installation."""
-        return {**os.environ, "PYTHONPATH": os.pathsep.join([str(self.packages), str(ROOT)])}
+        return {**os.environ, **self.variables, "PYTHONPATH": os.pathsep.join([str(self.packages), str(ROOT)])}
+
+    def with_variable(self, assignment: str) -> Installation:
+        """Returns the same installation with an environment variable, NAME=VALUE."""
+        name, _, value = assignment.partition("=")
+        return dataclasses.replace(self, name=f"{self.name}, {assignment}", variables={name: value})
 
 
 def main() -> None:
@@ -71,6 +80,13 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, default=DEMO_TEXTS, help=f"{FORMAT_HELP} (default: the demo's)")
     parser.add_argument("--python", nargs="+", default=[sys.executable], help="interpreters (default: this one)")
     parser.add_argument("--grpcio", nargs="+", default=list(_VERSIONS), help=f"(default: {' '.join(_VERSIONS)})")
+    parser.add_argument(
+        "--variable",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="environment variable, repeatable",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds of all servers and loads (default: 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="measured seconds per load (default: 2)")
     add_output_flag(parser)
@@ -79,6 +95,7 @@ def main() -> None:
     first, *others = arguments.python
     installations = [install(first, version) for version in arguments.grpcio]
     installations += [install(python, arguments.grpcio[0]) for python in others]
+    installations += [installations[0].with_variable(assignment) for assignment in arguments.variable]
     report = {
         **results.provenance(("polyhead",)),
         "rounds": arguments.rounds,
