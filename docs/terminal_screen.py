@@ -31,7 +31,7 @@ body {{ margin: 0; padding: 16px; background: #fff; }}
 main {{ border: 1px solid #d0d7de; border-radius: 8px; overflow: hidden; }}
 h1 {{ margin: 0; padding: 6px 16px; background: #f0f2f4; color: #59626c; font: 13px/1.5 system-ui, sans-serif; }}
 pre {{ margin: 0; padding: 12px 16px; color: {foreground}; background: {background};
-  font: 13.5px/1.45 "DejaVu Sans Mono", monospace; }}
+  font: 15px/1.45 "DejaVu Sans Mono", monospace; }}
 </style>
 </head>
 <body>
