@@ -8,8 +8,6 @@ from polyhead_client import Client
 
 from bench.server.fronts import running
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.mark.parametrize("fronts", [0, 1])
 def test_engine_that_answers_at_once_gives_all_texts_the_same_embedding(demo_bundle: Path, fronts: int) -> None:
