@@ -66,7 +66,7 @@ class WorkerCommands:
         self.identity: ModelIdentity | None = None
         self.drained = False
         self.bundle: Path | None = None
-        self.candidate = CandidateCommands(self._serving_others)
+        self.candidate = CandidateCommands(self._answering)
         self.stopping = False
         self.health: HealthReporter | None = None
         self.changing = asyncio.Lock()
@@ -257,9 +257,9 @@ class WorkerCommands:
                 failures.append(f"{method.name} failed in {worker.name}: {answer}")
         return results, failures
 
-    def _serving_others(self) -> list[WorkerProcess]:
-        """The processes that answer calls."""
-        return [one for one in self._remaining() if one.serving_since and one.config.role is not Role.ENGINE]
+    def _answering(self) -> list[WorkerProcess]:
+        """The processes that answer calls, those that are being stopped included: they have calls in progress."""
+        return [one for one in self._workers if one.serving_since and one.config.role is not Role.ENGINE]
 
     def _remaining(self) -> list[WorkerProcess]:
         """The workers that are not being stopped, by number."""

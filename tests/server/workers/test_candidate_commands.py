@@ -80,6 +80,27 @@ async def test_process_that_starts_later_joins() -> None:
     assert latest.requests == []
 
 
+async def test_process_that_fails_in_one_part_joins_in_the_other(caplog: pytest.LogCaptureFixture) -> None:
+    first, late = FakeWorker(0), FakeWorker(1)
+    commands, processes = server_of(first)
+    await processes.sample(SAMPLING)
+    await processes.set_canary(CANARY)
+    late.fails = "the candidate does not answer"
+    await commands.add(cast(WorkerProcess, late))
+    assert late.requests == [("sample", SAMPLING), ("set_canary", CANARY)]
+    assert "sample failed in worker 1: the candidate does not answer" in caplog.text
+
+
+async def test_process_that_is_being_stopped_ends_its_canary_and_is_not_required() -> None:
+    worker, old = FakeWorker(0), FakeWorker(1)
+    old.stop_requested = True
+    _, processes = server_of(worker, old)
+    await processes.set_canary(CanaryParams())
+    assert old.requests == [("set_canary", CanaryParams())]
+    old.fails = "it hangs"
+    await processes.set_canary(CANARY)
+
+
 async def test_start_requires_all_processes_and_end_none() -> None:
     good, bad = FakeWorker(0), FakeWorker(1)
     bad.fails = "it hangs"
