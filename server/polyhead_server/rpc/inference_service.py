@@ -109,6 +109,15 @@ class InferenceService:
         """
         return self._settings.served_name or self._require_model().pipeline.model.source.manifest.name
 
+    def model_ids(self) -> list[str]:
+        """Returns the id of the served model, and that of the model of a canary, whichever answers the current call.
+
+        Raises:
+            NotReadyError: No model serves yet.
+        """
+        answering = [self._require_model(), *([self.canary.model] if self.canary else [])]
+        return [one.pipeline.model.source.model_id for one in answering]
+
     def max_text_bytes(self) -> int:
         """Returns how many bytes of a text to decode: 4 for each code point, of which one detects truncation."""
         return self._max_text_bytes

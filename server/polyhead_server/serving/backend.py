@@ -42,6 +42,9 @@ class Service(Protocol):
     def served_name(self) -> str:
         """Returns the model's name in requests; raises ``NotReadyError`` if that is not known yet."""
 
+    def model_ids(self) -> list[str]:
+        """Returns the ids of the models that answer; raises ``NotReadyError``."""
+
     def max_text_bytes(self) -> int:
         """Returns how many bytes of a text to decode."""
 
@@ -150,6 +153,14 @@ class Backend:
             NotReadyError: It is that of the bundle, which is still loading.
         """
         return self.service.served_name()
+
+    def model_ids(self) -> list[str]:
+        """Returns the id of the served model, and that of its candidate during a canary, whoever calls.
+
+        Raises:
+            NotReadyError: It is still loading.
+        """
+        return self.service.model_ids()
 
     def view(self, make: Callable[[Backend, Model], _T], model: Model | None = None) -> _T:
         """Returns what ``make`` derives from the serving model, made once for each model.
