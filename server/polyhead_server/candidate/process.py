@@ -92,20 +92,19 @@ class CandidateProcess:
     async def request(self, kind: type[R]) -> R:
         """Sends a request and returns the answer.
 
-        The late answer to an earlier request is waited for and skipped. So at most one request is in the pipe, however
-        long the process gets no processor time: a full pipe would block the event loop.
+        While an earlier request has no answer, because the process has no processor time, its answer is waited for
+        instead. So at most one request is in the pipe: a full one would block the event loop.
 
         Raises:
             CandidateError: As ``receive``.
         """
         async with self._lock:
-            if self._is_asked:
-                await self._receive_line(RESPONSE_TIMEOUT_S)
             while not self._responses.empty():
-                # Its caller has gone.
+                # It came too late for its caller, and is old.
                 self._responses.get_nowait()
-            self._send(b"{}")
-            self._is_asked = True
+            if not self._is_asked:
+                self._is_asked = True
+                self._send(b"{}")
             return await self.receive(kind, RESPONSE_TIMEOUT_S)
 
     async def stop(self) -> None:

@@ -82,6 +82,8 @@ async def test_process_without_compute_is_skipped_and_its_late_answer_too(
         await process.request(Number)
     monkeypatch.setattr(process_module, "RESPONSE_TIMEOUT_S", 30)
     (tmp_path / "python.go").touch()
+    while process._responses.empty():
+        await asyncio.sleep(0.005)
     assert await process.request(Number) == Number(2)
     await process.stop()
 
@@ -110,6 +112,7 @@ async def test_caller_that_goes_takes_no_answer_from_others(script: Callable[[st
     gone.cancel()
     await asyncio.wait({gone})
     (tmp_path / "python.go").touch()
+    assert await process.request(Number) == Number(1)
     assert await process.request(Number) == Number(2)
     await process.stop()
 
