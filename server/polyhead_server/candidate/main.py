@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import selectors
+import shutil
 import socket
 import sys
 import threading
@@ -69,6 +70,8 @@ def main() -> None:
         with lock:
             report = work.report()
         _write(output, report)
+    # The server may have been killed, and cannot remove it.
+    shutil.rmtree(config.socket.parent, ignore_errors=True)
     # The thread may be computing, which a normal end would wait for.
     os._exit(0)
 

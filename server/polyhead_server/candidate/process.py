@@ -85,7 +85,7 @@ class CandidateProcess:
             CandidateError: It has ended, or sends nothing in time.
         """
         line = await self._receive_line(timeout_s)
-        # In a thread: the matrix of a head of many labels takes a tenth of a second.
+        # In a thread: the matrix of a head of many labels would hold up the event loop.
         found: R = await asyncio.to_thread(lambda: from_json(kind, json.loads(line)))
         return found
 

@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import shutil
 from typing import Any, BinaryIO, cast
 
 from polyhead_server.candidate.bundle import settings_for
@@ -56,6 +57,10 @@ async def _serve(config: EngineConfig, lines: BinaryIO, output: BinaryIO) -> int
     except (StartupError, ServerFailedError) as error:
         _write(output, EngineStart(Description(str(error))))
         raise
+    finally:
+        if reading.done():
+            # The server may have been killed, and cannot remove it.
+            shutil.rmtree(config.socket.parent, ignore_errors=True)
 
 
 def _write(output: BinaryIO, message: Any) -> None:
