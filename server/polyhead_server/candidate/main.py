@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -66,10 +67,11 @@ def main() -> None:
     threading.Thread(
         target=_compare, args=(listener, work, lock, config.only_when_idle), name="shadow", daemon=True
     ).start()
-    for _ in lines:
-        with lock:
-            report = work.report()
-        _write(output, report)
+    with contextlib.suppress(BrokenPipeError):
+        for _ in lines:
+            with lock:
+                report = work.report()
+            _write(output, report)
     # The server may have been killed, and cannot remove it.
     shutil.rmtree(config.socket.parent, ignore_errors=True)
     # The thread may be computing, which a normal end would wait for.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Coroutine, Mapping, Set
+from collections.abc import Collection, Coroutine, Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -202,7 +202,7 @@ class WorkerCommands:
         results: list[ReloadResult] = []
         timeout_s = self._settings.start_timeout_s + _RELOAD_GRACE_S
         async with self.changing:
-            for worker in self._remaining():
+            for worker in self._with_another_bundle(bundle):
                 if worker.config.role is Role.FRONT or not await worker.wait_until_serving():
                     continue
                 try:
@@ -220,6 +220,19 @@ class WorkerCommands:
         else:
             logger.info("all %d workers have reloaded", len(results))
         return results
+
+    def _with_another_bundle(self, bundle: Path | None) -> Iterator[WorkerProcess]:
+        """Yields the workers that may have read another bundle, those that start while the first are replaced included.
+
+        Args:
+            bundle: That of the command "promote"; None for that of the settings, which another may have replaced on disk.
+        """
+        known, seen = self._remaining(), set[WorkerProcess]()
+        while left := [
+            one for one in self._remaining() if one not in seen and (one in known or one.config.bundle != bundle)
+        ]:
+            seen.add(left[0])
+            yield left[0]
 
     async def _require_response(self, worker: WorkerProcess) -> None:
         """Finds a worker that hangs before the others, and the callers, wait for its reload."""

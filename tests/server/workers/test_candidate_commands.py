@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 from typing import Any, cast
 
@@ -128,6 +129,23 @@ async def test_promotion_reaches_all_workers_and_those_that_start_later() -> Non
     )
     await commands.reload(force=False)
     assert (commands.bundle, processes.bundle) == (None, Path("served"))
+
+
+async def test_promotion_reaches_workers_that_start_with_the_old_bundle_meanwhile() -> None:
+    first, early, late = FakeWorker(0), FakeWorker(1), FakeWorker(2)
+    late.config = dataclasses.replace(late.config, bundle=Path("new"))
+    commands, processes = server_of(first)
+
+    async def start_others() -> bool:
+        # While the first is replaced, others have died and start again.
+        cast("set[WorkerProcess]", commands._workers).update(cast("list[WorkerProcess]", [early, late]))
+        return True
+
+    first.wait_until_serving = start_others  # type: ignore[method-assign]
+    results = await processes.promote(CandidateBundle(Path("new"), "d"), force=True)
+    assert [one.process_id for one in results] == [0, 1]
+    # It has loaded the new bundle.
+    assert late.requests == []
 
 
 async def test_promotion_stops_at_the_first_worker_that_refuses() -> None:
