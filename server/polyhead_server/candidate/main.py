@@ -96,7 +96,7 @@ def _prepare(config: ShadowConfig) -> tuple[ShadowWork, Description]:
 
 
 def _compare(listener: socket.socket, work: ShadowWork, lock: threading.Lock, only_when_idle: bool) -> None:
-    """Thread boundary: compares what comes, for ever. An unexpected error ends the process, which its server reports."""
+    """Thread boundary: compares what comes, for ever. An unexpected error ends the process; its server reports that."""
     try:
         _receive(listener, work, lock, only_when_idle)
     except BaseException as error:

@@ -119,8 +119,8 @@ class RowFiles:
         """Yields the files of all processes, oldest first."""
         if self._folder.is_dir():
             with os.scandir(self._folder) as entries:
-                names = [one.name for one in entries if _NAME.fullmatch(one.name) and one.is_file(follow_symlinks=False)]
-            yield from (self._folder / name for name in sorted(names))
+                found = [one.name for one in entries if _NAME.fullmatch(one.name) and one.is_file(follow_symlinks=False)]
+            yield from (self._folder / name for name in sorted(found))
 
 
 def _end_of_last_line(descriptor: int, size: int) -> int:

@@ -225,7 +225,7 @@ class WorkerCommands:
         """Yields the workers that may have read another bundle, those that start while the first are replaced included.
 
         Args:
-            bundle: That of the command "promote"; None for that of the settings, which another may have replaced on disk.
+            bundle: The one that is promoted; None for that of the settings, which may have been replaced on disk.
         """
         known, seen = self._remaining(), set[WorkerProcess]()
         while left := [
