@@ -144,7 +144,7 @@ class CandidateProcess:
         raise CandidateError(f"its process has not answered within {timeout_s:g} s: no compute is left for it")
 
     def _send(self, line: bytes) -> None:
-        # A process that has ended has closed its end of the pipe. The two lines that may wait there fit into its buffer.
+        # A process that has ended has closed its end of the pipe. Two lines may wait there, and fit into its buffer.
         with contextlib.suppress(OSError, ValueError):
             self._input.write(line + b"\n")
             self._input.flush()

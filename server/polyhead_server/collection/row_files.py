@@ -119,8 +119,8 @@ class RowFiles:
         """Yields the files of all processes, oldest first."""
         if self._folder.is_dir():
             with os.scandir(self._folder) as entries:
-                found = [one.name for one in entries if _NAME.fullmatch(one.name) and one.is_file(follow_symlinks=False)]
-            yield from (self._folder / name for name in sorted(found))
+                files = [one.name for one in entries if one.is_file(follow_symlinks=False)]
+            yield from (self._folder / name for name in sorted(files) if _NAME.fullmatch(name))
 
 
 def _end_of_last_line(descriptor: int, size: int) -> int:
