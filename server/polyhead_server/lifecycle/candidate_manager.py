@@ -287,7 +287,7 @@ class CandidateManager:
         logger.error("the canary of candidate %s is rolled back: %s", candidate.description.model_id, reason)
         self._metrics.count_rollback()
         await self._end_canary(run, lost=lost)
-        await self._status(candidate)
+        self._show(candidate)
 
     async def _watch_canary(self, candidate: _Candidate, run: CanaryRun) -> None:
         while candidate is self._candidate and not run.rollback:
@@ -298,14 +298,17 @@ class CandidateManager:
     async def _check_canary(self, candidate: _Candidate, run: CanaryRun) -> None:
         if await self._update_counts(run) and (reason := run.exceeded()):
             await self._roll_back(candidate, run, reason, lost=False)
-        await self._status(candidate)
+        self._show(candidate)
 
     async def _watch_shadow(self, candidate: _Candidate, run: ShadowRun) -> None:
         while candidate is self._candidate and not run.failure:
             await asyncio.sleep(run.interval_s)
             with contextlib.suppress(ServerError):
-                await run.update()
-                await _logged(self._status(candidate))
+                await _logged(self._check_shadow(candidate, run))
+
+    async def _check_shadow(self, candidate: _Candidate, run: ShadowRun) -> None:
+        await run.update()
+        self._show(candidate)
 
     async def _update_counts(self, run: CanaryRun) -> bool:
         """Looks at the counts of a canary; returns False, and keeps the last ones, once it has ended."""
@@ -323,24 +326,31 @@ class CandidateManager:
                 run.failure = f"its process has ended with code {code}"
                 logger.error("the comparison of candidate %s stops: %s", candidate.description.model_id, run.failure)
                 await self._processes.sample(SamplingParams())
-                await self._status(candidate)
+                self._show(candidate)
 
     async def _on_engine_end(self, candidate: _Candidate, run: CanaryRun, code: int) -> None:
         await self._roll_back(candidate, run, f"its engine has ended with code {code}", lost=True)
 
     async def _status(self, candidate: _Candidate) -> CandidateStatus:
-        """Returns the state of the candidate, which the metrics show from then on."""
+        """Returns the state of the candidate, which the metrics show from now on."""
+        self._show(candidate)
         served = sorted({one.model_id for one in await self._processes.stats()})
-        status = CandidateStatus(
+        return self._state(candidate, ", ".join(served))
+
+    def _show(self, candidate: _Candidate) -> None:
+        """Lets the metrics show the state of the candidate, for which no process is asked."""
+        if candidate is self._candidate:
+            self._metrics.update(figures_of(self._state(candidate)))
+
+    @staticmethod
+    def _state(candidate: _Candidate, served_model_id: str = "") -> CandidateStatus:
+        return CandidateStatus(
             candidate.bundle.path,
             candidate.description,
-            ", ".join(served),
+            served_model_id,
             candidate.shadow.status() if candidate.shadow else None,
             candidate.canary.status() if candidate.canary else None,
         )
-        if candidate is self._candidate:
-            self._metrics.update(figures_of(status))
-        return status
 
     async def _loaded(self, process: CandidateProcess, kind: type[R]) -> R:
         """Waits until a process has loaded the candidate, or not."""
