@@ -60,6 +60,7 @@ async def operations(
     operations = CandidateOperations(service, settings(), None)
     yield operations
     await operations.set_canary(CanaryParams(lost=True))
+    await operations.drain_canary()
 
 
 async def answer(service: InferenceService) -> tuple[Model, ItemOutcome]:
