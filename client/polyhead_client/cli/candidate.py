@@ -257,6 +257,4 @@ def discard(target: str, api_key: str | None, model: str | None) -> None:
     from polyhead.v1 import admin_service_pb2 as pb2
 
     request = pb2.DiscardRequest()
-    call_admin(
-        target, api_key, lambda stub, key: stub.Discard(request, timeout=RELOAD_TIMEOUT_S, metadata=key), model
-    )
+    call_admin(target, api_key, lambda stub, key: stub.Discard(request, timeout=RELOAD_TIMEOUT_S, metadata=key), model)

@@ -273,11 +273,13 @@ class TextSampler:
         for item, future in zip(message.items, futures, strict=False):
             is_drawn, is_candidate = draw() < shares.random, draw() < shares.candidates
             if (is_drawn or is_candidate) and isinstance(item, Item):
-                on_done = functools.partial(self._on_done, model, item.text, prompt, is_drawn, is_candidate)
+                on_done = functools.partial(
+                    self._on_done, model, item.text, prompt, is_drawn=is_drawn, is_candidate=is_candidate
+                )
                 future.add_done_callback(on_done)
 
     def _on_done(
-        self, model: Model, text: str, prompt: str, is_drawn: bool, is_candidate: bool, future: OutcomeFuture
+        self, model: Model, text: str, prompt: str, future: OutcomeFuture, *, is_drawn: bool, is_candidate: bool
     ) -> None:
         if future.cancelled() or not isinstance(outcome := future.result(), Result):
             return

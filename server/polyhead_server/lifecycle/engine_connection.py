@@ -48,9 +48,7 @@ class EngineConnection:
     def _serve(self, target: Target) -> None:
         old = self._service.pipeline
         on_message = self._tracing.on_message if self._tracing else None
-        pipeline = RemotePipeline(
-            self._client, target, self._settings, on_message, on_exception=exit_if_out_of_memory
-        )
+        pipeline = RemotePipeline(self._client, target, self._settings, on_message, on_exception=exit_if_out_of_memory)
         self._service.serve(pipeline)
         self.serving.set()
         logger.info("serving %s, which the engine process computes", target.model.source.model_id)

@@ -21,6 +21,14 @@ class Ended(BaseException):
     """The process has ended."""
 
 
+class Listener(socket.socket):
+    """Keeps the connection that it has accepted."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self.accepted, address = super().accept()
+        return self.accepted, address
+
+
 class FaultyWork:
     """Fails where the comparison would begin."""
 
@@ -41,7 +49,7 @@ def test_unexpected_error_ends_the_process_instead_of_the_comparison_alone(
     monkeypatch.setattr(logging, "shutdown", lambda: None)
     packet = encode(Sample(b"d" * 32, "w1", "", 1, 0, 0, 1, b""), Totals(1, 1, 1, 0))
     with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        Listener(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sender,
     ):
         listener.bind(str(tmp_path / "socket"))
@@ -50,5 +58,6 @@ def test_unexpected_error_ends_the_process_instead_of_the_comparison_alone(
         sender.send(packet)
         with pytest.raises(Ended):
             main._compare(listener, cast(ShadowWork, FaultyWork()), threading.Lock(), False)
+        listener.accepted.close()
     assert codes == [1]
     assert "a defect with 1 texts" in caplog.text

@@ -37,14 +37,14 @@ async def service(model: Model, settings: Callable[..., Settings]) -> AsyncItera
 
 
 @pytest.fixture
-async def engine(
+async def process(
     tmp_path: Path, tokenizer_file: Path, settings: Callable[..., Settings]
 ) -> AsyncIterator[EngineProcess]:
     """The engine of the candidate."""
-    engine = EngineProcess(tmp_path / "engine", settings())
-    await engine.start(write_model(tmp_path / "candidate", tokenizer_file))
-    yield engine
-    await engine.stop()
+    process = EngineProcess(tmp_path / "engine", settings())
+    await process.start(write_model(tmp_path / "candidate", tokenizer_file))
+    yield process
+    await process.stop()
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def canary(tmp_path: Path) -> CanaryParams:
 
 @pytest.fixture
 async def operations(
-    service: InferenceService, engine: EngineProcess, settings: Callable[..., Settings]
+    service: InferenceService, process: EngineProcess, settings: Callable[..., Settings]
 ) -> AsyncIterator[CandidateOperations]:
     operations = CandidateOperations(service, settings(), None)
     yield operations
@@ -92,28 +92,28 @@ async def test_end_that_comes_while_the_canary_begins_ends_it(
 
 
 async def test_canary_that_is_requested_twice_at_once_begins_once(
-    operations: CandidateOperations, service: InferenceService, engine: EngineProcess, canary: CanaryParams
+    operations: CandidateOperations, service: InferenceService, process: EngineProcess, canary: CanaryParams
 ) -> None:
     await asyncio.gather(operations.set_canary(canary), operations.set_canary(canary))
-    assert len(engine.host.connections) == len(service.observers) == len(service.canary_observers) == 1
+    assert len(process.host.connections) == len(service.observers) == len(service.canary_observers) == 1
 
 
 async def test_engine_that_ends_after_its_canary_leaves_its_texts_to_the_served_model(
     operations: CandidateOperations,
     service: InferenceService,
-    engine: EngineProcess,
+    process: EngineProcess,
     model: Model,
     canary: CanaryParams,
 ) -> None:
     await operations.set_canary(canary)
-    engine.engine.gate.clear()
+    process.engine.gate.clear()
     call = asyncio.create_task(answer(service))
-    await engine.engine.hold()
+    await process.engine.hold()
     await operations.set_canary(END)
     draining = asyncio.create_task(operations.drain_canary())
     await asyncio.sleep(0.02)
     assert not draining.done()
-    await engine.stop()
+    await process.stop()
     answered_by, outcome = await asyncio.wait_for(call, TIMEOUT_S)
     assert answered_by is model
     assert isinstance(outcome, Result)
