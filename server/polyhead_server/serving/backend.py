@@ -176,7 +176,7 @@ class Backend:
         # During a canary, callers of two models come in turn.
         if (view := views.get(model)) is None:
             view = views[model] = make(self, model)
-        return view  # type: ignore[no-any-return]
+        return view
 
     def statistics(self) -> Statistics:
         """Returns the counters of this process."""
