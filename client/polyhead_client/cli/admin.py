@@ -37,7 +37,7 @@ def admin_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_options([target_option(required=True), api_key_option], command)
 
 
-# A model may take minutes to load, and the workers load it one after the other.
+# A model may take minutes to load, and the workers load it one after the other; so may what waits for a load.
 RELOAD_TIMEOUT_S = 1800.0
 TIMEOUT_S = 30.0
 

@@ -248,7 +248,7 @@ def promote(target: str, api_key: str | None, model: str | None, force: bool) ->
 def discard(target: str, api_key: str | None, model: str | None) -> None:
     """End the comparison and the canary, and unload the candidate.
 
-    Requests that the candidate has begun to answer are completed. Prints nothing.
+    Requests that the candidate has begun to answer are completed, which may take a minute. Prints nothing.
 
     \b
     Examples:
@@ -256,6 +256,5 @@ def discard(target: str, api_key: str | None, model: str | None) -> None:
     """  # noqa: D301  \b tells click to keep the line breaks
     from polyhead.v1 import admin_service_pb2 as pb2
 
-    call_admin(
-        target, api_key, lambda stub, key: stub.Discard(pb2.DiscardRequest(), timeout=TIMEOUT_S, metadata=key), model
-    )
+    request = pb2.DiscardRequest()
+    call_admin(target, api_key, lambda stub, key: stub.Discard(request, timeout=RELOAD_TIMEOUT_S, metadata=key), model)
