@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -323,10 +323,11 @@ def _evaluate(  # noqa: PLR0917
         for name, rows in texts.items()
         if rows or name == _VALIDATION
     }
-    splits[_VALIDATION] = out_of_fold or splits[_VALIDATION]
+    validation = splits[_VALIDATION]
+    splits[_VALIDATION] = out_of_fold or validation
     unchanged = not any(trains_embedding(stage, model) for stage in config.training.stages)
     after = before if unchanged else measure(config, model, prepared, accelerator)
-    return evaluate_run(
+    found = evaluate_run(
         prepared.data.heads,
         splits,
         similarity(prepared, before, after),
@@ -335,6 +336,7 @@ def _evaluate(  # noqa: PLR0917
         abstain=config.abstentions,
         set_coverages=config.set_coverages,
     )
+    return replace(found, validation=validation)
 
 
 def _score_collected(
