@@ -277,7 +277,3 @@ def _without_self(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -np.inf)
     return cosines
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
