@@ -61,7 +61,7 @@ from .model import PolyheadModel
 from .model_config import HeadConfig
 from .novelty import fit_run_novelty, run_reference
 from .predict import Matrix, predict
-from .terminal import Report
+from .terminal import Report, discard
 from .weights import WeightsError
 
 # Other processes wait this long while the main process evaluates and writes alone.
@@ -110,7 +110,7 @@ def train(
     if accelerator.is_main_process:
         recover(destination.resolve())
     accelerator.wait_for_everyone()
-    report = report if accelerator.is_main_process else _discard
+    report = report if accelerator.is_main_process else discard
     prepared = prepare(config, data or read_data(config))
     for line in prepared.report.lines() if describe else ():
         report(line)
@@ -399,7 +399,3 @@ def _write(  # noqa: PLR0917
         )
         write_report(staging)
         write_card(staging)
-
-
-def _discard(message: str) -> None:
-    """Drops a message, in processes other than the main one."""
