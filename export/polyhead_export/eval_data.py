@@ -32,7 +32,7 @@ from .errors import SettingsError
 from .runners import Outputs, Runner, run_all, torch_runner
 
 _BATCH_SIZE = 16
-# Training sets the threshold of a head that abstains just above the confidence of a validation row. If that row is among
+# Training sets the threshold of a head that abstains just above the confidence of a validation row. If that row is in
 # the evaluation data, rounding must not decide whether it is answered.
 _ROUNDING = 1e-5
 # Metrics that a variant may lose by, and the limits for them, by kind of head.
