@@ -45,9 +45,7 @@ def _column_types(_context: click.Context, _parameter: click.Parameter, values: 
 
 
 _MODEL = (
-    click.option(
-        "--bundle", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Bundle to load."
-    ),
+    click.option("--bundle", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Bundle to load."),
     click.option(
         "--inference-engine",
         type=click.Choice(("auto", "onnx", "torch")),
