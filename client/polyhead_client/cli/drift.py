@@ -27,14 +27,14 @@ _PATH = click.Path(path_type=Path)
 @click.option("--bundle", metavar="DIR", type=_PATH, help="Bundle that answered the texts of OUTPUT.")
 @target_option(required=False)
 @api_key_option
-@model_option("Model of a server with several.  [default: the server's first]")
+@model_option("Model, if the server has several.  [default: the server's first]")
 @click.option(
     "--min-distance",
     metavar="D",
     type=click.FloatRange(min=0),
     default=0.1,
     show_default=True,
-    help="Smallest distance that is drift, for OUTPUT; a server has its own, --drift-min-distance.",
+    help="Smallest distance that counts as drift, for OUTPUT; a server has its own, --drift-min-distance.",
 )
 @click.option("--html", metavar="FILE", type=_PATH, help="Also draw the comparison as one HTML page.")
 @click.option("--json", "as_json_object", is_flag=True, help="Print one JSON object instead of a table.")

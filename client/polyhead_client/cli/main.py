@@ -93,7 +93,7 @@ def _text_options(command: Callable[..., None]) -> Callable[..., None]:
             "--prediction-sets",
             "include_prediction_sets",
             is_flag=True,
-            help="Add to the answers of heads that have such sets the labels among which the true one is with the "
+            help="Add the prediction sets of heads that have them: labels among which the true one is with the "
             "probability that polyhead info shows.",
         ),
         click.option(
