@@ -17,7 +17,7 @@ from polyhead_server import cli
 from polyhead_server.engines import Engine
 from polyhead_server.engines.collate import pad
 from polyhead_server.inference.model import Loading, Model, load_model
-from polyhead_server.lifecycle import server
+from polyhead_server.lifecycle import model_unit
 from polyhead_server.settings import Settings
 
 from bench.harness.arguments import make_parser
@@ -50,7 +50,7 @@ class InstantEngine:
 def main() -> None:
     """Runs the command line of the server."""
     _, flags = make_parser(__doc__).parse_known_args()
-    with mock.patch.object(server, "load_model", load_instantly):
+    with mock.patch.object(model_unit, "load_model", load_instantly):
         cli.main(flags)
 
 
