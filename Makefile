@@ -20,7 +20,7 @@ STUBS := proto/gen
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deploy-tools proto proto-release clients train export serve test test-slow test-adapters test-ray test-ray-haproxy test-environments test-interoperability check bench bench-ray reliability release-check fuzz lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs references compare clean
+.PHONY: help setup deploy-tools proto proto-release clients train export serve test test-slow test-adapters test-ray test-ray-haproxy test-environments test-interoperability check bench bench-ray reliability release-check fuzz lint format types contracts lint-proto lint-deploy lint-workflow package supply audit lock docs references screenshots compare clean
 
 help:  ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -148,7 +148,7 @@ lint-deploy: setup $(DEPLOY_TOOLS)
 	sh deploy/lint.sh $(BIN)
 
 types: setup  ## mypy --strict on source and tests
-	$(BIN)/mypy $(SOURCES) tests bench proto/generate.py proto/reference.py deploy/audit.py deploy/distributions.py deploy/tools.py deploy/schemas/trim.py docs
+	$(BIN)/mypy $(SOURCES) tests bench proto/generate.py proto/reference.py deploy/audit.py deploy/distributions.py deploy/grafana/check.py deploy/tools.py deploy/schemas/trim.py docs
 
 contracts: setup  ## import-linter: allowed imports between packages and folders
 	$(BIN)/lint-imports
@@ -189,6 +189,15 @@ docs: setup  ## build the documentation site in build/site; a broken link or nam
 	$(BIN)/python -m proto.reference docs/reference/protocol.md
 	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs build/site
 	$(BIN)/python -m docs.site_links docs build/site
+
+# A second model, for the page of polyhead admin compare.
+CANDIDATE := build/screenshots/candidate
+$(CANDIDATE)/bundle.json: $(RUN)/run.json
+	$(BIN)/polyhead-train $(CONFIG) --set name=demo-next --set training.seed=1 --output-dir build/screenshots/run --resume
+	$(BIN)/polyhead-export build/screenshots/run $(CANDIDATE)
+
+screenshots: setup $(BUNDLE)/bundle.json $(CANDIDATE)/bundle.json  ## take the screenshots of the pages with Chromium; writes docs/assets/screenshots
+	$(BIN)/python -m docs.screenshots --bundle $(BUNDLE) --run $(RUN) --candidate $(CANDIDATE)
 
 references: setup  ## regenerate the references of configuration and command line in docs/reference
 	$(BIN)/python -m docs.reference_pages

@@ -57,7 +57,7 @@ def _shadow(found: pb2.ShadowComparison) -> Iterator[str]:
     facts = [
         f"Texts: {seen(found)}",
         f"Time of the served model for a text: {latency(found.served_latency)}",
-        f"Time of the candidate, which computes only while nothing else does: {latency(found.candidate_latency)}",
+        f"Time of the candidate, with its waits for the processor: {latency(found.candidate_latency)}",
     ]
     if found.failure:
         facts.append(f"The comparison has ended: {found.failure}")

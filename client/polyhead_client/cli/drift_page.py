@@ -27,9 +27,10 @@ th, td { padding: 0.2rem 0.8rem 0.2rem 0; text-align: left; border-bottom: 1px s
 .bins { display: grid; grid-template-columns: minmax(4rem, 12rem) 1fr 8rem; gap: 0.3rem 0.8rem; align-items: center; }
 .bins span { overflow-wrap: anywhere; }
 .bar { height: 0.5rem; min-width: 1px; border-radius: 2px; margin: 1px 0; background: var(--reference); }
-.bar.observed { background: var(--observed); } .drifted .bar.observed { background: var(--drift); }
+.bar.observed { background: var(--observed); }
 .key { display: inline-block; width: 0.8rem; height: 0.5rem; border-radius: 2px; background: var(--reference); }
 .key.observed { background: var(--observed); }
+.drifted .observed { background: var(--drift); }
 """
 
 
@@ -86,11 +87,11 @@ def _section(measure: DriftMeasure) -> str:
     bins = "\n".join(_bin(one, largest) for one in measure.bins if one.name in shown)
     left_out = len(measure.bins) - len(shown)
     note = f'\n<p class="note">{left_out} others, which changed less, are not shown.</p>' if left_out else ""
-    state = ' <span class="drift">drift</span>' if measure.drifted else ""
+    state, kind = (' <span class="drift">drift</span>', ' class="drifted"') if measure.drifted else ("", "")
     return (
-        f"<h2>{escape(measure.title)}{state}</h2>\n"
+        f"<section{kind}>\n<h2>{escape(measure.title)}{state}</h2>\n"
         '<p class="note"><span class="key"></span> validation <span class="key observed"></span> recent texts</p>\n'
-        f'<div class="bins{" drifted" if measure.drifted else ""}">\n{bins}\n</div>{note}'
+        f'<div class="bins">\n{bins}\n</div>{note}\n</section>'
     )
 
 

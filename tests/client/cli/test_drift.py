@@ -143,6 +143,8 @@ def test_page_is_self_contained_and_escapes_labels(service: FakeAdminService, ta
     assert not {"b", "script", "link", "img", "iframe"} & set(page.tags)
     assert not {"src", "href"} & set(page.attributes)
     assert "prefers-color-scheme: dark" in path.read_text()
+    # Bars and their key have the color of drift.
+    assert path.read_text().count('<section class="drifted">') == 1
 
 
 def test_page_leaves_out_labels_that_changed_least(service: FakeAdminService, target: str, tmp_path: Path) -> None:
