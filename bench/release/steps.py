@@ -108,13 +108,32 @@ def _server() -> list[Step]:
         "throughput-fp32": ("--variant", "fp32"),
         "throughput-long": ("--long",),
     }
-    modules = ("startup", "latency_breakdown", "workers", "scaling")
+    modules = (
+        "startup",
+        "latency_breakdown",
+        "workers",
+        "scaling",
+        "front_cost",
+        "tracing_cost",
+        "fronts",
+        "answer_cache",
+        "shadow",
+    )
+    drift = ("--arm", "counting=", "--arm", "not counting=--drift-window-s 0")
+    others = {
+        "fronts_limited": ("fronts", "--front-cores", "0.1", "--in-flight", "1024", "--seconds", "10"),
+        "drift_throughput": ("flags", *drift),
+    }
     return [
         *(
             Step(name, (_measure("bench.server.throughput", name, "--bundle", _BUNDLE, *arguments),), (name,))
             for name, arguments in throughput.items()
         ),
         *(Step(name, (_measure(f"bench.server.{name}", name, "--bundle", _BUNDLE),), (name,)) for name in modules),
+        *(
+            Step(name, (_measure(f"bench.server.{module}", name, "--bundle", _BUNDLE, *flags),), (name,))
+            for name, (module, *flags) in others.items()
+        ),
     ]
 
 

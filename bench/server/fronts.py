@@ -42,7 +42,7 @@ from bench.loadgen.launch import command
 _CONNECTIONS = "32"
 LOADS = {
     "unary, 1 item": ("--mode", "unary", "--in-flight", "64", "--connections", _CONNECTIONS),
-    "stream, 32 items": ("--mode", "stream", "--items", "32", "--in-flight", "2048", "--connections", _CONNECTIONS),
+    "stream, 32 items": ("--mode", "stream", "--items", "32", "--connections", _CONNECTIONS),
 }
 # CPU seconds of the server that show that the load generator has started, and the time that it warms up.
 _STARTED_CPU_S = 0.05
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--fronts", type=int, nargs="+", default=[0, 1, 2, 4], help="(default: 0 1 2 4)")
     parser.add_argument("--real-engine", action="store_true", help="compute with the model")
     parser.add_argument("--front-cores", type=float, help="cores of each front, a part of one (default: no limit)")
+    parser.add_argument("--in-flight", default="2048", help="texts in flight of the streams (default: 2048)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of all servers (default: 5)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds per load (default: 5)")
     add_output_flag(parser)
@@ -156,8 +157,9 @@ def _server(pid: int, target: str, log: Path, fronts: int) -> Server:
 
 def measure(server: Server, load: str, arguments: argparse.Namespace) -> Figures:
     """Returns the throughput of a server under a load, and CPU microseconds per text of its parts."""
+    flags = LOADS[load] if "--in-flight" in LOADS[load] else (*LOADS[load], "--in-flight", arguments.in_flight)
     client = subprocess.Popen(
-        command("main", server.target, arguments.texts, arguments.seconds, LOADS[load]),
+        command("main", server.target, arguments.texts, arguments.seconds, flags),
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
