@@ -81,7 +81,9 @@ class Page:
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = {"sessionId": self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        # Without transitions, which a screenshot might show halfway.
+        motion = {"name": "prefers-reduced-motion", "value": "reduce"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme, motion])
         self._resize(_INITIAL_HEIGHT)
 
     def load(self, url: str) -> None:

@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,7 @@ _PLAYGROUND_TEXTS = (
     "Still waiting for the money for the shoes that I returned.",
     "Since the update the app closes as soon as I open it.",
 )
+_CALL_SIZE = 48
 # Sends this often texts of which more are complaints about bills than in validation.
 _DRIFT_ROUNDS = 8
 # Size of the terminal for polyhead top: all columns, and room for the workers.
@@ -78,10 +80,11 @@ class Demo:
     folder: Path
 
     def analyze(self, sent: Sequence[str]) -> None:
-        """Sends texts over a new connection, so that each worker gets some."""
-        with Client(self.target) as client:
-            for answer in client.analyze(sent):
-                answer.unwrap()
+        """Sends texts over several connections, for each worker to get some, and only as many at a time as it accepts."""
+        for begin in range(0, len(sent), _CALL_SIZE):
+            with Client(self.target) as client:
+                for answer in client.analyze(sent[begin : begin + _CALL_SIZE]):
+                    answer.unwrap()
 
     def polyhead(self, *arguments: str, code: int = 0) -> str:
         """Runs ``polyhead`` with the admin service as target, and returns its output.
@@ -128,17 +131,16 @@ def serving_demo(bundle: Path, run: Path, candidate: Path) -> Iterator[Demo]:
     # Buckets of a second, so that a comparison soon has some.
     drift = ("--drift-window-s", "600", "--drift-bucket-s", "1")
     with tempfile.TemporaryDirectory(prefix="bundles-") as name, serving(bundle, *flags, *drift) as target:
-        # The pages show the path of the candidate.
-        shown = Path(name, "demo-next")
-        shown.symlink_to(candidate.resolve())
+        # The page of the comparison shows the path of the candidate, not that of a link to it.
+        shown = shutil.copytree(candidate, Path(name, "demo-next"))
         yield Demo(target, http, admin, run.resolve(), shown, Path(name))
 
 
 def compress(png: bytes) -> bytes:
     """Reduces the colors of a PNG to a palette, which pages of few colors do not show."""
     original = Image.open(io.BytesIO(png)).convert("RGB")
-    # The other methods change the colors of thin lines.
-    image = original.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    # Other methods change the colors of thin lines, and without k-means those of backgrounds.
+    image = original.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     compressed = io.BytesIO()
     image.save(compressed, "PNG", optimize=True)
     return compressed.getvalue()
@@ -240,7 +242,7 @@ _FIND = "document.getElementById"
 SHOTS = {
     "training-report": Shot(training_report, ".charts + .note"),
     "drift": Shot(drift_page, ".bins"),
-    "comparison": Shot(comparison_page, "body"),
+    "comparison": Shot(comparison_page, ".wrap:nth-of-type(2)"),
     "playground": Shot(
         playground,
         last="#similarity",

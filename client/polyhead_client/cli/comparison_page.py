@@ -62,7 +62,8 @@ def _shadow(found: pb2.ShadowComparison) -> Iterator[str]:
     if found.failure:
         facts.append(f"The comparison has ended: {found.failure}")
     yield _list(facts)
-    yield f"<h2>Embedding</h2>\n<p>{escape(embedding(found.embedding))}</p>"
+    comparison = embedding(found.embedding)
+    yield f"<h2>Embedding</h2>\n<p>{escape(comparison[0].upper() + comparison[1:])}.</p>"
     for head in found.heads:
         yield f"<h2>{escape(head.name)}</h2>\n<p>{escape(agreement(head))}</p>"
         yield _list(notes(head))

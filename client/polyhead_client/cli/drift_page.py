@@ -23,9 +23,10 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .drift { color: var(--drift); font-weight: 600; } .note { color: var(--faint); }
 .wrap { overflow-x: auto; } table { border-collapse: collapse; }
 th, td { padding: 0.2rem 0.8rem 0.2rem 0; text-align: left; border-bottom: 1px solid var(--line); }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .bins { display: grid; grid-template-columns: minmax(4rem, 12rem) 1fr 8rem; gap: 0.3rem 0.8rem; align-items: center; }
 .bins span { overflow-wrap: anywhere; }
+@media (max-width: 40rem) { .bins { grid-template-columns: 28% 1fr auto; } }
 .bar { height: 0.5rem; min-width: 1px; border-radius: 2px; margin: 1px 0; background: var(--reference); }
 .bar.observed { background: var(--observed); }
 .key { display: inline-block; width: 0.8rem; height: 0.5rem; border-radius: 2px; background: var(--reference); }
