@@ -80,7 +80,7 @@ class Demo:
     folder: Path
 
     def analyze(self, sent: Sequence[str]) -> None:
-        """Sends texts over several connections, for each worker to get some, and only as many at a time as it accepts."""
+        """Sends texts over several connections, so that each worker gets some, and few enough at a time for it."""
         for begin in range(0, len(sent), _CALL_SIZE):
             with Client(self.target) as client:
                 for answer in client.analyze(sent[begin : begin + _CALL_SIZE]):
