@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder of the built files; it is replaced")
     output: Path = parser.parse_args(arguments).output.resolve()
+    if ROOT.is_relative_to(output):
+        parser.error(f"{output} holds the source tree and would be deleted; name another folder")
     shutil.rmtree(output, ignore_errors=True)
     environment = {**os.environ, "SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH") or _commit_time()}
     with tempfile.TemporaryDirectory() as work:

@@ -39,6 +39,7 @@ UNITS = {
     "r_drop": "",  # the name of a method
     "_s": "seconds",
     "_bytes": "bytes",
+    "feature_cache_mb": "MB",
     "_mb": "MiB",
     "_tokens": "tokens",
     "_steps": "steps",

@@ -175,7 +175,7 @@ def _training() -> list[Step]:
     data = os.environ.get("POLYHEAD_DATA", _DATA)
     on_data = {
         "few_shot": (),
-        "heads": (),
+        "heads": ("--sets", "finscore"),
         "optimization": (),
         "selective_accuracy": ("--bundle", _BUNDLE),
         "novelty": ("--bundle", _BUNDLE),
@@ -191,6 +191,13 @@ def _training() -> list[Step]:
         *(
             Step(name, (_measure(f"bench.training.{name}", name, data, *more),), (name,), ("data",))
             for name, more in on_data.items()
+        ),
+        Step(
+            "heads_large",
+            (_measure("bench.training.heads", "heads_large", data, "--sets", "goemotions", "--seeds", "1"),),
+            ("heads_large",),
+            ("data",),
+            note="one seed, because a run takes up to an hour",
         ),
         Step(
             "embedding_quality",

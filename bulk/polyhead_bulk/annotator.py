@@ -151,7 +151,7 @@ class Annotator:
 
         Args:
             batch: Rows with the text column. A dict of NumPy arrays gets its embeddings as one array (N, dimensions),
-                NaN or 0 for texts without an answer.
+                NaN or 0 for texts without an answer, and lists of labels as arrays of strings, None for such texts.
 
         Raises:
             UsageError: The text column is missing or holds no strings, or a name is taken.
@@ -261,9 +261,11 @@ class Annotator:
 
 
 def _to_numpy(column: pa.Array) -> NDArray[Any]:
-    """Converts a column into an array, lists into the rows of a matrix."""
+    """Converts a column into an array: lists of numbers into the rows of a matrix, lists of labels into objects."""
     kind = column.type
-    if not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)):
+    is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
+    # Texts have different numbers of labels.
+    if not is_list or pa.types.is_string(kind.value_type):
         return np.asarray(column.to_numpy(zero_copy_only=False))
     width = kind.list_size if pa.types.is_fixed_size_list(kind) else None
     flat = column.flatten().to_numpy(zero_copy_only=False)

@@ -45,9 +45,7 @@ def _column_types(_context: click.Context, _parameter: click.Parameter, values: 
 
 
 _MODEL = (
-    click.option(
-        "--bundle", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Bundle to compute with here."
-    ),
+    click.option("--bundle", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Bundle to load."),
     click.option(
         "--inference-engine",
         type=click.Choice(("auto", "onnx", "torch")),
@@ -158,8 +156,8 @@ _ANSWERS = (
     click.option(
         "--prediction-sets",
         is_flag=True,
-        help="Add the column HEAD_prediction_set of heads that have such sets: labels among which the true one is with "
-        "the probability that polyhead info shows.",
+        help="Add the column HEAD_prediction_set for heads with prediction sets: labels among which the true one is "
+        "with the probability that polyhead info shows.",
     ),
     click.option(
         "--list-type",
@@ -245,7 +243,7 @@ def _check_engine(options: Mapping[str, Any]) -> None:
 @functools.partial(with_options, [*_MODEL[1:], *_COLUMNS, *_ANSWERS, *_RUN])
 @click.pass_context
 def bulk(context: click.Context, /, inputs: tuple[str, ...], output: Path, **options: Any) -> None:
-    """Analyze files of texts and write the answers to files, with a bundle here or with a server.
+    """Analyze files of texts and write the answers to files, with a bundle in this process or with a server.
 
     Reads Parquet, JSON Lines, CSV and Arrow files: names, quoted globs, folders (also with Hive partitions), URLs that
     pyarrow or fsspec opens (s3://, gs://, https://), or - for stdin. Requires --bundle DIR or --target HOST:PORT.

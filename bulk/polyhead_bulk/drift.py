@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def compare_output(output: Path, bundle_path: Path, min_distance: float) -> Drif
     counter = Counter(manifest, measures_of(manifest))
     blocks = np.zeros((_BLOCKS, counter.width))
     begin = texts = 0
-    for table in _tables(output, job):
+    for table in _tables(output, job, _answer_columns(manifest)):
         place = begin * _BLOCKS // job["rows"]
         begin += len(table)
         answered = table.filter(pc.is_null(table["error"]))
@@ -78,27 +78,27 @@ def _read_job(output: Path) -> Mapping[str, Any]:
     return job
 
 
-def _tables(output: Path, job: Mapping[str, Any]) -> Iterator[pa.Table]:
-    """Yields the answer columns of the parts in the order of the input, so many rows that blocks are about equal."""
+def _tables(output: Path, job: Mapping[str, Any], names: Collection[str]) -> Iterator[pa.Table]:
+    """Yields named columns of the parts in the order of the input, so many rows that blocks are about equal."""
     size = max(1, min(_BATCH_ROWS, job["rows"] // _BLOCKS))
     is_parquet = job["output"]["format"] == "parquet"
     for part in sorted(job["parts"], key=lambda part: (part["source"], part["fragment"])):
         path = output / part["name"]
-        yield from _parquet_tables(path, size) if is_parquet else _line_tables(path, size)
+        yield from _parquet_tables(path, size, names) if is_parquet else _line_tables(path, size, names)
 
 
-def _parquet_tables(path: Path, size: int) -> Iterator[pa.Table]:
+def _parquet_tables(path: Path, size: int, names: Collection[str]) -> Iterator[pa.Table]:
     with pq.ParquetFile(path) as file:
-        names = [name for name in file.schema_arrow.names if _is_answer(name)]
-        for batch in file.iter_batches(size, columns=names):
+        columns = [name for name in file.schema_arrow.names if name in names]
+        for batch in file.iter_batches(size, columns=columns):
             yield pa.Table.from_batches([batch])
 
 
-def _line_tables(path: Path, size: int) -> Iterator[pa.Table]:
+def _line_tables(path: Path, size: int, names: Collection[str]) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     with path.open("rb") as file:
         for line in file:
-            rows.append({name: value for name, value in orjson.loads(line).items() if _is_answer(name)})
+            rows.append({name: value for name, value in orjson.loads(line).items() if name in names})
             if len(rows) == size:
                 yield _table(rows)
                 rows = []
@@ -111,15 +111,20 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return table if "error" in table.schema.names else table.append_column("error", pa.nulls(len(rows), pa.string()))
 
 
-def _is_answer(name: str) -> bool:
-    return name in _TEXT_COLUMNS or name.endswith(("_probabilities", "_value"))
+def _answer_columns(manifest: bundle.Manifest) -> set[str]:
+    """Returns the columns that are compared. Others are those of the input, of any names and types."""
+    return {*_TEXT_COLUMNS, *map(_column, manifest.heads)}
+
+
+def _column(head: bundle.Head) -> str:
+    return f"{head.name}_value" if head.kind == "regression" else f"{head.name}_probabilities"
 
 
 def _rows(table: pa.Table, manifest: bundle.Manifest) -> Rows:
     names = set(table.schema.names)
     numbers = {}
     for head in manifest.heads:
-        column = f"{head.name}_value" if head.kind == "regression" else f"{head.name}_probabilities"
+        column = _column(head)
         if column in names:
             values = _matrix(table[column])
             # The server has the probability of the positive label alone.

@@ -119,7 +119,8 @@ def _differences(previous: Mapping[str, Any], current: Mapping[str, Any]) -> Ite
     for section, name in _COMPARED.items():
         before, after = previous.get(section, {}), current[section]
         for key in dict.fromkeys([*before, *after]):
-            if before.get(key) != after.get(key):
+            # An option that the release which began the job did not know had no effect then.
+            if (before.get(key) or None) != (after.get(key) or None):
                 yield f"{name} {key}: {_short(before.get(key))} there, {_short(after.get(key))} now"
     before, after = previous.get("inputs", []), current["inputs"]
     if len(before) != len(after):

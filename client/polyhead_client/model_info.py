@@ -73,7 +73,7 @@ class EmbeddingInfo(Value):
 
     Attributes:
         dimensions: Number of values.
-        pooling: Reduction of the token vectors to one vector: ``"cls"``, ``"mean"`` or ``"cls_mean"``.
+        pooling: Pooling of the token vectors, such as ``"mean"``; ``"+"`` joins several, as in ``"cls+mean"``.
         normalized: True when every embedding has length 1, so that a dot product is a cosine.
     """
 

@@ -32,6 +32,9 @@ from .errors import SettingsError
 from .runners import Outputs, Runner, run_all, torch_runner
 
 _BATCH_SIZE = 16
+# Training sets the threshold of a head that abstains just above the confidence of a validation row. If that row is in
+# the evaluation data, rounding must not decide whether it is answered.
+_ROUNDING = 1e-5
 # Metrics that a variant may lose by, and the limits for them, by kind of head.
 _LIMITS = {"accuracy": "accuracy_drop", "macro_f1": "macro_f1_drop"}
 DROPS: dict[str, dict[str, str]] = {
@@ -97,7 +100,10 @@ class EvalData:
         found = confident_answers(
             head.kind, outputs[head.output], self.targets[column], head.temperature, _threshold(head)
         )
-        is_answered = found.confidence >= (head.abstains_below or 0.0)
+        threshold = head.abstains_below or 0.0
+        if threshold:
+            threshold += min(_ROUNDING, (1 - threshold) / 2)
+        is_answered = found.confidence >= threshold
         return int(is_answered.sum()), int(found.correct[is_answered].sum())
 
     def covered(self, outputs: Outputs, head: Head, column: int, threshold: float) -> int:

@@ -25,6 +25,8 @@ from .settings import Limits
 _EQUAL = 1e-5
 # With fewer labelled rows, a label that is never predicted may be chance.
 _MIN_ROWS = 20
+# Kinds of checks that compare a head with a constant prediction.
+_BASELINE_GAPS = frozenset({"majority_gap", "constant_gap"})
 
 
 def measure(
@@ -73,7 +75,7 @@ def _judged(eval_data: EvalData | None, head: Head, column: int) -> dict[str, An
 
 def warnings(checks: Sequence[Check]) -> list[str]:
     """Returns a sentence for each check that passed with a value that a useful model rarely has."""
-    judged = {name for kind, _, name in (check.name.partition(".") for check in checks) if kind.endswith("_gap")}
+    judged = {name for kind, _, name in (check.name.partition(".") for check in checks) if kind in _BASELINE_GAPS}
     found = []
     for check in checks:
         kind, _, head = check.name.partition(".")

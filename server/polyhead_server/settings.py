@@ -100,8 +100,8 @@ class Settings:
     )
     model_settings: str = _option(
         "",
-        "Settings of single models of several, separated by commas: NAME.FLAG=VALUE, such as reviews.max-queue-s=5. "
-        "Flags without an entry apply to each model.",
+        "Settings of single models, if there are several, separated by commas: NAME.FLAG=VALUE, such as "
+        "reviews.max-queue-s=5. Flags without an entry apply to each model.",
     )
     dialects: str = _option(
         "polyhead,oip,tei",
@@ -245,8 +245,8 @@ class Settings:
     )
     collect_share: float = _option(
         0.01,
-        "Share of the texts to collect, 0 to 1: a third each at random, with low confidence and of high novelty. "
-        "Requires --collect.",
+        "Share of the texts to collect, 0 to 1: a third at random, a third with low confidence, a third of high "
+        "novelty. Requires --collect.",
     )
     collect_mb: int = _option(
         100, "Size limit in MiB of all files in the folder of --collect; the oldest are deleted beyond it."

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -70,6 +71,18 @@ def test_arrays_get_embeddings_as_a_matrix(make_annotator: MakeAnnotator) -> Non
     assert annotated["topic_label"][1] is None
 
 
+def test_arrays_get_the_labels_of_each_text_as_an_object(make_annotator: MakeAnnotator, model: Model) -> None:
+    manifest = model.source.manifest
+    topic = dataclasses.replace(manifest.heads[0], prediction_sets=bundle.PredictionSets(0.9, 0.2, 100))
+    changed = dataclasses.replace(manifest, heads=(topic, *manifest.heads[1:]))
+    object.__setattr__(model, "source", dataclasses.replace(model.source, manifest=changed))
+    texts = ["w1", None, "w50", "w199 w199"]
+    annotated: Any = make_annotator(prediction_sets=True)({"text": np.array(texts, dtype=object)})
+    found = annotated["topic_prediction_set"]
+    # As many labels as would fill a matrix of two columns.
+    assert [None if labels is None else list(labels) for labels in found] == [["a", "b", "c"], None, ["a", "b"], ["a"]]
+
+
 def test_batches_of_an_iterator_are_computed_together_and_stay_apart(make_annotator: MakeAnnotator) -> None:
     texts = words(1000)
 
@@ -136,8 +149,6 @@ def test_a_pickled_copy_answers_alike(make_annotator: MakeAnnotator) -> None:
 def test_a_pickled_copy_refuses_another_bundle(
     make_annotator: MakeAnnotator, monkeypatch: pytest.MonkeyPatch, model: Any
 ) -> None:
-    import dataclasses
-
     content = pickle.dumps(make_annotator())
     other = dataclasses.replace(model, source=dataclasses.replace(model.source, digest="f" * 64))
     monkeypatch.setattr(annotator_module, "load_model", lambda _: other)

@@ -125,6 +125,12 @@ def test_shortened_or_encoded_embeddings_are_not_compared(write: Write, source: 
     assert "embedding" not in [measure.name for measure in compare_output(write(rows), source.path, 0.1).measures]
 
 
+def test_kept_columns_of_the_input_are_not_read(write: Write, source: bundle.Bundle) -> None:
+    rng = np.random.default_rng(4)
+    rows = [{"order_value": [number, "unknown"][number % 2], **usual(rng)} for number in range(ROWS)]
+    assert compare_output(write(rows, "jsonl"), source.path, 0.1).texts == ROWS
+
+
 def test_answers_of_one_head_alone_are_compared(write: Write, source: bundle.Bundle) -> None:
     rng = np.random.default_rng(3)
     kept = ("topic_probabilities", "truncated", "tokens", "error")

@@ -142,6 +142,15 @@ def test_other_model_and_answer_options_are_refused_by_name(
         make_job(make_annotator(), tmp_path / "out", path).run()
 
 
+def test_an_option_that_an_earlier_release_did_not_know_is_no_difference(run_job: RunJob, tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", ["w1"])
+    run_job(path)
+    job = manifest_of(tmp_path / "out")
+    del job["options"]["novelty"], job["options"]["prediction_sets"]
+    (tmp_path / "out/_manifest.json").write_text(json.dumps(job))
+    assert run_job(path).kept_parts == 1
+
+
 def test_changed_inputs_are_refused_by_name(run_job: RunJob, tmp_path: Path) -> None:
     first = write_parquet(tmp_path / "a.parquet", ["w1"])
     second = write_parquet(tmp_path / "b.parquet", ["w2"])

@@ -53,9 +53,11 @@ CALLS = {
     "all tasks, version 2": _analyze(2),
     "all tasks, version 3": _analyze(3),
     "all tasks, version 4": _analyze(4),
+    "all tasks, version 5": _analyze(5),
     "model, version 2": _info(2),
     "model, version 3": _info(3),
     "model, version 4": _info(4),
+    "model, version 5": _info(5),
     "labels and scores with a prompt": Call(
         3,
         "Analyze",
@@ -72,6 +74,12 @@ CALLS = {
         "Analyze",
         [pb2.AnalyzeRequest(items=_items(*TEXTS), options=item_pb2.ItemOptions(include_novelty=True))],
         lambda client: _values(client.analyze(TEXTS, include_novelty=True)),
+    ),
+    "prediction sets": Call(
+        5,
+        "Analyze",
+        [pb2.AnalyzeRequest(items=_items(*TEXTS), options=item_pb2.ItemOptions(include_prediction_sets=True))],
+        lambda client: _values(client.analyze(TEXTS, include_prediction_sets=True)),
     ),
     "a text that is too long": Call(
         4,

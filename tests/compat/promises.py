@@ -22,7 +22,6 @@ from polyhead_client.cli.main import main as client
 from polyhead_export.cli import main as export
 from polyhead_export.settings import Settings as ExportSettings
 from polyhead_server.cli import main as serve
-from polyhead_server.observability.metrics import Metrics
 from polyhead_server.security.api_keys import main as api_keys
 from polyhead_training.cli import main as train
 from polyhead_training.config import Config
@@ -131,9 +130,11 @@ def http() -> Iterator[str]:
 
 
 def metrics() -> Iterator[str]:
-    """Yields the metrics with their labels."""
-    for metric in Metrics().instruments.descriptions:
-        yield f"{metric.name}{{{','.join(sorted(metric.labels))}}}"
+    """Yields the metrics with their labels; a contract test compares this page with the code."""
+    page = sources.documentation_page("| name | unit, kind | labels |").read_text()
+    for name, cell in re.findall(r"^\| `(polyhead_\w+)` \|[^|]*\|([^|]*)\|", page, re.MULTILINE):
+        labels = sorted(re.findall(r"`(\w+)`", cell))
+        yield f"{name}{{{','.join(labels)}}}"
 
 
 def package(name: str) -> Iterator[str]:

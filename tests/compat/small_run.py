@@ -33,6 +33,9 @@ batch_size = 32
 accuracy = 0.5
 certainty = 0.9
 
+[training.heads.prediction_sets]
+coverage = 0.8
+
 [[training.stages]]
 name = "heads"
 train = ["heads"]

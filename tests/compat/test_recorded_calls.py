@@ -44,6 +44,15 @@ def test_a_bundle_of_every_readable_version_is_recorded() -> None:
     assert VERSIONS[-1] == FORMAT_VERSION, "run `python -m tests.compat.renew`"
 
 
+def test_newest_bundle_has_everything_that_a_bundle_can_have(tmp_path: Path) -> None:
+    manifest = polyhead_bundle.load(write_bundle(VERSIONS[-1], tmp_path)).manifest
+    assert manifest.novelty
+    assert manifest.reference
+    assert any(head.abstention for head in manifest.heads)
+    assert any(head.prediction_sets for head in manifest.heads)
+    assert {recording.version for recording in RECORDINGS.values()} == set(VERSIONS)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_bundle_loads(version: int, tmp_path: Path) -> None:
     bundle = polyhead_bundle.load(write_bundle(version, tmp_path))

@@ -13,6 +13,7 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml  # type: ignore[import-untyped]
+from polyhead_server.observability.candidate_metrics import CandidateFigures
 from polyhead_server.observability.metrics import Metrics
 
 from tests.support import sources
@@ -114,6 +115,16 @@ def test_every_metric_of_the_sources_is_documented() -> None:
 def test_documented_labels_are_those_of_the_metrics() -> None:
     actual = {metric.name: set(metric.labels) for metric in with_all_metrics().instruments.descriptions}
     assert len(actual) > 20
+    assert {name: labels()[name] for name in actual} == actual
+
+
+def test_documented_labels_of_candidates_are_those_of_the_metrics() -> None:
+    metrics = with_all_metrics()
+    counts = {"dropped": 3}, {"topic": 2}, {("candidate", "error"): 1}, {"candidate": 0.25}
+    metrics.candidate.update(CandidateFigures({"shadow": "new-1"}, *counts))
+    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+    actual = {one.name: set(one.labels) for one in samples if re.match("polyhead_(candidate|shadow|canary)_", one.name)}
+    assert len(actual) == 6
     assert {name: labels()[name] for name in actual} == actual
 
 

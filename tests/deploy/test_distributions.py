@@ -33,6 +33,17 @@ def test_relative_links_are_found(text: str, links: list[str]) -> None:
     assert relative_links(text) == links
 
 
+@pytest.mark.parametrize("folder", [ROOT, ROOT.parent])
+def test_source_tree_is_never_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.rmtree", lambda path, **_: pytest.fail(f"would delete {path}"))
+    with pytest.raises(SystemExit) as caught:
+        PROGRAM["main"]([str(folder)])
+    assert caught.value.code == 2
+    assert "holds the source tree" in capsys.readouterr().err
+
+
 def test_distributions_with_other_bytes_are_reported(tmp_path: Path) -> None:
     def built(folder: str, sdist: bytes, wheel: bytes) -> Any:
         (tmp_path / folder).mkdir()

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import urllib.request
 from collections import Counter
 from pathlib import Path
@@ -422,12 +423,16 @@ def compared_and_dropped(admin: Admin) -> int:
 
 
 def test_candidate_ends_with_the_server(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
-    admin = start_admin(start, demo_bundle, "one process", tmp_path)
-    admin.ok("shadow", str(demo_bundle), "--share", "1")
-    admin.ok("canary", "--share", "50%")
-    pids = [shadow_of(admin.server), engine_of(admin.server)]
-    admin.server.process.kill()
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "both have ended")
+    # Paths of sockets are short.
+    with tempfile.TemporaryDirectory() as folder:
+        admin = start_admin(start, demo_bundle, "one process", tmp_path, environment={"TMPDIR": folder})
+        admin.ok("shadow", str(demo_bundle), "--share", "1")
+        admin.ok("canary", "--share", "50%")
+        pids = [shadow_of(admin.server), engine_of(admin.server)]
+        assert list(Path(folder).glob("polyhead-candidate-*"))
+        admin.server.process.kill()
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "both have ended")
+        assert not list(Path(folder).glob("polyhead-candidate-*"))
 
 
 def test_metrics_show_the_candidate(start: Start, demo_bundle: Path, tmp_path: Path) -> None:

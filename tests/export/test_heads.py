@@ -28,6 +28,7 @@ from polyhead_training.config import Config, DataConfig
 from polyhead_training.errors import RunError
 from polyhead_training.evaluation.novelty import fit_novelty
 from polyhead_training.evaluation.probabilities import probabilities
+from polyhead_training.evaluation.selective import confidence_of
 from polyhead_training.model import PolyheadModel
 from polyhead_training.model_config import ModelConfig
 from polyhead_training.runs.run_directory import Run, load_run, write_run
@@ -301,6 +302,20 @@ def test_abstaining_is_compared_with_the_trained_model(evaluated: tuple[EvalData
     assert not found["coverage_difference.stars"].passed
     never = [*heads[:index], _abstaining(stars, None), *heads[index + 1 :]]
     assert list(compare_abstention(data, changed, never, LIMITS)) == []
+
+
+def test_rounding_at_the_threshold_is_no_difference(evaluated: tuple[EvalData, tuple[Head, ...]]) -> None:
+    data, heads = evaluated
+    index = [head.name for head in heads].index("topic")
+    logits = data.reference[heads[index].output]
+    rounded = logits * np.float32(1 + 1e-5)
+    before, after = (confidence_of("softmax", one, heads[index].temperature) for one in (logits, rounded))
+    row = int(np.argmax((after - before)[:-1]))  # the last one has no label
+    threshold = np.nextafter(before[row], np.float32(1))
+    assert before[row] < threshold <= after[row]
+    every = [*heads[:index], _abstaining(heads[index], float(threshold)), *heads[index + 1 :]]
+    checks = compare_abstention(data, {**data.reference, heads[index].output: rounded}, every, LIMITS)
+    assert [check.name for check in checks if not check.passed] == []
 
 
 def test_answers_that_break_the_promise_fail_the_gate_of_int8(evaluated: tuple[EvalData, tuple[Head, ...]]) -> None:

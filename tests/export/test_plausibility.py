@@ -111,9 +111,11 @@ def test_too_few_rows_or_labels_are_not_judged(targets: list[int]) -> None:
 
 def test_single_predicted_label_is_reported() -> None:
     share, gap = Check("label_share.topic", 1, 1), Check("majority_gap.topic", 0.1, 1)
-    assert plausibility.warnings([share]) == [
-        "head 'topic' predicts the same label for all golden texts; check it on your own texts with --eval-data"
-    ]
+    golden = "head 'topic' predicts the same label for all golden texts; check it on your own texts with --eval-data"
+    assert plausibility.warnings([share]) == [golden]
+    # Promises are compared with few rows of evaluation data, too.
+    promises = [Check("promise_gap.topic", 0, 1), Check("set_coverage_gap.topic", 0, 1)]
+    assert plausibility.warnings([share, *promises]) == [golden]
     assert plausibility.warnings([share, gap]) == [
         "head 'topic' predicts the same label for every row of the evaluation data",
         "head 'topic' is no better on the evaluation data than its most frequent label",

@@ -36,7 +36,13 @@ _HTTP = (
 )
 _DOCUMENTS: tuple[object, ...] = (
     {"texts": ["Where is my refund?"], "tasks": ["embedding", "labels"], "embedding": {"dimensions": 2}},
-    {"items": [{"id": "1", "text": "a"}], "novelty": True, "truncation": "window", "prompt": "query"},
+    {
+        "items": [{"id": "1", "text": "a"}],
+        "novelty": True,
+        "prediction_sets": True,
+        "truncation": "window",
+        "prompt": "query",
+    },
     {"input": ["a", "b"], "model": "golden", "encoding_format": "base64", "dimensions": 3},
     {"inputs": [["a"], ["b"]], "truncate": True, "raw_scores": True, "top_n": 1},
     {"ids": [[1, 2, 3]], "skip_special_tokens": False},

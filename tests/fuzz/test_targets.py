@@ -6,7 +6,8 @@ The target ``tokenizers`` is left to ``make fuzz``: the library that reads such 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ _CHANGES_PER_SEED = 20
 _MAX_CHANGED_SEEDS = 20
 # A manifest has thousands of values.
 _MAX_REPLACEMENTS = 100
+
+
+@pytest.fixture(scope="module", autouse=True)
+def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the files that targets leave to their process among those of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("fuzz")))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -139,6 +139,30 @@ def test_folds_predict_every_row_once_and_train_on_all_rows(folds_config: Config
     assert "Labels of head topic that are likely mistakes" in report
 
 
+def test_texts_selected_for_their_answers_train_and_calibrate_nothing(
+    folds_config: Config, tmp_path: Path, rows: list[dict[str, Any]], write_jsonl: WriteJsonl
+) -> None:
+    meta = {"reasons": ["low_confidence"], "model": "m-1", "predictions": {}}
+    selected = [{**row, "text": f"{row['text']} again", "_collected": meta} for row in rows[:6]]
+    write_jsonl("train.jsonl", [*rows, *selected])
+    repeats(folds_config, tmp_path / "run").train_folds(3)
+    assert content(tmp_path / "run", "data.json")["splits"]["train"]["rows"] == 30
+    assert len((tmp_path / "run/out_of_fold.jsonl").read_text().splitlines()) == 30
+    assert content(tmp_path / "run", "evaluation.json")["validation"]["topic"]["rows"] == 24
+
+
+def test_reference_of_folds_is_about_the_rows_of_validation(
+    configure: Configure, folds_config: Config, tmp_path: Path, rows: list[dict[str, Any]], write_jsonl: WriteJsonl
+) -> None:
+    assert folds_config.data.validation_fraction is None
+    write_jsonl("validation.jsonl", rows[:5])
+    repeats(configure(*FIT, "data.validation=validation.jsonl"), tmp_path / "run").train_folds(2)
+    reference = content(tmp_path / "run", "run.json")["reference"]
+    assert reference["rows"] == 5
+    counts = [5 * share for share in reference["heads"]["topic"]["answers"]]
+    assert counts == pytest.approx([round(count) for count in counts])
+
+
 def test_folds_without_validation_do_not_warn_that_it_is_empty(
     configure: Configure, folds_config: Config, tmp_path: Path
 ) -> None:

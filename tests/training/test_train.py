@@ -344,26 +344,26 @@ def test_damaged_weights_are_a_backbone_error(
 
 def test_run_has_the_promise_of_each_head_that_abstains(configure: Configure, tmp_path: Path) -> None:
     config = configure("training.heads.abstain={accuracy=0.9}")
-    told: list[str] = []
-    evaluation = train(config, tmp_path / "run", max_steps=2, report=told.append)
+    lines: list[str] = []
+    evaluation = train(config, tmp_path / "run", max_steps=2, report=lines.append)
     assert evaluation is not None
     # A handful of rows keeps no promise, which ends nothing.
-    assert [line for line in told if "does not abstain: no confidence keeps an accuracy of 0.9" in line]
+    assert [line for line in lines if "does not abstain: no confidence keeps an accuracy of 0.9" in line]
     for head in load_run(tmp_path / "run").heads:
         assert (head["abstention"]["accuracy"], head["abstention"]["threshold"]) == (0.9, None)
         assert head["abstention"]["rows"] == evaluation.splits["validation"][head["name"]].score.rows
 
 
 def test_run_has_the_prediction_sets_of_softmax_heads(configure: Configure, tmp_path: Path) -> None:
-    told: list[str] = []
+    lines: list[str] = []
     config = configure("training.heads.prediction_sets={coverage=0.6}")
-    evaluation = train(config, tmp_path / "run", max_steps=2, report=told.append)
+    evaluation = train(config, tmp_path / "run", max_steps=2, report=lines.append)
     assert evaluation is not None
     topic, sentiment = load_run(tmp_path / "run").heads
     assert topic["prediction_sets"]["coverage"] == 0.6
     assert 0 < topic["prediction_sets"]["threshold"] < 1
     assert "prediction_sets" not in sentiment
-    assert "head 'topic': prediction sets hold labels from a probability of" in "\n".join(told)
+    assert "head 'topic': prediction sets hold labels from a probability of" in "\n".join(lines)
     score = evaluation.splits["test"]["topic"].prediction_sets
     assert score is not None
     assert score.size is not None

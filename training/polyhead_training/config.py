@@ -50,8 +50,8 @@ class DataConfig(Section):
     """Share of train that becomes validation when validation is not set, 0 to 1; with 0, every row trains and nothing
     is measured on validation. Default: 0.1."""
     collected_holdout: float = Field(default=0.2, ge=0, lt=1)
-    """Share of the random part of the texts that polyhead-serve --collect wrote, as far as they are labelled, that does
-    not train, 0 to 1: the report compares the model on them with the one that served."""
+    """Share of the labelled random texts of polyhead-serve --collect that is held out from training, 0 to 1: the report
+    compares the model on them with the one that served."""
     similarity: tuple[str, ...] = ()
     """Path or list of paths of text pairs with a similarity score, as in STS-B. The sentence embedding is evaluated on
     them before and after training."""

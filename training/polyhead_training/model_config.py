@@ -70,10 +70,10 @@ class HeadConfig(Section):
     selects the threshold with the highest macro-F1 on validation, for a multilabel head that of each label with the
     highest F1."""
     abstain: AbstainConfig | None = None
-    """Accuracy that the head keeps by abstaining; softmax, sigmoid and ordinal heads alone. Default:
+    """Accuracy that the head keeps by abstaining; softmax, sigmoid and ordinal heads only. Default:
     training.heads.abstain."""
     prediction_sets: PredictionSetsConfig | None = None
-    """Coverage of the sets of labels that the head returns on request; softmax heads alone. Default:
+    """Coverage of the sets of labels that the head returns on request; softmax heads only. Default:
     training.heads.prediction_sets."""
 
     def layer_settings(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from polyhead_bundle.atomic_directory import recover
 
+from polyhead_training.data.collected import is_selected
 from polyhead_training.data.dataset import Data, Row
 from polyhead_training.data.duplicates import duplicate_sets
 from polyhead_training.data.folds import assign_folds, fold_warnings, require_sets
@@ -134,13 +135,16 @@ class Repeats:
             for fold in range(folds):
                 self._train_fold(folder, rows, assigned, fold, folds)
             split = read_folds(folder, rows, assigned, folds)
+            # What is fitted on texts that were chosen for their answers would not hold for others.
+            representative = split.select([number for number, row in enumerate(rows) if not is_selected(row)])
             final = replace(self.data, train=tuple(rows))
             if self._splits:
                 # The predictions of the folds take the place of validation.
                 empty = tuple(split for split in self.data.empty if split != "validation")
                 final = replace(final, validation=(), empty=empty)
             self.report(f"final run on all {len(rows):,} rows")
-            self._train(_with_training(self.config, select="last"), folder / "final", final, split=split, describe=True)
+            config = _with_training(self.config, select="last")
+            self._train(config, folder / "final", final, split=representative, describe=True)
             scores = _read(folder / "final" / EVALUATION_NAME)["validation"]
             noise = label_noise(self.data.heads, split, {name: one["temperature"] for name, one in scores.items()})
             for name, found in noise.items():

@@ -28,6 +28,10 @@ Report = Callable[[str], None]
 _LOG_COLUMNS = 140
 
 
+def discard(message: str) -> None:
+    """Drops a message: the ``Report`` of a run that shows none."""
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str] = ()) -> str:
     """Renders a table as plain text that fits the terminal.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ from .model import PolyheadModel
 from .model_config import HeadConfig
 from .novelty import fit_run_novelty, run_reference
 from .predict import Matrix, predict
-from .terminal import Report
+from .terminal import Report, discard
 from .weights import WeightsError
 
 # Other processes wait this long while the main process evaluates and writes alone.
@@ -110,7 +110,7 @@ def train(
     if accelerator.is_main_process:
         recover(destination.resolve())
     accelerator.wait_for_everyone()
-    report = report if accelerator.is_main_process else _discard
+    report = report if accelerator.is_main_process else discard
     prepared = prepare(config, data or read_data(config))
     for line in prepared.report.lines() if describe else ():
         report(line)
@@ -323,10 +323,11 @@ def _evaluate(  # noqa: PLR0917
         for name, rows in texts.items()
         if rows or name == _VALIDATION
     }
-    splits[_VALIDATION] = out_of_fold or splits[_VALIDATION]
+    validation = splits[_VALIDATION]
+    splits[_VALIDATION] = out_of_fold or validation
     unchanged = not any(trains_embedding(stage, model) for stage in config.training.stages)
     after = before if unchanged else measure(config, model, prepared, accelerator)
-    return evaluate_run(
+    found = evaluate_run(
         prepared.data.heads,
         splits,
         similarity(prepared, before, after),
@@ -335,6 +336,7 @@ def _evaluate(  # noqa: PLR0917
         abstain=config.abstentions,
         set_coverages=config.set_coverages,
     )
+    return replace(found, validation=validation)
 
 
 def _score_collected(
@@ -397,7 +399,3 @@ def _write(  # noqa: PLR0917
         )
         write_report(staging)
         write_card(staging)
-
-
-def _discard(message: str) -> None:
-    """Drops a message, in processes other than the main one."""

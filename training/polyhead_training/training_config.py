@@ -82,7 +82,7 @@ _DEFAULT_STAGES = (
 
 
 class HeadsConfig(Section):
-    """What applies to every head, unless the head has a setting of its own."""
+    """Settings of every head that has none of its own."""
 
     abstain: AbstainConfig | None = None
     """Accuracy that softmax, sigmoid and ordinal heads keep by abstaining. Default: heads never abstain."""
@@ -132,7 +132,7 @@ class TrainingConfig(Section):
     labels."""
     matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Dimensions to which the sentence embedding can be cut: every loss of data.embedding is the mean over the whole
-    embedding and its first N dimensions, for each N (Kusupati et al., arXiv 2205.13147). Empty: the whole alone."""
+    embedding and its first N dimensions, for each N (Kusupati et al., arXiv 2205.13147). Empty: only the whole."""
     select: Literal["best", "last"] = "best"
     """Weights that the run keeps: last, or best (of the epoch with the highest mean score of the heads on validation:
     macro-F1 of softmax and sigmoid heads, mean average precision of multilabel, quadratic weighted kappa of ordinal, R2
@@ -143,7 +143,7 @@ class TrainingConfig(Section):
     checkpoint_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints; the end of an epoch and a signal also write one."""
     heads: HeadsConfig = HeadsConfig()
-    """What applies to every head."""
+    """Settings of every head."""
     novelty: bool = True
     """Whether to fit the novelty of texts, a score of how far the embedding of a text lies from those of the training
     texts. It takes a forward pass over up to 2,000 training and 1,000 validation texts, and needs 50 of each."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from google.protobuf import message
     from polyhead.v1 import admin_service_pb2 as pb2
 
-_model_option = model_option("Model of a server with several.  [default: all]")
+_model_option = model_option("Model, if the server has several.  [default: all]")
 SERVICE = "polyhead.v1.AdminService"
 
 
@@ -37,25 +37,26 @@ def admin_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_options([target_option(required=True), api_key_option], command)
 
 
-# A model may take minutes to load, and the workers load it one after the other.
+# A model may take minutes to load, and the workers load it one after the other; so may what waits for a load.
 RELOAD_TIMEOUT_S = 1800.0
 TIMEOUT_S = 30.0
 
 
 @click.group()
 def admin() -> None:
-    """Reload, drain or inspect a running server, or roll a new model out.
+    """Reload, drain or inspect a running server, or roll out a new model.
 
     Every command applies to all workers of the server and requires its admin service, which listens on an address of
-    its own:
+    its own.
 
     \b
     Examples:
       polyhead-serve bundles/tickets --admin-listen unix:/run/polyhead-admin.sock
       polyhead admin stats --target unix:/run/polyhead-admin.sock
 
-    Output is one line of JSON per worker and model; durations are in seconds. If the server requires API keys,
-    --api-key-file or $POLYHEAD_API_KEY provides one with the scope "admin".
+    Output is JSON, unless a command says otherwise; reload, promote and stats print one line per worker and model.
+    Durations are in seconds. If the server requires API keys, --api-key-file or $POLYHEAD_API_KEY provides one with the
+    scope "admin".
     """  # noqa: D301  \b tells click to keep the line breaks
 
 

@@ -35,7 +35,7 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic in newer vers
         return share
 
 
-_model = model_option("Model of a server with several.  [default: the server's first]")
+_model = model_option("Model, if the server has several.  [default: the server's first]")
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
@@ -47,7 +47,7 @@ _share = click.option(
     type=Share(),
     metavar="SHARE",
     required=True,
-    help="Share, such as 0.1 or 10%, of what the candidate gets.",
+    help="Share that the candidate answers, such as 0.1 or 10%.",
 )
 _force = click.option("--force", is_flag=True, help="Accept another embedding space, or other heads or labels.")
 
@@ -67,14 +67,15 @@ def _absolute(_: click.Context, __: click.Parameter, path: str | None) -> str:
     type=click.IntRange(0, 1000),
     default=0,
     show_default=True,
-    help="Texts to keep of each head, the last ones whose answer changed, for compare --show-texts.",
+    help="Keep the last N texts of each head whose answer changed, for compare --show-texts.",
 )
 @click.option(
     "--priority",
     type=click.Choice(["idle", "normal"]),
     default="idle",
     show_default=True,
-    help="Processor time of the candidate: only what nothing else uses, or an equal share, which may delay answers.",
+    help="Processor time of the candidate: idle, only what nothing else uses; normal, an equal share, which may delay "
+    "answers.",
 )
 def shadow(  # noqa: PLR0917
     bundle: str, target: str, api_key: str | None, model: str | None, share: float, keep_texts: int, priority: str
@@ -123,7 +124,7 @@ def compare(  # noqa: PLR0917
 
     For each head that both have: how many texts get another answer, with a 95 % interval, the most frequent changes,
     and changes weighted by confidence. For the embedding: whether vectors of both models can stand in one index.
-    Further how many texts the candidate saw, errors, latencies, and the state of a canary.
+    Also how many texts the candidate saw, errors, latencies, and the state of a canary.
 
     \b
     Examples:
@@ -158,20 +159,21 @@ def compare(  # noqa: PLR0917
     metavar="SHARE",
     default="1%",
     show_default=True,
-    help="Roll back when more texts fail than the served model's share of failures and this together.",
+    help="Roll back when the share of failed texts exceeds that of the served model by more than this.",
 )
 @click.option(
     "--max-p99-ratio",
     type=click.FloatRange(min=0),
     default=2.0,
     show_default=True,
-    help="Roll back when the 99th percentile of the latency is so many times that of the served model; 0 for no limit.",
+    help="Roll back when the 99th percentile of the latency, divided by that of the served model, exceeds this; 0 for "
+    "no limit.",
 )
 @click.option(
     "--max-p99-ms",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Roll back when the 99th percentile of the latency is above so many milliseconds.  [default: no limit]",
+    help="Roll back when the 99th percentile of the latency exceeds this number of milliseconds.  [default: no limit]",
 )
 @click.option(
     "--min-texts",
@@ -195,10 +197,11 @@ def canary(  # noqa: PLR0917
 ) -> None:
     """Answer a share of the callers with a candidate.
 
-    BUNDLE is the candidate; without it, the one that shadow has loaded. A caller stays with one model: the metadata
-    x-polyhead-routing-key counts, otherwise the name of the API key, otherwise the address of the client. The answers
-    of the candidate carry its fingerprints. Calls that state the fingerprints they expect are answered by the served
-    model. When a limit is exceeded in the last minute, the served model answers everything again. Prints the candidate.
+    BUNDLE is the candidate; without it, the one that shadow has loaded. A caller, which is the metadata
+    x-polyhead-routing-key, otherwise the name of the API key, otherwise the address of the client, stays with one
+    model. The answers of the candidate carry its fingerprints. Calls that state the fingerprints they expect are
+    answered by the served model. When a limit is exceeded in the last minute, the served model answers everything
+    again. Prints the candidate.
 
     \b
     Examples:
@@ -227,8 +230,8 @@ def promote(target: str, api_key: str | None, model: str | None, force: bool) ->
     """Serve the candidate in place of the served model.
 
     As with reload, requests that the server has accepted are completed with the old model. Prints the new model and
-    fingerprints of each worker. Exit code 2 means that the candidate was rejected; the old model stays. The server
-    keeps the candidate until it restarts or reloads: put the bundle in the place that the server was started with.
+    fingerprints of each worker. Exit code 2 means that the candidate was rejected; the old model stays. A restart or a
+    reload takes the promotion back: put the bundle at the path that the server was started with.
 
     \b
     Examples:
@@ -248,7 +251,7 @@ def promote(target: str, api_key: str | None, model: str | None, force: bool) ->
 def discard(target: str, api_key: str | None, model: str | None) -> None:
     """End the comparison and the canary, and unload the candidate.
 
-    Requests that the candidate has begun to answer are completed. Prints nothing.
+    Requests that the candidate has begun to answer are completed, which may take a minute. Prints nothing.
 
     \b
     Examples:
@@ -256,6 +259,5 @@ def discard(target: str, api_key: str | None, model: str | None) -> None:
     """  # noqa: D301  \b tells click to keep the line breaks
     from polyhead.v1 import admin_service_pb2 as pb2
 
-    call_admin(
-        target, api_key, lambda stub, key: stub.Discard(pb2.DiscardRequest(), timeout=TIMEOUT_S, metadata=key), model
-    )
+    request = pb2.DiscardRequest()
+    call_admin(target, api_key, lambda stub, key: stub.Discard(request, timeout=RELOAD_TIMEOUT_S, metadata=key), model)

@@ -1,7 +1,8 @@
-"""The error that ends a command with one line on stderr."""
+"""How a command ends that fails: with one line on stderr, or silently if nobody reads its output."""
 
 from __future__ import annotations
 
+import os
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -34,3 +35,8 @@ def is_unexplained(error: PolyheadError) -> bool:
     from polyhead_client.errors import UnavailableError
 
     return isinstance(error, UnavailableError) and not error.reason
+
+
+def discard_stdout() -> None:
+    """Redirects stdout to nowhere: Python flushes it once more at exit, and would report a broken pipe again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +18,7 @@ from polyhead_client.choices import Encoding, Order, Task, TruncationPolicy
 
 from .candidate import admin
 from .drift import drift
-from .failure import CommandError
+from .failure import CommandError, discard_stdout
 from .options import ServerOptions, server_options, with_options
 from .top import top
 
@@ -94,7 +93,7 @@ def _text_options(command: Callable[..., None]) -> Callable[..., None]:
             "--prediction-sets",
             "include_prediction_sets",
             is_flag=True,
-            help="Add to the answers of heads that have such sets the labels among which the true one is with the "
+            help="Add the prediction sets of heads that have them: labels among which the true one is with the "
             "probability that polyhead info shows.",
         ),
         click.option(
@@ -130,7 +129,7 @@ class _Commands(click.Group):
         try:
             return super().main(*arguments, **options)
         except OSError as error:
-            _discard_stdout()
+            discard_stdout()
             failure = CommandError(_EXIT_FAILED, f"input or output: {error.strerror or error}")
             failure.show()
             sys.exit(failure.exit_code)
@@ -355,11 +354,6 @@ def _mapped_errors(target: str, answered: Callable[[], int] = int) -> Iterator[N
         progress = f" (after {answered()} answers; the other texts have none)" if answered() else ""
         raise CommandError(exit_code, f"{describe(target, error)}{hint}{progress}") from error
     except BrokenPipeError:
-        _discard_stdout()
+        discard_stdout()
     except KeyboardInterrupt:
         sys.exit(_EXIT_INTERRUPTED)
-
-
-def _discard_stdout() -> None:
-    """Redirects stdout to nowhere: Python flushes it once more at exit, and would report the failure again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

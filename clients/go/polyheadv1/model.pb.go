@@ -531,7 +531,7 @@ type EmbeddingInfo struct {
 
 	// dimensions is the number of dimensions.
 	Dimensions uint32 `protobuf:"varint,1,opt,name=dimensions,proto3" json:"dimensions,omitempty"`
-	// pooling is the pooling of the token vectors: "cls", "mean" or "cls_mean".
+	// pooling is the pooling of the token vectors, such as "mean"; "+" joins several, as in "cls+mean".
 	Pooling string `protobuf:"bytes,2,opt,name=pooling,proto3" json:"pooling,omitempty"`
 	// normalized is true if every embedding has Euclidean length 1, so that a dot product is a cosine similarity.
 	Normalized bool `protobuf:"varint,3,opt,name=normalized,proto3" json:"normalized,omitempty"`

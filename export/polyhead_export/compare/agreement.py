@@ -15,8 +15,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from polyhead_bundle import Head
-from polyhead_training.evaluation.probabilities import answers, is_labelled, probabilities
+from polyhead_training.evaluation.probabilities import is_labelled, probabilities
 from scipy.stats import binomtest
+
+from polyhead_export.eval_data import predictions
 
 Space = Literal["same", "comparable", "other", "other size"]
 # Nearest neighbours of a text that are compared, and texts among which they are searched.
@@ -157,7 +159,7 @@ def head_agreement(
     """
     if old.kind != new.kind:
         raise ValueError(f"head {old.name!r} is {old.kind} in the old model and {new.kind} in the new one")
-    found = _answers(old, old_logits), _answers(new, new_logits)
+    found = predictions({old.output: old_logits}, old), predictions({new.output: new_logits}, new)
     if old.kind == "regression":
         difference = np.abs(found[0] - found[1])
         empty = np.zeros((0, 0), np.int64)
@@ -219,11 +221,6 @@ def embedding_agreement(old: NDArray[np.float32], new: NDArray[np.float32], *, s
     return EmbeddingAgreement(space, None if space == "other" else summary, recognized, common, count)
 
 
-def _answers(head: Head, logits: NDArray[np.float32]) -> NDArray[Any]:
-    threshold = head.thresholds or (0.5 if head.threshold is None else head.threshold)
-    return answers(head.kind, logits, head.temperature, threshold)
-
-
 def union_labels(old: Head, new: Head) -> tuple[str, ...]:
     """Returns the labels of both heads, those of the old one first."""
     return tuple(dict.fromkeys([*old.labels, *new.labels]))
@@ -277,7 +274,3 @@ def _without_self(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -np.inf)
     return cosines
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))

@@ -67,7 +67,7 @@ def compare(  # noqa: PLR0917
 ) -> None:
     """Compare the answers of two bundles on the same texts.
 
-    OLD is the model in force and NEW the one that may replace it. For each head that both have, it prints how many
+    OLD is the model in use and NEW the one that may replace it. For each head that both have, it prints how many
     texts get another answer (with a 95 % interval), the most frequent changes, and with --label the accuracy of both.
     For the embedding it tells whether vectors of both models can stand in one index. The models may have different
     labels, tokenizers and sizes.

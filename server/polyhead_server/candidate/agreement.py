@@ -60,7 +60,8 @@ class HeadCounts:
         self._heads = served, candidate
         self._kind = served.kind
         self._labels = tuple(dict.fromkeys([*served.labels, *candidate.labels]))
-        self._places = [np.array([self._labels.index(label) for label in head.labels], np.intp) for head in self._heads]
+        places = {label: place for place, label in enumerate(self._labels)}
+        self._places = [np.array([places[label] for label in head.labels], np.intp) for head in self._heads]
         self._cells: dict[tuple[int, int], int] = {}
         self._other_texts = self._compared = self._changed = 0
         self._weighted = self._difference = 0.0

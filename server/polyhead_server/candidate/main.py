@@ -9,10 +9,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
 import os
 import selectors
+import shutil
 import socket
 import sys
 import threading
@@ -23,6 +26,7 @@ from polyhead_bundle import BundleError, codec
 from polyhead_server.errors import StartupError
 from polyhead_server.json_dataclasses import from_json, to_json
 from polyhead_server.observability.logging import configure
+from polyhead_server.out_of_memory import exit_if_out_of_memory
 
 from .bundle import load_candidate
 from .description import Description, describe
@@ -30,6 +34,9 @@ from .idle import QuotaWatch, lower_priority, run_only_when_idle
 from .parameters import ShadowConfig
 from .samples import MAX_PACKET_BYTES, Sample, SampleError, Totals, decode
 from .shadow import MAX_BATCH_ITEMS, ShadowWork
+
+# Not __name__, which is __main__ here.
+logger = logging.getLogger("polyhead_server.candidate.main")
 
 _BACKLOG = 64
 # Seconds between two looks at whether connections have come.
@@ -58,12 +65,15 @@ def main() -> None:
     _write(output, description)
     lock = threading.Lock()
     threading.Thread(
-        target=_receive, args=(listener, work, lock, config.only_when_idle), name="shadow", daemon=True
+        target=_compare, args=(listener, work, lock, config.only_when_idle), name="shadow", daemon=True
     ).start()
-    for _ in lines:
-        with lock:
-            report = work.report()
-        _write(output, report)
+    with contextlib.suppress(BrokenPipeError):
+        for _ in lines:
+            with lock:
+                report = work.report()
+            _write(output, report)
+    # The server may have been killed, and cannot remove it.
+    shutil.rmtree(config.socket.parent, ignore_errors=True)
     # The thread may be computing, which a normal end would wait for.
     os._exit(0)
 
@@ -85,8 +95,18 @@ def _prepare(config: ShadowConfig) -> tuple[ShadowWork, Description]:
     return work, describe(model, f"{served.name}-{digest[:12]}")
 
 
+def _compare(listener: socket.socket, work: ShadowWork, lock: threading.Lock, only_when_idle: bool) -> None:
+    """Thread boundary: compares what comes, for ever. An unexpected error ends the process; its server reports that."""
+    try:
+        _receive(listener, work, lock, only_when_idle)
+    except BaseException as error:
+        exit_if_out_of_memory(error)
+        logger.exception("the comparison ends")
+        logging.shutdown()
+        os._exit(1)
+
+
 def _receive(listener: socket.socket, work: ShadowWork, lock: threading.Lock, only_when_idle: bool) -> None:
-    """Compares what comes, for ever."""
     if only_when_idle:
         run_only_when_idle()
     quota = QuotaWatch()

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from polyhead_server.errors import CandidateError
 from polyhead_server.json_dataclasses import from_json, to_json
-from polyhead_server.json_types import Values
 from polyhead_server.threads import in_daemon_thread
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,8 @@ class CandidateProcess:
         self._input = cast(BinaryIO, process.stdin)
         self._loop = asyncio.get_running_loop()
         self._responses: asyncio.Queue[bytes] = asyncio.Queue()
-        self._unanswered = 0
+        # Whether an answer is on its way.
+        self._is_asked = False
         self._lock = asyncio.Lock()
         self._stopping = False
         self.ended: asyncio.Future[int] = self._loop.create_future()
@@ -84,31 +84,28 @@ class CandidateProcess:
         Raises:
             CandidateError: It has ended, or sends nothing in time.
         """
-        line = asyncio.ensure_future(self._responses.get())
-        await asyncio.wait({cast(Any, line), self.ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if not line.done() and self._responses.empty():
-            line.cancel()
-            if self.ended.done():
-                raise CandidateError(f"its process has ended with code {self.ended.result()}; see the log")
-            raise CandidateError(f"its process has not answered within {timeout_s:g} s: no compute is left for it")
-        values: Values = json.loads(await line)
-        found: R = from_json(kind, values)
+        line = await self._receive_line(timeout_s)
+        # In a thread: the matrix of a head of many labels would hold up the event loop.
+        found: R = await asyncio.to_thread(lambda: from_json(kind, json.loads(line)))
         return found
 
     async def request(self, kind: type[R]) -> R:
-        """Sends a request and returns the answer; answers to earlier requests that came too late are skipped.
+        """Sends a request and returns the answer.
+
+        While an earlier request has no answer, because the process has no processor time, its answer is waited for
+        instead. So at most one request is in the pipe: a full one would block the event loop.
 
         Raises:
             CandidateError: As ``receive``.
         """
         async with self._lock:
-            self._send(b"{}")
-            self._unanswered += 1
-            while True:
-                answer = await self.receive(kind, RESPONSE_TIMEOUT_S)
-                self._unanswered -= 1
-                if not self._unanswered:
-                    return answer
+            while not self._responses.empty():
+                # It came too late for its caller, and is old.
+                self._responses.get_nowait()
+            if not self._is_asked:
+                self._is_asked = True
+                self._send(b"{}")
+            return await self.receive(kind, RESPONSE_TIMEOUT_S)
 
     async def stop(self) -> None:
         """Ends the process."""
@@ -133,8 +130,21 @@ class CandidateProcess:
 
         self.ended.add_done_callback(on_done)
 
+    async def _receive_line(self, timeout_s: float) -> bytes:
+        line = asyncio.ensure_future(self._responses.get())
+        try:
+            await asyncio.wait({cast(Any, line), self.ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if line.done() or not self._responses.empty():
+                return await line
+        finally:
+            # Otherwise it would take the next line.
+            line.cancel()
+        if self.ended.done():
+            raise CandidateError(f"its process has ended with code {self.ended.result()}; see the log")
+        raise CandidateError(f"its process has not answered within {timeout_s:g} s: no compute is left for it")
+
     def _send(self, line: bytes) -> None:
-        # A process that has ended has closed its end of the pipe. The few lines that are sent fit into its buffer.
+        # A process that has ended has closed its end of the pipe. Two lines may wait there, and fit into its buffer.
         with contextlib.suppress(OSError, ValueError):
             self._input.write(line + b"\n")
             self._input.flush()
@@ -150,9 +160,13 @@ class CandidateProcess:
         with contextlib.suppress(RuntimeError):
             with cast(BinaryIO, self._process.stdout) as output:
                 for line in output:
-                    self._loop.call_soon_threadsafe(self._responses.put_nowait, line)
+                    self._loop.call_soon_threadsafe(self._on_line, line)
             code = self._process.wait()
             self._loop.call_soon_threadsafe(self._set_ended, code)
+
+    def _on_line(self, line: bytes) -> None:
+        self._is_asked = False
+        self._responses.put_nowait(line)
 
     def _set_ended(self, code: int) -> None:
         self._close_input()

@@ -86,7 +86,7 @@ class ShadowReport:
     Attributes:
         answered: Texts that the served model has answered since the shadow began.
         selected: Those of them that belong to the share.
-        dropped: Those of the selected ones that the candidate did not get, because no compute was left.
+        dropped: Those of the selected ones that the candidate did not get: no compute was left, or they were too long.
         compared: Texts that both models have answered.
         errors: Texts that the candidate could not answer, by reason.
         other_model: Texts that another model than the compared one had answered, after a reload.

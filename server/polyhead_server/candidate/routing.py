@@ -29,4 +29,6 @@ def routing_key(header: str, caller: str, peer: str) -> str:
         return f"caller:{caller}"
     for scheme in _SCHEMES:
         peer = peer.removeprefix(scheme)
-    return f"peer:{peer.rpartition(':')[0].strip('[]').replace('%5B', '').replace('%5D', '')}"
+    # That of a Unix socket is "unix:" on gRPC, and "unix" on HTTP.
+    address = peer.rpartition(":")[0] or peer
+    return f"peer:{address.strip('[]').replace('%5B', '').replace('%5D', '')}"

@@ -6,6 +6,7 @@ Nothing here waits. What the candidate has not read in time is dropped and count
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Packets that wait in this process for a candidate that is busy: the texts of some large messages.
 MAX_BACKLOG_BYTES = 2 * 2**20
+# The system has no room for a packet: it is larger than the buffer of the socket, or the kernel is short of memory.
+_NO_ROOM = {errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Sampler:
@@ -75,6 +78,7 @@ class Sampler:
             self._socket.close()
             self._socket = None
             self._backlog.clear()
+            self._backlog_bytes = 0
 
     def _count(self, future: OutcomeFuture) -> None:
         self.answered += not future.cancelled() and isinstance(future.result(), Result)
@@ -115,12 +119,15 @@ class Sampler:
             self._loop.remove_writer(self._socket.fileno())
 
     def _sent(self, connection: socket.socket, packet: bytes) -> bool:
-        """Sends a packet; returns whether it is out of the way."""
+        """Sends a packet, or drops one that cannot be sent; returns False if it must wait."""
         try:
             connection.send(packet)
         except BlockingIOError:
             return False
         except OSError as error:
-            logger.warning("the candidate's process is gone: %s", error)
-            self.close()
+            if error.errno in _NO_ROOM:
+                self.dropped += 1
+            else:
+                logger.warning("the candidate's process is gone: %s", error)
+                self.close()
         return True

@@ -9,10 +9,13 @@ import logging
 import random
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
+
+import polyhead_bundle as bundle
 
 from polyhead_server.errors import StartupError
 from polyhead_server.inference import head_answers
@@ -45,6 +48,9 @@ QUEUE_FULL, TEXT_TOO_LONG, REDACTION_FAILED, WRITE_FAILED = DROP_REASONS = (
     "redaction_failed",
     "write_failed",
 )
+
+# A drawn text with its model, and what has drawn it.
+_Waiting = tuple["TextSampler", Model, Example]
 
 
 class CollectionMetrics(Protocol):
@@ -85,11 +91,12 @@ class Collector:
         self._share = share
         self._metrics = metrics
         self._clock = clock
+        self._samplers: weakref.WeakKeyDictionary[Model, TextSampler] = weakref.WeakKeyDictionary()
         # Read and written by the thread alone.
         self._retry_at: float | None = None
         # Guards the fields below.
         self._changed = threading.Condition()
-        self._waiting: deque[tuple[TextSampler, Example]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._waiting_characters = 0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
@@ -115,11 +122,18 @@ class Collector:
         )
         return cls(files, redactor, settings.collect_share, metrics)
 
+    def observe(self, model: Model, message: Message, futures: Sequence[OutcomeFuture]) -> None:
+        """Receives a message and the futures of its first items; see ``Intake.observers``."""
+        self.sampler(model).draw(model, message, futures)
+
     def sampler(self, model: Model) -> TextSampler:
-        """Returns what samples the texts that a model answers."""
-        heads = model.source.manifest.heads
-        shares = Shares.divide(self._share, heads, has_novelty=model.novelty is not None)
-        return TextSampler(model, shares, self._put)
+        """Returns what samples the texts that a model answers, one for each model."""
+        sampler = self._samplers.get(model)
+        if sampler is None:
+            heads = model.source.manifest.heads
+            shares = Shares.divide(self._share, heads, has_novelty=model.novelty is not None)
+            sampler = self._samplers[model] = TextSampler(heads, shares, self._put)
+        return sampler
 
     def drop(self, reason: str) -> None:
         """Counts a text that is not collected."""
@@ -132,14 +146,14 @@ class Collector:
             self._changed.notify_all()
         await asyncio.to_thread(self._thread.join, _CLOSE_TIMEOUT_S)
 
-    def _put(self, sampler: TextSampler, example: Example) -> None:
+    def _put(self, sampler: TextSampler, model: Model, example: Example) -> None:
         if len(example.text) > MAX_TEXT_CHARACTERS:
             self.drop(TEXT_TOO_LONG)
             return
         with self._changed:
             size = self._waiting_characters + len(example.text)
             if len(self._waiting) < _MAX_WAITING_TEXTS and size <= _MAX_WAITING_CHARACTERS:
-                self._waiting.append((sampler, example))
+                self._waiting.append((sampler, model, example))
                 self._waiting_characters = size
                 self._changed.notify_all()
                 return
@@ -161,18 +175,17 @@ class Collector:
             if self._redactor:
                 self._redactor.close()
 
-    def _take(self) -> tuple[TextSampler, Example] | None:
+    def _take(self) -> _Waiting | None:
         with self._changed:
             while not self._waiting and not self._closing:
                 self._changed.wait()
             if not self._waiting:
                 return None
-            sampler, example = self._waiting.popleft()
-            self._waiting_characters -= len(example.text)
-            return sampler, example
+            taken = self._waiting.popleft()
+            self._waiting_characters -= len(taken[-1].text)
+            return taken
 
-    def _collect(self, sampler: TextSampler, example: Example) -> None:
-        model = sampler.model
+    def _collect(self, sampler: TextSampler, model: Model, example: Example) -> None:
         choice = sampler.selection.choose(
             example.text,
             rows.confidences(model, example, sampler.shares.confidences),
@@ -222,53 +235,58 @@ class Collector:
 
 
 class TextSampler:
-    """Draws texts of the messages that one model answers; ``Intake`` calls it on the event loop.
+    """Draws from the texts that one model answers. Does not keep the model, which may be replaced and freed.
 
     Attributes:
-        model: The model.
         shares: The share of each reason.
         selection: Chooses among the drawn texts; the collector's thread alone uses it.
     """
 
-    def __init__(self, model: Model, shares: Shares, put: Callable[[TextSampler, Example], None]) -> None:
+    def __init__(
+        self, heads: Sequence[bundle.Head], shares: Shares, put: Callable[[TextSampler, Model, Example], None]
+    ) -> None:
         """Creates a sampler.
 
         Args:
-            model: The model.
+            heads: The model's heads.
             shares: The share of each reason.
-            put: Takes a drawn text once it is answered.
+            put: Takes a drawn text once the model has answered it.
         """
-        self.model = model
         self.shares = shares
         # Not for secrets.
         self._draw = random.Random().random  # noqa: S311
         self.selection = Selection(shares, random.Random().random)  # noqa: S311
         self._put = put
-        self._tasks: frozenset[Task] = frozenset(head_answers.TASKS[head.kind] for head in model.source.manifest.heads)
+        self._tasks: frozenset[Task] = frozenset(head_answers.TASKS[head.kind] for head in heads)
 
-    def __call__(self, message: Message, futures: list[OutcomeFuture]) -> None:
+    def draw(self, model: Model, message: Message, futures: Sequence[OutcomeFuture]) -> None:
         """Draws from the texts of a message, if it asks for the answer of a head.
 
         Args:
+            model: The model.
             message: The message.
             futures: One for each item that was submitted, in order.
         """
         if self._tasks.isdisjoint(message.options.tasks):
             return
-        draw, shares = self._draw, self.shares
+        draw, shares, prompt = self._draw, self.shares, message.options.prompt
         for item, future in zip(message.items, futures, strict=False):
             is_drawn, is_candidate = draw() < shares.random, draw() < shares.candidates
             if (is_drawn or is_candidate) and isinstance(item, Item):
-                prompt = message.options.prompt
-                future.add_done_callback(functools.partial(self._on_done, item.text, prompt, is_drawn, is_candidate))
+                on_done = functools.partial(
+                    self._on_done, model, item.text, prompt, is_drawn=is_drawn, is_candidate=is_candidate
+                )
+                future.add_done_callback(on_done)
 
-    def _on_done(self, text: str, prompt: str, is_drawn: bool, is_candidate: bool, future: OutcomeFuture) -> None:
+    def _on_done(
+        self, model: Model, text: str, prompt: str, future: OutcomeFuture, *, is_drawn: bool, is_candidate: bool
+    ) -> None:
         if future.cancelled() or not isinstance(outcome := future.result(), Result):
             return
         output = outcome.output
         # Copies, as a row of an array keeps the whole batch in memory.
         numbers = tuple([values.copy() for values in output.probabilities])
-        self._put(self, Example(text, prompt, numbers, output.embedding.copy(), is_drawn, is_candidate))
+        self._put(self, model, Example(text, prompt, numbers, output.embedding.copy(), is_drawn, is_candidate))
 
 
 def check(settings: Settings) -> Redactor | None:

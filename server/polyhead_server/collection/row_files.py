@@ -19,6 +19,7 @@ from pathlib import Path
 _FILES = 8
 _NAME = re.compile(r"collected-\d{8}T\d{6}-\d+-\d+\.jsonl")
 _BLOCK_BYTES = 64 * 2**10
+_REPAIR_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class RowFiles:
@@ -71,7 +72,8 @@ class RowFiles:
             OSError: A file cannot be read or changed.
         """
         for path in self._files():
-            with path.open("r+b") as file:
+            # Another process may have deleted it.
+            with contextlib.suppress(FileNotFoundError), os.fdopen(os.open(path, _REPAIR_FLAGS), "r+b") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -92,7 +94,8 @@ class RowFiles:
             with contextlib.suppress(FileExistsError):
                 self._descriptor = os.open(self._folder / f"{begin}-{self._number:06d}.jsonl", flags, 0o600)
         self._size = 0
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Waits for another process that looks whether the file is complete.
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
 
     def _is_deleted(self) -> bool:
         return not os.fstat(self._descriptor).st_nlink
@@ -115,7 +118,9 @@ class RowFiles:
     def _files(self) -> Iterator[Path]:
         """Yields the files of all processes, oldest first."""
         if self._folder.is_dir():
-            yield from sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
+            with os.scandir(self._folder) as entries:
+                files = [one.name for one in entries if one.is_file(follow_symlinks=False)]
+            yield from (self._folder / name for name in sorted(files) if _NAME.fullmatch(name))
 
 
 def _end_of_last_line(descriptor: int, size: int) -> int:

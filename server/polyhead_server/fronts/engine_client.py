@@ -58,6 +58,7 @@ class EngineClient:
         self._settings = settings
         self._on_target = on_target
         self._target: Target | None = None
+        self._is_retired = False
         self._next_number = 1
         self._messages: dict[int, Message] = {}
         self._held_tokens = 0
@@ -74,10 +75,18 @@ class EngineClient:
         """Keeps the front connected until it is cancelled."""
         await self.link.run()
 
-    def abandon(self) -> None:
-        """Gives up what the engine has not answered: another model, which the caller has put in its place, answers."""
+    def retire(self, *, lost: bool) -> None:
+        """Lets streams that wait for capacity go on with another model, which the caller has put in its place.
+
+        What the engine has begun is answered, unless it ends before: another one is not waited for any more.
+
+        Args:
+            lost: Give up what it has not answered at once; the other model answers.
+        """
+        self._is_retired = True
         if self._target:
-            self._on_lost("it was given up")
+            if lost:
+                self._on_lost("it was given up")
             self._replace(self._target)
 
     async def reserve(self, target: Target, submission: Submission) -> tuple[int, ServerError | None]:
@@ -120,6 +129,8 @@ class EngineClient:
         """Sends entries of a message that was admitted."""
         message = self._messages[submission.number]
         for entry in entries:
+            if self._is_retired and message.target.number is None:
+                resolve(entry.future, ModelReplacedError())
             if entry.future.done():
                 continue
             entry.number = submission.number << 32 | message.count
@@ -224,6 +235,8 @@ class EngineClient:
             # One of these texts may be what ends it.
             error = InternalError.logged(f"the engine has ended {MAX_LOSSES} times before it answered a text")
             self._give_up(lambda message: message.losses >= MAX_LOSSES, error)
+        if self._is_retired:
+            self._give_up(lambda message: message.target.number is None, ModelReplacedError())
 
     def _on_model(self, number: int, model: Model) -> None:
         old = self._target

@@ -67,6 +67,7 @@ class EngineLink:
             while True:
                 await (await self._connect())
         finally:
+            self._forget_models()
             if self.channel:
                 self.channel.close()
 
@@ -112,11 +113,15 @@ class EngineLink:
     def _on_close(self, closed: asyncio.Future[None], reason: str) -> None:
         self.channel = None
         self._serving_number = 0
+        self._forget_models()
+        self._on_lost(reason)
+        closed.set_result(None)
+
+    def _forget_models(self) -> None:
+        """Frees the models that do not answer yet, also those that are still loading."""
         for loading in self._models.values():
             loading.add_done_callback(_discard)
         self._models.clear()
-        self._on_lost(reason)
-        closed.set_result(None)
 
     def _on_message(self, description: bytes, descriptors: list[int]) -> None:
         """Loads what this front needs of a model that the engine sends."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from polyhead_server.errors import ServerError
 from polyhead_server.inference.admission import Admission
-from polyhead_server.inference.intake import Intake, OnMessage, OnTexts, Submission
+from polyhead_server.inference.intake import Intake, OnMessage, Submission
 from polyhead_server.inference.token_accounting import TokenAccounting
 from polyhead_server.inference.types import Entry, Flow, QueueState
 from polyhead_server.settings import Settings
@@ -36,7 +36,6 @@ class RemotePipeline(Intake):
         on_message: OnMessage | None = None,
         *,
         on_exception: Callable[[BaseException], None] | None = None,
-        on_texts: OnTexts | None = None,
     ) -> None:
         """Creates a pipeline.
 
@@ -46,9 +45,8 @@ class RemotePipeline(Intake):
             settings: Limits.
             on_message: See ``Pipeline``.
             on_exception: See ``Pipeline``.
-            on_texts: See ``Pipeline``.
         """
-        super().__init__(target.model, settings, on_message, on_exception=on_exception, on_texts=on_texts)
+        super().__init__(target.model, settings, on_message, on_exception=on_exception)
         self._client = client
         self.target = target
         self._tokenization = Admission(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import orjson
 
-from polyhead_server.errors import InvalidRequestError, ServerError
+from polyhead_server.errors import MessageTooLargeError, ServerError
 from polyhead_server.inference.types import InvalidItem, Item, Message, RequestOptions
 from polyhead_server.serving.backend import Submission, Submitter, deadline_after
 from polyhead_server.serving.texts import item_from_string
@@ -145,7 +145,7 @@ async def _line_groups(call: Call) -> AsyncIterator[list[bytes]]:
     """Yields the complete lines of each part of a body.
 
     Raises:
-        InvalidRequestError: A line is too long.
+        MessageTooLargeError: A line is too long.
         OverloadedError: The incomplete lines and bodies of all calls are too large together.
     """
     limit = call.backend.settings.max_message_bytes
@@ -161,7 +161,7 @@ async def _line_groups(call: Call) -> AsyncIterator[list[bytes]]:
         rest.append(last)
         size += len(last)
         if size > limit:
-            raise InvalidRequestError("MESSAGE_TOO_LARGE", f"a line has more than {limit} bytes")
+            raise MessageTooLargeError(f"a line has more than {limit} bytes")
         call.keep(len(last))
     if size:
         yield [b"".join(rest)]

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from polyhead_server.errors import ExpiredError
+from polyhead_server.errors import ExpiredError, InternalError
 from polyhead_server.settings import Settings
 
 from .admission import Admission
@@ -66,6 +66,7 @@ class EngineCore:
         self.model = model
         self._observe_batches = observe_batches
         self._observe_outcomes = observe_outcomes
+        self._on_exception = on_exception
         self._loop = asyncio.get_running_loop()
         self._waking = False
         self.scheduler = BatchScheduler(
@@ -151,7 +152,10 @@ class EngineCore:
         """Resolves the entries of finished batches and updates the rates."""
         self.scheduler.finish([entry for done in finished for entry in done.batch.entries])
         for done in finished:
-            self._resolve(done)
+            try:
+                self._resolve(done)
+            except Exception as error:  # noqa: BLE001 - the other batches, and the rest of this one, have waiters too
+                self._fail(done, error)
         self.admission.wake()
         succeeded = [done for done in finished if done.batch.entries and not done.failed]
         for done in succeeded:
@@ -173,3 +177,14 @@ class EngineCore:
                 resolve_shared(entry.shared, outcome)
             if cache is not None and entry.key is not None and isinstance(outcome, Result):
                 cache.put(entry.key, outcome.output)
+
+    def _fail(self, done: BatchOutcome, error: Exception) -> None:
+        """Resolves what is left of a batch whose outcomes could not all be delivered."""
+        self._on_exception(error)
+        failure = InternalError.logged("the outcomes of a batch could not be delivered", error)
+        for entry in (*done.batch.expired, *done.batch.entries):
+            for one in (entry, *(entry.shared or ())):
+                try:
+                    resolve(one.future, failure)
+                except Exception:
+                    logger.exception("the outcome of a text could not be delivered")

@@ -41,7 +41,6 @@ from .types import (
 from .windows import combine_outcomes, window_futures
 
 OnMessage = Callable[[Model, int, Sequence[OutcomeFuture], bool], None]
-OnTexts = Callable[[Message, list[OutcomeFuture]], None]
 Observer = Callable[[Model, Message, Sequence[OutcomeFuture]], None]
 
 
@@ -93,14 +92,12 @@ class Intake(abc.ABC):
         on_message: OnMessage | None = None,
         *,
         on_exception: Callable[[BaseException], None] | None = None,
-        on_texts: OnTexts | None = None,
     ) -> None:
         """Creates an intake; see ``Pipeline`` for the arguments."""
         self.model = model
         self.observers = ()
         self._max_windows = settings.max_windows
         self._on_message = on_message
-        self._on_texts = on_texts
         self._on_exception = on_exception or _ignore
         self._loop = asyncio.get_running_loop()
         self._turns = LoopTurns()
@@ -197,8 +194,6 @@ class Intake(abc.ABC):
                 self._none_submitting.set()
         if self._on_message:
             self._on_message(self.model, arrived_ns, futures, blocking)
-        if self._on_texts:
-            self._on_texts(message, futures)
         for observe in self.observers:
             observe(self.model, message, futures)
         return futures

@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 _MAX_INTRA_OP_THREADS = 4
 
 
-@dataclass(frozen=True)
+# Compared by identity: two loads of one bundle are two models.
+@dataclass(frozen=True, eq=False)
 class Model:
     """A verified model, ready to answer.
 

@@ -21,7 +21,7 @@ from .answer_cache import AnswerCache, ObserveLookups
 from .compute_slots import ComputeSlots
 from .engine_core import EngineCore, ObserveBatches, ObserveOutcomes
 from .executor import Executor
-from .intake import Intake, OnMessage, OnTexts, Submission
+from .intake import Intake, OnMessage, Submission
 from .model import Model
 from .scheduler import BatchScheduler
 from .types import Entry, Flow, QueueState
@@ -46,7 +46,6 @@ class Pipeline(Intake):
         on_exception: Callable[[BaseException], None] | None = None,
         observe_lookups: ObserveLookups | None = None,
         observe_outcomes: ObserveOutcomes | None = None,
-        on_texts: OnTexts | None = None,
         slots: ComputeSlots | None = None,
     ) -> None:
         """Prepares the compute threads without starting them.
@@ -61,11 +60,9 @@ class Pipeline(Intake):
                 it: the event loop or a compute thread. May end the process, for example when memory is exhausted.
             observe_lookups: Receives the numbers of hits and misses of look-ups in the answer cache.
             observe_outcomes: Receives the entries and the outcomes of every successful batch, after they were resolved.
-            on_texts: Receives every message that was taken in, and a future for each of its first items, as many as
-                were submitted.
             slots: Those that the models of the process share; None for its only model.
         """
-        super().__init__(model, settings, on_message, on_exception=on_exception, on_texts=on_texts)
+        super().__init__(model, settings, on_message, on_exception=on_exception)
         self._core = EngineCore(
             model,
             settings,

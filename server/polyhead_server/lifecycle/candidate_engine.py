@@ -8,8 +8,10 @@ one, and ends with its input.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
+import shutil
 from typing import Any, BinaryIO, cast
 
 from polyhead_server.candidate.bundle import settings_for
@@ -47,13 +49,18 @@ async def _serve(config: EngineConfig, lines: BinaryIO, output: BinaryIO) -> int
         model = cast(EngineOperations, operations).model
         _write(output, EngineStart(describe(model), identity))
 
-    settings = settings_for(config.settings, config.candidate)
+    # Its traffic is not compared with its validation texts: nobody could ask for the report.
+    settings = dataclasses.replace(settings_for(config.settings, config.candidate), drift_window_s=0.0)
     role = WorkerRole(None, drained=False, on_serving=on_serving, engine_socket=config.socket)
     try:
         return await serve_engine(settings, stop, role)
     except (StartupError, ServerFailedError) as error:
         _write(output, EngineStart(Description(str(error))))
         raise
+    finally:
+        if reading.done():
+            # The server may have been killed, and cannot remove it.
+            shutil.rmtree(config.socket.parent, ignore_errors=True)
 
 
 def _write(output: BinaryIO, message: Any) -> None:

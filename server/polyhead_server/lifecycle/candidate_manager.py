@@ -37,8 +37,9 @@ from polyhead_server.candidate.parameters import (
 )
 from polyhead_server.candidate.process import CandidateProcess
 from polyhead_server.candidate.status import CandidateStatus
-from polyhead_server.errors import CandidateError, ServerError
+from polyhead_server.errors import CandidateError, InternalError, ServerError
 from polyhead_server.observability.candidate_metrics import CandidateFigures, CandidateMetrics
+from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 
@@ -151,8 +152,8 @@ class CandidateManager:
         candidate = self._require()
         if candidate.shadow:
             await candidate.shadow.update()
-        if candidate.canary and not candidate.canary.rollback:
-            candidate.canary.counts = await self._processes.canary_counts()
+        if run := candidate.canary:
+            await self._update_counts(run)
         return await self._status(candidate)
 
     async def promote(self, *, force: bool) -> list[ReloadResult]:
@@ -279,30 +280,45 @@ class CandidateManager:
         await run.stop()
 
     async def _roll_back(self, candidate: _Candidate, run: CanaryRun, reason: str, *, lost: bool) -> None:
-        async with self._lock:
-            if run.rollback or candidate is not self._candidate:
-                return
-            run.rollback = reason
-            logger.error("the canary of candidate %s is rolled back: %s", candidate.description.model_id, reason)
-            self._metrics.count_rollback()
-            await self._end_canary(run, lost=lost)
-            await self._status(candidate)
+        """Ends a canary. Does not wait for a change in progress, such as the load of a comparison."""
+        if run.rollback or candidate is not self._candidate:
+            return
+        run.rollback = reason
+        logger.error("the canary of candidate %s is rolled back: %s", candidate.description.model_id, reason)
+        self._metrics.count_rollback()
+        await self._end_canary(run, lost=lost)
+        self._show(candidate)
 
     async def _watch_canary(self, candidate: _Candidate, run: CanaryRun) -> None:
         while candidate is self._candidate and not run.rollback:
             await asyncio.sleep(run.interval_s)
             with contextlib.suppress(ServerError):
-                counts = await self._processes.canary_counts()
-                if reason := run.exceeded(counts):
-                    await self._roll_back(candidate, run, reason, lost=False)
-                await self._status(candidate)
+                await _logged(self._check_canary(candidate, run))
+
+    async def _check_canary(self, candidate: _Candidate, run: CanaryRun) -> None:
+        if await self._update_counts(run) and (reason := run.exceeded()):
+            await self._roll_back(candidate, run, reason, lost=False)
+        self._show(candidate)
 
     async def _watch_shadow(self, candidate: _Candidate, run: ShadowRun) -> None:
         while candidate is self._candidate and not run.failure:
             await asyncio.sleep(run.interval_s)
             with contextlib.suppress(ServerError):
-                await run.update()
-                await self._status(candidate)
+                await _logged(self._check_shadow(candidate, run))
+
+    async def _check_shadow(self, candidate: _Candidate, run: ShadowRun) -> None:
+        await run.update()
+        self._show(candidate)
+
+    async def _update_counts(self, run: CanaryRun) -> bool:
+        """Looks at the counts of a canary; returns False, and keeps the last ones, once it has ended."""
+        if not run.rollback:
+            counts = await self._processes.canary_counts()
+            # Those of a canary that has ended meanwhile are 0.
+            if not run.rollback:
+                run.counts = counts
+                return True
+        return False
 
     async def _on_shadow_end(self, candidate: _Candidate, run: ShadowRun, code: int) -> None:
         async with self._lock:
@@ -310,24 +326,31 @@ class CandidateManager:
                 run.failure = f"its process has ended with code {code}"
                 logger.error("the comparison of candidate %s stops: %s", candidate.description.model_id, run.failure)
                 await self._processes.sample(SamplingParams())
-                await self._status(candidate)
+                self._show(candidate)
 
     async def _on_engine_end(self, candidate: _Candidate, run: CanaryRun, code: int) -> None:
         await self._roll_back(candidate, run, f"its engine has ended with code {code}", lost=True)
 
     async def _status(self, candidate: _Candidate) -> CandidateStatus:
-        """Returns the state of the candidate, which the metrics show from then on."""
+        """Returns the state of the candidate, which the metrics show from now on."""
+        self._show(candidate)
         served = sorted({one.model_id for one in await self._processes.stats()})
-        status = CandidateStatus(
+        return self._state(candidate, ", ".join(served))
+
+    def _show(self, candidate: _Candidate) -> None:
+        """Lets the metrics show the state of the candidate, for which no process is asked."""
+        if candidate is self._candidate:
+            self._metrics.update(figures_of(self._state(candidate)))
+
+    @staticmethod
+    def _state(candidate: _Candidate, served_model_id: str = "") -> CandidateStatus:
+        return CandidateStatus(
             candidate.bundle.path,
             candidate.description,
-            ", ".join(served),
+            served_model_id,
             candidate.shadow.status() if candidate.shadow else None,
             candidate.canary.status() if candidate.canary else None,
         )
-        if candidate is self._candidate:
-            self._metrics.update(figures_of(status))
-        return status
 
     async def _loaded(self, process: CandidateProcess, kind: type[R]) -> R:
         """Waits until a process has loaded the candidate, or not."""
@@ -366,12 +389,23 @@ class CandidateManager:
         return await asyncio.shield(self._in_background(work))
 
     def _in_background(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(_logged(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         # Marks the exception as retrieved: the caller may have gone.
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return task
+
+
+async def _logged(work: Coroutine[Any, Any, R]) -> R:
+    """Runs a change; logs an unexpected error, which no caller may be left to see."""
+    try:
+        return await work
+    except ServerError:
+        raise
+    except Exception as error:
+        exit_if_out_of_memory(error)
+        raise InternalError.logged("a change of the candidate failed", error) from error
 
 
 def _refused(reason: str) -> CandidateError:

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds in which this process must have the tokenizer of the candidate.
 _CONNECT_TIMEOUT_S = 15.0
+# Seconds in which the engine of a canary that has ended must answer what it had begun. Its end answers the rest.
+_DRAIN_TIMEOUT_S = 50.0
 
 
 class CandidateOperations:
@@ -49,6 +51,8 @@ class CandidateOperations:
         self._tracing = tracing
         self._sampler: Sampler | None = None
         self._canary: _Canary | None = None
+        # One change at a time: commands come while an earlier one waits for an engine.
+        self._lock = asyncio.Lock()
         self._ending: set[asyncio.Task[None]] = set()
 
     def sample(self, params: SamplingParams) -> None:
@@ -77,28 +81,31 @@ class CandidateOperations:
         Raises:
             CandidateError: The engine does not answer.
         """
-        if self._canary and self._canary.params.socket == params.socket:
-            return
-        if old := self._canary:
-            self._canary = None
-            self._service.canary = None
-            self._service.observers.remove(old.served.observe)
-            task = asyncio.create_task(old.close(lost=params.lost))
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
-            if params.lost:
-                await task
-        if params.socket:
-            canary = _Canary(params, self._settings, self._tracing)
-            await canary.connect()
-            self._canary = canary
-            self._service.observers.append(canary.served.observe)
-            self._service.route_canary(canary.pipeline, params.share)
+        async with self._lock:
+            if self._canary and self._canary.params.socket == params.socket:
+                return
+            if old := self._canary:
+                self._canary = None
+                self._service.canary = None
+                self._service.observers.remove(old.served.observe)
+                self._service.canary_observers.remove(old.candidate.observe)
+                task = asyncio.create_task(old.close(lost=params.lost))
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
+                if params.lost:
+                    await task
+            if params.socket:
+                canary = _Canary(params, self._settings, self._tracing)
+                await canary.connect()
+                self._canary = canary
+                self._service.observers.append(canary.served.observe)
+                self._service.canary_observers.append(canary.candidate.observe)
+                self._service.route_canary(canary.pipeline, params.share)
 
     async def drain_canary(self) -> None:
-        """Waits until the engine of a canary that has ended has answered what it had begun."""
+        """Waits until the engine of a canary that has ended has answered what it had begun, for a limited time."""
         if self._ending:
-            await asyncio.wait(set(self._ending))
+            await asyncio.wait(set(self._ending), timeout=_DRAIN_TIMEOUT_S)
 
     def canary_counts(self) -> CanaryCounts:
         """Returns the counts of both models since the canary began; all 0 without one."""
@@ -147,8 +154,7 @@ class _Canary:
 
     async def close(self, *, lost: bool) -> None:
         """Waits for the answers that were begun; with an engine that is lost, gives them to the served model."""
-        if lost:
-            self._client.abandon()
+        self._client.retire(lost=lost)
         try:
             await self.pipeline.close()
         finally:
@@ -158,7 +164,6 @@ class _Canary:
         pipeline = RemotePipeline(
             self._client, target, self._settings, self._on_message, on_exception=exit_if_out_of_memory
         )
-        pipeline.observers = [self.candidate.observe]
         self._pipelines.put_nowait(pipeline)
 
     async def _stop(self) -> None:

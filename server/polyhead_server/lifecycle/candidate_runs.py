@@ -81,10 +81,9 @@ class CanaryRun:
     interval_s: float = CANARY_INTERVAL_S
     _window: Window = field(default_factory=lambda: Window(WINDOW_POLLS))
 
-    def exceeded(self, counts: Sequence[CanaryCounts]) -> str | None:
-        """Takes the counts of every serving process; returns which limit was exceeded, None for none."""
-        self.counts = counts
-        return exceeded(self.limits, *self._window.add(counts))
+    def exceeded(self) -> str | None:
+        """Adds the counts to those of the last minute; returns which limit was exceeded, None for none."""
+        return exceeded(self.limits, *self._window.add(self.counts))
 
     def status(self) -> CanaryStatus:
         """Returns the counts at the last look."""

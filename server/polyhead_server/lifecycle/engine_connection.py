@@ -6,7 +6,6 @@ import asyncio
 import logging
 from pathlib import Path
 
-from polyhead_server.collection.collector import Collector
 from polyhead_server.fronts.engine_client import EngineClient
 from polyhead_server.fronts.pending import Target
 from polyhead_server.fronts.remote_pipeline import RemotePipeline
@@ -25,14 +24,7 @@ class EngineConnection:
         serving: Set once a model of the engine answers.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        settings: Settings,
-        service: InferenceService,
-        tracing: Tracing | None,
-        collector: Collector | None,
-    ) -> None:
+    def __init__(self, path: Path, settings: Settings, service: InferenceService, tracing: Tracing | None) -> None:
         """Does not connect yet.
 
         Args:
@@ -40,13 +32,11 @@ class EngineConnection:
             settings: The server's.
             service: Answers with the engine's model.
             tracing: Traces the messages; None for no traces.
-            collector: Collects texts; None to collect none.
         """
         self.serving = asyncio.Event()
         self._settings = settings
         self._service = service
         self._tracing = tracing
-        self._collector = collector
         self._client = EngineClient(path, settings, self._serve)
         # Replaced pipelines that still wait for answers.
         self._closing: set[asyncio.Task[None]] = set()
@@ -58,14 +48,7 @@ class EngineConnection:
     def _serve(self, target: Target) -> None:
         old = self._service.pipeline
         on_message = self._tracing.on_message if self._tracing else None
-        pipeline = RemotePipeline(
-            self._client,
-            target,
-            self._settings,
-            on_message,
-            on_exception=exit_if_out_of_memory,
-            on_texts=self._collector.sampler(target.model) if self._collector else None,
-        )
+        pipeline = RemotePipeline(self._client, target, self._settings, on_message, on_exception=exit_if_out_of_memory)
         self._service.serve(pipeline)
         self.serving.set()
         logger.info("serving %s, which the engine process computes", target.model.source.model_id)

@@ -32,7 +32,7 @@ from polyhead_server.settings import Settings
 
 from . import stop_signals
 from .compatibility import identity_of, require_compatible
-from .model_loader import ModelLoader, first_model, result_of
+from .model_loader import ModelLoader, result_of
 from .operations import internal_errors, reload_result
 from .reload import Reloader
 from .reload_queue import ReloadQueue
@@ -101,7 +101,8 @@ class _EngineProcess:
         return result_of(load)
 
     async def _load_prepared(self) -> Model:
-        model = await first_model(self._loader, self._settings, self._role.bundle)
+        bundle = self._role.bundle
+        model = await (self._load_candidate(CandidateBundle(bundle)) if bundle else self._loader.load())
         require_compatible(self._settings, self._role.serving_identity, model)
         await self._host.prepare(model)
         return model

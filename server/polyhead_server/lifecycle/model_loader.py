@@ -9,15 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
-from polyhead_server.candidate.bundle import load_candidate
-from polyhead_server.candidate.parameters import CandidateBundle
 from polyhead_server.errors import StartupError
 from polyhead_server.inference.model import Loading, Model
-from polyhead_server.settings import Settings
 from polyhead_server.threads import in_daemon_thread
 
 from .entry import ServerFailedError
@@ -44,22 +39,6 @@ def result_of(load: asyncio.Task[R]) -> R:
         if error.transient:
             raise ServerFailedError(str(error)) from error
         raise
-
-
-async def first_model(loader: ModelLoader, settings: Settings, bundle: Path | None) -> Model:
-    """Loads the first model of a process.
-
-    Args:
-        loader: Loads the bundle of the command line.
-        settings: The server's.
-        bundle: The bundle that the server has promoted to since; None for that of the command line.
-
-    Raises:
-        StartupError: See ``ModelLoader.load``.
-    """
-    if bundle is None:
-        return await loader.load()
-    return await loader.load(partial(load_candidate, settings, CandidateBundle(bundle)))
 
 
 class ModelLoader:

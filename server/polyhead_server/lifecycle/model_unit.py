@@ -9,7 +9,6 @@ from pathlib import Path
 
 from polyhead_server.candidate.bundle import load_candidate
 from polyhead_server.candidate.parameters import CandidateBundle
-from polyhead_server.collection.collector import Collector
 from polyhead_server.drift.exchange import report_on
 from polyhead_server.drift.monitor import DriftMonitor
 from polyhead_server.drift.report import DriftReport
@@ -68,7 +67,6 @@ class ModelUnit:
         backend: The model behind the dialects.
         operations: What an operator may do with the model.
         candidates: The candidate beside the model.
-        collector: Collects texts that the model answers; None to collect none.
     """
 
     def __init__(
@@ -99,7 +97,6 @@ class ModelUnit:
         self.candidates = CandidateManager(
             settings, UnitProcesses(self.operations, self.service), self.metrics.candidate
         )
-        self.collector: Collector | None = None
         self._settings = settings
         self._tracing = tracing
         self._beside = beside
@@ -172,15 +169,7 @@ class ModelUnit:
 
     def _start_pipeline(self, model: Model) -> Pipeline:
         slots = self._cores.slots(model.engine.runtime.device) if self._cores else None
-        return start_pipeline(
-            model,
-            self._settings,
-            self.metrics,
-            self._tracing,
-            collector=self.collector,
-            slots=slots,
-            drift=self._drift,
-        )
+        return start_pipeline(model, self._settings, self.metrics, self._tracing, slots=slots, drift=self._drift)
 
 
 def create_units(settings: Settings, health: Health, tracing: Tracing | None) -> tuple[list[ModelUnit], Models]:

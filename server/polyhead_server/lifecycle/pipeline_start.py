@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from polyhead_server.collection.collector import Collector
 from polyhead_server.drift.monitor import DriftMonitor
 from polyhead_server.inference.compute_slots import ComputeSlots
 from polyhead_server.inference.model import Model, describe
@@ -23,7 +22,6 @@ def start_pipeline(
     metrics: Metrics,
     tracing: Tracing | None,
     *,
-    collector: Collector | None = None,
     slots: ComputeSlots | None = None,
     drift: DriftMonitor | None = None,
 ) -> Pipeline:
@@ -35,7 +33,6 @@ def start_pipeline(
         metrics: Receive the model's identity and every batch.
         tracing: Traces the messages; None for no traces.
         drift: Counts the texts; None to count none.
-        collector: Collects texts; None to collect none.
         slots: Those that the models of the process share; None for its only model.
     """
     threads = settings.compute_threads(model.engine.runtime.device)
@@ -50,7 +47,6 @@ def start_pipeline(
         on_exception=exit_if_out_of_memory,
         observe_lookups=metrics.count_cache_lookups,
         observe_outcomes=drift.watch(model) if drift else None,
-        on_texts=collector.sampler(model) if collector else None,
         slots=slots,
     )
     pipeline.start()

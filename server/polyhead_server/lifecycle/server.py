@@ -125,8 +125,9 @@ class _Process:
         if self._certificates:
             self._certificates.observe(self._metrics.certificate_expiry())
         self._collector = Collector.from_settings(settings, self._metrics)
-        for unit in self._units:
-            unit.collector = self._collector
+        if self._collector:
+            for unit in self._units:
+                unit.service.observe(self._collector.observe)
         dialects = settings.enabled_dialects
         self._http = http_listener(self._models, settings, self._certificates)
         # Telemetry is outermost, so that refused calls are counted too.
@@ -266,7 +267,7 @@ class _Process:
 
     async def _connect_to_engine(self, engine_socket: Path) -> bool:
         """Waits for the engine process and answers with its model; returns False after a request to stop before."""
-        connection = EngineConnection(engine_socket, self._settings, self._service, self._tracing, self._collector)
+        connection = EngineConnection(engine_socket, self._settings, self._service, self._tracing)
         self._in_background(connection.run())
         serving = asyncio.create_task(connection.serving.wait())
         stopped = asyncio.create_task(self._stop.wait())

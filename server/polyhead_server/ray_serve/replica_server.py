@@ -55,6 +55,8 @@ class ReplicaServer:
         self._tracing = Tracing.from_settings(settings)
         self._collector = Collector.from_settings(settings, self._metrics)
         self._service = InferenceService(settings, self._metrics)
+        if self._collector:
+            self._service.observe(self._collector.observe)
         self._health = Health()
         self._models = Models([Backend(self._service, settings, lambda: self._health.serving)])
         self._utilization = _Utilization(self._metrics)
@@ -83,7 +85,7 @@ class ReplicaServer:
         """
         settings = self._settings
         model = await ModelLoader(lambda loading: load_model(settings, loading), settings.start_timeout_s).load()
-        pipeline = start_pipeline(model, settings, self._metrics, self._tracing, collector=self._collector)
+        pipeline = start_pipeline(model, settings, self._metrics, self._tracing)
         self._service.serve(pipeline)
         await self._health.set(serving=True, alive=True)
 

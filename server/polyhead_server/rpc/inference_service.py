@@ -56,6 +56,7 @@ class InferenceService:
         max_items: Maximum number of items in a message.
         held_bytes: Counts the responses that clients have not read yet.
         observers: Observers of the serving pipeline, see ``Intake.observers``; also of those that replace it.
+        canary_observers: Observers of the pipeline of a canary.
         canary: The model that answers a share of the calls instead; None for no canary.
         model_names: Returns the names of all models of the server, the default first.
     """
@@ -77,6 +78,7 @@ class InferenceService:
         self.model_names: Callable[[], list[str]] = lambda: [self.served_name()]
         self._settings = settings
         self.observers: list[Observer] = []
+        self.canary_observers: list[Observer] = []
         self.canary: Canary | None = None
         self._model: ServingModel | None = None
         self._max_text_bytes = 0
@@ -107,6 +109,15 @@ class InferenceService:
         """
         return self._settings.served_name or self._require_model().pipeline.model.source.manifest.name
 
+    def model_ids(self) -> list[str]:
+        """Returns the id of the served model, and that of the model of a canary, whichever answers the current call.
+
+        Raises:
+            NotReadyError: No model serves yet.
+        """
+        answering = [self._require_model(), *([self.canary.model] if self.canary else [])]
+        return [one.pipeline.model.source.model_id for one in answering]
+
     def max_text_bytes(self) -> int:
         """Returns how many bytes of a text to decode: 4 for each code point, of which one detects truncation."""
         return self._max_text_bytes
@@ -118,8 +129,14 @@ class InferenceService:
         max_characters = pipeline.model.source.manifest.max_tokens * self._settings.max_characters_per_token
         self._max_text_bytes = 4 * (max_characters + 1)
 
+    def observe(self, observer: Observer) -> None:
+        """Adds an observer of all texts, whether the served model or that of a canary answers them."""
+        self.observers.append(observer)
+        self.canary_observers.append(observer)
+
     def route_canary(self, pipeline: Intake, share: float) -> None:
         """Answers calls whose key belongs to a share, 0 to 1, with another pipeline; see ``candidate.routing``."""
+        pipeline.observers = self.canary_observers
         self.canary = Canary(ServingModel.from_pipeline(pipeline), share)
 
     def drain(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ class Service(Protocol):
 
     def served_name(self) -> str:
         """Returns the model's name in requests; raises ``NotReadyError`` if that is not known yet."""
+
+    def model_ids(self) -> list[str]:
+        """Returns the ids of the models that answer; raises ``NotReadyError``."""
 
     def max_text_bytes(self) -> int:
         """Returns how many bytes of a text to decode."""
@@ -123,7 +127,7 @@ class Backend:
         self.service = service
         self.settings = settings
         self._ready = ready
-        self._views: dict[Any, tuple[Model, Any]] = {}
+        self._views: dict[Any, weakref.WeakKeyDictionary[Model, Any]] = {}
 
     @property
     def ready(self) -> bool:
@@ -151,18 +155,28 @@ class Backend:
         """
         return self.service.served_name()
 
+    def model_ids(self) -> list[str]:
+        """Returns the id of the served model, and that of its candidate during a canary, whoever calls.
+
+        Raises:
+            NotReadyError: It is still loading.
+        """
+        return self.service.model_ids()
+
     def view(self, make: Callable[[Backend, Model], _T], model: Model | None = None) -> _T:
         """Returns what ``make`` derives from the serving model, made once for each model.
 
         Args:
-            make: Derives something from a model, such as its tensors in a dialect.
+            make: Derives something from a model, such as its tensors in a dialect; must not refer to the model.
             model: The model; None for the one that serves now.
         """
         model = model or self.model()
-        known = self._views.get(make)
-        if known is None or known[0] is not model:
-            known = self._views[make] = (model, make(self, model))
-        return known[1]
+        if (views := self._views.get(make)) is None:
+            views = self._views[make] = weakref.WeakKeyDictionary()
+        # During a canary, callers of two models come in turn.
+        if (view := views.get(model)) is None:
+            view = views[model] = make(self, model)
+        return view
 
     def statistics(self) -> Statistics:
         """Returns the counters of this process."""

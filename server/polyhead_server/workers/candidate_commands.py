@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerS
 from polyhead_server.settings import Settings
 
 from . import ipc
-from .ipc import Method, NoParams
+from .ipc import Method, NoParams, NoResult
 from .process import WorkerEndedError, WorkerFailedError, WorkerProcess
 
 if TYPE_CHECKING:
@@ -26,8 +25,9 @@ logger = logging.getLogger(__name__)
 P = TypeVar("P")
 R = TypeVar("R")
 
-# Seconds in which a process must answer. It may have to load a tokenizer, or to finish what it has begun.
+# Seconds in which a process must answer; it may have to load a tokenizer.
 _RESPONSE_TIMEOUT_S = 20.0
+# The same where it finishes what it has begun: longer than it allows itself for that.
 _DRAIN_TIMEOUT_S = 60.0
 
 
@@ -67,17 +67,22 @@ class CandidateCommands:
         return await self._request_all(ipc.CANARY_COUNTS, NoParams(), required=False)
 
     async def add(self, worker: WorkerProcess) -> None:
-        """Applies what runs to a process that has started."""
-        with contextlib.suppress(WorkerFailedError):
-            if self._sampling.socket:
-                await worker.request(ipc.SAMPLE, self._sampling, _RESPONSE_TIMEOUT_S)
-            if self._canary.socket:
-                await worker.request(ipc.SET_CANARY, self._canary, _RESPONSE_TIMEOUT_S)
+        """Applies what runs to a process that has started; logs what fails, as the process answers calls anyway."""
+        if self._sampling.socket:
+            await self._apply(worker, ipc.SAMPLE, self._sampling)
+        if self._canary.socket:
+            await self._apply(worker, ipc.SET_CANARY, self._canary)
+
+    async def _apply(self, worker: WorkerProcess, method: Method[P, NoResult], params: P) -> None:
+        try:
+            await worker.request(method, params, _RESPONSE_TIMEOUT_S)
+        except WorkerFailedError as error:
+            logger.warning("%s failed in %s: %s", method.name, worker.name, error)
 
     async def _request_all(
         self, method: Method[P, R], params: P, timeout_s: float = _RESPONSE_TIMEOUT_S, *, required: bool
     ) -> list[R]:
-        """Sends a request to all processes at once; leaves out those that end meanwhile.
+        """Sends a request to all processes at once; leaves out those that end meanwhile, or soon.
 
         Raises:
             CandidateError: A process failed, and all are required.
@@ -91,7 +96,7 @@ class CandidateCommands:
         for worker, answer in zip(workers, answers, strict=True):
             if not isinstance(answer, BaseException):
                 results.append(answer)
-            elif not isinstance(answer, WorkerEndedError):
+            elif not (isinstance(answer, WorkerEndedError) or worker.stop_requested):
                 failures.append(f"{method.name} failed in {worker.name}: {answer}")
         if failures and required:
             raise CandidateError("; ".join(failures))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Coroutine, Mapping, Set
+from collections.abc import Collection, Coroutine, Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -66,7 +66,7 @@ class WorkerCommands:
         self.identity: ModelIdentity | None = None
         self.drained = False
         self.bundle: Path | None = None
-        self.candidate = CandidateCommands(self._serving_others)
+        self.candidate = CandidateCommands(self._answering)
         self.stopping = False
         self.health: HealthReporter | None = None
         self.changing = asyncio.Lock()
@@ -202,7 +202,7 @@ class WorkerCommands:
         results: list[ReloadResult] = []
         timeout_s = self._settings.start_timeout_s + _RELOAD_GRACE_S
         async with self.changing:
-            for worker in self._remaining():
+            for worker in self._with_another_bundle(bundle):
                 if worker.config.role is Role.FRONT or not await worker.wait_until_serving():
                     continue
                 try:
@@ -220,6 +220,19 @@ class WorkerCommands:
         else:
             logger.info("all %d workers have reloaded", len(results))
         return results
+
+    def _with_another_bundle(self, bundle: Path | None) -> Iterator[WorkerProcess]:
+        """Yields the workers that may have read another bundle, those that start while the first are replaced included.
+
+        Args:
+            bundle: The one that is promoted; None for that of the settings, which may have been replaced on disk.
+        """
+        known, seen = self._remaining(), set[WorkerProcess]()
+        while left := [
+            one for one in self._remaining() if one not in seen and (one in known or one.config.bundle != bundle)
+        ]:
+            seen.add(left[0])
+            yield left[0]
 
     async def _require_response(self, worker: WorkerProcess) -> None:
         """Finds a worker that hangs before the others, and the callers, wait for its reload."""
@@ -257,9 +270,9 @@ class WorkerCommands:
                 failures.append(f"{method.name} failed in {worker.name}: {answer}")
         return results, failures
 
-    def _serving_others(self) -> list[WorkerProcess]:
-        """The processes that answer calls."""
-        return [one for one in self._remaining() if one.serving_since and one.config.role is not Role.ENGINE]
+    def _answering(self) -> list[WorkerProcess]:
+        """The processes that answer calls, those that are being stopped included: they have calls in progress."""
+        return [one for one in self._workers if one.serving_since and one.config.role is not Role.ENGINE]
 
     def _remaining(self) -> list[WorkerProcess]:
         """The workers that are not being stopped, by number."""

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from polyhead_server.candidate.parameters import CanaryCounts, CanaryParams, SamplingParams
-from polyhead_server.errors import NotReadyError, ServerError
+from polyhead_server.errors import InternalError, NotReadyError, ServerError
 from polyhead_server.lifecycle.entry import run
+from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.process_reports import DriftCounts, ModelIdentity, ReloadResult, WorkerStats
 
 from . import ipc
@@ -144,6 +145,10 @@ class SupervisorConnection:
             line = ipc.encode_error(error)
         except ServerError as error:
             line = ipc.encode_error(RpcError(ipc.OPERATION_FAILED, str(error), request.id))
+        except Exception as error:  # noqa: BLE001 - the boundary of the request: the supervisor would wait in vain
+            exit_if_out_of_memory(error)
+            problem = str(InternalError.logged(f"{request.method} failed", error))
+            line = ipc.encode_error(RpcError(ipc.OPERATION_FAILED, problem, request.id))
         # A notification is never answered.
         if request.id is not None:
             self._write(line)

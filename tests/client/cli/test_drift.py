@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent import futures
 from html.parser import HTMLParser
@@ -16,6 +19,7 @@ from click.testing import CliRunner, Result
 from google.protobuf.duration_pb2 import Duration
 from polyhead.v1 import admin_service_pb2 as pb2
 from polyhead.v1 import admin_service_pb2_grpc
+from polyhead_client.cli import drift as drift_module
 from polyhead_client.cli.main import main
 
 ODD = "<b>refund & return</b>"
@@ -167,6 +171,41 @@ def test_page_that_cannot_be_written_is_no_drift(service: FakeAdminService, targ
     done = drift("--html", tmp_path / "none" / "page", "--target", target)
     assert (done.exit_code, done.stdout) == (2, "")
     assert f"{tmp_path}/none/page: No such file" in done.stderr
+
+
+def test_defect_is_no_drift_and_shows_its_traceback(
+    service: FakeAdminService, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any) -> str:
+        raise RuntimeError("a defect")
+
+    service.measures = [topic(drifted=False)]
+    monkeypatch.setattr(drift_module, "as_text", fail)
+    done = drift("--target", target)
+    assert done.exit_code == 2
+    assert "Traceback" in done.stderr
+    assert "RuntimeError: a defect" in done.stderr
+
+
+def test_interrupt_is_no_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(drift_module, "get_drift", interrupt)
+    assert drift("--target", "unix:/nowhere").exit_code == 130
+
+
+@pytest.mark.parametrize(("drifted", "exit_code"), [(True, 1), (False, 0)])
+def test_reader_that_goes_away_does_not_change_the_exit_code(
+    service: FakeAdminService, target: str, drifted: bool, exit_code: int
+) -> None:
+    service.measures = [topic(drifted)]
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", "from polyhead_client.cli.main import main; main()", "drift", "--target", target]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (exit_code, b"")
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,16 @@ def test_table_names_the_changes(bundle_dir: Path, other_bundle: Path, rows: Pat
     assert "30 texts" in result.stdout
 
 
+def test_collected_texts_are_compared_without_labels(bundle_dir: Path, tmp_path: Path) -> None:
+    meta = {"reasons": ["random"], "predictions": {"topic": {"label": "app"}}, "model": "m-1"}
+    path = tmp_path / "collected.jsonl"
+    lines = (json.dumps({"text": text, "topic": None, "_collected": meta}) for text in SENTENCES)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    result = invoke(bundle_dir, bundle_dir, "--eval-data", path)
+    assert result.exit_code == 0, result.stderr
+    assert f"{len(SENTENCES)} texts" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -58,26 +58,61 @@ async def test_last_line_of_a_process_counts(script: Callable[[str], None]) -> N
     await process.ended
 
 
+# Answers the first request once a file exists, and the second at once.
+LATE = """
+    import os, sys, time
+    sys.stdin.readline()
+    sys.stdin.readline()
+    while not os.path.exists(f"{sys.argv[0]}.go"):
+        time.sleep(0.01)
+    print('{"number": 1}', flush=True)
+    sys.stdin.readline()
+    print('{"number": 2}', flush=True)
+    sys.stdin.readline()
+"""
+
+
 async def test_process_without_compute_is_skipped_and_its_late_answer_too(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    script("""
-        import os, sys, time
-        sys.stdin.readline()
-        sys.stdin.readline()
-        while not os.path.exists(f"{sys.argv[0]}.go"):
-            time.sleep(0.01)
-        print('{"number": 1}', flush=True)
-        sys.stdin.readline()
-        print('{"number": 2}', flush=True)
-        sys.stdin.readline()
-    """)
+    script(LATE)
     process = await CandidateProcess.start("m", Number(0))
     monkeypatch.setattr(process_module, "RESPONSE_TIMEOUT_S", 0.05)
     with pytest.raises(CandidateError, match="no compute is left"):
         await process.request(Number)
     monkeypatch.setattr(process_module, "RESPONSE_TIMEOUT_S", 30)
     (tmp_path / "python.go").touch()
+    while process._responses.empty():
+        await asyncio.sleep(0.005)
+    assert await process.request(Number) == Number(2)
+    await process.stop()
+
+
+async def test_process_without_compute_gets_one_request_and_no_more(
+    script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(LATE)
+    process = await CandidateProcess.start("m", Number(0))
+    monkeypatch.setattr(process_module, "RESPONSE_TIMEOUT_S", 0.01)
+    sent: list[bytes] = []
+    monkeypatch.setattr(process, "_send", sent.append)
+    for _ in range(3):
+        with pytest.raises(CandidateError, match="no compute is left"):
+            await process.request(Number)
+    assert len(sent) == 1
+    process.kill()
+    await process.ended
+
+
+async def test_caller_that_goes_takes_no_answer_from_others(script: Callable[[str], None], tmp_path: Path) -> None:
+    script(LATE)
+    process = await CandidateProcess.start("m", Number(0))
+    gone = asyncio.create_task(process.request(Number))
+    await asyncio.sleep(0.01)
+    gone.cancel()
+    await asyncio.wait({gone})
+    (tmp_path / "python.go").touch()
+    assert await process.request(Number) == Number(1)
     assert await process.request(Number) == Number(2)
     await process.stop()
 

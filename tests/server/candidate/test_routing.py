@@ -20,6 +20,7 @@ def test_header_comes_before_key_and_address() -> None:
         ("ipv6:[::1]:50000", "peer:::1"),
         ("::1:50000", "peer:::1"),
         ("unix:", "peer:unix"),
+        ("unix", "peer:unix"),
     ],
 )
 def test_address_counts_without_its_port(peer: str, key: str) -> None:

@@ -123,6 +123,19 @@ async def test_candidate_that_does_not_read_loses_texts_and_delays_none(
     assert (totals.selected, totals.dropped) == (count + 1, sampler.dropped)
 
 
+async def test_text_that_does_not_fit_into_the_socket_is_dropped_and_later_ones_are_sent(
+    pipeline: Pipeline, connect: Connect
+) -> None:
+    sampler, candidate = connect(1.0)
+    assert sampler._socket
+    # The smallest buffer that the system gives.
+    sampler._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    await analyze(pipeline, ["w1 " * 5000])
+    await analyze(pipeline, ["w2"])
+    ((sample, totals),) = await candidate.receive(1)
+    assert (sample.text, totals.selected, totals.dropped) == ("w2", 2, 1)
+
+
 async def test_candidate_that_ends_is_forgotten(pipeline: Pipeline, connect: Connect) -> None:
     sampler, candidate = connect(1.0)
     candidate.connection.close()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
+import gc
 import json
 import os
 import threading
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 from polyhead_server.collection import collector as module
 from polyhead_server.collection import rows as rows_module
-from polyhead_server.collection.collector import Collector, TextSampler
+from polyhead_server.collection.collector import Collector
 from polyhead_server.collection.row_files import RowFiles
 from polyhead_server.collection.selection import Selection
 from polyhead_server.errors import InvalidRequestError, StartupError
@@ -79,7 +81,9 @@ async def start(
     def run(files: RowFiles | None = None, **arguments: Any) -> tuple[Collector, Pipeline]:
         files = files or RowFiles(tmp_path / "rows", 2**20, 1)
         collector = Collector(files, None, 0.01, counts, **arguments)
-        pipeline = Pipeline(model, settings(), on_texts=drawing_all(collector, model))
+        draw_all(collector, model)
+        pipeline = Pipeline(model, settings())
+        pipeline.observers = [collector.observe]
         pipeline.start()
         started.append((collector, pipeline))
         return collector, pipeline
@@ -90,12 +94,11 @@ async def start(
         await collector.close()
 
 
-def drawing_all(collector: Collector, model: Model) -> TextSampler:
-    """Returns a sampler that draws every text at random."""
+def draw_all(collector: Collector, model: Model) -> None:
+    """Lets a collector draw every text at random."""
     sampler = collector.sampler(model)
     sampler.shares = dataclasses.replace(sampler.shares, random=1.0)
     sampler.selection = Selection(sampler.shares, lambda: 0.999)
-    return sampler
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -144,6 +147,19 @@ async def test_texts_without_an_answer_of_a_head_are_not_collected(start: Start,
     await outcomes(pipeline, Message((invalid, Item("y", "w2")), RequestOptions()))
     await collector.close()
     assert [row["text"] for row in rows(tmp_path)] == ["w2"]
+
+
+async def test_each_model_has_a_sampler_which_does_not_keep_it(model: Model, tmp_path: Path, counts: Counts) -> None:
+    collector = Collector(RowFiles(tmp_path / "rows", 2**20, 1), None, 0.01, counts)
+    other = dataclasses.replace(model)
+    assert collector.sampler(model) is collector.sampler(model)
+    assert collector.sampler(model) is not collector.sampler(other)
+    collector.observe(other, message("w1"), [])
+    reference = weakref.ref(other)
+    del other
+    gc.collect()
+    assert reference() is None
+    await collector.close()
 
 
 async def test_texts_that_find_no_room_are_dropped_and_answered(start: Start, tmp_path: Path, counts: Counts) -> None:
@@ -235,7 +251,9 @@ async def test_text_that_cannot_be_redacted_is_dropped(
     values = {"collect": str(tmp_path / "rows"), "collect_redact": str(tmp_path / "redact.toml")}
     collector = Collector.from_settings(settings(**values), counts)
     assert collector
-    pipeline = Pipeline(model, settings(), on_texts=drawing_all(collector, model))
+    draw_all(collector, model)
+    pipeline = Pipeline(model, settings())
+    pipeline.observers = [collector.observe]
     pipeline.start()
     await outcomes(pipeline, message("w1 b", "a" * 60, "w2 c"))
     await pipeline.close()

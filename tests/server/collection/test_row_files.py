@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,37 @@ def test_link_is_not_followed(tmp_path: Path) -> None:
     path.symlink_to(secret)
     files.append(ROW)
     assert secret.read_bytes() == b""
+
+
+def test_link_is_not_repaired(tmp_path: Path) -> None:
+    secret, folder = tmp_path / "secret", tmp_path / "folder"
+    secret.write_bytes(b"torn")
+    folder.mkdir()
+    (folder / "collected-20260101T000000-1-1.jsonl").symlink_to(secret)
+    RowFiles(folder, 100_000, 1).repair()
+    assert secret.read_bytes() == b"torn"
+
+
+def test_file_that_another_process_deletes_is_not_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = RowFiles(tmp_path, 100_000, 1)
+    monkeypatch.setattr(files, "_files", lambda: iter([tmp_path / "collected-20260101T000000-1-1.jsonl"]))
+    files.repair()
+
+
+def test_new_file_that_another_process_looks_at_is_written_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, real_open = RowFiles(tmp_path, 100_000, 1), os.open
+
+    def open_and_look(path: Path, flags: int, mode: int = 0o777) -> int:
+        descriptor = real_open(path, flags, mode)
+        # Another process repairs files meanwhile.
+        other = real_open(path, os.O_RDWR)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        threading.Timer(0.05, os.close, [other]).start()
+        return descriptor
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", open_and_look)
+        files.append(ROW)
+    assert total(tmp_path) == len(ROW)

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from polyhead_server.errors import NotReadyError
+from polyhead_server.errors import ModelReplacedError, NotReadyError
 from polyhead_server.fronts import engine_host
 from polyhead_server.fronts.engine_client import EngineClient
 from polyhead_server.inference.types import Flow, ItemOutcome, OutcomeFuture, Result
@@ -232,3 +233,54 @@ async def test_a_front_without_an_engine_is_not_ready(
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+async def test_a_stream_does_not_wait_for_a_model_that_is_retired(
+    new_engine: StartEngine, new_front: StartFront, make_model: MakeModel
+) -> None:
+    engine, front = new_engine(max_queue_tokens=40), new_front()
+    await engine.start(make_model("old"))
+    pipeline = await front.serving()
+    engine.engine.gate.clear()
+    flow = Flow()
+    futures = await pipeline.submit(message("w9"), flow, None, blocking=True)
+    await engine.engine.hold()
+    futures += await pipeline.submit(message(*[f"w{n} w1 w2" for n in range(10)]), flow, None, blocking=True)
+    assert await pipeline.submit(message("w1 w2"), flow, None, blocking=True) == []
+    waiting = asyncio.ensure_future(pipeline.wait_for_capacity(flow))
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    front.client.retire(lost=False)
+    await asyncio.wait_for(waiting, TIMEOUT_S)
+    # What it has begun is answered.
+    assert not any(future.done() for future in futures)
+    engine.engine.gate.set()
+    assert all(isinstance(outcome, Result) for outcome in await answered(futures))
+    await asyncio.wait_for(pipeline.close(), TIMEOUT_S)
+
+
+async def test_a_retired_model_whose_engine_ends_gives_up_what_it_has_not_answered(
+    new_engine: StartEngine, new_front: StartFront, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, front = new_engine(), new_front()
+    await engine.start(make_model("old"))
+    pipeline = await front.serving()
+    engine.engine.gate.clear()
+    futures = await pipeline.submit(message("w1"), Flow(unary=True), None)
+    await engine.engine.hold()
+    # Its texts are still being tokenized when the engine ends.
+    encode, resume = pipeline.model.tokenizer.encode_async, asyncio.Event()
+
+    async def encode_later(*arguments: Any) -> Any:
+        await resume.wait()
+        return await encode(*arguments)
+
+    monkeypatch.setattr(pipeline.model.tokenizer, "encode_async", encode_later)
+    late = asyncio.ensure_future(pipeline.submit(message("w2"), Flow(unary=True), None))
+    await asyncio.sleep(0)
+    front.client.retire(lost=False)
+    await engine.stop()
+    assert isinstance((await answered(futures))[0], ModelReplacedError)
+    resume.set()
+    assert isinstance((await answered(await late))[0], ModelReplacedError)
+    await asyncio.wait_for(pipeline.close(), TIMEOUT_S)

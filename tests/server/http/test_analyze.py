@@ -125,7 +125,8 @@ async def test_broken_line_gets_an_error_and_the_stream_goes_on(running: HttpSer
 
 async def test_line_beyond_the_limit_ends_the_stream_with_an_error(running: HttpServer) -> None:
     answers = lines(await running.post("/v1/analyze", b'"w1"\n"' + b"x" * 200_000, LINES))
-    assert answers[-1]["error"]["reason"] == "MESSAGE_TOO_LARGE"
+    error = answers[-1]["error"]
+    assert (error["code"], error["reason"]) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
 
 
 @pytest.mark.parametrize("query", ["tasks=rerank", "dimensions=3", "dimensions=x", "timings=1", "modell=fake"])

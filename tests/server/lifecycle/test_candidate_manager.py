@@ -45,14 +45,16 @@ class FakeProcess:
         stopped: Whether it was told to end.
     """
 
-    def __init__(self, config: Any, start: Any) -> None:
+    def __init__(self, config: Any, start: Any, loaded: asyncio.Event) -> None:
         self.config, self.start = config, start
+        self._loaded = loaded
         self.report: ShadowReport | None = ShadowReport(answered=10, selected=5, compared=5)
         self.stopped = False
         self._on_end: Callable[[int], object] = lambda _: None
 
     async def receive(self, kind: type[Any], timeout_s: float) -> Any:
         del kind, timeout_s
+        await self._loaded.wait()
         return self.start
 
     async def request(self, kind: type[Any]) -> Any:
@@ -80,6 +82,8 @@ class FakeServer:
     Attributes:
         done: What was requested, in order.
         counts: The counts during a canary.
+        counted: Whether it has counted; calls wait while it has not.
+        defect: Raised in place of counts, if it is set.
         fails: Raised by a promotion, if it is set.
     """
 
@@ -89,6 +93,9 @@ class FakeServer:
     def __init__(self) -> None:
         self.done: list[Any] = []
         self.counts = CanaryCounts()
+        self.counted = asyncio.Event()
+        self.counted.set()
+        self.defect: Exception | None = None
         self.fails: Exception | None = None
         self.refuses_sampling = False
 
@@ -113,6 +120,9 @@ class FakeServer:
         self.done.append("drained")
 
     async def canary_counts(self) -> list[CanaryCounts]:
+        await self.counted.wait()
+        if self.defect:
+            raise self.defect
         return [self.counts]
 
 
@@ -123,6 +133,7 @@ class World:
         processes: The processes that were started.
         next_description: What the next one reports.
         next_identity: Identity of the next candidate.
+        loaded: Whether processes are ready; those that start wait while they are not.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -132,13 +143,15 @@ class World:
         self.processes: list[FakeProcess] = []
         self.next_description = DESCRIPTION
         self.next_identity: ModelIdentity | None = IDENTITY
+        self.loaded = asyncio.Event()
+        self.loaded.set()
 
     async def start(self, module: str, config: Any) -> CandidateProcess:
         del module
         start: Any = self.next_description
         if isinstance(config, EngineConfig):
             start = EngineStart(self.next_description, self.next_identity)
-        self.processes.append(FakeProcess(config, start))
+        self.processes.append(FakeProcess(config, start, self.loaded))
         return cast(CandidateProcess, self.processes[-1])
 
     async def shadow(self, bundle: str = "/new", share: float = 0.1) -> Any:
@@ -315,6 +328,48 @@ async def test_canary_whose_engine_ends_is_rolled_back_at_once(world: World) -> 
     status = (await world.manager.compare()).canary
     assert status
     assert "ended with code -11" in status.rollback
+
+
+async def test_canary_is_rolled_back_while_a_comparison_is_loading(world: World) -> None:
+    await world.canary()
+    world.loaded.clear()
+    loading = asyncio.create_task(world.shadow())
+    await eventually(lambda: len(world.processes) == 2)
+    world.processes[0].end(-11)
+    await eventually(lambda: world.processes[0].stopped)
+    assert CanaryParams(lost=True) in world.server.done
+    assert not loading.done()
+    world.loaded.set()
+    status = await loading
+    assert "ended with code -11" in status.canary.rollback
+    assert status.shadow
+
+
+async def test_counts_of_a_canary_that_ends_meanwhile_stay(world: World) -> None:
+    await world.canary()
+    world.server.counts = counts(failed=0)
+    assert (await world.manager.compare()).canary.candidate.texts == 1000  # type: ignore[union-attr]
+    world.server.counted.clear()
+    comparing = asyncio.create_task(world.manager.compare())
+    await asyncio.sleep(0)
+    world.processes[0].end(-11)
+    await eventually(lambda: world.processes[0].stopped)
+    world.server.counts = CanaryCounts()
+    world.server.counted.set()
+    status = (await comparing).canary
+    assert status
+    assert (bool(status.rollback), status.candidate.texts) == (True, 1000)
+
+
+async def test_unexpected_error_does_not_end_the_watch_over_a_canary(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.server.defect = RuntimeError("a defect")
+    await world.canary()
+    await eventually(lambda: "a change of the candidate failed" in caplog.text)
+    world.server.counts = counts(failed=50)
+    world.server.defect = None
+    await eventually(lambda: world.processes[0].stopped)
 
 
 async def test_caller_that_goes_does_not_stop_a_promotion(world: World) -> None:

@@ -46,8 +46,8 @@ class FakeBackend:
     def served_name(self) -> str:
         return self._name
 
-    def model(self) -> Any:
-        return SimpleNamespace(source=SimpleNamespace(model_id=f"{self._name}-0123"))
+    def model_ids(self) -> list[str]:
+        return [f"{self._name}-0123"]
 
 
 @pytest.fixture

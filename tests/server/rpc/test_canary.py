@@ -12,6 +12,7 @@ import pytest
 from polyhead_server.candidate.answer_counts import AnswerCounts
 from polyhead_server.candidate.routing import ROUTING_KEY
 from polyhead_server.candidate.selection import is_selected
+from polyhead_server.errors import ModelNotFoundError
 from polyhead_server.inference.loop_turns import LoopTurns
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.pipeline import Pipeline
@@ -20,6 +21,8 @@ from polyhead_server.inference.types import Item, Message, RequestOptions, Resul
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.rpc.stream import Submitter
+from polyhead_server.serving.backend import Backend
+from polyhead_server.serving.models import Models
 from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import MAX_TOKENS, FakeEngine
@@ -114,10 +117,21 @@ async def test_description_of_the_model_is_that_of_the_one_that_answers(served: 
     assert served.service.stats()["model_id"] == served.model.source.model_id
 
 
+async def test_id_of_either_model_names_it_for_every_caller(served: Served, settings: Callable[..., Settings]) -> None:
+    served.service.route_canary(served.pipelines[1], 1.0)
+    models = Models([Backend(served.service, settings(), lambda: True)])
+    for key in ("", "peer:a"):
+        ROUTING_KEY.set(key)
+        for model in (served.model, served.candidate):
+            assert models.named(model.source.model_id) is models.default
+    with pytest.raises(ModelNotFoundError):
+        models.named("another")
+
+
 async def test_answers_of_both_models_are_counted(served: Served) -> None:
     counts = [AnswerCounts(), AnswerCounts()]
     served.service.observers.append(counts[0].observe)
-    served.pipelines[1].observers = [counts[1].observe]
+    served.service.canary_observers.append(counts[1].observe)
     served.service.route_canary(served.pipelines[1], 0.2)
     for key in KEYS:
         await answer(served, key)

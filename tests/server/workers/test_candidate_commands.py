@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 from typing import Any, cast
 
@@ -80,6 +81,27 @@ async def test_process_that_starts_later_joins() -> None:
     assert latest.requests == []
 
 
+async def test_process_that_fails_in_one_part_joins_in_the_other(caplog: pytest.LogCaptureFixture) -> None:
+    first, late = FakeWorker(0), FakeWorker(1)
+    commands, processes = server_of(first)
+    await processes.sample(SAMPLING)
+    await processes.set_canary(CANARY)
+    late.fails = "the candidate does not answer"
+    await commands.add(cast(WorkerProcess, late))
+    assert late.requests == [("sample", SAMPLING), ("set_canary", CANARY)]
+    assert "sample failed in worker 1: the candidate does not answer" in caplog.text
+
+
+async def test_process_that_is_being_stopped_ends_its_canary_and_is_not_required() -> None:
+    worker, old = FakeWorker(0), FakeWorker(1)
+    old.stop_requested = True
+    _, processes = server_of(worker, old)
+    await processes.set_canary(CanaryParams())
+    assert old.requests == [("set_canary", CanaryParams())]
+    old.fails = "it hangs"
+    await processes.set_canary(CANARY)
+
+
 async def test_start_requires_all_processes_and_end_none() -> None:
     good, bad = FakeWorker(0), FakeWorker(1)
     bad.fails = "it hangs"
@@ -107,6 +129,23 @@ async def test_promotion_reaches_all_workers_and_those_that_start_later() -> Non
     )
     await commands.reload(force=False)
     assert (commands.bundle, processes.bundle) == (None, Path("served"))
+
+
+async def test_promotion_reaches_workers_that_start_with_the_old_bundle_meanwhile() -> None:
+    first, early, late = FakeWorker(0), FakeWorker(1), FakeWorker(2)
+    late.config = dataclasses.replace(late.config, bundle=Path("new"))
+    commands, processes = server_of(first)
+
+    async def start_others() -> bool:
+        # While the first is replaced, others have died and start again.
+        cast("set[WorkerProcess]", commands._workers).update(cast("list[WorkerProcess]", [early, late]))
+        return True
+
+    first.wait_until_serving = start_others  # type: ignore[method-assign]
+    results = await processes.promote(CandidateBundle(Path("new"), "d"), force=True)
+    assert [one.process_id for one in results] == [0, 1]
+    # It has loaded the new bundle.
+    assert late.requests == []
 
 
 async def test_promotion_stops_at_the_first_worker_that_refuses() -> None:

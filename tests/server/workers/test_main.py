@@ -7,22 +7,24 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from polyhead_server.candidate.parameters import CandidateBundle
 from polyhead_server.errors import NotReadyError, ReloadError
 from polyhead_server.json_types import Values
 from polyhead_server.lifecycle.operations import Operations
 from polyhead_server.process_reports import DriftCounts, HeadIdentity, ModelIdentity, ReloadResult
 from polyhead_server.workers import ipc
-from polyhead_server.workers.ipc import NoParams, ReloadParams
+from polyhead_server.workers.ipc import NoParams, PromoteParams, ReloadParams
 from polyhead_server.workers.main import SupervisorConnection
 
 IDENTITY = ModelIdentity("space", (HeadIdentity("topic", "softmax", ("a", "b")),))
 
 
 class FakeOperations:
-    """Operations of which ``stats`` fails, and ``reload`` waits for ``gate`` unless it is forced."""
+    """Operations of which ``stats`` and ``promote`` fail, and ``reload`` waits for ``gate`` unless it is forced."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -32,6 +34,9 @@ class FakeOperations:
             await self.gate.wait()
             raise ReloadError("it is damaged")
         return ReloadResult(7, "m", {}, IDENTITY)
+
+    async def promote(self, candidate: CandidateBundle, *, force: bool) -> None:
+        raise RuntimeError(f"a defect with {candidate.path}, {force}")
 
     async def drain(self) -> None:
         pass
@@ -119,6 +124,16 @@ async def test_operation_that_fails_is_answered_with_its_message(connection: Con
         "error": {"code": ipc.OPERATION_FAILED, "message": "the model is being loaded"},
         "id": 3,
     }
+
+
+async def test_operation_with_a_defect_is_answered_and_its_details_are_logged(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection.announce()
+    connection.send(ipc.encode_request(ipc.PROMOTE, PromoteParams(CandidateBundle(Path("b")), force=False), 3))
+    _, answer = await connection.end()
+    assert answer["error"]["message"].startswith("internal error, incident ")
+    assert "a defect with b, False" in caplog.text
 
 
 async def test_request_before_the_worker_serves_is_refused(connection: Connection) -> None:

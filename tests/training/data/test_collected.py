@@ -102,10 +102,11 @@ def test_part_of_the_random_rows_is_held_out_the_same_in_every_run(read: Read) -
     assert held.isdisjoint(row.text for row in (*first.train, *first.validation))
 
 
-def test_text_that_trains_elsewhere_is_not_held_out(read: Read) -> None:
+@pytest.mark.parametrize("changed", [str, str.upper, "{}!".format])
+def test_text_that_trains_elsewhere_is_not_held_out(read: Read, changed: Callable[[str], str]) -> None:
     rows = [collected(number, "app") for number in range(50)]
     again = [collected(number, "app", "low_confidence") for number in range(50)]
-    data = read([*rows, *again], collected_holdout=0.5)
+    data = read([*rows, *({**row, "text": changed(row["text"])} for row in again)], collected_holdout=0.5)
     assert data.collected
     assert data.collected.held_out == ()
 
@@ -127,6 +128,19 @@ def test_table_keeps_what_the_server_wrote(read: Read, tmp_path: Path) -> None:
         writer.writerow({**row, "_collected": json.dumps(row["_collected"])})
     data = read(name="labelled.csv", validation_fraction=0)
     assert [one.collected and one.collected.model for one in data.train if one.collected] == ["m-1"]
+
+
+def test_other_rows_of_a_table_keep_their_fields(read: Read, tmp_path: Path) -> None:
+    """As where a spreadsheet joins collected rows with others: each row leaves the columns of the others empty."""
+    row = collected(1, "billing")
+    with (tmp_path / "joined.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["review", "area", "text", "topic", "_collected"])
+        writer.writeheader()
+        writer.writerow({"review": "other", "area": "app"})
+        writer.writerow({**row, "_collected": json.dumps(row["_collected"])})
+    data = read(name="joined.csv", validation_fraction=0)
+    found = [(one.text, one.labels, one.collected is not None) for one in data.train if one.path.name == "joined.csv"]
+    assert found == [("other", ("app",), False), ("collected 1", ("billing",), True)]
 
 
 @pytest.mark.parametrize("meta", ["x", 3, {"reasons": ["random"]}, {"reasons": 1, "model": "m", "predictions": {}}])

@@ -21,6 +21,7 @@ from polyhead_rows import RawRow
 
 from polyhead_training.model_config import HeadConfig
 
+from .duplicates import normalize
 from .targets import Target
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def named_as_configured(raw: RawRow, text: str, heads: Sequence[HeadConfig]) -> 
         text: Field of the configuration that contains the text.
         heads: The configured heads.
     """
-    if META not in raw.values:
+    if raw.values.get(META) is None:
         return raw
     fields = {TEXT: text, **{head.name: head.field for head in heads}}
     values = dict(raw.values)
@@ -139,7 +140,7 @@ def hold_out(
     """Separates rows of the random part from the training rows.
 
     A row is held out by a hash of its text, so that later runs with more rows hold out the same ones. A text that also
-    occurs in another training row is not held out.
+    occurs in another training row, apart from case, accents and punctuation, is not held out.
 
     Args:
         train: The training rows, none of them a collected row without labels.
@@ -154,8 +155,8 @@ def hold_out(
     if not every and not unlabelled:
         return list(train), None
     held = {id(row) for row in train if _is_random(row) and _position(row.text) < fraction}
-    known = {row.text for row in train if id(row) not in held}
-    held -= {id(row) for row in train if row.text in known}
+    known = {_folded(row.text) for row in train if id(row) not in held}
+    held -= {id(row) for row in train if id(row) in held and _folded(row.text) in known}
     counts = Counter(reason for row in every if row.collected for reason in row.collected.reasons)
     found = CollectedRows(
         labelled=len(every),
@@ -174,6 +175,11 @@ def is_selected(row: Row) -> bool:
 
 def _is_random(row: Row) -> bool:
     return row.collected is not None and row.collected.is_random
+
+
+def _folded(text: str) -> str:
+    """Returns a text without what hardly changes it; all of it if it has no letters and digits."""
+    return normalize(text) or text
 
 
 def _position(text: str) -> float:

@@ -110,15 +110,15 @@ def read_data(config: Config) -> Data:
     text = config.data.text
     sources = config.sources()
     reader = _Reader()
-    train = reader.rows(sources["train"], text, config.model.heads, is_train=True)
+    train = reader.labelled_rows(sources["train"], text, config.model.heads, is_train=True)
     try:
         heads = _heads_with_labels(config, train, reader.fields)
     except (ConfigError, DataError):
         # Invalid rows may be the ones that contain the labels, so report them first.
         reader.raise_problems()
         raise
-    validation = reader.rows(sources["validation"], text, heads)
-    test = reader.rows(sources["test"], text, heads)
+    validation = reader.labelled_rows(sources["validation"], text, heads)
+    test = reader.labelled_rows(sources["test"], text, heads)
     similarity = reader.pairs(sources["similarity"], config.data.similarity_fields)
     embedding = read_embedding(config, sources, reader)
     retrieval = read_retrieval(config, sources, reader)
@@ -200,13 +200,19 @@ class _Reader(RowReader):
         for source in sources:
             self.fields.setdefault(source, {})
         names = [name for head in heads for name in (head.field, head.name)]
-        rows = self.read(
+        return self.read(
             sources,
             {text_field: setting},
             make,
             [*names, META, TEXT],
             lambda raw: named_as_configured(raw, text_field, heads),
         )
+
+    def labelled_rows(
+        self, sources: Sequence[Source], text_field: str, heads: Sequence[HeadConfig], *, is_train: bool = False
+    ) -> list[Row]:
+        """Reads rows without the collected ones that have no label, which are only counted."""
+        rows = self.rows(sources, text_field, heads, is_train=is_train)
         kept = [row for row in rows if not row.collected or any(answer is not None for answer in row.labels)]
         self.unlabelled += len(rows) - len(kept)
         return kept

@@ -65,6 +65,15 @@ class Split:
     targets: Mapping[str, Answers]
     logits: Mapping[str, Floats]
 
+    def select(self, rows: Sequence[int]) -> Split:
+        """Returns the rows with these numbers, in this order."""
+        return Split(
+            texts=[self.texts[row] for row in rows],
+            locations=[self.locations[row] for row in rows],
+            targets={name: values[list(rows)] for name, values in self.targets.items()},
+            logits={name: values[list(rows)] for name, values in self.logits.items()},
+        )
+
 
 @dataclass(frozen=True)
 class WrongAnswer:
@@ -132,7 +141,7 @@ class Evaluation:
         splits: Evaluations by split (``validation``, ``test``) and head name.
         similarity: Quality of the sentence embedding; None without similarity pairs.
         retrieval: Quality of retrieval with it, by task.
-        validation: The validation rows; not part of the file.
+        validation: The validation rows, with the outputs of the run's own model; not part of the file.
     """
 
     splits: Mapping[str, Mapping[str, HeadEvaluation]]

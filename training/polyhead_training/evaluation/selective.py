@@ -31,8 +31,8 @@ from .probabilities import Answers, Floats, Threshold, answers, labelled, probab
 
 # Points of a curve: enough to draw it, few enough for a manifest.
 _CURVE_POINTS = 41
-# Rows at the smallest coverage for which a lower bound is worth telling.
-_MIN_TOLD_ROWS = 20
+# Rows at the smallest coverage whose lower bound is computed where no threshold is found.
+_MIN_BOUND_ROWS = 20
 # Two-sided error rate of the intervals, as of all others in evaluation.json.
 _INTERVAL_ERROR = 0.05
 
@@ -153,15 +153,17 @@ def fit_promise(found: ConfidentAnswers, accuracy: float, certainty: float) -> P
     rows = len(found.confidence)
     if not rows:
         return Promise(accuracy, certainty, None, 0.0, 0.0, 0, [])
-    starts = _halvings(rows, _fewest_rows(accuracy, certainty))
+    fewest = _fewest_rows(accuracy, certainty)
+    starts = _halvings(rows, fewest)
     bounds = _lower_bounds(correct, answered, (1 - certainty) / len(starts))  # (cuts,)
     failed = np.append(np.flatnonzero(bounds < accuracy), len(bounds))
     first = np.searchsorted(answered, starts)  # the cut at which each start begins
     last = failed[np.searchsorted(failed, first)] - 1  # the last cut that passes, before the first if there is none
     if not (last >= first).any():
-        told = _halvings(rows, _MIN_TOLD_ROWS)
-        cuts = np.searchsorted(answered, told)
-        best = _lower_bounds(correct[cuts], answered[cuts], (1 - certainty) / len(told)).max()
+        # At least as many halvings as starts, whose bounds all missed the promise at a higher error rate.
+        halvings = _halvings(rows, min(fewest, _MIN_BOUND_ROWS))
+        cuts = np.searchsorted(answered, halvings)
+        best = _lower_bounds(correct[cuts], answered[cuts], (1 - certainty) / len(halvings)).max()
         return Promise(accuracy, certainty, None, float(best), 0.0, rows, curve)
     cut = int(last[last >= first].max())
     coverage = float(answered[cut] / rows)

@@ -20,7 +20,7 @@ from polyhead_training.errors import ConfigError, DivergenceError, StorageError
 from polyhead_training.evaluation.scoring import selection_score
 from polyhead_training.runs.in_progress import ResumePolicy
 from polyhead_training.runs.run_directory import EVALUATION_NAME
-from polyhead_training.terminal import Report, format_table
+from polyhead_training.terminal import Report, discard, format_table
 from polyhead_training.train import train
 from polyhead_training.units import format_duration
 
@@ -110,7 +110,7 @@ class Search:
         data = replace(data, train=subset(data.train, self.plan.share(rung), self.seed))
         run.parent.mkdir(exist_ok=True)
         try:
-            train(config, run, data=data, policy="resume", stop=self.stop, report=_discard)
+            train(config, run, data=data, policy="resume", stop=self.stop, report=discard)
         except DivergenceError as error:
             self.report(f"  trial {trial} diverged in stage {error.stage!r}, step {error.step}")
             score = None
@@ -157,7 +157,3 @@ class Search:
 
 def _shown(score: float | None) -> str:
     return "diverged" if score is None else f"{score:.4f}"
-
-
-def _discard(message: str) -> None:
-    """Drops a message of a trial: a sweep reports one line for each."""

@@ -269,7 +269,7 @@ class EmbeddingInfo(google.protobuf.message.Message):
     dimensions: builtins.int
     """dimensions is the number of dimensions."""
     pooling: builtins.str
-    """pooling is the pooling of the token vectors: "cls", "mean" or "cls_mean"."""
+    """pooling is the pooling of the token vectors, such as "mean"; "+" joins several, as in "cls+mean"."""
     normalized: builtins.bool
     """normalized is true if every embedding has Euclidean length 1, so that a dot product is a cosine similarity."""
     def __init__(

@@ -284,7 +284,7 @@ export type EmbeddingInfo = Message<"polyhead.v1.EmbeddingInfo"> & {
   dimensions: number;
 
   /**
-   * pooling is the pooling of the token vectors: "cls", "mean" or "cls_mean".
+   * pooling is the pooling of the token vectors, such as "mean"; "+" joins several, as in "cls+mean".
    *
    * @generated from field: string pooling = 2;
    */
