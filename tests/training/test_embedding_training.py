@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -85,8 +86,8 @@ def test_each_loss_falls(embedding: Configure, tmp_path: Path, monkeypatch: pyte
     stage = "training.stages=[{name='all', train=['backbone'], epochs=16, learning_rate=0.002}]"
     train(embedding(f"data.embedding=[{SOURCES[name]}]", *ALONE[:3], stage), tmp_path / "run", report=ignore)
     found = losses(tmp_path / "run")
-    size = 4
-    assert sum(found[-size:]) < 0.8 * sum(found[:size])
+    # One pair in the wrong order makes the CoSENT loss of a batch large, until the end.
+    assert statistics.median(found[-8:]) < 0.8 * statistics.median(found[:4])
 
 
 def test_embedding_alone_needs_no_heads(embedding: Configure, tmp_path: Path) -> None:
