@@ -96,7 +96,7 @@ def _print(text: str) -> None:
     try:
         click.echo(text)
     except BrokenPipeError:
-        # Whoever reads no further still gets the exit code.
+        # A reader that stops early still gets the exit code.
         discard_stdout()
 
 

@@ -156,7 +156,7 @@ class Backend:
         return self.service.served_name()
 
     def model_ids(self) -> list[str]:
-        """Returns the id of the served model, and that of its candidate during a canary, whoever calls.
+        """Returns the id of the served model, and that of its candidate during a canary, for every caller.
 
         Raises:
             NotReadyError: It is still loading.
