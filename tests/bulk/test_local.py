@@ -113,14 +113,16 @@ def test_closing_the_stream_ends_its_threads_and_closes_the_input(model: Model, 
         finally:
             closed.set()
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     stream = local.answer(model, make_layout(), 2, endless())
     next(stream)
+    running = [thread for thread in set(threading.enumerate()) - before if thread.name == "bulk"]
+    assert running
     stream.close()  # type: ignore[attr-defined]
     assert closed.wait(10)
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before:
-        assert time.monotonic() < deadline
+    for thread in running:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_only_a_few_blocks_are_read_ahead(model: Model, make_layout: MakeLayout) -> None:

@@ -152,7 +152,7 @@ def test_background_thread_ends_with_the_value(tmp_path: Path) -> None:
     path.write_text("1")
     before = set(threading.enumerate())
     file = ReloadingFile([path], path.read_text, poll_interval_s=0.01)
-    (thread,) = set(threading.enumerate()) - before
+    (thread,) = [thread for thread in set(threading.enumerate()) - before if thread.name == "file-watcher"]
     assert thread.daemon
     del file
     thread.join(20)
