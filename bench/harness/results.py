@@ -55,7 +55,12 @@ def spread_all(rounds: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
 
 
 def write(path: Path | None, report: Mapping[str, Any]) -> None:
-    """Writes a report as JSON; does nothing without a path."""
+    """Writes a report as JSON, at once: a program that is stopped leaves the old report or the new one.
+
+    Does nothing without a path.
+    """
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        staging = path.with_name(f".{path.name}.new")
+        staging.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        staging.replace(path)

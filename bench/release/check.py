@@ -31,7 +31,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.harness import source
+from bench.harness import results, source
 from bench.harness.arguments import make_parser
 
 from .steps import RESULTS, Step, root, steps
@@ -68,11 +68,7 @@ class State:
 
     def save(self) -> None:
         """Writes the file at once, so that a stopped check finds either state."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({"runs": self.runs, "waived": self.waived}, indent=2) + "\n"
-        staging = self.path.with_suffix(".new")
-        staging.write_text(content, encoding="utf-8")
-        staging.replace(self.path)
+        results.write(self.path, {"runs": self.runs, "waived": self.waived})
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.harness import source
+from bench.harness import results, source
 from bench.harness.arguments import add_output_flag, make_parser
 
 LIBRARIES = "import click, grpc.aio, grpc_health.v1, grpc_reflection, numpy, onnxruntime, prometheus_client, tokenizers"
@@ -45,9 +45,7 @@ def main() -> None:
         **weigh(next(arguments.environment.glob("lib/python3*/site-packages"))),
         **time_imports(python, arguments.rounds),
     }
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(figures, indent=2) + "\n")
+    results.write(arguments.output, figures)
     json.dump(figures, sys.stdout, indent=2)
     print()
 

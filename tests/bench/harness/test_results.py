@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -24,3 +25,19 @@ def test_report_is_written_where_a_path_is_given(tmp_path: Path) -> None:
     path = tmp_path / "new/report.json"
     results.write(path, {"loads": {}})
     assert json.loads(path.read_text()) == {"loads": {}}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    results.write(path, {"round": 1})
+
+    def half(self: Path, content: str, encoding: str) -> int:
+        with self.open("w", encoding=encoding) as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space left"):
+        results.write(path, {"round": 2})
+    assert json.loads(path.read_text()) == {"round": 1}
