@@ -176,17 +176,17 @@ async def _answer(
             error = InvalidRequestError(error.reason, f"{error}; set truncate to true to cut it")
         raise error if len(outcomes) == 1 else of_text(index, error)
     results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
-    return results, _headers(texts, results, started_ns) | truncated_header(results)
+    return results, _headers(call, texts, results, started_ns) | truncated_header(results)
 
 
-def _headers(texts: list[str], results: list[Result], started_ns: int) -> dict[str, str]:
+def _headers(call: Call, texts: list[str], results: list[Result], started_ns: int) -> dict[str, str]:
     """Returns the headers of a response; times in milliseconds, the longest among its texts."""
     longest = {
         name: max(getattr(result.timings, f"{stage}_ns") for result in results) // 1_000_000
         for name, stage in (("tokenization", "tokenization"), ("queue", "queue"), ("inference", "compute"))
     }
     return {
-        "x-compute-type": "cpu",
+        "x-compute-type": "gpu" if call.backend.model().engine.runtime.device == "cuda" else "cpu",
         "x-compute-characters": str(sum(map(len, texts))),
         "x-compute-tokens": str(sum(result.tokens.used for result in results)),
         "x-total-time": str((time.monotonic_ns() - started_ns) // 1_000_000),

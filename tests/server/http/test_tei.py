@@ -7,8 +7,9 @@ from typing import Any
 
 import polyhead_bundle as bundle
 import pytest
+from polyhead_server.engines import Runtime
 
-from tests.support.fake_engine import embedding_of
+from tests.support.fake_engine import FakeEngine, embedding_of
 
 from .conftest import HttpServer
 
@@ -134,6 +135,14 @@ async def test_headers_tell_timings_and_truncation(running: HttpServer) -> None:
     reply = await running.post("/embed", {"inputs": ["w1 " * 50]})
     assert reply.headers["x-polyhead-truncated"] == "1"
     assert reply.headers["x-compute-tokens"] == "16"
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", "cpu"), ("cuda", "gpu")])
+async def test_header_tells_the_device_that_computes(
+    running: HttpServer, engine: FakeEngine, device: str, expected: str
+) -> None:
+    engine.runtime = Runtime("fake", device, "fp32")
+    assert (await running.post("/embed", {"inputs": "w1"})).headers["x-compute-type"] == expected
 
 
 async def test_info_and_health(loading: HttpServer) -> None:
