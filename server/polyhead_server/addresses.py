@@ -54,9 +54,19 @@ def unix_path(address: str) -> Path | None:
     path = Path("/" + name.lstrip("/") if name.startswith("/") else name)
     if not name.strip("/"):
         raise StartupError(f"{address!r} names no file; a valid address is unix:/run/polyhead.sock")
-    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+    if _is_too_long(path):
         raise StartupError(f"{address}: the path is longer than the limit of {_MAX_PATH_BYTES} bytes")
     return path
+
+
+def require_short_path(path: Path) -> None:
+    """Checks the path of a Unix socket in the folder for temporary files.
+
+    Raises:
+        StartupError: It is too long for a socket.
+    """
+    if _is_too_long(path):
+        raise StartupError(f"the path of the socket {path} is too long; set TMPDIR to a shorter one")
 
 
 def is_local(address: str) -> bool:
@@ -233,6 +243,10 @@ def _resolve(address: str) -> list[tuple[int, _SocketAddress]]:
     except OSError as error:
         raise StartupError(f"cannot listen on {address}: {host} is not known: {error}") from error
     return list(dict.fromkeys((family, where) for family, _, _, _, where in found))  # type: ignore[misc]
+
+
+def _is_too_long(path: Path) -> bool:
+    return len(os.fsencode(path)) > _MAX_PATH_BYTES
 
 
 def _remove_stale_socket(path: Path, address: str) -> None:

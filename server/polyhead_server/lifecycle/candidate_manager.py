@@ -18,8 +18,7 @@ import contextlib
 import dataclasses
 import logging
 import shutil
-import tempfile
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -35,7 +34,6 @@ from polyhead_server.candidate.parameters import (
     SamplingParams,
     ShadowConfig,
 )
-from polyhead_server.candidate.process import CandidateProcess
 from polyhead_server.candidate.status import CandidateStatus
 from polyhead_server.errors import CandidateError, InternalError, ServerError
 from polyhead_server.observability.candidate_metrics import CandidateFigures, CandidateMetrics
@@ -43,15 +41,12 @@ from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 
-from .candidate_runs import CanaryRun, ShadowRun
-from .compatibility import incompatibility
+from .candidate_runs import CanaryRun, Candidate, ShadowRun
+from .candidate_start import check_engine, check_shadow, refused, socket_folder, start_process
 
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
-
-SHADOW_MODULE = "polyhead_server.candidate.main"
-ENGINE_MODULE = "polyhead_server.lifecycle.candidate_engine"
 
 
 class ServingProcesses(Protocol):
@@ -84,16 +79,6 @@ class ServingProcesses(Protocol):
         """Returns the counts of every process since the canary began."""
 
 
-@dataclasses.dataclass
-class _Candidate:
-    """The candidate: its bundle, and what runs for it."""
-
-    bundle: CandidateBundle
-    description: Description
-    shadow: ShadowRun | None = None
-    canary: CanaryRun | None = None
-
-
 class CandidateManager:
     """At most one candidate. Event loop only."""
 
@@ -108,7 +93,7 @@ class CandidateManager:
         self._settings = settings
         self._processes = processes
         self._metrics = metrics
-        self._candidate: _Candidate | None = None
+        self._candidate: Candidate | None = None
         # One change at a time.
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -189,24 +174,23 @@ class CandidateManager:
     async def _shadow(self, bundle: Path, share: float, keep_texts: int, only_when_idle: bool) -> CandidateStatus:
         async with self._lock:
             if self._candidate and (self._candidate.shadow or not _is_same(self._candidate, bundle)):
-                raise self._occupied(self._candidate)
+                raise _occupied(self._candidate)
             served = {one.model_id for one in await self._processes.stats()}
             candidate = CandidateBundle(_resolved(bundle), self._candidate.bundle.digest if self._candidate else "")
-            async with self._starting(SHADOW_MODULE) as (folder, socket):
+            with socket_folder() as (folder, socket):
                 config = ShadowConfig(
                     self._settings, candidate, self._processes.bundle, socket, keep_texts, only_when_idle
                 )
-                process = await CandidateProcess.start(SHADOW_MODULE, config)
-                description = await self._loaded(process, Description)
+                process, description = await start_process(config, Description)
                 try:
-                    _check_description(description, served)
+                    check_shadow(description, served)
                     await self._processes.sample(SamplingParams(str(socket), share))
                 except BaseException:
                     await self._processes.sample(SamplingParams())
                     await process.stop()
                     raise
             run = ShadowRun(process, folder, share)
-            current = self._candidate or _Candidate(_verified(candidate, description), description)
+            current = self._candidate or Candidate(_verified(candidate, description), description)
             current.shadow, self._candidate = run, current
             process.on_end(lambda code: self._in_background(self._on_shadow_end(current, run, code)))
             self._in_background(self._watch_shadow(current, run))
@@ -219,42 +203,32 @@ class CandidateManager:
         async with self._lock:
             candidate = self._candidate
             if bundle is None and candidate is None:
-                raise _refused("there is no candidate; name its bundle")
-            if candidate and ((bundle and not _is_same(candidate, bundle)) or self._runs_canary(candidate)):
-                raise self._occupied(candidate)
+                raise refused("there is no candidate; name its bundle")
+            if candidate and ((bundle and not _is_same(candidate, bundle)) or candidate.running_canary):
+                raise _occupied(candidate)
             wanted = candidate.bundle if candidate else CandidateBundle(_resolved(bundle or Path()))
-            async with self._starting(ENGINE_MODULE) as (folder, socket):
-                process = await CandidateProcess.start(ENGINE_MODULE, EngineConfig(self._settings, wanted.path, socket))
-                start = await self._loaded(process, EngineStart)
+            with socket_folder() as (folder, socket):
+                process, start = await start_process(EngineConfig(self._settings, wanted.path, socket), EngineStart)
                 try:
-                    self._check(start, wanted, force=force)
+                    check_engine(start, wanted, self._processes.identity, force=force)
                     await self._processes.set_canary(CanaryParams(str(socket), share))
                 except BaseException:
                     await self._processes.set_canary(CanaryParams(lost=True))
                     await process.stop()
                     raise
             run = CanaryRun(process, folder, share, limits)
-            current = candidate or _Candidate(_verified(wanted, start.description), start.description)
+            current = candidate or Candidate(_verified(wanted, start.description), start.description)
             current.canary, self._candidate = run, current
             process.on_end(lambda code: self._in_background(self._on_engine_end(current, run, code)))
             self._in_background(self._watch_canary(current, run))
             logger.info("candidate %s answers %.4g of the callers", start.description.model_id, share)
             return await self._status(current)
 
-    def _check(self, start: EngineStart, wanted: CandidateBundle, *, force: bool) -> None:
-        if start.description.error or start.identity is None:
-            raise _refused(start.description.error)
-        if wanted.digest not in {"", start.description.digest}:
-            raise _refused("its bundle has changed; discard it and begin again")
-        serving = self._processes.identity
-        if serving and not force and (reason := incompatibility(serving, start.identity)):
-            raise _refused(f"{reason}. Force the canary, or serve it from another server")
-
     async def _promote(self, *, force: bool) -> list[ReloadResult]:
         async with self._lock:
             candidate = self._require()
             results = await self._processes.promote(candidate.bundle, force=force)
-            logger.info("candidate %s was promoted", candidate.description.model_id)
+            logger.info("candidate %s was promoted", candidate.model_id)
             await self._end(candidate)
             return results
 
@@ -262,13 +236,13 @@ class CandidateManager:
         async with self._lock:
             candidate = self._require()
             await self._end(candidate)
-            logger.info("candidate %s was discarded", candidate.description.model_id)
+            logger.info("candidate %s was discarded", candidate.model_id)
 
-    async def _end(self, candidate: _Candidate) -> None:
+    async def _end(self, candidate: Candidate) -> None:
         """Ends what runs for the candidate."""
         self._candidate = None
-        if self._runs_canary(candidate) and candidate.canary:
-            await self._end_canary(candidate.canary, lost=False)
+        if run := candidate.running_canary:
+            await self._end_canary(run, lost=False)
         if candidate.shadow:
             await self._processes.sample(SamplingParams())
             await candidate.shadow.stop()
@@ -279,34 +253,34 @@ class CandidateManager:
         await self._processes.drain_canary()
         await run.stop()
 
-    async def _roll_back(self, candidate: _Candidate, run: CanaryRun, reason: str, *, lost: bool) -> None:
+    async def _roll_back(self, candidate: Candidate, run: CanaryRun, reason: str, *, lost: bool) -> None:
         """Ends a canary. Does not wait for a change in progress, such as the load of a comparison."""
         if run.rollback or candidate is not self._candidate:
             return
         run.rollback = reason
-        logger.error("the canary of candidate %s is rolled back: %s", candidate.description.model_id, reason)
+        logger.error("the canary of candidate %s is rolled back: %s", candidate.model_id, reason)
         self._metrics.count_rollback()
         await self._end_canary(run, lost=lost)
         self._show(candidate)
 
-    async def _watch_canary(self, candidate: _Candidate, run: CanaryRun) -> None:
+    async def _watch_canary(self, candidate: Candidate, run: CanaryRun) -> None:
         while candidate is self._candidate and not run.rollback:
             await asyncio.sleep(run.interval_s)
             with contextlib.suppress(ServerError):
                 await _logged(self._check_canary(candidate, run))
 
-    async def _check_canary(self, candidate: _Candidate, run: CanaryRun) -> None:
+    async def _check_canary(self, candidate: Candidate, run: CanaryRun) -> None:
         if await self._update_counts(run) and (reason := run.exceeded()):
             await self._roll_back(candidate, run, reason, lost=False)
         self._show(candidate)
 
-    async def _watch_shadow(self, candidate: _Candidate, run: ShadowRun) -> None:
+    async def _watch_shadow(self, candidate: Candidate, run: ShadowRun) -> None:
         while candidate is self._candidate and not run.failure:
             await asyncio.sleep(run.interval_s)
             with contextlib.suppress(ServerError):
                 await _logged(self._check_shadow(candidate, run))
 
-    async def _check_shadow(self, candidate: _Candidate, run: ShadowRun) -> None:
+    async def _check_shadow(self, candidate: Candidate, run: ShadowRun) -> None:
         await run.update()
         self._show(candidate)
 
@@ -320,69 +294,32 @@ class CandidateManager:
                 return True
         return False
 
-    async def _on_shadow_end(self, candidate: _Candidate, run: ShadowRun, code: int) -> None:
+    async def _on_shadow_end(self, candidate: Candidate, run: ShadowRun, code: int) -> None:
         async with self._lock:
             if candidate is self._candidate:
                 run.failure = f"its process has ended with code {code}"
-                logger.error("the comparison of candidate %s stops: %s", candidate.description.model_id, run.failure)
+                logger.error("the comparison of candidate %s stops: %s", candidate.model_id, run.failure)
                 await self._processes.sample(SamplingParams())
                 self._show(candidate)
 
-    async def _on_engine_end(self, candidate: _Candidate, run: CanaryRun, code: int) -> None:
+    async def _on_engine_end(self, candidate: Candidate, run: CanaryRun, code: int) -> None:
         await self._roll_back(candidate, run, f"its engine has ended with code {code}", lost=True)
 
-    async def _status(self, candidate: _Candidate) -> CandidateStatus:
+    async def _status(self, candidate: Candidate) -> CandidateStatus:
         """Returns the state of the candidate, which the metrics show from now on."""
         self._show(candidate)
         served = sorted({one.model_id for one in await self._processes.stats()})
-        return self._state(candidate, ", ".join(served))
+        return candidate.status(", ".join(served))
 
-    def _show(self, candidate: _Candidate) -> None:
+    def _show(self, candidate: Candidate) -> None:
         """Lets the metrics show the state of the candidate, for which no process is asked."""
         if candidate is self._candidate:
-            self._metrics.update(figures_of(self._state(candidate)))
+            self._metrics.update(figures_of(candidate.status()))
 
-    @staticmethod
-    def _state(candidate: _Candidate, served_model_id: str = "") -> CandidateStatus:
-        return CandidateStatus(
-            candidate.bundle.path,
-            candidate.description,
-            served_model_id,
-            candidate.shadow.status() if candidate.shadow else None,
-            candidate.canary.status() if candidate.canary else None,
-        )
-
-    async def _loaded(self, process: CandidateProcess, kind: type[R]) -> R:
-        """Waits until a process has loaded the candidate, or not."""
-        try:
-            return await process.receive(kind, self._settings.start_timeout_s)
-        except BaseException:
-            process.kill()
-            raise
-
-    @contextlib.asynccontextmanager
-    async def _starting(self, module: str) -> AsyncIterator[tuple[Path, Path]]:
-        """Yields a folder that no other user may enter, and a socket in it; removes it if the start fails."""
-        folder = Path(tempfile.mkdtemp(prefix="polyhead-candidate-"))
-        logger.info("loading a candidate in a process of its own (%s)", module)
-        try:
-            yield folder, folder / "socket"
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-    def _require(self) -> _Candidate:
+    def _require(self) -> Candidate:
         if self._candidate is None:
             raise CandidateError("there is no candidate; polyhead admin shadow BUNDLE loads one")
         return self._candidate
-
-    @staticmethod
-    def _runs_canary(candidate: _Candidate) -> bool:
-        return bool(candidate.canary and not candidate.canary.rollback)
-
-    @staticmethod
-    def _occupied(candidate: _Candidate) -> CandidateError:
-        return _refused(f"{candidate.description.model_id} is the candidate already; promote or discard it first")
 
     async def _uninterrupted(self, work: Coroutine[Any, Any, R]) -> R:
         """Runs a change to its end, also if its caller goes."""
@@ -408,21 +345,8 @@ async def _logged(work: Coroutine[Any, Any, R]) -> R:
         raise InternalError.logged("a change of the candidate failed", error) from error
 
 
-def _refused(reason: str) -> CandidateError:
-    logger.error("candidate refused: %s", reason)
-    return CandidateError(reason)
-
-
-def _check_description(description: Description, served: set[str]) -> None:
-    """Returns if a candidate was loaded, to be compared with the served model.
-
-    Raises:
-        CandidateError: It was not.
-    """
-    if description.error:
-        raise _refused(description.error)
-    if served != {description.served_model_id}:
-        raise _refused("the bundle of the served model was replaced on disk; reload it, then begin again")
+def _occupied(candidate: Candidate) -> CandidateError:
+    return refused(f"{candidate.model_id} is the candidate already; promote or discard it first")
 
 
 def _resolved(bundle: Path) -> Path:
@@ -430,7 +354,7 @@ def _resolved(bundle: Path) -> Path:
     return bundle.resolve()
 
 
-def _is_same(candidate: _Candidate, bundle: Path) -> bool:
+def _is_same(candidate: Candidate, bundle: Path) -> bool:
     return candidate.bundle.path == _resolved(bundle)
 
 

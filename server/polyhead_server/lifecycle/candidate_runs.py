@@ -1,4 +1,4 @@
-"""What runs for a candidate: its process in a shadow, and its engine in a canary, with their last reports."""
+"""The candidate and what runs for it: its process in a shadow, its engine in a canary, with their last reports."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from polyhead_server.candidate.description import Description
 from polyhead_server.candidate.limits import CanaryLimits, Window, exceeded, merged, report_of
-from polyhead_server.candidate.parameters import CanaryCounts
+from polyhead_server.candidate.parameters import CanaryCounts, CandidateBundle
 from polyhead_server.candidate.process import CandidateProcess
 from polyhead_server.candidate.report import ShadowReport
-from polyhead_server.candidate.status import CanaryStatus, ShadowStatus
+from polyhead_server.candidate.status import CanaryStatus, CandidateStatus, ShadowStatus
 from polyhead_server.errors import CandidateError
 
 # Seconds between two reports, for the metrics.
@@ -96,3 +97,40 @@ class CanaryRun:
         """Ends the engine."""
         await self.process.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(eq=False)
+class Candidate:
+    """The candidate.
+
+    Attributes:
+        bundle: Its bundle.
+        description: What its process reported at its start.
+        shadow: The comparison, if there is one.
+        canary: The last canary; also one that was rolled back.
+    """
+
+    bundle: CandidateBundle
+    description: Description
+    shadow: ShadowRun | None = None
+    canary: CanaryRun | None = None
+
+    @property
+    def model_id(self) -> str:
+        """Identifier of its model."""
+        return self.description.model_id
+
+    @property
+    def running_canary(self) -> CanaryRun | None:
+        """The canary, unless it was rolled back."""
+        return self.canary if self.canary and not self.canary.rollback else None
+
+    def status(self, served_model_id: str = "") -> CandidateStatus:
+        """Returns its state beside a served model."""
+        return CandidateStatus(
+            self.bundle.path,
+            self.description,
+            served_model_id,
+            self.shadow.status() if self.shadow else None,
+            self.canary.status() if self.canary else None,
+        )

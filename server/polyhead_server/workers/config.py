@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
+from polyhead_server.addresses import require_short_path
 from polyhead_server.errors import StartupError
 from polyhead_server.settings import Settings
 
 from .ipc import Role, WorkerConfig
-
-# Longest path of a Unix socket on Linux.
-_MAX_SOCKET_BYTES = 107
 
 
 def partition_cores(cores: Sequence[int], workers: int) -> list[tuple[int, ...]]:
@@ -35,8 +33,7 @@ def front_configs(settings: Settings, engine_socket: str) -> list[WorkerConfig]:
     Raises:
         StartupError: Its path is too long.
     """
-    if len(os.fsencode(engine_socket)) > _MAX_SOCKET_BYTES:
-        raise StartupError(f"the path of the socket {engine_socket} is too long; set TMPDIR to a shorter one")
+    require_short_path(Path(engine_socket))
     settings = _without_supervision(settings)
     roles = [Role.ENGINE, *[Role.FRONT] * settings.fronts]
     return [WorkerConfig(settings, role=role, engine_socket=engine_socket) for role in roles]

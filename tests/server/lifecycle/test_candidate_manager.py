@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -205,6 +206,19 @@ async def test_bad_bundle_is_refused_and_leaves_nothing(world: World) -> None:
         await world.manager.compare()
     world.next_description = DESCRIPTION
     await world.shadow()
+
+
+async def test_path_that_is_too_long_for_a_socket_is_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("x" * 107)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    for begin in (world.shadow(), world.canary()):
+        with pytest.raises(CandidateError, match="too long; set TMPDIR to a shorter one"):
+            await begin
+    assert not world.processes
+    assert not list(folder.iterdir())
 
 
 async def test_served_bundle_that_was_replaced_on_disk_is_noticed(world: World) -> None:
