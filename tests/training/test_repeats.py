@@ -172,6 +172,7 @@ def test_folds_without_validation_do_not_warn_that_it_is_empty(
     config = configure(*FIT, "data.validation_fraction=0")
     repeats(config, tmp_path / "run", report=messages.append).train_folds(2)
     assert not any("validation: has no rows" in message for message in messages)
+    assert sum("neither novelty nor a reference for drift" in message for message in messages) == 1
     assert not any("has no rows" in warning for warning in content(tmp_path / "run", "data.json")["warnings"])
 
 

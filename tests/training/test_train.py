@@ -378,7 +378,9 @@ def test_run_has_the_novelty_and_the_reference_of_its_texts(configure: Configure
     ]
     path = write_jsonl(tmp_path / "more.jsonl", rows)
     config = configure(f"data.train={path}", "data.test=[]", "data.validation_fraction=0.4")
-    train(config, tmp_path / "run", max_steps=2, report=ignore)
+    lines: list[str] = []
+    train(config, tmp_path / "run", max_steps=2, report=lines.append)
+    assert not any("novelty" in line for line in lines)
     run = load_run(tmp_path / "run")
     novelty, reference = run.content["novelty"], run.content["reference"]
     matrix = np.load(tmp_path / "run/novelty.npy", allow_pickle=False)
@@ -386,6 +388,24 @@ def test_run_has_the_novelty_and_the_reference_of_its_texts(configure: Configure
     assert 50 <= reference["rows"] <= 60
     assert sum(reference["heads"]["topic"]["answers"]) == pytest.approx(1)
     assert len(reference["embedding_mean"]) == matrix.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), ["the model has no novelty, which requires 50 training and 50 validation texts"]),
+        (("data.validation_fraction=0",), ["the model has neither novelty nor a reference for drift"]),
+        (("training.novelty=false",), []),
+    ],
+)
+def test_run_tells_what_it_has_too_few_texts_for(
+    configure: Configure, tmp_path: Path, overrides: tuple[str, ...], expected: list[str]
+) -> None:
+    lines: list[str] = []
+    train(configure(*overrides), tmp_path / "run", max_steps=1, report=lines.append)
+    found = [line for line in lines if "novelty" in line]
+    assert len(found) == len(expected)
+    assert all(one in line for one, line in zip(expected, found, strict=True))
 
 
 def test_run_without_novelty_has_no_matrix(configure: Configure, tmp_path: Path) -> None:

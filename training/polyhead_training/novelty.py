@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,20 @@ def fit_run_novelty(
         return embed(model, rows.select(_sample(rows, most, seed)), config.training.batch_size, accelerator)
 
     return fit_novelty(embedded(train, _MAX_TRAIN_TEXTS), embedded(validation, _MAX_VALIDATION_TEXTS), seed)
+
+
+def missing_lines(config: Config, prepared: Prepared, novelty: NoveltyModel | None) -> Iterator[str]:
+    """Yields what the run cannot state about its texts, for lack of them.
+
+    Args:
+        config: The configuration.
+        prepared: The rows.
+        novelty: The novelty of texts, if the run has it.
+    """
+    if not len(prepared.splits["validation"]):
+        yield "without validation texts, the model has neither novelty nor a reference for drift; set data.validation"
+    elif config.training.novelty and novelty is None:
+        yield f"the model has no novelty, which requires {_MIN_TEXTS} training and {_MIN_TEXTS} validation texts"
 
 
 def _sample(rows: EncodedRows, most: int, seed: int) -> Sequence[int]:

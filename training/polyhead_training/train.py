@@ -59,7 +59,7 @@ from .errors import BackboneError, StorageError
 from .features import FeatureCache, SharedVectors
 from .model import PolyheadModel
 from .model_config import HeadConfig
-from .novelty import fit_run_novelty, run_reference
+from .novelty import fit_run_novelty, missing_lines, run_reference
 from .predict import Matrix, predict
 from .terminal import Report, discard
 from .weights import WeightsError
@@ -170,6 +170,8 @@ def train(
         if accelerator.is_main_process:
             _write(destination, folder, config, model, prepared, evaluation, collected, novelty, identity)
         for line in (*_summary(evaluation), *(collected_lines(collected) if collected else ())):
+            report(line)
+        for line in missing_lines(config, prepared, novelty) if describe else ():
             report(line)
         accelerator.end_training()
     return evaluation
