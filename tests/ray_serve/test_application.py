@@ -65,6 +65,7 @@ def test_arguments_become_options_of_the_deployment() -> None:
         min_replicas="2", max_replicas="5", cpus_per_replica="1.5", max_streams="10", max_queue_tokens="1280"
     )
     assert (deployment.name, deployment.ray_actor_options["num_cpus"]) == ("polyhead", 1.5)
+    assert deployment.ray_actor_options["runtime_env"] == {"env_vars": {"OPENBLAS_NUM_THREADS": "1"}}
     assert deployment.max_ongoing_requests == deployment.max_queued_requests == 20
     scaling = deployment._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas) == (2, 5)

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -272,6 +273,11 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         return {key: one for name, part in pairs for key, one in flat(part, f"{path}/{name}").items()}
     return {path: value}
+
+
+def test_replicas_start_with_one_thread_of_numpy(cluster: RayServe) -> None:
+    for pid in cluster.replicas():
+        assert b"OPENBLAS_NUM_THREADS=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
 def test_health_is_served(cluster: RayServe) -> None:

@@ -5,6 +5,7 @@ a string for no type.
 """
 
 import math
+import os
 
 from ray import serve
 from ray.serve import Application
@@ -20,6 +21,8 @@ _HEALTH_CHECK_PERIOD_S, _HEALTH_CHECK_TIMEOUT_S = 5.0, 30.0
 _LOOK_BACK_PERIOD_S = 15.0
 # A bundle that cannot be served on three attempts cannot be served on the twenty that are the default.
 _MAX_START_ATTEMPTS = 3
+# A replica imports numpy, which reads the variable, before it imports this package, which sets it here.
+_THREADS_VARIABLE = "OPENBLAS_NUM_THREADS"
 # Seconds after which a call that every replica refused should be tried again.
 _RETRY_AFTER_S = 1.0
 
@@ -38,7 +41,11 @@ def application(arguments: Arguments) -> Application:
     deployment = serve.deployment(
         Replica,
         name="polyhead",
-        ray_actor_options={"num_cpus": arguments.cpus_per_replica, "num_gpus": arguments.gpus_per_replica},
+        ray_actor_options={
+            "num_cpus": arguments.cpus_per_replica,
+            "num_gpus": arguments.gpus_per_replica,
+            "runtime_env": {"env_vars": {_THREADS_VARIABLE: os.environ[_THREADS_VARIABLE]}},
+        },
         autoscaling_config=AutoscalingConfig(
             min_replicas=arguments.min_replicas,
             max_replicas=arguments.max_replicas,
