@@ -20,7 +20,7 @@ _CUDA_THREADS = 2
 # Default age of a connection to one of several workers.
 _WORKERS_CONNECTION_AGE_S = 300.0
 # Age at which a stream ends, as a part of the grace period of its connection.
-_STREAM_SHARE = 0.9
+STREAM_SHARE = 0.9
 # Smallest valid value of each numeric setting.
 MIN_VALUES = {
     "http_max_connections": 1,
@@ -399,7 +399,7 @@ class Settings:
 
         A stream that begins just before its connection is asked to close has the grace period.
         """
-        return _STREAM_SHARE * self.max_connection_age_grace_s if self.connection_age_s() else None
+        return STREAM_SHARE * self.max_connection_age_grace_s if self.connection_age_s() else None
 
 
 def usable_cores() -> int:

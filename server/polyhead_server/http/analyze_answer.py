@@ -16,8 +16,8 @@ from polyhead_server.inference import head_answers
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.types import Encoding, ItemOutcome, RequestOptions, Result, Task, Timings
 from polyhead_server.serving.embeddings import encodable, encode_embedding, shorten
+from polyhead_server.serving.option_names import ENCODINGS
 
-from .analyze_request import ENCODINGS
 from .errors import error_fields
 
 _Numbers = NDArray[np.float32]

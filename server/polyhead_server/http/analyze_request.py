@@ -7,22 +7,14 @@ from typing import Any
 
 from polyhead_server.errors import InvalidRequestError
 from polyhead_server.inference.model import Model
-from polyhead_server.inference.types import (
-    ALL_TASKS,
-    Encoding,
-    InvalidItem,
-    Item,
-    RequestOptions,
-    Task,
-    Truncation,
-)
+from polyhead_server.inference.types import ALL_TASKS, MAX_ITEM_ID_BYTES, InvalidItem, Item, RequestOptions, Task
 from polyhead_server.serving.backend import Backend
+from polyhead_server.serving.option_names import ENCODINGS, TRUNCATION
 from polyhead_server.serving.texts import item_from_string
 
 from .calls import Call, boolean, integer, require_fields, string
 from .openai import kind
 
-_MAX_ID_BYTES = 256
 _FIELDS = (
     "model",
     "text",
@@ -43,13 +35,6 @@ _OPTIONS = (
     *("timings", "novelty", "prediction_sets"),
 )
 _TASKS = {task.name.lower(): task for task in Task}
-_TRUNCATION = {policy.name.lower(): policy for policy in Truncation}
-ENCODINGS = {
-    "float32": Encoding.FLOAT32_LE,
-    "float16": Encoding.FLOAT16_LE,
-    "int8": Encoding.INT8,
-    "binary": Encoding.BINARY,
-}
 
 
 def read_items(document: Mapping[str, Any], backend: Backend) -> tuple[Item | InvalidItem, ...]:
@@ -85,8 +70,8 @@ def read_item(entry: Any, limit: int) -> Item | InvalidItem:
         size = len(item_id.encode())
     except UnicodeEncodeError:
         return invalid_item("", "id contains an unpaired surrogate")
-    if size > _MAX_ID_BYTES:
-        return invalid_item(item_id[:64], f"id has more than {_MAX_ID_BYTES} bytes")
+    if size > MAX_ITEM_ID_BYTES:
+        return invalid_item(item_id[:64], f"id has more than {MAX_ITEM_ID_BYTES} bytes")
     return _text(item_id, entry.get("text"), limit)
 
 
@@ -140,7 +125,7 @@ def _options(document: Mapping[str, Any], embedding: Mapping[str, Any], model: M
         required_tasks=named,
         encoding=_choice("encoding", embedding.get("encoding") or "float32", ENCODINGS),
         dimensions=integer(embedding, "dimensions", model.source.manifest.embedding.dimensions),
-        truncation=_choice("truncation", document.get("truncation") or "truncate", _TRUNCATION),
+        truncation=_choice("truncation", document.get("truncation") or "truncate", TRUNCATION),
         prompt=string(document, "prompt"),
         timings=boolean(document, "timings", default=False),
         novelty=boolean(document, "novelty", default=False),

@@ -9,6 +9,7 @@ from polyhead_server.errors import InvalidRequestError, ServerError
 from polyhead_server.inference.types import Encoding, Message, RequestOptions, Result, Task, Truncation
 from polyhead_server.serving.backend import Backend, deadline_after, first_error
 from polyhead_server.serving.embeddings import encode_embedding, shorten
+from polyhead_server.serving.option_names import TRUNCATION
 from polyhead_server.serving.texts import item_from_string
 
 from .calls import Call, integer, require_fields, respond, string
@@ -21,7 +22,6 @@ _FOREIGN_IDS = (
     "input contains token ids, which belong to another tokenizer; send texts "
     "(langchain-openai: OpenAIEmbeddings(check_embedding_ctx_length=False))"
 )
-_TRUNCATION = {policy.name.lower(): policy for policy in Truncation}
 _EMBEDDING = frozenset({Task.EMBEDDING})
 TRUNCATED_HEADER = "x-polyhead-truncated"
 
@@ -112,9 +112,9 @@ def _texts(given: Any) -> list[str]:
 def _truncation(value: Any) -> Truncation:
     if value is None:
         return Truncation.TRUNCATE
-    if not isinstance(value, str) or value not in _TRUNCATION:
-        raise field_error("truncation", f"truncation must be one of {', '.join(_TRUNCATION)}")
-    return _TRUNCATION[value]
+    if not isinstance(value, str) or value not in TRUNCATION:
+        raise field_error("truncation", f"truncation must be one of {', '.join(TRUNCATION)}")
+    return TRUNCATION[value]
 
 
 def _of_input(index: int, error: ServerError, *, alone: bool) -> ServerError:

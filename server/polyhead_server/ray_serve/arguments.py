@@ -10,13 +10,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from polyhead_server.errors import StartupError
-from polyhead_server.settings import Settings
+from polyhead_server.settings import STREAM_SHARE, Settings
 
 _SETTINGS = {field.name: field for field in dataclasses.fields(Settings)}
 # The ports are Ray's: its gRPC proxy listens on every interface, without TLS.
 _LISTEN = "0.0.0.0:0"
-# A stream ends after this part of the grace period of a connection with a maximum age.
-_STREAM_SHARE = 0.9
 # Tokens of a small call. With fewer, as many calls as fit into the queue would be more than a replica can hold.
 _TOKENS_PER_CALL = 128
 
@@ -123,7 +121,7 @@ class Arguments(BaseModel):
             allow_plaintext=True,
             # Any maximum age makes streams end after a part of the grace period.
             max_connection_age_s=self.max_stream_age_s,
-            max_connection_age_grace_s=max(1.0, self.max_stream_age_s / _STREAM_SHARE),
+            max_connection_age_grace_s=max(1.0, self.max_stream_age_s / STREAM_SHARE),
         )
 
     @property

@@ -34,6 +34,7 @@ from polyhead_server.errors import InvalidRequestError, ServerError
 from polyhead_server.inference import head_answers
 from polyhead_server.inference.novelty import Novelty
 from polyhead_server.inference.types import (
+    MAX_ITEM_ID_BYTES,
     Encoding,
     ItemOutcome,
     Message,
@@ -48,17 +49,11 @@ from .embeddings import encodable, encode_embedding, shorten
 from .open_inference_input import CONTENT_TYPES, shown
 from .open_inference_parameters import Parameters
 from .open_inference_tensors import DATATYPES, OutputTensor, TensorSpec, column, forms_of, head_tensor
+from .option_names import ENCODINGS, TRUNCATION
 from .texts import item_from_bytes
 
 TEXT_INPUT = "text"
 VERSION = "1"
-_TRUNCATION = {policy.name.lower(): policy for policy in Truncation}
-_ENCODINGS = {
-    "float32": Encoding.FLOAT32_LE,
-    "float16": Encoding.FLOAT16_LE,
-    "int8": Encoding.INT8,
-    "binary": Encoding.BINARY,
-}
 # Datatype of the embedding, and the numpy type of its encoded bytes.
 _EMBEDDING_TYPES = {
     Encoding.FLOAT32_LE: ("FP32", "<f4"),
@@ -66,7 +61,6 @@ _EMBEDDING_TYPES = {
     Encoding.INT8: ("INT8", "i1"),
     Encoding.BINARY: ("UINT8", "u1"),
 }
-_MAX_ID_BYTES = 256
 _MAX_PLANS = 256
 
 
@@ -159,8 +153,8 @@ class ModelView:
         Raises:
             InvalidRequestError: Names what is wrong and how to correct it.
         """
-        if len(request_id.encode(errors="surrogatepass")) > _MAX_ID_BYTES:
-            raise InvalidRequestError("ITEM_ID_TOO_LONG", f"id has more than {_MAX_ID_BYTES} bytes")
+        if len(request_id.encode(errors="surrogatepass")) > MAX_ITEM_ID_BYTES:
+            raise InvalidRequestError("ITEM_ID_TOO_LONG", f"id has more than {MAX_ITEM_ID_BYTES} bytes")
         if not texts:
             raise InvalidRequestError("EMPTY_REQUEST", "the input tensor has no elements; send at least one text")
         if len(texts) > self._max_items:
@@ -179,7 +173,7 @@ class ModelView:
 
     def _plan(self, outputs: Sequence[str], parameters: Mapping[str, Any]) -> _Plan:
         settings = Parameters(parameters)
-        encoding = settings.choice("encoding", _ENCODINGS, Encoding.FLOAT32_LE)
+        encoding = settings.choice("encoding", ENCODINGS, Encoding.FLOAT32_LE)
         partial = settings.boolean("partial")
         wanted = self._wanted(outputs, encoding, partial=partial)
         options = RequestOptions(
@@ -187,7 +181,7 @@ class ModelView:
             tasks=frozenset(self._tasks[name] for name in wanted if name in self._tasks) or frozenset({Task.EMBEDDING}),
             encoding=encoding,
             dimensions=settings.integer("dimensions", self._manifest.embedding.dimensions),
-            truncation=settings.choice("truncation", _TRUNCATION, Truncation.TRUNCATE),
+            truncation=settings.choice("truncation", TRUNCATION, Truncation.TRUNCATE),
             prompt=settings.string("prompt"),
             novelty="novelty" in wanted,
         )
