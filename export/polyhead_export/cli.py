@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from polyhead_training.command_line import silence_transformers
 
-from .command_line import command, report, silence_transformers
+from .command_line import command, report
 from .compare.command import compare
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What the commands of polyhead-export share: messages, exit codes, and a silent transformers."""
+"""What the commands of polyhead-export share: messages and exit codes."""
 
 from __future__ import annotations
 
@@ -46,11 +46,3 @@ def report(line: str) -> None:
 def _fail(error: Exception, code: int) -> None:
     report(f"polyhead-export: {' '.join(str(error).split())}")
     sys.exit(code)
-
-
-def silence_transformers() -> None:
-    """Disables transformers' progress bars and load reports; the export checks the weights itself."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

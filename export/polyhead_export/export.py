@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import tempfile
 import time
@@ -38,7 +37,7 @@ from polyhead_bundle import (
 from polyhead_training.errors import RunError
 from polyhead_training.evaluation.novelty import NoveltyModel
 from polyhead_training.model import PolyheadConfig
-from polyhead_training.runs.run_directory import Run, load_run
+from polyhead_training.runs.run_directory import Run, installed_versions, load_run
 from polyhead_training.tokenization import encode, load_tokenizer, overlong_prompts, pad
 from polyhead_training.units import format_duration
 
@@ -283,7 +282,7 @@ def _describe(
         max_tokens=config.max_tokens,
         pad_token_id=config.pad_token_id,
         variants=variants,
-        built_with=_versions(),
+        built_with=installed_versions(_PACKAGES),
         prompts=dict(config.prompts),
         novelty=novelty,
         reference=read_reference(run),
@@ -329,13 +328,3 @@ def _without_paths(config: Any) -> Any:
     if isinstance(config, Mapping):
         return {key: _without_paths(value) for key, value in config.items() if key != "_name_or_path"}
     return config
-
-
-def _versions() -> dict[str, str]:
-    installed = {}
-    for package in _PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # polyhead itself may run from source, without being installed
-            continue
-    return installed

@@ -76,7 +76,7 @@ def report(message: str) -> None:
 
 
 def silence_transformers() -> None:
-    """Disables transformers' own warnings and progress bars; training checks and reports what matters itself."""
+    """Disables transformers' own warnings and progress bars; training and export report what matters themselves."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from polyhead_training.command_line import silence_transformers
 
-from polyhead_export.command_line import command, silence_transformers
+from polyhead_export.command_line import command
 
 _PATH = click.Path(path_type=Path)
 

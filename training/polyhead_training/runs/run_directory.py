@@ -24,7 +24,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -201,7 +201,7 @@ def write_run(
             "reference": reference,
             "config": config.model_dump(mode="json"),
             **identity,
-            "built_with": {"python": platform.python_version(), **_versions()},
+            "built_with": {"python": platform.python_version(), **installed_versions(_PACKAGES)},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
@@ -291,11 +291,10 @@ def _read_content(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _versions() -> dict[str, str]:
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Returns the version of each package that is installed; polyhead itself may run from its source."""
     installed = {}
-    for package in _PACKAGES:
-        try:
+    for package in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
             installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return installed
