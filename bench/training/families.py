@@ -29,7 +29,7 @@ from polyhead_export.export import export
 from polyhead_export.runners import onnx_runner
 from polyhead_export.settings import Settings
 from polyhead_training.config_file import read_config
-from polyhead_training.terminal import format_table
+from polyhead_training.terminal import discard, format_table
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 from polyhead_training.train import train
 from transformers import AutoConfig
@@ -91,7 +91,7 @@ def _measure_tiny(family: str, folder: Path) -> dict[str, Any]:
     WRITERS[family](folder / "checkpoint")
     config = read_config(write_config(folder, folder / "checkpoint"), ["training.select=last"])
     began = time.perf_counter()
-    train(config, folder / "run", report=_ignore)
+    train(config, folder / "run", report=discard)
     seconds = time.perf_counter() - began
     settings = Settings(limits=dict.fromkeys(VARIANTS, _TINY_LIMITS))
     shown = {"family": family, "layers": "random, small", "training_seconds": round(seconds, 1)}
@@ -165,10 +165,6 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
             served = f"{one['server_difference']:.1e}" if one["passed"] else "-"
             rows.append([run["checkpoint"], name, "passed" if one["passed"] else "failed", *checks, served])
     return format_table(["checkpoint", "variant", "gate", *CHECKS, "server"], rows, numeric=[*CHECKS, "server"])
-
-
-def _ignore(message: str) -> None:
-    """Ignores a message of a run or an export."""
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from polyhead_training.loop.loss import Objective
 from polyhead_training.loop.stages import Stage
 from polyhead_training.loop.step import Stepper
 from polyhead_training.model import PolyheadModel
+from polyhead_training.terminal import discard
 from polyhead_training.train import build_model
 from polyhead_training.training_config import StageConfig
 
@@ -75,7 +76,7 @@ def measure(config: Config, steps: int, rounds: int) -> dict[str, Any]:
             batch_size=size,
             accelerator=accelerator,
             max_megabytes=10**6,
-            report=_ignore,
+            report=discard,
         )
         cache.freeze()
         began = time.process_time()
@@ -102,10 +103,6 @@ def measure(config: Config, steps: int, rounds: int) -> dict[str, Any]:
         "fill_texts_per_second": round(len(rows) / fill),
         "speedup": results.spread([b / a for a, b in zip(seconds["cached"], seconds["computed"], strict=True)]),
     }
-
-
-def _ignore(message: str) -> None:
-    """Ignores a message of the cache."""
 
 
 def _first(rows: EncodedRows, count: int) -> EncodedRows:

@@ -26,6 +26,7 @@ from polyhead_training.model import PolyheadModel
 from polyhead_training.model_types import SELECTION
 from polyhead_training.predict import embed, predict
 from polyhead_training.runs.run_directory import load_run
+from polyhead_training.terminal import discard
 from polyhead_training.tokenization import pad
 from polyhead_training.train import build_model, train
 from polyhead_training.training_config import StageConfig
@@ -59,7 +60,7 @@ class Learned(NamedTuple):
 def fine_tune(task: Task, work_dir: Path) -> tuple[PolyheadModel, float]:
     """Trains with polyhead, as the configuration says; returns the model and the seconds of the training."""
     run = work_dir / "run"
-    train(task.config, run, data=task.data, policy="restart", report=_ignore)
+    train(task.config, run, data=task.data, policy="restart", report=discard)
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     model = load_run(run).model
     shutil.rmtree(run)
@@ -221,7 +222,3 @@ def _as_dataset(task: Task, split: str) -> Any:
 
 def _cpu() -> Accelerator:
     return Accelerator(cpu=True)
-
-
-def _ignore(message: str) -> None:
-    """Ignores a message of a run."""
