@@ -25,7 +25,7 @@ from polyhead_client import (
 
 from tests.support.both_clients import Face
 from tests.support.fake_server import BUSY, FakeServicer, label
-from tests.support.polling import wait_until
+from tests.support.polling import until, wait_until
 
 UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
 BUSY_CODE = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -284,8 +284,7 @@ async def test_calls_of_tasks_spread_over_the_connections(servicer: FakeServicer
     servicer.gate.clear()
     async with AsyncClient(servicer.target, connections=3) as client:
         calls = [asyncio.create_task(client.analyze(["text"])) for _ in range(3)]
-        while len(servicer.calls) < 3:
-            await asyncio.sleep(0.005)
+        await until(lambda: len(servicer.calls) >= 3)
         servicer.gate.set()
         await asyncio.gather(*calls)
     assert len(set(servicer.peers)) == 3

@@ -18,8 +18,9 @@ from polyhead_client import Client, Tls
 
 from bench.harness.certificates import Authority
 from bench.harness.servers import free_port
-from tests.e2e.conftest import Server, Start, start, wait_until
+from tests.e2e.conftest import Server, Start, start
 from tests.support.demo import ROOT
+from tests.support.polling import wait_until
 
 __all__ = ["start"]
 

@@ -56,13 +56,6 @@ def _with(variables: Mapping[str, str]) -> dict[str, str]:
     return environment
 
 
-def wait_until(true: Callable[[], bool], what: str) -> None:
-    ends = time.monotonic() + START_S
-    while not true():
-        assert time.monotonic() < ends, what
-        time.sleep(0.02)
-
-
 _HANGING = """
 import os, pathlib, sys, time
 from importlib.abc import MetaPathFinder

@@ -14,9 +14,10 @@ from polyhead_client import Client
 
 from bench.harness.servers import free_port
 from tests.support.demo import BIN
+from tests.support.polling import wait_until
 from tests.support.worker_load import answered, serving, workers_of
 
-from .conftest import START_S, Server, Start, put, wait_until
+from .conftest import START_S, Server, Start, put
 
 pytestmark = [
     pytest.mark.model,

@@ -24,9 +24,10 @@ from polyhead_export.compare.comparison import compare as compare_offline
 
 from bench.harness.servers import free_port
 from tests.support.demo import BIN
+from tests.support.polling import wait_until
 from tests.support.worker_load import Load, serving
 
-from .conftest import Server, Start, wait_until
+from .conftest import Server, Start
 
 pytestmark = pytest.mark.model
 

@@ -13,8 +13,9 @@ from polyhead_client import Client
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness.servers import free_port
+from tests.support.polling import wait_until
 
-from .conftest import Start, wait_until
+from .conftest import Start
 
 pytestmark = pytest.mark.model
 

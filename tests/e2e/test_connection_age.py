@@ -16,9 +16,10 @@ from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from polyhead_client import Client
 
 from tests.reliability.processes import count_connections
+from tests.support.polling import wait_until
 from tests.support.worker_load import serving, workers_of
 
-from .conftest import START_S, Server, Start, wait_until
+from .conftest import START_S, Server, Start
 
 pytestmark = [
     pytest.mark.model,

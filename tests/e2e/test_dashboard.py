@@ -23,8 +23,9 @@ from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 
 from bench.harness.servers import free_port
 from tests.support.demo import ROOT
+from tests.support.polling import wait_until
 
-from .conftest import START_S, Start, wait_until
+from .conftest import START_S, Start
 from .test_candidate import Admin, changed
 
 PROMETHEUS = shutil.which("prometheus")

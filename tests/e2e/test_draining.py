@@ -14,9 +14,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead_client import Client
 
+from tests.support.polling import wait_until
 from tests.support.worker_load import NOT_ACCEPTED, Load, alive, answered, serving, workers_of
 
-from .conftest import START_S, Hang, Server, Start, wait_until
+from .conftest import START_S, Hang, Server, Start
 
 pytestmark = [
     pytest.mark.model,

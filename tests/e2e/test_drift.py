@@ -15,9 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness.servers import free_port
 from tests.support.demo import BIN, ROOT
+from tests.support.polling import wait_until
 from tests.support.worker_load import serving
 
-from .conftest import START_S, Server, Start, wait_until
+from .conftest import START_S, Server, Start
 from .test_admin import admin
 
 pytestmark = pytest.mark.model

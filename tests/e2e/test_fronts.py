@@ -23,9 +23,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness.servers import free_port
 from tests.reliability.recalibrated_bundle import write_bundle_with_other_head
+from tests.support.polling import wait_until
 from tests.support.worker_load import NOT_ACCEPTED, Load, alive, workers_of
 
-from .conftest import START_S, Server, Start, put, wait_until
+from .conftest import START_S, Server, Start, put
 
 pytestmark = pytest.mark.model
 

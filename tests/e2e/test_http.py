@@ -26,8 +26,9 @@ from polyhead_server.rpc.dialects.descriptors import TYPES
 from bench.harness.certificates import Authority
 from bench.harness.servers import free_port
 from tests.support.demo import BIN
+from tests.support.polling import wait_until
 
-from .conftest import START_S, Server, Start, put, wait_until
+from .conftest import START_S, Server, Start, put
 
 pytestmark = pytest.mark.model
 TEXTS = ["Where is my refund?", "The parcel came a day late, but wow, the quality!", "Love it"]

@@ -21,9 +21,10 @@ from polyhead_client import Client, PolyheadError
 from bench.harness.servers import free_port, metric
 from tests.support.demo import ROOT
 from tests.support.deploy_tools import find_tool
+from tests.support.polling import wait_until
 from tests.support.recovery_load import BEFORE, STREAMS, TEXTS, Load, call_until
 
-from .conftest import START_S, Server, Start, wait_until
+from .conftest import START_S, Server, Start
 
 pytestmark = pytest.mark.model
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import START_S, Hang, Start, wait_until
+from tests.support.polling import wait_until
+
+from .conftest import START_S, Hang, Start
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 

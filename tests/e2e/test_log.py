@@ -23,9 +23,10 @@ from polyhead_server.security import api_keys
 
 from bench.harness.servers import free_port
 from tests.support.demo import BIN
+from tests.support.polling import wait_until
 from tests.support.raw_http2 import RawConnection
 
-from .conftest import START_S, Start, wait_until
+from .conftest import START_S, Start
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 

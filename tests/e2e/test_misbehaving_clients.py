@@ -13,9 +13,10 @@ from polyhead.v1 import item_pb2
 
 from bench.harness.servers import free_port
 from tests.support.http2_client import Http2Client, frame
+from tests.support.polling import wait_until
 from tests.support.worker_load import answered
 
-from .conftest import START_S, Server, Start, wait_until
+from .conftest import START_S, Server, Start
 
 pytestmark = pytest.mark.model
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.harness.servers import free_port
 from tests.contract.test_metrics_docs import documented
 from tests.support.demo import BIN
+from tests.support.polling import wait_until
 
 from .conftest import START_S, Server, Start
 
@@ -33,13 +34,6 @@ TRACE, ABOVE = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TLS_ALONE = {"polyhead_certificate_expiry_seconds"}
 # No other word of a log or a trace has this one in it.
 ODD = "Zanzibarquux"
-
-
-def wait_until(true: Callable[[], bool], what: str) -> None:
-    ends = time.monotonic() + START_S
-    while not true():
-        assert time.monotonic() < ends, what
-        time.sleep(0.02)
 
 
 def analyze(server: Server, *texts: str, **metadata: str) -> Any:

@@ -21,6 +21,7 @@ from polyhead.v1 import inference_service_pb2_grpc
 
 from bench.harness.certificates import DAY, Authority
 from bench.harness.servers import free_port
+from tests.support.polling import wait_until
 from tests.support.secured_server import (
     KEYS,
     READER,
@@ -36,7 +37,7 @@ from tests.support.secured_server import (
 )
 from tests.support.sources import documentation_page
 
-from .conftest import START_S, Start, wait_until
+from .conftest import START_S, Start
 
 pytestmark = pytest.mark.model
 

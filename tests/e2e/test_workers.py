@@ -15,9 +15,10 @@ from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness.servers import free_port
+from tests.support.polling import wait_until
 from tests.support.worker_load import alive, answered, serving, workers_of
 
-from .conftest import START_S, Server, Start, put, wait_until
+from .conftest import START_S, Server, Start, put
 
 pytestmark = [
     pytest.mark.model,

@@ -14,7 +14,8 @@ from google.rpc import error_details_pb2, status_pb2
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 
-from tests.e2e.conftest import START_S, Server, wait_until
+from tests.e2e.conftest import START_S, Server
+from tests.support.polling import wait_until
 
 
 def serving(server: Server) -> int:

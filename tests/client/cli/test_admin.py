@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socketserver
 import threading
-from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -47,16 +46,6 @@ class FakeAdminService(admin_service_pb2_grpc.AdminServiceServicer):
 @pytest.fixture
 def service() -> FakeAdminService:
     return FakeAdminService()  # type: ignore[abstract]  # no other method is called
-
-
-@pytest.fixture
-def target(service: FakeAdminService, tmp_path: Path) -> Iterator[str]:
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
-    server.add_insecure_port(f"unix:{tmp_path}/admin")
-    server.start()
-    yield f"unix:{tmp_path}/admin"
-    server.stop(None).wait()
 
 
 def admin(*arguments: str) -> Result:

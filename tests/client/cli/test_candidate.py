@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from concurrent import futures
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -123,14 +121,8 @@ def service() -> FakeAdminService:
 
 
 @pytest.fixture(autouse=True)
-def target(service: FakeAdminService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
-    server.add_insecure_port(f"unix:{tmp_path}/admin")
-    server.start()
-    monkeypatch.setenv("POLYHEAD_ADMIN_TARGET", f"unix:{tmp_path}/admin")
-    yield
-    server.stop(None).wait()
+def _target_in_the_environment(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYHEAD_ADMIN_TARGET", target)
 
 
 def admin(*arguments: str) -> Result:

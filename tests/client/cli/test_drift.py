@@ -7,8 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent import futures
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -64,16 +62,6 @@ class FakeAdminService(admin_service_pb2_grpc.AdminServiceServicer):
 @pytest.fixture
 def service() -> FakeAdminService:
     return FakeAdminService()  # type: ignore[abstract]  # no other method is called
-
-
-@pytest.fixture
-def target(service: FakeAdminService, tmp_path: Path) -> Iterator[str]:
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
-    server.add_insecure_port(f"unix:{tmp_path}/admin")
-    server.start()
-    yield f"unix:{tmp_path}/admin"
-    server.stop(None).wait()
 
 
 def drift(*arguments: str | Path, **variables: str) -> Result:

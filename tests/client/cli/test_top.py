@@ -15,7 +15,6 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from fcntl import ioctl
 from typing import Any
 
@@ -29,6 +28,7 @@ from polyhead_client.cli.rates import rates
 from polyhead_client.cli.top import render, render_plain
 from rich.console import Console
 
+from tests.support.polling import wait_until
 from tests.support.worker_stats import worker_stats
 
 TIMEOUT_S = 60.0
@@ -117,14 +117,14 @@ class FakeAdminService(admin_service_pb2_grpc.AdminServiceServicer):
 
 
 @pytest.fixture
-def admin(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAdminService]:
-    admin = FakeAdminService()  # type: ignore[abstract]  # no other method is called
-    server = grpc.server(ThreadPoolExecutor(2))
-    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
-    monkeypatch.setenv("POLYHEAD_ADMIN_TARGET", f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
-    server.start()
-    yield admin
-    server.stop(None).wait()
+def service() -> FakeAdminService:
+    return FakeAdminService()  # type: ignore[abstract]  # no other method is called
+
+
+@pytest.fixture
+def admin(service: FakeAdminService, target: str, monkeypatch: pytest.MonkeyPatch) -> FakeAdminService:
+    monkeypatch.setenv("POLYHEAD_ADMIN_TARGET", target)
+    return service
 
 
 def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,13 +321,6 @@ def test_lost_server_restores_the_terminal_and_names_the_address(
     admin.fails = True
     assert terminal.left()
     assert terminal.process.returncode == 2
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + TIMEOUT_S
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def read_until(terminal: int, expected: bytes) -> bytes:

@@ -8,7 +8,6 @@ import os
 import socket
 import struct
 from array import array
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from polyhead_server.inference.types import Flow, ItemOutcome, OutcomeFuture, Re
 
 from tests.support.fake_engine import FakeEngine, embedding_of
 from tests.support.front_processes import TIMEOUT_S
+from tests.support.polling import until
 from tests.support.submissions import WINDOW, embedding, message
 
 from .conftest import MakeModel, StartEngine, StartFront
@@ -34,12 +34,6 @@ RESULT_BYTES = 8 + 40 + 4 * (2 + 3 + 1 + 3 + 1)
 
 async def answered(futures: list[OutcomeFuture]) -> list[ItemOutcome]:
     return await asyncio.wait_for(asyncio.gather(*futures), TIMEOUT_S)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def test_the_next_engine_computes_what_a_killed_one_has_accepted(

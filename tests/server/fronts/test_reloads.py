@@ -19,6 +19,7 @@ from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import embedding_of
 from tests.support.front_processes import TIMEOUT_S, Front
+from tests.support.polling import until
 from tests.support.submissions import embedding, message
 
 from .conftest import MakeModel, StartEngine, StartFront
@@ -30,12 +31,6 @@ OLD, NEW = 1.5, 3.0
 
 async def answered(futures: list[OutcomeFuture]) -> list[ItemOutcome]:
     return await asyncio.wait_for(asyncio.gather(*futures), TIMEOUT_S)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def probability(outcome: ItemOutcome) -> float:

@@ -30,6 +30,7 @@ from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import embedding_of
 from tests.support.front_processes import TIMEOUT_S, EngineProcess, Front
+from tests.support.polling import until
 from tests.support.submissions import WINDOW, embedding, message
 
 from .conftest import MakeModel, StartEngine, StartFront
@@ -43,12 +44,6 @@ async def answered(futures: list[OutcomeFuture]) -> list[ItemOutcome]:
 
 async def unary(pipeline: RemotePipeline, *texts: str, deadline: float | None = None) -> list[ItemOutcome]:
     return await answered(await pipeline.submit(message(*texts), Flow(unary=True), deadline))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 @pytest.fixture

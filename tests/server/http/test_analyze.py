@@ -20,6 +20,7 @@ from polyhead_server.inference.types import ModelOutput, RequestOptions, Result,
 from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine, embedding_of
+from tests.support.polling import until
 from tests.support.small_bundle import ABSTENTION
 
 from .conftest import HttpServer, Reply
@@ -209,12 +210,9 @@ async def test_lost_connection_withdraws_the_texts(running: HttpServer, engine: 
     _, writer = await asyncio.open_connection(host, int(port))
     body = json.dumps({"texts": ["w2", "w3"]}).encode()
     writer.write(b"POST /v1/analyze HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
-    async with asyncio.timeout(10):
-        while pipeline.scheduler.accounting.waiting_items < 2:
-            await asyncio.sleep(0.001)
-        writer.close()
-        while pipeline.scheduler.accounting.waiting_items:
-            await asyncio.sleep(0.001)
+    await until(lambda: pipeline.scheduler.accounting.waiting_items >= 2)
+    writer.close()
+    await until(lambda: not pipeline.scheduler.accounting.waiting_items)
     engine.gate.set()
     assert (await held).status == 200
 

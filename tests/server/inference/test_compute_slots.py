@@ -15,6 +15,7 @@ from polyhead_server.inference.types import Flow
 from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine, embedding_of
+from tests.support.polling import until
 from tests.support.submissions import embedding, message, outcomes
 
 TIMEOUT_S = 30
@@ -54,9 +55,7 @@ class CountingEngine(FakeEngine):
 
 async def started(batches: int) -> list[str]:
     """Waits until so many batches have started; returns the names of their engines."""
-    async with asyncio.timeout(TIMEOUT_S):
-        while len(CountingEngine.order) < batches:
-            await asyncio.sleep(0.001)
+    await until(lambda: len(CountingEngine.order) >= batches)
     return CountingEngine.order[:]
 
 
@@ -118,8 +117,7 @@ async def test_model_with_a_long_queue_does_not_keep_the_other_out(pair: tuple[P
     long = await first.submit(message(*(f"w{number}" for number in range(100))), Flow(), None)
     assert await started(2) == ["one"] * 2
     short = await second.submit(message("w5"), Flow(), None)
-    while not first.executor._slots._waiting:  # type: ignore[union-attr]
-        await asyncio.sleep(0.001)
+    await until(lambda: first.executor._slots._waiting)  # type: ignore[union-attr]
     # The next two slots: one goes to the thread that waits, one to whichever thread of the first model comes first.
     CountingEngine.permits.release(2)
     assert "two" in await started(4)
@@ -141,18 +139,18 @@ async def test_failure_of_a_batch_gives_its_slot_back(pair: tuple[Pipeline, Pipe
 async def test_wait_for_a_slot_counts_as_wait(pair: tuple[Pipeline, Pipeline]) -> None:
     first, second = pair
     CountingEngine.permits.release(1000)
-    assert first.executor._slots
+    slots = first.executor._slots
+    assert slots
     for _ in range(2):
-        first.executor._slots.acquire()
+        slots.acquire()
     futures = await second.submit(message("w1"), Flow(), None)
-    while not first.executor._slots._waiting:
-        await asyncio.sleep(0.001)
+    await until(lambda: slots._waiting)
     waiting_since_ns = time.monotonic_ns()
     while time.monotonic_ns() == waiting_since_ns:
         await asyncio.sleep(0)
     waited_s = (time.monotonic_ns() - waiting_since_ns) / 1e9
     for _ in range(2):
-        first.executor._slots.release()
+        slots.release()
     answer = await asyncio.wait_for(futures[0], TIMEOUT_S)
     assert answer.timings.queue_ns >= waited_s * 1e9  # type: ignore[union-attr]
     assert second.admission._batch_s >= waited_s

@@ -31,6 +31,8 @@ from polyhead_server.observability.candidate_metrics import CandidateCollector
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 
+from tests.support.polling import until
+
 pytestmark = pytest.mark.timeout(60)
 IDENTITY = ModelIdentity("space", ())
 DESCRIPTION = Description("", "new-1", "d" * 64, "space", {"topic": "t"}, served_model_id="old-1")
@@ -179,12 +181,6 @@ async def world(settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPat
     await world.manager.close()
 
 
-async def eventually(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not true():
-            await asyncio.sleep(0.005)
-
-
 async def test_shadow_samples_the_texts(world: World) -> None:
     status = await world.shadow()
     config = world.processes[0].config
@@ -255,7 +251,7 @@ async def test_candidate_without_compute_keeps_its_last_report(world: World) -> 
 async def test_candidate_process_that_ends_stops_the_sampling(world: World) -> None:
     await world.shadow()
     world.processes[0].end(-9)
-    await eventually(lambda: world.server.done[-1] == SamplingParams())
+    await until(lambda: world.server.done[-1] == SamplingParams())
     status = (await world.manager.compare()).shadow
     assert status
     assert "ended with code -9" in status.failure
@@ -322,10 +318,10 @@ def counts(failed: int) -> CanaryCounts:
 async def test_canary_that_fails_is_rolled_back(world: World) -> None:
     await world.canary()
     world.server.counts = counts(failed=0)
-    await eventually(lambda: world.samples().get(("polyhead_canary_texts_total", "candidate", "success")) == 1000)
+    await until(lambda: world.samples().get(("polyhead_canary_texts_total", "candidate", "success")) == 1000)
     assert world.server.done[1:] == []
     world.server.counts = counts(failed=50)
-    await eventually(lambda: world.processes[0].stopped)
+    await until(lambda: world.processes[0].stopped)
     assert world.server.done[1:] == [CanaryParams(), "drained"]
     status = (await world.manager.compare()).canary
     assert status
@@ -338,7 +334,7 @@ async def test_canary_that_fails_is_rolled_back(world: World) -> None:
 async def test_canary_whose_engine_ends_is_rolled_back_at_once(world: World) -> None:
     await world.canary()
     world.processes[0].end(-11)
-    await eventually(lambda: CanaryParams(lost=True) in world.server.done)
+    await until(lambda: CanaryParams(lost=True) in world.server.done)
     status = (await world.manager.compare()).canary
     assert status
     assert "ended with code -11" in status.rollback
@@ -348,9 +344,9 @@ async def test_canary_is_rolled_back_while_a_comparison_is_loading(world: World)
     await world.canary()
     world.loaded.clear()
     loading = asyncio.create_task(world.shadow())
-    await eventually(lambda: len(world.processes) == 2)
+    await until(lambda: len(world.processes) == 2)
     world.processes[0].end(-11)
-    await eventually(lambda: world.processes[0].stopped)
+    await until(lambda: world.processes[0].stopped)
     assert CanaryParams(lost=True) in world.server.done
     assert not loading.done()
     world.loaded.set()
@@ -367,7 +363,7 @@ async def test_counts_of_a_canary_that_ends_meanwhile_stay(world: World) -> None
     comparing = asyncio.create_task(world.manager.compare())
     await asyncio.sleep(0)
     world.processes[0].end(-11)
-    await eventually(lambda: world.processes[0].stopped)
+    await until(lambda: world.processes[0].stopped)
     world.server.counts = CanaryCounts()
     world.server.counted.set()
     status = (await comparing).canary
@@ -380,10 +376,10 @@ async def test_unexpected_error_does_not_end_the_watch_over_a_canary(
 ) -> None:
     world.server.defect = RuntimeError("a defect")
     await world.canary()
-    await eventually(lambda: "a change of the candidate failed" in caplog.text)
+    await until(lambda: "a change of the candidate failed" in caplog.text)
     world.server.counts = counts(failed=50)
     world.server.defect = None
-    await eventually(lambda: world.processes[0].stopped)
+    await until(lambda: world.processes[0].stopped)
 
 
 async def test_caller_that_goes_does_not_stop_a_promotion(world: World) -> None:
@@ -391,4 +387,4 @@ async def test_caller_that_goes_does_not_stop_a_promotion(world: World) -> None:
     promotion = asyncio.create_task(world.manager.promote(force=False))
     await asyncio.sleep(0)
     promotion.cancel()
-    await eventually(lambda: world.processes[0].stopped)
+    await until(lambda: world.processes[0].stopped)

@@ -13,6 +13,7 @@ from polyhead_server.inference.model import Loading, Model
 from polyhead_server.lifecycle.model_loader import MAX_ABANDONED, ModelLoader
 
 from tests.support.fake_engine import FakeEngine
+from tests.support.polling import until
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -74,8 +75,7 @@ async def test_model_of_an_abandoned_load_is_closed(loads: Loads) -> None:
     with pytest.raises(StartupError, match="took longer"):
         await ModelLoader(loads.load, 0.05).load()
     loads.resume.set()
-    while not (loads.models and loads.models[0].closed.is_set()):
-        await asyncio.sleep(0.01)
+    await until(lambda: loads.models and loads.models[0].closed.is_set())
 
 
 async def test_abandoned_loads_are_bounded(loads: Loads) -> None:
@@ -88,15 +88,13 @@ async def test_abandoned_loads_are_bounded(loads: Loads) -> None:
     assert len(loads.engines) == MAX_ABANDONED
     loads.resume.set()
     loads.hang = False
-    while len(loads.models) < MAX_ABANDONED or not all(model.closed.is_set() for model in loads.models):
-        await asyncio.sleep(0.01)
+    await until(lambda: len(loads.models) >= MAX_ABANDONED and all(model.closed.is_set() for model in loads.models))
     await loader.load()
 
 
 async def test_cancelled_load_is_abandoned(loads: Loads) -> None:
     loading = asyncio.create_task(ModelLoader(loads.load, 20).load())
-    while not loads.engines:
-        await asyncio.sleep(0.01)
+    await until(lambda: loads.engines)
     loading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await loading

@@ -26,6 +26,7 @@ from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine, embedding_of
 from tests.support.inference_server import embedding, items
+from tests.support.polling import until
 
 ANALYZE, STREAM = (f"/{service_names.INFERENCE}/{name}" for name in ("Analyze", "StreamAnalyze"))
 MAX_MESSAGE_BYTES = 10_000
@@ -189,16 +190,12 @@ async def test_a_cancelled_stream_withdraws_its_texts(replica: Replica, engine: 
     message = pb2.StreamAnalyzeRequest(items=items([f"w{number}" for number in range(5)])).SerializeToString()
     responses: Any = replica.calls.stream(STREAM, feed([message]), allowed())
     reading = asyncio.create_task(anext(responses))
-    async with asyncio.timeout(10):
-        while waiting() != 5:
-            await asyncio.sleep(0.01)
+    await until(lambda: waiting() == 5)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
     await responses.aclose()
-    async with asyncio.timeout(10):
-        while waiting():
-            await asyncio.sleep(0.01)
+    await until(lambda: not waiting())
     engine.gate.set()
     assert (await first).answers[0].HasField("result")
     assert replica.service.stats()["requests_running"] == 0

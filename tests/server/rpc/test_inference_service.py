@@ -18,6 +18,7 @@ from polyhead_server.rpc.response_encoder import AnswerEncoder
 
 from tests.support.fake_engine import FakeEngine, embedding_of
 from tests.support.inference_server import TEXTS, InferenceServer, collect, embedding, items
+from tests.support.polling import until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -60,12 +61,9 @@ async def test_cancelled_call_is_not_computed(running: InferenceServer, engine: 
     pipeline = running.service.pipeline
     assert isinstance(pipeline, Pipeline)
     call = running.stub.Analyze(pb2.AnalyzeRequest(items=items(texts)))
-    while pipeline.scheduler.accounting.waiting_items < len(texts):
-        await asyncio.sleep(0.001)
+    await until(lambda: pipeline.scheduler.accounting.waiting_items >= len(texts))
     call.cancel()
-    async with asyncio.timeout(10):
-        while pipeline.scheduler.accounting.waiting_items:
-            await asyncio.sleep(0.001)
+    await until(lambda: not pipeline.scheduler.accounting.waiting_items)
     engine.gate.set()
     (answer,) = (await first).answers
     assert embedding(answer) == embedding_of("w1")
@@ -182,8 +180,7 @@ async def test_unary_call_without_an_accepted_item_fails_as_a_whole(
     first = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
     await engine.hold()
     waiting = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w2"] * 9))))
-    while not pipeline.scheduler.accounting.waiting_items:
-        await asyncio.sleep(0.001)
+    await until(lambda: pipeline.scheduler.accounting.waiting_items)
     with pytest.raises(aio.AioRpcError) as caught:
         await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w3"])), timeout=20)
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -208,8 +205,7 @@ async def test_stats_describe_the_current_load(running: InferenceServer, engine:
     await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1", "w1 w2", "[SEP] " * 30])))
     engine.gate.clear()
     call = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
-    while running.service.stats()["requests_running"] != 1:
-        await asyncio.sleep(0.001)
+    await until(lambda: running.service.stats()["requests_running"] == 1)
     stats = running.service.stats()
     assert (stats["items_total"], stats["tokens_total"], stats["serving"]) == (3, 3 + 4 + 16, True)
     assert stats["batches_total"] == len(engine.batch_shapes)

@@ -26,6 +26,7 @@ from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import MAX_TOKENS, FakeEngine, embedding_of
 from tests.support.inference_server import InferenceServer, collect, embedding, items
+from tests.support.polling import until
 
 pytestmark = pytest.mark.timeout(60)
 NAMES = ("first", "second")
@@ -151,8 +152,7 @@ async def test_models_share_the_count_of_calls_and_drain_together(running: Serve
     first, second = running.services
     second.require_model().engine.gate.clear()  # type: ignore[attr-defined]
     call = asyncio.ensure_future(running.call("second"))
-    while not first.calls_in_progress:
-        await asyncio.sleep(0.001)
+    await until(lambda: first.calls_in_progress)
     assert first.stats()["requests_running"] == second.stats()["requests_running"] == 1
     for service in running.services:
         service.drain()

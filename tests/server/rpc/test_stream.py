@@ -20,6 +20,7 @@ from polyhead_server.settings import Settings
 
 from tests.support.fake_engine import FakeEngine, embedding_of
 from tests.support.inference_server import TEXTS, InferenceServer, collect, collect_into, embedding, items
+from tests.support.polling import until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -100,8 +101,7 @@ async def test_stream_accepts_no_more_items_than_its_window(running: InferenceSe
     window = asyncio.ensure_future(collect(running.stub.StreamAnalyze(requests())))
     pipeline = running.service.pipeline
     assert isinstance(pipeline, Pipeline)
-    while pipeline.scheduler.accounting.waiting_tokens < 8 * 3:
-        await asyncio.sleep(0.001)
+    await until(lambda: pipeline.scheduler.accounting.waiting_tokens >= 8 * 3)
     other = await running.stub.GetModelInfo(pb2.GetModelInfoRequest())
     assert other.model.runtime.engine == "fake"
     # The window of 8 is in the queue.
@@ -119,11 +119,9 @@ async def test_cancelled_stream_is_not_computed(running: InferenceServer, engine
     assert isinstance(pipeline, Pipeline)
     call = running.stub.StreamAnalyze()
     await call.write(pb2.StreamAnalyzeRequest(items=items(["w2", "w3"])))
-    while pipeline.scheduler.accounting.waiting_tokens < 6:
-        await asyncio.sleep(0.001)
+    await until(lambda: pipeline.scheduler.accounting.waiting_tokens >= 6)
     call.cancel()
-    while not all(entry.future.cancelled() for entry in pipeline.scheduler.snapshot().entries):
-        await asyncio.sleep(0.001)
+    await until(lambda: all(entry.future.cancelled() for entry in pipeline.scheduler.snapshot().entries))
     engine.gate.set()
     await first
     (answer,) = (await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w4"])))).answers
@@ -185,8 +183,7 @@ async def test_stream_with_items_in_the_old_queue_continues_in_the_new_one(
     await call.write(pb2.StreamAnalyzeRequest(items=items(["w1"])))
     await engine.hold()
     await call.write(pb2.StreamAnalyzeRequest(items=items(["w2 w2", "w3"])))
-    while old.scheduler.accounting.waiting_items < 2:
-        await asyncio.sleep(0.001)
+    await until(lambda: old.scheduler.accounting.waiting_items >= 2)
     new_engine = FakeEngine()
     new = Pipeline(replace(model, engine=new_engine), settings())
     new.start()

@@ -13,6 +13,7 @@ from polyhead_server.inference.pipeline import Pipeline
 from polyhead_server.rpc.dialects.descriptors import TYPES
 
 from tests.support.fake_engine import FakeEngine, embedding_of
+from tests.support.polling import until
 
 from .conftest import DialectServer, read_until_error, refusal
 
@@ -192,9 +193,7 @@ async def test_cancelled_stream_withdraws_its_texts(running: DialectServer, engi
     pipeline = running.service.pipeline
     assert isinstance(pipeline, Pipeline)
     call.cancel()
-    async with asyncio.timeout(10):
-        while pipeline.scheduler.accounting.waiting_items:
-            await asyncio.sleep(0.001)
+    await until(lambda: not pipeline.scheduler.accounting.waiting_items)
     engine.gate.set()
     assert embeddings(await running.call(f"{SERVICE}/ModelInfer", request("w5"))) == [embedding_of("w5")]
 
@@ -224,9 +223,7 @@ async def test_expired_timeout_of_a_request_is_obeyed(running: DialectServer, en
     )
     pipeline = running.service.pipeline
     assert isinstance(pipeline, Pipeline)
-    async with asyncio.timeout(10):
-        while not pipeline.scheduler.accounting.waiting_items and not late.done():
-            await asyncio.sleep(0.001)
+    await until(lambda: pipeline.scheduler.accounting.waiting_items or late.done())
     engine.gate.set()
     await first
     code, _ = await refusal(late)
