@@ -32,13 +32,41 @@ _DRAIN_TIMEOUT_S = 60.0
 
 
 class CandidateCommands:
-    """Commands to the processes that answer calls."""
+    """All processes of a server, as ``CandidateManager`` expects them."""
 
-    def __init__(self, processes: Callable[[], Sequence[WorkerProcess]]) -> None:
-        """Takes the processes that answer calls at the moment."""
+    def __init__(
+        self, settings: Settings, commands: WorkerCommands, processes: Callable[[], Sequence[WorkerProcess]]
+    ) -> None:
+        """Begins without a candidate.
+
+        Args:
+            settings: The server's.
+            commands: Replace the model of all processes.
+            processes: Returns the processes that answer calls at the moment.
+        """
+        self._settings = settings
+        self._commands = commands
         self._processes = processes
         self._sampling = SamplingParams()
         self._canary = CanaryParams()
+
+    @property
+    def bundle(self) -> Path:
+        """Directory of the bundle of the served model."""
+        return self._commands.bundle or self._settings.bundle
+
+    @property
+    def identity(self) -> ModelIdentity | None:
+        """Identity of the served model; None if none serves yet."""
+        return self._commands.identity
+
+    async def stats(self) -> list[WorkerStats]:
+        """See ``WorkerCommands.stats``."""
+        return await self._commands.stats()
+
+    async def promote(self, candidate: CandidateBundle, *, force: bool) -> list[ReloadResult]:
+        """See ``WorkerCommands.promote``."""
+        return await self._commands.promote(candidate, force=force)
 
     async def sample(self, params: SamplingParams) -> None:
         """Sends a share of the texts of every process to a candidate's process.
@@ -103,46 +131,3 @@ class CandidateCommands:
         for failure in failures:
             logger.warning("%s", failure)
         return results
-
-
-class WorkerProcesses:
-    """All processes of a server, as ``CandidateManager`` expects them."""
-
-    def __init__(self, settings: Settings, commands: WorkerCommands) -> None:
-        """Takes the settings of the server and the commands to its processes."""
-        self._settings = settings
-        self._commands = commands
-
-    @property
-    def bundle(self) -> Path:
-        """See ``ServingProcesses``."""
-        return self._commands.bundle or self._settings.bundle
-
-    @property
-    def identity(self) -> ModelIdentity | None:
-        """See ``ServingProcesses``."""
-        return self._commands.identity
-
-    async def stats(self) -> list[WorkerStats]:
-        """See ``ServingProcesses``."""
-        return await self._commands.stats()
-
-    async def promote(self, candidate: CandidateBundle, *, force: bool) -> list[ReloadResult]:
-        """See ``ServingProcesses``."""
-        return await self._commands.promote(candidate, force=force)
-
-    async def sample(self, params: SamplingParams) -> None:
-        """See ``ServingProcesses``."""
-        await self._commands.candidate.sample(params)
-
-    async def set_canary(self, params: CanaryParams) -> None:
-        """See ``ServingProcesses``."""
-        await self._commands.candidate.set_canary(params)
-
-    async def drain_canary(self) -> None:
-        """See ``ServingProcesses``."""
-        await self._commands.candidate.drain_canary()
-
-    async def canary_counts(self) -> list[CanaryCounts]:
-        """See ``ServingProcesses``."""
-        return await self._commands.candidate.canary_counts()

@@ -66,7 +66,7 @@ class WorkerCommands:
         self.identity: ModelIdentity | None = None
         self.drained = False
         self.bundle: Path | None = None
-        self.candidate = CandidateCommands(self._answering)
+        self.candidate = CandidateCommands(settings, self, self._answering)
         self.stopping = False
         self.health: HealthReporter | None = None
         self.changing = asyncio.Lock()

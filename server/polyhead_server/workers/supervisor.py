@@ -49,7 +49,6 @@ from polyhead_server.observability.scrape_server import listen_for_scrapes
 from polyhead_server.settings import Settings, usable_cores
 from polyhead_server.threads import in_daemon_thread
 
-from .candidate_commands import WorkerProcesses
 from .commands import WorkerCommands
 from .config import front_configs, worker_configs
 from .ipc import Role, WorkerConfig
@@ -349,7 +348,7 @@ async def _serve_admin(
 
     commands.health = Health()
     await commands.update_health()
-    manager = CandidateManager(settings, WorkerProcesses(settings, commands), metrics)
+    manager = CandidateManager(settings, commands.candidate, metrics)
     stack.push_async_callback(manager.close)
 
     async def candidates(model: str) -> CandidateManager:

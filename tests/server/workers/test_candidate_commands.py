@@ -12,7 +12,7 @@ from polyhead_server.candidate.parameters import Answers, CanaryCounts, CanaryPa
 from polyhead_server.errors import CandidateError, ReloadError
 from polyhead_server.process_reports import ModelIdentity, ReloadResult
 from polyhead_server.settings import Settings
-from polyhead_server.workers.candidate_commands import WorkerProcesses
+from polyhead_server.workers.candidate_commands import CandidateCommands
 from polyhead_server.workers.commands import WorkerCommands
 from polyhead_server.workers.ipc import Method, NoResult, Role, WorkerConfig
 from polyhead_server.workers.process import WorkerFailedError, WorkerProcess
@@ -51,11 +51,11 @@ class FakeWorker:
         return results.get(method.name, NoResult())
 
 
-def server_of(*workers: FakeWorker) -> tuple[WorkerCommands, WorkerProcesses]:
+def server_of(*workers: FakeWorker) -> tuple[WorkerCommands, CandidateCommands]:
     settings = Settings(bundle=Path("served"))
     found = cast("set[WorkerProcess]", set(workers))
     commands = WorkerCommands(settings, found, {one.number: one for one in found})
-    return commands, WorkerProcesses(settings, commands)
+    return commands, commands.candidate
 
 
 async def test_only_processes_that_answer_calls_sample() -> None:
