@@ -11,9 +11,9 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from polyhead_client import Client, Tls
 
-from bench.harness.certificates import Authority
 from bench.harness.servers import free_port
 from tests.e2e.conftest import START_S
+from tests.support.certificates import Authority
 from tests.support.demo import BIN
 from tests.support.polling import wait_until
 from tests.support.rendered_chart import CHART, environment, server, template

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from polyhead_client import Client, Tls
 
-from bench.harness.certificates import Authority
 from bench.harness.servers import free_port
 from tests.e2e.conftest import Server, Start, start
+from tests.support.certificates import Authority
 from tests.support.demo import ROOT
 from tests.support.polling import wait_until
 

@@ -23,8 +23,8 @@ import pytest
 from polyhead_client import Client
 from polyhead_server.rpc.dialects.descriptors import TYPES
 
-from bench.harness.certificates import Authority
 from bench.harness.servers import free_port
+from tests.support.certificates import Authority
 from tests.support.demo import BIN
 from tests.support.polling import wait_until
 

@@ -19,8 +19,8 @@ import pytest
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc
 
-from bench.harness.certificates import DAY, Authority
 from bench.harness.servers import free_port
+from tests.support.certificates import DAY, Authority
 from tests.support.polling import wait_until
 from tests.support.secured_server import (
     KEYS,

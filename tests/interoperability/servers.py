@@ -11,8 +11,8 @@ from pathlib import Path
 import grpc
 from polyhead_client import Client, Tls
 
-from bench.harness.certificates import Authority
 from bench.harness.servers import BIN, free_port, wait_until_serving
+from tests.support.certificates import Authority
 
 from .calls import Server
 

@@ -15,8 +15,8 @@ from google.rpc import error_details_pb2, status_pb2
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
 
-from bench.harness.certificates import Authority, Files
 from tests.e2e.conftest import START_S, Server, Start
+from tests.support.certificates import Authority, Files
 
 Metadata = tuple[tuple[str, str], ...]
 TEXT = item_pb2.Item(item_id="1", text="Where is my refund?")

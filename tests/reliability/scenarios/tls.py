@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from polyhead_client import Answer, AsyncClient, PolyheadError, Tls
 
-from bench.harness.certificates import DAY, Authority, Files
 from bench.harness.servers import free_port
 from tests.reliability.processes import Server, open_descriptors, run_server, wait_until
 from tests.reliability.scenario import Context, Verdict, scenario
 from tests.reliability.traffic import Traffic
+from tests.support.certificates import DAY, Authority, Files
 
 # Names of the API keys; each key has the scope of the same name.
 _INFER, _INFO = "infer", "info"

@@ -19,7 +19,7 @@ from polyhead_server.security import file_watcher
 from polyhead_server.security.tls import Certificates, add_port
 from polyhead_server.settings import Settings
 
-from bench.harness.certificates import DAY, Authority, Files, Key
+from tests.support.certificates import DAY, Authority, Files, Key
 
 
 @pytest.fixture
