@@ -23,7 +23,7 @@ from polyhead_bundle.atomic_directory import recover
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from polyhead_training.data.dataset import Data, Row, read_data
+from polyhead_training.data.dataset import Data, read_data
 from polyhead_training.data.preparation import Prepared, prepare
 from polyhead_training.evaluation.collected import collected_lines, score_collected
 from polyhead_training.evaluation.evaluate import Evaluation, Split, evaluate_run, table
@@ -67,8 +67,6 @@ from .weights import WeightsError
 # Other processes wait this long while the main process evaluates and writes alone.
 _PROCESS_TIMEOUT = timedelta(hours=4)
 _VALIDATION = "validation"
-# Characters of a row's text in an error message.
-_MAX_SHOWN_CHARACTERS = 80
 
 
 def train(
@@ -148,7 +146,7 @@ def train(
             accelerator=accelerator,
             rows=prepared.splits["train"],
             embedding=prepared.embedding,
-            describe_row=lambda number: _describe(prepared.data.train[number]),
+            describe_row=lambda number: prepared.data.train[number].excerpt,
             folder=folder,
             max_steps=max_steps,
             features=features,
@@ -292,11 +290,6 @@ def _validate(
         found = embedding_correlations(model, prepared, config.training.batch_size, accelerator)
         scores |= {SIMILARITY: {"spearman": found.spearman}} if found else {}
     return scores
-
-
-def _describe(row: Row) -> str:
-    text = row.text if len(row.text) <= _MAX_SHOWN_CHARACTERS else row.text[:_MAX_SHOWN_CHARACTERS] + "..."
-    return f"{row.path}:{row.line}: {text!r}"
 
 
 def _evaluate(  # noqa: PLR0917

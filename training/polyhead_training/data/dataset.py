@@ -31,6 +31,8 @@ from .targets import Target, label_numbers, read_target, target_labels
 _DEFAULT_VALIDATION_FRACTION = 0.1
 # Field names of a source that are remembered, for suggestions.
 _MAX_FIELDS = 1000
+# Characters of a row's text in a message.
+_MAX_SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,17 @@ class Row:
     line: int
     source: int
     collected: Collected | None = None
+
+    @property
+    def location(self) -> str:
+        """File and line."""
+        return f"{self.path}:{self.line}"
+
+    @property
+    def excerpt(self) -> str:
+        """Location and beginning of the text, for a message."""
+        text = self.text if len(self.text) <= _MAX_SHOWN_CHARACTERS else self.text[:_MAX_SHOWN_CHARACTERS] + "..."
+        return f"{self.location}: {text!r}"
 
 
 @dataclass(frozen=True)
@@ -266,7 +279,7 @@ def _with_labels(config: Config, index: int, train: Sequence[Row], names: Sequen
         ((answer, row),) = answers.items()
         kind = {"multilabel": "labels", "regression": "number"}.get(head.kind, "label")
         shown_answer = list(answer) if isinstance(answer, tuple) else answer
-        reason = f"{head.field!r}: all training rows have the {kind} {shown_answer!r} (first: {row.path}:{row.line})"
+        reason = f"{head.field!r}: all training rows have the {kind} {shown_answer!r} (first: {row.location})"
         raise config.error(f"model.heads.{index}.field", f"{reason}; add rows with another, or remove the head")
     if head.kind == "ordinal" and head.labels is not None:
         numbers = label_numbers(head.labels) or []

@@ -38,6 +38,11 @@ class EmbeddingRow:
     path: Path
     line: int
 
+    @property
+    def location(self) -> str:
+        """File and line."""
+        return f"{self.path}:{self.line}"
+
 
 @dataclass(frozen=True)
 class EmbeddingSource:

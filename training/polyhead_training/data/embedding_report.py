@@ -12,12 +12,8 @@ from polyhead_training.suggestions import folded
 from .dataset import Data
 from .embedding_data import EmbeddingRow
 from .embedding_encoding import EncodedEmbedding, EncodedSource
-from .quality_report import TokenCounts, summary, token_counts
-
-# Share of truncated texts above which the report warns.
-_MAX_TRUNCATED = 0.1
-# Rows of a source below which the report warns.
-_MIN_ROWS = 30
+from .quality_report import TokenCounts, token_counts
+from .quality_warnings import MAX_TRUNCATED, MIN_ROWS, pair_summary, summary
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ def describe_embedding(data: Data, encoded: EncodedEmbedding, max_tokens: int) -
         for field, texts in evaluated.items():
             shared = [row for row in source.rows if texts and any(folded(text) in texts for text in row.texts)]
             if shared:
-                found = summary(map(_location, shared), len(shared))
+                found = summary((row.location for row in shared), len(shared))
                 warnings.append(f"embedding {source.name}: rows with a text of {field} inflate its scores: {found}")
     return reports, warnings
 
@@ -100,14 +96,14 @@ _Pairs = Sequence[tuple[EmbeddingRow, EmbeddingRow]]
 
 
 def _warnings(report: SourceReport, repeats: _Pairs, conflicts: _Pairs) -> Iterator[str]:
-    if report.rows < _MIN_ROWS:
+    if report.rows < MIN_ROWS:
         yield f"has only {report.rows} rows"
     if repeats:
-        yield f"rows that repeat an earlier row: {summary(map(_pair, repeats), len(repeats))}"
+        yield f"rows that repeat an earlier row: {pair_summary(repeats)}"
     if conflicts:
         kind = "with another score" if report.kind == "scored_pairs" else "whose negative is a positive elsewhere"
-        yield f"rows {kind}: {summary(map(_pair, conflicts), len(conflicts))}"
-    if report.tokens.truncated > _MAX_TRUNCATED:
+        yield f"rows {kind}: {pair_summary(conflicts)}"
+    if report.tokens.truncated > MAX_TRUNCATED:
         yield f"{report.tokens.truncated:.0%} of the texts are truncated; consider a higher model.max_tokens"
 
 
@@ -132,11 +128,3 @@ def _conflicts(source: EncodedSource) -> Iterator[tuple[EmbeddingRow, EmbeddingR
 def _keys(source: EncodedSource) -> Iterator[tuple[int, ...]]:
     symmetric = source.config.kind == "scored_pairs"
     return (tuple(sorted(row) if symmetric else row) for row in source.groups.tolist())
-
-
-def _pair(rows: tuple[EmbeddingRow, EmbeddingRow]) -> str:
-    return " = ".join(map(_location, rows))
-
-
-def _location(row: EmbeddingRow) -> str:
-    return f"{row.path}:{row.line}"

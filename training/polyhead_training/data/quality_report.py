@@ -7,39 +7,36 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations, islice
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from polyhead_training.model_config import HeadConfig
-from polyhead_training.suggestions import bare, closest
+from polyhead_training.suggestions import bare
 from polyhead_training.terminal import format_table
 
 from .dataset import Data, Row
 from .duplicates import exact_pairs, groups, near_pairs, normalize, signatures
-from .label_checks import equal_when_folded, one_edit_apart, spelled_missing
-from .targets import target_labels
+from .quality_warnings import (
+    MAX_EXAMPLES,
+    conflict,
+    empty_splits,
+    is_unlabelled,
+    label_counts,
+    leak_warnings,
+    misspelled_fields,
+    offset_warnings,
+    single_rows,
+    spelling_warnings,
+    split_warnings,
+)
 
 if TYPE_CHECKING:
     from .collected import CollectedRows
     from .embedding_report import SourceReport
-
-# Examples in one warning: enough to show a pattern, few enough to read.
-_MAX_EXAMPLES = 5
-# Share of truncated texts above which the report warns.
-_MAX_TRUNCATED = 0.1
-# Rows of a split below which the report warns.
-_MIN_ROWS = 30
-# Mean of numbers, in standard deviations, above which the report warns: a float32 has 7 digits, and the export allows
-# values to differ by 1e-5 standard deviations.
-_MAX_OFFSET = 200
-
-Warnings = Iterator[str]
 
 
 @dataclass(frozen=True)
@@ -172,25 +169,25 @@ def describe_data(data: Data, tokens: Mapping[str, Sequence[int]], max_tokens: i
     """
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     normalized = {split: [normalize(row.text) for row in rows] for split, rows in splits.items()}
-    warnings = [*_misspelled_fields(data), *_empty_splits(data)]
+    warnings = [*misspelled_fields(data), *empty_splits(data)]
     for column, head in enumerate(data.heads):
-        warnings += _label_warnings(head, [row for rows in splits.values() for row in rows], column)
-        warnings += _single_rows(head, data.train, column)
+        warnings += spelling_warnings(head, [row for rows in splits.values() for row in rows], column)
+        warnings += single_rows(head, data.train, column)
     reports = {}
     for split, rows in splits.items():
         repeats = groups(normalized[split])
-        conflicting = sum(_conflict(rows[numbers[0]], rows[n]) for numbers in repeats for n in numbers[1:])
+        conflicting = sum(conflict(rows[numbers[0]], rows[n]) for numbers in repeats for n in numbers[1:])
         reports[split] = SplitReport(
             rows=len(rows),
-            unlabelled=sum(map(_is_unlabelled, rows)),
+            unlabelled=sum(map(is_unlabelled, rows)),
             heads={head.name: _count(rows, column, head) for column, head in enumerate(data.heads)},
             tokens=token_counts(np.array(tokens[split]), max_tokens) if rows else None,
             duplicates={"exact": sum(len(numbers) - 1 for numbers in repeats), "conflicting": conflicting},
         )
-        warnings += _split_warnings(split, rows, repeats, reports[split])
-    warnings += [f"head {name!r}: {reason}" for name, one in reports["train"].heads.items() for reason in _offset(one)]
+        warnings += split_warnings(split, rows, repeats, reports[split])
+    warnings += [f"head {name!r}: {reason}" for name, one in reports["train"].heads.items() for reason in offset_warnings(one)]
     leakage = list(_leaks(splits, normalized))
-    warnings += [warning for leak in leakage for warning in _leak_warnings(leak)]
+    warnings += [warning for leak in leakage for warning in leak_warnings(leak)]
     return DataReport(reports, leakage, warnings, collected=data.collected)
 
 
@@ -206,7 +203,7 @@ def _count(rows: Sequence[Row], column: int, head: HeadConfig) -> HeadCounts:
     answers = [answer for row in rows if (answer := row.labels[column]) is not None]
     if head.kind == "regression":
         return HeadCounts(len(answers), None, {}, _numbers(np.array(answers)) if answers else None)
-    found = _label_counts(rows, column)
+    found = label_counts(rows, column)
     counts = {label: found[label] for label in head.labels or ()}
     is_single = answers and head.kind != "multilabel"
     return HeadCounts(len(answers), max(counts.values()) / len(answers) if is_single else None, counts)
@@ -215,22 +212,6 @@ def _count(rows: Sequence[Row], column: int, head: HeadConfig) -> HeadCounts:
 def _numbers(values: Any) -> dict[str, float]:
     found = {"min": values.min(), "p50": np.median(values), "max": values.max(), "mean": values.mean()}
     return {name: float(value) for name, value in {**found, "spread": values.std()}.items()}
-
-
-def _offset(head: HeadCounts) -> Warnings:
-    """Warns of numbers that are far from 0 for their spread."""
-    if head.numbers and abs(head.numbers["mean"]) > _MAX_OFFSET * head.numbers["spread"]:
-        found = "mean {mean:.6g}, standard deviation only {spread:.3g}".format(**head.numbers)
-        effect = "float32 rounds the answers coarsely for that, which may fail the gate of the export"
-        yield f"{found}: {effect}; subtract a constant from all numbers"
-
-
-def _label_counts(rows: Iterable[Row], column: int) -> Counter[str]:
-    return Counter(label for row in rows for label in target_labels(row.labels[column]))
-
-
-def _is_unlabelled(row: Row) -> bool:
-    return all(answer is None for answer in row.labels)
 
 
 def token_counts(tokens: Any, max_tokens: int) -> TokenCounts:
@@ -246,120 +227,14 @@ def token_counts(tokens: Any, max_tokens: int) -> TokenCounts:
     )
 
 
-def _conflict(first: Row, other: Row) -> bool:
-    return any(a is not None and b is not None and a != b for a, b in zip(first.labels, other.labels, strict=True))
-
-
 def _leaks(splits: Mapping[str, Sequence[Row]], normalized: Mapping[str, Sequence[str]]) -> Iterator[Leak]:
     hashes = {split: signatures(texts) for split, texts in normalized.items()}
     for earlier, later in combinations([split for split, rows in splits.items() if rows], 2):
         exact = exact_pairs(normalized[earlier], normalized[later])
         near = near_pairs(normalized[earlier], normalized[later], (hashes[earlier], hashes[later]))
         examples = [
-            (_location(splits[earlier][a]), _location(splits[later][b])) for a, b in [*exact, *near][:_MAX_EXAMPLES]
+            (splits[earlier][a].location, splits[later][b].location) for a, b in [*exact, *near][:MAX_EXAMPLES]
         ]
         yield Leak((earlier, later), len(exact), len(near), examples)
 
 
-def _misspelled_fields(data: Data) -> Iterator[str]:
-    """Warns of files without a head's field but with a field of a similar name."""
-    for source, fields in data.fields.items():
-        for head in data.heads:
-            rest = [field for field in fields if field not in {other.field for other in data.heads}]
-            close = closest(head.field, rest)
-            if head.field not in fields and close is not None:
-                yield f"{source}: has no field {head.field!r} for head {head.name!r}; did you mean {close!r}?"
-
-
-def _empty_splits(data: Data) -> Warnings:
-    """Warns of splits, and of files of other splits, without rows."""
-    effects = {
-        "validation": "no epoch is selected, and no temperature or threshold is fitted; set data.validation",
-        "test": "nothing is evaluated on it",
-    }
-    for split in data.empty:
-        yield f"{split}: has no rows, so {effects[split]}"
-    for source, fields in data.fields.items():
-        if not fields:
-            yield f"{source}: has no rows"
-
-
-def _label_warnings(head: HeadConfig, rows: Sequence[Row], column: int) -> Warnings:
-    """Warns of labels that are likely spellings of another label, or of a missing one."""
-    counts = _label_counts(rows, column)
-    first = {label: row for row in reversed(rows) for label in target_labels(row.labels[column])}
-
-    def show(label: str) -> str:
-        return f"{label!r} ({counts[label]:,}, first in {_location(first[label])})"
-
-    labels = [label for label in head.labels or () if counts[label]]
-    if missing := spelled_missing(labels):
-        names = ", ".join(map(show, missing))
-        yield f"head {head.name!r}: labels that spell a missing value: {names}; leave the field empty for no label"
-    for group in equal_when_folded(label for label in labels if label not in missing):
-        names = ", ".join(map(show, group))
-        yield f"head {head.name!r}: labels that differ only in case, spaces or invisible characters: {names}"
-    pairs = [" and ".join(map(show, pair)) for pair in one_edit_apart(labels) if not set(pair) & set(missing)]
-    if pairs:
-        yield f"head {head.name!r}: labels that differ by one letter, perhaps misspelled: {summary(pairs, len(pairs))}"
-
-
-def _single_rows(head: HeadConfig, train: Sequence[Row], column: int) -> Warnings:
-    """Warns of labels with a single training row, but for those that spell a missing value."""
-    counts = _label_counts(train, column)
-    missing = spelled_missing(head.labels or ())
-    single = [
-        f"{label!r} ({_location(row)})"
-        for row in train
-        for label in target_labels(row.labels[column])
-        if label not in missing and counts[label] == 1
-    ]
-    if single:
-        found = f"labels of head {head.name!r} with one row, too few to learn: {summary(single, len(single))}"
-        yield f"train: {found}; add rows, or merge them with other labels"
-
-
-def _split_warnings(split: str, rows: Sequence[Row], repeats: Sequence[Sequence[int]], report: SplitReport) -> Warnings:
-    if split == "train" and 0 < len(rows) < _MIN_ROWS:
-        yield f"train: has only {len(rows)} rows; the model is unlikely to be reliable"
-    elif 0 < len(rows) < _MIN_ROWS:
-        # 95 % confidence interval of an accuracy of 0.5, the widest one.
-        margin = min(0.5, 1.96 * math.sqrt(0.25 / len(rows)))
-        yield f"{split}: has only {len(rows)} rows; an accuracy on them is uncertain by up to {margin:.0%}"
-    if unlabelled := list(filter(_is_unlabelled, rows)):
-        yield f"{split}: rows without a label for any head: {summary(map(_location, unlabelled), len(unlabelled))}"
-    pairs = [(rows[numbers[0]], rows[number]) for numbers in repeats for number in numbers[1:]]
-    for kind, found in (
-        ("with a different label", [pair for pair in pairs if _conflict(*pair)]),
-        ("with the same label", [pair for pair in pairs if not _conflict(*pair)]),
-    ):
-        if found:
-            yield f"{split}: rows that repeat a text {kind}: {summary(map(_pair, found), len(found))}"
-    for name, head in report.heads.items():
-        missing = [label for label, count in head.labels.items() if not count]
-        if head.labelled and missing:
-            noun = "label" if len(missing) == 1 else "labels"
-            yield f"{split}: no rows with the {noun} {', '.join(map(repr, missing))} of head {name!r}"
-    if report.tokens and report.tokens.truncated > _MAX_TRUNCATED:
-        yield f"{split}: {report.tokens.truncated:.0%} of the texts are truncated; consider a higher model.max_tokens"
-
-
-def _leak_warnings(leak: Leak) -> Warnings:
-    if leak.exact or leak.near:
-        earlier, later = leak.splits
-        counts = f"{leak.exact:,} exact, {leak.near:,} near duplicates"
-        examples = "; ".join(f"{first} = {second}" for first, second in leak.examples)
-        yield f"{later}: rows that also occur in {earlier} inflate the scores: {counts}: {examples}"
-
-
-def summary(locations: Iterable[str], count: int) -> str:
-    """Formats a count and the first locations."""
-    return f"{count:,}: {'; '.join(islice(locations, _MAX_EXAMPLES))}{'; ...' if count > _MAX_EXAMPLES else ''}"
-
-
-def _pair(rows: tuple[Row, Row]) -> str:
-    return f"{_location(rows[0])} = {_location(rows[1])}"
-
-
-def _location(row: Row) -> str:
-    return f"{row.path}:{row.line}"

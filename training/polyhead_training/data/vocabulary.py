@@ -17,7 +17,6 @@ MAX_UNREAD = 0.9
 # Shares above which the data quality report warns: texts without a known token, and unknown tokens.
 _WARN_UNREAD = 0.02
 _WARN_UNKNOWN = 0.1
-_MAX_SHOWN_CHARACTERS = 40
 
 
 def require_known_words(backbone: Backbone, rows: Sequence[Row], ids: Sequence[Sequence[int]]) -> None:
@@ -37,7 +36,7 @@ def require_known_words(backbone: Backbone, rows: Sequence[Row], ids: Sequence[S
             f"its tokenizer reads {len(unread):,} of {len(rows):,} training texts as special and unknown tokens alone"
         )
         hint = "choose a backbone whose vocabulary has the language of the texts"
-        raise BackboneError(backbone.reference, f"{reason}, for example {_show(rows[unread[0]])}; {hint}")
+        raise BackboneError(backbone.reference, f"{reason}, for example {rows[unread[0]].excerpt}; {hint}")
 
 
 def vocabulary_warnings(
@@ -56,7 +55,7 @@ def vocabulary_warnings(
         unread = unread_texts(tokenizer, [row.text for row in rows], ids)
         if len(unread) > _WARN_UNREAD * len(rows):
             counts = f"{len(unread):,} of {len(rows):,}"
-            yield f"{split}: texts of unknown tokens alone: {counts}, for example {_show(rows[unread[0]])}"
+            yield f"{split}: texts of unknown tokens alone: {counts}, for example {rows[unread[0]].excerpt}"
         share = unknown_share(tokenizer, ids)
         if share > _WARN_UNKNOWN:
             yield f"{split}: {share:.0%} of the tokens are unknown to the backbone; consider another model.backbone"
@@ -69,8 +68,3 @@ def unknown_share(tokenizer: Tokenizer, ids: Sequence[Sequence[int]]) -> float:
     read = sum(1 for found in ids for number in found if number not in textless)
     missed = sum(1 for found in ids for number in found if number == unknown)
     return missed / (read + missed) if missed else 0.0
-
-
-def _show(row: Row) -> str:
-    text = row.text if len(row.text) <= _MAX_SHOWN_CHARACTERS else row.text[:_MAX_SHOWN_CHARACTERS] + "..."
-    return f"{row.path}:{row.line}: {text!r}"

@@ -117,9 +117,8 @@ class EmbeddingTask:
                 embeddings = self._embed(source.texts[row])  # (C, E)
             if not torch.isfinite(embeddings).all():
                 one = source.rows[row]
-                found.append(
-                    f"{one.path}:{one.line}: {' | '.join(text[:_MAX_SHOWN_CHARACTERS] for text in one.texts)!r}"
-                )
+                texts = " | ".join(text[:_MAX_SHOWN_CHARACTERS] for text in one.texts)
+                found.append(f"{one.location}: {texts!r}")
         return found
 
     def _embed(self, numbers: NDArray[np.int64] | Sequence[int]) -> Tensor:
