@@ -185,7 +185,8 @@ def describe_data(data: Data, tokens: Mapping[str, Sequence[int]], max_tokens: i
             duplicates={"exact": sum(len(numbers) - 1 for numbers in repeats), "conflicting": conflicting},
         )
         warnings += split_warnings(split, rows, repeats, reports[split])
-    warnings += [f"head {name!r}: {reason}" for name, one in reports["train"].heads.items() for reason in offset_warnings(one)]
+    for name, counts in reports["train"].heads.items():
+        warnings += [f"head {name!r}: {reason}" for reason in offset_warnings(counts)]
     leakage = list(_leaks(splits, normalized))
     warnings += [warning for leak in leakage for warning in leak_warnings(leak)]
     return DataReport(reports, leakage, warnings, collected=data.collected)
@@ -236,5 +237,3 @@ def _leaks(splits: Mapping[str, Sequence[Row]], normalized: Mapping[str, Sequenc
             (splits[earlier][a].location, splits[later][b].location) for a, b in [*exact, *near][:MAX_EXAMPLES]
         ]
         yield Leak((earlier, later), len(exact), len(near), examples)
-
-
