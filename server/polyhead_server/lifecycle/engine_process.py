@@ -91,14 +91,8 @@ class _EngineProcess:
 
     async def _load(self) -> Model | None:
         """Loads the first model; returns None after a request to stop before it was ready."""
-        load = asyncio.create_task(self._load_prepared())
-        stopped = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({cast(Any, load), stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if not load.done():
-            load.cancel()
-            return None
-        return result_of(load)
+        load = await stop_signals.ended_before(self._stop, self._load_prepared())
+        return result_of(load) if load else None
 
     async def _load_prepared(self) -> Model:
         bundle = self._role.bundle
@@ -135,13 +129,9 @@ class _EngineProcess:
         return cast(ServedModel, self._host.current)
 
     async def _compute_until_stopped(self) -> int:
-        stopped = asyncio.create_task(self._stop.wait())
-        failed = asyncio.create_task(wait_for_failure(lambda: self._current.core))
-        await asyncio.wait({cast(Any, stopped), failed}, return_when=asyncio.FIRST_COMPLETED)
-        if not stopped.done():
+        if failed := await stop_signals.ended_before(self._stop, wait_for_failure(lambda: self._current.core)):
             logger.error("the engine failed permanently: %s; exiting so that it is restarted", failed.result())
             return EXIT_FAILED
-        failed.cancel()
         return await self._drain()
 
     async def _drain(self) -> int:

@@ -229,11 +229,8 @@ class _Process:
 
     async def _serve_until_stopped(self) -> bool:
         """Serves until a request to stop; returns False if the engine failed permanently before that."""
-        stopped = asyncio.create_task(self._stop.wait())
-        failed = asyncio.create_task(wait_for_failure(lambda: _Pipelines(self._units)))
-        await asyncio.wait({cast(Any, stopped), failed}, return_when=asyncio.FIRST_COMPLETED)
-        if stopped.done():
-            failed.cancel()
+        failed = await stop_signals.ended_before(self._stop, wait_for_failure(lambda: _Pipelines(self._units)))
+        if failed is None:
             return True
         logger.error("the engine failed permanently: %s; exiting so that the process is restarted", failed.result())
         return False
@@ -246,12 +243,8 @@ class _Process:
             for unit in self._units:
                 self._in_background(unit.report_drift())
             listen_for_scrapes(self._settings.metrics_listen, self._metrics.registry)
-        load = asyncio.create_task(self._load_models())
-        stopped = asyncio.create_task(self._stop.wait())
-        await asyncio.wait([cast(Any, load), stopped], return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if not load.done():
-            load.cancel()
+        load = await stop_signals.ended_before(self._stop, self._load_models())
+        if load is None:
             return False
         for unit, model in zip(self._units, result_of(load), strict=True):
             if self._worker:
@@ -269,12 +262,7 @@ class _Process:
         """Waits for the engine process and answers with its model; returns False after a request to stop before."""
         connection = EngineConnection(engine_socket, self._settings, self._service, self._tracing)
         self._in_background(connection.run())
-        serving = asyncio.create_task(connection.serving.wait())
-        stopped = asyncio.create_task(self._stop.wait())
-        await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        serving.cancel()
-        return connection.serving.is_set()
+        return await stop_signals.ended_before(self._stop, connection.serving.wait()) is not None
 
     async def _drain(self, *, join_threads: bool = True) -> int:
         """Answers what was accepted, for as long as ``--drain-timeout-s`` allows; returns the exit code.

@@ -12,8 +12,10 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from typing import NoReturn
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, NoReturn, TypeVar, cast
+
+R = TypeVar("R")
 
 # Exit code of a process that failed, or that cut off accepted work.
 EXIT_FAILED = 1
@@ -65,6 +67,21 @@ def handled(on_stop: Callable[[], None], drain_timeout_s: float, *, ignore_secon
         for timer in timers:
             timer.cancel()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+async def ended_before(stop: asyncio.Event, work: Coroutine[Any, Any, R]) -> asyncio.Task[R] | None:
+    """Runs work until it ends, or until ``stop`` is set, which cancels it.
+
+    Returns:
+        The task of the work, which has ended; None if it was cancelled.
+    """
+    running, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    await asyncio.wait({cast(Any, running), stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if running.done():
+        return running
+    running.cancel()
+    return None
 
 
 def exit_in_time() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from polyhead_server.lifecycle import stop_signals
 
 PROGRAM = """
 import asyncio, sys, time
@@ -85,3 +87,34 @@ def test_event_loop_handles_the_signal_first() -> None:
         assert process.wait(30) == 0
         assert process.stdout is not None
         assert process.stdout.read() == "stop\n"
+
+
+async def test_work_ends_before_the_stop() -> None:
+    stop = asyncio.Event()
+    task = await stop_signals.ended_before(stop, asyncio.sleep(0, "done"))
+    assert task
+    assert task.result() == "done"
+
+
+async def test_error_of_the_work_is_left_to_the_caller() -> None:
+    async def fail() -> None:
+        raise ValueError("a defect")
+
+    task = await stop_signals.ended_before(asyncio.Event(), fail())
+    assert task
+    with pytest.raises(ValueError, match="a defect"):
+        task.result()
+
+
+async def test_stop_cancels_the_work() -> None:
+    stop, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        try:
+            stop.set()
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    assert await stop_signals.ended_before(stop, work()) is None
+    await asyncio.wait_for(cancelled.wait(), 30)
