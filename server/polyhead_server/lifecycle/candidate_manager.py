@@ -43,6 +43,7 @@ from polyhead_server.settings import Settings
 
 from .candidate_runs import CanaryRun, Candidate, ShadowRun
 from .candidate_start import check_engine, check_shadow, refused, socket_folder, start_process
+from .uninterrupted import Uninterrupted
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class CandidateManager:
         self._candidate: Candidate | None = None
         # One change at a time.
         self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._changes = Uninterrupted()
 
     async def shadow(
         self, bundle: Path, share: float, keep_texts: int, *, only_when_idle: bool = True
@@ -112,7 +113,7 @@ class CandidateManager:
         Raises:
             CandidateError: It cannot be loaded, or there is another candidate; the served model is unchanged.
         """
-        return await self._uninterrupted(self._shadow(bundle, share, keep_texts, only_when_idle))
+        return await self._changes.run(_logged(self._shadow(bundle, share, keep_texts, only_when_idle)))
 
     async def canary(self, bundle: Path | None, share: float, limits: CanaryLimits, *, force: bool) -> CandidateStatus:
         """Lets a candidate answer a share of the calls from now on.
@@ -126,7 +127,7 @@ class CandidateManager:
         Raises:
             CandidateError: It cannot be loaded, is incompatible, or there is another candidate.
         """
-        return await self._uninterrupted(self._start_canary(bundle, share, limits, force=force))
+        return await self._changes.run(_logged(self._start_canary(bundle, share, limits, force=force)))
 
     async def compare(self) -> CandidateStatus:
         """Returns the state of the candidate.
@@ -151,7 +152,7 @@ class CandidateManager:
             CandidateError: There is none.
             ReloadError: The served model stays, and so does the candidate; states why.
         """
-        return await self._uninterrupted(self._promote(force=force))
+        return await self._changes.run(_logged(self._promote(force=force)))
 
     async def discard(self) -> None:
         """Ends the candidate's processes.
@@ -159,12 +160,11 @@ class CandidateManager:
         Raises:
             CandidateError: There is none.
         """
-        await self._uninterrupted(self._discard())
+        await self._changes.run(_logged(self._discard()))
 
     async def close(self) -> None:
         """Ends everything."""
-        for task in self._tasks:
-            task.cancel()
+        self._changes.cancel()
         if self._candidate:
             for run in (self._candidate.shadow, self._candidate.canary):
                 if run:
@@ -321,17 +321,8 @@ class CandidateManager:
             raise CandidateError("there is no candidate; polyhead admin shadow BUNDLE loads one")
         return self._candidate
 
-    async def _uninterrupted(self, work: Coroutine[Any, Any, R]) -> R:
-        """Runs a change to its end, also if its caller goes."""
-        return await asyncio.shield(self._in_background(work))
-
-    def _in_background(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
-        task = asyncio.get_running_loop().create_task(_logged(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        # Marks the exception as retrieved: the caller may have gone.
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return task
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        self._changes.start(_logged(work))
 
 
 async def _logged(work: Coroutine[Any, Any, R]) -> R:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from .uninterrupted import Uninterrupted
+
 R = TypeVar("R")
 
 
@@ -22,17 +24,13 @@ class ReloadQueue(Generic[R]):
         self._running = asyncio.Lock()
         # By ``force``: a request must not be refused, or forced, because of another one.
         self._waiting: dict[bool, asyncio.Task[R]] = {}
-        self._tasks: set[asyncio.Task[R]] = set()
+        self._tasks = Uninterrupted()
 
     async def request(self, *, force: bool) -> R:
         """Waits for a reload that starts after this call, and returns its result or raises its error."""
         task = self._waiting.get(force)
         if task is None:
-            task = self._waiting[force] = asyncio.create_task(self._run(force))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            # Marks the exception as retrieved: the callers may have gone.
-            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            task = self._waiting[force] = self._tasks.start(self._run(force))
         return await asyncio.shield(task)
 
     async def _run(self, force: bool) -> R:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Coroutine, Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from polyhead_server.candidate.parameters import CandidateBundle
 from polyhead_server.errors import InternalError, ModelNotFoundError, NotReadyError, ReloadError
 from polyhead_server.lifecycle.reload_queue import ReloadQueue
+from polyhead_server.lifecycle.uninterrupted import Uninterrupted
 from polyhead_server.process_reports import ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 
@@ -73,7 +74,7 @@ class WorkerCommands:
         self._settings = settings
         self._workers = workers
         self._serving = serving
-        self._commands: set[asyncio.Task[Any]] = set()
+        self._uninterrupted = Uninterrupted()
         self._reloads = ReloadQueue(self._reload)
 
     async def reload(self, *, force: bool, model: str = "") -> list[ReloadResult]:
@@ -110,7 +111,7 @@ class WorkerCommands:
         """
         self.drained = True
         await self.update_health()
-        _, failures = await self._uninterrupted(self._request_all(ipc.DRAIN))
+        _, failures = await self._uninterrupted.run(self._request_all(ipc.DRAIN))
         if failures:
             raise InternalError.logged("; ".join(failures))
 
@@ -175,14 +176,6 @@ class WorkerCommands:
             answering = any(worker.config.role is not Role.ENGINE for worker in self._serving.values())
             alive = answering and not self.stopping
             await self.health.set(serving=alive and not self.drained, alive=alive)
-
-    async def _uninterrupted(self, command: Coroutine[Any, Any, R]) -> R:
-        task = asyncio.create_task(command)
-        self._commands.add(task)
-        task.add_done_callback(self._commands.discard)
-        # Marks the exception as retrieved: the caller may have gone.
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return await asyncio.shield(task)
 
     async def promote(self, candidate: CandidateBundle, *, force: bool) -> list[ReloadResult]:
         """Serves another bundle in one worker after the other and stops at the first failure; see ``reload``.
