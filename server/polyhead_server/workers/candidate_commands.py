@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from polyhead_server.settings import Settings
 
 from . import ipc
 from .ipc import Method, NoParams, NoResult
-from .process import WorkerEndedError, WorkerFailedError, WorkerProcess
+from .process import WorkerFailedError, WorkerProcess, request_all
 
 if TYPE_CHECKING:
     from .commands import WorkerCommands
@@ -110,22 +109,12 @@ class CandidateCommands:
     async def _request_all(
         self, method: Method[P, R], params: P, timeout_s: float = _RESPONSE_TIMEOUT_S, *, required: bool
     ) -> list[R]:
-        """Sends a request to all processes at once; leaves out those that end meanwhile, or soon.
+        """Sends a request to all processes at once.
 
         Raises:
             CandidateError: A process failed, and all are required.
         """
-        workers = self._processes()
-        answers = await asyncio.gather(
-            *(worker.request(method, params, timeout_s) for worker in workers), return_exceptions=True
-        )
-        results: list[R] = []
-        failures: list[str] = []
-        for worker, answer in zip(workers, answers, strict=True):
-            if not isinstance(answer, BaseException):
-                results.append(answer)
-            elif not (isinstance(answer, WorkerEndedError) or worker.stop_requested):
-                failures.append(f"{method.name} failed in {worker.name}: {answer}")
+        results, failures = await request_all(self._processes(), method, params, timeout_s)
         if failures and required:
             raise CandidateError("; ".join(failures))
         for failure in failures:

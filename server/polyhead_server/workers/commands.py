@@ -19,7 +19,7 @@ from polyhead_server.settings import Settings
 from . import ipc
 from .candidate_commands import CandidateCommands
 from .ipc import Method, NoParams, PromoteParams, ReloadParams, Role
-from .process import WorkerEndedError, WorkerFailedError, WorkerHangsError, WorkerProcess
+from .process import WorkerFailedError, WorkerHangsError, WorkerProcess, request_all
 
 if TYPE_CHECKING:
     from polyhead_server.drift.report import DriftReport
@@ -245,23 +245,9 @@ class WorkerCommands:
     async def _request_all(
         self, method: Method[NoParams, R], roles: Collection[Role] = frozenset(Role)
     ) -> tuple[list[R], list[str]]:
-        """Sends a request to all workers of some roles that serve, at once; leaves out those that end meanwhile.
-
-        Returns:
-            The results, and why workers gave none.
-        """
+        """Sends a request to all workers of some roles that serve; see ``request_all``."""
         workers = [one for one in self._remaining() if one.serving_since and one.config.role in roles]
-        answers = await asyncio.gather(
-            *(worker.request(method, NoParams(), _RESPONSE_TIMEOUT_S) for worker in workers), return_exceptions=True
-        )
-        results: list[R] = []
-        failures: list[str] = []
-        for worker, answer in zip(workers, answers, strict=True):
-            if not isinstance(answer, BaseException):
-                results.append(answer)
-            elif not isinstance(answer, WorkerEndedError):
-                failures.append(f"{method.name} failed in {worker.name}: {answer}")
-        return results, failures
+        return await request_all(workers, method, NoParams(), _RESPONSE_TIMEOUT_S)
 
     def _answering(self) -> list[WorkerProcess]:
         """The processes that answer calls, those that are being stopped included: they have calls in progress."""

@@ -8,6 +8,7 @@ import itertools
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Self, TypeVar, cast
 
 from polyhead_server.process_reports import ModelIdentity
@@ -201,3 +202,24 @@ class WorkerProcess:
         for response in self._responses.values():
             if not response.done():
                 response.set_exception(WorkerEndedError("it ended"))
+
+
+async def request_all(
+    workers: Sequence[WorkerProcess], method: Method[P, R], params: P, timeout_s: float
+) -> tuple[list[R], list[str]]:
+    """Sends a request to workers at once; leaves out those that end meanwhile, or soon.
+
+    Returns:
+        The results, and why workers gave none.
+    """
+    answers = await asyncio.gather(
+        *(worker.request(method, params, timeout_s) for worker in workers), return_exceptions=True
+    )
+    results: list[R] = []
+    failures: list[str] = []
+    for worker, answer in zip(workers, answers, strict=True):
+        if not isinstance(answer, BaseException):
+            results.append(answer)
+        elif not (isinstance(answer, WorkerEndedError) or worker.stop_requested):
+            failures.append(f"{method.name} failed in {worker.name}: {answer}")
+    return results, failures
