@@ -80,9 +80,7 @@ def reload(target: str, api_key: str | None, force: bool, model: str | None) -> 
     from polyhead.v1 import admin_service_pb2 as pb2
 
     request = pb2.ReloadRequest(force=force)
-    response = call_admin(
-        target, api_key, lambda stub, key: stub.Reload(request, timeout=RELOAD_TIMEOUT_S, metadata=key), model
-    )
+    response = call_admin(target, api_key, "Reload", request, model, timeout_s=RELOAD_TIMEOUT_S)
     print_messages(response.workers)
 
 
@@ -99,7 +97,7 @@ def drain(target: str, api_key: str | None) -> None:
     """  # noqa: D301  \b tells click to keep the line breaks
     from polyhead.v1 import admin_service_pb2 as pb2
 
-    call_admin(target, api_key, lambda stub, key: stub.Drain(pb2.DrainRequest(), timeout=TIMEOUT_S, metadata=key))
+    call_admin(target, api_key, "Drain", pb2.DrainRequest())
 
 
 @admin.command()
@@ -125,10 +123,7 @@ def get_stats(target: str, api_key: str | None, model: str | None = None) -> pb2
     """
     from polyhead.v1 import admin_service_pb2 as pb2
 
-    request = pb2.GetStatsRequest()
-    response: pb2.GetStatsResponse = call_admin(
-        target, api_key, lambda stub, key: stub.GetStats(request, timeout=TIMEOUT_S, metadata=key), model
-    )
+    response: pb2.GetStatsResponse = call_admin(target, api_key, "GetStats", pb2.GetStatsRequest(), model)
     return response
 
 
@@ -140,15 +135,20 @@ def get_drift(target: str, api_key: str | None, model: str | None = None) -> pb2
     """
     from polyhead.v1 import admin_service_pb2 as pb2
 
-    request = pb2.GetDriftRequest()
-    response: pb2.GetDriftResponse = call_admin(
-        target, api_key, lambda stub, key: stub.GetDrift(request, timeout=TIMEOUT_S, metadata=key), model
-    )
+    response: pb2.GetDriftResponse = call_admin(target, api_key, "GetDrift", pb2.GetDriftRequest(), model)
     return response
 
 
-def call_admin(target: str, api_key: str | None, call: Callable[[Any, Any], Any], model: str | None = None) -> Any:
-    """Makes a call, given the stub and the metadata with the API key and the name of the model.
+def call_admin(
+    target: str,
+    api_key: str | None,
+    method: str,
+    request: message.Message,
+    model: str | None = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+) -> Any:
+    """Calls a method of the admin service and returns the response.
 
     Raises:
         CommandError: The call failed.
@@ -166,7 +166,8 @@ def call_admin(target: str, api_key: str | None, call: Callable[[Any, Any], Any]
         parsed = parse(target)
         metadata = authorization(api_key, parsed, None, allow_plaintext_key=False) + model_metadata(model)
         with map_grpc_errors(), grpc.insecure_channel(target, channel.NO_PROXY) as opened:
-            return call(admin_service_pb2_grpc.AdminServiceStub(opened), metadata)
+            stub = admin_service_pb2_grpc.AdminServiceStub(opened)
+            return getattr(stub, method)(request, timeout=timeout_s, metadata=metadata)
     except PolyheadError as failure:
         error, hint = failure, ""
         if failure.code in {"UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"}:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from .admin import RELOAD_TIMEOUT_S, TIMEOUT_S, admin, admin_options, call_admin, print_messages, to_json
+from .admin import RELOAD_TIMEOUT_S, admin, admin_options, call_admin, print_messages, to_json
 from .options import model_option
 
 __all__ = ["admin"]
@@ -97,9 +97,7 @@ def shadow(  # noqa: PLR0917
 
     level = pb2.ShadowRequest.PRIORITY_NORMAL if priority == "normal" else pb2.ShadowRequest.PRIORITY_IDLE
     request = pb2.ShadowRequest(bundle=bundle, share=share, keep_texts=keep_texts, priority=level)
-    response = call_admin(
-        target, api_key, lambda stub, key: stub.Shadow(request, timeout=RELOAD_TIMEOUT_S, metadata=key), model
-    )
+    response = call_admin(target, api_key, "Shadow", request, model, timeout_s=RELOAD_TIMEOUT_S)
     print_messages([response.candidate])
 
 
@@ -138,7 +136,7 @@ def compare(  # noqa: PLR0917
     from . import comparison, comparison_page
 
     request = pb2.CompareRequest(include_texts=show_texts > 0)
-    found = call_admin(target, api_key, lambda stub, key: stub.Compare(request, timeout=TIMEOUT_S, metadata=key), model)
+    found = call_admin(target, api_key, "Compare", request, model)
     for head in found.shadow.heads:
         del head.texts[show_texts:]
     if html:
@@ -217,9 +215,7 @@ def canary(  # noqa: PLR0917
         error_rate=max_error_rate, p99_ratio=max_p99_ratio, p99=p99 if max_p99_ms else None, min_texts=min_texts
     )
     request = pb2.CanaryRequest(bundle=bundle, share=share, limits=limits, force=force)
-    response = call_admin(
-        target, api_key, lambda stub, key: stub.Canary(request, timeout=RELOAD_TIMEOUT_S, metadata=key), model
-    )
+    response = call_admin(target, api_key, "Canary", request, model, timeout_s=RELOAD_TIMEOUT_S)
     print_messages([response.candidate])
 
 
@@ -240,9 +236,7 @@ def promote(target: str, api_key: str | None, model: str | None, force: bool) ->
     from polyhead.v1 import admin_service_pb2 as pb2
 
     request = pb2.PromoteRequest(force=force)
-    response = call_admin(
-        target, api_key, lambda stub, key: stub.Promote(request, timeout=RELOAD_TIMEOUT_S, metadata=key), model
-    )
+    response = call_admin(target, api_key, "Promote", request, model, timeout_s=RELOAD_TIMEOUT_S)
     print_messages(response.workers)
 
 
@@ -259,5 +253,4 @@ def discard(target: str, api_key: str | None, model: str | None) -> None:
     """  # noqa: D301  \b tells click to keep the line breaks
     from polyhead.v1 import admin_service_pb2 as pb2
 
-    request = pb2.DiscardRequest()
-    call_admin(target, api_key, lambda stub, key: stub.Discard(request, timeout=RELOAD_TIMEOUT_S, metadata=key), model)
+    call_admin(target, api_key, "Discard", pb2.DiscardRequest(), model, timeout_s=RELOAD_TIMEOUT_S)
