@@ -17,7 +17,7 @@ from polyhead_client import AsyncClient, Client, UnavailableError
 from polyhead_client.core.retry import RetryBudget
 
 from tests.support.fake_server import BUSY, FakeServicer
-from tests.support.polling import wait_until
+from tests.support.polling import until, wait_until
 
 # The delay is longer than any test waits: a call that sits it out fails the test.
 PUSHBACK_MS, TIMEOUT_S = "60000", 20.0
@@ -52,7 +52,7 @@ async def test_closing_the_async_client_ends_a_call_that_waits_for_its_next_atte
 ) -> None:
     client = AsyncClient(servicer.target)
     task = asyncio.create_task(call(client))
-    await asyncio.to_thread(wait_until, lambda: has_failed(client))
+    await until(lambda: has_failed(client))
     await client.close()
     with pytest.raises(UnavailableError) as caught:
         await asyncio.wait_for(task, TIMEOUT_S)
@@ -79,7 +79,7 @@ async def test_closing_the_async_client_ends_a_call_in_flight(
     servicer.gate.clear()
     client = AsyncClient(servicer.target)
     task = asyncio.create_task(call(client))
-    await asyncio.to_thread(wait_until, lambda: servicer.calls)
+    await until(lambda: servicer.calls)
     await client.close()
     with pytest.raises(UnavailableError) as caught:
         await asyncio.wait_for(task, TIMEOUT_S)
@@ -99,7 +99,7 @@ async def test_closing_the_async_client_ends_a_stream_that_waits_for_its_next_at
     client = AsyncClient(servicer.target, max_attempts=1000)
     servicer.stream_failures *= 100
     task = asyncio.create_task(collect(client.stream(["text"])))
-    await asyncio.to_thread(wait_until, lambda: len(servicer.calls) >= 3)
+    await until(lambda: len(servicer.calls) >= 3)
     await client.close()
     with pytest.raises(UnavailableError) as caught:
         await asyncio.wait_for(task, TIMEOUT_S)
