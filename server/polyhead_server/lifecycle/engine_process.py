@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -28,6 +27,7 @@ from polyhead_server.inference.model import Model, describe, load_model
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.process_reports import DriftCounts, ReloadResult, WorkerStats
+from polyhead_server.rpc import worker_stats
 from polyhead_server.settings import Settings
 
 from . import stop_signals
@@ -217,22 +217,12 @@ class EngineOperations:
         """
         if self._host.current is None:
             raise NotReadyError
-        core, value = self._host.current.core, self._metrics.value
-        queue = core.queue_state()
-        return WorkerStats(
-            process_id=os.getpid(),
-            model_id=core.model.source.model_id,
+        values = worker_stats.collect(
+            self._host.current.core,
+            self._metrics,
+            name="",
             serving=True,
-            up_time=time.monotonic() - self._started,
+            up_time_s=time.monotonic() - self._started,
             requests_running=0,
-            queued_items=queue.items,
-            queued_tokens=queue.tokens,
-            expected_wait=queue.expected_wait_s,
-            items_total=int(value("polyhead_items_total")),
-            tokens_total=int(value("polyhead_tokens_total")),
-            padding_tokens_total=int(value("polyhead_padding_tokens_total")),
-            batches_total=int(value("polyhead_batch_duration_seconds_count")),
-            compute_total=value("polyhead_batch_duration_seconds_sum"),
-            item_errors_total={},
-            compute_threads=core.threads,
         )
+        return WorkerStats(**values)

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import os
+from typing import Protocol
 
-from polyhead_server.inference.intake import Intake
+from polyhead_server.inference.model import Model
+from polyhead_server.inference.types import QueueState
 from polyhead_server.json_types import Values
 from polyhead_server.observability.metrics import Metrics
 
 
+class Computing(Protocol):
+    """What computes: a pipeline, or the engine process of fronts."""
+
+    @property
+    def model(self) -> Model:
+        """The model that computes."""
+
+    @property
+    def threads(self) -> int:
+        """Number of compute threads."""
+
+    def queue_state(self) -> QueueState:
+        """Returns what waits."""
+
+
 def collect(
-    pipeline: Intake, metrics: Metrics, *, name: str, serving: bool, up_time_s: float, requests_running: int
+    pipeline: Computing, metrics: Metrics, *, name: str, serving: bool, up_time_s: float, requests_running: int
 ) -> Values:
     """Returns the current statistics by the field names of ``WorkerStats``; durations in seconds.
 
