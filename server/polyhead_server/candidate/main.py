@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import selectors
@@ -19,16 +18,16 @@ import shutil
 import socket
 import sys
 import threading
-from typing import Any, BinaryIO
+from typing import Any
 
 from polyhead_bundle import BundleError, codec
 
 from polyhead_server.errors import StartupError
-from polyhead_server.json_dataclasses import from_json, to_json
 from polyhead_server.observability.logging import configure
 from polyhead_server.out_of_memory import exit_if_out_of_memory
 
 from .bundle import load_candidate
+from .child_pipes import open_pipes, write
 from .description import Description, describe
 from .idle import QuotaWatch, lower_priority, run_only_when_idle
 from .parameters import ShadowConfig
@@ -46,23 +45,19 @@ _MANIFEST = "bundle.json"
 
 def main() -> None:
     """Compares until the standard input ends."""
-    lines = os.fdopen(os.dup(0), "rb")
-    # What a library prints goes to standard error.
-    output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    config: ShadowConfig = from_json(ShadowConfig, json.loads(lines.readline()))
+    lines, output, config = open_pipes(ShadowConfig)
     if config.only_when_idle:
         lower_priority()
     configure(config.settings.log_level, config.settings.log_format)
     try:
         work, description = _prepare(config)
     except StartupError as error:
-        _write(output, Description(str(error)))
+        write(output, Description(str(error)))
         sys.exit(1)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     listener.bind(str(config.socket))
     listener.listen(_BACKLOG)
-    _write(output, description)
+    write(output, description)
     lock = threading.Lock()
     threading.Thread(
         target=_compare, args=(listener, work, lock, config.only_when_idle), name="shadow", daemon=True
@@ -71,7 +66,7 @@ def main() -> None:
         for _ in lines:
             with lock:
                 report = work.report()
-            _write(output, report)
+            write(output, report)
     # The server may have been killed, and cannot remove it.
     shutil.rmtree(config.socket.parent, ignore_errors=True)
     # The thread may be computing, which a normal end would wait for.
@@ -143,11 +138,6 @@ def _read(connection: socket.socket, samples: list[tuple[Sample, Totals]]) -> bo
         except (OSError, SampleError):
             return False
     return True
-
-
-def _write(output: BinaryIO, message: Any) -> None:
-    output.write(json.dumps(to_json(message), default=str).encode() + b"\n")
-    output.flush()
 
 
 if __name__ == "__main__":

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
-import os
 import shutil
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from polyhead_server.candidate.bundle import settings_for
+from polyhead_server.candidate.child_pipes import open_pipes, write
 from polyhead_server.candidate.description import Description, describe
 from polyhead_server.candidate.parameters import EngineConfig, EngineStart
 from polyhead_server.errors import StartupError
-from polyhead_server.json_dataclasses import from_json, to_json
 from polyhead_server.process_reports import ModelIdentity
 
 from .engine_process import EngineOperations, serve_engine
@@ -29,11 +27,7 @@ from .server import WorkerRole
 
 def main() -> None:
     """Computes until the standard input ends."""
-    lines = os.fdopen(os.dup(0), "rb")
-    # What a library prints goes to standard error.
-    output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    config: EngineConfig = from_json(EngineConfig, json.loads(lines.readline()))
+    lines, output, config = open_pipes(EngineConfig)
     run(config.settings, lambda _: _serve(config, lines, output))
 
 
@@ -47,7 +41,7 @@ async def _serve(config: EngineConfig, lines: BinaryIO, output: BinaryIO) -> int
 
     def on_serving(identity: ModelIdentity, operations: ProcessOperations) -> None:
         model = cast(EngineOperations, operations).model
-        _write(output, EngineStart(describe(model), identity))
+        write(output, EngineStart(describe(model), identity))
 
     # Its traffic is not compared with its validation texts: nobody could ask for the report.
     settings = dataclasses.replace(settings_for(config.settings, config.candidate), drift_window_s=0.0)
@@ -55,17 +49,12 @@ async def _serve(config: EngineConfig, lines: BinaryIO, output: BinaryIO) -> int
     try:
         return await serve_engine(settings, stop, role)
     except (StartupError, ServerFailedError) as error:
-        _write(output, EngineStart(Description(str(error))))
+        write(output, EngineStart(Description(str(error))))
         raise
     finally:
         if reading.done():
             # The server may have been killed, and cannot remove it.
             shutil.rmtree(config.socket.parent, ignore_errors=True)
-
-
-def _write(output: BinaryIO, message: Any) -> None:
-    output.write(json.dumps(to_json(message), default=str).encode() + b"\n")
-    output.flush()
 
 
 if __name__ == "__main__":
