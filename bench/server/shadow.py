@@ -27,7 +27,7 @@ from tqdm import tqdm
 from bench.harness import results
 from bench.harness.arguments import add_output_flag, make_parser
 from bench.harness.results import Figures
-from bench.harness.servers import BIN, free_port, wait_until_serving
+from bench.harness.servers import BIN, serving
 from bench.harness.texts import DEMO_TEXTS, FORMAT_HELP
 from bench.loadgen.launch import run_load
 
@@ -93,19 +93,10 @@ def main() -> None:
 @contextlib.contextmanager
 def running(bundle: Path, fronts: int) -> Iterator[Server]:
     """Runs a server with an admin service."""
-    target = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory() as folder:
-        log, admin = Path(folder, "log"), f"unix:{folder}/admin"
-        flags = ("--listen", target, "--admin-listen", admin, "--device", "cpu")
-        with log.open("wb") as stderr:
-            command = [str(BIN / "polyhead-serve"), str(bundle), *flags, "--fronts", str(fronts)]
-            process = subprocess.Popen(command, stderr=stderr)
-        try:
-            wait_until_serving(process, target, log)
+        admin = f"unix:{folder}/admin"
+        with serving(bundle, "--admin-listen", admin, "--device", "cpu", "--fronts", str(fronts)) as target:
             yield Server(target, admin)
-        finally:
-            process.terminate()
-            process.wait(60)
 
 
 def measure(server: Server, arguments: argparse.Namespace, share: float, rate: float, seed: int) -> Figures:
