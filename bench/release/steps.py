@@ -13,6 +13,11 @@ RESULTS = "bench/results"
 PYTHONS = ("3.11", "3.12", "3.13")
 _BUNDLE = "build/demo/bundle"
 _GPU_BUNDLE = "build/gpu/bundle"
+_GRPC_VERSIONS = (
+    *("--python", *(f"python{version}" for version in PYTHONS)),
+    *("--grpcio", "1.85.1", "1.74.0", "1.78.0", "1.84.2"),
+    *("--variable", "GRPC_POLL_STRATEGY=poll", "--variable", "GRPC_EXPERIMENTS=-event_engine_listener"),
+)
 # In commands that are only shown, where POLYHEAD_DATA is not set.
 _DATA = "DATA"
 
@@ -123,6 +128,7 @@ def _server() -> list[Step]:
     others = {
         "fronts_limited": ("fronts", "--front-cores", "0.1", "--in-flight", "1024", "--seconds", "10"),
         "drift_throughput": ("flags", *drift),
+        "grpc_versions": ("grpc_versions", *_GRPC_VERSIONS),
     }
     return [
         *(
