@@ -130,6 +130,7 @@ def _server() -> list[Step]:
         "drift_throughput": ("flags", *drift),
         "grpc_versions": ("grpc_versions", *_GRPC_VERSIONS),
     }
+    simulation = _measure("bench.server.fronts_simulation", "fronts_simulation", f"{RESULTS}/fronts.json")
     return [
         *(
             Step(name, (_measure("bench.server.throughput", name, "--bundle", _BUNDLE, *arguments),), (name,))
@@ -140,6 +141,7 @@ def _server() -> list[Step]:
             Step(name, (_measure(f"bench.server.{module}", name, "--bundle", _BUNDLE, *flags),), (name,))
             for name, (module, *flags) in others.items()
         ),
+        Step("fronts_simulation", (simulation,), ("fronts_simulation",)),
     ]
 
 
