@@ -233,7 +233,5 @@ def _leaks(splits: Mapping[str, Sequence[Row]], normalized: Mapping[str, Sequenc
     for earlier, later in combinations([split for split, rows in splits.items() if rows], 2):
         exact = exact_pairs(normalized[earlier], normalized[later])
         near = near_pairs(normalized[earlier], normalized[later], (hashes[earlier], hashes[later]))
-        examples = [
-            (splits[earlier][a].location, splits[later][b].location) for a, b in [*exact, *near][:MAX_EXAMPLES]
-        ]
+        examples = [(splits[earlier][a].location, splits[later][b].location) for a, b in [*exact, *near][:MAX_EXAMPLES]]
         yield Leak((earlier, later), len(exact), len(near), examples)
