@@ -397,5 +397,3 @@ def test_bundle_that_cannot_be_served_is_named(demo_bundle: Path, tmp_path: Path
         )
         assert done.returncode == 2
         assert str(tmp_path) in done.stderr.splitlines()[-1]
-    done = subprocess.run([*serve, "--workers", "2"], capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, "start a server for each" in done.stderr) == (2, True)
