@@ -17,7 +17,6 @@ from polyhead_client import (
     AsyncClient,
     Client,
     DeadlineExceededError,
-    InvalidRequestError,
     ResourceExhaustedError,
     ServerError,
     UnavailableError,
@@ -317,8 +316,3 @@ def test_server_that_reports_not_serving_gets_no_new_calls(connect: Any, two_ser
     for _ in range(20):
         client.info()
     assert (len(draining.calls), len(healthy.calls)) == (calls_after_update, before + 20)
-
-
-def test_invalid_option_is_rejected_without_a_server(connect: Any) -> None:
-    with pytest.raises(InvalidRequestError, match="truncation"):
-        connect("127.0.0.1:1").analyze(["text"], truncation="maybe")

@@ -68,7 +68,7 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         timeout=280,
     )
     assert done.stderr == ""
-    found = defaultdict(list)
+    found: dict[str, list[str]] = defaultdict(list)
     for line in done.stdout.splitlines():
         position, message = line.split(": ", 1)
         found[Path(position.split(":")[0]).stem].append(message)
