@@ -182,7 +182,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             return item_pb2.Answer(item_id=item.item_id, error=rejection)
         answer = _answer(item, request)
         for number in range(2, self.labels):
-            answer.result.classification.scores.add(label=f"a label of some length, {number:08}", probability=0.0)
+            answer.result.classification.scores.add(label=f"{'a long label, ' * 30}{number:08}", probability=0.0)
         if self.embedding_spaces:
             answer.result.fingerprints.embedding_space = self.embedding_spaces[int(item.item_id)]
         if self.applying is not None:

@@ -124,13 +124,14 @@ def service() -> FakeAdminService:
 
 @pytest.fixture(autouse=True)
 def target(service: FakeAdminService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
-    server.add_insecure_port(f"unix:{tmp_path}/admin")
-    server.start()
-    monkeypatch.setenv("POLYHEAD_ADMIN_TARGET", f"unix:{tmp_path}/admin")
-    yield
-    server.stop(None).wait()
+    with futures.ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool)
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
+        server.add_insecure_port(f"unix:{tmp_path}/admin")
+        server.start()
+        monkeypatch.setenv("POLYHEAD_ADMIN_TARGET", f"unix:{tmp_path}/admin")
+        yield
+        server.stop(None).wait()
 
 
 def admin(*arguments: str) -> Result:

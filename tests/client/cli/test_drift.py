@@ -68,12 +68,13 @@ def service() -> FakeAdminService:
 
 @pytest.fixture
 def target(service: FakeAdminService, tmp_path: Path) -> Iterator[str]:
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
-    server.add_insecure_port(f"unix:{tmp_path}/admin")
-    server.start()
-    yield f"unix:{tmp_path}/admin"
-    server.stop(None).wait()
+    with futures.ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool)
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
+        server.add_insecure_port(f"unix:{tmp_path}/admin")
+        server.start()
+        yield f"unix:{tmp_path}/admin"
+        server.stop(None).wait()
 
 
 def drift(*arguments: str | Path, **variables: str) -> Result:

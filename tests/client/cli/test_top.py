@@ -119,12 +119,14 @@ class FakeAdminService(admin_service_pb2_grpc.AdminServiceServicer):
 @pytest.fixture
 def admin(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAdminService]:
     admin = FakeAdminService()  # type: ignore[abstract]  # no other method is called
-    server = grpc.server(ThreadPoolExecutor(2))
-    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
-    monkeypatch.setenv("POLYHEAD_ADMIN_TARGET", f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
-    server.start()
-    yield admin
-    server.stop(None).wait()
+    with ThreadPoolExecutor(2) as pool:
+        server = grpc.server(pool)
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+        monkeypatch.setenv("POLYHEAD_ADMIN_TARGET", f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+        server.start()
+        yield admin
+        admin.hangs.set()
+        server.stop(None).wait()
 
 
 def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
