@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from polyhead_client import Client
 
 from bench.harness.servers import free_port
-from tests.support.demo import BIN
+from tests.support.command import polyhead
 from tests.support.worker_load import answered, serving, workers_of
 
 from .conftest import START_S, Start, put, wait_until
@@ -26,9 +25,8 @@ pytestmark = [
 
 def admin(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
     """Runs ``polyhead admin``; returns its exit code, the JSON lines on standard output, and its standard error."""
-    command = [str(BIN / "polyhead"), "admin", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+    code, output, error = polyhead("admin", *arguments)
+    return code, [json.loads(line) for line in output.splitlines()], error
 
 
 def test_operator_reaches_all_workers(start: Start, demo_bundle: Path, twin: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import tempfile
 import urllib.request
 from collections import Counter
@@ -23,7 +22,7 @@ from polyhead_client import Client
 from polyhead_export.compare.comparison import compare as compare_offline
 
 from bench.harness.servers import free_port
-from tests.support.demo import BIN
+from tests.support.command import polyhead
 from tests.support.worker_load import Load, serving
 
 from .conftest import Server, Start, wait_until
@@ -58,9 +57,7 @@ class Admin:
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
         """Runs ``polyhead admin``; returns its exit code, its output and its standard error."""
-        command = [str(BIN / "polyhead"), "admin", *arguments, "--target", self.target]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-        return done.returncode, done.stdout, done.stderr
+        return polyhead("admin", *arguments, "--target", self.target)
 
     def ok(self, *arguments: str) -> str:
         code, output, error = self.run(*arguments)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from polyhead_export.export import export
 from polyhead_export.settings import Settings
 
 from bench.harness.servers import free_port
-from tests.support.demo import BIN
+from tests.support.command import polyhead
 from tests.support.tiny_model import ignore, make_model, write_run_directory
 
 from .conftest import Start
@@ -86,8 +84,8 @@ def test_http_answers_are_those_of_the_written_out_texts(served: tuple[str, str]
 
 def test_command_names_a_prompt(served: tuple[str, str]) -> None:
     def lines(*arguments: str) -> list[Any]:
-        command = [str(BIN / "polyhead"), *arguments, "--target", served[0]]
-        output = subprocess.run(command, check=True, capture_output=True, env=os.environ).stdout
+        code, output, error = polyhead(*arguments, "--target", served[0])
+        assert code == 0, error
         return [json.loads(line) for line in output.splitlines()]
 
     (found,), (expected,) = lines("embed", "--prompt", "query", TEXTS[0]), lines("embed", WRITTEN_OUT[0])

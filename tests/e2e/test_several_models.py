@@ -21,6 +21,7 @@ from polyhead_export.settings import Settings
 from polyhead_server.rpc.dialects.descriptors import TYPES
 
 from bench.harness.servers import free_port
+from tests.support.command import polyhead
 from tests.support.demo import BIN
 from tests.support.tiny_model import ignore, make_model, write_run_directory
 
@@ -107,12 +108,6 @@ def embeddings(served: Served, model: str | None) -> list[Any]:
         return [answer.unwrap().embedding for answer in client.embed(TEXTS)]
 
 
-def command(served: Served, *arguments: str) -> tuple[int, str, str]:
-    """Runs ``polyhead``; returns its exit code and what it printed."""
-    done = subprocess.run([BIN / "polyhead", *arguments], capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
 def test_metadata_names_the_model(served: Served) -> None:
     tiny, demo = embeddings(served, "tiny"), embeddings(served, "demo")
     assert len(tiny[0]) == TINY_DIMENSIONS != len(demo[0])
@@ -145,12 +140,12 @@ async def test_unknown_name_is_not_found(served: Served) -> None:
 
 
 def test_commands_name_the_model(served: Served) -> None:
-    code, out, _ = command(served, "info", "--json", "--target", served.server.target, "--model", "tiny")
+    code, out, _ = polyhead("info", "--json", "--target", served.server.target, "--model", "tiny")
     assert (code, json.loads(out)["name"], json.loads(out)["model_names"]) == (0, "tiny", NAMES)
-    assert "models     demo, tiny" in command(served, "info", "--target", served.server.target)[1]
-    code, out, _ = command(served, "embed", "--target", served.server.target, "--model", "tiny", TEXTS[0])
+    assert "models     demo, tiny" in polyhead("info", "--target", served.server.target)[1]
+    code, out, _ = polyhead("embed", "--target", served.server.target, "--model", "tiny", TEXTS[0])
     assert (code, len(json.loads(out)["embedding"])) == (0, TINY_DIMENSIONS)
-    code, _, error = command(served, "embed", "--target", served.server.target, "--model", "other", TEXTS[0])
+    code, _, error = polyhead("embed", "--target", served.server.target, "--model", "other", TEXTS[0])
     assert code == 2
     assert "'demo', 'tiny'" in error
 
@@ -304,7 +299,7 @@ def topic(answer: Answer) -> list[float]:
 
 def test_reload_of_one_model_leaves_the_other_alone(served: Served) -> None:
     def reload(*flags: str) -> list[dict[str, Any]]:
-        code, out, error = command(served, "admin", "reload", "--target", served.admin, *flags)
+        code, out, error = polyhead("admin", "reload", "--target", served.admin, *flags)
         assert code == 0, error
         return [json.loads(line) for line in out.splitlines()]
 
@@ -330,19 +325,19 @@ def test_reload_of_one_model_leaves_the_other_alone(served: Served) -> None:
         assert demo.info().model_id == identity
         new = topic(tiny.classify(TEXTS)[0])
         assert new[-1] < old[-1]
-    code, out, _ = command(served, "admin", "stats", "--target", served.admin)
+    code, out, _ = polyhead("admin", "stats", "--target", served.admin)
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, [row["model_name"] for row in rows]) == (0, NAMES)
     assert len({row["process_id"] for row in rows}) == 1
     (row,) = [
         json.loads(line)
-        for line in command(served, "admin", "stats", "--target", served.admin, "--model", "demo")[1].splitlines()
+        for line in polyhead("admin", "stats", "--target", served.admin, "--model", "demo")[1].splitlines()
     ]
     assert row["model_id"] == identity
     assert served.metric("polyhead_reloads_total", model="tiny", outcome="success") == 1
     assert served.metric("polyhead_reloads_total", model="demo", outcome="success") == 0
     assert [one["model_name"] for one in reload()] == NAMES
-    code, _, error = command(served, "admin", "reload", "--target", served.admin, "--model", "other")
+    code, _, error = polyhead("admin", "reload", "--target", served.admin, "--model", "other")
     assert (code, "'demo', 'tiny'" in error) == (2, True)
 
 
@@ -350,7 +345,7 @@ def test_refused_bundle_of_one_model_does_not_keep_the_other_back(served: Served
     before = {name: served.metric("polyhead_reloads_total", model=name, outcome="success") for name in NAMES}
     target = served.tiny.resolve()
     put(demo_bundle, served.tiny)
-    code, _, error = command(served, "admin", "reload", "--target", served.admin)
+    code, _, error = polyhead("admin", "reload", "--target", served.admin)
     put(target, served.tiny)
     assert code == 2
     assert "tiny: not reloaded" in error
