@@ -36,8 +36,7 @@ def received(servicer: FakeServicer) -> list[str]:
     return [item.text for request in servicer.requests for item in request.items]
 
 
-@pytest.mark.parametrize("code", [UNAVAILABLE, CANCELLED])
-@pytest.mark.parametrize("order", ["request", "completion"])
+@pytest.mark.parametrize(("order", "code"), [("request", UNAVAILABLE), ("completion", CANCELLED)])
 def test_broken_stream_continues_and_answers_every_item_once(
     client: Face, servicer: FakeServicer, order: str, code: grpc.StatusCode
 ) -> None:

@@ -253,7 +253,7 @@ def test_stream_that_ends_with_items_unanswered_raises(client: Face) -> None:
 
 def test_unreachable_server_raises_unavailable(connect: Any) -> None:
     with pytest.raises(UnavailableError):
-        list(connect("127.0.0.1:1").stream(["text"]))
+        list(connect("127.0.0.1:1", max_attempts=2).stream(["text"]))
 
 
 def test_deadline_ends_the_stream(client: Face, servicer: FakeServicer) -> None:

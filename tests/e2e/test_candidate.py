@@ -227,11 +227,11 @@ def test_bad_bundle_is_refused_and_the_served_model_answers(admin: Admin, demo_b
 
 def test_promotion_and_return_under_load_lose_nothing(admin: Admin, stricter: Path) -> None:
     old = admin.heads()
-    admin.ok("shadow", str(stricter), "--share", "10%")
+    admin.ok("shadow", str(stricter), "--share", "10%", "--priority", "normal")
 
     def under_load(*command: str) -> None:
         # Each over calls of its own, which end before their deadline on a slow machine.
-        with Load(admin.server.target) as load:
+        with Load(admin.server.target, pause_s=0.05) as load:
             load.wait_for(50)
             admin.ok(*command)
             load.wait_for(load.answers["result"] + 50)
@@ -288,15 +288,14 @@ def answered_by(target: str, key: str) -> str:
 
 def test_canary_answers_a_sticky_share_of_the_callers(admin: Admin, stricter: Path) -> None:
     admin.ok("canary", str(stricter), "--share", "40%")
-    keys = [f"user {number}" for number in range(30)]
+    keys = [f"user {number}" for number in range(20)]
     first = [answered_by(admin.server.target, key) for key in keys]
     assert [answered_by(admin.server.target, key) for key in keys] == first
-    assert 3 <= Counter(first)["f" * 16] <= 24
+    by_candidate = Counter(first)["f" * 16]
+    assert 2 <= by_candidate <= 16
     answered = admin.compare()["canary"]
-    assert (answered["candidate"]["texts"], answered["served"]["texts"]) == (
-        2 * Counter(first)["f" * 16],
-        60 - 2 * Counter(first)["f" * 16],
-    )
+    assert answered["candidate"]["texts"] == 2 * by_candidate
+    assert answered["served"]["texts"] == 2 * (len(keys) - by_candidate)
     admin.ok("discard")
     assert "f" * 16 not in {answered_by(admin.server.target, key) for key in keys}
 
@@ -448,7 +447,7 @@ def test_candidate_ends_with_the_server(start: Start, demo_bundle: Path, tmp_pat
     # Paths of sockets are short.
     with tempfile.TemporaryDirectory() as folder:
         admin = start_admin(start, demo_bundle, "one process", tmp_path, environment={"TMPDIR": folder})
-        admin.ok("shadow", str(demo_bundle), "--share", "1")
+        admin.ok("shadow", str(demo_bundle), "--share", "1", "--priority", "normal")
         admin.ok("canary", "--share", "50%")
         pids = [shadow_of(admin.server), engine_of(admin.server)]
         assert list(Path(folder).glob("polyhead-candidate-*"))

@@ -93,7 +93,7 @@ def test_connections_return_to_a_replaced_worker(
             wait_until(lambda: established(server, replacement) > 0, "the replacement has connections")
             wait_until(lambda: callers.codes["OK"] > before["OK"] + 200, "calls are answered")
         else:
-            wait_until(lambda: callers.codes["OK"] > before["OK"] + 1000, "calls are answered")
+            wait_until(lambda: callers.codes["OK"] > before["OK"] + 400, "calls are answered")
             assert established(server, replacement) == 0
             assert established(server, survivor) == CONNECTIONS
     finally:

@@ -132,7 +132,7 @@ def restarting(start: Start, demo_bundle: Path) -> Server:
 def test_plain_stubs_notice_nothing_of_a_killed_engine_but_time(restarting: Server) -> None:
     server, started = restarting, serving(restarting)
     lost = server.log.read_text().count("the engine is lost")
-    with Load(server.target) as load:
+    with Load(server.target, pause_s=0.05) as load:
         load.wait_for(200)
         for kill in range(2):
             (engine,) = processes_of(server, "engine")
@@ -147,7 +147,7 @@ def test_plain_stubs_notice_nothing_of_a_killed_engine_but_time(restarting: Serv
 def test_a_killed_front_takes_its_connections_alone(restarting: Server) -> None:
     server, started = restarting, serving(restarting)
     (engine,) = processes_of(server, "engine")
-    with Load(server.target) as load:
+    with Load(server.target, pause_s=0.05) as load:
         load.wait_for(200)
         os.kill(processes_of(server, "front")[0], signal.SIGKILL)
         wait_until(lambda: serving(server) == started + 1, "the front serves again")
@@ -247,7 +247,8 @@ def test_no_call_that_begins_after_an_answer_of_the_new_model_gets_the_old_one(
 
     def load() -> None:
         with channel_to(server) as channel:
-            while not stopping.is_set():
+            # The pauses leave compute to the reload.
+            while not stopping.wait(0.01):
                 versions.watch(stub_of(channel))
 
     threads = [threading.Thread(target=load) for _ in range(8)]

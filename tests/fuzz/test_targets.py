@@ -68,8 +68,7 @@ def test_target_accepts_documents_with_a_value_of_another_type(
     seeds = [seed for seed in target.seeds() if mutated(seed, 0, target.json_at or 0)]
     assert seeds
     for seed in seeds:
-        documents = list(each_value_replaced(seed, target.json_at or 0))
-        for document in documents[:: len(documents) // _MAX_REPLACEMENTS + 1]:
+        for document in each_value_replaced(seed, target.json_at or 0, _MAX_REPLACEMENTS):
             check(document)
 
 
