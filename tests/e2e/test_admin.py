@@ -119,12 +119,22 @@ def test_single_process_reloads_on_hangup(start: Start, demo_bundle: Path, twin:
         assert client.info().fingerprints.embedding_space == "0123456789abcdef"
 
 
+# An import of onnxruntime that takes as long as a file exists.
+_SLOW_IMPORT = """
+import pathlib, sys, time
+
+while pathlib.Path({file!r}).exists():
+    time.sleep(0.01)
+sys.path.remove({folder!r})
+del sys.modules["onnxruntime"]
+import onnxruntime
+"""
+
+
 def test_drain_before_the_model_is_ready_is_kept(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
     slow = tmp_path / "slow"
     slow.touch()
-    (tmp_path / "onnxruntime.py").write_text(
-        f"import pathlib, time\nwhile pathlib.Path({str(slow)!r}).exists():\n    time.sleep(0.01)\nraise ImportError\n"
-    )
+    (tmp_path / "onnxruntime.py").write_text(_SLOW_IMPORT.format(file=str(slow), folder=str(tmp_path)))
     target = f"unix:{tmp_path}/admin"
     server = start(demo_bundle, "--admin-listen", target, environment={"PYTHONPATH": str(tmp_path)})
     wait_until(lambda: "admin service listens" in server.log.read_text(), "the admin service listens")

@@ -68,13 +68,11 @@ def test_onnx_engine_does_not_load_torch(serving: Serving) -> None:
 
 
 def test_settings_come_from_the_environment(start: Start, demo_bundle: Path) -> None:
-    server = start(demo_bundle, environment={"POLYHEAD_ENGINE": "torch", "POLYHEAD_MAX_ITEMS_PER_MESSAGE": "3"})
+    server = start(demo_bundle, environment={"POLYHEAD_VARIANT": "fp32", "POLYHEAD_MAX_ITEMS_PER_MESSAGE": "3"})
     server.wait_until_serving()
     with Client(server.target) as client:
         info = client.info()
-    assert (info.runtime.engine, info.limits.max_items_per_message) == ("torch", 3)
-    # Control: the engine that the other servers do not load.
-    assert uses_torch(server)
+    assert (info.runtime.variant, info.limits.max_items_per_message) == ("fp32", 3)
 
 
 def test_torch_answers_where_onnxruntime_cannot_be_used(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
@@ -87,6 +85,8 @@ def test_torch_answers_where_onnxruntime_cannot_be_used(start: Start, demo_bundl
     assert (runtime.engine, runtime.device) == ("torch", "cpu")
     assert runtime.fallback_reasons[0].endswith(": it is not installed")
     assert "broken installation" in server.log.read_text()
+    # Control for the test above of a server that does not load it.
+    assert uses_torch(server)
 
 
 def test_second_server_on_the_port_is_refused(serving: Serving, start: Start, demo_bundle: Path) -> None:

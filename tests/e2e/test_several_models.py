@@ -16,14 +16,12 @@ import numpy as np
 import polyhead_bundle as bundle
 import pytest
 from polyhead_client import Answer, AsyncClient, Client, InvalidRequestError
-from polyhead_export.export import export
-from polyhead_export.settings import Settings
 from polyhead_server.rpc.dialects.descriptors import TYPES
 
 from bench.harness.servers import free_port
+from tests.compat.recordings import VERSIONS, write_bundle
 from tests.support.command import polyhead
 from tests.support.demo import BIN
-from tests.support.tiny_model import ignore, make_model, write_run_directory
 
 from .conftest import Server, Start, put
 from .test_http import post
@@ -31,7 +29,7 @@ from .test_http import post
 pytestmark = pytest.mark.model
 TEXTS = ["where is my refund", "lovely fabric and a perfect fit"]
 # Dimensions of the embedding of the tiny model.
-TINY_DIMENSIONS = 32
+TINY_DIMENSIONS = 8
 NAMES = ["demo", "tiny"]
 
 
@@ -64,21 +62,20 @@ class Served:
         return float(found[0].rpartition(" ")[2]) if found else 0.0
 
 
-def export_tiny(folder: Path) -> tuple[Path, Path]:
-    """Exports a tiny model, and changes the temperature of its first head as a new training would."""
-    write_run_directory(folder / "run", make_model())
-    exported: bundle.Bundle = export(folder / "run", folder / "trained", ignore, Settings(variants=("fp32",)))
-    first, *others = exported.manifest.heads
+def write_tiny(folder: Path) -> tuple[Path, Path]:
+    """Writes a tiny model, and one with another temperature of its first head, as after a new training."""
+    trained = bundle.load(write_bundle(VERSIONS[-1], folder / "trained"))
+    first, *others = trained.manifest.heads
     heads = (dataclasses.replace(first, temperature=3 * first.temperature), *others)
-    manifest = dataclasses.replace(exported.manifest, heads=heads)
-    files = {name: exported.path / name for name in manifest.files}
-    return exported.path, bundle.write(folder / "retrained", manifest, files).path
+    manifest = dataclasses.replace(trained.manifest, heads=heads)
+    files = {name: trained.path / name for name in manifest.files}
+    return trained.path, bundle.write(folder / "retrained", manifest, files).path
 
 
 @pytest.fixture(scope="module")
 def served(start: Start, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
     folder = tmp_path_factory.mktemp("models")
-    trained, retrained = export_tiny(folder)
+    trained, retrained = write_tiny(folder)
     put(trained, folder / "tiny")
     http, metrics = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     flags = ("--http-listen", http, "--metrics-listen", metrics, "--admin-listen", f"unix:{folder}/admin")
@@ -281,7 +278,7 @@ def test_metrics_count_for_each_model(served: Served) -> None:
     before = {name: served.metric("polyhead_items_total", model=name) for name in NAMES}
     # Texts with different tokens: equal ones would share a computation.
     with Client(served.server.target, model="tiny") as client:
-        client.embed(["refund " * number for number in range(1, 6)])
+        client.embed(["refund", "parcel", "soup", "box", "invoice"])
     assert served.metric("polyhead_items_total", model="tiny") == before["tiny"] + 5
     assert served.metric("polyhead_items_total", model="demo") == before["demo"]
     assert served.metric("polyhead_reloads_total", model="demo", outcome="refused") == 0
