@@ -166,7 +166,8 @@ def test_receiver_that_is_not_there_costs_no_answer(start: Start, demo_bundle: P
 
 def test_json_log_tells_of_each_call_and_never_its_text(observed: Observed) -> None:
     def accesses() -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        # Without a line that is being written.
+        lines = [json.loads(line) for line in log.read_text().rpartition("\n")[0].splitlines()]
         access = [line for line in lines if line["logger"] == "polyhead_server.rpc.interceptors.telemetry"]
         return [line for line in access if line["request_id"] == "r-1"]
 
