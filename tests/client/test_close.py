@@ -128,8 +128,7 @@ def has_failed(client: Any) -> bool:
     return bool(client.retry_tokens < RetryBudget().tokens)
 
 
-@pytest.mark.parametrize("attempt", range(3))
-def test_interpreter_exits_with_an_open_stream(servicer: FakeServicer, attempt: int) -> None:
+def test_interpreter_exits_with_an_open_stream(servicer: FakeServicer) -> None:
     servicer.stream_failures = []
     program = (
         "import itertools, sys; from polyhead_client import Client;"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from polyhead_client import InvalidRequestError
+from polyhead_client import Client, InvalidRequestError
 
 from tests.support.both_clients import Face
 from tests.support.fake_server import FakeServicer, labels
@@ -47,15 +47,25 @@ class Series:
         return iter(self._values)
 
 
-@pytest.mark.parametrize("call", METHODS)
+@pytest.fixture
+def unconnected() -> Iterator[Client]:
+    """A client without a server."""
+    with Client("127.0.0.1:1") as client:
+        yield client
+
+
 @pytest.mark.parametrize(("value", "problem"), INVALID)
-def test_value_that_is_no_text_is_named_with_its_position_and_nothing_is_sent(
-    client: Face, servicer: FakeServicer, call: Callable[[Face, Any], Any], value: Any, problem: str
-) -> None:
+def test_value_that_is_no_text_is_named_with_its_position(unconnected: Client, value: Any, problem: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        call(client, [*["fine"] * 17, value, "fine"])
+        unconnected.analyze([*["fine"] * 17, value, "fine"])
     assert caught.value.message.startswith(problem)
     assert caught.value.reason == "INVALID_TEXT"
+
+
+def test_every_method_rejects_a_value_that_is_no_text_and_sends_nothing(client: Face, servicer: FakeServicer) -> None:
+    for call in METHODS:
+        with pytest.raises(InvalidRequestError, match="text 17 is None"):
+            call(client, [*["fine"] * 17, None, "fine"])
     assert servicer.calls == []
 
 
@@ -68,20 +78,17 @@ def test_series_with_a_missing_value_is_rejected_before_anything_is_sent(connect
     assert servicer.calls == []
 
 
-@pytest.mark.parametrize(
-    "texts",
-    [
+def test_collections_of_texts_are_accepted(client: Face) -> None:
+    collections: list[Any] = [
         np.array(["one", "two"]),
         np.array(["one", "two"], object),
         Series(["one", "two"]),
         ("one", "two"),
         {"one": 1, "two": 2}.keys(),
-    ],
-    ids=["str array", "object array", "series", "tuple", "keys"],
-)
-def test_collections_of_texts_are_accepted(client: Face, texts: Any) -> None:
-    assert labels(client.analyze(texts)) == ["one", "two"]
-    assert labels(client.analyze(text for text in texts)) == ["one", "two"]
+    ]
+    for texts in collections:
+        assert labels(client.analyze(texts)) == ["one", "two"]
+        assert labels(client.analyze(text for text in texts)) == ["one", "two"]
 
 
 def test_generator_is_checked_while_it_is_read(client: Face) -> None:
@@ -101,12 +108,20 @@ def test_generator_is_checked_while_it_is_read(client: Face) -> None:
         (np.array("text"), "not ndarray"),
     ],
 )
-@pytest.mark.parametrize("method", ["analyze", "embed", "embeddings", "classify", "sentiment", "stream"])
-def test_value_that_is_no_collection_of_texts_is_rejected(
-    client: Any, servicer: FakeServicer, method: str, texts: Any, problem: str
-) -> None:
-    with pytest.raises(InvalidRequestError, match=problem):
-        client.unary(method, texts) if method != "stream" else client.client.stream(texts)
+def test_value_that_is_no_collection_of_texts_is_rejected(unconnected: Client, texts: Any, problem: str) -> None:
+    for call in (unconnected.analyze, unconnected.stream):
+        with pytest.raises(InvalidRequestError, match=problem):
+            call(texts)
+
+
+def test_every_method_rejects_one_text_instead_of_splitting_it(connect: Any, servicer: FakeServicer) -> None:
+    client = connect(servicer.target)
+    for method in ("analyze", "embed", "embeddings", "classify", "sentiment"):
+        with pytest.raises(InvalidRequestError, match=r"use \[text\]"):
+            client.unary(method, "text")
+    # At once, not when the answers are read.
+    with pytest.raises(InvalidRequestError, match=r"use \[text\]"):
+        client.client.stream("text")
     assert servicer.calls == []
 
 
@@ -148,13 +163,19 @@ def test_unary_call_rejects_an_async_iterable(client: Face) -> None:
         {"expected_fingerprints": "00112233445566aa"},
     ],
 )
-def test_invalid_option_is_named_and_nothing_is_sent(
-    client: Face, servicer: FakeServicer, option: dict[str, Any]
-) -> None:
-    for call in (client.analyze, client.stream):
+def test_invalid_option_is_named(unconnected: Client, option: dict[str, Any]) -> None:
+    for call in (unconnected.analyze, unconnected.stream):
         with pytest.raises(InvalidRequestError, match=f"^INVALID_ARGUMENT: {next(iter(option))}: "):
             list(call(["text"], **option))
-    assert servicer.calls == []
+
+
+def test_invalid_option_is_rejected_at_once_by_both_clients(connect: Any) -> None:
+    client = connect("127.0.0.1:1")
+    with pytest.raises(InvalidRequestError, match="truncation"):
+        client.analyze(["text"], truncation="maybe")
+    for option in ({"truncation": "maybe"}, {"order": "random"}, {"max_in_flight": 0}):
+        with pytest.raises(InvalidRequestError, match=next(iter(option))):
+            client.client.stream(["text"], **option)
 
 
 def test_number_of_numpy_is_a_number_of_dimensions(client: Face) -> None:

@@ -17,7 +17,6 @@ from polyhead_client import (
     AsyncClient,
     Client,
     DeadlineExceededError,
-    InvalidRequestError,
     ResourceExhaustedError,
     ServerError,
     UnavailableError,
@@ -37,8 +36,7 @@ def received(servicer: FakeServicer) -> list[str]:
     return [item.text for request in servicer.requests for item in request.items]
 
 
-@pytest.mark.parametrize("code", [UNAVAILABLE, CANCELLED])
-@pytest.mark.parametrize("order", ["request", "completion"])
+@pytest.mark.parametrize(("order", "code"), [("request", UNAVAILABLE), ("completion", CANCELLED)])
 def test_broken_stream_continues_and_answers_every_item_once(
     client: Face, servicer: FakeServicer, order: str, code: grpc.StatusCode
 ) -> None:
@@ -316,8 +314,3 @@ def test_server_that_reports_not_serving_gets_no_new_calls(connect: Any, two_ser
     for _ in range(20):
         client.info()
     assert (len(draining.calls), len(healthy.calls)) == (calls_after_update, before + 20)
-
-
-def test_invalid_option_is_rejected_without_a_server(connect: Any) -> None:
-    with pytest.raises(InvalidRequestError, match="truncation"):
-        connect("127.0.0.1:1").analyze(["text"], truncation="maybe")

@@ -134,11 +134,12 @@ def test_answer_is_returned_before_the_next_text_exists(client: Face) -> None:
 
 
 def test_closing_early_cancels_the_call_and_leaves_nothing_running(client: Face, servicer: FakeServicer) -> None:
+    before = set(threading.enumerate())
     answers = client.stream(map(str, itertools.count()), max_in_flight=4)
     assert label(next(answers)) == "0"
     assert not servicer.stream_ended.is_set()
     servicer.gate.clear()  # from here on only cancellation ends the call
-    running = [thread for thread in threading.enumerate() if thread.name.startswith("polyhead")]
+    running = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("polyhead")]
     answers.close()  # type: ignore[attr-defined]
     assert servicer.stream_ended.wait(10)
     for thread in running:
@@ -252,7 +253,7 @@ def test_stream_that_ends_with_items_unanswered_raises(client: Face) -> None:
 
 def test_unreachable_server_raises_unavailable(connect: Any) -> None:
     with pytest.raises(UnavailableError):
-        list(connect("127.0.0.1:1").stream(["text"]))
+        list(connect("127.0.0.1:1", max_attempts=2).stream(["text"]))
 
 
 def test_deadline_ends_the_stream(client: Face, servicer: FakeServicer) -> None:
@@ -300,20 +301,6 @@ def test_each_method_makes_its_own_rpc(client: Face, servicer: FakeServicer, met
     assert request.options.expected_fingerprints.embedding_space == "00112233445566aa"
     assert (request.options.truncation, request.options.include_timings, request.order) == (3, True, 2)
     assert request.options.prompt == "query"
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"tasks": ["poetry"]}, {"order": "random"}, {"truncation": "maybe"}, {"encoding": "int3"}, {"max_in_flight": 0}],
-)
-def test_invalid_option_value_is_rejected_at_once(client: Face, options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequestError, match=next(iter(options))):
-        client.stream(["text"], **options)
-
-
-def test_bare_str_is_rejected_instead_of_split_into_characters(client: Face) -> None:
-    with pytest.raises(InvalidRequestError, match=r"use \[text\]"):
-        client.stream("text")
 
 
 def test_threads_share_one_client(servicer: FakeServicer) -> None:

@@ -83,7 +83,8 @@ class RecordedServer:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._server = grpc.server(futures.ThreadPoolExecutor(2))
+        self._pool = futures.ThreadPoolExecutor(2)
+        self._server = grpc.server(self._pool)
 
     def __enter__(self) -> str:
         handler: Any = grpc.unary_unary_rpc_method_handler(self._respond)
@@ -96,6 +97,7 @@ class RecordedServer:
 
     def __exit__(self, *_: object) -> None:
         self._server.stop(None).wait()
+        self._pool.shutdown()
 
     def _respond(self, request: bytes, _: grpc.ServicerContext) -> bytes:
         """Answers with the ids of the request, which the client chooses anew for each call."""

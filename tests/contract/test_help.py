@@ -98,10 +98,8 @@ def test_version_flag_prints_program_and_version(program: str) -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_module_is_the_program(program: str) -> None:
-    command = [sys.executable, "-m", MODULES[program]]
-    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{program} {version('polyhead')}\n", "")
-    done = subprocess.run([*command, "--no-such-flag"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", MODULES[program], "--no-such-flag"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"Usage: {program} ")
 
@@ -142,14 +140,23 @@ def test_option_has_a_help_text_that_ends_as_a_sentence(name: str) -> None:
         assert text.endswith("."), flag
 
 
+def completion_variable(program: str) -> str:
+    return f"_{program.upper().replace('-', '_')}_COMPLETE"
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 @pytest.mark.parametrize("program", [program for program in PROGRAMS if program != KEYS])
 def test_program_prints_its_shell_completion(program: str, shell: str) -> None:
-    variable = f"_{program.upper().replace('-', '_')}_COMPLETE"
-    environment = {**os.environ, variable: f"{shell}_source"}
-    done = subprocess.run([BIN / program], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert f"{variable}={shell}_complete" in done.stdout
+    variable = completion_variable(program)
+    result = CliRunner(env={variable: f"{shell}_source"}).invoke(PROGRAMS[program], prog_name=program)
+    assert result.exit_code == 0
+    assert f"{variable}={shell}_complete" in result.stdout
+
+
+def test_installed_command_completes_by_its_own_name() -> None:
+    environment = {**os.environ, completion_variable("polyhead"): "bash_source"}
+    done = subprocess.run([BIN / "polyhead"], env=environment, capture_output=True, text=True, check=True)
+    assert f"{completion_variable('polyhead')}=bash_complete" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -167,10 +174,9 @@ def test_program_prints_its_shell_completion(program: str, shell: str) -> None:
 def test_shell_completes_commands_options_and_values(words: str, expected: str) -> None:
     program, _, _ = words.partition(" ")
     environment = {
-        **os.environ,
-        f"_{program.upper().replace('-', '_')}_COMPLETE": "bash_complete",
+        completion_variable(program): "bash_complete",
         "COMP_WORDS": words,
         "COMP_CWORD": str(words.count(" ")),
     }
-    done = subprocess.run([BIN / program], env=environment, capture_output=True, text=True, check=False)
-    assert f"plain,{expected}" in done.stdout.splitlines()
+    result = CliRunner(env=environment).invoke(PROGRAMS[program], prog_name=program)
+    assert f"plain,{expected}" in result.stdout.splitlines()

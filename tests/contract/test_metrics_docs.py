@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import promql_parser
@@ -17,8 +17,8 @@ from polyhead_server.observability.candidate_metrics import CandidateFigures
 from polyhead_server.observability.metrics import Metrics
 
 from tests.support import sources
+from tests.support.demo import ROOT
 
-ROOT = Path(__file__).parents[2]
 # The first lines of the table of metrics and of the runbooks, wherever the pages stand.
 METRIC_TABLE, FIRST_RUNBOOK = "| name | unit, kind | labels |", "### PolyheadDown"
 PAGES = sources.documentation_pages()
@@ -34,11 +34,13 @@ DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy/grafana/polyhead.json").r
 FOREIGN = {"up"}
 
 
+@functools.cache
 def documented() -> set[str]:
     """Names in the first column of the table; those of counters end in ``_total``."""
     return set(re.findall(r"^\| `((?:polyhead|process)_\w+)` \|", DOCS, re.MULTILINE))
 
 
+@functools.cache
 def labels() -> dict[str, set[str]]:
     rows = re.findall(r"^\| `((?:polyhead|process)_\w+)` \|[^|]*\|([^|]*)\|", DOCS, re.MULTILINE)
     return {name: set(re.findall(r"`(\w+)`", cell)) for name, cell in rows}
@@ -52,6 +54,7 @@ def with_all_metrics() -> Metrics:
     return metrics
 
 
+@functools.cache
 def registered() -> dict[str, str]:
     """Returns the type of each metric, by name."""
     metrics = with_all_metrics()
@@ -61,6 +64,7 @@ def registered() -> dict[str, str]:
     }
 
 
+@functools.cache
 def sample_names() -> set[str]:
     """Returns the names that a query may use."""
     return {
@@ -95,13 +99,12 @@ def test_documented_metrics_are_those_of_the_server() -> None:
     assert documented() == set(registered())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_page_names_existing_metrics_only(page: Path) -> None:
+def test_pages_name_existing_metrics_only() -> None:
     # The Python packages have similar names.
     rooms = ("adapters", "bulk", "bundle", "client", "export", "rows", "server", "training")
-    packages = {f"polyhead_{room}" for room in rooms}
-    named = set(re.findall(r"\bpolyhead_\w+", page.read_text())) - packages
-    assert named - sample_names() - set(registered()) == set()
+    known = {f"polyhead_{room}" for room in rooms} | sample_names() | set(registered())
+    unknown = {page.name: set(re.findall(r"\bpolyhead_\w+", page.read_text())) - known for page in PAGES}
+    assert {name: found for name, found in unknown.items() if found} == {}
 
 
 def test_every_metric_of_the_sources_is_documented() -> None:
@@ -129,16 +132,11 @@ def test_documented_labels_of_candidates_are_those_of_the_metrics() -> None:
 
 
 @pytest.mark.parametrize("query", queries())
-def test_query_names_existing_metrics_only(query: str) -> None:
+def test_query_names_existing_metrics_and_labels_only(query: str) -> None:
     named = selectors(query)
     assert named
     for selector in named:
         assert selector.name in sample_names() | FOREIGN
-
-
-@pytest.mark.parametrize("query", queries())
-def test_query_names_existing_labels_only(query: str) -> None:
-    for selector in selectors(query):
         base = re.sub(r"_(bucket|sum|count)$", "", selector.name)
         known = labels().get(base, set()) | {"job", "instance", "le"}
         assert {matcher.name for matcher in selector.matchers.matchers} <= known

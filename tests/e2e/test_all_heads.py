@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +25,7 @@ from polyhead_training.tokenization import encode, load_tokenizer, pad
 
 from bench.harness.servers import free_port
 from tests.support import every_kind
-from tests.support.demo import BIN
+from tests.support.command import polyhead
 from tests.support.tiny_model import SENTENCES, ignore, make_model, make_tokenizer
 
 from .conftest import START_S, Server, Start
@@ -190,11 +188,9 @@ def test_http_answers_are_those_of_grpc(client: Client, http_address: str) -> No
 
 def test_commands_print_labels_and_scores(server: Server, client: Client) -> None:
     def printed(command: str) -> Any:
-        environment = {**os.environ, "POLYHEAD_TARGET": server.target}
-        done = subprocess.run(
-            [BIN / "polyhead", command, TEXTS[0]], check=True, capture_output=True, env=environment, timeout=START_S
-        )
-        return json.loads(done.stdout)
+        code, output, error = polyhead(command, "--target", server.target, TEXTS[0])
+        assert code == 0, error
+        return json.loads(output)
 
     answer = client.analyze(TEXTS[:1])[0].unwrap().to_dict()
     assert printed("labels")["label_sets"] == answer["label_sets"]

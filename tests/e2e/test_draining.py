@@ -83,7 +83,7 @@ def test_old_workers_are_replaced_without_client_errors(start: Start, demo_bundl
     server = start(demo_bundle, "--workers", "2", "--max-worker-age-s", "4", "--drain-delay-s", "0.5")
     wait_until(lambda: serving(server) == 2, "two workers serve")
     before = set(workers_of(server))
-    with Load(server.target) as load, Client(server.target) as client:
+    with Load(server.target, pause_s=0.05) as load, Client(server.target) as client:
         answers = 0
         while before & set(workers_of(server)) or answers < 100:
             answers += len([answer for answer in client.analyze(["one text", "another"]) if answer.unwrap()])

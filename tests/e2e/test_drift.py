@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from polyhead_client import Client
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness.servers import free_port
-from tests.support.demo import BIN, ROOT
+from tests.support.command import polyhead
+from tests.support.demo import ROOT
 from tests.support.polling import wait_until
 from tests.support.worker_load import serving
 
@@ -39,9 +39,8 @@ COMPLAINTS = [row["text"] for row in rows("train") if (row["label"], row["sentim
 
 def drift(*arguments: str) -> tuple[int, dict[str, Any], str]:
     """Runs ``polyhead drift --json``; returns its exit code, what it printed, and its standard error."""
-    command = [str(BIN / "polyhead"), "drift", "--json", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, json.loads(done.stdout or "{}"), done.stderr
+    code, output, error = polyhead("drift", "--json", *arguments)
+    return code, json.loads(output or "{}"), error
 
 
 def send_until_told(server: Server, target: str, texts: list[str]) -> tuple[int, dict[str, Any], int]:

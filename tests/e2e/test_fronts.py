@@ -11,6 +11,7 @@ import signal
 import tempfile
 import threading
 import urllib.request
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,35 +124,75 @@ def test_one_process_alone_has_the_model(shared: Server) -> None:
     assert "grpc/_cython" not in Path(f"/proc/{shared.process.pid}/maps").read_text()
 
 
-def test_plain_stubs_notice_nothing_of_a_killed_engine_but_time(start: Start, demo_bundle: Path) -> None:
-    server = start_fronts(start, demo_bundle)
-    with Load(server.target) as load:
+@pytest.fixture(scope="module")
+def restarting(start: Start, demo_bundle: Path) -> Server:
+    """Two fronts, for tests that kill processes."""
+    return start_fronts(start, demo_bundle)
+
+
+def test_plain_stubs_notice_nothing_of_a_killed_engine_but_time(restarting: Server) -> None:
+    server, started = restarting, serving(restarting)
+    lost = server.log.read_text().count("the engine is lost")
+    with Load(server.target, pause_s=0.05) as load:
         load.wait_for(200)
         for kill in range(2):
             (engine,) = processes_of(server, "engine")
             os.kill(engine, signal.SIGKILL)
-            wait_until(partial(lambda count: serving(server) == count, 4 + kill), "the next engine serves")
+            wait_until(partial(lambda count: serving(server) == count, started + 1 + kill), "the next engine serves")
             load.wait_for(load.answers["result"] + 200)
     assert set(load.answers) == {"result"}
     assert set(load.ends) == {"OK"}
-    assert server.log.read_text().count("the engine is lost") == 4
-    assert server.stop() == 0
+    assert server.log.read_text().count("the engine is lost") == lost + 4
 
 
-def test_a_killed_front_takes_its_connections_alone(start: Start, demo_bundle: Path) -> None:
-    server = start_fronts(start, demo_bundle)
+def test_a_killed_front_takes_its_connections_alone(restarting: Server) -> None:
+    server, started = restarting, serving(restarting)
     (engine,) = processes_of(server, "engine")
-    with Load(server.target) as load:
+    with Load(server.target, pause_s=0.05) as load:
         load.wait_for(200)
         os.kill(processes_of(server, "front")[0], signal.SIGKILL)
-        wait_until(lambda: serving(server) == 4, "the front serves again")
+        wait_until(lambda: serving(server) == started + 1, "the front serves again")
         load.wait_for(load.answers["result"] + 200)
     assert set(load.answers) == {"result"}
     assert load.ends.keys() <= NOT_ACCEPTED
     # At most the calls of 8 connections, those of them that the front had.
     assert sum(count for end, count in load.ends.items() if end != "OK") < 8 * 20
     assert processes_of(server, "engine") == [engine]
-    assert server.stop() == 0
+
+
+@dataclass(frozen=True)
+class Reloading:
+    """Two fronts, for tests that replace the bundle and put the first one back.
+
+    Attributes:
+        server: The process.
+        served: Link to the bundle.
+        other: A bundle with another head.
+    """
+
+    server: Server
+    served: Path
+    other: Path
+
+    def reloads(self) -> int:
+        """Returns the number of reloads."""
+        return self.server.log.read_text().count("the engine has reloaded")
+
+    def reload(self, bundle: Path) -> None:
+        """Serves a bundle, and waits until the engine does."""
+        before = self.reloads()
+        put(bundle, self.served)
+        self.server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: self.reloads() > before, "the bundle is reloaded")
+
+
+@pytest.fixture(scope="module")
+def reloading(start: Start, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Reloading:
+    folder = tmp_path_factory.mktemp("reloading")
+    served = folder / "served"
+    put(demo_bundle, served)
+    other = write_bundle_with_other_head(demo_bundle, folder / "other")
+    return Reloading(start_fronts(start, served), served, other)
 
 
 class Versions:
@@ -200,17 +241,15 @@ class Versions:
 
 
 def test_no_call_that_begins_after_an_answer_of_the_new_model_gets_the_old_one(
-    start: Start, demo_bundle: Path, tmp_path: Path
+    reloading: Reloading, demo_bundle: Path
 ) -> None:
-    other = write_bundle_with_other_head(demo_bundle, tmp_path / "other")
-    served = tmp_path / "served"
-    put(demo_bundle, served)
-    server = start_fronts(start, served)
+    server, other, reloads = reloading.server, reloading.other, reloading.reloads()
     versions, stopping = Versions(), threading.Event()
 
     def load() -> None:
         with channel_to(server) as channel:
-            while not stopping.is_set():
+            # The pauses leave compute to the reload.
+            while not stopping.wait(0.01):
                 versions.watch(stub_of(channel))
 
     threads = [threading.Thread(target=load) for _ in range(8)]
@@ -221,7 +260,7 @@ def test_no_call_that_begins_after_an_answer_of_the_new_model_gets_the_old_one(
             # Enough that an answer of the model before would be noticed.
             wait_until(lambda: versions.answers > 100 or bool(versions.problems), "one model answers")
             versions.reloads += 1
-            put(bundle, served)
+            put(bundle, reloading.served)
             server.process.send_signal(signal.SIGHUP)
             wait_until(lambda: versions.newest == versions.reloads or bool(versions.problems), "the next answers")
         wait_until(lambda: versions.answers > 100 or bool(versions.problems), "the last model answers")
@@ -231,17 +270,11 @@ def test_no_call_that_begins_after_an_answer_of_the_new_model_gets_the_old_one(
             thread.join(START_S)
     assert not versions.problems
     assert versions.distance > 1e-2
-    assert server.log.read_text().count("the engine has reloaded") == 4
-    assert server.stop() == 0
+    assert reloading.reloads() == reloads + 4
 
 
-def test_a_stopped_front_holds_up_neither_the_others_nor_a_reload(
-    start: Start, demo_bundle: Path, tmp_path: Path
-) -> None:
-    other = write_bundle_with_other_head(demo_bundle, tmp_path / "other")
-    served = tmp_path / "served"
-    put(demo_bundle, served)
-    server = start_fronts(start, served)
+def test_a_stopped_front_holds_up_neither_the_others_nor_a_reload(reloading: Reloading, demo_bundle: Path) -> None:
+    server = reloading.server
 
     def version(channel: grpc.Channel) -> str:
         (answer,) = analyze(stub_of(channel), "one text").answers
@@ -252,13 +285,12 @@ def test_a_stopped_front_holds_up_neither_the_others_nor_a_reload(
         channels = [stack.enter_context(channel_to(server)) for _ in range(20)]
         (old,) = {version(channel) for channel in channels}
         stopped = processes_of(server, "front")[0]
+        stack.callback(os.kill, stopped, signal.SIGCONT)
         os.kill(stopped, signal.SIGSTOP)
         request = pb2.AnalyzeRequest(items=[item_pb2.Item(text="one text")])
         calls = [stub_of(channel).Analyze.future(request, timeout=START_S) for channel in channels]
         wait_until(lambda: any(call.done() for call in calls), "the other front answers")
-        put(other, served)
-        server.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: "the engine has reloaded" in server.log.read_text(), "the bundle is reloaded")
+        reloading.reload(reloading.other)
         answering = [channel for channel, call in zip(channels, calls, strict=True) if call.done()]
         assert 0 < len(answering) < len(channels)
         (new,) = {version(channel) for channel in answering}
@@ -267,7 +299,7 @@ def test_a_stopped_front_holds_up_neither_the_others_nor_a_reload(
         # Its calls came before the reload and were submitted after it.
         assert {str(call.result().answers[0].result.fingerprints) for call in calls} == {old, new}
         assert {version(channel) for channel in channels} == {new}
-    assert server.stop() == 0
+    reloading.reload(demo_bundle)
 
 
 def test_a_stop_answers_what_was_accepted(start: Start, demo_bundle: Path) -> None:
@@ -311,15 +343,12 @@ def test_a_damaged_bundle_ends_the_server(start: Start, demo_bundle: Path, tmp_p
     assert "tokenizer.json" in server.log.read_text()
 
 
-def test_a_refused_reload_changes_nothing(start: Start, demo_bundle: Path, twin: Path, tmp_path: Path) -> None:
-    served = tmp_path / "served"
-    put(demo_bundle, served)
-    admin = f"127.0.0.1:{free_port()}"
-    server = start_fronts(start, served, "--admin-listen", admin)
-    put(twin, served)
+def test_a_refused_reload_changes_nothing(reloading: Reloading, demo_bundle: Path, twin: Path) -> None:
+    server = reloading.server
+    put(twin, reloading.served)
     server.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "0123456789abcdef differs" in server.log.read_text(), "the reload is refused")
     with channel_to(server) as channel:
         (answer,) = analyze(stub_of(channel), "one text").answers
     assert answer.result.fingerprints.embedding_space != "0123456789abcdef"
-    assert server.stop() == 0
+    put(demo_bundle, reloading.served)

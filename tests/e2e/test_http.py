@@ -127,17 +127,6 @@ def ready(server: Server, address: str) -> bool:
         return "serving HTTP" in server.log.read_text() and "serving demo" in server.log.read_text()
 
 
-def test_every_protocol_gives_the_same_embeddings(serve: Any, demo_bundle: Path) -> None:
-    server, address = serve(demo_bundle)
-    with Client(server.target) as client:
-        expected = client.embeddings(TEXTS)
-    for name, call in HTTP.items():
-        assert np.abs(call(address, TEXTS) - expected).max() < 1e-6, name
-    for name, call in GRPC.items():
-        assert np.abs(call(server.target, TEXTS) - expected).max() < 1e-6, name
-    assert server.stop() == 0
-
-
 def test_https_presents_the_certificate_of_the_current_files(serve: Any, demo_bundle: Path, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     files, renewed = authority.issue("first"), authority.issue("second")
@@ -194,7 +183,7 @@ class Load:
         return self.counts
 
 
-def test_reload_and_drain_under_load_of_all_protocols(
+def test_every_protocol_gives_the_same_embeddings_through_a_reload_and_a_drain(
     serve: Any, demo_bundle: Path, twin: Path, tmp_path: Path
 ) -> None:
     served = tmp_path / "served"

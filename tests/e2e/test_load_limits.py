@@ -28,19 +28,6 @@ def test_server_stops_while_its_first_load_hangs(start: Start, demo_bundle: Path
     assert server.stop() == 0
 
 
-def test_another_reload_follows_one_that_hangs(start: Start, demo_bundle: Path, hang: Hang) -> None:
-    """Nothing can stop what hangs here, unlike a run of onnxruntime; the server abandons it."""
-    server = start(demo_bundle, "--start-timeout-s", "20", environment=hang.environment)
-    server.wait_until_serving()
-    hang.begin()
-    server.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: "not reloaded: loading took longer than 20 s" in server.log.read_text(), "the reload is refused")
-    hang.end()
-    server.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: "; closing demo-" in server.log.read_text(), "the next reload succeeds")
-    assert server.stop() == 0
-
-
 def test_server_stops_while_a_reload_hangs(start: Start, demo_bundle: Path, hang: Hang) -> None:
     server = start(demo_bundle, environment=hang.environment)
     server.wait_until_serving()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,37 +61,39 @@ def value(families: dict[str, Metric], name: str, **labels: str) -> float:
     return float(found)
 
 
-def test_every_documented_metric_is_scraped_and_no_other(start: Start, demo_bundle: Path) -> None:
-    port = free_port()
-    server = start(demo_bundle, "--metrics-listen", f"127.0.0.1:{port}")
+@dataclass(frozen=True)
+class Observed:
+    """A server that has answered one call, the id of whose request is ``r-1``.
+
+    Attributes:
+        server: Its process, which logs every call as JSON.
+        admin: Target of its admin service.
+        families: Its metrics after the call.
+    """
+
+    server: Server
+    admin: str
+    families: dict[str, Metric]
+
+
+@pytest.fixture(scope="module")
+def observed(start: Start, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Observed:
+    port, admin = free_port(), f"unix:{tmp_path_factory.mktemp('admin')}/socket"
+    listen = ("--metrics-listen", f"127.0.0.1:{port}", "--admin-listen", admin)
+    server = start(demo_bundle, *listen, "--log-format", "json", "--access-log", "info", "--log-level", "debug")
     server.wait_until_serving()
-    analyze(server, "one text", "and another")
-    families = scrape(port)
+    analyze(server, f"{ODD} ordered a teapot", "and another", x_request_id="r-1")
+    return Observed(server, admin, scrape(port))
+
+
+def test_every_documented_metric_is_scraped_and_no_other(observed: Observed) -> None:
+    families = observed.families
     assert set(families) == {name.removesuffix("_total") for name in documented() - TLS_ALONE}
     assert value(families, "polyhead_requests_total", method="Analyze", code="OK") == 1
     assert value(families, "polyhead_request_duration_seconds_count", method="Analyze") == 1
     assert value(families, "polyhead_items_total") == 2
     assert value(families, "polyhead_event_loop_lag_seconds_count") > 0
     assert value(families, "process_resident_memory_bytes") > 2**20
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers want two cores")
-def test_workers_are_scraped_as_one(start: Start, demo_bundle: Path) -> None:
-    port = free_port()
-    server = start(demo_bundle, "--workers", "2", "--metrics-listen", f"127.0.0.1:{port}")
-    wait_until(lambda: "all 2 workers serve" in server.log.read_text(), "two workers serve")
-    # Connections are dealt out by chance: that one worker gets all of them has odds of 2 ** -39.
-    for _ in range(40):
-        analyze(server, "one text")
-    families = scrape(port)
-    # Without the process's own, which would be those of the supervisor.
-    names = {name.removesuffix("_total") for name in documented() - TLS_ALONE if name.startswith("polyhead_")}
-    assert set(families) == names
-    assert value(families, "polyhead_requests_total", method="Analyze", code="OK") == 40
-    assert value(families, "polyhead_request_bytes_count") == 40
-    assert value(families, "polyhead_compute_threads") == len(os.sched_getaffinity(0))
-    assert value(families, "polyhead_runtime_info", engine="onnx") == 1
-    assert value(families, "polyhead_build_info") == 1
 
 
 class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
@@ -123,23 +125,24 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
 @pytest.fixture
 def receiver() -> Iterator[tuple[Receiver, str]]:
     """A receiver of traces, and its URL."""
-    receiver, server = Receiver(), grpc.server(ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield receiver, f"http://127.0.0.1:{port}"
-    server.stop(None).wait()
+    with ThreadPoolExecutor(2) as pool:
+        receiver, server = Receiver(), grpc.server(pool)
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield receiver, f"http://127.0.0.1:{port}"
+        server.stop(None).wait()
 
 
 def test_trace_of_the_client_goes_on_in_a_receiver(
     start: Start, demo_bundle: Path, receiver: tuple[Receiver, str]
 ) -> None:
     received, url = receiver
+    # The end of the server sends what is left.
     server = start(demo_bundle, "--otlp-endpoint", url, environment={"OTEL_SERVICE_NAME": "tickets"})
     server.wait_until_serving()
     call = analyze(server, f"{ODD} ordered a teapot", traceparent=f"00-{TRACE}-{ABOVE}-01", x_request_id="r-1")
     assert dict(call.trailing_metadata())["x-request-id"] == "r-1"
-    # The end of the server sends what is left.
     assert server.stop() == 0
     assert received.resource()["service.name"] == "tickets"
     spans = received.spans()
@@ -162,25 +165,25 @@ def test_receiver_that_is_not_there_costs_no_answer(start: Start, demo_bundle: P
     assert time.monotonic() - began < 15
 
 
-def test_json_log_tells_of_each_call_and_never_its_text(start: Start, demo_bundle: Path) -> None:
-    server = start(demo_bundle, "--log-format", "json", "--access-log", "info", "--log-level", "debug")
-    server.wait_until_serving()
-    analyze(server, f"{ODD} ordered a teapot", "and another", x_request_id="r-1")
-    assert server.stop() == 0
-    log = server.log.read_text()
-    lines = [json.loads(line) for line in log.splitlines()]
-    (access,) = [line for line in lines if line["logger"] == "polyhead_server.rpc.interceptors.telemetry"]
-    assert (access["level"], access["request_id"], access["method"]) == ("info", "r-1", "Analyze")
+def test_json_log_tells_of_each_call_and_never_its_text(observed: Observed) -> None:
+    def accesses() -> list[dict[str, Any]]:
+        # Without a line that is being written.
+        lines = [json.loads(line) for line in log.read_text().rpartition("\n")[0].splitlines()]
+        access = [line for line in lines if line["logger"] == "polyhead_server.rpc.interceptors.telemetry"]
+        return [line for line in access if line["request_id"] == "r-1"]
+
+    log = observed.server.log
+    wait_until(lambda: bool(accesses()), "the call is logged")
+    (access,) = accesses()
+    assert (access["level"], access["method"]) == ("info", "Analyze")
     assert (access["code"], access["items"]) == ("OK", 2)
     assert access["duration_s"] > 0
-    assert ODD not in log
+    assert ODD not in log.read_text()
 
 
-def test_top_shows_a_running_server(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
-    admin = f"unix:{tmp_path}/admin.sock"
-    server = start(demo_bundle, "--admin-listen", admin)
-    server.wait_until_serving()
-    command = [str(BIN / "polyhead"), "top", "--target", admin, "--json", "--interval", "0.1"]
+def test_top_shows_a_running_server(observed: Observed) -> None:
+    server = observed.server
+    command = [str(BIN / "polyhead"), "top", "--target", observed.admin, "--json", "--interval", "0.1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as top:
         assert top.stdout
         first = json.loads(top.stdout.readline())

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from typing import Any
 
 import numpy as np
-import polyhead_bundle as bundle
 import pytest
 from polyhead_client import Answer, Client
-from polyhead_export.export import export
-from polyhead_export.settings import Settings
 
 from bench.harness.servers import free_port
-from tests.support.demo import BIN
-from tests.support.tiny_model import ignore, make_model, write_run_directory
+from tests.compat.recordings import VERSIONS, write_bundle
+from tests.support.command import polyhead
 
 from .conftest import Start
 from .test_http import post
 
 pytestmark = pytest.mark.model
-PREFIX = "where is "
+PREFIX = "query: "
 # The last one exceeds the token limit of the model.
 TEXTS = ["my refund", "", "lovely fabric and a perfect fit", "the box went back to the depot " * 20]
 WRITTEN_OUT = [PREFIX + text for text in TEXTS]
@@ -31,11 +26,8 @@ WRITTEN_OUT = [PREFIX + text for text in TEXTS]
 @pytest.fixture(scope="module")
 def served(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """The gRPC and the HTTP address of a server of a tiny model with a prompt."""
-    folder = tmp_path_factory.mktemp("prompts")
-    write_run_directory(folder / "run", make_model(prompts={"passage": "the box: ", "query": PREFIX}))
-    exported: bundle.Bundle = export(folder / "run", folder / "bundle", ignore, Settings(variants=("fp32",)))
     http = f"127.0.0.1:{free_port()}"
-    server = start(exported.path, "--http-listen", http)
+    server = start(write_bundle(VERSIONS[-1], tmp_path_factory.mktemp("prompts")), "--http-listen", http)
     server.wait_until_serving()
     return server.target, http
 
@@ -47,7 +39,7 @@ def numbers(answer: Answer) -> list[float]:
 
 def test_answers_are_those_of_the_written_out_texts(served: tuple[str, str]) -> None:
     with Client(served[0]) as client:
-        assert client.info().prompts == {"passage": "the box: ", "query": PREFIX}
+        assert client.info().prompts == {"query": PREFIX}
         expected = client.analyze(WRITTEN_OUT)
         for answers in (client.analyze(TEXTS, prompt="query"), list(client.stream(TEXTS, prompt="query"))):
             for answer, other in zip(answers, expected, strict=True):
@@ -86,8 +78,8 @@ def test_http_answers_are_those_of_the_written_out_texts(served: tuple[str, str]
 
 def test_command_names_a_prompt(served: tuple[str, str]) -> None:
     def lines(*arguments: str) -> list[Any]:
-        command = [str(BIN / "polyhead"), *arguments, "--target", served[0]]
-        output = subprocess.run(command, check=True, capture_output=True, env=os.environ).stdout
+        code, output, error = polyhead(*arguments, "--target", served[0])
+        assert code == 0, error
         return [json.loads(line) for line in output.splitlines()]
 
     (found,), (expected,) = lines("embed", "--prompt", "query", TEXTS[0]), lines("embed", WRITTEN_OUT[0])

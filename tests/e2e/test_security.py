@@ -43,12 +43,20 @@ pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")
-def secured(start: Start, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Secured:
+def metrics_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def secured(
+    start: Start, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory, metrics_port: int
+) -> Secured:
     folder = tmp_path_factory.mktemp("secured")
     authority = Authority(folder)
     files, client = authority.issue("server"), authority.issue("client")
     keys = write_keys(folder / "keys.toml", list(KEYS))
     flags = (*files.flags, "--tls-client-ca", str(authority.cert), "--api-keys", str(keys))
+    flags += ("--metrics-listen", f"127.0.0.1:{metrics_port}")
     return Secured(serve(start, demo_bundle, *flags), authority, files, client, keys)
 
 
@@ -74,8 +82,9 @@ def by_unknown_method(secured: Secured) -> str:
     return described(caught.value)
 
 
-def by_reflection(secured: Secured) -> str:
-    with secured.open() as channel:
+def reflected(channel: grpc.Channel) -> str:
+    """Returns how a call of the reflection service without a key ends."""
+    with channel:
         call: Any = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
         try:
             list(call(iter([b""]), timeout=START_S))
@@ -105,7 +114,7 @@ CASES: dict[str, Callable[[Secured], str]] = {
     "an expired key": lambda secured: outcome(secured.open(), bearer("expired")),
     "a valid key for another method": lambda secured: outcome(secured.open(), bearer("probe")),
     "a valid key for a method that does not exist": by_unknown_method,
-    "reflection without a key": by_reflection,
+    "reflection without a key": lambda secured: reflected(secured.open()),
     "the health service without a key": by_health,
 }
 
@@ -214,6 +223,20 @@ def test_certificate_that_expires_while_it_is_served_is_rejected_by_clients(secu
     wait_until(lambda: outcome(secured.open()) == "OK", "the last certificate is presented")
 
 
+def test_metric_shows_when_the_certificate_expires(secured: Secured, metrics_port: int) -> None:
+    def expires_in_two_days() -> bool:
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=START_S) as page:
+            value = re.search(r"^polyhead_certificate_expiry_seconds (\S+)$", page.read().decode(), re.MULTILINE)
+        assert value
+        return abs(float(value[1]) - time.time() - 2 * DAY.total_seconds()) < 2 * START_S
+
+    assert not expires_in_two_days()
+    secured.files.replace(secured.authority.issue("two-days", ends=2 * DAY))
+    wait_until(expires_in_two_days, "the metric shows the new certificate")
+    secured.files.replace(secured.authority.issue("long"))
+    wait_until(lambda: not expires_in_two_days(), "the metric shows the next certificate")
+
+
 def test_stream_outlives_the_removal_of_its_key(secured: Secured) -> None:
     more = threading.Event()
 
@@ -251,8 +274,6 @@ def test_log_contains_no_key(secured: Secured) -> None:
     ("flags", "message"),
     [
         (("--listen", "0.0.0.0:0"), "--allow-plaintext"),
-        (("--listen", "0.0.0.0:0", "--allow-plaintext", "--api-keys", "keys"), "--allow-plaintext-keys"),
-        (("--tls-cert", "cert"), "--tls-key"),
         (("--tls-cert", "missing", "--tls-key", "missing"), "cannot read the certificate missing"),
         (("--api-keys", "missing"), "cannot read the key file missing"),
     ],
@@ -266,38 +287,16 @@ def test_insecure_configuration_does_not_start(
     assert message in line
 
 
-def test_server_with_an_expired_certificate_does_not_start(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
-    files = Authority(tmp_path).issue("server", begins=-3 * DAY, ends=-DAY)
-    server = start(demo_bundle, *files.flags)
-    assert server.process.wait(START_S) == 2
-    assert "certificate has expired" in server.log.read_text()
-
-
-def test_workers_serve_with_tls_and_keys(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
+def test_workers_serve_with_tls_and_keys_and_without_reflection(
+    start: Start, demo_bundle: Path, tmp_path: Path
+) -> None:
     authority = Authority(tmp_path)
     keys = write_keys(tmp_path / "keys.toml", ["reader"])
     files = authority.issue("server")
-    server = serve(start, demo_bundle, "--workers", "2", *files.flags, "--api-keys", str(keys))
+    flags = (*files.flags, "--api-keys", str(keys), "--no-reflection")
+    server = serve(start, demo_bundle, "--workers", "2", *flags)
     assert outcome(connect(server, authority, None)) == "OK"
     assert outcome(connect(server, authority, None), bearer("wrong")) == "UNAUTHENTICATED UNAUTHENTICATED"
     assert outcome(grpc.insecure_channel(server.target)) == "UNAVAILABLE"
+    assert reflected(connect(server, authority, None)) == "UNIMPLEMENTED"
     assert server.stop(signal.SIGTERM) == 0
-
-
-def test_reflection_can_be_disabled(start: Start, demo_bundle: Path) -> None:
-    server = serve(start, demo_bundle, "--no-reflection")
-    with grpc.insecure_channel(server.target) as channel:
-        call: Any = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
-        with pytest.raises(grpc.RpcError) as caught:
-            list(call(iter([b""]), timeout=START_S))
-    assert described(caught.value) == "UNIMPLEMENTED"
-
-
-def test_metric_shows_when_the_certificate_expires(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
-    port = free_port()
-    files = Authority(tmp_path).issue("server", ends=2 * DAY)
-    serve(start, demo_bundle, *files.flags, "--metrics-listen", f"127.0.0.1:{port}")
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=START_S) as page:
-        value = re.search(r"^polyhead_certificate_expiry_seconds (\S+)$", page.read().decode(), re.MULTILINE)
-    assert value
-    assert float(value[1]) == pytest.approx(time.time() + 2 * DAY.total_seconds(), abs=120)

@@ -5,23 +5,21 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
-import subprocess
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from polyhead_client import Answer, Client, UnavailableError
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness.servers import free_port
-from tests.support.demo import BIN
 
 from .conftest import START_S, Server, Start
 
@@ -30,26 +28,51 @@ pytestmark = pytest.mark.model
 NOT_SERVING, SERVING = health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING
 
 
-@pytest.fixture
-def server(start: Start, demo_bundle: Path) -> Server:
-    server = start(demo_bundle)
-    server.wait_until_serving()
-    return server
+@dataclass(frozen=True)
+class Serving:
+    """A server for tests that stop nothing.
+
+    Attributes:
+        server: Its process.
+        statuses: What its health service said until it served.
+        metrics_port: Port of its metrics.
+    """
+
+    server: Server
+    statuses: list[int]
+    metrics_port: int
 
 
-def test_health_says_not_serving_until_the_model_is_ready(start: Start, demo_bundle: Path) -> None:
-    assert start(demo_bundle).wait_until_serving() == [NOT_SERVING, SERVING]
+@pytest.fixture(scope="module")
+def serving(start: Start, demo_bundle: Path) -> Serving:
+    port = free_port()
+    server = start(demo_bundle, "--metrics-listen", f"127.0.0.1:{port}")
+    return Serving(server, server.wait_until_serving(), port)
 
 
-@pytest.mark.parametrize(("engine", "has_torch"), [("onnx", False), ("torch", True)])
-def test_only_the_torch_engine_loads_torch(start: Start, demo_bundle: Path, engine: str, has_torch: bool) -> None:
-    server = start(demo_bundle, "--engine", engine)
-    server.wait_until_serving()
+def uses_torch(server: Server) -> bool:
+    """Whether a server has loaded PyTorch once it has answered a text."""
     with Client(server.target) as client:
         client.analyze(["one text"])
-        assert client.info().runtime.engine == engine
-    mapped = Path(f"/proc/{server.process.pid}/maps").read_text()
-    assert ("libtorch" in mapped) == has_torch
+    return "libtorch" in Path(f"/proc/{server.process.pid}/maps").read_text()
+
+
+def test_health_says_not_serving_until_the_model_is_ready(serving: Serving) -> None:
+    assert serving.statuses == [NOT_SERVING, SERVING]
+
+
+def test_onnx_engine_does_not_load_torch(serving: Serving) -> None:
+    with Client(serving.server.target) as client:
+        assert client.info().runtime.engine == "onnx"
+    assert not uses_torch(serving.server)
+
+
+def test_settings_come_from_the_environment(start: Start, demo_bundle: Path) -> None:
+    server = start(demo_bundle, environment={"POLYHEAD_VARIANT": "fp32", "POLYHEAD_MAX_ITEMS_PER_MESSAGE": "3"})
+    server.wait_until_serving()
+    with Client(server.target) as client:
+        info = client.info()
+    assert (info.runtime.variant, info.limits.max_items_per_message) == ("fp32", 3)
 
 
 def test_torch_answers_where_onnxruntime_cannot_be_used(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
@@ -62,12 +85,14 @@ def test_torch_answers_where_onnxruntime_cannot_be_used(start: Start, demo_bundl
     assert (runtime.engine, runtime.device) == ("torch", "cpu")
     assert runtime.fallback_reasons[0].endswith(": it is not installed")
     assert "broken installation" in server.log.read_text()
+    # Control for the test above of a server that does not load it.
+    assert uses_torch(server)
 
 
-def test_second_server_on_the_port_is_refused(server: Server, start: Start, demo_bundle: Path) -> None:
-    second = start(demo_bundle, target=server.target)
+def test_second_server_on_the_port_is_refused(serving: Serving, start: Start, demo_bundle: Path) -> None:
+    second = start(demo_bundle, target=serving.server.target)
     assert second.process.wait(START_S) == 2
-    assert f"cannot listen on {server.target}" in second.log.read_text()
+    assert f"cannot listen on {serving.server.target}" in second.log.read_text()
 
 
 def test_server_that_ends_before_it_serves_is_not_waited_for(start: Start, demo_bundle: Path) -> None:
@@ -88,8 +113,8 @@ def test_damaged_bundle_is_not_served(start: Start, demo_bundle: Path, tmp_path:
     assert "model.onnx: was changed" in line
 
 
-def test_reflection_names_our_service(server: Server) -> None:
-    with grpc.insecure_channel(server.target) as channel:
+def test_reflection_names_our_service(serving: Serving) -> None:
+    with grpc.insecure_channel(serving.server.target) as channel:
         requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         (answer,) = stub.ServerReflectionInfo(requests, timeout=START_S)
@@ -105,11 +130,9 @@ def scrape(port: int) -> dict[str, float]:
     return {":".join([sample.name, *filter(None, [sample.labels.get("engine")])]): sample.value for sample in samples}
 
 
-def test_three_tasks_run_the_backbone_once(start: Start, demo_bundle: Path) -> None:
-    port = free_port()
-    server = start(demo_bundle, "--metrics-listen", f"127.0.0.1:{port}")
-    server.wait_until_serving()
-    with Client(server.target) as client:
+def test_three_tasks_run_the_backbone_once(serving: Serving) -> None:
+    port = serving.metrics_port
+    with Client(serving.server.target) as client:
         before = scrape(port)
         result = client.analyze(["one text"], tasks=["embedding", "classification", "sentiment"])[0].unwrap()
         assert all(part is not None for part in (result.embedding, result.classification, result.sentiment))
@@ -121,8 +144,9 @@ def test_three_tasks_run_the_backbone_once(start: Start, demo_bundle: Path) -> N
     assert after["polyhead_runtime_info:onnx"] == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopping_ends_a_stream_after_its_last_answer(server: Server, number: int) -> None:
+def test_interrupt_ends_a_stream_after_its_last_answer(start: Start, demo_bundle: Path) -> None:
+    server = start(demo_bundle)
+    server.wait_until_serving()
     released = threading.Event()
     answers: list[Answer] = []
 
@@ -134,7 +158,7 @@ def test_stopping_ends_a_stream_after_its_last_answer(server: Server, number: in
     with Client(server.target, max_attempts=1) as client:
         stream = client.stream(texts())
         answers.append(next(stream))
-        server.process.send_signal(number)
+        server.process.send_signal(signal.SIGINT)
         with pytest.raises(UnavailableError):
             answers.extend(stream)
         released.set()
@@ -149,30 +173,3 @@ def test_stopping_while_loading_is_quick(start: Start, demo_bundle: Path, tmp_pa
     with grpc.insecure_channel(server.target) as channel:
         grpc.channel_ready_future(channel).result(START_S)
     assert server.stop() == 0
-
-
-def test_watcher_of_the_health_does_not_hold_up_the_end(server: Server) -> None:
-    with grpc.insecure_channel(server.target) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)
-        statuses = stub.Watch(health_pb2.HealthCheckRequest(), timeout=START_S)
-        assert next(statuses).status == SERVING
-        began = time.monotonic()
-        assert server.stop() == 0
-        assert next(statuses).status == NOT_SERVING
-    # Far below the 30 s that calls of ours would be given.
-    assert time.monotonic() - began < 15
-
-
-def test_help_tells_every_flag_and_its_variable() -> None:
-    text = subprocess.run([BIN / "polyhead-serve", "--help"], check=True, capture_output=True, text=True).stdout
-    for flag in ("listen", "engine", "device", "variant"):
-        assert f"--{flag}" in text
-        assert f"POLYHEAD_{flag.upper()}" in text
-
-
-def test_settings_come_from_the_environment(start: Start, demo_bundle: Path) -> None:
-    server = start(demo_bundle, environment={"POLYHEAD_ENGINE": "torch", "POLYHEAD_MAX_ITEMS_PER_MESSAGE": "3"})
-    server.wait_until_serving()
-    with Client(server.target) as client:
-        info = client.info()
-    assert (info.runtime.engine, info.limits.max_items_per_message) == ("torch", 3)

@@ -16,11 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from polyhead_export.signing import sign
 
+from tests.compat.recordings import VERSIONS, write_bundle
 from tests.support.demo import BIN
 from tests.support.extras import hide_all_but, requirements
-from tests.support.tiny_model import bundle_dir, export_report, model, run_dir, tokenizer
-
-__all__ = ["bundle_dir", "export_report", "model", "run_dir", "tokenizer"]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -37,9 +35,9 @@ def run(tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def served(bundle_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle beside its signature, ``key.pub`` and ``other.pub``."""
-    copy = Path(shutil.copytree(bundle_dir, tmp_path / "served"))
+def served(tmp_path: Path) -> Path:
+    """A bundle beside its signature, ``key.pub`` and ``other.pub``."""
+    copy = write_bundle(VERSIONS[-1], tmp_path).rename(tmp_path / "served")
     for name in ("key", "other"):
         key = ec.generate_private_key(ec.SECP256R1())
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -16,13 +16,12 @@ import numpy as np
 import polyhead_bundle as bundle
 import pytest
 from polyhead_client import Answer, AsyncClient, Client, InvalidRequestError
-from polyhead_export.export import export
-from polyhead_export.settings import Settings
 from polyhead_server.rpc.dialects.descriptors import TYPES
 
 from bench.harness.servers import free_port
+from tests.compat.recordings import VERSIONS, write_bundle
+from tests.support.command import polyhead
 from tests.support.demo import BIN
-from tests.support.tiny_model import ignore, make_model, write_run_directory
 
 from .conftest import Server, Start, put
 from .test_http import post
@@ -30,7 +29,7 @@ from .test_http import post
 pytestmark = pytest.mark.model
 TEXTS = ["where is my refund", "lovely fabric and a perfect fit"]
 # Dimensions of the embedding of the tiny model.
-TINY_DIMENSIONS = 32
+TINY_DIMENSIONS = 8
 NAMES = ["demo", "tiny"]
 
 
@@ -63,21 +62,20 @@ class Served:
         return float(found[0].rpartition(" ")[2]) if found else 0.0
 
 
-def export_tiny(folder: Path) -> tuple[Path, Path]:
-    """Exports a tiny model, and changes the temperature of its first head as a new training would."""
-    write_run_directory(folder / "run", make_model())
-    exported: bundle.Bundle = export(folder / "run", folder / "trained", ignore, Settings(variants=("fp32",)))
-    first, *others = exported.manifest.heads
+def write_tiny(folder: Path) -> tuple[Path, Path]:
+    """Writes a tiny model, and one with another temperature of its first head, as after a new training."""
+    trained = bundle.load(write_bundle(VERSIONS[-1], folder / "trained"))
+    first, *others = trained.manifest.heads
     heads = (dataclasses.replace(first, temperature=3 * first.temperature), *others)
-    manifest = dataclasses.replace(exported.manifest, heads=heads)
-    files = {name: exported.path / name for name in manifest.files}
-    return exported.path, bundle.write(folder / "retrained", manifest, files).path
+    manifest = dataclasses.replace(trained.manifest, heads=heads)
+    files = {name: trained.path / name for name in manifest.files}
+    return trained.path, bundle.write(folder / "retrained", manifest, files).path
 
 
 @pytest.fixture(scope="module")
 def served(start: Start, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
     folder = tmp_path_factory.mktemp("models")
-    trained, retrained = export_tiny(folder)
+    trained, retrained = write_tiny(folder)
     put(trained, folder / "tiny")
     http, metrics = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     flags = ("--http-listen", http, "--metrics-listen", metrics, "--admin-listen", f"unix:{folder}/admin")
@@ -105,12 +103,6 @@ def embeddings(served: Served, model: str | None) -> list[Any]:
     """Returns the embeddings of ``TEXTS`` by the model's own client."""
     with Client(served.server.target, model=model) as client:
         return [answer.unwrap().embedding for answer in client.embed(TEXTS)]
-
-
-def command(served: Served, *arguments: str) -> tuple[int, str, str]:
-    """Runs ``polyhead``; returns its exit code and what it printed."""
-    done = subprocess.run([BIN / "polyhead", *arguments], capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, done.stdout, done.stderr
 
 
 def test_metadata_names_the_model(served: Served) -> None:
@@ -145,12 +137,12 @@ async def test_unknown_name_is_not_found(served: Served) -> None:
 
 
 def test_commands_name_the_model(served: Served) -> None:
-    code, out, _ = command(served, "info", "--json", "--target", served.server.target, "--model", "tiny")
+    code, out, _ = polyhead("info", "--json", "--target", served.server.target, "--model", "tiny")
     assert (code, json.loads(out)["name"], json.loads(out)["model_names"]) == (0, "tiny", NAMES)
-    assert "models     demo, tiny" in command(served, "info", "--target", served.server.target)[1]
-    code, out, _ = command(served, "embed", "--target", served.server.target, "--model", "tiny", TEXTS[0])
+    assert "models     demo, tiny" in polyhead("info", "--target", served.server.target)[1]
+    code, out, _ = polyhead("embed", "--target", served.server.target, "--model", "tiny", TEXTS[0])
     assert (code, len(json.loads(out)["embedding"])) == (0, TINY_DIMENSIONS)
-    code, _, error = command(served, "embed", "--target", served.server.target, "--model", "other", TEXTS[0])
+    code, _, error = polyhead("embed", "--target", served.server.target, "--model", "other", TEXTS[0])
     assert code == 2
     assert "'demo', 'tiny'" in error
 
@@ -286,7 +278,7 @@ def test_metrics_count_for_each_model(served: Served) -> None:
     before = {name: served.metric("polyhead_items_total", model=name) for name in NAMES}
     # Texts with different tokens: equal ones would share a computation.
     with Client(served.server.target, model="tiny") as client:
-        client.embed(["refund " * number for number in range(1, 6)])
+        client.embed(["refund", "parcel", "soup", "box", "invoice"])
     assert served.metric("polyhead_items_total", model="tiny") == before["tiny"] + 5
     assert served.metric("polyhead_items_total", model="demo") == before["demo"]
     assert served.metric("polyhead_reloads_total", model="demo", outcome="refused") == 0
@@ -304,7 +296,7 @@ def topic(answer: Answer) -> list[float]:
 
 def test_reload_of_one_model_leaves_the_other_alone(served: Served) -> None:
     def reload(*flags: str) -> list[dict[str, Any]]:
-        code, out, error = command(served, "admin", "reload", "--target", served.admin, *flags)
+        code, out, error = polyhead("admin", "reload", "--target", served.admin, *flags)
         assert code == 0, error
         return [json.loads(line) for line in out.splitlines()]
 
@@ -330,19 +322,19 @@ def test_reload_of_one_model_leaves_the_other_alone(served: Served) -> None:
         assert demo.info().model_id == identity
         new = topic(tiny.classify(TEXTS)[0])
         assert new[-1] < old[-1]
-    code, out, _ = command(served, "admin", "stats", "--target", served.admin)
+    code, out, _ = polyhead("admin", "stats", "--target", served.admin)
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, [row["model_name"] for row in rows]) == (0, NAMES)
     assert len({row["process_id"] for row in rows}) == 1
     (row,) = [
         json.loads(line)
-        for line in command(served, "admin", "stats", "--target", served.admin, "--model", "demo")[1].splitlines()
+        for line in polyhead("admin", "stats", "--target", served.admin, "--model", "demo")[1].splitlines()
     ]
     assert row["model_id"] == identity
     assert served.metric("polyhead_reloads_total", model="tiny", outcome="success") == 1
     assert served.metric("polyhead_reloads_total", model="demo", outcome="success") == 0
     assert [one["model_name"] for one in reload()] == NAMES
-    code, _, error = command(served, "admin", "reload", "--target", served.admin, "--model", "other")
+    code, _, error = polyhead("admin", "reload", "--target", served.admin, "--model", "other")
     assert (code, "'demo', 'tiny'" in error) == (2, True)
 
 
@@ -350,7 +342,7 @@ def test_refused_bundle_of_one_model_does_not_keep_the_other_back(served: Served
     before = {name: served.metric("polyhead_reloads_total", model=name, outcome="success") for name in NAMES}
     target = served.tiny.resolve()
     put(demo_bundle, served.tiny)
-    code, _, error = command(served, "admin", "reload", "--target", served.admin)
+    code, _, error = polyhead("admin", "reload", "--target", served.admin)
     put(target, served.tiny)
     assert code == 2
     assert "tiny: not reloaded" in error
@@ -397,5 +389,3 @@ def test_bundle_that_cannot_be_served_is_named(demo_bundle: Path, tmp_path: Path
         )
         assert done.returncode == 2
         assert str(tmp_path) in done.stderr.splitlines()[-1]
-    done = subprocess.run([*serve, "--workers", "2"], capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, "start a server for each" in done.stderr) == (2, True)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import urllib.request
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from polyhead.v1 import inference_service_pb2 as pb2
 from polyhead.v1 import inference_service_pb2_grpc, item_pb2
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness.servers import free_port
+from tests.contract.test_metrics_docs import documented
 from tests.support.polling import wait_until
 from tests.support.worker_load import alive, answered, serving, workers_of
 
 from .conftest import START_S, Server, Start, put
+from .test_observability import TLS_ALONE, scrape, value
 
 pytestmark = [
     pytest.mark.model,
@@ -26,9 +27,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def server(start: Start, demo_bundle: Path) -> Server:
-    server = start(demo_bundle, "--workers", "2", "--metrics-listen", f"127.0.0.1:{free_port()}")
+def start_two(start: Start, bundle: Path, *flags: str, **options: Any) -> Server:
+    """Starts a server with two workers and waits until both serve."""
+    server = start(bundle, "--workers", "2", *flags, **options)
     wait_until(lambda: serving(server) == 2, "two workers serve")
     return server
 
@@ -38,28 +39,37 @@ def used_ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def items_counted(server: Server, listen: str) -> float:
-    with urllib.request.urlopen(f"http://{listen}/metrics") as page:
-        families = {family.name: family for family in text_string_to_metric_families(page.read().decode())}
-    return sum(sample.value for sample in families["polyhead_items"].samples)
-
-
 def test_connections_are_distributed_and_counted_together(start: Start, demo_bundle: Path) -> None:
-    listen = f"127.0.0.1:{free_port()}"
-    server = start(demo_bundle, "--workers", "2", "--metrics-listen", listen)
-    wait_until(lambda: serving(server) == 2, "two workers serve")
+    port = free_port()
+    server = start_two(start, demo_bundle, "--metrics-listen", f"127.0.0.1:{port}")
+    assert server.log.read_text().count(f"all 2 workers serve on {server.target}") == 1
     before = [used_ticks(pid) for pid in workers_of(server)]
-    # The probability that a worker gets none of 40 connections is 2 ** -40.
+    # The probability that a worker gets none of 40 connections is 2 ** -39.
     assert all(answered(server) for _ in range(40))
-    assert items_counted(server, listen) == 40
     assert all(used_ticks(pid) > ticks for pid, ticks in zip(workers_of(server), before, strict=True))
     cores = [os.sched_getaffinity(pid) for pid in workers_of(server)]
     assert not cores[0] & cores[1]
     assert "libtorch" not in Path(f"/proc/{workers_of(server)[0]}/maps").read_text()
     assert "grpc" not in Path(f"/proc/{server.process.pid}/maps").read_text()
 
+    families = scrape(port)
+    # Without the process's own, which would be those of the supervisor.
+    names = {name.removesuffix("_total") for name in documented() - TLS_ALONE if name.startswith("polyhead_")}
+    assert set(families) == names
+    assert value(families, "polyhead_requests_total", method="Analyze", code="OK") == 40
+    assert value(families, "polyhead_items_total") == value(families, "polyhead_request_bytes_count") == 40
+    assert value(families, "polyhead_compute_threads") == len(os.sched_getaffinity(0))
+    assert value(families, "polyhead_runtime_info", engine="onnx") == 1
+    assert value(families, "polyhead_build_info") == 1
 
-def test_killed_worker_is_restarted(server: Server) -> None:
+
+def test_killed_worker_is_restarted_and_a_signal_stops_all(start: Start, demo_bundle: Path) -> None:
+    server = start_two(start, demo_bundle, "--metrics-listen", f"127.0.0.1:{free_port()}")
+    for flags, host in (((), "127.0.0.1"), (("--workers", "2"), "localhost")):
+        # The port is that of this server alone.
+        second = start(demo_bundle, *flags, target=f"{host}:{server.target.partition(':')[2]}")
+        assert second.process.wait(START_S) == 2
+        assert f"cannot listen on {second.target}" in second.log.read_text()
     killed, other = workers_of(server)
     os.kill(killed, signal.SIGKILL)
     assert answered(server)
@@ -68,18 +78,14 @@ def test_killed_worker_is_restarted(server: Server) -> None:
     assert other in workers_of(server)
     assert answered(server)
     assert "died with code -9" in server.log.read_text()
-
-
-def test_signal_stops_all_workers(server: Server) -> None:
     pids = workers_of(server)
     assert server.stop() == 0
     assert not any(map(alive, pids))
 
 
 def test_workers_end_with_their_supervisor(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
-    flags = ("--workers", "2", "--metrics-listen", f"127.0.0.1:{free_port()}")
-    server = start(demo_bundle, *flags, environment={"TMPDIR": str(tmp_path)})
-    wait_until(lambda: serving(server) == 2, "two workers serve")
+    metrics = ("--metrics-listen", f"127.0.0.1:{free_port()}")
+    server = start_two(start, demo_bundle, *metrics, environment={"TMPDIR": str(tmp_path)})
     assert list(tmp_path.glob("polyhead-metrics-*/counter_*.db"))
     pids = workers_of(server)
     server.stop(signal.SIGKILL)
@@ -87,15 +93,6 @@ def test_workers_end_with_their_supervisor(start: Start, demo_bundle: Path, tmp_
     # The files in which they counted are removed.
     assert not list(tmp_path.glob("polyhead-metrics-*"))
     assert server.log.read_text().count("lifecycle.server: stopped") == 2
-
-
-def test_second_server_on_the_port_is_refused(server: Server, start: Start, demo_bundle: Path) -> None:
-    port = server.target.partition(":")[2]
-    for flags in ((), ("--workers", "2")):
-        for host in ("127.0.0.1", "localhost"):
-            second = start(demo_bundle, *flags, target=f"{host}:{port}")
-            assert second.process.wait(START_S) == 2
-            assert f"cannot listen on {second.target}" in second.log.read_text()
 
 
 def test_invalid_bundle_ends_the_server(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
@@ -108,8 +105,7 @@ def test_invalid_bundle_ends_the_server(start: Start, demo_bundle: Path, tmp_pat
 
 def test_bundle_damaged_later_does_not_end_workers_that_serve(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
     bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
-    server = start(bundle, "--workers", "2")
-    wait_until(lambda: serving(server) == 2, "two workers serve")
+    server = start_two(start, bundle)
     intact = (bundle / "tokenizer.json").read_bytes()
     (bundle / "tokenizer.json").write_text("{}")
     os.kill(workers_of(server)[0], signal.SIGKILL)
@@ -120,17 +116,12 @@ def test_bundle_damaged_later_does_not_end_workers_that_serve(start: Start, demo
     assert server.stop() == 0
 
 
-def test_readiness_of_all_workers_is_logged_once(server: Server) -> None:
-    assert server.log.read_text().count(f"all 2 workers serve on {server.target}") == 1
-
-
 def test_worker_with_another_embedding_space_does_not_start_beside_serving_workers(
     start: Start, demo_bundle: Path, twin: Path, tmp_path: Path
 ) -> None:
     served = tmp_path / "served"
     put(demo_bundle, served)
-    server = start(served, "--workers", "2")
-    wait_until(lambda: serving(server) == 2, "two workers serve")
+    server = start_two(start, served)
     put(twin, served)
     os.kill(workers_of(server)[0], signal.SIGKILL)
     wait_until(lambda: "died with code 2" in server.log.read_text(), "the new worker refuses the bundle")
@@ -141,7 +132,7 @@ def test_worker_with_another_embedding_space_does_not_start_beside_serving_worke
     assert server.stop() == 0
 
 
-def test_workers_can_bind_a_port_with_lingering_connections(start: Start, demo_bundle: Path) -> None:
+def test_workers_listen_on_a_host_name_and_a_port_with_lingering_connections(start: Start, demo_bundle: Path) -> None:
     single = start(demo_bundle)
     single.wait_until_serving()
     channel = grpc.insecure_channel(single.target)
@@ -150,22 +141,13 @@ def test_workers_can_bind_a_port_with_lingering_connections(start: Start, demo_b
     # The server closes first, so that the connection lingers on its side.
     assert single.stop() == 0
     channel.close()
-    server = start(demo_bundle, "--workers", "2", target=single.target)
-    wait_until(lambda: serving(server) == 2, "two workers serve")
-    assert answered(server)
-
-
-def test_workers_listen_on_a_host_name(start: Start, demo_bundle: Path) -> None:
-    server = start(demo_bundle, "--workers", "2", target=f"localhost:{free_port()}")
-    wait_until(lambda: serving(server) == 2, "two workers serve")
-    assert answered(server)
+    assert answered(start_two(start, demo_bundle, target=single.target.replace("127.0.0.1", "localhost")))
 
 
 def test_replaced_bundle_is_reloaded_by_all_workers(start: Start, demo_bundle: Path, tmp_path: Path) -> None:
     served = tmp_path / "served"
     put(shutil.copytree(demo_bundle, tmp_path / "old"), served)
-    server = start(served, "--workers", "2", "--reload-interval-s", "0.1")
-    wait_until(lambda: serving(server) == 2, "two workers serve")
+    server = start_two(start, served, "--reload-interval-s", "0.1")
     put(shutil.copytree(demo_bundle, tmp_path / "new"), served)
     wait_until(lambda: "all 2 workers have reloaded" in server.log.read_text(), "the new bundle is seen")
     assert server.stop() == 0

@@ -61,20 +61,27 @@ def mutated(data: bytes, seed: int, prefix: int = 0) -> bytes | None:
     return data[:prefix] + json.dumps(document).encode()
 
 
-def each_value_replaced(data: bytes, prefix: int = 0) -> Iterator[bytes]:
+def each_value_replaced(data: bytes, prefix: int = 0, at_most: int | None = None) -> Iterator[bytes]:
     """Yields a document for each of its values and each other type, with a value of that type in its place.
 
     Args:
         data: A JSON document, after ``prefix`` bytes that are kept.
         prefix: Number of bytes before the document.
+        at_most: Number of documents, evenly spread over all; None for all.
     """
     document = json.loads(data[prefix:])
-    for container in _containers(document):
-        for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
-            for other in _TYPES:
-                container[key] = other
-                yield data[:prefix] + json.dumps(document).encode()
-            container[key] = value
+    places = [
+        (container, key)
+        for container in _containers(document)
+        for key in (list(container) if isinstance(container, dict) else range(len(container)))
+    ]
+    replacements = [(container, key, other) for container, key in places for other in _TYPES]
+    step = 1 if at_most is None else len(replacements) // at_most + 1
+    for container, key, other in replacements[::step]:
+        value = container[key]
+        container[key] = other
+        yield data[:prefix] + json.dumps(document).encode()
+        container[key] = value
 
 
 def _change(document: Any, rng: random.Random) -> None:

@@ -16,6 +16,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from .json_mutation import mutated
@@ -56,11 +57,13 @@ def fuzz(name: str, seconds: int) -> None:
     # Every invalid input would be logged.
     logging.disable()
     folder = BUILD / name
+    # Nothing unwinds it: libFuzzer ends the process.
+    stack = ExitStack()
     for path in (folder / "corpus", folder / "seeds"):
         path.mkdir(parents=True, exist_ok=True)
     # The seeds import modules, too, which must be instrumented when they are.
     with atheris.instrument_imports(include=PACKAGES):
-        check = TARGETS[name].create()
+        check = TARGETS[name].create(stack)
     for number, seed in enumerate(TARGETS[name].seeds()):
         (folder / "seeds" / str(number)).write_bytes(seed)
     known = [folder / "corpus", folder / "seeds", *REGRESSIONS.glob(name)]

@@ -12,6 +12,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,17 +60,18 @@ class Target:
     """A reader of bytes.
 
     Attributes:
-        create: Prepares it, and returns the function to fuzz. It may leave threads and temporary files to the process.
+        create: Prepares it, and returns the function to fuzz. What ends its threads and removes its files is pushed on
+            the stack.
         seeds: Valid inputs.
         json_at: Offset at which inputs are JSON documents; None if they are not.
     """
 
-    create: Callable[[], Check]
+    create: Callable[[ExitStack], Check]
     seeds: Callable[[], list[bytes]]
     json_at: int | None = None
 
 
-def _requests() -> Check:
+def _requests(_: ExitStack) -> Check:
     """Decodes messages of the InferenceService, which never raises."""
     from polyhead.v1 import inference_service_pb2 as pb2
     from polyhead_server.inference.types import InvalidItem, Item
@@ -95,7 +97,17 @@ def _recorded_requests() -> list[bytes]:
     return [data for recording in load() for data in recording.requests]
 
 
-def _models(loop: asyncio.AbstractEventLoop) -> Any:
+def _folder(stack: ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fuzz-")))
+
+
+def _loop(stack: ExitStack) -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    stack.callback(loop.close)
+    return loop
+
+
+def _models(stack: ExitStack, loop: asyncio.AbstractEventLoop) -> Any:
     """Returns the models of a server with the golden model alone, as HTTP and the dialects call them."""
     from polyhead_server.inference.model import load_model
     from polyhead_server.inference.pipeline import Pipeline
@@ -105,13 +117,14 @@ def _models(loop: asyncio.AbstractEventLoop) -> Any:
     from polyhead_server.serving.models import Models
     from polyhead_server.settings import Settings
 
-    bundle = write_bundle(VERSIONS[-1], Path(tempfile.mkdtemp(prefix="fuzz-")))
+    bundle = write_bundle(VERSIONS[-1], _folder(stack))
     settings = Settings(bundle=bundle, threads=1, device="cpu", max_items_per_message=8, max_message_bytes=100_000)
 
     async def start() -> Models:
         service = InferenceService(settings, Metrics())
         pipeline = Pipeline(load_model(settings), settings, service.metrics.observe_batches)
         pipeline.start()
+        stack.callback(lambda: loop.run_until_complete(pipeline.close()))
         service.serve(pipeline)
         return Models([Backend(service, settings, lambda: True)])
 
@@ -122,12 +135,12 @@ def _within_timeout(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, N
     loop.run_until_complete(asyncio.wait_for(work, _TIMEOUT_S))
 
 
-def _http() -> Check:
+def _http(stack: ExitStack) -> Check:
     """Sends bodies to the HTTP API, which answers each in its own words and never with an internal error."""
     from polyhead_server.http.api import create_app
 
-    loop = asyncio.new_event_loop()
-    app = create_app(_models(loop), None, ["polyhead", "openai", "tei", "oip"], with_playground=False)
+    loop = _loop(stack)
+    app = create_app(_models(stack, loop), None, ["polyhead", "openai", "tei", "oip"], with_playground=False)
 
     async def send_body(data: bytes) -> None:
         path, content_type = _HTTP[data[0] % len(_HTTP)]
@@ -175,15 +188,15 @@ def _http_bodies() -> list[bytes]:
     return [*seeds, b"\x01" + lines, b"\x09" + tensor + b"\x01\0\0\0a"]
 
 
-def _tensors() -> Check:
+def _tensors(stack: ExitStack) -> Check:
     """Answers requests of the Open Inference Protocol over gRPC; it rejects them with a ``ServerError`` alone."""
     from google.protobuf.message import DecodeError
     from polyhead_server.errors import InternalError, ServerError
     from polyhead_server.rpc.dialects.descriptors import TYPES
     from polyhead_server.rpc.dialects.open_inference import OpenInferenceService
 
-    loop = asyncio.new_event_loop()
-    service = OpenInferenceService(_models(loop))
+    loop = _loop(stack)
+    service = OpenInferenceService(_models(stack, loop))
     decode = service.deserializer("ModelInfer")
     context: Any = SimpleNamespace(time_remaining=lambda: None)
 
@@ -219,13 +232,13 @@ def _tensor_requests() -> list[bytes]:
     return [whole, raw]
 
 
-def _manifests() -> Check:
+def _manifests(stack: ExitStack) -> Check:
     """Reads ``bundle.json``. The digest of a JSON object is corrected, or nothing behind it would be tested."""
     import hashlib
 
     from polyhead_bundle import FormatError, codec
 
-    path = Path(tempfile.mkdtemp(prefix="fuzz-")) / "bundle.json"
+    path = _folder(stack) / "bundle.json"
 
     def canonical(value: object) -> bytes:
         return (json.dumps(value, sort_keys=True, indent=2) + "\n").encode()
@@ -259,11 +272,11 @@ def _golden_manifests() -> list[bytes]:
     return found
 
 
-def _tokenizers() -> Check:
+def _tokenizers(stack: ExitStack) -> Check:
     """Opens ``tokenizer.json`` as a server does, and encodes texts: token ids within the limit, or one error."""
     from polyhead_server.inference.tokenization import Tokenizer
 
-    path = Path(tempfile.mkdtemp(prefix="fuzz-")) / "tokenizer.json"
+    path = _folder(stack) / "tokenizer.json"
     texts = ["Where is my refund?", "", "🙂 a" * 50]
 
     def check(data: bytes) -> None:
@@ -286,11 +299,11 @@ def _tokenizer_files() -> list[bytes]:
         return [(write_bundle(VERSIONS[-1], Path(folder)) / "tokenizer.json").read_bytes()]
 
 
-def _rows(extension: str) -> Callable[[], Check]:
-    def create() -> Check:
+def _rows(extension: str) -> Callable[[ExitStack], Check]:
+    def create(stack: ExitStack) -> Check:
         from polyhead_rows import Problem, RawRow, read_rows, read_stream
 
-        path = Path(tempfile.mkdtemp(prefix="fuzz-")) / f"rows.{extension}"
+        path = _folder(stack) / f"rows.{extension}"
 
         def check(data: bytes) -> None:
             """Reads a file of rows: each is a row or a problem with its position, and nothing follows a final one."""

@@ -40,3 +40,4 @@ def test_each_value_is_replaced_by_each_type_and_then_restored() -> None:
     assert {"a": [None], "b": "c"} in found
     assert {"a": [1], "b": []} in found
     assert all(set(one) == {"a", "b"} for one in found)
+    assert len(list(each_value_replaced(b'{"a": [1], "b": "c"}', at_most=7))) == 6

@@ -6,8 +6,8 @@ The target ``tokenizers`` is left to ``make fuzz``: the library that reads such 
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -24,22 +24,17 @@ _MAX_CHANGED_SEEDS = 20
 _MAX_REPLACEMENTS = 100
 
 
-@pytest.fixture(scope="module", autouse=True)
-def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps the files that targets leave to their process among those of the tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("fuzz")))
-        yield
-
-
 @pytest.fixture(scope="module")
-def checks() -> Callable[[str], Callable[[bytes], None]]:
+def checks() -> Iterator[Callable[[str], Callable[[bytes], None]]]:
     made: dict[str, Callable[[bytes], None]] = {}
+    with ExitStack() as stack:
 
-    def check(name: str) -> Callable[[bytes], None]:
-        return made.setdefault(name, TARGETS[name].create())
+        def check(name: str) -> Callable[[bytes], None]:
+            if name not in made:
+                made[name] = TARGETS[name].create(stack)
+            return made[name]
 
-    return check
+        yield check
 
 
 def changed(data: bytes, rng: random.Random) -> bytes:
@@ -73,8 +68,7 @@ def test_target_accepts_documents_with_a_value_of_another_type(
     seeds = [seed for seed in target.seeds() if mutated(seed, 0, target.json_at or 0)]
     assert seeds
     for seed in seeds:
-        documents = list(each_value_replaced(seed, target.json_at or 0))
-        for document in documents[:: len(documents) // _MAX_REPLACEMENTS + 1]:
+        for document in each_value_replaced(seed, target.json_at or 0, _MAX_REPLACEMENTS):
             check(document)
 
 
@@ -86,7 +80,7 @@ def test_target_accepts_an_input_that_once_showed_a_fault(
 
 
 def test_decoder_that_raises_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    check = TARGETS["requests"].create()
+    check = TARGETS["requests"].create(ExitStack())
 
     def fail(*_: object) -> None:
         raise ValueError("fault")
@@ -98,6 +92,5 @@ def test_decoder_that_raises_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_row_that_is_neither_row_nor_problem_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polyhead_rows.read_rows", lambda *_: iter(["neither"]))
-    check = TARGETS["csv"].create()
-    with pytest.raises(AssertionError):
-        check(b"text\na\n")
+    with ExitStack() as stack, pytest.raises(AssertionError):
+        TARGETS["csv"].create(stack)(b"text\na\n")

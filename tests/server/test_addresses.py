@@ -24,9 +24,17 @@ def listener(*options: int, port: int = 0) -> Iterator[int]:
         yield one.getsockname()[1]
 
 
-@pytest.mark.parametrize("options", [(), (socket.SO_REUSEADDR,), (socket.SO_REUSEADDR, socket.SO_REUSEPORT)])
+@pytest.mark.parametrize(
+    ("host", "options"),
+    [
+        (HOST, ()),
+        (HOST, (socket.SO_REUSEADDR,)),
+        (HOST, (socket.SO_REUSEADDR, socket.SO_REUSEPORT)),
+        ("localhost", (socket.SO_REUSEADDR, socket.SO_REUSEPORT)),
+        ("0.0.0.0", (socket.SO_REUSEADDR, socket.SO_REUSEPORT)),  # noqa: S104 - refused
+    ],
+)
 @pytest.mark.parametrize("claim", [addresses.exclusive, addresses.reserve])
-@pytest.mark.parametrize("host", [HOST, "localhost", "0.0.0.0"])  # noqa: S104 - refused
 def test_address_with_a_listener_is_refused(claim: object, options: tuple[int, ...], host: str) -> None:
     with (
         listener(*options) as port,

@@ -182,7 +182,7 @@ class FakeServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             return item_pb2.Answer(item_id=item.item_id, error=rejection)
         answer = _answer(item, request)
         for number in range(2, self.labels):
-            answer.result.classification.scores.add(label=f"a label of some length, {number:08}", probability=0.0)
+            answer.result.classification.scores.add(label=f"{'a long label, ' * 30}{number:08}", probability=0.0)
         if self.embedding_spaces:
             answer.result.fingerprints.embedding_space = self.embedding_spaces[int(item.item_id)]
         if self.applying is not None:
@@ -244,7 +244,8 @@ def serve_fake(
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # no other process may share the port
     ]
-    server = grpc.server(futures.ThreadPoolExecutor(64), options=options)
+    pool = futures.ThreadPoolExecutor(64)
+    server = grpc.server(pool, options=options)
     inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
     servicer.health.set("polyhead.v1.InferenceService", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer.health, server)
@@ -252,10 +253,14 @@ def serve_fake(
     port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     servicer.target = f"127.0.0.1:{port}"
     server.start()
-    yield servicer
-    servicer.gate.set()
-    servicer.hanging_call_ended.set()
-    server.stop(None).wait()
+    try:
+        yield servicer
+    finally:
+        servicer.gate.set()
+        servicer.hanging_call_ended.set()
+        server.stop(None).wait()
+        # No thread is left to the tests that follow.
+        pool.shutdown()
 
 
 def label(answer: Answer) -> str:

@@ -12,7 +12,7 @@ from polyhead_client import Answer, Client
 
 STREAMS = 8
 # Texts per stream; answers of all streams before the fault; texts of each stream that are sent only after the fault.
-TEXTS, BEFORE, AFTER = 600, 800, 100
+TEXTS, BEFORE, AFTER = 250, 500, 50
 
 
 class Load:

@@ -51,10 +51,17 @@ class Load:
         answers: Number of answered items by outcome.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, pause_s: float = 0.0) -> None:
+        """Prepares the load.
+
+        Args:
+            target: HOST:PORT of the server.
+            pause_s: Pause after each message, so that processes which start meanwhile get compute.
+        """
         self.ends: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
         self._target = target
+        self._pause_s = pause_s
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(call,)) for call in [self._stream, self._unary] * 4]
 
@@ -86,12 +93,13 @@ class Load:
     def _unary(self, stub: Any) -> None:
         request = pb2.AnalyzeRequest(items=[item_pb2.Item(text=f"text {number}") for number in range(8)])
         self._count(stub.Analyze(request, timeout=START_S))
+        self._stopping.wait(self._pause_s)
 
     def _stream(self, stub: Any) -> None:
         # Endless: the server ends it.
         requests = (
             pb2.StreamAnalyzeRequest(items=[item_pb2.Item(item_id=str(number), text=f"text number {number}")])
-            for number in itertools.takewhile(lambda _: not self._stopping.is_set(), itertools.count())
+            for number in itertools.takewhile(lambda _: not self._stopping.wait(self._pause_s), itertools.count())
         )
         expected = itertools.count()
         for response in stub.StreamAnalyze(requests, timeout=START_S):

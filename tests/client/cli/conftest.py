@@ -23,9 +23,10 @@ def without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def target(service: admin_service_pb2_grpc.AdminServiceServicer, tmp_path: Path) -> Iterator[str]:
     """Address of a server with the admin service that the module of the test names ``service``."""
-    server = grpc.server(ThreadPoolExecutor(2))
-    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
-    server.add_insecure_port(f"unix:{tmp_path}/admin")
-    server.start()
-    yield f"unix:{tmp_path}/admin"
-    server.stop(None).wait()
+    with ThreadPoolExecutor(2) as pool:
+        server = grpc.server(pool)
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
+        server.add_insecure_port(f"unix:{tmp_path}/admin")
+        server.start()
+        yield f"unix:{tmp_path}/admin"
+        server.stop(None).wait()

@@ -93,14 +93,14 @@ def test_unreachable_server_is_reported_with_a_hint(tmp_path: Path) -> None:
 
 
 def test_key_never_goes_to_a_proxy(service: FakeAdminService, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
     for variable in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("POLYHEAD_API_KEY", "secret")
-    with Proxy() as proxy:
+    with Proxy() as proxy, futures.ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool)
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
         monkeypatch.setenv("http_proxy", proxy.address)
         # Control: a channel without our option uses the proxy.
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError):
@@ -108,7 +108,7 @@ def test_key_never_goes_to_a_proxy(service: FakeAdminService, monkeypatch: pytes
         assert proxy.connections
         proxy.connections = 0
         done = admin("stats", "--target", f"127.0.0.1:{port}")
-    server.stop(None).wait()
+        server.stop(None).wait()
     assert (done.exit_code, proxy.connections) == (0, 0)
 
 

@@ -147,17 +147,18 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize(("line", "problem"), MALFORMED)
-def test_malformed_jsonl_line_gets_an_error_with_its_number_and_the_others_are_answered(
-    run: Run, line: bytes, problem: str
-) -> None:
-    result = run("classify", "--jsonl", input=b'{"id": "1", "text": "one"}\n%s\n{"id": "3", "text": "three"}\n' % line)
-    first, second, third = lines(result)
-    assert [one["classification"]["scores"][0]["label"] for one in (first, third)] == ["one", "three"]
-    assert (second["line"], second["error"]["code"]) == (2, "INVALID_ARGUMENT")
-    assert second["id"] in {None, "2"}
-    assert second["error"]["reason"] == ("TEXT_NOT_UTF8" if "UTF-8" in problem else "MALFORMED_LINE")
-    assert problem in second["error"]["message"]
+def test_malformed_jsonl_lines_get_errors_with_their_numbers_and_the_others_are_answered(run: Run) -> None:
+    content = b"".join(b'{"id": "1", "text": "one"}\n%s\n' % line for line, _ in MALFORMED)
+    result = run("classify", "--jsonl", input=content + b'{"id": "3", "text": "three"}\n')
+    *before, last = lines(result)
+    for number, (line, problem) in enumerate(MALFORMED):
+        answered, rejected = before[2 * number : 2 * number + 2]
+        assert answered["classification"]["scores"][0]["label"] == "one"
+        assert (rejected["line"], rejected["error"]["code"]) == (2 * number + 2, "INVALID_ARGUMENT"), line[:50]
+        assert rejected["id"] in {None, "2"}
+        assert rejected["error"]["reason"] == ("TEXT_NOT_UTF8" if "UTF-8" in problem else "MALFORMED_LINE")
+        assert problem in rejected["error"]["message"]
+    assert last["classification"]["scores"][0]["label"] == "three"
     assert (result.exit_code, result.stderr) == (1, "")
 
 

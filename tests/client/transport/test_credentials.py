@@ -69,8 +69,8 @@ def test_error_names_the_file_that_cannot_be_read(tmp_path: Path) -> None:
         {"tls": "ca.pem"},
     ],
 )
-@pytest.mark.parametrize("client", [Client, AsyncClient])
-def test_error_names_the_invalid_argument(client: type[Any], options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequestError, match=f"^INVALID_ARGUMENT: {next(iter(options))}: ") as caught:
-        client(**options)
-    assert KEY not in str(caught.value)
+def test_error_names_the_invalid_argument(options: dict[str, Any]) -> None:
+    for client in (Client, AsyncClient):
+        with pytest.raises(InvalidRequestError, match=f"^INVALID_ARGUMENT: {next(iter(options))}: ") as caught:
+            client(**options)
+        assert KEY not in str(caught.value)

@@ -59,9 +59,11 @@ def listening(handler: type[socketserver.BaseRequestHandler]) -> Iterator[str]:
     """Serves TCP connections on a free loopback port; yields its address."""
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
 
 
 class Quiet(http.server.BaseHTTPRequestHandler):
@@ -85,20 +87,17 @@ class Ssh(socketserver.BaseRequestHandler):
         self.request.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_certificate_for_another_name_is_named_with_the_option(
-    connect: Any, other: Pair, call: Callable[[Any], Any]
-) -> None:
+def test_certificate_for_another_name_is_named_with_the_option(connect: Any, other: Pair) -> None:
     with secured(other) as servicer:
         for host in ("127.0.0.1", "localhost"):
             target = servicer.target.replace("127.0.0.1", host)
-            error = failure(connect, target, call, tls=Tls(other.certificate))
+            error = failure(connect, target, tls=Tls(other.certificate))
             assert (type(error), error.reason) == (UnavailableError, "CERTIFICATE_NAME_MISMATCH")
             assert f"is for model.example, not for '{host}'" in error.message
             assert "server_name='model.example'" in error.message
             assert "--server-name model.example" in error.message
         expected = Tls(other.certificate, server_name="model.example")
-        call(connect(servicer.target.replace("127.0.0.1", "localhost"), tls=expected))  # control
+        connect(servicer.target.replace("127.0.0.1", "localhost"), tls=expected).info()  # control
 
 
 def test_common_name_is_named_if_the_certificate_has_no_other(connect: Any, tmp_path: Path) -> None:
@@ -145,17 +144,18 @@ def test_missing_client_certificate_is_named(connect: Any, own: Pair, other: Pai
         connect(servicer.target, tls=Tls(own.certificate, other.certificate, other.key)).info()  # control
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_tls_on_one_side_only_is_named(connect: Any, own: Pair, call: Callable[[Any], Any]) -> None:
+def test_tls_on_one_side_only_is_named(connect: Any, own: Pair) -> None:
     with serve_fake() as plain, secured(own) as encrypted:
-        error = failure(connect, plain.target, call, tls=Tls(own.certificate))
+        error = failure(connect, plain.target, tls=Tls(own.certificate))
         assert (error.reason, "does not use TLS" in error.message) == ("TLS_NOT_SUPPORTED", True)
-        error = failure(connect, encrypted.target, call)
+        error = failure(connect, encrypted.target)
         assert (error.reason, "requires TLS: pass tls=" in error.message) == ("TLS_REQUIRED", True)
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_server_that_is_not_serving_is_named(connect: Any, servicer: FakeServicer, call: Callable[[Any], Any]) -> None:
+def test_every_call_to_a_server_that_is_not_serving_names_it(
+    connect: Any, servicer: FakeServicer, call: Callable[[Any], Any]
+) -> None:
     servicer.health.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
     error = failure(connect, servicer.target, call)
     assert (type(error), error.reason) == (UnavailableError, "NOT_SERVING")
@@ -199,22 +199,24 @@ def test_other_protocol_is_named(connect: Any, handler: type[socketserver.BaseRe
 
 
 def test_gRPC_server_without_the_service_is_named(connect: Any) -> None:  # noqa: N802
-    server = grpc.server(futures.ThreadPoolExecutor(4))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    error = failure(connect, f"127.0.0.1:{port}")  # like the admin service, without a health service
-    server.stop(None).wait()
+    with futures.ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        error = failure(connect, f"127.0.0.1:{port}")  # like the admin service, without a health service
+        server.stop(None).wait()
     assert (type(error), error.reason) == (InvalidRequestError, "WRONG_SERVICE")
     assert "polyhead-serve --listen" in error.message
 
 
 def test_gRPC_server_with_the_health_of_another_service_is_named(connect: Any) -> None:  # noqa: N802
-    server = grpc.server(futures.ThreadPoolExecutor(4))
-    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    error = failure(connect, f"127.0.0.1:{port}")
-    server.stop(None).wait()
+    with futures.ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool)
+        health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        error = failure(connect, f"127.0.0.1:{port}")
+        server.stop(None).wait()
     assert error.reason == "WRONG_SERVICE"
 
 

@@ -77,28 +77,28 @@ async def test_encodings_and_dimensions(running: HttpServer) -> None:
     assert values.tolist() == embedding_of("w1")[:1]
 
 
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ({}, "send one of text, texts and items"),
-        ({"text": "w1", "texts": ["w1"]}, "send one of text, texts and items"),
-        ({"texts": []}, "empty list"),
-        ({"texts": "w1"}, "texts must be a list"),
-        ({"texts": ["w1"] * 9}, "9 texts; at most 8"),
-        ({"text": "w1", "tasks": "embedding"}, "tasks must be a list"),
-        ({"text": "w1", "tasks": ["rerank"]}, "tasks must be one of embedding, classification, sentiment"),
-        ({"text": "w1", "truncation": "left"}, "truncate, error, window"),
-        ({"text": "w1", "timings": 1}, "timings must be true or false"),
-        ({"text": "w1", "embedding": {"encoding": "float64"}}, "float32, float16, int8, binary"),
-        ({"text": "w1", "embedding": {"dimensions": 3}}, "from 1 to 2"),
-        ({"text": "w1", "expected_fingerprints": "x"}, "expected_fingerprints must be"),
-        ({"text": "w1", "temperature": 0}, "field 'temperature' is not known"),
-    ],
-)
-async def test_invalid_document_is_refused(running: HttpServer, body: Any, message: str) -> None:
-    reply = await running.post("/v1/analyze", body)
-    assert reply.status == 400
-    assert message in reply.json["error"]["message"]
+BAD_DOCUMENTS: list[tuple[Any, str]] = [
+    ({}, "send one of text, texts and items"),
+    ({"text": "w1", "texts": ["w1"]}, "send one of text, texts and items"),
+    ({"texts": []}, "empty list"),
+    ({"texts": "w1"}, "texts must be a list"),
+    ({"texts": ["w1"] * 9}, "9 texts; at most 8"),
+    ({"text": "w1", "tasks": "embedding"}, "tasks must be a list"),
+    ({"text": "w1", "tasks": ["rerank"]}, "tasks must be one of embedding, classification, sentiment"),
+    ({"text": "w1", "truncation": "left"}, "truncate, error, window"),
+    ({"text": "w1", "timings": 1}, "timings must be true or false"),
+    ({"text": "w1", "embedding": {"encoding": "float64"}}, "float32, float16, int8, binary"),
+    ({"text": "w1", "embedding": {"dimensions": 3}}, "from 1 to 2"),
+    ({"text": "w1", "expected_fingerprints": "x"}, "expected_fingerprints must be"),
+    ({"text": "w1", "temperature": 0}, "field 'temperature' is not known"),
+]
+
+
+async def test_invalid_documents_are_refused(running: HttpServer) -> None:
+    for body, message in BAD_DOCUMENTS:
+        reply = await running.post("/v1/analyze", body)
+        assert reply.status == 400
+        assert message in reply.json["error"]["message"]
 
 
 async def test_other_model_than_expected_is_refused(running: HttpServer) -> None:

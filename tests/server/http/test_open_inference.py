@@ -59,33 +59,33 @@ async def test_binary_output_for_all(running: HttpServer) -> None:
     assert int(reply.headers[LENGTH]) + sum(sizes) == len(reply.body)
 
 
-@pytest.mark.parametrize(
-    ("body", "headers", "message"),
-    [
-        ({"inputs": []}, {}, "inputs must be a list of one tensor"),
-        ({"inputs": [TENSOR, TENSOR]}, {}, "inputs must be a list of one tensor"),
-        ({"inputs": [TENSOR | {"datatype": "FP32"}]}, {}, "datatype 'FP32'"),
-        ({"inputs": [TENSOR | {"shape": [3, 1]}]}, {}, "data has 2 elements, its shape has 3"),
-        ({"inputs": [TENSOR | {"shape": [2, 2]}]}, {}, "send [n,1] or [n]"),
-        ({"inputs": [TENSOR | {"shape": "2"}]}, {}, "shape must be a list of integers"),
-        ({"inputs": [TENSOR | {"data": ["w1", 2]}]}, {}, "element 1 is not a text"),
-        ({"inputs": [TENSOR | {"data": ["w1", "\ud800"]}]}, {}, "text 1: text is not valid UTF-8"),
-        ({"inputs": [TENSOR | {"parameters": {"binary_data_size": 3}}]}, {}, "both data and binary_data_size"),
-        ({"inputs": [TENSOR], "outputs": [{"name": "logits"}]}, {}, "no output 'logits'"),
-        ({"inputs": [TENSOR], "outputs": ["embedding"]}, {}, "objects with a name"),
-        ({"inputs": [TENSOR], "parameters": []}, {}, "parameters must be an object"),
-        ({"inputs": [TENSOR], "parameters": {"x": 1}}, {}, "'x' is not known"),
-        ({"inputs": [TENSOR], "extra": 1}, {}, "field 'extra' is not known"),
-        ({"inputs": [TENSOR]}, {LENGTH: "99999"}, LENGTH),
-        ({"inputs": [TENSOR]}, {LENGTH: "-1"}, LENGTH),
-        (b"{", {}, "not valid JSON"),
-    ],
-)
-async def test_bad_request_is_refused(running: HttpServer, body: Any, headers: dict[str, str], message: str) -> None:
-    reply = await running.post(INFER, body, headers)
-    assert reply.status == 400
-    assert message in reply.json["error"]
-    assert (await running.post(INFER, {"inputs": [TENSOR]})).status == 200
+BAD_REQUESTS: list[tuple[Any, dict[str, str], str]] = [
+    ({"inputs": []}, {}, "inputs must be a list of one tensor"),
+    ({"inputs": [TENSOR, TENSOR]}, {}, "inputs must be a list of one tensor"),
+    ({"inputs": [TENSOR | {"datatype": "FP32"}]}, {}, "datatype 'FP32'"),
+    ({"inputs": [TENSOR | {"shape": [3, 1]}]}, {}, "data has 2 elements, its shape has 3"),
+    ({"inputs": [TENSOR | {"shape": [2, 2]}]}, {}, "send [n,1] or [n]"),
+    ({"inputs": [TENSOR | {"shape": "2"}]}, {}, "shape must be a list of integers"),
+    ({"inputs": [TENSOR | {"data": ["w1", 2]}]}, {}, "element 1 is not a text"),
+    ({"inputs": [TENSOR | {"data": ["w1", "\ud800"]}]}, {}, "text 1: text is not valid UTF-8"),
+    ({"inputs": [TENSOR | {"parameters": {"binary_data_size": 3}}]}, {}, "both data and binary_data_size"),
+    ({"inputs": [TENSOR], "outputs": [{"name": "logits"}]}, {}, "no output 'logits'"),
+    ({"inputs": [TENSOR], "outputs": ["embedding"]}, {}, "objects with a name"),
+    ({"inputs": [TENSOR], "parameters": []}, {}, "parameters must be an object"),
+    ({"inputs": [TENSOR], "parameters": {"x": 1}}, {}, "'x' is not known"),
+    ({"inputs": [TENSOR], "extra": 1}, {}, "field 'extra' is not known"),
+    ({"inputs": [TENSOR]}, {LENGTH: "99999"}, LENGTH),
+    ({"inputs": [TENSOR]}, {LENGTH: "-1"}, LENGTH),
+    (b"{", {}, "not valid JSON"),
+]
+
+
+async def test_bad_requests_are_refused_and_the_server_goes_on(running: HttpServer) -> None:
+    for body, headers, message in BAD_REQUESTS:
+        reply = await running.post(INFER, body, headers)
+        assert reply.status == 400
+        assert message in reply.json["error"]
+        assert (await running.post(INFER, {"inputs": [TENSOR]})).status == 200
 
 
 async def test_model_may_be_named_in_the_body_too(running: HttpServer) -> None:

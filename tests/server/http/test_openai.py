@@ -63,35 +63,33 @@ async def test_models_lists_the_served_one(running: HttpServer) -> None:
     assert (await running.get("/v1/models/other")).status == 404
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "param", "message"),
-    [
-        ({"input": []}, 400, "input", "empty list"),
-        ({}, 400, "input", "must be a text or a list of texts"),
-        ({"input": [1, 2]}, 400, "input", "check_embedding_ctx_length=False"),
-        ({"input": [[1, 2]]}, 400, "input", "check_embedding_ctx_length=False"),
-        ({"input": ["w1", None]}, 400, "input", "input 1 is null"),
-        ({"input": "w1", "encoding_format": "int8"}, 400, "encoding_format", "float or base64"),
-        ({"input": "w1", "dimensions": 3}, 400, None, "dimensions must be an integer from 1 to 2"),
-        ({"input": "w1", "dimensions": 0}, 400, None, "dimensions must be an integer from 1 to 2"),
-        ({"input": "w1", "top_p": 1}, 400, None, "field 'top_p' is not known"),
-        ({"input": "w1", "model": "other"}, 404, None, "this server serves model 'fake'"),
-        ({"input": "\ud800"}, 400, "input", "unpaired surrogate"),
-        (b"{", 400, None, "not valid JSON"),
-        (b"[]", 400, None, "not a JSON object"),
-        (b"[" * 50_000, 400, None, "not valid JSON"),
-        (b"x" * 100_001, 413, None, "more than 100000 bytes"),
-    ],
-)
-async def test_bad_request_is_refused_in_openais_form(
-    running: HttpServer, body: Any, status: int, param: str | None, message: str
-) -> None:
-    reply = await running.post("/v1/embeddings", body)
-    assert reply.status == status
-    assert message in reply.json["error"]["message"]
-    assert reply.json["error"]["param"] == param
-    assert set(reply.json["error"]) == {"message", "type", "param", "code"}
-    assert (await running.post("/v1/embeddings", {"input": "w1"})).status == 200
+BAD_REQUESTS: list[tuple[Any, int, str | None, str]] = [
+    ({"input": []}, 400, "input", "empty list"),
+    ({}, 400, "input", "must be a text or a list of texts"),
+    ({"input": [1, 2]}, 400, "input", "check_embedding_ctx_length=False"),
+    ({"input": [[1, 2]]}, 400, "input", "check_embedding_ctx_length=False"),
+    ({"input": ["w1", None]}, 400, "input", "input 1 is null"),
+    ({"input": "w1", "encoding_format": "int8"}, 400, "encoding_format", "float or base64"),
+    ({"input": "w1", "dimensions": 3}, 400, None, "dimensions must be an integer from 1 to 2"),
+    ({"input": "w1", "dimensions": 0}, 400, None, "dimensions must be an integer from 1 to 2"),
+    ({"input": "w1", "top_p": 1}, 400, None, "field 'top_p' is not known"),
+    ({"input": "w1", "model": "other"}, 404, None, "this server serves model 'fake'"),
+    ({"input": "\ud800"}, 400, "input", "unpaired surrogate"),
+    (b"{", 400, None, "not valid JSON"),
+    (b"[]", 400, None, "not a JSON object"),
+    (b"[" * 50_000, 400, None, "not valid JSON"),
+    (b"x" * 100_001, 413, None, "more than 100000 bytes"),
+]
+
+
+async def test_bad_requests_are_refused_in_openais_form(running: HttpServer) -> None:
+    for body, status, param, message in BAD_REQUESTS:
+        reply = await running.post("/v1/embeddings", body)
+        assert reply.status == status
+        assert message in reply.json["error"]["message"]
+        assert reply.json["error"]["param"] == param
+        assert set(reply.json["error"]) == {"message", "type", "param", "code"}
+        assert (await running.post("/v1/embeddings", {"input": "w1"})).status == 200
 
 
 async def test_overload_tells_when_to_retry(running: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,46 +78,44 @@ async def test_prompt_is_put_before_each_input(running: HttpServer) -> None:
     assert [[one["text"] for one in row] for row in tokens] == [["[CLS]", "w7", word, "[SEP]"] for word in ("w1", "w2")]
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status", "message"),
-    [
-        ("/embed", {"inputs": []}, 400, "cannot be empty"),
-        ("/embed", {}, 422, "must be a text"),
-        ("/embed", {"inputs": [1, 2]}, 422, "token ids"),
-        ("/embed", {"inputs": ["w1", {}]}, 422, "inputs 1 is an object"),
-        ("/embed", {"inputs": "w1 " * 50, "truncate": False}, 422, "52 tokens"),
-        ("/embed", {"inputs": "w1", "truncation_direction": "left"}, 422, "must be right"),
-        ("/embed", {"inputs": "w1", "prompt_name": "queries"}, 422, "its prompts are: passage, query"),
-        ("/embed", {"inputs": "w1", "prompt_name": 7}, 422, "prompt_name must be a string"),
-        ("/tokenize", {"inputs": "w1", "prompt_name": "queries"}, 422, "its prompts are: passage, query"),
-        ("/predict", {"inputs": "w1", "prompt_name": "query"}, 422, "'prompt_name' is not known"),
-        ("/predict", {"inputs": ["w1", "w2"]}, 422, 'send [["a"], ["b"]]'),
-        ("/predict", {"inputs": "w1", "raw_scores": True}, 422, "raw_scores"),
-        ("/predict", {"inputs": "w1", "head": "topics"}, 422, "its heads are topic, sentiment"),
-        ("/predict", {"inputs": "w1", "top_k": 1}, 422, "'top_k' is not known"),
-        ("/", {"inputs": "w1", "parameters": [1]}, 422, "an array, not an object"),
-        ("/", {"inputs": "w1", "parameters": {"top_k": 0}}, 422, "top_k must be an integer from 1"),
-        ("/", {"inputs": "w1", "parameters": {"function_to_apply": "none"}}, 422, "must be softmax"),
-        ("/", {"inputs": "w1", "parameters": {"function_to_apply": {}}}, 422, "must be softmax"),
-        ("/", {"inputs": "w1", "parameters": {"candidate_labels": ["a"]}}, 422, "'candidate_labels' is not known"),
-        ("/embed", {"inputs": "w1", "options": {"wait": True}}, 422, "'wait' is not known"),
-        ("/embed", {"inputs": "w1", "options": 1}, 422, "a number, not an object"),
-        ("/embed", {"inputs": "w1", "parameters": {"top_k": 1}}, 422, "parameters must be empty"),
-        ("/tokenize", {"inputs": None}, 422, "must be a text"),
-        ("/decode", {"ids": ["a"]}, 422, "list of token ids"),
-        ("/embed", {"inputs": ["w1"] * 9}, 422, "at most 8 are allowed"),
-        ("/predict", {"inputs": [["w1"]] * 9}, 422, "at most 8 are allowed"),
-        ("/tokenize", {"inputs": ["w1"] * 9}, 422, "at most 8 are allowed"),
-        ("/decode", {"ids": [[5]] * 9}, 422, "at most 8 are allowed"),
-        ("/embed", b"{", 422, "not valid JSON"),
-    ],
-)
-async def test_bad_request_is_refused_in_teis_form(
-    running: HttpServer, path: str, body: Any, status: int, message: str
-) -> None:
-    reply = await running.post(path, body)
-    assert (reply.status, reply.json["error_type"]) == (status, "Empty" if status == 400 else "Validation")
-    assert message in reply.json["error"]
+BAD_REQUESTS: list[tuple[str, Any, int, str]] = [
+    ("/embed", {"inputs": []}, 400, "cannot be empty"),
+    ("/embed", {}, 422, "must be a text"),
+    ("/embed", {"inputs": [1, 2]}, 422, "token ids"),
+    ("/embed", {"inputs": ["w1", {}]}, 422, "inputs 1 is an object"),
+    ("/embed", {"inputs": "w1 " * 50, "truncate": False}, 422, "52 tokens"),
+    ("/embed", {"inputs": "w1", "truncation_direction": "left"}, 422, "must be right"),
+    ("/embed", {"inputs": "w1", "prompt_name": "queries"}, 422, "its prompts are: passage, query"),
+    ("/embed", {"inputs": "w1", "prompt_name": 7}, 422, "prompt_name must be a string"),
+    ("/tokenize", {"inputs": "w1", "prompt_name": "queries"}, 422, "its prompts are: passage, query"),
+    ("/predict", {"inputs": "w1", "prompt_name": "query"}, 422, "'prompt_name' is not known"),
+    ("/predict", {"inputs": ["w1", "w2"]}, 422, 'send [["a"], ["b"]]'),
+    ("/predict", {"inputs": "w1", "raw_scores": True}, 422, "raw_scores"),
+    ("/predict", {"inputs": "w1", "head": "topics"}, 422, "its heads are topic, sentiment"),
+    ("/predict", {"inputs": "w1", "top_k": 1}, 422, "'top_k' is not known"),
+    ("/", {"inputs": "w1", "parameters": [1]}, 422, "an array, not an object"),
+    ("/", {"inputs": "w1", "parameters": {"top_k": 0}}, 422, "top_k must be an integer from 1"),
+    ("/", {"inputs": "w1", "parameters": {"function_to_apply": "none"}}, 422, "must be softmax"),
+    ("/", {"inputs": "w1", "parameters": {"function_to_apply": {}}}, 422, "must be softmax"),
+    ("/", {"inputs": "w1", "parameters": {"candidate_labels": ["a"]}}, 422, "'candidate_labels' is not known"),
+    ("/embed", {"inputs": "w1", "options": {"wait": True}}, 422, "'wait' is not known"),
+    ("/embed", {"inputs": "w1", "options": 1}, 422, "a number, not an object"),
+    ("/embed", {"inputs": "w1", "parameters": {"top_k": 1}}, 422, "parameters must be empty"),
+    ("/tokenize", {"inputs": None}, 422, "must be a text"),
+    ("/decode", {"ids": ["a"]}, 422, "list of token ids"),
+    ("/embed", {"inputs": ["w1"] * 9}, 422, "at most 8 are allowed"),
+    ("/predict", {"inputs": [["w1"]] * 9}, 422, "at most 8 are allowed"),
+    ("/tokenize", {"inputs": ["w1"] * 9}, 422, "at most 8 are allowed"),
+    ("/decode", {"ids": [[5]] * 9}, 422, "at most 8 are allowed"),
+    ("/embed", b"{", 422, "not valid JSON"),
+]
+
+
+async def test_bad_requests_are_refused_in_teis_form(running: HttpServer) -> None:
+    for path, body, status, message in BAD_REQUESTS:
+        reply = await running.post(path, body)
+        assert (reply.status, reply.json["error_type"]) == (status, "Empty" if status == 400 else "Validation")
+        assert message in reply.json["error"]
 
 
 async def test_tokenize_and_decode(running: HttpServer) -> None:

@@ -49,9 +49,9 @@ async def answers(server: HttpServer, *parts: bytes, count: int = 1) -> list[Any
 
 
 @pytest.mark.parametrize("sent", [post(BODY), post(LONG_BODY), chunked(BODY)], ids=["short", "long", "chunked"])
-@pytest.mark.parametrize("cut", [1, 30, 150, 250, 10_000])
-async def test_body_is_read_however_it_is_split(running: HttpServer, sent: bytes, cut: int) -> None:
-    assert await answers(running, sent[:cut], sent[cut:]) == [embedding_of("w1")]
+async def test_body_is_read_however_it_is_split(running: HttpServer, sent: bytes) -> None:
+    for cut in (1, 30, 150, 250, 10_000):
+        assert await answers(running, sent[:cut], sent[cut:]) == [embedding_of("w1")], cut
 
 
 @pytest.mark.parametrize("following", [UPGRADE, b""], ids=["again", "not again"])

@@ -194,7 +194,7 @@ def test_long_plain_text_is_offloaded(tmp_path: Path) -> None:
     assert offloaded(tokenizer, ["a " * 1001]) == [2002]
 
 
-async def test_unknredact_of_a_looked_up_message_are_not_added_on_the_event_loop(
+async def test_unknown_words_of_a_looked_up_message_are_not_added_on_the_event_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     LOWER.save(str(tmp_path / "tokenizer.json"))

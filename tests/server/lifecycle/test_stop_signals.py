@@ -53,8 +53,10 @@ def running(
             process.kill()
 
 
-@pytest.mark.parametrize("work", [STUCK, FULL_PIPE, IDLE])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("work", "number"),
+    [(STUCK, signal.SIGTERM), (STUCK, signal.SIGINT), (FULL_PIPE, signal.SIGTERM), (IDLE, signal.SIGTERM)],
+)
 def test_second_signal_ends_a_process_whose_loop_is_stuck(work: str, number: signal.Signals) -> None:
     with running(work) as process:
         process.send_signal(number)

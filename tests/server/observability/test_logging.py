@@ -118,7 +118,7 @@ def test_line_states_how_many_were_suppressed_before_it() -> None:
 
 
 @pytest.mark.parametrize("formatter", FORMATTERS)
-def test_handler_writes_redact_of_a_library(formatter: logging.Formatter) -> None:
+def test_handler_writes_no_details_of_a_library(formatter: logging.Formatter) -> None:
     read, write = os.pipe()
     handler = LogHandler(formatter, write)
     handler.handle(logging.LogRecord("grpc._cython.cygrpc", logging.ERROR, "x.py", 1, "Invalid %s", (HOSTILE,), None))

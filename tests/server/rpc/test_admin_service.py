@@ -220,28 +220,27 @@ async def test_shadow_returns_the_candidate(stub: Any, backend: FakeBackend) -> 
     assert backend.requested == ["shadow /new 0.5 3 idle=True", "shadow /new 0.5 3 idle=False"]
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        pb2.ShadowRequest(share=0.5),
-        pb2.ShadowRequest(bundle="/new"),
-        pb2.ShadowRequest(bundle="/new", share=1.5),
-        pb2.ShadowRequest(bundle="/new", share=float("nan")),
-        pb2.ShadowRequest(bundle="/new", share=0.5, keep_texts=1001),
-        pb2.ShadowRequest(bundle="/new", share=0.5, priority=9),  # type: ignore[arg-type]
-        pb2.CanaryRequest(),
-        pb2.CanaryRequest(share=0.5, limits=pb2.CanaryLimits(error_rate=2)),
-        pb2.CanaryRequest(share=0.5, limits=pb2.CanaryLimits(p99_ratio=-1)),
-        pb2.CanaryRequest(share=0.5, limits=pb2.CanaryLimits(p99=Duration(seconds=-1))),
-    ],
-    ids=str,
-)
-async def test_candidate_request_out_of_range_is_rejected(stub: Any, backend: FakeBackend, request_: Any) -> None:
-    method = stub.Shadow if isinstance(request_, pb2.ShadowRequest) else stub.Canary
-    with pytest.raises(grpc.RpcError) as caught:
-        await method(request_, timeout=30)
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert not backend.requested
+OUT_OF_RANGE: list[Any] = [
+    pb2.ShadowRequest(share=0.5),
+    pb2.ShadowRequest(bundle="/new"),
+    pb2.ShadowRequest(bundle="/new", share=1.5),
+    pb2.ShadowRequest(bundle="/new", share=float("nan")),
+    pb2.ShadowRequest(bundle="/new", share=0.5, keep_texts=1001),
+    pb2.ShadowRequest(bundle="/new", share=0.5, priority=9),  # type: ignore[arg-type]
+    pb2.CanaryRequest(),
+    pb2.CanaryRequest(share=0.5, limits=pb2.CanaryLimits(error_rate=2)),
+    pb2.CanaryRequest(share=0.5, limits=pb2.CanaryLimits(p99_ratio=-1)),
+    pb2.CanaryRequest(share=0.5, limits=pb2.CanaryLimits(p99=Duration(seconds=-1))),
+]
+
+
+async def test_candidate_requests_out_of_range_are_rejected(stub: Any, backend: FakeBackend) -> None:
+    for request_ in OUT_OF_RANGE:
+        method = stub.Shadow if isinstance(request_, pb2.ShadowRequest) else stub.Canary
+        with pytest.raises(grpc.RpcError) as caught:
+            await method(request_, timeout=30)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert not backend.requested
 
 
 async def test_canary_has_default_limits(stub: Any, backend: FakeBackend) -> None:

@@ -163,8 +163,14 @@ def expected(method: str, odd: str, key: str) -> set[int] | None:
     return {status} if status is not None and method in UNARY else None
 
 
-@pytest.mark.parametrize("moment", ["loading", "serving", "draining"])
-@pytest.mark.parametrize("key", ["right", "none", "not required"])
+@pytest.mark.parametrize(
+    ("key", "moment"),
+    [
+        *(("not required", moment) for moment in ("loading", "serving", "draining")),
+        ("right", "serving"),
+        ("none", "serving"),
+    ],
+)
 async def test_every_request_gets_a_status(
     server: Server, moment: str, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:

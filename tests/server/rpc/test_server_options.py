@@ -45,7 +45,7 @@ async def burst(options: list[tuple[str, int]], connections: int) -> Counter[str
     codes: Counter[str] = Counter()
 
     async def call(number: int) -> None:
-        method: Any = channels[number % connections].unary_unary(f"/t.S/{'Answer' if number % 500 else 'Busy'}")
+        method: Any = channels[number % connections].unary_unary(f"/t.S/{'Answer' if number % 1500 else 'Busy'}")
         pending = method(b"", timeout=100)
         codes[(await pending.code()).name] += 1
 

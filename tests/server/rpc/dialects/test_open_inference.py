@@ -101,47 +101,45 @@ async def test_unknown_model_is_not_found(running: DialectServer, fields: dict[s
 BYTES = {"name": "text", "datatype": "BYTES", "shape": [1, 1]}
 
 
-@pytest.mark.parametrize(
-    ("fields", "code", "message"),
-    [
-        ({"model_name": "other"}, "NOT_FOUND", "this server serves model 'fake'"),
-        ({"inputs": []}, "INVALID_ARGUMENT", "0 input tensors"),
-        ({"inputs": [BYTES, BYTES]}, "INVALID_ARGUMENT", "2 input tensors"),
-        ({"inputs": [BYTES | {"datatype": "INT64"}]}, "INVALID_ARGUMENT", "datatype 'INT64'; send the texts"),
-        ({"inputs": [BYTES | {"shape": [1, 2]}]}, "INVALID_ARGUMENT", r"shape [1, 2]; send [n,1]"),
-        ({"inputs": [BYTES | {"shape": [2, 1]}]}, "INVALID_ARGUMENT", "ends before element 1 of 2"),
-        ({"inputs": [BYTES | {"shape": [0, 1]}], "raw_input_contents": [b""]}, "INVALID_ARGUMENT", "at least one text"),
-        ({"raw_input_contents": [raw("w1"), raw("w1")]}, "INVALID_ARGUMENT", "2 elements for one input tensor"),
-        ({"inputs": [BYTES | {"contents": {"bytes_contents": [b"w1"]}}]}, "INVALID_ARGUMENT", "use one of them"),
-        (
-            {"inputs": [BYTES | {"contents": {"int64_contents": [1]}}], "raw_input_contents": []},
-            "INVALID_ARGUMENT",
-            "contents.int64_contents is set for a tensor of datatype BYTES",
-        ),
-        ({"raw_input_contents": []}, "INVALID_ARGUMENT", "has 1 elements, bytes_contents has 0"),
-        ({"outputs": [{"name": "logits"}]}, "INVALID_ARGUMENT", "no output 'logits'"),
-        (
-            {"outputs": [{"name": "embedding", "parameters": {"classification": {"int64_param": 3}}}]},
-            "INVALID_ARGUMENT",
-            "output 'embedding' has parameters",
-        ),
-        (
-            {"inputs": [BYTES | {"parameters": {"shared_memory_region": {"string_param": "x"}}}]},
-            "INVALID_ARGUMENT",
-            "shared memory",
-        ),
-        ({"parameters": {"sequence_id": {"int64_param": 3}}}, "INVALID_ARGUMENT", "'sequence_id' is not known"),
-        ({"id": "x" * 300}, "INVALID_ARGUMENT", "id has more than 256 bytes"),
-        ({"raw_input_contents": [struct.pack("<I", 1) + b"\xff"]}, "INVALID_ARGUMENT", "not valid UTF-8"),
-    ],
-)
-async def test_bad_request_is_refused_and_the_server_goes_on(
-    running: DialectServer, fields: dict[str, Any], code: str, message: str
-) -> None:
-    actual, details = await refusal(running.call(f"{SERVICE}/ModelInfer", request("w1", **fields)))
-    assert actual == code
-    assert message in details
-    assert embeddings(await running.call(f"{SERVICE}/ModelInfer", request("w1"))) == [embedding_of("w1")]
+BAD_REQUESTS: list[tuple[dict[str, Any], str, str]] = [
+    ({"model_name": "other"}, "NOT_FOUND", "this server serves model 'fake'"),
+    ({"inputs": []}, "INVALID_ARGUMENT", "0 input tensors"),
+    ({"inputs": [BYTES, BYTES]}, "INVALID_ARGUMENT", "2 input tensors"),
+    ({"inputs": [BYTES | {"datatype": "INT64"}]}, "INVALID_ARGUMENT", "datatype 'INT64'; send the texts"),
+    ({"inputs": [BYTES | {"shape": [1, 2]}]}, "INVALID_ARGUMENT", r"shape [1, 2]; send [n,1]"),
+    ({"inputs": [BYTES | {"shape": [2, 1]}]}, "INVALID_ARGUMENT", "ends before element 1 of 2"),
+    ({"inputs": [BYTES | {"shape": [0, 1]}], "raw_input_contents": [b""]}, "INVALID_ARGUMENT", "at least one text"),
+    ({"raw_input_contents": [raw("w1"), raw("w1")]}, "INVALID_ARGUMENT", "2 elements for one input tensor"),
+    ({"inputs": [BYTES | {"contents": {"bytes_contents": [b"w1"]}}]}, "INVALID_ARGUMENT", "use one of them"),
+    (
+        {"inputs": [BYTES | {"contents": {"int64_contents": [1]}}], "raw_input_contents": []},
+        "INVALID_ARGUMENT",
+        "contents.int64_contents is set for a tensor of datatype BYTES",
+    ),
+    ({"raw_input_contents": []}, "INVALID_ARGUMENT", "has 1 elements, bytes_contents has 0"),
+    ({"outputs": [{"name": "logits"}]}, "INVALID_ARGUMENT", "no output 'logits'"),
+    (
+        {"outputs": [{"name": "embedding", "parameters": {"classification": {"int64_param": 3}}}]},
+        "INVALID_ARGUMENT",
+        "output 'embedding' has parameters",
+    ),
+    (
+        {"inputs": [BYTES | {"parameters": {"shared_memory_region": {"string_param": "x"}}}]},
+        "INVALID_ARGUMENT",
+        "shared memory",
+    ),
+    ({"parameters": {"sequence_id": {"int64_param": 3}}}, "INVALID_ARGUMENT", "'sequence_id' is not known"),
+    ({"id": "x" * 300}, "INVALID_ARGUMENT", "id has more than 256 bytes"),
+    ({"raw_input_contents": [struct.pack("<I", 1) + b"\xff"]}, "INVALID_ARGUMENT", "not valid UTF-8"),
+]
+
+
+async def test_bad_requests_are_refused_and_the_server_goes_on(running: DialectServer) -> None:
+    for fields, code, message in BAD_REQUESTS:
+        actual, details = await refusal(running.call(f"{SERVICE}/ModelInfer", request("w1", **fields)))
+        assert actual == code
+        assert message in details
+        assert embeddings(await running.call(f"{SERVICE}/ModelInfer", request("w1"))) == [embedding_of("w1")]
 
 
 @pytest.mark.parametrize("data", [b"\xff\xff", b"\x0a\x02\xff\xff"])
