@@ -50,7 +50,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def outputs() -> dict[tuple[str, ...], subprocess.CompletedProcess[str]]:
-    """The output of each run of pip-audit by its flags and its lock: it starts slowly, and several tests have one lock."""
+    """The output of each run of pip-audit by its flags and its lock; it starts slowly, and tests share locks."""
     return {}
 
 

@@ -33,7 +33,8 @@ FEW_STEPS = "training.stages=[{name='all', train=['all'], epochs=2, learning_rat
 def trained_teacher(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on another family of backbones, with another tokenizer; read-only."""
     folder = tmp_path_factory.mktemp("teacher")
-    train(read_config(write_config(folder, checkpoints["roberta"]), [HEADS]), folder / "run", max_steps=3, report=ignore)
+    config = read_config(write_config(folder, checkpoints["roberta"]), [HEADS])
+    train(config, folder / "run", max_steps=3, report=ignore)
     return folder / "run"
 
 
