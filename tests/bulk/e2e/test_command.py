@@ -142,15 +142,13 @@ def test_shards_at_the_same_time_make_one_output(
     assert json.loads((out / "_manifest.json").read_bytes())["complete"]
 
 
-def test_a_dry_run_writes_nothing_and_prints_the_plan(
-    start: Start, reviews: Path, bundle_dir: Path, tmp_path: Path
-) -> None:
+def test_a_dry_run_writes_nothing_and_prints_the_plan(reviews: Path, bundle_dir: Path, tmp_path: Path) -> None:
     arguments = (reviews, tmp_path / "out", "--bundle", bundle_dir, "--id-column", "id", "--dry-run")
-    code, output, errors = start(*arguments).result()
-    assert (code, errors) == (0, "")
-    assert "60,000 rows, 1 part\n" in output
-    assert "column: embedding: fixed_size_list<item: float>[32]" in output
-    assert "estimate: 60,000 rows at " in output
+    result = CliRunner().invoke(main, ["bulk", *map(str, arguments)])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "60,000 rows, 1 part\n" in result.stdout
+    assert "column: embedding: fixed_size_list<item: float>[32]" in result.stdout
+    assert "estimate: 60,000 rows at " in result.stdout
     assert not (tmp_path / "out").exists()
 
 
