@@ -92,7 +92,7 @@ serve: $(BUNDLE)/bundle.json  ## serve BUNDLE on LISTEN; first installs, trains 
 
 # Two processes per core of a small machine, as the tests of servers mostly wait; one thread each for PyTorch.
 test: setup build/proto-generator/.installed $(DEPLOY_TOOLS)  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' --numprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # An environment of its own: the frameworks require many packages that nothing else here does.
 build/adapters/.installed: tests/adapters/requirements.txt pyproject.toml

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         process.wait()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Moves the files that use the demo model to the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Orders the files of a parallel run: large ones first, and those that use the demo model in the second half.
+
+    pytest-xdist keeps this order with ``--no-loadscope-reorder``.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    counts = Counter(item.path for item in items)
     users = {item.path for item in items if {"demo_run", "demo_bundle"} & set(getattr(item, "fixturenames", ()))}
-    items.sort(key=lambda item: item.path in users)
+    places: dict[Path, float] = {}
+    for files, start in ((counts.keys() - users, 0.0), (users, 0.5)):
+        ordered = sorted(files, key=lambda path: (-counts[path], path))
+        places |= {path: start + (1 - start) * number / len(ordered) for number, path in enumerate(ordered)}
+    items.sort(key=lambda item: places[item.path])

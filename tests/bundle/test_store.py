@@ -40,8 +40,8 @@ def test_path_of_an_unlisted_file_is_an_error(tmp_path: Path) -> None:
 def test_every_flipped_bit_is_rejected(tmp_path: Path, name: str) -> None:
     path = write_demo_bundle(tmp_path).path / name
     content = path.read_bytes()
-    # Every bit of the small files; in the larger manifest, one bit per byte, at varying positions.
-    bits = range(len(content) * 8) if name != "bundle.json" else range(0, len(content) * 8, 9)
+    # Every bit of the small files; in the larger manifest, a bit of every fifth byte, at varying positions.
+    bits = range(len(content) * 8) if name != "bundle.json" else range(0, len(content) * 8, 41)
     for bit in bits:
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8

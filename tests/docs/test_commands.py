@@ -82,12 +82,12 @@ def _sign(folder: Path) -> None:
 
 @pytest.fixture
 def demo_runner(runner: PageRunner, demo_run: Path, demo_bundle: Path) -> PageRunner:
-    """A runner beside the demo's run and bundle, with a server."""
+    """A runner beside the demo's run and bundle, with a server as soon as a page calls one."""
     shutil.copytree(demo_run, runner.folder / "runs/tickets")
     for name in ("tickets", "reviews"):
         shutil.copytree(demo_bundle, runner.folder / "bundles" / name)
     _sign(runner.folder)
-    runner.serve(runner.folder / "bundles/tickets")
+    runner.bundle = runner.folder / "bundles/tickets"
     return runner
 
 
@@ -125,6 +125,7 @@ def test_programs_of_page_run_or_say_why_not(page: str) -> None:
 @pytest.mark.model
 def test_sample_answer_of_readme_is_the_answer_of_the_demo(demo_runner: PageRunner) -> None:
     command, shown = sample_answer.sample(PAGES["README.md"])
+    demo_runner.serve(demo_runner.folder / "bundles/tickets")
     assert demo_runner.server is not None
     answer = json.loads(sample_answer.ask(command, demo_runner.server.target))
     # Other CPUs compute slightly different numbers, in training most of all.

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,9 +142,29 @@ def put(new: Path, at: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Starts servers, and ends those that still run when the tests of the file are done."""
-    servers: list[Server] = []
+def servers() -> Iterator[list[Server]]:
+    """The servers that were started; those that still run when the tests of the file are done are ended."""
+    started: list[Server] = []
+    yield started
+    _end(started)
+
+
+@pytest.fixture(autouse=True)
+def _servers_of_a_test_end_with_it(servers: list[Server]) -> Iterator[None]:
+    shared = len(servers)
+    yield
+    _end(servers[shared:])
+
+
+def _end(servers: Sequence[Server]) -> None:
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def start(servers: list[Server], tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Starts servers, which end with the test, or with the file if a fixture of the module starts them."""
 
     def run(
         served: Path, *flags: str, environment: Mapping[str, str] | None = None, target: str | None = None
@@ -160,7 +180,4 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         servers.append(Server(process, address, log))
         return servers[-1]
 
-    yield run
-    for server in servers:
-        if server.process.poll() is None:
-            server.stop(signal.SIGKILL)
+    return run

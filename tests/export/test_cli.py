@@ -56,6 +56,7 @@ def test_every_command_has_its_own_help(command: str) -> None:
     assert "Usage:" in result.stdout
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_failed_requested_variant_sets_the_exit_code(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "export.toml").write_text("[limits.int8]\ncosine_worst = 1e-9\n")
     result = _invoke(run_dir, tmp_path / "bundle", "--variant", "int8", "--config", tmp_path / "export.toml")
@@ -63,8 +64,9 @@ def test_failed_requested_variant_sets_the_exit_code(run_dir: Path, tmp_path: Pa
     assert "variant int8 is left out: variant int8 failed its gate: cosine_distance.worst is" in result.stderr
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_sentence_transformers_folder_is_written_beside_the_bundle(run_dir: Path, tmp_path: Path) -> None:
-    result = _invoke(run_dir, tmp_path / "bundle", "--format", "sentence-transformers")
+    result = _invoke(run_dir, tmp_path / "bundle", "--variant", "fp32", "--format", "sentence-transformers")
     assert result.stdout.split() == [str(tmp_path / "bundle"), str(tmp_path / "bundle-sentence-transformers")]
     assert (tmp_path / "bundle-sentence-transformers" / "modules.json").is_file()
 

@@ -24,7 +24,6 @@ from polyhead_export.eval_data import read_eval_data
 from polyhead_export.export import export
 from polyhead_export.golden import golden_texts
 from polyhead_export.layout import GRAPHS
-from polyhead_export.onnx_export import export_graph
 from polyhead_export.runners import Outputs, Runner, onnx_runner, torch_runner
 from polyhead_export.settings import Settings
 from polyhead_export.verify import verify
@@ -33,7 +32,7 @@ from polyhead_training.model import PolyheadModel
 from polyhead_training.runs.run_directory import load_run
 from polyhead_training.tokenization import encode, load_tokenizer, pad
 
-from tests.support.tiny_model import ignore, make_model
+from tests.support.tiny_model import ignore, make_model, write_run_directory
 
 FILES = {"model.onnx", "tokenizer.json", "torch/config.json", "torch/model.safetensors", "README.md"}
 
@@ -102,12 +101,12 @@ def test_no_file_contains_a_trace_of_its_origin(bundle_dir: Path, run_dir: Path)
 
 
 def test_same_run_gives_the_same_bundle(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
-    fp32 = Settings(variants=("fp32",))
+    """The same on another number of threads; ``test_variants`` repeats the export of every variant on the same."""
     threads = torch.get_num_threads()
     try:
-        for number in (1, 2):
-            torch.set_num_threads(number)
-            assert export(run_dir, tmp_path / "again", ignore, fp32).digest == bundle.load(bundle_dir).digest
+        torch.set_num_threads(1 if threads > 1 else 2)
+        again = export(run_dir, tmp_path / "again", ignore, Settings(variants=("fp32",)))
+        assert again.digest == bundle.load(bundle_dir).digest
     finally:
         torch.set_num_threads(threads)
 
@@ -148,6 +147,7 @@ def eval_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 _UNLIMITED = {"label_disagreement": 1.0, "accuracy_drop": 1.0, "macro_f1_drop": 1.0, "calibration": 1.0}
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_every_batch_passes_through_each_graph_and_the_model_once(
     run_dir: Path, eval_file: Path, tmp_path: Path, computed: Counter[tuple[str, bytes]]
 ) -> None:
@@ -166,6 +166,7 @@ def test_every_batch_passes_through_each_graph_and_the_model_once(
     assert {name for name, _ in computed} == {"model", *graphs}
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_shared_batches_give_the_figures_of_computing_each_again(
     run_dir: Path, eval_file: Path, tmp_path: Path, model: PolyheadModel
 ) -> None:
@@ -184,20 +185,18 @@ def test_shared_batches_give_the_figures_of_computing_each_again(
 
 
 def test_graph_with_wrong_outputs_is_not_written(
-    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graph_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def export_another(model: PolyheadModel, path: Path) -> None:
-        other = make_model()
-        with torch.no_grad():
-            other.get_parameter("heads.topic.layers.4.bias").add_(1e-3)
-        export_graph(other, path)
-
-    monkeypatch.setattr(export_module, "export_graph", export_another)
+    another = make_model()
+    with torch.no_grad():
+        another.get_parameter("heads.topic.layers.4.bias").add_(1e-3)
+    run = write_run_directory(tmp_path / "run", another)
+    monkeypatch.setattr(export_module, "export_graph", lambda model, path: shutil.copyfile(graph_file, path))
     lines: list[str] = []
     with pytest.raises(ValuesError, match=r"difference\.logits is 0\.001 \(limit 0\.0001\)"):
-        export(run_dir, tmp_path / "bundle", lines.append)
+        export(run, tmp_path / "bundle", lines.append)
     assert any("FAILED" in line for line in lines)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [run]
 
 
 def test_destination_that_is_not_a_bundle_is_rejected_before_the_export(

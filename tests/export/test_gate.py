@@ -26,14 +26,12 @@ from polyhead_export.errors import (
     ValuesError,
 )
 from polyhead_export.eval_data import EvalData, predict, predictions
-from polyhead_export.onnx_export import describe_graph, export_graph, signature
+from polyhead_export.onnx_export import describe_graph, signature
 from polyhead_export.runners import onnx_runner, torch_runner
 from polyhead_export.settings import Settings
 from polyhead_training.data.labels import UNLABELLED
 from polyhead_training.heads import Head as ModelHead
 from polyhead_training.model import PolyheadModel, Pooling, TextVectors
-
-from tests.support.tiny_model import make_model
 
 HEADS = (
     Head("topic", "softmax", "logits", ("app", "billing", "support")),
@@ -115,17 +113,21 @@ def test_nan_output_fails(tmp_path: Path, model: PolyheadModel, graph_file: Path
     assert {"difference.sentiment_logits", "batch_invariance", "padding_invariance"} <= _failed(checks)
 
 
+def _measure_as_graph(model: PolyheadModel, graph_file: Path) -> tuple[Check, ...]:
+    """The checks of a graph that computes as the model does in this test."""
+    return gate.measure(graph_file, model, GOLDEN, HEADS, graph=torch_runner(model))
+
+
 def _summary_with_padding(hidden: torch.Tensor, attention_mask: torch.Tensor, _pooling: str) -> TextVectors:
     """Simulates a tokenizer that pads, or a missing mask."""
     return TextVectors(hidden.mean(dim=1), hidden.mean(dim=1))
 
 
 def test_output_that_depends_on_padding_fails_only_the_invariance_checks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: PolyheadModel, graph_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("polyhead_training.model.summarize", _summary_with_padding)
-    export_graph(model := make_model(), tmp_path / "model.onnx")
-    checks = gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)
+    checks = _measure_as_graph(model, graph_file)
     assert _failed(checks) == {"batch_invariance", "padding_invariance"}
     with pytest.raises(InvarianceError, match=r"batch_invariance is .*, padding_invariance is"):
         gate.require_passed("fp32", checks)
@@ -137,11 +139,10 @@ def _pooling_over_the_batch(self: Pooling, vectors: TextVectors) -> torch.Tensor
 
 
 def test_output_that_depends_on_the_batch_fails_only_batch_invariance(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: PolyheadModel, graph_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pooling, "forward", _pooling_over_the_batch)
-    export_graph(model := make_model(), tmp_path / "model.onnx")
-    assert _failed(gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)) == {"batch_invariance"}
+    assert _failed(_measure_as_graph(model, graph_file)) == {"batch_invariance"}
 
 
 def _equally_shifted_logits(self: ModelHead, features: torch.Tensor) -> torch.Tensor:
@@ -151,11 +152,10 @@ def _equally_shifted_logits(self: ModelHead, features: torch.Tensor) -> torch.Te
 
 
 def test_logits_that_depend_on_the_batch_fail_even_if_probabilities_do_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: PolyheadModel, graph_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ModelHead, "forward", _equally_shifted_logits)
-    export_graph(model := make_model(), tmp_path / "model.onnx")
-    assert _failed(gate.measure(tmp_path / "model.onnx", model, GOLDEN, HEADS)) == {"batch_invariance"}
+    assert _failed(_measure_as_graph(model, graph_file)) == {"batch_invariance"}
 
 
 def test_difference_of_numbers_above_1_is_relative() -> None:

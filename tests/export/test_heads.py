@@ -35,7 +35,7 @@ from polyhead_training.runs.run_directory import Run, load_run, write_run
 
 from tests.support import every_kind
 from tests.support.small_bundle import ABSTENTION
-from tests.support.tiny_model import ignore, make_model, make_tokenizer
+from tests.support.tiny_model import ignore, make_model, make_tokenizer, shared_graphs
 
 LIMITS = Settings().limits_of("fp32")
 SPREAD = 250.0
@@ -84,7 +84,9 @@ def eval_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(run: Run, eval_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The exported bundle, with fp32 and int8."""
     settings = Settings(limits={"int8": {**_UNLIMITED, "value_difference": 9.0, "value_difference_mean": 9.0}})
-    return export(run.path, tmp_path_factory.mktemp("bundles") / "b", ignore, settings.with_overrides((), [eval_file]))
+    settings = settings.with_overrides((), [eval_file])
+    with shared_graphs():
+        return export(run.path, tmp_path_factory.mktemp("bundles") / "b", ignore, settings)
 
 
 def test_manifest_describes_every_head(found: Bundle) -> None:
@@ -420,6 +422,7 @@ def _with_trust(run: Run, tmp_path: Path) -> Run:
     return load_run(folder)
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_novelty_and_reference_of_a_run_are_those_of_its_bundle(run: Run, tmp_path: Path) -> None:
     source = _with_trust(run, tmp_path)
     found = export(source.path, tmp_path / "bundle", ignore, Settings(variants=("fp32",)))

@@ -19,7 +19,7 @@ from polyhead_training.errors import RunError
 from polyhead_training.runs.run_directory import Run, load_run
 from polyhead_training.tokenization import encode, load_tokenizer
 
-from tests.support.tiny_model import ignore, make_model, write_run_directory
+from tests.support.tiny_model import ignore, make_model, shared_graphs, write_run_directory
 
 PROMPTS = {"passage": "the box: ", "query": "where is "}
 
@@ -37,7 +37,8 @@ def write_prompted_run(path: Path, prompts: dict[str, str] = PROMPTS) -> Run:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
     folder = tmp_path_factory.mktemp("prompts")
     write_prompted_run(folder / "run")
-    return export(folder / "run", folder / "bundle", ignore, Settings(variants=("fp32",)))
+    with shared_graphs():
+        return export(folder / "run", folder / "bundle", ignore, Settings(variants=("fp32",)))
 
 
 def test_bundle_has_the_prompts_of_the_run(exported: bundle.Bundle) -> None:

@@ -55,8 +55,10 @@ def test_every_command_of_the_distribution_is_known() -> None:
     assert {extra for _, extra in commands.MODULES.values()} | set(commands._OPTIONAL.values()) <= extras
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("argument", ["--help", "--version", "anything"])
+@pytest.mark.parametrize(
+    ("command", "argument"),
+    [*((command, "--help") for command in COMMANDS), ("polyhead", "--version"), ("polyhead", "anything")],
+)
 def test_command_of_a_base_install_names_its_extra_in_one_line(command: str, argument: str) -> None:
     done = run(f"from polyhead import commands; commands.{COMMANDS[command]}()", CORE, argument)
     extra = commands.MODULES[command][1]

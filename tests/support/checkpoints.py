@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +155,33 @@ def _config(family: str, **settings: Any) -> Any:
     return make(vocab_size=310, initializer_range=0.4, **sizes, **settings)
 
 
+# Files of this process by the arguments that they were written with: most tests start from the same checkpoint.
+_written: dict[str, dict[str, bytes]] = {}
+
+
+def _write_once(folder: Path, key: str, write: Callable[[], None]) -> Path:
+    """Writes the files of ``folder``, as the first call with the key did; returns the folder of the checkpoint."""
+    if key not in _written:
+        write()
+        files = [path for part in ("backbone", "checkpoint") for path in (folder / part).rglob("*") if path.is_file()]
+        _written[key] = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    else:
+        for name, content in _written[key].items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+    return folder / "checkpoint"
+
+
 def write_classifier(folder: Path, family: str = "bert", **settings: Any) -> Path:
     """Writes a tiny random classifier to ``folder``/checkpoint, as transformers does."""
-    torch.manual_seed(0)
-    config = _config(family, **{"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}, **settings})
-    _MODELS[family][2](config).save_pretrained(folder / "checkpoint")
-    write_tokenizer(folder / "checkpoint", family)
-    return folder / "checkpoint"
+
+    def write() -> None:
+        torch.manual_seed(0)
+        config = _config(family, **{"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}, **settings})
+        _MODELS[family][2](config).save_pretrained(folder / "checkpoint")
+        write_tokenizer(folder / "checkpoint", family)
+
+    return _write_once(folder, repr((family, settings)), write)
 
 
 def write_sentence_transformer(
@@ -172,13 +193,18 @@ def write_sentence_transformer(
     **settings: Any,
 ) -> Path:
     """Writes a tiny random SentenceTransformer to ``folder``/checkpoint, as the current release does."""
-    torch.manual_seed(0)
-    _MODELS[family][1](_config(family)).save_pretrained(folder / "backbone")
-    write_tokenizer(folder / "backbone", family)
-    transformer = Transformer(str(folder / "backbone"), max_seq_length=length)
-    modules = [transformer, Pooling(32, pooling_mode=pooling), *more_modules]
-    SentenceTransformer(modules=modules, device="cpu", **settings).save(str(folder / "checkpoint"))
-    return folder / "checkpoint"
+
+    def write() -> None:
+        torch.manual_seed(0)
+        _MODELS[family][1](_config(family)).save_pretrained(folder / "backbone")
+        write_tokenizer(folder / "backbone", family)
+        transformer = Transformer(str(folder / "backbone"), max_seq_length=length)
+        modules = [transformer, Pooling(32, pooling_mode=pooling), *more_modules]
+        SentenceTransformer(modules=modules, device="cpu", **settings).save(str(folder / "checkpoint"))
+
+    # The weights of a layer are random, and no part of its text.
+    weights = [{name: values.tolist() for name, values in one.state_dict().items()} for one in more_modules]
+    return _write_once(folder, repr((family, more_modules, weights, pooling, length, settings)), write)
 
 
 def edit_json(path: Path, **changes: Any) -> None:

@@ -6,6 +6,7 @@ decides it. A test session makes it once; later sessions of the same sources fin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
 import subprocess
@@ -30,42 +31,43 @@ SOURCES = (
 
 def demo_run() -> Path:
     """Returns the run directory of the demo model; trains it if there is none of these sources."""
-    folder = _folder()
-    with FileLock(folder / "run.lock"):
-        if not (folder / "run").exists():
-            _run("polyhead-train", CONFIG, "--output-dir", folder / "run")
-    return folder / "run"
+    cache = folder()
+    with FileLock(cache / "run.lock"):
+        if not (cache / "run").exists():
+            _run("polyhead-train", CONFIG, "--output-dir", cache / "run")
+    return cache / "run"
 
 
 def demo_bundle() -> Path:
     """Returns the verified bundle of the demo model; exports it if there is none of these sources."""
-    run, folder = demo_run(), _folder()
-    with FileLock(folder / "bundle.lock"):
-        if not (folder / "bundle").exists():
-            _run("polyhead-export", run, folder / "bundle")
-    return folder / "bundle"
+    run, cache = demo_run(), folder()
+    with FileLock(cache / "bundle.lock"):
+        if not (cache / "bundle").exists():
+            _run("polyhead-export", run, cache / "bundle")
+    return cache / "bundle"
 
 
 def _run(command: str, *arguments: str | Path) -> None:
-    subprocess.run([BIN / command, *arguments], check=True, cwd=_folder())
+    subprocess.run([BIN / command, *arguments], check=True, cwd=folder())
 
 
-def _folder() -> Path:
+@functools.cache
+def folder() -> Path:
     """Returns the directory of these sources, and removes those of others."""
     digest = hashlib.sha256((ROOT / "constraints.txt").read_bytes())
     for path in _sources():
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    folder = CACHE / digest.hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
+    path = CACHE / digest.hexdigest()[:16]
+    path.mkdir(parents=True, exist_ok=True)
     for other in CACHE.iterdir():
-        if other != folder:
+        if other != path:
             shutil.rmtree(other, ignore_errors=True)
-    return folder
+    return path
 
 
 def _sources() -> Iterator[Path]:
-    for folder in SOURCES:
-        for path in sorted((ROOT / folder).rglob("*")):
+    for source in SOURCES:
+        for path in sorted((ROOT / source).rglob("*")):
             if path.is_file() and path.suffix != ".pyc":
                 yield path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -72,14 +73,21 @@ def requirements(*extras: str) -> set[str]:
     return found
 
 
-def hidden_modules(*extras: str) -> set[str]:
+@functools.cache  # reads the list of files of every installed distribution
+def _distributions() -> dict[str, list[str]]:
+    """Returns the names of the distributions of each top-level module."""
+    return {module: list(names) for module, names in metadata.packages_distributions().items()}
+
+
+@functools.cache
+def hidden_modules(*extras: str) -> frozenset[str]:
     """Returns the top-level modules of installed distributions that the extras do not require."""
     installed = requirements(*extras)
-    return {
+    return frozenset(
         module
-        for module, distributions in metadata.packages_distributions().items()
+        for module, distributions in _distributions().items()
         if installed.isdisjoint(map(canonicalize_name, distributions))
-    }
+    )
 
 
 def hide_all_but(folder: Path, *extras: str) -> dict[str, str]:

@@ -31,10 +31,24 @@ OTHER_KINDS = (
 )
 
 
+# Files of this process by what they were made from: most tests start from the same evaluation.
+_files: dict[str, dict[str, str]] = {}
+
+
 def write_finished_run(
     folder: Path, heads: Sequence[HeadConfig] = HEADS, abstain: Mapping[str, AbstainConfig] | None = None
 ) -> Path:
     """Writes the files of a run except the model and the tokenizer; the head ``urgent`` has no labels."""
+    key = repr((list(heads), abstain))
+    if key not in _files:
+        _files[key] = _contents(heads, abstain)
+    for name, content in _files[key].items():
+        (folder / name).write_text(content, encoding="utf-8")
+    return folder
+
+
+def _contents(heads: Sequence[HeadConfig], abstain: Mapping[str, AbstainConfig] | None) -> dict[str, str]:
+    """Returns the content of each file by its name."""
     shorter = [FormCorrelations(form, 0.8, 0.9) for form in forms(32, (16,))]
     similarity = Similarity(40, before=Correlations(0.8674, 0.86), after=Correlations(0.8551, None), forms=shorter)
     splits = {"validation": _split(heads, 80, 1), "test": _split(heads, 120, 2)}
@@ -64,11 +78,11 @@ def write_finished_run(
         "built_with": {"python": "3.11.2", "torch": "2.13.0"},
         "created": "2026-01-02T03:04:05+00:00",
     }
-    for name, content in (("run", run), ("evaluation", evaluation.to_json()), ("data", _data(heads))):
-        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    lines = "".join(json.dumps(line) + "\n" for line in _metrics(heads))
-    (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
-    return folder
+    documents = {"run": run, "evaluation": evaluation.to_json(), "data": _data(heads)}
+    return {
+        **{f"{name}.json": json.dumps(content) for name, content in documents.items()},
+        "metrics.jsonl": "".join(json.dumps(line) + "\n" for line in _metrics(heads)),
+    }
 
 
 def _split(heads: Sequence[HeadConfig], rows: int, seed: int) -> Split:

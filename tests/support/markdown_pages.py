@@ -20,6 +20,8 @@ RUNNABLE = ("console", "python")
 # Blocks in other languages may be programs, too; then they have to say why they are not run.
 PROGRAMS = (*RUNNABLE, "sh", "bash", "js")
 LISTEN = "127.0.0.1:50051"
+# A command that calls a server.
+_CALL = re.compile(rf"\bpolyhead |{re.escape(LISTEN)}")
 # One of several bundles of a server.
 _NAMED = re.compile(r"[\w.-]+=bundles/")
 _BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -95,6 +97,7 @@ class PageRunner:
         server_environment: Variables of the servers.
         port: Replaces the documented port, so that another server on this machine does not interfere.
         server: The running server.
+        bundle: What is served to a page that calls a server before it has started one; None to start none.
     """
 
     folder: Path
@@ -103,6 +106,7 @@ class PageRunner:
     port: int
     server: Server | None = None
     server_environment: Mapping[str, str] = field(default_factory=dict)
+    bundle: Path | None = None
 
     def run_page(self, page: str) -> int:
         """Runs a page; returns the number of commands and programs.
@@ -124,8 +128,10 @@ class PageRunner:
 
     def run(self, command: str, block: Block) -> str:
         """Runs one command or program; returns its standard output."""
-        command = command.replace(LISTEN, f"127.0.0.1:{self.port}")
         served = re.match(r"polyhead-serve (?!-)(\S+)(.*)", command)
+        if self.bundle and not self.server and not served and _CALL.search(command):
+            self.serve(self.bundle)
+        command = command.replace(LISTEN, f"127.0.0.1:{self.port}")
         if served and "--check" not in command:
             # `start` chooses the address.
             arguments = re.sub(r"--listen \S+|#.*", "", served[2]).split()

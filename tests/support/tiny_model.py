@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import onnx
 import pytest
 import tokenizers
 import torch
+from filelock import FileLock
+from polyhead_export import export as export_module
 from polyhead_export.export import export
 from polyhead_export.onnx_export import export_graph
 from polyhead_export.settings import Settings
@@ -21,6 +28,8 @@ from polyhead_training.evaluation.metrics import HeadScore
 from polyhead_training.model import PolyheadConfig, PolyheadModel
 from polyhead_training.model_config import HeadConfig
 from polyhead_training.runs.run_directory import EVALUATION_NAME, write_json, write_run
+
+from tests.support import demo
 
 MAX_TOKENS = 48
 HEADS = (
@@ -41,8 +50,8 @@ _SIZES = {
 _PAD_TOKEN_IDS = {"bert": 0, "roberta": 1, "distilbert": 0}
 
 
-# Graphs of this process by a digest of their model: an export takes seconds, and most tests start from the same model.
-_graphs: dict[str, bytes] = {}
+# Fields of a model's configuration on which its graph depends.
+_GRAPH_FIELDS = ("backbone", "pooling", "embedding_pooling", "embedding_layers", "normalize", "heads", "pad_token_id")
 
 
 def ignore(line: str) -> None:
@@ -67,15 +76,33 @@ def make_model(family: str = "bert", **settings: Any) -> PolyheadModel:
 
 
 def write_graph(model: PolyheadModel, path: Path) -> None:
-    """Writes the graph of a model; exports it once for all models of the same configuration and weights."""
-    digest = hashlib.sha256(repr(model.config.to_diff_dict()).encode())
+    """Writes the graph of a model.
+
+    Tracing takes seconds and most tests start from the same models, so the graphs are kept beside the demo model, under
+    a digest of all that they depend on apart from the sources.
+    """
+    settings = {field: getattr(model.config, field) for field in _GRAPH_FIELDS}
+    settings["backbone"] = {key: value for key, value in settings["backbone"].items() if key != "_name_or_path"}
+    versions = [sys.version, torch.__version__, onnx.__version__]
+    digest = hashlib.sha256(json.dumps([settings, versions], sort_keys=True).encode())
     for name, values in model.state_dict().items():
         digest.update(name.encode() + values.numpy().tobytes())
-    key = digest.hexdigest()
-    if key not in _graphs:
-        export_graph(model, path)
-        _graphs[key] = path.read_bytes()
-    path.write_bytes(_graphs[key])
+    graphs = demo.folder() / "graphs"
+    graphs.mkdir(exist_ok=True)
+    kept = graphs / f"{digest.hexdigest()}.onnx"
+    with FileLock(kept.with_suffix(".lock")):
+        if not kept.exists():
+            export_graph(model, unfinished := kept.with_suffix(".unfinished.onnx"))
+            unfinished.replace(kept)
+    shutil.copyfile(kept, path)
+
+
+@contextmanager
+def shared_graphs() -> Iterator[None]:
+    """Makes every export in the block write the graph as ``write_graph`` does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "export_graph", write_graph)
+        yield
 
 
 def make_tokenizer() -> tokenizers.Tokenizer:
@@ -148,4 +175,12 @@ def export_report() -> list[str]:
 def bundle_dir(run_dir: Path, export_report: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported bundle; read-only, a test that damages a bundle makes a copy."""
     settings = Settings(variants=("fp32",))
-    return export(run_dir, tmp_path_factory.mktemp("bundles") / "tiny", export_report.append, settings).path
+    with shared_graphs():
+        return export(run_dir, tmp_path_factory.mktemp("bundles") / "tiny", export_report.append, settings).path
+
+
+@pytest.fixture
+def traced_once() -> Iterator[None]:
+    """Exports of a test write the graph as ``write_graph`` does."""
+    with shared_graphs():
+        yield

@@ -21,17 +21,22 @@ from tests.support.tiny_checkpoints import WRITERS
 WriteConfig = Callable[..., Config]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def single_thread() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def single_thread() -> Iterator[None]:
     """Limits torch to one thread: tiny models would spend most of their time on waking threads."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def frozen_modules() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def frozen_modules() -> Iterator[None]:
     """Exempts the imported modules from garbage collection, which accelerate triggers in every stage of a run."""
-    gc.collect()
     gc.freeze()
+    yield
+    # Tests of other folders in this process may look for what is not collected.
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -135,48 +135,48 @@ def test_dry_run_lists_every_invalid_row_with_exit_code_2(
     assert f"{test}:1: field 'label': '4.5' is not a valid label of head 'topic'" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("overrides", "content", "message"),
-    [
-        (["training.batch_size=0", "model.poolin=cls"], None, "config.toml: training.batch_size: 0"),
-        (["data.test=nowhere.jsonl"], None, "data.test: the file"),
-        ([], '{"text": "a", "sentiment": "positve"}\n', "train.jsonl:1: field 'sentiment': 'positve'"),
-        ([], "", "train.jsonl: has no rows"),
-    ],
-)
+# Runs several command lines; prints the exit code of each, and which heavy packages are imported after it.
+PROGRAM = """
+import json, sys
+from polyhead_training.cli import main
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        heavy = {'torch', 'transformers', 'accelerate', 'pyarrow', 'sklearn'} & {*sys.modules}
+        print(json.dumps([end.code, sorted(heavy)]))
+"""
+
+
 def test_mistakes_are_reported_before_torch_is_imported(
-    config_file: Path, overrides: list[str], content: str | None, message: str
+    config_file: Path, write_jsonl: Callable[[str, Sequence[object]], Path]
 ) -> None:
-    if content is not None:
-        (config_file.parent / "train.jsonl").write_text(content)
-    program = (
-        "import sys; from polyhead_training.cli import main\n"
-        "try: main()\n"
-        "finally: print(*sorted({'torch', 'transformers', 'accelerate', 'pyarrow', 'sklearn'} & {*sys.modules}))"
-    )
-    settings = [argument for override in overrides for argument in ("--set", override)]
+    write_jsonl("wrong.jsonl", [{"text": "a", "sentiment": "positve"}])
+    write_jsonl("empty.jsonl", [])
+    mistakes = {
+        "config.toml: training.batch_size: 0": ["training.batch_size=0", "model.poolin=cls"],
+        "data.test: the file": ["data.test=nowhere.jsonl"],
+        "wrong.jsonl:1: field 'sentiment': 'positve'": ["data.train=wrong.jsonl"],
+        "empty.jsonl: has no rows": ["data.train=empty.jsonl"],
+        # Control: a dry run without a mistake.
+        "median": [],
+    }
+    lines = [
+        [str(config_file), "--dry-run", *(part for override in overrides for part in ("--set", override))]
+        for overrides in mistakes.values()
+    ]
     result = subprocess.run(
-        [sys.executable, "-c", program, config_file, "--dry-run", *settings],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=subprocess_environment(),
-    )
-    assert message in result.stderr
-    assert (result.returncode, result.stdout) == (2, "\n")
-
-
-def test_dry_run_without_mistakes_imports_torch(config_file: Path) -> None:
-    """Control of the test above."""
-    program = "import sys; from polyhead_training.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", program, config_file, "--dry-run"],
+        [sys.executable, "-c", PROGRAM, json.dumps(lines)],
         capture_output=True,
         text=True,
         check=True,
         env=subprocess_environment(),
     )
-    assert result.stdout == "True\n"
+    *found, (code, imported) = map(json.loads, result.stdout.splitlines())
+    assert found == [[2, []]] * (len(mistakes) - 1)
+    assert (code, "torch" in imported) == (0, True)
+    for message in mistakes:
+        assert message in result.stderr
 
 
 def test_run_in_progress_requires_resume_or_restart(config_file: Path, tmp_path: Path) -> None:

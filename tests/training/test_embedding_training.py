@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from polyhead_training.runs.run_directory import load_run
 from polyhead_training.train import train
 
 from tests.support.tiny_embedding import SOURCES, write_embedding_data
-from tests.support.tiny_training import Killed, ignore, losses, metric_lines, run_files, subprocess_environment
+from tests.support.tiny_training import Killed, ignore, losses, metric_lines, run_files
 
 Configure = Callable[..., Config]
 ALL = "training.stages=[{name='all', train=['all'], epochs=2, learning_rate=0.01}]"
@@ -138,35 +136,6 @@ def test_resumed_run_requires_the_same_texts(embedding: Configure, tmp_path: Pat
     path = config_file.with_name("scored.jsonl")
     path.write_text(path.read_text().replace('"score": 0', '"score": 1'))
     assert train(embedding(), tmp_path / "run", max_steps=1, policy="resume", report=ignore) is not None
-
-
-def test_two_processes_equal_one(embedding: Configure, config_file: Path, tmp_path: Path) -> None:
-    backbone = json.loads(
-        (embedding().resolve("model.backbone", embedding().model.backbone) / "config.json").read_text()
-    )
-    folder = tmp_path / "plain"
-    folder.mkdir()
-    for path in Path(embedding().model.backbone).iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    backbone |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (folder / "config.json").write_text(json.dumps(backbone))
-    heads = "[{name='topic', kind='softmax', field='label', dropout=0.0}]"
-    overrides = [
-        *write_embedding_data(config_file.parent),
-        "training.stages=[{name='all', train=['all'], epochs=2, learning_rate=0.001}]",
-        f"model.backbone={folder}",
-        f"model.heads={heads}",
-        "training.select=last",
-    ]
-    train(embedding(*overrides, "training.batch_size=4"), tmp_path / "one", report=ignore)
-    flags = [part for override in [*overrides, "training.batch_size=2"] for part in ("--set", override)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "polyhead_training", str(config_file), "--output-dir", str(tmp_path / "two"), *flags]
-    result = subprocess.run(
-        command, env=subprocess_environment(), capture_output=True, text=True, timeout=120, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
 
 
 def test_best_epoch_counts_the_similarity(

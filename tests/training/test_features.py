@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from polyhead_training.config import Config
+from polyhead_training.config_file import read_config
 from polyhead_training.loop.distillation import NAME as BASE_NAME
 from polyhead_training.model import PolyheadModel, TextVectors
 from polyhead_training.runs.run_directory import load_run
 from polyhead_training.train import train
 
-from tests.support.tiny_training import Killed, ignore, metric_lines, run_files
+from tests.support.tiny_training import Killed, ignore, metric_lines, run_files, write_config
 
 Configure = Callable[..., Config]
 
@@ -89,6 +90,7 @@ def test_mixed_precision_trains_on_the_vectors_of_mixed_precision(configure: Con
     train(configure(*overrides, NO_CACHE), tmp_path / "plain", report=ignore)
     for ours, theirs in zip(metric_lines(tmp_path / "cached"), metric_lines(tmp_path / "plain"), strict=True):
         assert ours.get("loss", 0.0) == pytest.approx(theirs.get("loss", 0.0), abs=0.02)
+    assert {values.dtype for values in weights(tmp_path / "plain").values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(("overrides", "epochs"), [((), 1), ((NO_CACHE,), 3)])
@@ -180,13 +182,23 @@ def test_embedding_that_did_not_train_is_not_evaluated_again(
     assert similarity["spearman_before"] == similarity["spearman_after"]
 
 
-@pytest.mark.parametrize("chosen", [(HEADS,), (HEADS, ALL, MORE_HEADS)], ids=["heads", "heads, all, heads"])
+@pytest.fixture(scope="module", params=[(HEADS,), (HEADS, ALL, MORE_HEADS)], ids=["heads", "heads, all, heads"])
+def complete_run(
+    request: pytest.FixtureRequest, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Config, Path]:
+    """An uninterrupted run and its configuration."""
+    folder = tmp_path_factory.mktemp("complete")
+    overrides = [stages(*request.param), "training.checkpoint_steps=3"]
+    config = read_config(write_config(folder, checkpoints["bert"]), overrides)
+    train(config, folder / "run", report=ignore)
+    return config, folder / "run"
+
+
 @pytest.mark.parametrize("killed_at", [2, 7, 17, 23])
 def test_run_killed_in_any_forward_pass_or_step_resumes_to_the_same_bytes(
-    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: tuple[str, ...], killed_at: int
+    complete_run: tuple[Config, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
-    config = configure(stages(*chosen), "training.checkpoint_steps=3")
-    train(config, tmp_path / "complete", report=ignore)
+    config, complete = complete_run
     calls = 0
     encode, outputs = PolyheadModel.encode, PolyheadModel.outputs
 
@@ -206,6 +218,6 @@ def test_run_killed_in_any_forward_pass_or_step_resumes_to_the_same_bytes(
         with pytest.raises(Killed):
             train(config, tmp_path / "run", report=ignore)
     train(config, tmp_path / "run", policy="resume", report=ignore)
-    assert run_files(tmp_path / "run") == run_files(tmp_path / "complete")
-    assert metric_lines(tmp_path / "run") == metric_lines(tmp_path / "complete")
+    assert run_files(tmp_path / "run") == run_files(complete)
+    assert metric_lines(tmp_path / "run") == metric_lines(complete)
     assert not (tmp_path / "run.in_progress").exists()

@@ -14,7 +14,7 @@ from polyhead_training.errors import StoppedError
 from polyhead_training.runs.run_directory import load_run
 from polyhead_training.train import train
 
-from tests.support.tiny_training import ignore, metric_lines, run_files, write_jsonl
+from tests.support.tiny_training import ROWS, ignore, metric_lines, run_files, write_jsonl
 
 CONFIG = """
 name = "few"
@@ -28,14 +28,28 @@ test = "test.jsonl"
 FEW_SHOT = ("training.recipe=few-shot", "training.batch_size=8")
 
 
-@pytest.fixture
-def read(tmp_path: Path, checkpoints: dict[str, Path], rows: list[dict[str, Any]]) -> Callable[..., Config]:
-    """Returns a function that reads a minimal configuration with overrides."""
-    write_jsonl(tmp_path / "train.jsonl", rows)
-    write_jsonl(tmp_path / "test.jsonl", rows[:6])
-    path = tmp_path / "config.toml"
-    path.write_text(CONFIG.format(backbone=checkpoints["bert"]))
+def reader(folder: Path, backbone: Path) -> Callable[..., Config]:
+    """Writes a minimal configuration with its rows; returns a function that reads it with overrides."""
+    write_jsonl(folder / "train.jsonl", ROWS)
+    write_jsonl(folder / "test.jsonl", ROWS[:6])
+    path = folder / "config.toml"
+    path.write_text(CONFIG.format(backbone=backbone))
     return lambda *overrides: read_config(path, [*FEW_SHOT, *overrides])
+
+
+@pytest.fixture
+def read(tmp_path: Path, checkpoints: dict[str, Path]) -> Callable[..., Config]:
+    """Reads the minimal configuration with overrides."""
+    return reader(tmp_path, checkpoints["bert"])
+
+
+@pytest.fixture(scope="module")
+def complete_run(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    """An uninterrupted run and its configuration."""
+    folder = tmp_path_factory.mktemp("complete")
+    config = _shorter(reader(folder, checkpoints["bert"])())
+    train(config, folder / "run", report=ignore)
+    return config, folder / "run"
 
 
 def test_recipe_trains_the_embedding_on_all_rows_then_fits_linear_heads(
@@ -66,15 +80,14 @@ def test_run_is_a_function_of_the_seed(read: Callable[..., Config], tmp_path: Pa
 
 
 @pytest.mark.parametrize("steps", [1, 4, 6, 10, 12])
-def test_stopped_run_resumes_to_the_same_bytes(read: Callable[..., Config], tmp_path: Path, steps: int) -> None:
+def test_stopped_run_resumes_to_the_same_bytes(complete_run: tuple[Config, Path], tmp_path: Path, steps: int) -> None:
     """Stops within each stage of several steps, and at each fit of the heads."""
-    config = _shorter(read())
-    train(config, tmp_path / "complete", report=ignore)
+    config, complete = complete_run
     stop = iter([False] * steps + [True] * 20)
     with pytest.raises(StoppedError):
         train(config, tmp_path / "run", stop=lambda: next(stop), report=ignore)
     train(config, tmp_path / "run", policy="resume", report=ignore)
-    assert run_files(tmp_path / "run") == run_files(tmp_path / "complete")
+    assert run_files(tmp_path / "run") == run_files(complete)
 
 
 def test_label_with_one_row_trains_and_is_named(

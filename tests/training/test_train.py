@@ -325,12 +325,6 @@ def test_half_precision_without_a_gpu_is_rejected(configure: Configure, tmp_path
         train(configure("training.mixed_precision=fp16"), tmp_path / "run", report=ignore)
 
 
-@pytest.mark.usefixtures("new_process_state")
-def test_bfloat16_trains(configure: Configure, tmp_path: Path) -> None:
-    train(configure("training.mixed_precision=bf16"), tmp_path / "run", max_steps=2, report=ignore)
-    assert next(load_run(tmp_path / "run").model.parameters()).dtype == torch.float32
-
-
 def test_damaged_weights_are_a_backbone_error(
     configure: Configure, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -370,16 +364,22 @@ def test_run_has_the_prediction_sets_of_softmax_heads(configure: Configure, tmp_
     assert "Mean number of labels" in (tmp_path / "run/report.html").read_text()
 
 
-def test_run_has_the_novelty_and_the_reference_of_its_texts(configure: Configure, tmp_path: Path) -> None:
+@pytest.fixture
+def many_texts(configure: Configure, tmp_path: Path) -> Configure:
+    """Reads the small configuration with more texts, enough for a novelty."""
     rows = [
         {"text": f"{word} {number}", "label": "ab"[number % 2], "sentiment": number % 2}
         for number in range(70)
         for word in ("late", "kind")
     ]
     path = write_jsonl(tmp_path / "more.jsonl", rows)
-    config = configure(f"data.train={path}", "data.test=[]", "data.validation_fraction=0.4")
+    overrides = (f"data.train={path}", "data.test=[]", "data.validation_fraction=0.4")
+    return lambda *more: configure(*overrides, *more)
+
+
+def test_run_has_the_novelty_and_the_reference_of_its_texts(many_texts: Configure, tmp_path: Path) -> None:
     lines: list[str] = []
-    train(config, tmp_path / "run", max_steps=2, report=lines.append)
+    train(many_texts(), tmp_path / "run", max_steps=2, report=lines.append)
     assert not any("novelty" in line for line in lines)
     run = load_run(tmp_path / "run")
     novelty, reference = run.content["novelty"], run.content["reference"]
@@ -408,8 +408,8 @@ def test_run_tells_what_it_has_too_few_texts_for(
     assert all(one in line for one, line in zip(expected, found, strict=True))
 
 
-def test_run_without_novelty_has_no_matrix(configure: Configure, tmp_path: Path) -> None:
-    train(configure("training.novelty=false"), tmp_path / "run", max_steps=1, report=ignore)
+def test_run_without_novelty_has_no_matrix(many_texts: Configure, tmp_path: Path) -> None:
+    train(many_texts("training.novelty=false"), tmp_path / "run", max_steps=1, report=ignore)
     assert load_run(tmp_path / "run").content["novelty"] is None
     assert not (tmp_path / "run/novelty.npy").exists()
 
@@ -438,9 +438,3 @@ def test_run_tells_what_collected_rows_bought(
     # The held-out rows belong to the identity of the run.
     assert train(config, tmp_path / "run", policy="resume", report=ignore) is None
     load_run(tmp_path / "run")
-
-
-def test_run_without_collected_rows_has_no_file_of_them(configure: Configure, tmp_path: Path) -> None:
-    train(configure(), tmp_path / "run", max_steps=1, report=ignore)
-    assert not (tmp_path / "run/collected.json").exists()
-    assert "Collected texts" not in (tmp_path / "run/report.html").read_text()

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -10,15 +11,24 @@ import jinja2
 import pytest
 
 from bench.report.overview import overview
-from bench.report.page import CHARTS, PAGES, Renderer, generate, read_results
+from bench.report.page import CHARTS, PAGES, Renderer, generate, main, read_results
 from tests.support.demo import ROOT
 
 REPORTS = read_results(ROOT / "bench/results")
 
 
-def check(root: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench.report.page", "--check", "--root", str(root)]
-    return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+Check = Callable[[Path], None]
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Runs the command line that checks the pages of a folder."""
+
+    def run(root: Path) -> None:
+        monkeypatch.setattr(sys, "argv", ["page", "--check", "--root", str(root)])
+        main()
+
+    return run
 
 
 @pytest.fixture
@@ -35,20 +45,18 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_committed_pages_are_current() -> None:
-    done = check(ROOT)
-    assert done.returncode == 0, done.stderr
+def test_committed_pages_are_current(check: Check) -> None:
+    check(ROOT)
 
 
 @pytest.mark.parametrize("path", ["docs/benchmarks.md", "docs/guides/deploy.md", "docs/benchmarks/overview.svg"])
-def test_changed_file_is_reported(copy: Path, path: str) -> None:
-    assert check(copy).returncode == 0
+def test_changed_file_is_reported(copy: Path, check: Check, path: str) -> None:
+    check(copy)
     changed = (copy / path).read_text().replace("246", "176").replace("329", "330")
     assert changed != (copy / path).read_text()
     (copy / path).write_text(changed)
-    done = check(copy)
-    assert done.returncode == 1
-    assert f"outdated: {path}; run python -m bench.report.page" in done.stderr
+    with pytest.raises(SystemExit, match=f"^outdated: {re.escape(path)}; run python -m bench.report.page$"):
+        check(copy)
 
 
 def test_block_is_filled_and_the_rest_of_its_page_is_kept(copy: Path) -> None:

@@ -71,17 +71,17 @@ def require_close(found: pa.Table, expected: pa.Table) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "size"),
     [
-        {},
-        {"truncation": "window"},
-        {"truncation": "error"},
-        {"dimensions": 7, "tasks": ("embedding",)},
-        {"tasks": ("sentiment", "classification")},
-        {"embedding_encoding": "float16"},
+        ({}, 5),
+        ({}, 1000),
+        ({"truncation": "window"}, 1000),
+        ({"truncation": "error"}, 1000),
+        ({"dimensions": 7, "tasks": ("embedding",)}, 1000),
+        ({"tasks": ("sentiment", "classification")}, 1000),
+        ({"embedding_encoding": "float16"}, 1000),
     ],
 )
-@pytest.mark.parametrize("size", [5, 1000])
 def test_answers_of_a_server_are_those_of_the_bundle(
     client: Client, bundle_dir: Path, options: dict[str, Any], size: int
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,19 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
     return make
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with the default settings; read-only."""
+    return load_run(write_run_directory(tmp_path_factory.mktemp("runs") / "run", make_model()))
+
+
+@pytest.fixture(scope="module")
+def written(run: Run) -> Path:
+    """The folder that is written from ``run``; read-only."""
+    write_sentence_transformer(run, run.path.with_name("st"))
+    return run.path.with_name("st")
+
+
 def _embed(run: Run, texts: list[str]) -> NDArray[np.float32]:
     """Returns the run's embeddings, (N, H)."""
     config = run.model.config
@@ -96,12 +110,10 @@ def test_prompts_are_those_of_the_model_and_none_is_the_default(make_run: Callab
     np.testing.assert_allclose(found.encode(TEXTS), _embed(run, TEXTS), atol=1e-5)
 
 
-def test_folder_holds_the_files_of_the_format(make_run: Callable[..., Run], tmp_path: Path) -> None:
-    write_sentence_transformer(make_run(), tmp_path / "st")
-    found = {path.relative_to(tmp_path / "st").as_posix() for path in (tmp_path / "st").rglob("*") if path.is_file()}
-    assert found == FILES
-    assert _read(tmp_path / "st" / "sentence_bert_config.json")["max_seq_length"] == 48
-    assert not list(tmp_path.glob(".st.tmp-*"))
+def test_folder_holds_the_files_of_the_format(written: Path) -> None:
+    assert {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()} == FILES
+    assert _read(written / "sentence_bert_config.json")["max_seq_length"] == 48
+    assert not list(written.parent.glob(".st.tmp-*"))
 
 
 def test_pooling_uses_keys_that_every_reader_supports(make_run: Callable[..., Run], tmp_path: Path) -> None:
@@ -118,53 +130,40 @@ def test_unnormalized_embedding_has_no_normalize_module(make_run: Callable[..., 
     assert not (tmp_path / "st" / "2_Normalize").exists()
 
 
-def test_weights_are_only_those_of_the_backbone(make_run: Callable[..., Run], tmp_path: Path) -> None:
-    run = make_run()
-    write_sentence_transformer(run, tmp_path / "st")
-    with safe_open(tmp_path / "st" / "model.safetensors", "pt") as file:
+def test_weights_are_only_those_of_the_backbone(run: Run, written: Path) -> None:
+    with safe_open(written / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(run.model.backbone.state_dict())
-    _, report = AutoModel.from_pretrained(tmp_path / "st", output_loading_info=True)
+    _, report = AutoModel.from_pretrained(written, output_loading_info=True)
     # Only the unused pooler is missing; transformers initializes it randomly.
     assert {name.partition(".")[0] for name in report["missing_keys"]} == {"pooler"}
     assert not report["unexpected_keys"]
 
 
-def test_tokenizer_has_padding_and_truncation_disabled(make_run: Callable[..., Run], tmp_path: Path) -> None:
-    write_sentence_transformer(make_run(), tmp_path / "st")
-    found = tokenizers.Tokenizer.from_file(str(tmp_path / "st" / "tokenizer.json"))
+def test_tokenizer_has_padding_and_truncation_disabled_and_no_further_token(run: Run, written: Path) -> None:
+    found = tokenizers.Tokenizer.from_file(str(written / "tokenizer.json"))
     assert (found.padding, found.truncation) == (None, None)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "st")
+    tokenizer = AutoTokenizer.from_pretrained(written)
+    assert len(tokenizer) == load_tokenizer(run.tokenizer_path).get_vocab_size()
     assert tokenizer.model_max_length == 48
     assert (tokenizer.cls_token, tokenizer.sep_token, tokenizer.pad_token) == ("[CLS]", "[SEP]", "[PAD]")
 
 
-def test_no_special_token_is_added_to_the_vocabulary(make_run: Callable[..., Run], tmp_path: Path) -> None:
-    run = make_run()
-    write_sentence_transformer(run, tmp_path / "st")
-    assert len(AutoTokenizer.from_pretrained(tmp_path / "st")) == load_tokenizer(run.tokenizer_path).get_vocab_size()
-
-
-def test_same_run_gives_the_same_bytes(make_run: Callable[..., Run], tmp_path: Path) -> None:
-    run = make_run()
-    for name in ("one", "two"):
-        write_sentence_transformer(load_run(run.path), tmp_path / name)
+def test_same_run_gives_the_same_bytes(run: Run, written: Path, tmp_path: Path) -> None:
+    write_sentence_transformer(load_run(run.path), tmp_path / "again")
     for file in FILES:
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+        assert (tmp_path / "again" / file).read_bytes() == (written / file).read_bytes(), file
 
 
-def test_no_file_contains_a_trace_of_its_origin(make_run: Callable[..., Run], tmp_path: Path) -> None:
-    run = make_run()
+def test_no_file_contains_a_trace_of_its_origin(run: Run, written: Path) -> None:
     assert b"/remembered/by/transformers" in (run.path / "model" / "config.json").read_bytes()
-    write_sentence_transformer(run, tmp_path / "st")
     for file in FILES:
-        content = (tmp_path / "st" / file).read_bytes()
+        content = (written / file).read_bytes()
         assert b"/remembered/by" not in content, file
-        assert str(tmp_path).encode() not in content, file
+        assert str(written.parent).encode() not in content, file
 
 
-def test_readme_names_the_difference(make_run: Callable[..., Run], tmp_path: Path) -> None:
-    write_sentence_transformer(make_run(), tmp_path / "st")
-    text = (tmp_path / "st" / "README.md").read_text("utf-8")
+def test_readme_names_the_difference(written: Path) -> None:
+    text = (written / "README.md").read_text("utf-8")
     assert text.startswith("---\nlibrary_name: sentence-transformers\n")
     assert "`[CLS]`, `[SEP]`" in text
 
@@ -189,39 +188,38 @@ def test_tokenizer_without_special_tokens_is_rejected(make_run: Callable[..., Ru
         write_sentence_transformer(run, tmp_path / "st")
 
 
-def test_other_directory_at_the_destination_is_left_unchanged(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_other_directory_at_the_destination_is_left_unchanged(run: Run, tmp_path: Path) -> None:
     kept = tmp_path / "st" / "thesis.txt"
     kept.parent.mkdir()
     kept.write_text("draft")
     with pytest.raises(InterchangeError, match="left unchanged"):
-        write_sentence_transformer(make_run(), tmp_path / "st")
+        write_sentence_transformer(run, tmp_path / "st")
     assert kept.read_text() == "draft"
     with pytest.raises(InterchangeError, match="left unchanged"):
-        write_sentence_transformer(load_run(tmp_path / "run"), kept)
+        write_sentence_transformer(run, kept)
 
 
-def test_folder_of_an_earlier_export_is_replaced(make_run: Callable[..., Run], tmp_path: Path) -> None:
-    write_sentence_transformer(make_run(), tmp_path / "st")
+def test_folder_of_an_earlier_export_is_replaced(run: Run, written: Path, tmp_path: Path) -> None:
+    shutil.copytree(written, tmp_path / "st")
     (tmp_path / "st" / "modules.json").write_text("[]")
-    write_sentence_transformer(load_run(tmp_path / "run"), tmp_path / "st")
+    write_sentence_transformer(run, tmp_path / "st")
     assert len(json.loads((tmp_path / "st" / "modules.json").read_bytes())) == 3
     (tmp_path / "st" / "notes.txt").write_text("mine")
     with pytest.raises(InterchangeError, match="left unchanged"):
-        write_sentence_transformer(load_run(tmp_path / "run"), tmp_path / "st")
+        write_sentence_transformer(run, tmp_path / "st")
 
 
-def test_empty_destination_is_filled(make_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_empty_destination_is_filled(run: Run, tmp_path: Path) -> None:
     (tmp_path / "st").mkdir()
-    write_sentence_transformer(make_run(), tmp_path / "st")
+    write_sentence_transformer(run, tmp_path / "st")
     assert (tmp_path / "st" / "modules.json").is_file()
 
 
-def test_failure_leaves_nothing(make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, content: object) -> None:
         raise OSError("no space left on device")
 
-    run = make_run()
     monkeypatch.setattr(module, "write_json", full)
     with pytest.raises(OSError, match="no space left"):
         write_sentence_transformer(run, tmp_path / "st")
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert list(tmp_path.iterdir()) == []

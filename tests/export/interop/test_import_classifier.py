@@ -197,13 +197,18 @@ def _edit_labels(checkpoint: Path, **labels: Any) -> None:
         ),
     ],
 )
-@pytest.mark.parametrize("family", MODEL_TYPES)
-def test_labels_that_do_not_fit_the_head_are_refused(
-    tmp_path: Path, family: str, labels: dict[str, Any], reason: str
-) -> None:
-    checkpoint = write_classifier(tmp_path, family)
+def test_labels_that_do_not_fit_the_head_are_refused(tmp_path: Path, labels: dict[str, Any], reason: str) -> None:
+    checkpoint = write_classifier(tmp_path)
     _edit_labels(checkpoint, **labels)
     with pytest.raises(CheckpointError, match=reason):
+        import_run(checkpoint)
+
+
+@pytest.mark.parametrize("family", MODEL_TYPES)
+def test_labels_of_every_family_are_compared_with_its_head(tmp_path: Path, family: str) -> None:
+    checkpoint = write_classifier(tmp_path, family)
+    _edit_labels(checkpoint, id2label={"0": "a", "1": "b"})
+    with pytest.raises(CheckpointError, match=r"id2label names 2 labels, the head has 3"):
         import_run(checkpoint)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -30,9 +31,10 @@ def write_setfit(folder: Path, labels: list[str] | None, classes: int = 3, *, co
     head = LogisticRegression().fit(random.normal(size=(60, 32)), np.arange(60) % classes)
     joblib.dump(head, checkpoint / setfit.PICKLE)
     if convert:
-        # The command that the error shows.
-        command = setfit.CONVERSION.replace("python", sys.executable, 1)
-        subprocess.run(["sh", "-c", command], check=True, cwd=checkpoint)
+        # The program of the command that the error shows.
+        program = setfit.CONVERSION.partition('"')[2].rpartition('"')[0]
+        with contextlib.chdir(checkpoint):
+            exec(program, {})  # noqa: S102
     return checkpoint
 
 
@@ -49,6 +51,15 @@ def test_setfit_model_keeps_its_probabilities(tmp_path: Path, classes: int, labe
     np.testing.assert_allclose(found.numpy()[:, -1], expected[:, -1], atol=1e-5)
     assert run.heads[0]["kind"] == ("sigmoid" if classes == 2 else "softmax")
     assert list(run.heads[0]["labels"]) == (labels or ["0", "1", "2"])
+
+
+def test_command_of_the_error_converts_the_head(tmp_path: Path) -> None:
+    checkpoint = write_setfit(tmp_path, None)
+    expected = (checkpoint / setfit.HEAD).read_bytes()
+    (checkpoint / setfit.HEAD).unlink()
+    command = setfit.CONVERSION.replace("python", sys.executable, 1)
+    subprocess.run(["sh", "-c", command], check=True, cwd=checkpoint)
+    assert (checkpoint / setfit.HEAD).read_bytes() == expected
 
 
 def test_pickled_head_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from polyhead_training.model import PolyheadModel
 from polyhead_training.structure import linear_shapes
 from polyhead_training.tokenization import pad
 
-from tests.support.tiny_model import ignore, make_model, write_graph
+from tests.support.tiny_model import ignore, make_model, shared_graphs, write_graph
 
 GOLDEN = [[2, 3], [2, 9, 10, 3], [2, *range(20, 50), 3], [2, 7, 3]]
 
@@ -69,12 +69,14 @@ def all_variants(
     run_dir: Path, loose: Settings, eval_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> bundle.Bundle:
     settings = loose.with_overrides((), [eval_file])
-    return export(run_dir, tmp_path_factory.mktemp("variants") / "tiny", ignore, settings)
+    with shared_graphs():
+        return export(run_dir, tmp_path_factory.mktemp("variants") / "tiny", ignore, settings)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
 def test_int8_is_close_to_fp32_and_batch_invariant(tmp_path: Path, family: str) -> None:
-    model = make_model(family)
+    # The models of test_onnx_export, which need not be traced again.
+    model = make_model(family, **({"pooling": "cls", "embedding_pooling": "cls"} if family == "distilbert" else {}))
     plain, integers = _make(model, tmp_path, "int8")
     texts = random_texts(model.config, 9)
     for text in texts:
@@ -203,6 +205,7 @@ def test_repeated_export_gives_the_same_bytes(
     assert again.digest == all_variants.digest
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_failed_variant_is_left_out_and_reported(run_dir: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     settings = Settings(variants=("fp32", "int8"), limits={"int8": {"cosine_worst": 1e-9}})

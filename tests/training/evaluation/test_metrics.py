@@ -138,9 +138,9 @@ def test_chunked_resampling_gives_the_same_intervals(monkeypatch: pytest.MonkeyP
 
 def test_ten_thousand_rows_take_little_time() -> None:
     logits, targets = _noisy(10_000, 4)
-    began = time.process_time()
+    began = time.thread_time()  # without threads that other tests left behind
     score("softmax", "abcd", logits, targets)
-    assert time.process_time() - began < 10
+    assert time.thread_time() - began < 10
 
 
 def test_score_is_json() -> None:

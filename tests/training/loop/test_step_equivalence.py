@@ -12,6 +12,7 @@ import pytest
 from polyhead_training.config import Config
 from polyhead_training.train import train
 
+from tests.support.tiny_embedding import write_embedding_data
 from tests.support.tiny_training import ignore, losses, subprocess_environment
 
 Configure = Callable[..., Config]
@@ -51,8 +52,10 @@ def test_gradient_accumulation_equals_a_larger_batch(
 def test_two_processes_equal_one_with_twice_the_batch(
     configure: Configure, config_file: Path, deterministic: list[str], tmp_path: Path
 ) -> None:
-    train(configure(*deterministic, "training.batch_size=4"), tmp_path / "one", report=ignore)
-    settings = [part for override in [*deterministic, "training.batch_size=2"] for part in ("--set", override)]
+    """With steps that teach the embedding among those of the heads."""
+    overrides = [*write_embedding_data(config_file.parent), *deterministic, "training.stages.1.epochs=2"]
+    train(configure(*overrides, "training.batch_size=4"), tmp_path / "one", report=ignore)
+    settings = [part for override in [*overrides, "training.batch_size=2"] for part in ("--set", override)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "-m", "polyhead_training", str(config_file), "--output-dir", str(tmp_path / "two"), *settings]
     result = subprocess.run(
@@ -60,7 +63,7 @@ def test_two_processes_equal_one_with_twice_the_batch(
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{tmp_path / 'two'}\n"
-    assert len(losses(tmp_path / "two")) == 2
+    assert len(losses(tmp_path / "two")) == 3
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
     written = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two")]
     assert written[0]["test"]["topic"]["nll"] == pytest.approx(written[1]["test"]["topic"]["nll"], abs=1e-4)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from polyhead_training.config import Config
+from polyhead_training.config_file import read_config
 from polyhead_training.data.dataset import read_data
 from polyhead_training.errors import ConfigError, ResumeError
 from polyhead_training.loop import teacher as teacher_module
@@ -16,7 +18,7 @@ from polyhead_training.runs.run_directory import load_run
 from polyhead_training.tokenization import load_tokenizer
 from polyhead_training.train import dry_run, train
 
-from tests.support.tiny_training import Killed, ignore, losses, run_files
+from tests.support.tiny_training import Killed, ignore, losses, run_files, write_config
 
 Configure = Callable[..., Config]
 
@@ -27,13 +29,19 @@ HEADS = (
 FEW_STEPS = "training.stages=[{name='all', train=['all'], epochs=2, learning_rate=0.01}]"
 
 
+@pytest.fixture(scope="module")
+def trained_teacher(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on another family of backbones, with another tokenizer; read-only."""
+    folder = tmp_path_factory.mktemp("teacher")
+    config = read_config(write_config(folder, checkpoints["roberta"]), [HEADS])
+    train(config, folder / "run", max_steps=3, report=ignore)
+    return folder / "run"
+
+
 @pytest.fixture
-def teacher(configure: Configure, checkpoints: dict[str, Path], tmp_path: Path) -> Path:
-    """A finished run on another family of backbones, with another tokenizer."""
-    train(
-        configure(HEADS, f"model.backbone={checkpoints['roberta']}"), tmp_path / "teacher", max_steps=3, report=ignore
-    )
-    return tmp_path / "teacher"
+def teacher(trained_teacher: Path, tmp_path: Path) -> Path:
+    """A copy of that run, which a test may change."""
+    return Path(shutil.copytree(trained_teacher, tmp_path / "teacher"))
 
 
 def killed_after(steps: int) -> Callable[[], bool]:
