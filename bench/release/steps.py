@@ -13,6 +13,11 @@ RESULTS = "bench/results"
 PYTHONS = ("3.11", "3.12", "3.13")
 _BUNDLE = "build/demo/bundle"
 _GPU_BUNDLE = "build/gpu/bundle"
+_GRPC_VERSIONS = (
+    *("--python", *(f"python{version}" for version in PYTHONS)),
+    *("--grpcio", "1.85.1", "1.74.0", "1.78.0", "1.84.2"),
+    *("--variable", "GRPC_POLL_STRATEGY=poll", "--variable", "GRPC_EXPERIMENTS=-event_engine_listener"),
+)
 # In commands that are only shown, where POLYHEAD_DATA is not set.
 _DATA = "DATA"
 
@@ -123,7 +128,9 @@ def _server() -> list[Step]:
     others = {
         "fronts_limited": ("fronts", "--front-cores", "0.1", "--in-flight", "1024", "--seconds", "10"),
         "drift_throughput": ("flags", *drift),
+        "grpc_versions": ("grpc_versions", *_GRPC_VERSIONS),
     }
+    simulation = _measure("bench.server.fronts_simulation", "fronts_simulation", f"{RESULTS}/fronts.json")
     return [
         *(
             Step(name, (_measure("bench.server.throughput", name, "--bundle", _BUNDLE, *arguments),), (name,))
@@ -134,6 +141,7 @@ def _server() -> list[Step]:
             Step(name, (_measure(f"bench.server.{module}", name, "--bundle", _BUNDLE, *flags),), (name,))
             for name, (module, *flags) in others.items()
         ),
+        Step("fronts_simulation", (simulation,), ("fronts_simulation",)),
     ]
 
 

@@ -3,8 +3,8 @@
     python -m bench.server.workers --bundle build/demo/bundle --output bench/results/workers.json
     python -m bench.server.workers --mean-tokens 100                                     # the simulation alone
 
-The costs of the simulation are flags; bench.server.latency_breakdown measures them. bench/server/workers_simulation.py
-describes the model and its limits. Connections are spread evenly, with 64 texts in flight per core.
+The costs of the simulation are flags; bench.server.latency_breakdown measures them. The model and its limits are in
+bench/server/interpreter_simulation.py. Connections are spread evenly, with 64 texts in flight per core.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.harness.servers import serving
 from bench.harness.texts import DEMO_TEXTS
 from bench.loadgen.launch import run_loads
 
-from .workers_simulation import IN_FLIGHT_PER_CORE, WORKERS, Costs, simulate
+from .interpreter_simulation import IN_FLIGHT_PER_CORE, WORKERS, Costs, simulate
 
 # Name of a load, and the texts per message.
 MESSAGES = {"unary, 1 item": 1, "stream, 8 items": 8, "stream, 32 items": 32}
