@@ -2,6 +2,8 @@
 
     python -m bench.training.install_libraries                      # both
     python -m bench.training.install_libraries setfit               # one of them
+
+Versions are pinned in this file.
 """
 
 from __future__ import annotations
