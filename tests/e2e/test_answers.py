@@ -103,9 +103,7 @@ def trained(demo_bundle: Path) -> list[list[float]]:
 
 
 @pytest.fixture(scope="module")
-def reference(
-    request: pytest.FixtureRequest, served: str, demo_bundle: Path, texts: list[str]
-) -> list[list[float]]:
+def reference(request: pytest.FixtureRequest, served: str, demo_bundle: Path, texts: list[str]) -> list[list[float]]:
     """The results of the trained model.
 
     For int8, which the export gate compares with the trained model, those of the ONNX graph without a server.

@@ -47,9 +47,7 @@ def metrics_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def secured(
-    start: Start, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory, metrics_port: int
-) -> Secured:
+def secured(start: Start, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory, metrics_port: int) -> Secured:
     folder = tmp_path_factory.mktemp("secured")
     authority = Authority(folder)
     files, client = authority.issue("server"), authority.issue("client")
