@@ -13,7 +13,6 @@ from polyhead_bundle import FORMAT_VERSION, BundleError, FormatError
 
 from tests.support.bundle_rejection import assert_rejected, forge, serve, verify_quietly
 
-
 # One of each kind; test_codec and test_manifest have the others.
 FORGED_MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "file outside": lambda document: document["files"].update({"../x": document["files"]["tokenizer.json"]}),

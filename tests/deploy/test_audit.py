@@ -67,7 +67,7 @@ def audit(
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         key = (*command[:-1], Path(command[-1]).read_text())
         if key not in outputs:
-            outputs[key] = subprocess.run(command, **options)
+            outputs[key] = subprocess.run(command, **options)  # noqa: PLW1510
         return outputs[key]
 
     def audited(*locks: str, flags: tuple[str, ...] = (), page: str = "", service: str = url) -> tuple[int, str]:
