@@ -65,7 +65,18 @@ def test_forged_manifest_is_rejected(tmp_path: Path, forgery: str) -> None:
         bundle.load(path.parent)
 
 
-NAMES = ("../tokenizer.json", "torch/../x", "a/b/c", "..", ".", "", "torch/", "/etc/hostname", "C:\\x", "a\\b")
+NAMES: tuple[str, ...] = (
+    "../tokenizer.json",
+    "torch/../x",
+    "a/b/c",
+    "..",
+    ".",
+    "",
+    "torch/",
+    "/etc/hostname",
+    "C:\\x",
+    "a\\b",
+)
 NAMES += (".hidden", "torch/.hidden", "a\0b", "bundle.json", "x\n", "tokenizer.json ", "\uff54okenizer.json")
 
 
