@@ -193,6 +193,7 @@ def _training() -> list[Step]:
         "resume": ("training/demo/config.toml", "--tiny", "--max-steps", "120"),
         "resume_losses": (),
         "families": (),
+        "frozen_epochs": ("training/demo/config.toml",),
     }
     return [
         *(Step(name, (_measure(f"bench.training.{name}", name, *more),), (name,)) for name, more in on_config.items()),
