@@ -6,7 +6,7 @@ import dataclasses
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,35 +141,18 @@ def put(new: Path, at: Path) -> None:
     staging.rename(at)
 
 
-@pytest.fixture(scope="module")
-def servers() -> Iterator[list[Server]]:
-    """The servers that were started; those that still run when the tests of the file are done are ended."""
-    started: list[Server] = []
-    yield started
-    _end(started)
+class Starter:
+    """Starts servers of one file of tests."""
 
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self.servers: list[Server] = []
+        self._factory = factory
 
-@pytest.fixture(autouse=True)
-def _servers_of_a_test_end_with_it(servers: list[Server]) -> Iterator[None]:
-    shared = len(servers)
-    yield
-    _end(servers[shared:])
-
-
-def _end(servers: Sequence[Server]) -> None:
-    for server in servers:
-        if server.process.poll() is None:
-            server.stop(signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def start(servers: list[Server], tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Starts servers, which end with the test, or with the file if a fixture of the module starts them."""
-
-    def run(
-        served: Path, *flags: str, environment: Mapping[str, str] | None = None, target: str | None = None
+    def __call__(
+        self, served: Path, *flags: str, environment: Mapping[str, str] | None = None, target: str | None = None
     ) -> Server:
-        log = tmp_path_factory.mktemp("server") / "log"
+        """Starts a server of a bundle, which may not serve yet."""
+        log = self._factory.mktemp("server") / "log"
         address = target or f"127.0.0.1:{free_port()}"
         # Nobody balances here; a test that wants the delay says so.
         flags = ("--listen", address, "--drain-delay-s", "0", *flags)
@@ -177,7 +160,26 @@ def start(servers: list[Server], tmp_path_factory: pytest.TempPathFactory) -> St
             process = subprocess.Popen(
                 [str(BIN / "polyhead-serve"), str(served), *flags], stderr=stderr, env=_with(environment or {})
             )
-        servers.append(Server(process, address, log))
-        return servers[-1]
+        self.servers.append(Server(process, address, log))
+        return self.servers[-1]
 
-    return run
+    def end(self, first: int = 0) -> None:
+        """Kills the servers that still run, from the one with this number on."""
+        for server in self.servers[first:]:
+            if server.process.poll() is None:
+                server.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    """Starts servers, which end with their test, or with the file if a fixture of the module started them."""
+    starter = Starter(tmp_path_factory)
+    yield starter
+    starter.end()
+
+
+@pytest.fixture(autouse=True)
+def _servers_of_a_test_end_with_it(start: Starter) -> Iterator[None]:
+    shared = len(start.servers)
+    yield
+    start.end(shared)

@@ -223,6 +223,8 @@ def test_certificate_that_expires_while_it_is_served_is_rejected_by_clients(secu
 
 def test_metric_shows_when_the_certificate_expires(secured: Secured, metrics_port: int) -> None:
     def expires_in_two_days() -> bool:
+        # A renewed certificate is in force from the next connection on.
+        assert outcome(secured.open()) == "OK"
         with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=START_S) as page:
             value = re.search(r"^polyhead_certificate_expiry_seconds (\S+)$", page.read().decode(), re.MULTILINE)
         assert value

@@ -78,7 +78,10 @@ class Certificates:
         return cls(Path(settings.tls_cert), Path(settings.tls_key), client_ca)
 
     def observe(self, on_expiry: Callable[[float], None]) -> None:
-        """Calls ``on_expiry`` with the expiry of the certificate, in Unix time, now and after each renewal."""
+        """Calls ``on_expiry`` with the expiry of the certificate, in Unix time, now and when a renewed one is in force.
+
+        That is from the first connection on, of gRPC or HTTP, after its files are read.
+        """
         self._on_expiry = on_expiry
         on_expiry(self._certificate.value().expiry_s)
 
@@ -121,6 +124,7 @@ class Certificates:
             if current is not presented:
                 context.load_cert_chain(self._cert, self._key)
                 presented = current
+                self._on_expiry(current.expiry_s)
 
         renew()
         if self._client_ca is not None:
