@@ -103,19 +103,21 @@ build/adapters/.installed: tests/adapters/requirements.txt pyproject.toml
 test-adapters: build/adapters/.installed  ## run the tests of the adapters with LangChain, LlamaIndex and Haystack
 	build/adapters/bin/pytest tests/adapters
 
-# An environment of its own, as for the adapters. It has no PyTorch to make the bundle.
+# An environment of its own, as for the adapters.
 build/ray/.installed: tests/ray_serve/requirements.txt pyproject.toml
 	$(PYTHON) -m venv build/ray
 	build/ray/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement tests/ray_serve/requirements.txt
 	touch $@
 
-# Ray leaves sockets for the garbage collector to close.
-RAY_PYTEST = POLYHEAD_TEST_BUNDLE=$(BUNDLE) build/ray/bin/pytest -W ignore::pytest.PytestUnraisableExceptionWarning -W ignore::ResourceWarning
+# With the bundle of the other tests, as this environment has no PyTorch to make one. Ray leaves sockets for the garbage
+# collector to close.
+RAY_PYTEST = bundle=$$($(BIN)/python -m tests.support.demo) && POLYHEAD_TEST_BUNDLE=$$bundle \
+  build/ray/bin/pytest -W ignore::pytest.PytestUnraisableExceptionWarning -W ignore::ResourceWarning
 
-test-ray: build/ray/.installed $(BUNDLE)/bundle.json  ## run the tests of Ray Serve and Ray Data, four minutes
+test-ray: setup build/ray/.installed  ## run the tests of Ray Serve and Ray Data, four minutes
 	$(RAY_PYTEST) tests/ray_serve tests/ray_data -k 'not haproxy'
 
-test-ray-haproxy: build/ray/.installed $(BUNDLE)/bundle.json  ## run them with HAProxy in place of Ray's proxy, four minutes
+test-ray-haproxy: setup build/ray/.installed  ## run them with HAProxy in place of Ray's proxy, four minutes
 	$(RAY_PYTEST) tests/ray_serve -k haproxy
 
 test-slow: setup $(NODE_MODULES)  ## run the commands of every page, fault scenarios, and the client beside the two packages with the tightest requirements

@@ -33,7 +33,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     parallel = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
     if parallel and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
         command = [sys.executable, "-m", "tests.support.demo"]
-        config.stash[_DEMO] = subprocess.Popen(command, cwd=demo.ROOT, stderr=subprocess.DEVNULL)
+        config.stash[_DEMO] = subprocess.Popen(
+            command, cwd=demo.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

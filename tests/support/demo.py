@@ -2,6 +2,8 @@
 
 Training takes a minute of both cores, so the result is kept in ``build/test-demo`` under a digest of everything that
 decides it. A test session makes it once; later sessions of the same sources find it.
+
+    python -m tests.support.demo        # makes it if necessary, and prints the path of the bundle
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ def demo_bundle() -> Path:
 
 
 def _run(command: str, *arguments: str | Path) -> None:
-    subprocess.run([BIN / command, *arguments], check=True, cwd=folder())
+    # Standard output is for the path that this program prints.
+    subprocess.run([BIN / command, *arguments], check=True, cwd=folder(), stdout=subprocess.DEVNULL)
 
 
 @functools.cache
@@ -73,4 +76,4 @@ def _sources() -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    demo_bundle()
+    print(demo_bundle())  # noqa: T201
