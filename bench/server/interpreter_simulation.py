@@ -164,17 +164,19 @@ class Server:
     def _send(self, receiver: _Interpreter) -> None:
         # Half of a message's cost is the request, the other half the response.
         message = _Message(receiver, self._items)
-        receiver.run(self._half(self._costs.message, self._costs.item), lambda: self._pass_on(message))
+        us = self._half(self._costs.message, self._costs.item)
+        receiver.run(us, lambda: self._through_engine(message, self._enqueue))
 
     def _half(self, message_us: float, item_us: float) -> float:
         return (message_us + self._items * item_us) / 2
 
-    def _pass_on(self, message: _Message) -> None:
+    def _through_engine(self, message: _Message, then: Callable[[_Message], None]) -> None:
+        """Runs the engine process's part of a front's message, of which one process without fronts has none."""
         if message.receiver is self._engine:
-            self._enqueue(message)
+            then(message)
         else:
             us = self._half(self._costs.engine_message, self._costs.engine_item)
-            self._engine.run(us, lambda: self._enqueue(message))
+            self._engine.run(us, lambda: then(message))
 
     def _enqueue(self, message: _Message) -> None:
         for _ in range(self._items):
@@ -203,17 +205,10 @@ class Server:
             for message in batch:
                 message.unanswered -= 1
                 if not message.unanswered:
-                    self._return(message)
+                    self._through_engine(message, self._respond)
             self._start_batches()
 
         self._engine.run(self._costs.batch / 2, lambda: self._after(compute_us, computed))
-
-    def _return(self, message: _Message) -> None:
-        if message.receiver is self._engine:
-            self._respond(message)
-        else:
-            us = self._half(self._costs.engine_message, self._costs.engine_item)
-            self._engine.run(us, lambda: self._respond(message))
 
     def _respond(self, message: _Message) -> None:
         us = self._half(self._costs.message, self._costs.item)

@@ -17,7 +17,7 @@ class Uninterrupted:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
-        """Starts work; its error is only raised to whoever awaits the task."""
+        """Starts work; its error is only raised to those that await the task."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
