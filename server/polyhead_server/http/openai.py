@@ -54,7 +54,7 @@ async def embeddings(call: Call) -> Response:
     )
     texts = _texts(document.get("input"))
     call.texts = len(texts)
-    limit = model.source.manifest.max_tokens * backend.settings.max_characters_per_token
+    limit = backend.max_characters()
     items = tuple(item_from_string("", text, limit) for text in texts)
     model, outcomes = await backend.answer(Message(items, options), deadline_after(call.timeout_s()))
     if failure := first_error(outcomes):

@@ -139,6 +139,14 @@ class Backend:
         """Maximum number of texts in a request."""
         return self.settings.max_items_per_message
 
+    def max_characters(self) -> int:
+        """Returns the maximum length of a text in characters.
+
+        Raises:
+            NotReadyError: The model is still loading.
+        """
+        return self.model().source.manifest.max_tokens * self.settings.max_characters_per_token
+
     def model(self) -> Model:
         """Returns the serving model.
 
