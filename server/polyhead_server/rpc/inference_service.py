@@ -33,7 +33,7 @@ from polyhead_server.inference.types import (
     Message,
     RequestOptions,
 )
-from polyhead_server.json_types import Values
+from polyhead_server.json_dataclasses import Values
 from polyhead_server.observability.metrics import Metrics
 from polyhead_server.settings import Settings
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.types import QueueState
-from polyhead_server.json_types import Values
+from polyhead_server.json_dataclasses import Values
 from polyhead_server.observability.metrics import Metrics
 
 

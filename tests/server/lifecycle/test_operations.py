@@ -12,7 +12,7 @@ from polyhead_server.drift.monitor import DriftMonitor
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError
 from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import Model
-from polyhead_server.json_types import Values
+from polyhead_server.json_dataclasses import Values
 from polyhead_server.lifecycle.operations import Operations
 from polyhead_server.lifecycle.reload import Reloader
 from polyhead_server.rpc.health import Health
