@@ -24,6 +24,7 @@ from typing import Any
 
 from grpc import aio
 
+from polyhead_server.background import BackgroundTasks
 from polyhead_server.errors import OverloadedError
 
 from . import sockets
@@ -179,7 +180,7 @@ class HeldBytes:
         self._connections: dict[str, Connection] = {}
         self._last_sample: Mapping[str, Transferred] = {}
         self._unread_bytes = 0
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = BackgroundTasks()
         self._logged_at = float("-inf")
 
     @property
@@ -296,9 +297,7 @@ class HeldBytes:
             return
         connection.closing = True
         self._warn("closing the connection of %s: %s", connection.peer, problem)
-        task = asyncio.create_task(self._close_connection(connection))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing.start(self._close_connection(connection))
 
     async def _close_connection(self, connection: Connection) -> None:
         try:
