@@ -169,7 +169,9 @@ class Collector:
             exit_if_out_of_memory(error)
             self._metrics.set_collection_stopped(True)
             logger.exception("no more texts are collected")
-            self._drop_all()
+            # From now on in place of the loop that collected them.
+            while self._take() is not None:
+                self.drop(WRITE_FAILED)
         finally:
             self._files.close()
             if self._redactor:
@@ -227,11 +229,6 @@ class Collector:
             self._metrics.set_collection_stopped(False)
             self._retry_at = None
         return True
-
-    def _drop_all(self) -> None:
-        """Drops texts for good, in place of the loop that collected them."""
-        while self._take() is not None:
-            self.drop(WRITE_FAILED)
 
 
 class TextSampler:

@@ -263,7 +263,7 @@ class HeldBytes:
                 self._start_closing(connection, f"it sent {excess:.0f} bytes that belong to no message")
         # Nothing is held for a connection without calls.
         self._connections = {peer: one for peer, one in self._connections.items() if one.calls}
-        if self._held_bytes() > self._max_bytes:
+        if sum(connection.held_bytes for connection in self._connections.values()) > self._max_bytes:
             self._start_closing(self._largest(), _MOST_HELD)
 
     def _require_room(self, connection: Connection, size: int) -> None:
@@ -285,9 +285,6 @@ class HeldBytes:
         self._add(call, -call.unread_bytes)
         del call.connection.calls[call]
         call.connection.large_calls -= call.large
-
-    def _held_bytes(self) -> float:
-        return sum(connection.held_bytes for connection in self._connections.values())
 
     def _largest(self) -> Connection:
         return max(self._connections.values(), key=lambda connection: (not connection.closing) * connection.held_bytes)
