@@ -162,12 +162,8 @@ def same_model(one: Model, other: Model) -> bool:
 
 def output_sizes(manifest: bundle.Manifest) -> list[int]:
     """Returns how many values each part of the model's output has: the embedding, logits and probabilities by head."""
-    numbers = [numbers_of(head) for head in manifest.heads]
-    logits = [
-        len(head.labels) - 1 if head.kind == "ordinal" else count
-        for head, count in zip(manifest.heads, numbers, strict=True)
-    ]
-    return [manifest.embedding.dimensions, *logits, *numbers]
+    heads = manifest.heads
+    return [manifest.embedding.dimensions, *(head.width for head in heads), *map(numbers_of, heads)]
 
 
 def _describe(text: bytes) -> _Description:
