@@ -29,7 +29,7 @@ async def analyze(call: Call) -> Response | LineStream:
     options = document_options(document, call.backend.model())
     items = read_items(document, call.backend)
     call.texts = len(items)
-    model, outcomes = await call.backend.answer(Message(items, options), deadline_after(call.timeout_s()))
+    model, outcomes = await call.backend.service.answer(Message(items, options), deadline_after(call.timeout_s()))
     pairs = zip(items, outcomes, strict=True)
     return respond(
         {

@@ -84,7 +84,7 @@ async def infer(call: Call) -> Response:
     parameters = _object(document, "parameters")
     decoded = view.request(texts, names, parameters, str(document.get("id", "")))
     deadline = deadline_after(call.timeout_s(), decoded.timeout_s)
-    model, outcomes = await call.backend.answer(decoded.message, deadline)
+    model, outcomes = await call.backend.service.answer(decoded.message, deadline)
     tensors = call.backend.view(view_of, model).respond(decoded, outcomes)
     return _response(call, document, tensors, _binary_outputs(decoded, outputs, parameters))
 

@@ -55,7 +55,7 @@ async def embeddings(call: Call) -> Response:
     call.texts = len(texts)
     limit = backend.max_characters()
     items = tuple(item_from_string("", text, limit) for text in texts)
-    _, outcomes = await backend.answer(Message(items, options), deadline_after(call.timeout_s()))
+    _, outcomes = await backend.service.answer(Message(items, options), deadline_after(call.timeout_s()))
     if failure := first_error(outcomes):
         raise _of_input(*failure, alone=len(outcomes) == 1)
     results = [outcome for outcome in outcomes if isinstance(outcome, Result)]

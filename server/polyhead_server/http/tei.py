@@ -170,7 +170,7 @@ async def _answer(
     limit = call.backend.max_characters()
     items = tuple(item_from_string("", text, limit) for text in texts)
     options = tei.with_truncation(options, truncate=boolean(document, "truncate", default=True))
-    _, outcomes = await call.backend.answer(Message(items, options), deadline_after(call.timeout_s()))
+    _, outcomes = await call.backend.service.answer(Message(items, options), deadline_after(call.timeout_s()))
     if failure := first_error(outcomes):
         index, error = failure
         if isinstance(error, TextTooLongError):

@@ -103,7 +103,7 @@ class OpenInferenceService:
         """Answers the texts of one request."""
         backend, decoded = self._decode(request)
         deadline = deadline_after(context.time_remaining(), decoded.timeout_s)
-        model, outcomes = await backend.answer(decoded.message, deadline)
+        model, outcomes = await backend.service.answer(decoded.message, deadline)
         return self._encode(request, decoded, backend.view(view_of, model), outcomes)
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: _Context) -> None:  # noqa: N802
