@@ -129,7 +129,7 @@ class _Canary:
         self._on_message = tracing.on_message if tracing else None
         self._client = EngineClient(Path(params.socket), settings, self._on_target)
         self._pipelines: asyncio.Queue[RemotePipeline] = asyncio.Queue()
-        self._running = asyncio.create_task(self._client.run())
+        self._running = asyncio.create_task(self._client.link.run())
         self._pipeline: RemotePipeline | None = None
 
     @property
@@ -174,10 +174,11 @@ class _Canary:
 class UnitProcesses:
     """A model of a server without other processes, as ``CandidateManager`` expects it."""
 
-    def __init__(self, operations: Operations, service: InferenceService) -> None:
-        """Takes the operations and the service of this process."""
+    def __init__(self, operations: Operations, service: InferenceService, candidate: CandidateOperations) -> None:
+        """Takes the operations and the service of this process, and its part in a shadow or canary."""
         self._operations = operations
         self._service = service
+        self._candidate = candidate
 
     async def stats(self) -> list[WorkerStats]:
         """See ``ServingProcesses``."""
@@ -212,9 +213,3 @@ class UnitProcesses:
     async def canary_counts(self) -> list[CanaryCounts]:
         """See ``ServingProcesses``."""
         return [self._candidate.canary_counts()]
-
-    @property
-    def _candidate(self) -> CandidateOperations:
-        if self._operations.candidate is None:
-            raise NotReadyError
-        return self._operations.candidate

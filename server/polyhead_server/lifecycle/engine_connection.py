@@ -44,7 +44,7 @@ class EngineConnection:
 
     async def run(self) -> None:
         """Keeps the front connected until it is cancelled."""
-        await self._client.run()
+        await self._client.link.run()
 
     def _serve(self, target: Target) -> None:
         old = self._service.pipeline
