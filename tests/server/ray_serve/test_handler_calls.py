@@ -115,7 +115,7 @@ async def test_a_unary_call_is_answered(replica: Replica) -> None:
     assert context.code is None
     assert context.trailing["x-request-id"] == "abc"
     assert replica.metrics.value("polyhead_requests_total", method="Analyze", code="OK") == 1
-    assert replica.service.stats()["requests_running"] == 0
+    assert replica.service.stats().requests_running == 0
 
 
 async def test_a_stream_is_answered_in_order(replica: Replica) -> None:
@@ -126,7 +126,7 @@ async def test_a_stream_is_answered_in_order(replica: Replica) -> None:
     assert [answer.item_id for answer in answers] == texts
     assert [embedding(answer) for answer in answers] == [embedding_of(text) for text in texts]
     assert context.code is None
-    assert replica.service.stats()["requests_running"] == 0
+    assert replica.service.stats().requests_running == 0
 
 
 @pytest.mark.parametrize("metadata", [(), (("authorization", "Bearer other"),)])
@@ -198,7 +198,7 @@ async def test_a_cancelled_stream_withdraws_its_texts(replica: Replica, engine: 
     await until(lambda: not waiting())
     engine.gate.set()
     assert (await first).answers[0].HasField("result")
-    assert replica.service.stats()["requests_running"] == 0
+    assert replica.service.stats().requests_running == 0
 
 
 async def test_a_draining_service_ends_streams_with_a_status(replica: Replica) -> None:
