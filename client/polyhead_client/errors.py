@@ -9,7 +9,7 @@ Errors::
     +-- InvalidRequestError     the server, or this client before sending, rejects the request: fix the call
     +-- AccessDeniedError       the server does not accept these credentials: use others
     +-- ServerError             the server is at fault: report it to its operator
-    +-- ItemFailedError         one item has an error; raised by ``Answer.unwrap()`` only
+    +-- ItemFailedError         one item has an error; raised where its result is read
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import grpc.aio
@@ -23,6 +24,7 @@ from tests.support.http2_client import Http2Client, frame
 _SERVICE = "polyhead.v1.InferenceService"
 _ANALYZE, _STREAM, _WATCH = f"{_SERVICE}/Analyze", f"{_SERVICE}/StreamAnalyze", "grpc.health.v1.Health/Watch"
 _OK, _INVALID_ARGUMENT, _RESOURCE_EXHAUSTED, _UNIMPLEMENTED = 0, 3, 8, 12
+_NAMES: dict[int | None, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 _OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 
@@ -112,6 +114,11 @@ def _described(codes: Counter[str]) -> str:
     return ", ".join(f"{number:,} {code}" for code, number in codes.most_common())
 
 
+def _named(statuses: Iterable[int | None]) -> str:
+    """Returns how often each status occurs, by name."""
+    return _described(Counter(_NAMES.get(status, "without a status") for status in statuses))
+
+
 @scenario(
     "incomplete requests",
     fault="Calls of every kind that end without a message, or in the middle of one, and messages that stop arriving",
@@ -132,14 +139,14 @@ async def incomplete_requests(context: Context) -> Verdict:
         failures = await _failures_of_others(context, server)
         whole = await asyncio.to_thread(_statuses, server, [(_ANALYZE, frame(message)), (unary[1], frame(b""))])
     return Verdict(
-        observed=f"{sum(statuses.values())} incomplete unary calls: status {dict(statuses)}; {closed} of "
+        observed=f"{sum(statuses.values())} incomplete unary calls: {_named(statuses.elements())}; {closed} of "
         f"{context.scaled(8, 3)} connections with 50 MB of incomplete messages closed, memory "
         f"{peak_mb - before_mb:+.0f} MB at most; {failures} items of other clients without a correct answer",
         passed=set(statuses) == {_INVALID_ARGUMENT}
         and closed == context.scaled(8, 3)
         and peak_mb - before_mb < 200
         and not failures,
-        control=f"the same requests, whole: status {dict(whole)}",
+        control=f"the same requests, whole: {_named(whole.elements())}",
         control_failed=set(whole) == {_OK},
         figures={"peak_mb": peak_mb - before_mb, "closed_connections": closed, "failed_items": failures},
     )
@@ -239,14 +246,14 @@ async def compressed_messages(context: Context) -> Verdict:
         control = await asyncio.to_thread(call, _ANALYZE, ordinary)
         failures = await _failures_of_others(context, server)
     return Verdict(
-        observed=f"{len(public)} calls of the health service: status {dict(Counter(public))}; {len(bombs)} inference "
-        f"calls: status {dict(Counter(bombs))}; memory {growth_mb:+.0f} MB; {failures} items of other clients without "
+        observed=f"{len(public)} calls of the health service: {_named(public)}; {len(bombs)} inference "
+        f"calls: {_named(bombs)}; memory {growth_mb:+.0f} MB; {failures} items of other clients without "
         "a correct answer",
         passed=set(public) == {_UNIMPLEMENTED}
         and set(bombs) == {_RESOURCE_EXHAUSTED}
         and growth_mb < 20
         and not failures,
-        control=f"an ordinary message in gzip: status {control}",
+        control=f"an ordinary message in gzip: {_named([control])}",
         control_failed=control == _OK,
         figures={"bombs": len(bombs) + len(public), "growth_mb": growth_mb},
     )
@@ -282,7 +289,7 @@ async def slow_reader_during_shutdown(context: Context) -> Verdict:
     code, status, _ = await stop(reads=True)
     control_code, _, counted = await stop("--drain-timeout-s", "2", reads=False)
     return Verdict(
-        observed=f"a response of 1.8 MB at 0.5 MB/s: status {status}; exit code {code}",
+        observed=f"a response of 1.8 MB at 0.5 MB/s: {_named([status])}; exit code {code}",
         passed=(code, status) == (0, _OK),
         control=f"a client that does not read within --drain-timeout-s: exit code {control_code}"
         + (", and the log counts the call" if counted else ""),
