@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 from polyhead_client import Client
 
-from bench.harness.servers import free_port
 from tests.support.command import polyhead
 from tests.support.polling import wait_until
 from tests.support.worker_load import answered, serving, workers_of
 
-from .conftest import START_S, Start, put
+from .conftest import Start, put
 
 pytestmark = [
     pytest.mark.model,
@@ -66,23 +65,6 @@ def test_operator_reaches_all_workers(start: Start, demo_bundle: Path, twin: Pat
     assert [one["serving"] for one in admin("stats", "--target", target)[1]] == [False, False]
     assert server.stop() == 0
     assert not (tmp_path / "admin").exists()
-
-
-def test_admin_service_outlives_the_workers(start: Start, demo_bundle: Path) -> None:
-    target = f"127.0.0.1:{free_port()}"
-    server = start(demo_bundle, "--workers", "2", "--admin-listen", target)
-    wait_until(lambda: serving(server) == 2, "two workers serve")
-    for pid in workers_of(server):
-        os.kill(pid, signal.SIGKILL)
-    # Each restarted worker is a process that was started while gRPC runs in the supervisor.
-    wait_until(lambda: serving(server) == 4, "both workers serve again")
-    code, stats, _ = admin("stats", "--target", target)
-    assert code == 0
-    # Statistics are in the order of the slots, and the second may have been filled first.
-    assert {one["process_id"] for one in stats} == set(workers_of(server))
-    assert server.log.read_text().count("died with code") == server.log.read_text().count("died with code -9") == 2
-    assert server.log.read_text().count("the admin service listens") == 1
-    assert server.stop() == 0
 
 
 def test_hangup_reloads_all_workers_or_stops_at_the_first_that_refuses(
@@ -145,9 +127,3 @@ def test_drain_before_the_model_is_ready_is_kept(start: Start, demo_bundle: Path
     assert [one["serving"] for one in admin("stats", "--target", target)[1]] == [False]
     assert answered(server)
     assert server.stop() == 0
-
-
-def test_admin_address_that_other_machines_can_reach_is_refused(start: Start, demo_bundle: Path) -> None:
-    server = start(demo_bundle, "--admin-listen", f"0.0.0.0:{free_port()}")
-    assert server.process.wait(START_S) == 2
-    assert "--admin-listen" in server.log.read_text()

@@ -203,15 +203,6 @@ def test_matrix_is_that_of_the_offline_comparison(admin: Admin, demo_bundle: Pat
 
 
 @in_one_process
-def test_no_text_is_kept_unless_it_was_asked_for(admin: Admin, stricter: Path) -> None:
-    admin.ok("shadow", str(stricter), "--share", "1", "--priority", "normal")
-    admin.analyze(*TEXTS)
-    found = admin.compared(len(TEXTS))
-    assert sum(head["changed"] for head in found["heads"]) > 0
-    assert not any(head["texts"] for head in found["heads"])
-
-
-@in_one_process
 def test_bad_bundle_is_refused_and_the_served_model_answers(admin: Admin, demo_bundle: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     damaged.mkdir()
@@ -263,18 +254,6 @@ def test_restarted_process_serves_and_samples_what_is_in_force(
     assert admin.heads()["sentiment"] == "f" * 16
     admin.analyze(*TEXTS[:20])
     assert admin.compared(20)["answered"] == 20
-
-
-@in_one_process
-def test_share_is_the_same_texts_each_time(admin: Admin, demo_bundle: Path) -> None:
-    admin.ok("shadow", str(demo_bundle), "--share", "30%", "--priority", "normal")
-    admin.analyze(*TEXTS)
-    wait_until(lambda: admin.compare()["shadow"]["selected"] > 0, "a text is selected")
-    for _ in range(3):
-        admin.analyze(*TEXTS)
-    wait_until(lambda: admin.compare()["shadow"]["compared"] % 4 == 0, "all are compared")
-    found = admin.compare()["shadow"]
-    assert 0.1 < found["selected"] / found["answered"] < 0.5
 
 
 def answered_by(target: str, key: str) -> str:
