@@ -41,19 +41,6 @@ def losses(objective_module: Objective, found: Outputs, labels: Tensor, base: Te
     return result
 
 
-def test_softmax_loss_sums_over_labelled_rows() -> None:
-    logits = torch.tensor([[0.0, 0.0], [9.0, -9.0], [math.log(3.0), 0.0]])
-    labels = torch.tensor([0, UNLABELLED, 1])
-    torch.testing.assert_close(head_loss("softmax", logits, labels, ONES, 0.0), torch.tensor(math.log(2) + math.log(4)))
-
-
-def test_sigmoid_loss_sums_over_labelled_rows() -> None:
-    logits = torch.tensor([[0.0], [9.0], [math.log(3.0)]])
-    labels = torch.tensor([0, UNLABELLED, 1])
-    expected = torch.tensor(math.log(2) - math.log(0.75))
-    torch.testing.assert_close(head_loss("sigmoid", logits, labels, ONES, 0.0), expected)
-
-
 def test_smoothing_and_weights_match_torch() -> None:
     logits, labels, weights = torch.randn(6, 2), torch.tensor([0, 1, 1, 0, 1, UNLABELLED]), torch.tensor([0.5, 2.0])
     plain = functional.cross_entropy(logits[:5], labels[:5], label_smoothing=0.2, reduction="none")

@@ -199,7 +199,3 @@ def test_card_states_what_heads_promise(tmp_path: Path) -> None:
     }
     assert "| 0.6 | 0.95 | below 0." in rows["`topic`"]
     assert "| 0.99 | 0.95 | never |" in rows["`sentiment`"]
-
-
-def test_card_without_promises_has_no_section_about_them(finished_run: Path) -> None:
-    assert "## Abstention" not in render_card(read_results(finished_run))
