@@ -26,7 +26,7 @@ from tests.support.command import polyhead
 from tests.support.polling import wait_until
 from tests.support.worker_load import Load, serving
 
-from .conftest import Server, Start
+from .conftest import Server, Start, patch_engine
 
 pytestmark = pytest.mark.model
 
@@ -315,32 +315,10 @@ def shadow_of(server: Server) -> int:
 
 # An engine that fails, or waits, for as long as a file exists, in the candidate's process alone.
 _FAULTY = """
-import os, sys, time
-from importlib.abc import MetaPathFinder
-from importlib.util import find_spec
-
-class Patch(MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "polyhead_server.engines.onnx":
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        execute = spec.loader.exec_module
-        def exec_module(module):
-            execute(module)
-            run = module.OnnxEngine.run
-            def faulty(self, *arguments):
-                if os.path.exists(os.environ["FAULT"]):
-                    if open(os.environ["FAULT"]).read() == "fail":
-                        raise RuntimeError("broken")
-                    time.sleep(0.2)
-                return run(self, *arguments)
-            module.OnnxEngine.run = faulty
-        spec.loader.exec_module = exec_module
-        return spec
-
-if "polyhead_server.lifecycle.candidate_engine" in sys.orig_argv:
-    sys.meta_path.insert(0, Patch())
+if os.path.exists(os.environ["FAULT"]):
+    if open(os.environ["FAULT"]).read() == "fail":
+        raise RuntimeError("broken")
+    time.sleep(0.2)
 """
 
 
@@ -348,8 +326,8 @@ if "polyhead_server.lifecycle.candidate_engine" in sys.orig_argv:
 def faulty(start: Start, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Admin, Path]:
     """A server whose candidates do what a file says, and that file."""
     folder = tmp_path_factory.mktemp("faulty")
-    (folder / "sitecustomize.py").write_text(_FAULTY)
-    environment = {"PYTHONPATH": str(folder), "FAULT": str(folder / "fault")}
+    of_candidates = '"polyhead_server.lifecycle.candidate_engine" in sys.orig_argv'
+    environment = {**patch_engine(folder, _FAULTY, of_candidates), "FAULT": str(folder / "fault")}
     return start_admin(start, demo_bundle, "one process", folder, environment=environment), folder / "fault"
 
 

@@ -18,7 +18,6 @@ HEADS = (
     HeadConfig(name="topic", kind="softmax", labels=("a", "b")),
     HeadConfig(name="sentiment", kind="sigmoid", labels=("no", "yes")),
 )
-ONES = torch.ones(2)
 
 
 def targets(labels: Tensor) -> Targets:
