@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from polyhead_client import Client
 
+from bench.harness.servers import free_port
 from tests.support.command import polyhead
 from tests.support.polling import wait_until
 from tests.support.worker_load import answered, serving, workers_of
 
-from .conftest import Start, put
+from .conftest import START_S, Start, put
 
 pytestmark = [
     pytest.mark.model,
@@ -127,3 +128,9 @@ def test_drain_before_the_model_is_ready_is_kept(start: Start, demo_bundle: Path
     assert [one["serving"] for one in admin("stats", "--target", target)[1]] == [False]
     assert answered(server)
     assert server.stop() == 0
+
+
+def test_admin_address_that_other_machines_can_reach_is_refused(start: Start, demo_bundle: Path) -> None:
+    server = start(demo_bundle, "--admin-listen", f"0.0.0.0:{free_port()}")
+    assert server.process.wait(START_S) == 2
+    assert "--admin-listen" in server.log.read_text()
