@@ -1,4 +1,4 @@
-"""What a real server takes for misbehaviour, and what not. tests/reliability has clients that misbehave."""
+"""What a real server takes for misbehavior, and what not. tests/reliability has clients that misbehave."""
 
 from __future__ import annotations
 
