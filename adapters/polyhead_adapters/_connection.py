@@ -104,11 +104,6 @@ class Connection:
     def __setstate__(self, arguments: dict[str, Any]) -> None:
         self.__init__(**arguments)  # type: ignore[misc]
 
-    @property
-    def event_loops(self) -> int:
-        """Number of event loops for which a client is kept."""
-        return len(self._async_clients)
-
     def close(self) -> None:
         """Closes the connections of synchronous calls."""
         closed, self._client = self._client, Client(**self._client_arguments)

@@ -18,6 +18,7 @@ _GRPC_VERSIONS = (
     *("--grpcio", "1.85.1", "1.74.0", "1.78.0", "1.84.2"),
     *("--variable", "GRPC_POLL_STRATEGY=poll", "--variable", "GRPC_EXPERIMENTS=-event_engine_listener"),
 )
+_IDEAS = ("recipe", "ema, layer decay")
 # In commands that are only shown, where POLYHEAD_DATA is not set.
 _DATA = "DATA"
 
@@ -182,9 +183,8 @@ def _training() -> list[Step]:
     configs = "training/configs"
     data = os.environ.get("POLYHEAD_DATA", _DATA)
     on_data = {
-        "few_shot": (),
         "heads": ("--sets", "finscore"),
-        "optimization": (),
+        "domains": ("--seeds", "1"),
         "selective_accuracy": ("--bundle", _BUNDLE),
         "novelty": ("--bundle", _BUNDLE),
         "drift": ("--bundle", _BUNDLE),
@@ -195,6 +195,10 @@ def _training() -> list[Step]:
         "families": (),
         "frozen_epochs": ("training/demo/config.toml",),
     }
+    large = ("--sets", "tos_unfair", "reuters90", "clothing_stars", "goemotions", "--seeds", "1")
+    libraries = _program("bench.training.install_libraries")
+    few_shot = ("bench.training.few_shot", "few_shot", data)
+    few = ("--draws", "3", "--test-rows", "1000", "--setfit-python", "build/training-libraries/setfit/bin/python")
     return [
         *(Step(name, (_measure(f"bench.training.{name}", name, *more),), (name,)) for name, more in on_config.items()),
         *(
@@ -202,21 +206,40 @@ def _training() -> list[Step]:
             for name, more in on_data.items()
         ),
         Step(
+            "few_shot",
+            (
+                libraries,
+                _measure(
+                    "bench.training.few_shot", "few_shot", data, "--sets", "agnews,trec,sst2", "--rows", "8", *few
+                ),
+                _measure(*few_shot, "--sets", "hwu64", "--rows", "5", *few),
+            ),
+            ("few_shot",),
+            ("data",),
+        ),
+        Step(
             "heads_large",
-            (_measure("bench.training.heads", "heads_large", data, "--sets", "goemotions", "--seeds", "1"),),
+            (_measure("bench.training.heads", "heads_large", data, *large),),
             ("heads_large",),
             ("data",),
             note="one seed, because a run takes up to an hour",
         ),
         Step(
+            "optimization",
+            (_measure("bench.training.optimization", "optimization", data, "--ideas", *_IDEAS, "--seeds", "1"),),
+            ("optimization",),
+            ("data",),
+            note="the recipe and the best of its changes; all ideas with three seeds take days on two cores",
+        ),
+        Step(
             "embedding_quality",
             (
+                libraries,
                 _measure(
                     "bench.training.embedding_quality",
                     "embedding_quality",
                     f"{configs}/embedding_multitask.toml",
-                    "--data-dir",
-                    data,
+                    *("--data-dir", data, "--rows", "5000", "--pairs", "4000"),
                 ),
             ),
             ("embedding_quality",),

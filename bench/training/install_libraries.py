@@ -15,7 +15,8 @@ from bench.harness.texts import ROOT
 ENVIRONMENTS = ROOT / "build/training-libraries"
 REQUIREMENTS = {
     "sentence-transformers": ("torch==2.13.0", "sentence-transformers[train]==6.2.0"),
-    "setfit": ("torch==2.13.0", "setfit==1.2.0", "sentence-transformers==6.2.0"),
+    # SetFit 1.2.0 fails with transformers 5.
+    "setfit": ("torch==2.13.0", "setfit==1.2.0", "sentence-transformers==5.7.0", "transformers==4.57.6"),
 }
 
 

@@ -16,7 +16,7 @@ from polyhead_client.cli.options import connection_options, server_options_from,
 
 from .options import MAX_WINDOWS, TASKS, Encoding, ListType, Truncation
 
-_EXIT_FAILED, _EXIT_USAGE = 1, 2
+_EXIT_USAGE = 2
 # Formats of standard input, and of files whose extension does not tell.
 _INPUT_FORMATS = ("jsonl", "csv", "parquet", "arrow", "arrow-stream")
 
@@ -238,7 +238,7 @@ def _check_engine(options: Mapping[str, Any]) -> None:
 @click.command(short_help="Analyze files of texts; write files of answers.")
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...")
 @click.argument("output", type=click.Path(file_okay=False, path_type=Path), metavar="OUT")
-@functools.partial(with_options, [*_MODEL[:1]])
+@functools.partial(with_options, [_MODEL[0]])
 @functools.partial(with_options, connection_options(default_target=None))
 @functools.partial(with_options, [*_MODEL[1:], *_COLUMNS, *_ANSWERS, *_RUN])
 @click.pass_context

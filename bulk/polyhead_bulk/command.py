@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shlex
 import signal
@@ -100,18 +101,7 @@ def _ray_job(plan: Plan, options: Mapping[str, Any], stack: ExitStack) -> Job:
 
 
 def _answer_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    names = (
-        "tasks",
-        "truncation",
-        "prompt",
-        "embedding_encoding",
-        "dimensions",
-        "list_type",
-        "max_windows",
-        "novelty",
-        "prediction_sets",
-    )
-    return {name: options[name] for name in names}
+    return {field.name: options[field.name] for field in dataclasses.fields(AnswerOptions)}
 
 
 def _engine(options: Mapping[str, Any], server: Any, stack: ExitStack) -> Engine:

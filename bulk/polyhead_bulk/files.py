@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from polyhead_bundle.atomic_directory import sync
+
 _TEMPORARY = ".tmp-"
 
 
@@ -79,7 +81,7 @@ class AtomicFile:
         os.fsync(self._file.fileno())
         self._temporary.replace(self.path)
         self._file.close()
-        sync_folder(self.path.parent)
+        sync(self.path.parent)
 
     def discard(self) -> None:
         """Removes the file unless it was committed."""
@@ -122,12 +124,3 @@ def locked(path: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the entries of a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from .files import remove_abandoned
 from .layout import Layout
 from .parts import RECORDS, PartWriter, read_records
 from .plan import Plan, Progress, describe
-from .readers import Piece, Reader, Want, open_reader
+from .readers import Piece, Reader, Want, failed, open_reader
 from .selection import cast_columns, check_names
 from .texts import Texts
 
@@ -272,7 +273,7 @@ class Job:
         except (InputError, UsageError) as error:
             name = self.plan.sources[number].name
             failure = error if isinstance(error, InputError) else InputError(name, str(error))
-            yield Texts([], payload=Piece(0, 0, {}, ends=True, failure=failure, is_fatal=True))
+            yield failed(0, 0, failure)
         finally:
             self.readers.pop(number, None)
 
@@ -343,6 +344,4 @@ def _output_error(error: OSError, output: Any) -> OutputError:
 
 
 def _text(value: object) -> str:
-    import json
-
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -36,7 +36,7 @@ def claim(output: Path, description: Mapping[str, Any]) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / RECORDS).mkdir(exist_ok=True)
-        with locked(output / RECORDS / _LOCK):
+        with lock(output):
             previous = _read(output)
             if previous is None:
                 _require_empty(output)

@@ -127,16 +127,6 @@ class PartWriter:
             self._file.discard()
             raise
 
-    @property
-    def key(self) -> tuple[int, int]:
-        """Input and fragment."""
-        return self._record.key
-
-    @property
-    def rows(self) -> int:
-        """Rows written so far."""
-        return self._record.rows
-
     def write(self, columns: Mapping[str, pa.Array], errors: int) -> None:
         """Appends rows.
 

@@ -118,8 +118,7 @@ class Progress:
     def want(self, source: int) -> Want:
         """Returns the function that tells the reader of an input which fragments to read."""
         last = self.last_fragment(source)
-        mine = sorted(key[1] for key in self.records if key[0] == source)
-        done = frozenset(mine)
+        done = frozenset(key[1] for key in self.records if key[0] == source)
 
         def want(fragment: int) -> bool | None:
             if self._plan.unit is not None and self._plan.unit.is_before(source, fragment):

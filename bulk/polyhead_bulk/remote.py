@@ -68,7 +68,8 @@ class RemoteAnnotator:
                 first = next(iterator, None)
                 # Groups without any text to send are complete as soon as something after them is.
                 while parts and not _size(parts[0]):
-                    yield _empty(self.layout, parts.popleft())
+                    part = parts.popleft()
+                    yield part, self._unanswered(part)
                 if first is None:
                     return
                 part = parts.popleft()
@@ -79,9 +80,13 @@ class RemoteAnnotator:
             if close := getattr(iterator, "close", None):
                 close()
 
-    def _collect(self, part: Texts, first: Answer, rest: Iterator[Answer]) -> Answers:
+    def _unanswered(self, part: Texts) -> Answers:
         answers = Answers.allocate(self.layout, len(part))
         answers.errors.update(part.errors)
+        return answers
+
+    def _collect(self, part: Texts, first: Answer, rest: Iterator[Answer]) -> Answers:
+        answers = self._unanswered(part)
         rows = [row for row in range(len(part)) if row not in part.errors]
         found = [first, *(next(rest) for _ in rows[1:])]
         for row, answer in zip(rows, found, strict=True):
@@ -130,12 +135,6 @@ def _sent(texts: Iterable[Texts], parts: deque[Texts], max_characters: int) -> I
 
 def _size(part: Texts) -> int:
     return len(part) - len(part.errors)
-
-
-def _empty(layout: Layout, part: Texts) -> tuple[Texts, Answers]:
-    answers = Answers.allocate(layout, len(part))
-    answers.errors.update(part.errors)
-    return part, answers
 
 
 def _facts(info: ModelInfo) -> ModelFacts:

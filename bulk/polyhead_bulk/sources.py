@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from polyhead_bundle import sha256_of
+
 from .errors import InputError, UsageError
 
 # Format by file extension.
@@ -28,13 +30,11 @@ _EXTENSIONS = {
 }
 _COMPRESSIONS = {"gz": "gzip", "zst": "zstd"}
 _COMPRESSIBLE = ("jsonl", "csv")
-FORMATS = ("parquet", "jsonl", "csv", "arrow", "arrow-stream")
 STDIN_FORMATS = ("jsonl", "csv", "arrow-stream")
 _SUPPORTED = "use .parquet, .jsonl or .csv (either also with .gz or .zst), .arrow or .arrows"
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PARTITION = re.compile(r"([^=/]+)=([^/]*)")
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-_HASHED_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Source:
     Attributes:
         name: The path or URL in messages.
         path: Path within ``filesystem``; empty for standard input.
-        format: One of ``FORMATS``.
+        format: ``parquet``, ``jsonl``, ``csv``, ``arrow`` or ``arrow-stream``.
         compression: ``gzip``, ``zstd`` or None.
         filesystem: The file system of pyarrow; None for standard input.
         is_local: Whether ``path`` is a path of this machine.
@@ -72,14 +72,10 @@ class Source:
         """Returns the digest of the content of a local file, and of size and time of a file elsewhere."""
         if not self.is_local:
             return hashlib.sha256(f"{self.size} {self.modified_ns}".encode()).hexdigest()
-        digest = hashlib.sha256()
         try:
-            with Path(self.path).open("rb") as file:
-                while block := file.read(_HASHED_BYTES):
-                    digest.update(block)
+            return sha256_of(Path(self.path))
         except OSError as error:
             raise InputError(self.name, f"cannot be read: {error.strerror}") from error
-        return digest.hexdigest()
 
 
 def find_sources(arguments: Sequence[str], output: Path, input_format: str | None = None) -> list[Source]:

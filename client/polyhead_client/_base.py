@@ -173,7 +173,6 @@ class BaseClient(ABC, Generic[TextsT, AnswersT]):
                 self._session = Session(
                     runtime,
                     channels,
-                    budget=self._budget,
                     hedging=self._hedging,
                     diagnosis=self._diagnosis,
                     metadata=self._metadata,

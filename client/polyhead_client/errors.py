@@ -9,7 +9,7 @@ Errors::
     +-- InvalidRequestError     the server, or this client before sending, rejects the request: fix the call
     +-- AccessDeniedError       the server does not accept these credentials: use others
     +-- ServerError             the server is at fault: report it to its operator
-    +-- ItemFailedError         one item has an error; raised by ``Answer.unwrap()`` only
+    +-- ItemFailedError         one item has an error; raised where its result is read
 """
 
 from __future__ import annotations
@@ -142,16 +142,16 @@ def error_for_code(code: str, message: str, reason: str = "") -> PolyheadError:
     return kind(code, message, reason)
 
 
-def require_integer(name: str, value: object, minimum: int = 1) -> None:
-    """Rejects an argument that is not an integer of at least ``minimum``.
+def require_integer(name: str, value: object) -> None:
+    """Rejects an argument that is not a positive integer.
 
     Raises:
         InvalidRequestError: The message names the argument and the value.
     """
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise InvalidRequestError("INVALID_ARGUMENT", f"{name}: {value!r} is not an integer")
-    if operator.index(value) < minimum:
-        raise InvalidRequestError("INVALID_ARGUMENT", f"{name}: {value} is less than {minimum}")
+    if operator.index(value) < 1:
+        raise InvalidRequestError("INVALID_ARGUMENT", f"{name}: {value} is less than 1")
 
 
 def invalid_answer(problem: str) -> ServerError:

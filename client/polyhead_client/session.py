@@ -11,7 +11,7 @@ from polyhead.v1 import inference_service_pb2_grpc as service_grpc
 
 from polyhead_client.core.batch_call import Attempts
 from polyhead_client.core.hedging import Hedging
-from polyhead_client.core.retry import Deadline, RetryBudget, RetryPolicy
+from polyhead_client.core.retry import Deadline, RetryPolicy
 from polyhead_client.transport.diagnosis import Diagnosis
 from polyhead_client.transport.pool import ConnectionPool
 from polyhead_client.transport.runtime import Queue, Runtime
@@ -29,7 +29,6 @@ class Session:
     Attributes:
         runtime: Threads or asyncio.
         pool: The connections.
-        budget: Throttle of all retries.
     """
 
     def __init__(
@@ -37,7 +36,6 @@ class Session:
         runtime: Runtime,
         channels: list[Any],
         *,
-        budget: RetryBudget,
         hedging: Hedging,
         diagnosis: Diagnosis,
         metadata: tuple[tuple[str, str], ...],
@@ -48,7 +46,6 @@ class Session:
         Args:
             runtime: Threads or asyncio.
             channels: Channels that connect on first use.
-            budget: Throttle of all retries.
             hedging: When unary calls are sent a second time.
             diagnosis: Explains why calls fail.
             metadata: Sent with every call.
@@ -56,7 +53,6 @@ class Session:
         """
         self.runtime = runtime
         self.pool = ConnectionPool([service_grpc.InferenceServiceStub(channel) for channel in channels])
-        self.budget = budget
         self._channels = channels
         self._hedging = hedging
         self._diagnosis = diagnosis

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from polyhead_bundle import NOVELTY, Head, Manifest
-from polyhead_training.reporting.model_card import abstentions, code, figures, prompts, table, thresholds
+from polyhead_training.reporting.model_card import (
+    abstentions,
+    code,
+    figures,
+    prediction_sets,
+    prompts,
+    table,
+    thresholds,
+)
 from polyhead_training.reporting.results import read_evaluation
 from polyhead_training.runs.run_directory import EVALUATION_NAME, Run
 
@@ -39,6 +47,7 @@ def render_card(run: Run, manifest: Manifest) -> str:
         prompts(manifest.prompts, run.content["config"].get("data", {}).get("prompt")),
         _evaluation(run),
         abstentions({head.name: asdict(head.abstention) for head in manifest.heads if head.abstention}),
+        prediction_sets({head.name: asdict(head.prediction_sets) for head in manifest.heads if head.prediction_sets}),
         _gate(manifest),
         _usage(manifest),
     ]

@@ -95,7 +95,7 @@ class _Records:
         return "".join(self._record)
 
     def __iter__(self) -> Iterator[list[str] | Problem]:
-        reader = csv.reader(_LineIterator(self), delimiter=self.separator, strict=True)
+        reader = csv.reader(iter(self._next_line, ""), delimiter=self.separator, strict=True)
         while True:
             self._record.clear()
             self._size = 0
@@ -113,7 +113,7 @@ class _Records:
                 yield self._malformed()
                 return
 
-    def next_line(self) -> str:
+    def _next_line(self) -> str:
         """Returns the next line of the current record; an empty string at the end of the file."""
         line = self._pending or self._lines.read(MAX_ROW_CHARACTERS - self._size)
         self._pending = ""
@@ -142,22 +142,6 @@ class _Records:
 
     def _final(self, offset: int, reason: str) -> Problem:
         return Problem(self._path, self.start + offset, reason, is_final=True)
-
-
-class _LineIterator:
-    """Feeds ``csv.reader``, which accepts iterators only."""
-
-    def __init__(self, records: _Records) -> None:
-        self._records = records
-
-    def __iter__(self) -> _LineIterator:
-        return self
-
-    def __next__(self) -> str:
-        line = self._records.next_line()
-        if not line:
-            raise StopIteration
-        return line
 
 
 def _quoted_cells(record: Sequence[str], separator: str) -> Iterator[tuple[int, int | None, str]]:

@@ -22,6 +22,8 @@ _UNIX = "unix:"
 _MAX_PATH_BYTES = 107
 # Attempts to find a port that is free on every address of a name, when the kernel chooses it on the first address.
 _MAX_PORT_ATTEMPTS = 20
+# Connections that wait to be accepted.
+_BACKLOG = 512
 # A name such as localhost may resolve to an address that this machine does not have; gRPC binds the others.
 _UNAVAILABLE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 _WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104 - recognised, not bound
@@ -131,12 +133,11 @@ def private_files() -> Iterator[None]:
         os.umask(before)
 
 
-def listening_sockets(address: str, backlog: int, *, shares_port: bool) -> list[socket.socket]:
+def listening_sockets(address: str, *, shares_port: bool) -> list[socket.socket]:
     """Returns sockets that listen on every address that a name stands for.
 
     Args:
         address: HOST:PORT or unix:PATH.
-        backlog: Connections that wait to be accepted.
         shares_port: Whether other processes listen on the same port.
 
     Raises:
@@ -148,7 +149,7 @@ def listening_sockets(address: str, backlog: int, *, shares_port: bool) -> list[
             listener = socket.socket(socket.AF_UNIX)
             try:
                 listener.bind(os.fspath(path))
-                listener.listen(backlog)
+                listener.listen(_BACKLOG)
             except OSError as error:
                 listener.close()
                 raise StartupError(f"cannot listen on {address}: {error}") from error
@@ -157,7 +158,7 @@ def listening_sockets(address: str, backlog: int, *, shares_port: bool) -> list[
     for family, (host, _, *scope) in _resolve(address):
         try:
             listener = _bind(family, (host, port, *scope), share_port=shares_port)
-            listener.listen(backlog)
+            listener.listen(_BACKLOG)
         except OSError as error:
             if error.errno not in _UNAVAILABLE:
                 raise StartupError(f"cannot listen on {address}; is another server running there? {error}") from error

@@ -28,7 +28,7 @@ Examples:
   polyhead-serve bundles/tickets --check --public-key signing.pub
 
 The server listens immediately. Its health service reports NOT_SERVING until the model has reproduced the bundle's
-golden results on the selected engine and device. With --workers or --fronts, each process starts to listen once it is
+golden outputs on the selected engine and device. With --workers or --fronts, each process starts to listen once it is
 ready.
 
 SIGTERM and SIGINT drain the server: it answers every accepted item, then exits; a second signal exits immediately.
@@ -40,6 +40,7 @@ answered by the first.
 \b
 --engine auto and --device auto select the first that works:
   onnx on cuda (if the installed onnxruntime supports CUDA), onnx on cpu, torch on cuda, torch on cpu
+
 The log, `polyhead info` and the metrics show the selection; the log and `polyhead info` also show why each earlier
 choice was rejected.
 

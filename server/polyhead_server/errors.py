@@ -137,8 +137,7 @@ class UnknownPromptError(InvalidRequestError):
     reason = "UNKNOWN_PROMPT"
 
     def __init__(self, names: Sequence[str]) -> None:
-        listed = ", ".join(names[:_MAX_LISTED]) + (f" and {len(names) - _MAX_LISTED} more" * (len(names) > _MAX_LISTED))
-        known = f"its prompts are: {listed}" if names else "it has none; omit the name"
+        known = f"its prompts are: {_listed(names)}" if names else "it has none; omit the name"
         super().__init__(self.reason, f"the model has no such prompt; {known}")
 
 
@@ -246,9 +245,8 @@ class ModelNotFoundError(ServerError):
         if len(served) == 1:
             super().__init__(f"this server serves model {served[0]!r}, version 1, and no other")
             return
-        listed = ", ".join(map(repr, served[:_MAX_LISTED]))
-        more = f" and {len(served) - _MAX_LISTED} more" * (len(served) > _MAX_LISTED)
-        super().__init__(f"this server serves the models {listed}{more}, version 1 of each, and no other")
+        names = _listed([repr(name) for name in served])
+        super().__init__(f"this server serves the models {names}, version 1 of each, and no other")
 
 
 class PathNotFoundError(ServerError):
@@ -456,3 +454,8 @@ class StartupError(ServerError):
     def __init__(self, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
         self.transient = transient
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

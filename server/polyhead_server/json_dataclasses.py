@@ -9,7 +9,8 @@ import typing
 from pathlib import Path
 from typing import Any, cast
 
-from .json_types import Values
+# A JSON object: its values are whatever ``json.loads`` returns.
+Values = dict[str, Any]
 
 
 def to_json(value: Any) -> Values:

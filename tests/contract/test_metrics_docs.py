@@ -124,7 +124,7 @@ def test_documented_labels_are_those_of_the_metrics() -> None:
 def test_documented_labels_of_candidates_are_those_of_the_metrics() -> None:
     metrics = with_all_metrics()
     counts = {"dropped": 3}, {"topic": 2}, {("candidate", "error"): 1}, {"candidate": 0.25}
-    metrics.candidate.update(CandidateFigures({"shadow": "new-1"}, *counts))
+    metrics.candidate.figures = CandidateFigures({"shadow": "new-1"}, *counts)
     samples = [sample for family in metrics.registry.collect() for sample in family.samples]
     actual = {one.name: set(one.labels) for one in samples if re.match("polyhead_(candidate|shadow|canary)_", one.name)}
     assert len(actual) == 6

@@ -65,3 +65,10 @@ def test_bar_in_a_label_is_escaped(run_dir: Path, bundle_dir: Path, tmp_path: Pa
     head = dataclasses.replace(manifest.heads[0], labels=("a|b", "c", "d"))
     card = render_card(_run(run_dir, None, tmp_path), dataclasses.replace(manifest, heads=(head, manifest.heads[1])))
     assert "`a\\|b`" in card
+
+
+def test_card_states_prediction_sets(run_dir: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    manifest = bundle.load(bundle_dir).manifest
+    head = dataclasses.replace(manifest.heads[0], prediction_sets=bundle.PredictionSets(0.9, 0.125, 300))
+    card = render_card(_run(run_dir, None, tmp_path), dataclasses.replace(manifest, heads=(head, manifest.heads[1])))
+    assert "| `topic` | 0.9 | 0.125 | 300 |" in card

@@ -27,8 +27,13 @@ def render(report: Mapping[str, Any]) -> str:
         # Markdown for humans, not HTML from untrusted input.
         autoescape=False,  # noqa: S701
     )
-    environment.filters |= {"result": _result, "message": _message, "largest": _largest}
+    environment.filters |= {"packages": _packages, "result": _result, "message": _message, "largest": _largest}
     return environment.get_template("interoperability.md.jinja").render(report)
+
+
+def _packages(versions: Mapping[str, str]) -> str:
+    """Returns the packages of a client with their versions as a cell."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _result(result: Mapping[str, Any]) -> str:

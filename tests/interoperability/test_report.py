@@ -58,7 +58,7 @@ def test_failed_call_is_marked_and_vertical_bars_do_not_end_a_cell() -> None:
     refusal = {"call": "empty list", "protocol": "p", "kind": "mistake", "raised": None, "is_clear": False}
     result = {"versions": {"x": "1"}, "calls": [row], "refusals": [refusal]}
     page = render(stored() | {"clients": {"x": result}})
-    assert "| x | 1 | c | p | **fails**: `a / b` | not possible: no TLS |  |" in page
+    assert "| x 1 | c | p | **fails**: `a / b` | not possible: no TLS |  |" in page
     assert "| empty list | x | p | **nothing** | no |" in page
     assert problems({"calls": [row | {"protected": {"difference": 0.0}}], "refusals": [refusal]}) == [
         "c (plain): a | b",

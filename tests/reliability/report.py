@@ -27,7 +27,6 @@ def render(report: Mapping[str, Any]) -> str:
         autoescape=False,  # noqa: S701
     )
     environment.filters["cell"] = _cell
-    environment.filters["number"] = lambda value: f"{value:,}"
     return environment.get_template("reliability.md.jinja").render(report)
 
 

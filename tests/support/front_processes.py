@@ -115,7 +115,7 @@ class Front:
         self._on_pipeline = on_pipeline
         self._changed = asyncio.Event()
         self.client = EngineClient(path, settings, self._serve)
-        self._task = asyncio.create_task(self.client.run())
+        self._task = asyncio.create_task(self.client.link.run())
 
     @property
     def pipeline(self) -> RemotePipeline:

@@ -135,9 +135,7 @@ class PageRunner:
         if served and "--check" not in command:
             # `start` chooses the address.
             arguments = re.sub(r"--listen \S+|#.*", "", served[2]).split()
-            self.serve(
-                self._bundle(served[1]), *(str(self._bundle(one)) if _NAMED.match(one) else one for one in arguments)
-            )
+            self.serve(self._bundle(served[1]), *map(self._argument, arguments))
             return ""
         program = [sys.executable, "-c", command] if block.language == "python" else ["bash", "-euc", command]
         result = subprocess.run(
@@ -145,6 +143,13 @@ class PageRunner:
         )
         assert result.returncode == 0, f"line {block.line}: {command}\n{result.stdout[-1000:]}{result.stderr[-2000:]}"
         return result.stdout
+
+    def _argument(self, argument: str) -> str:
+        """Returns an argument of a server; if it names a bundle or a file in the folder, with the whole path."""
+        if _NAMED.match(argument):
+            return str(self._bundle(argument))
+        path = self.folder / argument
+        return str(path) if path.is_file() else argument
 
     def _bundle(self, argument: str) -> Path:
         """Returns a bundle in the folder, with the name before it if there is one."""

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from polyhead_bulk.errors import InputError
-from polyhead_bulk.selection import Selection, find_column, find_field, missing_column
+from polyhead_bulk.selection import Selection, find_column
 from polyhead_bulk.sources import Source
-from polyhead_bulk.texts import Texts, from_arrow, require_strings
+from polyhead_bulk.texts import Texts, from_arrow
 
-from .base import PIECE_ROWS, Want, fragments_of
+from .base import PIECE_ROWS, Want, find_fields, fragments_of
 from .partitions import with_partitions
 
 
@@ -35,12 +35,8 @@ class ArrowReader:
         except (OSError, ValueError, pa.ArrowException) as error:
             raise InputError(source.name, f"is not readable as {source.format}: {error}") from error
         schema = with_partitions(self._schema, source)
-        names = selection.kept(schema.names)
-        fields = {name: find_field(schema, name) for name in dict.fromkeys([*selection.required(), *names])}
-        if missing := [name for name, field in fields.items() if field is None]:
-            raise missing_column(missing[0], schema.names)
-        require_strings(fields[selection.text].type, selection.text)
-        self.fields = [fields[name] for name in names]
+        fields = find_fields(schema, selection)
+        self.fields = [fields[name] for name in selection.kept(schema.names)]
         self.rows: int | None = None
         self.fragments: int | None = None
 

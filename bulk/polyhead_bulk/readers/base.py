@@ -9,7 +9,8 @@ from typing import Protocol
 import pyarrow as pa
 
 from polyhead_bulk.errors import InputError
-from polyhead_bulk.texts import Texts
+from polyhead_bulk.selection import Selection, find_field, missing_column
+from polyhead_bulk.texts import Texts, require_strings
 
 # Rows and characters that are read at once.
 PIECE_ROWS = 1024
@@ -30,7 +31,6 @@ class Piece:
         ends: Whether this is the fragment's last piece.
         is_last: Whether the fragment is known to be the last one of its input.
         failure: Why the rest of the fragment cannot be read; such a piece has no rows.
-        is_fatal: Whether nothing after the failure can be read either.
     """
 
     fragment: int
@@ -39,7 +39,6 @@ class Piece:
     ends: bool = False
     is_last: bool = False
     failure: InputError | None = None
-    is_fatal: bool = False
 
 
 class Reader(Protocol):
@@ -60,9 +59,24 @@ class Reader(Protocol):
         ...
 
 
-def failed(fragment: int, row: int, failure: InputError, *, is_fatal: bool) -> Texts:
+def find_fields(schema: pa.Schema, selection: Selection) -> dict[str, pa.Field]:
+    """Returns the fields of the columns to read by their names.
+
+    Raises:
+        UsageError: A column is missing, or the texts are not strings.
+    """
+    fields = {}
+    for name in dict.fromkeys([*selection.required(), *selection.kept(schema.names)]):
+        fields[name] = find_field(schema, name)
+        if fields[name] is None:
+            raise missing_column(name, schema.names)
+    require_strings(fields[selection.text].type, selection.text)
+    return fields
+
+
+def failed(fragment: int, row: int, failure: InputError) -> Texts:
     """Returns the piece that stands for a fragment which cannot be read."""
-    return Texts([], payload=Piece(fragment, row, {}, ends=True, failure=failure, is_fatal=is_fatal))
+    return Texts([], payload=Piece(fragment, row, {}, ends=True, failure=failure))
 
 
 def fragments_of(groups: Iterable[tuple[Texts, dict[str, pa.Array]]], part_rows: int, want: Want) -> Iterator[Texts]:
@@ -93,7 +107,7 @@ def fragments_of(groups: Iterable[tuple[Texts, dict[str, pa.Array]]], part_rows:
     except InputError as failure:
         if held is not None:
             yield held
-        yield failed(row // part_rows, row, failure, is_fatal=True)
+        yield failed(row // part_rows, row, failure)
         return
     if held is not None:
         held.payload.ends = held.payload.is_last = True

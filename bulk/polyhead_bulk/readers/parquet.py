@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polyhead_bulk.errors import InputError
-from polyhead_bulk.selection import Selection, find_column, find_field, missing_column
+from polyhead_bulk.selection import Selection, find_column
 from polyhead_bulk.sources import Source
-from polyhead_bulk.texts import Texts, from_arrow, require_strings
+from polyhead_bulk.texts import Texts, from_arrow
 
-from .base import PIECE_ROWS, Piece, Want, failed
+from .base import PIECE_ROWS, Piece, Want, failed, find_fields
 from .partitions import with_partitions
 
 # Decoded bytes of a batch, as far as the metadata tell.
@@ -81,15 +81,8 @@ class ParquetReader:
         except (OSError, ValueError, pa.ArrowException) as error:
             raise InputError(source.name, f"is not a readable Parquet file: {_first_line(error)}") from error
         schema = with_partitions(schema, source)
-        names = list(dict.fromkeys(schema.names))
-        fields = {}
-        for name in dict.fromkeys([*selection.required(), *selection.kept(names)]):
-            field = find_field(schema, name)
-            if field is None:
-                raise missing_column(name, schema.names)
-            fields[name] = field
-        require_strings(fields[selection.text].type, selection.text)
-        self.fields = [fields[name] for name in selection.kept(names)]
+        fields = find_fields(schema, selection)
+        self.fields = [fields[name] for name in selection.kept(schema.names)]
         self._columns = [name for name in fields if name not in dict(source.partitions)]
         self._fragments = list(_divide(self._metadata, part_rows))
         self.rows: int | None = self._metadata.num_rows
@@ -124,7 +117,7 @@ class ParquetReader:
             )
             failure = InputError(f"{self._source.name}, {groups}", f"is damaged: {_first_line(error)}")
             self._cursor = None
-            yield failed(number, row, failure, is_fatal=False)
+            yield failed(number, row, failure)
             return
         held = held or Texts([], payload=Piece(number, row, {}))
         held.payload.ends = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -174,6 +175,4 @@ def _fits(row: RawRow, wanted: pa.Field) -> bool:
 
 
 def _to_text(value: object) -> str:
-    import json
-
     return json.dumps(value, ensure_ascii=False)

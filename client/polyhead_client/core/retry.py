@@ -65,27 +65,25 @@ class RetryBudget:
     """Token bucket that stops retries from amplifying an overload. All calls of a client share one.
 
     Updates are not locked: concurrent threads may lose an update, which a throttle tolerates.
+
+    Attributes:
+        tokens: Tokens in the bucket; retries are allowed while it is more than half full.
     """
 
     def __init__(self) -> None:
-        self._tokens = _MAX_TOKENS
-
-    @property
-    def tokens(self) -> float:
-        """Tokens in the bucket; retries are allowed while it is more than half full."""
-        return self._tokens
+        self.tokens = _MAX_TOKENS
 
     def on_success(self) -> None:
         """Refills the bucket after a success."""
-        self._tokens = min(_MAX_TOKENS, self._tokens + _TOKENS_PER_SUCCESS)
+        self.tokens = min(_MAX_TOKENS, self.tokens + _TOKENS_PER_SUCCESS)
 
     def on_failure(self) -> None:
         """Takes a token after a retryable failure."""
-        self._tokens = max(0.0, self._tokens - 1)
+        self.tokens = max(0.0, self.tokens - 1)
 
     def allows_retry(self) -> bool:
         """Whether a retry is allowed now."""
-        return self._tokens > _MAX_TOKENS / 2
+        return self.tokens > _MAX_TOKENS / 2
 
 
 class RetryPolicy:

@@ -14,16 +14,20 @@ MIN_VALUE, MAX_VALUE = 1e-9, 1e6
 
 
 class LogHistogram:
-    """Counts numbers, and keeps their exact sum. Not safe for threads."""
+    """Counts numbers, and keeps their exact sum. Not safe for threads.
+
+    Attributes:
+        total: The sum.
+    """
 
     def __init__(self) -> None:
         self._buckets: Counter[int] = Counter()
-        self._sum = 0.0
+        self.total = 0.0
 
     def add(self, value: float, count: int = 1) -> None:
         """Counts a number that was observed ``count`` times."""
         self._buckets[math.ceil(math.log(min(max(value, MIN_VALUE), MAX_VALUE)) / _LOG_GROWTH)] += count
-        self._sum += value * count
+        self.total += value * count
 
     @property
     def count(self) -> int:
@@ -33,7 +37,7 @@ class LogHistogram:
     @property
     def mean(self) -> float:
         """Their mean; 0 without any."""
-        return self._sum / self.count if self.count else 0.0
+        return self.total / self.count if self.count else 0.0
 
     def quantile(self, share: float) -> float:
         """Returns the number below which a share of them lies, at most 5 % too high; 0 without any."""
@@ -52,12 +56,7 @@ class LogHistogram:
         """Adds the counts of another histogram, whose numbers have the sum ``total``."""
         for bucket, count in counts.items():
             self._buckets[int(bucket)] += count
-        self._sum += total
-
-    @property
-    def total(self) -> float:
-        """Sum of the numbers."""
-        return self._sum
+        self.total += total
 
     def latency(self) -> Latency:
         """Summarizes seconds."""

@@ -20,7 +20,7 @@ import sys
 import threading
 from typing import Any
 
-from polyhead_bundle import BundleError, codec
+from polyhead_bundle import MANIFEST_NAME, BundleError, codec
 
 from polyhead_server.errors import StartupError
 from polyhead_server.observability.logging import configure
@@ -40,7 +40,6 @@ logger = logging.getLogger("polyhead_server.candidate.main")
 _BACKLOG = 64
 # Seconds between two looks at whether connections have come.
 _POLL_S = 0.5
-_MANIFEST = "bundle.json"
 
 
 def main() -> None:
@@ -83,7 +82,7 @@ def _prepare(config: ShadowConfig) -> tuple[ShadowWork, Description]:
     settings = dataclasses.replace(config.settings, threads=1)
     model = load_candidate(settings, config.candidate)
     try:
-        served, digest, _ = codec.parse(config.served.resolve() / _MANIFEST)
+        served, digest, _ = codec.parse(config.served.resolve() / MANIFEST_NAME)
     except BundleError as error:
         raise StartupError(f"the bundle of the served model cannot be read again: {error}") from error
     work = ShadowWork(model, served, digest, config.keep_texts)

@@ -135,10 +135,6 @@ class Collector:
             sampler = self._samplers[model] = TextSampler(heads, shares, self._put)
         return sampler
 
-    def drop(self, reason: str) -> None:
-        """Counts a text that is not collected."""
-        self._metrics.count_uncollected(reason)
-
     async def close(self) -> None:
         """Writes what waits, for a limited time."""
         with self._changed:
@@ -148,7 +144,7 @@ class Collector:
 
     def _put(self, sampler: TextSampler, model: Model, example: Example) -> None:
         if len(example.text) > MAX_TEXT_CHARACTERS:
-            self.drop(TEXT_TOO_LONG)
+            self._metrics.count_uncollected(TEXT_TOO_LONG)
             return
         with self._changed:
             size = self._waiting_characters + len(example.text)
@@ -157,7 +153,7 @@ class Collector:
                 self._waiting_characters = size
                 self._changed.notify_all()
                 return
-        self.drop(QUEUE_FULL)
+        self._metrics.count_uncollected(QUEUE_FULL)
 
     def _run(self) -> None:
         """Thread boundary: collects texts until the collector is closed. After an unexpected error, it drops them."""
@@ -169,7 +165,9 @@ class Collector:
             exit_if_out_of_memory(error)
             self._metrics.set_collection_stopped(True)
             logger.exception("no more texts are collected")
-            self._drop_all()
+            # From now on in place of the loop that collected them.
+            while self._take() is not None:
+                self._metrics.count_uncollected(WRITE_FAILED)
         finally:
             self._files.close()
             if self._redactor:
@@ -196,20 +194,20 @@ class Collector:
         if choice is None:
             return
         if self._retry_at is not None and self._clock() < self._retry_at:
-            self.drop(WRITE_FAILED)
+            self._metrics.count_uncollected(WRITE_FAILED)
             return
         redacted = self._redactor.redact(example.text) if self._redactor else (example.text, 0)
         if redacted is None:
-            self.drop(REDACTION_FAILED)
+            self._metrics.count_uncollected(REDACTION_FAILED)
             return
         row = rows.encode(model, example, choice, redacted)
         if not self._files.fits(row):
-            self.drop(TEXT_TOO_LONG)
+            self._metrics.count_uncollected(TEXT_TOO_LONG)
         elif self._attempt(functools.partial(self._files.append, row)):
             for reason in choice.reasons:
                 self._metrics.count_collected(reason)
         else:
-            self.drop(WRITE_FAILED)
+            self._metrics.count_uncollected(WRITE_FAILED)
 
     def _attempt(self, work: Callable[[], None]) -> bool:
         """Works on the files; returns False, and stops collecting for a while, where that fails."""
@@ -227,11 +225,6 @@ class Collector:
             self._metrics.set_collection_stopped(False)
             self._retry_at = None
         return True
-
-    def _drop_all(self) -> None:
-        """Drops texts for good, in place of the loop that collected them."""
-        while self._take() is not None:
-            self.drop(WRITE_FAILED)
 
 
 class TextSampler:

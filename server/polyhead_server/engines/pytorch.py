@@ -52,7 +52,7 @@ class TorchEngine:
         torch.set_num_threads(1)
         # cuDNN's attention makes a plan for every new shape, which takes a tenth of a second.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        model = load_model(source.file("torch/model.safetensors").parent).to(device, _DTYPES[variant])
+        model = load_model(source.file(bundle.WEIGHTS).parent).to(device, _DTYPES[variant])
         forward = functools.partial(_forward, model, [head.name for head in source.manifest.heads])
         self._forward: Forward | None = forward
         self.cuda = CudaRunner(forward, source.manifest.max_tokens) if device == "cuda" else None

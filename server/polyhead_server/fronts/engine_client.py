@@ -41,7 +41,7 @@ class EngineClient:
     """The connection of a front to the engine process, whichever serves at the moment. Event loop only.
 
     Attributes:
-        link: The connection itself.
+        link: The connection itself, which its ``run`` keeps.
     """
 
     def __init__(self, path: Path, settings: Settings, on_target: Callable[[Target], None]) -> None:
@@ -65,15 +65,6 @@ class EngineClient:
         self._streams: weakref.WeakKeyDictionary[Flow, Stream] = weakref.WeakKeyDictionary()
         self._streams_by_number: dict[int, Stream] = {}
         self._loop = asyncio.get_running_loop()
-
-    @property
-    def failure(self) -> str | None:
-        """Why this front cannot go on; None while it can."""
-        return self.link.failure
-
-    async def run(self) -> None:
-        """Keeps the front connected until it is cancelled."""
-        await self.link.run()
 
     def retire(self, *, lost: bool) -> None:
         """Lets streams that wait for capacity go on with another model, which the caller has put in its place.

@@ -17,6 +17,7 @@ import socket
 import struct
 from pathlib import Path
 
+from polyhead_server.background import BackgroundTasks
 from polyhead_server.inference.model import Model
 from polyhead_server.threads import in_daemon_thread
 
@@ -66,7 +67,7 @@ class EngineHost(Host):
         # The files of the model that answers, and of the one that will.
         self._files: dict[int, ModelFiles] = {}
         self._prepared: tuple[Model, int] | None = None
-        self._greetings: set[asyncio.Task[None]] = set()
+        self._greetings = BackgroundTasks()
 
     @property
     def pipeline(self) -> ServedModel | None:
@@ -144,9 +145,7 @@ class EngineHost(Host):
         with contextlib.suppress(BlockingIOError):
             connection, _ = self._listener.accept()
             connection.setblocking(False)
-            task = asyncio.create_task(self._greet(connection))
-            self._greetings.add(task)
-            task.add_done_callback(self._greetings.discard)
+            self._greetings.start(self._greet(connection))
 
     async def _greet(self, connection: socket.socket) -> None:
         """Exchanges greetings with a front, and connects it."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from polyhead_server.background import BackgroundTasks
 from polyhead_server.inference.model import Model
 from polyhead_server.settings import Settings
 from polyhead_server.threads import in_daemon_thread
@@ -59,7 +60,7 @@ class EngineLink:
         self._models: dict[int, asyncio.Future[Model]] = {}
         # Number of the model that the engine serves; 0 until it says so.
         self._serving_number = 0
-        self._activating: set[asyncio.Task[None]] = set()
+        self._activating = BackgroundTasks()
 
     async def run(self) -> None:
         """Keeps the front connected until it is cancelled."""
@@ -81,7 +82,7 @@ class EngineLink:
         self._serving_number = number
         # Its files come by another way than this record, and may come later.
         if loading := self._models.get(number):
-            self._begin_activation(number, loading)
+            self._activating.start(self._activate(number, loading))
 
     async def _connect(self) -> asyncio.Future[None]:
         """Connects to the engine process as soon as there is one; returns a future that ends with the connection."""
@@ -131,7 +132,7 @@ class EngineLink:
         self._models[number] = loading
         loading.add_done_callback(lambda loading: self._on_imported(number, loading))
         if number == self._serving_number:
-            self._begin_activation(number, loading)
+            self._activating.start(self._activate(number, loading))
 
     def _on_imported(self, number: int, loading: asyncio.Future[Model]) -> None:
         if loading.cancelled():
@@ -141,11 +142,6 @@ class EngineLink:
             self.failure = f"a model of the engine cannot be used: {type(error).__name__}"
         elif self._models.get(number) is loading:
             self.send(records.number(Kind.READY, number))
-
-    def _begin_activation(self, number: int, loading: asyncio.Future[Model]) -> None:
-        task = asyncio.create_task(self._activate(number, loading))
-        self._activating.add(task)
-        task.add_done_callback(self._activating.discard)
 
     async def _activate(self, number: int, loading: asyncio.Future[Model]) -> None:
         await asyncio.wait({loading})

@@ -31,8 +31,6 @@ from polyhead_server.settings import Settings
 from .channel import close_all
 from .records import RecordError
 
-_MANIFEST = "bundle.json"
-_TOKENIZER = "tokenizer.json"
 _SEAL_ALL = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 # Clients may read these reasons, and the message has a limit.
 _MAX_REASONS = 20
@@ -94,9 +92,9 @@ def export_model(model: Model, number: int) -> ModelFiles:
     """
     source, runtime = model.source, model.engine.runtime
     try:
-        manifest = (source.path / _MANIFEST).read_bytes()
+        manifest = (source.path / bundle.MANIFEST_NAME).read_bytes()
         files = {name: source.file(name).read_bytes() for name in _listed_files(source.manifest)}
-        _, digest, _ = codec.parse(source.path / _MANIFEST)
+        _, digest, _ = codec.parse(source.path / bundle.MANIFEST_NAME)
     except (OSError, bundle.BundleError) as error:
         raise StartupError(f"{source.path}: cannot be read again: {error}", transient=True) from error
     unchanged = all(
@@ -115,7 +113,7 @@ def export_model(model: Model, number: int) -> ModelFiles:
         model.max_batch_tokens,
     )
     text = json.dumps(dataclasses.asdict(description)).encode()
-    return ModelFiles(text, [_sealed(name, data) for name, data in {_MANIFEST: manifest, **files}.items()])
+    return ModelFiles(text, [_sealed(name, data) for name, data in {bundle.MANIFEST_NAME: manifest, **files}.items()])
 
 
 def number_of(files: ModelFiles) -> int:
@@ -143,7 +141,7 @@ def import_model(files: ModelFiles, settings: Settings) -> Model:
             raise RecordError("the manifest has another digest than its model")
         listed = dict(zip(_listed_files(manifest), paths[1:], strict=True))
         max_characters = manifest.max_tokens * settings.max_characters_per_token
-        tokenizer = Tokenizer(listed[_TOKENIZER], manifest.max_tokens, max_characters)
+        tokenizer = Tokenizer(listed[bundle.TOKENIZER], manifest.max_tokens, max_characters)
         novelty = None
         if manifest.novelty is not None:
             novelty = read_novelty(manifest.novelty, manifest.embedding.dimensions, listed[bundle.NOVELTY])
@@ -164,12 +162,8 @@ def same_model(one: Model, other: Model) -> bool:
 
 def output_sizes(manifest: bundle.Manifest) -> list[int]:
     """Returns how many values each part of the model's output has: the embedding, logits and probabilities by head."""
-    numbers = [numbers_of(head) for head in manifest.heads]
-    logits = [
-        len(head.labels) - 1 if head.kind == "ordinal" else count
-        for head, count in zip(manifest.heads, numbers, strict=True)
-    ]
-    return [manifest.embedding.dimensions, *logits, *numbers]
+    heads = manifest.heads
+    return [manifest.embedding.dimensions, *(head.width for head in heads), *map(numbers_of, heads)]
 
 
 def _describe(text: bytes) -> _Description:
@@ -183,7 +177,7 @@ def _describe(text: bytes) -> _Description:
 
 def _listed_files(manifest: bundle.Manifest) -> list[str]:
     """Returns the files of the manifest that a front reads."""
-    return [_TOKENIZER, *([bundle.NOVELTY] if manifest.novelty is not None else [])]
+    return [bundle.TOKENIZER, *([bundle.NOVELTY] if manifest.novelty is not None else [])]
 
 
 def _sealed(name: str, data: bytes) -> int:

@@ -244,7 +244,7 @@ def failed(failure: Failure, record: Failed) -> bytes:
 
 def read_admit(body: bytes) -> Admit:
     """Decodes an ``ADMIT`` record; raises ``RecordError``."""
-    return Admit._make((*_head(_ADMIT, body), _unsigned(body[_ADMIT.size :], MAX_ITEMS)))
+    return Admit._make((*_head(_ADMIT, body), _unsigned(body[_ADMIT.size :])))
 
 
 def read_put(body: bytes) -> Put:
@@ -328,7 +328,7 @@ def _head(form: Struct, body: bytes) -> Any:
     return form.unpack_from(body)
 
 
-def _unsigned(data: bytes, maximum: int) -> array[int]:
-    if len(data) % 4 or len(data) > 4 * maximum:
+def _unsigned(data: bytes) -> array[int]:
+    if len(data) % 4 or len(data) > 4 * MAX_ITEMS:
         raise RecordError(f"an array of {len(data)} bytes")
     return token_ids(data)

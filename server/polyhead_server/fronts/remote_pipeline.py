@@ -64,7 +64,7 @@ class RemotePipeline(Intake):
 
     def failure_reason(self) -> str | None:
         """Why no item will be answered any more; an engine process that has ended is replaced by another."""
-        return self._client.failure
+        return self._client.link.failure
 
     def queue_state(self) -> QueueState:
         """Returns zeros: the queue is the engine's."""

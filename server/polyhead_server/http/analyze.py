@@ -12,7 +12,7 @@ from polyhead_server.serving.backend import deadline_after
 
 from .analyze_answer import record
 from .analyze_lines import NDJSON, LineStream
-from .analyze_request import document_options, max_characters, query_options, read_items
+from .analyze_request import document_options, query_options, read_items
 from .calls import Call, respond, string
 from .exchange import Response
 
@@ -29,7 +29,7 @@ async def analyze(call: Call) -> Response | LineStream:
     options = document_options(document, call.backend.model())
     items = read_items(document, call.backend)
     call.texts = len(items)
-    model, outcomes = await call.backend.answer(Message(items, options), deadline_after(call.timeout_s()))
+    model, outcomes = await call.backend.service.answer(Message(items, options), deadline_after(call.timeout_s()))
     pairs = zip(items, outcomes, strict=True)
     return respond(
         {
@@ -77,7 +77,7 @@ async def info(call: Call) -> Response:
             "has_novelty": model.novelty is not None,
             "limits": {
                 "max_tokens": manifest.max_tokens,
-                "max_characters": max_characters(backend),
+                "max_characters": backend.max_characters(),
                 "max_items_per_message": backend.max_items,
                 "max_message_bytes": settings.max_message_bytes,
                 "max_windows": settings.max_windows,

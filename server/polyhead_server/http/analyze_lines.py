@@ -15,7 +15,7 @@ from polyhead_server.serving.backend import Submission, Submitter, deadline_afte
 from polyhead_server.serving.texts import item_from_string
 
 from .analyze_answer import record
-from .analyze_request import invalid_item, max_characters, read_item
+from .analyze_request import invalid_item, read_item
 from .calls import Call, loads
 from .errors import error_fields
 from .exchange import Exchange
@@ -81,7 +81,7 @@ class LineStream:
 
     async def _read(self, submitter: Submitter) -> None:
         backend = self._call.backend
-        limit = max_characters(backend)
+        limit = backend.max_characters()
         number = 0
         async for lines in _line_groups(self._call):
             for begin in range(0, len(lines), _MAX_LINES):

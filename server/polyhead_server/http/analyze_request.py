@@ -51,7 +51,7 @@ def read_items(document: Mapping[str, Any], backend: Backend) -> tuple[Item | In
     if len(entries) > backend.max_items:
         problem = f"the request has {len(entries)} texts; at most {backend.max_items} are allowed"
         raise InvalidRequestError("TOO_MANY_ITEMS", problem)
-    limit = max_characters(backend)
+    limit = backend.max_characters()
     if given[0] == "items":
         return tuple(read_item(entry, limit) for entry in entries)
     return tuple(_text(str(index), entry, limit) for index, entry in enumerate(entries))
@@ -84,11 +84,6 @@ def _text(item_id: str, text: Any, limit: int) -> Item | InvalidItem:
 def invalid_item(item_id: str, problem: str) -> InvalidItem:
     """Returns an item that is answered with an error."""
     return InvalidItem(item_id, InvalidRequestError("INVALID_ITEM", problem))
-
-
-def max_characters(backend: Backend) -> int:
-    """Returns the maximum length of a text in characters."""
-    return backend.model().source.manifest.max_tokens * backend.settings.max_characters_per_token
 
 
 def document_options(document: Mapping[str, Any], model: Model) -> RequestOptions:

@@ -16,12 +16,11 @@ from polyhead_server.errors import (
     InvalidRequestError,
     PathNotFoundError,
     ServerError,
-    UnauthenticatedError,
 )
 from polyhead_server.observability.logging import REQUEST_CONTEXT, fields
 from polyhead_server.observability.request_ids import REQUEST_ID, request_id
 from polyhead_server.out_of_memory import exit_if_out_of_memory
-from polyhead_server.security.api_keys import CALLER, Keys
+from polyhead_server.security.api_keys import CALLER, Keys, bearer_key
 from polyhead_server.serving.models import Models
 
 from . import analyze, open_inference, openai, openapi, playground, tei
@@ -35,7 +34,6 @@ logger = logging.getLogger(__name__)
 _REQUEST_ID_HEADER = REQUEST_ID.encode()
 _ROUTING_HEADER = HEADER.encode()
 _SERVICE = "/polyhead.v1.InferenceService"
-_BEARER = "bearer "
 # The RPC that a key must be allowed to call: the scopes are the same as on gRPC.
 INFER, INFO, PUBLIC = f"{_SERVICE}/Analyze", f"{_SERVICE}/GetModelInfo", None
 # Form of the error of an unknown path by the beginning of the path; the others are those of text-embeddings-inference.
@@ -212,7 +210,7 @@ class _Resource:
             if endpoint is None:
                 return _no_endpoint(self._methods, call.exchange.path)
             if endpoint.rpc and self._keys:
-                CALLER.set(self._keys.authorize(_bearer(call), endpoint.rpc))
+                CALLER.set(self._keys.authorize(bearer_key(call.exchange.all_values(b"authorization")), endpoint.rpc))
             header = call.header(_ROUTING_HEADER) or ""
             ROUTING_KEY.set(routing_key(header, CALLER.get(), call.exchange.peer))
             call.select(None)
@@ -260,15 +258,3 @@ def _no_endpoint(methods: dict[str, Endpoint], path: str) -> Response:
     # Clients call methods that this server lacks, and must be able to read the error.
     forms = (form for prefix, form in _FORMS_OF_UNKNOWN_PATHS.items() if path.startswith(prefix))
     return next(forms, tei_error)(PathNotFoundError())
-
-
-def _bearer(call: Call) -> str:
-    """Returns the key in ``authorization: Bearer KEY``.
-
-    Raises:
-        UnauthenticatedError: The header is missing, repeated, or of another scheme.
-    """
-    values = call.exchange.all_values(b"authorization")
-    if len(values) != 1 or values[0][: len(_BEARER)].lower() != _BEARER:
-        raise UnauthenticatedError
-    return values[0][len(_BEARER) :]

@@ -20,7 +20,6 @@ _MAX_HEADER_BYTES = 32 * 2**10
 # Seconds from the first byte of a request to the end of its headers, and from a connection to its first byte.
 _HEADER_TIMEOUT_S = 10.0
 _KEEP_ALIVE_S = 75
-_BACKLOG = 512
 
 # Called with the scope, ``receive`` and ``send`` of ASGI.
 Application = Callable[[Any, Any, Any], Awaitable[None]]
@@ -150,7 +149,7 @@ class HttpListener:
         Raises:
             StartupError: The address is taken or does not exist.
         """
-        sockets = addresses.listening_sockets(address, _BACKLOG, shares_port=shares_port)
+        sockets = addresses.listening_sockets(address, shares_port=shares_port)
         self._task = asyncio.create_task(self._server.serve(sockets))
         if address.startswith("unix:"):
             return address

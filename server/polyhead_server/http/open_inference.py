@@ -7,11 +7,10 @@ from typing import Any
 import orjson
 
 from polyhead_server.errors import InvalidRequestError, NotReadyError
-from polyhead_server.inference.model import Model
 from polyhead_server.serving import open_inference_input
 from polyhead_server.serving import open_inference_metadata as documents
-from polyhead_server.serving.backend import Backend, deadline_after
-from polyhead_server.serving.open_inference import VERSION, InferRequest, ModelView
+from polyhead_server.serving.backend import deadline_after
+from polyhead_server.serving.open_inference import VERSION, InferRequest, ModelView, view_of
 from polyhead_server.serving.open_inference_tensors import OutputTensor
 
 from .calls import Call, json_object, respond
@@ -78,27 +77,23 @@ async def infer(call: Call) -> Response:
     document, binary = _split(await call.body(), call.header(_JSON_LENGTH.encode()))
     _require_fields(call, document)
     outputs = _outputs(document)
-    view = call.backend.view(_view)
+    view = call.backend.view(view_of)
     texts = _texts(document, binary)
     call.texts = len(texts)
     names = [output["name"] for output in outputs]
     parameters = _object(document, "parameters")
     decoded = view.request(texts, names, parameters, str(document.get("id", "")))
     deadline = deadline_after(call.timeout_s(), decoded.timeout_s)
-    model, outcomes = await call.backend.answer(decoded.message, deadline)
-    tensors = call.backend.view(_view, model).respond(decoded, outcomes)
+    model, outcomes = await call.backend.service.answer(decoded.message, deadline)
+    tensors = call.backend.view(view_of, model).respond(decoded, outcomes)
     return _response(call, document, tensors, _binary_outputs(decoded, outputs, parameters))
-
-
-def _view(backend: Backend, model: Model) -> ModelView:
-    return ModelView(model.source.manifest, backend.max_items, backend.service.max_text_bytes(), model.novelty)
 
 
 def _require_model(call: Call) -> ModelView:
     backend = call.select(call.exchange.path_params["model"])
     if call.exchange.path_params.get("version", VERSION) != VERSION:
         raise call.models.not_found()
-    return backend.view(_view)
+    return backend.view(view_of)
 
 
 def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:

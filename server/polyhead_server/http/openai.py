@@ -44,8 +44,7 @@ async def embeddings(call: Call) -> Response:
     encoding = document.get("encoding_format", "float")
     if encoding not in ("float", "base64"):  # a set could not hold a list
         raise field_error("encoding_format", "encoding_format must be float or base64")
-    model = backend.model()
-    info = model.source.manifest.embedding
+    info = backend.model().source.manifest.embedding
     options = RequestOptions(
         _EMBEDDING,
         dimensions=integer(document, "dimensions", info.dimensions),
@@ -54,9 +53,9 @@ async def embeddings(call: Call) -> Response:
     )
     texts = _texts(document.get("input"))
     call.texts = len(texts)
-    limit = model.source.manifest.max_tokens * backend.settings.max_characters_per_token
+    limit = backend.max_characters()
     items = tuple(item_from_string("", text, limit) for text in texts)
-    model, outcomes = await backend.answer(Message(items, options), deadline_after(call.timeout_s()))
+    _, outcomes = await backend.service.answer(Message(items, options), deadline_after(call.timeout_s()))
     if failure := first_error(outcomes):
         raise _of_input(*failure, alone=len(outcomes) == 1)
     results = [outcome for outcome in outcomes if isinstance(outcome, Result)]

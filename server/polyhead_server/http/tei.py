@@ -49,7 +49,8 @@ async def tokenize(call: Call) -> Response:
     special = boolean(document, "add_special_tokens", default=True)
     prompt = string(document, "prompt_name")
     texts = _texts(call, document.get("inputs"))
-    items = [item_from_string("", text, _max_characters(call)) for text in texts]
+    limit = call.backend.max_characters()
+    items = [item_from_string("", text, limit) for text in texts]
     return respond([await tei.tokenize(call.backend, item, special=special, prompt=prompt) for item in items])
 
 
@@ -166,10 +167,10 @@ async def _answer(
     require_fields(_object(document, "options"), ("wait_for_model", "use_cache"))
     started_ns = time.monotonic_ns()
     call.texts = len(texts)
-    limit = _max_characters(call)
+    limit = call.backend.max_characters()
     items = tuple(item_from_string("", text, limit) for text in texts)
     options = tei.with_truncation(options, truncate=boolean(document, "truncate", default=True))
-    _, outcomes = await call.backend.answer(Message(items, options), deadline_after(call.timeout_s()))
+    _, outcomes = await call.backend.service.answer(Message(items, options), deadline_after(call.timeout_s()))
     if failure := first_error(outcomes):
         index, error = failure
         if isinstance(error, TextTooLongError):
@@ -246,7 +247,3 @@ def _require_few(call: Call, texts: list[Any]) -> None:
     if len(texts) > call.backend.max_items:
         problem = f"inputs has {len(texts)} elements; at most {call.backend.max_items} are allowed"
         raise InvalidRequestError("TOO_MANY_ITEMS", problem)
-
-
-def _max_characters(call: Call) -> int:
-    return call.backend.model().source.manifest.max_tokens * call.backend.settings.max_characters_per_token

@@ -190,7 +190,7 @@ def _open_bundle(settings: Settings) -> tuple[bundle.Bundle, Tokenizer]:
             signature = Path(settings.signature) if settings.signature else None
             bundle.verify_signature(source, Path(settings.public_key), signature)
         manifest = source.manifest
-        path = source.file("tokenizer.json")
+        path = source.file(bundle.TOKENIZER)
     except bundle.BundleError as error:
         raise StartupError(str(error)) from error
     try:

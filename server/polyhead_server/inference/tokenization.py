@@ -110,11 +110,6 @@ class Tokenizer:
         self.unknown_id: int | None = self._tokenizer.token_to_id(unknown)
         self.special_tokens = self._leading + self._trailing
 
-    @property
-    def has_word_cache(self) -> bool:
-        """Whether plain words are looked up."""
-        return self._words is not None
-
     def close(self) -> None:
         """Ends the thread and frees the word cache."""
         self._worker.close()

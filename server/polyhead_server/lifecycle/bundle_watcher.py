@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from polyhead_bundle import MANIFEST_NAME
+
 from polyhead_server.security.file_watcher import file_signature
 from polyhead_server.threads import in_daemon_thread
 
-_MANIFEST = "bundle.json"
-_CHUNK_BYTES = 2**20
 # More than a bundle of any version has.
 _MAX_FILES = 1000
 
@@ -54,7 +54,7 @@ class BundleWatcher:
     def __init__(self, bundle: Path) -> None:
         """Takes the path of the bundle, which may be a link."""
         self._bundle = bundle
-        self._read_manifest = _Manifest(bundle / _MANIFEST)
+        self._read_manifest = _Manifest(bundle / MANIFEST_NAME)
         self._manifest = self._read_manifest()
 
     async def watch(
@@ -110,15 +110,13 @@ class _Manifest:
 
 def _identity(path: Path) -> _Identity | None:
     """Returns the identity of a regular file; None if there is none."""
-    digest = hashlib.sha256()
     try:
         # Opening a pipe that nobody writes to would block.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 return None
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
+            digest = hashlib.file_digest(file, "sha256").digest()
     except OSError:
         return None
-    return _Identity(status.st_dev, status.st_ino, digest.digest())
+    return _Identity(status.st_dev, status.st_ino, digest)

@@ -246,7 +246,7 @@ class CandidateManager:
         if candidate.shadow:
             await self._processes.sample(SamplingParams())
             await candidate.shadow.stop()
-        self._metrics.update(CandidateFigures())
+        self._metrics.figures = CandidateFigures()
 
     async def _end_canary(self, run: CanaryRun, *, lost: bool) -> None:
         await self._processes.set_canary(CanaryParams(lost=lost))
@@ -259,7 +259,7 @@ class CandidateManager:
             return
         run.rollback = reason
         logger.error("the canary of candidate %s is rolled back: %s", candidate.model_id, reason)
-        self._metrics.count_rollback()
+        self._metrics.rollbacks += 1
         await self._end_canary(run, lost=lost)
         self._show(candidate)
 
@@ -314,7 +314,7 @@ class CandidateManager:
     def _show(self, candidate: Candidate) -> None:
         """Lets the metrics show the state of the candidate, for which no process is asked."""
         if candidate is self._candidate:
-            self._metrics.update(figures_of(candidate.status()))
+            self._metrics.figures = figures_of(candidate.status())
 
     def _require(self) -> Candidate:
         if self._candidate is None:

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polyhead_server.background import BackgroundTasks
 from polyhead_server.candidate.answer_counts import AnswerCounts
 from polyhead_server.candidate.parameters import CanaryCounts, CanaryParams, CandidateBundle, SamplingParams
 from polyhead_server.candidate.sampler import Sampler
@@ -53,7 +54,7 @@ class CandidateOperations:
         self._canary: _Canary | None = None
         # One change at a time: commands come while an earlier one waits for an engine.
         self._lock = asyncio.Lock()
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending = BackgroundTasks()
 
     def sample(self, params: SamplingParams) -> None:
         """Sends a share of the texts to the candidate's process from now on, or none any more.
@@ -89,11 +90,9 @@ class CandidateOperations:
                 self._service.canary = None
                 self._service.observers.remove(old.served.observe)
                 self._service.canary_observers.remove(old.candidate.observe)
-                task = asyncio.create_task(old.close(lost=params.lost))
-                self._ending.add(task)
-                task.add_done_callback(self._ending.discard)
+                closing = self._ending.start(old.close(lost=params.lost))
                 if params.lost:
-                    await task
+                    await closing
             if params.socket:
                 canary = _Canary(params, self._settings, self._tracing)
                 await canary.connect()
@@ -105,7 +104,7 @@ class CandidateOperations:
     async def drain_canary(self) -> None:
         """Waits until the engine of a canary that has ended has answered what it had begun, for a limited time."""
         if self._ending:
-            await asyncio.wait(set(self._ending), timeout=_DRAIN_TIMEOUT_S)
+            await asyncio.wait(self._ending, timeout=_DRAIN_TIMEOUT_S)
 
     def canary_counts(self) -> CanaryCounts:
         """Returns the counts of both models since the canary began; all 0 without one."""
@@ -130,7 +129,7 @@ class _Canary:
         self._on_message = tracing.on_message if tracing else None
         self._client = EngineClient(Path(params.socket), settings, self._on_target)
         self._pipelines: asyncio.Queue[RemotePipeline] = asyncio.Queue()
-        self._running = asyncio.create_task(self._client.run())
+        self._running = asyncio.create_task(self._client.link.run())
         self._pipeline: RemotePipeline | None = None
 
     @property
@@ -175,10 +174,11 @@ class _Canary:
 class UnitProcesses:
     """A model of a server without other processes, as ``CandidateManager`` expects it."""
 
-    def __init__(self, operations: Operations, service: InferenceService) -> None:
-        """Takes the operations and the service of this process."""
+    def __init__(self, operations: Operations, service: InferenceService, candidate: CandidateOperations) -> None:
+        """Takes the operations and the service of this process, and its part in a shadow or canary."""
         self._operations = operations
         self._service = service
+        self._candidate = candidate
 
     async def stats(self) -> list[WorkerStats]:
         """See ``ServingProcesses``."""
@@ -213,9 +213,3 @@ class UnitProcesses:
     async def canary_counts(self) -> list[CanaryCounts]:
         """See ``ServingProcesses``."""
         return [self._candidate.canary_counts()]
-
-    @property
-    def _candidate(self) -> CandidateOperations:
-        if self._operations.candidate is None:
-            raise NotReadyError
-        return self._operations.candidate

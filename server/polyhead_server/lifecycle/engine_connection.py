@@ -6,6 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
+from polyhead_server.background import BackgroundTasks
 from polyhead_server.fronts.engine_client import EngineClient
 from polyhead_server.fronts.pending import Target
 from polyhead_server.fronts.remote_pipeline import RemotePipeline
@@ -39,11 +40,11 @@ class EngineConnection:
         self._tracing = tracing
         self._client = EngineClient(path, settings, self._serve)
         # Replaced pipelines that still wait for answers.
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = BackgroundTasks()
 
     async def run(self) -> None:
         """Keeps the front connected until it is cancelled."""
-        await self._client.run()
+        await self._client.link.run()
 
     def _serve(self, target: Target) -> None:
         old = self._service.pipeline
@@ -53,6 +54,4 @@ class EngineConnection:
         self.serving.set()
         logger.info("serving %s, which the engine process computes", target.model.source.model_id)
         if old:
-            task = asyncio.create_task(old.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing.start(old.close())

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from polyhead_server.candidate.bundle import load_candidate
 from polyhead_server.candidate.parameters import CandidateBundle
@@ -72,7 +72,6 @@ class _EngineProcess:
         self._drift = DriftMonitor(settings)
         self._host = EngineHost(cast(Path, role.engine_socket))
         self._loader = ModelLoader(lambda loading: load_model(settings, loading), settings.start_timeout_s)
-        self._background: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> int:
         with contextlib.ExitStack() as stack:
@@ -84,7 +83,7 @@ class _EngineProcess:
             self._host.serve(self._start(model))
             self._host.listen()
             sampling = asyncio.create_task(self._metrics.sample(lambda: self._current.core))
-            self._background.add(sampling)
+            stack.callback(sampling.cancel)
             self._role.on_serving(identity_of(model), self._operations())
             logger.info("computing with %s for the fronts", model.source.model_id)
             return await self._compute_until_stopped()
@@ -217,7 +216,7 @@ class EngineOperations:
         """
         if self._host.current is None:
             raise NotReadyError
-        values = worker_stats.collect(
+        return worker_stats.collect(
             self._host.current.core,
             self._metrics,
             name="",
@@ -225,4 +224,3 @@ class EngineOperations:
             up_time_s=time.monotonic() - self._started,
             requests_running=0,
         )
-        return WorkerStats(**values)

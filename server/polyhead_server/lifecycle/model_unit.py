@@ -94,9 +94,8 @@ class ModelUnit:
         self._drift = DriftMonitor(settings)
         candidate = CandidateOperations(self.service, settings, tracing)
         self.operations = Operations(self.service, health, self._drift, candidate)
-        self.candidates = CandidateManager(
-            settings, UnitProcesses(self.operations, self.service), self.metrics.candidate
-        )
+        processes = UnitProcesses(self.operations, self.service, candidate)
+        self.candidates = CandidateManager(settings, processes, self.metrics.candidate)
         self._settings = settings
         self._tracing = tracing
         self._beside = beside

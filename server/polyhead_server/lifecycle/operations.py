@@ -144,7 +144,7 @@ class Operations:
             NotReadyError: The first model is still loading.
         """
         with internal_errors("stats"):
-            return WorkerStats(**{**self._service.stats(), "process_id": os.getpid(), "serving": self._health.serving})
+            return dataclasses.replace(self._service.stats(), serving=self._health.serving)
 
     async def drift(self) -> DriftCounts:
         """Returns what this process has counted of its traffic."""

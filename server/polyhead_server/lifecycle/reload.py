@@ -14,6 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
+from polyhead_server.background import BackgroundTasks
 from polyhead_server.errors import ReloadError, StartupError
 from polyhead_server.inference.model import Model
 from polyhead_server.threads import in_daemon_thread
@@ -47,7 +48,11 @@ class PipelineHost(Protocol[P]):
 
 
 class Reloader(Generic[P]):
-    """Replaces the pipeline of a service, one reload at a time."""
+    """Replaces the pipeline of a service, one reload at a time.
+
+    Attributes:
+        closing: One task for each replaced pipeline that is still answering what it accepted.
+    """
 
     def __init__(
         self,
@@ -77,13 +82,7 @@ class Reloader(Generic[P]):
         # Begins the messages about one of several models.
         self._subject = f"{name}: " if name else ""
         self._lock = asyncio.Lock()
-        # Replaced pipelines that are still answering what they accepted.
-        self._closing: set[asyncio.Task[None]] = set()
-
-    @property
-    def closing(self) -> frozenset[asyncio.Task[None]]:
-        """One task for each replaced pipeline that is still answering what it accepted."""
-        return frozenset(self._closing)
+        self.closing = BackgroundTasks()
 
     async def reload(self, *, force: bool = False, load: Callable[[], Awaitable[Model]] | None = None) -> Model:
         """Loads the bundle again, or another one, and serves it.
@@ -124,9 +123,7 @@ class Reloader(Generic[P]):
             self._service.serve(self._start(model))
             self._count("success")
             logger.info("%sserving %s; closing %s", self._subject, model.source.model_id, old.model.source.model_id)
-            task = asyncio.create_task(self._close(old))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self.closing.start(self._close(old))
             return model
 
     async def _close(self, pipeline: P) -> None:

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,7 @@ from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
 from polyhead_server.addresses import exclusive, require_local, split_address, unix_path
+from polyhead_server.background import BackgroundTasks
 from polyhead_server.collection.collector import Collector
 from polyhead_server.inference.model import Model
 from polyhead_server.observability.scrape_server import listen_for_scrapes
@@ -143,14 +144,14 @@ class _Process:
         options = inference_options(settings, shares_port=bool(worker))
         self._server = aio.server(interceptors=interceptors, options=options)
         self._admin = SingleProcess(self._units, self._models)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._background = BackgroundTasks()
 
     async def run(self, address: str, stack: contextlib.AsyncExitStack) -> int:
         self._close_after(stack)
         stack.push_async_callback(self._server.stop, None)
         self._handle_signals(stack)
         for unit in self._units:
-            self._in_background(unit.sample())
+            self._background.start(unit.sample())
         await self._health.set(serving=False, alive=False)
         dialects = self._settings.enabled_dialects
         if "polyhead" in dialects:
@@ -194,7 +195,7 @@ class _Process:
     async def _listen(self, address: str) -> str:
         address = await listen(self._server, address, self._certificates)
         if not unix_path(address):
-            self._in_background(self._service.held_bytes.watch(split_address(address)[1]))
+            self._background.start(self._service.held_bytes.watch(split_address(address)[1]))
         return address
 
     async def _listen_for_http(self, stack: contextlib.AsyncExitStack) -> None:
@@ -220,12 +221,7 @@ class _Process:
 
     def _on_hangup(self) -> None:
         if not self._worker:
-            self._in_background(self._admin.reload_and_log())
-
-    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            self._background.start(self._admin.reload_and_log())
 
     async def _serve_until_stopped(self) -> bool:
         """Serves until a request to stop; returns False if the engine failed permanently before that."""
@@ -241,7 +237,7 @@ class _Process:
             return await self._connect_to_engine(self._worker.engine_socket)
         if self._settings.metrics_listen:
             for unit in self._units:
-                self._in_background(unit.report_drift())
+                self._background.start(unit.report_drift())
             listen_for_scrapes(self._settings.metrics_listen, self._metrics.registry)
         load = await stop_signals.ended_before(self._stop, self._load_models())
         if load is None:
@@ -250,7 +246,7 @@ class _Process:
             if self._worker:
                 require_compatible(self._settings, self._worker.serving_identity, model)
             unit.serve(model)
-            self._in_background(unit.watch())
+            self._background.start(unit.watch())
         return True
 
     async def _load_models(self) -> list[Model]:
@@ -261,7 +257,7 @@ class _Process:
     async def _connect_to_engine(self, engine_socket: Path) -> bool:
         """Waits for the engine process and answers with its model; returns False after a request to stop before."""
         connection = EngineConnection(engine_socket, self._settings, self._service, self._tracing)
-        self._in_background(connection.run())
+        self._background.start(connection.run())
         return await stop_signals.ended_before(self._stop, connection.serving.wait()) is not None
 
     async def _drain(self, *, join_threads: bool = True) -> int:
@@ -283,7 +279,7 @@ class _Process:
         if not idle.done() and not cut_off.done():
             # Redirects clients on these connections (GOAWAY); running calls continue. Not earlier, because a stopping
             # server answers CANCELLED to calls whose handler has not started.
-            self._in_background(self._server.stop(self._settings.drain_timeout_s))
+            self._background.start(self._server.stop(self._settings.drain_timeout_s))
         await asyncio.wait({cut_off, cast(Any, idle)}, return_when=asyncio.FIRST_COMPLETED)
         # A call that has been answered may still be ending.
         await asyncio.wait({idle}, timeout=_END_OF_CALL_S)

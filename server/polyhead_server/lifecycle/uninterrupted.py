@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from polyhead_server.background import BackgroundTasks
+
 R = TypeVar("R")
 
 
@@ -13,14 +15,11 @@ class Uninterrupted:
     """Runs work in tasks of its own. Event loop only."""
 
     def __init__(self) -> None:
-        # The event loop keeps no task alive.
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = BackgroundTasks()
 
     def start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         """Starts work; its error is only raised to those that await the task."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = self._tasks.start(work)
         # Marks the exception as retrieved: the caller may have gone.
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return task

@@ -28,25 +28,17 @@ class CandidateFigures:
     canary_p99_s: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class CandidateMetrics:
     """The state of the candidate of one model, which a scrape in another thread reads.
 
     Attributes:
-        figures: The state; replaced as a whole.
+        figures: The state; replaced as a whole. Empty figures if there is no candidate.
         rollbacks: Number of canaries that were rolled back.
     """
 
-    def __init__(self) -> None:
-        self.figures = CandidateFigures()
-        self.rollbacks = 0
-
-    def update(self, figures: CandidateFigures) -> None:
-        """Takes the state of the candidate; empty figures if there is none."""
-        self.figures = figures
-
-    def count_rollback(self) -> None:
-        """Counts a canary that was rolled back."""
-        self.rollbacks += 1
+    figures: CandidateFigures = field(default_factory=CandidateFigures)
+    rollbacks: int = 0
 
 
 class CandidateCollector(Collector):

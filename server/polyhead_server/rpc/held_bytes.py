@@ -24,6 +24,7 @@ from typing import Any
 
 from grpc import aio
 
+from polyhead_server.background import BackgroundTasks
 from polyhead_server.errors import OverloadedError
 
 from . import sockets
@@ -179,7 +180,7 @@ class HeldBytes:
         self._connections: dict[str, Connection] = {}
         self._last_sample: Mapping[str, Transferred] = {}
         self._unread_bytes = 0
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = BackgroundTasks()
         self._logged_at = float("-inf")
 
     @property
@@ -262,7 +263,7 @@ class HeldBytes:
                 self._start_closing(connection, f"it sent {excess:.0f} bytes that belong to no message")
         # Nothing is held for a connection without calls.
         self._connections = {peer: one for peer, one in self._connections.items() if one.calls}
-        if self._held_bytes() > self._max_bytes:
+        if sum(connection.held_bytes for connection in self._connections.values()) > self._max_bytes:
             self._start_closing(self._largest(), _MOST_HELD)
 
     def _require_room(self, connection: Connection, size: int) -> None:
@@ -285,9 +286,6 @@ class HeldBytes:
         del call.connection.calls[call]
         call.connection.large_calls -= call.large
 
-    def _held_bytes(self) -> float:
-        return sum(connection.held_bytes for connection in self._connections.values())
-
     def _largest(self) -> Connection:
         return max(self._connections.values(), key=lambda connection: (not connection.closing) * connection.held_bytes)
 
@@ -296,9 +294,7 @@ class HeldBytes:
             return
         connection.closing = True
         self._warn("closing the connection of %s: %s", connection.peer, problem)
-        task = asyncio.create_task(self._close_connection(connection))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing.start(self._close_connection(connection))
 
     async def _close_connection(self, connection: Connection) -> None:
         try:

@@ -33,8 +33,8 @@ from polyhead_server.inference.types import (
     Message,
     RequestOptions,
 )
-from polyhead_server.json_types import Values
 from polyhead_server.observability.metrics import Metrics
+from polyhead_server.process_reports import WorkerStats
 from polyhead_server.settings import Settings
 
 from . import model_info, worker_stats
@@ -154,8 +154,8 @@ class InferenceService:
         """Number of calls in progress, of all models of the process."""
         return self._calls.count
 
-    def stats(self) -> Values:
-        """Returns the current statistics by the field names of ``polyhead.v1.WorkerStats``; durations in seconds.
+    def stats(self) -> WorkerStats:
+        """Returns the current statistics.
 
         Raises:
             NotReadyError: No model serves yet.

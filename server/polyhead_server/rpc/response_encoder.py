@@ -165,7 +165,7 @@ class ResponseEncoder:
             score.value = 1.0
         for one in [*labelled, *result.scores]:
             if names := labels.get(one.head):
-                one.label = max(names, key=_utf8_length)
+                one.label = max(names, key=lambda name: len(name.encode()))
         return response
 
 
@@ -275,7 +275,3 @@ def _duration(nanoseconds: int) -> duration_pb2.Duration:
     duration = duration_pb2.Duration()
     duration.FromNanoseconds(nanoseconds)
     return duration
-
-
-def _utf8_length(text: str) -> int:
-    return len(text.encode())

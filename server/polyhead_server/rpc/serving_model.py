@@ -56,10 +56,7 @@ class ServingModel:
 
     def check_unary(self, message: Message) -> Message:
         """Returns the message of a unary call as ``check`` does; rejected as well if its answers might not fit."""
-        return self.check_response_size(self.check(message))
-
-    def check_response_size(self, message: Message) -> Message:
-        """Returns the message of a unary call; rejected as a whole if its answers might not fit into a response."""
+        message = self.check(message)
         # The answer of one item fits always.
         if message.error or len(message.items) == 1:
             return message

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from polyhead_server.inference.model import Model
 from polyhead_server.inference.types import QueueState
-from polyhead_server.json_types import Values
 from polyhead_server.observability.metrics import Metrics
+from polyhead_server.process_reports import WorkerStats
 
 
 class Computing(Protocol):
@@ -28,8 +28,8 @@ class Computing(Protocol):
 
 def collect(
     pipeline: Computing, metrics: Metrics, *, name: str, serving: bool, up_time_s: float, requests_running: int
-) -> Values:
-    """Returns the current statistics by the field names of ``WorkerStats``; durations in seconds.
+) -> WorkerStats:
+    """Returns the current statistics.
 
     Args:
         pipeline: The one that serves now.
@@ -40,21 +40,21 @@ def collect(
         requests_running: Calls in progress.
     """
     value, queue = metrics.value, pipeline.queue_state()
-    return {
-        "process_id": os.getpid(),
-        "model_id": pipeline.model.source.model_id,
-        "serving": serving,
-        "up_time": up_time_s,
-        "requests_running": requests_running,
-        "queued_items": queue.items,
-        "queued_tokens": queue.tokens,
-        "expected_wait": queue.expected_wait_s,
-        "items_total": int(value("polyhead_items_total")),
-        "tokens_total": int(value("polyhead_tokens_total")),
-        "padding_tokens_total": int(value("polyhead_padding_tokens_total")),
-        "batches_total": int(value("polyhead_batch_duration_seconds_count")),
-        "compute_total": value("polyhead_batch_duration_seconds_sum"),
-        "item_errors_total": metrics.item_errors(),
-        "compute_threads": pipeline.threads,
-        "model_name": name,
-    }
+    return WorkerStats(
+        process_id=os.getpid(),
+        model_id=pipeline.model.source.model_id,
+        serving=serving,
+        up_time=up_time_s,
+        requests_running=requests_running,
+        queued_items=queue.items,
+        queued_tokens=queue.tokens,
+        expected_wait=queue.expected_wait_s,
+        items_total=int(value("polyhead_items_total")),
+        tokens_total=int(value("polyhead_tokens_total")),
+        padding_tokens_total=int(value("polyhead_padding_tokens_total")),
+        batches_total=int(value("polyhead_batch_duration_seconds_count")),
+        compute_total=value("polyhead_batch_duration_seconds_sum"),
+        item_errors_total=metrics.item_errors(),
+        compute_threads=pipeline.threads,
+        model_name=name,
+    )

@@ -27,7 +27,7 @@ import stat
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ SCOPES: dict[str, frozenset[str]] = {
     **{name: frozenset({path}) for name, path in _RPCS.items()},
 }
 
+_SCHEME = "bearer "
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # 256 bits. A random key of this size cannot be found from its hash, so a slow hash would add cost to every call and no
 # protection.
@@ -139,6 +140,20 @@ class Keys:
         if method not in matching[0].methods:
             raise PermissionDeniedError(matching[0].name)
         return matching[0].name
+
+
+def bearer_key(headers: Sequence[str]) -> str:
+    """Returns the key in ``authorization: Bearer KEY``.
+
+    Args:
+        headers: Values of the header ``authorization``.
+
+    Raises:
+        UnauthenticatedError: The header is missing, repeated, or of another scheme.
+    """
+    if len(headers) != 1 or headers[0][: len(_SCHEME)].lower() != _SCHEME:
+        raise UnauthenticatedError
+    return headers[0][len(_SCHEME) :]
 
 
 def read(path: Path) -> tuple[Key, ...]:

@@ -44,7 +44,7 @@ class Service(Protocol):
         """Returns the model's name in requests; raises ``NotReadyError`` if that is not known yet."""
 
     def model_ids(self) -> list[str]:
-        """Returns the ids of the models that answer; raises ``NotReadyError``."""
+        """Returns the id of the served model, and that of its candidate during a canary; raises ``NotReadyError``."""
 
     def max_text_bytes(self) -> int:
         """Returns how many bytes of a text to decode."""
@@ -139,6 +139,14 @@ class Backend:
         """Maximum number of texts in a request."""
         return self.settings.max_items_per_message
 
+    def max_characters(self) -> int:
+        """Returns the maximum length of a text in characters.
+
+        Raises:
+            NotReadyError: The model is still loading.
+        """
+        return self.model().source.manifest.max_tokens * self.settings.max_characters_per_token
+
     def model(self) -> Model:
         """Returns the serving model.
 
@@ -154,14 +162,6 @@ class Backend:
             NotReadyError: It is that of the bundle, which is still loading.
         """
         return self.service.served_name()
-
-    def model_ids(self) -> list[str]:
-        """Returns the id of the served model, and that of its candidate during a canary, for every caller.
-
-        Raises:
-            NotReadyError: It is still loading.
-        """
-        return self.service.model_ids()
 
     def view(self, make: Callable[[Backend, Model], _T], model: Model | None = None) -> _T:
         """Returns what ``make`` derives from the serving model, made once for each model.
@@ -189,14 +189,6 @@ class Backend:
             batch_s=metrics.value("polyhead_batch_duration_seconds_sum"),
             queue_s=metrics.value("polyhead_queue_seconds_sum"),
         )
-
-    async def answer(self, message: Message, deadline: float | None) -> tuple[Model, Sequence[ItemOutcome]]:
-        """Answers the texts of a message.
-
-        Raises:
-            ServerError: No text was accepted.
-        """
-        return await self.service.answer(message, deadline)
 
     async def submit(self, submitter: Submitter, message: Message, deadline: float | None) -> Submission:
         """Submits the texts of one request of a stream, once the queue has capacity.

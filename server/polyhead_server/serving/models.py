@@ -57,7 +57,7 @@ class Models:
             if backend.served_name() == name:
                 return backend
         for backend in self._backends:
-            if name in backend.model_ids():
+            if name in backend.service.model_ids():
                 return backend
         raise self.not_found()
 

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from polyhead_server.errors import InvalidRequestError, ServerError
 from polyhead_server.inference import head_answers
+from polyhead_server.inference.model import Model
 from polyhead_server.inference.novelty import Novelty
 from polyhead_server.inference.types import (
     MAX_ITEM_ID_BYTES,
@@ -44,7 +45,7 @@ from polyhead_server.inference.types import (
     Truncation,
 )
 
-from .backend import first_error, of_text
+from .backend import Backend, first_error, of_text
 from .embeddings import encodable, encode_embedding, shorten
 from .open_inference_input import CONTENT_TYPES, shown
 from .open_inference_parameters import Parameters
@@ -276,6 +277,11 @@ class ModelView:
             return column(name, "FP32", np.asarray(scales, dtype="<f4"))
         rows = _stack(encoded)  # (n, bytes or numbers of an embedding)
         return OutputTensor(name, datatype, (len(rows), rows.shape[1]), rows)
+
+
+def view_of(backend: Backend, model: Model) -> ModelView:
+    """Derives the tensors of a model, for ``Backend.view``."""
+    return ModelView(model.source.manifest, backend.max_items, backend.service.max_text_bytes(), model.novelty)
 
 
 def _stack(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:

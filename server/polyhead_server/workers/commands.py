@@ -111,9 +111,7 @@ class WorkerCommands:
         """
         self.drained = True
         await self.update_health()
-        _, failures = await self._uninterrupted.run(self._request_all(ipc.DRAIN))
-        if failures:
-            raise InternalError.logged("; ".join(failures))
+        await self._uninterrupted.run(self._request_all(ipc.DRAIN, required=True))
 
     async def stats(self, model: str = "") -> list[WorkerStats]:
         """Returns the statistics of all workers that serve; leaves out those that hang, and logs which.
@@ -128,11 +126,7 @@ class WorkerCommands:
         """
         if not self._serving:
             raise NotReadyError
-        results, failures = await self._request_all(ipc.STATS)
-        if failures and not results:
-            raise InternalError.logged("; ".join(failures))
-        for failure in failures:
-            logger.warning("%s", failure)
+        results = await self._request_all(ipc.STATS)
         # The engine process of --fronts does not know the name.
         names = {result.model_name for result in results} - {""}
         if model and model not in names:
@@ -155,11 +149,7 @@ class WorkerCommands:
 
         if model:
             await self.stats(model)
-        results, failures = await self._request_all(ipc.DRIFT, roles={Role.WORKER, Role.ENGINE})
-        if failures and not results:
-            raise InternalError.logged("; ".join(failures))
-        for failure in failures:
-            logger.warning("%s", failure)
+        results = await self._request_all(ipc.DRIFT, {Role.WORKER, Role.ENGINE})
         return await asyncio.to_thread(report_on, results)
 
     async def add(self, worker: WorkerProcess) -> None:
@@ -243,11 +233,20 @@ class WorkerCommands:
         return ReloadError(problem)
 
     async def _request_all(
-        self, method: Method[NoParams, R], roles: Collection[Role] = frozenset(Role)
-    ) -> tuple[list[R], list[str]]:
-        """Sends a request to all workers of some roles that serve; see ``request_all``."""
+        self, method: Method[NoParams, R], roles: Collection[Role] = frozenset(Role), *, required: bool = False
+    ) -> list[R]:
+        """Sends a request to all workers of some roles that serve, and logs which failed.
+
+        Raises:
+            InternalError: All of them failed, or a single one that is required.
+        """
         workers = [one for one in self._remaining() if one.serving_since and one.config.role in roles]
-        return await request_all(workers, method, NoParams(), _RESPONSE_TIMEOUT_S)
+        results, failures = await request_all(workers, method, NoParams(), _RESPONSE_TIMEOUT_S)
+        if failures and (required or not results):
+            raise InternalError.logged("; ".join(failures))
+        for failure in failures:
+            logger.warning("%s", failure)
+        return results
 
     def _answering(self) -> list[WorkerProcess]:
         """The processes that answer calls, those that are being stopped included: they have calls in progress."""

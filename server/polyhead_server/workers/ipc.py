@@ -25,8 +25,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from polyhead_server.candidate.parameters import CanaryCounts, CanaryParams, CandidateBundle, SamplingParams
 from polyhead_server.errors import StartupError
-from polyhead_server.json_dataclasses import from_json, to_json
-from polyhead_server.json_types import Values
+from polyhead_server.json_dataclasses import Values, from_json, to_json
 from polyhead_server.process_reports import DriftCounts, ModelIdentity, ReloadResult, WorkerStats
 from polyhead_server.settings import Settings
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from polyhead_server.background import BackgroundTasks
 from polyhead_server.candidate.parameters import CanaryCounts, CanaryParams, SamplingParams
 from polyhead_server.errors import InternalError, NotReadyError, ServerError
 from polyhead_server.lifecycle.entry import run
@@ -85,7 +86,11 @@ async def _serve(config: WorkerConfig, output: BinaryIO) -> int:
 
 
 class SupervisorConnection:
-    """The worker's end of the connection to its supervisor: runs the operations that the supervisor requests."""
+    """The worker's end of the connection to its supervisor: runs the operations that the supervisor requests.
+
+    Attributes:
+        in_progress: One task for each request that has not been answered yet.
+    """
 
     def __init__(self, output: BinaryIO) -> None:
         """Takes the stream on which messages to the supervisor are written."""
@@ -102,12 +107,7 @@ class SupervisorConnection:
             ipc.CANARY_COUNTS.name: _handler(ipc.CANARY_COUNTS, self._canary_counts),
             ipc.DRIFT.name: _handler(ipc.DRIFT, self._drift),
         }
-        self._in_progress: set[asyncio.Task[None]] = set()
-
-    @property
-    def in_progress(self) -> frozenset[asyncio.Task[None]]:
-        """One task for each request that has not been answered yet."""
-        return frozenset(self._in_progress)
+        self.in_progress = BackgroundTasks()
 
     def announce_serving(self, identity: ModelIdentity, operations: ProcessOperations) -> None:
         """Tells the supervisor that this worker serves; from then on it can run operations."""
@@ -134,9 +134,7 @@ class SupervisorConnection:
             # A worker sends no requests, so this can only be an error without an id.
             logger.warning("the supervisor rejected a message: %s", message.error)
             return
-        task = asyncio.create_task(self._answer(message))
-        self._in_progress.add(task)
-        task.add_done_callback(self._in_progress.discard)
+        self.in_progress.start(self._answer(message))
 
     async def _answer(self, request: Request) -> None:
         try:

@@ -29,7 +29,7 @@ import os
 import random
 import signal
 import tempfile
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +37,7 @@ from typing import Any, cast
 from prometheus_client import CollectorRegistry
 
 from polyhead_server.addresses import require_local, reserve
+from polyhead_server.background import BackgroundTasks
 from polyhead_server.errors import StartupError
 from polyhead_server.lifecycle.bundle_watcher import BundleWatcher
 from polyhead_server.lifecycle.entry import EXIT_CANNOT_START, ServerFailedError
@@ -136,14 +137,14 @@ class Supervisor:
         self._serving: dict[int, WorkerProcess] = {}
         self.commands = WorkerCommands(settings, self._workers, self._serving)
         self._cut_off = False
-        self._background: set[asyncio.Task[Any]] = set()
+        self._background = BackgroundTasks()
 
     def handle_signals(self) -> None:
         """Makes signals stop the server or reload the bundle; one that comes before ``run`` takes effect there."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._in_background(self.commands.reload_and_log()))
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._background.start(self.commands.reload_and_log()))
 
     async def run(self) -> int:
         """Runs the workers until a signal; returns the exit code."""
@@ -184,7 +185,7 @@ class Supervisor:
     def _stop(self) -> None:
         self._stopping.set()
         self.commands.stopping = True
-        self._in_background(self.commands.update_health())
+        self._background.start(self.commands.update_health())
         self._terminate()
 
     def _terminate(self) -> None:
@@ -192,11 +193,6 @@ class Supervisor:
         fronts = [worker for worker in self._workers if worker.config.role is Role.FRONT]
         for worker in fronts or self._workers:
             worker.terminate()
-
-    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
     async def _keep_running(self, number: int, config: WorkerConfig) -> None:
         """Restarts the worker of one slot whenever it dies, until the server stops."""
@@ -305,10 +301,10 @@ class Supervisor:
                 return old
             if not await self._wait_until_serving(new):
                 logger.error("%s stays, because its successor failed", old.name)
-                self._in_background(self._wait_until_ended(new))
+                self._background.start(self._wait_until_ended(new))
                 return old
             old.terminate()
-            self._in_background(self._wait_until_ended(old))
+            self._background.start(self._wait_until_ended(old))
         return new
 
     async def _wait_until_ended(self, worker: WorkerProcess) -> int:

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import grpc.aio
@@ -25,6 +26,7 @@ _ANALYZE, _STREAM, _WATCH = f"{_SERVICE}/Analyze", f"{_SERVICE}/StreamAnalyze", 
 _OK, _INVALID_ARGUMENT, _RESOURCE_EXHAUSTED, _UNIMPLEMENTED = 0, 3, 8, 12
 # At least this much of about 0.9 MB of answers arrives.
 _LARGE_BYTES = 750_000
+_NAMES: dict[int | None, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 _OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 
@@ -114,6 +116,11 @@ def _described(codes: Counter[str]) -> str:
     return ", ".join(f"{number:,} {code}" for code, number in codes.most_common())
 
 
+def _named(statuses: Iterable[int | None]) -> str:
+    """Returns how often each status occurs, by name."""
+    return _described(Counter(_NAMES.get(status, "without a status") for status in statuses))
+
+
 @scenario(
     "incomplete requests",
     fault="Calls of every kind that end without a message, or in the middle of one, and messages that stop arriving",
@@ -134,14 +141,14 @@ async def incomplete_requests(context: Context) -> Verdict:
         failures = await _failures_of_others(context, server)
         whole = await asyncio.to_thread(_statuses, server, [(_ANALYZE, frame(message)), (unary[1], frame(b""))])
     return Verdict(
-        observed=f"{sum(statuses.values())} incomplete unary calls: status {dict(statuses)}; {closed} of "
+        observed=f"{sum(statuses.values())} incomplete unary calls: {_named(statuses.elements())}; {closed} of "
         f"{context.scaled(8, 3)} connections with 50 MB of incomplete messages closed, memory "
         f"{peak_mb - before_mb:+.0f} MB at most; {failures} items of other clients without a correct answer",
         passed=set(statuses) == {_INVALID_ARGUMENT}
         and closed == context.scaled(8, 3)
         and peak_mb - before_mb < 200
         and not failures,
-        control=f"the same requests, whole: status {dict(whole)}",
+        control=f"the same requests, whole: {_named(whole.elements())}",
         control_failed=set(whole) == {_OK},
         figures={"peak_mb": peak_mb - before_mb, "closed_connections": closed, "failed_items": failures},
     )
@@ -241,14 +248,14 @@ async def compressed_messages(context: Context) -> Verdict:
         control = await asyncio.to_thread(call, _ANALYZE, ordinary)
         failures = await _failures_of_others(context, server)
     return Verdict(
-        observed=f"{len(public)} calls of the health service: status {dict(Counter(public))}; {len(bombs)} inference "
-        f"calls: status {dict(Counter(bombs))}; memory {growth_mb:+.0f} MB; {failures} items of other clients without "
+        observed=f"{len(public)} calls of the health service: {_named(public)}; {len(bombs)} inference "
+        f"calls: {_named(bombs)}; memory {growth_mb:+.0f} MB; {failures} items of other clients without "
         "a correct answer",
         passed=set(public) == {_UNIMPLEMENTED}
         and set(bombs) == {_RESOURCE_EXHAUSTED}
         and growth_mb < 20
         and not failures,
-        control=f"an ordinary message in gzip: status {control}",
+        control=f"an ordinary message in gzip: {_named([control])}",
         control_failed=control == _OK,
         figures={"bombs": len(bombs) + len(public), "growth_mb": growth_mb},
     )
@@ -287,7 +294,7 @@ async def slow_reader_during_shutdown(context: Context) -> Verdict:
     code, statuses, _ = await stop(reads=True)
     control_code, _, counted = await stop("--drain-timeout-s", "2", reads=False)
     return Verdict(
-        observed=f"responses of 0.9 MB, unary and of a stream, at 0.5 MB/s: status {statuses}; exit code {code}",
+        observed=f"responses of 0.9 MB, unary and of a stream, at 0.5 MB/s: {_named(statuses)}; exit code {code}",
         passed=(code, statuses) == (0, [_OK, _OK]),
         control=f"clients that do not read within --drain-timeout-s: exit code {control_code}"
         + (", and the log counts their calls" if counted else ""),

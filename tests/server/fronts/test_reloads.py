@@ -221,7 +221,7 @@ async def test_a_front_without_an_engine_is_not_ready(
     service: InferenceService, socket_path: Path, settings: Callable[..., Settings]
 ) -> None:
     client = EngineClient(socket_path, settings(), lambda _: None)
-    running = asyncio.create_task(client.run())
+    running = asyncio.create_task(client.link.run())
     await asyncio.sleep(0.05)
     with pytest.raises(NotReadyError):
         await call(service, "w1")

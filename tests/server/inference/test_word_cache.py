@@ -142,7 +142,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Tokenizer
     LOWER.save(str(path))
     cached = Tokenizer(path, max_tokens=8, max_characters=50)
     library = Tokenizer(path, max_tokens=8, max_characters=50, word_cache=False)
-    assert (cached.has_word_cache, library.has_word_cache) == (True, False)
+    assert (cached._words is None, library._words is None) == (False, True)
     return cached, library
 
 

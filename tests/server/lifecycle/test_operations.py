@@ -12,9 +12,9 @@ from polyhead_server.drift.monitor import DriftMonitor
 from polyhead_server.errors import InternalError, NotReadyError, ReloadError
 from polyhead_server.inference.intake import Intake
 from polyhead_server.inference.model import Model
-from polyhead_server.json_types import Values
 from polyhead_server.lifecycle.operations import Operations
 from polyhead_server.lifecycle.reload import Reloader
+from polyhead_server.process_reports import WorkerStats
 from polyhead_server.rpc.health import Health
 from polyhead_server.rpc.inference_service import InferenceService
 from polyhead_server.settings import Settings
@@ -28,24 +28,8 @@ class FakeService:
     def served_name(self) -> str:
         return "m"
 
-    def stats(self) -> Values:
-        return {
-            "process_id": 0,
-            "model_id": "m",
-            "serving": True,
-            "up_time": 1.0,
-            "requests_running": 3,
-            "queued_items": 0,
-            "queued_tokens": 0,
-            "expected_wait": 0.0,
-            "items_total": 0,
-            "tokens_total": 0,
-            "padding_tokens_total": 0,
-            "batches_total": 0,
-            "compute_total": 0.0,
-            "item_errors_total": {},
-            "compute_threads": 1,
-        }
+    def stats(self) -> WorkerStats:
+        return WorkerStats(os.getpid(), "m", True, 1.0, 3, 0, 0, 0.0, 0, 0, 0, 0, 0.0, {}, 1)
 
 
 class FakeReloader:

@@ -42,12 +42,10 @@ class FakeOperations:
 class FakeBackend:
     def __init__(self, name: str) -> None:
         self._name = name
+        self.service = SimpleNamespace(model_ids=lambda: [f"{name}-0123"])
 
     def served_name(self) -> str:
         return self._name
-
-    def model_ids(self) -> list[str]:
-        return [f"{self._name}-0123"]
 
 
 @pytest.fixture

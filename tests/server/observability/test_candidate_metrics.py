@@ -22,8 +22,8 @@ def test_server_without_a_candidate_has_only_the_count_of_roll_backs() -> None:
 def test_candidate_of_the_only_model_has_no_name() -> None:
     collector = CandidateCollector()
     metrics = collector.add()
-    metrics.update(FIGURES)
-    metrics.count_rollback()
+    metrics.figures = FIGURES
+    metrics.rollbacks += 1
     found = samples(collector)
     assert found["polyhead_candidate_info"] == ({"model_id": "new-1", "mode": "shadow"}, 1.0)
     assert found["polyhead_shadow_texts_total"] == ({"outcome": "dropped"}, 3.0)
@@ -36,7 +36,7 @@ def test_candidate_of_the_only_model_has_no_name() -> None:
 def test_candidates_of_several_models_have_their_names() -> None:
     collector = CandidateCollector()
     collector.add("tickets")
-    collector.add("reviews").update(FIGURES)
+    collector.add("reviews").figures = FIGURES
     rows = [one for family in collector.collect() for one in family.samples]
     assert [one.labels["model"] for one in rows if one.name == "polyhead_canary_rollbacks_total"] == [
         "tickets",

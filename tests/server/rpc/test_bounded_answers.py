@@ -153,7 +153,7 @@ def test_refusal_is_small_and_repeats_nothing_but_the_id(
     data = request.SerializeToString() + b"".join(
         field(1, field(1, item_id) + field(2, text)) for (item_id, _), text in zip(sent, texts, strict=True)
     )
-    message = serving.check_response_size(serving.check(RequestDecoder(pb2.AnalyzeRequest, 1024)(data)))
+    message = serving.check_unary(RequestDecoder(pb2.AnalyzeRequest, 1024)(data))
     for part in message.parts():
         for item in part.items:
             error = message.error or (item.error if isinstance(item, InvalidItem) else None)

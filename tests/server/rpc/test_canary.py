@@ -114,7 +114,7 @@ async def test_description_of_the_model_is_that_of_the_one_that_answers(served: 
     assert served.service.require_model() is served.candidate
     # What serves does not change with the caller.
     assert served.service.pipeline is served.pipelines[0]
-    assert served.service.stats()["model_id"] == served.model.source.model_id
+    assert served.service.stats().model_id == served.model.source.model_id
 
 
 async def test_id_of_either_model_names_it_for_every_caller(served: Served, settings: Callable[..., Settings]) -> None:

@@ -192,18 +192,18 @@ async def test_unary_call_without_an_accepted_item_fails_as_a_whole(
     # One of the nine items is accepted; the others are rejected, and the call continues.
     refused = [answer.error.code for answer in (await waiting).answers]
     assert refused == [0, *[grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]] * 8]
-    assert running.service.stats()["item_errors_total"] == {"OVERLOADED": 10}
+    assert running.service.stats().item_errors_total == {"OVERLOADED": 10}
 
 
 async def test_stats_describe_the_current_load(running: InferenceServer, engine: FakeEngine) -> None:
     await running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1", "w1 w2", "[SEP] " * 30])))
     engine.gate.clear()
     call = asyncio.ensure_future(running.stub.Analyze(pb2.AnalyzeRequest(items=items(["w1"]))))
-    await until(lambda: running.service.stats()["requests_running"] == 1)
+    await until(lambda: running.service.stats().requests_running == 1)
     stats = running.service.stats()
-    assert (stats["items_total"], stats["tokens_total"], stats["serving"]) == (3, 3 + 4 + 16, True)
-    assert stats["batches_total"] == len(engine.batch_shapes)
-    assert stats["padding_tokens_total"] == sum(count * length for count, length in engine.batch_shapes) - 23
+    assert (stats.items_total, stats.tokens_total, stats.serving) == (3, 3 + 4 + 16, True)
+    assert stats.batches_total == len(engine.batch_shapes)
+    assert stats.padding_tokens_total == sum(count * length for count, length in engine.batch_shapes) - 23
     assert running.service.metrics.value("polyhead_truncated_items_total") == 1
     engine.gate.set()
     await call

@@ -153,7 +153,7 @@ async def test_models_share_the_count_of_calls_and_drain_together(running: Serve
     second.require_model().engine.gate.clear()  # type: ignore[attr-defined]
     call = asyncio.ensure_future(running.call("second"))
     await until(lambda: first.calls_in_progress)
-    assert first.stats()["requests_running"] == second.stats()["requests_running"] == 1
+    assert first.stats().requests_running == second.stats().requests_running == 1
     for service in running.services:
         service.drain()
     assert not await first.wait_idle(0.0)

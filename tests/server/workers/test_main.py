@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 from polyhead_server.candidate.parameters import CandidateBundle
 from polyhead_server.errors import NotReadyError, ReloadError
-from polyhead_server.json_types import Values
+from polyhead_server.json_dataclasses import Values
 from polyhead_server.lifecycle.operations import Operations
 from polyhead_server.process_reports import DriftCounts, HeadIdentity, ModelIdentity, ReloadResult
 from polyhead_server.workers import ipc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -199,3 +200,14 @@ def test_card_states_what_heads_promise(tmp_path: Path) -> None:
     }
     assert "| 0.6 | 0.95 | below 0." in rows["`topic`"]
     assert "| 0.99 | 0.95 | never |" in rows["`sentiment`"]
+
+
+def test_card_states_prediction_sets_of_heads_that_have_some(finished_run: Path) -> None:
+    results = read_results(finished_run)
+    found = ({"coverage": 0.95, "threshold": 0.0234, "rows": 1200}, {"coverage": 0.99, "threshold": None, "rows": 40})
+    heads = [{**head, "prediction_sets": sets} for head, sets in zip(results.heads, found, strict=False)]
+    card = render_card(dataclasses.replace(results, run={**results.run, "heads": heads}))
+    assert [line for line in card[card.index("## Prediction sets") :].splitlines() if line.startswith("| `")] == [
+        f"| `{heads[0]['name']}` | 0.95 | 0.0234 | 1,200 |"
+    ]
+    assert "## Prediction sets" not in render_card(results)

@@ -70,6 +70,9 @@ def render_card(results: Results) -> str:
         figures(results.splits, results.similarity, results.retrieval),
         _calibration(results),
         abstentions({head["name"]: head["abstention"] for head in results.heads if head.get("abstention")}),
+        prediction_sets(
+            {head["name"]: head["prediction_sets"] for head in results.heads if head.get("prediction_sets")}
+        ),
         _limits(results),
     ]
     return "\n\n".join(["\n".join(lines) for lines in sections if lines] + [_USAGE]) + "\n"
@@ -152,6 +155,28 @@ def abstentions(promises: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
     header = ["head", "promised accuracy", "certainty", "abstains at a confidence", "lower bound of accuracy"]
     return ["## Abstention", "", *note, "", *table(header, rows)]
+
+
+def prediction_sets(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Formats the section about prediction sets; none without any.
+
+    Args:
+        found: The sets of each head, as ``evaluation.prediction_sets.PredictionSets``, by head name; sets without a
+            threshold are omitted.
+    """
+    rows = [
+        [code(name), f"{sets['coverage']:g}", f"{sets['threshold']:.4g}", f"{sets['rows']:,}"]
+        for name, sets in found.items()
+        if sets["threshold"] is not None
+    ]
+    if not rows:
+        return []
+    note = [
+        "A prediction set holds the most probable label and every label with at least the lowest probability. On texts",
+        "similar to the validation data, the true label is in the set with the probability *coverage*.",
+    ]
+    header = ["head", "coverage", "lowest probability", "validation rows"]
+    return ["## Prediction sets", "", *note, "", *table(header, rows)]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

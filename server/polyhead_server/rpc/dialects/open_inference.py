@@ -12,7 +12,6 @@ from typing import Any
 from grpc import aio
 
 from polyhead_server.errors import InvalidRequestError, NotReadyError, ServerError
-from polyhead_server.inference.model import Model
 from polyhead_server.inference.types import ItemOutcome
 from polyhead_server.rpc.message_limits import check_fields
 from polyhead_server.rpc.wire_format import delimited, tag
@@ -20,7 +19,7 @@ from polyhead_server.serving import open_inference_input
 from polyhead_server.serving import open_inference_metadata as documents
 from polyhead_server.serving.backend import Backend, Submission, Submitter, deadline_after
 from polyhead_server.serving.models import Models
-from polyhead_server.serving.open_inference import VERSION, InferRequest, ModelView
+from polyhead_server.serving.open_inference import VERSION, InferRequest, ModelView, view_of
 
 from .descriptors import TYPES
 from .ordered_stream import OrderedStream
@@ -104,8 +103,8 @@ class OpenInferenceService:
         """Answers the texts of one request."""
         backend, decoded = self._decode(request)
         deadline = deadline_after(context.time_remaining(), decoded.timeout_s)
-        model, outcomes = await backend.answer(decoded.message, deadline)
-        return self._encode(request, decoded, backend.view(_view, model), outcomes)
+        model, outcomes = await backend.service.answer(decoded.message, deadline)
+        return self._encode(request, decoded, backend.view(view_of, model), outcomes)
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: _Context) -> None:  # noqa: N802
         """Answers a stream of requests in order; the error of one does not end the stream.
@@ -130,7 +129,7 @@ class OpenInferenceService:
 
         def respond(plan: _Plan, submission: Submission, outcomes: list[ItemOutcome]) -> Any:
             request, backend, decoded = plan
-            view = backend.view(_view, submission.model)
+            view = backend.view(view_of, submission.model)
             return delimited(_INFER_RESPONSE, self._encode(request, decoded, view, outcomes))
 
         def failed(request: Any, error: ServerError) -> Any:
@@ -150,7 +149,7 @@ class OpenInferenceService:
         backend = self._models.named(name)
         if version not in {"", VERSION}:
             raise self._models.not_found()
-        return backend, backend.view(_view)
+        return backend, backend.view(view_of)
 
     def _decode(self, request: Any) -> tuple[Backend, InferRequest]:
         backend, view = self._require_model(request.model_name, request.model_version)
@@ -184,10 +183,6 @@ def _description(model_name: str, outputs: tuple[tuple[str, str, tuple[int, int]
         outputs=[{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in outputs],
     )
     return response.SerializeToString()  # type: ignore[no-any-return]
-
-
-def _view(backend: Backend, model: Model) -> ModelView:
-    return ModelView(model.source.manifest, backend.max_items, backend.service.max_text_bytes(), model.novelty)
 
 
 def _texts(request: Any) -> list[bytes]:

@@ -84,7 +84,8 @@ class TeiServices:
     def _unary(self, plan_of: Callable[[Any, _Context], _Plan], respond: Callable[..., Any]) -> Any:
         async def unary(request: Any, context: _Context) -> Any:
             plan = plan_of(request, context)
-            model, (outcome,) = await self._backend.answer(plan.message, deadline_after(context.time_remaining()))
+            deadline = deadline_after(context.time_remaining())
+            model, (outcome,) = await self._backend.service.answer(plan.message, deadline)
             result = _result(outcome)
             await context.send_initial_metadata(_headers(plan, result))
             return respond(plan, model, result)

@@ -20,7 +20,7 @@ from polyhead_server.errors import PermissionDeniedError, UnauthenticatedError
 from polyhead_server.observability.logging import fields
 from polyhead_server.printable import printable
 from polyhead_server.rpc import service_names
-from polyhead_server.security.api_keys import CALLER, Keys
+from polyhead_server.security.api_keys import CALLER, Keys, bearer_key
 from polyhead_server.settings import Settings
 
 from .errors import abort
@@ -33,7 +33,6 @@ _PUBLIC_PREFIXES = (f"/{service_names.HEALTH}/", f"/{service_names.REFLECTION}/"
 _PUBLIC = frozenset(
     f"/inference.GRPCInferenceService/{method}" for method in ("ServerLive", "ServerReady", "ModelReady")
 )
-_SCHEME = "bearer "
 # A caller may name any method.
 _MAX_METHOD_CHARACTERS = 100
 
@@ -62,25 +61,15 @@ class AuthInterceptor(aio.ServerInterceptor):
         """Decides by the key alone: a method that does not exist is rejected like one that the key does not allow."""
         method = str(handler_call_details.method)
         if not method.startswith(_PUBLIC_PREFIXES) and method not in _PUBLIC:
+            metadata = handler_call_details.invocation_metadata
+            headers = [str(value) for name, value in metadata or () if name == "authorization"]
             try:
-                CALLER.set(self._keys.authorize(_bearer_token(handler_call_details.invocation_metadata), method))
+                CALLER.set(self._keys.authorize(bearer_key(headers), method))
             except (UnauthenticatedError, PermissionDeniedError) as error:
                 if isinstance(error, PermissionDeniedError):
                     CALLER.set(error.key)
                 return _rejecting_handler(error, method)
         return await continuation(handler_call_details)
-
-
-def _bearer_token(metadata: Any) -> str:
-    """Returns the key in ``authorization: Bearer KEY``.
-
-    Raises:
-        UnauthenticatedError: The header is missing, repeated, or of another scheme.
-    """
-    values = [value for name, value in metadata or () if name == "authorization"]
-    if len(values) != 1 or values[0][: len(_SCHEME)].lower() != _SCHEME:
-        raise UnauthenticatedError
-    return str(values[0][len(_SCHEME) :])
 
 
 def _rejecting_handler(

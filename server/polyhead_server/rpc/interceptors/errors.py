@@ -33,6 +33,7 @@ from polyhead_server.out_of_memory import exit_if_out_of_memory
 from polyhead_server.rpc.compression import inflate, is_compressed
 from polyhead_server.rpc.held_bytes import HeldBytes, on_message
 from polyhead_server.rpc.status import status
+from polyhead_server.settings import Settings
 
 from .timed_reads import TimedReads
 
@@ -41,9 +42,6 @@ _Deserializer = Callable[[bytes], Any]
 
 # gRPC libraries look for the details of a status under this key.
 DETAILS_KEY = "grpc-status-details-bin"
-# Defaults of --max-message-bytes and --request-timeout-s.
-_MAX_MESSAGE_BYTES = 16 * 2**20
-_REQUEST_TIMEOUT_S = 60.0
 # Size of the metadata of the call that the current task serves.
 _METADATA_BYTES: ContextVar[int] = ContextVar("polyhead_metadata_bytes", default=0)
 # Messages to the services besides inference name a service or a file; most of their callers need no key.
@@ -56,8 +54,8 @@ class ErrorInterceptor(aio.ServerInterceptor):
     def __init__(
         self,
         *service_names: str,
-        max_message_bytes: int = _MAX_MESSAGE_BYTES,
-        request_timeout_s: float = _REQUEST_TIMEOUT_S,
+        max_message_bytes: int = Settings.max_message_bytes,
+        request_timeout_s: float = Settings.request_timeout_s,
         held_bytes: HeldBytes | None = None,
     ) -> None:
         """Creates the interceptor of one server.

@@ -45,7 +45,11 @@ else:
 
 
 class TelemetryInterceptor(aio.ServerInterceptor):
-    """Observes every call of the inference service, including those that other interceptors reject."""
+    """Observes every call of the inference service, including those that other interceptors reject.
+
+    Attributes:
+        metrics: Count the calls.
+    """
 
     def __init__(
         self,
@@ -62,7 +66,7 @@ class TelemetryInterceptor(aio.ServerInterceptor):
             tracing: Traces the calls; None for no traces.
             dialect_methods: The names in metrics of the dialects' methods, by their paths.
         """
-        self._metrics = metrics
+        self.metrics = metrics
         self._methods = {**_METHODS, **dialect_methods}
         metrics.initialize_requests(self._methods.values())
         self._tracing = tracing
@@ -93,19 +97,11 @@ class TelemetryInterceptor(aio.ServerInterceptor):
             REQUEST_CONTEXT.set({"request_id": call.request_id, "trace_id": traced.trace_id})
         return traced
 
-    def on_request(self, size: int) -> None:
-        """Observes a request message of so many bytes."""
-        self._metrics.observe_request_bytes(size)
-
-    def on_response(self, size: int) -> None:
-        """Observes a response message of so many bytes."""
-        self._metrics.observe_response_bytes(size)
-
     def end(self, call: _CallRecord, code: str, context: _Context, traced: TracedCall | None) -> None:
         """Observes a call that has ended with a status."""
         duration_s = time.monotonic() - call.started
         method = self._methods[call.path]
-        self._metrics.observe_request(method, code, duration_s, unary="Stream" not in method)
+        self.metrics.observe_request(method, code, duration_s, unary="Stream" not in method)
         if logger.isEnabledFor(self._level):
             caller, peer = CALLER.get(), context.peer()
             values = {"method": method, "code": code, "items": call.items, "duration_s": round(duration_s, 6)}
@@ -152,7 +148,7 @@ class _ObservedCall(_RpcMethodHandler):
 
     def request_deserializer(self, data: bytes) -> Any:
         """Deserializes a message."""
-        self._telemetry.on_request(len(data))
+        self._telemetry.metrics.observe_request_bytes(len(data))
         deserialize = self._handler.request_deserializer
         message = data if deserialize is None else deserialize(data)
         # Messages of the dialects are not counted: those that carry texts carry one, or a tensor.
@@ -163,7 +159,7 @@ class _ObservedCall(_RpcMethodHandler):
         """Serializes a response."""
         serialize = self._handler.response_serializer
         data: bytes = message if serialize is None else serialize(message)
-        self._telemetry.on_response(len(data))
+        self._telemetry.metrics.observe_response_bytes(len(data))
         return data
 
     async def run(self, request: Any, context: _Context) -> Any:
